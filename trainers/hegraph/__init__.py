@@ -1,0 +1,1 @@
+"""HeGraphAdapter: adapts a frozen CLIP from a few labelled images by message passing on a heterogeneous graph."""

@@ -1,0 +1,102 @@
+"""Training batches: from a bank of features, or from images encoded anew in every epoch.
+
+Shapes: B batch, N training images, V views, d feature width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .backbone import Backbone
+from .features import ImageViews
+
+
+class Batch(NamedTuple):
+    """Training images as features `[B, d]`, their labels `[B]` and their positions in the cache `[B]`."""
+
+    features: Tensor
+    labels: Tensor
+    positions: Tensor
+
+
+class TrainingData(Protocol):
+    """A source of batches. Those of an epoch depend on its number and nothing else, so any can be resumed."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def epoch(self, number: int) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class BankBatches:
+    """Batches from a bank: each epoch draws one view of every image, in a new order.
+
+    Attributes:
+        features: Shape `[V, N, d]`.
+        labels: Shape `[N]`.
+        batch_size: The last batch of an epoch may be smaller; no image is dropped.
+        seed: Of the order and the views.
+    """
+
+    features: Tensor
+    labels: Tensor
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.labels) / self.batch_size)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        num_views, num_images, _ = self.features.shape
+        generator = epoch_generator(self.seed, number)
+        order = torch.randperm(num_images, generator=generator)
+        views = torch.randint(num_views, (num_images,), generator=generator)
+        order, views = order.to(self.features.device), views.to(self.features.device)
+        for positions in order.split(self.batch_size):
+            yield Batch(self.features[views[positions], positions], self.labels[positions], positions)
+
+
+@dataclass(frozen=True)
+class OnlineBatches:
+    """Batches encoded by the backbone, with new augmentation in every epoch, as in the paper.
+
+    Attributes:
+        images: The training images with their random transform.
+        backbone: The frozen CLIP.
+        labels: Shape `[N]`.
+        batch_size: As in `BankBatches`.
+        seed: Of the order and the augmentation.
+    """
+
+    images: ImageViews
+    backbone: Backbone
+    labels: Tensor
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.labels) / self.batch_size)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        # Every epoch is a further view of each image: views are seeded by their position
+        images = replace(self.images, views=number + 1, seed=self.seed)
+        order = torch.randperm(len(self.labels), generator=epoch_generator(self.seed, number))
+        for positions in order.split(self.batch_size):
+            pixels = [images[number * len(self.labels) + i][1] for i in positions.tolist()]
+            positions = positions.to(self.labels.device)
+            features = self.backbone.encode_images(torch.stack(pixels)).to(self.labels.device)
+            yield Batch(features, self.labels[positions], positions)
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """A generator of its own for every seed and epoch, so that resuming needs no stored state."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)

@@ -1,0 +1,279 @@
+"""Every configuration key: default, meaning, allowed values.
+
+The keys outside `TRAINER.HEGRAPHADAPTER` are a subset of Dassl's with the same names and types, so one
+YAML file loads in both hosts. The defaults are the recipe of `configs/trainers/HeGraphAdapter/*.yaml`; how
+they were chosen is in README.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+from pathlib import Path
+
+import yaml
+from yacs.config import CfgNode as CN
+
+from .errors import UserError, unknown
+
+VARIANTS = ("base", "T-N", "T-P", "T", "full")
+
+CHOICES = {
+    "TRAINER.HEGRAPHADAPTER.VARIANT": VARIANTS,
+    "TRAINER.HEGRAPHADAPTER.ACTIVATION": ("tanh", "relu", "identity"),
+    "TRAINER.HEGRAPHADAPTER.WEIGHT_PER": ("target", "relation"),
+    "TRAINER.HEGRAPHADAPTER.WEIGHT_INIT": ("identity", "xavier", "zero"),
+    "TRAINER.HEGRAPHADAPTER.FEATURES.MODE": ("bank", "online"),
+    "TRAINER.HEGRAPHADAPTER.PROMPTS.SOURCE": ("templates", "descriptions", "both"),
+    "OPTIM.NAME": ("adamw",),
+    "OPTIM.LR_SCHEDULER": ("cosine",),
+    "OPTIM.WARMUP_TYPE": ("constant",),
+    "INPUT.INTERPOLATION": ("bicubic", "bilinear"),
+}
+# Few shots overfit in few steps. Chosen on validation data; README.md says how.
+BY_SHOTS = (
+    (1, ["OPTIM.LR", 0.0005, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 30]),
+    (2, ["OPTIM.LR", 0.0005, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 80]),
+    (4, ["OPTIM.LR", 0.0005, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 160]),
+    (8, ["OPTIM.LR", 0.001, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 200]),
+    (16, ["OPTIM.LR", 0.002, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 200]),
+)
+TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
+
+
+def get_cfg_default() -> CN:
+    """The keys we share with Dassl (same names and types) and ours."""
+    cfg = CN()
+    cfg.VERSION = 1
+    cfg.OUTPUT_DIR = "./output"
+    cfg.RESUME = ""
+    cfg.SEED = 1  # 0 is a seed; below 0: unseeded, drawn and recorded
+    cfg.USE_CUDA = True
+    cfg.VERBOSE = True
+
+    cfg.INPUT = CN()
+    cfg.INPUT.SIZE = (224, 224)  # must be what the backbone takes
+    cfg.INPUT.INTERPOLATION = "bicubic"
+    cfg.INPUT.PIXEL_MEAN = [0.48145466, 0.4578275, 0.40821073]
+    cfg.INPUT.PIXEL_STD = [0.26862954, 0.26130258, 0.27577711]
+    cfg.INPUT.TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")  # of training images
+    cfg.INPUT.RRCROP_SCALE = (0.08, 1.0)  # area kept by a random resized crop
+
+    cfg.DATASET = CN()
+    cfg.DATASET.ROOT = ""
+    cfg.DATASET.NAME = ""
+    cfg.DATASET.NUM_SHOTS = 16  # training images per class
+
+    cfg.DATALOADER = CN()
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATALOADER.TRAIN_X = CN()
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 256
+    cfg.DATALOADER.TEST = CN()
+    cfg.DATALOADER.TEST.BATCH_SIZE = 256
+
+    cfg.MODEL = CN()
+    cfg.MODEL.BACKBONE = CN()
+    cfg.MODEL.BACKBONE.NAME = ""  # an open_clip model name
+    cfg.MODEL.BACKBONE.PRETRAINED = ""  # an open_clip tag or a weights file
+
+    cfg.OPTIM = CN()
+    cfg.OPTIM.NAME = "adamw"
+    cfg.OPTIM.LR = 0.001
+    cfg.OPTIM.WEIGHT_DECAY = 0.01
+    cfg.OPTIM.LR_SCHEDULER = "cosine"
+    cfg.OPTIM.MAX_EPOCH = 30
+    cfg.OPTIM.WARMUP_EPOCH = 1
+    cfg.OPTIM.WARMUP_TYPE = "constant"
+    cfg.OPTIM.WARMUP_CONS_LR = 1e-5
+
+    cfg.TRAIN = CN()
+    cfg.TRAIN.CHECKPOINT_FREQ = 0  # epochs between checkpoints; 0: whenever 10 s have passed
+    cfg.TRAIN.PRINT_FREQ = 5
+
+    cfg.TRAINER = CN()
+    cfg.TRAINER.NAME = "HeGraphAdapter"
+    extend_cfg(cfg)
+    return cfg
+
+
+def extend_cfg(cfg: CN) -> None:
+    """Adds `cfg.TRAINER.HEGRAPHADAPTER` and the keys that Dassl lacks."""
+    cfg.MODEL.BACKBONE.PRETRAINED = ""
+
+    node = cfg.TRAINER.HEGRAPHADAPTER = CN()
+    node.VARIANT = "full"  # base, T-N, T-P, T, full: the rows of the paper's Table 2
+
+    # Meta-path weights (Eq. 2 and 4)
+    node.ALPHA_PP = 0.06  # positive -> positive
+    node.ALPHA_VP = 0.24  # visual -> positive
+    node.ALPHA_NP = 0.2  # updated negative -> positive, in training
+    node.ALPHA_NP_TEST = 0.1  # the same at test time
+    node.BETA_PN = 0.1  # positive -> negative
+    node.BETA_VN = 0.1  # visual -> negative
+    node.LEARN_METAPATH = False  # train them (Table 3, last column); ALPHA_NP_TEST is then unused
+
+    # The layer
+    node.ACTIVATION = "tanh"  # tanh, relu, identity
+    node.BIAS = True  # a trainable bias per class and relation
+    node.WEIGHT_PER = "target"  # one W per target node type, or one per relation
+    node.WEIGHT_INIT = "identity"  # identity, xavier, zero
+    node.WEIGHT_LR_MULT = 0.1  # learning rate of W over OPTIM.LR (the biases')
+    node.VISUAL_LR = 0.02  # learning rate of the visual relation
+
+    # The classifiers (Eq. 7-9)
+    node.GAMMA = 1.0  # visual bias into the cached features
+    node.BETA_C = 1.0  # sharpness of the cache affinities
+    node.ALPHA_C = 8.0  # visual logits in the prediction
+    node.LAMBDA = 1.0  # visual loss in the total
+    node.LOSS_SCALE = 100.0  # scale of the visual logits inside the visual loss
+    node.LEAVE_ONE_OUT = True  # in training, an image does not match its own cached feature
+
+    # How long: MAX_EPOCH epochs, but at least so many steps (small sets have few steps per epoch)
+    node.MIN_STEPS = 200
+    # Settings by shots and by data set, as rows [from this many shots | data set, [KEY, VALUE, ...]].
+    # The command line wins over them. By shots, the last row with at most the run's shots holds.
+    node.BY_SHOTS = [list(row) for row in BY_SHOTS]
+    node.BY_DATASET = []
+
+    node.FEATURES = CN()
+    node.FEATURES.MODE = "bank"  # bank: encode once; online: encode every batch
+    node.FEATURES.VIEWS = 10  # augmented views per training image
+    node.FEATURES.DIR = "output/features"  # where encoded features are kept
+
+    node.PROMPTS = CN()
+    node.PROMPTS.SOURCE = "templates"  # templates, descriptions, both
+    node.PROMPTS.TEMPLATES = []  # positive templates with one {}; []: the data set's own
+    node.PROMPTS.NEGATIVE_TEMPLATES = []  # negative templates; []: the data set's own
+    node.PROMPTS.DESCRIPTIONS = ""  # a JSON file {class name: [sentence, ...]}, as CuPL's
+
+
+def load_cfg(dataset_file: str = "", config_file: str = "", flags: dict | None = None, opts: list | None = None) -> CN:
+    """Layers a configuration as CoOp does: defaults, data set file, method file, flags, KEY VALUE pairs.
+
+    Args:
+        dataset_file: YAML of the data set, or "".
+        config_file: YAML of the method, or "".
+        flags: Key -> value from command-line flags.
+        opts: Alternating keys and values; they win over everything.
+
+    Returns:
+        The checked, frozen configuration.
+
+    Raises:
+        UserError: Unreadable file, unknown key (the nearest is named), value of the wrong type or range.
+    """
+    cfg = get_cfg_default()
+    for file in (dataset_file, config_file):
+        if file:
+            _merge_file(cfg, Path(file))
+    opts = list(opts or [])
+    if len(opts) % 2:
+        raise UserError(f"options come as KEY VALUE pairs, but {' '.join(map(str, opts))!r} has no value at its end")
+    for key, value in (flags or {}).items():
+        opts[:0] = [key, value]
+
+    _merge_pairs(cfg, opts)  # the rows below depend on shots and data set, which opts may set
+    for pairs in _matching_rows(cfg):
+        _merge_pairs(cfg, pairs)
+    _merge_pairs(cfg, opts)
+    check_cfg(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def check_cfg(cfg: CN) -> None:
+    """Checks ranges and names.
+
+    Raises:
+        UserError: With the key, the value and what is allowed.
+    """
+    for key, allowed in CHOICES.items():
+        value = _get(cfg, key)
+        if value not in allowed:
+            raise unknown(f"value of {key}", str(value), allowed)
+    for name in cfg.INPUT.TRANSFORMS:
+        if name not in TRANSFORMS:
+            raise unknown("INPUT.TRANSFORMS", name, TRANSFORMS)
+    positive = ("DATASET.NUM_SHOTS", "DATALOADER.TRAIN_X.BATCH_SIZE", "DATALOADER.TEST.BATCH_SIZE", "OPTIM.MAX_EPOCH")
+    for key in (*positive, "TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS"):
+        if _get(cfg, key) < 1:
+            raise UserError(f"{key} must be at least 1, got {_get(cfg, key)}")
+    not_negative = ("OPTIM.LR", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_EPOCH", "TRAIN.CHECKPOINT_FREQ")
+    ours = ("LAMBDA", "BETA_C", "MIN_STEPS", "WEIGHT_LR_MULT", "VISUAL_LR", "LOSS_SCALE")
+    for key in (*not_negative, *(f"TRAINER.HEGRAPHADAPTER.{name}" for name in ours)):
+        if _get(cfg, key) < 0:
+            raise UserError(f"{key} must not be negative, got {_get(cfg, key)}")
+
+
+def _merge_file(cfg: CN, path: Path) -> None:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        siblings = [f.stem for f in path.parent.glob("*.yaml")]
+        if siblings:
+            raise unknown(f"configuration in {path.parent}:", path.stem, siblings) from error
+        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold KEY: VALUE lines, got {tree!r}")
+    pairs = []
+    for key, value in _flatten(tree):
+        pairs += [key, value]
+    try:
+        _merge_pairs(cfg, pairs)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _merge_pairs(cfg: CN, pairs: list) -> None:
+    known = dict(_flatten(cfg))
+    for key, value in zip(pairs[0::2], pairs[1::2]):
+        if key not in known:
+            raise unknown("configuration key", str(key), known)
+        node, name = cfg, str(key).split(".")
+        for part in name[:-1]:
+            node = node[part]
+        node[name[-1]] = _coerce(str(key), value, known[key])
+
+
+def _coerce(key: str, value: object, default: object) -> object:
+    """Gives `value` the type of `default`: text becomes a literal, an int a float, a list a tuple."""
+    if isinstance(value, str) and not isinstance(default, str):
+        with contextlib.suppress(ValueError, SyntaxError):  # then its type is wrong, which is said below
+            value = ast.literal_eval(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(default, str) and isinstance(value, (int, float)):
+        value = str(value)
+    if isinstance(default, tuple) and isinstance(value, list):
+        value = tuple(value)
+    if isinstance(default, list) and isinstance(value, tuple):
+        value = list(value)
+    if type(value) is not type(default):
+        raise UserError(f"{key} takes a {type(default).__name__} such as {default!r}, got {value!r}")
+    return value
+
+
+def _matching_rows(cfg: CN) -> list[list]:
+    """The settings of BY_DATASET and BY_SHOTS that hold for this run."""
+    node = cfg.TRAINER.HEGRAPHADAPTER
+    by_dataset = [pairs for name, pairs in node.BY_DATASET if name == cfg.DATASET.NAME]
+    by_shots = [pairs for shots, pairs in sorted(node.BY_SHOTS) if shots <= cfg.DATASET.NUM_SHOTS]
+    return by_shots[-1:] + by_dataset
+
+
+def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
+    flat = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat += _flatten(value, f"{prefix}{key}.")
+        else:
+            flat.append((f"{prefix}{key}", value))
+    return flat
+
+
+def _get(cfg: CN, key: str) -> object:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg

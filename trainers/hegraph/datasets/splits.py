@@ -1,0 +1,106 @@
+"""CoOp's few-shot protocol: which images of a split a seed selects.
+
+For each class in order of first appearance, `random.sample` of `shots` items, all of train first and then
+all of val with `min(shots, 4)`, from Python's `random` seeded as Dassl's `set_random_seed` does. A class
+with fewer items is taken whole, in split order, with no draw. Given the same split file, shots and seed, the
+selection is CoOp's, item for item; the tests compare with outputs of the real CoOp.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import UserError
+from ..files import read_json
+
+logger = logging.getLogger(__name__)
+
+MAX_VAL_SHOTS = 4
+
+
+class Item(NamedTuple):
+    """One labelled image: its path relative to the data root, its label, its class name."""
+
+    path: str
+    label: int
+    classname: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Positions that the few-shot protocol selects, in its order.
+
+    Attributes:
+        train: Indices into the training pool.
+        val: Indices into the validation pool; empty if there is none.
+    """
+
+    train: list[int]
+    val: list[int]
+
+
+def select_few_shot(train_labels: Sequence[int], val_labels: Sequence[int], shots: int, seed: int) -> Selection:
+    """Draws the few-shot training and validation sets.
+
+    Args:
+        train_labels: Label of every item of the training pool, in split order.
+        val_labels: The same for the validation pool; may be empty.
+        shots: Items per class.
+        seed: Any integer from 0.
+
+    Raises:
+        UserError: If `shots` or `seed` is out of range.
+    """
+    if shots < 1:
+        raise UserError(f"shots must be at least 1, got {shots}")
+    if seed < 0:
+        raise UserError(f"the few-shot protocol needs a seed from 0, got {seed}")
+    rng = random.Random(seed)
+    train = _sample_per_class(train_labels, shots, rng)
+    val = _sample_per_class(val_labels, min(shots, MAX_VAL_SHOTS), rng)
+    _warn_of_small_classes(train_labels, shots)
+    return Selection(train, val)
+
+
+def read_split_file(path: Path) -> dict[str, list[Item]]:
+    """Reads a `split_zhou_*.json` file: `{"train"|"val"|"test": [[path, label, class name], ...]}`.
+
+    Raises:
+        UserError: If the file cannot be read or has another structure.
+    """
+    splits = read_json(path)
+    try:
+        return {name: [Item(str(p), int(y), str(c)) for p, y, c in splits[name]] for name in ("train", "val", "test")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a split file: it must hold train, val and test, each a list of "
+            f"[path, label, class name] ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _sample_per_class(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:
+    by_class: dict[int, list[int]] = {}  # keeps the order of first appearance
+    for index, label in enumerate(labels):
+        by_class.setdefault(label, []).append(index)
+    selected = []
+    for indices in by_class.values():
+        selected += rng.sample(indices, shots) if len(indices) >= shots else indices
+    return selected
+
+
+def _warn_of_small_classes(labels: Sequence[int], shots: int) -> None:
+    counts: dict[int, int] = {}
+    for label in labels:
+        counts[label] = counts.get(label, 0) + 1
+    small = [label for label, count in counts.items() if count < shots]
+    if small:
+        fewest = min(counts.values())
+        logger.warning(
+            "%d of %d classes have fewer than %d training images (fewest: %d); these are taken whole",
+            len(small), len(counts), shots, fewest,
+        )  # fmt: skip

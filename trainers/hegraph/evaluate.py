@@ -1,0 +1,24 @@
+"""Scoring. Called once, on test, after training has ended."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.metrics import f1_score
+from torch import Tensor
+
+
+def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Accuracy and macro F1, in percent, as Dassl's evaluator computes them.
+
+    Args:
+        logits: Shape `[M, K]`.
+        labels: Shape `[M]`.
+
+    Returns:
+        "accuracy", and "macro_f1" over the classes that occur in `labels`.
+    """
+    predicted, true = logits.argmax(dim=1).cpu().numpy(), labels.cpu().numpy()
+    return {
+        "accuracy": 100.0 * int((predicted == true).sum()) / len(true),
+        "macro_f1": 100.0 * float(f1_score(true, predicted, average="macro", labels=np.unique(true))),
+    }

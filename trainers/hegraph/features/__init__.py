@@ -1,0 +1,8 @@
+"""Features: the bank file, encoding images and sentences into one, importing other people's caches."""
+
+from __future__ import annotations
+
+from .bank import FeatureBank, load_bank
+from .extract import ImageViews, encode_prompts, encode_task, training_augmentation
+
+__all__ = ["FeatureBank", "ImageViews", "encode_prompts", "encode_task", "load_bank", "training_augmentation"]

@@ -1,0 +1,182 @@
+"""The feature bank: every feature that one few-shot task needs, in one `.safetensors` file.
+
+Shapes: N training images, V augmented views of each, M test images, K classes, d feature width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..datasets.splits import Selection
+from ..errors import UserError
+from ..files import atomic_path
+
+REQUIRED = ("train_features", "train_labels", "text_positive", "text_negative")
+OPTIONAL = ("val_features", "val_labels", "test_features", "test_labels")
+NORM_TOLERANCE = 0.02  # float16 rounds; a mean of unit vectors is further off
+
+
+@dataclass(frozen=True)
+class FeatureBank:
+    """Features, labels and names of one task; all features are unit-norm float32.
+
+    Attributes:
+        train_features: Shape `[V, N, d]`.
+        train_labels: Shape `[N]`.
+        text_positive: Positive text nodes, shape `[K, d]`.
+        text_negative: Negative text nodes, shape `[K, d]`.
+        val_features, val_labels: Shapes `[L, d]` and `[L]`, or None.
+        test_features, test_labels: Shapes `[M, d]` and `[M]`, or None.
+        classnames: The K names in label order.
+        dataset, backbone: Names, for records.
+        logit_scale: CLIP's `tau`.
+    """
+
+    train_features: Tensor
+    train_labels: Tensor
+    text_positive: Tensor
+    text_negative: Tensor
+    classnames: Sequence[str]
+    dataset: str
+    backbone: str
+    logit_scale: float
+    val_features: Tensor | None = None
+    val_labels: Tensor | None = None
+    test_features: Tensor | None = None
+    test_labels: Tensor | None = None
+
+    def select(self, selection: Selection) -> FeatureBank:
+        """The few-shot task that the protocol selects; test is kept whole."""
+        train, val = torch.tensor(selection.train), torch.tensor(selection.val, dtype=torch.long)
+        changes = {"train_features": self.train_features[:, train], "train_labels": self.train_labels[train]}
+        if self.val_features is not None and self.val_labels is not None:
+            changes |= {"val_features": self.val_features[val], "val_labels": self.val_labels[val]}
+        return FeatureBank(**(self.__dict__ | changes))
+
+    def to(self, device: str) -> FeatureBank:
+        """The bank with all its tensors on a device."""
+        return FeatureBank(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()})
+
+    def cache_keys(self) -> Tensor:
+        """One key per training image: the mean over its views, re-normalised, shape `[N, d]`."""
+        return F.normalize(self.train_features.mean(dim=0), dim=-1)
+
+    def save(self, path: Path) -> None:
+        """Writes the bank, atomically.
+
+        Raises:
+            UserError: If the file cannot be written.
+        """
+        tensors = {name: getattr(self, name) for name in (*REQUIRED, *OPTIONAL)}
+        metadata = {
+            "dataset": self.dataset,
+            "backbone": self.backbone,
+            "classnames": json.dumps(list(self.classnames), ensure_ascii=False),
+            "logit_scale": repr(self.logit_scale),
+        }
+        with atomic_path(path) as temporary:
+            save_file({n: t.contiguous() for n, t in tensors.items() if t is not None}, temporary, metadata)
+
+
+def load_bank(path: Path) -> FeatureBank:
+    """Reads and checks a feature bank. Nothing in the file is executed.
+
+    Raises:
+        UserError: If the file is missing or damaged, lacks a tensor, or holds one of the wrong shape, norm or
+            range; the message says which and what would be right.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the feature bank {path}: {str(error).splitlines()[0]}") from error
+
+    missing = [name for name in REQUIRED if name not in tensors]
+    for features, labels in (("val_features", "val_labels"), ("test_features", "test_labels")):
+        if (features in tensors) != (labels in tensors):
+            missing.append(labels if features in tensors else features)
+    missing += [f"{key} (metadata)" for key in ("classnames", "logit_scale") if key not in metadata]
+    if missing:
+        raise UserError(f"the feature bank {path} lacks {', '.join(missing)}; it holds {', '.join(sorted(tensors))}")
+    classnames, logit_scale = _read_metadata(path, metadata)
+
+    width = tensors["text_positive"].shape[-1]
+    for name, tensor in tensors.items():
+        if name.endswith("_labels"):
+            _check_labels(path, name, tensor, tensors[name.replace("labels", "features")], len(classnames))
+        elif name in (*REQUIRED, *OPTIONAL):
+            tensors[name] = _check_features(path, name, tensor.float(), width)
+    for name in ("text_positive", "text_negative"):
+        if len(tensors[name]) != len(classnames):
+            raise UserError(f"{path}: {name} has {len(tensors[name])} rows but there are {len(classnames)} class names")
+    if tensors["train_features"].dim() == 2:
+        tensors["train_features"] = tensors["train_features"].unsqueeze(0)
+    return FeatureBank(
+        **{name: tensors.get(name) for name in (*REQUIRED, *OPTIONAL)},
+        classnames=classnames,
+        dataset=metadata.get("dataset", path.stem),
+        backbone=metadata.get("backbone", "unknown"),
+        logit_scale=logit_scale,
+    )
+
+
+def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[list[str], float]:
+    try:
+        classnames = json.loads(metadata["classnames"])
+        logit_scale = float(metadata["logit_scale"])
+    except ValueError as error:
+        raise UserError(
+            f"{path}: metadata must be a JSON list (classnames) and a number (logit_scale): {error}"
+        ) from error
+    if not isinstance(classnames, list) or not all(isinstance(name, str) for name in classnames):
+        raise UserError(f"{path}: the metadata classnames must be a JSON list of strings, got {classnames!r:.80}")
+    if len(set(classnames)) != len(classnames):
+        twice = sorted({name for name in classnames if classnames.count(name) > 1})
+        # legal: ImageNet has two classes called "crane"; but labels are then the only way to tell them apart
+        if len(twice) > len(classnames) // 10:
+            raise UserError(f"{path}: class names repeat: {', '.join(twice[:5])}")
+    if not 0 < logit_scale < float("inf"):
+        raise UserError(f"{path}: logit_scale must be a positive number, got {logit_scale}")
+    return classnames, logit_scale
+
+
+def _check_features(path: Path, name: str, tensor: Tensor, width: int) -> Tensor:
+    dims = (2, 3) if name == "train_features" else (2,)
+    if tensor.dim() not in dims or tensor.shape[-1] != width:
+        wanted = "[V, N, d] or [N, d]" if name == "train_features" else "[rows, d]"
+        raise UserError(
+            f"{path}: {name} must be {wanted} with d = {width} as in text_positive, got {list(tensor.shape)}"
+        )
+    if not tensor.isfinite().all():
+        row = (~tensor.isfinite()).nonzero()[0].tolist()
+        raise UserError(f"{path}: {name} holds NaN or infinite values, first at {row}")
+    norms = tensor.norm(dim=-1)
+    if tensor.numel() and (norms - 1).abs().max() > NORM_TOLERANCE:
+        raise UserError(
+            f"{path}: {name} must have unit-norm rows, got norms from {norms.min():.3g} to {norms.max():.3g}; "
+            "divide each row by its norm"
+        )
+    return F.normalize(tensor, dim=-1)
+
+
+def _check_labels(path: Path, name: str, labels: Tensor, features: Tensor, num_classes: int) -> None:
+    if labels.dtype != torch.int64 or labels.dim() != 1 or len(labels) != features.shape[-2]:
+        raise UserError(
+            f"{path}: {name} must be {features.shape[-2]} int64 labels, one per feature row, got "
+            f"{list(labels.shape)} {str(labels.dtype).removeprefix('torch.')}"
+        )
+    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
+        raise UserError(
+            f"{path}: {name} must lie in 0 ... {num_classes - 1} ({num_classes} class names), got "
+            f"{int(labels.min())} ... {int(labels.max())}"
+        )

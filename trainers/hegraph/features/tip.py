@@ -1,0 +1,124 @@
+"""A Tip-Adapter cache folder -> a feature bank.
+
+Tip-Adapter's `main.py` leaves in its cache folder `keys_<S>shots.pt` (`[d, N]`, the mean over augmented
+views), `values_<S>shots.pt` (one-hot, `[N, K]`), `val_f.pt`, `val_l.pt`, `test_f.pt` and `test_l.pt`. It keeps no
+text features: they come from `text_positive.pt` and `text_negative.pt` (`[K, d]` or `[d, K]`) in the same
+folder, or are encoded from class names with a backbone.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UserError
+from .bank import FeatureBank
+
+SPLITS = ("val", "test")
+
+
+def import_tip(
+    folder: Path,
+    classnames: Sequence[str],
+    text: dict[str, Tensor] | None = None,
+    shots: int | None = None,
+    dataset: str = "",
+    backbone: str = "",
+    logit_scale: float = 100.0,
+) -> FeatureBank:
+    """Reads a Tip-Adapter cache folder. Nothing in it is executed: tensors only.
+
+    Args:
+        folder: With the files named above.
+        classnames: The K class names in label order.
+        text: "positive" and "negative" text nodes, each `[K, d]`; None reads them from the folder.
+        shots: Which `keys_<S>shots.pt`; None takes the only one there is.
+        dataset, backbone: Names for the records; `dataset` defaults to the folder's name.
+        logit_scale: CLIP's `tau`.
+
+    Raises:
+        UserError: On a missing or damaged file, or shapes that do not fit together.
+    """
+    shots = _find_shots(folder) if shots is None else shots
+    keys = _load(folder / f"keys_{shots}shots.pt").t()  # [N, d]
+    values = _load(folder / f"values_{shots}shots.pt")  # [N, K]
+    if len(keys) != len(values) or values.shape[1] > len(classnames):
+        raise UserError(
+            f"{folder}: keys_{shots}shots.pt has {len(keys)} columns, values_{shots}shots.pt is "
+            f"{list(values.shape)}, and there are {len(classnames)} class names; wanted keys [d, N], values [N, K]"
+        )
+    if text is None:
+        text = {name: _text_nodes(folder / f"text_{name}.pt", len(classnames)) for name in ("positive", "negative")}
+    parts = {}
+    for split in SPLITS:
+        if (folder / f"{split}_f.pt").exists():
+            parts[f"{split}_features"] = _unit(_load(folder / f"{split}_f.pt"))
+            parts[f"{split}_labels"] = _load(folder / f"{split}_l.pt").long()
+    return FeatureBank(
+        train_features=_unit(keys).unsqueeze(0),
+        train_labels=values.argmax(dim=1),
+        text_positive=_unit(text["positive"]),
+        text_negative=_unit(text["negative"]),
+        classnames=list(classnames),
+        dataset=dataset or folder.name,
+        backbone=backbone or "unknown",
+        logit_scale=logit_scale,
+        **parts,
+    )
+
+
+def read_classnames(path: Path) -> list[str]:
+    """Class names in label order, from a JSON list or a text file with one name a line.
+
+    Raises:
+        UserError: If the file cannot be read or holds no names.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        names = (
+            json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read class names from {path}: {error}") from error
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} must hold the class names in label order, as a JSON list or one a line")
+    return names
+
+
+def _find_shots(folder: Path) -> int:
+    found = sorted(folder.glob("keys_*shots.pt"))
+    if len(found) != 1:
+        names = ", ".join(f.name for f in found) or "none"
+        raise UserError(f"{folder} must hold one keys_<S>shots.pt (found: {names}); choose with --shots S")
+    return int(found[0].name.removeprefix("keys_").removesuffix("shots.pt"))
+
+
+def _load(path: Path) -> Tensor:
+    try:
+        tensor = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"cannot read {path} as a tensor: {str(error).splitlines()[0]}") from error
+    if not isinstance(tensor, Tensor):
+        raise UserError(f"{path} must hold one tensor, got a {type(tensor).__name__}")
+    return tensor
+
+
+def _text_nodes(path: Path, num_classes: int) -> Tensor:
+    if not path.exists():
+        raise UserError(f"{path} is missing: put text features there ([K, d]), or encode them with --config-file")
+    nodes = _load(path)
+    if nodes.dim() != 2 or num_classes not in nodes.shape:
+        raise UserError(f"{path} must be [K, d] or [d, K] with K = {num_classes}, got {list(nodes.shape)}")
+    return nodes if nodes.shape[0] == num_classes else nodes.t()
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(features.float(), dim=-1)

@@ -1,0 +1,160 @@
+"""HeGraphAdapter: graph -> message passing -> two classifiers. Takes features, never images.
+
+"HeGraphAdapter: Tuning Multi-Modal Vision-Language Models with Heterogeneous Graph Adapter".
+
+Shapes: B queries, K classes, N cached images, d feature width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from .graph import (
+    NEGATIVE_TO_POSITIVE,
+    POSITIVE_TO_NEGATIVE,
+    POSITIVE_TO_POSITIVE,
+    VISUAL_TO_NEGATIVE,
+    VISUAL_TO_POSITIVE,
+    EdgeType,
+    HeteroGraph,
+)
+from .heads import cache_affinities, cache_logits, text_logits
+from .layers import HeteroMessagePassing
+
+
+class Classifier(NamedTuple):
+    """What message passing yields: all that the two heads need.
+
+    Attributes:
+        class_features: Refined positive text features `X_p'`, shape `[K, d]`.
+        keys: Refined cached image features `F_hat`, shape `[N, d]`; None without a visual classifier.
+    """
+
+    class_features: Tensor
+    keys: Tensor | None
+
+
+class Logits(NamedTuple):
+    """Logits of the two classifiers, each `[B, K]`; `visual` is None without a visual classifier."""
+
+    text: Tensor
+    visual: Tensor | None
+
+
+class HeGraphAdapter(nn.Module):
+    """Adapts the classifiers of a frozen CLIP by message passing on a heterogeneous graph.
+
+    Args:
+        graph: Positive text, negative text and visual nodes with their six relations.
+        cache_keys: Unit-norm features of the fine-tuning images, shape `[N, d]`.
+        cache_labels: Their labels, shape `[N]`.
+        logit_scale: CLIP's `tau`.
+        options: `cfg.TRAINER.HEGRAPHADAPTER`.
+    """
+
+    def __init__(
+        self, graph: HeteroGraph, cache_keys: Tensor, cache_labels: Tensor, logit_scale: float, options: CfgNode
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.width = graph.num_classes, graph.width
+        self.logit_scale = logit_scale
+        self.variant = options.VARIANT
+        self.gamma, self.beta_c, self.alpha_c = options.GAMMA, options.BETA_C, options.ALPHA_C
+        # Not part of a checkpoint: they come from the features
+        self.register_buffer("cache_keys", cache_keys, persistent=False)
+        self.register_buffer("cache_labels", cache_labels, persistent=False)
+        self.register_buffer("x_positive", graph.x_dict["positive"], persistent=False)
+        self.layers = None
+        if self.variant != "base":
+            self.layers = HeteroMessagePassing(
+                graph,
+                metapath_weights(options),
+                metapath_np_test=options.ALPHA_NP_TEST,
+                activation=options.ACTIVATION,
+                weight_per=options.WEIGHT_PER,
+                weight_init=options.WEIGHT_INIT,
+                bias=options.BIAS,
+                learn_metapath=options.LEARN_METAPATH,
+                visual=self.variant == "full",
+            )
+
+    def forward(self, features: Tensor, own: Tensor | None = None) -> Logits:
+        """Logits of unit-norm image features `[B, d]`; `own` as in `classify`."""
+        return self.classify(features, self.adapt(), own)
+
+    def adapt(self) -> Classifier:
+        """Passes messages. The result holds for every query as long as no parameter changes."""
+        if self.layers is None:
+            return Classifier(self.x_positive, None)
+        adapted = self.layers()
+        if adapted.visual_bias is None:
+            return Classifier(adapted.positive, None)
+        keys = self.cache_keys + self.gamma * adapted.visual_bias[self.cache_labels]  # [N, d]
+        return Classifier(adapted.positive, keys)
+
+    def classify(self, features: Tensor, classifier: Classifier, own: Tensor | None = None) -> Logits:
+        """Applies the two heads.
+
+        Args:
+            features: Unit-norm image features, shape `[B, d]`.
+            classifier: From `adapt`.
+            own: For queries that are themselves in the cache, their positions there, shape `[B]`; a query
+                does not match its own key. None: none of them is.
+        """
+        text = text_logits(features, classifier.class_features, self.logit_scale)
+        if classifier.keys is None:
+            return Logits(text, None)
+        affinities = cache_affinities(features, classifier.keys, self.beta_c)  # [B, N]
+        if own is not None:
+            affinities = affinities.scatter(1, own.unsqueeze(1), 0.0)
+        return Logits(text, cache_logits(affinities, self.cache_labels, self.num_classes))
+
+    def combine(self, logits: Logits) -> Tensor:
+        """The prediction `z_t + alpha_c z_v`, shape `[B, K]`; `z_t` alone without a visual classifier."""
+        return logits.text if logits.visual is None else logits.text + self.alpha_c * logits.visual
+
+    def parameter_groups(self, lr: float, weight_lr_mult: float, visual_lr: float) -> list[dict]:
+        """The trainable parameters with their learning rates, for an optimizer.
+
+        Biases and meta-path weights learn at `lr`, matrices at `lr * weight_lr_mult`, and what belongs to the
+        visual relation at `visual_lr`.
+        """
+        rates: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            visual = name in ("layers.weight.visual", "layers.weight.visual_to_visual", "layers.bias.visual_to_visual")
+            matrix = name.startswith("layers.weight.")
+            rate = visual_lr if visual else lr * weight_lr_mult if matrix else lr
+            rates.setdefault(rate, []).append(parameter)
+        return [{"params": parameters, "lr": rate} for rate, parameters in rates.items()]
+
+    @torch.no_grad()
+    def predict(self, features: Tensor, batch_size: int = 1024) -> Logits:
+        """Logits of many features `[M, d]` in evaluation mode; messages are passed once."""
+        training = self.training
+        self.eval()
+        classifier = self.adapt()
+        batches = [self.classify(batch, classifier) for batch in features.split(batch_size)]
+        self.train(training)
+        text = torch.cat([b.text for b in batches])
+        visual = None if classifier.keys is None else torch.cat([b.visual for b in batches])
+        return Logits(text, visual)
+
+
+def metapath_weights(options: CfgNode) -> dict[EdgeType, float]:
+    """The meta-path weights that a variant uses (Table 2 of the paper); the rest are zero."""
+    weights = {
+        POSITIVE_TO_NEGATIVE: options.BETA_PN,
+        VISUAL_TO_NEGATIVE: options.BETA_VN,
+        POSITIVE_TO_POSITIVE: options.ALPHA_PP,
+        VISUAL_TO_POSITIVE: options.ALPHA_VP,
+        NEGATIVE_TO_POSITIVE: options.ALPHA_NP,
+    }
+    if options.VARIANT == "T-N":  # messages from the updated negative nodes only
+        weights[POSITIVE_TO_POSITIVE] = weights[VISUAL_TO_POSITIVE] = 0.0
+    elif options.VARIANT == "T-P":  # relations among positive text and visual nodes only
+        weights[NEGATIVE_TO_POSITIVE] = 0.0
+    return weights
