@@ -1,0 +1,7 @@
+#!/bin/bash
+# Runs the tests.
+#
+#   bash scripts/hegraph/test.sh [PYTEST_ARGUMENT ...]
+
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+"$PYTHON" -m pytest "$@"
