@@ -33,10 +33,10 @@ CHOICES = {
 # Few shots overfit in few steps. Chosen on validation data; README.md says how.
 BY_SHOTS = (
     (1, ["OPTIM.LR", 0.0005, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 30]),
-    (2, ["OPTIM.LR", 0.0005, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 80]),
-    (4, ["OPTIM.LR", 0.0005, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 160]),
-    (8, ["OPTIM.LR", 0.001, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 200]),
-    (16, ["OPTIM.LR", 0.002, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 200]),
+    (2, ["OPTIM.LR", 0.0005, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 120]),
+    (4, ["OPTIM.LR", 0.0007, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 160]),
+    (8, ["OPTIM.LR", 0.0015, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 400]),
+    (16, ["OPTIM.LR", 0.003, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 200]),
 )
 TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
 
@@ -132,7 +132,7 @@ def extend_cfg(cfg: CN) -> None:
     node.MIN_STEPS = 200
     # Settings by shots and by data set, as rows [from this many shots | data set, [KEY, VALUE, ...]].
     # The command line wins over them. By shots, the last row with at most the run's shots holds.
-    node.BY_SHOTS = [list(row) for row in BY_SHOTS]
+    node.BY_SHOTS = [[shots, list(pairs)] for shots, pairs in BY_SHOTS]
     node.BY_DATASET = []
 
     node.FEATURES = CN()

@@ -178,6 +178,19 @@ class HeteroMessagePassing(nn.Module):
         for bias in self.bias.values():
             nn.init.zeros_(bias)
 
+    def parameters_by_role(self) -> dict[str, list[nn.Parameter]]:
+        """Every parameter once: "weights" and "biases" (with the meta-path weights) of the text relations, and
+        all that belongs to the "visual" relation."""
+        visual_bias, visual_weight = relation_name(VISUAL_TO_VISUAL), self._weight_name(VISUAL_TO_VISUAL)
+        paths = self.metapath.values() if self.learn_metapath else ()
+        return {
+            "weights": [weight for name, weight in self.weight.items() if name != visual_weight],
+            "biases": [bias for name, bias in self.bias.items() if name != visual_bias] + list(paths),
+            "visual": [
+                group[name] for group, name in ((self.weight, visual_weight), (self.bias, visual_bias)) if name in group
+            ],
+        }
+
     def forward(self) -> Adapted:
         negative = self.x_negative
         for edge_type in (POSITIVE_TO_NEGATIVE, VISUAL_TO_NEGATIVE):

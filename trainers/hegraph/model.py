@@ -123,13 +123,11 @@ class HeGraphAdapter(nn.Module):
         Biases and meta-path weights learn at `lr`, matrices at `lr * weight_lr_mult`, and what belongs to the
         visual relation at `visual_lr`.
         """
-        rates: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            visual = name in ("layers.weight.visual", "layers.weight.visual_to_visual", "layers.bias.visual_to_visual")
-            matrix = name.startswith("layers.weight.")
-            rate = visual_lr if visual else lr * weight_lr_mult if matrix else lr
-            rates.setdefault(rate, []).append(parameter)
-        return [{"params": parameters, "lr": rate} for rate, parameters in rates.items()]
+        if self.layers is None:
+            return []
+        rates = {"weights": lr * weight_lr_mult, "biases": lr, "visual": visual_lr}
+        groups = self.layers.parameters_by_role()
+        return [{"params": parameters, "lr": rates[role]} for role, parameters in groups.items() if parameters]
 
     @torch.no_grad()
     def predict(self, features: Tensor, batch_size: int = 1024) -> Logits:

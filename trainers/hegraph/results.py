@@ -6,6 +6,7 @@ python -m trainers.hegraph.results table OUTPUT_DIR [OUTPUT_DIR ...]
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import statistics
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import UserError, report
-from .files import read_json, write_json
+from .files import atomic_path, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -59,17 +60,29 @@ def read_record(folder: Path) -> dict | None:
     return record
 
 
-def find_records(folders: Sequence[Path]) -> list[dict]:
-    """All complete records below the folders.
+def find_records(sources: Sequence[Path]) -> list[dict]:
+    """All complete records below folders and in files written by `collect`.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is none, or a file holds something else.
     """
-    found = [read_record(path.parent) for folder in folders for path in sorted(folder.rglob(RECORD))]
-    records = [record for record in found if record is not None]
+    records, folders = [], set()
+    for source in sources:
+        if source.is_file():
+            records += _read_lines(source)
+        else:
+            folders |= {path.parent.resolve() for path in source.rglob(RECORD)}  # one source may lie in another
+    records += filter(None, map(read_record, sorted(folders)))
     if not records:
-        raise UserError(f"no {RECORD} below {', '.join(map(str, folders))}; run an experiment first")
+        raise UserError(f"no {RECORD} below {', '.join(map(str, sources))}; run an experiment first")
     return records
+
+
+def _read_lines(path: Path) -> list[dict]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read records from {path}: {error}") from error
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -110,14 +123,86 @@ def table(records: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
+def grid(records: Sequence[dict]) -> str:
+    """Mean accuracy on test by shots, as a Markdown table: one row per data set and method.
+
+    The text classifier of a full run is HeGraphAdapter(T): the two classifiers share no parameter. An experiment
+    that is not among the records leaves its cell empty.
+
+    Raises:
+        UserError: If one cell would mix runs of different configurations.
+    """
+    cells: dict[tuple[str, str, int], list[float]] = {}
+    configs: dict[tuple[str, str, int], set[str]] = {}
+    for record in records:
+        full = record["variant"] == "full"
+        names = ROWS if full else {f"{record['trainer']}({record['variant']})": "accuracy"}
+        for name, key in names.items():
+            cell = (record["dataset"], name, record["shots"])
+            cells.setdefault(cell, []).append(record[key])
+            configs.setdefault(cell, set()).add(record["config_hash"])
+    mixed = [cell for cell, hashes in configs.items() if len(hashes) > 1]
+    if mixed:
+        dataset, name, shots = mixed[0]
+        raise UserError(f"{dataset}, {name}, {shots} shots: runs of different configurations; choose one of them")
+    shots = sorted({cell[2] for cell in cells})
+    datasets = sorted({cell[0] for cell in cells})
+    names = sorted({cell[1] for cell in cells}, key=_row_order)
+    lines = [f"| data set | method | {' | '.join(map(str, shots))} |", "|---|---|" + "---|" * len(shots)]
+    for dataset in datasets:
+        for name in names:
+            values = [cells.get((dataset, name, s)) for s in shots]
+            lines.append(_grid_row(dataset, name, [v and statistics.fmean(v) for v in values]))
+    if len(datasets) > 1:
+        for name in names:
+            means = []
+            for s in shots:
+                values = [cells.get((dataset, name, s)) for dataset in datasets]
+                means.append(statistics.fmean(map(statistics.fmean, values)) if all(values) else None)
+            lines.append(_grid_row(f"mean of {len(datasets)}", name, means))
+    return "\n".join(lines) + "\n"
+
+
+def collect(records: Sequence[dict], path: Path) -> None:
+    """Writes records as one line each, without what only one machine says (times, memory)."""
+    lines = [json.dumps({k: v for k, v in record.items() if k not in MEASURED}, sort_keys=True) for record in records]
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _row_order(name: str) -> int:
+    order = ("zero-shot", "HeGraphAdapter(base)", "HeGraphAdapter(T-N)", "HeGraphAdapter(T-P)", "HeGraphAdapter(T)")
+    return order.index(name) if name in order else len(order)
+
+
+def _grid_row(dataset: str, name: str, values: Sequence[float | None]) -> str:
+    cells = " | ".join("" if value is None else f"{value:.2f}" for value in values)
+    return f"| {dataset} | {name} | {cells} |"
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Prints a table; returns the exit code, 2 for a mistake of the user's."""
+    """Runs a command; returns the exit code, 2 for a mistake of the user's."""
     parser = argparse.ArgumentParser(prog="python -m trainers.hegraph.results")
     commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("table", help="accuracy on test: mean and spread over seeds")
-    show.add_argument("folders", type=Path, nargs="+", metavar="OUTPUT_DIR")
+    for name, summary in (
+        ("table", "one experiment: mean and spread over seeds"),
+        ("grid", "Markdown table: data sets and methods by shots"),
+        ("collect", "write many records into one .jsonl file"),
+    ):
+        command = commands.add_parser(name, help=summary)
+        command.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="output folder or .jsonl file")
+        if name == "collect":
+            command.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(arguments)
-    return report(lambda: sys.stdout.write(table(find_records(args.folders))) and None)
+
+    def command() -> None:
+        records = find_records(args.sources)
+        if args.command == "collect":
+            collect(records, args.out)
+        else:
+            sys.stdout.write({"table": table, "grid": grid}[args.command](records))
+
+    return report(command)
 
 
 if __name__ == "__main__":

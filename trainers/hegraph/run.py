@@ -6,7 +6,6 @@ import datetime
 import logging
 import platform
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -28,6 +27,11 @@ from .heads import text_logits
 from .model import HeGraphAdapter
 from .results import SPLIT, read_record, write_record
 from .tasks import BankTask, ImageTask, Task
+
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +105,7 @@ def run(cfg: CfgNode, bank_file: Path | None = None, model_dir: Path | None = No
         **scores,
         "num_test": len(bank.test_labels),
         "num_train": len(bank.train_labels),
+        "adapter_from": None if model_dir is None else str(model_dir),
         "selected_on": "last_step",
         "selected": {},
         "epochs": trained.epochs,
@@ -191,7 +196,9 @@ def git_commit() -> str | None:
     return described.stdout.strip()
 
 
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process, in MB."""
+def peak_memory_mb() -> float | None:
+    """Peak resident memory of this process, in MB; None on Windows, which does not say."""
+    if resource is None:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
