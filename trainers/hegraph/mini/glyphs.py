@@ -1,0 +1,173 @@
+"""The glyphs the mini backbone learns: which ones, what they are called, how they look.
+
+The pictures come from the fonts that matplotlib ships (``mpl-data/fonts/ttf``: DejaVu, STIX and
+Computer Modern), the names from the Unicode character database (``unicodedata.name``), so nothing
+has to be downloaded. A character is used only where the font's own ``cmap`` table has it: no
+"missing glyph" boxes.
+
+Names with the same picture (Latin, Greek and Cyrillic capital A; the letter o and the digit zero)
+would ask the contrastive loss for the impossible, so the later one of such a pair is left out:
+``distinct_names`` compares the pictures.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from fontTools.ttLib import TTFont
+from PIL import Image, ImageDraw, ImageFont
+
+MASK_SIZE = 48  # pixels of a mask's side
+INK_SIZE = 40  # the longer side of the glyph within its mask
+SAME_PICTURE = 0.9  # overlap of the stretched pictures from which two names count as one
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+# Computer Modern has its own encodings outside letters and digits, so only those are read from it.
+FONTS = (
+    *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
+    *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
+    *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
+    *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
+    *("cmr10", "cmb10", "cmss10", "cmti10", "cmtt10", "cmmi10"),
+)
+SYMBOLS = "+×÷=≠≈<>±∞∫∂∇√∑∏∈∪∩⊂∀∃∧¬←↑→↓↔⇒★☆♥♦♣♠●■▲▼◆☼☺☎✓✗€£$¥¢%&@#§¶?!*~^/\\()[]{}©®♪♯♭"  # noqa: RUF001
+
+
+@dataclass(frozen=True)
+class Glyph:
+    """One name and the characters that show it."""
+
+    name: str
+    characters: tuple[str, ...]
+
+    @property
+    def is_digit(self) -> bool:
+        return self.name in DIGIT_NAMES
+
+
+@dataclass(frozen=True)
+class GlyphMasks:
+    """The pictures of every glyph in every font that has it.
+
+    ``masks`` is [M, MASK_SIZE, MASK_SIZE] uint8 (255 is ink), ``labels`` [M] the index of each
+    mask's glyph; ``bold``, ``slanted`` and ``serif`` [M] are the font's style, ``fonts`` [M] its index.
+    """
+
+    glyphs: tuple[Glyph, ...]
+    masks: torch.Tensor
+    labels: torch.Tensor
+    fonts: torch.Tensor
+    bold: torch.Tensor
+    slanted: torch.Tensor
+    serif: torch.Tensor
+
+
+def candidate_glyphs() -> list[Glyph]:
+    """Digits first, then Latin, Greek, Cyrillic and symbols: of two equal pictures the first stays."""
+    glyphs = [Glyph(name, _digit_characters(value)) for value, name in enumerate(DIGIT_NAMES)]
+    letters = [chr(code) for code in (*range(0x41, 0x5B), *range(0x61, 0x7B))]
+    greek = [chr(code) for code in (*range(0x391, 0x3AA), *range(0x3B1, 0x3CA)) if code != 0x3A2]
+    cyrillic = [chr(code) for code in range(0x410, 0x450)]
+    for character in (*letters, *greek, *cyrillic, *SYMBOLS):
+        glyphs.append(Glyph(unicodedata.name(character).lower(), (character,)))
+    return glyphs
+
+
+def _digit_characters(value: int) -> tuple[str, ...]:
+    """A digit and its typographic variants (mathematical, superscript, full-width ...)."""
+    digit = str(value)
+    variants = [chr(code) for block in ((0x2070, 0x208A), (0x1D7CE, 0x1D800)) for code in range(*block)]
+    variants += ["¹", "²", "³"]
+    same = [character for character in variants if unicodedata.normalize("NFKC", character) == digit]
+    return (digit, *same)
+
+
+def font_path(font: str) -> Path:
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font}.ttf"
+
+
+def draw(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray | None:
+    """One mask [MASK_SIZE, MASK_SIZE] uint8, the ink centred, or None if the character has no ink."""
+    canvas = Image.new("L", (256, 256))
+    ImageDraw.Draw(canvas).text((128, 170), character, fill=255, font=font, anchor="ms")
+    box = canvas.getbbox()
+    if box is None:
+        return None
+    ink = canvas.crop(box)
+    scale = INK_SIZE / max(ink.size)
+    width, height = (max(1, round(side * scale)) for side in ink.size)
+    mask = Image.new("L", (MASK_SIZE, MASK_SIZE))
+    resized = ink.resize((width, height), Image.Resampling.BOX)
+    mask.paste(resized, ((MASK_SIZE - width) // 2, (MASK_SIZE - height) // 2))
+    return np.asarray(mask)
+
+
+@cache
+def load_masks() -> GlyphMasks:
+    """Draw every glyph in every font and keep the names with a picture of their own."""
+    glyphs = candidate_glyphs()
+    rows = []
+    for font_index, font_name in enumerate(FONTS):
+        font = ImageFont.truetype(str(font_path(font_name)), size=96)
+        for label, character in _drawable(font_name, glyphs):
+            mask = draw(font, character)
+            if mask is not None:
+                rows.append((label, font_index, character, mask))
+    kept = distinct_names(glyphs, rows)
+    new_label = {label: index for index, label in enumerate(kept)}
+    rows = [row for row in rows if row[0] in new_label]
+    names = [FONTS[font_index] for _, font_index, _, _ in rows]
+    return GlyphMasks(
+        glyphs=tuple(glyphs[label] for label in kept),
+        masks=torch.from_numpy(np.stack([mask for *_, mask in rows])),
+        labels=torch.tensor([new_label[row[0]] for row in rows]),
+        fonts=torch.tensor([row[1] for row in rows]),
+        bold=torch.tensor(["Bol" in name or name == "cmb10" for name in names]),
+        slanted=torch.tensor([any(s in name for s in ("Oblique", "Ita", "cmti", "cmmi")) for name in names]),
+        serif=torch.tensor(["Sans" not in name and name != "cmss10" for name in names]),
+    )
+
+
+def _drawable(font_name: str, glyphs: list[Glyph]) -> list[tuple[int, str]]:
+    """(label, character) of every character that the font really has."""
+    cmap = TTFont(font_path(font_name)).getBestCmap()
+    if font_name.startswith("cm"):
+        cmap = {code: name for code, name in cmap.items() if code < 128 and chr(code).isalnum()}
+    characters = [(label, character) for label, glyph in enumerate(glyphs) for character in glyph.characters]
+    return [(label, character) for label, character in characters if ord(character) in cmap]
+
+
+def distinct_names(glyphs: list[Glyph], rows: list[tuple[int, int, str, np.ndarray]]) -> list[int]:
+    """Labels whose picture differs, in every font, from those of all labels kept before them.
+
+    Pictures are compared stretched to a square, because the augmentation changes the aspect ratio
+    too; the overlap is intersection over union of the grey values.
+    """
+    pictures: dict[int, list[tuple[int, np.ndarray]]] = {}
+    for label, font_index, _, mask in rows:
+        pictures.setdefault(font_index, []).append((label, _stretched(mask)))
+    clashes: set[tuple[int, int]] = set()
+    for labelled in pictures.values():
+        labels = np.array([label for label, _ in labelled])
+        flat = np.stack([picture for _, picture in labelled])
+        for row, label in enumerate(labels):
+            overlap = np.minimum(flat, flat[row]).sum(1) / np.maximum(flat, flat[row]).sum(1)
+            clashes.update((int(label), int(other)) for other in labels[overlap > SAME_PICTURE])
+    kept: list[int] = []
+    for label in sorted({row[0] for row in rows}):
+        if glyphs[label].is_digit or not any((label, other) in clashes for other in kept):
+            kept.append(label)
+    return kept
+
+
+def _stretched(mask: np.ndarray, side: int = 24) -> np.ndarray:
+    """The ink of a mask stretched to a square, flat [side * side] in 0..1."""
+    image = Image.fromarray(mask)
+    square = image.crop(image.getbbox()).resize((side, side), Image.Resampling.BOX)
+    return np.asarray(square, dtype=np.float32).ravel() / 255
