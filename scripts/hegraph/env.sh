@@ -1,10 +1,12 @@
-# Sourced by the scripts beside it: leaves in PYTHON an interpreter that has the packages.
+# Sourced by the scripts beside it: leaves in PYTHON an interpreter that has the packages, in ROOT the checkout.
 #
 # The interpreter at hand is used if it has them. Else, with a virtual or conda environment active, nothing is
 # touched and the line to run is printed; with none, .venv is made in the checkout and filled, once, and again
 # when requirements.txt changes.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# Relative paths of the caller stay the caller's, so the package is found by path, not by folder
+export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
 
 has_packages() {
     "$1" - <<'EOF' >/dev/null 2>&1
@@ -15,6 +17,10 @@ EOF
 }
 
 PYTHON=${PYTHON:-$(command -v python3 || command -v python)}
+if [ -n "$PYTHON" ] && ! command -v "$PYTHON" >/dev/null; then
+    echo "error: PYTHON=$PYTHON is no program" >&2
+    exit 2
+fi
 if [ -z "$PYTHON" ]; then
     echo "error: no python3 on PATH; install Python 3.10 to 3.13" >&2
     exit 2
@@ -22,20 +28,27 @@ fi
 
 if ! has_packages "$PYTHON"; then
     if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
-        echo "error: the active environment lacks packages; run: $PYTHON -m pip install -r $PWD/requirements.txt" >&2
+        echo "error: the active environment lacks packages; run: $PYTHON -m pip install -r $ROOT/requirements.txt" >&2
         exit 2
     fi
     if ! "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'; then
         echo "error: $PYTHON is $("$PYTHON" -V 2>&1); Python 3.10 to 3.13 is needed (choose one with PYTHON=...)" >&2
         exit 2
     fi
-    # .venv/requirements.txt is the list that was installed; it is written last
-    if ! cmp -s requirements.txt .venv/requirements.txt; then
-        echo "Installing requirements.txt into $PWD/.venv (once; some minutes and up to a few GB) ..."
-        rm -rf .venv
-        "$PYTHON" -m venv .venv || exit 1
-        .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt || exit 1
-        cp requirements.txt .venv/requirements.txt
+    VENV=$ROOT/.venv
+    MARK=$VENV/hegraph-requirements.txt # what was installed; written last
+    if [ -d "$VENV" ] && [ ! -f "$MARK" ] && [ ! -f "$VENV/hegraph-unfinished" ]; then # the user's own
+        if ! has_packages "$VENV/bin/python"; then
+            echo "error: $VENV lacks packages; run: $VENV/bin/python -m pip install -r $ROOT/requirements.txt" >&2
+            exit 2
+        fi
+    elif ! cmp -s "$ROOT/requirements.txt" "$MARK"; then
+        echo "Installing requirements.txt into $VENV (once; some minutes and up to a few GB) ..."
+        rm -rf "$VENV"
+        mkdir "$VENV" && touch "$VENV/hegraph-unfinished" || exit 1
+        "$PYTHON" -m venv "$VENV" || exit 1
+        "$VENV/bin/python" -m pip install --disable-pip-version-check -r "$ROOT/requirements.txt" || exit 1
+        cp "$ROOT/requirements.txt" "$MARK" && rm "$VENV/hegraph-unfinished"
     fi
-    PYTHON=$PWD/.venv/bin/python
+    PYTHON=$VENV/bin/python
 fi

@@ -31,7 +31,7 @@ for BANK in ${BANKS//,/ }; do
                 --features "$BANK" \
                 --shots "$SHOTS" \
                 --seed "$SEED" \
-                --config-file "configs/trainers/$TRAINER/$CFG.yaml" \
+                --config-file "$ROOT/configs/trainers/$TRAINER/$CFG.yaml" \
                 --output-dir "$RUN/seed$SEED" \
                 "$@" || exit $?
         done

@@ -23,8 +23,8 @@ for SEED in $SEEDS; do
         --root "$DATA" \
         --seed "$SEED" \
         --trainer $TRAINER \
-        --dataset-config-file "configs/datasets/$DATASET.yaml" \
-        --config-file "configs/trainers/$TRAINER/$CFG.yaml" \
+        --dataset-config-file "$ROOT/configs/datasets/$DATASET.yaml" \
+        --config-file "$ROOT/configs/trainers/$TRAINER/$CFG.yaml" \
         --output-dir "$RUNS/seed$SEED" \
         DATASET.NUM_SHOTS "$SHOTS" \
         TRAINER.HEGRAPHADAPTER.FEATURES.DIR "$OUTPUT/features" \

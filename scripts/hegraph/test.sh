@@ -4,4 +4,4 @@
 #   bash scripts/hegraph/test.sh [PYTEST_ARGUMENT ...]
 
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-"$PYTHON" -m pytest "$@"
+cd "$ROOT" && "$PYTHON" -m pytest "$@"

@@ -56,9 +56,9 @@ def run_command(args: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("open_clip", "root", "httpx"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger(__package__).setLevel(logging.INFO)  # other packages log at the root: warnings only
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     return report(lambda: run_command(parse_arguments(arguments)))
 
 

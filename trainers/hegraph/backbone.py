@@ -113,6 +113,8 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu") -> Backb
     """
     if name == MINI_NAME and not pretrained:
         pretrained = str(MINI_WEIGHTS)
+    if not name:
+        raise UserError("MODEL.BACKBONE.NAME is empty; give --config-file configs/trainers/HeGraphAdapter/NAME.yaml")
     if not pretrained:
         raise UserError(f"MODEL.BACKBONE.PRETRAINED is empty; {name!r} needs an open_clip tag or a weights file")
     # open_clip only warns about this, and the features are then wrong
@@ -153,6 +155,7 @@ def create_model(name: str, pretrained: str | None = None) -> tuple[nn.Module, T
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained)
         return model, preprocess, open_clip.get_tokenizer(name)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # on a damaged file, torch.load and safetensors raise whatever its bytes lead to
+        known = isinstance(error, (OSError, RuntimeError, ValueError)) and str(error).strip()
+        reason = str(error).strip().splitlines()[0] if known else f"the file is damaged ({type(error).__name__})"
         raise UserError(f"cannot load {name} with weights {pretrained!r}: {reason}") from error

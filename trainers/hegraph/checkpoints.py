@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +27,10 @@ def save_checkpoint(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
+    content = io.BytesIO()  # torch.save itself raises RuntimeError on a full disk, whatever the cause
+    torch.save(state, content)
     with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def load_checkpoint(
@@ -38,31 +41,27 @@ def load_checkpoint(
     Raises:
         UserError: If the file is damaged or belongs to another run.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        found, epoch, seconds = state["run_id"], state["epoch"], state["seconds"]
-    except Exception as error:  # on a damaged file torch.load raises whatever its bytes lead to
-        raise UserError(
-            f"the checkpoint {path} is damaged ({type(error).__name__}); delete it to start anew"
-        ) from error
-    if found != run_id:
-        raise UserError(
-            f"the checkpoint {path} belongs to a run with other settings or data; delete it to start anew, or "
-            "choose another --output-dir"
-        )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    epoch, seconds, tensors, momenta = _read_checkpoint(path, run_id)
+    model.load_state_dict(tensors)
+    optimizer.load_state_dict(momenta)
     return epoch, seconds
 
 
-def save_adapter(path: Path, model: HeGraphAdapter, classnames: Sequence[str]) -> None:
-    """Writes the trained parameters as safetensors, atomically."""
-    metadata = {"variant": model.variant, "classnames": json.dumps(list(classnames), ensure_ascii=False)}
+def check_checkpoint(path: Path, run_id: str) -> None:
+    """Raises UserError if there is a checkpoint that `load_checkpoint` would refuse."""
+    if path.exists():
+        _read_checkpoint(path, run_id)
+
+
+def save_adapter(path: Path, model: HeGraphAdapter, classnames: Sequence[str], split_hash: str = "") -> None:
+    """Writes the trained parameters as safetensors, atomically, with what they fit."""
+    about = {"variant": model.variant, "activation": model.activation, "split_hash": split_hash}
+    metadata = {"adapter": json.dumps(about | {"classnames": list(classnames)}, ensure_ascii=False)}
     with atomic_path(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary, metadata)
 
 
-def load_adapter(path: Path, model: HeGraphAdapter, classnames: Sequence[str]) -> None:
+def load_adapter(path: Path, model: HeGraphAdapter, classnames: Sequence[str], split_hash: str = "") -> None:
     """Loads trained parameters in place.
 
     Raises:
@@ -75,17 +74,22 @@ def load_adapter(path: Path, model: HeGraphAdapter, classnames: Sequence[str]) -
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read the adapter {path}: {str(error).splitlines()[0]}") from error
-    if metadata.get("variant") != model.variant:
-        raise UserError(
-            f"{path} holds variant {metadata.get('variant')!r} but the configuration asks for {model.variant!r}"
-        )
-    trained_for = json.loads(metadata.get("classnames", "[]"))
+    try:
+        about = json.loads(metadata["adapter"])
+        trained_for = about["classnames"]
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} is no adapter of HeGraphAdapter: it does not say what it was trained for") from error
+    for key, here in (("variant", model.variant), ("activation", model.activation)):
+        if about.get(key) != here:
+            raise UserError(f"{path} holds {key} {about.get(key)!r} but the configuration asks for {here!r}")
     if trained_for != list(classnames):
         differing = next((pair for pair in zip(trained_for, classnames) if pair[0] != pair[1]), None)
         detail = f"first difference: {differing[0]!r} and {differing[1]!r}" if differing else "one list is longer"
         raise UserError(
             f"{path} was trained for {len(trained_for)} classes and there are {len(classnames)} here; {detail}"
         )
+    if about["split_hash"] != split_hash:
+        raise UserError(f"{path} was trained on other images; give the --shots and --seed of its run")
     wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: list(tensor.shape) for name, tensor in state.items()}
     if wanted != found:
@@ -95,3 +99,21 @@ def load_adapter(path: Path, model: HeGraphAdapter, classnames: Sequence[str]) -
             f"{wanted.get(name, 'none')} here"
         )
     model.load_state_dict(state)
+
+
+def _read_checkpoint(path: Path, run_id: str) -> tuple[int, float, dict, dict]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found, epoch, seconds, tensors, momenta = (
+            state[k] for k in ("run_id", "epoch", "seconds", "model", "optimizer")
+        )
+    except Exception as error:  # on a damaged file torch.load raises whatever its bytes lead to
+        raise UserError(
+            f"the checkpoint {path} is damaged ({type(error).__name__}); delete it to start anew"
+        ) from error
+    if found != run_id:
+        raise UserError(
+            f"the checkpoint {path} belongs to a run with other settings or data; delete it to start anew, or "
+            "choose another --output-dir"
+        )
+    return epoch, seconds, tensors, momenta

@@ -195,7 +195,7 @@ def check_cfg(cfg: CN) -> None:
         if name not in TRANSFORMS:
             raise unknown("INPUT.TRANSFORMS", name, TRANSFORMS)
     positive = ("DATASET.NUM_SHOTS", "DATALOADER.TRAIN_X.BATCH_SIZE", "DATALOADER.TEST.BATCH_SIZE", "OPTIM.MAX_EPOCH")
-    for key in (*positive, "TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS"):
+    for key in (*positive, "TRAIN.PRINT_FREQ", "TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS"):
         if _get(cfg, key) < 1:
             raise UserError(f"{key} must be at least 1, got {_get(cfg, key)}")
     not_negative = ("OPTIM.LR", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_EPOCH", "TRAIN.CHECKPOINT_FREQ")
@@ -208,11 +208,11 @@ def check_cfg(cfg: CN) -> None:
 def _merge_file(cfg: CN, path: Path) -> None:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         siblings = [f.stem for f in path.parent.glob("*.yaml")]
-        if siblings:
+        if siblings and not path.exists():
             raise unknown(f"configuration in {path.parent}:", path.stem, siblings) from error
-        raise UserError(f"cannot read the configuration {path}: {error.strerror}") from error
+        raise UserError(f"cannot read the configuration {path}: {getattr(error, 'strerror', 'not text')}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -258,6 +258,11 @@ def _coerce(key: str, value: object, default: object) -> object:
 def _matching_rows(cfg: CN) -> list[list]:
     """The settings of BY_DATASET and BY_SHOTS that hold for this run."""
     node = cfg.TRAINER.HEGRAPHADAPTER
+    for key, kind in (("BY_DATASET", str), ("BY_SHOTS", int)):
+        for row in node[key]:
+            pair = isinstance(row, (list, tuple)) and len(row) == 2
+            if not (pair and isinstance(row[0], kind) and isinstance(row[1], (list, tuple)) and len(row[1]) % 2 == 0):
+                raise UserError(f"a row of {key} must be [{kind.__name__}, [KEY, VALUE, ...]], got {row!r}")
     by_dataset = [pairs for name, pairs in node.BY_DATASET if name == cfg.DATASET.NAME]
     by_shots = [pairs for shots, pairs in sorted(node.BY_SHOTS) if shots <= cfg.DATASET.NUM_SHOTS]
     return by_shots[-1:] + by_dataset

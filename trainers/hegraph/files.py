@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from .errors import UserError
 
 
@@ -33,7 +35,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         # mkstemp makes files that only their owner can read; results are made to be shared
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -72,8 +74,8 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    reason = error.strerror or str(error)
+def _cannot_write(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error)
     return UserError(f"cannot write {path}: {reason}; choose a folder that can be written (--output-dir)")
 
 

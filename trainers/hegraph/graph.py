@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import UserError
+
 if TYPE_CHECKING:  # torch_geometric takes seconds to import and training does not need it
     from torch_geometric.data import HeteroData
 
@@ -124,14 +126,14 @@ def class_means(features: Tensor, labels: Tensor, classnames: list[str] | int) -
         Unit-norm prototypes, shape `[K, d]`.
 
     Raises:
-        ValueError: If a class has no image; the message names it.
+        UserError: If a class has no image; the message names it.
     """
     num_classes = classnames if isinstance(classnames, int) else len(classnames)
     count = torch.bincount(labels, minlength=num_classes)
     empty = (count == 0).nonzero().flatten().tolist()
     if empty:
         names = [str(k) if isinstance(classnames, int) else classnames[k] for k in empty]
-        raise ValueError(
+        raise UserError(
             f"every class needs at least one training image to have a visual node, but {len(names)} of "
             f"{num_classes} have none: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
         )

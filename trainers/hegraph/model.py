@@ -62,7 +62,7 @@ class HeGraphAdapter(nn.Module):
         super().__init__()
         self.num_classes, self.width = graph.num_classes, graph.width
         self.logit_scale = logit_scale
-        self.variant = options.VARIANT
+        self.variant, self.activation = options.VARIANT, options.ACTIVATION
         self.gamma, self.beta_c, self.alpha_c = options.GAMMA, options.BETA_C, options.ALPHA_C
         # Not part of a checkpoint: they come from the features
         self.register_buffer("cache_keys", cache_keys, persistent=False)

@@ -80,9 +80,14 @@ def find_records(sources: Sequence[Path]) -> list[dict]:
 
 def _read_lines(path: Path) -> list[dict]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read records from {path}: {error}") from error
+    for number, record in enumerate(records, 1):
+        missing = [key for key in REQUIRED if not isinstance(record, dict) or key not in record]
+        if missing:
+            raise UserError(f"{path}, line {number} is no record: it lacks {', '.join(missing)}")
+    return records
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -109,7 +114,10 @@ def table(records: Sequence[dict]) -> str:
                 f"{dataset}, {shots} shots: the runs below these folders have {len(configs)} different configurations; "
                 "name folders of one configuration"
             )
-        seeds = sorted({run["seed"] for run in runs})
+        seeds = sorted(run["seed"] for run in runs)
+        if len(set(seeds)) < len(seeds):
+            twice = next(seed for seed in seeds if seeds.count(seed) > 1)
+            raise UserError(f"{dataset}, {shots} shots: seed {twice} is there more than once; name each run once")
         title = f"{dataset}, {backbone}, {shots} shots, accuracy on {runs[0]['num_test']} test images (%)"
         lines += [title, f"  {'':18}  {'mean':>6}  {'std':>5}  seeds {', '.join(map(str, seeds))}"]
         rows = ROWS if variant == "full" else {"zero-shot": "accuracy_zero_shot", f"{trainer}({variant})": "accuracy"}
@@ -140,11 +148,11 @@ def grid(records: Sequence[dict]) -> str:
         for name, key in names.items():
             cell = (record["dataset"], name, record["shots"])
             cells.setdefault(cell, []).append(record[key])
-            configs.setdefault(cell, set()).add(record["config_hash"])
+            configs.setdefault(cell, set()).add((record["backbone"], record.get("config_hash")))
     mixed = [cell for cell, hashes in configs.items() if len(hashes) > 1]
     if mixed:
         dataset, name, shots = mixed[0]
-        raise UserError(f"{dataset}, {name}, {shots} shots: runs of different configurations; choose one of them")
+        raise UserError(f"{dataset}, {name}, {shots} shots: runs of different backbones or configurations; choose one")
     shots = sorted({cell[2] for cell in cells})
     datasets = sorted({cell[0] for cell in cells})
     names = sorted({cell[1] for cell in cells}, key=_row_order)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from .checkpoints import load_adapter, save_adapter
+from .checkpoints import check_checkpoint, load_adapter, save_adapter
 from .errors import UserError
 from .evaluate import score
 from .features import FeatureBank
-from .files import hash_json, write_json
+from .files import hash_file, hash_json, write_json
 from .fit import FitResult, fit
 from .graph import build_graph, class_means
 from .heads import text_logits
@@ -70,7 +70,10 @@ def run(cfg: CfgNode, bank_file: Path | None = None, model_dir: Path | None = No
     started = time.monotonic()
     task: Task = BankTask(bank_file, cfg, seed) if bank_file else ImageTask(cfg, seed, device)
     config = run_config(cfg)
-    run_id = hash_json({"config": config, "seed": seed, "data": task.identity, "split": task.split})
+    run_id = hash_json(
+        {"config": config, "seed": seed, "data": task.identity, "split": task.split}
+        | ({"adapter": hash_adapter(model_dir / ADAPTER)} if model_dir else {})
+    )
     if (record := read_record(output)) is not None:
         if record["run_id"] != run_id:
             raise UserError(
@@ -79,19 +82,22 @@ def run(cfg: CfgNode, bank_file: Path | None = None, model_dir: Path | None = No
             )
         logger.info("%s holds the complete result of this run: skipped", output)
         return record
+    if model_dir is None:
+        check_checkpoint(output / CHECKPOINT, run_id)  # before anything there is overwritten
     write_json(output / SPLIT, task.split)
     bank = task.bank()
     if not train:
         return {}
     features_seconds = time.monotonic() - started
 
+    set_random_seed(seed)  # encoding may have drawn from the generators, reading what was encoded does not
     model = build_model(bank, cfg).to(device)
     trained = FitResult(epochs=0, steps=0, seconds=0.0)
     if model_dir is not None:
-        load_adapter(model_dir / ADAPTER, model, bank.classnames)
+        load_adapter(model_dir / ADAPTER, model, bank.classnames, hash_json(task.split))
     elif model.layers is not None:
         trained = fit(model, task.batches(bank.to(device)), cfg, output / CHECKPOINT, run_id)
-        save_adapter(output / ADAPTER, model, bank.classnames)
+        save_adapter(output / ADAPTER, model, bank.classnames, hash_json(task.split))
 
     started = time.monotonic()
     scores = test_scores(model, bank.to(device))
@@ -127,8 +133,16 @@ def run(cfg: CfgNode, bank_file: Path | None = None, model_dir: Path | None = No
         "finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     write_record(output, record)
-    (output / CHECKPOINT).unlink(missing_ok=True)
+    if model_dir is None:
+        (output / CHECKPOINT).unlink(missing_ok=True)
     return record
+
+
+def hash_adapter(path: Path) -> str:
+    try:
+        return hash_file(path)
+    except OSError as error:
+        raise UserError(f"cannot read the adapter {path}: {error.strerror}") from error
 
 
 def build_model(bank: FeatureBank, cfg: CfgNode) -> HeGraphAdapter:
@@ -146,6 +160,8 @@ def build_model(bank: FeatureBank, cfg: CfgNode) -> HeGraphAdapter:
 def test_scores(model: HeGraphAdapter, bank: FeatureBank) -> dict[str, float]:
     """Percent on test: the full prediction, the text classifier alone, and zero-shot CLIP."""
     logits = model.predict(bank.test_features)
+    if not model.combine(logits).isfinite().all():
+        raise UserError("the trained adapter predicts NaN or infinite logits; lower OPTIM.LR")
     zero_shot = text_logits(bank.test_features, bank.text_positive, bank.logit_scale)
     return {
         **score(model.combine(logits), bank.test_labels),

@@ -12,7 +12,7 @@ from .batches import BankBatches, OnlineBatches, TrainingData
 from .datasets import Item, load_dataset, select_few_shot
 from .errors import UserError
 from .features import FeatureBank, ImageViews, encode_task, load_bank, training_augmentation
-from .files import hash_file
+from .files import hash_file, read_json
 
 Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
 
@@ -98,7 +98,10 @@ class ImageTask:
         self.split = {"train": [list(item) for item in self.train], "val": [list(item) for item in val]}
         self.backbone: Backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.PRETRAINED, device)
         _check_input(cfg, self.backbone)
+        descriptions = cfg.TRAINER.HEGRAPHADAPTER.PROMPTS.DESCRIPTIONS
         self.identity = {"backbone": self.backbone.fingerprint}
+        if descriptions:
+            self.identity["descriptions"] = read_json(Path(descriptions))
 
     def bank(self) -> FeatureBank:
         folder = Path(self.cfg.TRAINER.HEGRAPHADAPTER.FEATURES.DIR) / self.dataset.name / self.backbone.name

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..backbone import load_backbone
 from ..config import load_cfg
 from ..errors import UserError, report
+from ..files import atomic_path
 from . import encode_prompts, load_bank
 from .tip import import_tip, read_classnames
 
@@ -39,8 +40,9 @@ def import_tip_command(args: argparse.Namespace) -> None:
         backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.PRETRAINED)
         text = encode_prompts(backbone, cfg.DATASET.NAME, classnames, cfg, args.out.parent)
         names |= {"backbone": backbone.name, "logit_scale": backbone.logit_scale}
-    import_tip(args.folder, classnames, text, args.shots, **names).save(args.out)
-    bank = load_bank(args.out)
+    with atomic_path(args.out) as temporary:  # only a bank that loads is put there
+        import_tip(args.folder, classnames, text, args.shots, **names).save(temporary)
+        bank = load_bank(temporary)
     sys.stdout.write(f"{args.out}: {len(bank.train_labels)} training images, {len(bank.classnames)} classes\n")
 
 

@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..files import atomic_path
 
 REQUIRED = ("train_features", "train_labels", "text_positive", "text_negative")
+LABELS = ("train_labels", "val_labels", "test_labels")
 OPTIONAL = ("val_features", "val_labels", "test_features", "test_labels")
 NORM_TOLERANCE = 0.02  # float16 rounds; a mean of unit vectors is further off
 
@@ -110,9 +111,9 @@ def load_bank(path: Path) -> FeatureBank:
         raise UserError(f"the feature bank {path} lacks {', '.join(missing)}; it holds {', '.join(sorted(tensors))}")
     classnames, logit_scale = _read_metadata(path, metadata)
 
-    width = tensors["text_positive"].shape[-1]
+    width = (tensors["text_positive"].shape or (0,))[-1]
     for name, tensor in tensors.items():
-        if name.endswith("_labels"):
+        if name in LABELS:
             _check_labels(path, name, tensor, tensors[name.replace("labels", "features")], len(classnames))
         elif name in (*REQUIRED, *OPTIONAL):
             tensors[name] = _check_features(path, name, tensor.float(), width)
@@ -157,6 +158,8 @@ def _check_features(path: Path, name: str, tensor: Tensor, width: int) -> Tensor
         raise UserError(
             f"{path}: {name} must be {wanted} with d = {width} as in text_positive, got {list(tensor.shape)}"
         )
+    if name in ("train_features", "test_features") and not tensor.numel():
+        raise UserError(f"{path}: {name} is empty, of shape {list(tensor.shape)}")
     if not tensor.isfinite().all():
         row = (~tensor.isfinite()).nonzero()[0].tolist()
         raise UserError(f"{path}: {name} holds NaN or infinite values, first at {row}")

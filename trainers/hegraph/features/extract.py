@@ -8,7 +8,7 @@ features of a data set are shared by every shot count and seed, and a stale file
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from ..errors import UserError
 from ..files import atomic_path, hash_json
 from ..negatives import negative_prompts
 from ..prompts import PromptGroup, positive_prompts
-from .bank import FeatureBank
+from .bank import NORM_TOLERANCE, FeatureBank
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def encode_images(backbone: Backbone, images: ImageViews, cfg: CfgNode, folder: 
         loader = DataLoader(images, cfg.DATALOADER.TEST.BATCH_SIZE, num_workers=cfg.DATALOADER.NUM_WORKERS)
         rows: Tensor | None = None
         with tqdm(total=len(images), desc=f"encoding {name} images", unit="img", disable=None) as progress:
-            for positions, batch in loader:
+            for positions, batch in _without_worker_trace(loader):
                 encoded = backbone.encode_images(batch)
                 if rows is None:
                     rows = torch.full((len(images), encoded.shape[1]), torch.nan)
@@ -162,6 +162,14 @@ def encode_prompts(
     return _cached(folder, "text", {"positive": positive, "negative": negative} | backbone.fingerprint, encode)
 
 
+def _without_worker_trace(loader: DataLoader) -> Iterator:
+    """The batches; an error of a worker process loses the traceback that torch puts into its message."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from error
+
+
 def _group_mean(backbone: Backbone, group: PromptGroup) -> Tensor:
     """The re-normalised mean feature of each class's sentences, shape `[K, d]`."""
     features = backbone.encode_text([sentence for sentences in group for sentence in sentences])
@@ -179,9 +187,13 @@ def _cached(folder: Path, name: str, fingerprint: dict, encode: Callable[[], dic
     if path.exists():
         try:
             with safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("fingerprint") == key:
-                    return {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (not a dict)
-            reason = "it was made from something else"
+                found = (file.metadata() or {}).get("fingerprint")
+                tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (not a dict)
+            # blocks that never reached the disk read as zeros: their rows are not unit-norm
+            whole = all((t.norm(dim=-1) - 1).abs().le(NORM_TOLERANCE).all() for t in tensors.values())
+            if found == key and whole:
+                return tensors
+            reason = "its features are damaged" if found == key else "it was made from something else"
         except (OSError, SafetensorError) as error:
             reason = f"it is damaged ({str(error).splitlines()[0]})"
         logger.warning("%s cannot be used, %s: encoding anew", path, reason)

@@ -9,7 +9,6 @@ folder, or are encoded from class names with a backbone.
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,11 +45,12 @@ def import_tip(
         UserError: On a missing or damaged file, or shapes that do not fit together.
     """
     shots = _find_shots(folder) if shots is None else shots
-    keys = _load(folder / f"keys_{shots}shots.pt").t()  # [N, d]
+    keys = _load(folder / f"keys_{shots}shots.pt")  # [d, N]
     values = _load(folder / f"values_{shots}shots.pt")  # [N, K]
-    if len(keys) != len(values) or values.shape[1] > len(classnames):
+    matrices = keys.dim() == values.dim() == 2
+    if not matrices or keys.shape[1] != len(values) or values.shape[1] > len(classnames):
         raise UserError(
-            f"{folder}: keys_{shots}shots.pt has {len(keys)} columns, values_{shots}shots.pt is "
+            f"{folder}: keys_{shots}shots.pt is {list(keys.shape)}, values_{shots}shots.pt is "
             f"{list(values.shape)}, and there are {len(classnames)} class names; wanted keys [d, N], values [N, K]"
         )
     if text is None:
@@ -61,7 +61,7 @@ def import_tip(
             parts[f"{split}_features"] = _unit(_load(folder / f"{split}_f.pt"))
             parts[f"{split}_labels"] = _load(folder / f"{split}_l.pt").long()
     return FeatureBank(
-        train_features=_unit(keys).unsqueeze(0),
+        train_features=_unit(keys.t()).unsqueeze(0),
         train_labels=values.argmax(dim=1),
         text_positive=_unit(text["positive"]),
         text_negative=_unit(text["negative"]),
@@ -92,7 +92,7 @@ def read_classnames(path: Path) -> list[str]:
 
 
 def _find_shots(folder: Path) -> int:
-    found = sorted(folder.glob("keys_*shots.pt"))
+    found = sorted(f for f in folder.glob("keys_*shots.pt") if f.name[5:-8].isdecimal())
     if len(found) != 1:
         names = ", ".join(f.name for f in found) or "none"
         raise UserError(f"{folder} must hold one keys_<S>shots.pt (found: {names}); choose with --shots S")
@@ -104,8 +104,8 @@ def _load(path: Path) -> Tensor:
         tensor = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"cannot read {path} as a tensor: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # on a damaged file torch.load raises whatever its bytes lead to
+        raise UserError(f"{path} is damaged or holds something else than a tensor ({type(error).__name__})") from error
     if not isinstance(tensor, Tensor):
         raise UserError(f"{path} must hold one tensor, got a {type(tensor).__name__}")
     return tensor

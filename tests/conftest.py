@@ -1,0 +1,82 @@
+"""What several tests need: the shared data, unit features, the options of the method, a small feature bank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from yacs.config import CfgNode
+
+from trainers.hegraph.config import get_cfg_default
+from trainers.hegraph.features import FeatureBank
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data that is not part of the repository, named by $HEGRAPH_SHARED."""
+    folder = os.environ.get("HEGRAPH_SHARED")
+    if not folder:
+        pytest.skip("HEGRAPH_SHARED is not set: the shared data is not here")
+    return Path(folder)
+
+
+@pytest.fixture
+def options() -> CfgNode:
+    """The method's configuration node with its defaults; a test may change it."""
+    return get_cfg_default().TRAINER.HEGRAPHADAPTER.clone()
+
+
+@pytest.fixture(scope="session")
+def unit_features() -> Callable[..., Tensor]:
+    """Function of shape and seed: unit-norm features whose cosines have both signs."""
+
+    def make(*shape: int, seed: int = 0) -> Tensor:
+        return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+    return make
+
+
+@pytest.fixture
+def tiny_bank(tmp_path: Path, unit_features: Callable[..., Tensor]) -> Path:
+    """A bank file of 5 classes, 16 wide: per class 6 training (2 views each), 3 val and 8 test images.
+
+    Images scatter around the centre of their class; text features lie further off it, so training has
+    something to learn. Images of all classes are mixed, in an order fixed by the seed.
+    """
+    num_classes, width = 5, 16
+    generator = torch.Generator().manual_seed(7)
+    centres = unit_features(num_classes, width, seed=1)
+
+    def near(points: Tensor, spread: float) -> Tensor:
+        return F.normalize(points + spread * torch.randn(points.shape, generator=generator), dim=-1)
+
+    def images(per_class: int) -> tuple[Tensor, Tensor]:
+        labels = torch.arange(num_classes).repeat_interleave(per_class)
+        labels = labels[torch.randperm(len(labels), generator=generator)]
+        return near(centres[labels], 0.2), labels
+
+    train_features, train_labels = images(6)
+    val_features, val_labels = images(3)
+    test_features, test_labels = images(8)
+    bank = FeatureBank(
+        train_features=torch.stack([near(train_features, 0.02), near(train_features, 0.02)]),
+        train_labels=train_labels,
+        val_features=val_features,
+        val_labels=val_labels,
+        test_features=test_features,
+        test_labels=test_labels,
+        text_positive=near(centres, 0.3),
+        text_negative=near(-0.2 * centres + 0.9 * unit_features(1, width, seed=2), 0.05),
+        classnames=["ant", "bee", "cow", "dog", "elk"],
+        dataset="Tiny",
+        backbone="none",
+        logit_scale=100.0,
+    )
+    path = tmp_path / "tiny.safetensors"
+    bank.save(path)
+    return path

@@ -1,0 +1,230 @@
+"""Tip-Adapter's cache folder becomes a bank; nothing in it is executed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from trainers.hegraph.errors import UserError
+from trainers.hegraph.features import load_bank
+from trainers.hegraph.features.__main__ import main
+from trainers.hegraph.features.tip import import_tip, read_classnames
+
+K, D, SHOTS, TEST = 3, 8, 2, 4
+NAMES = ["cat", "dog", "bee"]
+
+
+def draw(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """As Tip-Adapter's main.py leaves it, half precision and unnormalised means included."""
+    folder = tmp_path / "toy_birds"
+    folder.mkdir()
+    labels = torch.arange(K).repeat_interleave(SHOTS)
+    torch.save(draw(D, K * SHOTS, seed=0).half(), folder / f"keys_{SHOTS}shots.pt")
+    torch.save(F.one_hot(labels, K).half(), folder / f"values_{SHOTS}shots.pt")
+    for split, seed in (("val", 1), ("test", 2)):
+        torch.save(draw(TEST, D, seed=seed).half(), folder / f"{split}_f.pt")
+        torch.save(torch.tensor([2, 0, 1, 2]), folder / f"{split}_l.pt")
+    torch.save(draw(K, D, seed=3), folder / "text_positive.pt")
+    torch.save(draw(D, K, seed=4), folder / "text_negative.pt")
+    (tmp_path / "names.json").write_text(json.dumps(NAMES))
+    return folder
+
+
+@pytest.fixture
+def bank_file(tmp_path):
+    return tmp_path / "made" / "bank.safetensors"
+
+
+@pytest.fixture
+def command(folder, bank_file):
+    names = str(folder.parent / "names.json")
+
+    def run(*arguments: str) -> int:
+        return main(["import-tip", str(folder), "--out", str(bank_file), "--classnames", names, *arguments])
+
+    return run
+
+
+@pytest.fixture
+def refused(command, bank_file, capsys):
+    """Runs the command; it must exit with 2, say one line and leave no bank."""
+
+    def check(*words: str, arguments: tuple[str, ...] = ()) -> str:
+        assert command(*arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert "\x1b" not in error
+        for word in words:
+            assert word in error
+        assert not bank_file.exists()
+        return error
+
+    return check
+
+
+def test_the_command_makes_a_bank_that_loads(command, bank_file, capsys):
+    assert command() == 0
+    assert "6 training images, 3 classes" in capsys.readouterr().out
+    bank = load_bank(bank_file)
+    assert bank.train_features.shape == (1, K * SHOTS, D)
+    assert bank.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert bank.classnames == NAMES
+    assert bank.dataset == "toy_birds"
+    assert bank.test_labels.tolist() == [2, 0, 1, 2]
+
+
+def test_the_rows_of_a_bank_are_the_columns_of_the_keys(command, bank_file):
+    command()
+    bank = load_bank(bank_file)
+    keys = F.normalize(draw(D, K * SHOTS, seed=0).half().float().t(), dim=-1)
+    torch.testing.assert_close(bank.train_features[0], keys)
+    torch.testing.assert_close(bank.val_features, F.normalize(draw(TEST, D, seed=1).half().float(), dim=-1))
+    torch.testing.assert_close(bank.test_features, F.normalize(draw(TEST, D, seed=2).half().float(), dim=-1))
+
+
+def test_text_is_read_as_rows_or_as_columns(command, bank_file):
+    command()
+    bank = load_bank(bank_file)
+    torch.testing.assert_close(bank.text_positive, F.normalize(draw(K, D, seed=3), dim=-1))
+    torch.testing.assert_close(bank.text_negative, F.normalize(draw(D, K, seed=4).t(), dim=-1))
+
+
+def test_the_data_set_file_names_the_bank(command, bank_file, tmp_path):
+    (tmp_path / "pets.yaml").write_text('DATASET:\n  NAME: "OxfordPets"\n')
+    assert command("--dataset-config-file", str(tmp_path / "pets.yaml")) == 0
+    assert load_bank(bank_file).dataset == "OxfordPets"
+
+
+def test_val_may_be_absent(folder, command, bank_file):
+    for name in ("val_f.pt", "val_l.pt"):
+        (folder / name).unlink()
+    assert command() == 0
+    assert load_bank(bank_file).val_features is None
+
+
+@pytest.mark.parametrize("name", ["keys_2shots.pt", "values_2shots.pt", "text_positive.pt", "text_negative.pt"])
+def test_a_malicious_pickle_is_refused_and_not_executed(folder, refused, tmp_path, name):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "executed",)
+
+    torch.save(Evil(), folder / name)
+    error = refused(name)
+    assert not (tmp_path / "executed").exists()
+    assert "weights_only=False" not in error  # torch's own message tells how to execute it
+
+
+@pytest.mark.parametrize("name", ["values_2shots.pt", "val_l.pt", "test_l.pt", "text_positive.pt", "text_negative.pt"])
+def test_a_missing_file_is_named(folder, refused, name):
+    (folder / name).unlink()
+    refused(str(folder / name), "missing")
+
+
+def test_missing_keys_are_named(folder, refused):
+    (folder / "keys_2shots.pt").unlink()
+    refused(str(folder), "keys_<S>shots.pt")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a pickle", b"\x80\x02}q\x00.", b"PK\x03\x04" + bytes(60), bytes(range(200))]
+)
+def test_a_damaged_file_is_named(folder, refused, content):
+    (folder / "test_f.pt").write_bytes(content)
+    refused("test_f.pt")
+
+
+def test_a_truncated_file_is_named(folder, refused):
+    path = folder / "keys_2shots.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    refused("keys_2shots.pt")
+
+
+def test_a_file_with_something_else_than_a_tensor_is_named(folder, refused):
+    torch.save({"keys": torch.zeros(2)}, folder / "keys_2shots.pt")
+    refused("keys_2shots.pt", "one tensor", "dict")
+
+
+@pytest.mark.parametrize("shape", [(K * SHOTS, D), (D,), (2, D, K * SHOTS), (D, 5)])
+def test_keys_of_another_shape_are_refused(folder, refused, shape):
+    torch.save(draw(*shape, seed=0), folder / "keys_2shots.pt")
+    refused("keys")
+
+
+@pytest.mark.parametrize("values", [torch.arange(6), torch.zeros(6, 4), torch.zeros(5, 3)])
+def test_values_that_are_not_one_hot_over_the_classes_are_refused(folder, refused, values):
+    torch.save(values, folder / "values_2shots.pt")
+    refused("values_2shots.pt")
+
+
+@pytest.mark.parametrize("shape", [(4, D), (K,), (K, D, 1)])
+def test_text_of_another_shape_is_refused(folder, refused, shape):
+    torch.save(draw(*shape, seed=0), folder / "text_positive.pt")
+    refused("text_positive")
+
+
+def test_another_width_is_refused_and_leaves_no_bank(folder, refused):
+    torch.save(draw(TEST, D + 1, seed=0), folder / "test_f.pt")
+    refused("test_features", str(D + 1))
+
+
+def test_not_a_number_is_refused_and_leaves_no_bank(folder, refused):
+    torch.save(torch.full((TEST, D), torch.nan), folder / "test_f.pt")
+    refused("test_features", "NaN")
+
+
+def test_an_existing_bank_is_not_overwritten(command, bank_file, capsys):
+    bank_file.parent.mkdir()
+    bank_file.write_text("precious")
+    assert command() == 2
+    assert str(bank_file) in capsys.readouterr().err
+    assert bank_file.read_text() == "precious"
+
+
+def test_several_shot_counts_must_be_chosen_from(folder, refused, command, bank_file):
+    torch.save(draw(D, K, seed=9), folder / "keys_1shots.pt")
+    torch.save(torch.eye(K), folder / "values_1shots.pt")
+    refused("keys_1shots.pt", "keys_2shots.pt", "--shots")
+    assert command("--shots", "1") == 0
+    assert load_bank(bank_file).train_labels.tolist() == [0, 1, 2]
+
+
+def test_shots_that_are_not_there_are_named(refused):
+    refused("keys_4shots.pt", arguments=("--shots", "4"))
+
+
+def test_a_name_that_holds_no_shot_count_is_no_cache(folder, refused):
+    (folder / "keys_2shots.pt").rename(folder / "keys_bestshots.pt")
+    refused("keys_<S>shots.pt")
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        import_tip(tmp_path / "nowhere", NAMES)
+
+
+def test_class_names_are_read_from_json_or_lines(tmp_path):
+    (tmp_path / "names.json").write_text(json.dumps(["é", "b"]), encoding="utf-8")
+    (tmp_path / "names.txt").write_text("é\n\n b \n", encoding="utf-8")
+    assert read_classnames(tmp_path / "names.json") == read_classnames(tmp_path / "names.txt") == ["é", "b"]
+
+
+@pytest.mark.parametrize("text", ["[]", '{"a": 1}', "[1]", "not json"])
+def test_class_names_that_are_no_list_are_refused(tmp_path, text):
+    (tmp_path / "names.json").write_text(text)
+    with pytest.raises(UserError, match=r"names\.json"):
+        read_classnames(tmp_path / "names.json")
+
+
+def test_too_few_class_names_are_refused(folder, refused):
+    (folder.parent / "names.json").write_text(json.dumps(NAMES[:2]))
+    refused("2 class names")

@@ -1,0 +1,147 @@
+"""The scripts: their syntax, the main job as a newcomer starts it, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "scripts" / "hegraph"
+
+
+def bash(script: str, *arguments: str, cwd: Path = ROOT, **environment: str | None) -> subprocess.CompletedProcess:
+    """Runs a script; None takes a variable out of the environment."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "SEEDS", "DATA", "OUTPUT")}
+    variables = {k: v for k, v in (kept | {"PYTHON": sys.executable} | environment).items() if v is not None}
+    command = ["bash", str(SCRIPTS / script), *arguments]
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("output")
+
+
+@pytest.fixture(scope="module")
+def main_job(output) -> subprocess.CompletedProcess:
+    """The main job on the digits, run once for all tests of this file."""
+    return bash("main.sh", "digits", "mini", "4", OUTPUT=str(output), SEEDS="1 2")
+
+
+def the_error(result: subprocess.CompletedProcess) -> str:
+    """The one line on stderr of a script that failed as it should."""
+    assert result.returncode == 2, result.stderr
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.sh")))
+def test_every_script_is_valid_bash(script):
+    checked = subprocess.run(["bash", "-n", str(SCRIPTS / script)], capture_output=True, text=True)
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_the_main_job_ends_with_the_table(main_job):
+    assert main_job.returncode == 0, main_job.stderr
+    *_, title, header, zero_shot, text, full = [line for line in main_job.stdout.splitlines() if line]
+    assert title.startswith("Digits, hegraph-mini")
+    assert "4 shots, accuracy on 899 test images (%)" in title
+    assert header.split()[-3:] == ["seeds", "1,", "2"]
+    rows = {line.split()[0]: [float(cell) for cell in line.split()[1:]] for line in (zero_shot, text, full)}
+    assert list(rows) == ["zero-shot", "HeGraphAdapter(T)", "HeGraphAdapter"]
+    assert all(len(cells) == 4 for cells in rows.values())
+    assert rows["HeGraphAdapter"][0] > rows["zero-shot"][0]
+
+
+def test_the_main_job_lays_its_output_out_as_coop_does(main_job, output):
+    runs = output / "digits" / "HeGraphAdapter" / "mini_4shots"
+    assert sorted(folder.name for folder in runs.iterdir()) == ["seed1", "seed2"]
+    for seed in (1, 2):
+        assert json.loads((runs / f"seed{seed}" / "result.json").read_text())["seed"] == seed
+    assert list((output / "features").rglob("test-*.safetensors"))
+
+
+def test_the_table_is_of_the_records(main_job, output):
+    runs = output / "digits" / "HeGraphAdapter" / "mini_4shots"
+    accuracies = [json.loads((runs / f"seed{s}" / "result.json").read_text())["accuracy"] for s in (1, 2)]
+    last = main_job.stdout.split()
+    assert [float(cell) for cell in last[-2:]] == pytest.approx(accuracies, abs=0.005)
+    assert float(last[-4]) == pytest.approx(sum(accuracies) / 2, abs=0.006)
+
+
+def test_a_second_run_is_skipped_says_so_and_prints_the_same_table(main_job, output):
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    again = bash("main.sh", "digits", "mini", "4", OUTPUT=str(output), SEEDS="1 2")
+    assert again.returncode == 0
+    assert (again.stdout + again.stderr).count("skipped") == 2
+    assert again.stdout.splitlines()[-4:] == main_job.stdout.splitlines()[-4:]
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_further_pairs_go_to_the_configuration(tmp_path):
+    pairs = ("TRAINER.HEGRAPHADAPTER.VARIANT", "ful")
+    error = the_error(bash("main.sh", "digits", "mini", "1", *pairs, OUTPUT=str(tmp_path), SEEDS="1"))
+    assert "'ful'" in error
+
+
+def test_a_wrong_data_set_is_one_clear_line(tmp_path):
+    error = the_error(bash("main.sh", "digit", "mini", "4", OUTPUT=str(tmp_path)))
+    assert "'digit'" in error
+    assert "'digits'" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_configuration_is_one_clear_line(tmp_path):
+    error = the_error(bash("main.sh", "digits", "minni", "4", OUTPUT=str(tmp_path)))
+    assert "'minni'" in error
+    assert "'mini'" in error
+    assert not list(tmp_path.iterdir())
+
+
+# The environment
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Path:
+    """A virtual environment with no packages at all."""
+    folder = tmp_path_factory.mktemp("bare") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    return folder
+
+
+@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
+@pytest.mark.parametrize("script", ["main.sh", "test.sh"])
+def test_an_active_environment_without_packages_is_told_the_pip_line_and_left_alone(bare, tmp_path, script, variable):
+    before = sorted(bare.rglob("*")), sorted(path.name for path in ROOT.iterdir())
+    result = bash(script, PYTHON=str(bare / "bin" / "python"), OUTPUT=str(tmp_path), **{variable: str(bare)})
+    assert f"{bare / 'bin' / 'python'} -m pip install -r {ROOT / 'requirements.txt'}" in the_error(result)
+    assert result.stdout == ""
+    assert (sorted(bare.rglob("*")), sorted(path.name for path in ROOT.iterdir())) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_interpreter_of_the_path_is_found(bare, tmp_path):
+    path = f"{bare / 'bin'}:/usr/bin:/bin"
+    result = bash("main.sh", PYTHON=None, PATH=path, VIRTUAL_ENV=str(bare), OUTPUT=str(tmp_path))
+    assert f"{bare / 'bin' / 'python3'} -m pip install" in the_error(result)
+
+
+def test_an_interpreter_that_is_not_there_is_named_in_one_line(tmp_path):
+    result = bash("main.sh", PYTHON="/nowhere/python", OUTPUT=str(tmp_path))
+    assert "/nowhere/python" in the_error(result)
+    assert not (ROOT / ".venv").exists() or (ROOT / ".venv" / "bin").exists()
+
+
+def test_relative_folders_are_those_of_the_caller(tiny_bank, tmp_path):
+    caller = tmp_path / "caller"
+    caller.mkdir()
+    tiny_bank.rename(caller / "bank.safetensors")
+    result = bash("features.sh", "bank.safetensors", "vit_b32", "1", cwd=caller, OUTPUT="out", SEEDS="1")
+    assert result.returncode == 0, result.stderr
+    assert (caller / "out" / "bank" / "HeGraphAdapter" / "vit_b32_1shots" / "seed1" / "result.json").exists()
