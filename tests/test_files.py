@@ -98,8 +98,8 @@ def write_text(path):
 
 
 def write_bank(path):
-    features, labels = torch.eye(8), torch.arange(8)
-    FeatureBank(features.unsqueeze(0), labels, features, features, [*"abcdefgh"], "Toy", "none", 100.0).save(path)
+    train, positive, negative = torch.eye(8).unsqueeze(0), torch.eye(8), torch.eye(8)
+    FeatureBank(train, torch.arange(8), positive, negative, [*"abcdefgh"], "Toy", "none", 100.0).save(path)
 
 
 def write_adapter(path):
@@ -117,20 +117,7 @@ def tiny_model() -> HeGraphAdapter:
     return HeGraphAdapter(build_graph(nodes, nodes, nodes), nodes, torch.arange(2), 100.0, options)
 
 
-no_os_error = pytest.mark.xfail(
-    strict=True, reason="bug: on a full disk safetensors raises SafetensorError and torch.save RuntimeError, no OSError"
-)
-
-
-@pytest.mark.parametrize(
-    "write",
-    [
-        write_text,
-        pytest.param(write_bank, marks=no_os_error),
-        pytest.param(write_adapter, marks=no_os_error),
-        pytest.param(write_checkpoint, marks=no_os_error),
-    ],
-)
+@pytest.mark.parametrize("write", [write_text, write_bank, write_adapter, write_checkpoint])
 def test_a_full_disk_is_a_users_mistake_that_names_the_target(tmp_path, full_disk, write):
     with pytest.raises(UserError, match=r"cannot write .*target\.bin: "):
         write(tmp_path / "target.bin")
