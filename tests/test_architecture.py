@@ -24,6 +24,7 @@ ORDER = (
     "features",
     "graph",
     "layers",
+    "conv",
     "heads",
     "model",
     "losses",

@@ -21,10 +21,8 @@ OURS = "TRAINER.HEGRAPHADAPTER"
 DASSL_TYPES = {
     "VERSION": int,
     "OUTPUT_DIR": str,
-    "RESUME": str,
     "SEED": int,
     "USE_CUDA": bool,
-    "VERBOSE": bool,
     "INPUT.SIZE": tuple,
     "INPUT.INTERPOLATION": str,
     "INPUT.PIXEL_MEAN": list,
@@ -202,12 +200,12 @@ def test_a_group_of_keys_is_no_key(key):
     ],
 )
 def test_a_value_of_the_wrong_type_is_an_error_with_key_type_and_value(key, value, words):
-    with pytest.raises(UserError, match=rf"^{key} takes an? {re.escape(words)}$"):
+    with pytest.raises(UserError, match=rf"^{key} must be of type {re.escape(words)}$"):
         load_cfg(opts=[key, value])
 
 
 def test_a_value_of_the_wrong_type_in_a_file_names_the_file_too(yaml):
-    with pytest.raises(UserError, match=r"config\.yaml: OPTIM\.LR takes a float"):
+    with pytest.raises(UserError, match=r"config\.yaml: OPTIM\.LR must be of type float"):
         load_cfg(yaml("OPTIM: {LR: fast}"))
 
 
@@ -252,7 +250,7 @@ def test_counts_start_at_one(key):
     [
         "OPTIM.LR",
         "OPTIM.WEIGHT_DECAY",
-        "OPTIM.WARMUP_EPOCH",
+        "OPTIM.WARMUP_CONS_LR",
         "TRAIN.CHECKPOINT_FREQ",
         *(f"{OURS}.{name}" for name in ("LAMBDA", "BETA_C", "MIN_STEPS", "WEIGHT_LR_MULT", "VISUAL_LR", "LOSS_SCALE")),
     ],
@@ -270,7 +268,8 @@ def test_an_odd_number_of_options_is_an_error_that_shows_them():
 
 def test_a_missing_file_names_the_nearest_of_its_folder():
     folder = ROOT / "configs" / "trainers" / "HeGraphAdapter"
-    with pytest.raises(UserError, match=r"unknown configuration in .*HeGraphAdapter: 'vitb32'; did you mean 'vit_b32'"):
+    words = r"unknown configuration in .*HeGraphAdapter: 'vitb32.yaml'; did you mean 'vit_b32.yaml'"
+    with pytest.raises(UserError, match=words):
         load_cfg("", str(folder / "vitb32.yaml"))
 
 
@@ -312,13 +311,11 @@ def test_a_row_of_another_structure_is_an_error_that_names_its_key(key, first, r
 # --- mistakes that still end in a traceback, or in silence
 
 
-@pytest.mark.xfail(strict=True, reason="bug: _merge_file compares names without their suffix")
 def test_a_file_that_differs_in_its_suffix_alone_is_not_suggested_by_the_name_that_came():
     with pytest.raises(UserError, match=r"rn50\.yml.*did you mean 'rn50\.yaml'"):
         load_cfg("", str(ROOT / "configs" / "trainers" / "HeGraphAdapter" / "rn50.yml"))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: check_cfg looks at none of these; each ends in a traceback or in nonsense")
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -336,9 +333,6 @@ def test_values_out_of_range_are_errors_with_their_key(key, value):
         load_cfg(opts=[f"{OURS}.BY_SHOTS", "[]", key, value])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: RESUME is read by nobody, so a run that asks for it starts anew in silence"
-)
 def test_a_key_that_does_nothing_is_refused():
     with pytest.raises(UserError, match="^(unknown configuration key ')?RESUME"):
         load_cfg(opts=["RESUME", "output/run1"])

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from trainers.hegraph.conv import RelationConv
 from trainers.hegraph.graph import EDGE_TYPES, HeteroGraph, build_graph, degree_normalise
-from trainers.hegraph.layers import ACTIVATIONS, HeteroMessagePassing, RelationConv, relation_name
+from trainers.hegraph.layers import ACTIVATIONS, HeteroMessagePassing, relation_name
 
 P, N, V = "positive", "negative", "visual"
 PP, VP, NP, PN, VN, VV = (P, "to", P), (V, "to", P), (N, "to", P), (P, "to", N), (V, "to", N), (V, "to", V)

@@ -1,14 +1,15 @@
 """Every configuration key: default, meaning, allowed values.
 
-The keys outside `TRAINER.HEGRAPHADAPTER` are a subset of Dassl's with the same names and types, so one
-YAML file loads in both hosts. The defaults are the recipe of `configs/trainers/HeGraphAdapter/*.yaml`; how
-they were chosen is in README.md.
+The keys outside `TRAINER.HEGRAPHADAPTER` are a subset of Dassl's with the same names and types, so one YAML file loads
+in both hosts; only `MODEL.BACKBONE.PRETRAINED` names weights here and is a yes or no there. The defaults are the recipe
+of `configs/trainers/HeGraphAdapter/*.yaml`; how they were chosen is in README.md.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import math
 from pathlib import Path
 
 import yaml
@@ -46,10 +47,8 @@ def get_cfg_default() -> CN:
     cfg = CN()
     cfg.VERSION = 1
     cfg.OUTPUT_DIR = "./output"
-    cfg.RESUME = ""
     cfg.SEED = 1  # 0 is a seed; below 0: unseeded, drawn and recorded
     cfg.USE_CUDA = True
-    cfg.VERBOSE = True
 
     cfg.INPUT = CN()
     cfg.INPUT.SIZE = (224, 224)  # must be what the backbone takes
@@ -82,7 +81,7 @@ def get_cfg_default() -> CN:
     cfg.OPTIM.WEIGHT_DECAY = 0.01
     cfg.OPTIM.LR_SCHEDULER = "cosine"
     cfg.OPTIM.MAX_EPOCH = 30
-    cfg.OPTIM.WARMUP_EPOCH = 1
+    cfg.OPTIM.WARMUP_EPOCH = 1  # 0 or below: none
     cfg.OPTIM.WARMUP_TYPE = "constant"
     cfg.OPTIM.WARMUP_CONS_LR = 1e-5
 
@@ -110,6 +109,7 @@ def extend_cfg(cfg: CN) -> None:
     node.ALPHA_NP_TEST = 0.1  # the same at test time
     node.BETA_PN = 0.1  # positive -> negative
     node.BETA_VN = 0.1  # visual -> negative
+    # A relation of weight 0 is left out, whatever ALPHA_NP_TEST or LEARN_METAPATH say
     node.LEARN_METAPATH = False  # train them (Table 3, last column); ALPHA_NP_TEST is then unused
 
     # The layer
@@ -193,25 +193,37 @@ def check_cfg(cfg: CN) -> None:
             raise unknown(f"value of {key}", str(value), allowed)
     for name in cfg.INPUT.TRANSFORMS:
         if name not in TRANSFORMS:
-            raise unknown("INPUT.TRANSFORMS", name, TRANSFORMS)
+            raise unknown("INPUT.TRANSFORMS", str(name), TRANSFORMS)
     positive = ("DATASET.NUM_SHOTS", "DATALOADER.TRAIN_X.BATCH_SIZE", "DATALOADER.TEST.BATCH_SIZE", "OPTIM.MAX_EPOCH")
     for key in (*positive, "TRAIN.PRINT_FREQ", "TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS"):
         if _get(cfg, key) < 1:
             raise UserError(f"{key} must be at least 1, got {_get(cfg, key)}")
-    not_negative = ("OPTIM.LR", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_EPOCH", "TRAIN.CHECKPOINT_FREQ")
+    not_negative = ("OPTIM.LR", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_CONS_LR", "TRAIN.CHECKPOINT_FREQ")
     ours = ("LAMBDA", "BETA_C", "MIN_STEPS", "WEIGHT_LR_MULT", "VISUAL_LR", "LOSS_SCALE")
     for key in (*not_negative, *(f"TRAINER.HEGRAPHADAPTER.{name}" for name in ours)):
         if _get(cfg, key) < 0:
             raise UserError(f"{key} must not be negative, got {_get(cfg, key)}")
+    for key, value in _flatten(cfg):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key} must be a finite number, got {value}")
+    if cfg.SEED >= 2**32:
+        raise UserError(f"SEED must be below 2**32, got {cfg.SEED}")
+    scale = cfg.INPUT.RRCROP_SCALE
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise UserError(f"INPUT.RRCROP_SCALE must be two fractions, least and most, such as (0.08, 1.0), got {scale}")
+    for name in ("TEMPLATES", "NEGATIVE_TEMPLATES"):
+        templates = cfg.TRAINER.HEGRAPHADAPTER.PROMPTS[name]
+        if not all(isinstance(template, str) for template in templates):
+            raise UserError(f"TRAINER.HEGRAPHADAPTER.PROMPTS.{name} must be a list of strings, got {templates}")
 
 
 def _merge_file(cfg: CN, path: Path) -> None:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError) as error:
-        siblings = [f.stem for f in path.parent.glob("*.yaml")]
+        siblings = [f.name for f in path.parent.glob("*.yaml")]
         if siblings and not path.exists():
-            raise unknown(f"configuration in {path.parent}:", path.stem, siblings) from error
+            raise unknown(f"configuration in {path.parent}:", path.name, siblings) from error
         raise UserError(f"cannot read the configuration {path}: {getattr(error, 'strerror', 'not text')}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
@@ -251,7 +263,7 @@ def _coerce(key: str, value: object, default: object) -> object:
     if isinstance(default, list) and isinstance(value, tuple):
         value = list(value)
     if type(value) is not type(default):
-        raise UserError(f"{key} takes a {type(default).__name__} such as {default!r}, got {value!r}")
+        raise UserError(f"{key} must be of type {type(default).__name__} such as {default!r}, got {value!r}")
     return value
 
 

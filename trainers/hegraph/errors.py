@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
+MAX_LISTED = 20  # longer lists of known names are shown only where none of them is near
+
 
 class UserError(ValueError):
     """The input is wrong, not the program. The message says what came, what is allowed, how to mend it."""
@@ -23,7 +25,8 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     by_lower_case = {a.lower(): a for a in allowed}
     nearest = get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.5)
     hint = f"; did you mean {by_lower_case[nearest[0]]!r}?" if nearest else ""
-    return UserError(f"unknown {kind} {name!r}{hint} (known: {', '.join(allowed)})")
+    listed = f" (known: {', '.join(allowed)})" if not nearest or len(allowed) <= MAX_LISTED else ""
+    return UserError(f"unknown {kind} {name!r}{hint}{listed}")
 
 
 def report(command: Callable[[], None]) -> int:

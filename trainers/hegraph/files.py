@@ -76,7 +76,7 @@ def hash_file(path: Path) -> str:
 
 def _cannot_write(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or str(error)
-    return UserError(f"cannot write {path}: {reason}; choose a folder that can be written (--output-dir)")
+    return UserError(f"cannot write {path}: {reason}; choose a folder that can be written")
 
 
 def _umask() -> int:

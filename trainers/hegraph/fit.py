@@ -112,6 +112,7 @@ def learning_rate(epoch: int, epochs: int, peak: float, warmup_epochs: int, warm
         warmup_epochs: Epochs at `warmup_rate`.
         warmup_rate: Of the warm-up.
     """
+    warmup_epochs = max(warmup_epochs, 0)
     if epoch < warmup_epochs:
         return warmup_rate
     return 0.5 * peak * (1 + math.cos(math.pi * (epoch - warmup_epochs) / epochs))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .errors import UserError
 
-if TYPE_CHECKING:  # torch_geometric takes seconds to import and training does not need it
+if TYPE_CHECKING:  # training does not need torch_geometric, which takes seconds to import
     from torch_geometric.data import HeteroData
 
 EdgeType = tuple[str, str, str]  # (source, relation, target), as in PyG

@@ -1,8 +1,8 @@
 """Message passing along the six relations of the graph. Eq. 1-6 of HeGraphAdapter.
 
-`RelationConv` is the readable reference, one relation in PyG's style. `HeteroMessagePassing` holds the
-parameters and is what training uses: the same arithmetic on dense matrices, with everything that does
-not change during training multiplied out once. The tests hold the two equal.
+`HeteroMessagePassing` holds the parameters and is what training uses: dense matrices, with everything that does not
+change during training multiplied out once. `conv.py` says the same over edges, one relation at a time; the tests hold
+the two equal.
 
 Shapes: K classes, d feature width.
 """
@@ -14,13 +14,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import MessagePassing
-from torch_geometric.utils import scatter
 
 from .graph import (
     EDGE_TYPES,
     NEGATIVE_TO_POSITIVE,
-    NODE_TYPES,
     POSITIVE_TO_NEGATIVE,
     POSITIVE_TO_POSITIVE,
     VISUAL_TO_NEGATIVE,
@@ -41,58 +38,6 @@ WEIGHT_INITS: dict[str, Callable[[Tensor], Tensor]] = {
     "xavier": nn.init.xavier_uniform_,
     "zero": nn.init.zeros_,
 }
-
-
-class RelationConv(MessagePassing):
-    r"""The message of one relation, as an operator over edges.
-
-    .. math::
-        m_i = \sigma \left( \frac{x_i W}{\deg_i + 1} + \sum_{j \in \mathcal{N}(i)}
-        \frac{r_{ij}}{\sqrt{(\deg_i + 1)(\deg_j + 1)}} \, x_j W + b_i \right)
-
-    where degrees are sums of absolute edge weights: over incoming edges for a target, over outgoing
-    edges for a source.
-
-    Args:
-        activation: One of `ACTIVATIONS`.
-        self_loop: Whether the message holds the target's own term `x_i W / (deg_i + 1)`.
-
-    Shapes:
-        - input: source nodes `[K_s, d]`, target nodes `[K_t, d]`, edge_index `[2, E]`,
-          edge_weight `[E]`, weight `[d, d]`, bias `[K_t, d]` or None
-        - output: `[K_t, d]`
-    """
-
-    def __init__(self, activation: str = "tanh", self_loop: bool = True) -> None:
-        super().__init__(aggr="add")
-        self.activation = ACTIVATIONS[activation]
-        self.self_loop = self_loop
-
-    def forward(
-        self,
-        x: tuple[Tensor, Tensor],
-        edge_index: Tensor,
-        edge_weight: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        x_source, x_target = x
-        source, target = edge_index
-        magnitude = edge_weight.abs()
-        source_degree = scatter(magnitude, source, dim_size=x_source.size(0), reduce="sum") + 1
-        target_degree = scatter(magnitude, target, dim_size=x_target.size(0), reduce="sum") + 1
-        norm = edge_weight / (target_degree[target] * source_degree[source]).sqrt()  # [E]
-
-        # propagate_type: (x: OptPairTensor, norm: Tensor)
-        out = self.propagate(edge_index, x=(x_source @ weight, x_target @ weight), norm=norm)
-        if self.self_loop:
-            out = out + x_target @ weight / target_degree.unsqueeze(-1)
-        if bias is not None:
-            out = out + bias
-        return self.activation(out)
-
-    def message(self, x_j: Tensor, norm: Tensor) -> Tensor:
-        return norm.unsqueeze(-1) * x_j
 
 
 class Adapted(NamedTuple):
@@ -152,7 +97,7 @@ class HeteroMessagePassing(nn.Module):
         if visual:
             self.relations += (VISUAL_TO_VISUAL,)
 
-        for node_type in NODE_TYPES:
+        for node_type in ("positive", "negative"):
             self.register_buffer(f"x_{node_type}", graph.x_dict[node_type], persistent=False)
         for edge_type in self.relations:
             self._register_inputs(graph, edge_type)

@@ -60,7 +60,7 @@ class HeGraphAdapter(nn.Module):
         self, graph: HeteroGraph, cache_keys: Tensor, cache_labels: Tensor, logit_scale: float, options: CfgNode
     ) -> None:
         super().__init__()
-        self.num_classes, self.width = graph.num_classes, graph.width
+        self.num_classes = graph.num_classes
         self.logit_scale = logit_scale
         self.variant, self.activation = options.VARIANT, options.ACTIVATION
         self.gamma, self.beta_c, self.alpha_c = options.GAMMA, options.BETA_C, options.ALPHA_C

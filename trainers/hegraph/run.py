@@ -40,7 +40,7 @@ ADAPTER = "adapter.safetensors"
 
 # Keys that say where things are or how they are shown, not what is computed
 NOT_PART_OF_A_RUN = (
-    "OUTPUT_DIR", "RESUME", "SEED", "VERBOSE", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WORKERS",
+    "OUTPUT_DIR", "SEED", "USE_CUDA", "DATASET.ROOT", "DATALOADER.NUM_WORKERS",
     "DATALOADER.TEST.BATCH_SIZE", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TRAINER.HEGRAPHADAPTER.FEATURES.DIR",
     "TRAINER.HEGRAPHADAPTER.BY_SHOTS", "TRAINER.HEGRAPHADAPTER.BY_DATASET",  # their effect is in other keys
 )  # fmt: skip
@@ -100,7 +100,7 @@ def run(cfg: CfgNode, bank_file: Path | None = None, model_dir: Path | None = No
         save_adapter(output / ADAPTER, model, bank.classnames, hash_json(task.split))
 
     started = time.monotonic()
-    scores = test_scores(model, bank.to(device))
+    scores = scores_on_test(model, bank.to(device))
     record = {
         "dataset": bank.dataset,
         "trainer": cfg.TRAINER.NAME,
@@ -123,6 +123,7 @@ def run(cfg: CfgNode, bank_file: Path | None = None, model_dir: Path | None = No
         "run_id": run_id,
         "versions": versions(),
         "git_commit": git_commit(),
+        "threads": torch.get_num_threads(),
         "device": device if device == "cpu" else torch.cuda.get_device_name(),
         "seconds": {
             "features": round(features_seconds, 3),
@@ -157,7 +158,7 @@ def build_model(bank: FeatureBank, cfg: CfgNode) -> HeGraphAdapter:
     return HeGraphAdapter(graph, keys, bank.train_labels, bank.logit_scale, cfg.TRAINER.HEGRAPHADAPTER)
 
 
-def test_scores(model: HeGraphAdapter, bank: FeatureBank) -> dict[str, float]:
+def scores_on_test(model: HeGraphAdapter, bank: FeatureBank) -> dict[str, float]:
     """Percent on test: the full prediction, the text classifier alone, and zero-shot CLIP."""
     logits = model.predict(bank.test_features)
     if not model.combine(logits).isfinite().all():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +95,7 @@ def _sample_per_class(labels: Sequence[int], shots: int, rng: random.Random) -> 
 
 
 def _warn_of_small_classes(labels: Sequence[int], shots: int) -> None:
-    counts: dict[int, int] = {}
-    for label in labels:
-        counts[label] = counts.get(label, 0) + 1
+    counts = Counter(labels)
     small = [label for label, count in counts.items() if count < shots]
     if small:
         fewest = min(counts.values())

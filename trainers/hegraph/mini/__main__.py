@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
+import sys
 import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from ..backbone import create_model
-from . import MODEL_NAME
+from ..backbone import MINI_NAME, create_model
+from ..errors import report
+from ..files import atomic_path
 from .train import Settings, train
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("trainers.hegraph.mini")  # __name__ is "__main__" here
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m trainers.hegraph.mini",
         description="Train the mini backbone on rendered glyphs. The shipped weights are the result of the "
-        "default settings; they took 17.5 minutes on one CPU thread.",
+        "default settings; they took 4.3 minutes on one CPU thread.",
     )
     parser.add_argument("--steps", type=int, default=Settings.steps, help="training steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=Settings.seed, help="of everything random (%(default)s)")
@@ -35,26 +36,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def save(state: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a weights file in one move, so that an interrupted run leaves no half file behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file(state, part)
-    os.replace(part, path)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    args = parse_arguments(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+def retrain(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     started = time.monotonic()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(args.seed)  # open_clip initialises its weights from the global generator
-        model, _, tokenizer = create_model(MODEL_NAME)
-    state = train(model, tokenizer, Settings(steps=args.steps, seed=args.seed))
-    save(state, args.out)
+    with atomic_path(args.out) as temporary:  # an --out that cannot be written is said before the training
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(args.seed)  # open_clip initialises its weights from the global generator
+            model, _, tokenizer = create_model(MINI_NAME)
+        state = train(model, tokenizer, Settings(steps=args.steps, seed=args.seed))
+        save_file(state, temporary)
     logger.info("%s written after %.0f s", args.out, time.monotonic() - started)
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
+    args = parse_arguments(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.INFO)
+    return report(lambda: retrain(args))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
