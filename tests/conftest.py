@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,25 @@ def shared() -> Path:
     if not folder:
         pytest.skip("HEGRAPH_SHARED is not set: the shared data is not here")
     return Path(folder)
+
+
+@pytest.fixture
+def disk_full_after() -> Callable[[int], AbstractContextManager]:
+    """Context of a size in bytes beyond which no file can grow, so writing fails half-way as on a full disk.
+
+    As short as the write: pytest's own output may be a file too.
+    """
+
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit
 
 
 @pytest.fixture

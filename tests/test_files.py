@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import stat
 
 import pytest
@@ -83,15 +82,6 @@ def test_a_target_that_is_a_folder_is_a_users_mistake_and_leaves_no_temporary_fi
     assert os.listdir(tmp_path) == ["result.json"]
 
 
-@pytest.fixture
-def full_disk():
-    """Lets no file grow beyond 100 bytes; a write fails as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def write_text(path):
     with atomic_path(path) as temporary:
         temporary.write_text("x" * 1000)
@@ -118,8 +108,8 @@ def tiny_model() -> HeGraphAdapter:
 
 
 @pytest.mark.parametrize("write", [write_text, write_bank, write_adapter, write_checkpoint])
-def test_a_full_disk_is_a_users_mistake_that_names_the_target(tmp_path, full_disk, write):
-    with pytest.raises(UserError, match=r"cannot write .*target\.bin: "):
+def test_a_full_disk_is_a_users_mistake_that_names_the_target(tmp_path, write, disk_full_after):
+    with disk_full_after(100), pytest.raises(UserError, match=r"cannot write .*target\.bin: "):
         write(tmp_path / "target.bin")
     assert os.listdir(tmp_path) == []
 

@@ -7,13 +7,11 @@ import json
 import logging
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -528,17 +526,6 @@ def test_more_shots_than_there_are_is_a_warning(train, record, caplog):
 # Output that cannot be written
 
 
-@contextmanager
-def disk_full_after(size: int):
-    """Files cannot grow beyond `size` bytes, so writing fails half-way as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_an_output_folder_below_a_file_is_refused(train, refused, tmp_path):
     (tmp_path / "file").write_text("precious")
     refused(lambda: train("file/out"), "cannot write", str(tmp_path / "file"))
@@ -561,7 +548,9 @@ def test_a_read_only_output_folder_is_refused(train, refused, tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_a_disk_that_is_full_while_a_file_is_written_is_one_clear_error(train, refused, tmp_path, size, opts, file):
+def test_a_disk_that_is_full_while_a_file_is_written_is_one_clear_error(
+    train, refused, tmp_path, size, opts, file, disk_full_after
+):
     def command() -> int:
         with disk_full_after(size):
             return train("out", *opts)
@@ -733,7 +722,7 @@ def test_an_input_size_that_the_backbone_does_not_take_is_refused(digits, refuse
     refused(lambda: digits("out", "INPUT.SIZE", "(224, 224)"), "INPUT.SIZE", "32")
 
 
-def test_a_full_features_folder_is_one_clear_error(digits, refused, tmp_path):
+def test_a_full_features_folder_is_one_clear_error(digits, refused, tmp_path, disk_full_after):
     def command() -> int:
         with disk_full_after(4500):
             return digits("out", f"{NODE}.FEATURES.DIR", str(tmp_path / "fresh"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 from pathlib import Path
 
 import pytest
@@ -89,14 +88,9 @@ def test_saving_makes_the_folder_and_leaves_one_file(tmp_path):
     assert [f.name for f in (tmp_path / "new" / "folder").iterdir()] == ["bank.safetensors"]
 
 
-def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))  # writing fails after so many bytes, as on a full disk
-    try:
-        with pytest.raises(UserError, match=r"cannot write .*bank\.safetensors"):
-            make_bank(views=10).save(tmp_path / "bank.safetensors")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, disk_full_after):
+    with disk_full_after(500), pytest.raises(UserError, match=r"cannot write .*bank\.safetensors"):
+        make_bank(views=10).save(tmp_path / "bank.safetensors")
     assert not list(tmp_path.iterdir())
 
 
