@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -59,7 +60,7 @@ class ImageViews:
             return position, self.transform(image)
 
 
-def open_image(dataset: Dataset, item: Item):
+def open_image(dataset: Dataset, item: Item) -> Image.Image:
     """Opens an item's image as RGB.
 
     Raises:
