@@ -46,3 +46,11 @@ def test_a_mistake_of_the_program_keeps_its_traceback():
 
     with pytest.raises(ValueError, match="a bug"):
         report(command)
+
+
+def test_an_interruption_from_the_keyboard_is_no_traceback(capsys):
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    assert report(command) == 130
+    assert "interrupted" in capsys.readouterr().err

@@ -30,9 +30,15 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
 
 
 def report(command: Callable[[], None]) -> int:
-    """Runs a command-line program; returns its exit code: 0, or 2 after one line on a user's mistake."""
+    """Runs a command-line program; returns its exit code.
+
+    That is 0, or 2 after one line on a user's mistake, or 130 after an interruption from the keyboard.
+    """
     try:
         command()
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted; the same command goes on from the last checkpoint\n")
+        return 130
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
