@@ -6,9 +6,10 @@ Shapes: B batch, N training images, V views, d feature width.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,17 +26,23 @@ class Batch(NamedTuple):
     positions: Tensor
 
 
-class TrainingData(Protocol):
+class TrainingData(ABC):
     """A source of batches. Those of an epoch depend on its number and nothing else, so any can be resumed."""
 
-    @property
-    def steps_per_epoch(self) -> int: ...
+    labels: Tensor
+    batch_size: int
 
-    def epoch(self, number: int) -> Iterator[Batch]: ...
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.labels) / self.batch_size)
+
+    @abstractmethod
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of an epoch, counted from 0; every image is in one of them."""
 
 
 @dataclass(frozen=True)
-class BankBatches:
+class BankBatches(TrainingData):
     """Batches from a bank: each epoch draws one view of every image, in a new order.
 
     Attributes:
@@ -50,10 +57,6 @@ class BankBatches:
     batch_size: int
     seed: int
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.labels) / self.batch_size)
-
     def epoch(self, number: int) -> Iterator[Batch]:
         num_views, num_images, _ = self.features.shape
         generator = epoch_generator(self.seed, number)
@@ -65,7 +68,7 @@ class BankBatches:
 
 
 @dataclass(frozen=True)
-class OnlineBatches:
+class OnlineBatches(TrainingData):
     """Batches encoded by the backbone, with new augmentation in every epoch, as in the paper.
 
     Attributes:
@@ -81,10 +84,6 @@ class OnlineBatches:
     labels: Tensor
     batch_size: int
     seed: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.labels) / self.batch_size)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         # Every epoch is a further view of each image: views are seeded by their position
