@@ -30,7 +30,7 @@ def save_checkpoint(
     content = io.BytesIO()  # torch.save itself raises RuntimeError on a full disk, whatever the cause
     torch.save(state, content)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+        temporary.write_bytes(content.getvalue())
 
 
 def load_checkpoint(

@@ -197,8 +197,9 @@ def set_random_seed(seed: int) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what computes the numbers."""
-    packages = ("torch", "open_clip_torch", "torch_geometric", "numpy", "scikit-learn")
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}
+    packages = ("open_clip_torch", "torch_geometric", "numpy", "scikit-learn")
+    ours = {"python": platform.python_version(), "torch": torch.__version__}  # with the build, such as +cpu
+    return ours | {package: version(package) for package in packages}
 
 
 def git_commit() -> str | None:
