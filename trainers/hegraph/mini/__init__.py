@@ -21,7 +21,8 @@ How it was trained
     train.py: symmetric InfoNCE in which all captions of a name are positives (objective.py), and captions
     of the kind "a photo of no five.", which are to be nearer to every other image than to those of fives;
     AdamW, cosine schedule, 1000 batches of 192, averaged weights; 4.3 minutes on one CPU thread.
-    The same seed and number of threads give the same weights on the same machine and library versions.
+    The same seed and number of threads give the same weights on the same machine and library versions
+    (matplotlib's fonts change too: one of those used came with 3.11).
 
     It is kept short on purpose, so that adapting leaves something to show. Drawing a third of the images as
     digits, with bare strokes for ones and crossed sevens, and training for 4500 batches gave 90 % zero-shot.

@@ -12,6 +12,7 @@ would ask the contrastive loss for the impossible, so the later one of such a pa
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from dataclasses import dataclass
 from functools import cache
@@ -23,9 +24,12 @@ import torch
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont
 
+logger = logging.getLogger(__name__)
+
 MASK_SIZE = 48  # pixels of a mask's side
 INK_SIZE = 40  # the longer side of the glyph within its mask
 SAME_PICTURE = 0.9  # overlap of the stretched pictures from which two names count as one
+
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 # Computer Modern has its own encodings outside letters and digits, so only those are read from it.
@@ -114,6 +118,9 @@ def load_masks() -> GlyphMasks:
     glyphs = candidate_glyphs()
     rows = []
     for font_index, font_name in enumerate(FONTS):
+        if not font_path(font_name).exists():  # cmti10 came with matplotlib 3.11
+            logger.warning("matplotlib %s has no font %s: the weights will differ", matplotlib.__version__, font_name)
+            continue
         font = ImageFont.truetype(str(font_path(font_name)), size=96)
         for label, character in _drawable(font_name, glyphs):
             mask = draw(font, character)
