@@ -5,6 +5,7 @@ Shapes: B images, d feature width (the model's own), H the model's input resolut
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,8 +132,13 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu") -> Backb
         preprocess=preprocess,
         mean=tuple(normalize.mean),
         std=tuple(normalize.std),
-        fingerprint={"model": name, "weights": weights, "preprocess": repr(preprocess)},
+        fingerprint={"model": name, "weights": weights, "preprocess": describe(preprocess)},
     )
+
+
+def describe(transform: Transform) -> str:
+    """What a transform does, as text that is the same in every process: a function's `repr` holds its address."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
 
 
 def create_model(name: str, pretrained: str | None = None) -> tuple[nn.Module, T.Compose, Tokenizer]:

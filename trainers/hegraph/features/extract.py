@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from ..backbone import Backbone, Transform
+from ..backbone import Backbone, Transform, describe
 from ..datasets import Dataset, Item, Selection
 from ..errors import UserError
 from ..files import atomic_path, hash_json
@@ -123,7 +123,7 @@ def training_augmentation(backbone: Backbone, cfg: CfgNode) -> Transform:
 def encode_images(backbone: Backbone, images: ImageViews, cfg: CfgNode, folder: Path, name: str) -> Tensor:
     """Features of all views, shape `[V, N, d]`, from disk where the fingerprint is known."""
     items = [list(item) for item in images.items]
-    fingerprint = {"images": items, "dataset": images.dataset.name, "transform": repr(images.transform)}
+    fingerprint = {"images": items, "dataset": images.dataset.name, "transform": describe(images.transform)}
     fingerprint |= {"views": images.views, "seed": images.seed}
 
     def encode() -> dict[str, Tensor]:
