@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .errors import UserError
-from .files import atomic_path
+from .files import atomic_path, read_tensors
 from .model import HeGraphAdapter
 
 
@@ -68,12 +67,7 @@ def load_adapter(path: Path, model: HeGraphAdapter, classnames: Sequence[str], s
         UserError: If the file is missing or damaged, or was trained for another variant, other classes, another
             width or other layer settings.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the adapter {path}: {str(error).splitlines()[0]}") from error
+    state, metadata = read_tensors(path, "the adapter")
     try:
         about = json.loads(metadata["adapter"])
         trained_for = about["classnames"]

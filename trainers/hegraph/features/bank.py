@@ -12,13 +12,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..datasets.splits import Selection
 from ..errors import UserError
-from ..files import atomic_path
+from ..files import atomic_path, read_tensors
 
 REQUIRED = ("train_features", "train_labels", "text_positive", "text_negative")
 LABELS = ("train_labels", "val_labels", "test_labels")
@@ -95,13 +94,7 @@ def load_bank(path: Path) -> FeatureBank:
         UserError: If the file is missing or damaged, lacks a tensor, or holds one of the wrong shape, norm or
             range; the message says which and what would be right.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the feature bank {path}: {str(error).splitlines()[0]}") from error
-
+    tensors, metadata = read_tensors(path, "the feature bank")
     missing = [name for name in REQUIRED if name not in tensors]
     for features, labels in (("val_features", "val_labels"), ("test_features", "test_labels")):
         if (features in tensors) != (labels in tensors):

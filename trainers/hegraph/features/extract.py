@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -25,7 +24,7 @@ from yacs.config import CfgNode
 from ..backbone import Backbone, Transform, describe
 from ..datasets import Dataset, Item, Selection
 from ..errors import UserError
-from ..files import atomic_path, hash_json
+from ..files import atomic_path, hash_json, read_tensors
 from ..negatives import negative_prompts
 from ..prompts import PromptGroup, positive_prompts
 from .bank import NORM_TOLERANCE, FeatureBank
@@ -187,16 +186,15 @@ def _cached(folder: Path, name: str, fingerprint: dict, encode: Callable[[], dic
     path = folder / f"{name}-{key[:16]}.safetensors"
     if path.exists():
         try:
-            with safe_open(path, framework="pt") as file:
-                found = (file.metadata() or {}).get("fingerprint")
-                tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors, metadata = read_tensors(path, "the features")
+            found = metadata.get("fingerprint")
             # blocks that never reached the disk read as zeros: their rows are not unit-norm
             whole = all((t.norm(dim=-1) - 1).abs().le(NORM_TOLERANCE).all() for t in tensors.values())
             if found == key and whole:
                 return tensors
             reason = "its features are damaged" if found == key else "it was made from something else"
-        except (OSError, SafetensorError) as error:
-            reason = f"it is damaged ({str(error).splitlines()[0]})"
+        except UserError:
+            reason = "it is damaged"
         logger.warning("%s cannot be used, %s: encoding anew", path, reason)
     tensors = encode()
     with atomic_path(path) as temporary:
