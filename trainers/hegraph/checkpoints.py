@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from .errors import UserError
-from .files import atomic_path, read_tensors
+from .files import atomic_path, read_tensors, write_tensors
 from .model import HeGraphAdapter
 
 
@@ -56,8 +55,7 @@ def save_adapter(path: Path, model: HeGraphAdapter, classnames: Sequence[str], s
     """Writes the trained parameters as safetensors, atomically, with what they fit."""
     about = {"variant": model.variant, "activation": model.activation, "split_hash": split_hash}
     metadata = {"adapter": json.dumps(about | {"classnames": list(classnames)}, ensure_ascii=False)}
-    with atomic_path(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary, metadata)
+    write_tensors(path, model.state_dict(), metadata)
 
 
 def load_adapter(path: Path, model: HeGraphAdapter, classnames: Sequence[str], split_hash: str = "") -> None:

@@ -17,6 +17,10 @@ from yacs.config import CfgNode as CN
 
 from .errors import UserError, unknown
 
+# Of OpenAI's CLIP, per channel
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
 VARIANTS = ("base", "T-N", "T-P", "T", "full")
 
 CHOICES = {
@@ -53,8 +57,8 @@ def get_cfg_default() -> CN:
     cfg.INPUT = CN()
     cfg.INPUT.SIZE = (224, 224)  # must be what the backbone takes
     cfg.INPUT.INTERPOLATION = "bicubic"
-    cfg.INPUT.PIXEL_MEAN = [0.48145466, 0.4578275, 0.40821073]
-    cfg.INPUT.PIXEL_STD = [0.26862954, 0.26130258, 0.27577711]
+    cfg.INPUT.PIXEL_MEAN = list(CLIP_MEAN)
+    cfg.INPUT.PIXEL_STD = list(CLIP_STD)
     cfg.INPUT.TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")  # of training images
     cfg.INPUT.RRCROP_SCALE = (0.08, 1.0)  # area kept by a random resized crop
 
@@ -270,14 +274,18 @@ def _coerce(key: str, value: object, default: object) -> object:
 def _matching_rows(cfg: CN) -> list[list]:
     """The settings of BY_DATASET and BY_SHOTS that hold for this run."""
     node = cfg.TRAINER.HEGRAPHADAPTER
-    for key, kind in (("BY_DATASET", str), ("BY_SHOTS", int)):
-        for row in node[key]:
-            pair = isinstance(row, (list, tuple)) and len(row) == 2
-            if not (pair and isinstance(row[0], kind) and isinstance(row[1], (list, tuple)) and len(row[1]) % 2 == 0):
-                raise UserError(f"a row of {key} must be [{kind.__name__}, [KEY, VALUE, ...]], got {row!r}")
+    _check_rows("BY_DATASET", node.BY_DATASET, str)
+    _check_rows("BY_SHOTS", node.BY_SHOTS, int)
     by_dataset = [pairs for name, pairs in node.BY_DATASET if name == cfg.DATASET.NAME]
     by_shots = [pairs for shots, pairs in sorted(node.BY_SHOTS) if shots <= cfg.DATASET.NUM_SHOTS]
     return by_shots[-1:] + by_dataset
+
+
+def _check_rows(key: str, rows: list, kind: type) -> None:
+    for row in rows:
+        pair = isinstance(row, (list, tuple)) and len(row) == 2
+        if not (pair and isinstance(row[0], kind) and isinstance(row[1], (list, tuple)) and len(row[1]) % 2 == 0):
+            raise UserError(f"a row of {key} must be [{kind.__name__}, [KEY, VALUE, ...]], got {row!r}")
 
 
 def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:

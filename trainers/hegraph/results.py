@@ -1,6 +1,10 @@
 """One JSON record per run, written last; tables are made from records and from nothing else.
 
-python -m trainers.hegraph.results table OUTPUT_DIR [OUTPUT_DIR ...]
+python -m trainers.hegraph.results table SOURCE ...               one experiment: mean and spread over seeds
+python -m trainers.hegraph.results grid SOURCE ...                Markdown: data sets and methods by shots
+python -m trainers.hegraph.results collect SOURCE ... --out FILE  many records in one .jsonl file
+
+A SOURCE is an output folder or a file written by `collect`.
 """
 
 from __future__ import annotations
@@ -53,8 +57,7 @@ def read_record(folder: Path) -> dict | None:
     except UserError as error:
         logger.warning("%s; the run counts as not done", error)
         return None
-    missing = [key for key in REQUIRED if not isinstance(record, dict) or key not in record]
-    if missing:
+    if missing := _missing_keys(record):
         logger.warning("%s lacks %s; the run counts as not done", path, ", ".join(missing))
         return None
     return record
@@ -78,14 +81,17 @@ def find_records(sources: Sequence[Path]) -> list[dict]:
     return records
 
 
+def _missing_keys(record: object) -> list[str]:
+    return [key for key in REQUIRED if not isinstance(record, dict) or key not in record]
+
+
 def _read_lines(path: Path) -> list[dict]:
     try:
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read records from {path}: {error}") from error
     for number, record in enumerate(records, 1):
-        missing = [key for key in REQUIRED if not isinstance(record, dict) or key not in record]
-        if missing:
+        if missing := _missing_keys(record):
             raise UserError(f"{path}, line {number} is no record: it lacks {', '.join(missing)}")
     return records
 

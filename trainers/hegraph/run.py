@@ -69,7 +69,7 @@ def run(cfg: CfgNode, bank_file: Path | None = None, model_dir: Path | None = No
 
     started = time.monotonic()
     task: Task = BankTask(bank_file, cfg, seed) if bank_file else ImageTask(cfg, seed, device)
-    config = run_config(cfg)
+    config, split_hash = run_config(cfg), hash_json(task.split)
     run_id = hash_json(
         {"config": config, "seed": seed, "data": task.identity, "split": task.split}
         | ({"adapter": hash_adapter(model_dir / ADAPTER)} if model_dir else {})
@@ -85,7 +85,7 @@ def run(cfg: CfgNode, bank_file: Path | None = None, model_dir: Path | None = No
     if model_dir is None:
         check_checkpoint(output / CHECKPOINT, run_id)  # before anything there is overwritten
     write_json(output / SPLIT, task.split)
-    bank = task.bank()
+    bank = task.bank().to(device)
     if not train:
         return {}
     features_seconds = time.monotonic() - started
@@ -94,13 +94,13 @@ def run(cfg: CfgNode, bank_file: Path | None = None, model_dir: Path | None = No
     model = build_model(bank, cfg).to(device)
     trained = FitResult(epochs=0, steps=0, seconds=0.0)
     if model_dir is not None:
-        load_adapter(model_dir / ADAPTER, model, bank.classnames, hash_json(task.split))
+        load_adapter(model_dir / ADAPTER, model, bank.classnames, split_hash)
     elif model.layers is not None:
-        trained = fit(model, task.batches(bank.to(device)), cfg, output / CHECKPOINT, run_id)
-        save_adapter(output / ADAPTER, model, bank.classnames, hash_json(task.split))
+        trained = fit(model, task.batches(bank), cfg, output / CHECKPOINT, run_id)
+        save_adapter(output / ADAPTER, model, bank.classnames, split_hash)
 
     started = time.monotonic()
-    scores = scores_on_test(model, bank.to(device))
+    scores = scores_on_test(model, bank)
     record = {
         "dataset": bank.dataset,
         "trainer": cfg.TRAINER.NAME,
@@ -119,7 +119,7 @@ def run(cfg: CfgNode, bank_file: Path | None = None, model_dir: Path | None = No
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "config": config,
         "config_hash": hash_json(config),
-        "split_hash": hash_json(task.split),
+        "split_hash": split_hash,
         "run_id": run_id,
         "versions": versions(),
         "git_commit": git_commit(),
@@ -161,11 +161,12 @@ def build_model(bank: FeatureBank, cfg: CfgNode) -> HeGraphAdapter:
 def scores_on_test(model: HeGraphAdapter, bank: FeatureBank) -> dict[str, float]:
     """Percent on test: the full prediction, the text classifier alone, and zero-shot CLIP."""
     logits = model.predict(bank.test_features)
-    if not model.combine(logits).isfinite().all():
+    combined = model.combine(logits)
+    if not combined.isfinite().all():
         raise UserError("the trained adapter predicts NaN or infinite logits; lower OPTIM.LR")
     zero_shot = text_logits(bank.test_features, bank.text_positive, bank.logit_scale)
     return {
-        **score(model.combine(logits), bank.test_labels),
+        **score(combined, bank.test_labels),
         "accuracy_text": score(logits.text, bank.test_labels)["accuracy"],
         "accuracy_zero_shot": score(zero_shot, bank.test_labels)["accuracy"],
     }

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..datasets.splits import Selection
 from ..errors import UserError
-from ..files import atomic_path, read_tensors
+from ..files import read_tensors, write_tensors
 
 REQUIRED = ("train_features", "train_labels", "text_positive", "text_negative")
 LABELS = ("train_labels", "val_labels", "test_labels")
@@ -83,8 +82,7 @@ class FeatureBank:
             "classnames": json.dumps(list(self.classnames), ensure_ascii=False),
             "logit_scale": repr(self.logit_scale),
         }
-        with atomic_path(path) as temporary:
-            save_file({n: t.contiguous() for n, t in tensors.items() if t is not None}, temporary, metadata)
+        write_tensors(path, {name: tensor for name, tensor in tensors.items() if tensor is not None}, metadata)
 
 
 def load_bank(path: Path) -> FeatureBank:

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -24,7 +23,7 @@ from yacs.config import CfgNode
 from ..backbone import Backbone, Transform, describe
 from ..datasets import Dataset, Item, Selection
 from ..errors import UserError
-from ..files import atomic_path, hash_json, read_tensors
+from ..files import hash_json, read_tensors, write_tensors
 from ..negatives import negative_prompts
 from ..prompts import PromptGroup, positive_prompts
 from .bank import NORM_TOLERANCE, FeatureBank
@@ -197,8 +196,7 @@ def _cached(folder: Path, name: str, fingerprint: dict, encode: Callable[[], dic
             reason = "it is damaged"
         logger.warning("%s cannot be used, %s: encoding anew", path, reason)
     tensors = encode()
-    with atomic_path(path) as temporary:
-        save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, {"fingerprint": key})
+    write_tensors(path, tensors, {"fingerprint": key})
     return tensors
 
 
