@@ -9,7 +9,8 @@ from collections import Counter
 
 import pytest
 
-from trainers.hegraph.datasets import Item, read_split_file, select_few_shot
+from trainers.hegraph.datasets import Item, Selection, select_few_shot, subsample_labels
+from trainers.hegraph.datasets.splits import read_split_file
 from trainers.hegraph.errors import UserError
 
 # Split file and image folder of each data set, below DATASET.ROOT in CoOp's layout
@@ -36,6 +37,11 @@ def labels_of(items: list[Item]) -> list[int]:
     return [item.label for item in items]
 
 
+def select(train: list[int], val: list[int], shots: int, seed: int) -> Selection:
+    """What a run with a seed selects from a split that is there."""
+    return select_few_shot(train, val, shots, random.Random(seed))
+
+
 def test_a_golden_split_is_known_for_each_data_set_that_has_one(shared):
     assert {folder.name for folder in (shared / "golden" / "splits").iterdir()} == set(COOP_LAYOUT)
 
@@ -50,7 +56,7 @@ def test_the_selection_is_coops_item_for_item(shared, dataset):
     for shots, by_seed in golden.items():
         assert set(by_seed) == {"1", "2"}
         for seed, expected in by_seed.items():
-            selection = select_few_shot(labels_of(pools["train"]), labels_of(pools["val"]), int(shots), int(seed))
+            selection = select(labels_of(pools["train"]), labels_of(pools["val"]), int(shots), int(seed))
             for name, indices in (("train", selection.train), ("val", selection.val)):
                 rows = [pools[name][i] for i in indices]
                 assert [[f"{image_folder}/{row.path}", row.label, row.classname] for row in rows] == expected[name]
@@ -67,6 +73,8 @@ def test_the_real_split_files_parse(shared, dataset):
     names = {(item.label, item.classname) for items in pools.values() for item in items}
     assert len(names) == num_classes
     assert pools["train"][0]._fields == ("path", "label", "classname")
+    paths = [item.path for items in pools.values() for item in items]
+    assert len(set(paths)) == len(paths)  # no image is in two of them
 
 
 def test_classes_are_drawn_in_order_of_first_appearance_all_of_train_before_val():
@@ -74,7 +82,7 @@ def test_classes_are_drawn_in_order_of_first_appearance_all_of_train_before_val(
     rng = random.Random(5)  # what Dassl's set_random_seed(5) makes of the module's own generator
     expected_train = rng.sample([0, 2, 5], 2) + rng.sample([1, 4], 2) + rng.sample([3, 6, 7], 2)
     expected_val = rng.sample([0, 1], 2) + rng.sample([2, 4], 2) + rng.sample([3, 5], 2)
-    selection = select_few_shot(train, val, shots=2, seed=5)
+    selection = select(train, val, shots=2, seed=5)
     assert selection.train == expected_train
     assert selection.val == expected_val
 
@@ -83,45 +91,45 @@ def test_a_class_with_fewer_items_is_taken_whole_in_split_order_without_a_draw()
     labels = [1, 0, 0, 0, 1, 0, 2, 2, 2, 2]
     rng = random.Random(3)
     expected = [0, 4, *rng.sample([1, 2, 3, 5], 3), *rng.sample([6, 7, 8, 9], 3)]
-    assert select_few_shot(labels, [], shots=3, seed=3).train == expected
+    assert select(labels, [], shots=3, seed=3).train == expected
 
 
 def test_a_class_with_as_many_items_as_shots_is_drawn_and_so_in_a_random_order():
     # CoOp draws if there are at least `shots` items; seed 2 does not give the split order
     expected = random.Random(2).sample([0, 1, 2, 3], 4)
     assert expected != [0, 1, 2, 3]
-    assert select_few_shot([0, 0, 0, 0], [], shots=4, seed=2).train == expected
+    assert select([0, 0, 0, 0], [], shots=4, seed=2).train == expected
 
 
 @pytest.mark.parametrize(("shots", "val_shots"), [(1, 1), (2, 2), (4, 4), (8, 4), (16, 4)])
 def test_validation_gets_as_many_images_per_class_as_shots_but_at_most_four(shots, val_shots):
     labels = list(range(3)) * 20
-    selection = select_few_shot(labels, labels, shots, seed=1)
+    selection = select(labels, labels, shots, seed=1)
     for indices, per_class in ((selection.train, shots), (selection.val, val_shots)):
         assert len(set(indices)) == len(indices)
         assert Counter(labels[i] for i in indices) == {0: per_class, 1: per_class, 2: per_class}
 
 
 def test_without_a_validation_pool_none_is_selected():
-    assert select_few_shot([0, 0, 1, 1], [], shots=1, seed=1).val == []
+    assert select([0, 0, 1, 1], [], shots=1, seed=1).val == []
 
 
 def test_a_class_with_fewer_items_is_warned_of_by_numbers(caplog):
     with caplog.at_level(logging.WARNING):
-        select_few_shot([0] * 5 + [1] * 2 + [2], [0, 1, 2], shots=4, seed=1)
+        select([0] * 5 + [1] * 2 + [2], [0, 1, 2], shots=4, seed=1)
     assert caplog.messages == [
         "2 of 3 classes have fewer than 4 training images (fewest: 1); these are taken whole",
     ]
 
 
 def test_classes_with_enough_items_are_not_warned_of(caplog):
-    select_few_shot([0] * 4 + [1] * 5, [], shots=4, seed=1)
+    select([0] * 4 + [1] * 5, [], shots=4, seed=1)
     assert caplog.messages == []
 
 
 def test_seed_0_is_a_seed_and_another_than_1():
     labels = list(range(5)) * 20
-    first, again, other = (select_few_shot(labels, labels, 4, seed) for seed in (0, 0, 1))
+    first, again, other = (select(labels, labels, 4, seed) for seed in (0, 0, 1))
     assert first == again
     assert first.train != other.train
     assert first.val != other.val
@@ -131,18 +139,45 @@ def test_the_selection_neither_reads_nor_moves_the_global_generator():
     labels = list(range(5)) * 20
     random.seed(123)
     state = random.getstate()
-    first = select_few_shot(labels, labels, 4, 1)
+    first = select(labels, labels, 4, 1)
     assert random.getstate() == state
     random.seed(321)
-    assert select_few_shot(labels, labels, 4, 1) == first
+    assert select(labels, labels, 4, 1) == first
+
+
+def test_a_generator_that_was_used_before_goes_on():
+    # CoOp draws a missing split from the generator that then draws the shots
+    rng, plain = random.Random(7), random.Random(7)
+    for generator in (rng, plain):
+        generator.shuffle(list(range(30)))
+    assert select_few_shot([0] * 9, [], 3, rng).train == plain.sample(range(9), 3)
+    assert rng.getstate() == plain.getstate()
+
+
+def test_minus_one_shot_selects_all_in_split_order_without_a_draw(caplog):
+    rng = random.Random(1)
+    state = rng.getstate()
+    assert select_few_shot([1, 0, 1], [0, 1], -1, rng) == Selection([0, 1, 2], [0, 1])
+    assert rng.getstate() == state
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("shots", [0, -2, -16])
+def test_no_shots_are_an_error_that_says_how_to_ask_for_all(shots):
+    with pytest.raises(UserError, match=f"shots must be at least 1, or -1 for all, got {shots}$"):
+        select([0, 1], [], shots, seed=1)
 
 
 @pytest.mark.parametrize(
-    ("shots", "seed", "words"), [(0, 1, "shots .* 0"), (-1, 1, "shots .* -1"), (1, -1, "seed .* -1")]
+    ("which", "labels"), [("all", [0, 1, 2, 5, 9]), ("base", [0, 1, 2]), ("new", [5, 9])], ids=["all", "base", "new"]
 )
-def test_no_shots_and_negative_seeds_are_errors(shots, seed, words):
-    with pytest.raises(UserError, match=words):
-        select_few_shot([0, 1], [], shots, seed)
+def test_base_is_the_first_half_of_the_labels_with_the_middle_one_and_new_the_rest(which, labels):
+    assert subsample_labels([9, 2, 0, 1, 5, 2], which) == labels
+
+
+def test_another_half_is_an_error_that_names_the_halves():
+    with pytest.raises(UserError, match=r"unknown subsample .* 'bas'; did you mean 'base'\? \(known: all, base, new"):
+        subsample_labels([0, 1], "bas")
 
 
 def test_a_split_file_becomes_items(tmp_path):

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from PIL import Image
 
-from .splits import Item
+from ..errors import UserError
+from ..files import hash_json
+from .splits import Item, Selection, subsample_labels
+
+MAX_NAMED = 3  # missing images that a message names
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled image data set with its full splits.
+    """A labelled image data set: its full splits, or those of a few-shot task.
 
     Attributes:
         name: As in `DATASET.NAME`.
         classnames: The K class names in label order.
-        train: The pool from which few-shot training images are drawn.
-        val: The pool for validation; may be empty.
-        test: The test images.
+        train: The pool from which few-shot training images are drawn, or what was drawn.
+        val: The same for validation; may be empty.
+        test: The test images; may be empty.
         open: Takes an item's path, returns the image.
+        root: The folder that the items' paths are relative to; None if they are not files.
     """
 
     name: str
@@ -29,3 +35,72 @@ class Dataset:
     val: list[Item]
     test: list[Item]
     open: Callable[[str], Image.Image]
+    root: Path | None = None
+
+    @property
+    def val_is_test(self) -> bool:
+        """True where a data set has no validation images and names its test images instead, as ImageNet in CoOp."""
+        return bool(self.val) and self.val == self.test
+
+    def select(self, selection: Selection) -> Dataset:
+        """The few-shot task that the protocol selects; test is kept whole, and so is val if it is test."""
+        val = self.val if self.val_is_test else [self.val[i] for i in selection.val]
+        return replace(self, train=[self.train[i] for i in selection.train], val=val)
+
+    def subsample(self, which: str) -> Dataset:
+        """All classes, or one half of them with labels from 0: see `splits.subsample_labels`."""
+        if which == "all":
+            return self
+        kept = subsample_labels({item.label for item in self.train}, which)
+        relabelled = {label: new for new, label in enumerate(kept)}
+
+        def keep(items: list[Item]) -> list[Item]:
+            return [item._replace(label=relabelled[item.label]) for item in items if item.label in relabelled]
+
+        names = [self.classnames[label] for label in kept]
+        return replace(self, classnames=names, train=keep(self.train), val=keep(self.val), test=keep(self.test))
+
+    def file_version(self, path: str) -> tuple[int, int] | None:
+        """Size in bytes and time of change of an item's file: they change with its content. None without a file."""
+        if self.root is None or not (self.root / path).is_file():
+            return None
+        status = (self.root / path).stat()
+        return status.st_size, status.st_mtime_ns
+
+    def file_sizes(self) -> str | None:
+        """Hash of the sizes in bytes of all files, None if items are no files. Copying or touching files keeps it."""
+        if self.root is None:
+            return None
+        return hash_json([[path, (self.root / path).stat().st_size] for path in self._paths()])
+
+    def check_files(self) -> None:
+        """Raises UserError if the file of an item is missing; the message counts them and names some."""
+        if self.root is None:
+            return
+        paths = self._paths()
+        missing = [path for path in paths if not (self.root / path).is_file()]
+        if missing:
+            named = ", ".join(missing[:MAX_NAMED])
+            raise UserError(
+                f"{self.name}: {len(missing)} of {len(paths)} images are missing below {self.root}: "
+                f"{named}{', ...' if len(missing) > MAX_NAMED else ''}"
+            )
+
+    def _paths(self) -> list[str]:
+        return list(dict.fromkeys(item.path for item in (*self.train, *self.val, *self.test)))
+
+
+def class_names(items: Sequence[Item]) -> list[str]:
+    """The names that items give their labels, in label order.
+
+    Raises:
+        UserError: If a label has two names, or labels do not run from 0 without a gap.
+    """
+    names: dict[int, str] = {}
+    for item in items:
+        if names.setdefault(item.label, item.classname) != item.classname:
+            raise UserError(f"label {item.label} is both {names[item.label]!r} and {item.classname!r} ({item.path})")
+    if sorted(names) != list(range(len(names))):
+        absent = next(label for label in range(len(names)) if label not in names)
+        raise UserError(f"labels must run from 0 without a gap, but no item has label {absent}")
+    return [names[label] for label in range(len(names))]

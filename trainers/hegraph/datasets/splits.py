@@ -4,19 +4,22 @@ For each class in order of first appearance, `random.sample` of `shots` items, a
 all of val with `min(shots, 4)`, from Python's `random` seeded as Dassl's `set_random_seed` does. A class
 with fewer items is taken whole, in split order, with no draw. Given the same split file, shots and seed, the
 selection is CoOp's, item for item; the tests compare with outputs of the real CoOp.
+
+Base-to-new (CoCoOp): after the few-shot selection, the classes are cut in half by label.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import UserError
+from ..errors import UserError, unknown
 from ..files import read_json
 
 logger = logging.getLogger(__name__)
@@ -45,27 +48,43 @@ class Selection:
     val: list[int]
 
 
-def select_few_shot(train_labels: Sequence[int], val_labels: Sequence[int], shots: int, seed: int) -> Selection:
+def select_few_shot(
+    train_labels: Sequence[int], val_labels: Sequence[int], shots: int, rng: random.Random
+) -> Selection:
     """Draws the few-shot training and validation sets.
 
     Args:
         train_labels: Label of every item of the training pool, in split order.
         val_labels: The same for the validation pool; may be empty.
-        shots: Items per class.
-        seed: Any integer from 0.
+        shots: Items per class; -1 selects everything, in split order.
+        rng: What is drawn from; `random.Random(seed)`, unless the split itself was drawn from it before.
 
     Raises:
-        UserError: If `shots` or `seed` is out of range.
+        UserError: If `shots` is out of range.
     """
+    if shots == -1:
+        return Selection(list(range(len(train_labels))), list(range(len(val_labels))))
     if shots < 1:
-        raise UserError(f"shots must be at least 1, got {shots}")
-    if seed < 0:
-        raise UserError(f"the few-shot protocol needs a seed from 0, got {seed}")
-    rng = random.Random(seed)
+        raise UserError(f"shots must be at least 1, or -1 for all, got {shots}")
     train = _sample_per_class(train_labels, shots, rng)
     val = _sample_per_class(val_labels, min(shots, MAX_VAL_SHOTS), rng)
     _warn_of_small_classes(train_labels, shots)
     return Selection(train, val)
+
+
+def subsample_labels(labels: Collection[int], which: str) -> list[int]:
+    """The labels of a half of the classes, in order; new label `i` is the i-th of them.
+
+    Args:
+        labels: Those that occur in training.
+        which: "all"; "base": the first `ceil(n / 2)`; "new": the rest.
+    """
+    ordered = sorted(set(labels))
+    middle = math.ceil(len(ordered) / 2)
+    halves = {"all": ordered, "base": ordered[:middle], "new": ordered[middle:]}
+    if which not in halves:
+        raise unknown("subsample of the classes", which, halves)
+    return halves[which]
 
 
 def read_split_file(path: Path) -> dict[str, list[Item]]:

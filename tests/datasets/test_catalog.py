@@ -1,0 +1,452 @@
+"""The fifteen data sets: entries, configuration files, and parity with the real CoOp on the golden tree.
+
+golden_fewshot.json holds what the real CoOp and Dassl select on the tree that the make_data.py beside it makes; its
+README.md says how that was run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trainers.hegraph.config import load_cfg
+from trainers.hegraph.datasets import DATASETS, Dataset, load_dataset, load_few_shot
+from trainers.hegraph.datasets.__main__ import catalog_name
+from trainers.hegraph.datasets.base import class_names
+from trainers.hegraph.datasets.catalog import CATALOG, read_pools
+from trainers.hegraph.errors import UserError
+from trainers.hegraph.prompts import TEMPLATES
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "datasets"
+
+# CoOp's fifteen configuration files, and the names in them
+CONFIG_NAMES = {
+    "imagenet": "ImageNet", "caltech101": "Caltech101", "oxford_pets": "OxfordPets", "stanford_cars": "StanfordCars",
+    "oxford_flowers": "OxfordFlowers", "food101": "Food101", "fgvc_aircraft": "FGVCAircraft", "sun397": "SUN397",
+    "dtd": "DescribableTextures", "eurosat": "EuroSAT", "ucf101": "UCF101", "imagenetv2": "ImageNetV2",
+    "imagenet_sketch": "ImageNetSketch", "imagenet_a": "ImageNetA", "imagenet_r": "ImageNetR",
+}  # fmt: skip
+
+# Train, val, test, classes; as published with CoOp (design/facts.md)
+SIZES = {
+    "Caltech101": (4128, 1649, 2465, 100), "DescribableTextures": (2820, 1128, 1692, 47),
+    "EuroSAT": (13500, 5400, 8100, 10), "OxfordFlowers": (4093, 1633, 2463, 102), "OxfordPets": (2944, 736, 3669, 37),
+    "StanfordCars": (6509, 1635, 8041, 196), "UCF101": (7639, 1898, 3783, 101), "Food101": (50500, 20200, 30300, 101),
+    "SUN397": (15880, 3970, 19850, 397), "FGVCAircraft": (3334, 3333, 3333, 100),
+}  # fmt: skip
+
+# Real split files, and the list of class names that goes with each
+REAL = {
+    "Caltech101": "caltech101", "DescribableTextures": "dtd", "EuroSAT": "eurosat", "OxfordFlowers": "oxford_flowers",
+    "OxfordPets": "oxford_pets", "StanfordCars": "stanford_cars", "UCF101": "ucf101",
+}  # fmt: skip
+
+# Golden name -> ours
+GOLDEN = {
+    "caltech101": "Caltech101", "oxford_pets": "OxfordPets", "eurosat": "EuroSAT", "dtd": "DescribableTextures",
+    "imagenet": "ImageNet",
+}  # fmt: skip
+SPLIT_SETS = [name for name in GOLDEN if name != "imagenet"]  # those that have a split file
+
+WNIDS = (
+    "n01440764", "n01443537", "n01484850", "n01491361", "n01494475", "n01496331", "n01498041", "n01514668", "n01514859",
+    "n01518878",
+)  # fmt: skip
+WNID_NAMES = (
+    "tench", "goldfish", "great white shark", "tiger shark", "hammerhead shark", "electric ray", "stingray", "rooster",
+    "hen", "ostrich",
+)  # fmt: skip
+
+
+# --- entries and configuration files
+
+
+def test_the_catalog_has_the_fifteen_data_sets_of_coop():
+    assert set(CATALOG) == set(CONFIG_NAMES.values())
+    assert set(DATASETS) == {*CATALOG, "Digits", "ImageFolder"}
+
+
+def test_there_is_one_configuration_file_per_data_set():
+    ours = {"digits": "Digits", "folder": "ImageFolder"}
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
+    assert files == {stem: {"DATASET": {"NAME": name}} for stem, name in {**CONFIG_NAMES, **ours}.items()}
+
+
+@pytest.mark.parametrize("stem", CONFIG_NAMES)
+def test_a_configuration_file_loads_and_its_name_and_that_of_the_data_set_mean_the_same(stem):
+    name = CONFIG_NAMES[stem]
+    assert load_cfg(str(CONFIGS / f"{stem}.yaml"), "", {}, []).DATASET.NAME == name
+    assert catalog_name(stem) == catalog_name(name) == catalog_name(name.upper()) == name
+
+
+def test_every_data_set_has_prompts_of_its_own():
+    assert set(TEMPLATES) >= {*CATALOG, "Digits"}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_published_sizes_are_those_of_the_facts(name):
+    assert CATALOG[name].sizes == SIZES[name]
+
+
+def test_of_imagenet_the_official_validation_images_are_val_and_test():
+    assert CATALOG["ImageNet"].sizes == (1281167, 50000, 50000, 1000)
+
+
+def test_only_the_variants_of_imagenet_have_nothing_to_train_on():
+    assert {name for name, entry in CATALOG.items() if entry.test_only} == {
+        "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_split_file_has_the_sizes_and_the_class_names_of_its_entry(name, shared, tmp_path):
+    entry = CATALOG[name]
+    (tmp_path / entry.split_file).symlink_to(shared / "data" / "splits" / entry.split_file)
+    pools = read_pools(entry, tmp_path, seed=1, rng=random.Random(1))
+    *sizes, num_classes = entry.sizes
+    assert [len(pools[split]) for split in ("train", "val", "test")] == sizes
+    names = class_names(pools["train"])
+    assert len(names) == num_classes
+    for items in pools.values():
+        assert {(item.label, item.classname) for item in items} == set(enumerate(names))
+    expected = json.loads((shared / "data" / "classnames" / f"{REAL[name]}.json").read_text())
+    assert names == expected
+    assert all(item.path.startswith(f"{entry.images}/" if entry.images else "cars_") for item in pools["train"])
+
+
+# --- parity
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> dict:
+    return json.loads((shared / "golden" / "golden_fewshot.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def golden_tree(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The generated tree; nothing is to be written into it."""
+    tree = tmp_path_factory.mktemp("golden")
+    command = [sys.executable, str(shared / "golden" / "make_data.py"), str(tree)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return tree
+
+
+class Roots:
+    """Makes data roots that share the images of the golden tree."""
+
+    def __init__(self, tree: Path, splits: Path, parent: Path) -> None:
+        self.tree, self.splits, self.parent = tree, splits, parent
+        self.count = 0
+
+    def __call__(self, golden_name: str, scenario: str) -> str:
+        """A new root with one data set: "presplit" with its split file, "fresh_sorted" without."""
+        self.count += 1
+        folder = CATALOG[GOLDEN[golden_name]].folder
+        target = self.parent / str(self.count) / folder
+        target.mkdir(parents=True)
+        for path in (self.tree / folder).iterdir():
+            (target / path.name).symlink_to(path)
+        if scenario == "presplit":
+            for path in (self.splits / golden_name).iterdir():
+                (target / path.name).symlink_to(path)
+        return str(target.parent)
+
+
+@pytest.fixture
+def new_root(golden_tree: Path, shared: Path, tmp_path: Path) -> Roots:
+    return Roots(golden_tree, shared / "golden" / "splits", tmp_path)
+
+
+def rows(dataset: Dataset, split: str) -> list[list]:
+    return [list(item) for item in getattr(dataset, split)]
+
+
+def assert_is_coops(dataset: Dataset, expected: dict) -> None:
+    assert rows(dataset, "train") == expected["train"]
+    assert rows(dataset, "val") == expected["val"]
+    test = rows(dataset, "test")
+    if "test" in expected:
+        assert test == expected["test"]
+        assert list(dataset.classnames) == expected["classnames"]
+    else:
+        assert len(test) == expected["n_test"]
+        assert hashlib.sha1(json.dumps(test).encode()).hexdigest() == expected["test_sha1"]
+    assert all(item.classname == dataset.classnames[item.label] for item in (*dataset.train, *dataset.test))
+
+
+SCENARIOS = [("presplit", name) for name in SPLIT_SETS] + [("fresh_sorted", name) for name in GOLDEN]
+
+
+def test_the_golden_file_holds_the_scenarios_that_are_compared(golden):
+    assert {(scenario, name) for scenario, by_name in golden["fewshot"].items() for name in by_name} == set(SCENARIOS)
+    assert {(name, which) for name, by_half in golden["subsample"].items() for which in by_half} == {
+        (name, which) for name in GOLDEN for which in ("base", "new")
+    }
+    assert set(golden["splits"]["fresh_sorted"]) == set(SPLIT_SETS)
+
+
+@pytest.mark.parametrize(("scenario", "name"), SCENARIOS)
+def test_train_val_and_test_are_those_of_the_real_coop_item_for_item(scenario, name, golden, new_root):
+    compared = 0
+    for shots, by_seed in golden["fewshot"][scenario][name].items():
+        for seed, expected in by_seed.items():
+            root = new_root(name, scenario)
+            for _ in range(2):  # the second time, also a fresh data set has the split file of the first
+                assert_is_coops(load_few_shot(GOLDEN[name], root, int(shots), int(seed)), expected)
+                compared += 1
+    assert compared == 12
+
+
+@pytest.mark.parametrize("which", ["base", "new"])
+@pytest.mark.parametrize("name", GOLDEN)
+def test_halves_of_the_classes_are_those_of_the_real_coop_item_for_item(name, which, golden, new_root):
+    compared = 0
+    for shots, by_seed in golden["subsample"][name][which].items():
+        for seed, expected in by_seed.items():
+            root = new_root(name, expected["scenario"])
+            assert_is_coops(load_few_shot(GOLDEN[name], root, int(shots), int(seed), which), expected)
+            compared += 1
+    assert compared == 3
+
+
+@pytest.mark.parametrize("name", SPLIT_SETS)
+def test_the_split_file_that_a_seed_leaves_is_that_of_the_real_coop(name, golden, new_root):
+    entry = CATALOG[GOLDEN[name]]
+    for seed, expected in golden["splits"]["fresh_sorted"][name].items():
+        root = new_root(name, "fresh_sorted")
+        load_few_shot(GOLDEN[name], root, 4, int(seed))
+        assert json.loads((Path(root) / entry.folder / entry.split_file).read_text()) == expected
+
+
+@pytest.mark.parametrize("name", SPLIT_SETS)
+def test_another_seed_uses_the_split_file_that_the_first_left_and_the_first_still_selects_the_same(
+    name, golden, new_root
+):
+    root = new_root(name, "fresh_sorted")
+    first = load_few_shot(GOLDEN[name], root, 4, 1)
+    second = load_few_shot(GOLDEN[name], root, 4, 2)
+    assert second.test == first.test
+    base = f"{CATALOG[GOLDEN[name]].folder}/{CATALOG[GOLDEN[name]].images}"
+    pools = {
+        split: [[f"{base}/{path}", label, called] for path, label, called in items]
+        for split, items in golden["splits"]["fresh_sorted"][name]["1"].items()
+    }
+    rng, expected = random.Random(2), {}  # CoOp with seed 2 reads seed 1's file, and then draws
+    for split in ("train", "val"):
+        by_label: dict[int, list] = {}
+        for row in pools[split]:
+            by_label.setdefault(row[1], []).append(row)
+        expected[split] = [row for items in by_label.values() for row in rng.sample(items, 4)]
+    assert (rows(second, "train"), rows(second, "val")) == (expected["train"], expected["val"])
+    again = load_few_shot(GOLDEN[name], root, 4, 1)
+    assert (again.train, again.val, again.test) == (first.train, first.val, first.test)
+    assert_is_coops(again, golden["fewshot"]["fresh_sorted"][name]["4"]["1"])
+
+
+def test_a_run_that_only_reads_the_data_set_leaves_the_split_that_its_seed_selects_from(golden, new_root):
+    root = new_root("dtd", "fresh_sorted")
+    load_dataset("DescribableTextures", root, seed=2)
+    expected = golden["fewshot"]["fresh_sorted"]["dtd"]["4"]["2"]
+    assert_is_coops(load_few_shot("DescribableTextures", root, 4, 2), expected)
+
+
+def test_the_first_seed_still_selects_the_same_after_images_were_added(golden, new_root):
+    root = new_root("dtd", "fresh_sorted")
+    folder = Path(root) / "dtd"
+    (folder / "images").unlink()
+    (folder / "images").mkdir()
+    for path in (new_root.tree / "dtd" / "images").iterdir():
+        (folder / "images" / path.name).mkdir()
+        for image in path.iterdir():
+            (folder / "images" / path.name / image.name).symlink_to(image)
+    expected = golden["fewshot"]["fresh_sorted"]["dtd"]["4"]["1"]
+    assert_is_coops(load_few_shot("DescribableTextures", root, 4, 1), expected)
+    for number in range(9):  # the split file does not know them
+        (folder / "images" / "banded" / f"added_{number}.jpg").touch()
+    assert_is_coops(load_few_shot("DescribableTextures", root, 4, 1), expected)
+
+
+def test_the_first_seed_still_selects_the_same_after_the_lists_were_removed(golden, new_root):
+    root = new_root("oxford_pets", "fresh_sorted")
+    expected = golden["fewshot"]["fresh_sorted"]["oxford_pets"]["4"]["1"]
+    load_few_shot("OxfordPets", root, 4, 1)
+    (Path(root) / "oxford_pets" / "annotations").unlink()  # the split file holds all that they said
+    assert_is_coops(load_few_shot("OxfordPets", root, 4, 1), expected)
+
+
+def test_a_split_file_that_replaces_a_drawn_one_is_read_as_any_other(golden, new_root, shared):
+    root = new_root("dtd", "fresh_sorted")
+    load_few_shot("DescribableTextures", root, 4, 1)
+    file = CATALOG["DescribableTextures"].split_file
+    (Path(root) / "dtd" / file).write_bytes((shared / "golden" / "splits" / "dtd" / file).read_bytes())
+    expected = golden["fewshot"]["presplit"]["dtd"]["4"]["1"]
+    assert_is_coops(load_few_shot("DescribableTextures", root, 4, 1), expected)
+
+
+def test_a_split_that_is_drawn_is_warned_of(new_root, caplog):
+    root = new_root("dtd", "fresh_sorted")
+    with caplog.at_level(logging.WARNING):
+        load_dataset("DescribableTextures", root, seed=7)
+    (message,) = caplog.messages
+    assert "split_zhou_DescribableTextures.json was missing: drawn with seed 7 and written" in message
+    assert "not the split of published numbers" in message
+    caplog.clear()
+    load_dataset("DescribableTextures", root, seed=7)
+    assert caplog.messages == []
+
+
+def test_where_the_split_cannot_be_kept_it_is_drawn_all_the_same_and_nothing_half_written_is_left(
+    golden, new_root, caplog, disk_full_after
+):
+    root = new_root("dtd", "fresh_sorted")
+    before = sorted((Path(root) / "dtd").iterdir())
+    with caplog.at_level(logging.WARNING), disk_full_after(1000):
+        dataset = load_few_shot("DescribableTextures", root, 4, 1)
+    assert_is_coops(dataset, golden["fewshot"]["fresh_sorted"]["dtd"]["4"]["1"])
+    assert "every seed will draw a split, and a test set, of its own" in " ".join(caplog.messages)
+    assert sorted((Path(root) / "dtd").iterdir()) == before
+
+
+def test_seed_0_is_a_seed_and_those_below_are_refused(new_root):
+    root = new_root("dtd", "presplit")
+    assert (
+        load_few_shot("DescribableTextures", root, 4, 0).train != load_few_shot("DescribableTextures", root, 4, 1).train
+    )
+    with pytest.raises(UserError, match="the few-shot protocol needs a seed from 0, got -1"):
+        load_few_shot("DescribableTextures", root, 4, -1)
+
+
+def test_minus_one_shot_is_every_image(new_root):
+    root = new_root("dtd", "presplit")
+    every = load_few_shot("DescribableTextures", root, -1, 1)
+    assert (every.train, every.val) == ((pools := load_dataset("DescribableTextures", root)).train, pools.val)
+    assert (len(every.train), len(every.val)) == (95, 38)
+
+
+def test_the_global_generator_is_neither_read_nor_moved(golden, new_root):
+    random.seed(99)
+    state = random.getstate()
+    dataset = load_few_shot("DescribableTextures", new_root("dtd", "fresh_sorted"), 4, 1)
+    assert random.getstate() == state
+    assert_is_coops(dataset, golden["fewshot"]["fresh_sorted"]["dtd"]["4"]["1"])
+
+
+def test_images_open_from_their_paths(new_root):
+    dataset = load_few_shot("DescribableTextures", new_root("dtd", "presplit"), 1, 1)
+    image = dataset.open(dataset.train[0].path)
+    assert (image.mode, image.size) == ("RGB", (40, 32))
+
+
+def test_the_root_may_be_relative_or_begin_with_a_tilde(new_root, monkeypatch):
+    root = Path(new_root("dtd", "presplit"))
+    monkeypatch.chdir(root.parent)
+    monkeypatch.setenv("HOME", str(root.parent))
+    for given in (root.name, f"./{root.name}/", f"~/{root.name}"):
+        assert load_few_shot("DescribableTextures", given, 1, 1).root == root
+
+
+# The four variants, whose items the real CoOp's loaders gave on this tree as written here
+VARIANTS = {
+    "ImageNetV2": ("imagenetv2/imagenetv2-matched-frequency-format-val", range(10), 3, "v2_{folder}_{image}.jpeg"),
+    "ImageNetSketch": ("imagenet-sketch/images", range(10), 4, "sketch_{image}.JPEG"),
+    "ImageNetA": ("imagenet-adversarial/imagenet-a", (0, 2, 3, 5, 8, 9), 4, "adversarial_{image}.jpg"),
+    "ImageNetR": ("imagenet-rendition/imagenet-r", (0, 1, 2, 4, 6, 7, 9), 4, "rendition_{image}.jpg"),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_of_imagenet_has_coops_items_and_class_order(name, golden_tree):
+    base, classes, images, file = VARIANTS[name]
+    folders = [str(number) if name == "ImageNetV2" else WNIDS[number] for number in classes]
+    dataset = load_dataset(name, str(golden_tree))
+    assert rows(dataset, "test") == [
+        [f"{base}/{folder}/{file.format(folder=folder, image=image)}", label, WNID_NAMES[number]]
+        for label, (number, folder) in enumerate(zip(classes, folders))
+        for image in range(images)
+    ]
+    assert list(dataset.classnames) == [WNID_NAMES[number] for number in classes]
+    assert dataset.train == dataset.val == []
+    dataset.check_files()
+    with pytest.raises(UserError, match=f"{name} has only test images: train on ImageNet and test the adapter on it"):
+        load_few_shot(name, str(golden_tree), 1, 1)
+
+
+# --- data that is missing or does not fit together
+
+
+@pytest.fixture
+def textures(tmp_path: Path):
+    """Writes a split file of DTD, and the images that it names."""
+
+    def write(train: list, val: list, test: list) -> str:
+        folder = tmp_path / "dtd"
+        (folder / "images").mkdir(parents=True)
+        for path, *_ in (*train, *val, *test):
+            (folder / "images" / path).parent.mkdir(exist_ok=True)
+            (folder / "images" / path).touch()
+        split = {"train": train, "val": val, "test": test}
+        (folder / "split_zhou_DescribableTextures.json").write_text(json.dumps(split))
+        return str(tmp_path)
+
+    return write
+
+
+TRAIN = [["ant/1.jpg", 0, "ant"], ["ant/2.jpg", 0, "ant"], ["bee/1.jpg", 1, "bee"]]
+
+
+def test_a_data_set_that_is_not_there_is_an_error_that_says_where_it_was_expected(tmp_path):
+    with pytest.raises(UserError) as error:
+        load_dataset("Food101", str(tmp_path))
+    assert str(error.value) == (
+        f"Food101 is not in {tmp_path}/food-101; set --root to the folder that holds food-101/, or see python -m "
+        f"trainers.hegraph.datasets check Food101 --root {tmp_path}"
+    )
+
+
+def test_missing_images_are_counted_and_named(textures, tmp_path):
+    root = textures(TRAIN, [], [["ant/3.jpg", 0, "ant"]])
+    (tmp_path / "dtd/images/ant/3.jpg").unlink()
+    with pytest.raises(
+        UserError, match=r"DescribableTextures: 1 of 3 images are missing below .*: dtd/images/ant/3\.jpg"
+    ):
+        load_few_shot("DescribableTextures", root, 1, 1)
+
+
+def test_an_empty_image_folder_is_an_error_and_no_empty_split_is_kept(tmp_path):
+    (tmp_path / "dtd" / "images").mkdir(parents=True)  # as an interrupted download leaves it
+    with pytest.raises(UserError, match=r"dtd/images holds no folder of a class"):
+        load_few_shot("DescribableTextures", str(tmp_path), 1, 1)
+    assert [path.name for path in (tmp_path / "dtd").iterdir()] == ["images"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        ([], TRAIN, "there is no train image"),
+        (TRAIN, [], "there is no test image"),
+        ([["a.jpg", 1, "ant"], ["b.jpg", 2, "bee"]], [["c.jpg", 1, "ant"]], "no item has label 0"),
+        ([["a.jpg", 0, "ant"], ["b.jpg", 0, "bee"]], [["c.jpg", 0, "ant"]], "label 0 is both 'ant' and 'bee'"),
+        (TRAIN, [["c.jpg", 2, "cow"]], r"images/c\.jpg has label 2 \('cow'\), and no training image has"),
+        (TRAIN, [["c.jpg", 0, "bee"]], r"label 0 is 'ant' in training and 'bee' for images/c\.jpg"),
+    ],
+    ids=["no train", "no test", "labels from 1", "two names", "label only in test", "other name in test"],
+)  # fmt: skip
+def test_a_split_file_that_contradicts_itself_is_an_error_that_says_how(train, test, words, textures):
+    root = textures(train, [], test)
+    with pytest.raises(UserError, match=rf"^DescribableTextures: .*{words}.*; see python -m .* check"):
+        load_dataset("DescribableTextures", root)
+
+
+def test_a_split_file_that_is_none_is_an_error_that_names_it(textures, tmp_path):
+    root = textures(TRAIN, [], TRAIN)
+    (tmp_path / "dtd" / "split_zhou_DescribableTextures.json").write_text("<!DOCTYPE html>")
+    with pytest.raises(UserError, match=r"cannot read .*/split_zhou_DescribableTextures\.json as JSON"):
+        load_dataset("DescribableTextures", root)

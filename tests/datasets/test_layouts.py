@@ -1,0 +1,411 @@
+"""Layouts and splits of the data sets that come without a split, compared with CoOp's own loaders.
+
+The expected files were written down from runs of CoOp's loaders (ff61507, with Dassl c61a1b5 and sorted `os.listdir`)
+on the trees that are made here. The four data sets of the golden tree are in test_catalog.py.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from trainers.hegraph.datasets import Dataset, load_dataset, load_few_shot
+from trainers.hegraph.datasets.catalog import CATALOG
+from trainers.hegraph.datasets.layouts import listing, read_lines, read_mat, split_classes, split_trainval
+from trainers.hegraph.datasets.splits import Item, read_split_file
+from trainers.hegraph.errors import UserError
+
+# Images in a mixed order, of three classes: 8, 5 and 10 of them
+MIXED = (2, 0, 2, 1, 0, 2, 1, 2, 0, 2, 0, 1, 2, 0, 2, 1, 0, 2, 0, 1, 2, 2, 0)
+TEST = (2, 0, 1, 1)
+
+Truth = dict[str, tuple[int, str]]  # path below the root -> label, class name
+
+
+def touch(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def write(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def stanford_cars(root: Path) -> Truth:
+    folder = root / "stanford_cars"
+    names = ("AM General Hummer SUV 2000", "Audi TT RS Coupe 2012", "Ram C/V Cargo Van Minivan 2012")
+    ours = ("2000 AM General Hummer SUV", "2012 Audi TT RS Coupe", "2012 Ram C/V Cargo Van Minivan")
+    cells = np.empty((1, len(names)), dtype=object)
+    cells[0, :] = names
+    (folder / "devkit").mkdir(parents=True)
+    savemat(folder / "devkit" / "cars_meta.mat", {"class_names": cells})
+    truth = {}
+    for images, file, labels in (
+        ("cars_train", "devkit/cars_train_annos.mat", MIXED), ("cars_test", "cars_test_annos_withlabels.mat", TEST)
+    ):  # fmt: skip
+        rows = np.zeros((1, len(labels)), dtype=[("bbox_x1", object), ("class", object), ("fname", object)])
+        for number, label in enumerate(labels, start=1):
+            rows[0, number - 1] = (np.uint8(7), np.uint8(label + 1), f"{number:05d}.jpg")
+            truth[f"stanford_cars/{images}/{number:05d}.jpg"] = (label, ours[label])
+        savemat(folder / file, {"annotations": rows})
+    return truth
+
+
+def oxford_flowers(root: Path) -> Truth:
+    folder = root / "oxford_flowers"
+    folder.mkdir(parents=True)
+    savemat(folder / "imagelabels.mat", {"labels": np.array([MIXED], dtype=np.uint8) + 1})
+    names = ("pink primrose", "hard-leaved pocket orchid", "canterbury bells")
+    (folder / "cat_to_name.json").write_text(json.dumps({"2": names[1], "1": names[0], "3": names[2]}))
+    return {
+        f"oxford_flowers/jpg/image_{number:05d}.jpg": (label, names[label])
+        for number, label in enumerate(MIXED, start=1)
+    }
+
+
+def food101(root: Path) -> Truth:
+    names = ("apple_pie", "baby_back_ribs", "waffles")
+    touch(root / "food-101" / "images" / "waffles" / ".DS_Store")
+    return {
+        f"food-101/images/{names[label]}/{number + 7}.jpg": (label, names[label]) for number, label in enumerate(MIXED)
+    }
+
+
+def sun397(root: Path) -> Truth:
+    scenes = ("/a/abbey", "/b/balcony/interior", "/b/balcony/exterior")
+    names = ("abbey", "interior balcony", "exterior balcony")
+    write(root / "sun397" / "ClassName.txt", list(scenes))
+    truth = {}
+    for file, labels, first in (("Training_01.txt", MIXED, 0), ("Testing_01.txt", TEST, 50)):
+        lines = [f"{scenes[label]}/sun_{number:03d}.jpg" for number, label in enumerate(labels, start=first)]
+        write(root / "sun397" / file, lines)
+        truth |= {f"sun397/SUN397{line}": (label, names[label]) for line, label in zip(lines, labels)}
+    return truth
+
+
+def ucf101(root: Path) -> Truth:
+    lists = root / "ucf101" / "ucfTrainTestlist"
+    actions, names = ("ApplyEyeMakeup", "HandstandPushups", "YoYo"), ("Apply_Eye_Makeup", "Handstand_Pushups", "Yo_Yo")
+    write(lists / "classInd.txt", [f"{number} {action}" for number, action in enumerate(actions, start=1)])
+    truth = {}
+    for file, labels, first in (("trainlist01.txt", MIXED, 8), ("testlist01.txt", TEST, 1)):
+        lines = []
+        for number, label in enumerate(labels, start=first):
+            video = f"v_{actions[label].replace('stand', 'Stand')}_g{number:02d}_c01"  # the official lists mix cases
+            lines.append(f"{actions[label]}/{video}.avi" + (f" {label + 1}" if file == "trainlist01.txt" else ""))
+            truth[f"ucf101/UCF-101-midframes/{names[label]}/{video}.jpg"] = (label, names[label])
+        write(lists / file, lines)
+    return truth
+
+
+def fgvc_aircraft(root: Path) -> Truth:
+    names = ("Model B200", "F/A-18", "707-320")  # labels are lines of variants.txt, whatever their order
+    write(root / "fgvc_aircraft" / "variants.txt", list(names))
+    truth = {}
+    for split, labels, first in (("train", MIXED, 1), ("val", MIXED, 101), ("test", TEST, 201)):
+        rows = [(f"{number:07d}", label) for number, label in enumerate(labels, start=first)]
+        write(root / "fgvc_aircraft" / f"images_variant_{split}.txt", [f"{image} {names[y]}" for image, y in rows])
+        truth |= {f"fgvc_aircraft/images/{image}.jpg": (label, names[label]) for image, label in rows}
+    return truth
+
+
+TREES: dict[str, Callable[[Path], Truth]] = {
+    "StanfordCars": stanford_cars,
+    "OxfordFlowers": oxford_flowers,
+    "Food101": food101,
+    "SUN397": sun397,
+    "UCF101": ucf101,
+    "FGVCAircraft": fgvc_aircraft,
+}
+
+
+def make_tree(name: str, root: Path) -> Truth:
+    """Writes the small tree of a data set below `root`, with empty images."""
+    truth = TREES[name](root)
+    for path in truth:
+        touch(root / path)
+    return truth
+
+
+# What CoOp selects: numbers of the files, in its order. "again": with seed 2 where seed 1 has left its split.
+COOP = {
+    "StanfordCars": {
+        "all of seed 1": ("22 18 13 8 1 10 3 6 5 17 19 23 2 11 4 20 12 16", "15 21 9 14 7", "1 2 3 4"),
+        "2 shots of seed 2": ("6 8 9 5 20 16", "22 13 23 19 4", "1 2 3 4"),
+        "again": ("22 6 5 19 20 12", "21 15 9 14 7", "1 2 3 4"),
+    },
+    "OxfordFlowers": {
+        "all of seed 1": ("15 21 22 18 13 9 14 5 17 7 4", "8 1 19 23 20", "10 3 6 2 11 12 16"),
+        "2 shots of seed 2": ("15 8 23 11 7 4", "6 18 17 5 16", "21 3 1 14 2 12 20"),
+        "again": ("15 13 9 14 7 4", "1 8 19 23 20", "10 3 6 2 11 12 16"),
+    },
+    "Food101": {
+        "all of seed 1": ("20 29 15 25 13 18 16 24 14 9 7", "8 11 10 21 19", "23 17 26 22 27 12 28"),
+        "2 shots of seed 2": ("23 25 22 10 7 28", "29 17 26 19 24", "8 11 13 18 27 16 9"),
+        "again": ("20 25 13 18 24 14", "11 8 10 21 19", "23 17 26 22 27 12 28"),
+    },
+    "SUN397": {
+        "all of seed 1": ("21 17 12 7 0 9 2 5 4 16 18 22 1 10 3 19 11 15", "14 20 8 13 6", "50 51 52 53"),
+        "2 shots of seed 2": ("5 7 8 4 19 15", "21 12 22 18 3", "50 51 52 53"),
+        "again": ("21 5 4 18 19 11", "20 14 8 13 6", "50 51 52 53"),
+    },
+    "UCF101": {
+        "all of seed 1": ("29 25 20 15 8 17 10 13 12 24 26 30 9 18 11 27 19 23", "22 28 16 21 14", "1 2 3 4"),
+        "2 shots of seed 2": ("13 15 16 12 27 23", "29 20 30 26 11", "1 2 3 4"),
+        "again": ("29 13 12 26 27 19", "28 22 16 21 14", "1 2 3 4"),
+    },
+    "FGVCAircraft": {
+        "all of seed 1": (
+            " ".join(map(str, range(1, 24))), " ".join(map(str, range(101, 124))), "201 202 203 204"
+        ),
+        "2 shots of seed 2": ("1 3 5 9 7 12", "110 108 102 114 107 116", "201 202 203 204"),
+        "again": ("1 3 5 9 7 12", "110 108 102 114 107 116", "201 202 203 204"),
+    },
+}  # fmt: skip
+
+# What the paths in CoOp's split file are relative to; FGVCAircraft has no such file
+SPLIT_BASE = {
+    "StanfordCars": "stanford_cars", "OxfordFlowers": "oxford_flowers/jpg", "Food101": "food-101/images",
+    "SUN397": "sun397/SUN397", "UCF101": "ucf101/UCF-101-midframes",
+}  # fmt: skip
+
+
+def assert_is(dataset: Dataset, expected: tuple[str, str, str], truth: Truth) -> None:
+    """Files and their order are as expected; label and class name of each are true."""
+    for split, numbers in zip(("train", "val", "test"), expected):
+        items = getattr(dataset, split)
+        assert " ".join(re.search(r"0*(\d+)(_c01)?\.jpg$", item.path)[1] for item in items) == numbers
+        assert {item.path: (item.label, item.classname) for item in items}.items() <= truth.items()
+    assert list(dataset.classnames) == [name for _, name in sorted(set(truth.values()))]
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_without_a_split_file_the_splits_are_those_that_coop_draws(name, tmp_path):
+    truth = make_tree(name, tmp_path)
+    assert_is(load_few_shot(name, str(tmp_path), -1, 1), COOP[name]["all of seed 1"], truth)
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_shots_are_drawn_after_the_split_from_the_same_generator_as_in_coop(name, tmp_path):
+    truth = make_tree(name, tmp_path)
+    for _ in range(2):  # the second time, there is a split file
+        assert_is(load_few_shot(name, str(tmp_path), 2, 2), COOP[name]["2 shots of seed 2"], truth)
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_another_seed_reads_the_split_that_the_first_has_left(name, tmp_path):
+    truth = make_tree(name, tmp_path)
+    load_few_shot(name, str(tmp_path), 4, 1)
+    assert_is(load_few_shot(name, str(tmp_path), 2, 2), COOP[name]["again"], truth)
+
+
+@pytest.mark.parametrize("name", SPLIT_BASE)
+def test_the_file_that_is_written_is_coops(name, tmp_path):
+    truth = make_tree(name, tmp_path)
+    dataset = load_dataset(name, str(tmp_path), seed=1)
+    assert_is(dataset, COOP[name]["all of seed 1"], truth)
+    expected = {
+        split: [[item.path.removeprefix(f"{SPLIT_BASE[name]}/"), item.label, item.classname]
+                for item in getattr(dataset, split)]
+        for split in ("train", "val", "test")
+    }  # fmt: skip
+    assert json.loads((tmp_path / CATALOG[name].folder / f"split_zhou_{name}.json").read_text()) == expected
+    assert not expected["train"][0][0].startswith("/")
+
+
+def test_the_official_split_of_aircraft_is_read_and_no_file_is_written(tmp_path):
+    make_tree("FGVCAircraft", tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    load_few_shot("FGVCAircraft", str(tmp_path), 1, 1)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["Caltech101", "DescribableTextures", "EuroSAT"])
+def test_the_folders_of_the_real_data_give_the_labels_and_names_of_the_real_split_file(name, shared, tmp_path):
+    file = shared / "data" / "splits" / f"split_zhou_{name}.json"
+    entry = CATALOG[name]
+    real = {item.path.split("/")[0]: (item.label, item.classname) for item in read_split_file(file)["train"]}
+    for folder in (*real, *(("BACKGROUND_Google", "Faces_easy") if name == "Caltech101" else ())):
+        for number in range(5):
+            touch(tmp_path / entry.images / folder / f"{number}.jpg")
+    items = entry.build(tmp_path, random.Random(1))["train"]
+    assert {item.path.split("/")[1]: (item.label, item.classname) for item in items} == real
+
+
+def test_the_actions_of_the_real_videos_give_the_names_of_the_real_split_file(shared, tmp_path):
+    real = read_split_file(shared / "data" / "splits" / "split_zhou_UCF101.json")
+    lists = tmp_path / "ucfTrainTestlist"
+    labels = sorted({(item.label, item.classname) for item in real["test"]})
+    write(lists / "classInd.txt", [f"{label + 1} {name.replace('_', '')}" for label, name in labels])
+    for file, items in (("trainlist01.txt", real["train"]), ("testlist01.txt", real["test"])):
+        rows = [item.path.partition("/") for item in items]
+        write(lists / file, [f"{name.replace('_', '')}/{video.replace('.jpg', '.avi')}" for name, _, video in rows])
+    ours = CATALOG["UCF101"].build(tmp_path, random.Random(1))
+    assert ours["test"] == [item._replace(path=f"UCF-101-midframes/{item.path}") for item in real["test"]]
+
+
+def test_the_real_car_names_have_the_year_first(shared, tmp_path):
+    real = read_split_file(shared / "data" / "splits" / "split_zhou_StanfordCars.json")["test"]
+    names = [name for _, name in sorted({(item.label, item.classname) for item in real})]
+    cells = np.empty((1, len(names)), dtype=object)
+    cells[0, :] = [
+        " ".join([*name.split(" ")[1:], name.split(" ")[0]]) for name in names
+    ]  # as the official file has it
+    rows = np.zeros((1, len(real)), dtype=[("class", object), ("fname", object)])
+    rows[0, :] = [(np.uint8(item.label + 1), item.path.rpartition("/")[2]) for item in real]
+    (tmp_path / "devkit").mkdir()
+    savemat(tmp_path / "devkit" / "cars_meta.mat", {"class_names": cells})
+    savemat(tmp_path / "devkit" / "cars_train_annos.mat", {"annotations": rows})
+    savemat(tmp_path / "cars_test_annos_withlabels.mat", {"annotations": rows})
+    assert CATALOG["StanfordCars"].build(tmp_path, random.Random(1))["test"] == real
+
+
+def test_a_fifth_of_each_class_becomes_val_rounded_to_even():
+    items = [Item(f"{label}/{number}", label, "") for label, count in enumerate((1, 2, 3, 7, 8, 12, 13)) for number in
+             range(count)]  # fmt: skip
+    train, val = split_trainval(items, random.Random(1))
+    assert [sum(item.label == label for item in val) for label in range(7)] == [0, 0, 1, 1, 2, 2, 3]
+    assert sorted([*train, *val]) == sorted(items)
+
+
+def test_half_of_each_class_becomes_train_and_a_fifth_val_rounded_to_even():
+    # Python rounds 2.5 to 2, and 3.5 to 4
+    for count, sizes in ((3, (2, 1, 0)), (4, (2, 1, 1)), (5, (2, 1, 2)), (7, (4, 1, 2)), (8, (4, 2, 2))):
+        paths = [f"{number}" for number in range(count)]
+        if not all(sizes):
+            with pytest.raises(UserError, match="class 'ant' has 3 images, too few to be split into train, val and"):
+                split_classes([(0, "ant", paths)], random.Random(1))
+            continue
+        pools = split_classes([(0, "ant", paths)], random.Random(1))
+        assert tuple(len(pools[split]) for split in ("train", "val", "test")) == sizes
+        assert {item.path for items in pools.values() for item in items} == {f"{number}" for number in range(count)}
+
+
+def test_names_are_listed_in_order_without_hidden_ones(tmp_path):
+    for name in ("b.jpg", ".DS_Store", "a.jpg", "._a.jpg", "B.jpg", "10.jpg", "9.jpg"):
+        touch(tmp_path / name)
+    assert listing(tmp_path) == ["10.jpg", "9.jpg", "B.jpg", "a.jpg", "b.jpg"]
+
+
+def test_a_folder_that_is_missing_or_a_file_cannot_be_listed_and_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"cannot list the folder .*/absent: No such file or directory"):
+        listing(tmp_path / "absent")
+    touch(tmp_path / "file.jpg")
+    with pytest.raises(UserError, match=r"cannot list the folder .*/file\.jpg: Not a directory"):
+        listing(tmp_path / "file.jpg")
+
+
+@pytest.mark.parametrize(
+    "content", [b"a 1\nb 2\n", b"a 1\r\nb 2\r\n", b"\xef\xbb\xbfa 1\nb 2", b"\n a 1 \n\n\tb 2\n\n"],
+    ids=["plain", "of Windows", "byte order mark, no end of line", "spaces and empty lines"],
+)  # fmt: skip
+def test_lines_are_read_however_an_editor_left_them(content, tmp_path):
+    (tmp_path / "list.txt").write_bytes(content)
+    assert read_lines(tmp_path / "list.txt") == ["a 1", "b 2"]
+
+
+def test_a_list_that_is_missing_or_no_text_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read .*/list\.txt: No such file or directory"):
+        read_lines(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_bytes(b"\x1f\x8b\x08\xff")
+    with pytest.raises(UserError, match=r"cannot read .*/list\.txt: not text"):
+        read_lines(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file or directory"),
+        (b"", "truncated"),
+        (b"<!DOCTYPE html><html>" + b"x" * 300, "Unknown mat file type"),
+        (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n" * 20, "HDF reader"),
+        ("cut", "bytes"),
+        ("other", "'labels'"),
+    ],
+    ids=["missing", "empty", "a web page", "version 7.3", "cut short", "another variable"],
+)  # fmt: skip
+def test_a_matlab_file_that_cannot_be_read_is_an_error_that_names_it(content, words, tmp_path):
+    path = tmp_path / "imagelabels.mat"
+    savemat(path, {"other" if content == "other" else "labels": np.ones((1, 50), dtype=np.uint8)})
+    if content is None:
+        path.unlink()
+    elif content != "other":
+        path.write_bytes(path.read_bytes()[:200] if content == "cut" else content)
+    with pytest.raises(UserError, match=rf"Matlab file .*/imagelabels\.mat: .*{words}"):
+        read_mat(path, "labels")
+
+
+# A file of each data set without which no split can be drawn
+NEEDED = {
+    "StanfordCars": "devkit/cars_meta.mat",
+    "OxfordFlowers": "cat_to_name.json",
+    "Food101": "images/waffles",
+    "SUN397": "ClassName.txt",
+    "UCF101": "ucfTrainTestlist/classInd.txt",
+    "FGVCAircraft": "variants.txt",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in NEEDED if name != "Food101"])
+def test_a_missing_list_is_an_error_that_names_it_and_the_split_file_that_would_do(name, tmp_path):
+    make_tree(name, tmp_path)
+    folder = tmp_path / CATALOG[name].folder
+    (folder / NEEDED[name]).unlink()
+    with pytest.raises(UserError) as error:
+        load_dataset(name, str(tmp_path))
+    message = str(error.value)
+    assert str(folder / NEEDED[name]) in message
+    assert "No such file or directory" in message
+    assert f"python -m trainers.hegraph.datasets check {name} --root {tmp_path}" in message
+    if name != "FGVCAircraft":
+        assert f"split_zhou_{name}.json is missing, and no split can be drawn" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("StanfordCars", b""),
+        ("OxfordFlowers", b'{"1": "pink primrose"}'),
+        ("OxfordFlowers", b"[]"),
+        ("SUN397", b"<html>\n"),
+        ("SUN397", b"/a/abbey\n"),
+        ("UCF101", b"<!DOCTYPE html>\n"),
+        ("UCF101", b"1 YoYo\n"),
+        ("UCF101", b"1\n"),
+        ("FGVCAircraft", b"707-320\n"),
+    ],
+)
+def test_a_damaged_list_is_one_line_of_error_and_no_split_is_written(name, content, tmp_path):
+    make_tree(name, tmp_path)
+    folder = tmp_path / CATALOG[name].folder
+    (folder / NEEDED[name]).write_bytes(content)
+    with pytest.raises(
+        UserError, match=rf"^{name}: .*; see python -m trainers\.hegraph\.datasets check {name}"
+    ) as error:
+        load_few_shot(name, str(tmp_path), 1, 1)
+    assert "\n" not in str(error.value)
+    assert not list(folder.glob("*.json.drawn"))
+    assert not list(folder.glob("split_zhou_*"))
+
+
+def test_a_class_with_too_few_images_is_named(tmp_path):
+    make_tree("Food101", tmp_path)
+    for path in list((tmp_path / "food-101/images/waffles").glob("*.jpg"))[1:]:
+        path.unlink()
+    with pytest.raises(UserError, match="class 'waffles' has 1 images, too few to be split into train, val and test"):
+        load_dataset("Food101", str(tmp_path))
+
+
+def test_files_beside_the_class_folders_are_no_classes(tmp_path):
+    truth = make_tree("Food101", tmp_path)
+    for name in ("README.txt", "images.tar.gz", ".DS_Store"):
+        touch(tmp_path / "food-101" / "images" / name)
+    assert_is(load_few_shot("Food101", str(tmp_path), -1, 1), COOP["Food101"]["all of seed 1"], truth)

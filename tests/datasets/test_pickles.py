@@ -1,0 +1,371 @@
+"""CoOp's few-shot pickles: what Dassl's `Datum` says is read, and nothing in a pickle is ever run.
+
+Pickles are made with a class that calls itself Dassl's. Read and dumped so, the pickles of the real CoOp (ff61507) come
+out byte for byte, so these are like them.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import logging
+import os
+import pickle
+import sys
+import types
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trainers.hegraph.datasets import Item, load_few_shot
+from trainers.hegraph.datasets.pickles import read_few_shot_pickle
+from trainers.hegraph.errors import UserError
+
+MODULE = "dassl.data.datasets.base_dataset"
+
+
+class Datum:
+    def __init__(self, impath: object, label: object, classname: object) -> None:
+        self._impath = impath
+        self._label = label
+        self._domain = 0
+        self._classname = classname
+
+
+Datum.__module__ = MODULE
+
+
+def dump(content: Any, protocol: int = 5, **classes: type) -> bytes:
+    """Pickles as in a process that has imported Dassl; `classes` are further ones in Datum's module."""
+    parts = MODULE.split(".")
+    modules = {".".join(parts[: n + 1]): types.ModuleType(".".join(parts[: n + 1])) for n in range(len(parts))}
+    vars(modules[MODULE]).update({"Datum": Datum, **classes})
+    replaced = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(modules)
+    try:
+        return pickle.dumps(content, protocol)
+    finally:
+        for name, module in replaced.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+
+
+def datum(path: str, label: int, name: str) -> Datum:
+    return Datum(f"/home/somebody/data/dtd/images/{path}", label, name)
+
+
+CONTENT = {
+    "train": [datum("bee/2.jpg", 1, "bee"), datum("ant/1.jpg", 0, "ant")],
+    "val": [datum("bee/5.jpg", 1, "bee")],
+}
+READ = {
+    "train": [Item("dtd/images/bee/2.jpg", 1, "bee"), Item("dtd/images/ant/1.jpg", 0, "ant")],
+    "val": [Item("dtd/images/bee/5.jpg", 1, "bee")],
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "shot_1-seed_1.pkl"
+
+
+def read(file: Path, content: bytes) -> dict[str, list[Item]]:
+    file.write_bytes(content)
+    return read_few_shot_pickle(file, "dtd")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_items_are_read_in_their_order_with_paths_from_the_folder_of_the_data_set(protocol, file):
+    assert read(file, dump(CONTENT, protocol)) == READ
+
+
+def test_the_pickle_of_imagenet_has_no_val(file):
+    assert read(file, dump({"train": CONTENT["train"]})) == {"train": READ["train"]}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/data/dtd/images/ant/1.jpg",
+        "/dtd/backup/dtd/images/ant/1.jpg",
+        "C:\\data\\dtd\\images\\ant\\1.jpg",
+        "D:/data/dtd/images/ant/1.jpg",
+        "dtd/images/ant/1.jpg",
+    ],
+)
+def test_paths_of_another_machine_are_cut_to_begin_with_the_folder(path, file):
+    assert read(file, dump({"train": [Datum(path, 0, "ant")]})) == {"train": [Item("dtd/images/ant/1.jpg", 0, "ant")]}
+
+
+def refused(file: Path, content: bytes, words: str) -> None:
+    with pytest.raises(UserError) as error:
+        read(file, content)
+    message = str(error.value)
+    assert message.startswith(f"{file} is not a few-shot pickle of CoOp (")
+    assert message.endswith("; nothing in it was run. Delete it to draw anew")
+    assert words in message
+    assert "\n" not in message
+
+
+class Calls:
+    """Pickles to a call of any function."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("place", ["alone", "as an item", "as a path", "after the items"])
+@pytest.mark.parametrize("function", ["system", "eval", "exec"])
+def test_a_call_is_refused_and_not_made(function, place, protocol, file, tmp_path):
+    trace = tmp_path / "it-ran"
+    calls = {
+        "system": Calls(os.system, f"touch {trace}"),
+        "eval": Calls(builtins.eval, f"open({str(trace)!r}, 'w')"),
+        "exec": Calls(builtins.exec, f"open({str(trace)!r}, 'w')"),
+    }
+    call = calls[function]
+    content = {
+        "alone": call,
+        "as an item": {"train": [call]},
+        "as a path": {"train": [Datum(call, 0, "ant")]},
+        "after the items": {**CONTENT, "more": call},
+    }[place]
+    pickled = dump(content, protocol)
+    with pytest.raises(UserError):
+        read(file, pickled)
+    assert not trace.exists()
+    pickle.loads(pickle.dumps(call))  # and it would have been made
+    assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (os.system, f"it holds {os.system.__module__}.system"),
+        (builtins.eval, "builtins.eval"),
+        (builtins.getattr, "builtins.getattr"),
+    ],
+)
+def test_what_was_refused_is_named(function, words, file):
+    refused(file, dump({"train": [Calls(function, "1")]}), words)
+
+
+def test_a_subclass_of_datum_from_elsewhere_is_refused(file):
+    class Subclass(Datum):
+        pass
+
+    Subclass.__module__, Subclass.__qualname__ = MODULE, "Subclass"
+    pickled = dump({"train": [Subclass("/dtd/a.jpg", 0, "ant")]}, Subclass=Subclass)
+    refused(file, pickled, f"it holds {MODULE}.Subclass")
+
+
+def test_a_class_named_datum_of_another_module_is_refused(file):
+    pickled = dump(CONTENT).replace(MODULE.encode(), b"x" * len(MODULE))
+    refused(file, pickled, f"it holds {'x' * len(MODULE)}.Datum")
+
+
+def test_what_is_reached_through_datum_is_refused(file):
+    # a dotted name, which protocol 4 looks up attribute by attribute
+    refused(file, b"\x80\x04" + _text(MODULE) + _text("Datum.__init__.__globals__") + b"\x93.", "Datum.__init__")
+
+
+def _text(text: str) -> bytes:
+    return b"\x8c" + bytes([len(text)]) + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"train": [Datum("/dtd/a.jpg", np.int64(0), "ant")]}, "numpy"),
+        ({"train": [OrderedDict()]}, "collections.OrderedDict"),
+        ({"train": [{"_impath": "/dtd/a.jpg", "_label": 0, "_classname": "ant"}]}, "it holds a dict"),
+        ({"train": [None]}, "it holds a NoneType"),
+        ({"train": "dtd"}, "it holds a str"),
+        ({"train": [Datum(None, 0, "ant")]}, "has no path, label and name"),
+        ({"train": [Datum("/dtd/a.jpg", "0", "ant")]}, "has no path, label and name"),
+        ({"train": [Datum("/dtd/a.jpg", 0, None)]}, "has no path, label and name"),
+        ({"train": [Datum("/caltech-101/a.jpg", 0, "ant")]}, "/caltech-101/a.jpg, which is not in a folder dtd"),
+        ({"train": [Datum("/dtdx/a.jpg", 0, "ant")]}, "not in a folder dtd"),
+        ({"train": [datum("a.jpg", 0, "ant")], "val": [7]}, "it holds a int"),
+    ],
+)
+def test_other_content_is_refused(content, words, file):
+    refused(file, dump(content), words)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        [],
+        (),
+        [CONTENT["train"][0]],
+        {"val": CONTENT["val"]},
+        {"train": []},
+        {"train": [], "val": []},
+        None,
+        "train",
+    ],
+    ids=["empty dict", "empty list", "empty tuple", "list", "only val", "train empty", "both empty", "None", "text"],
+)
+def test_a_pickle_without_training_images_is_refused_and_not_taken_for_no_choice(content, file):
+    refused(file, dump(content), "")
+
+
+def test_a_datum_without_attributes_is_refused(file):
+    refused(file, dump({"train": [Datum.__new__(Datum)]}), "_impath")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04 a zip file",
+        b"<!DOCTYPE html>",
+        b"\x80\x04\x8c\xff\xff",
+        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f",  # a text of 2**63 bytes
+        b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\x00\x00.",  # as many bytes as no memory has
+        b"\x80\x04h\xff.",
+        b"\x80\x02\x82\x01.",
+        b"Psomething\n.",
+        b"(" * 100000,
+    ],
+    ids=[
+        "empty", "zip", "web page", "cut", "huge text", "huge bytes", "unknown memo", "extension", "persistent id",
+        "deep",
+    ],
+)  # fmt: skip
+def test_a_damaged_pickle_is_refused_in_one_line(content, file):
+    refused(file, content, "")
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_a_pickle_that_was_cut_short_is_refused(fraction, file):
+    whole = dump(CONTENT)
+    refused(file, whole[: int(len(whole) * fraction)], "")
+
+
+# --- in a data root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """DTD of CoOp with two classes; of each, images 1 to 4 are for training, 5 and 6 for val, 7 and 8 for testing."""
+    folder = tmp_path / "dtd"
+    rows = {"train": [], "val": [], "test": []}
+    for label, name in enumerate(("ant", "bee")):
+        (folder / "images" / name).mkdir(parents=True)
+        for number in range(1, 9):
+            split = "train" if number <= 4 else "val" if number <= 6 else "test"
+            (folder / "images" / name / f"{number}.jpg").touch()
+            rows[split].append([f"{name}/{number}.jpg", label, name])
+    (folder / "split_zhou_DescribableTextures.json").write_text(json.dumps(rows))
+    (folder / "split_fewshot").mkdir()
+    return tmp_path
+
+
+def keep(root: Path, content: Any, shots: int = 1, seed: int = 1) -> Path:
+    path = root / "dtd" / "split_fewshot" / f"shot_{shots}-seed_{seed}.pkl"
+    path.write_bytes(dump(content))
+    return path
+
+
+def load(root: Path, shots: int = 1, seed: int = 1, subsample: str = "all"):
+    return load_few_shot("DescribableTextures", str(root), shots, seed, subsample)
+
+
+def test_what_coop_selected_before_wins_over_the_draw_and_this_is_said(root, caplog):
+    drawn = load(root)
+    path = keep(root, CONTENT)
+    with caplog.at_level(logging.INFO):
+        dataset = load(root)
+    assert (dataset.train, dataset.val) == (READ["train"], READ["val"])
+    assert dataset.test == drawn.test
+    assert dataset.train != drawn.train
+    assert f"{path}: CoOp's own few-shot selection is used" in caplog.messages
+
+
+def test_the_selection_of_other_shots_or_another_seed_is_not_taken(root):
+    drawn = load(root)
+    keep(root, CONTENT, shots=2)
+    keep(root, CONTENT, seed=2)
+    assert load(root).train == drawn.train
+
+
+def test_all_images_are_all_images_whatever_pickle_lies_there(root):
+    keep(root, CONTENT, shots=-1)  # CoOp neither writes nor reads one
+    assert len(load(root, shots=-1).train) == 8
+
+
+def test_halves_of_the_classes_are_taken_of_what_coop_selected(root):
+    keep(root, CONTENT)
+    new = load(root, subsample="new")
+    assert list(new.classnames) == ["bee"]
+    assert new.train == [Item("dtd/images/bee/2.jpg", 0, "bee")]
+    assert new.val == [Item("dtd/images/bee/5.jpg", 0, "bee")]
+    assert [item.label for item in new.test] == [0, 0]
+
+
+def test_a_pickle_that_is_refused_is_kept_and_nothing_is_drawn_instead(root):
+    path = keep(root, [1, 2])
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="is not a few-shot pickle of CoOp"):
+        load(root)
+    assert path.read_bytes() == before
+
+
+def test_images_of_a_pickle_that_are_not_here_are_an_error_that_names_them(root):
+    keep(root, {**CONTENT, "train": [datum("ant/9.jpg", 0, "ant"), datum("bee/1.jpg", 1, "bee")]})
+    with pytest.raises(UserError, match=r"1 of 7 images are missing below .*: dtd/images/ant/9\.jpg"):
+        load(root)
+
+
+@pytest.mark.parametrize(
+    "path", ["../../elsewhere.jpg", "bee/../ant/7.jpg"], ids=["out of the folder", "to test images"]
+)
+def test_a_path_with_steps_back_is_refused_for_it_may_lead_anywhere(path, root):
+    (root / "elsewhere.jpg").touch()
+    keep(root, {**CONTENT, "train": [datum(path, 0, "ant"), datum("bee/1.jpg", 1, "bee")]})
+    with pytest.raises(UserError, match=r"is not a few-shot pickle of CoOp \(it names .*\.\./"):
+        load(root)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        [datum("ant/1.jpg", 0, "ant"), datum("bee/1.jpg", 7, "bee")],
+        [datum("ant/1.jpg", -1, "ant"), datum("bee/1.jpg", 0, "bee")],
+        [datum("ant/1.jpg", 1, "ant"), datum("bee/1.jpg", 0, "bee")],
+        [datum("ant/1.jpg", 0, "ant"), datum("bee/1.jpg", 1, "wasp")],
+    ],
+    ids=["a label beyond the classes", "a negative label", "another order of the classes", "another name"],
+)
+def test_a_pickle_whose_classes_are_not_those_of_the_split_is_an_error_that_names_it(train, root):
+    path = keep(root, {**CONTENT, "train": train})
+    with pytest.raises(UserError) as error:
+        load(root)
+    assert str(path) in str(error.value)
+    assert "delete it to draw anew" in str(error.value)
+
+
+def test_a_pickle_that_trains_on_test_images_is_an_error_that_names_one(root):
+    # it was drawn before the split file was replaced
+    path = keep(root, {**CONTENT, "train": [datum("ant/7.jpg", 0, "ant"), datum("bee/1.jpg", 1, "bee")]})
+    with pytest.raises(UserError, match=r"dtd/images/ant/7\.jpg is a test image") as error:
+        load(root)
+    assert str(path) in str(error.value)
+
+
+def test_a_pickle_without_val_is_an_error_where_the_data_set_has_one_of_its_own(root):
+    keep(root, {"train": CONTENT["train"]})
+    with pytest.raises(UserError, match="it has no val"):
+        load(root)

@@ -1,0 +1,153 @@
+"""Anybody's images as a data set: a folder of class folders, or a CSV file.
+
+    ROOT/train/<class>/*.jpg        and, if there are any, ROOT/val/<class>/ and ROOT/test/<class>/
+    ROOT/labels.csv, or ROOT itself  path,label[,split]   with paths relative to the file
+
+Classes are in sorted order, numbers by value. Classes may have unequal numbers of images.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..errors import UserError
+from .base import Dataset
+from .layouts import listing
+from .splits import Item
+
+logger = logging.getLogger(__name__)
+
+NAME = "ImageFolder"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+SPLITS = ("train", "val", "test")
+LAYOUT = (
+    "expected ROOT/train/<class>/*.jpg (and val, test if you have them), or a CSV file with the columns "
+    "path,label[,split]"
+)
+
+Rows = dict[str, list[tuple[str, str]]]  # split -> (path, class name)
+
+
+def load_image_folder(root: str) -> Dataset:
+    """The data set in a folder or a CSV file; no image is opened.
+
+    Args:
+        root: A folder that holds `train/`, a folder that holds one `.csv` file, or such a file.
+
+    Raises:
+        UserError: If it has another layout, or a class of val or test has no training image.
+    """
+    if not root:
+        raise UserError(f"{NAME} needs --root, your folder or CSV file; {LAYOUT}")
+    path = Path(root).expanduser().absolute()
+    tables = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+    if (path / "train").is_dir():
+        base, rows = path, _read_folder(path)
+    elif len(tables) == 1 and tables[0].suffix.lower() == ".csv" and tables[0].is_file():
+        base, rows = tables[0].parent, _read_table(tables[0])
+    elif not path.exists():
+        raise UserError(f"there is no {path}; {LAYOUT}")
+    else:
+        found = f"{len(tables)} CSV files" if len(tables) > 1 else "neither"
+        raise UserError(f"{path} holds {found}; {LAYOUT}")
+    names = sorted({name for _, name in rows["train"]}, key=_class_order)
+    if not names:
+        raise UserError(f"{path} has no training image; {LAYOUT}")
+    labels = {name: label for label, name in enumerate(names)}
+    for split in ("val", "test"):
+        unknown = sorted({name for _, name in rows[split]} - set(names))
+        if unknown:
+            raise UserError(
+                f"{path}: {len(unknown)} classes of {split} have no training image: {', '.join(unknown[:5])}"
+            )
+    items = {split: [Item(file, labels[name], name) for file, name in rows[split]] for split in SPLITS}
+    return Dataset(NAME, names, **items, open=partial(open_image_file, base), root=base)
+
+
+def open_image_file(base: Path, path: str) -> Image.Image:
+    """Opens an image of any mode as RGB, turned upright as its EXIF orientation says, transparent parts white."""
+    image = ImageOps.exif_transpose(Image.open(base / path))
+    if image.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow would clip at 255
+        image = _to_8_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey values of 16 bits, or floats from 0 to 1, to 0-255; others are taken as 0-255."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F" and values.max() <= 1:
+        values *= 255
+    elif image.mode.startswith("I") and (image.mode.startswith("I;16") or values.max() > 255):
+        values *= 255 / 65535
+    return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+
+
+def _read_folder(path: Path) -> Rows:
+    rows: Rows = {split: [] for split in SPLITS}
+    ignored = []
+    for split in SPLITS:
+        if not (path / split).is_dir():
+            continue
+        for name in listing(path / split):
+            if not (path / split / name).is_dir():
+                ignored.append(f"{split}/{name}")
+                continue
+            for file in listing(path / split / name):
+                if file.lower().endswith(IMAGE_SUFFIXES):
+                    rows[split].append((f"{split}/{name}/{file}", name))
+                else:
+                    ignored.append(f"{split}/{name}/{file}")
+    if ignored:
+        logger.warning("%s: %d files are no images and are left out, such as %s", path, len(ignored), ignored[0])
+    return rows
+
+
+def _read_table(path: Path) -> Rows:
+    rows: Rows = {split: [] for split in SPLITS}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file, skipinitialspace=True)
+            columns = [column.strip().lower() for column in table.fieldnames or []]
+            table.fieldnames = columns
+            if not {"path", "label"} <= set(columns):
+                raise UserError(
+                    f"{path} must have the columns path,label[,split], got {','.join(columns) or 'nothing'}"
+                )
+            for row in table:
+                where = f"{path}, line {table.line_num}"
+                image, label = (row["path"] or "").strip(), (row["label"] or "").strip()
+                split = (row.get("split") or "train").strip().lower()
+                if not image or not label:
+                    raise UserError(f"{where}: path and label must not be empty")
+                if split not in SPLITS:
+                    raise UserError(f"{where}: split must be train, val or test, got {split!r}")
+                rows[split].append((Path(image).as_posix(), label))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read the table {path}: {error}") from error
+    twice = _images_in_two_splits(rows)
+    if twice:
+        raise UserError(f"{path}: {twice} is listed more than once; an image has one label and one split")
+    return rows
+
+
+def _images_in_two_splits(rows: Rows) -> str | None:
+    seen = set()
+    for split in SPLITS:
+        for image, _ in rows[split]:
+            if image in seen:
+                return image
+            seen.add(image)
+    return None
+
+
+def _class_order(name: str) -> tuple:
+    return (0, int(name), name) if name.isdigit() else (1, 0, name)

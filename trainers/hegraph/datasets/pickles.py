@@ -1,0 +1,62 @@
+"""CoOp's few-shot pickles, read without executing what is in them."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import UserError
+from .splits import Item
+
+
+class _Datum:
+    """Stands for `dassl.data.datasets.base_dataset.Datum`: attributes only, nothing is run or checked."""
+
+
+class _DatumUnpickler(pickle.Unpickler):
+    """Knows `Datum` and the plain types of Python, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> type:
+        if name == "Datum" and module in ("dassl.data.datasets.base_dataset", "dassl.data.datasets"):
+            return _Datum
+        raise pickle.UnpicklingError(f"it holds {module}.{name}")
+
+
+def read_few_shot_pickle(path: Path, folder: str) -> dict[str, list[Item]]:
+    """Reads `split_fewshot/shot_<shots>-seed_<seed>.pkl` of CoOp.
+
+    Args:
+        path: The file.
+        folder: Folder of the data set below the data root. The absolute paths inside, which may be those of another
+            machine, are cut to begin with it.
+
+    Returns:
+        "train" and, if the file has it, "val"; ImageNet's has not.
+
+    Raises:
+        UserError: If anything but `Datum` objects is in it, or it is damaged.
+    """
+    try:
+        content = _DatumUnpickler(io.BytesIO(path.read_bytes())).load()
+        return {
+            split: [_item(datum, folder) for datum in content[split]] for split in ("train", "val") if split in content
+        }
+    except Exception as error:  # on a damaged file, pickle raises whatever its bytes lead to
+        raise UserError(
+            f"{path} is not a few-shot pickle of CoOp ({error}); nothing in it was run. Delete it to draw anew"
+        ) from error
+
+
+def _item(datum: Any, folder: str) -> Item:
+    if not isinstance(datum, _Datum):
+        raise ValueError(f"it holds a {type(datum).__name__}")
+    path, label, name = datum._impath, datum._label, datum._classname
+    if not (isinstance(path, str) and isinstance(label, int) and isinstance(name, str)):
+        raise ValueError("a Datum in it has no path, label and name")
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    if folder not in parts:
+        raise ValueError(f"it names {path}, which is not in a folder {folder}")
+    last = len(parts) - 1 - parts[::-1].index(folder)
+    return Item("/".join(parts[last:]), label, name)
