@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from yacs.config import CfgNode
 
-from trainers.hegraph.config import BY_SHOTS, CHOICES, check_cfg, get_cfg_default, load_cfg
+from trainers.hegraph.config import BY_SHOTS, CHOICES, FILLABLE, extend_cfg, from_dassl, get_cfg_default, load_cfg
 from trainers.hegraph.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +23,7 @@ DASSL_TYPES = {
     "OUTPUT_DIR": str,
     "SEED": int,
     "USE_CUDA": bool,
+    "RESUME": str,
     "INPUT.SIZE": tuple,
     "INPUT.INTERPOLATION": str,
     "INPUT.PIXEL_MEAN": list,
@@ -32,6 +33,7 @@ DASSL_TYPES = {
     "DATASET.ROOT": str,
     "DATASET.NAME": str,
     "DATASET.NUM_SHOTS": int,
+    "DATASET.SUBSAMPLE_CLASSES": str,  # CoOp's, train.py at ff61507
     "DATALOADER.NUM_WORKERS": int,
     "DATALOADER.TRAIN_X.BATCH_SIZE": int,
     "DATALOADER.TEST.BATCH_SIZE": int,
@@ -71,7 +73,7 @@ def yaml(tmp_path):
 
 
 def test_every_default_passes_the_check():
-    check_cfg(get_cfg_default())
+    load_cfg()
 
 
 def test_the_keys_outside_our_node_are_dassls_with_dassls_types():
@@ -102,19 +104,50 @@ def test_the_method_file_wins_over_the_data_set_file_and_both_over_the_defaults(
     assert cfg.OPTIM.WARMUP_EPOCH == get_cfg_default().OPTIM.WARMUP_EPOCH
 
 
-def test_rows_by_shots_win_over_files_rows_by_data_set_over_them_and_the_command_line_over_all(yaml):
+def test_rows_fill_what_is_open_the_data_sets_before_those_of_all_before_those_by_shots(yaml):
+    visual, steps = f"{OURS}.VISUAL_LR", f"{OURS}.MIN_STEPS"
     method = yaml(
         f"""
-        OPTIM: {{LR: 0.1, MAX_EPOCH: 1, WEIGHT_DECAY: 0.1, WARMUP_EPOCH: 1}}
+        OPTIM: {{LR: -1.0, MAX_EPOCH: -1}}
         TRAINER:
           HEGRAPHADAPTER:
-            BY_SHOTS: [[1, [{OURS}.GAMMA, 2.0, OPTIM.MAX_EPOCH, 2, OPTIM.WEIGHT_DECAY, 0.2, OPTIM.WARMUP_EPOCH, 2]]]
-            BY_DATASET: [["Digits", [OPTIM.WEIGHT_DECAY, 0.3, OPTIM.WARMUP_EPOCH, 3]]]
+            VISUAL_LR: -1.0
+            MIN_STEPS: -1
+            BY_SHOTS: [[1, [OPTIM.LR, 0.1, OPTIM.MAX_EPOCH, 1, {visual}, 0.1, {steps}, 1]]]
+            BY_DATASET:
+              - ["*", [OPTIM.LR, 0.2, OPTIM.MAX_EPOCH, 2, {visual}, 0.2]]
+              - ["Digits", [OPTIM.LR, 0.3, OPTIM.MAX_EPOCH, 3]]
+              - ["EuroSAT", [OPTIM.LR, 0.4]]
         """
     )
-    cfg = load_cfg("", method, {"DATASET.NAME": "Digits"}, ["OPTIM.WARMUP_EPOCH", "4"])
-    assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.WEIGHT_DECAY, cfg.OPTIM.WARMUP_EPOCH) == (0.1, 2, 0.3, 4)
-    assert cfg.TRAINER.HEGRAPHADAPTER.GAMMA == 2.0
+    cfg = load_cfg("", method, {"DATASET.NAME": "Digits"}, ["OPTIM.MAX_EPOCH", "5"])
+    node = cfg.TRAINER.HEGRAPHADAPTER
+    assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, node.VISUAL_LR, node.MIN_STEPS) == (0.3, 5, 0.2, 1)
+
+
+def test_what_a_file_sets_no_row_changes(yaml):
+    method = yaml("OPTIM: {LR: 0.001, MAX_EPOCH: 7}")
+    for shots, (_, pairs) in zip((1, 2, 4, 8, 16), BY_SHOTS):
+        cfg = load_cfg("", method, {"DATASET.NUM_SHOTS": shots})
+        assert (cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH) == (0.001, 7)
+        assert cfg.TRAINER.HEGRAPHADAPTER.MIN_STEPS == pairs[pairs.index(f"{OURS}.MIN_STEPS") + 1]
+
+
+@pytest.mark.parametrize("key", FILLABLE)
+def test_a_key_that_stays_open_is_an_error_that_says_where_to_set_it(key):
+    with pytest.raises(UserError, match=rf"{key} is -1, left to BY_DATASET and BY_SHOTS, and no row of them sets it"):
+        load_cfg(opts=[f"{OURS}.BY_SHOTS", "[]", *(x for k in FILLABLE for x in (k, "-1" if k == key else "1"))])
+
+
+def test_a_row_that_sets_another_key_is_an_error_that_lists_those_it_may_set():
+    rows = "[['Digits', ['OPTIM.WEIGHT_DECAY', 0.1]]]"
+    with pytest.raises(UserError, match=r"BY_DATASET fill OPTIM\.LR, .*, not OPTIM\.WEIGHT_DECAY; set that directly"):
+        load_cfg(opts=[f"{OURS}.BY_DATASET", rows, "DATASET.NAME", "Digits"])
+
+
+def test_all_images_take_the_row_of_most_shots():
+    pairs = BY_SHOTS[-1][1]
+    assert load_cfg(opts=["DATASET.NUM_SHOTS", "-1"]).OPTIM.LR == pairs[pairs.index("OPTIM.LR") + 1]
 
 
 def test_flags_win_over_files_and_key_value_pairs_over_flags(yaml):
@@ -127,13 +160,12 @@ def test_of_two_values_for_one_key_the_last_holds():
     assert load_cfg(opts=["SEED", "3", "SEED", "4"]).SEED == 4
 
 
-@pytest.mark.parametrize(("shots", "epochs"), [(1, 30), (2, 102), (3, 102), (4, 104), (15, 104), (16, 116), (99, 116)])
-def test_the_last_row_not_above_the_runs_shots_holds(shots, epochs):
-    # Out of order on purpose; no row holds for one shot, so it keeps the default
-    rows = "[[4, ['OPTIM.MAX_EPOCH', 104]], [2, ['OPTIM.MAX_EPOCH', 102]], [16, ['OPTIM.MAX_EPOCH', 116]]]"
-    cfg = load_cfg(opts=[f"{OURS}.BY_SHOTS", rows, "DATASET.NUM_SHOTS", shots])
-    held = cfg.OPTIM.MAX_EPOCH
-    assert held == epochs
+@pytest.mark.parametrize(("shots", "steps"), [(1, 101), (2, 102), (3, 102), (4, 104), (15, 104), (16, 116), (99, 116)])
+def test_the_last_row_not_above_the_runs_shots_holds(shots, steps):
+    key = f"{OURS}.MIN_STEPS"  # rows out of order on purpose
+    rows = f"[[4, ['{key}', 104]], [2, ['{key}', 102]], [16, ['{key}', 116]], [1, ['{key}', 101]]]"
+    cfg = load_cfg(opts=[f"{OURS}.BY_SHOTS", rows, "OPTIM.LR", "0.1", "DATASET.NUM_SHOTS", shots])
+    assert cfg.TRAINER.HEGRAPHADAPTER.MIN_STEPS == steps
 
 
 @pytest.mark.parametrize("shots", [row[0] for row in BY_SHOTS])
@@ -144,9 +176,10 @@ def test_the_shipped_rows_hold_at_their_shots(shots):
 
 
 def test_a_row_of_another_data_set_does_not_hold():
-    rows = "[['EuroSAT', ['OPTIM.MAX_EPOCH', 100]]]"
-    assert load_cfg(opts=[f"{OURS}.BY_DATASET", rows, "DATASET.NAME", "Digits"]).OPTIM.MAX_EPOCH == 30
-    assert load_cfg(opts=[f"{OURS}.BY_DATASET", rows, "DATASET.NAME", "EuroSAT"]).OPTIM.MAX_EPOCH == 100
+    rows = "[['EuroSAT', ['OPTIM.LR', 0.25]]]"
+    default = load_cfg().OPTIM.LR
+    assert load_cfg(opts=[f"{OURS}.BY_DATASET", rows, "DATASET.NAME", "Digits"]).OPTIM.LR == default
+    assert load_cfg(opts=[f"{OURS}.BY_DATASET", rows, "DATASET.NAME", "EuroSAT"]).OPTIM.LR == 0.25
 
 
 # --- values
@@ -165,7 +198,7 @@ def test_a_row_of_another_data_set_does_not_hold():
     ],
 )
 def test_text_from_the_command_line_becomes_a_value_of_the_keys_type(key, text, value):
-    loaded = flatten(load_cfg(opts=[f"{OURS}.BY_SHOTS", "[]", key, text]))[key]
+    loaded = flatten(load_cfg(opts=[key, text]))[key]
     assert (type(loaded), loaded) == (type(value), value)
 
 
@@ -191,8 +224,8 @@ def test_a_group_of_keys_is_no_key(key):
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("OPTIM.LR", "fast", "float such as 0.001, got 'fast'"),
-        ("OPTIM.LR", "True", "float such as 0.001, got True"),
+        ("OPTIM.LR", "fast", "float such as -1.0, got 'fast'"),
+        ("OPTIM.LR", "True", "float such as -1.0, got True"),
         ("OPTIM.MAX_EPOCH", "2.5", "int such as 30, got 2.5"),
         ("OPTIM.MAX_EPOCH", "True", "int such as 30, got True"),
         ("USE_CUDA", "1", "bool such as True, got 1"),
@@ -232,7 +265,6 @@ def test_an_unknown_image_transform_is_an_error_that_names_the_nearest():
     "key",
     [
         "TRAIN.PRINT_FREQ",
-        "DATASET.NUM_SHOTS",
         "DATALOADER.TRAIN_X.BATCH_SIZE",
         "DATALOADER.TEST.BATCH_SIZE",
         "OPTIM.MAX_EPOCH",
@@ -257,8 +289,14 @@ def test_counts_start_at_one(key):
 )
 def test_rates_and_weights_are_not_negative(key):
     assert flatten(load_cfg(opts=[key, "0"]))[key] == 0
-    with pytest.raises(UserError, match=f"{key} must not be negative, got -1"):
-        load_cfg(opts=[key, "-1"])
+    with pytest.raises(UserError, match=f"{key} must not be negative, got -2"):
+        load_cfg(opts=[key, "-2"])
+
+
+@pytest.mark.parametrize("shots", ["0", "-2"])
+def test_shots_are_at_least_one_or_all(shots):
+    with pytest.raises(UserError, match=f"DATASET.NUM_SHOTS must be at least 1, or -1 for all images, got {shots}"):
+        load_cfg(opts=["DATASET.NUM_SHOTS", shots])
 
 
 def test_an_odd_number_of_options_is_an_error_that_shows_them():
@@ -330,12 +368,50 @@ def test_a_file_that_differs_in_its_suffix_alone_is_not_suggested_by_the_name_th
 )
 def test_values_out_of_range_are_errors_with_their_key(key, value):
     with pytest.raises(UserError, match=f"^(unknown )?{key} "):
-        load_cfg(opts=[f"{OURS}.BY_SHOTS", "[]", key, value])
+        load_cfg(opts=[key, value])
 
 
-def test_a_key_that_does_nothing_is_refused():
-    with pytest.raises(UserError, match="^(unknown configuration key ')?RESUME"):
-        load_cfg(opts=["RESUME", "output/run1"])
+# --- inside Dassl
+
+
+def dassl_cfg() -> CfgNode:
+    """Our keys with Dassl's own defaults where those differ, and one key of Dassl's that we lack."""
+    cfg = get_cfg_default()
+    del cfg["MODEL"], cfg["TRAINER"], cfg.DATASET["SUBSAMPLE_CLASSES"]
+    cfg.MODEL = CfgNode({"BACKBONE": {"NAME": "", "PRETRAINED": True}})
+    cfg.TRAINER = CfgNode({"NAME": ""})
+    cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH, cfg.VERBOSE = 0.0003, 10, True
+    cfg.INPUT.SIZE, cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD = (224, 224), [0.485] * 3, [0.229] * 3
+    return cfg
+
+
+def test_extending_dassls_configuration_leaves_what_its_own_trainers_read():
+    cfg = dassl_cfg()
+    before = flatten(cfg)
+    extend_cfg(cfg)
+    after = flatten(cfg)
+    assert after["MODEL.BACKBONE.PRETRAINED"], "Dassl asks whether it is true"
+    changed = {key for key in after if not key.startswith(OURS) and before.get(key) != after[key]}
+    assert changed == {"MODEL.BACKBONE.PRETRAINED", "DATASET.SUBSAMPLE_CLASSES"}
+
+
+def test_extending_keeps_the_classes_that_coop_subsamples():
+    cfg = dassl_cfg()
+    cfg.DATASET.SUBSAMPLE_CLASSES = "base"
+    extend_cfg(cfg)
+    assert cfg.DATASET.SUBSAMPLE_CLASSES == "base"
+
+
+@pytest.mark.parametrize("file", METHOD_FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(("dataset", "shots"), [("EuroSAT", 1), ("OxfordPets", 16)])
+def test_a_configuration_that_dassl_merged_and_froze_becomes_the_one_we_load(file, dataset, shots):
+    cfg = dassl_cfg()
+    extend_cfg(cfg)
+    cfg.merge_from_file(str(file))
+    opts = ["DATASET.NAME", dataset, "DATASET.NUM_SHOTS", shots, "TRAINER.NAME", "HeGraphAdapter"]
+    cfg.merge_from_list(opts)
+    cfg.freeze()
+    assert flatten(from_dassl(cfg)) == flatten(load_cfg("", str(file), opts=opts))
 
 
 # --- the shipped files
@@ -356,9 +432,8 @@ def test_every_file_loads_as_dassl_loads_it(file):
         cfg.merge_from_file(str(file))
     finally:
         logging.disable(logging.NOTSET)
-    expected = load_cfg("", str(file), opts=[f"{OURS}.BY_SHOTS", "[]", f"{OURS}.BY_DATASET", "[]"])
-    kept = {key: value for key, value in flatten(cfg).items() if ".BY_" not in key}
-    assert kept == {key: value for key, value in flatten(expected).items() if ".BY_" not in key}
+    expected = flatten(load_cfg("", str(file)))
+    assert {key for key, value in flatten(cfg).items() if value != expected[key]} <= set(FILLABLE)
 
 
 @pytest.mark.parametrize("file", DATASET_FILES, ids=lambda file: file.stem)

@@ -1,8 +1,8 @@
 """Every configuration key: default, meaning, allowed values.
 
-The keys outside `TRAINER.HEGRAPHADAPTER` are a subset of Dassl's with the same names and types, so one YAML file loads
-in both hosts; only `MODEL.BACKBONE.PRETRAINED` names weights here and is a yes or no there. The defaults are the recipe
-of `configs/trainers/HeGraphAdapter/*.yaml`; how they were chosen is in README.md.
+The keys outside `TRAINER.HEGRAPHADAPTER` are a subset of Dassl's and CoOp's with the same names and types, so one YAML
+file loads in both hosts; only `MODEL.BACKBONE.PRETRAINED` names weights here and is a yes or no there. The defaults are
+the recipe of `configs/trainers/HeGraphAdapter/*.yaml`; how they were chosen is in README.md.
 """
 
 from __future__ import annotations
@@ -17,10 +17,6 @@ from yacs.config import CfgNode as CN
 
 from .errors import UserError, unknown
 
-# Of OpenAI's CLIP, per channel
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
 VARIANTS = ("base", "T-N", "T-P", "T", "full")
 
 CHOICES = {
@@ -30,11 +26,17 @@ CHOICES = {
     "TRAINER.HEGRAPHADAPTER.WEIGHT_INIT": ("identity", "xavier", "zero"),
     "TRAINER.HEGRAPHADAPTER.FEATURES.MODE": ("bank", "online"),
     "TRAINER.HEGRAPHADAPTER.PROMPTS.SOURCE": ("templates", "descriptions", "both"),
+    "TRAINER.HEGRAPHADAPTER.PREC": ("fp32", "fp16", "amp"),
+    "DATASET.SUBSAMPLE_CLASSES": ("all", "base", "new"),
     "OPTIM.NAME": ("adamw",),
     "OPTIM.LR_SCHEDULER": ("cosine",),
     "OPTIM.WARMUP_TYPE": ("constant",),
     "INPUT.INTERPOLATION": ("bicubic", "bilinear"),
 }
+# Keys that may be left open, and are then filled from BY_DATASET and BY_SHOTS. Open is a value, so that a configuration
+# that Dassl has merged and frozen can be filled as well: what anybody set, in a file or on the command line, stays.
+OPEN = -1
+FILLABLE = ("OPTIM.LR", "OPTIM.MAX_EPOCH", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "TRAINER.HEGRAPHADAPTER.VISUAL_LR")
 # Few shots overfit in few steps. Chosen on validation data; README.md says how.
 BY_SHOTS = (
     (1, ["OPTIM.LR", 0.0005, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 30]),
@@ -53,19 +55,22 @@ def get_cfg_default() -> CN:
     cfg.OUTPUT_DIR = "./output"
     cfg.SEED = 1  # 0 is a seed; below 0: unseeded, drawn and recorded
     cfg.USE_CUDA = True
+    cfg.RESUME = ""  # folder of an interrupted run to go on from; OUTPUT_DIR is looked at anyway
 
     cfg.INPUT = CN()
-    cfg.INPUT.SIZE = (224, 224)  # must be what the backbone takes
-    cfg.INPUT.INTERPOLATION = "bicubic"
-    cfg.INPUT.PIXEL_MEAN = list(CLIP_MEAN)
-    cfg.INPUT.PIXEL_STD = list(CLIP_STD)
+    cfg.INPUT.INTERPOLATION = "bicubic"  # of a random resized crop
+    # The backbone's own resolution and normalisation are used. These may say the same, but nothing else.
+    cfg.INPUT.SIZE = ()
+    cfg.INPUT.PIXEL_MEAN = []
+    cfg.INPUT.PIXEL_STD = []
     cfg.INPUT.TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")  # of training images
     cfg.INPUT.RRCROP_SCALE = (0.08, 1.0)  # area kept by a random resized crop
 
     cfg.DATASET = CN()
     cfg.DATASET.ROOT = ""
     cfg.DATASET.NAME = ""
-    cfg.DATASET.NUM_SHOTS = 16  # training images per class
+    cfg.DATASET.NUM_SHOTS = 16  # training images per class; -1: all
+    cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all; base: the first half of the classes; new: the rest
 
     cfg.DATALOADER = CN()
     cfg.DATALOADER.NUM_WORKERS = 0
@@ -77,11 +82,11 @@ def get_cfg_default() -> CN:
     cfg.MODEL = CN()
     cfg.MODEL.BACKBONE = CN()
     cfg.MODEL.BACKBONE.NAME = ""  # an open_clip model name
-    cfg.MODEL.BACKBONE.PRETRAINED = ""  # an open_clip tag or a weights file
+    cfg.MODEL.BACKBONE.PRETRAINED = "openai"  # an open_clip tag or a weights file
 
     cfg.OPTIM = CN()
     cfg.OPTIM.NAME = "adamw"
-    cfg.OPTIM.LR = 0.001
+    cfg.OPTIM.LR = float(OPEN)  # by shots
     cfg.OPTIM.WEIGHT_DECAY = 0.01
     cfg.OPTIM.LR_SCHEDULER = "cosine"
     cfg.OPTIM.MAX_EPOCH = 30
@@ -100,8 +105,10 @@ def get_cfg_default() -> CN:
 
 
 def extend_cfg(cfg: CN) -> None:
-    """Adds `cfg.TRAINER.HEGRAPHADAPTER` and the keys that Dassl lacks."""
-    cfg.MODEL.BACKBONE.PRETRAINED = ""
+    """Adds `cfg.TRAINER.HEGRAPHADAPTER` and what else Dassl lacks; its and CoOp's trainers see no difference."""
+    cfg.MODEL.BACKBONE.PRETRAINED = "openai"  # Dassl has True here, and asks only whether it is true
+    if "SUBSAMPLE_CLASSES" not in cfg.DATASET:
+        cfg.DATASET.SUBSAMPLE_CLASSES = "all"
 
     node = cfg.TRAINER.HEGRAPHADAPTER = CN()
     node.VARIANT = "full"  # base, T-N, T-P, T, full: the rows of the paper's Table 2
@@ -133,12 +140,14 @@ def extend_cfg(cfg: CN) -> None:
     node.LEAVE_ONE_OUT = True  # in training, an image does not match its own cached feature
 
     # How long: MAX_EPOCH epochs, but at least so many steps (small sets have few steps per epoch)
-    node.MIN_STEPS = 200
-    # Settings by shots and by data set, as rows [from this many shots | data set, [KEY, VALUE, ...]].
-    # The command line wins over them. By shots, the last row with at most the run's shots holds.
-    node.BY_SHOTS = [[shots, list(pairs)] for shots, pairs in BY_SHOTS]
+    node.MIN_STEPS = OPEN  # by shots
+    # What fills the keys that are left at -1 (OPTIM.LR, OPTIM.MAX_EPOCH, MIN_STEPS, VISUAL_LR), as rows
+    # [data set, [KEY, VALUE, ...]] and [from this many shots, [KEY, VALUE, ...]]. The first that has the key fills it:
+    # the row of the data set, that of data set "*", the last row with at most the run's shots.
     node.BY_DATASET = []
+    node.BY_SHOTS = [[shots, list(pairs)] for shots, pairs in BY_SHOTS]
 
+    node.PREC = "fp32"  # of the backbone on a GPU: fp32, fp16, amp; on the CPU it is fp32
     node.FEATURES = CN()
     node.FEATURES.MODE = "bank"  # bank: encode once; online: encode every batch
     node.FEATURES.VIEWS = 10  # augmented views per training image
@@ -176,13 +185,23 @@ def load_cfg(dataset_file: str = "", config_file: str = "", flags: dict | None =
     for key, value in (flags or {}).items():
         opts[:0] = [key, value]
 
-    _merge_pairs(cfg, opts)  # the rows below depend on shots and data set, which opts may set
-    for pairs in _matching_rows(cfg):
-        _merge_pairs(cfg, pairs)
     _merge_pairs(cfg, opts)
-    check_cfg(cfg)
-    cfg.freeze()
-    return cfg
+    return _complete(cfg)
+
+
+def from_dassl(dassl_cfg: CN) -> CN:
+    """Our keys out of a configuration that Dassl has merged: Dassl's defaults, `extend_cfg`, files, options.
+
+    `INPUT.SIZE`, `PIXEL_MEAN` and `PIXEL_STD` are left out: Dassl's defaults of them are those of another network.
+
+    Raises:
+        UserError: As `load_cfg`.
+    """
+    cfg = get_cfg_default()
+    for key, _ in _flatten(cfg):
+        if key not in ("INPUT.SIZE", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD"):
+            _merge_pairs(cfg, [key, _get(dassl_cfg, key)])
+    return _complete(cfg)
 
 
 def check_cfg(cfg: CN) -> None:
@@ -198,7 +217,7 @@ def check_cfg(cfg: CN) -> None:
     for name in cfg.INPUT.TRANSFORMS:
         if name not in TRANSFORMS:
             raise unknown("INPUT.TRANSFORMS", str(name), TRANSFORMS)
-    positive = ("DATASET.NUM_SHOTS", "DATALOADER.TRAIN_X.BATCH_SIZE", "DATALOADER.TEST.BATCH_SIZE", "OPTIM.MAX_EPOCH")
+    positive = ("DATALOADER.TRAIN_X.BATCH_SIZE", "DATALOADER.TEST.BATCH_SIZE", "OPTIM.MAX_EPOCH")
     for key in (*positive, "TRAIN.PRINT_FREQ", "TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS"):
         if _get(cfg, key) < 1:
             raise UserError(f"{key} must be at least 1, got {_get(cfg, key)}")
@@ -271,14 +290,33 @@ def _coerce(key: str, value: object, default: object) -> object:
     return value
 
 
+def _complete(cfg: CN) -> CN:
+    """Fills the open keys, checks all and freezes."""
+    if cfg.DATASET.NUM_SHOTS != -1 and cfg.DATASET.NUM_SHOTS < 1:
+        raise UserError(f"DATASET.NUM_SHOTS must be at least 1, or -1 for all images, got {cfg.DATASET.NUM_SHOTS}")
+    for pairs in _matching_rows(cfg):
+        for key, value in zip(pairs[0::2], pairs[1::2]):
+            if key not in FILLABLE:
+                raise UserError(f"BY_SHOTS and BY_DATASET fill {', '.join(FILLABLE)}, not {key}; set that directly")
+            if _get(cfg, key) == OPEN:
+                _merge_pairs(cfg, [key, value])
+    for key in FILLABLE:
+        if _get(cfg, key) == OPEN:
+            raise UserError(f"{key} is {OPEN}, left to BY_DATASET and BY_SHOTS, and no row of them sets it; set it")
+    check_cfg(cfg)
+    cfg.freeze()
+    return cfg
+
+
 def _matching_rows(cfg: CN) -> list[list]:
-    """The settings of BY_DATASET and BY_SHOTS that hold for this run."""
+    """The pairs of BY_DATASET and BY_SHOTS that hold for this run, those that come first win."""
     node = cfg.TRAINER.HEGRAPHADAPTER
     _check_rows("BY_DATASET", node.BY_DATASET, str)
     _check_rows("BY_SHOTS", node.BY_SHOTS, int)
-    by_dataset = [pairs for name, pairs in node.BY_DATASET if name == cfg.DATASET.NAME]
-    by_shots = [pairs for shots, pairs in sorted(node.BY_SHOTS) if shots <= cfg.DATASET.NUM_SHOTS]
-    return by_shots[-1:] + by_dataset
+    by_dataset = [pairs for wanted in (cfg.DATASET.NAME, "*") for name, pairs in node.BY_DATASET if name == wanted]
+    shots = math.inf if cfg.DATASET.NUM_SHOTS == -1 else cfg.DATASET.NUM_SHOTS
+    by_shots = [pairs for least, pairs in sorted(node.BY_SHOTS) if least <= shots]
+    return by_dataset + by_shots[-1:]
 
 
 def _check_rows(key: str, rows: list, kind: type) -> None:

@@ -12,13 +12,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..config import CLIP_MEAN, CLIP_STD
 from . import captions
 from .glyphs import GlyphMasks, load_masks
 from .objective import encode_captions, negative_loss, positive_loss
 from .render import Rendering, render
 
 MAX_LOGIT_SCALE = math.log(100)  # the limit of the CLIP paper
+# Per channel; OpenAI's, which open_clip gives a model whose configuration names none
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 Tokenizer = Callable[[Sequence[str]], torch.Tensor]
 
@@ -83,7 +85,7 @@ class BatchSource:
             [self.masks_of[x][int(r * len(self.masks_of[x]))] for x, r in zip(labels, draws, strict=True)]
         )
         rendering = render(self.glyphs.masks[chosen], self.glyphs.bold[chosen], self.generator)
-        mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (CLIP_MEAN, CLIP_STD))
+        mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (MEAN, STD))
         images = ((rendering.images - mean) / std).contiguous(memory_format=torch.channels_last)
         return images, labels, self._captions(labels, chosen, rendering)
 
