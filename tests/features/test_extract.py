@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -42,7 +43,7 @@ def digits() -> Dataset:
 @pytest.fixture(scope="module")
 def selection(digits) -> Selection:
     labels = [[item.label for item in items] for items in (digits.train, digits.val)]
-    return select_few_shot(*labels, shots=1, seed=1)
+    return select_few_shot(*labels, shots=1, rng=random.Random(1))
 
 
 def make_cfg(*opts):
@@ -137,7 +138,7 @@ def test_loading_options_share_one_file(images, backbone, tmp_path, broken):
 
 
 def test_a_task_holds_what_was_selected(digits, selection, backbone, tmp_path):
-    bank = encode_task(digits, selection, backbone, make_cfg(), 1, tmp_path)
+    bank = encode_task(digits.select(selection), backbone, make_cfg(), 1, tmp_path)
     assert bank.train_features.shape[:2] == (VIEWS, 10)
     assert bank.train_labels.tolist() == [digits.train[i].label for i in selection.train]
     assert bank.val_labels.tolist() == [digits.val[i].label for i in selection.val]
@@ -150,7 +151,7 @@ def test_a_task_holds_what_was_selected(digits, selection, backbone, tmp_path):
 
 
 def test_a_task_without_val_has_none(digits, selection, backbone, tmp_path):
-    bank = encode_task(replace(digits, val=[]), replace(selection, val=[]), backbone, make_cfg(), 1, tmp_path)
+    bank = encode_task(replace(digits.select(selection), val=[]), backbone, make_cfg(), 1, tmp_path)
     assert bank.val_features is None
 
 
@@ -158,10 +159,10 @@ def test_a_task_without_val_has_none(digits, selection, backbone, tmp_path):
 
 
 def test_a_cached_task_is_read_and_not_encoded_anew(digits, selection, backbone, tmp_path, broken):
-    first = tensors(encode_task(digits, selection, backbone, make_cfg(), 1, tmp_path))
+    first = tensors(encode_task(digits.select(selection), backbone, make_cfg(), 1, tmp_path))
     assert sorted(f.name.split("-")[0] for f in tmp_path.iterdir()) == ["test", "text", "train", "val"]
     broken()
-    again = tensors(encode_task(digits, selection, backbone, make_cfg(), 1, tmp_path))
+    again = tensors(encode_task(digits.select(selection), backbone, make_cfg(), 1, tmp_path))
     assert first.keys() == again.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
 
@@ -169,7 +170,9 @@ def test_a_cached_task_is_read_and_not_encoded_anew(digits, selection, backbone,
 def test_test_features_are_shared_by_seeds_and_shots(digits, backbone, tmp_path):
     for seed, shots in ((1, 1), (2, 2)):
         labels = [[item.label for item in items] for items in (digits.train, digits.val)]
-        encode_task(digits, select_few_shot(*labels, shots, seed), backbone, make_cfg(), seed, tmp_path)
+        encode_task(
+            digits.select(select_few_shot(*labels, shots, random.Random(seed))), backbone, make_cfg(), seed, tmp_path
+        )
     counts = {name: len(list(tmp_path.glob(f"{name}-*"))) for name in ("train", "test", "text")}
     assert counts == {"train": 2, "test": 1, "text": 1}
 

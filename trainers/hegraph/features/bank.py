@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..datasets.splits import Selection
+from ..datasets.splits import Selection, subsample_labels
 from ..errors import UserError
 from ..files import read_tensors, write_tensors
 
@@ -59,6 +59,24 @@ class FeatureBank:
         changes = {"train_features": self.train_features[:, train], "train_labels": self.train_labels[train]}
         if self.val_features is not None and self.val_labels is not None:
             changes |= {"val_features": self.val_features[val], "val_labels": self.val_labels[val]}
+        return FeatureBank(**(self.__dict__ | changes))
+
+    def subsample(self, which: str) -> FeatureBank:
+        """All classes, or one half of them with labels from 0: see `splits.subsample_labels`."""
+        if which == "all":
+            return self
+        kept = torch.tensor(subsample_labels(set(self.train_labels.tolist()), which), dtype=torch.long)
+        changes = {
+            "classnames": [self.classnames[label] for label in kept.tolist()],
+            "text_positive": self.text_positive[kept],
+            "text_negative": self.text_negative[kept],
+        }
+        for split in ("train", "val", "test"):
+            features, labels = getattr(self, f"{split}_features"), getattr(self, f"{split}_labels")
+            if features is not None:
+                rows = torch.isin(labels, kept)
+                changes[f"{split}_features"] = features[..., rows, :]
+                changes[f"{split}_labels"] = torch.searchsorted(kept, labels[rows])
         return FeatureBank(**(self.__dict__ | changes))
 
     def to(self, device: str) -> FeatureBank:

@@ -3,11 +3,17 @@
 Each part of a bank (train, val, test, text) is one file named after its fingerprint, which covers all that
 shaped it: backbone, weights, preprocessing, images, augmentation, sentences, code version. So the test
 features of a data set are shared by every shot count and seed, and a stale file is never read.
+
+Images are encoded in chunks. A chunk is kept until its part is whole, so a killed run goes on where it was, and
+processes of `torchrun` share the chunks out. A chunk holds the same batches whoever encodes it, so the features are the
+same, bit for bit, with the same number of threads.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +27,18 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from ..backbone import Backbone, Transform, describe
-from ..datasets import Dataset, Item, Selection
+from ..datasets import Dataset, Item
 from ..errors import UserError
 from ..files import hash_json, read_tensors, write_tensors
 from ..negatives import negative_prompts
 from ..prompts import PromptGroup, positive_prompts
+from . import shards
 from .bank import NORM_TOLERANCE, FeatureBank
 
 logger = logging.getLogger(__name__)
 
 CODE_VERSION = 1  # raise it when the same input would give other features
+CHUNK_BATCHES = 16
 
 
 @dataclass(frozen=True)
@@ -70,14 +78,12 @@ def open_image(dataset: Dataset, item: Item) -> Image.Image:
         raise UserError(f"cannot read the image {item.path} of {dataset.name}: {error}") from error
 
 
-def encode_task(
-    dataset: Dataset, selection: Selection, backbone: Backbone, cfg: CfgNode, seed: int, folder: Path
-) -> FeatureBank:
+def encode_task(dataset: Dataset, backbone: Backbone, cfg: CfgNode, seed: int, folder: Path) -> FeatureBank:
     """Encodes a few-shot task, or reads what was encoded before.
 
     Args:
-        dataset: Its pools.
-        selection: Which of train and val the few-shot protocol selects.
+        dataset: The images that the few-shot protocol selects. Validation images that are the test images are not made
+            part of the bank, so nothing can be chosen on them.
         backbone: The frozen CLIP.
         cfg: The whole configuration.
         seed: Of the augmentation.
@@ -88,22 +94,23 @@ def encode_task(
     """
     augmentation = training_augmentation(backbone, cfg)
     views = cfg.TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS
-    train = [dataset.train[i] for i in selection.train]
-    val = [dataset.val[i] for i in selection.val]
+    val = [] if dataset.val_is_test else dataset.val
     parts = {
-        "train": ImageViews(dataset, train, augmentation, views=views, seed=seed),
+        "train": ImageViews(dataset, dataset.train, augmentation, views=views, seed=seed),
         "val": ImageViews(dataset, val, backbone.preprocess),
         "test": ImageViews(dataset, dataset.test, backbone.preprocess),
     }
-    features = {name: encode_images(backbone, images, cfg, folder, name) for name, images in parts.items()}
+    features = {
+        name: encode_images(backbone, images, cfg, folder, name) for name, images in parts.items() if images.items
+    }
     text = encode_prompts(backbone, dataset.name, dataset.classnames, cfg, folder)
     return FeatureBank(
         train_features=features["train"],
-        train_labels=_labels(train),
+        train_labels=_labels(dataset.train),
         val_features=features["val"][0] if val else None,
         val_labels=_labels(val) if val else None,
-        test_features=features["test"][0],
-        test_labels=_labels(dataset.test),
+        test_features=features["test"][0] if dataset.test else None,
+        test_labels=_labels(dataset.test) if dataset.test else None,
         text_positive=text["positive"],
         text_negative=text["negative"],
         classnames=list(dataset.classnames),
@@ -120,27 +127,59 @@ def training_augmentation(backbone: Backbone, cfg: CfgNode) -> Transform:
 
 def encode_images(backbone: Backbone, images: ImageViews, cfg: CfgNode, folder: Path, name: str) -> Tensor:
     """Features of all views, shape `[V, N, d]`, from disk where the fingerprint is known."""
-    items = [list(item) for item in images.items]
-    fingerprint = {"images": items, "dataset": images.dataset.name, "transform": describe(images.transform)}
-    fingerprint |= {"views": images.views, "seed": images.seed}
+    files = [[*item, *(images.dataset.file_version(item.path) or ())] for item in images.items]
+    fingerprint = {"images": files, "dataset": images.dataset.name, "transform": describe(images.transform)}
+    fingerprint |= {"views": images.views, "seed": images.seed} | backbone.fingerprint
 
-    def encode() -> dict[str, Tensor]:
-        loader = DataLoader(images, cfg.DATALOADER.TEST.BATCH_SIZE, num_workers=cfg.DATALOADER.NUM_WORKERS)
-        rows: Tensor | None = None
-        with tqdm(total=len(images), desc=f"encoding {name} images", unit="img", disable=None) as progress:
-            for positions, batch in _without_worker_trace(loader):
-                encoded = backbone.encode_images(batch)
-                if rows is None:
-                    rows = torch.full((len(images), encoded.shape[1]), torch.nan)
-                rows[positions] = encoded
-                progress.update(len(positions))
-        if rows is None:
-            return {"features": torch.empty(images.views, 0, 0)}
-        if rows.isnan().any():
-            raise UserError(f"{backbone.name} gives NaN features for {name} images of {images.dataset.name}")
-        return {"features": rows.view(images.views, len(images.items), -1)}
+    def encode(path: Path, key: str) -> dict[str, Tensor]:
+        rows = _encode_in_chunks(backbone, images, cfg, path, key, name)
+        return {"features": rows.view(images.views, len(images.items), -1)} if rows is not None else {}
 
-    return _cached(folder, name, fingerprint | backbone.fingerprint, encode)["features"]
+    return _cached(folder, name, fingerprint, encode)["features"]
+
+
+def _encode_in_chunks(
+    backbone: Backbone, images: ImageViews, cfg: CfgNode, path: Path, key: str, name: str
+) -> Tensor | None:
+    """Encodes what no earlier run has, shared out over the processes; the first process gets all rows."""
+    positions = torch.arange(len(images)).split(cfg.DATALOADER.TEST.BATCH_SIZE)
+    chunks = [positions[i : i + CHUNK_BATCHES] for i in range(0, len(positions), CHUNK_BATCHES)]
+    folder = path.with_suffix(".chunks")
+    files = [folder / f"{number:05d}.safetensors" for number in range(len(chunks))]
+    rows = [_read_part(file, key) for file in files]
+    shards.wait()  # all have seen the same
+    missing = [number for number, part in enumerate(rows) if part is None]
+    mine = missing[shards.rank() :: shards.world_size()]
+    counts = [sum(map(len, chunk)) for chunk in chunks]
+    done = sum(counts) - sum(counts[number] for number in missing)
+    if done:
+        logger.info("%s: %d of %d %s images were encoded before; going on", folder, done, len(images), name)
+
+    loader = DataLoader(
+        images,
+        batch_sampler=[batch.tolist() for number in mine for batch in chunks[number]],
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+    batches = _without_worker_trace(loader)
+    started = time.monotonic()
+    with tqdm(total=sum(counts), initial=done, desc=f"encoding {name} images", unit="img", disable=None) as progress:
+        for number in mine:
+            encoded = []
+            for _ in chunks[number]:
+                encoded.append(backbone.encode_images(next(batches)[1]))
+                progress.update(len(encoded[-1]))
+            rows[number] = {"features": torch.cat(encoded)}
+            if rows[number]["features"].isnan().any():
+                raise UserError(f"{backbone.name} gives NaN features for {name} images of {images.dataset.name}")
+            write_tensors(files[number], rows[number], {"fingerprint": key})
+    count, seconds = sum(counts[number] for number in mine), time.monotonic() - started
+    logger.info("encoded %d %s images in %.1f s, %.0f images/s", count, name, seconds, count / max(seconds, 1e-9))
+    shards.wait()
+    if shards.rank():
+        return None
+    # Read only what another process encoded: a run that knows nothing of this one may have removed the files by now
+    parts = [part or read_tensors(file, "the features")[0] for part, file in zip(rows, files)]
+    return torch.cat([part["features"] for part in parts])
 
 
 def encode_prompts(
@@ -151,7 +190,9 @@ def encode_prompts(
     positive = positive_prompts(dataset, classnames, options.SOURCE, options.TEMPLATES, options.DESCRIPTIONS)
     negative = negative_prompts(dataset, classnames, options.NEGATIVE_TEMPLATES)
 
-    def encode() -> dict[str, Tensor]:
+    def encode(path: Path, key: str) -> dict[str, Tensor]:
+        if shards.rank():
+            return {}  # one process is enough for sentences
         groups = torch.stack([_group_mean(backbone, group) for group in positive])  # [groups, K, d]
         return {
             "positive": F.normalize(groups.mean(dim=0), dim=-1),
@@ -176,28 +217,43 @@ def _group_mean(backbone: Backbone, group: PromptGroup) -> Tensor:
     return F.normalize(torch.stack([rows.mean(dim=0) for rows in per_class]), dim=-1)
 
 
-def _cached(folder: Path, name: str, fingerprint: dict, encode: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def _cached(
+    folder: Path, name: str, fingerprint: dict, encode: Callable[[Path, str], dict[str, Tensor]]
+) -> dict[str, Tensor]:
     """Reads a part of a bank, or computes and keeps it. A damaged file is replaced, and that is said.
 
-    Two processes may compute the same part: each renames a whole file into place.
+    All processes of `torchrun` come here together; the first of them writes. Two runs that do not know of each other
+    may compute the same part: each renames a whole file into place.
     """
     key = hash_json(fingerprint | {"code": CODE_VERSION})
     path = folder / f"{name}-{key[:16]}.safetensors"
-    if path.exists():
-        try:
-            tensors, metadata = read_tensors(path, "the features")
-            found = metadata.get("fingerprint")
-            # blocks that never reached the disk read as zeros: their rows are not unit-norm
-            whole = all((t.norm(dim=-1) - 1).abs().le(NORM_TOLERANCE).all() for t in tensors.values())
-            if found == key and whole:
-                return tensors
-            reason = "its features are damaged" if found == key else "it was made from something else"
-        except UserError:
-            reason = "it is damaged"
-        logger.warning("%s cannot be used, %s: encoding anew", path, reason)
-    tensors = encode()
-    write_tensors(path, tensors, {"fingerprint": key})
-    return tensors
+    tensors = _read_part(path, key)
+    if tensors is not None:
+        return tensors
+    tensors = encode(path, key)
+    if shards.rank() == 0:
+        write_tensors(path, tensors, {"fingerprint": key})
+        shutil.rmtree(path.with_suffix(".chunks"), ignore_errors=True)
+    shards.wait()
+    return tensors or read_tensors(path, "the features")[0]
+
+
+def _read_part(path: Path, key: str) -> dict[str, Tensor] | None:
+    """The tensors of a file that was made from what `key` stands for; None if there is none that can be used."""
+    if not path.exists():
+        return None
+    try:
+        tensors, metadata = read_tensors(path, "the features")
+    except UserError:
+        reason = "it is damaged"
+    else:
+        # blocks that never reached the disk read as zeros: their rows are not unit-norm
+        whole = all((t.norm(dim=-1) - 1).abs().le(NORM_TOLERANCE).all() for t in tensors.values())
+        if metadata.get("fingerprint") == key and whole:
+            return tensors
+        reason = "its features are damaged" if metadata.get("fingerprint") == key else "it was made from something else"
+    logger.warning("%s cannot be used, %s: encoding anew", path, reason)
+    return None
 
 
 def _labels(items: Sequence[Item]) -> Tensor:

@@ -1,0 +1,154 @@
+"""Encoding in chunks: a killed run goes on where it was, and several processes make the bank that one makes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from yacs.config import CfgNode
+
+from trainers.hegraph.backbone import Backbone, load_backbone
+from trainers.hegraph.config import load_cfg
+from trainers.hegraph.datasets import load_dataset
+from trainers.hegraph.features import ImageViews, extract
+from trainers.hegraph.features.extract import encode_images
+
+ROOT = Path(__file__).parents[2]
+MINI = ROOT / "configs" / "trainers" / "HeGraphAdapter" / "mini.yaml"
+DIGITS = ROOT / "configs" / "datasets" / "digits.yaml"
+BATCH, IMAGES = 4, 22  # two batches a chunk: 8 + 8 + 6 images
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return load_backbone("hegraph-mini")
+
+
+@pytest.fixture
+def images(backbone) -> ImageViews:
+    digits = load_dataset("Digits")
+    return ImageViews(digits, digits.test[:IMAGES], backbone.preprocess)
+
+
+@pytest.fixture
+def cfg(monkeypatch) -> CfgNode:
+    monkeypatch.setattr(extract, "CHUNK_BATCHES", 2)
+    return load_cfg(opts=["DATALOADER.TEST.BATCH_SIZE", BATCH])
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> list[int]:
+    """The number of images of every call of the backbone."""
+    calls: list[int] = []
+    real = Backbone.encode_images
+
+    def counted(self: Backbone, batch: torch.Tensor) -> torch.Tensor:
+        calls.append(len(batch))
+        return real(self, batch)
+
+    monkeypatch.setattr(Backbone, "encode_images", counted)
+    return calls
+
+
+def kill_after(monkeypatch, batches: int) -> None:
+    """Ends encoding as a killed process would: inside the batch after so many."""
+    real, calls = Backbone.encode_images, []
+
+    def dies(self: Backbone, batch: torch.Tensor) -> torch.Tensor:
+        calls.append(len(batch))
+        if len(calls) > batches:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    monkeypatch.setattr(Backbone, "encode_images", dies)
+
+
+@pytest.mark.parametrize(("batches", "kept"), [(0, 0), (1, 0), (2, 8), (3, 8), (4, 16), (5, 16)])
+def test_a_killed_run_goes_on_after_its_last_whole_chunk(
+    backbone, images, cfg, encoded, tmp_path, monkeypatch, caplog, batches, kept
+):
+    uninterrupted = encode_images(backbone, images, cfg, tmp_path / "other", "test")
+    with monkeypatch.context() as patch:
+        kill_after(patch, batches)
+        with pytest.raises(KeyboardInterrupt):
+            encode_images(backbone, images, cfg, tmp_path / "parts", "test")
+    encoded.clear()
+    with caplog.at_level(logging.INFO):
+        resumed = encode_images(backbone, images, cfg, tmp_path / "parts", "test")
+    assert sum(encoded) == IMAGES - kept
+    assert torch.equal(resumed, uninterrupted)
+    assert (f"{kept} of {IMAGES} test images were encoded before" in caplog.text) == (kept > 0)
+    assert f"encoded {IMAGES - kept} test images" in caplog.text
+    assert [path.suffix for path in (tmp_path / "parts").iterdir()] == [".safetensors"]  # no chunk is left
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"damaged"), Path.unlink], ids=["damaged", "gone"])
+def test_a_chunk_that_cannot_be_used_is_encoded_anew(backbone, images, cfg, encoded, tmp_path, monkeypatch, spoil):
+    uninterrupted = encode_images(backbone, images, cfg, tmp_path / "other", "test")
+    with monkeypatch.context() as patch:
+        kill_after(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            encode_images(backbone, images, cfg, tmp_path / "parts", "test")
+    [first, _] = sorted((tmp_path / "parts").rglob("0*.safetensors"))
+    spoil(first)
+    encoded.clear()
+    assert torch.equal(encode_images(backbone, images, cfg, tmp_path / "parts", "test"), uninterrupted)
+    assert encoded == [4, 4, 4, 2]
+
+
+def test_chunks_of_other_images_are_not_taken(backbone, images, cfg, encoded, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_after(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            encode_images(backbone, images, cfg, tmp_path, "test")
+    others = ImageViews(images.dataset, images.dataset.train[:IMAGES], backbone.preprocess)
+    encoded.clear()
+    encode_images(backbone, others, cfg, tmp_path, "test")
+    assert sum(encoded) == IMAGES
+
+
+def test_two_processes_of_torchrun_make_the_bank_of_one_bit_for_bit(tmp_path):
+    flags = [
+        "--config-file",
+        str(MINI),
+        "--dataset-config-file",
+        str(DIGITS),
+        "--shots",
+        "2",
+        "--seed",
+        "1",
+        "--no-train",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # torchrun sets it as well
+
+    def encode(name: str, *launcher: str) -> subprocess.CompletedProcess:
+        options = ["DATALOADER.TEST.BATCH_SIZE", "10", "TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(tmp_path / name)]
+        command = [sys.executable, *launcher, "-m", "trainers.hegraph", *flags]
+        command += ["--output-dir", str(tmp_path / f"out-{name}"), *options]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+
+    one = encode("one")
+    assert one.returncode == 0, one.stderr
+    two = encode("two", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    assert two.returncode == 0, two.stderr
+    files = {
+        name: sorted(p.relative_to(tmp_path / name) for p in (tmp_path / name).rglob("*") if p.is_file())
+        for name in ("one", "two")
+    }
+    assert files["one"] == files["two"]
+    assert sorted(path.name.split("-")[0] for path in files["one"]) == ["test", "text", "train", "val"]
+    for path in files["one"]:
+        ours, theirs = load_file(tmp_path / "one" / path), load_file(tmp_path / "two" / path)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), path
+    # The 899 test images are six chunks of 16 batches: both processes had some
+    counts = [int(line.split()[1]) for line in two.stderr.splitlines() if line.startswith("encoded") and "test" in line]
+    assert len(counts) == 2
+    assert sum(counts) == 899
+    assert min(counts) > 300
