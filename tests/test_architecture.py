@@ -33,8 +33,12 @@ ORDER = (
     "evaluate",
     "fit",
     "results",
+    "provenance",
     "tasks",
+    "experiment",
     "run",
+    "absent",
+    "trainer",
     "__main__",
 )
 ONLY = {"open_clip": "backbone.py", "dassl": "trainer.py"}  # package -> the one file that may import it

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from trainers.hegraph.batches import BankBatches
 from trainers.hegraph.config import load_cfg
 from trainers.hegraph.errors import UserError
+from trainers.hegraph.experiment import build_model
 from trainers.hegraph.features import FeatureBank, load_bank
-from trainers.hegraph.fit import FitResult, fit, learning_rate
+from trainers.hegraph.fit import Fit, FitResult, fit, learning_rate
 from trainers.hegraph.model import HeGraphAdapter
-from trainers.hegraph.run import build_model
 
 EPOCHS = 5
 
@@ -29,14 +30,15 @@ class Setup:
     bank: FeatureBank
     folder: Path
 
-    def fit(self, *opts, run_id: str = "a run", name: str = "checkpoint.pt") -> tuple[HeGraphAdapter, FitResult]:
+    def fit(self, *opts, run_id: str = "a run", name: str = "out") -> tuple[HeGraphAdapter, FitResult]:
         pairs = ["OPTIM.MAX_EPOCH", EPOCHS, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8]
         cfg = load_cfg(opts=[*pairs, *opts])
         batch_size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         data = BankBatches(self.bank.train_features, self.bank.train_labels, batch_size, seed=1)
         torch.manual_seed(0)
         model = build_model(self.bank, cfg)
-        return model, fit(model, data, cfg, self.folder / name, run_id)
+        about = {"classnames": self.bank.classnames, "split_hash": ""}
+        return model, fit(Fit(model, data, cfg, self.folder / name, run_id, about))
 
 
 @pytest.fixture
@@ -167,7 +169,7 @@ def stop_after(monkeypatch, epochs: int) -> None:
 def test_resuming_after_any_checkpoint_gives_the_uninterrupted_parameters_bit_by_bit(
     setup, monkeypatch, caplog, epochs
 ):
-    uninterrupted, expected = setup.fit(name="other.pt")
+    uninterrupted, expected = setup.fit(name="other")
     with monkeypatch.context() as patch:
         stop_after(patch, epochs)
         with pytest.raises(KeyboardInterrupt):
@@ -176,13 +178,13 @@ def test_resuming_after_any_checkpoint_gives_the_uninterrupted_parameters_bit_by
         resumed, result = setup.fit("TRAIN.CHECKPOINT_FREQ", 1)
     assert same(resumed, uninterrupted)
     assert (result.epochs, result.steps) == (expected.epochs, expected.steps)
-    assert f"resuming from {setup.folder / 'checkpoint.pt'} after epoch {epochs} of {EPOCHS}" in caplog.text
+    assert f"resuming from {setup.folder / 'out' / 'checkpoint.pt'} after epoch {epochs} of {EPOCHS}" in caplog.text
 
 
 @pytest.mark.parametrize("variant", ["T-N", "T-P", "T"])
 def test_resuming_is_exact_for_every_variant(setup, monkeypatch, variant):
     opts = ("TRAINER.HEGRAPHADAPTER.VARIANT", variant, "TRAIN.CHECKPOINT_FREQ", 2)
-    uninterrupted, _ = setup.fit(*opts[:2], name="other.pt")
+    uninterrupted, _ = setup.fit(*opts[:2], name="other")
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         with pytest.raises(KeyboardInterrupt):
@@ -195,8 +197,8 @@ def test_a_resumed_run_reports_the_time_of_all_sittings(setup, monkeypatch):
         stop_after(patch, 2)
         with pytest.raises(KeyboardInterrupt):
             setup.fit("TRAIN.CHECKPOINT_FREQ", 2)
-    state = torch.load(setup.folder / "checkpoint.pt", weights_only=True)
-    torch.save(state | {"seconds": 1000.0}, setup.folder / "checkpoint.pt")
+    state = torch.load(setup.folder / "out" / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"seconds": 1000.0}, setup.folder / "out" / "checkpoint.pt")
     assert setup.fit()[1].seconds > 1000
 
 
@@ -211,7 +213,7 @@ def test_checkpoints_are_as_frequent_as_asked(setup, monkeypatch):
 
 def test_a_short_run_leaves_no_checkpoint_unless_asked(setup):
     setup.fit()
-    assert not (setup.folder / "checkpoint.pt").exists()
+    assert not (setup.folder / "out" / "checkpoint.pt").exists()
 
 
 def test_long_epochs_are_saved_without_being_asked(setup, monkeypatch):
@@ -219,18 +221,54 @@ def test_long_epochs_are_saved_without_being_asked(setup, monkeypatch):
 
     monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
     setup.fit()
-    assert torch.load(setup.folder / "checkpoint.pt", weights_only=True)["epoch"] == EPOCHS - 1
+    assert torch.load(setup.folder / "out" / "checkpoint.pt", weights_only=True)["epoch"] == EPOCHS - 1
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_kept(setup):
     setup.fit("TRAIN.CHECKPOINT_FREQ", 2)
-    shutil.copy(setup.folder / "checkpoint.pt", setup.folder / "copy.pt")
+    shutil.copy(setup.folder / "out" / "checkpoint.pt", setup.folder / "copy.pt")
     with pytest.raises(UserError, match="belongs to a run with other settings or data"):
         setup.fit(run_id="another run")
-    assert (setup.folder / "checkpoint.pt").read_bytes() == (setup.folder / "copy.pt").read_bytes()
+    assert (setup.folder / "out" / "checkpoint.pt").read_bytes() == (setup.folder / "copy.pt").read_bytes()
 
 
 def test_a_damaged_checkpoint_is_refused(setup):
-    (setup.folder / "checkpoint.pt").write_bytes(b"damaged")
+    (setup.folder / "out").mkdir()
+    (setup.folder / "out" / "checkpoint.pt").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"checkpoint\.pt is damaged"):
         setup.fit()
+
+
+# Resuming from another folder, adapters on the way
+
+
+def test_resume_goes_on_from_another_folder_and_leaves_it_as_it_was(setup, monkeypatch):
+    uninterrupted, _ = setup.fit(name="other")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            setup.fit("TRAIN.CHECKPOINT_FREQ", 3, name="killed")
+    before = (setup.folder / "killed" / "checkpoint.pt").read_bytes()
+    assert same(setup.fit("RESUME", str(setup.folder / "killed"))[0], uninterrupted)
+    assert (setup.folder / "killed" / "checkpoint.pt").read_bytes() == before
+    assert not (setup.folder / "out" / "checkpoint.pt").exists()
+
+
+def test_resuming_from_a_folder_without_a_checkpoint_is_an_error_that_names_it(setup):
+    with pytest.raises(UserError, match=r"there is nothing to resume in nowhere: no checkpoint\.pt"):
+        setup.fit("RESUME", "nowhere")
+
+
+def test_adapters_on_the_way_are_kept_where_asked_and_are_what_a_shorter_look_would_see(setup):
+    model, _ = setup.fit("TRAIN.CHECKPOINT_FREQ", 2)
+    kept = sorted(path.name for path in (setup.folder / "out").glob("adapter-*"))
+    assert kept == ["adapter-epoch2.safetensors", "adapter-epoch4.safetensors"]
+    state = load_file(setup.folder / "out" / "adapter-epoch4.safetensors")
+    checkpoint = torch.load(setup.folder / "out" / "checkpoint.pt", weights_only=True)
+    assert checkpoint["epoch"] == 4
+    assert all(torch.equal(state[name], tensor) for name, tensor in checkpoint["model"].items())
+    assert not same_state(state, model.state_dict())
+
+
+def same_state(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

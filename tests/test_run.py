@@ -371,7 +371,7 @@ def test_no_train_stops_before_training(train, tmp_path, capsys):
         ((f"{NODE}.VARIANT", "ful"), ("VARIANT", "'ful'", "'full'")),
         (("OPTIM.LRR", "1"), ("'OPTIM.LRR'", "'OPTIM.LR'")),
         (("OPTIM.LR", "fast"), ("OPTIM.LR", "fast")),
-        (("OPTIM.LR", "-1"), ("OPTIM.LR", "-1")),
+        (("OPTIM.LR", "-2"), ("OPTIM.LR", "-2")),
         (("OPTIM.LR",), ("OPTIM.LR", "KEY VALUE")),
         (("DATASET.NUM_SHOTS", "0"), ("NUM_SHOTS", "at least 1", "0")),
         (("DATASET.NAME", "Digits"), ("'Tiny'", "'Digits'")),
@@ -389,9 +389,9 @@ def test_a_bad_option_is_refused(train, refused, tmp_path, opts, words):
 def test_an_adapter_that_predicts_nan_is_an_error_and_no_result(train, refused, monkeypatch, tmp_path):
     real = run_module.fit
 
-    def fit_and_blow_up(model, *arguments):
-        result = real(model, *arguments)
-        torch.nn.init.constant_(next(model.parameters()), torch.nan)
+    def fit_and_blow_up(fitting):
+        result = real(fitting)
+        torch.nn.init.constant_(next(fitting.model.parameters()), torch.nan)
         return result
 
     monkeypatch.setattr(run_module, "fit", fit_and_blow_up)
@@ -491,7 +491,6 @@ def no_views(tensors, _):
     ("change", "words"),
     [
         (drop_text, ("text_negative",)),
-        (drop_test, ("test_features",)),
         (empty_test, ("test_features",)),
         (narrow, ("test_features", "16")),
         (not_a_number, ("train_features", "NaN")),
@@ -505,6 +504,13 @@ def test_a_bad_bank_is_refused(train, refused, tiny_bank, tmp_path, change, word
     bank = rewrite(Path(tiny_bank), change)
     refused(lambda: train(bank=bank), *words)
     assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_a_bank_without_test_features_trains_an_adapter_and_scores_nothing(train, record, tiny_bank, tmp_path, capsys):
+    assert train(bank=rewrite(Path(tiny_bank), drop_test)) == 0
+    assert "no test images, nothing scored" in capsys.readouterr().out
+    assert (tmp_path / "out" / "adapter.safetensors").exists()
+    assert (record()["accuracy"], record()["num_test"]) == (None, 0)
 
 
 def test_a_missing_bank_is_named(train, refused, tmp_path):
@@ -543,7 +549,8 @@ def test_a_read_only_output_folder_is_refused(train, refused, tmp_path):
     [
         (100, (), "split.json"),
         (4500, (), "adapter.safetensors"),
-        (4500, ("TRAIN.CHECKPOINT_FREQ", "1"), "checkpoint.pt"),
+        (4500, ("TRAIN.CHECKPOINT_FREQ", "1"), "adapter-epoch1.safetensors"),
+        (8000, ("TRAIN.CHECKPOINT_FREQ", "1"), "checkpoint.pt"),
         (2500, (f"{NODE}.VARIANT", "base"), "result.json"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -626,7 +633,7 @@ def interrupt(train, monkeypatch, *opts: str) -> None:
 def test_an_interrupted_run_of_other_settings_is_refused_and_nothing_is_lost(train, refused, monkeypatch, tmp_path):
     interrupt(train, monkeypatch)
     before = files(tmp_path / "out")
-    assert sorted(before) == ["checkpoint.pt", "split.json"]
+    assert sorted(before) == ["adapter-epoch3.safetensors", "checkpoint.pt", "split.json"]
     refused(lambda: train("out", "SEED", "2"), "checkpoint.pt", "other settings")
     assert files(tmp_path / "out") == before
 

@@ -5,6 +5,8 @@
 # when requirements.txt changes.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+REQUIREMENTS=$ROOT/requirements-hegraph.txt # in a CoOp checkout, which has a requirements.txt of its own
+[ -f "$REQUIREMENTS" ] || REQUIREMENTS=$ROOT/requirements.txt
 # Relative paths of the caller stay the caller's, so the package is found by path, not by folder
 export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
 
@@ -28,7 +30,7 @@ fi
 
 if ! has_packages "$PYTHON"; then
     if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
-        echo "error: the active environment lacks packages; run: $PYTHON -m pip install -r $ROOT/requirements.txt" >&2
+        echo "error: the active environment lacks packages; run: $PYTHON -m pip install -r $REQUIREMENTS" >&2
         exit 2
     fi
     if ! "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'; then
@@ -39,16 +41,16 @@ if ! has_packages "$PYTHON"; then
     MARK=$VENV/hegraph-requirements.txt # what was installed; written last
     if [ -d "$VENV" ] && [ ! -f "$MARK" ] && [ ! -f "$VENV/hegraph-unfinished" ]; then # the user's own
         if ! has_packages "$VENV/bin/python"; then
-            echo "error: $VENV lacks packages; run: $VENV/bin/python -m pip install -r $ROOT/requirements.txt" >&2
+            echo "error: $VENV lacks packages; run: $VENV/bin/python -m pip install -r $REQUIREMENTS" >&2
             exit 2
         fi
-    elif ! cmp -s "$ROOT/requirements.txt" "$MARK"; then
-        echo "Installing requirements.txt into $VENV (once; some minutes and up to a few GB) ..."
+    elif ! cmp -s "$REQUIREMENTS" "$MARK"; then
+        echo "Installing $(basename "$REQUIREMENTS") into $VENV (once; some minutes and up to a few GB) ..."
         rm -rf "$VENV"
         mkdir "$VENV" && touch "$VENV/hegraph-unfinished" || exit 1
         "$PYTHON" -m venv "$VENV" || exit 1
-        "$VENV/bin/python" -m pip install --disable-pip-version-check -r "$ROOT/requirements.txt" || exit 1
-        cp "$ROOT/requirements.txt" "$MARK" && rm "$VENV/hegraph-unfinished"
+        "$VENV/bin/python" -m pip install --disable-pip-version-check -r "$REQUIREMENTS" || exit 1
+        cp "$REQUIREMENTS" "$MARK" && rm "$VENV/hegraph-unfinished"
     fi
     PYTHON=$VENV/bin/python
 fi

@@ -1,57 +1,132 @@
-"""python -m trainers.hegraph: trains and tests one seed, with CoOp's flags."""
+"""python -m trainers.hegraph: trains and tests one seed, with CoOp's flags, in either host.
+
+Inside a CoOp checkout, with Dassl at hand and a data set of CoOp's, the real Dassl and CoOp's train.py run; else the
+package runs alone.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import sys
 from pathlib import Path
 
 from .config import load_cfg
+from .datasets.catalog import CATALOG
 from .errors import UserError, report, unknown
+from .features import shards
+from .results import read_record
 from .run import run
 
 TRAINERS = ("HeGraphAdapter",)
+CHECKOUT = Path(__file__).parents[2]  # not resolved: with `install.sh --link`, this is CoOp's
+
+logger = logging.getLogger(__name__)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m trainers.hegraph", description=__doc__)
-    parser.add_argument("--features", type=Path, metavar="BANK", help="train and test from a feature bank; no images")
-    parser.add_argument("--root", help="folder that holds the data sets")
-    parser.add_argument("--output-dir", help="where split.json, the adapter and result.json go")
-    parser.add_argument("--shots", type=int, help="training images per class (DATASET.NUM_SHOTS)")
-    parser.add_argument("--seed", type=int, help="from 0; below 0: unseeded (one is drawn and recorded)")
-    parser.add_argument("--config-file", default="", help="YAML of the method")
-    parser.add_argument("--dataset-config-file", default="", help="YAML of the data set")
-    parser.add_argument("--trainer", default="HeGraphAdapter", help="only HeGraphAdapter so far")
-    parser.add_argument("--eval-only", action="store_true", help="do not train; test the adapter in --model-dir")
-    parser.add_argument("--model-dir", type=Path, help="folder of a finished run")
-    parser.add_argument("--no-train", action="store_true", help="encode the features and stop")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys, as in CoOp")
+    parser = argparse.ArgumentParser(
+        prog="python -m trainers.hegraph", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--features", type=Path, metavar="BANK", help="train and test from a feature bank; no images")
+    add("--root", default="", help="folder that holds the data sets; of ImageFolder, your folder or CSV file")
+    add("--output-dir", default="", help="where split.json, the adapter and result.json go")
+    add("--shots", type=int, help="training images per class (DATASET.NUM_SHOTS)")
+    add("--seed", type=int, help="from 0; below 0: unseeded (one is drawn and recorded)")
+    add("--config-file", default="", help="YAML of the method")
+    add("--dataset-config-file", default="", help="YAML of the data set")
+    add("--trainer", default="HeGraphAdapter", help="only HeGraphAdapter so far")
+    add("--backbone", default="", help="an open_clip model (MODEL.BACKBONE.NAME)")
+    add("--transforms", nargs="+", help="of training images (INPUT.TRANSFORMS)")
+    add("--resume", default="", metavar="DIR", help="go on with the interrupted run of this folder")
+    add("--eval-only", action="store_true", help="do not train; test the adapter in --model-dir")
+    add("--model-dir", default="", help="folder of a finished run")
+    add("--load-epoch", type=int, help="the adapter as it was after so many epochs (see TRAIN.CHECKPOINT_FREQ)")
+    add("--no-train", action="store_true", help="encode the features and stop")
+    add("--host", choices=("auto", "dassl", "alone"), default="auto", help="what drives the training")
+    for flag in ("--source-domains", "--target-domains"):
+        add(flag, nargs="+", help="Dassl's, for its own data sets; not used here")
+    add("--head", default="", help="Dassl's; not used here")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys, as in CoOp")
     return parser.parse_args(arguments)
 
 
-def run_command(args: argparse.Namespace) -> None:
-    if args.trainer not in TRAINERS:
-        raise unknown("trainer", args.trainer, TRAINERS)
-    if args.eval_only != (args.model_dir is not None):
-        raise UserError("--eval-only and --model-dir go together")
+def flags_as_keys(args: argparse.Namespace) -> dict[str, object]:
+    """Configuration keys that flags set."""
     flags = {
         "DATASET.ROOT": args.root,
         "OUTPUT_DIR": args.output_dir,
         "DATASET.NUM_SHOTS": args.shots,
         "SEED": args.seed,
         "TRAINER.NAME": args.trainer,
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "INPUT.TRANSFORMS": None if args.transforms is None else tuple(args.transforms),
+        "RESUME": args.resume,
     }
-    given = {key: value for key, value in flags.items() if value is not None}
-    cfg = load_cfg(args.dataset_config_file, args.config_file, given, args.opts)
-    record = run(cfg, args.features, args.model_dir, train=not args.no_train)
+    return {key: value for key, value in flags.items() if value not in (None, "")}
+
+
+def choose_host(args: argparse.Namespace, dataset: str) -> str:
+    """Which host runs: "dassl" or "alone".
+
+    Raises:
+        UserError: If Dassl is asked for and cannot run.
+    """
+    in_coop = (CHECKOUT / "train.py").is_file() and (CHECKOUT / "datasets" / "oxford_pets.py").is_file()
+    obstacles = []
+    if not in_coop:
+        obstacles.append(f"{CHECKOUT} is no CoOp checkout (scripts/hegraph/install.sh puts this package into one)")
+    if importlib.util.find_spec("dassl") is None:
+        obstacles.append("Dassl is not installed and not on PYTHONPATH")
+    if args.features is not None:
+        obstacles.append("--features needs no images, and so no Dassl")
+    elif dataset not in CATALOG:
+        obstacles.append(f"{dataset or 'no data set'} is none of CoOp's")
+    if args.host == "dassl" and obstacles:
+        raise UserError(f"--host dassl: {'; '.join(obstacles)}")
+    if args.host == "auto" and in_coop and obstacles:
+        logger.info("running without Dassl: %s", "; ".join(obstacles))
+    return "alone" if args.host == "alone" or obstacles else "dassl"
+
+
+def run_command(args: argparse.Namespace) -> None:
+    if args.trainer not in TRAINERS:
+        raise unknown("trainer", args.trainer, TRAINERS)
+    if args.eval_only != bool(args.model_dir):
+        raise UserError("--eval-only and --model-dir go together")
+    if args.load_epoch is not None and not args.eval_only:
+        raise UserError("--load-epoch goes with --eval-only and --model-dir")
+    for flag in ("source_domains", "target_domains", "head"):
+        if getattr(args, flag):
+            raise UserError(f"--{flag.replace('_', '-')} means nothing to {args.trainer}; leave it out")
+    flags = flags_as_keys(args)
+    cfg = load_cfg(args.dataset_config_file, args.config_file, flags, args.opts)
+    if choose_host(args, cfg.DATASET.NAME) == "dassl":
+        from .trainer import run_in_coop  # imports dassl
+
+        for key in ("SEED", "DATASET.NUM_SHOTS"):  # CoOp has no flag for shots, and takes seed 0 for none
+            if key in flags:
+                args.opts[:0] = [key, str(flags[key])]
+        run_in_coop(args, CHECKOUT)
+        record = None if args.no_train else read_record(Path(cfg.OUTPUT_DIR))
+    else:
+        model_dir = Path(args.model_dir) if args.model_dir else None
+        record = run(cfg, args.features, model_dir, args.load_epoch, train=not args.no_train)
     if record:
-        sys.stdout.write(
-            f"{record['dataset']}, {record['shots']} shots, seed {record['seed']}: zero-shot "
-            f"{record['accuracy_zero_shot']:.2f}, HeGraphAdapter(T) {record['accuracy_text']:.2f}, "
-            f"{record['trainer']} ({record['variant']}) {record['accuracy']:.2f} -> {cfg.OUTPUT_DIR}\n"
-        )
+        sys.stdout.write(f"{summary(record)} -> {cfg.OUTPUT_DIR}\n")
+
+
+def summary(record: dict) -> str:
+    """The result in one line."""
+    task = f"{record['dataset']}, {record['shots']} shots, seed {record['seed']}"
+    if record["accuracy"] is None:
+        return f"{task}: trained; no test images, nothing scored"
+    return (
+        f"{task}: zero-shot {record['accuracy_zero_shot']:.2f}, HeGraphAdapter(T) {record['accuracy_text']:.2f}, "
+        f"{record['trainer']} ({record['variant']}) {record['accuracy']:.2f}"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,7 +134,12 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger(__package__).setLevel(logging.INFO)  # other packages log at the root: warnings only
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    return report(lambda: run_command(parse_arguments(arguments)))
+    args = parse_arguments(arguments)
+    shards.start()
+    try:
+        return report(lambda: run_command(args))
+    finally:
+        shards.stop()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,11 @@ from .files import atomic_path, read_tensors, write_tensors
 from .model import HeGraphAdapter
 
 
+def adapter_file(epoch: int | None = None) -> str:
+    """Name of the trained adapter's file in a run's folder, or of the adapter as it was after `epoch` epochs."""
+    return "adapter.safetensors" if epoch is None else f"adapter-epoch{epoch}.safetensors"
+
+
 def save_checkpoint(
     path: Path, run_id: str, model: HeGraphAdapter, optimizer: torch.optim.Optimizer, epoch: int, seconds: float
 ) -> None:

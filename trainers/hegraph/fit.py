@@ -1,4 +1,7 @@
-"""The standalone training loop: AdamW, one warm-up epoch, cosine, resume. It never sees test features."""
+"""Training: AdamW, one warm-up epoch, cosine, checkpoints. It never sees test features.
+
+`Fit` is what both hosts share; `fit` is the loop of the standalone one, Dassl has its own.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,14 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from .batches import Batch, TrainingData
-from .checkpoints import load_checkpoint, save_checkpoint
+from .checkpoints import adapter_file, load_checkpoint, save_adapter, save_checkpoint
 from .errors import UserError
 from .losses import adapter_losses
 from .model import HeGraphAdapter
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 10.0
 
 
@@ -38,65 +42,118 @@ class FitResult:
     seconds: float
 
 
-def fit(model: HeGraphAdapter, data: TrainingData, cfg: CfgNode, checkpoint: Path, run_id: str) -> FitResult:
-    """Trains the adapter in place.
+class Fit:
+    """A training under way: optimizer, schedule and checkpoints. The host runs the epochs.
 
     Args:
-        model: With parameters to train.
+        model: With parameters to train, which it does in place.
         data: Training batches.
         cfg: The whole configuration.
-        checkpoint: File to resume from if it exists, and to write to on the way; removed by nobody but the
-            caller.
+        output: Folder of the checkpoint, which nobody but the caller removes, and of the adapters that
+            `TRAIN.CHECKPOINT_FREQ` asks for.
         run_id: Hash of everything that shapes the run; a checkpoint of another run is refused.
+        about: What `save_adapter` keeps beside the parameters.
+
+    Attributes:
+        epochs: How many there are, from 0.
+        epoch: The next one; above 0 if a checkpoint was found.
 
     Raises:
-        UserError: If the checkpoint belongs to another run or is damaged, or the loss is not finite.
+        UserError: If the checkpoint belongs to another run or is damaged.
     """
-    options = cfg.TRAINER.HEGRAPHADAPTER
-    groups = model.parameter_groups(cfg.OPTIM.LR, options.WEIGHT_LR_MULT, options.VISUAL_LR)
-    optimizer = torch.optim.AdamW(groups, weight_decay=cfg.OPTIM.WEIGHT_DECAY)
-    peak_rates = [group["lr"] for group in optimizer.param_groups]
-    epochs = max(cfg.OPTIM.MAX_EPOCH, math.ceil(options.MIN_STEPS / data.steps_per_epoch))
-    first_epoch, seconds = 0, 0.0
-    if checkpoint.exists():
-        first_epoch, seconds = load_checkpoint(checkpoint, run_id, model, optimizer)
-        logger.info("resuming from %s after epoch %d of %d", checkpoint, first_epoch, epochs)
 
-    model.train()
-    started = last_saved = time.monotonic()
-    progress = tqdm(total=epochs, initial=first_epoch, desc="training", unit="epoch", disable=None)
-    with progress:
-        for epoch in range(first_epoch, epochs):
-            for group, peak in zip(optimizer.param_groups, peak_rates):
-                group["lr"] = learning_rate(epoch, epochs, peak, cfg.OPTIM.WARMUP_EPOCH, cfg.OPTIM.WARMUP_CONS_LR)
-            loss = None
-            for batch in data.epoch(epoch):
-                loss = train_step(model, optimizer, batch, options)
-            if not loss.isfinite():
-                raise UserError(f"the loss is {loss.item()} in epoch {epoch + 1}; lower OPTIM.LR ({cfg.OPTIM.LR})")
+    def __init__(
+        self, model: HeGraphAdapter, data: TrainingData, cfg: CfgNode, output: Path, run_id: str, about: dict
+    ) -> None:
+        options = cfg.TRAINER.HEGRAPHADAPTER
+        groups = model.parameter_groups(cfg.OPTIM.LR, options.WEIGHT_LR_MULT, options.VISUAL_LR)
+        self.model, self.data, self.cfg, self.output, self.run_id, self.about = model, data, cfg, output, run_id, about
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=cfg.OPTIM.WEIGHT_DECAY)
+        self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.epochs = max(cfg.OPTIM.MAX_EPOCH, math.ceil(options.MIN_STEPS / data.steps_per_epoch))
+        self.epoch, self.seconds_before = 0, 0.0
+        checkpoint = checkpoint_to_resume(output, cfg)
+        if checkpoint.exists():
+            self.epoch, self.seconds_before = load_checkpoint(checkpoint, run_id, model, self.optimizer)
+            logger.info("resuming from %s after epoch %d of %d", checkpoint, self.epoch, self.epochs)
+        self.started = self.last_saved = time.monotonic()
+
+    @property
+    def result(self) -> FitResult:
+        seconds = self.seconds_before + time.monotonic() - self.started
+        return FitResult(self.epoch, self.epoch * self.data.steps_per_epoch, seconds)
+
+    def begin_epoch(self) -> None:
+        """Sets the learning rates of the epoch."""
+        optim = self.cfg.OPTIM
+        for group, peak in zip(self.optimizer.param_groups, self.peak_rates):
+            group["lr"] = learning_rate(self.epoch, self.epochs, peak, optim.WARMUP_EPOCH, optim.WARMUP_CONS_LR)
+
+    def step(self, batch: Batch) -> Tensor:
+        """One optimizer step; returns the loss, not yet read from the device."""
+        options = self.cfg.TRAINER.HEGRAPHADAPTER
+        own = batch.positions if options.LEAVE_ONE_OUT else None
+        logits = self.model(batch.features, own)
+        losses = adapter_losses(logits, batch.labels, options.LAMBDA, options.LOSS_SCALE)
+        loss = torch.stack(list(losses.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def end_epoch(self, loss: Tensor) -> None:
+        """Counts the epoch, and saves what is due.
+
+        Args:
+            loss: Of its last step.
+
+        Raises:
+            UserError: If the loss is not finite.
+        """
+        self.epoch += 1
+        if not loss.isfinite():
+            raise UserError(f"the loss is {loss.item()} in epoch {self.epoch}; lower OPTIM.LR ({self.cfg.OPTIM.LR})")
+        frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
+        if frequency and self.epoch % frequency == 0:
+            save_adapter(self.output / adapter_file(self.epoch), self.model, **self.about)
+        due = self.epoch % frequency == 0 if frequency else time.monotonic() - self.last_saved > CHECKPOINT_SECONDS
+        if due and self.epoch < self.epochs:
+            seconds = self.result.seconds
+            save_checkpoint(self.output / CHECKPOINT, self.run_id, self.model, self.optimizer, self.epoch, seconds)
+            self.last_saved = time.monotonic()
+
+
+def fit(fitting: Fit) -> FitResult:
+    """Trains the adapter of `fitting` in place, to the last epoch.
+
+    Raises:
+        UserError: If the loss is not finite.
+    """
+    fitting.model.train()
+    with tqdm(total=fitting.epochs, initial=fitting.epoch, desc="training", unit="epoch", disable=None) as progress:
+        while fitting.epoch < fitting.epochs:
+            fitting.begin_epoch()
+            for batch in fitting.data.epoch(fitting.epoch):
+                loss = fitting.step(batch)
+            fitting.end_epoch(loss)
             progress.update()
-            if (epoch + 1) % cfg.TRAIN.PRINT_FREQ == 0:
+            if fitting.epoch % fitting.cfg.TRAIN.PRINT_FREQ == 0:
                 progress.set_postfix(loss=f"{loss.item():.3f}")
-
-            frequency = cfg.TRAIN.CHECKPOINT_FREQ
-            due = (epoch + 1) % frequency == 0 if frequency else time.monotonic() - last_saved > CHECKPOINT_SECONDS
-            if due and epoch + 1 < epochs:
-                save_checkpoint(checkpoint, run_id, model, optimizer, epoch + 1, seconds + time.monotonic() - started)
-                last_saved = time.monotonic()
-    seconds += time.monotonic() - started
-    return FitResult(epochs, epochs * data.steps_per_epoch, seconds)
+    return fitting.result
 
 
-def train_step(model: HeGraphAdapter, optimizer: torch.optim.Optimizer, batch: Batch, options: CfgNode) -> Tensor:
-    """One optimizer step; returns the loss, not yet read from the device."""
-    own = batch.positions if options.LEAVE_ONE_OUT else None
-    logits = model(batch.features, own)
-    losses = adapter_losses(logits, batch.labels, options.LAMBDA, options.LOSS_SCALE)
-    loss = torch.stack(list(losses.values())).sum()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
+def checkpoint_to_resume(output: Path, cfg: CfgNode) -> Path:
+    """Where training goes on from: RESUME, which must hold a checkpoint, or the output folder, which may.
+
+    Raises:
+        UserError: If RESUME is given and holds none.
+    """
+    checkpoint = Path(cfg.RESUME or output) / CHECKPOINT
+    if cfg.RESUME and not checkpoint.exists():
+        raise UserError(
+            f"there is nothing to resume in {cfg.RESUME}: no {CHECKPOINT}, which a run leaves when it is interrupted"
+        )
+    return checkpoint
 
 
 def learning_rate(epoch: int, epochs: int, peak: float, warmup_epochs: int, warmup_rate: float) -> float:

@@ -213,8 +213,13 @@ def main(arguments: list[str] | None = None) -> int:
         records = find_records(args.sources)
         if args.command == "collect":
             collect(records, args.out)
-        else:
-            sys.stdout.write({"table": table, "grid": grid}[args.command](records))
+            return
+        scored = [record for record in records if record["accuracy"] is not None]
+        if len(scored) < len(records):
+            logger.warning(
+                "%d of %d runs had no test images and are left out", len(records) - len(scored), len(records)
+            )
+        sys.stdout.write({"table": table, "grid": grid}[args.command](scored))
 
     return report(command)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Protocol
 
@@ -9,7 +10,7 @@ from yacs.config import CfgNode
 
 from .backbone import Backbone, load_backbone
 from .batches import BankBatches, OnlineBatches, TrainingData
-from .datasets import Item, load_dataset, select_few_shot
+from .datasets import Dataset, load_few_shot, select_few_shot, subsample_labels
 from .errors import UserError
 from .features import FeatureBank, ImageViews, encode_task, load_bank, training_augmentation
 from .files import hash_file, read_json
@@ -53,66 +54,74 @@ class BankTask:
         self.full = load_bank(path)
         if cfg.DATASET.NAME and self.full.dataset != cfg.DATASET.NAME:
             raise UserError(f"{path} holds {self.full.dataset!r} but DATASET.NAME is {cfg.DATASET.NAME!r}")
-        if self.full.test_features is None:
-            raise UserError(f"{path} has no test_features and test_labels: there is nothing to test on")
         self.cfg, self.seed = cfg, seed
         self.identity = {"bank": hash_file(path)}
         train_labels = self.full.train_labels.tolist()
         val_labels = [] if self.full.val_labels is None else self.full.val_labels.tolist()
-        self.selection = select_few_shot(train_labels, val_labels, cfg.DATASET.NUM_SHOTS, seed)
-        names = self.full.classnames
-        self.split = {
-            "train": [[row, train_labels[row], names[train_labels[row]]] for row in self.selection.train],
-            "val": [[row, val_labels[row], names[val_labels[row]]] for row in self.selection.val],
-        }
+        self.selection = select_few_shot(train_labels, val_labels, cfg.DATASET.NUM_SHOTS, random.Random(seed))
+        names, which = self.full.classnames, cfg.DATASET.SUBSAMPLE_CLASSES
+        # Of all classes, one without images is an error later, and not left out here
+        drawn = range(len(names)) if which == "all" else {train_labels[row] for row in self.selection.train}
+        kept = {label: new for new, label in enumerate(subsample_labels(drawn, which))}
+
+        def rows(selected: list[int], labels: list[int]) -> list[list]:
+            return [[row, kept[labels[row]], names[labels[row]]] for row in selected if labels[row] in kept]
+
+        self.split = {"train": rows(self.selection.train, train_labels), "val": rows(self.selection.val, val_labels)}
 
     def bank(self) -> FeatureBank:
-        return self.full.select(self.selection)
+        return self.full.select(self.selection).subsample(self.cfg.DATASET.SUBSAMPLE_CLASSES)
 
     def batches(self, bank: FeatureBank) -> TrainingData:
         return _bank_batches(bank, self.cfg, self.seed)
 
 
 class ImageTask:
-    """Images of a data set, encoded by a backbone.
+    """Images that a few-shot protocol has selected, encoded by a backbone.
 
     Args:
+        dataset: The selected images.
         cfg: The whole configuration.
-        seed: Of the few-shot selection, the augmentation and the batches.
+        seed: Of the augmentation and the batches.
         device: Where the backbone runs.
 
     Raises:
-        UserError: If the data set or the backbone cannot be had.
+        UserError: If the backbone cannot be had, or the configuration contradicts it.
     """
 
-    def __init__(self, cfg: CfgNode, seed: int, device: str) -> None:
-        if not cfg.DATASET.NAME:
-            raise UserError("no data: give --dataset-config-file configs/datasets/NAME.yaml, or --features BANK")
-        self.cfg, self.seed = cfg, seed
-        self.dataset = load_dataset(cfg.DATASET.NAME, cfg.DATASET.ROOT)
-        train_labels = [item.label for item in self.dataset.train]
-        val_labels = [item.label for item in self.dataset.val]
-        self.selection = select_few_shot(train_labels, val_labels, cfg.DATASET.NUM_SHOTS, seed)
-        self.train: list[Item] = [self.dataset.train[i] for i in self.selection.train]
-        val = [self.dataset.val[i] for i in self.selection.val]
-        self.split = {"train": [list(item) for item in self.train], "val": [list(item) for item in val]}
-        self.backbone: Backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.PRETRAINED, device)
+    def __init__(self, dataset: Dataset, cfg: CfgNode, seed: int, device: str) -> None:
+        self.dataset, self.cfg, self.seed = dataset, cfg, seed
+        self.split = {"train": [list(item) for item in dataset.train], "val": [list(item) for item in dataset.val]}
+        options = cfg.TRAINER.HEGRAPHADAPTER
+        self.backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.PRETRAINED, device, options.PREC)
         _check_input(cfg, self.backbone)
-        descriptions = cfg.TRAINER.HEGRAPHADAPTER.PROMPTS.DESCRIPTIONS
-        self.identity = {"backbone": self.backbone.fingerprint}
-        if descriptions:
-            self.identity["descriptions"] = read_json(Path(descriptions))
+        self.identity = {"backbone": self.backbone.fingerprint, "image_sizes": dataset.file_sizes()}
+        if options.PROMPTS.DESCRIPTIONS:
+            self.identity["descriptions"] = read_json(Path(options.PROMPTS.DESCRIPTIONS))
 
     def bank(self) -> FeatureBank:
         folder = Path(self.cfg.TRAINER.HEGRAPHADAPTER.FEATURES.DIR) / self.dataset.name / self.backbone.name
-        return encode_task(self.dataset, self.selection, self.backbone, self.cfg, self.seed, folder)
+        return encode_task(self.dataset, self.backbone, self.cfg, self.seed, folder)
 
     def batches(self, bank: FeatureBank) -> TrainingData:
         if self.cfg.TRAINER.HEGRAPHADAPTER.FEATURES.MODE == "bank":
             return _bank_batches(bank, self.cfg, self.seed)
-        images = ImageViews(self.dataset, self.train, training_augmentation(self.backbone, self.cfg))
+        images = ImageViews(self.dataset, self.dataset.train, training_augmentation(self.backbone, self.cfg))
         batch_size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         return OnlineBatches(images, self.backbone, bank.train_labels, batch_size, self.seed)
+
+
+def load_image_task(cfg: CfgNode, seed: int, device: str) -> ImageTask:
+    """The task that CoOp's protocol selects from a data set on disk.
+
+    Raises:
+        UserError: If the data set or the backbone cannot be had.
+    """
+    data = cfg.DATASET
+    if not data.NAME:
+        raise UserError("no data: give --dataset-config-file configs/datasets/NAME.yaml, or --features BANK")
+    dataset = load_few_shot(data.NAME, data.ROOT, data.NUM_SHOTS, seed, data.SUBSAMPLE_CLASSES)
+    return ImageTask(dataset, cfg, seed, device)
 
 
 def _check_input(cfg: CfgNode, backbone: Backbone) -> None:
@@ -123,8 +132,8 @@ def _check_input(cfg: CfgNode, backbone: Backbone) -> None:
         ("PIXEL_MEAN", cfg.INPUT.PIXEL_MEAN, backbone.mean),
         ("PIXEL_STD", cfg.INPUT.PIXEL_STD, backbone.std),
     ):
-        if tuple(said) != tuple(true):
-            raise UserError(f"INPUT.{key} is {tuple(said)} but {backbone.name} takes {tuple(true)}; set it so")
+        if said and tuple(said) != tuple(true):
+            raise UserError(f"INPUT.{key} is {tuple(said)} but {backbone.name} takes {tuple(true)}; leave the key out")
 
 
 def _bank_batches(bank: FeatureBank, cfg: CfgNode, seed: int) -> BankBatches:
