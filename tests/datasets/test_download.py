@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 import requests
 
+from trainers.hegraph.datasets import archives
 from trainers.hegraph.datasets import download as download_module
 from trainers.hegraph.datasets.catalog import CATALOG
 from trainers.hegraph.datasets.download import Patience, Unreachable, download, fetch
@@ -633,12 +634,15 @@ def test_links_and_double_entries_that_stay_inside_are_unpacked(server, tmp_path
         ("./images/1.jpg", b"new"),
         ("./images/deep/soft.jpg", b"", tarfile.SYMTYPE, "../1.jpg"),
         ("./images/hard.jpg", b"", tarfile.LNKTYPE, "./images/1.jpg"),
+        ("./images/late.jpg", b"", tarfile.LNKTYPE, "./images/1.jpg"),
+        ("./images/late.jpg", b"late"),
         ("./labels.txt", b"l"),
     )
     fetch(archive(server.url("/x", serve(body))), tmp_path, HASTY)
     for name in ("1.jpg", "deep/soft.jpg", "hard.jpg"):
         assert (tmp_path / "images" / name).read_bytes() == b"new"
     assert (tmp_path / "images/deep/soft.jpg").is_symlink()
+    assert (tmp_path / "images/late.jpg").read_bytes() == b"late"
 
 
 def test_a_target_that_exists_is_left_alone_and_the_missing_one_is_added(server, tmp_path):
@@ -673,7 +677,7 @@ def test_an_interruption_while_unpacking_leaves_no_target_and_the_next_call_need
     server, tmp_path, monkeypatch
 ):
     source = archive(server.url("/x", serve(pack("tar.gz", FILES))))
-    copy, copied = download_module.shutil.copyfileobj, []
+    copy, copied = archives.shutil.copyfileobj, []
 
     def interrupted(*arguments):
         copied.append(1)
@@ -682,7 +686,7 @@ def test_an_interruption_while_unpacking_leaves_no_target_and_the_next_call_need
         copy(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(download_module.shutil, "copyfileobj", interrupted)
+        patch.setattr(archives.shutil, "copyfileobj", interrupted)
         fetch(source, tmp_path, HASTY)
     assert names_in(tmp_path) == {"x.archive"}
     stale = tmp_path / ".x.archive.unpacking" / "members" / "0" / "stale.jpg"  # what a kill leaves
@@ -695,13 +699,13 @@ def test_an_interruption_while_unpacking_leaves_no_target_and_the_next_call_need
 
 
 def test_a_target_that_appears_while_the_archive_is_unpacked_is_left_alone(server, tmp_path, monkeypatch):
-    copy = download_module.shutil.copyfileobj
+    copy = archives.shutil.copyfileobj
 
     def meanwhile(*arguments):
         (tmp_path / "names.txt").write_bytes(b"mine")
         copy(*arguments)
 
-    monkeypatch.setattr(download_module.shutil, "copyfileobj", meanwhile)
+    monkeypatch.setattr(archives.shutil, "copyfileobj", meanwhile)
     fetch(archive(server.url("/x", serve(pack("zip", FILES)))), tmp_path, HASTY)
     assert (tmp_path / "names.txt").read_bytes() == b"mine"
 

@@ -58,8 +58,8 @@ def _same(*names: str) -> tuple[Member, ...]:
 
 
 # huggingface.co/zhengli97/prompt_learning_dataset (a model repository, of PromptKD's authors) has all but ImageNet in
-# CoOp's layout, with the split files. File names: its listing at this commit; sums and exact sizes: those of its file and
-# commit pages that could be read.
+# CoOp's layout, with the split files. File names: its listing at this commit; sums and exact sizes: those of its pages
+# about a file or commit that could be read.
 _PROMPTKD = "https://huggingface.co/zhengli97/prompt_learning_dataset/resolve/ceb3112337fb6e1bf71534e355ca5569b63f19a6"
 
 # CoOp's split files: the ids are those of CoOp's DATASETS.md. The copies at github.com/linzhiqiu/cross_modal_adaptation
