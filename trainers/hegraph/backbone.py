@@ -10,8 +10,6 @@ import importlib.util
 import logging
 import pickle
 import re
-import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -32,6 +30,7 @@ from torchvision import transforms as T
 
 from .errors import UserError, unknown
 from .files import hash_file
+from .torchscript import OPENAI_MARKS, is_torchscript, read_torchscript
 
 logger = logging.getLogger(__name__)
 
@@ -52,16 +51,7 @@ VOCABULARY_NAMES = TOKENIZER_NAMES[::2]
 USE_FOLDER = "MODEL.BACKBONE.NAME local-dir:FOLDER"
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
-OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}  # no weights, and only OpenAI's archives have them
 POSITIONS = ("visual.positional_embedding", "positional_embedding", "text.positional_embedding")
-STORAGES = {
-    "HalfStorage": torch.float16,
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "IntStorage": torch.int32,
-    "LongStorage": torch.int64,
-    "BoolStorage": torch.bool,
-}
 
 Transform = Callable[[Image.Image], Tensor]
 Tokenizer = Callable[[Sequence[str]], Tensor]
@@ -384,8 +374,8 @@ def _tokenizer(source: _Source) -> Tokenizer:
 def _load(model: nn.Module, source: _Source) -> None:
     """Loads weights as open_clip does, but OpenAI's archives as well, and no position embeddings of another size."""
     path, own = source.weights, model.state_dict()
-    native = zipfile.is_zipfile(path) and any(n.endswith("/constants.pkl") for n in zipfile.ZipFile(path).namelist())
-    state = _read_torchscript(path) if native else load_state_dict(str(path))
+    native = is_torchscript(path)
+    state = read_torchscript(path) if native else load_state_dict(str(path))
     openai = state.keys() >= OPENAI_MARKS
     state = {key: value for key, value in state.items() if not (openai and key in OPENAI_MARKS)}
     for key in POSITIONS:  # open_clip would stretch them
@@ -412,55 +402,3 @@ def _reason(error: Exception) -> str:
         return "it is damaged, or holds more than tensors, which is not run"
     known = isinstance(error, (OSError, RuntimeError, ValueError, ImportError)) and str(error).strip()
     return _first_line(error) if known else f"the file is damaged ({type(error).__name__})"
-
-
-def _read_torchscript(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a TorchScript archive. `torch.jit.load` would run its code, and is deprecated."""
-    with zipfile.ZipFile(path) as archive:
-        [data] = [name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
-        return _ArchiveReader(archive, data).load().tensors()
-
-
-class _Module:
-    """Stands for every class of an archive: attributes only, nothing is run."""
-
-    attributes: dict[str, Any] = {}  # noqa: RUF012 (never changed)
-
-    def __setstate__(self, attributes: dict[str, Any]) -> None:
-        self.attributes = attributes
-
-    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
-        found = {}
-        for name, value in self.attributes.items():
-            if isinstance(value, _Module):
-                found.update(value.tensors(f"{prefix}{name}."))
-            elif isinstance(value, Tensor) and name != "attn_mask":  # no weight: a state dict leaves it out
-                found[prefix + name] = value
-            elif not prefix and name in OPENAI_MARKS:
-                found[name] = torch.as_tensor(value)
-        return found
-
-
-class _ArchiveReader(pickle.Unpickler):
-    """Knows modules, tensors and lists, and nothing else."""
-
-    def __init__(self, archive: zipfile.ZipFile, data: str) -> None:
-        super().__init__(archive.open(data))
-        self.archive, self.storages = archive, data[: -len(".pkl")]
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "__torch__":
-            return _Module
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, shape, stride, *_: storage.as_strided(shape, stride, offset)
-        if module == "torch.jit._pickle":
-            return lambda value, *_: value  # a list, and its type
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
-        raise pickle.UnpicklingError(f"it holds {module}.{name}")
-
-    def persistent_load(self, storage: tuple) -> Tensor:
-        _, dtype, key, _, _ = storage
-        return torch.frombuffer(bytearray(self.archive.read(f"{self.storages}/{key}")), dtype=dtype)
