@@ -19,9 +19,11 @@ ORDER = (
     "datasets",
     "prompts",
     "negatives",
+    "torchscript",
     "backbone",
     "mini",
     "features",
+    "describe",
     "graph",
     "layers",
     "conv",
@@ -34,14 +36,17 @@ ORDER = (
     "fit",
     "results",
     "provenance",
+    "baselines",
     "tasks",
     "experiment",
+    "selection",
     "run",
     "absent",
     "trainer",
     "__main__",
 )
-ONLY = {"open_clip": "backbone.py", "dassl": "trainer.py"}  # package -> the one file that may import it
+# package -> the one file that may import it
+ONLY = {"open_clip": "backbone.py", "dassl": "trainer.py", "openai": "describe/client.py"}
 
 Module = tuple[str, ...]  # ("features", "bank"); () is the package itself
 

@@ -880,3 +880,11 @@ sys.exit(report(lambda: load_backbone("RN50-quickgelu", "openai")))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: RN50-quickgelu with .*HF_HUB_OFFLINE.*timm/resnet50_clip\.openai.*\n", done.stderr)
+
+
+def test_auto_takes_the_weights_that_come_with_a_model():
+    assert load_backbone("hegraph-mini", "auto").fingerprint == load_backbone("hegraph-mini").fingerprint
+    with pytest.raises(UserError, match=r"hf-hub:|is no repository|cannot be reached"):
+        load_backbone("hf-hub:nobody/nothing", "auto")
+    with pytest.raises(UserError, match="neither a file nor a tag: 'openai'"):
+        load_backbone("ViT-B-16-SigLIP", "auto")

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 
 from trainers.hegraph.errors import UserError
-from trainers.hegraph.prompts import DEFAULT_TEMPLATES, TEMPLATES, fill_templates, positive_prompts, read_descriptions
+from trainers.hegraph.prompts import (
+    DEFAULT_TEMPLATES,
+    DESCRIPTIONS,
+    TEMPLATES,
+    description_file,
+    fill_templates,
+    positive_prompts,
+    read_descriptions,
+    resolve_source,
+)
 
 PETS = ["Abyssinian", "american_bulldog"]
 
@@ -127,9 +137,54 @@ def test_of_many_classes_without_a_description_ten_are_named(descriptions):
 
 
 @pytest.mark.parametrize("source", ["descriptions", "both"])
-def test_descriptions_without_a_file_are_an_error_that_names_the_key(source):
-    with pytest.raises(UserError, match=r"PROMPTS\.DESCRIPTIONS"):
-        positive_prompts("OxfordPets", PETS, source)
+@pytest.mark.parametrize("dataset", ["Birds", "", "oxford_pets"])
+def test_a_data_set_without_descriptions_is_an_error_that_names_the_keys_and_those_that_have(dataset, source):
+    with pytest.raises(UserError, match=r"PROMPTS\.DESCRIPTIONS.*PROMPTS\.SOURCE templates") as caught:
+        positive_prompts(dataset, PETS, source)
+    assert f"no descriptions ship for the data set {dataset!r} (known: Caltech101, " in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["descriptions", "both"])
+def test_without_a_file_of_the_users_the_shipped_descriptions_are_taken(source):
+    described = positive_prompts("OxfordPets", PETS, source)[-1]
+    assert [len(sentences) for sentences in described] == [6, 6]
+    assert all("abyssinian" in sentence.lower() for sentence in described[0])
+
+
+def test_a_file_of_the_users_goes_before_the_shipped_one(descriptions):
+    file = descriptions({name: ["mine"] for name in PETS})
+    assert positive_prompts("OxfordPets", PETS, "descriptions", descriptions=file) == [[["mine"], ["mine"]]]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        ("DescribableTextures", "dtd"),
+        ("OxfordFlowers", "oxford_flowers"),
+        ("FGVCAircraft", "fgvc_aircraft"),
+        ("ImageNet", "imagenet"),
+        ("ImageNetSketch", "imagenet"),
+        ("ImageNetV2", "imagenet"),
+        ("ImageNetA", "imagenet"),
+        ("ImageNetR", "imagenet"),
+        ("Digits", "digits"),
+    ],
+)
+def test_the_shipped_file_of_a_data_set_is_found_by_its_name(dataset, name):
+    assert description_file(dataset) == DESCRIPTIONS / f"{name}.json"
+    assert description_file(dataset).is_file()
+    assert description_file(dataset, "my.json") == Path("my.json")
+
+
+def test_a_data_set_with_some_of_imagenets_classes_takes_theirs_alone():
+    (group,) = positive_prompts("ImageNetR", ["goldfish", "great white shark"], "descriptions")
+    assert all("goldfish" in sentence.lower() for sentence in group[0])
+    assert len(group) == 2
+
+
+@pytest.mark.parametrize(("key", "classname"), [("cafe\u0301", "caf\u00e9"), ("CAF\u00c9", "cafe\u0301")])
+def test_an_accent_is_the_same_however_it_is_spelled(descriptions, key, classname):
+    assert read_descriptions(Path(descriptions({key: ["x"]})), [classname]) == [["x"]]
 
 
 @pytest.mark.parametrize("table", [["a list"], {"cat": "one sentence"}, {"cat": [1]}])
@@ -141,3 +196,26 @@ def test_a_description_file_of_another_structure_is_refused_by_name(descriptions
 def test_a_missing_description_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"absent\.json"):
         read_descriptions(tmp_path / "absent.json", ["cat"])
+
+
+# What "auto" means
+
+
+@pytest.mark.parametrize(
+    ("dataset", "descriptions", "meant"),
+    [
+        ("OxfordPets", "", "both"),
+        ("ImageNetA", "", "both"),
+        ("Digits", "", "templates"),
+        ("MyBirds", "", "templates"),
+        ("MyBirds", "birds.json", "both"),
+        ("Digits", "digits.json", "both"),
+    ],
+)
+def test_auto_takes_descriptions_where_there_are_some(dataset, descriptions, meant):
+    assert resolve_source(dataset, "auto", descriptions) == meant
+
+
+@pytest.mark.parametrize("source", ["templates", "descriptions", "both"])
+def test_a_source_that_is_named_is_taken(source):
+    assert resolve_source("OxfordPets", source) == source

@@ -295,10 +295,11 @@ def test_what_coop_selected_before_wins_over_the_draw_and_this_is_said(root, cap
 
 
 def test_the_selection_of_other_shots_or_another_seed_is_not_taken(root):
-    drawn = load(root)
-    keep(root, CONTENT, shots=2)
-    keep(root, CONTENT, seed=2)
-    assert load(root).train == drawn.train
+    drawn = {(shots, seed): load(root, shots, seed).train for shots in (1, 2) for seed in (1, 2)}
+    keep(root, CONTENT, shots=2, seed=1)
+    for (shots, seed), train in drawn.items():
+        assert (load(root, shots, seed).train == READ["train"]) == ((shots, seed) == (2, 1))
+        assert (load(root, shots, seed).train == train) == ((shots, seed) != (2, 1))
 
 
 def test_all_images_are_all_images_whatever_pickle_lies_there(root):

@@ -12,6 +12,7 @@ import logging
 import sys
 from pathlib import Path
 
+from .baselines import METHODS, load_method
 from .config import load_cfg
 from .datasets.catalog import CATALOG
 from .errors import UserError, report, unknown
@@ -19,7 +20,7 @@ from .features import shards
 from .results import read_record
 from .run import run
 
-TRAINERS = ("HeGraphAdapter",)
+TRAINERS = ("HeGraphAdapter", *METHODS)
 CHECKOUT = Path(__file__).parents[2]  # not resolved: with `install.sh --link`, this is CoOp's
 
 logger = logging.getLogger(__name__)
@@ -37,13 +38,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, help="from 0; below 0: unseeded (one is drawn and recorded)")
     add("--config-file", default="", help="YAML of the method")
     add("--dataset-config-file", default="", help="YAML of the data set")
-    add("--trainer", default="HeGraphAdapter", help="only HeGraphAdapter so far")
+    add("--trainer", default="HeGraphAdapter", help=f"the method: {', '.join(TRAINERS)}")
     add("--backbone", default="", help="an open_clip model (MODEL.BACKBONE.NAME)")
     add("--transforms", nargs="+", help="of training images (INPUT.TRANSFORMS)")
     add("--resume", default="", metavar="DIR", help="go on with the interrupted run of this folder")
     add("--eval-only", action="store_true", help="do not train; test the adapter in --model-dir")
     add("--model-dir", default="", help="folder of a finished run")
     add("--load-epoch", type=int, help="the adapter as it was after so many epochs (see TRAIN.CHECKPOINT_FREQ)")
+    add("--select", choices=("last_step", "val"), help="choose TRAINER.HEGRAPHADAPTER.SELECT on the few-shot val split")
     add("--no-train", action="store_true", help="encode the features and stop")
     add("--host", choices=("auto", "dassl", "alone"), default="auto", help="what drives the training")
     for flag in ("--source-domains", "--target-domains"):
@@ -64,6 +66,7 @@ def flags_as_keys(args: argparse.Namespace) -> dict[str, object]:
         "MODEL.BACKBONE.NAME": args.backbone,
         "INPUT.TRANSFORMS": None if args.transforms is None else tuple(args.transforms),
         "RESUME": args.resume,
+        "TRAINER.HEGRAPHADAPTER.SELECT_ON": args.select,
     }
     return {key: value for key, value in flags.items() if value not in (None, "")}
 
@@ -102,7 +105,14 @@ def run_command(args: argparse.Namespace) -> None:
         if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} means nothing to {args.trainer}; leave it out")
     flags = flags_as_keys(args)
-    cfg = load_cfg(args.dataset_config_file, args.config_file, flags, args.opts)
+    method = None
+    if args.trainer in METHODS:
+        method = (args.trainer, load_method(args.trainer).DEFAULTS)
+        if args.eval_only or args.select:
+            raise UserError(
+                f"{args.trainer} is fitted anew in every run: --eval-only and --select are HeGraphAdapter's"
+            )
+    cfg = load_cfg(args.dataset_config_file, args.config_file, flags, args.opts, method)
     if choose_host(args, cfg.DATASET.NAME) == "dassl":
         from .trainer import run_in_coop  # imports dassl
 
@@ -123,10 +133,11 @@ def summary(record: dict) -> str:
     task = f"{record['dataset']}, {record['shots']} shots, seed {record['seed']}"
     if record["accuracy"] is None:
         return f"{task}: trained; no test images, nothing scored"
-    return (
-        f"{task}: zero-shot {record['accuracy_zero_shot']:.2f}, HeGraphAdapter(T) {record['accuracy_text']:.2f}, "
-        f"{record['trainer']} ({record['variant']}) {record['accuracy']:.2f}"
-    )
+    found = [f"zero-shot {record['accuracy_zero_shot']:.2f}"]
+    if record["accuracy_text"] is not None:
+        found.append(f"HeGraphAdapter(T) {record['accuracy_text']:.2f}")
+    variant = f" ({record['variant']})" if record["variant"] else ""
+    return f"{task}: {', '.join(found)}, {record['trainer']}{variant} {record['accuracy']:.2f}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -38,6 +38,7 @@ MINI_NAME = "hegraph-mini"
 MINI_CONFIG = Path(__file__).parent / "mini" / f"{MINI_NAME}.json"
 MINI_WEIGHTS = MINI_CONFIG.with_suffix(".safetensors")
 
+AUTO = "auto"  # of `pretrained`: the weights that come with the model, else OpenAI's
 PRECISIONS = ("fp32", "fp16", "amp")
 INTERPOLATIONS = {"bicubic": T.InterpolationMode.BICUBIC, "bilinear": T.InterpolationMode.BILINEAR}
 RESIZING = (T.Resize, T.CenterCrop, ResizeKeepRatio, CenterCropOrPad)
@@ -52,6 +53,8 @@ USE_FOLDER = "MODEL.BACKBONE.NAME local-dir:FOLDER"
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 POSITIONS = ("visual.positional_embedding", "positional_embedding", "text.positional_embedding")
+
+CONTEXT_LENGTH = 77  # tokens that OpenAI's CLIP reads of a sentence
 
 Transform = Callable[[Image.Image], Tensor]
 Tokenizer = Callable[[Sequence[str]], Tensor]
@@ -160,6 +163,8 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precisio
     if precision != "fp32" and torch.device(device).type != "cuda":
         _say_fp32(torch.device(device).type)
         precision = "fp32"
+    if pretrained == AUTO:
+        pretrained = "" if name == MINI_NAME or name.startswith((HUB, FOLDER)) else "openai"
     if name == MINI_NAME and not pretrained:
         pretrained = str(MINI_WEIGHTS)
     if not name:
@@ -180,6 +185,16 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precisio
         fingerprint=fingerprint if precision == "fp32" else {**fingerprint, "precision": precision},
         precision=precision,
     )
+
+
+def count_tokens(sentence: str) -> int:
+    """How many of OpenAI's tokens a sentence takes, its start and its end included; CLIP reads `CONTEXT_LENGTH`."""
+    return len(_clip_tokenizer().encode(sentence)) + 2
+
+
+@cache
+def _clip_tokenizer() -> open_clip.SimpleTokenizer:
+    return open_clip.SimpleTokenizer()
 
 
 def describe(transform: Transform) -> str:
@@ -343,9 +358,8 @@ def _preprocessing(source: _Source) -> dict[str, Any]:
         {f"image_{key}": open_clip.get_pretrained_cfg(source.model, tag)[key] for key in PREPROCESSING} for tag in tags
     ]
     if source.weights and any(other != options[0] for other in options):
-        logger.warning(
-            "%s may not go with images as the weights %r of %s take them", source.weights, tags[0], source.name
-        )
+        said = "images for %s are preprocessed as for %s/%s, but other weights of that model take them otherwise"
+        logger.warning(said, source.weights, source.name, tags[0])
     return options[0] if options else {}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import math
 from pathlib import Path
 
@@ -25,9 +26,10 @@ CHOICES = {
     "TRAINER.HEGRAPHADAPTER.WEIGHT_PER": ("target", "relation"),
     "TRAINER.HEGRAPHADAPTER.WEIGHT_INIT": ("identity", "xavier", "zero"),
     "TRAINER.HEGRAPHADAPTER.FEATURES.MODE": ("bank", "online"),
-    "TRAINER.HEGRAPHADAPTER.PROMPTS.SOURCE": ("templates", "descriptions", "both"),
+    "TRAINER.HEGRAPHADAPTER.PROMPTS.SOURCE": ("auto", "templates", "descriptions", "both"),
     "TRAINER.HEGRAPHADAPTER.PREC": ("fp32", "fp16", "amp"),
     "DATASET.SUBSAMPLE_CLASSES": ("all", "base", "new"),
+    "TRAINER.HEGRAPHADAPTER.SELECT_ON": ("last_step", "val"),
     "OPTIM.NAME": ("adamw",),
     "OPTIM.LR_SCHEDULER": ("cosine",),
     "OPTIM.WARMUP_TYPE": ("constant",),
@@ -82,7 +84,7 @@ def get_cfg_default() -> CN:
     cfg.MODEL = CN()
     cfg.MODEL.BACKBONE = CN()
     cfg.MODEL.BACKBONE.NAME = ""  # an open_clip model name
-    cfg.MODEL.BACKBONE.PRETRAINED = "openai"  # an open_clip tag or a weights file
+    cfg.MODEL.BACKBONE.PRETRAINED = "auto"  # an open_clip tag or a weights file; auto: the model's own, else OpenAI's
 
     cfg.OPTIM = CN()
     cfg.OPTIM.NAME = "adamw"
@@ -106,7 +108,7 @@ def get_cfg_default() -> CN:
 
 def extend_cfg(cfg: CN) -> None:
     """Adds `cfg.TRAINER.HEGRAPHADAPTER` and what else Dassl lacks; its and CoOp's trainers see no difference."""
-    cfg.MODEL.BACKBONE.PRETRAINED = "openai"  # Dassl has True here, and asks only whether it is true
+    cfg.MODEL.BACKBONE.PRETRAINED = "auto"  # Dassl has True here, and asks only whether it is true
     if "SUBSAMPLE_CLASSES" not in cfg.DATASET:
         cfg.DATASET.SUBSAMPLE_CLASSES = "all"
 
@@ -147,6 +149,11 @@ def extend_cfg(cfg: CN) -> None:
     node.BY_DATASET = []
     node.BY_SHOTS = [[shots, list(pairs)] for shots, pairs in BY_SHOTS]
 
+    # last_step: nothing is chosen. val: the values of SELECT, rows [KEY, [value, ...]], that are best on the few-shot
+    # val split, all of them trained; never on test
+    node.SELECT_ON = "last_step"
+    node.SELECT = [["TRAINER.HEGRAPHADAPTER.ALPHA_C", [2.0, 4.0, 8.0, 16.0]]]
+
     node.PREC = "fp32"  # of the backbone on a GPU: fp32, fp16, amp; on the CPU it is fp32
     node.FEATURES = CN()
     node.FEATURES.MODE = "bank"  # bank: encode once; online: encode every batch
@@ -154,13 +161,19 @@ def extend_cfg(cfg: CN) -> None:
     node.FEATURES.DIR = "output/features"  # where encoded features are kept
 
     node.PROMPTS = CN()
-    node.PROMPTS.SOURCE = "templates"  # templates, descriptions, both
+    node.PROMPTS.SOURCE = "auto"  # templates, descriptions, both; auto: both where descriptions ship for the data set
     node.PROMPTS.TEMPLATES = []  # positive templates with one {}; []: the data set's own
     node.PROMPTS.NEGATIVE_TEMPLATES = []  # negative templates; []: the data set's own
-    node.PROMPTS.DESCRIPTIONS = ""  # a JSON file {class name: [sentence, ...]}, as CuPL's
+    node.PROMPTS.DESCRIPTIONS = ""  # a JSON file {class name: [sentence, ...]}, as CuPL's; "": the one that ships
 
 
-def load_cfg(dataset_file: str = "", config_file: str = "", flags: dict | None = None, opts: list | None = None) -> CN:
+def load_cfg(
+    dataset_file: str = "",
+    config_file: str = "",
+    flags: dict | None = None,
+    opts: list | None = None,
+    method: tuple[str, dict] | None = None,
+) -> CN:
     """Layers a configuration as CoOp does: defaults, data set file, method file, flags, KEY VALUE pairs.
 
     Args:
@@ -168,6 +181,7 @@ def load_cfg(dataset_file: str = "", config_file: str = "", flags: dict | None =
         config_file: YAML of the method, or "".
         flags: Key -> value from command-line flags.
         opts: Alternating keys and values; they win over everything.
+        method: Name and default options of another method, which become `cfg.TRAINER.<NAME>`.
 
     Returns:
         The checked, frozen configuration.
@@ -176,6 +190,8 @@ def load_cfg(dataset_file: str = "", config_file: str = "", flags: dict | None =
         UserError: Unreadable file, unknown key (the nearest is named), value of the wrong type or range.
     """
     cfg = get_cfg_default()
+    if method:
+        add_method(cfg, *method)
     for file in (dataset_file, config_file):
         if file:
             _merge_file(cfg, Path(file))
@@ -187,6 +203,26 @@ def load_cfg(dataset_file: str = "", config_file: str = "", flags: dict | None =
 
     _merge_pairs(cfg, opts)
     return _complete(cfg)
+
+
+def add_method(cfg: CN, name: str, defaults: dict) -> None:
+    """Adds the options of another method as `cfg.TRAINER.<NAME>`, unless CoOp or Dassl has such a node."""
+    if name.upper() not in cfg.TRAINER:
+        cfg.TRAINER[name.upper()] = CN(copy.deepcopy(defaults))
+
+
+def with_values(cfg: CN, pairs: list) -> CN:
+    """A frozen copy with other values: alternating keys and values.
+
+    Raises:
+        UserError: As `load_cfg`.
+    """
+    changed = cfg.clone()
+    changed.defrost()
+    _merge_pairs(changed, pairs)
+    check_cfg(changed)
+    changed.freeze()
+    return changed
 
 
 def from_dassl(dassl_cfg: CN) -> CN:
@@ -231,6 +267,7 @@ def check_cfg(cfg: CN) -> None:
             raise UserError(f"{key} must be a finite number, got {value}")
     if cfg.SEED >= 2**32:
         raise UserError(f"SEED must be below 2**32, got {cfg.SEED}")
+    _check_rows("SELECT", cfg.TRAINER.HEGRAPHADAPTER.SELECT, str, even=False)
     scale = cfg.INPUT.RRCROP_SCALE
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise UserError(f"INPUT.RRCROP_SCALE must be two fractions, least and most, such as (0.08, 1.0), got {scale}")
@@ -319,11 +356,13 @@ def _matching_rows(cfg: CN) -> list[list]:
     return by_dataset + by_shots[-1:]
 
 
-def _check_rows(key: str, rows: list, kind: type) -> None:
+def _check_rows(key: str, rows: list, kind: type, even: bool = True) -> None:
     for row in rows:
         pair = isinstance(row, (list, tuple)) and len(row) == 2
-        if not (pair and isinstance(row[0], kind) and isinstance(row[1], (list, tuple)) and len(row[1]) % 2 == 0):
-            raise UserError(f"a row of {key} must be [{kind.__name__}, [KEY, VALUE, ...]], got {row!r}")
+        listed = pair and isinstance(row[0], kind) and isinstance(row[1], (list, tuple)) and len(row[1]) > 0
+        if not listed or (even and len(row[1]) % 2):
+            form = "[KEY, VALUE, ...]" if even else "[VALUE, ...]"
+            raise UserError(f"a row of {key} must be [{kind.__name__}, {form}], got {row!r}")
 
 
 def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import logging
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from yacs.config import CfgNode
 
 from .checkpoints import adapter_file, check_checkpoint, load_adapter, save_adapter
@@ -20,7 +22,7 @@ from .graph import build_graph, class_means
 from .heads import text_logits
 from .model import HeGraphAdapter
 from .provenance import git_commit, peak_memory_mb, set_random_seed, versions
-from .results import SPLIT, read_record, write_record
+from .results import SPLIT, read_record, write_predictions, write_record
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,27 @@ NOT_PART_OF_A_RUN = (
     "DATALOADER.TEST.BATCH_SIZE", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TRAINER.HEGRAPHADAPTER.FEATURES.DIR",
     "TRAINER.HEGRAPHADAPTER.BY_SHOTS", "TRAINER.HEGRAPHADAPTER.BY_DATASET",  # their effect is in other keys
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method came to on one task.
+
+    Attributes:
+        logits: Of the prediction on test, shape `[M, K]`; None without test images.
+        text_logits: Of the text classifier alone, if the method has one.
+        trained: What training took.
+        num_parameters: Trained ones.
+        variant: Of HeGraphAdapter; "" for another method.
+        selected: What was chosen on the few-shot val split, with every candidate's accuracy there.
+    """
+
+    logits: Tensor | None
+    text_logits: Tensor | None
+    trained: FitResult
+    num_parameters: int
+    variant: str = ""
+    selected: dict = field(default_factory=dict)
 
 
 class Experiment:
@@ -118,6 +141,12 @@ class Experiment:
         data = self.task.batches(self.bank)
         return Fit(self.model, data, self.cfg, self.output, self.run_id, self.about)
 
+    def start_candidate(self) -> Fit | None:
+        """As `start_training`, for one of several candidates: without checkpoints."""
+        if self.model.layers is None:
+            return None
+        return Fit(self.model, self.task.batches(self.bank), self.cfg, None, self.run_id, self.about)
+
     def end_training(self, trained: FitResult) -> None:
         """Keeps the trained adapter."""
         self.trained = trained
@@ -149,26 +178,42 @@ class Experiment:
         """
         load_adapter(self.adapter, self.model, **self.about)
 
-    def record(self) -> dict:
-        """Scores the model on test, and writes and returns the record."""
+    def outcome(self, selected: dict | None = None) -> Outcome:
+        """What the trained model predicts on test.
+
+        Raises:
+            UserError: If that is not finite.
+        """
+        model, test = self.model, self.bank.test_features
+        count = sum(parameter.numel() for parameter in model.parameters())
+        if test is None:
+            return Outcome(None, None, self.trained, count, model.variant, selected or {})
+        logits = model.predict(test)
+        combined = model.combine(logits)
+        if not combined.isfinite().all():
+            raise UserError("the trained adapter predicts NaN or infinite logits; lower OPTIM.LR")
+        return Outcome(combined, logits.text, self.trained, count, model.variant, selected or {})
+
+    def record(self, outcome: Outcome) -> dict:
+        """Scores an outcome on test, and writes and returns the record."""
         started = time.monotonic()
-        bank, model = self.bank, self.model
+        bank = self.bank
         record = {
             "dataset": bank.dataset,
             "trainer": self.cfg.TRAINER.NAME,
-            "variant": model.variant,
+            "variant": outcome.variant,
             "backbone": bank.backbone,
             "shots": self.cfg.DATASET.NUM_SHOTS,
             "seed": self.seed,
-            **scores_on_test(model, bank),
+            **scores_on_test(outcome, bank),
             "num_test": 0 if bank.test_labels is None else len(bank.test_labels),
             "num_train": len(bank.train_labels),
             "adapter_from": None if self.adapter is None else str(self.adapter),
-            "selected_on": "last_step",
-            "selected": {},
-            "epochs": self.trained.epochs,
-            "steps": self.trained.steps,
-            "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "selected_on": "val" if outcome.selected else "last_step",
+            "selected": outcome.selected,
+            "epochs": outcome.trained.epochs,
+            "steps": outcome.trained.steps,
+            "num_parameters": outcome.num_parameters,
             "config": self.config,
             "config_hash": hash_json(self.config),
             "split_hash": self.split_hash,
@@ -180,12 +225,14 @@ class Experiment:
             "device": self.device if self.device == "cpu" else torch.cuda.get_device_name(),
             "seconds": {
                 "features": round(self.features_seconds, 3),
-                "training": round(self.trained.seconds, 3),
+                "training": round(outcome.trained.seconds, 3),
                 "test": round(time.monotonic() - started, 3),
             },
             "peak_memory_mb": peak_memory_mb(),
             "finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
+        if outcome.logits is not None:
+            write_predictions(self.output, outcome.logits.argmax(dim=1), bank.test_labels, bank.classnames)
         write_record(self.output, record)
         if self.adapter is None:
             (self.output / CHECKPOINT).unlink(missing_ok=True)
@@ -204,25 +251,27 @@ def build_model(bank: FeatureBank, cfg: CfgNode) -> HeGraphAdapter:
     return HeGraphAdapter(graph, keys, bank.train_labels, bank.logit_scale, cfg.TRAINER.HEGRAPHADAPTER)
 
 
-def scores_on_test(model: HeGraphAdapter, bank: FeatureBank) -> dict[str, float | None]:
-    """Percent on test: the full prediction, the text classifier alone, and zero-shot CLIP; None without test images."""
-    if bank.test_features is None:
+def scores_on_test(outcome: Outcome, bank: FeatureBank) -> dict[str, float | None]:
+    """Percent on test: the prediction, the text classifier alone, and zero-shot CLIP; None for what there is not."""
+    if outcome.logits is None:
         logger.warning("%s has no test images: nothing is scored", bank.dataset)
         return dict.fromkeys(("accuracy", "macro_f1", "accuracy_text", "accuracy_zero_shot"))
-    logits = model.predict(bank.test_features)
-    combined = model.combine(logits)
-    if not combined.isfinite().all():
-        raise UserError("the trained adapter predicts NaN or infinite logits; lower OPTIM.LR")
     zero_shot = text_logits(bank.test_features, bank.text_positive, bank.logit_scale)
+    text = outcome.text_logits
     return {
-        **score(combined, bank.test_labels),
-        "accuracy_text": score(logits.text, bank.test_labels)["accuracy"],
+        **score(outcome.logits, bank.test_labels),
+        "accuracy_text": None if text is None else score(text, bank.test_labels)["accuracy"],
         "accuracy_zero_shot": score(zero_shot, bank.test_labels)["accuracy"],
     }
 
 
 def run_config(cfg: CfgNode) -> dict[str, object]:
-    """The keys that shape a run, as a flat dict of plain values."""
+    """The keys that shape a run, as a flat dict of plain values.
+
+    Of another method's run, those of HeGraphAdapter that shape features are kept and no more, and no OPTIM.
+    """
+    ours, prefix_of_ours = cfg.TRAINER.NAME == "HeGraphAdapter", "TRAINER.HEGRAPHADAPTER."
+    shape_features = tuple(f"{prefix_of_ours}{name}" for name in ("FEATURES.", "PROMPTS.", "PREC"))
     flat: dict[str, object] = {}
 
     def visit(node: CfgNode, prefix: str) -> None:
@@ -230,6 +279,8 @@ def run_config(cfg: CfgNode) -> dict[str, object]:
             name = f"{prefix}{key}"
             if isinstance(value, CfgNode):
                 visit(value, f"{name}.")
+            elif not ours and name.startswith(("OPTIM.", prefix_of_ours)) and not name.startswith(shape_features):
+                continue
             elif name not in NOT_PART_OF_A_RUN:
                 flat[name] = list(value) if isinstance(value, tuple) else value
 

@@ -50,7 +50,7 @@ class Fit:
         data: Training batches.
         cfg: The whole configuration.
         output: Folder of the checkpoint, which nobody but the caller removes, and of the adapters that
-            `TRAIN.CHECKPOINT_FREQ` asks for.
+            `TRAIN.CHECKPOINT_FREQ` asks for; None: neither is read or written.
         run_id: Hash of everything that shapes the run; a checkpoint of another run is refused.
         about: What `save_adapter` keeps beside the parameters.
 
@@ -63,7 +63,7 @@ class Fit:
     """
 
     def __init__(
-        self, model: HeGraphAdapter, data: TrainingData, cfg: CfgNode, output: Path, run_id: str, about: dict
+        self, model: HeGraphAdapter, data: TrainingData, cfg: CfgNode, output: Path | None, run_id: str, about: dict
     ) -> None:
         options = cfg.TRAINER.HEGRAPHADAPTER
         groups = model.parameter_groups(cfg.OPTIM.LR, options.WEIGHT_LR_MULT, options.VISUAL_LR)
@@ -72,8 +72,8 @@ class Fit:
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.epochs = max(cfg.OPTIM.MAX_EPOCH, math.ceil(options.MIN_STEPS / data.steps_per_epoch))
         self.epoch, self.seconds_before = 0, 0.0
-        checkpoint = checkpoint_to_resume(output, cfg)
-        if checkpoint.exists():
+        checkpoint = None if output is None else checkpoint_to_resume(output, cfg)
+        if checkpoint is not None and checkpoint.exists():
             self.epoch, self.seconds_before = load_checkpoint(checkpoint, run_id, model, self.optimizer)
             logger.info("resuming from %s after epoch %d of %d", checkpoint, self.epoch, self.epochs)
         self.started = self.last_saved = time.monotonic()
@@ -113,6 +113,8 @@ class Fit:
         self.epoch += 1
         if not loss.isfinite():
             raise UserError(f"the loss is {loss.item()} in epoch {self.epoch}; lower OPTIM.LR ({self.cfg.OPTIM.LR})")
+        if self.output is None:
+            return
         frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
         if frequency and self.epoch % frequency == 0:
             save_adapter(self.output / adapter_file(self.epoch), self.model, **self.about)

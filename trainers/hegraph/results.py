@@ -18,13 +18,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from .errors import UserError, report
-from .files import atomic_path, read_json, write_json
+from .files import atomic_path, read_json, write_json, write_tensors
 
 logger = logging.getLogger(__name__)
 
 RECORD = "result.json"
 SPLIT = "split.json"
+PREDICTIONS = "predictions.safetensors"
 
 # What must be there for a record to count as complete
 REQUIRED = (
@@ -42,6 +45,12 @@ ROWS = {"zero-shot": "accuracy_zero_shot", "HeGraphAdapter(T)": "accuracy_text",
 def write_record(folder: Path, record: dict) -> None:
     """Writes `result.json`, atomically."""
     write_json(folder / RECORD, record)
+
+
+def write_predictions(folder: Path, predicted: Tensor, labels: Tensor, classnames: Sequence[str]) -> None:
+    """Writes what was predicted for every test image, both `[M]`, for confusion matrices."""
+    tensors = {"predicted": predicted.int().cpu(), "labels": labels.int().cpu()}
+    write_tensors(folder / PREDICTIONS, tensors, {"classnames": json.dumps(list(classnames), ensure_ascii=False)})
 
 
 def read_record(folder: Path) -> dict | None:

@@ -1,18 +1,24 @@
-"""One experiment without Dassl: features -> graph -> training -> test -> record."""
+"""One experiment without Dassl: features -> a method -> test -> record."""
 
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 import torch
 from yacs.config import CfgNode
 
-from .experiment import Experiment
+from .baselines import METHODS, load_method
+from .errors import UserError
+from .experiment import Experiment, Outcome
 from .features import shards
-from .fit import fit
+from .fit import FitResult, fit
 from .provenance import set_random_seed
+from .selection import fit_best_on_val
 from .tasks import BankTask, Task, load_image_task
+
+TEST_BATCH = 1024  # images that a method predicts at once
 
 
 def run(
@@ -25,7 +31,7 @@ def run(
     """Trains and tests one seed, and writes its record.
 
     Args:
-        cfg: The checked configuration.
+        cfg: The checked configuration; `TRAINER.NAME` names the method.
         bank_file: A feature bank to take everything from; None encodes the images of `DATASET.NAME`.
         model_dir: Folder of a finished run whose adapter is tested instead of training one.
         load_epoch: The epoch of `model_dir` whose adapter is tested; None: the last.
@@ -52,9 +58,41 @@ def run(
     experiment.encode()
     if not train or shards.rank():
         return {}
-    experiment.build_model()
-    if experiment.adapter is not None:
-        experiment.load_adapter()
-    elif (training := experiment.start_training()) is not None:
-        experiment.end_training(fit(training))
-    return experiment.record()
+    if cfg.TRAINER.NAME in METHODS:
+        return experiment.record(fit_method(experiment))
+    selected = {}
+    if cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON == "val" and experiment.adapter is None:
+        selected = fit_best_on_val(experiment)
+    else:
+        experiment.build_model()
+        if experiment.adapter is not None:
+            experiment.load_adapter()
+        elif (training := experiment.start_training()) is not None:
+            experiment.end_training(fit(training))
+    return experiment.record(experiment.outcome(selected))
+
+
+def fit_method(experiment: Experiment) -> Outcome:
+    """Fits the method that `TRAINER.NAME` names, without test features at hand, and has it predict test.
+
+    Raises:
+        UserError: If the method needs the backbone, and the task is a feature bank.
+    """
+    name, task = experiment.cfg.TRAINER.NAME, experiment.task
+    arguments = [experiment.cfg.TRAINER[name.upper()], experiment.seed]
+    if name == "CoOp":
+        if not hasattr(task, "backbone"):
+            raise UserError("CoOp learns prompts through the backbone's text tower; give images instead of --features")
+        arguments.append(task.backbone)
+    experiment.bank = bank = experiment.bank.to(experiment.device)
+    set_random_seed(experiment.seed)
+    started = time.monotonic()
+    fitted = load_method(name).fit(bank.without_test(), *arguments)
+    trained = FitResult(fitted.epochs, fitted.steps, time.monotonic() - started)
+    logits = None
+    if bank.test_features is not None:
+        with torch.no_grad():
+            logits = torch.cat([fitted.logits(batch) for batch in bank.test_features.split(TEST_BATCH)])
+        if not logits.isfinite().all():
+            raise UserError(f"{name} predicts NaN or infinite logits")
+    return Outcome(logits, None, trained, fitted.num_parameters, selected=fitted.selected)

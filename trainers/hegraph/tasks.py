@@ -13,7 +13,8 @@ from .batches import BankBatches, OnlineBatches, TrainingData
 from .datasets import Dataset, load_few_shot, select_few_shot, subsample_labels
 from .errors import UserError
 from .features import FeatureBank, ImageViews, encode_task, load_bank, training_augmentation
-from .files import hash_file, read_json
+from .files import hash_file, hash_json, read_json
+from .prompts import description_file, resolve_source
 
 Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
 
@@ -96,8 +97,9 @@ class ImageTask:
         self.backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.PRETRAINED, device, options.PREC)
         _check_input(cfg, self.backbone)
         self.identity = {"backbone": self.backbone.fingerprint, "image_sizes": dataset.file_sizes()}
-        if options.PROMPTS.DESCRIPTIONS:
-            self.identity["descriptions"] = read_json(Path(options.PROMPTS.DESCRIPTIONS))
+        prompts = options.PROMPTS
+        if resolve_source(dataset.name, prompts.SOURCE, prompts.DESCRIPTIONS) != "templates":
+            self.identity["descriptions"] = hash_json(read_json(description_file(dataset.name, prompts.DESCRIPTIONS)))
 
     def bank(self) -> FeatureBank:
         folder = Path(self.cfg.TRAINER.HEGRAPHADAPTER.FEATURES.DIR) / self.dataset.name / self.backbone.name
@@ -126,9 +128,8 @@ def load_image_task(cfg: CfgNode, seed: int, device: str) -> ImageTask:
 
 def _check_input(cfg: CfgNode, backbone: Backbone) -> None:
     """Resolution and normalisation are the model's; Dassl's keys for them must not say otherwise."""
-    size = (backbone.image_size, backbone.image_size)
     for key, said, true in (
-        ("SIZE", cfg.INPUT.SIZE, size),
+        ("SIZE", cfg.INPUT.SIZE, backbone.input_size),
         ("PIXEL_MEAN", cfg.INPUT.PIXEL_MEAN, backbone.mean),
         ("PIXEL_STD", cfg.INPUT.PIXEL_STD, backbone.std),
     ):

@@ -60,6 +60,8 @@ class HeGraphAdapter(TrainerX):
                 f"TEST.FINAL_MODEL must be last_step, got {cfg.TEST.FINAL_MODEL!r}: where there is no val split, Dassl "
                 "scores test in its place, and would select on it"
             )
+        if cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON != "last_step":
+            raise UserError("SELECT_ON val trains more than once, which Dassl does not; give --host alone")
         if cfg.TEST.SPLIT != "test":
             raise UserError(f"TEST.SPLIT must be test, got {cfg.TEST.SPLIT!r}")
 
@@ -138,7 +140,7 @@ class HeGraphAdapter(TrainerX):
         if self.experiment.adapter is not None:
             self.experiment.write_split()
         accuracy = super().test("test")
-        self.experiment.record()
+        self.experiment.record(self.experiment.outcome())
         return accuracy
 
     def model_inference(self, input: Tensor) -> Tensor:

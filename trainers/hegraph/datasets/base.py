@@ -90,11 +90,16 @@ class Dataset:
         return list(dict.fromkeys(item.path for item in (*self.train, *self.val, *self.test)))
 
 
-def class_names(items: Sequence[Item]) -> list[str]:
+def class_names(items: Sequence[Item], *others: Sequence[Item]) -> list[str]:
     """The names that items give their labels, in label order.
 
+    Args:
+        items: Those that have every label: the training images, if there are any.
+        others: Further items, such as val and test, that must agree with them.
+
     Raises:
-        UserError: If a label has two names, or labels do not run from 0 without a gap.
+        UserError: If a label has two names, labels do not run from 0 without a gap, or another item has a label that
+            none of `items` has.
     """
     names: dict[int, str] = {}
     for item in items:
@@ -103,4 +108,11 @@ def class_names(items: Sequence[Item]) -> list[str]:
     if sorted(names) != list(range(len(names))):
         absent = next(label for label in range(len(names)) if label not in names)
         raise UserError(f"labels must run from 0 without a gap, but no item has label {absent}")
+    for item in (item for further in others for item in further):
+        if item.label not in names:
+            raise UserError(f"{item.path} has label {item.label} ({item.classname!r}), and no training image has")
+        if item.classname != names[item.label]:
+            raise UserError(
+                f"label {item.label} is {names[item.label]!r} in training and {item.classname!r} for {item.path}"
+            )
     return [names[label] for label in range(len(names))]

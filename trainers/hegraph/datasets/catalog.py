@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from PIL import Image
 
@@ -23,6 +24,7 @@ from .splits import Item, read_split_file
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+MALFORMED = (KeyError, TypeError, ValueError, IndexError)  # what a file of another structure leads to
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,8 @@ def load_pools(name: str, root: str, seed: int, rng: random.Random) -> Dataset:
         raise UserError(f"{name} is not in {folder}; set --root to the folder that holds {entry.folder}/, or {hint}")
     try:
         pools = read_pools(entry, folder, seed, rng)
-        classnames = class_names(pools["test"] if entry.test_only else pools["train"])
-    except (UserError, KeyError, ValueError, IndexError) as error:  # the last three: a line of another structure
+        classnames = pools_class_names(entry, pools)
+    except (UserError, *MALFORMED) as error:
         reason = str(error) if isinstance(error, UserError) else f"a file there has another structure ({error!r})"
         raise UserError(f"{name}: {reason}; {hint}") from error
     items = {split: [item._replace(path=f"{entry.folder}/{item.path}") for item in pools[split]] for split in SPLITS}
@@ -150,14 +152,41 @@ def read_coop_selection(dataset: Dataset, shots: int, seed: int) -> dict[str, li
     CoOp keeps it as a pickle, and such a pickle wins over every draw, there and here.
 
     Raises:
-        UserError: If the pickle is damaged, or names images that are not here.
+        UserError: If the pickle is damaged, or was drawn from another split than the one that is here.
     """
+    if shots < 1:
+        return None  # CoOp keeps none of all images
     entry = CATALOG[dataset.name]
     path = dataset.root / entry.folder / "split_fewshot" / f"shot_{shots}-seed_{seed}.pkl"
     if not path.is_file():
         return None
     logger.info("%s: CoOp's own few-shot selection is used", path)
-    return read_few_shot_pickle(path, entry.folder)
+    drawn = read_few_shot_pickle(path, entry.folder)
+    remedy = f"{path} was drawn from another split; delete it to draw anew"
+    if "val" not in drawn and not dataset.val_is_test:
+        raise UserError(f"{remedy} (it has no val)")
+    names, test = dict(enumerate(dataset.classnames)), {item.path for item in dataset.test}
+    for item in (item for items in drawn.values() for item in items):
+        if names.get(item.label) != item.classname:
+            raise UserError(f"{remedy} ({item.path} has label {item.label}, {item.classname!r})")
+        if item.path in test:
+            raise UserError(f"{remedy} ({item.path} is a test image)")
+    return drawn
+
+
+def pools_class_names(entry: Entry, pools: Pools) -> list[str]:
+    """The class names in label order.
+
+    Raises:
+        UserError: If a split is empty, or the three do not agree on what a label means.
+    """
+    needed = ("test",) if entry.test_only else ("train", "test")
+    empty = next((split for split in needed if not pools[split]), None)
+    if empty is not None:
+        raise UserError(f"there is no {empty} image")
+    if entry.test_only:
+        return class_names(pools["test"])
+    return class_names(pools["train"], pools["val"], pools["test"])
 
 
 def read_pools(entry: Entry, folder: Path, seed: int, rng: random.Random, write: bool = True) -> Pools:
@@ -165,21 +194,27 @@ def read_pools(entry: Entry, folder: Path, seed: int, rng: random.Random, write:
     if entry.split_file is None:
         return entry.build(folder, rng)
     split_file = folder / entry.split_file
-    drawn_with = split_file.with_name(split_file.name + ".drawn")
     prefix = f"{entry.images}/" if entry.images else ""
     if split_file.is_file():
-        if drawn_with.is_file() and read_json(drawn_with) == {"seed": seed, "sha256": hash_file(split_file)}:
-            entry.build(folder, rng)  # for its draws
+        drawn = read_drawn(split_file)
+        if drawn is not None and drawn["seed"] == seed:
+            version, state, gauss = drawn["state"]
+            rng.setstate((version, tuple(state), gauss))  # as it was after drawing
         pools = read_split_file(split_file)
         return {split: [item._replace(path=prefix + item.path) for item in pools[split]] for split in SPLITS}
 
-    pools = entry.build(folder, rng)
+    try:
+        pools = entry.build(folder, rng)
+    except UserError as error:
+        raise UserError(f"{split_file} is missing, and no split can be drawn instead: {error}") from error
+    pools_class_names(entry, pools)  # before a file is made of it
     if not write:
         return pools
     rows = {s: [[item.path[len(prefix) :], item.label, item.classname] for item in pools[s]] for s in SPLITS}
     try:
         write_json(split_file, rows)
-        write_json(drawn_with, {"seed": seed, "sha256": hash_file(split_file)})
+        drawn = {"seed": seed, "sha256": hash_file(split_file), "state": rng.getstate()}
+        write_json(_drawn_with(split_file), drawn)
     except UserError as error:
         logger.warning("%s; every seed will draw a split, and a test set, of its own", error)
     else:
@@ -188,6 +223,19 @@ def read_pools(entry: Entry, folder: Path, seed: int, rng: random.Random, write:
             "to get that, delete the file and run python -m trainers.hegraph.datasets download", split_file, seed,
         )  # fmt: skip
     return pools
+
+
+def read_drawn(split_file: Path) -> dict[str, Any] | None:
+    """How this program drew a split file; None if it did not, or the file has been changed or replaced since."""
+    path = _drawn_with(split_file)
+    if not path.is_file():
+        return None
+    drawn = read_json(path)
+    return drawn if drawn["sha256"] == hash_file(split_file) else None
+
+
+def _drawn_with(split_file: Path) -> Path:
+    return split_file.with_name(split_file.name + ".drawn")
 
 
 def open_image(base: Path, path: str) -> Image.Image:

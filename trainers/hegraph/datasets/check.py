@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .catalog import CATALOG, SPLITS, read_pools
+from .catalog import CATALOG, MALFORMED, SPLITS, pools_class_names, read_drawn, read_pools
 from .sources import BY_HAND
 
 
@@ -40,27 +40,34 @@ def check_dataset(name: str, root: str) -> State:
         return State(False, [f"missing: the images, expected in {folder / entry.images}", *remedy])
     try:
         pools = read_pools(entry, folder, seed=1, rng=random.Random(1), write=False)
+        pools_class_names(entry, pools)
     except UserError as error:
         return State(False, [f"missing or damaged: {error}", *remedy])
-    except (KeyError, ValueError, IndexError) as error:  # a line of another structure
+    except MALFORMED as error:
         return State(False, [f"damaged: a file in {folder} has another structure ({error!r})", *remedy])
     paths = {item.path for split in SPLITS for item in pools[split]}
     absent = sorted(path for path in paths if not (folder / path).is_file())
-    if absent or not paths:
-        return State(
-            False, [f"missing: {len(absent)} of {len(paths)} images, {folder / min(absent, default='')}", *remedy]
-        )
+    if absent:
+        return State(False, [f"missing: {len(absent)} of {len(paths)} images, {folder / absent[0]}", *remedy])
 
     counts = (*(len(pools[split]) for split in SPLITS), len({item.label for item in pools["test"]}))
     lines = [_counts(counts)]
     if counts != entry.sizes:
         lines.append(f"published are {_counts(entry.sizes)}")
-    if entry.split_file is not None and not (folder / entry.split_file).is_file():
-        lines.append(
-            f"without {folder / entry.split_file}: the first run will draw a split and write it, as CoOp does, but it "
-            "is not the split of published numbers"
-        )
-        lines += remedy
+    if entry.split_file is not None:
+        split_file = folder / entry.split_file
+        if not split_file.is_file():
+            lines.append(
+                f"without {split_file}: the first run will draw a split and write it, as CoOp does, but it is not the "
+                "split of published numbers"
+            )
+            lines += remedy
+        elif (drawn := read_drawn(split_file)) is not None:
+            lines.append(
+                f"{split_file} was drawn here with seed {drawn['seed']}: it is not the split of published numbers; to "
+                "get that, delete the file"
+            )
+            lines += remedy
     return State(True, lines)
 
 

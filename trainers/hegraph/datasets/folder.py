@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def load_image_folder(root: str) -> Dataset:
     if not root:
         raise UserError(f"{NAME} needs --root, your folder or CSV file; {LAYOUT}")
     path = Path(root).expanduser().absolute()
-    tables = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+    tables = [path / name for name in listing(path) if name.lower().endswith(".csv")] if path.is_dir() else [path]
     if (path / "train").is_dir():
         base, rows = path, _read_folder(path)
     elif len(tables) == 1 and tables[0].suffix.lower() == ".csv" and tables[0].is_file():
@@ -72,7 +73,8 @@ def load_image_folder(root: str) -> Dataset:
 
 def open_image_file(base: Path, path: str) -> Image.Image:
     """Opens an image of any mode as RGB, turned upright as its EXIF orientation says, transparent parts white."""
-    image = ImageOps.exif_transpose(Image.open(base / path))
+    with Image.open(base / path) as file:
+        image = ImageOps.exif_transpose(file)
     if image.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow would clip at 255
         image = _to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -94,6 +96,9 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 def _read_folder(path: Path) -> Rows:
     rows: Rows = {split: [] for split in SPLITS}
     ignored = []
+    strange = [name for name in listing(path) if (path / name).is_dir() and name not in SPLITS]
+    if strange:
+        logger.warning("%s: %s is none of train, val and test, and is not read", path, ", ".join(strange))
     for split in SPLITS:
         if not (path / split).is_dir():
             continue
@@ -115,7 +120,7 @@ def _read_table(path: Path) -> Rows:
     rows: Rows = {split: [] for split in SPLITS}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, skipinitialspace=True)
+            table = csv.DictReader(file, skipinitialspace=True, strict=True)
             columns = [column.strip().lower() for column in table.fieldnames or []]
             table.fieldnames = columns
             if not {"path", "label"} <= set(columns):
@@ -126,11 +131,13 @@ def _read_table(path: Path) -> Rows:
                 where = f"{path}, line {table.line_num}"
                 image, label = (row["path"] or "").strip(), (row["label"] or "").strip()
                 split = (row.get("split") or "train").strip().lower()
+                if None in row:
+                    raise UserError(f"{where}: more values than columns; put a value that holds a comma into quotes")
                 if not image or not label:
                     raise UserError(f"{where}: path and label must not be empty")
                 if split not in SPLITS:
                     raise UserError(f"{where}: split must be train, val or test, got {split!r}")
-                rows[split].append((Path(image).as_posix(), label))
+                rows[split].append((Path(os.path.normpath(image)).as_posix(), label))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the table {path}: {error}") from error
     twice = _images_in_two_splits(rows)
@@ -150,4 +157,4 @@ def _images_in_two_splits(rows: Rows) -> str | None:
 
 
 def _class_order(name: str) -> tuple:
-    return (0, int(name), name) if name.isdigit() else (1, 0, name)
+    return (0, int(name), name) if name.isdecimal() else (1, 0, name)

@@ -31,8 +31,9 @@ GROUND_TRUTH_FOLDERS = (".", "images", "images/val", "data", "devkit/data", "ILS
 def imagenet(folder: Path, rng: random.Random) -> Pools:
     """CoOp tests on the official validation images and names them as val too; here val is known to be test."""
     names = class_names_by_id(folder)
-    train = read_class_folders(folder, "images/train", names)
-    test = read_validation(folder, names, [item.path.split("/")[2] for item in train])
+    ids = class_ids(folder, "images/train", names)
+    train = read_class_folders(folder, "images/train", names, ids)
+    test = read_validation(folder, names, ids)
     return {"train": train, "val": test, "test": test}
 
 
@@ -53,7 +54,11 @@ def test_folders(images: str) -> Callable[[Path, random.Random], Pools]:
     """A reader of a variant that has only test images, one folder per class."""
 
     def read(folder: Path, rng: random.Random) -> Pools:
-        return {"train": [], "val": [], "test": read_class_folders(folder, images, class_names_by_id(folder))}
+        names = class_names_by_id(folder)
+        return {
+            "train": [], "val": [],
+            "test": read_class_folders(folder, images, names, class_ids(folder, images, names)),
+        }  # fmt: skip
 
     return read
 
@@ -73,29 +78,47 @@ def class_names_by_id(folder: Path) -> dict[str, str]:
     return names
 
 
-def read_class_folders(folder: Path, images: str, names: dict[str, str]) -> list[Item]:
-    """Items of one folder per WordNet id."""
+def class_ids(folder: Path, images: str, names: dict[str, str]) -> list[str]:
+    """The WordNet ids that have a folder, in label order."""
     ids = [name for name in listing(folder / images) if (folder / images / name).is_dir()]
     unnamed = [name for name in ids if name not in names]
     if unnamed:
         raise UserError(f"{folder / images} has a folder {unnamed[0]!r} that {folder / 'classnames.txt'} does not name")
+    return ids
+
+
+def read_class_folders(folder: Path, images: str, names: dict[str, str], ids: list[str]) -> list[Item]:
+    """Items of one folder per WordNet id; `ids` are the classes in label order.
+
+    Raises:
+        UserError: If there is a folder of another class.
+    """
+    labels = {wordnet_id: label for label, wordnet_id in enumerate(ids)}
+    present = class_ids(folder, images, names)
+    strange = next((wordnet_id for wordnet_id in present if wordnet_id not in labels), None)
+    if strange is not None:
+        raise UserError(f"the class {strange!r} of {folder / images} has no folder in {folder / 'images/train'}")
     return [
-        Item(f"{images}/{wordnet_id}/{file}", label, names[wordnet_id])
-        for label, wordnet_id in enumerate(ids)
+        Item(f"{images}/{wordnet_id}/{file}", labels[wordnet_id], names[wordnet_id])
+        for wordnet_id in present
         for file in listing(folder / images / wordnet_id)
     ]
 
 
-def read_validation(folder: Path, names: dict[str, str], train_ids: list[str]) -> list[Item]:
-    """The validation images: folders as in training, or a flat folder and a file that labels it."""
+def read_validation(folder: Path, names: dict[str, str], ids: list[str]) -> list[Item]:
+    """The validation images: folders as in training, or a flat folder and a file that labels it.
+
+    A class has the label that it has in training, also if a folder is missing.
+    """
     images = folder / "images" / "val"
     if any(path.is_dir() for path in images.glob("n*")):
-        return read_class_folders(folder, "images/val", names)
+        return read_class_folders(folder, "images/val", names, ids)
     files = [name for name in listing(images) if name.lower().endswith((".jpeg", ".jpg", ".png"))]
-    wordnet_ids = sorted(set(train_ids))
-    labels = {wordnet_id: label for label, wordnet_id in enumerate(wordnet_ids)}
+    if not files:
+        raise UserError(f"{images} holds no image")
+    labels = {wordnet_id: label for label, wordnet_id in enumerate(ids)}
     items = []
-    for file, wordnet_id in zip(files, ground_truth(folder, files, wordnet_ids)):
+    for file, wordnet_id in zip(files, ground_truth(folder, files, sorted(names))):
         if wordnet_id not in labels:
             raise UserError(f"the class {wordnet_id!r} of {images / file} has no folder in {folder / 'images/train'}")
         items.append(Item(f"images/val/{file}", labels[wordnet_id], names[wordnet_id]))
@@ -104,6 +127,8 @@ def read_validation(folder: Path, names: dict[str, str], train_ids: list[str]) -
 
 def ground_truth(folder: Path, files: list[str], wordnet_ids: list[str]) -> list[str]:
     """The WordNet id of every image of a flat validation folder, `files` being its sorted names.
+
+    `wordnet_ids` are those of all classes, sorted: training images may be here for some of them only.
 
     Raises:
         UserError: If there is no file with the labels, or it does not fit the images.

@@ -41,7 +41,7 @@ def read_lines(path: Path) -> list[str]:
         UserError: If it cannot be read.
     """
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', 'not text')}") from error
 
@@ -90,7 +90,9 @@ def split_class_folders(
     folder: Path, images: str, rng: random.Random, ignored: Collection[str] = (), names: Mapping[str, str] | None = None
 ) -> Pools:
     """One folder per class, no official split (Caltech101, DTD, EuroSAT, Food101)."""
-    folders = [name for name in listing(folder / images) if name not in ignored]
+    folders = [name for name in listing(folder / images) if name not in ignored and (folder / images / name).is_dir()]
+    if not folders:
+        raise UserError(f"{folder / images} holds no folder of a class")
 
     def paths(name: str) -> list[str]:
         return [f"{images}/{name}/{file}" for file in listing(folder / images / name)]
@@ -203,6 +205,8 @@ def read_mat(path: Path, variable: str) -> Any:
     from scipy.io import loadmat  # slow to import, and few data sets need it
 
     try:
-        return loadmat(path)[variable]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot read the Matlab file {path}: {error}") from error
+        with path.open("rb") as file:
+            return loadmat(file)[variable]
+    except Exception as error:  # on a damaged file, scipy raises whatever its bytes lead to
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot read {variable} in the Matlab file {path}: {reason}") from error

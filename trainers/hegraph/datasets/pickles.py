@@ -40,12 +40,15 @@ def read_few_shot_pickle(path: Path, folder: str) -> dict[str, list[Item]]:
     """
     try:
         content = _DatumUnpickler(io.BytesIO(path.read_bytes())).load()
+        if not isinstance(content, dict) or not content.get("train"):
+            raise ValueError("it holds no training images")
         return {
             split: [_item(datum, folder) for datum in content[split]] for split in ("train", "val") if split in content
         }
     except Exception as error:  # on a damaged file, pickle raises whatever its bytes lead to
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{path} is not a few-shot pickle of CoOp ({error}); nothing in it was run. Delete it to draw anew"
+            f"{path} is not a few-shot pickle of CoOp ({reason}); nothing in it was run. Delete it to draw anew"
         ) from error
 
 
@@ -56,7 +59,7 @@ def _item(datum: Any, folder: str) -> Item:
     if not (isinstance(path, str) and isinstance(label, int) and isinstance(name, str)):
         raise ValueError("a Datum in it has no path, label and name")
     parts = PurePosixPath(path.replace("\\", "/")).parts
-    if folder not in parts:
+    if folder not in parts or ".." in parts:
         raise ValueError(f"it names {path}, which is not in a folder {folder}")
     last = len(parts) - 1 - parts[::-1].index(folder)
     return Item("/".join(parts[last:]), label, name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -78,6 +78,10 @@ class FeatureBank:
                 changes[f"{split}_features"] = features[..., rows, :]
                 changes[f"{split}_labels"] = torch.searchsorted(kept, labels[rows])
         return FeatureBank(**(self.__dict__ | changes))
+
+    def without_test(self) -> FeatureBank:
+        """The bank as a method may see it while it is fitted."""
+        return replace(self, test_features=None, test_labels=None)
 
     def to(self, device: str) -> FeatureBank:
         """The bank with all its tensors on a device."""

@@ -31,7 +31,7 @@ from ..datasets import Dataset, Item
 from ..errors import UserError
 from ..files import hash_json, read_tensors, write_tensors
 from ..negatives import negative_prompts
-from ..prompts import PromptGroup, positive_prompts
+from ..prompts import PromptGroup, positive_prompts, resolve_source
 from . import shards
 from .bank import NORM_TOLERANCE, FeatureBank
 
@@ -74,7 +74,7 @@ def open_image(dataset: Dataset, item: Item) -> Image.Image:
     """
     try:
         return dataset.open(item.path).convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError on a broken PNG
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
         raise UserError(f"cannot read the image {item.path} of {dataset.name}: {error}") from error
 
 
@@ -187,7 +187,8 @@ def encode_prompts(
 ) -> dict[str, Tensor]:
     """The text nodes: "positive" and "negative", each `[K, d]`, from disk where the fingerprint is known."""
     options = cfg.TRAINER.HEGRAPHADAPTER.PROMPTS
-    positive = positive_prompts(dataset, classnames, options.SOURCE, options.TEMPLATES, options.DESCRIPTIONS)
+    source = resolve_source(dataset, options.SOURCE, options.DESCRIPTIONS)
+    positive = positive_prompts(dataset, classnames, source, options.TEMPLATES, options.DESCRIPTIONS)
     negative = negative_prompts(dataset, classnames, options.NEGATIVE_TEMPLATES)
 
     def encode(path: Path, key: str) -> dict[str, Tensor]:

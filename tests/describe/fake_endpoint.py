@@ -1,0 +1,165 @@
+"""A chat endpoint on this machine that does what it is told, and counts what it was asked."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+KEY = "sk-do-not-tell-0123456789abcdef"
+
+SUBJECTS = ("Crooked", "Pale", "Wet", "Narrow", "Dense", "Faded", "Round", "Torn", "Bright", "Hollow", "Steep", "Soft")
+THINGS = ("ridges", "stripes", "branches", "shadows", "edges", "stains", "cracks", "leaves", "tracks", "ropes", "tiles")
+PLACES = (
+    "at dawn",
+    "in mist",
+    "on gravel",
+    "under glass",
+    "by water",
+    "near walls",
+    "after rain",
+    "in snow",
+    "at dusk",
+)
+
+
+def good_sentence(name: str, number: int) -> str:
+    """A sentence that passes every check, for a number from 0 to 10,000."""
+    first, second = SUBJECTS[number % 12], THINGS[number % 11]
+    place, cells = PLACES[number % 9], number // (12 * 11 * 9) + 2
+    return f"{first} {second} {place} run through the {name} in about {cells} uneven rows."
+
+
+class FakeEndpoint:
+    """Answers each request with the next of its `replies`, and with good sentences when they are used up.
+
+    A reply takes (handler, asked classes, prompt); it sends a response, or does not.
+
+    Attributes:
+        prompts: Every message that came, in order.
+        asked: Class -> how often it was asked for.
+        keys: Every Authorization header that came.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.replies: list[Callable] = []
+        self.prompts: list[str] = []
+        self.batches: list[list[str]] = []
+        self.keys: list[str] = []
+        self.models: list[str] = []
+        self.released = threading.Event()  # ends every stall
+        self.number = 0
+        self.arrived = threading.Condition()
+
+    @property
+    def asked(self) -> Counter[str]:
+        return Counter(name for batch in self.batches for name in batch)
+
+    def wait_for(self, requests: int) -> None:
+        """Blocks until so many requests have come."""
+        with self.arrived:
+            assert self.arrived.wait_for(lambda: len(self.prompts) >= requests, timeout=60)
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        request = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
+        prompt = request["messages"][-1]["content"]
+        names = re.findall(
+            r"^- (.+?)(?: \(a sentence.*\))?(?::.*)?$", prompt.partition("classes to describe:")[2], re.M
+        )
+        with self.arrived:
+            self.prompts.append(prompt)
+            self.batches.append(names)
+            self.keys.append(handler.headers["authorization"])
+            self.models.append(request["model"])
+            reply = self.replies.pop(0) if self.replies else good
+            self.arrived.notify_all()
+        reply(handler, names, prompt)
+
+    def sentences(self, name: str, count: int) -> list[str]:
+        self.number += count
+        return [good_sentence(name, self.number - i) for i in range(count)]
+
+
+def send(handler: BaseHTTPRequestHandler, status: int, body: str, **headers: str) -> None:
+    content = body.encode()
+    handler.send_response(status)
+    for name, value in ({"content-type": "application/json"} | headers).items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.send_header("content-length", str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+def completion(text: str | None) -> str:
+    message = {"role": "assistant", "content": text}
+    return json.dumps({"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": message}]})
+
+
+def says(text: str | None) -> Callable:
+    """A reply of the model with this text."""
+    return lambda handler, names, prompt: send(handler, 200, completion(text))
+
+
+def fails(status: int, message: str = "no luck", code: str | None = None, **headers: str) -> Callable:
+    """A reply with an error status."""
+    body = json.dumps({"error": {"message": message, "code": code}})
+    return lambda handler, names, prompt: send(handler, status, body, **headers)
+
+
+def raw(body: str, **headers: str) -> Callable:
+    """A reply with status 200 that may be anything."""
+    return lambda handler, names, prompt: send(handler, 200, body, **headers)
+
+
+def good(handler: BaseHTTPRequestHandler, names: Sequence[str], prompt: str) -> None:
+    """As many good sentences for each class as are asked for."""
+    endpoint = handler.server.endpoint
+    each = int(re.search(r"at the end of this message, (\d+) for each", prompt)[1])
+    wanted = dict.fromkeys(names, each)
+    wanted |= {name: int(count) for name, count in re.findall(r"^- (.+?)(?: \(.*\))?: (\d+) more", prompt, re.M)}
+    send(handler, 200, completion(json.dumps({name: endpoint.sentences(name, wanted[name]) for name in names})))
+
+
+def but(**sentences: list[str] | None) -> Callable:
+    """A good reply in which some classes have other sentences, or are left out."""
+
+    def reply(handler: BaseHTTPRequestHandler, names: Sequence[str], prompt: str) -> None:
+        endpoint = handler.server.endpoint
+        table = {name: sentences.get(name, endpoint.sentences(name, 5)) for name in names}
+        send(handler, 200, completion(json.dumps({name: found for name, found in table.items() if found is not None})))
+
+    return reply
+
+
+def stalls(handler: BaseHTTPRequestHandler, names: Sequence[str], prompt: str) -> None:
+    """Takes the request and says nothing."""
+    handler.server.endpoint.released.wait(60)
+
+
+def hangs_up(handler: BaseHTTPRequestHandler, names: Sequence[str], prompt: str) -> None:
+    """Promises more than it sends."""
+    handler.send_response(200)
+    handler.send_header("content-type", "application/json")
+    handler.send_header("content-length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices": [')
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.server.endpoint.answer(self)
+        self.close_connection = True
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+class QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *arguments: object) -> None:
+        """A client that was killed is no error here."""

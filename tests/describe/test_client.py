@@ -1,0 +1,375 @@
+"""One question to a chat endpoint that misbehaves, what is asked, and how an answer is read."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import logging
+import socket
+import time
+import traceback
+
+import pytest
+from fake_endpoint import KEY, completion, fails, hangs_up, raw, says, stalls
+
+from trainers.hegraph.describe.client import ChatClient, read_key, retry_after
+from trainers.hegraph.describe.dialogue import MOST_LISTED, Request, UnreadableAnswer, build_prompt, read_answer
+from trainers.hegraph.errors import UserError
+
+
+@pytest.fixture
+def ask(endpoint):
+    def question(retries: int = 3, timeout: float = 30, key: str = KEY) -> str:
+        return ChatClient(endpoint.url, "some-model", key, timeout, retries).ask("Well?")
+
+    return question
+
+
+@pytest.fixture
+def gives_up(ask, endpoint, capfd, caplog):
+    """The question must fail with these words after so many requests, and the key must be nowhere."""
+
+    def check(*words: str, requests: int, **options: float) -> UserError:
+        with pytest.raises(UserError) as caught:
+            ask(**options)
+        assert len(endpoint.prompts) == requests
+        for word in (endpoint.url, *words):
+            assert word in str(caught.value)
+        assert "\n" not in str(caught.value)
+        said = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capfd.readouterr())
+        assert endpoint.keys == [f"Bearer {KEY}"] * requests
+        assert KEY not in said
+        assert caught.value.__cause__ is caught.value.__context__ is None
+        return caught.value
+
+    return check
+
+
+# Asking
+
+
+def test_the_answer_is_the_text_of_the_message(ask, endpoint):
+    endpoint.replies = [says("Yes.\n\nOf course.")]
+    assert ask() == "Yes.\n\nOf course."
+    assert endpoint.prompts == ["Well?"]
+    assert endpoint.models == ["some-model"]
+    assert endpoint.keys == [f"Bearer {KEY}"]
+
+
+def test_a_refusal_without_text_is_an_empty_answer(ask, endpoint):
+    endpoint.replies = [says(None)]
+    assert ask() == ""
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
+def test_a_failure_that_may_pass_is_asked_again(ask, endpoint, caplog, status):
+    endpoint.replies = [fails(status, "come later"), fails(status), says("Yes.")]
+    assert ask() == "Yes."
+    assert len(endpoint.prompts) == 3
+    assert f"status {status}: come later; asking again in 0.01 s" in caplog.text
+
+
+def test_waits_double_up_to_the_longest(ask, endpoint, caplog, monkeypatch):
+    monkeypatch.setattr("trainers.hegraph.describe.client.LONGEST_WAIT", 0.03)
+    endpoint.replies = [fails(500)] * 4 + [says("Yes.")]
+    ask(retries=4)
+    waits = [record.getMessage().rpartition(" in ")[2] for record in caplog.records if "asking" in record.getMessage()]
+    assert waits == ["0.01 s", "0.02 s", "0.03 s", "0.03 s"]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_is_waited_for(ask, endpoint, status):
+    endpoint.replies = [fails(status, retry_after="1"), says("Yes.")]
+    started = time.monotonic()
+    assert ask() == "Yes."
+    assert time.monotonic() - started >= 1
+
+
+def test_retry_after_is_read_as_seconds_milliseconds_or_a_date():
+    assert retry_after({"retry-after": "7"}) == 7
+    assert retry_after({"retry-after": "0.5"}) == 0.5
+    assert retry_after({"retry-after-ms": "250", "retry-after": "7"}) == 0.25
+    date = email.utils.formatdate(time.time() + 90, usegmt=True)
+    assert 85 < retry_after({"retry-after": date}) <= 90
+    assert retry_after({"retry-after": email.utils.formatdate(time.time() - 90, usegmt=True)}) == 0
+
+
+@pytest.mark.parametrize("headers", [{}, {"retry-after": "soon"}, {"retry-after": "-3"}, {"retry-after": "nan"}])
+def test_a_retry_after_that_says_nothing_is_no_wait(headers):
+    assert retry_after(headers) == 0
+
+
+def test_a_retry_after_of_a_day_ends_the_command(gives_up, endpoint):
+    endpoint.replies = [fails(429, "daily limit", retry_after="86400")]
+    gives_up("status 429: daily limit", "asks to wait 86400 s", requests=1)
+
+
+def test_a_used_up_quota_ends_the_command(gives_up, endpoint):
+    endpoint.replies = [fails(429, "You exceeded your current quota", code="insufficient_quota")]
+    gives_up("You exceeded your current quota", requests=1)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+def test_a_failure_that_will_not_pass_ends_the_command_with_the_servers_words(gives_up, endpoint, status):
+    endpoint.replies = [fails(status, "no such\nmodel")]
+    gives_up(f"status {status}: no such model", requests=1)
+
+
+def test_after_the_last_retry_the_reason_is_said(gives_up, endpoint):
+    endpoint.replies = [fails(503, "overloaded")] * 3
+    gives_up("status 503: overloaded", "after 3 tries", requests=3, retries=2)
+
+
+def test_an_error_page_instead_of_json_is_quoted_in_short(gives_up, endpoint):
+    endpoint.replies = [lambda handler, *_: raw_error(handler)]
+    assert len(str(gives_up("status 404", "<html>", requests=1))) < 400
+
+
+def raw_error(handler) -> None:
+    page = ("<html>" + "x" * 5000).encode()
+    handler.send_response(404)
+    handler.send_header("content-type", "text/html")
+    handler.send_header("content-length", str(len(page)))
+    handler.end_headers()
+    handler.wfile.write(page)
+
+
+def test_silence_is_asked_again_after_the_timeout(ask, endpoint, caplog):
+    endpoint.replies = [stalls, says("Yes.")]
+    assert ask(timeout=0.3) == "Yes."
+    assert len(endpoint.prompts) == 2
+    assert "no answer in 0.3 s; asking again" in caplog.text
+
+
+def test_lasting_silence_ends_the_command(gives_up, endpoint):
+    endpoint.replies = [stalls] * 2
+    gives_up("no answer in 0.2 s, after 2 tries", requests=2, retries=1, timeout=0.2)
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(ask, endpoint, caplog):
+    endpoint.replies = [hangs_up, says("Yes.")]
+    assert ask() == "Yes."
+    assert "no connection" in caplog.text
+
+
+def test_an_endpoint_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr("trainers.hegraph.describe.client.FIRST_WAIT", 0.01)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
+        with pytest.raises(UserError, match=r"127\.0\.0\.1.*no connection: .*refused.*after 2 tries"):
+            ChatClient(url, "m", KEY, 5, 1).ask("Well?")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"choices": [',
+        "null",
+        "[]",
+        "{}",
+        '{"choices": []}',
+        '{"choices": [{"message": {}}]}',
+        '{"choices": [{"message": {"content": [1]}}]}',
+        "",
+        "[" * 100_000,
+    ],
+    ids=lambda body: body[:30],
+)
+def test_a_body_that_is_no_chat_completion_is_asked_for_again_and_quoted(ask, endpoint, caplog, body):
+    endpoint.replies = [raw(body), says("Yes.")]
+    assert ask() == "Yes."
+    assert f"not a chat completion but {' '.join(body.split())[:200]!r}" in caplog.text
+
+
+def test_a_web_page_from_a_wrong_url_is_quoted(gives_up, endpoint):
+    endpoint.replies = [raw("<html>Welcome</html>", content_type="text/html")] * 2
+    gives_up("<html>Welcome</html>", "/v1", requests=2, retries=1)
+
+
+# The key
+
+
+def test_a_server_that_repeats_the_key_does_not_get_it_into_a_message(gives_up, endpoint):
+    endpoint.replies = [fails(401, f"Incorrect API key provided: {KEY}.")]
+    assert "Incorrect API key provided: [key]." in str(gives_up(requests=1))
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_server_that_repeats_the_request_does_not_get_the_key_into_a_message(gives_up, endpoint, status):
+    def repeat(handler, names, prompt):
+        body = json.dumps({"request": str(handler.headers)})
+        handler.send_response(status)
+        handler.send_header("content-type", "application/json")
+        handler.send_header("content-length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body.encode())
+
+    endpoint.replies = [repeat] * 2
+    gives_up(requests=2, retries=1)
+
+
+def test_a_model_that_repeats_the_key_does_not_get_it_into_an_answer(ask, endpoint):
+    endpoint.replies = [says(f"The key is {KEY}!")]
+    assert ask() == "The key is [key]!"
+
+
+def test_the_key_of_a_server_that_needs_none_may_be_a_word(ask, endpoint):
+    endpoint.replies = [says("There is none.")]
+    assert ask(key="none") == "There is none."
+
+
+def test_the_librarys_own_log_does_not_hold_the_key(ask, endpoint, caplog):
+    endpoint.replies = [fails(500), says("Yes.")]
+    for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):
+        logging.getLogger(name).setLevel(logging.DEBUG)
+    ask()
+    assert "/chat/completions" in caplog.text
+    assert KEY not in caplog.text
+
+
+def test_the_client_does_not_show_the_key(endpoint):
+    client = ChatClient(endpoint.url, "m", KEY, 1, 1)
+    assert KEY not in repr(client) + str(client)
+
+
+def test_the_key_is_read_without_the_line_end_of_a_file(monkeypatch):
+    monkeypatch.setenv("MY_KEY", f" {KEY}\n")
+    assert read_key("MY_KEY") == KEY
+
+
+@pytest.mark.parametrize("value", [None, "", " \n"])
+def test_a_missing_key_names_the_variable(monkeypatch, value):
+    monkeypatch.delenv("MY_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("MY_KEY", value)
+    with pytest.raises(UserError, match=r"set MY_KEY.*--key-env"):
+        read_key("MY_KEY")
+
+
+@pytest.mark.parametrize("value", ["sk secret", "sk\nsecret", "sk-sécret", "sk\x7fsecret"])
+def test_a_key_that_cannot_be_sent_is_not_repeated(monkeypatch, value):
+    monkeypatch.setenv("MY_KEY", value)
+    with pytest.raises(UserError, match="MY_KEY") as caught:
+        read_key("MY_KEY")
+    assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [KEY, "sk_secret", "", "MY-KEY", "1KEY"])
+def test_a_key_in_the_place_of_a_variable_is_not_repeated(given):
+    with pytest.raises(UserError, match="NAME of an environment variable") as caught:
+        read_key(given)
+    assert not given or given not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:8000",
+        "ftp://host/v1",
+        "http://",
+        "http://user:secret@host/v1",
+        "http://h/v1?key=secret",
+        "http://h:x/",
+    ],
+)
+def test_an_endpoint_that_is_no_plain_url_is_refused_and_not_repeated(url):
+    with pytest.raises(UserError, match="--endpoint must be a URL") as caught:
+        ChatClient(url, "m", KEY, 1, 1)
+    assert "secret" not in str(caught.value)
+
+
+# The question
+
+
+def prompt(requests, classnames=("forest", "Annual_Crop", "river")) -> str:
+    return build_prompt("satellite photos of land use", classnames, requests, 5)
+
+
+def test_the_question_says_what_the_pictures_are_which_classes_there_are_and_which_are_wanted():
+    text = prompt([Request("forest", missing=5), Request("Annual_Crop", missing=5)])
+    assert "The pictures: satellite photos of land use\n" in text
+    assert "The classes: forest; Annual Crop; river\n" in text
+    assert "5 for each" in text
+    assert "8 to 35 words" in text
+    assert text.endswith("The classes to describe:\n- forest\n- Annual Crop\n")
+
+
+def test_the_question_asks_for_what_is_missing_and_says_what_was_wrong():
+    text = prompt([Request("river", ["stream"], 2, ["It has this."], ["4 words: 'A river.'"])])
+    assert "- river (a sentence may also call it stream): 2 more, unlike the ones there:\n" in text
+    assert "  has: It has this.\n  was refused: 4 words: 'A river.'\n" in text
+
+
+def test_of_many_classes_the_nearest_are_listed():
+    names = [f"c{i}" for i in range(1000)]
+    for index, first, last in ((0, 0, 299), (500, 350, 649), (999, 700, 999)):
+        listed = prompt([Request(names[index], missing=5)], names).partition("The classes: ")[2].partition("\n")[0]
+        assert listed.split("; ") == [*names[first : last + 1], "and others"]
+        assert len(listed.split("; ")) == MOST_LISTED + 1
+
+
+def test_braces_in_a_context_or_a_name_are_text():
+    text = build_prompt("a {0} {context}", ["{x}"], [Request("{x}", missing=5)], 5)
+    assert "The pictures: a {0} {context}\n" in text
+    assert text.endswith("- {x}\n")
+
+
+# The answer
+
+TABLE = {"cat": ["One.", "Two."], "dog": ["Three."]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(TABLE),
+        f"```json\n{json.dumps(TABLE, indent=2)}\n```",
+        f"```\n{json.dumps(TABLE)}\n```\nI hope this helps {{you}}!",
+        f"Sure! Here is the JSON you asked for: {json.dumps(TABLE)} Anything else?",
+        f'<think>Maybe {{"cat": ["Draft."]}}?</think>{json.dumps(TABLE)}',
+        f"Sets like {{}} and {{a, b}} aside: {json.dumps(TABLE)}",
+        json.dumps({"Dog": ["Three."], "CAT": [" One. ", "Two."], "cow": ["Not asked for."]}),
+    ],
+)
+def test_the_object_is_found_in_fences_and_prose(text):
+    assert read_answer(text, ["cat", "dog"]) == TABLE
+
+
+def test_a_class_that_is_left_out_is_left_out():
+    assert read_answer(json.dumps(TABLE), ["cat", "cow"]) == {"cat": ["One.", "Two."]}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no JSON objects"),
+        ("I cannot help with that.", "no JSON objects"),
+        (json.dumps(TABLE)[:-3], "no JSON objects"),
+        (str(TABLE), "no JSON objects"),
+        (json.dumps(TABLE) * 2, "2 JSON objects where one"),
+        ('{"cat": ["One."]}\n{"dog": ["Two."]}', "2 JSON objects where one"),
+        (json.dumps(list(TABLE.values())), "no JSON objects"),
+        ("{}", "no JSON objects"),
+        ('{"cat": "One."}', "not of the form"),
+        ('{"classes": {"cat": ["One."]}}', "not of the form"),
+        ('{"cat": [1]}', "not of the form"),
+        ('{"cat": null}', "not of the form"),
+        ('{"a":' * 50_000, "no JSON objects"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_anything_else_is_refused(text, words):
+    with pytest.raises(UnreadableAnswer, match=words):
+        read_answer(text, ["cat", "dog"])
+
+
+def test_half_a_character_does_not_reach_a_file():
+    (sentence,) = read_answer('{"cat": ["One \\ud83d."]}', ["cat"])["cat"]
+    assert sentence.encode() == b"One ?."
+
+
+def test_the_fake_endpoint_speaks_as_a_real_one():
+    assert json.loads(completion("x"))["choices"][0]["message"]["content"] == "x"

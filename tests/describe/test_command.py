@@ -1,0 +1,417 @@
+"""The command against an endpoint that misbehaves: what it writes, what it asks again, what it never asks twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_endpoint import KEY, but, completion, fails, good, good_sentence, hangs_up, raw, says, send, stalls
+
+from trainers.hegraph.describe.__main__ import main
+from trainers.hegraph.describe.checks import table_problems
+from trainers.hegraph.prompts import read_descriptions
+
+ROOT = Path(__file__).parents[2]
+NAMES = ["river", "forest", "annual crop", "pasture", "highway", "lake"]
+
+
+@pytest.fixture
+def arguments(endpoint, tmp_path) -> Callable[..., list[str]]:
+    """The command line for six classes, two to a question; further arguments win."""
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES), encoding="utf-8")
+
+    def build(*more: str) -> list[str]:
+        files = ["--classes", str(tmp_path / "classes.txt"), "--out", str(tmp_path / "out.json")]
+        options = ["--context", "satellite photos", "--endpoint", endpoint.url, "--model", "m", "--batch-size", "2"]
+        return [*files, *options, *more]
+
+    return build
+
+
+@pytest.fixture
+def describe(arguments, tmp_path, capfd, caplog) -> Callable[..., tuple[int, str]]:
+    """Runs the command; returns its exit code and all it says. The key is in no output, log or file."""
+
+    def run(*more: str) -> tuple[int, str]:
+        code = main(arguments(*more))
+        out, error = capfd.readouterr()
+        assert KEY not in out + error + caplog.text
+        assert [file for file in tmp_path.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()] == []
+        return code, out + error + caplog.text
+
+    return run
+
+
+@pytest.fixture
+def refused(describe, endpoint) -> Callable[..., str]:
+    """Runs the command, which must exit with 2 after one line, before it asks anything."""
+
+    def check(*words: str, arguments: tuple[str, ...] = ()) -> str:
+        before = len(endpoint.prompts)
+        code, said = describe(*arguments)
+        assert code == 2
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
+        for word in words:
+            assert word in said
+        assert len(endpoint.prompts) == before
+        return said
+
+    return check
+
+
+def table(tmp_path: Path) -> dict[str, list[str]]:
+    return json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+
+
+def names_of(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in tmp_path.iterdir())
+
+
+# What comes out
+
+
+def test_a_description_file_in_class_order_comes_out(describe, endpoint, tmp_path):
+    code, said = describe()
+    assert code == 0
+    assert "6 of 6 classes" in said
+    assert list(table(tmp_path)) == NAMES
+    assert table_problems(table(tmp_path), NAMES, 5) == []
+    assert [len(sentences) for sentences in table(tmp_path).values()] == [5] * 6
+    assert read_descriptions(tmp_path / "out.json", NAMES) == list(table(tmp_path).values())
+    assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[4:6]]
+    assert set(endpoint.models) == {"m"}
+    assert names_of(tmp_path) == ["classes.txt", "out.json"]
+
+
+def test_classes_may_be_a_json_list_and_a_name_may_occur_twice(describe, endpoint, tmp_path):
+    (tmp_path / "classes.json").write_text(json.dumps(["Sea_Lake", "river", "Sea_Lake"]))
+    assert describe("--classes", str(tmp_path / "classes.json"), "--per-class", "2")[0] == 0
+    assert list(table(tmp_path)) == ["Sea_Lake", "river"]
+    assert endpoint.batches == [["Sea Lake", "river"]]
+    assert all(len(sentences) == 2 for sentences in table(tmp_path).values())
+
+
+def test_of_more_sentences_than_are_wanted_the_first_good_ones_are_taken(describe, endpoint, tmp_path):
+    sentences = ["Too short a river.", *(good_sentence("river", 5000 + i) for i in range(9))]
+    endpoint.replies = [but(river=sentences)]
+    assert describe()[0] == 0
+    assert table(tmp_path)["river"] == sentences[1:6]
+    assert endpoint.asked["river"] == 1
+
+
+def test_an_alias_may_stand_for_a_name(describe, endpoint, tmp_path):
+    (tmp_path / "aliases.json").write_text(json.dumps({"annual crop": ["field"]}))
+    fields = [good_sentence("field", 5000 + i) for i in range(5)]
+    endpoint.replies = [good, but(**{"annual crop": fields})]
+    assert describe("--aliases", str(tmp_path / "aliases.json"))[0] == 0
+    assert table(tmp_path)["annual crop"] == fields
+    assert "- annual crop (a sentence may also call it field)\n" in endpoint.prompts[1]
+
+
+def test_a_dry_run_shows_the_question_and_asks_and_writes_nothing(describe, endpoint, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    code, said = describe("--dry-run")
+    assert code == 0
+    assert "The pictures: satellite photos\n" in said
+    assert said.endswith("- river\n- forest\n\nrequests: 3, classes: 6; nothing was asked\n")
+    assert endpoint.prompts == []
+    assert names_of(tmp_path) == ["classes.txt"]
+
+
+# An endpoint that misbehaves
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [fails(429, retry_after="0.1"), fails(500), fails(503), stalls, hangs_up, raw("<html>")],
+    ids=["429", "500", "503", "stall", "hang-up", "page"],
+)
+def test_a_failing_question_is_asked_again_and_no_other(describe, endpoint, tmp_path, reply):
+    endpoint.replies = [good, reply]
+    assert describe("--timeout", "0.5" if reply is stalls else "30")[0] == 0
+    assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[2:4], NAMES[4:6]]
+    assert endpoint.prompts[1] == endpoint.prompts[2]
+    assert table_problems(table(tmp_path), NAMES, 5) == []
+
+
+@pytest.mark.parametrize("text", ["I cannot do that.", '{"river": ["Cut', None, '{"river": "One."}'])
+def test_an_answer_that_cannot_be_read_is_asked_for_again_in_smaller_questions(describe, endpoint, tmp_path, text):
+    endpoint.replies = [says(text)]
+    assert describe()[0] == 0
+    assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[4:6], ["river"], ["forest"]]
+    assert "was refused: the answer " in endpoint.prompts[3]
+    assert list(table(tmp_path)) == NAMES
+
+
+def test_a_class_that_an_answer_leaves_out_is_asked_for_again(describe, endpoint, tmp_path):
+    endpoint.replies = [but(forest=None)]
+    assert describe()[0] == 0
+    assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[4:6], ["forest"]]
+    assert "the answer leaves this class out" in endpoint.prompts[3]
+    assert list(table(tmp_path)) == NAMES
+
+
+def test_good_sentences_are_kept_and_what_is_missing_is_asked_for_with_what_was_wrong(describe, endpoint, tmp_path):
+    kept = [good_sentence("forest", 5000 + i) for i in range(3)]
+    endpoint.replies = [but(forest=[*kept, "A short forest.", good_sentence("wood", 5077)])]
+    assert describe()[0] == 0
+    assert endpoint.asked["forest"] == 2
+    question = endpoint.prompts[3].partition("classes to describe:")[2]
+    assert question.startswith("\n- forest: 2 more, unlike the ones there:\n")
+    assert [line for line in question.splitlines() if "has:" in line] == [f"  has: {sentence}" for sentence in kept]
+    assert "was refused: 3 words where 8 to 35 are wanted: 'A short forest.'\n" in question
+    assert "was refused: it does not name its class: " in question
+    assert table(tmp_path)["forest"][:3] == kept
+    assert len(table(tmp_path)["forest"]) == 5
+
+
+def test_too_few_sentences_are_asked_for_again(describe, endpoint):
+    endpoint.replies = [but(forest=[good_sentence("forest", 5000)])]
+    assert describe()[0] == 0
+    assert "was refused: the answer holds 1 sentences where 5 are wanted" in endpoint.prompts[3]
+
+
+def test_the_sentences_of_another_class_with_the_name_changed_are_refused(describe, endpoint, tmp_path):
+    endpoint.replies = [
+        but(**{name: [good_sentence(name, 5000 + i) for i in range(5)] for name in NAMES[:2]}),
+    ]
+    assert describe()[0] == 0
+    assert "was refused: but for the name, the same sentence as one of 'river'" in endpoint.prompts[3]
+    assert table_problems(table(tmp_path), NAMES, 5) == []
+
+
+def test_a_formula_is_refused(describe, endpoint, tmp_path):
+    photos = [f"A photo of a river {place} with a wide green bank." for place in ("by day", "at noon", "in fog")]
+    endpoint.replies = [but(river=[*photos, *(good_sentence("river", 5000 + i) for i in range(2))])]
+    assert describe()[0] == 0
+    assert "already 2 sentences begin with 'a photo of a'" in endpoint.prompts[3]
+    assert table_problems(table(tmp_path), NAMES, 5) == []
+
+
+def never(name: str) -> Callable:
+    """A reply that has something to say of every class but one."""
+
+    def reply(handler, names, prompt):
+        table = {asked: handler.server.endpoint.sentences(asked, 5) for asked in names if asked != name}
+        send(handler, 200, completion(json.dumps(table | {name: ["I do not know."]} if name in names else table)))
+
+    return reply
+
+
+def test_classes_that_fail_are_listed_and_the_others_written_and_only_they_are_asked_the_next_time(
+    describe, endpoint, tmp_path
+):
+    endpoint.replies = [never("pasture")] * 6
+    code, said = describe()
+    assert code == 1
+    assert endpoint.asked == Counter({name: 4 if name == "pasture" else 1 for name in NAMES})
+    assert "5 of 6 classes" in said
+    assert "  pasture: 4 words where 8 to 35" in said.partition("failed, and tried again by the same command (1):")[2]
+    assert list(table(tmp_path)) == [name for name in NAMES if name != "pasture"]
+    before = table(tmp_path)
+    code, said = describe()
+    assert code == 0
+    assert endpoint.batches[6:] == [["pasture"]]
+    assert list(table(tmp_path)) == NAMES
+    assert {name: table(tmp_path)[name] for name in before} == before
+    assert names_of(tmp_path) == ["classes.txt", "out.json"]
+
+
+def test_the_number_of_tries_can_be_chosen(describe, endpoint):
+    endpoint.replies = [never("pasture")] * 9
+    assert describe("--tries", "2")[0] == 1
+    assert endpoint.asked["pasture"] == 2
+
+
+def test_if_every_class_fails_there_is_no_file(describe, endpoint, tmp_path):
+    endpoint.replies = [says("No.")] * 99
+    code, said = describe("--tries", "1")
+    assert code == 1
+    assert all(f"  {name}: the answer holds no JSON" in said for name in NAMES)
+    assert names_of(tmp_path) == ["classes.txt", "out.json.partial"]
+
+
+def test_a_failure_that_will_not_pass_keeps_what_came_before(describe, endpoint, tmp_path):
+    endpoint.replies = [good, fails(401, f"wrong key {KEY}")]
+    code, said = describe()
+    assert code == 2
+    assert "status 401: wrong key [key]; what was answered is kept in " in said
+    assert describe()[0] == 0
+    assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[2:4], NAMES[4:6]]
+
+
+def test_a_model_that_repeats_the_key_gets_it_into_no_file(describe, endpoint):
+    leaky = [f"{good_sentence('river', i)[:-1]} {KEY}." for i in range(5)]
+    endpoint.replies = [but(river=leaky, forest=[f"{KEY}"])]
+    assert describe()[0] == 0
+    assert KEY not in "".join(endpoint.prompts)
+
+
+# Killed and resumed
+
+
+def test_after_a_kill_nothing_that_was_answered_is_asked_again(arguments, describe, endpoint, tmp_path):
+    endpoint.replies = [good, never("annual crop"), stalls]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENAI_LOG": "debug"}
+    command = [sys.executable, "-W", "ignore", "-m", "trainers.hegraph.describe", *arguments()]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        endpoint.wait_for(3)
+        process.kill()
+        said = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == -signal.SIGKILL
+    assert "HTTP Re" in said  # the library's own log, which was asked for
+    assert KEY not in said
+    assert names_of(tmp_path) == ["classes.txt", "out.json.partial"]
+    kept = json.loads((tmp_path / "out.json.partial").read_text())["classes"]
+
+    assert describe("--dry-run")[1].endswith("requests: 2, classes: 3; nothing was asked\n")
+    assert describe()[0] == 0
+    # the third question had no answer; of the second, one class had none
+    assert endpoint.batches[3:] == [NAMES[4:6], ["annual crop"]]
+    assert "was refused: 4 words" in endpoint.prompts[4]
+    assert list(table(tmp_path)) == NAMES
+    assert all(table(tmp_path)[name] == kept[name]["sentences"] for name in ("river", "forest", "pasture"))
+    assert table_problems(table(tmp_path), NAMES, 5) == []
+    assert names_of(tmp_path) == ["classes.txt", "out.json"]
+
+
+def test_a_kill_after_the_file_was_written_asks_nothing(describe, endpoint, tmp_path):
+    describe()
+    written = (tmp_path / "out.json").read_bytes()
+    (tmp_path / "out.json.partial").write_text(
+        json.dumps({"context": "satellite photos", "classes": {"river": {"sentences": table(tmp_path)["river"]}}})
+    )
+    assert describe()[0] == 0
+    assert len(endpoint.prompts) == 3
+    assert (tmp_path / "out.json").read_bytes() == written
+    assert names_of(tmp_path) == ["classes.txt", "out.json"]
+
+
+def test_a_finished_file_needs_no_key(describe, endpoint, tmp_path, monkeypatch):
+    describe()
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert describe()[0] == 0
+    assert len(endpoint.prompts) == 3
+
+
+def test_new_classes_are_asked_for_beside_what_the_user_wrote(describe, endpoint, tmp_path):
+    own = [good_sentence("lake", 5000 + i) for i in range(7)]
+    (tmp_path / "out.json").write_text(json.dumps({"lake": own}))
+    assert describe()[0] == 0
+    assert endpoint.asked == Counter(NAMES[:5])
+    assert table(tmp_path)["lake"] == own
+    assert list(table(tmp_path)) == NAMES
+
+
+def test_a_full_disk_is_one_line_and_what_was_kept_stays(describe, endpoint, tmp_path, disk_full_after):
+    endpoint.replies = [good, fails(401)]
+    describe()
+    kept = (tmp_path / "out.json.partial").read_bytes()
+    with disk_full_after(1000):
+        code, said = describe()
+    assert code == 2
+    assert "cannot write" in said
+    assert (tmp_path / "out.json.partial").read_bytes() == kept
+
+
+def test_a_run_that_was_answered_nothing_binds_nobody(describe, endpoint, tmp_path):
+    endpoint.replies = [fails(401)]
+    assert describe("--context", "pets")[0] == 2
+    assert describe()[0] == 0
+    assert names_of(tmp_path) == ["classes.txt", "out.json"]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("precious", "JSON"),
+        ('["river"]', "no description file"),
+        ('{"river": "One."}', "no description file"),
+        ('{"mountain": []}', "'mountain', which is not in --classes"),
+        ('{"river": ["A short river."]}', "of 'river' it holds something wrong: 3 words where 8 to 35"),
+        ('{"river": []}', "of 'river' it holds something wrong: 0 sentences where 5"),
+    ],
+)
+def test_a_file_that_is_there_and_is_not_ours_is_left_alone(refused, tmp_path, content, words):
+    (tmp_path / "out.json").write_text(content)
+    refused(str(tmp_path / "out.json"), words)
+    assert (tmp_path / "out.json").read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("half a fi", "JSON"),
+        ("[]", "was not written by this command"),
+        ('{"context": "satellite photos", "classes": {"river": {"what": 1}}}', "was not written by this command"),
+        ('{"context": "satellite photos", "classes": {"river": {"tries": "1"}}}', "was not written by this command"),
+        ('{"context": "satellite photos", "classes": {"hill": {}}}', "'hill', which is not in --classes"),
+        ('{"context": "pets", "classes": {"river": {"tries": 1}}}', "--context 'pets'"),
+    ],
+)
+def test_answers_of_something_else_are_left_alone(refused, tmp_path, state, words):
+    (tmp_path / "out.json.partial").write_text(state)
+    refused(str(tmp_path / "out.json.partial"), words)
+    assert (tmp_path / "out.json.partial").read_text() == state
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("river\nRiver", ("'river' and 'River' are the same",)),
+        ("sea_lake\nSea-Lake", ("'sea_lake' and 'Sea-Lake' are the same",)),
+        ("river\n--", ("'--' holds no letter",)),
+        ("", ("classes.txt", "class names")),
+    ],
+)
+def test_class_names_that_cannot_be_told_apart_are_refused(refused, tmp_path, names, words):
+    (tmp_path / "classes.txt").write_text(names)
+    refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--per-class", "0"), ("--per-class", "at least 1")),
+        (("--batch-size", "0"), ("--batch-size", "at least 1")),
+        (("--tries", "0"), ("--tries", "at least 1")),
+        (("--retries", "-1"), ("--retries", "at least 0")),
+        (("--timeout", "0"), ("--timeout", "above 0")),
+        (("--timeout", "nan"), ("--timeout", "nan")),
+        (("--context", " "), ("--context",)),
+        (("--endpoint", "nowhere"), ("--endpoint",)),
+        (("--key-env", "NO_SUCH_VARIABLE"), ("NO_SUCH_VARIABLE", "--key-env")),
+        (("--key-env", KEY), ("NAME of an environment variable",)),
+        (("--classes", "/nowhere/classes.txt"), ("/nowhere/classes.txt",)),
+        (("--aliases", "/nowhere/aliases.json"), ("/nowhere/aliases.json",)),
+        (("--out", "/dev/null/out.json"), ("cannot write /dev/null/out.json",)),
+    ],
+    ids=lambda value: " ".join(value[:2]) if value and value[0].startswith("--") else "",
+)
+def test_a_bad_option_is_refused_before_anything_is_asked(refused, tmp_path, options, words):
+    refused(*words, arguments=options)
+    assert names_of(tmp_path) == ["classes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("aliases", "words"),
+    [
+        ("[]", "--aliases must hold"),
+        ('{"hill": ["mound"]}', "'hill' has aliases"),
+        ('{"lake": ["River"]}', "also names"),
+    ],
+)
+def test_bad_aliases_are_refused(refused, tmp_path, aliases, words):
+    (tmp_path / "aliases.json").write_text(aliases)
+    refused(words, arguments=("--aliases", str(tmp_path / "aliases.json")))

@@ -1,0 +1,94 @@
+"""python -m trainers.hegraph.describe --classes FILE --context "satellite photos of land use" --out FILE.json
+
+Asks a chat endpoint for sentences that describe image classes. They are a description file for PROMPTS.DESCRIPTIONS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from ..errors import UserError, report
+from ..features.tip import read_classnames
+from ..files import read_json
+from .client import ENDPOINT, MODEL, ChatClient, read_key
+from .collect import Collection, collect
+
+LONGEST_TIMEOUT = 86400  # a day
+
+logger = logging.getLogger("trainers.hegraph.describe")  # __name__ is "__main__" here
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainers.hegraph.describe",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--classes", type=Path, required=True, metavar="FILE", help="class names: JSON list or one a line")
+    add("--context", required=True, help='what the pictures are, such as "satellite photos of land use"')
+    add("--out", type=Path, required=True, metavar="FILE.json", help="the description file to write, or to go on with")
+    add("--model", default=MODEL, help="as the endpoint names it (%(default)s)")
+    add("--endpoint", default=ENDPOINT, metavar="URL", help="any OpenAI-compatible one (%(default)s)")
+    add("--key-env", default="OPENAI_API_KEY", metavar="NAME", help="environment variable of the key (%(default)s)")
+    add("--per-class", type=int, default=5, metavar="N", help="sentences for each class (%(default)s)")
+    add("--batch-size", type=int, default=10, metavar="N", help="classes in one question (%(default)s)")
+    add("--tries", type=int, default=4, metavar="N", help="questions about a class until it fails (%(default)s)")
+    add("--timeout", type=float, default=120.0, metavar="S", help="seconds of silence, then ask again (%(default)g)")
+    add("--retries", type=int, default=6, metavar="N", help="repetitions after 429, 5xx and time-outs (%(default)s)")
+    add("--aliases", type=Path, metavar="FILE", help="JSON {class: [alias, ...]}: other names that sentences may use")
+    add("--dry-run", action="store_true", help="show the first question and how many there are; ask nothing")
+    return parser.parse_args(arguments)
+
+
+def describe(args: argparse.Namespace) -> dict[str, str]:
+    """Runs the command; returns the classes that failed, each with what was wrong."""
+    for flag, least in (("per_class", 1), ("batch_size", 1), ("tries", 1), ("retries", 0)):
+        if getattr(args, flag) < least:
+            flag_name = f"--{flag.replace('_', '-')}"
+            raise UserError(f"{flag_name} must be at least {least}, got {getattr(args, flag)}")
+    if not 0 < args.timeout <= LONGEST_TIMEOUT:
+        raise UserError(f"--timeout must be above 0 and at most {LONGEST_TIMEOUT} s, got {args.timeout:g}")
+    if not args.context.strip():
+        raise UserError('--context is empty; say what the pictures are, such as "satellite photos of land use"')
+    collection = Collection(
+        read_classnames(args.classes),
+        args.out,
+        " ".join(args.context.split()),
+        args.per_class,
+        args.batch_size,
+        args.tries,
+        read_json(args.aliases) if args.aliases else None,
+    )
+    questions = [batch for attempt in range(args.tries) for batch in collection.batches(attempt)]
+    if args.dry_run:
+        if questions:
+            sys.stdout.write(f"{collection.prompt(questions[0])}\n")
+        sys.stdout.write(f"requests: {len(questions)}, classes: {len(collection.unfinished())}; nothing was asked\n")
+        return {}
+    if questions:
+        client = ChatClient(args.endpoint, args.model, read_key(args.key_env), args.timeout, args.retries)
+        collect(collection, client.ask)
+    failed = collection.finish()
+    num_classes = len(collection.classnames)
+    sys.stdout.write(f"{args.out}: {num_classes - len(failed)} of {num_classes} classes have their sentences\n")
+    if failed:
+        logger.warning("failed, and tried again by the same command (%d):", len(failed))
+        for name, problem in failed.items():
+            logger.warning("  %s: %s", name, problem)
+    return failed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 1 if classes failed, 2 for a mistake of the user's."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    args = parse_arguments(arguments)
+    failed: dict[str, str] = {}
+    return report(lambda: failed.update(describe(args))) or int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""What makes sentences about image classes worth having: rules that give problems as lines of text.
+
+The shipped files of `trainers/hegraph/descriptions` keep them (tests/test_descriptions.py), and so does everything that
+`python -m trainers.hegraph.describe` accepts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from ..backbone import CONTEXT_LENGTH, count_tokens
+from ..prompts import normalise_name
+
+LEAST_WORDS, MOST_WORDS = 8, 35
+OPENING_WORDS = 4
+MOST_OPENINGS = 0.05  # of a data set's sentences may begin with the same four words ...
+FEW_OPENINGS = 2  # ... and so many always may, which small sets need
+LONGEST_QUOTE = 240  # characters of a sentence that a problem repeats
+
+MASK = "NAME"
+
+Table = Mapping[str, Sequence[str]]  # class name -> sentences, or class name -> aliases
+
+
+class Checker:
+    """Tells good sentences of one data set from others, given those that were good before.
+
+    A sentence is good or not whatever the order in which a set of good ones came.
+
+    Args:
+        total: How many sentences the data set has, or will have; bounds how often an opening may occur.
+        aliases: Other names of classes, for class names that read badly in a sentence.
+    """
+
+    def __init__(self, total: int, aliases: Table | None = None) -> None:
+        self.most_openings = max(FEW_OPENINGS, int(MOST_OPENINGS * total))
+        self.aliases = aliases or {}
+        self.texts: dict[str, str] = {}  # plain text -> its class
+        self.masked: dict[str, str] = {}  # the same without names
+        self.openings: Counter[str] = Counter()
+
+    def sift(self, name: str, sentences: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Keeps the good ones of a class's sentences.
+
+        Args:
+            name: The class.
+            sentences: What is said of it.
+
+        Returns:
+            The good ones, which later sentences are compared with, and a line for each problem of the others.
+        """
+        pattern = name_pattern([name, *self.aliases.get(name, ())])
+        good, problems = [], []
+        for sentence in sentences:
+            found = sentence_problems(sentence, pattern) + self._repetitions(name, sentence, pattern)
+            if found:
+                problems += [f"{problem}: {_quote(sentence)}" for problem in found]
+            else:
+                good.append(sentence)
+                plain, masked, openings = _keys(sentence, pattern)
+                self.texts[plain] = self.masked[masked] = name
+                self.openings.update(openings)
+        return good, problems
+
+    def _repetitions(self, name: str, sentence: str, pattern: re.Pattern[str]) -> list[str]:
+        plain, masked, openings = _keys(sentence, pattern)
+        problems = []
+        if plain in self.texts:
+            problems.append(f"the same sentence as one of {_whose(self.texts[plain], name)}")
+        elif masked in self.masked:
+            problems.append(f"but for the name, the same sentence as one of {_whose(self.masked[masked], name)}")
+        worn = [opening for opening in sorted(openings) if self.openings[opening] >= self.most_openings]
+        if worn:
+            problems.append(f"already {self.openings[worn[0]]} sentences begin with {worn[0]!r}")
+        return problems
+
+
+def sentence_problems(sentence: str, pattern: re.Pattern[str]) -> list[str]:
+    """What is wrong with a sentence by itself.
+
+    Args:
+        sentence: The sentence.
+        pattern: Finds its class's names, see `name_pattern`.
+    """
+    problems = []
+    words, tokens = len(sentence.split()), count_tokens(sentence)
+    if not LEAST_WORDS <= words <= MOST_WORDS:
+        problems.append(f"{words} words where {LEAST_WORDS} to {MOST_WORDS} are wanted")
+    if tokens > CONTEXT_LENGTH:
+        problems.append(f"{tokens} tokens where CLIP reads {CONTEXT_LENGTH}")
+    if not pattern.search(sentence):
+        problems.append("it does not name its class")
+    start = sentence.lstrip("\"'“(")[:1]
+    if not (start.isalnum() and not start.islower() and sentence.endswith(".")):
+        problems.append("a sentence begins with a capital letter and ends with a full stop")
+    # the name is masked since it may hold a full stop, and words of one or two letters are abbreviations
+    if len(sentence.splitlines()) > 1 or re.search(r"\w{3}[.!?][\"'”)]*\s+\W?[A-Z]", pattern.sub(MASK, sentence)):
+        problems.append("more than one sentence")
+    return problems
+
+
+def table_problems(table: Table, classnames: Sequence[str], least: int, aliases: Table | None = None) -> list[str]:
+    """What is wrong with the sentences of a data set.
+
+    Args:
+        table: Class name -> sentences, as in a description file.
+        classnames: Every class, by its exact name.
+        least: Sentences that each class needs.
+        aliases: Class name -> other names of it.
+    """
+    problems = [f"{name!r}: no such class" for name in table if name not in set(classnames)]
+    problems += alias_problems(aliases or {}, classnames)
+    checker = Checker(sum(map(len, table.values())), aliases)
+    for name in dict.fromkeys(classnames):
+        sentences = table.get(name, ())
+        if len(sentences) < least:
+            problems.append(f"{name!r}: {len(sentences)} sentences where {least} are wanted")
+        problems += [f"{name!r}: {problem}" for problem in checker.sift(name, sentences)[1]]
+    return problems
+
+
+def alias_problems(aliases: Table, classnames: Sequence[str]) -> list[str]:
+    """Aliases of no class, those that name two classes, and those that name nothing."""
+    problems = [f"{name!r} has aliases: no such class" for name in aliases if name not in set(classnames)]
+    owners: dict[str, str] = {normalise_name(name): name for name in classnames}
+    for name, others in aliases.items():
+        for alias in others:
+            if not any(letter.isalnum() for letter in alias):
+                problems.append(f"{name!r}: its alias {alias!r} holds no letter and no digit")
+            elif owners.setdefault(normalise_name(alias), name) != name:
+                problems.append(f"{name!r}: its alias {alias!r} also names {owners[normalise_name(alias)]!r}")
+    return problems
+
+
+def sentences_twice(tables: Mapping[str, Table]) -> list[str]:
+    """Sentences that occur more than once anywhere in several data sets.
+
+    Args:
+        tables: Data set -> class name -> sentences.
+    """
+    places: dict[str, list[str]] = {}
+    for dataset, table in tables.items():
+        for name, sentences in table.items():
+            for sentence in sentences:
+                places.setdefault(normalise_name(sentence), []).append(f"{dataset} {name!r}")
+    return [f"{' and '.join(found)}: {_quote(text)}" for text, found in places.items() if len(found) > 1]
+
+
+def name_pattern(names: Sequence[str]) -> re.Pattern[str]:
+    """Finds any of the names in a text, and their plurals, whatever the case and what parts words: `_`, `-`, spaces."""
+    spelled = []
+    for name in sorted(names, key=len, reverse=True):  # the longest goes first where one begins with another
+        *words, last = map(re.escape, normalise_name(name).split() or [name])
+        plurals = f"{last}(?:s|es)?" + (f"|{last[:-1]}ies" if last.endswith("y") else "")
+        spelled.append(r"[\s_-]+".join([*words, f"(?:{plurals})"]))
+    return re.compile(rf"(?<!\w)(?:{'|'.join(spelled)})(?!\w)", re.IGNORECASE)
+
+
+def _keys(sentence: str, pattern: re.Pattern[str]) -> tuple[str, str, set[str]]:
+    """The sentence as plain text, without names, and its opening either way."""
+    plain, masked = normalise_name(sentence), normalise_name(pattern.sub(MASK, sentence))
+    return plain, masked, {" ".join(text.split()[:OPENING_WORDS]) for text in (plain, masked)}
+
+
+def _whose(owner: str, name: str) -> str:
+    return "its own" if owner == name else repr(owner)
+
+
+def _quote(text: str) -> str:
+    return repr(text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]} ...")

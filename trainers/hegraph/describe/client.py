@@ -1,0 +1,168 @@
+"""One question to a chat endpoint, with patience. The only file that knows the `openai` library.
+
+The key is in the library's client and in the clearing of texts here; nothing that leaves this file holds it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+ENDPOINT, MODEL = "https://api.openai.com/v1", "gpt-4o-mini"  # where nothing else is said
+
+# Seconds between tries; they double. A server's own Retry-After goes first.
+FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
+LONGEST_RETRY_AFTER = 600.0  # a server that asks for more, as for a used-up daily quota, ends the command
+PASSING = (408, 409, 429)  # statuses that may pass, beside 5xx
+USED_UP = "insufficient_quota"  # the code of a 429 that does not
+LONGEST_REASON = 200  # characters of a server's message that are repeated
+SHORTEST_SECRET = 8  # a shorter key, as for a server that needs none, may be a word of an answer
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a question has no answer.
+
+    Attributes:
+        reason: For the user, without the key.
+        passing: Whether the same question may succeed later.
+        wait: Seconds that the server asks to wait.
+    """
+
+    reason: str
+    passing: bool
+    wait: float = 0.0
+
+
+class ChatClient:
+    """Asks a model behind an OpenAI-compatible endpoint.
+
+    Args:
+        endpoint: Its base URL, up to and including `/v1`.
+        model: As the endpoint names it.
+        key: The secret.
+        timeout: Seconds of silence after which a question is asked again.
+        retries: How often a question is asked again after a failure that may pass.
+
+    Raises:
+        UserError: If the endpoint is no such URL, or the `openai` library is missing.
+    """
+
+    def __init__(self, endpoint: str, model: str, key: str, timeout: float, retries: int) -> None:
+        try:
+            import openai  # takes a second to import, and `--dry-run` goes without it
+        except ImportError as error:
+            raise UserError("asking an endpoint needs the package openai: pip install -r requirements.txt") from error
+        _check_endpoint(endpoint)
+        self.endpoint, self.model, self.timeout, self.retries = endpoint, model, timeout, retries
+        self._key, self._openai = key, openai
+        # our own retries: the library's pass over a Retry-After of more than a minute, and say nothing
+        self._client = openai.OpenAI(base_url=endpoint, api_key=key, timeout=timeout, max_retries=0)
+
+    def ask(self, prompt: str) -> str:
+        """The model's answer to one message.
+
+        Raises:
+            UserError: If there is none, and will be none, or there was none for too long.
+        """
+        for retry in range(self.retries + 1):
+            answer = self._try(prompt)
+            if isinstance(answer, str):
+                return answer
+            # raised out here, where no exception of the library is in flight that could show the request
+            if not answer.passing:
+                raise UserError(f"{self.endpoint}: {answer.reason}")
+            wait = max(min(FIRST_WAIT * 2**retry, LONGEST_WAIT), answer.wait)
+            if wait > LONGEST_RETRY_AFTER:
+                raise UserError(f"{self.endpoint}: {answer.reason}; it asks to wait {wait:.0f} s")
+            if retry < self.retries:
+                logger.warning("%s; asking again in %.3g s", answer.reason, wait)
+                time.sleep(wait)
+        raise UserError(f"{self.endpoint}: {answer.reason}, after {self.retries + 1} tries")
+
+    def _try(self, prompt: str) -> str | Failure:
+        messages = [{"role": "user", "content": prompt}]
+        try:
+            raw = self._client.chat.completions.with_raw_response.create(model=self.model, messages=messages)
+            body = raw.http_response.text
+        except self._openai.APIStatusError as error:
+            message = error.body.get("message") if isinstance(error.body, dict) else None
+            reason = f"status {error.status_code}: {self._clear(str(message or error.response.text or 'no more said'))}"
+            may_pass = error.status_code in PASSING or error.status_code >= 500
+            return Failure(reason, may_pass and error.code != USED_UP, retry_after(error.response.headers))
+        except self._openai.APITimeoutError:
+            return Failure(f"no answer in {self.timeout:g} s", passing=True)
+        except self._openai.APIConnectionError as error:
+            return Failure(f"no connection: {self._clear(str(error.__cause__ or error))}", passing=True)
+        except self._openai.OpenAIError as error:
+            return Failure(self._clear(str(error)), passing=False)
+        try:
+            text = json.loads(body)["choices"][0]["message"]["content"] or ""  # a refusal has none
+        except (ValueError, RecursionError, LookupError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            reason = f"not a chat completion but {self._clear(body)!r}; does --endpoint end in /v1?"
+            return Failure(reason, passing=True)
+        return self._without_key(text)
+
+    def _clear(self, text: str) -> str:
+        """The start of a message, on one line, without the key."""
+        return " ".join(self._without_key(text).split())[:LONGEST_REASON]
+
+    def _without_key(self, text: str) -> str:
+        """A server's text without the key, which a server may repeat."""
+        return text.replace(self._key, "[key]") if len(self._key) >= SHORTEST_SECRET else text
+
+
+def read_key(variable: str) -> str:
+    """The key in an environment variable.
+
+    Raises:
+        UserError: If there is none, or it cannot be sent. The message repeats nothing that may be a key.
+    """
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):  # what was given may be the key itself
+        raise UserError("--key-env takes the NAME of an environment variable in capitals, such as OPENAI_API_KEY")
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(f"no key: set {variable}, or name another variable with --key-env (any text for a free server)")
+    if not re.fullmatch(r"[!-~]+", key):
+        raise UserError(f"the key in {variable} holds spaces, line ends or letters that no key has; set it anew")
+    return key
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that a response asks to wait, by its `Retry-After` in seconds or as a date; 0 if it does not."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * unit
+        except ValueError:
+            continue
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    try:
+        moment = parsedate_to_datetime(headers.get("retry-after", ""))
+    except (TypeError, ValueError):
+        return 0.0
+    return max(0.0, moment.timestamp() - time.time())
+
+
+def _check_endpoint(endpoint: str) -> None:
+    try:
+        parts = urlsplit(endpoint)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        usable = False
+    if not usable or parts.username or parts.password or parts.query:  # secrets may stand there: not repeated
+        raise UserError(f"--endpoint must be a URL such as {ENDPOINT}, with no user, password or query")

@@ -1,0 +1,234 @@
+"""Asks for every class until its sentences are good, and keeps what came through a kill.
+
+Good sentences go to `<out>.partial` as they come, and to the out file when all is done. Both are read at the next
+start, so a class that has its sentences is never asked for again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..files import read_json, write_json
+from ..prompts import normalise_name
+from .checks import Checker, alias_problems
+from .dialogue import Request, UnreadableAnswer, build_prompt, read_answer
+
+
+@dataclass
+class Progress:
+    """What is known of a class: its good sentences, how often it was asked for, and what was wrong the last time."""
+
+    sentences: list[str] = field(default_factory=list)
+    tries: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+class Collection:
+    """The sentences of a data set on their way into a file.
+
+    Args:
+        classnames: In label order; a name that occurs twice is one class.
+        out: The description file to write.
+        context: What the pictures are.
+        per_class: Sentences that each class is to have.
+        batch_size: Classes in one question.
+        tries: How often a class is asked for at most.
+        aliases: Class name -> other names of it.
+
+    Raises:
+        UserError: On names that cannot be told apart, or files from another collection.
+    """
+
+    def __init__(
+        self,
+        classnames: Sequence[str],
+        out: Path,
+        context: str,
+        per_class: int,
+        batch_size: int,
+        tries: int,
+        aliases: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.classnames = list(dict.fromkeys(classnames))
+        self.out, self.partial = out, out.with_name(f"{out.name}.partial")
+        self.context, self.per_class, self.batch_size, self.tries = context, per_class, batch_size, tries
+        self.aliases = {} if aliases is None else aliases
+        _check_names(self.classnames, self.aliases)
+        self.progress = {name: Progress() for name in self.classnames}
+        written, answered = self._read_out(), self._read_partial()
+        total = sum(max(per_class, len(written.get(name, ()))) for name in self.classnames)
+        self.checker = Checker(total, self.aliases)
+        self._keep_written(written)
+        for name, progress in answered.items():
+            if name not in written:
+                good, problems = self.checker.sift(name, progress.sentences)
+                self.progress[name] = Progress(good, progress.tries, progress.problems or problems)
+
+    def unfinished(self) -> list[str]:
+        """Classes that lack sentences, in label order."""
+        return [name for name, progress in self.progress.items() if len(progress.sentences) < self.per_class]
+
+    def batches(self, attempt: int) -> list[list[str]]:
+        """The classes to ask for at an attempt, counted from 0, by question.
+
+        Questions get smaller from one attempt to the next, as an answer may have been cut for its length.
+        """
+        names = [name for name in self.unfinished() if self.progress[name].tries == attempt]
+        size = max(1, self.batch_size >> attempt)
+        return [names[i : i + size] for i in range(0, len(names), size)]
+
+    def prompt(self, batch: Sequence[str]) -> str:
+        """The question for some classes."""
+        requests = []
+        for name in batch:
+            progress = self.progress[name]
+            missing = self.per_class - len(progress.sentences)
+            requests.append(Request(name, self.aliases.get(name, ()), missing, progress.sentences, progress.problems))
+        return build_prompt(self.context, self.classnames, requests, self.per_class)
+
+    def take(self, batch: Sequence[str], answer: str) -> None:
+        """Keeps what is good in the answer to a question, on disk as well."""
+        try:
+            table, problem = read_answer(answer, batch), "the answer leaves this class out"
+        except UnreadableAnswer as error:
+            table, problem = {}, str(error)
+        for name in batch:
+            progress = self.progress[name]
+            progress.tries += 1
+            missing = self.per_class - len(progress.sentences)
+            good, problems = self._sift(name, table[name], missing) if name in table else ([], [problem])
+            progress.sentences += good
+            if len(good) < missing and not problems:
+                problems = [f"the answer holds {len(good)} sentences where {missing} are wanted"]
+            progress.problems = problems if len(good) < missing else []
+        self.save()
+
+    def save(self) -> None:
+        """Writes `<out>.partial`."""
+        classes = {name: vars(progress) for name, progress in self.progress.items() if progress != Progress()}
+        write_json(self.partial, {"context": self.context, "classes": classes})
+
+    def finish(self) -> dict[str, str]:
+        """Writes the out file with every class that has its sentences; returns what is wrong with each other class."""
+        failed = {name: (self.progress[name].problems or ["not asked for"])[0] for name in self.unfinished()}
+        table = {name: self.progress[name].sentences for name in self.classnames if name not in failed}
+        if table:
+            write_json(self.out, table)
+        if not failed:
+            self.partial.unlink(missing_ok=True)
+            return failed
+        for progress in self.progress.values():
+            progress.tries = 0  # the same command tries again
+        self.save()
+        return failed
+
+    def _sift(self, name: str, sentences: Sequence[str], most: int) -> tuple[list[str], list[str]]:
+        """As the checker does, but for no more sentences than are missing."""
+        good, problems = [], []
+        for sentence in sentences:
+            if len(good) < most:
+                kept, found = self.checker.sift(name, [sentence])
+                good += kept
+                problems += found
+        return good, problems
+
+    def _read_out(self) -> dict[str, list[str]]:
+        """What an earlier run, or the user, wrote."""
+        if not self.out.exists():
+            return {}
+        table = read_json(self.out)
+        if not _is_table(table):
+            raise UserError(f"{self.out} exists and is no description file; choose another --out")
+        self._check_known(self.out, table)
+        return table
+
+    def _keep_written(self, table: Mapping[str, list[str]]) -> None:
+        """What is in the out file stays there, so it must be good."""
+        for name, sentences in table.items():
+            self.progress[name].sentences, problems = self.checker.sift(name, sentences)
+            if len(sentences) < self.per_class:
+                problems.append(f"{len(sentences)} sentences where {self.per_class} are wanted")
+            if problems:
+                raise UserError(
+                    f"{self.out} exists, and of {name!r} it holds something wrong: {problems[0]}; mend it, or take the "
+                    "class out of the file to have it described anew, or choose another --out"
+                )
+
+    def _check_known(self, path: Path, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.progress:
+                raise UserError(f"{path} holds {name!r}, which is not in --classes; choose another --out")
+
+    def _read_partial(self) -> dict[str, Progress]:
+        """What an unfinished run left."""
+        if not self.partial.exists():
+            return {}
+        state = read_json(self.partial)
+        try:
+            context = state["context"]
+            classes = {name: Progress(**found) for name, found in state["classes"].items()}
+            well_formed = all(
+                _is_table({"sentences": p.sentences, "problems": p.problems}) and isinstance(p.tries, int)
+                for p in classes.values()
+            )
+        except (TypeError, KeyError, AttributeError):
+            well_formed = False
+        if not well_formed:
+            raise UserError(f"{self.partial} was not written by this command; delete it, or choose another --out")
+        if classes and context != self.context:
+            raise UserError(
+                f"{self.partial} holds answers for the --context {context!r}; give the same, or choose another --out"
+            )
+        self._check_known(self.partial, classes)
+        return classes
+
+
+def collect(collection: Collection, ask: Callable[[str], str]) -> None:
+    """Asks until every class has its sentences, or was asked for as often as is allowed.
+
+    Args:
+        collection: What is wanted, and what is there.
+        ask: Takes a prompt, returns an answer.
+
+    Raises:
+        UserError: If `ask` does, or a file cannot be written.
+    """
+    collection.save()  # a folder that cannot be written is said before anything is paid for
+    num_classes = len(collection.classnames)
+    with tqdm(total=num_classes, desc="describing", unit="class", disable=None) as bar:
+        bar.update(num_classes - len(collection.unfinished()))
+        for attempt in range(collection.tries):
+            for batch in collection.batches(attempt):
+                try:
+                    answer = ask(collection.prompt(batch))
+                except UserError as error:
+                    kept = f"what was answered is kept in {collection.partial}, and the same command goes on"
+                    raise UserError(f"{error}; {kept}") from None
+                collection.take(batch, answer)
+                bar.update(num_classes - len(collection.unfinished()) - bar.n)
+
+
+def _check_names(classnames: Sequence[str], aliases: Mapping[str, Sequence[str]]) -> None:
+    seen: dict[str, str] = {}
+    for name in classnames:
+        key = normalise_name(name)
+        if not any(letter.isalnum() for letter in key):
+            raise UserError(f"the class name {name!r} holds no letter and no digit")
+        if key in seen:
+            raise UserError(f"the class names {seen[key]!r} and {name!r} are the same but for case, '_' and '-'")
+        seen[key] = name
+    if not _is_table(aliases):
+        raise UserError("--aliases must hold {class name: [alias, ...]}")
+    if problems := alias_problems(aliases, classnames):
+        raise UserError(f"--aliases: {problems[0]}")
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in value.values()
+    )
