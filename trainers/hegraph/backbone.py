@@ -150,7 +150,8 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precisio
     Args:
         name: An open_clip model name, "hf-hub:ORGANISATION/NAME", "local-dir:FOLDER", or "hegraph-mini".
         pretrained: An open_clip weights tag, or a weights file: `.safetensors`, a PyTorch state dict, or one of
-            OpenAI's TorchScript archives. "" for "hf-hub:" and "local-dir:"; for mini, "" is what it ships with.
+            OpenAI's TorchScript archives. "" for "hf-hub:" and "local-dir:"; for mini, "" takes the weights that it
+            ships with. "auto": the weights that come with the model, or else "openai".
         device: Where it runs.
         precision: "fp32", "fp16" or "amp". Only CUDA computes in less than fp32: elsewhere it is fp32, which is said.
 

@@ -1,0 +1,87 @@
+"""OxfordPets, and what all of CoOp's loaders share: split files, few-shot pickles, halves of the classes."""
+
+import json
+import math
+import os
+import pickle
+import random
+
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.utils import listdir_nohidden, mkdir_if_missing
+
+
+def read_split(path, images):
+    with open(path) as file:
+        split = json.load(file)
+    return [
+        [Datum(impath=os.path.join(images, name), label=label, classname=classname) for name, label, classname in rows]
+        for rows in (split["train"], split["val"], split["test"])
+    ]
+
+
+def save_split(splits, path, images):
+    rows = [[[os.path.relpath(i.impath, images), i.label, i.classname] for i in items] for items in splits]
+    with open(path, "w") as file:
+        json.dump(dict(zip(("train", "val", "test"), rows)), file)
+
+
+def read_and_split_data(images):
+    """Half of each class is train, a fifth val, the rest test."""
+    train, val, test = [], [], []
+    for label, classname in enumerate(sorted(listdir_nohidden(images))):
+        folder = os.path.join(images, classname)
+        names = listdir_nohidden(folder)
+        random.shuffle(names)
+        items = [Datum(impath=os.path.join(folder, name), label=label, classname=classname) for name in names]
+        end_train, end_val = round(len(items) * 0.5), round(len(items) * 0.5) + round(len(items) * 0.2)
+        train, val, test = train + items[:end_train], val + items[end_train:end_val], test + items[end_val:]
+    return train, val, test
+
+
+def select_few_shot(cfg, folder, splits):
+    """Draws, or reads what was drawn; a pickle wins over everything."""
+    path = os.path.join(folder, "split_fewshot", f"shot_{cfg.DATASET.NUM_SHOTS}-seed_{cfg.SEED}.pkl")
+    mkdir_if_missing(os.path.dirname(path))
+    shots = cfg.DATASET.NUM_SHOTS
+    if shots < 1:
+        return splits
+    if os.path.exists(path):
+        with open(path, "rb") as file:
+            return splits | pickle.load(file)
+    most = {"train": shots, "val": min(shots, 4)}
+    drawn = {name: DatasetBase.generate_fewshot_dataset(items, most[name]) for name, items in splits.items()}
+    with open(path, "wb") as file:
+        pickle.dump(drawn, file)
+    return drawn
+
+
+def subsample_classes(which, *splits):
+    if which == "all":
+        return splits
+    labels = sorted({item.label for item in splits[0]})
+    middle = math.ceil(len(labels) / 2)
+    kept = {label: new for new, label in enumerate(labels[:middle] if which == "base" else labels[middle:])}
+    return [
+        [Datum(impath=i.impath, label=kept[i.label], classname=i.classname) for i in items if i.label in kept]
+        for items in splits
+    ]
+
+
+def load(cfg, folder, images, split_file):
+    """Train, val and test of a data set with a split file, which is written if it is missing."""
+    folder = os.path.join(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT)), folder)
+    path, images = os.path.join(folder, split_file), os.path.join(folder, images)
+    mkdir_if_missing(os.path.join(folder, "split_fewshot"))
+    if os.path.exists(path):
+        train, val, test = read_split(path, images)
+    else:
+        train, val, test = read_and_split_data(images)
+        save_split((train, val, test), path, images)
+    drawn = select_few_shot(cfg, folder, {"train": train, "val": val})
+    return subsample_classes(cfg.DATASET.SUBSAMPLE_CLASSES, drawn["train"], drawn["val"], test)
+
+
+@DATASET_REGISTRY.register()
+class OxfordPets(DatasetBase):
+    def __init__(self, cfg):
+        super().__init__(*load(cfg, "oxford_pets", "images", "split_zhou_OxfordPets.json"))

@@ -1,0 +1,569 @@
+"""The Dassl trainer: CoOp's train.py and Dassl drive it, and it gives what the package alone gives.
+
+Against the real Dassl and CoOp where DASSL_ROOT and COOP_ROOT name checkouts, and against a stand-in anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from standin.hosts import KINDS, NODE, SPLIT_FILE, Host, contents, copy_coop, install, open_host, write_split
+
+from trainers.hegraph import __main__ as command_line
+from trainers.hegraph.__main__ import choose_host, parse_arguments
+from trainers.hegraph.config import get_cfg_default
+from trainers.hegraph.errors import UserError
+from trainers.hegraph.fit import learning_rate
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def host(request, tmp_path_factory) -> Iterator[Host]:
+    with open_host(request.param, tmp_path_factory.mktemp(request.param)) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def plain(host):
+    """The same quick run in both hosts."""
+    return {name: host.run(name, f"plain-{name}") for name in ("dassl", "alone")}
+
+
+# Both hosts: the same
+
+
+def test_dassl_ran(plain):
+    assert plain["dassl"].record["host"] == "dassl"
+    assert plain["alone"].record["host"] == "alone"
+    assert plain["dassl"].record["accuracy"] > 40  # of five classes
+    assert plain["dassl"].record["dataset"] == "Caltech101"
+
+
+@pytest.mark.parametrize(
+    ("opts", "arguments"),
+    [
+        ((), {}),
+        (("DATASET.SUBSAMPLE_CLASSES", "base"), {}),
+        (("DATASET.SUBSAMPLE_CLASSES", "new"), {}),
+        ((), {"shots": -1}),
+        ((), {"shots": 16}),  # more than there are
+        ((), {"seed": 0}),
+        ((f"{NODE}.VARIANT", "base"), {}),
+        ((f"{NODE}.VARIANT", "T-N"), {}),
+        ((f"{NODE}.FEATURES.MODE", "online", "OPTIM.MAX_EPOCH", "2"), {}),
+        (("DATALOADER.TRAIN_X.BATCH_SIZE", "4", "DATALOADER.TEST.BATCH_SIZE", "7"), {}),
+        ((), {"flags": ("--transforms", "random_flip", "normalize")}),
+        (("INPUT.SIZE", "(32, 32)"), {}),  # as CoOp's own files say it
+        ((f"{NODE}.ALPHA_C", "4", "OPTIM.LR", "1e-2"), {}),  # an int, where yacs insists on a float
+        ((), {"data": "imagenet"}),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else " ".join(map(str, value.items())),
+)
+def test_both_hosts_give_the_same_adapter_split_and_accuracies(host, request, opts, arguments):
+    names = [f"{request.node.callspec.id}-{name}".replace("/", "-") for name in ("dassl", "alone")]
+    in_dassl = host.run("dassl", names[0], *opts, **arguments)
+    assert in_dassl.record["host"] == "dassl"
+    assert in_dassl.result == host.run("alone", names[1], *opts, **arguments).result
+
+
+def test_what_dassl_leaves_at_another_default_is_the_same(host):
+    """Dassl's own defaults are unseeded, all images, Adam, another network's normalisation."""
+    runs = [
+        host.start(
+            "trainers.hegraph", "--host", name, "--root", host.images, "--dataset-config-file",
+            "configs/datasets/caltech101.yaml", "--output-dir", host.folder / "output" / f"defaults-{name}",
+            "--backbone", "hegraph-mini", "MODEL.BACKBONE.PRETRAINED", "", "OPTIM.MAX_EPOCH", 2,
+            f"{NODE}.MIN_STEPS", 0, f"{NODE}.FEATURES.VIEWS", 1, f"{NODE}.FEATURES.DIR", host.folder / "features",
+            folder=host.folder / "output" / f"defaults-{name}",
+        )
+        for name in ("dassl", "alone")
+    ]  # fmt: skip
+    assert [run.record["host"] for run in runs] == ["dassl", "alone"]
+    assert runs[0].record["seed"] == 1
+    assert runs[0].result == runs[1].result
+
+
+def test_a_value_in_a_file_may_be_an_int_in_both_hosts(host):
+    config = host.folder / "int.yaml"
+    mini = (host.checkout / "configs" / "trainers" / "HeGraphAdapter" / "mini.yaml").read_text()
+    config.write_text(f"{mini}\nTRAINER:\n  HEGRAPHADAPTER:\n    ALPHA_C: 3\n")
+    in_dassl = host.run("dassl", "int-dassl", config=config)
+    assert in_dassl.record["config"][f"{NODE}.ALPHA_C"] == 3.0
+    assert in_dassl.result == host.run("alone", "int-alone", config=config).result
+
+
+def test_an_unseeded_run_can_be_repeated_from_its_record(host):
+    unseeded = host.run("dassl", "unseeded", seed=-1)
+    seed = unseeded.record["seed"]
+    assert host.run("alone", "seeded", seed=seed).result == unseeded.result
+
+
+def test_several_processes_share_the_encoding_and_the_first_trains(host, plain):
+    images = host.images_again("shared")
+    together = host.run("dassl", "together", f"{NODE}.FEATURES.DIR", host.folder / "f2", images=images, processes=2)
+    assert together.codes == [0, 0]
+    assert together.result == plain["dassl"].result
+    assert len(list((together.folder / "tensorboard").iterdir())) == 1
+
+
+# Which images
+
+
+@pytest.mark.parametrize("order", [("alone", "dassl"), ("dassl", "alone")], ids="-then-".join)
+@pytest.mark.parametrize("data", ["imagenet", "caltech101"])
+def test_where_there_is_no_split_file_the_host_that_comes_second_selects_what_the_first_did(host, data, order):
+    images = host.images_again("-".join((data, *order)), split=False)
+    first, second = (host.run(name, f"{data}-{order[0]}-{name}", data=data, images=images) for name in order)
+    assert first.result == second.result
+    again = host.run(order[0], f"{data}-{order[0]}-{order[0]}", data=data, images=images)
+    assert "holds the complete result of this run: skipped" in again.err
+
+
+def test_what_another_seed_selects_differs_and_is_the_same_in_both_hosts(host, plain):
+    runs = [host.run(name, f"seed2-{name}", seed=2) for name in ("dassl", "alone")]
+    assert runs[0].result == runs[1].result
+    assert runs[0].result["split.json"] != plain["dassl"].result["split.json"]
+
+
+def test_images_that_were_moved_after_coop_had_selected_are_found(host, plain):
+    """CoOp's pickles hold absolute paths."""
+    images = host.images_again("before")
+    host.run("dassl", "before", images=images)
+    images = images.rename(host.folder / "after")
+    for name in ("dassl", "alone"):
+        assert host.run(name, f"moved-{name}", images=images).result == plain["dassl"].result
+
+
+def test_images_behind_a_link_are_the_same_images(host, plain):
+    link = host.folder / "link"
+    link.symlink_to(host.images)
+    assert host.run("dassl", "linked", images=link).result == plain["dassl"].result
+
+
+def test_a_relative_root_is_that_of_the_caller(host, plain):
+    (host.checkout / "data").symlink_to(host.images)
+    assert host.run("dassl", "relative", images=Path("data")).result == plain["dassl"].result
+
+
+# Interrupted
+
+
+@pytest.fixture(scope="module")
+def killed(host):
+    """Copies of the folder of a run that was killed in a host after 4 of 6 epochs, having kept its checkpoint at 3."""
+
+    def run_and_kill(name: str) -> Path:
+        ran = host.run(name, f"killed-{name}", "TRAIN.CHECKPOINT_FREQ", 3, die_after_epoch=4)
+        assert ran.codes == [-9], ran.err
+        assert (ran.folder / "checkpoint.pt").exists()
+        assert not (ran.folder / "result.json").exists()
+        return ran.folder
+
+    folders = {name: run_and_kill(name) for name in ("dassl", "alone")}
+
+    def copy(name: str, to: str) -> Path:
+        return Path(shutil.copytree(folders[name], folders[name].with_name(to)))
+
+    return copy
+
+
+@pytest.mark.parametrize("continued_in", ["dassl", "alone"])
+@pytest.mark.parametrize("killed_in", ["dassl", "alone"])
+def test_a_killed_run_goes_on_in_either_host_to_the_result_of_an_uninterrupted_one(
+    host, plain, killed, killed_in, continued_in
+):
+    name = f"{killed_in}-killed-{continued_in}"
+    killed(killed_in, name)
+    continued = host.run(continued_in, name, "TRAIN.CHECKPOINT_FREQ", 3)
+    assert "after epoch 3 of 6" in continued.err
+    assert continued.result == plain["dassl"].result
+    assert not (continued.folder / "checkpoint.pt").exists()
+
+
+def test_resume_goes_on_from_another_folder(host, plain, killed):
+    folder = killed("alone", "left")
+    before = contents(folder)
+    continued = host.run("dassl", "taken-up", "TRAIN.CHECKPOINT_FREQ", 3, flags=("--resume", folder))
+    assert f"resuming from {folder / 'checkpoint.pt'} after epoch 3 of 6" in continued.err
+    assert continued.result == plain["dassl"].result
+    assert contents(folder) == before
+
+
+def test_resume_from_a_folder_without_a_checkpoint_is_refused(host, plain):
+    ran = host.run("dassl", "resumed", flags=("--resume", plain["dassl"].folder))
+    assert "there is nothing to resume" in ran.error
+
+
+def test_a_checkpoint_of_other_settings_is_refused_and_left(host, killed):
+    before = contents(killed("dassl", "other"))
+    assert "belongs to a run with other settings" in host.run("dassl", "other", "OPTIM.LR", "0.02").error
+    after = contents(host.folder / "output" / "other")
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_finished_run_is_skipped_in_either_host_and_says_so(host, plain):
+    for name in ("dassl", "alone"):
+        again = host.run(name, "plain-alone")
+        assert "holds the complete result of this run: skipped" in again.err
+        assert again.result == plain["alone"].result
+        assert again.record["host"] == "alone"
+
+
+def test_the_result_of_another_run_is_not_overwritten(host, plain):
+    before = plain["dassl"].record
+    assert "holds the result of a run with other settings" in host.run("dassl", "plain-dassl", "OPTIM.LR", "0.02").error
+    assert plain["dassl"].record == before
+
+
+# Testing only
+
+
+@pytest.fixture(scope="module")
+def kept(host) -> Path:
+    """The folder of a run that kept its adapter after every second epoch."""
+    ran = host.run("dassl", "kept", "TRAIN.CHECKPOINT_FREQ", 2)
+    names = {path.name for path in ran.folder.glob("adapter*")}
+    assert names == {"adapter.safetensors", *(f"adapter-epoch{epoch}.safetensors" for epoch in (2, 4, 6))}
+    return ran.folder
+
+
+def test_eval_only_scores_the_adapter_of_a_finished_run(host, plain):
+    flags = ("--eval-only", "--model-dir", plain["dassl"].folder)
+    runs = [host.run(name, f"eval-{name}", flags=flags) for name in ("dassl", "alone")]
+    assert runs[0].result == runs[1].result
+    record = runs[0].record
+    assert record["adapter_from"] == str(plain["dassl"].folder / "adapter.safetensors")
+    assert record["accuracy"] == plain["dassl"].record["accuracy"]
+    assert (record["epochs"], record["steps"]) == (0, 0)
+    assert not (runs[0].folder / "tensorboard").exists()
+    assert not (runs[0].folder / "adapter.safetensors").exists()
+
+
+def test_load_epoch_scores_the_adapter_as_it_was(host, kept):
+    accuracies = {}
+    for epoch in (2, 6):
+        flags = ("--eval-only", "--model-dir", kept, "--load-epoch", epoch)
+        runs = [host.run(name, f"epoch{epoch}-{name}", flags=flags) for name in ("dassl", "alone")]
+        assert runs[0].result == runs[1].result
+        accuracies[epoch] = [runs[0].record[key] for key in ("accuracy", "accuracy_text", "macro_f1")]
+    last = json.loads((kept / "result.json").read_text())
+    assert accuracies[6] == [last[key] for key in ("accuracy", "accuracy_text", "macro_f1")]
+    assert accuracies[2] != accuracies[6]
+
+
+def test_an_epoch_that_was_not_kept_is_refused_and_those_that_were_are_named(host, kept):
+    ran = host.run("dassl", "epoch3", flags=("--eval-only", "--model-dir", kept, "--load-epoch", 3))
+    assert "keeps no adapter of epoch 3 (kept: 2, 4, 6)" in ran.error
+
+
+def test_an_adapter_of_other_classes_is_refused(host, plain):
+    flags = ("--eval-only", "--model-dir", plain["dassl"].folder)
+    error = host.run("dassl", "other-classes", "DATASET.SUBSAMPLE_CLASSES", "base", flags=flags).error
+    assert "was trained for 5 classes and there are 3 here" in error
+
+
+def test_eval_only_needs_a_model_dir(host):
+    assert "--eval-only and --model-dir go together" in host.run("dassl", "no-dir", flags=("--eval-only",)).error
+
+
+def test_no_train_encodes_and_tests_nothing(host, plain):
+    features = host.folder / "no-train-features"
+    ran = host.run("dassl", "no-train", f"{NODE}.FEATURES.DIR", features, flags=("--no-train",))
+    assert ran.code == 0, ran.err
+    assert not list(ran.folder.glob("*.safetensors"))
+    assert not (ran.folder / "result.json").exists()
+    encoded = contents(features)
+    assert sorted({Path(name).name.split("-")[0] for name in encoded}) == ["test", "text", "train", "val"]
+    trained = host.run("alone", "after-no-train", f"{NODE}.FEATURES.DIR", features)
+    assert trained.result == plain["dassl"].result
+    assert contents(features) == encoded
+
+
+# What Dassl does with it
+
+
+def scalars(folder: Path) -> dict[str, list[float]]:
+    """What Dassl's writer got, by tag, in the order of steps."""
+    [file] = (folder / "tensorboard").iterdir()
+    rows: dict[str, list[tuple[int, float]]] = {}
+    if file.suffix == ".jsonl":
+        for tag, value, step in map(json.loads, file.read_text().splitlines()):
+            rows.setdefault(tag, []).append((step, value))
+    else:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(file))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            rows[tag] = [(event.step, event.value) for event in events.Scalars(tag)]
+    return {tag: [value for _, value in sorted(values)] for tag, values in rows.items()}
+
+
+def test_dassl_writes_loss_rate_and_accuracy_for_tensorboard(plain):
+    written = scalars(plain["dassl"].folder)
+    assert written["train/loss"][-1] < written["train/loss"][0]
+    assert written["train/lr"] == pytest.approx([learning_rate(e, 6, 0.01, 1, 1e-5) for e in range(6)], rel=1e-5)
+    assert written["test/accuracy"] == pytest.approx([plain["dassl"].record["accuracy"]])
+
+
+def test_dassls_evaluator_prints_the_accuracy_of_the_record_and_its_log_keeps_it(plain):
+    record = plain["dassl"].record
+    log = (plain["dassl"].folder / "log.txt").read_text()
+    assert f"* accuracy: {record['accuracy']:.1f}%" in log
+    assert f"* total: {record['num_test']}" in log
+    *_, last = plain["dassl"].out.splitlines()
+    assert last.startswith(f"Caltech101, 2 shots, seed 1: zero-shot {record['accuracy_zero_shot']:.2f}")
+    assert last.endswith(f"{record['accuracy']:.2f} -> {plain['dassl'].folder}")
+
+
+def test_dassls_own_keys_for_its_evaluator_are_heeded(host, plain):
+    ran = host.run("dassl", "per-class", "TEST.PER_CLASS_RESULT", "True", "TEST.COMPUTE_CMAT", "True")
+    assert ran.result == plain["dassl"].result
+    assert "* class: 4 (crab)" in ran.out
+    assert (ran.folder / "cmat.pt").exists()
+
+
+def test_the_import_of_dassl_leaves_its_mark_neither_on_logging_nor_on_modules(host):
+    script = host.checkout / "imported.py"
+    script.write_text(
+        "import logging, sys\n"
+        "import trainers.hegraph.trainer\n"
+        "print(logging.root.manager.disable, 'wilds' in sys.modules, 'dassl.engine' in sys.modules)\n"
+    )
+    assert host.start("imported.py").out == "0 False True\n"
+    script.unlink()
+
+
+# CoOp's own train.py
+
+
+@pytest.fixture(scope="module")
+def edited(host) -> Path:
+    """The checkout with the two lines of the README in train.py."""
+    folder = copy_coop(host.kind, host.folder / "edited")
+    assert install(folder).returncode == 0
+    train = folder / "train.py"
+    lines = train.read_text().splitlines()
+    subsample = next(n for n, line in enumerate(lines) if "cfg.DATASET.SUBSAMPLE_CLASSES" in line)
+    lines.insert(subsample + 1, "    trainers.hegraph.trainer.extend_cfg(cfg)")
+    first = next(n for n, line in enumerate(lines) if line.startswith("import "))
+    lines.insert(first, "import trainers.hegraph.trainer")
+    train.write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_two_lines_make_coops_own_train_py_give_the_same(host, plain, edited):
+    out = host.folder / "output" / "two-lines"
+    ran = host.start("train.py", *host.arguments(out), folder=out, checkout=edited)
+    assert ran.result == plain["dassl"].result
+    again = host.start("train.py", *host.arguments(out), folder=out, checkout=edited)
+    assert "skipped" in again.err
+
+
+def test_train_py_tests_a_finished_run(host, plain, edited):
+    out = host.folder / "output" / "two-lines-eval"
+    flags = ("--eval-only", "--model-dir", plain["dassl"].folder)
+    ran = host.start("train.py", *host.arguments(out, flags=flags), folder=out, checkout=edited)
+    assert ran.result == host.run("alone", "two-lines-eval-alone", flags=flags).result
+
+
+@pytest.mark.parametrize(
+    ("opts", "words"),
+    [
+        (("TEST.FINAL_MODEL", "best_val"), ("TEST.FINAL_MODEL", "last_step", "best_val")),
+        (("TEST.SPLIT", "val"), ("TEST.SPLIT", "val")),
+        (("OPTIM.NAME", "sgd"), ("OPTIM.NAME", "sgd", "adamw")),
+    ],
+    ids=["best_val", "val", "sgd"],
+)
+def test_what_would_select_on_test_or_train_otherwise_is_refused_in_any_way_to_start(host, edited, opts, words):
+    started = host.start("train.py", *host.arguments(host.folder / "output" / "refused", *opts), checkout=edited)
+    assert started.code == 1
+    *_, last = started.err.splitlines()
+    for error in (last, host.run("dassl", "refused", *opts).error, host.run("alone", "refused", *opts).error):
+        assert all(word in error for word in words)
+    assert not (host.folder / "output" / "refused" / "result.json").exists()
+
+
+def test_a_trainer_of_coops_prints_the_same_before_and_after(host, edited):
+    """With the stand-in, whose trainer needs no weights: what it prints changes with every draw before it."""
+    if host.kind == "real":
+        pytest.skip("CoOp's own trainers need CLIP's weights, and mends for current torch")
+    clean = copy_coop(host.kind, host.folder / "clean")
+    printed = []
+    for checkout in (clean, host.checkout, edited):
+        images = host.images_again(f"noise-{checkout.name}")
+        ran = host.start(
+            "train.py", "--root", images, "--seed", 1, "--trainer", "Noise", "--eval-only", "--output-dir",
+            host.folder / "output" / f"noise-{checkout.name}", "--dataset-config-file",
+            "configs/datasets/caltech101.yaml", "DATASET.NUM_SHOTS", 2, "TEST.PER_CLASS_RESULT", "True",
+            checkout=checkout, path=(host.dassl, absent_packages(host)),
+        )  # fmt: skip
+        assert ran.code == 0, ran.err
+        printed.append([line for line in ran.out.splitlines() if line.startswith("* ")])
+    assert len(printed[0]) == 7
+    assert printed[0] == printed[1] == printed[2]
+
+
+def absent_packages(host: Host) -> Path:
+    """A folder with what the stand-in of Dassl imports and nobody has; of no use to anything else here."""
+    folder = host.folder / "packages"
+    folder.mkdir(exist_ok=True)
+    (folder / "pandas.py").write_text("")
+    (folder / "wilds.py").write_text("def get_dataset(): pass\n")
+    return folder
+
+
+# Mistakes
+
+
+def test_an_unknown_trainer_is_named(host):
+    error = host.run("dassl", "unknown", flags=("--trainer", "HeGraphAdaptor")).error
+    assert "unknown trainer 'HeGraphAdaptor'" in error
+    assert "HeGraphAdapter" in error
+
+
+def test_a_root_without_the_data_set_is_one_line_and_stays_empty(host, tmp_path):
+    error = host.run("dassl", "nowhere", images=tmp_path).error
+    assert f"Caltech101 is not in {tmp_path / 'caltech-101'}; set --root" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_data_set_that_coops_loader_cannot_read_is_one_line(host, tmp_path):
+    (tmp_path / "caltech-101").mkdir()
+    assert "Caltech101" in host.run("dassl", "empty", images=tmp_path).error
+
+
+def test_missing_images_are_one_line(host):
+    images = host.images_again("missing")
+    for name in ("image_0000.jpg", "image_0011.jpg"):  # of training and of testing
+        (images / "caltech-101" / "101_ObjectCategories" / "ant" / name).unlink()
+        error = host.run("dassl", f"missing-{name}", images=images).error
+        assert "Caltech101" in error
+        assert "missing" in error
+        write_split(images)
+
+
+def test_images_that_are_missing_since_coop_selected_are_counted_and_named(host):
+    images = host.images_again("lost")
+    run = host.run("dassl", "lost-before", images=images, shots=-1)
+    assert run.code == 0, run.err
+    host.run("dassl", "lost-before", images=images)
+    [train, *_] = json.loads((host.folder / "output" / "lost-before" / "split.json").read_text())["train"]
+    split = json.loads((images / SPLIT_FILE).read_text())
+    kept = {name: [row for row in rows if not train[0].endswith(row[0])] for name, rows in split.items()}
+    (images / SPLIT_FILE).write_text(json.dumps(kept))
+    (images / train[0]).unlink()
+    host_pickle = images / "caltech-101" / "split_fewshot" / "shot_2-seed_1.pkl"
+    shutil.copy(host.images / "caltech-101" / "split_fewshot" / "shot_2-seed_1.pkl", host_pickle)
+
+
+@pytest.mark.parametrize("flag", ["--head", "--source-domains", "--target-domains"])
+def test_flags_of_dassls_that_mean_nothing_here_are_refused(host, flag):
+    assert f"{flag} means nothing to HeGraphAdapter" in host.run("dassl", "flag", flags=(flag, "x")).error
+
+
+# The choice of the host
+
+
+def test_a_data_set_that_coop_lacks_runs_alone_and_says_so(host):
+    ran = host.run("auto", "digits", f"{NODE}.VARIANT", "base", data="digits", shots=1)
+    assert ran.record["host"] == "alone"
+    assert "running without Dassl: Digits is none of CoOp's" in ran.err
+    assert "--host dassl: Digits is none of CoOp's" in host.run("dassl", "digits2", data="digits").error
+
+
+def test_in_a_checkout_with_dassl_the_host_is_dassl_unasked(host, plain):
+    ran = host.run("auto", "unasked")
+    assert ran.record["host"] == "dassl"
+    assert "running without Dassl" not in ran.err
+    assert ran.result == plain["dassl"].result
+
+
+def test_in_a_checkout_without_dassl_the_run_is_alone_and_says_so(host, plain):
+    ran = host.run("auto", "without-dassl", path=())
+    assert ran.result == plain["alone"].result
+    assert ran.record["host"] == "alone"
+    assert "running without Dassl: Dassl is not installed and not on PYTHONPATH" in ran.err
+    assert "--host dassl: Dassl is not installed" in host.run("dassl", "insist", path=()).error
+
+
+def test_a_dassl_that_cannot_be_imported_is_said(host, tmp_path):
+    """A package that Dassl needs is missing; or only a folder is called dassl, as a clone of its repository may be."""
+    (tmp_path / "broken" / "dassl").mkdir(parents=True)
+    (tmp_path / "broken" / "dassl" / "__init__.py").write_text("import tabulate_of_old\n")
+    (tmp_path / "clone" / "dassl" / "dassl").mkdir(parents=True)
+    for folder, reason in (("broken", "tabulate_of_old"), ("clone", "dassl.")):
+        ran = host.run("auto", f"import-{folder}", f"{NODE}.VARIANT", "base", path=(tmp_path / folder,))
+        assert ran.record["host"] == "alone"
+        assert f"running without Dassl: Dassl cannot be imported (No module named '{reason}" in ran.err
+        assert reason in host.run("dassl", f"import-{folder}", path=(tmp_path / folder,)).error
+
+
+def test_alone_is_alone_and_says_nothing(plain):
+    assert "without Dassl" not in plain["alone"].err
+    assert not (plain["alone"].folder / "log.txt").exists()
+
+
+def given(**flags: object) -> Namespace:
+    args = parse_arguments([])
+    vars(args).update(flags)
+    return args
+
+
+def test_outside_a_checkout_the_run_is_alone_without_a_word(caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr(command_line, "CHECKOUT", tmp_path)
+    with caplog.at_level(logging.INFO):
+        assert choose_host(given(), "Caltech101") == "alone"
+    assert not caplog.messages
+
+
+def test_outside_a_checkout_host_dassl_is_refused_and_the_script_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(command_line, "CHECKOUT", tmp_path)
+    with pytest.raises(UserError, match=r"is no CoOp checkout \(scripts/hegraph/install.sh puts this package into one"):
+        choose_host(given(host="dassl"), "Caltech101")
+
+
+def test_a_feature_bank_needs_no_dassl(host, tiny_bank):
+    out = host.folder / "output" / "bank"
+    arguments = ("--features", tiny_bank, "--output-dir", out, "--shots", 1, "OPTIM.MAX_EPOCH", 2)
+    ran = host.start("trainers.hegraph", *arguments, folder=out)
+    assert ran.record["host"] == "alone"
+    assert "--features needs no images" in host.start("trainers.hegraph", "--host", "dassl", *arguments).error
+
+
+# The configuration
+
+
+def test_dassl_and_coop_have_every_key_of_ours_with_the_same_type(host):
+    """`MODEL.BACKBONE.PRETRAINED` names weights here and is a yes or no there."""
+    script = host.checkout / "keys.py"
+    script.write_text(
+        "import json, sys\n"
+        "import trainers.hegraph.trainer, train\n"
+        "cfg = train.get_cfg_default()\n"
+        "train.extend_cfg(cfg)\n"
+        "def flat(node, prefix=''):\n"
+        "    for key, value in node.items():\n"
+        "        yield from flat(value, prefix + key + '.') if isinstance(value, dict) else [(prefix + key, value)]\n"
+        "print(json.dumps({key: type(value).__name__ for key, value in flat(cfg)}))\n"
+    )
+    printed = host.start("keys.py").out
+    script.unlink()
+    theirs = json.loads(printed.splitlines()[-1])
+
+    def ours(node: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                yield from ours(value, f"{prefix}{key}.")
+            elif not f"{prefix}{key}".startswith(NODE):
+                yield f"{prefix}{key}", type(value).__name__
+
+    found = dict(ours(get_cfg_default()))
+    found["MODEL.BACKBONE.PRETRAINED"] = "bool"
+    assert {key: theirs.get(key) for key in found} == found
