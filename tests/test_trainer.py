@@ -16,7 +16,7 @@ import pytest
 from standin.hosts import KINDS, NODE, SPLIT_FILE, Host, contents, copy_coop, install, open_host, write_split
 
 from trainers.hegraph import __main__ as command_line
-from trainers.hegraph.__main__ import choose_host, parse_arguments
+from trainers.hegraph.__main__ import configure, parse_arguments
 from trainers.hegraph.config import get_cfg_default
 from trainers.hegraph.errors import UserError
 from trainers.hegraph.fit import learning_rate
@@ -69,6 +69,21 @@ def test_both_hosts_give_the_same_adapter_split_and_accuracies(host, request, op
     in_dassl = host.run("dassl", names[0], *opts, **arguments)
     assert in_dassl.record["host"] == "dassl"
     assert in_dassl.result == host.run("alone", names[1], *opts, **arguments).result
+
+
+@pytest.mark.parametrize("name", ["ZeroShot", "TipAdapterF"])
+def test_other_methods_are_trainers_of_dassls_too(host, name):
+    in_dassl = host.run("dassl", f"{name}-dassl", flags=("--trainer", name))
+    assert in_dassl.record["host"] == "dassl"
+    assert in_dassl.record["trainer"] == name
+    assert f"* accuracy: {in_dassl.record['accuracy']:.1f}%" in in_dassl.out
+    assert in_dassl.result == host.run("alone", f"{name}-alone", flags=("--trainer", name)).result
+    again = host.run("dassl", f"{name}-dassl", flags=("--trainer", name))
+    assert "holds the complete result of this run: skipped" in again.err
+
+
+def test_the_name_of_coops_own_trainer_stays_coops(host):
+    assert "Dassl knows CoOp's own trainer of that name" in host.run("dassl", "CoOp", flags=("--trainer", "CoOp")).error
 
 
 def test_what_dassl_leaves_at_another_default_is_the_same(host):
@@ -507,7 +522,7 @@ def test_a_dassl_that_cannot_be_imported_is_said(host, tmp_path):
 
 def test_alone_is_alone_and_says_nothing(plain):
     assert "without Dassl" not in plain["alone"].err
-    assert not (plain["alone"].folder / "log.txt").exists()
+    assert not (plain["alone"].folder / "tensorboard").exists()
 
 
 def given(**flags: object) -> Namespace:
@@ -519,14 +534,15 @@ def given(**flags: object) -> Namespace:
 def test_outside_a_checkout_the_run_is_alone_without_a_word(caplog, monkeypatch, tmp_path):
     monkeypatch.setattr(command_line, "CHECKOUT", tmp_path)
     with caplog.at_level(logging.INFO):
-        assert choose_host(given(), "Caltech101") == "alone"
+        _, host = configure(given())
+    assert host == "alone"
     assert not caplog.messages
 
 
 def test_outside_a_checkout_host_dassl_is_refused_and_the_script_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(command_line, "CHECKOUT", tmp_path)
     with pytest.raises(UserError, match=r"is no CoOp checkout \(scripts/hegraph/install.sh puts this package into one"):
-        choose_host(given(host="dassl"), "Caltech101")
+        configure(given(host="dassl"))
 
 
 def test_a_feature_bank_needs_no_dassl(host, tiny_bank):

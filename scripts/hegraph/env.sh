@@ -4,6 +4,7 @@
 # touched and the line to run is printed; with none, .venv is made in the checkout and filled, once, and again
 # when requirements.txt changes.
 
+unset CDPATH # with it, cd may go elsewhere, and prints
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 REQUIREMENTS=$ROOT/requirements-hegraph.txt # in a CoOp checkout, which has a requirements.txt of its own
 [ -f "$REQUIREMENTS" ] || REQUIREMENTS=$ROOT/requirements.txt

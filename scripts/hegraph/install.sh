@@ -6,6 +6,7 @@
 # --link makes symbolic links instead of copies, so that edits here are seen there at once.
 
 set -euo pipefail
+unset CDPATH # with it, cd may go elsewhere, and prints
 SOURCE=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 usage() {
@@ -33,40 +34,43 @@ if [ "$COOP" = "$SOURCE" ]; then
     exit 2
 fi
 
-# Tells a copy of ours from a folder of somebody else's, and results which commit of ours they come from
-MARK=.hegraph-installed
-COMMIT=$(git -C "$SOURCE" describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null || echo unknown)
-install_folder() {
-    local FROM=$SOURCE/$1 TO=$COOP/$1
+FOLDERS="trainers/hegraph configs/trainers/HeGraphAdapter scripts/hegraph"
+FILES="configs/datasets/digits.yaml configs/datasets/folder.yaml" # beside CoOp's, which has none of these names
+REQUIREMENTS=$SOURCE/requirements-hegraph.txt # where this is itself a checkout of CoOp's with ours in it
+[ -f "$REQUIREMENTS" ] || REQUIREMENTS=$SOURCE/requirements.txt
+MARK=.hegraph-installed # tells a copy of ours from a folder of somebody else's, and of which commit it is
+
+for FOLDER in $FOLDERS; do # before anything is changed
+    TO=$COOP/$FOLDER
     if [ -e "$TO" ] && [ ! -L "$TO" ] && [ ! -e "$TO/$MARK" ]; then
         echo "error: $TO exists and was not put there by this script; move it away" >&2
         exit 2
     fi
+done
+
+COMMIT=$(git -C "$SOURCE" describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null || echo unknown)
+echo "HeGraphAdapter is in"
+for FOLDER in $FOLDERS; do
+    FROM=$SOURCE/$FOLDER
+    TO=$COOP/$FOLDER
     mkdir -p "$(dirname "$TO")"
+    rm -rf "$TO.new"
     if [ -n "$LINK" ]; then
-        rm -rf "$TO"
-        ln -s "$FROM" "$TO"
+        ln -s "$FROM" "$TO.new"
     else # whole or not at all
-        rm -rf "$TO.new"
         cp -R "$FROM" "$TO.new"
         find "$TO.new" -name __pycache__ -prune -exec rm -rf {} +
-        echo "$COMMIT" >"$TO.new/$MARK"
-        rm -rf "$TO"
-        mv "$TO.new" "$TO"
+        [ -e "$TO.new/$MARK" ] || echo "$COMMIT" >"$TO.new/$MARK"
     fi
+    rm -rf "$TO"
+    mv "$TO.new" "$TO"
     echo "  $TO"
-}
-
-echo "HeGraphAdapter is in"
-install_folder trainers/hegraph
-install_folder configs/trainers/HeGraphAdapter
-install_folder scripts/hegraph
-# Ours beside CoOp's, which has none of these names
-for FILE in configs/datasets/digits.yaml configs/datasets/folder.yaml; do
+done
+for FILE in $FILES; do
     cp "$SOURCE/$FILE" "$COOP/$FILE"
     echo "  $COOP/$FILE"
 done
-cp "$SOURCE/requirements.txt" "$COOP/requirements-hegraph.txt"
+cp "$REQUIREMENTS" "$COOP/requirements-hegraph.txt"
 echo "  $COOP/requirements-hegraph.txt"
 cat <<EOF
 

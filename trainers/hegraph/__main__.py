@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import logging
 import sys
 from pathlib import Path
 
+from yacs.config import CfgNode
+
 from .baselines import METHODS, load_method
-from .config import load_cfg
+from .config import from_dassl, load_cfg
 from .datasets.catalog import CATALOG
-from .errors import UserError, report, unknown
+from .errors import UserError, report, show_messages, unknown
 from .features import shards
 from .results import read_record
 from .run import run
@@ -23,7 +26,7 @@ from .run import run
 TRAINERS = ("HeGraphAdapter", *METHODS)
 CHECKOUT = Path(__file__).parents[2]  # not resolved: with `install.sh --link`, this is CoOp's
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -52,7 +55,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         add(flag, nargs="+", help="Dassl's, for its own data sets; not used here")
     add("--head", default="", help="Dassl's; not used here")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys, as in CoOp")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.transforms is not None:  # argparse takes the options that follow for further transforms
+        names = list(itertools.takewhile(lambda word: "." not in word, args.transforms))
+        args.opts[:0] = args.transforms[len(names) :]
+        args.transforms = names
+    return args
 
 
 def flags_as_keys(args: argparse.Namespace) -> dict[str, object]:
@@ -71,27 +79,53 @@ def flags_as_keys(args: argparse.Namespace) -> dict[str, object]:
     return {key: value for key, value in flags.items() if value not in (None, "")}
 
 
-def choose_host(args: argparse.Namespace, dataset: str) -> str:
-    """Which host runs: "dassl" or "alone".
-
-    Raises:
-        UserError: If Dassl is asked for and cannot run.
-    """
-    in_coop = (CHECKOUT / "train.py").is_file() and (CHECKOUT / "datasets" / "oxford_pets.py").is_file()
+def obstacles_to_dassl(args: argparse.Namespace) -> list[str]:
+    """Why Dassl cannot run this, as far as that can be told before the configuration is read; imports Dassl."""
     obstacles = []
-    if not in_coop:
+    if not in_coop():
         obstacles.append(f"{CHECKOUT} is no CoOp checkout (scripts/hegraph/install.sh puts this package into one)")
-    if importlib.util.find_spec("dassl") is None:
-        obstacles.append("Dassl is not installed and not on PYTHONPATH")
     if args.features is not None:
         obstacles.append("--features needs no images, and so no Dassl")
-    elif dataset not in CATALOG:
-        obstacles.append(f"{dataset or 'no data set'} is none of CoOp's")
-    if args.host == "dassl" and obstacles:
+    if args.trainer == "CoOp":
+        obstacles.append("Dassl knows CoOp's own trainer of that name (python train.py --trainer CoOp)")
+    if importlib.util.find_spec("dassl") is None:
+        obstacles.append("Dassl is not installed and not on PYTHONPATH")
+    elif not obstacles:
+        try:
+            importlib.import_module(f"{__package__}.trainer")
+        except ImportError as error:
+            obstacles.append(f"Dassl cannot be imported ({error})")
+    return obstacles
+
+
+def in_coop() -> bool:
+    return (CHECKOUT / "train.py").is_file() and (CHECKOUT / "datasets" / "oxford_pets.py").is_file()
+
+
+def configure(args: argparse.Namespace) -> tuple[CfgNode, str]:
+    """The configuration and the host that runs it, "dassl" or "alone".
+
+    Raises:
+        UserError: If something in the configuration is wrong, or Dassl is asked for and cannot run.
+    """
+    method = (args.trainer, load_method(args.trainer).DEFAULTS) if args.trainer in METHODS else None
+    obstacles = ["--host alone"] if args.host == "alone" else obstacles_to_dassl(args)
+    base = None
+    if not obstacles:
+        from .trainer import import_coop
+
+        base = import_coop(CHECKOUT)
+    elif args.host == "dassl":
         raise UserError(f"--host dassl: {'; '.join(obstacles)}")
-    if args.host == "auto" and in_coop and obstacles:
+    cfg = load_cfg(args.dataset_config_file, args.config_file, flags_as_keys(args), args.opts, method, base)
+    if base is not None and cfg.DATASET.NAME not in CATALOG:
+        obstacles.append(f"{cfg.DATASET.NAME or 'no data set'} is none of CoOp's")
+        if args.host == "dassl":
+            raise UserError(f"--host dassl: {obstacles[0]}")
+        cfg = from_dassl(cfg, method)
+    if args.host == "auto" and in_coop() and obstacles:
         logger.info("running without Dassl: %s", "; ".join(obstacles))
-    return "alone" if args.host == "alone" or obstacles else "dassl"
+    return cfg, "alone" if obstacles else "dassl"
 
 
 def run_command(args: argparse.Namespace) -> None:
@@ -104,22 +138,13 @@ def run_command(args: argparse.Namespace) -> None:
     for flag in ("source_domains", "target_domains", "head"):
         if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} means nothing to {args.trainer}; leave it out")
-    flags = flags_as_keys(args)
-    method = None
-    if args.trainer in METHODS:
-        method = (args.trainer, load_method(args.trainer).DEFAULTS)
-        if args.eval_only or args.select:
-            raise UserError(
-                f"{args.trainer} is fitted anew in every run: --eval-only and --select are HeGraphAdapter's"
-            )
-    cfg = load_cfg(args.dataset_config_file, args.config_file, flags, args.opts, method)
-    if choose_host(args, cfg.DATASET.NAME) == "dassl":
-        from .trainer import run_in_coop  # imports dassl
+    if args.trainer in METHODS and (args.eval_only or args.select):
+        raise UserError(f"{args.trainer} is fitted anew in every run: --eval-only and --select are HeGraphAdapter's")
+    cfg, host = configure(args)
+    if host == "dassl":
+        from .trainer import run_in_coop
 
-        for key in ("SEED", "DATASET.NUM_SHOTS"):  # CoOp has no flag for shots, and takes seed 0 for none
-            if key in flags:
-                args.opts[:0] = [key, str(flags[key])]
-        run_in_coop(args, CHECKOUT)
+        run_in_coop(args, cfg)
         record = None if args.no_train else read_record(Path(cfg.OUTPUT_DIR))
     else:
         model_dir = Path(args.model_dir) if args.model_dir else None
@@ -142,9 +167,7 @@ def summary(record: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger(__package__).setLevel(logging.INFO)  # other packages log at the root: warnings only
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    show_messages()
     args = parse_arguments(arguments)
     shards.start()
     try:

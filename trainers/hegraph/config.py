@@ -34,7 +34,12 @@ CHOICES = {
     "OPTIM.LR_SCHEDULER": ("cosine",),
     "OPTIM.WARMUP_TYPE": ("constant",),
     "INPUT.INTERPOLATION": ("bicubic", "bilinear"),
+    # Dassl's other values would select on test: where there is no val split, it scores test in its place
+    "TEST.FINAL_MODEL": ("last_step",),
+    "TEST.SPLIT": ("test",),
 }
+# The backbone says what they are. Dassl's defaults of them are those of another network.
+OF_THE_BACKBONE = ("INPUT.SIZE", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
 # Keys that may be left open, and are then filled from BY_DATASET and BY_SHOTS. Open is a value, so that a configuration
 # that Dassl has merged and frozen can be filled as well: what anybody set, in a file or on the command line, stays.
 OPEN = -1
@@ -99,6 +104,10 @@ def get_cfg_default() -> CN:
     cfg.TRAIN = CN()
     cfg.TRAIN.CHECKPOINT_FREQ = 0  # epochs between checkpoints; 0: whenever 10 s have passed
     cfg.TRAIN.PRINT_FREQ = 5
+
+    cfg.TEST = CN()
+    cfg.TEST.FINAL_MODEL = "last_step"
+    cfg.TEST.SPLIT = "test"
 
     cfg.TRAINER = CN()
     cfg.TRAINER.NAME = "HeGraphAdapter"
@@ -173,6 +182,7 @@ def load_cfg(
     flags: dict | None = None,
     opts: list | None = None,
     method: tuple[str, dict] | None = None,
+    base: CN | None = None,
 ) -> CN:
     """Layers a configuration as CoOp does: defaults, data set file, method file, flags, KEY VALUE pairs.
 
@@ -182,6 +192,7 @@ def load_cfg(
         flags: Key -> value from command-line flags.
         opts: Alternating keys and values; they win over everything.
         method: Name and default options of another method, which become `cfg.TRAINER.<NAME>`.
+        base: The defaults, if not ours alone: in CoOp, those of `within_dassl`. It is changed and returned.
 
     Returns:
         The checked, frozen configuration.
@@ -189,7 +200,7 @@ def load_cfg(
     Raises:
         UserError: Unreadable file, unknown key (the nearest is named), value of the wrong type or range.
     """
-    cfg = get_cfg_default()
+    cfg = get_cfg_default() if base is None else base
     if method:
         add_method(cfg, *method)
     for file in (dataset_file, config_file):
@@ -225,17 +236,30 @@ def with_values(cfg: CN, pairs: list) -> CN:
     return changed
 
 
-def from_dassl(dassl_cfg: CN) -> CN:
-    """Our keys out of a configuration that Dassl has merged: Dassl's defaults, `extend_cfg`, files, options.
+def within_dassl(dassl_cfg: CN) -> CN:
+    """Dassl's and CoOp's configuration tree with our keys in it, at our defaults; it is changed and returned."""
+    extend_cfg(dassl_cfg)
+    for key, value in _flatten(get_cfg_default()):
+        if key not in OF_THE_BACKBONE:
+            _merge_pairs(dassl_cfg, [key, value])
+    return dassl_cfg
 
-    `INPUT.SIZE`, `PIXEL_MEAN` and `PIXEL_STD` are left out: Dassl's defaults of them are those of another network.
+
+def from_dassl(dassl_cfg: CN, method: tuple[str, dict] | None = None) -> CN:
+    """Our keys out of a configuration that Dassl has merged.
+
+    Args:
+        dassl_cfg: Dassl's defaults, `extend_cfg`, files, options.
+        method: As of `load_cfg`.
 
     Raises:
         UserError: As `load_cfg`.
     """
     cfg = get_cfg_default()
+    if method:
+        add_method(cfg, *method)
     for key, _ in _flatten(cfg):
-        if key not in ("INPUT.SIZE", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD"):
+        if key not in OF_THE_BACKBONE:
             _merge_pairs(cfg, [key, _get(dassl_cfg, key)])
     return _complete(cfg)
 

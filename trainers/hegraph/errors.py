@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -27,6 +28,12 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     hint = f"; did you mean {by_lower_case[nearest[0]]!r}?" if nearest else ""
     listed = f" (known: {', '.join(allowed)})" if not nearest or len(allowed) <= MAX_LISTED else ""
     return UserError(f"unknown {kind} {name!r}{hint}{listed}")
+
+
+def show_messages() -> None:
+    """Shows on stderr what this package has to say, and warnings of others, unless logging is set up already."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger(__package__).setLevel(logging.INFO)
 
 
 def report(command: Callable[[], None]) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from .checkpoints import adapter_file, check_checkpoint, load_adapter, save_adapter
+from .config import OF_THE_BACKBONE
 from .errors import UserError
 from .evaluate import score
 from .features import FeatureBank
@@ -32,6 +33,7 @@ NOT_PART_OF_A_RUN = (
     "OUTPUT_DIR", "SEED", "USE_CUDA", "RESUME", "DATASET.ROOT", "DATALOADER.NUM_WORKERS",
     "DATALOADER.TEST.BATCH_SIZE", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TRAINER.HEGRAPHADAPTER.FEATURES.DIR",
     "TRAINER.HEGRAPHADAPTER.BY_SHOTS", "TRAINER.HEGRAPHADAPTER.BY_DATASET",  # their effect is in other keys
+    *OF_THE_BACKBONE, "TEST.FINAL_MODEL", "TEST.SPLIT",  # have one value
 )  # fmt: skip
 
 

@@ -83,11 +83,19 @@ class Fit:
         seconds = self.seconds_before + time.monotonic() - self.started
         return FitResult(self.epoch, self.epoch * self.data.steps_per_epoch, seconds)
 
+    @property
+    def learning_rate(self) -> float:
+        """Of this epoch: that whose peak is OPTIM.LR."""
+        return self._rate(self.cfg.OPTIM.LR)
+
     def begin_epoch(self) -> None:
         """Sets the learning rates of the epoch."""
-        optim = self.cfg.OPTIM
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates):
-            group["lr"] = learning_rate(self.epoch, self.epochs, peak, optim.WARMUP_EPOCH, optim.WARMUP_CONS_LR)
+            group["lr"] = self._rate(peak)
+
+    def _rate(self, peak: float) -> float:
+        optim = self.cfg.OPTIM
+        return learning_rate(self.epoch, self.epochs, peak, optim.WARMUP_EPOCH, optim.WARMUP_CONS_LR)
 
     def step(self, batch: Batch) -> Tensor:
         """One optimizer step; returns the loss, not yet read from the device."""

@@ -15,26 +15,30 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import os
 import random
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 from yacs.config import CfgNode
 
+from . import config
 from .absent import absent_packages_excused
+from .baselines import METHODS, load_method
 from .batches import Batch
-from .config import extend_cfg, from_dassl
-from .datasets.base import Dataset
+from .datasets import Dataset, Item, load_dataset
 from .datasets.catalog import CATALOG, open_image
-from .datasets.splits import Item
-from .errors import UserError
+from .datasets.pickles import path_from
+from .errors import UserError, show_messages
 from .experiment import Experiment
+from .features import FeatureBank, shards
 from .fit import Fit
+from .provenance import set_random_seed
+from .run import fit_method
 from .tasks import ImageTask
 
 with absent_packages_excused("wilds", "pandas"):
@@ -42,8 +46,6 @@ with absent_packages_excused("wilds", "pandas"):
     from dassl.engine import TRAINER_REGISTRY, TrainerX
 
 __all__ = ["HeGraphAdapter", "extend_cfg", "run_in_coop"]
-
-logger = logging.getLogger(__name__)
 
 
 @TRAINER_REGISTRY.register()
@@ -55,33 +57,60 @@ class HeGraphAdapter(TrainerX):
     """
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        if cfg.TEST.FINAL_MODEL != "last_step":
-            raise UserError(
-                f"TEST.FINAL_MODEL must be last_step, got {cfg.TEST.FINAL_MODEL!r}: where there is no val split, Dassl "
-                "scores test in its place, and would select on it"
-            )
-        if cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON != "last_step":
+        show_messages()  # CoOp's train.py shows none
+        if from_dassl(cfg).TRAINER.HEGRAPHADAPTER.SELECT_ON != "last_step":
             raise UserError("SELECT_ON val trains more than once, which Dassl does not; give --host alone")
-        if cfg.TEST.SPLIT != "test":
-            raise UserError(f"TEST.SPLIT must be test, got {cfg.TEST.SPLIT!r}")
 
     def build_data_loader(self) -> None:
         """Dassl's and CoOp's loaders select the images; ours hand out their features."""
-        super().build_data_loader()
         cfg = from_dassl(self.cfg)
-        seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(2**31)
+        seed = cfg.SEED
+        if seed < 0:  # CoOp would draw unseeded, and nobody could draw the same again
+            seed = random.SystemRandom().randrange(2**31)
+            self.cfg = self.cfg.clone()
+            self.cfg.defrost()
+            self.cfg.SEED = seed
+            set_random_seed(seed)
+        self.load_coops_data(cfg, seed)
         task = ImageTask(dataset_of(self.dm, cfg), cfg, seed, self.device.type)
         self.experiment = Experiment(cfg, task, seed, self.device.type, host="dassl")
         self.experiment.encode()
 
+    def load_coops_data(self, cfg: CfgNode, seed: int) -> None:
+        """Has CoOp's loader select the images, from what ours has found to be there.
+
+        Where there is no split file, ours writes it, and CoOp's goes on with the generator that drew it.
+
+        Raises:
+            UserError: If something is missing on disk.
+        """
+        if shards.rank():
+            shards.wait()  # the first process writes files
+        rng = random.Random(seed)
+        dataset = load_dataset(cfg.DATASET.NAME, cfg.DATASET.ROOT, seed, rng)
+        if not dataset.train:
+            raise UserError(f"{dataset.name} has only test images: train on ImageNet and test the adapter on it")
+        random.setstate(rng.getstate())
+        try:
+            with sorted_listings():
+                super().build_data_loader()
+        except (AssertionError, LookupError, OSError, ValueError) as error:
+            dataset.check_files()  # CoOp's asserts that they are there, and names none
+            raise UserError(f"{dataset.name}: CoOp's loader cannot read {dataset.root} ({error!r})") from error
+        if not shards.rank():
+            shards.wait()
+
     def build_model(self) -> None:
         experiment = self.experiment
         experiment.build_model()
-        bank = experiment.bank
         self.model = experiment.model
         self.training: Fit | None = None
         self.register_model("hegraph", self.model)
-        size = experiment.cfg.DATALOADER.TEST.BATCH_SIZE
+        self.show_features(experiment.bank)
+
+    def show_features(self, bank: FeatureBank) -> None:
+        """Puts features into the loaders, where Dassl's hold images."""
+        size = self.experiment.cfg.DATALOADER.TEST.BATCH_SIZE
         self.test_loader = [
             {"img": features, "label": labels}
             for features, labels in zip(bank.test_features.split(size), bank.test_labels.split(size))
@@ -107,6 +136,10 @@ class HeGraphAdapter(TrainerX):
 
     def before_epoch(self) -> None:
         self.training.begin_epoch()
+
+    def get_current_lr(self, names: str | list[str] | None = None) -> float:
+        """The rate that Dassl prints: that of the biases, whose peak is OPTIM.LR."""
+        return self.training.learning_rate
 
     def forward_backward(self, batch: Batch) -> dict[str, float]:
         self.loss = self.training.step(batch)
@@ -148,6 +181,41 @@ class HeGraphAdapter(TrainerX):
         return self.model.combine(self.model.predict(input))
 
 
+class Method(HeGraphAdapter):
+    """Another method (`baselines/`): it is fitted in one go where HeGraphAdapter trains by epochs.
+
+    Raises:
+        UserError: As HeGraphAdapter.
+    """
+
+    def build_model(self) -> None:
+        experiment = self.experiment
+        experiment.bank = experiment.bank.to(self.device.type)
+        self.show_features(experiment.bank)
+
+    def train(self) -> None:
+        if self.experiment.finished() is not None:
+            return
+        self.experiment.write_split()
+        self.outcome = fit_method(self.experiment)
+        self.test()
+
+    def test(self, split: str | None = None) -> float:
+        """Dassl's evaluator on the test logits; also writes our record. Returns the accuracy in percent."""
+        self.evaluator.reset()
+        self.evaluator.process(self.outcome.logits, self.experiment.bank.test_labels)
+        self.evaluator.evaluate()
+        return self.experiment.record(self.outcome)["accuracy"]
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        raise UserError(f"{self.cfg.TRAINER.NAME} is fitted anew in every run: --eval-only is HeGraphAdapter's")
+
+
+for _name in METHODS:
+    if _name != "CoOp":  # CoOp's own is registered under that name
+        TRAINER_REGISTRY.register()(type(_name, (Method,), {}))
+
+
 class EpochBatches:
     """The batches of the epoch that is under way, as a loader of Dassl's."""
 
@@ -161,37 +229,71 @@ class EpochBatches:
         return self.training.data.epoch(self.training.epoch)
 
 
+@contextmanager
+def sorted_listings() -> Iterator[None]:
+    """CoOp's ImageNet lists folders in the order of the file system; inside the block it is that of the names."""
+    listdir = os.listdir
+    os.listdir = lambda *arguments: sorted(listdir(*arguments))
+    try:
+        yield
+    finally:
+        os.listdir = listdir
+
+
 def dataset_of(manager: DataManager, cfg: CfgNode) -> Dataset:
-    """What Dassl's DataManager selected, with paths relative to the data root."""
-    root = Path(cfg.DATASET.ROOT).expanduser().absolute()
+    """What Dassl's DataManager selected, with paths relative to the data root.
+
+    The paths in a pickle of CoOp's may be those of another folder or machine.
+
+    Raises:
+        UserError: If an image is missing.
+    """
+    root, folder = Path(cfg.DATASET.ROOT).expanduser().absolute(), CATALOG[cfg.DATASET.NAME].folder
 
     def items(data: list | None) -> list[Item]:
-        return [
-            Item(Path(os.path.relpath(datum.impath, root)).as_posix(), datum.label, datum.classname)
-            for datum in data or ()
-        ]
+        return [Item(path_from(folder, datum.impath), datum.label, datum.classname) for datum in data or ()]
 
     source = manager.dataset
     train, val, test = items(source.train_x), items(source.val), items(source.test)
-    if cfg.DATASET.NAME in CATALOG and CATALOG[cfg.DATASET.NAME].test_only:
-        raise UserError(f"{cfg.DATASET.NAME} has only test images: train on ImageNet and test the adapter on it")
-    return Dataset(cfg.DATASET.NAME, source.classnames, train, val, test, partial(open_image, root), root)
+    dataset = Dataset(cfg.DATASET.NAME, source.classnames, train, val, test, partial(open_image, root), root)
+    dataset.check_files()
+    return dataset
 
 
-def run_in_coop(args: argparse.Namespace, root: Path) -> None:
-    """Runs CoOp's own `train.py`, unedited, with our keys in its configuration.
+def extend_cfg(cfg: CfgNode) -> None:
+    """Adds our keys to a configuration of Dassl's."""
+    config.extend_cfg(cfg)
+    for name in METHODS:
+        config.add_method(cfg, name, load_method(name).DEFAULTS)
+
+
+def from_dassl(cfg: CfgNode) -> CfgNode:
+    """`config.from_dassl`, with the options of the method that runs."""
+    name = cfg.TRAINER.NAME
+    return config.from_dassl(cfg, (name, load_method(name).DEFAULTS) if name in METHODS else None)
+
+
+def import_coop(root: Path) -> CfgNode:
+    """Makes CoOp's `train.py` and its loaders importable; returns the defaults of Dassl, CoOp and ours together."""
+    sys.path.insert(0, str(root))
+    coop = importlib.import_module("train")
+    cfg = coop.get_cfg_default()
+    coop.extend_cfg(cfg)
+    return config.within_dassl(cfg)
+
+
+def run_in_coop(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Runs CoOp's own `train.py`, unedited.
+
+    Of several processes all encode, and the first trains.
 
     Args:
         args: CoOp's flags, as `__main__` parses them.
-        root: The CoOp checkout.
+        cfg: From `import_coop`, with files, flags and options.
     """
-    sys.path.insert(0, str(root))
     coop = importlib.import_module("train")
-    coop_extend_cfg = coop.extend_cfg
-
-    def extend_both(cfg: CfgNode) -> None:
-        coop_extend_cfg(cfg)
-        extend_cfg(cfg)
-
-    coop.extend_cfg = extend_both
+    coop.setup_cfg = lambda args: cfg
+    if shards.rank():
+        args.eval_only, args.no_train = False, True
+        coop.setup_logger = lambda folder: None
     coop.main(args)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import sys
@@ -28,9 +27,9 @@ def mkdir_if_missing(folder: str) -> None:
 
 
 def listdir_nohidden(path: str, sort: bool = False) -> list[str]:
-    """Names in a folder; without `sort` in an order as a file system may have it."""
+    """Names in a folder; without `sort` in the order of the file system."""
     names = [name for name in os.listdir(path) if not name.startswith(".")]
-    return sorted(names, key=None if sort else lambda name: hashlib.md5(name.encode()).digest())
+    return sorted(names) if sort else names
 
 
 class Logger:

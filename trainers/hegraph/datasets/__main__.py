@@ -9,10 +9,9 @@ DATASET is a name such as Caltech101, or the name of its file in configs/dataset
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 
-from ..errors import report, unknown
+from ..errors import report, show_messages, unknown
 from .catalog import CATALOG
 from .check import check_dataset
 from .download import download
@@ -67,8 +66,7 @@ def check_command(names: list[str], root: str) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit code: 1 if `check` finds something missing, 2 for a mistake of the user's."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger(__package__).setLevel(logging.INFO)
+    show_messages()
     args = parse_arguments(arguments)
     ready = True
 

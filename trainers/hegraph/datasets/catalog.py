@@ -18,7 +18,7 @@ from ..files import hash_file, read_json, write_json
 from . import imagenet, layouts
 from .base import Dataset, class_names
 from .layouts import Pools
-from .pickles import read_few_shot_pickle
+from .pickles import read_coop_pickle
 from .splits import Item, read_split_file
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ def read_coop_selection(dataset: Dataset, shots: int, seed: int) -> dict[str, li
     if not path.is_file():
         return None
     logger.info("%s: CoOp's own few-shot selection is used", path)
-    drawn = read_few_shot_pickle(path, entry.folder)
+    drawn = read_coop_pickle(path, entry.folder)
     remedy = f"{path} was drawn from another split; delete it to draw anew"
     if "val" not in drawn and not dataset.val_is_test:
         raise UserError(f"{remedy} (it has no val)")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from .layouts import Pools, listing, read_lines, read_mat
+from .pickles import read_coop_pickle
 from .splits import Item
 
 WORDNET_ID = re.compile(r"n\d{8}")
@@ -29,7 +30,19 @@ GROUND_TRUTH_FOLDERS = (".", "images", "images/val", "data", "devkit/data", "ILS
 
 
 def imagenet(folder: Path, rng: random.Random) -> Pools:
-    """CoOp tests on the official validation images and names them as val too; here val is known to be test."""
+    """CoOp tests on the official validation images and names them as val too; here val is known to be test.
+
+    CoOp keeps what it has read in `preprocessed.pkl`, in the order in which the file system had it, and draws from
+    that ever after; so it wins here too.
+    """
+    listed = folder / "preprocessed.pkl"
+    if listed.is_file():
+        found = read_coop_pickle(listed, folder.name)
+        below = {
+            split: [item._replace(path=item.path[len(folder.name) + 1 :]) for item in found.get(split, ())]
+            for split in ("train", "test")
+        }
+        return {"train": below["train"], "val": below["test"], "test": below["test"]}
     names = class_names_by_id(folder)
     ids = class_ids(folder, "images/train", names)
     train = read_class_folders(folder, "images/train", names, ids)

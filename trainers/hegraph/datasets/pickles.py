@@ -1,4 +1,4 @@
-"""CoOp's few-shot pickles, read without executing what is in them."""
+"""CoOp's pickles of items, read without executing what is in them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class _DatumUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it holds {module}.{name}")
 
 
-def read_few_shot_pickle(path: Path, folder: str) -> dict[str, list[Item]]:
-    """Reads `split_fewshot/shot_<shots>-seed_<seed>.pkl` of CoOp.
+def read_coop_pickle(path: Path, folder: str) -> dict[str, list[Item]]:
+    """Reads `split_fewshot/shot_<shots>-seed_<seed>.pkl` of CoOp, or ImageNet's `preprocessed.pkl`.
 
     Args:
         path: The file.
@@ -33,7 +33,7 @@ def read_few_shot_pickle(path: Path, folder: str) -> dict[str, list[Item]]:
             machine, are cut to begin with it.
 
     Returns:
-        "train" and, if the file has it, "val"; ImageNet's has not.
+        "train", and "val" and "test" as far as the file has them.
 
     Raises:
         UserError: If anything but `Datum` objects is in it, or it is damaged.
@@ -42,14 +42,26 @@ def read_few_shot_pickle(path: Path, folder: str) -> dict[str, list[Item]]:
         content = _DatumUnpickler(io.BytesIO(path.read_bytes())).load()
         if not isinstance(content, dict) or not content.get("train"):
             raise ValueError("it holds no training images")
-        return {
-            split: [_item(datum, folder) for datum in content[split]] for split in ("train", "val") if split in content
-        }
+        splits = [split for split in ("train", "val", "test") if split in content]
+        return {split: [_item(datum, folder) for datum in content[split]] for split in splits}
     except Exception as error:  # on a damaged file, pickle raises whatever its bytes lead to
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{path} is not a few-shot pickle of CoOp ({reason}); nothing in it was run. Delete it to draw anew"
+            f"{path} is not a pickle of CoOp's items ({reason}); nothing in it was run. Delete it to have it made anew"
         ) from error
+
+
+def path_from(folder: str, path: str) -> str:
+    """A path, perhaps of another machine, from the folder of its data set on.
+
+    Raises:
+        ValueError: If it is not in such a folder.
+    """
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    if folder not in parts or ".." in parts:
+        raise ValueError(f"{path} is not in a folder {folder}")
+    last = len(parts) - 1 - parts[::-1].index(folder)
+    return "/".join(parts[last:])
 
 
 def _item(datum: Any, folder: str) -> Item:
@@ -58,8 +70,4 @@ def _item(datum: Any, folder: str) -> Item:
     path, label, name = datum._impath, datum._label, datum._classname
     if not (isinstance(path, str) and isinstance(label, int) and isinstance(name, str)):
         raise ValueError("a Datum in it has no path, label and name")
-    parts = PurePosixPath(path.replace("\\", "/")).parts
-    if folder not in parts or ".." in parts:
-        raise ValueError(f"it names {path}, which is not in a folder {folder}")
-    last = len(parts) - 1 - parts[::-1].index(folder)
-    return Item("/".join(parts[last:]), label, name)
+    return Item(path_from(folder, path), label, name)

@@ -10,7 +10,7 @@ import logging
 import sys
 from pathlib import Path
 
-from ..errors import UserError, report
+from ..errors import UserError, report, show_messages
 from ..features.tip import read_classnames
 from ..files import read_json
 from .client import ENDPOINT, MODEL, ChatClient, read_key
@@ -84,7 +84,7 @@ def describe(args: argparse.Namespace) -> dict[str, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 1 if classes failed, 2 for a mistake of the user's."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    show_messages()
     args = parse_arguments(arguments)
     failed: dict[str, str] = {}
     return report(lambda: failed.update(describe(args))) or int(bool(failed))

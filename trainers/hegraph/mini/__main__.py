@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from ..backbone import MINI_NAME, create_model
-from ..errors import report
+from ..errors import report, show_messages
 from ..files import atomic_path
 from .train import Settings, train
 
@@ -51,8 +51,7 @@ def retrain(args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
     args = parse_arguments(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logger.setLevel(logging.INFO)
+    show_messages()
     return report(lambda: retrain(args))
 
 
