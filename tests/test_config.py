@@ -30,6 +30,8 @@ DASSL_TYPES = {
     "INPUT.PIXEL_STD": list,
     "INPUT.TRANSFORMS": tuple,
     "INPUT.RRCROP_SCALE": tuple,
+    "TEST.FINAL_MODEL": str,
+    "TEST.SPLIT": str,
     "DATASET.ROOT": str,
     "DATASET.NAME": str,
     "DATASET.NUM_SHOTS": int,

@@ -11,6 +11,7 @@ import logging
 import pickle
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -120,7 +121,8 @@ class Backbone:
 
     @torch.no_grad()
     def _unit_features(self, encode: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Tensor:
-        with torch.autocast(self.device.type, torch.float16, enabled=self.precision == "amp"):
+        fast = self.precision == "amp"  # on a GPU; older torch knows no float16 on the CPU, not even switched off
+        with torch.autocast(self.device.type, torch.float16) if fast else nullcontext():
             features = torch.cat([encode(batch) for batch in batches])
         return F.normalize(features.float(), dim=-1).cpu()
 

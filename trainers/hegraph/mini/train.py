@@ -82,7 +82,7 @@ class BatchSource:
         labels = self.labels(self.settings.batch_size)
         draws = torch.rand(len(labels), generator=self.generator)
         chosen = torch.stack(
-            [self.masks_of[x][int(r * len(self.masks_of[x]))] for x, r in zip(labels, draws, strict=True)]
+            [self.masks_of[x][int(r * len(self.masks_of[x]))] for x, r in zip(labels, draws)]
         )
         rendering = render(self.glyphs.masks[chosen], self.glyphs.bold[chosen], self.generator)
         mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (MEAN, STD))
