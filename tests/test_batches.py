@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from trainers.hegraph import batches as module
 from trainers.hegraph.backbone import load_backbone
-from trainers.hegraph.batches import BankBatches, OnlineBatches, epoch_generator
+from trainers.hegraph.batches import BankBatches, OnlineBatches, epoch_generator, products_with_cache
 from trainers.hegraph.datasets import load_dataset
 from trainers.hegraph.features import ImageViews
 
@@ -114,3 +115,24 @@ def test_online_features_are_the_encoded_view_of_their_image(online):
         for feature, position in zip(batch.features, batch.positions.tolist()):
             alone = online.backbone.encode_images(images[2 * 5 + position][1].unsqueeze(0))[0]
             torch.testing.assert_close(feature, alone, rtol=0, atol=1e-5)
+
+
+# Products with the cache
+
+
+def test_a_batch_has_the_products_of_its_rows_with_every_key(bank, unit_features):
+    features, keys = unit_features(VIEWS, IMAGES, 4), unit_features(IMAGES, 4, seed=1)
+    kept = replace(bank, features=features, products=products_with_cache(features, keys))
+    for batch in kept.epoch(2):
+        torch.testing.assert_close(batch.products, batch.features @ keys.t())
+
+
+def test_without_products_a_batch_has_none(bank):
+    assert all(batch.products is None for batch in bank.epoch(0))
+
+
+@pytest.mark.parametrize(("size", "kept"), [(4 * VIEWS * IMAGES**2, True), (4 * VIEWS * IMAGES**2 - 1, False)])
+def test_products_are_kept_within_their_budget(monkeypatch, unit_features, size, kept):
+    monkeypatch.setattr(module, "PRODUCTS_BYTES", size)
+    products = products_with_cache(unit_features(VIEWS, IMAGES, 4), unit_features(IMAGES, 4))
+    assert (products is not None) == kept

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainers.hegraph.batches import BankBatches
+from benchmarks.tasks import random_bank, start_training
+from trainers.hegraph.batches import BankBatches, products_with_cache
 from trainers.hegraph.config import load_cfg
 from trainers.hegraph.errors import UserError
 from trainers.hegraph.experiment import build_model
@@ -30,11 +31,15 @@ class Setup:
     bank: FeatureBank
     folder: Path
 
-    def fit(self, *opts, run_id: str = "a run", name: str = "out") -> tuple[HeGraphAdapter, FitResult]:
+    def fit(
+        self, *opts, run_id: str = "a run", name: str = "out", products: bool = False
+    ) -> tuple[HeGraphAdapter, FitResult]:
         pairs = ["OPTIM.MAX_EPOCH", EPOCHS, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8]
         cfg = load_cfg(opts=[*pairs, *opts])
         batch_size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-        data = BankBatches(self.bank.train_features, self.bank.train_labels, batch_size, seed=1)
+        features, keys = self.bank.train_features, self.bank.cache_keys()
+        kept = products_with_cache(features, keys) if products else None
+        data = BankBatches(features, self.bank.train_labels, batch_size, seed=1, products=kept)
         torch.manual_seed(0)
         model = build_model(self.bank, cfg)
         about = {"classnames": self.bank.classnames, "split_hash": ""}
@@ -139,8 +144,28 @@ def test_training_lowers_the_loss_on_its_images(setup):
     assert loss(model) < loss(untrained)
 
 
-def test_the_same_run_twice_gives_identical_parameters(setup):
-    assert same(setup.fit(name="a")[0], setup.fit(name="b")[0])
+@pytest.mark.parametrize("products", [False, True])
+def test_the_same_run_twice_gives_identical_parameters(setup, products):
+    assert same(setup.fit(name="a", products=products)[0], setup.fit(name="b", products=products)[0])
+
+
+def test_a_run_of_many_classes_twice_gives_identical_parameters():
+    # Large enough for several threads, and several chunks of the cache
+    def train() -> dict:
+        torch.manual_seed(0)
+        training = start_training(random_bank(100, 64, shots=8))
+        for batch in training.data.epoch(1):
+            training.step(batch)
+        return training.model.state_dict()
+
+    first, second = train(), train()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_products_that_are_kept_change_nothing_but_rounding(setup):
+    kept, anew = (setup.fit(name=str(products), products=products)[0] for products in (True, False))
+    for name, parameter in kept.state_dict().items():
+        torch.testing.assert_close(parameter, anew.state_dict()[name], rtol=0, atol=1e-5)
 
 
 def test_a_loss_that_is_not_a_number_is_an_error_that_names_the_epoch_and_the_rate(setup):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch.testing import assert_close
 
+from trainers.hegraph import graph as module
 from trainers.hegraph.errors import UserError
 from trainers.hegraph.graph import (
     EDGE_TYPES,
     NODE_TYPES,
+    Relation,
     build_graph,
     class_means,
-    degree_normalise,
 )
 
 # Off the diagonal every relation is the cosine; on it, by the table of edges:
@@ -91,30 +90,42 @@ def test_nodes_of_different_shapes_are_an_error_that_lists_them(unit_features):
 # --- degrees
 
 
+def relation_of(weight: list[list[float]]) -> Relation:
+    """A relation with that matrix: the sources are the axes, so a target's entries are its products with them."""
+    return Relation(torch.tensor(weight), torch.eye(len(weight)), diagonal=1.0)
+
+
 def test_degrees_are_row_sums_for_targets_and_column_sums_for_sources_of_absolute_weights():
-    weight = torch.tensor([[1.0, -2.0], [0.0, 3.0]])
-    # Row sums of absolute values 3, 3; column sums 1, 5. With the self loop 4, 4 and 2, 6.
-    coefficients, self_coefficients = degree_normalise(weight)
-    expected = [[1 / math.sqrt(4 * 2), -2 / math.sqrt(4 * 6)], [0.0, 3 / math.sqrt(4 * 6)]]
-    assert_close(coefficients, torch.tensor(expected))
-    assert_close(self_coefficients, torch.tensor([[1 / 4], [1 / 4]]))
+    relation = relation_of([[1.0, -2.0], [0.0, 3.0]])
+    # Row sums of absolute values 3, 3; column sums 1, 5. And the self loop.
+    assert [degree.tolist() for degree in relation.degrees()] == [[[4.0], [4.0]], [[2.0], [6.0]]]
 
 
-def test_self_terms_use_the_targets_degree():
-    _, self_coefficients = degree_normalise(torch.tensor([[1.0, -3.0], [0.0, 1.0]]))  # row sums 4, 1; columns 1, 4
-    assert_close(self_coefficients, torch.tensor([[1 / 5], [1 / 2]]))
+def test_the_diagonal_counts_as_it_is_weighted():
+    relation = Relation(torch.tensor([[1.0, -2.0], [0.0, 3.0]]), torch.eye(2), diagonal=0.0)
+    assert relation.weight().tolist() == [[0.0, -2.0], [0.0, 0.0]]
+    assert [degree.flatten().tolist() for degree in relation.degrees()] == [[3.0, 1.0], [1.0, 3.0]]
+    assert relation.diagonal_cosine().tolist() == [[1.0], [3.0]]
 
 
-def test_a_node_without_edges_keeps_its_whole_self_term():
-    coefficients, self_coefficients = degree_normalise(torch.zeros(2, 2))
-    assert_close(coefficients, torch.zeros(2, 2))
-    assert_close(self_coefficients, torch.ones(2, 1))
+def test_a_node_without_edges_has_its_self_loop_alone():
+    assert [degree.tolist() for degree in relation_of([[0.0, 0.0], [0.0, 0.0]]).degrees()] == [[[1.0], [1.0]]] * 2
 
 
-def test_normalising_leaves_the_weights_alone():
-    weight = torch.tensor([[1.0, -2.0], [0.0, 3.0]])
-    degree_normalise(weight)
-    assert weight.tolist() == [[1.0, -2.0], [0.0, 3.0]]
+@pytest.mark.parametrize("rows", [slice(0, 2), slice(2, 5), slice(4, 9)], ids=["first", "middle", "beyond the last"])
+@pytest.mark.parametrize("edge_type", DIAGONAL_SIGN, ids="_".join)
+def test_rows_of_a_relation_are_those_of_the_matrix(graph, edge_type, rows):
+    assert_close(graph.relation(edge_type).weight(rows), graph.edge_weight_dict[edge_type][rows])
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 6])
+@pytest.mark.parametrize("edge_type", DIAGONAL_SIGN, ids="_".join)
+def test_degrees_do_not_depend_on_how_many_rows_are_in_memory(graph, monkeypatch, edge_type, size):
+    monkeypatch.setattr(module, "ROWS", size)
+    magnitude = graph.edge_weight_dict[edge_type].abs()
+    target, source = graph.relation(edge_type).degrees()
+    assert_close(target, magnitude.sum(dim=1, keepdim=True) + 1)
+    assert_close(source, magnitude.sum(dim=0).unsqueeze(1) + 1)
 
 
 # --- prototypes

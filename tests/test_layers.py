@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from trainers.hegraph.conv import RelationConv
-from trainers.hegraph.graph import EDGE_TYPES, HeteroGraph, build_graph, degree_normalise
-from trainers.hegraph.layers import ACTIVATIONS, HeteroMessagePassing, relation_name
+from trainers.hegraph.graph import EDGE_TYPES, HeteroGraph, Relation, build_graph
+from trainers.hegraph.layers import ACTIVATIONS, Adapted, Adjacency, HeteroMessagePassing, relation_name
 
 P, N, V = "positive", "negative", "visual"
 PP, VP, NP, PN, VN, VV = (P, "to", P), (V, "to", P), (N, "to", P), (P, "to", N), (V, "to", N), (V, "to", V)
@@ -64,6 +64,13 @@ def relation(targets: list, sources: list, diagonal: float) -> list[list[float]]
 
 def times(x: list[float], weight: list[list[float]]) -> list[float]:
     return [sum(x[a] * weight[a][c] for a in range(len(x))) for c in range(len(weight[0]))]
+
+
+def coefficients(r: list[list[float]]) -> list[list[float]]:
+    """r_ij / sqrt((deg_i + 1)(deg_j + 1))."""
+    target = [sum(map(abs, row)) + 1 for row in r]
+    source = [sum(map(abs, column)) + 1 for column in zip(*r)]
+    return [[value / math.sqrt(target[i] * source[j]) for j, value in enumerate(row)] for i, row in enumerate(r)]
 
 
 def message(r, x_target, x_source, weight, bias, activation, self_loop=True) -> list[list[float]]:
@@ -132,15 +139,30 @@ def test_the_loops_cover_every_activation():
     assert set(ACTIVATION_LOOPS) == set(ACTIVATIONS)
 
 
+# --- one relation, as a matrix and as factors
+
+
+@pytest.mark.parametrize("num_classes", [1, 3, WIDTH, WIDTH + 1, 20])
+@pytest.mark.parametrize("diagonal", [0.0, 1.0, -1.0])
+def test_an_adjacency_multiplies_by_the_coefficients_with_and_without_a_matrix(unit_features, diagonal, num_classes):
+    target, source, x = (unit_features(num_classes, WIDTH, seed=i).double() for i in range(3))
+    r = relation(target.tolist(), source.tolist(), diagonal)
+    adjacency = Adjacency(Relation(target, source, diagonal))
+    assert {name for name, _ in adjacency.named_buffers()} == (
+        {"matrix"} if num_classes <= WIDTH else {"left", "right", "diagonal"}
+    )
+    # Unit features are made in float32, and a few 1e-8 off their norm
+    assert_close(adjacency(x), torch.tensor(coefficients(r), dtype=torch.float64) @ x, rtol=0, atol=1e-6)
+    own = torch.tensor([[1 / (sum(map(abs, row)) + 1)] for row in r], dtype=torch.float64)
+    assert_close(adjacency.self_coefficient, own, rtol=0, atol=1e-6)
+    assert adjacency.state_dict() == {}
+
+
 # --- the PyG reference
 
 
-@pytest.mark.parametrize("weight_per", ["target", "relation"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("num_classes", [2, 3, 7, 20])
-def test_the_pyg_reference_equals_the_dense_path(unit_features, num_classes, activation, weight_per):
-    graph = make_graph(unit_features, num_classes, torch.float32, seed=1)
-    layer = make_layer(graph, activation=activation, weight_per=weight_per).eval()
+def reference(graph: HeteroGraph, layer: HeteroMessagePassing, activation: str) -> Adapted:
+    """Eq. 1-6 over the edges of the graph."""
     data = graph.to_hetero_data()
 
     def send(edge_type, x_source=None, self_loop=True):
@@ -151,15 +173,47 @@ def test_the_pyg_reference_equals_the_dense_path(unit_features, num_classes, act
             (x_source, data[target].x),
             data[edge_type].edge_index,
             data[edge_type].edge_weight,
-            layer.weight[target if weight_per == "target" else name],
+            layer.weight[target if layer.weight_per == "target" else name],
             layer.bias[name],
         )
 
+    from_negative = METAPATH[NP] if layer.training else NP_TEST
     updated = data[N].x + METAPATH[PN] * send(PN) + METAPATH[VN] * send(VN)
-    positive = data[P].x + METAPATH[PP] * send(PP) + METAPATH[VP] * send(VP) + NP_TEST * send(NP, updated)
-    adapted = layer()
-    assert_close(adapted.positive, positive, rtol=0, atol=1e-5)
-    assert_close(adapted.visual_bias, send(VV, self_loop=False), rtol=0, atol=1e-5)
+    positive = data[P].x + METAPATH[PP] * send(PP) + METAPATH[VP] * send(VP) + from_negative * send(NP, updated)
+    return Adapted(positive, send(VV, self_loop=False))
+
+
+def gradients(adapted: Adapted, layer: HeteroMessagePassing) -> dict[str, Tensor]:
+    """Of a sum that weights every entry differently."""
+    generator = torch.Generator().manual_seed(11)
+    factors = [torch.randn(x.shape, generator=generator).to(x.dtype) for x in adapted]
+    layer.zero_grad()
+    sum((factor * x).sum() for factor, x in zip(factors, adapted)).backward()
+    return {name: parameter.grad.clone() for name, parameter in layer.named_parameters()}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 1e-5)], ids=str)
+@pytest.mark.parametrize("weight_per", ["target", "relation"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("num_classes", [2, 3, WIDTH, WIDTH + 1, 20])  # below, at and above d
+def test_the_fast_path_and_its_gradients_equal_the_pyg_reference(
+    unit_features, num_classes, activation, weight_per, dtype, tolerance
+):
+    graph = make_graph(unit_features, num_classes, dtype, seed=1)
+    layer = make_layer(graph, activation=activation, weight_per=weight_per)
+    for mode in (True, False):
+        layer.train(mode)
+        fast, slow = layer(), reference(graph, layer, activation)
+        for ours, theirs in zip(fast, slow):
+            assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+        ours, theirs = gradients(fast, layer), gradients(slow, layer)
+        for name, gradient in theirs.items():
+            assert_close(ours[name], gradient, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_no_matrix_of_all_pairs_of_classes_is_kept_where_there_are_more_classes_than_features(unit_features):
+    layer = make_layer(make_graph(unit_features, 50))
+    assert max(buffer.numel() for _, buffer in layer.named_buffers()) < 50 * 50
 
 
 def random_bipartite(num_sources: int, num_targets: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -300,7 +354,8 @@ def test_how_parameters_start(unit_features, weight_init):
 def test_with_identity_weights_and_no_activation_the_visual_bias_is_the_aggregate(unit_features):
     graph = make_graph(unit_features, 5)
     layer = HeteroMessagePassing(graph, METAPATH, NP_TEST, activation="identity").double()
-    adjacency, _ = degree_normalise(graph.edge_weight_dict[VV])
+    nodes = graph.x_dict[V].tolist()
+    adjacency = torch.tensor(coefficients(relation(nodes, nodes, 0.0)), dtype=torch.float64)
     assert_close(layer().visual_bias, adjacency @ graph.x_dict[V])
 
 

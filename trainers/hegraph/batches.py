@@ -17,13 +17,23 @@ from torch import Tensor
 from .backbone import Backbone
 from .features import ImageViews
 
+PRODUCTS_BYTES = 2**28  # 256 MB: 16 shots of 101 classes in ten views
+
 
 class Batch(NamedTuple):
-    """Training images as features `[B, d]`, their labels `[B]` and their positions in the cache `[B]`."""
+    """Training images.
+
+    Attributes:
+        features: Shape `[B, d]`.
+        labels: Shape `[B]`.
+        positions: In the cache, shape `[B]`.
+        products: With the cached features, shape `[B, N]`, where they are kept; else None.
+    """
 
     features: Tensor
     labels: Tensor
     positions: Tensor
+    products: Tensor | None = None
 
 
 class TrainingData(ABC):
@@ -50,12 +60,14 @@ class BankBatches(TrainingData):
         labels: Shape `[N]`.
         batch_size: The last batch of an epoch may be smaller; no image is dropped.
         seed: Of the order and the views.
+        products: From `products_with_cache`, for a method that asks for them in every step; None: not kept.
     """
 
     features: Tensor
     labels: Tensor
     batch_size: int
     seed: int
+    products: Tensor | None = None
 
     def epoch(self, number: int) -> Iterator[Batch]:
         num_views, num_images, _ = self.features.shape
@@ -64,7 +76,9 @@ class BankBatches(TrainingData):
         views = torch.randint(num_views, (num_images,), generator=generator)
         order, views = order.to(self.features.device), views.to(self.features.device)
         for positions in order.split(self.batch_size):
-            yield Batch(self.features[views[positions], positions], self.labels[positions], positions)
+            drawn = views[positions], positions
+            products = None if self.products is None else self.products[drawn]
+            yield Batch(self.features[drawn], self.labels[positions], positions, products)
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,25 @@ class OnlineBatches(TrainingData):
             positions = positions.to(self.labels.device)
             features = self.backbone.encode_images(torch.stack(pixels)).to(self.labels.device)
             yield Batch(features, self.labels[positions], positions)
+
+
+def products_with_cache(features: Tensor, keys: Tensor) -> Tensor | None:
+    """Every training query with every cached feature, so that no step multiplies them again.
+
+    Args:
+        features: Shape `[V, N, d]`.
+        keys: Shape `[N, d]`.
+
+    Returns:
+        Shape `[V, N, N]`; None if that is beyond `PRODUCTS_BYTES`.
+    """
+    return features @ keys.t() if products_bytes(len(features), len(keys)) else None
+
+
+def products_bytes(views: int, num_images: int) -> int:
+    """Of the products that are kept; 0 if they are not."""
+    size = 4 * views * num_images**2
+    return size if size <= PRODUCTS_BYTES else 0
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:

@@ -4,7 +4,7 @@ HeGraphAdapter, section 3.1.1. The edge weights come from the initial, frozen CL
 carry no gradient, so a graph is built once per run.
 
 Shapes: K classes, d feature width. Every relation is a `[K, K]` matrix, row = target node,
-column = source node.
+column = source node. No such matrix is kept: it is worked out from the nodes, in blocks of rows.
 """
 
 from __future__ import annotations
@@ -45,6 +45,50 @@ DIAGONAL_FACTOR: dict[EdgeType, float] = {
 }
 EDGE_TYPES = tuple(DIAGONAL_FACTOR)
 
+ROWS = 512  # of a relation matrix that are in memory at once
+
+
+@dataclass(frozen=True)
+class Relation:
+    """The edges from every source node to every target node, weighted by cosine.
+
+    Attributes:
+        target, source: Unit-norm node features, each `[K, d]`.
+        diagonal: Factor on the diagonal.
+    """
+
+    target: Tensor
+    source: Tensor
+    diagonal: float
+
+    def weight(self, rows: slice = slice(None)) -> Tensor:
+        """Those rows of the relation matrix, shape `[R, K]`."""
+        cosine = self.target[rows] @ self.source.t()
+        cosine.diagonal(offset=rows.start or 0).mul_(self.diagonal)
+        return cosine
+
+    def diagonal_cosine(self) -> Tensor:
+        """Cosine of each class's own two nodes, shape `[K, 1]`; its weight is `diagonal` times this."""
+        return (self.target * self.source).sum(dim=1, keepdim=True)
+
+    def degrees(self) -> tuple[Tensor, Tensor]:
+        """Degrees of a graph convolution with a self loop.
+
+        They count absolute weights: `deg_i + 1 = sum_j |r_ij| + 1` on the target side and, since a relation is
+        not symmetric, `deg_j + 1 = sum_i |r_ij| + 1` on the source side.
+
+        Returns:
+            Of the targets and of the sources, each `[K, 1]`.
+        """
+        num_classes = len(self.target)
+        target, source = self.target.new_ones(num_classes), self.target.new_ones(num_classes)
+        for start in range(0, num_classes, ROWS):
+            rows = slice(start, start + ROWS)
+            magnitude = self.weight(rows).abs_()  # [R, K]
+            target[rows] += magnitude.sum(dim=1)
+            source += magnitude.sum(dim=0)
+        return target.unsqueeze(1), source.unsqueeze(1)
+
 
 @dataclass(frozen=True)
 class HeteroGraph:
@@ -52,11 +96,9 @@ class HeteroGraph:
 
     Attributes:
         x_dict: Node type -> unit-norm node features, shape `[K, d]`.
-        edge_weight_dict: Edge type -> relation matrix, shape `[K, K]`, row = target, column = source.
     """
 
     x_dict: dict[str, Tensor]
-    edge_weight_dict: dict[EdgeType, Tensor]
 
     @property
     def num_classes(self) -> int:
@@ -65,6 +107,15 @@ class HeteroGraph:
     @property
     def width(self) -> int:
         return self.x_dict["positive"].shape[1]
+
+    @property
+    def edge_weight_dict(self) -> dict[EdgeType, Tensor]:
+        """Edge type -> relation matrix, shape `[K, K]`, made anew: six of them, which training never asks for."""
+        return {edge_type: self.relation(edge_type).weight() for edge_type in EDGE_TYPES}
+
+    def relation(self, edge_type: EdgeType) -> Relation:
+        source, _, target = edge_type
+        return Relation(self.x_dict[target], self.x_dict[source], DIAGONAL_FACTOR[edge_type])
 
     def to_hetero_data(self) -> HeteroData:
         """Returns the graph as `torch_geometric.data.HeteroData`.
@@ -103,13 +154,7 @@ def build_graph(positive: Tensor, negative: Tensor, visual: Tensor) -> HeteroGra
         raise ValueError(f"positive, negative and visual nodes must have one shape [K, d], got {shapes}")
     nodes = (positive, negative, visual)
     x_dict = {name: F.normalize(x.detach(), dim=-1) for name, x in zip(NODE_TYPES, nodes)}
-    edge_weight_dict = {}
-    for edge_type, factor in DIAGONAL_FACTOR.items():
-        source, _, target = edge_type
-        cosine = x_dict[target] @ x_dict[source].t()  # [K, K]
-        cosine.diagonal().mul_(factor)
-        edge_weight_dict[edge_type] = cosine
-    return HeteroGraph(x_dict, edge_weight_dict)
+    return HeteroGraph(x_dict)
 
 
 def class_means(features: Tensor, labels: Tensor, classnames: list[str] | int) -> Tensor:
@@ -139,22 +184,3 @@ def class_means(features: Tensor, labels: Tensor, classnames: list[str] | int) -
         )
     total = features.new_zeros(num_classes, features.shape[1]).index_add_(0, labels, features)
     return F.normalize(total / count.unsqueeze(1), dim=-1)
-
-
-def degree_normalise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Degree normalisation of one relation, as a graph convolution with a self loop.
-
-    Degrees count absolute weights: `deg_i = sum_j |r_ij|` on the target side and, since a relation is
-    not symmetric, `deg_j = sum_i |r_ij|` on the source side.
-
-    Args:
-        weight: Relation matrix, shape `[K, K]`, row = target, column = source.
-
-    Returns:
-        The edge coefficients `r_ij / sqrt((deg_i + 1)(deg_j + 1))`, shape `[K, K]`, and the
-        coefficients of the self term `1 / (deg_i + 1)`, shape `[K, 1]`.
-    """
-    magnitude = weight.abs()
-    target_degree = magnitude.sum(dim=1, keepdim=True) + 1  # [K, 1]
-    source_degree = magnitude.sum(dim=0, keepdim=True) + 1  # [1, K]
-    return weight / (target_degree * source_degree).sqrt(), 1 / target_degree

@@ -1,8 +1,8 @@
 """Message passing along the six relations of the graph. Eq. 1-6 of HeGraphAdapter.
 
-`HeteroMessagePassing` holds the parameters and is what training uses: dense matrices, with everything that does not
-change during training multiplied out once. `conv.py` says the same over edges, one relation at a time; the tests hold
-the two equal.
+`HeteroMessagePassing` holds the parameters and is what training uses: dense products, with everything that does not
+change during training multiplied out once, and no `[K, K]` matrix where K > d. `conv.py` says the same over edges, one
+relation at a time; the tests hold the two equal.
 
 Shapes: K classes, d feature width.
 """
@@ -18,14 +18,10 @@ from torch import Tensor, nn
 from .graph import (
     EDGE_TYPES,
     NEGATIVE_TO_POSITIVE,
-    POSITIVE_TO_NEGATIVE,
-    POSITIVE_TO_POSITIVE,
-    VISUAL_TO_NEGATIVE,
-    VISUAL_TO_POSITIVE,
     VISUAL_TO_VISUAL,
     EdgeType,
     HeteroGraph,
-    degree_normalise,
+    Relation,
 )
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -53,12 +49,47 @@ class Adapted(NamedTuple):
     visual_bias: Tensor | None
 
 
+class Adjacency(nn.Module):
+    """Multiplies by the edge coefficients `r_ij / sqrt((deg_i + 1)(deg_j + 1))` of one relation, `[K, K]`.
+
+    Up to K = d that is one dense matrix. Above, it is never formed: off its diagonal it is the product of the
+    normalised nodes, `D_t^-1/2 T S^T D_s^-1/2`, and its diagonal is put right afterwards. So a product with `[K, d]`
+    costs `min(K, 2d) K d` multiply-adds at most, and memory `min(K, 2d) K`.
+
+    Attributes:
+        self_coefficient: Of the self term, `1 / (deg_i + 1)`, shape `[K, 1]`. Not a buffer: it is used before training.
+    """
+
+    def __init__(self, relation: Relation) -> None:
+        super().__init__()
+        target_degree, source_degree = relation.degrees()
+        self.self_coefficient = 1 / target_degree
+        num_classes, width = relation.target.shape
+        self.dense = num_classes <= width
+        if self.dense:
+            matrix = relation.weight() / (target_degree * source_degree.t()).sqrt()
+            self.register_buffer("matrix", matrix, persistent=False)
+        else:
+            correction = (relation.diagonal - 1) * relation.diagonal_cosine()
+            correction = correction / (target_degree * source_degree).sqrt()
+            self.register_buffer("left", relation.target / target_degree.sqrt(), persistent=False)  # [K, d]
+            self.register_buffer("right", (relation.source / source_degree.sqrt()).t(), persistent=False)  # [d, K]
+            self.register_buffer("diagonal", correction, persistent=False)  # [K, 1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Source features `[K, d]` to aggregated target features `[K, d]`."""
+        if self.dense:
+            return self.matrix @ x
+        return torch.addmm(self.diagonal * x, self.left, self.right @ x)
+
+
 class HeteroMessagePassing(nn.Module):
     """The three steps of message passing: negative text, then positive text, then visual nodes.
 
     Five of the six relations aggregate frozen features. Since `(A x) W = A (x W)`, their `A x` plus self
     term is a constant, the `input` of the relation, and a step costs one `[K, d] x [d, d]` product per
-    message. Only the relation from the updated negative nodes is aggregated anew.
+    message; the inputs of a step that share `W` are stacked, and go in one product. Only the relation from the updated
+    negative nodes is aggregated anew.
 
     Args:
         graph: The heterogeneous graph.
@@ -99,8 +130,7 @@ class HeteroMessagePassing(nn.Module):
 
         for node_type in ("positive", "negative"):
             self.register_buffer(f"x_{node_type}", graph.x_dict[node_type], persistent=False)
-        for edge_type in self.relations:
-            self._register_inputs(graph, edge_type)
+        self._register_inputs(graph)
 
         weights, biases, paths = {}, {}, {}
         for edge_type in self.relations:
@@ -137,44 +167,55 @@ class HeteroMessagePassing(nn.Module):
         }
 
     def forward(self) -> Adapted:
-        negative = self.x_negative
-        for edge_type in (POSITIVE_TO_NEGATIVE, VISUAL_TO_NEGATIVE):
-            if edge_type in self.relations:
-                negative = negative + self._path_weight(edge_type) * self._message(edge_type)
-
-        positive = self.x_positive
-        for edge_type in (POSITIVE_TO_POSITIVE, VISUAL_TO_POSITIVE):
-            if edge_type in self.relations:
-                positive = positive + self._path_weight(edge_type) * self._message(edge_type)
+        negative = self._receive(self.x_negative, "negative")
+        positive = self._receive(self.x_positive, "positive")
         if NEGATIVE_TO_POSITIVE in self.relations:
-            name = relation_name(NEGATIVE_TO_POSITIVE)
-            adjacency, own = getattr(self, f"adjacency_{name}"), getattr(self, f"input_{name}")
-            message = self._message(NEGATIVE_TO_POSITIVE, own + adjacency @ negative)
+            inputs = self.self_terms + self.from_negative(negative)
+            message = self._message(NEGATIVE_TO_POSITIVE, inputs @ self.weight[self._weight_name(NEGATIVE_TO_POSITIVE)])
             positive = positive + self._path_weight(NEGATIVE_TO_POSITIVE) * message
 
-        visual_bias = self._message(VISUAL_TO_VISUAL) if VISUAL_TO_VISUAL in self.relations else None
+        visual_bias = None
+        if VISUAL_TO_VISUAL in self.relations:
+            name = self._weight_name(VISUAL_TO_VISUAL)
+            visual_bias = self._message(VISUAL_TO_VISUAL, getattr(self, f"input_{name}") @ self.weight[name])
         return Adapted(positive, visual_bias)
 
-    def _register_inputs(self, graph: HeteroGraph, edge_type: EdgeType) -> None:
-        source, _, target = edge_type
-        adjacency, self_coefficient = degree_normalise(graph.edge_weight_dict[edge_type])
-        inputs = adjacency @ graph.x_dict[source]  # [K, d]
-        if edge_type == VISUAL_TO_VISUAL:
-            pass  # the visual bias has no self term (Eq. 5)
-        elif edge_type == NEGATIVE_TO_POSITIVE:  # its sources change: keep the adjacency, not its product
-            inputs = self_coefficient * graph.x_dict[target]
-            self.register_buffer(f"adjacency_{relation_name(edge_type)}", adjacency, persistent=False)
-        else:
-            inputs = inputs + self_coefficient * graph.x_dict[target]
-        self.register_buffer(f"input_{relation_name(edge_type)}", inputs, persistent=False)
+    def _register_inputs(self, graph: HeteroGraph) -> None:
+        """What stays the same in every step: the inputs of each `W`, `[m K, d]` for m frozen relations that share it,
+        and the adjacency and self terms of the relation whose sources change."""
+        inputs: dict[str, list[Tensor]] = {}
+        self.shared: dict[str, list[EdgeType]] = {}  # name of a W -> the frozen relations that share it
+        for edge_type in self.relations:
+            source, _, target = edge_type
+            adjacency = Adjacency(graph.relation(edge_type))
+            self_terms = adjacency.self_coefficient * graph.x_dict[target]
+            if edge_type == NEGATIVE_TO_POSITIVE:
+                self.from_negative = adjacency
+                self.register_buffer("self_terms", self_terms, persistent=False)
+                continue
+            aggregated = adjacency(graph.x_dict[source])
+            if edge_type != VISUAL_TO_VISUAL:  # the visual bias has no self term (Eq. 5)
+                aggregated = aggregated + self_terms
+            name = self._weight_name(edge_type)
+            inputs.setdefault(name, []).append(aggregated)
+            self.shared.setdefault(name, []).append(edge_type)
+        for name, rows in inputs.items():
+            self.register_buffer(f"input_{name}", torch.cat(rows), persistent=False)
 
-    def _message(self, edge_type: EdgeType, inputs: Tensor | None = None) -> Tensor:
+    def _receive(self, x: Tensor, node_type: str) -> Tensor:
+        """The nodes with the weighted messages of the frozen relations that they are the target of."""
+        for name, edge_types in self.shared.items():
+            if edge_types[0][2] != node_type:
+                continue
+            products = getattr(self, f"input_{name}") @ self.weight[name]  # [m K, d] x [d, d]
+            for edge_type, product in zip(edge_types, products.chunk(len(edge_types))):
+                x = x + self._path_weight(edge_type) * self._message(edge_type, product)
+        return x
+
+    def _message(self, edge_type: EdgeType, product: Tensor) -> Tensor:
+        """`act(product + b)`, where the product is that of the aggregated inputs with `W`."""
         name = relation_name(edge_type)
-        inputs = getattr(self, f"input_{name}") if inputs is None else inputs
-        out = inputs @ self.weight[self._weight_name(edge_type)]  # [K, d] x [d, d]
-        if name in self.bias:
-            out = out + self.bias[name]
-        return self.activation(out)
+        return self.activation(product + self.bias[name] if name in self.bias else product)
 
     def _path_weight(self, edge_type: EdgeType) -> Tensor | float:
         name = relation_name(edge_type)

@@ -1,5 +1,7 @@
 """HeGraphAdapter: graph -> message passing -> two classifiers. Takes features, never images.
 
+Once trained, the graph is no longer needed: it folds into `[K, d]` class weights and `[N, d]` keys.
+
 "HeGraphAdapter: Tuning Multi-Modal Vision-Language Models with Heterogeneous Graph Adapter".
 
 Shapes: B queries, K classes, N cached images, d feature width.
@@ -10,9 +12,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from .cache import cache_sums, moved_keys, shifted_cache_logits
 from .graph import (
     NEGATIVE_TO_POSITIVE,
     POSITIVE_TO_NEGATIVE,
@@ -22,7 +26,7 @@ from .graph import (
     EdgeType,
     HeteroGraph,
 )
-from .heads import cache_affinities, cache_logits, text_logits
+from .heads import text_logits
 from .layers import HeteroMessagePassing
 
 
@@ -31,10 +35,23 @@ class Classifier(NamedTuple):
 
     Attributes:
         class_features: Refined positive text features `X_p'`, shape `[K, d]`.
-        keys: Refined cached image features `F_hat`, shape `[N, d]`; None without a visual classifier.
+        shift: What moves the cached image features of each class, `gamma B`, shape `[K, d]`; None without a
+            visual classifier.
     """
 
     class_features: Tensor
+    shift: Tensor | None
+
+
+class Folded(NamedTuple):
+    """A trained adapter without its graph.
+
+    Attributes:
+        weights: Of the text classifier, `tau X_p' / |X_p'|`, shape `[K, d]`.
+        keys: Unit-norm refined cached image features `F_hat`, shape `[N, d]`; None without a visual classifier.
+    """
+
+    weights: Tensor
     keys: Tensor | None
 
 
@@ -62,7 +79,7 @@ class HeGraphAdapter(nn.Module):
         super().__init__()
         self.num_classes = graph.num_classes
         self.logit_scale = logit_scale
-        self.variant, self.activation = options.VARIANT, options.ACTIVATION
+        self.options, self.variant, self.activation = options, options.VARIANT, options.ACTIVATION
         self.gamma, self.beta_c, self.alpha_c = options.GAMMA, options.BETA_C, options.ALPHA_C
         # Not part of a checkpoint: they come from the features
         self.register_buffer("cache_keys", cache_keys, persistent=False)
@@ -82,9 +99,9 @@ class HeGraphAdapter(nn.Module):
                 visual=self.variant == "full",
             )
 
-    def forward(self, features: Tensor, own: Tensor | None = None) -> Logits:
-        """Logits of unit-norm image features `[B, d]`; `own` as in `classify`."""
-        return self.classify(features, self.adapt(), own)
+    def forward(self, features: Tensor, own: Tensor | None = None, products: Tensor | None = None) -> Logits:
+        """Logits of unit-norm image features `[B, d]`; `own` and `products` as in `classify`."""
+        return self.classify(features, self.adapt(), own, products)
 
     def adapt(self) -> Classifier:
         """Passes messages. The result holds for every query as long as no parameter changes."""
@@ -93,10 +110,15 @@ class HeGraphAdapter(nn.Module):
         adapted = self.layers()
         if adapted.visual_bias is None:
             return Classifier(adapted.positive, None)
-        keys = self.cache_keys + self.gamma * adapted.visual_bias[self.cache_labels]  # [N, d]
-        return Classifier(adapted.positive, keys)
+        return Classifier(adapted.positive, self.gamma * adapted.visual_bias)
 
-    def classify(self, features: Tensor, classifier: Classifier, own: Tensor | None = None) -> Logits:
+    def classify(
+        self,
+        features: Tensor,
+        classifier: Classifier,
+        own: Tensor | None = None,
+        products: Tensor | None = None,
+    ) -> Logits:
         """Applies the two heads.
 
         Args:
@@ -104,14 +126,14 @@ class HeGraphAdapter(nn.Module):
             classifier: From `adapt`.
             own: For queries that are themselves in the cache, their positions there, shape `[B]`; a query
                 does not match its own key. None: none of them is.
+            products: `features @ cache_keys.t()`, shape `[B, N]`, if they are known.
         """
         text = text_logits(features, classifier.class_features, self.logit_scale)
-        if classifier.keys is None:
+        if classifier.shift is None:
             return Logits(text, None)
-        affinities = cache_affinities(features, classifier.keys, self.beta_c)  # [B, N]
-        if own is not None:
-            affinities = affinities.scatter(1, own.unsqueeze(1), 0.0)
-        return Logits(text, cache_logits(affinities, self.cache_labels, self.num_classes))
+        keys, labels = self.cache_keys, self.cache_labels
+        visual = shifted_cache_logits(features, keys, classifier.shift, labels, self.beta_c, own, products)
+        return Logits(text, visual)
 
     def combine(self, logits: Logits) -> Tensor:
         """The prediction `z_t + alpha_c z_v`, shape `[B, K]`; `z_t` alone without a visual classifier."""
@@ -130,16 +152,33 @@ class HeGraphAdapter(nn.Module):
         return [{"params": parameters, "lr": rates[role]} for role, parameters in groups.items() if parameters]
 
     @torch.no_grad()
-    def predict(self, features: Tensor, batch_size: int = 1024) -> Logits:
-        """Logits of many features `[M, d]` in evaluation mode; messages are passed once."""
+    def fold(self) -> Folded:
+        """Passes messages in evaluation mode, once, and keeps what prediction needs."""
         training = self.training
         self.eval()
         classifier = self.adapt()
-        batches = [self.classify(batch, classifier) for batch in features.split(batch_size)]
         self.train(training)
-        text = torch.cat([b.text for b in batches])
-        visual = None if classifier.keys is None else torch.cat([b.visual for b in batches])
-        return Logits(text, visual)
+        weights = self.logit_scale * F.normalize(classifier.class_features, dim=-1)
+        if classifier.shift is None:
+            return Folded(weights, None)
+        return Folded(weights, F.normalize(moved_keys(self.cache_keys, classifier.shift, self.cache_labels), dim=-1))
+
+    @torch.no_grad()
+    def predict(self, features: Tensor, batch_size: int = 1024, folded: Folded | None = None) -> Logits:
+        """Logits of many features `[M, d]` in evaluation mode.
+
+        Args:
+            features: Unit-norm image features, shape `[M, d]`.
+            batch_size: Of them, that meet the cache at once.
+            folded: From `fold`, for several predictions with the same parameters; None: folded now.
+        """
+        folded = folded or self.fold()
+        text = features @ folded.weights.t()
+        if folded.keys is None:
+            return Logits(text, None)
+        labels, count = self.cache_labels, self.num_classes
+        visual = [cache_sums(batch, folded.keys, labels, self.beta_c, count) for batch in features.split(batch_size)]
+        return Logits(text, torch.cat(visual))
 
 
 def metapath_weights(options: CfgNode) -> dict[EdgeType, float]:

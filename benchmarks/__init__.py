@@ -1,0 +1,1 @@
+"""Benchmarks by command: `python -m benchmarks NAME [--json FILE]`. See README.md beside this file."""

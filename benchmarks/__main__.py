@@ -1,0 +1,31 @@
+"""The command line: runs one benchmark, prints its table, and writes its figures."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+NAMES = ("graph-step", "train-step", "growth", "imagenet-scale", "predict", "peers", "extraction")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--json", type=Path, help="file for the figures and whether they meet their bars")
+    parser.add_argument("--small", action="store_true", help="sizes that show that it runs; the figures mean nothing")
+    args = parser.parse_args(arguments)
+    module = importlib.import_module(f".{args.name.replace('-', '_')}", __package__)
+    report = module.run(**(module.SMALL if args.small else {}))
+    sys.stdout.write(f"{report}\ntorch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    if args.json:
+        args.json.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Bank extraction from image files, against the encoder alone on tensors that are ready.
+
+The encoder has random weights, which cost what trained ones cost.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from trainers.hegraph.backbone import Backbone, create_model
+from trainers.hegraph.config import load_cfg
+from trainers.hegraph.datasets import Dataset, Item
+from trainers.hegraph.datasets.catalog import open_image
+from trainers.hegraph.features import ImageViews
+from trainers.hegraph.features.extract import encode_images
+
+from .report import Report
+from .timing import in_turn, ratio
+
+SMALL = {"model": "RN50", "images": 2, "batch": 2, "repeats": 1}
+SIZE = (500, 375)  # of a photograph in ImageNet
+
+
+def run(model: str = "ViT-B-32", images: int = 128, batch: int = 64, repeats: int = 3) -> Report:
+    network, preprocess, tokenizer = create_model(model)
+    backbone = Backbone(model, network.eval(), tokenizer, preprocess, (0.5,) * 3, (0.5,) * 3, {"model": model})
+    cfg = load_cfg(opts=["DATALOADER.TEST.BATCH_SIZE", batch])
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        items = [write_image(root, number) for number in range(images)]
+        dataset = Dataset("Random", ["noise"], items, [], [], partial(open_image, root), root)
+        views = ImageViews(dataset, items, preprocess)
+        pixels = torch.stack([views[i][1] for i in range(images)]).split(batch)
+        runs = iter(range(repeats + 1))
+        seconds = in_turn(
+            {
+                "encoder alone": lambda: [backbone.encode_images(part) for part in pixels],
+                "extraction": lambda: encode_images(backbone, views, cfg, root / f"bank{next(runs)}", "train"),
+            },
+            repeats,
+        )
+    share = ratio(seconds["encoder alone"], seconds["extraction"])
+    report = Report(
+        f"{images} JPEG files of {SIZE[0]} x {SIZE[1]}, {model}, batches of {batch}",
+        ["what", "images/s"],
+        [[name, images / sorted(s)[len(s) // 2]] for name, s in seconds.items()],
+    )
+    report.at_least("extraction over encoder alone", share, 0.9)
+    return report
+
+
+def write_image(root: Path, number: int) -> Item:
+    """A JPEG of smooth noise, which takes as long to decode as a photograph of its size."""
+    noise = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    name = f"{number}.jpg"
+    Image.fromarray(noise).resize(SIZE, Image.Resampling.BICUBIC).save(root / name, quality=90)
+    return Item(name, 0, "noise")

@@ -1,0 +1,76 @@
+"""Forward and backward of the graph, against rebuilding the graph in every step.
+
+The other side is the equations as a graph convolution is usually written: each relation's cosines, degrees and
+coefficients, then `A (x W)`, with dense matrices and autograd.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+from torch import Tensor
+
+from trainers.hegraph.config import load_cfg
+from trainers.hegraph.graph import DIAGONAL_FACTOR, HeteroGraph, build_graph
+from trainers.hegraph.layers import Adapted, HeteroMessagePassing, relation_name
+from trainers.hegraph.model import metapath_weights
+
+from .report import Report
+from .tasks import unit_features
+from .timing import in_turn, ratio
+
+BARS = {(100, 512): 8.0, (1000, 1024): 2.5}
+SMALL = {"sizes": ((5, 16), (20, 16)), "repeats": 1}
+
+
+def run(sizes: tuple[tuple[int, int], ...] = tuple(BARS), repeats: int = 7) -> Report:
+    report = Report("Graph step, forward and backward", ["K", "d", "ours, ms", "rebuilt every step, ms", "ratio"])
+    for num_classes, width in sizes:
+        seconds = measure(num_classes, width, repeats)
+        factor = ratio(seconds["rebuilt"], seconds["ours"])
+        ours, theirs = (1000 * statistics.median(seconds[name]) for name in ("ours", "rebuilt"))
+        report.rows.append([num_classes, width, ours, theirs, factor])
+        bar = BARS.get((num_classes, width), 0.0)  # of a small size there is nothing to ask
+        report.at_least(f"K={num_classes}, d={width}", factor, bar)
+    return report
+
+
+def measure(num_classes: int, width: int, repeats: int) -> dict[str, list[float]]:
+    nodes = [unit_features(num_classes, width, seed=seed) for seed in range(3)]
+    options = load_cfg().TRAINER.HEGRAPHADAPTER
+    layer = HeteroMessagePassing(build_graph(*nodes), metapath_weights(options), options.ALPHA_NP_TEST)
+
+    def backward(adapted: Adapted) -> None:
+        layer.zero_grad()
+        (adapted.positive.sum() + adapted.visual_bias.sum()).backward()
+
+    return in_turn(
+        {"ours": lambda: backward(layer()), "rebuilt": lambda: backward(rebuilt(build_graph(*nodes), layer))}, repeats
+    )
+
+
+def rebuilt(graph: HeteroGraph, layer: HeteroMessagePassing) -> Adapted:
+    """What the layer computes, from the nodes alone."""
+    updated = dict(graph.x_dict)
+    for target in ("negative", "positive"):
+        relations = [e for e in layer.relations if e[2] == target]
+        messages = [layer.metapath[relation_name(e)] * message(graph, layer, e, updated[e[0]]) for e in relations]
+        updated[target] = torch.stack([graph.x_dict[target], *messages]).sum(dim=0)
+    visual = next(e for e in layer.relations if e[2] == "visual")
+    return Adapted(updated["positive"], message(graph, layer, visual, graph.x_dict["visual"], self_loop=False))
+
+
+def message(
+    graph: HeteroGraph, layer: HeteroMessagePassing, edge_type: tuple, x_source: Tensor, self_loop: bool = True
+) -> Tensor:
+    source, _, target = edge_type
+    weight, x_target = layer.weight[target], graph.x_dict[target]
+    relation = x_target @ graph.x_dict[source].t()
+    relation = torch.where(torch.eye(len(relation)).bool(), DIAGONAL_FACTOR[edge_type] * relation, relation)
+    target_degree = relation.abs().sum(dim=1, keepdim=True) + 1
+    source_degree = relation.abs().sum(dim=0, keepdim=True) + 1
+    out = (relation / (target_degree * source_degree).sqrt()) @ (x_source @ weight)
+    if self_loop:
+        out = out + (x_target @ weight) / target_degree
+    return torch.tanh(out + layer.bias[relation_name(edge_type)])

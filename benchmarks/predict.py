@@ -1,0 +1,47 @@
+"""Prediction from folded weights, against zero-shot's matrix product and Tip-Adapter's training-free head."""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+from yacs.config import CfgNode
+
+from trainers.hegraph.baselines import tip_adapter
+from trainers.hegraph.config import load_cfg
+from trainers.hegraph.experiment import build_model
+from trainers.hegraph.run import TEST_BATCH
+
+from .report import Report
+from .tasks import random_bank
+from .timing import in_turn, ratio
+
+SMALL = {"num_classes": 10, "width": 16, "images": 30, "repeats": 1}
+
+
+@torch.no_grad()
+def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, images: int = 4096, repeats: int = 7) -> Report:
+    bank = random_bank(num_classes, width, shots, test=images)
+    full, text = (build_model(bank, load_cfg(opts=["TRAINER.HEGRAPHADAPTER.VARIANT", v])) for v in ("full", "T"))
+    folded_full, folded_text = full.fold(), text.fold()
+    tip = tip_adapter.fit(bank.without_test(), CfgNode(tip_adapter.DEFAULTS), seed=1)
+    weights, features = bank.logit_scale * bank.text_positive, bank.test_features
+    seconds = in_turn(
+        {
+            "zero-shot's product": lambda: features @ weights.t(),
+            "ours, text only": lambda: text.predict(features, folded=folded_text),
+            "Tip-Adapter, training-free": lambda: torch.cat([tip.logits(b) for b in features.split(TEST_BATCH)]),
+            "ours, full": lambda: full.combine(full.predict(features, folded=folded_full)),
+        },
+        repeats,
+    )
+    to_zero_shot = ratio(seconds["ours, text only"], seconds["zero-shot's product"])
+    to_tip = ratio(seconds["ours, full"], seconds["Tip-Adapter, training-free"])
+    report = Report(
+        f"Prediction of {images} images: K = {num_classes}, d = {width}, {shots} shots",
+        ["what", "ms"],
+        [[name, 1000 * statistics.median(s)] for name, s in seconds.items()],
+    )
+    report.at_most("text only over zero-shot", to_zero_shot, 1.05)
+    report.at_most("full over Tip-Adapter", to_tip, 1.05)
+    return report

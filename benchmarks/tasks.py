@@ -1,0 +1,45 @@
+"""Tasks of random unit features in any size. They time arithmetic; their accuracy means nothing."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from yacs.config import CfgNode
+
+from trainers.hegraph.batches import BankBatches
+from trainers.hegraph.config import load_cfg
+from trainers.hegraph.experiment import build_model
+from trainers.hegraph.features import FeatureBank
+from trainers.hegraph.fit import Fit
+
+
+def unit_features(*shape: int, seed: int = 0) -> Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def random_bank(num_classes: int, width: int, shots: int = 16, views: int = 1, test: int = 0) -> FeatureBank:
+    """A bank of random unit features; `test` images, or none."""
+    return FeatureBank(
+        train_features=unit_features(views, num_classes * shots, width),
+        train_labels=torch.arange(num_classes).repeat_interleave(shots),
+        text_positive=unit_features(num_classes, width, seed=1),
+        text_negative=unit_features(num_classes, width, seed=2),
+        test_features=unit_features(test, width, seed=3) if test else None,
+        test_labels=torch.arange(test) % num_classes if test else None,
+        classnames=[str(k) for k in range(num_classes)],
+        dataset="Random",
+        backbone="none",
+        logit_scale=100.0,
+    )
+
+
+def start_training(bank: FeatureBank, cfg: CfgNode | None = None) -> Fit:
+    """A training of the default recipe on a bank, in its second epoch: after warm-up."""
+    cfg = cfg or load_cfg()
+    data = BankBatches(bank.train_features, bank.train_labels, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed=1)
+    training = Fit(build_model(bank, cfg), data, cfg, output=None, run_id="", about={})
+    training.epoch = 1
+    training.begin_epoch()
+    training.model.train()
+    return training

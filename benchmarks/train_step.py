@@ -1,0 +1,100 @@
+"""A whole training step: over the time of its multiply-adds alone, and against the layer's PyG reference path."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from trainers.hegraph.batches import Batch
+from trainers.hegraph.conv import RelationConv
+from trainers.hegraph.graph import NEGATIVE_TO_POSITIVE, VISUAL_TO_VISUAL, HeteroGraph, build_graph, class_means
+from trainers.hegraph.heads import cache_affinities, cache_logits, text_logits
+from trainers.hegraph.layers import relation_name
+from trainers.hegraph.losses import adapter_losses
+from trainers.hegraph.model import HeGraphAdapter, Logits
+
+from .report import Report
+from .tasks import random_bank, start_training, unit_features
+from .timing import in_turn, ratio
+
+SMALL = {"num_classes": 10, "width": 16, "repeats": 1}
+
+
+def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, repeats: int = 7, pyg_repeats: int = 1) -> Report:
+    bank = random_bank(num_classes, width, shots)
+    training = start_training(bank)
+    batch = next(training.data.epoch(1))
+    count = multiply_adds(num_classes, width, len(bank.train_labels), len(batch.features))
+    measured, rows = unit_features(width, width), unit_features(4 * num_classes, width)
+    scale = count / rows.numel() / width  # the product that is timed -> those of a step
+
+    seconds = in_turn({"step": lambda: training.step(batch), "product": lambda: rows @ measured}, repeats)
+    floor = [scale * s for s in seconds["product"]]
+    over = ratio(seconds["step"], floor)
+    graph = build_graph(
+        bank.text_positive, bank.text_negative, class_means(bank.cache_keys(), bank.train_labels, num_classes)
+    )
+    step = pyg_step(training.model, graph, batch)
+    # A PyG step is so long that a warm-up would change nothing but the wait
+    slow = in_turn({"step": lambda: training.step(batch), "pyg": step}, pyg_repeats, warm_up=False)
+    against = ratio(slow["pyg"], slow["step"])
+
+    report = Report(
+        f"Training step: K = {num_classes}, d = {width}, {shots} shots, batch {len(batch.features)}",
+        ["what", "ms", "ratio"],
+        [
+            ["ours", 1000 * statistics.median(seconds["step"]), 1.0],
+            [f"floor: {count / 1e9:.1f} G multiply-adds", 1000 * statistics.median(floor), over],
+            ["PyG reference path", 1000 * statistics.median(slow["pyg"]), against],
+        ],
+    )
+    report.at_most("step over its floor", over, 1.5)
+    report.at_least("PyG reference over step", against, 20.0)
+    return report
+
+
+def multiply_adds(num_classes: int, width: int, cached: int, batch: int) -> int:
+    """Of the matrix products of one step, forward and backward; what is elementwise is not counted."""
+    square = num_classes * width * width
+    messages = 6 * square + 6 * square + square  # six messages, the gradients of W, that of one input
+    aggregation = 2 * min(num_classes, 2 * width) * num_classes * width  # of the updated negative nodes, and back
+    text = 2 * batch * num_classes * width
+    cache = batch * cached * width + 2 * batch * num_classes * width  # f . F, f . s, and the gradient of s
+    return messages + aggregation + text + cache
+
+
+def pyg_step(model: HeGraphAdapter, graph: HeteroGraph, batch: Batch) -> Callable[[], None]:
+    """A step of the model's parameters with `conv.py` over edges and `heads.py` over formed keys."""
+    data, layer = graph.to_hetero_data(), model.layers
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    convs = {True: RelationConv(), False: RelationConv(self_loop=False)}
+
+    def send(edge_type, x_source=None):
+        source, _, target = edge_type
+        edges, x_source = data[edge_type], data[source].x if x_source is None else x_source
+        nodes, name = (x_source, data[target].x), relation_name(edge_type)
+        conv = convs[edge_type != VISUAL_TO_VISUAL]
+        return conv(nodes, edges.edge_index, edges.edge_weight, layer.weight[target], layer.bias[name])
+
+    def step() -> None:
+        negative, positive = data["negative"].x, data["positive"].x
+        for edge_type in layer.relations:
+            if edge_type[2] == "negative":
+                negative = negative + layer.metapath[relation_name(edge_type)] * send(edge_type)
+        for edge_type in layer.relations:
+            if edge_type[2] == "positive":
+                x_source = negative if edge_type == NEGATIVE_TO_POSITIVE else None
+                positive = positive + layer.metapath[relation_name(edge_type)] * send(edge_type, x_source)
+        keys = model.cache_keys + model.gamma * send(VISUAL_TO_VISUAL)[model.cache_labels]
+        affinities = cache_affinities(batch.features, keys, model.beta_c)
+        affinities = affinities.scatter(1, batch.positions.unsqueeze(1), 0.0)
+        visual = cache_logits(affinities, model.cache_labels, model.num_classes)
+        logits = Logits(text_logits(batch.features, positive, model.logit_scale), visual)
+        loss = sum(adapter_losses(logits, batch.labels, 1.0, 100.0).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step

@@ -1,0 +1,117 @@
+"""The benchmarks run, print their tables and write their figures. No time is judged here."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from benchmarks import peers, train_step
+from benchmarks.__main__ import NAMES, main
+from benchmarks.report import Report
+from benchmarks.timing import in_turn, process, ratio
+
+BARS = {
+    "graph-step": {"K=5, d=16", "K=20, d=16"},
+    "train-step": {"step over its floor", "PyG reference over step"},
+    "growth": {"time per step and class", "peak memory per class", "peak memory at the largest, bytes"},
+    "imagenet-scale": {"seconds"},
+    "predict": {"text only over zero-shot", "full over Tip-Adapter"},
+    "peers": {"all banks"},
+    "extraction": {"extraction over encoder alone"},
+}
+
+
+def test_every_benchmark_is_tried_here():
+    assert set(BARS) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_runs_and_writes_its_figures(name, request, tmp_path, capsys, tiny_bank, monkeypatch):
+    if name == "peers":  # its banks are not part of the repository
+        (tmp_path / "data").mkdir()
+        tiny_bank.rename(tmp_path / "data" / "oxford_pets.safetensors")
+        monkeypatch.setenv("HEGRAPH_SHARED", str(tmp_path))
+    file = tmp_path / "figures.json"
+    assert main([name, "--small", "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert set(figures["bars"]) == BARS[name]
+    for bar in figures["bars"].values():
+        assert set(bar) == {"value", "bar", "ok"}
+        assert math.isfinite(bar["value"]) and bar["value"] > 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(figures["title"]) and all(row in printed for row in figures["bars"])
+
+
+def test_a_report_judges_in_both_directions():
+    report = Report("title", ["what", "ms"], [["ours", 1234.5], ["theirs", 0.01234]])
+    report.at_most("slow", 1.5, 1.5)
+    report.at_most("slower", 1.51, 1.5)
+    report.at_least("fast", 8.0, 8.0)
+    report.at_least("less so", 7.99, 8.0)
+    assert [bar["ok"] for bar in report.bars.values()] == [True, False, True, False]
+    assert str(report).splitlines() == [
+        "title", "", "| what | ms |", "| --- | --- |", "| ours | 1234 |", "| theirs | 0.0123 |", "",
+        "slow: 1.5, bar 1.5: met", "slower: 1.51, bar 1.5: MISSED", "fast: 8, bar 8: met",
+        "less so: 7.99, bar 8: MISSED",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_what_is_compared_runs_in_turn_and_a_warm_up_does_not_count(warm_up):
+    calls = []
+    seconds = in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2, warm_up=warm_up)
+    assert calls == ["a", "b"] * (3 if warm_up else 2)
+    assert {name: len(s) for name, s in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_the_ratio_is_the_median_of_the_repeats():
+    assert ratio([2.0, 30.0, 4.0], [1.0, 1.0, 1.0]) == 4.0
+
+
+def test_a_process_that_fails_says_why():
+    with pytest.raises(RuntimeError, match=r"No module named .*no_such_benchmark"):
+        process("benchmarks.no_such_benchmark")
+
+
+def test_the_multiply_adds_of_a_step_by_hand():
+    # K=2, d=3, N=4, B=5: 13 * 2*9 for the messages, 2 * 2*2*3 aggregated, text 2*5*2*3, cache 5*4*3 + 2*5*2*3
+    assert train_step.multiply_adds(2, 3, 4, 5) == 234 + 24 + 60 + 60 + 60
+
+
+def test_the_pyg_step_computes_what_ours_does(unit_features):
+    from benchmarks.tasks import random_bank, start_training
+    from trainers.hegraph.graph import build_graph, class_means
+
+    bank = random_bank(6, 8, shots=3)
+    ours, theirs = start_training(bank), start_training(bank)
+    batch = next(ours.data.epoch(1))
+    graph = build_graph(bank.text_positive, bank.text_negative, class_means(bank.cache_keys(), bank.train_labels, 6))
+    ours.step(batch)
+    train_step.pyg_step(theirs.model, graph, batch)()
+    gradients = {name: parameter.grad for name, parameter in ours.model.named_parameters()}
+    for name, parameter in theirs.model.named_parameters():
+        scale = parameter.grad.abs().max()
+        assert (gradients[name] - parameter.grad).abs().max() < 1e-4 * scale, name
+
+
+def test_the_rebuilt_graph_computes_what_ours_does():
+    from benchmarks.graph_step import rebuilt
+    from benchmarks.tasks import random_bank, start_training
+    from trainers.hegraph.graph import build_graph, class_means
+
+    bank = random_bank(6, 8, shots=3)
+    layer = start_training(bank).model.layers
+    graph = build_graph(bank.text_positive, bank.text_negative, class_means(bank.cache_keys(), bank.train_labels, 6))
+    for ours, theirs in zip(layer(), rebuilt(graph, layer)):
+        assert (ours - theirs).abs().max() < 1e-6
+
+
+def test_peers_are_started_with_a_configuration_that_exists(monkeypatch):
+    started = []
+    monkeypatch.setattr(peers, "process", lambda *arguments: started.append(arguments) or (1.0, ""))
+    assert peers.run_once("TipAdapterF", peers.ROOT / "bank", 16, 2) == 1.0
+    arguments = dict(zip(started[0][1::2], started[0][2::2]))
+    assert (arguments["--trainer"], arguments["--shots"], arguments["--seed"]) == ("TipAdapterF", "16", "2")
+    assert (peers.ROOT / arguments["--config-file"]).is_file()

@@ -1,0 +1,133 @@
+"""The cache classifier while its keys move: Eq. 8 of HeGraphAdapter without the moved keys or their gradient.
+
+The key of image k is `F_k + s_c`, where `s_c`, the shift, is one vector per class. So
+
+    cos(f, F_k + s_c) = (f . F_k + f . s_c) / |F_k + s_c|
+
+where `f . F_k` holds nothing that is trained: of the two products of `[B, d]` with `[N, d]` that `heads.py` takes for a
+step, one is left, or none where it was worked out before. What remains is elementwise, and goes through the cache in
+chunks that stay near the processor.
+
+Shapes: B queries, K classes, N cached images, d feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+# Entries of a chunk: 2 MB of float32 stay in a core's cache, and below the size at which memory is handed back to the
+# system after every use; a GPU wants large kernels
+CHUNK = {"cpu": 2**19, "cuda": 2**26}
+EPS = 1e-12  # of a norm, as in F.normalize
+NO_MATCH = -1e4  # an exponent whose exponential is 0, and which times 0 is 0
+
+
+def shifted_cache_logits(
+    features: Tensor,
+    keys: Tensor,
+    shift: Tensor,
+    labels: Tensor,
+    beta: float,
+    own: Tensor | None = None,
+    products: Tensor | None = None,
+) -> Tensor:
+    """Sum over the images of each class of `exp(-beta (1 - cos(f, F_k + s_c)))`; differentiable in `shift` alone.
+
+    Args:
+        features: Unit-norm image features, shape `[B, d]`.
+        keys: Cached image features, shape `[N, d]`.
+        shift: What moves the keys of each class, shape `[K, d]`.
+        labels: Class of each cached image, shape `[N]`.
+        beta: Sharpness.
+        own: For queries that are themselves in the cache, their positions there, shape `[B]`; a query does not match
+            its own key. None: none of them is.
+        products: `features @ keys.t()`, shape `[B, N]`, if it is known.
+
+    Returns:
+        Logits, shape `[B, K]`.
+    """
+    return _ShiftedCache.apply(shift, features, keys, labels, beta, own, products).t()
+
+
+def cache_sums(features: Tensor, keys: Tensor, labels: Tensor, beta: float, num_classes: int) -> Tensor:
+    """The same for keys that have been moved and are unit-norm, `[N, d]`; for prediction, without a gradient."""
+    logits = features.new_zeros(num_classes, len(features))
+    for rows in chunks(keys, len(features)):
+        affinities = (keys[rows] @ features.t()).sub_(1).mul_(beta).exp_()  # [R, B]
+        logits.index_add_(0, labels[rows], affinities)
+    return logits.t()
+
+
+def moved_keys(keys: Tensor, shift: Tensor, labels: Tensor) -> Tensor:
+    """The keys `F_k + s_c`, shape `[N, d]`."""
+    return shift[labels].add_(keys)
+
+
+class _ShiftedCache(torch.autograd.Function):
+    """Row k of every matrix is a cached image, so that a class's sum adds rows. Returns logits `[K, B]`.
+
+    The exponent is `e = scale * (f . F_k + f . s_c) - beta` with `scale = beta / |F_k + s_c|`; it is all that is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        shift: Tensor,
+        features: Tensor,
+        keys: Tensor,
+        labels: Tensor,
+        beta: float,
+        own: Tensor | None,
+        products: Tensor | None,
+    ) -> Tensor:
+        moved = shift @ features.t()  # f . s_c, [K, B]
+        exponents, norms = keys.new_empty(len(keys), len(features)), keys.new_empty(len(keys), 1)
+        logits = torch.zeros_like(moved)
+        if products is not None:
+            exponents.copy_(products.t())  # whole: torch transposes fast where both are contiguous
+        for rows in chunks(keys, max(exponents.shape[1], keys.shape[1])):
+            chunk, label = exponents[rows], labels[rows]
+            if products is None:
+                torch.mm(keys[rows], features.t(), out=chunk)
+            norms[rows] = moved_keys(keys[rows], shift, label).norm(dim=1, keepdim=True).clamp_min_(EPS)
+            chunk.add_(moved[label]).mul_(beta / norms[rows]).sub_(beta)
+            if own is not None:
+                _set_own(chunk, own - rows.start)
+            logits.index_add_(0, label, chunk.exp())
+        ctx.save_for_backward(shift, features, keys, labels, exponents, norms)
+        ctx.beta = beta
+        return logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        shift, features, keys, labels, exponents, norms = ctx.saved_tensors
+        beta = ctx.beta
+        grad_moved, grad_shift = torch.zeros_like(grad), torch.zeros_like(shift)
+        for rows in chunks(keys, max(exponents.shape[1], keys.shape[1])):
+            chunk, label, norm = exponents[rows], labels[rows], norms[rows]
+            grad_chunk = chunk.exp().mul_(grad[label])  # of the exponents
+            # d e / d |F_k + s_c| = -(e + beta) / |F_k + s_c|
+            grad_norm = -((grad_chunk * chunk).sum(1, keepdim=True) + beta * grad_chunk.sum(1, keepdim=True)) / norm
+            grad_shift.index_add_(0, label, moved_keys(keys[rows], shift, label).mul_(grad_norm / norm))
+            grad_moved.index_add_(0, label, grad_chunk.mul_(beta / norm))
+        grad_shift.addmm_(grad_moved, features)
+        return grad_shift, None, None, None, None, None, None
+
+
+def chunks(matrix: Tensor, width: int) -> Iterator[slice]:
+    """Slices of the rows, such that `width` times their number is as `CHUNK` says."""
+    size = max(1, CHUNK[matrix.device.type] // width)
+    for start in range(0, len(matrix), size):
+        yield slice(start, min(start + size, len(matrix)))
+
+
+def _set_own(chunk: Tensor, own: Tensor) -> None:
+    """Sets `chunk[own[b], b]` to `NO_MATCH` for each query whose row is in the chunk; waits for no device."""
+    here = (own >= 0) & (own < len(chunk))
+    index = own.clamp(0, len(chunk) - 1).unsqueeze(0)
+    chunk.scatter_(0, index, chunk.gather(0, index).where(~here, NO_MATCH))

@@ -1,0 +1,79 @@
+"""How much memory a training takes, before it starts, and how the C library is to hand it out.
+
+`benchmarks/README.md` has the formula and what was measured.
+
+Shapes: K classes, N cached images (K times the shots), d feature width, V views, B batch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from pathlib import Path
+
+import torch
+
+from .batches import products_bytes
+
+logger = logging.getLogger(__name__)
+
+FLOAT = 4  # bytes
+# Of glibc's malloc.h, and what is set: the largest int
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LARGEST = 2**31 - 1
+SHARE = 0.5  # of the free memory, above which the estimate is logged
+
+
+def training_bytes(num_classes: int, num_images: int, width: int, views: int, batch: int) -> dict[str, int]:
+    """Bytes of a training of the full variant, by what takes them; the features themselves and the process aside."""
+    nodes = num_classes * width  # one feature or parameter per class
+    products = products_bytes(views, num_images)
+    return {
+        "keys": 2 * num_images * width * FLOAT,  # and the mean that they are made from
+        "graph": (10 * nodes + min(num_classes, 2 * width) * num_classes) * FLOAT,
+        "parameters": 4 * (3 * width**2 + 6 * nodes) * FLOAT,  # with gradients and AdamW's two moments
+        "step": (num_images * batch * (2 if products else 1) + 24 * nodes) * FLOAT,
+        "products": products,
+    }
+
+
+def free_bytes(device: str = "cpu") -> int | None:
+    """Memory that can be had without swapping; None where the system does not say."""
+    if device != "cpu":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, macOS not this name
+        return None
+
+
+def log_large(parts: dict[str, int], free: int | None) -> None:
+    """Logs the estimate in one line if it is more than `SHARE` of the free memory."""
+    total = sum(parts.values())
+    if free is not None and total > SHARE * free:
+        largest = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items() if size)
+        logger.warning("training will take about %.2f GB (%s) of %.2f GB free", total / 1e9, largest, free / 1e9)
+
+
+def keep_freed_memory() -> bool:
+    """Has glibc keep the memory that a step frees, so that the next finds it there.
+
+    Left alone, it hands blocks above 32 MB back to the system, and gets them again page by page: with 21,841 classes,
+    a fifth of a step. What the user has set in the environment stays; another C library is left alone.
+
+    Returns:
+        Whether it does now.
+    """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc; Windows has no such handle
+        return False
+    return all(mallopt(parameter, LARGEST) for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD))
