@@ -11,7 +11,7 @@ import logging
 import pickle
 import re
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -119,10 +119,61 @@ class Backbone:
         batches = [list(sentences[i : i + batch_size]) for i in range(0, len(sentences), batch_size)]
         return self._unit_features(self.model.encode_text, [self.tokenizer(b).to(self.device) for b in batches])
 
+    def context_tokens(self, sentences: Sequence[str], length: int) -> Tensor:
+        """Tokens of sentences that begin with `length` placeholders, for `encode_with_context`.
+
+        Raises:
+            UserError: If the tokenizer does not put the placeholders after a start token, one token each.
+        """
+        tokens = self.tokenizer(sentences)
+        if (tokens[:, 1 : 1 + length] != tokens[0, 1]).any():
+            raise UserError(f"the tokenizer of {self.name} is not CLIP's, and its sentences take no learned context")
+        return tokens.to(self.device)
+
+    def encode_with_context(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """Sentences with vectors in place of their placeholders' embeddings, with gradients.
+
+        Args:
+            tokens: From `context_tokens`, shape `[S, 77]`.
+            context: Shape `[length, text_width]`.
+
+        Returns:
+            Unit-norm float32 features on the model's device, shape `[S, d]`.
+        """
+
+        def replace(module: nn.Module, args: tuple, embedded: Tensor) -> Tensor:
+            vectors = context.to(embedded.dtype).expand(len(embedded), -1, -1)
+            return torch.cat([embedded[:, :1], vectors, embedded[:, 1 + len(context) :]], dim=1)
+
+        hook = self._token_embedding.register_forward_hook(replace)
+        try:
+            with self._autocast():
+                features = self.model.encode_text(tokens)
+        finally:
+            hook.remove()
+        return F.normalize(features.float(), dim=-1)
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text tower's token embeddings."""
+        return self._token_embedding.embedding_dim
+
+    @property
+    def _token_embedding(self) -> nn.Embedding:
+        tower = getattr(self.model, "text", self.model)
+        if not hasattr(tower, "token_embedding"):
+            raise UserError(
+                f"the text tower of {self.name} is not one of open_clip's own, and takes no learned context"
+            )
+        return tower.token_embedding
+
+    def _autocast(self) -> AbstractContextManager:
+        fast = self.precision == "amp"  # on a GPU; older torch knows no float16 on the CPU, not even switched off
+        return torch.autocast(self.device.type, torch.float16) if fast else nullcontext()
+
     @torch.no_grad()
     def _unit_features(self, encode: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Tensor:
-        fast = self.precision == "amp"  # on a GPU; older torch knows no float16 on the CPU, not even switched off
-        with torch.autocast(self.device.type, torch.float16) if fast else nullcontext():
+        with self._autocast():
             features = torch.cat([encode(batch) for batch in batches])
         return F.normalize(features.float(), dim=-1).cpu()
 

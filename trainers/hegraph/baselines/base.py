@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..features import FeatureBank
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -28,6 +30,8 @@ class Fitted:
         epochs, steps: Of training; 0 for a method without.
         selected: What was chosen on the few-shot val split:
             key -> {"value": ..., "candidates": [[value, accuracy], ...]}.
+        transfer: A bank of other classes, without training images, to the logits of its test images; None if the
+            method has no rule for classes that it was not fitted to.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -35,3 +39,4 @@ class Fitted:
     epochs: int = 0
     steps: int = 0
     selected: dict = field(default_factory=dict)
+    transfer: Callable[[FeatureBank], Tensor] | None = None

@@ -24,7 +24,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..errors import UserError
-from ..evaluate import score
+from ..evaluate import accuracy
 from ..features import FeatureBank
 from ..heads import cache_affinities, cache_logits, text_logits
 from .base import Fitted
@@ -101,7 +101,7 @@ def search(
     for b in [beta, *betas]:
         cache = cache_of(bank.val_features, b)
         for a in alphas if b != beta else [alpha, *alphas]:
-            accuracies[a, b] = score(zero_shot + a * cache, bank.val_labels)["accuracy"]
+            accuracies[a, b] = accuracy(zero_shot + a * cache, bank.val_labels)
 
     def distance(candidate: tuple[float, float]) -> float:
         return abs(candidate[0] - alpha) / scale[1] + abs(candidate[1] - beta) / scale[0]

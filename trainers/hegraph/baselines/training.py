@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..batches import BankBatches, Batch, TrainingData
 from ..errors import UserError
-from ..evaluate import score
+from ..evaluate import accuracy
 from ..features import FeatureBank
 from ..fit import learning_rate
 
@@ -85,6 +85,7 @@ def train(
     data: TrainingData,
     epochs: int,
     schedule: Schedule,
+    after_epoch: Callable[[int], None] = lambda epochs: None,
 ) -> int:
     """Minimises a loss over the batches of `epochs` epochs; the last step is the result.
 
@@ -94,6 +95,7 @@ def train(
         data: Training batches.
         epochs: At least 1.
         schedule: Sets the learning rate before every step.
+        after_epoch: Called with the number of epochs that are done.
 
     Returns:
         The number of steps.
@@ -116,6 +118,7 @@ def train(
             step += 1
         if not loss.isfinite():
             raise UserError(f"the loss is {loss.item()} in epoch {epoch + 1}; lower LR ({max(peaks)})")
+        after_epoch(epoch + 1)
     return step
 
 
@@ -143,7 +146,7 @@ def has_val(bank: FeatureBank) -> bool:
 @torch.no_grad()
 def val_accuracy(logits: Callable[[Tensor], Tensor], bank: FeatureBank) -> float:
     """Percent on the task's val split; only where `has_val`."""
-    return score(logits(bank.val_features), bank.val_labels)["accuracy"]
+    return accuracy(logits(bank.val_features), bank.val_labels)
 
 
 def _check_rows(key: str, rows: Sequence[Sequence], kind: type, form: str) -> None:

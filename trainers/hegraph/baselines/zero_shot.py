@@ -11,6 +11,7 @@ looked at. As in the original; which prompts made the text features is the bank'
 
 from __future__ import annotations
 
+from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features import FeatureBank
@@ -22,4 +23,8 @@ DEFAULTS: dict = {}
 
 def fit(bank: FeatureBank, options: CfgNode, seed: int) -> Fitted:
     """Needs the text features alone; `options` is empty and `seed` changes nothing."""
-    return Fitted(lambda features: text_logits(features, bank.text_positive, bank.logit_scale))
+
+    def logits(features: Tensor, bank: FeatureBank = bank) -> Tensor:
+        return text_logits(features, bank.text_positive, bank.logit_scale)
+
+    return Fitted(logits, transfer=lambda other: logits(other.test_features, other))

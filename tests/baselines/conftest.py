@@ -1,0 +1,87 @@
+"""What the tests of the methods need: banks of any shape, and fitting with a few options changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from yacs.config import CfgNode
+
+from trainers.hegraph.backbone import MINI_NAME, Backbone, load_backbone
+from trainers.hegraph.baselines import load_method
+from trainers.hegraph.baselines.base import Fitted
+from trainers.hegraph.features import FeatureBank
+
+NAMES = ("one", "two", "three", "four", "five", "six", "seven")
+
+
+@pytest.fixture(scope="session")
+def mini() -> Backbone:
+    return load_backbone(MINI_NAME)
+
+
+@pytest.fixture(scope="session")
+def make_bank(mini, unit_features) -> Callable[..., FeatureBank]:
+    """Function of the shots of every class, width, views and val images per class; 20 test images per class.
+
+    Images scatter around the centre of their class, the text features lie further off. At mini's width the centres are
+    the features of a sentence, so that CoOp can find them.
+    """
+
+    def make(shots: Sequence[int] = (4, 4, 4, 4, 4), width: int = 64, views: int = 2, val: int = 3) -> FeatureBank:
+        generator = torch.Generator().manual_seed(3)
+        names = NAMES[: len(shots)]
+        centres = unit_features(len(shots), width, seed=1)
+        if width == mini.width:
+            centres = mini.encode_text([f"the digit {name}" for name in names])
+
+        def near(points: Tensor, spread: float) -> Tensor:
+            noise = F.normalize(torch.randn(points.shape, generator=generator), dim=-1)
+            return F.normalize(points + spread * noise, dim=-1)
+
+        def images(counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+            labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+            labels = labels[torch.randperm(len(labels), generator=generator)]
+            return near(centres[labels], 1.0), labels
+
+        train_features, train_labels = images(shots)
+        val_features, val_labels = images([val] * len(shots)) if val else (None, None)
+        test_features, test_labels = images([20] * len(shots))
+        return FeatureBank(
+            train_features=torch.stack([near(train_features, 0.1) for _ in range(views)]),
+            train_labels=train_labels,
+            val_features=val_features,
+            val_labels=val_labels,
+            test_features=test_features,
+            test_labels=test_labels,
+            text_positive=near(centres, 2.0),
+            text_negative=unit_features(len(shots), width, seed=2),
+            classnames=list(names),
+            dataset="Tiny",
+            backbone="none",
+            logit_scale=mini.logit_scale,
+        )
+
+    return make
+
+
+QUICK = {
+    "ProtoCLIP": {"EPOCHS": 100, "ASK_EVERY": 20, "LR": 1e-3},  # of the method: 2,000 epochs
+    "CoOp": {"EPOCHS": [[1, 10], [8, 40]]},  # of the method: up to 200 epochs
+}
+
+
+@pytest.fixture
+def fit(mini) -> Callable[..., Fitted]:
+    """Function of a method's name, a bank, a seed and options that differ from the defaults."""
+
+    def run(name: str, bank: FeatureBank, seed: int = 1, **changed: object) -> Fitted:
+        method = load_method(name)
+        assert changed.keys() <= method.DEFAULTS.keys()
+        options = CfgNode({**method.DEFAULTS, **QUICK.get(name, {}), **changed})
+        return method.fit(bank.without_test(), options, seed, *([mini] if name == "CoOp" else []))
+
+    return run
