@@ -1,0 +1,120 @@
+"""What the figures show: read from matplotlib's objects, and from the files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from trainers.hegraph.errors import UserError
+from trainers.hegraph.results.analysis import TextNodes, mean_distance
+from trainers.hegraph.results.cells import FIRST, LAST
+from trainers.hegraph.results.figures import _style, as_svg, confusion, curves, save, tsne
+from trainers.hegraph.results.paper import read_quotes
+
+
+def lines(axis) -> dict[str, list[float]]:
+    """The accuracies of every line of a panel."""
+    return {bars.get_label(): list(bars.lines[0].get_ydata()) for bars in axis.containers}
+
+
+def test_curves_have_a_panel_for_the_mean_and_every_data_set(run):
+    runs = [
+        run(s, a, shots=n, dataset=d)
+        for d, b in (("Toy", 0), ("Zoo", 20))
+        for n in (1, 4)
+        for s, a in ((1, 60 + n + b), (2, 70 + n + b))
+    ]
+    figure = curves(runs)
+    mean, toy, zoo = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["mean of 2", "Toy", "Zoo"]
+    assert lines(toy)["HeGraphAdapter"] == [66, 69]
+    assert lines(zoo)["HeGraphAdapter"] == [86, 89]
+    assert lines(mean)["HeGraphAdapter"] == [76, 79]
+    assert [label.get_text() for label in toy.get_xticklabels()] == ["1", "4"]
+    assert toy.get_ylabel() or mean.get_ylabel() == "accuracy on test (%)"
+    assert zoo.get_xlabel() == "training images per class (shots)"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "zero-shot",
+        "HeGraphAdapter(T)",
+        "HeGraphAdapter",
+    ]
+
+
+def test_bars_are_the_intervals_over_seeds(run):
+    [axis] = curves([run(1, 60.0), run(2, 70.0)]).axes
+    bars = next(bars for bars in axis.containers if bars.get_label() == "HeGraphAdapter")
+    [[low, high]] = [segment[:, 1] for segment in bars.lines[2][0].get_segments()]
+    assert (high - low) / 2 == pytest.approx(12.7062 * 5, rel=1e-4)  # t of 1 degree of freedom * 50**.5 / 2**.5
+
+
+def test_methods_differ_without_colour():
+    styles = [(style["marker"], style["linestyle"]) for style in map(_style, (*FIRST, *LAST))]
+    assert len(set(styles)) == len(styles)
+
+
+def test_a_method_looks_the_same_in_every_figure(run):
+    tip = {"trainer": "TipAdapter", "variant": "", "accuracy_text": None}
+    with_others = curves([run(), run(**tip)]).axes[0].containers[1]
+    alone = curves([run(**tip)]).axes[0].containers[1]
+    assert with_others.get_label() == alone.get_label() == "TipAdapter"
+    assert with_others.lines[0].get_marker() == alone.lines[0].get_marker()
+
+
+def test_several_backbones_and_all_images_are_refused(run):
+    with pytest.raises(UserError, match="one backbone"):
+        curves([run(), run(backbone="RN50/openai")])
+    with pytest.raises(UserError, match="all images"):
+        curves([run(shots=-1)])
+
+
+def test_quoted_curves_are_of_the_same_task(run):
+    runs = [run(shots=16, dataset="oxford_pets", backbone="RN50-quickgelu/openai")]
+    [axis] = curves(runs, read_quotes("fig2")).axes
+    [line] = [line for line in axis.lines if line.get_label() == "HeGraphAdapter (quoted)"]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([16], [90.24])
+    assert "HeGraphAdapter (quoted)" not in [
+        line.get_label() for line in curves([run()], read_quotes("fig2")).axes[0].lines
+    ]
+
+
+def test_text_nodes_are_two_panels_of_one_scale_with_names_and_distances(unit_features):
+    before, after = unit_features(5, 8, seed=1), F.normalize(unit_features(5, 8, seed=2) + 2, dim=1)
+    figure = tsne(TextNodes(before, after, list("abcde")))
+    left, right = figure.axes
+    assert left.get_title() == f"before: mean inter-class distance {mean_distance(before):.3f}"
+    assert right.get_title() == f"after: mean inter-class distance {mean_distance(after):.3f}"
+    assert left.get_xlim() == right.get_xlim() == left.get_ylim()
+    assert [text.get_text() for text in left.texts] == list("abcde")
+    assert len(right.collections[0].get_offsets()) == 5
+
+
+def test_text_nodes_are_drawn_the_same_each_time_and_one_class_is_refused(unit_features):
+    nodes = TextNodes(unit_features(4, 8, seed=1), unit_features(4, 8, seed=2), list("abcd"))
+    assert as_svg(tsne(nodes)) == as_svg(tsne(nodes))
+    with pytest.raises(UserError, match="one class"):
+        tsne(TextNodes(torch.ones(1, 8), torch.ones(1, 8), ["a"]))
+
+
+def test_a_confusion_matrix_is_in_percent_of_the_true_class():
+    figure = confusion(np.array([[1, 3], [0, 0]]), ["a", "b"])
+    axis, bar = figure.axes
+    assert axis.images[0].get_array().tolist() == [[25, 75], [0, 0]]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted class", "true class")
+    assert sorted(text.get_text() for text in axis.texts) == ["1", "3"]
+    assert "%" in bar.get_ylabel()
+
+
+def test_many_classes_are_drawn_without_names():
+    assert not confusion(np.eye(200, dtype=int), [f"class {i}" for i in range(200)]).axes[0].texts
+
+
+def test_a_figure_is_saved_as_png_and_svg_under_any_stem(run, tmp_path):
+    png, svg = save(curves([run()]), tmp_path / "new" / "v1.5 curves")
+    assert (png.name, svg.name) == ("v1.5 curves.png", "v1.5 curves.svg")
+    assert Image.open(png).format == "PNG"
+    assert b"<svg" in svg.read_bytes()
+    assert sorted(path.name for path in png.parent.iterdir()) == [png.name, svg.name]
+    assert svg.read_bytes() == as_svg(curves([run()]))

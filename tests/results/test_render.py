@@ -1,0 +1,97 @@
+"""Means and intervals by hand, and one small table in every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+
+import pytest
+
+from trainers.hegraph.results.render import Cell, Row, Table, as_csv, as_html, average, latex, markdown
+
+
+@pytest.fixture
+def table() -> Table:
+    rows = [
+        Row(("A_b", "one"), [Cell.over({1: 80.0, 2: 82.0}), Cell(50.0)]),
+        Row(("A_b", "two"), [Cell.over({1: 90.0}), None]),
+        Row(("A_b", "two (quoted)"), [Cell(99.0), None], quoted=True),
+        Row(("C", "one"), [Cell(1.0), None]),
+    ]
+    return Table("50% & more", ("set", "method"), ["x|y", "z"], rows, [2, 0])
+
+
+def test_the_interval_is_students():
+    # mean 3, deviation sqrt(2.5); t of 4 degrees of freedom at 97.5 % is 2.776445 (any table of t)
+    cell = Cell.over(dict(enumerate([1, 2, 3, 4, 5])))
+    assert cell.mean == 3
+    assert cell.interval == pytest.approx(2.776445 * 2.5**0.5 / 5**0.5, rel=1e-6)
+
+
+def test_one_seed_and_a_number_without_seeds_have_no_interval():
+    assert Cell.over({7: 80.0}).interval is None
+    assert Cell(80.0).interval is None
+
+
+def test_an_average_is_taken_seed_by_seed_so_that_its_interval_is_that_of_the_average():
+    mean = average([Cell.over({1: 10.0, 2: 30.0}), Cell.over({1: 30.0, 2: 10.0})])
+    assert mean.by_seed == {1: 20.0, 2: 20.0}
+    assert mean.interval == 0
+
+
+def test_an_average_over_different_seeds_has_no_interval_and_none_over_a_missing_cell():
+    assert average([Cell.over({1: 10.0, 2: 30.0}), Cell.over({1: 40.0})]) == Cell(30.0)
+    assert average([Cell(1.0), None]) is None
+    assert average([]) is None
+
+
+def test_markdown(table):
+    assert markdown(table).splitlines() == [
+        "50% & more",
+        "",
+        r"| set | method | x\|y | z |",
+        "| --- | --- | ---: | ---: |",
+        "| A_b | one | 81.00 ± 12.71 | **50** |",
+        "| A_b | two | **90.00** |  |",
+        "| A_b | two (quoted) | 99.00 |  |",
+        "| C | one | **1.00** |  |",
+    ]
+
+
+def test_latex_escapes_and_rules_off_groups(table):
+    lines = latex(table).splitlines()
+    assert r"\caption{50\% \& more}" in lines
+    assert r"A\_b & one & 81.00 $\pm$ 12.71 & \textbf{50} \\" in lines
+    assert r"A\_b & two & \textbf{90.00} &  \\" in lines
+    assert lines[lines.index(r"C & one & \textbf{1.00} &  \\") - 1] == r"\hline"
+
+
+def test_csv_has_numbers_as_they_are_with_interval_and_seeds(table):
+    header, one, two, quoted, _ = csv.reader(io.StringIO(as_csv(table)))
+    assert header == ["set", "method", "x|y", "x|y ±", "x|y n", "z", "z ±", "z n"]
+    assert one[:3] == ["A_b", "one", "81.0"]
+    assert float(one[3]) == pytest.approx(12.7062, rel=1e-5)  # t of 1 degree of freedom, deviation sqrt(2), n 2
+    assert one[4:] == ["2", "50.0", "", ""]
+    assert two[2:] == ["90.0", "", "1", "", "", ""]
+    assert quoted[2:5] == ["99.0", "", ""]
+
+
+def test_html_escapes_what_it_is_given():
+    row = Row(("<b>&",), [Cell(1.0)])
+    text = as_html(Table("", ("method",), ["a<b"], [row], [2]))
+    assert "&lt;b&gt;&amp;" in text
+    assert "a&lt;b" in text
+    assert "<strong>1.00</strong>" in text
+
+
+def test_equal_as_shown_are_both_the_best():
+    rows = [Row(("a",), [Cell(80.001)]), Row(("b",), [Cell(80.002)]), Row(("c",), [Cell(79.9)])]
+    table = Table("", ("method",), ["x"], rows, [2])
+    assert [table.is_best(row, 0) for row in rows] == [True, True, False]
+
+
+def test_records_and_tables_need_no_matplotlib():
+    code = "import sys, trainers.hegraph.results; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,93 @@
+"""What differs between runs of one method at one place, such as the runs of a sensitivity sweep."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+from .cells import PLACE, Place, method, place
+from .differences import differing_keys, shortest_names
+
+logger = logging.getLogger(__name__)
+
+
+def name_settings(records: Sequence[dict]) -> tuple[list[dict], dict[str, str], list[str]]:
+    """Gives every run the configuration keys in which the runs of its method at its place differ.
+
+    Where several keys differ, a run is named by those at which it has not the usual value, the most frequent one, and
+    a run with only usual values by all; so the runs of sweeps around one point have short names. Runs of a method that
+    differ in nothing are left out where others do, and have one setting without a name where none do.
+
+    Returns:
+        The records, each with a "setting" such as "ALPHA_PP=0.06"; those settings, in the order of their keys and
+        values, with their heads; a note on the usual values, or none.
+    """
+    groups = {group: runs for group, runs in _groups(records).items() if differing_keys(runs)}
+    if not groups:
+        return [record | {"setting": ""} for record in records], {"": "one setting"}, []
+    swept = [record for runs in groups.values() for record in runs]
+    if len(swept) < len(records):
+        logger.warning(
+            "%d of %d runs are of methods without a sweep and are left out", len(records) - len(swept), len(records)
+        )
+    keys = sorted({key for runs in groups.values() for key in differing_keys(runs)})
+    configs = [record.get("config") or {} for record in swept]
+    short = shortest_names(keys, set().union(*configs))
+    usual = usual_values(swept, keys)
+    named, order = [], {}
+    for record, config in zip(swept, configs):
+        shown = [key for key in keys if config.get(key) != usual[key]] or keys
+        setting = ", ".join(f"{short[key]}={_text(config.get(key))}" for key in shown)
+        order[setting] = [(keys.index(key), _sortable(config.get(key))) for key in shown]
+        named.append(record | {"setting": setting})
+    settings = {setting: setting for setting in sorted(order, key=order.get)}
+    note = f"where not named, {', '.join(f'{short[key]}={_text(usual[key])}' for key in keys)}"
+    return named, settings, [note] if len(keys) > 1 else []
+
+
+def split_sweeps(records: Sequence[dict]) -> tuple[list[dict], list[list[dict]]]:
+    """The runs with the usual values, and for each method and key the runs in which that key alone varies.
+
+    A run that was made twice, as the middle of two sweeps, counts once; one that is unusual at several keys is in none.
+    """
+    plain, sweeps = [], []
+    for runs in _groups(_without_repetitions(records)).values():
+        keys = differing_keys(runs)
+        usual = usual_values(runs, keys)
+        others = [{key for key in keys if (run.get("config") or {}).get(key) != usual[key]} for run in runs]
+        plain += [run for run, other in zip(runs, others) if not other]
+        alone = ([run for run, other in zip(runs, others) if other <= {key}] for key in keys)
+        sweeps += [sweep for sweep in alone if differing_keys(sweep)]
+    return plain, sweeps
+
+
+def usual_values(records: Sequence[dict], keys: Sequence[str]) -> dict[str, object]:
+    """The most frequent value of every key, of equals the first; as JSON has it, since lists cannot be counted."""
+    counts = {key: Counter(json.dumps((record.get("config") or {}).get(key)) for record in records) for key in keys}
+    return {key: json.loads(count.most_common(1)[0][0]) for key, count in counts.items()}
+
+
+def _groups(records: Sequence[dict]) -> dict[tuple[Place, str], list[dict]]:
+    groups: dict[tuple[Place, str], list[dict]] = {}
+    for record in records:
+        groups.setdefault((place(record, PLACE), method(record)), []).append(record)
+    return groups
+
+
+def _without_repetitions(records: Sequence[dict]) -> list[dict]:
+    """Of runs of one method, configuration and seed with one accuracy the first that trained, or else the first."""
+    first: dict[tuple, dict] = {}
+    for record in sorted(records, key=lambda record: record.get("adapter_from") is not None):
+        same = (place(record, PLACE), method(record), record.get("config_hash"), record["seed"], record["accuracy"])
+        first.setdefault(same, record)
+    return list(first.values())
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _sortable(value: object) -> tuple:
+    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
