@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -25,6 +26,15 @@ def shared() -> Path:
     if not folder:
         pytest.skip("HEGRAPH_SHARED is not set: the shared data is not here")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def quiet_again() -> Iterator[None]:
+    """A program that a test starts in this process shows what the package has to say; the next test asks itself."""
+    logger = logging.getLogger("trainers.hegraph")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ DASSL_TYPES = {
     "INPUT.PIXEL_STD": list,
     "INPUT.TRANSFORMS": tuple,
     "INPUT.RRCROP_SCALE": tuple,
+    "DATASET.TARGET_DOMAINS": tuple,
+    "DATASET.TARGET_DATASETS": tuple,
     "TEST.FINAL_MODEL": str,
     "TEST.SPLIT": str,
     "DATASET.ROOT": str,

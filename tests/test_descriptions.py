@@ -47,7 +47,7 @@ def classnames_of(file: str, shared: Path) -> list[str]:
 
 def test_there_is_a_file_for_every_data_set_and_no_other():
     assert FILES == sorted(set(SHIPPED.values())) == sorted(NUM_CLASSES)
-    assert set(SHIPPED) == set(TEMPLATES)
+    assert set(SHIPPED) == set(TEMPLATES) - {"DigitsLow", "DigitsHigh"}
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -96,7 +96,7 @@ def rewrite(bank: Path, change: Callable[[dict[str, torch.Tensor], dict[str, str
 
 def test_a_run_leaves_its_record_its_split_and_its_adapter(train, tmp_path):
     assert train() == 0
-    names = ["adapter.safetensors", "predictions.safetensors", "result.json", "split.json"]
+    names = ["adapter.safetensors", "predictions.safetensors", "result.json", "split.json", "text_nodes.safetensors"]
     assert sorted(files(tmp_path / "out")) == names
 
 

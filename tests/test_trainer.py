@@ -478,9 +478,15 @@ def test_images_that_are_missing_since_coop_selected_are_counted_and_named(host)
     shutil.copy(host.images / "caltech-101" / "split_fewshot" / "shot_2-seed_1.pkl", host_pickle)
 
 
-@pytest.mark.parametrize("flag", ["--head", "--source-domains", "--target-domains"])
+@pytest.mark.parametrize("flag", ["--head", "--source-domains"])
 def test_flags_of_dassls_that_mean_nothing_here_are_refused(host, flag):
     assert f"{flag} means nothing to HeGraphAdapter" in host.run("dassl", "flag", flags=(flag, "x")).error
+
+
+def test_targets_are_tested_without_dassl(host):
+    flags = ("--target-domains", "ImageNetV2")
+    assert "are not tested through Dassl" in host.run("dassl", "targets", flags=flags).error
+    assert "are not tested through Dassl" in host.run("dassl", "targets", "DATASET.TARGET_DOMAINS", "('x',)").error
 
 
 # The choice of the host
@@ -577,7 +583,7 @@ def test_dassl_and_coop_have_every_key_of_ours_with_the_same_type(host):
         for key, value in node.items():
             if isinstance(value, dict):
                 yield from ours(value, f"{prefix}{key}.")
-            elif not f"{prefix}{key}".startswith(NODE):
+            elif not f"{prefix}{key}".startswith((NODE, "DATASET.TARGET_DATASETS")):
                 yield f"{prefix}{key}", type(value).__name__
 
     found = dict(ours(get_cfg_default()))

@@ -22,6 +22,7 @@ from trainers.hegraph.datasets import DATASETS, Dataset, load_dataset, load_few_
 from trainers.hegraph.datasets.__main__ import catalog_name
 from trainers.hegraph.datasets.base import class_names
 from trainers.hegraph.datasets.catalog import CATALOG, read_pools
+from trainers.hegraph.datasets.digits import DOMAINS, HALVES
 from trainers.hegraph.errors import UserError
 from trainers.hegraph.prompts import TEMPLATES
 
@@ -71,11 +72,12 @@ WNID_NAMES = (
 
 def test_the_catalog_has_the_fifteen_data_sets_of_coop():
     assert set(CATALOG) == set(CONFIG_NAMES.values())
-    assert set(DATASETS) == {*CATALOG, "Digits", "ImageFolder"}
+    assert set(DATASETS) == {*CATALOG, "Digits", *DOMAINS, *HALVES, "ImageFolder"}
 
 
 def test_there_is_one_configuration_file_per_data_set():
-    ours = {"digits": "Digits", "folder": "ImageFolder"}
+    halves = {"digits_low": "DigitsLow", "digits_high": "DigitsHigh"}
+    ours = {"digits": "Digits", "folder": "ImageFolder", **halves}
     files = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
     assert files == {stem: {"DATASET": {"NAME": name}} for stem, name in {**CONFIG_NAMES, **ours}.items()}
 
@@ -375,7 +377,7 @@ def test_a_variant_of_imagenet_has_coops_items_and_class_order(name, golden_tree
     assert list(dataset.classnames) == [WNID_NAMES[number] for number in classes]
     assert dataset.train == dataset.val == []
     dataset.check_files()
-    with pytest.raises(UserError, match=f"{name} has only test images: train on ImageNet and test the adapter on it"):
+    with pytest.raises(UserError, match=f"{name} has only test images: train on ImageNet with --target-domains"):
         load_few_shot(name, str(golden_tree), 1, 1)
 
 

@@ -334,7 +334,7 @@ def test_nothing_can_be_trained_on_a_variant(name, tmp_path):
     images = tmp_path / VARIANTS[name]
     write(images.parent / "classnames.txt", [f"{IDS[0]} {NAMES[0]}"])
     touch(images / IDS[0] / "a.jpg")
-    with pytest.raises(UserError, match=f"{name} has only test images: train on ImageNet and test the adapter on it"):
+    with pytest.raises(UserError, match=f"{name} has only test images: train on ImageNet with --target-domains"):
         load_few_shot(name, str(tmp_path), 1, 1)
 
 

@@ -107,7 +107,7 @@ def refused(file: Path, content: bytes, words: str) -> None:
         read(file, content)
     message = str(error.value)
     assert message.startswith(f"{file} is not a pickle of CoOp's items (")
-    assert message.endswith("; nothing in it was run. Delete it to draw anew")
+    assert message.endswith("; nothing in it was run. Delete it to have it made anew")
     assert words in message
     assert "\n" not in message
 

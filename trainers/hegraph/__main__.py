@@ -51,15 +51,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--select", choices=("last_step", "val"), help="choose TRAINER.HEGRAPHADAPTER.SELECT on the few-shot val split")
     add("--no-train", action="store_true", help="encode the features and stop")
     add("--host", choices=("auto", "dassl", "alone"), default="auto", help="what drives the training")
-    for flag in ("--source-domains", "--target-domains"):
-        add(flag, nargs="+", help="Dassl's, for its own data sets; not used here")
+    add("--target-domains", nargs="+", help="also test on these data sets, which have the same classes")
+    add("--target-datasets", nargs="+", help="also test on these, which have others: NAME, NAME:base or NAME:new")
+    add("--source-domains", nargs="+", help="Dassl's, for its own data sets; not used here")
     add("--head", default="", help="Dassl's; not used here")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys, as in CoOp")
     args = parser.parse_args(arguments)
-    if args.transforms is not None:  # argparse takes the options that follow for further transforms
-        names = list(itertools.takewhile(lambda word: "." not in word, args.transforms))
-        args.opts[:0] = args.transforms[len(names) :]
-        args.transforms = names
+    for flag in ("transforms", "target_domains", "target_datasets"):
+        words = getattr(args, flag)
+        if words is not None:  # argparse takes the options that follow for further names
+            names = list(itertools.takewhile(lambda word: "." not in word, words))
+            args.opts[:0] = words[len(names) :]
+            setattr(args, flag, names)
     return args
 
 
@@ -72,7 +75,9 @@ def flags_as_keys(args: argparse.Namespace) -> dict[str, object]:
         "SEED": args.seed,
         "TRAINER.NAME": args.trainer,
         "MODEL.BACKBONE.NAME": args.backbone,
-        "INPUT.TRANSFORMS": None if args.transforms is None else tuple(args.transforms),
+        "INPUT.TRANSFORMS": args.transforms,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "DATASET.TARGET_DATASETS": args.target_datasets,
         "RESUME": args.resume,
         "TRAINER.HEGRAPHADAPTER.SELECT_ON": args.select,
     }
@@ -86,6 +91,8 @@ def obstacles_to_dassl(args: argparse.Namespace) -> list[str]:
         obstacles.append(f"{CHECKOUT} is no CoOp checkout (scripts/hegraph/install.sh puts this package into one)")
     if args.features is not None:
         obstacles.append("--features needs no images, and so no Dassl")
+    if args.target_domains or args.target_datasets:
+        obstacles.append("--target-domains and --target-datasets are not tested through Dassl")
     if args.trainer == "CoOp":
         obstacles.append("Dassl knows CoOp's own trainer of that name (python train.py --trainer CoOp)")
     if importlib.util.find_spec("dassl") is None:
@@ -135,7 +142,7 @@ def run_command(args: argparse.Namespace) -> None:
         raise UserError("--eval-only and --model-dir go together")
     if args.load_epoch is not None and not args.eval_only:
         raise UserError("--load-epoch goes with --eval-only and --model-dir")
-    for flag in ("source_domains", "target_domains", "head"):
+    for flag in ("source_domains", "head"):
         if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} means nothing to {args.trainer}; leave it out")
     if args.trainer in METHODS and (args.eval_only or args.select):

@@ -78,6 +78,9 @@ def get_cfg_default() -> CN:
     cfg.DATASET.NAME = ""
     cfg.DATASET.NUM_SHOTS = 16  # training images per class; -1: all
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all; base: the first half of the classes; new: the rest
+    # What was trained here is tested on these as well: data sets with the same classes or some of them ...
+    cfg.DATASET.TARGET_DOMAINS = ()
+    cfg.DATASET.TARGET_DATASETS = ()  # ... and with other classes, NAME or NAME:base or NAME:new
 
     cfg.DATALOADER = CN()
     cfg.DATALOADER.NUM_WORKERS = 0
@@ -120,6 +123,8 @@ def extend_cfg(cfg: CN) -> None:
     cfg.MODEL.BACKBONE.PRETRAINED = "auto"  # Dassl has True here, and asks only whether it is true
     if "SUBSAMPLE_CLASSES" not in cfg.DATASET:
         cfg.DATASET.SUBSAMPLE_CLASSES = "all"
+    if "TARGET_DATASETS" not in cfg.DATASET:
+        cfg.DATASET.TARGET_DATASETS = ()
 
     node = cfg.TRAINER.HEGRAPHADAPTER = CN()
     node.VARIANT = "full"  # base, T-N, T-P, T, full: the rows of the paper's Table 2

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,14 +19,16 @@ from .config import OF_THE_BACKBONE
 from .errors import UserError
 from .evaluate import score
 from .features import FeatureBank
-from .files import hash_file, hash_json, write_json
+from .files import hash_file, hash_json, write_json, write_tensors
 from .fit import CHECKPOINT, Fit, FitResult, checkpoint_to_resume
 from .graph import build_graph, class_means
 from .heads import text_logits
+from .memory import free_bytes, log_large, training_bytes
 from .model import HeGraphAdapter
 from .provenance import git_commit, peak_memory_mb, set_random_seed, versions
-from .results import SPLIT, read_record, write_predictions, write_record
+from .results import SPLIT, TEXT_NODES, read_record, write_predictions, write_record
 from .tasks import Task
+from .transfer import transfer_class_features
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,9 @@ class Outcome:
         num_parameters: Trained ones.
         variant: Of HeGraphAdapter; "" for another method.
         selected: What was chosen on the few-shot val split, with every candidate's accuracy there.
+        classify: Image features `[B, d]` to the logits `[B, K]` that are used in other domains: of HeGraphAdapter those
+            of the text classifier alone, since the cache has learned the style of its images.
+        transfer: A bank of other classes to the logits of its test images; None if the method has no rule for that.
     """
 
     logits: Tensor | None
@@ -56,6 +63,8 @@ class Outcome:
     num_parameters: int
     variant: str = ""
     selected: dict = field(default_factory=dict)
+    classify: Callable[[Tensor], Tensor] | None = None
+    transfer: Callable[[FeatureBank], Tensor] | None = None
 
 
 class Experiment:
@@ -127,13 +136,17 @@ class Experiment:
         self.features_seconds = time.monotonic() - started
 
     def build_model(self) -> None:
-        """The untrained adapter, on its device; needs the features.
+        """The untrained adapter, on its device; needs the features. Says so if training it takes much of the memory.
 
         Raises:
             UserError: If a class has no training image.
         """
         set_random_seed(self.seed)  # encoding may have drawn from the generators, reading what was encoded does not
         self.bank = self.bank.to(self.device)
+        views, num_images, width = self.bank.train_features.shape
+        batch = min(self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE, num_images)
+        parts = training_bytes(len(self.bank.classnames), num_images, width, views, batch)
+        log_large(parts, free_bytes(self.device))
         self.model = build_model(self.bank, self.cfg).to(self.device)
 
     def start_training(self) -> Fit | None:
@@ -194,10 +207,24 @@ class Experiment:
         combined = model.combine(logits)
         if not combined.isfinite().all():
             raise UserError("the trained adapter predicts NaN or infinite logits; lower OPTIM.LR")
-        return Outcome(combined, logits.text, self.trained, count, model.variant, selected or {})
 
-    def record(self, outcome: Outcome) -> dict:
-        """Scores an outcome on test, and writes and returns the record."""
+        def transfer(bank: FeatureBank) -> Tensor:
+            class_features = transfer_class_features(model, bank.text_positive, bank.text_negative)
+            return text_logits(bank.test_features, class_features, bank.logit_scale)
+
+        return Outcome(
+            combined,
+            logits.text,
+            self.trained,
+            count,
+            model.variant,
+            selected or {},
+            classify=lambda features: model.predict(features).text,
+            transfer=transfer,
+        )
+
+    def record(self, outcome: Outcome, targets: dict[str, dict] | None = None) -> dict:
+        """Scores an outcome on test, and writes and returns the record; `targets` as of `transfer.score_targets`."""
         started = time.monotonic()
         bank = self.bank
         record = {
@@ -213,6 +240,7 @@ class Experiment:
             "adapter_from": None if self.adapter is None else str(self.adapter),
             "selected_on": "val" if outcome.selected else "last_step",
             "selected": outcome.selected,
+            "targets": targets or {},
             "epochs": outcome.trained.epochs,
             "steps": outcome.trained.steps,
             "num_parameters": outcome.num_parameters,
@@ -233,12 +261,21 @@ class Experiment:
             "peak_memory_mb": peak_memory_mb(),
             "finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
+        if self.model is not None and self.model.layers is not None:
+            self.write_text_nodes()
         if outcome.logits is not None:
             write_predictions(self.output, outcome.logits.argmax(dim=1), bank.test_labels, bank.classnames)
         write_record(self.output, record)
         if self.adapter is None:
             (self.output / CHECKPOINT).unlink(missing_ok=True)
         return record
+
+    def write_text_nodes(self) -> None:
+        """Writes the positive text nodes before and after message passing, both `[K, d]` of unit norm, for Fig. 3."""
+        after = self.model.fold().weights / self.model.logit_scale
+        tensors = {"before": self.model.x_positive.cpu(), "after": after.cpu()}
+        metadata = {"classnames": json.dumps(list(self.bank.classnames), ensure_ascii=False)}
+        write_tensors(self.output / TEXT_NODES, tensors, metadata)
 
 
 def build_model(bank: FeatureBank, cfg: CfgNode) -> HeGraphAdapter:

@@ -79,7 +79,9 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
     """
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # Copied to where torch aligns its own: a matrix product of the same numbers may differ in the last bit with
+            # where they lie, and what was read must give what was computed
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
             return tensors, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {what} {path}: {str(error).splitlines()[0]}") from error

@@ -22,6 +22,7 @@ NEGATIVE_TEMPLATES: dict[str, tuple[str, ...]] = {
     "UCF101": ("a photo of a person not doing {}.",),
     "Digits": ('a photo of the number: no "{}".', "a photo of no handwritten {}.", "a photo of no {}."),
 }
+NEGATIVE_TEMPLATES.update(dict.fromkeys(("DigitsLow", "DigitsHigh"), NEGATIVE_TEMPLATES["Digits"]))
 
 
 def negative_prompts(dataset: str, classnames: Sequence[str], templates: Sequence[str] = ()) -> PromptGroup:

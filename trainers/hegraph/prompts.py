@@ -30,6 +30,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "ImageNetR": ("a photo of a {}.",),
     "Digits": ('a photo of the number: "{}".', "a photo of a handwritten {}.", "a photo of a {}."),
 }
+TEMPLATES.update(dict.fromkeys(("DigitsLow", "DigitsHigh"), TEMPLATES["Digits"]))
 
 DESCRIPTIONS = Path(__file__).parent / "descriptions"
 # The description file of each data set; ImageNet's variants have ImageNet's classes, or some of them

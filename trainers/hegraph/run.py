@@ -16,6 +16,7 @@ from .features import shards
 from .fit import FitResult, fit
 from .provenance import set_random_seed
 from .selection import fit_best_on_val
+from .targets import score_targets
 from .tasks import BankTask, Task, load_image_task
 
 TEST_BATCH = 1024  # images that a method predicts at once
@@ -59,7 +60,8 @@ def run(
     if not train or shards.rank():
         return {}
     if cfg.TRAINER.NAME in METHODS:
-        return experiment.record(fit_method(experiment))
+        outcome = fit_method(experiment)
+        return experiment.record(outcome, score_targets(experiment, outcome))
     selected = {}
     if cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON == "val" and experiment.adapter is None:
         selected = fit_best_on_val(experiment)
@@ -69,7 +71,8 @@ def run(
             experiment.load_adapter()
         elif (training := experiment.start_training()) is not None:
             experiment.end_training(fit(training))
-    return experiment.record(experiment.outcome(selected))
+    outcome = experiment.outcome(selected)
+    return experiment.record(outcome, score_targets(experiment, outcome))
 
 
 def fit_method(experiment: Experiment) -> Outcome:
@@ -95,4 +98,12 @@ def fit_method(experiment: Experiment) -> Outcome:
             logits = torch.cat([fitted.logits(batch) for batch in bank.test_features.split(TEST_BATCH)])
         if not logits.isfinite().all():
             raise UserError(f"{name} predicts NaN or infinite logits")
-    return Outcome(logits, None, trained, fitted.num_parameters, selected=fitted.selected)
+    return Outcome(
+        logits,
+        None,
+        trained,
+        fitted.num_parameters,
+        selected=fitted.selected,
+        classify=fitted.logits,
+        transfer=fitted.transfer,
+    )

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from torch import Tensor
 from yacs.config import CfgNode
 
 from .backbone import Backbone, load_backbone
-from .batches import BankBatches, OnlineBatches, TrainingData
-from .datasets import Dataset, load_few_shot, select_few_shot, subsample_labels
+from .batches import BankBatches, OnlineBatches, TrainingData, products_with_cache
+from .datasets import Dataset, load_dataset, load_few_shot, select_few_shot, subsample_labels
 from .errors import UserError
-from .features import FeatureBank, ImageViews, encode_task, load_bank, training_augmentation
+from .features import (
+    FeatureBank,
+    ImageViews,
+    encode_prompts,
+    encode_task,
+    encode_test,
+    load_bank,
+    training_augmentation,
+)  # fmt: skip
 from .files import hash_file, hash_json, read_json
 from .prompts import description_file, resolve_source
 
@@ -102,8 +112,42 @@ class ImageTask:
             self.identity["descriptions"] = hash_json(read_json(description_file(dataset.name, prompts.DESCRIPTIONS)))
 
     def bank(self) -> FeatureBank:
-        folder = Path(self.cfg.TRAINER.HEGRAPHADAPTER.FEATURES.DIR) / self.dataset.name / self.backbone.name
-        return encode_task(self.dataset, self.backbone, self.cfg, self.seed, folder)
+        return encode_task(self.dataset, self.backbone, self.cfg, self.seed, self._folder(self.dataset))
+
+    def target_images(self, name: str) -> tuple[Dataset, Tensor, Tensor]:
+        """Another data set, with the features `[M, d]` and labels `[M]` of its test images.
+
+        Args:
+            name: A data set, or NAME:base or NAME:new for a half of its classes.
+
+        Raises:
+            UserError: If it cannot be had.
+        """
+        name, _, which = name.partition(":")
+        dataset = load_dataset(name, self.cfg.DATASET.ROOT, self.seed).subsample(which or "all")
+        dataset = replace(dataset, train=[], val=[])
+        dataset.check_files()
+        return dataset, *encode_test(dataset, self.backbone, self.cfg, self._folder(dataset))
+
+    def target(self, name: str) -> FeatureBank:
+        """A bank of another data set, with its own text nodes and no training images; arguments as `target_images`."""
+        dataset, features, labels = self.target_images(name)
+        text = encode_prompts(self.backbone, dataset.name, dataset.classnames, self.cfg, self._folder(dataset))
+        return FeatureBank(
+            train_features=features.new_zeros(1, 0, features.shape[1]),
+            train_labels=labels.new_zeros(0),
+            test_features=features,
+            test_labels=labels,
+            text_positive=text["positive"],
+            text_negative=text["negative"],
+            classnames=list(dataset.classnames),
+            dataset=dataset.name,
+            backbone=self.backbone.name,
+            logit_scale=self.backbone.logit_scale,
+        )
+
+    def _folder(self, dataset: Dataset) -> Path:
+        return Path(self.cfg.TRAINER.HEGRAPHADAPTER.FEATURES.DIR) / dataset.name / self.backbone.name
 
     def batches(self, bank: FeatureBank) -> TrainingData:
         if self.cfg.TRAINER.HEGRAPHADAPTER.FEATURES.MODE == "bank":
@@ -138,4 +182,6 @@ def _check_input(cfg: CfgNode, backbone: Backbone) -> None:
 
 
 def _bank_batches(bank: FeatureBank, cfg: CfgNode, seed: int) -> BankBatches:
-    return BankBatches(bank.train_features, bank.train_labels, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed)
+    full = cfg.TRAINER.HEGRAPHADAPTER.VARIANT == "full"  # the others have no cache
+    products = products_with_cache(bank.train_features, bank.cache_keys()) if full else None
+    return BankBatches(bank.train_features, bank.train_labels, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed, products)

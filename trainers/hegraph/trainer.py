@@ -60,6 +60,8 @@ class HeGraphAdapter(TrainerX):
         show_messages()  # CoOp's train.py shows none
         if from_dassl(cfg).TRAINER.HEGRAPHADAPTER.SELECT_ON != "last_step":
             raise UserError("SELECT_ON val trains more than once, which Dassl does not; give --host alone")
+        if cfg.DATASET.TARGET_DOMAINS or cfg.DATASET.TARGET_DATASETS:
+            raise UserError("TARGET_DOMAINS and TARGET_DATASETS are not tested through Dassl; give --host alone")
 
     def build_data_loader(self) -> None:
         """Dassl's and CoOp's loaders select the images; ours hand out their features."""
@@ -89,7 +91,8 @@ class HeGraphAdapter(TrainerX):
         rng = random.Random(seed)
         dataset = load_dataset(cfg.DATASET.NAME, cfg.DATASET.ROOT, seed, rng)
         if not dataset.train:
-            raise UserError(f"{dataset.name} has only test images: train on ImageNet and test the adapter on it")
+            name = dataset.name
+            raise UserError(f"{name} has only test images: train on ImageNet with --target-domains {name}")
         random.setstate(rng.getstate())
         try:
             with sorted_listings():
@@ -172,13 +175,14 @@ class HeGraphAdapter(TrainerX):
             return record["accuracy"]
         if self.experiment.adapter is not None:
             self.experiment.write_split()
+        self.folded = self.model.fold()
         accuracy = super().test("test")
         self.experiment.record(self.experiment.outcome())
         return accuracy
 
     def model_inference(self, input: Tensor) -> Tensor:
         """Logits `[B, K]` of image features `[B, d]`."""
-        return self.model.combine(self.model.predict(input))
+        return self.model.combine(self.model.predict(input, folded=self.folded))
 
 
 class Method(HeGraphAdapter):

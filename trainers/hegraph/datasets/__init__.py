@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from ..errors import UserError, unknown
 from .base import Dataset
 from .catalog import CATALOG, load_pools, read_coop_selection
-from .digits import load_digits_dataset
+from .digits import DOMAINS, HALVES, load_digits_dataset
 from .folder import load_image_folder
 from .splits import Item, Selection, select_few_shot, subsample_labels
 
@@ -18,7 +19,11 @@ __all__ = [
 ]  # fmt: skip
 
 # Those outside the catalog: name -> function of --root
-OTHERS: dict[str, Callable[[str], Dataset]] = {"Digits": load_digits_dataset, "ImageFolder": load_image_folder}
+OTHERS: dict[str, Callable[[str], Dataset]] = {
+    "Digits": load_digits_dataset,
+    **{name: partial(load_digits_dataset, name=name) for name in (*DOMAINS, *HALVES)},
+    "ImageFolder": load_image_folder,
+}
 DATASETS = (*OTHERS, *CATALOG)
 
 
@@ -59,7 +64,10 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
     rng = random.Random(seed)
     dataset = load_dataset(name, root, seed, rng)
     if not dataset.train:
-        raise UserError(f"{name} has only test images: train on ImageNet and test the adapter on it")
+        raise UserError(
+            f"{name} has only test images: train on {'Digits' if name in DOMAINS else 'ImageNet'} with "
+            f"--target-domains {name}"
+        )
     drawn = read_coop_selection(dataset, shots, seed) if name in CATALOG else None
     if drawn is not None:
         dataset = replace(dataset, **drawn)

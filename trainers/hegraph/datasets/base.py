@@ -27,6 +27,7 @@ class Dataset:
         test: The test images; may be empty.
         open: Takes an item's path, returns the image.
         root: The folder that the items' paths are relative to; None if they are not files.
+        class_ids: What tells that a class here is one of another data set, in label order; (): the class names do.
     """
 
     name: str
@@ -36,6 +37,11 @@ class Dataset:
     test: list[Item]
     open: Callable[[str], Image.Image]
     root: Path | None = None
+    class_ids: Sequence[str] = ()
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self.class_ids or self.classnames
 
     @property
     def val_is_test(self) -> bool:
@@ -51,14 +57,16 @@ class Dataset:
         """All classes, or one half of them with labels from 0: see `splits.subsample_labels`."""
         if which == "all":
             return self
-        kept = subsample_labels({item.label for item in self.train}, which)
+        kept = subsample_labels({item.label for item in self.train or self.test}, which)
         relabelled = {label: new for new, label in enumerate(kept)}
 
         def keep(items: list[Item]) -> list[Item]:
             return [item._replace(label=relabelled[item.label]) for item in items if item.label in relabelled]
 
         names = [self.classnames[label] for label in kept]
-        return replace(self, classnames=names, train=keep(self.train), val=keep(self.val), test=keep(self.test))
+        ids = [self.ids[label] for label in kept]
+        lists = {"train": keep(self.train), "val": keep(self.val), "test": keep(self.test)}
+        return replace(self, classnames=names, class_ids=ids, **lists)
 
     def file_version(self, path: str) -> tuple[int, int] | None:
         """Size in bytes and time of change of an item's file: they change with its content. None without a file."""

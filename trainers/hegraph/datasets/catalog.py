@@ -37,6 +37,7 @@ class Entry:
         split_file: CoOp's file with the split; None where the split is official and no file is needed.
         build: Reads the items and, where there is no official split, draws one.
         sizes: Published number of train, val and test images and of classes.
+        ids: Reads the WordNet id of every class, in label order; None where class names tell classes apart.
     """
 
     folder: str
@@ -44,6 +45,7 @@ class Entry:
     split_file: str | None
     build: Callable[[Path, random.Random], Pools]
     sizes: tuple[int, int, int, int]
+    ids: Callable[[Path], list[str]] | None = None
 
     @property
     def test_only(self) -> bool:
@@ -66,7 +68,9 @@ _EUROSAT_NAMES = MappingProxyType({
 })  # fmt: skip
 
 CATALOG: dict[str, Entry] = {
-    "ImageNet": Entry("imagenet", "images", None, imagenet.imagenet, (1281167, 50000, 50000, 1000)),
+    "ImageNet": Entry(
+        "imagenet", "images", None, imagenet.imagenet, (1281167, 50000, 50000, 1000), imagenet.ids("images/train")
+    ),
     "Caltech101": Entry(
         "caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json",
         lambda folder, rng: _class_folders(
@@ -99,16 +103,19 @@ CATALOG: dict[str, Entry] = {
     ),
     "UCF101": Entry("ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", layouts.ucf101, (7639, 1898, 3783, 101)),
     "ImageNetV2": Entry(
-        "imagenetv2", "imagenetv2-matched-frequency-format-val", None, imagenet.imagenet_v2, (0, 0, 10000, 1000)
+        "imagenetv2", "imagenetv2-matched-frequency-format-val", None, imagenet.imagenet_v2, (0, 0, 10000, 1000),
+        imagenet.ids_by_position,
     ),
     "ImageNetSketch": Entry(
-        "imagenet-sketch", "images", None, imagenet.test_folders("images"), (0, 0, 50889, 1000)
+        "imagenet-sketch", "images", None, imagenet.test_folders("images"), (0, 0, 50889, 1000), imagenet.ids("images")
     ),
     "ImageNetA": Entry(
-        "imagenet-adversarial", "imagenet-a", None, imagenet.test_folders("imagenet-a"), (0, 0, 7500, 200)
+        "imagenet-adversarial", "imagenet-a", None, imagenet.test_folders("imagenet-a"), (0, 0, 7500, 200),
+        imagenet.ids("imagenet-a"),
     ),
     "ImageNetR": Entry(
-        "imagenet-rendition", "imagenet-r", None, imagenet.test_folders("imagenet-r"), (0, 0, 30000, 200)
+        "imagenet-rendition", "imagenet-r", None, imagenet.test_folders("imagenet-r"), (0, 0, 30000, 200),
+        imagenet.ids("imagenet-r"),
     ),
 }  # fmt: skip
 
@@ -137,13 +144,14 @@ def load_pools(name: str, root: str, seed: int, rng: random.Random) -> Dataset:
     try:
         pools = read_pools(entry, folder, seed, rng)
         classnames = pools_class_names(entry, pools)
+        ids = entry.ids(folder) if entry.ids else ()
     except (UserError, *MALFORMED) as error:
         reason = str(error) if isinstance(error, UserError) else f"a file there has another structure ({error!r})"
         raise UserError(f"{name}: {reason}; {hint}") from error
     items = {split: [item._replace(path=f"{entry.folder}/{item.path}") for item in pools[split]] for split in SPLITS}
     if pools["val"] is pools["test"]:
         items["val"] = items["test"]
-    return Dataset(name, classnames, **items, open=partial(open_image, base), root=base)
+    return Dataset(name, classnames, **items, open=partial(open_image, base), root=base, class_ids=ids)
 
 
 def read_coop_selection(dataset: Dataset, shots: int, seed: int) -> dict[str, list[Item]] | None:

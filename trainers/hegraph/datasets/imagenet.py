@@ -76,6 +76,16 @@ def test_folders(images: str) -> Callable[[Path, random.Random], Pools]:
     return read
 
 
+def ids(images: str) -> Callable[[Path], list[str]]:
+    """A reader of the WordNet ids, in label order, of classes that are folders."""
+    return lambda folder: class_ids(folder, images, class_names_by_id(folder))
+
+
+def ids_by_position(folder: Path) -> list[str]:
+    """The WordNet ids in the order of `classnames.txt`, whose positions are ImageNetV2's labels."""
+    return list(class_names_by_id(folder))
+
+
 def class_names_by_id(folder: Path) -> dict[str, str]:
     """WordNet id -> class name, in the order of `classnames.txt`.
 

@@ -59,7 +59,7 @@ def path_from(folder: str, path: str) -> str:
     """
     parts = PurePosixPath(path.replace("\\", "/")).parts
     if folder not in parts or ".." in parts:
-        raise ValueError(f"{path} is not in a folder {folder}")
+        raise ValueError(f"it names {path}, which is not in a folder {folder}")
     last = len(parts) - 1 - parts[::-1].index(folder)
     return "/".join(parts[last:])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .bank import FeatureBank, load_bank
-from .extract import ImageViews, encode_prompts, encode_task, training_augmentation
+from .extract import ImageViews, encode_prompts, encode_task, encode_test, training_augmentation
 
-__all__ = ["FeatureBank", "ImageViews", "encode_prompts", "encode_task", "load_bank", "training_augmentation"]
+__all__ = [
+    "FeatureBank", "ImageViews", "encode_prompts", "encode_task", "encode_test", "load_bank", "training_augmentation",
+]  # fmt: skip

@@ -120,6 +120,12 @@ def encode_task(dataset: Dataset, backbone: Backbone, cfg: CfgNode, seed: int, f
     )
 
 
+def encode_test(dataset: Dataset, backbone: Backbone, cfg: CfgNode, folder: Path) -> tuple[Tensor, Tensor]:
+    """Features `[M, d]` and labels `[M]` of a data set's test images; see `encode_task`."""
+    images = ImageViews(dataset, dataset.test, backbone.preprocess)
+    return encode_images(backbone, images, cfg, folder, "test")[0], _labels(dataset.test)
+
+
 def training_augmentation(backbone: Backbone, cfg: CfgNode) -> Transform:
     """The random transform of training images that the configuration asks for."""
     return backbone.training_transform(cfg.INPUT.TRANSFORMS, cfg.INPUT.RRCROP_SCALE, cfg.INPUT.INTERPOLATION)

@@ -81,9 +81,7 @@ class BatchSource:
         """Normalised images [B, 3, 32, 32], their labels [B] and one caption each."""
         labels = self.labels(self.settings.batch_size)
         draws = torch.rand(len(labels), generator=self.generator)
-        chosen = torch.stack(
-            [self.masks_of[x][int(r * len(self.masks_of[x]))] for x, r in zip(labels, draws)]
-        )
+        chosen = torch.stack([self.masks_of[x][int(r * len(self.masks_of[x]))] for x, r in zip(labels, draws)])
         rendering = render(self.glyphs.masks[chosen], self.glyphs.bold[chosen], self.generator)
         mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (MEAN, STD))
         images = ((rendering.images - mean) / std).contiguous(memory_format=torch.channels_last)

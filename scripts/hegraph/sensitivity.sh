@@ -1,0 +1,55 @@
+#!/bin/bash
+# The weight of each meta-path swept over the paper's grid, and learned (Table 3); text classifier only.
+#
+#   bash scripts/hegraph/sensitivity.sh DATASET CONFIG [KEY VALUE ...]
+#
+# From the environment: SHOTS (default 16), WEIGHTS (the meta-path weights to sweep, default all four), VALUES (instead of
+# the paper's grid), and what runs.sh names. ALPHA_NP_TEST changes nothing in training, so its sweep tests adapters that
+# are trained once.
+
+source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
+[ $# -ge 2 ] || usage "DATASET CONFIG [KEY VALUE ...]"
+DATASET=$1
+CONFIG=$2
+shift 2
+SHOTS=${SHOTS:-16}
+WEIGHTS=${WEIGHTS:-ALPHA_PP ALPHA_VP ALPHA_NP ALPHA_NP_TEST}
+check_loops "$SHOTS"
+
+grid() {
+    case $1 in
+        ALPHA_PP) echo 0.0 0.02 0.06 0.1 0.14 0.18 0.22 0.26 0.3 0.4 ;;
+        ALPHA_VP) echo 0.0 0.06 0.12 0.18 0.24 0.3 0.36 0.42 0.5 0.6 ;;
+        ALPHA_NP | ALPHA_NP_TEST) echo 0.0 0.05 0.1 0.15 0.2 0.25 0.3 0.4 0.5 0.6 ;;
+        *)
+            echo "error: unknown weight '$1' in WEIGHTS (known: ALPHA_PP ALPHA_VP ALPHA_NP ALPHA_NP_TEST)" >&2
+            return 2
+            ;;
+    esac
+}
+
+NODE=TRAINER.HEGRAPHADAPTER
+HERE=$OUTPUT/$(name_of "$DATASET")/HeGraphAdapter/${CONFIG}_${SHOTS}shots_sensitivity
+for WEIGHT in $WEIGHTS; do
+    OF_PAPER=$(grid "$WEIGHT") || exit 2
+    if [ "$WEIGHT" = ALPHA_NP_TEST ]; then
+        run_seeds "$HERE/trained" HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS" "$@" $NODE.VARIANT T
+    fi
+    for VALUE in ${VALUES:-$OF_PAPER}; do
+        RUN=$HERE/$WEIGHT=$VALUE
+        if [ "$WEIGHT" != ALPHA_NP_TEST ]; then
+            run_seeds "$RUN" HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS" "$@" $NODE.VARIANT T $NODE."$WEIGHT" "$VALUE"
+            continue
+        fi
+        ALL_SEEDS=$SEEDS
+        for SEEDS in $ALL_SEEDS; do # each adapter on the images of its seed
+            run_seeds "$RUN" HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS" \
+                --eval-only --model-dir "$HERE/trained/seed$SEEDS" "$@" $NODE.VARIANT T $NODE.ALPHA_NP_TEST "$VALUE"
+        done
+        SEEDS=$ALL_SEEDS
+    done
+    "$PYTHON" -m trainers.hegraph.results compare --by setting "$HERE/$WEIGHT="* || exit $?
+done
+RUN=$HERE/learned
+run_seeds "$RUN" HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS" "$@" $NODE.VARIANT T $NODE.LEARN_METAPATH True
+"$PYTHON" -m trainers.hegraph.results compare --by dataset "$RUN"

@@ -1,0 +1,19 @@
+#!/bin/bash
+# The positive text nodes before and after message passing, by t-SNE, and their mean distance (Fig. 3).
+#
+#   bash scripts/hegraph/tsne.sh DATASET CONFIG [KEY VALUE ...]
+#
+# From the environment: SHOTS (default 16), and what runs.sh names. The picture is of the first of SEEDS.
+
+source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
+[ $# -ge 2 ] || usage "DATASET CONFIG [KEY VALUE ...]"
+DATASET=$1
+CONFIG=$2
+shift 2
+SHOTS=${SHOTS:-16}
+check_loops "$SHOTS"
+SEEDS=${SEEDS%% *}
+
+RUN=$OUTPUT/$(name_of "$DATASET")/HeGraphAdapter/${CONFIG}_${SHOTS}shots
+run_seeds "$RUN" HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS" "$@"
+"$PYTHON" -m trainers.hegraph.results tsne "$RUN/seed$SEEDS" --out "$OUTPUT/tsne/$(name_of "$DATASET")_$CONFIG"

@@ -1,0 +1,110 @@
+"""The scripts behind the paper's tables and figures, at a small size on the digits, as a user starts them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "scripts" / "hegraph"
+SMALL = {"SEEDS": "1", "SHOTS": "2", "METHODS": "TipAdapter HeGraphAdapter"}
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("commands")
+
+
+@pytest.fixture(scope="module")
+def bash(output):
+    """Function of script, arguments and environment: what it printed; runs of one module share their output folder."""
+
+    def run(script: str, *arguments: str, code: int = 0, **environment: str) -> str:
+        kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "DATA")}
+        variables = {**kept, "PYTHON": sys.executable, "OUTPUT": str(output), **SMALL, **environment}
+        ran = subprocess.run(
+            ["bash", str(SCRIPTS / script), *arguments], env=variables, capture_output=True, text=True, timeout=240
+        )
+        assert ran.returncode == code, ran.stderr
+        return ran.stdout if code == 0 else ran.stderr
+
+    return run
+
+
+def test_compare_puts_all_methods_side_by_side(bash):
+    printed = bash("compare.sh", "digits", "mini", "2")
+    for name in ("zero-shot", "TipAdapter", "HeGraphAdapter"):
+        assert name in printed
+
+
+def test_few_shot_prints_the_table_and_draws_the_curves(bash, output):
+    printed = bash("few_shot.sh", "digits", "mini", SHOTS="1 2")
+    assert "TipAdapter" in printed
+    for suffix in ("png", "svg"):
+        assert (output / "few_shot" / f"mini.{suffix}").stat().st_size > 5000
+
+
+def test_domain_generalization_tests_the_four_domains(bash):
+    printed = bash("domain_generalization.sh", "digits", "mini")
+    for target in ("DigitsInverted", "DigitsRotated", "DigitsNoisy", "DigitsBlurred"):
+        assert target in printed
+
+
+def test_cross_dataset_and_base_to_new_test_other_classes(bash):
+    assert "DigitsHigh" in bash("cross_dataset.sh", "digits_low", "mini", METHODS="HeGraphAdapter")
+    printed = bash("base_to_new.sh", "digits", "mini", METHODS="HeGraphAdapter")
+    assert "HeGraphAdapter" in printed
+    assert "new" in printed
+
+
+def test_ablation_has_a_row_for_each_variant(bash):
+    printed = bash("ablation.sh", "digits", "mini")
+    for name in ("HeGraphAdapter(T-N)", "HeGraphAdapter(T-P)", "HeGraphAdapter(T)"):
+        assert name in printed
+
+
+def test_sensitivity_tests_one_trained_adapter_at_every_weight(bash, output):
+    printed = bash("sensitivity.sh", "digits", "mini", WEIGHTS="ALPHA_NP_TEST", VALUES="0.0 0.3")
+    assert "ALPHA_NP_TEST" in printed
+    runs = output / "digits" / "HeGraphAdapter" / "mini_2shots_sensitivity"
+    assert len(list(runs.glob("ALPHA_NP_TEST=*/seed1/result.json"))) == 2
+    assert [path.parent.parent.name for path in runs.glob("*/seed1/adapter.safetensors")] in (
+        ["trained", "learned"], ["learned", "trained"],
+    )  # fmt: skip
+
+
+def test_backbones_complexity_and_tsne_use_what_has_been_run(bash, output):
+    assert "hegraph-mini" in bash("backbones.sh", "digits", "mini")
+    assert "HeGraphAdapter" in bash("complexity.sh", "digits", "mini")
+    assert "distance" in bash("tsne.sh", "digits", "mini")
+    assert list((output / "tsne").glob("digits_mini.*"))
+
+
+def test_a_feature_bank_takes_the_place_of_a_data_set(bash, tiny_bank):
+    printed = bash("compare.sh", str(tiny_bank), "mini", "2", METHODS="CoOp TipAdapter")
+    assert "TipAdapter" in printed
+    assert "CoOp" not in printed
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"METHODS": "TipAdapter Tip"}, "unknown method 'Tip' in METHODS"),
+        ({"SEEDS": "one"}, "got 'one'"),
+    ],
+)
+def test_a_wrong_loop_is_one_line_before_anything_runs(bash, environment, words):
+    error = bash("compare.sh", "digits", "mini", "2", code=2, **environment)
+    assert words in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ["compare.sh", "few_shot.sh", "ablation.sh", "sensitivity.sh", "backbones.sh",
+                                    "complexity.sh", "tsne.sh", "domain_generalization.sh", "cross_dataset.sh",
+                                    "base_to_new.sh"])  # fmt: skip
+def test_without_arguments_the_usage_is_printed(bash, script):
+    assert bash(script, code=2).startswith(f"usage: bash scripts/hegraph/{script} DATASET")

@@ -1,0 +1,45 @@
+"""HeGraphAdapter on classes that it was not trained on (CoCoOp's protocol: cross-dataset, base to new).
+
+The `W` matrices transfer, and learned meta-path weights. A class-wise bias and a visual node belong to a class that was
+seen in training, so the target's graph has neither: its positive and negative text nodes alone exchange messages.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .graph import HeteroGraph
+from .layers import HeteroMessagePassing
+from .model import HeGraphAdapter, metapath_weights
+
+
+@torch.no_grad()
+def transfer_class_features(model: HeGraphAdapter, positive: Tensor, negative: Tensor) -> Tensor:
+    """Refined positive text features of classes that were not trained on.
+
+    Args:
+        model: Trained on other classes.
+        positive, negative: Text nodes of the new classes, each `[K, d]`.
+
+    Returns:
+        `X_p'`, shape `[K, d]`.
+    """
+    if model.layers is None:
+        return positive
+    options = model.options
+    metapath = {edge_type: w for edge_type, w in metapath_weights(options).items() if edge_type[0] != "visual"}
+    layers = HeteroMessagePassing(
+        HeteroGraph({"positive": positive, "negative": negative}),
+        metapath,
+        metapath_np_test=options.ALPHA_NP_TEST,
+        activation=options.ACTIVATION,
+        weight_per=options.WEIGHT_PER,
+        weight_init=options.WEIGHT_INIT,
+        bias=False,
+        learn_metapath=options.LEARN_METAPATH,
+        visual=False,
+    ).to(positive.device)
+    trained = model.layers.state_dict()
+    layers.load_state_dict({name: trained[name] for name in layers.state_dict()})
+    return layers.eval()().positive
