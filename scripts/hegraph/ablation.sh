@@ -16,7 +16,7 @@ check_loops "$SHOTS"
 RUNS=()
 for DATASET in ${DATASETS//,/ }; do
     for VARIANT in base T-N T-P T full; do
-        RUN=$OUTPUT/$(name_of "$DATASET")/HeGraphAdapter/${CONFIG}_${SHOTS}shots
+        RUN=$(folder_of HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS")
         [ $VARIANT = full ] || RUN=${RUN}_$VARIANT
         run_seeds "$RUN" HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS" "$@" TRAINER.HEGRAPHADAPTER.VARIANT $VARIANT
         RUNS+=("$RUN")

@@ -14,7 +14,7 @@ check_loops "$SHOTS"
 
 RUNS=()
 for CONFIG in "$@"; do
-    RUN=$OUTPUT/$(name_of "$DATASET")/HeGraphAdapter/${CONFIG}_${SHOTS}shots
+    RUN=$(folder_of HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS")
     run_seeds "$RUN" HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS"
     RUNS+=("$RUN")
 done

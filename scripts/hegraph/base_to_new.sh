@@ -17,10 +17,6 @@ check_loops "$SHOTS" "$METHODS"
 NAME=$(sed -n 's/^ *NAME: *"\(.*\)".*/\1/p' "$ROOT/configs/datasets/$DATASET.yaml")
 
 RUNS=()
-for METHOD in $METHODS; do
-    RUN=$OUTPUT/$DATASET/$METHOD/${CONFIG}_${SHOTS}shots_base_to_new
-    run_seeds "$RUN" "$METHOD" "$DATASET" "$CONFIG" "$SHOTS" --target-datasets "$NAME:new" "$@" \
-        DATASET.SUBSAMPLE_CLASSES base
-    RUNS+=("$RUN")
-done
+run_methods _base_to_new "$DATASET" "$CONFIG" "$SHOTS" --target-datasets "$NAME:new" "$@" \
+    DATASET.SUBSAMPLE_CLASSES base
 "$PYTHON" -m trainers.hegraph.results base-to-new "${RUNS[@]}"

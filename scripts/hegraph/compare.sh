@@ -15,9 +15,5 @@ METHODS=${METHODS:-$ALL_METHODS}
 check_loops "$SHOTS" "$METHODS"
 
 RUNS=()
-for METHOD in $METHODS; do
-    RUN=$OUTPUT/$(name_of "$DATASET")/$METHOD/${CONFIG}_${SHOTS}shots
-    run_seeds "$RUN" "$METHOD" "$DATASET" "$CONFIG" "$SHOTS" "$@"
-    [ ! -d "$RUN" ] || RUNS+=("$RUN")
-done
+run_methods "" "$DATASET" "$CONFIG" "$SHOTS" "$@"
 "$PYTHON" -m trainers.hegraph.results compare --by dataset "${RUNS[@]}"

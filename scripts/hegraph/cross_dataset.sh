@@ -24,9 +24,5 @@ case $#$DATASET in
 esac
 
 RUNS=()
-for METHOD in $METHODS; do
-    RUN=$OUTPUT/$DATASET/$METHOD/${CONFIG}_${SHOTS}shots_datasets
-    run_seeds "$RUN" "$METHOD" "$DATASET" "$CONFIG" "$SHOTS" --target-datasets "$@"
-    RUNS+=("$RUN")
-done
+run_methods _datasets "$DATASET" "$CONFIG" "$SHOTS" --target-datasets "$@"
 "$PYTHON" -m trainers.hegraph.results compare --by target "${RUNS[@]}"

@@ -21,9 +21,5 @@ case $#$DATASET in
 esac
 
 RUNS=()
-for METHOD in $METHODS; do
-    RUN=$OUTPUT/$DATASET/$METHOD/${CONFIG}_${SHOTS}shots_domains
-    run_seeds "$RUN" "$METHOD" "$DATASET" "$CONFIG" "$SHOTS" --target-domains "$@"
-    RUNS+=("$RUN")
-done
+run_methods _domains "$DATASET" "$CONFIG" "$SHOTS" --target-domains "$@"
 "$PYTHON" -m trainers.hegraph.results compare --by target "${RUNS[@]}"

@@ -15,7 +15,7 @@ shift 3
 RUNS=()
 for BANK in ${BANKS//,/ }; do
     for SHOTS in ${ALL_SHOTS//,/ }; do
-        RUN=$OUTPUT/$(name_of "$BANK")/HeGraphAdapter/${CONFIG}_${SHOTS}shots
+        RUN=$(folder_of HeGraphAdapter "$BANK" "$CONFIG" "$SHOTS")
         RUNS+=("$RUN")
         run_seeds "$RUN" HeGraphAdapter "$BANK" "$CONFIG" "$SHOTS" "$@"
     done

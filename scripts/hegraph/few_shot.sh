@@ -17,12 +17,8 @@ check_loops "$SHOTS" "$METHODS"
 
 RUNS=()
 for DATASET in ${DATASETS//,/ }; do
-    for METHOD in $METHODS; do
-        for COUNT in $SHOTS; do
-            RUN=$OUTPUT/$(name_of "$DATASET")/$METHOD/${CONFIG}_${COUNT}shots
-            run_seeds "$RUN" "$METHOD" "$DATASET" "$CONFIG" "$COUNT" "$@"
-            [ ! -d "$RUN" ] || RUNS+=("$RUN")
-        done
+    for COUNT in $SHOTS; do
+        run_methods "" "$DATASET" "$CONFIG" "$COUNT" "$@"
     done
 done
 "$PYTHON" -m trainers.hegraph.results compare --by shots "${RUNS[@]}" || exit $?

@@ -12,6 +12,6 @@ CONFIG=${2:-mini} # a file of configs/trainers/HeGraphAdapter
 SHOTS=${3:-16}    # images per class
 shift $(($# < 3 ? $# : 3))
 
-RUNS=$OUTPUT/$(name_of "$DATASET")/HeGraphAdapter/${CONFIG}_${SHOTS}shots
+RUNS=$(folder_of HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS")
 run_seeds "$RUNS" HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS" "$@"
 "$PYTHON" -m trainers.hegraph.results table "$RUNS"

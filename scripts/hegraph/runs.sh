@@ -40,6 +40,11 @@ name_of() {
     basename "$1" .safetensors
 }
 
+# folder_of METHOD DATASET CONFIG SHOTS: where the runs of one experiment lie, as CoOp lays them out
+folder_of() {
+    echo "$OUTPUT/$(name_of "$2")/$1/${3}_${4}shots"
+}
+
 # run_seeds FOLDER METHOD DATASET CONFIG SHOTS [ARGUMENT ...]
 # Trains and tests once for each of SEEDS, in FOLDER/seedK; what is there is not run again. DATASET is a file of
 # configs/datasets, or a feature bank, which CoOp cannot use.
@@ -64,5 +69,17 @@ run_seeds() {
             --config-file "$ROOT/configs/trainers/HeGraphAdapter/$CONFIG.yaml" \
             --output-dir "$FOLDER/seed$SEED" \
             "$@" || exit $?
+    done
+}
+
+# run_methods SUFFIX DATASET CONFIG SHOTS [ARGUMENT ...]
+# run_seeds for each of METHODS, in its own folder with SUFFIX behind; adds the folders to RUNS.
+run_methods() {
+    local SUFFIX=$1 METHOD RUN
+    shift
+    for METHOD in $METHODS; do
+        RUN=$(folder_of "$METHOD" "$1" "$2" "$3")$SUFFIX
+        run_seeds "$RUN" "$METHOD" "$@"
+        [ ! -d "$RUN" ] || RUNS+=("$RUN")
     done
 }

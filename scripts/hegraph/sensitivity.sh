@@ -29,7 +29,7 @@ grid() {
 }
 
 NODE=TRAINER.HEGRAPHADAPTER
-HERE=$OUTPUT/$(name_of "$DATASET")/HeGraphAdapter/${CONFIG}_${SHOTS}shots_sensitivity
+HERE=$(folder_of HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS")_sensitivity
 for WEIGHT in $WEIGHTS; do
     OF_PAPER=$(grid "$WEIGHT") || exit 2
     if [ "$WEIGHT" = ALPHA_NP_TEST ]; then

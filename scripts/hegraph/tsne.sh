@@ -14,6 +14,6 @@ SHOTS=${SHOTS:-16}
 check_loops "$SHOTS"
 SEEDS=${SEEDS%% *}
 
-RUN=$OUTPUT/$(name_of "$DATASET")/HeGraphAdapter/${CONFIG}_${SHOTS}shots
+RUN=$(folder_of HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS")
 run_seeds "$RUN" HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS" "$@"
 "$PYTHON" -m trainers.hegraph.results tsne "$RUN/seed$SEEDS" --out "$OUTPUT/tsne/$(name_of "$DATASET")_$CONFIG"
