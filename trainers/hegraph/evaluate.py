@@ -25,5 +25,5 @@ def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Accuracy alone, in percent: a search asks often, and F1 takes its time."""
-    return 100.0 * int((logits.argmax(dim=1) == labels).sum()) / len(labels)
+    """Accuracy alone, in percent: a search asks often, and F1 takes its time. The two may lie on different devices."""
+    return 100.0 * int((logits.argmax(dim=1) == labels.to(logits.device)).sum()) / len(labels)

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 from .checkpoints import adapter_file, check_checkpoint, load_adapter, save_adapter
 from .config import OF_THE_BACKBONE
 from .errors import UserError
-from .evaluate import score
+from .evaluate import accuracy, score
 from .features import FeatureBank
 from .files import hash_file, hash_json, write_json, write_tensors
 from .fit import CHECKPOINT, Fit, FitResult, checkpoint_to_resume
@@ -299,8 +299,8 @@ def scores_on_test(outcome: Outcome, bank: FeatureBank) -> dict[str, float | Non
     text = outcome.text_logits
     return {
         **score(outcome.logits, bank.test_labels),
-        "accuracy_text": None if text is None else score(text, bank.test_labels)["accuracy"],
-        "accuracy_zero_shot": score(zero_shot, bank.test_labels)["accuracy"],
+        "accuracy_text": None if text is None else accuracy(text, bank.test_labels),
+        "accuracy_zero_shot": accuracy(zero_shot, bank.test_labels),
     }
 
 

@@ -7,7 +7,7 @@ import logging
 
 from .config import with_values
 from .errors import UserError
-from .evaluate import score
+from .evaluate import accuracy
 from .experiment import Experiment
 from .fit import FitResult, fit
 
@@ -44,13 +44,11 @@ def fit_best_on_val(experiment: Experiment) -> dict:
         if (training := experiment.start_candidate()) is not None:
             trained = fit(training)
         model = experiment.model
-        accuracy = score(model.combine(model.predict(bank.val_features.to(experiment.device))), bank.val_labels)[
-            "accuracy"
-        ]
-        candidates.append([list(values), round(accuracy, 4)])
-        logger.info("%s: %.2f on val", ", ".join(f"{k} {v}" for k, v in zip(keys, values)), accuracy)
-        if best is None or accuracy > best[0]:
-            best = accuracy, values, model, trained
+        on_val = accuracy(model.combine(model.predict(bank.val_features.to(experiment.device))), bank.val_labels)
+        candidates.append([list(values), round(on_val, 4)])
+        logger.info("%s: %.2f on val", ", ".join(f"{k} {v}" for k, v in zip(keys, values)), on_val)
+        if best is None or on_val > best[0]:
+            best = on_val, values, model, trained
     _, values, experiment.model, trained = best
     experiment.cfg = cfg
     experiment.end_training(trained)

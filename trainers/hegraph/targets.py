@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .errors import UserError
-from .evaluate import score
+from .evaluate import accuracy
 from .experiment import Experiment, Outcome
 from .heads import text_logits
 
@@ -71,10 +71,9 @@ def match_classes(source_ids: Sequence[str], target_ids: Sequence[str], source: 
 
 
 def _scores(logits: Tensor | None, zero_shot: Tensor, labels: Tensor, rule: str) -> dict:
-    labels = labels.to(zero_shot.device)
     return {
-        "accuracy": None if logits is None else score(logits, labels)["accuracy"],
-        "accuracy_zero_shot": score(zero_shot, labels)["accuracy"],
+        "accuracy": None if logits is None else accuracy(logits, labels),
+        "accuracy_zero_shot": accuracy(zero_shot, labels),
         "num_test": len(labels),
         "num_classes": zero_shot.shape[1],
         "rule": rule,
