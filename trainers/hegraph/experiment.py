@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -19,14 +18,14 @@ from .config import OF_THE_BACKBONE
 from .errors import UserError
 from .evaluate import accuracy, score
 from .features import FeatureBank
-from .files import hash_file, hash_json, write_json, write_tensors
+from .files import hash_file, hash_json, write_json
 from .fit import CHECKPOINT, Fit, FitResult, checkpoint_to_resume
 from .graph import build_graph, class_means
 from .heads import text_logits
 from .memory import free_bytes, log_large, training_bytes
 from .model import HeGraphAdapter
 from .provenance import git_commit, peak_memory_mb, set_random_seed, versions
-from .results import SPLIT, TEXT_NODES, read_record, write_predictions, write_record
+from .results import SPLIT, read_record, write_predictions, write_record, write_text_nodes
 from .tasks import Task
 from .transfer import transfer_class_features
 
@@ -55,6 +54,7 @@ class Outcome:
         classify: Image features `[B, d]` to the logits `[B, K]` that are used in other domains: of HeGraphAdapter those
             of the text classifier alone, since the cache has learned the style of its images.
         transfer: A bank of other classes to the logits of its test images; None if the method has no rule for that.
+        text_nodes: Of HeGraphAdapter, the positive ones before and after message passing, each `[K, d]` of unit norm.
     """
 
     logits: Tensor | None
@@ -65,6 +65,7 @@ class Outcome:
     selected: dict = field(default_factory=dict)
     classify: Callable[[Tensor], Tensor] | None = None
     transfer: Callable[[FeatureBank], Tensor] | None = None
+    text_nodes: tuple[Tensor, Tensor] | None = None
 
 
 class Experiment:
@@ -201,9 +202,11 @@ class Experiment:
         """
         model, test = self.model, self.bank.test_features
         count = sum(parameter.numel() for parameter in model.parameters())
+        folded = model.fold()
+        nodes = None if model.layers is None else (model.x_positive, folded.weights / model.logit_scale)
         if test is None:
-            return Outcome(None, None, self.trained, count, model.variant, selected or {})
-        logits = model.predict(test)
+            return Outcome(None, None, self.trained, count, model.variant, selected or {}, text_nodes=nodes)
+        logits = model.predict(test, folded=folded)
         combined = model.combine(logits)
         if not combined.isfinite().all():
             raise UserError("the trained adapter predicts NaN or infinite logits; lower OPTIM.LR")
@@ -219,12 +222,13 @@ class Experiment:
             count,
             model.variant,
             selected or {},
-            classify=lambda features: model.predict(features).text,
+            classify=lambda features: model.predict(features, folded=folded).text,
             transfer=transfer,
+            text_nodes=nodes,
         )
 
     def record(self, outcome: Outcome, targets: dict[str, dict] | None = None) -> dict:
-        """Scores an outcome on test, and writes and returns the record; `targets` as of `transfer.score_targets`."""
+        """Scores an outcome on test, and writes and returns the record; `targets` as of `targets.score_targets`."""
         started = time.monotonic()
         bank = self.bank
         record = {
@@ -261,21 +265,14 @@ class Experiment:
             "peak_memory_mb": peak_memory_mb(),
             "finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
-        if self.model is not None and self.model.layers is not None:
-            self.write_text_nodes()
+        if outcome.text_nodes is not None:
+            write_text_nodes(self.output, *outcome.text_nodes, bank.classnames)
         if outcome.logits is not None:
             write_predictions(self.output, outcome.logits.argmax(dim=1), bank.test_labels, bank.classnames)
         write_record(self.output, record)
         if self.adapter is None:
             (self.output / CHECKPOINT).unlink(missing_ok=True)
         return record
-
-    def write_text_nodes(self) -> None:
-        """Writes the positive text nodes before and after message passing, both `[K, d]` of unit norm, for Fig. 3."""
-        after = self.model.fold().weights / self.model.logit_scale
-        tensors = {"before": self.model.x_positive.cpu(), "after": after.cpu()}
-        metadata = {"classnames": json.dumps(list(self.bank.classnames), ensure_ascii=False)}
-        write_tensors(self.output / TEXT_NODES, tensors, metadata)
 
 
 def build_model(bank: FeatureBank, cfg: CfgNode) -> HeGraphAdapter:

@@ -87,17 +87,8 @@ class HeGraphAdapter(nn.Module):
         self.register_buffer("x_positive", graph.x_dict["positive"], persistent=False)
         self.layers = None
         if self.variant != "base":
-            self.layers = HeteroMessagePassing(
-                graph,
-                metapath_weights(options),
-                metapath_np_test=options.ALPHA_NP_TEST,
-                activation=options.ACTIVATION,
-                weight_per=options.WEIGHT_PER,
-                weight_init=options.WEIGHT_INIT,
-                bias=options.BIAS,
-                learn_metapath=options.LEARN_METAPATH,
-                visual=self.variant == "full",
-            )
+            visual = self.variant == "full"
+            self.layers = message_passing(graph, metapath_weights(options), options, options.BIAS, visual)
 
     def forward(self, features: Tensor, own: Tensor | None = None, products: Tensor | None = None) -> Logits:
         """Logits of unit-norm image features `[B, d]`; `own` and `products` as in `classify`."""
@@ -179,6 +170,23 @@ class HeGraphAdapter(nn.Module):
         labels, count = self.cache_labels, self.num_classes
         visual = [cache_sums(batch, folded.keys, labels, self.beta_c, count) for batch in features.split(batch_size)]
         return Logits(text, torch.cat(visual))
+
+
+def message_passing(
+    graph: HeteroGraph, metapath: dict[EdgeType, float], options: CfgNode, bias: bool, visual: bool
+) -> HeteroMessagePassing:
+    """The layers of `cfg.TRAINER.HEGRAPHADAPTER`; what the nodes of the graph decide is given beside it."""
+    return HeteroMessagePassing(
+        graph,
+        metapath,
+        metapath_np_test=options.ALPHA_NP_TEST,
+        activation=options.ACTIVATION,
+        weight_per=options.WEIGHT_PER,
+        weight_init=options.WEIGHT_INIT,
+        bias=bias,
+        learn_metapath=options.LEARN_METAPATH,
+        visual=visual,
+    )
 
 
 def metapath_weights(options: CfgNode) -> dict[EdgeType, float]:

@@ -22,7 +22,7 @@ from .features import (
     encode_test,
     load_bank,
     training_augmentation,
-)  # fmt: skip
+)
 from .files import hash_file, hash_json, read_json
 from .prompts import description_file, resolve_source
 

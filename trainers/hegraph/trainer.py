@@ -30,7 +30,7 @@ from . import config
 from .absent import absent_packages_excused
 from .baselines import METHODS, load_method
 from .batches import Batch
-from .datasets import Dataset, Item, load_dataset
+from .datasets import Dataset, Item, check_trainable, load_dataset
 from .datasets.catalog import CATALOG, open_image
 from .datasets.pickles import path_from
 from .errors import UserError, show_messages
@@ -90,9 +90,7 @@ class HeGraphAdapter(TrainerX):
             shards.wait()  # the first process writes files
         rng = random.Random(seed)
         dataset = load_dataset(cfg.DATASET.NAME, cfg.DATASET.ROOT, seed, rng)
-        if not dataset.train:
-            name = dataset.name
-            raise UserError(f"{name} has only test images: train on ImageNet with --target-domains {name}")
+        check_trainable(dataset)
         random.setstate(rng.getstate())
         try:
             with sorted_listings():

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from .graph import HeteroGraph
-from .layers import HeteroMessagePassing
-from .model import HeGraphAdapter, metapath_weights
+from .model import HeGraphAdapter, message_passing, metapath_weights
 
 
 @torch.no_grad()
@@ -27,19 +26,9 @@ def transfer_class_features(model: HeGraphAdapter, positive: Tensor, negative: T
     """
     if model.layers is None:
         return positive
-    options = model.options
-    metapath = {edge_type: w for edge_type, w in metapath_weights(options).items() if edge_type[0] != "visual"}
-    layers = HeteroMessagePassing(
-        HeteroGraph({"positive": positive, "negative": negative}),
-        metapath,
-        metapath_np_test=options.ALPHA_NP_TEST,
-        activation=options.ACTIVATION,
-        weight_per=options.WEIGHT_PER,
-        weight_init=options.WEIGHT_INIT,
-        bias=False,
-        learn_metapath=options.LEARN_METAPATH,
-        visual=False,
-    ).to(positive.device)
+    graph = HeteroGraph({"positive": positive, "negative": negative})
+    metapath = {edge_type: w for edge_type, w in metapath_weights(model.options).items() if edge_type[0] != "visual"}
+    layers = message_passing(graph, metapath, model.options, bias=False, visual=False).to(positive.device)
     trained = model.layers.state_dict()
     layers.load_state_dict({name: trained[name] for name in layers.state_dict()})
     return layers.eval()().positive

@@ -15,7 +15,8 @@ from .folder import load_image_folder
 from .splits import Item, Selection, select_few_shot, subsample_labels
 
 __all__ = [
-    "DATASETS", "Dataset", "Item", "Selection", "load_dataset", "load_few_shot", "select_few_shot", "subsample_labels",
+    "DATASETS", "Dataset", "Item", "Selection", "check_trainable", "load_dataset", "load_few_shot", "select_few_shot",
+    "subsample_labels",
 ]  # fmt: skip
 
 # Those outside the catalog: name -> function of --root
@@ -63,11 +64,7 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
         raise UserError(f"the few-shot protocol needs a seed from 0, got {seed}")
     rng = random.Random(seed)
     dataset = load_dataset(name, root, seed, rng)
-    if not dataset.train:
-        raise UserError(
-            f"{name} has only test images: train on {'Digits' if name in DOMAINS else 'ImageNet'} with "
-            f"--target-domains {name}"
-        )
+    check_trainable(dataset)
     drawn = read_coop_selection(dataset, shots, seed) if name in CATALOG else None
     if drawn is not None:
         dataset = replace(dataset, **drawn)
@@ -77,3 +74,10 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
     dataset = dataset.subsample(subsample)
     dataset.check_files()
     return dataset
+
+
+def check_trainable(dataset: Dataset) -> None:
+    """Raises UserError if a data set has only test images; the message says what to train on."""
+    if not dataset.train:
+        name, source = dataset.name, "Digits" if dataset.name in DOMAINS else "ImageNet"
+        raise UserError(f"{name} has only test images: train on {source} with --target-domains {name}")

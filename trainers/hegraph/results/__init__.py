@@ -18,6 +18,7 @@ from .records import (
     read_record,
     write_predictions,
     write_record,
+    write_text_nodes,
 )
 from .tables import grid, mean_and_spread, table
 
@@ -41,4 +42,5 @@ __all__ = [
     "table",
     "write_predictions",
     "write_record",
+    "write_text_nodes",
 ]

@@ -37,7 +37,12 @@ def write_record(folder: Path, record: dict) -> None:
 def write_predictions(folder: Path, predicted: Tensor, labels: Tensor, classnames: Sequence[str]) -> None:
     """Writes what was predicted for every test image, both `[M]`, for confusion matrices."""
     tensors = {"predicted": predicted.int().cpu(), "labels": labels.int().cpu()}
-    write_tensors(folder / PREDICTIONS, tensors, {"classnames": json.dumps(list(classnames), ensure_ascii=False)})
+    write_tensors(folder / PREDICTIONS, tensors, _classnames(classnames))
+
+
+def write_text_nodes(folder: Path, before: Tensor, after: Tensor, classnames: Sequence[str]) -> None:
+    """Writes the positive text nodes before and after message passing, both `[K, d]` of unit norm, for Fig. 3."""
+    write_tensors(folder / TEXT_NODES, {"before": before.cpu(), "after": after.cpu()}, _classnames(classnames))
 
 
 def read_record(folder: Path) -> dict | None:
@@ -77,6 +82,10 @@ def find_runs(folders: Sequence[Path]) -> dict[Path, dict]:
     found = {path.parent.resolve() for folder in folders for path in folder.rglob(RECORD)}  # one may lie in another
     records = {folder: read_record(folder) for folder in sorted(found)}
     return {folder: record for folder, record in records.items() if record is not None}
+
+
+def _classnames(classnames: Sequence[str]) -> dict[str, str]:
+    return {"classnames": json.dumps(list(classnames), ensure_ascii=False)}
 
 
 def _missing_keys(record: object) -> list[str]:
