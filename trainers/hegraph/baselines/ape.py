@@ -20,7 +20,6 @@ channels are for the 1024 of RN50; other widths keep the same share. Classes may
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -30,11 +29,11 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..errors import UserError
-from ..evaluate import accuracy
 from ..features import FeatureBank
 from ..heads import cache_affinities, cache_logits, text_logits
 from .base import Fitted
-from .training import by_dataset, choose, has_val
+from .cache_search import Values, search_cache
+from .training import by_dataset, has_val
 
 DEFAULTS = {
     # Rows [data set, value] as the authors have them; "" theirs for ImageNet, ALPHA 1 apart
@@ -86,10 +85,6 @@ DEFAULTS = {
     "SEARCH_STEP": [20, 20, 5],  # how many ALPHAs, BETAs and GAMMAs the grid holds
 }
 
-SMALLEST = (0.1, 0.1, 0.0)  # where the authors' grid begins: alpha, beta, gamma
-
-Values = tuple[float, ...]
-
 
 def fit(bank: FeatureBank, options: CfgNode, seed: int) -> Fitted:
     """Trains nothing; `seed` changes nothing."""
@@ -136,7 +131,6 @@ def refine(bank: FeatureBank, options: CfgNode, images: bool) -> Tensor:
     return criterion.topk(max(1, round(share * len(criterion)))).indices
 
 
-@torch.no_grad()
 def search(
     bank: FeatureBank,
     options: CfgNode,
@@ -145,18 +139,7 @@ def search(
     text_of: Callable[[Tensor], Tensor],
     cache_of: Callable[..., Tensor],
 ) -> tuple[Values, dict]:
-    """Chooses alpha, beta and, where there is one, gamma on val, if there is val and `options.SEARCH`.
-
-    Args:
-        bank: The task.
-        options: Holds SEARCH, SEARCH_SCALE and SEARCH_STEP.
-        names: Of the values, for the record.
-        start: The start values.
-        text_of: Features to the text's logits.
-        cache_of: Features, beta and gamma to the cache's logits, which alpha weighs.
-
-    Returns:
-        The values, and `Fitted.selected`.
+    """`search_cache` over the grid of SEARCH_SCALE and SEARCH_STEP, if there is val and `options.SEARCH`.
 
     Raises:
         UserError: If SEARCH_SCALE or SEARCH_STEP are not what DEFAULTS describes.
@@ -167,20 +150,7 @@ def search(
     steps = numbers("SEARCH_STEP", options.SEARCH_STEP, len(names))
     if not all(isinstance(n, int) and n >= 1 for n in steps):
         raise UserError(f"SEARCH_STEP must be whole numbers from 1, got {steps}")
-    alphas, *axes = (
-        [round(low + i * (high - low) / n, 4) for i in range(n)] for low, high, n in zip(SMALLEST, scale, steps)
-    )
-    text, accuracies = text_of(bank.val_features), {}
-    for rest in [start[1:], *itertools.product(*axes)]:
-        cache = cache_of(bank.val_features, *rest)
-        for alpha in [start[0], *alphas] if rest == start[1:] else alphas:
-            accuracies[(alpha, *rest)] = accuracy(text + alpha * cache, bank.val_labels)
-
-    def distance(values: Values) -> float:
-        return sum(abs(v - s) / high for v, s, high in zip(values, start, scale))
-
-    best, entry = choose(sorted(accuracies, key=distance), accuracies.__getitem__)
-    return best, {", ".join(names): entry}
+    return search_cache(bank, names, start, scale, steps, text_of, cache_of)
 
 
 def numbers(name: str, values: list, count: int) -> list:

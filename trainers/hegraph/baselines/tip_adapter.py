@@ -19,18 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
 from ..errors import UserError
-from ..evaluate import accuracy
 from ..features import FeatureBank
 from ..heads import cache_affinities, cache_logits, text_logits
 from .base import Fitted
-from .training import by_dataset, choose, has_val
-
-SMALLEST = 0.1  # where the authors' grid of both values begins
+from .cache_search import search_cache
+from .training import by_dataset, has_val
 
 SEARCH = {
     "SEARCH": True,  # choose ALPHA and BETA on val, where there is val
@@ -74,7 +71,6 @@ def combine(bank: FeatureBank, features: Tensor, cache_of: CacheOf, alpha: float
     return text_logits(features, bank.text_positive, bank.logit_scale) + alpha * cache_of(features, beta)
 
 
-@torch.no_grad()
 def search(
     bank: FeatureBank, options: CfgNode, cache_of: CacheOf, alpha: float, beta: float
 ) -> tuple[float, float, dict]:
@@ -94,25 +90,15 @@ def search(
     """
     if not (options.SEARCH and has_val(bank)):
         return alpha, beta, {}
-    scale, steps = by_dataset("SEARCH_SCALE", options.SEARCH_SCALE, bank), options.SEARCH_STEP
-    betas, alphas = (_grid(*pair) for pair in zip(_two("a value of SEARCH_SCALE", scale), _two("SEARCH_STEP", steps)))
-    zero_shot = text_logits(bank.val_features, bank.text_positive, bank.logit_scale)
-    accuracies = {}
-    for b in [beta, *betas]:
-        cache = cache_of(bank.val_features, b)
-        for a in alphas if b != beta else [alpha, *alphas]:
-            accuracies[a, b] = accuracy(zero_shot + a * cache, bank.val_labels)
+    scale = _two("a value of SEARCH_SCALE", by_dataset("SEARCH_SCALE", options.SEARCH_SCALE, bank))
+    steps = _two("SEARCH_STEP", options.SEARCH_STEP)
 
-    def distance(candidate: tuple[float, float]) -> float:
-        return abs(candidate[0] - alpha) / scale[1] + abs(candidate[1] - beta) / scale[0]
+    def text_of(features: Tensor) -> Tensor:
+        return text_logits(features, bank.text_positive, bank.logit_scale)
 
-    best, entry = choose(sorted(accuracies, key=distance), accuracies.__getitem__)
-    return *best, {"ALPHA, BETA": entry}
-
-
-def _grid(largest: float, steps: int) -> list[float]:
-    """The authors' grid: evenly spaced from 0.1, without its end."""
-    return [round(SMALLEST + i * (largest - SMALLEST) / steps, 4) for i in range(steps)]
+    # The authors' order is beta, alpha
+    best, selected = search_cache(bank, ("ALPHA", "BETA"), (alpha, beta), scale[::-1], steps[::-1], text_of, cache_of)
+    return *best, selected
 
 
 def _two(name: str, pair: list) -> list:
