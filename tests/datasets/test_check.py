@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,15 +19,6 @@ from trainers.hegraph.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("ant", "bee", "cow")
-
-
-@pytest.fixture(autouse=True)
-def log_level_as_before() -> Iterator[None]:
-    """The command line lets more be logged, for the whole process."""
-    logger = logging.getLogger("trainers.hegraph.datasets")
-    level = logger.level
-    yield
-    logger.setLevel(level)
 
 
 def images_of(name: str) -> Path:

@@ -10,7 +10,6 @@ import sys
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +22,6 @@ from trainers.hegraph.datasets.folder import open_image_file
 from trainers.hegraph.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def log_level_as_before() -> Iterator[None]:
-    """The command line lets more be logged, for the whole process."""
-    logger = logging.getLogger("trainers.hegraph")
-    level = logger.level
-    yield
-    logger.setLevel(level)
 
 
 def make(root: Path, *files: str) -> Path:
