@@ -230,8 +230,8 @@ def test_a_group_of_keys_is_no_key(key):
     [
         ("OPTIM.LR", "fast", "float such as -1.0, got 'fast'"),
         ("OPTIM.LR", "True", "float such as -1.0, got True"),
-        ("OPTIM.MAX_EPOCH", "2.5", "int such as 30, got 2.5"),
-        ("OPTIM.MAX_EPOCH", "True", "int such as 30, got True"),
+        ("OPTIM.MAX_EPOCH", "2.5", "int such as 20, got 2.5"),
+        ("OPTIM.MAX_EPOCH", "True", "int such as 20, got True"),
         ("USE_CUDA", "1", "bool such as True, got 1"),
         (f"{OURS}.PROMPTS.TEMPLATES", "a {}.", "list such as [], got 'a {}.'"),
     ],
@@ -288,7 +288,8 @@ def test_counts_start_at_one(key):
         "OPTIM.WEIGHT_DECAY",
         "OPTIM.WARMUP_CONS_LR",
         "TRAIN.CHECKPOINT_FREQ",
-        *(f"{OURS}.{name}" for name in ("LAMBDA", "BETA_C", "MIN_STEPS", "WEIGHT_LR_MULT", "VISUAL_LR", "LOSS_SCALE")),
+        *(f"{OURS}.{name}" for name in ("LAMBDA", "BETA_C", "MIN_STEPS", "LR_WIDTH", "WEIGHT_LR_MULT", "VISUAL_LR")),
+        f"{OURS}.LOSS_SCALE",
     ],
 )
 def test_rates_and_weights_are_not_negative(key):

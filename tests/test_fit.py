@@ -22,6 +22,8 @@ from trainers.hegraph.fit import Fit, FitResult, fit, learning_rate
 from trainers.hegraph.model import HeGraphAdapter
 
 EPOCHS = 5
+WIDTH = 16  # of the features of tiny_bank
+NODE = "TRAINER.HEGRAPHADAPTER"
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Setup:
     def fit(
         self, *opts, run_id: str = "a run", name: str = "out", products: bool = False
     ) -> tuple[HeGraphAdapter, FitResult]:
-        pairs = ["OPTIM.MAX_EPOCH", EPOCHS, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8]
+        pairs = ["OPTIM.MAX_EPOCH", EPOCHS, f"{NODE}.MIN_STEPS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8]
         cfg = load_cfg(opts=[*pairs, *opts])
         batch_size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         features, keys = self.bank.train_features, self.bank.cache_keys()
@@ -82,7 +84,9 @@ def test_without_warm_up_the_first_epoch_is_at_the_peak():
     assert learning_rate(0, 10, 0.5, 0, 1e-5) == 0.5
 
 
-def test_every_parameter_group_follows_the_schedule_from_its_own_peak(setup, monkeypatch):
+@pytest.mark.parametrize(("meant_for", "factor"), [(0, 1), (WIDTH, 1), (4 * WIDTH, 2)])
+def test_every_parameter_group_follows_the_schedule_from_its_own_peak(setup, monkeypatch, meant_for, factor):
+    """Where OPTIM.LR is meant for wider features, the rates of the text relations are larger by the root."""
     seen = []
     step = torch.optim.AdamW.step
     monkeypatch.setattr(
@@ -90,9 +94,10 @@ def test_every_parameter_group_follows_the_schedule_from_its_own_peak(setup, mon
         "step",
         lambda self: (seen.append([group["lr"] for group in self.param_groups]), step(self))[1],
     )
-    setup.fit("OPTIM.LR", 0.1, "TRAINER.HEGRAPHADAPTER.WEIGHT_LR_MULT", 0.5, "TRAINER.HEGRAPHADAPTER.VISUAL_LR", 0.03)
+    rates = ("OPTIM.LR", 0.1, f"{NODE}.WEIGHT_LR_MULT", 0.5, f"{NODE}.VISUAL_LR", 0.03)
+    setup.fit(*rates, f"{NODE}.LR_WIDTH", meant_for)
     assert len(seen) == EPOCHS * 4
-    peaks = [0.1, 0.05, 0.03]
+    peaks = [0.1 * factor, 0.05 * factor, 0.03]
     for index, rates in enumerate(seen):
         epoch = index // 4
         expected = [1e-5] * 3 if epoch == 0 else [learning_rate(epoch, EPOCHS, peak, 1, 1e-5) for peak in peaks]
@@ -110,12 +115,12 @@ def test_a_run_reports_its_epochs_and_steps(setup):
 
 @pytest.mark.parametrize(("least", "epochs"), [(0, 5), (20, 5), (21, 6), (39, 10), (40, 10)])
 def test_min_steps_raises_the_epochs_until_there_are_enough_steps(setup, least, epochs):
-    _, result = setup.fit("TRAINER.HEGRAPHADAPTER.MIN_STEPS", least)
+    _, result = setup.fit(f"{NODE}.MIN_STEPS", least)
     assert (result.epochs, result.steps) == (epochs, epochs * 4)
 
 
 def test_the_schedule_is_as_long_as_the_raised_epochs(setup):
-    raised, _ = setup.fit("TRAINER.HEGRAPHADAPTER.MIN_STEPS", 40, name="a")
+    raised, _ = setup.fit(f"{NODE}.MIN_STEPS", 40, name="a")
     asked_for, _ = setup.fit("OPTIM.MAX_EPOCH", 10, name="b")
     assert same(raised, asked_for)
 
@@ -208,7 +213,7 @@ def test_resuming_after_any_checkpoint_gives_the_uninterrupted_parameters_bit_by
 
 @pytest.mark.parametrize("variant", ["T-N", "T-P", "T"])
 def test_resuming_is_exact_for_every_variant(setup, monkeypatch, variant):
-    opts = ("TRAINER.HEGRAPHADAPTER.VARIANT", variant, "TRAIN.CHECKPOINT_FREQ", 2)
+    opts = (f"{NODE}.VARIANT", variant, "TRAIN.CHECKPOINT_FREQ", 2)
     uninterrupted, _ = setup.fit(*opts[:2], name="other")
     with monkeypatch.context() as patch:
         stop_after(patch, 2)

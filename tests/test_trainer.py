@@ -19,7 +19,7 @@ from trainers.hegraph import __main__ as command_line
 from trainers.hegraph.__main__ import configure, parse_arguments
 from trainers.hegraph.config import get_cfg_default
 from trainers.hegraph.errors import UserError
-from trainers.hegraph.fit import learning_rate
+from trainers.hegraph.fit import learning_rate, rate_at_width
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -322,7 +322,8 @@ def scalars(folder: Path) -> dict[str, list[float]]:
 def test_dassl_writes_loss_rate_and_accuracy_for_tensorboard(plain):
     written = scalars(plain["dassl"].folder)
     assert written["train/loss"][-1] < written["train/loss"][0]
-    assert written["train/lr"] == pytest.approx([learning_rate(e, 6, 0.01, 1, 1e-5) for e in range(6)], rel=1e-5)
+    peak = rate_at_width(0.01, 512, 64)  # OPTIM.LR at the width of the embedded backbone
+    assert written["train/lr"] == pytest.approx([learning_rate(e, 6, peak, 1, 1e-5) for e in range(6)], rel=1e-5)
     assert written["test/accuracy"] == pytest.approx([plain["dassl"].record["accuracy"]])
 
 

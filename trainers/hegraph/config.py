@@ -49,8 +49,8 @@ BY_SHOTS = (
     (1, ["OPTIM.LR", 0.0005, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 30]),
     (2, ["OPTIM.LR", 0.0005, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 120]),
     (4, ["OPTIM.LR", 0.0007, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 160]),
-    (8, ["OPTIM.LR", 0.0015, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 400]),
-    (16, ["OPTIM.LR", 0.003, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 200]),
+    (8, ["OPTIM.LR", 0.0015, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 140]),
+    (16, ["OPTIM.LR", 0.003, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", 100]),
 )
 TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
 
@@ -96,10 +96,10 @@ def get_cfg_default() -> CN:
 
     cfg.OPTIM = CN()
     cfg.OPTIM.NAME = "adamw"
-    cfg.OPTIM.LR = float(OPEN)  # by shots
+    cfg.OPTIM.LR = float(OPEN)  # by shots; at another feature width than LR_WIDTH it is scaled
     cfg.OPTIM.WEIGHT_DECAY = 0.01
     cfg.OPTIM.LR_SCHEDULER = "cosine"
-    cfg.OPTIM.MAX_EPOCH = 30
+    cfg.OPTIM.MAX_EPOCH = 20
     cfg.OPTIM.WARMUP_EPOCH = 1  # 0 or below: none
     cfg.OPTIM.WARMUP_TYPE = "constant"
     cfg.OPTIM.WARMUP_CONS_LR = 1e-5
@@ -144,6 +144,9 @@ def extend_cfg(cfg: CN) -> None:
     node.BIAS = True  # a trainable bias per class and relation
     node.WEIGHT_PER = "target"  # one W per target node type, or one per relation
     node.WEIGHT_INIT = "identity"  # identity, xavier, zero
+    # OPTIM.LR is that of this feature width; at width d it is OPTIM.LR * sqrt(LR_WIDTH / d): AdamW moves each entry of
+    # a feature by about the rate, which turns a unit vector by sqrt(d) times as much. 0: OPTIM.LR at any width
+    node.LR_WIDTH = 512
     node.WEIGHT_LR_MULT = 0.1  # learning rate of W over OPTIM.LR (the biases')
     node.VISUAL_LR = 0.02  # learning rate of the visual relation
 
@@ -287,7 +290,7 @@ def check_cfg(cfg: CN) -> None:
         if _get(cfg, key) < 1:
             raise UserError(f"{key} must be at least 1, got {_get(cfg, key)}")
     not_negative = ("OPTIM.LR", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_CONS_LR", "TRAIN.CHECKPOINT_FREQ")
-    ours = ("LAMBDA", "BETA_C", "MIN_STEPS", "WEIGHT_LR_MULT", "VISUAL_LR", "LOSS_SCALE")
+    ours = ("LAMBDA", "BETA_C", "MIN_STEPS", "LR_WIDTH", "WEIGHT_LR_MULT", "VISUAL_LR", "LOSS_SCALE")
     for key in (*not_negative, *(f"TRAINER.HEGRAPHADAPTER.{name}" for name in ours)):
         if _get(cfg, key) < 0:
             raise UserError(f"{key} must not be negative, got {_get(cfg, key)}")

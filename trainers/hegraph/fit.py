@@ -69,7 +69,8 @@ class Fit:
     ) -> None:
         options = cfg.TRAINER.HEGRAPHADAPTER
         keep_freed_memory()
-        groups = model.parameter_groups(cfg.OPTIM.LR, options.WEIGHT_LR_MULT, options.VISUAL_LR)
+        self.peak_rate = rate_at_width(cfg.OPTIM.LR, options.LR_WIDTH, model.x_positive.shape[1])
+        groups = model.parameter_groups(self.peak_rate, options.WEIGHT_LR_MULT, options.VISUAL_LR)
         self.model, self.data, self.cfg, self.output, self.run_id, self.about = model, data, cfg, output, run_id, about
         self.optimizer = torch.optim.AdamW(groups, weight_decay=cfg.OPTIM.WEIGHT_DECAY, fused=FUSED)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -88,8 +89,8 @@ class Fit:
 
     @property
     def learning_rate(self) -> float:
-        """Of this epoch: that whose peak is OPTIM.LR."""
-        return self._rate(self.cfg.OPTIM.LR)
+        """Of this epoch: that of the biases."""
+        return self._rate(self.peak_rate)
 
     def begin_epoch(self) -> None:
         """Sets the learning rates of the epoch."""
@@ -167,6 +168,20 @@ def checkpoint_to_resume(output: Path, cfg: CfgNode) -> Path:
             f"there is nothing to resume in {cfg.RESUME}: no {CHECKPOINT}, which a run leaves when it is interrupted"
         )
     return checkpoint
+
+
+def rate_at_width(rate: float, meant_for: int, width: int) -> float:
+    """The learning rate for features of a width, where `rate` was meant for another.
+
+    AdamW moves every entry by about the rate, so a unit vector of d entries turns by about `rate * sqrt(d)`; this keeps
+    that the same.
+
+    Args:
+        rate: At the width that it is meant for.
+        meant_for: That width; 0: `rate` holds at any.
+        width: Of the features, d.
+    """
+    return rate * math.sqrt(meant_for / width) if meant_for else rate
 
 
 def learning_rate(epoch: int, epochs: int, peak: float, warmup_epochs: int, warmup_rate: float) -> float:

@@ -139,7 +139,7 @@ class HeGraphAdapter(TrainerX):
         self.training.begin_epoch()
 
     def get_current_lr(self, names: str | list[str] | None = None) -> float:
-        """The rate that Dassl prints: that of the biases, whose peak is OPTIM.LR."""
+        """The rate that Dassl prints: that of the biases."""
         return self.training.learning_rate
 
     def forward_backward(self, batch: Batch) -> dict[str, float]:
