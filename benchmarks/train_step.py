@@ -15,6 +15,7 @@ from trainers.hegraph.layers import relation_name
 from trainers.hegraph.losses import adapter_losses
 from trainers.hegraph.model import HeGraphAdapter, Logits
 
+from .graph_step import graph_multiply_adds
 from .report import Report
 from .tasks import random_bank, start_training, unit_features
 from .timing import in_turn, ratio
@@ -57,12 +58,9 @@ def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, repeats: in
 
 def multiply_adds(num_classes: int, width: int, cached: int, batch: int) -> int:
     """Of the matrix products of one step, forward and backward; what is elementwise is not counted."""
-    square = num_classes * width * width
-    messages = 6 * square + 6 * square + square  # six messages, the gradients of W, that of one input
-    aggregation = 2 * min(num_classes, 2 * width) * num_classes * width  # of the updated negative nodes, and back
     text = 2 * batch * num_classes * width
     cache = batch * cached * width + 2 * batch * num_classes * width  # f . F, f . s, and the gradient of s
-    return messages + aggregation + text + cache
+    return graph_multiply_adds(num_classes, width) + text + cache
 
 
 def pyg_step(model: HeGraphAdapter, graph: HeteroGraph, batch: Batch) -> Callable[[], None]:
