@@ -230,8 +230,8 @@ def test_a_group_of_keys_is_no_key(key):
     [
         ("OPTIM.LR", "fast", "float such as -1.0, got 'fast'"),
         ("OPTIM.LR", "True", "float such as -1.0, got True"),
-        ("OPTIM.MAX_EPOCH", "2.5", "int such as 20, got 2.5"),
-        ("OPTIM.MAX_EPOCH", "True", "int such as 20, got True"),
+        ("OPTIM.MAX_EPOCH", "2.5", "int such as 15, got 2.5"),
+        ("OPTIM.MAX_EPOCH", "True", "int such as 15, got True"),
         ("USE_CUDA", "1", "bool such as True, got 1"),
         (f"{OURS}.PROMPTS.TEMPLATES", "a {}.", "list such as [], got 'a {}.'"),
     ],

@@ -99,7 +99,7 @@ def get_cfg_default() -> CN:
     cfg.OPTIM.LR = float(OPEN)  # by shots; at another feature width than LR_WIDTH it is scaled
     cfg.OPTIM.WEIGHT_DECAY = 0.01
     cfg.OPTIM.LR_SCHEDULER = "cosine"
-    cfg.OPTIM.MAX_EPOCH = 20
+    cfg.OPTIM.MAX_EPOCH = 15
     cfg.OPTIM.WARMUP_EPOCH = 1  # 0 or below: none
     cfg.OPTIM.WARMUP_TYPE = "constant"
     cfg.OPTIM.WARMUP_CONS_LR = 1e-5
