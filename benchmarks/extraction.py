@@ -17,8 +17,7 @@ from trainers.hegraph.backbone import Backbone, create_model
 from trainers.hegraph.config import load_cfg
 from trainers.hegraph.datasets import Dataset, Item
 from trainers.hegraph.datasets.catalog import open_image
-from trainers.hegraph.features import ImageViews
-from trainers.hegraph.features.extract import encode_images
+from trainers.hegraph.features.extract import ImageViews, encode_images
 
 from .report import Report
 from .timing import in_turn, ratio

@@ -11,7 +11,7 @@ from trainers.hegraph import batches as module
 from trainers.hegraph.backbone import load_backbone
 from trainers.hegraph.batches import BankBatches, OnlineBatches, epoch_generator, products_with_cache
 from trainers.hegraph.datasets import load_dataset
-from trainers.hegraph.features import ImageViews
+from trainers.hegraph.features.extract import ImageViews
 
 VIEWS, IMAGES = 3, 10
 

@@ -16,8 +16,8 @@ from yacs.config import CfgNode
 from trainers.hegraph.backbone import Backbone, load_backbone
 from trainers.hegraph.config import load_cfg
 from trainers.hegraph.datasets import load_dataset
-from trainers.hegraph.features import ImageViews, extract
-from trainers.hegraph.features.extract import encode_images
+from trainers.hegraph.features import extract
+from trainers.hegraph.features.extract import ImageViews, encode_images
 
 ROOT = Path(__file__).parents[2]
 MINI = ROOT / "configs" / "trainers" / "HeGraphAdapter" / "mini.yaml"

@@ -20,8 +20,14 @@ from trainers.hegraph.backbone import Backbone, load_backbone
 from trainers.hegraph.config import load_cfg
 from trainers.hegraph.datasets import Dataset, Item, Selection, load_dataset, select_few_shot
 from trainers.hegraph.errors import UserError
-from trainers.hegraph.features import ImageViews, encode_prompts, encode_task, training_augmentation
-from trainers.hegraph.features.extract import encode_images, open_image
+from trainers.hegraph.features.extract import (
+    ImageViews,
+    encode_images,
+    encode_prompts,
+    encode_task,
+    open_image,
+    training_augmentation,
+)
 
 ROOT = Path(__file__).parents[2]
 SENTENCES = "TRAINER.HEGRAPHADAPTER.PROMPTS"
@@ -270,8 +276,7 @@ torch.set_num_threads(1)
 from trainers.hegraph.backbone import load_backbone
 from trainers.hegraph.config import load_cfg
 from trainers.hegraph.datasets import load_dataset
-from trainers.hegraph.features import ImageViews
-from trainers.hegraph.features.extract import encode_images
+from trainers.hegraph.features.extract import ImageViews, encode_images
 digits, backbone = load_dataset("Digits"), load_backbone("hegraph-mini")
 images = ImageViews(digits, digits.train[:200], backbone.preprocess)
 print("ready", flush=True)

@@ -9,13 +9,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .backbone import Backbone
-from .features import ImageViews
+if TYPE_CHECKING:  # open_clip takes seconds to import
+    from .backbone import Backbone
+    from .features.extract import ImageViews
 
 PRODUCTS_BYTES = 2**28  # 256 MB: 16 shots of 101 classes in ten views
 

@@ -17,7 +17,7 @@ from .fit import FitResult, fit
 from .provenance import set_random_seed
 from .selection import fit_best_on_val
 from .targets import score_targets
-from .tasks import BankTask, Task, load_image_task
+from .tasks import BankTask, Task
 
 TEST_BATCH = 1024  # images that a method predicts at once
 
@@ -48,7 +48,12 @@ def run(
     device = "cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
     seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(2**31)
     set_random_seed(seed)
-    task: Task = BankTask(bank_file, cfg, seed) if bank_file else load_image_task(cfg, seed, device)
+    if bank_file:
+        task: Task = BankTask(bank_file, cfg, seed)
+    else:
+        from .image_task import load_image_task  # takes seconds to import
+
+        task = load_image_task(cfg, seed, device)
     experiment = Experiment(cfg, task, seed, device, host="alone")
     if model_dir is not None:
         experiment.choose_adapter(model_dir, load_epoch)

@@ -37,9 +37,9 @@ from .errors import UserError, show_messages
 from .experiment import Experiment
 from .features import FeatureBank, shards
 from .fit import Fit
+from .image_task import ImageTask
 from .provenance import set_random_seed
 from .run import fit_method
-from .tasks import ImageTask
 
 with absent_packages_excused("wilds", "pandas"):
     from dassl.data import DataManager

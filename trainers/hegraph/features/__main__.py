@@ -10,7 +10,8 @@ from ..backbone import load_backbone
 from ..config import load_cfg
 from ..errors import UserError, report
 from ..files import atomic_path
-from . import encode_prompts, load_bank
+from .bank import load_bank
+from .extract import encode_prompts
 from .tip import import_tip, read_classnames
 
 
