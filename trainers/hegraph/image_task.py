@@ -1,4 +1,4 @@
-"""A few-shot task of images and a backbone. It imports open_clip, which takes seconds and which a bank does not need."""
+"""A few-shot task of images and a backbone. It imports open_clip, which takes seconds and which no bank needs."""
 
 from __future__ import annotations
 
