@@ -211,6 +211,14 @@ def test_collected_records_make_the_same_grid(tmp_path):
     assert grid(find_records([tmp_path / "all.jsonl"])) == grid(records)
 
 
+def test_collected_records_say_what_was_chosen_but_not_every_candidate(tmp_path):
+    of_a_method = {"ALPHA": {"value": 2.0, "candidates": [[1.0, 50.0], [2.0, 60.0]]}, "BETA": {"value": 1.0}}
+    ours = {"keys": ["A"], "value": [1], "candidates": [[[1], 50.0]]}
+    collect([record(1, selected=of_a_method), record(2, selected=ours)], tmp_path / "all.jsonl")
+    chosen = [json.loads(line)["selected"] for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert chosen == [{"ALPHA": {"value": 2.0}, "BETA": {"value": 1.0}}, {"keys": ["A"], "value": [1]}]
+
+
 def test_collected_records_hold_nothing_that_was_measured(tmp_path):
     collect([record(1, **dict.fromkeys(MEASURED, 1))], tmp_path / "all.jsonl")
     [line] = (tmp_path / "all.jsonl").read_text().splitlines()

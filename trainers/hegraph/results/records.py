@@ -104,7 +104,20 @@ def _read_lines(path: Path) -> list[dict]:
 
 
 def collect(records: Sequence[dict], path: Path) -> None:
-    """Writes records as one line each, without what only one machine says (times, memory)."""
-    lines = [json.dumps({k: v for k, v in record.items() if k not in MEASURED}, sort_keys=True) for record in records]
+    """Writes records as one line each, without what only one machine says (times, memory), and of a choice on val the
+    value without the tables of candidates, which can be a hundred times as long as the rest."""
+    lines = []
+    for record in records:
+        kept = {key: value for key, value in record.items() if key not in MEASURED}
+        kept["selected"] = _without_candidates(record.get("selected") or {})
+        lines.append(json.dumps(kept, sort_keys=True))
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _without_candidates(selected: dict) -> dict:
+    return {
+        key: _without_candidates(value) if isinstance(value, dict) else value
+        for key, value in selected.items()
+        if key != "candidates"
+    }
