@@ -168,7 +168,8 @@ def test_of_two_values_for_one_key_the_last_holds():
 def test_the_last_row_not_above_the_runs_shots_holds(shots, steps):
     key = f"{OURS}.MIN_STEPS"  # rows out of order on purpose
     rows = f"[[4, ['{key}', 104]], [2, ['{key}', 102]], [16, ['{key}', 116]], [1, ['{key}', 101]]]"
-    cfg = load_cfg(opts=[f"{OURS}.BY_SHOTS", rows, "OPTIM.LR", "0.1", "DATASET.NUM_SHOTS", shots])
+    rates = ("OPTIM.LR", "0.1", f"{OURS}.VISUAL_LR", "0.1")
+    cfg = load_cfg(opts=[f"{OURS}.BY_SHOTS", rows, *rates, "DATASET.NUM_SHOTS", shots])
     assert cfg.TRAINER.HEGRAPHADAPTER.MIN_STEPS == steps
 
 
