@@ -63,9 +63,8 @@ def graph_multiply_adds(num_classes: int, width: int) -> int:
     """Of the matrix products of one graph step, forward and backward; what is elementwise is not counted."""
     square = num_classes * width * width
     messages = 6 * square + 6 * square + square  # six messages, the gradients of W, that of one input
-    return (
-        messages + 2 * min(num_classes, 2 * width) * num_classes * width
-    )  # aggregation of the negative nodes, and back
+    aggregation = 2 * min(num_classes, 2 * width) * num_classes * width  # of the updated negative nodes, and back
+    return messages + aggregation
 
 
 def rebuilt(graph: HeteroGraph, layer: HeteroMessagePassing) -> Adapted:

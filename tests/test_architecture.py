@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -40,6 +42,7 @@ ORDER = (
     "provenance",
     "baselines",
     "tasks",
+    "image_task",
     "transfer",
     "experiment",
     "targets",
@@ -200,3 +203,10 @@ def test_nothing_that_users_get_needs_our_shared_folder(place):
     files = [path] if path.is_file() else [f for f in path.rglob("*") if f.suffix in {".py", ".sh", ".yaml", ".json"}]
     assert files
     assert [str(f) for f in files if "../shared" in f.read_text(encoding="utf-8")] == []
+
+
+def test_a_run_from_a_bank_imports_no_backbone():
+    """open_clip takes seconds to import, at the start of every run."""
+    asked = "import sys, trainers.hegraph.run; print(sorted({'open_clip', 'torchvision'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]"]
