@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 
+from .baselines.training import has_val, val_accuracy
 from .config import with_values
 from .errors import UserError
-from .evaluate import accuracy
 from .experiment import Experiment
 from .fit import FitResult, fit
 
@@ -29,7 +29,7 @@ def fit_best_on_val(experiment: Experiment) -> dict:
         UserError: If the task has no val images of its own, or nothing is declared to choose from.
     """
     bank, grid = experiment.bank, experiment.cfg.TRAINER.HEGRAPHADAPTER.SELECT
-    if bank.val_features is None or not len(bank.val_features):
+    if not has_val(bank):
         raise UserError(
             f"{bank.dataset} has no val images besides test, so nothing can be chosen on them; leave out --select val"
         )
@@ -44,7 +44,7 @@ def fit_best_on_val(experiment: Experiment) -> dict:
         if (training := experiment.start_candidate()) is not None:
             trained = fit(training)
         model = experiment.model
-        on_val = accuracy(model.combine(model.predict(bank.val_features.to(experiment.device))), bank.val_labels)
+        on_val = val_accuracy(lambda features, model=model: model.combine(model.predict(features)), experiment.bank)
         candidates.append([list(values), round(on_val, 4)])
         logger.info("%s: %.2f on val", ", ".join(f"{k} {v}" for k, v in zip(keys, values)), on_val)
         if best is None or on_val > best[0]:
