@@ -109,7 +109,7 @@ def collect(records: Sequence[dict], path: Path) -> None:
     lines = []
     for record in records:
         kept = {key: value for key, value in record.items() if key not in MEASURED}
-        kept["selected"] = _without_candidates(record.get("selected") or {})
+        kept["selected"] = _without_candidates(record["selected"])
         lines.append(json.dumps(kept, sort_keys=True))
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
