@@ -16,6 +16,7 @@ from trainers.hegraph.graph import DIAGONAL_FACTOR, HeteroGraph, build_graph
 from trainers.hegraph.layers import Adapted, HeteroMessagePassing, relation_name
 from trainers.hegraph.model import metapath_weights
 
+from .floor import graph_multiply_adds, product_for
 from .report import Report
 from .tasks import unit_features
 from .timing import in_turn, ratio
@@ -38,33 +39,25 @@ def run(sizes: tuple[tuple[int, int], ...] = tuple(BARS), repeats: int = 7) -> R
 
 
 def measure(num_classes: int, width: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds of a step of either side, and of its multiply-adds alone, as one matrix product."""
+    """Seconds of a step of either side, and of the multiply-adds of ours alone."""
     nodes = [unit_features(num_classes, width, seed=seed) for seed in range(3)]
     options = load_cfg().TRAINER.HEGRAPHADAPTER
     layer = HeteroMessagePassing(build_graph(*nodes), metapath_weights(options), options.ALPHA_NP_TEST)
-    rows = unit_features(graph_multiply_adds(num_classes, width) // width**2, width)
-    matrix = unit_features(width, width)
+    product, scale = product_for(num_classes, width, graph_multiply_adds(num_classes, width))
 
     def backward(adapted: Adapted) -> None:
         layer.zero_grad()
         (adapted.positive.sum() + adapted.visual_bias.sum()).backward()
 
-    return in_turn(
+    seconds = in_turn(
         {
             "ours": lambda: backward(layer()),
             "rebuilt": lambda: backward(rebuilt(build_graph(*nodes), layer)),
-            "floor": lambda: rows @ matrix,
+            "product": product,
         },
         repeats,
     )
-
-
-def graph_multiply_adds(num_classes: int, width: int) -> int:
-    """Of the matrix products of one graph step, forward and backward; what is elementwise is not counted."""
-    square = num_classes * width * width
-    messages = 6 * square + 6 * square + square  # six messages, the gradients of W, that of one input
-    aggregation = 2 * min(num_classes, 2 * width) * num_classes * width  # of the updated negative nodes, and back
-    return messages + aggregation
+    return seconds | {"floor": [scale * s for s in seconds["product"]]}
 
 
 def rebuilt(graph: HeteroGraph, layer: HeteroMessagePassing) -> Adapted:

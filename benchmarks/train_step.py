@@ -15,9 +15,9 @@ from trainers.hegraph.layers import relation_name
 from trainers.hegraph.losses import adapter_losses
 from trainers.hegraph.model import HeGraphAdapter, Logits
 
-from .graph_step import graph_multiply_adds
+from .floor import multiply_adds, product_for
 from .report import Report
-from .tasks import random_bank, start_training, unit_features
+from .tasks import random_bank, start_training
 from .timing import in_turn, ratio
 
 SMALL = {"num_classes": 10, "width": 16, "repeats": 1}
@@ -28,10 +28,8 @@ def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, repeats: in
     training = start_training(bank)
     batch = next(training.data.epoch(1))
     count = multiply_adds(num_classes, width, len(bank.train_labels), len(batch.features))
-    measured, rows = unit_features(width, width), unit_features(4 * num_classes, width)
-    scale = count / rows.numel() / width  # the product that is timed -> those of a step
-
-    seconds = in_turn({"step": lambda: training.step(batch), "product": lambda: rows @ measured}, repeats)
+    product, scale = product_for(num_classes, width, count)
+    seconds = in_turn({"step": lambda: training.step(batch), "product": product}, repeats)
     floor = [scale * s for s in seconds["product"]]
     over = ratio(seconds["step"], floor)
     graph = build_graph(
@@ -54,13 +52,6 @@ def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, repeats: in
     report.at_most("step over its floor", over, 1.5)
     report.at_least("PyG reference over step", against, 20.0)
     return report
-
-
-def multiply_adds(num_classes: int, width: int, cached: int, batch: int) -> int:
-    """Of the matrix products of one step, forward and backward; what is elementwise is not counted."""
-    text = 2 * batch * num_classes * width
-    cache = batch * cached * width + 2 * batch * num_classes * width  # f . F, f . s, and the gradient of s
-    return graph_multiply_adds(num_classes, width) + text + cache
 
 
 def pyg_step(model: HeGraphAdapter, graph: HeteroGraph, batch: Batch) -> Callable[[], None]:
