@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trainers.hegraph.backbone import Backbone, create_model
+from trainers.hegraph.backbones.backbone import Backbone, create_model
 from trainers.hegraph.config import load_cfg
 from trainers.hegraph.datasets import Dataset, Item
 from trainers.hegraph.datasets.catalog import open_image

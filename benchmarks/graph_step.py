@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from trainers.hegraph.config import load_cfg
-from trainers.hegraph.graph import DIAGONAL_FACTOR, HeteroGraph, build_graph
-from trainers.hegraph.layers import Adapted, HeteroMessagePassing, relation_name
-from trainers.hegraph.model import metapath_weights
+from trainers.hegraph.method.graph import DIAGONAL_FACTOR, HeteroGraph, build_graph
+from trainers.hegraph.method.layers import Adapted, HeteroMessagePassing, relation_name
+from trainers.hegraph.method.model import metapath_weights
 
 from .floor import graph_multiply_adds, product_for
 from .report import Report

@@ -9,8 +9,8 @@ from yacs.config import CfgNode
 
 from trainers.hegraph.baselines import tip_adapter
 from trainers.hegraph.config import load_cfg
-from trainers.hegraph.experiment import build_model
-from trainers.hegraph.run import TEST_BATCH
+from trainers.hegraph.experiments.experiment import build_model
+from trainers.hegraph.experiments.run import TEST_BATCH
 
 from .report import Report
 from .tasks import random_bank

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from trainers.hegraph.batches import BankBatches
 from trainers.hegraph.config import load_cfg
-from trainers.hegraph.experiment import build_model
+from trainers.hegraph.experiments.experiment import build_model
 from trainers.hegraph.features import FeatureBank
-from trainers.hegraph.fit import Fit
+from trainers.hegraph.training.batches import BankBatches
+from trainers.hegraph.training.loop import Fit
 
 
 def unit_features(*shape: int, seed: int = 0) -> Tensor:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import torch
 
-from trainers.hegraph.batches import Batch
-from trainers.hegraph.conv import RelationConv
-from trainers.hegraph.graph import NEGATIVE_TO_POSITIVE, VISUAL_TO_VISUAL, HeteroGraph, build_graph, class_means
-from trainers.hegraph.heads import cache_affinities, cache_logits, text_logits
-from trainers.hegraph.layers import relation_name
-from trainers.hegraph.losses import adapter_losses
-from trainers.hegraph.model import HeGraphAdapter, Logits
+from trainers.hegraph.method.conv import RelationConv
+from trainers.hegraph.method.graph import NEGATIVE_TO_POSITIVE, VISUAL_TO_VISUAL, HeteroGraph, build_graph, class_means
+from trainers.hegraph.method.heads import cache_affinities, cache_logits, text_logits
+from trainers.hegraph.method.layers import relation_name
+from trainers.hegraph.method.losses import adapter_losses
+from trainers.hegraph.method.model import HeGraphAdapter, Logits
+from trainers.hegraph.training.batches import Batch
 
 from .floor import multiply_adds, product_for
 from .report import Report

@@ -15,45 +15,23 @@ PACKAGE = ROOT / "trainers" / "hegraph"
 
 # A module imports only modules above it. A folder is one entry.
 ORDER = (
-    "errors",
-    "files",
+    "utils",
     "config",
     "datasets",
     "prompts",
-    "negatives",
-    "torchscript",
-    "backbone",
-    "mini",
+    "backbones",
     "features",
-    "describe",
-    "graph",
-    "layers",
-    "conv",
-    "heads",
-    "cache",
-    "model",
-    "losses",
-    "batches",
-    "memory",
-    "checkpoints",
-    "evaluate",
-    "fit",
-    "results",
-    "provenance",
+    "method",
+    "training",
     "baselines",
-    "tasks",
-    "image_task",
-    "transfer",
-    "experiment",
-    "targets",
-    "selection",
-    "run",
-    "absent",
+    "results",
+    "experiments",
+    "describe",
     "trainer",
     "__main__",
 )
 # package -> the one file that may import it
-ONLY = {"open_clip": "backbone.py", "dassl": "trainer.py", "openai": "describe/client.py"}
+ONLY = {"open_clip": "backbones/backbone.py", "dassl": "trainer.py", "openai": "describe/client.py"}
 
 Module = tuple[str, ...]  # ("features", "bank"); () is the package itself
 
@@ -109,20 +87,20 @@ def imports_of(module: Module) -> set[Module]:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("from ..errors import UserError", {("errors",)}),
+        ("from ..utils.errors import UserError", {("utils", "errors")}),
         ("from .bank import load_bank", {("features", "bank")}),
         ("from . import bank, FeatureBank", {("features", "bank"), ("features",)}),
-        ("from .. import errors", {("errors",)}),
+        ("from ..utils import errors", {("utils", "errors")}),
         ("from ..datasets.splits import Item", {("datasets", "splits")}),
-        ("import trainers.hegraph.errors", {("errors",)}),
-        ("from trainers.hegraph.errors import UserError", {("errors",)}),
-        ("from trainers.hegraph import errors", {("errors",)}),
-        ("def late():\n    from ..errors import UserError", {("errors",)}),
+        ("import trainers.hegraph.utils.errors", {("utils", "errors")}),
+        ("from trainers.hegraph.utils.errors import UserError", {("utils", "errors")}),
+        ("from trainers.hegraph.utils import errors", {("utils", "errors")}),
+        ("def late():\n    from ..utils.errors import UserError", {("utils", "errors")}),
         ("import torch\nfrom pathlib import Path", set()),
     ],
 )
 def test_the_reader_finds_every_form_of_import(line, expected):
-    modules = {("errors",), ("features",), ("features", "bank"), ("datasets", "splits")}
+    modules = {("utils", "errors"), ("features",), ("features", "bank"), ("datasets", "splits")}
     assert package_imports(line, ("features", "extract"), False, modules) == expected
 
 
@@ -164,7 +142,7 @@ def test_one_file_alone_knows(package, file):
 
 
 def test_the_backbone_imports_open_clip_so_that_the_test_above_can_fail():
-    assert "open_clip" in outside_imports((PACKAGE / "backbone.py").read_text(encoding="utf-8"))
+    assert "open_clip" in outside_imports((PACKAGE / "backbones" / "backbone.py").read_text(encoding="utf-8"))
 
 
 def calls(file: Path) -> list[ast.Call]:
@@ -207,6 +185,8 @@ def test_nothing_that_users_get_needs_our_shared_folder(place):
 
 def test_a_run_from_a_bank_imports_no_backbone():
     """open_clip takes seconds to import, at the start of every run."""
-    asked = "import sys, trainers.hegraph.run; print(sorted({'open_clip', 'torchvision'} & set(sys.modules)))"
+    asked = (
+        "import sys, trainers.hegraph.experiments.run; print(sorted({'open_clip', 'torchvision'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["[]"]

@@ -82,7 +82,7 @@ def test_the_multiply_adds_of_a_step_by_hand():
 
 def test_the_pyg_step_computes_what_ours_does(unit_features):
     from benchmarks.tasks import random_bank, start_training
-    from trainers.hegraph.graph import build_graph, class_means
+    from trainers.hegraph.method.graph import build_graph, class_means
 
     bank = random_bank(6, 8, shots=3)
     ours, theirs = start_training(bank), start_training(bank)
@@ -99,7 +99,7 @@ def test_the_pyg_step_computes_what_ours_does(unit_features):
 def test_the_rebuilt_graph_computes_what_ours_does():
     from benchmarks.graph_step import rebuilt
     from benchmarks.tasks import random_bank, start_training
-    from trainers.hegraph.graph import build_graph, class_means
+    from trainers.hegraph.method.graph import build_graph, class_means
 
     bank = random_bank(6, 8, shots=3)
     layer = start_training(bank).model.layers

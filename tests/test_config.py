@@ -10,7 +10,7 @@ import pytest
 from yacs.config import CfgNode
 
 from trainers.hegraph.config import BY_SHOTS, CHOICES, FILLABLE, extend_cfg, from_dassl, get_cfg_default, load_cfg
-from trainers.hegraph.errors import UserError
+from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 METHOD_FILES = sorted((ROOT / "configs" / "trainers" / "HeGraphAdapter").glob("*.yaml"))

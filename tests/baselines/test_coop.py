@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CustomTextCLIP
 
-from trainers.hegraph.errors import UserError
+from trainers.hegraph.utils.errors import UserError
 
 VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 48, "heads": 2, "layers": 1}

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.baselines import METHODS
-from trainers.hegraph.errors import UserError
-from trainers.hegraph.evaluate import score
+from trainers.hegraph.training.evaluation import score
+from trainers.hegraph.utils.errors import UserError
 
 TRAINED = sorted(set(METHODS) - {"ZeroShot", "TipAdapter", "APE"})
 # What each chooses on val

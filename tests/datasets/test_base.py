@@ -11,7 +11,7 @@ from PIL import Image
 
 from trainers.hegraph.datasets import Dataset, Item, Selection, load_dataset
 from trainers.hegraph.datasets.base import class_names
-from trainers.hegraph.errors import UserError
+from trainers.hegraph.utils.errors import UserError
 
 CLASSES = ("ant", "bee", "cow", "dog", "elk")
 

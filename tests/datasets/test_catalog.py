@@ -23,8 +23,8 @@ from trainers.hegraph.datasets.__main__ import catalog_name
 from trainers.hegraph.datasets.base import class_names
 from trainers.hegraph.datasets.catalog import CATALOG, read_pools
 from trainers.hegraph.datasets.digits import DOMAINS, HALVES
-from trainers.hegraph.errors import UserError
-from trainers.hegraph.prompts import TEMPLATES
+from trainers.hegraph.prompts.positive import TEMPLATES
+from trainers.hegraph.utils.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "datasets"
 

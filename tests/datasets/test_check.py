@@ -15,7 +15,7 @@ from trainers.hegraph.datasets import load_dataset, load_few_shot
 from trainers.hegraph.datasets.__main__ import main
 from trainers.hegraph.datasets.catalog import CATALOG
 from trainers.hegraph.datasets.check import check_dataset
-from trainers.hegraph.errors import UserError
+from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("ant", "bee", "cow")

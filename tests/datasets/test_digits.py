@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from trainers.hegraph.datasets import load_dataset
-from trainers.hegraph.errors import UserError
+from trainers.hegraph.utils.errors import UserError
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 

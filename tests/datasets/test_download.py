@@ -26,12 +26,12 @@ from pathlib import Path, PurePosixPath
 import pytest
 import requests
 
-from trainers.hegraph.datasets import archives
-from trainers.hegraph.datasets import download as download_module
 from trainers.hegraph.datasets.catalog import CATALOG
-from trainers.hegraph.datasets.download import Patience, Unreachable, download, fetch
-from trainers.hegraph.datasets.sources import BY_HAND, SOURCES, Member, Source
-from trainers.hegraph.errors import UserError
+from trainers.hegraph.datasets.fetch import archives
+from trainers.hegraph.datasets.fetch import download as download_module
+from trainers.hegraph.datasets.fetch.download import Patience, Unreachable, download, fetch
+from trainers.hegraph.datasets.fetch.sources import BY_HAND, SOURCES, Member, Source
+from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 BODY = random.Random(0).randbytes(300_000)
@@ -239,7 +239,7 @@ def test_a_server_that_always_breaks_off_at_one_place_is_given_up_and_the_next_c
 def test_a_killed_process_leaves_a_part_and_the_next_asks_only_for_the_rest(server, tmp_path):
     url = server.url("/f", serve(BODY, stop_at=HALF, stall=True), serve(BODY))
     code = (
-        "import sys; from pathlib import Path; from trainers.hegraph.datasets.download import *\n"
+        "import sys; from pathlib import Path; from trainers.hegraph.datasets.fetch.download import *\n"
         "fetch(Source('f.bin', (sys.argv[1],)), Path(sys.argv[2]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, url, str(tmp_path)], cwd=ROOT)

@@ -19,7 +19,7 @@ from PIL import Image
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets import Dataset, load_dataset, load_few_shot
 from trainers.hegraph.datasets.folder import open_image_file
-from trainers.hegraph.errors import UserError
+from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 

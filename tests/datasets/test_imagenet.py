@@ -11,7 +11,7 @@ from scipy.io import savemat
 
 from trainers.hegraph.datasets import Dataset, Item, load_dataset, load_few_shot
 from trainers.hegraph.datasets.imagenet import GROUND_TRUTH_FOLDERS
-from trainers.hegraph.errors import UserError
+from trainers.hegraph.utils.errors import UserError
 
 IDS = ("n01440764", "n01443537", "n01484850", "n01491361")
 NAMES = ("tench", "goldfish", "great white shark", "tiger shark")

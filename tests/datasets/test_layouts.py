@@ -20,7 +20,7 @@ from trainers.hegraph.datasets import Dataset, load_dataset, load_few_shot
 from trainers.hegraph.datasets.catalog import CATALOG
 from trainers.hegraph.datasets.layouts import listing, read_lines, read_mat, split_classes, split_trainval
 from trainers.hegraph.datasets.splits import Item, read_split_file
-from trainers.hegraph.errors import UserError
+from trainers.hegraph.utils.errors import UserError
 
 # Images in a mixed order, of three classes: 8, 5 and 10 of them
 MIXED = (2, 0, 2, 1, 0, 2, 1, 2, 0, 2, 0, 1, 2, 0, 2, 1, 0, 2, 0, 1, 2, 2, 0)

@@ -22,7 +22,7 @@ import pytest
 
 from trainers.hegraph.datasets import Item, load_few_shot
 from trainers.hegraph.datasets.pickles import read_coop_pickle
-from trainers.hegraph.errors import UserError
+from trainers.hegraph.utils.errors import UserError
 
 MODULE = "dassl.data.datasets.base_dataset"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainers.hegraph.backbone import CONTEXT_LENGTH, MINI_NAME, count_tokens, create_model
+from trainers.hegraph.backbones.backbone import CONTEXT_LENGTH, MINI_NAME, count_tokens, create_model
 from trainers.hegraph.describe.checks import (
     Checker,
     alias_problems,

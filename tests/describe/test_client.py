@@ -14,7 +14,7 @@ from fake_endpoint import KEY, completion, fails, hangs_up, raw, says, stalls
 
 from trainers.hegraph.describe.client import ChatClient, read_key, retry_after
 from trainers.hegraph.describe.dialogue import MOST_LISTED, Request, UnreadableAnswer, build_prompt, read_answer
-from trainers.hegraph.errors import UserError
+from trainers.hegraph.utils.errors import UserError
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from fake_endpoint import KEY, but, completion, fails, good, good_sentence, hang
 
 from trainers.hegraph.describe.__main__ import main
 from trainers.hegraph.describe.checks import table_problems
-from trainers.hegraph.prompts import read_descriptions
+from trainers.hegraph.prompts.positive import read_descriptions
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["river", "forest", "annual crop", "pasture", "highway", "lake"]

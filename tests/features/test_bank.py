@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from trainers.hegraph.datasets import Selection
-from trainers.hegraph.errors import UserError
 from trainers.hegraph.features import FeatureBank, load_bank
+from trainers.hegraph.utils.errors import UserError
 
 TENSORS = ("train_features", "train_labels", "val_features", "val_labels", "test_features", "test_labels")
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from yacs.config import CfgNode
 
-from trainers.hegraph.backbone import Backbone, load_backbone
+from trainers.hegraph.backbones.backbone import Backbone, load_backbone
 from trainers.hegraph.config import load_cfg
 from trainers.hegraph.datasets import load_dataset
 from trainers.hegraph.features import extract

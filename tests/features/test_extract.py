@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from trainers.hegraph.backbone import Backbone, load_backbone
+from trainers.hegraph.backbones.backbone import Backbone, load_backbone
 from trainers.hegraph.config import load_cfg
 from trainers.hegraph.datasets import Dataset, Item, Selection, load_dataset, select_few_shot
-from trainers.hegraph.errors import UserError
 from trainers.hegraph.features.extract import (
     ImageViews,
     encode_images,
@@ -28,6 +27,7 @@ from trainers.hegraph.features.extract import (
     open_image,
     training_augmentation,
 )
+from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SENTENCES = "TRAINER.HEGRAPHADAPTER.PROMPTS"
@@ -273,7 +273,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from trainers.hegraph.backbone import load_backbone
+from trainers.hegraph.backbones.backbone import load_backbone
 from trainers.hegraph.config import load_cfg
 from trainers.hegraph.datasets import load_dataset
 from trainers.hegraph.features.extract import ImageViews, encode_images

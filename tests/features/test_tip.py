@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainers.hegraph.errors import UserError
 from trainers.hegraph.features import load_bank
 from trainers.hegraph.features.__main__ import main
 from trainers.hegraph.features.tip import import_tip, read_classnames
+from trainers.hegraph.utils.errors import UserError
 
 K, D, SHOTS, TEST = 3, 8, 2, 4
 NAMES = ["cat", "dog", "bee"]

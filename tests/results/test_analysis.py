@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainers.hegraph.errors import UserError
 from trainers.hegraph.results.analysis import (
     Pair,
     confusion_matrix,
@@ -20,6 +19,7 @@ from trainers.hegraph.results.analysis import (
     read_text_nodes,
 )
 from trainers.hegraph.results.records import PREDICTIONS, TEXT_NODES, write_predictions
+from trainers.hegraph.utils.errors import UserError
 
 
 def write_nodes(folder: Path, before: torch.Tensor, after: torch.Tensor, names: object = ("a", "b", "c")) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trainers.hegraph.errors import UserError
 from trainers.hegraph.results import base_to_new, compare
+from trainers.hegraph.utils.errors import UserError
 
 BASE = {"DATASET.SUBSAMPLE_CLASSES": "base"}
 

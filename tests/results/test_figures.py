@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from trainers.hegraph.errors import UserError
 from trainers.hegraph.results.analysis import TextNodes, mean_distance
 from trainers.hegraph.results.cells import FIRST, LAST
 from trainers.hegraph.results.figures import _style, as_svg, confusion, curves, save, tsne
 from trainers.hegraph.results.paper import read_quotes
+from trainers.hegraph.utils.errors import UserError
 
 
 def lines(axis) -> dict[str, list[float]]:

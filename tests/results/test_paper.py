@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from trainers.hegraph.errors import UserError
 from trainers.hegraph.results import compare, complexity
 from trainers.hegraph.results import paper as paper_module
 from trainers.hegraph.results.paper import is_average_over, read_quotes, same_backbone, same_dataset
+from trainers.hegraph.utils.errors import UserError
 
 RN50 = "RN50-quickgelu/openai"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from trainers.hegraph.errors import UserError
 from trainers.hegraph.results import compare
 from trainers.hegraph.results.differences import shortest_names
 from trainers.hegraph.results.settings import split_sweeps
+from trainers.hegraph.utils.errors import UserError
 
 ALPHA, BETA = "TRAINER.X.ALPHA", "TRAINER.X.BETA"
 

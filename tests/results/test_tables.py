@@ -7,7 +7,6 @@ import logging
 
 import pytest
 
-from trainers.hegraph.errors import UserError
 from trainers.hegraph.results import (
     MEASURED,
     REQUIRED,
@@ -20,6 +19,7 @@ from trainers.hegraph.results import (
     table,
     write_record,
 )
+from trainers.hegraph.utils.errors import UserError
 
 
 def record(seed: int = 1, accuracy: float = 80.0, **changes) -> dict:

@@ -67,7 +67,7 @@ def run(job: dict, rank: int) -> None:
 
 def die_after(epoch: int) -> None:
     """As if somebody killed the process after so many epochs of training, whatever drives it."""
-    fit = importlib.import_module("trainers.hegraph.fit")
+    fit = importlib.import_module("trainers.hegraph.training.loop")
     end_epoch = fit.Fit.end_epoch
 
     def end_and_die(fitting, loss) -> None:

@@ -18,10 +18,10 @@ from yacs.config import CfgNode
 from .baselines import METHODS, load_method
 from .config import from_dassl, load_cfg
 from .datasets.catalog import CATALOG
-from .errors import UserError, report, show_messages, unknown
-from .features import shards
+from .experiments.run import run
 from .results import read_record
-from .run import run
+from .utils import processes
+from .utils.errors import UserError, report, show_messages, unknown
 
 TRAINERS = ("HeGraphAdapter", *METHODS)
 CHECKOUT = Path(__file__).parents[2]  # not resolved: with `install.sh --link`, this is CoOp's
@@ -176,11 +176,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
     show_messages()
     args = parse_arguments(arguments)
-    shards.start()
+    processes.start()
     try:
         return report(lambda: run_command(args))
     finally:
-        shards.stop()
+        processes.stop()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 from yacs.config import CfgNode as CN
 
-from .errors import UserError, unknown
+from .utils.errors import UserError, unknown
 
 VARIANTS = ("base", "T-N", "T-P", "T", "full")
 

@@ -27,19 +27,20 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from . import config
-from .absent import absent_packages_excused
 from .baselines import METHODS, load_method
-from .batches import Batch
 from .datasets import Dataset, Item, check_trainable, load_dataset
 from .datasets.catalog import CATALOG, open_image
 from .datasets.pickles import path_from
-from .errors import UserError, show_messages
-from .experiment import Experiment
-from .features import FeatureBank, shards
-from .fit import Fit
-from .image_task import ImageTask
-from .provenance import set_random_seed
-from .run import fit_method
+from .experiments.experiment import Experiment
+from .experiments.image_task import ImageTask
+from .experiments.provenance import set_random_seed
+from .experiments.run import fit_method
+from .features import FeatureBank
+from .training.batches import Batch
+from .training.loop import Fit
+from .utils import processes
+from .utils.absent import absent_packages_excused
+from .utils.errors import UserError, show_messages
 
 with absent_packages_excused("wilds", "pandas"):
     from dassl.data import DataManager
@@ -86,8 +87,8 @@ class HeGraphAdapter(TrainerX):
         Raises:
             UserError: If something is missing on disk.
         """
-        if shards.rank():
-            shards.wait()  # the first process writes files
+        if processes.rank():
+            processes.wait()  # the first process writes files
         rng = random.Random(seed)
         dataset = load_dataset(cfg.DATASET.NAME, cfg.DATASET.ROOT, seed, rng)
         check_trainable(dataset)
@@ -98,8 +99,8 @@ class HeGraphAdapter(TrainerX):
         except (AssertionError, LookupError, OSError, ValueError) as error:
             dataset.check_files()  # CoOp's asserts that they are there, and names none
             raise UserError(f"{dataset.name}: CoOp's loader cannot read {dataset.root} ({error!r})") from error
-        if not shards.rank():
-            shards.wait()
+        if not processes.rank():
+            processes.wait()
 
     def build_model(self) -> None:
         experiment = self.experiment
@@ -295,7 +296,7 @@ def run_in_coop(args: argparse.Namespace, cfg: CfgNode) -> None:
     """
     coop = importlib.import_module("train")
     coop.setup_cfg = lambda args: cfg
-    if shards.rank():
+    if processes.rank():
         args.eval_only, args.no_train = False, True
         coop.setup_logger = lambda folder: None
     coop.main(args)

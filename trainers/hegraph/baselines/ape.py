@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..errors import UserError
 from ..features import FeatureBank
-from ..heads import cache_affinities, cache_logits, text_logits
+from ..method.heads import cache_affinities, cache_logits, text_logits
+from ..utils.errors import UserError
 from .base import Fitted
 from .cache_search import Values, search_cache
 from .training import by_dataset, has_val

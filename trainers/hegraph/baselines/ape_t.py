@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..batches import Batch
 from ..features import FeatureBank
-from ..heads import cache_logits
+from ..method.heads import cache_logits
+from ..training.batches import Batch
 from .ape import DEFAULTS as APE
 from .ape import refine, search
 from .base import Fitted

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..evaluate import accuracy
 from ..features import FeatureBank
+from ..training.evaluation import accuracy
 from .training import choose
 
 SMALLEST = (0.1, 0.1, 0.0)  # where the grid of Tip-Adapter's and APE's authors begins: alpha, beta, gamma

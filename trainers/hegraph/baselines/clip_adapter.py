@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..batches import Batch
-from ..errors import UserError
 from ..features import FeatureBank
-from ..heads import text_logits
+from ..method.heads import text_logits
+from ..training.batches import Batch
+from ..utils.errors import UserError
 from .base import Fitted
 from .training import batches, by_shots, cosine_by_epoch, train
 

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..backbone import CONTEXT_LENGTH, Backbone, count_tokens
-from ..batches import Batch
-from ..errors import UserError
+from ..backbones.backbone import CONTEXT_LENGTH, Backbone, count_tokens
 from ..features import FeatureBank
-from ..heads import text_logits
+from ..method.heads import text_logits
+from ..training.batches import Batch
+from ..utils.errors import UserError
 from .base import Fitted
 from .training import batches, by_shots, cosine_by_epoch, train
 

@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..errors import UserError
 from ..features import FeatureBank
+from ..utils.errors import UserError
 from .base import Fitted
 from .training import choose, has_val, val_accuracy
 

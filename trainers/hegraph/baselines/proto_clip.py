@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..batches import Batch
-from ..errors import UserError
 from ..features import FeatureBank
+from ..training.batches import Batch
+from ..utils.errors import UserError
 from .base import Fitted
 from .training import batches, by_shots, choose, has_val, train, val_accuracy
 

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..batches import Batch
 from ..features import FeatureBank
-from ..heads import text_logits
+from ..method.heads import text_logits
+from ..training.batches import Batch
 from .base import Fitted
 from .training import batches, by_dataset, by_shots, cosine_by_epoch, train
 

@@ -22,9 +22,9 @@ from collections.abc import Callable
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..errors import UserError
 from ..features import FeatureBank
-from ..heads import cache_affinities, cache_logits, text_logits
+from ..method.heads import cache_affinities, cache_logits, text_logits
+from ..utils.errors import UserError
 from .base import Fitted
 from .cache_search import search_cache
 from .training import by_dataset, has_val

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..batches import Batch
 from ..features import FeatureBank
-from ..heads import cache_logits
+from ..method.heads import cache_logits
+from ..training.batches import Batch
 from .base import Fitted
 from .tip_adapter import SEARCH, combine, search
 from .training import batches, by_dataset, cosine, train

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..batches import BankBatches, Batch, TrainingData
-from ..errors import UserError
-from ..evaluate import accuracy
 from ..features import FeatureBank
-from ..fit import learning_rate
+from ..training.batches import BankBatches, Batch, TrainingData
+from ..training.evaluation import accuracy
+from ..training.loop import learning_rate
+from ..utils.errors import UserError
 
 Schedule = Callable[[int, float], float]  # step from 0 and the group's own rate -> the rate of that step
 T = TypeVar("T")

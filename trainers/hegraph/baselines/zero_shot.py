@@ -15,7 +15,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features import FeatureBank
-from ..heads import text_logits
+from ..method.heads import text_logits
 from .base import Fitted
 
 DEFAULTS: dict = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from ..errors import UserError, unknown
+from ..utils.errors import UserError, unknown
 from .base import Dataset
 from .catalog import CATALOG, load_pools, read_coop_selection
 from .digits import DOMAINS, HALVES, load_digits_dataset

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..errors import report, show_messages, unknown
+from ..utils.errors import report, show_messages, unknown
 from .catalog import CATALOG
 from .check import check_dataset
-from .download import download
+from .fetch.download import download
 
 # Files of configs/datasets that are not named as their data set in small letters
 FILE_NAMES = {

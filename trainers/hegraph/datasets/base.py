@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..errors import UserError
-from ..files import hash_json
+from ..utils.errors import UserError
+from ..utils.files import hash_json
 from .splits import Item, Selection, subsample_labels
 
 MAX_NAMED = 3  # missing images that a message names

@@ -13,8 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import UserError
-from ..files import hash_file, read_json, write_json
+from ..utils.errors import UserError
+from ..utils.files import hash_file, read_json, write_json
 from . import imagenet, layouts
 from .base import Dataset, class_names
 from .layouts import Pools

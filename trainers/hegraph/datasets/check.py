@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .catalog import CATALOG, MALFORMED, SPLITS, pools_class_names, read_drawn, read_pools
-from .sources import BY_HAND
+from .fetch.sources import BY_HAND
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .base import Dataset
 from .layouts import listing
 from .splits import Item

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .layouts import Pools, listing, read_lines, read_mat
 from .pickles import read_coop_pickle
 from .splits import Item

@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..files import read_json
+from ..utils.errors import UserError
+from ..utils.files import read_json
 from .splits import Item
 
 Pools = dict[str, list[Item]]  # "train", "val", "test"

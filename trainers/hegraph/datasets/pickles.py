@@ -7,7 +7,7 @@ import pickle
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .splits import Item
 
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import UserError, unknown
-from ..files import read_json
+from ..utils.errors import UserError, unknown
+from ..utils.files import read_json
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import logging
 import sys
 from pathlib import Path
 
-from ..errors import UserError, report, show_messages
 from ..features.tip import read_classnames
-from ..files import read_json
+from ..utils.errors import UserError, report, show_messages
+from ..utils.files import read_json
 from .client import ENDPOINT, MODEL, ChatClient, read_key
 from .collect import Collection, collect
 

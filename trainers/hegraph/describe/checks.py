@@ -10,8 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ..backbone import CONTEXT_LENGTH, count_tokens
-from ..prompts import normalise_name
+from ..backbones.backbone import CONTEXT_LENGTH, count_tokens
+from ..prompts.positive import normalise_name
 
 LEAST_WORDS, MOST_WORDS = 8, 35
 OPENING_WORDS = 4

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..files import read_json, write_json
-from ..prompts import normalise_name
+from ..prompts.positive import normalise_name
+from ..utils.errors import UserError
+from ..utils.files import read_json, write_json
 from .checks import Checker, alias_problems
 from .dialogue import Request, UnreadableAnswer, build_prompt, read_answer
 

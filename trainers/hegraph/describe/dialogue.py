@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..prompts import normalise_name
+from ..prompts.positive import normalise_name
 from .checks import LEAST_WORDS, MOST_WORDS
 
 MOST_LISTED = 300  # class names that a prompt lists for the comparison; ImageNet's 1000 would cost more than they help

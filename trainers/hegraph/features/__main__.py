@@ -6,10 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..backbone import load_backbone
+from ..backbones.backbone import load_backbone
 from ..config import load_cfg
-from ..errors import UserError, report
-from ..files import atomic_path
+from ..utils.errors import UserError, report
+from ..utils.files import atomic_path
 from .bank import load_bank
 from .extract import encode_prompts
 from .tip import import_tip, read_classnames

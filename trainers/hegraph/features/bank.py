@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..datasets.splits import Selection, subsample_labels
-from ..errors import UserError
-from ..files import read_tensors, write_tensors
+from ..utils.errors import UserError
+from ..utils.files import read_tensors, write_tensors
 
 REQUIRED = ("train_features", "train_labels", "text_positive", "text_negative")
 LABELS = ("train_labels", "val_labels", "test_labels")

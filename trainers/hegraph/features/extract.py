@@ -26,13 +26,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from ..backbone import Backbone, Transform, describe
+from ..backbones.backbone import Backbone, Transform, describe
 from ..datasets import Dataset, Item
-from ..errors import UserError
-from ..files import hash_json, read_tensors, write_tensors
-from ..negatives import negative_prompts
-from ..prompts import PromptGroup, positive_prompts, resolve_source
-from . import shards
+from ..prompts.negative import negative_prompts
+from ..prompts.positive import PromptGroup, positive_prompts, resolve_source
+from ..utils import processes
+from ..utils.errors import UserError
+from ..utils.files import hash_json, read_tensors, write_tensors
 from .bank import NORM_TOLERANCE, FeatureBank
 
 logger = logging.getLogger(__name__)
@@ -153,9 +153,9 @@ def _encode_in_chunks(
     folder = path.with_suffix(".chunks")
     files = [folder / f"{number:05d}.safetensors" for number in range(len(chunks))]
     rows = [_read_part(file, key) for file in files]
-    shards.wait()  # all have seen the same
+    processes.wait()  # all have seen the same
     missing = [number for number, part in enumerate(rows) if part is None]
-    mine = missing[shards.rank() :: shards.world_size()]
+    mine = missing[processes.rank() :: processes.world_size()]
     counts = [sum(map(len, chunk)) for chunk in chunks]
     done = sum(counts) - sum(counts[number] for number in missing)
     if done:
@@ -180,8 +180,8 @@ def _encode_in_chunks(
             write_tensors(files[number], rows[number], {"fingerprint": key})
     count, seconds = sum(counts[number] for number in mine), time.monotonic() - started
     logger.info("encoded %d %s images in %.1f s, %.0f images/s", count, name, seconds, count / max(seconds, 1e-9))
-    shards.wait()
-    if shards.rank():
+    processes.wait()
+    if processes.rank():
         return None
     # Read only what another process encoded: a run that knows nothing of this one may have removed the files by now
     parts = [part or read_tensors(file, "the features")[0] for part, file in zip(rows, files)]
@@ -198,7 +198,7 @@ def encode_prompts(
     negative = negative_prompts(dataset, classnames, options.NEGATIVE_TEMPLATES)
 
     def encode(path: Path, key: str) -> dict[str, Tensor]:
-        if shards.rank():
+        if processes.rank():
             return {}  # one process is enough for sentences
         groups = torch.stack([_group_mean(backbone, group) for group in positive])  # [groups, K, d]
         return {
@@ -238,10 +238,10 @@ def _cached(
     if tensors is not None:
         return tensors
     tensors = encode(path, key)
-    if shards.rank() == 0:
+    if processes.rank() == 0:
         write_tensors(path, tensors, {"fingerprint": key})
         shutil.rmtree(path.with_suffix(".chunks"), ignore_errors=True)
-    shards.wait()
+    processes.wait()
     return tensors or read_tensors(path, "the features")[0]
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .bank import FeatureBank
 
 SPLITS = ("val", "test")

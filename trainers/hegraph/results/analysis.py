@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError
-from ..files import read_tensors
+from ..utils.errors import UserError
+from ..utils.files import read_tensors
 from .records import PREDICTIONS, TEXT_NODES
 
 

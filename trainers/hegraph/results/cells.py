@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ..errors import UserError
-from ..files import hash_json
+from ..utils.errors import UserError
+from ..utils.files import hash_json
 from .differences import differing_keys, shortest_names
 from .render import Cell, Row, Table, average
 

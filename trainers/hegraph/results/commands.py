@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import UserError, report
+from ..utils.errors import UserError, report
 from .analysis import confusion_matrix, describe, hardest_pairs, mean_distance, read_text_nodes
 from .comparison import BY, base_to_new, compare
 from .costs import complexity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .cells import MEAN, PLACE, SOURCE, add_mean_column, add_mean_place, make_cells, observe, place, tabulate
 from .paper import Quote, quote_cells
 from .render import Cell, Table

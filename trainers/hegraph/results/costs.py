@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .cells import PLACE, Key, check_same, method, place, tabulate
 from .paper import Quote, quote_cells
 from .render import Cell, Table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..files import hash_json
+from ..utils.files import hash_json
 
 
 def differing_keys(records: Sequence[dict], part: str = "config") -> list[str]:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UserError
-from ..files import atomic_path
+from ..utils.errors import UserError
+from ..utils.files import atomic_path
 from .analysis import TextNodes, mean_distance
 from .cells import FIRST, LAST, Key, add_mean_place, make_cells, method_order, observe, place
 from .paper import AVERAGE, Quote, is_average_over, same_backbone, same_dataset

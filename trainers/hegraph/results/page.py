@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
-from ..files import atomic_path
+from ..utils.errors import UserError
+from ..utils.files import atomic_path
 from .analysis import confusion_matrix, describe, hardest_pairs, read_text_nodes
 from .cells import OURS, method
 from .comparison import base_to_new, compare, on_base_classes

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import UserError, unknown
+from ..utils.errors import UserError, unknown
 from .cells import MEAN, SOURCE, Key
 from .render import Cell
 
-FILE = Path(__file__).parents[3] / "results" / "paper.csv"
+FILE = Path(__file__).parent / "paper.csv"
 
 # The data sets that CoOp calls otherwise than the paper
 OTHER_NAMES = {"describabletextures": "dtd", "oxfordflowers": "flowers102"}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..errors import UserError
-from ..files import atomic_path, read_json, write_json, write_tensors
+from ..utils.errors import UserError
+from ..utils.files import atomic_path, read_json, write_json, write_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 # Rows of the table: what it is called, and which accuracy of a record it shows
 ROWS = {"zero-shot": "accuracy_zero_shot", "HeGraphAdapter(T)": "accuracy_text", "HeGraphAdapter": "accuracy"}

@@ -1,0 +1,101 @@
+"""Transfer to classes that were not trained on: W goes along, class-wise biases and visual nodes stay behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from trainers.hegraph.method.graph import build_graph
+from trainers.hegraph.method.model import HeGraphAdapter
+from trainers.hegraph.method.transfer import transfer_class_features
+
+WIDTH, SOURCE, TARGET = 16, 5, 7
+
+
+@pytest.fixture
+def trained(options, unit_features):
+    """Function of options: an adapter of five classes whose every parameter has moved from where it started."""
+
+    def make(**values) -> HeGraphAdapter:
+        for key, value in values.items():
+            options[key] = value
+        nodes = [unit_features(SOURCE, WIDTH, seed=seed) for seed in range(3)]
+        keys, labels = unit_features(2 * SOURCE, WIDTH, seed=9), torch.arange(SOURCE).repeat(2)
+        model = HeGraphAdapter(build_graph(*nodes), keys, labels, 100.0, options)
+        generator = torch.Generator().manual_seed(4)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def target(unit_features):
+    return unit_features(TARGET, WIDTH, seed=20), unit_features(TARGET, WIDTH, seed=21)
+
+
+def by_hand(positive, negative, weight_n, weight_p, beta_pn, alpha_pp, alpha_np):
+    """Eq. 1-4 with two kinds of nodes, written out; tanh, no bias."""
+
+    def message(target, source, values, weight, diagonal):
+        relation = target @ source.t()
+        relation.diagonal().mul_(diagonal)
+        of_target, of_source = relation.abs().sum(1) + 1, relation.abs().sum(0) + 1
+        coefficients = relation / torch.outer(of_target, of_source).sqrt()
+        return torch.tanh((target / of_target.unsqueeze(1) + coefficients @ values) @ weight)
+
+    updated = negative + beta_pn * message(negative, positive, positive, weight_n, -1.0)
+    return (
+        positive
+        + alpha_pp * message(positive, positive, positive, weight_p, 0.0)
+        + alpha_np * message(positive, negative, updated, weight_p, -1.0)
+    )
+
+
+def test_the_target_graph_has_text_nodes_only_and_no_bias(trained, target, options):
+    model = trained()
+    weights = model.layers.weight
+    expected = by_hand(
+        *target, weights["negative"], weights["positive"], options.BETA_PN, options.ALPHA_PP, options.ALPHA_NP_TEST
+    )
+    found = transfer_class_features(model, *target)
+    assert found.shape == (TARGET, WIDTH)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, expected.detach(), atol=1e-6, rtol=1e-5)
+
+
+def test_it_depends_on_what_was_learned_but_on_no_class_of_the_source(trained, target):
+    model = trained()
+    before = transfer_class_features(model, *target)
+    with torch.no_grad():
+        for bias in model.layers.bias.values():
+            bias += 1.0
+    assert torch.equal(transfer_class_features(model, *target), before)
+    with torch.no_grad():
+        model.layers.weight["positive"] += 0.5
+    assert not torch.allclose(transfer_class_features(model, *target), before)
+
+
+@pytest.mark.parametrize("variant", ["T-N", "T-P", "T", "full"])
+@pytest.mark.parametrize("weight_per", ["target", "relation"])
+@pytest.mark.parametrize("learned", [False, True])
+def test_every_kind_of_adapter_transfers(trained, target, variant, weight_per, learned):
+    model = trained(VARIANT=variant, WEIGHT_PER=weight_per, LEARN_METAPATH=learned)
+    found = transfer_class_features(model, *target)
+    assert found.isfinite().all()
+    assert not torch.allclose(F.normalize(found, dim=-1), target[0], atol=1e-4)
+
+
+def test_without_training_the_text_nodes_stay_as_they_are(trained, target):
+    assert torch.equal(transfer_class_features(trained(VARIANT="base"), *target), target[0])
+
+
+def test_learned_weights_of_the_meta_paths_go_along(trained, target):
+    model = trained(LEARN_METAPATH=True)
+    before = transfer_class_features(model, *target)
+    with torch.no_grad():
+        model.layers.metapath["positive_to_positive"] += 0.5
+    assert not torch.allclose(transfer_class_features(model, *target), before)

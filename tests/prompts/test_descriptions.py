@@ -1,0 +1,126 @@
+"""The descriptions that ship: every class of every data set, and every rule for good sentences."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trainers.hegraph.__main__ import main
+from trainers.hegraph.datasets.digits import CLASSNAMES
+from trainers.hegraph.describe.checks import sentences_twice, table_problems
+from trainers.hegraph.prompts import positive as prompts
+from trainers.hegraph.prompts.positive import DESCRIPTIONS, SHIPPED, TEMPLATES, normalise_name, positive_prompts
+from trainers.hegraph.utils.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NODE = "TRAINER.HEGRAPHADAPTER"
+ALIASES = "aliases"
+FILES = sorted(path.stem for path in DESCRIPTIONS.glob("*.json") if path.stem != ALIASES)
+LEAST = {"imagenet": 3, "digits": 10}  # sentences of each class; 5 elsewhere
+NUM_CLASSES = {
+    "caltech101": 100, "digits": 10, "dtd": 47, "eurosat": 10, "fgvc_aircraft": 100, "food101": 101, "imagenet": 998,
+    "oxford_flowers": 102, "oxford_pets": 37, "stanford_cars": 196, "sun397": 397, "ucf101": 101,
+}  # fmt: skip
+NAMED_OTHERWISE = {"fgvc_aircraft": "fgvc"}  # in the shared folder
+
+
+def read(name: str) -> dict[str, list[str]]:
+    return json.loads((DESCRIPTIONS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def aliases() -> dict[str, dict[str, list[str]]]:
+    return read(ALIASES)
+
+
+def classnames_of(file: str, shared: Path) -> list[str]:
+    """Class names in label order, from outside this repository."""
+    if file == "digits":
+        return list(CLASSNAMES)
+    path = shared / "data" / "classnames" / f"{NAMED_OTHERWISE.get(file, file)}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_there_is_a_file_for_every_data_set_and_no_other():
+    assert FILES == sorted(set(SHIPPED.values())) == sorted(NUM_CLASSES)
+    assert set(SHIPPED) == set(TEMPLATES) - {"DigitsLow", "DigitsHigh"}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_class_has_good_sentences(file, aliases):
+    table = read(file)
+    assert len(table) == NUM_CLASSES[file]
+    assert table_problems(table, list(table), LEAST.get(file, 5), aliases.get(file)) == []
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_classes_are_those_of_the_data_set_by_their_exact_names_in_label_order(file, shared):
+    assert list(read(file)) == list(dict.fromkeys(classnames_of(file, shared)))
+
+
+def test_every_data_set_of_the_shared_folder_is_covered(shared):
+    found = {path.stem for path in (shared / "data" / "classnames").glob("*.json")}
+    assert found == {NAMED_OTHERWISE.get(file, file) for file in FILES} - {"digits"}
+
+
+@pytest.mark.parametrize("dataset", sorted(SHIPPED))
+def test_every_data_set_takes_its_file_by_itself(dataset, shared):
+    names = classnames_of(SHIPPED[dataset], shared)
+    templates, described = positive_prompts(dataset, names, "both")
+    assert len(templates) == len(described) == len(names)
+    table = read(SHIPPED[dataset])
+    assert described == [table[name] for name in names]
+
+
+def test_no_sentence_occurs_twice_anywhere():
+    tables = {file: read(file) for file in FILES}
+    assert sum(len(sentences) for table in tables.values() for sentences in table.values()) > 9000
+    assert sentences_twice(tables) == []
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_two_class_names_are_the_same_key(file):
+    assert len({normalise_name(name) for name in read(file)}) == len(read(file))
+
+
+def test_aliases_belong_to_data_sets_that_have_a_file(aliases):
+    assert set(aliases) <= set(FILES)
+
+
+@pytest.fixture
+def zero_shot(tmp_path) -> Callable[..., int]:
+    """Tests the frozen mini backbone on the digits, with options; returns the exit code."""
+
+    def run(out: str, *opts: str) -> int:
+        files = ("--dataset-config-file", str(CONFIGS / "datasets" / "digits.yaml"))
+        method = ("--config-file", str(CONFIGS / "trainers" / "HeGraphAdapter" / "mini.yaml"))
+        quick = (f"{NODE}.VARIANT", "base", f"{NODE}.FEATURES.VIEWS", "1", f"{NODE}.FEATURES.DIR", str(tmp_path / "f"))
+        return main(
+            [*files, *method, "--shots", "1", "--seed", "1", "--output-dir", str(tmp_path / out), *quick, *opts]
+        )
+
+    return run
+
+
+def test_the_shipped_descriptions_are_part_of_what_a_result_is_of(zero_shot, tmp_path, monkeypatch, capsys):
+    source = (f"{NODE}.PROMPTS.SOURCE", "descriptions")
+    assert zero_shot("out", *source) == 0
+    shutil.copytree(DESCRIPTIONS, tmp_path / "descriptions")
+    monkeypatch.setattr(prompts, "DESCRIPTIONS", tmp_path / "descriptions")
+    assert zero_shot("out", *source) == 0
+    table = read("digits")
+    table["zero"], table["one"] = table["one"], table["zero"]
+    (tmp_path / "descriptions" / "digits.json").write_text(json.dumps(table))
+    assert zero_shot("out", *source) == 2
+    assert "holds the result of a run with other settings or data" in capsys.readouterr().err
+
+
+def test_templates_need_no_descriptions(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompts, "DESCRIPTIONS", tmp_path / "nowhere")
+    assert len(positive_prompts("Digits", CLASSNAMES)) == 1
+    with pytest.raises(UserError, match=r"digits\.json"):
+        positive_prompts("Digits", CLASSNAMES, "both")

@@ -1,0 +1,60 @@
+"""Negative prompts: every data set has one, and it says the opposite of the positive one."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+
+from trainers.hegraph.prompts.negative import DEFAULT_NEGATIVE_TEMPLATES, NEGATIVE_TEMPLATES, negative_prompts
+from trainers.hegraph.prompts.positive import TEMPLATES, positive_prompts
+from trainers.hegraph.utils.errors import UserError
+
+
+@pytest.mark.parametrize("dataset", [*TEMPLATES, "MyBirds"])
+def test_the_negative_prompts_differ_from_the_positive_ones_by_a_negation(dataset):
+    ((positive,),) = positive_prompts(dataset, ["cat"])
+    (negative,) = negative_prompts(dataset, ["cat"])
+    assert len(negative) == len(positive)
+    assert not set(negative) & set(positive)
+    for said, denied in zip(positive, negative):
+        # Without its "no" or "not", a negative prompt is the positive one up to the article
+        affirmed = re.sub(r"\bnot? ", "", denied)
+        assert affirmed != denied
+        assert affirmed == re.sub(r"\ba (?=cat|handwritten)", "", said)
+
+
+def test_a_data_set_with_its_own_negative_templates_has_its_own_positive_ones():
+    assert set(NEGATIVE_TEMPLATES) <= set(TEMPLATES)
+
+
+def test_the_default_is_the_papers():
+    assert negative_prompts("ImageNet", ["cat"]) == [["a photo of no cat."]]  # section 3.1.1, after CLIPN
+
+
+def test_templates_are_tuples_and_no_call_changes_them():
+    assert all(isinstance(t, tuple) for t in (DEFAULT_NEGATIVE_TEMPLATES, *NEGATIVE_TEMPLATES.values()))
+    before = copy.deepcopy(NEGATIVE_TEMPLATES)
+    for dataset in ("OxfordPets", "EuroSAT", "no such set"):
+        negative_prompts(dataset, ["cat"])[0].append("spoilt by the caller")
+        assert "spoilt by the caller" not in str(negative_prompts(dataset, ["cat"]))
+    assert before == NEGATIVE_TEMPLATES
+    assert DEFAULT_NEGATIVE_TEMPLATES == ("a photo of no {}.",)
+
+
+def test_there_is_one_list_per_class_in_label_order_with_underscores_as_spaces():
+    assert negative_prompts("OxfordPets", ["pug", "great_dane"]) == [
+        ["a photo of no pug, a type of pet."],
+        ["a photo of no great dane, a type of pet."],
+    ]
+
+
+def test_the_users_templates_replace_the_data_sets_own():
+    assert negative_prompts("OxfordPets", ["pug"], ["not a {}", "no {}!"]) == [["not a pug", "no pug!"]]
+
+
+@pytest.mark.parametrize("template", ["a photo of nothing.", "no {} and no {}."])
+def test_a_template_without_exactly_one_placeholder_is_refused(template):
+    with pytest.raises(UserError, match=r"exactly one \{\}"):
+        negative_prompts("OxfordPets", ["pug"], [template])

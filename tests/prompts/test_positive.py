@@ -1,0 +1,221 @@
+"""Positive prompts: templates, descriptions, both."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from trainers.hegraph.prompts.positive import (
+    DEFAULT_TEMPLATES,
+    DESCRIPTIONS,
+    TEMPLATES,
+    description_file,
+    fill_templates,
+    positive_prompts,
+    read_descriptions,
+    resolve_source,
+)
+from trainers.hegraph.utils.errors import UserError
+
+PETS = ["Abyssinian", "american_bulldog"]
+
+
+@pytest.fixture
+def descriptions(tmp_path):
+    """Writes a description file and returns its path."""
+
+    def write(table) -> str:
+        path = tmp_path / "descriptions.json"
+        path.write_text(json.dumps(table), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_templates_are_tuples_of_one_placeholder_each():
+    for templates in (DEFAULT_TEMPLATES, *TEMPLATES.values()):
+        assert isinstance(templates, tuple)
+        assert templates
+        assert all(isinstance(template, str) and template.count("{}") == 1 for template in templates)
+
+
+def test_no_call_changes_the_templates(descriptions):
+    before = copy.deepcopy(TEMPLATES)
+    for dataset in ("OxfordPets", "EuroSAT", "no such set"):
+        groups = positive_prompts(dataset, PETS, "both", descriptions=descriptions({name: ["x"] for name in PETS}))
+        groups[0][0].append("spoilt by the caller")
+        assert "spoilt by the caller" not in str(positive_prompts(dataset, PETS))
+    assert before == TEMPLATES
+    assert DEFAULT_TEMPLATES == ("a photo of a {}.",)
+
+
+# From CoOp's trainers/zsclip.py, CUSTOM_TEMPLATES
+@pytest.mark.parametrize(
+    ("dataset", "sentence"),
+    [
+        ("OxfordPets", "a photo of a cat, a type of pet."),
+        ("OxfordFlowers", "a photo of a cat, a type of flower."),
+        ("FGVCAircraft", "a photo of a cat, a type of aircraft."),
+        ("DescribableTextures", "cat texture."),
+        ("EuroSAT", "a centered satellite photo of cat."),
+        ("StanfordCars", "a photo of a cat."),
+        ("Food101", "a photo of cat, a type of food."),
+        ("SUN397", "a photo of a cat."),
+        ("Caltech101", "a photo of a cat."),
+        ("UCF101", "a photo of a person doing cat."),
+        ("ImageNet", "a photo of a cat."),
+        ("ImageNetSketch", "a photo of a cat."),
+        ("ImageNetV2", "a photo of a cat."),
+        ("ImageNetA", "a photo of a cat."),
+        ("ImageNetR", "a photo of a cat."),
+    ],
+)
+def test_each_data_set_of_coop_has_its_template(dataset, sentence):
+    assert positive_prompts(dataset, ["cat"]) == [[[sentence]]]
+
+
+def test_another_data_set_gets_the_default_template():
+    assert positive_prompts("MyBirds", ["wren"]) == [[["a photo of a wren."]]]
+
+
+def test_there_is_one_list_per_class_in_label_order_with_underscores_as_spaces():
+    (group,) = positive_prompts("OxfordPets", PETS)
+    assert group == [["a photo of a Abyssinian, a type of pet."], ["a photo of a american bulldog, a type of pet."]]
+
+
+def test_the_users_templates_replace_the_data_sets_own():
+    (group,) = positive_prompts("OxfordPets", PETS, templates=["my {}", "your {}!"])
+    assert group == [["my Abyssinian", "your Abyssinian!"], ["my american bulldog", "your american bulldog!"]]
+
+
+def test_other_braces_are_text_in_names_and_templates():
+    assert fill_templates(("a {} {tag}.",), ["{0} {x}"]) == [["a {0} {x} {tag}."]]
+
+
+@pytest.mark.parametrize("template", ["a photo.", "a {} and a {}.", ""])
+def test_a_template_without_exactly_one_placeholder_is_refused_by_its_words(template):
+    with pytest.raises(UserError, match=r"exactly one \{\}") as caught:
+        fill_templates(["a {}.", template], ["cat"])
+    assert repr(template) in str(caught.value)
+
+
+def test_descriptions_alone_are_the_only_group(descriptions):
+    file = descriptions({"Abyssinian": ["slender", "ticked"], "american_bulldog": ["stocky"]})
+    assert positive_prompts("OxfordPets", PETS, "descriptions", descriptions=file) == [
+        [["slender", "ticked"], ["stocky"]]
+    ]
+
+
+def test_both_gives_the_templates_as_one_group_and_the_descriptions_as_another(descriptions):
+    file = descriptions({"Abyssinian": ["slender", "ticked"], "american_bulldog": ["stocky"]})
+    templates, described = positive_prompts("StanfordCars", PETS, "both", descriptions=file)
+    assert templates == [["a photo of a Abyssinian."], ["a photo of a american bulldog."]]
+    assert described == [["slender", "ticked"], ["stocky"]]
+
+
+@pytest.mark.parametrize("key", ["american_bulldog", "American Bulldog", "AMERICAN-BULLDOG", " american  bulldog "])
+def test_description_keys_match_whatever_case_underscores_hyphens_and_spaces(descriptions, key):
+    file = descriptions({key: ["stocky"]})
+    for classname in ("american_bulldog", "American-Bulldog"):
+        assert positive_prompts("OxfordPets", [classname], "descriptions", descriptions=file) == [[["stocky"]]]
+
+
+def test_a_class_without_a_description_is_named(tmp_path, descriptions):
+    file = descriptions({"Abyssinian": ["slender"], "american_bulldog": []})
+    with pytest.raises(UserError, match=r"no description for 2 of 3 classes: american_bulldog, pug$"):
+        positive_prompts("OxfordPets", [*PETS, "pug"], "descriptions", descriptions=file)
+
+
+def test_of_many_classes_without_a_description_ten_are_named(descriptions):
+    names = [f"class{i}" for i in range(12)]
+    with pytest.raises(UserError, match=r"12 of 12 classes: class0, .*, class9, \.\.\.$") as caught:
+        positive_prompts("OxfordPets", names, "descriptions", descriptions=descriptions({}))
+    assert "class10" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["descriptions", "both"])
+@pytest.mark.parametrize("dataset", ["Birds", "", "oxford_pets"])
+def test_a_data_set_without_descriptions_is_an_error_that_names_the_keys_and_those_that_have(dataset, source):
+    with pytest.raises(UserError, match=r"PROMPTS\.DESCRIPTIONS.*PROMPTS\.SOURCE templates") as caught:
+        positive_prompts(dataset, PETS, source)
+    assert f"no descriptions ship for the data set {dataset!r} (known: Caltech101, " in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["descriptions", "both"])
+def test_without_a_file_of_the_users_the_shipped_descriptions_are_taken(source):
+    described = positive_prompts("OxfordPets", PETS, source)[-1]
+    assert [len(sentences) for sentences in described] == [6, 6]
+    assert all("abyssinian" in sentence.lower() for sentence in described[0])
+
+
+def test_a_file_of_the_users_goes_before_the_shipped_one(descriptions):
+    file = descriptions({name: ["mine"] for name in PETS})
+    assert positive_prompts("OxfordPets", PETS, "descriptions", descriptions=file) == [[["mine"], ["mine"]]]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        ("DescribableTextures", "dtd"),
+        ("OxfordFlowers", "oxford_flowers"),
+        ("FGVCAircraft", "fgvc_aircraft"),
+        ("ImageNet", "imagenet"),
+        ("ImageNetSketch", "imagenet"),
+        ("ImageNetV2", "imagenet"),
+        ("ImageNetA", "imagenet"),
+        ("ImageNetR", "imagenet"),
+        ("Digits", "digits"),
+    ],
+)
+def test_the_shipped_file_of_a_data_set_is_found_by_its_name(dataset, name):
+    assert description_file(dataset) == DESCRIPTIONS / f"{name}.json"
+    assert description_file(dataset).is_file()
+    assert description_file(dataset, "my.json") == Path("my.json")
+
+
+def test_a_data_set_with_some_of_imagenets_classes_takes_theirs_alone():
+    (group,) = positive_prompts("ImageNetR", ["goldfish", "great white shark"], "descriptions")
+    assert all("goldfish" in sentence.lower() for sentence in group[0])
+    assert len(group) == 2
+
+
+@pytest.mark.parametrize(("key", "classname"), [("cafe\u0301", "caf\u00e9"), ("CAF\u00c9", "cafe\u0301")])
+def test_an_accent_is_the_same_however_it_is_spelled(descriptions, key, classname):
+    assert read_descriptions(Path(descriptions({key: ["x"]})), [classname]) == [["x"]]
+
+
+@pytest.mark.parametrize("table", [["a list"], {"cat": "one sentence"}, {"cat": [1]}])
+def test_a_description_file_of_another_structure_is_refused_by_name(descriptions, table):
+    with pytest.raises(UserError, match=r"descriptions\.json must hold \{class name: \[sentence, ...\]\}"):
+        positive_prompts("OxfordPets", ["cat"], "descriptions", descriptions=descriptions(table))
+
+
+def test_a_missing_description_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"absent\.json"):
+        read_descriptions(tmp_path / "absent.json", ["cat"])
+
+
+# What "auto" means
+
+
+@pytest.mark.parametrize(
+    ("dataset", "descriptions", "meant"),
+    [
+        ("OxfordPets", "", "both"),
+        ("ImageNetA", "", "both"),
+        ("Digits", "", "templates"),
+        ("MyBirds", "", "templates"),
+        ("MyBirds", "birds.json", "both"),
+        ("Digits", "digits.json", "both"),
+    ],
+)
+def test_auto_takes_descriptions_where_there_are_some(dataset, descriptions, meant):
+    assert resolve_source(dataset, "auto", descriptions) == meant
+
+
+@pytest.mark.parametrize("source", ["templates", "descriptions", "both"])
+def test_a_source_that_is_named_is_taken(source):
+    assert resolve_source("OxfordPets", source) == source

@@ -1,0 +1,138 @@
+"""Training batches: every image once per epoch, and an epoch depends on its number and the seed alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from trainers.hegraph.backbones.backbone import load_backbone
+from trainers.hegraph.datasets import load_dataset
+from trainers.hegraph.features.extract import ImageViews
+from trainers.hegraph.training import batches as module
+from trainers.hegraph.training.batches import BankBatches, OnlineBatches, epoch_generator, products_with_cache
+
+VIEWS, IMAGES = 3, 10
+
+
+@pytest.fixture
+def bank() -> BankBatches:
+    """Feature (v, n) of image n in view v, so that a batch shows where its rows come from."""
+    view, image = torch.meshgrid(torch.arange(VIEWS), torch.arange(IMAGES), indexing="ij")
+    return BankBatches(torch.stack([view, image], dim=-1).float(), torch.arange(IMAGES) % 4, batch_size=4, seed=1)
+
+
+@pytest.fixture(scope="module")
+def online() -> OnlineBatches:
+    digits, backbone = load_dataset("Digits"), load_backbone("hegraph-mini")
+    augmentation = backbone.training_transform(("random_resized_crop",), (0.08, 1.0), "bicubic")
+    items = digits.train[:5]
+    labels = torch.tensor([item.label for item in items])
+    return OnlineBatches(ImageViews(digits, items, augmentation), backbone, labels, batch_size=2, seed=1)
+
+
+def rows(batches) -> torch.Tensor:
+    return torch.cat([batch.features for batch in batches])
+
+
+def order(batches) -> list[int]:
+    return torch.cat([batch.positions for batch in batches]).tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 5, 10, 256])
+def test_every_image_comes_once_per_epoch_and_none_is_dropped(bank, batch_size):
+    bank = replace(bank, batch_size=batch_size)
+    for epoch in range(3):
+        batches = list(bank.epoch(epoch))
+        assert sorted(order(batches)) == list(range(IMAGES))
+        assert len(batches) == bank.steps_per_epoch
+        assert all(len(batch.labels) == batch_size for batch in batches[:-1])
+
+
+def test_features_labels_and_positions_belong_together(bank):
+    for batch in bank.epoch(0):
+        assert batch.features[:, 1].long().equal(batch.positions)
+        assert batch.labels.equal(bank.labels[batch.positions])
+
+
+def test_every_view_is_drawn_and_views_vary_within_an_epoch(bank):
+    drawn = torch.stack([rows(bank.epoch(epoch))[:, 0] for epoch in range(20)])
+    assert drawn.unique().tolist() == [0, 1, 2]
+    assert all(len(epoch.unique()) > 1 for epoch in drawn)
+
+
+def test_an_image_shows_different_views_in_different_epochs(bank):
+    for image in range(IMAGES):
+        seen = {int(row[0]) for epoch in range(20) for row in rows(bank.epoch(epoch)) if row[1] == image}
+        assert seen == {0, 1, 2}
+
+
+def test_the_same_seed_and_epoch_give_the_same_batches(bank):
+    torch.manual_seed(1)
+    first = rows(bank.epoch(5))
+    torch.manual_seed(2)
+    list(bank.epoch(4))
+    assert rows(bank.epoch(5)).equal(first)
+
+
+def test_epochs_and_seeds_differ(bank):
+    orders = {tuple(order(b.epoch(e))) for b in (bank, replace(bank, seed=2), replace(bank, seed=0)) for e in range(4)}
+    assert len(orders) == 12
+
+
+def test_epochs_leave_the_global_generator_alone(bank):
+    torch.manual_seed(3)
+    list(bank.epoch(0))
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    assert drawn.equal(torch.rand(1))
+
+
+def test_generators_of_other_epochs_differ():
+    drawn = {torch.rand(1, generator=epoch_generator(seed, epoch)).item() for seed in range(3) for epoch in range(30)}
+    assert len(drawn) == 90
+
+
+def test_online_batches_hold_every_image_once(online):
+    batches = list(online.epoch(0))
+    assert sorted(order(batches)) == [0, 1, 2, 3, 4]
+    assert len(batches) == online.steps_per_epoch == 3
+    assert all(batch.labels.equal(online.labels[batch.positions]) for batch in batches)
+
+
+def test_online_batches_are_the_same_for_one_epoch_and_other_for_the_next(online):
+    third = rows(online.epoch(3))
+    list(online.epoch(0))
+    assert rows(online.epoch(3)).equal(third)
+    by_position = [dict(zip(order(batches), rows(batches))) for batches in map(list, map(online.epoch, (3, 4)))]
+    assert not all(torch.equal(by_position[0][i], by_position[1][i]) for i in range(5))
+
+
+def test_online_features_are_the_encoded_view_of_their_image(online):
+    images = replace(online.images, views=3, seed=online.seed)
+    for batch in online.epoch(2):
+        for feature, position in zip(batch.features, batch.positions.tolist()):
+            alone = online.backbone.encode_images(images[2 * 5 + position][1].unsqueeze(0))[0]
+            torch.testing.assert_close(feature, alone, rtol=0, atol=1e-5)
+
+
+# Products with the cache
+
+
+def test_a_batch_has_the_products_of_its_rows_with_every_key(bank, unit_features):
+    features, keys = unit_features(VIEWS, IMAGES, 4), unit_features(IMAGES, 4, seed=1)
+    kept = replace(bank, features=features, products=products_with_cache(features, keys))
+    for batch in kept.epoch(2):
+        torch.testing.assert_close(batch.products, batch.features @ keys.t())
+
+
+def test_without_products_a_batch_has_none(bank):
+    assert all(batch.products is None for batch in bank.epoch(0))
+
+
+@pytest.mark.parametrize(("size", "kept"), [(4 * VIEWS * IMAGES**2, True), (4 * VIEWS * IMAGES**2 - 1, False)])
+def test_products_are_kept_within_their_budget(monkeypatch, unit_features, size, kept):
+    monkeypatch.setattr(module, "PRODUCTS_BYTES", size)
+    products = products_with_cache(unit_features(VIEWS, IMAGES, 4), unit_features(IMAGES, 4))
+    assert (products is not None) == kept

@@ -1,0 +1,205 @@
+"""What training resumes from and what it leaves; everything that does not fit is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from trainers.hegraph.config import load_cfg
+from trainers.hegraph.method.graph import build_graph
+from trainers.hegraph.method.model import HeGraphAdapter
+from trainers.hegraph.training.checkpoints import load_adapter, load_checkpoint, save_adapter, save_checkpoint
+from trainers.hegraph.utils.errors import UserError
+
+NAMES = ["cat", "dog", "bee"]
+
+
+def make_model(*opts, num_classes: int = 3, width: int = 8, shuffle: bool = True) -> HeGraphAdapter:
+    """An adapter with parameters that are fixed but not trivial."""
+    generator = torch.Generator().manual_seed(0)
+    nodes = [F.normalize(torch.randn(num_classes, width, generator=generator), dim=-1) for _ in range(3)]
+    pairs = [value if i % 2 else f"TRAINER.HEGRAPHADAPTER.{value}" for i, value in enumerate(opts)]
+    options = load_cfg(opts=pairs).TRAINER.HEGRAPHADAPTER
+    model = HeGraphAdapter(build_graph(*nodes), nodes[2], torch.arange(num_classes), 100.0, options)
+    if shuffle:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def make_optimizer(model: HeGraphAdapter, steps: int = 3) -> torch.optim.Optimizer:
+    optimizer = torch.optim.AdamW(model.parameter_groups(0.1, 0.5, 0.02))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(model.cache_keys).text.square().sum().backward()
+        optimizer.step()
+    return optimizer
+
+
+@pytest.fixture
+def adapter(tmp_path) -> Path:
+    path = tmp_path / "run" / "adapter.safetensors"
+    save_adapter(path, make_model(), NAMES)
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    path = tmp_path / "run" / "checkpoint.pt"
+    model = make_model()
+    save_checkpoint(path, "this run", model, make_optimizer(model), epoch=7, seconds=1.5)
+    return path
+
+
+def refused(path: Path, model: HeGraphAdapter, names: list[str], *words: str) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError) as caught:
+        load_adapter(path, model, names)
+    for word in (str(path), *words):
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+# The checkpoint
+
+
+def test_a_checkpoint_restores_parameters_optimizer_epoch_and_time(checkpoint):
+    saved = make_model()
+    saved_optimizer = make_optimizer(saved)
+    model = make_model(shuffle=False)
+    optimizer = make_optimizer(model, steps=0)
+    assert load_checkpoint(checkpoint, "this run", model, optimizer) == (7, 1.5)
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    expected, found = saved_optimizer.state_dict()["state"], optimizer.state_dict()["state"]
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[i]["exp_avg_sq"], found[i]["exp_avg_sq"]) for i in expected)
+
+
+def test_a_checkpoint_holds_tensors_and_plain_values_only(checkpoint):
+    state = torch.load(checkpoint, weights_only=True)
+    assert set(state) == {"run_id", "epoch", "seconds", "model", "optimizer"}
+
+
+def test_a_checkpoint_of_another_run_is_refused(checkpoint):
+    model = make_model()
+    with pytest.raises(UserError, match=r"checkpoint\.pt belongs to a run with other settings or data"):
+        load_checkpoint(checkpoint, "another run", model, make_optimizer(model, 0))
+    assert checkpoint.exists()
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flip(content: bytes) -> bytes:
+    """Changes bytes in the middle of the tensors' data."""
+    middle = len(content) // 2
+    return content[:middle] + bytes(255 - byte for byte in content[middle : middle + 200]) + content[middle + 200 :]
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda _: b"", lambda _: b"garbage", lambda _: bytes(1000)])
+def test_a_damaged_checkpoint_is_refused_and_left_alone(checkpoint, damage):
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    content = checkpoint.read_bytes()
+    model = make_model()
+    with pytest.raises(UserError, match=r"the checkpoint .*checkpoint\.pt is damaged .*delete it to start anew"):
+        load_checkpoint(checkpoint, "this run", model, make_optimizer(model, 0))
+    assert checkpoint.read_bytes() == content
+
+
+@pytest.mark.parametrize("key", ["run_id", "epoch", "seconds", "model", "optimizer"])
+def test_a_checkpoint_without_a_part_is_damaged(checkpoint, key):
+    state = torch.load(checkpoint, weights_only=True)
+    del state[key]
+    torch.save(state, checkpoint)
+    model = make_model()
+    with pytest.raises(UserError, match="is damaged"):
+        load_checkpoint(checkpoint, "this run", model, make_optimizer(model, 0))
+
+
+def test_pickled_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "executed",)
+
+    torch.save({"run_id": "this run", "model": Evil()}, tmp_path / "checkpoint.pt")
+    model = make_model()
+    with pytest.raises(UserError, match="is damaged"):
+        load_checkpoint(tmp_path / "checkpoint.pt", "this run", model, make_optimizer(model, 0))
+    assert not (tmp_path / "executed").exists()
+
+
+# The adapter
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [(), ("WEIGHT_PER", "relation"), ("BIAS", False), ("LEARN_METAPATH", True), ("VARIANT", "T"), ("VARIANT", "T-N")],
+    ids=str,
+)
+def test_an_adapter_predicts_the_same_after_a_round_trip(tmp_path, opts):
+    saved, model = make_model(*opts), make_model(*opts, shuffle=False)
+    save_adapter(tmp_path / "adapter.safetensors", saved, NAMES)
+    queries = F.normalize(torch.randn(5, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
+    assert not torch.equal(model.combine(model.predict(queries)), saved.combine(saved.predict(queries)))
+    load_adapter(tmp_path / "adapter.safetensors", model, NAMES)
+    assert torch.equal(model.combine(model.predict(queries)), saved.combine(saved.predict(queries)))
+
+
+def test_an_adapter_holds_trained_parameters_and_nothing_of_the_features(adapter):
+    assert set(load_file(adapter)) == {name for name, _ in make_model().named_parameters()}
+
+
+def test_an_adapter_of_another_class_count_is_refused(adapter):
+    refused(adapter, make_model(num_classes=4), [*NAMES, "ant"], "3 classes", "4 here")
+
+
+def test_an_adapter_of_other_classes_is_refused_with_the_first_that_differs(adapter):
+    refused(adapter, make_model(), ["cat", "cow", "bee"], "'dog'", "'cow'")
+
+
+def test_an_adapter_of_classes_in_another_order_is_refused(adapter):
+    refused(adapter, make_model(), ["dog", "cat", "bee"], "'cat'", "'dog'")
+
+
+def test_an_adapter_of_another_width_is_refused(adapter):
+    refused(adapter, make_model(width=6), NAMES, "8]", "6]")
+
+
+def test_an_adapter_of_another_variant_is_refused(adapter):
+    refused(adapter, make_model("VARIANT", "T"), NAMES, "'full'", "'T'")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("WEIGHT_PER", "relation"),
+        ("BIAS", False),
+        ("LEARN_METAPATH", True),
+        ("ACTIVATION", "relu"),
+    ],
+)
+def test_an_adapter_of_other_layer_options_is_refused(adapter, key, value):
+    refused(adapter, make_model(key, value), NAMES)
+
+
+def test_a_missing_adapter_is_named(tmp_path):
+    refused(tmp_path / "nowhere.safetensors", make_model(), NAMES, "cannot read the adapter")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 20])
+def test_a_damaged_adapter_is_named(tmp_path, content):
+    (tmp_path / "adapter.safetensors").write_bytes(content)
+    refused(tmp_path / "adapter.safetensors", make_model(), NAMES, "cannot read the adapter")
+
+
+def test_a_file_that_is_no_adapter_is_refused(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    refused(tmp_path / "other.safetensors", make_model(), NAMES)

@@ -1,0 +1,304 @@
+"""The training loop: schedule, length, resuming, and what stops it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.tasks import random_bank, start_training
+from trainers.hegraph.config import load_cfg
+from trainers.hegraph.experiments.experiment import build_model
+from trainers.hegraph.features import FeatureBank, load_bank
+from trainers.hegraph.method.model import HeGraphAdapter
+from trainers.hegraph.training.batches import BankBatches, products_with_cache
+from trainers.hegraph.training.loop import Fit, FitResult, fit, learning_rate
+from trainers.hegraph.utils.errors import UserError
+
+EPOCHS = 5
+WIDTH = 16  # of the features of tiny_bank
+NODE = "TRAINER.HEGRAPHADAPTER"
+
+
+@dataclass
+class Setup:
+    """A small run: 30 images in batches of 8, five epochs of four steps."""
+
+    bank: FeatureBank
+    folder: Path
+
+    def fit(
+        self, *opts, run_id: str = "a run", name: str = "out", products: bool = False
+    ) -> tuple[HeGraphAdapter, FitResult]:
+        pairs = ["OPTIM.MAX_EPOCH", EPOCHS, f"{NODE}.MIN_STEPS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8]
+        cfg = load_cfg(opts=[*pairs, *opts])
+        batch_size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        features, keys = self.bank.train_features, self.bank.cache_keys()
+        kept = products_with_cache(features, keys) if products else None
+        data = BankBatches(features, self.bank.train_labels, batch_size, seed=1, products=kept)
+        torch.manual_seed(0)
+        model = build_model(self.bank, cfg)
+        about = {"classnames": self.bank.classnames, "split_hash": ""}
+        return model, fit(Fit(model, data, cfg, self.folder / name, run_id, about))
+
+
+@pytest.fixture
+def setup(tiny_bank, tmp_path) -> Setup:
+    return Setup(load_bank(Path(tiny_bank)), tmp_path)
+
+
+def same(one: HeGraphAdapter, other: HeGraphAdapter) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# The schedule
+
+
+def test_the_learning_rate_is_dassls_in_every_epoch(shared):
+    golden = json.loads((Path(shared) / "golden" / "golden_lr.json").read_text())
+    assert {"1", "2", "3", "10", "50"} <= set(golden)
+    for epochs, rates in golden.items():
+        ours = [learning_rate(epoch, int(epochs), 0.002, 1, 1e-5) for epoch in range(int(epochs))]
+        assert ours == pytest.approx(rates, rel=1e-9)
+
+
+def test_the_first_epoch_is_at_the_warm_up_rate_and_the_second_at_the_peak():
+    assert learning_rate(0, 10, 0.5, 1, 1e-5) == 1e-5
+    assert learning_rate(1, 10, 0.5, 1, 1e-5) == 0.5
+
+
+def test_the_rate_is_a_cosine_after_the_warm_up():
+    # cos(pi * 5 / 10) = 0 and cos(pi * 9 / 10) = -0.9510565
+    assert learning_rate(6, 10, 0.002, 1, 1e-5) == pytest.approx(0.001)
+    assert learning_rate(10, 10, 0.002, 1, 1e-5) == pytest.approx(0.5 * 0.002 * (1 - 0.9510565), rel=1e-6)
+
+
+def test_without_warm_up_the_first_epoch_is_at_the_peak():
+    assert learning_rate(0, 10, 0.5, 0, 1e-5) == 0.5
+
+
+@pytest.mark.parametrize(("meant_for", "factor"), [(0, 1), (WIDTH, 1), (4 * WIDTH, 2)])
+def test_every_parameter_group_follows_the_schedule_from_its_own_peak(setup, monkeypatch, meant_for, factor):
+    """Where OPTIM.LR is meant for wider features, the rates of the text relations are larger by the root."""
+    seen = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "step",
+        lambda self: (seen.append([group["lr"] for group in self.param_groups]), step(self))[1],
+    )
+    rates = ("OPTIM.LR", 0.1, f"{NODE}.WEIGHT_LR_MULT", 0.5, f"{NODE}.VISUAL_LR", 0.03)
+    setup.fit(*rates, f"{NODE}.LR_WIDTH", meant_for)
+    assert len(seen) == EPOCHS * 4
+    peaks = [0.1 * factor, 0.05 * factor, 0.03]
+    for index, rates in enumerate(seen):
+        epoch = index // 4
+        expected = [1e-5] * 3 if epoch == 0 else [learning_rate(epoch, EPOCHS, peak, 1, 1e-5) for peak in peaks]
+        assert sorted(rates) == pytest.approx(sorted(expected))
+
+
+# Length
+
+
+def test_a_run_reports_its_epochs_and_steps(setup):
+    _, result = setup.fit()
+    assert (result.epochs, result.steps) == (EPOCHS, EPOCHS * 4)
+    assert result.seconds > 0
+
+
+@pytest.mark.parametrize(("least", "epochs"), [(0, 5), (20, 5), (21, 6), (39, 10), (40, 10)])
+def test_min_steps_raises_the_epochs_until_there_are_enough_steps(setup, least, epochs):
+    _, result = setup.fit(f"{NODE}.MIN_STEPS", least)
+    assert (result.epochs, result.steps) == (epochs, epochs * 4)
+
+
+def test_the_schedule_is_as_long_as_the_raised_epochs(setup):
+    raised, _ = setup.fit(f"{NODE}.MIN_STEPS", 40, name="a")
+    asked_for, _ = setup.fit("OPTIM.MAX_EPOCH", 10, name="b")
+    assert same(raised, asked_for)
+
+
+# What training does
+
+
+def test_training_changes_every_parameter_and_nothing_else(setup):
+    torch.manual_seed(0)
+    model, _ = setup.fit()
+    untrained = build_model(setup.bank, load_cfg())
+    for name, tensor in untrained.state_dict().items():
+        assert not torch.equal(tensor, model.state_dict()[name]), name
+    assert torch.equal(untrained.cache_keys, model.cache_keys)
+    assert torch.equal(untrained.x_positive, model.x_positive)
+
+
+def test_training_lowers_the_loss_on_its_images(setup):
+    untrained = build_model(setup.bank, load_cfg())
+    model, _ = setup.fit("OPTIM.LR", 0.01)
+
+    def loss(model: HeGraphAdapter) -> float:
+        logits = model.predict(setup.bank.cache_keys()).text
+        return torch.nn.functional.cross_entropy(logits, setup.bank.train_labels).item()
+
+    assert loss(model) < loss(untrained)
+
+
+@pytest.mark.parametrize("products", [False, True])
+def test_the_same_run_twice_gives_identical_parameters(setup, products):
+    assert same(setup.fit(name="a", products=products)[0], setup.fit(name="b", products=products)[0])
+
+
+def test_a_run_of_many_classes_twice_gives_identical_parameters():
+    # Large enough for several threads, and several chunks of the cache
+    def train() -> dict:
+        torch.manual_seed(0)
+        training = start_training(random_bank(100, 64, shots=8))
+        for batch in training.data.epoch(1):
+            training.step(batch)
+        return training.model.state_dict()
+
+    first, second = train(), train()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_products_that_are_kept_change_nothing_but_rounding(setup):
+    kept, anew = (setup.fit(name=str(products), products=products)[0] for products in (True, False))
+    for name, parameter in kept.state_dict().items():
+        torch.testing.assert_close(parameter, anew.state_dict()[name], rtol=0, atol=1e-5)
+
+
+def test_a_loss_that_is_not_a_number_is_an_error_that_names_the_epoch_and_the_rate(setup):
+    with pytest.raises(UserError, match=r"the loss is nan in epoch 1; lower OPTIM\.LR"):
+        setup.fit("OPTIM.WARMUP_CONS_LR", 1e30, "OPTIM.LR", 1e30)
+
+
+# Checkpoints
+
+
+def stop_after(monkeypatch, epochs: int) -> None:
+    """Ends training as a killed process would: after the checkpoint of so many epochs."""
+    from trainers.hegraph.training import loop as module
+
+    save = module.save_checkpoint
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        if arguments[4] == epochs:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_checkpoint", save_and_stop)
+
+
+@pytest.mark.parametrize("epochs", range(1, EPOCHS))
+def test_resuming_after_any_checkpoint_gives_the_uninterrupted_parameters_bit_by_bit(
+    setup, monkeypatch, caplog, epochs
+):
+    uninterrupted, expected = setup.fit(name="other")
+    with monkeypatch.context() as patch:
+        stop_after(patch, epochs)
+        with pytest.raises(KeyboardInterrupt):
+            setup.fit("TRAIN.CHECKPOINT_FREQ", 1)
+    with caplog.at_level(logging.INFO):
+        resumed, result = setup.fit("TRAIN.CHECKPOINT_FREQ", 1)
+    assert same(resumed, uninterrupted)
+    assert (result.epochs, result.steps) == (expected.epochs, expected.steps)
+    assert f"resuming from {setup.folder / 'out' / 'checkpoint.pt'} after epoch {epochs} of {EPOCHS}" in caplog.text
+
+
+@pytest.mark.parametrize("variant", ["T-N", "T-P", "T"])
+def test_resuming_is_exact_for_every_variant(setup, monkeypatch, variant):
+    opts = (f"{NODE}.VARIANT", variant, "TRAIN.CHECKPOINT_FREQ", 2)
+    uninterrupted, _ = setup.fit(*opts[:2], name="other")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            setup.fit(*opts)
+    assert same(setup.fit(*opts)[0], uninterrupted)
+
+
+def test_a_resumed_run_reports_the_time_of_all_sittings(setup, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            setup.fit("TRAIN.CHECKPOINT_FREQ", 2)
+    state = torch.load(setup.folder / "out" / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"seconds": 1000.0}, setup.folder / "out" / "checkpoint.pt")
+    assert setup.fit()[1].seconds > 1000
+
+
+def test_checkpoints_are_as_frequent_as_asked(setup, monkeypatch):
+    from trainers.hegraph.training import loop as module
+
+    saved = []
+    monkeypatch.setattr(module, "save_checkpoint", lambda *arguments: saved.append(arguments[4]))
+    setup.fit("TRAIN.CHECKPOINT_FREQ", 2)
+    assert saved == [2, 4]
+
+
+def test_a_short_run_leaves_no_checkpoint_unless_asked(setup):
+    setup.fit()
+    assert not (setup.folder / "out" / "checkpoint.pt").exists()
+
+
+def test_long_epochs_are_saved_without_being_asked(setup, monkeypatch):
+    from trainers.hegraph.training import loop as module
+
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
+    setup.fit()
+    assert torch.load(setup.folder / "out" / "checkpoint.pt", weights_only=True)["epoch"] == EPOCHS - 1
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_kept(setup):
+    setup.fit("TRAIN.CHECKPOINT_FREQ", 2)
+    shutil.copy(setup.folder / "out" / "checkpoint.pt", setup.folder / "copy.pt")
+    with pytest.raises(UserError, match="belongs to a run with other settings or data"):
+        setup.fit(run_id="another run")
+    assert (setup.folder / "out" / "checkpoint.pt").read_bytes() == (setup.folder / "copy.pt").read_bytes()
+
+
+def test_a_damaged_checkpoint_is_refused(setup):
+    (setup.folder / "out").mkdir()
+    (setup.folder / "out" / "checkpoint.pt").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged"):
+        setup.fit()
+
+
+# Resuming from another folder, adapters on the way
+
+
+def test_resume_goes_on_from_another_folder_and_leaves_it_as_it_was(setup, monkeypatch):
+    uninterrupted, _ = setup.fit(name="other")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            setup.fit("TRAIN.CHECKPOINT_FREQ", 3, name="killed")
+    before = (setup.folder / "killed" / "checkpoint.pt").read_bytes()
+    assert same(setup.fit("RESUME", str(setup.folder / "killed"))[0], uninterrupted)
+    assert (setup.folder / "killed" / "checkpoint.pt").read_bytes() == before
+    assert not (setup.folder / "out" / "checkpoint.pt").exists()
+
+
+def test_resuming_from_a_folder_without_a_checkpoint_is_an_error_that_names_it(setup):
+    with pytest.raises(UserError, match=r"there is nothing to resume in nowhere: no checkpoint\.pt"):
+        setup.fit("RESUME", "nowhere")
+
+
+def test_adapters_on_the_way_are_kept_where_asked_and_are_what_a_shorter_look_would_see(setup):
+    model, _ = setup.fit("TRAIN.CHECKPOINT_FREQ", 2)
+    kept = sorted(path.name for path in (setup.folder / "out").glob("adapter-*"))
+    assert kept == ["adapter-epoch2.safetensors", "adapter-epoch4.safetensors"]
+    state = load_file(setup.folder / "out" / "adapter-epoch4.safetensors")
+    checkpoint = torch.load(setup.folder / "out" / "checkpoint.pt", weights_only=True)
+    assert checkpoint["epoch"] == 4
+    assert all(torch.equal(state[name], tensor) for name, tensor in checkpoint["model"].items())
+    assert not same_state(state, model.state_dict())
+
+
+def same_state(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -1,0 +1,110 @@
+"""The estimate of a training's memory: against the tensors of one, and when it is said."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from trainers.hegraph.config import load_cfg
+from trainers.hegraph.experiments.experiment import Experiment, build_model
+from trainers.hegraph.experiments.tasks import BankTask
+from trainers.hegraph.features import load_bank
+from trainers.hegraph.training import memory
+from trainers.hegraph.training.batches import products_bytes
+from trainers.hegraph.training.memory import free_bytes, keep_freed_memory, log_large, training_bytes
+
+
+@pytest.mark.parametrize("width", [2, 5, 16])  # K above, at and below d
+def test_the_estimate_counts_what_a_model_holds(width, unit_features):
+    from benchmarks.tasks import random_bank
+
+    bank = random_bank(5, width, shots=3)
+    model = build_model(bank, load_cfg())
+    parts = training_bytes(5, 15, width, views=1, batch=8)
+    assert parts["parameters"] == 4 * sum(4 * parameter.numel() for parameter in model.parameters())
+    buffers = {buffer.data_ptr(): 4 * buffer.numel() for name, buffer in model.named_buffers() if "labels" not in name}
+    cached = 4 * model.cache_keys.numel()
+    assert parts["keys"] == 2 * cached
+    # Some of the ten features per class are there while the graph is built
+    assert 0.5 * parts["graph"] < sum(buffers.values()) - cached <= parts["graph"]
+
+
+def test_products_count_where_they_are_kept():
+    assert training_bytes(10, 100, 16, views=3, batch=8)["products"] == products_bytes(3, 100) == 4 * 3 * 100**2
+    large = training_bytes(10, 100_000, 16, views=3, batch=8)
+    assert large["products"] == products_bytes(3, 100_000) == 0
+    assert large["step"] == 4 * (100_000 * 8 + 24 * 10 * 16)
+
+
+def test_above_k_equal_to_d_the_estimate_is_proportional_to_the_classes():
+    def total(num_classes: int) -> int:
+        parts = training_bytes(num_classes, 16 * num_classes, 512, views=10, batch=256)
+        return sum(parts.values()) - 4 * 4 * 3 * 512**2  # the matrices are the same for any K
+
+    assert total(20_000) == 4 * total(5_000)
+
+
+def test_free_memory_is_some_and_less_than_there_could_be():
+    assert 2**20 < free_bytes() < 2**50
+
+
+def test_free_memory_of_a_system_that_does_not_say(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "no such file")
+    monkeypatch.delattr(memory.os, "sysconf")
+    assert free_bytes() is None
+
+
+@pytest.mark.parametrize(("free", "said"), [(4_000_000_000, False), (3_999_999_999, True), (None, False)])
+def test_the_estimate_is_said_above_half_of_the_free_memory(caplog, free, said):
+    log_large({"keys": 1_500_000_000, "step": 500_000_000, "products": 0}, free)
+    lines = ["training will take about 2.00 GB (keys 1.50, step 0.50) of 4.00 GB free"] if said else []
+    assert caplog.messages == lines
+
+
+def test_a_run_says_it_before_it_trains(tiny_bank, caplog, monkeypatch):
+    from trainers.hegraph.experiments import experiment as module
+
+    monkeypatch.setattr(module, "free_bytes", lambda device: 1000)
+    cfg = load_cfg(opts=["DATASET.NUM_SHOTS", 2])
+    run = Experiment(cfg, BankTask(tiny_bank, cfg, 1), 1, "cpu", "alone")
+    run.encode()
+    with caplog.at_level(logging.WARNING):
+        run.build_model()
+    assert [line.partition(" GB")[0] for line in caplog.messages] == ["training will take about 0.00"]
+    assert load_bank(tiny_bank).train_features.dtype == torch.float32  # four bytes, as the estimate counts
+
+
+FAULTS = """
+import resource, sys
+import torch
+from trainers.hegraph.training.memory import keep_freed_memory
+
+kept = keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16_000_000)  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+sys.stdout.write(f"{kept} {faults()}")
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+@pytest.mark.parametrize(("environment", "kept"), [({}, True), ({"MALLOC_ARENA_MAX": "1"}, False)])
+def test_freed_memory_is_found_again_unless_the_user_says_otherwise(environment, kept):
+    # In a process of its own: the setting stays
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
+    said, faults = done.stdout.split()
+    assert said == str(kept)
+    assert (int(faults) < 100) == kept
+
+
+def test_a_c_library_without_the_setting_is_left_alone(monkeypatch):
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
+    monkeypatch.setattr(memory.os, "environ", {})
+    assert keep_freed_memory() is False

@@ -1,0 +1,60 @@
+"""``python -m tools.mini [--steps N --seed K --out FILE --threads T]`` retrains the backbone."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from trainers.hegraph.backbones.backbone import MINI_NAME, create_model
+from trainers.hegraph.utils.errors import report, show_messages
+from trainers.hegraph.utils.files import atomic_path
+
+from .train import Settings, train
+
+logger = logging.getLogger("tools.mini")  # __name__ is "__main__" here
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.mini",
+        description="Train the mini backbone on rendered glyphs. The shipped weights are the result of the "
+        "default settings; they took 4.3 minutes on one CPU thread.",
+    )
+    parser.add_argument("--steps", type=int, default=Settings.steps, help="training steps (%(default)s)")
+    parser.add_argument("--seed", type=int, default=Settings.seed, help="of everything random (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("mini.safetensors"), help="weights file to write (%(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads; the weights depend on it slightly (%(default)s)"
+    )
+    return parser.parse_args(arguments)
+
+
+def retrain(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    started = time.monotonic()
+    with atomic_path(args.out) as temporary:  # an --out that cannot be written is said before the training
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(args.seed)  # open_clip initialises its weights from the global generator
+            model, _, tokenizer = create_model(MINI_NAME)
+        state = train(model, tokenizer, Settings(steps=args.steps, seed=args.seed))
+        save_file(state, temporary)
+    logger.info("%s written after %.0f s", args.out, time.monotonic() - started)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
+    args = parse_arguments(arguments)
+    show_messages()
+    return report(lambda: retrain(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Sentences about the classes: positive ones, negative ones, and descriptions of what the classes look like."""

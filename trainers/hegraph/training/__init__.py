@@ -1,0 +1,1 @@
+"""Training and scoring: batches, schedule, loop, checkpoints, memory, accuracy."""

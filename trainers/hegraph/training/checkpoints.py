@@ -1,0 +1,116 @@
+"""The adapter on disk: what training resumes from, and what it leaves. Tensors and plain values only."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..method.model import HeGraphAdapter
+from ..utils.errors import UserError
+from ..utils.files import atomic_path, read_tensors, write_tensors
+
+
+def adapter_file(epoch: int | None = None) -> str:
+    """Name of the trained adapter's file in a run's folder, or of the adapter as it was after `epoch` epochs."""
+    return "adapter.safetensors" if epoch is None else f"adapter-epoch{epoch}.safetensors"
+
+
+def save_checkpoint(
+    path: Path, run_id: str, model: HeGraphAdapter, optimizer: torch.optim.Optimizer, epoch: int, seconds: float
+) -> None:
+    """Writes all that training needs to go on after `epoch` epochs and `seconds` of work, atomically."""
+    state = {
+        "run_id": run_id,
+        "epoch": epoch,
+        "seconds": seconds,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    content = io.BytesIO()  # torch.save itself raises RuntimeError on a full disk, whatever the cause
+    torch.save(state, content)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.getvalue())
+
+
+def load_checkpoint(
+    path: Path, run_id: str, model: HeGraphAdapter, optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
+    """Loads model and optimizer in place; returns the epochs done and the seconds spent.
+
+    Raises:
+        UserError: If the file is damaged or belongs to another run.
+    """
+    epoch, seconds, tensors, momenta = _read_checkpoint(path, run_id)
+    model.load_state_dict(tensors)
+    optimizer.load_state_dict(momenta)
+    return epoch, seconds
+
+
+def check_checkpoint(path: Path, run_id: str) -> None:
+    """Raises UserError if there is a checkpoint that `load_checkpoint` would refuse."""
+    if path.exists():
+        _read_checkpoint(path, run_id)
+
+
+def save_adapter(path: Path, model: HeGraphAdapter, classnames: Sequence[str], split_hash: str = "") -> None:
+    """Writes the trained parameters as safetensors, atomically, with what they fit."""
+    about = {"variant": model.variant, "activation": model.activation, "split_hash": split_hash}
+    metadata = {"adapter": json.dumps(about | {"classnames": list(classnames)}, ensure_ascii=False)}
+    write_tensors(path, model.state_dict(), metadata)
+
+
+def load_adapter(path: Path, model: HeGraphAdapter, classnames: Sequence[str], split_hash: str = "") -> None:
+    """Loads trained parameters in place.
+
+    Raises:
+        UserError: If the file is missing or damaged, or was trained for another variant, other classes, another
+            width or other layer settings.
+    """
+    state, metadata = read_tensors(path, "the adapter")
+    try:
+        about = json.loads(metadata["adapter"])
+        trained_for = about["classnames"]
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} is no adapter of HeGraphAdapter: it does not say what it was trained for") from error
+    for key, here in (("variant", model.variant), ("activation", model.activation)):
+        if about.get(key) != here:
+            raise UserError(f"{path} holds {key} {about.get(key)!r} but the configuration asks for {here!r}")
+    if trained_for != list(classnames):
+        differing = next((pair for pair in zip(trained_for, classnames) if pair[0] != pair[1]), None)
+        detail = f"first difference: {differing[0]!r} and {differing[1]!r}" if differing else "one list is longer"
+        raise UserError(
+            f"{path} was trained for {len(trained_for)} classes and there are {len(classnames)} here; {detail}"
+        )
+    if about["split_hash"] != split_hash:
+        raise UserError(f"{path} was trained on other images; give the --shots and --seed of its run")
+    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: list(tensor.shape) for name, tensor in state.items()}
+    if wanted != found:
+        name = next(n for n in sorted(wanted | found) if wanted.get(n) != found.get(n))
+        raise UserError(
+            f"{path} does not fit this configuration: {name} has shape {found.get(name, 'none')} there and "
+            f"{wanted.get(name, 'none')} here"
+        )
+    model.load_state_dict(state)
+
+
+def _read_checkpoint(path: Path, run_id: str) -> tuple[int, float, dict, dict]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found, epoch, seconds, tensors, momenta = (
+            state[k] for k in ("run_id", "epoch", "seconds", "model", "optimizer")
+        )
+    except Exception as error:  # on a damaged file torch.load raises whatever its bytes lead to
+        raise UserError(
+            f"the checkpoint {path} is damaged ({type(error).__name__}); delete it to start anew"
+        ) from error
+    if found != run_id:
+        raise UserError(
+            f"the checkpoint {path} belongs to a run with other settings or data; delete it to start anew, or "
+            "choose another --output-dir"
+        )
+    return epoch, seconds, tensors, momenta

@@ -1,0 +1,1 @@
+"""What every room uses: the user's mistakes as errors, atomic files, several processes, absent packages."""
