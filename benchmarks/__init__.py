@@ -1,1 +1,1 @@
-"""Benchmarks by command: `python -m benchmarks NAME [--json FILE]`. See README.md beside this file."""
+"""Benchmarks by command: `python -m benchmarks NAME [--json FILE]`. See docs/benchmarks.md."""

@@ -1,8 +1,12 @@
-"""README.md shows what the committed records say."""
+"""README.md and the pages of docs/ show what the committed records say.
+
+A table that is made from records stands between `<!-- name: files -->` and `<!-- /name -->`. Its name says how it is made.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,52 +15,53 @@ from trainers.hegraph.results import compare, find_records, grid, table
 from trainers.hegraph.results.render import markdown
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-RESULTS = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"<!-- (\w+): ([^>]*?) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
 
 
-def block(name: str, text: str = README) -> tuple[str, list[Path]]:
-    """The text between `<!-- name: files -->` and `<!-- /name -->`, and those files."""
-    found = re.search(rf"<!-- {name}: (.*?) -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
-    assert found, f"there is no block {name}"
-    return found[2], [ROOT / file for file in found[1].split()]
-
-
-@pytest.mark.parametrize("name", ["grid", "paper"])
-def test_a_grid_in_the_readme_is_made_from_the_records(name):
-    text, files = block(name)
-    assert text == grid(find_records(files))
-
-
-def test_the_first_screen_shows_the_table_of_the_recorded_digits_runs():
-    text, files = block("digits")
+def first_screen(files: list[Path]) -> str:
+    """What the first command of README prints at its end."""
     runs = [r for r in find_records(files) if r["variant"] == "full" and r["shots"] == 16]
-    assert text == f"```text\n{table(runs).rstrip()}\n```\n"
+    return f"```text\n{table(runs).rstrip()}\n```\n"
 
 
-def side_by_side(files: list[Path]) -> list[str]:
-    """The lines of all methods at 1, 4 and 16 shots, of HeGraphAdapter the full variant."""
+def whole_grid(files: list[Path]) -> str:
+    return grid(find_records(files))
+
+
+def summary(files: list[Path]) -> str:
+    """Of a grid, the rows of the digits and of the mean."""
+    head, rule, *rows = whole_grid(files).splitlines()
+    kept = [row for row in rows if row.startswith(("| Digits |", "| mean of "))]
+    return "".join(f"{line}\n" for line in (head, rule, *kept))
+
+
+def side_by_side(files: list[Path]) -> str:
+    """All methods at 1, 4 and 16 shots, of HeGraphAdapter the full variant."""
     runs = [r for r in find_records(files) if r["variant"] in ("", "full") and r["shots"] in (1, 4, 16)]
     assert len(runs) == 12 * 4 * 9 + 13 * 9  # one method needs images, and the banks have none
-    return markdown(compare(runs)).splitlines()
+    return markdown(compare(runs))
 
 
-def test_the_comparison_with_other_methods_is_made_from_the_records():
-    text, files = block("methods", RESULTS)
-    assert text.splitlines() == side_by_side(files)
+MADE_BY: dict[str, Callable[[list[Path]], str]] = {
+    "digits": first_screen,
+    "summary": summary,
+    "grid": whole_grid,
+    "paper": whole_grid,
+    "methods": side_by_side,
+}
+BLOCKS = [(page, *found) for page in PAGES for found in BLOCK.findall(page.read_text(encoding="utf-8"))]
 
 
-def test_the_readme_shows_its_rows_of_the_digits_and_of_the_mean():
-    text, files = block("methods")
-    lines = side_by_side(files)
-    [header] = [i for i, line in enumerate(lines) if line.startswith("| data set |")]
-    rows = [line for line in lines if line.startswith(("| Digits |", "| mean of 4 |"))]
-    assert text.splitlines() == lines[header : header + 2] + rows
+def test_every_table_is_shown_somewhere_and_once():
+    assert sorted(name for _, name, _, _ in BLOCKS) == sorted(MADE_BY)
 
 
-def test_every_file_the_readme_names_exists():
-    named = set(re.findall(r"`((?:trainers|configs|scripts|results|tests)/[\w./]*\w)`", README))
-    named |= set(re.findall(r"bash (scripts/\S+\.sh)", README))
-    missing = sorted(name for name in named if not (ROOT / name).exists())
-    assert len(named) >= 5
-    assert not missing
+def test_no_marker_stands_alone():
+    texts = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert len(re.findall(r"<!-- \w+: .*?results/.*? -->", texts)) == len(re.findall(r"<!-- /\w+ -->", texts)) == len(BLOCKS)
+
+
+@pytest.mark.parametrize(("page", "name", "files", "text"), BLOCKS, ids=[f"{p.stem}-{n}" for p, n, _, _ in BLOCKS])
+def test_a_table_is_made_from_the_records(page, name, files, text):
+    assert text == MADE_BY[name]([ROOT / file for file in files.split()])

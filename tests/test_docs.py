@@ -1,0 +1,289 @@
+"""The pages for readers: their commands run, their links lead somewhere, their files and keys exist.
+
+A block of commands in a page is run by a test, or its first line says what it needs ("# needs ..."). `RUN_BY` says which
+test runs which block; the quick blocks, those of `RUN_HERE`, are run in this file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import trainers.hegraph
+from trainers.hegraph.baselines import METHODS
+from trainers.hegraph.config import BY_SHOTS, CHOICES, get_cfg_default
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+CONFIGURATION = ROOT / "docs" / "configuration.md"
+EXTEND = ROOT / "docs" / "extend.md"  # tests/test_extend.py does what it says
+PAGES = [README, ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MAX_README_LINES = 150
+
+# How a block of commands starts -> the test that runs it
+RUN_BY = {
+    "bash scripts/hegraph/main.sh # trains": "tests/test_scripts.py::test_the_main_job_ends_with_the_table",
+    "pip install .": "tests/test_packaging.py",
+    "python -m benchmarks": "tests/test_benchmarks.py::test_a_benchmark_runs_and_writes_its_figures",
+    "bash scripts/hegraph/few_shot.sh": "tests/test_loops.py::test_few_shot_prints_the_table_and_draws_the_curves",
+}
+# How a block starts that is run here -> the exit code that its last command ends with
+RUN_HERE = {
+    "python -m trainers.hegraph.results grid results/digits.jsonl": 0,
+    "python -m trainers.hegraph.results grid results/banks_paper.jsonl": 0,
+    "python -m trainers.hegraph.results compare results/methods.jsonl results/banks.jsonl results/digits.jsonl": 0,
+    "python -m trainers.hegraph.results compare results/methods.jsonl results/banks.jsonl --by": 0,
+    "python -m trainers.hegraph.datasets check --root DATA": 1,  # no data set is there
+    "printf": 0,
+    "python -m trainers.hegraph --trainer TipAdapter": 0,
+}
+PROGRAMS = ("bash", "python", "pip", "torchrun", "hegraph", "cd", "git", "export")
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    page: Path
+    language: str
+    text: str
+
+    @property
+    def start(self) -> str:
+        return " ".join(self.text.split())
+
+    @property
+    def needs(self) -> bool:
+        return self.text.startswith("# needs ")
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks_of(page: Path) -> list[Block]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
+    return [Block(page, language, text) for language, text in found]
+
+
+def prose_of(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", text_of(page), flags=re.DOTALL | re.MULTILINE)
+
+
+def words_in_backticks(page: Path) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", prose_of(page))
+
+
+def shown(block: Block) -> str:
+    return f"{name_of(block.page)}: {block.start[:60]}"
+
+
+BLOCKS = [block for page in PAGES if page != EXTEND for block in blocks_of(page)]
+COMMANDS = [block for block in BLOCKS if block.language == "bash"]
+SNIPPETS = [block for block in BLOCKS if block.language == "python"]
+QUICK = [block for block in COMMANDS if block.start.startswith(tuple(RUN_HERE))]
+
+
+def test_the_readme_is_short():
+    assert len(text_of(README).splitlines()) <= MAX_README_LINES
+
+
+# Commands
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_stand_in_blocks_of_bash(page):
+    # an indented or unmarked block would escape the tests below
+    indented = [line for line in prose_of(page).splitlines() if re.match(rf" {{4,}}({'|'.join(PROGRAMS)}) ", line)]
+    unmarked = [block.start for block in blocks_of(page) if not block.language and block.start.startswith(PROGRAMS)]
+    assert indented + unmarked == []
+
+
+@pytest.mark.parametrize("block", COMMANDS, ids=shown)
+def test_every_block_of_commands_is_run_by_a_test_or_says_what_it_needs(block):
+    tests = [test for start, test in RUN_BY.items() if block.start.startswith(start)]
+    assert block.needs + (block in QUICK) + len(tests) == 1, f"mark it '# needs ...' or let a test run it: {block.start}"
+    for test in tests:
+        file, _, function = test.partition("::")
+        assert f"def {function}" in text_of(ROOT / file)
+
+
+@pytest.mark.parametrize("block", COMMANDS, ids=shown)
+def test_every_script_that_a_page_calls_is_run_by_a_test(block):
+    tests = text_of(ROOT / "tests" / "test_loops.py") + text_of(ROOT / "tests" / "test_scripts.py")
+    for script in re.findall(r"bash scripts/hegraph/(\w+\.sh)", block.text):
+        assert (ROOT / "scripts" / "hegraph" / script).is_file()
+        assert block.needs or f'bash("{script}"' in tests or script == "test.sh"  # this is a run of test.sh
+
+
+@pytest.fixture
+def playground(tmp_path: Path) -> Path:
+    """A folder that looks like the checkout and takes the output; its `bin/python` is this interpreter."""
+    for entry in ROOT.iterdir():
+        if not entry.name.startswith(".") and entry.name != "output":
+            (tmp_path / entry.name).symlink_to(entry)
+    interpreter = tmp_path / "bin" / "python"
+    interpreter.parent.mkdir()
+    interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    interpreter.chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize("block", QUICK, ids=shown)
+def test_a_quick_block_of_commands_runs(block, playground):
+    [code] = [code for start, code in RUN_HERE.items() if block.start.startswith(start)]
+    environment = {**os.environ, "PATH": f"{playground / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    lines = block.text if code else f"set -e\n{block.text}"
+    ran = subprocess.run(
+        ["bash", "-c", lines], cwd=playground, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert ran.returncode == code, ran.stderr
+    assert ran.stdout
+
+
+def test_every_block_that_is_run_here_is_in_a_page():
+    assert len(QUICK) == len(RUN_HERE)
+
+
+def test_the_python_of_the_readme_gives_the_numbers_that_it_says(playground):
+    [snippet] = [block for block in SNIPPETS if "hegraph.run(" in block.text]
+    said = [float(number) for number in re.findall(r"\d+\.\d\d", snippet.text)]
+    source = snippet.text.replace("import hegraph\n", "import trainers.hegraph as hegraph\n")  # its name in a checkout
+    ran = subprocess.run([sys.executable, "-c", source], cwd=playground, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    printed = [float(number) for number in ran.stdout.split()[-2:]]
+    assert printed[0] == pytest.approx(said[0], abs=0.005)
+    assert printed[1] == pytest.approx(said[1], abs=0.5)  # another processor may round in another way
+
+
+def test_every_name_that_a_snippet_takes_from_the_package_is_public():
+    names = {name for block in SNIPPETS for name in re.findall(r"(?<![.\w])hegraph\.(\w+)", block.text)}
+    assert names
+    assert names <= set(trainers.hegraph.__all__)
+
+
+# Links and names
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", prose_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(page)):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        other = (page.parent / file).resolve() if file else page
+        assert other.exists(), target
+        assert not anchor or anchor in anchors_of(other), target
+
+
+def test_every_page_of_the_docs_is_linked_from_the_readme():
+    linked = re.findall(r"\]\(docs/(\w+\.md)\)", text_of(README))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} == set(linked)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_file_that_a_page_names_exists(page):
+    folders = tuple(f"{entry.name}/" for entry in ROOT.iterdir() if entry.is_dir() and entry.name != "output")
+    named = {word for text in words_in_backticks(page) for word in text.split() if word.startswith(folders)}
+    named -= {word for word in named if re.search(r"[A-Z]{3,}\.(py|yaml)$", word)}  # NAME.py stands for a file to write
+    assert sorted(name for name in named if not list(ROOT.glob(name))) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_page_names_a_place_on_our_machines(page):
+    assert [word for word in ("../shared", "/work/", "/home/") if word in text_of(page)] == []
+
+
+def keys_and_defaults() -> dict[str, object]:
+    found: dict[str, object] = {}
+
+    def visit(node: dict, prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                visit(value, f"{prefix}{key}.")
+            else:
+                found[f"{prefix}{key}"] = value
+
+    visit(get_cfg_default(), "")
+    return found
+
+
+KEYS = keys_and_defaults()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_configuration_key_that_a_page_names_exists(page):
+    """A key is a word in capitals with a dot or an underscore, written in full or from any of its dots on."""
+    endings = {".".join(key.split(".")[start:]) for key in KEYS for start in range(key.count(".") + 1)}
+    sources = [*(ROOT / "scripts" / "hegraph").glob("*.sh"), *(ROOT / "trainers" / "hegraph").rglob("*.py")]
+    # what is no key: variables of the scripts, options of other methods, constants
+    others = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", " ".join(map(text_of, sources))))
+    others |= {*map(str.upper, METHODS), "OMP_NUM_THREADS", "OMP_WAIT_POLICY"}
+    words = {word for text in words_in_backticks(page) for word in re.findall(r"^[A-Z][A-Z0-9_.]*[A-Z0-9]\b", text)}
+    unknown = [
+        word
+        for word in words - endings
+        if re.search(r"[._]", word) and not all(part in others for part in word.removeprefix("TRAINER.").split("."))
+    ]
+    assert sorted(unknown) == []
+
+
+# docs/configuration.md
+
+
+class Row(NamedTuple):
+    """A row of the tables of keys, as text."""
+
+    key: str
+    default: str
+    allowed: str
+
+
+def rows_of_keys() -> list[Row]:
+    rows = []
+    for line in text_of(CONFIGURATION).splitlines():
+        if re.match(r"\| `[A-Z][A-Z0-9_.]*` \|", line):
+            key, default, allowed, *_ = (cell.strip() for cell in line.strip("|").split(" | "))
+            key = key.strip("`")
+            rows.append(Row(key if key in KEYS else f"TRAINER.HEGRAPHADAPTER.{key}", default.strip("`"), allowed))
+    return rows
+
+
+def test_the_page_of_the_configuration_has_every_key_once_and_no_other():
+    assert sorted(row.key for row in rows_of_keys()) == sorted(KEYS)
+
+
+@pytest.mark.parametrize("row", rows_of_keys(), ids=lambda row: row.key)
+def test_a_default_in_the_page_is_that_of_the_code(row):
+    default = KEYS[row.key]
+    if row.key.endswith(".BY_SHOTS"):
+        assert row.default == "see below"
+    else:
+        assert row.default == ("''" if default == "" else str(default))
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_the_page_has_the_values_that_a_key_allows(key):
+    [row] = [row for row in rows_of_keys() if row.key == key]
+    assert re.findall(r"`([^`]+)`", row.allowed) == [str(value) for value in CHOICES[key]]
+
+
+def test_the_values_by_shots_in_the_page_are_those_of_the_code():
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| (\d+) \| ([\d.]+) \|$", text_of(CONFIGURATION), re.MULTILINE)
+    assert [tuple(map(float, row)) for row in rows] == [(shots, *pairs[1::2]) for shots, pairs in BY_SHOTS]
