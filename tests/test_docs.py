@@ -1,7 +1,7 @@
 """The pages for readers: their commands run, their links lead somewhere, their files and keys exist.
 
-A block of commands in a page is run by a test, or its first line says what it needs ("# needs ..."). `RUN_BY` says which
-test runs which block; the quick blocks, those of `RUN_HERE`, are run in this file.
+A block of commands in a page is run by a test, or its first line says what it needs ("# needs ..."). `RUN_BY` names the
+test of each block that another file tests; the quick blocks, those of `RUN_HERE`, are run in this file.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from test_architecture import ORDER
 
 import trainers.hegraph
 from trainers.hegraph.baselines import METHODS
@@ -21,6 +22,7 @@ from trainers.hegraph.config import BY_SHOTS, CHOICES, get_cfg_default
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 CONFIGURATION = ROOT / "docs" / "configuration.md"
 EXTEND = ROOT / "docs" / "extend.md"  # tests/test_extend.py does what it says
 PAGES = [README, ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -112,7 +114,7 @@ def test_commands_stand_in_blocks_of_bash(page):
 @pytest.mark.parametrize("block", COMMANDS, ids=shown)
 def test_every_block_of_commands_is_run_by_a_test_or_says_what_it_needs(block):
     tests = [test for start, test in RUN_BY.items() if block.start.startswith(start)]
-    assert block.needs + (block in QUICK) + len(tests) == 1, f"mark it '# needs ...' or let a test run it: {block.start}"
+    assert block.needs + (block in QUICK) + len(tests) == 1, "mark it '# needs ...', or have a test run it"
     for test in tests:
         file, _, function = test.partition("::")
         assert f"def {function}" in text_of(ROOT / file)
@@ -200,9 +202,14 @@ def test_every_page_of_the_docs_is_linked_from_the_readme():
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_file_that_a_page_names_exists(page):
     folders = tuple(f"{entry.name}/" for entry in ROOT.iterdir() if entry.is_dir() and entry.name != "output")
-    named = {word for text in words_in_backticks(page) for word in text.split() if word.startswith(folders)}
-    named -= {word for word in named if re.search(r"[A-Z]{3,}\.(py|yaml)$", word)}  # NAME.py stands for a file to write
+    text = re.sub(r"^`[^`]+` \(new\):$", "", prose_of(page), flags=re.MULTILINE)  # a file that the reader is to write
+    named = {word for quoted in re.findall(r"`([^`\n]+)`", text) for word in quoted.split() if word.startswith(folders)}
     assert sorted(name for name in named if not list(ROOT.glob(name))) == []
+
+
+def test_the_page_of_the_architecture_lists_the_rooms_in_the_order_that_their_imports_keep():
+    rooms = re.findall(r"^\| `(\w+)(?:/|\.py)` \|", text_of(ARCHITECTURE), re.MULTILINE)
+    assert tuple(rooms) == ORDER
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -1,4 +1,4 @@
-"""docs/extend.md, followed to the letter in a copy of the checkout: its blocks are put where it says, its commands run."""
+"""docs/extend.md, followed to the letter in a copy of the checkout: its blocks go where it says, its commands run."""
 
 from __future__ import annotations
 
