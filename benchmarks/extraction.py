@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from trainers.hegraph.backbones.backbone import Backbone, create_model
-from trainers.hegraph.config import load_cfg
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset, Item
 from trainers.hegraph.datasets.catalog import open_image
 from trainers.hegraph.features.extract import ImageViews, encode_images

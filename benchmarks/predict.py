@@ -8,7 +8,7 @@ import torch
 from yacs.config import CfgNode
 
 from trainers.hegraph.baselines import tip_adapter
-from trainers.hegraph.config import load_cfg
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments.experiment import build_model
 from trainers.hegraph.experiments.run import TEST_BATCH
 

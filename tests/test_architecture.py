@@ -16,13 +16,14 @@ PACKAGE = ROOT / "trainers" / "hegraph"
 # A module imports only modules above it. A folder is one entry.
 ORDER = (
     "utils",
-    "config",
     "datasets",
     "prompts",
     "backbones",
     "features",
     "method",
     "training",
+    "config",
+    "config_files",
     "baselines",
     "results",
     "experiments",

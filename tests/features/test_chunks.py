@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from yacs.config import CfgNode
 
 from trainers.hegraph.backbones.backbone import Backbone, load_backbone
-from trainers.hegraph.config import load_cfg
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import load_dataset
 from trainers.hegraph.features import extract
 from trainers.hegraph.features.extract import ImageViews, encode_images

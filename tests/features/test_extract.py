@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from trainers.hegraph.backbones.backbone import Backbone, load_backbone
-from trainers.hegraph.config import load_cfg
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset, Item, Selection, load_dataset, select_few_shot
 from trainers.hegraph.features.extract import (
     ImageViews,
@@ -274,7 +274,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from trainers.hegraph.backbones.backbone import load_backbone
-from trainers.hegraph.config import load_cfg
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import load_dataset
 from trainers.hegraph.features.extract import ImageViews, encode_images
 digits, backbone = load_dataset("Digits"), load_backbone("hegraph-mini")

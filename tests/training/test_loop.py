@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.tasks import random_bank, start_training
-from trainers.hegraph.config import load_cfg
-from trainers.hegraph.experiments.experiment import build_model
+from trainers.hegraph.config import model_options, training_options
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.features import FeatureBank, load_bank
-from trainers.hegraph.method.model import HeGraphAdapter
+from trainers.hegraph.method.model import HeGraphModel, build_model
 from trainers.hegraph.training.batches import BankBatches, products_with_cache
-from trainers.hegraph.training.loop import Fit, FitResult, fit, learning_rate
+from trainers.hegraph.training.checkpoints import Checkpoints
+from trainers.hegraph.training.loop import AdapterTraining, TrainingSummary, train_to_end
+from trainers.hegraph.training.schedule import learning_rate
 from trainers.hegraph.utils.errors import UserError
 
 EPOCHS = 5
@@ -35,7 +37,7 @@ class Setup:
 
     def fit(
         self, *opts, run_id: str = "a run", name: str = "out", products: bool = False
-    ) -> tuple[HeGraphAdapter, FitResult]:
+    ) -> tuple[HeGraphModel, TrainingSummary]:
         pairs = ["OPTIM.MAX_EPOCH", EPOCHS, f"{NODE}.MIN_STEPS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8]
         cfg = load_cfg(opts=[*pairs, *opts])
         batch_size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
@@ -43,9 +45,12 @@ class Setup:
         kept = products_with_cache(features, keys) if products else None
         data = BankBatches(features, self.bank.train_labels, batch_size, seed=1, products=kept)
         torch.manual_seed(0)
-        model = build_model(self.bank, cfg)
-        about = {"classnames": self.bank.classnames, "split_hash": ""}
-        return model, fit(Fit(model, data, cfg, self.folder / name, run_id, about))
+        model = build_model(self.bank, model_options(cfg))
+        resume = Path(cfg.RESUME or self.folder / name)
+        checkpoints = Checkpoints(self.folder / name, resume, run_id, self.bank.classnames)
+        training = AdapterTraining(model, data, training_options(cfg), checkpoints)
+        training.resume()
+        return model, train_to_end(training)
 
 
 @pytest.fixture
@@ -53,7 +58,7 @@ def setup(tiny_bank, tmp_path) -> Setup:
     return Setup(load_bank(Path(tiny_bank)), tmp_path)
 
 
-def same(one: HeGraphAdapter, other: HeGraphAdapter) -> bool:
+def same(one: HeGraphModel, other: HeGraphModel) -> bool:
     a, b = one.state_dict(), other.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
@@ -183,16 +188,14 @@ def test_a_loss_that_is_not_a_number_is_an_error_that_names_the_epoch_and_the_ra
 
 def stop_after(monkeypatch, epochs: int) -> None:
     """Ends training as a killed process would: after the checkpoint of so many epochs."""
-    from trainers.hegraph.training import loop as module
+    save = Checkpoints.save
 
-    save = module.save_checkpoint
-
-    def save_and_stop(*arguments):
-        save(*arguments)
-        if arguments[4] == epochs:
+    def save_and_stop(checkpoints, model, optimizer, epoch, seconds):
+        save(checkpoints, model, optimizer, epoch, seconds)
+        if epoch == epochs:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "save_checkpoint", save_and_stop)
+    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
 
 
 @pytest.mark.parametrize("epochs", range(1, EPOCHS))
@@ -233,10 +236,8 @@ def test_a_resumed_run_reports_the_time_of_all_sittings(setup, monkeypatch):
 
 
 def test_checkpoints_are_as_frequent_as_asked(setup, monkeypatch):
-    from trainers.hegraph.training import loop as module
-
     saved = []
-    monkeypatch.setattr(module, "save_checkpoint", lambda *arguments: saved.append(arguments[4]))
+    monkeypatch.setattr(Checkpoints, "save", lambda *arguments: saved.append(arguments[3]))
     setup.fit("TRAIN.CHECKPOINT_FREQ", 2)
     assert saved == [2, 4]
 
@@ -282,11 +283,6 @@ def test_resume_goes_on_from_another_folder_and_leaves_it_as_it_was(setup, monke
     assert same(setup.fit("RESUME", str(setup.folder / "killed"))[0], uninterrupted)
     assert (setup.folder / "killed" / "checkpoint.pt").read_bytes() == before
     assert not (setup.folder / "out" / "checkpoint.pt").exists()
-
-
-def test_resuming_from_a_folder_without_a_checkpoint_is_an_error_that_names_it(setup):
-    with pytest.raises(UserError, match=r"there is nothing to resume in nowhere: no checkpoint\.pt"):
-        setup.fit("RESUME", "nowhere")
 
 
 def test_adapters_on_the_way_are_kept_where_asked_and_are_what_a_shorter_look_would_see(setup):

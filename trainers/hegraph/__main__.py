@@ -16,7 +16,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from .baselines import METHODS, load_method
-from .config import from_dassl, load_cfg
+from .config_files import from_dassl, load_cfg
 from .datasets.catalog import CATALOG
 from .experiments.run import run
 from .results import read_record

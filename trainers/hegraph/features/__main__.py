@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..backbones.backbone import load_backbone
-from ..config import load_cfg
+from ..config_files import load_cfg
 from ..utils.errors import UserError, report
 from ..utils.files import atomic_path
 from .bank import load_bank
