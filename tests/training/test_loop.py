@@ -18,7 +18,8 @@ from trainers.hegraph.experiments.experiment import build_model
 from trainers.hegraph.features import FeatureBank, load_bank
 from trainers.hegraph.method.model import HeGraphAdapter
 from trainers.hegraph.training.batches import BankBatches, products_with_cache
-from trainers.hegraph.training.loop import Fit, FitResult, fit, learning_rate
+from trainers.hegraph.training.loop import Fit, FitResult, fit
+from trainers.hegraph.training.schedule import learning_rate
 from trainers.hegraph.utils.errors import UserError
 
 EPOCHS = 5

@@ -17,6 +17,7 @@ import yaml
 from yacs.config import CfgNode as CN
 
 from .utils.errors import UserError, unknown
+from .utils.rows import check_rows, is_list, is_list_of_pairs, values_up_to
 
 VARIANTS = ("base", "T-N", "T-P", "T", "full")
 
@@ -303,7 +304,7 @@ def check_cfg(cfg: CN) -> None:
             raise UserError(f"{key} must be a finite number, got {value}")
     if cfg.SEED >= 2**32:
         raise UserError(f"SEED must be below 2**32, got {cfg.SEED}")
-    _check_rows("SELECT", cfg.TRAINER.HEGRAPHADAPTER.SELECT, str, even=False)
+    check_rows("SELECT", cfg.TRAINER.HEGRAPHADAPTER.SELECT, str, "[str, [VALUE, ...]]", is_list)
     scale = cfg.INPUT.RRCROP_SCALE
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise UserError(f"INPUT.RRCROP_SCALE must be two fractions, least and most, such as (0.08, 1.0), got {scale}")
@@ -384,21 +385,11 @@ def _complete(cfg: CN) -> CN:
 def _matching_rows(cfg: CN) -> list[list]:
     """The pairs of BY_DATASET and BY_SHOTS that hold for this run, those that come first win."""
     node = cfg.TRAINER.HEGRAPHADAPTER
-    _check_rows("BY_DATASET", node.BY_DATASET, str)
-    _check_rows("BY_SHOTS", node.BY_SHOTS, int)
+    check_rows("BY_DATASET", node.BY_DATASET, str, "[str, [KEY, VALUE, ...]]", is_list_of_pairs)
+    check_rows("BY_SHOTS", node.BY_SHOTS, int, "[int, [KEY, VALUE, ...]]", is_list_of_pairs)
     by_dataset = [pairs for wanted in (cfg.DATASET.NAME, "*") for name, pairs in node.BY_DATASET if name == wanted]
     shots = math.inf if cfg.DATASET.NUM_SHOTS == -1 else cfg.DATASET.NUM_SHOTS
-    by_shots = [pairs for least, pairs in sorted(node.BY_SHOTS) if least <= shots]
-    return by_dataset + by_shots[-1:]
-
-
-def _check_rows(key: str, rows: list, kind: type, even: bool = True) -> None:
-    for row in rows:
-        pair = isinstance(row, (list, tuple)) and len(row) == 2
-        listed = pair and isinstance(row[0], kind) and isinstance(row[1], (list, tuple)) and len(row[1]) > 0
-        if not listed or (even and len(row[1]) % 2):
-            form = "[KEY, VALUE, ...]" if even else "[VALUE, ...]"
-            raise UserError(f"a row of {key} must be [{kind.__name__}, {form}], got {row!r}")
+    return by_dataset + values_up_to(node.BY_SHOTS, shots)[-1:]
 
 
 def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:

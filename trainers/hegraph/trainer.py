@@ -27,7 +27,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from . import config
-from .baselines import METHODS, load_method
+from .baselines import METHODS, load_method, method_options
 from .datasets import Dataset, Item, check_trainable, load_dataset
 from .datasets.catalog import CATALOG, open_image
 from .datasets.pickles import path_from
@@ -215,7 +215,7 @@ class Method(HeGraphAdapter):
 
 
 for _name in METHODS:
-    if _name != "CoOp":  # CoOp's own is registered under that name
+    if not load_method(_name).trainer_of_coop:  # CoOp's own is registered under that name
         TRAINER_REGISTRY.register()(type(_name, (Method,), {}))
 
 
@@ -267,13 +267,12 @@ def extend_cfg(cfg: CfgNode) -> None:
     """Adds our keys to a configuration of Dassl's."""
     config.extend_cfg(cfg)
     for name in METHODS:
-        config.add_method(cfg, name, load_method(name).DEFAULTS)
+        config.add_method(cfg, name, dict(load_method(name).defaults))
 
 
 def from_dassl(cfg: CfgNode) -> CfgNode:
     """`config.from_dassl`, with the options of the method that runs."""
-    name = cfg.TRAINER.NAME
-    return config.from_dassl(cfg, (name, load_method(name).DEFAULTS) if name in METHODS else None)
+    return config.from_dassl(cfg, method_options(cfg.TRAINER.NAME))
 
 
 def import_coop(root: Path) -> CfgNode:

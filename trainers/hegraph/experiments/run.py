@@ -86,16 +86,15 @@ def fit_method(experiment: Experiment) -> Outcome:
     Raises:
         UserError: If the method needs the backbone, and the task is a feature bank.
     """
-    name, task = experiment.cfg.TRAINER.NAME, experiment.task
-    arguments = [experiment.cfg.TRAINER[name.upper()], experiment.seed]
-    if name == "CoOp":
-        if not hasattr(task, "backbone"):
-            raise UserError("CoOp learns prompts through the backbone's text tower; give images instead of --features")
-        arguments.append(task.backbone)
+    name = experiment.cfg.TRAINER.NAME
+    method = load_method(name)
+    backbone = getattr(experiment.task, "backbone", None) if method.needs_backbone else None
+    if method.needs_backbone and backbone is None:
+        raise UserError(f"{name} learns prompts through the backbone's text tower; give images instead of --features")
     experiment.bank = bank = experiment.bank.to(experiment.device)
     set_random_seed(experiment.seed)
     started = time.monotonic()
-    fitted = load_method(name).fit(bank.without_test(), *arguments)
+    fitted = method.fit(bank.without_test(), experiment.cfg.TRAINER[name.upper()], experiment.seed, backbone)
     trained = FitResult(fitted.epochs, fitted.steps, time.monotonic() - started)
     logits = None
     if bank.test_features is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 
-from ..baselines.training import has_val, val_accuracy
 from ..config import with_values
+from ..training.choice import has_val, val_accuracy
 from ..training.loop import FitResult, fit
 from ..utils.errors import UserError
 from .experiment import Experiment
