@@ -15,7 +15,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from .baselines import METHODS, load_method
+from .baselines import METHODS, load_method, method_options
 from .config_files import from_dassl, load_cfg
 from .datasets.catalog import CATALOG
 from .experiments.run import run
@@ -93,8 +93,8 @@ def obstacles_to_dassl(args: argparse.Namespace) -> list[str]:
         obstacles.append("--features needs no images, and so no Dassl")
     if args.target_domains or args.target_datasets:
         obstacles.append("--target-domains and --target-datasets are not tested through Dassl")
-    if args.trainer == "CoOp":
-        obstacles.append("Dassl knows CoOp's own trainer of that name (python train.py --trainer CoOp)")
+    if args.trainer in METHODS and load_method(args.trainer).trainer_of_coop:
+        obstacles.append(f"Dassl knows CoOp's own trainer of that name (python train.py --trainer {args.trainer})")
     if importlib.util.find_spec("dassl") is None:
         obstacles.append("Dassl is not installed and not on PYTHONPATH")
     elif not obstacles:
@@ -115,7 +115,7 @@ def configure(args: argparse.Namespace) -> tuple[CfgNode, str]:
     Raises:
         UserError: If something in the configuration is wrong, or Dassl is asked for and cannot run.
     """
-    method = (args.trainer, load_method(args.trainer).DEFAULTS) if args.trainer in METHODS else None
+    method = method_options(args.trainer)
     obstacles = ["--host alone"] if args.host == "alone" else obstacles_to_dassl(args)
     base = None
     if not obstacles:

@@ -13,6 +13,7 @@ from yacs.config import CfgNode as CN
 
 from .config import CHOICES, FILLABLE, OF_THE_BACKBONE, OPEN, TRANSFORMS, extend_cfg, get_cfg_default
 from .utils.errors import UserError, unknown
+from .utils.rows import check_rows, is_list, is_list_of_pairs, values_up_to
 
 
 def load_cfg(
@@ -31,7 +32,8 @@ def load_cfg(
         flags: Key -> value from command-line flags.
         opts: Alternating keys and values; they win over everything.
         method: Name and default options of another method, which become `cfg.TRAINER.<NAME>`.
-        base: The defaults, if not ours alone: in CoOp, those of `within_dassl`. It is changed and returned.
+        base: The defaults to start from, which are changed and returned: in CoOp, those of `within_dassl`. None starts
+            from `get_cfg_default`.
 
     Returns:
         The checked, frozen configuration.
@@ -62,7 +64,7 @@ def add_method(cfg: CN, name: str, defaults: dict) -> None:
 
 
 def with_values(cfg: CN, pairs: list) -> CN:
-    """A frozen copy with other values: alternating keys and values.
+    """A frozen copy of a configuration with other values, given as alternating keys and values.
 
     Raises:
         UserError: As `load_cfg`.
@@ -76,7 +78,7 @@ def with_values(cfg: CN, pairs: list) -> CN:
 
 
 def within_dassl(dassl_cfg: CN) -> CN:
-    """Dassl's and CoOp's configuration tree with our keys in it, at our defaults; it is changed and returned."""
+    """Adds our keys, at our defaults, to a configuration tree of Dassl's and CoOp's, which is changed and returned."""
     extend_cfg(dassl_cfg)
     for key, value in _flatten(get_cfg_default()):
         if key not in OF_THE_BACKBONE:
@@ -85,11 +87,11 @@ def within_dassl(dassl_cfg: CN) -> CN:
 
 
 def from_dassl(dassl_cfg: CN, method: tuple[str, dict] | None = None) -> CN:
-    """Our keys out of a configuration that Dassl has merged.
+    """Takes our keys out of a configuration that Dassl has merged.
 
     Args:
-        dassl_cfg: Dassl's defaults, `extend_cfg`, files, options.
-        method: As of `load_cfg`.
+        dassl_cfg: Dassl's defaults after `extend_cfg`, with files and options merged in.
+        method: As in `load_cfg`.
 
     Raises:
         UserError: As `load_cfg`.
@@ -130,7 +132,7 @@ def check_cfg(cfg: CN) -> None:
             raise UserError(f"{key} must be a finite number, got {value}")
     if cfg.SEED >= 2**32:
         raise UserError(f"SEED must be below 2**32, got {cfg.SEED}")
-    _check_rows("SELECT", cfg.TRAINER.HEGRAPHADAPTER.SELECT, str, even=False)
+    check_rows("SELECT", cfg.TRAINER.HEGRAPHADAPTER.SELECT, str, "[str, [VALUE, ...]]", is_list)
     scale = cfg.INPUT.RRCROP_SCALE
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise UserError(f"INPUT.RRCROP_SCALE must be two fractions, least and most, such as (0.08, 1.0), got {scale}")
@@ -209,23 +211,13 @@ def _complete(cfg: CN) -> CN:
 
 
 def _matching_rows(cfg: CN) -> list[list]:
-    """The pairs of BY_DATASET and BY_SHOTS that hold for this run, those that come first win."""
+    """The pairs of BY_DATASET and BY_SHOTS that apply to this run, those that win first."""
     node = cfg.TRAINER.HEGRAPHADAPTER
-    _check_rows("BY_DATASET", node.BY_DATASET, str)
-    _check_rows("BY_SHOTS", node.BY_SHOTS, int)
+    check_rows("BY_DATASET", node.BY_DATASET, str, "[str, [KEY, VALUE, ...]]", is_list_of_pairs)
+    check_rows("BY_SHOTS", node.BY_SHOTS, int, "[int, [KEY, VALUE, ...]]", is_list_of_pairs)
     by_dataset = [pairs for wanted in (cfg.DATASET.NAME, "*") for name, pairs in node.BY_DATASET if name == wanted]
     shots = math.inf if cfg.DATASET.NUM_SHOTS == -1 else cfg.DATASET.NUM_SHOTS
-    by_shots = [pairs for least, pairs in sorted(node.BY_SHOTS) if least <= shots]
-    return by_dataset + by_shots[-1:]
-
-
-def _check_rows(key: str, rows: list, kind: type, even: bool = True) -> None:
-    for row in rows:
-        pair = isinstance(row, (list, tuple)) and len(row) == 2
-        listed = pair and isinstance(row[0], kind) and isinstance(row[1], (list, tuple)) and len(row[1]) > 0
-        if not listed or (even and len(row[1]) % 2):
-            form = "[KEY, VALUE, ...]" if even else "[VALUE, ...]"
-            raise UserError(f"a row of {key} must be [{kind.__name__}, {form}], got {row!r}")
+    return by_dataset + values_up_to(node.BY_SHOTS, shots)[-1:]
 
 
 def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from . import config, config_files
-from .baselines import METHODS, load_method
+from .baselines import METHODS, load_method, method_options
 from .datasets import Dataset, Item, check_trainable, load_dataset
 from .datasets.catalog import CATALOG, open_image
 from .datasets.pickles import path_from
@@ -310,8 +310,7 @@ def extend_cfg(cfg: CfgNode) -> None:
 
 def from_dassl(cfg: CfgNode) -> CfgNode:
     """`config_files.from_dassl`, with the options of the method that runs."""
-    name = cfg.TRAINER.NAME
-    return config_files.from_dassl(cfg, (name, load_method(name).defaults) if name in METHODS else None)
+    return config_files.from_dassl(cfg, method_options(cfg.TRAINER.NAME))
 
 
 def import_coop(root: Path) -> CfgNode:

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from yacs.config import CfgNode
 
-from ..baselines.training import has_val, val_accuracy
 from ..config_files import with_values
 from ..features import FeatureBank
+from ..training.choice import has_val, val_accuracy
 from ..utils.errors import UserError
 from .adapter import TrainedAdapter, train_adapter
 from .tasks import Task

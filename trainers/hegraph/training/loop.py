@@ -20,6 +20,7 @@ from ..utils.errors import UserError
 from .batches import Batch, TrainingData
 from .checkpoints import Checkpoints
 from .options import TrainingOptions
+from .schedule import learning_rate, rate_at_width
 
 logger = logging.getLogger(__name__)
 
@@ -154,36 +155,3 @@ def train_to_end(training: AdapterTraining) -> TrainingSummary:
             if training.epoch % training.options.progress_epochs == 0:
                 progress.set_postfix(loss=f"{loss.item():.3f}")
     return training.summary
-
-
-def rate_at_width(rate: float, meant_for: int, width: int) -> float:
-    """The learning rate for features of a width, where `rate` was meant for another.
-
-    AdamW moves every entry by about the rate, so a unit vector of d entries turns by about `rate * sqrt(d)`; this keeps
-    that the same.
-
-    Args:
-        rate: At the width that it is meant for.
-        meant_for: That width; 0: `rate` holds at any.
-        width: Of the features, d.
-    """
-    return rate * math.sqrt(meant_for / width) if meant_for else rate
-
-
-def learning_rate(epoch: int, epochs: int, peak: float, warmup_epochs: int, warmup_rate: float) -> float:
-    """Dassl's cosine schedule with a constant warm-up.
-
-    Its cosine counts from the end of the warm-up but is as long as the whole training, so the last epoch
-    stays a little above zero.
-
-    Args:
-        epoch: From 0.
-        epochs: Of the whole training, warm-up included.
-        peak: The rate at the first epoch after the warm-up.
-        warmup_epochs: Epochs at `warmup_rate`.
-        warmup_rate: Of the warm-up.
-    """
-    warmup_epochs = max(warmup_epochs, 0)
-    if epoch < warmup_epochs:
-        return warmup_rate
-    return 0.5 * peak * (1 + math.cos(math.pi * (epoch - warmup_epochs) / epochs))
