@@ -296,7 +296,9 @@ def test_fit_is_given_no_test_features(train, monkeypatch, tiny_bank):
             collect(vars(thing))
 
     real = adapter_module.train_to_end
-    monkeypatch.setattr(adapter_module, "train_to_end", lambda *arguments: (list(map(collect, arguments)), real(*arguments))[1])
+    monkeypatch.setattr(
+        adapter_module, "train_to_end", lambda *arguments: (list(map(collect, arguments)), real(*arguments))[1]
+    )
     train()
     test = load_bank(Path(tiny_bank)).test_features
     rows = [tensor.detach().reshape(-1, 16) for tensor in seen if tensor.shape[-1:] == (16,)]

@@ -28,7 +28,7 @@ DIAGONAL_SIGN = {
 }
 
 
-def relation_of(edge_type: EdgeType) -> RelationType:
+def row_of(edge_type: EdgeType) -> RelationType:
     [relation] = [relation for relation in RELATIONS if relation.edge_type == edge_type]
     return relation
 
@@ -121,7 +121,7 @@ def test_a_node_without_edges_has_its_self_loop_alone():
 @pytest.mark.parametrize("rows", [slice(0, 2), slice(2, 5), slice(4, 9)], ids=["first", "middle", "beyond the last"])
 @pytest.mark.parametrize("edge_type", DIAGONAL_SIGN, ids="_".join)
 def test_rows_of_a_relation_are_those_of_the_matrix(graph, edge_type, rows):
-    assert_close(graph.relation(relation_of(edge_type)).weight(rows), graph.edge_weight_dict[edge_type][rows])
+    assert_close(graph.relation(row_of(edge_type)).weight(rows), graph.edge_weight_dict[edge_type][rows])
 
 
 @pytest.mark.parametrize("size", [1, 4, 5, 6])
@@ -129,7 +129,7 @@ def test_rows_of_a_relation_are_those_of_the_matrix(graph, edge_type, rows):
 def test_degrees_do_not_depend_on_how_many_rows_are_in_memory(graph, monkeypatch, edge_type, size):
     monkeypatch.setattr(module, "ROWS", size)
     magnitude = graph.edge_weight_dict[edge_type].abs()
-    target, source = graph.relation(relation_of(edge_type)).degrees()
+    target, source = graph.relation(row_of(edge_type)).degrees()
     assert_close(target, magnitude.sum(dim=1, keepdim=True) + 1)
     assert_close(source, magnitude.sum(dim=0).unsqueeze(1) + 1)
 

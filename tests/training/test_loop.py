@@ -147,7 +147,7 @@ def test_training_lowers_the_loss_on_its_images(setup):
     untrained = build_model(setup.bank, load_cfg())
     model, _ = setup.fit("OPTIM.LR", 0.01)
 
-    def loss(model: HeGraphAdapter) -> float:
+    def loss(model: HeGraphModel) -> float:
         logits = model.predict(setup.bank.cache_keys()).text
         return torch.nn.functional.cross_entropy(logits, setup.bank.train_labels).item()
 

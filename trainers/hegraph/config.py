@@ -116,7 +116,9 @@ def get_cfg_default() -> CN:
 
 
 def extend_cfg(cfg: CN) -> None:
-    """Adds `cfg.TRAINER.HEGRAPHADAPTER` and the other keys that Dassl lacks. Dassl's and CoOp's trainers are unaffected."""
+    """Adds `cfg.TRAINER.HEGRAPHADAPTER` and the other keys that Dassl lacks. Dassl's and CoOp's trainers are
+    unaffected.
+    """
     cfg.MODEL.BACKBONE.PRETRAINED = "auto"  # Dassl has True here, and only asks whether the value is true
     if "SUBSAMPLE_CLASSES" not in cfg.DATASET:
         cfg.DATASET.SUBSAMPLE_CLASSES = "all"
@@ -127,8 +129,8 @@ def extend_cfg(cfg: CN) -> None:
     node.VARIANT = "full"  # base, T-N, T-P, T, full: the rows of the paper's Table 2
 
     # Meta-path weights (Eq. 2 and 4): the keys and defaults are those of the table in method/relations.py. ALPHA_PP,
-    # ALPHA_VP and ALPHA_NP weigh the messages to positive text nodes from positive, visual and negative ones, BETA_PN and
-    # BETA_VN those to negative nodes. ALPHA_NP_TEST takes the place of ALPHA_NP at test time.
+    # ALPHA_VP and ALPHA_NP weigh the messages to positive text nodes from positive, visual and negative ones, BETA_PN
+    # and BETA_VN those to negative nodes. ALPHA_NP_TEST takes the place of ALPHA_NP at test time.
     for key, weight in metapath_defaults().items():
         node[key] = weight
     # A relation of weight 0 is left out, whatever ALPHA_NP_TEST or LEARN_METAPATH say
@@ -139,8 +141,9 @@ def extend_cfg(cfg: CN) -> None:
     node.BIAS = True  # a trainable bias per class and relation
     node.WEIGHT_PER = "target"  # one W per target node type, or one per relation
     node.WEIGHT_INIT = "identity"  # identity, xavier, zero
-    # The feature width that OPTIM.LR is meant for. At width d the rate is OPTIM.LR * sqrt(LR_WIDTH / d), since AdamW moves
-    # each entry of a feature by about the rate, which turns a unit vector by sqrt(d) times as much. 0: the same at any width
+    # The feature width that OPTIM.LR is meant for. At width d the rate is OPTIM.LR * sqrt(LR_WIDTH / d), since AdamW
+    # moves each entry of a feature by about the rate, which turns a unit vector by sqrt(d) times as much. 0: the same
+    # at any width
     node.LR_WIDTH = 512
     node.WEIGHT_LR_MULT = 0.1  # learning rate of W as a multiple of OPTIM.LR, which is that of the biases
     node.VISUAL_LR = float(OPEN)  # learning rate of the visual relation; filled by shots
@@ -161,8 +164,8 @@ def extend_cfg(cfg: CN) -> None:
     node.BY_DATASET = []
     node.BY_SHOTS = [[shots, list(pairs)] for shots, pairs in BY_SHOTS]
 
-    # last_step: nothing is chosen. val: every combination of the values of SELECT, rows [KEY, [value, ...]], is trained,
-    # and the one that is best on the few-shot val split is kept
+    # last_step: nothing is chosen. val: every combination of the values of SELECT, rows [KEY, [value, ...]], is
+    # trained, and the one that is best on the few-shot val split is kept
     node.SELECT_ON = "last_step"
     node.SELECT = [["TRAINER.HEGRAPHADAPTER.ALPHA_C", [2.0, 4.0, 8.0, 16.0]]]
 

@@ -1,4 +1,6 @@
-"""Reads configurations: layers files, flags and KEY VALUE pairs over the defaults of `config.py`, and checks the result."""
+"""Reads configurations: layers files, flags and KEY VALUE pairs over the defaults of `config.py`, and checks the
+result.
+"""
 
 from __future__ import annotations
 

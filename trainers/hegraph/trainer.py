@@ -1,7 +1,7 @@
 """The Dassl trainer: HeGraphAdapter inside CoOp. This is the only file that imports dassl.
 
-Dassl drives: its registry, its DataManager over CoOp's loaders, its epochs, its evaluator and its TensorBoard writer. It
-drives the same model as `experiments/run.py`, fed with the same features: where the loaders hand images to other
+Dassl drives: its registry, its DataManager over CoOp's loaders, its epochs, its evaluator and its TensorBoard writer.
+It drives the same model as `experiments/run.py`, fed with the same features: where the loaders hand images to other
 trainers, they hand features to this one. Schedule, checkpoints and record are ours in both hosts, since Dassl's warm-up
 scheduler does not run on current torch, and its checkpoints pickle it.
 
@@ -314,7 +314,9 @@ def from_dassl(cfg: CfgNode) -> CfgNode:
 
 
 def import_coop(root: Path) -> CfgNode:
-    """Makes CoOp's `train.py` and its loaders importable; returns the defaults of Dassl, CoOp and this package together."""
+    """Makes CoOp's `train.py` and its loaders importable; returns the defaults of Dassl, CoOp and this package
+    together.
+    """
     sys.path.insert(0, str(root))
     coop = importlib.import_module("train")
     cfg = coop.get_cfg_default()

@@ -1,8 +1,8 @@
 """Tests of a trained method on other data sets: domain generalization and transfer to other classes.
 
 Other domains of the same classes (CoOp's and the paper's protocol, Table 1): the trained text classifier is applied
-as it is. Classes are matched by what tells them apart across data sets (`Dataset.ids`, which are WordNet ids in ImageNet
-and its variants, where names repeat), never by position. Only the columns of the target's classes compete.
+as it is. Classes are matched by what tells them apart across data sets (`Dataset.ids`, which are WordNet ids in
+ImageNet and its variants, where names repeat), never by position. Only the columns of the target's classes compete.
 
 Other classes (CoCoOp's protocol: cross-dataset, base to new): HeGraphAdapter transfers as `method/transfer.py` says.
 Other methods have a rule of their own; a method without one is not tested.

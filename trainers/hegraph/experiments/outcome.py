@@ -23,8 +23,8 @@ class Outcome:
         num_parameters: How many parameters were trained.
         variant: HeGraphAdapter's variant; "" for another method.
         selected: What was chosen on the few-shot val split, with the accuracy of every candidate there.
-        classify: Image features `[B, d]` to the logits `[B, K]` that are used in other domains. For HeGraphAdapter these
-            are those of the text classifier alone, since the cache has learned the style of its images.
+        classify: Image features `[B, d]` to the logits `[B, K]` that are used in other domains. For HeGraphAdapter
+            these are those of the text classifier alone, since the cache has learned the style of its images.
         transfer: A bank of other classes to the logits of its test images; None if the method has no rule for that.
         text_nodes: HeGraphAdapter's positive text nodes before and after message passing, each `[K, d]` of unit norm.
     """

@@ -4,9 +4,9 @@ The key of image k is `F_k + s_c`, where `s_c`, the shift, is one vector per cla
 
     cos(f, F_k + s_c) = (f . F_k + f . s_c) / |F_k + s_c|
 
-where nothing in `f . F_k` is trained. So of the two products of `[B, d]` with `[N, d]` that `heads.py` needs in a step, one
-is left, and none where `f . F_k` is known before training. What remains is elementwise. It is done in chunks of the
-cache that are small enough to stay in the processor's own cache.
+where nothing in `f . F_k` is trained. So of the two products of `[B, d]` with `[N, d]` that `heads.py` needs in a
+step, one is left, and none where `f . F_k` is known before training. What remains is elementwise. It is done in chunks
+of the cache that are small enough to stay in the processor's own cache.
 
 Shapes: B queries, K classes, N cached images, d feature width.
 """
@@ -71,8 +71,8 @@ class _ShiftedCache(torch.autograd.Function):
     """The forward and backward pass of `shifted_cache_logits`, with classes in rows: logits are `[K, B]`.
 
     In every matrix a row is a cached image, so that the sum of a class adds rows. The exponent of an affinity is
-    `e = scale * (f . F_k + f . s_c) - beta` with `scale = beta / |F_k + s_c|`; only exponents and norms are kept for the
-    backward pass.
+    `e = scale * (f . F_k + f . s_c) - beta` with `scale = beta / |F_k + s_c|`; only exponents and norms are kept for
+    the backward pass.
     """
 
     @staticmethod
@@ -129,7 +129,9 @@ def chunks(matrix: Tensor, width: int) -> Iterator[slice]:
 
 
 def _set_own(chunk: Tensor, own: Tensor) -> None:
-    """Sets `chunk[own[b], b]` to `NO_MATCH` for each query whose row is in the chunk, without reading from the device."""
+    """Sets `chunk[own[b], b]` to `NO_MATCH` for each query whose row is in the chunk, without reading from the
+    device.
+    """
     here = (own >= 0) & (own < len(chunk))
     index = own.clamp(0, len(chunk) - 1).unsqueeze(0)
     chunk.scatter_(0, index, chunk.gather(0, index).where(~here, NO_MATCH))

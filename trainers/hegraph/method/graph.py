@@ -3,8 +3,8 @@
 HeGraphAdapter, section 3.1.1; `relations.py` lists the relations. The edge weights come from the initial, frozen CLIP
 features and carry no gradient, so a graph is built once per run.
 
-Shapes: K classes, d feature width, R rows of a block. Every relation is a `[K, K]` matrix with a row per target node and
-a column per source node. No such matrix is kept: it is computed from the nodes, in blocks of rows.
+Shapes: K classes, d feature width, R rows of a block. Every relation is a `[K, K]` matrix with a row per target node
+and a column per source node. No such matrix is kept: it is computed from the nodes, in blocks of rows.
 """
 
 from __future__ import annotations

@@ -164,7 +164,9 @@ class HeGraphModel(nn.Module):
         if folded.keys is None:
             return Logits(text, None)
         labels, count = self.cache_labels, self.num_classes
-        visual = [cache_sums(batch, folded.keys, labels, self.options.beta_c, count) for batch in features.split(batch_size)]
+        visual = [
+            cache_sums(batch, folded.keys, labels, self.options.beta_c, count) for batch in features.split(batch_size)
+        ]
         return Logits(text, torch.cat(visual))
 
 

@@ -1,4 +1,6 @@
-"""What the model can be asked to be. No configuration tree reaches the model: `config.model_options` makes this of it."""
+"""What the model can be asked to be. No configuration tree reaches the model: `config.model_options` makes this of
+it.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ class ModelOptions:
     """Options of `HeGraphModel`, with the symbols of the paper.
 
     Attributes:
-        variant: The row of the paper's Table 2. "base": zero-shot CLIP. "T-N": positive text nodes receive messages from
-            negative ones only; "T-P": from all others. "T": from all. "full": T with the cache classifier.
+        variant: The row of the paper's Table 2. "base": zero-shot CLIP. "T-N": positive text nodes receive messages
+            from negative ones only; "T-P": from all others. "T": from all. "full": T with the cache classifier.
         metapath: Meta-path weights by configuration key: `alpha_pp`, `alpha_vp`, `alpha_np` (Eq. 4), `beta_pn`,
             `beta_vn` (Eq. 2), and `ALPHA_NP_TEST`, which takes the place of `alpha_np` in evaluation mode. A relation
             of weight 0 is left out.

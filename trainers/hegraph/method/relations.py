@@ -62,9 +62,7 @@ class RelationType:
 RELATIONS: tuple[RelationType, ...] = (
     RelationType("positive", "positive", diagonal=0.0, step=2, weight_key="ALPHA_PP", weight=0.06),
     RelationType("visual", "positive", diagonal=1.0, step=2, weight_key="ALPHA_VP", weight=0.24),
-    RelationType(
-        "negative", "positive", diagonal=-1.0, step=2, weight_key="ALPHA_NP", weight=0.2, weight_at_test=0.1
-    ),
+    RelationType("negative", "positive", diagonal=-1.0, step=2, weight_key="ALPHA_NP", weight=0.2, weight_at_test=0.1),
     RelationType("positive", "negative", diagonal=-1.0, step=1, weight_key="BETA_PN", weight=0.1),
     RelationType("visual", "negative", diagonal=-1.0, step=1, weight_key="BETA_VN", weight=0.1),
     RelationType("visual", "visual", diagonal=0.0, step=3, self_term=False),

@@ -1,6 +1,7 @@
 """The training of an adapter: AdamW, one warm-up epoch, cosine, checkpoints. It never sees test features.
 
-`AdapterTraining` is what both hosts share. `train_to_end` is the loop of a run without Dassl, which has a loop of its own.
+`AdapterTraining` is what both hosts share. `train_to_end` is the loop of a run without Dassl, which has a loop of its
+own.
 """
 
 from __future__ import annotations
