@@ -136,6 +136,11 @@ def test_the_modules_of_a_folder_import_each_other_without_a_cycle(folder):
         pytest.fail(f"cycle: {' -> '.join('.'.join(module) for module in error.args[1])}")
 
 
+@pytest.mark.parametrize("module", [module for module in MODULES if module[:1] == ("baselines",)], ids=".".join)
+def test_a_method_that_we_compare_with_uses_nothing_of_our_model_but_the_two_classifiers(module):
+    assert {imported for imported in imports_of(module) if imported[:1] == ("method",)} <= {("method", "heads")}
+
+
 @pytest.mark.parametrize(("package", "file"), ONLY.items())
 def test_one_file_alone_knows(package, file):
     importers = {f.relative_to(PACKAGE).as_posix() for f in FILES if package in outside_imports(f.read_text("utf-8"))}

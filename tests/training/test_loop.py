@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from dataclasses import dataclass
@@ -63,30 +62,7 @@ def same(one: HeGraphModel, other: HeGraphModel) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-# The schedule
-
-
-def test_the_learning_rate_is_dassls_in_every_epoch(shared):
-    golden = json.loads((Path(shared) / "golden" / "golden_lr.json").read_text())
-    assert {"1", "2", "3", "10", "50"} <= set(golden)
-    for epochs, rates in golden.items():
-        ours = [learning_rate(epoch, int(epochs), 0.002, 1, 1e-5) for epoch in range(int(epochs))]
-        assert ours == pytest.approx(rates, rel=1e-9)
-
-
-def test_the_first_epoch_is_at_the_warm_up_rate_and_the_second_at_the_peak():
-    assert learning_rate(0, 10, 0.5, 1, 1e-5) == 1e-5
-    assert learning_rate(1, 10, 0.5, 1, 1e-5) == 0.5
-
-
-def test_the_rate_is_a_cosine_after_the_warm_up():
-    # cos(pi * 5 / 10) = 0 and cos(pi * 9 / 10) = -0.9510565
-    assert learning_rate(6, 10, 0.002, 1, 1e-5) == pytest.approx(0.001)
-    assert learning_rate(10, 10, 0.002, 1, 1e-5) == pytest.approx(0.5 * 0.002 * (1 - 0.9510565), rel=1e-6)
-
-
-def test_without_warm_up_the_first_epoch_is_at_the_peak():
-    assert learning_rate(0, 10, 0.5, 0, 1e-5) == 0.5
+# The schedule of `schedule.py`, for every parameter group
 
 
 @pytest.mark.parametrize(("meant_for", "factor"), [(0, 1), (WIDTH, 1), (4 * WIDTH, 2)])

@@ -18,14 +18,13 @@ left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..backbones.backbone import CONTEXT_LENGTH, Backbone, count_tokens
 from ..features import FeatureBank
 from ..method.heads import text_logits
 from ..training.batches import Batch
@@ -33,6 +32,9 @@ from ..training.schedule import cosine_by_epoch
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method, features_to_classify
 from .training import batches, by_shots, train
+
+if TYPE_CHECKING:
+    from ..backbones.backbone import Backbone
 
 DEVIATION = 0.02  # standard deviation of the context at its start
 PLACEHOLDER = "X"  # a word of one token
@@ -131,6 +133,8 @@ def placeholder_prompts(classnames: Sequence[str], length: int) -> list[str]:
     Raises:
         UserError: If a sentence is longer than CLIP reads.
     """
+    from ..backbones.backbone import CONTEXT_LENGTH, count_tokens  # takes seconds to import
+
     prompts = [" ".join([PLACEHOLDER] * length + [f"{name.replace('_', ' ')}."]) for name in classnames]
     longest = max(prompts, key=count_tokens)
     if count_tokens(longest) > CONTEXT_LENGTH:
