@@ -15,7 +15,7 @@ CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parents[1] / "configs"
 FOLDERS = {DATA_SET: CONFIGS / "datasets", METHOD: CONFIGS / "trainers" / "HeGraphAdapter"}
 
 
-def config_file(kind: str, given: str) -> Path:
+def find_config_file(kind: str, given: str | Path) -> Path:
     """The file that a user means by a path or by the name of a file that ships, such as `mini`.
 
     Args:
@@ -28,10 +28,10 @@ def config_file(kind: str, given: str) -> Path:
     Raises:
         UserError: If `given` is a name, and no file of that name ships; the nearest is named.
     """
-    path = Path(given)
-    if path.is_file() or path.suffix or path.name != given:
+    path, name = Path(given), str(given)
+    if path.is_file() or path.suffix or path.name != name:
         return path
     shipped = {file.stem: file for file in FOLDERS[kind].glob("*.yaml")}
-    if given not in shipped:
-        raise unknown(f"{kind} configuration", given, shipped)
-    return shipped[given]
+    if name not in shipped:
+        raise unknown(f"{kind} configuration", name, shipped)
+    return shipped[name]
