@@ -178,11 +178,11 @@ def check_flags(args: argparse.Namespace) -> None:
 def run_command(args: argparse.Namespace) -> None:
     """Trains and tests as the flags say, and prints the result in one line."""
     check_flags(args)
+    cfg, host = configure(args)
     from .utils import processes
 
     processes.start()
     try:
-        cfg, host = configure(args)
         record = run_in_dassl(args, cfg) if host == "dassl" else run_alone(args, cfg)
         if record:
             sys.stdout.write(f"{summary(record)} -> {cfg.OUTPUT_DIR}\n")
