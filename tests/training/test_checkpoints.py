@@ -89,7 +89,7 @@ def test_a_checkpoint_restores_parameters_optimizer_epoch_and_time(checkpoint):
 
 def test_a_checkpoint_holds_tensors_and_plain_values_only(checkpoint):
     state = torch.load(checkpoint, weights_only=True)
-    assert set(state) == {"run_id", "epoch", "seconds", "model", "optimizer"}
+    assert set(state) == {"run_id", "epoch", "seconds", "model", "optimizer", "checksum"}
 
 
 def test_a_checkpoint_of_another_run_is_refused(checkpoint):
@@ -119,7 +119,30 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(checkpoint, damage):
     assert checkpoint.read_bytes() == content
 
 
-@pytest.mark.parametrize("key", ["run_id", "epoch", "seconds", "model", "optimizer"])
+def in_one_moment(state: dict) -> None:
+    state["optimizer"]["state"][0]["exp_avg"][0, 0] += 1e-3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["model"]["layers.weight.positive"].zero_(),
+        in_one_moment,
+        lambda state: state.update(epoch=-1),
+        lambda state: state["optimizer"]["param_groups"][0].update(lr=1.0),
+    ],
+    ids=["zeroed parameter", "one moment", "epoch", "rate"],
+)
+def test_a_checkpoint_whose_content_has_changed_is_damaged(checkpoint, change):
+    state = torch.load(checkpoint, weights_only=True)
+    change(state)
+    torch.save(state, checkpoint)
+    model = make_model()
+    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged"):
+        of_run(checkpoint).load(model, make_optimizer(model, 0))
+
+
+@pytest.mark.parametrize("key", ["run_id", "epoch", "seconds", "model", "optimizer", "checksum"])
 def test_a_checkpoint_without_a_part_is_damaged(checkpoint, key):
     state = torch.load(checkpoint, weights_only=True)
     del state[key]

@@ -16,6 +16,7 @@ from yacs.config import CfgNode as CN
 from .config import CHOICES, FILLABLE, OF_THE_BACKBONE, OPEN, TRANSFORMS, extend_cfg, get_cfg_default
 from .utils.errors import UserError, unknown
 from .utils.rows import check_rows, is_list, is_list_of_pairs, values_up_to
+from .utils.shipped import DATA_SET, METHOD, find_config_file
 
 
 def load_cfg(
@@ -29,8 +30,8 @@ def load_cfg(
     """Layers a configuration as CoOp does: defaults, data set file, method file, flags, KEY VALUE pairs.
 
     Args:
-        dataset_file: YAML of the data set, or "".
-        config_file: YAML of the method, or "".
+        dataset_file: YAML of the data set: a path, or the name of a file that ships, such as "digits"; or "".
+        config_file: YAML of the method: a path, or the name of a file that ships, such as "mini"; or "".
         flags: Key -> value from command-line flags.
         opts: Alternating keys and values; they win over everything.
         method: Name and default options of another method, which become `cfg.TRAINER.<NAME>`.
@@ -46,9 +47,9 @@ def load_cfg(
     cfg = get_cfg_default() if base is None else base
     if method:
         add_method(cfg, *method)
-    for file in (dataset_file, config_file):
+    for kind, file in ((DATA_SET, dataset_file), (METHOD, config_file)):
         if file:
-            _merge_file(cfg, Path(file))
+            _merge_file(cfg, find_config_file(kind, file))
     opts = list(opts or [])
     if len(opts) % 2:
         raise UserError(f"options come as KEY VALUE pairs, but {' '.join(map(str, opts))!r} has no value at its end")

@@ -5,6 +5,7 @@ The files hold tensors and plain values only, and reading one runs nothing.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -78,6 +79,7 @@ class Checkpoints:
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
         }
+        state["checksum"] = _checksum(state)
         content = io.BytesIO()  # torch.save itself raises RuntimeError on a full disk, whatever the cause
         torch.save(state, content)
         with atomic_path(self.folder / CHECKPOINT) as temporary:
@@ -140,6 +142,8 @@ def _read_checkpoint(path: Path, run_id: str) -> tuple[int, float, dict, dict]:
         found, epoch, seconds, tensors, momenta = (
             state[k] for k in ("run_id", "epoch", "seconds", "model", "optimizer")
         )
+        if state["checksum"] != _checksum(state):
+            raise ValueError("its content has changed since it was written")
     except Exception as error:  # on a damaged file torch.load raises whatever its bytes lead to
         raise UserError(
             f"the checkpoint {path} is damaged ({type(error).__name__}); delete it to start anew"
@@ -150,3 +154,25 @@ def _read_checkpoint(path: Path, run_id: str) -> tuple[int, float, dict, dict]:
             "choose another --output-dir"
         )
     return epoch, seconds, tensors, momenta
+
+
+def _checksum(state: dict) -> str:
+    """SHA-256 over all of a checkpoint that changes what training computes, as 64 hex digits."""
+    digest = hashlib.sha256()
+
+    def add(value: object) -> None:
+        if isinstance(value, dict):
+            for key in value:
+                digest.update(f"{key!r}:".encode())
+                add(value[key])
+        elif isinstance(value, (list, tuple)):
+            for entry in value:
+                add(entry)
+        elif isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype}{list(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        else:
+            digest.update(f"{value!r};".encode())
+
+    add({key: state[key] for key in ("run_id", "epoch", "model", "optimizer")})
+    return digest.hexdigest()
