@@ -112,7 +112,7 @@ def test_the_schedule_is_as_long_as_the_raised_epochs(setup):
 def test_training_changes_every_parameter_and_nothing_else(setup):
     torch.manual_seed(0)
     model, _ = setup.fit()
-    untrained = build_model(setup.bank, load_cfg())
+    untrained = build_model(setup.bank, model_options(load_cfg()))
     for name, tensor in untrained.state_dict().items():
         assert not torch.equal(tensor, model.state_dict()[name]), name
     assert torch.equal(untrained.cache_keys, model.cache_keys)
@@ -120,7 +120,7 @@ def test_training_changes_every_parameter_and_nothing_else(setup):
 
 
 def test_training_lowers_the_loss_on_its_images(setup):
-    untrained = build_model(setup.bank, load_cfg())
+    untrained = build_model(setup.bank, model_options(load_cfg()))
     model, _ = setup.fit("OPTIM.LR", 0.01)
 
     def loss(model: HeGraphModel) -> float:
