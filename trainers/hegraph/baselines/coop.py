@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..backbones.backbone import CONTEXT_LENGTH, Backbone, count_tokens
+from ..backbones.clip import Backbone
+from ..backbones.tokens import CONTEXT_LENGTH, count_tokens
 from ..features import FeatureBank
 from ..method.heads import text_logits
 from ..training.batches import Batch

@@ -8,10 +8,14 @@ from pathlib import Path
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..backbones.backbone import Backbone, load_backbone
+from ..backbones.clip import Backbone
+from ..backbones.loading import load_backbone
 from ..datasets import Dataset, load_dataset, load_few_shot
 from ..features import FeatureBank
-from ..features.extract import ImageViews, encode_prompts, encode_task, encode_test, training_augmentation
+from ..features.extract import encode_task, encode_test
+from ..features.options import encoding_options
+from ..features.text import encode_prompts
+from ..features.views import ImageViews, training_augmentation
 from ..prompts.positive import description_file, resolve_source
 from ..training.batches import OnlineBatches, TrainingData
 from ..utils.errors import UserError
@@ -34,6 +38,7 @@ class ImageTask:
 
     def __init__(self, dataset: Dataset, cfg: CfgNode, seed: int, device: str) -> None:
         self.dataset, self.cfg, self.seed = dataset, cfg, seed
+        self.encoding = encoding_options(cfg)
         self.split = {"train": [list(item) for item in dataset.train], "val": [list(item) for item in dataset.val]}
         options = cfg.TRAINER.HEGRAPHADAPTER
         self.backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.PRETRAINED, device, options.PREC)
@@ -44,7 +49,7 @@ class ImageTask:
             self.identity["descriptions"] = hash_json(read_json(description_file(dataset.name, prompts.DESCRIPTIONS)))
 
     def bank(self) -> FeatureBank:
-        return encode_task(self.dataset, self.backbone, self.cfg, self.seed, self._folder(self.dataset))
+        return encode_task(self.dataset, self.backbone, self.encoding, self.seed, self._folder(self.dataset))
 
     def target_images(self, name: str) -> tuple[Dataset, Tensor, Tensor]:
         """Another data set, with the features `[M, d]` and labels `[M]` of its test images.
@@ -59,12 +64,12 @@ class ImageTask:
         dataset = load_dataset(name, self.cfg.DATASET.ROOT, self.seed).subsample(which or "all")
         dataset = replace(dataset, train=[], val=[])
         dataset.check_files()
-        return dataset, *encode_test(dataset, self.backbone, self.cfg, self._folder(dataset))
+        return dataset, *encode_test(dataset, self.backbone, self.encoding, self._folder(dataset))
 
     def target(self, name: str) -> FeatureBank:
         """A bank of another data set, with its own text nodes and no training images; arguments as `target_images`."""
         dataset, features, labels = self.target_images(name)
-        text = encode_prompts(self.backbone, dataset.name, dataset.classnames, self.cfg, self._folder(dataset))
+        text = encode_prompts(self.backbone, dataset.name, dataset.classnames, self.encoding, self._folder(dataset))
         return FeatureBank(
             train_features=features.new_zeros(1, 0, features.shape[1]),
             train_labels=labels.new_zeros(0),
@@ -84,7 +89,7 @@ class ImageTask:
     def batches(self, bank: FeatureBank) -> TrainingData:
         if self.cfg.TRAINER.HEGRAPHADAPTER.FEATURES.MODE == "bank":
             return bank_batches(bank, self.cfg, self.seed)
-        images = ImageViews(self.dataset, self.dataset.train, training_augmentation(self.backbone, self.cfg))
+        images = ImageViews(self.dataset, self.dataset.train, training_augmentation(self.backbone, self.encoding))
         batch_size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         return OnlineBatches(images, self.backbone, bank.train_labels, batch_size, self.seed)
 

@@ -1,4 +1,4 @@
-"""Features: the bank file, encoding images and sentences into one (`extract.py`), importing other people's caches."""
+"""Features: the bank file, encoding a data set into one (`extract.py`), and importing the caches of Tip-Adapter."""
 
 from __future__ import annotations
 
