@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 
 from trainers.hegraph.config import model_options, training_options
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.features import FeatureBank
+from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.method.model import build_model
 from trainers.hegraph.training.batches import BankBatches
 from trainers.hegraph.training.loop import AdapterTraining

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainers.hegraph.features import FeatureBank
+from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.method.relations import metapath_defaults
 

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from trainers.hegraph.backbones.backbone import MINI_NAME, Backbone, load_backbone
+from trainers.hegraph.backbones.clip import Backbone
+from trainers.hegraph.backbones.identity import MINI_NAME
+from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.baselines import load_method
 from trainers.hegraph.baselines.base import FittedMethod
-from trainers.hegraph.features import FeatureBank
+from trainers.hegraph.features.bank import FeatureBank
 
 NAMES = ("one", "two", "three", "four", "five", "six", "seven")
 

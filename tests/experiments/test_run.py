@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.experiments import adapter as adapter_module
-from trainers.hegraph.features import load_bank
+from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.results import MEASURED, REQUIRED
 
 ROOT = Path(__file__).parents[2]

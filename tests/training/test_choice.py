@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainers.hegraph.features import load_bank
+from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.training.choice import choose, has_val, val_accuracy
 
 

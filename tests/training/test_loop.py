@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from benchmarks.tasks import random_bank, start_training
 from trainers.hegraph.config import model_options, training_options
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.features import FeatureBank, load_bank
+from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.model import HeGraphModel, build_model
 from trainers.hegraph.training.batches import BankBatches, products_with_cache
 from trainers.hegraph.training.checkpoints import Checkpoints

@@ -12,7 +12,7 @@ import torch
 
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments.adapter import new_model
-from trainers.hegraph.features import load_bank
+from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.method.model import build_model
 from trainers.hegraph.training import memory
 from trainers.hegraph.training.batches import products_bytes

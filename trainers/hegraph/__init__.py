@@ -35,11 +35,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .backbones.backbone import Backbone, load_backbone
+    from .backbones.clip import Backbone
+    from .backbones.loading import load_backbone
     from .config_files import load_cfg
     from .datasets import load_dataset, load_few_shot
     from .experiments.run import run
-    from .features import FeatureBank, load_bank
+    from .features.bank import FeatureBank, load_bank
     from .method.graph import HeteroGraph, build_graph
     from .method.model import HeGraphModel
     from .method.options import ModelOptions
@@ -66,15 +67,15 @@ __all__ = [
 
 # public name -> the module that defines it
 _HOMES = {
-    "Backbone": ".backbones.backbone",
-    "FeatureBank": ".features",
+    "Backbone": ".backbones.clip",
+    "FeatureBank": ".features.bank",
     "HeGraphModel": ".method.model",
     "HeteroGraph": ".method.graph",
     "ModelOptions": ".method.options",
     "UserError": ".utils.errors",
     "build_graph": ".method.graph",
-    "load_backbone": ".backbones.backbone",
-    "load_bank": ".features",
+    "load_backbone": ".backbones.loading",
+    "load_bank": ".features.bank",
     "load_cfg": ".config_files",
     "load_dataset": ".datasets",
     "load_few_shot": ".datasets",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from yacs.config import CfgNode as CN
 
+from .features.options import EncodingOptions
 from .method.options import VARIANTS, ModelOptions
 from .method.relations import metapath_defaults
 from .training.options import TrainingOptions
@@ -217,4 +218,21 @@ def training_options(cfg: CN) -> TrainingOptions:
         visual_scale=node.LOSS_SCALE,
         checkpoint_epochs=cfg.TRAIN.CHECKPOINT_FREQ,
         progress_epochs=cfg.TRAIN.PRINT_FREQ,
+    )
+
+
+def encoding_options(cfg: CN) -> EncodingOptions:
+    """How a checked configuration asks images and sentences to be encoded."""
+    node = cfg.TRAINER.HEGRAPHADAPTER
+    return EncodingOptions(
+        views=node.FEATURES.VIEWS,
+        transforms=cfg.INPUT.TRANSFORMS,
+        crop_scale=cfg.INPUT.RRCROP_SCALE,
+        interpolation=cfg.INPUT.INTERPOLATION,
+        batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        source=node.PROMPTS.SOURCE,
+        templates=node.PROMPTS.TEMPLATES,
+        negative_templates=node.PROMPTS.NEGATIVE_TEMPLATES,
+        descriptions=node.PROMPTS.DESCRIPTIONS,
     )

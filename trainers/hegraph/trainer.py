@@ -39,7 +39,7 @@ from .experiments.outcome import Outcome
 from .experiments.provenance import set_random_seed
 from .experiments.record import make_record
 from .experiments.run import fit_method
-from .features import FeatureBank
+from .features.bank import FeatureBank
 from .training.batches import Batch
 from .training.loop import AdapterTraining
 from .training.memory import keep_freed_memory

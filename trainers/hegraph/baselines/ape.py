@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..method.heads import cache_affinities, cache_logits, text_logits
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..method.heads import cache_logits
 from ..training.batches import Batch
 from ..training.schedule import cosine

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 
 if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not need it
-    from ..backbones.backbone import Backbone
+    from ..backbones.clip import Backbone
 
 Defaults = Mapping[str, Any]  # option -> a bool, a number, a string or a list of such
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..training.choice import choose, has_val, val_images
 from ..training.evaluation import accuracy
 from ..utils.errors import UserError

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..method.heads import text_logits
 from ..training.batches import Batch
 from ..training.schedule import cosine_by_epoch
@@ -34,7 +34,7 @@ from .base import Defaults, FittedMethod, Method, features_to_classify
 from .training import batches, by_shots, train
 
 if TYPE_CHECKING:
-    from ..backbones.backbone import Backbone
+    from ..backbones.clip import Backbone
 
 DEVIATION = 0.02  # standard deviation of the context at its start
 PLACEHOLDER = "X"  # a word of one token
@@ -133,7 +133,7 @@ def placeholder_prompts(classnames: Sequence[str], length: int) -> list[str]:
     Raises:
         UserError: If a sentence is longer than CLIP reads.
     """
-    from ..backbones.backbone import CONTEXT_LENGTH, count_tokens  # takes seconds to import
+    from ..backbones.tokens import CONTEXT_LENGTH, count_tokens  # imports open_clip, which takes seconds
 
     prompts = [" ".join([PLACEHOLDER] * length + [f"{name.replace('_', ' ')}."]) for name in classnames]
     longest = max(prompts, key=count_tokens)

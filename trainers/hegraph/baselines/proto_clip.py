@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..training.batches import Batch
 from ..training.choice import choose, has_val, val_accuracy
 from ..training.schedule import constant

@@ -22,7 +22,7 @@ from typing import ClassVar
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..method.heads import cache_affinities, cache_logits, text_logits
 from .base import Defaults, FittedMethod, Method
 from .cache_search import search

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..training.batches import BankBatches, Batch, TrainingData
 from ..training.schedule import Schedule
 from ..utils.errors import UserError

@@ -16,7 +16,7 @@ from typing import ClassVar
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..method.heads import text_logits
 from .base import Defaults, FittedMethod, Method, features_to_classify
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..config import model_options, training_options
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..method.heads import text_logits
 from ..method.model import Folded, HeGraphModel, build_model
 from ..method.transfer import transfer_class_features

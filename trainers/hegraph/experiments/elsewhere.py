@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..method.heads import text_logits
 from ..training.evaluation import accuracy
 from ..utils.errors import UserError

@@ -15,8 +15,9 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..backbones.identity import backbone_identity
+from ..config import encoding_options
 from ..datasets import Dataset, load_dataset, load_few_shot
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..prompts.positive import description_file, resolve_source
 from ..training.batches import OnlineBatches, TrainingData
 from ..utils.errors import UserError
@@ -42,6 +43,7 @@ class ImageTask:
 
     def __init__(self, dataset: Dataset, cfg: CfgNode, seed: int, device: str) -> None:
         self.dataset, self.cfg, self.seed, self.device = dataset, cfg, seed, device
+        self.encoding = encoding_options(cfg)
         self.split = {"train": [list(item) for item in dataset.train], "val": [list(item) for item in dataset.val]}
         model, precision = cfg.MODEL.BACKBONE, cfg.TRAINER.HEGRAPHADAPTER.PREC
         self.identity = {
@@ -75,9 +77,9 @@ class ImageTask:
         _ = self.backbone
 
     def bank(self) -> FeatureBank:
-        from ..features.extract import encode_task  # imports open_clip
+        from ..features.extract import encode_task  # imports torchvision
 
-        return encode_task(self.dataset, self.backbone, self.cfg, self.seed, self._folder(self.dataset))
+        return encode_task(self.dataset, self.backbone, self.encoding, self.seed, self._folder(self.dataset))
 
     def target_images(self, name: str) -> tuple[Dataset, Tensor, Tensor]:
         """Another data set, with the features `[M, d]` and labels `[M]` of its test images.
@@ -94,14 +96,14 @@ class ImageTask:
         dataset = load_dataset(name, self.cfg.DATASET.ROOT, self.seed).subsample(which or "all")
         dataset = replace(dataset, train=[], val=[])
         dataset.check_files()
-        return dataset, *encode_test(dataset, self.backbone, self.cfg, self._folder(dataset))
+        return dataset, *encode_test(dataset, self.backbone, self.encoding, self._folder(dataset))
 
     def target(self, name: str) -> FeatureBank:
         """A bank of another data set, with its own text nodes and no training images; arguments as `target_images`."""
-        from ..features.extract import encode_prompts
+        from ..features.text import encode_prompts
 
         dataset, features, labels = self.target_images(name)
-        text = encode_prompts(self.backbone, dataset.name, dataset.classnames, self.cfg, self._folder(dataset))
+        text = encode_prompts(self.backbone, dataset.name, dataset.classnames, self.encoding, self._folder(dataset))
         return FeatureBank(
             train_features=features.new_zeros(1, 0, features.shape[1]),
             train_labels=labels.new_zeros(0),
@@ -121,9 +123,9 @@ class ImageTask:
     def batches(self, bank: FeatureBank) -> TrainingData:
         if self.cfg.TRAINER.HEGRAPHADAPTER.FEATURES.MODE == "bank":
             return bank_batches(bank, self.cfg, self.seed)
-        from ..features.extract import ImageViews, training_augmentation
+        from ..features.views import ImageViews, training_augmentation
 
-        images = ImageViews(self.dataset, self.dataset.train, training_augmentation(self.backbone, self.cfg))
+        images = ImageViews(self.dataset, self.dataset.train, training_augmentation(self.backbone, self.encoding))
         batch_size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         return OnlineBatches(images, self.backbone, bank.train_labels, batch_size, self.seed)
 

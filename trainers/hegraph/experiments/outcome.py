@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..training.loop import TrainingSummary
 
 

@@ -9,7 +9,7 @@ import time
 import torch
 from yacs.config import CfgNode
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..method.heads import text_logits
 from ..training.evaluation import accuracy, score
 from ..utils.files import hash_json

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from ..baselines import METHODS, load_method
 from ..baselines.base import Method
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..training.loop import TrainingSummary
 from ..training.memory import keep_freed_memory
 from ..utils import processes

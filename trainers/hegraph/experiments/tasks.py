@@ -10,7 +10,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..datasets import Dataset, select_few_shot, subsample_labels
-from ..features import FeatureBank, load_bank
+from ..features.bank import FeatureBank, load_bank
 from ..training.batches import BankBatches, TrainingData, products_with_cache
 from ..utils.errors import UserError
 from ..utils.files import hash_file

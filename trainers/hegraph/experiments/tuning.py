@@ -9,7 +9,7 @@ from dataclasses import replace
 from yacs.config import CfgNode
 
 from ..config_files import with_values
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..training.choice import has_val, val_accuracy
 from ..utils.errors import UserError
 from .adapter import TrainedAdapter, train_adapter

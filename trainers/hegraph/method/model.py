@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from .cache import cache_sums, moved_keys, shifted_cache_logits
 from .graph import HeteroGraph, build_graph, class_means
 from .heads import text_logits

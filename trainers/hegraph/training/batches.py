@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:  # open_clip takes seconds to import
-    from ..backbones.backbone import Backbone
-    from ..features.extract import ImageViews
+    from ..backbones.clip import Backbone
+    from ..features.views import ImageViews
 
 PRODUCTS_BYTES = 2**28  # most bytes of kept products: 256 MB is 16 shots of 101 classes in ten views
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from .evaluation import accuracy
 
 T = TypeVar("T")
