@@ -13,11 +13,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trainers.hegraph.backbones.backbone import Backbone, create_model
-from trainers.hegraph.config import load_cfg
+from trainers.hegraph.backbones.clip import Backbone
+from trainers.hegraph.backbones.loading import create_model
+from trainers.hegraph.config import encoding_options
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset, Item
 from trainers.hegraph.datasets.catalog import open_image
-from trainers.hegraph.features.extract import ImageViews, encode_images
+from trainers.hegraph.features.extract import encode_images
+from trainers.hegraph.features.views import ImageViews
 
 from .report import Report
 from .timing import in_turn, ratio
@@ -29,7 +32,7 @@ SIZE = (500, 375)  # of a photograph in ImageNet
 def run(model: str = "ViT-B-32", images: int = 128, batch: int = 64, repeats: int = 3) -> Report:
     network, preprocess, tokenizer = create_model(model)
     backbone = Backbone(model, network.eval(), tokenizer, preprocess, (0.5,) * 3, (0.5,) * 3, {"model": model})
-    cfg = load_cfg(opts=["DATALOADER.TEST.BATCH_SIZE", batch])
+    options = encoding_options(load_cfg(opts=["DATALOADER.TEST.BATCH_SIZE", batch]))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         items = [write_image(root, number) for number in range(images)]
@@ -40,7 +43,7 @@ def run(model: str = "ViT-B-32", images: int = 128, batch: int = 64, repeats: in
         seconds = in_turn(
             {
                 "encoder alone": lambda: [backbone.encode_images(part) for part in pixels],
-                "extraction": lambda: encode_images(backbone, views, cfg, root / f"bank{next(runs)}", "train"),
+                "extraction": lambda: encode_images(backbone, views, options, root / f"bank{next(runs)}", "train"),
             },
             repeats,
         )

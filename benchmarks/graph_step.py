@@ -11,10 +11,9 @@ import statistics
 import torch
 from torch import Tensor
 
-from trainers.hegraph.config import load_cfg
-from trainers.hegraph.method.graph import DIAGONAL_FACTOR, HeteroGraph, build_graph
-from trainers.hegraph.method.layers import Adapted, HeteroMessagePassing, relation_name
-from trainers.hegraph.method.model import metapath_weights
+from trainers.hegraph.method.graph import HeteroGraph, build_graph
+from trainers.hegraph.method.layers import Adapted, HeteroMessagePassing
+from trainers.hegraph.method.relations import RelationType, metapath_defaults
 
 from .floor import graph_multiply_adds, product_for
 from .report import Report
@@ -41,8 +40,7 @@ def run(sizes: tuple[tuple[int, int], ...] = tuple(BARS), repeats: int = 7) -> R
 def measure(num_classes: int, width: int, repeats: int) -> dict[str, list[float]]:
     """Seconds of a step of either side, and of the multiply-adds of ours alone."""
     nodes = [unit_features(num_classes, width, seed=seed) for seed in range(3)]
-    options = load_cfg().TRAINER.HEGRAPHADAPTER
-    layer = HeteroMessagePassing(build_graph(*nodes), metapath_weights(options), options.ALPHA_NP_TEST)
+    layer = HeteroMessagePassing(build_graph(*nodes), metapath_defaults())
     product, scale = product_for(num_classes, width, graph_multiply_adds(num_classes, width))
 
     def backward(adapted: Adapted) -> None:
@@ -64,23 +62,20 @@ def rebuilt(graph: HeteroGraph, layer: HeteroMessagePassing) -> Adapted:
     """What the layer computes, from the nodes alone."""
     updated = dict(graph.x_dict)
     for target in ("negative", "positive"):
-        relations = [e for e in layer.relations if e[2] == target]
-        messages = [layer.metapath[relation_name(e)] * message(graph, layer, e, updated[e[0]]) for e in relations]
+        relations = [r for r in layer.relations if r.target == target]
+        messages = [layer.metapath[r.name] * message(graph, layer, r, updated[r.source]) for r in relations]
         updated[target] = torch.stack([graph.x_dict[target], *messages]).sum(dim=0)
-    visual = next(e for e in layer.relations if e[2] == "visual")
-    return Adapted(updated["positive"], message(graph, layer, visual, graph.x_dict["visual"], self_loop=False))
+    visual = next(r for r in layer.relations if r.target == "visual")
+    return Adapted(updated["positive"], message(graph, layer, visual, graph.x_dict["visual"]))
 
 
-def message(
-    graph: HeteroGraph, layer: HeteroMessagePassing, edge_type: tuple, x_source: Tensor, self_loop: bool = True
-) -> Tensor:
-    source, _, target = edge_type
-    weight, x_target = layer.weight[target], graph.x_dict[target]
-    relation = x_target @ graph.x_dict[source].t()
-    relation = torch.where(torch.eye(len(relation)).bool(), DIAGONAL_FACTOR[edge_type] * relation, relation)
-    target_degree = relation.abs().sum(dim=1, keepdim=True) + 1
-    source_degree = relation.abs().sum(dim=0, keepdim=True) + 1
-    out = (relation / (target_degree * source_degree).sqrt()) @ (x_source @ weight)
-    if self_loop:
+def message(graph: HeteroGraph, layer: HeteroMessagePassing, relation: RelationType, x_source: Tensor) -> Tensor:
+    weight, x_target = layer.weight[relation.target], graph.x_dict[relation.target]
+    edges = x_target @ graph.x_dict[relation.source].t()
+    edges = torch.where(torch.eye(len(edges)).bool(), relation.diagonal * edges, edges)
+    target_degree = edges.abs().sum(dim=1, keepdim=True) + 1
+    source_degree = edges.abs().sum(dim=0, keepdim=True) + 1
+    out = (edges / (target_degree * source_degree).sqrt()) @ (x_source @ weight)
+    if relation.self_term:
         out = out + (x_target @ weight) / target_degree
-    return torch.tanh(out + layer.bias[relation_name(edge_type)])
+    return torch.tanh(out + layer.bias[relation.name])

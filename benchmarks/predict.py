@@ -7,10 +7,10 @@ import statistics
 import torch
 from yacs.config import CfgNode
 
-from trainers.hegraph.baselines import tip_adapter
-from trainers.hegraph.config import load_cfg
-from trainers.hegraph.experiments.experiment import build_model
+from trainers.hegraph.baselines import load_method
 from trainers.hegraph.experiments.run import TEST_BATCH
+from trainers.hegraph.method.model import build_model
+from trainers.hegraph.method.options import ModelOptions
 
 from .report import Report
 from .tasks import random_bank
@@ -22,9 +22,10 @@ SMALL = {"num_classes": 10, "width": 16, "images": 30, "repeats": 1}
 @torch.no_grad()
 def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, images: int = 4096, repeats: int = 7) -> Report:
     bank = random_bank(num_classes, width, shots, test=images)
-    full, text = (build_model(bank, load_cfg(opts=["TRAINER.HEGRAPHADAPTER.VARIANT", v])) for v in ("full", "T"))
+    full, text = (build_model(bank, ModelOptions(variant=variant)) for variant in ("full", "T"))
     folded_full, folded_text = full.fold(), text.fold()
-    tip = tip_adapter.fit(bank.without_test(), CfgNode(tip_adapter.DEFAULTS), seed=1)
+    tip_adapter = load_method("TipAdapter")
+    tip = tip_adapter.fit(bank.without_test(), CfgNode(dict(tip_adapter.defaults)), seed=1)
     weights, features = bank.logit_scale * bank.text_positive, bank.test_features
     seconds = in_turn(
         {

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from trainers.hegraph.config import load_cfg
-from trainers.hegraph.experiments.experiment import build_model
-from trainers.hegraph.features import FeatureBank
+from trainers.hegraph.config import model_options, training_options
+from trainers.hegraph.config_files import load_cfg
+from trainers.hegraph.features.bank import FeatureBank
+from trainers.hegraph.method.model import build_model
 from trainers.hegraph.training.batches import BankBatches
-from trainers.hegraph.training.loop import Fit
+from trainers.hegraph.training.loop import AdapterTraining
 
 
 def unit_features(*shape: int, seed: int = 0) -> Tensor:
@@ -34,11 +35,11 @@ def random_bank(num_classes: int, width: int, shots: int = 16, views: int = 1, t
     )
 
 
-def start_training(bank: FeatureBank, cfg: CfgNode | None = None) -> Fit:
+def start_training(bank: FeatureBank, cfg: CfgNode | None = None) -> AdapterTraining:
     """A training of the default recipe on a bank, in its second epoch: after warm-up."""
     cfg = cfg or load_cfg()
     data = BankBatches(bank.train_features, bank.train_labels, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed=1)
-    training = Fit(build_model(bank, cfg), data, cfg, output=None, run_id="", about={})
+    training = AdapterTraining(build_model(bank, model_options(cfg)), data, training_options(cfg))
     training.epoch = 1
     training.begin_epoch()
     training.model.train()

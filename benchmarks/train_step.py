@@ -6,13 +6,14 @@ import statistics
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from trainers.hegraph.method.conv import RelationConv
-from trainers.hegraph.method.graph import NEGATIVE_TO_POSITIVE, VISUAL_TO_VISUAL, HeteroGraph, build_graph, class_means
+from trainers.hegraph.method.graph import HeteroGraph, build_graph, class_means
 from trainers.hegraph.method.heads import cache_affinities, cache_logits, text_logits
-from trainers.hegraph.method.layers import relation_name
 from trainers.hegraph.method.losses import adapter_losses
-from trainers.hegraph.method.model import HeGraphAdapter, Logits
+from trainers.hegraph.method.model import HeGraphModel, Logits
+from trainers.hegraph.method.relations import RelationType, reads_updated_nodes
 from trainers.hegraph.training.batches import Batch
 
 from .floor import multiply_adds, product_for
@@ -54,30 +55,30 @@ def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, repeats: in
     return report
 
 
-def pyg_step(model: HeGraphAdapter, graph: HeteroGraph, batch: Batch) -> Callable[[], None]:
+def pyg_step(model: HeGraphModel, graph: HeteroGraph, batch: Batch) -> Callable[[], None]:
     """A step of the model's parameters with `conv.py` over edges and `heads.py` over formed keys."""
     data, layer = graph.to_hetero_data(), model.layers
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     convs = {True: RelationConv(), False: RelationConv(self_loop=False)}
 
-    def send(edge_type, x_source=None):
-        source, _, target = edge_type
-        edges, x_source = data[edge_type], data[source].x if x_source is None else x_source
-        nodes, name = (x_source, data[target].x), relation_name(edge_type)
-        conv = convs[edge_type != VISUAL_TO_VISUAL]
-        return conv(nodes, edges.edge_index, edges.edge_weight, layer.weight[target], layer.bias[name])
+    def send(relation: RelationType, x_source: Tensor | None = None) -> Tensor:
+        edges, x_source = data[relation.edge_type], data[relation.source].x if x_source is None else x_source
+        nodes, conv = (x_source, data[relation.target].x), convs[relation.self_term]
+        weight, bias = layer.weight[relation.target], layer.bias[relation.name]
+        return conv(nodes, edges.edge_index, edges.edge_weight, weight, bias)
 
     def step() -> None:
         negative, positive = data["negative"].x, data["positive"].x
-        for edge_type in layer.relations:
-            if edge_type[2] == "negative":
-                negative = negative + layer.metapath[relation_name(edge_type)] * send(edge_type)
-        for edge_type in layer.relations:
-            if edge_type[2] == "positive":
-                x_source = negative if edge_type == NEGATIVE_TO_POSITIVE else None
-                positive = positive + layer.metapath[relation_name(edge_type)] * send(edge_type, x_source)
-        keys = model.cache_keys + model.gamma * send(VISUAL_TO_VISUAL)[model.cache_labels]
-        affinities = cache_affinities(batch.features, keys, model.beta_c)
+        for relation in layer.relations:
+            if relation.target == "negative":
+                negative = negative + layer.metapath[relation.name] * send(relation)
+        for relation in layer.relations:
+            if relation.target == "positive":
+                x_source = negative if reads_updated_nodes(relation) else None
+                positive = positive + layer.metapath[relation.name] * send(relation, x_source)
+        [visual_relation] = [relation for relation in layer.relations if relation.target == "visual"]
+        keys = model.cache_keys + model.options.gamma * send(visual_relation)[model.cache_labels]
+        affinities = cache_affinities(batch.features, keys, model.options.beta_c)
         affinities = affinities.scatter(1, batch.positions.unsqueeze(1), 0.0)
         visual = cache_logits(affinities, model.cache_labels, model.num_classes)
         logits = Logits(text_logits(batch.features, positive, model.logit_scale), visual)

@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
-from trainers.hegraph.config import get_cfg_default
-from trainers.hegraph.features import FeatureBank
+from trainers.hegraph.features.bank import FeatureBank
+from trainers.hegraph.method.options import ModelOptions
+from trainers.hegraph.method.relations import metapath_defaults
 
 
 @pytest.fixture(scope="session")
@@ -56,10 +56,15 @@ def disk_full_after() -> Callable[[int], AbstractContextManager]:
     return limit
 
 
-@pytest.fixture
-def options() -> CfgNode:
-    """The method's configuration node with its defaults; a test may change it."""
-    return get_cfg_default().TRAINER.HEGRAPHADAPTER.clone()
+@pytest.fixture(scope="session")
+def model_options() -> Callable[..., ModelOptions]:
+    """The model's options with their defaults, but for the given fields and meta-path weights such as ALPHA_PP."""
+
+    def make(**changes: object) -> ModelOptions:
+        metapath = {key: changes.pop(key) for key in metapath_defaults() if key in changes}
+        return ModelOptions(metapath=metapath_defaults() | metapath, **changes)
+
+    return make
 
 
 @pytest.fixture(scope="session")

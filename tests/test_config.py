@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from yacs.config import CfgNode
 
-from trainers.hegraph.config import BY_SHOTS, CHOICES, FILLABLE, extend_cfg, from_dassl, get_cfg_default, load_cfg
+from trainers.hegraph.config import BY_SHOTS, CHOICES, FILLABLE, extend_cfg, get_cfg_default
+from trainers.hegraph.config_files import from_dassl, load_cfg
 from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent

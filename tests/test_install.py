@@ -11,7 +11,7 @@ import pytest
 from standin.hosts import KINDS, ROOT, contents, copy_coop, install
 
 OURS = ("trainers/hegraph/", "configs/trainers/HeGraphAdapter/", "scripts/hegraph/")
-FILES = ("configs/datasets/digits.yaml", "configs/datasets/folder.yaml", "requirements-hegraph.txt")
+FILES = ("configs/datasets/digits.yaml", "configs/datasets/folder.yaml", "requirements-hegraph.txt", "LICENSE-hegraph")
 
 
 @pytest.fixture(params=KINDS)
@@ -32,6 +32,7 @@ def test_no_file_of_coops_is_changed_and_ours_are_all_there(coop):
     for name, content in contents(ROOT / "trainers" / "hegraph").items():
         assert after[f"trainers/hegraph/{name}"] == content
     assert after["requirements-hegraph.txt"] == (ROOT / "requirements.txt").read_bytes()
+    assert after["LICENSE-hegraph"] == (ROOT / "LICENSE").read_bytes()
     assert {"scripts/hegraph/main.sh", "configs/trainers/HeGraphAdapter/rn50.yaml", *FILES} <= set(after)
     assert "bash scripts/hegraph/main.sh caltech101 rn50 16" in installed.stdout
 

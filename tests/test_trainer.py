@@ -18,7 +18,7 @@ from standin.hosts import KINDS, NODE, SPLIT_FILE, Host, contents, copy_coop, in
 from trainers.hegraph import __main__ as command_line
 from trainers.hegraph.__main__ import configure, parse_arguments
 from trainers.hegraph.config import get_cfg_default
-from trainers.hegraph.training.loop import learning_rate, rate_at_width
+from trainers.hegraph.training.schedule import learning_rate, rate_at_width
 from trainers.hegraph.utils.errors import UserError
 
 

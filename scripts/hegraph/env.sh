@@ -1,20 +1,20 @@
-# Sourced by the scripts beside it: leaves in PYTHON an interpreter that has the packages, in ROOT the checkout.
+# Sourced by the scripts beside it: sets PYTHON to an interpreter that has the packages, and ROOT to the checkout.
 #
-# The interpreter at hand is used if it has them. Else, with a virtual or conda environment active, nothing is
-# touched and the line to run is printed; with none, .venv is made in the checkout and filled, once, and again
-# when requirements.txt changes.
+# The interpreter at hand is used if it has the packages. If it lacks some and a virtual or conda environment is active,
+# nothing is changed, and the command that installs them is printed. If none is active, .venv is made in the checkout
+# and filled; that happens once, and again when requirements.txt changes.
 
-unset CDPATH # with it, cd may go elsewhere, and prints
+unset CDPATH # with it, cd may go elsewhere and print where
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-REQUIREMENTS=$ROOT/requirements-hegraph.txt # in a CoOp checkout, which has a requirements.txt of its own
+REQUIREMENTS=$ROOT/requirements-hegraph.txt # its name in a CoOp checkout, which has a requirements.txt of its own
 [ -f "$REQUIREMENTS" ] || REQUIREMENTS=$ROOT/requirements.txt
-# Relative paths of the caller stay the caller's, so the package is found by path, not by folder
+# Python finds the package by this path, so that the caller may stay in any folder, with relative paths of its own
 export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
 
 has_packages() {
     "$1" - <<'EOF' >/dev/null 2>&1
 from importlib.util import find_spec
-names = "torch torchvision open_clip torch_geometric yacs gdown requests openai sklearn matplotlib tqdm safetensors pytest".split()
+names = "torch torchvision open_clip torch_geometric yacs gdown requests sklearn scipy matplotlib tqdm safetensors pytest".split()
 raise SystemExit(not all(map(find_spec, names)))
 EOF
 }
@@ -39,8 +39,8 @@ if ! has_packages "$PYTHON"; then
         exit 2
     fi
     VENV=$ROOT/.venv
-    MARK=$VENV/hegraph-requirements.txt # what was installed; written last
-    if [ -d "$VENV" ] && [ ! -f "$MARK" ] && [ ! -f "$VENV/hegraph-unfinished" ]; then # the user's own
+    MARK=$VENV/hegraph-requirements.txt # a copy of the requirements that were installed; written last
+    if [ -d "$VENV" ] && [ ! -f "$MARK" ] && [ ! -f "$VENV/hegraph-unfinished" ]; then # made by the user
         if ! has_packages "$VENV/bin/python"; then
             echo "error: $VENV lacks packages; run: $VENV/bin/python -m pip install -r $REQUIREMENTS" >&2
             exit 2

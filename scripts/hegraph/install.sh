@@ -6,7 +6,7 @@
 # --link makes symbolic links instead of copies, so that edits here are seen there at once.
 
 set -euo pipefail
-unset CDPATH # with it, cd may go elsewhere, and prints
+unset CDPATH # with it, cd may go elsewhere and print where
 SOURCE=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 usage() {
@@ -36,11 +36,10 @@ fi
 
 FOLDERS="trainers/hegraph configs/trainers/HeGraphAdapter scripts/hegraph"
 FILES="configs/datasets/digits.yaml configs/datasets/folder.yaml" # beside CoOp's, which has none of these names
-REQUIREMENTS=$SOURCE/requirements-hegraph.txt # where this is itself a checkout of CoOp's with ours in it
-[ -f "$REQUIREMENTS" ] || REQUIREMENTS=$SOURCE/requirements.txt
-MARK=.hegraph-installed # tells a copy of ours from a folder of somebody else's, and of which commit it is
+RENAMED="requirements.txt:requirements-hegraph.txt LICENSE:LICENSE-hegraph" # CoOp has files of these names
+MARK=.hegraph-installed # a copy of a folder of ours holds this file, which names the commit
 
-for FOLDER in $FOLDERS; do # before anything is changed
+for FOLDER in $FOLDERS; do # check everything before anything is changed
     TO=$COOP/$FOLDER
     if [ -e "$TO" ] && [ ! -L "$TO" ] && [ ! -e "$TO/$MARK" ]; then
         echo "error: $TO exists and was not put there by this script; move it away" >&2
@@ -57,7 +56,7 @@ for FOLDER in $FOLDERS; do
     rm -rf "$TO.new"
     if [ -n "$LINK" ]; then
         ln -s "$FROM" "$TO.new"
-    else # whole or not at all
+    else # the copy takes its name when it is complete
         cp -R "$FROM" "$TO.new"
         find "$TO.new" -name __pycache__ -prune -exec rm -rf {} +
         [ -e "$TO.new/$MARK" ] || echo "$COMMIT" >"$TO.new/$MARK"
@@ -70,8 +69,12 @@ for FILE in $FILES; do
     cp "$SOURCE/$FILE" "$COOP/$FILE"
     echo "  $COOP/$FILE"
 done
-cp "$REQUIREMENTS" "$COOP/requirements-hegraph.txt"
-echo "  $COOP/requirements-hegraph.txt"
+for PAIR in $RENAMED; do
+    FROM=$SOURCE/${PAIR#*:} # this checkout may itself be one of CoOp's, with ours in it
+    [ -f "$FROM" ] || FROM=$SOURCE/${PAIR%:*}
+    cp "$FROM" "$COOP/${PAIR#*:}"
+    echo "  $COOP/${PAIR#*:}"
+done
 cat <<EOF
 
 Next, in $COOP, with your Dassl environment active:

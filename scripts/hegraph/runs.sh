@@ -8,7 +8,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 DATA=${DATA:-data}
 OUTPUT=${OUTPUT:-output}
 SEEDS=${SEEDS:-1 2 3}
-ALL_METHODS="ZeroShot LinearProbe CoOp CLIPAdapter TaskRes TipAdapter TipAdapterF GraphAdapter ProtoCLIP LPPlusPlus APE APET HeGraphAdapter"
+ALL_METHODS=$("$PYTHON" -m trainers.hegraph.baselines) || exit 1 # one a line
+ALL_METHODS=${ALL_METHODS//$'\n'/ }
+BANK_METHODS= # those that run on a feature bank; asked for when there is one
 
 FEATURES_DIR=TRAINER.HEGRAPHADAPTER.FEATURES.DIR
 
@@ -35,6 +37,12 @@ check_loops() {
     done
 }
 
+# runs_on_a_bank METHOD: whether it needs no backbone and so no images
+runs_on_a_bank() {
+    [ -n "$BANK_METHODS" ] || BANK_METHODS=$("$PYTHON" -m trainers.hegraph.baselines --from-bank) || exit 1
+    [[ " ${BANK_METHODS//$'\n'/ } " == *" $1 "* ]]
+}
+
 # Of a data set or a feature bank: the name of its folder below OUTPUT
 name_of() {
     basename "$1" .safetensors
@@ -47,15 +55,15 @@ folder_of() {
 
 # run_seeds FOLDER METHOD DATASET CONFIG SHOTS [ARGUMENT ...]
 # Trains and tests once for each of SEEDS, in FOLDER/seedK; what is there is not run again. DATASET is a file of
-# configs/datasets, or a feature bank, which CoOp cannot use.
+# configs/datasets, or a feature bank; with a bank, a method that needs the backbone is left out.
 run_seeds() {
     local FOLDER=$1 METHOD=$2 DATASET=$3 CONFIG=$4 SHOTS=$5 SEED
     local FROM=(--root "$DATA" --dataset-config-file "$ROOT/configs/datasets/$DATASET.yaml")
     shift 5
     if [[ $DATASET == *.safetensors ]]; then
         FROM=(--features "$DATASET")
-        if [ "$METHOD" = CoOp ]; then
-            echo "CoOp is left out: it needs images, and $DATASET is a feature bank" >&2
+        if ! runs_on_a_bank "$METHOD"; then
+            echo "$METHOD is left out: it needs images, and $DATASET is a feature bank" >&2
             return
         fi
     fi

@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits
 
 from tools.mini import captions, glyphs, objective, render, train
 from tools.mini.__main__ import main, parse_arguments
-from trainers.hegraph.backbones.backbone import MINI_NAME, MINI_WEIGHTS, create_model
+from trainers.hegraph.backbones.identity import MINI_NAME, MINI_WEIGHTS
+from trainers.hegraph.backbones.loading import create_model
 
 DIGIT_VAL_ROWS = slice(698, 898)  # the project's validation split; the test split is not touched here
 PROMPTS = ('a photo of the number: "{}".', "a photo of a handwritten {}.", "a photo of a {}.")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.backbones.backbone import create_model
+from trainers.hegraph.backbones.loading import create_model
 from trainers.hegraph.utils.files import read_tensors
 
 ROOT = Path(__file__).parents[2]

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from trainers.hegraph.backbones.backbone import MINI_NAME, Backbone, load_backbone
+from trainers.hegraph.backbones.clip import Backbone
+from trainers.hegraph.backbones.identity import MINI_NAME
+from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.baselines import load_method
-from trainers.hegraph.baselines.base import Fitted
-from trainers.hegraph.features import FeatureBank
+from trainers.hegraph.baselines.base import FittedMethod
+from trainers.hegraph.features.bank import FeatureBank
 
 NAMES = ("one", "two", "three", "four", "five", "six", "seven")
 
@@ -75,13 +77,13 @@ QUICK = {
 
 
 @pytest.fixture
-def fit(mini) -> Callable[..., Fitted]:
+def fit(mini) -> Callable[..., FittedMethod]:
     """Function of a method's name, a bank, a seed and options that differ from the defaults."""
 
-    def run(name: str, bank: FeatureBank, seed: int = 1, **changed: object) -> Fitted:
+    def run(name: str, bank: FeatureBank, seed: int = 1, **changed: object) -> FittedMethod:
         method = load_method(name)
-        assert changed.keys() <= method.DEFAULTS.keys()
-        options = CfgNode({**method.DEFAULTS, **QUICK.get(name, {}), **changed})
-        return method.fit(bank.without_test(), options, seed, *([mini] if name == "CoOp" else []))
+        assert changed.keys() <= method.defaults.keys()
+        options = CfgNode({**method.defaults, **QUICK.get(name, {}), **changed})
+        return method.fit(bank.without_test(), options, seed, mini if method.needs_backbone else None)
 
     return run

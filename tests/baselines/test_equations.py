@@ -12,7 +12,6 @@ from sklearn.linear_model import LogisticRegression
 from yacs.config import CfgNode
 
 from trainers.hegraph.baselines import ape, lp_plus_plus
-from trainers.hegraph.baselines.ape import DEFAULTS as APE
 from trainers.hegraph.baselines.graph_adapter import class_means, gather
 from trainers.hegraph.baselines.linear_probe import logistic_regression
 from trainers.hegraph.baselines.proto_clip import log_posterior
@@ -58,13 +57,13 @@ def test_ape_keeps_the_channels_of_least_similarity_between_classes_and_most_var
     similarity = torch.stack(products).mean(dim=0)
     criterion = -0.7 * similarity + 0.3 * bank.text_positive.var(dim=0)
     expected = criterion.argsort(descending=True)[: round(12 * 500 / 1024)]
-    assert ape.refine(bank, CfgNode(APE), images).tolist() == expected.tolist()
+    assert ape.refine(bank, CfgNode(dict(ape.APE.defaults)), images).tolist() == expected.tolist()
 
 
 def test_apes_logits_are_those_of_a_loop_over_the_images(make_bank, fit):
     bank = make_bank(shots=(1, 3, 2), width=12)
     alpha, beta, gamma = 2.0, 3.0, 0.5
-    kept = ape.refine(bank, CfgNode(APE), True)
+    kept = ape.refine(bank, CfgNode(dict(ape.APE.defaults)), True)
     f, keys, text = (
         F.normalize(x[:, kept], dim=-1) for x in (bank.test_features, bank.cache_keys(), bank.text_positive)
     )

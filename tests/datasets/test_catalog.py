@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainers.hegraph.config import load_cfg
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import DATASETS, Dataset, load_dataset, load_few_shot
 from trainers.hegraph.datasets.__main__ import catalog_name
 from trainers.hegraph.datasets.base import class_names

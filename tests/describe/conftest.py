@@ -15,6 +15,7 @@ from trainers.hegraph.describe import client
 @pytest.fixture
 def endpoint(monkeypatch) -> Iterator[FakeEndpoint]:
     """The endpoint, with the key for it in the environment and no waiting beyond what it asks for."""
+    pytest.importorskip("openai", reason="the extra `describe` is not installed: pip install openai")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for name in ("FIRST_WAIT", "LONGEST_WAIT"):

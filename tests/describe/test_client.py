@@ -153,6 +153,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again(ask, endpoint, caplog):
 
 
 def test_an_endpoint_that_is_not_there_is_named(monkeypatch):
+    pytest.importorskip("openai", reason="the extra `describe` is not installed: pip install openai")
     monkeypatch.setattr("trainers.hegraph.describe.client.FIRST_WAIT", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with socket.socket() as probe:

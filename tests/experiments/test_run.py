@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.experiments import run as run_module
-from trainers.hegraph.features import load_bank
+from trainers.hegraph.experiments import adapter as adapter_module
+from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.results import MEASURED, REQUIRED
 
 ROOT = Path(__file__).parents[2]
@@ -176,7 +176,7 @@ def test_xavier_weights_are_the_same_in_every_run_of_a_seed(train, tmp_path):
 def test_a_complete_run_is_skipped_and_said_so(train, tmp_path, caplog, monkeypatch):
     train()
     before = files(tmp_path / "out")
-    monkeypatch.setattr(run_module, "fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(adapter_module, "train_to_end", lambda *_: pytest.fail("trained again"))
     with caplog.at_level(logging.INFO):
         assert train() == 0
     assert f"{tmp_path / 'out'} holds the complete result of this run: skipped" in caplog.text
@@ -185,7 +185,7 @@ def test_a_complete_run_is_skipped_and_said_so(train, tmp_path, caplog, monkeypa
 
 def test_keys_that_do_not_shape_a_run_do_not_make_it_another_one(train, monkeypatch):
     train()
-    monkeypatch.setattr(run_module, "fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(adapter_module, "train_to_end", lambda *_: pytest.fail("trained again"))
     assert train("out", "TRAIN.CHECKPOINT_FREQ", "7", "TRAIN.PRINT_FREQ", "1", "DATALOADER.NUM_WORKERS", "1") == 0
 
 
@@ -295,8 +295,10 @@ def test_fit_is_given_no_test_features(train, monkeypatch, tiny_bank):
         elif hasattr(thing, "__dict__"):
             collect(vars(thing))
 
-    real = run_module.fit
-    monkeypatch.setattr(run_module, "fit", lambda *arguments: (list(map(collect, arguments)), real(*arguments))[1])
+    real = adapter_module.train_to_end
+    monkeypatch.setattr(
+        adapter_module, "train_to_end", lambda *arguments: (list(map(collect, arguments)), real(*arguments))[1]
+    )
     train()
     test = load_bank(Path(tiny_bank)).test_features
     rows = [tensor.detach().reshape(-1, 16) for tensor in seen if tensor.shape[-1:] == (16,)]
@@ -388,14 +390,14 @@ def test_a_bad_option_is_refused(train, refused, tmp_path, opts, words):
 
 
 def test_an_adapter_that_predicts_nan_is_an_error_and_no_result(train, refused, monkeypatch, tmp_path):
-    real = run_module.fit
+    real = adapter_module.train_to_end
 
     def fit_and_blow_up(fitting):
         result = real(fitting)
         torch.nn.init.constant_(next(fitting.model.parameters()), torch.nan)
         return result
 
-    monkeypatch.setattr(run_module, "fit", fit_and_blow_up)
+    monkeypatch.setattr(adapter_module, "train_to_end", fit_and_blow_up)
     refused(train, "OPTIM.LR")
     assert not (tmp_path / "out" / "result.json").exists()
 

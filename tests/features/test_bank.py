@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from trainers.hegraph.datasets import Selection
-from trainers.hegraph.features import FeatureBank, load_bank
+from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.utils.errors import UserError
 
 TENSORS = ("train_features", "train_labels", "val_features", "val_labels", "test_features", "test_labels")

@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from yacs.config import CfgNode
 
-from trainers.hegraph.backbones.backbone import Backbone, load_backbone
-from trainers.hegraph.config import load_cfg
+from trainers.hegraph.backbones.clip import Backbone
+from trainers.hegraph.backbones.loading import load_backbone
+from trainers.hegraph.config import encoding_options
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import load_dataset
-from trainers.hegraph.features import extract
-from trainers.hegraph.features.extract import ImageViews, encode_images
+from trainers.hegraph.features import chunks
+from trainers.hegraph.features.extract import encode_images
+from trainers.hegraph.features.options import EncodingOptions
+from trainers.hegraph.features.views import ImageViews
 
 ROOT = Path(__file__).parents[2]
 MINI = ROOT / "configs" / "trainers" / "HeGraphAdapter" / "mini.yaml"
@@ -37,9 +40,9 @@ def images(backbone) -> ImageViews:
 
 
 @pytest.fixture
-def cfg(monkeypatch) -> CfgNode:
-    monkeypatch.setattr(extract, "CHUNK_BATCHES", 2)
-    return load_cfg(opts=["DATALOADER.TEST.BATCH_SIZE", BATCH])
+def options(monkeypatch) -> EncodingOptions:
+    monkeypatch.setattr(chunks, "CHUNK_BATCHES", 2)
+    return encoding_options(load_cfg(opts=["DATALOADER.TEST.BATCH_SIZE", BATCH]))
 
 
 @pytest.fixture
@@ -71,16 +74,16 @@ def kill_after(monkeypatch, batches: int) -> None:
 
 @pytest.mark.parametrize(("batches", "kept"), [(0, 0), (1, 0), (2, 8), (3, 8), (4, 16), (5, 16)])
 def test_a_killed_run_goes_on_after_its_last_whole_chunk(
-    backbone, images, cfg, encoded, tmp_path, monkeypatch, caplog, batches, kept
+    backbone, images, options, encoded, tmp_path, monkeypatch, caplog, batches, kept
 ):
-    uninterrupted = encode_images(backbone, images, cfg, tmp_path / "other", "test")
+    uninterrupted = encode_images(backbone, images, options, tmp_path / "other", "test")
     with monkeypatch.context() as patch:
         kill_after(patch, batches)
         with pytest.raises(KeyboardInterrupt):
-            encode_images(backbone, images, cfg, tmp_path / "parts", "test")
+            encode_images(backbone, images, options, tmp_path / "parts", "test")
     encoded.clear()
     with caplog.at_level(logging.INFO):
-        resumed = encode_images(backbone, images, cfg, tmp_path / "parts", "test")
+        resumed = encode_images(backbone, images, options, tmp_path / "parts", "test")
     assert sum(encoded) == IMAGES - kept
     assert torch.equal(resumed, uninterrupted)
     assert (f"{kept} of {IMAGES} test images were encoded before" in caplog.text) == (kept > 0)
@@ -89,27 +92,27 @@ def test_a_killed_run_goes_on_after_its_last_whole_chunk(
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"damaged"), Path.unlink], ids=["damaged", "gone"])
-def test_a_chunk_that_cannot_be_used_is_encoded_anew(backbone, images, cfg, encoded, tmp_path, monkeypatch, spoil):
-    uninterrupted = encode_images(backbone, images, cfg, tmp_path / "other", "test")
+def test_a_chunk_that_cannot_be_used_is_encoded_anew(backbone, images, options, encoded, tmp_path, monkeypatch, spoil):
+    uninterrupted = encode_images(backbone, images, options, tmp_path / "other", "test")
     with monkeypatch.context() as patch:
         kill_after(patch, 5)
         with pytest.raises(KeyboardInterrupt):
-            encode_images(backbone, images, cfg, tmp_path / "parts", "test")
+            encode_images(backbone, images, options, tmp_path / "parts", "test")
     [first, _] = sorted((tmp_path / "parts").rglob("0*.safetensors"))
     spoil(first)
     encoded.clear()
-    assert torch.equal(encode_images(backbone, images, cfg, tmp_path / "parts", "test"), uninterrupted)
+    assert torch.equal(encode_images(backbone, images, options, tmp_path / "parts", "test"), uninterrupted)
     assert encoded == [4, 4, 4, 2]
 
 
-def test_chunks_of_other_images_are_not_taken(backbone, images, cfg, encoded, tmp_path, monkeypatch):
+def test_chunks_of_other_images_are_not_taken(backbone, images, options, encoded, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         kill_after(patch, 5)
         with pytest.raises(KeyboardInterrupt):
-            encode_images(backbone, images, cfg, tmp_path, "test")
+            encode_images(backbone, images, options, tmp_path, "test")
     others = ImageViews(images.dataset, images.dataset.train[:IMAGES], backbone.preprocess)
     encoded.clear()
-    encode_images(backbone, others, cfg, tmp_path, "test")
+    encode_images(backbone, others, options, tmp_path, "test")
     assert sum(encoded) == IMAGES
 
 

@@ -16,17 +16,15 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from trainers.hegraph.backbones.backbone import Backbone, load_backbone
-from trainers.hegraph.config import load_cfg
+from trainers.hegraph.backbones.clip import Backbone
+from trainers.hegraph.backbones.loading import load_backbone
+from trainers.hegraph.config import encoding_options
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset, Item, Selection, load_dataset, select_few_shot
-from trainers.hegraph.features.extract import (
-    ImageViews,
-    encode_images,
-    encode_prompts,
-    encode_task,
-    open_image,
-    training_augmentation,
-)
+from trainers.hegraph.features.extract import encode_images, encode_task
+from trainers.hegraph.features.options import EncodingOptions
+from trainers.hegraph.features.text import encode_prompts
+from trainers.hegraph.features.views import ImageViews, open_image, training_augmentation
 from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -52,8 +50,8 @@ def selection(digits) -> Selection:
     return select_few_shot(*labels, shots=1, rng=random.Random(1))
 
 
-def make_cfg(*opts):
-    return load_cfg(opts=["TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS", VIEWS, *opts])
+def make_options(*opts) -> EncodingOptions:
+    return encoding_options(load_cfg(opts=["TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS", VIEWS, *opts]))
 
 
 @pytest.fixture
@@ -72,7 +70,7 @@ def broken(monkeypatch):
 
 @pytest.fixture
 def images(digits, backbone) -> ImageViews:
-    return ImageViews(digits, digits.train[:4], training_augmentation(backbone, make_cfg()), views=VIEWS, seed=1)
+    return ImageViews(digits, digits.train[:4], training_augmentation(backbone, make_options()), views=VIEWS, seed=1)
 
 
 def part(folder: Path, name: str = "train") -> Path:
@@ -119,7 +117,7 @@ def test_a_view_leaves_the_global_generator_alone(images):
 
 
 def test_features_are_unit_norm_and_in_the_order_of_the_items(images, backbone, tmp_path):
-    features = encode_images(backbone, images, make_cfg(), tmp_path, "train")
+    features = encode_images(backbone, images, make_options(), tmp_path, "train")
     assert features.shape[:2] == (VIEWS, 4)
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(VIEWS, 4))
     alone = backbone.encode_images(images[2 * 4 + 3][1].unsqueeze(0))[0]
@@ -132,19 +130,19 @@ def test_features_are_unit_norm_and_in_the_order_of_the_items(images, backbone, 
     ids=["another batch size", "two workers"],
 )
 def test_encoding_does_not_depend_on_the_loading(images, backbone, tmp_path, opts):
-    expected = encode_images(backbone, images, make_cfg(), tmp_path / "a", "train")
-    found = encode_images(backbone, images, make_cfg(*opts), tmp_path / "b", "train")
+    expected = encode_images(backbone, images, make_options(), tmp_path / "a", "train")
+    found = encode_images(backbone, images, make_options(*opts), tmp_path / "b", "train")
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_loading_options_share_one_file(images, backbone, tmp_path, broken):
-    encode_images(backbone, images, make_cfg(), tmp_path, "train")
+    encode_images(backbone, images, make_options(), tmp_path, "train")
     broken()
-    encode_images(backbone, images, make_cfg("DATALOADER.TEST.BATCH_SIZE", 5), tmp_path, "train")
+    encode_images(backbone, images, make_options("DATALOADER.TEST.BATCH_SIZE", 5), tmp_path, "train")
 
 
 def test_a_task_holds_what_was_selected(digits, selection, backbone, tmp_path):
-    bank = encode_task(digits.select(selection), backbone, make_cfg(), 1, tmp_path)
+    bank = encode_task(digits.select(selection), backbone, make_options(), 1, tmp_path)
     assert bank.train_features.shape[:2] == (VIEWS, 10)
     assert bank.train_labels.tolist() == [digits.train[i].label for i in selection.train]
     assert bank.val_labels.tolist() == [digits.val[i].label for i in selection.val]
@@ -157,7 +155,7 @@ def test_a_task_holds_what_was_selected(digits, selection, backbone, tmp_path):
 
 
 def test_a_task_without_val_has_none(digits, selection, backbone, tmp_path):
-    bank = encode_task(replace(digits.select(selection), val=[]), backbone, make_cfg(), 1, tmp_path)
+    bank = encode_task(replace(digits.select(selection), val=[]), backbone, make_options(), 1, tmp_path)
     assert bank.val_features is None
 
 
@@ -165,10 +163,10 @@ def test_a_task_without_val_has_none(digits, selection, backbone, tmp_path):
 
 
 def test_a_cached_task_is_read_and_not_encoded_anew(digits, selection, backbone, tmp_path, broken):
-    first = tensors(encode_task(digits.select(selection), backbone, make_cfg(), 1, tmp_path))
+    first = tensors(encode_task(digits.select(selection), backbone, make_options(), 1, tmp_path))
     assert sorted(f.name.split("-")[0] for f in tmp_path.iterdir()) == ["test", "text", "train", "val"]
     broken()
-    again = tensors(encode_task(digits.select(selection), backbone, make_cfg(), 1, tmp_path))
+    again = tensors(encode_task(digits.select(selection), backbone, make_options(), 1, tmp_path))
     assert first.keys() == again.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
 
@@ -176,9 +174,8 @@ def test_a_cached_task_is_read_and_not_encoded_anew(digits, selection, backbone,
 def test_test_features_are_shared_by_seeds_and_shots(digits, backbone, tmp_path):
     for seed, shots in ((1, 1), (2, 2)):
         labels = [[item.label for item in items] for items in (digits.train, digits.val)]
-        encode_task(
-            digits.select(select_few_shot(*labels, shots, random.Random(seed))), backbone, make_cfg(), seed, tmp_path
-        )
+        selected = digits.select(select_few_shot(*labels, shots, random.Random(seed)))
+        encode_task(selected, backbone, make_options(), seed, tmp_path)
     counts = {name: len(list(tmp_path.glob(f"{name}-*"))) for name in ("train", "test", "text")}
     assert counts == {"train": 2, "test": 1, "text": 1}
 
@@ -195,21 +192,21 @@ def test_test_features_are_shared_by_seeds_and_shots(digits, backbone, tmp_path)
     ids=["seed", "views", "order", "transform", "data set"],
 )
 def test_other_images_get_another_file(images, backbone, tmp_path, change):
-    encode_images(backbone, images, make_cfg(), tmp_path, "train")
-    encode_images(backbone, change(images, backbone), make_cfg(), tmp_path, "train")
+    encode_images(backbone, images, make_options(), tmp_path, "train")
+    encode_images(backbone, change(images, backbone), make_options(), tmp_path, "train")
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_another_backbone_gets_another_file(images, backbone, tmp_path):
-    encode_images(backbone, images, make_cfg(), tmp_path, "train")
+    encode_images(backbone, images, make_options(), tmp_path, "train")
     other = replace(backbone, fingerprint=backbone.fingerprint | {"weights": "others"})
-    encode_images(other, images, make_cfg(), tmp_path, "train")
+    encode_images(other, images, make_options(), tmp_path, "train")
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_other_sentences_get_another_file(backbone, tmp_path):
     for opts in ((), (f"{SENTENCES}.TEMPLATES", "['an {}.']"), (f"{SENTENCES}.NEGATIVE_TEMPLATES", "['no {}.']")):
-        encode_prompts(backbone, "Digits", ["one", "two"], make_cfg(*opts), tmp_path)
+        encode_prompts(backbone, "Digits", ["one", "two"], make_options(*opts), tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -232,12 +229,12 @@ def flip_data(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [truncate, garble_header, zero_data, flip_data, lambda _: b""])
 def test_a_damaged_part_is_encoded_anew_said_so_and_replaced(images, backbone, tmp_path, caplog, broken, damage):
-    expected = encode_images(backbone, images, make_cfg(), tmp_path, "train")
+    expected = encode_images(backbone, images, make_options(), tmp_path, "train")
     path, good = part(tmp_path), part(tmp_path).read_bytes()
     path.unlink()  # not written in place: the file may still be mapped into memory
     path.write_bytes(damage(good))
     with caplog.at_level(logging.WARNING):
-        found = encode_images(backbone, images, make_cfg(), tmp_path, "train")
+        found = encode_images(backbone, images, make_options(), tmp_path, "train")
     torch.testing.assert_close(found, expected)
     [warning] = [record.getMessage() for record in caplog.records]
     assert str(path) in warning
@@ -245,15 +242,15 @@ def test_a_damaged_part_is_encoded_anew_said_so_and_replaced(images, backbone, t
     assert part(tmp_path) == path
     torch.testing.assert_close(load_file(path)["features"], expected)
     broken()
-    encode_images(backbone, images, make_cfg(), tmp_path, "train")
+    encode_images(backbone, images, make_options(), tmp_path, "train")
 
 
 def test_a_part_made_from_something_else_is_not_read(images, backbone, tmp_path, caplog):
-    expected = encode_images(backbone, images, make_cfg(), tmp_path / "a", "train")
-    encode_images(backbone, replace(images, seed=2), make_cfg(), tmp_path / "b", "train")
+    expected = encode_images(backbone, images, make_options(), tmp_path / "a", "train")
+    encode_images(backbone, replace(images, seed=2), make_options(), tmp_path / "b", "train")
     part(tmp_path / "b").replace(part(tmp_path / "a"))
     with caplog.at_level(logging.WARNING):
-        found = encode_images(backbone, images, make_cfg(), tmp_path / "a", "train")
+        found = encode_images(backbone, images, make_options(), tmp_path / "a", "train")
     torch.testing.assert_close(found, expected)
     assert "made from something else" in caplog.text
 
@@ -264,7 +261,7 @@ def test_an_interrupted_encoding_leaves_no_part(images, backbone, tmp_path, monk
 
     monkeypatch.setattr(Backbone, "encode_images", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        encode_images(backbone, images, make_cfg(), tmp_path, "train")
+        encode_images(backbone, images, make_options(), tmp_path, "train")
     assert not list(tmp_path.rglob("*"))
 
 
@@ -273,15 +270,17 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from trainers.hegraph.backbones.backbone import load_backbone
-from trainers.hegraph.config import load_cfg
+from trainers.hegraph.backbones.loading import load_backbone
+from trainers.hegraph.config import encoding_options
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import load_dataset
-from trainers.hegraph.features.extract import ImageViews, encode_images
+from trainers.hegraph.features.extract import encode_images
+from trainers.hegraph.features.views import ImageViews
 digits, backbone = load_dataset("Digits"), load_backbone("hegraph-mini")
 images = ImageViews(digits, digits.train[:200], backbone.preprocess)
 print("ready", flush=True)
 sys.stdin.readline()
-encode_images(backbone, images, load_cfg(), Path(sys.argv[1]), "train")
+encode_images(backbone, images, encoding_options(load_cfg()), Path(sys.argv[1]), "train")
 """
 
 
@@ -300,7 +299,7 @@ def test_two_processes_at_once_leave_one_whole_part(digits, backbone, tmp_path, 
     assert len(list(tmp_path.iterdir())) == 1
     broken()
     images = ImageViews(digits, digits.train[:200], backbone.preprocess)
-    assert encode_images(backbone, images, make_cfg(), tmp_path, "train").isfinite().all()
+    assert encode_images(backbone, images, make_options(), tmp_path, "train").isfinite().all()
 
 
 # Unreadable images
@@ -333,7 +332,7 @@ def test_an_unreadable_image_is_named_in_one_line(folder_of_images, backbone, tm
     spoil(tmp_path / "2.png")
     images = ImageViews(folder_of_images, folder_of_images.train, backbone.preprocess)
     with pytest.raises(UserError) as caught:
-        encode_images(backbone, images, make_cfg("DATALOADER.NUM_WORKERS", workers), tmp_path / "parts", "train")
+        encode_images(backbone, images, make_options("DATALOADER.NUM_WORKERS", workers), tmp_path / "parts", "train")
     message = str(caught.value)
     assert message.startswith("cannot read the image 2.png of Reds: ")
     assert "\n" not in message
@@ -355,11 +354,11 @@ def test_a_text_node_is_the_mean_of_its_groups_each_averaged_first(backbone, tmp
     described = {"one": ["a stroke.", "a thin line.", "a bar."], "two": ["a swan."]}
     (tmp_path / "cupl.json").write_text(json.dumps(described))
     templates, negative = ["a photo of a {}.", "the digit {}."], ["no {}.", "anything but {}."]
-    cfg = make_cfg(
+    options = make_options(
         f"{SENTENCES}.SOURCE", "both", f"{SENTENCES}.DESCRIPTIONS", str(tmp_path / "cupl.json"),
         f"{SENTENCES}.TEMPLATES", templates, f"{SENTENCES}.NEGATIVE_TEMPLATES", negative,
     )  # fmt: skip
-    text = encode_prompts(backbone, "Digits", names, cfg, tmp_path / "parts")
+    text = encode_prompts(backbone, "Digits", names, options, tmp_path / "parts")
 
     def mean(sentences: list[str]) -> torch.Tensor:
         return F.normalize(backbone.encode_text(sentences).mean(dim=0), dim=-1)
@@ -373,7 +372,7 @@ def test_a_text_node_is_the_mean_of_its_groups_each_averaged_first(backbone, tmp
 
 
 def test_the_order_of_classes_is_the_order_of_nodes(backbone, tmp_path):
-    one = encode_prompts(backbone, "Digits", ["one", "two", "six"], make_cfg(), tmp_path)
-    other = encode_prompts(backbone, "Digits", ["six", "one", "two"], make_cfg(), tmp_path)
+    one = encode_prompts(backbone, "Digits", ["one", "two", "six"], make_options(), tmp_path)
+    other = encode_prompts(backbone, "Digits", ["six", "one", "two"], make_options(), tmp_path)
     for name in ("positive", "negative"):
         torch.testing.assert_close(one[name], other[name][[1, 2, 0]], rtol=0, atol=1e-5)

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainers.hegraph.features import load_bank
 from trainers.hegraph.features.__main__ import main
+from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.features.tip import import_tip, read_classnames
 from trainers.hegraph.utils.errors import UserError
 

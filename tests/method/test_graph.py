@@ -8,15 +8,16 @@ from torch.testing import assert_close
 
 from trainers.hegraph.method import graph as module
 from trainers.hegraph.method.graph import (
-    EDGE_TYPES,
-    NODE_TYPES,
     Relation,
     build_graph,
     class_means,
 )
+from trainers.hegraph.method.relations import NODE_TYPES, RELATIONS, EdgeType, RelationType
 from trainers.hegraph.utils.errors import UserError
 
 # Off the diagonal every relation is the cosine; on it, by the table of edges:
+EDGE_TYPES = {relation.edge_type for relation in RELATIONS}
+
 DIAGONAL_SIGN = {
     ("positive", "to", "positive"): 0,
     ("visual", "to", "positive"): +1,
@@ -25,6 +26,11 @@ DIAGONAL_SIGN = {
     ("visual", "to", "negative"): -1,
     ("visual", "to", "visual"): 0,
 }
+
+
+def row_of(edge_type: EdgeType) -> RelationType:
+    [relation] = [relation for relation in RELATIONS if relation.edge_type == edge_type]
+    return relation
 
 
 @pytest.fixture
@@ -53,7 +59,7 @@ def test_two_classes_by_hand():
 
 def test_there_are_three_node_types_and_six_relations(graph):
     assert set(graph.x_dict) == set(NODE_TYPES) == {"positive", "negative", "visual"}
-    assert set(graph.edge_weight_dict) == set(EDGE_TYPES) == set(DIAGONAL_SIGN)
+    assert set(graph.edge_weight_dict) == EDGE_TYPES == set(DIAGONAL_SIGN)
     assert (graph.num_classes, graph.width) == (6, 4)
 
 
@@ -115,7 +121,7 @@ def test_a_node_without_edges_has_its_self_loop_alone():
 @pytest.mark.parametrize("rows", [slice(0, 2), slice(2, 5), slice(4, 9)], ids=["first", "middle", "beyond the last"])
 @pytest.mark.parametrize("edge_type", DIAGONAL_SIGN, ids="_".join)
 def test_rows_of_a_relation_are_those_of_the_matrix(graph, edge_type, rows):
-    assert_close(graph.relation(edge_type).weight(rows), graph.edge_weight_dict[edge_type][rows])
+    assert_close(graph.relation(row_of(edge_type)).weight(rows), graph.edge_weight_dict[edge_type][rows])
 
 
 @pytest.mark.parametrize("size", [1, 4, 5, 6])
@@ -123,7 +129,7 @@ def test_rows_of_a_relation_are_those_of_the_matrix(graph, edge_type, rows):
 def test_degrees_do_not_depend_on_how_many_rows_are_in_memory(graph, monkeypatch, edge_type, size):
     monkeypatch.setattr(module, "ROWS", size)
     magnitude = graph.edge_weight_dict[edge_type].abs()
-    target, source = graph.relation(edge_type).degrees()
+    target, source = graph.relation(row_of(edge_type)).degrees()
     assert_close(target, magnitude.sum(dim=1, keepdim=True) + 1)
     assert_close(source, magnitude.sum(dim=0).unsqueeze(1) + 1)
 
@@ -167,7 +173,7 @@ def test_hetero_data_has_all_nodes_and_relations_and_is_valid(graph):
     data = graph.to_hetero_data()
     assert data.validate()
     assert set(data.node_types) == set(NODE_TYPES)
-    assert set(data.edge_types) == set(EDGE_TYPES)
+    assert set(data.edge_types) == EDGE_TYPES
     for node_type in NODE_TYPES:
         assert_close(data[node_type].x, graph.x_dict[node_type])
 

@@ -13,13 +13,15 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from trainers.hegraph.method.conv import RelationConv
-from trainers.hegraph.method.graph import EDGE_TYPES, HeteroGraph, Relation, build_graph
-from trainers.hegraph.method.layers import ACTIVATIONS, Adapted, Adjacency, HeteroMessagePassing, relation_name
+from trainers.hegraph.method.graph import HeteroGraph, Relation, build_graph
+from trainers.hegraph.method.layers import ACTIVATIONS, Adapted, Adjacency, HeteroMessagePassing
+from trainers.hegraph.method.relations import RELATIONS
 
 P, N, V = "positive", "negative", "visual"
 PP, VP, NP, PN, VN, VV = (P, "to", P), (V, "to", P), (N, "to", P), (P, "to", N), (V, "to", N), (V, "to", V)
 METAPATH = {PN: 0.7, VN: -0.4, PP: 0.3, VP: 0.9, NP: 0.6}  # large, so that every term counts
 NP_TEST = 0.25
+KEYS = {PN: "BETA_PN", VN: "BETA_VN", PP: "ALPHA_PP", VP: "ALPHA_VP", NP: "ALPHA_NP"}
 WIDTH = 4
 
 ACTIVATION_LOOPS = {
@@ -34,9 +36,14 @@ def make_graph(unit_features, num_classes: int, dtype: torch.dtype = torch.float
     return build_graph(*nodes)
 
 
+def by_key(metapath: dict[tuple, float]) -> dict[str, float]:
+    """Meta-path weights as the layer takes them, with the one at test time."""
+    return {KEYS[edge_type]: weight for edge_type, weight in metapath.items()} | {"ALPHA_NP_TEST": NP_TEST}
+
+
 def make_layer(graph: HeteroGraph, seed: int = 5, **settings) -> HeteroMessagePassing:
     """A layer in the graph's precision whose weights and biases are all random and non-zero."""
-    layer = HeteroMessagePassing(graph, settings.pop("metapath", METAPATH), NP_TEST, **settings)
+    layer = HeteroMessagePassing(graph, by_key(settings.pop("metapath", METAPATH)), **settings)
     layer = layer.to(graph.x_dict[P].dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -103,7 +110,7 @@ def method(graph: HeteroGraph, layer: HeteroMessagePassing, activation: str) -> 
     act = ACTIVATION_LOOPS[activation]
 
     def send(edge_type, r, target, source, **kwargs):
-        name = relation_name(edge_type)
+        name = "_".join(edge_type)
         weight = layer.weight[name if name in layer.weight else edge_type[2]].tolist()
         bias = layer.bias[name].tolist() if name in layer.bias else [[0.0] * WIDTH] * len(target)
         return message(r, target, source, weight, bias, act, **kwargs)
@@ -167,7 +174,7 @@ def reference(graph: HeteroGraph, layer: HeteroMessagePassing, activation: str) 
 
     def send(edge_type, x_source=None, self_loop=True):
         source, _, target = edge_type
-        name = relation_name(edge_type)
+        name = "_".join(edge_type)
         x_source = data[source].x if x_source is None else x_source
         return RelationConv(activation, self_loop)(
             (x_source, data[target].x),
@@ -255,7 +262,7 @@ def test_the_order_of_edges_does_not_matter(unit_features):
 
 # --- parameters
 
-EVERYTHING = {relation_name(edge_type) for edge_type in EDGE_TYPES}
+EVERYTHING = {relation.name for relation in RELATIONS}
 
 
 @pytest.mark.parametrize(
@@ -339,7 +346,7 @@ def test_a_state_dict_restores_the_output(unit_features):
 @pytest.mark.parametrize("weight_init", ["identity", "xavier", "zero"])
 def test_how_parameters_start(unit_features, weight_init):
     torch.manual_seed(0)
-    layer = HeteroMessagePassing(make_graph(unit_features, 5), METAPATH, NP_TEST, weight_init=weight_init)
+    layer = HeteroMessagePassing(make_graph(unit_features, 5), by_key(METAPATH), weight_init=weight_init)
     assert all(bias.eq(0).all() for bias in layer.bias.values())
     for weight in layer.weight.values():
         if weight_init == "identity":
@@ -353,7 +360,7 @@ def test_how_parameters_start(unit_features, weight_init):
 
 def test_with_identity_weights_and_no_activation_the_visual_bias_is_the_aggregate(unit_features):
     graph = make_graph(unit_features, 5)
-    layer = HeteroMessagePassing(graph, METAPATH, NP_TEST, activation="identity").double()
+    layer = HeteroMessagePassing(graph, by_key(METAPATH), activation="identity").double()
     nodes = graph.x_dict[V].tolist()
     adjacency = torch.tensor(coefficients(relation(nodes, nodes, 0.0)), dtype=torch.float64)
     assert_close(layer().visual_bias, adjacency @ graph.x_dict[V])
@@ -366,7 +373,7 @@ def test_learned_metapath_weights_are_parameters_that_start_at_the_given_values(
     graph = make_graph(unit_features, 5)
     layer = make_layer(graph, learn_metapath=True)
     started = {name: weight.item() for name, weight in layer.metapath.items()}
-    assert started == pytest.approx({relation_name(edge_type): weight for edge_type, weight in METAPATH.items()})
+    assert started == pytest.approx({"_".join(edge_type): weight for edge_type, weight in METAPATH.items()})
     assert all(weight.requires_grad for weight in layer.metapath.values())
     assert_close(layer().positive, make_layer(graph)().positive, rtol=0, atol=1e-6)  # made from float32
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from trainers.hegraph.method.graph import build_graph, class_means
 from trainers.hegraph.method.losses import adapter_losses
-from trainers.hegraph.method.model import HeGraphAdapter, Logits, metapath_weights
+from trainers.hegraph.method.model import HeGraphModel, Logits
 
 LABELS = torch.tensor([3, 0, 2, 1, 0, 2, 2, 3, 1, 0, 2])  # unequal classes in no order
 K, WIDTH, N = 4, 8, len(LABELS)
@@ -36,16 +36,12 @@ def queries(unit_features) -> Tensor:
 
 
 @pytest.fixture
-def build(keys, text, options):
+def build(keys, text, model_options):
     """Builds a model of a variant; its parameters start as configured, or random with `seed`."""
 
-    def make(variant: str = "full", seed: int | None = None, **changes) -> HeGraphAdapter:
-        options.VARIANT = variant
-        for key, value in changes.items():
-            assert key in options
-            options[key] = value
+    def make(variant: str = "full", seed: int | None = None, **changes) -> HeGraphModel:
         graph = build_graph(*text, class_means(keys, LABELS, K))
-        model = HeGraphAdapter(graph, keys, LABELS, 100.0, options)
+        model = HeGraphModel(graph, keys, LABELS, 100.0, model_options(variant=variant, **changes))
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
             for parameter in model.parameters():
@@ -55,7 +51,7 @@ def build(keys, text, options):
     return make
 
 
-def train(model: HeGraphAdapter, steps: int = 10) -> HeGraphAdapter:
+def train(model: HeGraphModel, steps: int = 10) -> HeGraphModel:
     """Steps on batches of the cached images, moved off their keys; the same batches for every model."""
     generator = torch.Generator().manual_seed(9)
     optimizer = torch.optim.AdamW(model.parameter_groups(0.01, 0.1, 0.02), weight_decay=0.01)
@@ -96,7 +92,7 @@ def test_t_has_the_text_logits_of_the_full_variant_trained_with_the_same_batches
     models = []
     for variant in ("T", "full"):
         torch.manual_seed(0)
-        models.append(train(build(variant, WEIGHT_PER=weight_per, WEIGHT_INIT=weight_init)))
+        models.append(train(build(variant, weight_per=weight_per, weight_init=weight_init)))
     alone, full = (model.predict(queries).text for model in models)
     assert alone.equal(full)  # the two classifiers share no parameter
     assert not torch.allclose(alone, build("base")(queries).text, atol=1e-2)
@@ -104,7 +100,7 @@ def test_t_has_the_text_logits_of_the_full_variant_trained_with_the_same_batches
 
 def test_full_without_training_of_the_visual_bias_is_tip_adapters_cache(build, queries, keys):
     # A zero W and a zero bias give zero visual biases, so the keys are the cached features
-    model = build("full", WEIGHT_INIT="zero", BETA_C=5.5)
+    model = build("full", weight_init="zero", beta_c=5.5)
     values = torch.nn.functional.one_hot(LABELS, K).float()
     assert_close(model(queries).visual, (-5.5 * (1 - queries @ keys.t())).exp() @ values)
 
@@ -143,9 +139,9 @@ def test_t_n_sends_positive_and_visual_messages_to_negative_nodes_only(build, qu
     assert not torch.allclose(build("T-N", seed=1, BETA_VN=9.0).predict(queries).text, before)
 
 
-def test_metapath_weights_are_the_options_by_relation(options):
-    options.ALPHA_PP, options.ALPHA_VP, options.ALPHA_NP, options.BETA_PN, options.BETA_VN = 1.0, 2.0, 3.0, 4.0, 5.0
-    named = {f"{source[0]}{target[0]}": weight for (source, _, target), weight in metapath_weights(options).items()}
+def test_metapath_weights_are_the_options_by_relation(build):
+    model = build(ALPHA_PP=1.0, ALPHA_VP=2.0, ALPHA_NP=3.0, BETA_PN=4.0, BETA_VN=5.0)
+    named = {"".join(word[0] for word in name.split("_to_")): weight for name, weight in model.layers.metapath.items()}
     assert named == {"pp": 1.0, "vp": 2.0, "np": 3.0, "pn": 4.0, "vn": 5.0}
 
 
@@ -153,7 +149,7 @@ def test_metapath_weights_are_the_options_by_relation(options):
 
 
 def test_the_keys_move_by_gamma_times_the_bias_of_their_class(build, keys):
-    model = build("full", seed=1, GAMMA=0.7)
+    model = build("full", seed=1, gamma=0.7)
     bias = model.layers().visual_bias
     for k in range(N):
         moved = keys[k] + 0.7 * bias[LABELS[k]]
@@ -161,7 +157,7 @@ def test_the_keys_move_by_gamma_times_the_bias_of_their_class(build, keys):
 
 
 def test_an_image_in_the_cache_does_not_match_its_own_key(build, keys):
-    model = build("full", seed=1, BETA_C=2.0)
+    model = build("full", seed=1, beta_c=2.0)
     own = torch.tensor([5, 0, 10])
     logits = model(keys[own], own)
     refined = model.fold().keys
@@ -176,7 +172,7 @@ def test_an_image_in_the_cache_does_not_match_its_own_key(build, keys):
 
 
 def test_the_prediction_adds_alpha_c_times_the_visual_logits(build):
-    model = build("full", ALPHA_C=8.0)
+    model = build("full", alpha_c=8.0)
     logits = Logits(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.25]]))
     assert model.combine(logits).tolist() == [[5.0, 4.0]]
     assert model.combine(logits._replace(visual=None)).tolist() == [[1.0, 2.0]]
@@ -232,14 +228,14 @@ def test_prediction_passes_messages_once_and_not_from_the_graph_again(build, que
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("rates", [(0.1, 0.5, 0.3), (0.1, 1.0, 0.1)], ids=["three rates", "one rate"])
 def test_parameter_groups_hold_every_parameter_once(build, rates, variant, weight_per, learn_metapath):
-    model = build(variant, WEIGHT_PER=weight_per, LEARN_METAPATH=learn_metapath)
+    model = build(variant, weight_per=weight_per, learn_metapath=learn_metapath)
     grouped = [id(p) for group in model.parameter_groups(*rates) for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
 
 
 @pytest.mark.parametrize("weight_per", ["target", "relation"])
 def test_matrices_biases_and_the_visual_relation_have_their_rates(build, weight_per):
-    model = build("full", WEIGHT_PER=weight_per, LEARN_METAPATH=True)
+    model = build("full", weight_per=weight_per, learn_metapath=True)
     rates = {id(p): group["lr"] for group in model.parameter_groups(0.1, 0.5, 0.3) for p in group["params"]}
     for name, parameter in model.named_parameters():
         expected = 0.3 if name.split(".")[-1].startswith("visual_to_visual") or name == "layers.weight.visual" else 0.1
@@ -250,7 +246,7 @@ def test_matrices_biases_and_the_visual_relation_have_their_rates(build, weight_
 @pytest.mark.parametrize("variant", TRAINED)
 @pytest.mark.parametrize("weight_per", ["target", "relation"])
 def test_training_moves_every_parameter_of_the_variant(build, variant, weight_per):
-    model = build(variant, seed=1, WEIGHT_PER=weight_per, LEARN_METAPATH=True)
+    model = build(variant, seed=1, weight_per=weight_per, learn_metapath=True)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     train(model, steps=1)
     assert [name for name, parameter in model.named_parameters() if parameter.equal(before[name])] == []

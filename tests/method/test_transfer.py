@@ -7,22 +7,20 @@ import torch
 import torch.nn.functional as F
 
 from trainers.hegraph.method.graph import build_graph
-from trainers.hegraph.method.model import HeGraphAdapter
+from trainers.hegraph.method.model import HeGraphModel
 from trainers.hegraph.method.transfer import transfer_class_features
 
 WIDTH, SOURCE, TARGET = 16, 5, 7
 
 
 @pytest.fixture
-def trained(options, unit_features):
+def trained(model_options, unit_features):
     """Function of options: an adapter of five classes whose every parameter has moved from where it started."""
 
-    def make(**values) -> HeGraphAdapter:
-        for key, value in values.items():
-            options[key] = value
+    def make(**values) -> HeGraphModel:
         nodes = [unit_features(SOURCE, WIDTH, seed=seed) for seed in range(3)]
         keys, labels = unit_features(2 * SOURCE, WIDTH, seed=9), torch.arange(SOURCE).repeat(2)
-        model = HeGraphAdapter(build_graph(*nodes), keys, labels, 100.0, options)
+        model = HeGraphModel(build_graph(*nodes), keys, labels, 100.0, model_options(**values))
         generator = torch.Generator().manual_seed(4)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -55,12 +53,12 @@ def by_hand(positive, negative, weight_n, weight_p, beta_pn, alpha_pp, alpha_np)
     )
 
 
-def test_the_target_graph_has_text_nodes_only_and_no_bias(trained, target, options):
+def test_the_target_graph_has_text_nodes_only_and_no_bias(trained, target):
     model = trained()
     weights = model.layers.weight
-    expected = by_hand(
-        *target, weights["negative"], weights["positive"], options.BETA_PN, options.ALPHA_PP, options.ALPHA_NP_TEST
-    )
+    metapath = model.options.metapath
+    paths = [metapath[key] for key in ("BETA_PN", "ALPHA_PP", "ALPHA_NP_TEST")]
+    expected = by_hand(*target, weights["negative"], weights["positive"], *paths)
     found = transfer_class_features(model, *target)
     assert found.shape == (TARGET, WIDTH)
     assert not found.requires_grad
@@ -83,18 +81,18 @@ def test_it_depends_on_what_was_learned_but_on_no_class_of_the_source(trained, t
 @pytest.mark.parametrize("weight_per", ["target", "relation"])
 @pytest.mark.parametrize("learned", [False, True])
 def test_every_kind_of_adapter_transfers(trained, target, variant, weight_per, learned):
-    model = trained(VARIANT=variant, WEIGHT_PER=weight_per, LEARN_METAPATH=learned)
+    model = trained(variant=variant, weight_per=weight_per, learn_metapath=learned)
     found = transfer_class_features(model, *target)
     assert found.isfinite().all()
     assert not torch.allclose(F.normalize(found, dim=-1), target[0], atol=1e-4)
 
 
 def test_without_training_the_text_nodes_stay_as_they_are(trained, target):
-    assert torch.equal(transfer_class_features(trained(VARIANT="base"), *target), target[0])
+    assert torch.equal(transfer_class_features(trained(variant="base"), *target), target[0])
 
 
 def test_learned_weights_of_the_meta_paths_go_along(trained, target):
-    model = trained(LEARN_METAPATH=True)
+    model = trained(learn_metapath=True)
     before = transfer_class_features(model, *target)
     with torch.no_grad():
         model.layers.metapath["positive_to_positive"] += 0.5

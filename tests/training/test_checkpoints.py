@@ -9,22 +9,23 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from trainers.hegraph.config import load_cfg
+from trainers.hegraph.config import model_options
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.method.graph import build_graph
-from trainers.hegraph.method.model import HeGraphAdapter
-from trainers.hegraph.training.checkpoints import load_adapter, load_checkpoint, save_adapter, save_checkpoint
+from trainers.hegraph.method.model import HeGraphModel
+from trainers.hegraph.training.checkpoints import Checkpoints, load_adapter, save_adapter
 from trainers.hegraph.utils.errors import UserError
 
 NAMES = ["cat", "dog", "bee"]
 
 
-def make_model(*opts, num_classes: int = 3, width: int = 8, shuffle: bool = True) -> HeGraphAdapter:
+def make_model(*opts, num_classes: int = 3, width: int = 8, shuffle: bool = True) -> HeGraphModel:
     """An adapter with parameters that are fixed but not trivial."""
     generator = torch.Generator().manual_seed(0)
     nodes = [F.normalize(torch.randn(num_classes, width, generator=generator), dim=-1) for _ in range(3)]
     pairs = [value if i % 2 else f"TRAINER.HEGRAPHADAPTER.{value}" for i, value in enumerate(opts)]
-    options = load_cfg(opts=pairs).TRAINER.HEGRAPHADAPTER
-    model = HeGraphAdapter(build_graph(*nodes), nodes[2], torch.arange(num_classes), 100.0, options)
+    options = model_options(load_cfg(opts=pairs))
+    model = HeGraphModel(build_graph(*nodes), nodes[2], torch.arange(num_classes), 100.0, options)
     if shuffle:
         with torch.no_grad():
             for parameter in model.parameters():
@@ -32,13 +33,17 @@ def make_model(*opts, num_classes: int = 3, width: int = 8, shuffle: bool = True
     return model
 
 
-def make_optimizer(model: HeGraphAdapter, steps: int = 3) -> torch.optim.Optimizer:
+def make_optimizer(model: HeGraphModel, steps: int = 3) -> torch.optim.Optimizer:
     optimizer = torch.optim.AdamW(model.parameter_groups(0.1, 0.5, 0.02))
     for _ in range(steps):
         optimizer.zero_grad()
         model(model.cache_keys).text.square().sum().backward()
         optimizer.step()
     return optimizer
+
+
+def of_run(checkpoint: Path, run_id: str = "this run") -> Checkpoints:
+    return Checkpoints(checkpoint.parent, checkpoint.parent, run_id)
 
 
 @pytest.fixture
@@ -52,11 +57,11 @@ def adapter(tmp_path) -> Path:
 def checkpoint(tmp_path) -> Path:
     path = tmp_path / "run" / "checkpoint.pt"
     model = make_model()
-    save_checkpoint(path, "this run", model, make_optimizer(model), epoch=7, seconds=1.5)
+    of_run(path).save(model, make_optimizer(model), epoch=7, seconds=1.5)
     return path
 
 
-def refused(path: Path, model: HeGraphAdapter, names: list[str], *words: str) -> None:
+def refused(path: Path, model: HeGraphModel, names: list[str], *words: str) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(UserError) as caught:
         load_adapter(path, model, names)
@@ -74,7 +79,7 @@ def test_a_checkpoint_restores_parameters_optimizer_epoch_and_time(checkpoint):
     saved_optimizer = make_optimizer(saved)
     model = make_model(shuffle=False)
     optimizer = make_optimizer(model, steps=0)
-    assert load_checkpoint(checkpoint, "this run", model, optimizer) == (7, 1.5)
+    assert of_run(checkpoint).load(model, optimizer) == (7, 1.5)
     for name, tensor in saved.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor)
     expected, found = saved_optimizer.state_dict()["state"], optimizer.state_dict()["state"]
@@ -84,13 +89,13 @@ def test_a_checkpoint_restores_parameters_optimizer_epoch_and_time(checkpoint):
 
 def test_a_checkpoint_holds_tensors_and_plain_values_only(checkpoint):
     state = torch.load(checkpoint, weights_only=True)
-    assert set(state) == {"run_id", "epoch", "seconds", "model", "optimizer"}
+    assert set(state) == {"run_id", "epoch", "seconds", "model", "optimizer", "checksum"}
 
 
 def test_a_checkpoint_of_another_run_is_refused(checkpoint):
     model = make_model()
     with pytest.raises(UserError, match=r"checkpoint\.pt belongs to a run with other settings or data"):
-        load_checkpoint(checkpoint, "another run", model, make_optimizer(model, 0))
+        of_run(checkpoint, "another run").load(model, make_optimizer(model, 0))
     assert checkpoint.exists()
 
 
@@ -110,18 +115,41 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(checkpoint, damage):
     content = checkpoint.read_bytes()
     model = make_model()
     with pytest.raises(UserError, match=r"the checkpoint .*checkpoint\.pt is damaged .*delete it to start anew"):
-        load_checkpoint(checkpoint, "this run", model, make_optimizer(model, 0))
+        of_run(checkpoint).load(model, make_optimizer(model, 0))
     assert checkpoint.read_bytes() == content
 
 
-@pytest.mark.parametrize("key", ["run_id", "epoch", "seconds", "model", "optimizer"])
+def in_one_moment(state: dict) -> None:
+    state["optimizer"]["state"][0]["exp_avg"][0, 0] += 1e-3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["model"]["layers.weight.positive"].zero_(),
+        in_one_moment,
+        lambda state: state.update(epoch=-1),
+        lambda state: state["optimizer"]["param_groups"][0].update(lr=1.0),
+    ],
+    ids=["zeroed parameter", "one moment", "epoch", "rate"],
+)
+def test_a_checkpoint_whose_content_has_changed_is_damaged(checkpoint, change):
+    state = torch.load(checkpoint, weights_only=True)
+    change(state)
+    torch.save(state, checkpoint)
+    model = make_model()
+    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged"):
+        of_run(checkpoint).load(model, make_optimizer(model, 0))
+
+
+@pytest.mark.parametrize("key", ["run_id", "epoch", "seconds", "model", "optimizer", "checksum"])
 def test_a_checkpoint_without_a_part_is_damaged(checkpoint, key):
     state = torch.load(checkpoint, weights_only=True)
     del state[key]
     torch.save(state, checkpoint)
     model = make_model()
     with pytest.raises(UserError, match="is damaged"):
-        load_checkpoint(checkpoint, "this run", model, make_optimizer(model, 0))
+        of_run(checkpoint).load(model, make_optimizer(model, 0))
 
 
 def test_pickled_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path):
@@ -132,7 +160,7 @@ def test_pickled_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path):
     torch.save({"run_id": "this run", "model": Evil()}, tmp_path / "checkpoint.pt")
     model = make_model()
     with pytest.raises(UserError, match="is damaged"):
-        load_checkpoint(tmp_path / "checkpoint.pt", "this run", model, make_optimizer(model, 0))
+        of_run(tmp_path / "checkpoint.pt").load(model, make_optimizer(model, 0))
     assert not (tmp_path / "executed").exists()
 
 

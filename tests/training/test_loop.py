@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from dataclasses import dataclass
@@ -13,12 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.tasks import random_bank, start_training
-from trainers.hegraph.config import load_cfg
-from trainers.hegraph.experiments.experiment import build_model
-from trainers.hegraph.features import FeatureBank, load_bank
-from trainers.hegraph.method.model import HeGraphAdapter
+from trainers.hegraph.config import model_options, training_options
+from trainers.hegraph.config_files import load_cfg
+from trainers.hegraph.features.bank import FeatureBank, load_bank
+from trainers.hegraph.method.model import HeGraphModel, build_model
 from trainers.hegraph.training.batches import BankBatches, products_with_cache
-from trainers.hegraph.training.loop import Fit, FitResult, fit, learning_rate
+from trainers.hegraph.training.checkpoints import Checkpoints
+from trainers.hegraph.training.loop import AdapterTraining, TrainingSummary, train_to_end
+from trainers.hegraph.training.schedule import learning_rate
 from trainers.hegraph.utils.errors import UserError
 
 EPOCHS = 5
@@ -35,7 +36,7 @@ class Setup:
 
     def fit(
         self, *opts, run_id: str = "a run", name: str = "out", products: bool = False
-    ) -> tuple[HeGraphAdapter, FitResult]:
+    ) -> tuple[HeGraphModel, TrainingSummary]:
         pairs = ["OPTIM.MAX_EPOCH", EPOCHS, f"{NODE}.MIN_STEPS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8]
         cfg = load_cfg(opts=[*pairs, *opts])
         batch_size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
@@ -43,9 +44,12 @@ class Setup:
         kept = products_with_cache(features, keys) if products else None
         data = BankBatches(features, self.bank.train_labels, batch_size, seed=1, products=kept)
         torch.manual_seed(0)
-        model = build_model(self.bank, cfg)
-        about = {"classnames": self.bank.classnames, "split_hash": ""}
-        return model, fit(Fit(model, data, cfg, self.folder / name, run_id, about))
+        model = build_model(self.bank, model_options(cfg))
+        resume = Path(cfg.RESUME or self.folder / name)
+        checkpoints = Checkpoints(self.folder / name, resume, run_id, self.bank.classnames)
+        training = AdapterTraining(model, data, training_options(cfg), checkpoints)
+        training.resume()
+        return model, train_to_end(training)
 
 
 @pytest.fixture
@@ -53,35 +57,12 @@ def setup(tiny_bank, tmp_path) -> Setup:
     return Setup(load_bank(Path(tiny_bank)), tmp_path)
 
 
-def same(one: HeGraphAdapter, other: HeGraphAdapter) -> bool:
+def same(one: HeGraphModel, other: HeGraphModel) -> bool:
     a, b = one.state_dict(), other.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-# The schedule
-
-
-def test_the_learning_rate_is_dassls_in_every_epoch(shared):
-    golden = json.loads((Path(shared) / "golden" / "golden_lr.json").read_text())
-    assert {"1", "2", "3", "10", "50"} <= set(golden)
-    for epochs, rates in golden.items():
-        ours = [learning_rate(epoch, int(epochs), 0.002, 1, 1e-5) for epoch in range(int(epochs))]
-        assert ours == pytest.approx(rates, rel=1e-9)
-
-
-def test_the_first_epoch_is_at_the_warm_up_rate_and_the_second_at_the_peak():
-    assert learning_rate(0, 10, 0.5, 1, 1e-5) == 1e-5
-    assert learning_rate(1, 10, 0.5, 1, 1e-5) == 0.5
-
-
-def test_the_rate_is_a_cosine_after_the_warm_up():
-    # cos(pi * 5 / 10) = 0 and cos(pi * 9 / 10) = -0.9510565
-    assert learning_rate(6, 10, 0.002, 1, 1e-5) == pytest.approx(0.001)
-    assert learning_rate(10, 10, 0.002, 1, 1e-5) == pytest.approx(0.5 * 0.002 * (1 - 0.9510565), rel=1e-6)
-
-
-def test_without_warm_up_the_first_epoch_is_at_the_peak():
-    assert learning_rate(0, 10, 0.5, 0, 1e-5) == 0.5
+# The schedule of `schedule.py`, for every parameter group
 
 
 @pytest.mark.parametrize(("meant_for", "factor"), [(0, 1), (WIDTH, 1), (4 * WIDTH, 2)])
@@ -131,7 +112,7 @@ def test_the_schedule_is_as_long_as_the_raised_epochs(setup):
 def test_training_changes_every_parameter_and_nothing_else(setup):
     torch.manual_seed(0)
     model, _ = setup.fit()
-    untrained = build_model(setup.bank, load_cfg())
+    untrained = build_model(setup.bank, model_options(load_cfg()))
     for name, tensor in untrained.state_dict().items():
         assert not torch.equal(tensor, model.state_dict()[name]), name
     assert torch.equal(untrained.cache_keys, model.cache_keys)
@@ -139,10 +120,10 @@ def test_training_changes_every_parameter_and_nothing_else(setup):
 
 
 def test_training_lowers_the_loss_on_its_images(setup):
-    untrained = build_model(setup.bank, load_cfg())
+    untrained = build_model(setup.bank, model_options(load_cfg()))
     model, _ = setup.fit("OPTIM.LR", 0.01)
 
-    def loss(model: HeGraphAdapter) -> float:
+    def loss(model: HeGraphModel) -> float:
         logits = model.predict(setup.bank.cache_keys()).text
         return torch.nn.functional.cross_entropy(logits, setup.bank.train_labels).item()
 
@@ -183,16 +164,14 @@ def test_a_loss_that_is_not_a_number_is_an_error_that_names_the_epoch_and_the_ra
 
 def stop_after(monkeypatch, epochs: int) -> None:
     """Ends training as a killed process would: after the checkpoint of so many epochs."""
-    from trainers.hegraph.training import loop as module
+    save = Checkpoints.save
 
-    save = module.save_checkpoint
-
-    def save_and_stop(*arguments):
-        save(*arguments)
-        if arguments[4] == epochs:
+    def save_and_stop(checkpoints, model, optimizer, epoch, seconds):
+        save(checkpoints, model, optimizer, epoch, seconds)
+        if epoch == epochs:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "save_checkpoint", save_and_stop)
+    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
 
 
 @pytest.mark.parametrize("epochs", range(1, EPOCHS))
@@ -233,10 +212,8 @@ def test_a_resumed_run_reports_the_time_of_all_sittings(setup, monkeypatch):
 
 
 def test_checkpoints_are_as_frequent_as_asked(setup, monkeypatch):
-    from trainers.hegraph.training import loop as module
-
     saved = []
-    monkeypatch.setattr(module, "save_checkpoint", lambda *arguments: saved.append(arguments[4]))
+    monkeypatch.setattr(Checkpoints, "save", lambda *arguments: saved.append(arguments[3]))
     setup.fit("TRAIN.CHECKPOINT_FREQ", 2)
     assert saved == [2, 4]
 
@@ -282,11 +259,6 @@ def test_resume_goes_on_from_another_folder_and_leaves_it_as_it_was(setup, monke
     assert same(setup.fit("RESUME", str(setup.folder / "killed"))[0], uninterrupted)
     assert (setup.folder / "killed" / "checkpoint.pt").read_bytes() == before
     assert not (setup.folder / "out" / "checkpoint.pt").exists()
-
-
-def test_resuming_from_a_folder_without_a_checkpoint_is_an_error_that_names_it(setup):
-    with pytest.raises(UserError, match=r"there is nothing to resume in nowhere: no checkpoint\.pt"):
-        setup.fit("RESUME", "nowhere")
 
 
 def test_adapters_on_the_way_are_kept_where_asked_and_are_what_a_shorter_look_would_see(setup):

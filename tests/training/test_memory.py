@@ -10,21 +10,21 @@ import sys
 import pytest
 import torch
 
-from trainers.hegraph.config import load_cfg
-from trainers.hegraph.experiments.experiment import Experiment, build_model
-from trainers.hegraph.experiments.tasks import BankTask
-from trainers.hegraph.features import load_bank
+from trainers.hegraph.config_files import load_cfg
+from trainers.hegraph.experiments.adapter import new_model
+from trainers.hegraph.features.bank import load_bank
+from trainers.hegraph.method.model import build_model
 from trainers.hegraph.training import memory
 from trainers.hegraph.training.batches import products_bytes
 from trainers.hegraph.training.memory import free_bytes, keep_freed_memory, log_large, training_bytes
 
 
 @pytest.mark.parametrize("width", [2, 5, 16])  # K above, at and below d
-def test_the_estimate_counts_what_a_model_holds(width, unit_features):
+def test_the_estimate_counts_what_a_model_holds(width, model_options):
     from benchmarks.tasks import random_bank
 
     bank = random_bank(5, width, shots=3)
-    model = build_model(bank, load_cfg())
+    model = build_model(bank, model_options())
     parts = training_bytes(5, 15, width, views=1, batch=8)
     assert parts["parameters"] == 4 * sum(4 * parameter.numel() for parameter in model.parameters())
     buffers = {buffer.data_ptr(): 4 * buffer.numel() for name, buffer in model.named_buffers() if "labels" not in name}
@@ -67,14 +67,11 @@ def test_the_estimate_is_said_above_half_of_the_free_memory(caplog, free, said):
 
 
 def test_a_run_says_it_before_it_trains(tiny_bank, caplog, monkeypatch):
-    from trainers.hegraph.experiments import experiment as module
+    from trainers.hegraph.experiments import adapter as module
 
     monkeypatch.setattr(module, "free_bytes", lambda device: 1000)
-    cfg = load_cfg(opts=["DATASET.NUM_SHOTS", 2])
-    run = Experiment(cfg, BankTask(tiny_bank, cfg, 1), 1, "cpu", "alone")
-    run.encode()
     with caplog.at_level(logging.WARNING):
-        run.build_model()
+        new_model(load_bank(tiny_bank), load_cfg(opts=["DATASET.NUM_SHOTS", 2]), seed=1)
     assert [line.partition(" GB")[0] for line in caplog.messages] == ["training will take about 0.00"]
     assert load_bank(tiny_bank).train_features.dtype == torch.float32  # four bytes, as the estimate counts
 

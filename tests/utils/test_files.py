@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trainers.hegraph.config import get_cfg_default
-from trainers.hegraph.features import FeatureBank
+from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.method.graph import build_graph
 from trainers.hegraph.method.model import HeGraphAdapter
 from trainers.hegraph.training.checkpoints import save_adapter, save_checkpoint

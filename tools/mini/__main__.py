@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from trainers.hegraph.backbones.backbone import MINI_NAME, create_model
+from trainers.hegraph.backbones.identity import MINI_NAME
+from trainers.hegraph.backbones.loading import create_model
 from trainers.hegraph.utils.errors import report, show_messages
 from trainers.hegraph.utils.files import atomic_path
 

@@ -1,1 +1,93 @@
-"""HeGraphAdapter: adapts a frozen CLIP from a few labelled images by message passing on a heterogeneous graph."""
+"""HeGraphAdapter: adapts a frozen CLIP from a few labelled images by message passing on a heterogeneous graph.
+
+In a checkout the package is `trainers.hegraph`; installed by pip it is `hegraph`. Its public names, each imported when
+it is first used, so that importing the package itself imports no torch:
+
+Configuration and errors
+    load_cfg         layers defaults, YAML files and options into one checked configuration
+    UserError        what is raised where the input is wrong; its message says how to mend it
+
+Data sets
+    load_dataset     the full splits of a data set, by name
+    load_few_shot    the few-shot task that CoOp's protocol draws from a data set for a seed
+
+Features
+    load_backbone    a frozen CLIP model, by the name open_clip gives it
+    Backbone         that model: encodes images and sentences into unit features
+    FeatureBank      all features, labels and class names of one task
+    load_bank        reads a feature bank from its file
+
+The method
+    build_graph      the heterogeneous graph of positive text, negative text and visual nodes
+    HeteroGraph      that graph: nodes, six relations, degrees
+    HeGraphModel     the model: message passing, text classifier, cache classifier
+    ModelOptions     the options of the model, each with its symbol in the paper
+
+Experiments
+    run              one experiment: trains and tests one seed, and writes its record
+
+`__version__` is the version of the package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .backbones.clip import Backbone
+    from .backbones.loading import load_backbone
+    from .config_files import load_cfg
+    from .datasets import load_dataset, load_few_shot
+    from .experiments.run import run
+    from .features.bank import FeatureBank, load_bank
+    from .method.graph import HeteroGraph, build_graph
+    from .method.model import HeGraphModel
+    from .method.options import ModelOptions
+    from .utils.errors import UserError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backbone",
+    "FeatureBank",
+    "HeGraphModel",
+    "HeteroGraph",
+    "ModelOptions",
+    "UserError",
+    "__version__",
+    "build_graph",
+    "load_backbone",
+    "load_bank",
+    "load_cfg",
+    "load_dataset",
+    "load_few_shot",
+    "run",
+]
+
+# public name -> the module that defines it
+_HOMES = {
+    "Backbone": ".backbones.clip",
+    "FeatureBank": ".features.bank",
+    "HeGraphModel": ".method.model",
+    "HeteroGraph": ".method.graph",
+    "ModelOptions": ".method.options",
+    "UserError": ".utils.errors",
+    "build_graph": ".method.graph",
+    "load_backbone": ".backbones.loading",
+    "load_bank": ".features.bank",
+    "load_cfg": ".config_files",
+    "load_dataset": ".datasets",
+    "load_few_shot": ".datasets",
+    "run": ".experiments.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

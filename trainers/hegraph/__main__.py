@@ -1,28 +1,38 @@
-"""python -m trainers.hegraph: trains and tests one seed, with CoOp's flags, in either host.
+"""The command line: trains and tests one seed with CoOp's flags, or runs one of the sub-commands.
 
-Inside a CoOp checkout, with Dassl at hand and a data set of CoOp's, the real Dassl and CoOp's train.py run; else the
-package runs alone.
+In a checkout it is `python -m trainers.hegraph`, once installed by pip `hegraph`. Inside a CoOp checkout, with Dassl at
+hand and a data set of CoOp's, the real Dassl and CoOp's train.py train and test; else the package does so alone.
+
+What takes long to import, torch first of all, is imported where it is used, so that `--help` and a mistake in the
+flags answer at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import itertools
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode
 
-from .baselines import METHODS, load_method
-from .config import from_dassl, load_cfg
-from .datasets.catalog import CATALOG
-from .experiments.run import run
-from .results import read_record
-from .utils import processes
+from .baselines import METHODS, load_method, method_options
+from .config_files import from_dassl, load_cfg
+from .utils.commands import command
 from .utils.errors import UserError, report, show_messages, unknown
 
+# Sub-command -> what it is for. Each is a folder of this package whose `__main__.py` has a `main` as this file has.
+SUBCOMMANDS = {
+    "results": "tables, figures and pages made from the records of runs",
+    "datasets": "say what is missing of a data set, or download it",
+    "features": "turn a Tip-Adapter cache into a feature bank",
+    "describe": "ask a chat endpoint for sentences about your classes",
+}
+DESCRIPTION = "Trains and tests one seed. The flags are CoOp's; a sub-command in first place does something else."
 TRAINERS = ("HeGraphAdapter", *METHODS)
 CHECKOUT = Path(__file__).parents[2]  # not resolved: with `install.sh --link`, this is CoOp's
 
@@ -30,8 +40,15 @@ logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the flags of training and testing."""
+    listed = [f"  {name:12}{summary}" for name, summary in SUBCOMMANDS.items()]
+    program = command()
     parser = argparse.ArgumentParser(
-        prog="python -m trainers.hegraph", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program,
+        usage=f"{program} [FLAG ...] [KEY VALUE ...]\n       {program} SUBCOMMAND ...",
+        description=DESCRIPTION,
+        epilog="\n".join(["sub-commands, each with a --help of its own:", *listed]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--features", type=Path, metavar="BANK", help="train and test from a feature bank; no images")
@@ -39,8 +56,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--output-dir", default="", help="where split.json, the adapter and result.json go")
     add("--shots", type=int, help="training images per class (DATASET.NUM_SHOTS)")
     add("--seed", type=int, help="from 0; below 0: unseeded (one is drawn and recorded)")
-    add("--config-file", default="", help="YAML of the method")
-    add("--dataset-config-file", default="", help="YAML of the data set")
+    add("--config-file", default="", help="YAML of the method: a path, or a name that ships such as mini")
+    add("--dataset-config-file", default="", help="YAML of the data set: a path, or a name that ships such as digits")
     add("--trainer", default="HeGraphAdapter", help=f"the method: {', '.join(TRAINERS)}")
     add("--backbone", default="", help="an open_clip model (MODEL.BACKBONE.NAME)")
     add("--transforms", nargs="+", help="of training images (INPUT.TRANSFORMS)")
@@ -59,7 +76,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     for flag in ("transforms", "target_domains", "target_datasets"):
         words = getattr(args, flag)
-        if words is not None:  # argparse takes the options that follow for further names
+        if words is not None:  # argparse also gives such a flag the KEY VALUE pairs that follow it
             names = list(itertools.takewhile(lambda word: "." not in word, words))
             args.opts[:0] = words[len(names) :]
             setattr(args, flag, names)
@@ -67,7 +84,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def flags_as_keys(args: argparse.Namespace) -> dict[str, object]:
-    """Configuration keys that flags set."""
+    """The configuration keys that the flags set, with their values; flags that were left out are not among them."""
     flags = {
         "DATASET.ROOT": args.root,
         "OUTPUT_DIR": args.output_dir,
@@ -85,7 +102,7 @@ def flags_as_keys(args: argparse.Namespace) -> dict[str, object]:
 
 
 def obstacles_to_dassl(args: argparse.Namespace) -> list[str]:
-    """Why Dassl cannot run this, as far as that can be told before the configuration is read; imports Dassl."""
+    """What keeps Dassl from running this, as far as the flags tell; imports Dassl if nothing does."""
     obstacles = []
     if not in_coop():
         obstacles.append(f"{CHECKOUT} is no CoOp checkout (scripts/hegraph/install.sh puts this package into one)")
@@ -93,8 +110,8 @@ def obstacles_to_dassl(args: argparse.Namespace) -> list[str]:
         obstacles.append("--features needs no images, and so no Dassl")
     if args.target_domains or args.target_datasets:
         obstacles.append("--target-domains and --target-datasets are not tested through Dassl")
-    if args.trainer == "CoOp":
-        obstacles.append("Dassl knows CoOp's own trainer of that name (python train.py --trainer CoOp)")
+    if args.trainer in METHODS and load_method(args.trainer).trainer_of_coop:
+        obstacles.append(f"Dassl knows CoOp's own trainer of that name (python train.py --trainer {args.trainer})")
     if importlib.util.find_spec("dassl") is None:
         obstacles.append("Dassl is not installed and not on PYTHONPATH")
     elif not obstacles:
@@ -106,16 +123,24 @@ def obstacles_to_dassl(args: argparse.Namespace) -> list[str]:
 
 
 def in_coop() -> bool:
+    """Whether this package lies in a CoOp checkout."""
     return (CHECKOUT / "train.py").is_file() and (CHECKOUT / "datasets" / "oxford_pets.py").is_file()
 
 
+def of_coop(dataset: str) -> bool:
+    """Whether a data set is one of CoOp's fifteen."""
+    from .datasets.catalog import CATALOG
+
+    return dataset in CATALOG
+
+
 def configure(args: argparse.Namespace) -> tuple[CfgNode, str]:
-    """The configuration and the host that runs it, "dassl" or "alone".
+    """Builds the configuration, and chooses the host that runs it: "dassl" or "alone".
 
     Raises:
         UserError: If something in the configuration is wrong, or Dassl is asked for and cannot run.
     """
-    method = (args.trainer, load_method(args.trainer).DEFAULTS) if args.trainer in METHODS else None
+    method = method_options(args.trainer)
     obstacles = ["--host alone"] if args.host == "alone" else obstacles_to_dassl(args)
     base = None
     if not obstacles:
@@ -125,7 +150,7 @@ def configure(args: argparse.Namespace) -> tuple[CfgNode, str]:
     elif args.host == "dassl":
         raise UserError(f"--host dassl: {'; '.join(obstacles)}")
     cfg = load_cfg(args.dataset_config_file, args.config_file, flags_as_keys(args), args.opts, method, base)
-    if base is not None and cfg.DATASET.NAME not in CATALOG:
+    if base is not None and not of_coop(cfg.DATASET.NAME):
         obstacles.append(f"{cfg.DATASET.NAME or 'no data set'} is none of CoOp's")
         if args.host == "dassl":
             raise UserError(f"--host dassl: {obstacles[0]}")
@@ -135,7 +160,8 @@ def configure(args: argparse.Namespace) -> tuple[CfgNode, str]:
     return cfg, "alone" if obstacles else "dassl"
 
 
-def run_command(args: argparse.Namespace) -> None:
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises UserError where flags do not go together."""
     if args.trainer not in TRAINERS:
         raise unknown("trainer", args.trainer, TRAINERS)
     if args.eval_only != bool(args.model_dir):
@@ -147,21 +173,42 @@ def run_command(args: argparse.Namespace) -> None:
             raise UserError(f"--{flag.replace('_', '-')} means nothing to {args.trainer}; leave it out")
     if args.trainer in METHODS and (args.eval_only or args.select):
         raise UserError(f"{args.trainer} is fitted anew in every run: --eval-only and --select are HeGraphAdapter's")
-    cfg, host = configure(args)
-    if host == "dassl":
-        from .trainer import run_in_coop
 
-        run_in_coop(args, cfg)
-        record = None if args.no_train else read_record(Path(cfg.OUTPUT_DIR))
-    else:
-        model_dir = Path(args.model_dir) if args.model_dir else None
-        record = run(cfg, args.features, model_dir, args.load_epoch, train=not args.no_train)
-    if record:
-        sys.stdout.write(f"{summary(record)} -> {cfg.OUTPUT_DIR}\n")
+
+def run_command(args: argparse.Namespace) -> None:
+    """Trains and tests as the flags say, and prints the result in one line."""
+    check_flags(args)
+    cfg, host = configure(args)
+    from .utils import processes
+
+    processes.start()
+    try:
+        record = run_in_dassl(args, cfg) if host == "dassl" else run_alone(args, cfg)
+        if record:
+            sys.stdout.write(f"{summary(record)} -> {cfg.OUTPUT_DIR}\n")
+    finally:
+        processes.stop()
+
+
+def run_in_dassl(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
+    """Has CoOp's train.py train and test; returns the record, None if nothing was trained."""
+    from .results import read_record
+    from .trainer import run_in_coop
+
+    run_in_coop(args, cfg)
+    return None if args.no_train else read_record(Path(cfg.OUTPUT_DIR))
+
+
+def run_alone(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
+    """Trains and tests without Dassl; returns the record, {} if nothing was trained."""
+    from .experiments.run import run
+
+    model_dir = Path(args.model_dir) if args.model_dir else None
+    return run(cfg, args.features, model_dir, args.load_epoch, train=not args.no_train)
 
 
 def summary(record: dict) -> str:
-    """The result in one line."""
+    """The result of a run in one line."""
     task = f"{record['dataset']}, {record['shots']} shots, seed {record['seed']}"
     if record["accuracy"] is None:
         return f"{task}: trained; no test images, nothing scored"
@@ -172,15 +219,28 @@ def summary(record: dict) -> str:
     return f"{task}: {', '.join(found)}, {record['trainer']}{variant} {record['accuracy']:.2f}"
 
 
+def check_first_word(word: str) -> None:
+    """Raises UserError for a word that is meant as a sub-command and is none.
+
+    A configuration key may stand in first place as well; it is in capitals or has a dot.
+    """
+    if word[:1].isalpha() and "." not in word and word != word.upper():
+        raise unknown("sub-command", word, SUBCOMMANDS)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    first = arguments[0] if arguments else ""
+    if first in SUBCOMMANDS:
+        return importlib.import_module(f".{first}.__main__", __package__).main(arguments[1:])
+
+    def train_and_test() -> None:
+        check_first_word(first)
+        run_command(parse_arguments(arguments))
+
     show_messages()
-    args = parse_arguments(arguments)
-    processes.start()
-    try:
-        return report(lambda: run_command(args))
-    finally:
-        processes.stop()
+    return report(train_and_test)
 
 
 if __name__ == "__main__":

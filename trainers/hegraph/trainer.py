@@ -1,14 +1,14 @@
-"""The Dassl trainer: HeGraphAdapter inside CoOp. The only file that imports dassl.
+"""The Dassl trainer: HeGraphAdapter inside CoOp. This is the only file that imports dassl.
 
-Dassl drives: its registry, its DataManager over CoOp's loaders, its epochs, evaluator and TensorBoard writer. What it
-drives is the same model, fed with the same features, as `run.py`; the loaders hand it features where they hand other
-trainers images. Schedule, checkpoints and record are ours in both hosts: Dassl's warm-up scheduler does not run on
-current torch, and its checkpoints pickle it.
+Dassl drives: its registry, its DataManager over CoOp's loaders, its epochs, its evaluator and its TensorBoard writer.
+It drives the same model as `experiments/run.py`, fed with the same features: where the loaders hand images to other
+trainers, they hand features to this one. Schedule, checkpoints and record are ours in both hosts, since Dassl's warm-up
+scheduler does not run on current torch, and its checkpoints pickle it.
 
 In CoOp's own `train.py`, two lines are enough (README.md, "Inside CoOp"):
 
-    import trainers.hegraph.trainer             # first of all imports
-    trainers.hegraph.trainer.extend_cfg(cfg)    # at the end of extend_cfg
+    import trainers.hegraph.trainer             # before all other imports
+    trainers.hegraph.trainer.extend_cfg(cfg)    # as the last line of extend_cfg
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import importlib
 import os
 import random
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -26,18 +27,22 @@ from pathlib import Path
 from torch import Tensor
 from yacs.config import CfgNode
 
-from . import config
-from .baselines import METHODS, load_method
+from . import config, config_files
+from .baselines import METHODS, load_method, method_options
 from .datasets import Dataset, Item, check_trainable, load_dataset
 from .datasets.catalog import CATALOG, open_image
 from .datasets.pickles import path_from
-from .experiments.experiment import Experiment
+from .experiments.adapter import TrainedAdapter, load_trained, new_model, predict_test, start_training
+from .experiments.folder import RunFolder, find_adapter
 from .experiments.image_task import ImageTask
+from .experiments.outcome import Outcome
 from .experiments.provenance import set_random_seed
+from .experiments.record import make_record
 from .experiments.run import fit_method
-from .features import FeatureBank
+from .features.bank import FeatureBank
 from .training.batches import Batch
-from .training.loop import Fit
+from .training.loop import AdapterTraining
+from .training.memory import keep_freed_memory
 from .utils import processes
 from .utils.absent import absent_packages_excused
 from .utils.errors import UserError, show_messages
@@ -49,9 +54,14 @@ with absent_packages_excused("wilds", "pandas"):
 __all__ = ["HeGraphAdapter", "extend_cfg", "run_in_coop"]
 
 
-@TRAINER_REGISTRY.register()
-class HeGraphAdapter(TrainerX):
-    """HeGraphAdapter as Dassl trains it; `trainers/hegraph/model.py` is the model.
+class FeatureTrainer(TrainerX):
+    """What our trainers share: the images that CoOp's loaders select, as features.
+
+    Attributes:
+        settings: Our checked configuration, made of Dassl's.
+        task: The selected images.
+        folder: The output folder of the run.
+        bank: Their features, on the device. A run that is finished has none, since nothing will be computed.
 
     Raises:
         UserError: On anything that the user can mend.
@@ -65,71 +75,96 @@ class HeGraphAdapter(TrainerX):
             raise UserError("TARGET_DOMAINS and TARGET_DATASETS are not tested through Dassl; give --host alone")
 
     def build_data_loader(self) -> None:
-        """Dassl's and CoOp's loaders select the images; ours hand out their features."""
-        cfg = from_dassl(self.cfg)
-        seed = cfg.SEED
-        if seed < 0:  # CoOp would draw unseeded, and nobody could draw the same again
-            seed = random.SystemRandom().randrange(2**31)
+        """Dassl's and CoOp's loaders select the images, and our loaders hand out their features."""
+        self.settings = from_dassl(self.cfg)
+        self.seed = self.settings.SEED
+        if self.seed < 0:  # CoOp would draw unseeded, and nobody could draw the same images again
+            self.seed = random.SystemRandom().randrange(2**31)
             self.cfg = self.cfg.clone()
             self.cfg.defrost()
-            self.cfg.SEED = seed
-            set_random_seed(seed)
-        self.load_coops_data(cfg, seed)
-        task = ImageTask(dataset_of(self.dm, cfg), cfg, seed, self.device.type)
-        self.experiment = Experiment(cfg, task, seed, self.device.type, host="dassl")
-        self.experiment.encode()
+            self.cfg.SEED = self.seed
+            set_random_seed(self.seed)
+        self.load_coops_data()
+        self.task = ImageTask(dataset_of(self.dm, self.settings), self.settings, self.seed, self.device.type)
+        self.folder = RunFolder.of(self.settings, self.task, self.seed)
+        self.bank: FeatureBank | None = None
+        if not self.folder.holds_this_run():
+            started = time.monotonic()
+            self.bank = self.task.bank().to(self.device.type)
+            self.features_seconds = time.monotonic() - started
 
-    def load_coops_data(self, cfg: CfgNode, seed: int) -> None:
-        """Has CoOp's loader select the images, from what ours has found to be there.
+    def load_coops_data(self) -> None:
+        """Has CoOp's loader select the images, after ours has checked that they are there.
 
-        Where there is no split file, ours writes it, and CoOp's goes on with the generator that drew it.
+        Where there is no split file, ours draws and writes it, and CoOp's goes on with the generator that drew it.
 
         Raises:
             UserError: If something is missing on disk.
         """
+        data = self.settings.DATASET
         if processes.rank():
             processes.wait()  # the first process writes files
-        rng = random.Random(seed)
-        dataset = load_dataset(cfg.DATASET.NAME, cfg.DATASET.ROOT, seed, rng)
+        rng = random.Random(self.seed)
+        dataset = load_dataset(data.NAME, data.ROOT, self.seed, rng)
         check_trainable(dataset)
         random.setstate(rng.getstate())
         try:
             with sorted_listings():
                 super().build_data_loader()
         except (AssertionError, LookupError, OSError, ValueError) as error:
-            dataset.check_files()  # CoOp's asserts that they are there, and names none
+            dataset.check_files()  # CoOp asserts that files are there, and does not name the missing ones
             raise UserError(f"{dataset.name}: CoOp's loader cannot read {dataset.root} ({error!r})") from error
         if not processes.rank():
             processes.wait()
 
-    def build_model(self) -> None:
-        experiment = self.experiment
-        experiment.build_model()
-        self.model = experiment.model
-        self.training: Fit | None = None
-        self.register_model("hegraph", self.model)
-        self.show_features(experiment.bank)
-
     def show_features(self, bank: FeatureBank) -> None:
         """Puts features into the loaders, where Dassl's hold images."""
-        size = self.experiment.cfg.DATALOADER.TEST.BATCH_SIZE
+        size = self.settings.DATALOADER.TEST.BATCH_SIZE
         self.test_loader = [
             {"img": features, "label": labels}
             for features, labels in zip(bank.test_features.split(size), bank.test_labels.split(size))
         ]
-        self.train_loader_x = self.val_loader = None  # the one waits for the training, the other is never used
+        # Training batches are known when training starts, and val images are not used
+        self.train_loader_x = self.val_loader = None
+
+    def finish(self, outcome: Outcome) -> dict:
+        """Writes and returns the record of the run."""
+        bank = self.bank
+        record = make_record(outcome, bank, self.settings, self.seed, self.folder, "dassl", self.features_seconds)
+        self.folder.finish(record, outcome, bank.classnames)
+        return record
+
+
+@TRAINER_REGISTRY.register()
+class HeGraphAdapter(FeatureTrainer):
+    """HeGraphAdapter as Dassl trains it; `method/model.py` is the model.
+
+    Raises:
+        UserError: On anything that the user can mend.
+    """
+
+    def build_model(self) -> None:
+        self.training: AdapterTraining | None = None
+        if self.bank is None:
+            return
+        keep_freed_memory()
+        self.model = new_model(self.bank, self.settings, self.seed)
+        self.trained = TrainedAdapter(self.model)
+        self.register_model("hegraph", self.model)
+        self.show_features(self.bank)
 
     def train(self) -> None:
-        if self.experiment.finished() is not None:
+        if self.folder.finished() is not None:
             return
-        self.experiment.write_split()
-        self.training = self.experiment.start_training()
+        self.folder.begin()
+        self.checkpoints = self.folder.checkpoints(self.bank.classnames)
+        self.training = start_training(self.model, self.task, self.bank, self.settings, self.checkpoints)
         if self.training is None:  # the variant "base" has nothing to train
             self.max_epoch = 0
         else:
             self.max_epoch = self.training.epochs
             self.train_loader_x = EpochBatches(self.training)
-            self._optims["hegraph"] = self.training.optimizer  # Dassl reads the rate it prints from there
+            self._optims["hegraph"] = self.training.optimizer  # Dassl reads the rate that it prints from there
         super().train()
 
     def resume_model_if_exist(self, directory: str) -> int:
@@ -152,31 +187,34 @@ class HeGraphAdapter(TrainerX):
 
     def after_train(self) -> None:
         if self.training is not None:
-            self.experiment.end_training(self.training.result)
+            self.trained = TrainedAdapter(self.model, self.training.summary)
+            self.checkpoints.save_adapter(self.model)
         super().after_train()
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Takes the adapter of a finished run; `epoch` as Dassl counts them, from 1.
+        """Loads the adapter of a finished run; `epoch` counts from 1, as Dassl does.
 
         Raises:
             UserError: If no folder is given, or there is no adapter that fits.
         """
         if not directory:
             raise UserError("--eval-only needs --model-dir, the folder of a finished run")
-        self.experiment.choose_adapter(Path(directory), epoch)
-        if self.experiment.finished() is None:
-            self.experiment.load_adapter()
+        adapter = find_adapter(Path(directory), epoch)
+        self.folder = RunFolder.of(self.settings, self.task, self.seed, adapter)
+        if self.folder.finished() is None:
+            self.trained = load_trained(self.folder, self.bank, self.settings, self.seed)
+            self.model = self.trained.model
 
     def test(self, split: str | None = None) -> float:
         """Dassl's evaluator on the test features; also writes our record. Returns the accuracy in percent."""
-        record = self.experiment.finished()
+        record = self.folder.finished()
         if record is not None:
             return record["accuracy"]
-        if self.experiment.adapter is not None:
-            self.experiment.write_split()
+        if self.folder.adapter is not None:
+            self.folder.begin()
         self.folded = self.model.fold()
         accuracy = super().test("test")
-        self.experiment.record(self.experiment.outcome())
+        self.finish(predict_test(self.trained, self.bank, self.folded))
         return accuracy
 
     def model_inference(self, input: Tensor) -> Tensor:
@@ -184,45 +222,45 @@ class HeGraphAdapter(TrainerX):
         return self.model.combine(self.model.predict(input, folded=self.folded))
 
 
-class Method(HeGraphAdapter):
+class MethodTrainer(FeatureTrainer):
     """Another method (`baselines/`): it is fitted in one go where HeGraphAdapter trains by epochs.
 
     Raises:
-        UserError: As HeGraphAdapter.
+        UserError: On anything that the user can mend.
     """
 
     def build_model(self) -> None:
-        experiment = self.experiment
-        experiment.bank = experiment.bank.to(self.device.type)
-        self.show_features(experiment.bank)
+        if self.bank is not None:
+            self.show_features(self.bank)
 
     def train(self) -> None:
-        if self.experiment.finished() is not None:
+        if self.folder.finished() is not None:
             return
-        self.experiment.write_split()
-        self.outcome = fit_method(self.experiment)
+        self.folder.begin()
+        method = load_method(self.settings.TRAINER.NAME)
+        self.outcome = fit_method(method, self.task, self.bank, self.settings, self.seed)
         self.test()
 
     def test(self, split: str | None = None) -> float:
         """Dassl's evaluator on the test logits; also writes our record. Returns the accuracy in percent."""
         self.evaluator.reset()
-        self.evaluator.process(self.outcome.logits, self.experiment.bank.test_labels)
+        self.evaluator.process(self.outcome.logits, self.outcome.labels)
         self.evaluator.evaluate()
-        return self.experiment.record(self.outcome)["accuracy"]
+        return self.finish(self.outcome)["accuracy"]
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         raise UserError(f"{self.cfg.TRAINER.NAME} is fitted anew in every run: --eval-only is HeGraphAdapter's")
 
 
 for _name in METHODS:
-    if _name != "CoOp":  # CoOp's own is registered under that name
-        TRAINER_REGISTRY.register()(type(_name, (Method,), {}))
+    if not load_method(_name).trainer_of_coop:  # Dassl keeps CoOp's own trainer of that name
+        TRAINER_REGISTRY.register()(type(_name, (MethodTrainer,), {}))
 
 
 class EpochBatches:
-    """The batches of the epoch that is under way, as a loader of Dassl's."""
+    """The batches of the epoch that is under way, in the form of a loader of Dassl's."""
 
-    def __init__(self, training: Fit) -> None:
+    def __init__(self, training: AdapterTraining) -> None:
         self.training = training
 
     def __len__(self) -> int:
@@ -234,7 +272,7 @@ class EpochBatches:
 
 @contextmanager
 def sorted_listings() -> Iterator[None]:
-    """CoOp's ImageNet lists folders in the order of the file system; inside the block it is that of the names."""
+    """Sorts what `os.listdir` gives inside the block: CoOp's ImageNet takes it in the order of the file system."""
     listdir = os.listdir
     os.listdir = lambda *arguments: sorted(listdir(*arguments))
     try:
@@ -246,7 +284,7 @@ def sorted_listings() -> Iterator[None]:
 def dataset_of(manager: DataManager, cfg: CfgNode) -> Dataset:
     """What Dassl's DataManager selected, with paths relative to the data root.
 
-    The paths in a pickle of CoOp's may be those of another folder or machine.
+    CoOp keeps selections as pickles, whose paths may be those of another folder or machine.
 
     Raises:
         UserError: If an image is missing.
@@ -267,28 +305,29 @@ def extend_cfg(cfg: CfgNode) -> None:
     """Adds our keys to a configuration of Dassl's."""
     config.extend_cfg(cfg)
     for name in METHODS:
-        config.add_method(cfg, name, load_method(name).DEFAULTS)
+        config_files.add_method(cfg, name, load_method(name).defaults)
 
 
 def from_dassl(cfg: CfgNode) -> CfgNode:
-    """`config.from_dassl`, with the options of the method that runs."""
-    name = cfg.TRAINER.NAME
-    return config.from_dassl(cfg, (name, load_method(name).DEFAULTS) if name in METHODS else None)
+    """`config_files.from_dassl`, with the options of the method that runs."""
+    return config_files.from_dassl(cfg, method_options(cfg.TRAINER.NAME))
 
 
 def import_coop(root: Path) -> CfgNode:
-    """Makes CoOp's `train.py` and its loaders importable; returns the defaults of Dassl, CoOp and ours together."""
+    """Makes CoOp's `train.py` and its loaders importable; returns the defaults of Dassl, CoOp and this package
+    together.
+    """
     sys.path.insert(0, str(root))
     coop = importlib.import_module("train")
     cfg = coop.get_cfg_default()
     coop.extend_cfg(cfg)
-    return config.within_dassl(cfg)
+    return config_files.within_dassl(cfg)
 
 
 def run_in_coop(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Runs CoOp's own `train.py`, unedited.
 
-    Of several processes all encode, and the first trains.
+    Of several processes that `torchrun` started, all encode and the first trains.
 
     Args:
         args: CoOp's flags, as `__main__` parses them.

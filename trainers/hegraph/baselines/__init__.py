@@ -1,27 +1,38 @@
-"""The methods that HeGraphAdapter is compared with: one file each, one signature (`base.py`), the same features."""
+"""The methods that HeGraphAdapter is compared with: one file each, all with the contract of `base.py`.
+
+This file is their registry. It imports neither torch nor any method, so that the shell scripts can ask for the names.
+"""
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-# `--trainer` -> the file beside this one
-METHODS = {
+if TYPE_CHECKING:
+    from .base import Method
+
+# Name of the class, which is what `--trainer` says -> the file beside this one. Tables list them in this order.
+METHODS: dict[str, str] = {
     "ZeroShot": "zero_shot",
     "LinearProbe": "linear_probe",
+    "CoOp": "coop",
     "CLIPAdapter": "clip_adapter",
-    "TaskRes": "taskres",
+    "TaskRes": "task_res",
     "TipAdapter": "tip_adapter",
     "TipAdapterF": "tip_adapter_f",
     "GraphAdapter": "graph_adapter",
     "ProtoCLIP": "proto_clip",
-    "CoOp": "coop",
     "LPPlusPlus": "lp_plus_plus",
     "APE": "ape",
     "APET": "ape_t",
 }
 
 
-def load_method(name: str) -> ModuleType:
-    """The module of a method, with `DEFAULTS` and `fit`."""
-    return importlib.import_module(f".{METHODS[name]}", __package__)
+def load_method(name: str) -> Method:
+    """Imports a method by its name, a key of `METHODS`."""
+    return getattr(importlib.import_module(f".{METHODS[name]}", __package__), name)()
+
+
+def method_options(name: str) -> tuple[str, dict[str, Any]] | None:
+    """Name and default options of a method, as `load_cfg` takes them; None for HeGraphAdapter, which has its own."""
+    return (name, dict(load_method(name).defaults)) if name in METHODS else None

@@ -1,37 +1,41 @@
-"""What every method HeGraphAdapter is compared with looks like: one function of the same signature.
+"""What a method is: the contract that every method HeGraphAdapter is compared with keeps.
 
-A method is a file with `DEFAULTS`, the keys of `cfg.TRAINER.<NAME>` with their values, and
-
-    def fit(bank: FeatureBank, options: CfgNode, seed: int) -> Fitted
-
-where `bank` holds the few-shot training features, perhaps a few-shot val split, and the text features. It holds no test
-features: a method cannot see what it is tested on.
+A method is one file of this folder with one class, whose name is what `--trainer` says. The file opens with the paper,
+the equation and the distance from the original; `METHODS` in `__init__.py` has a row for it.
 
 Shapes: N training images, V augmented views of each, K classes, d feature width, B images of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
+from yacs.config import CfgNode
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
+
+if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not need it
+    from ..backbones.clip import Backbone
+
+Defaults = Mapping[str, Any]  # option -> a bool, a number, a string or a list of such
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A method that has been fitted to a few-shot task.
+class FittedMethod:
+    """A method after it has been fitted to a few-shot task.
 
     Attributes:
-        logits: Unit-norm image features `[B, d]` to logits `[B, K]`.
-        num_parameters: Trained ones.
-        epochs, steps: Of training; 0 for a method without.
-        selected: What was chosen on the few-shot val split:
-            key -> {"value": ..., "candidates": [[value, accuracy], ...]}.
-        transfer: A bank of other classes, without training images, to the logits of its test images; None if the
-            method has no rule for classes that it was not fitted to.
+        logits: Maps unit-norm image features `[B, d]` to logits `[B, K]`.
+        num_parameters: Number of trained parameters.
+        epochs, steps: How long it was trained; 0 for a method that trains nothing.
+        selected: What was chosen on the few-shot val split, for the record:
+            name -> {"value": ..., "candidates": [[value, accuracy in percent], ...]}.
+        transfer: Maps a bank of other classes, which has no training images, to the logits of its test images. None if
+            the method has no rule for classes that it was not fitted to.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -40,3 +44,50 @@ class Fitted:
     steps: int = 0
     selected: dict = field(default_factory=dict)
     transfer: Callable[[FeatureBank], Tensor] | None = None
+
+
+class Method(ABC):
+    """A way to classify images after seeing a few of each class.
+
+    Attributes:
+        defaults: The options with their values; they become `cfg.TRAINER.<NAME IN CAPITALS>`.
+        needs_backbone: Whether `fit` needs the frozen CLIP itself and not only its features, so that the method runs
+            on images but not on a feature bank.
+        trainer_of_coop: Whether CoOp's checkout has a trainer of this name. Dassl then keeps that one, and ours runs
+            without Dassl only.
+    """
+
+    defaults: ClassVar[Defaults]
+    needs_backbone: ClassVar[bool] = False
+    trainer_of_coop: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """What `--trainer` says: the name of the class."""
+        return type(self).__name__
+
+    @abstractmethod
+    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: Backbone | None = None) -> FittedMethod:
+        """Fits the method to a few-shot task.
+
+        Args:
+            bank: Training images, val images if there are any, and text features; it is not changed. It holds no test
+                images, so that no method can see what it is tested on.
+            options: The keys of `defaults`, with the values of this run.
+            seed: Decides everything that is drawn at random.
+            backbone: The frozen CLIP that made the features; given if `needs_backbone`.
+
+        Raises:
+            UserError: If an option is out of range, or the training diverges.
+        """
+
+
+def features_to_classify(bank: FeatureBank) -> Tensor:
+    """The test features `[M, d]` of a bank that `FittedMethod.transfer` is given.
+
+    Raises:
+        ValueError: If the bank has no test images.
+    """
+    if bank.test_features is None:
+        raise ValueError(f"the bank of {bank.dataset} has no test images")
+    return bank.test_features

@@ -1,4 +1,10 @@
-"""The search that the cache methods share: the weights of text and cache that are best on val."""
+"""The search that the cache methods (Tip-Adapter, Tip-Adapter-F, APE, APE-T) share.
+
+Their prediction is `text + alpha * cache(beta)` or, in APE, `text + alpha * cache(beta, gamma)`. The numbers alpha,
+beta and gamma are chosen on the few-shot val split, among a grid and the values the search starts at.
+
+Shapes: B images of a batch, K classes, d feature width, L val images.
+"""
 
 from __future__ import annotations
 
@@ -7,51 +13,98 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from yacs.config import CfgNode
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
+from ..training.choice import choose, has_val, val_images
 from ..training.evaluation import accuracy
-from .training import choose
+from ..utils.errors import UserError
+from .training import by_dataset
 
-SMALLEST = (0.1, 0.1, 0.0)  # where the grid of Tip-Adapter's and APE's authors begins: alpha, beta, gamma
+# Where the grids of Tip-Adapter's and APE's authors begin
+SMALLEST = {"ALPHA": 0.1, "BETA": 0.1, "GAMMA": 0.0}
 
-Values = tuple[float, ...]  # alpha, beta and, where there is one, gamma
+Values = tuple[float, ...]  # alpha, beta and, in APE, gamma
+
+
+def search(
+    bank: FeatureBank,
+    options: CfgNode,
+    start: dict[str, float],
+    text_of: Callable[[Tensor], Tensor],
+    cache_of: Callable[..., Tensor],
+    order: Sequence[str] | None = None,
+) -> tuple[Values, dict]:
+    """Chooses the numbers of a cache method on val. Without val images, or without SEARCH, the start values stay.
+
+    Args:
+        bank: The task.
+        options: Hold SEARCH (whether to search at all), SEARCH_SCALE (rows [data set, [where the grid ends, for each
+            number]]) and SEARCH_STEP (how many values of each number the grid holds).
+        start: ALPHA, BETA and perhaps GAMMA, in this order, with the values that the search starts at.
+        text_of: Maps image features `[B, d]` to the text's logits `[B, K]`.
+        cache_of: Maps image features and all numbers but alpha to the cache's logits `[B, K]`, which alpha weighs.
+        order: The order of the numbers in SEARCH_SCALE and SEARCH_STEP, if it is another than that of `start`.
+
+    Returns:
+        The numbers, in the order of `start`, and `FittedMethod.selected`.
+
+    Raises:
+        UserError: If SEARCH_SCALE or SEARCH_STEP have another form.
+    """
+    if not (options.SEARCH and has_val(bank)):
+        return tuple(start.values()), {}
+    order = order or list(start)
+    ends = numbers("a value of SEARCH_SCALE", by_dataset("SEARCH_SCALE", options.SEARCH_SCALE, bank), order)
+    counts = numbers("SEARCH_STEP", options.SEARCH_STEP, order)
+    if not all(isinstance(count, int) and count >= 1 for count in counts.values()):
+        raise UserError(f"SEARCH_STEP must be whole numbers from 1, got {list(counts.values())}")
+    grid = {name: _spread(SMALLEST[name], ends[name], counts[name]) for name in start}
+    values = tuple(start.values())
+    accuracies = _accuracies(bank, values, list(grid.values()), text_of, cache_of)
+
+    def distance(candidate: Values) -> float:
+        return sum(abs(c - s) / ends[name] for c, s, name in zip(candidate, values, start))
+
+    # Of candidates with the same accuracy, the nearest to the start values is taken
+    best, entry = choose(sorted(accuracies, key=distance), accuracies.__getitem__)
+    return best, {", ".join(start): entry}
+
+
+def numbers(option: str, values: Sequence, names: Sequence[str]) -> dict:
+    """Checks that an option holds one number for each of `names`, and returns them by name.
+
+    Raises:
+        UserError: If it does not.
+    """
+    if not (
+        isinstance(values, (list, tuple))
+        and len(values) == len(names)
+        and all(isinstance(value, (int, float)) for value in values)
+    ):
+        raise UserError(f"{option} must be {len(names)} numbers, got {values!r}; they are for {', '.join(names)}")
+    return dict(zip(names, values))
+
+
+def _spread(low: float, high: float, count: int) -> list[float]:
+    """`count` values from `low` on, at equal distances; `high` would be the next one."""
+    return [round(low + i * (high - low) / count, 4) for i in range(count)]
 
 
 @torch.no_grad()
-def search_cache(
+def _accuracies(
     bank: FeatureBank,
-    names: Sequence[str],
     start: Values,
-    scale: Sequence[float],
-    steps: Sequence[int],
+    grid: list[list[float]],
     text_of: Callable[[Tensor], Tensor],
     cache_of: Callable[..., Tensor],
-) -> tuple[Values, dict]:
-    """Chooses among a grid and the start values on val; of equals, the nearest to the start.
-
-    Args:
-        bank: The task, with val images.
-        names: Of the values, for the record.
-        start: The start values.
-        scale: Where the grid ends, of each value; the end is not in it.
-        steps: How many of each value the grid holds.
-        text_of: Features to the text's logits.
-        cache_of: Features and all values but alpha to the cache's logits, which alpha weighs.
-
-    Returns:
-        The values, and `Fitted.selected`.
-    """
-    alphas, *axes = (
-        [round(low + i * (high - low) / n, 4) for i in range(n)] for low, high, n in zip(SMALLEST, scale, steps)
-    )
-    text, accuracies = text_of(bank.val_features), {}
+) -> dict[Values, float]:
+    """The accuracy on val of the start values and of every point of the grid, in percent."""
+    features, labels = val_images(bank)
+    text, accuracies = text_of(features), {}
+    alphas, *axes = grid
     for rest in [start[1:], *itertools.product(*axes)]:
-        cache = cache_of(bank.val_features, *rest)
+        cache = cache_of(features, *rest)
         for alpha in [start[0], *alphas] if rest == start[1:] else alphas:
-            accuracies[(alpha, *rest)] = accuracy(text + alpha * cache, bank.val_labels)
-
-    def distance(values: Values) -> float:
-        return sum(abs(v - s) / high for v, s, high in zip(values, start, scale))
-
-    best, entry = choose(sorted(accuracies, key=distance), accuracies.__getitem__)
-    return best, {", ".join(names): entry}
+            accuracies[(alpha, *rest)] = accuracy(text + alpha * cache, labels)
+    return accuracies

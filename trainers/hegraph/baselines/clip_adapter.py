@@ -5,76 +5,82 @@ International Journal of Computer Vision, 2024 (arXiv 2110.04544).
 
     z = tau * cos(r * A(f) + (1 - r) * f, t_k)        A(f) = relu(W_2 relu(W_1 f))
 
-`W_1` narrows to a quarter of the width, neither layer has a bias. As in the released code: residual ratio r = 0.2 for
-every data set, no adapter on the text. That code is trained with CoOp's configuration: SGD, learning rate 2e-3, batches
-of 32, Dassl's cosine schedule by epoch with one warm-up epoch, CoOp's epochs by shots (on ImageNet 50 at any, for which
-set EPOCHS [[1, 50]]).
+`W_1` narrows the features to a quarter of their width, and neither layer has a bias. As in the released code, the
+residual ratio r is 0.2 for every data set, and the text has no adapter. That code is trained with CoOp's configuration:
+SGD with learning rate 2e-3, batches of 32, Dassl's cosine schedule by epoch with one warm-up epoch, and CoOp's number
+of epochs by shots (on ImageNet it is 50 for any number of shots; set EPOCHS [[1, 50]] there).
 
-Away from the original: the paper also reports a ratio chosen for each data set by its test accuracy; here it stays. The
-original augments the images anew in each epoch; here each epoch draws one of the bank's views of every image. That the
-bank's features are unit-norm changes nothing: A(c f) = c A(f).
+Distance from the original: the paper also reports ratios that were chosen for each data set by test accuracy; here the
+ratio is fixed. The original augments the images anew in each epoch; here each epoch draws one of the bank's views of
+every image. It makes no difference that the bank's features are unit-norm: A(c f) = c A(f).
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..method.heads import text_logits
 from ..training.batches import Batch
+from ..training.schedule import cosine_by_epoch
 from ..utils.errors import UserError
-from .base import Fitted
-from .training import batches, by_shots, cosine_by_epoch, train
-
-DEFAULTS = {
-    "RATIO": 0.2,  # of the adapted features in the sum
-    "REDUCTION": 4,  # width of the features over that of the bottleneck
-    "LR": 2e-3,  # SGD's learning rate
-    "EPOCHS": [[1, 50], [2, 100], [8, 200]],  # rows [from this many shots, epochs]
-    "BATCH_SIZE": 32,  # images per step
-    "MOMENTUM": 0.9,
-    "WEIGHT_DECAY": 5e-4,
-    "WARMUP_EPOCHS": 1,
-    "WARMUP_LR": 1e-5,
-}
+from .base import Defaults, FittedMethod, Method, features_to_classify
+from .training import batches, by_shots, train
 
 
-def fit(bank: FeatureBank, options: CfgNode, seed: int) -> Fitted:
-    """Trains two matrices; `seed` starts them, orders the batches and draws the views."""
-    width = bank.text_positive.shape[1]
-    if not 1 <= options.REDUCTION <= width:
-        raise UserError(f"REDUCTION must lie in 1 ... {width}, the width of the features, got {options.REDUCTION}")
-    if not 0 <= options.RATIO <= 1:
-        raise UserError(f"RATIO must lie in 0 ... 1, got {options.RATIO}")
-    epochs = by_shots("EPOCHS", options.EPOCHS, bank)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        adapter = Adapter(width, width // options.REDUCTION).to(bank.text_positive.device)
+class CLIPAdapter(Method):
+    """Trains a two-layer network on the image features."""
 
-    def logits(features: Tensor, text: Tensor = bank.text_positive) -> Tensor:
-        mixed = options.RATIO * adapter(features) + (1 - options.RATIO) * features
-        return text_logits(F.normalize(mixed, dim=-1), text, bank.logit_scale)
+    defaults: ClassVar[Defaults] = {
+        "RATIO": 0.2,  # share of the adapted features in the sum
+        "REDUCTION": 4,  # width of the features divided by the width of the bottleneck
+        "LR": 2e-3,  # SGD's learning rate
+        "EPOCHS": [[1, 50], [2, 100], [8, 200]],  # rows [from this many shots, epochs]
+        "BATCH_SIZE": 32,  # images per step
+        "MOMENTUM": 0.9,
+        "WEIGHT_DECAY": 5e-4,
+        "WARMUP_EPOCHS": 1,
+        "WARMUP_LR": 1e-5,
+    }
 
-    def loss(batch: Batch) -> Tensor:
-        return F.cross_entropy(logits(batch.features), batch.labels)
+    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
+        """Trains two matrices; `seed` initialises them, orders the batches and draws the views."""
+        width = bank.text_positive.shape[1]
+        if not 1 <= options.REDUCTION <= width:
+            raise UserError(f"REDUCTION must lie in 1 ... {width}, the width of the features, got {options.REDUCTION}")
+        if not 0 <= options.RATIO <= 1:
+            raise UserError(f"RATIO must lie in 0 ... 1, got {options.RATIO}")
+        epochs = by_shots("EPOCHS", options.EPOCHS, bank)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            adapter = Adapter(width, width // options.REDUCTION).to(bank.text_positive.device)
 
-    optimizer = torch.optim.SGD(
-        adapter.parameters(), lr=options.LR, momentum=options.MOMENTUM, weight_decay=options.WEIGHT_DECAY
-    )
-    data = batches(bank, options.BATCH_SIZE, seed)
-    schedule = cosine_by_epoch(epochs, data.steps_per_epoch, options.WARMUP_EPOCHS, options.WARMUP_LR)
-    steps = train(optimizer, loss, data, epochs, schedule)
-    adapter.requires_grad_(False)
-    return Fitted(
-        logits,
-        num_parameters=sum(p.numel() for p in adapter.parameters()),
-        epochs=epochs,
-        steps=steps,
-        transfer=lambda other: logits(other.test_features, other.text_positive),
-    )
+        def logits(features: Tensor, text: Tensor = bank.text_positive) -> Tensor:
+            mixed = options.RATIO * adapter(features) + (1 - options.RATIO) * features
+            return text_logits(F.normalize(mixed, dim=-1), text, bank.logit_scale)
+
+        def loss(batch: Batch) -> Tensor:
+            return F.cross_entropy(logits(batch.features), batch.labels)
+
+        optimizer = torch.optim.SGD(
+            adapter.parameters(), lr=options.LR, momentum=options.MOMENTUM, weight_decay=options.WEIGHT_DECAY
+        )
+        data = batches(bank, options.BATCH_SIZE, seed)
+        schedule = cosine_by_epoch(epochs, data.steps_per_epoch, options.WARMUP_EPOCHS, options.WARMUP_LR)
+        steps = train(optimizer, loss, data, epochs, schedule)
+        adapter.requires_grad_(False)
+        return FittedMethod(
+            logits,
+            num_parameters=sum(p.numel() for p in adapter.parameters()),
+            epochs=epochs,
+            steps=steps,
+            transfer=lambda other: logits(features_to_classify(other), other.text_positive),
+        )
 
 
 class Adapter(nn.Sequential):

@@ -5,67 +5,79 @@ Visual Models From Natural Language Supervision. ICML 2021. The few-shot protoco
 
     z = W f + b        minimise C * (sum of the cross-entropies) + |W|^2 / 2
 
-The text is not looked at. As in CoOp's `lpclip`: L-BFGS from 0, at most 1,000 iterations, stopped like scikit-learn's;
-C is the best on val of seven powers of ten, and then narrowed down around it in 8 steps of a binary search.
+The text features are not used. As in CoOp's `lpclip`: L-BFGS starts from 0, runs at most 1,000 iterations, and stops
+where scikit-learn's would. C is chosen on val: first the best of seven powers of ten, then 8 steps of a binary search
+around it.
 
-Away from the original: features are unit-norm, where theirs keep the norm that the image tower gives them, so the same
-C regularises more here; the range is wide enough for both. Of val's equals theirs takes the largest C in the first
-round and the smallest in the search, and ends where the search does; we take the one nearest to `C`, of all that were
-tried. Without val images C stays: 100 is about where val put it on three banks of ViT-B/32 features (Caltech101,
-OxfordPets, UCF101). An image is the mean of its views; theirs is the one view of the test transform.
+Distance from the original: its features keep the norm that the image tower gives them, ours are unit-norm, so the same
+C regularises more here; the range of C is wide enough for both. Where several C are equally good on val, the original
+takes the largest in the first round and the smallest in the binary search, and it returns the C at which the search
+ends. Here it is the C nearest to the option `C` among all that were tried. Without val images C stays as it is: 100 is
+about what val chose on three banks of ViT-B/32 features (Caltech101, OxfordPets, UCF101). An image is the mean of its
+views here; the original has only one, made by the test transform.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
+from ..training.choice import choose, has_val, val_accuracy
 from ..utils.errors import UserError
-from .base import Fitted
-from .training import choose, has_val, val_accuracy
+from .base import Defaults, FittedMethod, Method
 
-DEFAULTS = {
-    "C": 100.0,  # inverse strength of the penalty; where a search breaks its ties
-    "SEARCH": True,  # choose C on val, where there is val
-    "CANDIDATES": [1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6],  # the first round's
-    "STEPS": 8,  # of the binary search
-    "MAX_ITERATIONS": 1000,  # of L-BFGS
-}
-
-GRADIENT_TOLERANCE = 1e-4  # scikit-learn's `tol`: the largest entry of the gradient of the mean loss
+GRADIENT_TOLERANCE = 1e-4  # scikit-learn's `tol`: L-BFGS stops once no entry of the mean loss's gradient is larger
 
 
-def fit(bank: FeatureBank, options: CfgNode, seed: int) -> Fitted:
-    """Trains K * (d + 1) weights; `seed` changes nothing."""
-    if min([options.C, *options.CANDIDATES]) <= 0:
-        raise UserError(f"C and CANDIDATES must be above 0, got {options.C} and {list(options.CANDIDATES)}")
-    features, num_classes = bank.cache_keys(), len(bank.text_positive)
-    probes: dict[float, tuple[Tensor, Tensor, int]] = {}
+class LinearProbe(Method):
+    """Trains a linear classifier of the image features."""
 
-    def probe(c: float) -> tuple[Tensor, Tensor, int]:
-        if c not in probes:
-            probes[c] = logistic_regression(features, bank.train_labels, num_classes, c, options.MAX_ITERATIONS)
-        return probes[c]
+    defaults: ClassVar[Defaults] = {
+        "C": 100.0,  # inverse strength of the penalty; a search takes the C nearest to it of those equally good
+        "SEARCH": True,  # choose C on val, if there are val images
+        "CANDIDATES": [1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6],  # C in the first round
+        "STEPS": 8,  # steps of the binary search
+        "MAX_ITERATIONS": 1000,  # of L-BFGS
+    }
 
-    def accuracy(c: float) -> float:
-        weight, bias, _ = probe(c)
-        return val_accuracy(lambda x: F.linear(x, weight, bias), bank)
+    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
+        """Trains K * (d + 1) weights; `seed` changes nothing."""
+        if min([options.C, *options.CANDIDATES]) <= 0:
+            raise UserError(f"C and CANDIDATES must be above 0, got {options.C} and {list(options.CANDIDATES)}")
+        features, num_classes = bank.cache_keys(), len(bank.text_positive)
+        probes: dict[float, tuple[Tensor, Tensor, int]] = {}
 
-    c, selected = options.C, {}
-    if options.SEARCH and has_val(bank):
-        c, selected = search(options, accuracy)
-    weight, bias, steps = probe(c)
-    return Fitted(lambda x: F.linear(x, weight, bias), weight.numel() + bias.numel(), steps, steps, selected)
+        def probe(c: float) -> tuple[Tensor, Tensor, int]:
+            if c not in probes:
+                probes[c] = logistic_regression(features, bank.train_labels, num_classes, c, options.MAX_ITERATIONS)
+            return probes[c]
+
+        def accuracy(c: float) -> float:
+            weight, bias, _ = probe(c)
+            return val_accuracy(lambda x: F.linear(x, weight, bias), bank)
+
+        c, selected = options.C, {}
+        if options.SEARCH and has_val(bank):
+            c, entry = search(options, accuracy)
+            selected = {"C": entry}
+        weight, bias, steps = probe(c)
+        number = weight.numel() + bias.numel()
+        return FittedMethod(lambda x: F.linear(x, weight, bias), number, steps, steps, selected)
 
 
 def search(options: CfgNode, accuracy_of: Callable[[float], float]) -> tuple[float, dict]:
-    """C by powers of ten, then by halving the interval around the best in the logarithm."""
+    """Chooses C among powers of ten, then by halving the interval around the best one, on a logarithmic scale.
+
+    Returns:
+        C, and its entry of `FittedMethod.selected`.
+    """
     accuracies = {c: accuracy_of(c) for c in options.CANDIDATES}
 
     def distance(c: float) -> float:
@@ -80,21 +92,20 @@ def search(options: CfgNode, accuracy_of: Callable[[float], float]) -> tuple[flo
             low = (low + high) / 2
         else:
             high = (low + high) / 2
-    best, entry = choose(sorted(accuracies, key=distance), accuracies.__getitem__)
-    return best, {"C": entry}
+    return choose(sorted(accuracies, key=distance), accuracies.__getitem__)
 
 
 def logistic_regression(
     features: Tensor, labels: Tensor, num_classes: int, c: float, max_iterations: int
 ) -> tuple[Tensor, Tensor, int]:
-    """Multinomial logistic regression by L-BFGS.
+    """Fits a multinomial logistic regression by L-BFGS.
 
     Args:
         features: Shape `[N, d]`.
         labels: Shape `[N]`.
-        num_classes: K; a class may be without images.
-        c: Inverse strength of the penalty on the weights; the bias is free.
-        max_iterations: Of L-BFGS.
+        num_classes: K; a class may have no images.
+        c: Inverse strength of the penalty on the weights; there is none on the bias.
+        max_iterations: Limit for L-BFGS.
 
     Returns:
         Weights `[K, d]`, bias `[K]` and the number of iterations.

@@ -5,35 +5,34 @@ ECCV 2022.
 
     z = tau * cos(f, t_k) + alpha * sum over the training images i of class k of exp(-beta * (1 - cos(f, F_i)))
 
-The training images are a cache: `F_i`, the mean of an image's views, is a key and its label the value. Nothing is
-trained. The start values are the paper's, alpha 1 and beta 5.5; as in the released code, both are then searched on
-val, over that code's range of each data set.
+The training images are a cache: the key `F_i` is the mean feature of an image's views, the value is its label. Nothing
+is trained. The start values are the paper's, alpha 1 and beta 5.5. As in the released code, both are then searched on
+val, over that code's range for each data set.
 
-Away from the original: the authors search on the whole val split (on ImageNet: on test), we on the few-shot val split.
-That cannot tell 200 values of beta apart, so the grid is 20 by 20 where theirs is 200 by 20 (`SEARCH_STEP`). The start
-values are a candidate too, and of equals the nearest to them is taken, where theirs is the smallest. Without val images
-the start values stay.
+Distance from the original: the authors search on the whole val split (on ImageNet: on test), here it is the few-shot
+val split. That split is too small to tell 200 values of beta apart, so the grid is 20 by 20 where theirs is 200 by 20
+(`SEARCH_STEP`). The start values are a candidate as well, and of equally good candidates the nearest to them is taken,
+where theirs is the smallest. Without val images the start values stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import ClassVar
 
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..method.heads import cache_affinities, cache_logits, text_logits
-from ..utils.errors import UserError
-from .base import Fitted
-from .cache_search import search_cache
-from .training import by_dataset, has_val
+from .base import Defaults, FittedMethod, Method
+from .cache_search import search
 
-SEARCH = {
-    "SEARCH": True,  # choose ALPHA and BETA on val, where there is val
-    # Where the grid ends, rows [data set, [largest BETA, largest ALPHA]]
+# The options of the search, Tip-Adapter-F's too
+SEARCH: Defaults = {
+    "SEARCH": True,  # choose ALPHA and BETA on val, if there are val images
+    # Where the grid ends; rows [data set, [largest BETA, largest ALPHA]]
     "SEARCH_SCALE": [
-        ["", [7.0, 3.0]],  # the authors' for ImageNet, OxfordPets and UCF101
+        ["", [7.0, 3.0]],  # the authors' values for ImageNet, OxfordPets and UCF101
         ["Caltech101", [12.0, 5.0]],
         ["DescribableTextures", [13.0, 13.0]],
         ["EuroSAT", [12.0, 10.0]],
@@ -43,68 +42,30 @@ SEARCH = {
         ["StanfordCars", [20.0, 10.0]],
         ["SUN397", [12.0, 10.0]],
     ],
-    "SEARCH_STEP": [20, 20],  # how many BETAs and ALPHAs the grid holds
+    "SEARCH_STEP": [20, 20],  # how many values of BETA and of ALPHA the grid holds
 }
-
-DEFAULTS = {
-    "ALPHA": 1.0,  # weight of the cache logits; the start value of a search
-    "BETA": 5.5,  # sharpness of the affinities; the start value of a search
-    **SEARCH,
-}
-
-CacheOf = Callable[[Tensor, float], Tensor]  # features [B, d] and beta -> cache logits [B, K]
+ORDER = ("BETA", "ALPHA")  # in SEARCH_SCALE and SEARCH_STEP, as in the authors' configurations
 
 
-def fit(bank: FeatureBank, options: CfgNode, seed: int) -> Fitted:
-    """Trains nothing; `seed` changes nothing."""
-    keys, num_classes = bank.cache_keys(), len(bank.text_positive)
+class TipAdapter(Method):
+    """Adds the similarities to the training images to the zero-shot logits."""
 
-    def cache_of(features: Tensor, beta: float) -> Tensor:
-        return cache_logits(cache_affinities(features, keys, beta), bank.train_labels, num_classes)
+    defaults: ClassVar[Defaults] = {
+        "ALPHA": 1.0,  # weight of the cache logits; a search starts here
+        "BETA": 5.5,  # sharpness of the affinities; a search starts here
+        **SEARCH,
+    }
 
-    alpha, beta, selected = search(bank, options, cache_of, options.ALPHA, options.BETA)
-    return Fitted(lambda features: combine(bank, features, cache_of, alpha, beta), selected=selected)
+    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
+        """Trains nothing; `seed` changes nothing."""
+        keys, num_classes = bank.cache_keys(), len(bank.text_positive)
 
+        def text_of(features: Tensor) -> Tensor:
+            return text_logits(features, bank.text_positive, bank.logit_scale)
 
-def combine(bank: FeatureBank, features: Tensor, cache_of: CacheOf, alpha: float, beta: float) -> Tensor:
-    """Zero-shot logits plus `alpha` times the cache's, shape `[B, K]`."""
-    return text_logits(features, bank.text_positive, bank.logit_scale) + alpha * cache_of(features, beta)
+        def cache_of(features: Tensor, beta: float) -> Tensor:
+            return cache_logits(cache_affinities(features, keys, beta), bank.train_labels, num_classes)
 
-
-def search(
-    bank: FeatureBank, options: CfgNode, cache_of: CacheOf, alpha: float, beta: float
-) -> tuple[float, float, dict]:
-    """Chooses alpha and beta on val, where there is val and `options.SEARCH`; else they stay.
-
-    Args:
-        bank: The task.
-        options: Holds the keys of `SEARCH`.
-        cache_of: The cache classifier.
-        alpha, beta: The start values.
-
-    Returns:
-        alpha, beta, and `Fitted.selected`.
-
-    Raises:
-        UserError: If the grid's options are not as `SEARCH` describes them.
-    """
-    if not (options.SEARCH and has_val(bank)):
-        return alpha, beta, {}
-    scale = _two("a value of SEARCH_SCALE", by_dataset("SEARCH_SCALE", options.SEARCH_SCALE, bank))
-    steps = _two("SEARCH_STEP", options.SEARCH_STEP)
-
-    def text_of(features: Tensor) -> Tensor:
-        return text_logits(features, bank.text_positive, bank.logit_scale)
-
-    # The authors' order is beta, alpha
-    best, selected = search_cache(bank, ("ALPHA", "BETA"), (alpha, beta), scale[::-1], steps[::-1], text_of, cache_of)
-    return *best, selected
-
-
-def _two(name: str, pair: list) -> list:
-    """A pair of the grid's options, checked."""
-    if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(x, (int, float)) for x in pair)):
-        raise UserError(f"{name} must be two numbers, of BETA and of ALPHA, got {pair!r}")
-    if name == "SEARCH_STEP" and not all(isinstance(x, int) and x >= 1 for x in pair):
-        raise UserError(f"{name} must be two whole numbers from 1, got {pair!r}")
-    return pair
+        start = {"ALPHA": options.ALPHA, "BETA": options.BETA}
+        (alpha, beta), selected = search(bank, options, start, text_of, cache_of, ORDER)
+        return FittedMethod(lambda features: text_of(features) + alpha * cache_of(features, beta), selected=selected)

@@ -5,26 +5,31 @@ Visual Models From Natural Language Supervision. ICML 2021.
 
     z = tau * cos(f, t_k)
 
-`t_k` is the text feature of class k, `tau` CLIP's logit scale. Nothing is trained or chosen, and no training image is
-looked at. As in the original; which prompts made the text features is the bank's business.
+`t_k` is the text feature of class k, `tau` is CLIP's logit scale. Nothing is trained or chosen, and no training image
+is used. This is the original; which prompts the text features were made from is decided where the bank is made.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..features import FeatureBank
+from ..features.bank import FeatureBank
 from ..method.heads import text_logits
-from .base import Fitted
-
-DEFAULTS: dict = {}
+from .base import Defaults, FittedMethod, Method, features_to_classify
 
 
-def fit(bank: FeatureBank, options: CfgNode, seed: int) -> Fitted:
-    """Needs the text features alone; `options` is empty and `seed` changes nothing."""
+class ZeroShot(Method):
+    """Compares images with the text features alone."""
 
-    def logits(features: Tensor, bank: FeatureBank = bank) -> Tensor:
-        return text_logits(features, bank.text_positive, bank.logit_scale)
+    defaults: ClassVar[Defaults] = {}
 
-    return Fitted(logits, transfer=lambda other: logits(other.test_features, other))
+    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
+        """Takes the text features from the bank; there are no options, and `seed` changes nothing."""
+
+        def logits(features: Tensor, bank: FeatureBank = bank) -> Tensor:
+            return text_logits(features, bank.text_positive, bank.logit_scale)
+
+        return FittedMethod(logits, transfer=lambda other: logits(features_to_classify(other), other))

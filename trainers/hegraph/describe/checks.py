@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ..backbones.backbone import CONTEXT_LENGTH, count_tokens
+from ..backbones.tokens import CONTEXT_LENGTH, count_tokens
 from ..prompts.positive import normalise_name
 
 LEAST_WORDS, MOST_WORDS = 8, 35

@@ -61,11 +61,11 @@ class ChatClient:
     """
 
     def __init__(self, endpoint: str, model: str, key: str, timeout: float, retries: int) -> None:
+        _check_endpoint(endpoint)
         try:
             import openai  # takes a second to import, and `--dry-run` goes without it
         except ImportError as error:
-            raise UserError("asking an endpoint needs the package openai: pip install -r requirements.txt") from error
-        _check_endpoint(endpoint)
+            raise UserError("asking an endpoint needs the package openai: pip install 'openai>=1.56'") from error
         self.endpoint, self.model, self.timeout, self.retries = endpoint, model, timeout, retries
         self._key, self._openai = key, openai
         # our own retries: the library's pass over a Retry-After of more than a minute, and say nothing

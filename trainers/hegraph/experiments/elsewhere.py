@@ -1,13 +1,13 @@
-"""What was trained on some classes, applied elsewhere: domain generalization and transfer to other classes.
+"""Tests of a trained method on other data sets: domain generalization and transfer to other classes.
 
 Other domains of the same classes (CoOp's and the paper's protocol, Table 1): the trained text classifier is applied
-as it is. Classes are matched by what tells them apart across data sets (`Dataset.ids`; WordNet ids in ImageNet and its
-variants, where names repeat), never by position; only the columns of the target's classes compete.
+as it is. Classes are matched by what tells them apart across data sets (`Dataset.ids`, which are WordNet ids in
+ImageNet and its variants, where names repeat), never by position. Only the columns of the target's classes compete.
 
-Other classes (CoCoOp's protocol: cross-dataset, base to new): HeGraphAdapter transfers as `transfer.py` says, other
-methods by a rule of their own; one that has none is not tested.
+Other classes (CoCoOp's protocol: cross-dataset, base to new): HeGraphAdapter transfers as `method/transfer.py` says.
+Other methods have a rule of their own; a method without one is not tested.
 
-Test features of a target are read after training, and scored once.
+The test features of a target are read after training, and scored once.
 """
 
 from __future__ import annotations
@@ -15,42 +15,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from yacs.config import CfgNode
 
+from ..features.bank import FeatureBank
 from ..method.heads import text_logits
 from ..training.evaluation import accuracy
 from ..utils.errors import UserError
-from .experiment import Experiment, Outcome
+from .outcome import Outcome
+from .tasks import TargetSource, Task
 
 SAME_CLASSES, OTHER_CLASSES = "same classes", "other classes"
 
 
-def score_targets(experiment: Experiment, outcome: Outcome) -> dict[str, dict]:
+def score_targets(task: Task, bank: FeatureBank, data: CfgNode, outcome: Outcome) -> dict[str, dict]:
     """Tests on DATASET.TARGET_DOMAINS and DATASET.TARGET_DATASETS.
+
+    Args:
+        task: The task that the method was fitted to.
+        bank: Its features.
+        data: `cfg.DATASET`.
+        outcome: What the fitted method can do.
 
     Returns:
         For the record: name of the target -> accuracy of the method (None where it has no rule) and of zero-shot CLIP
-        in percent, number of images and classes, and which of the two rules held.
+        in percent, number of images and classes, and which of the two rules was applied.
 
     Raises:
         UserError: If a target cannot be had, or has classes that it must not have.
     """
-    data = experiment.cfg.DATASET
     if not (data.TARGET_DOMAINS or data.TARGET_DATASETS):
         return {}
-    if not hasattr(experiment.task, "target"):
+    if not isinstance(task, TargetSource):
         raise UserError("a feature bank has no other data sets; leave out --target-domains and --target-datasets")
     found = {}
     for name in data.TARGET_DOMAINS:
-        dataset, features, labels = experiment.task.target_images(name)
-        columns = match_classes(experiment.task.dataset.ids, dataset.ids, experiment.bank.dataset, name)
-        zero_shot = text_logits(features, experiment.bank.text_positive, experiment.bank.logit_scale)
-        logits = outcome.classify(features)
-        found[name] = _scores(logits[:, columns], zero_shot[:, columns], labels, SAME_CLASSES)
+        dataset, features, labels = task.target_images(name)
+        columns = match_classes(task.dataset.ids, dataset.ids, bank.dataset, name)
+        zero_shot = text_logits(features, bank.text_positive, bank.logit_scale)
+        logits = outcome.classify(features) if outcome.classify else None
+        mine = None if logits is None else logits[:, columns]
+        found[name] = _scores(mine, zero_shot[:, columns], labels, SAME_CLASSES)
     for name in data.TARGET_DATASETS:
-        bank = experiment.task.target(name).to(experiment.device)
-        zero_shot = text_logits(bank.test_features, bank.text_positive, bank.logit_scale)
-        logits = outcome.transfer(bank) if outcome.transfer else None
-        found[name] = _scores(logits, zero_shot, bank.test_labels, OTHER_CLASSES)
+        target = task.target(name).to(bank.train_features.device.type)
+        zero_shot = text_logits(target.test_features, target.text_positive, target.logit_scale)
+        logits = outcome.transfer(target) if outcome.transfer else None
+        found[name] = _scores(logits, zero_shot, target.test_labels, OTHER_CLASSES)
     return found
 
 

@@ -1,22 +1,31 @@
-"""A few-shot task of images and a backbone. It imports open_clip, which takes seconds and which no bank needs."""
+"""A few-shot task of images and a backbone.
+
+The backbone is loaded when something has to be encoded, and open_clip imported with it: that takes seconds, and a run
+that is finished needs neither.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..backbones.backbone import Backbone, load_backbone
+from ..backbones.identity import backbone_identity
+from ..config import encoding_options
 from ..datasets import Dataset, load_dataset, load_few_shot
-from ..features import FeatureBank
-from ..features.extract import ImageViews, encode_prompts, encode_task, encode_test, training_augmentation
+from ..features.bank import FeatureBank
 from ..prompts.positive import description_file, resolve_source
 from ..training.batches import OnlineBatches, TrainingData
 from ..utils.errors import UserError
 from ..utils.files import hash_json, read_json
 from .tasks import bank_batches
+
+if TYPE_CHECKING:
+    from ..backbones.clip import Backbone
 
 
 class ImageTask:
@@ -24,27 +33,53 @@ class ImageTask:
 
     Args:
         dataset: The selected images.
-        cfg: The whole configuration.
-        seed: Of the augmentation and the batches.
+        cfg: The checked configuration.
+        seed: Seed of the augmentation and of the batches.
         device: Where the backbone runs.
 
     Raises:
-        UserError: If the backbone cannot be had, or the configuration contradicts it.
+        UserError: If the weights of the backbone or the descriptions of the classes cannot be had.
     """
 
     def __init__(self, dataset: Dataset, cfg: CfgNode, seed: int, device: str) -> None:
-        self.dataset, self.cfg, self.seed = dataset, cfg, seed
+        self.dataset, self.cfg, self.seed, self.device = dataset, cfg, seed, device
+        self.encoding = encoding_options(cfg)
         self.split = {"train": [list(item) for item in dataset.train], "val": [list(item) for item in dataset.val]}
-        options = cfg.TRAINER.HEGRAPHADAPTER
-        self.backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.PRETRAINED, device, options.PREC)
-        _check_input(cfg, self.backbone)
-        self.identity = {"backbone": self.backbone.fingerprint, "image_sizes": dataset.file_sizes()}
-        prompts = options.PROMPTS
+        model, precision = cfg.MODEL.BACKBONE, cfg.TRAINER.HEGRAPHADAPTER.PREC
+        self.identity = {
+            "backbone": backbone_identity(model.NAME, model.PRETRAINED, precision, device),
+            "image_sizes": dataset.file_sizes(),
+        }
+        prompts = cfg.TRAINER.HEGRAPHADAPTER.PROMPTS
         if resolve_source(dataset.name, prompts.SOURCE, prompts.DESCRIPTIONS) != "templates":
             self.identity["descriptions"] = hash_json(read_json(description_file(dataset.name, prompts.DESCRIPTIONS)))
 
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen CLIP, loaded when it is first asked for.
+
+        Raises:
+            UserError: If it cannot be had, or the configuration contradicts it.
+        """
+        from ..backbones.loading import load_backbone  # imports open_clip
+
+        model = self.cfg.MODEL.BACKBONE
+        backbone = load_backbone(model.NAME, model.PRETRAINED, self.device, self.cfg.TRAINER.HEGRAPHADAPTER.PREC)
+        _check_input(self.cfg, backbone)
+        return backbone
+
+    def prepare(self) -> None:
+        """Loads the backbone.
+
+        Raises:
+            UserError: As `backbone`.
+        """
+        _ = self.backbone
+
     def bank(self) -> FeatureBank:
-        return encode_task(self.dataset, self.backbone, self.cfg, self.seed, self._folder(self.dataset))
+        from ..features.extract import encode_task  # imports torchvision
+
+        return encode_task(self.dataset, self.backbone, self.encoding, self.seed, self._folder(self.dataset))
 
     def target_images(self, name: str) -> tuple[Dataset, Tensor, Tensor]:
         """Another data set, with the features `[M, d]` and labels `[M]` of its test images.
@@ -55,16 +90,20 @@ class ImageTask:
         Raises:
             UserError: If it cannot be had.
         """
+        from ..features.extract import encode_test
+
         name, _, which = name.partition(":")
         dataset = load_dataset(name, self.cfg.DATASET.ROOT, self.seed).subsample(which or "all")
         dataset = replace(dataset, train=[], val=[])
         dataset.check_files()
-        return dataset, *encode_test(dataset, self.backbone, self.cfg, self._folder(dataset))
+        return dataset, *encode_test(dataset, self.backbone, self.encoding, self._folder(dataset))
 
     def target(self, name: str) -> FeatureBank:
         """A bank of another data set, with its own text nodes and no training images; arguments as `target_images`."""
+        from ..features.text import encode_prompts
+
         dataset, features, labels = self.target_images(name)
-        text = encode_prompts(self.backbone, dataset.name, dataset.classnames, self.cfg, self._folder(dataset))
+        text = encode_prompts(self.backbone, dataset.name, dataset.classnames, self.encoding, self._folder(dataset))
         return FeatureBank(
             train_features=features.new_zeros(1, 0, features.shape[1]),
             train_labels=labels.new_zeros(0),
@@ -84,7 +123,9 @@ class ImageTask:
     def batches(self, bank: FeatureBank) -> TrainingData:
         if self.cfg.TRAINER.HEGRAPHADAPTER.FEATURES.MODE == "bank":
             return bank_batches(bank, self.cfg, self.seed)
-        images = ImageViews(self.dataset, self.dataset.train, training_augmentation(self.backbone, self.cfg))
+        from ..features.views import ImageViews, training_augmentation
+
+        images = ImageViews(self.dataset, self.dataset.train, training_augmentation(self.backbone, self.encoding))
         batch_size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         return OnlineBatches(images, self.backbone, bank.train_labels, batch_size, self.seed)
 
@@ -103,7 +144,7 @@ def load_image_task(cfg: CfgNode, seed: int, device: str) -> ImageTask:
 
 
 def _check_input(cfg: CfgNode, backbone: Backbone) -> None:
-    """Resolution and normalisation are the model's; Dassl's keys for them must not say otherwise."""
+    """Resolution and normalisation are the model's; Dassl's keys for them must not contradict it."""
     for key, said, true in (
         ("SIZE", cfg.INPUT.SIZE, backbone.input_size),
         ("PIXEL_MEAN", cfg.INPUT.PIXEL_MEAN, backbone.mean),

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, memory; and the one place that seeds the generators."""
+"""Where a result comes from: versions, commit, memory. Also the one place that seeds the generators."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INSTALLED = Path(__file__).parents[1] / ".hegraph-installed"
 try:
     import resource
 except ImportError:  # Windows has no such module
-    resource = None
+    resource = None  # type: ignore[assignment]  # mypy knows the module of this platform only
 
 
 def set_random_seed(seed: int) -> None:
@@ -29,12 +29,12 @@ def set_random_seed(seed: int) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
+    """Versions of Python and of the packages that compute the numbers."""
     found = {"python": platform.python_version(), "torch": torch.__version__}  # with the build, such as +cpu
     for package in ("open_clip_torch", "torch_geometric", "numpy", "scikit-learn"):
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # the reference layer alone needs PyTorch Geometric, and no run does
+        except PackageNotFoundError:  # no run needs PyTorch Geometric, only the reference layer does
             found[package] = "none"
     return found
 
@@ -42,7 +42,8 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """The commit of this package, with "-dirty" if tracked files differ; None if it is not known.
 
-    A copy that `scripts/hegraph/install.sh` made says where it came from; the checkout around it is CoOp's.
+    A copy that `scripts/hegraph/install.sh` put into a CoOp checkout keeps its commit in a file, since git would name
+    CoOp's.
     """
     if INSTALLED.is_file():
         return INSTALLED.read_text(encoding="utf-8").strip()

@@ -1,4 +1,4 @@
-"""One experiment without Dassl: features -> a method -> test -> record."""
+"""One experiment without Dassl: task -> features -> method -> test -> record."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ import torch
 from yacs.config import CfgNode
 
 from ..baselines import METHODS, load_method
-from ..training.loop import FitResult, fit
+from ..baselines.base import Method
+from ..features.bank import FeatureBank
+from ..training.loop import TrainingSummary
+from ..training.memory import keep_freed_memory
 from ..utils import processes
 from ..utils.errors import UserError
+from .adapter import load_trained, predict_test, train_adapter
 from .elsewhere import score_targets
-from .experiment import Experiment, Outcome
+from .folder import RunFolder, find_adapter
+from .outcome import Outcome
 from .provenance import set_random_seed
+from .record import make_record
 from .tasks import BankTask, Task
-from .tuning import fit_best_on_val
+from .tuning import tune_on_val
 
 TEST_BATCH = 1024  # images that a method predicts at once
 
@@ -35,12 +41,12 @@ def run(
         cfg: The checked configuration; `TRAINER.NAME` names the method.
         bank_file: A feature bank to take everything from; None encodes the images of `DATASET.NAME`.
         model_dir: Folder of a finished run whose adapter is tested instead of training one.
-        load_epoch: The epoch of `model_dir` whose adapter is tested; None: the last.
-        train: False: encode the features and stop; nothing is tested.
+        load_epoch: The epoch of `model_dir` whose adapter is tested; None takes the last.
+        train: False encodes the features and stops; nothing is tested.
 
     Returns:
-        The record, or {} if nothing was tested. A folder that holds this very run's record is not
-        computed again. Of several processes that `torchrun` started, all encode and the first goes on.
+        The record, or {} if nothing was tested. A run whose folder holds its record is not computed again, and CLIP is
+        not even loaded for it. Of several processes that `torchrun` started, all encode and the first goes on.
 
     Raises:
         UserError: On anything that the user can mend.
@@ -48,65 +54,78 @@ def run(
     device = "cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
     seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(2**31)
     set_random_seed(seed)
-    if bank_file:
-        task: Task = BankTask(bank_file, cfg, seed)
-    else:
-        from .image_task import load_image_task  # takes seconds to import
-
-        task = load_image_task(cfg, seed, device)
-    experiment = Experiment(cfg, task, seed, device, host="alone")
-    if model_dir is not None:
-        experiment.choose_adapter(model_dir, load_epoch)
-    if (record := experiment.finished()) is not None:
+    task = open_task(cfg, bank_file, seed, device)
+    adapter = None if model_dir is None else find_adapter(model_dir, load_epoch)
+    folder = RunFolder.of(cfg, task, seed, adapter)
+    if (record := folder.finished()) is not None:
         return record
+    task.prepare()
     if processes.rank() == 0:
-        experiment.write_split()
-    experiment.encode()
+        folder.begin()
+    started = time.monotonic()
+    bank = task.bank()
+    features_seconds = time.monotonic() - started
     if not train or processes.rank():
         return {}
+    bank = bank.to(device)
+    outcome = fit_and_predict(task, bank, cfg, seed, folder)
+    targets = score_targets(task, bank, cfg.DATASET, outcome)
+    record = make_record(outcome, bank, cfg, seed, folder, "alone", features_seconds, targets)
+    folder.finish(record, outcome, bank.classnames)
+    return record
+
+
+def open_task(cfg: CfgNode, bank_file: Path | None, seed: int, device: str) -> Task:
+    """The task of a run: rows of a feature bank, or images. Nothing is encoded yet."""
+    if bank_file is not None:
+        return BankTask(bank_file, cfg, seed)
+    from .image_task import load_image_task  # a bank needs no data set
+
+    return load_image_task(cfg, seed, device)
+
+
+def fit_and_predict(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int, folder: RunFolder) -> Outcome:
+    """Fits the method that `TRAINER.NAME` names, or loads its adapter, and has it predict test."""
     if cfg.TRAINER.NAME in METHODS:
-        outcome = fit_method(experiment)
-        return experiment.record(outcome, score_targets(experiment, outcome))
-    selected = {}
-    if cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON == "val" and experiment.adapter is None:
-        selected = fit_best_on_val(experiment)
+        return fit_method(load_method(cfg.TRAINER.NAME), task, bank, cfg, seed)
+    keep_freed_memory()
+    if folder.adapter is not None:
+        trained = load_trained(folder, bank, cfg, seed)
+    elif cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON == "val":
+        trained = tune_on_val(task, bank, cfg, seed)
+        folder.checkpoints(bank.classnames).save_adapter(trained.model)
     else:
-        experiment.build_model()
-        if experiment.adapter is not None:
-            experiment.load_adapter()
-        elif (training := experiment.start_training()) is not None:
-            experiment.end_training(fit(training))
-    outcome = experiment.outcome(selected)
-    return experiment.record(outcome, score_targets(experiment, outcome))
+        trained = train_adapter(task, bank, cfg, seed, folder.checkpoints(bank.classnames))
+    return predict_test(trained, bank)
 
 
-def fit_method(experiment: Experiment) -> Outcome:
-    """Fits the method that `TRAINER.NAME` names, without test features at hand, and has it predict test.
+def fit_method(method: Method, task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> Outcome:
+    """Fits another method, without test features at hand, and has it predict test.
 
     Raises:
         UserError: If the method needs the backbone, and the task is a feature bank.
     """
-    name, task = experiment.cfg.TRAINER.NAME, experiment.task
-    arguments = [experiment.cfg.TRAINER[name.upper()], experiment.seed]
-    if name == "CoOp":
-        if not hasattr(task, "backbone"):
-            raise UserError("CoOp learns prompts through the backbone's text tower; give images instead of --features")
-        arguments.append(task.backbone)
-    experiment.bank = bank = experiment.bank.to(experiment.device)
-    set_random_seed(experiment.seed)
+    backbone = None
+    if method.needs_backbone:
+        backbone = getattr(task, "backbone", None)
+        if backbone is None:
+            raise UserError(
+                f"{method.name} learns prompts through the backbone's text tower; give images instead of --features"
+            )
+    set_random_seed(seed)
     started = time.monotonic()
-    fitted = load_method(name).fit(bank.without_test(), *arguments)
-    trained = FitResult(fitted.epochs, fitted.steps, time.monotonic() - started)
+    fitted = method.fit(bank.without_test(), cfg.TRAINER[method.name.upper()], seed, backbone)
+    training = TrainingSummary(fitted.epochs, fitted.steps, time.monotonic() - started)
     logits = None
     if bank.test_features is not None:
         with torch.no_grad():
             logits = torch.cat([fitted.logits(batch) for batch in bank.test_features.split(TEST_BATCH)])
         if not logits.isfinite().all():
-            raise UserError(f"{name} predicts NaN or infinite logits")
+            raise UserError(f"{method.name} predicts NaN or infinite logits")
     return Outcome(
         logits,
-        None,
-        trained,
+        bank.test_labels,
+        training,
         fitted.num_parameters,
         selected=fitted.selected,
         classify=fitted.logits,

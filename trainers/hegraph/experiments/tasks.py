@@ -1,15 +1,16 @@
-"""Where a few-shot task comes from: a feature bank on disk; of images, see `image_task.py`."""
+"""A few-shot task, and the one that is made of a feature bank. `image_task.py` makes one of images."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from torch import Tensor
 from yacs.config import CfgNode
 
-from ..datasets import select_few_shot, subsample_labels
-from ..features import FeatureBank, load_bank
+from ..datasets import Dataset, select_few_shot, subsample_labels
+from ..features.bank import FeatureBank, load_bank
 from ..training.batches import BankBatches, TrainingData, products_with_cache
 from ..utils.errors import UserError
 from ..utils.files import hash_file
@@ -18,30 +19,55 @@ Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank r
 
 
 class Task(Protocol):
-    """One few-shot task.
+    """One few-shot task. It is known which images it holds before any of them is encoded.
 
     Attributes:
-        split: What the protocol selected.
-        identity: Plain values that change whenever the data would; the split aside.
+        split: The images that the protocol selected.
+        identity: Plain values that change whenever the data would, apart from the split.
     """
 
     split: Split
     identity: dict
 
+    def prepare(self) -> None:
+        """Loads what encoding needs, so that a mistake is found before anything is written."""
+        ...
+
     def bank(self) -> FeatureBank:
-        """The task's features."""
+        """The task's features; images are encoded where they are not on disk."""
+        ...
 
     def batches(self, bank: FeatureBank) -> TrainingData:
-        """Its training batches, given its features."""
+        """Its training batches, made of its features."""
+        ...
+
+
+@runtime_checkable
+class TargetSource(Protocol):
+    """A task that can give other data sets to test on, encoded by the same backbone.
+
+    Attributes:
+        dataset: The images of the task itself.
+    """
+
+    dataset: Dataset
+
+    def target_images(self, name: str) -> tuple[Dataset, Tensor, Tensor]:
+        """Another data set, with the features `[M, d]` and labels `[M]` of its test images."""
+        ...
+
+    def target(self, name: str) -> FeatureBank:
+        """A bank of another data set, with its own text nodes and no training images."""
+        ...
 
 
 class BankTask:
-    """Rows of a feature bank. Nothing is encoded.
+    """A task made of rows of a feature bank. Nothing is encoded.
 
     Args:
         path: The bank file.
-        cfg: The whole configuration.
-        seed: Of the few-shot selection and the batches.
+        cfg: The checked configuration.
+        seed: Seed of the few-shot selection and of the batches.
 
     Raises:
         UserError: If the bank is unusable or is of another data set or mode than the configuration says.
@@ -59,7 +85,7 @@ class BankTask:
         val_labels = [] if self.full.val_labels is None else self.full.val_labels.tolist()
         self.selection = select_few_shot(train_labels, val_labels, cfg.DATASET.NUM_SHOTS, random.Random(seed))
         names, which = self.full.classnames, cfg.DATASET.SUBSAMPLE_CLASSES
-        # Of all classes, one without images is an error later, and not left out here
+        # Where all classes are asked for, one without images stays here and is an error later
         drawn = range(len(names)) if which == "all" else {train_labels[row] for row in self.selection.train}
         kept = {label: new for new, label in enumerate(subsample_labels(drawn, which))}
 
@@ -67,6 +93,9 @@ class BankTask:
             return [[row, kept[labels[row]], names[labels[row]]] for row in selected if labels[row] in kept]
 
         self.split = {"train": rows(self.selection.train, train_labels), "val": rows(self.selection.val, val_labels)}
+
+    def prepare(self) -> None:
+        """Needs nothing: the bank has been read."""
 
     def bank(self) -> FeatureBank:
         return self.full.select(self.selection).subsample(self.cfg.DATASET.SUBSAMPLE_CLASSES)
@@ -76,7 +105,7 @@ class BankTask:
 
 
 def bank_batches(bank: FeatureBank, cfg: CfgNode, seed: int) -> BankBatches:
-    """Batches from a task's features, with what a step of the configured variant wants worked out before."""
+    """Batches of a task's features, with the products that every step of the configured variant needs."""
     full = cfg.TRAINER.HEGRAPHADAPTER.VARIANT == "full"  # the others have no cache
     products = products_with_cache(bank.train_features, bank.cache_keys()) if full else None
     return BankBatches(bank.train_features, bank.train_labels, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed, products)

@@ -1,22 +1,25 @@
-"""python -m trainers.hegraph.features import-tip DIR --classnames FILE --out BANK [...]"""
+"""The command `features`: `import-tip DIR --classnames FILE --out BANK [...]`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ..backbones.backbone import load_backbone
-from ..config import load_cfg
+from yacs.config import CfgNode
+
+from ..config_files import load_cfg
+from ..utils.commands import command
 from ..utils.errors import UserError, report
 from ..utils.files import atomic_path
 from .bank import load_bank
-from .extract import encode_prompts
 from .tip import import_tip, read_classnames
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m trainers.hegraph.features")
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=command("features"))
     commands = parser.add_subparsers(dest="command", required=True)
     tip = commands.add_parser("import-tip", help="turn a Tip-Adapter cache folder into a feature bank")
     tip.add_argument("folder", type=Path, metavar="DIR")
@@ -32,23 +35,40 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def import_tip_command(args: argparse.Namespace) -> None:
+    """Turns a Tip-Adapter cache folder into a feature bank.
+
+    Raises:
+        UserError: If the bank is there already, or what `import_tip` is given makes none that loads.
+    """
     if args.out.exists():
         raise UserError(f"{args.out} exists; choose another --out or delete it")
     cfg = load_cfg(args.dataset_config_file, args.config_file, opts=args.opts)
     classnames = read_classnames(args.classnames)
-    text, names = None, {"dataset": cfg.DATASET.NAME}
-    if args.config_file:
-        backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.PRETRAINED)
-        text = encode_prompts(backbone, cfg.DATASET.NAME, classnames, cfg, args.out.parent)
-        names |= {"backbone": backbone.name, "logit_scale": backbone.logit_scale}
-    with atomic_path(args.out) as temporary:  # only a bank that loads is put there
-        import_tip(args.folder, classnames, text, args.shots, **names).save(temporary)
+    encoded = _encode_text(cfg, classnames, args.out.parent) if args.config_file else {}
+    bank = import_tip(args.folder, classnames, shots=args.shots, dataset=cfg.DATASET.NAME, **encoded)
+    with atomic_path(args.out) as temporary:  # the file appears only if it loads
+        bank.save(temporary)
         bank = load_bank(temporary)
     sys.stdout.write(f"{args.out}: {len(bank.train_labels)} training images, {len(bank.classnames)} classes\n")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; returns the exit code, 2 for a mistake of the user's."""
+def _encode_text(cfg: CfgNode, classnames: Sequence[str], folder: Path) -> dict[str, Any]:
+    """The arguments of `import_tip` that come from the configured backbone."""
+    from ..backbones.loading import load_backbone  # open_clip takes seconds to import
+    from ..config import encoding_options
+    from .text import encode_prompts
+
+    backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.PRETRAINED)
+    text = encode_prompts(backbone, cfg.DATASET.NAME, classnames, encoding_options(cfg), folder)
+    return {"text": text, "backbone": backbone.name, "logit_scale": backbone.logit_scale}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit code, which is 2 for a mistake of the user's.
+
+    Args:
+        arguments: Of the command line; None takes those of this process.
+    """
     return report(lambda: import_tip_command(parse_arguments(arguments)))
 
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,8 @@ from ..utils.files import read_tensors, write_tensors
 REQUIRED = ("train_features", "train_labels", "text_positive", "text_negative")
 LABELS = ("train_labels", "val_labels", "test_labels")
 OPTIONAL = ("val_features", "val_labels", "test_features", "test_labels")
-NORM_TOLERANCE = 0.02  # float16 rounds; a mean of unit vectors is further off
+# How far a norm may be from 1: features that were kept in float16 are within it, means of unit vectors are not
+NORM_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,15 @@ class FeatureBank:
     """Features, labels and names of one task; all features are unit-norm float32.
 
     Attributes:
-        train_features: Shape `[V, N, d]`.
-        train_labels: Shape `[N]`.
+        train_features: Training images, shape `[V, N, d]`.
+        train_labels: Their labels, shape `[N]`.
         text_positive: Positive text nodes, shape `[K, d]`.
         text_negative: Negative text nodes, shape `[K, d]`.
-        val_features, val_labels: Shapes `[L, d]` and `[L]`, or None.
-        test_features, test_labels: Shapes `[M, d]` and `[M]`, or None.
-        classnames: The K names in label order.
-        dataset, backbone: Names, for records.
-        logit_scale: CLIP's `tau`.
+        val_features, val_labels: Validation images, shapes `[L, d]` and `[L]`, or None.
+        test_features, test_labels: Test images, shapes `[M, d]` and `[M]`, or None.
+        classnames: The K class names in label order.
+        dataset, backbone: Their names, for records.
+        logit_scale: CLIP's `tau`, by which cosines are multiplied.
     """
 
     train_features: Tensor
@@ -54,19 +56,26 @@ class FeatureBank:
     test_labels: Tensor | None = None
 
     def select(self, selection: Selection) -> FeatureBank:
-        """The few-shot task that the protocol selects; test is kept whole."""
+        """The few-shot task that the protocol selected: its rows of train and val, and the whole of test."""
         train, val = torch.tensor(selection.train), torch.tensor(selection.val, dtype=torch.long)
-        changes = {"train_features": self.train_features[:, train], "train_labels": self.train_labels[train]}
+        changes: dict[str, Any] = {
+            "train_features": self.train_features[:, train],
+            "train_labels": self.train_labels[train],
+        }
         if self.val_features is not None and self.val_labels is not None:
             changes |= {"val_features": self.val_features[val], "val_labels": self.val_labels[val]}
-        return FeatureBank(**(self.__dict__ | changes))
+        return replace(self, **changes)
 
     def subsample(self, which: str) -> FeatureBank:
-        """All classes, or one half of them with labels from 0: see `splits.subsample_labels`."""
+        """The bank of all classes or of one half of them, with labels from 0.
+
+        Args:
+            which: "all", "base" or "new"; see `datasets.splits.subsample_labels`.
+        """
         if which == "all":
             return self
         kept = torch.tensor(subsample_labels(set(self.train_labels.tolist()), which), dtype=torch.long)
-        changes = {
+        changes: dict[str, Any] = {
             "classnames": [self.classnames[label] for label in kept.tolist()],
             "text_positive": self.text_positive[kept],
             "text_negative": self.text_negative[kept],
@@ -77,15 +86,16 @@ class FeatureBank:
                 rows = torch.isin(labels, kept)
                 changes[f"{split}_features"] = features[..., rows, :]
                 changes[f"{split}_labels"] = torch.searchsorted(kept, labels[rows])
-        return FeatureBank(**(self.__dict__ | changes))
+        return replace(self, **changes)
 
     def without_test(self) -> FeatureBank:
-        """The bank as a method may see it while it is fitted."""
+        """The bank without its test images, as a method sees it while it is trained."""
         return replace(self, test_features=None, test_labels=None)
 
     def to(self, device: str) -> FeatureBank:
         """The bank with all its tensors on a device."""
-        return FeatureBank(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()})
+        moved: dict[str, Any] = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
     def cache_keys(self) -> Tensor:
         """One key per training image: the mean over its views, re-normalised, shape `[N, d]`."""
@@ -135,8 +145,9 @@ def load_bank(path: Path) -> FeatureBank:
             raise UserError(f"{path}: {name} has {len(tensors[name])} rows but there are {len(classnames)} class names")
     if tensors["train_features"].dim() == 2:
         tensors["train_features"] = tensors["train_features"].unsqueeze(0)
+    named: dict[str, Any] = {name: tensors.get(name) for name in (*REQUIRED, *OPTIONAL)}
     return FeatureBank(
-        **{name: tensors.get(name) for name in (*REQUIRED, *OPTIONAL)},
+        **named,
         classnames=classnames,
         dataset=metadata.get("dataset", path.stem),
         backbone=metadata.get("backbone", "unknown"),
@@ -145,6 +156,7 @@ def load_bank(path: Path) -> FeatureBank:
 
 
 def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[list[str], float]:
+    """The class names and the logit scale."""
     try:
         classnames = json.loads(metadata["classnames"])
         logit_scale = float(metadata["logit_scale"])
@@ -156,7 +168,7 @@ def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[list[str], flo
         raise UserError(f"{path}: the metadata classnames must be a JSON list of strings, got {classnames!r:.80}")
     if len(set(classnames)) != len(classnames):
         twice = sorted({name for name in classnames if classnames.count(name) > 1})
-        # legal: ImageNet has two classes called "crane"; but labels are then the only way to tell them apart
+        # A few may repeat: ImageNet has two classes called "crane"
         if len(twice) > len(classnames) // 10:
             raise UserError(f"{path}: class names repeat: {', '.join(twice[:5])}")
     if not 0 < logit_scale < float("inf"):
@@ -165,6 +177,7 @@ def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[list[str], flo
 
 
 def _check_features(path: Path, name: str, tensor: Tensor, width: int) -> Tensor:
+    """The features, with rows of exactly unit norm."""
     dims = (2, 3) if name == "train_features" else (2,)
     if tensor.dim() not in dims or tensor.shape[-1] != width:
         wanted = "[V, N, d] or [N, d]" if name == "train_features" else "[rows, d]"

@@ -1,9 +1,11 @@
 """A Tip-Adapter cache folder -> a feature bank.
 
-Tip-Adapter's `main.py` leaves in its cache folder `keys_<S>shots.pt` (`[d, N]`, the mean over augmented
-views), `values_<S>shots.pt` (one-hot, `[N, K]`), `val_f.pt`, `val_l.pt`, `test_f.pt` and `test_l.pt`. It keeps no
-text features: they come from `text_positive.pt` and `text_negative.pt` (`[K, d]` or `[d, K]`) in the same
-folder, or are encoded from class names with a backbone.
+Tip-Adapter (Zhang et al., ECCV 2022) leaves in its cache folder `keys_<S>shots.pt` (`[d, N]`, the mean over augmented
+views), `values_<S>shots.pt` (one-hot, `[N, K]`), and the features and labels `val_f.pt`, `val_l.pt`, `test_f.pt` and
+`test_l.pt`. It keeps no text features. They are read from `text_positive.pt` and `text_negative.pt` (`[K, d]` or
+`[d, K]`), which the user puts into the folder, or are encoded from the class names with a backbone.
+
+Shapes: N training images, K classes, d feature width, S shots.
 """
 
 from __future__ import annotations
@@ -34,12 +36,12 @@ def import_tip(
     """Reads a Tip-Adapter cache folder. Nothing in it is executed: tensors only.
 
     Args:
-        folder: With the files named above.
+        folder: Holds the files named above.
         classnames: The K class names in label order.
         text: "positive" and "negative" text nodes, each `[K, d]`; None reads them from the folder.
-        shots: Which `keys_<S>shots.pt`; None takes the only one there is.
-        dataset, backbone: Names for the records; `dataset` defaults to the folder's name.
-        logit_scale: CLIP's `tau`.
+        shots: The S of `keys_<S>shots.pt`; None takes the only such file.
+        dataset, backbone: Their names, for records; "" takes the folder's name and "unknown".
+        logit_scale: CLIP's `tau`, by which cosines are multiplied.
 
     Raises:
         UserError: On a missing or damaged file, or shapes that do not fit together.

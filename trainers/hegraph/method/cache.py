@@ -4,9 +4,9 @@ The key of image k is `F_k + s_c`, where `s_c`, the shift, is one vector per cla
 
     cos(f, F_k + s_c) = (f . F_k + f . s_c) / |F_k + s_c|
 
-where `f . F_k` holds nothing that is trained: of the two products of `[B, d]` with `[N, d]` that `heads.py` takes for a
-step, one is left, or none where it was worked out before. What remains is elementwise, and goes through the cache in
-chunks that stay near the processor.
+where nothing in `f . F_k` is trained. So of the two products of `[B, d]` with `[N, d]` that `heads.py` needs in a
+step, one is left, and none where `f . F_k` is known before training. What remains is elementwise. It is done in chunks
+of the cache that are small enough to stay in the processor's own cache.
 
 Shapes: B queries, K classes, N cached images, d feature width.
 """
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-# Entries of a chunk: 2 MB of float32 stay in a core's cache, and below the size at which memory is handed back to the
-# system after every use; a GPU wants large kernels
+# Entries of a chunk. On a CPU, 2 MB of float32 stay in a core's cache, and are few enough that the C library does not
+# hand the memory back to the system after every use. A GPU is fast with large kernels.
 CHUNK = {"cpu": 2**19, "cuda": 2**26}
-EPS = 1e-12  # of a norm, as in F.normalize
+EPS = 1e-12  # least norm that is divided by, as in F.normalize
 NO_MATCH = -1e4  # an exponent whose exponential is 0, and which times 0 is 0
 
 
@@ -43,9 +43,9 @@ def shifted_cache_logits(
         shift: What moves the keys of each class, shape `[K, d]`.
         labels: Class of each cached image, shape `[N]`.
         beta: Sharpness.
-        own: For queries that are themselves in the cache, their positions there, shape `[B]`; a query does not match
-            its own key. None: none of them is.
-        products: `features @ keys.t()`, shape `[B, N]`, if it is known.
+        own: Positions of the queries in the cache, shape `[B]`, where they are cached images themselves: a query then
+            does not match its own key. None where no query is in the cache.
+        products: `features @ keys.t()`, shape `[B, N]`, where it is known already.
 
     Returns:
         Logits, shape `[B, K]`.
@@ -54,7 +54,7 @@ def shifted_cache_logits(
 
 
 def cache_sums(features: Tensor, keys: Tensor, labels: Tensor, beta: float, num_classes: int) -> Tensor:
-    """The same for keys that have been moved and are unit-norm, `[N, d]`; for prediction, without a gradient."""
+    """As `shifted_cache_logits` for keys that have been moved and normalised, `[N, d]`. For prediction: no gradient."""
     logits = features.new_zeros(num_classes, len(features))
     for rows in chunks(keys, len(features)):
         affinities = (keys[rows] @ features.t()).sub_(1).mul_(beta).exp_()  # [R, B]
@@ -68,9 +68,11 @@ def moved_keys(keys: Tensor, shift: Tensor, labels: Tensor) -> Tensor:
 
 
 class _ShiftedCache(torch.autograd.Function):
-    """Row k of every matrix is a cached image, so that a class's sum adds rows. Returns logits `[K, B]`.
+    """The forward and backward pass of `shifted_cache_logits`, with classes in rows: logits are `[K, B]`.
 
-    The exponent is `e = scale * (f . F_k + f . s_c) - beta` with `scale = beta / |F_k + s_c|`; it is all that is kept.
+    In every matrix a row is a cached image, so that the sum of a class adds rows. The exponent of an affinity is
+    `e = scale * (f . F_k + f . s_c) - beta` with `scale = beta / |F_k + s_c|`; only exponents and norms are kept for
+    the backward pass.
     """
 
     @staticmethod
@@ -120,14 +122,16 @@ class _ShiftedCache(torch.autograd.Function):
 
 
 def chunks(matrix: Tensor, width: int) -> Iterator[slice]:
-    """Slices of the rows, such that `width` times their number is as `CHUNK` says."""
+    """Slices of the rows of a matrix, each of about `CHUNK / width` rows."""
     size = max(1, CHUNK[matrix.device.type] // width)
     for start in range(0, len(matrix), size):
         yield slice(start, min(start + size, len(matrix)))
 
 
 def _set_own(chunk: Tensor, own: Tensor) -> None:
-    """Sets `chunk[own[b], b]` to `NO_MATCH` for each query whose row is in the chunk; waits for no device."""
+    """Sets `chunk[own[b], b]` to `NO_MATCH` for each query whose row is in the chunk, without reading from the
+    device.
+    """
     here = (own >= 0) & (own < len(chunk))
     index = own.clamp(0, len(chunk) - 1).unsqueeze(0)
     chunk.scatter_(0, index, chunk.gather(0, index).where(~here, NO_MATCH))

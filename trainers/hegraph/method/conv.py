@@ -1,6 +1,6 @@
 """The message of one relation in PyG's style: the readable reference of `layers.py`, for any bipartite graph.
 
-A module of its own, so that training does not wait for torch_geometric to be imported.
+It is a module of its own so that training does not wait for torch_geometric, which takes seconds to import.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The heterogeneous graph: three node types, six relations, their degrees. No parameters.
+"""The heterogeneous graph: its nodes, the weights of its edges, their degrees. No parameters.
 
-HeGraphAdapter, section 3.1.1. The edge weights come from the initial, frozen CLIP features and
-carry no gradient, so a graph is built once per run.
+HeGraphAdapter, section 3.1.1; `relations.py` lists the relations. The edge weights come from the initial, frozen CLIP
+features and carry no gradient, so a graph is built once per run.
 
-Shapes: K classes, d feature width. Every relation is a `[K, K]` matrix, row = target node,
-column = source node. No such matrix is kept: it is worked out from the nodes, in blocks of rows.
+Shapes: K classes, d feature width, R rows of a block. Every relation is a `[K, K]` matrix with a row per target node
+and a column per source node. No such matrix is kept: it is computed from the nodes, in blocks of rows.
 """
 
 from __future__ import annotations
@@ -17,44 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..utils.errors import UserError
+from .relations import NODE_TYPES, RELATIONS, EdgeType, RelationType
 
 if TYPE_CHECKING:  # training does not need torch_geometric, which takes seconds to import
     from torch_geometric.data import HeteroData
 
-EdgeType = tuple[str, str, str]  # (source, relation, target), as in PyG
-
-NODE_TYPES = ("positive", "negative", "visual")
-
-POSITIVE_TO_POSITIVE: EdgeType = ("positive", "to", "positive")
-VISUAL_TO_POSITIVE: EdgeType = ("visual", "to", "positive")
-NEGATIVE_TO_POSITIVE: EdgeType = ("negative", "to", "positive")
-POSITIVE_TO_NEGATIVE: EdgeType = ("positive", "to", "negative")
-VISUAL_TO_NEGATIVE: EdgeType = ("visual", "to", "negative")
-VISUAL_TO_VISUAL: EdgeType = ("visual", "to", "visual")
-
-# The factor on the diagonal (a class's node to its own node of the other type). Within one node
-# type there is no such edge: the self term of the message stands for it. A negative prompt says the
-# opposite of its class, so relations that touch a negative node carry the dissimilarity.
-DIAGONAL_FACTOR: dict[EdgeType, float] = {
-    POSITIVE_TO_POSITIVE: 0.0,
-    VISUAL_TO_POSITIVE: 1.0,
-    NEGATIVE_TO_POSITIVE: -1.0,
-    POSITIVE_TO_NEGATIVE: -1.0,
-    VISUAL_TO_NEGATIVE: -1.0,
-    VISUAL_TO_VISUAL: 0.0,
-}
-EDGE_TYPES = tuple(DIAGONAL_FACTOR)
-
-ROWS = 512  # of a relation matrix that are in memory at once
+ROWS = 512  # rows of a relation matrix that are in memory at once
 
 
 @dataclass(frozen=True)
 class Relation:
-    """The edges from every source node to every target node, weighted by cosine.
+    """The edges of one relation: from every source node to every target node, weighted by cosine.
 
     Attributes:
         target, source: Unit-norm node features, each `[K, d]`.
-        diagonal: Factor on the diagonal.
+        diagonal: Factor on the diagonal, see `RelationType.diagonal`.
     """
 
     target: Tensor
@@ -62,23 +39,21 @@ class Relation:
     diagonal: float
 
     def weight(self, rows: slice = slice(None)) -> Tensor:
-        """Those rows of the relation matrix, shape `[R, K]`."""
+        """The given rows of the relation matrix, shape `[R, K]`."""
         cosine = self.target[rows] @ self.source.t()
         cosine.diagonal(offset=rows.start or 0).mul_(self.diagonal)
         return cosine
 
     def diagonal_cosine(self) -> Tensor:
-        """Cosine of each class's own two nodes, shape `[K, 1]`; its weight is `diagonal` times this."""
+        """Cosine of each class's own two nodes, shape `[K, 1]`. The edge between them weighs `diagonal` times this."""
         return (self.target * self.source).sum(dim=1, keepdim=True)
 
     def degrees(self) -> tuple[Tensor, Tensor]:
-        """Degrees of a graph convolution with a self loop.
-
-        They count absolute weights: `deg_i + 1 = sum_j |r_ij| + 1` on the target side and, since a relation is
-        not symmetric, `deg_j + 1 = sum_i |r_ij| + 1` on the source side.
+        """Degrees of a graph convolution with a self loop, counted in absolute weights.
 
         Returns:
-            Of the targets and of the sources, each `[K, 1]`.
+            `deg_i + 1 = sum_j |r_ij| + 1` of every target node and, since a relation is not symmetric,
+            `deg_j + 1 = sum_i |r_ij| + 1` of every source node, each `[K, 1]`.
         """
         num_classes = len(self.target)
         target, source = self.target.new_ones(num_classes), self.target.new_ones(num_classes)
@@ -110,31 +85,32 @@ class HeteroGraph:
 
     @property
     def edge_weight_dict(self) -> dict[EdgeType, Tensor]:
-        """Edge type -> relation matrix, shape `[K, K]`, made anew: six of them, which training never asks for."""
-        return {edge_type: self.relation(edge_type).weight() for edge_type in EDGE_TYPES}
+        """Edge type -> relation matrix, shape `[K, K]`. They are computed anew at every call; training never asks."""
+        return {relation.edge_type: self.relation(relation).weight() for relation in RELATIONS}
 
-    def relation(self, edge_type: EdgeType) -> Relation:
-        source, _, target = edge_type
-        return Relation(self.x_dict[target], self.x_dict[source], DIAGONAL_FACTOR[edge_type])
+    def relation(self, relation: RelationType) -> Relation:
+        """The edges of a relation between the nodes of this graph."""
+        return Relation(self.x_dict[relation.target], self.x_dict[relation.source], relation.diagonal)
 
     def to_hetero_data(self) -> HeteroData:
-        """Returns the graph as `torch_geometric.data.HeteroData`.
+        """The graph as `torch_geometric.data.HeteroData`.
 
-        Every edge type gets `edge_index [2, E]` (row 0 source, row 1 target) and `edge_weight [E]`.
-        Edges without a weight in the method (the diagonals of p->p and v->v) are left out.
+        Every edge type gets `edge_index [2, E]` (row 0 source, row 1 target) and `edge_weight [E]`. The edges that the
+        method has not, those from a node to itself, are left out.
         """
         from torch_geometric.data import HeteroData
 
         data = HeteroData()
         for node_type, x in self.x_dict.items():
             data[node_type].x = x
-        for edge_type, weight in self.edge_weight_dict.items():
+        for relation in RELATIONS:
+            weight = self.relation(relation).weight()
             edges = torch.ones_like(weight, dtype=torch.bool)
-            if DIAGONAL_FACTOR[edge_type] == 0.0:
+            if relation.diagonal == 0.0:
                 edges.fill_diagonal_(False)
             target, source = edges.nonzero(as_tuple=True)
-            data[edge_type].edge_index = torch.stack([source, target])
-            data[edge_type].edge_weight = weight[target, source]
+            data[relation.edge_type].edge_index = torch.stack([source, target])
+            data[relation.edge_type].edge_weight = weight[target, source]
         return data
 
 
@@ -160,7 +136,7 @@ def build_graph(positive: Tensor, negative: Tensor, visual: Tensor) -> HeteroGra
 def class_means(features: Tensor, labels: Tensor, classnames: list[str] | int) -> Tensor:
     """Visual class prototypes: the mean feature of each class, re-normalised.
 
-    Classes may have any number of images. Nothing is assumed about their order.
+    Classes may have unequal numbers of images, in any order.
 
     Args:
         features: Image features, shape `[N, d]`.

@@ -1,4 +1,4 @@
-"""The two classifiers, written once. Eq. 7 and 8 of HeGraphAdapter; the cache is Tip-Adapter's.
+"""The two classifiers. Eq. 7 and 8 of HeGraphAdapter; the cache classifier is Tip-Adapter's.
 
 Shapes: B queries, K classes, N cached images, d feature width.
 """

@@ -1,28 +1,22 @@
-"""Message passing along the six relations of the graph. Eq. 1-6 of HeGraphAdapter.
+"""Message passing along the relations of the graph. Eq. 1-6 of HeGraphAdapter.
 
 `HeteroMessagePassing` holds the parameters and is what training uses: dense products, with everything that does not
-change during training multiplied out once, and no `[K, K]` matrix where K > d. `conv.py` says the same over edges, one
-relation at a time; the tests hold the two equal.
+change during training multiplied out once, and no `[K, K]` matrix where K > d. `conv.py` computes the same over edges,
+one relation at a time, and the tests hold the two equal.
 
-Shapes: K classes, d feature width.
+Shapes: K classes, d feature width, m relations that share one `W`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .graph import (
-    EDGE_TYPES,
-    NEGATIVE_TO_POSITIVE,
-    VISUAL_TO_VISUAL,
-    EdgeType,
-    HeteroGraph,
-    Relation,
-)
+from .graph import HeteroGraph, Relation
+from .relations import RelationType, reads_updated_nodes, relations_in_use
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -41,8 +35,7 @@ class Adapted(NamedTuple):
 
     Attributes:
         positive: Updated positive text nodes `X_p'`, shape `[K, d]`.
-        visual_bias: One bias per class for its cached images `B`, shape `[K, d]`; None without a
-            visual classifier.
+        visual_bias: One bias per class for its cached images, `B`, shape `[K, d]`; None without a cache classifier.
     """
 
     positive: Tensor
@@ -52,13 +45,19 @@ class Adapted(NamedTuple):
 class Adjacency(nn.Module):
     """Multiplies by the edge coefficients `r_ij / sqrt((deg_i + 1)(deg_j + 1))` of one relation, `[K, K]`.
 
-    Up to K = d that is one dense matrix. Above, it is never formed: off its diagonal it is the product of the
+    Up to K = d that is one dense matrix. Above, the matrix is never formed: off its diagonal it is the product of the
     normalised nodes, `D_t^-1/2 T S^T D_s^-1/2`, and its diagonal is put right afterwards. So a product with `[K, d]`
-    costs `min(K, 2d) K d` multiply-adds at most, and memory `min(K, 2d) K`.
+    costs at most `min(K, 2d) K d` multiply-adds, and memory `min(K, 2d) K`.
 
     Attributes:
-        self_coefficient: Of the self term, `1 / (deg_i + 1)`, shape `[K, 1]`. Not a buffer: it is used before training.
+        self_coefficient: Factor of the self term, `1 / (deg_i + 1)`, shape `[K, 1]`. It is no buffer, since it is only
+            read before training.
     """
+
+    matrix: Tensor
+    left: Tensor
+    right: Tensor
+    diagonal: Tensor
 
     def __init__(self, relation: Relation) -> None:
         super().__init__()
@@ -83,23 +82,71 @@ class Adjacency(nn.Module):
         return torch.addmm(self.diagonal * x, self.left, self.right @ x)
 
 
-class HeteroMessagePassing(nn.Module):
-    """The three steps of message passing: negative text, then positive text, then visual nodes.
+class FrozenMessages(nn.Module):
+    """Messages whose source nodes never change, of relations that share one `W`.
 
-    Five of the six relations aggregate frozen features. Since `(A x) W = A (x W)`, their `A x` plus self
-    term is a constant, the `input` of the relation, and a step costs one `[K, d] x [d, d]` product per
-    message; the inputs of a step that share `W` are stacked, and go in one product. Only the relation from the updated
-    negative nodes is aggregated anew.
+    Since `(A x) W = A (x W)`, what `W` is applied to, `A x` plus the self term, is a constant. The constants of all the
+    relations are stacked, so that they take one product.
+
+    Args:
+        relations: The m relations.
+        inputs: What `W` is applied to for each of them, shape `[K, d]`.
+    """
+
+    inputs: Tensor
+
+    def __init__(self, relations: Sequence[RelationType], inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.relations = tuple(relations)
+        self.register_buffer("inputs", torch.cat(list(inputs)), persistent=False)  # [m K, d]
+
+    def forward(self, weight: Tensor, x_dict: Mapping[str, Tensor]) -> Iterator[tuple[RelationType, Tensor]]:
+        """Each relation with its product, shape `[K, d]`; `x_dict` is not read."""
+        products = self.inputs @ weight  # [m K, d] x [d, d]
+        return zip(self.relations, products.chunk(len(self.relations)))
+
+
+class LiveMessage(nn.Module):
+    """The message of a relation whose source nodes an earlier step has updated; they are aggregated in every step.
+
+    Args:
+        relation: The relation.
+        adjacency: Of its edges.
+        self_terms: Of its target nodes, shape `[K, d]`.
+    """
+
+    self_terms: Tensor
+
+    def __init__(self, relation: RelationType, adjacency: Adjacency, self_terms: Tensor) -> None:
+        super().__init__()
+        self.relations = (relation,)
+        self.adjacency = adjacency
+        self.register_buffer("self_terms", self_terms, persistent=False)
+
+    def forward(self, weight: Tensor, x_dict: Mapping[str, Tensor]) -> Iterator[tuple[RelationType, Tensor]]:
+        """The relation with its product, shape `[K, d]`.
+
+        Args:
+            weight: `W`, shape `[d, d]`.
+            x_dict: Node type -> node features as they are now, shape `[K, d]`.
+        """
+        [relation] = self.relations
+        inputs = self.self_terms + self.adjacency(x_dict[relation.source])
+        yield relation, inputs @ weight
+
+
+class HeteroMessagePassing(nn.Module):
+    """Passes messages along the relations, step by step: to negative text, positive text, then visual nodes.
 
     Args:
         graph: The heterogeneous graph.
-        metapath: Weight of each relation but v->v: `beta_pn, beta_vn` (Eq. 2), `alpha_pp, alpha_vp,
-            alpha_np` (Eq. 4). A relation with weight 0 is not computed.
-        metapath_np_test: `alpha_np` in evaluation mode.
+        metapath: Key of each meta-path weight -> its value, `beta_pn, beta_vn` (Eq. 2), `alpha_pp, alpha_vp,
+            alpha_np` (Eq. 4). A relation with weight 0 is not computed. A key that ends in `_TEST` holds the weight in
+            evaluation mode.
         activation: One of `ACTIVATIONS`.
         weight_per: "target": one `W` per target node type; "relation": one per relation.
-        weight_init: How each `W` starts: "identity", "xavier" (uniform) or "zero".
-        bias: Whether each message has a trainable bias per class (zero at the start).
+        weight_init: How each `W` starts, one of `WEIGHT_INITS`.
+        bias: Whether each message has a trainable bias per class, which starts at zero.
         learn_metapath: Whether the meta-path weights are trained.
         visual: Whether visual nodes are aggregated (Eq. 5-6).
     """
@@ -107,8 +154,7 @@ class HeteroMessagePassing(nn.Module):
     def __init__(
         self,
         graph: HeteroGraph,
-        metapath: dict[EdgeType, float],
-        metapath_np_test: float,
+        metapath: Mapping[str, float],
         activation: str = "tanh",
         weight_per: str = "target",
         weight_init: str = "identity",
@@ -121,30 +167,25 @@ class HeteroMessagePassing(nn.Module):
         self.weight_per = weight_per
         self.weight_init = weight_init
         self.learn_metapath = learn_metapath
-        self.relations = tuple(e for e in EDGE_TYPES if metapath.get(e, 0.0) != 0.0)
-        if NEGATIVE_TO_POSITIVE not in self.relations:  # then nobody reads the negative nodes
-            self.relations = tuple(e for e in self.relations if e[2] != "negative")
-        self.metapath_np_test = metapath_np_test
-        if visual:
-            self.relations += (VISUAL_TO_VISUAL,)
-
-        for node_type in ("positive", "negative"):
+        self.relations = relations_in_use(metapath, visual)
+        self.node_types = tuple(name for name in graph.x_dict if name != "visual")
+        for node_type in self.node_types:
             self.register_buffer(f"x_{node_type}", graph.x_dict[node_type], persistent=False)
-        self._register_inputs(graph)
-
-        weights, biases, paths = {}, {}, {}
-        for edge_type in self.relations:
-            name = relation_name(edge_type)
-            weights[self._weight_name(edge_type)] = nn.Parameter(torch.empty(graph.width, graph.width))
-            if bias:
-                biases[name] = nn.Parameter(torch.empty(graph.num_classes, graph.width))
-            if edge_type != VISUAL_TO_VISUAL:
-                paths[name] = float(metapath[edge_type])
-        self.weight = nn.ParameterDict(weights)
-        self.bias = nn.ParameterDict(biases)
-        self.metapath = paths
+        self.steps = nn.ModuleList(
+            nn.ModuleList(self._messages(graph, step)) for step in sorted({r.step for r in self.relations})
+        )
+        self.weight = nn.ParameterDict(
+            {self.weight_name(r): nn.Parameter(torch.empty(graph.width, graph.width)) for r in self.relations}
+        )
+        shape = (graph.num_classes, graph.width)
+        self.bias = nn.ParameterDict({r.name: nn.Parameter(torch.empty(shape)) for r in self.relations if bias})
+        weighted = [r for r in self.relations if r.weight_key]
+        self.metapath = {r.name: float(metapath[r.weight_key]) for r in weighted}
+        self.metapath_at_test = {
+            r.name: float(metapath[f"{r.weight_key}_TEST"]) for r in weighted if f"{r.weight_key}_TEST" in metapath
+        }
         if learn_metapath:
-            self.metapath = nn.ParameterDict({n: nn.Parameter(torch.tensor(w)) for n, w in paths.items()})
+            self.metapath = nn.ParameterDict({n: nn.Parameter(torch.tensor(w)) for n, w in self.metapath.items()})
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -154,79 +195,57 @@ class HeteroMessagePassing(nn.Module):
             nn.init.zeros_(bias)
 
     def parameters_by_role(self) -> dict[str, list[nn.Parameter]]:
-        """Every parameter once: "weights" and "biases" (with the meta-path weights) of the text relations, and
-        all that belongs to the "visual" relation."""
-        visual_bias, visual_weight = relation_name(VISUAL_TO_VISUAL), self._weight_name(VISUAL_TO_VISUAL)
-        paths = self.metapath.values() if self.learn_metapath else ()
+        """Every parameter once: "weights" and "biases" (with the meta-path weights) of the relations that update nodes,
+        and all that belongs to the "visual" relation."""
+        visual = [r for r in self.relations if not r.weight_key]
+        visual_weights, visual_biases = {self.weight_name(r) for r in visual}, {r.name for r in visual}
+        paths = list(self.metapath.values()) if isinstance(self.metapath, nn.ParameterDict) else []
         return {
-            "weights": [weight for name, weight in self.weight.items() if name != visual_weight],
-            "biases": [bias for name, bias in self.bias.items() if name != visual_bias] + list(paths),
-            "visual": [
-                group[name] for group, name in ((self.weight, visual_weight), (self.bias, visual_bias)) if name in group
-            ],
+            "weights": [weight for name, weight in self.weight.items() if name not in visual_weights],
+            "biases": [bias for name, bias in self.bias.items() if name not in visual_biases] + paths,
+            "visual": [weight for name, weight in self.weight.items() if name in visual_weights]
+            + [bias for name, bias in self.bias.items() if name in visual_biases],
         }
 
     def forward(self) -> Adapted:
-        negative = self._receive(self.x_negative, "negative")
-        positive = self._receive(self.x_positive, "positive")
-        if NEGATIVE_TO_POSITIVE in self.relations:
-            inputs = self.self_terms + self.from_negative(negative)
-            message = self._message(NEGATIVE_TO_POSITIVE, inputs @ self.weight[self._weight_name(NEGATIVE_TO_POSITIVE)])
-            positive = positive + self._path_weight(NEGATIVE_TO_POSITIVE) * message
-
+        """Passes all messages, starting from the graph's nodes."""
+        x_dict = {node_type: getattr(self, f"x_{node_type}") for node_type in self.node_types}
         visual_bias = None
-        if VISUAL_TO_VISUAL in self.relations:
-            name = self._weight_name(VISUAL_TO_VISUAL)
-            visual_bias = self._message(VISUAL_TO_VISUAL, getattr(self, f"input_{name}") @ self.weight[name])
-        return Adapted(positive, visual_bias)
+        for messages in self.steps:
+            for message in messages:
+                weight = self.weight[self.weight_name(message.relations[0])]
+                for relation, product in message(weight, x_dict):
+                    received = self._activate(relation, product)
+                    if relation.weight_key:
+                        x_dict[relation.target] = x_dict[relation.target] + self._path_weight(relation) * received
+                    else:
+                        visual_bias = received
+        return Adapted(x_dict["positive"], visual_bias)
 
-    def _register_inputs(self, graph: HeteroGraph) -> None:
-        """What stays the same in every step: the inputs of each `W`, `[m K, d]` for m frozen relations that share it,
-        and the adjacency and self terms of the relation whose sources change."""
-        inputs: dict[str, list[Tensor]] = {}
-        self.shared: dict[str, list[EdgeType]] = {}  # name of a W -> the frozen relations that share it
-        for edge_type in self.relations:
-            source, _, target = edge_type
-            adjacency = Adjacency(graph.relation(edge_type))
-            self_terms = adjacency.self_coefficient * graph.x_dict[target]
-            if edge_type == NEGATIVE_TO_POSITIVE:
-                self.from_negative = adjacency
-                self.register_buffer("self_terms", self_terms, persistent=False)
+    def weight_name(self, relation: RelationType) -> str:
+        """The name of the `W` that the relation's messages are multiplied by."""
+        return relation.target if self.weight_per == "target" else relation.name
+
+    def _messages(self, graph: HeteroGraph, step: int) -> list[nn.Module]:
+        """The messages of a step: those of frozen nodes together where they share `W`, in the order of the table."""
+        frozen: dict[str, list[tuple[RelationType, Tensor]]] = {}
+        live: list[nn.Module] = []
+        for relation in (r for r in self.relations if r.step == step):
+            adjacency = Adjacency(graph.relation(relation))
+            self_terms = adjacency.self_coefficient * graph.x_dict[relation.target]
+            if reads_updated_nodes(relation):
+                live.append(LiveMessage(relation, adjacency, self_terms))
                 continue
-            aggregated = adjacency(graph.x_dict[source])
-            if edge_type != VISUAL_TO_VISUAL:  # the visual bias has no self term (Eq. 5)
-                aggregated = aggregated + self_terms
-            name = self._weight_name(edge_type)
-            inputs.setdefault(name, []).append(aggregated)
-            self.shared.setdefault(name, []).append(edge_type)
-        for name, rows in inputs.items():
-            self.register_buffer(f"input_{name}", torch.cat(rows), persistent=False)
+            inputs = adjacency(graph.x_dict[relation.source])
+            inputs = inputs + self_terms if relation.self_term else inputs
+            frozen.setdefault(self.weight_name(relation), []).append((relation, inputs))
+        return [FrozenMessages(*zip(*shared)) for shared in frozen.values()] + live
 
-    def _receive(self, x: Tensor, node_type: str) -> Tensor:
-        """The nodes with the weighted messages of the frozen relations that they are the target of."""
-        for name, edge_types in self.shared.items():
-            if edge_types[0][2] != node_type:
-                continue
-            products = getattr(self, f"input_{name}") @ self.weight[name]  # [m K, d] x [d, d]
-            for edge_type, product in zip(edge_types, products.chunk(len(edge_types))):
-                x = x + self._path_weight(edge_type) * self._message(edge_type, product)
-        return x
+    def _activate(self, relation: RelationType, product: Tensor) -> Tensor:
+        """The message `act(product + b)`."""
+        return self.activation(product + self.bias[relation.name] if relation.name in self.bias else product)
 
-    def _message(self, edge_type: EdgeType, product: Tensor) -> Tensor:
-        """`act(product + b)`, where the product is that of the aggregated inputs with `W`."""
-        name = relation_name(edge_type)
-        return self.activation(product + self.bias[name] if name in self.bias else product)
-
-    def _path_weight(self, edge_type: EdgeType) -> Tensor | float:
-        name = relation_name(edge_type)
-        if edge_type == NEGATIVE_TO_POSITIVE and not self.training and not self.learn_metapath:
-            return self.metapath_np_test
-        return self.metapath[name]
-
-    def _weight_name(self, edge_type: EdgeType) -> str:
-        return edge_type[2] if self.weight_per == "target" else relation_name(edge_type)
-
-
-def relation_name(edge_type: EdgeType) -> str:
-    """("negative", "to", "positive") -> "negative_to_positive", which can name a buffer."""
-    return "_".join(edge_type)
+    def _path_weight(self, relation: RelationType) -> Tensor | float:
+        if not self.training and not self.learn_metapath and relation.name in self.metapath_at_test:
+            return self.metapath_at_test[relation.name]
+        return self.metapath[relation.name]

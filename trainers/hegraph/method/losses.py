@@ -15,7 +15,7 @@ def adapter_losses(logits: Logits, labels: Tensor, visual_weight: float, visual_
         logits: Both `[B, K]`, or `visual` None.
         labels: Shape `[B]`.
         visual_weight: `lambda` (Eq. 9).
-        visual_scale: Factor on the visual logits, which are sums of affinities and not scaled by CLIP.
+        visual_scale: Factor on the visual logits: they are sums of affinities, which CLIP's `tau` does not scale.
 
     Returns:
         "text_loss" and, with a visual classifier, "visual_loss", which already holds `visual_weight`; the total

@@ -1,7 +1,7 @@
-"""HeGraphAdapter on classes that it was not trained on (CoCoOp's protocol: cross-dataset, base to new).
+"""The model on classes that it was not trained on (CoCoOp's protocol: cross-dataset, base to new).
 
-The `W` matrices transfer, and learned meta-path weights. A class-wise bias and a visual node belong to a class that was
-seen in training, so the target's graph has neither: its positive and negative text nodes alone exchange messages.
+The matrices `W` and learned meta-path weights transfer. A class-wise bias and a visual node belong to a class that was
+seen in training, so the graph of the new classes has neither: only positive and negative text nodes exchange messages.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from .graph import HeteroGraph
-from .model import HeGraphAdapter, message_passing, metapath_weights
+from .model import HeGraphModel, message_passing
+from .relations import RELATIONS
 
 
 @torch.no_grad()
-def transfer_class_features(model: HeGraphAdapter, positive: Tensor, negative: Tensor) -> Tensor:
+def transfer_class_features(model: HeGraphModel, positive: Tensor, negative: Tensor) -> Tensor:
     """Refined positive text features of classes that were not trained on.
 
     Args:
@@ -27,7 +28,8 @@ def transfer_class_features(model: HeGraphAdapter, positive: Tensor, negative: T
     if model.layers is None:
         return positive
     graph = HeteroGraph({"positive": positive, "negative": negative})
-    metapath = {edge_type: w for edge_type, w in metapath_weights(model.options).items() if edge_type[0] != "visual"}
+    unseen = {relation.weight_key for relation in RELATIONS if relation.source == "visual"}
+    metapath = {key: weight for key, weight in model.options.variant_metapath.items() if key not in unseen}
     layers = message_passing(graph, metapath, model.options, bias=False, visual=False).to(positive.device)
     trained = model.layers.state_dict()
     layers.load_state_dict({name: trained[name] for name in layers.state_dict()})

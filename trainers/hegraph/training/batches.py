@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:  # open_clip takes seconds to import
-    from ..backbones.backbone import Backbone
-    from ..features.extract import ImageViews
+    from ..backbones.clip import Backbone
+    from ..features.views import ImageViews
 
-PRODUCTS_BYTES = 2**28  # 256 MB: 16 shots of 101 classes in ten views
+PRODUCTS_BYTES = 2**28  # most bytes of kept products: 256 MB is 16 shots of 101 classes in ten views
 
 
 class Batch(NamedTuple):
-    """Training images.
+    """The training images of one step.
 
     Attributes:
         features: Shape `[B, d]`.
         labels: Shape `[B]`.
-        positions: In the cache, shape `[B]`.
-        products: With the cached features, shape `[B, N]`, where they are kept; else None.
+        positions: Positions of the images in the cache, shape `[B]`.
+        products: Products of the features with the cached ones, shape `[B, N]`; None where they are not kept.
     """
 
     features: Tensor
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 
 
 class TrainingData(ABC):
-    """A source of batches. Those of an epoch depend on its number and nothing else, so any can be resumed."""
+    """A source of batches. The batches of an epoch depend on its number alone, so training can resume at any epoch."""
 
     labels: Tensor
     batch_size: int
@@ -60,8 +60,8 @@ class BankBatches(TrainingData):
         features: Shape `[V, N, d]`.
         labels: Shape `[N]`.
         batch_size: The last batch of an epoch may be smaller; no image is dropped.
-        seed: Of the order and the views.
-        products: From `products_with_cache`, for a method that asks for them in every step; None: not kept.
+        seed: Seed of the order and of the views.
+        products: From `products_with_cache`, for a method that needs them in every step; None where they are not kept.
     """
 
     features: Tensor
@@ -91,7 +91,7 @@ class OnlineBatches(TrainingData):
         backbone: The frozen CLIP.
         labels: Shape `[N]`.
         batch_size: As in `BankBatches`.
-        seed: Of the order and the augmentation.
+        seed: Seed of the order and of the augmentation.
     """
 
     images: ImageViews
@@ -101,7 +101,7 @@ class OnlineBatches(TrainingData):
     seed: int
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        # Every epoch is a further view of each image: views are seeded by their position
+        # A view is seeded by its position, so epoch n takes the n-th view of each image
         images = replace(self.images, views=number + 1, seed=self.seed)
         order = torch.randperm(len(self.labels), generator=epoch_generator(self.seed, number))
         for positions in order.split(self.batch_size):
@@ -112,7 +112,7 @@ class OnlineBatches(TrainingData):
 
 
 def products_with_cache(features: Tensor, keys: Tensor) -> Tensor | None:
-    """Every training query with every cached feature, so that no step multiplies them again.
+    """The product of every training query with every cached feature, so that no step has to compute it.
 
     Args:
         features: Shape `[V, N, d]`.
@@ -125,7 +125,7 @@ def products_with_cache(features: Tensor, keys: Tensor) -> Tensor | None:
 
 
 def products_bytes(views: int, num_images: int) -> int:
-    """Of the products that are kept; 0 if they are not."""
+    """Bytes of the products that `products_with_cache` keeps; 0 if it keeps none."""
     size = 4 * views * num_images**2
     return size if size <= PRODUCTS_BYTES else 0
 

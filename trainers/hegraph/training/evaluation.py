@@ -1,9 +1,8 @@
-"""Scoring. Called once, on test, after training has ended."""
+"""Scores of logits against labels, in percent."""
 
 from __future__ import annotations
 
 import numpy as np
-from sklearn.metrics import f1_score
 from torch import Tensor
 
 
@@ -15,8 +14,10 @@ def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
         labels: Shape `[M]`.
 
     Returns:
-        "accuracy", and "macro_f1" over the classes that occur in `labels`.
+        "accuracy" and "macro_f1"; the latter over the classes that occur in `labels`.
     """
+    from sklearn.metrics import f1_score  # takes a second to import, and a finished run is not scored again
+
     predicted, true = logits.argmax(dim=1).cpu().numpy(), labels.cpu().numpy()
     return {
         "accuracy": accuracy(logits, labels),
@@ -25,5 +26,5 @@ def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Accuracy alone, in percent: a search asks often, and F1 takes its time. The two may lie on different devices."""
+    """Accuracy alone, in percent: a search needs it often, and F1 is slow. Logits and labels may be on two devices."""
     return 100.0 * int((logits.argmax(dim=1) == labels.to(logits.device)).sum()) / len(labels)

@@ -1,6 +1,7 @@
-"""Training: AdamW, one warm-up epoch, cosine, checkpoints. It never sees test features.
+"""The training of an adapter: AdamW, one warm-up epoch, cosine, checkpoints. It never sees test features.
 
-`Fit` is what both hosts share; `fit` is the loop of the standalone one, Dassl has its own.
+`AdapterTraining` is what both hosts share. `train_to_end` is the loop of a run without Dassl, which has a loop of its
+own.
 """
 
 from __future__ import annotations
@@ -9,87 +10,87 @@ import logging
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from yacs.config import CfgNode
 
 from ..method.losses import adapter_losses
-from ..method.model import HeGraphAdapter
+from ..method.model import HeGraphModel
 from ..utils.errors import UserError
 from .batches import Batch, TrainingData
-from .checkpoints import adapter_file, load_checkpoint, save_adapter, save_checkpoint
-from .memory import keep_freed_memory
+from .checkpoints import Checkpoints
+from .options import TrainingOptions
+from .schedule import learning_rate, rate_at_width
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 10.0
-FUSED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)  # before, AdamW's steps were fused on a GPU only
+FUSED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)  # before, AdamW fused its steps on a GPU only
 
 
 @dataclass(frozen=True)
-class FitResult:
-    """What training took.
+class TrainingSummary:
+    """How long a training took.
 
     Attributes:
-        epochs, steps: Completed, over all sittings of a resumed run.
+        epochs, steps: Completed ones, over all sittings of a resumed run.
         seconds: Wall time of training, over all sittings.
     """
 
-    epochs: int
-    steps: int
-    seconds: float
+    epochs: int = 0
+    steps: int = 0
+    seconds: float = 0.0
 
 
-class Fit:
-    """A training under way: optimizer, schedule and checkpoints. The host runs the epochs.
+class AdapterTraining:
+    """A training under way: its optimizer, its schedule and its checkpoints. The host runs the epochs.
 
     Args:
-        model: With parameters to train, which it does in place.
+        model: The adapter, whose parameters are trained in place.
         data: Training batches.
-        cfg: The whole configuration.
-        output: Folder of the checkpoint, which nobody but the caller removes, and of the adapters that
-            `TRAIN.CHECKPOINT_FREQ` asks for; None: neither is read or written.
-        run_id: Hash of everything that shapes the run; a checkpoint of another run is refused.
-        about: What `save_adapter` keeps beside the parameters.
+        options: How it is trained.
+        checkpoints: Where its state is kept; None keeps none.
 
     Attributes:
-        epochs: How many there are, from 0.
-        epoch: The next one; above 0 if a checkpoint was found.
-
-    Raises:
-        UserError: If the checkpoint belongs to another run or is damaged.
+        epochs: How many epochs there are.
+        epoch: How many are done.
+        optimizer: AdamW over the model's parameters.
     """
 
     def __init__(
-        self, model: HeGraphAdapter, data: TrainingData, cfg: CfgNode, output: Path | None, run_id: str, about: dict
+        self, model: HeGraphModel, data: TrainingData, options: TrainingOptions, checkpoints: Checkpoints | None = None
     ) -> None:
-        options = cfg.TRAINER.HEGRAPHADAPTER
-        keep_freed_memory()
-        self.peak_rate = rate_at_width(cfg.OPTIM.LR, options.LR_WIDTH, model.x_positive.shape[1])
-        groups = model.parameter_groups(self.peak_rate, options.WEIGHT_LR_MULT, options.VISUAL_LR)
-        self.model, self.data, self.cfg, self.output, self.run_id, self.about = model, data, cfg, output, run_id, about
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=cfg.OPTIM.WEIGHT_DECAY, fused=FUSED)
+        self.model, self.data, self.options, self.checkpoints = model, data, options, checkpoints
+        self.peak_rate = rate_at_width(options.learning_rate, options.lr_width, model.x_positive.shape[1])
+        groups = model.parameter_groups(self.peak_rate, options.weight_lr_mult, options.visual_lr)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=FUSED)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.epochs = max(cfg.OPTIM.MAX_EPOCH, math.ceil(options.MIN_STEPS / data.steps_per_epoch))
+        self.epochs = max(options.epochs, math.ceil(options.min_steps / data.steps_per_epoch))
         self.epoch, self.seconds_before = 0, 0.0
-        checkpoint = None if output is None else checkpoint_to_resume(output, cfg)
-        if checkpoint is not None and checkpoint.exists():
-            self.epoch, self.seconds_before = load_checkpoint(checkpoint, run_id, model, self.optimizer)
-            logger.info("resuming from %s after epoch %d of %d", checkpoint, self.epoch, self.epochs)
+        self.started = self.last_saved = time.monotonic()
+
+    def resume(self) -> None:
+        """Goes on from the checkpoint, if there is one.
+
+        Raises:
+            UserError: If the checkpoint is damaged or belongs to another run.
+        """
+        if self.checkpoints is not None and (found := self.checkpoints.load(self.model, self.optimizer)) is not None:
+            self.epoch, self.seconds_before = found
+            path = self.checkpoints.path_to_resume
+            logger.info("resuming from %s after epoch %d of %d", path, self.epoch, self.epochs)
         self.started = self.last_saved = time.monotonic()
 
     @property
-    def result(self) -> FitResult:
+    def summary(self) -> TrainingSummary:
+        """How long the training has taken so far."""
         seconds = self.seconds_before + time.monotonic() - self.started
-        return FitResult(self.epoch, self.epoch * self.data.steps_per_epoch, seconds)
+        return TrainingSummary(self.epoch, self.epoch * self.data.steps_per_epoch, seconds)
 
     @property
     def learning_rate(self) -> float:
-        """Of this epoch: that of the biases."""
+        """The learning rate of the biases in this epoch."""
         return self._rate(self.peak_rate)
 
     def begin_epoch(self) -> None:
@@ -97,16 +98,12 @@ class Fit:
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates):
             group["lr"] = self._rate(peak)
 
-    def _rate(self, peak: float) -> float:
-        optim = self.cfg.OPTIM
-        return learning_rate(self.epoch, self.epochs, peak, optim.WARMUP_EPOCH, optim.WARMUP_CONS_LR)
-
     def step(self, batch: Batch) -> Tensor:
-        """One optimizer step; returns the loss, not yet read from the device."""
-        options = self.cfg.TRAINER.HEGRAPHADAPTER
-        own = batch.positions if options.LEAVE_ONE_OUT else None
+        """Takes one optimizer step; returns the loss, which has not been read from the device."""
+        options = self.options
+        own = batch.positions if options.leave_one_out else None
         logits = self.model(batch.features, own, batch.products)
-        losses = adapter_losses(logits, batch.labels, options.LAMBDA, options.LOSS_SCALE)
+        losses = adapter_losses(logits, batch.labels, options.visual_weight, options.visual_scale)
         loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -117,87 +114,45 @@ class Fit:
         """Counts the epoch, and saves what is due.
 
         Args:
-            loss: Of its last step.
+            loss: The loss of its last step.
 
         Raises:
             UserError: If the loss is not finite.
         """
         self.epoch += 1
         if not loss.isfinite():
-            raise UserError(f"the loss is {loss.item()} in epoch {self.epoch}; lower OPTIM.LR ({self.cfg.OPTIM.LR})")
-        if self.output is None:
+            raise UserError(
+                f"the loss is {loss.item()} in epoch {self.epoch}; lower OPTIM.LR ({self.options.learning_rate})"
+            )
+        if self.checkpoints is None:
             return
-        frequency = self.cfg.TRAIN.CHECKPOINT_FREQ
-        if frequency and self.epoch % frequency == 0:
-            save_adapter(self.output / adapter_file(self.epoch), self.model, **self.about)
-        due = self.epoch % frequency == 0 if frequency else time.monotonic() - self.last_saved > CHECKPOINT_SECONDS
+        every = self.options.checkpoint_epochs
+        if every and self.epoch % every == 0:
+            self.checkpoints.save_adapter(self.model, self.epoch)
+        due = self.epoch % every == 0 if every else time.monotonic() - self.last_saved > CHECKPOINT_SECONDS
         if due and self.epoch < self.epochs:
-            seconds = self.result.seconds
-            save_checkpoint(self.output / CHECKPOINT, self.run_id, self.model, self.optimizer, self.epoch, seconds)
+            self.checkpoints.save(self.model, self.optimizer, self.epoch, self.summary.seconds)
             self.last_saved = time.monotonic()
 
+    def _rate(self, peak: float) -> float:
+        options = self.options
+        return learning_rate(self.epoch, self.epochs, peak, options.warmup_epochs, options.warmup_lr)
 
-def fit(fitting: Fit) -> FitResult:
-    """Trains the adapter of `fitting` in place, to the last epoch.
+
+def train_to_end(training: AdapterTraining) -> TrainingSummary:
+    """Trains an adapter in place, to the last epoch.
 
     Raises:
         UserError: If the loss is not finite.
     """
-    fitting.model.train()
-    with tqdm(total=fitting.epochs, initial=fitting.epoch, desc="training", unit="epoch", disable=None) as progress:
-        while fitting.epoch < fitting.epochs:
-            fitting.begin_epoch()
-            for batch in fitting.data.epoch(fitting.epoch):
-                loss = fitting.step(batch)
-            fitting.end_epoch(loss)
+    training.model.train()
+    with tqdm(total=training.epochs, initial=training.epoch, desc="training", unit="epoch", disable=None) as progress:
+        while training.epoch < training.epochs:
+            training.begin_epoch()
+            for batch in training.data.epoch(training.epoch):
+                loss = training.step(batch)
+            training.end_epoch(loss)
             progress.update()
-            if fitting.epoch % fitting.cfg.TRAIN.PRINT_FREQ == 0:
+            if training.epoch % training.options.progress_epochs == 0:
                 progress.set_postfix(loss=f"{loss.item():.3f}")
-    return fitting.result
-
-
-def checkpoint_to_resume(output: Path, cfg: CfgNode) -> Path:
-    """Where training goes on from: RESUME, which must hold a checkpoint, or the output folder, which may.
-
-    Raises:
-        UserError: If RESUME is given and holds none.
-    """
-    checkpoint = Path(cfg.RESUME or output) / CHECKPOINT
-    if cfg.RESUME and not checkpoint.exists():
-        raise UserError(
-            f"there is nothing to resume in {cfg.RESUME}: no {CHECKPOINT}, which a run leaves when it is interrupted"
-        )
-    return checkpoint
-
-
-def rate_at_width(rate: float, meant_for: int, width: int) -> float:
-    """The learning rate for features of a width, where `rate` was meant for another.
-
-    AdamW moves every entry by about the rate, so a unit vector of d entries turns by about `rate * sqrt(d)`; this keeps
-    that the same.
-
-    Args:
-        rate: At the width that it is meant for.
-        meant_for: That width; 0: `rate` holds at any.
-        width: Of the features, d.
-    """
-    return rate * math.sqrt(meant_for / width) if meant_for else rate
-
-
-def learning_rate(epoch: int, epochs: int, peak: float, warmup_epochs: int, warmup_rate: float) -> float:
-    """Dassl's cosine schedule with a constant warm-up.
-
-    Its cosine counts from the end of the warm-up but is as long as the whole training, so the last epoch
-    stays a little above zero.
-
-    Args:
-        epoch: From 0.
-        epochs: Of the whole training, warm-up included.
-        peak: The rate at the first epoch after the warm-up.
-        warmup_epochs: Epochs at `warmup_rate`.
-        warmup_rate: Of the warm-up.
-    """
-    warmup_epochs = max(warmup_epochs, 0)
-    if epoch < warmup_epochs:
-        return warmup_rate
-    return 0.5 * peak * (1 + math.cos(math.pi * (epoch - warmup_epochs) / epochs))
+    return training.summary

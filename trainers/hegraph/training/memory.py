@@ -1,6 +1,6 @@
-"""How much memory a training takes, before it starts, and how the C library is to hand it out.
+"""An estimate of the memory that a training takes, and how the C library hands memory out.
 
-`benchmarks/README.md` has the formula and what was measured.
+`benchmarks/README.md` has the formula, and how it compares with measurements.
 
 Shapes: K classes, N cached images (K times the shots), d feature width, V views, B batch.
 """
@@ -19,18 +19,17 @@ from .batches import products_bytes
 logger = logging.getLogger(__name__)
 
 FLOAT = 4  # bytes
-# Of glibc's malloc.h, and what is set: the largest int
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST = 2**31 - 1
-SHARE = 0.5  # of the free memory, above which the estimate is logged
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from glibc's malloc.h
+LARGEST = 2**31 - 1  # the value that both are set to: the largest int
+SHARE = 0.5  # an estimate above this share of the free memory is logged
 
 
 def training_bytes(num_classes: int, num_images: int, width: int, views: int, batch: int) -> dict[str, int]:
-    """Bytes of a training of the full variant, by what takes them; the features themselves and the process aside."""
+    """Bytes that a training of the full variant takes, by what takes them, without the features and the process."""
     nodes = num_classes * width  # one feature or parameter per class
     products = products_bytes(views, num_images)
     return {
-        "keys": 2 * num_images * width * FLOAT,  # and the mean that they are made from
+        "keys": 2 * num_images * width * FLOAT,  # the keys, and the mean over views that they are made from
         "graph": (10 * nodes + min(num_classes, 2 * width) * num_classes) * FLOAT,
         "parameters": 4 * (3 * width**2 + 6 * nodes) * FLOAT,  # with gradients and AdamW's two moments
         "step": (num_images * batch * (2 if products else 1) + 24 * nodes) * FLOAT,
@@ -39,7 +38,7 @@ def training_bytes(num_classes: int, num_images: int, width: int, views: int, ba
 
 
 def free_bytes(device: str = "cpu") -> int | None:
-    """Memory that can be had without swapping; None where the system does not say."""
+    """Memory that is free without swapping; None where the system does not say."""
     if device != "cpu":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -62,18 +61,18 @@ def log_large(parts: dict[str, int], free: int | None) -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Has glibc keep the memory that a step frees, so that the next finds it there.
+    """Makes glibc keep the memory that a step frees, so that the next step finds it there. It holds for the process.
 
-    Left alone, it hands blocks above 32 MB back to the system, and gets them again page by page: with 21,841 classes,
-    a fifth of a step. What the user has set in the environment stays; another C library is left alone.
+    By default, glibc hands blocks above 32 MB back to the system and gets them again page by page. With 21,841 classes
+    that takes a fifth of a step. What the user has set in the environment stays, and other C libraries are left alone.
 
     Returns:
-        Whether it does now.
+        Whether glibc keeps it now.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # not glibc; Windows has no such handle
+    except (AttributeError, OSError, TypeError):  # this is not glibc; on Windows there is no such handle
         return False
     return all(mallopt(parameter, LARGEST) for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD))

@@ -1,1 +1,1 @@
-"""What every room uses: the user's mistakes as errors, atomic files, several processes, absent packages."""
+"""What every room may use: errors for the user, files, processes of `torchrun`, commands, configurations."""

@@ -1,4 +1,7 @@
-"""Dassl imports the packages wilds and pandas, for data sets that nobody here uses, even where they are absent."""
+"""Lets Dassl be imported where packages are missing that it needs for its own data sets only.
+
+Dassl imports `wilds` and `pandas` at its start, for data sets that this package never loads.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,14 @@ from contextlib import contextmanager
 
 @contextmanager
 def absent_packages_excused(*names: str) -> Iterator[None]:
-    """Lets an import of packages that are not installed pass, inside the block only.
+    """Inside the block, an import of a named package succeeds although the package is not installed.
 
-    Whoever asks for them afterwards is told the truth. Dassl also mutes all logging up to warnings, for the whole
-    process; that is undone at the end.
+    What is imported then is a stand-in whose functions raise `ModuleNotFoundError` when they are called. After the
+    block, importing the package fails again. Importing Dassl also mutes all logging up to warnings for the whole
+    process; the block restores the level it found.
+
+    Args:
+        names: The packages. One that is installed, or imported already, is left alone.
     """
     excused = [name for name in names if name not in sys.modules and importlib.util.find_spec(name) is None]
     sys.modules.update({name: _Absent(name) for name in excused})
@@ -29,7 +36,7 @@ def absent_packages_excused(*names: str) -> Iterator[None]:
 
 
 class _Absent(types.ModuleType):
-    """A module whose every function says, when it is called, that its package is not installed."""
+    """A stand-in for a missing package: each of its functions raises `ModuleNotFoundError` when it is called."""
 
     def __getattr__(self, attribute: str) -> object:
         if attribute.startswith("__"):

@@ -1,4 +1,4 @@
-"""What a user's mistake looks like: one line, exit code 2, no traceback."""
+"""How a mistake of the user's is reported: one line on stderr, exit code 2, no traceback."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from difflib import get_close_matches
 
 from .commands import PACKAGE
 
-MAX_LISTED = 20  # longer lists of known names are shown only where none of them is near
+MAX_LISTED = 20  # a longer list of known names is shown only if none of them resembles the one that came
 
 
 class UserError(ValueError):
-    """The input is wrong, not the program. The message says what came, what is allowed, how to mend it."""
+    """The input is wrong, and not the program. The message says what came, what is allowed and how to mend it."""
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
-    """Builds the error for a name that is not known, with the nearest known one.
+    """Builds the error for a name that is not known; its message suggests the nearest known name.
 
     Args:
-        kind: What was named, such as "data set".
+        kind: What the name stands for, such as "data set".
         name: The name that came.
         allowed: Every name that is known.
     """
@@ -33,15 +33,20 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
 
 
 def show_messages() -> None:
-    """Shows on stderr what this package has to say, and warnings of others, unless logging is set up already."""
+    """Shows this package's log messages and the warnings of other packages on stderr.
+
+    Where the calling program has set up logging itself, its handlers stay as they are.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
 
 
 def report(command: Callable[[], None]) -> int:
-    """Runs a command-line program; returns its exit code.
+    """Runs a command-line program and turns what it raises into an exit code.
 
-    That is 0, or 2 after one line on a user's mistake, or 130 after an interruption from the keyboard.
+    Returns:
+        0 if the program ended well, 2 if it raised `UserError` (its message is printed), 130 if it was interrupted
+        from the keyboard. Any other exception passes through, with its traceback.
     """
     try:
         command()

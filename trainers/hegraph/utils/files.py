@@ -1,4 +1,7 @@
-"""Files are written whole or not at all: to a temporary name beside the target, then renamed."""
+"""Reading and writing files, and hashes of their contents.
+
+A file is written whole or not at all: first under a temporary name in the folder of the target, then renamed.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes files that only their owner can read; results are made to be shared
+        # mkstemp makes the file readable by its owner alone; results are meant to be shared
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
@@ -68,33 +71,33 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads a `.safetensors` file: its tensors and its metadata. Nothing in the file is executed.
+    """Reads the tensors and the metadata of a `.safetensors` file. No code in the file is executed.
 
     Args:
         path: The file.
-        what: What it should be, such as "the adapter", for the message.
+        what: What the file should be, such as "the adapter"; the error message uses it.
 
     Raises:
         UserError: If the file is missing or damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            # Copied to where torch aligns its own: a matrix product of the same numbers may differ in the last bit with
-            # where they lie, and what was read must give what was computed
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # The copies have the memory alignment that torch gives its own tensors. The last bit of a matrix product
+            # can depend on the alignment, and tensors that were read must give the results of those that were written.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (`file` is no dict)
             return tensors, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {what} {path}: {str(error).splitlines()[0]}") from error
 
 
 def hash_json(value: Any) -> str:
-    """SHA-256 over the canonical JSON of `value`, as 64 hex digits."""
+    """SHA-256 of the canonical JSON of `value` (sorted keys, no spaces), as 64 hex digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 over the bytes of a file, as 64 hex digits."""
+    """SHA-256 of the bytes of a file, as 64 hex digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,6 +1,8 @@
-"""Several processes that encode one set of images, as `torchrun` starts them. One process alone needs none of this.
+"""Sharing the encoding of images between processes that `torchrun` starts.
 
-torchrun --nproc_per_node 4 -m trainers.hegraph ... --no-train
+    torchrun --nproc_per_node 4 -m trainers.hegraph ... --no-train
+
+With a single process, `start`, `stop` and `wait` do nothing, `rank` is 0 and `world_size` is 1.
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ import os
 import torch
 import torch.distributed
 
-TIMEOUT = datetime.timedelta(days=1)  # how long a process waits for a slower one
+TIMEOUT = datetime.timedelta(days=1)  # the longest time that a process waits for a slower one
 
 
 def start() -> None:
-    """Joins the processes that `torchrun` started, if it started this one. Each takes its own GPU, if there are any."""
+    """Joins the group of processes that `torchrun` started, if it started this one.
+
+    Where there are GPUs, each process selects one by its local number.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
         if torch.cuda.is_available():
@@ -23,26 +28,26 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Leaves the processes that `start` joined."""
+    """Leaves the group that `start` joined."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
-    return torch.distributed.get_rank() if _together() else 0
+    """The number of this process, from 0 to `world_size() - 1`."""
+    return torch.distributed.get_rank() if _in_group() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
-    return torch.distributed.get_world_size() if _together() else 1
+    """The number of processes in the group."""
+    return torch.distributed.get_world_size() if _in_group() else 1
 
 
 def wait() -> None:
-    """Returns when all processes have come here."""
-    if _together():
+    """Blocks until every process of the group has called it."""
+    if _in_group():
         torch.distributed.barrier()
 
 
-def _together() -> bool:
+def _in_group() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,0 +1,87 @@
+"""Fixtures of the backbones: mini, a tiny ViT, folders as hubs have them, and no hub."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import huggingface_hub
+import open_clip
+import pytest
+import torch
+from tiny import (
+    HALF_MEAN,
+    SIGLIP_CONFIG,
+    TINY,
+    TINY_CONFIG,
+    save_weights,
+)
+from torch import nn
+
+from trainers.hegraph.backbones.clip import Backbone
+from trainers.hegraph.backbones.loading import create_model, load_backbone
+
+
+@pytest.fixture(scope="session")
+def mini() -> Backbone:
+    return load_backbone("hegraph-mini")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny_names(tmp_path_factory) -> None:
+    """Makes TINY and its twin without QuickGELU, and one of another resolution, names of open_clip's."""
+    folder = tmp_path_factory.mktemp("configs")
+    larger = {**TINY_CONFIG, "vision_cfg": {**TINY_CONFIG["vision_cfg"], "image_size": 48}}
+    for name, config in ((TINY, TINY_CONFIG), ("tiny-vit", {**TINY_CONFIG, "quick_gelu": False}), ("tiny-48", larger)):
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> nn.Module:
+    """A random TINY whose matrices are numbers of half precision, as OpenAI's."""
+    model, _, _ = create_model(TINY)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(parameter.half())
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model, tmp_path_factory) -> Backbone:
+    path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
+    save_weights(tiny_model, path)
+    return load_backbone(TINY, str(path))
+
+
+@pytest.fixture
+def no_hub(tmp_path, monkeypatch) -> Path:
+    """Nothing is cached, and the hub is a port at which nobody answers. Returns the cache folder."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def bundle(tiny_model, tmp_path) -> Path:
+    """A folder as hubs have it: the tiny model with a preprocessing of its own."""
+    folder = tmp_path / "birds"
+    folder.mkdir()
+    config = {"model_cfg": TINY_CONFIG, "preprocess_cfg": HALF_MEAN}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.save(tiny_model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    return folder
+
+
+@pytest.fixture
+def siglip(tmp_path) -> Path:
+    """A folder of a random SigLIP."""
+    folder = tmp_path / "siglip"
+    folder.mkdir()
+    config = {"model_cfg": SIGLIP_CONFIG, "preprocess_cfg": HALF_MEAN}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    build = {key: value for key, value in deepcopy(SIGLIP_CONFIG).items() if key != "custom_text"}
+    save_weights(open_clip.CustomTextCLIP(**build), folder / "open_clip_model.safetensors")
+    return folder

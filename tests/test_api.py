@@ -1,0 +1,104 @@
+"""The public API, as a contract: its names, what they are, and that importing the package is cheap."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import trainers.hegraph as hegraph
+
+ROOT = Path(__file__).parents[1]
+
+# Name -> what it is. A name is added here when it is added to the package, and none is taken away without notice.
+CONTRACT = {
+    "Backbone": "class",
+    "FeatureBank": "dataclass",
+    "HeGraphModel": "module",
+    "HeteroGraph": "class",
+    "ModelOptions": "dataclass",
+    "UserError": "exception",
+    "build_graph": "function",
+    "load_backbone": "function",
+    "load_bank": "function",
+    "load_cfg": "function",
+    "load_dataset": "function",
+    "load_few_shot": "function",
+    "run": "function",
+}
+PENDING = ("HeGraphModel", "ModelOptions")  # these come with the dataclass of options of method/; then this line goes
+IS = {
+    "class": inspect.isclass,
+    "dataclass": lambda value: inspect.isclass(value) and dataclasses.is_dataclass(value),
+    "module": lambda value: inspect.isclass(value) and issubclass(value, torch.nn.Module),
+    "exception": lambda value: inspect.isclass(value) and issubclass(value, ValueError),
+    "function": inspect.isfunction,
+}
+
+
+def python(program: str) -> str:
+    """What a program prints that runs in a process of its own."""
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout.strip()
+
+
+def test_the_names_are_those_of_the_contract():
+    assert set(hegraph.__all__) == {*CONTRACT, "__version__"}
+    assert set(hegraph.__all__) <= set(dir(hegraph))
+
+
+@pytest.mark.parametrize(("name", "kind"), CONTRACT.items())
+def test_a_name_is_what_the_contract_says_and_has_a_docstring(name, kind):
+    if name in PENDING:
+        pytest.skip(f"{name} is not there yet")
+    value = getattr(hegraph, name)
+    assert IS[kind](value)
+    assert inspect.getdoc(value)
+    assert value.__name__ == name
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_the_docstring_of_the_package_explains_each_name(name):
+    [line] = [line for line in hegraph.__doc__.splitlines() if line.startswith(f"    {name} ")]
+    assert len(line.split()) >= 4
+
+
+def test_the_version_is_three_numbers():
+    assert [part.isdecimal() for part in hegraph.__version__.split(".")] == [True] * 3
+
+
+def test_a_name_is_the_one_that_its_module_defines():
+    bank = importlib.import_module("trainers.hegraph.features.bank")
+    assert hegraph.FeatureBank is bank.FeatureBank
+    assert hegraph.load_bank is bank.load_bank
+    assert hegraph.run is importlib.import_module("trainers.hegraph.experiments.run").run
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match=r"module 'trainers\.hegraph' has no attribute 'load_banks'"):
+        _ = hegraph.load_banks
+    with pytest.raises(ImportError, match="load_banks"):
+        exec("from trainers.hegraph import load_banks")
+
+
+def test_importing_the_package_imports_nothing_else_of_it_and_no_torch():
+    program = (
+        "import sys, trainers.hegraph as h; h.__version__, dir(h)\n"
+        "print(*sorted(n for n in sys.modules if n.startswith(('trainers', 'torch', 'numpy', 'yacs'))))"
+    )
+    assert python(program) == "trainers trainers.hegraph"
+
+
+def test_configurations_and_errors_need_no_torch():
+    program = (
+        "import sys\n"
+        "from trainers.hegraph import UserError, load_cfg\n"
+        "print(load_cfg('digits', 'mini').DATASET.NAME, 'torch' in sys.modules)"
+    )
+    assert python(program) == "Digits False"

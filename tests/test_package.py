@@ -1,0 +1,176 @@
+"""The wheel: what is in it, and that the digits run from it in an environment that knows no checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from trainers.hegraph import __version__
+from trainers.hegraph.experiments.provenance import git_commit
+
+ROOT = Path(__file__).parents[1]
+QUICK = ("--shots", "1", "--seed", "1", "OPTIM.MAX_EPOCH", "2", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX")}
+
+
+def start(*command: object, cwd: Path) -> subprocess.CompletedProcess:
+    """Runs a command with no trace of this checkout in its environment."""
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    words = [str(word) for word in command]
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built as `pip install .` builds it; skips where the build backend cannot be fetched."""
+    folder = tmp_path_factory.mktemp("wheel")
+    built = start(
+        *(sys.executable, "-m", "pip", "wheel", "--no-deps", "--retries", "1", "--wheel-dir", folder, ROOT), cwd=folder
+    )
+    if "No module named pip" in built.stderr:
+        pytest.skip("this interpreter has no pip, which builds the wheel")
+    if re.search("(No matching distribution found for|Could not find a version .*) hatchling", built.stderr):
+        pytest.skip("the package registry cannot be reached, and building the wheel fetches hatchling from it")
+    assert built.returncode == 0, built.stderr
+    [file] = folder.glob("*.whl")
+    return file
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A fresh environment with the wheel in it, and an empty folder to work in."""
+
+    environment: Path
+    folder: Path
+
+    def run(self, program: str, *arguments: object) -> subprocess.CompletedProcess:
+        return start(self.environment / "bin" / program, *arguments, cwd=self.folder)
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Installed:
+    """The wheel in a virtual environment of its own, which sees the packages of this interpreter as well."""
+    folder = tmp_path_factory.mktemp("installed")
+    environment = folder / "environment"
+    venv.create(environment, with_pip=True)
+    [site_packages] = environment.glob("lib/python*/site-packages")
+    at_hand = [path for path in sys.path if path.endswith("-packages")]
+    (site_packages / "at_hand.pth").write_text("".join(f"{path}\n" for path in at_hand))
+    pip = start(*(environment / "bin" / "python", "-m", "pip", "install", "--no-deps", "--no-index", wheel), cwd=folder)
+    assert pip.returncode == 0, pip.stderr
+    (folder / "work").mkdir()
+    return Installed(environment, folder / "work")
+
+
+def shipped(wheel: Path) -> dict[str, bytes]:
+    """The files of the wheel, without those that describe it."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def tracked(folder: Path) -> dict[str, bytes]:
+    """The files of a folder of this checkout, compiled Python aside."""
+    files = (file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
+
+
+def test_the_wheel_holds_the_package_and_its_configurations_and_nothing_else(wheel):
+    package = {f"hegraph/{name}": content for name, content in tracked(ROOT / "trainers" / "hegraph").items()}
+    configurations = {f"hegraph/configs/{name}": content for name, content in tracked(ROOT / "configs").items()}
+    found = shipped(wheel)
+    found.pop("hegraph/.hegraph-installed")
+    assert found == package | configurations
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backbones/mini/hegraph-mini.safetensors",
+        "prompts/descriptions/imagenet.json",
+        "results/paper.csv",
+        "configs/datasets/digits.yaml",
+        "configs/trainers/HeGraphAdapter/mini.yaml",
+    ],
+)
+def test_the_wheel_holds_the_data_that_runs_need(wheel, name):
+    assert shipped(wheel)[f"hegraph/{name}"]
+
+
+def test_the_wheel_names_its_version_its_licence_and_its_commit(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        description = f"hegraph_adapter-{__version__}.dist-info"
+        metadata = archive.read(f"{description}/METADATA").decode()
+        assert f"\nVersion: {__version__}\n" in metadata
+        assert "\nLicense-Expression: MIT\n" in metadata
+        assert archive.read(f"{description}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+        assert archive.read("hegraph/.hegraph-installed").decode().strip() == (git_commit() or "unknown")
+
+
+def requirements(text: str) -> set[str]:
+    """Requirements such as `torch>=2.4`, with names as registries compare them."""
+    return {line.lower().replace("_", "-") for line in text.splitlines() if line}
+
+
+def test_requirements_txt_is_what_the_wheel_requires_with_what_the_tests_of_the_core_need(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(f"hegraph_adapter-{__version__}.dist-info/METADATA").decode()
+    required = "\n".join(re.findall(r"^Requires-Dist: ([^;\n]+)$", metadata, re.MULTILINE))
+    extras = set(re.findall(r"^Requires-Dist: (\S+); extra == '(?:pyg|dev)'$", metadata, re.MULTILINE))
+    listed = requirements((ROOT / "requirements.txt").read_text())
+    assert requirements(required) <= listed
+    assert listed - requirements(required) == {"torch-geometric>=2.5.3", "pytest>=8.0"}
+    assert {"torch-geometric>=2.5.3", "pytest>=8.0"} <= extras
+
+
+def test_the_installed_package_is_hegraph_and_trainers_is_unknown(installed):
+    program = (
+        "import importlib.util, json, sys, hegraph\n"
+        "found = [hegraph.__file__, hegraph.__version__, importlib.util.find_spec('trainers') is None]\n"
+        "print(json.dumps([*found, 'torch' in sys.modules, hegraph.UserError.__module__]))"
+    )
+    ran = installed.run("python", "-c", program)
+    assert ran.returncode == 0, ran.stderr
+    file, version, trainers_unknown, torch_imported, module = json.loads(ran.stdout)
+    assert Path(file).is_relative_to(installed.environment)
+    assert (version, trainers_unknown, torch_imported, module) == (__version__, True, False, "hegraph.utils.errors")
+
+
+def test_the_digits_run_from_the_wheel_and_give_the_adapter_of_the_checkout(installed):
+    features = "TRAINER.HEGRAPHADAPTER.FEATURES.DIR"
+    names = ("--config-file", "mini", "--dataset-config-file", "digits")
+    ran = installed.run("hegraph", *names, "--output-dir", "OUT", *QUICK, features, "features")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("Digits, 1 shots, seed 1: zero-shot 78.09, ")
+    record = json.loads((installed.folder / "OUT" / "result.json").read_text())
+    assert (record["dataset"], record["shots"], record["seed"]) == ("Digits", 1, 1)
+    assert record["git_commit"] == (git_commit() or "unknown")
+
+    checkout = installed.folder / "of the checkout"
+    module = (sys.executable, "-m", "trainers.hegraph", "--output-dir", checkout, *names, *QUICK, features, checkout)
+    other = start(*module, cwd=ROOT)
+    assert other.returncode == 0, other.stderr
+    adapters = [folder / "adapter.safetensors" for folder in (installed.folder / "OUT", checkout)]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    assert json.loads((checkout / "result.json").read_text())["accuracy"] == record["accuracy"]
+
+    table = installed.run("hegraph", "results", "table", "OUT")
+    assert table.returncode == 0, table.stderr
+    assert table.stdout.startswith("Digits, hegraph-mini/hegraph-mini, 1 shots")
+
+
+def test_the_console_command_has_the_help_of_its_name(installed):
+    ran = installed.run("hegraph", "--help")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("usage: hegraph [FLAG ...] [KEY VALUE ...]\n")
+    ran = installed.run("hegraph", "result")
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
+    assert "unknown sub-command 'result'; did you mean 'results'?" in ran.stderr

@@ -1,0 +1,180 @@
+"""A frozen CLIP: images and sentences to features, the test transform, the augmentation, learned context.
+
+Shapes: B images, S sentences, d feature width (the model's own), H x W the model's input resolution.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.transform import CenterCropOrPad, ResizeKeepRatio
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import transforms as T
+
+from ..utils.errors import UserError
+
+INTERPOLATIONS = {"bicubic": T.InterpolationMode.BICUBIC, "bilinear": T.InterpolationMode.BILINEAR}
+RESIZING = (T.Resize, T.CenterCrop, ResizeKeepRatio, CenterCropOrPad)  # the steps that a random crop replaces
+
+Transform = Callable[[Image.Image], Tensor]
+Tokenizer = Callable[[Sequence[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen CLIP with its tokenizer and image transforms.
+
+    Attributes:
+        name: The model and its weights, for records.
+        model: An open_clip model on its device, in evaluation mode; no parameter requires a gradient.
+        tokenizer: Takes S sentences, returns their tokens `[S, context length]`.
+        preprocess: The model's own test transform, from an image to `[3, H, W]`.
+        mean, std: Mean and standard deviation of the normalisation, per channel.
+        fingerprint: Plain values that change whenever the features would: `identity.backbone_identity` and the test
+            transform.
+        precision: What the model computes in: "fp32", "fp16" (with its weights in fp16) or "amp" (autocast).
+    """
+
+    name: str
+    model: Any  # open_clip's model classes have no type in common that says what they can do
+    tokenizer: Tokenizer
+    preprocess: T.Compose
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: dict[str, str]
+    precision: str = "fp32"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def logit_scale(self) -> float:
+        """CLIP's `tau`, by which cosines are multiplied; 100 for OpenAI's weights."""
+        return self.model.logit_scale.exp().item()
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images that the model takes, `(H, W)`."""
+        size = self.model.visual.image_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def image_size(self) -> int:
+        """`H`. In nearly all models `W` is the same; `input_size` has both."""
+        return self.input_size[0]
+
+    @cached_property
+    def width(self) -> int:
+        """Feature width `d`, measured on a feature: open_clip's model classes have no common name for it."""
+        return self.encode_text([""]).shape[1]
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images `[B, 3, H, W]` to unit-norm float32 features `[B, d]` on the CPU."""
+        dtype = torch.float16 if self.precision == "fp16" else None
+        return self._unit_features(self.model.encode_image, [images.to(device=self.device, dtype=dtype)])
+
+    def encode_text(self, sentences: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Sentences to unit-norm float32 features `[S, d]` on the CPU; `batch_size` sentences at a time."""
+        batches = [list(sentences[i : i + batch_size]) for i in range(0, len(sentences), batch_size)]
+        return self._unit_features(self.model.encode_text, [self.tokenizer(b).to(self.device) for b in batches])
+
+    def context_tokens(self, sentences: Sequence[str], length: int) -> Tensor:
+        """Tokens for `encode_with_context`, shape `[S, 77]`, on the model's device.
+
+        Args:
+            sentences: All begin with the same word, repeated `length` times: the placeholders of the context.
+            length: Number of context vectors.
+
+        Raises:
+            UserError: If the tokenizer does not put the placeholders after a start token, one token each.
+        """
+        tokens = self.tokenizer(sentences)
+        if (tokens[:, 1 : 1 + length] != tokens[0, 1]).any():
+            raise UserError(f"the tokenizer of {self.name} is not CLIP's, and its sentences take no learned context")
+        return tokens.to(self.device)
+
+    def encode_with_context(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """Features of sentences that begin with learned vectors, as in CoOp (Zhou et al., IJCV 2022).
+
+        The vectors take the place of the placeholders' token embeddings. Gradients flow to them.
+
+        Args:
+            tokens: From `context_tokens`, shape `[S, 77]`.
+            context: The vectors, shape `[length, text_width]`.
+
+        Returns:
+            Unit-norm float32 features on the model's device, shape `[S, d]`.
+
+        Raises:
+            UserError: If the text tower is not one of open_clip's own.
+        """
+
+        def replace(module: nn.Module, args: tuple, embedded: Tensor) -> Tensor:
+            vectors = context.to(embedded.dtype).expand(len(embedded), -1, -1)
+            return torch.cat([embedded[:, :1], vectors, embedded[:, 1 + len(context) :]], dim=1)
+
+        hook = self._token_embedding.register_forward_hook(replace)
+        try:
+            with self._autocast():
+                features = self.model.encode_text(tokens)
+        finally:
+            hook.remove()
+        return F.normalize(features.float(), dim=-1)
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text tower's token embeddings."""
+        return self._token_embedding.embedding_dim
+
+    @property
+    def _token_embedding(self) -> nn.Embedding:
+        tower = getattr(self.model, "text", self.model)
+        if not hasattr(tower, "token_embedding"):
+            raise UserError(
+                f"the text tower of {self.name} is not one of open_clip's own, and takes no learned context"
+            )
+        return tower.token_embedding
+
+    def _autocast(self) -> AbstractContextManager:
+        # Not autocast(enabled=False): older versions of torch refuse float16 on the CPU even then
+        return torch.autocast(self.device.type, torch.float16) if self.precision == "amp" else nullcontext()
+
+    @torch.no_grad()
+    def _unit_features(self, encode: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Tensor:
+        with self._autocast():
+            features = torch.cat([encode(batch) for batch in batches])
+        return F.normalize(features.float(), dim=-1).cpu()
+
+    def training_transform(self, names: Sequence[str], crop_scale: Sequence[float], interpolation: str) -> T.Compose:
+        """The augmentation of training images, CoOp's by default.
+
+        Args:
+            names: Any of "random_resized_crop", "random_flip" and "normalize". Images are always normalised; without
+                a crop they are resized as for testing.
+            crop_scale: The least and the largest fraction of the area that a random resized crop keeps.
+            interpolation: "bicubic" or "bilinear", of the crop.
+        """
+        steps = list(self.preprocess.transforms)
+        if "random_resized_crop" in names:
+            crop = T.RandomResizedCrop(
+                self.input_size, scale=tuple(crop_scale), interpolation=INTERPOLATIONS[interpolation]
+            )
+            steps = [crop] + [step for step in steps if not isinstance(step, RESIZING)]
+        if "random_flip" in names:
+            steps.insert(0, T.RandomHorizontalFlip())
+        return T.Compose(steps)
+
+
+def describe_transform(transform: Transform) -> str:
+    """What a transform does, as text that is the same in every process: the `repr` of a function holds its address."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))

@@ -1,0 +1,154 @@
+"""What tells one backbone from another: the model's name, its weights (by tag or by hash) and its precision.
+
+A run keeps the identity of its backbone, so that a finished run is recognised before CLIP is loaded. This file
+therefore imports neither open_clip nor torchvision, which take seconds to import.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from ..utils.errors import UserError, unknown
+from ..utils.files import hash_file
+from .hub import fetch_file
+
+logger = logging.getLogger(__name__)
+
+MINI_NAME = "hegraph-mini"
+MINI_CONFIG = Path(__file__).parent / "mini" / f"{MINI_NAME}.json"
+MINI_WEIGHTS = MINI_CONFIG.with_suffix(".safetensors")
+
+AUTO = "auto"  # a value of `pretrained`: the weights that come with the model, or else OpenAI's
+PRECISIONS = ("fp32", "fp16", "amp")
+
+# Names that begin so stand for a bundle: configuration, weights and maybe a tokenizer in one repository or folder
+HUB, FOLDER = "hf-hub:", "local-dir:"
+CONFIG_NAME = "open_clip_config.json"
+WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
+USE_FOLDER = f"MODEL.BACKBONE.NAME {FOLDER}FOLDER"  # how the user names a folder, for messages
+
+
+class Bundle(NamedTuple):
+    """The files of a model that brings its configuration and its weights along.
+
+    Attributes:
+        title: The repository or the folder's own name, for records.
+        config: open_clip's configuration of the model.
+        weights: The weights file.
+        tokenizer: Those files of a tokenizer that a folder holds; () for a repository of the hub.
+    """
+
+    title: str
+    config: Path
+    weights: Path
+    tokenizer: tuple[Path, ...] = ()
+
+
+def backbone_identity(name: str, pretrained: str, precision: str, device: str) -> dict[str, str]:
+    """Plain values that change whenever the features of the backbone would. Loads nothing.
+
+    A file is known by the SHA-256 of its bytes, and open_clip's weights by their tag. The files of an "hf-hub:" name
+    are downloaded if they are not on this machine, since they have to be hashed.
+
+    Args:
+        name, pretrained, precision, device: As `loading.load_backbone` takes them.
+
+    Returns:
+        "model" and "weights", the tokenizer files of a "local-dir:" folder, and "precision" if it is not fp32.
+
+    Raises:
+        UserError: If a name is missing, the precision is unknown, or files cannot be had. Whether open_clip knows the
+            model and the tag is only seen when it is loaded.
+    """
+    precision = effective_precision(precision, device)
+    pretrained = resolve_pretrained(name, pretrained)
+    if is_bundle(name):
+        bundle = find_bundle(name)
+        identity = {"model": _hash(bundle.config), "weights": _hash(bundle.weights)}
+        identity.update({file.name: _hash(file) for file in bundle.tokenizer})
+    else:
+        file = weights_file(pretrained)
+        identity = {"model": name, "weights": _hash(file) if file else pretrained}
+    return identity if precision == "fp32" else {**identity, "precision": precision}
+
+
+def effective_precision(precision: str, device: str) -> str:
+    """The precision that a device computes in: only CUDA knows less than fp32. If fp32 is taken instead, that is said.
+
+    Raises:
+        UserError: If the precision is not one of `PRECISIONS`.
+    """
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    kind = str(device).partition(":")[0]
+    if precision != "fp32" and kind != "cuda":
+        _say_fp32(kind)
+        return "fp32"
+    return precision
+
+
+@cache  # a process says it once
+def _say_fp32(device: str) -> None:
+    logger.warning("the backbone computes in fp32 on the %s, whatever PREC says: fp16 and amp need CUDA", device)
+
+
+def resolve_pretrained(name: str, pretrained: str) -> str:
+    """The weights that `pretrained` stands for: "auto" and "" become a tag or a file; "" is left for a bundle.
+
+    Raises:
+        UserError: If no model is named, if it is named without weights, or if a bundle is named with some.
+    """
+    if not name:
+        raise UserError("MODEL.BACKBONE.NAME is empty; give --config-file configs/trainers/HeGraphAdapter/NAME.yaml")
+    if pretrained == AUTO:
+        pretrained = "" if name == MINI_NAME or is_bundle(name) else "openai"
+    if is_bundle(name) and pretrained:
+        raise UserError(f"{name} brings its weights along: set MODEL.BACKBONE.PRETRAINED to '', not {pretrained!r}")
+    if name == MINI_NAME and not pretrained:
+        return str(MINI_WEIGHTS)
+    if not pretrained and not is_bundle(name):
+        raise UserError(f"MODEL.BACKBONE.PRETRAINED is empty; {name!r} needs an open_clip tag or a weights file")
+    return pretrained
+
+
+def weights_file(pretrained: str) -> Path | None:
+    """The file that `pretrained` names, or None if it is a tag. An existing file goes before a tag of that name."""
+    return Path(pretrained) if os.path.isfile(pretrained) else None
+
+
+def is_bundle(name: str) -> bool:
+    """Whether a model's name stands for a bundle, "hf-hub:ORGANISATION/NAME" or "local-dir:FOLDER"."""
+    return name.startswith((HUB, FOLDER))
+
+
+def find_bundle(name: str) -> Bundle:
+    """The files of a bundle; those of "hf-hub:" are downloaded if they are not on this machine.
+
+    Raises:
+        UserError: If a file is missing, or a folder leaves open which weights to take.
+    """
+    place = name.partition(":")[2]
+    if name.startswith(HUB):
+        needed, use = f"{CONFIG_NAME} and {WEIGHTS_NAMES[0]}", f"put them into a folder here: {USE_FOLDER}"
+        config, weights = (fetch_file(place, names, name, needed, use) for names in ((CONFIG_NAME,), WEIGHTS_NAMES))
+        return Bundle(place, config, weights)
+    folder = Path(place)
+    files = [file for file in sorted(folder.glob("*")) if file.suffix in WEIGHTS_SUFFIXES]
+    known = [folder / filename for filename in WEIGHTS_NAMES if folder / filename in files]
+    if not (folder / CONFIG_NAME).is_file() or not (known or len(files) == 1):
+        raise UserError(f"{name} must be a folder with {CONFIG_NAME} and {WEIGHTS_NAMES[0]} or one other weights file")
+    tokenizer = tuple(folder / filename for filename in TOKENIZER_NAMES if (folder / filename).is_file())
+    return Bundle(folder.resolve().name, folder / CONFIG_NAME, (known or files)[0], tokenizer)
+
+
+def _hash(file: Path) -> str:
+    try:
+        return hash_file(file)
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error

@@ -1,0 +1,239 @@
+"""Reads configurations: layers files, flags and KEY VALUE pairs over the defaults of `config.py`, and checks the
+result.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+import math
+from pathlib import Path
+
+import yaml
+from yacs.config import CfgNode as CN
+
+from .config import CHOICES, FILLABLE, OF_THE_BACKBONE, OPEN, TRANSFORMS, extend_cfg, get_cfg_default
+from .utils.errors import UserError, unknown
+from .utils.rows import check_rows, is_list, is_list_of_pairs, values_up_to
+from .utils.shipped import DATA_SET, METHOD, find_config_file
+
+
+def load_cfg(
+    dataset_file: str = "",
+    config_file: str = "",
+    flags: dict | None = None,
+    opts: list | None = None,
+    method: tuple[str, dict] | None = None,
+    base: CN | None = None,
+) -> CN:
+    """Layers a configuration as CoOp does: defaults, data set file, method file, flags, KEY VALUE pairs.
+
+    Args:
+        dataset_file: YAML of the data set: a path, or the name of a file that ships, such as "digits"; or "".
+        config_file: YAML of the method: a path, or the name of a file that ships, such as "mini"; or "".
+        flags: Key -> value from command-line flags.
+        opts: Alternating keys and values; they win over everything.
+        method: Name and default options of another method, which become `cfg.TRAINER.<NAME>`.
+        base: The defaults to start from, which are changed and returned: in CoOp, those of `within_dassl`. None starts
+            from `get_cfg_default`.
+
+    Returns:
+        The checked, frozen configuration.
+
+    Raises:
+        UserError: Unreadable file, unknown key (the nearest is named), value of the wrong type or range.
+    """
+    cfg = get_cfg_default() if base is None else base
+    if method:
+        add_method(cfg, *method)
+    for kind, file in ((DATA_SET, dataset_file), (METHOD, config_file)):
+        if file:
+            _merge_file(cfg, find_config_file(kind, file))
+    opts = list(opts or [])
+    if len(opts) % 2:
+        raise UserError(f"options come as KEY VALUE pairs, but {' '.join(map(str, opts))!r} has no value at its end")
+    for key, value in (flags or {}).items():
+        opts[:0] = [key, value]
+
+    _merge_pairs(cfg, opts)
+    return _complete(cfg)
+
+
+def add_method(cfg: CN, name: str, defaults: dict) -> None:
+    """Adds the options of another method as `cfg.TRAINER.<NAME>`, unless CoOp or Dassl has such a node."""
+    if name.upper() not in cfg.TRAINER:
+        cfg.TRAINER[name.upper()] = CN(copy.deepcopy(defaults))
+
+
+def with_values(cfg: CN, pairs: list) -> CN:
+    """A frozen copy of a configuration with other values, given as alternating keys and values.
+
+    Raises:
+        UserError: As `load_cfg`.
+    """
+    changed = cfg.clone()
+    changed.defrost()
+    _merge_pairs(changed, pairs)
+    check_cfg(changed)
+    changed.freeze()
+    return changed
+
+
+def within_dassl(dassl_cfg: CN) -> CN:
+    """Adds our keys, at our defaults, to a configuration tree of Dassl's and CoOp's, which is changed and returned."""
+    extend_cfg(dassl_cfg)
+    for key, value in _flatten(get_cfg_default()):
+        if key not in OF_THE_BACKBONE:
+            _merge_pairs(dassl_cfg, [key, value])
+    return dassl_cfg
+
+
+def from_dassl(dassl_cfg: CN, method: tuple[str, dict] | None = None) -> CN:
+    """Takes our keys out of a configuration that Dassl has merged.
+
+    Args:
+        dassl_cfg: Dassl's defaults after `extend_cfg`, with files and options merged in.
+        method: As in `load_cfg`.
+
+    Raises:
+        UserError: As `load_cfg`.
+    """
+    cfg = get_cfg_default()
+    if method:
+        add_method(cfg, *method)
+    for key, _ in _flatten(cfg):
+        if key not in OF_THE_BACKBONE:
+            _merge_pairs(cfg, [key, _get(dassl_cfg, key)])
+    return _complete(cfg)
+
+
+def check_cfg(cfg: CN) -> None:
+    """Checks ranges and names.
+
+    Raises:
+        UserError: With the key, the value and what is allowed.
+    """
+    for key, allowed in CHOICES.items():
+        value = _get(cfg, key)
+        if value not in allowed:
+            raise unknown(f"value of {key}", str(value), allowed)
+    for name in cfg.INPUT.TRANSFORMS:
+        if name not in TRANSFORMS:
+            raise unknown("INPUT.TRANSFORMS", str(name), TRANSFORMS)
+    positive = ("DATALOADER.TRAIN_X.BATCH_SIZE", "DATALOADER.TEST.BATCH_SIZE", "OPTIM.MAX_EPOCH")
+    for key in (*positive, "TRAIN.PRINT_FREQ", "TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS"):
+        if _get(cfg, key) < 1:
+            raise UserError(f"{key} must be at least 1, got {_get(cfg, key)}")
+    not_negative = ("OPTIM.LR", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_CONS_LR", "TRAIN.CHECKPOINT_FREQ")
+    ours = ("LAMBDA", "BETA_C", "MIN_STEPS", "LR_WIDTH", "WEIGHT_LR_MULT", "VISUAL_LR", "LOSS_SCALE")
+    for key in (*not_negative, *(f"TRAINER.HEGRAPHADAPTER.{name}" for name in ours)):
+        if _get(cfg, key) < 0:
+            raise UserError(f"{key} must not be negative, got {_get(cfg, key)}")
+    for key, value in _flatten(cfg):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key} must be a finite number, got {value}")
+    if cfg.SEED >= 2**32:
+        raise UserError(f"SEED must be below 2**32, got {cfg.SEED}")
+    check_rows("SELECT", cfg.TRAINER.HEGRAPHADAPTER.SELECT, str, "[str, [VALUE, ...]]", is_list)
+    scale = cfg.INPUT.RRCROP_SCALE
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise UserError(f"INPUT.RRCROP_SCALE must be two fractions, least and most, such as (0.08, 1.0), got {scale}")
+    for name in ("TEMPLATES", "NEGATIVE_TEMPLATES"):
+        templates = cfg.TRAINER.HEGRAPHADAPTER.PROMPTS[name]
+        if not all(isinstance(template, str) for template in templates):
+            raise UserError(f"TRAINER.HEGRAPHADAPTER.PROMPTS.{name} must be a list of strings, got {templates}")
+
+
+def _merge_file(cfg: CN, path: Path) -> None:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        siblings = [f.name for f in path.parent.glob("*.yaml")]
+        if siblings and not path.exists():
+            raise unknown(f"configuration in {path.parent}:", path.name, siblings) from error
+        raise UserError(f"cannot read the configuration {path}: {getattr(error, 'strerror', 'not text')}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold KEY: VALUE lines, got {tree!r}")
+    pairs = []
+    for key, value in _flatten(tree):
+        pairs += [key, value]
+    try:
+        _merge_pairs(cfg, pairs)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _merge_pairs(cfg: CN, pairs: list) -> None:
+    known = dict(_flatten(cfg))
+    for key, value in zip(pairs[0::2], pairs[1::2]):
+        if key not in known:
+            raise unknown("configuration key", str(key), known)
+        node, name = cfg, str(key).split(".")
+        for part in name[:-1]:
+            node = node[part]
+        node[name[-1]] = _coerce(str(key), value, known[key])
+
+
+def _coerce(key: str, value: object, default: object) -> object:
+    """Gives `value` the type of `default`: text becomes a literal, an int a float, a list a tuple."""
+    if isinstance(value, str) and not isinstance(default, str):
+        with contextlib.suppress(ValueError, SyntaxError):  # then its type is wrong, which is said below
+            value = ast.literal_eval(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(default, str) and isinstance(value, (int, float)):
+        value = str(value)
+    if isinstance(default, tuple) and isinstance(value, list):
+        value = tuple(value)
+    if isinstance(default, list) and isinstance(value, tuple):
+        value = list(value)
+    if type(value) is not type(default):
+        raise UserError(f"{key} must be of type {type(default).__name__} such as {default!r}, got {value!r}")
+    return value
+
+
+def _complete(cfg: CN) -> CN:
+    """Fills the open keys, checks all and freezes."""
+    if cfg.DATASET.NUM_SHOTS != -1 and cfg.DATASET.NUM_SHOTS < 1:
+        raise UserError(f"DATASET.NUM_SHOTS must be at least 1, or -1 for all images, got {cfg.DATASET.NUM_SHOTS}")
+    for pairs in _matching_rows(cfg):
+        for key, value in zip(pairs[0::2], pairs[1::2]):
+            if key not in FILLABLE:
+                raise UserError(f"BY_SHOTS and BY_DATASET fill {', '.join(FILLABLE)}, not {key}; set that directly")
+            if _get(cfg, key) == OPEN:
+                _merge_pairs(cfg, [key, value])
+    for key in FILLABLE:
+        if _get(cfg, key) == OPEN:
+            raise UserError(f"{key} is {OPEN}, left to BY_DATASET and BY_SHOTS, and no row of them sets it; set it")
+    check_cfg(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _matching_rows(cfg: CN) -> list[list]:
+    """The pairs of BY_DATASET and BY_SHOTS that apply to this run, those that win first."""
+    node = cfg.TRAINER.HEGRAPHADAPTER
+    check_rows("BY_DATASET", node.BY_DATASET, str, "[str, [KEY, VALUE, ...]]", is_list_of_pairs)
+    check_rows("BY_SHOTS", node.BY_SHOTS, int, "[int, [KEY, VALUE, ...]]", is_list_of_pairs)
+    by_dataset = [pairs for wanted in (cfg.DATASET.NAME, "*") for name, pairs in node.BY_DATASET if name == wanted]
+    shots = math.inf if cfg.DATASET.NUM_SHOTS == -1 else cfg.DATASET.NUM_SHOTS
+    return by_dataset + values_up_to(node.BY_SHOTS, shots)[-1:]
+
+
+def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
+    flat = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat += _flatten(value, f"{prefix}{key}.")
+        else:
+            flat.append((f"{prefix}{key}", value))
+    return flat
+
+
+def _get(cfg: CN, key: str) -> object:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg

@@ -1,0 +1,146 @@
+"""HeGraphAdapter on one task: build, train or load, predict. Both hosts go through these functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from yacs.config import CfgNode
+
+from ..config import model_options, training_options
+from ..features.bank import FeatureBank
+from ..method.heads import text_logits
+from ..method.model import Folded, HeGraphModel, build_model
+from ..method.transfer import transfer_class_features
+from ..training.checkpoints import Checkpoints, load_adapter
+from ..training.loop import AdapterTraining, TrainingSummary, train_to_end
+from ..training.memory import free_bytes, log_large, training_bytes
+from ..utils.errors import UserError
+from .folder import RunFolder
+from .outcome import Outcome
+from .provenance import set_random_seed
+from .tasks import Task
+
+
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """A trained adapter.
+
+    Attributes:
+        model: The model with its trained parameters.
+        training: How long training took.
+        selected: What was chosen on the few-shot val split; {} if nothing was.
+    """
+
+    model: HeGraphModel
+    training: TrainingSummary = field(default_factory=TrainingSummary)
+    selected: dict = field(default_factory=dict)
+
+
+def new_model(bank: FeatureBank, cfg: CfgNode, seed: int) -> HeGraphModel:
+    """The untrained adapter of a task, on the device of its features.
+
+    Logs a warning if training it takes much of the free memory.
+
+    Raises:
+        UserError: If a class has no training image.
+    """
+    set_random_seed(seed)  # encoding may have drawn from the generators, reading what was encoded does not
+    views, num_images, width = bank.train_features.shape
+    batch = min(cfg.DATALOADER.TRAIN_X.BATCH_SIZE, num_images)
+    parts = training_bytes(len(bank.classnames), num_images, width, views, batch)
+    log_large(parts, free_bytes(bank.train_features.device.type))
+    return build_model(bank, model_options(cfg))
+
+
+def start_training(
+    model: HeGraphModel, task: Task, bank: FeatureBank, cfg: CfgNode, checkpoints: Checkpoints | None
+) -> AdapterTraining | None:
+    """The training of a model, at its checkpoint if there is one; None if its variant has nothing to train.
+
+    Raises:
+        UserError: If the checkpoint is damaged or belongs to another run.
+    """
+    if model.layers is None:
+        return None
+    training = AdapterTraining(model, task.batches(bank), training_options(cfg), checkpoints)
+    training.resume()
+    return training
+
+
+def train_adapter(
+    task: Task, bank: FeatureBank, cfg: CfgNode, seed: int, checkpoints: Checkpoints | None = None
+) -> TrainedAdapter:
+    """Builds and trains an adapter.
+
+    Args:
+        task: The task, for its training batches.
+        bank: Its features.
+        cfg: The checked configuration.
+        seed: Seed of everything random.
+        checkpoints: Where the training's state and the adapter are kept; None keeps neither.
+
+    Raises:
+        UserError: If a class has no training image, the loss is not finite, or the checkpoint is another run's.
+    """
+    model = new_model(bank, cfg, seed)
+    training = start_training(model, task, bank, cfg, checkpoints)
+    if training is None:
+        return TrainedAdapter(model)
+    summary = train_to_end(training)
+    if checkpoints is not None:
+        checkpoints.save_adapter(model)
+    return TrainedAdapter(model, summary)
+
+
+def load_trained(folder: RunFolder, bank: FeatureBank, cfg: CfgNode, seed: int) -> TrainedAdapter:
+    """The adapter that another run has trained, `folder.adapter`.
+
+    Raises:
+        UserError: If it was trained for something else, or is damaged.
+    """
+    if folder.adapter is None:
+        raise ValueError("the folder names no adapter to load")
+    model = new_model(bank, cfg, seed)
+    load_adapter(folder.adapter, model, bank.classnames, folder.split_hash)
+    return TrainedAdapter(model)
+
+
+def predict_test(trained: TrainedAdapter, bank: FeatureBank, folded: Folded | None = None) -> Outcome:
+    """What a trained adapter says about the test images.
+
+    Args:
+        trained: The adapter.
+        bank: The task's features; without test features nothing is predicted.
+        folded: From `HeGraphModel.fold`, if the adapter was folded before.
+
+    Raises:
+        UserError: If a logit is not finite.
+    """
+    model = trained.model
+    folded = folded or model.fold()
+    logits = text = None
+    if bank.test_features is not None:
+        both = model.predict(bank.test_features, folded=folded)
+        logits, text = model.combine(both), both.text
+        if not logits.isfinite().all():
+            raise UserError("the trained adapter predicts NaN or infinite logits; lower OPTIM.LR")
+
+    @torch.no_grad()
+    def transfer(other: FeatureBank) -> Tensor:
+        class_features = transfer_class_features(model, other.text_positive, other.text_negative)
+        return text_logits(other.test_features, class_features, other.logit_scale)
+
+    return Outcome(
+        logits,
+        bank.test_labels,
+        trained.training,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        text_logits=text,
+        variant=model.options.variant,
+        selected=trained.selected,
+        classify=lambda features: model.predict(features, folded=folded).text,
+        transfer=transfer,
+        text_nodes=None if model.layers is None else (model.x_positive, folded.weights / model.logit_scale),
+    )

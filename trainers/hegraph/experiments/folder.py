@@ -1,0 +1,185 @@
+"""The output folder of one run: which run it belongs to, whether it is finished, and what is written when."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from ..config import OF_THE_BACKBONE
+from ..results.records import SPLIT, read_record, write_predictions, write_record, write_text_nodes
+from ..training.checkpoints import CHECKPOINT, Checkpoints, adapter_file
+from ..utils.errors import UserError
+from ..utils.files import hash_file, hash_json, write_json
+from .outcome import Outcome
+from .tasks import Task
+
+logger = logging.getLogger(__name__)
+
+# Keys that say where things are or how they are shown, not what is computed
+NOT_PART_OF_A_RUN = (
+    "OUTPUT_DIR", "SEED", "USE_CUDA", "RESUME", "DATASET.ROOT", "DATALOADER.NUM_WORKERS",
+    "DATALOADER.TEST.BATCH_SIZE", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TRAINER.HEGRAPHADAPTER.FEATURES.DIR",
+    "TRAINER.HEGRAPHADAPTER.BY_SHOTS", "TRAINER.HEGRAPHADAPTER.BY_DATASET",  # their effect is in other keys
+    *OF_THE_BACKBONE, "TEST.FINAL_MODEL", "TEST.SPLIT",  # only one value is allowed
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The output folder of one run.
+
+    Attributes:
+        path: The folder.
+        run_id: Hash of everything that shapes the result.
+        config: The configuration keys that shape it, see `run_config`.
+        split: The images that the few-shot protocol selected.
+        resume: Folder of the interrupted run to go on from (RESUME); None looks into `path`, which may hold one.
+        adapter: File of a trained adapter that is tested instead of training one; None trains.
+    """
+
+    path: Path
+    run_id: str
+    config: dict[str, object]
+    split: dict[str, list[list]]
+    resume: Path | None = None
+    adapter: Path | None = None
+
+    @classmethod
+    def of(cls, cfg: CfgNode, task: Task, seed: int, adapter: Path | None = None) -> RunFolder:
+        """The folder of a run that is about to start. Nothing is written.
+
+        Args:
+            cfg: The checked configuration.
+            task: The task, of which nothing needs to be encoded.
+            seed: The run's seed.
+            adapter: File of the trained adapter to test.
+
+        Raises:
+            UserError: If the adapter cannot be read.
+        """
+        config, path = run_config(cfg), Path(cfg.OUTPUT_DIR)
+        identity = {"config": config, "seed": seed, "data": task.identity, "split": task.split}
+        if adapter is not None:
+            identity["adapter"] = _hash_adapter(adapter)
+        resume = Path(cfg.RESUME) if cfg.RESUME else None
+        return cls(path, hash_json(identity), config, task.split, resume, adapter)
+
+    @property
+    def split_hash(self) -> str:
+        """Hash of the images that were selected."""
+        return hash_json(self.split)
+
+    def holds_this_run(self) -> bool:
+        """Whether the folder holds the complete record of this very run."""
+        record = read_record(self.path)
+        return record is not None and record["run_id"] == self.run_id
+
+    def finished(self) -> dict | None:
+        """The record of this very run, if the folder holds it.
+
+        Raises:
+            UserError: If the folder holds the record of another run.
+        """
+        record = read_record(self.path)
+        if record is None:
+            return None
+        if record["run_id"] != self.run_id:
+            raise UserError(
+                f"{self.path} holds the result of a run with other settings or data; choose another --output-dir, or "
+                "delete it"
+            )
+        logger.info("%s holds the complete result of this run: skipped", self.path)
+        return record
+
+    def begin(self) -> None:
+        """Writes what the protocol selected.
+
+        Raises:
+            UserError: If the folder holds another run's checkpoint, or RESUME names a folder that holds none.
+        """
+        if self.adapter is None:
+            self._check_resume()
+        write_json(self.path / SPLIT, self.split)
+
+    def checkpoints(self, classnames: Sequence[str]) -> Checkpoints:
+        """Where the training of this run keeps its state."""
+        return Checkpoints(self.path, self.resume or self.path, self.run_id, classnames, self.split_hash)
+
+    def finish(self, record: dict, outcome: Outcome, classnames: Sequence[str]) -> None:
+        """Writes what a run leaves, the record last, and removes its checkpoint.
+
+        Args:
+            record: From `record.make_record`.
+            outcome: What the record tells about.
+            classnames: The K class names in label order.
+        """
+        if outcome.text_nodes is not None:
+            write_text_nodes(self.path, *outcome.text_nodes, classnames)
+        if outcome.logits is not None and outcome.labels is not None:
+            write_predictions(self.path, outcome.logits.argmax(dim=1), outcome.labels, classnames)
+        write_record(self.path, record)
+        if self.adapter is None:
+            self.checkpoints(classnames).remove()
+
+    def _check_resume(self) -> None:
+        checkpoints = self.checkpoints([])
+        if self.resume is not None and not checkpoints.path_to_resume.exists():
+            raise UserError(
+                f"there is nothing to resume in {self.resume}: no {CHECKPOINT}, which a run leaves when it is "
+                "interrupted"
+            )
+        checkpoints.check()
+
+
+def run_config(cfg: CfgNode) -> dict[str, object]:
+    """The keys that shape a run, as a flat dict of plain values.
+
+    The run of another method keeps those keys of HeGraphAdapter that shape features, and none of OPTIM.
+    """
+    ours, prefix_of_ours = cfg.TRAINER.NAME == "HeGraphAdapter", "TRAINER.HEGRAPHADAPTER."
+    shape_features = tuple(f"{prefix_of_ours}{name}" for name in ("FEATURES.", "PROMPTS.", "PREC"))
+    flat: dict[str, object] = {}
+
+    def visit(node: CfgNode, prefix: str) -> None:
+        for key, value in node.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, CfgNode):
+                visit(value, f"{name}.")
+            elif not ours and name.startswith(("OPTIM.", prefix_of_ours)) and not name.startswith(shape_features):
+                continue
+            elif name not in NOT_PART_OF_A_RUN:
+                flat[name] = list(value) if isinstance(value, tuple) else value
+
+    visit(cfg, "")
+    return dict(sorted(flat.items()))
+
+
+def find_adapter(folder: Path, epoch: int | None = None) -> Path:
+    """The file of the adapter that a finished run has trained.
+
+    Args:
+        folder: The output folder of that run.
+        epoch: Names the adapter as it was after so many epochs, if TRAIN.CHECKPOINT_FREQ kept it; None the last.
+
+    Raises:
+        UserError: If that epoch was not kept.
+    """
+    adapter = folder / adapter_file(epoch)
+    if epoch is not None and not adapter.exists():
+        kept = sorted(int(path.stem[len("adapter-epoch") :]) for path in folder.glob("adapter-epoch*.safetensors"))
+        raise UserError(
+            f"{folder} keeps no adapter of epoch {epoch} (kept: {', '.join(map(str, kept)) or 'none'}); train with "
+            "TRAIN.CHECKPOINT_FREQ N to keep every N-th"
+        )
+    return adapter
+
+
+def _hash_adapter(path: Path) -> str:
+    try:
+        return hash_file(path)
+    except OSError as error:
+        raise UserError(f"cannot read the adapter {path}: {error.strerror}") from error

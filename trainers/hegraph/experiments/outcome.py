@@ -1,0 +1,41 @@
+"""What a run's method says about the test images, whichever method it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..features.bank import FeatureBank
+from ..training.loop import TrainingSummary
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one method on one task.
+
+    Attributes:
+        logits: Logits of the prediction on test, shape `[M, K]`; None without test images.
+        labels: Labels of the test images, shape `[M]`; None without test images.
+        text_logits: Logits of the text classifier alone, shape `[M, K]`, if the method has one.
+        training: How long training took.
+        num_parameters: How many parameters were trained.
+        variant: HeGraphAdapter's variant; "" for another method.
+        selected: What was chosen on the few-shot val split, with the accuracy of every candidate there.
+        classify: Image features `[B, d]` to the logits `[B, K]` that are used in other domains. For HeGraphAdapter
+            these are those of the text classifier alone, since the cache has learned the style of its images.
+        transfer: A bank of other classes to the logits of its test images; None if the method has no rule for that.
+        text_nodes: HeGraphAdapter's positive text nodes before and after message passing, each `[K, d]` of unit norm.
+    """
+
+    logits: Tensor | None
+    labels: Tensor | None
+    training: TrainingSummary
+    num_parameters: int
+    text_logits: Tensor | None = None
+    variant: str = ""
+    selected: dict = field(default_factory=dict)
+    classify: Callable[[Tensor], Tensor] | None = None
+    transfer: Callable[[FeatureBank], Tensor] | None = None
+    text_nodes: tuple[Tensor, Tensor] | None = None

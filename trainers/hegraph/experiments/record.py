@@ -1,0 +1,95 @@
+"""The record of one run: its scores on test, and where they come from."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+
+import torch
+from yacs.config import CfgNode
+
+from ..features.bank import FeatureBank
+from ..method.heads import text_logits
+from ..training.evaluation import accuracy, score
+from ..utils.files import hash_json
+from .folder import RunFolder
+from .outcome import Outcome
+from .provenance import git_commit, peak_memory_mb, versions
+
+logger = logging.getLogger(__name__)
+
+
+def make_record(
+    outcome: Outcome,
+    bank: FeatureBank,
+    cfg: CfgNode,
+    seed: int,
+    folder: RunFolder,
+    host: str,
+    features_seconds: float,
+    targets: dict[str, dict] | None = None,
+) -> dict:
+    """Scores an outcome on test, once, and tells where the scores come from.
+
+    Args:
+        outcome: What the method says about the test images.
+        bank: The task's features.
+        cfg: The checked configuration.
+        seed: The run's seed.
+        folder: The run's folder, for what tells the run from others.
+        host: "alone" or "dassl".
+        features_seconds: How long encoding or reading the features took.
+        targets: From `elsewhere.score_targets`.
+    """
+    started = time.monotonic()
+    scores = scores_on_test(outcome, bank)
+    device = bank.train_features.device
+    return {
+        "dataset": bank.dataset,
+        "trainer": cfg.TRAINER.NAME,
+        "variant": outcome.variant,
+        "backbone": bank.backbone,
+        "shots": cfg.DATASET.NUM_SHOTS,
+        "seed": seed,
+        **scores,
+        "num_test": 0 if outcome.labels is None else len(outcome.labels),
+        "num_train": len(bank.train_labels),
+        "adapter_from": None if folder.adapter is None else str(folder.adapter),
+        "selected_on": "val" if outcome.selected else "last_step",
+        "selected": outcome.selected,
+        "targets": targets or {},
+        "epochs": outcome.training.epochs,
+        "steps": outcome.training.steps,
+        "num_parameters": outcome.num_parameters,
+        "config": folder.config,
+        "config_hash": hash_json(folder.config),
+        "split_hash": folder.split_hash,
+        "run_id": folder.run_id,
+        "host": host,
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "threads": torch.get_num_threads(),
+        "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "seconds": {
+            "features": round(features_seconds, 3),
+            "training": round(outcome.training.seconds, 3),
+            "test": round(time.monotonic() - started, 3),
+        },
+        "peak_memory_mb": peak_memory_mb(),
+        "finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def scores_on_test(outcome: Outcome, bank: FeatureBank) -> dict[str, float | None]:
+    """Percent on test: the prediction, the text classifier alone, and zero-shot CLIP; None for what there is not."""
+    if outcome.logits is None or outcome.labels is None or bank.test_features is None:
+        logger.warning("%s has no test images: nothing is scored", bank.dataset)
+        return dict.fromkeys(("accuracy", "macro_f1", "accuracy_text", "accuracy_zero_shot"))
+    zero_shot = text_logits(bank.test_features, bank.text_positive, bank.logit_scale)
+    text = outcome.text_logits
+    return {
+        **score(outcome.logits, outcome.labels),
+        "accuracy_text": None if text is None else accuracy(text, outcome.labels),
+        "accuracy_zero_shot": accuracy(zero_shot, outcome.labels),
+    }

@@ -1,0 +1,58 @@
+"""Sentences about the classes -> text nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..backbones.clip import Backbone
+from ..prompts.negative import negative_prompts
+from ..prompts.positive import PromptGroup, positive_prompts, resolve_source
+from ..utils import processes
+from .options import EncodingOptions
+from .parts import Tensors, kept_part
+
+
+def encode_prompts(
+    backbone: Backbone, dataset: str, classnames: Sequence[str], options: EncodingOptions, folder: Path
+) -> Tensors:
+    """The text nodes of K classes, encoded or read from disk.
+
+    Args:
+        backbone: The frozen CLIP.
+        dataset: `DATASET.NAME`, by which templates and descriptions are found.
+        classnames: The K class names in label order.
+        options: Where sentences come from.
+        folder: Where the features are kept.
+
+    Returns:
+        "positive" and "negative", each of unit norm and shape `[K, d]`.
+
+    Raises:
+        UserError: On a class without a sentence, or a folder that cannot be written.
+    """
+    source = resolve_source(dataset, options.source, options.descriptions)
+    positive = positive_prompts(dataset, classnames, source, options.templates, options.descriptions)
+    negative = negative_prompts(dataset, classnames, options.negative_templates)
+
+    def encode(path: Path, key: str) -> Tensors | None:
+        if processes.rank():
+            return None  # the first process encodes the sentences alone: they are few
+        groups = torch.stack([_group_mean(backbone, group) for group in positive])  # [groups, K, d]
+        return {
+            "positive": F.normalize(groups.mean(dim=0), dim=-1),
+            "negative": _group_mean(backbone, negative),
+        }
+
+    return kept_part(folder, "text", {"positive": positive, "negative": negative} | backbone.fingerprint, encode)
+
+
+def _group_mean(backbone: Backbone, group: PromptGroup) -> Tensor:
+    """The re-normalised mean feature of each class's sentences, shape `[K, d]`."""
+    features = backbone.encode_text([sentence for sentences in group for sentence in sentences])
+    per_class = features.split([len(sentences) for sentences in group])
+    return F.normalize(torch.stack([rows.mean(dim=0) for rows in per_class]), dim=-1)

@@ -1,0 +1,59 @@
+"""What the model can be asked to be. No configuration tree reaches the model: `config.model_options` makes this of
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .relations import REFINED, RELATIONS, metapath_defaults
+
+VARIANTS = ("base", "T-N", "T-P", "T", "full")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Options of `HeGraphModel`, with the symbols of the paper.
+
+    Attributes:
+        variant: The row of the paper's Table 2. "base": zero-shot CLIP. "T-N": positive text nodes receive messages
+            from negative ones only; "T-P": from all others. "T": from all. "full": T with the cache classifier.
+        metapath: Meta-path weights by configuration key: `alpha_pp`, `alpha_vp`, `alpha_np` (Eq. 4), `beta_pn`,
+            `beta_vn` (Eq. 2), and `ALPHA_NP_TEST`, which takes the place of `alpha_np` in evaluation mode. A relation
+            of weight 0 is left out.
+        learn_metapath: Whether the meta-path weights are trained (Table 3). Then `ALPHA_NP_TEST` is not used.
+        activation: `act` of a message: "tanh", "relu" or "identity".
+        weight_per: "target": one matrix `W` per target node type (`W_n`, `W_p`, `W_v`). "relation": one per relation.
+        weight_init: What each `W` starts at: "identity", "xavier" (uniform) or "zero".
+        bias: Whether each message has a trainable bias per class, `b`, which starts at zero.
+        gamma: `gamma`, the weight of the visual bias in the cached features (Eq. 6).
+        beta_c: `beta_c`, the sharpness of the cache affinities (Eq. 8).
+        alpha_c: `alpha_c`, the weight of the cache's logits in the prediction.
+    """
+
+    variant: str = "full"
+    metapath: Mapping[str, float] = field(default_factory=metapath_defaults)
+    learn_metapath: bool = False
+    activation: str = "tanh"
+    weight_per: str = "target"
+    weight_init: str = "identity"
+    bias: bool = True
+    gamma: float = 1.0
+    beta_c: float = 1.0
+    alpha_c: float = 8.0
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether the variant has the cache classifier, and so messages among visual nodes."""
+        return self.variant == "full"
+
+    @property
+    def variant_metapath(self) -> dict[str, float]:
+        """The meta-path weights that the variant uses; those of the relations that it leaves out are zero."""
+        weights = dict(self.metapath)
+        for relation in RELATIONS:
+            left_out = {"T-N": relation.source != "negative", "T-P": relation.source == "negative"}
+            if relation.target == REFINED and left_out.get(self.variant, False):
+                weights[relation.weight_key] = 0.0
+        return weights

@@ -1,0 +1,65 @@
+"""Choosing among candidates by their accuracy on the few-shot val split.
+
+Shapes: B images of a batch, K classes, d feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ..features.bank import FeatureBank
+from .evaluation import accuracy
+
+T = TypeVar("T")
+
+
+def choose(candidates: Sequence[T], accuracy_of: Callable[[T], float]) -> tuple[T, dict]:
+    """Picks the candidate with the best accuracy on val.
+
+    Args:
+        candidates: In order of preference. A small val split often gives several candidates the same accuracy; the
+            first of them is taken.
+        accuracy_of: Gives the accuracy of a candidate, in percent.
+
+    Returns:
+        The candidate, and for the record {"value": the candidate, "candidates": [[candidate, accuracy], ...]}.
+    """
+    accuracies = [accuracy_of(candidate) for candidate in candidates]
+    best = candidates[max(range(len(candidates)), key=accuracies.__getitem__)]
+    table = [[candidate, round(accuracy, 4)] for candidate, accuracy in zip(candidates, accuracies)]
+    return best, {"value": best, "candidates": table}
+
+
+def has_val(bank: FeatureBank) -> bool:
+    """Whether the task has val images to choose on. A val split without images counts as none."""
+    return bank.val_features is not None and len(bank.val_features) > 0
+
+
+def val_images(bank: FeatureBank) -> tuple[Tensor, Tensor]:
+    """The val features `[L, d]` and labels `[L]`.
+
+    Raises:
+        ValueError: If the task has none; ask `has_val` first.
+    """
+    if bank.val_features is None or bank.val_labels is None:
+        raise ValueError("this task has no val images; ask has_val first")
+    return bank.val_features, bank.val_labels
+
+
+@torch.no_grad()
+def val_accuracy(logits: Callable[[Tensor], Tensor], bank: FeatureBank) -> float:
+    """The accuracy of a classifier on the task's val split, in percent.
+
+    Args:
+        logits: Maps unit-norm image features `[B, d]` to logits `[B, K]`.
+        bank: A task with val images.
+
+    Raises:
+        ValueError: If the task has no val images; ask `has_val` first.
+    """
+    features, labels = val_images(bank)
+    return accuracy(logits(features), labels)

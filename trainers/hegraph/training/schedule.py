@@ -1,0 +1,56 @@
+"""Learning-rate schedules, for HeGraphAdapter and for the methods it is compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+Schedule = Callable[[int, float], float]  # the step, counted from 0, and the peak rate -> the rate of that step
+
+
+def rate_at_width(rate: float, meant_for: int, width: int) -> float:
+    """Scales a learning rate that was chosen at one feature width to another width.
+
+    AdamW moves every entry by about the rate, so a unit vector of d entries turns by about `rate * sqrt(d)`. The scaled
+    rate keeps that angle the same.
+
+    Args:
+        rate: The rate at the width `meant_for`.
+        meant_for: The width that `rate` was chosen at; 0: use `rate` at every width.
+        width: The width of the features, d.
+    """
+    return rate * math.sqrt(meant_for / width) if meant_for else rate
+
+
+def learning_rate(epoch: int, epochs: int, peak: float, warmup_epochs: int, warmup_rate: float) -> float:
+    """The rate of one epoch under Dassl's cosine schedule with a constant warm-up.
+
+    The cosine starts after the warm-up but is as long as the whole training, so it does not reach zero: the rate of the
+    last epoch stays a little above it.
+
+    Args:
+        epoch: Counted from 0.
+        epochs: Length of the whole training, warm-up included.
+        peak: The rate of the first epoch after the warm-up.
+        warmup_epochs: Length of the warm-up; 0 or below: there is none.
+        warmup_rate: The rate during the warm-up.
+    """
+    warmup_epochs = max(warmup_epochs, 0)
+    if epoch < warmup_epochs:
+        return warmup_rate
+    return 0.5 * peak * (1 + math.cos(math.pi * (epoch - warmup_epochs) / epochs))
+
+
+def cosine(steps: int) -> Schedule:
+    """torch's `CosineAnnealingLR` over all `steps`: from the peak rate down to nearly 0, without a warm-up."""
+    return lambda step, peak: 0.5 * peak * (1 + math.cos(math.pi * step / steps))
+
+
+def cosine_by_epoch(epochs: int, steps_per_epoch: int, warmup_epochs: int, warmup_rate: float) -> Schedule:
+    """The schedule of `learning_rate`, which is the one of CoOp's configurations, asked for by step."""
+    return lambda step, peak: learning_rate(step // steps_per_epoch, epochs, peak, warmup_epochs, warmup_rate)
+
+
+def constant(step: int, peak: float) -> float:
+    """The same rate at every step."""
+    return peak
