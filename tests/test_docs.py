@@ -31,14 +31,14 @@ MAX_README_LINES = 150
 # How a block of commands starts -> the test that runs it
 RUN_BY = {
     "bash scripts/hegraph/main.sh # trains": "tests/test_scripts.py::test_the_main_job_ends_with_the_table",
-    "pip install .": "tests/test_packaging.py",
+    "pip install .": "tests/test_package.py::test_the_digits_run_from_the_wheel_and_give_the_adapter_of_the_checkout",
     "python -m benchmarks": "tests/test_benchmarks.py::test_a_benchmark_runs_and_writes_its_figures",
     "bash scripts/hegraph/few_shot.sh": "tests/test_loops.py::test_few_shot_prints_the_table_and_draws_the_curves",
 }
 # How a block starts that is run here -> the exit code that its last command ends with
 RUN_HERE = {
-    "python -m trainers.hegraph.results grid results/digits.jsonl": 0,
-    "python -m trainers.hegraph.results grid results/banks_paper.jsonl": 0,
+    "python -m trainers.hegraph.results compare --no-interval results/digits.jsonl": 0,
+    "python -m trainers.hegraph.results compare --no-interval results/banks_paper.jsonl": 0,
     "python -m trainers.hegraph.results compare results/methods.jsonl results/banks.jsonl results/digits.jsonl": 0,
     "python -m trainers.hegraph.results compare results/methods.jsonl results/banks.jsonl --by": 0,
     "python -m trainers.hegraph.datasets check --root DATA": 1,  # no data set is there

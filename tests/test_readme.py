@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from trainers.hegraph.results import compare, find_records, grid, table
-from trainers.hegraph.results.render import markdown
+from trainers.hegraph.results.comparison import compare
+from trainers.hegraph.results.records import find_records
+from trainers.hegraph.results.render import as_text, markdown
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,16 +23,22 @@ BLOCK = re.compile(r"<!-- (\w+): ([^>]*?) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
 def first_screen(files: list[Path]) -> str:
     """What the first command of README prints at its end."""
     runs = [r for r in find_records(files) if r["variant"] == "full" and r["shots"] == 16]
-    return f"```text\n{table(runs).rstrip()}\n```\n"
+    return f"```text\n{as_text(compare(runs))}```\n"
 
 
-def whole_grid(files: list[Path]) -> str:
-    return grid(find_records(files))
+def rows_of(printed: str) -> str:
+    """A printed table without the caption above it."""
+    return printed[printed.index("| ") :]
+
+
+def means_by_shots(files: list[Path]) -> str:
+    """What `compare --no-interval` prints."""
+    return rows_of(markdown(compare(find_records(files), intervals=False)))
 
 
 def summary(files: list[Path]) -> str:
-    """Of a grid, the rows of the digits and of the mean."""
-    head, rule, *rows = whole_grid(files).splitlines()
+    """Of the means by shots, the rows of the digits and of the mean of the banks."""
+    head, rule, *rows = means_by_shots(files).splitlines()
     kept = [row for row in rows if row.startswith(("| Digits |", "| mean of "))]
     return "".join(f"{line}\n" for line in (head, rule, *kept))
 
@@ -46,8 +53,8 @@ def side_by_side(files: list[Path]) -> str:
 MADE_BY: dict[str, Callable[[list[Path]], str]] = {
     "digits": first_screen,
     "summary": summary,
-    "grid": whole_grid,
-    "paper": whole_grid,
+    "means": means_by_shots,
+    "paper": means_by_shots,
     "methods": side_by_side,
 }
 BLOCKS = [(page, *found) for page in PAGES for found in BLOCK.findall(page.read_text(encoding="utf-8"))]

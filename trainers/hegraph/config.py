@@ -39,7 +39,7 @@ OF_THE_BACKBONE = ("INPUT.SIZE", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
 OPEN = -1
 FILLABLE = ("OPTIM.LR", "OPTIM.MAX_EPOCH", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "TRAINER.HEGRAPHADAPTER.VISUAL_LR")
 # Few shots overfit in few steps. At one shot, leaving out an image's own key leaves its class without any, so that the
-# visual loss can teach little. Chosen on validation data; README.md says how.
+# visual loss can teach little. Chosen on validation data; docs/results.md says how.
 BY_SHOTS = tuple(
     (shots, ["OPTIM.LR", lr, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", steps, "TRAINER.HEGRAPHADAPTER.VISUAL_LR", visual_lr])
     for shots, lr, steps, visual_lr in (

@@ -1,6 +1,6 @@
 """An estimate of the memory that a training takes, and how the C library hands memory out.
 
-`benchmarks/README.md` has the formula, and how it compares with measurements.
+`docs/benchmarks.md` has the formula, and how it compares with measurements.
 
 Shapes: K classes, N cached images (K times the shots), d feature width, V views, B batch.
 """
