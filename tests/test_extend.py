@@ -24,7 +24,7 @@ FENCE = re.compile(r"(?:^`([^`]+)` \((new|add below [^\n]+)\):\n\n)?^```(\w+)\n(
 
 
 class Edit(NamedTuple):
-    """A block that goes to a file; `below` is (a part of) the line that it is put below, "" if the file is new."""
+    """A block that goes to a file: below the only line that has `below` in it, or "" if the file is new."""
 
     path: str
     below: str
@@ -65,9 +65,8 @@ def put(edit: Edit, checkout: Path) -> None:
         file.write_text(edit.text, encoding="utf-8")
         return
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    # the line itself, or a row of a table of which the page names the first cell
-    places = [i for i, line in enumerate(lines) if line.strip() == edit.below or line.startswith(f"| `{edit.below}` |")]
-    assert len(places) == 1, f"{edit.path} has {len(places)} lines {edit.below!r}"
+    places = [number for number, line in enumerate(lines) if edit.below in line]
+    assert len(places) == 1, f"{edit.path} has {len(places)} lines with {edit.below!r}"
     lines.insert(places[0] + 1, edit.text)
     file.write_text("".join(lines), encoding="utf-8")
 
