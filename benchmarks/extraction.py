@@ -16,7 +16,7 @@ from PIL import Image
 from trainers.hegraph.backbones.backbone import Backbone, create_model
 from trainers.hegraph.config import load_cfg
 from trainers.hegraph.datasets import Dataset, Item
-from trainers.hegraph.datasets.catalog import open_image
+from trainers.hegraph.datasets.loading import open_image
 from trainers.hegraph.features.extract import ImageViews, encode_images
 
 from .report import Report

@@ -26,11 +26,13 @@ from pathlib import Path, PurePosixPath
 import pytest
 import requests
 
-from trainers.hegraph.datasets.catalog import CATALOG
 from trainers.hegraph.datasets.fetch import archives
-from trainers.hegraph.datasets.fetch import download as download_module
-from trainers.hegraph.datasets.fetch.download import Patience, Unreachable, download, fetch
-from trainers.hegraph.datasets.fetch.sources import BY_HAND, SOURCES, Member, Source
+from trainers.hegraph.datasets.fetch.download import download, fetch
+from trainers.hegraph.datasets.fetch.failures import Unreachable
+from trainers.hegraph.datasets.fetch.parts import Patience
+from trainers.hegraph.datasets.fetch.sources import Member, Source
+from trainers.hegraph.datasets.fetch.web import CHUNK
+from trainers.hegraph.datasets.registry import ENTRIES, stored_datasets
 from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +40,6 @@ BODY = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(350_000)
 HALF = len(BODY) // 2
 BIG = random.Random(2).randbytes(2_000_000)  # several of gdown's chunks
-CHUNK = download_module.CHUNK
 HASTY = Patience(timeout=0.4, retries=2, pause=0.01)
 DRIVE_ID = "1AbCdEfGhIjKlMnOpQrStUvWxYz012345"
 
@@ -785,9 +786,12 @@ UNSAFE: dict[str, tuple[Callable[[str], bytes], str]] = {
     ),
     "tar link through a link": (  # by its text alone it leads to images/a
         lambda out: tar_with(
-            ("images/a/b/1", b"1"), ("images/up", b"", SYM, "../images"), ("images/a/b/out", b"", SYM, "../../up/../a")
+            ("images/a/b/1", b"1"), ("images/up", b"", SYM, "."), ("images/a/b/out", b"", SYM, "../../up/../a")
         ),
         "images/a/b/out",
+    ),
+    "tar link out and back": (  # where it goes, the folder above may have another name
+        lambda out: tar_with(A, ("images/up", b"", SYM, "../images/a")), "images/up"
     ),
     "tar link to what stays behind": (  # where it goes, it would lead out of the data set's folder
         lambda out: tar_with(("a/b/images/x", b"", SYM, "../../c"), ("a/c", b"c")), "a/b/images/x"
@@ -806,6 +810,7 @@ UNSAFE: dict[str, tuple[Callable[[str], bytes], str]] = {
     "zip absolute": (lambda out: zip_with(f"{out}/escaped"), "{out}/escaped"),
     "zip backslashes": (lambda out: zip_with("images\\..\\..\\escaped"), "images\\..\\..\\escaped"),
     "zip drive": (lambda out: zip_with("C:/escaped"), "C:/escaped"),
+    "zip link": (lambda out: zip_with("images/b", b"a.jpg", stat.S_IFLNK | 0o777), "images/b"),
     "zip link out": (lambda out: zip_with("images/out", b"../../..", stat.S_IFLNK | 0o777), "images/out"),
     "zip link without end": (lambda out: zip_with("images/out", b"x" * 5000, stat.S_IFLNK | 0o777), "images/out"),
     "zip device": (lambda out: zip_with("images/null", b"", stat.S_IFCHR | 0o666), "images/null"),
@@ -826,6 +831,13 @@ def test_an_archive_with_an_unsafe_member_is_refused_whole_and_writes_nothing_an
     assert not isinstance(error.value, Unreachable)
     assert f"is refused, as its member {member.format(out=tmp_path)!r} is " in str(error.value)
     assert names_in(tmp_path) == {"root", "root/set", "root/set/x.archive"}
+
+
+def test_a_python_that_cannot_unpack_a_tar_archive_safely_does_not_unpack_it(server, tmp_path, monkeypatch):
+    monkeypatch.delattr(tarfile, "data_filter")
+    with pytest.raises(UserError, match=r"no data_filter\); update to the latest patch release of your Python"):
+        fetch(archive(server.url("/x", serve(pack("tar", FILES)))), tmp_path, HASTY)
+    assert names_in(tmp_path) == {"x.archive"}
 
 
 # --- Google Drive
@@ -942,6 +954,10 @@ def test_a_gdown_that_could_hang_is_refused(tmp_path, monkeypatch):
 # --- whole data sets
 
 
+def set_sources(monkeypatch: pytest.MonkeyPatch, name: str, sources: tuple[Source, ...]) -> None:
+    monkeypatch.setitem(ENTRIES, name, replace(ENTRIES[name], sources=sources))
+
+
 def pets(server: Server, *, split: Answer, images: Answer) -> tuple[Source, ...]:
     return (
         Source("split.json", (server.url("/split", split),)),
@@ -951,7 +967,7 @@ def pets(server: Server, *, split: Answer, images: Answer) -> tuple[Source, ...]
 
 def test_a_data_set_is_fetched_into_its_folder_and_a_second_call_asks_nothing(server, tmp_path, monkeypatch):
     sources = pets(server, split=serve(b"{}"), images=serve(pack("tar.gz", FILES)))
-    monkeypatch.setitem(SOURCES, "OxfordPets", sources)
+    set_sources(monkeypatch, "OxfordPets", sources)
     download("OxfordPets", tmp_path, HASTY)
     folder = tmp_path / "oxford_pets"
     assert names_in(folder) == {"split.json", *UNPACKED} - {"names.txt"}
@@ -962,7 +978,7 @@ def test_a_data_set_is_fetched_into_its_folder_and_a_second_call_asks_nothing(se
 
 def test_what_can_be_fetched_is_there_even_if_something_else_cannot(server, tmp_path, monkeypatch):
     sources = pets(server, split=status(404), images=serve(pack("tar.gz", FILES)))
-    monkeypatch.setitem(SOURCES, "OxfordPets", sources)
+    set_sources(monkeypatch, "OxfordPets", sources)
     with pytest.raises(
         UserError, match=r"^OxfordPets is not complete: cannot fetch split\.json \(.*HTTP 404 Not Found"
     ):
@@ -976,14 +992,14 @@ def test_what_failed_and_then_came_with_another_archive_is_no_error(server, tmp_
         server.url("/rich", serve(pack("zip", {**FILES, "set/split.json": b"{}"}))),
         unpack=(*UNPACK, Member("split.json", "split.json")),
     )
-    monkeypatch.setitem(SOURCES, "OxfordPets", (split, replace(images, otherwise=rich)))
+    set_sources(monkeypatch, "OxfordPets", (split, replace(images, otherwise=rich)))
     download("OxfordPets", tmp_path, HASTY)
     assert {"split.json", "images"} < names_in(tmp_path / "oxford_pets")
 
 
 def test_an_unsafe_archive_ends_the_download(server, tmp_path, monkeypatch):
     split, images = pets(server, split=serve(b"{}"), images=serve(tar_with(A, ("../escaped", b"x"))))
-    monkeypatch.setitem(SOURCES, "OxfordPets", (images, split))
+    set_sources(monkeypatch, "OxfordPets", (images, split))
     with pytest.raises(UserError, match="is refused"):
         download("OxfordPets", tmp_path, HASTY)
     assert server.asked == [("/images", None, None)]
@@ -991,7 +1007,7 @@ def test_an_unsafe_archive_ends_the_download(server, tmp_path, monkeypatch):
 
 def test_two_downloads_into_one_folder_do_not_mix(server, tmp_path, monkeypatch):
     stalling = serve(BODY, stop_at=HALF, stall=True)
-    monkeypatch.setitem(SOURCES, "OxfordPets", (one_file(server.url("/f", stalling, serve(BODY))),))
+    set_sources(monkeypatch, "OxfordPets", (one_file(server.url("/f", stalling, serve(BODY))),))
     first = threading.Thread(
         target=download, args=("OxfordPets", tmp_path, Patience(timeout=0.7, retries=1, pause=0.01))
     )
@@ -1015,7 +1031,7 @@ def test_an_unknown_data_set_is_an_error_that_names_the_nearest(tmp_path):
 
 def test_images_that_need_a_licence_are_told_of_until_they_are_there(server, tmp_path, monkeypatch, caplog):
     names = one_file(server.url("/names", serve(b"n01440764 tench\n")), file="classnames.txt")
-    monkeypatch.setitem(SOURCES, "ImageNet", (names,))
+    set_sources(monkeypatch, "ImageNet", (names,))
     download("ImageNet", tmp_path, HASTY)
     assert (tmp_path / "imagenet" / "classnames.txt").exists()
     (record,) = caplog.records
@@ -1033,30 +1049,27 @@ def chain(source: Source) -> list[Source]:
     return [source, *(chain(source.otherwise) if source.otherwise else [])]
 
 
+STORED = stored_datasets()
 EVERY = [
     pytest.param(name, source, id=f"{name}-{source.file}")
-    for name, sources in SOURCES.items()
-    for first in sources
+    for name, entry in STORED.items()
+    for first in entry.sources
     for source in chain(first)
 ]
 
 
-def test_every_data_set_of_the_catalog_has_sources():
-    assert set(SOURCES) == set(CATALOG)
-
-
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", STORED)
 def test_the_sources_of_a_data_set_bring_its_images_and_its_split(name):
-    entry = CATALOG[name]
-    targets = [target for source in SOURCES[name] for target in source.targets]
+    entry = STORED[name]
+    targets = [target for source in entry.sources for target in source.targets]
     needed = {entry.images or "cars_train", entry.split_file or "classnames.txt"} - {"classnames.txt"}
     if "imagenet" in entry.folder:
         needed.add("classnames.txt")
-    if name in BY_HAND:
-        targets.append(BY_HAND[name][0])
+    if entry.by_hand:
+        targets.append(entry.by_hand.target)
     assert needed <= set(targets)
     assert len(targets) == len(set(targets))
-    files = [source.file for first in SOURCES[name] for source in chain(first)]
+    files = [source.file for first in entry.sources for source in chain(first)]
     assert len(files) == len(set(files))  # each is found again by its name
 
 
@@ -1083,8 +1096,8 @@ def test_an_address_that_may_change_its_content_is_pinned_or_checked(name, sourc
 
 def test_the_sums_of_the_split_files_are_those_of_the_real_files(shared):
     compared = []
-    for name, sources in SOURCES.items():
-        for source in sources:
+    for name, entry in STORED.items():
+        for source in entry.sources:
             path = shared / "data" / "splits" / source.file
             if path.exists():
                 assert (source.size, source.checksum) == (path.stat().st_size, sum_of(path.read_bytes())), name

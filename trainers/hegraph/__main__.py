@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from .baselines import METHODS, load_method
 from .config import from_dassl, load_cfg
-from .datasets.catalog import CATALOG
+from .datasets.registry import stored_datasets
 from .experiments.run import run
 from .results import read_record
 from .utils import processes
@@ -125,7 +125,7 @@ def configure(args: argparse.Namespace) -> tuple[CfgNode, str]:
     elif args.host == "dassl":
         raise UserError(f"--host dassl: {'; '.join(obstacles)}")
     cfg = load_cfg(args.dataset_config_file, args.config_file, flags_as_keys(args), args.opts, method, base)
-    if base is not None and cfg.DATASET.NAME not in CATALOG:
+    if base is not None and cfg.DATASET.NAME not in stored_datasets():
         obstacles.append(f"{cfg.DATASET.NAME or 'no data set'} is none of CoOp's")
         if args.host == "dassl":
             raise UserError(f"--host dassl: {obstacles[0]}")
