@@ -239,7 +239,7 @@ def test_a_name_that_is_none_is_one_line_of_error_with_the_nearest(tmp_path, cap
     assert main(["check", "dtd", "flowers17", "--root", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""  # nothing was looked at before
-    assert captured.err == "error: unknown data set 'flowers17'; did you mean 'OxfordFlowers'?\n"
+    assert captured.err == "error: unknown data set 'flowers17'; did you mean 'flowers'?\n"
 
 
 @pytest.mark.parametrize("arguments", [["check"], ["look", "--root", "."], []], ids=["no root", "no such", "nothing"])
