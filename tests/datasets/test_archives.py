@@ -264,8 +264,24 @@ def test_an_archive_with_an_unsafe_member_is_refused_whole_and_writes_nothing_an
     assert names_in(tmp_path) == {"root", "root/set", "root/set/x.archive"}
 
 
-def test_a_python_that_cannot_unpack_a_tar_archive_safely_does_not_unpack_it(server, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "link", [("images/b", b"", SYM, "a"), ("images/b", b"", LNK, "images/a")], ids=["soft", "hard"]
+)
+def test_a_python_that_cannot_check_links_refuses_them_and_unpacks_what_has_none(server, tmp_path, monkeypatch, link):
     monkeypatch.delattr(tarfile, "data_filter")
-    with pytest.raises(UserError, match=r"no data_filter\); update to the latest patch release of your Python"):
-        fetch(archive(server.url("/x", serve(pack("tar", FILES)))), tmp_path, HASTY)
+    source = archive(server.url("/x", serve(tar_with(A, link))), unpack=UNPACK[:1])
+    with pytest.raises(UserError, match=r"its member 'images/b' is a link or a device, which this Python cannot check"):
+        fetch(source, tmp_path, HASTY)
     assert names_in(tmp_path) == {"x.archive"}
+    (tmp_path / "x.archive").unlink()
+    fetch(archive(server.url("/x", serve(pack("tar.gz", FILES)))), tmp_path, HASTY)
+    assert names_in(tmp_path) == UNPACKED
+
+
+@pytest.mark.parametrize("case", UNSAFE)
+def test_a_python_without_the_data_filter_refuses_the_same_archives(server, tmp_path, monkeypatch, case):
+    monkeypatch.delattr(tarfile, "data_filter")
+    folder = tmp_path / "root" / "set"
+    with pytest.raises(UserError, match="is refused, as its member "):
+        fetch(archive(server.url("/x", serve(UNSAFE[case][0](str(tmp_path)))), unpack=UNPACK[:1]), folder, HASTY)
+    assert names_in(tmp_path) == {"root", "root/set", "root/set/x.archive"}

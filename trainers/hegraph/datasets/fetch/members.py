@@ -1,8 +1,9 @@
 """The members of a zip or tar archive, refused as a whole if one of them is not safe to unpack.
 
 The standard library judges the members of a tar archive: `tarfile.data_filter` (PEP 706) refuses devices, paths that
-lead out of the folder in which the archive is unpacked, and links that do. zipfile has nothing like it, so every member
-of a zip archive that is neither a file nor a folder is refused. In addition, no member of either may have an absolute
+lead out of the folder in which the archive is unpacked, and links that do. zipfile has nothing like it, nor have early
+patch releases of Python 3.10 and 3.11, such as Debian's 3.11.2; there, every member that is neither a file nor a folder
+is refused. In addition, no member of either may have an absolute
 path, a path with "..", or a path that passes through a link of the archive.
 """
 
@@ -96,19 +97,11 @@ def _zip_members(zipped: zipfile.ZipFile, archive: Path) -> list[ArchiveMember]:
 
 
 def _tar_members(packed: tarfile.TarFile, archive: Path, into: Path) -> list[ArchiveMember]:
-    if not hasattr(tarfile, "data_filter"):
-        raise UserError(
-            "this Python's tarfile cannot unpack archives safely (it has no data_filter); update to the latest patch "
-            "release of your Python (3.10.12, 3.11.4 or later have it)"
-        )
     files: dict[tuple[str, ...], tarfile.TarInfo] = {}
     members = []
     for info in packed.getmembers():
         name, parts, kind = info.name, _parts(info.name, archive), "file"
-        try:
-            tarfile.data_filter(info, str(into))
-        except tarfile.FilterError as error:
-            raise unsafe(archive, name, f"not safe ({error})") from error
+        _judge(info, archive, into)
         if info.islnk():
             target = files.get(tuple(posixpath.normpath(info.linkname).split("/")))
             if target is None:
@@ -121,6 +114,19 @@ def _tar_members(packed: tarfile.TarFile, archive: Path, into: Path) -> list[Arc
         size, link = (info.size if kind == "file" else 0), (info.linkname if kind == "link" else "")
         members.append(ArchiveMember(name, parts, kind, size, link, info))
     return members
+
+
+def _judge(info: tarfile.TarInfo, archive: Path, into: Path) -> None:
+    """Raises UserError if a member of a tar archive is a device, or a link that leads out of the folder `into`."""
+    if hasattr(tarfile, "data_filter"):
+        try:
+            tarfile.data_filter(info, str(into))
+        except tarfile.FilterError as error:
+            raise unsafe(archive, info.name, f"not safe ({error})") from error
+    elif not (info.isreg() or info.isdir()):
+        raise unsafe(
+            archive, info.name, "a link or a device, which this Python cannot check (3.10.12, 3.11.4 and later can)"
+        )
 
 
 def _without_duplicates(members: Sequence[ArchiveMember], archive: Path) -> list[ArchiveMember]:
