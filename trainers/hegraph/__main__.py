@@ -129,9 +129,9 @@ def in_coop() -> bool:
 
 def of_coop(dataset: str) -> bool:
     """Whether a data set is one of CoOp's fifteen."""
-    from .datasets.catalog import CATALOG
+    from .datasets.registry import stored_datasets
 
-    return dataset in CATALOG
+    return dataset in stored_datasets()
 
 
 def configure(args: argparse.Namespace) -> tuple[CfgNode, str]:
