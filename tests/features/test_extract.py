@@ -269,7 +269,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from trainers.hegraph.backbones.backbone import load_backbone
+from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.config import load_cfg
 from trainers.hegraph.datasets import load_dataset
 from trainers.hegraph.features.extract import encode_images
