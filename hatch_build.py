@@ -1,7 +1,7 @@
 """A step of building the wheel: what it carries beside the package.
 
-That is the folder `configs`, which goes into the package, and the commit that the wheel was built from, which the records
-of runs name. An editable install has neither, since it uses the checkout itself.
+That is the folder `configs`, which goes into the package, and the commit that the wheel was built from, which the
+records of runs name. An editable install has neither, since it uses the checkout itself.
 """
 
 from __future__ import annotations
