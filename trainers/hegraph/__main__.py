@@ -19,7 +19,7 @@ from .baselines import METHODS, load_method
 from .config import from_dassl, load_cfg
 from .datasets.catalog import CATALOG
 from .experiments.run import run
-from .results import read_record
+from .results.records import read_record
 from .utils import processes
 from .utils.errors import UserError, report, show_messages, unknown
 

@@ -19,7 +19,7 @@ from ..method.graph import build_graph, class_means
 from ..method.heads import text_logits
 from ..method.model import HeGraphAdapter
 from ..method.transfer import transfer_class_features
-from ..results import SPLIT, read_record, write_predictions, write_record, write_text_nodes
+from ..results.records import SPLIT, read_record, write_predictions, write_record, write_text_nodes
 from ..training.checkpoints import adapter_file, check_checkpoint, load_adapter, save_adapter
 from ..training.evaluation import accuracy, score
 from ..training.loop import CHECKPOINT, Fit, FitResult, checkpoint_to_resume
