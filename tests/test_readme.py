@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from trainers.hegraph.results import compare, find_records, grid, table
-from trainers.hegraph.results.render import markdown
+from trainers.hegraph.results.comparison import compare
+from trainers.hegraph.results.records import find_records
+from trainers.hegraph.results.render import as_text, markdown
+from trainers.hegraph.results.table import average
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,13 +27,28 @@ def block(name: str, text: str = README) -> tuple[str, list[Path]]:
 @pytest.mark.parametrize("name", ["grid", "paper"])
 def test_a_grid_in_the_readme_is_made_from_the_records(name):
     text, files = block(name)
-    assert text == grid(find_records(files))
+    assert text.splitlines() == means_by_shots(files)
+
+
+def means_by_shots(files: list[Path]) -> list[str]:
+    """The lines of the means of every data set and, below them, of all data sets, whatever their backbones."""
+    table = compare(find_records(files), intervals=False)
+    own = [row for row in table.rows if not row.labels[0].startswith("mean of ")]
+    names = list(dict.fromkeys(row.labels[-1] for row in own))
+    shown = [(row.labels[0], row.labels[-1], row.cells) for row in own]
+    for name in names:
+        cells = [row.cells for row in own if row.labels[-1] == name]
+        shown.append((f"mean of {len(cells)}", name, [average(column) for column in zip(*cells)]))
+    lines = [("data set", "method", *table.columns)]
+    lines += [(*labels, *(table.number(cell, i) for i, cell in enumerate(cells))) for *labels, cells in shown]
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    return [rows[0], "|---" * len(lines[0]) + "|", *rows[1:]]
 
 
 def test_the_first_screen_shows_the_table_of_the_recorded_digits_runs():
     text, files = block("digits")
     runs = [r for r in find_records(files) if r["variant"] == "full" and r["shots"] == 16]
-    assert text == f"```text\n{table(runs).rstrip()}\n```\n"
+    assert text == f"```text\n{as_text(compare(runs))}```\n"
 
 
 def side_by_side(files: list[Path]) -> list[str]:

@@ -192,7 +192,7 @@ def run_command(args: argparse.Namespace) -> None:
 
 def run_in_dassl(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
     """Has CoOp's train.py train and test; returns the record, None if nothing was trained."""
-    from .results import read_record
+    from .results.records import read_record
     from .trainer import run_in_coop
 
     run_in_coop(args, cfg)
