@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainers.hegraph.config import load_cfg
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import entries, load_dataset, load_few_shot
 from trainers.hegraph.datasets.digits import DOMAINS, HALVES
 from trainers.hegraph.datasets.entry import DatasetEntry, Entry, LoaderEntry, Sizes

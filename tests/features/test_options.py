@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from trainers.hegraph.config import load_cfg
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.features.options import encoding_options
 
 CHANGES = {
