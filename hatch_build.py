@@ -1,4 +1,8 @@
-"""A step of building the wheel: the wheel carries the commit it was built from, which records of runs then name."""
+"""A step of building the wheel: what it carries beside the package.
+
+That is the folder `configs`, which goes into the package, and the commit that the wheel was built from, which the
+records of runs name. An editable install has neither, since it uses the checkout itself.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +13,27 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-MARK = ".hegraph-installed"  # as scripts/hegraph/install.sh calls it
+MARK = ".hegraph-installed"  # copies that scripts/hegraph/install.sh makes have such a file too
 
 
-class CommitHook(BuildHookInterface):
-    """Adds the file that `experiments/provenance.py` reads the commit from, as copies into CoOp have it."""
+class WheelHook(BuildHookInterface):
+    """Adds the configurations, and the file that `experiments/provenance.py` reads the commit from."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if version == "editable":  # the checkout itself is used, and git knows its commit
-            return
+        """Called by hatchling before it builds; `version` is the kind of wheel, "standard" or "editable"."""
         self.folder = tempfile.TemporaryDirectory()
+        if version == "editable":
+            return
         mark = Path(self.folder.name) / MARK
         mark.write_text(f"{self.commit()}\n", encoding="utf-8")
-        build_data["force_include"][str(mark)] = f"hegraph/{MARK}"
+        build_data["force_include"] |= {
+            str(mark): f"hegraph/{MARK}",
+            str(Path(self.root) / "configs"): "hegraph/configs",
+        }
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        if version != "editable":
-            self.folder.cleanup()
+        """Called by hatchling after it has built the wheel."""
+        self.folder.cleanup()
 
     def commit(self) -> str:
         """The commit of the checkout, with "-dirty" if tracked files differ; "unknown" outside a git checkout."""

@@ -18,7 +18,7 @@ from trainers.hegraph.backbones.loading import create_model
 from trainers.hegraph.config import encoding_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset, Item
-from trainers.hegraph.datasets.catalog import open_image
+from trainers.hegraph.datasets.loading import open_image
 from trainers.hegraph.features.extract import encode_images
 from trainers.hegraph.features.views import ImageViews
 

@@ -65,7 +65,19 @@ def installed(wheel, tmp_path_factory) -> Installed:
     [site_packages] = environment.glob("lib/python*/site-packages")
     at_hand = [path for path in sys.path if path.endswith("-packages")]
     (site_packages / "at_hand.pth").write_text("".join(f"{path}\n" for path in at_hand))
-    pip = start(*(environment / "bin" / "python", "-m", "pip", "install", "--no-deps", "--no-index", wheel), cwd=folder)
+    pip = start(
+        *(
+            environment / "bin" / "python",
+            "-m",
+            "pip",
+            "install",
+            "--no-deps",
+            "--no-index",
+            "--ignore-installed",
+            wheel,
+        ),
+        cwd=folder,
+    )
     assert pip.returncode == 0, pip.stderr
     (folder / "work").mkdir()
     return Installed(environment, folder / "work")

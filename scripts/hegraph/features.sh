@@ -20,4 +20,4 @@ for BANK in ${BANKS//,/ }; do
         run_seeds "$RUN" HeGraphAdapter "$BANK" "$CONFIG" "$SHOTS" "$@"
     done
 done
-"$PYTHON" -m trainers.hegraph.results grid "${RUNS[@]}"
+"$PYTHON" -m trainers.hegraph.results compare --no-interval "${RUNS[@]}"

@@ -14,4 +14,4 @@ shift $(($# < 3 ? $# : 3))
 
 RUNS=$(folder_of HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS")
 run_seeds "$RUNS" HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS" "$@"
-"$PYTHON" -m trainers.hegraph.results table "$RUNS"
+"$PYTHON" -m trainers.hegraph.results compare --format text "$RUNS"

@@ -13,16 +13,17 @@ import pytest
 
 from trainers.hegraph.datasets import load_dataset, load_few_shot
 from trainers.hegraph.datasets.__main__ import main
-from trainers.hegraph.datasets.catalog import CATALOG
 from trainers.hegraph.datasets.check import check_dataset
+from trainers.hegraph.datasets.registry import ENTRIES, stored_datasets
 from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+STORED = stored_datasets()
 CLASSES = ("ant", "bee", "cow")
 
 
 def images_of(name: str) -> Path:
-    return Path(CATALOG[name].folder) / CATALOG[name].images
+    return Path(STORED[name].folder) / STORED[name].images
 
 
 def class_folders(root: Path, name: str = "Food101", count: int = 5) -> None:
@@ -40,7 +41,7 @@ def split_file(root: Path, name: str = "Food101") -> Path:
         split: [[f"{called}/{number}.jpg", label, called] for label, called in enumerate(CLASSES) for number in numbers]
         for split, numbers in (("train", (0, 1)), ("val", (2,)), ("test", (3, 4)))
     }
-    path = root / CATALOG[name].folder / CATALOG[name].split_file
+    path = root / STORED[name].folder / STORED[name].split_file
     path.write_text(json.dumps(rows))
     return path
 
@@ -52,7 +53,7 @@ def everything_below(root: Path) -> list[tuple]:
 REMEDY = "get it: python -m trainers.hegraph.datasets download {name} --root {root}"
 
 
-@pytest.mark.parametrize("name", CATALOG)
+@pytest.mark.parametrize("name", STORED)
 def test_of_a_data_set_that_is_absent_the_place_and_the_way_to_get_it_are_said(name, tmp_path):
     state = check_dataset(name, str(tmp_path))
     assert not state.ready
@@ -77,7 +78,7 @@ def test_a_whole_data_set_is_ready_and_counted_beside_the_published_sizes(tmp_pa
 
 
 def test_of_a_data_set_of_the_published_sizes_nothing_else_is_said(tmp_path, monkeypatch):
-    monkeypatch.setitem(CATALOG, "Food101", replace(CATALOG["Food101"], sizes=(6, 3, 6, 3)))
+    monkeypatch.setitem(ENTRIES, "Food101", replace(STORED["Food101"], sizes=(6, 3, 6, 3)))
     class_folders(tmp_path)
     split_file(tmp_path)
     assert check_dataset("Food101", str(tmp_path)).lines == ["6 train, 3 val and 6 test images of 3 classes"]
@@ -125,7 +126,7 @@ def test_where_no_split_can_be_drawn_it_is_the_split_file_that_is_said_to_be_mis
     (tmp_path / images_of(name)).mkdir(parents=True)
     state = check_dataset(name, str(tmp_path))
     assert not state.ready
-    assert f"{tmp_path / CATALOG[name].folder / CATALOG[name].split_file} is missing" in state.lines[0]
+    assert f"{tmp_path / STORED[name].folder / STORED[name].split_file} is missing" in state.lines[0]
     assert state.lines[1] == REMEDY.format(name=name, root=tmp_path)
 
 
@@ -207,8 +208,8 @@ def test_every_data_set_is_looked_at_where_none_is_named(tmp_path, capsys):
     assert main(["check", "--root", str(tmp_path)]) == 1
     lines = capsys.readouterr().out.splitlines()
     states = dict(re.fullmatch(r"(\S+) +(ready|not ready) +\S.*", line).groups() for line in lines if line[0] != " ")
-    assert list(states) == list(CATALOG)
-    assert states == {name: "ready" if name == "Food101" else "not ready" for name in CATALOG}
+    assert list(states) == list(STORED)
+    assert states == {name: "ready" if name == "Food101" else "not ready" for name in STORED}
 
 
 def test_the_exit_code_is_0_where_all_that_was_asked_for_is_ready(tmp_path, capsys):
@@ -235,10 +236,10 @@ def test_a_root_that_is_not_there_is_no_traceback_but_said_of_each(tmp_path, cap
 
 
 def test_a_name_that_is_none_is_one_line_of_error_with_the_nearest(tmp_path, capsys):
-    assert main(["check", "dtd", "flowers102", "--root", str(tmp_path)]) == 2
+    assert main(["check", "dtd", "flowers17", "--root", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""  # nothing was looked at before
-    assert captured.err == "error: unknown data set 'flowers102'; did you mean 'OxfordFlowers'?\n"
+    assert captured.err == "error: unknown data set 'flowers17'; did you mean 'flowers'?\n"
 
 
 @pytest.mark.parametrize("arguments", [["check"], ["look", "--root", "."], []], ids=["no root", "no such", "nothing"])

@@ -1,7 +1,7 @@
 """Layouts and splits of the data sets that come without a split, compared with CoOp's own loaders.
 
 The expected files were written down from runs of CoOp's loaders (ff61507, with Dassl c61a1b5 and sorted `os.listdir`)
-on the trees that are made here. The four data sets of the golden tree are in test_catalog.py.
+on the trees that are made here. The four data sets of the golden tree are in test_loading.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import pytest
 from scipy.io import savemat
 
 from trainers.hegraph.datasets import Dataset, load_dataset, load_few_shot
-from trainers.hegraph.datasets.catalog import CATALOG
 from trainers.hegraph.datasets.layouts import listing, read_lines, read_mat, split_classes, split_trainval
+from trainers.hegraph.datasets.registry import stored_datasets
 from trainers.hegraph.datasets.splits import Item, read_split_file
 from trainers.hegraph.utils.errors import UserError
+
+STORED = stored_datasets()
 
 # Images in a mixed order, of three classes: 8, 5 and 10 of them
 MIXED = (2, 0, 2, 1, 0, 2, 1, 2, 0, 2, 0, 1, 2, 0, 2, 1, 0, 2, 0, 1, 2, 2, 0)
@@ -217,7 +219,7 @@ def test_the_file_that_is_written_is_coops(name, tmp_path):
                 for item in getattr(dataset, split)]
         for split in ("train", "val", "test")
     }  # fmt: skip
-    assert json.loads((tmp_path / CATALOG[name].folder / f"split_zhou_{name}.json").read_text()) == expected
+    assert json.loads((tmp_path / STORED[name].folder / f"split_zhou_{name}.json").read_text()) == expected
     assert not expected["train"][0][0].startswith("/")
 
 
@@ -231,12 +233,12 @@ def test_the_official_split_of_aircraft_is_read_and_no_file_is_written(tmp_path)
 @pytest.mark.parametrize("name", ["Caltech101", "DescribableTextures", "EuroSAT"])
 def test_the_folders_of_the_real_data_give_the_labels_and_names_of_the_real_split_file(name, shared, tmp_path):
     file = shared / "data" / "splits" / f"split_zhou_{name}.json"
-    entry = CATALOG[name]
+    entry = STORED[name]
     real = {item.path.split("/")[0]: (item.label, item.classname) for item in read_split_file(file)["train"]}
     for folder in (*real, *(("BACKGROUND_Google", "Faces_easy") if name == "Caltech101" else ())):
         for number in range(5):
             touch(tmp_path / entry.images / folder / f"{number}.jpg")
-    items = entry.build(tmp_path, random.Random(1))["train"]
+    items = entry.read(tmp_path, random.Random(1))["train"]
     assert {item.path.split("/")[1]: (item.label, item.classname) for item in items} == real
 
 
@@ -248,7 +250,7 @@ def test_the_actions_of_the_real_videos_give_the_names_of_the_real_split_file(sh
     for file, items in (("trainlist01.txt", real["train"]), ("testlist01.txt", real["test"])):
         rows = [item.path.partition("/") for item in items]
         write(lists / file, [f"{name.replace('_', '')}/{video.replace('.jpg', '.avi')}" for name, _, video in rows])
-    ours = CATALOG["UCF101"].build(tmp_path, random.Random(1))
+    ours = STORED["UCF101"].read(tmp_path, random.Random(1))
     assert ours["test"] == [item._replace(path=f"UCF-101-midframes/{item.path}") for item in real["test"]]
 
 
@@ -265,7 +267,7 @@ def test_the_real_car_names_have_the_year_first(shared, tmp_path):
     savemat(tmp_path / "devkit" / "cars_meta.mat", {"class_names": cells})
     savemat(tmp_path / "devkit" / "cars_train_annos.mat", {"annotations": rows})
     savemat(tmp_path / "cars_test_annos_withlabels.mat", {"annotations": rows})
-    assert CATALOG["StanfordCars"].build(tmp_path, random.Random(1))["test"] == real
+    assert STORED["StanfordCars"].read(tmp_path, random.Random(1))["test"] == real
 
 
 def test_a_fifth_of_each_class_becomes_val_rounded_to_even():
@@ -357,7 +359,7 @@ NEEDED = {
 @pytest.mark.parametrize("name", [name for name in NEEDED if name != "Food101"])
 def test_a_missing_list_is_an_error_that_names_it_and_the_split_file_that_would_do(name, tmp_path):
     make_tree(name, tmp_path)
-    folder = tmp_path / CATALOG[name].folder
+    folder = tmp_path / STORED[name].folder
     (folder / NEEDED[name]).unlink()
     with pytest.raises(UserError) as error:
         load_dataset(name, str(tmp_path))
@@ -385,7 +387,7 @@ def test_a_missing_list_is_an_error_that_names_it_and_the_split_file_that_would_
 )
 def test_a_damaged_list_is_one_line_of_error_and_no_split_is_written(name, content, tmp_path):
     make_tree(name, tmp_path)
-    folder = tmp_path / CATALOG[name].folder
+    folder = tmp_path / STORED[name].folder
     (folder / NEEDED[name]).write_bytes(content)
     with pytest.raises(
         UserError, match=rf"^{name}: .*; see python -m trainers\.hegraph\.datasets check {name}"

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.experiments import adapter as adapter_module
 from trainers.hegraph.features.bank import load_bank
-from trainers.hegraph.results import MEASURED, REQUIRED
+from trainers.hegraph.results.records import MEASURED, REQUIRED
 
 ROOT = Path(__file__).parents[2]
 NODE = "TRAINER.HEGRAPHADAPTER"

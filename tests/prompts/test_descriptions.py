@@ -11,9 +11,10 @@ import pytest
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.digits import CLASSNAMES
+from trainers.hegraph.datasets.registry import ENTRIES, stored_datasets
 from trainers.hegraph.describe.checks import sentences_twice, table_problems
 from trainers.hegraph.prompts import positive as prompts
-from trainers.hegraph.prompts.positive import DESCRIPTIONS, SHIPPED, TEMPLATES, normalise_name, positive_prompts
+from trainers.hegraph.prompts.positive import DESCRIPTIONS, normalise_name, positive_prompts
 from trainers.hegraph.utils.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -25,6 +26,7 @@ NUM_CLASSES = {
     "caltech101": 100, "digits": 10, "dtd": 47, "eurosat": 10, "fgvc_aircraft": 100, "food101": 101, "imagenet": 998,
     "oxford_flowers": 102, "oxford_pets": 37, "stanford_cars": 196, "sun397": 397, "ucf101": 101,
 }  # fmt: skip
+SHIPPED = {name: entry.descriptions for name, entry in ENTRIES.items() if entry.descriptions}
 NAMED_OTHERWISE = {"fgvc_aircraft": "fgvc"}  # in the shared folder
 
 
@@ -47,7 +49,7 @@ def classnames_of(file: str, shared: Path) -> list[str]:
 
 def test_there_is_a_file_for_every_data_set_and_no_other():
     assert FILES == sorted(set(SHIPPED.values())) == sorted(NUM_CLASSES)
-    assert set(SHIPPED) == set(TEMPLATES) - {"DigitsLow", "DigitsHigh"}
+    assert set(SHIPPED) == {*stored_datasets(), "Digits"}
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -7,12 +7,14 @@ import re
 
 import pytest
 
-from trainers.hegraph.prompts.negative import DEFAULT_NEGATIVE_TEMPLATES, NEGATIVE_TEMPLATES, negative_prompts
-from trainers.hegraph.prompts.positive import TEMPLATES, positive_prompts
+from trainers.hegraph.datasets.entry import DEFAULT_NEGATIVE_TEMPLATES, DEFAULT_TEMPLATES
+from trainers.hegraph.datasets.registry import ENTRIES
+from trainers.hegraph.prompts.negative import negative_prompts
+from trainers.hegraph.prompts.positive import positive_prompts
 from trainers.hegraph.utils.errors import UserError
 
 
-@pytest.mark.parametrize("dataset", [*TEMPLATES, "MyBirds"])
+@pytest.mark.parametrize("dataset", [*ENTRIES, "MyBirds"])
 def test_the_negative_prompts_differ_from_the_positive_ones_by_a_negation(dataset):
     ((positive,),) = positive_prompts(dataset, ["cat"])
     (negative,) = negative_prompts(dataset, ["cat"])
@@ -26,7 +28,9 @@ def test_the_negative_prompts_differ_from_the_positive_ones_by_a_negation(datase
 
 
 def test_a_data_set_with_its_own_negative_templates_has_its_own_positive_ones():
-    assert set(NEGATIVE_TEMPLATES) <= set(TEMPLATES)
+    for entry in ENTRIES.values():
+        if entry.negative_templates != DEFAULT_NEGATIVE_TEMPLATES:
+            assert entry.templates != DEFAULT_TEMPLATES, entry.name
 
 
 def test_the_default_is_the_papers():
@@ -34,12 +38,13 @@ def test_the_default_is_the_papers():
 
 
 def test_templates_are_tuples_and_no_call_changes_them():
-    assert all(isinstance(t, tuple) for t in (DEFAULT_NEGATIVE_TEMPLATES, *NEGATIVE_TEMPLATES.values()))
-    before = copy.deepcopy(NEGATIVE_TEMPLATES)
+    templates = {name: entry.negative_templates for name, entry in ENTRIES.items()}
+    assert all(isinstance(t, tuple) for t in (DEFAULT_NEGATIVE_TEMPLATES, *templates.values()))
+    before = copy.deepcopy(templates)
     for dataset in ("OxfordPets", "EuroSAT", "no such set"):
         negative_prompts(dataset, ["cat"])[0].append("spoilt by the caller")
         assert "spoilt by the caller" not in str(negative_prompts(dataset, ["cat"]))
-    assert before == NEGATIVE_TEMPLATES
+    assert before == {name: entry.negative_templates for name, entry in ENTRIES.items()}
     assert DEFAULT_NEGATIVE_TEMPLATES == ("a photo of no {}.",)
 
 

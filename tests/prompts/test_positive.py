@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from trainers.hegraph.datasets.entry import DEFAULT_TEMPLATES
+from trainers.hegraph.datasets.registry import ENTRIES
 from trainers.hegraph.prompts.positive import (
-    DEFAULT_TEMPLATES,
     DESCRIPTIONS,
-    TEMPLATES,
     description_file,
     fill_templates,
     positive_prompts,
@@ -36,19 +36,19 @@ def descriptions(tmp_path):
 
 
 def test_templates_are_tuples_of_one_placeholder_each():
-    for templates in (DEFAULT_TEMPLATES, *TEMPLATES.values()):
+    for templates in (DEFAULT_TEMPLATES, *(entry.templates for entry in ENTRIES.values())):
         assert isinstance(templates, tuple)
         assert templates
         assert all(isinstance(template, str) and template.count("{}") == 1 for template in templates)
 
 
 def test_no_call_changes_the_templates(descriptions):
-    before = copy.deepcopy(TEMPLATES)
+    before = copy.deepcopy({name: entry.templates for name, entry in ENTRIES.items()})
     for dataset in ("OxfordPets", "EuroSAT", "no such set"):
         groups = positive_prompts(dataset, PETS, "both", descriptions=descriptions({name: ["x"] for name in PETS}))
         groups[0][0].append("spoilt by the caller")
         assert "spoilt by the caller" not in str(positive_prompts(dataset, PETS))
-    assert before == TEMPLATES
+    assert before == {name: entry.templates for name, entry in ENTRIES.items()}
     assert DEFAULT_TEMPLATES == ("a photo of a {}.",)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trainers.hegraph.results import base_to_new, compare
+from trainers.hegraph.baselines import METHODS
+from trainers.hegraph.results.comparison import base_to_new, compare
 from trainers.hegraph.utils.errors import UserError
 
 BASE = {"DATASET.SUBSAMPLE_CLASSES": "base"}
@@ -37,6 +38,51 @@ def test_rows_are_methods_in_order_and_columns_are_shots(run, cells):
 
 def test_one_seed_each_is_said_to_have_no_interval(run):
     assert compare([run()]).caption.endswith("1 seed, so no interval")
+
+
+def test_without_intervals_there_are_means_alone_and_the_caption_says_so(run, cells):
+    table = compare([run(1, 80.0), run(2, 84.0)], intervals=False)
+    assert cells(table)["HeGraphAdapter",] == {"4": "82.00"}
+    assert table.caption == "Accuracy on test (%) by shots, Toy, mini/mini; mean over n = 2 seeds"
+
+
+def test_means_over_seeds_by_shots_and_their_mean_over_data_sets(run, cells):
+    runs = [
+        run(1, 60.0, shots=16), run(1, 20.0), run(2, 30.0), run(1, 80.0, shots=16, dataset="Zoo"),
+        run(1, 50.0, dataset="Zoo"),
+    ]  # fmt: skip
+    assert cells(compare(runs, intervals=False)) == {
+        ("Toy", "zero-shot"): {"4": "50.00", "16": "50.00"},
+        ("Toy", "HeGraphAdapter(T)"): {"4": "24.00", "16": "59.00"},
+        ("Toy", "HeGraphAdapter"): {"4": "25.00", "16": "60.00"},
+        ("Zoo", "zero-shot"): {"4": "50.00", "16": "50.00"},
+        ("Zoo", "HeGraphAdapter(T)"): {"4": "49.00", "16": "79.00"},
+        ("Zoo", "HeGraphAdapter"): {"4": "50.00", "16": "80.00"},
+        ("mean of 2", "zero-shot"): {"4": "50.00", "16": "50.00"},
+        ("mean of 2", "HeGraphAdapter(T)"): {"4": "36.50", "16": "69.00"},
+        ("mean of 2", "HeGraphAdapter"): {"4": "37.50", "16": "70.00"},
+    }
+
+
+def test_a_missing_experiment_leaves_its_cell_and_its_mean_empty(run, cells):
+    shown = cells(compare([run(1, 60.0), run(1, 70.0, shots=16), run(1, 80.0, dataset="Zoo")]))
+    assert shown["Zoo", "HeGraphAdapter"] == {"4": "80.00", "16": ""}
+    assert shown["mean of 2", "HeGraphAdapter"] == {"4": "70.00", "16": ""}
+
+
+def test_an_accuracy_of_zero_is_a_number(run, cells):
+    assert cells(compare([run(1, 0.0)]))["HeGraphAdapter",] == {"4": "0.00"}
+
+
+def test_variants_have_rows_of_their_own_in_the_papers_order(run, cells):
+    table = compare([run(variant=v) for v in ("full", "T-P", "base", "T-N")])
+    names = ["zero-shot", "(base)", "(T-N)", "(T-P)", "(T)", ""]
+    assert [labels[-1].removeprefix("HeGraphAdapter") for labels in cells(table)] == names
+
+
+def test_the_other_methods_stand_in_the_order_of_their_registry(run, cells):
+    runs = [run(1, 50.0, trainer=name, variant="", accuracy_text=None) for name in sorted(METHODS)]
+    assert [labels[-1] for labels in cells(compare(runs))] == ["zero-shot", *list(METHODS)[1:]]
 
 
 def test_the_zero_shot_method_is_the_zero_shot_row(run, cells):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainers.hegraph.results import complexity
+from trainers.hegraph.results.costs import complexity
 from trainers.hegraph.utils.errors import UserError
 
 

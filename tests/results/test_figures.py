@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from trainers.hegraph.results.analysis import TextNodes, mean_distance
-from trainers.hegraph.results.cells import FIRST, LAST
-from trainers.hegraph.results.figures import _style, as_svg, confusion, curves, save, tsne
+from trainers.hegraph.results.curves import curves, style
+from trainers.hegraph.results.figures import as_svg, confusion, save, tsne
+from trainers.hegraph.results.methods import BASELINES, VARIANTS
 from trainers.hegraph.results.paper import read_quotes
 from trainers.hegraph.utils.errors import UserError
 
@@ -51,7 +52,7 @@ def test_bars_are_the_intervals_over_seeds(run):
 
 
 def test_methods_differ_without_colour():
-    styles = [(style["marker"], style["linestyle"]) for style in map(_style, (*FIRST, *LAST))]
+    styles = [(style(name)["marker"], style(name)["linestyle"]) for name in (*BASELINES, *VARIANTS)]
     assert len(set(styles)) == len(styles)
 
 

@@ -12,9 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainers.hegraph.results import write_predictions, write_record
 from trainers.hegraph.results.page import write_report
-from trainers.hegraph.results.records import TEXT_NODES
+from trainers.hegraph.results.records import TEXT_NODES, write_predictions, write_record
 from trainers.hegraph.utils.errors import UserError
 
 CHROMIUM = shutil.which("chromium")

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from trainers.hegraph.results import compare, complexity
 from trainers.hegraph.results import paper as paper_module
+from trainers.hegraph.results.comparison import compare
+from trainers.hegraph.results.costs import complexity
 from trainers.hegraph.results.paper import is_average_over, read_quotes, same_backbone, same_dataset
 from trainers.hegraph.utils.errors import UserError
 

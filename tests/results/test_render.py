@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import subprocess
-import sys
+from dataclasses import replace
 
 import pytest
 
-from trainers.hegraph.results.render import Cell, Row, Table, as_csv, as_html, average, latex, markdown
+from trainers.hegraph.results.render import as_csv, as_html, latex, markdown
+from trainers.hegraph.results.table import Cell, Row, Table, average
 
 
 @pytest.fixture
@@ -28,6 +28,16 @@ def test_the_interval_is_students():
     cell = Cell.over(dict(enumerate([1, 2, 3, 4, 5])))
     assert cell.mean == 3
     assert cell.interval == pytest.approx(2.776445 * 2.5**0.5 / 5**0.5, rel=1e-6)
+
+
+def test_the_deviation_is_that_of_a_sample():
+    # squared distances from 3: 4 + 1 + 0 + 1 + 4 = 10; 10 / (5 - 1) = 2.5
+    cell = Cell.over(dict(enumerate([1, 2, 3, 4, 5])))
+    assert cell.deviation == pytest.approx(2.5**0.5)
+
+
+def test_one_value_has_no_deviation():
+    assert (Cell.over({1: 7.0}).mean, Cell.over({1: 7.0}).deviation) == (7.0, None)
 
 
 def test_one_seed_and_a_number_without_seeds_have_no_interval():
@@ -92,6 +102,16 @@ def test_equal_as_shown_are_both_the_best():
     assert [table.is_best(row, 0) for row in rows] == [True, True, False]
 
 
-def test_records_and_tables_need_no_matplotlib():
-    code = "import sys, trainers.hegraph.results; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+# Means alone
+
+
+def test_without_intervals_markdown_shows_means_alone(table):
+    lines = markdown(replace(table, intervals=False)).splitlines()
+    assert lines[4:6] == ["| A_b | one | 81.00 | **50** |", "| A_b | two | **90.00** |  |"]
+
+
+def test_without_intervals_csv_has_no_column_of_them(table):
+    header, one, two, *_ = csv.reader(io.StringIO(as_csv(replace(table, intervals=False))))
+    assert header == ["set", "method", "x|y", "x|y n", "z", "z n"]
+    assert one == ["A_b", "one", "81.0", "2", "50.0", ""]
+    assert two == ["A_b", "two", "90.0", "1", "", ""]

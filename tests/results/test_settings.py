@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainers.hegraph.results import compare
+from trainers.hegraph.results.comparison import compare
 from trainers.hegraph.results.differences import shortest_names
 from trainers.hegraph.results.settings import split_sweeps
 from trainers.hegraph.utils.errors import UserError

@@ -9,11 +9,11 @@ import stat
 import pytest
 import torch
 
-from trainers.hegraph.config import get_cfg_default
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.method.graph import build_graph
-from trainers.hegraph.method.model import HeGraphAdapter
-from trainers.hegraph.training.checkpoints import save_adapter, save_checkpoint
+from trainers.hegraph.method.model import HeGraphModel
+from trainers.hegraph.method.options import ModelOptions
+from trainers.hegraph.training.checkpoints import CHECKPOINT, Checkpoints, save_adapter
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import atomic_path, hash_file, hash_json, read_json, write_json
 
@@ -98,19 +98,19 @@ def write_adapter(path):
 
 def write_checkpoint(path):
     model = tiny_model()
-    save_checkpoint(path, "id", model, torch.optim.AdamW(model.parameters()), 1, 1.0)
+    Checkpoints(path.parent, path.parent, "id").save(model, torch.optim.AdamW(model.parameters()), 1, 1.0)
 
 
-def tiny_model() -> HeGraphAdapter:
+def tiny_model() -> HeGraphModel:
     nodes = torch.eye(2, 8)
-    options = get_cfg_default().TRAINER.HEGRAPHADAPTER
-    return HeGraphAdapter(build_graph(nodes, nodes, nodes), nodes, torch.arange(2), 100.0, options)
+    return HeGraphModel(build_graph(nodes, nodes, nodes), nodes, torch.arange(2), 100.0, ModelOptions())
 
 
 @pytest.mark.parametrize("write", [write_text, write_bank, write_adapter, write_checkpoint])
 def test_a_full_disk_is_a_users_mistake_that_names_the_target(tmp_path, write, disk_full_after):
-    with disk_full_after(100), pytest.raises(UserError, match=r"cannot write .*target\.bin: "):
-        write(tmp_path / "target.bin")
+    name = CHECKPOINT if write is write_checkpoint else "target.bin"
+    with disk_full_after(100), pytest.raises(UserError, match=rf"cannot write .*{name}: "):
+        write(tmp_path / name)
     assert os.listdir(tmp_path) == []
 
 

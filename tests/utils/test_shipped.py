@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.hegraph.config import load_cfg
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.shipped import DATA_SET, METHOD, find_config_file
 

@@ -1,4 +1,4 @@
-"""``python -m tools.mini [--steps N --seed K --out FILE --threads T]`` retrains the backbone."""
+"""`python -m tools.mini [--steps N --seed K --out FILE --threads T]` trains mini again."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def retrain(args: argparse.Namespace) -> None:
+    """Trains mini and writes its weights; raises UserError if the file cannot be written."""
     torch.set_num_threads(args.threads)
     started = time.monotonic()
-    with atomic_path(args.out) as temporary:  # an --out that cannot be written is said before the training
+    with atomic_path(args.out) as temporary:  # fails before the training if --out cannot be written
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(args.seed)  # open_clip initialises its weights from the global generator
             model, _, tokenizer = create_model(MINI_NAME)

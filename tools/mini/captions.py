@@ -1,7 +1,7 @@
-"""What the mini backbone reads: captions of the rendered glyphs, and captions of what is not there.
+"""The captions that mini is trained on: of what an image shows, and of what it does not show.
 
-A positive caption names the glyph, sometimes with words that are true of the rendering. A negative
-caption says "no X"; it is true of every image but those of X.
+A positive caption names the glyph, sometimes with words that are true of the rendering. A negative caption says "no X"
+in some way; it is true of every image that does not show X.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ POSITIVE_TEMPLATES = (
     "in the middle of this small picture there is a {}; it fills nearly the whole height of the frame, "
     "and nothing else can be seen around it.",
 )
-# Only digits may be called digits or numbers in words of their own.
+# Templates of digits only, which the other glyphs never get
 DIGIT_ONLY = ("the number {}", "the digit {}", "a photo of the number {}.", "a handwritten digit {}.")
 NEGATIVE_TEMPLATES = (
     "a photo of no {}.",
@@ -56,18 +56,25 @@ ATTRIBUTE_TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "coloured": ("a coloured {}.", "a photo of a {} in colour."),
     "plain": ("a white {} on a black background.", "a bright {} in front of a dark background."),
 }
-ATTRIBUTE_CHANCE = 0.25
+ATTRIBUTE_CHANCE = 0.25  # share of the captions that name an attribute, where there is one
 
 
 def spoken_names(name: str, is_digit: bool) -> tuple[str, ...]:
-    """The ways to say a glyph's name: digits are mostly called by their bare name."""
+    """The ways to say the name of a glyph: "latin small letter a" may also be called "latin small a"."""
     if is_digit:
         return (name,)
     return (name, name.replace(" letter", ""))
 
 
 def positive_caption(name: str, is_digit: bool, attributes: Sequence[str], rng: random.Random) -> str:
-    """One caption of an image of ``name``; ``attributes`` are those of ATTRIBUTES that hold for it."""
+    """A random caption of an image.
+
+    Args:
+        name: The glyph that it shows.
+        is_digit: Whether that is a digit.
+        attributes: Those of `ATTRIBUTES` that are true of the image.
+        rng: Draws the caption.
+    """
     if attributes and rng.random() < ATTRIBUTE_CHANCE:
         templates = ATTRIBUTE_TEMPLATES[rng.choice(list(attributes))]
     elif is_digit and rng.random() < 0.15:
@@ -78,5 +85,5 @@ def positive_caption(name: str, is_digit: bool, attributes: Sequence[str], rng: 
 
 
 def negative_caption(name: str, is_digit: bool, rng: random.Random) -> str:
-    """One caption that is true of every image that does not show ``name``."""
+    """A random caption that is true of every image that does not show `name`."""
     return rng.choice(NEGATIVE_TEMPLATES).format(rng.choice(spoken_names(name, is_digit)))

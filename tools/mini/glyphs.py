@@ -1,13 +1,11 @@
-"""The glyphs the mini backbone learns: which ones, what they are called, how they look.
+"""The glyphs that mini learns: which ones they are, what they are called and how they look.
 
-The pictures come from the fonts that matplotlib ships (``mpl-data/fonts/ttf``: DejaVu, STIX and
-Computer Modern), the names from the Unicode character database (``unicodedata.name``), so nothing
-has to be downloaded. A character is used only where the font's own ``cmap`` table has it: no
-"missing glyph" boxes.
+The pictures come from the fonts that matplotlib ships (`mpl-data/fonts/ttf`: DejaVu, STIX and Computer Modern) and the
+names from the Unicode character database (`unicodedata.name`), so nothing has to be downloaded. A character is used
+only if the `cmap` table of the font has it; otherwise the font would draw its box for missing glyphs.
 
-Names with the same picture (Latin, Greek and Cyrillic capital A; the letter o and the digit zero)
-would ask the contrastive loss for the impossible, so the later one of such a pair is left out:
-``distinct_names`` compares the pictures.
+Some names have the same picture, such as the capital A in Latin, Greek and Cyrillic, or the letter o and the digit
+zero. No contrastive loss can tell them apart, so only the first is kept: `distinct_names` compares the pictures.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ SAME_PICTURE = 0.9  # overlap of the stretched pictures from which two names cou
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-# Computer Modern has its own encodings outside letters and digits, so only those are read from it.
+# From Computer Modern (cm*) only letters and digits are taken: its other characters have encodings of its own
 FONTS = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
     *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -45,7 +43,7 @@ SYMBOLS = "+×÷=≠≈<>±∞∫∂∇√∑∏∈∪∩⊂∀∃∧¬←↑→
 
 @dataclass(frozen=True)
 class Glyph:
-    """One name and the characters that show it."""
+    """A name and the characters that show it."""
 
     name: str
     characters: tuple[str, ...]
@@ -57,10 +55,14 @@ class Glyph:
 
 @dataclass(frozen=True)
 class GlyphMasks:
-    """The pictures of every glyph in every font that has it.
+    """The M pictures of all glyphs in all fonts that have them.
 
-    ``masks`` is [M, MASK_SIZE, MASK_SIZE] uint8 (255 is ink), ``labels`` [M] the index of each
-    mask's glyph; ``bold``, ``slanted`` and ``serif`` [M] are the font's style, ``fonts`` [M] its index.
+    Attributes:
+        glyphs: The glyphs in label order.
+        masks: The pictures, 255 where there is ink, uint8 of shape `[M, MASK_SIZE, MASK_SIZE]`.
+        labels: The index in `glyphs` of the glyph that a mask shows, shape `[M]`.
+        fonts: The index in `FONTS` of a mask's font, shape `[M]`.
+        bold, slanted, serif: Whether that font is so, each of shape `[M]`.
     """
 
     glyphs: tuple[Glyph, ...]
@@ -73,7 +75,7 @@ class GlyphMasks:
 
 
 def candidate_glyphs() -> list[Glyph]:
-    """Digits first, then Latin, Greek, Cyrillic and symbols: of two equal pictures the first stays."""
+    """Digits first, then Latin, Greek, Cyrillic and symbols. Of two equal pictures the first is kept."""
     glyphs = [Glyph(name, _digit_characters(value)) for value, name in enumerate(DIGIT_NAMES)]
     letters = [chr(code) for code in (*range(0x41, 0x5B), *range(0x61, 0x7B))]
     greek = [chr(code) for code in (*range(0x391, 0x3AA), *range(0x3B1, 0x3CA)) if code != 0x3A2]
@@ -84,7 +86,7 @@ def candidate_glyphs() -> list[Glyph]:
 
 
 def _digit_characters(value: int) -> tuple[str, ...]:
-    """A digit and its typographic variants (mathematical, superscript, full-width ...)."""
+    """A digit and its typographic variants: mathematical, superscript, subscript."""
     digit = str(value)
     variants = [chr(code) for block in ((0x2070, 0x208A), (0x1D7CE, 0x1D800)) for code in range(*block)]
     variants += ["¹", "²", "³"]
@@ -93,11 +95,12 @@ def _digit_characters(value: int) -> tuple[str, ...]:
 
 
 def font_path(font: str) -> Path:
+    """The file of one of `FONTS`; it may be missing in older versions of matplotlib."""
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font}.ttf"
 
 
 def draw(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray | None:
-    """One mask [MASK_SIZE, MASK_SIZE] uint8, the ink centred, or None if the character has no ink."""
+    """The mask of a character, uint8 of shape `[MASK_SIZE, MASK_SIZE]`, the ink centred; None if it has no ink."""
     canvas = Image.new("L", (256, 256))
     ImageDraw.Draw(canvas).text((128, 170), character, fill=255, font=font, anchor="ms")
     box = canvas.getbbox()
@@ -114,7 +117,7 @@ def draw(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray | None:
 
 @cache
 def load_masks() -> GlyphMasks:
-    """Draw every glyph in every font and keep the names with a picture of their own."""
+    """Draws every glyph in every font, and keeps the names that have a picture of their own."""
     glyphs = candidate_glyphs()
     rows = []
     for font_index, font_name in enumerate(FONTS):
@@ -142,7 +145,7 @@ def load_masks() -> GlyphMasks:
 
 
 def _drawable(font_name: str, glyphs: list[Glyph]) -> list[tuple[int, str]]:
-    """(label, character) of every character that the font really has."""
+    """The label and the character of every character that the font has."""
     cmap = TTFont(font_path(font_name)).getBestCmap()
     if font_name.startswith("cm"):
         cmap = {code: name for code, name in cmap.items() if code < 128 and chr(code).isalnum()}
@@ -151,10 +154,14 @@ def _drawable(font_name: str, glyphs: list[Glyph]) -> list[tuple[int, str]]:
 
 
 def distinct_names(glyphs: list[Glyph], rows: list[tuple[int, int, str, np.ndarray]]) -> list[int]:
-    """Labels whose picture differs, in every font, from those of all labels kept before them.
+    """The labels whose pictures differ, in every font, from those of all labels that are kept before them.
 
-    Pictures are compared stretched to a square, because the augmentation changes the aspect ratio
-    too; the overlap is intersection over union of the grey values.
+    Pictures are stretched to a square before they are compared, because the augmentation changes the aspect ratio too.
+    Two are the same if the intersection over union of their grey values is above `SAME_PICTURE`.
+
+    Args:
+        glyphs: The candidates in label order.
+        rows: For each picture its label, the index of its font, the character and the mask.
     """
     pictures: dict[int, list[tuple[int, np.ndarray]]] = {}
     for label, font_index, _, mask in rows:
@@ -174,7 +181,7 @@ def distinct_names(glyphs: list[Glyph], rows: list[tuple[int, int, str, np.ndarr
 
 
 def _stretched(mask: np.ndarray, side: int = 24) -> np.ndarray:
-    """The ink of a mask stretched to a square, flat [side * side] in 0..1."""
+    """The ink of a mask, stretched to a square, as values in 0 ... 1 of shape `[side * side]`."""
     image = Image.fromarray(mask)
     square = image.crop(image.getbbox()).resize((side, side), Image.Resampling.BOX)
     return np.asarray(square, dtype=np.float32).ravel() / 255

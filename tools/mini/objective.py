@@ -1,19 +1,22 @@
-"""What the mini backbone is trained for: losses on CLIP's image-by-caption similarities."""
+"""The losses that mini is trained with, on the similarities of images and captions.
+
+Shapes: B images, N captions, L tokens, D feature width.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from open_clip import CLIP
 
-SHORT_CAPTION = 14  # tokens
+SHORT_CAPTION = 14  # the most tokens of a caption that is encoded with the short ones
 
 
-def encode_captions(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """``model.encode_text(tokens, normalize=True)``, [N, L] to [N, D], without computing the padding.
+def encode_captions(model: CLIP, tokens: torch.Tensor) -> torch.Tensor:
+    """What `model.encode_text(tokens, normalize=True)` gives, `[N, L]` to `[N, D]`, without computing the padding.
 
-    The attention is causal and the feature is read at the end-of-text token (the largest id), so what
-    follows it cannot matter: short and long captions are encoded apart, each cut after its longest.
+    The attention is causal and the feature is read at the end-of-text token (the largest id), so what comes after it
+    cannot matter. Short and long captions are encoded separately, and each group is cut after its longest caption.
     """
     lengths = tokens.argmax(dim=1) + 1
     features = torch.empty(len(tokens), model.text_projection.shape[1])
@@ -29,21 +32,30 @@ def encode_captions(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def positive_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Symmetric InfoNCE of [B, B] image-by-caption logits; pairs of the same label [B] all count."""
+    """Symmetric InfoNCE in which all pairs of the same label are positives.
+
+    Args:
+        logits: Of images against captions, shape `[B, B]`.
+        labels: Of the images, and so of their captions, shape `[B]`.
+    """
     same = (labels.unsqueeze(0) == labels.unsqueeze(1)).float()
-    target = same / same.sum(1, keepdim=True)  # symmetric mask: the same weights serve both directions
+    target = same / same.sum(1, keepdim=True)  # the mask is symmetric, so the same weights serve both directions
     to_text = -(target * logits.log_softmax(1)).sum(1).mean()
     to_image = -(target * logits.t().log_softmax(1)).sum(1).mean()
     return (to_text + to_image) / 2
 
 
 def negative_loss(logits: torch.Tensor, absent: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How far "no X" is from preferring every other image to the images of X.
+    """How far captions such as "no X" are from preferring every other image to the images of X.
 
-    ``logits`` [N, B] of N negative captions against B images; ``absent`` [N] and ``labels`` [B] are labels.
-    Each image of another name is held against the (mean) image of X in a softmax of two. One softmax over
-    the whole batch would be met by a single direction for all negative captions, near some images that
-    are rarely X: it was tried, and nothing was learnt of X.
+    Each image of another name is compared with the mean image of X in a softmax of two. One softmax over the whole
+    batch was tried, and nothing was learnt of X: a single direction for all negative captions, near some images that
+    are rarely X, is enough for it.
+
+    Args:
+        logits: Of negative captions against images, shape `[N, B]`.
+        absent: The label that each caption says is not there, shape `[N]`.
+        labels: Of the images, shape `[B]`.
     """
     shown = absent.unsqueeze(1) == labels.unsqueeze(0)
     count = shown.sum(1, keepdim=True)

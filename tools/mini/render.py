@@ -1,9 +1,10 @@
-"""From clean glyph masks to training images, a whole batch at a time in torch.
+"""Clean glyph masks -> training images, a whole batch at a time in torch.
 
-The order imitates how a scanned character comes about: deform the strokes, choose a pen, cut the
-character out of the page, sample it coarsely, add the scanner's contrast and noise. Most images pass
-through 8 x 8 pixels and are tightly cut (as scanned digits are), some stay sharper or smaller.
-All randomness comes from the generator given.
+The steps imitate how a scanned character comes about: it is written with a slant and a pen, cut out of the page and
+sampled coarsely, and the scanner adds its contrast and noise. Most images pass through 8 x 8 pixels and are tightly
+cut, as scanned digits are; some stay sharper or smaller. Everything random is drawn from the generator that is given.
+
+Shapes: B images of a batch, S pixels of a mask's side.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ LOOSE_CHANCE = 0.2  # share of the images with a margin round the character
 
 @dataclass(frozen=True)
 class Rendering:
-    """``images`` [B, 3, IMAGE_SIZE, IMAGE_SIZE] in 0..1 and, per image, what a caption can say of it."""
+    """Images, and what a caption can say of each.
+
+    Attributes:
+        images: Values in 0 ... 1, shape `[B, 3, IMAGE_SIZE, IMAGE_SIZE]`.
+        thick, leaning, inverted, coloured, coarse: Whether an image is so, each of shape `[B]`.
+    """
 
     images: torch.Tensor
     thick: torch.Tensor
@@ -35,11 +41,12 @@ class Rendering:
 
 
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+    """Random numbers between `low` and `high`."""
     return torch.rand(shape, generator=generator) * (high - low) + low
 
 
 def render(masks: torch.Tensor, bold: torch.Tensor, generator: torch.Generator) -> Rendering:
-    """``masks`` [B, S, S] uint8 and ``bold`` [B] to augmented images."""
+    """Masks `[B, S, S]` in uint8, and whether their fonts are bold `[B]`, to augmented images."""
     batch = len(masks)
     ink, lean = deform(masks.unsqueeze(1).float() / 255, generator)
     chances = torch.where(bold.unsqueeze(1), torch.tensor(BOLD_PEN_CHANCES), torch.tensor(PEN_CHANCES))
@@ -52,7 +59,7 @@ def render(masks: torch.Tensor, bold: torch.Tensor, generator: torch.Generator) 
 
 
 def deform(ink: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random affine map and elastic distortion of [B, 1, S, S]; also each image's shear [B]."""
+    """Distorts images `[B, 1, S, S]` by random affine and elastic maps; returns them and their shear `[B]`."""
     batch = len(ink)
     angle = uniform((batch,), -0.25, 0.25, generator)
     lean = uniform((batch,), -0.4, 0.4, generator)
@@ -60,9 +67,9 @@ def deform(ink: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor,
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(batch)
     turn = torch.stack([cos, -sin, sin, cos], 1).view(batch, 2, 2)
     shear = torch.stack([stretch, lean, zero, 1 / stretch], 1).view(batch, 2, 2)
-    theta = torch.cat([1.15 * turn @ shear, torch.zeros(batch, 2, 1)], 2)  # 1.15 zooms out: room to move
+    theta = torch.cat([1.15 * turn @ shear, torch.zeros(batch, 2, 1)], 2)  # 1.15 zooms out, for room to move
     grid = F.affine_grid(theta, list(ink.shape), align_corners=False)
-    for knots, strength in ((4, 0.11), (7, 0.045)):  # slow bends of whole strokes, then wobbles
+    for knots, strength in ((4, 0.11), (7, 0.045)):  # the first bends whole strokes, the second makes them wobble
         amount = uniform((batch, 1, 1, 1), 0, 1.5, generator) * strength
         shifts = torch.randn((batch, 2, knots, knots), generator=generator) * amount
         smooth = F.interpolate(shifts, size=ink.shape[-2:], mode="bicubic", align_corners=True)
@@ -71,7 +78,7 @@ def deform(ink: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor,
 
 
 def apply_pen(ink: torch.Tensor, pen: torch.Tensor) -> torch.Tensor:
-    """Thicken or thin the strokes of [B, 1, S, S]; ``pen`` [B] indexes PENS."""
+    """Thickens or thins the strokes of images `[B, 1, S, S]`; `pen` holds their indices in `PENS`, `[B]`."""
     out = ink.clone()
     for index, window in enumerate(PENS):
         chosen = (pen == index).nonzero().squeeze(1)
@@ -83,10 +90,10 @@ def apply_pen(ink: torch.Tensor, pen: torch.Tensor) -> torch.Tensor:
 
 
 def cut_out(ink: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Cut [B, 1, S, S] to the bounding box of its ink, at IMAGE_SIZE: [B, 1, IMAGE_SIZE, IMAGE_SIZE].
+    """Cuts images `[B, 1, S, S]` to the bounding box of their ink, `[B, 1, IMAGE_SIZE, IMAGE_SIZE]`.
 
-    The longer side of the box fills the frame (nearly, or clearly less for the loose images) and
-    the character sits in the middle of the other axis.
+    The longer side of the box nearly fills the frame, or clearly less of it in a share of `LOOSE_CHANCE`. Along the
+    other axis the character is about in the middle.
     """
     batch, size = len(ink), ink.shape[-1]
     places = (torch.arange(size) * 2 + 1) / size - 1
@@ -111,8 +118,8 @@ def cut_out(ink: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def scan(ink: torch.Tensor, grid: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Sample [B, 1, 32, 32] with a coarse sensor, add contrast and noise, enlarge it bicubically again."""
-    sharp = ((ink - 0.5) * 4 + 0.5).clamp(0, 1)  # scanners see ink or paper, not the soft edges of masks
+    """Samples images `[B, 1, 32, 32]` coarsely, adds contrast and noise, and enlarges them bicubically again."""
+    sharp = ((ink - 0.5) * 4 + 0.5).clamp(0, 1)  # a scanner sees ink or paper, and not the soft edges of masks
     out = torch.empty_like(ink)
     for index, pixels in enumerate(GRIDS):
         chosen = (grid == index).nonzero().squeeze(1)
@@ -130,7 +137,7 @@ def scan(ink: torch.Tensor, grid: torch.Tensor, generator: torch.Generator) -> t
 
 
 def colour(ink: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ink [B, 1, H, W] to RGB, mostly white on black; also which are inverted and which coloured."""
+    """Ink `[B, 1, H, W]` to RGB, mostly white on black; returns also which are inverted and which coloured, `[B]`."""
     batch = len(ink)
     inverted = torch.rand(batch, generator=generator) < 0.08
     coloured = torch.rand(batch, generator=generator) < 0.08

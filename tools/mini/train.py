@@ -1,4 +1,7 @@
-"""Training of the mini backbone: contrastive, on the CPU, on rendered glyphs only."""
+"""Trains mini on the CPU, contrastively, on rendered glyphs only.
+
+Shapes: B images of a batch, N captions.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from open_clip import CLIP
 from torch import nn
 from tqdm import tqdm
 
@@ -18,7 +22,7 @@ from .objective import encode_captions, negative_loss, positive_loss
 from .render import Rendering, render
 
 MAX_LOGIT_SCALE = math.log(100)  # the limit of the CLIP paper
-# Per channel; OpenAI's, which open_clip gives a model whose configuration names none
+# Mean and standard deviation per channel: OpenAI's, which open_clip takes if a model's configuration names none
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -27,7 +31,7 @@ Tokenizer = Callable[[Sequence[str]], torch.Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """Numbers of a training run; the defaults made the shipped weights."""
+    """The numbers of a training run. The defaults are those of the shipped weights."""
 
     steps: int = 1000
     seed: int = 1
@@ -42,27 +46,27 @@ class Settings:
 
 @dataclass
 class TokenCache:
-    """Tokens of captions seen before: the BPE tokenizer is slow beside the rest of a step."""
+    """Keeps the tokens of captions: without it, the BPE tokenizer would take much of the time of a step."""
 
     tokenizer: Tokenizer
     known: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        """[N] captions to [N, context length] tokens."""
+        """N captions to tokens `[N, context length]`."""
         for text in texts:
             if text not in self.known:
                 self.known[text] = self.tokenizer([text])[0]
         return torch.stack([self.known[text] for text in texts])
 
     def used_tokens(self) -> torch.Tensor:
-        """Every token id that occurred, but for the padding (0), which no feature depends on."""
+        """The ids of all tokens that occurred except the padding (0), on which no feature depends."""
         tokens = torch.stack(list(self.known.values())).unique()
         return tokens[tokens != 0]
 
 
 @dataclass
 class BatchSource:
-    """Draws glyphs, renders them and captions them; everything random hangs on the seed."""
+    """Draws glyphs, renders them and writes their captions. All that is random depends on the seed alone."""
 
     glyphs: GlyphMasks
     settings: Settings
@@ -74,11 +78,11 @@ class BatchSource:
         self.masks_of = [(self.glyphs.labels == label).nonzero().squeeze(1) for label in range(names)]
 
     def labels(self, count: int) -> torch.Tensor:
-        """[count] labels, every glyph alike."""
+        """Labels `[count]`, each glyph equally likely."""
         return torch.randint(len(self.masks_of), (count,), generator=self.generator)
 
     def batch(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        """Normalised images [B, 3, 32, 32], their labels [B] and one caption each."""
+        """Normalised images `[B, 3, 32, 32]`, their labels `[B]` and one caption for each."""
         labels = self.labels(self.settings.batch_size)
         draws = torch.rand(len(labels), generator=self.generator)
         chosen = torch.stack([self.masks_of[x][int(r * len(self.masks_of[x]))] for x, r in zip(labels, draws)])
@@ -107,14 +111,14 @@ class BatchSource:
         return texts
 
     def negatives(self, labels: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
-        """Negative captions of some of the labels in the batch, and those labels [N]."""
+        """Labels `[N]` of some images of the batch, and a negative caption for each of them."""
         absent = labels[: self.settings.negative_captions]
         glyphs = [self.glyphs.glyphs[label] for label in absent.tolist()]
         return absent, [captions.negative_caption(g.name, g.is_digit, self.rng) for g in glyphs]
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Linear warm-up, then a cosine down to zero."""
+    """The learning rate of a step: a linear warm-up, then a cosine down to zero."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
@@ -122,20 +126,22 @@ def learning_rate(step: int, settings: Settings) -> float:
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW; norms, biases and the logit scale are not decayed."""
+    """AdamW, with weight decay on matrices alone: norms, biases and the logit scale have none."""
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    fused = torch.__version__ >= (2, 4)  # on CPUs only from there on; faster
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=fused)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 
 @torch.no_grad()
 def move_average(average: nn.Module, model: nn.Module, step: int, settings: Settings) -> None:
-    """Pull the averaged weights (and batch norm statistics) towards the model's; early steps count less."""
+    """Moves the averaged weights and batch norm statistics towards the model's.
+
+    The average moves faster in the first steps, so that it soon forgets the random initialisation.
+    """
     decay = min(settings.average_decay, (1 + step) / (10 + step))
     current = model.state_dict()
     for name, value in average.state_dict().items():
@@ -144,14 +150,21 @@ def move_average(average: nn.Module, model: nn.Module, step: int, settings: Sett
 
 
 def train(
-    model: nn.Module,
+    model: CLIP,
     tokenizer: Tokenizer,
     settings: Settings,
     watch: Callable[[int, nn.Module], None] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Train ``model`` in place and return the averaged weights, ready to be shipped (fp16).
+    """Trains a model in place.
 
-    ``watch(step, averaged model)`` is called after every step.
+    Args:
+        model: The untrained model.
+        tokenizer: Captions to tokens.
+        settings: The numbers of the run.
+        watch: Called after every step with its number and the averaged model.
+
+    Returns:
+        The averaged weights in half precision, as they are shipped.
     """
     source = BatchSource(load_masks(), settings)
     tokens = TokenCache(tokenizer)
@@ -177,8 +190,8 @@ def train(
     return shipped_weights(average, tokens.used_tokens())
 
 
-def batch_loss(model: nn.Module, source: BatchSource, tokens: TokenCache) -> torch.Tensor:
-    """The loss of one fresh batch."""
+def batch_loss(model: CLIP, source: BatchSource, tokens: TokenCache) -> torch.Tensor:
+    """The loss of one new batch, a scalar."""
     images, labels, texts = source.batch()
     absent, negative_texts = source.negatives(labels)
     image_features = model.encode_image(images, normalize=True)
@@ -191,7 +204,7 @@ def batch_loss(model: nn.Module, source: BatchSource, tokens: TokenCache) -> tor
 
 
 def shipped_weights(model: nn.Module, used_tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The state dict in half precision; embeddings of tokens never trained are zero, not noise."""
+    """The state dict in half precision, with zeros in place of the embeddings of tokens that were never trained."""
     state = {name: value.detach().clone() for name, value in model.state_dict().items()}
     table = torch.zeros_like(state["token_embedding.weight"])
     table[used_tokens] = state["token_embedding.weight"][used_tokens]

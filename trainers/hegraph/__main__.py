@@ -129,9 +129,9 @@ def in_coop() -> bool:
 
 def of_coop(dataset: str) -> bool:
     """Whether a data set is one of CoOp's fifteen."""
-    from .datasets.catalog import CATALOG
+    from .datasets.registry import stored_datasets
 
-    return dataset in CATALOG
+    return dataset in stored_datasets()
 
 
 def configure(args: argparse.Namespace) -> tuple[CfgNode, str]:
@@ -192,7 +192,7 @@ def run_command(args: argparse.Namespace) -> None:
 
 def run_in_dassl(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
     """Has CoOp's train.py train and test; returns the record, None if nothing was trained."""
-    from .results import read_record
+    from .results.records import read_record
     from .trainer import run_in_coop
 
     run_in_coop(args, cfg)

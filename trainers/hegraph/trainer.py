@@ -30,8 +30,9 @@ from yacs.config import CfgNode
 from . import config, config_files
 from .baselines import METHODS, load_method, method_options
 from .datasets import Dataset, Item, check_trainable, load_dataset
-from .datasets.catalog import CATALOG, open_image
+from .datasets.loading import open_image
 from .datasets.pickles import path_from
+from .datasets.registry import stored_datasets
 from .experiments.adapter import TrainedAdapter, load_trained, new_model, predict_test, start_training
 from .experiments.folder import RunFolder, find_adapter
 from .experiments.image_task import ImageTask
@@ -289,7 +290,7 @@ def dataset_of(manager: DataManager, cfg: CfgNode) -> Dataset:
     Raises:
         UserError: If an image is missing.
     """
-    root, folder = Path(cfg.DATASET.ROOT).expanduser().absolute(), CATALOG[cfg.DATASET.NAME].folder
+    root, folder = Path(cfg.DATASET.ROOT).expanduser().absolute(), stored_datasets()[cfg.DATASET.NAME].folder
 
     def items(data: list | None) -> list[Item]:
         return [Item(path_from(folder, datum.impath), datum.label, datum.classname) for datum in data or ()]

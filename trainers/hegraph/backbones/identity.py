@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from ..utils.errors import UserError, unknown
 from ..utils.files import hash_file
-from .hub import fetch_file
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +134,8 @@ def find_bundle(name: str) -> Bundle:
     """
     place = name.partition(":")[2]
     if name.startswith(HUB):
+        from .hub import fetch_file  # only these names need huggingface_hub, which takes time to import
+
         needed, use = f"{CONFIG_NAME} and {WEIGHTS_NAMES[0]}", f"put them into a folder here: {USE_FOLDER}"
         config, weights = (fetch_file(place, names, name, needed, use) for names in ((CONFIG_NAME,), WEIGHTS_NAMES))
         return Bundle(place, config, weights)

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..datasets.registry import canonical_name
 from ..features.bank import FeatureBank
 from ..training.batches import BankBatches, Batch, TrainingData
 from ..training.schedule import Schedule
 from ..utils.errors import UserError
 from ..utils.rows import check_rows, values_up_to
-
-ALIASES = {"dtd": "describabletextures"}  # the one data set whose folder in CoOp has quite another name
 
 
 def by_shots(key: str, rows: Sequence[Sequence], bank: FeatureBank) -> Any:
@@ -41,24 +40,19 @@ def by_dataset(key: str, rows: Sequence[Sequence], bank: FeatureBank) -> Any:
 
     Args:
         key: Name of the option, for the message.
-        rows: Each `[data set, value]`. The row of the data set "" is for all that have no row of their own.
+        rows: Each `[data set, value]`, by any name of the data set that `datasets/registry.py` knows. The row of the
+            data set "" is for all that have no row of their own.
         bank: The task.
 
     Raises:
         UserError: If `rows` are not such rows, or none is for this data set.
     """
     check_rows(key, rows, str, "[data set, value]")
-    values = {_plain(name): value for name, value in rows}
-    name = _plain(bank.dataset)
+    values = {canonical_name(name): value for name, value in rows}
+    name = canonical_name(bank.dataset)
     if name not in values and "" not in values:
         raise UserError(f"{key} has no row for {bank.dataset!r}: {list(rows)}; a row ['', value] stands for all others")
     return values.get(name, values.get(""))
-
-
-def _plain(name: str) -> str:
-    """One spelling for the names of a data set: OxfordFlowers, oxford_flowers and oxford-flowers are the same."""
-    plain = name.lower().replace("_", "").replace("-", "")
-    return ALIASES.get(plain, plain)
 
 
 def batches(bank: FeatureBank, batch_size: int, seed: int) -> BankBatches:

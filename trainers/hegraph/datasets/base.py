@@ -1,18 +1,20 @@
-"""What a data set is: class names in label order, three lists of items, and how to open one."""
+"""What a data set is: its class names in label order, three lists of items, and a function that opens an item."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from ..utils.errors import UserError
 from ..utils.files import hash_json
 from .splits import Item, Selection, subsample_labels
 
-MAX_NAMED = 3  # missing images that a message names
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_NAMED = 3  # a message names at most so many missing images
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,12 @@ class Dataset:
     Attributes:
         name: As in `DATASET.NAME`.
         classnames: The K class names in label order.
-        train: The pool from which few-shot training images are drawn, or what was drawn.
-        val: The same for validation; may be empty.
+        train: All training images, or those that a few-shot task has drawn from them.
+        val: The same of the validation images; may be empty.
         test: The test images; may be empty.
-        open: Takes an item's path, returns the image.
-        root: The folder that the items' paths are relative to; None if they are not files.
-        class_ids: What tells that a class here is one of another data set, in label order; (): the class names do.
+        open: Takes the path of an item and returns the image.
+        root: The folder that the paths of the items are relative to; None if they are not files.
+        class_ids: The K ids, in label order, by which a class is recognised in another data set; () if class names do.
     """
 
     name: str
@@ -41,20 +43,21 @@ class Dataset:
 
     @property
     def ids(self) -> Sequence[str]:
+        """The class ids, or the class names where there are none."""
         return self.class_ids or self.classnames
 
     @property
     def val_is_test(self) -> bool:
-        """True where a data set has no validation images and names its test images instead, as ImageNet in CoOp."""
+        """Whether the validation images are the test images, as those of ImageNet are in CoOp."""
         return bool(self.val) and self.val == self.test
 
     def select(self, selection: Selection) -> Dataset:
-        """The few-shot task that the protocol selects; test is kept whole, and so is val if it is test."""
+        """The few-shot task of a selection. Test is kept whole, and so is val where it is the same images."""
         val = self.val if self.val_is_test else [self.val[i] for i in selection.val]
         return replace(self, train=[self.train[i] for i in selection.train], val=val)
 
     def subsample(self, which: str) -> Dataset:
-        """All classes, or one half of them with labels from 0: see `splits.subsample_labels`."""
+        """The data set of all its classes, or of a half of them with new labels (see `splits.subsample_labels`)."""
         if which == "all":
             return self
         kept = subsample_labels({item.label for item in self.train or self.test}, which)
@@ -65,24 +68,27 @@ class Dataset:
 
         names = [self.classnames[label] for label in kept]
         ids = [self.ids[label] for label in kept]
-        lists = {"train": keep(self.train), "val": keep(self.val), "test": keep(self.test)}
-        return replace(self, classnames=names, class_ids=ids, **lists)
+        train, val, test = keep(self.train), keep(self.val), keep(self.test)
+        return replace(self, classnames=names, class_ids=ids, train=train, val=val, test=test)
 
     def file_version(self, path: str) -> tuple[int, int] | None:
-        """Size in bytes and time of change of an item's file: they change with its content. None without a file."""
+        """Size in bytes and time of the last change (ns) of an item's file, which tell versions of it apart.
+
+        None if the item is no file.
+        """
         if self.root is None or not (self.root / path).is_file():
             return None
         status = (self.root / path).stat()
         return status.st_size, status.st_mtime_ns
 
     def file_sizes(self) -> str | None:
-        """Hash of the sizes in bytes of all files, None if items are no files. Copying or touching files keeps it."""
+        """Hash of the sizes in bytes of all files, which is the same for a copy of them. None if items are no files."""
         if self.root is None:
             return None
         return hash_json([[path, (self.root / path).stat().st_size] for path in self._paths()])
 
     def check_files(self) -> None:
-        """Raises UserError if the file of an item is missing; the message counts them and names some."""
+        """Raises UserError if files of items are missing. The message counts them and names some."""
         if self.root is None:
             return
         paths = self._paths()
@@ -99,15 +105,15 @@ class Dataset:
 
 
 def class_names(items: Sequence[Item], *others: Sequence[Item]) -> list[str]:
-    """The names that items give their labels, in label order.
+    """The class names in label order, as items state them.
 
     Args:
-        items: Those that have every label: the training images, if there are any.
-        others: Further items, such as val and test, that must agree with them.
+        items: Items of all classes: the training images, if there are any.
+        others: Further lists of items, such as val and test, which must agree with them.
 
     Raises:
-        UserError: If a label has two names, labels do not run from 0 without a gap, or another item has a label that
-            none of `items` has.
+        UserError: If a label has two names, if the labels do not run from 0 without a gap, or if one of `others` has a
+            label that none of `items` has.
     """
     names: dict[int, str] = {}
     for item in items:

@@ -1,4 +1,4 @@
-"""What a data set still needs: the state of each on disk, in the user's words."""
+"""What a data set below the data root still needs, in words for the user."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..utils.commands import command
 from ..utils.errors import UserError
-from .catalog import CATALOG, MALFORMED, SPLITS, pools_class_names, read_drawn, read_pools
-from .fetch.sources import BY_HAND
+from .entry import DatasetEntry, Sizes
+from .pools import MALFORMED, pools_class_names, read_drawn, read_pools
+from .registry import stored_datasets
+from .splits import SPLITS, Pools
 
 
 @dataclass(frozen=True)
@@ -16,8 +19,8 @@ class State:
     """What `check_dataset` found.
 
     Attributes:
-        ready: Whether it can be used.
-        lines: What there is, or what is missing, where it was expected and how to get it.
+        ready: Whether the data set can be used.
+        lines: What there is; or what is missing, where it was expected and how to get it.
     """
 
     ready: bool
@@ -25,17 +28,17 @@ class State:
 
 
 def check_dataset(name: str, root: str) -> State:
-    """Looks whether a data set of the catalog is whole; no image is opened and nothing is written.
+    """Finds out whether a data set is whole. No image is opened and nothing is written.
 
     Args:
-        name: A key of `CATALOG`.
+        name: One of `stored_datasets`.
         root: The folder that holds all data sets.
     """
-    entry = CATALOG[name]
+    entry = stored_datasets()[name]
     folder = Path(root).expanduser().absolute() / entry.folder
-    remedy = [f"get it: python -m trainers.hegraph.datasets download {name} --root {root}"]
-    if name in BY_HAND:
-        remedy.append(f"by hand: {BY_HAND[name][1]}")
+    remedy = [f"get it: {command(f'datasets download {name} --root {root}')}"]
+    if entry.by_hand:
+        remedy.append(f"by hand: {entry.by_hand.instruction}")
     if not (folder / entry.images).is_dir():
         return State(False, [f"missing: the images, expected in {folder / entry.images}", *remedy])
     try:
@@ -49,28 +52,38 @@ def check_dataset(name: str, root: str) -> State:
     absent = sorted(path for path in paths if not (folder / path).is_file())
     if absent:
         return State(False, [f"missing: {len(absent)} of {len(paths)} images, {folder / absent[0]}", *remedy])
-
-    counts = (*(len(pools[split]) for split in SPLITS), len({item.label for item in pools["test"]}))
-    lines = [_counts(counts)]
-    if counts != entry.sizes:
-        lines.append(f"published are {_counts(entry.sizes)}")
-    if entry.split_file is not None:
-        split_file = folder / entry.split_file
-        if not split_file.is_file():
-            lines.append(
-                f"without {split_file}: the first run will draw a split and write it, as CoOp does, but it is not the "
-                "split of published numbers"
-            )
-            lines += remedy
-        elif (drawn := read_drawn(split_file)) is not None:
-            lines.append(
-                f"{split_file} was drawn here with seed {drawn['seed']}: it is not the split of published numbers; to "
-                "get that, delete the file"
-            )
-            lines += remedy
-    return State(True, lines)
+    warning = _split_warning(entry, folder)
+    return State(True, [*_count_lines(entry, pools), *([warning, *remedy] if warning else [])])
 
 
-def _counts(sizes: tuple[int, ...]) -> str:
+def _count_lines(entry: DatasetEntry, pools: Pools) -> list[str]:
+    num_classes = len({item.label for item in pools["test"]})
+    sizes = Sizes(len(pools["train"]), len(pools["val"]), len(pools["test"]), num_classes)
+    lines = [_describe(sizes)]
+    if sizes != entry.sizes:
+        lines.append(f"published are {_describe(entry.sizes)}")
+    return lines
+
+
+def _describe(sizes: Sizes) -> str:
     train, val, test, classes = sizes
     return f"{train} train, {val} val and {test} test images of {classes} classes"
+
+
+def _split_warning(entry: DatasetEntry, folder: Path) -> str:
+    """What to say of a split that is not the published one; "" if it is."""
+    if entry.split_file is None:
+        return ""
+    split_file = folder / entry.split_file
+    if not split_file.is_file():
+        return (
+            f"without {split_file}: the first run will draw a split and write it, as CoOp does, but it is not the "
+            "split of published numbers"
+        )
+    drawn = read_drawn(split_file)
+    if drawn is None:
+        return ""
+    return (
+        f"{split_file} was drawn here with seed {drawn['seed']}: it is not the split of published numbers; to "
+        "get that, delete the file"
+    )

@@ -1,9 +1,9 @@
-"""Anybody's images as a data set: a folder of class folders, or a CSV file.
+"""The user's own images as a data set: a folder of class folders, or a CSV file.
 
-    ROOT/train/<class>/*.jpg        and, if there are any, ROOT/val/<class>/ and ROOT/test/<class>/
-    ROOT/labels.csv, or ROOT itself  path,label[,split]   with paths relative to the file
+    ROOT/train/<class>/*.jpg         and, if there are any, ROOT/val/<class>/ and ROOT/test/<class>/
+    ROOT/labels.csv, or ROOT itself  with the columns path,label[,split] and paths relative to the file
 
-Classes are in sorted order, numbers by value. Classes may have unequal numbers of images.
+The classes are in sorted order; names that are numbers come first, by value. Their numbers of images may differ.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import csv
 import logging
 import os
+from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -20,13 +22,12 @@ from PIL import Image, ImageOps
 from ..utils.errors import UserError
 from .base import Dataset
 from .layouts import listing
-from .splits import Item
+from .splits import SPLITS, Item
 
 logger = logging.getLogger(__name__)
 
 NAME = "ImageFolder"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-SPLITS = ("train", "val", "test")
 LAYOUT = (
     "expected ROOT/train/<class>/*.jpg (and val, test if you have them), or a CSV file with the columns "
     "path,label[,split]"
@@ -36,10 +37,10 @@ Rows = dict[str, list[tuple[str, str]]]  # split -> (path, class name)
 
 
 def load_image_folder(root: str) -> Dataset:
-    """The data set in a folder or a CSV file; no image is opened.
+    """Reads the data set of a folder or a CSV file. No image is opened.
 
     Args:
-        root: A folder that holds `train/`, a folder that holds one `.csv` file, or such a file.
+        root: A folder that holds `train/`, a folder that holds one `.csv` file, or the file itself.
 
     Raises:
         UserError: If it has another layout, or a class of val or test has no training image.
@@ -47,16 +48,7 @@ def load_image_folder(root: str) -> Dataset:
     if not root:
         raise UserError(f"{NAME} needs --root, your folder or CSV file; {LAYOUT}")
     path = Path(root).expanduser().absolute()
-    tables = [path / name for name in listing(path) if name.lower().endswith(".csv")] if path.is_dir() else [path]
-    if (path / "train").is_dir():
-        base, rows = path, _read_folder(path)
-    elif len(tables) == 1 and tables[0].suffix.lower() == ".csv" and tables[0].is_file():
-        base, rows = tables[0].parent, _read_table(tables[0])
-    elif not path.exists():
-        raise UserError(f"there is no {path}; {LAYOUT}")
-    else:
-        found = f"{len(tables)} CSV files" if len(tables) > 1 else "neither"
-        raise UserError(f"{path} holds {found}; {LAYOUT}")
+    base, rows = _read(path)
     names = sorted({name for _, name in rows["train"]}, key=_class_order)
     if not names:
         raise UserError(f"{path} has no training image; {LAYOUT}")
@@ -67,15 +59,28 @@ def load_image_folder(root: str) -> Dataset:
             raise UserError(
                 f"{path}: {len(unknown)} classes of {split} have no training image: {', '.join(unknown[:5])}"
             )
-    items = {split: [Item(file, labels[name], name) for file, name in rows[split]] for split in SPLITS}
-    return Dataset(NAME, names, **items, open=partial(open_image_file, base), root=base)
+    train, val, test = ([Item(file, labels[name], name) for file, name in rows[split]] for split in SPLITS)
+    return Dataset(NAME, names, train, val, test, partial(open_image_file, base), base)
+
+
+def _read(path: Path) -> tuple[Path, Rows]:
+    """Reads a folder or a CSV file. Returns the folder that the paths are relative to, and the rows."""
+    if (path / "train").is_dir():
+        return path, _read_folder(path)
+    tables = [path / name for name in listing(path) if name.lower().endswith(".csv")] if path.is_dir() else [path]
+    if len(tables) == 1 and tables[0].suffix.lower() == ".csv" and tables[0].is_file():
+        return tables[0].parent, _read_table(tables[0])
+    if not path.exists():
+        raise UserError(f"there is no {path}; {LAYOUT}")
+    found = f"{len(tables)} CSV files" if len(tables) > 1 else "neither"
+    raise UserError(f"{path} holds {found}; {LAYOUT}")
 
 
 def open_image_file(base: Path, path: str) -> Image.Image:
-    """Opens an image of any mode as RGB, turned upright as its EXIF orientation says, transparent parts white."""
+    """Opens an image of any mode as RGB, upright (by its EXIF orientation) and with white for transparent parts."""
     with Image.open(base / path) as file:
         image = ImageOps.exif_transpose(file)
-    if image.mode.startswith(("I", "F")):  # more than 8 bits, which Pillow would clip at 255
+    if image.mode.startswith(("I", "F")):  # Pillow would clip values of more than 8 bits at 255
         image = _to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -84,7 +89,7 @@ def open_image_file(base: Path, path: str) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey values of 16 bits, or floats from 0 to 1, to 0-255; others are taken as 0-255."""
+    """Scales grey values of 16 bits, or floats from 0 to 1, to 0-255. Others are taken to be from 0 to 255."""
     values = np.asarray(image).astype(np.float64)
     if image.mode == "F" and values.max() <= 1:
         values *= 255
@@ -128,33 +133,30 @@ def _read_table(path: Path) -> Rows:
                     f"{path} must have the columns path,label[,split], got {','.join(columns) or 'nothing'}"
                 )
             for row in table:
-                where = f"{path}, line {table.line_num}"
-                image, label = (row["path"] or "").strip(), (row["label"] or "").strip()
-                split = (row.get("split") or "train").strip().lower()
-                if None in row:
-                    raise UserError(f"{where}: more values than columns; put a value that holds a comma into quotes")
-                if not image or not label:
-                    raise UserError(f"{where}: path and label must not be empty")
-                if split not in SPLITS:
-                    raise UserError(f"{where}: split must be train, val or test, got {split!r}")
-                rows[split].append((Path(os.path.normpath(image)).as_posix(), label))
+                image, label, split = _read_row(row, f"{path}, line {table.line_num}")
+                rows[split].append((image, label))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the table {path}: {error}") from error
-    twice = _images_in_two_splits(rows)
+    counts = Counter(image for split in SPLITS for image, _ in rows[split])
+    twice = next((image for image, count in counts.items() if count > 1), None)
     if twice:
         raise UserError(f"{path}: {twice} is listed more than once; an image has one label and one split")
     return rows
 
 
-def _images_in_two_splits(rows: Rows) -> str | None:
-    seen = set()
-    for split in SPLITS:
-        for image, _ in rows[split]:
-            if image in seen:
-                return image
-            seen.add(image)
-    return None
+def _read_row(row: dict[Any, Any], where: str) -> tuple[str, str, str]:
+    """The path, the label and the split of a row; `where` names the row in messages."""
+    image, label = (row["path"] or "").strip(), (row["label"] or "").strip()
+    split = (row.get("split") or "train").strip().lower()
+    if None in row:
+        raise UserError(f"{where}: more values than columns; put a value that holds a comma into quotes")
+    if not image or not label:
+        raise UserError(f"{where}: path and label must not be empty")
+    if split not in SPLITS:
+        raise UserError(f"{where}: split must be train, val or test, got {split!r}")
+    return Path(os.path.normpath(image)).as_posix(), label, split
 
 
-def _class_order(name: str) -> tuple:
+def _class_order(name: str) -> tuple[int, int, str]:
+    """Sorts numbers by value before all other names."""
     return (0, int(name), name) if name.isdecimal() else (1, 0, name)

@@ -1,25 +1,26 @@
-"""ImageNet and its four variants, in CoOp's layout.
+"""How ImageNet and its four variants are read, in CoOp's layout.
 
-Classes are folders named by WordNet id, in sorted order; `classnames.txt` gives each id CLIP's name for it. Flat
-validation folders, as ImageNet is distributed, are read with one of the files that say what is in them.
+Classes are folders that are named by WordNet id, in sorted order; `classnames.txt` gives CLIP's name of each id. A flat
+validation folder, as ImageNet is distributed, is read with the help of one of the files that label its images.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from ..utils.errors import UserError
-from .layouts import Pools, listing, read_lines, read_mat
+from .layouts import listing, read_lines, read_mat
 from .pickles import read_coop_pickle
-from .splits import Item
+from .splits import Item, Pools
 
+IMAGENET_V2_IMAGES = "imagenetv2-matched-frequency-format-val"
 WORDNET_ID = re.compile(r"n\d{8}")
 
-# Where the labels of a flat validation folder may be, below the folder of ImageNet. All but the last name the images or
-# list WordNet ids; the last, of ILSVRC's development kit, lists its own numbers, which meta.mat translates.
+# Files that may label a flat validation folder, and the folders in which they may be, below the folder of ImageNet. The
+# last file is that of ILSVRC's development kit; it lists numbers of its own, which the kit's meta.mat translates. All
+# others list WordNet ids or name the images.
 GROUND_TRUTH = (
     "LOC_val_solution.csv",
     "val.txt",
@@ -29,11 +30,11 @@ GROUND_TRUTH = (
 GROUND_TRUTH_FOLDERS = (".", "images", "images/val", "data", "devkit/data", "ILSVRC2012_devkit_t12/data")
 
 
-def imagenet(folder: Path, rng: random.Random) -> Pools:
-    """CoOp tests on the official validation images and names them as val too; here val is known to be test.
+def read_imagenet(folder: Path, rng: random.Random) -> Pools:
+    """Reads ImageNet. The official validation images are both val and test, as in CoOp: the very same list.
 
-    CoOp keeps what it has read in `preprocessed.pkl`, in the order in which the file system had it, and draws from
-    that ever after; so it wins here too.
+    CoOp keeps the items that it read in `preprocessed.pkl`, in the order of the file system at that time, and later
+    runs draw from this file. So it goes before the folders here as well.
     """
     listed = folder / "preprocessed.pkl"
     if listed.is_file():
@@ -44,15 +45,15 @@ def imagenet(folder: Path, rng: random.Random) -> Pools:
         }
         return {"train": below["train"], "val": below["test"], "test": below["test"]}
     names = class_names_by_id(folder)
-    ids = class_ids(folder, "images/train", names)
+    ids = list_class_ids(folder, "images/train", names)
     train = read_class_folders(folder, "images/train", names, ids)
     test = read_validation(folder, names, ids)
     return {"train": train, "val": test, "test": test}
 
 
-def imagenet_v2(folder: Path, rng: random.Random) -> Pools:
-    """Folders 0 to 999 are positions in classnames.txt."""
-    images = "imagenetv2-matched-frequency-format-val"
+def read_imagenet_v2(folder: Path, rng: random.Random) -> Pools:
+    """Reads ImageNetV2, whose class folders 0 to 999 are positions in `classnames.txt`."""
+    images = IMAGENET_V2_IMAGES
     names = list(class_names_by_id(folder).values())
     test = []
     for number in sorted(int(name) for name in listing(folder / images) if name.isdigit()):
@@ -63,25 +64,19 @@ def imagenet_v2(folder: Path, rng: random.Random) -> Pools:
     return {"train": [], "val": [], "test": test}
 
 
-def test_folders(images: str) -> Callable[[Path, random.Random], Pools]:
-    """A reader of a variant that has only test images, one folder per class."""
-
-    def read(folder: Path, rng: random.Random) -> Pools:
-        names = class_names_by_id(folder)
-        return {
-            "train": [], "val": [],
-            "test": read_class_folders(folder, images, names, class_ids(folder, images, names)),
-        }  # fmt: skip
-
-    return read
+def read_test_folders(folder: Path, rng: random.Random, images: str) -> Pools:
+    """Reads a variant that has only test images, one folder per class, below `folder / images`."""
+    names = class_names_by_id(folder)
+    test = read_class_folders(folder, images, names, list_class_ids(folder, images, names))
+    return {"train": [], "val": [], "test": test}
 
 
-def ids(images: str) -> Callable[[Path], list[str]]:
-    """A reader of the WordNet ids, in label order, of classes that are folders."""
-    return lambda folder: class_ids(folder, images, class_names_by_id(folder))
+def read_class_ids(folder: Path, images: str) -> list[str]:
+    """The WordNet ids, in label order, of the classes that have a folder below `folder / images`."""
+    return list_class_ids(folder, images, class_names_by_id(folder))
 
 
-def ids_by_position(folder: Path) -> list[str]:
+def read_all_class_ids(folder: Path) -> list[str]:
     """The WordNet ids in the order of `classnames.txt`, whose positions are ImageNetV2's labels."""
     return list(class_names_by_id(folder))
 
@@ -101,8 +96,12 @@ def class_names_by_id(folder: Path) -> dict[str, str]:
     return names
 
 
-def class_ids(folder: Path, images: str, names: dict[str, str]) -> list[str]:
-    """The WordNet ids that have a folder, in label order."""
+def list_class_ids(folder: Path, images: str, names: dict[str, str]) -> list[str]:
+    """As `read_class_ids`, where `names` holds the name of every WordNet id.
+
+    Raises:
+        UserError: If a folder is named otherwise.
+    """
     ids = [name for name in listing(folder / images) if (folder / images / name).is_dir()]
     unnamed = [name for name in ids if name not in names]
     if unnamed:
@@ -111,13 +110,19 @@ def class_ids(folder: Path, images: str, names: dict[str, str]) -> list[str]:
 
 
 def read_class_folders(folder: Path, images: str, names: dict[str, str], ids: list[str]) -> list[Item]:
-    """Items of one folder per WordNet id; `ids` are the classes in label order.
+    """The items of all class folders below `folder / images`.
+
+    Args:
+        folder: The folder of the data set.
+        images: The folder of the class folders, below `folder`.
+        names: WordNet id -> class name.
+        ids: The WordNet ids in label order.
 
     Raises:
-        UserError: If there is a folder of another class.
+        UserError: If there is a folder of a class that `ids` lacks.
     """
     labels = {wordnet_id: label for label, wordnet_id in enumerate(ids)}
-    present = class_ids(folder, images, names)
+    present = list_class_ids(folder, images, names)
     strange = next((wordnet_id for wordnet_id in present if wordnet_id not in labels), None)
     if strange is not None:
         raise UserError(f"the class {strange!r} of {folder / images} has no folder in {folder / 'images/train'}")
@@ -129,9 +134,9 @@ def read_class_folders(folder: Path, images: str, names: dict[str, str], ids: li
 
 
 def read_validation(folder: Path, names: dict[str, str], ids: list[str]) -> list[Item]:
-    """The validation images: folders as in training, or a flat folder and a file that labels it.
+    """The validation images, which are in class folders or in a flat folder with a file that labels them.
 
-    A class has the label that it has in training, also if a folder is missing.
+    Every class has the label that it has in training, even if some class has no validation images.
     """
     images = folder / "images" / "val"
     if any(path.is_dir() for path in images.glob("n*")):
@@ -149,9 +154,12 @@ def read_validation(folder: Path, names: dict[str, str], ids: list[str]) -> list
 
 
 def ground_truth(folder: Path, files: list[str], wordnet_ids: list[str]) -> list[str]:
-    """The WordNet id of every image of a flat validation folder, `files` being its sorted names.
+    """The WordNet id of every image of a flat validation folder.
 
-    `wordnet_ids` are those of all classes, sorted: training images may be here for some of them only.
+    Args:
+        folder: The folder of ImageNet.
+        files: The sorted names of the images.
+        wordnet_ids: The sorted ids of all classes, including those that have no training images here.
 
     Raises:
         UserError: If there is no file with the labels, or it does not fit the images.
@@ -163,30 +171,36 @@ def ground_truth(folder: Path, files: list[str], wordnet_ids: list[str]) -> list
             f"{folder / 'images/val'} holds no class folders, and there is no file that labels its images; put one of "
             f"{', '.join(GROUND_TRUTH)} into {folder}"
         )
+    labels = _read_labels(path, files, folder / "images/val")
+    if not all(label.isdigit() for label in labels):
+        return labels
+    by_number = _ids_by_number(path, wordnet_ids)
+    absent = next((label for label in labels if int(label) not in by_number), None)
+    if absent is not None:
+        raise UserError(f"{path} names class number {absent}, which is none of {len(by_number)}")
+    return [by_number[int(label)] for label in labels]
+
+
+def _read_labels(path: Path, files: list[str], images: Path) -> list[str]:
+    """The WordNet id, or else the class number, that a file of `GROUND_TRUTH` gives each of `files` in `images`."""
     lines = read_lines(path)
-    if path.suffix == ".csv":  # Kaggle: ImageId,PredictionString with a header; the string begins with the id
+    labels: list[str | None]
+    if path.suffix == ".csv":  # Kaggle's, with the header ImageId,PredictionString; a prediction begins with the id
         found = {row.split(",")[0]: row.split(",")[1].split(" ")[0] for row in lines if "," in row}
-        rows = [found.get(Path(file).stem) for file in files]
-    elif all(len(line.split()) == 2 for line in lines):  # an image and its class: Caffe's val.txt, from 0
-        found = dict(line.split() for line in lines)
-        rows = [found.get(file) for file in files]
-    else:  # one class a line, in the order of the images' names
-        rows = lines if len(lines) == len(files) else [None] * len(files)
-    if None in rows:
-        raise UserError(
-            f"{path} does not label the {len(files)} images of {folder / 'images/val'} ({len(lines)} lines)"
-        )
-    if all(row.isdigit() for row in rows):
-        by_number = _ids_by_number(path, wordnet_ids)
-        absent = next((row for row in rows if int(row) not in by_number), None)
-        if absent is not None:
-            raise UserError(f"{path} names class number {absent}, which is none of {len(by_number)}")
-        rows = [by_number[int(row)] for row in rows]
-    return rows
+        labels = [found.get(Path(file).stem) for file in files]
+    elif all(len(line.split()) == 2 for line in lines):  # Caffe's val.txt: an image and its class number from 0
+        found = dict(map(str.split, lines))
+        labels = [found.get(file) for file in files]
+    else:  # one class a line, in the order of the names of the images
+        labels = [*lines] if len(lines) == len(files) else []
+    known = [label for label in labels if label is not None]
+    if len(known) != len(files):
+        raise UserError(f"{path} does not label the {len(files)} images of {images} ({len(lines)} lines)")
+    return known
 
 
 def _ids_by_number(path: Path, wordnet_ids: list[str]) -> dict[int, str]:
-    """Class number -> WordNet id: Caffe counts sorted ids from 0, the development kit has an order of its own."""
+    """Class number -> WordNet id. Caffe counts the sorted ids from 0; the development kit has an order of its own."""
     if path.name == "val.txt":
         return dict(enumerate(wordnet_ids))
     meta = next((p for p in (path.parent / "meta.mat", path.parent.parent / "meta.mat") if p.is_file()), None)

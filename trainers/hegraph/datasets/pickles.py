@@ -1,4 +1,4 @@
-"""CoOp's pickles of items, read without executing what is in them."""
+"""CoOp's pickles of items, read without running any code that they hold."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..utils.errors import UserError
-from .splits import Item
+from .splits import SPLITS, Item, Pools
 
 
 class _Datum:
-    """Stands for `dassl.data.datasets.base_dataset.Datum`: attributes only, nothing is run or checked."""
+    """Takes the place of `dassl.data.datasets.base_dataset.Datum`, whose attributes it gets; it runs nothing."""
+
+    _impath: object
+    _label: object
+    _classname: object
 
 
 class _DatumUnpickler(pickle.Unpickler):
-    """Knows `Datum` and the plain types of Python, and nothing else."""
+    """Accepts `Datum` and the plain types of Python, and refuses everything else."""
 
     def find_class(self, module: str, name: str) -> type:
         if name == "Datum" and module in ("dassl.data.datasets.base_dataset", "dassl.data.datasets"):
@@ -24,27 +28,27 @@ class _DatumUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it holds {module}.{name}")
 
 
-def read_coop_pickle(path: Path, folder: str) -> dict[str, list[Item]]:
+def read_coop_pickle(path: Path, folder: str) -> Pools:
     """Reads `split_fewshot/shot_<shots>-seed_<seed>.pkl` of CoOp, or ImageNet's `preprocessed.pkl`.
 
     Args:
         path: The file.
-        folder: Folder of the data set below the data root. The absolute paths inside, which may be those of another
-            machine, are cut to begin with it.
+        folder: The folder of the data set below the data root. The pickle holds absolute paths, perhaps of another
+            machine; they are cut so that they begin with this folder.
 
     Returns:
-        "train", and "val" and "test" as far as the file has them.
+        The items of "train", and of "val" and "test" if the file has them.
 
     Raises:
-        UserError: If anything but `Datum` objects is in it, or it is damaged.
+        UserError: If it holds anything but `Datum` objects, or is damaged.
     """
     try:
         content = _DatumUnpickler(io.BytesIO(path.read_bytes())).load()
         if not isinstance(content, dict) or not content.get("train"):
             raise ValueError("it holds no training images")
-        splits = [split for split in ("train", "val", "test") if split in content]
+        splits = [split for split in SPLITS if split in content]
         return {split: [_item(datum, folder) for datum in content[split]] for split in splits}
-    except Exception as error:  # on a damaged file, pickle raises whatever its bytes lead to
+    except Exception as error:  # pickle raises many kinds of exceptions on a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{path} is not a pickle of CoOp's items ({reason}); nothing in it was run. Delete it to have it made anew"
@@ -52,7 +56,7 @@ def read_coop_pickle(path: Path, folder: str) -> dict[str, list[Item]]:
 
 
 def path_from(folder: str, path: str) -> str:
-    """A path, perhaps of another machine, from the folder of its data set on.
+    """The part of a path, perhaps of another machine, that begins with the folder of its data set.
 
     Raises:
         ValueError: If it is not in such a folder.

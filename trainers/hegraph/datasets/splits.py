@@ -1,11 +1,11 @@
 """CoOp's few-shot protocol: which images of a split a seed selects.
 
-For each class in order of first appearance, `random.sample` of `shots` items, all of train first and then
-all of val with `min(shots, 4)`, from Python's `random` seeded as Dassl's `set_random_seed` does. A class
-with fewer items is taken whole, in split order, with no draw. Given the same split file, shots and seed, the
-selection is CoOp's, item for item; the tests compare with outputs of the real CoOp.
+The classes are visited in order of first appearance, first all of train and then all of val. For each, `random.sample`
+draws `shots` items of train, or `min(shots, 4)` of val, from Python's generator seeded as Dassl's `set_random_seed`
+does. A class that has fewer items is taken whole, in split order, and nothing is drawn for it. With the same split
+file, shots and seed, the selection is CoOp's, item for item; the tests compare it with outputs of the real CoOp.
 
-Base-to-new (CoCoOp): after the few-shot selection, the classes are cut in half by label.
+For CoCoOp's base-to-new protocol, the classes are cut into two halves by label, after the few-shot selection.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..utils.files import read_json
 logger = logging.getLogger(__name__)
 
 MAX_VAL_SHOTS = 4
+SPLITS = ("train", "val", "test")
 
 
 class Item(NamedTuple):
@@ -35,9 +36,12 @@ class Item(NamedTuple):
     classname: str
 
 
+Pools = dict[str, list[Item]]  # split, one of `SPLITS` -> all its items
+
+
 @dataclass(frozen=True)
 class Selection:
-    """Positions that the few-shot protocol selects, in its order.
+    """The positions that the few-shot protocol selects, in the order in which it draws them.
 
     Attributes:
         train: Indices into the training pool.
@@ -57,7 +61,7 @@ def select_few_shot(
         train_labels: Label of every item of the training pool, in split order.
         val_labels: The same for the validation pool; may be empty.
         shots: Items per class; -1 selects everything, in split order.
-        rng: What is drawn from; `random.Random(seed)`, unless the split itself was drawn from it before.
+        rng: The generator to draw from: `random.Random(seed)`, from which the split may have been drawn before.
 
     Raises:
         UserError: If `shots` is out of range.
@@ -73,11 +77,14 @@ def select_few_shot(
 
 
 def subsample_labels(labels: Collection[int], which: str) -> list[int]:
-    """The labels of a half of the classes, in order; new label `i` is the i-th of them.
+    """The sorted labels of all classes or of one half of them. The position in the list is a class's new label.
 
     Args:
-        labels: Those that occur in training.
-        which: "all"; "base": the first `ceil(n / 2)`; "new": the rest.
+        labels: The n labels that occur in training.
+        which: "all", "base" (the first `ceil(n / 2)`) or "new" (the rest).
+
+    Raises:
+        UserError: If `which` is none of these.
     """
     ordered = sorted(set(labels))
     middle = math.ceil(len(ordered) / 2)
@@ -87,15 +94,15 @@ def subsample_labels(labels: Collection[int], which: str) -> list[int]:
     return halves[which]
 
 
-def read_split_file(path: Path) -> dict[str, list[Item]]:
-    """Reads a `split_zhou_*.json` file: `{"train"|"val"|"test": [[path, label, class name], ...]}`.
+def read_split_file(path: Path) -> Pools:
+    """Reads a file `split_zhou_*.json`, which holds `{"train"|"val"|"test": [[path, label, class name], ...]}`.
 
     Raises:
         UserError: If the file cannot be read or has another structure.
     """
     splits = read_json(path)
     try:
-        return {name: [Item(str(p), int(y), str(c)) for p, y, c in splits[name]] for name in ("train", "val", "test")}
+        return {name: [Item(str(p), int(y), str(c)) for p, y, c in splits[name]] for name in SPLITS}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not a split file: it must hold train, val and test, each a list of "

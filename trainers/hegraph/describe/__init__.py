@@ -1,1 +1,1 @@
-"""Descriptions of image classes: rules for good ones, and a way to get them from a chat endpoint."""
+"""Descriptions of image classes: the rules that good ones keep, and a command that asks a chat endpoint for some."""

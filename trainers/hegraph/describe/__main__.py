@@ -1,6 +1,6 @@
-"""python -m trainers.hegraph.describe --classes FILE --context "satellite photos of land use" --out FILE.json
+"""Asks a chat endpoint for sentences that describe image classes, and writes a file for PROMPTS.DESCRIPTIONS.
 
-Asks a chat endpoint for sentences that describe image classes. They are a description file for PROMPTS.DESCRIPTIONS.
+Example: --classes FILE --context "satellite photos of land use" --out FILE.json
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from ..features.tip import read_classnames
+from ..utils.commands import command
 from ..utils.errors import UserError, report, show_messages
 from ..utils.files import read_json
 from .client import ENDPOINT, MODEL, ChatClient, read_key
@@ -18,12 +19,12 @@ from .collect import Collection, collect
 
 LONGEST_TIMEOUT = 86400  # a day
 
-logger = logging.getLogger("trainers.hegraph.describe")  # __name__ is "__main__" here
+logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m trainers.hegraph.describe",
+        prog=command("describe"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -37,7 +38,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--per-class", type=int, default=5, metavar="N", help="sentences for each class (%(default)s)")
     add("--batch-size", type=int, default=10, metavar="N", help="classes in one question (%(default)s)")
     add("--tries", type=int, default=4, metavar="N", help="questions about a class until it fails (%(default)s)")
-    add("--timeout", type=float, default=120.0, metavar="S", help="seconds of silence, then ask again (%(default)g)")
+    add(
+        "--timeout",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="seconds of silence before it asks again (%(default)g)",
+    )
     add("--retries", type=int, default=6, metavar="N", help="repetitions after 429, 5xx and time-outs (%(default)s)")
     add("--aliases", type=Path, metavar="FILE", help="JSON {class: [alias, ...]}: other names that sentences may use")
     add("--dry-run", action="store_true", help="show the first question and how many there are; ask nothing")
@@ -45,15 +52,15 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def describe(args: argparse.Namespace) -> dict[str, str]:
-    """Runs the command; returns the classes that failed, each with what was wrong."""
-    for flag, least in (("per_class", 1), ("batch_size", 1), ("tries", 1), ("retries", 0)):
-        if getattr(args, flag) < least:
-            flag_name = f"--{flag.replace('_', '-')}"
-            raise UserError(f"{flag_name} must be at least {least}, got {getattr(args, flag)}")
-    if not 0 < args.timeout <= LONGEST_TIMEOUT:
-        raise UserError(f"--timeout must be above 0 and at most {LONGEST_TIMEOUT} s, got {args.timeout:g}")
-    if not args.context.strip():
-        raise UserError('--context is empty; say what the pictures are, such as "satellite photos of land use"')
+    """Runs the command.
+
+    Returns:
+        Class name -> what was wrong, for each class that failed.
+
+    Raises:
+        UserError: If an argument is wrong, the endpoint does not answer, or a file cannot be read or written.
+    """
+    check_arguments(args)
     collection = Collection(
         read_classnames(args.classes),
         args.out,
@@ -80,6 +87,22 @@ def describe(args: argparse.Namespace) -> dict[str, str]:
         for name, problem in failed.items():
             logger.warning("  %s: %s", name, problem)
     return failed
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Checks what argparse does not.
+
+    Raises:
+        UserError: If a number is out of its range, or the context is empty.
+    """
+    for flag, least in (("per_class", 1), ("batch_size", 1), ("tries", 1), ("retries", 0)):
+        if getattr(args, flag) < least:
+            flag_name = f"--{flag.replace('_', '-')}"
+            raise UserError(f"{flag_name} must be at least {least}, got {getattr(args, flag)}")
+    if not 0 < args.timeout <= LONGEST_TIMEOUT:
+        raise UserError(f"--timeout must be above 0 and at most {LONGEST_TIMEOUT} s, got {args.timeout:g}")
+    if not args.context.strip():
+        raise UserError('--context is empty; say what the pictures are, such as "satellite photos of land use"')
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""What makes sentences about image classes worth having: rules that give problems as lines of text.
+"""Rules for sentences that describe image classes. Each way of breaking one is reported as a line of text.
 
-The shipped files of `trainers/hegraph/descriptions` keep them (tests/test_descriptions.py), and so does everything that
-`python -m trainers.hegraph.describe` accepts.
+The files of `prompts/descriptions/` keep these rules, which a test checks, and so does every sentence that the command
+of this folder accepts.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ from ..prompts.positive import normalise_name
 
 LEAST_WORDS, MOST_WORDS = 8, 35
 OPENING_WORDS = 4
-MOST_OPENINGS = 0.05  # of a data set's sentences may begin with the same four words ...
-FEW_OPENINGS = 2  # ... and so many always may, which small sets need
-LONGEST_QUOTE = 240  # characters of a sentence that a problem repeats
+MOST_OPENINGS = 0.05  # the share of a data set's sentences that may begin with the same OPENING_WORDS words
+FEW_OPENINGS = 2  # so many sentences may always begin alike, however small the data set
+LONGEST_QUOTE = 240  # how many characters of a sentence a problem quotes
 
-MASK = "NAME"
+MASK = "NAME"  # stands for the name of the class where sentences are compared without it
 
 Table = Mapping[str, Sequence[str]]  # class name -> sentences, or class name -> aliases
 
 
 class Checker:
-    """Tells good sentences of one data set from others, given those that were good before.
+    """Finds the good sentences of one data set: those that keep all rules and do not repeat an earlier good one.
 
-    A sentence is good or not whatever the order in which a set of good ones came.
+    If a set of sentences is good in one order, it is good in every order.
 
     Args:
-        total: How many sentences the data set has, or will have; bounds how often an opening may occur.
-        aliases: Other names of classes, for class names that read badly in a sentence.
+        total: How many sentences the data set has, or will have; it limits how often an opening may occur.
+        aliases: Class name -> other names that a sentence may use, where the class name reads badly in a sentence.
     """
 
     def __init__(self, total: int, aliases: Table | None = None) -> None:
         self.most_openings = max(FEW_OPENINGS, int(MOST_OPENINGS * total))
         self.aliases = aliases or {}
-        self.texts: dict[str, str] = {}  # plain text -> its class
-        self.masked: dict[str, str] = {}  # the same without names
-        self.openings: Counter[str] = Counter()
+        self.texts: dict[str, str] = {}  # a good sentence in plain letters -> its class
+        self.masked: dict[str, str] = {}  # the same with names masked
+        self.openings: Counter[str] = Counter()  # the first words of a good sentence -> how many begin so
 
     def sift(self, name: str, sentences: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Keeps the good ones of a class's sentences.
+        """Finds the good ones of a class's sentences, and remembers them, so that later ones may not repeat them.
 
         Args:
             name: The class.
-            sentences: What is said of it.
+            sentences: The sentences about it.
 
         Returns:
-            The good ones, which later sentences are compared with, and a line for each problem of the others.
+            The good sentences; a line for each problem of the others.
         """
         pattern = name_pattern([name, *self.aliases.get(name, ())])
         good, problems = [], []
@@ -65,6 +65,7 @@ class Checker:
         return good, problems
 
     def _repetitions(self, name: str, sentence: str, pattern: re.Pattern[str]) -> list[str]:
+        """In what a sentence repeats the good ones so far."""
         plain, masked, openings = _keys(sentence, pattern)
         problems = []
         if plain in self.texts:
@@ -78,11 +79,11 @@ class Checker:
 
 
 def sentence_problems(sentence: str, pattern: re.Pattern[str]) -> list[str]:
-    """What is wrong with a sentence by itself.
+    """What is wrong with a sentence, whatever the others are.
 
     Args:
         sentence: The sentence.
-        pattern: Finds its class's names, see `name_pattern`.
+        pattern: Finds the names of its class, see `name_pattern`.
     """
     problems = []
     words, tokens = len(sentence.split()), count_tokens(sentence)
@@ -95,7 +96,8 @@ def sentence_problems(sentence: str, pattern: re.Pattern[str]) -> list[str]:
     start = sentence.lstrip("\"'“(")[:1]
     if not (start.isalnum() and not start.islower() and sentence.endswith(".")):
         problems.append("a sentence begins with a capital letter and ends with a full stop")
-    # the name is masked since it may hold a full stop, and words of one or two letters are abbreviations
+    # A full stop ends a sentence only after a word of three letters, since shorter ones may be abbreviations. The name
+    # of the class is masked, as it may hold a full stop too.
     if len(sentence.splitlines()) > 1 or re.search(r"\w{3}[.!?][\"'”)]*\s+\W?[A-Z]", pattern.sub(MASK, sentence)):
         problems.append("more than one sentence")
     return problems
@@ -106,8 +108,8 @@ def table_problems(table: Table, classnames: Sequence[str], least: int, aliases:
 
     Args:
         table: Class name -> sentences, as in a description file.
-        classnames: Every class, by its exact name.
-        least: Sentences that each class needs.
+        classnames: The exact names of all classes.
+        least: How many sentences each class needs.
         aliases: Class name -> other names of it.
     """
     problems = [f"{name!r}: no such class" for name in table if name not in set(classnames)]
@@ -122,7 +124,12 @@ def table_problems(table: Table, classnames: Sequence[str], least: int, aliases:
 
 
 def alias_problems(aliases: Table, classnames: Sequence[str]) -> list[str]:
-    """Aliases of no class, those that name two classes, and those that name nothing."""
+    """What is wrong with aliases: they belong to no class, name two classes, or have no letter and no digit.
+
+    Args:
+        aliases: Class name -> other names of it.
+        classnames: The exact names of all classes.
+    """
     problems = [f"{name!r} has aliases: no such class" for name in aliases if name not in set(classnames)]
     owners: dict[str, str] = {normalise_name(name): name for name in classnames}
     for name, others in aliases.items():
@@ -135,7 +142,7 @@ def alias_problems(aliases: Table, classnames: Sequence[str]) -> list[str]:
 
 
 def sentences_twice(tables: Mapping[str, Table]) -> list[str]:
-    """Sentences that occur more than once anywhere in several data sets.
+    """Finds sentences that occur more than once, in one data set or in several.
 
     Args:
         tables: Data set -> class name -> sentences.
@@ -149,9 +156,12 @@ def sentences_twice(tables: Mapping[str, Table]) -> list[str]:
 
 
 def name_pattern(names: Sequence[str]) -> re.Pattern[str]:
-    """Finds any of the names in a text, and their plurals, whatever the case and what parts words: `_`, `-`, spaces."""
+    """A pattern that finds any of the names and their plurals in a text.
+
+    It ignores case, and takes `_`, `-` and spaces between words as the same.
+    """
     spelled = []
-    for name in sorted(names, key=len, reverse=True):  # the longest goes first where one begins with another
+    for name in sorted(names, key=len, reverse=True):  # so that of two names, one of which begins the other, both match
         *words, last = map(re.escape, normalise_name(name).split() or [name])
         plurals = f"{last}(?:s|es)?" + (f"|{last[:-1]}ies" if last.endswith("y") else "")
         spelled.append(r"[\s_-]+".join([*words, f"(?:{plurals})"]))
@@ -159,7 +169,7 @@ def name_pattern(names: Sequence[str]) -> re.Pattern[str]:
 
 
 def _keys(sentence: str, pattern: re.Pattern[str]) -> tuple[str, str, set[str]]:
-    """The sentence as plain text, without names, and its opening either way."""
+    """What a sentence is compared by: its plain letters, the same with names masked, and the openings of both."""
     plain, masked = normalise_name(sentence), normalise_name(pattern.sub(MASK, sentence))
     return plain, masked, {" ".join(text.split()[:OPENING_WORDS]) for text in (plain, masked)}
 

@@ -1,6 +1,7 @@
-"""One question to a chat endpoint, with patience. The only file that knows the `openai` library.
+"""Asks a chat endpoint, and asks again after a failure that may pass. The only file that knows the `openai` library.
 
-The key is in the library's client and in the clearing of texts here; nothing that leaves this file holds it.
+The library's client and `ChatClient` hold the secret key. It is removed from every text that leaves this file: answers,
+log messages and errors.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from ..utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-ENDPOINT, MODEL = "https://api.openai.com/v1", "gpt-4o-mini"  # where nothing else is said
+ENDPOINT, MODEL = "https://api.openai.com/v1", "gpt-4o-mini"  # the defaults
 
-# Seconds between tries; they double. A server's own Retry-After goes first.
+# Seconds to wait between tries. They double from one try to the next; if a server's Retry-After is longer, it counts.
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
-LONGEST_RETRY_AFTER = 600.0  # a server that asks for more, as for a used-up daily quota, ends the command
-PASSING = (408, 409, 429)  # statuses that may pass, beside 5xx
-USED_UP = "insufficient_quota"  # the code of a 429 that does not
-LONGEST_REASON = 200  # characters of a server's message that are repeated
-SHORTEST_SECRET = 8  # a shorter key, as for a server that needs none, may be a word of an answer
+LONGEST_RETRY_AFTER = 600.0  # the command ends if a server asks for more, as it may when a daily quota is used up
+PASSING = (408, 409, 429)  # the statuses of failures that may pass, beside all of 5xx
+USED_UP = "insufficient_quota"  # the code of a status 429 that will not pass
+LONGEST_REASON = 200  # how many characters of a server's message are shown to the user
+SHORTEST_SECRET = 8  # a shorter key is for a server that needs none, and may be a word of an answer: it is not removed
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Failure:
     """Why a question has no answer.
 
     Attributes:
-        reason: For the user, without the key.
-        passing: Whether the same question may succeed later.
-        wait: Seconds that the server asks to wait.
+        reason: The reason, to be shown to the user; it does not hold the key.
+        passing: Whether the same question may have an answer later.
+        wait: Seconds that the server asks to wait before that.
     """
 
     reason: str
@@ -50,52 +51,57 @@ class ChatClient:
     """Asks a model behind an OpenAI-compatible endpoint.
 
     Args:
-        endpoint: Its base URL, up to and including `/v1`.
-        model: As the endpoint names it.
-        key: The secret.
+        endpoint: The base URL, up to and including `/v1`.
+        model: The model, as the endpoint names it.
+        key: The secret key.
         timeout: Seconds of silence after which a question is asked again.
         retries: How often a question is asked again after a failure that may pass.
 
     Raises:
-        UserError: If the endpoint is no such URL, or the `openai` library is missing.
+        UserError: If the endpoint is not such a URL, or the `openai` library is missing.
     """
 
     def __init__(self, endpoint: str, model: str, key: str, timeout: float, retries: int) -> None:
         _check_endpoint(endpoint)
         try:
-            import openai  # takes a second to import, and `--dry-run` goes without it
+            import openai  # takes a second to import, and `--dry-run` does not need it
         except ImportError as error:
             raise UserError("asking an endpoint needs the package openai: pip install 'openai>=1.56'") from error
         self.endpoint, self.model, self.timeout, self.retries = endpoint, model, timeout, retries
         self._key, self._openai = key, openai
-        # our own retries: the library's pass over a Retry-After of more than a minute, and say nothing
+        # We retry ourselves: the library ignores a Retry-After of more than a minute, and does not say that it retries
         self._client = openai.OpenAI(base_url=endpoint, api_key=key, timeout=timeout, max_retries=0)
 
     def ask(self, prompt: str) -> str:
         """The model's answer to one message.
 
         Raises:
-            UserError: If there is none, and will be none, or there was none for too long.
+            UserError: If a failure will not pass, the server asks to wait for too long, or all tries have failed.
         """
-        for retry in range(self.retries + 1):
+        retry = 0
+        while True:
             answer = self._try(prompt)
             if isinstance(answer, str):
                 return answer
-            # raised out here, where no exception of the library is in flight that could show the request
+            # Errors are raised here and not in `_try`, where an exception of the library, which holds the request and
+            # so the key, would be shown as their cause
             if not answer.passing:
                 raise UserError(f"{self.endpoint}: {answer.reason}")
             wait = max(min(FIRST_WAIT * 2**retry, LONGEST_WAIT), answer.wait)
             if wait > LONGEST_RETRY_AFTER:
                 raise UserError(f"{self.endpoint}: {answer.reason}; it asks to wait {wait:.0f} s")
-            if retry < self.retries:
-                logger.warning("%s; asking again in %.3g s", answer.reason, wait)
-                time.sleep(wait)
-        raise UserError(f"{self.endpoint}: {answer.reason}, after {self.retries + 1} tries")
+            if retry == self.retries:
+                raise UserError(f"{self.endpoint}: {answer.reason}, after {self.retries + 1} tries")
+            logger.warning("%s; asking again in %.3g s", answer.reason, wait)
+            time.sleep(wait)
+            retry += 1
 
     def _try(self, prompt: str) -> str | Failure:
-        messages = [{"role": "user", "content": prompt}]
+        """Asks once; returns the answer, or why there is none."""
         try:
-            raw = self._client.chat.completions.with_raw_response.create(model=self.model, messages=messages)
+            raw = self._client.chat.completions.with_raw_response.create(
+                model=self.model, messages=[{"role": "user", "content": prompt}]
+            )
             body = raw.http_response.text
         except self._openai.APIStatusError as error:
             message = error.body.get("message") if isinstance(error.body, dict) else None
@@ -108,6 +114,10 @@ class ChatClient:
             return Failure(f"no connection: {self._clear(str(error.__cause__ or error))}", passing=True)
         except self._openai.OpenAIError as error:
             return Failure(self._clear(str(error)), passing=False)
+        return self._read(body)
+
+    def _read(self, body: str) -> str | Failure:
+        """The text of a chat completion, or a failure if the body of a response is something else."""
         try:
             text = json.loads(body)["choices"][0]["message"]["content"] or ""  # a refusal has none
         except (ValueError, RecursionError, LookupError, TypeError):
@@ -118,21 +128,24 @@ class ChatClient:
         return self._without_key(text)
 
     def _clear(self, text: str) -> str:
-        """The start of a message, on one line, without the key."""
+        """The first `LONGEST_REASON` characters of a server's message, on one line and without the key."""
         return " ".join(self._without_key(text).split())[:LONGEST_REASON]
 
     def _without_key(self, text: str) -> str:
-        """A server's text without the key, which a server may repeat."""
+        """A server's text with the key removed, since a server may repeat it."""
         return text.replace(self._key, "[key]") if len(self._key) >= SHORTEST_SECRET else text
 
 
 def read_key(variable: str) -> str:
-    """The key in an environment variable.
+    """Reads the key from an environment variable.
+
+    Args:
+        variable: The name of the variable.
 
     Raises:
-        UserError: If there is none, or it cannot be sent. The message repeats nothing that may be a key.
+        UserError: If there is no key, or it has characters that cannot be sent. The message never holds the key.
     """
-    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):  # what was given may be the key itself
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):  # the user may have given the key itself: it is not repeated
         raise UserError("--key-env takes the NAME of an environment variable in capitals, such as OPENAI_API_KEY")
     key = os.environ.get(variable, "").strip()
     if not key:
@@ -143,7 +156,11 @@ def read_key(variable: str) -> str:
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that a response asks to wait, by its `Retry-After` in seconds or as a date; 0 if it does not."""
+    """The seconds that a response asks to wait; 0 if it does not ask.
+
+    Args:
+        headers: The headers of the response. `Retry-After` holds seconds or a date, `Retry-After-Ms` milliseconds.
+    """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) * unit
@@ -164,5 +181,5 @@ def _check_endpoint(endpoint: str) -> None:
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         usable = False
-    if not usable or parts.username or parts.password or parts.query:  # secrets may stand there: not repeated
+    if not usable or parts.username or parts.password or parts.query:  # these may hold secrets: not repeated
         raise UserError(f"--endpoint must be a URL such as {ENDPOINT}, with no user, password or query")

@@ -1,7 +1,7 @@
-"""Asks for every class until its sentences are good, and keeps what came through a kill.
+"""Asks for sentences about every class until they are good.
 
-Good sentences go to `<out>.partial` as they come, and to the out file when all is done. Both are read at the next
-start, so a class that has its sentences is never asked for again.
+Good sentences are written to `<out>.partial` after every answer, and to the out file in the end. Both are read at the
+next start. So nothing is lost if the command is killed, and a class that has its sentences is never asked for again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from .dialogue import Request, UnreadableAnswer, build_prompt, read_answer
 
 @dataclass
 class Progress:
-    """What is known of a class: its good sentences, how often it was asked for, and what was wrong the last time."""
+    """How far a class is.
+
+    Attributes:
+        sentences: The good sentences so far.
+        tries: How often the class was asked for.
+        problems: What was wrong with the last answer.
+    """
 
     sentences: list[str] = field(default_factory=list)
     tries: int = 0
@@ -29,19 +35,19 @@ class Progress:
 
 
 class Collection:
-    """The sentences of a data set on their way into a file.
+    """The sentences of a data set while they are collected, in memory and in files.
 
     Args:
-        classnames: In label order; a name that occurs twice is one class.
+        classnames: The classes in label order; a name that occurs twice is one class.
         out: The description file to write.
-        context: What the pictures are.
-        per_class: Sentences that each class is to have.
-        batch_size: Classes in one question.
+        context: What the pictures are, such as "satellite photos of land use".
+        per_class: How many sentences each class is to have.
+        batch_size: How many classes one question asks for at most.
         tries: How often a class is asked for at most.
         aliases: Class name -> other names of it.
 
     Raises:
-        UserError: On names that cannot be told apart, or files from another collection.
+        UserError: If names cannot be told apart, or the files were written for other classes or another context.
     """
 
     def __init__(
@@ -74,16 +80,19 @@ class Collection:
         return [name for name, progress in self.progress.items() if len(progress.sentences) < self.per_class]
 
     def batches(self, attempt: int) -> list[list[str]]:
-        """The classes to ask for at an attempt, counted from 0, by question.
+        """The questions of an attempt, each as the classes that it asks for.
 
-        Questions get smaller from one attempt to the next, as an answer may have been cut for its length.
+        Questions get smaller from one attempt to the next, since an answer may have been cut off for its length.
+
+        Args:
+            attempt: The number of the attempt, from 0.
         """
         names = [name for name in self.unfinished() if self.progress[name].tries == attempt]
         size = max(1, self.batch_size >> attempt)
         return [names[i : i + size] for i in range(0, len(names), size)]
 
     def prompt(self, batch: Sequence[str]) -> str:
-        """The question for some classes."""
+        """The question that asks for some classes."""
         requests = []
         for name in batch:
             progress = self.progress[name]
@@ -92,7 +101,12 @@ class Collection:
         return build_prompt(self.context, self.classnames, requests, self.per_class)
 
     def take(self, batch: Sequence[str], answer: str) -> None:
-        """Keeps what is good in the answer to a question, on disk as well."""
+        """Keeps the good sentences of an answer, and writes them to `<out>.partial`.
+
+        Args:
+            batch: The classes that were asked for.
+            answer: The text of the answer.
+        """
         try:
             table, problem = read_answer(answer, batch), "the answer leaves this class out"
         except UnreadableAnswer as error:
@@ -114,7 +128,11 @@ class Collection:
         write_json(self.partial, {"context": self.context, "classes": classes})
 
     def finish(self) -> dict[str, str]:
-        """Writes the out file with every class that has its sentences; returns what is wrong with each other class."""
+        """Writes the out file, with all classes that have their sentences.
+
+        Returns:
+            Class name -> what was wrong, for each other class.
+        """
         failed = {name: (self.progress[name].problems or ["not asked for"])[0] for name in self.unfinished()}
         table = {name: self.progress[name].sentences for name in self.classnames if name not in failed}
         if table:
@@ -123,13 +141,20 @@ class Collection:
             self.partial.unlink(missing_ok=True)
             return failed
         for progress in self.progress.values():
-            progress.tries = 0  # the same command tries again
+            progress.tries = 0  # so that the same command asks for these classes again
         self.save()
         return failed
 
     def _sift(self, name: str, sentences: Sequence[str], most: int) -> tuple[list[str], list[str]]:
-        """As the checker does, but for no more sentences than are missing."""
-        good, problems = [], []
+        """As `Checker.sift`, but stops when there are enough good sentences.
+
+        Args:
+            name: The class.
+            sentences: The sentences about it.
+            most: How many good sentences are enough.
+        """
+        good: list[str] = []
+        problems: list[str] = []
         for sentence in sentences:
             if len(good) < most:
                 kept, found = self.checker.sift(name, [sentence])
@@ -138,7 +163,7 @@ class Collection:
         return good, problems
 
     def _read_out(self) -> dict[str, list[str]]:
-        """What an earlier run, or the user, wrote."""
+        """The sentences in the out file, which an earlier run or the user has written."""
         if not self.out.exists():
             return {}
         table = read_json(self.out)
@@ -148,7 +173,7 @@ class Collection:
         return table
 
     def _keep_written(self, table: Mapping[str, list[str]]) -> None:
-        """What is in the out file stays there, so it must be good."""
+        """Takes over the sentences of the out file. They stay in that file, so they must be good."""
         for name, sentences in table.items():
             self.progress[name].sentences, problems = self.checker.sift(name, sentences)
             if len(sentences) < self.per_class:
@@ -165,7 +190,7 @@ class Collection:
                 raise UserError(f"{path} holds {name!r}, which is not in --classes; choose another --out")
 
     def _read_partial(self) -> dict[str, Progress]:
-        """What an unfinished run left."""
+        """The progress that an unfinished run has left in `<out>.partial`."""
         if not self.partial.exists():
             return {}
         state = read_json(self.partial)
@@ -192,13 +217,13 @@ def collect(collection: Collection, ask: Callable[[str], str]) -> None:
     """Asks until every class has its sentences, or was asked for as often as is allowed.
 
     Args:
-        collection: What is wanted, and what is there.
-        ask: Takes a prompt, returns an answer.
+        collection: The sentences so far, to which the new ones are added.
+        ask: Function of a prompt that returns the answer.
 
     Raises:
-        UserError: If `ask` does, or a file cannot be written.
+        UserError: If `ask` raises one, or a file cannot be written.
     """
-    collection.save()  # a folder that cannot be written is said before anything is paid for
+    collection.save()  # so that a folder that cannot be written is an error before any answer is paid for
     num_classes = len(collection.classnames)
     with tqdm(total=num_classes, desc="describing", unit="class", disable=None) as bar:
         bar.update(num_classes - len(collection.unfinished()))

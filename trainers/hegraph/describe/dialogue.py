@@ -1,4 +1,4 @@
-"""What is asked of the model, and how its answer is read."""
+"""The question that a model is asked, and the reading of its answer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from ..prompts.positive import normalise_name
 from .checks import LEAST_WORDS, MOST_WORDS
 
-MOST_LISTED = 300  # class names that a prompt lists for the comparison; ImageNet's 1000 would cost more than they help
-MOST_PROBLEMS = 8  # that a prompt repeats for a class
+MOST_LISTED = 300  # how many class names a prompt lists; all 1000 of ImageNet would cost more than they help
+MOST_PROBLEMS = 8  # how many problems of its earlier sentences a prompt repeats for a class
 
 PROMPT = """\
 You describe classes of pictures for a program that compares pictures with sentences.
@@ -39,14 +39,14 @@ The classes to describe:
 
 @dataclass(frozen=True)
 class Request:
-    """A class to ask for.
+    """A class to be described.
 
     Attributes:
-        name: Of the class.
+        name: The name of the class.
         aliases: Other names that a sentence may use.
-        missing: Sentences that are wanted.
-        kept: Sentences that it has already.
-        problems: What was wrong with the others that came.
+        missing: How many sentences are wanted.
+        kept: The good sentences that the class has already.
+        problems: What was wrong with the other sentences that were answered.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Request:
 
 
 class UnreadableAnswer(ValueError):
-    """An answer that is not what the prompt asks for; the message says how it differs."""
+    """An answer that does not have the form that the prompt asks for; the message says what is wrong."""
 
 
 def build_prompt(context: str, classnames: Sequence[str], requests: Sequence[Request], per_class: int) -> str:
@@ -65,9 +65,9 @@ def build_prompt(context: str, classnames: Sequence[str], requests: Sequence[Req
 
     Args:
         context: What the pictures are, such as "satellite photos of land use".
-        classnames: Every class, in label order.
-        requests: The classes to ask for.
-        per_class: Sentences that a class is to have.
+        classnames: All classes, in label order.
+        requests: The classes to be described.
+        per_class: How many sentences each class is to have in the end.
     """
     first = classnames.index(requests[0].name)
     start = max(0, min(first - MOST_LISTED // 2, len(classnames) - MOST_LISTED))
@@ -85,17 +85,17 @@ def build_prompt(context: str, classnames: Sequence[str], requests: Sequence[Req
 
 
 def read_answer(text: str, classnames: Sequence[str]) -> dict[str, list[str]]:
-    """Finds the one JSON object in an answer, which may stand in a code fence or between words.
+    """Reads the JSON object in an answer, which may stand in a code fence or between other words.
 
     Args:
         text: The answer.
-        classnames: The classes that were asked for; others in the answer are left out.
+        classnames: The classes that were asked for. Others in the answer are left out.
 
     Returns:
-        Class name -> sentences, for those of the classes that the answer holds.
+        Class name -> sentences, for those of `classnames` that are in the answer.
 
     Raises:
-        UnreadableAnswer: If it holds no such object, or several.
+        UnreadableAnswer: If the answer has no such object, or several.
     """
     objects = _json_objects(re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL))
     if len(objects) != 1:
@@ -108,14 +108,14 @@ def read_answer(text: str, classnames: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _json_objects(text: str) -> list[dict]:
-    """The JSON objects with content that stand in a text, none within another."""
+    """The JSON objects in a text that are not empty and not part of another."""
     decoder, objects, position = json.JSONDecoder(), [], text.find("{")
     while position >= 0:
         try:
             value, end = decoder.raw_decode(text, position)
         except ValueError:
             end = position + 1
-        except RecursionError:  # nothing that was asked for is nested so deep, and each start within it would be
+        except RecursionError:  # no proper answer is nested so deeply; and every later start would fail in the same way
             return []
         else:
             objects += [value] if value else []
@@ -135,7 +135,7 @@ def _request_lines(request: Request, per_class: int) -> str:
 
 
 def _tidy(sentence: str) -> str:
-    """Without runs of spaces and the half characters that JSON can spell and no file can hold."""
+    """A sentence with single spaces, and "?" for half a surrogate pair, which JSON can spell but no file can hold."""
     return " ".join(sentence.split()).encode(errors="replace").decode()
 
 

@@ -50,8 +50,7 @@ def encode_in_chunks(
     Raises:
         UserError: On an unreadable image, NaN features, or a folder that cannot be written.
     """
-    positions = torch.arange(len(images)).split(options.batch_size)
-    chunks = [positions[i : i + CHUNK_BATCHES] for i in range(0, len(positions), CHUNK_BATCHES)]
+    chunks = _chunks(len(images), options.batch_size)
     files = [chunk_folder(path) / f"{number:05d}.safetensors" for number in range(len(chunks))]
     kept = {number: part for number, file in enumerate(files) if (part := read_part(file, key)) is not None}
     processes.wait()  # none writes a chunk before all have seen which were kept
@@ -74,6 +73,12 @@ def encode_in_chunks(
     logger.info("encoded %d %s images in %.1f s, %.0f images/s", count, name, seconds, count / max(seconds, 1e-9))
     processes.wait()
     return None if processes.rank() else _joined(files, kept)
+
+
+def _chunks(num_images: int, batch_size: int) -> list[Chunk]:
+    """All positions in order, `CHUNK_BATCHES` batches in each chunk."""
+    batches = torch.arange(num_images).split(batch_size)
+    return [batches[i : i + CHUNK_BATCHES] for i in range(0, len(batches), CHUNK_BATCHES)]
 
 
 def _encode(

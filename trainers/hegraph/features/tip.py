@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,22 +47,9 @@ def import_tip(
     Raises:
         UserError: On a missing or damaged file, or shapes that do not fit together.
     """
-    shots = _find_shots(folder) if shots is None else shots
-    keys = _load(folder / f"keys_{shots}shots.pt")  # [d, N]
-    values = _load(folder / f"values_{shots}shots.pt")  # [N, K]
-    matrices = keys.dim() == values.dim() == 2
-    if not matrices or keys.shape[1] != len(values) or values.shape[1] > len(classnames):
-        raise UserError(
-            f"{folder}: keys_{shots}shots.pt is {list(keys.shape)}, values_{shots}shots.pt is "
-            f"{list(values.shape)}, and there are {len(classnames)} class names; wanted keys [d, N], values [N, K]"
-        )
+    keys, values = _load_cache(folder, _find_shots(folder) if shots is None else shots, len(classnames))
     if text is None:
         text = {name: _text_nodes(folder / f"text_{name}.pt", len(classnames)) for name in ("positive", "negative")}
-    parts = {}
-    for split in SPLITS:
-        if (folder / f"{split}_f.pt").exists():
-            parts[f"{split}_features"] = _unit(_load(folder / f"{split}_f.pt"))
-            parts[f"{split}_labels"] = _load(folder / f"{split}_l.pt").long()
     return FeatureBank(
         train_features=_unit(keys.t()).unsqueeze(0),
         train_labels=values.argmax(dim=1),
@@ -71,7 +59,7 @@ def import_tip(
         dataset=dataset or folder.name,
         backbone=backbone or "unknown",
         logit_scale=logit_scale,
-        **parts,
+        **_load_splits(folder),
     )
 
 
@@ -99,6 +87,29 @@ def _find_shots(folder: Path) -> int:
         names = ", ".join(f.name for f in found) or "none"
         raise UserError(f"{folder} must hold one keys_<S>shots.pt (found: {names}); choose with --shots S")
     return int(found[0].name.removeprefix("keys_").removesuffix("shots.pt"))
+
+
+def _load_cache(folder: Path, shots: int, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Tip-Adapter's keys `[d, N]` and values `[N, K]`."""
+    keys = _load(folder / f"keys_{shots}shots.pt")
+    values = _load(folder / f"values_{shots}shots.pt")
+    matrices = keys.dim() == values.dim() == 2
+    if not matrices or keys.shape[1] != len(values) or values.shape[1] > num_classes:
+        raise UserError(
+            f"{folder}: keys_{shots}shots.pt is {list(keys.shape)}, values_{shots}shots.pt is "
+            f"{list(values.shape)}, and there are {num_classes} class names; wanted keys [d, N], values [N, K]"
+        )
+    return keys, values
+
+
+def _load_splits(folder: Path) -> dict[str, Any]:
+    """Features and labels of val and test, by their names in a bank, as far as the folder has them."""
+    parts: dict[str, Any] = {}
+    for split in SPLITS:
+        if (folder / f"{split}_f.pt").exists():
+            parts[f"{split}_features"] = _unit(_load(folder / f"{split}_f.pt"))
+            parts[f"{split}_labels"] = _load(folder / f"{split}_l.pt").long()
+    return parts
 
 
 def _load(path: Path) -> Tensor:

@@ -1,1 +1,1 @@
-"""Sentences about the classes: positive ones, negative ones, and descriptions of what the classes look like."""
+"""Sentences about the classes: that one is in the picture, that it is not, and what it looks like."""

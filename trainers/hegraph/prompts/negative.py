@@ -1,28 +1,22 @@
 """Negative prompts: sentences that say a class is not in the picture. They become the negative text nodes.
 
-HeGraphAdapter, section 3.1.1, takes "a photo of no {class}" from CLIPN (Wang et al., ICCV 2023). The
-templates here mirror the positive ones of each data set in `prompts.py`.
+HeGraphAdapter, section 3.1.1, takes "a photo of no {class}" from CLIPN (Wang et al., ICCV 2023). The negative templates
+of each data set mirror its positive ones and are in its entry of the registry.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..datasets.entry import DEFAULT_NEGATIVE_TEMPLATES
+from ..datasets.registry import find_entry
 from .positive import PromptGroup, fill_templates
 
-DEFAULT_NEGATIVE_TEMPLATES = ("a photo of no {}.",)
 
-NEGATIVE_TEMPLATES: dict[str, tuple[str, ...]] = {
-    "OxfordPets": ("a photo of no {}, a type of pet.",),
-    "OxfordFlowers": ("a photo of no {}, a type of flower.",),
-    "FGVCAircraft": ("a photo of no {}, a type of aircraft.",),
-    "DescribableTextures": ("no {} texture.",),
-    "EuroSAT": ("a centered satellite photo of no {}.",),
-    "Food101": ("a photo of no {}, a type of food.",),
-    "UCF101": ("a photo of a person not doing {}.",),
-    "Digits": ('a photo of the number: no "{}".', "a photo of no handwritten {}.", "a photo of no {}."),
-}
-NEGATIVE_TEMPLATES.update(dict.fromkeys(("DigitsLow", "DigitsHigh"), NEGATIVE_TEMPLATES["Digits"]))
+def negative_templates(dataset: str) -> tuple[str, ...]:
+    """The negative templates of a data set; those of one that is not in the registry are the default ones."""
+    entry = find_entry(dataset)
+    return entry.negative_templates if entry else DEFAULT_NEGATIVE_TEMPLATES
 
 
 def negative_prompts(dataset: str, classnames: Sequence[str], templates: Sequence[str] = ()) -> PromptGroup:
@@ -34,9 +28,9 @@ def negative_prompts(dataset: str, classnames: Sequence[str], templates: Sequenc
         templates: Templates with one `{}` that replace the data set's own.
 
     Returns:
-        K lists of sentences; a node is the mean of its sentences' features.
+        K lists of sentences. A node is the mean of the features of its class's sentences.
 
     Raises:
         UserError: If a template does not hold exactly one `{}`.
     """
-    return fill_templates(templates or NEGATIVE_TEMPLATES.get(dataset, DEFAULT_NEGATIVE_TEMPLATES), classnames)
+    return fill_templates(templates or negative_templates(dataset), classnames)

@@ -1,4 +1,7 @@
-"""Positive prompts: sentences that say a class is in the picture. Strings only, no features."""
+"""Positive prompts: sentences that say a class is in the picture, from templates or from descriptions of the class.
+
+Prompts are strings; `features` encodes them.
+"""
 
 from __future__ import annotations
 
@@ -6,55 +9,22 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..datasets.entry import DEFAULT_TEMPLATES
+from ..datasets.registry import ENTRIES, find_entry
+from ..utils.commands import command
 from ..utils.errors import UserError
 from ..utils.files import read_json
 
-DEFAULT_TEMPLATES = ("a photo of a {}.",)
-
-# CoOp's template of each data set (trainers/zsclip.py), and ours for the embedded one
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "OxfordPets": ("a photo of a {}, a type of pet.",),
-    "OxfordFlowers": ("a photo of a {}, a type of flower.",),
-    "FGVCAircraft": ("a photo of a {}, a type of aircraft.",),
-    "DescribableTextures": ("{} texture.",),
-    "EuroSAT": ("a centered satellite photo of {}.",),
-    "StanfordCars": ("a photo of a {}.",),
-    "Food101": ("a photo of {}, a type of food.",),
-    "SUN397": ("a photo of a {}.",),
-    "Caltech101": ("a photo of a {}.",),
-    "UCF101": ("a photo of a person doing {}.",),
-    "ImageNet": ("a photo of a {}.",),
-    "ImageNetSketch": ("a photo of a {}.",),
-    "ImageNetV2": ("a photo of a {}.",),
-    "ImageNetA": ("a photo of a {}.",),
-    "ImageNetR": ("a photo of a {}.",),
-    "Digits": ('a photo of the number: "{}".', "a photo of a handwritten {}.", "a photo of a {}."),
-}
-TEMPLATES.update(dict.fromkeys(("DigitsLow", "DigitsHigh"), TEMPLATES["Digits"]))
-
 DESCRIPTIONS = Path(__file__).parent / "descriptions"
-# The description file of each data set; ImageNet's variants have ImageNet's classes, or some of them
-SHIPPED: dict[str, str] = {
-    "OxfordPets": "oxford_pets",
-    "OxfordFlowers": "oxford_flowers",
-    "FGVCAircraft": "fgvc_aircraft",
-    "DescribableTextures": "dtd",
-    "EuroSAT": "eurosat",
-    "StanfordCars": "stanford_cars",
-    "Food101": "food101",
-    "SUN397": "sun397",
-    "Caltech101": "caltech101",
-    "UCF101": "ucf101",
-    "ImageNet": "imagenet",
-    "ImageNetSketch": "imagenet",
-    "ImageNetV2": "imagenet",
-    "ImageNetA": "imagenet",
-    "ImageNetR": "imagenet",
-    "Digits": "digits",
-}
 
-# One group of prompts holds, for each class, the sentences that are averaged into its feature.
+# For each class, in label order, the sentences whose features are averaged
 PromptGroup = list[list[str]]
+
+
+def positive_templates(dataset: str) -> tuple[str, ...]:
+    """The positive templates of a data set; those of one that is not in the registry are the default ones."""
+    entry = find_entry(dataset)
+    return entry.templates if entry else DEFAULT_TEMPLATES
 
 
 def positive_prompts(
@@ -74,29 +44,32 @@ def positive_prompts(
         descriptions: Path of a description file; "" takes the one that ships for the data set.
 
     Returns:
-        One group per source, each of K lists of sentences. A node is the mean of its groups' features, each
-        group averaged first, so that many descriptions do not outvote few templates.
+        One group per source, each of K lists of sentences. Each group is averaged first and a node is the mean of its
+        groups, so that many descriptions do not outweigh few templates.
 
     Raises:
-        UserError: On a template without exactly one `{}`, a class without a description, or a data set without any.
+        UserError: If a template does not hold exactly one `{}`, a class has no description, or none ship for the data
+            set.
     """
     groups = []
     if source in ("templates", "both"):
-        groups.append(fill_templates(templates or TEMPLATES.get(dataset, DEFAULT_TEMPLATES), classnames))
+        groups.append(fill_templates(templates or positive_templates(dataset), classnames))
     if source in ("descriptions", "both"):
         groups.append(read_descriptions(description_file(dataset, descriptions), classnames))
     return groups
 
 
 def resolve_source(dataset: str, source: str, descriptions: str = "") -> str:
-    """What `PROMPTS.SOURCE` "auto" means: both, where descriptions are given or ship for the data set.
+    """The source that a value of `PROMPTS.SOURCE` means for a data set.
 
-    Of the digits it means templates: mini, the backbone made for them, has read captions only, and on the digits' val
-    rows descriptions cost it 1.5 points (71.5 with templates, 70.0 with both).
+    "auto" means "both" where the user gives descriptions, or where some ship that the data set's entry uses by default;
+    elsewhere it means "templates". Every other value means itself.
     """
     if source != "auto":
         return source
-    return "both" if descriptions or (dataset in SHIPPED and dataset != "Digits") else "templates"
+    entry = find_entry(dataset)
+    use_shipped = entry is not None and bool(entry.descriptions) and entry.describe_by_default
+    return "both" if descriptions or use_shipped else "templates"
 
 
 def description_file(dataset: str, descriptions: str = "") -> Path:
@@ -104,23 +77,25 @@ def description_file(dataset: str, descriptions: str = "") -> Path:
 
     Args:
         dataset: `DATASET.NAME`.
-        descriptions: `PROMPTS.DESCRIPTIONS`, a file of the user's, which goes first.
+        descriptions: `PROMPTS.DESCRIPTIONS`, the path of a file of the user's, which replaces the shipped one.
 
     Raises:
         UserError: If none is given and none ships for the data set.
     """
     if descriptions:
         return Path(descriptions)
-    if dataset not in SHIPPED:
+    entry = find_entry(dataset)
+    if entry is None or not entry.descriptions:
+        known = sorted(entry.name for entry in ENTRIES.values() if entry.descriptions)
         raise UserError(
-            f"no descriptions ship for the data set {dataset!r} (known: {', '.join(sorted(SHIPPED))}); set "
-            "PROMPTS.DESCRIPTIONS FILE.json (made by python -m trainers.hegraph.describe), or PROMPTS.SOURCE templates"
+            f"no descriptions ship for the data set {dataset!r} (known: {', '.join(known)}); set "
+            f"PROMPTS.DESCRIPTIONS FILE.json (made by {command('describe')}), or PROMPTS.SOURCE templates"
         )
-    return DESCRIPTIONS / f"{SHIPPED[dataset]}.json"
+    return DESCRIPTIONS / f"{entry.descriptions}.json"
 
 
 def fill_templates(templates: Sequence[str], classnames: Sequence[str]) -> PromptGroup:
-    """Puts every class name into every template, with `_` read as a space, as CoOp does.
+    """Puts every class name into every template. An `_` in a name becomes a space, as in CoOp.
 
     Raises:
         UserError: If a template does not hold exactly one `{}`.
@@ -134,10 +109,10 @@ def fill_templates(templates: Sequence[str], classnames: Sequence[str]) -> Promp
 def read_descriptions(path: Path, classnames: Sequence[str]) -> PromptGroup:
     """Reads a description file in CuPL's format, `{class name: [sentence, ...]}`.
 
-    Keys match class names whatever their case, and with `_`, `-` and runs of spaces alike.
+    A key belongs to the class with the same `normalise_name`.
 
     Raises:
-        UserError: If the file has another structure or a class has no sentence; the message names it.
+        UserError: If the file has another structure, or classes have no sentence. The message names them.
     """
     table = read_json(path)
     well_formed = isinstance(table, dict) and all(
@@ -156,6 +131,6 @@ def read_descriptions(path: Path, classnames: Sequence[str]) -> PromptGroup:
 
 
 def normalise_name(name: str) -> str:
-    """A name as it is compared: whatever its case, and with `_`, `-` and runs of spaces alike."""
-    text = unicodedata.normalize("NFC", name)  # macOS spells accents in file names in another way
+    """A class name as it is compared: in lower case, with one space for every run of spaces, `_` and `-`."""
+    text = unicodedata.normalize("NFC", name)  # file names of macOS have accents as characters of their own
     return " ".join(text.lower().replace("_", " ").replace("-", " ").split())

@@ -1,10 +1,177 @@
-"""python -m trainers.hegraph.results NAME SOURCE ...: see `commands.py`."""
+"""The command line: prints and writes the tables, figures and pages that are made from records."""
 
 from __future__ import annotations
 
+import argparse
+import logging
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from .commands import main
+from ..utils.commands import command
+from ..utils.errors import UserError, report
+from .comparison import BY, base_to_new, compare
+from .costs import complexity
+from .paper import Quote, read_quotes
+from .records import collect, find_records
+from .render import FORMATS
+from .table import Table
+
+logger = logging.getLogger(__package__)  # __name__ is "__main__" here
+
+DESCRIPTION = """\
+collect SOURCE ... --out FILE    many records in one .jsonl file
+compare SOURCE ...               methods by shots, data set, backbone, target or setting, with 95% intervals
+base-to-new SOURCE ...           base classes, new classes, harmonic mean
+complexity SOURCE ...            epochs, time, parameters, memory
+curves SOURCE ... --out STEM     accuracy by shots
+tsne RUN --out STEM              text nodes of a run before and after message passing
+confusion RUN --out STEM         confusion matrix of a run, and its hardest pairs of classes
+report SOURCE ... --out FILE     all of it in one HTML page
+
+A SOURCE is an output folder or a file written by `collect`, a RUN the output folder of one run. Figures are written as
+STEM.png and STEM.svg. --quote shows the paper's numbers beside ours.
+"""
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=command("results"), description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, summary: str, out: str = "") -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary)
+        if name in ("tsne", "confusion"):
+            added.add_argument("run", type=Path, metavar="RUN", help="output folder of one run")
+        else:
+            added.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="output folder or .jsonl file")
+        if out:
+            added.add_argument("--out", type=Path, required=True, metavar=out)
+        return added
+
+    add("collect", "write many records into one .jsonl file", "FILE")
+    _add_compare_options(add("compare", "methods side by side, with 95%% intervals over seeds"))
+    to_new = add("base-to-new", "base classes, new classes and their harmonic mean")
+    costs = add("complexity", "epochs, time, parameters and memory")
+    for table in (to_new, costs):
+        table.add_argument("--format", choices=[name for name in FORMATS if name != "text"], default="markdown")
+    _add_quote_option(costs)
+    curves = add("curves", "accuracy by shots, as figures", "STEM")
+    curves.add_argument("--quote", action="store_true", help="the paper's numbers beside ours")
+    add("tsne", "text nodes of a run before and after, as figures", "STEM")
+    add("confusion", "confusion matrix of a run, as figures, and its hardest pairs of classes", "STEM")
+    add("report", "tables, curves, t-SNE and confusion matrix in one HTML page", "FILE.html")
+    return parser.parse_args(arguments)
+
+
+def _add_compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--by", choices=BY, default="shots", help="what the columns are (%(default)s)")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="markdown", help="text shows every seed (default: %(default)s)"
+    )
+    parser.add_argument("--no-interval", action="store_true", help="means alone")
+    _add_quote_option(parser)
+
+
+def _add_quote_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quote", metavar="TABLE", help="the paper's numbers beside ours: 1 to 5, or fig2")
+
+
+def scored(records: Sequence[dict]) -> list[dict]:
+    """The records of runs that had test images; a warning says how many are left out.
+
+    Raises:
+        UserError: If there is none.
+    """
+    found = [record for record in records if record["accuracy"] is not None]
+    if len(found) < len(records):
+        logger.warning("%d of %d runs had no test images and are left out", len(records) - len(found), len(records))
+    if not found:
+        raise UserError("no run had test images, so there is nothing to show")
+    return found
+
+
+def table_command(args: argparse.Namespace) -> None:
+    """Prints a table."""
+    records = scored(find_records(args.sources))
+    quotes = read_quotes(args.quote) if getattr(args, "quote", None) else []
+    make: dict[str, Callable[[], Table]] = {
+        "compare": lambda: compare(records, args.by, quotes, intervals=not args.no_interval),
+        "base-to-new": lambda: base_to_new(records),
+        "complexity": lambda: complexity(records, quotes),
+    }
+    table = make[args.command]()
+    if quotes and not any(row.quoted for row in table.rows):
+        _warn_that_nothing_is_quoted()
+    sys.stdout.write(FORMATS[args.format](table))
+
+
+def curves_command(args: argparse.Namespace) -> None:
+    """Draws accuracy by shots."""
+    from .curves import curves
+    from .figures import save
+
+    quotes: list[Quote] = []
+    if args.quote:
+        quotes = [quote for name in ("fig2", "2") for quote in read_quotes(name) if quote.method == "HeGraphAdapter"]
+    figure = curves(scored(find_records(args.sources)), quotes)
+    if quotes and not any("(quoted)" in text.get_text() for text in figure.legends[0].get_texts()):
+        _warn_that_nothing_is_quoted()
+    _say_written(save(figure, args.out))
+
+
+def tsne_command(args: argparse.Namespace) -> None:
+    """Draws the text nodes of a run, and prints how far they are apart."""
+    from .analysis import mean_distance, read_text_nodes
+    from .figures import save, tsne
+
+    nodes = read_text_nodes(args.run)
+    paths = save(tsne(nodes), args.out)
+    before, after = mean_distance(nodes.before), mean_distance(nodes.after)
+    sys.stdout.write(f"mean inter-class distance: before {before:.4f}, after {after:.4f}\n")
+    _say_written(paths)
+
+
+def confusion_command(args: argparse.Namespace) -> None:
+    """Draws the confusion matrix of a run, and prints the pairs of classes that are confused most."""
+    from .analysis import confusion_matrix, describe, hardest_pairs
+    from .figures import confusion, save
+
+    matrix, classnames = confusion_matrix(args.run)
+    paths = save(confusion(matrix, classnames), args.out)
+    sys.stdout.writelines(f"{describe(pair)}\n" for pair in hardest_pairs(matrix, classnames))
+    _say_written(paths)
+
+
+def report_command(args: argparse.Namespace) -> None:
+    """Writes the HTML page."""
+    from .page import write_report
+
+    write_report(args.sources, args.out)
+    _say_written([args.out])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
+    args = parse_arguments(arguments)
+    run: dict[str, Callable[[argparse.Namespace], None]] = {
+        "collect": lambda args: collect(find_records(args.sources), args.out),
+        "curves": curves_command,
+        "tsne": tsne_command,
+        "confusion": confusion_command,
+        "report": report_command,
+    }
+    return report(lambda: run.get(args.command, table_command)(args))
+
+
+def _warn_that_nothing_is_quoted() -> None:
+    logger.warning("the paper has no number of the same data set, backbone and shots there: nothing is quoted")
+
+
+def _say_written(paths: Sequence[Path]) -> None:
+    sys.stdout.writelines(f"wrote {path}\n" for path in paths)
+
 
 if __name__ == "__main__":
     sys.exit(main())

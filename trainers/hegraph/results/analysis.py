@@ -1,4 +1,4 @@
-"""What the files beside a record tell: distances of text nodes, confusions of classes.
+"""What the files beside a record show: how far text nodes are apart, and which classes are confused.
 
 Shapes: K classes, d feature width, M test images.
 """
@@ -21,7 +21,13 @@ from .records import PREDICTIONS, TEXT_NODES
 
 
 class TextNodes(NamedTuple):
-    """Unit-norm positive text nodes `[K, d]`, as they enter the graph and as they leave it trained."""
+    """The positive text nodes of a trained run, of unit norm.
+
+    Attributes:
+        before: As they enter message passing, shape `[K, d]`.
+        after: As they leave it, shape `[K, d]`.
+        classnames: K names.
+    """
 
     before: Tensor
     after: Tensor
@@ -29,9 +35,17 @@ class TextNodes(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two classes, and how many test images of each were taken for the other; `count` is both together."""
+    """Two classes, and how many test images of each were taken for the other.
 
-    count: int
+    Attributes:
+        confused: The sum of the two counts below.
+        first: Name of the class that comes first in label order.
+        second: Name of the other class.
+        first_as_second: Test images of the first class that were taken for the second.
+        second_as_first: Test images of the second class that were taken for the first.
+    """
+
+    confused: int
     first: str
     second: str
     first_as_second: int
@@ -39,10 +53,13 @@ class Pair(NamedTuple):
 
 
 def read_text_nodes(folder: Path) -> TextNodes:
-    """The text nodes of a run.
+    """Reads the text nodes of a run.
+
+    Args:
+        folder: The output folder of the run.
 
     Raises:
-        UserError: If the folder has none, or the file holds something else.
+        UserError: If the folder has no file of text nodes, or the file holds something else.
     """
     path = folder / TEXT_NODES
     tensors, classnames = _read(path, "the text nodes", ("before", "after"))
@@ -56,49 +73,59 @@ def mean_distance(nodes: Tensor) -> float:
     """Mean Euclidean distance over all pairs of classes.
 
     Args:
-        nodes: Unit-norm, shape `[K, d]`, K at least 2.
+        nodes: Text nodes of unit norm, shape `[K, d]`, K at least 2.
     """
     return torch.pdist(nodes).mean().item()
 
 
 def confusion_matrix(folder: Path) -> tuple[np.ndarray, list[str]]:
-    """How many test images of a class (row) a run took for a class (column), `[K, K]`, and the names of the classes.
+    """Counts which test images of a run were taken for which class.
+
+    Args:
+        folder: The output folder of the run.
+
+    Returns:
+        Number of test images by true class (row) and predicted class (column), shape `[K, K]`; the K class names.
 
     Raises:
         UserError: If the folder has no predictions, or the file holds something else.
     """
+    from sklearn.metrics import confusion_matrix as count  # takes a second to import
+
     path = folder / PREDICTIONS
     tensors, classnames = _read(path, "the predictions", ("predicted", "labels"))
     predicted, labels, k = tensors["predicted"].long(), tensors["labels"].long(), len(classnames)
     every = torch.cat([predicted.flatten(), labels.flatten()])
     if predicted.shape != labels.shape or not len(labels) or every.min() < 0 or every.max() >= k:
         raise UserError(f"{path}: its predictions and labels do not fit its {k} classes")
-    return torch.bincount(labels * k + predicted, minlength=k * k).view(k, k).numpy(), classnames
+    return count(labels.numpy(), predicted.numpy(), labels=list(range(k))), classnames
 
 
 def hardest_pairs(matrix: np.ndarray, classnames: Sequence[str], most: int = 10) -> list[Pair]:
-    """The pairs of classes that were taken for each other most often, most first; never more than there are.
+    """The pairs of classes that were taken for each other most often, the most confused first.
 
     Args:
-        matrix: True class by predicted class, `[K, K]`.
+        matrix: Number of test images by true and predicted class, shape `[K, K]`.
         classnames: K names.
-        most: How many.
+        most: How many pairs to return at most. Pairs that were never confused are left out.
     """
     pairs = [
         Pair(int(matrix[a, b] + matrix[b, a]), classnames[a], classnames[b], int(matrix[a, b]), int(matrix[b, a]))
         for a, b in np.argwhere(np.triu(matrix + matrix.T, 1))
     ]
-    return sorted(pairs, key=lambda pair: -pair.count)[:most]  # stable: of equals the first classes first
+    return sorted(pairs, key=lambda pair: -pair.confused)[:most]  # a stable sort: equal pairs keep their label order
 
 
 def describe(pair: Pair) -> str:
+    """A pair as a line of text, such as "a and b: 4 (a as b 1, b as a 3)"."""
     return (
-        f"{pair.first} and {pair.second}: {pair.count} "
+        f"{pair.first} and {pair.second}: {pair.confused} "
         f"({pair.first} as {pair.second} {pair.first_as_second}, {pair.second} as {pair.first} {pair.second_as_first})"
     )
 
 
 def _read(path: Path, what: str, names: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """Reads a file beside a record: its tensors, which must include `names`, and the class names in its metadata."""
     if not path.exists():
         raise UserError(f"{path.parent} holds no {path.name}; name the folder of a run that wrote it")
     tensors, metadata = read_tensors(path, what)

@@ -3,51 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..utils.errors import UserError
-from .cells import MEAN, PLACE, SOURCE, add_mean_column, add_mean_place, make_cells, observe, place, tabulate
+from .cells import MEAN, SOURCE, Observation, add_mean_column, add_mean_place, make_cells, observe
+from .methods import PLACE, place
 from .paper import Quote, quote_cells
-from .render import Cell, Table
 from .settings import name_settings
+from .table import Cell, Table
+from .tabulate import tabulate
 
 BY = (*PLACE, "target", "setting")
 
+CAPTION = "Accuracy on test (%)"
 
-def compare(records: Sequence[dict], by: str = "shots", quotes: Sequence[Quote] = ()) -> Table:
+
+def compare(records: Sequence[dict], by: str = "shots", quotes: Sequence[Quote] = (), intervals: bool = True) -> Table:
     """Accuracy on test of every method, by one of `BY`.
 
-    "target" is the data set of training and each that the trained models were tested on besides; "setting" is the
-    configuration keys in which the runs of one method differ.
+    By "target", there is a column for the data set of training and one for each further data set that the trained
+    models were tested on. By "setting", there is one for each combination of the configuration keys in which the runs
+    of one method differ.
 
     Args:
-        records: Of runs with test images.
+        records: The runs, all with test images.
         by: What the columns are.
-        quotes: Numbers of the paper's; those of the same data set, backbone, shots and setting get rows of their own.
+        quotes: The paper's numbers; those of the same data set, backbone, shots and setting get rows of their own.
+        intervals: Whether means are shown with their intervals.
 
     Raises:
-        UserError: If a cell would mix runs, or by target if no run was tested on one.
+        UserError: If a cell would mix runs, or by "target" if no run was tested on one.
     """
     if by == "target":
-        return compare_targets(records, quotes)
+        return compare_targets(records, quotes, intervals)
+    notes: list[str] = []
+    columns: dict[Any, str]
     if by == "setting":
         records, columns, notes = name_settings(records)
     else:
-        notes = []
         columns = {value: str(value) for value in sorted({record[by] for record in records})}
     keys = [key for key in PLACE if key != by]
     cells = make_cells(o for record in records for o in observe(record, place(record, keys), record[by]))
-    over = list(columns) if by == "dataset" else []
-    quoted = quote_cells(quotes, cells, keys, by, columns, over)
-    if len(over) > 1:
-        add_mean_column(cells, over)
-        columns[MEAN] = f"mean of {len(over)}"
+    datasets = list(columns) if by == "dataset" else []
+    quoted = quote_cells(quotes, cells, keys, by, list(columns), datasets)
+    if len(datasets) > 1:
+        add_mean_column(cells, datasets)
+        columns[MEAN] = f"mean of {len(datasets)}"
     elif by != "dataset":
         add_mean_place(cells, keys.index("dataset"))
-    return tabulate("; ".join([f"Accuracy on test (%) by {PLACE.get(by, by)}", *notes]), keys, cells, columns, quoted)
+    caption = "; ".join([f"{CAPTION} by {PLACE.get(by, by)}", *notes])
+    unit = "shots" if by == "shots" else ""
+    return tabulate(caption, keys, cells, columns, quoted, intervals=intervals, unit=unit)
 
 
-def compare_targets(records: Sequence[dict], quotes: Sequence[Quote] = ()) -> Table:
-    """Accuracy on the test images of the source and of every target, and the mean of the targets.
+def compare_targets(records: Sequence[dict], quotes: Sequence[Quote] = (), intervals: bool = True) -> Table:
+    """Accuracy on the test images of the source and of every target, and the mean over the targets.
+
+    Args:
+        records: The runs; those without targets are left out.
+        quotes: As in `compare`.
+        intervals: As in `compare`.
 
     Raises:
         UserError: If a cell would mix runs, or no run was tested on a target.
@@ -57,41 +72,37 @@ def compare_targets(records: Sequence[dict], quotes: Sequence[Quote] = ()) -> Ta
         raise UserError('no record has "targets": tests of the trained model on other data sets; nothing to compare')
     keys, observations = list(PLACE), []
     for record in records:
-        where = place(record, keys)
-        found = [o for name, scores in record["targets"].items() for o in observe(record, where, name, scores)]
-        tested = {o.key[1] for o in found}
-        # a row that has the source alone says nothing here
-        observations += [o for o in observe(record, where, SOURCE) if o.key[1] in tested] + found
+        observations += _beside(record, SOURCE, record["targets"])
     cells = make_cells(observations)
     sources = sorted({record["dataset"] for record in records})
     targets = list(dict.fromkeys(name for record in records for name in record["targets"]))
     columns = {SOURCE: f"{sources[0]} (source)" if len(sources) == 1 else SOURCE, **{name: name for name in targets}}
-    quoted = quote_cells(quotes, cells, keys, "target", columns, targets)
+    quoted = quote_cells(quotes, cells, keys, "target", list(columns), targets)
     if len(targets) > 1:
         add_mean_column(cells, targets)
         columns[MEAN] = "mean of targets"
     rules = sorted({scores.get("rule") or "" for record in records for scores in record["targets"].values()} - {""})
-    return tabulate(
-        f"Accuracy on test (%), targets with {' or '.join(rules) or 'any classes'}", keys, cells, columns, quoted
-    )
+    caption = f"{CAPTION}, targets with {' or '.join(rules) or 'any classes'}"
+    return tabulate(caption, keys, cells, columns, quoted, intervals=intervals)
 
 
 def base_to_new(records: Sequence[dict]) -> Table:
-    """Accuracy on the classes of training (base), on the other ones (new), and the harmonic mean H of both.
+    """Accuracy on the classes of training (base), on the others (new), and the harmonic mean H of the two.
 
-    Of HeGraphAdapter, base is with both classifiers and new with what transfers, the text classifier without biases.
+    On base classes, HeGraphAdapter predicts with both classifiers. On new ones it predicts with the text classifier
+    without its class-wise biases, which is the part that can be used for other classes.
+
+    Args:
+        records: The runs; those that were not trained on base classes and tested on new ones are left out.
 
     Raises:
-        UserError: If a cell would mix runs, or no run was trained on base classes and tested on new ones.
+        UserError: If a cell would mix runs, or no run is left.
     """
     keys, observations = list(PLACE), []
     for record in records:
         scores = (record.get("targets") or {}).get(f"{record['dataset']}:new")
         if scores and on_base_classes(record):
-            where = place(record, keys)
-            new = observe(record, where, "new", scores)
-            tested = {o.key[1] for o in new}
-            observations += [o for o in observe(record, where, "base") if o.key[1] in tested] + new
+            observations += _beside(record, "base", {"new": scores})
     if not observations:
         raise UserError(
             'no record is of DATASET.SUBSAMPLE_CLASSES base with a target "<data set>:new"; nothing to compare'
@@ -100,7 +111,7 @@ def base_to_new(records: Sequence[dict]) -> Table:
     add_mean_place(cells, keys.index("dataset"))
     for where, name in list(dict.fromkeys(key[:2] for key in cells)):
         cells[where, name, "H"] = _harmonic(cells[where, name, "base"], cells[where, name, "new"])
-    caption = "Accuracy on test (%) of base and new classes and their harmonic mean H (of each seed)"
+    caption = f"{CAPTION} of base and new classes and their harmonic mean H (of each seed)"
     return tabulate(caption, keys, cells, {column: column for column in ("base", "new", "H")})
 
 
@@ -109,8 +120,22 @@ def on_base_classes(record: dict) -> bool:
     return (record.get("config") or {}).get("DATASET.SUBSAMPLE_CLASSES") == "base"
 
 
+def _beside(record: dict, column: str, targets: dict[str, dict]) -> list[Observation]:
+    """What a run tells of its targets and, in the rows that a target has, of its own test images.
+
+    Args:
+        record: The record of the run.
+        column: The column of its own test images.
+        targets: Column -> scores of that target.
+    """
+    where = place(record, PLACE)
+    found = [o for name, scores in targets.items() for o in observe(record, where, name, scores)]
+    rows = {o.key[1] for o in found}
+    return [o for o in observe(record, where, column) if o.key[1] in rows] + found
+
+
 def _harmonic(base: Cell, new: Cell) -> Cell:
-    """Of each seed, if both have the same seeds; else of the means."""
+    """The harmonic mean seed by seed if both cells have the same seeds, else that of the two means."""
     if base.by_seed and base.by_seed.keys() == new.by_seed.keys():
         return Cell.over({seed: _harmonic_mean(base.by_seed[seed], new.by_seed[seed]) for seed in base.by_seed})
     return Cell(_harmonic_mean(base.mean, new.mean))

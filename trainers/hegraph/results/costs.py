@@ -6,22 +6,30 @@ import statistics
 from collections.abc import Sequence
 
 from ..utils.errors import UserError
-from .cells import PLACE, Key, check_same, method, place, tabulate
+from .cells import Key, check_same
+from .methods import PLACE, Place, method, place
 from .paper import Quote, quote_cells
-from .render import Cell, Table
+from .table import Cell, Table
+from .tabulate import tabulate_costs
 
-COLUMNS = ("epochs", "seconds per epoch", "seconds in all", "trained parameters", "peak memory (MB)")
-DECIMALS = (0, 3, 2, 0, 0)
+# Columns, each with the decimals that it shows
+COLUMNS = {
+    "epochs": 0, "seconds per epoch": 3, "seconds in all": 2, "trained parameters": 0, "peak memory (MB)": 0,
+}  # fmt: skip
 
 
 def complexity(records: Sequence[dict], quotes: Sequence[Quote] = ()) -> Table:
-    """Means over seeds of what training took; one table is of one kind of device.
+    """What training took, as means over seeds. All runs must have been timed on one kind of machine.
 
-    Seconds are those of training alone: features are encoded once for all methods. A method without epochs has seconds
-    in all only. Memory is the peak of the whole process. Runs that tested another run's adapter are left out.
+    Seconds are those of training alone, since features are encoded once for all methods. A method without epochs has
+    "seconds in all" only. Memory is the peak of the whole process.
+
+    Args:
+        records: The runs; those without times, and those that tested another run's adapter, are left out.
+        quotes: The paper's numbers.
 
     Raises:
-        UserError: If the records hold no times, or a row or the table would mix what cannot be compared.
+        UserError: If no run has times, the machines differ, or a row would mix configurations or versions.
     """
     timed = [record for record in records if record.get("seconds") and not record.get("adapter_from")]
     if not timed:
@@ -29,29 +37,33 @@ def complexity(records: Sequence[dict], quotes: Sequence[Quote] = ()) -> Table:
     machines = {machine(record) for record in timed}
     if len(machines) > 1:
         raise UserError(f"times on different machines ({'; '.join(sorted(machines))}); name runs on one")
-    keys, rows = list(PLACE), {}
-    for record in sorted(timed, key=lambda record: place(record, keys)):
-        rows.setdefault((place(record, keys), method(record)), []).append(record)
-    cells: dict[Key, Cell] = {}
-    for (where, name), runs in rows.items():
-        check_same(runs, ", ".join(map(str, (*where, name))))
-        measured = [dict(zip(COLUMNS, _measured(run))) for run in runs]
-        for column in COLUMNS:
-            values = [m[column] for m in measured]
-            if None not in values:
-                cells[where, name, column] = Cell(statistics.fmean(values))
-    quoted = quote_cells(quotes, cells, keys, "metric", COLUMNS)
+    cells = _mean_costs(timed)
+    quoted = quote_cells(quotes, cells, list(PLACE), "metric", list(COLUMNS))
     caption = f"What training takes, means over seeds, {machines.pop()}"
-    return tabulate(caption, keys, cells, {c: c for c in COLUMNS}, quoted, DECIMALS)
+    return tabulate_costs(caption, list(PLACE), cells, COLUMNS, quoted)
 
 
 def machine(record: dict) -> str:
-    """What a run was computed on, as far as times depend on it."""
+    """The machine of a run, as far as its times depend on it: device and number of threads."""
     return f"{record.get('device')}, {record.get('threads')} threads"
 
 
+def _mean_costs(records: Sequence[dict]) -> dict[Key, Cell]:
+    rows: dict[tuple[Place, str], list[dict]] = {}
+    for record in sorted(records, key=lambda record: place(record, PLACE)):
+        rows.setdefault((place(record, PLACE), method(record)), []).append(record)
+    cells: dict[Key, Cell] = {}
+    for (where, name), runs in rows.items():
+        check_same(runs, ", ".join(map(str, (*where, name))))
+        for column, *values in zip(COLUMNS, *map(_measured, runs)):
+            known = [value for value in values if value is not None]
+            if len(known) == len(runs):
+                cells[where, name, column] = Cell(statistics.fmean(known))
+    return cells
+
+
 def _measured(record: dict) -> tuple[float | None, ...]:
-    """The numbers of `COLUMNS` of one run; None for what there is not."""
+    """The numbers of one run in the order of `COLUMNS`; None for a number that it does not have."""
     epochs, seconds = record.get("epochs"), record["seconds"]["training"]
     each = (epochs, seconds / epochs) if epochs else (None, None)
     return *each, seconds, record.get("num_parameters"), record.get("peak_memory_mb")

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of what the records below some folders say: no script, no outside request."""
+"""One HTML page that shows everything the records below some folders tell; it needs no script and no other file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 from ..utils.errors import UserError
 from ..utils.files import atomic_path
 from .analysis import confusion_matrix, describe, hardest_pairs, read_text_nodes
-from .cells import OURS, method
 from .comparison import base_to_new, compare, on_base_classes
 from .costs import complexity, machine
-from .figures import as_svg, confusion, curves, tsne
+from .curves import curves
+from .figures import as_svg, confusion, tsne
+from .methods import OURS, method
 from .records import PREDICTIONS, TEXT_NODES, find_records, find_runs
-from .render import Table, as_html
+from .render import as_html
 from .settings import split_sweeps
+from .table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,12 +29,14 @@ PROTOCOL = (
     "Training images are drawn per class from the seed by CoOp's few-shot protocol. No method sees a test image before "
     "it is done; test is scored once."
 )
+
+# How the page spells a record's "selected_on"
 CHOSEN = {
     "last_step": "nothing: fixed hyper-parameters, the last step is tested",
     "val": "on the few-shot val split",
 }
 
-# Colours are the browser's, light or dark; figures keep the white ground they are drawn for
+# Colours are the browser's own, light or dark; figures are drawn for white paper and keep it
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 70em; padding: 1rem; overflow-wrap: anywhere; }
@@ -50,7 +54,11 @@ dd { margin: 0 0 0.5rem 1rem; }
 
 
 def write_report(sources: Sequence[Path], out: Path) -> None:
-    """Writes the page, whole or not at all: a part for each source.
+    """Writes the page, whole or not at all.
+
+    Args:
+        sources: Output folders and files that `collect` wrote; each has a part of the page.
+        out: The file to write.
 
     Raises:
         UserError: If a source has no record, or the file cannot be written.
@@ -75,25 +83,18 @@ def write_report(sources: Sequence[Path], out: Path) -> None:
 
 
 def _part(source: Path) -> str:
-    """What the page says of one source: runs with targets, on base classes, and off the usual setting apart."""
+    """The part of the page about one source."""
     records = find_records([source])
     scored = [record for record in records if record["accuracy"] is not None]
     base = [record for record in scored if on_base_classes(record)]
     away = [record for record in scored if record.get("targets") and record not in base]
+    # Sweeps, runs with targets and runs on base classes have tables of their own, so that none of them is averaged
+    # with runs of the usual setting
     plain, sweeps = split_sweeps([record for record in scored if record not in base and record not in away])
     pieces = [f"<h2>{html.escape(source.resolve().name)}</h2>\n"]
-    if plain:
-        by = next((key for key in ("shots", "dataset", "backbone") if len({r[key] for r in plain}) > 1), "shots")
-        pieces.append(_table(lambda: compare(plain, by)))
-    if len({record["shots"] for record in plain}) > 1:
-        alt = "Accuracy on test by shots, a line per method; the numbers are in the table above"
-        pieces.append(_figure(lambda: curves(plain), alt, "Accuracy by shots; bars are 95% intervals over seeds."))
+    pieces += _comparisons(plain)
     pieces += [_table(partial(compare, sweep, "setting")) for sweep in sweeps]
-    by_rule: dict[str, list[dict]] = {}
-    for record in away:
-        for rule in sorted({str(scores.get("rule")) for scores in record["targets"].values()}):
-            by_rule.setdefault(rule, []).append(record)
-    pieces += [_table(partial(compare, runs, "target")) for runs in by_rule.values()]
+    pieces += [_table(partial(compare, runs, "target")) for runs in _by_rule(away).values()]
     if base:
         pieces.append(_table(lambda: base_to_new(base)))
     if any(record.get("seconds") for record in plain):
@@ -104,13 +105,35 @@ def _part(source: Path) -> str:
     return "".join(pieces)
 
 
+def _comparisons(records: Sequence[dict]) -> list[str]:
+    """All methods in one table, and as curves if there are several numbers of shots."""
+    pieces = []
+    if records:
+        by = next((key for key in ("shots", "dataset", "backbone") if len({r[key] for r in records}) > 1), "shots")
+        pieces.append(_table(lambda: compare(records, by)))
+    if len({record["shots"] for record in records}) > 1:
+        alt = "Accuracy on test by shots, a line per method; the numbers are in the table above"
+        pieces.append(_figure(lambda: curves(records), alt, "Accuracy by shots; bars are 95% intervals over seeds."))
+    return pieces
+
+
+def _by_rule(records: Sequence[dict]) -> dict[str, list[dict]]:
+    """Runs with targets, by the rule of their targets: same classes or other classes."""
+    by_rule: dict[str, list[dict]] = {}
+    for record in records:
+        for rule in sorted({str(scores.get("rule")) for scores in record["targets"].values()}):
+            by_rule.setdefault(rule, []).append(record)
+    return by_rule
+
+
 def _of_last_run(runs: dict[Path, dict]) -> list[str]:
-    """Text nodes and confusions of one run, not the best one, which would be chosen on test."""
+    """Text nodes and confusions of one run: the last one, since the best one would be chosen on test."""
     pieces = []
     if folder := _last(runs, TEXT_NODES):
+        nodes = partial(read_text_nodes, folder)
         caption = f"Positive text nodes before and after, {_run_name(runs[folder])}; t-SNE of both together."
         alt = "Two panels of points, one per class: text nodes before and after"
-        pieces.append(_figure(lambda: tsne(read_text_nodes(folder)), alt, caption))
+        pieces.append(_figure(lambda: tsne(nodes()), alt, caption))
     if folder := _last(runs, PREDICTIONS):
         matrix, classnames = confusion_matrix(folder)
         caption = f"Confusion matrix on test, {_run_name(runs[folder])}."
@@ -122,7 +145,7 @@ def _of_last_run(runs: dict[Path, dict]) -> list[str]:
 
 
 def _last(runs: dict[Path, dict], file: str) -> Path | None:
-    """Of the full runs on all classes that have a file, and of those of the most shots, the one that ended last."""
+    """The run that ended last of the full runs on all classes that have a file, and of these of the most shots."""
     full = [
         folder
         for folder, record in runs.items()
@@ -136,8 +159,8 @@ def _run_name(record: dict) -> str:
 
 
 def _protocol(records: Sequence[dict]) -> str:
-    """How the numbers came about: every value that the records have."""
-    facts = {
+    """How the numbers came about: the protocol, and for each fact all values that the records have."""
+    facts: dict[str, set] = {
         "runs": {len(records)},
         "methods": {method(record) for record in records},
         "data sets": {f"{record['dataset']} ({record['num_test']} test images)" for record in records},
@@ -161,7 +184,7 @@ def _versions(record: dict) -> str:
 
 
 def _table(make: Callable[[], Table]) -> str:
-    """A table, or why there is none."""
+    """A table or, if it cannot be made, the reason."""
     try:
         table = make()
     except UserError as error:
@@ -170,7 +193,7 @@ def _table(make: Callable[[], Table]) -> str:
 
 
 def _figure(make: Callable[[], Figure], alt: str, caption: str) -> str:
-    """A figure, or why there is none."""
+    """A figure or, if it cannot be made, the reason."""
     try:
         image = base64.b64encode(as_svg(make())).decode()
     except UserError as error:
@@ -179,7 +202,7 @@ def _figure(make: Callable[[], Figure], alt: str, caption: str) -> str:
 
 
 def _captioned(content: str, caption: str) -> str:
-    """What is wider than the page scrolls in a box of its own, by keyboard too; its caption stays."""
+    """Content and its caption. Content wider than the page scrolls in a box, which the keyboard reaches too."""
     caption = html.escape(caption)
     box = f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}">\n{content}</div>'
     return f"<figure>\n<figcaption>{caption}</figcaption>\n{box}\n</figure>\n"

@@ -1,4 +1,4 @@
-"""The paper's own numbers, typed from its tables into `results/paper.csv`, to be shown beside ours."""
+"""The paper's own numbers, typed from its tables into `paper.csv` beside this file, to be shown beside ours."""
 
 from __future__ import annotations
 
@@ -6,22 +6,33 @@ import csv
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..utils.errors import UserError, unknown
 from .cells import MEAN, SOURCE, Key
-from .render import Cell
+from .table import Cell
 
 FILE = Path(__file__).parent / "paper.csv"
 
-# The data sets that CoOp calls otherwise than the paper
+# The data sets whose names in CoOp are not the paper's: CoOp's name -> the paper's, both without capitals and signs
 OTHER_NAMES = {"describabletextures": "dtd", "oxfordflowers": "flowers102"}
 
-AVERAGE = "Average"  # the paper's, of all other columns of a table
+AVERAGE = "Average"  # the paper's name for the mean of all other columns of a table
 
 
 class Quote(NamedTuple):
-    """One number of the paper's, in its own words; `setting` is KEY=VALUE with a key of ours."""
+    """One number of the paper.
+
+    Attributes:
+        table: The table or figure that it is from: "1" to "5", or "fig2".
+        dataset: The data set, as the paper names it, or `AVERAGE`.
+        method: The method, as the paper names it.
+        backbone: The backbone, as the paper names it.
+        shots: Training images per class.
+        setting: "" or, in a sweep, "KEY=VALUE" with a configuration key of ours.
+        metric: "accuracy", or a column of `costs.COLUMNS`.
+        value: The number.
+    """
 
     table: str
     dataset: str
@@ -34,35 +45,44 @@ class Quote(NamedTuple):
 
 
 def read_quotes(table: str) -> list[Quote]:
-    """The numbers of one of the paper's tables, "1" to "5", or of its "fig2".
+    """Reads the numbers of one of the paper's tables.
+
+    Args:
+        table: "1" to "5", or "fig2".
 
     Raises:
-        UserError: If there is no such table, or the file is not here: a copy inside CoOp has none.
+        UserError: If there is no such table, or the file of the numbers cannot be read.
     """
     try:
         lines = FILE.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise UserError(f"cannot read the paper's numbers: {error}; they are in the repository only") from error
-    rows = [Quote(**row | {"shots": int(row["shots"]), "value": float(row["value"])}) for row in csv.DictReader(lines)]
-    if table not in (tables := {row.table for row in rows}):
+        raise UserError(f"cannot read the paper's numbers: {error}; copy the file from the repository") from error
+    quotes = [_quote(row) for row in csv.DictReader(lines)]
+    if table not in (tables := {quote.table for quote in quotes}):
         raise unknown("table of the paper", table, tables)
-    return [row for row in rows if row.table == table]
+    return [quote for quote in quotes if quote.table == table]
 
 
 def quote_cells(
-    quotes: Sequence[Quote], cells: Iterable[Key], keys: Sequence[str], by: str, columns: Iterable, over: Sequence = ()
+    quotes: Sequence[Quote],
+    cells: Iterable[Key],
+    keys: Sequence[str],
+    by: str,
+    columns: Sequence[Any],
+    averaged: Sequence[str] = (),
 ) -> dict[Key, Cell]:
-    """The paper's numbers that belong into a table: of the same data set, backbone, shots and setting.
+    """The paper's numbers that belong into a table of ours: those of the same data set, backbone, shots and setting.
 
     Args:
-        quotes: To choose from.
-        cells: Of the table; their places count.
-        keys: Of a place.
-        by: What the columns are.
-        columns: Of the table.
-        over: The columns that a mean is taken of; the paper's average is quoted if it is over the same.
+        quotes: The numbers to choose from.
+        cells: The keys of the table's cells. Numbers are quoted at their places only.
+        keys: The keys of a place, some of `PLACE`.
+        by: What the columns are: one of `comparison.BY`, or "metric".
+        columns: The columns.
+        averaged: The data sets that the table's column of means is over. The paper's average is quoted there if it is
+            over the same ones.
     """
-    quoted = {}
+    quoted: dict[Key, Cell] = {}
     for where in dict.fromkeys(key[0] for key in cells):
         there = dict(zip(keys, where))
         for column in columns:
@@ -70,20 +90,28 @@ def quote_cells(
             for quote in quotes:
                 if _belongs(quote, wanted):
                     quoted[where, quote.method, column] = Cell(quote.value)
-        if is_average_over(quotes, over):
+        if averaged and is_average_over(quotes, averaged):
+            some = averaged[0]  # an average belongs where the number of any of its data sets would
             for quote in quotes:
-                if quote.dataset == AVERAGE and _belongs(quote._replace(dataset=over[0]), there | {"dataset": over[0]}):
+                if quote.dataset == AVERAGE and _belongs(quote._replace(dataset=some), there | {"dataset": some}):
                     quoted[where, quote.method, MEAN] = Cell(quote.value)
     return quoted
 
 
-def _meaning(by: str, column: object) -> dict[str, object]:
+def _quote(row: dict[str, str]) -> Quote:
+    row = dict(row)
+    shots, value = int(row.pop("shots")), float(row.pop("value"))
+    return Quote(**row, shots=shots, value=value)
+
+
+def _meaning(by: str, column: Any) -> dict[str, Any]:
+    """What a column says about its numbers, beside what their place says."""
     if by == "target":
         return {} if column == SOURCE else {"dataset": column}
     return {by: column}
 
 
-def _belongs(quote: Quote, wanted: dict[str, object]) -> bool:
+def _belongs(quote: Quote, wanted: dict[str, Any]) -> bool:
     return (
         same_dataset(quote.dataset, wanted["dataset"])
         and same_backbone(quote.backbone, wanted["backbone"])
@@ -94,18 +122,24 @@ def _belongs(quote: Quote, wanted: dict[str, object]) -> bool:
 
 
 def is_average_over(quotes: Sequence[Quote], datasets: Sequence[str]) -> bool:
-    """Whether the average among quotes is over just these data sets; that of table 1 is over its source too."""
+    """Whether the paper's average is over exactly these data sets, which are named as we name them.
+
+    The average in the paper's Table 1 is over the source and its targets, so it is not the mean over our targets.
+    """
     theirs = {quote.dataset for quote in quotes} - {AVERAGE}
     return len(theirs) == len(datasets) and all(any(same_dataset(t, name) for t in theirs) for name in datasets)
 
 
 def same_dataset(paper: str, ours: str) -> bool:
-    """Whether the paper's and our name mean one data set: "OxfordPets" is our "oxford_pets"."""
+    """Whether the paper's name and ours mean the same data set, such as "OxfordPets" and "oxford_pets"."""
     return _plain(paper) == OTHER_NAMES.get(_plain(ours), _plain(ours))
 
 
 def same_backbone(paper: str, ours: str) -> bool:
-    """Whether the paper's name and ours, such as "RN50-quickgelu/openai", mean one backbone with OpenAI's weights."""
+    """Whether the paper's name and ours mean the same backbone, such as "ResNet-50" and "RN50-quickgelu/openai".
+
+    The paper's backbones have OpenAI's weights; ours with other weights are never the same.
+    """
     name, _, weights = ours.rpartition("/")
     return weights == "openai" and _plain(paper).replace("resnet", "rn") == _plain(name.removesuffix("-quickgelu"))
 

@@ -1,4 +1,7 @@
-"""One JSON record per run, written last, and the files beside it."""
+"""The record of a run, which is one JSON file that is written last, and the files beside it.
+
+Shapes: K classes, d feature width, M test images.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..utils.errors import UserError
 from ..utils.files import atomic_path, read_json, write_json, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -19,36 +24,50 @@ SPLIT = "split.json"
 PREDICTIONS = "predictions.safetensors"
 TEXT_NODES = "text_nodes.safetensors"
 
-# What must be there for a record to count as complete
+# The keys that a record must have to count as complete
 REQUIRED = (
     "dataset", "trainer", "variant", "backbone", "shots", "seed", "accuracy", "accuracy_text", "accuracy_zero_shot",
     "macro_f1", "num_test", "selected_on", "selected", "run_id",
 )  # fmt: skip
 
-# Keys that differ between two runs of one experiment on one machine
+# The keys whose values differ between two runs of one experiment, even on one machine
 MEASURED = ("seconds", "peak_memory_mb", "finished_at")
 
 
 def write_record(folder: Path, record: dict) -> None:
-    """Writes `result.json`, atomically."""
+    """Writes `result.json` into a run's output folder, whole or not at all."""
     write_json(folder / RECORD, record)
 
 
 def write_predictions(folder: Path, predicted: Tensor, labels: Tensor, classnames: Sequence[str]) -> None:
-    """Writes what was predicted for every test image, both `[M]`, for confusion matrices."""
+    """Writes the file from which the confusion matrix is made.
+
+    Args:
+        folder: The output folder of the run.
+        predicted: Predicted class of every test image, shape `[M]`.
+        labels: True class of every test image, shape `[M]`.
+        classnames: K names, in label order.
+    """
     tensors = {"predicted": predicted.int().cpu(), "labels": labels.int().cpu()}
     write_tensors(folder / PREDICTIONS, tensors, _classnames(classnames))
 
 
 def write_text_nodes(folder: Path, before: Tensor, after: Tensor, classnames: Sequence[str]) -> None:
-    """Writes the positive text nodes before and after message passing, both `[K, d]` of unit norm, for Fig. 3."""
+    """Writes the file from which the t-SNE of positive text nodes (the paper's Fig. 3) is made.
+
+    Args:
+        folder: The output folder of the run.
+        before: The text nodes before message passing, of unit norm, shape `[K, d]`.
+        after: The text nodes after message passing, of unit norm, shape `[K, d]`.
+        classnames: K names, in label order.
+    """
     write_tensors(folder / TEXT_NODES, {"before": before.cpu(), "after": after.cpu()}, _classnames(classnames))
 
 
 def read_record(folder: Path) -> dict | None:
-    """The complete record of a run's output folder, or None.
+    """Reads the record in a run's output folder; None if there is none.
 
-    A damaged or incomplete record counts as none, with a warning.
+    A damaged or incomplete record counts as none, and a warning says so.
     """
     path = folder / RECORD
     if not path.exists():
@@ -65,10 +84,13 @@ def read_record(folder: Path) -> dict | None:
 
 
 def find_records(sources: Sequence[Path]) -> list[dict]:
-    """All complete records below folders and in files written by `collect`.
+    """Reads all complete records.
+
+    Args:
+        sources: Folders, below which records are looked for at any depth, and files that `collect` wrote.
 
     Raises:
-        UserError: If there is none, or a file holds something else.
+        UserError: If there is no record, or a file holds something else.
     """
     records = [record for source in sources if source.is_file() for record in _read_lines(source)]
     records += find_runs([source for source in sources if not source.is_file()]).values()
@@ -78,10 +100,25 @@ def find_records(sources: Sequence[Path]) -> list[dict]:
 
 
 def find_runs(folders: Sequence[Path]) -> dict[Path, dict]:
-    """The output folders of finished runs below folders, each with its complete record."""
-    found = {path.parent.resolve() for folder in folders for path in folder.rglob(RECORD)}  # one may lie in another
+    """Finds finished runs below folders, at any depth: output folder -> complete record, each run once."""
+    found = {path.parent.resolve() for folder in folders for path in folder.rglob(RECORD)}
     records = {folder: read_record(folder) for folder in sorted(found)}
     return {folder: record for folder, record in records.items() if record is not None}
+
+
+def collect(records: Sequence[dict], path: Path) -> None:
+    """Writes records into one file, one a line, without what makes them long or tells of one machine only.
+
+    Left out are times and memory and, where a value was chosen on val, the accuracies of all candidates, which can be a
+    hundred times as long as the rest.
+    """
+    lines = []
+    for record in records:
+        kept = {key: value for key, value in record.items() if key not in MEASURED}
+        kept["selected"] = _without_candidates(record["selected"])
+        lines.append(json.dumps(kept, sort_keys=True))
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _classnames(classnames: Sequence[str]) -> dict[str, str]:
@@ -101,18 +138,6 @@ def _read_lines(path: Path) -> list[dict]:
         if missing := _missing_keys(record):
             raise UserError(f"{path}, line {number} is no record: it lacks {', '.join(missing)}")
     return records
-
-
-def collect(records: Sequence[dict], path: Path) -> None:
-    """Writes records as one line each, without what only one machine says (times, memory), and of a choice on val the
-    value without the tables of candidates, which can be a hundred times as long as the rest."""
-    lines = []
-    for record in records:
-        kept = {key: value for key, value in record.items() if key not in MEASURED}
-        kept["selected"] = _without_candidates(record["selected"])
-        lines.append(json.dumps(kept, sort_keys=True))
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _without_candidates(selected: dict) -> dict:

@@ -1,107 +1,19 @@
-"""A table of numbers, and how it is written: Markdown, LaTeX, CSV, HTML."""
+"""The formats in which a table is written: Markdown, LaTeX, CSV, HTML and plain text."""
 
 from __future__ import annotations
 
 import csv
 import html
 import io
-import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 
-CONFIDENCE = 0.95
+from .table import Cell, Row, Table
 
-
-@dataclass(frozen=True)
-class Cell:
-    """A mean, over seeds where there are any.
-
-    Attributes:
-        mean: What is shown.
-        by_seed: The values it is the mean of; empty if it is a number without seeds.
-    """
-
-    mean: float
-    by_seed: Mapping[int, float] = field(default_factory=dict)
-
-    @classmethod
-    def over(cls, by_seed: Mapping[int, float]) -> Cell:
-        """The mean over seeds, of which there is at least one."""
-        return cls(statistics.fmean(by_seed.values()), dict(by_seed))
-
-    @property
-    def interval(self) -> float | None:
-        """Half the width of the 95% interval of the mean, by Student's t; None for fewer than two seeds."""
-        n = len(self.by_seed)
-        if n < 2:
-            return None
-        from scipy.stats import t  # half a second, which training need not wait for
-
-        return float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(self.by_seed.values()) / n**0.5
-
-
-def average(cells: Sequence[Cell | None]) -> Cell | None:
-    """The mean of several cells; None if one is missing. It has an interval if all have the same seeds."""
-    if not cells or None in cells:
-        return None
-    seeds = set(cells[0].by_seed)
-    if seeds and all(set(cell.by_seed) == seeds for cell in cells):
-        return Cell.over({seed: statistics.fmean(cell.by_seed[seed] for cell in cells) for seed in sorted(seeds)})
-    return Cell(statistics.fmean(cell.mean for cell in cells))
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of a table.
-
-    Attributes:
-        labels: What stands before the numbers: what groups the rows, and last the method.
-        cells: One per column; None is empty.
-        quoted: Whether they are the paper's numbers.
-    """
-
-    labels: tuple[str, ...]
-    cells: Sequence[Cell | None]
-    quoted: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows by columns.
-
-    Attributes:
-        caption: One line.
-        heads: Of the labels.
-        columns: Heads of the numbers.
-        decimals: Of each column.
-        bold: Whether more is better, so that the best of our rows in each column and group is bold.
-    """
-
-    caption: str
-    heads: tuple[str, ...]
-    columns: Sequence[str]
-    rows: Sequence[Row]
-    decimals: Sequence[int]
-    bold: bool = True
-
-    def number(self, cell: Cell | None, column: int) -> str:
-        """Mean and interval as plain text."""
-        if cell is None:
-            return ""
-        digits = self.decimals[column]
-        mean = f"{cell.mean:.{digits}f}"
-        return mean if cell.interval is None else f"{mean} ± {cell.interval:.{digits}f}"
-
-    def is_best(self, row: Row, column: int) -> bool:
-        """Whether no other row of ours in the same group shows more in this column."""
-        if not self.bold or row.quoted or row.cells[column] is None:
-            return False
-        rivals = [r for r in self.rows if r.labels[:-1] == row.labels[:-1] and not r.quoted]
-        shown = [round(r.cells[column].mean, self.decimals[column]) for r in rivals if r.cells[column] is not None]
-        return round(row.cells[column].mean, self.decimals[column]) == max(shown)
+NAME_WIDTH = 18  # characters of the methods' column in plain text, at least
 
 
 def markdown(table: Table) -> str:
+    """The caption, and below it a table of GitHub's Markdown."""
     heads = [*table.heads, *table.columns]
     ruler = [*("---" for _ in table.heads), *("---:" for _ in table.columns)]
     lines = [table.caption, "", *(f"| {' | '.join(map(_pipe, cells))} |" for cells in (heads, ruler))]
@@ -111,7 +23,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A `table` that needs no package."""
+    """A `table` environment with its caption; it needs no LaTeX package."""
     heads = [*table.heads, *table.columns]
     lines = [
         r"\begin{table}",
@@ -131,20 +43,34 @@ def latex(table: Table) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """Per column its mean, the half-width of its interval, and the number of seeds; rounded nowhere."""
+    """Numbers that are not rounded: per column the mean, the half-width of its interval, and the number of seeds."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*table.heads, *(head for name in table.columns for head in (name, f"{name} ±", f"{name} n"))])
+    measures = ("", " ±", " n") if table.intervals else ("", " n")
+    writer.writerow([*table.heads, *(f"{name}{measure}" for name in table.columns for measure in measures)])
     for row in table.rows:
-        numbers = []
+        numbers: list[object] = []
         for cell in row.cells:
-            numbers += ["", "", ""] if cell is None else [cell.mean, cell.interval, len(cell.by_seed) or ""]
+            interval = [cell and cell.interval] if table.intervals else []
+            numbers += [cell and cell.mean, *interval, (cell and len(cell.by_seed)) or None]
         writer.writerow([*row.labels, *numbers])
     return text.getvalue()
 
 
+def as_text(table: Table) -> str:
+    """For each row group and column a block: the mean of every method, its deviation, and the value of each seed."""
+    blocks = []
+    for place in dict.fromkeys(row.place for row in table.rows):
+        rows = [row for row in table.rows if row.place == place]
+        for column, head in enumerate(table.columns):
+            found = {row.labels[-1]: cell for row in rows if (cell := row.cells[column]) is not None}
+            if found:
+                blocks.append(_block(", ".join(filter(None, [place, f"{head} {table.unit}".strip()])), found))
+    return "\n".join(blocks)
+
+
 def as_html(table: Table) -> str:
-    """A `<table>` without its caption; the labels of a row are its headers."""
+    """A `<table>` element without a caption; the labels of a row are its header cells."""
     heads = [f'<th scope="col" class="label">{html.escape(head)}</th>' for head in table.heads]
     heads += [f'<th scope="col">{html.escape(head)}</th>' for head in table.columns]
     lines = ["<table>", f"<thead><tr>{''.join(heads)}</tr></thead>", "<tbody>"]
@@ -157,11 +83,29 @@ def as_html(table: Table) -> str:
     return "\n".join([*lines, "</tbody>", "</table>"]) + "\n"
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {"markdown": markdown, "latex": latex, "csv": as_csv}
+FORMATS: dict[str, Callable[[Table], str]] = {"markdown": markdown, "latex": latex, "csv": as_csv, "text": as_text}
+
+
+def _block(title: str, cells: Mapping[str, Cell]) -> str:
+    """One experiment in plain text: a title, a line of heads, and a line for each method."""
+    sizes = {cell.num_test for cell in cells.values()} - {None}
+    images = f"{sizes.pop()} test images" if len(sizes) == 1 else "test"
+    seeds = sorted({seed for cell in cells.values() for seed in cell.by_seed})
+    width = max(NAME_WIDTH, *map(len, cells))
+    lines = [
+        f"{title}, accuracy on {images} (%)",
+        f"  {'':{width}}  {'mean':>6}  {'std':>5}  seeds {', '.join(map(str, seeds))}",
+    ]
+    for name, cell in cells.items():
+        deviation = "-" if cell.deviation is None else f"{cell.deviation:.2f}"
+        values = [f"{cell.by_seed[seed]:.2f}" if seed in cell.by_seed else "" for seed in seeds]
+        each = "  ".join(f"{value:5}" for value in values)
+        lines.append(f"  {name:{width}}  {cell.mean:6.2f}  {deviation:>5}  {each}".rstrip())
+    return "\n".join(lines) + "\n"
 
 
 def _texts(table: Table, row: Row, bold: Callable[[str], str], escape: Callable[[str], str] = str) -> list[str]:
-    """The cells of a row as text, the best ones bold."""
+    """The labels and numbers of a row as text, the best numbers bold."""
     texts = [escape(label) for label in row.labels]
     for column, cell in enumerate(row.cells):
         text = escape(table.number(cell, column))

@@ -1,4 +1,4 @@
-"""What differs between runs of one method at one place, such as the runs of a sensitivity sweep."""
+"""Names for the settings in which runs of one method differ, such as the runs of a sensitivity sweep."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
-from .cells import PLACE, Place, method, place
 from .differences import differing_keys, shortest_names
+from .methods import PLACE, Place, method, place
 
 logger = logging.getLogger(__name__)
 
 
 def name_settings(records: Sequence[dict]) -> tuple[list[dict], dict[str, str], list[str]]:
-    """Gives every run the configuration keys in which the runs of its method at its place differ.
+    """Names the setting of every run by configuration keys in which the runs of its method at its place differ.
 
-    Where several keys differ, a run is named by those at which it has not the usual value, the most frequent one, and
-    a run with only usual values by all; so the runs of sweeps around one point have short names. Runs of a method that
-    differ in nothing are left out where others do, and have one setting without a name where none do.
+    The usual value of a key is its most frequent one. A run's name has the keys that do not have their usual value, or
+    all keys if there is none; so the runs of several sweeps around one point have short names. If the runs of one
+    method differ in something, methods whose runs do not are left out. If no runs differ, all have one setting, "".
+
+    Args:
+        records: The runs.
 
     Returns:
-        The records, each with a "setting" such as "ALPHA_PP=0.06"; those settings, in the order of their keys and
-        values, with their heads; a note on the usual values, or none.
+        The records, each with a "setting" such as "ALPHA_PP=0.06" added; a dictionary of these settings, in the order
+        of their keys and values, to the heads of their columns; a list with a note on the usual values, or empty.
     """
     groups = {group: runs for group, runs in _groups(records).items() if differing_keys(runs)}
     if not groups:
@@ -36,21 +39,29 @@ def name_settings(records: Sequence[dict]) -> tuple[list[dict], dict[str, str], 
     configs = [record.get("config") or {} for record in swept]
     short = shortest_names(keys, set().union(*configs))
     usual = usual_values(swept, keys)
-    named, order = [], {}
+    named: list[dict] = []
+    order: dict[str, list[tuple]] = {}
     for record, config in zip(swept, configs):
         shown = [key for key in keys if config.get(key) != usual[key]] or keys
         setting = ", ".join(f"{short[key]}={_text(config.get(key))}" for key in shown)
         order[setting] = [(keys.index(key), _sortable(config.get(key))) for key in shown]
         named.append(record | {"setting": setting})
-    settings = {setting: setting for setting in sorted(order, key=order.get)}
+    settings = {setting: setting for setting in sorted(order, key=order.__getitem__)}
     note = f"where not named, {', '.join(f'{short[key]}={_text(usual[key])}' for key in keys)}"
     return named, settings, [note] if len(keys) > 1 else []
 
 
 def split_sweeps(records: Sequence[dict]) -> tuple[list[dict], list[list[dict]]]:
-    """The runs with the usual values, and for each method and key the runs in which that key alone varies.
+    """Splits runs into those with the usual value of every key, and sweeps, in each of which one key varies.
 
-    A run that was made twice, as the middle of two sweeps, counts once; one that is unusual at several keys is in none.
+    A run that was made twice, as the middle of two sweeps, counts once. A run with unusual values of several keys is in
+    no list.
+
+    Args:
+        records: The runs.
+
+    Returns:
+        The runs with usual values; for each method and key the runs in which that key alone varies.
     """
     plain, sweeps = [], []
     for runs in _groups(_without_repetitions(records)).values():
@@ -64,7 +75,8 @@ def split_sweeps(records: Sequence[dict]) -> tuple[list[dict], list[list[dict]]]
 
 
 def usual_values(records: Sequence[dict], keys: Sequence[str]) -> dict[str, object]:
-    """The most frequent value of every key, of equals the first; as JSON has it, since lists cannot be counted."""
+    """Key -> its most frequent value, or the first of equally frequent ones."""
+    # Values are counted as JSON, since some are lists, which cannot be counted
     counts = {key: Counter(json.dumps((record.get("config") or {}).get(key)) for record in records) for key in keys}
     return {key: json.loads(count.most_common(1)[0][0]) for key, count in counts.items()}
 
@@ -77,7 +89,9 @@ def _groups(records: Sequence[dict]) -> dict[tuple[Place, str], list[dict]]:
 
 
 def _without_repetitions(records: Sequence[dict]) -> list[dict]:
-    """Of runs of one method, configuration and seed with one accuracy the first that trained, or else the first."""
+    """Keeps one run of those with the same place, method, configuration, seed and accuracy: if possible one that
+    trained its own adapter.
+    """
     first: dict[tuple, dict] = {}
     for record in sorted(records, key=lambda record: record.get("adapter_from") is not None):
         same = (place(record, PLACE), method(record), record.get("config_hash"), record["seed"], record["accuracy"])

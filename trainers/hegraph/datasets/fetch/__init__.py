@@ -1,1 +1,1 @@
-"""Fetching data sets: where they come from, the download, and what of an archive goes where."""
+"""Fetching data sets: mirrors, transfers that go on where they broke off, and the safe unpacking of archives."""

@@ -1,4 +1,4 @@
-"""The fifteen data sets: entries, configuration files, and parity with the real CoOp on the golden tree.
+"""The data sets below the data root: real split files, and parity with the real CoOp on the golden tree.
 
 golden_fewshot.json holds what the real CoOp and Dassl select on the tree that the make_data.py beside it makes; its
 README.md says how that was run.
@@ -15,34 +15,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.datasets import DATASETS, Dataset, load_dataset, load_few_shot
-from trainers.hegraph.datasets.__main__ import catalog_name
+from trainers.hegraph.datasets import Dataset, load_dataset, load_few_shot
 from trainers.hegraph.datasets.base import class_names
-from trainers.hegraph.datasets.catalog import CATALOG, read_pools
-from trainers.hegraph.datasets.digits import DOMAINS, HALVES
-from trainers.hegraph.prompts.positive import TEMPLATES
+from trainers.hegraph.datasets.pools import read_pools
+from trainers.hegraph.datasets.registry import stored_datasets
 from trainers.hegraph.utils.errors import UserError
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "datasets"
-
-# CoOp's fifteen configuration files, and the names in them
-CONFIG_NAMES = {
-    "imagenet": "ImageNet", "caltech101": "Caltech101", "oxford_pets": "OxfordPets", "stanford_cars": "StanfordCars",
-    "oxford_flowers": "OxfordFlowers", "food101": "Food101", "fgvc_aircraft": "FGVCAircraft", "sun397": "SUN397",
-    "dtd": "DescribableTextures", "eurosat": "EuroSAT", "ucf101": "UCF101", "imagenetv2": "ImageNetV2",
-    "imagenet_sketch": "ImageNetSketch", "imagenet_a": "ImageNetA", "imagenet_r": "ImageNetR",
-}  # fmt: skip
-
-# Train, val, test, classes; as published with CoOp (design/facts.md)
-SIZES = {
-    "Caltech101": (4128, 1649, 2465, 100), "DescribableTextures": (2820, 1128, 1692, 47),
-    "EuroSAT": (13500, 5400, 8100, 10), "OxfordFlowers": (4093, 1633, 2463, 102), "OxfordPets": (2944, 736, 3669, 37),
-    "StanfordCars": (6509, 1635, 8041, 196), "UCF101": (7639, 1898, 3783, 101), "Food101": (50500, 20200, 30300, 101),
-    "SUN397": (15880, 3970, 19850, 397), "FGVCAircraft": (3334, 3333, 3333, 100),
-}  # fmt: skip
+STORED = stored_datasets()
 
 # Real split files, and the list of class names that goes with each
 REAL = {
@@ -67,50 +47,12 @@ WNID_NAMES = (
 )  # fmt: skip
 
 
-# --- entries and configuration files
-
-
-def test_the_catalog_has_the_fifteen_data_sets_of_coop():
-    assert set(CATALOG) == set(CONFIG_NAMES.values())
-    assert set(DATASETS) == {*CATALOG, "Digits", *DOMAINS, *HALVES, "ImageFolder"}
-
-
-def test_there_is_one_configuration_file_per_data_set():
-    halves = {"digits_low": "DigitsLow", "digits_high": "DigitsHigh"}
-    ours = {"digits": "Digits", "folder": "ImageFolder", **halves}
-    files = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
-    assert files == {stem: {"DATASET": {"NAME": name}} for stem, name in {**CONFIG_NAMES, **ours}.items()}
-
-
-@pytest.mark.parametrize("stem", CONFIG_NAMES)
-def test_a_configuration_file_loads_and_its_name_and_that_of_the_data_set_mean_the_same(stem):
-    name = CONFIG_NAMES[stem]
-    assert load_cfg(str(CONFIGS / f"{stem}.yaml"), "", {}, []).DATASET.NAME == name
-    assert catalog_name(stem) == catalog_name(name) == catalog_name(name.upper()) == name
-
-
-def test_every_data_set_has_prompts_of_its_own():
-    assert set(TEMPLATES) >= {*CATALOG, "Digits"}
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_the_published_sizes_are_those_of_the_facts(name):
-    assert CATALOG[name].sizes == SIZES[name]
-
-
-def test_of_imagenet_the_official_validation_images_are_val_and_test():
-    assert CATALOG["ImageNet"].sizes == (1281167, 50000, 50000, 1000)
-
-
-def test_only_the_variants_of_imagenet_have_nothing_to_train_on():
-    assert {name for name, entry in CATALOG.items() if entry.test_only} == {
-        "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR",
-    }  # fmt: skip
+# --- real split files
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_split_file_has_the_sizes_and_the_class_names_of_its_entry(name, shared, tmp_path):
-    entry = CATALOG[name]
+    entry = STORED[name]
     (tmp_path / entry.split_file).symlink_to(shared / "data" / "splits" / entry.split_file)
     pools = read_pools(entry, tmp_path, seed=1, rng=random.Random(1))
     *sizes, num_classes = entry.sizes
@@ -151,7 +93,7 @@ class Roots:
     def __call__(self, golden_name: str, scenario: str) -> str:
         """A new root with one data set: "presplit" with its split file, "fresh_sorted" without."""
         self.count += 1
-        folder = CATALOG[GOLDEN[golden_name]].folder
+        folder = STORED[GOLDEN[golden_name]].folder
         target = self.parent / str(self.count) / folder
         target.mkdir(parents=True)
         for path in (self.tree / folder).iterdir():
@@ -221,7 +163,7 @@ def test_halves_of_the_classes_are_those_of_the_real_coop_item_for_item(name, wh
 
 @pytest.mark.parametrize("name", SPLIT_SETS)
 def test_the_split_file_that_a_seed_leaves_is_that_of_the_real_coop(name, golden, new_root):
-    entry = CATALOG[GOLDEN[name]]
+    entry = STORED[GOLDEN[name]]
     for seed, expected in golden["splits"]["fresh_sorted"][name].items():
         root = new_root(name, "fresh_sorted")
         load_few_shot(GOLDEN[name], root, 4, int(seed))
@@ -236,7 +178,7 @@ def test_another_seed_uses_the_split_file_that_the_first_left_and_the_first_stil
     first = load_few_shot(GOLDEN[name], root, 4, 1)
     second = load_few_shot(GOLDEN[name], root, 4, 2)
     assert second.test == first.test
-    base = f"{CATALOG[GOLDEN[name]].folder}/{CATALOG[GOLDEN[name]].images}"
+    base = f"{STORED[GOLDEN[name]].folder}/{STORED[GOLDEN[name]].images}"
     pools = {
         split: [[f"{base}/{path}", label, called] for path, label, called in items]
         for split, items in golden["splits"]["fresh_sorted"][name]["1"].items()
@@ -287,7 +229,7 @@ def test_the_first_seed_still_selects_the_same_after_the_lists_were_removed(gold
 def test_a_split_file_that_replaces_a_drawn_one_is_read_as_any_other(golden, new_root, shared):
     root = new_root("dtd", "fresh_sorted")
     load_few_shot("DescribableTextures", root, 4, 1)
-    file = CATALOG["DescribableTextures"].split_file
+    file = STORED["DescribableTextures"].split_file
     (Path(root) / "dtd" / file).write_bytes((shared / "golden" / "splits" / "dtd" / file).read_bytes())
     expected = golden["fewshot"]["presplit"]["dtd"]["4"]["1"]
     assert_is_coops(load_few_shot("DescribableTextures", root, 4, 1), expected)

@@ -1,0 +1,215 @@
+"""The registry: every entry is whole and agrees with the configuration files, and every other name finds its entry."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trainers.hegraph.config_files import load_cfg
+from trainers.hegraph.datasets import entries, load_dataset, load_few_shot
+from trainers.hegraph.datasets.digits import DOMAINS, HALVES
+from trainers.hegraph.datasets.entry import DatasetEntry, Entry, LoaderEntry, Sizes
+from trainers.hegraph.datasets.layouts import split_class_folders
+from trainers.hegraph.datasets.registry import (
+    ENTRIES,
+    canonical_name,
+    find_entry,
+    plain_name,
+    resolve_name,
+    stored_datasets,
+)
+from trainers.hegraph.prompts.negative import negative_prompts
+from trainers.hegraph.prompts.positive import DESCRIPTIONS, positive_prompts
+from trainers.hegraph.utils.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "datasets"
+
+# CoOp's fifteen configuration files, and the names in them
+CONFIG_NAMES = {
+    "imagenet": "ImageNet", "caltech101": "Caltech101", "oxford_pets": "OxfordPets", "stanford_cars": "StanfordCars",
+    "oxford_flowers": "OxfordFlowers", "food101": "Food101", "fgvc_aircraft": "FGVCAircraft", "sun397": "SUN397",
+    "dtd": "DescribableTextures", "eurosat": "EuroSAT", "ucf101": "UCF101", "imagenetv2": "ImageNetV2",
+    "imagenet_sketch": "ImageNetSketch", "imagenet_a": "ImageNetA", "imagenet_r": "ImageNetR",
+}  # fmt: skip
+OURS = {"digits": "Digits", "folder": "ImageFolder", "digits_low": "DigitsLow", "digits_high": "DigitsHigh"}
+
+# Train, val, test, classes; as published with CoOp (design/facts.md)
+SIZES = {
+    "Caltech101": (4128, 1649, 2465, 100), "DescribableTextures": (2820, 1128, 1692, 47),
+    "EuroSAT": (13500, 5400, 8100, 10), "OxfordFlowers": (4093, 1633, 2463, 102), "OxfordPets": (2944, 736, 3669, 37),
+    "StanfordCars": (6509, 1635, 8041, 196), "UCF101": (7639, 1898, 3783, 101), "Food101": (50500, 20200, 30300, 101),
+    "SUN397": (15880, 3970, 19850, 397), "FGVCAircraft": (3334, 3333, 3333, 100),
+}  # fmt: skip
+
+STORED = stored_datasets()
+
+
+# --- the list, the configuration files and the entry files
+
+
+def test_the_registry_has_the_fifteen_data_sets_of_coop_the_digits_and_the_users_images():
+    assert set(STORED) == set(CONFIG_NAMES.values())
+    assert set(ENTRIES) == {*STORED, "Digits", *DOMAINS, *HALVES, "ImageFolder"}
+
+
+def test_there_is_one_configuration_file_per_data_set():
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
+    assert files == {stem: {"DATASET": {"NAME": name}} for stem, name in {**CONFIG_NAMES, **OURS}.items()}
+    assert set(ENTRIES) - {config["DATASET"]["NAME"] for config in files.values()} == set(DOMAINS)  # only tested on
+
+
+@pytest.mark.parametrize("stem", [*CONFIG_NAMES, *OURS])
+def test_a_configuration_file_loads_and_its_name_and_that_of_the_data_set_mean_the_same(stem):
+    name = {**CONFIG_NAMES, **OURS}[stem]
+    assert load_cfg(str(CONFIGS / f"{stem}.yaml"), "", {}, []).DATASET.NAME == name
+    assert resolve_name(stem) == resolve_name(name) == resolve_name(name.upper()) == name
+
+
+def test_every_entry_file_is_listed_and_is_named_as_its_configuration_file():
+    stems = {path.stem for path in Path(entries.__file__).parent.glob("*.py")} - {"__init__"}
+    assert stems == {*CONFIG_NAMES, "digits", "folder"}
+
+
+# --- what an entry holds
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
+def test_an_entry_is_complete(entry):
+    assert ENTRIES[entry.name] is find_entry(entry.name) is entry
+    for templates in (entry.templates, entry.negative_templates):
+        assert isinstance(templates, tuple) and templates
+        assert all(template.count("{}") == 1 for template in templates)
+    assert len(entry.templates) == len(entry.negative_templates)
+    if entry.descriptions:
+        assert (DESCRIPTIONS / f"{entry.descriptions}.json").is_file()
+    if entry.train_on:
+        assert find_entry(entry.train_on).train_on == ""
+    assert isinstance(entry, (DatasetEntry, LoaderEntry))
+
+
+@pytest.mark.parametrize("entry", STORED.values(), ids=STORED)
+def test_an_entry_of_coops_says_where_it_lies_how_it_is_read_and_where_it_comes_from(entry):
+    assert entry.folder and callable(entry.read) and entry.descriptions and entry.sources
+    assert entry.split_file in (None, f"split_zhou_{entry.name}.json")
+    assert isinstance(entry.sizes, Sizes) and entry.sizes.test > 0 and entry.sizes.classes > 0
+    assert bool(entry.train_on) == (entry.sizes.train == 0)
+    assert (entry.class_ids is not None) == entry.name.startswith("ImageNet")
+
+
+def test_no_two_data_sets_have_one_folder():
+    assert len({entry.folder for entry in STORED.values()}) == len(STORED)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_published_sizes_are_those_of_the_facts(name):
+    assert STORED[name].sizes == SIZES[name]
+
+
+def test_of_imagenet_the_official_validation_images_are_val_and_test():
+    assert STORED["ImageNet"].sizes == (1281167, 50000, 50000, 1000)
+
+
+def test_only_the_variants_of_imagenet_have_nothing_to_train_on():
+    assert {name: entry.train_on for name, entry in STORED.items() if entry.train_on} == dict.fromkeys(
+        ("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"), "ImageNet"
+    )
+
+
+# --- names
+
+
+def spellings(entry: Entry) -> set[str]:
+    return {plain_name(name) for name in (entry.name, *entry.aliases)}
+
+
+def test_no_name_or_alias_means_two_data_sets_and_no_alias_is_superfluous():
+    every = [spelling for entry in ENTRIES.values() for spelling in spellings(entry)]
+    assert len(every) == len(set(every))
+    for entry in ENTRIES.values():
+        assert len(spellings(entry)) == 1 + len(entry.aliases)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("OxfordPets", "OxfordPets"),
+        ("oxford_pets", "OxfordPets"),
+        ("Oxford-Pets", "OxfordPets"),
+        ("pets", "OxfordPets"),
+        ("cars", "StanfordCars"),
+        ("flowers", "OxfordFlowers"),
+        ("Flowers102", "OxfordFlowers"),
+        ("DTD", "DescribableTextures"),
+        ("fgvc", "FGVCAircraft"),
+        ("fgvc_aircraft", "FGVCAircraft"),
+        ("caltech", "Caltech101"),
+        ("caltech-101", "Caltech101"),
+        ("imagenet-r", "ImageNetR"),
+        ("imagenet_v2", "ImageNetV2"),
+        ("digits_low", "DigitsLow"),
+        ("folder", "ImageFolder"),
+    ],
+)
+def test_the_names_that_people_use_find_their_data_set(given, name):
+    assert resolve_name(given) == canonical_name(given) == name
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
+def test_every_name_and_alias_finds_its_entry_however_it_is_written(entry):
+    for name in (entry.name, *entry.aliases):
+        assert resolve_name(name) == resolve_name(name.upper()) == resolve_name(name.replace("_", "-")) == entry.name
+
+
+def test_a_name_that_is_none_is_an_error_that_names_the_nearest():
+    with pytest.raises(UserError, match="unknown data set 'OxfordPet'; did you mean 'OxfordPets'"):
+        resolve_name("OxfordPet")
+    assert canonical_name("OxfordPet") == "OxfordPet"
+    assert canonical_name("") == ""
+
+
+def test_a_data_set_of_another_kind_is_an_error_where_only_some_are_meant():
+    with pytest.raises(UserError, match="unknown data set 'digits'"):
+        resolve_name("digits", among=STORED)
+
+
+@pytest.mark.parametrize("name", ["oxford_pets", "dtd", "MyBirds", ""])
+def test_an_entry_is_found_by_its_exact_name_only(name):
+    assert find_entry(name) is None
+    with pytest.raises(UserError, match=f"unknown data set {name!r}"):
+        load_dataset(name)
+
+
+# --- a new data set
+
+
+def test_a_new_data_set_needs_an_entry_and_nothing_else(tmp_path, monkeypatch):
+    entry = replace(
+        STORED["Food101"], name="MyBirds", aliases=("birds",), folder="my-birds", split_file=None, descriptions="",
+        read=lambda folder, rng: split_class_folders(folder, rng, "images"), templates=("a {} in the air.",),
+        negative_templates=("no {} in the air.",),
+    )  # fmt: skip
+    monkeypatch.setitem(ENTRIES, "MyBirds", entry)
+    for name in ("wren", "robin"):
+        (tmp_path / "my-birds" / "images" / name).mkdir(parents=True)
+        for number in range(10):
+            (tmp_path / "my-birds" / "images" / name / f"{number}.jpg").touch()
+    dataset = load_few_shot("MyBirds", str(tmp_path), 2, 1)
+    assert [len(dataset.train), len(dataset.val), len(dataset.test)] == [4, 4, 6]
+    assert resolve_name("Birds") == "MyBirds"
+    assert positive_prompts("MyBirds", dataset.classnames) == [[["a robin in the air."], ["a wren in the air."]]]
+    assert negative_prompts("MyBirds", dataset.classnames) == [["no robin in the air."], ["no wren in the air."]]
+
+
+def test_looking_at_data_sets_imports_nothing_heavy():
+    asked = (
+        "import sys, trainers.hegraph.datasets.__main__, trainers.hegraph.prompts.negative; "
+        "print(sorted({'torch', 'sklearn', 'scipy', 'gdown', 'open_clip'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]"]

@@ -1,0 +1,103 @@
+"""What the registry knows about a data set: one entry holds all of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from .fetch.sources import Source
+from .splits import Pools
+
+if TYPE_CHECKING:
+    from .base import Dataset
+
+# What a data set without templates of its own gets. The negative one is HeGraphAdapter's (section 3.1.1), which takes
+# it from CLIPN (Wang et al., ICCV 2023).
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+DEFAULT_NEGATIVE_TEMPLATES = ("a photo of no {}.",)
+
+
+class Sizes(NamedTuple):
+    """Numbers of images of the three splits, and of classes."""
+
+    train: int
+    val: int
+    test: int
+    classes: int
+
+
+class ByHand(NamedTuple):
+    """Part of a data set that no mirror may give.
+
+    Attributes:
+        target: The missing file or folder, relative to the data set's folder.
+        instruction: A sentence that says how to get it.
+    """
+
+    target: str
+    instruction: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known about every data set, wherever its images are.
+
+    Attributes:
+        name: `DATASET.NAME`, which is CoOp's name where CoOp has the data set.
+        aliases: Other names that people use for it. Case, `_` and `-` are ignored when names are compared, so
+            "oxford_pets" is no alias of "OxfordPets" but the same name.
+        templates: Positive prompt templates, each with one `{}` for the class name.
+        negative_templates: Templates of sentences that say that the class is not in the picture.
+        descriptions: Name of its file in `prompts/descriptions`, without ".json"; "" if none ships.
+        describe_by_default: Whether `PROMPTS.SOURCE auto` uses those descriptions.
+        train_on: For a data set that has only test images, the name of the data set to train on; "" for all others.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    negative_templates: tuple[str, ...] = DEFAULT_NEGATIVE_TEMPLATES
+    descriptions: str = ""
+    describe_by_default: bool = True
+    train_on: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetEntry(Entry):
+    """A data set that has a folder of its own below the data root, in CoOp's layout.
+
+    Attributes:
+        folder: Its folder below the data root.
+        images: The folder, below `folder`, that the paths in the split file are relative to; may be "".
+        split_file: The file with CoOp's split; None where the split is official and needs no file.
+        read: Takes `folder` as a path and a random generator. Reads the items and, where there is no official split,
+            draws one. Paths of the items are relative to `folder`.
+        sizes: The published sizes.
+        class_ids: Takes `folder` as a path and reads the WordNet id of every class, in label order; None where the
+            class names tell the classes apart.
+        sources: The files to fetch, none of which depends on another.
+        by_hand: What cannot be fetched; None if everything can.
+    """
+
+    folder: str
+    images: str
+    split_file: str | None = None
+    read: Callable[[Path, random.Random], Pools]
+    sizes: Sizes
+    class_ids: Callable[[Path], list[str]] | None = None
+    sources: tuple[Source, ...] = ()
+    by_hand: ByHand | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderEntry(Entry):
+    """A data set that a function loads: one that is embedded, or a folder anywhere.
+
+    Attributes:
+        load: Takes `DATASET.ROOT` and returns the data set with its full splits.
+    """
+
+    load: Callable[[str], Dataset]
