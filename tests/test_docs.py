@@ -19,6 +19,8 @@ from test_architecture import ORDER
 import trainers.hegraph
 from trainers.hegraph.baselines import METHODS
 from trainers.hegraph.config import BY_SHOTS, CHOICES, get_cfg_default
+from trainers.hegraph.config_files import load_cfg
+from trainers.hegraph.datasets.registry import stored_datasets
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -205,6 +207,16 @@ def test_every_file_that_a_page_names_exists(page):
     text = re.sub(r"^`[^`]+` \(new\):$", "", prose_of(page), flags=re.MULTILINE)  # a file that the reader is to write
     named = {word for quoted in re.findall(r"`([^`\n]+)`", text) for word in quoted.split() if word.startswith(folders)}
     assert sorted(name for name in named if not list(ROOT.glob(name))) == []
+
+
+def test_the_data_sets_in_the_page_of_the_data_are_those_of_the_registry():
+    row = re.compile(r"^\| `(\w+)\.yaml` \| `(\w+)` \| `([\w-]+)/`( \(test images only\))? \|$", re.MULTILINE)
+    rows = row.findall(text_of(ROOT / "docs" / "data.md"))
+    assert len(rows) == 15
+    for file, name, folder, test_only in rows:
+        entry = stored_datasets()[name]
+        assert load_cfg(file).DATASET.NAME == name
+        assert (entry.folder, entry.sizes.train == 0) == (folder, bool(test_only))
 
 
 def test_the_page_of_the_architecture_lists_the_rooms_in_the_order_that_their_imports_keep():
