@@ -1,1 +1,1 @@
-"""Benchmarks by command: `python -m benchmarks NAME [--json FILE]`. See README.md beside this file."""
+"""Benchmarks, run by `python -m benchmarks NAME [--json FILE]`; README.md beside this file tells what each compares."""
