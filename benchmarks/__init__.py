@@ -1,1 +1,1 @@
-"""Benchmarks by command: `python -m benchmarks NAME [--json FILE]`. See docs/benchmarks.md."""
+"""Benchmarks, run by `python -m benchmarks NAME [--json FILE]`; docs/benchmarks.md tells what each compares."""

@@ -1,4 +1,4 @@
-"""The command line: runs one benchmark, prints its table, and writes its figures."""
+"""Runs one benchmark, prints its table, and writes its figures into a file if one is named."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from pathlib import Path
 
 import torch
 
-NAMES = ("graph-step", "train-step", "growth", "imagenet-scale", "predict", "peers", "extraction")
+NAMES = ("graph-step", "train-step", "growth", "imagenet-scale", "predict", "peers", "extraction", "startup")
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=NAMES)
-    parser.add_argument("--json", type=Path, help="file for the figures and whether they meet their bars")
-    parser.add_argument("--small", action="store_true", help="sizes that show that it runs; the figures mean nothing")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="file for the figures, with their bars and whether they meet them"
+    )
+    parser.add_argument("--small", action="store_true", help="small sizes, which only show that it runs")
     args = parser.parse_args(arguments)
     module = importlib.import_module(f".{args.name.replace('-', '_')}", __package__)
     report = module.run(**(module.SMALL if args.small else {}))

@@ -1,6 +1,6 @@
-"""Bank extraction from image files, against the encoder alone on tensors that are ready.
+"""Extraction of a bank from image files, against the encoder alone on images that are in memory already.
 
-The encoder has random weights, which cost what trained ones cost.
+The encoder has random weights, which takes as long as trained ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .report import Report
 from .timing import in_turn, ratio
 
 SMALL = {"model": "RN50", "images": 2, "batch": 2, "repeats": 1}
-SIZE = (500, 375)  # of a photograph in ImageNet
+SIZE = (500, 375)  # pixels of a typical photograph in ImageNet
 
 
 def run(model: str = "ViT-B-32", images: int = 128, batch: int = 64, repeats: int = 3) -> Report:

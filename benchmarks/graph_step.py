@@ -1,7 +1,7 @@
-"""Forward and backward of the graph, against rebuilding the graph in every step.
+"""Forward and backward of the graph, against an implementation that rebuilds the graph in every step.
 
-The other side is the equations as a graph convolution is usually written: each relation's cosines, degrees and
-coefficients, then `A (x W)`, with dense matrices and autograd.
+The other side follows the equations as a graph convolution is usually written, with dense matrices and autograd: for
+each relation the cosines, the degrees and the coefficients A, then `A (x W)`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,18 @@ def run(sizes: tuple[tuple[int, int], ...] = tuple(BARS), repeats: int = 7) -> R
         times = [1000 * statistics.median(seconds[name]) for name in ("floor", "ours", "rebuilt")]
         factor = ratio(seconds["rebuilt"], seconds["ours"])
         report.rows.append([num_classes, width, *times, factor, ratio(seconds["rebuilt"], seconds["floor"])])
-        bar = BARS.get((num_classes, width), 0.0)  # of a small size there is nothing to ask
+        bar = BARS.get((num_classes, width), 0.0)  # other sizes, such as those of --small, have no bar
         report.at_least(f"K={num_classes}, d={width}", factor, bar)
     return report
 
 
 def measure(num_classes: int, width: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds of a step of either side, and of the multiply-adds of ours alone."""
+    """Times a graph step.
+
+    Returns:
+        Seconds per repeat of "ours", of the "rebuilt" graph, of the matrix "product" that is timed beside them, and of
+        the "floor": the multiply-adds of our step at the speed of that product.
+    """
     nodes = [unit_features(num_classes, width, seed=seed) for seed in range(3)]
     layer = HeteroMessagePassing(build_graph(*nodes), metapath_defaults())
     product, scale = product_for(num_classes, width, graph_multiply_adds(num_classes, width))
@@ -59,7 +64,7 @@ def measure(num_classes: int, width: int, repeats: int) -> dict[str, list[float]
 
 
 def rebuilt(graph: HeteroGraph, layer: HeteroMessagePassing) -> Adapted:
-    """What the layer computes, from the nodes alone."""
+    """The output of the layer, computed from the nodes alone, as an implementation without our shortcuts would."""
     updated = dict(graph.x_dict)
     for target in ("negative", "positive"):
         relations = [r for r in layer.relations if r.target == target]
@@ -70,6 +75,7 @@ def rebuilt(graph: HeteroGraph, layer: HeteroMessagePassing) -> Adapted:
 
 
 def message(graph: HeteroGraph, layer: HeteroMessagePassing, relation: RelationType, x_source: Tensor) -> Tensor:
+    """The message of one relation, after its tanh, shape `[K, d]`."""
     weight, x_target = layer.weight[relation.target], graph.x_dict[relation.target]
     edges = x_target @ graph.x_dict[relation.source].t()
     edges = torch.where(torch.eye(len(edges)).bool(), relation.diagonal * edges, edges)

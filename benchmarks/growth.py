@@ -1,4 +1,4 @@
-"""How the time of a step and the peak memory grow with the number of classes; one process for each number."""
+"""How the time of a step and the peak memory grow with the number of classes. Each number has its own process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .timing import peak_memory, process
 
 SMALL = {"sizes": (10, 20), "width": 16, "steps": 2}
 MEMORY_BAR = 8e9  # bytes, at the largest size
-SLACK = 1.2  # over proportional
+SLACK = 1.2  # by how much growth may be more than proportional
 
 
 def run(sizes: tuple[int, ...] = (1000, 5000, 21841), width: int = 512, shots: int = 16, steps: int = 5) -> Report:
@@ -37,7 +37,11 @@ def run(sizes: tuple[int, ...] = (1000, 5000, 21841), width: int = 512, shots: i
 
 
 def measure(num_classes: int, width: int, shots: int, steps: int) -> dict[str, float]:
-    """Seconds of a step (the median) and of the set-up, and peak bytes; the first step does not count."""
+    """Measures one size in this process.
+
+    Returns:
+        Median seconds of a "step", without the first; seconds of the "setup"; "peak" memory in bytes.
+    """
     bank = random_bank(num_classes, width, shots)
     started = time.perf_counter()
     training = start_training(bank)

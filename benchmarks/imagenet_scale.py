@@ -1,7 +1,7 @@
-"""Training at the size of ImageNet, as a user starts it, against the paper's time on its GPU.
+"""Training at the size of ImageNet, started as a user does, against the paper's time on its GPU.
 
-The features are random: they cost what real ones cost. The paper's time per epoch includes encoding the images; ours
-starts from a bank, which is encoded once for all seeds, shots and settings.
+The features are random, which takes as long as real ones. The paper's time per epoch includes encoding the images. Ours
+does not: it starts from a bank, which is encoded once for all seeds, shots and settings.
 """
 
 from __future__ import annotations

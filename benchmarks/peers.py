@@ -1,4 +1,4 @@
-"""Training and testing on the banks of real features, whole processes, against our Tip-Adapter-F.
+"""Training and testing on banks of real features, against our Tip-Adapter-F: whole processes.
 
 The banks are those of $HEGRAPH_SHARED/data.
 """
@@ -37,7 +37,7 @@ def run(shots: int = 16, seeds: int = 3, names: tuple[str, ...] = ()) -> Report:
 
 
 def run_once(method: str, bank: Path, shots: int, seed: int) -> float:
-    """Seconds of one run, as `scripts/hegraph/features.sh` starts it."""
+    """Seconds of one run that is started as `scripts/hegraph/features.sh` does."""
     config = ROOT / "configs" / "trainers" / "HeGraphAdapter" / "vit_b32.yaml"
     arguments = ["--trainer", method, "--features", str(bank), "--shots", str(shots), "--seed", str(seed)]
     with tempfile.TemporaryDirectory() as folder:

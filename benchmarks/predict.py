@@ -1,4 +1,4 @@
-"""Prediction from folded weights, against zero-shot's matrix product and Tip-Adapter's training-free head."""
+"""Prediction with a trained adapter whose graph is folded into weights, against zero-shot CLIP and Tip-Adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks of random unit features in any size. They time arithmetic; their accuracy means nothing."""
+"""Tasks of any size with random features of unit norm. Only their times mean something, not their accuracy."""
 
 from __future__ import annotations
 
@@ -16,11 +16,20 @@ from trainers.hegraph.training.loop import AdapterTraining
 
 
 def unit_features(*shape: int, seed: int = 0) -> Tensor:
+    """Random vectors of unit norm along the last dimension."""
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def random_bank(num_classes: int, width: int, shots: int = 16, views: int = 1, test: int = 0) -> FeatureBank:
-    """A bank of random unit features; `test` images, or none."""
+    """A bank of random features of unit norm.
+
+    Args:
+        num_classes: K.
+        width: Feature width d.
+        shots: Training images per class.
+        views: Augmented views of each training image.
+        test: Number of test images; 0 leaves them out.
+    """
     return FeatureBank(
         train_features=unit_features(views, num_classes * shots, width),
         train_labels=torch.arange(num_classes).repeat_interleave(shots),
@@ -36,7 +45,7 @@ def random_bank(num_classes: int, width: int, shots: int = 16, views: int = 1, t
 
 
 def start_training(bank: FeatureBank, cfg: CfgNode | None = None) -> AdapterTraining:
-    """A training of the default recipe on a bank, in its second epoch: after warm-up."""
+    """Starts a training on a bank, by default with the default recipe, and brings it to the epoch after warm-up."""
     cfg = cfg or load_cfg()
     data = BankBatches(bank.train_features, bank.train_labels, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed=1)
     training = AdapterTraining(build_model(bank, model_options(cfg)), data, training_options(cfg))

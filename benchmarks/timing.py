@@ -1,4 +1,4 @@
-"""Timing on a machine that others use, too: what is compared runs in turn, and the median of the ratios counts."""
+"""Timing on a machine that other programs use too: things to compare take turns, and the median of ratios counts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ ROOT = Path(__file__).parent.parent
 def in_turn(
     functions: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of each function, one of each per repeat; with `warm_up`, after one that does not count."""
+    """Calls functions in turn, and measures every call.
+
+    Args:
+        functions: Name -> function.
+        repeats: How often each is called.
+        warm_up: Whether each is called once before, which is not measured.
+
+    Returns:
+        Name -> seconds of each call.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(-warm_up, repeats):
         for name, function in functions.items():
@@ -28,20 +37,28 @@ def in_turn(
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """The median of the repeats' ratios."""
+    """The median over repeats of numerator by denominator."""
     return statistics.median(a / b for a, b in zip(numerators, denominators))
 
 
 def process(*arguments: str) -> tuple[float, str]:
-    """Wall time in seconds, and standard output, of `python -m ARGUMENTS...`: imports and all.
+    """Runs `python -m ARGUMENTS...`; see `python`."""
+    return python("-m", *arguments)
+
+
+def python(*arguments: str) -> tuple[float, str]:
+    """Runs `python ARGUMENTS...` in the repository's folder, as a process of its own.
+
+    Returns:
+        Its wall time in seconds, start and imports included; its standard output.
 
     Raises:
-        RuntimeError: With what it said, if it failed.
+        RuntimeError: If it failed, with the end of what it wrote to standard error.
     """
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} failed: {done.stderr[-2000:]}")
+        raise RuntimeError(f"python {' '.join(arguments)} failed: {done.stderr[-2000:]}")
     return time.perf_counter() - started, done.stdout
 
 

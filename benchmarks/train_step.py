@@ -1,4 +1,4 @@
-"""A whole training step: over the time of its multiply-adds alone, and against the layer's PyG reference path."""
+"""A whole training step, against the time of its multiply-adds alone and against the PyG reference of the layer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, repeats: in
         bank.text_positive, bank.text_negative, class_means(bank.cache_keys(), bank.train_labels, num_classes)
     )
     step = pyg_step(training.model, graph, batch)
-    # A PyG step is so long that a warm-up would change nothing but the wait
+    # A PyG step takes so long that the difference a warm-up makes does not show
     slow = in_turn({"step": lambda: training.step(batch), "pyg": step}, pyg_repeats, warm_up=False)
     against = ratio(slow["pyg"], slow["step"])
 
@@ -56,7 +56,7 @@ def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, repeats: in
 
 
 def pyg_step(model: HeGraphModel, graph: HeteroGraph, batch: Batch) -> Callable[[], None]:
-    """A step of the model's parameters with `conv.py` over edges and `heads.py` over formed keys."""
+    """A function that trains the model by one step, with the PyG reference in `conv.py` and without any shortcut."""
     data, layer = graph.to_hetero_data(), model.layers
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     convs = {True: RelationConv(), False: RelationConv(self_loop=False)}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 
-from benchmarks import peers, train_step
+from benchmarks import peers, startup, train_step
 from benchmarks.__main__ import NAMES, main
 from benchmarks.report import Report
 from benchmarks.timing import in_turn, process, ratio
@@ -20,6 +21,10 @@ BARS = {
     "predict": {"text only over zero-shot", "full over Tip-Adapter"},
     "peers": {"all banks"},
     "extraction": {"extraction over encoder alone"},
+    "startup": {
+        "skipping a run of images (digits, mini), over import torch",
+        "skipping a run of a bank, over import torch",
+    },
 }
 
 
@@ -106,6 +111,20 @@ def test_the_rebuilt_graph_computes_what_ours_does():
     graph = build_graph(bank.text_positive, bank.text_negative, class_means(bank.cache_keys(), bank.train_labels, 6))
     for ours, theirs in zip(layer(), rebuilt(graph, layer)):
         assert (ours - theirs).abs().max() < 1e-6
+
+
+def test_a_finished_run_that_is_run_again_is_no_measurement(tmp_path, monkeypatch):
+    times = iter(range(10))
+
+    def run_it(*_: str) -> tuple[float, str]:
+        (tmp_path / "result.json").write_text("{}")
+        os.utime(tmp_path / "result.json", (next(times),) * 2)
+        return 1.0, ""
+
+    monkeypatch.setattr(startup, "process", run_it)
+    again = startup.finished_run(tmp_path)
+    with pytest.raises(RuntimeError, match="run again"):
+        again()
 
 
 def test_peers_are_started_with_a_configuration_that_exists(monkeypatch):

@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import pytest
 
+from trainers.hegraph.config import encoding_options
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.features.options import encoding_options
 
 CHANGES = {
     "views": ("TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS", 3),
