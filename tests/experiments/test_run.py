@@ -24,6 +24,7 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.experiments import adapter as adapter_module
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.results.records import MEASURED, REQUIRED
+from trainers.hegraph.training.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[2]
 NODE = "TRAINER.HEGRAPHADAPTER"
@@ -620,16 +621,14 @@ def test_a_run_killed_in_mid_training_resumes_and_ends_with_the_same_result(reco
 
 def interrupt(train, monkeypatch, *opts: str) -> None:
     """Stops a run after its first checkpoint."""
-    from trainers.hegraph.training import loop as fit
-
-    save = fit.save_checkpoint
+    save = Checkpoints.save
 
     def save_and_stop(*arguments):
         save(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit, "save_checkpoint", save_and_stop)
+        patch.setattr(Checkpoints, "save", save_and_stop)
         assert train("out", "TRAIN.CHECKPOINT_FREQ", "3", *opts) == 130
 
 

@@ -67,15 +67,15 @@ def run(job: dict, rank: int) -> None:
 
 def die_after(epoch: int) -> None:
     """As if somebody killed the process after so many epochs of training, whatever drives it."""
-    fit = importlib.import_module("trainers.hegraph.training.loop")
-    end_epoch = fit.Fit.end_epoch
+    training_class = importlib.import_module("trainers.hegraph.training.loop").AdapterTraining
+    end_epoch = training_class.end_epoch
 
-    def end_and_die(fitting, loss) -> None:
-        end_epoch(fitting, loss)
-        if fitting.epoch == epoch:
+    def end_and_die(training, loss) -> None:
+        end_epoch(training, loss)
+        if training.epoch == epoch:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    fit.Fit.end_epoch = end_and_die
+    training_class.end_epoch = end_and_die
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import yaml
 from yacs.config import CfgNode as CN
@@ -233,7 +234,7 @@ def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
     return flat
 
 
-def _get(cfg: CN, key: str) -> object:
+def _get(cfg: CN, key: str) -> Any:
     for part in key.split("."):
         cfg = cfg[part]
     return cfg

@@ -62,11 +62,12 @@ class FeatureTrainer(TrainerX):
         settings: Our checked configuration, made of Dassl's.
         task: The selected images.
         folder: The output folder of the run.
-        bank: Their features, on the device. A run that is finished has none, since nothing will be computed.
 
     Raises:
         UserError: On anything that the user can mend.
     """
+
+    cfg: CfgNode  # Dassl's
 
     def check_cfg(self, cfg: CfgNode) -> None:
         show_messages()  # CoOp's train.py shows none
@@ -88,11 +89,18 @@ class FeatureTrainer(TrainerX):
         self.load_coops_data()
         self.task = ImageTask(dataset_of(self.dm, self.settings), self.settings, self.seed, self.device.type)
         self.folder = RunFolder.of(self.settings, self.task, self.seed)
-        self.bank: FeatureBank | None = None
+        self._bank: FeatureBank | None = None
         if not self.folder.holds_this_run():
             started = time.monotonic()
-            self.bank = self.task.bank().to(self.device.type)
+            self._bank = self.task.bank().to(self.device.type)
             self.features_seconds = time.monotonic() - started
+
+    @property
+    def bank(self) -> FeatureBank:
+        """The features of the selected images, on the device. A finished run has none, and must not ask for them."""
+        if self._bank is None:
+            raise RuntimeError("the run is finished, so its images were not encoded")
+        return self._bank
 
     def load_coops_data(self) -> None:
         """Has CoOp's loader select the images, after ours has checked that they are there.
@@ -121,12 +129,14 @@ class FeatureTrainer(TrainerX):
     def show_features(self, bank: FeatureBank) -> None:
         """Puts features into the loaders, where Dassl's hold images."""
         size = self.settings.DATALOADER.TEST.BATCH_SIZE
+        features, labels = bank.features_to_classify, bank.test_labels
+        assert labels is not None  # they come with the features
         self.test_loader = [
-            {"img": features, "label": labels}
-            for features, labels in zip(bank.test_features.split(size), bank.test_labels.split(size))
+            {"img": batch, "label": of_batch} for batch, of_batch in zip(features.split(size), labels.split(size))
         ]
         # Training batches are known when training starts, and val images are not used
-        self.train_loader_x = self.val_loader = None
+        self.train_loader_x: EpochBatches | None = None
+        self.val_loader = None
 
     def finish(self, outcome: Outcome) -> dict:
         """Writes and returns the record of the run."""
@@ -145,8 +155,8 @@ class HeGraphAdapter(FeatureTrainer):
     """
 
     def build_model(self) -> None:
-        self.training: AdapterTraining | None = None
-        if self.bank is None:
+        self._training: AdapterTraining | None = None
+        if self._bank is None:
             return
         keep_freed_memory()
         self.model = new_model(self.bank, self.settings, self.seed)
@@ -159,18 +169,26 @@ class HeGraphAdapter(FeatureTrainer):
             return
         self.folder.begin()
         self.checkpoints = self.folder.checkpoints(self.bank.classnames)
-        self.training = start_training(self.model, self.task, self.bank, self.settings, self.checkpoints)
-        if self.training is None:  # the variant "base" has nothing to train
+        training = start_training(self.model, self.task, self.bank, self.settings, self.checkpoints)
+        self._training = training
+        if training is None:  # the variant "base" has nothing to train
             self.max_epoch = 0
         else:
-            self.max_epoch = self.training.epochs
-            self.train_loader_x = EpochBatches(self.training)
-            self._optims["hegraph"] = self.training.optimizer  # Dassl reads the rate that it prints from there
+            self.max_epoch = training.epochs
+            self.train_loader_x = EpochBatches(training)
+            self._optims["hegraph"] = training.optimizer  # Dassl reads the rate that it prints from there
         super().train()
+
+    @property
+    def training(self) -> AdapterTraining:
+        """The training under way."""
+        if self._training is None:
+            raise RuntimeError("no training is under way")
+        return self._training
 
     def resume_model_if_exist(self, directory: str) -> int:
         """The first epoch; `start_training` has read the checkpoint."""
-        return 0 if self.training is None else self.training.epoch
+        return 0 if self._training is None else self._training.epoch
 
     def before_epoch(self) -> None:
         self.training.begin_epoch()
@@ -187,8 +205,8 @@ class HeGraphAdapter(FeatureTrainer):
         self.training.end_epoch(self.loss)
 
     def after_train(self) -> None:
-        if self.training is not None:
-            self.trained = TrainedAdapter(self.model, self.training.summary)
+        if self._training is not None:
+            self.trained = TrainedAdapter(self.model, self._training.summary)
             self.checkpoints.save_adapter(self.model)
         super().after_train()
 
@@ -231,7 +249,7 @@ class MethodTrainer(FeatureTrainer):
     """
 
     def build_model(self) -> None:
-        if self.bank is not None:
+        if self._bank is not None:
             self.show_features(self.bank)
 
     def train(self) -> None:
@@ -275,7 +293,7 @@ class EpochBatches:
 def sorted_listings() -> Iterator[None]:
     """Sorts what `os.listdir` gives inside the block: CoOp's ImageNet takes it in the order of the file system."""
     listdir = os.listdir
-    os.listdir = lambda *arguments: sorted(listdir(*arguments))
+    os.listdir = lambda *arguments: sorted(listdir(*arguments))  # type: ignore[assignment]  # for the block
     try:
         yield
     finally:
@@ -306,7 +324,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     """Adds our keys to a configuration of Dassl's."""
     config.extend_cfg(cfg)
     for name in METHODS:
-        config_files.add_method(cfg, name, load_method(name).defaults)
+        config_files.add_method(cfg, name, dict(load_method(name).defaults))
 
 
 def from_dassl(cfg: CfgNode) -> CfgNode:
@@ -335,8 +353,8 @@ def run_in_coop(args: argparse.Namespace, cfg: CfgNode) -> None:
         cfg: From `import_coop`, with files, flags and options.
     """
     coop = importlib.import_module("train")
-    coop.setup_cfg = lambda args: cfg
+    coop.__dict__["setup_cfg"] = lambda args: cfg
     if processes.rank():
         args.eval_only, args.no_train = False, True
-        coop.setup_logger = lambda folder: None
+        coop.__dict__["setup_logger"] = lambda folder: None
     coop.main(args)

@@ -80,14 +80,3 @@ class Method(ABC):
         Raises:
             UserError: If an option is out of range, or the training diverges.
         """
-
-
-def features_to_classify(bank: FeatureBank) -> Tensor:
-    """The test features `[M, d]` of a bank that `FittedMethod.transfer` is given.
-
-    Raises:
-        ValueError: If the bank has no test images.
-    """
-    if bank.test_features is None:
-        raise ValueError(f"the bank of {bank.dataset} has no test images")
-    return bank.test_features

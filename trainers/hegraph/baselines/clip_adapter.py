@@ -29,7 +29,7 @@ from ..method.heads import text_logits
 from ..training.batches import Batch
 from ..training.schedule import cosine_by_epoch
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method, features_to_classify
+from .base import Defaults, FittedMethod, Method
 from .training import batches, by_shots, train
 
 
@@ -79,7 +79,7 @@ class CLIPAdapter(Method):
             num_parameters=sum(p.numel() for p in adapter.parameters()),
             epochs=epochs,
             steps=steps,
-            transfer=lambda other: logits(features_to_classify(other), other.text_positive),
+            transfer=lambda other: logits(other.features_to_classify, other.text_positive),
         )
 
 

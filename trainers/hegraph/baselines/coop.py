@@ -30,7 +30,7 @@ from ..method.heads import text_logits
 from ..training.batches import Batch
 from ..training.schedule import cosine_by_epoch
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method, features_to_classify
+from .base import Defaults, FittedMethod, Method
 from .training import batches, by_shots, train
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class CoOp(Method):
 
         @torch.no_grad()
         def transfer(other: FeatureBank) -> Tensor:
-            return text_logits(features_to_classify(other), class_features(prompts.tokens(other)), other.logit_scale)
+            return text_logits(other.features_to_classify, class_features(prompts.tokens(other)), other.logit_scale)
 
         optimizer = torch.optim.SGD(
             [prompts.context], lr=options.LR, momentum=options.MOMENTUM, weight_decay=options.WEIGHT_DECAY

@@ -130,7 +130,7 @@ def predict_test(trained: TrainedAdapter, bank: FeatureBank, folded: Folded | No
     @torch.no_grad()
     def transfer(other: FeatureBank) -> Tensor:
         class_features = transfer_class_features(model, other.text_positive, other.text_negative)
-        return text_logits(other.test_features, class_features, other.logit_scale)
+        return text_logits(other.features_to_classify, class_features, other.logit_scale)
 
     return Outcome(
         logits,

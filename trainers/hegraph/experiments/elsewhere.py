@@ -57,7 +57,7 @@ def score_targets(task: Task, bank: FeatureBank, data: CfgNode, outcome: Outcome
         found[name] = _scores(mine, zero_shot[:, columns], labels, SAME_CLASSES)
     for name in data.TARGET_DATASETS:
         target = task.target(name).to(bank.train_features.device.type)
-        zero_shot = text_logits(target.test_features, target.text_positive, target.logit_scale)
+        zero_shot = text_logits(target.features_to_classify, target.text_positive, target.logit_scale)
         logits = outcome.transfer(target) if outcome.transfer else None
         found[name] = _scores(logits, zero_shot, target.test_labels, OTHER_CLASSES)
     return found
@@ -79,7 +79,9 @@ def match_classes(source_ids: Sequence[str], target_ids: Sequence[str], source: 
     return [labels[class_id] for class_id in target_ids]
 
 
-def _scores(logits: Tensor | None, zero_shot: Tensor, labels: Tensor, rule: str) -> dict:
+def _scores(logits: Tensor | None, zero_shot: Tensor, labels: Tensor | None, rule: str) -> dict:
+    if labels is None:
+        raise ValueError("a target without test images cannot be tested")
     return {
         "accuracy": None if logits is None else accuracy(logits, labels),
         "accuracy_zero_shot": accuracy(zero_shot, labels),

@@ -57,8 +57,12 @@ def tune_on_val(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> Train
     if best is None:
         raise UserError("a row of TRAINER.HEGRAPHADAPTER.SELECT has no value to choose from")
     _, chosen, trained = best
-    selected = {"keys": keys, "value": list(chosen), "candidates": candidates, "num_val": len(bank.val_labels)}
+    selected = {"keys": keys, "value": list(chosen), "candidates": candidates, "num_val": _num_val(bank)}
     return replace(trained, selected=selected)
+
+
+def _num_val(bank: FeatureBank) -> int:
+    return 0 if bank.val_labels is None else len(bank.val_labels)
 
 
 def _val_accuracy(trained: TrainedAdapter, bank: FeatureBank) -> float:

@@ -88,6 +88,17 @@ class FeatureBank:
                 changes[f"{split}_labels"] = torch.searchsorted(kept, labels[rows])
         return replace(self, **changes)
 
+    @property
+    def features_to_classify(self) -> Tensor:
+        """The test features, shape `[M, d]`.
+
+        Raises:
+            ValueError: If the bank has no test images.
+        """
+        if self.test_features is None:
+            raise ValueError("the bank has no test images, so there is nothing to classify")
+        return self.test_features
+
     def without_test(self) -> FeatureBank:
         """The bank without its test images, as a method sees it while it is trained."""
         return replace(self, test_features=None, test_labels=None)

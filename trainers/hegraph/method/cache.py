@@ -14,10 +14,11 @@ Shapes: B queries, K classes, N cached images, d feature width.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 # Entries of a chunk. On a CPU, 2 MB of float32 stay in a core's cache, and are few enough that the C library does not
 # hand the memory back to the system after every use. A GPU is fast with large kernels.
@@ -77,7 +78,7 @@ class _ShiftedCache(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         shift: Tensor,
         features: Tensor,
         keys: Tensor,
@@ -106,7 +107,7 @@ class _ShiftedCache(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         shift, features, keys, labels, exponents, norms = ctx.saved_tensors
         beta = ctx.beta
         grad_moved, grad_shift = torch.zeros_like(grad), torch.zeros_like(shift)

@@ -10,7 +10,7 @@ Shapes: K classes, d feature width, m relations that share one `W`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,17 @@ class Adjacency(nn.Module):
         return torch.addmm(self.diagonal * x, self.left, self.right @ x)
 
 
-class FrozenMessages(nn.Module):
+class Messages(nn.Module):
+    """Messages that share one `W`. `forward` gives each relation with what its activation is applied to, `[K, d]`.
+
+    Attributes:
+        relations: Their relations, whose messages are passed in one step.
+    """
+
+    relations: tuple[RelationType, ...]
+
+
+class FrozenMessages(Messages):
     """Messages whose source nodes never change, of relations that share one `W`.
 
     Since `(A x) W = A (x W)`, what `W` is applied to, `A x` plus the self term, is a constant. The constants of all the
@@ -106,7 +116,7 @@ class FrozenMessages(nn.Module):
         return zip(self.relations, products.chunk(len(self.relations)))
 
 
-class LiveMessage(nn.Module):
+class LiveMessage(Messages):
     """The message of a relation whose source nodes an earlier step has updated; they are aggregated in every step.
 
     Args:
@@ -171,21 +181,21 @@ class HeteroMessagePassing(nn.Module):
         self.node_types = tuple(name for name in graph.x_dict if name != "visual")
         for node_type in self.node_types:
             self.register_buffer(f"x_{node_type}", graph.x_dict[node_type], persistent=False)
-        self.steps = nn.ModuleList(
-            nn.ModuleList(self._messages(graph, step)) for step in sorted({r.step for r in self.relations})
-        )
+        steps = sorted({r.step for r in self.relations})
+        self.messages = nn.ModuleList(messages for step in steps for messages in self._messages(graph, step))
         self.weight = nn.ParameterDict(
             {self.weight_name(r): nn.Parameter(torch.empty(graph.width, graph.width)) for r in self.relations}
         )
         shape = (graph.num_classes, graph.width)
         self.bias = nn.ParameterDict({r.name: nn.Parameter(torch.empty(shape)) for r in self.relations if bias})
         weighted = [r for r in self.relations if r.weight_key]
-        self.metapath = {r.name: float(metapath[r.weight_key]) for r in weighted}
+        paths = {r.name: float(metapath[r.weight_key]) for r in weighted}
         self.metapath_at_test = {
             r.name: float(metapath[f"{r.weight_key}_TEST"]) for r in weighted if f"{r.weight_key}_TEST" in metapath
         }
+        self.metapath: Mapping[str, float] | nn.ParameterDict = paths
         if learn_metapath:
-            self.metapath = nn.ParameterDict({n: nn.Parameter(torch.tensor(w)) for n, w in self.metapath.items()})
+            self.metapath = nn.ParameterDict({n: nn.Parameter(torch.tensor(w)) for n, w in paths.items()})
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -199,7 +209,7 @@ class HeteroMessagePassing(nn.Module):
         and all that belongs to the "visual" relation."""
         visual = [r for r in self.relations if not r.weight_key]
         visual_weights, visual_biases = {self.weight_name(r) for r in visual}, {r.name for r in visual}
-        paths = list(self.metapath.values()) if isinstance(self.metapath, nn.ParameterDict) else []
+        paths: list[nn.Parameter] = list(self.metapath.values()) if isinstance(self.metapath, nn.ParameterDict) else []
         return {
             "weights": [weight for name, weight in self.weight.items() if name not in visual_weights],
             "biases": [bias for name, bias in self.bias.items() if name not in visual_biases] + paths,
@@ -211,25 +221,24 @@ class HeteroMessagePassing(nn.Module):
         """Passes all messages, starting from the graph's nodes."""
         x_dict = {node_type: getattr(self, f"x_{node_type}") for node_type in self.node_types}
         visual_bias = None
-        for messages in self.steps:
-            for message in messages:
-                weight = self.weight[self.weight_name(message.relations[0])]
-                for relation, product in message(weight, x_dict):
-                    received = self._activate(relation, product)
-                    if relation.weight_key:
-                        x_dict[relation.target] = x_dict[relation.target] + self._path_weight(relation) * received
-                    else:
-                        visual_bias = received
+        for messages in cast(Sequence[Messages], self.messages):  # step by step
+            weight = self.weight[self.weight_name(messages.relations[0])]
+            for relation, product in messages(weight, x_dict):
+                received = self._activate(relation, product)
+                if relation.weight_key:
+                    x_dict[relation.target] = x_dict[relation.target] + self._path_weight(relation) * received
+                else:
+                    visual_bias = received
         return Adapted(x_dict["positive"], visual_bias)
 
     def weight_name(self, relation: RelationType) -> str:
         """The name of the `W` that the relation's messages are multiplied by."""
         return relation.target if self.weight_per == "target" else relation.name
 
-    def _messages(self, graph: HeteroGraph, step: int) -> list[nn.Module]:
+    def _messages(self, graph: HeteroGraph, step: int) -> list[Messages]:
         """The messages of a step: those of frozen nodes together where they share `W`, in the order of the table."""
         frozen: dict[str, list[tuple[RelationType, Tensor]]] = {}
-        live: list[nn.Module] = []
+        live: list[Messages] = []
         for relation in (r for r in self.relations if r.step == step):
             adjacency = Adjacency(graph.relation(relation))
             self_terms = adjacency.self_coefficient * graph.x_dict[relation.target]
@@ -239,7 +248,7 @@ class HeteroMessagePassing(nn.Module):
             inputs = adjacency(graph.x_dict[relation.source])
             inputs = inputs + self_terms if relation.self_term else inputs
             frozen.setdefault(self.weight_name(relation), []).append((relation, inputs))
-        return [FrozenMessages(*zip(*shared)) for shared in frozen.values()] + live
+        return [*(FrozenMessages(*zip(*shared)) for shared in frozen.values()), *live]
 
     def _activate(self, relation: RelationType, product: Tensor) -> Tensor:
         """The message `act(product + b)`."""

@@ -193,6 +193,6 @@ def build_model(bank: FeatureBank, options: ModelOptions) -> HeGraphModel:
         UserError: If a class has no training image.
     """
     keys = bank.cache_keys()
-    prototypes = class_means(keys, bank.train_labels, bank.classnames)
+    prototypes = class_means(keys, bank.train_labels, list(bank.classnames))
     graph = build_graph(bank.text_positive, bank.text_negative, prototypes)
     return HeGraphModel(graph, keys, bank.train_labels, bank.logit_scale, options).to(keys.device)
