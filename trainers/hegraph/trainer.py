@@ -33,14 +33,18 @@ from .datasets import Dataset, Item, check_trainable, load_dataset
 from .datasets.loading import open_image
 from .datasets.pickles import path_from
 from .datasets.registry import stored_datasets
-from .experiments.adapter import TrainedAdapter, load_trained, new_model, predict_test, start_training
-from .experiments.folder import RunFolder, find_adapter
+from .experiments.adapter import TrainedAdapter, new_model, predict_test, start_training
+from .experiments.evaluation import check_configuration, evaluate, write_test
+from .experiments.folder import RunFolder, find_model
 from .experiments.image_task import ImageTask
+from .experiments.model_folder import keep_epochs, make_model
 from .experiments.outcome import Outcome
 from .experiments.provenance import set_random_seed
 from .experiments.record import make_record
 from .experiments.run import fit_method
 from .features.bank import FeatureBank
+from .models.folder import load_model
+from .models.saved import SavedModel
 from .training.batches import Batch
 from .training.loop import AdapterTraining
 from .training.memory import keep_freed_memory
@@ -86,26 +90,41 @@ class FeatureTrainer(TrainerX):
             self.cfg.defrost()
             self.cfg.SEED = self.seed
             set_random_seed(self.seed)
-        self.load_coops_data()
-        self.task = ImageTask(dataset_of(self.dm, self.settings), self.settings, self.seed, self.device.type)
+        self.stored = self.load_coops_data()
+        self.task = ImageTask(
+            dataset_of(self.dm, self.settings, self.stored), self.settings, self.seed, self.device.type
+        )
         self.folder = RunFolder.of(self.settings, self.task, self.seed)
+        self.saved: SavedModel | None = None
         self._bank: FeatureBank | None = None
-        if not self.folder.holds_this_run():
-            started = time.monotonic()
-            self._bank = self.task.bank().to(self.device.type)
-            self.features_seconds = time.monotonic() - started
+        # What is handed out is known when training or testing starts; val images are not used
+        self.train_loader_x: EpochBatches | None = None
+        self.val_loader = None
+
+    def build_model(self) -> None:
+        """Nothing yet: a finished run needs no features, and a test of a trained model none of training images."""
 
     @property
     def bank(self) -> FeatureBank:
-        """The features of the selected images, on the device. A finished run has none, and must not ask for them."""
+        """The features of the selected images, on the device; see `encode`."""
         if self._bank is None:
-            raise RuntimeError("the run is finished, so its images were not encoded")
+            raise RuntimeError("the images were not encoded")
         return self._bank
 
-    def load_coops_data(self) -> None:
+    def encode(self) -> None:
+        """Encodes the selected images, or reads what was encoded, and puts features where Dassl has images."""
+        started = time.monotonic()
+        self._bank = self.task.bank().to(self.device.type)
+        self.features_seconds = time.monotonic() - started
+        self.show_features(self.bank)
+
+    def load_coops_data(self) -> Dataset:
         """Has CoOp's loader select the images, after ours has checked that they are there.
 
         Where there is no split file, ours draws and writes it, and CoOp's goes on with the generator that drew it.
+
+        Returns:
+            The data set as ours reads it.
 
         Raises:
             UserError: If something is missing on disk.
@@ -115,7 +134,6 @@ class FeatureTrainer(TrainerX):
             processes.wait()  # the first process writes files
         rng = random.Random(self.seed)
         dataset = load_dataset(data.NAME, data.ROOT, self.seed, rng)
-        check_trainable(dataset)
         random.setstate(rng.getstate())
         try:
             with sorted_listings():
@@ -125,6 +143,7 @@ class FeatureTrainer(TrainerX):
             raise UserError(f"{dataset.name}: CoOp's loader cannot read {dataset.root} ({error!r})") from error
         if not processes.rank():
             processes.wait()
+        return dataset
 
     def show_features(self, bank: FeatureBank) -> None:
         """Puts features into the loaders, where Dassl's hold images."""
@@ -134,16 +153,61 @@ class FeatureTrainer(TrainerX):
         self.test_loader = [
             {"img": batch, "label": of_batch} for batch, of_batch in zip(features.split(size), labels.split(size))
         ]
-        # Training batches are known when training starts, and val images are not used
-        self.train_loader_x: EpochBatches | None = None
-        self.val_loader = None
 
     def finish(self, outcome: Outcome) -> dict:
         """Writes and returns the record of the run."""
-        bank = self.bank
-        record = make_record(outcome, bank, self.settings, self.seed, self.folder, "dassl", self.features_seconds)
-        self.folder.finish(record, outcome, bank.classnames)
+        bank, cfg, seed, folder = self.bank, self.settings, self.seed, self.folder
+        record = make_record(outcome, bank, cfg, seed, folder, "dassl", self.features_seconds)
+        model = make_model(self.task, bank, cfg, seed, folder, "dassl", outcome, record)
+        folder.finish(record, outcome, bank.classnames, model)
         return record
+
+    def begin_training(self) -> bool:
+        """Prepares the training, unless the run is finished; returns whether it goes on.
+
+        Raises:
+            UserError: If the data set has no training images, or the folder holds another run.
+        """
+        if self.folder.finished() is not None:
+            return False
+        check_trainable(self.stored)
+        self.task.prepare()
+        self.folder.begin()
+        self.encode()
+        return True
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Loads the model of a finished run, to test it on the images that were selected here.
+
+        Args:
+            directory: The output folder of that run.
+            epoch: Counts from 1, as Dassl does; None takes the last.
+
+        Raises:
+            UserError: If no folder is given, or there is no model that the configuration fits.
+        """
+        if not directory:
+            raise UserError("--eval-only needs --model-dir, the folder of a finished run")
+        path = find_model(Path(directory), epoch)
+        self.saved = load_model(path)
+        check_configuration(self.saved, self.settings)
+        self.folder = RunFolder.of_test(self.settings, self.task.identity, self.saved.trained_on.seed, path)
+
+    def test_saved(self, saved: SavedModel) -> float:
+        """Dassl's evaluator on what a loaded model says; also writes our record. Returns the accuracy in percent."""
+        record = self.folder.finished()
+        if record is None:
+            started = time.monotonic()
+            tested = evaluate(saved, self.task, self.device.type)
+            self.judge(tested.outcome)
+            record = write_test(tested, saved, self.settings, self.folder, "dassl", started)
+        return record["accuracy"]
+
+    def judge(self, outcome: Outcome) -> None:
+        """Shows logits and labels of the test images to Dassl's evaluator, which prints its scores."""
+        self.evaluator.reset()
+        self.evaluator.process(outcome.logits, outcome.labels)
+        self.evaluator.evaluate()
 
 
 @TRAINER_REGISTRY.register()
@@ -154,22 +218,16 @@ class HeGraphAdapter(FeatureTrainer):
         UserError: On anything that the user can mend.
     """
 
-    def build_model(self) -> None:
-        self._training: AdapterTraining | None = None
-        if self._bank is None:
+    def train(self) -> None:
+        if not self.begin_training():
             return
         keep_freed_memory()
         self.model = new_model(self.bank, self.settings, self.seed)
         self.trained = TrainedAdapter(self.model)
         self.register_model("hegraph", self.model)
-        self.show_features(self.bank)
-
-    def train(self) -> None:
-        if self.folder.finished() is not None:
-            return
-        self.folder.begin()
         self.checkpoints = self.folder.checkpoints(self.bank.classnames)
-        training = start_training(self.model, self.task, self.bank, self.settings, self.checkpoints)
+        keep = keep_epochs(self.task, self.bank, self.settings, self.seed, self.folder, "dassl")
+        training = start_training(self.model, self.task, self.bank, self.settings, self.checkpoints, keep)
         self._training = training
         if training is None:  # the variant "base" has nothing to train
             self.max_epoch = 0
@@ -210,27 +268,10 @@ class HeGraphAdapter(FeatureTrainer):
             self.checkpoints.save_adapter(self.model)
         super().after_train()
 
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Loads the adapter of a finished run; `epoch` counts from 1, as Dassl does.
-
-        Raises:
-            UserError: If no folder is given, or there is no adapter that fits.
-        """
-        if not directory:
-            raise UserError("--eval-only needs --model-dir, the folder of a finished run")
-        adapter = find_adapter(Path(directory), epoch)
-        self.folder = RunFolder.of(self.settings, self.task, self.seed, adapter)
-        if self.folder.finished() is None:
-            self.trained = load_trained(self.folder, self.bank, self.settings, self.seed)
-            self.model = self.trained.model
-
     def test(self, split: str | None = None) -> float:
         """Dassl's evaluator on the test features; also writes our record. Returns the accuracy in percent."""
-        record = self.folder.finished()
-        if record is not None:
-            return record["accuracy"]
-        if self.folder.adapter is not None:
-            self.folder.begin()
+        if self.saved is not None:
+            return self.test_saved(self.saved)
         self.folded = self.model.fold()
         accuracy = super().test("test")
         self.finish(predict_test(self.trained, self.bank, self.folded))
@@ -238,7 +279,7 @@ class HeGraphAdapter(FeatureTrainer):
 
     def model_inference(self, input: Tensor) -> Tensor:
         """Logits `[B, K]` of image features `[B, d]`."""
-        return self.model.combine(self.model.predict(input, folded=self.folded))
+        return self.folded.logits(input)
 
 
 class MethodTrainer(FeatureTrainer):
@@ -248,27 +289,19 @@ class MethodTrainer(FeatureTrainer):
         UserError: On anything that the user can mend.
     """
 
-    def build_model(self) -> None:
-        if self._bank is not None:
-            self.show_features(self.bank)
-
     def train(self) -> None:
-        if self.folder.finished() is not None:
+        if not self.begin_training():
             return
-        self.folder.begin()
         method = load_method(self.settings.TRAINER.NAME)
         self.outcome = fit_method(method, self.task, self.bank, self.settings, self.seed)
         self.test()
 
     def test(self, split: str | None = None) -> float:
         """Dassl's evaluator on the test logits; also writes our record. Returns the accuracy in percent."""
-        self.evaluator.reset()
-        self.evaluator.process(self.outcome.logits, self.outcome.labels)
-        self.evaluator.evaluate()
+        if self.saved is not None:
+            return self.test_saved(self.saved)
+        self.judge(self.outcome)
         return self.finish(self.outcome)["accuracy"]
-
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
-        raise UserError(f"{self.cfg.TRAINER.NAME} is fitted anew in every run: --eval-only is HeGraphAdapter's")
 
 
 for _name in METHODS:
@@ -300,10 +333,15 @@ def sorted_listings() -> Iterator[None]:
         os.listdir = listdir
 
 
-def dataset_of(manager: DataManager, cfg: CfgNode) -> Dataset:
+def dataset_of(manager: DataManager, cfg: CfgNode, stored: Dataset) -> Dataset:
     """What Dassl's DataManager selected, with paths relative to the data root.
 
     CoOp keeps selections as pickles, whose paths may be those of another folder or machine.
+
+    Args:
+        manager: Dassl's.
+        cfg: Our checked configuration.
+        stored: The data set as ours reads it, for what tells its classes apart across data sets.
 
     Raises:
         UserError: If an image is missing.
@@ -315,7 +353,9 @@ def dataset_of(manager: DataManager, cfg: CfgNode) -> Dataset:
 
     source = manager.dataset
     train, val, test = items(source.train_x), items(source.val), items(source.test)
-    dataset = Dataset(cfg.DATASET.NAME, source.classnames, train, val, test, partial(open_image, root), root)
+    ours = stored.subsample(cfg.DATASET.SUBSAMPLE_CLASSES)
+    ids = ours.class_ids if list(ours.classnames) == list(source.classnames) else ()
+    dataset = Dataset(cfg.DATASET.NAME, source.classnames, train, val, test, partial(open_image, root), root, ids)
     dataset.check_files()
     return dataset
 
@@ -357,4 +397,13 @@ def run_in_coop(args: argparse.Namespace, cfg: CfgNode) -> None:
     if processes.rank():
         args.eval_only, args.no_train = False, True
         coop.__dict__["setup_logger"] = lambda folder: None
+    if args.no_train:
+        build_trainer = coop.build_trainer
+
+        def build_and_encode(cfg: CfgNode) -> FeatureTrainer:
+            trainer = build_trainer(cfg)
+            trainer.encode()
+            return trainer
+
+        coop.__dict__["build_trainer"] = build_and_encode
     coop.main(args)

@@ -17,6 +17,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
+from ..method.classifier import FoldedClassifier
 
 if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not need it
     from ..backbones.clip import Backbone
@@ -36,6 +37,9 @@ class FittedMethod:
             name -> {"value": ..., "candidates": [[value, accuracy in percent], ...]}.
         transfer: Maps a bank of other classes, which has no training images, to the logits of its test images. None if
             the method has no rule for classes that it was not fitted to.
+        classifier: The method folded into class weights and a cache, whose logits are those of `logits`; None if the
+            method has another form, and so cannot be saved.
+        transfer_rule: "zero-shot" if a saved model reaches other classes as zero-shot CLIP does; "none" if it does not.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -44,6 +48,8 @@ class FittedMethod:
     steps: int = 0
     selected: dict = field(default_factory=dict)
     transfer: Callable[[FeatureBank], Tensor] | None = None
+    classifier: FoldedClassifier | None = None
+    transfer_rule: str = "none"
 
 
 class Method(ABC):

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
 from ..config import model_options, training_options
 from ..features.bank import FeatureBank
-from ..method.heads import text_logits
-from ..method.model import Folded, HeGraphModel, build_model
-from ..method.transfer import transfer_class_features
-from ..training.checkpoints import Checkpoints, load_adapter
+from ..method.classifier import FoldedClassifier
+from ..method.model import HeGraphModel, build_model
+from ..method.transfer import TransferableAdapter
+from ..training.checkpoints import Checkpoints
 from ..training.loop import AdapterTraining, TrainingSummary, train_to_end
 from ..training.memory import free_bytes, log_large, training_bytes
 from ..utils.errors import UserError
-from .folder import RunFolder
 from .outcome import Outcome
 from .provenance import set_random_seed
 from .tasks import Task
+
+Keep = Callable[[HeGraphModel, int], None]
 
 
 @dataclass(frozen=True)
@@ -55,22 +56,40 @@ def new_model(bank: FeatureBank, cfg: CfgNode, seed: int) -> HeGraphModel:
 
 
 def start_training(
-    model: HeGraphModel, task: Task, bank: FeatureBank, cfg: CfgNode, checkpoints: Checkpoints | None
+    model: HeGraphModel,
+    task: Task,
+    bank: FeatureBank,
+    cfg: CfgNode,
+    checkpoints: Checkpoints | None,
+    keep: Keep | None = None,
 ) -> AdapterTraining | None:
     """The training of a model, at its checkpoint if there is one; None if its variant has nothing to train.
+
+    Args:
+        model: The untrained adapter.
+        task: The task, for its training batches.
+        bank: Its features.
+        cfg: The checked configuration.
+        checkpoints: Where the training's state is kept; None does not keep it.
+        keep: Called with the adapter and the number of epochs when TRAIN.CHECKPOINT_FREQ asks for the model.
 
     Raises:
         UserError: If the checkpoint is damaged or belongs to another run.
     """
     if model.layers is None:
         return None
-    training = AdapterTraining(model, task.batches(bank), training_options(cfg), checkpoints)
+    training = AdapterTraining(model, task.batches(bank), training_options(cfg), checkpoints, keep)
     training.resume()
     return training
 
 
 def train_adapter(
-    task: Task, bank: FeatureBank, cfg: CfgNode, seed: int, checkpoints: Checkpoints | None = None
+    task: Task,
+    bank: FeatureBank,
+    cfg: CfgNode,
+    seed: int,
+    checkpoints: Checkpoints | None = None,
+    keep: Keep | None = None,
 ) -> TrainedAdapter:
     """Builds and trains an adapter.
 
@@ -80,12 +99,13 @@ def train_adapter(
         cfg: The checked configuration.
         seed: Seed of everything random.
         checkpoints: Where the training's state and the adapter are kept; None keeps neither.
+        keep: As in `start_training`.
 
     Raises:
         UserError: If a class has no training image, the loss is not finite, or the checkpoint is another run's.
     """
     model = new_model(bank, cfg, seed)
-    training = start_training(model, task, bank, cfg, checkpoints)
+    training = start_training(model, task, bank, cfg, checkpoints, keep)
     if training is None:
         return TrainedAdapter(model)
     summary = train_to_end(training)
@@ -94,43 +114,30 @@ def train_adapter(
     return TrainedAdapter(model, summary)
 
 
-def load_trained(folder: RunFolder, bank: FeatureBank, cfg: CfgNode, seed: int) -> TrainedAdapter:
-    """The adapter that another run has trained, `folder.adapter`.
-
-    Raises:
-        UserError: If it was trained for something else, or is damaged.
-    """
-    if folder.adapter is None:
-        raise ValueError("the folder names no adapter to load")
-    model = new_model(bank, cfg, seed)
-    load_adapter(folder.adapter, model, bank.classnames, folder.split_hash)
-    return TrainedAdapter(model)
-
-
-def predict_test(trained: TrainedAdapter, bank: FeatureBank, folded: Folded | None = None) -> Outcome:
+def predict_test(trained: TrainedAdapter, bank: FeatureBank, classifier: FoldedClassifier | None = None) -> Outcome:
     """What a trained adapter says about the test images.
 
     Args:
         trained: The adapter.
         bank: The task's features; without test features nothing is predicted.
-        folded: From `HeGraphModel.fold`, if the adapter was folded before.
+        classifier: The folded adapter, if it was folded before.
 
     Raises:
         UserError: If a logit is not finite.
     """
     model = trained.model
-    folded = folded or model.fold()
+    folded = classifier or model.fold()
     logits = text = None
     if bank.test_features is not None:
-        both = model.predict(bank.test_features, folded=folded)
-        logits, text = model.combine(both), both.text
+        parts = folded.parts(bank.test_features)
+        logits, text = folded.combine(parts), parts.text
         if not logits.isfinite().all():
             raise UserError("the trained adapter predicts NaN or infinite logits; lower OPTIM.LR")
+    transferable = TransferableAdapter.of(model)
 
-    @torch.no_grad()
     def transfer(other: FeatureBank) -> Tensor:
-        class_features = transfer_class_features(model, other.text_positive, other.text_negative)
-        return text_logits(other.features_to_classify, class_features, other.logit_scale)
+        features = other.features_to_classify
+        return transferable.logits(features, other.text_positive, other.text_negative, other.logit_scale)
 
     return Outcome(
         logits,
@@ -140,7 +147,10 @@ def predict_test(trained: TrainedAdapter, bank: FeatureBank, folded: Folded | No
         text_logits=text,
         variant=model.options.variant,
         selected=trained.selected,
-        classify=lambda features: model.predict(features, folded=folded).text,
+        classify=folded.text_only().logits,
         transfer=transfer,
         text_nodes=None if model.layers is None else (model.x_positive, folded.weights / model.logit_scale),
+        classifier=folded,
+        transferable=transferable,
+        transfer_rule="adapter",
     )

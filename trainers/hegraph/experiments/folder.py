@@ -1,4 +1,8 @@
-"""The output folder of one run: which run it belongs to, whether it is finished, and what is written when."""
+"""The output folder of one run: which run it belongs to, whether it is finished, and what is written when.
+
+A training run leaves `split.json`, `adapter.safetensors`, `model/`, `text_nodes.safetensors`, `predictions.safetensors`
+and, last, `result.json`.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,10 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from ..config import OF_THE_BACKBONE
+from ..models.folder import CONFIG, TENSORS, find_model_folder, save_model
+from ..models.saved import SavedModel
 from ..results.records import SPLIT, read_record, write_predictions, write_record, write_text_nodes
-from ..training.checkpoints import CHECKPOINT, Checkpoints, adapter_file
+from ..training.checkpoints import CHECKPOINT, Checkpoints
 from ..utils.errors import UserError
 from ..utils.files import hash_file, hash_json, write_json
 from .outcome import Outcome
@@ -38,7 +44,7 @@ class RunFolder:
         config: The configuration keys that shape it, see `run_config`.
         split: The images that the few-shot protocol selected.
         resume: Folder of the interrupted run to go on from (RESUME); None looks into `path`, which may hold one.
-        adapter: File of a trained adapter that is tested instead of training one; None trains.
+        model: Folder of a trained model that is tested instead of training one; None trains.
     """
 
     path: Path
@@ -46,27 +52,38 @@ class RunFolder:
     config: dict[str, object]
     split: dict[str, list[list]]
     resume: Path | None = None
-    adapter: Path | None = None
+    model: Path | None = None
 
     @classmethod
-    def of(cls, cfg: CfgNode, task: Task, seed: int, adapter: Path | None = None) -> RunFolder:
-        """The folder of a run that is about to start. Nothing is written.
+    def of(cls, cfg: CfgNode, task: Task, seed: int) -> RunFolder:
+        """The folder of a training run that is about to start. Nothing is written.
 
         Args:
             cfg: The checked configuration.
             task: The task, of which nothing needs to be encoded.
             seed: The run's seed.
-            adapter: File of the trained adapter to test.
+        """
+        config = run_config(cfg)
+        identity = {"config": config, "seed": seed, "data": task.identity, "split": task.split}
+        resume = Path(cfg.RESUME) if cfg.RESUME else None
+        return cls(Path(cfg.OUTPUT_DIR), hash_json(identity), config, task.split, resume)
+
+    @classmethod
+    def of_test(cls, cfg: CfgNode, identity: dict, seed: int, model: Path) -> RunFolder:
+        """The folder of a test of a trained model.
+
+        Args:
+            cfg: The checked configuration.
+            identity: Plain values that change whenever the test data would.
+            seed: The run's seed.
+            model: The model folder.
 
         Raises:
-            UserError: If the adapter cannot be read.
+            UserError: If the model cannot be read.
         """
-        config, path = run_config(cfg), Path(cfg.OUTPUT_DIR)
-        identity = {"config": config, "seed": seed, "data": task.identity, "split": task.split}
-        if adapter is not None:
-            identity["adapter"] = _hash_adapter(adapter)
-        resume = Path(cfg.RESUME) if cfg.RESUME else None
-        return cls(path, hash_json(identity), config, task.split, resume, adapter)
+        config = run_config(cfg)
+        of_all = {"config": config, "seed": seed, "data": identity, "model": hash_model(model)}
+        return cls(Path(cfg.OUTPUT_DIR), hash_json(of_all), config, {}, model=model)
 
     @property
     def split_hash(self) -> str:
@@ -101,28 +118,36 @@ class RunFolder:
         Raises:
             UserError: If the folder holds another run's checkpoint, or RESUME names a folder that holds none.
         """
-        if self.adapter is None:
-            self._check_resume()
+        self._check_resume()
         write_json(self.path / SPLIT, self.split)
+
+    def model_folder(self, epoch: int | None = None) -> Path:
+        """Where the trained model goes, or the model as it is after `epoch` epochs."""
+        return self.path / model_name(epoch)
 
     def checkpoints(self, classnames: Sequence[str]) -> Checkpoints:
         """Where the training of this run keeps its state."""
         return Checkpoints(self.path, self.resume or self.path, self.run_id, classnames, self.split_hash)
 
-    def finish(self, record: dict, outcome: Outcome, classnames: Sequence[str]) -> None:
+    def finish(
+        self, record: dict, outcome: Outcome, classnames: Sequence[str], model: SavedModel | None = None
+    ) -> None:
         """Writes what a run leaves, the record last, and removes its checkpoint.
 
         Args:
             record: From `record.make_record`.
             outcome: What the record tells about.
             classnames: The K class names in label order.
+            model: From `model_folder.make_model`, for a run that has trained one.
         """
+        if model is not None:
+            save_model(model, self.model_folder())
         if outcome.text_nodes is not None:
             write_text_nodes(self.path, *outcome.text_nodes, classnames)
         if outcome.logits is not None and outcome.labels is not None:
             write_predictions(self.path, outcome.logits.argmax(dim=1), outcome.labels, classnames)
         write_record(self.path, record)
-        if self.adapter is None:
+        if self.model is None:
             self.checkpoints(classnames).remove()
 
     def _check_resume(self) -> None:
@@ -158,28 +183,39 @@ def run_config(cfg: CfgNode) -> dict[str, object]:
     return dict(sorted(flat.items()))
 
 
-def find_adapter(folder: Path, epoch: int | None = None) -> Path:
-    """The file of the adapter that a finished run has trained.
+def model_name(epoch: int | None = None) -> str:
+    """The folder of a run's model, below its output folder; with `epoch`, of the model after so many epochs."""
+    return "model" if epoch is None else f"model-epoch{epoch}"
+
+
+def find_model(folder: Path, epoch: int | None = None) -> Path:
+    """The model folder that a finished run has left.
 
     Args:
-        folder: The output folder of that run.
-        epoch: Names the adapter as it was after so many epochs, if TRAIN.CHECKPOINT_FREQ kept it; None the last.
+        folder: The output folder of that run, or the model folder itself.
+        epoch: Names the model as it was after so many epochs, if TRAIN.CHECKPOINT_FREQ kept it; None the last.
 
     Raises:
-        UserError: If that epoch was not kept.
+        UserError: If there is none, or that epoch was not kept.
     """
-    adapter = folder / adapter_file(epoch)
-    if epoch is not None and not adapter.exists():
-        kept = sorted(int(path.stem[len("adapter-epoch") :]) for path in folder.glob("adapter-epoch*.safetensors"))
+    if epoch is None:
+        return find_model_folder(folder)
+    if not (folder / model_name(epoch)).is_dir():
+        kept = sorted(int(path.name[len(model_name(0)) - 1 :]) for path in folder.glob("model-epoch*"))
         raise UserError(
-            f"{folder} keeps no adapter of epoch {epoch} (kept: {', '.join(map(str, kept)) or 'none'}); train with "
+            f"{folder} keeps no model of epoch {epoch} (kept: {', '.join(map(str, kept)) or 'none'}); train with "
             "TRAIN.CHECKPOINT_FREQ N to keep every N-th"
         )
-    return adapter
+    return find_model_folder(folder / model_name(epoch))
 
 
-def _hash_adapter(path: Path) -> str:
+def hash_model(folder: Path) -> str:
+    """Hash of what a model folder holds.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
     try:
-        return hash_file(path)
+        return hash_json([hash_file(folder / name) for name in (CONFIG, TENSORS)])
     except OSError as error:
-        raise UserError(f"cannot read the adapter {path}: {error.strerror}") from error
+        raise UserError(f"cannot read the model {folder}: {error.strerror}") from error

@@ -6,6 +6,7 @@ that is finished needs neither.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,9 @@ from ..backbones.identity import backbone_identity
 from ..config import encoding_options
 from ..datasets import Dataset, load_dataset, load_few_shot
 from ..features.bank import FeatureBank
+from ..models.saved import SavedModel
+from ..models.schema import Backbone as BackboneConfig
+from ..models.schema import Preprocessing, Prompts
 from ..prompts.positive import description_file, resolve_source
 from ..training.batches import OnlineBatches, TrainingData
 from ..utils.errors import UserError
@@ -80,6 +84,79 @@ class ImageTask:
         from ..features.extract import encode_task  # imports torchvision
 
         return encode_task(self.dataset, self.backbone, self.encoding, self.seed, self._folder(self.dataset))
+
+    def backbone_config(self) -> BackboneConfig:
+        """The backbone, as a model folder names it."""
+        model, backbone = self.cfg.MODEL.BACKBONE, self.backbone
+        return BackboneConfig(
+            title=backbone.name,
+            model=model.NAME,
+            pretrained=model.PRETRAINED,
+            precision=backbone.precision,
+            fingerprint=backbone.fingerprint,
+        )
+
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the backbone's input."""
+        backbone = self.backbone
+        return Preprocessing(
+            size=list(backbone.input_size),
+            mean=list(backbone.mean),
+            std=list(backbone.std),
+            transform=backbone.fingerprint["preprocess"],
+        )
+
+    def prompts(self) -> Prompts:
+        """The sentences of the text nodes."""
+        from ..features.text import class_prompts
+
+        positive, negative = class_prompts(self.dataset.name, self.dataset.classnames, self.encoding)
+        return Prompts(positive=positive, negative=negative)
+
+    @property
+    def name(self) -> str:
+        """Of the data set."""
+        return self.dataset.name
+
+    @property
+    def classnames(self) -> Sequence[str]:
+        """The class names in label order."""
+        return self.dataset.classnames
+
+    @property
+    def class_ids(self) -> Sequence[str]:
+        """What tells classes apart across data sets, in label order."""
+        return self.dataset.ids
+
+    def check_backbone(self, model: SavedModel) -> None:
+        """Checks that a model's features are those of this backbone.
+
+        Raises:
+            UserError: If they are not; the message names the first difference.
+        """
+        here, there = self.backbone.fingerprint, model.backbone.fingerprint
+        if not there and self.backbone.name == model.backbone.title:
+            return
+        for key in sorted({*here, *there}):
+            if here.get(key) != there.get(key):
+                raise UserError(
+                    f"the model was trained on features of {model.backbone.title}, and this backbone, "
+                    f"{self.backbone.name}, has another {key}; give the model's own --config-file"
+                )
+
+    def test_features(self) -> tuple[Tensor, Tensor]:
+        """Features `[M, d]` and labels `[M]` of the test images."""
+        from ..features.extract import encode_test
+
+        return encode_test(self.dataset, self.backbone, self.encoding, self._folder(self.dataset))
+
+    def text_features(self) -> tuple[Tensor, Tensor]:
+        """Positive and negative text nodes of the classes, each `[K, d]`."""
+        from ..features.text import encode_prompts
+
+        folder = self._folder(self.dataset)
+        text = encode_prompts(self.backbone, self.dataset.name, self.dataset.classnames, self.encoding, folder)
+        return text["positive"], text["negative"]
 
     def target_images(self, name: str) -> tuple[Dataset, Tensor, Tensor]:
         """Another data set, with the features `[M, d]` and labels `[M]` of its test images.

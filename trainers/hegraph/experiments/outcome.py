@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..features.bank import FeatureBank
+from ..method.classifier import FoldedClassifier
+from ..method.transfer import TransferableAdapter
 from ..training.loop import TrainingSummary
 
 
@@ -27,6 +29,9 @@ class Outcome:
             these are those of the text classifier alone, since the cache has learned the style of its images.
         transfer: A bank of other classes to the logits of its test images; None if the method has no rule for that.
         text_nodes: HeGraphAdapter's positive text nodes before and after message passing, each `[K, d]` of unit norm.
+        classifier: The method, folded into class weights and a cache; None if it does not fold.
+        transferable: What HeGraphAdapter carries to other classes.
+        transfer_rule: How a saved model reaches other classes: "adapter", "zero-shot" or "none".
     """
 
     logits: Tensor | None
@@ -39,3 +44,6 @@ class Outcome:
     classify: Callable[[Tensor], Tensor] | None = None
     transfer: Callable[[FeatureBank], Tensor] | None = None
     text_nodes: tuple[Tensor, Tensor] | None = None
+    classifier: FoldedClassifier | None = None
+    transferable: TransferableAdapter | None = None
+    transfer_rule: str = "none"

@@ -55,7 +55,7 @@ def make_record(
         **scores,
         "num_test": 0 if outcome.labels is None else len(outcome.labels),
         "num_train": len(bank.train_labels),
-        "adapter_from": None if folder.adapter is None else str(folder.adapter),
+        "adapter_from": None if folder.model is None else str(folder.model),
         "selected_on": "val" if outcome.selected else "last_step",
         "selected": outcome.selected,
         "targets": targets or {},

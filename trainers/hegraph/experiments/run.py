@@ -16,9 +16,11 @@ from ..training.loop import TrainingSummary
 from ..training.memory import keep_freed_memory
 from ..utils import processes
 from ..utils.errors import UserError
-from .adapter import load_trained, predict_test, train_adapter
+from .adapter import predict_test, train_adapter
 from .elsewhere import score_targets
-from .folder import RunFolder, find_adapter
+from .evaluation import test_model
+from .folder import RunFolder
+from .model_folder import keep_epochs, make_model
 from .outcome import Outcome
 from .provenance import set_random_seed
 from .record import make_record
@@ -40,8 +42,8 @@ def run(
     Args:
         cfg: The checked configuration; `TRAINER.NAME` names the method.
         bank_file: A feature bank to take everything from; None encodes the images of `DATASET.NAME`.
-        model_dir: Folder of a finished run whose adapter is tested instead of training one.
-        load_epoch: The epoch of `model_dir` whose adapter is tested; None takes the last.
+        model_dir: Folder of a finished run, or of a model, that is tested instead of training one.
+        load_epoch: The epoch of `model_dir` whose model is tested; None takes the last.
         train: False encodes the features and stops; nothing is tested.
 
     Returns:
@@ -54,9 +56,10 @@ def run(
     device = "cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
     seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(2**31)
     set_random_seed(seed)
+    if model_dir is not None:
+        return test_model(cfg, bank_file, model_dir, load_epoch, device)
     task = open_task(cfg, bank_file, seed, device)
-    adapter = None if model_dir is None else find_adapter(model_dir, load_epoch)
-    folder = RunFolder.of(cfg, task, seed, adapter)
+    folder = RunFolder.of(cfg, task, seed)
     if (record := folder.finished()) is not None:
         return record
     task.prepare()
@@ -71,7 +74,8 @@ def run(
     outcome = fit_and_predict(task, bank, cfg, seed, folder)
     targets = score_targets(task, bank, cfg.DATASET, outcome)
     record = make_record(outcome, bank, cfg, seed, folder, "alone", features_seconds, targets)
-    folder.finish(record, outcome, bank.classnames)
+    model = make_model(task, bank, cfg, seed, folder, "alone", outcome, record)
+    folder.finish(record, outcome, bank.classnames, model)
     return record
 
 
@@ -85,17 +89,16 @@ def open_task(cfg: CfgNode, bank_file: Path | None, seed: int, device: str) -> T
 
 
 def fit_and_predict(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int, folder: RunFolder) -> Outcome:
-    """Fits the method that `TRAINER.NAME` names, or loads its adapter, and has it predict test."""
+    """Fits the method that `TRAINER.NAME` names, and has it predict test."""
     if cfg.TRAINER.NAME in METHODS:
         return fit_method(load_method(cfg.TRAINER.NAME), task, bank, cfg, seed)
     keep_freed_memory()
-    if folder.adapter is not None:
-        trained = load_trained(folder, bank, cfg, seed)
-    elif cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON == "val":
+    if cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON == "val":
         trained = tune_on_val(task, bank, cfg, seed)
         folder.checkpoints(bank.classnames).save_adapter(trained.model)
     else:
-        trained = train_adapter(task, bank, cfg, seed, folder.checkpoints(bank.classnames))
+        keep = keep_epochs(task, bank, cfg, seed, folder, "alone")
+        trained = train_adapter(task, bank, cfg, seed, folder.checkpoints(bank.classnames), keep)
     return predict_test(trained, bank)
 
 
@@ -130,4 +133,6 @@ def fit_method(method: Method, task: Task, bank: FeatureBank, cfg: CfgNode, seed
         selected=fitted.selected,
         classify=fitted.logits,
         transfer=fitted.transfer,
+        classifier=fitted.classifier,
+        transfer_rule=fitted.transfer_rule,
     )

@@ -11,6 +11,8 @@ from yacs.config import CfgNode
 
 from ..datasets import Dataset, select_few_shot, subsample_labels
 from ..features.bank import FeatureBank, load_bank
+from ..models.schema import Backbone as BackboneConfig
+from ..models.schema import Preprocessing, Prompts
 from ..training.batches import BankBatches, TrainingData, products_with_cache
 from ..utils.errors import UserError
 from ..utils.files import hash_file
@@ -58,6 +60,29 @@ class TargetSource(Protocol):
 
     def target(self, name: str) -> FeatureBank:
         """A bank of another data set, with its own text nodes and no training images."""
+        ...
+
+
+@runtime_checkable
+class ModelSource(Protocol):
+    """A task that knows how its features were made, so that its model can take images.
+
+    Attributes:
+        dataset: The images of the task itself.
+    """
+
+    dataset: Dataset
+
+    def backbone_config(self) -> BackboneConfig:
+        """The backbone, as a model folder names it."""
+        ...
+
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the backbone's input."""
+        ...
+
+    def prompts(self) -> Prompts:
+        """The sentences of the text nodes."""
         ...
 
 
@@ -109,3 +134,9 @@ def bank_batches(bank: FeatureBank, cfg: CfgNode, seed: int) -> BankBatches:
     full = cfg.TRAINER.HEGRAPHADAPTER.VARIANT == "full"  # the others have no cache
     products = products_with_cache(bank.train_features, bank.cache_keys()) if full else None
     return BankBatches(bank.train_features, bank.train_labels, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed, products)
+
+
+def bank_class_ids(bank: FeatureBank) -> tuple[str, ...]:
+    """What tells the classes of a bank apart: their names or, where two have the same name, names with positions."""
+    names = tuple(bank.classnames)
+    return names if len(set(names)) == len(names) else tuple(f"{k}: {name}" for k, name in enumerate(names))

@@ -49,7 +49,7 @@ def tune_on_val(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> Train
     for values in itertools.product(*(values for _, values in grid)):
         changed = with_values(cfg, [x for pair in zip(keys, values) for x in pair])
         trained = train_adapter(task, bank, changed, seed)
-        on_val = _val_accuracy(trained, bank)
+        on_val = val_accuracy(trained.model.fold().logits, bank)
         candidates.append([list(values), round(on_val, 4)])
         logger.info("%s: %.2f on val", ", ".join(f"{k} {v}" for k, v in zip(keys, values)), on_val)
         if best is None or on_val > best[0]:
@@ -63,8 +63,3 @@ def tune_on_val(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> Train
 
 def _num_val(bank: FeatureBank) -> int:
     return 0 if bank.val_labels is None else len(bank.val_labels)
-
-
-def _val_accuracy(trained: TrainedAdapter, bank: FeatureBank) -> float:
-    model = trained.model
-    return val_accuracy(lambda features: model.combine(model.predict(features)), bank)

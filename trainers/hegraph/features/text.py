@@ -17,6 +17,19 @@ from .options import EncodingOptions
 from .parts import Tensors, kept_part
 
 
+def class_prompts(
+    dataset: str, classnames: Sequence[str], options: EncodingOptions
+) -> tuple[list[PromptGroup], PromptGroup]:
+    """The positive sentences of K classes, in groups that are averaged first, and the negative ones.
+
+    Raises:
+        UserError: On a class without a sentence.
+    """
+    source = resolve_source(dataset, options.source, options.descriptions)
+    positive = positive_prompts(dataset, classnames, source, options.templates, options.descriptions)
+    return positive, negative_prompts(dataset, classnames, options.negative_templates)
+
+
 def encode_prompts(
     backbone: Backbone, dataset: str, classnames: Sequence[str], options: EncodingOptions, folder: Path
 ) -> Tensors:
@@ -35,9 +48,7 @@ def encode_prompts(
     Raises:
         UserError: On a class without a sentence, or a folder that cannot be written.
     """
-    source = resolve_source(dataset, options.source, options.descriptions)
-    positive = positive_prompts(dataset, classnames, source, options.templates, options.descriptions)
-    negative = negative_prompts(dataset, classnames, options.negative_templates)
+    positive, negative = class_prompts(dataset, classnames, options)
 
     def encode(path: Path, key: str) -> Tensors | None:
         if processes.rank():

@@ -54,11 +54,20 @@ def shifted_cache_logits(
     return _ShiftedCache.apply(shift, features, keys, labels, beta, own, products).t()
 
 
-def cache_sums(features: Tensor, keys: Tensor, labels: Tensor, beta: float, num_classes: int) -> Tensor:
+def cache_sums(
+    features: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    beta: float,
+    num_classes: int,
+    key_weights: Tensor | None = None,
+) -> Tensor:
     """As `shifted_cache_logits` for keys that have been moved and normalised, `[N, d]`. For prediction: no gradient."""
     logits = features.new_zeros(num_classes, len(features))
     for rows in chunks(keys, len(features)):
         affinities = (keys[rows] @ features.t()).sub_(1).mul_(beta).exp_()  # [R, B]
+        if key_weights is not None:
+            affinities.mul_(key_weights[rows].unsqueeze(1))
         logits.index_add_(0, labels[rows], affinities)
     return logits.t()
 

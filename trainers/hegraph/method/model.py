@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..features.bank import FeatureBank
-from .cache import cache_sums, moved_keys, shifted_cache_logits
+from .cache import moved_keys, shifted_cache_logits
+from .classifier import FoldedClassifier, Logits
 from .graph import HeteroGraph, build_graph, class_means
 from .heads import text_logits
 from .layers import HeteroMessagePassing
@@ -35,25 +36,6 @@ class Classifier(NamedTuple):
 
     class_features: Tensor
     shift: Tensor | None
-
-
-class Folded(NamedTuple):
-    """A trained adapter without its graph: all that prediction needs.
-
-    Attributes:
-        weights: Weights of the text classifier, `tau X_p' / |X_p'|`, shape `[K, d]`.
-        keys: Unit-norm refined cached image features `F_hat`, shape `[N, d]`; None without a cache classifier.
-    """
-
-    weights: Tensor
-    keys: Tensor | None
-
-
-class Logits(NamedTuple):
-    """Logits of the two classifiers, each `[B, K]`; `visual` is None without a cache classifier."""
-
-    text: Tensor
-    visual: Tensor | None
 
 
 class HeGraphModel(nn.Module):
@@ -122,10 +104,6 @@ class HeGraphModel(nn.Module):
         visual = shifted_cache_logits(features, keys, classifier.shift, labels, self.options.beta_c, own, products)
         return Logits(text, visual)
 
-    def combine(self, logits: Logits) -> Tensor:
-        """The prediction `z_t + alpha_c z_v`, shape `[B, K]`; `z_t` alone without a cache classifier."""
-        return logits.text if logits.visual is None else logits.text + self.options.alpha_c * logits.visual
-
     def parameter_groups(self, lr: float, weight_lr_mult: float, visual_lr: float) -> list[dict]:
         """The trainable parameters with their learning rates, for an optimizer.
 
@@ -139,7 +117,7 @@ class HeGraphModel(nn.Module):
         return [{"params": parameters, "lr": rates[role]} for role, parameters in groups.items() if parameters]
 
     @torch.no_grad()
-    def fold(self) -> Folded:
+    def fold(self) -> FoldedClassifier:
         """Passes messages in evaluation mode, once, and keeps what prediction needs."""
         training = self.training
         self.eval()
@@ -147,27 +125,10 @@ class HeGraphModel(nn.Module):
         self.train(training)
         weights = self.logit_scale * F.normalize(classifier.class_features, dim=-1)
         if classifier.shift is None:
-            return Folded(weights, None)
-        return Folded(weights, F.normalize(moved_keys(self.cache_keys, classifier.shift, self.cache_labels), dim=-1))
-
-    @torch.no_grad()
-    def predict(self, features: Tensor, batch_size: int = 1024, folded: Folded | None = None) -> Logits:
-        """Logits of many features `[M, d]` in evaluation mode.
-
-        Args:
-            features: Unit-norm image features, shape `[M, d]`.
-            batch_size: How many images are compared with the cache at once.
-            folded: From `fold`, where several predictions share it. None folds the adapter for this one.
-        """
-        folded = folded or self.fold()
-        text = features @ folded.weights.t()
-        if folded.keys is None:
-            return Logits(text, None)
-        labels, count = self.cache_labels, self.num_classes
-        visual = [
-            cache_sums(batch, folded.keys, labels, self.options.beta_c, count) for batch in features.split(batch_size)
-        ]
-        return Logits(text, torch.cat(visual))
+            return FoldedClassifier(weights)
+        keys = F.normalize(moved_keys(self.cache_keys, classifier.shift, self.cache_labels), dim=-1)
+        alpha, beta = self.options.alpha_c, self.options.beta_c
+        return FoldedClassifier(weights, keys=keys, labels=self.cache_labels, alpha=alpha, beta=beta)
 
 
 def message_passing(

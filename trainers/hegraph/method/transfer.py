@@ -6,31 +6,62 @@ seen in training, so the graph of the new classes has neither: only positive and
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from .graph import HeteroGraph
+from .heads import text_logits
 from .model import HeGraphModel, message_passing
+from .options import ModelOptions
 from .relations import RELATIONS
 
 
-@torch.no_grad()
-def transfer_class_features(model: HeGraphModel, positive: Tensor, negative: Tensor) -> Tensor:
-    """Refined positive text features of classes that were not trained on.
+@dataclass(frozen=True)
+class TransferableAdapter:
+    """What a trained adapter can carry to other classes.
 
-    Args:
-        model: Trained on other classes.
-        positive, negative: Text nodes of the new classes, each `[K, d]`.
-
-    Returns:
-        `X_p'`, shape `[K, d]`.
+    Attributes:
+        options: Options of the model.
+        parameters: The matrices `W`, each `[d, d]`, and learned meta-path weights, by the names of the layer's state.
     """
-    if model.layers is None:
-        return positive
-    graph = HeteroGraph({"positive": positive, "negative": negative})
-    unseen = {relation.weight_key for relation in RELATIONS if relation.source == "visual"}
-    metapath = {key: weight for key, weight in model.options.variant_metapath.items() if key not in unseen}
-    layers = message_passing(graph, metapath, model.options, bias=False, visual=False).to(positive.device)
-    trained = model.layers.state_dict()
-    layers.load_state_dict({name: trained[name] for name in layers.state_dict()})
-    return layers.eval()().positive
+
+    options: ModelOptions
+    parameters: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, model: HeGraphModel) -> TransferableAdapter:
+        """What a trained model can carry to other classes."""
+        state = {} if model.layers is None else model.layers.state_dict()
+        return cls(model.options, {name: value for name, value in state.items() if not name.startswith("bias.")})
+
+    @torch.no_grad()
+    def class_features(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """Refined positive text features of classes that were not trained on.
+
+        Args:
+            positive, negative: Text nodes of the new classes, each `[K, d]`.
+
+        Returns:
+            `X_p'`, shape `[K, d]`.
+        """
+        if self.options.variant == "base":
+            return positive
+        graph = HeteroGraph({"positive": positive, "negative": negative})
+        unseen = {relation.weight_key for relation in RELATIONS if relation.source == "visual"}
+        metapath = {key: weight for key, weight in self.options.variant_metapath.items() if key not in unseen}
+        layers = message_passing(graph, metapath, self.options, bias=False, visual=False).to(positive.device)
+        layers.load_state_dict({name: self.parameters[name] for name in layers.state_dict()})
+        return layers.eval()().positive
+
+    @torch.no_grad()
+    def logits(self, features: Tensor, positive: Tensor, negative: Tensor, logit_scale: float) -> Tensor:
+        """Logits of image features `[B, d]` for classes that were not trained on, shape `[B, K]`.
+
+        Args:
+            features: Unit-norm image features, shape `[B, d]`.
+            positive, negative: Text nodes of the new classes, each `[K, d]`.
+            logit_scale: CLIP's `tau`.
+        """
+        return text_logits(features, self.class_features(positive, negative), logit_scale)

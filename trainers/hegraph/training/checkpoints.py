@@ -16,14 +16,10 @@ import torch
 
 from ..method.model import HeGraphModel
 from ..utils.errors import UserError
-from ..utils.files import atomic_path, read_tensors, write_tensors
+from ..utils.files import atomic_path, write_tensors
 
 CHECKPOINT = "checkpoint.pt"
-
-
-def adapter_file(epoch: int | None = None) -> str:
-    """Name of the trained adapter's file in a run's folder, or of the adapter as it was after `epoch` epochs."""
-    return "adapter.safetensors" if epoch is None else f"adapter-epoch{epoch}.safetensors"
+ADAPTER = "adapter.safetensors"
 
 
 @dataclass(frozen=True)
@@ -85,9 +81,9 @@ class Checkpoints:
         with atomic_path(self.folder / CHECKPOINT) as temporary:
             temporary.write_bytes(content.getvalue())
 
-    def save_adapter(self, model: HeGraphModel, epoch: int | None = None) -> None:
-        """Writes the adapter, as it is after `epoch` epochs or, with None, at the end of the training."""
-        save_adapter(self.folder / adapter_file(epoch), model, self.classnames, self.split_hash)
+    def save_adapter(self, model: HeGraphModel) -> None:
+        """Writes the trained parameters, to look at. What predicts is the model folder beside them."""
+        save_adapter(self.folder / ADAPTER, model, self.classnames, self.split_hash)
 
     def remove(self) -> None:
         """Removes the checkpoint of a training that has ended."""
@@ -99,41 +95,6 @@ def save_adapter(path: Path, model: HeGraphModel, classnames: Sequence[str], spl
     about = {"variant": model.options.variant, "activation": model.options.activation, "split_hash": split_hash}
     metadata = {"adapter": json.dumps(about | {"classnames": list(classnames)}, ensure_ascii=False)}
     write_tensors(path, model.state_dict(), metadata)
-
-
-def load_adapter(path: Path, model: HeGraphModel, classnames: Sequence[str], split_hash: str = "") -> None:
-    """Loads trained parameters in place.
-
-    Raises:
-        UserError: If the file is missing or damaged, or was trained for another variant, other classes, another
-            width or other layer settings.
-    """
-    state, metadata = read_tensors(path, "the adapter")
-    try:
-        about = json.loads(metadata["adapter"])
-        trained_for = about["classnames"]
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path} is no adapter of HeGraphAdapter: it does not say what it was trained for") from error
-    for key, here in (("variant", model.options.variant), ("activation", model.options.activation)):
-        if about.get(key) != here:
-            raise UserError(f"{path} holds {key} {about.get(key)!r} but the configuration asks for {here!r}")
-    if trained_for != list(classnames):
-        differing = next((pair for pair in zip(trained_for, classnames) if pair[0] != pair[1]), None)
-        detail = f"first difference: {differing[0]!r} and {differing[1]!r}" if differing else "one list is longer"
-        raise UserError(
-            f"{path} was trained for {len(trained_for)} classes and there are {len(classnames)} here; {detail}"
-        )
-    if about["split_hash"] != split_hash:
-        raise UserError(f"{path} was trained on other images; give the --shots and --seed of its run")
-    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: list(tensor.shape) for name, tensor in state.items()}
-    if wanted != found:
-        name = next(n for n in sorted(wanted | found) if wanted.get(n) != found.get(n))
-        raise UserError(
-            f"{path} does not fit this configuration: {name} has shape {found.get(name, 'none')} there and "
-            f"{wanted.get(name, 'none')} here"
-        )
-    model.load_state_dict(state)
 
 
 def _read_checkpoint(path: Path, run_id: str) -> tuple[int, float, dict, dict]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,7 @@ class AdapterTraining:
         data: Training batches.
         options: How it is trained.
         checkpoints: Where its state is kept; None keeps none.
+        keep: Called with the model and the number of epochs after every `options.checkpoint_epochs` epochs.
 
     Attributes:
         epochs: How many epochs there are.
@@ -59,9 +61,14 @@ class AdapterTraining:
     """
 
     def __init__(
-        self, model: HeGraphModel, data: TrainingData, options: TrainingOptions, checkpoints: Checkpoints | None = None
+        self,
+        model: HeGraphModel,
+        data: TrainingData,
+        options: TrainingOptions,
+        checkpoints: Checkpoints | None = None,
+        keep: Callable[[HeGraphModel, int], None] | None = None,
     ) -> None:
-        self.model, self.data, self.options, self.checkpoints = model, data, options, checkpoints
+        self.model, self.data, self.options, self.checkpoints, self.keep = model, data, options, checkpoints, keep
         self.peak_rate = rate_at_width(options.learning_rate, options.lr_width, model.x_positive.shape[1])
         groups = model.parameter_groups(self.peak_rate, options.weight_lr_mult, options.visual_lr)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=FUSED)
@@ -124,11 +131,11 @@ class AdapterTraining:
             raise UserError(
                 f"the loss is {loss.item()} in epoch {self.epoch}; lower OPTIM.LR ({self.options.learning_rate})"
             )
+        every = self.options.checkpoint_epochs
+        if every and self.epoch % every == 0 and self.keep is not None:
+            self.keep(self.model, self.epoch)
         if self.checkpoints is None:
             return
-        every = self.options.checkpoint_epochs
-        if every and self.epoch % every == 0:
-            self.checkpoints.save_adapter(self.model, self.epoch)
         due = self.epoch % every == 0 if every else time.monotonic() - self.last_saved > CHECKPOINT_SECONDS
         if due and self.epoch < self.epochs:
             self.checkpoints.save(self.model, self.optimizer, self.epoch, self.summary.seconds)

@@ -1,0 +1,103 @@
+"""The model card: README.md of a model folder, with the YAML header that the Hugging Face Hub reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from .saved import SavedModel
+
+LIBRARY = "hegraph"
+TAGS = ("few-shot-learning", "clip", "image-classification", LIBRARY)
+LISTED_CLASSES = 50  # a card names so many classes and counts the others
+
+USE = """\
+## Use
+
+```bash
+hegraph predict MODEL_FOLDER IMAGE
+```
+
+```python
+from hegraph import HeGraphClassifier
+
+classifier = HeGraphClassifier.from_pretrained("MODEL_FOLDER")
+classifier.predict(["image.jpg"])
+```
+"""
+FILES = """\
+## Files
+
+`config.json` holds classes, prompts, backbone and provenance; `model.safetensors` the class weights and the cache.
+Reading them runs nothing.
+"""
+
+
+def model_card(model: SavedModel) -> str:
+    """The card of a model, as Markdown with a YAML header."""
+    header = yaml.safe_dump(card_header(model), sort_keys=False, allow_unicode=True)
+    trained = model.trained_on
+    shots = {-1: "all images", 1: "1 image"}.get(trained.shots, f"{trained.shots} images")
+    about = f"{shots} of each class ({trained.num_train} in all, seed {trained.seed})"
+    parts = [
+        f"---\n{header}---\n",
+        f"# {model.method} on {trained.dataset}\n",
+        f"An adapter of the frozen CLIP `{model.backbone.title}` to {len(model.classnames)} classes. It was trained on "
+        f"{about}.\n",
+        _scores(model),
+        USE,
+        _classes(model),
+        FILES,
+    ]
+    return "\n".join(parts)
+
+
+def card_header(model: SavedModel) -> dict[str, Any]:
+    """The YAML header, as a plain dict."""
+    dataset = model.trained_on.dataset
+    header: dict[str, Any] = {
+        "license": "mit",
+        "library_name": LIBRARY,
+        "pipeline_tag": "image-classification",
+        "tags": list(TAGS),
+        "datasets": [dataset],
+        "metrics": ["accuracy", "f1"],
+    }
+    if model.backbone.model:
+        header["base_model"] = model.backbone.title
+    measured = [
+        {"type": kind, "name": name, "value": round(value / 100, 4)}
+        for kind, name, value in (
+            ("accuracy", "Accuracy", model.scores.accuracy),
+            ("f1", "Macro F1", model.scores.macro_f1),
+        )
+        if value is not None
+    ]
+    if measured:
+        result = {
+            "task": {"type": "image-classification"},
+            "dataset": {"type": dataset, "name": dataset, "split": "test"},
+            "metrics": measured,
+        }
+        header["model-index"] = [{"name": f"{model.method} on {dataset}", "results": [result]}]
+    return header
+
+
+def _scores(model: SavedModel) -> str:
+    scores = model.scores
+    if scores.accuracy is None:
+        return "There were no test images, so no score is known.\n"
+    rows = [
+        ("zero-shot CLIP", scores.accuracy_zero_shot),
+        ("text classifier alone", scores.accuracy_text),
+        (model.method, scores.accuracy),
+    ]
+    lines = [f"| {name} | {value:.2f} |" for name, value in rows if value is not None]
+    return "\n".join([f"Accuracy on {scores.num_test} test images (%):", "", "| | |", "|---|---:|", *lines, ""])
+
+
+def _classes(model: SavedModel) -> str:
+    names = [name.replace("\n", " ") for name in model.classnames]
+    more = [f"- and {len(names) - LISTED_CLASSES} more, in `config.json`"] if len(names) > LISTED_CLASSES else []
+    return "\n".join(["## Classes", "", *(f"- {name}" for name in names[:LISTED_CLASSES]), *more, ""])

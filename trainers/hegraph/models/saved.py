@@ -1,0 +1,61 @@
+"""A trained model in memory: the classifier, its classes, the backbone, and where it comes from.
+
+Shapes: K classes, N cached images, d feature width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..method.classifier import FoldedClassifier
+from ..method.transfer import TransferableAdapter
+from .schema import Backbone, Preprocessing, Prompts, Scores, TrainedOn
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """All that a model folder holds.
+
+    Attributes:
+        classifier: The folded classifier. Divide its logits by `temperature` before a softmax.
+        text_positive: Positive text features before training, unit-norm, shape `[K, d]`: zero-shot CLIP's classifier.
+        classnames: The K class names in label order.
+        class_ids: What tells classes apart across data sets, such as WordNet ids; mostly the names.
+        method: Name of the method, as `--trainer` takes it.
+        variant: Of HeGraphAdapter; "" for another method.
+        logit_scale: CLIP's `tau`.
+        temperature: What logits are divided by to become calibrated.
+        backbone: The frozen CLIP that made the features.
+        preprocessing: How an image becomes its input; None where the model was trained from a feature bank.
+        prompts: The sentences of the text nodes; None where the model was trained from a feature bank.
+        transfer: What reaches other classes; None where `transfer_rule` is not "adapter".
+        transfer_rule: "adapter", "zero-shot" or "none", see `schema.Transfer`.
+        trained_on: Data set, images, configuration, versions.
+        scores: On the test images of that data set.
+    """
+
+    classifier: FoldedClassifier
+    text_positive: Tensor
+    classnames: tuple[str, ...]
+    class_ids: tuple[str, ...]
+    method: str
+    variant: str
+    logit_scale: float
+    backbone: Backbone
+    trained_on: TrainedOn
+    scores: Scores
+    temperature: float = 1.0
+    preprocessing: Preprocessing | None = None
+    prompts: Prompts | None = None
+    transfer: TransferableAdapter | None = None
+    transfer_rule: str = "none"
+
+    def probabilities(self, features: Tensor, batch_size: int = 1024) -> Tensor:
+        """Calibrated probabilities of unit-norm image features `[B, d]`, shape `[B, K]`."""
+        return (self.classifier.logits(features, batch_size) / self.temperature).softmax(dim=1)
+
+    def zero_shot_logits(self, features: Tensor) -> Tensor:
+        """Logits of zero-shot CLIP with the same prompts, shape `[B, K]`."""
+        return self.logit_scale * features @ self.text_positive.t()

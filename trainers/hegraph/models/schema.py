@@ -1,0 +1,155 @@
+"""What `config.json` of a model folder must hold. Everything is checked here, before any of it is used."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+
+
+class Part(BaseModel):
+    """A part of the file: no key may be missing, none may be unknown, and no value is converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Backbone(Part):
+    """The frozen CLIP that made the features.
+
+    Attributes:
+        title: The model and its weights, for people.
+        model, pretrained, precision: As `load_backbone` takes them; "" where the model was trained from a feature
+            bank, which does not say how it was encoded.
+        fingerprint: Plain values that change whenever the features would; {} where it is not known.
+    """
+
+    title: str
+    model: str = ""
+    pretrained: str = ""
+    precision: str = "fp32"
+    fingerprint: dict[str, str] = {}
+
+
+class Preprocessing(Part):
+    """How an image becomes the backbone's input.
+
+    Attributes:
+        size: Height and width in pixels.
+        mean, std: Of the normalisation, per channel.
+        transform: The whole test transform in words.
+    """
+
+    size: Annotated[list[int], Field(min_length=2, max_length=2)]
+    mean: Annotated[list[Finite], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
+    transform: str
+
+
+class Prompts(Part):
+    """The sentences that the text nodes were made of.
+
+    Attributes:
+        positive: Groups of sentences; the sentences of a class in a group are averaged first, then the groups.
+        negative: The sentences of each class.
+    """
+
+    positive: list[list[list[str]]]
+    negative: list[list[str]]
+
+
+class Fusion(Part):
+    """How the two classifiers are added: `alpha` weighs the cache, whose affinities have the sharpness `beta`."""
+
+    alpha: Finite = 0.0
+    beta: Finite = 1.0
+
+
+class Transfer(Part):
+    """How the model reaches classes that it was not trained on.
+
+    Attributes:
+        rule: "adapter": message passing among text nodes with the trained `W`. "zero-shot": as zero-shot CLIP. "none":
+            there is no rule.
+        options: Of the model, for the rule "adapter".
+    """
+
+    rule: Literal["adapter", "zero-shot", "none"]
+    options: dict[str, Any] = {}
+
+
+class TrainedOn(Part):
+    """Where the model comes from."""
+
+    dataset: str
+    shots: int
+    seed: Annotated[int, Field(ge=0)]
+    num_train: Annotated[int, Field(ge=1)]
+    split_hash: str
+    selected_on: str
+    selected: dict[str, Any]
+    config: dict[str, Any]
+    host: str
+    git_commit: str | None
+    versions: dict[str, str]
+
+
+class Scores(Part):
+    """Percent on the test images; None where there were none."""
+
+    accuracy: Percent | None
+    accuracy_text: Percent | None
+    accuracy_zero_shot: Percent | None
+    macro_f1: Percent | None
+    num_test: Annotated[int, Field(ge=0)]
+
+
+class ModelConfig(Part):
+    """All of `config.json`."""
+
+    format: Literal["hegraph-model"]
+    version: Literal[1]
+    method: str
+    variant: str
+    classnames: Annotated[list[str], Field(min_length=1)]
+    class_ids: list[str]
+    width: Annotated[int, Field(ge=1)]
+    logit_scale: Positive
+    temperature: Positive
+    fusion: Fusion
+    backbone: Backbone
+    preprocessing: Preprocessing | None
+    prompts: Prompts | None
+    transfer: Transfer
+    trained_on: TrainedOn
+    scores: Scores
+
+    @model_validator(mode="after")
+    def names_fit_each_other(self) -> ModelConfig:
+        """Every class has one id, and no two classes have the same."""
+        if len(self.class_ids) != len(self.classnames):
+            raise ValueError(f"{len(self.class_ids)} class_ids for {len(self.classnames)} classnames")
+        twice = sorted({name for name in self.class_ids if self.class_ids.count(name) > 1}) if _repeats(self) else []
+        if twice:
+            raise ValueError(f"class_ids repeat: {', '.join(twice[:3])}")
+        if self.prompts is not None:
+            counts = {len(group) for group in (*self.prompts.positive, self.prompts.negative)}
+            if counts != {len(self.classnames)}:
+                raise ValueError(f"prompts for {sorted(counts)} classes, but there are {len(self.classnames)}")
+        return self
+
+
+def _repeats(config: ModelConfig) -> bool:
+    return len(set(config.class_ids)) < len(config.class_ids)
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line: where, what came, what is allowed."""
+    found = error.errors(include_url=False)[0]
+    where = ".".join(map(str, found["loc"])) or "the file"
+    came = "" if found["type"] in ("missing", "extra_forbidden") else f", got {str(found['input'])!r:.60}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {found['msg']}{came}{more}"
