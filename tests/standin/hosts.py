@@ -114,9 +114,10 @@ class Ran:
 
     @property
     def result(self) -> dict:
-        """All that must not depend on the host: adapter and split to the byte, and the record."""
+        """All that must not depend on the host: adapter, model and split to the byte, and the record."""
         record = {key: value for key, value in self.record.items() if key not in UNEQUAL}
-        files = {name: self.folder / name for name in ("adapter.safetensors", "split.json")}
+        names = ("adapter.safetensors", "model/model.safetensors", "split.json")
+        files = {name: self.folder / name for name in names}
         return record | {name: file.read_bytes() if file.exists() else None for name, file in files.items()}
 
     @property
