@@ -51,7 +51,7 @@ def copy_coop(kind: str, folder: Path) -> Path:
 
 def install(coop: Path | str, *flags: str, source: Path = ROOT, **options) -> subprocess.CompletedProcess:
     command = ["bash", str(source / "scripts" / "hegraph" / "install.sh"), str(coop), *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, **options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -232,5 +232,5 @@ def open_host(kind: str, folder: Path) -> Iterator[Host]:
         yield Host(kind, folder, server)
     finally:
         server.stdin.close()
-        server.wait(timeout=60)
+        server.wait(timeout=900)
         server.stdout.close()
