@@ -14,7 +14,7 @@ from torch import Tensor
 from .graph import HeteroGraph
 from .heads import text_logits
 from .model import HeGraphModel, message_passing
-from .options import ModelOptions
+from .options import UNTRAINED, ModelOptions
 from .relations import RELATIONS
 
 
@@ -46,7 +46,7 @@ class TransferableAdapter:
         Returns:
             `X_p'`, shape `[K, d]`.
         """
-        if self.options.variant == "base":
+        if self.options.variant in UNTRAINED:
             return positive
         graph = HeteroGraph({"positive": positive, "negative": negative})
         unseen = {relation.weight_key for relation in RELATIONS if relation.source == "visual"}
