@@ -28,6 +28,7 @@ ORDER = (
     "results",
     "experiments",
     "describe",
+    "predict",
     "trainer",
     "__main__",
 )
