@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,14 +24,12 @@ PICTURE = Image.new("RGB", (8, 8))
         ((Path("a.png"), PICTURE), True),
         (np.array(["a.png", "b.png"]), True),
         (np.array([Path("a.png"), PICTURE], dtype=object), True),
-        (pandas.Series(["a.png", "b.png"]), True),
         ([[0.1, 0.2]], False),
         (np.zeros((2, 3)), False),
         (np.zeros((2, 3), dtype=object), False),
         (np.zeros(3), False),
         (torch.zeros(2, 3), False),
         (torch.zeros(3), False),
-        (pandas.DataFrame({"a": [1.0]}), False),
         ([], False),
         (None, False),
     ],
@@ -60,18 +57,26 @@ def test_rows_that_have_unit_norm_keep_every_bit_and_others_get_it():
 
 @pytest.mark.parametrize(
     "convert",
-    [torch.from_numpy, lambda X: torch.from_numpy(X).double(), np.ndarray.tolist, pandas.DataFrame, lambda X: 7 * X],
-    ids=["tensor", "double", "list", "frame", "another norm"],
+    [torch.from_numpy, lambda X: torch.from_numpy(X).double(), np.ndarray.tolist, lambda X: 7 * X],
+    ids=["tensor", "double", "list", "another norm"],
 )
 def test_features_may_be_of_any_type_and_norm(convert, data, quick):
     expected = quick().fit(data.X, data.y).decision_function(data.X)
     labels = torch.from_numpy(data.y) if convert is torch.from_numpy else data.y
     X = convert(data.X)
-    if isinstance(X, pandas.DataFrame):
-        X.columns = [f"feature {i}" for i in range(16)]
     found = quick().fit(X, labels).decision_function(X)
     assert isinstance(found, np.ndarray)
     np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_tables_of_pandas_are_taken(data, digits, quick, digit_classifier, files):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    table = pandas.DataFrame(data.X, columns=[f"feature {i}" for i in range(16)])
+    classifier = quick().fit(table, pandas.Series(data.y))
+    assert list(classifier.feature_names_in_) == list(table.columns)
+    np.testing.assert_array_equal(classifier.predict(table), quick().fit(data.X, data.y).predict(data.X))
+    paths = pandas.Series([str(file) for file in files])
+    np.testing.assert_array_equal(digit_classifier.predict(paths), digit_classifier.predict(digits.others))
 
 
 def test_tensors_of_bfloat16_are_taken(data, quick):
