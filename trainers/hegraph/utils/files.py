@@ -71,6 +71,8 @@ def writing_folder(folder: Path) -> Iterator[Path]:
         os.replace(new, folder)
     except OSError as error:
         raise _cannot_write(folder, error) from error
+    except UserError as error:  # it names the temporary folder, of which the user knows nothing
+        raise UserError(str(error).replace(str(new), str(folder))) from error
     finally:
         if old.exists() and not folder.exists():
             os.replace(old, folder)
