@@ -29,6 +29,7 @@ ORDER = (
     "results",
     "experiments",
     "describe",
+    "predict",
     "trainer",
     "__main__",
 )

@@ -148,6 +148,8 @@ def test_names_come_in_the_order_of_the_sorted_labels_or_by_label(data, quick):
         (["a"], r"one name for each of the 3 classes in y.*\(1, 5, 7, \.\.\.\).*got 1 names"),
         ("abc", "got 'abc'"),
         ({1: "a", 5: "b"}, r"no name for the labels \[7\] \(1 of 3\)"),
+        (["a", " ", "c"], "the name of class 1 is empty"),
+        (["a", "b", "\udcff"], "half of a surrogate pair"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(given, message):
@@ -256,6 +258,20 @@ def test_a_file_name_that_is_no_utf8_is_taken(tmp_path, digits, digit_classifier
     digits.others[0].save(name)
     X, y = [name, *digits.pictures], [0, *digits.labels]
     assert HeGraphClassifier(**digit_classifier.get_params()).fit(X, y).predict([name]).shape == (1,)
+
+
+def test_a_photograph_that_lies_on_its_side_is_turned_upright_in_training_as_in_prediction(tmp_path, digit_classifier):
+    upright = [Image.new("L", (16, 12), 40 * k) for k in range(6)]
+    for k, image in enumerate(upright):
+        image.putpixel((2, 3), 255)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by 90 degrees
+        image.rotate(90, expand=True).save(tmp_path / f"{k}.png", exif=exif)
+    parameters = digit_classifier.get_params()
+    sides = [tmp_path / f"{k}.png" for k in range(6)]
+    one, other = (HeGraphClassifier(**parameters).fit(X, [0, 1] * 3) for X in (upright, sides))
+    assert torch.equal(one.model_.classifier.weights, other.model_.classifier.weights)
+    np.testing.assert_allclose(one.decision_function(upright), one.decision_function(sides))
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path, digits, digit_classifier):

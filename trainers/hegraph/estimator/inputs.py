@@ -113,23 +113,23 @@ def class_names(classes: np.ndarray, given: Mapping | Sequence[str] | None) -> l
         given: Names in that order, or a table from labels to names; None takes the labels as names.
 
     Raises:
-        UserError: If a class has no name, or there are more names than classes.
+        UserError: If a class has no name or an impossible one, or there are more names than classes.
     """
     labels = classes.tolist()
     if given is None:
-        return [str(label) for label in labels]
+        return _checked([str(label) for label in labels])
     if isinstance(given, Mapping):
         missing = [label for label in labels if label not in given]
         if missing:
             raise UserError(f"classnames has no name for the labels {missing[:5]} ({len(missing)} of {len(labels)})")
-        return [str(given[label]) for label in labels]
+        return _checked([str(given[label]) for label in labels])
     if isinstance(given, str) or len(given) != len(labels):
         came = repr(given) if isinstance(given, str) else f"{len(given)} names"
         raise UserError(
             f"classnames must hold one name for each of the {len(labels)} classes in y, in the order of their sorted "
             f"labels ({', '.join(map(repr, labels[:3]))}, ...), or be a dict from labels to names; got {came}"
         )
-    return [str(name) for name in given]
+    return _checked([str(name) for name in given])
 
 
 def labels_to_keep(classes: np.ndarray, names: Sequence[str]) -> tuple[bool | int | float | str, ...] | None:
@@ -137,6 +137,17 @@ def labels_to_keep(classes: np.ndarray, names: Sequence[str]) -> tuple[bool | in
     labels = classes.tolist()
     plain = all(isinstance(label, (bool, int, float, str)) for label in labels)
     return tuple(labels) if plain and labels != list(names) else None
+
+
+def _checked(names: list[str]) -> list[str]:
+    for position, name in enumerate(names):
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the class name {name!a} holds half of a surrogate pair, which is no text") from error
+        if not name.strip():
+            raise UserError(f"the name of class {position} is empty; give classnames")
+    return names
 
 
 def _is_source(entry: Any) -> bool:

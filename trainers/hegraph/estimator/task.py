@@ -19,6 +19,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..datasets import Dataset, Item
+from ..datasets.folder import to_rgb
 from ..experiments.image_task import ImageTask
 from ..experiments.tasks import Split, bank_batches
 from ..features.bank import FeatureBank
@@ -112,7 +113,10 @@ def image_task(
 
     def open_image(name: str) -> Image.Image:
         image = by_name[name]
-        return image if isinstance(image, Image.Image) else Image.open(image)
+        if isinstance(image, Image.Image):
+            return to_rgb(image)
+        with Image.open(image) as file:
+            return to_rgb(file)
 
     unique = len(set(classnames)) == len(classnames)
     ids = [] if unique else [f"{position}: {name}" for position, name in enumerate(classnames)]
