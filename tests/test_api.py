@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 CONTRACT = {
     "Backbone": "class",
     "FeatureBank": "dataclass",
+    "HeGraphClassifier": "class",
     "HeGraphModel": "module",
     "HeteroGraph": "class",
     "ModelOptions": "dataclass",

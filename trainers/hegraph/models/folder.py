@@ -89,6 +89,7 @@ def load_model(folder: Path | str) -> SavedModel:
         transfer_rule=config.transfer.rule,
         trained_on=config.trained_on,
         scores=config.scores,
+        labels=None if config.labels is None else tuple(config.labels),
     )
 
 
@@ -133,6 +134,7 @@ def _config(model: SavedModel) -> ModelConfig:
         transfer=Transfer(rule=model.transfer_rule, options=options),  # type: ignore[arg-type]  # checked by pydantic
         trained_on=model.trained_on,
         scores=model.scores,
+        labels=None if model.labels is None else list(model.labels),
     )
 
 

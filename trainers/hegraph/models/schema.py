@@ -127,7 +127,10 @@ class Scores(Part):
 
 
 class ModelConfig(Part):
-    """All of `config.json`."""
+    """All of `config.json`.
+
+    `labels` is what the user of the Python API called the K classes; null where the class names are the labels.
+    """
 
     format: Literal["hegraph-model"]
     version: Literal[1]
@@ -145,6 +148,7 @@ class ModelConfig(Part):
     transfer: Transfer
     trained_on: TrainedOn
     scores: Scores
+    labels: list[bool | int | float | str] | None = None
 
     @model_validator(mode="after")
     def names_fit_each_other(self) -> ModelConfig:
@@ -154,6 +158,9 @@ class ModelConfig(Part):
         twice = [name for name, count in Counter(self.class_ids).items() if count > 1]
         if twice:
             raise ValueError(f"class_ids repeat: {', '.join(sorted(twice)[:3])}")
+        classes = len(self.classnames)
+        if self.labels is not None and not len(self.labels) == len(set(self.labels)) == classes:
+            raise ValueError(f"labels must be {classes} different ones, one for each class")
         if self.prompts is not None:
             counts = {len(group) for group in (*self.prompts.positive, self.prompts.negative)}
             if counts != {len(self.classnames)}:
