@@ -63,9 +63,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--backbone", default="", help="an open_clip model (MODEL.BACKBONE.NAME)")
     add("--transforms", nargs="+", help="of training images (INPUT.TRANSFORMS)")
     add("--resume", default="", metavar="DIR", help="go on with the interrupted run of this folder")
-    add("--eval-only", action="store_true", help="do not train; test the adapter in --model-dir")
-    add("--model-dir", default="", help="folder of a finished run")
-    add("--load-epoch", type=int, help="the adapter as it was after so many epochs (see TRAIN.CHECKPOINT_FREQ)")
+    add("--eval-only", action="store_true", help="do not train; test the model in --model-dir")
+    add("--model-dir", default="", help="output folder of a finished run, or its model folder")
+    add("--load-epoch", type=int, help="the model as it was after so many epochs (see TRAIN.CHECKPOINT_FREQ)")
     add("--select", choices=("last_step", "val"), help="choose TRAINER.HEGRAPHADAPTER.SELECT on the few-shot val split")
     add("--no-train", action="store_true", help="encode the features and stop")
     add("--host", choices=("auto", "dassl", "alone"), default="auto", help="what drives the training")
@@ -169,11 +169,15 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError("--eval-only and --model-dir go together")
     if args.load_epoch is not None and not args.eval_only:
         raise UserError("--load-epoch goes with --eval-only and --model-dir")
+    if args.load_epoch is not None and args.trainer in METHODS:
+        raise UserError(f"--load-epoch is HeGraphAdapter's; {args.trainer} leaves one model: leave it out")
     for flag in ("source_domains", "head"):
         if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} means nothing to {args.trainer}; leave it out")
-    if args.trainer in METHODS and (args.eval_only or args.select):
-        raise UserError(f"{args.trainer} is fitted anew in every run: --eval-only and --select are HeGraphAdapter's")
+    if args.trainer in METHODS and args.select:
+        raise UserError(f"--select chooses HeGraphAdapter's values; {args.trainer} has none for it: leave it out")
+    if args.trainer in METHODS and args.eval_only and (reason := load_method(args.trainer).not_saved):
+        raise UserError(f"{args.trainer} leaves no model for --eval-only to test: {reason}; train it in every run")
 
 
 def run_command(args: argparse.Namespace) -> None:

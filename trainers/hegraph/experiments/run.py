@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from pathlib import Path
@@ -26,6 +27,8 @@ from .provenance import set_random_seed
 from .record import make_record
 from .tasks import BankTask, Task
 from .tuning import tune_on_val
+
+logger = logging.getLogger(__name__)
 
 TEST_BATCH = 1024  # images that a method predicts at once
 
@@ -119,6 +122,8 @@ def fit_method(method: Method, task: Task, bank: FeatureBank, cfg: CfgNode, seed
     started = time.monotonic()
     fitted = method.fit(bank.without_test(), cfg.TRAINER[method.name.upper()], seed, backbone)
     training = TrainingSummary(fitted.epochs, fitted.steps, time.monotonic() - started)
+    if fitted.classifier is None:
+        logger.info("%s leaves no model folder: %s", method.name, method.not_saved or "it returns no classifier")
     logits = None
     if bank.test_features is not None:
         with torch.no_grad():
