@@ -119,6 +119,26 @@ def test_coop_leaves_a_model_that_gives_its_accuracy_again(tmp_path):
     assert record_of(again)["accuracy"] == record_of(out)["accuracy"]
 
 
+@pytest.mark.parametrize("name", ["TipAdapter", "LPPlusPlus"])
+def test_in_another_domain_a_saved_model_gives_the_accuracy_that_its_run_did(tmp_path, name):
+    flags = ("--config-file", "mini", "--trainer", name, "--seed", "1")
+    keys = ("TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(tmp_path / "features"))
+    out, there = tmp_path / "out", tmp_path / "there"
+    trained = ("--dataset-config-file", "digits", "--shots", "2", "--target-domains", "DigitsInverted")
+    assert main([*flags, *trained, "--output-dir", str(out), *keys]) == 0
+    tested = ("--eval-only", "--model-dir", str(out), "--output-dir", str(there))
+    assert main([*flags, *tested, "DATASET.NAME", "DigitsInverted", *keys]) == 0
+    assert record_of(there)["accuracy"] == record_of(out)["targets"]["DigitsInverted"]["accuracy"]
+    assert record_of(there)["rule"] == "same classes"
+
+
+def test_a_saved_model_keeps_the_options_that_it_was_fitted_with(fit_by_command, evaluate_by_command, capfd):
+    folder = fit_by_command("TipAdapter")
+    capfd.readouterr()
+    assert evaluate_by_command("TipAdapter", folder, "TRAINER.TIPADAPTER.BETA", "2.0")[0] == 2
+    assert "the model was trained with TRAINER.TIPADAPTER.BETA 5.5 and keeps it" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("name", [name for name in FROM_BANK if name in NOT_SAVED])
 def test_a_method_that_cannot_be_saved_says_so_and_leaves_no_model(fit_by_command, caplog, name):
     with caplog.at_level(logging.INFO, "trainers.hegraph"):
