@@ -15,7 +15,7 @@ from .graph import HeteroGraph
 from .heads import text_logits
 from .layers import HeteroMessagePassing
 from .model import HeGraphModel, message_passing
-from .options import ModelOptions
+from .options import UNTRAINED, ModelOptions
 from .relations import RELATIONS
 
 
@@ -47,7 +47,7 @@ class TransferableAdapter:
         Returns:
             `X_p'`, shape `[K, d]`.
         """
-        if self.options.variant == "base":
+        if self.options.variant in UNTRAINED:
             return positive
         layers = self._layers(positive, negative).to(positive.device)
         layers.load_state_dict({name: self.parameters[name] for name in layers.state_dict()})
