@@ -30,6 +30,7 @@ ORDER = (
     "experiments",
     "describe",
     "predict",
+    "estimator",
     "trainer",
     "__main__",
 )
