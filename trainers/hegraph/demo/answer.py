@@ -1,0 +1,122 @@
+"""What a model says about one image, and why: as plain values, before they become a page.
+
+Shapes: K classes, N cached images, d feature width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..models.saved import SavedModel
+
+LISTED = 5  # classes, and neighbours
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class and its probability."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The logit of a class, and what it is made of.
+
+    Attributes:
+        name: The class.
+        text: From the text classifier.
+        cache: From the cache, weighted: `alpha z_v`; None without a cache classifier.
+    """
+
+    name: str
+    text: float
+    cache: float | None
+
+    @property
+    def total(self) -> float:
+        """The logit."""
+        return self.text + (self.cache or 0.0)
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A cached training image.
+
+    Attributes:
+        position: In the cache.
+        similarity: Cosine of its feature with that of the image.
+    """
+
+    position: int
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says about one image.
+
+    Attributes:
+        adapted: The likeliest classes of the model, likeliest first.
+        zero_shot: Those of zero-shot CLIP with the same prompts.
+        winner: The evidence for the likeliest class.
+        runner_up: The evidence for the second; None where there is one class only.
+        text_choice: The class that the text classifier alone would choose.
+        cache_choice: The class that the cache alone would choose; None without a cache classifier.
+        neighbours: The nearest training images of the winning class, nearest first; () without a cache.
+    """
+
+    adapted: tuple[Guess, ...]
+    zero_shot: tuple[Guess, ...]
+    winner: Evidence
+    runner_up: Evidence | None
+    text_choice: str
+    cache_choice: str | None
+    neighbours: tuple[Neighbour, ...]
+
+
+def answer(model: SavedModel, feature: Tensor) -> Answer:
+    """What a model says about an image.
+
+    Args:
+        model: The model.
+        feature: The unit-norm feature of the image, shape `[1, d]`.
+    """
+    classifier, names = model.classifier, model.classnames
+    parts = classifier.parts(feature)
+    text = parts.text[0]
+    cache = None if parts.visual is None else classifier.alpha * parts.visual[0]
+    logits = classifier.combine(parts)[0]
+    order = logits.argsort(descending=True).tolist()
+
+    def evidence(label: int) -> Evidence:
+        return Evidence(names[label], text[label].item(), None if cache is None else cache[label].item())
+
+    return Answer(
+        adapted=_guesses(model, (logits / model.temperature).softmax(dim=0)),
+        zero_shot=_guesses(model, model.zero_shot_logits(feature)[0].softmax(dim=0)),
+        winner=evidence(order[0]),
+        runner_up=evidence(order[1]) if len(order) > 1 else None,
+        text_choice=names[int(text.argmax())],
+        cache_choice=None if cache is None else names[int(cache.argmax())],
+        neighbours=_neighbours(model, feature[0], order[0]),
+    )
+
+
+def _guesses(model: SavedModel, probabilities: Tensor) -> tuple[Guess, ...]:
+    values, labels = probabilities.topk(min(LISTED, len(probabilities)))
+    return tuple(Guess(model.classnames[label], value) for value, label in zip(values.tolist(), labels.tolist()))
+
+
+def _neighbours(model: SavedModel, feature: Tensor, label: int) -> tuple[Neighbour, ...]:
+    """The nearest cached images of a class."""
+    keys, labels = model.classifier.keys, model.classifier.labels
+    if keys is None or labels is None:
+        return ()
+    positions = torch.nonzero(labels == label)[:, 0]
+    similarities, nearest = (keys[positions] @ feature).topk(min(LISTED, len(positions)))
+    return tuple(Neighbour(int(positions[i]), cosine) for cosine, i in zip(similarities.tolist(), nearest.tolist()))

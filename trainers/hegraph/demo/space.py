@@ -1,0 +1,127 @@
+"""Writes the page of a model as a Hugging Face Space: a folder with everything that it needs but Python's packages.
+
+The package itself is copied into it, since it need not be on PyPI.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+
+from ..backbones.identity import FOLDER, weights_file
+from ..models.folder import CARD, CONFIG, TENSORS
+from ..models.saved import SavedModel
+from ..models.thumbnails import FOLDER as THUMBNAILS
+from ..models.thumbnails import thumbnail_name
+from ..utils.errors import UserError
+from ..utils.files import writing_folder
+from .image_model import ImageModel
+from .render import summary, title
+
+PACKAGE = Path(__file__).parents[1]
+MODEL = "model"
+# What the page imports, as in pyproject.toml; the Space itself has Gradio
+REQUIREMENTS = (
+    "torch>=2.4",
+    "torchvision>=0.19",
+    "open_clip_torch>=3.2",
+    "safetensors>=0.4.5",
+    "PyYAML>=6.0",
+    "pydantic>=2.7",
+    "numpy>=1.26",
+    "scikit-learn>=1.3.2",
+    "Pillow>=10.4",
+    "tqdm>=4.66",
+    "huggingface_hub>=0.24",
+)
+OF_TOKENIZERS = ("transformers", "sentencepiece")  # needed by the tokenizers of SigLIP and some others
+APP = '''\
+"""Shows the page of the model that lies beside this file. The Space runs it."""
+
+import sys
+from pathlib import Path
+
+from hegraph.demo.__main__ import main
+
+if __name__ == "__main__":
+    sys.exit(main([str(Path(__file__).parent / "{model}"), "--host", "0.0.0.0"{flags}]))
+'''
+# The Hub takes binary files by LFS only
+ATTRIBUTES = "".join(f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in ("safetensors", "jpg"))
+
+
+def check_target(target: Path) -> None:
+    """Raises UserError if something is there already: a Space is never overwritten."""
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise UserError(f"{target} is there already, and is not overwritten; choose another --space or delete it")
+
+
+def write_space(images: ImageModel, folder: Path, target: Path, backbone: str = "", pretrained: str = "") -> None:
+    """Writes the Space, whole or not at all.
+
+    Args:
+        images: The model with its backbone.
+        folder: Its model folder.
+        target: The folder to write.
+        backbone, pretrained: The backbone, where the model does not name it.
+
+    Raises:
+        UserError: If the target is there already or cannot be written, or the backbone's weights are files of this
+            machine, which a Space does not have.
+    """
+    check_target(target)
+    model = images.model
+    _check_backbone(backbone or model.backbone.model, pretrained or model.backbone.pretrained)
+    given = {"--backbone": backbone, "--pretrained": pretrained}
+    flags = "".join(f", {flag!r}, {value!r}" for flag, value in given.items() if value)
+    more = OF_TOKENIZERS if type(images.backbone.tokenizer).__name__ == "HFTokenizer" else ()
+    with writing_folder(target) as space:
+        _copy_model(model, folder, space / MODEL)
+        shutil.copytree(PACKAGE, space / "hegraph", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        (space / "app.py").write_text(APP.format(model=MODEL, flags=flags.replace("'", '"')), encoding="utf-8")
+        (space / "requirements.txt").write_text("\n".join([*REQUIREMENTS, *more, ""]), encoding="utf-8")
+        (space / "README.md").write_text(_readme(model), encoding="utf-8")
+        (space / ".gitattributes").write_text(ATTRIBUTES, encoding="utf-8")
+
+
+def _check_backbone(name: str, pretrained: str) -> None:
+    if name.startswith(FOLDER) or weights_file(pretrained):
+        place = name if name.startswith(FOLDER) else pretrained
+        raise UserError(
+            f"the backbone's weights are files of this machine ({place}), which a Space does not have; put them on the "
+            "Hub, and give --backbone hf-hub:USER/NAME"
+        )
+
+
+def _copy_model(model: SavedModel, folder: Path, target: Path) -> None:
+    """Copies the files of a model folder, and nothing else that may lie there."""
+    target.mkdir()
+    for name in (CONFIG, TENSORS, CARD):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
+    if model.classifier.keys is None or not (folder / THUMBNAILS).is_dir():
+        return
+    (target / THUMBNAILS).mkdir()
+    for name in map(thumbnail_name, range(len(model.classifier.keys))):
+        if (folder / THUMBNAILS / name).is_file():
+            shutil.copyfile(folder / THUMBNAILS / name, target / THUMBNAILS / name)
+
+
+def _readme(model: SavedModel) -> str:
+    header = {
+        "title": title(model),
+        "emoji": "\N{LEFT-POINTING MAGNIFYING GLASS}",
+        "colorFrom": "gray",
+        "colorTo": "yellow",
+        "sdk": "gradio",
+        "sdk_version": version("gradio"),
+        "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "app_file": "app.py",
+        "license": "mit",
+        "pinned": False,
+    }
+    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n# {title(model)}\n\n{summary(model)}\n"
