@@ -158,11 +158,17 @@ def _read_config(path: Path) -> ModelConfig:
         size = path.stat().st_size
         if size > MAX_CONFIG_BYTES:
             raise UserError(f"{path} is damaged: it has {size:,} bytes, and at most {MAX_CONFIG_BYTES:,} are read")
-        return ModelConfig.model_validate(read_json(path))
+        found = read_json(path)
+        config = ModelConfig.model_validate(found)
     except ValidationError as error:
         raise UserError(f"{path} is damaged: {first_problem(error)}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    for part in ("fusion", "backbone", "transfer"):  # some of their fields have defaults, for those who make them
+        for name in type(getattr(config, part)).model_fields:
+            if name not in found[part]:
+                raise UserError(f"{path} is damaged: {part}.{name}: Field required")
+    return config
 
 
 def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,8 +13,6 @@ from ..utils.errors import UserError, report, show_messages
 from .inputs import Inputs
 from .output import ReaderGone
 from .rows import FORMATS
-
-logger = logging.getLogger(__package__)
 
 EPILOG = """\
 A folder is searched with all its folders, in sorted order. Lists are relative to the current folder.
@@ -110,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.write("\ninterrupted\n")
             code = 130
         except ReaderGone:
-            logger.info("the reader of standard output has seen enough")
+            pass  # it has seen enough
 
     show_messages()
     with warnings.catch_warnings():

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..utils.errors import UserError
 from ..utils.files import atomic_path
 
-Write = Callable[[str], None]
+Write = Callable[[str], object]
 
 
 class ReaderGone(Exception):
