@@ -35,7 +35,7 @@ def imported_by(*arguments: str) -> set[str]:
     [
         ("--help",),
         ("--shots", "many"),
-        ("predict",),
+        ("prediction",),
         ("--trainer", "Tip"),
         ("--eval-only",),
         ("--host", "alone", "OPTIM.LRR", "1"),
@@ -88,13 +88,13 @@ def test_a_sub_command_of_the_package_run_as_a_module_is_that_module():
     [
         ("result", "; did you mean 'results'?"),
         ("Datasets", "; did you mean 'datasets'?"),
-        ("predict", ""),
+        ("prediction", "; did you mean 'predict'?"),
         ("train", ""),
     ],
 )
 def test_a_word_that_is_no_sub_command_is_one_clear_line(word, hint, capsys):
     assert main([word]) == 2
-    error = f"error: unknown sub-command {word!r}{hint} (known: datasets, describe, features, results)\n"
+    error = f"error: unknown sub-command {word!r}{hint} (known: {', '.join(sorted(SUBCOMMANDS))})\n"
     assert capsys.readouterr().err == error
 
 

@@ -78,7 +78,9 @@ def serve(images: ImageModel, folder: Path, host: str, port: int) -> None:
                 enable_monitoring=False, theme=theme(), css=PAGE_CSS,
             )  # fmt: skip
         except OSError as error:
-            raise UserError(f"cannot listen on {host}, port {port}: {error}; choose another --port or --host") from error
+            raise UserError(
+                f"cannot listen on {host}, port {port}: {error}; choose another --port or --host"
+            ) from error
         try:
             sys.stdout.write(f"http://{host}:{port} shows the page; Ctrl+C ends it\n")
             sys.stdout.flush()

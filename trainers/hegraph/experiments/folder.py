@@ -193,12 +193,16 @@ def find_model(folder: Path, epoch: int | None = None) -> Path:
 
     Args:
         folder: The output folder of that run, or the model folder itself.
-        epoch: Names the model as it was after so many epochs, if TRAIN.CHECKPOINT_FREQ kept it; None the last.
+        epoch: Names the model as it was after so many epochs, if TRAIN.CHECKPOINT_FREQ kept it, or after the last;
+            None takes the last.
 
     Raises:
         UserError: If there is none, or that epoch was not kept.
     """
     if epoch is None:
+        return find_model_folder(folder)
+    record = read_record(folder)
+    if record is not None and record.get("epochs") == epoch:
         return find_model_folder(folder)
     if not (folder / model_name(epoch)).is_dir():
         kept = sorted(int(path.name[len(model_name(0)) - 1 :]) for path in folder.glob("model-epoch*"))

@@ -37,7 +37,8 @@ def save_model(model: SavedModel, folder: Path) -> None:
     """Writes a model folder, whole or not at all; an older one in its place is replaced.
 
     Args:
-        model: What to write. The cache's keys are rounded to float16.
+        model: What to write. HeGraphAdapter's cache keys are rounded to float16. The keys of other methods stay in
+            float32, since rounding them changed the prediction of single images.
         folder: The model folder.
 
     Raises:
@@ -138,12 +139,17 @@ def _config(model: SavedModel) -> ModelConfig:
     )
 
 
+def _keys_to_keep(model: SavedModel) -> Tensor | None:
+    keys = model.classifier.keys
+    return keys.half() if keys is not None and model.method == "HeGraphAdapter" else keys
+
+
 def _tensors(model: SavedModel) -> dict[str, Tensor]:
     classifier = model.classifier
     found = {
         "weights": classifier.weights,
         "bias": classifier.bias,
-        "keys": None if classifier.keys is None else classifier.keys.half(),
+        "keys": _keys_to_keep(model),
         "labels": None if classifier.labels is None else classifier.labels.int(),
         "key_weights": classifier.key_weights,
         "text_positive": model.text_positive,
