@@ -11,6 +11,7 @@ from sklearn.exceptions import NotFittedError
 
 from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.__main__ import main
+from trainers.hegraph.method.options import VARIANTS
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,15 @@ def test_a_loaded_classifier_predicts_the_same_labels(labels, data, quick, tmp_p
     np.testing.assert_array_equal(loaded.predict(data.X), saved.predict(data.X))
     # the keys of the cache are kept in float16
     np.testing.assert_allclose(loaded.predict_proba(data.X), saved.predict_proba(data.X), atol=2e-3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_is_loaded_again(variant, data, quick, tmp_path):
+    saved = quick(variant=variant).fit(data.X, data.y, text_features=data.text, negative_text_features=data.negative)
+    saved.save_pretrained(tmp_path)
+    loaded = HeGraphClassifier.from_pretrained(tmp_path)
+    assert loaded.model_.variant == variant
+    np.testing.assert_array_equal(loaded.predict(data.X), saved.predict(data.X))
 
 
 def test_names_stay_beside_the_labels(data, quick, tmp_path):

@@ -65,7 +65,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         config: YAML of the method: a path, or the name of a file that ships, such as "mini"; None takes the defaults.
         dataset_config: YAML of the data set, such as "digits", by whose name templates and descriptions are found.
         options: Configuration keys, as a dict or as a list `[KEY, VALUE, ...]`; they win over everything.
-        variant: "base", "T-N", "T-P", "T" or "full"; None leaves it to the configuration, as the next two.
+        variant: "base", "free", "T-N", "T-P", "T" or "full"; None leaves it to the configuration, as the next two.
         alpha_c: Weight of the cache classifier.
         beta_c: Sharpness of the cache's affinities.
         classnames: Names of the K classes in the order of `classes_`, or a dict from labels to names; None takes the

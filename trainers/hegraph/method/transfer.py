@@ -55,7 +55,7 @@ class TransferableAdapter:
 
     def missing_parameters(self) -> list[str]:
         """Names of parameters that the options need and that are not there."""
-        if self.options.variant == "base":
+        if self.options.variant in UNTRAINED:
             return []
         one = torch.ones(1, 1)  # the names depend on no size
         return sorted(self._layers(one, one).state_dict().keys() - self.parameters.keys())

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ..method.classifier import FoldedClassifier
-from ..method.options import ModelOptions
+from ..method.options import ClosedFormOptions, ModelOptions
 from ..method.relations import metapath_defaults
 from ..method.transfer import TransferableAdapter
 from ..utils.errors import UserError
@@ -254,6 +254,7 @@ def _transfer(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> Tr
     known = metapath_defaults().keys()
     if options["metapath"].keys() != known:
         raise UserError(f"{path / CONFIG} is damaged: transfer.options.metapath must have the keys {', '.join(known)}")
+    options["closed_form"] = ClosedFormOptions(**options["closed_form"])
     adapter = TransferableAdapter(ModelOptions(**options), parameters)
     if missing := adapter.missing_parameters():
         raise UserError(f"{path / TENSORS} lacks {TRANSFER}{missing[0]}; the model is damaged")

@@ -85,10 +85,19 @@ class Transfer(Part):
     options: dict[str, Any] = {}
 
 
+class ClosedForm(Part):
+    """The constants of `method.options.ClosedFormOptions`."""
+
+    kappa: Finite
+    rho: Finite
+    omega: Finite
+    prior: Finite
+
+
 class AdapterOptions(Part):
     """The options of `method.options.ModelOptions`, checked; the fields are the same."""
 
-    variant: Literal["base", "T-N", "T-P", "T", "full"]
+    variant: Literal["base", "free", "T-N", "T-P", "T", "full"]
     metapath: dict[str, Finite]
     learn_metapath: bool
     activation: Literal["tanh", "relu", "identity"]
@@ -98,6 +107,7 @@ class AdapterOptions(Part):
     gamma: Finite
     beta_c: Finite
     alpha_c: Finite
+    closed_form: ClosedForm
 
 
 class TrainedOn(Part):
