@@ -28,6 +28,7 @@ ORDER = (
     "results",
     "experiments",
     "describe",
+    "export",
     "trainer",
     "__main__",
 )
