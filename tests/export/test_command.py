@@ -13,8 +13,9 @@ import onnx
 import pytest
 
 from trainers.hegraph.__main__ import main as program
+from trainers.hegraph.backbones.identity import MINI_WEIGHTS
 from trainers.hegraph.export.__main__ import main
-from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.models.folder import load_model, save_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,8 +40,6 @@ def refused(capsys, tmp_path) -> Callable[..., str]:
 @pytest.fixture
 def of_bank(random_model, tmp_path) -> Path:
     """The model folder of a model that was trained from a bank of mini's features, or of others as wide."""
-    from trainers.hegraph.models.folder import save_model
-
     save_model(random_model(64), tmp_path / "of_bank")
     return tmp_path / "of_bank"
 
@@ -75,16 +74,12 @@ def test_a_model_from_a_bank_needs_a_backbone_for_its_images(of_bank, refused, t
 
 
 def test_a_backbone_of_another_width_or_another_fingerprint_is_refused(random_model, trained, refused, tmp_path):
-    from trainers.hegraph.models.folder import save_model
-
     save_model(random_model(32), tmp_path / "narrow")
     line = refused(tmp_path / "narrow", "--backbone", "hegraph-mini")
     assert "gives features of width 64, but the model takes 32" in line
     other = tmp_path / "weights.safetensors"
     mini = load_model(trained).backbone
-    import trainers.hegraph.backbones.identity as identity
-
-    other.write_bytes(identity.MINI_WEIGHTS.read_bytes()[:-4] + b"\0\0\0\0")
+    other.write_bytes(MINI_WEIGHTS.read_bytes()[:-4] + b"\0\0\0\0")
     line = refused(trained, "--backbone", mini.model, "--pretrained", other)
     assert "has another weights; give the model's own backbone" in line
 
@@ -104,7 +99,9 @@ def test_a_file_that_cannot_be_written_is_refused(trained, refused, tmp_path):
     (tmp_path / "file").write_text("")
     line = refused(trained, "--part", "head", file=tmp_path / "file" / "model.onnx")
     assert "cannot write" in line and "choose a folder that can be written" in line
-    assert "is a folder; give the name of a file in it" in refused(trained, "--part", "head", file=tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for taken in (tmp_path, tmp_path / "pipe"):
+        assert "is no file but a folder, a pipe or a device" in refused(trained, "--part", "head", file=taken)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

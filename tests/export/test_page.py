@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -11,19 +12,36 @@ import pytest
 from PIL import Image
 
 from trainers.hegraph.datasets.digits import load_digits_dataset
-from trainers.hegraph.export.__main__ import main
 from trainers.hegraph.export.source import load_source
 from trainers.hegraph.features.views import open_image
 
-PAGE = Path(__file__).parents[2] / "docs" / "onnx.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "onnx.md"
 PACKAGES = ("onnxruntime", "numpy", "pillow")
-LONGEST_LINES = 10
+NUM_LINES = 10
+
+
+def block(language: str) -> str:
+    """The page's only block of a language."""
+    [text] = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return text
 
 
 @pytest.fixture(scope="module")
-def lines() -> str:
-    [block] = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    return block
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the page's commands have been run."""
+    folder = tmp_path_factory.mktemp("exported")
+    for name in ("trainers", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    python = folder / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", "-ec", block("bash")]
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -55,22 +73,21 @@ def see_through() -> Image.Image:
     return digit().convert("RGBA").resize((41, 73))
 
 
-def test_there_are_ten_of_them(lines):
-    counted = [line for line in lines.splitlines() if line and not line.startswith(("import ", "from "))]
-    assert len(counted) == LONGEST_LINES
+def test_there_are_ten_lines_after_the_imports():
+    lines = [line for line in block("python").splitlines() if line and not line.startswith(("import ", "from "))]
+    assert len(lines) == NUM_LINES
 
 
 @pytest.mark.parametrize("make", [digit, wide, see_through])
-def test_they_give_class_and_probability_of_torch(make, lines, interpreter, trained, tmp_path):
+def test_the_lines_give_class_and_probability_of_torch(make, interpreter, exported):
     image = make()
-    image.save(tmp_path / "image.png")
-    (tmp_path / "lines.py").write_text(lines)
-    assert main([str(trained), "--onnx", str(tmp_path / "model.onnx")]) == 0
+    image.save(exported / "image.png")
+    (exported / "lines.py").write_text(block("python"))
     command = [str(interpreter), "-I", "lines.py"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, cwd=exported, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
     name, probability = ran.stdout.split()
-    model, backbone = load_source(trained, "full", "", "")
+    model, backbone = load_source(exported / "output" / "digits_onnx", "full", "", "")
     pixels = backbone.preprocess(image.convert("RGB")).unsqueeze(0)
     expected = model.probabilities(backbone.encode_images(pixels))[0]
     assert name == model.classnames[int(expected.argmax())]

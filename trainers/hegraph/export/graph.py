@@ -1,8 +1,8 @@
 """From a torch module to an ONNX graph.
 
 The graph is traced by torch's TorchScript exporter (`dynamo=False`), because it is the one that gives all our models in
-every torch from 2.4 to 2.13. The newer exporter has another interface and other limits in torch 2.4, 2.5 and 2.6, takes
-two to four times as long, and needs the package onnxscript.
+every torch from 2.4 to 2.13. In torch 2.4 the newer exporter ignores names, opset and dynamic axes; in later ones it
+takes longer, and it always needs the package onnxscript.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ def write_onnx(model: SavedModel, backbone: Backbone | None, path: Path, half: b
             for a file, or the file's logits differ from torch's by more than the tolerance.
     """
     require_packages()
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give the name of a file in it")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file but a folder, a pipe or a device; choose another name")
     with atomic_path(path) as temporary:
         head = Head(model.classifier, model.temperature)
         if backbone is None:
