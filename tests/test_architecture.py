@@ -31,6 +31,8 @@ ORDER = (
     "describe",
     "predict",
     "estimator",
+    "export",
+    "demo",
     "trainer",
     "__main__",
 )

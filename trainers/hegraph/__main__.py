@@ -32,6 +32,7 @@ SUBCOMMANDS = {
     "features": "turn a Tip-Adapter cache into a feature bank",
     "describe": "ask a chat endpoint for sentences about your classes",
     "predict": "classify images with a trained model",
+    "export": "write a trained model as an ONNX file",
 }
 DESCRIPTION = "Trains and tests one seed. The flags are CoOp's; a sub-command in first place does something else."
 TRAINERS = ("HeGraphAdapter", *METHODS)
