@@ -18,13 +18,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import ImageChops
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from trainers.hegraph.__main__ import main
+from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.experiments import adapter as adapter_module
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.models.thumbnails import read_thumbnail
 from trainers.hegraph.results.records import MEASURED, REQUIRED
 from trainers.hegraph.training.checkpoints import Checkpoints
 
@@ -688,6 +691,13 @@ def test_a_damaged_checkpoint_says_what_to_do(train, refused, monkeypatch, tmp_p
     assert train() == 0
 
 
+# Thumbnails
+
+
+def test_thumbnails_of_a_bank_are_refused(train, refused):
+    refused(lambda: train(flags=("--keep-thumbnails",)), "--keep-thumbnails needs training images")
+
+
 # From images
 
 
@@ -716,6 +726,19 @@ def test_a_run_on_images_writes_paths_into_its_split(digits, record, tmp_path):
     path, label, name = split["train"][0]
     assert path.startswith("digits/")
     assert name == ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")[label]
+
+
+def test_thumbnails_are_the_training_images_in_the_order_of_the_cache(digits, tmp_path):
+    assert digits(flags=("--keep-thumbnails",)) == 0
+    paths = [path for path, *_ in json.loads((tmp_path / "out" / "split.json").read_text())["train"]]
+    folder = tmp_path / "out" / "model"
+    assert read_thumbnail(folder, len(paths)) is None
+    for position, path in enumerate(paths):
+        difference = ImageChops.difference(read_thumbnail(folder, position), open_digit(path))
+        assert max(high for _, high in difference.getextrema()) < 80  # JPEG of 8x8 pixels
+    assert not (tmp_path / "again").exists()
+    digits("again")
+    assert not (tmp_path / "again" / "model" / "thumbnails").exists()
 
 
 def test_encoding_first_or_reading_what_was_encoded_gives_identical_records(digits, record, tmp_path):

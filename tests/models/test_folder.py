@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.models.folder import CARD, CONFIG, TENSORS, find_model_folder, load_model, save_model
 from trainers.hegraph.models.saved import SavedModel
-from trainers.hegraph.models.schema import AdapterOptions
+from trainers.hegraph.models.schema import AdapterOptions, ClosedForm
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import read_json, write_json
 
@@ -193,12 +193,17 @@ def sample_config() -> dict:
         "backbone": {"title": "", "model": "", "pretrained": "", "precision": "", "fingerprint": {}},
         "preprocessing": {"size": [], "mean": [], "std": [], "transform": ""},
         "prompts": {"positive": [], "negative": []},
-        "transfer": {"rule": "", "options": dict.fromkeys(AdapterOptions.model_fields, 0)},
+        "transfer": {
+            "rule": "",
+            "options": dict.fromkeys(AdapterOptions.model_fields, 0)
+            | {"closed_form": dict.fromkeys(ClosedForm.model_fields, 0)},
+        },
         "trained_on": {
             "dataset": "", "shots": 1, "seed": 1, "num_train": 1, "split_hash": "", "selected_on": "", "selected": {},
             "config": {}, "host": "", "git_commit": None, "versions": {},
         },
         "scores": {"accuracy": 1.0, "accuracy_text": 1.0, "accuracy_zero_shot": 1.0, "macro_f1": 1.0, "num_test": 1},
+        "labels": None,
     }  # fmt: skip
 
 

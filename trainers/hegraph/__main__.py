@@ -69,6 +69,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--load-epoch", type=int, help="the model as it was after so many epochs (see TRAIN.CHECKPOINT_FREQ)")
     add("--select", choices=("last_step", "val"), help="choose TRAINER.HEGRAPHADAPTER.SELECT on the few-shot val split")
     add("--no-train", action="store_true", help="encode the features and stop")
+    add("--keep-thumbnails", action="store_true", help="put small pictures of the training images beside the model")
     add("--host", choices=("auto", "dassl", "alone"), default="auto", help="what drives the training")
     add("--target-domains", nargs="+", help="also test on these data sets, which have the same classes")
     add("--target-datasets", nargs="+", help="also test on these, which have others: NAME, NAME:base or NAME:new")
@@ -112,6 +113,8 @@ def obstacles_to_dassl(args: argparse.Namespace) -> list[str]:
         obstacles.append("--features needs no images, and so no Dassl")
     if args.target_domains or args.target_datasets:
         obstacles.append("--target-domains and --target-datasets are not tested through Dassl")
+    if args.keep_thumbnails:
+        obstacles.append("--keep-thumbnails is not done through Dassl")
     if args.trainer in METHODS and load_method(args.trainer).trainer_of_coop:
         obstacles.append(f"Dassl knows CoOp's own trainer of that name (python train.py --trainer {args.trainer})")
     if importlib.util.find_spec("dassl") is None:
@@ -210,7 +213,7 @@ def run_alone(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     from .experiments.run import run
 
     model_dir = Path(args.model_dir) if args.model_dir else None
-    return run(cfg, args.features, model_dir, args.load_epoch, train=not args.no_train)
+    return run(cfg, args.features, model_dir, args.load_epoch, not args.no_train, args.keep_thumbnails)
 
 
 def summary(record: dict) -> str:

@@ -158,7 +158,7 @@ class ModelConfig(Part):
     transfer: Transfer
     trained_on: TrainedOn
     scores: Scores
-    labels: list[bool | int | float | str] | None = None
+    labels: list[bool | int | float | str] | None
 
     @model_validator(mode="after")
     def names_fit_each_other(self) -> ModelConfig:
