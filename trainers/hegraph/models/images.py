@@ -98,6 +98,8 @@ class ImageModel:
 
     def classify(self, features: Tensor) -> Tensor:
         """Calibrated probabilities of unit-norm features `[B, d]`, on the CPU, shape `[B, K]`."""
+        if not len(features):
+            return torch.zeros(0, self.model.classifier.num_classes)
         return self._on_device.probabilities(features.to(self.backbone.device)).cpu()
 
     def encode(self, images: Iterable[ImageLike], batch_size: int = 64) -> Iterator[Encoded]:

@@ -47,7 +47,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="", help='such as "cpu" or "cuda"; by default a GPU if there is one')
     add("--backbone", default="", metavar="NAME", help="of a model that was trained from a bank: what encodes images")
     add("--pretrained", default="", metavar="TAG", help="its weights: a tag of open_clip's, or a file")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)  # flags may stand among the inputs
 
 
 def check_arguments(args: argparse.Namespace) -> None:

@@ -85,7 +85,7 @@ class Inputs:
     def _walk(self, folder: str) -> Iterator[Found]:
         """The images below a folder, in sorted order. Hidden files and folders are left out; links are followed."""
         nothing_yet = True
-        left_out = frozenset() if self.leave_out is None else frozenset([_identity(self.leave_out)])
+        left_out = frozenset(_identity(place) for place in [self.leave_out] if place is not None and place.exists())
         waiting = [(folder, left_out)]  # folders and files with the folders above them; the next one is last
         while waiting:
             path, above = waiting.pop()
@@ -128,7 +128,7 @@ def read_list(file: BinaryIO, null: bool) -> Iterator[str]:
     while block := _read_some(file):
         *paths, rest = (rest + block).split(end)
         yield from _names(paths, null)
-    yield from _names([rest], null)
+    yield from _names(rest.split(end), null)
 
 
 def _read_some(file: BinaryIO) -> bytes:

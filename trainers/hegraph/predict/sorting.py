@@ -57,9 +57,11 @@ class ClassFolders:
             return f"cannot be copied: {error.strerror}"
         try:
             target.parent.mkdir(exist_ok=True)
-            with source, self._create(target) as copy:
+            with source:
+                copy = self._create(target)
                 try:
-                    shutil.copyfileobj(source, copy)
+                    with copy:
+                        shutil.copyfileobj(source, copy)
                 except BaseException:
                     os.unlink(copy.name)
                     raise

@@ -1,0 +1,211 @@
+"""A trained model with its backbone: images to features, whatever the images are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from trainers.hegraph.backbones.clip import Backbone
+from trainers.hegraph.backbones.loading import load_backbone
+from trainers.hegraph.datasets.digits import open_digit
+from trainers.hegraph.datasets.folder import to_rgb
+from trainers.hegraph.method.classifier import FoldedClassifier
+from trainers.hegraph.models import reading
+from trainers.hegraph.models.folder import save_model
+from trainers.hegraph.models.images import ImageModel
+from trainers.hegraph.models.reading import Reader
+from trainers.hegraph.models.saved import SavedModel
+from trainers.hegraph.models.schema import Backbone as BackboneConfig
+from trainers.hegraph.utils.errors import UserError
+
+ORIENTATION = 0x0112  # EXIF
+
+
+@pytest.fixture(scope="module")
+def mini() -> Backbone:
+    return load_backbone("hegraph-mini")
+
+
+@pytest.fixture
+def mini_model(saved_model: Callable[..., SavedModel], mini: Backbone, unit_features) -> SavedModel:
+    """A model of three classes on mini's features."""
+    return saved_model(
+        classifier=FoldedClassifier(20 * unit_features(3, 64)),
+        text_positive=unit_features(3, 64, seed=2),
+        backbone=BackboneConfig(title=mini.name, model="hegraph-mini", fingerprint=mini.fingerprint),
+        transfer=None,
+        transfer_rule="none",
+    )
+
+
+def write_digits(folder: Path, number: int) -> list[Path]:
+    paths = [folder / f"{row}.png" for row in range(number)]
+    for row, path in enumerate(paths):
+        open_digit(f"digits/{row:04d}").save(path)
+    return paths
+
+
+# The backbone
+
+
+def test_a_model_is_loaded_with_the_backbone_that_it_names(tmp_path, mini_model, mini):
+    save_model(mini_model, tmp_path / "model")
+    model = ImageModel.load(tmp_path / "model")
+    [path] = write_digits(tmp_path, 1)
+    assert torch.equal(model.probabilities([path]), ImageModel(mini_model, mini).probabilities([path]))
+
+
+@pytest.mark.parametrize("key", ["model", "weights", "preprocess"])
+def test_another_fingerprint_is_refused_and_the_difference_is_named(mini_model, mini, key):
+    fingerprint = mini.fingerprint | {key: mini.fingerprint[key][:40] + "else"}
+    model = replace(mini_model, backbone=mini_model.backbone.model_copy(update={"fingerprint": fingerprint}))
+    with pytest.raises(UserError) as raised:
+        ImageModel(model, mini)
+    message = str(raised.value)
+    assert f"the backbone {mini.name} here has another {key}: " in message
+    assert "instead of" in message and "else'" in message and "\n" not in message
+
+
+def test_another_precision_is_a_warning_since_a_model_of_a_gpu_is_used_on_a_cpu(mini_model, mini, caplog):
+    fingerprint = mini.fingerprint | {"precision": "fp16"}
+    ImageModel(replace(mini_model, backbone=mini_model.backbone.model_copy(update={"fingerprint": fingerprint})), mini)
+    assert "the model was trained on features in fp16, and these are in fp32" in caplog.text
+
+
+def test_a_model_of_a_bank_needs_its_backbone_to_be_named(tmp_path, mini_model):
+    save_model(replace(mini_model, backbone=BackboneConfig(title="RN50/openai")), tmp_path / "model")
+    with pytest.raises(UserError, match=r"from a feature bank \(RN50/openai\).*give --backbone NAME --pretrained TAG"):
+        ImageModel.load(tmp_path / "model")
+    with pytest.raises(UserError, match="the weights of RN50 are not named; give --pretrained"):
+        ImageModel.load(tmp_path / "model", backbone="RN50")
+
+
+def test_a_model_of_a_bank_takes_the_backbone_that_is_named_and_says_where_the_names_differ(
+    tmp_path, mini_model, caplog
+):
+    [path] = write_digits(tmp_path, 1)
+    save_model(replace(mini_model, backbone=BackboneConfig(title="hegraph-mini/hegraph-mini")), tmp_path / "same")
+    ImageModel.load(tmp_path / "same", backbone="hegraph-mini").probabilities([path])
+    assert caplog.text == ""
+    save_model(replace(mini_model, backbone=BackboneConfig(title="mine")), tmp_path / "other")
+    ImageModel.load(tmp_path / "other", backbone="hegraph-mini")
+    assert "from says 'mine'; you say that its features are those of hegraph-mini" in caplog.text
+
+
+def test_features_of_another_width_are_refused(tmp_path, mini_model, mini, unit_features):
+    model = replace(mini_model, classifier=FoldedClassifier(unit_features(3, 32)))
+    with pytest.raises(UserError, match="features of width 32, but hegraph-mini/hegraph-mini gives 64"):
+        ImageModel(model, mini).features(write_digits(tmp_path, 1))
+
+
+# Images
+
+
+def test_features_are_those_of_the_backbones_own_transform_whatever_the_batches(tmp_path, mini_model, mini):
+    paths = write_digits(tmp_path, 7)
+    expected = mini.encode_images(torch.stack([mini.preprocess(Image.open(path).convert("RGB")) for path in paths]))
+    model = ImageModel(mini_model, mini)
+    assert torch.equal(model.features(paths), expected)
+    assert torch.allclose(model.features(map(str, paths), batch_size=2), expected, atol=1e-6)
+    assert torch.equal(model.features([Image.open(path) for path in paths]), expected)
+    assert model.features([]).shape == (0, 64)
+    assert model.probabilities([]).shape == (0, 3)
+    assert torch.equal(model.probabilities(paths), mini_model.probabilities(expected))
+
+
+def test_bytes_that_are_normalised_together_are_those_of_the_transform_to_the_bit(tmp_path, mini):
+    paths = write_digits(tmp_path, 5)
+    [batch] = Reader(mini.preprocess, mini.input_size).batches(paths, 5)
+    assert torch.equal(batch.pixels, torch.stack([mini.preprocess(to_rgb(Image.open(path))) for path in paths]))
+
+
+def test_a_transform_that_ends_in_another_way_is_used_as_it_is(tmp_path, mini):
+    paths = write_digits(tmp_path, 3)
+    transform = type(mini.preprocess)([*mini.preprocess.transforms, lambda pixels: pixels + 1])
+    [batch] = Reader(transform, mini.input_size).batches(paths, 3)
+    assert torch.equal(batch.pixels, torch.stack([transform(Image.open(path).convert("RGB")) for path in paths]))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F"])
+def test_an_image_of_any_mode_is_read(mini_model, mini, mode):
+    image = Image.new(mode, (20, 30))
+    assert ImageModel(mini_model, mini).features([image]).isfinite().all()
+
+
+def test_an_image_is_turned_upright_by_its_exif_orientation(tmp_path, mini_model, mini):
+    upright = open_digit("digits/0002").resize((40, 60))
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    upright.save(tmp_path / "upright.png")
+    one, other = ImageModel(mini_model, mini).features([tmp_path / "turned.png", tmp_path / "upright.png"])
+    assert torch.equal(one, other)
+
+
+def test_transparent_parts_are_white(mini_model, mini):
+    clear, white = Image.new("RGBA", (9, 9), (0, 0, 0, 0)), Image.new("RGB", (9, 9), "white")
+    one, other = ImageModel(mini_model, mini).features([clear, white])
+    assert torch.equal(one, other)
+
+
+def test_an_unreadable_image_is_named(tmp_path, mini_model, mini):
+    [path] = write_digits(tmp_path, 1)
+    with pytest.raises(UserError, match=f"cannot read image {tmp_path / 'none.png'}: No such file"):
+        ImageModel(mini_model, mini).features([path, tmp_path / "none.png"])
+
+
+def problem_of(mini: Backbone, image: Path | Image.Image) -> str:
+    [batch] = Reader(mini.preprocess, mini.input_size).batches([image], 1)
+    assert batch.pixels.shape == (0, 3, 32, 32)
+    return batch.problems[0]
+
+
+def test_what_is_no_image_says_why(tmp_path, mini, monkeypatch):
+    [path] = write_digits(tmp_path, 1)
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "half.png").write_bytes(path.read_bytes()[:-40])
+    os.mkfifo(tmp_path / "pipe.png")
+    no_image = "is no image, or of a format that Pillow does not read"
+    assert problem_of(mini, tmp_path / "text.png") == problem_of(mini, tmp_path / "empty.png") == no_image
+    assert problem_of(mini, tmp_path / "half.png")
+    assert problem_of(mini, tmp_path / "pipe.png") == "is no regular file"
+    assert problem_of(mini, tmp_path) == "is a folder"
+    assert problem_of(mini, tmp_path / "none.png") == "No such file or directory"
+    assert problem_of(mini, Image.new("1", (1, 200_000))) == "its sides differ too much (1 x 200000 pixels)"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert "exceeds limit of 20 pixels, could be decompression bomb" in problem_of(mini, path)
+
+
+@pytest.mark.parametrize(
+    "error", [SyntaxError("broken PNG\nmore"), MemoryError(), IndexError(), OverflowError("2**64")]
+)
+def test_whatever_pillow_raises_is_a_problem_of_one_line(tmp_path, mini, monkeypatch, error):
+    def broken(image: Image.Image) -> Image.Image:
+        raise error
+
+    monkeypatch.setattr(reading, "to_rgb", broken)
+    said = {"SyntaxError": "broken PNG", "MemoryError": "is too large for the memory", "IndexError": "IndexError"}
+    assert problem_of(mini, Image.new("L", (9, 9))) == said.get(type(error).__name__, "2**64")
+
+
+def test_images_are_taken_only_as_they_are_needed(mini):
+    taken = 0
+
+    def images():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield Image.new("L", (9, 9))
+
+    batches = Reader(mini.preprocess, mini.input_size).batches(images(), 4)
+    for number in range(1, 6):
+        assert next(batches).pixels.shape == (4, 3, 32, 32)
+        assert taken <= 4 * (number + reading.AHEAD)
+    batches.close()
