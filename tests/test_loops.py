@@ -29,7 +29,7 @@ def bash(output):
         kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "DATA")}
         variables = {**kept, "PYTHON": sys.executable, "OUTPUT": str(output), **SMALL, **environment}
         ran = subprocess.run(
-            ["bash", str(SCRIPTS / script), *arguments], env=variables, capture_output=True, text=True, timeout=240
+            ["bash", str(SCRIPTS / script), *arguments], env=variables, capture_output=True, text=True, timeout=900
         )
         assert ran.returncode == code, ran.stderr
         return ran.stdout if code == 0 else ran.stderr

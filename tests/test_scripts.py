@@ -19,7 +19,7 @@ def bash(script: str, *arguments: str, cwd: Path = ROOT, **environment: str | No
     kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "SEEDS", "DATA", "OUTPUT")}
     variables = {k: v for k, v in (kept | {"PYTHON": sys.executable} | environment).items() if v is not None}
     command = ["bash", str(SCRIPTS / script), *arguments]
-    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")

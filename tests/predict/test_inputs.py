@@ -48,6 +48,11 @@ def test_a_folder_of_a_thousand_levels_is_walked(tmp_path, monkeypatch):
     Path("x.png").touch()
     os.chdir(tmp_path)
     assert paths(".") == [f"./{deep}/x.png"]
+    os.chdir(deep)  # pytest's own cleanup recurses, so this folder is taken away from the bottom up
+    os.remove("x.png")
+    for _ in range(1200):
+        os.chdir("..")
+        os.rmdir("d")
 
 
 def test_the_folder_that_copies_go_to_is_left_out(tmp_path):
