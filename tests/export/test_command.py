@@ -81,7 +81,7 @@ def test_a_backbone_of_another_width_or_another_fingerprint_is_refused(random_mo
     mini = load_model(trained).backbone
     other.write_bytes(MINI_WEIGHTS.read_bytes()[:-4] + b"\0\0\0\0")
     line = refused(trained, "--backbone", mini.model, "--pretrained", other)
-    assert "has another weights; give the model's own backbone" in line
+    assert "has another weights: " in line
 
 
 def test_damaged_models_are_refused(trained, refused, tmp_path):

@@ -130,20 +130,10 @@ class ImageTask:
         return self.dataset.ids
 
     def check_backbone(self, model: SavedModel) -> None:
-        """Checks that a model's features are those of this backbone.
+        """Raises UserError if the backbone here does not give the features that the model was trained on."""
+        from ..models.images import check_backbone
 
-        Raises:
-            UserError: If they are not; the message names the first difference.
-        """
-        here, there = self.backbone.fingerprint, model.backbone.fingerprint
-        if not there and self.backbone.name == model.backbone.title:
-            return
-        for key in sorted({*here, *there}):
-            if here.get(key) != there.get(key):
-                raise UserError(
-                    f"the model was trained on features of {model.backbone.title}, and this backbone, "
-                    f"{self.backbone.name}, has another {key}; give the model's own --config-file"
-                )
+        check_backbone(model, self.backbone)
 
     def test_features(self) -> tuple[Tensor, Tensor]:
         """Features `[M, d]` and labels `[M]` of the test images."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..models.folder import load_model
+from ..models.images import check_backbone
 from ..models.saved import SavedModel
 from ..models.schema import Preprocessing
 from ..utils.errors import UserError
@@ -46,24 +47,3 @@ def load_source(folder: Path, part: str, name: str, pretrained: str) -> tuple[Sa
         transform=backbone.fingerprint["preprocess"],
     )
     return replace(model, preprocessing=preprocessing), backbone
-
-
-def check_backbone(model: SavedModel, backbone: Backbone) -> None:
-    """Checks that a model's features are those of a backbone, as far as the model folder tells.
-
-    The precision may be another: a model that was trained on features in half precision is exported in single.
-
-    Raises:
-        UserError: If they are not; the message names the first difference.
-    """
-    here, there = backbone.fingerprint, model.backbone.fingerprint
-    different = [key for key in sorted({*here, *there} - {"precision"}) if here.get(key) != there.get(key)]
-    if there and different:
-        raise UserError(
-            f"the model was trained on features of {model.backbone.title}, and {backbone.name} has another "
-            f"{different[0]}; give the model's own backbone"
-        )
-    if backbone.width != model.classifier.width:
-        raise UserError(
-            f"{backbone.name} gives features of width {backbone.width}, but the model takes {model.classifier.width}"
-        )

@@ -104,9 +104,6 @@ class ImageModel:
 
     def encode(self, images: Iterable[ImageLike], batch_size: int = 64) -> Iterator[Encoded]:
         """Encodes images batch by batch, in order and in constant memory. An unreadable image stops nothing.
-
-        Raises:
-            UserError: If the features are not as wide as the model's.
         """
         from .reading import Reader  # torchvision takes as long to import as open_clip, which is here by now
 
@@ -115,13 +112,7 @@ class ImageModel:
             if not len(batch.pixels):
                 yield Encoded(batch, torch.zeros(0, self.model.classifier.width))
                 continue
-            features = self.backbone.encode_images(batch.pixels)
-            if features.shape[1] != self.model.classifier.width:
-                raise UserError(
-                    f"the model was trained on {self.model.backbone.title} features of width "
-                    f"{self.model.classifier.width}, but {self.backbone.name} gives {features.shape[1]}"
-                )
-            yield Encoded(batch, features)
+            yield Encoded(batch, self.backbone.encode_images(batch.pixels))
 
 
 def check_backbone(model: SavedModel, backbone: Backbone) -> None:
@@ -133,6 +124,10 @@ def check_backbone(model: SavedModel, backbone: Backbone) -> None:
     Raises:
         UserError: If the features are others; the message names the first difference.
     """
+    if backbone.width != model.classifier.width:
+        raise UserError(
+            f"{backbone.name} gives features of width {backbone.width}, but the model takes {model.classifier.width}"
+        )
     here, there = dict(backbone.fingerprint), dict(model.backbone.fingerprint)
     trained_in, computes_in = there.pop("precision", "fp32"), here.pop("precision", "fp32")
     if not there:
@@ -147,7 +142,7 @@ def check_backbone(model: SavedModel, backbone: Backbone) -> None:
             was, came = _difference(there.get(key, "none"), here.get(key, "none"))
             raise UserError(
                 f"the model was trained on features of {model.backbone.title}, and the backbone {backbone.name} here "
-                f"has another {key}: {came!r} instead of {was!r}"
+                f"has another {key}: {came!r} instead of {was!r}; give the model's own backbone"
             )
 
 
