@@ -31,6 +31,7 @@ SUBCOMMANDS = {
     "datasets": "say what is missing of a data set, or download it",
     "features": "turn a Tip-Adapter cache into a feature bank",
     "describe": "ask a chat endpoint for sentences about your classes",
+    "demo": "show a page in the browser to try a trained model",
 }
 DESCRIPTION = "Trains and tests one seed. The flags are CoOp's; a sub-command in first place does something else."
 TRAINERS = ("HeGraphAdapter", *METHODS)
