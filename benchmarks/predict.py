@@ -30,9 +30,9 @@ def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, images: int
     seconds = in_turn(
         {
             "zero-shot's product": lambda: features @ weights.t(),
-            "ours, text only": lambda: text.predict(features, folded=folded_text),
+            "ours, text only": lambda: folded_text.parts(features),
             "Tip-Adapter, training-free": lambda: torch.cat([tip.logits(b) for b in features.split(TEST_BATCH)]),
-            "ours, full": lambda: full.combine(full.predict(features, folded=folded_full)),
+            "ours, full": lambda: folded_full.logits(features),
         },
         repeats,
     )

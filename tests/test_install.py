@@ -92,7 +92,7 @@ def test_a_path_with_spaces_and_a_relative_one_with_cdpath_set(tmp_path):
 @pytest.mark.parametrize("arguments", [(), ("--lnk", "x"), ("x", "y")])
 def test_wrong_arguments_print_the_usage(arguments):
     command = ["bash", str(ROOT / "scripts" / "hegraph" / "install.sh"), *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert ran.returncode == 2
     assert "usage: bash scripts/hegraph/install.sh PATH_TO_COOP [--link]" in ran.stderr
 

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts" / "hegraph"
@@ -67,14 +69,18 @@ def test_ablation_has_a_row_for_each_variant(bash):
         assert name in printed
 
 
-def test_sensitivity_tests_one_trained_adapter_at_every_weight(bash, output):
+def test_sensitivity_trains_for_every_weight_and_the_weight_of_the_test_changes_no_training(bash, output):
     printed = bash("sensitivity.sh", "digits", "mini", WEIGHTS="ALPHA_NP_TEST", VALUES="0.0 0.3")
     assert "ALPHA_NP_TEST" in printed
     runs = output / "digits" / "HeGraphAdapter" / "mini_2shots_sensitivity"
-    assert len(list(runs.glob("ALPHA_NP_TEST=*/seed1/result.json"))) == 2
-    assert [path.parent.parent.name for path in runs.glob("*/seed1/adapter.safetensors")] in (
-        ["trained", "learned"], ["learned", "trained"],
-    )  # fmt: skip
+    names = ["ALPHA_NP_TEST=0.0", "ALPHA_NP_TEST=0.3", "learned"]
+    assert sorted(path.parent.parent.name for path in runs.glob("*/seed1/result.json")) == names
+    assert sorted(path.parent.parent.name for path in runs.glob("*/seed1/model")) == names
+    one, other = (load_file(runs / name / "seed1" / "adapter.safetensors") for name in names[:2])
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    one, other = (load_file(runs / name / "seed1" / "model" / "model.safetensors") for name in names[:2])
+    assert not torch.equal(one["weights"], other["weights"])
 
 
 def test_backbones_complexity_and_tsne_use_what_has_been_run(bash, output):

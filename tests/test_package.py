@@ -26,7 +26,7 @@ def start(*command: object, cwd: Path) -> subprocess.CompletedProcess:
     """Runs a command with no trace of this checkout in its environment."""
     environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     words = [str(word) for word in command]
-    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_the_digits_run_from_the_wheel_and_give_the_adapter_of_the_checkout(inst
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
     assert json.loads((checkout / "result.json").read_text())["accuracy"] == record["accuracy"]
 
-    table = installed.run("hegraph", "results", "table", "OUT")
+    table = installed.run("hegraph", "results", "compare", "OUT", "--format", "text")
     assert table.returncode == 0, table.stderr
     assert table.stdout.startswith("Digits, hegraph-mini/hegraph-mini, 1 shots")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from standin.hosts import KINDS, NODE, SPLIT_FILE, Host, contents, copy_coop, install, open_host, write_split
+from standin.hosts import KINDS, NODE, SPLIT_FILE, Host, Ran, contents, copy_coop, install, open_host, write_split
 
 from trainers.hegraph import __main__ as command_line
 from trainers.hegraph.__main__ import configure, parse_arguments
@@ -240,26 +240,26 @@ def test_the_result_of_another_run_is_not_overwritten(host, plain):
 
 @pytest.fixture(scope="module")
 def kept(host) -> Path:
-    """The folder of a run that kept its adapter after every second epoch."""
+    """The folder of a run that kept its model after every second epoch."""
     ran = host.run("dassl", "kept", "TRAIN.CHECKPOINT_FREQ", 2)
-    names = {path.name for path in ran.folder.glob("adapter*")}
-    assert names == {"adapter.safetensors", *(f"adapter-epoch{epoch}.safetensors" for epoch in (2, 4, 6))}
+    names = {path.name for path in ran.folder.glob("model*")}
+    assert names == {"model", *(f"model-epoch{epoch}" for epoch in (2, 4, 6))}
     return ran.folder
 
 
-def test_eval_only_scores_the_adapter_of_a_finished_run(host, plain):
+def test_eval_only_scores_the_model_of_a_finished_run(host, plain):
     flags = ("--eval-only", "--model-dir", plain["dassl"].folder)
     runs = [host.run(name, f"eval-{name}", flags=flags) for name in ("dassl", "alone")]
     assert runs[0].result == runs[1].result
     record = runs[0].record
-    assert record["adapter_from"] == str(plain["dassl"].folder / "adapter.safetensors")
+    assert record["adapter_from"] == str(plain["dassl"].folder / "model")
     assert record["accuracy"] == plain["dassl"].record["accuracy"]
     assert (record["epochs"], record["steps"]) == (0, 0)
     assert not (runs[0].folder / "tensorboard").exists()
-    assert not (runs[0].folder / "adapter.safetensors").exists()
+    assert sorted(path.name for path in runs[0].folder.iterdir() if path.is_dir()) == []
 
 
-def test_load_epoch_scores_the_adapter_as_it_was(host, kept):
+def test_load_epoch_scores_the_model_as_it_was(host, kept):
     accuracies = {}
     for epoch in (2, 6):
         flags = ("--eval-only", "--model-dir", kept, "--load-epoch", epoch)
@@ -273,13 +273,45 @@ def test_load_epoch_scores_the_adapter_as_it_was(host, kept):
 
 def test_an_epoch_that_was_not_kept_is_refused_and_those_that_were_are_named(host, kept):
     ran = host.run("dassl", "epoch3", flags=("--eval-only", "--model-dir", kept, "--load-epoch", 3))
-    assert "keeps no adapter of epoch 3 (kept: 2, 4, 6)" in ran.error
+    assert "keeps no model of epoch 3 (kept: 2, 4, 6)" in ran.error
 
 
-def test_an_adapter_of_other_classes_is_refused(host, plain):
+def test_a_model_is_tested_on_some_of_its_classes_with_its_text_classifier(host, plain):
     flags = ("--eval-only", "--model-dir", plain["dassl"].folder)
-    error = host.run("dassl", "other-classes", "DATASET.SUBSAMPLE_CLASSES", "base", flags=flags).error
-    assert "was trained for 5 classes and there are 3 here" in error
+    runs = [
+        host.run(name, f"base-{name}", "DATASET.SUBSAMPLE_CLASSES", "base", flags=flags) for name in ("dassl", "alone")
+    ]
+    assert runs[0].result == runs[1].result
+    record = runs[0].record
+    assert (record["rule"], record["num_classes"]) == ("same classes", 3)
+    assert record["accuracy"] == record["accuracy_text"]
+
+
+@pytest.fixture(scope="module")
+def base(host) -> Ran:
+    """A run on the first half of the classes, which was tested on the other half right after training."""
+    flags = ("--target-datasets", "Caltech101:new")
+    return host.run("alone", "base-to-new", "DATASET.SUBSAMPLE_CLASSES", "base", flags=flags)
+
+
+@pytest.mark.parametrize("name", ["dassl", "alone"])
+def test_a_model_is_tested_on_other_classes_as_right_after_training(host, base, name):
+    flags = ("--eval-only", "--model-dir", base.folder)
+    ran = host.run(name, f"new-{name}", "DATASET.SUBSAMPLE_CLASSES", "new", flags=flags)
+    target = base.record["targets"]["Caltech101:new"]
+    assert ran.record["rule"] == "other classes" == target["rule"]
+    for key in ("accuracy", "accuracy_zero_shot", "num_test", "num_classes"):
+        assert ran.record[key] == target[key]
+
+
+@pytest.mark.parametrize("name", ["dassl", "alone"])
+def test_a_model_is_tested_on_another_data_set_as_right_after_training(host, name):
+    trained = host.run("alone", "to-imagenet", flags=("--target-datasets", "ImageNet"))
+    flags = ("--eval-only", "--model-dir", trained.folder)
+    ran = host.run(name, f"imagenet-{name}", data="imagenet", flags=flags)
+    target = trained.record["targets"]["ImageNet"]
+    for key in ("accuracy", "accuracy_zero_shot", "num_test", "num_classes", "rule"):
+        assert ran.record[key] == target[key]
 
 
 def test_eval_only_needs_a_model_dir(host):

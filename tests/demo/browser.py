@@ -29,7 +29,7 @@ class Browser:
     """
 
     def __init__(self, profile: Path, address: str) -> None:
-        webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed, which drives the browser")
+        webdriver = pytest.importorskip("selenium.webdriver", reason="selenium, which drives the browser, is not there")
         chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
         if chromium is None or driver is None:
             pytest.skip("Debian's packages chromium and chromium-driver are not installed")

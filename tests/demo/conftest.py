@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -16,9 +15,7 @@ from PIL import Image, ImageDraw
 from strokes import Stroke
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.datasets.digits import open_digit
-from trainers.hegraph.demo.image_model import ImageModel
-from trainers.hegraph.models.thumbnails import write_thumbnails
+from trainers.hegraph.models.images import ImageModel
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,9 +27,7 @@ def model_folder(tmp_path_factory) -> Path:
     run = folder / "run"
     flags = ["--config-file", "mini", "--dataset-config-file", "digits", "--shots", "16", "--seed", "1"]
     keys = ["TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(folder / "features")]
-    assert main([*flags, "--output-dir", str(run), *keys]) == 0
-    train = json.loads((run / "split.json").read_text())["train"]
-    write_thumbnails(run / "model", (open_digit(path) for path, *_ in train))
+    assert main([*flags, "--keep-thumbnails", "--output-dir", str(run), *keys]) == 0
     return run / "model"
 
 

@@ -57,8 +57,9 @@ def test_the_neighbours_are_the_training_images_of_the_winning_class_that_contri
         for feature in features[:10].split(1):
             found = answer(model, feature)
             label = model.classnames.index(found.winner.name)
+            values_of_keys = torch.ones_like(weights) if key_weights is None else weights
             contributions = {
-                i: 2 * math.exp(-3 * (1 - (feature[0] @ key).item())) * (1 if key_weights is None else weights[i].item())
+                i: 2 * math.exp(-3 * (1 - (feature[0] @ key).item())) * values_of_keys[i].item()
                 for i, key in enumerate(classifier.keys)
                 if classifier.labels[i] == label
             }

@@ -69,8 +69,9 @@ def test_the_version_of_gradio_is_that_of_the_extra():
 
 def test_what_gradio_counts_is_switched_off_before_it_is_imported():
     code = (
-        "import os; from trainers.hegraph.demo.server import require_gradio; require_gradio(); import gradio.analytics as a;"
-        "assert not a.analytics_enabled(); assert os.environ['HF_HUB_DISABLE_TELEMETRY'] == '1'"
+        "import os; from trainers.hegraph.demo.server import require_gradio; require_gradio();"
+        "import gradio.analytics as a; assert not a.analytics_enabled();"
+        "assert os.environ['HF_HUB_DISABLE_TELEMETRY'] == '1'"
     )
     pytest.importorskip("gradio", reason="gradio is not installed")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

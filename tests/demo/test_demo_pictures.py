@@ -48,7 +48,7 @@ def test_what_is_no_image_is_one_clear_line(kind, tmp_path):
 
 def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path):
     Image.new("1", (10_000, 5_001)).save(tmp_path / "image.png")
-    with pytest.raises(UserError, match=r"10000 x 5001 pixels, more than 50 million"):
+    with pytest.raises(UserError, match="more than 50 million pixels; take a smaller one"):
         open_picture(tmp_path / "image.png")
 
 
@@ -63,10 +63,8 @@ def test_all_of_pillow_refuses_an_image_of_too_many_pixels(tmp_path, monkeypatch
             open_picture(tmp_path / "image.png")
 
 
-def test_a_strip_and_a_large_file_are_refused(tmp_path, monkeypatch):
-    Image.new("1", (5_100, 100)).save(tmp_path / "image.png")
-    with pytest.raises(UserError, match="a strip of 5100 x 100 pixels"):
-        open_picture(tmp_path / "image.png")
+def test_a_large_file_is_not_opened(tmp_path, monkeypatch):
+    Image.new("1", (10, 10)).save(tmp_path / "image.png")
     monkeypatch.setattr(pictures, "MAX_BYTES", 10)
     with pytest.raises(UserError, match="the file has more than 0 MB"):
         open_picture(tmp_path / "image.png")

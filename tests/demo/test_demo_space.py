@@ -68,8 +68,9 @@ def test_binary_files_go_to_the_hub_by_lfs(space):
 
 def test_the_page_imports_nothing_that_the_requirements_do_not_bring(model_folder):
     code = (
-        "import sys; from pathlib import Path; from trainers.hegraph.demo.server import require_gradio; require_gradio();"
-        "from trainers.hegraph.demo.image_model import ImageModel; from trainers.hegraph.demo.page import build_page;"
+        "import sys; from pathlib import Path;"
+        "from trainers.hegraph.demo.server import require_gradio; require_gradio();"
+        "from trainers.hegraph.models.images import ImageModel; from trainers.hegraph.demo.page import build_page;"
         f"folder = Path({str(model_folder)!r}); build_page(ImageModel.load(folder), folder);"
         "print(*(module.__file__ for name, module in sys.modules.items() if name.startswith('trainers.hegraph')))"
     )

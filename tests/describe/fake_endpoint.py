@@ -62,7 +62,7 @@ class FakeEndpoint:
     def wait_for(self, requests: int) -> None:
         """Blocks until so many requests have come."""
         with self.arrived:
-            assert self.arrived.wait_for(lambda: len(self.prompts) >= requests, timeout=60)
+            assert self.arrived.wait_for(lambda: len(self.prompts) >= requests, timeout=900)
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         request = json.loads(handler.rfile.read(int(handler.headers["content-length"])))

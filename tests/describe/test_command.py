@@ -265,7 +265,7 @@ def test_after_a_kill_nothing_that_was_answered_is_asked_again(arguments, descri
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         endpoint.wait_for(3)
         process.kill()
-        said = process.communicate(timeout=60)[0].decode()
+        said = process.communicate(timeout=900)[0].decode()
     assert process.returncode == -signal.SIGKILL
     assert "HTTP Re" in said  # the library's own log, which was asked for
     assert KEY not in said

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,12 +18,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import ImageChops
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from trainers.hegraph.__main__ import main
+from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.experiments import adapter as adapter_module
 from trainers.hegraph.features.bank import load_bank
+from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.models.thumbnails import read_thumbnail
 from trainers.hegraph.results.records import MEASURED, REQUIRED
 from trainers.hegraph.training.checkpoints import Checkpoints
 
@@ -95,10 +100,11 @@ def rewrite(bank: Path, change: Callable[[dict[str, torch.Tensor], dict[str, str
 # What a run writes
 
 
-def test_a_run_leaves_its_record_its_split_and_its_adapter(train, tmp_path):
+def test_a_run_leaves_its_record_its_split_its_adapter_and_its_model(train, tmp_path):
     assert train() == 0
     names = ["adapter.safetensors", "predictions.safetensors", "result.json", "split.json", "text_nodes.safetensors"]
-    assert sorted(files(tmp_path / "out")) == names
+    model = ["model/README.md", "model/config.json", "model/model.safetensors"]
+    assert sorted(files(tmp_path / "out")) == sorted([*names, *model])
 
 
 def test_a_record_holds_every_key_of_the_architecture(train, record):
@@ -323,21 +329,48 @@ def test_eval_only_and_model_dir_go_together(train, refused, tmp_path):
     refused(lambda: train(flags=("--model-dir", str(tmp_path))), "--eval-only")
 
 
-def test_eval_only_of_a_folder_without_an_adapter_names_it(train, refused, tmp_path):
+def test_eval_only_of_a_folder_without_a_model_names_it(train, refused, tmp_path):
     flags = ("--eval-only", "--model-dir", str(tmp_path / "nowhere"))
-    refused(lambda: train(flags=flags), "cannot read the adapter", "nowhere")
+    refused(lambda: train(flags=flags), "nowhere is not there", "give the model folder of a run")
 
 
-def test_eval_only_with_another_variant_is_refused(train, refused, tmp_path):
+def test_a_folder_of_an_earlier_version_says_how_to_make_a_model(train, refused, tmp_path):
+    train()
+    shutil.rmtree(tmp_path / "out" / "model")
+    flags = ("--eval-only", "--model-dir", str(tmp_path / "out"))
+    refused(lambda: train("again", flags=flags), "adapter.safetensors of an earlier version", "run its training again")
+
+
+@pytest.mark.parametrize(("key", "value"), [("VARIANT", "T"), ("ALPHA_C", "2.0"), ("ALPHA_NP_TEST", "0.3")])
+def test_eval_only_refuses_a_key_that_the_model_keeps(train, refused, tmp_path, key, value):
     train()
     flags = ("--eval-only", "--model-dir", str(tmp_path / "out"))
-    refused(lambda: train("again", f"{NODE}.VARIANT", "T", flags=flags), "'full'", "'T'")
+    refused(lambda: train("again", f"{NODE}.{key}", value, flags=flags), f"{NODE}.{key}", value, "keeps it")
 
 
-def test_eval_only_with_other_training_images_is_refused(train, refused, tmp_path):
+def test_eval_only_needs_no_training_images_and_its_record_tells_those_of_the_model(train, record, tmp_path):
     train()
     flags = ("--eval-only", "--model-dir", str(tmp_path / "out"))
-    refused(lambda: train("again", "SEED", "2", flags=flags), "adapter.safetensors")
+    assert train("again", "SEED", "2", "DATASET.NUM_SHOTS", "1", flags=flags) == 0
+    for key in ("accuracy", "seed", "shots", "num_train", "split_hash"):
+        assert record("again")[key] == record()[key]
+
+
+def test_what_was_selected_on_val_is_part_of_the_model(train, record, tmp_path):
+    grid = f"[['{NODE}.ALPHA_C', [0.0, 300.0]]]"
+    train("out", f"{NODE}.SELECT", grid, flags=("--select", "val"))
+    assert train("again", flags=("--eval-only", "--model-dir", str(tmp_path / "out"))) == 0
+    for key in ("accuracy", "macro_f1", "selected_on", "selected"):
+        assert record("again")[key] == record()[key]
+    assert load_model(tmp_path / "out").classifier.alpha == record()["selected"]["value"][0]
+
+
+def test_the_model_predicts_what_the_run_predicted(train, tmp_path, tiny_bank):
+    train()
+    found = load_file(tmp_path / "out" / "predictions.safetensors")
+    bank = load_bank(Path(tiny_bank))
+    predicted = load_model(tmp_path / "out").classifier.logits(bank.test_features).argmax(dim=1)
+    assert torch.equal(predicted.int(), found["predicted"])
 
 
 def test_eval_only_of_another_adapter_is_not_taken_for_the_one_before(train, refused, tmp_path):
@@ -553,9 +586,9 @@ def test_a_read_only_output_folder_is_refused(train, refused, tmp_path):
     [
         (100, (), "split.json"),
         (4500, (), "adapter.safetensors"),
-        (4500, ("TRAIN.CHECKPOINT_FREQ", "1"), "adapter-epoch1.safetensors"),
+        (2500, (f"{NODE}.VARIANT", "base"), "model"),
+        (4500, ("TRAIN.CHECKPOINT_FREQ", "1"), "model-epoch1"),
         (8000, ("TRAIN.CHECKPOINT_FREQ", "1"), "checkpoint.pt"),
-        (2500, (f"{NODE}.VARIANT", "base"), "result.json"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -597,7 +630,7 @@ def start(bank: Path, out: Path, *opts: str) -> subprocess.Popen:
 
 def test_a_run_killed_in_mid_training_resumes_and_ends_with_the_same_result(record, tiny_bank, tmp_path):
     process = start(tiny_bank, tmp_path / "out", "TRAIN.CHECKPOINT_FREQ", "1")
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 600
     while not (tmp_path / "out" / "checkpoint.pt").exists():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
@@ -607,7 +640,7 @@ def test_a_run_killed_in_mid_training_resumes_and_ends_with_the_same_result(reco
     assert not (tmp_path / "out" / "result.json").exists()
 
     process = start(tiny_bank, tmp_path / "out")
-    _, error = process.communicate(timeout=90)
+    _, error = process.communicate(timeout=900)
     assert process.returncode == 0, error
     assert "resuming from" in error
     assert "of 500" in error
@@ -635,7 +668,8 @@ def interrupt(train, monkeypatch, *opts: str) -> None:
 def test_an_interrupted_run_of_other_settings_is_refused_and_nothing_is_lost(train, refused, monkeypatch, tmp_path):
     interrupt(train, monkeypatch)
     before = files(tmp_path / "out")
-    assert sorted(before) == ["adapter-epoch3.safetensors", "checkpoint.pt", "split.json"]
+    assert sorted(name for name in before if "/" not in name) == ["checkpoint.pt", "split.json"]
+    assert "model-epoch3/model.safetensors" in before
     refused(lambda: train("out", "SEED", "2"), "checkpoint.pt", "other settings")
     assert files(tmp_path / "out") == before
 
@@ -655,6 +689,13 @@ def test_a_damaged_checkpoint_says_what_to_do(train, refused, monkeypatch, tmp_p
     refused(train, "checkpoint.pt is damaged", "delete it")
     path.unlink()
     assert train() == 0
+
+
+# Thumbnails
+
+
+def test_thumbnails_of_a_bank_are_refused(train, refused):
+    refused(lambda: train(flags=("--keep-thumbnails",)), "--keep-thumbnails needs training images")
 
 
 # From images
@@ -685,6 +726,19 @@ def test_a_run_on_images_writes_paths_into_its_split(digits, record, tmp_path):
     path, label, name = split["train"][0]
     assert path.startswith("digits/")
     assert name == ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")[label]
+
+
+def test_thumbnails_are_the_training_images_in_the_order_of_the_cache(digits, tmp_path):
+    assert digits(flags=("--keep-thumbnails",)) == 0
+    paths = [path for path, *_ in json.loads((tmp_path / "out" / "split.json").read_text())["train"]]
+    folder = tmp_path / "out" / "model"
+    assert read_thumbnail(folder, len(paths)) is None
+    for position, path in enumerate(paths):
+        difference = ImageChops.difference(read_thumbnail(folder, position), open_digit(path))
+        assert max(high for _, high in difference.getextrema()) < 80  # JPEG of 8x8 pixels
+    assert not (tmp_path / "again").exists()
+    digits("again")
+    assert not (tmp_path / "again" / "model" / "thumbnails").exists()
 
 
 def test_encoding_first_or_reading_what_was_encoded_gives_identical_records(digits, record, tmp_path):

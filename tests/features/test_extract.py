@@ -294,7 +294,7 @@ def test_two_processes_at_once_leave_one_whole_part(digits, backbone, tmp_path, 
         process.stdin.write("\n")
         process.stdin.flush()
     for process in processes:
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=900)
         assert process.returncode == 0, error
     assert len(list(tmp_path.iterdir())) == 1
     broken()

@@ -76,7 +76,7 @@ def test_base_is_zero_shot_without_parameters(build, queries, text):
     logits = model(queries)
     assert_close(logits.text, 100 * queries @ text[0].t(), rtol=0, atol=1e-4)
     assert logits.visual is None
-    assert_close(model.combine(logits), logits.text, rtol=0, atol=0)
+    assert_close(model.fold().combine(logits), logits.text, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -93,7 +93,7 @@ def test_t_has_the_text_logits_of_the_full_variant_trained_with_the_same_batches
     for variant in ("T", "full"):
         torch.manual_seed(0)
         models.append(train(build(variant, weight_per=weight_per, weight_init=weight_init)))
-    alone, full = (model.predict(queries).text for model in models)
+    alone, full = (model.fold().parts(queries).text for model in models)
     assert alone.equal(full)  # the two classifiers share no parameter
     assert not torch.allclose(alone, build("base")(queries).text, atol=1e-2)
 
@@ -127,16 +127,16 @@ def test_the_relations_of_the_text_variants(build, variant, relations):
 
 
 def test_t_p_does_not_see_the_negative_text(build, text, queries):
-    before = build("T-P", seed=1).predict(queries).text
+    before = build("T-P", seed=1).fold().parts(queries).text
     text[1].copy_(text[1].flip(0))
-    assert_close(build("T-P", seed=1).predict(queries).text, before, rtol=0, atol=0)
-    assert not torch.allclose(build("T-N", seed=1).predict(queries).text, before)
+    assert_close(build("T-P", seed=1).fold().parts(queries).text, before, rtol=0, atol=0)
+    assert not torch.allclose(build("T-N", seed=1).fold().parts(queries).text, before)
 
 
 def test_t_n_sends_positive_and_visual_messages_to_negative_nodes_only(build, queries):
-    before = build("T-N", seed=1).predict(queries).text
-    assert_close(build("T-N", seed=1, ALPHA_PP=9.0, ALPHA_VP=9.0).predict(queries).text, before, rtol=0, atol=0)
-    assert not torch.allclose(build("T-N", seed=1, BETA_VN=9.0).predict(queries).text, before)
+    before = build("T-N", seed=1).fold().parts(queries).text
+    assert_close(build("T-N", seed=1, ALPHA_PP=9.0, ALPHA_VP=9.0).fold().parts(queries).text, before, rtol=0, atol=0)
+    assert not torch.allclose(build("T-N", seed=1, BETA_VN=9.0).fold().parts(queries).text, before)
 
 
 def test_metapath_weights_are_the_options_by_relation(build):
@@ -174,8 +174,9 @@ def test_an_image_in_the_cache_does_not_match_its_own_key(build, keys):
 def test_the_prediction_adds_alpha_c_times_the_visual_logits(build):
     model = build("full", alpha_c=8.0)
     logits = Logits(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.25]]))
-    assert model.combine(logits).tolist() == [[5.0, 4.0]]
-    assert model.combine(logits._replace(visual=None)).tolist() == [[1.0, 2.0]]
+    classifier = model.fold()
+    assert classifier.combine(logits).tolist() == [[5.0, 4.0]]
+    assert classifier.combine(logits._replace(visual=None)).tolist() == [[1.0, 2.0]]
 
 
 # --- prediction
@@ -185,7 +186,7 @@ def test_the_prediction_adds_alpha_c_times_the_visual_logits(build):
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 def test_predict_equals_forward_in_evaluation_mode(build, queries, variant, batch_size):
     model = build(variant, seed=1)
-    predicted = model.train().predict(queries, batch_size)
+    predicted = model.train().fold().parts(queries, batch_size)
     expected = model.eval()(queries)
     assert_close(predicted.text, expected.text)
     if variant == "full":
@@ -198,9 +199,9 @@ def test_predict_equals_forward_in_evaluation_mode(build, queries, variant, batc
 @pytest.mark.parametrize("training", [True, False])
 def test_predict_uses_the_test_weight_and_leaves_the_mode_as_it_was(build, queries, training):
     model = build("T", seed=1, ALPHA_NP=5.0, ALPHA_NP_TEST=0.1).train(training)
-    predicted = model.predict(queries)
+    predicted = model.fold().parts(queries)
     assert model.training == model.layers.training == training
-    assert_close(predicted.text, build("T", seed=1, ALPHA_NP=0.1, ALPHA_NP_TEST=0.1).predict(queries).text)
+    assert_close(predicted.text, build("T", seed=1, ALPHA_NP=0.1, ALPHA_NP_TEST=0.1).fold().parts(queries).text)
     assert not torch.allclose(model.train()(queries).text, predicted.text)
 
 
@@ -216,7 +217,7 @@ def test_prediction_passes_messages_once_and_not_from_the_graph_again(build, que
     model = build(variant, seed=1)
     adapt, calls = model.adapt, []
     monkeypatch.setattr(model, "adapt", lambda: calls.append(None) or adapt())
-    model.predict(queries, batch_size=2)
+    model.fold().parts(queries, batch_size=2)
     assert len(calls) == 1
 
 

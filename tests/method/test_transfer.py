@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from trainers.hegraph.method.graph import build_graph
 from trainers.hegraph.method.model import HeGraphModel
-from trainers.hegraph.method.transfer import transfer_class_features
+from trainers.hegraph.method.transfer import TransferableAdapter
 
 WIDTH, SOURCE, TARGET = 16, 5, 7
 
@@ -59,7 +59,7 @@ def test_the_target_graph_has_text_nodes_only_and_no_bias(trained, target):
     metapath = model.options.metapath
     paths = [metapath[key] for key in ("BETA_PN", "ALPHA_PP", "ALPHA_NP_TEST")]
     expected = by_hand(*target, weights["negative"], weights["positive"], *paths)
-    found = transfer_class_features(model, *target)
+    found = TransferableAdapter.of(model).class_features(*target)
     assert found.shape == (TARGET, WIDTH)
     assert not found.requires_grad
     torch.testing.assert_close(found, expected.detach(), atol=1e-6, rtol=1e-5)
@@ -67,14 +67,14 @@ def test_the_target_graph_has_text_nodes_only_and_no_bias(trained, target):
 
 def test_it_depends_on_what_was_learned_but_on_no_class_of_the_source(trained, target):
     model = trained()
-    before = transfer_class_features(model, *target)
+    before = TransferableAdapter.of(model).class_features(*target)
     with torch.no_grad():
         for bias in model.layers.bias.values():
             bias += 1.0
-    assert torch.equal(transfer_class_features(model, *target), before)
+    assert torch.equal(TransferableAdapter.of(model).class_features(*target), before)
     with torch.no_grad():
         model.layers.weight["positive"] += 0.5
-    assert not torch.allclose(transfer_class_features(model, *target), before)
+    assert not torch.allclose(TransferableAdapter.of(model).class_features(*target), before)
 
 
 @pytest.mark.parametrize("variant", ["T-N", "T-P", "T", "full"])
@@ -82,18 +82,18 @@ def test_it_depends_on_what_was_learned_but_on_no_class_of_the_source(trained, t
 @pytest.mark.parametrize("learned", [False, True])
 def test_every_kind_of_adapter_transfers(trained, target, variant, weight_per, learned):
     model = trained(variant=variant, weight_per=weight_per, learn_metapath=learned)
-    found = transfer_class_features(model, *target)
+    found = TransferableAdapter.of(model).class_features(*target)
     assert found.isfinite().all()
     assert not torch.allclose(F.normalize(found, dim=-1), target[0], atol=1e-4)
 
 
 def test_without_training_the_text_nodes_stay_as_they_are(trained, target):
-    assert torch.equal(transfer_class_features(trained(variant="base"), *target), target[0])
+    assert torch.equal(TransferableAdapter.of(trained(variant="base")).class_features(*target), target[0])
 
 
 def test_learned_weights_of_the_meta_paths_go_along(trained, target):
     model = trained(learn_metapath=True)
-    before = transfer_class_features(model, *target)
+    before = TransferableAdapter.of(model).class_features(*target)
     with torch.no_grad():
         model.layers.metapath["positive_to_positive"] += 0.5
-    assert not torch.allclose(transfer_class_features(model, *target), before)
+    assert not torch.allclose(TransferableAdapter.of(model).class_features(*target), before)

@@ -194,6 +194,62 @@ def test_no_targets_is_an_error(run):
         compare([run()], "target")
 
 
+# Tests of a trained model on other data sets (--eval-only), whose records have a "rule"
+
+
+@pytest.fixture
+def elsewhere(run):
+    """Function of seed, accuracy, rule and other keys: the record of a test on Zoo of a model trained on Toy."""
+
+    def make(seed: int = 1, accuracy: float = 60.0, rule: str = "same classes", **changes) -> dict:
+        told = {"dataset": "Zoo", "rule": rule, "num_classes": 3, "trained_on": "Toy", "adapter_from": "out/model"}
+        text = {"accuracy_text": accuracy} if changes.get("variant") != "" else {"accuracy_text": None}
+        return run(seed, accuracy, **told | text | {"num_test": 9, "accuracy_zero_shot": 40.0} | changes)
+
+    return make
+
+
+def test_by_data_set_a_full_model_in_another_domain_counts_as_its_text_classifier(run, elsewhere, cells):
+    tip = {"trainer": "TipAdapter", "variant": ""}
+    records = [run(1, 80.0), elsewhere(1, 60.0), run(1, 70.0, **tip, accuracy_text=None), elsewhere(1, 55.0, **tip)]
+    table = compare(records, "dataset")
+    assert cells(table) == {
+        ("zero-shot",): {"Toy": "50.00", "Zoo": "40.00", "mean of 2": "45.00"},
+        ("TipAdapter",): {"Toy": "70.00", "Zoo": "55.00", "mean of 2": "62.50"},
+        ("HeGraphAdapter(T)",): {"Toy": "79.00", "Zoo": "60.00", "mean of 2": "69.50"},
+        ("HeGraphAdapter",): {"Toy": "80.00", "Zoo": "", "mean of 2": ""},
+    }
+    assert "by data set; Zoo with models trained on Toy (same classes), " in table.caption
+
+
+def test_by_data_set_a_full_model_on_other_classes_counts_as_the_method(run, elsewhere, cells):
+    table = cells(compare([run(1, 80.0), elsewhere(1, 60.0, "other classes")], "dataset"))
+    assert table["HeGraphAdapter",] == {"Toy": "80.00", "Zoo": "60.00", "mean of 2": "70.00"}
+    assert table["HeGraphAdapter(T)",] == {"Toy": "79.00", "Zoo": "", "mean of 2": ""}
+
+
+def test_a_model_of_the_text_variant_stays_one_everywhere(elsewhere, cells):
+    for rule in ("same classes", "other classes"):
+        table = cells(compare([elsewhere(1, 60.0, rule, variant="T")], "dataset"))
+        assert table["HeGraphAdapter(T)",] == {"Zoo": "60.00"}
+        assert ("HeGraphAdapter",) not in table
+
+
+def test_seeds_of_models_that_were_tested_elsewhere_are_averaged(elsewhere, cells):
+    table = cells(compare([elsewhere(1, 60.0), elsewhere(2, 64.0)], "dataset", intervals=False))
+    assert table["HeGraphAdapter(T)",] == {"Zoo": "62.00"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"trained_on": "Farm"}, {"rule": "other classes"}, {"rule": None, "trained_on": None, "num_classes": None}],
+    ids=["another source", "another rule", "trained there"],
+)
+def test_models_that_were_trained_on_different_data_sets_are_not_mixed(elsewhere, other):
+    with pytest.raises(UserError, match="9 images, 3 classes, same classes, trained on Toy.*name runs of one kind"):
+        compare([elsewhere(1), elsewhere(2) | other], "dataset")
+
+
 # Base to new
 
 

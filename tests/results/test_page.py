@@ -186,7 +186,7 @@ def test_a_browser_shows_it_on_a_phone_without_overflow_or_request(report, tmp_p
         "--disable-component-update --disable-sync --allow-file-access-from-files --virtual-time-budget=5000 --dump-dom"
     )
     command = [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "phone.html").as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=900)
     seen = json.loads(Page(shown.stdout[shown.stdout.index("<pre>") :].split("</pre>")[0] + "</pre>").text)
     assert seen["width"] == PHONE
     assert seen["overflow"] == 0

@@ -51,7 +51,7 @@ def copy_coop(kind: str, folder: Path) -> Path:
 
 def install(coop: Path | str, *flags: str, source: Path = ROOT, **options) -> subprocess.CompletedProcess:
     command = ["bash", str(source / "scripts" / "hegraph" / "install.sh"), str(coop), *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, **options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -114,9 +114,10 @@ class Ran:
 
     @property
     def result(self) -> dict:
-        """All that must not depend on the host: adapter and split to the byte, and the record."""
+        """All that must not depend on the host: adapter, model and split to the byte, and the record."""
         record = {key: value for key, value in self.record.items() if key not in UNEQUAL}
-        files = {name: self.folder / name for name in ("adapter.safetensors", "split.json")}
+        names = ("adapter.safetensors", "model/model.safetensors", "split.json")
+        files = {name: self.folder / name for name in names}
         return record | {name: file.read_bytes() if file.exists() else None for name, file in files.items()}
 
     @property
@@ -231,5 +232,5 @@ def open_host(kind: str, folder: Path) -> Iterator[Host]:
         yield Host(kind, folder, server)
     finally:
         server.stdin.close()
-        server.wait(timeout=60)
+        server.wait(timeout=900)
         server.stdout.close()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from benchmarks.tasks import random_bank, start_training
 from trainers.hegraph.config import model_options, training_options
@@ -35,7 +34,7 @@ class Setup:
     folder: Path
 
     def fit(
-        self, *opts, run_id: str = "a run", name: str = "out", products: bool = False
+        self, *opts, run_id: str = "a run", name: str = "out", products: bool = False, keep=None
     ) -> tuple[HeGraphModel, TrainingSummary]:
         pairs = ["OPTIM.MAX_EPOCH", EPOCHS, f"{NODE}.MIN_STEPS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8]
         cfg = load_cfg(opts=[*pairs, *opts])
@@ -47,7 +46,7 @@ class Setup:
         model = build_model(self.bank, model_options(cfg))
         resume = Path(cfg.RESUME or self.folder / name)
         checkpoints = Checkpoints(self.folder / name, resume, run_id, self.bank.classnames)
-        training = AdapterTraining(model, data, training_options(cfg), checkpoints)
+        training = AdapterTraining(model, data, training_options(cfg), checkpoints, keep)
         training.resume()
         return model, train_to_end(training)
 
@@ -124,7 +123,7 @@ def test_training_lowers_the_loss_on_its_images(setup):
     model, _ = setup.fit("OPTIM.LR", 0.01)
 
     def loss(model: HeGraphModel) -> float:
-        logits = model.predict(setup.bank.cache_keys()).text
+        logits = model.fold().parts(setup.bank.cache_keys()).text
         return torch.nn.functional.cross_entropy(logits, setup.bank.train_labels).item()
 
     assert loss(model) < loss(untrained)
@@ -261,16 +260,15 @@ def test_resume_goes_on_from_another_folder_and_leaves_it_as_it_was(setup, monke
     assert not (setup.folder / "out" / "checkpoint.pt").exists()
 
 
-def test_adapters_on_the_way_are_kept_where_asked_and_are_what_a_shorter_look_would_see(setup):
-    model, _ = setup.fit("TRAIN.CHECKPOINT_FREQ", 2)
-    kept = sorted(path.name for path in (setup.folder / "out").glob("adapter-*"))
-    assert kept == ["adapter-epoch2.safetensors", "adapter-epoch4.safetensors"]
-    state = load_file(setup.folder / "out" / "adapter-epoch4.safetensors")
+def test_models_on_the_way_are_kept_where_asked_and_are_those_of_the_checkpoints(setup):
+    kept: dict[int, dict] = {}
+
+    def keep(model: HeGraphModel, epoch: int) -> None:
+        kept[epoch] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    model, _ = setup.fit("TRAIN.CHECKPOINT_FREQ", 2, keep=keep)
+    assert sorted(kept) == [2, 4]
     checkpoint = torch.load(setup.folder / "out" / "checkpoint.pt", weights_only=True)
     assert checkpoint["epoch"] == 4
-    assert all(torch.equal(state[name], tensor) for name, tensor in checkpoint["model"].items())
-    assert not same_state(state, model.state_dict())
-
-
-def same_state(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert all(torch.equal(kept[4][name], tensor) for name, tensor in checkpoint["model"].items())
+    assert not all(torch.equal(kept[4][name], tensor) for name, tensor in model.state_dict().items())

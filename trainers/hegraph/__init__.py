@@ -23,6 +23,9 @@ The method
     HeGraphModel     the model: message passing, text classifier, cache classifier
     ModelOptions     the options of the model, each with its symbol in the paper
 
+Python
+    HeGraphClassifier  the method as a scikit-learn classifier: fit, predict, save, load, push to the Hub
+
 Experiments
     run              one experiment: trains and tests one seed, and writes its record
 
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from .backbones.loading import load_backbone
     from .config_files import load_cfg
     from .datasets import load_dataset, load_few_shot
+    from .estimator.classifier import HeGraphClassifier
     from .experiments.run import run
     from .features.bank import FeatureBank, load_bank
     from .method.graph import HeteroGraph, build_graph
@@ -51,6 +55,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Backbone",
     "FeatureBank",
+    "HeGraphClassifier",
     "HeGraphModel",
     "HeteroGraph",
     "ModelOptions",
@@ -69,6 +74,7 @@ __all__ = [
 _HOMES = {
     "Backbone": ".backbones.clip",
     "FeatureBank": ".features.bank",
+    "HeGraphClassifier": ".estimator.classifier",
     "HeGraphModel": ".method.model",
     "HeteroGraph": ".method.graph",
     "ModelOptions": ".method.options",

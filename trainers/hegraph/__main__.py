@@ -31,6 +31,8 @@ SUBCOMMANDS = {
     "datasets": "say what is missing of a data set, or download it",
     "features": "turn a Tip-Adapter cache into a feature bank",
     "describe": "ask a chat endpoint for sentences about your classes",
+    "predict": "classify images with a trained model",
+    "export": "write a trained model as an ONNX file",
     "demo": "show a page in the browser to try a trained model",
 }
 DESCRIPTION = "Trains and tests one seed. The flags are CoOp's; a sub-command in first place does something else."
@@ -63,11 +65,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--backbone", default="", help="an open_clip model (MODEL.BACKBONE.NAME)")
     add("--transforms", nargs="+", help="of training images (INPUT.TRANSFORMS)")
     add("--resume", default="", metavar="DIR", help="go on with the interrupted run of this folder")
-    add("--eval-only", action="store_true", help="do not train; test the adapter in --model-dir")
-    add("--model-dir", default="", help="folder of a finished run")
-    add("--load-epoch", type=int, help="the adapter as it was after so many epochs (see TRAIN.CHECKPOINT_FREQ)")
+    add("--eval-only", action="store_true", help="do not train; test the model in --model-dir")
+    add("--model-dir", default="", help="output folder of a finished run, or its model folder")
+    add("--load-epoch", type=int, help="the model as it was after so many epochs (see TRAIN.CHECKPOINT_FREQ)")
     add("--select", choices=("last_step", "val"), help="choose TRAINER.HEGRAPHADAPTER.SELECT on the few-shot val split")
     add("--no-train", action="store_true", help="encode the features and stop")
+    add("--keep-thumbnails", action="store_true", help="put small pictures of the training images beside the model")
     add("--host", choices=("auto", "dassl", "alone"), default="auto", help="what drives the training")
     add("--target-domains", nargs="+", help="also test on these data sets, which have the same classes")
     add("--target-datasets", nargs="+", help="also test on these, which have others: NAME, NAME:base or NAME:new")
@@ -111,6 +114,8 @@ def obstacles_to_dassl(args: argparse.Namespace) -> list[str]:
         obstacles.append("--features needs no images, and so no Dassl")
     if args.target_domains or args.target_datasets:
         obstacles.append("--target-domains and --target-datasets are not tested through Dassl")
+    if args.keep_thumbnails:
+        obstacles.append("--keep-thumbnails is not done through Dassl")
     if args.trainer in METHODS and load_method(args.trainer).trainer_of_coop:
         obstacles.append(f"Dassl knows CoOp's own trainer of that name (python train.py --trainer {args.trainer})")
     if importlib.util.find_spec("dassl") is None:
@@ -169,11 +174,15 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError("--eval-only and --model-dir go together")
     if args.load_epoch is not None and not args.eval_only:
         raise UserError("--load-epoch goes with --eval-only and --model-dir")
+    if args.load_epoch is not None and args.trainer in METHODS:
+        raise UserError(f"--load-epoch is HeGraphAdapter's; {args.trainer} leaves one model: leave it out")
     for flag in ("source_domains", "head"):
         if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} means nothing to {args.trainer}; leave it out")
-    if args.trainer in METHODS and (args.eval_only or args.select):
-        raise UserError(f"{args.trainer} is fitted anew in every run: --eval-only and --select are HeGraphAdapter's")
+    if args.trainer in METHODS and args.select:
+        raise UserError(f"--select chooses HeGraphAdapter's values; {args.trainer} has none for it: leave it out")
+    if args.trainer in METHODS and args.eval_only and (reason := load_method(args.trainer).not_saved):
+        raise UserError(f"{args.trainer} leaves no model for --eval-only to test: {reason}; train it in every run")
 
 
 def run_command(args: argparse.Namespace) -> None:
@@ -205,7 +214,7 @@ def run_alone(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     from .experiments.run import run
 
     model_dir = Path(args.model_dir) if args.model_dir else None
-    return run(cfg, args.features, model_dir, args.load_epoch, train=not args.no_train)
+    return run(cfg, args.features, model_dir, args.load_epoch, not args.no_train, args.keep_thumbnails)
 
 
 def summary(record: dict) -> str:

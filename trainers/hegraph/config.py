@@ -7,12 +7,15 @@ defaults are the recipe of `configs/trainers/HeGraphAdapter/*.yaml`; how they we
 
 from __future__ import annotations
 
+import math
+
 from yacs.config import CfgNode as CN
 
 from .features.options import EncodingOptions
-from .method.options import VARIANTS, ModelOptions
+from .method.options import VARIANTS, ClosedFormOptions, ModelOptions
 from .method.relations import metapath_defaults
 from .training.options import TrainingOptions
+from .utils.rows import values_up_to
 
 CHOICES = {
     "TRAINER.HEGRAPHADAPTER.VARIANT": VARIANTS,
@@ -127,7 +130,7 @@ def extend_cfg(cfg: CN) -> None:
         cfg.DATASET.TARGET_DATASETS = ()
 
     node = cfg.TRAINER.HEGRAPHADAPTER = CN()
-    node.VARIANT = "full"  # base, T-N, T-P, T, full: the rows of the paper's Table 2
+    node.VARIANT = "full"  # base, T-N, T-P, T, full: the rows of the paper's Table 2; free: no training
 
     # Meta-path weights (Eq. 2 and 4): the keys and defaults are those of the table in method/relations.py. ALPHA_PP,
     # ALPHA_VP and ALPHA_NP weigh the messages to positive text nodes from positive, visual and negative ones, BETA_PN
@@ -148,6 +151,13 @@ def extend_cfg(cfg: CN) -> None:
     node.LR_WIDTH = 512
     node.WEIGHT_LR_MULT = 0.1  # learning rate of W as a multiple of OPTIM.LR, which is that of the biases
     node.VISUAL_LR = float(OPEN)  # learning rate of the visual relation; filled by shots
+
+    # Messages in closed form, of the variant free (method/closed_form.py); rows [from this many shots, value]
+    node.FREE = CN()
+    node.FREE.KAPPA = [[1, 4.0], [2, 2.0]]  # how many images of a class its text counts as
+    node.FREE.RHO = 0.3  # strength of the covariance's ridge, times feature width over images
+    node.FREE.OMEGA = [[1, 0.15], [8, 0.3], [16, 0.4]]  # weight of the messages in the logits
+    node.FREE.PRIOR = 4.0  # images of each class that the class offsets are smoothed with
 
     # The classifiers (Eq. 7-9)
     node.GAMMA = 1.0  # weight of the visual bias in the cached features (Eq. 6)
@@ -197,7 +207,16 @@ def model_options(cfg: CN) -> ModelOptions:
         gamma=node.GAMMA,
         beta_c=node.BETA_C,
         alpha_c=node.ALPHA_C,
+        closed_form=closed_form_options(cfg),
     )
+
+
+def closed_form_options(cfg: CN) -> ClosedFormOptions:
+    """The constants of messages in closed form that hold for the configured shots."""
+    free = cfg.TRAINER.HEGRAPHADAPTER.FREE
+    shots = math.inf if cfg.DATASET.NUM_SHOTS == -1 else cfg.DATASET.NUM_SHOTS
+    kappa, omega = (values_up_to(rows, shots)[-1] for rows in (free.KAPPA, free.OMEGA))
+    return ClosedFormOptions(kappa=kappa, rho=free.RHO, omega=omega, prior=free.PRIOR)
 
 
 def training_options(cfg: CN) -> TrainingOptions:

@@ -16,7 +16,7 @@ from yacs.config import CfgNode as CN
 
 from .config import CHOICES, FILLABLE, OF_THE_BACKBONE, OPEN, TRANSFORMS, extend_cfg, get_cfg_default
 from .utils.errors import UserError, unknown
-from .utils.rows import check_rows, is_list, is_list_of_pairs, values_up_to
+from .utils.rows import check_rows, is_list, is_list_of_pairs, is_positive, values_up_to
 from .utils.shipped import DATA_SET, METHOD, find_config_file
 
 
@@ -136,6 +136,14 @@ def check_cfg(cfg: CN) -> None:
             raise UserError(f"{key} must be a finite number, got {value}")
     if cfg.SEED >= 2**32:
         raise UserError(f"SEED must be below 2**32, got {cfg.SEED}")
+    for name in ("KAPPA", "OMEGA"):
+        rows = cfg.TRAINER.HEGRAPHADAPTER.FREE[name]
+        check_rows(f"FREE.{name}", rows, int, "[from this many shots, number]", is_positive)
+        if not rows or min(row[0] for row in rows) > 1:
+            raise UserError(f"TRAINER.HEGRAPHADAPTER.FREE.{name} must have a row from 1 shot on, got {rows}")
+    for name in ("RHO", "PRIOR"):
+        if not cfg.TRAINER.HEGRAPHADAPTER.FREE[name] > 0:
+            raise UserError(f"TRAINER.HEGRAPHADAPTER.FREE.{name} must be above 0")
     check_rows("SELECT", cfg.TRAINER.HEGRAPHADAPTER.SELECT, str, "[str, [VALUE, ...]]", is_list)
     scale = cfg.INPUT.RRCROP_SCALE
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:

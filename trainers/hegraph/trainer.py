@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -191,6 +192,8 @@ class FeatureTrainer(TrainerX):
         path = find_model(Path(directory), epoch)
         self.saved = load_model(path)
         check_configuration(self.saved, self.settings)
+        tested = replace(self.task.dataset, train=[], val=[])  # the training images have no part in it
+        self.task = ImageTask(tested, self.settings, self.seed, self.device.type)
         self.folder = RunFolder.of_test(self.settings, self.task.identity, self.saved.trained_on.seed, path)
 
     def test_saved(self, saved: SavedModel) -> float:

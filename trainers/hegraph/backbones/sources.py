@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import open_clip
 
 from ..utils.errors import UserError, unknown
 from .hub import fetch_file
-from .identity import FOLDER, MINI_CONFIG, MINI_NAME, WEIGHTS_NAMES, find_bundle, is_bundle, weights_file
+from .identity import FOLDER, HUB, MINI_CONFIG, MINI_NAME, WEIGHTS_NAMES, find_bundle, is_bundle, weights_file
 
 
 class Source(NamedTuple):
@@ -56,10 +56,29 @@ def find_source(name: str, pretrained: str | None) -> Source:
     return _find_tag(name, pretrained)
 
 
+def hub_repository(name: str, pretrained: str) -> str | None:
+    """The repository of the Hugging Face Hub that holds the weights of a model; None if none is known to hold them.
+
+    Args:
+        name: As of `loading.load_backbone`.
+        pretrained: A tag or a file as `identity.resolve_pretrained` gives it.
+    """
+    if name.startswith(HUB):
+        return name[len(HUB) :]
+    if is_bundle(name) or weights_file(pretrained):
+        return None
+    return _tag_config(name, pretrained).get("hf_hub", "").rpartition("/")[0] or None
+
+
+def _tag_config(name: str, tag: str) -> dict[str, Any]:
+    """What open_clip says of a tag; {} if it does not know it for this model."""
+    # Tags of models with QuickGELU are listed under the plain name as well, and some are listed there alone
+    return open_clip.get_pretrained_cfg(re.sub("-quickgelu$", "", name), tag)
+
+
 def _find_tag(name: str, tag: str) -> Source:
     """The weights that open_clip knows by a tag, from the hub."""
-    # Tags of models with QuickGELU are listed under the plain name as well, and some are listed there alone
-    known = open_clip.get_pretrained_cfg(re.sub("-quickgelu$", "", name), tag)
+    known = _tag_config(name, tag)
     if known:
         check_activation(name, bool(known.get("quick_gelu")), f"the weights {tag!r}")
     tags = open_clip.list_pretrained_tags_by_model(name)

@@ -90,6 +90,7 @@ class APE(Method):
         ],
         "SEARCH_STEP": [20, 20, 5],  # how many values of ALPHA, BETA and GAMMA the grid holds
     }
+    not_saved: ClassVar[str] = "it normalises an image anew on some of its channels to compare it with the cache"
 
     def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
         """Trains nothing; `seed` changes nothing."""

@@ -27,6 +27,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
+from ..method.classifier import FoldedClassifier
 from ..method.heads import cache_logits
 from ..training.batches import Batch
 from ..training.schedule import cosine
@@ -101,4 +102,12 @@ class APET(Method):
             epochs=epochs,
             steps=steps,
             selected=selected,
+            classifier=FoldedClassifier(
+                weights=bank.logit_scale * (text + residuals()),
+                keys=keys + residuals()[labels],
+                labels=labels,
+                key_weights=weights,
+                alpha=alpha,
+                beta=beta,
+            ),
         )

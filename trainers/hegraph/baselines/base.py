@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
@@ -37,8 +38,8 @@ class FittedMethod:
             name -> {"value": ..., "candidates": [[value, accuracy in percent], ...]}.
         transfer: Maps a bank of other classes, which has no training images, to the logits of its test images. None if
             the method has no rule for classes that it was not fitted to.
-        classifier: The method folded into class weights and a cache, whose logits are those of `logits`; None if the
-            method has another form, and so cannot be saved.
+        classifier: The method folded into class weights and a cache, which is what a run saves. Its logits are those of
+            `logits` but for rounding. None if the method has another form; `Method.not_saved` then says which.
         transfer_rule: "zero-shot" if a saved model reaches other classes as zero-shot CLIP does; "none" if it does not.
     """
 
@@ -52,6 +53,16 @@ class FittedMethod:
     transfer_rule: str = "none"
 
 
+def cosine_classifier(class_features: Tensor, logit_scale: float) -> FoldedClassifier:
+    """`heads.text_logits`, which is `tau * cos(f, x_k)`, folded into class weights.
+
+    Args:
+        class_features: Text features `x_k` of any norm, shape `[K, d]`.
+        logit_scale: CLIP's `tau`.
+    """
+    return FoldedClassifier(logit_scale * F.normalize(class_features, dim=-1))
+
+
 class Method(ABC):
     """A way to classify images after seeing a few of each class.
 
@@ -61,11 +72,14 @@ class Method(ABC):
             on images but not on a feature bank.
         trainer_of_coop: Whether CoOp's checkout has a trainer of this name. Dassl then keeps that one, and ours runs
             without Dassl only.
+        not_saved: Why a run of the method leaves no model folder; "" if it leaves one, because `fit` returns a
+            `classifier`.
     """
 
     defaults: ClassVar[Defaults]
     needs_backbone: ClassVar[bool] = False
     trainer_of_coop: ClassVar[bool] = False
+    not_saved: ClassVar[str] = ""
 
     @property
     def name(self) -> str:

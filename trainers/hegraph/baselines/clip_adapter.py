@@ -47,6 +47,7 @@ class CLIPAdapter(Method):
         "WARMUP_EPOCHS": 1,
         "WARMUP_LR": 1e-5,
     }
+    not_saved: ClassVar[str] = "its adapter changes the feature of the image to classify"
 
     def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
         """Trains two matrices; `seed` initialises them, orders the batches and draws the views."""

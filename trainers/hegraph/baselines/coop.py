@@ -30,7 +30,7 @@ from ..method.heads import text_logits
 from ..training.batches import Batch
 from ..training.schedule import cosine_by_epoch
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method
+from .base import Defaults, FittedMethod, Method, cosine_classifier
 from .training import batches, by_shots, train
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class CoOp(Method):
             epochs=epochs,
             steps=steps,
             transfer=transfer,
+            classifier=cosine_classifier(learned, bank.logit_scale),
         )
 
 

@@ -34,7 +34,7 @@ from ..method.heads import text_logits
 from ..training.batches import Batch
 from ..training.schedule import cosine_by_epoch
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method
+from .base import Defaults, FittedMethod, Method, cosine_classifier
 from .training import batches, train
 
 
@@ -88,6 +88,7 @@ class GraphAdapter(Method):
             num_parameters=weights.numel() + biases.numel(),
             epochs=options.EPOCHS,
             steps=steps,
+            classifier=cosine_classifier(learned, bank.logit_scale),
         )
 
 

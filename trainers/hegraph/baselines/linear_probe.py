@@ -29,6 +29,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
+from ..method.classifier import FoldedClassifier
 from ..training.choice import choose, has_val, val_accuracy
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method
@@ -68,8 +69,14 @@ class LinearProbe(Method):
             c, entry = search(options, accuracy)
             selected = {"C": entry}
         weight, bias, steps = probe(c)
-        number = weight.numel() + bias.numel()
-        return FittedMethod(lambda x: F.linear(x, weight, bias), number, steps, steps, selected)
+        return FittedMethod(
+            lambda x: F.linear(x, weight, bias),
+            num_parameters=weight.numel() + bias.numel(),
+            epochs=steps,
+            steps=steps,
+            selected=selected,
+            classifier=FoldedClassifier(weight, bias),
+        )
 
 
 def search(options: CfgNode, accuracy_of: Callable[[float], float]) -> tuple[float, dict]:

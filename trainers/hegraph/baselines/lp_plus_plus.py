@@ -28,6 +28,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
+from ..method.classifier import FoldedClassifier
 from ..training.choice import choose, has_val, val_accuracy
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method
@@ -56,8 +57,15 @@ class LPPlusPlus(Method):
             latest_first = sorted(blocks, reverse=True)
             best, entry = choose(latest_first, lambda step: val_accuracy(classifier(text, blocks[step]), bank))
             selected = {"STEP": entry}
-        number = sum(parameter.numel() for parameter in blocks[best])
-        return FittedMethod(classifier(text, blocks[best]), number, options.STEPS, options.STEPS, selected)
+        weight, bias, alpha = blocks[best]
+        return FittedMethod(
+            classifier(text, blocks[best]),
+            num_parameters=sum(parameter.numel() for parameter in blocks[best]),
+            epochs=options.STEPS,
+            steps=options.STEPS,
+            selected=selected,
+            classifier=FoldedClassifier(weight + alpha[:, None] * text, bias),
+        )
 
 
 def weights_by_step(bank: FeatureBank, options: CfgNode) -> dict[int, Weights]:

@@ -64,6 +64,7 @@ class ProtoCLIP(Method):
         "WEIGHT_DECAY": 0.05,  # AdamW's, relative to the learning rate
         "EPS": 1e-4,  # AdamW's, added to the root of its second moment
     }
+    not_saved: ClassVar[str] = "its adapter changes the feature of the image to classify"
 
     def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
         """Trains (N + K) * d memories and the adapter; `seed` initialises it, orders batches and draws views."""

@@ -29,7 +29,7 @@ from ..features.bank import FeatureBank
 from ..method.heads import text_logits
 from ..training.batches import Batch
 from ..training.schedule import cosine_by_epoch
-from .base import Defaults, FittedMethod, Method
+from .base import Defaults, FittedMethod, Method, cosine_classifier
 from .training import batches, by_dataset, by_shots, train
 
 
@@ -52,8 +52,11 @@ class TaskRes(Method):
         epochs = by_shots("EPOCHS", options.EPOCHS, bank)
         residual = torch.zeros_like(bank.text_positive).requires_grad_()
 
+        def class_features() -> Tensor:
+            return bank.text_positive + alpha * residual
+
         def logits(features: Tensor) -> Tensor:
-            return text_logits(features, bank.text_positive + alpha * residual, bank.logit_scale)
+            return text_logits(features, class_features(), bank.logit_scale)
 
         def loss(batch: Batch) -> Tensor:
             return F.cross_entropy(logits(batch.features), batch.labels)
@@ -63,4 +66,10 @@ class TaskRes(Method):
         schedule = cosine_by_epoch(epochs, data.steps_per_epoch, options.WARMUP_EPOCHS, options.WARMUP_LR)
         steps = train(optimizer, loss, data, epochs, schedule)
         residual.requires_grad_(False)
-        return FittedMethod(logits, num_parameters=residual.numel(), epochs=epochs, steps=steps)
+        return FittedMethod(
+            logits,
+            num_parameters=residual.numel(),
+            epochs=epochs,
+            steps=steps,
+            classifier=cosine_classifier(class_features(), bank.logit_scale),
+        )

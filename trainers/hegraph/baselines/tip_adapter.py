@@ -17,14 +17,16 @@ where theirs is the smallest. Without val images the start values stay.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.heads import cache_affinities, cache_logits, text_logits
-from .base import Defaults, FittedMethod, Method
+from .base import Defaults, FittedMethod, Method, cosine_classifier
 from .cache_search import search
 
 # The options of the search, Tip-Adapter-F's too
@@ -68,4 +70,9 @@ class TipAdapter(Method):
 
         start = {"ALPHA": options.ALPHA, "BETA": options.BETA}
         (alpha, beta), selected = search(bank, options, start, text_of, cache_of, ORDER)
-        return FittedMethod(lambda features: text_of(features) + alpha * cache_of(features, beta), selected=selected)
+        text = cosine_classifier(bank.text_positive, bank.logit_scale)
+        return FittedMethod(
+            lambda features: text_of(features) + alpha * cache_of(features, beta),
+            selected=selected,
+            classifier=replace(text, keys=F.normalize(keys, dim=-1), labels=bank.train_labels, alpha=alpha, beta=beta),
+        )

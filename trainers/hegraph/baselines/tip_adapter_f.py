@@ -17,6 +17,7 @@ one of the bank's views of every image.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -28,7 +29,7 @@ from ..features.bank import FeatureBank
 from ..method.heads import cache_logits, text_logits
 from ..training.batches import Batch
 from ..training.schedule import cosine
-from .base import Defaults, FittedMethod, Method
+from .base import Defaults, FittedMethod, Method, cosine_classifier
 from .cache_search import search
 from .tip_adapter import ORDER, SEARCH
 from .training import batches, by_dataset, train
@@ -82,10 +83,12 @@ class TipAdapterF(Method):
         steps = train(optimizer, loss, data, epochs, cosine(epochs * data.steps_per_epoch))
         keys.requires_grad_(False)
         (alpha, beta), selected = search(bank, options, start, text_of, cache_of, ORDER)
+        text = cosine_classifier(bank.text_positive, bank.logit_scale)
         return FittedMethod(
             lambda features: logits(features, alpha, beta),
             num_parameters=keys.numel(),
             epochs=epochs,
             steps=steps,
             selected=selected,
+            classifier=replace(text, keys=keys, labels=bank.train_labels, alpha=alpha, beta=beta),
         )

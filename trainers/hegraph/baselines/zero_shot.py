@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.heads import text_logits
-from .base import Defaults, FittedMethod, Method
+from .base import Defaults, FittedMethod, Method, cosine_classifier
 
 
 class ZeroShot(Method):
@@ -32,4 +32,9 @@ class ZeroShot(Method):
         def logits(features: Tensor, bank: FeatureBank = bank) -> Tensor:
             return text_logits(features, bank.text_positive, bank.logit_scale)
 
-        return FittedMethod(logits, transfer=lambda other: logits(other.features_to_classify, other))
+        return FittedMethod(
+            logits,
+            transfer=lambda other: logits(other.features_to_classify, other),
+            classifier=cosine_classifier(bank.text_positive, bank.logit_scale),
+            transfer_rule="zero-shot",
+        )

@@ -77,9 +77,14 @@ def _read(path: Path) -> tuple[Path, Rows]:
 
 
 def open_image_file(base: Path, path: str) -> Image.Image:
-    """Opens an image of any mode as RGB, upright (by its EXIF orientation) and with white for transparent parts."""
+    """Opens an image as `to_rgb` makes it."""
     with Image.open(base / path) as file:
-        image = ImageOps.exif_transpose(file)
+        return to_rgb(file)
+
+
+def to_rgb(file: Image.Image) -> Image.Image:
+    """An image of any mode as RGB, upright (by its EXIF orientation) and with white for transparent parts."""
+    image = ImageOps.exif_transpose(file)
     if image.mode.startswith(("I", "F")):  # Pillow would clip values of more than 8 bits at 255
         image = _to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

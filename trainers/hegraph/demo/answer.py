@@ -122,5 +122,5 @@ def _neighbours(model: SavedModel, feature: Tensor, label: int) -> tuple[Neighbo
     affinities = (-classifier.beta * (1 - classifier.keys[positions] @ feature)).exp()
     if classifier.key_weights is not None:
         affinities = affinities * classifier.key_weights[positions]
-    values, nearest = affinities.topk(min(LISTED, len(positions)))
-    return tuple(Neighbour(int(positions[i]), classifier.alpha * value) for value, i in zip(values.tolist(), nearest.tolist()))
+    values, nearest = (classifier.alpha * affinities).topk(min(LISTED, len(positions)))
+    return tuple(Neighbour(*pair) for pair in zip(positions[nearest].tolist(), values.tolist()))

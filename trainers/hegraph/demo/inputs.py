@@ -23,20 +23,20 @@ STEP = 10  # pixels that an arrow key moves the pen
 PNG = "data:image/png;base64,"
 MAX_LENGTH = 200_000  # characters of a drawing; one has about 5,000
 
-CSS = f"""
-.hg-draw canvas {{ display: block; width: min(100%, 20rem); aspect-ratio: 1; background: #000; border-radius: .4rem;
-    border: 2px solid var(--border-color-primary); touch-action: none; cursor: crosshair; }}
-.hg-draw canvas:focus-visible, .hg-draw button:focus-visible, .hg-scans button:focus-visible {{
-    outline: 3px solid var(--color-accent); outline-offset: 2px; }}
-.hg-draw button {{ margin-top: .75rem; padding: .5rem 1.25rem; min-height: 44px; border-radius: .4rem;
+CSS = """
+.hg-draw canvas { display: block; width: min(100%, 20rem); aspect-ratio: 1; background: #000; border-radius: .4rem;
+    border: 2px solid var(--border-color-primary); touch-action: none; cursor: crosshair; }
+.hg-draw canvas:focus-visible, .hg-draw button:focus-visible, .hg-scans button:focus-visible {
+    outline: 3px solid var(--color-accent); outline-offset: 2px; }
+.hg-draw button { margin-top: .75rem; padding: .5rem 1.25rem; min-height: 44px; border-radius: .4rem;
     border: 1px solid var(--border-color-primary); background: var(--button-secondary-background-fill);
-    color: var(--button-secondary-text-color); cursor: pointer; }}
-.hg-draw p {{ font-size: .875rem; color: var(--grey); margin: .5rem 0 0; }}
-.hg-scans {{ display: flex; flex-wrap: wrap; gap: .5rem; }}
-.hg-scans button {{ padding: .25rem; border: 2px solid var(--border-color-primary); border-radius: .4rem;
-    background: none; cursor: pointer; }}
-.hg-scans button[aria-pressed=true] {{ border-color: var(--color-accent); }}
-.hg-scans img {{ display: block; width: 56px; height: 56px; image-rendering: pixelated; }}
+    color: var(--button-secondary-text-color); cursor: pointer; }
+.hg-draw p { font-size: .875rem; color: var(--grey); margin: .5rem 0 0; }
+.hg-scans { display: flex; flex-wrap: wrap; gap: .5rem; }
+.hg-scans button { padding: .25rem; border: 2px solid var(--border-color-primary); border-radius: .4rem;
+    background: none; cursor: pointer; }
+.hg-scans button[aria-pressed=true] { border-color: var(--color-accent); }
+.hg-scans img { display: block; width: 56px; height: 56px; image-rendering: pixelated; }
 """
 CANVAS_HTML = f"""
 <div class="hg hg-draw">
@@ -105,7 +105,8 @@ for (const button of buttons) button.addEventListener("click", () => {
 def choice_html(images: Sequence[Image.Image], names: Sequence[str]) -> str:
     """Buttons with pictures; the value is the position of the chosen one as text."""
     buttons = [
-        f'<button type="button" data-choice="{i}" aria-pressed="false" title="{escape(name)}">{picture(image, name)}</button>'
+        f'<button type="button" data-choice="{i}" aria-pressed="false" title="{escape(name)}">'
+        f"{picture(image, name)}</button>"
         for i, (image, name) in enumerate(zip(images, names))
     ]
     return f'<div class="hg hg-scans">{"".join(buttons)}</div>'

@@ -133,8 +133,8 @@ def _reason(found: Answer) -> str:
         said = f"The text of the classes and the cache of training images both say <b>{escape(winner)}</b>."
     else:
         said = (
-            f"The text of the classes alone says <b>{escape(found.text_choice)}</b>, the cache of training images alone "
-            f"<b>{escape(found.cache_choice)}</b>; together they say <b>{escape(winner)}</b>."
+            f"The text of the classes alone says <b>{escape(found.text_choice)}</b>, and the cache of training images "
+            f"alone <b>{escape(found.cache_choice)}</b>; together they say <b>{escape(winner)}</b>."
         )
     return f"<p>{said}</p>"
 

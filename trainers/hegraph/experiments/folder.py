@@ -7,15 +7,17 @@ and, last, `result.json`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
 from yacs.config import CfgNode
 
 from ..config import OF_THE_BACKBONE
 from ..models.folder import CONFIG, TENSORS, find_model_folder, save_model
 from ..models.saved import SavedModel
+from ..models.thumbnails import write_thumbnails
 from ..results.records import SPLIT, read_record, write_predictions, write_record, write_text_nodes
 from ..training.checkpoints import CHECKPOINT, Checkpoints
 from ..utils.errors import UserError
@@ -130,7 +132,12 @@ class RunFolder:
         return Checkpoints(self.path, self.resume or self.path, self.run_id, classnames, self.split_hash)
 
     def finish(
-        self, record: dict, outcome: Outcome, classnames: Sequence[str], model: SavedModel | None = None
+        self,
+        record: dict,
+        outcome: Outcome,
+        classnames: Sequence[str],
+        model: SavedModel | None = None,
+        thumbnails: Iterable[Image.Image] | None = None,
     ) -> None:
         """Writes what a run leaves, the record last, and removes its checkpoint.
 
@@ -139,9 +146,13 @@ class RunFolder:
             outcome: What the record tells about.
             classnames: The K class names in label order.
             model: From `model_folder.make_model`, for a run that has trained one.
+            thumbnails: The training images in the order of the cache, which are kept small beside the model; None keeps
+                none.
         """
         if model is not None:
             save_model(model, self.model_folder())
+            if thumbnails is not None:
+                write_thumbnails(self.model_folder(), thumbnails)
         if outcome.text_nodes is not None:
             write_text_nodes(self.path, *outcome.text_nodes, classnames)
         if outcome.logits is not None and outcome.labels is not None:
@@ -193,12 +204,16 @@ def find_model(folder: Path, epoch: int | None = None) -> Path:
 
     Args:
         folder: The output folder of that run, or the model folder itself.
-        epoch: Names the model as it was after so many epochs, if TRAIN.CHECKPOINT_FREQ kept it; None the last.
+        epoch: Names the model as it was after so many epochs, if TRAIN.CHECKPOINT_FREQ kept it, or after the last;
+            None takes the last.
 
     Raises:
         UserError: If there is none, or that epoch was not kept.
     """
     if epoch is None:
+        return find_model_folder(folder)
+    record = read_record(folder)
+    if record is not None and record.get("epochs") == epoch:
         return find_model_folder(folder)
     if not (folder / model_name(epoch)).is_dir():
         kept = sorted(int(path.name[len(model_name(0)) - 1 :]) for path in folder.glob("model-epoch*"))

@@ -6,12 +6,13 @@ that is finished needs neither.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
@@ -157,6 +158,13 @@ class ImageTask:
         folder = self._folder(self.dataset)
         text = encode_prompts(self.backbone, self.dataset.name, self.dataset.classnames, self.encoding, folder)
         return text["positive"], text["negative"]
+
+    def training_images(self) -> Iterator[Image.Image]:
+        """The training images in the order of the cache, opened one by one."""
+        from ..features.views import open_image
+
+        for item in self.dataset.train:
+            yield open_image(self.dataset, item)
 
     def target_images(self, name: str) -> tuple[Dataset, Tensor, Tensor]:
         """Another data set, with the features `[M, d]` and labels `[M]` of its test images.

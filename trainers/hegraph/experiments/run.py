@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from pathlib import Path
@@ -24,8 +25,10 @@ from .model_folder import keep_epochs, make_model
 from .outcome import Outcome
 from .provenance import set_random_seed
 from .record import make_record
-from .tasks import BankTask, Task
+from .tasks import BankTask, ImageSource, Task
 from .tuning import tune_on_val
+
+logger = logging.getLogger(__name__)
 
 TEST_BATCH = 1024  # images that a method predicts at once
 
@@ -36,6 +39,7 @@ def run(
     model_dir: Path | None = None,
     load_epoch: int | None = None,
     train: bool = True,
+    keep_thumbnails: bool = False,
 ) -> dict:
     """Trains and tests one seed, and writes its record.
 
@@ -45,6 +49,7 @@ def run(
         model_dir: Folder of a finished run, or of a model, that is tested instead of training one.
         load_epoch: The epoch of `model_dir` whose model is tested; None takes the last.
         train: False encodes the features and stops; nothing is tested.
+        keep_thumbnails: Whether small pictures of the training images go into the model folder.
 
     Returns:
         The record, or {} if nothing was tested. A run whose folder holds its record is not computed again, and CLIP is
@@ -56,6 +61,8 @@ def run(
     device = "cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
     seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(2**31)
     set_random_seed(seed)
+    if keep_thumbnails and (bank_file is not None or model_dir is not None):
+        raise UserError("--keep-thumbnails needs training images; leave it out with --features and --eval-only")
     if model_dir is not None:
         return test_model(cfg, bank_file, model_dir, load_epoch, device)
     task = open_task(cfg, bank_file, seed, device)
@@ -75,7 +82,8 @@ def run(
     targets = score_targets(task, bank, cfg.DATASET, outcome)
     record = make_record(outcome, bank, cfg, seed, folder, "alone", features_seconds, targets)
     model = make_model(task, bank, cfg, seed, folder, "alone", outcome, record)
-    folder.finish(record, outcome, bank.classnames, model)
+    thumbnails = task.training_images() if keep_thumbnails and isinstance(task, ImageSource) else None
+    folder.finish(record, outcome, bank.classnames, model, thumbnails)
     return record
 
 
@@ -119,6 +127,8 @@ def fit_method(method: Method, task: Task, bank: FeatureBank, cfg: CfgNode, seed
     started = time.monotonic()
     fitted = method.fit(bank.without_test(), cfg.TRAINER[method.name.upper()], seed, backbone)
     training = TrainingSummary(fitted.epochs, fitted.steps, time.monotonic() - started)
+    if fitted.classifier is None:
+        logger.info("%s leaves no model folder: %s", method.name, method.not_saved or "it returns no classifier")
     logits = None
     if bank.test_features is not None:
         with torch.no_grad():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
@@ -83,6 +85,15 @@ class ModelSource(Protocol):
 
     def prompts(self) -> Prompts:
         """The sentences of the text nodes."""
+        ...
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """A task whose training images are pictures that can be shown."""
+
+    def training_images(self) -> Iterator[Image.Image]:
+        """The training images in the order of the cache, opened one by one."""
         ...
 
 

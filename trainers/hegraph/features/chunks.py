@@ -68,11 +68,24 @@ def encode_in_chunks(
             if features.isnan().any():
                 raise UserError(f"{backbone.name} gives NaN features for {name} images of {images.dataset.name}")
             kept[number] = {"features": features}
-            write_part(files[number], kept[number], key)
+            _keep(files[number], kept[number], key, path)
     count, seconds = sum(_count(chunks[number]) for number in mine), time.monotonic() - started
     logger.info("encoded %d %s images in %.1f s, %.0f images/s", count, name, seconds, count / max(seconds, 1e-9))
     processes.wait()
     return None if processes.rank() else _joined(files, kept)
+
+
+def _keep(file: Path, features: Tensors, key: str, whole: Path) -> None:
+    """Writes a chunk, unless another run has finished the whole part meanwhile and removed the folder of its chunks.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    try:
+        write_part(file, features, key)
+    except UserError:
+        if not whole.exists():
+            raise
 
 
 def _chunks(num_images: int, batch_size: int) -> list[Chunk]:

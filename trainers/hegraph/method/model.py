@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from ..features.bank import FeatureBank
 from .cache import moved_keys, shifted_cache_logits
 from .classifier import FoldedClassifier, Logits
+from .closed_form import training_free_classifier
 from .graph import HeteroGraph, build_graph, class_means
 from .heads import text_logits
 from .layers import HeteroMessagePassing
-from .options import ModelOptions
+from .options import UNTRAINED, ModelOptions
 
 
 class Classifier(NamedTuple):
@@ -65,7 +66,7 @@ class HeGraphModel(nn.Module):
         self.register_buffer("cache_labels", cache_labels, persistent=False)
         self.register_buffer("x_positive", graph.x_dict["positive"], persistent=False)
         self.layers: HeteroMessagePassing | None = None
-        if options.variant != "base":
+        if options.variant not in UNTRAINED:
             self.layers = message_passing(graph, options.variant_metapath, options, options.bias, options.has_cache)
 
     def forward(self, features: Tensor, own: Tensor | None = None, products: Tensor | None = None) -> Logits:
@@ -119,6 +120,9 @@ class HeGraphModel(nn.Module):
     @torch.no_grad()
     def fold(self) -> FoldedClassifier:
         """Passes messages in evaluation mode, once, and keeps what prediction needs."""
+        if self.options.variant == "free":
+            keys, labels = self.cache_keys, self.cache_labels
+            return training_free_classifier(keys, labels, self.x_positive, self.logit_scale, self.options.closed_form)
         training = self.training
         self.eval()
         classifier = self.adapt()

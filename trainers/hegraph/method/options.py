@@ -9,7 +9,26 @@ from dataclasses import dataclass, field
 
 from .relations import REFINED, RELATIONS, metapath_defaults
 
-VARIANTS = ("base", "T-N", "T-P", "T", "full")
+VARIANTS = ("base", "free", "T-N", "T-P", "T", "full")
+
+UNTRAINED = ("base", "free")  # they have no parameters
+
+
+@dataclass(frozen=True)
+class ClosedFormOptions:
+    """Constants of the messages in closed form (`closed_form.py`), as they apply to a number of shots.
+
+    Attributes:
+        kappa: `kappa`, how many images of a class its text counts as.
+        rho: `rho`, the strength of the covariance's ridge, times d / N.
+        omega: `omega`, the weight of the messages in the logits.
+        prior: Images of each class that the class offsets are smoothed with.
+    """
+
+    kappa: float = 2.0
+    rho: float = 0.3
+    omega: float = 0.15
+    prior: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -17,7 +36,8 @@ class ModelOptions:
     """Options of `HeGraphModel`, with the symbols of the paper.
 
     Attributes:
-        variant: The row of the paper's Table 2. "base": zero-shot CLIP. "T-N": positive text nodes receive messages
+        variant: The row of the paper's Table 2, or "free", which is not in the paper: messages in closed form, and no
+            training. "base": zero-shot CLIP. "T-N": positive text nodes receive messages
             from negative ones only; "T-P": from all others. "T": from all. "full": T with the cache classifier.
         metapath: Meta-path weights by configuration key: `alpha_pp`, `alpha_vp`, `alpha_np` (Eq. 4), `beta_pn`,
             `beta_vn` (Eq. 2), and `ALPHA_NP_TEST`, which takes the place of `alpha_np` in evaluation mode. A relation
@@ -30,6 +50,7 @@ class ModelOptions:
         gamma: `gamma`, the weight of the visual bias in the cached features (Eq. 6).
         beta_c: `beta_c`, the sharpness of the cache affinities (Eq. 8).
         alpha_c: `alpha_c`, the weight of the cache's logits in the prediction.
+        closed_form: Constants of the variant "free".
     """
 
     variant: str = "full"
@@ -42,6 +63,7 @@ class ModelOptions:
     gamma: float = 1.0
     beta_c: float = 1.0
     alpha_c: float = 8.0
+    closed_form: ClosedFormOptions = field(default_factory=ClosedFormOptions)
 
     @property
     def has_cache(self) -> bool:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .graph import HeteroGraph
 from .heads import text_logits
+from .layers import HeteroMessagePassing
 from .model import HeGraphModel, message_passing
-from .options import ModelOptions
+from .options import UNTRAINED, ModelOptions
 from .relations import RELATIONS
 
 
@@ -46,14 +47,25 @@ class TransferableAdapter:
         Returns:
             `X_p'`, shape `[K, d]`.
         """
-        if self.options.variant == "base":
+        if self.options.variant in UNTRAINED:
             return positive
+        layers = self._layers(positive, negative).to(positive.device)
+        layers.load_state_dict({name: self.parameters[name] for name in layers.state_dict()})
+        return layers.eval()().positive
+
+    def missing_parameters(self) -> list[str]:
+        """Names of parameters that the options need and that are not there."""
+        if self.options.variant in UNTRAINED:
+            return []
+        one = torch.ones(1, 1)  # the names depend on no size
+        return sorted(self._layers(one, one).state_dict().keys() - self.parameters.keys())
+
+    def _layers(self, positive: Tensor, negative: Tensor) -> HeteroMessagePassing:
+        """Message passing among text nodes, not trained yet."""
         graph = HeteroGraph({"positive": positive, "negative": negative})
         unseen = {relation.weight_key for relation in RELATIONS if relation.source == "visual"}
         metapath = {key: weight for key, weight in self.options.variant_metapath.items() if key not in unseen}
-        layers = message_passing(graph, metapath, self.options, bias=False, visual=False).to(positive.device)
-        layers.load_state_dict({name: self.parameters[name] for name in layers.state_dict()})
-        return layers.eval()().positive
+        return message_passing(graph, metapath, self.options, bias=False, visual=False)
 
     @torch.no_grad()
     def logits(self, features: Tensor, positive: Tensor, negative: Tensor, logit_scale: float) -> Tensor:

@@ -6,7 +6,9 @@ from typing import Any
 
 import yaml
 
+from ..backbones.identity import resolve_pretrained
 from .saved import SavedModel
+from .schema import Backbone
 
 LIBRARY = "hegraph"
 TAGS = ("few-shot-learning", "clip", "image-classification", LIBRARY)
@@ -64,8 +66,8 @@ def card_header(model: SavedModel) -> dict[str, Any]:
         "datasets": [dataset],
         "metrics": ["accuracy", "f1"],
     }
-    if model.backbone.model:
-        header["base_model"] = model.backbone.title
+    if (base_model := _base_model(model.backbone)) is not None:
+        header["base_model"] = base_model
     measured = [
         {"type": kind, "name": name, "value": round(value / 100, 4)}
         for kind, name, value in (
@@ -82,6 +84,15 @@ def card_header(model: SavedModel) -> dict[str, Any]:
         }
         header["model-index"] = [{"name": f"{model.method} on {dataset}", "results": [result]}]
     return header
+
+
+def _base_model(backbone: Backbone) -> str | None:
+    """The Hub's name of the backbone; None where the Hub has none, as for mini or weights in a file."""
+    if not backbone.model:
+        return None
+    from ..backbones.sources import hub_repository  # imports open_clip
+
+    return hub_repository(backbone.model, resolve_pretrained(backbone.model, backbone.pretrained))
 
 
 def _scores(model: SavedModel) -> str:

@@ -16,24 +16,29 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ..method.classifier import FoldedClassifier
-from ..method.options import ModelOptions
+from ..method.options import ClosedFormOptions, ModelOptions
+from ..method.relations import metapath_defaults
 from ..method.transfer import TransferableAdapter
 from ..utils.errors import UserError
 from ..utils.files import read_json, read_tensors, write_json, write_tensors, writing_folder
 from .card import model_card
 from .saved import SavedModel
-from .schema import Fusion, ModelConfig, Transfer, first_problem
+from .schema import AdapterOptions, Fusion, ModelConfig, Transfer, first_problem
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 TRANSFER = "transfer."  # prefix of the tensors that reach other classes
 OLD_ADAPTER = "adapter.safetensors"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int32, torch.int64)
+MAX_CONFIG_BYTES = 2**28  # a thousand times what the prompts of ImageNet take
 
 
 def save_model(model: SavedModel, folder: Path) -> None:
     """Writes a model folder, whole or not at all; an older one in its place is replaced.
 
     Args:
-        model: What to write. The cache's keys are rounded to float16.
+        model: What to write. HeGraphAdapter's cache keys are rounded to float16. The keys of other methods stay in
+            float32, since rounding them changed the prediction of single images.
         folder: The model folder.
 
     Raises:
@@ -58,18 +63,13 @@ def load_model(folder: Path | str) -> SavedModel:
         UserError: If something is missing, damaged or contradicts something else; the message says what.
     """
     path = find_model_folder(Path(folder))
-    try:
-        config = ModelConfig.model_validate(read_json(path / CONFIG))
-    except ValidationError as error:
-        raise UserError(f"{path / CONFIG} is damaged: {first_problem(error)}") from error
-    tensors, _ = read_tensors(path / TENSORS, "the model")
-    _check_tensors(path / TENSORS, config, tensors)
-    keys = tensors.get("keys")
+    config = _read_config(path / CONFIG)
+    tensors = _read_tensors(path / TENSORS, config)
     classifier = FoldedClassifier(
         weights=tensors["weights"],
         bias=tensors.get("bias"),
-        keys=None if keys is None else keys.float(),
-        labels=tensors["labels"].long() if keys is not None else None,
+        keys=tensors.get("keys"),
+        labels=tensors.get("labels"),
         key_weights=tensors.get("key_weights"),
         alpha=config.fusion.alpha,
         beta=config.fusion.beta,
@@ -90,6 +90,7 @@ def load_model(folder: Path | str) -> SavedModel:
         transfer_rule=config.transfer.rule,
         trained_on=config.trained_on,
         scores=config.scores,
+        labels=None if config.labels is None else tuple(config.labels),
     )
 
 
@@ -99,10 +100,14 @@ def find_model_folder(folder: Path) -> Path:
     Raises:
         UserError: If there is none.
     """
-    for candidate in (folder, folder / "model"):
-        if (candidate / CONFIG).is_file():
-            return candidate
-    if (folder / OLD_ADAPTER).exists():
+    try:
+        for candidate in (folder, folder / "model"):
+            if (candidate / CONFIG).is_file():
+                return candidate
+        old = (folder / OLD_ADAPTER).exists()
+    except OSError as error:  # no permission, or a name that is too long
+        raise UserError(f"cannot read the model folder {folder}: {error.strerror}") from error
+    if old:
         raise UserError(
             f"{folder} holds {OLD_ADAPTER} of an earlier version and no model/; run its training again (delete "
             f"{folder}/result.json first) to get one"
@@ -130,7 +135,13 @@ def _config(model: SavedModel) -> ModelConfig:
         transfer=Transfer(rule=model.transfer_rule, options=options),  # type: ignore[arg-type]  # checked by pydantic
         trained_on=model.trained_on,
         scores=model.scores,
+        labels=None if model.labels is None else list(model.labels),
     )
+
+
+def _keys_to_keep(model: SavedModel) -> Tensor | None:
+    keys = model.classifier.keys
+    return keys.half() if keys is not None and model.method == "HeGraphAdapter" else keys
 
 
 def _tensors(model: SavedModel) -> dict[str, Tensor]:
@@ -138,7 +149,7 @@ def _tensors(model: SavedModel) -> dict[str, Tensor]:
     found = {
         "weights": classifier.weights,
         "bias": classifier.bias,
-        "keys": None if classifier.keys is None else classifier.keys.half(),
+        "keys": _keys_to_keep(model),
         "labels": None if classifier.labels is None else classifier.labels.int(),
         "key_weights": classifier.key_weights,
         "text_positive": model.text_positive,
@@ -148,45 +159,103 @@ def _tensors(model: SavedModel) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in found.items() if tensor is not None}
 
 
-def _check_tensors(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
-    """Checks names, shapes, types and values of all tensors but those of the transfer."""
-    classes, width = len(config.classnames), config.width
+def _read_config(path: Path) -> ModelConfig:
+    try:
+        size = path.stat().st_size
+        if size > MAX_CONFIG_BYTES:
+            raise UserError(f"{path} is damaged: it has {size:,} bytes, and at most {MAX_CONFIG_BYTES:,} are read")
+        found = read_json(path)
+        config = ModelConfig.model_validate(found)
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged: {first_problem(error)}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    for part in ("fusion", "backbone", "transfer"):  # some of their fields have defaults, for those who make them
+        for name in type(getattr(config, part)).model_fields:
+            if name not in found[part]:
+                raise UserError(f"{path} is damaged: {part}.{name}: Field required")
+    return config
+
+
+def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """All tensors, checked against the configuration; floats as float32, integers as int64."""
+    found, _ = read_tensors(path, "the model")
+    _check_names(path, config, found)
+    shapes = _shapes(config, len(found["keys"]) if "keys" in found and found["keys"].dim() else 0)
+    tensors = {}
+    for name, tensor in found.items():
+        shape, allowed = shapes.get(name, _transfer_shape(name, config)), INTEGERS if name == "labels" else FLOATS
+        if list(tensor.shape) != shape:
+            raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, but {CONFIG} says {shape}")
+        if tensor.dtype not in allowed:
+            known = ", ".join(_dtype(dtype) for dtype in allowed)
+            raise UserError(f"{path}: {name} must be of type {known}; got {_dtype(tensor.dtype)}")
+        tensors[name] = tensor.long() if name == "labels" else tensor.float()
+        if not tensors[name].isfinite().all():
+            raise UserError(f"{path}: {name} holds NaN or infinite values; the model is damaged")
+    _check_labels(path, config, tensors)
+    return tensors
+
+
+def _check_names(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
+    """Checks that no tensor is missing and none is unknown."""
     missing = [name for name in ("weights", "text_positive") if name not in tensors]
     if ("keys" in tensors) != ("labels" in tensors):
         missing.append("labels" if "keys" in tensors else "keys")
+    elif "key_weights" in tensors and "keys" not in tensors:
+        missing += ["keys", "labels"]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; the model is damaged")
-    images = len(tensors["keys"]) if "keys" in tensors else 0
-    shapes = {
-        "weights": [classes, width], "text_positive": [classes, width], "bias": [classes],
-        "keys": [images, width], "labels": [images], "key_weights": [images],
-    }  # fmt: skip
-    for name, tensor in tensors.items():
-        if name.startswith(TRANSFER):
-            continue
-        if name not in shapes:
+    prefixes = (f"{TRANSFER}weight.", f"{TRANSFER}metapath.") if config.transfer.rule == "adapter" else ()
+    for name in tensors:
+        if name not in _shapes(config, 0) and not name.startswith(prefixes):
             raise UserError(f"{path} holds an unknown tensor {name!r}; the model is of another version or damaged")
-        if list(tensor.shape) != shapes[name]:
-            raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, but {CONFIG} says {shapes[name]}")
-        integer = name == "labels"
-        if tensor.is_floating_point() == integer or tensor.is_complex() or tensor.dtype == torch.bool:
-            raise UserError(f"{path}: {name} must hold {'integers' if integer else 'floats'}, got {tensor.dtype}")
-        if not integer and not tensor.isfinite().all():
-            raise UserError(f"{path}: {name} holds NaN or infinite values; the model is damaged")
-    if images and not (0 <= int(tensors["labels"].min()) and int(tensors["labels"].max()) < classes):
+
+
+def _shapes(config: ModelConfig, images: int) -> dict[str, list[int]]:
+    """The shapes of all tensors but those of the transfer, with so many cached images."""
+    classes, width = len(config.classnames), config.width
+    return {
+        "weights": [classes, width],
+        "text_positive": [classes, width],
+        "bias": [classes],
+        "keys": [images, width],
+        "labels": [images],
+        "key_weights": [images],
+    }
+
+
+def _transfer_shape(name: str, config: ModelConfig) -> list[int]:
+    return [config.width, config.width] if name.startswith(f"{TRANSFER}weight.") else []
+
+
+def _check_labels(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
+    if "labels" not in tensors:
+        return
+    labels, classes = tensors["labels"], len(config.classnames)
+    if not len(labels):
+        raise UserError(f"{path}: keys and labels are empty; the model is damaged")
+    if not (0 <= int(labels.min()) and int(labels.max()) < classes):
         raise UserError(f"{path}: labels must lie in 0 ... {classes - 1}; the model is damaged")
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _transfer(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> TransferableAdapter | None:
     if config.transfer.rule != "adapter":
         return None
     parameters = {name[len(TRANSFER) :]: tensor for name, tensor in tensors.items() if name.startswith(TRANSFER)}
-    square = [config.width, config.width]
-    for name, tensor in parameters.items():
-        wanted = square if name.startswith("weight.") else []
-        if list(tensor.shape) != wanted or not tensor.isfinite().all():
-            raise UserError(f"{path / TENSORS}: {TRANSFER}{name} must be finite and of shape {wanted}")
     try:
-        return TransferableAdapter(ModelOptions(**config.transfer.options), parameters)
-    except TypeError as error:
-        raise UserError(f"{path / CONFIG} is damaged: transfer.options: {error}") from error
+        options = AdapterOptions.model_validate(config.transfer.options).model_dump()
+    except ValidationError as error:
+        raise UserError(f"{path / CONFIG} is damaged: transfer.options.{first_problem(error)}") from error
+    known = metapath_defaults().keys()
+    if options["metapath"].keys() != known:
+        raise UserError(f"{path / CONFIG} is damaged: transfer.options.metapath must have the keys {', '.join(known)}")
+    options["closed_form"] = ClosedFormOptions(**options["closed_form"])
+    adapter = TransferableAdapter(ModelOptions(**options), parameters)
+    if missing := adapter.missing_parameters():
+        raise UserError(f"{path / TENSORS} lacks {TRANSFER}{missing[0]}; the model is damaged")
+    return adapter

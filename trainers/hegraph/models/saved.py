@@ -34,6 +34,7 @@ class SavedModel:
         transfer_rule: "adapter", "zero-shot" or "none", see `schema.Transfer`.
         trained_on: Data set, images, configuration, versions.
         scores: On the test images of that data set.
+        labels: What the user of the Python API called the K classes; None where the class names are the labels.
     """
 
     classifier: FoldedClassifier
@@ -51,6 +52,7 @@ class SavedModel:
     prompts: Prompts | None = None
     transfer: TransferableAdapter | None = None
     transfer_rule: str = "none"
+    labels: tuple[bool | int | float | str, ...] | None = None
 
     def probabilities(self, features: Tensor, batch_size: int = 1024) -> Tensor:
         """Calibrated probabilities of unit-norm image features `[B, d]`, shape `[B, K]`."""

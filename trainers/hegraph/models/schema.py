@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -9,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class Part(BaseModel):
@@ -43,7 +47,7 @@ class Preprocessing(Part):
         transform: The whole test transform in words.
     """
 
-    size: Annotated[list[int], Field(min_length=2, max_length=2)]
+    size: Annotated[list[Size], Field(min_length=2, max_length=2)]
     mean: Annotated[list[Finite], Field(min_length=3, max_length=3)]
     std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
     transform: str
@@ -74,11 +78,36 @@ class Transfer(Part):
     Attributes:
         rule: "adapter": message passing among text nodes with the trained `W`. "zero-shot": as zero-shot CLIP. "none":
             there is no rule.
-        options: Of the model, for the rule "adapter".
+        options: Of the model, for the rule "adapter", as `AdapterOptions`; {} for the others.
     """
 
     rule: Literal["adapter", "zero-shot", "none"]
     options: dict[str, Any] = {}
+
+
+class ClosedForm(Part):
+    """The constants of `method.options.ClosedFormOptions`."""
+
+    kappa: Finite
+    rho: Finite
+    omega: Finite
+    prior: Finite
+
+
+class AdapterOptions(Part):
+    """The options of `method.options.ModelOptions`, checked; the fields are the same."""
+
+    variant: Literal["base", "free", "T-N", "T-P", "T", "full"]
+    metapath: dict[str, Finite]
+    learn_metapath: bool
+    activation: Literal["tanh", "relu", "identity"]
+    weight_per: Literal["target", "relation"]
+    weight_init: Literal["identity", "xavier", "zero"]
+    bias: bool
+    gamma: Finite
+    beta_c: Finite
+    alpha_c: Finite
+    closed_form: ClosedForm
 
 
 class TrainedOn(Part):
@@ -86,8 +115,8 @@ class TrainedOn(Part):
 
     dataset: str
     shots: int
-    seed: Annotated[int, Field(ge=0)]
-    num_train: Annotated[int, Field(ge=1)]
+    seed: Count
+    num_train: Size
     split_hash: str
     selected_on: str
     selected: dict[str, Any]
@@ -104,19 +133,22 @@ class Scores(Part):
     accuracy_text: Percent | None
     accuracy_zero_shot: Percent | None
     macro_f1: Percent | None
-    num_test: Annotated[int, Field(ge=0)]
+    num_test: Count
 
 
 class ModelConfig(Part):
-    """All of `config.json`."""
+    """All of `config.json`.
+
+    `labels` is what the user of the Python API called the K classes; null where the class names are the labels.
+    """
 
     format: Literal["hegraph-model"]
     version: Literal[1]
     method: str
     variant: str
-    classnames: Annotated[list[str], Field(min_length=1)]
-    class_ids: list[str]
-    width: Annotated[int, Field(ge=1)]
+    classnames: Annotated[list[Name], Field(min_length=1)]
+    class_ids: list[Name]
+    width: Size
     logit_scale: Positive
     temperature: Positive
     fusion: Fusion
@@ -126,15 +158,19 @@ class ModelConfig(Part):
     transfer: Transfer
     trained_on: TrainedOn
     scores: Scores
+    labels: list[bool | int | float | str] | None
 
     @model_validator(mode="after")
     def names_fit_each_other(self) -> ModelConfig:
         """Every class has one id, and no two classes have the same."""
         if len(self.class_ids) != len(self.classnames):
             raise ValueError(f"{len(self.class_ids)} class_ids for {len(self.classnames)} classnames")
-        twice = sorted({name for name in self.class_ids if self.class_ids.count(name) > 1}) if _repeats(self) else []
+        twice = [name for name, count in Counter(self.class_ids).items() if count > 1]
         if twice:
-            raise ValueError(f"class_ids repeat: {', '.join(twice[:3])}")
+            raise ValueError(f"class_ids repeat: {', '.join(sorted(twice)[:3])}")
+        classes = len(self.classnames)
+        if self.labels is not None and not len(self.labels) == len(set(self.labels)) == classes:
+            raise ValueError(f"labels must be {classes} different ones, one for each class")
         if self.prompts is not None:
             counts = {len(group) for group in (*self.prompts.positive, self.prompts.negative)}
             if counts != {len(self.classnames)}:
@@ -142,14 +178,18 @@ class ModelConfig(Part):
         return self
 
 
-def _repeats(config: ModelConfig) -> bool:
-    return len(set(config.class_ids)) < len(config.class_ids)
-
-
 def first_problem(error: ValidationError) -> str:
     """The first thing that is wrong, in one line: where, what came, what is allowed."""
     found = error.errors(include_url=False)[0]
-    where = ".".join(map(str, found["loc"])) or "the file"
-    came = "" if found["type"] in ("missing", "extra_forbidden") else f", got {str(found['input'])!r:.60}"
+    where = repr(".".join(map(str, found["loc"])))[1:-1] or "the file"  # a key may hold a line break
+    silent = found["type"] in ("missing", "extra_forbidden", "value_error")  # or the message says what came
+    came = "" if silent else f", got {_shown(found['input'])}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where}: {found['msg']}{came}{more}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.60}"
+    except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
+        return f"a {type(value).__name__}"

@@ -18,7 +18,7 @@ from .table import Cell, average
 MEAN = "mean"  # the column of a row's mean
 SOURCE = "source"  # in a comparison by target, the column of the data set that the runs were trained on
 
-SAME_CLASSES = "same classes"  # the "rule" of a target that shows the same classes in another domain
+SAME_CLASSES = "same classes"  # the "rule" of a test on the classes of the training in another domain
 
 ZERO_SHOT_TOLERANCE = 1e-6  # by how many percent zero-shot accuracies of one cell may differ
 
@@ -26,15 +26,23 @@ Key = tuple[Place, str, object]  # place, method, column
 
 
 class TestSet(NamedTuple):
-    """What was tested on; None for what a record does not tell."""
+    """What was tested on, and how; None for what a record does not tell.
+
+    Attributes:
+        num_test, num_classes: Numbers of images and classes.
+        rule: How a model was tested on another data set than it was trained on.
+        trained_on: That data set.
+    """
 
     num_test: int | None
     num_classes: int | None
     rule: str | None
+    trained_on: str | None
 
     def __str__(self) -> str:
         classes = f"{self.num_classes} classes" if self.num_classes is not None else None
-        return ", ".join(filter(None, (f"{self.num_test} images", classes, self.rule)))
+        source = f"trained on {self.trained_on}" if self.trained_on else None
+        return ", ".join(filter(None, (f"{self.num_test} images", classes, self.rule, source)))
 
 
 class Observation(NamedTuple):
@@ -63,20 +71,23 @@ def observe(record: dict, where: Place, column: object, scores: dict | None = No
     """The accuracies that one test of a run tells: of its method, of zero-shot CLIP, of a full run's text classifier.
 
     On other domains of its classes, a full run is tested with the text classifier alone, so it counts as the variant T.
+    On other classes it has no second classifier either, but its text nodes are not those of the training, so it counts
+    as the method.
 
     Args:
-        record: The record of the run.
+        record: The record of a run, or of a test of its model on another data set, which has a "rule".
         where: The place of the cells.
         column: The column of the cells.
         scores: The test: one of the record's "targets", or None for the test that the record itself describes.
     """
     scores, name = record if scores is None else scores, method(record)
+    rule = scores.get("rule")
     found = [(name, "accuracy", True), (ZERO_SHOT, "accuracy_zero_shot", True)]
-    if name == OURS and scores.get("rule") == SAME_CLASSES:
+    if name == OURS and rule == SAME_CLASSES:
         found[0] = (TEXT, "accuracy", False)
-    elif name == OURS:
+    elif name == OURS and not rule:
         found.append((TEXT, "accuracy_text", False))
-    test = TestSet(scores.get("num_test"), scores.get("num_classes"), scores.get("rule"))
+    test = TestSet(scores.get("num_test"), scores.get("num_classes"), rule, scores.get("trained_on"))
     return [
         Observation((where, name, column), record["seed"], scores[key], test, record, own)
         for name, key, own in found
@@ -150,8 +161,13 @@ def _make_cell(found: list[Observation]) -> Cell:
     what = ", ".join(map(str, (*where, name, column)))
     test = found[0].test
     if any(o.test != test for o in found):
-        sizes = sorted({str(o.test) for o in found})
-        raise UserError(f"{what}: tested on different images ({', '.join(sizes)}); name runs with one test set")
+        tests = ", ".join(sorted({str(o.test) for o in found}))
+        if len({o.test.num_test for o in found}) > 1 or all(o.test.trained_on is None for o in found):
+            raise UserError(f"{what}: tested on different images ({tests}); name runs with one test set")
+        raise UserError(
+            f"{what}: tests of models that were trained on different data sets, or by different rules ({tests}); name "
+            "runs of one kind"
+        )
     values = _zero_shot_values(found, what) if name == ZERO_SHOT else _method_values(found, what)
     return Cell.over(values, test.num_test)
 

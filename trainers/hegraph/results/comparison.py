@@ -21,9 +21,10 @@ CAPTION = "Accuracy on test (%)"
 def compare(records: Sequence[dict], by: str = "shots", quotes: Sequence[Quote] = (), intervals: bool = True) -> Table:
     """Accuracy on test of every method, by one of `BY`.
 
-    By "target", there is a column for the data set of training and one for each further data set that the trained
-    models were tested on. By "setting", there is one for each combination of the configuration keys in which the runs
-    of one method differ.
+    By "target", there is a column for the data set of training and one for each further data set that the runs tested
+    their models on. By "setting", there is one for each combination of the configuration keys in which the runs of one
+    method differ. The test of a trained model on another data set (--eval-only) stands at the data set of the test, and
+    the caption says where it was trained.
 
     Args:
         records: The runs, all with test images.
@@ -36,10 +37,11 @@ def compare(records: Sequence[dict], by: str = "shots", quotes: Sequence[Quote] 
     """
     if by == "target":
         return compare_targets(records, quotes, intervals)
-    notes: list[str] = []
+    notes = _sources(records)
     columns: dict[Any, str]
     if by == "setting":
-        records, columns, notes = name_settings(records)
+        records, columns, of_settings = name_settings(records)
+        notes += of_settings
     else:
         columns = {value: str(value) for value in sorted({record[by] for record in records})}
     keys = [key for key in PLACE if key != by]
@@ -118,6 +120,18 @@ def base_to_new(records: Sequence[dict]) -> Table:
 def on_base_classes(record: dict) -> bool:
     """Whether a run was trained on the first half of the classes alone."""
     return (record.get("config") or {}).get("DATASET.SUBSAMPLE_CLASSES") == "base"
+
+
+def _sources(records: Sequence[dict]) -> list[str]:
+    """For the caption: which data sets were tested with models that were trained on another."""
+    tested: dict[tuple[str, str], set[str]] = {}
+    for record in records:
+        if record.get("rule"):
+            tested.setdefault((record["rule"], record["trained_on"]), set()).add(record["dataset"])
+    return [
+        f"{', '.join(sorted(datasets))} with models trained on {source} ({rule})"
+        for (rule, source), datasets in sorted(tested.items())
+    ]
 
 
 def _beside(record: dict, column: str, targets: dict[str, dict]) -> list[Observation]:

@@ -13,7 +13,7 @@ ZERO_SHOT = "zero-shot"  # CLIP without training; every run tells its accuracy
 
 # Rows stand in this order: the other methods as in their registry, a method that neither tuple names, our variants
 BASELINES = tuple(ZERO_SHOT if name == "ZeroShot" else name for name in METHODS)
-VARIANTS = (f"{OURS}(base)", f"{OURS}(T-N)", f"{OURS}(T-P)", TEXT, OURS)
+VARIANTS = (f"{OURS}(base)", f"{OURS}(free)", f"{OURS}(T-N)", f"{OURS}(T-P)", TEXT, OURS)
 
 # The keys of a record that tell experiments of one method apart, each with the head of its column in a table
 PLACE = {"dataset": "data set", "backbone": "backbone", "shots": "shots"}

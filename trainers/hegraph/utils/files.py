@@ -71,6 +71,8 @@ def writing_folder(folder: Path) -> Iterator[Path]:
         os.replace(new, folder)
     except OSError as error:
         raise _cannot_write(folder, error) from error
+    except UserError as error:  # it names the temporary folder, of which the user knows nothing
+        raise UserError(str(error).replace(str(new), str(folder))) from error
     finally:
         if old.exists() and not folder.exists():
             os.replace(old, folder)
@@ -87,10 +89,20 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        UserError: If the file is missing, unreadable or not JSON.
+        UserError: If the file is missing, unreadable, not JSON, nested too deeply, or holds half of a surrogate pair,
+            which no file and no terminal can take.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\u" in text:  # only an escape can make a half of a pair
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except RecursionError as error:
+        raise UserError(f"cannot read {path} as JSON: it is nested too deeply") from error
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.end]
+        raise UserError(f"cannot read {path} as JSON: it holds half of a surrogate pair, {half!a:.20}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} as JSON: {error}") from error
 
@@ -113,6 +125,8 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
     Raises:
         UserError: If the file is missing or damaged.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot read {what} {path}: it is no regular file")  # opening a pipe would wait for ever
     try:
         with safe_open(path, framework="pt") as file:
             # The copies have the memory alignment that torch gives its own tensors. The last bit of a matrix product
@@ -121,6 +135,8 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
             return tensors, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {what} {path}: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, MemoryError, AttributeError, KeyError) as error:  # too large, or a type that torch lacks
+        raise UserError(f"cannot read {what} {path}: torch cannot hold its tensors ({error!r:.80})") from error
 
 
 def hash_json(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,11 @@ def check_rows(
 def is_list(value: object) -> bool:
     """Whether `value` is a list that is not empty."""
     return isinstance(value, (list, tuple)) and len(value) > 0
+
+
+def is_positive(value: object) -> bool:
+    """Whether `value` is a finite number above 0."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def is_list_of_pairs(value: object) -> bool:

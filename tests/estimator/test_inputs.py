@@ -1,0 +1,351 @@
+"""What may be handed to the classifier, what it makes of it, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from trainers.hegraph import HeGraphClassifier, UserError, load_backbone
+from trainers.hegraph.estimator.inputs import class_names, is_images, unit_rows
+from trainers.hegraph.method.heads import text_logits
+
+PICTURE = Image.new("RGB", (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("X", "expected"),
+    [
+        (["a.png"], True),
+        ((Path("a.png"), PICTURE), True),
+        (np.array(["a.png", "b.png"]), True),
+        (np.array([Path("a.png"), PICTURE], dtype=object), True),
+        ([[0.1, 0.2]], False),
+        (np.zeros((2, 3)), False),
+        (np.zeros((2, 3), dtype=object), False),
+        (np.zeros(3), False),
+        (torch.zeros(2, 3), False),
+        (torch.zeros(3), False),
+        ([], False),
+        (None, False),
+    ],
+)
+def test_paths_and_pictures_are_told_from_features(X, expected):
+    assert is_images(X) is expected
+
+
+@pytest.mark.parametrize("single", ["a.png", Path("a.png"), PICTURE])
+def test_a_single_image_is_refused_with_the_list_that_was_meant(single, data, quick):
+    classifier = quick().fit(data.X, data.y)
+    with pytest.raises(UserError, match=r"give a list of images, such as \[.*\], not a single one"):
+        classifier.predict(single)
+
+
+def test_rows_that_have_unit_norm_keep_every_bit_and_others_get_it():
+    rows = torch.randn(50, 33, generator=torch.Generator().manual_seed(0))
+    unit = F.normalize(rows, dim=-1)
+    assert torch.equal(unit_rows(unit.numpy()), unit)
+    assert torch.equal(unit_rows(rows.numpy()), unit)
+    half = unit.half()
+    assert torch.equal(unit_rows(half.numpy()), F.normalize(half.float(), dim=-1))
+    assert torch.equal(unit_rows(np.zeros((1, 3))), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [torch.from_numpy, lambda X: torch.from_numpy(X).double(), np.ndarray.tolist, lambda X: 7 * X],
+    ids=["tensor", "double", "list", "another norm"],
+)
+def test_features_may_be_of_any_type_and_norm(convert, data, quick):
+    expected = quick().fit(data.X, data.y).decision_function(data.X)
+    labels = torch.from_numpy(data.y) if convert is torch.from_numpy else data.y
+    X = convert(data.X)
+    found = quick().fit(X, labels).decision_function(X)
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_tables_of_pandas_are_taken(data, digits, quick, digit_classifier, files):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    table = pandas.DataFrame(data.X, columns=[f"feature {i}" for i in range(16)])
+    classifier = quick().fit(table, pandas.Series(data.y))
+    assert list(classifier.feature_names_in_) == list(table.columns)
+    np.testing.assert_array_equal(classifier.predict(table), quick().fit(data.X, data.y).predict(data.X))
+    paths = pandas.Series([str(file) for file in files])
+    np.testing.assert_array_equal(digit_classifier.predict(paths), digit_classifier.predict(digits.others))
+
+
+def test_tensors_of_bfloat16_are_taken(data, quick):
+    classifier = quick().fit(torch.from_numpy(data.X).bfloat16(), data.y)
+    assert classifier.score(torch.from_numpy(data.X).bfloat16(), data.y) > 0.9
+
+
+def test_views_are_trained_on_and_their_mean_is_classified(data, quick):
+    views = np.stack([data.X, np.roll(data.X, 1, axis=1)], axis=1)
+    classifier = quick().fit(views, data.y)
+    assert classifier.n_features_in_ == 16
+    mean = classifier.decision_function(views.mean(axis=1))
+    np.testing.assert_allclose(classifier.decision_function(views), mean, atol=1e-3)
+    views[3, 1, 2] = np.nan
+    with pytest.raises(ValueError, match="contains NaN"):
+        classifier.fit(views, data.y)
+    with pytest.raises(ValueError, match="contains NaN"):
+        classifier.predict(views)
+
+
+# Labels and names
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array(["zebra", "ant", "cow", "bee"]),
+        np.array([30, -1, 7, 8]),
+        np.array([0.0, 1.0, 2.0, 3.0]),
+        np.array(["a", "b", "c", "d"], dtype=object),
+        np.array(["2020-01-01", "2021-01-01", "2022-01-01", "2023-01-01"], dtype="datetime64[D]"),
+    ],
+    ids=["words", "numbers", "floats", "objects", "dates"],
+)
+def test_labels_may_be_of_any_kind(labels, data, quick):
+    if labels.dtype.kind == "M":
+        labels = labels.astype(str).astype(object)  # scikit-learn knows no dates
+    y = labels[data.y]
+    classifier = quick().fit(data.X, y)
+    np.testing.assert_array_equal(classifier.classes_, np.unique(labels))
+    predicted = classifier.predict(data.X)
+    assert predicted.dtype == y.dtype
+    assert (predicted == y).mean() > 0.9
+    assert classifier.model_.classnames == tuple(map(str, np.unique(labels)))
+
+
+def test_two_classes_have_one_decision(data, quick):
+    rows = data.y < 2
+    y = data.y[rows] == 1
+    classifier = quick().fit(data.X[rows], y)
+    decisions, probabilities = classifier.decision_function(data.X[rows]), classifier.predict_proba(data.X[rows])
+    assert decisions.shape == (60,)
+    np.testing.assert_allclose(1 / (1 + np.exp(-decisions)), probabilities[:, 1])
+    np.testing.assert_array_equal(classifier.predict(data.X[rows]), decisions > 0)
+
+
+def test_names_come_in_the_order_of_the_sorted_labels_or_by_label(data, quick):
+    y = np.array([9, 5, 7, 1])[data.y]
+    names = ["one", "five", "seven", "nine"]
+    table = dict(zip([1, 5, 7, 9, 11], [*names, "eleven"]))
+    for given in (names, tuple(names), table):
+        assert quick().fit(data.X, y, classnames=given).model_.classnames == tuple(names)
+        assert quick(classnames=given).fit(data.X, y).model_.classnames == tuple(names)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["a"], r"one name for each of the 3 classes in y.*\(1, 5, 7, \.\.\.\).*got 1 names"),
+        ("abc", "got 'abc'"),
+        ({1: "a", 5: "b"}, r"no name for the labels \[7\] \(1 of 3\)"),
+        (["a", " ", "c"], "the name of class 1 is empty"),
+        (["a", "b", "\udcff"], "half of a surrogate pair"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(given, message):
+    with pytest.raises(UserError, match=message):
+        class_names(np.array([1, 5, 7]), given)
+
+
+def test_two_classes_may_have_one_name(data, quick):
+    model = quick().fit(data.X, data.y, classnames=["crane", "crane", "bee", "cow"]).model_
+    assert model.classnames == ("crane", "crane", "bee", "cow")
+    assert len(set(model.class_ids)) == 4
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [(np.zeros(120), "got one class"), (np.linspace(0, 1, 120), "continuous"), (np.zeros(3), "inconsistent numbers")],
+)
+def test_labels_that_are_no_classes_are_refused(y, message, data, quick):
+    with pytest.raises(ValueError, match=message):
+        quick().fit(data.X, y)
+
+
+# Text nodes
+
+
+def test_text_features_are_the_text_classifier(data, quick):
+    classifier = quick(variant="base").fit(data.X, data.y, text_features=3 * data.text)
+    expected = text_logits(torch.from_numpy(data.X), torch.from_numpy(data.text), 100.0).numpy()
+    np.testing.assert_allclose(classifier.decision_function(data.X), expected, atol=1e-3)
+    scaled = quick(variant="base", logit_scale=10).fit(data.X, data.y, text_features=data.text)
+    np.testing.assert_allclose(scaled.decision_function(data.X), expected / 10, atol=1e-3)
+
+
+def test_without_text_the_text_nodes_are_the_means_of_the_classes_and_their_negatives(data, quick):
+    means = F.normalize(torch.stack([torch.from_numpy(data.X[data.y == k]).mean(dim=0) for k in range(4)]), dim=-1)
+    classifier = quick().fit(data.X, data.y)
+    torch.testing.assert_close(classifier.model_.text_positive, means)
+    same = quick(text_features=means, negative_text_features=-means).fit(data.X, data.y)
+    np.testing.assert_allclose(classifier.decision_function(data.X), same.decision_function(data.X), atol=1e-3)
+
+
+def test_what_fit_is_given_replaces_the_parameter(data, quick):
+    one = quick(text_features=data.text[::-1]).fit(data.X, data.y, text_features=data.text)
+    other = quick(text_features=data.text).fit(data.X, data.y)
+    assert torch.equal(one.model_.classifier.weights, other.model_.classifier.weights)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (np.ones((3, 16)), r"text_features must have shape \[4, 16\].*got \[3, 16\]"),
+        (np.ones((4, 8)), r"got \[4, 8\]"),
+        (np.full((4, 16), np.nan), "text_features holds NaN"),
+        ([["a"]], "text_features must be an array of numbers"),
+    ],
+)
+def test_text_features_that_do_not_fit_are_refused(text, message, data, quick):
+    with pytest.raises(UserError, match=message):
+        quick().fit(data.X, data.y, text_features=text)
+
+
+def test_a_backbone_encodes_the_class_names_and_its_model_takes_pictures_too(digits, quick):
+    backbone = load_backbone("hegraph-mini")
+    X = backbone.encode_images(torch.stack([backbone.preprocess(p) for p in digits.pictures]))
+    by_parameter = quick(backbone="hegraph-mini", classnames=digits.classnames).fit(X, digits.labels)
+    by_config = quick(config="mini", classnames=digits.classnames).fit(X, digits.labels)
+    assert torch.equal(by_parameter.model_.text_positive, by_config.model_.text_positive)
+    assert by_parameter.model_.prompts.positive[0][3] == ["a photo of a three."]
+    assert by_parameter.model_.backbone.fingerprint == backbone.fingerprint
+    others = backbone.encode_images(torch.stack([backbone.preprocess(p) for p in digits.others]))
+    np.testing.assert_array_equal(by_parameter.predict(digits.others), by_parameter.predict(others))
+
+
+def test_the_users_text_features_are_not_said_to_be_our_prompts(digits, quick):
+    X = np.random.default_rng(0).normal(size=(30, load_backbone("hegraph-mini").width))
+    model = quick(backbone="hegraph-mini", text_features=X[:10]).fit(X, digits.labels).model_
+    assert model.prompts is None
+    assert model.backbone.model == "hegraph-mini"
+
+
+def test_features_of_another_width_than_the_backbones_are_refused(data, quick):
+    with pytest.raises(UserError, match="X has 16 features, but hegraph-mini/hegraph-mini gives"):
+        quick(backbone="hegraph-mini").fit(data.X, data.y)
+
+
+# Images
+
+
+def test_paths_and_pictures_give_the_same(digits, digit_classifier, files):
+    expected = digit_classifier.predict_proba(digits.others)
+    np.testing.assert_allclose(expected.sum(axis=1), 1)
+    for X in (files, [str(file) for file in files], np.array(files, dtype=object)):
+        np.testing.assert_allclose(digit_classifier.predict_proba(X), expected, atol=1e-6)
+
+
+def test_it_is_trained_on_paths_with_any_names(files, digits, digit_classifier):
+    labels = digit_classifier.predict(digits.others)
+    by_path, by_picture = (
+        HeGraphClassifier(**digit_classifier.get_params()).fit(X, labels) for X in (files, digits.others)
+    )
+    assert torch.equal(by_path.model_.classifier.weights, by_picture.model_.classifier.weights)
+
+
+def test_a_file_name_that_is_no_utf8_is_taken(tmp_path, digits, digit_classifier):
+    name = tmp_path / "b\udcff.png"
+    digits.others[0].save(name)
+    X, y = [name, *digits.pictures], [0, *digits.labels]
+    assert HeGraphClassifier(**digit_classifier.get_params()).fit(X, y).predict([name]).shape == (1,)
+
+
+def test_a_photograph_that_lies_on_its_side_is_turned_upright_in_training_as_in_prediction(tmp_path, digit_classifier):
+    upright = [Image.new("L", (16, 12), 40 * k) for k in range(6)]
+    for k, image in enumerate(upright):
+        image.putpixel((2, 3), 255)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by 90 degrees
+        image.rotate(90, expand=True).save(tmp_path / f"{k}.png", exif=exif)
+    parameters = digit_classifier.get_params()
+    sides = [tmp_path / f"{k}.png" for k in range(6)]
+    one, other = (HeGraphClassifier(**parameters).fit(X, [0, 1] * 3) for X in (upright, sides))
+    assert torch.equal(one.model_.classifier.weights, other.model_.classifier.weights)
+    np.testing.assert_allclose(one.decision_function(upright), one.decision_function(sides))
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path, digits, digit_classifier):
+    (tmp_path / "broken.png").write_text("no picture")
+    for name in ("broken.png", "absent.png"):
+        with pytest.raises(UserError, match=name):
+            digit_classifier.predict([tmp_path / name])
+        with pytest.raises(UserError, match=name):
+            HeGraphClassifier(config="mini").fit([tmp_path / name, *digits.pictures], [0, *digits.labels])
+
+
+def test_something_else_among_images_is_named(digits, digit_classifier):
+    with pytest.raises(UserError, match="image 1 is neither a path nor a PIL image, but of type int"):
+        digit_classifier.predict([digits.others[0], 3])
+
+
+def test_images_without_a_backbone_and_with_text_features_are_refused(digits, quick):
+    with pytest.raises(UserError, match='images need a backbone: give backbone="ViT-B-32-quickgelu"'):
+        quick().fit(digits.pictures, digits.labels)
+    with pytest.raises(UserError, match="text features go with image features"):
+        quick(config="mini").fit(digits.pictures, digits.labels, text_features=np.ones((10, 4)))
+
+
+def test_images_for_a_model_of_features_alone_are_refused(data, quick):
+    with pytest.raises(UserError, match="backbone"):
+        quick().fit(data.X, data.y).predict([PICTURE])
+
+
+# Parameters
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"options": {"OPTIM.LRR": 1}}, "unknown configuration key 'OPTIM.LRR'"),
+        ({"options": ["OPTIM.LR"]}, "has no value at its end"),
+        ({"options": "OPTIM.LR 1"}, "options must be a dict or a list"),
+        ({"options": {"TRAINER.NAME": "TipAdapter"}}, "leave TRAINER.NAME out"),
+        ({"options": {"TRAINER.HEGRAPHADAPTER.SELECT_ON": "val"}}, "GridSearchCV"),
+        ({"options": {"TRAINER.HEGRAPHADAPTER.FEATURES.MODE": "online"}}, "X holds features"),
+        ({"config": "minni"}, "did you mean 'mini'"),
+        ({"variant": "ful"}, "did you mean 'full'"),
+        ({"device": "abacus"}, "device must be cpu, cuda or cuda:N, got 'abacus'"),
+        ({"random_state": -1}, "Seed must be between 0 and"),
+        ({"random_state": "x"}, "cannot be used to seed"),
+        ({"backbone": "ViT-B-33"}, "did you mean 'ViT-B-32'"),
+    ],
+)
+def test_a_parameter_that_is_wrong_is_named_when_fitting(parameters, message, data, quick):
+    with pytest.raises(ValueError, match=message):
+        quick(**parameters).fit(data.X, data.y)
+
+
+def test_a_gpu_that_is_not_there_is_refused(data, quick, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="device is 'cuda:1', and torch finds no GPU"):
+        quick(device="cuda:1").fit(data.X, data.y)
+
+
+def test_a_rate_that_lets_the_training_diverge_is_reported(data, quick):
+    with pytest.raises(UserError, match=r"OPTIM\.LR"):
+        quick(options={"OPTIM.LR": 1e30, "OPTIM.MAX_EPOCH": 30}).fit(data.X, data.y)
+
+
+def test_images_can_be_encoded_anew_in_every_epoch(digits, digit_classifier):
+    options = {"TRAINER.HEGRAPHADAPTER.FEATURES.MODE": "online", "OPTIM.MAX_EPOCH": 2}
+    options |= {"TRAINER.HEGRAPHADAPTER.MIN_STEPS": 0}
+    classifier = HeGraphClassifier(config="mini", dataset_config="digits", options=options)
+    classifier.fit(digits.pictures, digits.labels, classnames=digits.classnames)
+    assert classifier.score(digits.pictures, digits.labels) > 0.8
+
+
+def test_the_shots_are_those_of_the_largest_class(data):
+    rows = np.concatenate([np.flatnonzero(data.y == k)[:n] for k, n in enumerate((1, 2, 4, 2))])
+    trained_on = HeGraphClassifier().fit(data.X[rows], data.y[rows]).model_.trained_on
+    assert (trained_on.shots, trained_on.num_train) == (4, 9)
+    assert trained_on.config["OPTIM.LR"] == 0.0007  # the row of BY_SHOTS

@@ -1,0 +1,97 @@
+"""The classifier and the command line are one path: the same data, shots and seed give the same bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from trainers.hegraph import HeGraphClassifier, load_bank, load_dataset
+from trainers.hegraph.__main__ import main
+from trainers.hegraph.estimator import fitting
+from trainers.hegraph.training.checkpoints import save_adapter
+
+NODE = "TRAINER.HEGRAPHADAPTER."
+
+
+def run(out: Path, *arguments: str) -> list[list]:
+    """Runs the command line; returns the rows of the training images that it selected."""
+    assert main(["--output-dir", str(out), *arguments]) == 0
+    return json.loads((out / "split.json").read_text())["train"]
+
+
+def assert_same_tensors(one: Path, other: Path) -> None:
+    with safe_open(one, "pt") as first, safe_open(other, "pt") as second:
+        assert sorted(first.keys()) == sorted(second.keys())
+        assert all(torch.equal(first.get_tensor(name), second.get_tensor(name)) for name in first.keys())  # noqa: SIM118
+
+
+@pytest.fixture
+def kept(monkeypatch) -> list:
+    """The adapters that are trained while a test runs."""
+    adapters, train = [], fitting.train_adapter
+
+    def train_and_keep(*arguments):
+        adapters.append(train(*arguments))
+        return adapters[-1]
+
+    monkeypatch.setattr(fitting, "train_adapter", train_and_keep)
+    return adapters
+
+
+def test_a_bank_gives_the_adapter_and_the_model_of_the_command_line(tiny_bank, tmp_path, kept):
+    rows = run(tmp_path / "run", "--features", str(tiny_bank), "--shots", "4", "--seed", "3")
+    bank = load_bank(tiny_bank)
+    picked = [row for row, _, _ in rows]
+    classifier = HeGraphClassifier(random_state=3).fit(
+        bank.train_features[:, picked].transpose(0, 1),
+        bank.train_labels[picked],
+        classnames=bank.classnames,
+        text_features=bank.text_positive,
+        negative_text_features=bank.text_negative,
+    )
+    classifier.save_pretrained(tmp_path / "model")
+    written = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("model", "run/model")]
+    assert written[0] == written[1]
+    save_adapter(tmp_path / "adapter.safetensors", kept[-1].model, bank.classnames)
+    assert_same_tensors(tmp_path / "adapter.safetensors", tmp_path / "run" / "adapter.safetensors")
+    one, other = (json.loads((tmp_path / p / "config.json").read_text()) for p in ("model", "run/model"))
+    for key in ("method", "variant", "classnames", "class_ids", "width", "logit_scale", "fusion", "transfer"):
+        assert one[key] == other[key]
+    assert one["trained_on"]["config"] == other["trained_on"]["config"]
+
+
+@pytest.mark.parametrize("options", [{f"{NODE}VARIANT": "T"}, {f"{NODE}LEARN_METAPATH": True, "OPTIM.MAX_EPOCH": 3}])
+def test_options_mean_what_they_mean_on_the_command_line(tiny_bank, tmp_path, options):
+    words = [str(word) for pair in options.items() for word in pair]
+    rows = run(tmp_path / "run", "--features", str(tiny_bank), "--shots", "2", "--seed", "1", *words)
+    bank = load_bank(tiny_bank)
+    picked = [row for row, _, _ in rows]
+    text = {"text_features": bank.text_positive, "negative_text_features": bank.text_negative}
+    X, y = bank.train_features[:, picked].transpose(0, 1).numpy(), bank.train_labels[picked].numpy()
+    HeGraphClassifier(options=options, **text).fit(X, y).save_pretrained(tmp_path / "model")
+    written = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("model", "run/model")]
+    assert written[0] == written[1]
+
+
+def test_pictures_give_the_model_of_the_command_line_and_its_predictions(tmp_path):
+    features = (f"{NODE}FEATURES.DIR", str(tmp_path / "features"), f"{NODE}FEATURES.VIEWS", "2")
+    flags = ("--config-file", "mini", "--dataset-config-file", "digits", "--shots", "2", "--seed", "2")
+    rows = run(tmp_path / "run", *flags, *features)
+    dataset = load_dataset("Digits")
+    classifier = HeGraphClassifier(
+        config="mini", dataset_config="digits", options={f"{NODE}FEATURES.VIEWS": 2}, random_state=2
+    )
+    pictures = [dataset.open(path) for path, _, _ in rows]
+    classifier.fit(pictures, [label for _, label, _ in rows], classnames=dataset.classnames)
+    classifier.save_pretrained(tmp_path / "model")
+    written = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("model", "run/model")]
+    assert written[0] == written[1]
+    with safe_open(tmp_path / "run" / "predictions.safetensors", "np") as predictions:
+        predicted = predictions.get_tensor("predicted")
+    test = dataset.test[:100]
+    np.testing.assert_array_equal(classifier.predict([dataset.open(i.path) for i in test]), predicted[:100])

@@ -1,0 +1,80 @@
+"""docs/python.md and docs/digits.ipynb: what they show runs, and gives the numbers that they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE, NOTEBOOK = ROOT / "docs" / "python.md", ROOT / "docs" / "digits.ipynb"
+TOLERANCE = 0.02  # another processor may round in another way
+
+# In a checkout the package has its other name
+CHECKOUT = "import sys, trainers.hegraph\nsys.modules['hegraph'] = trainers.hegraph\n"
+
+
+def snippets() -> list[str]:
+    found = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [snippet for snippet in found if not snippet.startswith("# needs ")]
+
+
+def checked(snippet: str) -> str:
+    """A snippet in which every line that ends with a number, `expression  # 0.94`, asserts that number."""
+    asserted = rf"assert abs((\1) - \2) <= {TOLERANCE}, (\1)"
+    return re.sub(r"^(\S.*)  # (0\.\d+)$", asserted, snippet, flags=re.MULTILINE)
+
+
+def test_a_number_beside_an_expression_is_checked():
+    assert "assert abs((f(x)) - 0.9)" in checked("y = 3  # 0.x\nf(x)  # 0.9\n")
+
+
+def test_the_snippets_of_the_page_run_one_after_the_other_and_give_its_numbers(tmp_path):
+    program = CHECKOUT + "\n".join(map(checked, snippets()))
+    assert program.count("assert abs") == 3
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "my-model").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def percents(notebook: Any) -> list[float]:
+    """The numbers before a percent sign in what the cells of a notebook show."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = " ".join(str(output.get("data", {}).get("text/plain", "")) for output in outputs)
+    return [float(number) for number in re.findall(r"([\d.]+) %", shown)]
+
+
+def test_the_notebook_runs_without_a_network_and_shows_what_it_did(tmp_path, monkeypatch):
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "TMPDIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shown = nbformat.read(NOTEBOOK, as_version=4)
+    again = nbformat.read(NOTEBOOK, as_version=4)
+    client = nbclient.NotebookClient(again, timeout=240, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
+    client.execute()  # raises the error of a cell
+    assert len(percents(shown)) == 2
+    assert percents(again) == pytest.approx(percents(shown), abs=1)
+    pictures = [
+        output for cell in again.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) == 3
+
+
+def test_the_notebook_says_nothing_of_the_machine_that_it_ran_on():
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert [word for word in ("/work/", "/home/", "/tmp/", "site-packages") if word in text] == []

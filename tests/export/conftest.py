@@ -1,0 +1,61 @@
+"""Trained models that the tests of the export share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainers.hegraph.__main__ import main
+from trainers.hegraph.method.classifier import FoldedClassifier
+from trainers.hegraph.models.saved import SavedModel
+from trainers.hegraph.models.schema import Backbone, Scores, TrainedOn
+
+pytest.importorskip("onnx", reason="the extra `onnx` is not installed: pip install onnx onnxruntime")
+pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed: pip install onnx onnxruntime")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run on the digits with mini."""
+    folder = tmp_path_factory.mktemp("trained")
+    files = ["--config-file", "mini", "--dataset-config-file", "digits"]
+    features = ["TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(folder / "features")]
+    assert main([*files, "--shots", "2", "--seed", "1", "--output-dir", str(folder / "run"), *features]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def random_model(unit_features: Callable[..., Tensor]) -> Callable[..., SavedModel]:
+    """Function of the width and of parts of the classifier: a model of 10 classes with random class weights, and with a
+    cache of unequal numbers of images for each class unless `cache=False`.
+    """
+
+    def make(width: int, cache: bool = True, temperature: float = 1.3, **parts: Tensor) -> SavedModel:
+        if cache:
+            labels = torch.tensor([label for label in range(10) for _ in range(1 + label % 4)]).flip(0)
+            keys = unit_features(len(labels), width, seed=1).half().float()
+            parts = {"keys": keys, "labels": labels, "alpha": 2.0, "beta": 5.5, **parts}
+        classifier = FoldedClassifier(100 * unit_features(10, width, seed=2), **parts)
+        names = tuple(f"class {number}" for number in range(10))
+        return SavedModel(
+            classifier=classifier,
+            text_positive=unit_features(10, width, seed=2),
+            classnames=names,
+            class_ids=names,
+            method="HeGraphAdapter",
+            variant="full" if cache else "T",
+            logit_scale=100.0,
+            backbone=Backbone(title="random"),
+            trained_on=TrainedOn(
+                dataset="Random", shots=4, seed=1, num_train=40, split_hash="", selected_on="last_step", selected={},
+                config={}, host="alone", git_commit=None, versions={},
+            ),
+            scores=Scores(accuracy=None, accuracy_text=None, accuracy_zero_shot=None, macro_f1=None, num_test=0),
+            temperature=temperature,
+        )  # fmt: skip
+
+    return make

@@ -1,0 +1,99 @@
+"""The lines of docs/onnx.md that need no torch, in an environment that has none."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from trainers.hegraph.datasets.digits import load_digits_dataset
+from trainers.hegraph.export.source import load_source
+from trainers.hegraph.features.views import open_image
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "onnx.md"
+PACKAGES = ("onnxruntime", "numpy", "pillow")
+NUM_LINES = 10
+
+
+def block(language: str) -> str:
+    """The page's only block of a language."""
+    [text] = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return text
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the page's commands have been run."""
+    folder = tmp_path_factory.mktemp("exported")
+    for name in ("trainers", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    python = folder / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", "-ec", block("bash")]
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a new environment that has onnxruntime, numpy and pillow, and what they need themselves."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=120)
+    python = folder / "bin" / "python"
+    command = [str(python), "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES]
+    installed = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if installed.returncode:
+        pytest.skip(f"{', '.join(PACKAGES)} cannot be installed: {installed.stderr.strip().splitlines()[-1]}")
+    return python
+
+
+def digit() -> Image.Image:
+    dataset = load_digits_dataset()
+    return open_image(dataset, dataset.test[7])
+
+
+def wide() -> Image.Image:
+    """A picture that is resized by a factor that leaves a remainder, and cropped at both sides."""
+    canvas = Image.new("L", (301, 97), 40)
+    canvas.paste(digit().convert("L").resize((90, 90)), (104, 3))
+    return canvas
+
+
+def see_through() -> Image.Image:
+    return digit().convert("RGBA").resize((41, 73))
+
+
+def test_there_are_ten_lines_after_the_imports():
+    lines = [line for line in block("python").splitlines() if line and not line.startswith(("import ", "from "))]
+    assert len(lines) == NUM_LINES
+
+
+@pytest.mark.parametrize("make", [digit, wide, see_through])
+def test_the_lines_give_class_and_probability_of_torch(make, interpreter, exported):
+    image = make()
+    image.save(exported / "image.png")
+    (exported / "lines.py").write_text(block("python"))
+    command = [str(interpreter), "-I", "lines.py"]
+    ran = subprocess.run(command, cwd=exported, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    name, probability = ran.stdout.split()
+    model, backbone = load_source(exported / "output" / "digits_onnx", "full", "", "")
+    pixels = backbone.preprocess(image.convert("RGB")).unsqueeze(0)
+    expected = model.probabilities(backbone.encode_images(pixels))[0]
+    assert name == model.classnames[int(expected.argmax())]
+    assert float(probability) == pytest.approx(float(expected.max()), abs=1e-5)
+
+
+def test_their_environment_has_no_torch(interpreter):
+    ran = subprocess.run([str(interpreter), "-I", "-c", "import torch"], capture_output=True, text=True, timeout=60)
+    assert "No module named 'torch'" in ran.stderr

@@ -1,0 +1,131 @@
+"""Messages in closed form, against the equations solved in another way: explicit refits, explicit inverses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+
+from trainers.hegraph.method.closed_form import (
+    RIDGES,
+    class_offsets,
+    guess_class_means,
+    pass_closed_form_messages,
+    training_free_classifier,
+)
+from trainers.hegraph.method.options import ClosedFormOptions
+
+K, WIDTH = 7, 6
+LABELS = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6, 6, 1])
+
+
+@pytest.fixture
+def text(unit_features) -> Tensor:
+    return unit_features(K, WIDTH, seed=3)
+
+
+@pytest.fixture
+def keys(unit_features, text) -> Tensor:
+    """Images that lie near a linear map of their text, so that the ridge regression has something to find."""
+    turn = torch.linalg.qr(unit_features(WIDTH, WIDTH, seed=4))[0]
+    return F.normalize(text[LABELS] + text[LABELS] @ turn + 0.2 * unit_features(len(LABELS), WIDTH, seed=5), dim=-1)
+
+
+def means_of(keys: Tensor) -> Tensor:
+    return torch.stack([keys[LABELS == k].mean(dim=0) for k in range(K)]).double()
+
+
+def ridge(texts: Tensor, rest: Tensor, constant: Tensor, strength: Tensor, new: Tensor) -> Tensor:
+    """The ridge regression with its intercept, solved for its primal weights."""
+    design = torch.cat([texts, constant.sqrt().expand(len(texts), 1)], dim=1)
+    weights = torch.linalg.solve(
+        design.t() @ design + strength * torch.eye(design.shape[1]).double(), design.t() @ rest
+    )
+    return torch.cat([new, constant.sqrt().expand(len(new), 1)], dim=1) @ weights
+
+
+def test_the_guess_of_a_class_is_that_of_a_regression_without_it(text, keys):
+    means = means_of(keys)
+    texts, images = text.double() - text.double().mean(0), means - means.mean(0)
+    slope = (texts * images).sum() / texts.square().sum()
+    assert slope > 0
+    rest = images - slope * texts
+    kernel = texts @ texts.t()
+    constant = 10 * kernel.diagonal().mean()
+    mean_eigenvalue = torch.linalg.eigvalsh(kernel + constant)[:-1].mean()
+
+    def left_out(factor: float) -> Tensor:
+        kept = [torch.arange(K) != k for k in range(K)]
+        strength = factor * mean_eigenvalue
+        return torch.cat([ridge(texts[k], rest[k], constant, strength, texts[~k]) for k in kept])
+
+    errors = {factor: (rest - left_out(factor)).square().sum() for factor in RIDGES}
+    best = min(errors, key=errors.__getitem__)
+    assert errors[best] < rest.square().sum()
+    guess = guess_class_means(text, means)
+    assert_close(guess.left_out, means.mean(0) + slope * texts + left_out(best))
+    new = F.normalize(text[:2] + text[2:4], dim=-1)
+    shifted = new.double() - text.double().mean(0)
+    predicted = ridge(texts, rest, constant, best * mean_eigenvalue, shifted)
+    assert_close(guess.of(new), means.mean(0) + slope * shifted + predicted)
+
+
+def test_where_no_regression_is_better_than_none_the_guess_is_a_multiple_of_the_text(text, unit_features):
+    means = unit_features(K, WIDTH, seed=8)  # nothing to do with the text
+    guess = guess_class_means(text, means)
+    if guess.dual is None:
+        assert_close(guess.left_out, guess.of(text))
+    texts = text.double() - text.double().mean(0)
+    assert guess.slope >= 0
+    assert guess.left_out.shape == texts.shape
+
+
+def test_the_messages_are_whitened_differences_to_the_mean(text, keys):
+    kappa, rho = 3.0, 0.5
+    found = pass_closed_form_messages(keys, LABELS, text, kappa, rho)
+    guess, counts = guess_class_means(text, means_of(keys)).left_out, LABELS.bincount().double()
+    nodes = torch.stack([(counts[k] * means_of(keys)[k] + kappa * guess[k]) / (counts[k] + kappa) for k in range(K)])
+    residuals = keys.double() - nodes[LABELS]
+    sigma = sum(torch.outer(row, row) for row in residuals) / len(keys)
+    r = rho * WIDTH / len(keys)
+    metric = (sigma / (sigma.trace() / WIDTH) + r * torch.eye(WIDTH).double()) / (1 + r)
+    mean = keys.double().mean(0)
+    scale = torch.stack([(row @ metric.inverse() @ row).sqrt() for row in keys.double() - mean]).mean()
+    for k in range(K):
+        difference = nodes[k] - mean
+        expected = metric.inverse() @ difference / ((difference @ metric.inverse() @ difference).sqrt() * scale)
+        assert_close(found.weights[k].double(), expected, rtol=1e-5, atol=1e-6)
+        assert_close(found.bias[k].double(), -(expected @ mean), rtol=1e-5, atol=1e-6)
+
+
+def test_offsets_make_the_mean_probabilities_the_shares(unit_features):
+    logits = 10 * unit_features(len(LABELS), K, seed=6)
+    offsets = class_offsets(logits, LABELS, prior=1e-6)
+    assert abs(offsets.mean()) < 1e-6
+    # The factor at which they hold is not told: one of a grid, at which the offset logits have the right mass
+    shares = LABELS.bincount().float()
+    masses = [((logits + offsets) * t).softmax(dim=1).sum(dim=0) for t in (0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5)]
+    assert min((mass - shares).abs().max() for mass in masses) < 0.05
+    before = [(logits * t).softmax(dim=1).sum(dim=0) for t in (0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5)]
+    assert min((mass - shares).abs().max() for mass in before) > 0.3
+
+
+def test_without_messages_and_with_a_strong_prior_the_free_variant_is_zero_shot(text, keys):
+    options = ClosedFormOptions(omega=1e-9, prior=1e9)
+    found = training_free_classifier(keys, LABELS, text, 100.0, options)
+    assert_close(found.weights, 100 * text, rtol=1e-5, atol=1e-4)
+    assert_close(found.bias, torch.zeros(K), rtol=0, atol=1e-4)
+    assert found.keys is None
+
+
+def test_the_free_variant_adds_omega_times_the_messages(text, keys):
+    options = ClosedFormOptions(omega=0.2)
+    found = training_free_classifier(keys, LABELS, text, 50.0, options)
+    messages = pass_closed_form_messages(keys, LABELS, text, options.kappa, options.rho)
+    offsets = class_offsets(50.0 * keys @ text.t(), LABELS, options.prior)
+    queries = F.normalize(keys + 0.1, dim=-1)
+    mean = messages.mean.float()
+    expected = 50.0 * queries @ text.t() + offsets + 0.2 * 50.0 * (queries - mean) @ messages.weights.t()
+    assert_close(found.logits(queries), expected, rtol=1e-4, atol=1e-3)

@@ -1,0 +1,66 @@
+"""A small trained model, made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainers.hegraph.method.classifier import FoldedClassifier
+from trainers.hegraph.method.options import ModelOptions
+from trainers.hegraph.method.transfer import TransferableAdapter
+from trainers.hegraph.models.saved import SavedModel
+from trainers.hegraph.models.schema import Backbone, Preprocessing, Prompts, Scores, TrainedOn
+
+CLASSES, WIDTH, IMAGES = 3, 8, 6
+
+
+@pytest.fixture
+def saved_model(unit_features: Callable[..., Tensor]) -> Callable[..., SavedModel]:
+    """Function of changed fields: a model of 3 classes and 6 cached images, 8 wide, with every tensor that there is."""
+
+    def make(**changes: object) -> SavedModel:
+        fields = {
+            "classifier": FoldedClassifier(
+                weights=20 * unit_features(CLASSES, WIDTH),
+                bias=torch.tensor([0.1, 0.0, -0.1]),
+                keys=unit_features(IMAGES, WIDTH, seed=1),
+                labels=torch.arange(IMAGES) % CLASSES,
+                key_weights=torch.linspace(0.5, 1.5, IMAGES),
+                alpha=2.0,
+                beta=5.5,
+            ),
+            "text_positive": unit_features(CLASSES, WIDTH, seed=2),
+            "classnames": ("ant", "bee", "crane"),
+            "class_ids": ("n1", "n2", "n3"),
+            "method": "HeGraphAdapter",
+            "variant": "full",
+            "logit_scale": 20.0,
+            "temperature": 1.5,
+            "backbone": Backbone(title="m/w", model="m", pretrained="w", fingerprint={"model": "m", "weights": "w"}),
+            "preprocessing": Preprocessing(size=[32, 32], mean=[0.5] * 3, std=[0.2] * 3, transform="Compose(...)"),
+            "prompts": Prompts(positive=[[["an ant"], ["a bee"], ["a crane"]]], negative=[["no ant"], ["no bee"], []]),
+            "transfer": TransferableAdapter(
+                ModelOptions(), {f"weight.{name}": torch.eye(WIDTH) for name in ("positive", "negative", "visual")}
+            ),
+            "transfer_rule": "adapter",
+            "trained_on": TrainedOn(
+                dataset="Tiny",
+                shots=2,
+                seed=1,
+                num_train=IMAGES,
+                split_hash="0" * 64,
+                selected_on="last_step",
+                selected={},
+                config={"OPTIM.LR": 0.001},
+                host="alone",
+                git_commit=None,
+                versions={"torch": "2.4"},
+            ),
+            "scores": Scores(accuracy=90.0, accuracy_text=80.0, accuracy_zero_shot=70.0, macro_f1=89.0, num_test=10),
+        }
+        return SavedModel(**fields | changes)
+
+    return make

@@ -1,0 +1,1 @@
+"""The method as a scikit-learn classifier. It goes the way of the command line, through `experiments/`."""

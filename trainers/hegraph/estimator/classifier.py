@@ -1,0 +1,364 @@
+"""HeGraphAdapter as a scikit-learn classifier.
+
+Shapes: n images, V views of each, K classes, d feature width.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_consistent_length
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
+from torch import Tensor
+from yacs.config import CfgNode
+
+from ..experiments.image_task import ImageTask
+from ..method.classifier import FoldedClassifier
+from ..models.folder import load_model, save_model
+from ..models.saved import SavedModel
+from ..utils.errors import UserError
+from .fitting import find_device, find_seed, generators_restored, make_configuration, train_model
+from .inputs import FLOATS, Source, as_array, class_names, image_list, is_images, labels_to_keep, text_nodes, unit_rows
+from .task import ArrayTask, ArrayTaskWithBackbone, feature_task, image_task
+
+if TYPE_CHECKING:
+    from ..models.images import ImageModel
+
+NODE = "TRAINER.HEGRAPHADAPTER."
+# Parameter -> the configuration key that it sets
+KEYS = {"variant": f"{NODE}VARIANT", "alpha_c": f"{NODE}ALPHA_C", "beta_c": f"{NODE}BETA_C"}
+BATCH = 256  # images that the backbone encodes at once
+
+
+class HeGraphClassifier(ClassifierMixin, BaseEstimator):
+    """Adapts a frozen CLIP to classes of which a few images are at hand.
+
+    `X` is one of three things, and may be another one in `predict` than it was in `fit`:
+
+    * image features of shape `[n, d]`, or `[n, V, d]` with V augmented views of each image, as a NumPy array or a
+      tensor. Rows are scaled to unit norm; what is predicted for several views is that of their mean;
+    * a list of n paths of image files;
+    * a list of n PIL images.
+
+    Paths and pictures are encoded by the backbone, with the configuration's augmentation in `fit`. The text nodes are
+    `text_features` and `negative_text_features` where they are given. Otherwise a backbone encodes the prompts of the
+    class names. Where there is no backbone either, a positive text node is the mean feature of its class and a negative
+    one the negative of it, so that the text classifier is one of the nearest mean.
+
+    The same features, images in the same order and seed give the same model as the command line, byte for byte. The
+    number of shots, by which the configuration fills what it leaves open, is that of the largest class in `y`.
+
+    Args:
+        backbone: An open_clip model, "hf-hub:ORGANISATION/NAME", "local-dir:FOLDER" or "hegraph-mini", which `fit`
+            loads. None takes that of the configuration, and only where something has to be encoded.
+        pretrained: Its weights: an open_clip tag or a file; "auto" takes those that come with the model, or else
+            OpenAI's.
+        device: "cpu", "cuda" or "cuda:N"; None takes a GPU if there is one.
+        config: YAML of the method: a path, or the name of a file that ships, such as "mini"; None takes the defaults.
+        dataset_config: YAML of the data set, such as "digits", by whose name templates and descriptions are found.
+        options: Configuration keys, as a dict or as a list `[KEY, VALUE, ...]`; they win over everything.
+        variant: "base", "free", "T-N", "T-P", "T" or "full"; None leaves it to the configuration, as the next two.
+        alpha_c: Weight of the cache classifier.
+        beta_c: Sharpness of the cache's affinities.
+        classnames: Names of the K classes in the order of `classes_`, or a dict from labels to names; None takes the
+            labels as names.
+        text_features: Positive text features in the order of `classes_`, shape `[K, d]`.
+        negative_text_features: Negative text features, shape `[K, d]`.
+        logit_scale: CLIP's `tau`; None takes that of the backbone, or else 100.
+        random_state: Seed of everything random, as `--seed` on the command line. None or a generator of NumPy draws
+            one.
+
+    Attributes:
+        classes_: The K labels, sorted.
+        n_features_in_: d.
+        model_: What was trained, as a `SavedModel`.
+    """
+
+    def __init__(
+        self,
+        backbone: str | None = None,
+        pretrained: str = "auto",
+        *,
+        device: str | None = None,
+        config: str | Path | None = None,
+        dataset_config: str | Path | None = None,
+        options: Mapping[str, Any] | Sequence[Any] | None = None,
+        variant: str | None = None,
+        alpha_c: float | None = None,
+        beta_c: float | None = None,
+        classnames: Mapping[Any, str] | Sequence[str] | None = None,
+        text_features: Any = None,
+        negative_text_features: Any = None,
+        logit_scale: float | None = None,
+        random_state: int | np.random.RandomState | None = 1,
+    ) -> None:
+        self.backbone = backbone
+        self.pretrained = pretrained
+        self.device = device
+        self.config = config
+        self.dataset_config = dataset_config
+        self.options = options
+        self.variant = variant
+        self.alpha_c = alpha_c
+        self.beta_c = beta_c
+        self.classnames = classnames
+        self.text_features = text_features
+        self.negative_text_features = negative_text_features
+        self.logit_scale = logit_scale
+        self.random_state = random_state
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        classnames: Mapping[Any, str] | Sequence[str] | None = None,
+        text_features: Any = None,
+        negative_text_features: Any = None,
+    ) -> HeGraphClassifier:
+        """Trains the adapter.
+
+        Args:
+            X: The training images: features, paths or PIL images.
+            y: Their n labels, of any kind that can be sorted.
+            classnames, text_features, negative_text_features: As the parameters of these names, which they replace.
+
+        Returns:
+            The classifier itself.
+
+        Raises:
+            ValueError: If `X` or `y` is not what scikit-learn allows.
+            UserError: If anything else is wrong, such as the configuration, an image or the backbone's weights. It is a
+                ValueError, and its message says how to mend it.
+        """
+        images = is_images(X)
+        X, y = self._training_arrays(X, y, images)
+        classes, labels = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise UserError(f"y must hold at least two classes, got one class: {classes.tolist()}")
+        names = class_names(classes, self.classnames if classnames is None else classnames)
+        positive = self.text_features if text_features is None else text_features
+        negative = self.negative_text_features if negative_text_features is None else negative_text_features
+        seed = find_seed(self.random_state)  # a draw from a generator is to last
+        with generators_restored(), tempfile.TemporaryDirectory() as folder:
+            cfg = self._configuration(int(np.bincount(labels).max()), seed, folder)
+            task: ArrayTask | ImageTask
+            if images:
+                _check_image_task(cfg, positive is not None or negative is not None)
+                task = image_task(X, labels.tolist(), names, cfg, find_device(self.device))
+            else:
+                task = self._feature_task(X, labels, names, positive, negative, cfg)
+            model = train_model(task, cfg, find_device(self.device))
+        if positive is not None or negative is not None:
+            model = replace(model, prompts=None)  # the user's text nodes are not those of our sentences
+        self.classes_, self.model_ = classes, replace(model, labels=labels_to_keep(classes, names))
+        self.n_features_in_ = model.classifier.width
+        self._image_model = _image_model(self.model_, task)
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Logits, shape `[n, K]`; for two classes the second one's minus the first one's, shape `[n]`."""
+        logits = self._logits(X).numpy()
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities of the classes in the order of `classes_`, shape `[n, K]`."""
+        return (self._logits(X) / self.model_.temperature).softmax(dim=1).numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The likeliest class of every image, shape `[n]`."""
+        logits = self._logits(X)
+        return self.classes_[logits.argmax(dim=1).numpy()]
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes the model folder, which the command line and `from_pretrained` read.
+
+        Args:
+            directory: The folder; a model folder that is there already is replaced.
+
+        Raises:
+            UserError: If it cannot be written, or holds something else than a model.
+        """
+        check_is_fitted(self, "model_")
+        save_model(self.model_, Path(directory))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        revision: str | None = None,
+        *,
+        token: str | None = None,
+        device: str | None = None,
+        backbone: str | None = None,
+        pretrained: str = "auto",
+    ) -> HeGraphClassifier:
+        """Loads a trained model. The backbone is loaded when the first image has to be encoded.
+
+        Args:
+            name: A model folder, the output folder of a run, or "USER/NAME" on the Hugging Face Hub.
+            revision: Branch, tag or commit, of a model on the Hub.
+            token: For a private model on the Hub; None takes the one that `hf auth login` has kept.
+            device: As of the class.
+            backbone, pretrained: Of images; None takes the backbone that the model names. Its features must be the
+                same ones.
+
+        Raises:
+            UserError: If there is no such model, it is damaged, or the Hub cannot be reached.
+        """
+        from ..models.hub import find_model  # imports huggingface_hub
+
+        model = load_model(find_model(str(name), revision, token))
+        saved = model.backbone
+        named = {"backbone": backbone, "pretrained": pretrained}
+        if backbone is None and saved.model:
+            named = {"backbone": saved.model, "pretrained": saved.pretrained}
+        found = cls(**named, device=device, random_state=model.trained_on.seed)  # type: ignore[arg-type]  # of a dict
+        found.model_ = model
+        found.classes_ = np.array(model.classnames if model.labels is None else model.labels)
+        found.n_features_in_ = model.classifier.width
+        found._image_model = None
+        return found
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool = False,
+        commit_message: str = "Upload a HeGraphAdapter model",
+    ) -> str:
+        """Uploads the model folder to the Hugging Face Hub, and makes the repository if it is not there.
+
+        Args:
+            repo_id: "USER/NAME".
+            token: One that may write; None takes the one that `hf auth login` has kept. It is not kept here.
+            revision: The branch, which is made if it is not there; None takes the main one.
+            private: Whether a new repository is private.
+            commit_message: Of the commit.
+
+        Returns:
+            The address of the model.
+
+        Raises:
+            UserError: If the Hub cannot be reached or refuses.
+        """
+        from ..models.hub import push_model  # imports huggingface_hub
+
+        check_is_fitted(self, "model_")
+        return push_model(self.model_, repo_id, token, revision, private, commit_message)
+
+    def __getstate__(self) -> dict:
+        state = super().__getstate__()
+        return state | {"_image_model": None} if "_image_model" in state else state  # the backbone is loaded again
+
+    def _training_arrays(self, X: Any, y: Any, images: bool) -> tuple[Any, np.ndarray]:
+        """Features `[n, V, d]` or a list of images, and n labels."""
+        if y is None:
+            raise ValueError("HeGraphClassifier requires y to be passed, but the target y is None")
+        y = as_array(y)
+        if images:
+            X = image_list(X)
+            y = column_or_1d(y, warn=True)
+            check_consistent_length(X, y)
+        else:
+            X = as_array(X)
+            has_views = getattr(X, "ndim", 2) == 3
+            first, y = validate_data(self, X[:, 0] if has_views else X, y, dtype=FLOATS)
+            X = _checked_views(X) if has_views else first[:, None]
+        check_classification_targets(y)
+        return X, y
+
+    def _feature_task(
+        self, X: np.ndarray, labels: np.ndarray, names: list[str], positive: Any, negative: Any, cfg: CfgNode
+    ) -> ArrayTask:
+        shape = len(names), X.shape[-1]
+        positive = text_nodes(positive, "text_features", *shape)
+        negative = text_nodes(negative, "negative_text_features", *shape)
+        encodes = self.backbone is not None or (positive is None and bool(cfg.MODEL.BACKBONE.NAME))
+        backbone = image_task([], [], names, cfg, find_device(self.device)) if encodes else None
+        features = unit_rows(X.swapaxes(0, 1))
+        return feature_task(
+            features, torch.from_numpy(labels), names, (positive, negative), self.logit_scale, cfg, backbone
+        )
+
+    def _configuration(self, shots: int, seed: int, folder: str) -> CfgNode:
+        """The configuration of a training on so many images of a class, with features kept in a folder."""
+        named = {key: getattr(self, name) for name, key in KEYS.items() if getattr(self, name) is not None}
+        if self.backbone is not None:
+            named |= {"MODEL.BACKBONE.NAME": self.backbone, "MODEL.BACKBONE.PRETRAINED": self.pretrained}
+        named["DATASET.NUM_SHOTS"] = shots
+        files = str(self.dataset_config or ""), str(self.config or "")
+        return make_configuration(*files, named, self.options, seed, folder)
+
+    def _logits(self, X: Any) -> Tensor:
+        """Logits on the CPU, shape `[n, K]`.
+
+        They are summed in float64, so that those of an image do not depend on the other images of `X`: float32 rounds
+        in another way for another number of rows.
+        """
+        check_is_fitted(self, "model_")
+        device = find_device(self.device)
+        features = self._encoded(X) if is_images(X) else self._features(X)
+        return _in_double(self.model_.classifier.to(device)).logits(features.to(device, torch.float64)).cpu()
+
+    def _features(self, X: Any) -> Tensor:
+        X = as_array(X)
+        if getattr(X, "ndim", 2) == 3:
+            validate_data(self, X[:, 0], dtype=FLOATS, reset=False)
+            return unit_rows(unit_rows(_checked_views(X)).mean(dim=1).numpy())
+        return unit_rows(validate_data(self, X, dtype=FLOATS, reset=False))
+
+    def _encoded(self, X: Sequence[Source]) -> Tensor:
+        if self._image_model is None:
+            self._image_model = self._load_image_model()
+        return self._image_model.features(image_list(X), BATCH)
+
+    def _load_image_model(self) -> ImageModel:
+        from ..models.images import ImageModel
+
+        with tempfile.TemporaryDirectory() as folder:  # loading compares the backbone with what the folder says of it
+            path, named = Path(folder) / "model", (self.backbone, self.pretrained) if self.backbone else ()
+            save_model(self.model_, path)
+            return ImageModel.load(path, find_device(self.device), *named)
+
+
+def _check_image_task(cfg: CfgNode, has_text: bool) -> None:
+    if has_text:
+        raise UserError("text features go with image features; of images, the backbone encodes the prompts")
+    if not cfg.MODEL.BACKBONE.NAME:
+        raise UserError('images need a backbone: give backbone="ViT-B-32-quickgelu" or another, or config="vit_b32"')
+
+
+def _in_double(classifier: FoldedClassifier) -> FoldedClassifier:
+    """The classifier with its floats in float64."""
+
+    def double(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.double()
+
+    bias, keys, key_weights = map(double, (classifier.bias, classifier.keys, classifier.key_weights))
+    return replace(classifier, weights=classifier.weights.double(), bias=bias, keys=keys, key_weights=key_weights)
+
+
+def _image_model(model: SavedModel, task: ArrayTask | ImageTask) -> ImageModel | None:
+    """The model with the backbone that its task has loaded; None if the task has none."""
+    if not isinstance(task, (ImageTask, ArrayTaskWithBackbone)):
+        return None
+    from ..models.images import ImageModel
+
+    source = task if isinstance(task, ImageTask) else task.source
+    return ImageModel(model, source.backbone)
+
+
+def _checked_views(X: Any) -> np.ndarray:
+    """Features `[n, V, d]`, checked as scikit-learn checks those of one view."""
+    rows = check_array(X.reshape(-1, X.shape[-1]), dtype=FLOATS)
+    return rows.reshape(X.shape)

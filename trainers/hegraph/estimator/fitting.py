@@ -1,0 +1,117 @@
+"""From the parameters of the classifier to a trained model: device, seed, configuration, training."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from yacs.config import CfgNode
+
+from ..config_files import load_cfg
+from ..experiments.adapter import predict_test, train_adapter
+from ..experiments.folder import RunFolder
+from ..experiments.model_folder import make_model
+from ..experiments.tasks import Task
+from ..models.saved import SavedModel
+from ..utils.errors import UserError
+
+FEATURES_DIR = "TRAINER.HEGRAPHADAPTER.FEATURES.DIR"
+
+
+def find_device(given: str | None) -> str:
+    """The device that a user names; a GPU if none is named and there is one.
+
+    Raises:
+        UserError: If there is no such device.
+    """
+    if given is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(given).type
+    except RuntimeError as error:
+        raise UserError(f"device must be cpu, cuda or cuda:N, got {given!r}") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device is {given!r}, and torch finds no GPU; use 'cpu'")
+    return str(given)
+
+
+def find_seed(random_state: int | np.random.RandomState | None) -> int:
+    """The seed that scikit-learn's `random_state` means; a number is the seed itself.
+
+    Raises:
+        ValueError: If it is none of what scikit-learn allows.
+    """
+    generator = check_random_state(random_state)
+    if isinstance(random_state, (int, np.integer)):
+        return int(random_state)
+    return int(generator.randint(2**31 - 1))
+
+
+def make_configuration(
+    dataset_config: str,
+    config: str,
+    named: Mapping[str, Any],
+    options: Mapping[str, Any] | Sequence[Any] | None,
+    seed: int,
+    folder: str,
+) -> CfgNode:
+    """The checked configuration of a training.
+
+    Args:
+        dataset_config, config: YAML of the data set and of the method, as `load_cfg` takes them.
+        named: Configuration keys that have a parameter of their own.
+        options: Further keys, as a dict or a list `[KEY, VALUE, ...]`, which win.
+        seed: Of everything random.
+        folder: Where encoded features are kept.
+
+    Raises:
+        UserError: If a key or a value is wrong, or asks for what an estimator cannot do.
+    """
+    if isinstance(options, Mapping):
+        options = [word for pair in options.items() for word in pair]
+    elif isinstance(options, str):
+        raise UserError(f"options must be a dict or a list [KEY, VALUE, ...], got {options!r:.80}")
+    forced = ["SEED", seed, FEATURES_DIR, folder]
+    cfg = load_cfg(dataset_config, config, dict(named), [*(options or []), *forced])
+    if cfg.TRAINER.NAME != "HeGraphAdapter":
+        raise UserError(f"this classifier is HeGraphAdapter and not {cfg.TRAINER.NAME}; leave TRAINER.NAME out")
+    if cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON == "val":
+        raise UserError("SELECT_ON val needs val images, which fit has none of; use scikit-learn's GridSearchCV")
+    return cfg
+
+
+def train_model(task: Task, cfg: CfgNode, device: str) -> SavedModel:
+    """Trains the adapter of a task, as the command line does, and folds it into a model on the CPU.
+
+    Raises:
+        UserError: If the training diverges, or something cannot be encoded.
+    """
+    task.prepare()
+    bank = task.bank().to(device)
+    outcome = predict_test(train_adapter(task, bank, cfg, cfg.SEED), bank)
+    model = make_model(task, bank, cfg, cfg.SEED, RunFolder.of(cfg, task, cfg.SEED), "alone", outcome)
+    assert model is not None  # HeGraphAdapter always folds
+    if not model.classifier.weights.isfinite().all():
+        raise UserError(f"the trained adapter holds NaN or infinite values; lower OPTIM.LR ({cfg.OPTIM.LR})")
+    transfer = model.transfer
+    if transfer is not None:
+        transfer = replace(transfer, parameters={name: value.cpu() for name, value in transfer.parameters.items()})
+    return replace(model, classifier=model.classifier.to("cpu"), transfer=transfer)
+
+
+@contextmanager
+def generators_restored() -> Iterator[None]:
+    """Leaves the global generators of Python, NumPy and torch as they were: training seeds them."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,154 @@
+"""What a user may hand to the classifier: features, paths or pictures; labels and names of classes.
+
+Shapes: n images, V views of each, K classes, d feature width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..utils.errors import UserError
+
+Source = str | os.PathLike | Image.Image  # an image that has still to be encoded
+
+# A row whose norm is as near to 1 as float32 rounds is left as it is. So features that have been normalised before,
+# such as those of a loaded feature bank, keep every bit.
+UNIT_TOLERANCE = 1e-6
+FLOATS = [np.float32, np.float16]  # types that features are kept in; others become the first
+
+
+def is_images(X: Any) -> bool:
+    """Whether `X` is a sequence of paths or pictures; if not, it is to be read as features.
+
+    Raises:
+        UserError: If it is a single path or picture.
+    """
+    if isinstance(X, (str, os.PathLike, Image.Image)):
+        raise UserError(f"give a list of images, such as [{X!r:.80}], not a single one")
+    if isinstance(X, (list, tuple)):
+        return bool(X) and _is_source(X[0])
+    if isinstance(X, Tensor) or not hasattr(X, "__array__") or getattr(X, "ndim", 2) != 1:
+        return False
+    entries = np.asarray(X)
+    return entries.dtype.kind in "UO" and len(entries) > 0 and _is_source(entries[0])
+
+
+def image_list(X: Sequence[Source]) -> list[Path | Image.Image]:
+    """Paths and pictures of a sequence.
+
+    Raises:
+        UserError: If an entry is neither.
+    """
+    for position, entry in enumerate(X):
+        if not _is_source(entry):
+            raise UserError(f"image {position} is neither a path nor a PIL image, but of type {type(entry).__name__}")
+    return [entry if isinstance(entry, Image.Image) else Path(entry) for entry in X]
+
+
+def as_array(X: Any) -> Any:
+    """A tensor as an array; anything else as it came, for scikit-learn to check."""
+    if not isinstance(X, Tensor):
+        return X
+    X = X.detach().cpu()
+    return (X.float() if X.dtype == torch.bfloat16 else X).numpy()  # numpy has no bfloat16
+
+
+def unit_rows(features: np.ndarray) -> Tensor:
+    """Features with rows of unit norm, as float32; a row of zeros stays so. Rows of float16 are always scaled.
+
+    Args:
+        features: Shape `[..., d]`.
+    """
+    # A copy in memory that torch has aligned: the last bit of a matrix product can depend on the alignment
+    rows = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).clone()
+    scaled = F.normalize(rows, dim=-1)
+    if features.dtype == np.float16:
+        return scaled
+    return torch.where((rows.norm(dim=-1, keepdim=True) - 1).abs() <= UNIT_TOLERANCE, rows, scaled)
+
+
+def text_nodes(given: Any, name: str, num_classes: int, width: int) -> Tensor | None:
+    """Text features as unit rows, shape `[K, d]`; None if none are given.
+
+    Args:
+        given: What the user gave as `name`.
+        name: Of the argument, for the message.
+        num_classes: K.
+        width: d, that of the image features.
+
+    Raises:
+        UserError: If they have another shape, or hold NaN or infinite values.
+    """
+    if given is None:
+        return None
+    try:
+        rows = np.asarray(as_array(given))
+        rows = rows if rows.dtype in FLOATS else rows.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} must be an array of numbers [classes, width]: {error}") from error
+    if rows.shape != (num_classes, width):
+        raise UserError(
+            f"{name} must have shape [{num_classes}, {width}], one row for each class in the order of classes_ and as "
+            f"wide as the image features, got {list(rows.shape)}"
+        )
+    if not np.isfinite(rows).all():
+        raise UserError(f"{name} holds NaN or infinite values")
+    return unit_rows(rows)
+
+
+def class_names(classes: np.ndarray, given: Mapping | Sequence[str] | None) -> list[str]:
+    """The name of every class, in the order of `classes_`.
+
+    Args:
+        classes: The K labels in sorted order.
+        given: Names in that order, or a table from labels to names; None takes the labels as names.
+
+    Raises:
+        UserError: If a class has no name or an impossible one, or there are more names than classes.
+    """
+    labels = classes.tolist()
+    if given is None:
+        return _checked([str(label) for label in labels])
+    if isinstance(given, Mapping):
+        missing = [label for label in labels if label not in given]
+        if missing:
+            raise UserError(f"classnames has no name for the labels {missing[:5]} ({len(missing)} of {len(labels)})")
+        return _checked([str(given[label]) for label in labels])
+    if isinstance(given, str) or len(given) != len(labels):
+        came = repr(given) if isinstance(given, str) else f"{len(given)} names"
+        raise UserError(
+            f"classnames must hold one name for each of the {len(labels)} classes in y, in the order of their sorted "
+            f"labels ({', '.join(map(repr, labels[:3]))}, ...), or be a dict from labels to names; got {came}"
+        )
+    return _checked([str(name) for name in given])
+
+
+def labels_to_keep(classes: np.ndarray, names: Sequence[str]) -> tuple[bool | int | float | str, ...] | None:
+    """The labels as a model folder can hold them; None where the names are the labels, or have to do in their place."""
+    labels = classes.tolist()
+    plain = all(isinstance(label, (bool, int, float, str)) for label in labels)
+    return tuple(labels) if plain and labels != list(names) else None
+
+
+def _checked(names: list[str]) -> list[str]:
+    for position, name in enumerate(names):
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the class name {name!a} holds half of a surrogate pair, which is no text") from error
+        if not name.strip():
+            raise UserError(f"the name of class {position} is empty; give classnames")
+    return names
+
+
+def _is_source(entry: Any) -> bool:
+    return isinstance(entry, (str, os.PathLike, Image.Image))

@@ -1,0 +1,190 @@
+"""Few-shot tasks made of what a user has in memory: arrays of features, or images.
+
+Images become an `ImageTask`, as those of a data set do; arrays become a feature bank, as the rows of a bank file do. So
+everything after this point is the command line's.
+
+Shapes: n training images, V views of each, K classes, d feature width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from yacs.config import CfgNode
+
+from ..datasets import Dataset, Item
+from ..datasets.folder import to_rgb
+from ..experiments.image_task import ImageTask
+from ..experiments.tasks import Split, bank_batches
+from ..features.bank import FeatureBank
+from ..method.graph import class_means
+from ..models.schema import Backbone as BackboneConfig
+from ..models.schema import Preprocessing, Prompts
+from ..training.batches import TrainingData
+from ..utils.errors import UserError
+
+NO_NAME = "images"  # of the data set where the configuration names none
+CLIP_SCALE = 100.0  # CLIP's `tau`, where no backbone says another
+
+
+class ArrayTask:
+    """Features that the user has encoded. Nothing is encoded here.
+
+    Args:
+        bank: The features of the training images, with unit rows, and the text nodes.
+        cfg: The checked configuration.
+        seed: Seed of the batches.
+
+    Raises:
+        UserError: If the configuration asks to encode images anew in every epoch.
+    """
+
+    def __init__(self, bank: FeatureBank, cfg: CfgNode, seed: int) -> None:
+        if cfg.TRAINER.HEGRAPHADAPTER.FEATURES.MODE == "online":
+            raise UserError("FEATURES.MODE online encodes images, and X holds features; use FEATURES.MODE bank")
+        self.features, self.cfg, self.seed = bank, cfg, seed
+        labels, names = bank.train_labels.tolist(), bank.classnames
+        self.split: Split = {"train": [[row, label, names[label]] for row, label in enumerate(labels)], "val": []}
+        self.identity = {"features": hashlib.sha256(bank.train_features.numpy().tobytes()).hexdigest()}
+
+    def prepare(self) -> None:
+        """Needs nothing."""
+
+    def bank(self) -> FeatureBank:
+        """The features as they were given."""
+        return self.features
+
+    def batches(self, bank: FeatureBank) -> TrainingData:
+        """Its training batches."""
+        return bank_batches(bank, self.cfg, self.seed)
+
+
+class ArrayTaskWithBackbone(ArrayTask):
+    """Features that the user has encoded with a backbone that is at hand, so that the model takes images as well.
+
+    Args:
+        bank, cfg, seed: As of `ArrayTask`.
+        source: A task of no images that knows the backbone.
+    """
+
+    def __init__(self, bank: FeatureBank, cfg: CfgNode, seed: int, source: ImageTask) -> None:
+        super().__init__(bank, cfg, seed)
+        self.source, self.dataset = source, source.dataset
+
+    def backbone_config(self) -> BackboneConfig:
+        """The backbone, as a model folder names it."""
+        return self.source.backbone_config()
+
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the backbone's input."""
+        return self.source.preprocessing()
+
+    def prompts(self) -> Prompts:
+        """The sentences of the text nodes."""
+        return self.source.prompts()
+
+
+def image_task(
+    images: Sequence[Path | Image.Image], labels: Sequence[int], classnames: Sequence[str], cfg: CfgNode, device: str
+) -> ImageTask:
+    """The task of images that the user has on disk or in memory.
+
+    Args:
+        images: n paths or pictures; () for a task that only lends its backbone.
+        labels: Their n labels, from 0 to K - 1.
+        classnames: The K class names.
+        cfg: The checked configuration.
+        device: Where the backbone runs.
+
+    Raises:
+        UserError: If the weights of the backbone or the descriptions of the classes cannot be had.
+    """
+    by_name = {_name(image, position): image for position, image in enumerate(images)}
+    items = [
+        Item(_name(image, position), label, classnames[label])
+        for position, (image, label) in enumerate(zip(images, labels))
+    ]
+
+    def open_image(name: str) -> Image.Image:
+        image = by_name[name]
+        if isinstance(image, Image.Image):
+            return to_rgb(image)
+        with Image.open(image) as file:
+            return to_rgb(file)
+
+    unique = len(set(classnames)) == len(classnames)
+    ids = [] if unique else [f"{position}: {name}" for position, name in enumerate(classnames)]
+    name = cfg.DATASET.NAME or NO_NAME
+    dataset = Dataset(name, list(classnames), train=items, val=[], test=[], open=open_image, class_ids=ids)
+    return ImageTask(dataset, cfg, cfg.SEED, device)
+
+
+def feature_task(
+    features: Tensor,
+    labels: Tensor,
+    classnames: Sequence[str],
+    text: tuple[Tensor | None, Tensor | None],
+    logit_scale: float | None,
+    cfg: CfgNode,
+    backbone: ImageTask | None,
+) -> ArrayTask:
+    """The task of features that the user has encoded.
+
+    Text nodes that are not given are encoded by the backbone or, where there is none, made of the images: a positive
+    node is the mean of its class, a negative node the negative of the positive one.
+
+    Args:
+        features: Unit rows, shape `[V, n, d]`.
+        labels: From 0 to K - 1, shape `[n]`.
+        classnames: The K class names.
+        text: The positive and the negative text nodes, each `[K, d]` or None.
+        logit_scale: `tau`; None takes the backbone's, or else CLIP's.
+        cfg: The checked configuration.
+        backbone: A task of no images that knows the backbone; None if there is none.
+
+    Raises:
+        UserError: If the backbone gives features of another width.
+    """
+    positive, negative = text
+    if backbone is not None:
+        width = backbone.backbone.width
+        if width != features.shape[-1]:
+            raise UserError(f"X has {features.shape[-1]} features, but {backbone.backbone.name} gives {width}")
+        if positive is None or negative is None:
+            encoded = backbone.text_features()
+            positive = encoded[0] if positive is None else positive
+            negative = encoded[1] if negative is None else negative
+        logit_scale = backbone.backbone.logit_scale if logit_scale is None else logit_scale
+    if positive is None:
+        positive = class_means(F.normalize(features.mean(dim=0), dim=-1), labels, len(classnames))
+    bank = FeatureBank(
+        train_features=features,
+        train_labels=labels,
+        text_positive=positive,
+        text_negative=-positive if negative is None else negative,
+        classnames=list(classnames),
+        dataset=cfg.DATASET.NAME or NO_NAME,
+        backbone="unknown" if backbone is None else backbone.backbone.name,
+        logit_scale=CLIP_SCALE if logit_scale is None else float(logit_scale),
+    )
+    if backbone is None:
+        return ArrayTask(bank, cfg, cfg.SEED)
+    return ArrayTaskWithBackbone(bank, cfg, cfg.SEED, backbone)
+
+
+def _name(image: Path | Image.Image, position: int) -> str:
+    """What an image is called in the split: its path, in a form that UTF-8 can hold, or its position."""
+    if isinstance(image, Image.Image):
+        return f"image {position}"
+    path = os.fspath(image)
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # a file name in another encoding
+        return ascii(path)
+    return path

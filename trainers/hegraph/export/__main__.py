@@ -1,0 +1,64 @@
+"""Writes a trained model as an ONNX file, checks it against torch, and says how far the two differ.
+
+Example: OUTPUT_DIR/model --onnx model.onnx
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..utils.commands import command
+from ..utils.errors import UserError, report, show_messages
+
+PARTS = ("full", "head")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=command("export"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL", help="a model folder, or the output folder of a run")
+    add("--onnx", type=Path, required=True, metavar="FILE", help="the file to write; an older one is replaced")
+    add("--part", choices=PARTS, default="full", help="full: pixels to probabilities; head: features to probabilities")
+    add("--fp16", action="store_true", help="store weights as float16: half the size, and the difference is stated")
+    add("--backbone", default="", metavar="NAME", help="what encodes images, where the model folder does not say it")
+    add("--pretrained", default="", metavar="WEIGHTS", help="its weights: a tag of open_clip or a file")
+    return parser.parse_args(arguments)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Runs the command.
+
+    Raises:
+        UserError: If a flag is wrong, a package is missing, the model cannot be loaded, or no file can be made of it.
+    """
+    if args.backbone and args.part == "head":
+        raise UserError("--backbone encodes images, and --part head takes features; leave one of them out")
+    if args.pretrained and not args.backbone:
+        raise UserError("--pretrained names the weights of --backbone; give both")
+    from .onnx_file import require_packages, write_onnx
+    from .source import load_source
+
+    require_packages()
+    model, backbone = load_source(args.model, args.part, args.backbone, args.pretrained)
+    done = write_onnx(model, backbone, args.onnx, args.fp16)
+    shape, classes = ", ".join(map(str, ("B", *done.shape))), model.classifier.num_classes
+    sys.stdout.write(
+        f"{args.onnx}: {done.size / 1e6:.2f} MB, {done.input_name} [{shape}] to logits and probabilities "
+        f"[B, {classes}]\nlargest difference from torch: logits {done.differences.logits:.1e} of the largest, "
+        f"probabilities {done.differences.probabilities:.1e}\n"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
+    show_messages()
+    args = parse_arguments(arguments)
+    return report(lambda: export(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

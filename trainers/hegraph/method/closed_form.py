@@ -1,0 +1,197 @@
+"""Messages in closed form: what text and images of all classes say about each class, without a step of training.
+
+Three relations of the graph, each centred, so that what all classes have in common is not passed on:
+
+1. text -> visual. One ridge regression over the classes maps text to class means; it is the `W` of this relation, and
+   reaches classes without images as well:
+
+       p_c = m' + a (t_c - t') + [(t_c - t'), 1] W
+
+   with `m'` the mean of the class means, `t'` the mean text, and `a >= 0` by least squares. What a class receives
+   leaves its own images out (exact leave-one-out of the ridge regression), and the strength of the ridge is the one of
+   `RIDGES` with the least leave-one-class-out error. Where none beats `a` alone, there is no `W`.
+2. Visual nodes: `u_c = (S_c m_c + kappa p_c) / (S_c + kappa)`. Text counts as `kappa` images.
+3. visual -> text, in the metric of the shared within-class covariance (shrinkage LDA: Ledoit and Wolf, 2004; Friedman,
+   "Regularized discriminant analysis", 1989), which is the `W` of this relation:
+
+       Sigma = mean_k (F_k - u_{y_k})(F_k - u_{y_k})^T,  sigma^2 = tr Sigma / d,  r = rho d / N
+       A = (Sigma / sigma^2 + r I) / (1 + r)
+       x_c = A^-1 (u_c - m) / (|A^-1/2 (u_c - m)| s),  s = mean_k |A^-1/2 (F_k - m)|
+
+   with `m` the mean of all keys. It adds `omega tau (f - m) . x_c` to the logits, which folds into weights and a bias.
+
+`class_offsets` is the bias that makes zero-shot CLIP predict every class as often as it occurs in the training images.
+
+Shapes: N cached images, K classes, S_c images of class c, d feature width. Computed in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .classifier import FoldedClassifier
+from .options import ClosedFormOptions
+
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # strengths, times the mean eigenvalue of the text kernel
+CONSTANT = 10.0  # of the kernel, times its mean diagonal: the ridge regression has an intercept
+TEMPERATURES = (0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # factors on logits that an NLL is taken at
+OFFSET_STEPS = 20  # after so many, the offsets of every bank have settled
+SMALLEST_EIGENVALUE = 1e-9
+
+
+@dataclass(frozen=True)
+class TextGuess:
+    """What text says about the class means (step 1).
+
+    Attributes:
+        left_out: `p_c` of every class, computed without its own images, shape `[K, d]`.
+        mean_text, mean_image: `t'` and `m'`, shape `[d]`.
+        slope: `a`.
+        texts: `t_c - t'` of the classes, shape `[K, d]`.
+        constant: Added to every entry of the text kernel.
+        dual: The ridge regression's dual weights, shape `[K, d]`; None where there is no `W`.
+    """
+
+    left_out: Tensor
+    mean_text: Tensor
+    mean_image: Tensor
+    slope: Tensor
+    texts: Tensor
+    constant: Tensor
+    dual: Tensor | None
+
+    def of(self, text: Tensor) -> Tensor:
+        """`p_c` of classes that have no images, from their text features `[K', d]`; shape `[K', d]`."""
+        deviation = text.double() - self.mean_text
+        guess = self.mean_image + self.slope * deviation
+        if self.dual is None:
+            return guess
+        return guess + (deviation @ self.texts.t() + self.constant) @ self.dual
+
+
+@dataclass(frozen=True)
+class ClosedFormMessages:
+    """The messages that text nodes receive (step 3), and what they were made of.
+
+    Attributes:
+        weights: `x_c`, shape `[K, d]`, float32.
+        bias: `-m . x_c`, shape `[K]`, float32.
+        whitening: `A^-1/2`, shape `[d, d]`.
+        mean: `m`, shape `[d]`.
+        scale: `s`.
+        guess: Step 1.
+    """
+
+    weights: Tensor
+    bias: Tensor
+    whitening: Tensor
+    mean: Tensor
+    scale: Tensor
+    guess: TextGuess
+
+
+def guess_class_means(text: Tensor, means: Tensor) -> TextGuess:
+    """Step 1.
+
+    Args:
+        text: Text features, shape `[K, d]`.
+        means: Class means of image features, shape `[K, d]`.
+    """
+    text, means = text.double(), means.double()
+    mean_text, mean_image = text.mean(dim=0), means.mean(dim=0)
+    texts, images = text - mean_text, means - mean_image
+    slope = ((texts * images).sum() / (texts * texts).sum().clamp_min(SMALLEST_EIGENVALUE)).clamp_min(0)
+    rest = images - slope * texts
+    kernel = texts @ texts.t()
+    constant = CONSTANT * kernel.diagonal().mean()
+    eigenvalues, vectors = torch.linalg.eigh(kernel + constant)
+    eigenvalues, projected = eigenvalues.clamp_min(0), vectors.t() @ rest
+    least, left_out, dual = rest.square().sum(), torch.zeros_like(rest), None
+    for factor in RIDGES:
+        ridge = factor * eigenvalues[:-1].mean().clamp_min(SMALLEST_EIGENVALUE)
+        shrink = eigenvalues / (eigenvalues + ridge)
+        leverage = (vectors.square() * shrink).sum(dim=1, keepdim=True)
+        predicted = (vectors @ (shrink.unsqueeze(1) * projected) - leverage * rest) / (1 - leverage)
+        error = (rest - predicted).square().sum()
+        if error < least:
+            least, left_out = error, predicted
+            dual = vectors @ (projected / (eigenvalues + ridge).unsqueeze(1))
+    guess = mean_image + slope * texts + left_out
+    return TextGuess(guess, mean_text, mean_image, slope, texts, constant, dual)
+
+
+def pass_closed_form_messages(
+    keys: Tensor, labels: Tensor, text: Tensor, kappa: float, rho: float
+) -> ClosedFormMessages:
+    """Steps 1 to 3.
+
+    Args:
+        keys: Unit-norm cached image features, shape `[N, d]`; every class has at least one.
+        labels: Their classes, shape `[N]`.
+        text: Unit-norm text features, shape `[K, d]`.
+        kappa: How many images text counts as.
+        rho: Strength of the covariance's ridge, times d / N.
+    """
+    keys = keys.double()
+    num_images, width = keys.shape
+    counts = torch.bincount(labels, minlength=len(text)).double().unsqueeze(1)
+    means = keys.new_zeros(len(text), width).index_add_(0, labels, keys) / counts
+    guess = guess_class_means(text, means)
+    mean = keys.mean(dim=0)
+    nodes = (counts * means + kappa * guess.left_out) / (counts + kappa)
+    deviations = keys - nodes[labels]
+    covariance = deviations.t() @ deviations / num_images
+    ridge = rho * width / num_images
+    identity = torch.eye(width, dtype=keys.dtype, device=keys.device)
+    metric = (covariance / (covariance.trace() / width) + ridge * identity) / (1 + ridge)
+    eigenvalues, vectors = torch.linalg.eigh(metric)
+    whitening = (vectors / eigenvalues.clamp_min(SMALLEST_EIGENVALUE).sqrt()) @ vectors.t()
+    scale = ((keys - mean) @ whitening).norm(dim=1).mean()
+    weights = _whitened(nodes, whitening, mean, scale)
+    return ClosedFormMessages(weights.float(), -(weights @ mean).float(), whitening, mean, scale, guess)
+
+
+def class_offsets(logits: Tensor, labels: Tensor, prior: float) -> Tensor:
+    """Offsets of the classes, such that their mean probabilities on the training images are their shares.
+
+    Args:
+        logits: Zero-shot logits of the training images, shape `[N, K]`.
+        labels: Shape `[N]`.
+        prior: Images of each class that both sides are smoothed with.
+
+    Returns:
+        Offsets of mean zero, shape `[K]`, to be added to the logits.
+    """
+    factor = min(TEMPERATURES, key=lambda t: F.cross_entropy(logits * t, labels).item())
+    counts = torch.bincount(labels, minlength=logits.shape[1]).to(logits.dtype)
+    offsets = torch.zeros_like(counts)
+    for _ in range(OFFSET_STEPS):
+        mass = ((logits + offsets) * factor).softmax(dim=1).sum(dim=0)
+        offsets = offsets + ((counts + prior) / (mass + prior)).log() / factor
+    return offsets - offsets.mean()
+
+
+def training_free_classifier(
+    keys: Tensor, labels: Tensor, text: Tensor, logit_scale: float, options: ClosedFormOptions
+) -> FoldedClassifier:
+    """The variant "free": zero-shot CLIP with class offsets, and the messages; no step is taken.
+
+        z = tau f . t_c + o_c + omega tau (f - m) . x_c
+
+    Args:
+        keys, labels, text: As in `pass_closed_form_messages`.
+        logit_scale: CLIP's `tau`.
+        options: The constants.
+    """
+    messages = pass_closed_form_messages(keys, labels, text, options.kappa, options.rho)
+    offsets = class_offsets(logit_scale * keys @ text.t(), labels, options.prior)
+    strength = options.omega * logit_scale
+    return FoldedClassifier(logit_scale * text + strength * messages.weights, offsets + strength * messages.bias)
+
+
+def _whitened(nodes: Tensor, whitening: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    return F.normalize((nodes - mean) @ whitening, dim=1) @ whitening / scale

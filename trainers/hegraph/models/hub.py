@@ -1,0 +1,126 @@
+"""Model folders on the Hugging Face Hub: downloads one, uploads one.
+
+A token is handed to huggingface_hub and kept nowhere else; no message holds it. Only the three files of a model folder
+are downloaded, and none of them is run.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError, get_session
+
+from ..backbones.hub import TIMEOUT, first_line, require_hub
+from ..utils.errors import UserError
+from .folder import CARD, CONFIG, TENSORS, find_model_folder, save_model
+from .saved import SavedModel
+
+FILES = [CONFIG, TENSORS, CARD]
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+MAIN = "main"  # the branch that a repository has from its beginning
+
+
+def find_model(name: str, revision: str | None = None, token: str | None = None) -> Path:
+    """The model folder that a user means; one of the Hub is downloaded, unless the cache holds it.
+
+    Args:
+        name: A model folder, the output folder of a run, or "USER/NAME" on the Hub. What is on this machine comes
+            first.
+        revision: Branch, tag or commit, of a model on the Hub; None takes the main branch.
+        token: For a private model on the Hub; None takes the one that the user has logged in with.
+
+    Raises:
+        UserError: If there is no such model, or the Hub cannot be reached.
+    """
+    if Path(name).exists() or not HUB_NAME.fullmatch(name):
+        if revision is not None:
+            raise UserError(f"revision {revision!r} is of a model on the Hub, and {name} is none")
+        return find_model_folder(Path(name))
+    return find_model_folder(_download(name, revision, token))
+
+
+def push_model(
+    model: SavedModel,
+    repository: str,
+    token: str | None = None,
+    revision: str | None = None,
+    private: bool = False,
+    message: str = "Upload a HeGraphAdapter model",
+) -> str:
+    """Uploads a model folder, into a repository that is made if it is not there.
+
+    Args:
+        model: The model.
+        repository: "USER/NAME".
+        token: One that may write; None takes the one that the user has logged in with.
+        revision: The branch, which is made if it is not there; None takes the main one.
+        private: Whether a new repository is private.
+        message: Of the commit.
+
+    Returns:
+        The address of the model.
+
+    Raises:
+        UserError: If the Hub cannot be reached or refuses.
+    """
+    if not HUB_NAME.fullmatch(repository):
+        raise UserError(f"the repository must be USER/NAME, got {repository!r}")
+    try:
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+    except Exception as error:  # of requests or httpx: it depends on the version
+        raise UserError(
+            f"{constants.ENDPOINT} cannot be reached ({first_line(error)}); nothing was uploaded"
+        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        save_model(model, path)
+        try:
+            api = HfApi(token=token)
+            api.create_repo(repository, private=private, exist_ok=True)
+            if revision not in (None, MAIN):
+                api.create_branch(repository, branch=revision, exist_ok=True)
+            api.upload_folder(
+                repo_id=repository, folder_path=path, revision=revision, commit_message=message, allow_patterns=FILES
+            )
+        except Exception as error:  # of huggingface_hub, requests or httpx: it depends on the version
+            reason = _reason(error, token)
+            raise UserError(f"cannot upload to {constants.ENDPOINT}/{repository}: {reason}") from None
+    return f"{constants.ENDPOINT}/{repository}"
+
+
+def _download(repository: str, revision: str | None, token: str | None) -> Path:
+    """The snapshot of a repository: the newest one or, where the Hub cannot be reached, that of the cache."""
+    try:
+        require_hub(repository, f"the model {repository}", f"{CONFIG} and {TENSORS}", "give the folder that holds them")
+    except UserError as error:
+        cached = _cached(repository, revision)
+        if cached is None:
+            raise UserError(f"{repository} is no folder here; on the Hub: {error}") from error
+        return cached
+    try:
+        return Path(snapshot_download(repository, revision=revision, token=token, allow_patterns=FILES))
+    except Exception as error:  # of huggingface_hub, requests or httpx: it depends on the version
+        reason = _reason(error, token)
+        at = f" at revision {revision!r}" if revision else ""
+        raise UserError(f"{repository} is no folder here, and cannot be downloaded{at}: {reason}") from None
+
+
+def _cached(repository: str, revision: str | None) -> Path | None:
+    try:
+        folder = snapshot_download(repository, revision=revision, allow_patterns=FILES, local_files_only=True)
+    except Exception:  # whatever keeps it from being found, it is not here
+        return None
+    return Path(folder) if (Path(folder) / TENSORS).is_file() else None
+
+
+def _reason(error: Exception, token: str | None) -> str:
+    """Why the Hub refused, in one line without the token."""
+    if isinstance(error, RevisionNotFoundError):
+        return "there is no such revision"
+    if isinstance(error, RepositoryNotFoundError):
+        return "there is no such model, or it is private and needs a token"
+    reason = first_line(error)
+    return reason.replace(token, "***") if token else reason

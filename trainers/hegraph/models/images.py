@@ -1,0 +1,172 @@
+"""A trained model with its backbone: images to features and probabilities.
+
+Shapes: B images, K classes, d feature width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..backbones.identity import MINI_NAME, is_bundle
+from ..utils.errors import UserError
+from .folder import load_model
+from .saved import SavedModel
+
+if TYPE_CHECKING:
+    from ..backbones.clip import Backbone
+    from .reading import ImageLike, Pixels
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 60  # characters of two values that differ
+
+
+class Encoded(NamedTuple):
+    """A batch of images with the features of those that could be read, `[number of these, d]`."""
+
+    batch: Pixels
+    features: Tensor
+
+
+class ImageModel:
+    """A trained model that takes images.
+
+    Args:
+        model: The trained model.
+        backbone: The frozen CLIP whose features it takes.
+
+    Attributes:
+        model, backbone: As given. The backbone's device is where logits are computed too.
+
+    Raises:
+        UserError: If the model was trained on features of another backbone; the message names the difference.
+    """
+
+    def __init__(self, model: SavedModel, backbone: Backbone) -> None:
+        check_backbone(model, backbone)
+        self.model, self.backbone = model, backbone
+        self._on_device = replace(model, classifier=model.classifier.to(backbone.device))
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "cpu", backbone: str = "", pretrained: str = "") -> ImageModel:
+        """Reads a model folder, and loads its backbone.
+
+        Args:
+            folder: The model folder, or the output folder of a run.
+            device: Where it runs.
+            backbone, pretrained: As `load_backbone` takes them; "" takes those that the model names. A model that was
+                trained from a feature bank names none. Weights that lie elsewhere on this machine are named here too.
+
+        Raises:
+            UserError: If the folder is damaged, or the backbone is not named, cannot be had or is another.
+        """
+        model = load_model(folder)
+        name, weights = _backbone_to_load(model, backbone, pretrained)
+        from ..backbones.loading import load_backbone  # open_clip takes seconds to import
+
+        return cls(model, load_backbone(name, weights, device, model.backbone.precision))
+
+    def features(self, images: Iterable[ImageLike], batch_size: int = 64) -> Tensor:
+        """Unit-norm features of images, on the CPU, shape `[B, d]`.
+
+        Args:
+            images: PIL images or paths; any mode, and turned upright by their EXIF orientation.
+            batch_size: How many are encoded at once.
+
+        Raises:
+            UserError: If an image cannot be read; the message names the first.
+        """
+        found = []
+        for (batch, _, problems), features in self.encode(images, batch_size):
+            for image, problem in zip(batch, problems):
+                if problem:
+                    name = f"image {image}" if isinstance(image, (str, Path)) else "an image"
+                    raise UserError(f"cannot read {name}: {problem}")
+            found.append(features)
+        return torch.cat(found) if found else torch.zeros(0, self.model.classifier.width)
+
+    def probabilities(self, images: Iterable[ImageLike], batch_size: int = 64) -> Tensor:
+        """Calibrated probabilities of the classes, on the CPU, shape `[B, K]`; arguments and errors of `features`."""
+        return self.classify(self.features(images, batch_size))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Calibrated probabilities of unit-norm features `[B, d]`, on the CPU, shape `[B, K]`."""
+        return self._on_device.probabilities(features.to(self.backbone.device)).cpu()
+
+    def encode(self, images: Iterable[ImageLike], batch_size: int = 64) -> Iterator[Encoded]:
+        """Encodes images batch by batch, in order and in constant memory. An unreadable image stops nothing.
+
+        Raises:
+            UserError: If the features are not as wide as the model's.
+        """
+        from .reading import Reader  # torchvision takes as long to import as open_clip, which is here by now
+
+        reader = Reader(self.backbone.preprocess, self.backbone.input_size)
+        for batch in reader.batches(images, batch_size):
+            if not len(batch.pixels):
+                yield Encoded(batch, torch.zeros(0, self.model.classifier.width))
+                continue
+            features = self.backbone.encode_images(batch.pixels)
+            if features.shape[1] != self.model.classifier.width:
+                raise UserError(
+                    f"the model was trained on {self.model.backbone.title} features of width "
+                    f"{self.model.classifier.width}, but {self.backbone.name} gives {features.shape[1]}"
+                )
+            yield Encoded(batch, features)
+
+
+def check_backbone(model: SavedModel, backbone: Backbone) -> None:
+    """Checks that a backbone gives the features that a model was trained on.
+
+    The precision may differ, with a warning: a model that was trained in fp16 on a GPU is used on a CPU, too. A model
+    that was trained from a feature bank knows only a name, and another one is a warning as well.
+
+    Raises:
+        UserError: If the features are others; the message names the first difference.
+    """
+    here, there = dict(backbone.fingerprint), dict(model.backbone.fingerprint)
+    trained_in, computes_in = there.pop("precision", "fp32"), here.pop("precision", "fp32")
+    if not there:
+        if backbone.name != model.backbone.title:
+            said = "the bank that the model was trained from says %r; you say that its features are those of %s"
+            logger.warning(said, model.backbone.title, backbone.name)
+        return
+    if trained_in != computes_in:
+        logger.warning("the model was trained on features in %s, and these are in %s", trained_in, computes_in)
+    for key in sorted({*here, *there}):
+        if here.get(key) != there.get(key):
+            was, came = _difference(there.get(key, "none"), here.get(key, "none"))
+            raise UserError(
+                f"the model was trained on features of {model.backbone.title}, and the backbone {backbone.name} here "
+                f"has another {key}: {came!r} instead of {was!r}"
+            )
+
+
+def _backbone_to_load(model: SavedModel, backbone: str, pretrained: str) -> tuple[str, str]:
+    """Name and weights of the backbone, as `load_backbone` takes them."""
+    named = model.backbone
+    name = backbone or named.model
+    if not name:
+        raise UserError(
+            f"the model was trained from a feature bank ({named.title}), which does not say how its images were "
+            "encoded; give --backbone NAME --pretrained TAG"
+        )
+    weights = pretrained or (named.pretrained if name == named.model else "")
+    if not weights and name != MINI_NAME and not is_bundle(name):
+        raise UserError(f"the weights of {name} are not named; give --pretrained, an open_clip tag or a weights file")
+    return name, weights
+
+
+def _difference(one: str, other: str) -> tuple[str, str]:
+    """Two texts that differ, each from a little before the first difference on."""
+    one, other = (" ".join(text.split()) for text in (one, other))
+    same = next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
+    start = max(same - SHOWN // 2, 0) if max(len(one), len(other)) > SHOWN else 0
+    return one[start : start + SHOWN], other[start : start + SHOWN]

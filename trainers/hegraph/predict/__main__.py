@@ -1,0 +1,119 @@
+"""The command `predict`: `MODEL IMAGE|FOLDER|FILE.txt|- ... [--format table|csv|jsonl] [--out FILE] [...]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..utils.commands import command
+from ..utils.errors import UserError, report, show_messages
+from .inputs import Inputs
+from .output import ReaderGone
+from .rows import FORMATS
+
+EPILOG = """\
+A folder is searched with all its folders, in sorted order. Lists are relative to the current folder.
+The exit code is 1 if an image could not be read: its row says why, and the others go on.
+"""
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog=command("predict"),
+        description="Classifies images with a trained model.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a model folder, or the output folder of a run")
+    add(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="images, folders, .txt files that list paths, or - for a list on stdin",
+    )
+    add("--features", type=Path, metavar="BANK", help="classify the features of a bank; no images")
+    add("--split", choices=("train", "val", "test"), default="test", help="which features of the bank (%(default)s)")
+    add("--top", type=int, default=5, metavar="N", help="how many classes a row has (%(default)s)")
+    add("--format", choices=tuple(FORMATS), help="by default the ending of --out, else table")
+    add("--out", type=Path, metavar="FILE", help="write the rows here, whole or not at all")
+    add("--sort-into", type=Path, metavar="DIR", help="copy each image into the folder of its class below DIR")
+    add("-0", "--null", action="store_true", help="paths of lists end with a NUL character, as of find -print0")
+    add("--batch-size", type=int, default=64, metavar="N", help="images that are encoded at once (%(default)s)")
+    add("--device", default="", help='such as "cpu" or "cuda"; by default a GPU if there is one')
+    add("--backbone", default="", metavar="NAME", help="of a model that was trained from a bank: what encodes images")
+    add("--pretrained", default="", metavar="TAG", help="its weights: a tag of open_clip's, or a file")
+    return parser.parse_args(arguments)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises UserError where flags do not go together or a number is out of range."""
+    for flag in ("top", "batch_size"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(args, flag)}")
+    if args.features is None:
+        if args.split != "test":
+            raise UserError(f"--split {args.split} goes with --features")
+        return
+    if args.inputs:
+        raise UserError("--features takes the place of images; give one of the two")
+    for flag in ("sort_into", "backbone", "pretrained"):
+        if getattr(args, flag):
+            raise UserError(f"--{flag.replace('_', '-')} needs images, and --features has none")
+
+
+def output_format(args: argparse.Namespace) -> str:
+    """The format that was asked for: by name, or by the ending of the file."""
+    ending = args.out.suffix[1:].lower() if args.out else ""
+    return args.format or (ending if ending in FORMATS else "table")
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Predicts as the flags say; returns how many images could not be read."""
+    check_arguments(args)
+    inputs = Inputs(args.inputs, args.null, args.sort_into)
+    if args.features is None:
+        inputs.check()
+    from .prediction import Options, predict_bank, predict_images  # torch and open_clip take seconds to import
+
+    options = Options(args.top, output_format(args), args.out)
+    if args.features is not None:
+        return predict_bank(args.model, args.features, args.split, options)
+    named = {"backbone": args.backbone, "pretrained": args.pretrained}
+    return predict_images(args.model, inputs, options, args.sort_into, args.batch_size, args.device, **named)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: Of the command line; None takes those of this process.
+
+    Returns:
+        The exit code: 0, 1 if an image could not be read, 2 for a mistake of the user's, 130 if interrupted.
+    """
+    args = parse_arguments(arguments)
+    code = 0
+
+    def run() -> None:
+        nonlocal code
+        try:
+            code = 1 if predict(args) else 0
+        except KeyboardInterrupt:
+            sys.stderr.write("\ninterrupted\n")
+            code = 130
+        except ReaderGone:
+            pass  # it has seen enough
+
+    show_messages()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # what Pillow thinks of an image that it can read
+        return report(run) or code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

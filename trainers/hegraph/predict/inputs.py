@@ -1,0 +1,156 @@
+"""What a user wants classified: images, folders of images, lists of paths.
+
+Nothing is gathered: paths come one by one, so any number of them takes the same memory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from ..datasets.folder import IMAGE_SUFFIXES
+from ..utils.errors import UserError
+from .text import one_line
+
+STDIN = "-"
+LIST_SUFFIX = ".txt"
+BLOCK = 1 << 16  # bytes that are read of a list at once
+NO_IMAGE = f"holds no image ({', '.join(IMAGE_SUFFIXES)})"
+
+
+class Found(NamedTuple):
+    """An image that is to be read, or a place where none could be found; `problem` then says why."""
+
+    path: str
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the command line names.
+
+    Attributes:
+        given: Each an image, a folder, a `.txt` file that lists paths, or "-" for such a list on standard input.
+        null: Whether the paths of lists end with a NUL character instead of the end of a line.
+        leave_out: A folder that is not walked into; None walks into all.
+    """
+
+    given: Sequence[str]
+    null: bool = False
+    leave_out: Path | None = None
+
+    def __iter__(self) -> Iterator[Found]:
+        for given in self.given:
+            if given == STDIN:
+                yield from map(Found, read_list(sys.stdin.buffer, self.null))
+            elif os.path.isdir(given):
+                yield from self._walk(given)
+            elif given.lower().endswith(LIST_SUFFIX):
+                yield from map(Found, self._read_file(given))
+            else:
+                yield Found(given)
+
+    def check(self) -> None:
+        """Checks what can be known before anything is read.
+
+        Raises:
+            UserError: If nothing is given, standard input is given twice, or the only input is missing or holds no
+                image. Among several, such an input gets a row of its own.
+        """
+        if not self.given:
+            raise UserError("nothing to classify: give images, folders, a .txt file that lists paths, - or --features")
+        if self.given.count(STDIN) > 1:
+            raise UserError("standard input (-) can be read once, and it is given twice")
+        if len(self.given) > 1 or self.given[0] == STDIN or _is_pipe(self.given[0]):
+            return
+        [given] = self.given
+        if not os.path.exists(given):
+            raise UserError(f"there is no {one_line(given)}")
+        first = next(iter(self), None)
+        if first is None:
+            raise UserError(f"{one_line(given)} lists no path")
+        if first.problem and first.path == given:
+            raise UserError(f"{one_line(given)} {first.problem}")
+
+    def count(self) -> int | None:
+        """How many rows there will be; None where that is known only once a pipe has ended."""
+        if any(given == STDIN or _is_pipe(given) for given in self.given):
+            return None
+        return sum(1 for _ in self)
+
+    def _walk(self, folder: str) -> Iterator[Found]:
+        """The images below a folder, in sorted order. Hidden files and folders are left out; links are followed."""
+        nothing_yet = True
+        left_out = frozenset() if self.leave_out is None else frozenset([_identity(self.leave_out)])
+        waiting = [(folder, left_out)]  # folders and files with the folders above them; the next one is last
+        while waiting:
+            path, above = waiting.pop()
+            if path.lower().endswith(IMAGE_SUFFIXES) and not os.path.isdir(path):
+                yield Found(path)
+                nothing_yet = False
+                continue
+            try:
+                here = _identity(path)
+                names = sorted(os.listdir(path), reverse=True)
+            except OSError as error:
+                yield Found(path, f"cannot be listed: {error.strerror}")
+                nothing_yet = False
+                continue
+            if here not in above:  # it is, where a link leads to a folder above it
+                entries = [os.path.join(path, name) for name in names if not name.startswith(".")]
+                waiting += [(entry, above | {here}) for entry in entries if _is_wanted(entry)]
+        if nothing_yet:
+            yield Found(folder, NO_IMAGE)
+
+    def _read_file(self, path: str) -> Iterator[str]:
+        try:
+            with open(path, "rb") as file:
+                yield from read_list(file, self.null)
+        except OSError as error:
+            raise UserError(f"cannot read the list {one_line(path)}: {error.strerror}") from error
+
+
+def read_list(file: BinaryIO, null: bool) -> Iterator[str]:
+    """The paths that a file lists, in any encoding: bytes that are no characters are kept as Python keeps file names.
+
+    Args:
+        file: The list.
+        null: Whether each path ends with a NUL character. Else each stands on a line, whose end may be that of Windows,
+            and a mark of UTF-8 at the start is left out. Empty lines are skipped; spaces belong to the path.
+    """
+    end, rest = b"\0" if null else b"\n", b""
+    if not null and (rest := file.read(3)) == b"\xef\xbb\xbf":
+        rest = b""
+    while block := _read_some(file):
+        *paths, rest = (rest + block).split(end)
+        yield from _names(paths, null)
+    yield from _names([rest], null)
+
+
+def _read_some(file: BinaryIO) -> bytes:
+    """What is there by now, so that a path that comes through a pipe does not wait for others."""
+    return file.read1(BLOCK) if hasattr(file, "read1") else file.read(BLOCK)
+
+
+def _names(paths: Sequence[bytes], null: bool) -> Iterator[str]:
+    for path in paths:
+        name = path if null else path.removesuffix(b"\r")
+        if name:
+            yield os.fsdecode(name)
+
+
+def _is_wanted(path: str) -> bool:
+    return path.lower().endswith(IMAGE_SUFFIXES) or os.path.isdir(path)
+
+
+def _is_pipe(path: str) -> bool:
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino

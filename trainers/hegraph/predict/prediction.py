@@ -1,0 +1,238 @@
+"""From images or a feature bank to written rows.
+
+Shapes: B images of a batch, K classes, d feature width.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..models.folder import load_model
+from ..models.images import ImageModel
+from ..models.saved import SavedModel
+from ..utils.errors import UserError
+from .inputs import Found, Inputs
+from .output import open_output
+from .rows import FORMATS, Row
+from .sorting import ClassFolders
+from .text import one_line
+
+if TYPE_CHECKING:
+    from ..models.reading import Pixels
+
+logger = logging.getLogger(__name__)
+
+BANK_BATCH = 1024
+
+
+class Options(NamedTuple):
+    """How predictions are written.
+
+    Attributes:
+        top: How many classes a row has.
+        format: One of `FORMATS`.
+        out: The file; None is standard output.
+    """
+
+    top: int
+    format: str
+    out: Path | None
+
+
+def predict_images(
+    folder: str,
+    inputs: Inputs,
+    options: Options,
+    sort_into: Path | None = None,
+    batch_size: int = 64,
+    device: str = "",
+    backbone: str = "",
+    pretrained: str = "",
+) -> int:
+    """Classifies images; arguments as of the command line, but for `options`.
+
+    Returns:
+        How many images could not be read.
+
+    Raises:
+        UserError: If the model is damaged, its backbone cannot be had, or something cannot be written.
+        output.ReaderGone: If standard output was closed by its reader.
+    """
+    model = ImageModel.load(folder, choose_device(device), backbone, pretrained)
+    folders = None if sort_into is None else ClassFolders(sort_into, distinct_names(model.model))
+    rows = image_rows(model, inputs, options.top, batch_size, folders)
+    try:
+        return write_rows(rows, inputs.count(), options)
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU has no memory for {batch_size} images at once; give a smaller --batch-size"
+        ) from error
+
+
+def predict_bank(folder: str, bank_file: Path, split: str, options: Options) -> int:
+    """Classifies the features of a bank; arguments as of the command line, but for `options`.
+
+    Returns:
+        How many features the model gives NaN for.
+
+    Raises:
+        UserError: If model or bank are damaged or do not fit each other, or something cannot be written.
+    """
+    model = load_model(folder)
+    features, labels = bank_features(model, bank_file, split)
+    names, predicted = distinct_names(model), []
+
+    def rows() -> Iterator[Row]:
+        for start, batch in zip(range(0, len(features), BANK_BATCH), features.split(BANK_BATCH)):
+            probabilities = model.probabilities(batch)
+            predicted.append(probabilities.argmax(dim=1))
+            paths = [f"{bank_file}#{split}/{row}" for row in range(start, start + len(batch))]
+            yield from rows_of(paths, probabilities, names, options.top)
+
+    failed = write_rows(rows(), len(features), options)
+    if labels is not None:
+        logger.info("accuracy %.2f %%", 100 * (torch.cat(predicted) == labels).double().mean().item())
+    return failed
+
+
+def bank_features(model: SavedModel, bank_file: Path, split: str) -> tuple[Tensor, Tensor | None]:
+    """Features `[B, d]` of a split, and labels `[B]`, which are None where the bank's classes are not the model's.
+
+    Raises:
+        UserError: If the bank lacks the split, or its features are not those that the model was trained on.
+    """
+    from ..features.bank import load_bank
+
+    bank = load_bank(bank_file)
+    features = bank.cache_keys() if split == "train" else getattr(bank, f"{split}_features")
+    if features is None:
+        raise UserError(f"{bank_file} has no {split} images; choose another --split")
+    if bank.backbone != model.backbone.title or features.shape[1] != model.classifier.width:
+        raise UserError(
+            f"the model was trained on {model.backbone.title!r} features of width {model.classifier.width}, but "
+            f"{bank_file} holds those of {bank.backbone!r}, {features.shape[1]} wide"
+        )
+    return features, getattr(bank, f"{split}_labels") if tuple(bank.classnames) == model.classnames else None
+
+
+def image_rows(
+    model: ImageModel, inputs: Iterable[Found], top: int, batch_size: int, folders: ClassFolders | None = None
+) -> Iterator[Row]:
+    """The rows of images, in order.
+
+    Args:
+        model: The model.
+        inputs: The images.
+        top: How many classes a row has.
+        batch_size: B.
+        folders: Where images are copied to by their classes; None copies none.
+    """
+    names = distinct_names(model.model)
+    waiting: deque[Found] = deque()
+
+    def paths() -> Iterator[str]:
+        for found in inputs:
+            waiting.append(found)
+            if not found.problem:
+                yield found.path
+
+    for batch, features in model.encode(paths(), batch_size):
+        predicted = rows_of(_readable(batch), model.classify(features), names, top)
+        for problem in batch.problems:
+            yield from _places_before(waiting)
+            path = waiting.popleft().path
+            row = Row(path, error=problem) if problem else next(predicted)
+            if folders is not None and not row.error and (problem := folders.copy(path, names.index(row.top[0][0]))):
+                row = Row(path, error=problem)
+            yield row
+    yield from _places_before(waiting)
+
+
+def rows_of(paths: Sequence[str], probabilities: Tensor, names: Sequence[str], top: int) -> Iterator[Row]:
+    """The rows of images from their probabilities `[B, K]`."""
+    finite = probabilities.isfinite().all(dim=1).tolist()
+    values, labels = probabilities.sort(dim=1, descending=True, stable=True)  # of equal classes the first comes first
+    for path, usable, row_values, row_labels in zip(paths, finite, values[:, :top].tolist(), labels[:, :top].tolist()):
+        if usable:
+            yield Row(path, [(names[label], value) for label, value in zip(row_labels, row_values)])
+        else:
+            yield Row(path, error="the model gives NaN for it")
+
+
+def write_rows(rows: Iterable[Row], total: int | None, options: Options) -> int:
+    """Writes rows, with a progress bar and the rate on stderr.
+
+    Args:
+        rows: The rows.
+        total: How many there are; None where that is not known yet.
+        options: How they are written.
+
+    Returns:
+        How many have an error.
+
+    Raises:
+        UserError: If there is no row, or the output cannot be written.
+        output.ReaderGone: If standard output was closed by its reader.
+    """
+    to_line = FORMATS[options.format]()
+    written, failed, started = 0, 0, time.monotonic()
+    first: Row | None = None  # of those that failed
+    shows_rows = options.out is None and sys.stdout is not None and sys.stdout.isatty()
+    bar = tqdm(total=total, desc="predicting", unit="img", disable=True if shows_rows else None)
+    with bar, open_output(options.out) as write:
+        for row in rows:
+            write(to_line(row) if written else to_line.header + to_line(row))
+            written += 1
+            if row.error:
+                failed, first = failed + 1, first or row
+            bar.update()
+        if not written:
+            raise UserError("there is nothing to classify: the list is empty")
+    seconds = time.monotonic() - started
+    logger.info("%d rows in %.1f s, %.0f per second", written, seconds, written / max(seconds, 1e-9))
+    if first is not None:
+        said = "%d of %d could not be read; the first is %s: %s"
+        logger.warning(said, failed, written, one_line(first.path), one_line(first.error))
+    return failed
+
+
+def distinct_names(model: SavedModel) -> list[str]:
+    """The K class names; two that are equal are told apart by their ids, as in "crane (n02012849)"."""
+    number = Counter(model.classnames)
+    return [f"{name} ({key})" if number[name] > 1 else name for name, key in zip(model.classnames, model.class_ids)]
+
+
+def choose_device(device: str) -> str:
+    """Where to compute: as asked for or, if "", on a GPU if there is one.
+
+    Raises:
+        UserError: If torch cannot compute there.
+    """
+    if not device:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        raise UserError(f"cannot compute on --device {device}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _readable(batch: Pixels) -> list[str]:
+    return [str(image) for image, problem in zip(batch.images, batch.problems) if not problem]
+
+
+def _places_before(waiting: deque[Found]) -> Iterator[Row]:
+    """Rows of the places without an image that come before the next image; they are taken off."""
+    while waiting and waiting[0].problem:
+        found = waiting.popleft()
+        yield Row(found.path, error=found.problem)
