@@ -37,7 +37,7 @@ ORDER = (
     "__main__",
 )
 # package -> the one file, or the one folder, that may import it
-ONLY = {"open_clip": "backbones/", "dassl": "trainer.py", "openai": "describe/client.py"}
+ONLY = {"open_clip": "backbones/", "dassl": "trainer.py", "openai": "describe/client.py", "gradio": "demo/"}
 
 Module = tuple[str, ...]  # ("features", "bank"); () is the package itself
 

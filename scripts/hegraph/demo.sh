@@ -20,7 +20,7 @@ if [ $# -gt 0 ] && [[ $1 != -* ]]; then
     shift
 else
     RUNS=$(folder_of HeGraphAdapter digits mini 16)
-    SEEDS=1 run_seeds "$RUNS" HeGraphAdapter digits mini 16
+    SEEDS=1 run_seeds "$RUNS" HeGraphAdapter digits mini 16 --keep-thumbnails
     MODEL=$RUNS/seed1/model
 fi
 exec "$PYTHON" -m trainers.hegraph.demo "$MODEL" "$@"

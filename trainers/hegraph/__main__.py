@@ -33,6 +33,7 @@ SUBCOMMANDS = {
     "describe": "ask a chat endpoint for sentences about your classes",
     "predict": "classify images with a trained model",
     "export": "write a trained model as an ONNX file",
+    "demo": "show a page in the browser to try a trained model",
 }
 DESCRIPTION = "Trains and tests one seed. The flags are CoOp's; a sub-command in first place does something else."
 TRAINERS = ("HeGraphAdapter", *METHODS)

@@ -24,9 +24,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--port", type=int, default=PORT, metavar="N", help="the port of the page (%(default)s)")
     add("--host", default=HOST, help="who can open it: %(default)s is this machine alone, 0.0.0.0 the network")
     add("--space", type=Path, metavar="DIR", help="write a folder that can be pushed as a Space; show nothing")
-    add("--backbone", default="", help="an open_clip model, for a model that was trained from a feature bank")
-    add("--pretrained", default="", help="its weights: an open_clip tag or a file")
-    add("--device", default="cpu", help="where images are encoded: cpu or cuda (%(default)s)")
+    add("--backbone", default="", metavar="NAME", help="of a model that was trained from a bank: what encodes images")
+    add("--pretrained", default="", metavar="TAG", help="its weights: a tag of open_clip's, or a file")
+    add("--device", default="", help='such as "cpu" or "cuda"; by default a GPU if there is one')
     return parser.parse_args(arguments)
 
 
@@ -36,19 +36,20 @@ def demo(args: argparse.Namespace) -> None:
     Raises:
         UserError: If the model cannot be had, Gradio is missing, the port is taken or the Space is there already.
     """
-    from .server import check_address, require_gradio, serve
-    from .space import check_target, write_space
+    from .server import check_address, require_gradio, serve  # what is imported below takes seconds
 
     if args.space is None:
         check_address(args.host, args.port)
-    else:
-        check_target(args.space)
     require_gradio()
     from ..models.folder import find_model_folder
-    from .image_model import ImageModel
+    from ..models.images import ImageModel
+    from ..predict.prediction import choose_device
+    from .space import check_target, write_space
 
+    if args.space is not None:
+        check_target(args.space)
     folder = find_model_folder(args.model)
-    images = ImageModel.load(folder, args.device, args.backbone, args.pretrained)
+    images = ImageModel.load(folder, choose_device(args.device), args.backbone, args.pretrained)
     if args.space is None:
         serve(images, folder, args.host, args.port)
     else:

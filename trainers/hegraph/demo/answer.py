@@ -49,11 +49,11 @@ class Neighbour:
 
     Attributes:
         position: In the cache.
-        similarity: Cosine of its feature with that of the image.
+        contribution: What it adds to the logit of its class: `alpha v_k exp(-beta (1 - f . F_k))`.
     """
 
     position: int
-    similarity: float
+    contribution: float
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class Answer:
         runner_up: The evidence for the second; None where there is one class only.
         text_choice: The class that the text classifier alone would choose.
         cache_choice: The class that the cache alone would choose; None without a cache classifier.
-        neighbours: The nearest training images of the winning class, nearest first; () without a cache.
+        neighbours: The training images of the winning class that are nearest to the image, as the cache measures it:
+            those that contribute most, in that order. () without a cache.
     """
 
     adapted: tuple[Guess, ...]
@@ -114,9 +115,12 @@ def _guesses(model: SavedModel, probabilities: Tensor) -> tuple[Guess, ...]:
 
 def _neighbours(model: SavedModel, feature: Tensor, label: int) -> tuple[Neighbour, ...]:
     """The nearest cached images of a class."""
-    keys, labels = model.classifier.keys, model.classifier.labels
-    if keys is None or labels is None:
+    classifier = model.classifier
+    if classifier.keys is None or classifier.labels is None:
         return ()
-    positions = torch.nonzero(labels == label)[:, 0]
-    similarities, nearest = (keys[positions] @ feature).topk(min(LISTED, len(positions)))
-    return tuple(Neighbour(int(positions[i]), cosine) for cosine, i in zip(similarities.tolist(), nearest.tolist()))
+    positions = torch.nonzero(classifier.labels == label)[:, 0]
+    affinities = (-classifier.beta * (1 - classifier.keys[positions] @ feature)).exp()
+    if classifier.key_weights is not None:
+        affinities = affinities * classifier.key_weights[positions]
+    values, nearest = (classifier.alpha * affinities).topk(min(LISTED, len(positions)))
+    return tuple(Neighbour(*pair) for pair in zip(positions[nearest].tolist(), values.tolist()))

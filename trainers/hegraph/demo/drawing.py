@@ -59,7 +59,7 @@ def scan_of_ink(ink: np.ndarray) -> Image.Image:
     width = min(max(round(DOTS * bitmap.width / bitmap.height), 1), WIDEST)
     digit = Image.new("L", (DOTS, DOTS))
     digit.paste(bitmap.resize((width, DOTS), Image.Resampling.BOX), ((DOTS - width) // 2, 0))
-    blurred = np.asarray(digit.filter(ImageFilter.GaussianBlur(BLUR)), dtype=np.float32)
+    blurred = np.asarray(digit.filter(ImageFilter.GaussianBlur(BLUR)), dtype=np.float64)
     blurred = blurred + np.asarray(digit) / 256  # where the blur is equal, the ink itself decides
     dots = blurred >= max(np.sort(blurred, axis=None)[-INKED], 1)
     blocks = dots.reshape(DOTS // BLOCK, BLOCK, DOTS // BLOCK, BLOCK).sum(axis=(1, 3))

@@ -105,7 +105,8 @@ for (const button of buttons) button.addEventListener("click", () => {
 def choice_html(images: Sequence[Image.Image], names: Sequence[str]) -> str:
     """Buttons with pictures; the value is the position of the chosen one as text."""
     buttons = [
-        f'<button type="button" data-choice="{i}" aria-pressed="false" title="{escape(name)}">{picture(image, name)}</button>'
+        f'<button type="button" data-choice="{i}" aria-pressed="false" title="{escape(name)}">'
+        f"{picture(image, name)}</button>"
         for i, (image, name) in enumerate(zip(images, names))
     ]
     return f'<div class="hg hg-scans">{"".join(buttons)}</div>'

@@ -13,11 +13,11 @@ import gradio as gr
 from PIL import Image
 
 from ..datasets.digits import CLASSNAMES, load_digits_dataset
+from ..models.images import ImageModel
 from ..models.thumbnails import read_thumbnail
 from ..utils.errors import UserError
 from .answer import answer
 from .drawing import is_of_digits, scan_of_ink, scan_of_picture
-from .image_model import ImageModel
 from .inputs import CANVAS_HTML, CANVAS_JS, CHOICE_JS, choice_html, ink_of_canvas
 from .inputs import CSS as INPUT_CSS
 from .pictures import open_picture

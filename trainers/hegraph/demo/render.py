@@ -16,7 +16,7 @@ MINUS = "\N{MINUS SIGN}"
 # The colours and sizes are Gradio's, so that the page is legible in its light and its dark mode
 # The colours are Gradio's, which change with its dark mode, but for a grey that is dark enough to be read
 CSS = """
-.hg { --grey: #57606a; font-size: 1rem; line-height: 1.5; overflow-wrap: anywhere; color: var(--body-text-color); }
+.hg { --grey: #57606a; font-size: 1rem; line-height: 1.5; color: var(--body-text-color); }
 .dark .hg { --grey: #a8b1bb; }
 .hg h1 { font-size: 1.75rem; line-height: 1.2; font-weight: 700; margin: 0 0 .5rem; }
 .hg h2 { font-size: 1.15rem; font-weight: 600; margin: 1.4rem 0 .5rem; }
@@ -27,17 +27,18 @@ CSS = """
 .hg caption { text-align: left; font-weight: 600; padding-bottom: .25rem; }
 .hg th, .hg td { border-bottom: 1px solid var(--border-color-primary); padding: .3rem .4rem; }
 .hg th { font-weight: 400; text-align: left; }
+.hg h1, .hg h2, .hg p, .hg tbody th { overflow-wrap: anywhere; }
 .hg thead th { color: var(--grey); }
 .hg thead th + th { text-align: right; }
 .hg tr.first th, .hg tr.first td { font-weight: 600; }
 .hg td { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.hg td.bar { width: 40%; }
+.hg td.bar { width: 30%; }
 .hg td.bar div { height: .7rem; min-width: 1px; border-radius: .2rem; background: var(--color-accent); }
 .hg .zero-shot td.bar div { background: var(--grey); }
 .hg .pictures { display: flex; flex-wrap: wrap; gap: .75rem; padding: 0; margin: .5rem 0; list-style: none; }
 .hg .pictures li { font-size: .875rem; text-align: center; }
 .hg .pictures img { display: block; width: 72px; height: 72px; object-fit: contain; margin: 0 auto .2rem;
-    background: #000; border-radius: .3rem; image-rendering: pixelated; }
+    border-radius: .3rem; image-rendering: pixelated; }
 .hg .grey { color: var(--grey); }
 .hg .problem { border-left: 4px solid #b91c1c; padding: .5rem .75rem; font-weight: 600; }
 """
@@ -132,8 +133,8 @@ def _reason(found: Answer) -> str:
         said = f"The text of the classes and the cache of training images both say <b>{escape(winner)}</b>."
     else:
         said = (
-            f"The text of the classes alone says <b>{escape(found.text_choice)}</b>, the cache of training images alone "
-            f"<b>{escape(found.cache_choice)}</b>; together they say <b>{escape(winner)}</b>."
+            f"The text of the classes alone says <b>{escape(found.text_choice)}</b>, and the cache of training images "
+            f"alone <b>{escape(found.cache_choice)}</b>; together they say <b>{escape(winner)}</b>."
         )
     return f"<p>{said}</p>"
 
@@ -166,18 +167,18 @@ def _evidence_row(evidence: Evidence, first: bool = False) -> str:
 def _neighbours(found: Answer, thumbnails: Sequence[Image.Image | None]) -> str:
     if not found.neighbours:
         return ""
-    title = f"<h2>Nearest training images of {escape(found.winner.name)}</h2>"
-    note = ""
+    heading = f"<h2>Nearest training images of {escape(found.winner.name)}</h2>"
+    note = "The cache adds up what each training image of a class contributes; these contribute most."
     if not any(thumbnails):
-        note = '<p class="grey">The model folder has no pictures of them (see --keep-thumbnails).</p>'
+        note += " The model folder has no pictures of them (see --keep-thumbnails)."
     items = "".join(_neighbour(*pair, found.winner.name) for pair in zip(found.neighbours, thumbnails))
-    return f'{title}{note}<ul class="pictures">{items}</ul>'
+    return f'{heading}<p class="grey">{note}</p><ul class="pictures">{items}</ul>'
 
 
 def _neighbour(neighbour: Neighbour, thumbnail: Image.Image | None, name: str) -> str:
     number = neighbour.position + 1
     shown = "" if thumbnail is None else picture(thumbnail, f"Training image {number}, {name}")
-    label = f"cosine {_number(neighbour.similarity)}"
+    label = _number(neighbour.contribution, sign="+")
     return f"<li>{shown}{label}</li>" if shown else f"<li>no. {number}: {label}</li>"
 
 
@@ -206,5 +207,5 @@ def _percent(value: float) -> str:
     return "&gt; 99.9&nbsp;%" if value >= 0.9995 else f"{100 * value:.1f}&nbsp;%"
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-", MINUS)
+def _number(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.2f}".replace("-", MINUS)

@@ -10,10 +10,13 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..utils.errors import UserError
-from .image_model import ImageModel
 from .pictures import MAX_BYTES, limit_decoding
+
+if TYPE_CHECKING:  # it imports torch, and a port in use is said before
+    from ..models.images import ImageModel
 
 GRADIO = "gradio>=6.31,<7"  # as in pyproject.toml
 HIGHEST_PORT = 65535

@@ -14,12 +14,12 @@ import yaml
 
 from ..backbones.identity import FOLDER, weights_file
 from ..models.folder import CARD, CONFIG, TENSORS
+from ..models.images import ImageModel
 from ..models.saved import SavedModel
 from ..models.thumbnails import FOLDER as THUMBNAILS
 from ..models.thumbnails import thumbnail_name
 from ..utils.errors import UserError
 from ..utils.files import writing_folder
-from .image_model import ImageModel
 from .render import summary, title
 
 PACKAGE = Path(__file__).parents[1]
@@ -33,7 +33,7 @@ REQUIREMENTS = (
     "PyYAML>=6.0",
     "pydantic>=2.7",
     "numpy>=1.26",
-    "scikit-learn>=1.3.2",
+    "scikit-learn>=1.6",
     "Pillow>=10.4",
     "tqdm>=4.66",
     "huggingface_hub>=0.24",
@@ -124,4 +124,5 @@ def _readme(model: SavedModel) -> str:
         "license": "mit",
         "pinned": False,
     }
-    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n# {title(model)}\n\n{summary(model)}\n"
+    front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n# {title(model)}\n\n{summary(model)}\n"

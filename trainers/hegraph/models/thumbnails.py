@@ -1,4 +1,4 @@
-"""Small pictures of a model's cached training images: `thumbnails/00000.jpg` and so on, in the order of the cache's keys.
+"""Small pictures of a model's cached training images: `thumbnails/00000.jpg` and so on, in the order of the cache.
 
 A model folder may have them. Prediction does not need them; they show which training images an image resembles.
 """

@@ -1,0 +1,118 @@
+"""A headless Chromium that keeps what it asked the network for and what went wrong in its scripts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from strokes import Stroke
+
+ARGUMENTS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--window-size=1280,900"),
+)
+# Gradio asks for the progress of an upload, and says so in the console if the upload has ended before
+OF_GRADIO = ("/gradio_api/upload_progress", " Response")
+
+
+class Browser:
+    """Chromium on one page.
+
+    Args:
+        profile: An empty folder.
+        address: Of the page.
+    """
+
+    def __init__(self, profile: Path, address: str) -> None:
+        webdriver = pytest.importorskip("selenium.webdriver", reason="selenium, which drives the browser, is not there")
+        chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+        if chromium is None or driver is None:
+            pytest.skip("Debian's packages chromium and chromium-driver are not installed")
+        options = webdriver.ChromeOptions()
+        options.binary_location = chromium
+        for argument in (*ARGUMENTS, f"--user-data-dir={profile}"):
+            options.add_argument(argument)
+        options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+        self.driver = webdriver.Chrome(options, webdriver.ChromeService(driver))
+        self.actions = lambda: webdriver.ActionChains(self.driver, duration=10)
+        self.keys = webdriver.Keys
+        self.address = address
+        self.requested: set[str] = set()
+        self.errors: list[str] = []
+
+    def open(self) -> None:
+        """Opens the page anew, and waits until it can be used."""
+        self.driver.get(self.address)
+        self.wait(lambda: self.find("#drawing canvas"))
+        self.wait(lambda: self.find('#answer[aria-live="polite"]'))
+
+    def find(self, selector: str) -> list:
+        """The elements of a CSS selector that are displayed."""
+        found = self.driver.find_elements("css selector", selector)
+        return [element for element in found if element.is_displayed()]
+
+    def wait(self, condition: Callable[[], object], seconds: float = 60) -> None:
+        """Waits until a condition holds, and fails with the page's answer if it does not."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"nothing came in {seconds} s; the answer says: {self.answer()[:300]}"
+            time.sleep(0.1)
+
+    def answer(self) -> str:
+        """The text of the answer."""
+        return self.driver.execute_script("return document.querySelector('#answer')?.innerText ?? ''")
+
+    def winner(self) -> str:
+        """The likeliest class; "" if there is no answer."""
+        return self.driver.execute_script("return document.querySelector('#answer tr.first th')?.innerText ?? ''")
+
+    def tab(self, name: str) -> None:
+        """Opens a tab."""
+        [tab] = [tab for tab in self.find("button[role=tab]") if tab.text == name]
+        tab.click()
+        self.wait(lambda: tab.get_attribute("aria-selected") == "true")
+
+    def draw(self, strokes: list[Stroke]) -> None:
+        """Draws a digit with the mouse."""
+        [canvas] = self.find("#drawing canvas")
+        side = 0.8 * canvas.rect["width"]
+        for stroke in strokes:
+            points = [(round((x - 0.5) * side), round((y - 0.5) * side)) for x, y in stroke]
+            actions = self.actions().move_to_element_with_offset(canvas, *points[0]).click_and_hold()
+            for point in points[1:]:
+                actions.move_to_element_with_offset(canvas, *point)
+            actions.release().perform()
+
+    def upload(self, file: Path) -> None:
+        """Chooses a file for the image, in place of the one that is there."""
+        for button in self.find("#image button[aria-label='Clear']"):
+            button.click()
+        self.wait(lambda: self.driver.find_elements("css selector", "#image input[type=file]"))
+        self.driver.find_element("css selector", "#image input[type=file]").send_keys(str(file))
+
+    def resize(self, width: int, height: int) -> None:
+        """Shows the page as on a phone of so many CSS pixels."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+    def read_logs(self) -> None:
+        """Adds what the browser has logged to `requested` and `errors`."""
+        for entry in self.driver.get_log("performance"):
+            message = json.loads(entry["message"])["message"]
+            if message["method"] in ("Network.requestWillBeSent", "Network.webSocketCreated"):
+                parameters = message["params"]
+                self.requested.add(parameters.get("request", parameters)["url"])
+        for entry in self.driver.get_log("browser"):
+            if entry["level"] == "SEVERE" and not any(part in entry["message"] for part in OF_GRADIO):
+                self.errors.append(entry["message"])
+
+    def hosts(self) -> set[str]:
+        """The hosts that the network was asked for; pages and data of the browser itself have none."""
+        self.read_logs()
+        inside = ("data", "blob", "chrome", "about", "chrome-extension")
+        return {urlsplit(url).netloc for url in self.requested if urlsplit(url).scheme not in inside}

@@ -1,0 +1,152 @@
+"""The page in a real browser. The tests share one window, and the last ones look at all that it did."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from browser import Browser
+from PIL import Image, ImageOps
+from strokes import DIGITS
+
+from trainers.hegraph.datasets.digits import CLASSNAMES
+
+PHONE = (360, 740)
+
+
+@pytest.fixture(scope="module")
+def window(address, tmp_path_factory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("profile"), address)
+    yield browser
+    browser.driver.quit()
+
+
+@pytest.fixture
+def page(window) -> Browser:
+    """The page, freshly opened."""
+    window.open()
+    return window
+
+
+@pytest.mark.parametrize("label", range(10), ids=CLASSNAMES)
+def test_a_digit_that_is_drawn_with_the_mouse_gives_that_digit(label, page):
+    page.draw(DIGITS[label][0])
+    page.wait(lambda: page.winner() == CLASSNAMES[label])
+    assert len(page.find("#answer table.adapted tbody tr")) == len(page.find("#answer table.zero-shot tbody tr")) == 5
+
+
+def test_the_answer_shows_why_with_the_nearest_training_images_as_pictures(page):
+    page.draw(DIGITS[3][0])
+    page.wait(lambda: page.winner() == "three")
+    for said in ("What the logits are made of: text + cache", "lead of three", "Nearest training images of three"):
+        assert said in page.answer()
+    pictures = page.find("#answer .pictures img")
+    assert len(pictures) == 6  # with what the model sees
+    assert all(picture.get_property("naturalWidth") == 8 for picture in pictures)
+    assert pictures[0].get_attribute("alt").endswith(", three")
+
+
+def test_clear_takes_the_drawing_and_the_answer_away(page):
+    page.draw(DIGITS[3][0])
+    page.wait(lambda: page.winner() == "three")
+    page.find("#drawing button")[0].click()
+    page.wait(lambda: not page.winner())
+    page.draw(DIGITS[0][0])
+    page.wait(lambda: page.winner() == "zero")
+
+
+def test_a_digit_is_drawn_by_keyboard_alone(page):
+    keys = page.keys
+    for _ in range(20):
+        page.actions().send_keys(keys.TAB).perform()
+        if page.driver.switch_to.active_element.tag_name == "canvas":
+            break
+    page.actions().send_keys(" ", *[keys.ARROW_DOWN] * 16).perform()
+    page.wait(lambda: page.winner() == "one")
+    page.actions().send_keys(keys.DELETE).perform()
+    page.wait(lambda: not page.winner())
+
+
+def test_a_photo_of_a_digit_is_classified(page, written, tmp_path):
+    page.tab("Image")
+    for label in (4, 6):
+        paper = ImageOps.invert(written(DIGITS[label][0])).point(lambda level: 40 + level * 4 // 5)
+        paper.save(tmp_path / f"{label}.jpg")
+        page.upload(tmp_path / f"{label}.jpg")
+        page.wait(lambda label=label: page.winner() == CLASSNAMES[label])
+
+
+def test_a_scan_is_chosen_without_a_mouse(page):
+    page.tab("Scans")
+    buttons = page.find("#scans button")
+    assert [button.accessible_name for button in buttons] == [f"Scan of {name}" for name in CLASSNAMES]
+    buttons[0].send_keys(page.keys.TAB)  # from the first to the second
+    page.actions().send_keys(page.keys.ENTER).perform()
+    page.wait(lambda: page.winner() == "one")
+    assert [button.get_attribute("aria-pressed") for button in buttons[:3]] == ["false", "true", "false"]
+
+
+# Bad input
+
+
+def test_a_text_file_gives_a_message(page, tmp_path):
+    page.tab("Image")
+    (tmp_path / "notes.txt").write_text("no image")
+    page.upload(tmp_path / "notes.txt")
+    page.wait(lambda: any("Invalid file type: notes.txt" in toast.text for toast in page.find(".toast-body")))
+    (tmp_path / "notes.png").write_text("no image")
+    page.upload(tmp_path / "notes.png")
+    page.wait(lambda: "This is no image that can be read; take one of JPEG, PNG" in page.answer())
+
+
+def test_a_huge_image_gives_a_message(page, tmp_path):
+    page.tab("Image")
+    Image.new("1", (10_000, 6_000)).save(tmp_path / "huge.png")
+    page.upload(tmp_path / "huge.png")
+    page.wait(lambda: "The image has more than 50 million pixels; take a smaller one." in page.answer())
+    (tmp_path / "long.png").write_bytes(os.urandom(21 * 2**20))
+    page.upload(tmp_path / "long.png")
+    page.wait(lambda: any("exceed the maximum allowed size of 20" in toast.text for toast in page.find(".toast-body")))
+
+
+# Looks and names
+
+
+def test_nothing_is_wider_than_a_phone(page):
+    page.resize(*PHONE)
+    try:
+        page.open()
+        page.draw(DIGITS[8][0])
+        page.wait(lambda: page.winner() == "eight")
+        for tab in ("Draw", "Image", "Scans"):
+            page.tab(tab)
+            width = page.driver.execute_script("return document.documentElement.scrollWidth")
+            assert width <= PHONE[0]
+            for element in page.find("#drawing canvas, #image, #scans button, #answer table, #answer img"):
+                assert element.rect["x"] >= 0
+                assert element.rect["x"] + element.rect["width"] <= PHONE[0]
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_every_control_has_a_name(page):
+    for tab in ("Draw", "Image", "Scans"):
+        page.tab(tab)
+        # Gradio keeps copies of its tabs to measure how wide they are; nobody sees or reaches them
+        controls = page.find("button:not(.tab-container.visually-hidden *), input, canvas, textarea, select, a")
+        assert len(controls) > 4
+        assert [control.get_attribute("outerHTML")[:200] for control in controls if not control.accessible_name] == []
+
+
+# All that the window did
+
+
+def test_no_request_left_the_machine(window):
+    assert window.hosts() == {urlsplit(window.address).netloc}
+
+
+def test_no_script_failed(window):
+    window.read_logs()
+    assert window.errors == []

@@ -1,0 +1,140 @@
+"""A Space: a folder that has all it needs, and that overwrites nothing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+
+import pytest
+import yaml
+from test_architecture import outside_imports
+
+from trainers.hegraph.demo.__main__ import main
+from trainers.hegraph.demo.space import OF_TOKENIZERS, REQUIREMENTS, write_space
+from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.utils.errors import UserError
+
+pytest.importorskip("gradio", reason="gradio is not installed, whose version a Space names")
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def space(model_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("space") / "my-space"
+    (model_folder / "notes.txt").write_text("not of the model")
+    assert main([str(model_folder), "--space", str(folder)]) == 0
+    (model_folder / "notes.txt").unlink()
+    return folder
+
+
+def test_the_readme_has_the_header_that_the_hub_reads(space):
+    text = (space / "README.md").read_text(encoding="utf-8")
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert header["sdk"] == "gradio"
+    assert header["sdk_version"] == version("gradio")
+    assert header["app_file"] == "app.py"
+    assert (space / header["app_file"]).is_file()
+    assert header["title"] == "HeGraphAdapter on Digits"
+    assert {header["colorFrom"], header["colorTo"]} <= {
+        *("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"),
+    }
+    assert "Accuracy on 899 test images" in text
+
+
+def test_the_model_is_inside_with_its_thumbnails_and_nothing_else(space, model_folder):
+    inside = {path.relative_to(space / "model").as_posix() for path in (space / "model").rglob("*") if path.is_file()}
+    there = {path.relative_to(model_folder).as_posix() for path in model_folder.rglob("*") if path.is_file()}
+    assert inside == there
+    assert load_model(space / "model").classnames == load_model(model_folder).classnames
+
+
+def test_the_requirements_are_those_of_the_package(space):
+    lines = (space / "requirements.txt").read_text().split()
+    assert lines == list(REQUIREMENTS)
+    declared = (ROOT / "pyproject.toml").read_text()
+    assert [line for line in lines if f'"{line}"' not in declared] == []
+
+
+def test_binary_files_go_to_the_hub_by_lfs(space):
+    rules = (space / ".gitattributes").read_text()
+    suffixes = {path.suffix for path in space.rglob("*") if path.is_file() and b"\0" in path.read_bytes()[:8000]}
+    assert {suffix for suffix in suffixes if f"*{suffix} filter=lfs" not in rules} == set()
+
+
+def test_the_page_imports_nothing_that_the_requirements_do_not_bring(model_folder):
+    code = (
+        "import sys; from pathlib import Path;"
+        "from trainers.hegraph.demo.server import require_gradio; require_gradio();"
+        "from trainers.hegraph.models.images import ImageModel; from trainers.hegraph.demo.page import build_page;"
+        f"folder = Path({str(model_folder)!r}); build_page(ImageModel.load(folder), folder);"
+        "print(*(module.__file__ for name, module in sys.modules.items() if name.startswith('trainers.hegraph')))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    files = [Path(file) for file in ran.stdout.split()]
+    assert len(files) > 20
+    imported = set().union(*(outside_imports(file.read_text(encoding="utf-8")) for file in files))
+    known = {re.split("[>=]", line)[0] for line in REQUIREMENTS}
+    of_packages = packages_distributions()
+    needed = {name for package in imported for name in of_packages.get(package, [])} - {"gradio", *OF_TOKENIZERS}
+    # Functions that the page does not call import these two
+    assert needed - {"scipy", "torch-geometric"} <= known | {"scikit_learn", "pillow"}
+
+
+def test_the_space_shows_the_page_from_its_own_files(space, serving):
+    command = [sys.executable, "-m", "hegraph.demo", "model"]
+    with serving(command, cwd=space, PYTHONPATH="") as address:
+        assert address.startswith("http://127.0.0.1:")
+
+
+def test_the_app_listens_for_the_space_and_names_its_model(space):
+    code = (
+        "import sys; sys.path.insert(0, '.'); import hegraph.demo.__main__ as command, runpy;"
+        "command.main = lambda arguments: print(*arguments, sep='\\n') or 0;"
+        "runpy.run_path('app.py', run_name='__main__')"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=space, capture_output=True, text=True)
+    model, *flags = ran.stdout.splitlines()
+    assert (space / model).resolve() == (space / "model").resolve()
+    assert flags == ["--host", "0.0.0.0"]
+
+
+def test_a_space_overwrites_nothing(model_folder, tmp_path, capsys):
+    for target in (tmp_path / "file", tmp_path / "folder", tmp_path / "link"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        (tmp_path / "folder" / "README.md").write_text("mine")
+        (tmp_path / "file").write_text("mine")
+        if not (tmp_path / "link").is_symlink():
+            (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+        assert main([str(model_folder), "--space", str(target)]) == 2
+        assert "is there already, and is not overwritten" in capsys.readouterr().err
+    assert (tmp_path / "folder" / "README.md").read_text() == (tmp_path / "file").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link"]
+
+
+def test_an_empty_folder_becomes_the_space(digits, model_folder, tmp_path):
+    (tmp_path / "space").mkdir()
+    write_space(digits, model_folder, tmp_path / "space")
+    assert (tmp_path / "space" / "app.py").is_file()
+
+
+@pytest.mark.parametrize("where", ["file", "folder"])
+def test_a_backbone_from_files_of_this_machine_is_refused(where, digits, model_folder, tmp_path):
+    (tmp_path / "weights.pt").write_bytes(b"")
+    named = {"model": "ViT-B-32", "pretrained": str(tmp_path / "weights.pt")}
+    if where == "folder":
+        named = {"model": f"local-dir:{tmp_path}", "pretrained": ""}
+    backbone = digits.model.backbone.model_copy(update=named)
+    images = replace(digits, model=replace(digits.model, backbone=backbone))
+    with pytest.raises(UserError, match="files of this machine"):
+        write_space(images, model_folder, tmp_path / "space")
+    assert not (tmp_path / "space").exists()
+
+
+def test_the_backbone_that_a_model_does_not_name_is_given_to_the_app(digits, model_folder, tmp_path):
+    write_space(digits, model_folder, tmp_path / "space", "hegraph-mini", "")
+    assert '"--backbone", "hegraph-mini"' in (tmp_path / "space" / "app.py").read_text()
