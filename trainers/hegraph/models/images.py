@@ -103,8 +103,7 @@ class ImageModel:
         return self._on_device.probabilities(features.to(self.backbone.device)).cpu()
 
     def encode(self, images: Iterable[ImageLike], batch_size: int = 64) -> Iterator[Encoded]:
-        """Encodes images batch by batch, in order and in constant memory. An unreadable image stops nothing.
-        """
+        """Encodes images batch by batch, in order and in constant memory. An unreadable image stops nothing."""
         from .reading import Reader  # torchvision takes as long to import as open_clip, which is here by now
 
         reader = Reader(self.backbone.preprocess, self.backbone.input_size)
