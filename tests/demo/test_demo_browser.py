@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -11,7 +14,7 @@ from browser import Browser
 from PIL import Image, ImageOps
 from strokes import DIGITS
 
-from trainers.hegraph.datasets.digits import CLASSNAMES
+from trainers.hegraph.datasets.digits import CLASSNAMES, open_digit
 
 PHONE = (360, 740)
 
@@ -138,6 +141,28 @@ def test_every_control_has_a_name(page):
         controls = page.find("button:not(.tab-container.visually-hidden *), input, canvas, textarea, select, a")
         assert len(controls) > 4
         assert [control.get_attribute("outerHTML")[:200] for control in controls if not control.accessible_name] == []
+
+
+def test_nothing_of_a_model_folder_is_run(model_folder, serving, tmp_path):
+    evil = "</script><script>window.evil=1</script><img src=x onerror='window.evil=1'>${window.evil=1}{{constructor}}"
+    shutil.copytree(model_folder, tmp_path / "model")
+    config = json.loads((model_folder / "config.json").read_text())
+    config["method"] = config["trained_on"]["dataset"] = config["backbone"]["title"] = evil
+    config["classnames"] = [f"{evil} {i}" for i in range(10)]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    open_digit("digits/0900").save(tmp_path / "scan.png")
+    with serving([sys.executable, "-m", "trainers.hegraph.demo", str(tmp_path / "model")]) as address:
+        browser = Browser(tmp_path / "profile", address)
+        try:
+            browser.driver.get(address)
+            browser.upload(tmp_path / "scan.png")
+            browser.wait(browser.winner)
+            assert evil in browser.answer()
+            assert browser.driver.title == f"{evil} on {evil}"
+            assert browser.driver.execute_script("return window.evil") is None
+            assert browser.hosts() == {urlsplit(address).netloc}
+        finally:
+            browser.driver.quit()
 
 
 # All that the window did

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -88,13 +89,23 @@ def test_help_answers_without_torch_and_gradio():
 # The page over HTTP
 
 
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 def get(url: str) -> tuple[int, str]:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    """Status and body."""
     try:
-        with opener.open(url, timeout=30) as answer:
+        with OPENER.open(url, timeout=30) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def post(url: str, value: dict) -> int:
+    """The status of the answer to a value sent as JSON."""
+    request = urllib.request.Request(url, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    with OPENER.open(request, timeout=30) as answer:
+        return answer.status
 
 
 def test_the_page_is_served_without_statistics_and_with_limits(address):
@@ -110,47 +121,53 @@ def test_no_file_of_this_machine_is_served(name, address, model_folder):
     assert get(f"{address}/gradio_api/file=/etc/hostname")[0] in (403, 404)
 
 
-def test_a_page_that_ends_leaves_no_uploads(model_folder, serving, tmp_path):
-    pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
-    command = [sys.executable, "-m", "trainers.hegraph.demo", str(model_folder)]
-    with serving(command, TMPDIR=str(tmp_path)) as address:
-        assert get(f"{address}/")[0] == 200
-        assert list(tmp_path.glob("hegraph-demo-*"))
-    assert not list(tmp_path.glob("hegraph-demo-*"))
+def test_a_client_cannot_have_a_file_of_this_machine_opened(address, tmp_path):
+    (tmp_path / "image.png").write_bytes(b"")
+    file = {"path": str(tmp_path / "image.png"), "meta": {"_type": "gradio.FileData"}}
+    config = json.loads(get(f"{address}/config")[1])
+    [image] = [part["id"] for part in config["components"] if part["type"] == "image"]
+    [number] = [dependency["id"] for dependency in config["dependencies"] if dependency["inputs"] == [image]]
+    asked = {"data": [file], "fn_index": number, "session_hash": "session"}
+    assert post(f"{address}/gradio_api/queue/join", asked) == 200
+    said = get(f"{address}/gradio_api/queue/data?session_hash=session")[1]
+    assert '"success":false' in said.replace(" ", "")
+    assert "no image that can be read" not in said  # what `open_picture` would say
 
 
 # scripts/hegraph/demo.sh
 
 
-def test_the_script_shows_a_model(model_folder, serving):
+def test_the_script_shows_a_model_and_leaves_no_uploads(model_folder, serving, tmp_path):
     pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
     command = ["bash", "scripts/hegraph/demo.sh", str(model_folder.parent)]
-    with serving(command, PYTHON=sys.executable) as address:
+    with serving(command, PYTHON=sys.executable, TMPDIR=str(tmp_path)) as address:
         assert "HeGraphAdapter on Digits" in get(f"{address}/")[1]
+        assert list(tmp_path.glob("hegraph-demo-*"))
+    assert not list(tmp_path.glob("hegraph-demo-*"))
 
 
-def test_the_script_without_a_model_takes_the_digits_that_are_trained_or_trains_them(model_folder, tmp_path, serving):
+def test_the_script_without_a_model_trains_the_digits_or_takes_those_that_are_there(tmp_path, serving):
     pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
     run = tmp_path / "digits" / "HeGraphAdapter" / "mini_16shots" / "seed1"
-    with serving(["bash", "scripts/hegraph/demo.sh"], PYTHON=sys.executable, OUTPUT=str(tmp_path)) as address:
+    environment = {"PYTHON": sys.executable, "OUTPUT": str(tmp_path)}
+    with serving(["bash", "scripts/hegraph/demo.sh"], **environment) as address:
         assert get(f"{address}/")[0] == 200
-        assert (run / "model" / "config.json").is_file()
+    assert len(list((run / "model" / "thumbnails").iterdir())) == 160
     written = (run / "result.json").stat().st_mtime_ns
-    with serving(["bash", "scripts/hegraph/demo.sh"], PYTHON=sys.executable, OUTPUT=str(tmp_path)) as address:
-        assert get(f"{address}/")[0] == 200
+    ran = bash("--space", str(tmp_path / "space"), **environment)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "space" / "model" / "thumbnails" / "00159.jpg").is_file()
     assert (run / "result.json").stat().st_mtime_ns == written
 
 
 def test_a_training_that_fails_ends_the_script(tmp_path):
     (tmp_path / "output").write_text("no folder")
-    ran = subprocess.run(
-        ["bash", "scripts/hegraph/demo.sh"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHON": sys.executable, "OUTPUT": str(tmp_path / "output")},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    ran = bash(PYTHON=sys.executable, OUTPUT=str(tmp_path / "output"))
     assert ran.returncode == 2
     [line] = ran.stderr.splitlines()
     assert line.startswith("error: cannot write")
+
+
+def bash(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = ["bash", "scripts/hegraph/demo.sh", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=240)

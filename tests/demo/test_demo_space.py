@@ -16,6 +16,7 @@ from test_architecture import outside_imports
 from trainers.hegraph.demo.__main__ import main
 from trainers.hegraph.demo.space import OF_TOKENIZERS, REQUIREMENTS, write_space
 from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.utils.errors import UserError
 
 pytest.importorskip("gradio", reason="gradio is not installed, whose version a Space names")
@@ -129,7 +130,7 @@ def test_a_backbone_from_files_of_this_machine_is_refused(where, digits, model_f
     if where == "folder":
         named = {"model": f"local-dir:{tmp_path}", "pretrained": ""}
     backbone = digits.model.backbone.model_copy(update=named)
-    images = replace(digits, model=replace(digits.model, backbone=backbone))
+    images = ImageModel(replace(digits.model, backbone=backbone), digits.backbone)
     with pytest.raises(UserError, match="files of this machine"):
         write_space(images, model_folder, tmp_path / "space")
     assert not (tmp_path / "space").exists()
