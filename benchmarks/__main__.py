@@ -10,7 +10,10 @@ from pathlib import Path
 
 import torch
 
-NAMES = ("graph-step", "train-step", "growth", "imagenet-scale", "predict", "peers", "extraction", "startup")
+NAMES = (
+    "graph-step", "train-step", "growth", "imagenet-scale", "predict", "predict-images", "peers", "extraction",
+    "startup",
+)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

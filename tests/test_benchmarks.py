@@ -19,6 +19,11 @@ BARS = {
     "growth": {"time per step and class", "peak memory per class", "peak memory at the largest, bytes"},
     "imagenet-scale": {"seconds"},
     "predict": {"text only over zero-shot", "full over Tip-Adapter"},
+    "predict-images": {
+        "RN50: predict over encoder alone",
+        "hegraph-mini/hegraph-mini: predict over encoder alone",
+        "one image: predict over import and encode",
+    },
     "peers": {"all banks"},
     "extraction": {"extraction over encoder alone"},
     "startup": {

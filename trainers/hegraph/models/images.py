@@ -106,7 +106,8 @@ class ImageModel:
         """Encodes images batch by batch, in order and in constant memory. An unreadable image stops nothing."""
         from .reading import Reader  # torchvision takes as long to import as open_clip, which is here by now
 
-        reader = Reader(self.backbone.preprocess, self.backbone.input_size)
+        on_cpu = self.backbone.device.type == "cpu"
+        reader = Reader(self.backbone.preprocess, self.backbone.input_size, on_cpu)
         for batch in reader.batches(images, batch_size):
             if not len(batch.pixels):
                 yield Encoded(batch, torch.zeros(0, self.model.classifier.width))

@@ -27,6 +27,7 @@ from ..datasets.folder import to_rgb
 ImageLike: TypeAlias = "Image.Image | Path | str"  # an image, or the path of one
 
 AHEAD = 2  # batches
+CHUNK = 8  # images that a thread reads before it reports: handing over takes as long as reading a very small image
 MAX_THREADS = 16
 
 
@@ -47,16 +48,19 @@ class Pixels(NamedTuple):
 class Reader:
     """Reads images as a backbone takes them.
 
-    A thread for each image decodes and resizes it to bytes. What is left, to floats and their normalisation, is done
-    for the whole batch: the same numbers in less time, and a quarter of the memory while images wait.
+    Threads decode images and resize them to bytes. What is left, to floats and their normalisation, is done for the
+    whole batch: the same numbers in less time, and a quarter of the memory while images wait.
 
     Args:
         transform: The backbone's test transform.
         size: `(H, W)`.
+        on_cpu: Whether the backbone runs on the CPU too, and needs the other half of its cores.
     """
 
-    def __init__(self, transform: T.Compose, size: tuple[int, int]) -> None:
+    def __init__(self, transform: T.Compose, size: tuple[int, int], on_cpu: bool = True) -> None:
         self.size = size
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.threads = min(max(cores // 2 if on_cpu else cores, 1), MAX_THREADS)
         steps = list(transform.transforms)
         self.normalize: Callable[[Tensor], Tensor] | None = None
         if len(steps) > 1 and isinstance(steps[-2], T.ToTensor) and isinstance(steps[-1], T.Normalize):
@@ -73,15 +77,16 @@ class Reader:
         """
         remaining = iter(images)
         waiting: deque[tuple[list[ImageLike], list[Future]]] = deque()
-        pool = ThreadPoolExecutor(min(_cores(), MAX_THREADS))
+        pool = ThreadPoolExecutor(self.threads)
         try:
             while True:
                 while len(waiting) <= AHEAD and (batch := list(islice(remaining, batch_size))):
-                    waiting.append((batch, [pool.submit(self.read, image) for image in batch]))
+                    chunks = [batch[start : start + CHUNK] for start in range(0, len(batch), CHUNK)]
+                    waiting.append((batch, [pool.submit(self._read_all, chunk) for chunk in chunks]))
                 if not waiting:
                     return
                 batch, reads = waiting.popleft()
-                yield self._collect(batch, [read.result() for read in reads])
+                yield self._collect(batch, [result for read in reads for result in read.result()])
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -95,6 +100,9 @@ class Reader:
             return torch.from_numpy(np.array(pixels)) if self.normalize else pixels
         except Exception as error:
             return _reason(error)
+
+    def _read_all(self, images: Sequence[ImageLike]) -> list[Tensor | str]:
+        return [self.read(image) for image in images]
 
     def _open(self, image: ImageLike) -> Image.Image:
         if isinstance(image, Image.Image):
@@ -121,10 +129,6 @@ class Reader:
         if self.normalize is not None:  # as ToTensor and Normalize do of one image
             pixels = self.normalize(pixels.permute(0, 3, 1, 2).contiguous().float().div(255))
         return Pixels(images, pixels, problems)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reason(error: Exception) -> str:

@@ -43,7 +43,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, metavar="FILE", help="write the rows here, whole or not at all")
     add("--sort-into", type=Path, metavar="DIR", help="copy each image into the folder of its class below DIR")
     add("-0", "--null", action="store_true", help="paths of lists end with a NUL character, as of find -print0")
-    add("--batch-size", type=int, default=64, metavar="N", help="images that are encoded at once (%(default)s)")
+    add("--batch-size", type=int, metavar="N", help="images that are encoded at once (64 of 224 x 224 pixels)")
     add("--device", default="", help='such as "cpu" or "cuda"; by default a GPU if there is one')
     add("--backbone", default="", metavar="NAME", help="of a model that was trained from a bank: what encodes images")
     add("--pretrained", default="", metavar="TAG", help="its weights: a tag of open_clip's, or a file")
@@ -53,7 +53,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises UserError where flags do not go together or a number is out of range."""
     for flag in ("top", "batch_size"):
-        if getattr(args, flag) < 1:
+        if getattr(args, flag) is not None and getattr(args, flag) < 1:
             raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(args, flag)}")
     if args.features is None:
         if args.split != "test":
@@ -84,7 +84,7 @@ def predict(args: argparse.Namespace) -> int:
     if args.features is not None:
         return predict_bank(args.model, args.features, args.split, options)
     named = {"backbone": args.backbone, "pretrained": args.pretrained}
-    return predict_images(args.model, inputs, options, args.sort_into, args.batch_size, args.device, **named)
+    return predict_images(args.model, inputs, options, args.sort_into, args.batch_size or 0, args.device, **named)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BANK_BATCH = 1024
+BATCH_PIXELS = 64 * 224 * 224
+MAX_BATCH = 256
 
 
 class Options(NamedTuple):
@@ -54,12 +56,12 @@ def predict_images(
     inputs: Inputs,
     options: Options,
     sort_into: Path | None = None,
-    batch_size: int = 64,
+    batch_size: int = 0,
     device: str = "",
     backbone: str = "",
     pretrained: str = "",
 ) -> int:
-    """Classifies images; arguments as of the command line, but for `options`.
+    """Classifies images; arguments as of the command line, but for `options`. A `batch_size` of 0 chooses one.
 
     Returns:
         How many images could not be read.
@@ -70,6 +72,7 @@ def predict_images(
     """
     model = ImageModel.load(folder, choose_device(device), backbone, pretrained)
     folders = None if sort_into is None else ClassFolders(sort_into, distinct_names(model.model))
+    batch_size = batch_size or default_batch_size(model.backbone.input_size)
     rows = image_rows(model, inputs, options.top, batch_size, folders)
     try:
         return write_rows(rows, inputs.count(), options)
@@ -210,6 +213,12 @@ def distinct_names(model: SavedModel) -> list[str]:
     """The K class names; two that are equal are told apart by their ids, as in "crane (n02012849)"."""
     number = Counter(model.classnames)
     return [f"{name} ({key})" if number[name] > 1 else name for name, key in zip(model.classnames, model.class_ids)]
+
+
+def default_batch_size(input_size: tuple[int, int]) -> int:
+    """As many images as have the pixels of `BATCH_PIXELS`, so that memory does not depend on the backbone's input."""
+    height, width = input_size
+    return min(max(BATCH_PIXELS // (height * width), 1), MAX_BATCH)
 
 
 def choose_device(device: str) -> str:

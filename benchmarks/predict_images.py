@@ -1,0 +1,139 @@
+"""Prediction of image files with the command, against the encoder alone; and one image, against what it cannot avoid.
+
+Throughput is measured in one process: all steps of the command from paths to written rows, against the encoder on
+tensors that are in memory already. The start is measured in whole processes: the command on one image, against a
+program that imports torch and open_clip, builds the model, and encodes the image. The ViT has random weights, which
+take as long as trained ones.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from trainers.hegraph.backbones.clip import Backbone
+from trainers.hegraph.backbones.identity import MINI_CONFIG, MINI_NAME, MINI_WEIGHTS
+from trainers.hegraph.backbones.loading import create_model, load_backbone
+from trainers.hegraph.datasets.digits import open_digit
+from trainers.hegraph.method.classifier import FoldedClassifier
+from trainers.hegraph.models.folder import save_model
+from trainers.hegraph.models.images import ImageModel
+from trainers.hegraph.models.saved import SavedModel
+from trainers.hegraph.models.schema import Backbone as BackboneConfig
+from trainers.hegraph.models.schema import Scores, TrainedOn
+from trainers.hegraph.predict.inputs import Inputs
+from trainers.hegraph.predict.prediction import Options, default_batch_size, image_rows, write_rows
+
+from .extraction import write_image
+from .report import Report
+from .tasks import unit_features
+from .timing import in_turn, process, python, ratio
+
+SMALL = {"model": "RN50", "images": 2, "digits": 20, "batch": 2, "repeats": 1}
+CLASSES, CACHED = 100, 1600
+
+# What no program can avoid that encodes one image; its arguments are the model's name, configuration and weights, and
+# the image
+ENCODE = """
+import sys, torch, open_clip
+from PIL import Image
+from safetensors.torch import load_file
+name, config, weights, image = sys.argv[1:]
+open_clip.add_model_config(config)
+model, _, preprocess = open_clip.create_model_and_transforms(name, load_weights=False)
+model.load_state_dict(load_file(weights))
+with torch.no_grad():
+    print(model.eval().encode_image(preprocess(Image.open(image).convert("RGB"))[None]).norm().item())
+"""
+
+
+def run(model: str = "ViT-B-32", images: int = 128, digits: int = 7188, batch: int = 64, repeats: int = 5) -> Report:
+    network, preprocess, tokenizer = create_model(model)
+    random = Backbone(model, network.eval(), tokenizer, preprocess, (0.5,) * 3, (0.5,) * 3, {})
+    mini = load_backbone(MINI_NAME)
+    report = Report("Prediction of image files", ["what", "images/s or s"])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        photographs, scans = write_photographs(folder / "photographs", images), write_scans(folder / "digits", digits)
+        throughput(report, random, photographs, batch, repeats)
+        throughput(report, mini, scans, default_batch_size(mini.input_size), repeats)
+        start(report, mini, next(scans.iterdir()), folder, repeats)
+    return report
+
+
+def write_photographs(folder: Path, number: int) -> Path:
+    folder.mkdir()
+    for position in range(number):
+        write_image(folder, position)
+    return folder
+
+
+def write_scans(folder: Path, number: int) -> Path:
+    folder.mkdir()
+    for row in range(number):
+        open_digit(f"digits/{row % 1797:04d}").save(folder / f"{row:05d}.png")
+    return folder
+
+
+def throughput(report: Report, backbone: Backbone, folder: Path, batch: int, repeats: int) -> None:
+    """Adds the rates of the command and of the encoder alone."""
+    model = ImageModel(random_model(backbone, backbone.width), backbone)
+    paths = [found.path for found in Inputs([str(folder)])]
+    pixels = [pixels.batch.pixels for pixels in model.encode(paths, batch)]
+    options = Options(5, "csv", folder.parent / "rows.csv")
+
+    def predict() -> None:
+        write_rows(image_rows(model, Inputs([str(folder)]), 5, batch), len(paths), options)
+
+    alone = f"{backbone.name}, encoder alone"
+    seconds = in_turn(
+        {alone: lambda: [backbone.encode_images(part) for part in pixels], f"{backbone.name}, predict": predict},
+        repeats,
+    )
+    report.rows += [[name, len(paths) / statistics.median(s)] for name, s in seconds.items()]
+    encoder, predicted = seconds.values()
+    report.at_least(f"{backbone.name}: predict over encoder alone", ratio(encoder, predicted), 0.9)
+
+
+def start(report: Report, backbone: Backbone, image: Path, folder: Path, repeats: int) -> None:
+    """Adds the times of one image, whole processes."""
+    save_model(random_model(backbone, backbone.width), folder / "model")
+    given = (MINI_NAME, str(MINI_CONFIG), str(MINI_WEIGHTS), str(image))
+    encode: Callable[[], object] = partial(python, "-c", ENCODE, *given)
+    predict = partial(process, "trainers.hegraph.predict", str(folder / "model"), str(image))
+    seconds = in_turn({"one image, import and encode": encode, "one image, predict": predict}, repeats)
+    report.rows += [[name, statistics.median(s)] for name, s in seconds.items()]
+    encoded, predicted = seconds.values()
+    report.at_most("one image: predict over import and encode", ratio(predicted, encoded), 1.3)
+
+
+def random_model(backbone: Backbone, width: int) -> SavedModel:
+    """A model of random weights with a cache, as a run of 16 shots and 100 classes leaves it."""
+    classifier = FoldedClassifier(
+        weights=100 * unit_features(CLASSES, width),
+        keys=unit_features(CACHED, width, seed=1),
+        labels=torch.arange(CACHED) % CLASSES,
+        alpha=1.0,
+    )
+    names = tuple(map(str, range(CLASSES)))
+    named = MINI_NAME if backbone.fingerprint else ""
+    return SavedModel(
+        classifier=classifier,
+        text_positive=unit_features(CLASSES, width, seed=2),
+        classnames=names,
+        class_ids=names,
+        method="Random",
+        variant="",
+        logit_scale=100.0,
+        backbone=BackboneConfig(title=backbone.name, model=named, fingerprint=backbone.fingerprint),
+        trained_on=TrainedOn(
+            dataset="Random", shots=16, seed=1, num_train=CACHED, split_hash="", selected_on="last_step", selected={},
+            config={}, host="alone", git_commit=None, versions={},
+        ),
+        scores=Scores(accuracy=None, accuracy_text=None, accuracy_zero_shot=None, macro_f1=None, num_test=0),
+    )  # fmt: skip
