@@ -30,11 +30,10 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def quiet_again() -> Iterator[None]:
-    """A program that a test starts in this process shows what the package has to say; the next test asks itself."""
-    logger = logging.getLogger("trainers.hegraph")
-    level = logger.level
+    """A program that a test or a fixture of many tests starts in this process makes the package log more; undo that."""
+    logging.getLogger("trainers.hegraph").setLevel(logging.NOTSET)
     yield
-    logger.setLevel(level)
+    logging.getLogger("trainers.hegraph").setLevel(logging.NOTSET)
 
 
 @pytest.fixture
