@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.experiments import adapter as adapter_module
+from trainers.hegraph.experiments import evaluation
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.thumbnails import read_thumbnail
@@ -322,6 +324,20 @@ def test_eval_only_repeats_the_accuracy_of_training(train, record, tmp_path):
     for key in ("accuracy", "accuracy_text", "macro_f1", "num_test"):
         assert record("again")[key] == record()[key]
     assert record("again")["accuracy"] != record("again")["accuracy_zero_shot"]
+
+
+def test_the_record_of_eval_only_counts_the_time_of_encoding(train, record, tmp_path, monkeypatch):
+    train()
+    clock, real = [0.0], evaluation.evaluate
+
+    def slow(*arguments):
+        clock[0] += 5
+        return real(*arguments)
+
+    monkeypatch.setattr(evaluation, "evaluate", slow)
+    monkeypatch.setattr(evaluation, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    train("again", flags=("--eval-only", "--model-dir", str(tmp_path / "out")))
+    assert record("again")["seconds"]["features"] == 5
 
 
 def test_eval_only_and_model_dir_go_together(train, refused, tmp_path):

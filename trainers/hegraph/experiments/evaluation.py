@@ -184,7 +184,8 @@ def test_model(cfg: CfgNode, bank_file: Path | None, folder: Path, epoch: int | 
     run_folder = RunFolder.of_test(cfg, data.identity, model.trained_on.seed, path)
     if (record := run_folder.finished()) is not None:
         return record
-    return write_test(evaluate(model, data, device), model, cfg, run_folder, "alone", time.monotonic())
+    started = time.monotonic()
+    return write_test(evaluate(model, data, device), model, cfg, run_folder, "alone", started)
 
 
 def write_test(tested: Tested, model: SavedModel, cfg: CfgNode, folder: RunFolder, host: str, started: float) -> dict:
