@@ -27,10 +27,10 @@ from yacs.config import CfgNode
 from ..features.bank import FeatureBank
 from ..method.heads import text_logits
 from ..training.batches import Batch
-from ..training.schedule import cosine_by_epoch
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method
-from .training import batches, by_shots, train
+from .coop import RECIPE
+from .training import by_shots, train_with_warmup
 
 
 class CLIPAdapter(Method):
@@ -39,13 +39,7 @@ class CLIPAdapter(Method):
     defaults: ClassVar[Defaults] = {
         "RATIO": 0.2,  # share of the adapted features in the sum
         "REDUCTION": 4,  # width of the features divided by the width of the bottleneck
-        "LR": 2e-3,  # SGD's learning rate
-        "EPOCHS": [[1, 50], [2, 100], [8, 200]],  # rows [from this many shots, epochs]
-        "BATCH_SIZE": 32,  # images per step
-        "MOMENTUM": 0.9,
-        "WEIGHT_DECAY": 5e-4,
-        "WARMUP_EPOCHS": 1,
-        "WARMUP_LR": 1e-5,
+        **RECIPE,
     }
     not_saved: ClassVar[str] = "its adapter changes the feature of the image to classify"
 
@@ -71,9 +65,7 @@ class CLIPAdapter(Method):
         optimizer = torch.optim.SGD(
             adapter.parameters(), lr=options.LR, momentum=options.MOMENTUM, weight_decay=options.WEIGHT_DECAY
         )
-        data = batches(bank, options.BATCH_SIZE, seed)
-        schedule = cosine_by_epoch(epochs, data.steps_per_epoch, options.WARMUP_EPOCHS, options.WARMUP_LR)
-        steps = train(optimizer, loss, data, epochs, schedule)
+        steps = train_with_warmup(optimizer, loss, bank, options, epochs, seed)
         adapter.requires_grad_(False)
         return FittedMethod(
             logits,

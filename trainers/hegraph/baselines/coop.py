@@ -28,16 +28,25 @@ from yacs.config import CfgNode
 from ..features.bank import FeatureBank
 from ..method.heads import text_logits
 from ..training.batches import Batch
-from ..training.schedule import cosine_by_epoch
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method, cosine_classifier
-from .training import batches, by_shots, train
+from .training import by_shots, train_with_warmup
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
 
 DEVIATION = 0.02  # standard deviation of the context at its start
 PLACEHOLDER = "X"  # a word of one token
+# The options of the training, CLIP-Adapter's too
+RECIPE: Defaults = {
+    "LR": 2e-3,  # SGD's learning rate
+    "EPOCHS": [[1, 50], [2, 100], [8, 200]],  # rows [from this many shots, epochs]
+    "BATCH_SIZE": 32,  # images per step
+    "MOMENTUM": 0.9,
+    "WEIGHT_DECAY": 5e-4,
+    "WARMUP_EPOCHS": 1,
+    "WARMUP_LR": 1e-5,
+}
 
 
 class CoOp(Method):
@@ -45,13 +54,7 @@ class CoOp(Method):
 
     defaults: ClassVar[Defaults] = {
         "N_CTX": 16,  # number of vectors in the context
-        "LR": 2e-3,  # SGD's learning rate
-        "EPOCHS": [[1, 50], [2, 100], [8, 200]],  # rows [from this many shots, epochs]
-        "BATCH_SIZE": 32,  # images per step
-        "MOMENTUM": 0.9,
-        "WEIGHT_DECAY": 5e-4,
-        "WARMUP_EPOCHS": 1,
-        "WARMUP_LR": 1e-5,
+        **RECIPE,
     }
     needs_backbone: ClassVar[bool] = True  # every step runs the text tower
     trainer_of_coop: ClassVar[bool] = True
@@ -77,9 +80,7 @@ class CoOp(Method):
         optimizer = torch.optim.SGD(
             [prompts.context], lr=options.LR, momentum=options.MOMENTUM, weight_decay=options.WEIGHT_DECAY
         )
-        data = batches(bank, options.BATCH_SIZE, seed)
-        schedule = cosine_by_epoch(epochs, data.steps_per_epoch, options.WARMUP_EPOCHS, options.WARMUP_LR)
-        steps = train(optimizer, loss, data, epochs, schedule)
+        steps = train_with_warmup(optimizer, loss, bank, options, epochs, seed)
         with torch.no_grad():
             learned = class_features(tokens)
         return FittedMethod(

@@ -32,10 +32,9 @@ from yacs.config import CfgNode
 from ..features.bank import FeatureBank
 from ..method.heads import text_logits
 from ..training.batches import Batch
-from ..training.schedule import cosine_by_epoch
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method, cosine_classifier
-from .training import batches, train
+from .training import train_with_warmup
 
 
 class GraphAdapter(Method):
@@ -78,9 +77,7 @@ class GraphAdapter(Method):
             return F.cross_entropy(text_logits(batch.features, class_features(), bank.logit_scale), batch.labels)
 
         optimizer = torch.optim.Adam([weights, biases], lr=options.LR, weight_decay=options.WEIGHT_DECAY)
-        data = batches(bank, options.BATCH_SIZE, seed)
-        schedule = cosine_by_epoch(options.EPOCHS, data.steps_per_epoch, options.WARMUP_EPOCHS, options.WARMUP_LR)
-        steps = train(optimizer, loss, data, options.EPOCHS, schedule)
+        steps = train_with_warmup(optimizer, loss, bank, options, options.EPOCHS, seed)
         with torch.no_grad():
             learned = class_features()
         return FittedMethod(

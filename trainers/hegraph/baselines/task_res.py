@@ -28,9 +28,8 @@ from yacs.config import CfgNode
 from ..features.bank import FeatureBank
 from ..method.heads import text_logits
 from ..training.batches import Batch
-from ..training.schedule import cosine_by_epoch
 from .base import Defaults, FittedMethod, Method, cosine_classifier
-from .training import batches, by_dataset, by_shots, train
+from .training import by_dataset, by_shots, train_with_warmup
 
 
 class TaskRes(Method):
@@ -62,9 +61,7 @@ class TaskRes(Method):
             return F.cross_entropy(logits(batch.features), batch.labels)
 
         optimizer = torch.optim.Adam([residual], lr=rate, weight_decay=options.WEIGHT_DECAY)
-        data = batches(bank, options.BATCH_SIZE, seed)
-        schedule = cosine_by_epoch(epochs, data.steps_per_epoch, options.WARMUP_EPOCHS, options.WARMUP_LR)
-        steps = train(optimizer, loss, data, epochs, schedule)
+        steps = train_with_warmup(optimizer, loss, bank, options, epochs, seed)
         residual.requires_grad_(False)
         return FittedMethod(
             logits,

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from yacs.config import CfgNode
 
 from ..datasets.registry import canonical_name
 from ..features.bank import FeatureBank
 from ..training.batches import BankBatches, Batch, TrainingData
-from ..training.schedule import Schedule
+from ..training.schedule import Schedule, cosine_by_epoch
 from ..utils.errors import UserError
 from ..utils.rows import check_rows, values_up_to
 
@@ -107,3 +108,30 @@ def train(
             raise UserError(f"the loss is {loss.item()} in epoch {epoch + 1}; lower LR ({max(peaks)})")
         after_epoch(epoch + 1)
     return step
+
+
+def train_with_warmup(
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[Batch], Tensor],
+    bank: FeatureBank,
+    options: CfgNode,
+    epochs: int,
+    seed: int,
+) -> int:
+    """`train` on a bank's images by CoOp's schedule: a cosine by epoch after WARMUP_EPOCHS epochs at WARMUP_LR.
+
+    Args:
+        optimizer, loss_of, epochs: As of `train`.
+        bank: The task.
+        options: Those of the method; BATCH_SIZE, WARMUP_EPOCHS and WARMUP_LR are read.
+        seed: Orders the batches and draws the views.
+
+    Returns:
+        The number of steps.
+
+    Raises:
+        UserError: As `batches` and `train`.
+    """
+    data = batches(bank, options.BATCH_SIZE, seed)
+    schedule = cosine_by_epoch(epochs, data.steps_per_epoch, options.WARMUP_EPOCHS, options.WARMUP_LR)
+    return train(optimizer, loss_of, data, epochs, schedule)
