@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.utils import get_session
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 
 TIMEOUT = 5  # seconds that the hub has to answer
 
@@ -72,8 +72,3 @@ def require_hub(repository: str, what: str, needed: str, use: str) -> None:
             f"from {hub}/{repository} elsewhere and {use}; or copy models--{repository.replace('/', '--')} from the "
             f"Hugging Face cache of another machine into {constants.HF_HUB_CACHE}"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an exception's text, or its type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

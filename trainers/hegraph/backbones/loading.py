@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision import transforms as T
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from .clip import Backbone, Tokenizer, describe_transform
-from .hub import cached_file, first_line, require_hub
+from .hub import cached_file, require_hub
 from .identity import (
     CONFIG_NAME,
     FOLDER,

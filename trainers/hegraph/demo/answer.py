@@ -98,7 +98,7 @@ def answer(model: SavedModel, feature: Tensor) -> Answer:
         return Evidence(names[label], text[label].item(), None if cache is None else cache[label].item())
 
     return Answer(
-        adapted=_guesses(model, (logits / model.temperature).softmax(dim=0)),
+        adapted=_guesses(model, model.calibrate(logits)),
         zero_shot=_guesses(model, model.zero_shot_logits(feature)[0].softmax(dim=0)),
         winner=evidence(order[0]),
         runner_up=evidence(order[1]) if len(order) > 1 else None,

@@ -21,7 +21,6 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..experiments.image_task import ImageTask
-from ..method.classifier import FoldedClassifier
 from ..models.folder import load_model, save_model
 from ..models.saved import SavedModel
 from ..utils.errors import UserError
@@ -170,7 +169,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities of the classes in the order of `classes_`, shape `[n, K]`."""
-        return (self._logits(X) / self.model_.temperature).softmax(dim=1).numpy()
+        logits = self._logits(X)  # checks that the classifier is fitted
+        return self.model_.calibrate(logits).numpy()
 
     def predict(self, X: Any) -> np.ndarray:
         """The likeliest class of every image, shape `[n]`."""
@@ -308,7 +308,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "model_")
         device = find_device(self.device)
         features = self._encoded(X) if is_images(X) else self._features(X)
-        return _in_double(self.model_.classifier.to(device)).logits(features.to(device, torch.float64)).cpu()
+        classifier = self.model_.classifier.to(device, torch.float64)
+        return classifier.logits(features.to(device, torch.float64)).cpu()
 
     def _features(self, X: Any) -> Tensor:
         X = as_array(X)
@@ -325,10 +326,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     def _load_image_model(self) -> ImageModel:
         from ..models.images import ImageModel
 
-        with tempfile.TemporaryDirectory() as folder:  # loading compares the backbone with what the folder says of it
-            path, named = Path(folder) / "model", (self.backbone, self.pretrained) if self.backbone else ()
-            save_model(self.model_, path)
-            return ImageModel.load(path, find_device(self.device), *named)
+        named = (self.backbone, self.pretrained) if self.backbone else ()
+        return ImageModel.of(self.model_, find_device(self.device), *named)
 
 
 def _check_image_task(cfg: CfgNode, has_text: bool) -> None:
@@ -336,16 +335,6 @@ def _check_image_task(cfg: CfgNode, has_text: bool) -> None:
         raise UserError("text features go with image features; of images, the backbone encodes the prompts")
     if not cfg.MODEL.BACKBONE.NAME:
         raise UserError('images need a backbone: give backbone="ViT-B-32-quickgelu" or another, or config="vit_b32"')
-
-
-def _in_double(classifier: FoldedClassifier) -> FoldedClassifier:
-    """The classifier with its floats in float64."""
-
-    def double(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.double()
-
-    bias, keys, key_weights = map(double, (classifier.bias, classifier.keys, classifier.key_weights))
-    return replace(classifier, weights=classifier.weights.double(), bias=bias, keys=keys, key_weights=key_weights)
 
 
 def _image_model(model: SavedModel, task: ArrayTask | ImageTask) -> ImageModel | None:

@@ -99,13 +99,7 @@ class ImageTask:
 
     def preprocessing(self) -> Preprocessing:
         """How an image becomes the backbone's input."""
-        backbone = self.backbone
-        return Preprocessing(
-            size=list(backbone.input_size),
-            mean=list(backbone.mean),
-            std=list(backbone.std),
-            transform=backbone.fingerprint["preprocess"],
-        )
+        return Preprocessing.of(self.backbone)
 
     def prompts(self) -> Prompts:
         """The sentences of the text nodes."""

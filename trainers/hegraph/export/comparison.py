@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.saved import SavedModel
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
@@ -85,5 +85,5 @@ def _run(path: Path, batches: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]
         name = session.get_inputs()[0].name
         found = [session.run(None, {name: batch.numpy()}) for batch in batches]
     except Exception as error:  # the exceptions of the two packages have no base class but this in common
-        raise UserError(f"onnxruntime refuses the file, which is not written: {str(error).splitlines()[0]}") from error
+        raise UserError(f"onnxruntime refuses the file, which is not written: {first_line(error)}") from error
     return [(torch.from_numpy(logits), torch.from_numpy(probabilities)) for logits, probabilities in found]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from .modules import Full, Head
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def trace(module: Head | Full, inputs: Tensor, name: str) -> ModelProto:
                 dynamic_axes={name: batch, LOGITS: batch, PROBABILITIES: batch},
             )
     except (RuntimeError, TypeError, ValueError) as error:  # the exporter's own errors are RuntimeErrors
-        raise UserError(f"the model has no form in ONNX: {str(error).splitlines()[0]}{hint}") from error
+        raise UserError(f"the model has no form in ONNX: {first_line(error)}{hint}") from error
     return onnx.load_model_from_string(file.getvalue())
 
 

@@ -40,10 +40,4 @@ def load_source(folder: Path, part: str, name: str, pretrained: str) -> tuple[Sa
 
     backbone = load_backbone(name, pretrained or "auto") if name else load_backbone(saved.model, saved.pretrained)
     check_backbone(model, backbone)
-    preprocessing = Preprocessing(
-        size=list(backbone.input_size),
-        mean=list(backbone.mean),
-        std=list(backbone.std),
-        transform=backbone.fingerprint["preprocess"],
-    )
-    return replace(model, preprocessing=preprocessing), backbone
+    return replace(model, preprocessing=Preprocessing.of(backbone)), backbone

@@ -86,17 +86,17 @@ class FoldedClassifier:
         """The classifier without its cache, which is used in other domains."""
         return replace(self, keys=None, labels=None, key_weights=None)
 
-    def to(self, device: str | torch.device) -> FoldedClassifier:
-        """The classifier with all its tensors on a device."""
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> FoldedClassifier:
+        """The classifier with all its tensors on a device and, if a type is given, its floats of that type."""
 
         def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device)
+            return None if tensor is None else tensor.to(device, dtype)
 
         return replace(
             self,
-            weights=self.weights.to(device),
+            weights=self.weights.to(device, dtype),
             bias=move(self.bias),
             keys=move(self.keys),
-            labels=move(self.labels),
+            labels=None if self.labels is None else self.labels.to(device),
             key_weights=move(self.key_weights),
         )

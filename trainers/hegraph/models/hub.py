@@ -13,8 +13,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError, get_session
 
-from ..backbones.hub import TIMEOUT, first_line, require_hub
-from ..utils.errors import UserError
+from ..backbones.hub import TIMEOUT, require_hub
+from ..utils.errors import UserError, first_line
 from .folder import CARD, CONFIG, TENSORS, find_model_folder, save_model
 from .saved import SavedModel
 

@@ -67,7 +67,11 @@ class ImageModel:
         Raises:
             UserError: If the folder is damaged, or the backbone is not named, cannot be had or is another.
         """
-        model = load_model(folder)
+        return cls.of(load_model(folder), device, backbone, pretrained)
+
+    @classmethod
+    def of(cls, model: SavedModel, device: str = "cpu", backbone: str = "", pretrained: str = "") -> ImageModel:
+        """Loads the backbone of a model that is in memory; arguments and errors as of `load`."""
         name, weights = _backbone_to_load(model, backbone, pretrained)
         from ..backbones.loading import load_backbone  # open_clip takes seconds to import
 

@@ -56,7 +56,11 @@ class SavedModel:
 
     def probabilities(self, features: Tensor, batch_size: int = 1024) -> Tensor:
         """Calibrated probabilities of unit-norm image features `[B, d]`, shape `[B, K]`."""
-        return (self.classifier.logits(features, batch_size) / self.temperature).softmax(dim=1)
+        return self.calibrate(self.classifier.logits(features, batch_size))
+
+    def calibrate(self, logits: Tensor) -> Tensor:
+        """Calibrated probabilities of logits `[..., K]`, of the same shape."""
+        return (logits / self.temperature).softmax(dim=-1)
 
     def zero_shot_logits(self, features: Tensor) -> Tensor:
         """Logits of zero-shot CLIP with the same prompts, shape `[B, K]`."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+if TYPE_CHECKING:
+    from ..backbones.clip import Backbone as FrozenCLIP
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -51,6 +54,16 @@ class Preprocessing(Part):
     mean: Annotated[list[Finite], Field(min_length=3, max_length=3)]
     std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
     transform: str
+
+    @classmethod
+    def of(cls, backbone: FrozenCLIP) -> Preprocessing:
+        """The preprocessing of a loaded backbone."""
+        return cls(
+            size=list(backbone.input_size),
+            mean=list(backbone.mean),
+            std=list(backbone.std),
+            transform=backbone.fingerprint["preprocess"],
+        )
 
 
 class Prompts(Part):

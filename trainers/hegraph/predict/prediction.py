@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..models.folder import load_model
 from ..models.images import ImageModel
 from ..models.saved import SavedModel
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from .inputs import Found, Inputs
 from .output import open_output
 from .rows import FORMATS, Row
@@ -232,7 +232,7 @@ def choose_device(device: str) -> str:
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
-        raise UserError(f"cannot compute on --device {device}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot compute on --device {device}: {first_line(error)}") from error
     return device
 
 

@@ -32,6 +32,11 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}{hint}{listed}")
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an exception's text, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def show_messages() -> None:
     """Shows this package's log messages and the warnings of other packages on stderr.
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from .errors import UserError
+from .errors import UserError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,7 +134,7 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (`file` is no dict)
             return tensors, file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {what} {path}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot read {what} {path}: {first_line(error)}") from error
     except (RuntimeError, MemoryError, AttributeError, KeyError) as error:  # too large, or a type that torch lacks
         raise UserError(f"cannot read {what} {path}: torch cannot hold its tensors ({error!r:.80})") from error
 
