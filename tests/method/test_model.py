@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from trainers.hegraph.method.closed_form import pass_closed_form_messages
 from trainers.hegraph.method.graph import build_graph, class_means
 from trainers.hegraph.method.losses import adapter_losses
-from trainers.hegraph.method.model import HeGraphModel, Logits
+from trainers.hegraph.method.model import HeGraphModel, Logits, shuffled
 from trainers.hegraph.method.options import ClosedFormOptions
 
 LABELS = torch.tensor([3, 0, 2, 1, 0, 2, 2, 3, 1, 0, 2])  # unequal classes in no order
@@ -108,6 +108,17 @@ def test_the_messages_in_closed_form_are_added_when_the_adapter_folds(build, que
 
 def test_text_that_hears_of_negative_nodes_alone_receives_no_message_from_images(build):
     assert build("T-N", text_weights=False, closed_form=CLOSED).fold().bias is None
+
+
+def test_shuffled_messages_reach_another_class(build, text):
+    plain, to_text, to_visual = (
+        build("T", closed_form=CLOSED, shuffle=shuffle).messages
+        for shuffle in ("none", "visual_to_text", "text_to_visual")
+    )
+    others = shuffled(K)
+    assert sorted(others.tolist()) == list(range(K)) and not others.eq(torch.arange(K)).any()
+    assert to_text.weights.equal(plain.weights[others]) and to_text.bias.equal(plain.bias[others])
+    assert to_visual.guess.texts.allclose(plain.guess.texts[others])
 
 
 def test_noise_is_the_deviation_of_one_image_with_either_sign(build, queries):

@@ -12,7 +12,7 @@ import math
 from yacs.config import CfgNode as CN
 
 from .features.options import EncodingOptions
-from .method.options import VARIANTS, ClosedFormOptions, ModelOptions
+from .method.options import SHUFFLES, VARIANTS, ClosedFormOptions, ModelOptions
 from .method.relations import metapath_defaults
 from .training.options import TrainingOptions
 from .utils.rows import values_up_to
@@ -22,6 +22,7 @@ CHOICES = {
     "TRAINER.HEGRAPHADAPTER.ACTIVATION": ("tanh", "relu", "identity"),
     "TRAINER.HEGRAPHADAPTER.WEIGHT_PER": ("target", "relation"),
     "TRAINER.HEGRAPHADAPTER.WEIGHT_INIT": ("identity", "xavier", "zero"),
+    "TRAINER.HEGRAPHADAPTER.SHUFFLE": SHUFFLES,
     "TRAINER.HEGRAPHADAPTER.FEATURES.MODE": ("bank", "online"),
     "TRAINER.HEGRAPHADAPTER.PROMPTS.SOURCE": ("auto", "templates", "descriptions", "both"),
     "TRAINER.HEGRAPHADAPTER.PREC": ("fp32", "fp16", "amp"),
@@ -173,6 +174,10 @@ def extend_cfg(cfg: CN) -> None:
     node.CLOSED_FORM.KAPPA = 4.0  # how many images of a class its text counts as
     node.CLOSED_FORM.RHO = 0.3  # strength of the covariance's ridge, times feature width over images
 
+    # A control of the ablation: the messages in closed form of one relation, or the negative text nodes, go to wrong
+    # classes; none, text_to_visual, visual_to_text, negative
+    node.SHUFFLE = "none"
+
     # The variant free: the same messages beside zero-shot CLIP, and no training; rows [from this many shots, value]
     node.FREE = CN()
     node.FREE.KAPPA = [[1, 4.0], [2, 2.0]]  # how many images of a class its text counts as
@@ -231,6 +236,7 @@ def model_options(cfg: CN) -> ModelOptions:
         alpha_c=node.ALPHA_C,
         closed_form=closed_form_options(cfg),
         noise=node.NOISE,
+        shuffle=node.SHUFFLE,
     )
 
 

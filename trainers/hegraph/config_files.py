@@ -134,18 +134,8 @@ def check_cfg(cfg: CN) -> None:
         if _get(cfg, key) < 1:
             raise UserError(f"{key} must be at least 1, got {_get(cfg, key)}")
     not_negative = ("OPTIM.LR", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_CONS_LR", "TRAIN.CHECKPOINT_FREQ")
-    ours: tuple[str, ...] = (
-        "LAMBDA",
-        "BETA_C",
-        "MIN_STEPS",
-        "LR_WIDTH",
-        "LR_TAU",
-        "WEIGHT_LR_MULT",
-        "VISUAL_LR",
-        "LOSS_SCALE",
-        "NOISE",
-    )
-    ours += ("CLOSED_FORM.OMEGA", "CLOSED_FORM.OMEGA_NEW", "CLOSED_FORM.KAPPA")
+    ours: tuple[str, ...] = ("LAMBDA", "BETA_C", "MIN_STEPS", "LR_WIDTH", "LR_TAU", "WEIGHT_LR_MULT", "VISUAL_LR")
+    ours += ("LOSS_SCALE", "NOISE", "CLOSED_FORM.OMEGA", "CLOSED_FORM.OMEGA_NEW")
     for key in (*not_negative, *(f"TRAINER.HEGRAPHADAPTER.{name}" for name in ours)):
         if _get(cfg, key) < 0:
             raise UserError(f"{key} must not be negative, got {_get(cfg, key)}")
@@ -159,7 +149,7 @@ def check_cfg(cfg: CN) -> None:
         check_rows(f"FREE.{name}", rows, int, "[from this many shots, number]", is_positive)
         if not rows or min(row[0] for row in rows) > 1:
             raise UserError(f"TRAINER.HEGRAPHADAPTER.FREE.{name} must have a row from 1 shot on, got {rows}")
-    for key in ("FREE.RHO", "FREE.PRIOR", "CLOSED_FORM.RHO"):
+    for key in ("FREE.RHO", "FREE.PRIOR", "CLOSED_FORM.RHO", "CLOSED_FORM.KAPPA"):
         if not _get(cfg.TRAINER.HEGRAPHADAPTER, key) > 0:
             raise UserError(f"TRAINER.HEGRAPHADAPTER.{key} must be above 0")
     check_rows("SELECT", cfg.TRAINER.HEGRAPHADAPTER.SELECT, str, "[str, [VALUE, ...]]", is_list)

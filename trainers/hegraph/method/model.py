@@ -71,9 +71,7 @@ class HeGraphModel(nn.Module):
         self.register_buffer("x_positive", graph.x_dict["positive"], persistent=False)
         self.messages: ClosedFormMessages | None = None
         if options.has_closed_form or options.noise > 0:
-            closed = options.closed_form
-            text = graph.x_dict["positive"]
-            self.messages = pass_closed_form_messages(cache_keys, cache_labels, text, closed.kappa, closed.rho)
+            self.messages = closed_form_messages(cache_keys, cache_labels, graph.x_dict["positive"], options)
         self.layers: HeteroMessagePassing | None = None
         if options.variant not in UNTRAINED:
             self.layers = message_passing(graph, options.variant_metapath, options, options.bias, options.has_cache)
@@ -177,6 +175,24 @@ class HeGraphModel(nn.Module):
         return classifier
 
 
+def closed_form_messages(keys: Tensor, labels: Tensor, text: Tensor, options: ModelOptions) -> ClosedFormMessages:
+    """The messages in closed form that the options ask for; arguments as in `pass_closed_form_messages`."""
+    others = shuffled(len(text)).to(text.device)
+    sent = text[others] if options.shuffle == "text_to_visual" else text
+    messages = pass_closed_form_messages(keys, labels, sent, options.closed_form.kappa, options.closed_form.rho)
+    if options.shuffle == "visual_to_text":
+        messages = replace(messages, weights=messages.weights[others], bias=messages.bias[others])
+    return messages
+
+
+def shuffled(num_classes: int) -> Tensor:
+    """Another class for every class, shape `[K]`; always the same ones."""
+    order = torch.randperm(num_classes, generator=torch.Generator().manual_seed(0))
+    others = torch.empty_like(order)
+    others[order] = order.roll(1)
+    return others
+
+
 def message_passing(
     graph: HeteroGraph, metapath: Mapping[str, float], options: ModelOptions, bias: bool, visual: bool
 ) -> HeteroMessagePassing:
@@ -202,5 +218,8 @@ def build_model(bank: FeatureBank, options: ModelOptions) -> HeGraphModel:
     """
     keys = bank.cache_keys()
     prototypes = class_means(keys, bank.train_labels, list(bank.classnames))
-    graph = build_graph(bank.text_positive, bank.text_negative, prototypes)
+    negative = bank.text_negative
+    if options.shuffle == "negative":
+        negative = negative[shuffled(len(negative)).to(negative.device)]
+    graph = build_graph(bank.text_positive, negative, prototypes)
     return HeGraphModel(graph, keys, bank.train_labels, bank.logit_scale, options).to(keys.device)

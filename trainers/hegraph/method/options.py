@@ -11,6 +11,9 @@ from .relations import REFINED, RELATIONS, metapath_defaults
 
 VARIANTS = ("base", "free", "T-N", "T-P", "T", "full")
 
+# Controls of the ablation: what a relation tells each class is given to another class instead
+SHUFFLES = ("none", "text_to_visual", "visual_to_text", "negative")
+
 UNTRAINED = ("base", "free")  # they have no parameters
 
 
@@ -55,6 +58,8 @@ class ModelOptions:
         beta_c: `beta_c`, the sharpness of the cache affinities (Eq. 8).
         alpha_c: `alpha_c`, the weight of the cache's logits in the prediction.
         closed_form: Constants of the messages in closed form.
+        shuffle: One of `SHUFFLES`. "text_to_visual" and "visual_to_text": messages in closed form go to the wrong class;
+            "negative": every class has the negative text node of another.
         noise: Length of the within-class noise that training adds to a query, 1 for that of the images; 0: none.
     """
 
@@ -71,6 +76,7 @@ class ModelOptions:
     alpha_c: float = 8.0
     closed_form: ClosedFormOptions = field(default_factory=ClosedFormOptions)
     noise: float = 0.0
+    shuffle: str = "none"
 
     @property
     def has_closed_form(self) -> bool:

@@ -42,7 +42,7 @@ class TransferableAdapter:
         state = {} if model.layers is None else model.layers.state_dict()
         parameters = {name: value for name, value in state.items() if not name.startswith("bias.")}
         messages = model.messages if model.options.has_closed_form else None
-        return cls(model.options, parameters, messages and messages.for_new_classes())
+        return cls(model.options, parameters, None if messages is None else messages.for_new_classes())
 
     @torch.no_grad()
     def class_features(self, positive: Tensor, negative: Tensor) -> Tensor:

@@ -124,6 +124,7 @@ class AdapterOptions(Part):
     alpha_c: Finite
     closed_form: ClosedForm
     noise: Finite
+    shuffle: Literal["none", "text_to_visual", "visual_to_text", "negative"]
 
 
 class TrainedOn(Part):
