@@ -58,7 +58,7 @@ class ModelOptions:
         beta_c: `beta_c`, the sharpness of the cache affinities (Eq. 8).
         alpha_c: `alpha_c`, the weight of the cache's logits in the prediction.
         closed_form: Constants of the messages in closed form.
-        shuffle: One of `SHUFFLES`. "text_to_visual" and "visual_to_text": messages in closed form go to the wrong class;
+        shuffle: One of `SHUFFLES`. "text_to_visual" and "visual_to_text": messages in closed form go to wrong classes;
             "negative": every class has the negative text node of another.
         noise: Length of the within-class noise that training adds to a query, 1 for that of the images; 0: none.
     """
