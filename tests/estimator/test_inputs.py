@@ -333,7 +333,9 @@ def test_a_gpu_that_is_not_there_is_refused(data, quick, monkeypatch):
 
 def test_a_rate_that_lets_the_training_diverge_is_reported(data, quick):
     with pytest.raises(UserError, match=r"OPTIM\.LR"):
-        quick(options={"OPTIM.LR": 1e30, "OPTIM.MAX_EPOCH": 30}).fit(data.X, data.y)
+        quick(options={"OPTIM.LR": 1e30, "OPTIM.MAX_EPOCH": 30, "TRAINER.HEGRAPHADAPTER.TEXT_W": True}).fit(
+            data.X, data.y
+        )
 
 
 def test_images_can_be_encoded_anew_in_every_epoch(digits, digit_classifier):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
+from ..config_files import is_filled
 from ..datasets import Dataset, load_dataset
 from ..features.bank import FeatureBank, load_bank
 from ..method.heads import text_logits
@@ -39,7 +40,8 @@ NODE = "TRAINER.HEGRAPHADAPTER."
 # Keys that shaped the model, and that a test cannot change any more
 KEPT = (
     "VARIANT", "ALPHA_PP", "ALPHA_VP", "ALPHA_NP", "ALPHA_NP_TEST", "BETA_PN", "BETA_VN", "LEARN_METAPATH",
-    "ACTIVATION", "BIAS", "WEIGHT_PER", "GAMMA", "BETA_C", "ALPHA_C",
+    "ACTIVATION", "TEXT_W", "BIAS", "WEIGHT_PER", "GAMMA", "BETA_C", "ALPHA_C",
+    "CLOSED_FORM.OMEGA", "CLOSED_FORM.OMEGA_NEW", "CLOSED_FORM.KAPPA", "CLOSED_FORM.RHO",
 )  # fmt: skip
 
 
@@ -205,14 +207,15 @@ def check_configuration(model: SavedModel, cfg: CfgNode) -> None:
     """Checks that a configuration does not ask for another model than the one at hand.
 
     Raises:
-        UserError: If it names another method, or changes a key that shaped the model.
+        UserError: If it names another method, or changes a key that shaped the model. A key that follows from the shots
+            of this configuration, which need not be those of the model, changes nothing.
     """
     if cfg.TRAINER.NAME != model.method:
         raise UserError(f"the model is of {model.method}; give --trainer {model.method}, not {cfg.TRAINER.NAME}")
     here, there = run_config(cfg), model.trained_on.config
     of_method = [key for key in there if key.startswith(f"TRAINER.{model.method.upper()}.")]
     for key in [f"{NODE}{name}" for name in KEPT] if model.method == "HeGraphAdapter" else of_method:
-        if key in there and here.get(key) != there[key]:
+        if key in there and here.get(key) != there[key] and not is_filled(cfg, key):
             raise UserError(
                 f"the model was trained with {key} {there[key]} and keeps it, but the configuration says "
                 f"{here.get(key)}; leave the key as it was, or train again"
