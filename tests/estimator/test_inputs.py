@@ -350,4 +350,4 @@ def test_the_shots_are_those_of_the_largest_class(data):
     rows = np.concatenate([np.flatnonzero(data.y == k)[:n] for k, n in enumerate((1, 2, 4, 2))])
     trained_on = HeGraphClassifier().fit(data.X[rows], data.y[rows]).model_.trained_on
     assert (trained_on.shots, trained_on.num_train) == (4, 9)
-    assert trained_on.config["OPTIM.LR"] == 0.0007  # the row of BY_SHOTS
+    assert trained_on.config["OPTIM.LR"] == 0.00015  # the row of BY_SHOTS
