@@ -14,7 +14,7 @@ from benchmarks.report import Report
 from benchmarks.timing import in_turn, process, ratio
 
 BARS = {
-    "graph-step": {"K=5, d=16", "K=20, d=16"},
+    "graph-step": {"over the floor at K=5, d=16", "over the floor at K=20, d=16"},
     "train-step": {"step over its floor", "PyG reference over step"},
     "growth": {"time per step and class", "peak memory per class", "peak memory at the largest, bytes"},
     "imagenet-scale": {"seconds"},
