@@ -27,9 +27,9 @@ from ..models.folder import load_model
 from ..models.saved import SavedModel
 from ..training.loop import TrainingSummary
 from ..utils.errors import UserError
-from ..utils.files import hash_file
 from .elsewhere import OTHER_CLASSES, SAME_CLASSES, match_classes
-from .folder import RunFolder, find_model, run_config
+from .folder import RunFolder, find_model
+from .identity import bank_identity, run_config
 from .outcome import Outcome
 from .record import make_record
 from .tasks import bank_class_ids
@@ -96,7 +96,7 @@ class BankTestData:
         self.bank = bank.subsample(cfg.DATASET.SUBSAMPLE_CLASSES)
         if self.bank.test_features is None:
             raise UserError(f"{path} has no test images, so no model can be tested on it")
-        self.identity = {"bank": hash_file(path)}
+        self.identity = bank_identity(path)
 
     @property
     def name(self) -> str:
@@ -186,8 +186,9 @@ def test_model(cfg: CfgNode, bank_file: Path | None, folder: Path, epoch: int | 
     run_folder = RunFolder.of_test(cfg, data.identity, model.trained_on.seed, path)
     if (record := run_folder.finished()) is not None:
         return record
-    started = time.monotonic()
-    return write_test(evaluate(model, data, device), model, cfg, run_folder, "alone", started)
+    with run_folder.locked():
+        started = time.monotonic()
+        return write_test(evaluate(model, data, device), model, cfg, run_folder, "alone", started)
 
 
 def write_test(tested: Tested, model: SavedModel, cfg: CfgNode, folder: RunFolder, host: str, started: float) -> dict:
