@@ -7,11 +7,12 @@ Li, Lian, Lu, Bai, Chen, Wang: GraphAdapter: Tuning Vision-Language Models With 
     GCN(t_k; n_1 ... n_m) = tanh(sum over j of A_0j * n_j W + b_k),  n_0 = t_k
 
 The text features `t_k` keep the norm that the text tower gives them; on that norm where a bank does not hold it, see
-`features/text_norm.py`. The classes are divided into 4 groups: class k is in group k mod 4. For each class and group there is a graph of its
-own, whose nodes are the class and the m classes of the group. A is `D^-1/2 (relu(cos) + I) D^-1/2` over those m + 1
-nodes, D holds the row sums; A does not change. The matrices W, one for each of the two graphs, and the biases b of the
-classes are trained with cross-entropy. As in the released file: alpha 0.7, Dassl's weight decay, W starts uniform
-within 1 / sqrt(d), b starts at 0. As in the paper: Adam, learning rate 1e-3, a cosine schedule, 100 epochs.
+`features/text_norm.py`. The classes are divided into 4 groups: class k is in group k mod 4. For each class and group
+there is a graph of its own, whose nodes are the class and the m classes of the group. A is `D^-1/2 (relu(cos) + I)
+D^-1/2` over those m + 1 nodes, D holds the row sums; A does not change. The matrices W, one for each of the two graphs,
+and the biases b of the classes are trained with cross-entropy. As in the released file: alpha 0.7, Dassl's weight
+decay, W starts uniform within 1 / sqrt(d), b starts at 0. As in the paper: Adam, learning rate 1e-3, a cosine schedule,
+100 epochs.
 
 Distance from the original: the released file does not run (W is 512 wide whatever d is, K must be a multiple of 4, all
 classes need equally many shots, an import is missing); here K, d and the shots of each class are free. The file leaves

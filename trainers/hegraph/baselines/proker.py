@@ -7,15 +7,18 @@ CVPR 2025.
     A = (K / lambda + I)^-1 (Y - T),    k(x, y) = exp(-beta * (1 - cos(x, y)))
 
 `Y` holds the one-hot labels of the N training images, `T` their cosines with the text features, and `K` the kernel
-between them. This is the function nearest to zero-shot CLIP, in the kernel's norm, that also fits the images; nothing
-is trained. As in the released code: beta and lambda are searched on val, over that code's range for each data set; the
-values without val are those that the authors transfer from ImageNet, by the number of shots.
+between them. The sum is lambda times the kernel ridge regression of `Y - T`, which has lambda as its penalty: the
+released code leaves out the factor 1 / lambda of that regression, so lambda also says how much it counts beside
+zero-shot CLIP. Nothing is trained. As in that code: beta and lambda are searched on val, over its range for each data
+set, and of equally good candidates the smallest beta and then the smallest lambda are taken; the values without val are
+those that the authors transfer from ImageNet, by the number of shots.
 
-Distance from the original: it takes each augmented view as an image of its own, here an image is the mean of its
-views, which keeps the system at N by N. The authors search on the whole val split by default, here it is the few-shot
-val split; that split is too small to tell up to 2,000 candidates apart, so the grid is 10 by 10 (`SEARCH_STEP`). Of
-equally good candidates the first is taken, as there: the smallest beta, then the smallest lambda. The logits above are
-cosines; here they are multiplied by CLIP's `tau`, which changes no prediction.
+Distance from the original: its repository has been reduced to a project page, so this follows a fork with the code as
+the authors left it (github.com/omarnust/BReg-Adapter, commit 035b684). It takes each augmented view as an image of its
+own, here an image is the mean of its views, which keeps the system at N by N. The authors search on the whole val split
+by default, here it is the few-shot val split; that split is too small to tell up to 2,000 candidates apart, so the grid
+is 10 by 10 (`SEARCH_STEP`). The logits above are in cosines; here they are multiplied by CLIP's `tau`, which changes no
+prediction.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from .base import Defaults, FittedMethod, Method
 from .cache_search import numbers
 from .training import by_dataset, by_shots
 
+Values = tuple[float, float]  # beta and lambda
 RANGE = ("smallest BETA", "largest BETA", "smallest LAMBDA", "largest LAMBDA")
 
 
@@ -95,7 +99,7 @@ def solve(bank: FeatureBank, keys: Tensor, beta: float, strength: float) -> Tens
     return torch.cholesky_solve(residuals, factor)
 
 
-def search(bank: FeatureBank, options: CfgNode, keys: Tensor) -> tuple[tuple[float, float], dict]:
+def search(bank: FeatureBank, options: CfgNode, keys: Tensor) -> tuple[Values, dict]:
     """Chooses beta and lambda on val. Without val images, or without SEARCH, they are those of the options.
 
     Returns:
@@ -104,25 +108,33 @@ def search(bank: FeatureBank, options: CfgNode, keys: Tensor) -> tuple[tuple[flo
     Raises:
         UserError: If an option has another form, or a value is not above 0.
     """
-    start = tuple(by_shots(key, options[key], bank) for key in ("BETA", "LAMBDA"))
+    start = by_shots("BETA", options.BETA, bank), by_shots("LAMBDA", options.LAMBDA, bank)
     if not (options.SEARCH and has_val(bank)):
         return start, {}
-    ends = list(
-        numbers("a value of SEARCH_RANGE", by_dataset("SEARCH_RANGE", options.SEARCH_RANGE, bank), RANGE).values()
-    )
-    counts = numbers("SEARCH_STEP", options.SEARCH_STEP, ("BETA", "LAMBDA"))
-    if not all(isinstance(count, int) and count >= 1 for count in counts.values()):
-        raise UserError(f"SEARCH_STEP must be whole numbers from 1, got {list(counts.values())}")
-    betas, strengths = (
-        torch.linspace(*ends[i : i + 2], count, dtype=torch.float64).tolist()
-        for i, count in zip((0, 2), counts.values())
-    )
     features, labels = val_images(bank)
     text = text_logits(features, bank.text_positive, 1.0)
 
-    def val_accuracy(values: tuple[float, float]) -> float:
+    def val_accuracy(values: Values) -> float:
         kernel = cache_affinities(features, keys, values[0])
         return accuracy(text + kernel @ solve(bank, keys, *values), labels)
 
-    best, entry = choose(list(itertools.product(betas, strengths)), val_accuracy)
+    best, entry = choose(grid(bank, options), val_accuracy)
     return best, {"BETA, LAMBDA": entry}
+
+
+def grid(bank: FeatureBank, options: CfgNode) -> list[Values]:
+    """The candidates for beta and lambda, by beta and then by lambda.
+
+    Raises:
+        UserError: If an option has another form.
+    """
+    ends = numbers("a value of SEARCH_RANGE", by_dataset("SEARCH_RANGE", options.SEARCH_RANGE, bank), RANGE)
+    counts = numbers("SEARCH_STEP", options.SEARCH_STEP, ("BETA", "LAMBDA"))
+    if not all(isinstance(count, int) and count >= 1 for count in counts.values()):
+        raise UserError(f"SEARCH_STEP must be whole numbers from 1, got {list(counts.values())}")
+
+    def spread(name: str) -> list[float]:
+        low, high = ends[f"smallest {name}"], ends[f"largest {name}"]
+        return torch.linspace(low, high, counts[name], dtype=torch.float64).tolist()
+
+    return list(itertools.product(spread("BETA"), spread("LAMBDA")))
