@@ -13,7 +13,8 @@ As in the original, `t_k` keeps the norm that the text tower gives it, since a s
 smaller angle; on that norm where a bank does not hold it, see `features/text_norm.py`.
 
 Distance from the original: it augments the images anew in each epoch; here each epoch draws one of the bank's views of
-every image. The original's enhanced base, which is other text features, trained beforehand, is left out.
+every image. It leaves out the last batch of an epoch if that is not full, here it is a step as well. Its enhanced base,
+which is other text features, trained beforehand, is left out.
 """
 
 from __future__ import annotations
