@@ -13,17 +13,15 @@ zero-shot CLIP. Nothing is trained. As in that code: beta and lambda are searche
 set, and of equally good candidates the smallest beta and then the smallest lambda are taken; the values without val are
 those that the authors transfer from ImageNet, by the number of shots.
 
-Distance from the original: its repository has been reduced to a project page, so this follows a fork with the code as
-the authors left it (github.com/omarnust/BReg-Adapter, commit 035b684). It takes each augmented view as an image of its
-own, here an image is the mean of its views, which keeps the system at N by N. The authors search on the whole val split
-by default, here it is the few-shot val split; that split is too small to tell up to 2,000 candidates apart, so the grid
-is 10 by 10 (`SEARCH_STEP`). The logits above are in cosines; here they are multiplied by CLIP's `tau`, which changes no
-prediction.
+Distance from the original: it takes each augmented view as an image of its own, here an image is the mean of its
+views, which keeps the system at N by N. The authors search on the whole val split by default, here it is the few-shot
+val split; that split is too small to tell up to 2,000 candidates apart, so the grid is 10 by 10 (`SEARCH_STEP`). The
+logits above are in cosines; here they are multiplied by CLIP's `tau`, which changes no prediction. The authors' code
+was read in a fork, github.com/omarnust/BReg-Adapter, at their last commit there, 035b684.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import ClassVar
 
 import torch
@@ -40,7 +38,6 @@ from .base import Defaults, FittedMethod, Method
 from .cache_search import numbers
 from .training import by_dataset, by_shots
 
-Values = tuple[float, float]  # beta and lambda
 RANGE = ("smallest BETA", "largest BETA", "smallest LAMBDA", "largest LAMBDA")
 
 
@@ -73,8 +70,8 @@ class ProKeR(Method):
     def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
         """Solves a linear system of N equations; `seed` changes nothing."""
         keys = bank.cache_keys()
-        values, selected = search(bank, options, keys)
-        beta, coefficients = values[0], solve(bank, keys, *values)
+        (beta, strength), selected = search(bank, options, keys)
+        coefficients = solve(cache_affinities(keys, keys, beta), residuals(bank, keys), strength)
 
         def logits(features: Tensor) -> Tensor:
             kernel = cache_affinities(features, keys, beta)
@@ -84,22 +81,24 @@ class ProKeR(Method):
         return FittedMethod(logits, selected=selected)
 
 
-def solve(bank: FeatureBank, keys: Tensor, beta: float, strength: float) -> Tensor:
-    """The coefficients `A`, shape `[N, K]`; `strength` is lambda.
+def residuals(bank: FeatureBank, keys: Tensor) -> Tensor:
+    """`Y - T`, shape `[N, K]`, for keys of shape `[N, d]`."""
+    return F.one_hot(bank.train_labels, len(bank.text_positive)) - text_logits(keys, bank.text_positive, 1.0)
 
-    Raises:
-        UserError: If beta or lambda is not above 0.
+
+def solve(kernel: Tensor, targets: Tensor, strength: float) -> Tensor:
+    """The coefficients `(kernel / lambda + I)^-1 targets`, shape `[N, K]`.
+
+    Args:
+        kernel: Between the training images, shape `[N, N]`.
+        targets: Shape `[N, K]`.
+        strength: lambda.
     """
-    if beta <= 0 or strength <= 0:
-        raise UserError(f"BETA and LAMBDA must be above 0, got {beta} and {strength}")
-    text = bank.text_positive
-    residuals = F.one_hot(bank.train_labels, len(text)) - text_logits(keys, text, 1.0)
-    kernel = cache_affinities(keys, keys, beta)
-    factor = torch.linalg.cholesky(kernel / strength + torch.eye(len(keys)).to(kernel))
-    return torch.cholesky_solve(residuals, factor)
+    factor = torch.linalg.cholesky(kernel / strength + torch.eye(len(kernel)).to(kernel))
+    return torch.cholesky_solve(targets, factor)
 
 
-def search(bank: FeatureBank, options: CfgNode, keys: Tensor) -> tuple[Values, dict]:
+def search(bank: FeatureBank, options: CfgNode, keys: Tensor) -> tuple[tuple[float, float], dict]:
     """Chooses beta and lambda on val. Without val images, or without SEARCH, they are those of the options.
 
     Returns:
@@ -110,20 +109,29 @@ def search(bank: FeatureBank, options: CfgNode, keys: Tensor) -> tuple[Values, d
     """
     start = by_shots("BETA", options.BETA, bank), by_shots("LAMBDA", options.LAMBDA, bank)
     if not (options.SEARCH and has_val(bank)):
+        check_positive([start[0]], [start[1]])
         return start, {}
+    betas, strengths = grid(bank, options)
+    check_positive(betas, strengths)
     features, labels = val_images(bank)
-    text = text_logits(features, bank.text_positive, 1.0)
-
-    def val_accuracy(values: Values) -> float:
-        kernel = cache_affinities(features, keys, values[0])
-        return accuracy(text + kernel @ solve(bank, keys, *values), labels)
-
-    best, entry = choose(grid(bank, options), val_accuracy)
+    text, targets = text_logits(features, bank.text_positive, 1.0), residuals(bank, keys)
+    accuracies: dict[tuple[float, float], float] = {}
+    for beta in betas:
+        kernel, to_val = cache_affinities(keys, keys, beta), cache_affinities(features, keys, beta)
+        for strength in strengths:
+            accuracies[beta, strength] = accuracy(text + to_val @ solve(kernel, targets, strength), labels)
+    best, entry = choose(list(accuracies), accuracies.__getitem__)
     return best, {"BETA, LAMBDA": entry}
 
 
-def grid(bank: FeatureBank, options: CfgNode) -> list[Values]:
-    """The candidates for beta and lambda, by beta and then by lambda.
+def check_positive(betas: list[float], strengths: list[float]) -> None:
+    """Raises UserError if a beta or a lambda is not above 0."""
+    if min(betas) <= 0 or min(strengths) <= 0:
+        raise UserError(f"BETA and LAMBDA must be above 0, got {min(betas)} and {min(strengths)}")
+
+
+def grid(bank: FeatureBank, options: CfgNode) -> tuple[list[float], list[float]]:
+    """The candidates for beta and for lambda, the smallest first.
 
     Raises:
         UserError: If an option has another form.
@@ -137,4 +145,4 @@ def grid(bank: FeatureBank, options: CfgNode) -> list[Values]:
         low, high = ends[f"smallest {name}"], ends[f"largest {name}"]
         return torch.linspace(low, high, counts[name], dtype=torch.float64).tolist()
 
-    return list(itertools.product(spread("BETA"), spread("LAMBDA")))
+    return spread("BETA"), spread("LAMBDA")
