@@ -27,6 +27,7 @@ CHOICES = {
     "TRAINER.HEGRAPHADAPTER.PREC": ("fp32", "fp16", "amp"),
     "DATASET.SUBSAMPLE_CLASSES": ("all", "base", "new"),
     "TRAINER.HEGRAPHADAPTER.SELECT_ON": ("last_step", "val"),
+    "TRAIN.CALIBRATE": ("auto", "off"),
     "OPTIM.NAME": ("adamw",),
     "OPTIM.LR_SCHEDULER": ("cosine",),
     "OPTIM.WARMUP_TYPE": ("constant",),
@@ -128,6 +129,9 @@ def extend_cfg(cfg: CN) -> None:
         cfg.DATASET.SUBSAMPLE_CLASSES = "all"
     if "TARGET_DATASETS" not in cfg.DATASET:
         cfg.DATASET.TARGET_DATASETS = ()
+    # Temperature of every method's probabilities. auto: fitted on few-shot val, or on training images that are held out
+    # for it (experiments/calibration.py); off: 1
+    cfg.TRAIN.CALIBRATE = "auto"
 
     node = cfg.TRAINER.HEGRAPHADAPTER = CN()
     node.VARIANT = "full"  # base, T-N, T-P, T, full: the rows of the paper's Table 2; free: no training
