@@ -237,7 +237,7 @@ def test_a_test_of_the_trained_model_gives_the_same_scores(run, tiny_bank, tmp_p
 
 def test_calibration_changes_no_prediction_and_no_parameter(run):
     calibrated, out = run()
-    plain, plain_out = run("TRAIN.CALIBRATE", "off")
+    plain, plain_out = run(f"{NODE}CALIBRATE", "off")
     assert plain["calibration"]["temperature"] == 1.0 and plain["calibration"]["fitted_on"] == "nothing"
     assert load_model(plain_out).temperature == 1.0
     for name in ("adapter.safetensors", "model/model.safetensors", "predictions.safetensors", "text_nodes.safetensors"):

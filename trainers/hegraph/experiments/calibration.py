@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 def calibrated(outcome: Outcome, task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> Outcome:
-    """An outcome with the temperature of its method; the outcome itself if TRAIN.CALIBRATE is "off".
+    """An outcome with the temperature of its method; the outcome itself if TRAINER.HEGRAPHADAPTER.CALIBRATE is "off".
 
     Args:
         outcome: The fitted method.
@@ -51,7 +51,7 @@ def calibrated(outcome: Outcome, task: Task, bank: FeatureBank, cfg: CfgNode, se
         seed: The run's seed.
     """
     classify = outcome.classify if outcome.classifier is None else outcome.classifier.logits
-    if cfg.TRAIN.CALIBRATE == "off" or classify is None:
+    if cfg.TRAINER.HEGRAPHADAPTER.CALIBRATE == "off" or classify is None:
         return outcome
     started = time.monotonic()
     trains = outcome.training.steps > 0

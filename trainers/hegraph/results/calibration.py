@@ -27,6 +27,7 @@ COLUMNS = {
 }  # fmt: skip
 SCORES = {"accuracy": "accuracy", "macro F1": "macro_f1", "NLL": "nll", "Brier": "brier", "ECE": "ece"}
 AT_T = " at T"  # ends the column of a score after calibration
+FEWEST = 10  # images of a bin that is drawn: the accuracy of fewer is chance
 MEAN_OF = "mean of "  # begins the place of means over data sets, which stand for the data sets themselves
 CAPTION = "Probabilities on test: accuracy, macro F1 and ECE (15 bins) in %, NLL in nats; T is the temperature"
 
@@ -118,7 +119,7 @@ def _draw_bins(axis: Axes, parts: Sequence[dict], label: str, colour: str, dashe
     """Draws the bins of several runs as one: larger dots for bins of more images."""
     counts = np.array([bins["count"] for bins in parts])  # (runs, bins)
     total = counts.sum(axis=0)
-    filled = total > 0
+    filled = total >= FEWEST
     x, y = (
         (counts * np.array([bins[key] for bins in parts])).sum(axis=0)[filled] / total[filled]
         for key in ("confidence", "accuracy")
