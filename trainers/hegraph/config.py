@@ -25,6 +25,7 @@ CHOICES = {
     "TRAINER.HEGRAPHADAPTER.SHUFFLE": SHUFFLES,
     "TRAINER.HEGRAPHADAPTER.FEATURES.MODE": ("bank", "online"),
     "TRAINER.HEGRAPHADAPTER.PROMPTS.SOURCE": ("auto", "templates", "descriptions", "both"),
+    "TRAINER.HEGRAPHADAPTER.CALIBRATE": ("auto", "off"),
     "TRAINER.HEGRAPHADAPTER.PREC": ("fp32", "fp16", "amp"),
     "DATASET.SUBSAMPLE_CLASSES": ("all", "base", "new"),
     "TRAINER.HEGRAPHADAPTER.SELECT_ON": ("last_step", "val"),
@@ -205,6 +206,10 @@ def extend_cfg(cfg: CN) -> None:
     # trained, and the one that is best on the few-shot val split is kept
     node.SELECT_ON = "last_step"
     node.SELECT = [["TRAINER.HEGRAPHADAPTER.ALPHA_C", [2.0, 4.0, 8.0, 16.0]]]
+
+    # Temperature of the probabilities, of every method. auto: fitted on the few-shot val images or, without them, on
+    # training images that are held out (experiments/calibration.py); off: 1
+    node.CALIBRATE = "auto"
 
     node.PREC = "fp32"  # precision of the backbone on a GPU: fp32, fp16, amp; on the CPU it is always fp32
     node.FEATURES = CN()

@@ -25,6 +25,7 @@ from ..features.bank import FeatureBank, load_bank
 from ..method.heads import text_logits
 from ..models.folder import load_model
 from ..models.saved import SavedModel
+from ..training.confidence import Calibration
 from ..training.loop import TrainingSummary
 from ..utils.errors import UserError
 from .elsewhere import OTHER_CLASSES, SAME_CLASSES, match_classes
@@ -252,15 +253,16 @@ def evaluate(model: SavedModel, data: TestData, device: str) -> Tested:
     if features.shape[1] != model.classifier.width:
         raise UserError(f"the model takes features of width {model.classifier.width}, got {features.shape[1]}")
     classifier = model.classifier.to(device)
+    # HeGraphAdapter's cache has learned the style of its images; another method is tested whole, as by `elsewhere`
+    without_cache = bool(rule) and model.method == "HeGraphAdapter"
     if rule == OTHER_CLASSES:
         positive, negative = (tensor.to(device) for tensor in data.text_features())
         logits = text = _transfer(model, features, positive, negative)
     else:
         positive = model.text_positive[columns].to(device)
-        # HeGraphAdapter's cache has learned the style of its images; another method is tested whole, as by `elsewhere`
-        without_cache = rule and model.method == "HeGraphAdapter"
         parts = (classifier.text_only() if without_cache else classifier).parts(features)
         logits, text = classifier.combine(parts)[:, columns], parts.text[:, columns]
+    whole = rule != OTHER_CLASSES and not without_cache  # the temperature is that of the whole model on its classes
     has_text = model.method == "HeGraphAdapter"
     outcome = Outcome(
         logits,
@@ -269,6 +271,7 @@ def evaluate(model: SavedModel, data: TestData, device: str) -> Tested:
         num_parameters=0,
         text_logits=text if has_text else None,
         variant=model.variant,
+        calibration=Calibration(model.temperature, "model") if whole else Calibration(),
     )
     return Tested(outcome, _test_bank(model, data, features, labels, positive), rule)
 

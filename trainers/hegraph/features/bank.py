@@ -76,7 +76,16 @@ class FeatureBank:
         """
         if which == "all":
             return self
-        kept = torch.tensor(subsample_labels(set(self.train_labels.tolist()), which), dtype=torch.long)
+        kept = subsample_labels(set(self.train_labels.tolist()), which)
+        return self.of_classes(torch.tensor(kept, dtype=torch.long))
+
+    def of_classes(self, kept: Tensor) -> FeatureBank:
+        """The bank of some classes, with labels from 0.
+
+        Args:
+            kept: Their labels here, in ascending order, int64.
+        """
+        kept = kept.to(self.train_labels.device)
         changes: dict[str, Any] = {
             "classnames": [self.classnames[label] for label in kept.tolist()],
             "text_positive": self.text_positive[kept],
