@@ -40,11 +40,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """
     made = not folder.exists()
     lock = FileLock(folder / LOCK)
-    held = False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 4)
-        held = True
     except Timeout as error:
         raise Locked(
             f"{folder} is in use by {holder(folder)}; wait until it has finished, or choose another output folder"
@@ -55,18 +53,27 @@ def lock_folder(folder: Path) -> Iterator[None]:
             raise UserError(f"cannot write {folder}: {reason}; choose a folder that can be written") from error
         logger.warning("%s cannot be locked on this file system: start no other run in it meanwhile", folder)
     try:
-        if held:
+        if lock.is_locked:
             write_json(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname()})
         yield
     finally:
-        if held:
-            for name in (HOLDER, LOCK):  # while the lock is held, so that nobody else's is removed
-                with suppress(OSError):
-                    (folder / name).unlink(missing_ok=True)
-            lock.release()
-        if made:
+        try:
+            _leave(folder, lock, made)
+        except KeyboardInterrupt:
+            _leave(folder, lock, made)
+            raise
+
+
+def _leave(folder: Path, lock: FileLock, made: bool) -> None:
+    """Removes what `lock_folder` has written, and lets go of the lock; may be done again where it was interrupted."""
+    if lock.is_locked:
+        for name in (HOLDER, LOCK):  # while the lock is held, so that nobody else's is removed
             with suppress(OSError):
-                folder.rmdir()
+                (folder / name).unlink(missing_ok=True)
+        lock.release()
+    if made:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def is_locked(folder: Path) -> bool:

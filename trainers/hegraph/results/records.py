@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,8 +101,12 @@ def find_records(sources: Sequence[Path]) -> list[dict]:
 
 
 def find_runs(folders: Sequence[Path]) -> dict[Path, dict]:
-    """Finds finished runs below folders, at any depth: output folder -> complete record, each run once."""
-    found = {path.parent.resolve() for folder in folders for path in folder.rglob(RECORD)}
+    """Finds finished runs below folders, at any depth: output folder -> complete record, each run once.
+
+    Runs may be at work meanwhile: `os.walk` passes over folders that vanish, which `rglob` does not.
+    """
+    below = (Path(path) for folder in folders for path, _, files in os.walk(folder) if RECORD in files)
+    found = {path.resolve() for path in below}
     records = {folder: read_record(folder) for folder in sorted(found)}
     return {folder: record for folder, record in records.items() if record is not None}
 
