@@ -71,6 +71,7 @@ def test_the_test_images_get_the_classes_that_the_run_gave_them(digits_run, tmp_
 
 def test_rows_hold_calibrated_probabilities_in_falling_order(digits_run, images, tmp_path, capsys):
     model = load_model(digits_run)
+    assert model.temperature == read_json(digits_run / "result.json")["calibration"]["temperature"] != 1
     save_model(type(model)(**model.__dict__ | {"temperature": 3.0}), tmp_path / "calibrated")
     found = []
     for folder in (digits_run, tmp_path / "calibrated"):
@@ -80,7 +81,7 @@ def test_rows_hold_calibrated_probabilities_in_falling_order(digits_run, images,
         assert len(plain["top"]) == 10
         values = [entry["probability"] for entry in plain["top"]]
         assert values == sorted(values, reverse=True) and sum(values) == pytest.approx(1, abs=1e-5)
-        logits = {entry["class"]: torch.tensor(entry["probability"]).log() / 3 for entry in plain["top"]}
+        logits = {e["class"]: torch.tensor(e["probability"]).log() * model.temperature / 3 for e in plain["top"]}
         expected = dict(zip(logits, torch.stack(list(logits.values())).softmax(0).tolist()))
         assert {e["class"]: e["probability"] for e in calibrated["top"]} == pytest.approx(expected, abs=1e-4)
 

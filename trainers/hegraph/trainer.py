@@ -35,6 +35,7 @@ from .datasets.loading import open_image
 from .datasets.pickles import path_from
 from .datasets.registry import stored_datasets
 from .experiments.adapter import TrainedAdapter, new_model, predict_test, start_training
+from .experiments.calibration import calibrated
 from .experiments.evaluation import check_configuration, evaluate, write_test
 from .experiments.folder import RunFolder, find_model
 from .experiments.image_task import ImageTask
@@ -158,6 +159,7 @@ class FeatureTrainer(TrainerX):
     def finish(self, outcome: Outcome) -> dict:
         """Writes and returns the record of the run."""
         bank, cfg, seed, folder = self.bank, self.settings, self.seed, self.folder
+        outcome = calibrated(outcome, self.task, bank, cfg, seed)
         record = make_record(outcome, bank, cfg, seed, folder, "dassl", self.features_seconds)
         model = make_model(self.task, bank, cfg, seed, folder, "dassl", outcome, record)
         folder.finish(record, outcome, bank.classnames, model)

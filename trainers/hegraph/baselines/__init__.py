@@ -25,6 +25,11 @@ METHODS: dict[str, str] = {
     "GraphAdapter": "graph_adapter",
     "ProtoCLIP": "proto_clip",
     "LPPlusPlus": "lp_plus_plus",
+    "CLAP": "clap",
+    "GDA": "gda",
+    "TIMO": "timo",
+    "TIMOS": "timo_s",
+    "ProKeR": "proker",
     "APE": "ape",
     "APET": "ape_t",
 }

@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 
 from ..config_files import load_cfg
 from ..experiments.adapter import predict_test, train_adapter
+from ..experiments.calibration import calibrated
 from ..experiments.folder import RunFolder
 from ..experiments.model_folder import make_model
 from ..experiments.tasks import Task
@@ -95,10 +96,12 @@ def train_model(task: Task, cfg: CfgNode, device: str) -> SavedModel:
     task.prepare()
     bank = task.bank().to(device)
     outcome = predict_test(train_adapter(task, bank, cfg, cfg.SEED), bank)
-    model = make_model(task, bank, cfg, cfg.SEED, RunFolder.of(cfg, task, cfg.SEED), "alone", outcome)
-    assert model is not None  # HeGraphAdapter always folds
-    if not model.classifier.weights.isfinite().all():
+    assert outcome.classifier is not None  # HeGraphAdapter always folds
+    if not outcome.classifier.weights.isfinite().all():
         raise UserError(f"the trained adapter holds NaN or infinite values; lower OPTIM.LR ({cfg.OPTIM.LR})")
+    outcome = calibrated(outcome, task, bank, cfg, cfg.SEED)
+    model = make_model(task, bank, cfg, cfg.SEED, RunFolder.of(cfg, task, cfg.SEED), "alone", outcome)
+    assert model is not None  # its classifier is there
     transfer = model.transfer
     if transfer is not None:
         transfer = replace(transfer, parameters={name: value.cpu() for name, value in transfer.parameters.items()})

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
+from ..config_files import is_filled
 from ..datasets import Dataset, load_dataset
 from ..features.bank import FeatureBank, load_bank
 from ..method.heads import text_logits
 from ..models.folder import load_model
 from ..models.saved import SavedModel
+from ..training.confidence import Calibration
 from ..training.loop import TrainingSummary
 from ..utils.errors import UserError
 from .elsewhere import OTHER_CLASSES, SAME_CLASSES, match_classes
@@ -39,7 +41,8 @@ NODE = "TRAINER.HEGRAPHADAPTER."
 # Keys that shaped the model, and that a test cannot change any more
 KEPT = (
     "VARIANT", "ALPHA_PP", "ALPHA_VP", "ALPHA_NP", "ALPHA_NP_TEST", "BETA_PN", "BETA_VN", "LEARN_METAPATH",
-    "ACTIVATION", "BIAS", "WEIGHT_PER", "GAMMA", "BETA_C", "ALPHA_C",
+    "ACTIVATION", "TEXT_W", "BIAS", "WEIGHT_PER", "GAMMA", "BETA_C", "ALPHA_C",
+    "CLOSED_FORM.OMEGA", "CLOSED_FORM.OMEGA_NEW", "CLOSED_FORM.KAPPA", "CLOSED_FORM.RHO",
 )  # fmt: skip
 
 
@@ -206,14 +209,15 @@ def check_configuration(model: SavedModel, cfg: CfgNode) -> None:
     """Checks that a configuration does not ask for another model than the one at hand.
 
     Raises:
-        UserError: If it names another method, or changes a key that shaped the model.
+        UserError: If it names another method, or changes a key that shaped the model. A key that follows from the shots
+            of this configuration, which need not be those of the model, changes nothing.
     """
     if cfg.TRAINER.NAME != model.method:
         raise UserError(f"the model is of {model.method}; give --trainer {model.method}, not {cfg.TRAINER.NAME}")
     here, there = run_config(cfg), model.trained_on.config
     of_method = [key for key in there if key.startswith(f"TRAINER.{model.method.upper()}.")]
     for key in [f"{NODE}{name}" for name in KEPT] if model.method == "HeGraphAdapter" else of_method:
-        if key in there and here.get(key) != there[key]:
+        if key in there and here.get(key) != there[key] and not is_filled(cfg, key):
             raise UserError(
                 f"the model was trained with {key} {there[key]} and keeps it, but the configuration says "
                 f"{here.get(key)}; leave the key as it was, or train again"
@@ -249,15 +253,16 @@ def evaluate(model: SavedModel, data: TestData, device: str) -> Tested:
     if features.shape[1] != model.classifier.width:
         raise UserError(f"the model takes features of width {model.classifier.width}, got {features.shape[1]}")
     classifier = model.classifier.to(device)
+    # HeGraphAdapter's cache has learned the style of its images; another method is tested whole, as by `elsewhere`
+    without_cache = bool(rule) and model.method == "HeGraphAdapter"
     if rule == OTHER_CLASSES:
         positive, negative = (tensor.to(device) for tensor in data.text_features())
         logits = text = _transfer(model, features, positive, negative)
     else:
         positive = model.text_positive[columns].to(device)
-        # HeGraphAdapter's cache has learned the style of its images; another method is tested whole, as by `elsewhere`
-        without_cache = rule and model.method == "HeGraphAdapter"
         parts = (classifier.text_only() if without_cache else classifier).parts(features)
         logits, text = classifier.combine(parts)[:, columns], parts.text[:, columns]
+    whole = rule != OTHER_CLASSES and not without_cache  # the temperature is that of the whole model on its classes
     has_text = model.method == "HeGraphAdapter"
     outcome = Outcome(
         logits,
@@ -266,6 +271,7 @@ def evaluate(model: SavedModel, data: TestData, device: str) -> Tested:
         num_parameters=0,
         text_logits=text if has_text else None,
         variant=model.variant,
+        calibration=Calibration(model.temperature, "model") if whole else Calibration(),
     )
     return Tested(outcome, _test_bank(model, data, features, labels, positive), rule)
 

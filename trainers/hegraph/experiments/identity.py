@@ -31,10 +31,10 @@ NOT_PART_OF_A_RUN = (
 def run_config(cfg: CfgNode) -> dict[str, object]:
     """The keys that shape a run, as a flat dict of plain values.
 
-    The run of another method keeps those keys of HeGraphAdapter that shape features, and none of OPTIM.
+    The run of another method keeps those keys of HeGraphAdapter that hold for every method, and none of OPTIM.
     """
     ours, prefix_of_ours = cfg.TRAINER.NAME == "HeGraphAdapter", "TRAINER.HEGRAPHADAPTER."
-    shape_features = tuple(f"{prefix_of_ours}{name}" for name in ("FEATURES.", "PROMPTS.", "PREC"))
+    of_all_methods = tuple(f"{prefix_of_ours}{name}" for name in ("FEATURES.", "PROMPTS.", "PREC", "CALIBRATE"))
     flat: dict[str, object] = {}
 
     def visit(node: CfgNode, prefix: str) -> None:
@@ -42,7 +42,7 @@ def run_config(cfg: CfgNode) -> dict[str, object]:
             name = f"{prefix}{key}"
             if isinstance(value, CfgNode):
                 visit(value, f"{name}.")
-            elif not ours and name.startswith(("OPTIM.", prefix_of_ours)) and not name.startswith(shape_features):
+            elif not ours and name.startswith(("OPTIM.", prefix_of_ours)) and not name.startswith(of_all_methods):
                 continue
             elif name not in NOT_PART_OF_A_RUN:
                 flat[name] = list(value) if isinstance(value, tuple) else value

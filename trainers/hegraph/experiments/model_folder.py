@@ -67,6 +67,7 @@ def make_model(
         method=cfg.TRAINER.NAME,
         variant=outcome.variant,
         logit_scale=bank.logit_scale,
+        temperature=outcome.calibration.temperature,
         backbone=backbone,
         preprocessing=preprocessing,
         prompts=prompts,

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..features.bank import FeatureBank
 from ..method.classifier import FoldedClassifier
 from ..method.transfer import TransferableAdapter
+from ..training.confidence import Calibration
 from ..training.loop import TrainingSummary
 
 
@@ -32,6 +33,7 @@ class Outcome:
         classifier: The method, folded into class weights and a cache; None if it does not fold.
         transferable: What HeGraphAdapter carries to other classes.
         transfer_rule: How a saved model reaches other classes: "adapter", "zero-shot" or "none".
+        calibration: The temperature of the logits, and what it was fitted on.
     """
 
     logits: Tensor | None
@@ -47,3 +49,4 @@ class Outcome:
     classifier: FoldedClassifier | None = None
     transferable: TransferableAdapter | None = None
     transfer_rule: str = "none"
+    calibration: Calibration = field(default_factory=Calibration)

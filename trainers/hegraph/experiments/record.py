@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.heads import text_logits
+from ..training.confidence import confidence_scores
 from ..training.evaluation import accuracy, score
 from ..utils.files import hash_json
 from .folder import RunFolder
@@ -43,7 +44,7 @@ def make_record(
         targets: From `elsewhere.score_targets`.
     """
     started = time.monotonic()
-    scores = scores_on_test(outcome, bank)
+    scores, calibration = scores_on_test(outcome, bank), calibration_on_test(outcome, bank)
     device = bank.train_features.device
     return {
         "dataset": bank.dataset,
@@ -58,6 +59,7 @@ def make_record(
         "adapter_from": None if folder.model is None else str(folder.model),
         "selected_on": "val" if outcome.selected else "last_step",
         "selected": outcome.selected,
+        "calibration": calibration,
         "targets": targets or {},
         "epochs": outcome.training.epochs,
         "steps": outcome.training.steps,
@@ -74,6 +76,7 @@ def make_record(
         "seconds": {
             "features": round(features_seconds, 3),
             "training": round(outcome.training.seconds, 3),
+            "calibration": round(outcome.calibration.seconds, 3),
             "test": round(time.monotonic() - started, 3),
         },
         "peak_memory_mb": peak_memory_mb(),
@@ -92,4 +95,26 @@ def scores_on_test(outcome: Outcome, bank: FeatureBank) -> dict[str, float | Non
         **score(outcome.logits, outcome.labels),
         "accuracy_text": None if text is None else accuracy(text, outcome.labels),
         "accuracy_zero_shot": accuracy(zero_shot, outcome.labels),
+    }
+
+
+def calibration_on_test(outcome: Outcome, bank: FeatureBank) -> dict:
+    """The temperature, and how honest the probabilities on test are: before and after it, and those of zero-shot CLIP.
+
+    Returns:
+        "temperature", "fitted_on" and "num_images", as of `Calibration`; "before", "after" and "zero_shot", each as
+        `confidence_scores` gives them, and None without test images. Zero-shot CLIP's has no "bins", and is as CLIP
+        comes, without a temperature.
+    """
+    found = outcome.calibration
+    about = {"temperature": found.temperature, "fitted_on": found.fitted_on, "num_images": found.num_images}
+    if outcome.logits is None or outcome.labels is None or bank.test_features is None:
+        return about | dict.fromkeys(("before", "after", "zero_shot"))
+    zero_shot = text_logits(bank.test_features, bank.text_positive, bank.logit_scale)
+    of_clip = confidence_scores(zero_shot, outcome.labels)
+    del of_clip["bins"]
+    return about | {
+        "before": confidence_scores(outcome.logits, outcome.labels),
+        "after": confidence_scores(outcome.logits, outcome.labels, found.temperature),
+        "zero_shot": of_clip,
     }

@@ -18,11 +18,13 @@ from ..training.memory import keep_freed_memory
 from ..utils import processes
 from ..utils.errors import UserError
 from .adapter import predict_test, train_adapter
+from .calibration import calibrated
 from .elsewhere import score_targets
 from .evaluation import test_model
 from .folder import RunFolder
 from .model_folder import keep_epochs, make_model
 from .opened import Opened
+from .out_of_fold import classify_in_batches
 from .outcome import Outcome
 from .provenance import set_random_seed
 from .record import make_record
@@ -30,8 +32,6 @@ from .tasks import BankTask, ImageSource, Task
 from .tuning import tune_on_val
 
 logger = logging.getLogger(__name__)
-
-TEST_BATCH = 1024  # images that a method predicts at once
 
 
 def run(
@@ -104,7 +104,7 @@ def train_and_test(
     if not train:
         return {}
     bank = bank.to(device)
-    outcome = fit_and_predict(task, bank, cfg, seed, folder)
+    outcome = calibrated(fit_and_predict(task, bank, cfg, seed, folder), task, bank, cfg, seed)
     targets = score_targets(task, bank, cfg.DATASET, outcome)
     record = make_record(outcome, bank, cfg, seed, folder, "alone", features_seconds, targets)
     model = make_model(task, bank, cfg, seed, folder, "alone", outcome, record)
@@ -148,8 +148,7 @@ def fit_method(method: Method, task: Task, bank: FeatureBank, cfg: CfgNode, seed
         logger.info("%s leaves no model folder: %s", method.name, method.not_saved or "it returns no classifier")
     logits = None
     if bank.test_features is not None:
-        with torch.no_grad():
-            logits = torch.cat([fitted.logits(batch) for batch in bank.test_features.split(TEST_BATCH)])
+        logits = classify_in_batches(fitted.logits, bank.test_features)
         if not logits.isfinite().all():
             raise UserError(f"{method.name} predicts NaN or infinite logits")
     return Outcome(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..utils.commands import command
 from ..utils.errors import UserError, report
+from .calibration import calibration_table, reliability_diagrams
 from .comparison import BY, base_to_new, compare
 from .costs import complexity
 from .paper import Quote, read_quotes
@@ -24,6 +25,7 @@ collect SOURCE ... --out FILE    many records in one .jsonl file
 compare SOURCE ...               methods by shots, data set, backbone, target or setting, with 95% intervals
 base-to-new SOURCE ...           base classes, new classes, harmonic mean
 complexity SOURCE ...            epochs, time, parameters, memory
+calibration SOURCE ...           honesty of the probabilities; with --out STEM, reliability diagrams
 curves SOURCE ... --out STEM     accuracy by shots
 tsne RUN --out STEM              text nodes of a run before and after message passing
 confusion RUN --out STEM         confusion matrix of a run, and its hardest pairs of classes
@@ -54,7 +56,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     _add_compare_options(add("compare", "methods side by side, with 95%% intervals over seeds"))
     to_new = add("base-to-new", "base classes, new classes and their harmonic mean")
     costs = add("complexity", "epochs, time, parameters and memory")
-    for table in (to_new, costs):
+    honesty = add("calibration", "NLL, Brier score and calibration error before and after the temperature")
+    honesty.add_argument("--out", type=Path, metavar="STEM", help="draw reliability diagrams, too")
+    for table in (to_new, costs, honesty):
         table.add_argument("--format", choices=[name for name in FORMATS if name != "text"], default="markdown")
     _add_quote_option(costs)
     curves = add("curves", "accuracy by shots, as figures", "STEM")
@@ -100,11 +104,21 @@ def table_command(args: argparse.Namespace) -> None:
         "compare": lambda: compare(records, args.by, quotes, intervals=not args.no_interval),
         "base-to-new": lambda: base_to_new(records),
         "complexity": lambda: complexity(records, quotes),
+        "calibration": lambda: calibration_table(records),
     }
     table = make[args.command]()
     if quotes and not any(row.quoted for row in table.rows):
         _warn_that_nothing_is_quoted()
     sys.stdout.write(FORMATS[args.format](table))
+
+
+def calibration_command(args: argparse.Namespace) -> None:
+    """Prints the table of calibration, and draws reliability diagrams if they are asked for."""
+    from .figures import save
+
+    table_command(args)
+    if args.out is not None:
+        _say_written(save(reliability_diagrams(scored(find_records(args.sources))), args.out))
 
 
 def curves_command(args: argparse.Namespace) -> None:
@@ -157,6 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     run: dict[str, Callable[[argparse.Namespace], None]] = {
         "collect": lambda args: collect(find_records(args.sources), args.out),
+        "calibration": calibration_command,
         "curves": curves_command,
         "tsne": tsne_command,
         "confusion": confusion_command,

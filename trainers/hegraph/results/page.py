@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..utils.errors import UserError
 from ..utils.files import atomic_path
 from .analysis import confusion_matrix, describe, hardest_pairs, read_text_nodes
+from .calibration import calibration_table, reliability_diagrams
 from .comparison import base_to_new, compare, on_base_classes
 from .costs import complexity, machine
 from .curves import curves
@@ -99,6 +100,10 @@ def _part(source: Path) -> str:
         pieces.append(_table(lambda: base_to_new(base)))
     if any(record.get("seconds") for record in plain):
         pieces.append(_table(lambda: complexity(plain)))
+    if any((record.get("calibration") or {}).get("after") for record in plain):
+        alt = "Accuracy by confidence, a panel per method; the calibration errors are in the table above"
+        caption = "Reliability diagrams over all test images; the diagonal is perfect, large dots are many images."
+        pieces += [_table(lambda: calibration_table(plain)), _figure(lambda: reliability_diagrams(plain), alt, caption)]
     if source.is_dir():
         pieces += _of_last_run(find_runs([source]))
     pieces.append(_protocol(records))

@@ -1,0 +1,119 @@
+"""Temperatures and the scores of probabilities, against cases worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from trainers.hegraph.training.confidence import (
+    LOG_DEVIATION,
+    LOG_RANGE,
+    confidence_scores,
+    expected_calibration_error,
+    fit_temperature,
+    match_confidence,
+    mean_confidence,
+    reliability,
+)
+
+
+def log_of(*probabilities: list[float]) -> torch.Tensor:
+    return torch.tensor(probabilities, dtype=torch.float64).log()
+
+
+def repeated(logits: torch.Tensor, right: int, wrong: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same two logits for many images, of which some belong to class 0 and the others to class 1."""
+    return logits.expand(right + wrong, 2), torch.tensor([0] * right + [1] * wrong)
+
+
+def test_the_temperature_makes_the_confidence_the_accuracy():
+    # logits 3 and 0, three of four right: sigmoid(3 / T) = 3/4 where T = 3 / log 3; the weight on 1 counts little
+    logits, labels = repeated(torch.tensor([3.0, 0.0]), 3000, 1000)
+    assert fit_temperature(logits, labels) == pytest.approx(3 / math.log(3), rel=1e-2)
+
+
+def test_few_images_that_are_all_right_do_not_make_the_temperature_zero():
+    # ten images with a gap of 2: 10 log(1 + exp(-2 / T)) + (log T)^2 / (2 * 0.25), its minimum by a fine search
+    logits, labels = repeated(torch.tensor([2.0, 0.0]), 10, 0)
+    grid = np.linspace(-3, 3, 60001)
+    losses = 10 * np.log1p(np.exp(-2 * np.exp(-grid))) + grid**2 / (2 * LOG_DEVIATION**2)
+    assert fit_temperature(logits, labels) == pytest.approx(math.exp(grid[losses.argmin()]), rel=1e-3)
+    assert 0.3 < fit_temperature(logits, labels) < 1
+
+
+def test_logits_that_are_scaled_have_a_temperature_that_is_scaled():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(5, (20_000,), generator=generator)
+    logits = torch.randn(20_000, 5, generator=generator)
+    logits[torch.arange(20_000), labels] += 1
+    assert fit_temperature(2 * logits, labels) == pytest.approx(2 * fit_temperature(logits, labels), rel=0.01)
+
+
+def test_the_confidence_is_the_mean_of_the_highest_probabilities_over_groups():
+    groups = [log_of([0.6, 0.4]), log_of([0.5, 0.3, 0.2], [0.1, 0.1, 0.8])]
+    assert mean_confidence(groups, 1.0) == pytest.approx((0.6 + 0.5 + 0.8) / 3)
+
+
+def test_a_wanted_confidence_is_met():
+    groups = [log_of([0.9, 0.1]), log_of([0.7, 0.2, 0.1], [0.1, 0.1, 0.8])]
+    assert mean_confidence(groups, match_confidence(groups, 0.6)) == pytest.approx(0.6)
+    # sigmoid(log(9) / T) = 3/4 where T = 2
+    assert match_confidence([log_of([0.9, 0.1])], 0.75) == pytest.approx(2.0)
+
+
+def test_a_confidence_that_cannot_be_met_gives_the_nearest_temperature():
+    assert match_confidence([torch.zeros(2, 4)], 0.9) == pytest.approx(math.exp(LOG_RANGE[0]))
+    assert match_confidence([log_of([0.99999999, 0.00000001])], 0.5) == pytest.approx(math.exp(LOG_RANGE[1]))
+
+
+def test_the_scores_are_those_worked_by_hand():
+    # two images of class 0 and one each of 1 and 2; the third is taken for class 0
+    logits = log_of([0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.2, 0.2, 0.6])
+    scores = confidence_scores(logits, torch.tensor([0, 0, 1, 2]))
+    assert scores["accuracy"] == 75.0
+    # class 0: precision 2/3, recall 1 -> 4/5; class 1: 0; class 2: 1
+    assert scores["macro_f1"] == pytest.approx(100 * (0.8 + 0 + 1) / 3)
+    assert scores["nll"] == pytest.approx(-math.log(0.8 * 0.6 * 0.4 * 0.6) / 4)
+    brier = (0.04 + 0.01 + 0.01) + (0.16 + 0.09 + 0.01) + (0.25 + 0.36 + 0.01) + (0.04 + 0.04 + 0.16)
+    assert scores["brier"] == pytest.approx(brier / 4)
+    # bins of width 1/15: 0.5 alone (8th, 0 right), 0.6 twice (9th, both right), 0.8 alone (12th, right)
+    assert scores["ece"] == pytest.approx(100 * (0.5 + 2 * 0.4 + 0.2) / 4)
+    assert scores["bins"]["count"] == [0] * 7 + [1, 2, 0, 0, 1] + [0] * 3
+    assert scores["bins"]["confidence"][7:12] == [50, 60, 0, 0, 80]
+    assert scores["bins"]["accuracy"][7:12] == [0, 100, 0, 0, 100]
+
+
+def test_the_scores_at_a_temperature_are_those_of_the_divided_logits():
+    generator = torch.Generator().manual_seed(1)
+    logits, labels = 4 * torch.randn(300, 7, generator=generator), torch.randint(7, (300,), generator=generator)
+    divided, at_temperature = confidence_scores(logits / 2, labels), confidence_scores(logits, labels, 2.0)
+    bins = divided.pop("bins"), at_temperature.pop("bins")
+    assert at_temperature == pytest.approx(divided)
+    assert bins[0] == bins[1]
+    plain = confidence_scores(logits, labels)
+    assert (plain["accuracy"], plain["macro_f1"]) == (at_temperature["accuracy"], at_temperature["macro_f1"])
+    assert plain["nll"] != pytest.approx(at_temperature["nll"])
+
+
+def test_two_classes_have_a_brier_score_of_the_same_kind_as_many():
+    # (1 - 0.9)^2 + 0.1^2, not one half of it
+    assert confidence_scores(log_of([0.9, 0.1]), torch.tensor([0]))["brier"] == pytest.approx(0.02)
+
+
+def test_batches_of_images_change_no_score(monkeypatch):
+    generator = torch.Generator().manual_seed(2)
+    logits, labels = torch.randn(50, 4, generator=generator), torch.randint(4, (50,), generator=generator)
+    whole = confidence_scores(logits, labels)
+    monkeypatch.setattr("trainers.hegraph.training.confidence.BATCH", 7)
+    in_parts = confidence_scores(logits, labels)
+    assert in_parts.pop("bins") == whole.pop("bins")
+    assert in_parts == pytest.approx(whole)
+
+
+def test_a_confidence_on_the_border_of_two_bins_belongs_to_the_lower_one():
+    bins = reliability(np.array([1 / 15, 1.0]), np.array([True, False]))
+    assert bins["count"] == [1] + [0] * 13 + [1]
+    assert expected_calibration_error(bins) == pytest.approx(100 * ((1 - 1 / 15) + 1) / 2)

@@ -1,0 +1,138 @@
+"""The temperature of a fitted method, from images that it was not fitted to, and never from test images.
+
+What it is fitted on, the first that there is:
+
+1. the few-shot val images, which are classified by the method as it is;
+2. held-out training images: the method is fitted again without a part of the images of each class. A quarter is held
+   out, or one image where there are fewer than four. A method that takes training steps is fitted again once, so that a
+   run takes at most twice as long. One that takes none is fitted again without each part in turn;
+3. held-out classes, where no class has an image to spare (one shot): the method is fitted to one half of the classes
+   alone. On the images of the other half it is to be as sure as zero-shot CLIP, which has seen neither, among the same
+   classes, and at the temperature that zero-shot CLIP has on all training images. Again a method without training steps
+   is fitted to both halves.
+
+`docs/confidence.md` says what these rules were compared with.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from yacs.config import CfgNode
+
+from ..baselines import METHODS, load_method
+from ..features.bank import FeatureBank
+from ..method.heads import text_logits
+from ..training.batches import TrainingData
+from ..training.choice import has_val, val_images
+from ..training.confidence import Calibration, fit_temperature, match_confidence, mean_confidence
+from .adapter import train_adapter
+from .out_of_fold import Classify, Fit, HeldOut, classify_in_batches, hold_out_classes, hold_out_images
+from .outcome import Outcome
+from .provenance import set_random_seed
+from .tasks import Split, Task, bank_batches
+
+logger = logging.getLogger(__name__)
+
+
+def calibrated(outcome: Outcome, task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> Outcome:
+    """An outcome with the temperature of its method; the outcome itself if TRAINER.HEGRAPHADAPTER.CALIBRATE is "off".
+
+    Args:
+        outcome: The fitted method.
+        task: The task, for a method that needs the backbone.
+        bank: The task's features; those of test images are not looked at.
+        cfg: The checked configuration.
+        seed: The run's seed.
+    """
+    classify = outcome.classify if outcome.classifier is None else outcome.classifier.logits
+    if cfg.TRAINER.HEGRAPHADAPTER.CALIBRATE == "off" or classify is None:
+        return outcome
+    started = time.monotonic()
+    trains = outcome.training.steps > 0
+    found = find_temperature(bank.without_test(), classify, fit_again(task, cfg, seed), trains, seed)
+    found = replace(found, seconds=time.monotonic() - started)
+    logger.info("temperature %.3f, from %d images (%s)", found.temperature, found.num_images, found.fitted_on)
+    return replace(outcome, calibration=found)
+
+
+def find_temperature(bank: FeatureBank, classify: Classify, fit: Fit, trains: bool, seed: int) -> Calibration:
+    """The temperature by the rules above.
+
+    Args:
+        bank: The task, without test images.
+        classify: The method, fitted to all of it.
+        fit: Fits the method to a part of it.
+        trains: Whether that takes training steps, and so is done once only.
+        seed: Decides what is held out.
+    """
+    if has_val(bank):
+        features, labels = val_images(bank)
+        temperature = fit_temperature(classify_in_batches(classify, features), labels)
+        return Calibration(temperature, "val", len(labels))
+    most = 1 if trains else None
+    if held := list(itertools.islice(hold_out_images(bank, fit, seed), most)):
+        logits, labels = torch.cat([part.logits for part in held]), torch.cat([part.labels for part in held])
+        return Calibration(fit_temperature(logits, labels), "held-out images", len(labels))
+    if held := list(itertools.islice(hold_out_classes(bank, fit, seed), most)):
+        return Calibration(_as_sure_as_zero_shot(bank, held), "held-out classes", sum(len(x.labels) for x in held))
+    return Calibration()
+
+
+def fit_again(task: Task, cfg: CfgNode, seed: int) -> Fit:
+    """How the configured method is fitted to a part of a task; arguments as of `calibrated`."""
+
+    def fit(bank: FeatureBank) -> Classify:
+        if cfg.TRAINER.NAME not in METHODS:
+            return train_adapter(PartOfTask(bank, cfg, seed), bank, cfg, seed).model.fold().logits
+        method = load_method(cfg.TRAINER.NAME)
+        backbone = getattr(task, "backbone", None) if method.needs_backbone else None
+        set_random_seed(seed)
+        return method.fit(bank, cfg.TRAINER[method.name.upper()], seed, backbone).logits
+
+    return fit
+
+
+@dataclass
+class PartOfTask:
+    """Some of the training images of a task, from which an adapter is trained as from the rows of a bank.
+
+    Attributes:
+        features: Their bank.
+        cfg: The checked configuration.
+        seed: Of the batches.
+        split, identity: As of `Task`; they are empty, since nothing is kept of such a task.
+    """
+
+    features: FeatureBank
+    cfg: CfgNode
+    seed: int
+    split: Split = field(default_factory=dict)
+    identity: dict = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        """Needs nothing."""
+
+    def bank(self) -> FeatureBank:
+        """The features as they are."""
+        return self.features
+
+    def batches(self, bank: FeatureBank) -> TrainingData:
+        """Its training batches."""
+        return bank_batches(bank, self.cfg, self.seed)
+
+
+def _as_sure_as_zero_shot(bank: FeatureBank, held: list[HeldOut]) -> float:
+    """The temperature at which the method is as sure as zero-shot CLIP of images whose classes neither has to offer."""
+
+    def zero_shot(features: Tensor, classes: FeatureBank) -> Tensor:
+        return text_logits(features, classes.text_positive, classes.logit_scale)
+
+    honest = fit_temperature(zero_shot(bank.cache_keys(), bank), bank.train_labels)
+    confidence = mean_confidence([zero_shot(part.features, part.fitted_to) for part in held], honest)
+    return match_confidence([part.logits for part in held], confidence)

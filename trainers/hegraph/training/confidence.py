@@ -1,0 +1,163 @@
+"""How sure a classifier is: the temperature of its probabilities, and scores that tell whether they are honest.
+
+Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks. ICML 2017. Probabilities are
+`softmax(logits / T)`. One temperature `T` for all classes never changes which class is the likeliest.
+
+Shapes: n images that a temperature is fitted on, M test images, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BINS = 15  # of the expected calibration error
+# A fitted log T is drawn towards 0 like by a normal distribution of this deviation. It counts where there are few
+# images: ten that are all classified well would otherwise be answered with T = 0.
+LOG_DEVIATION = 0.5
+LOG_RANGE = (-3.0, 3.0)  # log T lies in this range
+BATCH = 8192  # images that are scored at once, so that ImageNet's test images take little memory
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The temperature of a fitted method, and what it was fitted on.
+
+    Attributes:
+        temperature: `T`.
+        fitted_on: "val", "held-out images", "held-out classes", "model" (it came with a trained model) or "nothing".
+        num_images: How many images it was fitted on.
+        seconds: How long that took, with the training for it.
+    """
+
+    temperature: float = 1.0
+    fitted_on: str = "nothing"
+    num_images: int = 0
+    seconds: float = 0.0
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature of the lowest cross-entropy, with a little weight on 1 (`LOG_DEVIATION`).
+
+        T = argmin_T  sum_i -log softmax(z_i / T)[y_i] + (log T)^2 / (2 LOG_DEVIATION^2)
+
+    Args:
+        logits: Of images that the classifier was not fitted to, shape `[n, K]`.
+        labels: Shape `[n]`.
+    """
+    from scipy.optimize import minimize_scalar  # takes a while to import, and a finished run needs no temperature
+
+    logits, labels = logits.detach().double().cpu(), labels.cpu()
+
+    def loss(log_temperature: float) -> float:
+        fit = F.cross_entropy(logits * math.exp(-log_temperature), labels, reduction="sum").item()
+        return fit + 0.5 * (log_temperature / LOG_DEVIATION) ** 2
+
+    return math.exp(minimize_scalar(loss, bounds=LOG_RANGE, method="bounded").x)
+
+
+def match_confidence(logits: Sequence[Tensor], confidence: float) -> float:
+    """The temperature at which the mean confidence has a given value.
+
+    Args:
+        logits: Those of `mean_confidence`.
+        confidence: The wanted mean.
+
+    Returns:
+        The temperature; the end of `LOG_RANGE` that comes nearest, if none in it has that mean.
+    """
+    from scipy.optimize import brentq
+
+    def excess(log_temperature: float) -> float:
+        return mean_confidence(logits, math.exp(log_temperature)) - confidence
+
+    low, high = LOG_RANGE  # the confidence falls with the temperature
+    if excess(low) <= 0:
+        return math.exp(low)
+    if excess(high) >= 0:
+        return math.exp(high)
+    return math.exp(brentq(excess, low, high))
+
+
+def mean_confidence(logits: Sequence[Tensor], temperature: float) -> float:
+    """The mean of the highest probability over all images.
+
+    Args:
+        logits: Of groups of images, each `[n, K]` with a K of its own.
+        temperature: What they are divided by.
+    """
+    highest = [(part.detach().double() / temperature).softmax(dim=1).amax(dim=1) for part in logits]
+    return torch.cat(highest).mean().item()
+
+
+def confidence_scores(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict:
+    """Scores of the probabilities, by scikit-learn.
+
+    Args:
+        logits: Shape `[M, K]`.
+        labels: Shape `[M]`.
+        temperature: What the logits are divided by.
+
+    Returns:
+        "accuracy" and "macro_f1" in percent; "nll", the mean negative log-likelihood in nats; "brier", the mean over
+        images of the squared distance between probabilities and truth, from 0 to 2; "ece", the expected calibration
+        error over `BINS` equal bins in percent; and "bins": for each bin the "count" of its images, their mean
+        "confidence" and their "accuracy" in percent, which are 0 for a bin without images. Bins are rounded for the
+        record; the scores are not.
+    """
+    from sklearn.metrics import brier_score_loss, f1_score, log_loss  # takes a second to import
+
+    classes = np.arange(logits.shape[1])
+    nll = brier = 0.0
+    confidence, predicted = [], []
+    for some, true in zip(logits.split(BATCH), labels.cpu().split(BATCH)):
+        probabilities = (some.detach().double() / temperature).softmax(dim=1).cpu()
+        given = true.numpy(), probabilities.numpy()
+        nll += len(true) * float(log_loss(*given, labels=classes))
+        brier += len(true) * float(brier_score_loss(*given, labels=classes, scale_by_half=False))
+        highest = probabilities.max(dim=1)
+        confidence.append(highest.values.numpy())
+        predicted.append(highest.indices.numpy())
+    chosen, truth = np.concatenate(predicted), labels.cpu().numpy()
+    bins = reliability(np.concatenate(confidence), chosen == truth)
+    rounded = {name: [round(value, 3) for value in values] for name, values in bins.items()}
+    return {
+        "accuracy": 100.0 * int((chosen == truth).sum()) / len(truth),
+        "macro_f1": 100.0 * float(f1_score(truth, chosen, average="macro", labels=np.unique(truth))),
+        "nll": nll / len(truth),
+        "brier": brier / len(truth),
+        "ece": expected_calibration_error(bins),
+        "bins": rounded,
+    }
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray) -> dict[str, list]:
+    """How often predictions of each confidence are right: what a reliability diagram draws.
+
+    Args:
+        confidence: The highest probability of every image, shape `[M]`.
+        correct: Whether its class is the right one, shape `[M]`.
+
+    Returns:
+        As "bins" of `confidence_scores`. A confidence on the border of two bins belongs to the lower one.
+    """
+    from sklearn.calibration import calibration_curve
+
+    accuracy, mean = calibration_curve(correct, confidence, n_bins=BINS)  # of the bins that hold an image
+    inner_edges = np.linspace(0, 1, BINS + 1)[1:-1]
+    count = np.bincount(np.searchsorted(inner_edges, confidence), minlength=BINS)
+    table = np.zeros((2, BINS))
+    table[:, count > 0] = 100 * np.stack([mean, accuracy])
+    return {"count": count.tolist(), "confidence": table[0].tolist(), "accuracy": table[1].tolist()}
+
+
+def expected_calibration_error(bins: dict[str, list]) -> float:
+    """The mean over images of the gap between confidence and accuracy of their bin, in percent."""
+    count, confidence, accuracy = (np.asarray(bins[key]) for key in ("count", "confidence", "accuracy"))
+    return float((count * np.abs(confidence - accuracy)).sum() / count.sum())
