@@ -175,6 +175,7 @@ class FeatureTrainer(TrainerX):
             return
         check_trainable(self.stored)
         self.task.prepare()
+        self.folder.check()
         with self.folder.locked():
             if self.folder.finished() is None:  # another process may have finished it just now
                 self.folder.begin()

@@ -24,7 +24,7 @@ from ..utils.errors import UserError
 from ..utils.files import hash_file, hash_json, write_json
 from .failure import remove_failure
 from .identity import hash_run, run_config
-from .lock import lock_folder
+from .lock import check_lock, lock_folder
 from .outcome import Outcome
 from .tasks import Task
 
@@ -109,17 +109,28 @@ class RunFolder:
         logger.info("%s holds the complete result of this run: skipped", self.path)
         return record
 
+    def check(self) -> None:
+        """Checks that the run may begin. Nothing is written or removed.
+
+        Raises:
+            Locked: If another process is at work in the folder.
+            UserError: If the folder holds another run's checkpoint, or RESUME names a folder that holds none.
+        """
+        check_lock(self.path)
+        checkpoints = self.checkpoints([])
+        if self.resume is not None and not checkpoints.path_to_resume.exists():
+            raise UserError(
+                f"there is nothing to resume in {self.resume}: no {CHECKPOINT}, which a run leaves when it is "
+                "interrupted"
+            )
+        checkpoints.check()
+
     def locked(self) -> AbstractContextManager[None]:
         """Keeps other processes out of the folder during a block; see `lock.lock_folder`, also for what it raises."""
         return lock_folder(self.path)
 
     def begin(self) -> None:
-        """Writes what the protocol selected. What an earlier try has left to say of its failure is removed.
-
-        Raises:
-            UserError: If the folder holds another run's checkpoint, or RESUME names a folder that holds none.
-        """
-        self._check_resume()
+        """Writes what the protocol selected, and removes what an earlier attempt has left to say of its failure."""
         remove_failure(self.path)
         write_json(self.path / SPLIT, self.split)
 
@@ -160,15 +171,6 @@ class RunFolder:
         write_record(self.path, record)
         if self.model is None:
             self.checkpoints(classnames).remove()
-
-    def _check_resume(self) -> None:
-        checkpoints = self.checkpoints([])
-        if self.resume is not None and not checkpoints.path_to_resume.exists():
-            raise UserError(
-                f"there is nothing to resume in {self.resume}: no {CHECKPOINT}, which a run leaves when it is "
-                "interrupted"
-            )
-        checkpoints.check()
 
 
 def model_name(epoch: int | None = None) -> str:

@@ -44,9 +44,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 4)
     except Timeout as error:
-        raise Locked(
-            f"{folder} is in use by {holder(folder)}; wait until it has finished, or choose another output folder"
-        ) from error
+        raise _locked(folder) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
             reason = error.strerror or str(error)
@@ -89,6 +87,18 @@ def is_locked(folder: Path) -> bool:
         return False
     lock.release()
     return False
+
+
+def check_lock(folder: Path) -> None:
+    """Raises `Locked`, as `lock_folder`, if a process is at work in a folder. Nothing is written or removed."""
+    if is_locked(folder):
+        raise _locked(folder)
+
+
+def _locked(folder: Path) -> Locked:
+    return Locked(
+        f"{folder} is in use by {holder(folder)}; wait until it has finished, or choose another output folder"
+    )
 
 
 def holder(folder: Path) -> str:

@@ -77,6 +77,7 @@ def run(
     if processes.rank():  # the first process has the folder; this one helps it to encode
         task.bank()
         return {}
+    folder.check()
     with folder.locked():
         if (record := folder.finished()) is not None:  # another process may have finished it just now
             return record
