@@ -103,7 +103,7 @@ def adam(
     """The parameters after one step at each of the rates.
 
     Args:
-        decay: Weight decay. Decoupled (AdamW), a step first shrinks a parameter by `rate * decay` of it; else (Adam) the
+        decay: Weight decay. Decoupled (AdamW), a step first takes `rate * decay` of a parameter away; else (Adam) the
             parameter times `decay` is added to the gradient.
     """
     parameters = [np.array(parameter, dtype=float) for parameter in start]

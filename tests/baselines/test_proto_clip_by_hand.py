@@ -49,7 +49,9 @@ def loss_of_memories(images: Array, text: Array, alpha: float, beta: float) -> f
 
 
 def test_proto_clip_trains_both_memories_on_the_posterior_and_the_alignment_at_a_constant_rate(fit):
-    trained = adam(lambda *memories: loss_of_memories(*memories, 0.3, 3.0), [IMAGES, TEXT], [0.02] * 3, 0.4, True, eps=0.05)
+    trained = adam(
+        lambda *memories: loss_of_memories(*memories, 0.3, 3.0), [IMAGES, TEXT], [0.02] * 3, 0.4, True, eps=0.05
+    )
     shots = {"ALPHA_WITHOUT_VAL": [[1, 0.9], [2, 0.3]], "EPOCHS_WITHOUT_VAL": [[1, 9], [2, 3]]}
     fitted = fit("ProtoCLIP", bank_of(IMAGES, LABELS, TEXT), **PROTO, **shots, EPOCHS=9)
     assert (fitted.epochs, fitted.steps, fitted.selected) == (3, 3, {})
@@ -66,9 +68,9 @@ def test_the_alignment_is_the_cross_entropy_from_images_to_text_and_back():
 
 
 def test_the_posterior_is_worked_out_by_hand():
-    # The query is (0.6, 0.8). Squared distances to the images (1, 0) and (0, 1): 0.8 and 0.4; with beta 2 the softmax of
-    # -1.6 and -0.8 is 1 / (1 + e^0.8) = 0.310026. To the texts (0, 1) and (0.6, 0.8): 0.4 and 0, so 1 / (1 + e^0.8) too;
-    # to (1, 0) and (0.6, 0.8): 0.8 and 0, so 1 / (1 + e^1.6) = 0.167982.
+    # The query is (0.6, 0.8). Squared distances to the images (1, 0) and (0, 1): 0.8 and 0.4; with beta 2 the softmax
+    # of -1.6 and -0.8 is 1 / (1 + e^0.8) = 0.310026. To the texts (0, 1) and (0.6, 0.8): 0.4 and 0, so 1 / (1 + e^0.8)
+    # too; to (1, 0) and (0.6, 0.8): 0.8 and 0, so 1 / (1 + e^1.6) = 0.167982.
     query, images = tensor([[0.6, 0.8]]), tensor(AXES)
     found = proto_clip.log_posterior(query, images, tensor([[1.0, 0.0], [0.6, 0.8]]), 0.25, 2.0).exp()
     expected = 0.25 * 0.310026 + 0.75 * 0.167982
@@ -82,9 +84,9 @@ def test_a_probability_of_zero_has_a_finite_log():
 
 
 def test_the_adapter_adds_the_normalised_output_of_its_layers_to_the_feature():
-    # Both matrices are the identity. (0.8, 0.6) less its mean 0.7 is (0.1, -0.1), over its deviation 0.1: (1, -1), which
-    # the second normalisation keeps. Over the root of the width it is (0.7071, -0.7071). A quarter of it and three
-    # quarters of the feature: (0.776777, 0.273223), of norm 0.823425.
+    # Both matrices are the identity. (0.8, 0.6) less its mean 0.7 is (0.1, -0.1), over its deviation 0.1: (1, -1),
+    # which the second normalisation keeps. Over the root of the width it is (0.7071, -0.7071). A quarter of it and
+    # three quarters of the feature: (0.776777, 0.273223), of norm 0.823425.
     adapter = proto_clip.QueryAdapter(2, 1, 0.25)
     for layer in (adapter.layers[0], adapter.layers[2]):
         torch.nn.init.eye_(layer.weight)
@@ -171,7 +173,9 @@ def test_without_a_search_alpha_is_that_of_the_shots(search):
 
 def test_val_is_looked_at_every_so_many_epochs_and_the_numbers_are_chosen_before_and_after(fit):
     bank = bank_of(IMAGES, LABELS, TEXT, val=(PROBES, [0, 1, 2, 0, 1, 2]))
-    fitted = fit("ProtoCLIP", bank, **PROTO | {"EPOCHS": 7, "ASK_EVERY": 3, "EPOCHS_WITHOUT_VAL": [[1, 1]], "ALPHA": 0.5})
+    fitted = fit(
+        "ProtoCLIP", bank, **PROTO | {"EPOCHS": 7, "ASK_EVERY": 3, "EPOCHS_WITHOUT_VAL": [[1, 1]], "ALPHA": 0.5}
+    )
     assert (fitted.epochs, fitted.steps) == (7, 7)
     assert list(fitted.selected) == ["ALPHA, BETA in training", "EPOCH", "ALPHA, BETA at last"]
     assert [epoch for epoch, _ in fitted.selected["EPOCH"]["candidates"]] == [3, 6]

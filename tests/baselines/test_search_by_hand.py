@@ -66,10 +66,10 @@ def test_without_an_order_the_scale_names_alpha_beta_and_gamma_and_gamma_starts_
 
 
 def test_a_candidate_is_right_where_alpha_times_the_cache_outweighs_the_text():
-    # The text says class 0 by 1, the cache says class 1 by beta: right where alpha * beta > 1, with alpha in
-    # 0.1, 0.6, 1.1 and beta in 0.1, 1.1, 2.1 or the start's 0.8. The start (0.5, 0.8) is wrong. Of the three that are
-    # right, (1.1, 1.1) is 0.6 / 1.6 + 0.3 / 3.1 = 0.472 from the start, (0.6, 2.1) is 0.1 / 1.6 + 1.3 / 3.1 = 0.482, and
-    # (1.1, 2.1) is further.
+    # The text says class 0 by 1, the cache says class 1 by beta: right where alpha * beta > 1, with alpha in 0.1, 0.6,
+    # 1.1 and beta in 0.1, 1.1, 2.1 or the start's 0.8. The start (0.5, 0.8) is wrong. Of the three that are right,
+    # (1.1, 1.1) is 0.6 / 1.6 + 0.3 / 3.1 = 0.472 from the start, (0.6, 2.1) is 0.1 / 1.6 + 1.3 / 3.1 = 0.482, and (1.1,
+    # 2.1) is further.
     def text_of(features):
         assert torch.equal(features, torch.tensor([[0.0, 1.0]]))
         return torch.tensor([[1.0, 0.0]])

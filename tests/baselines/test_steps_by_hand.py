@@ -20,7 +20,8 @@ IMAGES = random_unit(5, 4, seed=1)
 TEXT = random_unit(3, 4, seed=2)
 PROBES = random_unit(6, 4, seed=3)  # images to classify
 TAU = 10.0
-# A cosine over three steps from a peak of 0.02: 0.02 * (1 + cos(0)) / 2, * (1 + cos(pi / 3)) / 2, * (1 + cos(2 pi / 3)) / 2
+# A cosine over three steps from a peak of 0.02: 0.02 * (1 + cos(0)) / 2, * (1 + cos(pi / 3)) / 2, * (1 + cos(2 pi / 3))
+# / 2
 COSINE = [0.02, 0.015, 0.005]
 # One epoch of warm-up at 0.004, then a cosine that is as long as all four epochs: (1 + cos(pi / 4)) / 2 = 0.853553
 WARM = [0.004, 0.02, 0.02 * 0.853553, 0.02 * 0.5]
@@ -90,7 +91,11 @@ def test_tip_adapter_fs_cosine_is_as_long_as_all_steps_of_all_epochs(fit):
     rates = [0.02 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
     [keys] = adam(lambda keys: cross_entropy(logits(image, keys), [0]), [images], rates, 0.4, True, eps=0.05)
     fitted = fit(
-        "TipAdapterF", bank_of(images, labels, TEXT, scale=TAU), **TIP | {"EPOCHS": [["", 2]]}, BATCH_SIZE=2, SEARCH=False
+        "TipAdapterF",
+        bank_of(images, labels, TEXT, scale=TAU),
+        **TIP | {"EPOCHS": [["", 2]]},
+        BATCH_SIZE=2,
+        SEARCH=False,
     )
     assert fitted.steps == 4
     assert_close(logits_of(fitted), logits(PROBES, keys))

@@ -22,7 +22,9 @@ def bank_of_shots(*shots: int, dataset: str = "Tiny"):
     return bank_of([AXES[0]] * len(labels), labels, AXES, dataset=dataset)
 
 
-@pytest.mark.parametrize(("shots", "expected"), [((1, 1), 10), ((3, 2), 10), ((2, 4), 20), ((15, 1), 20), ((16, 0), 30)])
+@pytest.mark.parametrize(
+    ("shots", "expected"), [((1, 1), 10), ((3, 2), 10), ((2, 4), 20), ((15, 1), 20), ((16, 0), 30)]
+)
 def test_by_shots_takes_the_row_that_the_largest_class_reaches_whatever_their_order(shots, expected):
     rows = [[16, 30], [1, 10], [4, 20]]
     assert by_shots("EPOCHS", rows, bank_of_shots(*shots)) == expected
@@ -73,9 +75,9 @@ class TwoBatches:
 
 
 def test_every_step_goes_down_its_own_gradient_at_the_rate_of_the_schedule():
-    # The loss is 2 w + 4 v in the first batch of an epoch and 2 w - v in the second. The rate is the peak divided by the
-    # number of the step, so over four steps w falls by 2 * 0.6 * (1 + 1/2 + 1/3 + 1/4) = 2.5,
-    # and v by 0.3 * (4 - 1/2 + 4/3 - 1/4) = 1.375.
+    # The loss is 2 w + 4 v in the first batch of an epoch and 2 w - v in the second. The rate is the peak divided by
+    # the number of the step, so over four steps w falls by 2 * 0.6 * (1 + 1/2 + 1/3 + 1/4) = 2.5, and v by 0.3 * (4 -
+    # 1/2 + 4/3 - 1/4) = 1.375.
     w, v = (torch.tensor(1.0, requires_grad=True) for _ in range(2))
     optimizer = torch.optim.SGD([{"params": [w], "lr": 0.6}, {"params": [v], "lr": 0.3}])
     data, done = TwoBatches(), []

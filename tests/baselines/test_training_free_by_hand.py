@@ -67,10 +67,10 @@ def refined(share: float, weights: list[float], images: bool) -> list[int]:
 
 
 def test_ape_scores_channels_by_the_products_of_different_classes_and_the_variance_of_the_text():
-    # Products of the texts: 0.25, -0.25, 0.25, -0.25; variances 0, 0.5, 0, 0.5.
-    # With the images: class 0 has 0.5 and 1 in channel 0, class 1 has 0.5 and 0; the mean product over the four pairs is
-    # 1.5 * 0.5 / 4 = 0.1875. In channel 2 class 0 has 0.5 and 0, class 1 has 0.5 and -1: 0.5 * -0.5 / 4 = -0.0625. In
-    # channels 1 and 3: 0.5 * -0.5 / 4 = -0.0625.
+    # Products of the texts: 0.25, -0.25, 0.25, -0.25; variances 0, 0.5, 0, 0.5. With the images: class 0 has 0.5 and 1
+    # in channel 0, class 1 has 0.5 and 0; the mean product over the four pairs is 1.5 * 0.5 / 4 = 0.1875. In channel 2
+    # class 0 has 0.5 and 0, class 1 has 0.5 and -1: 0.5 * -0.5 / 4 = -0.0625. In channels 1 and 3: 0.5 * -0.5 / 4 =
+    # -0.0625.
     assert set(refined(0.5, [1.0, 0.0], images=False)) == {1, 3}
     assert 0 not in refined(0.75, [1.0, 0.0], images=True)
     assert refined(1.0, [1.0, 0.0], images=True)[-1] == 0
@@ -85,8 +85,9 @@ def probe_options(**changed: object) -> CfgNode:
 
 
 def test_the_linear_probe_halves_the_decades_around_the_best_power_of_ten():
-    # The best C is 10^1.3. Of 2, 0 and -2 in powers of ten, 2 is nearest, so the ends are 1 and 3, which are 0.3 and 1.7
-    # off: the right end moves to 2. The ends 1 and 2 are 0.3 and 0.7 off: the right end moves to 1.5, which is not asked.
+    # The best C is 10^1.3. Of 2, 0 and -2 in powers of ten, 2 is nearest, so the ends are 1 and 3, which are 0.3 and
+    # 1.7 off: the right end moves to 2. The ends 1 and 2 are 0.3 and 0.7 off: the right end moves to 1.5, which is not
+    # asked.
     asked = []
 
     def accuracy(c: float) -> float:
@@ -101,7 +102,8 @@ def test_the_linear_probe_halves_the_decades_around_the_best_power_of_ten():
 
 
 def test_the_linear_probe_moves_the_left_end_where_the_right_one_is_better():
-    # Best at 10^2.6: the ends 1 and 3 are 1.6 and 0.4 off, then 2 and 3 are 0.6 and 0.4 off, then 2.5 and 3: 0.1 and 0.4
+    # Best at 10^2.6: the ends 1 and 3 are 1.6 and 0.4 off, then 2 and 3 are 0.6 and 0.4 off, then 2.5 and 3: 0.1 and
+    # 0.4
     asked = []
 
     def accuracy(c: float) -> float:
