@@ -66,12 +66,12 @@ def sample(items: list[WorkItem], count: int, seed: int) -> list[WorkItem]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.mutation.sample", description=__doc__)
-    parser.add_argument("session", help="file that `cosmic-ray init` has written")
+    parser.add_argument("session", help="file that `cosmic-ray init` has written; its skipped mutants are left out")
     parser.add_argument("--count", type=int, default=100, help="how many mutants are kept")
     parser.add_argument("--seed", type=int, default=15, help="decides which")
     arguments = parser.parse_args()
     with use_db(arguments.session) as session:
-        kept = sample(list(session.work_items), arguments.count, arguments.seed)
+        kept = sample(list(session.pending_work_items), arguments.count, arguments.seed)
         session.clear()
         session.add_work_items(kept)
     sys.stdout.write(f"{len(kept)} mutants are left in {arguments.session}\n")
