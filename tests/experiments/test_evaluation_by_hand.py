@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +12,11 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.experiments import evaluation
+from trainers.hegraph.datasets import Dataset
+from trainers.hegraph.experiments import evaluation, image_task
 from trainers.hegraph.experiments.elsewhere import match_classes, score_targets
 from trainers.hegraph.experiments.outcome import Outcome
+from trainers.hegraph.experiments.run import run
 from trainers.hegraph.experiments.tasks import bank_class_ids
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.classifier import FoldedClassifier
@@ -353,3 +356,98 @@ def test_a_bank_of_another_data_set_or_without_test_images_is_refused(tiny_bank,
 def test_two_classes_of_one_name_are_told_apart_by_their_position(tiny_bank):
     twice = replace(load_bank(tiny_bank), classnames=["crane", "bee", "crane"])
     assert bank_class_ids(twice) == ("0: crane", "1: bee", "2: crane")
+
+
+# The data and the record of a test
+
+
+def test_the_test_images_are_those_of_the_data_set_alone():
+    data = evaluation.test_images(load_cfg(opts=["DATASET.NAME", "Digits", "DATASET.SUBSAMPLE_CLASSES", "new"]))
+    assert (data.train, data.val) == ([], [])
+    assert list(data.classnames) == ["five", "six", "seven", "eight", "nine"]
+    assert len(data.test) == 899 - 448  # the other half has 448
+    with pytest.raises(UserError, match="no data: give --dataset-config-file"):
+        evaluation.test_images(load_cfg())
+
+
+@pytest.mark.parametrize(("seed", "used"), [(-1, 0), (0, 0), (1, 1), (4, 4)])
+def test_a_data_set_is_loaded_by_name_root_and_a_seed_that_is_not_negative(monkeypatch, seed, used):
+    asked = []
+
+    def load_dataset(*arguments):
+        asked.append(arguments)
+        raise UserError("seen")
+
+    monkeypatch.setattr(evaluation, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match="seen"):
+        evaluation.test_images(load_cfg(opts=["DATASET.NAME", "Digits", "DATASET.ROOT", "there", "SEED", seed]))
+    assert asked == [("Digits", "there", used)]
+
+
+def test_files_that_are_missing_are_found_before_anything_is_encoded(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Dataset, "check_files", lambda dataset: asked.append((dataset.name, len(dataset.train))))
+    evaluation.test_images(load_cfg(opts=["DATASET.NAME", "Digits"]))
+    assert asked == [("Digits", 0)]
+
+
+@pytest.fixture
+def trained(tiny_bank, tmp_path):
+    """The output folder of a run of zero-shot CLIP on the tiny bank, and the record of that run."""
+    return tmp_path / "trained", run(zero_shot(tmp_path / "trained"), tiny_bank)
+
+
+def zero_shot(out: Path, *opts: object):
+    common = ["OUTPUT_DIR", str(out), "DATASET.NUM_SHOTS", 2, "SEED", 3, "TRAINER.NAME", "ZeroShot"]
+    return load_cfg(method=("ZeroShot", {}), opts=[*common, *opts])
+
+
+def test_a_test_on_its_own_data_repeats_the_record_of_the_run_and_is_not_done_twice(
+    trained, tiny_bank, tmp_path, monkeypatch
+):
+    folder, record = trained
+    configured = zero_shot(tmp_path / "again", "DATASET.NUM_SHOTS", 1, "SEED", 8)
+    clock, evaluate = [100.0], evaluation.evaluate
+
+    def slow(*arguments):
+        clock[0] += 5
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(evaluation, "evaluate", slow)
+    monkeypatch.setattr(evaluation, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    tested = evaluation.test_model(configured, tiny_bank, folder, None, "cpu")
+    same = ("accuracy", "macro_f1", "shots", "seed", "num_train", "split_hash", "selected_on", "selected", "host")
+    assert {key: tested[key] for key in same} == {key: record[key] for key in same}
+    assert tested["seconds"]["features"] == 5
+    assert not {"rule", "num_classes", "trained_on"} & set(tested)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("tested again"))
+    assert evaluation.test_model(configured, tiny_bank, folder, None, "cpu") == tested
+
+
+def test_the_record_of_a_test_elsewhere_says_the_rule_and_where_the_model_comes_from(trained, tiny_bank, tmp_path):
+    bank = load_bank(tiny_bank)
+    other = replace(bank, dataset="Other", classnames=["elk", "ant", "bee", "cow", "dog"])
+    path = tmp_path / "other.safetensors"
+    other.save(path)
+    tested = evaluation.test_model(zero_shot(tmp_path / "there"), path, trained[0], None, "cpu")
+    assert (tested["dataset"], tested["rule"], tested["num_classes"]) == ("Other", "same classes", 5)
+    assert tested["trained_on"] == "Tiny"
+    # Label 0 is elk now, which the model knows as its class 4, and so on
+    predicted = (bank.test_features @ bank.text_positive.t()).argmax(dim=1)
+    moved = torch.tensor([1, 2, 3, 4, 0])[predicted]
+    assert tested["accuracy"] == 100 * (moved == bank.test_labels).sum().item() / 40
+
+
+def test_images_are_tested_where_no_bank_is_given(trained, tmp_path, monkeypatch):
+    asked = []
+
+    def image_task_of(*arguments):
+        asked.append(arguments)
+        raise UserError("seen")
+
+    monkeypatch.setattr(image_task, "ImageTask", image_task_of)
+    configured = zero_shot(tmp_path / "there", "DATASET.NAME", "Digits", "SEED", 8)
+    with pytest.raises(UserError, match="seen"):
+        evaluation.test_model(configured, None, trained[0], None, "cpu")
+    [(dataset, used, seed, device)] = asked
+    assert (dataset.name, used, seed, device) == ("Digits", configured, 3, "cpu")  # the seed of the model
