@@ -106,7 +106,14 @@ def no_hub(tmp_path, monkeypatch) -> Path:
 
 
 def test_without_network_a_name_of_the_hub_is_one_clear_line_at_once(no_hub, monkeypatch):
-    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("huggingface_hub tries for a minute"))
+    look = hub.snapshot_download
+
+    def look_on_this_machine_only(repository: str, local_files_only: bool = False, **how: object) -> str:
+        if not local_files_only:
+            pytest.fail("huggingface_hub tries for a minute")
+        return look(repository, local_files_only=True, **how)
+
+    monkeypatch.setattr(hub, "snapshot_download", look_on_this_machine_only)
     with pytest.raises(UserError) as caught:
         HeGraphClassifier.from_pretrained("user/shapes")
     message = str(caught.value)
