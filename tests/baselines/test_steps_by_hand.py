@@ -32,7 +32,12 @@ def bank(**changed: object):
 
 
 def logits_of(fitted: FittedMethod) -> Array:
-    return fitted.logits(tensor(PROBES)).double().numpy()
+    """The logits of the probes, which are those of the folded classifier where there is one."""
+    logits = fitted.logits(tensor(PROBES))
+    if fitted.classifier is not None:
+        torch.testing.assert_close(fitted.classifier.logits(tensor(PROBES)), logits, rtol=0, atol=2e-4)
+    assert not logits.requires_grad
+    return logits.double().numpy()
 
 
 def assert_close(found: Array, expected: Array, atol: float = 2e-4) -> None:

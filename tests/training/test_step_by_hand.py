@@ -12,7 +12,7 @@ from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.method.classifier import Logits
 from trainers.hegraph.method.model import HeGraphModel, build_model
 from trainers.hegraph.training.batches import BankBatches, Batch
-from trainers.hegraph.training.loop import AdapterTraining, train_to_end
+from trainers.hegraph.training.loop import AdapterTraining, TrainingSummary, train_to_end
 from trainers.hegraph.training.options import TrainingOptions
 
 IMAGES = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
@@ -211,3 +211,7 @@ def test_training_to_the_end_takes_every_step_of_every_epoch_in_training_mode():
     assert (summary.epochs, summary.steps) == (2, 6)
     assert asked == [0, 1]
     assert modes == [True] * 6
+
+
+def test_a_method_that_was_not_trained_took_no_epochs_no_steps_and_no_time():
+    assert TrainingSummary() == TrainingSummary(epochs=0, steps=0, seconds=0.0)
