@@ -44,6 +44,12 @@ def random_bank(num_classes: int, width: int, shots: int = 16, views: int = 1, t
     )
 
 
+def layer_of_the_paper() -> CfgNode:
+    """A configuration whose six relations all have a `W`, and that has neither noise nor messages in closed form."""
+    node = "TRAINER.HEGRAPHADAPTER"
+    return load_cfg(opts=[f"{node}.TEXT_W", True, f"{node}.NOISE", 0.0, f"{node}.CLOSED_FORM.OMEGA", 0.0])
+
+
 def start_training(bank: FeatureBank, cfg: CfgNode | None = None) -> AdapterTraining:
     """Starts a training on a bank, by default with the default recipe, and brings it to the epoch after warm-up."""
     cfg = cfg or load_cfg()

@@ -28,6 +28,7 @@ ORDER = (
     "models",
     "results",
     "experiments",
+    "sweep",
     "describe",
     "predict",
     "estimator",

@@ -17,7 +17,7 @@ from trainers.hegraph.baselines import METHODS, load_method
 from trainers.hegraph.training.evaluation import score
 from trainers.hegraph.utils.errors import UserError
 
-TRAINED = sorted(set(METHODS) - {"ZeroShot", "TipAdapter", "APE"})
+TRAINED = sorted(set(METHODS) - {"ZeroShot", "TipAdapter", "APE", "GDA", "TIMO", "TIMOS", "ProKeR"})
 # What each chooses on val
 SELECTED = {
     "ZeroShot": set(),
@@ -30,6 +30,11 @@ SELECTED = {
     "ProtoCLIP": {"ALPHA, BETA in training", "EPOCH", "ALPHA, BETA at last"},
     "CoOp": set(),
     "LPPlusPlus": {"STEP"},
+    "CLAP": set(),
+    "GDA": {"ALPHA"},
+    "TIMO": {"ALPHA"},
+    "TIMOS": {"BETA, ALPHA"},
+    "ProKeR": {"BETA, LAMBDA"},
     "APE": {"ALPHA, BETA, GAMMA"},
     "APET": {"ALPHA, BETA"},
 }
@@ -45,6 +50,11 @@ PARAMETERS = {
     "ProtoCLIP": lambda n, k, d: (n + k) * d + 2 * d * (d // 4) + 2 * (d + d // 4),
     "CoOp": lambda n, k, d: 16 * 64,
     "LPPlusPlus": lambda n, k, d: k * (d + 2),
+    "CLAP": lambda n, k, d: k * d,
+    "GDA": lambda n, k, d: 0,
+    "TIMO": lambda n, k, d: 0,
+    "TIMOS": lambda n, k, d: 0,
+    "ProKeR": lambda n, k, d: 0,
     "APE": lambda n, k, d: 0,
     "APET": lambda n, k, d: k * round(d * 800 / 1024) + n,
 }
@@ -168,6 +178,19 @@ def test_runs_by_the_command_line(tiny_bank, tmp_path, name):
         ("CoOp", {"N_CTX": 75}, "N_CTX 75 and the class name 'one.' take 79 tokens, but CLIP reads 77"),
         ("LPPlusPlus", {"BLOCK": 0}, "STEPS must be at least BLOCK, and that 1, got 300 and 0"),
         ("LPPlusPlus", {"MOMENTUM": 2.0}, "lower MOMENTUM"),
+        ("CLAP", {"EPOCHS": 0}, "EPOCHS must be at least 1, got 0"),
+        ("CLAP", {"BATCH_SIZE": 0}, "BATCH_SIZE must be at least 1, got 0"),
+        ("CLAP", {"LR": float("inf")}, "lower LR"),
+        ("GDA", {"CANDIDATES": []}, "CANDIDATES must be a list of one number or more, got []"),
+        ("GDA", {"CANDIDATES": ["much"]}, "CANDIDATES must be a list of one number or more, got ['much']"),
+        ("TIMO", {"CANDIDATES": []}, "CANDIDATES must be a list of one number or more, got []"),
+        ("TIMOS", {"BETA": 0}, "BETA and BETAS must be whole numbers from 1, got 0 and [1, 2]"),
+        ("TIMOS", {"BETAS": [1, 1.5]}, "BETA and BETAS must be whole numbers from 1, got 1 and [1, 1.5]"),
+        ("ProKeR", {"BETA": [[1, 0.0]], "SEARCH": False}, "BETA and LAMBDA must be above 0, got 0.0 and 0.05"),
+        ("ProKeR", {"LAMBDA": [[8, 0.1]]}, "LAMBDA has no row for 4 shots"),
+        ("ProKeR", {"SEARCH_RANGE": [["", [0.5, 3.0]]]}, "a value of SEARCH_RANGE must be 4 numbers, got [0.5, 3.0]"),
+        ("ProKeR", {"SEARCH_RANGE": [["", [0.0, 3.0, 0.1, 1.0]]]}, "BETA and LAMBDA must be above 0, got 0.0 and 0.1"),
+        ("ProKeR", {"SEARCH_STEP": [10, 0]}, "SEARCH_STEP must be whole numbers from 1, got [10, 0]"),
         ("APE", {"CHANNELS": [["", 1.1]]}, "CHANNELS must be a share of the channels"),
         ("APE", {"WEIGHTS": [["", [0.5]]]}, "WEIGHTS must be 2 numbers, got [0.5]"),
         ("APE", {"SEARCH_STEP": [20, 20]}, "SEARCH_STEP must be 3 numbers"),

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
+from yacs.config import CfgNode
 
 from trainers.hegraph.__main__ import main
+from trainers.hegraph.baselines import load_method
+from trainers.hegraph.datasets import select_few_shot
+from trainers.hegraph.features.bank import load_bank
+from trainers.hegraph.training.evaluation import score
 
-# oxford_pets at 4 shots, from the README beside the banks (mean of three seeds; one seed is within two points)
-REFERENCE = {"ZeroShot": 67.87, "TipAdapter": 68.56, "TipAdapterF": 71.21, "TaskRes": 74.29}
+# oxford_pets at 4 shots, from the README beside the older banks (mean of three seeds; one seed is within two points)
+REFERENCE = {"ZeroShot": 67.87, "TipAdapter": 68.56, "TipAdapterF": 71.21}
 # The reference chose nothing on val
 FIXED = {"TipAdapter": ["TRAINER.TIPADAPTER.SEARCH", "False"], "TipAdapterF": ["TRAINER.TIPADAPTERF.SEARCH", "False"]}
+
+
+# What the authors' code reaches on the newer bank oxford_pets at 4 shots, from the README beside it (mean of seeds
+# 1-3), and how far apart we may be: what is in closed form agrees, and what is trained draws other batches
+OFFICIAL = {
+    "TaskRes": (84.3, 0.5),
+    "CLAP": (84.2, 0.5),
+    "GDA": (78.6, 0.06),
+    "TIMO": (81.6, 0.06),
+    "TIMOS": (81.6, 0.06),
+}
+# The same on stanford_cars, which has no val images, so that nothing is chosen
+OFFICIAL_WITHOUT_VAL = {"GDA": (69.9, 0.06), "TIMO": (67.2, 0.06), "TIMOS": (67.2, 0.06)}
 
 
 @pytest.fixture
@@ -33,7 +52,23 @@ def test_the_reference_is_reached(reach, name):
     assert reach(name, *FIXED.get(name, []))["accuracy"] == pytest.approx(REFERENCE[name], abs=tolerance)
 
 
-@pytest.mark.parametrize("name", ["CLIPAdapter", "GraphAdapter", "LPPlusPlus", "APE", "APET"])
+@pytest.mark.parametrize(
+    ("bank", "name", "accuracy", "tolerance"),
+    [("oxford_pets", name, *values) for name, values in OFFICIAL.items()]
+    + [("stanford_cars", name, *values) for name, values in OFFICIAL_WITHOUT_VAL.items()],
+)
+def test_what_the_authors_code_reaches_is_reached(shared, bank, name, accuracy, tolerance):
+    full, method = load_bank(shared / "banks" / f"{bank}.safetensors"), load_method(name)
+    val_labels = [] if full.val_labels is None else full.val_labels.tolist()
+    reached = []
+    for seed in (1, 2, 3):
+        task = full.select(select_few_shot(full.train_labels.tolist(), val_labels, 4, random.Random(seed)))
+        fitted = method.fit(task.without_test(), CfgNode(dict(method.defaults)), seed)
+        reached.append(score(fitted.logits(task.test_features), task.test_labels)["accuracy"])
+    assert sum(reached) / 3 == pytest.approx(accuracy, abs=tolerance)
+
+
+@pytest.mark.parametrize("name", ["CLIPAdapter", "GraphAdapter", "LPPlusPlus", "ProKeR", "APE", "APET"])
 def test_beats_zero_shot_on_real_features(reach, name):
     record = reach(name)
     assert record["accuracy"] > record["accuracy_zero_shot"]

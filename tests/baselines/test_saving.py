@@ -48,8 +48,8 @@ def evaluate_by_command(tiny_bank, tmp_path):
     return run
 
 
-def test_of_all_methods_those_that_change_the_query_cannot_be_saved():
-    assert NOT_SAVED == ["CLIPAdapter", "ProtoCLIP", "APE"]
+def test_of_all_methods_those_that_change_the_query_or_weigh_images_by_class_cannot_be_saved():
+    assert NOT_SAVED == ["CLIPAdapter", "ProtoCLIP", "ProKeR", "APE"]
 
 
 def test_the_cosine_classifier_is_the_text_head(unit_features):

@@ -333,7 +333,9 @@ def test_a_gpu_that_is_not_there_is_refused(data, quick, monkeypatch):
 
 def test_a_rate_that_lets_the_training_diverge_is_reported(data, quick):
     with pytest.raises(UserError, match=r"OPTIM\.LR"):
-        quick(options={"OPTIM.LR": 1e30, "OPTIM.MAX_EPOCH": 30}).fit(data.X, data.y)
+        quick(options={"OPTIM.LR": 1e30, "OPTIM.MAX_EPOCH": 30, "TRAINER.HEGRAPHADAPTER.TEXT_W": True}).fit(
+            data.X, data.y
+        )
 
 
 def test_images_can_be_encoded_anew_in_every_epoch(digits, digit_classifier):
@@ -348,4 +350,4 @@ def test_the_shots_are_those_of_the_largest_class(data):
     rows = np.concatenate([np.flatnonzero(data.y == k)[:n] for k, n in enumerate((1, 2, 4, 2))])
     trained_on = HeGraphClassifier().fit(data.X[rows], data.y[rows]).model_.trained_on
     assert (trained_on.shots, trained_on.num_train) == (4, 9)
-    assert trained_on.config["OPTIM.LR"] == 0.0007  # the row of BY_SHOTS
+    assert trained_on.config["OPTIM.LR"] == 0.00015  # the row of BY_SHOTS

@@ -270,7 +270,7 @@ def test_the_text_classifier_of_a_full_run_is_variant_t(train, record, tmp_path)
 
 
 def test_learnt_meta_path_weights_are_in_the_adapter_and_have_moved(train, tmp_path):
-    assert train("out", f"{NODE}.LEARN_METAPATH", "True") == 0
+    assert train("out", f"{NODE}.LEARN_METAPATH", "True", f"{NODE}.TEXT_W", "True") == 0
     weights = {n: t.item() for n, t in load_file(tmp_path / "out" / "adapter.safetensors").items() if "metapath" in n}
     assert len(weights) == 5
     assert all(min(abs(value - start) for start in (0.06, 0.24, 0.2, 0.1)) > 1e-5 for value in weights.values())
@@ -430,7 +430,7 @@ def test_no_train_stops_before_training(train, tmp_path, capsys):
         (("DATASET.NAME", "Digits"), ("'Tiny'", "'Digits'")),
         (("TRAIN.PRINT_FREQ", "0"), ("TRAIN.PRINT_FREQ",)),
         ((f"{NODE}.FEATURES.MODE", "online"), ("online", "--features")),
-        (("OPTIM.WARMUP_CONS_LR", "1e30", "OPTIM.LR", "1e30"), ("loss", "OPTIM.LR")),
+        (("OPTIM.WARMUP_CONS_LR", "1e30", "OPTIM.LR", "1e30", f"{NODE}.TEXT_W", "True"), ("loss", "OPTIM.LR")),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else None,
 )
@@ -612,7 +612,7 @@ def test_a_read_only_output_folder_is_refused(train, refused, tmp_path):
     ("size", "opts", "file"),
     [
         (100, (), "split.json"),
-        (4500, (), "adapter.safetensors"),
+        (4500, (f"{NODE}.TEXT_W", "True"), "adapter.safetensors"),
         (2500, (f"{NODE}.VARIANT", "base"), "model"),
         (4500, ("TRAIN.CHECKPOINT_FREQ", "1"), "model-epoch1"),
         (8000, ("TRAIN.CHECKPOINT_FREQ", "1"), "checkpoint.pt"),

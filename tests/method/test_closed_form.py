@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
+from trainers.hegraph.method import closed_form
 from trainers.hegraph.method.closed_form import (
     RIDGES,
     class_offsets,
@@ -114,7 +115,8 @@ def test_offsets_make_the_mean_probabilities_the_shares(unit_features):
 
 def test_without_messages_and_with_a_strong_prior_the_free_variant_is_zero_shot(text, keys):
     options = ClosedFormOptions(omega=1e-9, prior=1e9)
-    found = training_free_classifier(keys, LABELS, text, 100.0, options)
+    messages = pass_closed_form_messages(keys, LABELS, text, options.kappa, options.rho)
+    found = training_free_classifier(keys, LABELS, text, 100.0, messages, options)
     assert_close(found.weights, 100 * text, rtol=1e-5, atol=1e-4)
     assert_close(found.bias, torch.zeros(K), rtol=0, atol=1e-4)
     assert found.keys is None
@@ -122,10 +124,49 @@ def test_without_messages_and_with_a_strong_prior_the_free_variant_is_zero_shot(
 
 def test_the_free_variant_adds_omega_times_the_messages(text, keys):
     options = ClosedFormOptions(omega=0.2)
-    found = training_free_classifier(keys, LABELS, text, 50.0, options)
     messages = pass_closed_form_messages(keys, LABELS, text, options.kappa, options.rho)
+    found = training_free_classifier(keys, LABELS, text, 50.0, messages, options)
     offsets = class_offsets(50.0 * keys @ text.t(), LABELS, options.prior)
     queries = F.normalize(keys + 0.1, dim=-1)
     mean = messages.mean.float()
     expected = 50.0 * queries @ text.t() + offsets + 0.2 * 50.0 * (queries - mean) @ messages.weights.t()
     assert_close(found.logits(queries), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_the_noise_of_an_image_is_its_deviation_from_a_class_node_made_without_it(text, keys):
+    kappa = 3.0
+    found = pass_closed_form_messages(keys, LABELS, text, kappa=kappa, rho=0.3)
+    for j, label in enumerate(LABELS.tolist()):
+        others = [i for i in range(len(keys)) if LABELS[i] == label and i != j]
+        total = keys[others].double().sum(dim=0) + kappa * found.guess.left_out[label]
+        node = total / (len(others) + kappa)
+        assert_close(found.noise[j].double(), keys[j].double() - node, rtol=1e-5, atol=1e-6)
+
+
+def test_with_more_classes_than_features_the_guess_is_the_same_as_with_all_eigenvectors(unit_features, monkeypatch):
+    many, width = 3 * WIDTH, WIDTH
+    text = unit_features(many, width, seed=11)
+    means = text @ unit_features(width, width, seed=12) + 0.1 * unit_features(many, width, seed=13)
+    few = guess_class_means(text, means)
+
+    def all_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
+        eigenvalues, vectors = torch.linalg.eigh(texts @ texts.t() + constant)
+        return eigenvalues.clamp_min(0), vectors
+
+    monkeypatch.setattr(closed_form, "kernel_eigenvectors", all_eigenvectors)
+    every = guess_class_means(text, means)
+    assert few.dual is not None
+    assert_close(few.left_out, every.left_out)
+    new = unit_features(4, width, seed=14)
+    assert_close(few.of(new), every.of(new))
+
+
+def test_a_new_class_receives_what_a_class_with_its_text_and_no_image_would(text, keys, unit_features):
+    found = pass_closed_form_messages(keys, LABELS, text, kappa=4.0, rho=0.3)
+    new = unit_features(3, WIDTH, seed=21)
+    queries = unit_features(5, WIDTH, seed=22)
+    logits = found.for_new_classes().logits(queries, new)
+    for k, guess in enumerate(found.guess.of(new)):
+        direction = (guess - found.mean) @ found.whitening
+        message = direction / direction.norm() @ found.whitening / found.scale
+        assert_close(logits[:, k].double(), (queries.double() - found.mean) @ message, rtol=1e-4, atol=1e-5)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from trainers.hegraph.method.closed_form import pass_closed_form_messages
 from trainers.hegraph.method.graph import build_graph, class_means
 from trainers.hegraph.method.losses import adapter_losses
-from trainers.hegraph.method.model import HeGraphModel, Logits
+from trainers.hegraph.method.model import HeGraphModel, Logits, shuffled
+from trainers.hegraph.method.options import ClosedFormOptions
 
 LABELS = torch.tensor([3, 0, 2, 1, 0, 2, 2, 3, 1, 0, 2])  # unequal classes in no order
 K, WIDTH, N = 4, 8, len(LABELS)
@@ -65,6 +67,77 @@ def train(model: HeGraphModel, steps: int = 10) -> HeGraphModel:
         sum(losses.values()).backward()
         optimizer.step()
     return model
+
+
+# --- messages in closed form, and without W
+
+
+CLOSED = ClosedFormOptions(kappa=3.0, rho=0.3, omega=0.2, omega_new=0.1)
+
+
+def test_without_w_the_text_node_of_a_class_moves_by_its_own_biases_alone(build):
+    model = build("T", text_weights=False)
+    assert set(model.layers.state_dict()) == {
+        f"bias.{name}" for name in ("positive_to_positive", "visual_to_positive", "negative_to_positive")
+    }
+    assert model.adapt().class_features.equal(model.x_positive)  # a bias starts at zero
+    with torch.no_grad():
+        model.layers.bias["negative_to_positive"][1].fill_(0.3)
+    moved = model.adapt_to_test().class_features - model.x_positive
+    assert_close(moved[1], torch.full((WIDTH,), 0.2 * math.tanh(0.3)))  # ALPHA_NP_TEST does not weigh a bias less
+    assert moved[[k for k in range(K) if k != 1]].count_nonzero() == 0
+
+
+def test_the_visual_relation_keeps_its_w(build):
+    model = build("full", text_weights=False)
+    assert [name for name in model.layers.state_dict() if name.startswith("weight")] == ["weight.visual"]
+
+
+@pytest.mark.parametrize("variant", ["T-P", "T", "full"])
+def test_the_messages_in_closed_form_are_added_when_the_adapter_folds(build, queries, keys, variant):
+    plain, closed = (
+        train(build(variant, text_weights=False, closed_form=options)).fold()
+        for options in (ClosedFormOptions(omega=0.0), CLOSED)
+    )
+    messages = pass_closed_form_messages(keys, LABELS, build(variant).x_positive, kappa=3.0, rho=0.3)
+    expected = 0.2 * 100 * (queries - messages.mean.float()) @ messages.weights.t()
+    assert_close(closed.parts(queries).text - plain.parts(queries).text, expected, rtol=1e-3, atol=1e-3)
+    if variant == "full":
+        assert closed.parts(queries).visual.equal(plain.parts(queries).visual)
+
+
+def test_text_that_hears_of_negative_nodes_alone_receives_no_message_from_images(build):
+    assert build("T-N", text_weights=False, closed_form=CLOSED).fold().bias is None
+
+
+def test_shuffled_messages_reach_another_class(build, text):
+    plain, to_text, to_visual = (
+        build("T", closed_form=CLOSED, shuffle=shuffle).messages
+        for shuffle in ("none", "visual_to_text", "text_to_visual")
+    )
+    others = shuffled(K)
+    assert sorted(others.tolist()) == list(range(K)) and not others.eq(torch.arange(K)).any()
+    assert to_text.weights.equal(plain.weights[others]) and to_text.bias.equal(plain.bias[others])
+    assert to_visual.guess.texts.allclose(plain.guess.texts[others])
+
+
+def test_noise_is_the_deviation_of_one_image_with_either_sign(build, queries):
+    model = build("full", closed_form=CLOSED, noise=0.5)
+    noisy = model.with_noise(queries, torch.Generator().manual_seed(0))
+    rows = model.messages.noise
+    candidates = torch.nn.functional.normalize(queries[:, None] + 0.5 * torch.cat([rows, -rows]), dim=-1)
+    distances = (candidates - noisy[:, None]).norm(dim=-1)
+    assert distances.min(dim=1).values.max() < 1e-5
+    assert len(set(distances.argmin(dim=1).tolist())) > 1
+    assert noisy.equal(model.with_noise(queries, torch.Generator().manual_seed(0)))
+    assert build("full", closed_form=CLOSED).with_noise(queries, torch.Generator()).equal(queries)
+
+
+def test_only_the_text_classifier_sees_the_noise(build, queries):
+    model = build("full", noise=1.0)
+    plain, noisy = model(queries), model(queries, text_queries=queries.flip(0))
+    assert noisy.visual.equal(plain.visual)
+    assert noisy.text.equal(plain.text.flip(0))
 
 
 # --- variants

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from trainers.hegraph.method.graph import build_graph
 from trainers.hegraph.method.model import HeGraphModel
+from trainers.hegraph.method.options import ClosedFormOptions
 from trainers.hegraph.method.transfer import TransferableAdapter
 
 WIDTH, SOURCE, TARGET = 16, 5, 7
@@ -97,3 +98,16 @@ def test_learned_weights_of_the_meta_paths_go_along(trained, target):
     with torch.no_grad():
         model.layers.metapath["positive_to_positive"] += 0.5
     assert not torch.allclose(TransferableAdapter.of(model).class_features(*target), before)
+
+
+@pytest.mark.parametrize("values", [{"text_weights": False}, {"text_weights": True}, {"variant": "free"}])
+def test_new_classes_receive_messages_in_closed_form_at_their_own_weight(trained, target, unit_features, values):
+    closed = ClosedFormOptions(kappa=3.0, omega=0.2, omega_new=0.1)
+    model = trained(closed_form=closed, **values)
+    adapter, queries = TransferableAdapter.of(model), unit_features(6, WIDTH, seed=30)
+    text = 50.0 * queries @ F.normalize(adapter.class_features(*target), dim=-1).t()
+    messages = model.messages.for_new_classes().logits(queries, target[0])
+    found = adapter.logits(queries, *target, 50.0)
+    torch.testing.assert_close(found, text + 0.1 * 50.0 * messages, rtol=1e-4, atol=1e-4)
+    if values != {"text_weights": True}:  # biases stay behind, and there is no W
+        assert adapter.class_features(*target).equal(target[0])

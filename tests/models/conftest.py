@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from trainers.hegraph.method.classifier import FoldedClassifier
-from trainers.hegraph.method.options import ModelOptions
+from trainers.hegraph.method.closed_form import NewClassMessages
+from trainers.hegraph.method.options import ClosedFormOptions, ModelOptions
 from trainers.hegraph.method.transfer import TransferableAdapter
 from trainers.hegraph.models.saved import SavedModel
 from trainers.hegraph.models.schema import Backbone, Preprocessing, Prompts, Scores, TrainedOn
@@ -43,7 +44,14 @@ def saved_model(unit_features: Callable[..., Tensor]) -> Callable[..., SavedMode
             "preprocessing": Preprocessing(size=[32, 32], mean=[0.5] * 3, std=[0.2] * 3, transform="Compose(...)"),
             "prompts": Prompts(positive=[[["an ant"], ["a bee"], ["a crane"]]], negative=[["no ant"], ["no bee"], []]),
             "transfer": TransferableAdapter(
-                ModelOptions(), {f"weight.{name}": torch.eye(WIDTH) for name in ("positive", "negative", "visual")}
+                ModelOptions(closed_form=ClosedFormOptions(omega=0.1, omega_new=0.05)),
+                {f"weight.{name}": torch.eye(WIDTH) for name in ("positive", "negative", "visual")},
+                NewClassMessages(
+                    matrix=torch.eye(WIDTH),
+                    offset=torch.linspace(0, 1, WIDTH),
+                    whitening=2 * torch.eye(WIDTH),
+                    mean=torch.full((WIDTH,), 0.1),
+                ),
             ),
             "transfer_rule": "adapter",
             "trained_on": TrainedOn(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.models.folder import CARD, CONFIG, TENSORS, find_model_folder, load_model, save_model
 from trainers.hegraph.models.saved import SavedModel
@@ -68,6 +69,8 @@ def test_all_that_was_saved_is_read_again(folder, saved_model):
     assert read.transfer.options == written.transfer.options
     for name, value in written.transfer.parameters.items():
         assert torch.equal(read.transfer.parameters[name], value)
+    for field in fields(NewClassMessages):
+        assert torch.equal(getattr(read.transfer.messages, field.name), getattr(written.transfer.messages, field.name))
 
 
 def test_predictions_from_the_folder_are_those_in_memory_where_float16_holds_the_keys(
@@ -331,6 +334,9 @@ def test_a_deep_value_in_a_free_entry_is_read_or_refused(folder, depth):
         ({"labels": None}, "lacks labels"),
         ({"keys": None, "labels": None}, "lacks keys, labels"),
         ({"transfer__weight.negative": None}, "lacks transfer.weight.negative"),
+        ({"transfer__messages.matrix": None}, "lacks transfer.messages.matrix"),
+        ({"transfer__messages.mean": torch.zeros(7)}, "transfer.messages.mean has shape [7], but config.json says [8]"),
+        ({"transfer__messages.extra": torch.zeros(8, 8)}, "holds an unknown tensor 'transfer.messages.extra'"),
         ({"extra": torch.zeros(1)}, "holds an unknown tensor 'extra'"),
         ({"transfer__extra": torch.zeros(1)}, "holds an unknown tensor 'transfer.extra'"),
         ({"weights": torch.zeros(2, 8)}, "weights has shape [2, 8], but config.json says [3, 8]"),
@@ -366,7 +372,7 @@ def test_a_damaged_tensor_is_named(folder, changes, expected):
 
 def test_tensors_of_a_transfer_without_its_rule_are_unknown(folder):
     change_config(folder, ("transfer", "rule"), "none")
-    assert "holds an unknown tensor 'transfer.weight" in refused(folder)
+    assert "holds an unknown tensor 'transfer." in refused(folder)
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def in_one_moment(state: dict) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda state: state["model"]["layers.weight.positive"].zero_(),
+        lambda state: state["model"]["layers.weight.visual"].zero_(),
         in_one_moment,
         lambda state: state.update(epoch=-1),
         lambda state: state["optimizer"]["param_groups"][0].update(lr=1.0),

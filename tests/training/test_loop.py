@@ -64,9 +64,12 @@ def same(one: HeGraphModel, other: HeGraphModel) -> bool:
 # The schedule of `schedule.py`, for every parameter group
 
 
-@pytest.mark.parametrize(("meant_for", "factor"), [(0, 1), (WIDTH, 1), (4 * WIDTH, 2)])
-def test_every_parameter_group_follows_the_schedule_from_its_own_peak(setup, monkeypatch, meant_for, factor):
-    """Where OPTIM.LR is meant for wider features, the rates of the text relations are larger by the root."""
+@pytest.mark.parametrize(
+    ("meant_for", "scale", "factor"), [(0, 0, 1), (WIDTH, 0, 1), (4 * WIDTH, 0, 2), (0, 100, 1), (0, 300, 3)]
+)
+def test_every_parameter_group_follows_the_schedule_from_its_own_peak(setup, monkeypatch, meant_for, scale, factor):
+    """Where OPTIM.LR is meant for wider features, the rates of the text relations are larger by the root; where it is
+    meant for a larger logit scale, they are larger by the quotient."""
     seen = []
     step = torch.optim.AdamW.step
     monkeypatch.setattr(
@@ -75,7 +78,7 @@ def test_every_parameter_group_follows_the_schedule_from_its_own_peak(setup, mon
         lambda self: (seen.append([group["lr"] for group in self.param_groups]), step(self))[1],
     )
     rates = ("OPTIM.LR", 0.1, f"{NODE}.WEIGHT_LR_MULT", 0.5, f"{NODE}.VISUAL_LR", 0.03)
-    setup.fit(*rates, f"{NODE}.LR_WIDTH", meant_for)
+    setup.fit(*rates, f"{NODE}.LR_WIDTH", meant_for, f"{NODE}.LR_TAU", scale, f"{NODE}.TEXT_W", True)
     assert len(seen) == EPOCHS * 4
     peaks = [0.1 * factor, 0.05 * factor, 0.03]
     for index, rates in enumerate(seen):

@@ -27,6 +27,7 @@ from .utils.errors import UserError, report, show_messages, unknown
 
 # Sub-command -> what it is for. Each is a folder of this package whose `__main__.py` has a `main` as this file has.
 SUBCOMMANDS = {
+    "sweep": "do many runs: data sets, methods, shots, seeds",
     "results": "tables, figures and pages made from the records of runs",
     "datasets": "say what is missing of a data set, or download it",
     "features": "turn a Tip-Adapter cache into a feature bank",

@@ -12,7 +12,7 @@ import math
 from yacs.config import CfgNode as CN
 
 from .features.options import EncodingOptions
-from .method.options import VARIANTS, ClosedFormOptions, ModelOptions
+from .method.options import SHUFFLES, VARIANTS, ClosedFormOptions, ModelOptions
 from .method.relations import metapath_defaults
 from .training.options import TrainingOptions
 from .utils.rows import values_up_to
@@ -22,6 +22,7 @@ CHOICES = {
     "TRAINER.HEGRAPHADAPTER.ACTIVATION": ("tanh", "relu", "identity"),
     "TRAINER.HEGRAPHADAPTER.WEIGHT_PER": ("target", "relation"),
     "TRAINER.HEGRAPHADAPTER.WEIGHT_INIT": ("identity", "xavier", "zero"),
+    "TRAINER.HEGRAPHADAPTER.SHUFFLE": SHUFFLES,
     "TRAINER.HEGRAPHADAPTER.FEATURES.MODE": ("bank", "online"),
     "TRAINER.HEGRAPHADAPTER.PROMPTS.SOURCE": ("auto", "templates", "descriptions", "both"),
     "TRAINER.HEGRAPHADAPTER.PREC": ("fp32", "fp16", "amp"),
@@ -40,17 +41,21 @@ OF_THE_BACKBONE = ("INPUT.SIZE", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
 # Keys that may be left open, and are then filled from BY_DATASET and BY_SHOTS. "Open" is a value, so that it also works
 # for a configuration that Dassl has merged and frozen: what anybody set, in a file or on the command line, stays.
 OPEN = -1
-FILLABLE = ("OPTIM.LR", "OPTIM.MAX_EPOCH", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "TRAINER.HEGRAPHADAPTER.VISUAL_LR")
-# Few shots overfit in few steps. At one shot, leaving out an image's own key leaves its class without any, so that the
-# visual loss can teach little. Chosen on validation data; docs/results.md says how.
+NODE = "TRAINER.HEGRAPHADAPTER"
+FILLABLE = ("OPTIM.LR", "OPTIM.MAX_EPOCH", f"{NODE}.MIN_STEPS", f"{NODE}.VISUAL_LR", f"{NODE}.ALPHA_C")
+# Few shots overfit at large rates. At one shot, leaving out an image's own key leaves its class without any, so that
+# the visual loss can teach little. Chosen on validation data; docs/trials.md says how.
 BY_SHOTS = tuple(
-    (shots, ["OPTIM.LR", lr, "TRAINER.HEGRAPHADAPTER.MIN_STEPS", steps, "TRAINER.HEGRAPHADAPTER.VISUAL_LR", visual_lr])
-    for shots, lr, steps, visual_lr in (
-        (1, 0.0005, 30, 0.002),
-        (2, 0.0005, 120, 0.02),
-        (4, 0.0007, 160, 0.02),
-        (8, 0.0015, 140, 0.02),
-        (16, 0.003, 100, 0.02),
+    (
+        shots,
+        ["OPTIM.LR", lr, f"{NODE}.MIN_STEPS", steps, f"{NODE}.VISUAL_LR", visual_lr, f"{NODE}.ALPHA_C", alpha_c],
+    )
+    for shots, lr, steps, visual_lr, alpha_c in (
+        (1, 0.0001, 100, 0.0006, 8.0),
+        (2, 0.0001, 240, 0.01, 8.0),
+        (4, 0.00015, 320, 0.01, 4.0),
+        (8, 0.0006, 280, 0.01, 4.0),
+        (16, 0.0012, 200, 0.01, 4.0),
     )
 )
 TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
@@ -142,6 +147,9 @@ def extend_cfg(cfg: CN) -> None:
 
     # The layer
     node.ACTIVATION = "tanh"  # tanh, relu, identity
+    # Whether messages to text nodes have a W. Without one, a message is the bias of its class and relation, and what
+    # other classes say arrives in closed form alone. True is the paper's layer
+    node.TEXT_W = False
     node.BIAS = True  # a trainable bias per class and relation
     node.WEIGHT_PER = "target"  # one W per target node type, or one per relation
     node.WEIGHT_INIT = "identity"  # identity, xavier, zero
@@ -149,10 +157,28 @@ def extend_cfg(cfg: CN) -> None:
     # moves each entry of a feature by about the rate, which turns a unit vector by sqrt(d) times as much. 0: the same
     # at any width
     node.LR_WIDTH = 512
+    # The logit scale that OPTIM.LR is meant for. At scale tau the rate is OPTIM.LR * LR_TAU / tau, which moves the
+    # logits alike. 0: the same at any scale
+    node.LR_TAU = 100.0
     node.WEIGHT_LR_MULT = 0.1  # learning rate of W as a multiple of OPTIM.LR, which is that of the biases
     node.VISUAL_LR = float(OPEN)  # learning rate of the visual relation; filled by shots
 
-    # Messages in closed form, of the variant free (method/closed_form.py); rows [from this many shots, value]
+    # Within-class noise of training: a query is moved by another image's deviation from its class node, times NOISE.
+    # 0: none
+    node.NOISE = 1.0
+
+    # Messages in closed form from visual to text nodes (method/closed_form.py), added to the trained text classifier
+    node.CLOSED_FORM = CN()
+    node.CLOSED_FORM.OMEGA = 0.1  # weight of the messages in the logits; 0: none, as in the paper
+    node.CLOSED_FORM.OMEGA_NEW = 0.05  # the same for classes without images (base to new, other data sets)
+    node.CLOSED_FORM.KAPPA = 4.0  # how many images of a class its text counts as
+    node.CLOSED_FORM.RHO = 0.3  # strength of the covariance's ridge, times feature width over images
+
+    # A control of the ablation: the messages in closed form of one relation, or the negative text nodes, go to wrong
+    # classes; none, text_to_visual, visual_to_text, negative
+    node.SHUFFLE = "none"
+
+    # The variant free: the same messages beside zero-shot CLIP, and no training; rows [from this many shots, value]
     node.FREE = CN()
     node.FREE.KAPPA = [[1, 4.0], [2, 2.0]]  # how many images of a class its text counts as
     node.FREE.RHO = 0.3  # strength of the covariance's ridge, times feature width over images
@@ -162,14 +188,14 @@ def extend_cfg(cfg: CN) -> None:
     # The classifiers (Eq. 7-9)
     node.GAMMA = 1.0  # weight of the visual bias in the cached features (Eq. 6)
     node.BETA_C = 1.0  # sharpness of the cache affinities
-    node.ALPHA_C = 8.0  # weight of the visual logits in the prediction
+    node.ALPHA_C = float(OPEN)  # weight of the visual logits in the prediction; filled by shots
     node.LAMBDA = 1.0  # weight of the visual loss in the total
     node.LOSS_SCALE = 100.0  # factor on the visual logits inside the visual loss
     node.LEAVE_ONE_OUT = True  # whether, in training, an image does not match its own cached feature
 
     # Training takes MAX_EPOCH epochs, but at least so many steps: small data sets have few steps per epoch
     node.MIN_STEPS = OPEN  # filled by shots
-    # These rows fill the keys that are left at -1 (OPTIM.LR, OPTIM.MAX_EPOCH, MIN_STEPS, VISUAL_LR):
+    # These rows fill the keys that are left at -1 (OPTIM.LR, OPTIM.MAX_EPOCH, MIN_STEPS, VISUAL_LR, ALPHA_C):
     # [data set, [KEY, VALUE, ...]] and [from this many shots, [KEY, VALUE, ...]]. The first row that has the key wins:
     # the row of the data set, then that of data set "*", then the last row with at most the run's shots.
     node.BY_DATASET = []
@@ -203,20 +229,25 @@ def model_options(cfg: CN) -> ModelOptions:
         activation=node.ACTIVATION,
         weight_per=node.WEIGHT_PER,
         weight_init=node.WEIGHT_INIT,
+        text_weights=node.TEXT_W,
         bias=node.BIAS,
         gamma=node.GAMMA,
         beta_c=node.BETA_C,
         alpha_c=node.ALPHA_C,
         closed_form=closed_form_options(cfg),
+        noise=node.NOISE,
+        shuffle=node.SHUFFLE,
     )
 
 
 def closed_form_options(cfg: CN) -> ClosedFormOptions:
-    """The constants of messages in closed form that hold for the configured shots."""
-    free = cfg.TRAINER.HEGRAPHADAPTER.FREE
+    """The constants of messages in closed form that hold for the configured variant and shots."""
+    free, trained = cfg.TRAINER.HEGRAPHADAPTER.FREE, cfg.TRAINER.HEGRAPHADAPTER.CLOSED_FORM
+    if cfg.TRAINER.HEGRAPHADAPTER.VARIANT != "free":
+        return ClosedFormOptions(trained.KAPPA, trained.RHO, trained.OMEGA, trained.OMEGA_NEW)
     shots = math.inf if cfg.DATASET.NUM_SHOTS == -1 else cfg.DATASET.NUM_SHOTS
     kappa, omega = (values_up_to(rows, shots)[-1] for rows in (free.KAPPA, free.OMEGA))
-    return ClosedFormOptions(kappa=kappa, rho=free.RHO, omega=omega, prior=free.PRIOR)
+    return ClosedFormOptions(kappa, free.RHO, omega, trained.OMEGA_NEW, free.PRIOR)
 
 
 def training_options(cfg: CN) -> TrainingOptions:
@@ -225,6 +256,7 @@ def training_options(cfg: CN) -> TrainingOptions:
     return TrainingOptions(
         learning_rate=optim.LR,
         lr_width=node.LR_WIDTH,
+        lr_tau=node.LR_TAU,
         weight_lr_mult=node.WEIGHT_LR_MULT,
         visual_lr=node.VISUAL_LR,
         weight_decay=optim.WEIGHT_DECAY,

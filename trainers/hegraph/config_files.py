@@ -61,6 +61,13 @@ def load_cfg(
     return _complete(cfg)
 
 
+def is_filled(cfg: CN, key: str) -> bool:
+    """Whether a key has the value that BY_DATASET and BY_SHOTS give it where nobody sets it."""
+    rows = [dict(zip(pairs[0::2], pairs[1::2])) for pairs in _matching_rows(cfg)]
+    values = [row[key] for row in rows if key in row]
+    return bool(values) and _get(cfg, key) == values[0]
+
+
 def add_method(cfg: CN, name: str, defaults: dict) -> None:
     """Adds the options of another method as `cfg.TRAINER.<NAME>`, unless CoOp or Dassl has such a node."""
     if name.upper() not in cfg.TRAINER:
@@ -127,7 +134,8 @@ def check_cfg(cfg: CN) -> None:
         if _get(cfg, key) < 1:
             raise UserError(f"{key} must be at least 1, got {_get(cfg, key)}")
     not_negative = ("OPTIM.LR", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_CONS_LR", "TRAIN.CHECKPOINT_FREQ")
-    ours = ("LAMBDA", "BETA_C", "MIN_STEPS", "LR_WIDTH", "WEIGHT_LR_MULT", "VISUAL_LR", "LOSS_SCALE")
+    ours: tuple[str, ...] = ("LAMBDA", "BETA_C", "MIN_STEPS", "LR_WIDTH", "LR_TAU", "WEIGHT_LR_MULT", "VISUAL_LR")
+    ours += ("LOSS_SCALE", "NOISE", "CLOSED_FORM.OMEGA", "CLOSED_FORM.OMEGA_NEW")
     for key in (*not_negative, *(f"TRAINER.HEGRAPHADAPTER.{name}" for name in ours)):
         if _get(cfg, key) < 0:
             raise UserError(f"{key} must not be negative, got {_get(cfg, key)}")
@@ -141,9 +149,9 @@ def check_cfg(cfg: CN) -> None:
         check_rows(f"FREE.{name}", rows, int, "[from this many shots, number]", is_positive)
         if not rows or min(row[0] for row in rows) > 1:
             raise UserError(f"TRAINER.HEGRAPHADAPTER.FREE.{name} must have a row from 1 shot on, got {rows}")
-    for name in ("RHO", "PRIOR"):
-        if not cfg.TRAINER.HEGRAPHADAPTER.FREE[name] > 0:
-            raise UserError(f"TRAINER.HEGRAPHADAPTER.FREE.{name} must be above 0")
+    for key in ("FREE.RHO", "FREE.PRIOR", "CLOSED_FORM.RHO", "CLOSED_FORM.KAPPA"):
+        if not _get(cfg.TRAINER.HEGRAPHADAPTER, key) > 0:
+            raise UserError(f"TRAINER.HEGRAPHADAPTER.{key} must be above 0")
     check_rows("SELECT", cfg.TRAINER.HEGRAPHADAPTER.SELECT, str, "[str, [VALUE, ...]]", is_list)
     scale = cfg.INPUT.RRCROP_SCALE
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:

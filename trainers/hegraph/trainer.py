@@ -163,19 +163,25 @@ class FeatureTrainer(TrainerX):
         folder.finish(record, outcome, bank.classnames, model)
         return record
 
-    def begin_training(self) -> bool:
-        """Prepares the training, unless the run is finished; returns whether it goes on.
+    def train(self) -> None:
+        """Trains, tests and writes the record, unless the run is finished.
 
         Raises:
-            UserError: If the data set has no training images, or the folder holds another run.
+            UserError: If the data set has no training images, or the folder holds another run or is in use.
         """
         if self.folder.finished() is not None:
-            return False
+            return
         check_trainable(self.stored)
         self.task.prepare()
-        self.folder.begin()
-        self.encode()
-        return True
+        with self.folder.locked():
+            if self.folder.finished() is None:  # another process may have finished it just now
+                self.folder.begin()
+                self.encode()
+                self.fit_and_test()
+
+    def fit_and_test(self) -> None:
+        """Trains and tests, in a folder that is this process's own and with features at hand."""
+        raise NotImplementedError
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Loads the model of a finished run, to test it on the images that were selected here.
@@ -200,10 +206,11 @@ class FeatureTrainer(TrainerX):
         """Dassl's evaluator on what a loaded model says; also writes our record. Returns the accuracy in percent."""
         record = self.folder.finished()
         if record is None:
-            started = time.monotonic()
-            tested = evaluate(saved, self.task, self.device.type)
-            self.judge(tested.outcome)
-            record = write_test(tested, saved, self.settings, self.folder, "dassl", started)
+            with self.folder.locked():
+                started = time.monotonic()
+                tested = evaluate(saved, self.task, self.device.type)
+                self.judge(tested.outcome)
+                record = write_test(tested, saved, self.settings, self.folder, "dassl", started)
         return record["accuracy"]
 
     def judge(self, outcome: Outcome) -> None:
@@ -221,9 +228,7 @@ class HeGraphAdapter(FeatureTrainer):
         UserError: On anything that the user can mend.
     """
 
-    def train(self) -> None:
-        if not self.begin_training():
-            return
+    def fit_and_test(self) -> None:
         keep_freed_memory()
         self.model = new_model(self.bank, self.settings, self.seed)
         self.trained = TrainedAdapter(self.model)
@@ -238,7 +243,7 @@ class HeGraphAdapter(FeatureTrainer):
             self.max_epoch = training.epochs
             self.train_loader_x = EpochBatches(training)
             self._optims["hegraph"] = training.optimizer  # Dassl reads the rate that it prints from there
-        super().train()
+        TrainerX.train(self)
 
     @property
     def training(self) -> AdapterTraining:
@@ -292,9 +297,7 @@ class MethodTrainer(FeatureTrainer):
         UserError: On anything that the user can mend.
     """
 
-    def train(self) -> None:
-        if not self.begin_training():
-            return
+    def fit_and_test(self) -> None:
         method = load_method(self.settings.TRAINER.NAME)
         self.outcome = fit_method(method, self.task, self.bank, self.settings, self.seed)
         self.test()

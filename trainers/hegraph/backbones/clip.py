@@ -81,12 +81,16 @@ class Backbone:
     def encode_images(self, images: Tensor) -> Tensor:
         """Images `[B, 3, H, W]` to unit-norm float32 features `[B, d]` on the CPU."""
         dtype = torch.float16 if self.precision == "fp16" else None
-        return self._unit_features(self.model.encode_image, [images.to(device=self.device, dtype=dtype)])
+        return self._features(self.model.encode_image, [images.to(device=self.device, dtype=dtype)])
 
-    def encode_text(self, sentences: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Sentences to unit-norm float32 features `[S, d]` on the CPU; `batch_size` sentences at a time."""
+    def encode_text(self, sentences: Sequence[str], batch_size: int = 256, normalize: bool = True) -> Tensor:
+        """Sentences to unit-norm float32 features `[S, d]` on the CPU; `batch_size` sentences at a time.
+
+        Without `normalize` the features keep the norm that the text tower gives them.
+        """
         batches = [list(sentences[i : i + batch_size]) for i in range(0, len(sentences), batch_size)]
-        return self._unit_features(self.model.encode_text, [self.tokenizer(b).to(self.device) for b in batches])
+        tokens = [self.tokenizer(batch).to(self.device) for batch in batches]
+        return self._features(self.model.encode_text, tokens, normalize)
 
     def context_tokens(self, sentences: Sequence[str], length: int) -> Tensor:
         """Tokens for `encode_with_context`, shape `[S, 77]`, on the model's device.
@@ -150,10 +154,13 @@ class Backbone:
         return torch.autocast(self.device.type, torch.float16) if self.precision == "amp" else nullcontext()
 
     @torch.no_grad()
-    def _unit_features(self, encode: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Tensor:
+    def _features(
+        self, encode: Callable[[Tensor], Tensor], batches: Sequence[Tensor], normalize: bool = True
+    ) -> Tensor:
         with self._autocast():
             features = torch.cat([encode(batch) for batch in batches])
-        return F.normalize(features.float(), dim=-1).cpu()
+        features = features.float()
+        return (F.normalize(features, dim=-1) if normalize else features).cpu()
 
     def training_transform(self, names: Sequence[str], crop_scale: Sequence[float], interpolation: str) -> T.Compose:
         """The augmentation of training images, CoOp's by default.

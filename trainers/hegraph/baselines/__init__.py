@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .declared import read_declared
+
 if TYPE_CHECKING:
     from .base import Method
 
@@ -23,6 +25,11 @@ METHODS: dict[str, str] = {
     "GraphAdapter": "graph_adapter",
     "ProtoCLIP": "proto_clip",
     "LPPlusPlus": "lp_plus_plus",
+    "CLAP": "clap",
+    "GDA": "gda",
+    "TIMO": "timo",
+    "TIMOS": "timo_s",
+    "ProKeR": "proker",
     "APE": "ape",
     "APET": "ape_t",
 }
@@ -35,4 +42,15 @@ def load_method(name: str) -> Method:
 
 def method_options(name: str) -> tuple[str, dict[str, Any]] | None:
     """Name and default options of a method, as `load_cfg` takes them; None for HeGraphAdapter, which has its own."""
-    return (name, dict(load_method(name).defaults)) if name in METHODS else None
+    if name not in METHODS:
+        return None
+    found = read_declared(METHODS[name], name) or load_method(name)
+    return name, dict(found.defaults)
+
+
+def needs_backbone(name: str) -> bool:
+    """Whether a method needs the backbone itself, and so runs on images only."""
+    if name not in METHODS:
+        return False
+    found = read_declared(METHODS[name], name) or load_method(name)
+    return getattr(found, "needs_backbone", False)

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from ..utils.commands import PACKAGE
-from . import METHODS, load_method
+from . import METHODS, needs_backbone
 
 OURS = "HeGraphAdapter"
 
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--from-bank", action="store_true", help="only those that run on a feature bank, without the backbone"
     )
     args = parser.parse_args(arguments)
-    names = [name for name in METHODS if not (args.from_bank and load_method(name).needs_backbone)]
+    names = [name for name in METHODS if not (args.from_bank and needs_backbone(name))]
     sys.stdout.write("".join(f"{name}\n" for name in [*names, OURS]))
     return 0
 

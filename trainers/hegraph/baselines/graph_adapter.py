@@ -6,18 +6,21 @@ Li, Lian, Lu, Bai, Chen, Wang: GraphAdapter: Tuning Vision-Language Models With 
     g_k = alpha * GCN_text(t_k; the text features of g) + (1 - alpha) * GCN_image(t_k; the image means of g)
     GCN(t_k; n_1 ... n_m) = tanh(sum over j of A_0j * n_j W + b_k),  n_0 = t_k
 
-The classes are divided into 4 groups: class k is in group k mod 4. For each class and group there is a graph of its
-own, whose nodes are the class and the m classes of the group. A is `D^-1/2 (relu(cos) + I) D^-1/2` over those m + 1
-nodes, D holds the row sums; A does not change. The matrices W, one for each of the two graphs, and the biases b of the
-classes are trained with cross-entropy. As in the released file: alpha 0.7, Dassl's weight decay, W starts uniform
-within 1 / sqrt(d), b starts at 0. As in the paper: Adam, learning rate 1e-3, a cosine schedule, 100 epochs.
+The text features `t_k` keep the norm that the text tower gives them; on that norm where a bank does not hold it, see
+`features/text_norm.py`. The classes are divided into 4 groups: class k is in group k mod 4. For each class and group
+there is a graph of its own, whose nodes are the class and the m classes of the group. A is `D^-1/2 (relu(cos) + I)
+D^-1/2` over those m + 1 nodes, D holds the row sums; A does not change. The matrices W, one for each of the two graphs,
+and the biases b of the classes are trained with cross-entropy. As in the released file: alpha 0.7, Dassl's weight
+decay, W starts uniform within 1 / sqrt(d), b starts at 0. As in the paper: Adam, learning rate 1e-3, a cosine schedule,
+100 epochs.
 
 Distance from the original: the released file does not run (W is 512 wide whatever d is, K must be a multiple of 4, all
 classes need equally many shots, an import is missing); here K, d and the shots of each class are free. The file leaves
 beta, the batches and the warm-up to a configuration that was not released; here beta is 0.7 for every data set, batches
-of 256 and one epoch of warm-up are TaskRes's. The original takes the towers' features as they are, a bank's are
-unit-norm. Row 0 of A is computed once, since it does not change. The original augments the images anew in each epoch;
-here each epoch draws one of the bank's views of every image.
+of 256 and one epoch of warm-up are TaskRes's. The original takes the images' features as the image tower gives them; a
+bank holds them with unit norm, so the image means are multiplied by the mean norm of the text features. Row 0 of A is
+computed once, since it does not change. The original augments the images anew in each epoch; here each epoch draws one
+of the bank's views of every image.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
+from ..features.text_norm import text_with_norm
 from ..method.heads import text_logits
 from ..training.batches import Batch
 from ..utils.errors import UserError
@@ -54,13 +58,14 @@ class GraphAdapter(Method):
 
     def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
         """Trains 2 * (d + K) * d weights; `seed` initialises them, orders the batches and draws the views."""
-        text, (num_classes, width) = bank.text_positive, bank.text_positive.shape
+        text, (num_classes, width) = text_with_norm(bank), bank.text_positive.shape
         groups = min(options.GROUPS, num_classes)
         if groups < 1:
             raise UserError(f"GROUPS must be at least 1, got {groups}")
         if not (0 <= options.ALPHA <= 1 and 0 <= options.BETA <= 1):
             raise UserError(f"ALPHA and BETA must lie in 0 ... 1, got {options.ALPHA} and {options.BETA}")
-        by_text, by_images = gather_by_group(text, text, groups), gather_by_group(text, class_means(bank), groups)
+        images = class_means(bank) * text.norm(dim=-1).mean()
+        by_text, by_images = gather_by_group(text, text, groups), gather_by_group(text, images, groups)
         generator = torch.Generator().manual_seed(seed)
         start = (2 * torch.rand(2, width, width, generator=generator) - 1) / width**0.5
         weights = start.to(text.device).requires_grad_()

@@ -9,11 +9,12 @@ Dassl's weight decay, batches of 256, Dassl's cosine schedule by epoch with one 
 OxfordFlowers), learning rate 2e-3 (2e-4 on ImageNet), and 100 epochs (200 from 8 shots). The residuals after the last
 epoch count; nothing is chosen.
 
-Distance from the original: it adds the residual to the output of the text tower, whose norm is several times 1. A bank
-holds unit-norm features, so the same step of Adam turns a class by a larger angle, which overfits at one or two shots.
-To have the original's step, divide ALPHA by that norm. The original augments the images anew in each epoch; here each
-epoch draws one of the bank's views of every image. The original's enhanced base, which is other text features, trained
-beforehand, is left out.
+As in the original, `t_k` keeps the norm that the text tower gives it, since a step of Adam turns a longer feature by a
+smaller angle; on that norm where a bank does not hold it, see `features/text_norm.py`.
+
+Distance from the original: it augments the images anew in each epoch; here each epoch draws one of the bank's views of
+every image. It leaves out the last batch of an epoch if that is not full, here it is a step as well. Its enhanced base,
+which is other text features, trained beforehand, is left out.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
+from ..features.text_norm import text_with_norm
 from ..method.heads import text_logits
 from ..training.batches import Batch
 from .base import Defaults, FittedMethod, Method, cosine_classifier
@@ -49,10 +51,11 @@ class TaskRes(Method):
         """Trains K * d numbers; `seed` orders the batches and draws the views."""
         alpha, rate = by_dataset("ALPHA", options.ALPHA, bank), by_dataset("LR", options.LR, bank)
         epochs = by_shots("EPOCHS", options.EPOCHS, bank)
-        residual = torch.zeros_like(bank.text_positive).requires_grad_()
+        text = text_with_norm(bank)
+        residual = torch.zeros_like(text).requires_grad_()
 
         def class_features() -> Tensor:
-            return bank.text_positive + alpha * residual
+            return text + alpha * residual
 
         def logits(features: Tensor) -> Tensor:
             return text_logits(features, class_features(), bank.logit_scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
@@ -134,6 +135,7 @@ def predict_test(trained: TrainedAdapter, bank: FeatureBank, classifier: FoldedC
         if not logits.isfinite().all():
             raise UserError("the trained adapter predicts NaN or infinite logits; lower OPTIM.LR")
     transferable = TransferableAdapter.of(model)
+    adapted = model.adapt_to_test().class_features
 
     def transfer(other: FeatureBank) -> Tensor:
         features = other.features_to_classify
@@ -149,7 +151,7 @@ def predict_test(trained: TrainedAdapter, bank: FeatureBank, classifier: FoldedC
         selected=trained.selected,
         classify=folded.text_only().logits,
         transfer=transfer,
-        text_nodes=None if model.layers is None else (model.x_positive, folded.weights / model.logit_scale),
+        text_nodes=None if model.layers is None else (model.x_positive, F.normalize(adapted, dim=-1)),
         classifier=folded,
         transferable=transferable,
         transfer_rule="adapter",

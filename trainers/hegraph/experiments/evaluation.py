@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
+from ..config_files import is_filled
 from ..datasets import Dataset, load_dataset
 from ..features.bank import FeatureBank, load_bank
 from ..method.heads import text_logits
@@ -26,9 +27,9 @@ from ..models.folder import load_model
 from ..models.saved import SavedModel
 from ..training.loop import TrainingSummary
 from ..utils.errors import UserError
-from ..utils.files import hash_file
 from .elsewhere import OTHER_CLASSES, SAME_CLASSES, match_classes
-from .folder import RunFolder, find_model, run_config
+from .folder import RunFolder, find_model
+from .identity import bank_identity, run_config
 from .outcome import Outcome
 from .record import make_record
 from .tasks import bank_class_ids
@@ -39,7 +40,8 @@ NODE = "TRAINER.HEGRAPHADAPTER."
 # Keys that shaped the model, and that a test cannot change any more
 KEPT = (
     "VARIANT", "ALPHA_PP", "ALPHA_VP", "ALPHA_NP", "ALPHA_NP_TEST", "BETA_PN", "BETA_VN", "LEARN_METAPATH",
-    "ACTIVATION", "BIAS", "WEIGHT_PER", "GAMMA", "BETA_C", "ALPHA_C",
+    "ACTIVATION", "TEXT_W", "BIAS", "WEIGHT_PER", "GAMMA", "BETA_C", "ALPHA_C",
+    "CLOSED_FORM.OMEGA", "CLOSED_FORM.OMEGA_NEW", "CLOSED_FORM.KAPPA", "CLOSED_FORM.RHO",
 )  # fmt: skip
 
 
@@ -94,7 +96,7 @@ class BankTestData:
         self.bank = bank.subsample(cfg.DATASET.SUBSAMPLE_CLASSES)
         if self.bank.test_features is None:
             raise UserError(f"{path} has no test images, so no model can be tested on it")
-        self.identity = {"bank": hash_file(path)}
+        self.identity = bank_identity(path)
 
     @property
     def name(self) -> str:
@@ -184,8 +186,9 @@ def test_model(cfg: CfgNode, bank_file: Path | None, folder: Path, epoch: int | 
     run_folder = RunFolder.of_test(cfg, data.identity, model.trained_on.seed, path)
     if (record := run_folder.finished()) is not None:
         return record
-    started = time.monotonic()
-    return write_test(evaluate(model, data, device), model, cfg, run_folder, "alone", started)
+    with run_folder.locked():
+        started = time.monotonic()
+        return write_test(evaluate(model, data, device), model, cfg, run_folder, "alone", started)
 
 
 def write_test(tested: Tested, model: SavedModel, cfg: CfgNode, folder: RunFolder, host: str, started: float) -> dict:
@@ -205,14 +208,15 @@ def check_configuration(model: SavedModel, cfg: CfgNode) -> None:
     """Checks that a configuration does not ask for another model than the one at hand.
 
     Raises:
-        UserError: If it names another method, or changes a key that shaped the model.
+        UserError: If it names another method, or changes a key that shaped the model. A key that follows from the shots
+            of this configuration, which need not be those of the model, changes nothing.
     """
     if cfg.TRAINER.NAME != model.method:
         raise UserError(f"the model is of {model.method}; give --trainer {model.method}, not {cfg.TRAINER.NAME}")
     here, there = run_config(cfg), model.trained_on.config
     of_method = [key for key in there if key.startswith(f"TRAINER.{model.method.upper()}.")]
     for key in [f"{NODE}{name}" for name in KEPT] if model.method == "HeGraphAdapter" else of_method:
-        if key in there and here.get(key) != there[key]:
+        if key in there and here.get(key) != there[key] and not is_filled(cfg, key):
             raise UserError(
                 f"the model was trained with {key} {there[key]} and keeps it, but the configuration says "
                 f"{here.get(key)}; leave the key as it was, or train again"

@@ -1,20 +1,20 @@
 """The output folder of one run: which run it belongs to, whether it is finished, and what is written when.
 
 A training run leaves `split.json`, `adapter.safetensors`, `model/`, `text_nodes.safetensors`, `predictions.safetensors`
-and, last, `result.json`.
+and, last, `result.json`. While it is at work, the folder is locked.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 from yacs.config import CfgNode
 
-from ..config import OF_THE_BACKBONE
 from ..models.folder import CONFIG, TENSORS, find_model_folder, save_model
 from ..models.saved import SavedModel
 from ..models.thumbnails import write_thumbnails
@@ -22,18 +22,13 @@ from ..results.records import SPLIT, read_record, write_predictions, write_recor
 from ..training.checkpoints import CHECKPOINT, Checkpoints
 from ..utils.errors import UserError
 from ..utils.files import hash_file, hash_json, write_json
+from .failure import remove_failure
+from .identity import hash_run, run_config
+from .lock import lock_folder
 from .outcome import Outcome
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
-
-# Keys that say where things are or how they are shown, not what is computed
-NOT_PART_OF_A_RUN = (
-    "OUTPUT_DIR", "SEED", "USE_CUDA", "RESUME", "DATASET.ROOT", "DATALOADER.NUM_WORKERS",
-    "DATALOADER.TEST.BATCH_SIZE", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TRAINER.HEGRAPHADAPTER.FEATURES.DIR",
-    "TRAINER.HEGRAPHADAPTER.BY_SHOTS", "TRAINER.HEGRAPHADAPTER.BY_DATASET",  # their effect is in other keys
-    *OF_THE_BACKBONE, "TEST.FINAL_MODEL", "TEST.SPLIT",  # only one value is allowed
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,9 +61,9 @@ class RunFolder:
             seed: The run's seed.
         """
         config = run_config(cfg)
-        identity = {"config": config, "seed": seed, "data": task.identity, "split": task.split}
+        run_id = hash_run(config, seed, task.identity, task.split)
         resume = Path(cfg.RESUME) if cfg.RESUME else None
-        return cls(Path(cfg.OUTPUT_DIR), hash_json(identity), config, task.split, resume)
+        return cls(Path(cfg.OUTPUT_DIR), run_id, config, task.split, resume)
 
     @classmethod
     def of_test(cls, cfg: CfgNode, identity: dict, seed: int, model: Path) -> RunFolder:
@@ -114,13 +109,18 @@ class RunFolder:
         logger.info("%s holds the complete result of this run: skipped", self.path)
         return record
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Keeps other processes out of the folder during a block; see `lock.lock_folder`, also for what it raises."""
+        return lock_folder(self.path)
+
     def begin(self) -> None:
-        """Writes what the protocol selected.
+        """Writes what the protocol selected. What an earlier try has left to say of its failure is removed.
 
         Raises:
             UserError: If the folder holds another run's checkpoint, or RESUME names a folder that holds none.
         """
         self._check_resume()
+        remove_failure(self.path)
         write_json(self.path / SPLIT, self.split)
 
     def model_folder(self, epoch: int | None = None) -> Path:
@@ -169,29 +169,6 @@ class RunFolder:
                 "interrupted"
             )
         checkpoints.check()
-
-
-def run_config(cfg: CfgNode) -> dict[str, object]:
-    """The keys that shape a run, as a flat dict of plain values.
-
-    The run of another method keeps those keys of HeGraphAdapter that shape features, and none of OPTIM.
-    """
-    ours, prefix_of_ours = cfg.TRAINER.NAME == "HeGraphAdapter", "TRAINER.HEGRAPHADAPTER."
-    shape_features = tuple(f"{prefix_of_ours}{name}" for name in ("FEATURES.", "PROMPTS.", "PREC"))
-    flat: dict[str, object] = {}
-
-    def visit(node: CfgNode, prefix: str) -> None:
-        for key, value in node.items():
-            name = f"{prefix}{key}"
-            if isinstance(value, CfgNode):
-                visit(value, f"{name}.")
-            elif not ours and name.startswith(("OPTIM.", prefix_of_ours)) and not name.startswith(shape_features):
-                continue
-            elif name not in NOT_PART_OF_A_RUN:
-                flat[name] = list(value) if isinstance(value, tuple) else value
-
-    visit(cfg, "")
-    return dict(sorted(flat.items()))
 
 
 def model_name(epoch: int | None = None) -> str:

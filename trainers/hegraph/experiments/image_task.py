@@ -16,17 +16,16 @@ from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..backbones.identity import backbone_identity
 from ..config import encoding_options
 from ..datasets import Dataset, load_dataset, load_few_shot
 from ..features.bank import FeatureBank
 from ..models.saved import SavedModel
 from ..models.schema import Backbone as BackboneConfig
 from ..models.schema import Preprocessing, Prompts
-from ..prompts.positive import description_file, resolve_source
 from ..training.batches import OnlineBatches, TrainingData
 from ..utils.errors import UserError
-from ..utils.files import hash_json, read_json
+from .identity import images_identity, images_split
+from .opened import Opened
 from .tasks import bank_batches
 
 if TYPE_CHECKING:
@@ -41,23 +40,18 @@ class ImageTask:
         cfg: The checked configuration.
         seed: Seed of the augmentation and of the batches.
         device: Where the backbone runs.
+        opened: What earlier runs of this process have opened; None loads the backbone for this task alone.
 
     Raises:
         UserError: If the weights of the backbone or the descriptions of the classes cannot be had.
     """
 
-    def __init__(self, dataset: Dataset, cfg: CfgNode, seed: int, device: str) -> None:
+    def __init__(self, dataset: Dataset, cfg: CfgNode, seed: int, device: str, opened: Opened | None = None) -> None:
         self.dataset, self.cfg, self.seed, self.device = dataset, cfg, seed, device
         self.encoding = encoding_options(cfg)
-        self.split = {"train": [list(item) for item in dataset.train], "val": [list(item) for item in dataset.val]}
-        model, precision = cfg.MODEL.BACKBONE, cfg.TRAINER.HEGRAPHADAPTER.PREC
-        self.identity = {
-            "backbone": backbone_identity(model.NAME, model.PRETRAINED, precision, device),
-            "image_sizes": dataset.file_sizes(),
-        }
-        prompts = cfg.TRAINER.HEGRAPHADAPTER.PROMPTS
-        if resolve_source(dataset.name, prompts.SOURCE, prompts.DESCRIPTIONS) != "templates":
-            self.identity["descriptions"] = hash_json(read_json(description_file(dataset.name, prompts.DESCRIPTIONS)))
+        self.opened = opened or Opened()
+        self.split = images_split(dataset)
+        self.identity = images_identity(dataset, cfg, device)
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -66,10 +60,8 @@ class ImageTask:
         Raises:
             UserError: If it cannot be had, or the configuration contradicts it.
         """
-        from ..backbones.loading import load_backbone  # imports open_clip
-
-        model = self.cfg.MODEL.BACKBONE
-        backbone = load_backbone(model.NAME, model.PRETRAINED, self.device, self.cfg.TRAINER.HEGRAPHADAPTER.PREC)
+        model, precision = self.cfg.MODEL.BACKBONE, self.cfg.TRAINER.HEGRAPHADAPTER.PREC
+        backbone = self.opened.backbone(model.NAME, model.PRETRAINED, self.device, precision, self.identity["backbone"])
         _check_input(self.cfg, backbone)
         return backbone
 
@@ -199,7 +191,7 @@ class ImageTask:
         return OnlineBatches(images, self.backbone, bank.train_labels, batch_size, self.seed)
 
 
-def load_image_task(cfg: CfgNode, seed: int, device: str) -> ImageTask:
+def load_image_task(cfg: CfgNode, seed: int, device: str, opened: Opened | None = None) -> ImageTask:
     """The task that CoOp's protocol selects from a data set on disk.
 
     Raises:
@@ -209,7 +201,7 @@ def load_image_task(cfg: CfgNode, seed: int, device: str) -> ImageTask:
     if not data.NAME:
         raise UserError("no data: give --dataset-config-file configs/datasets/NAME.yaml, or --features BANK")
     dataset = load_few_shot(data.NAME, data.ROOT, data.NUM_SHOTS, seed, data.SUBSAMPLE_CLASSES)
-    return ImageTask(dataset, cfg, seed, device)
+    return ImageTask(dataset, cfg, seed, device, opened)
 
 
 def _check_input(cfg: CfgNode, backbone: Backbone) -> None:

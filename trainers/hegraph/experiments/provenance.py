@@ -6,6 +6,8 @@ import platform
 import random
 import subprocess
 import sys
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -28,8 +30,9 @@ def set_random_seed(seed: int) -> None:
     torch.cuda.manual_seed_all(seed)
 
 
+@cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that compute the numbers."""
+    """Versions of Python and of the packages that compute the numbers: those that this process has imported."""
     found = {"python": platform.python_version(), "torch": torch.__version__}  # with the build, such as +cpu
     for package in ("open_clip_torch", "torch_geometric", "numpy", "scikit-learn"):
         try:
@@ -39,8 +42,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def git_commit() -> str | None:
     """The commit of this package, with "-dirty" if tracked files differ; None if it is not known.
+
+    It is asked for once in a process: what the process has imported stays as it was, whatever becomes of the files.
 
     A copy that `scripts/hegraph/install.sh` put into a CoOp checkout keeps its commit in a file, since git would name
     CoOp's.
@@ -63,3 +69,9 @@ def peak_memory_mb() -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def reset_peak_memory() -> None:
+    """Has `peak_memory_mb` count from here on; only Linux can, elsewhere the peak stays that of the process."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -22,6 +22,7 @@ from .elsewhere import score_targets
 from .evaluation import test_model
 from .folder import RunFolder
 from .model_folder import keep_epochs, make_model
+from .opened import Opened
 from .outcome import Outcome
 from .provenance import set_random_seed
 from .record import make_record
@@ -40,6 +41,7 @@ def run(
     load_epoch: int | None = None,
     train: bool = True,
     keep_thumbnails: bool = False,
+    opened: Opened | None = None,
 ) -> dict:
     """Trains and tests one seed, and writes its record.
 
@@ -50,13 +52,15 @@ def run(
         load_epoch: The epoch of `model_dir` whose model is tested; None takes the last.
         train: False encodes the features and stops; nothing is tested.
         keep_thumbnails: Whether small pictures of the training images go into the model folder.
+        opened: What earlier runs of this process have opened; None shares nothing with them.
 
     Returns:
         The record, or {} if nothing was tested. A run whose folder holds its record is not computed again, and CLIP is
         not even loaded for it. Of several processes that `torchrun` started, all encode and the first goes on.
 
     Raises:
-        UserError: On anything that the user can mend.
+        Locked: If another process is at work in the output folder.
+        UserError: On anything else that the user can mend.
     """
     device = "cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
     seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(2**31)
@@ -65,17 +69,38 @@ def run(
         raise UserError("--keep-thumbnails needs training images; leave it out with --features and --eval-only")
     if model_dir is not None:
         return test_model(cfg, bank_file, model_dir, load_epoch, device)
-    task = open_task(cfg, bank_file, seed, device)
+    task = open_task(cfg, bank_file, seed, device, opened)
     folder = RunFolder.of(cfg, task, seed)
     if (record := folder.finished()) is not None:
         return record
     task.prepare()
-    if processes.rank() == 0:
-        folder.begin()
+    if processes.rank():  # the first process has the folder; this one helps it to encode
+        task.bank()
+        return {}
+    with folder.locked():
+        if (record := folder.finished()) is not None:  # another process may have finished it just now
+            return record
+        return train_and_test(task, cfg, seed, folder, device, train, keep_thumbnails)
+
+
+def open_task(cfg: CfgNode, bank_file: Path | None, seed: int, device: str, opened: Opened | None = None) -> Task:
+    """The task of a run: rows of a feature bank, or images. Nothing is encoded yet."""
+    if bank_file is not None:
+        return BankTask(bank_file, cfg, seed, opened)
+    from .image_task import load_image_task  # a bank needs no data set
+
+    return load_image_task(cfg, seed, device, opened)
+
+
+def train_and_test(
+    task: Task, cfg: CfgNode, seed: int, folder: RunFolder, device: str, train: bool, keep_thumbnails: bool
+) -> dict:
+    """Encodes, trains, tests and writes the record, in a folder that is this process's own; arguments as of `run`."""
+    folder.begin()
     started = time.monotonic()
     bank = task.bank()
     features_seconds = time.monotonic() - started
-    if not train or processes.rank():
+    if not train:
         return {}
     bank = bank.to(device)
     outcome = fit_and_predict(task, bank, cfg, seed, folder)
@@ -85,15 +110,6 @@ def run(
     thumbnails = task.training_images() if keep_thumbnails and isinstance(task, ImageSource) else None
     folder.finish(record, outcome, bank.classnames, model, thumbnails)
     return record
-
-
-def open_task(cfg: CfgNode, bank_file: Path | None, seed: int, device: str) -> Task:
-    """The task of a run: rows of a feature bank, or images. Nothing is encoded yet."""
-    if bank_file is not None:
-        return BankTask(bank_file, cfg, seed)
-    from .image_task import load_image_task  # a bank needs no data set
-
-    return load_image_task(cfg, seed, device)
 
 
 def fit_and_predict(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int, folder: RunFolder) -> Outcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -11,15 +10,14 @@ from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..datasets import Dataset, select_few_shot, subsample_labels
-from ..features.bank import FeatureBank, load_bank
+from ..datasets import Dataset
+from ..features.bank import FeatureBank
 from ..models.schema import Backbone as BackboneConfig
 from ..models.schema import Preprocessing, Prompts
 from ..training.batches import BankBatches, TrainingData, products_with_cache
 from ..utils.errors import UserError
-from ..utils.files import hash_file
-
-Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
+from .identity import Split, bank_split
+from .opened import Opened
 
 
 class Task(Protocol):
@@ -104,31 +102,22 @@ class BankTask:
         path: The bank file.
         cfg: The checked configuration.
         seed: Seed of the few-shot selection and of the batches.
+        opened: What earlier runs of this process have opened; None opens the bank for this run alone.
 
     Raises:
         UserError: If the bank is unusable or is of another data set or mode than the configuration says.
     """
 
-    def __init__(self, path: Path, cfg: CfgNode, seed: int) -> None:
+    def __init__(self, path: Path, cfg: CfgNode, seed: int, opened: Opened | None = None) -> None:
         if cfg.TRAINER.HEGRAPHADAPTER.FEATURES.MODE == "online":
             raise UserError("FEATURES.MODE online encodes images, and --features has none; use FEATURES.MODE bank")
-        self.full = load_bank(path)
+        self.full, self.identity = (opened or Opened()).bank(path)
         if cfg.DATASET.NAME and self.full.dataset != cfg.DATASET.NAME:
             raise UserError(f"{path} holds {self.full.dataset!r} but DATASET.NAME is {cfg.DATASET.NAME!r}")
         self.cfg, self.seed = cfg, seed
-        self.identity = {"bank": hash_file(path)}
         train_labels = self.full.train_labels.tolist()
         val_labels = [] if self.full.val_labels is None else self.full.val_labels.tolist()
-        self.selection = select_few_shot(train_labels, val_labels, cfg.DATASET.NUM_SHOTS, random.Random(seed))
-        names, which = self.full.classnames, cfg.DATASET.SUBSAMPLE_CLASSES
-        # Where all classes are asked for, one without images stays here and is an error later
-        drawn = range(len(names)) if which == "all" else {train_labels[row] for row in self.selection.train}
-        kept = {label: new for new, label in enumerate(subsample_labels(drawn, which))}
-
-        def rows(selected: list[int], labels: list[int]) -> list[list]:
-            return [[row, kept[labels[row]], names[labels[row]]] for row in selected if labels[row] in kept]
-
-        self.split = {"train": rows(self.selection.train, train_labels), "val": rows(self.selection.val, val_labels)}
+        self.selection, self.split = bank_split(train_labels, val_labels, self.full.classnames, cfg, seed)
 
     def prepare(self) -> None:
         """Needs nothing: the bank has been read."""

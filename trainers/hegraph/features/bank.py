@@ -21,7 +21,7 @@ from ..utils.files import read_tensors, write_tensors
 
 REQUIRED = ("train_features", "train_labels", "text_positive", "text_negative")
 LABELS = ("train_labels", "val_labels", "test_labels")
-OPTIONAL = ("val_features", "val_labels", "test_features", "test_labels")
+OPTIONAL = ("val_features", "val_labels", "test_features", "test_labels", "text_norms")
 # How far a norm may be from 1: features that were kept in float16 are within it, means of unit vectors are not
 NORM_TOLERANCE = 0.02
 
@@ -37,6 +37,7 @@ class FeatureBank:
         text_negative: Negative text nodes, shape `[K, d]`.
         val_features, val_labels: Validation images, shapes `[L, d]` and `[L]`, or None.
         test_features, test_labels: Test images, shapes `[M, d]` and `[M]`, or None.
+        text_norms: Norms of the positive text nodes before they were normalised, shape `[K]`; None if not known.
         classnames: The K class names in label order.
         dataset, backbone: Their names, for records.
         logit_scale: CLIP's `tau`, by which cosines are multiplied.
@@ -54,6 +55,7 @@ class FeatureBank:
     val_labels: Tensor | None = None
     test_features: Tensor | None = None
     test_labels: Tensor | None = None
+    text_norms: Tensor | None = None
 
     def select(self, selection: Selection) -> FeatureBank:
         """The few-shot task that the protocol selected: its rows of train and val, and the whole of test."""
@@ -79,6 +81,7 @@ class FeatureBank:
             "classnames": [self.classnames[label] for label in kept.tolist()],
             "text_positive": self.text_positive[kept],
             "text_negative": self.text_negative[kept],
+            "text_norms": None if self.text_norms is None else self.text_norms[kept],
         }
         for split in ("train", "val", "test"):
             features, labels = getattr(self, f"{split}_features"), getattr(self, f"{split}_labels")
@@ -149,6 +152,8 @@ def load_bank(path: Path) -> FeatureBank:
     for name, tensor in tensors.items():
         if name in LABELS:
             _check_labels(path, name, tensor, tensors[name.replace("labels", "features")], len(classnames))
+        elif name == "text_norms":
+            tensors[name] = _check_norms(path, tensor.float(), len(classnames))
         elif name in (*REQUIRED, *OPTIONAL):
             tensors[name] = _check_features(path, name, tensor.float(), width)
     for name in ("text_positive", "text_negative"):
@@ -207,6 +212,15 @@ def _check_features(path: Path, name: str, tensor: Tensor, width: int) -> Tensor
             "divide each row by its norm"
         )
     return F.normalize(tensor, dim=-1)
+
+
+def _check_norms(path: Path, norms: Tensor, num_classes: int) -> Tensor:
+    if norms.shape != (num_classes,) or not (norms.isfinite() & (norms > 0)).all():
+        raise UserError(
+            f"{path}: text_norms must be {num_classes} positive numbers, one per class name, got "
+            f"{list(norms.shape)}{f' from {norms.min():.3g} to {norms.max():.3g}' if norms.numel() else ''}"
+        )
+    return norms
 
 
 def _check_labels(path: Path, name: str, labels: Tensor, features: Tensor, num_classes: int) -> None:

@@ -60,6 +60,7 @@ def encode_task(dataset: Dataset, backbone: Backbone, options: EncodingOptions, 
         dataset=dataset.name,
         backbone=backbone.name,
         logit_scale=backbone.logit_scale,
+        text_norms=text.get("norms"),
     )
 
 

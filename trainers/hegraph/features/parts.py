@@ -76,10 +76,15 @@ def read_part(path: Path, key: str) -> Tensors | None:
     except UserError:
         reason = "it is damaged"
     else:
-        # Blocks that never reached the disk read as zeros, and their rows are not of unit norm
-        whole = all((t.norm(dim=-1) - 1).abs().le(NORM_TOLERANCE).all() for t in tensors.values())
+        whole = all(_is_whole(tensor) for tensor in tensors.values())
         if metadata.get("fingerprint") == key and whole:
             return tensors
         reason = "its features are damaged" if metadata.get("fingerprint") == key else "it was made from something else"
     logger.warning("%s cannot be used, %s: encoding anew", path, reason)
     return None
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether rows are of unit norm, and norms above 0: blocks that never reached the disk read as zeros."""
+    rows = (tensor.norm(dim=-1) - 1).abs().le(NORM_TOLERANCE) if tensor.dim() > 1 else tensor.isfinite() & (tensor > 0)
+    return bool(rows.all())

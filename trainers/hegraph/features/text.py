@@ -43,7 +43,10 @@ def encode_prompts(
         folder: Where the features are kept.
 
     Returns:
-        "positive" and "negative", each of unit norm and shape `[K, d]`.
+        "positive" and "negative", each of unit norm and shape `[K, d]`; and "norms", shape `[K]`, unless the features
+        were kept before their norms were. A norm is that of the mean of what the text tower gives for the positive
+        sentences of a class, which TaskRes and CLAP train; where sentences are in groups, of the mean of the groups'
+        means.
 
     Raises:
         UserError: On a class without a sentence, or a folder that cannot be written.
@@ -53,17 +56,26 @@ def encode_prompts(
     def encode(path: Path, key: str) -> Tensors | None:
         if processes.rank():
             return None  # the first process encodes the sentences alone: they are few
-        groups = torch.stack([_group_mean(backbone, group) for group in positive])  # [groups, K, d]
+        groups = [_encode_group(backbone, group) for group in positive]
         return {
-            "positive": F.normalize(groups.mean(dim=0), dim=-1),
-            "negative": _group_mean(backbone, negative),
+            "positive": F.normalize(torch.stack([unit for unit, _ in groups]).mean(dim=0), dim=-1),
+            "negative": _encode_group(backbone, negative)[0],
+            "norms": torch.stack([mean for _, mean in groups]).mean(dim=0).norm(dim=-1),
         }
 
     return kept_part(folder, "text", {"positive": positive, "negative": negative} | backbone.fingerprint, encode)
 
 
-def _group_mean(backbone: Backbone, group: PromptGroup) -> Tensor:
-    """The re-normalised mean feature of each class's sentences, shape `[K, d]`."""
-    features = backbone.encode_text([sentence for sentences in group for sentence in sentences])
-    per_class = features.split([len(sentences) for sentences in group])
-    return F.normalize(torch.stack([rows.mean(dim=0) for rows in per_class]), dim=-1)
+def _encode_group(backbone: Backbone, group: PromptGroup) -> tuple[Tensor, Tensor]:
+    """Two mean features of each class's sentences, each of shape `[K, d]`.
+
+    Returns:
+        The re-normalised mean of unit features, and the mean of features with the norm that the text tower gives them.
+    """
+    features = backbone.encode_text([sentence for sentences in group for sentence in sentences], normalize=False)
+    counts = [len(sentences) for sentences in group]
+
+    def means(rows: Tensor) -> Tensor:
+        return torch.stack([of_class.mean(dim=0) for of_class in rows.split(counts)])
+
+    return F.normalize(means(F.normalize(features, dim=-1)), dim=-1), means(features)

@@ -39,7 +39,8 @@ def import_tip(
     Args:
         folder: Holds the files named above.
         classnames: The K class names in label order.
-        text: "positive" and "negative" text nodes, each `[K, d]`; None reads them from the folder.
+        text: "positive" and "negative" text nodes, each `[K, d]`, and maybe "norms", as `encode_prompts` gives them;
+            None reads the nodes from the folder.
         shots: The S of `keys_<S>shots.pt`; None takes the only such file.
         dataset, backbone: Their names, for records; "" takes the folder's name and "unknown".
         logit_scale: CLIP's `tau`, by which cosines are multiplied.
@@ -59,6 +60,7 @@ def import_tip(
         dataset=dataset or folder.name,
         backbone=backbone or "unknown",
         logit_scale=logit_scale,
+        text_norms=text.get("norms"),
         **_load_splits(folder),
     )
 

@@ -1,5 +1,7 @@
 """Messages in closed form: what text and images of all classes say about each class, without a step of training.
 
+They are all that the variant "free" has. The trained variants add them to their trained text classifier.
+
 Three relations of the graph, each centred, so that what all classes have in common is not passed on:
 
 1. text -> visual. One ridge regression over the classes maps text to class means; it is the `W` of this relation, and
@@ -20,6 +22,13 @@ Three relations of the graph, each centred, so that what all classes have in com
 
    with `m` the mean of all keys. It adds `omega tau (f - m) . x_c` to the logits, which folds into weights and a bias.
 
+The deviation of an image from its class node, where the node does without that image, is within-class noise:
+
+    r_j = F_j - u_{y_j}^(-j)
+
+Training adds it to other images (`HeGraphModel.with_noise`), so that a bias fits the spread of a class and not its few
+images. At one shot the node without the image is what text says, `p_c`.
+
 `class_offsets` is the bias that makes zero-shot CLIP predict every class as often as it occurs in the training images.
 
 Shapes: N cached images, K classes, S_c images of class c, d feature width. Computed in float64.
@@ -27,7 +36,7 @@ Shapes: N cached images, K classes, S_c images of class c, d feature width. Comp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +93,7 @@ class ClosedFormMessages:
         mean: `m`, shape `[d]`.
         scale: `s`.
         guess: Step 1.
+        noise: `r_j`, shape `[N, d]`, float32.
     """
 
     weights: Tensor
@@ -92,6 +102,47 @@ class ClosedFormMessages:
     mean: Tensor
     scale: Tensor
     guess: TextGuess
+    noise: Tensor
+
+    def for_new_classes(self) -> NewClassMessages:
+        """What gives messages to classes that have no images."""
+        width = len(self.mean)
+        zero = self.guess.mean_text.new_zeros(1, width)
+        intercept = self.guess.of(zero)
+        slope = self.guess.of(torch.eye(width, dtype=zero.dtype, device=zero.device)) - intercept
+        return NewClassMessages(
+            matrix=(slope @ self.whitening).float(),
+            offset=((intercept - self.mean) @ self.whitening)[0].float(),
+            whitening=(self.whitening / self.scale).float(),
+            mean=self.mean.float(),
+        )
+
+
+@dataclass(frozen=True)
+class NewClassMessages:
+    """Steps 1 to 3 for classes without images, `u_c = p_c`. All of step 1 is affine in the text, so it folds:
+
+        x_c = A^-1/2 (t_c M + o) / (|t_c M + o| s)
+
+    Attributes:
+        matrix: `M`, shape `[d, d]`.
+        offset: `o`, shape `[d]`.
+        whitening: `A^-1/2 / s`, shape `[d, d]`.
+        mean: `m`, shape `[d]`.
+    """
+
+    matrix: Tensor
+    offset: Tensor
+    whitening: Tensor
+    mean: Tensor
+
+    def weights(self, text: Tensor) -> Tensor:
+        """`x_c` of text features `[K, d]`, shape `[K, d]`."""
+        return F.normalize(text @ self.matrix + self.offset, dim=1) @ self.whitening
+
+    def logits(self, features: Tensor, text: Tensor) -> Tensor:
+        """`(f - m) . x_c` of image features `[B, d]`, shape `[B, K]`."""
+        return (features - self.mean) @ self.weights(text).t()
 
 
 def guess_class_means(text: Tensor, means: Tensor) -> TextGuess:
@@ -106,13 +157,13 @@ def guess_class_means(text: Tensor, means: Tensor) -> TextGuess:
     texts, images = text - mean_text, means - mean_image
     slope = ((texts * images).sum() / (texts * texts).sum().clamp_min(SMALLEST_EIGENVALUE)).clamp_min(0)
     rest = images - slope * texts
-    kernel = texts @ texts.t()
-    constant = CONSTANT * kernel.diagonal().mean()
-    eigenvalues, vectors = torch.linalg.eigh(kernel + constant)
-    eigenvalues, projected = eigenvalues.clamp_min(0), vectors.t() @ rest
+    constant = CONSTANT * texts.square().sum(dim=1).mean()
+    eigenvalues, vectors = kernel_eigenvectors(texts, constant)
+    projected = vectors.t() @ rest
+    mean_eigenvalue = (eigenvalues[:-1].sum() / (len(texts) - 1)).clamp_min(SMALLEST_EIGENVALUE)
     least, left_out, dual = rest.square().sum(), torch.zeros_like(rest), None
     for factor in RIDGES:
-        ridge = factor * eigenvalues[:-1].mean().clamp_min(SMALLEST_EIGENVALUE)
+        ridge = factor * mean_eigenvalue
         shrink = eigenvalues / (eigenvalues + ridge)
         leverage = (vectors.square() * shrink).sum(dim=1, keepdim=True)
         predicted = (vectors @ (shrink.unsqueeze(1) * projected) - leverage * rest) / (1 - leverage)
@@ -122,6 +173,27 @@ def guess_class_means(text: Tensor, means: Tensor) -> TextGuess:
             dual = vectors @ (projected / (eigenvalues + ridge).unsqueeze(1))
     guess = mean_image + slope * texts + left_out
     return TextGuess(guess, mean_text, mean_image, slope, texts, constant, dual)
+
+
+def kernel_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of `texts texts^T + constant`, ascending, and its eigenvectors, in columns.
+
+    With more classes than features the matrix has rank d + 1 at most, and only those eigenvectors are worked out, from
+    a matrix of that size: without that, 21,841 classes would take hours.
+
+    Args:
+        texts: Shape `[K, d]`.
+        constant: Added to every entry.
+    """
+    num_classes, width = texts.shape
+    if num_classes <= width + 1:
+        eigenvalues, vectors = torch.linalg.eigh(texts @ texts.t() + constant)
+        return eigenvalues.clamp_min(0), vectors
+    design = torch.cat([texts, constant.sqrt().expand(num_classes, 1)], dim=1)
+    eigenvalues, turn = torch.linalg.eigh(design.t() @ design)
+    kept = eigenvalues > SMALLEST_EIGENVALUE * eigenvalues[-1]
+    eigenvalues = eigenvalues[kept]
+    return eigenvalues, design @ turn[:, kept] / eigenvalues.sqrt()
 
 
 def pass_closed_form_messages(
@@ -152,7 +224,17 @@ def pass_closed_form_messages(
     whitening = (vectors / eigenvalues.clamp_min(SMALLEST_EIGENVALUE).sqrt()) @ vectors.t()
     scale = ((keys - mean) @ whitening).norm(dim=1).mean()
     weights = _whitened(nodes, whitening, mean, scale)
-    return ClosedFormMessages(weights.float(), -(weights @ mean).float(), whitening, mean, scale, guess)
+    others = counts[labels] - 1
+    without = ((counts * means)[labels] - keys + kappa * guess.left_out[labels]) / (others + kappa)
+    return ClosedFormMessages(
+        weights=weights.float(),
+        bias=-(weights @ mean).float(),
+        whitening=whitening,
+        mean=mean,
+        scale=scale,
+        guess=guess,
+        noise=(keys - without).float(),
+    )
 
 
 def class_offsets(logits: Tensor, labels: Tensor, prior: float) -> Tensor:
@@ -176,7 +258,12 @@ def class_offsets(logits: Tensor, labels: Tensor, prior: float) -> Tensor:
 
 
 def training_free_classifier(
-    keys: Tensor, labels: Tensor, text: Tensor, logit_scale: float, options: ClosedFormOptions
+    keys: Tensor,
+    labels: Tensor,
+    text: Tensor,
+    logit_scale: float,
+    messages: ClosedFormMessages,
+    options: ClosedFormOptions,
 ) -> FoldedClassifier:
     """The variant "free": zero-shot CLIP with class offsets, and the messages; no step is taken.
 
@@ -185,12 +272,21 @@ def training_free_classifier(
     Args:
         keys, labels, text: As in `pass_closed_form_messages`.
         logit_scale: CLIP's `tau`.
+        messages: From `pass_closed_form_messages`.
         options: The constants.
     """
-    messages = pass_closed_form_messages(keys, labels, text, options.kappa, options.rho)
     offsets = class_offsets(logit_scale * keys @ text.t(), labels, options.prior)
-    strength = options.omega * logit_scale
-    return FoldedClassifier(logit_scale * text + strength * messages.weights, offsets + strength * messages.bias)
+    return add_messages(FoldedClassifier(logit_scale * text, offsets), messages, options.omega * logit_scale)
+
+
+def add_messages(classifier: FoldedClassifier, messages: ClosedFormMessages, strength: float) -> FoldedClassifier:
+    """A classifier whose logits gain `strength * (f - m) . x_c`, folded into its weights and bias."""
+    bias = strength * messages.bias
+    return replace(
+        classifier,
+        weights=classifier.weights + strength * messages.weights,
+        bias=bias if classifier.bias is None else classifier.bias + bias,
+    )
 
 
 def _whitened(nodes: Tensor, whitening: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

@@ -110,8 +110,9 @@ class FrozenMessages(Messages):
         self.relations = tuple(relations)
         self.register_buffer("inputs", torch.cat(list(inputs)), persistent=False)  # [m K, d]
 
-    def forward(self, weight: Tensor, x_dict: Mapping[str, Tensor]) -> Iterator[tuple[RelationType, Tensor]]:
+    def forward(self, weight: Tensor | None, x_dict: Mapping[str, Tensor]) -> Iterator[tuple[RelationType, Tensor]]:
         """Each relation with its product, shape `[K, d]`; `x_dict` is not read."""
+        assert weight is not None
         products = self.inputs @ weight  # [m K, d] x [d, d]
         return zip(self.relations, products.chunk(len(self.relations)))
 
@@ -133,16 +134,37 @@ class LiveMessage(Messages):
         self.adjacency = adjacency
         self.register_buffer("self_terms", self_terms, persistent=False)
 
-    def forward(self, weight: Tensor, x_dict: Mapping[str, Tensor]) -> Iterator[tuple[RelationType, Tensor]]:
+    def forward(self, weight: Tensor | None, x_dict: Mapping[str, Tensor]) -> Iterator[tuple[RelationType, Tensor]]:
         """The relation with its product, shape `[K, d]`.
 
         Args:
             weight: `W`, shape `[d, d]`.
             x_dict: Node type -> node features as they are now, shape `[K, d]`.
         """
+        assert weight is not None
         [relation] = self.relations
         inputs = self.self_terms + self.adjacency(x_dict[relation.source])
         yield relation, inputs @ weight
+
+
+class ConstantMessages(Messages):
+    """Messages without a `W`, which read no node: all that a class receives is its bias.
+
+    Args:
+        relations: The relations of one step.
+        shape: `[K, d]`.
+    """
+
+    zero: Tensor
+
+    def __init__(self, relations: Sequence[RelationType], shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.relations = tuple(relations)
+        self.register_buffer("zero", torch.zeros(()).expand(shape), persistent=False)
+
+    def forward(self, weight: Tensor | None, x_dict: Mapping[str, Tensor]) -> Iterator[tuple[RelationType, Tensor]]:
+        """Each relation with zeros, shape `[K, d]`; neither argument is read."""
+        return ((relation, self.zero) for relation in self.relations)
 
 
 class HeteroMessagePassing(nn.Module):
@@ -159,6 +181,7 @@ class HeteroMessagePassing(nn.Module):
         bias: Whether each message has a trainable bias per class, which starts at zero.
         learn_metapath: Whether the meta-path weights are trained.
         visual: Whether visual nodes are aggregated (Eq. 5-6).
+        text_weights: Whether messages to text nodes have a `W`; without one, each is its bias alone.
     """
 
     def __init__(
@@ -171,27 +194,32 @@ class HeteroMessagePassing(nn.Module):
         bias: bool = True,
         learn_metapath: bool = False,
         visual: bool = True,
+        text_weights: bool = True,
     ) -> None:
         super().__init__()
+        self.text_weights = text_weights
         self.activation = ACTIVATIONS[activation]
         self.weight_per = weight_per
         self.weight_init = weight_init
         self.learn_metapath = learn_metapath
-        self.relations = relations_in_use(metapath, visual)
+        self.relations = relations_in_use(metapath, visual, text_weights)
         self.node_types = tuple(name for name in graph.x_dict if name != "visual")
         for node_type in self.node_types:
             self.register_buffer(f"x_{node_type}", graph.x_dict[node_type], persistent=False)
         steps = sorted({r.step for r in self.relations})
         self.messages = nn.ModuleList(messages for step in steps for messages in self._messages(graph, step))
-        self.weight = nn.ParameterDict(
-            {self.weight_name(r): nn.Parameter(torch.empty(graph.width, graph.width)) for r in self.relations}
-        )
+        matrices = {
+            self.weight_name(r): torch.empty(graph.width, graph.width) for r in self.relations if self._reads(r)
+        }
+        self.weight = nn.ParameterDict({name: nn.Parameter(matrix) for name, matrix in matrices.items()})
         shape = (graph.num_classes, graph.width)
         self.bias = nn.ParameterDict({r.name: nn.Parameter(torch.empty(shape)) for r in self.relations if bias})
         weighted = [r for r in self.relations if r.weight_key]
         paths = {r.name: float(metapath[r.weight_key]) for r in weighted}
         self.metapath_at_test = {
-            r.name: float(metapath[f"{r.weight_key}_TEST"]) for r in weighted if f"{r.weight_key}_TEST" in metapath
+            r.name: float(metapath[f"{r.weight_key}_TEST"])
+            for r in weighted
+            if text_weights and f"{r.weight_key}_TEST" in metapath  # a bias alone is no message to weigh less
         }
         self.metapath: Mapping[str, float] | nn.ParameterDict = paths
         if learn_metapath:
@@ -222,7 +250,8 @@ class HeteroMessagePassing(nn.Module):
         x_dict = {node_type: getattr(self, f"x_{node_type}") for node_type in self.node_types}
         visual_bias = None
         for messages in cast(Sequence[Messages], self.messages):  # step by step
-            weight = self.weight[self.weight_name(messages.relations[0])]
+            first = messages.relations[0]
+            weight = self.weight[self.weight_name(first)] if self._reads(first) else None
             for relation, product in messages(weight, x_dict):
                 received = self._activate(relation, product)
                 if relation.weight_key:
@@ -235,11 +264,18 @@ class HeteroMessagePassing(nn.Module):
         """The name of the `W` that the relation's messages are multiplied by."""
         return relation.target if self.weight_per == "target" else relation.name
 
+    def _reads(self, relation: RelationType) -> bool:
+        """Whether the messages of a relation read nodes, through a `W`."""
+        return self.text_weights or not relation.weight_key
+
     def _messages(self, graph: HeteroGraph, step: int) -> list[Messages]:
         """The messages of a step: those of frozen nodes together where they share `W`, in the order of the table."""
         frozen: dict[str, list[tuple[RelationType, Tensor]]] = {}
         live: list[Messages] = []
-        for relation in (r for r in self.relations if r.step == step):
+        here = [r for r in self.relations if r.step == step]
+        if constant := [r for r in here if not self._reads(r)]:
+            return [ConstantMessages(constant, (graph.num_classes, graph.width))]
+        for relation in here:
             adjacency = Adjacency(graph.relation(relation))
             self_terms = adjacency.self_coefficient * graph.x_dict[relation.target]
             if reads_updated_nodes(relation):

@@ -10,6 +10,7 @@ Shapes: B queries, K classes, N cached images, d feature width.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from ..features.bank import FeatureBank
 from .cache import moved_keys, shifted_cache_logits
 from .classifier import FoldedClassifier, Logits
-from .closed_form import training_free_classifier
+from .closed_form import ClosedFormMessages, add_messages, pass_closed_form_messages, training_free_classifier
 from .graph import HeteroGraph, build_graph, class_means
 from .heads import text_logits
 from .layers import HeteroMessagePassing
@@ -48,6 +49,9 @@ class HeGraphModel(nn.Module):
         cache_labels: Their labels, shape `[N]`.
         logit_scale: CLIP's `tau`.
         options: What the model is asked to be.
+
+    Attributes:
+        messages: What text nodes receive in closed form, with the noise of training; None where neither is asked for.
     """
 
     cache_keys: Tensor
@@ -65,13 +69,38 @@ class HeGraphModel(nn.Module):
         self.register_buffer("cache_keys", cache_keys, persistent=False)
         self.register_buffer("cache_labels", cache_labels, persistent=False)
         self.register_buffer("x_positive", graph.x_dict["positive"], persistent=False)
+        self.messages: ClosedFormMessages | None = None
+        if options.has_closed_form or options.noise > 0:
+            self.messages = closed_form_messages(cache_keys, cache_labels, graph.x_dict["positive"], options)
         self.layers: HeteroMessagePassing | None = None
         if options.variant not in UNTRAINED:
             self.layers = message_passing(graph, options.variant_metapath, options, options.bias, options.has_cache)
 
-    def forward(self, features: Tensor, own: Tensor | None = None, products: Tensor | None = None) -> Logits:
-        """Logits of unit-norm image features `[B, d]`; `own` and `products` as in `classify`."""
-        return self.classify(features, self.adapt(), own, products)
+    def forward(
+        self,
+        features: Tensor,
+        own: Tensor | None = None,
+        products: Tensor | None = None,
+        text_queries: Tensor | None = None,
+    ) -> Logits:
+        """Logits of unit-norm image features `[B, d]` as training sees them, without the messages in closed form; the
+        arguments are those of `classify`.
+        """
+        return self.classify(features, self.adapt(), own, products, text_queries)
+
+    def with_noise(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        """Features `[B, d]`, each moved by the deviation of a random cached image, with a random sign, from its class.
+
+            f~ = norm(f + nu q r_j),  q = +-1
+
+        The loss of the text classifier is taken at `f~`; `closed_form.py` has `r_j`.
+        """
+        if self.messages is None or self.options.noise == 0:
+            return features
+        noise = self.messages.noise
+        drawn = torch.randint(len(noise), (len(features),), generator=generator).to(features.device)
+        signs = 2 * torch.randint(2, (len(features), 1), generator=generator).to(features.device) - 1
+        return F.normalize(features + self.options.noise * signs * noise[drawn], dim=-1)
 
     def adapt(self) -> Classifier:
         """Passes messages. The result holds for every query until a parameter changes."""
@@ -88,6 +117,7 @@ class HeGraphModel(nn.Module):
         classifier: Classifier,
         own: Tensor | None = None,
         products: Tensor | None = None,
+        text_queries: Tensor | None = None,
     ) -> Logits:
         """Applies the two heads.
 
@@ -97,8 +127,10 @@ class HeGraphModel(nn.Module):
             own: Positions of the queries in the cache, shape `[B]`, where they are cached images themselves: a query
                 then does not match its own key. None where no query is in the cache.
             products: `features @ cache_keys.t()`, shape `[B, N]`, where they are known already.
+            text_queries: What the text classifier sees in place of `features`, shape `[B, d]`; see `with_noise`.
         """
-        text = text_logits(features, classifier.class_features, self.logit_scale)
+        queries = features if text_queries is None else text_queries
+        text = text_logits(queries, classifier.class_features, self.logit_scale)
         if classifier.shift is None:
             return Logits(text, None)
         keys, labels = self.cache_keys, self.cache_labels
@@ -120,19 +152,45 @@ class HeGraphModel(nn.Module):
     @torch.no_grad()
     def fold(self) -> FoldedClassifier:
         """Passes messages in evaluation mode, once, and keeps what prediction needs."""
-        if self.options.variant == "free":
-            keys, labels = self.cache_keys, self.cache_labels
-            return training_free_classifier(keys, labels, self.x_positive, self.logit_scale, self.options.closed_form)
+        options, closed = self.options, self.options.closed_form
+        if options.variant == "free" and self.messages is not None:
+            keys, labels, text = self.cache_keys, self.cache_labels, self.x_positive
+            return training_free_classifier(keys, labels, text, self.logit_scale, self.messages, closed)
+        classifier = self.adapt_to_test()
+        folded = FoldedClassifier(self.logit_scale * F.normalize(classifier.class_features, dim=-1))
+        if self.messages is not None and options.has_closed_form:
+            folded = add_messages(folded, self.messages, closed.omega * self.logit_scale)
+        if classifier.shift is None:
+            return folded
+        keys = F.normalize(moved_keys(self.cache_keys, classifier.shift, self.cache_labels), dim=-1)
+        return replace(folded, keys=keys, labels=self.cache_labels, alpha=options.alpha_c, beta=options.beta_c)
+
+    @torch.no_grad()
+    def adapt_to_test(self) -> Classifier:
+        """`adapt` in evaluation mode."""
         training = self.training
         self.eval()
         classifier = self.adapt()
         self.train(training)
-        weights = self.logit_scale * F.normalize(classifier.class_features, dim=-1)
-        if classifier.shift is None:
-            return FoldedClassifier(weights)
-        keys = F.normalize(moved_keys(self.cache_keys, classifier.shift, self.cache_labels), dim=-1)
-        alpha, beta = self.options.alpha_c, self.options.beta_c
-        return FoldedClassifier(weights, keys=keys, labels=self.cache_labels, alpha=alpha, beta=beta)
+        return classifier
+
+
+def closed_form_messages(keys: Tensor, labels: Tensor, text: Tensor, options: ModelOptions) -> ClosedFormMessages:
+    """The messages in closed form that the options ask for; arguments as in `pass_closed_form_messages`."""
+    others = shuffled(len(text)).to(text.device)
+    sent = text[others] if options.shuffle == "text_to_visual" else text
+    messages = pass_closed_form_messages(keys, labels, sent, options.closed_form.kappa, options.closed_form.rho)
+    if options.shuffle == "visual_to_text":
+        messages = replace(messages, weights=messages.weights[others], bias=messages.bias[others])
+    return messages
+
+
+def shuffled(num_classes: int) -> Tensor:
+    """Another class for every class, shape `[K]`; always the same ones."""
+    order = torch.randperm(num_classes, generator=torch.Generator().manual_seed(0))
+    others = torch.empty_like(order)
+    others[order] = order.roll(1)
+    return others
 
 
 def message_passing(
@@ -148,6 +206,7 @@ def message_passing(
         bias=bias,
         learn_metapath=options.learn_metapath,
         visual=visual,
+        text_weights=options.text_weights,
     )
 
 
@@ -159,5 +218,8 @@ def build_model(bank: FeatureBank, options: ModelOptions) -> HeGraphModel:
     """
     keys = bank.cache_keys()
     prototypes = class_means(keys, bank.train_labels, list(bank.classnames))
-    graph = build_graph(bank.text_positive, bank.text_negative, prototypes)
+    negative = bank.text_negative
+    if options.shuffle == "negative":
+        negative = negative[shuffled(len(negative)).to(negative.device)]
+    graph = build_graph(bank.text_positive, negative, prototypes)
     return HeGraphModel(graph, keys, bank.train_labels, bank.logit_scale, options).to(keys.device)

@@ -11,6 +11,9 @@ from .relations import REFINED, RELATIONS, metapath_defaults
 
 VARIANTS = ("base", "free", "T-N", "T-P", "T", "full")
 
+# Controls of the ablation: what a relation tells each class is given to another class instead
+SHUFFLES = ("none", "text_to_visual", "visual_to_text", "negative")
+
 UNTRAINED = ("base", "free")  # they have no parameters
 
 
@@ -21,13 +24,15 @@ class ClosedFormOptions:
     Attributes:
         kappa: `kappa`, how many images of a class its text counts as.
         rho: `rho`, the strength of the covariance's ridge, times d / N.
-        omega: `omega`, the weight of the messages in the logits.
-        prior: Images of each class that the class offsets are smoothed with.
+        omega: `omega`, the weight of the messages in the logits; 0: none are passed.
+        omega_new: The weight for classes without images, whose nodes are what text says, `p_c`.
+        prior: Images of each class that the class offsets of the variant "free" are smoothed with.
     """
 
-    kappa: float = 2.0
+    kappa: float = 4.0
     rho: float = 0.3
-    omega: float = 0.15
+    omega: float = 0.0
+    omega_new: float = 0.0
     prior: float = 4.0
 
 
@@ -46,11 +51,16 @@ class ModelOptions:
         activation: `act` of a message: "tanh", "relu" or "identity".
         weight_per: "target": one matrix `W` per target node type (`W_n`, `W_p`, `W_v`). "relation": one per relation.
         weight_init: What each `W` starts at: "identity", "xavier" (uniform) or "zero".
+        text_weights: Whether messages to text nodes have a `W`. Without one a message is `act(b)`: a trained bias for
+            each class and relation, and no class hears of another but in closed form.
         bias: Whether each message has a trainable bias per class, `b`, which starts at zero.
         gamma: `gamma`, the weight of the visual bias in the cached features (Eq. 6).
         beta_c: `beta_c`, the sharpness of the cache affinities (Eq. 8).
         alpha_c: `alpha_c`, the weight of the cache's logits in the prediction.
-        closed_form: Constants of the variant "free".
+        closed_form: Constants of the messages in closed form.
+        shuffle: One of `SHUFFLES`. "text_to_visual" and "visual_to_text": messages in closed form go to wrong classes;
+            "negative": every class has the negative text node of another.
+        noise: Length of the within-class noise that training adds to a query, 1 for that of the images; 0: none.
     """
 
     variant: str = "full"
@@ -59,11 +69,19 @@ class ModelOptions:
     activation: str = "tanh"
     weight_per: str = "target"
     weight_init: str = "identity"
+    text_weights: bool = True
     bias: bool = True
     gamma: float = 1.0
     beta_c: float = 1.0
     alpha_c: float = 8.0
     closed_form: ClosedFormOptions = field(default_factory=ClosedFormOptions)
+    noise: float = 0.0
+    shuffle: str = "none"
+
+    @property
+    def has_closed_form(self) -> bool:
+        """Whether text nodes receive messages from visual nodes in closed form."""
+        return self.variant in ("free", "T-P", "T", "full") and self.closed_form.omega > 0
 
     @property
     def has_cache(self) -> bool:

@@ -79,14 +79,15 @@ def reads_updated_nodes(relation: RelationType) -> bool:
     return any(other.target == relation.source and other.step < relation.step for other in RELATIONS)
 
 
-def relations_in_use(weights: Mapping[str, float], visual: bool) -> tuple[RelationType, ...]:
+def relations_in_use(weights: Mapping[str, float], visual: bool, text_weights: bool = True) -> tuple[RelationType, ...]:
     """The relations whose messages change the result, in the order of the table.
 
     Args:
         weights: Key of each meta-path weight -> its value. A relation of weight 0, or without a weight, is left out.
         visual: Whether the relations that move the cached images are wanted.
+        text_weights: Whether messages to text nodes have a `W`. Without one they read no node.
     """
     weighted = [r for r in RELATIONS if (weights.get(r.weight_key, 0.0) != 0.0 if r.weight_key else visual)]
-    read = {r.source for r in weighted if reads_updated_nodes(r)}
+    read = {r.source for r in weighted if text_weights and reads_updated_nodes(r)}
     # Nodes that no later step reads receive their messages in vain
     return tuple(r for r in weighted if not r.weight_key or r.target == REFINED or r.target in read)

@@ -2,6 +2,8 @@
 
 The matrices `W` and learned meta-path weights transfer. A class-wise bias and a visual node belong to a class that was
 seen in training, so the graph of the new classes has neither: only positive and negative text nodes exchange messages.
+In closed form the relation from text to visual nodes says what the visual node of a new class should be, and the
+relation back passes it on (`NewClassMessages`).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .closed_form import NewClassMessages
 from .graph import HeteroGraph
 from .heads import text_logits
 from .layers import HeteroMessagePassing
@@ -26,16 +29,20 @@ class TransferableAdapter:
     Attributes:
         options: Options of the model.
         parameters: The matrices `W`, each `[d, d]`, and learned meta-path weights, by the names of the layer's state.
+        messages: In closed form; None where the model has none.
     """
 
     options: ModelOptions
     parameters: dict[str, Tensor]
+    messages: NewClassMessages | None = None
 
     @classmethod
     def of(cls, model: HeGraphModel) -> TransferableAdapter:
         """What a trained model can carry to other classes."""
         state = {} if model.layers is None else model.layers.state_dict()
-        return cls(model.options, {name: value for name, value in state.items() if not name.startswith("bias.")})
+        parameters = {name: value for name, value in state.items() if not name.startswith("bias.")}
+        messages = model.messages if model.options.has_closed_form else None
+        return cls(model.options, parameters, None if messages is None else messages.for_new_classes())
 
     @torch.no_grad()
     def class_features(self, positive: Tensor, negative: Tensor) -> Tensor:
@@ -76,4 +83,8 @@ class TransferableAdapter:
             positive, negative: Text nodes of the new classes, each `[K, d]`.
             logit_scale: CLIP's `tau`.
         """
-        return text_logits(features, self.class_features(positive, negative), logit_scale)
+        logits = text_logits(features, self.class_features(positive, negative), logit_scale)
+        if self.messages is None:
+            return logits
+        strength = self.options.closed_form.omega_new * logit_scale
+        return logits + strength * self.messages.logits(features, positive)

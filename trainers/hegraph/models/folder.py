@@ -8,7 +8,7 @@ Shapes: K classes, N cached images, d feature width.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ..method.classifier import FoldedClassifier
+from ..method.closed_form import NewClassMessages
 from ..method.options import ClosedFormOptions, ModelOptions
 from ..method.relations import metapath_defaults
 from ..method.transfer import TransferableAdapter
@@ -27,6 +28,7 @@ from .schema import AdapterOptions, Fusion, ModelConfig, Transfer, first_problem
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 TRANSFER = "transfer."  # prefix of the tensors that reach other classes
+MESSAGES = f"{TRANSFER}messages."  # of those, the messages in closed form
 OLD_ADAPTER = "adapter.safetensors"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
@@ -156,6 +158,9 @@ def _tensors(model: SavedModel) -> dict[str, Tensor]:
     }
     parameters = {} if model.transfer is None else model.transfer.parameters
     found |= {f"{TRANSFER}{name}": tensor for name, tensor in parameters.items()}
+    if model.transfer is not None and model.transfer.messages is not None:
+        messages = asdict(model.transfer.messages)
+        found |= {f"{MESSAGES}{name}": tensor for name, tensor in messages.items()}
     return {name: tensor.detach().cpu() for name, tensor in found.items() if tensor is not None}
 
 
@@ -206,7 +211,7 @@ def _check_names(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) ->
         missing += ["keys", "labels"]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; the model is damaged")
-    prefixes = (f"{TRANSFER}weight.", f"{TRANSFER}metapath.") if config.transfer.rule == "adapter" else ()
+    prefixes = (f"{TRANSFER}weight.", f"{TRANSFER}metapath.", MESSAGES) if config.transfer.rule == "adapter" else ()
     for name in tensors:
         if name not in _shapes(config, 0) and not name.startswith(prefixes):
             raise UserError(f"{path} holds an unknown tensor {name!r}; the model is of another version or damaged")
@@ -226,7 +231,9 @@ def _shapes(config: ModelConfig, images: int) -> dict[str, list[int]]:
 
 
 def _transfer_shape(name: str, config: ModelConfig) -> list[int]:
-    return [config.width, config.width] if name.startswith(f"{TRANSFER}weight.") else []
+    if name in (f"{MESSAGES}offset", f"{MESSAGES}mean"):
+        return [config.width]
+    return [config.width, config.width] if name.startswith((f"{TRANSFER}weight.", MESSAGES)) else []
 
 
 def _check_labels(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
@@ -246,7 +253,9 @@ def _dtype(dtype: torch.dtype) -> str:
 def _transfer(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> TransferableAdapter | None:
     if config.transfer.rule != "adapter":
         return None
-    parameters = {name[len(TRANSFER) :]: tensor for name, tensor in tensors.items() if name.startswith(TRANSFER)}
+    found = {name: tensor for name, tensor in tensors.items() if name.startswith(TRANSFER)}
+    messages = {name[len(MESSAGES) :]: found.pop(name) for name in list(found) if name.startswith(MESSAGES)}
+    parameters = {name[len(TRANSFER) :]: tensor for name, tensor in found.items()}
     try:
         options = AdapterOptions.model_validate(config.transfer.options).model_dump()
     except ValidationError as error:
@@ -255,7 +264,14 @@ def _transfer(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> Tr
     if options["metapath"].keys() != known:
         raise UserError(f"{path / CONFIG} is damaged: transfer.options.metapath must have the keys {', '.join(known)}")
     options["closed_form"] = ClosedFormOptions(**options["closed_form"])
-    adapter = TransferableAdapter(ModelOptions(**options), parameters)
+    made = ModelOptions(**options)
+    if made.has_closed_form or messages:
+        names = [field.name for field in fields(NewClassMessages)]
+        if lacking := [name for name in names if name not in messages]:
+            raise UserError(f"{path / TENSORS} lacks {MESSAGES}{lacking[0]}; the model is damaged")
+        if unknown_names := sorted(messages.keys() - set(names)):
+            raise UserError(f"{path / TENSORS} holds an unknown tensor '{MESSAGES}{unknown_names[0]}'")
+    adapter = TransferableAdapter(made, parameters, NewClassMessages(**messages) if messages else None)
     if missing := adapter.missing_parameters():
         raise UserError(f"{path / TENSORS} lacks {TRANSFER}{missing[0]}; the model is damaged")
     return adapter

@@ -104,6 +104,7 @@ class ClosedForm(Part):
     kappa: Finite
     rho: Finite
     omega: Finite
+    omega_new: Finite
     prior: Finite
 
 
@@ -116,11 +117,14 @@ class AdapterOptions(Part):
     activation: Literal["tanh", "relu", "identity"]
     weight_per: Literal["target", "relation"]
     weight_init: Literal["identity", "xavier", "zero"]
+    text_weights: bool
     bias: bool
     gamma: Finite
     beta_c: Finite
     alpha_c: Finite
     closed_form: ClosedForm
+    noise: Finite
+    shuffle: Literal["none", "text_to_visual", "visual_to_text", "negative"]
 
 
 class TrainedOn(Part):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # open_clip takes seconds to import
     from ..backbones.clip import Backbone
     from ..features.views import ImageViews
 
+STREAM = 2**55  # between the seeds of two streams; those of one stream are far closer
 PRODUCTS_BYTES = 2**28  # most bytes of kept products: 256 MB is 16 shots of 101 classes in ten views
 
 
@@ -42,6 +43,7 @@ class TrainingData(ABC):
 
     labels: Tensor
     batch_size: int
+    seed: int
 
     @property
     def steps_per_epoch(self) -> int:
@@ -130,6 +132,6 @@ def products_bytes(views: int, num_images: int) -> int:
     return size if size <= PRODUCTS_BYTES else 0
 
 
-def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """A generator of its own for every seed and epoch, so that resuming needs no stored state."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+def epoch_generator(seed: int, epoch: int, stream: int = 0) -> torch.Generator:
+    """A generator of its own for every seed, epoch and stream, so that resuming needs no stored state."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch + stream * STREAM)

@@ -19,14 +19,15 @@ from tqdm import tqdm
 from ..method.losses import adapter_losses
 from ..method.model import HeGraphModel
 from ..utils.errors import UserError
-from .batches import Batch, TrainingData
+from .batches import Batch, TrainingData, epoch_generator
 from .checkpoints import Checkpoints
 from .options import TrainingOptions
-from .schedule import learning_rate, rate_at_width
+from .schedule import learning_rate, rate_at_scale, rate_at_width
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 10.0
+NOISE_STREAM = 1  # the order and the views of an epoch are drawn from stream 0
 FUSED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)  # before, AdamW fused its steps on a GPU only
 
 
@@ -69,12 +70,14 @@ class AdapterTraining:
         keep: Callable[[HeGraphModel, int], None] | None = None,
     ) -> None:
         self.model, self.data, self.options, self.checkpoints, self.keep = model, data, options, checkpoints, keep
-        self.peak_rate = rate_at_width(options.learning_rate, options.lr_width, model.x_positive.shape[1])
+        rate = rate_at_width(options.learning_rate, options.lr_width, model.x_positive.shape[1])
+        self.peak_rate = rate_at_scale(rate, options.lr_tau, model.logit_scale)
         groups = model.parameter_groups(self.peak_rate, options.weight_lr_mult, options.visual_lr)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=FUSED)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.epochs = max(options.epochs, math.ceil(options.min_steps / data.steps_per_epoch))
         self.epoch, self.seconds_before = 0, 0.0
+        self.noise = epoch_generator(data.seed, self.epoch, NOISE_STREAM)
         self.started = self.last_saved = time.monotonic()
 
     def resume(self) -> None:
@@ -101,7 +104,8 @@ class AdapterTraining:
         return self._rate(self.peak_rate)
 
     def begin_epoch(self) -> None:
-        """Sets the learning rates of the epoch."""
+        """Sets the learning rates of the epoch, and seeds its noise."""
+        self.noise = epoch_generator(self.data.seed, self.epoch, NOISE_STREAM)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates):
             group["lr"] = self._rate(peak)
 
@@ -109,7 +113,8 @@ class AdapterTraining:
         """Takes one optimizer step; returns the loss, which has not been read from the device."""
         options = self.options
         own = batch.positions if options.leave_one_out else None
-        logits = self.model(batch.features, own, batch.products)
+        noisy = self.model.with_noise(batch.features, self.noise)
+        logits = self.model(batch.features, own, batch.products, noisy)
         losses = adapter_losses(logits, batch.labels, options.visual_weight, options.visual_scale)
         loss = torch.stack(list(losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 FLOAT = 4  # bytes
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from glibc's malloc.h
 LARGEST = 2**31 - 1  # the value that both are set to: the largest int
+MMAP_LIMIT = 32 * 2**20  # bytes up to which glibc keeps blocks by default, once it has met some; it trims at twice that
 SHARE = 0.5  # an estimate above this share of the free memory is logged
 
 
@@ -69,10 +70,26 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether glibc keeps it now.
     """
+    return _set_thresholds(LARGEST, LARGEST)
+
+
+def hand_back_freed_memory() -> bool:
+    """Undoes `keep_freed_memory`, and has glibc hand back what is free now, as if the next run were in a new process.
+
+    Returns:
+        Whether glibc does so now.
+    """
+    if not _set_thresholds(MMAP_LIMIT, 2 * MMAP_LIMIT):
+        return False
+    ctypes.CDLL(None).malloc_trim(0)
+    return True
+
+
+def _set_thresholds(mmap: int, trim: int) -> bool:
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # this is not glibc; on Windows there is no such handle
         return False
-    return all(mallopt(parameter, LARGEST) for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD))
+    return all(mallopt(parameter, size) for parameter, size in ((M_MMAP_THRESHOLD, mmap), (M_TRIM_THRESHOLD, trim)))

@@ -22,6 +22,20 @@ def rate_at_width(rate: float, meant_for: int, width: int) -> float:
     return rate * math.sqrt(meant_for / width) if meant_for else rate
 
 
+def rate_at_scale(rate: float, meant_for: float, logit_scale: float) -> float:
+    """Scales a learning rate that was chosen at one logit scale to another.
+
+    A class feature that turns by an angle moves its logits by up to `tau` times as much, so a rate that falls as `tau`
+    grows moves the logits alike.
+
+    Args:
+        rate: The rate at the logit scale `meant_for`.
+        meant_for: The logit scale that `rate` was chosen at; 0: use `rate` at every scale.
+        logit_scale: CLIP's `tau`.
+    """
+    return rate * meant_for / logit_scale if meant_for else rate
+
+
 def learning_rate(epoch: int, epochs: int, peak: float, warmup_epochs: int, warmup_rate: float) -> float:
     """The rate of one epoch under Dassl's cosine schedule with a constant warm-up.
 

@@ -1,0 +1,186 @@
+"""What of a grid is run: not what is finished, not what has failed, nothing where something else lies."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trainers.hegraph.__main__ import main
+from trainers.hegraph.features.bank import load_bank
+
+ROOT = Path(__file__).parents[2]
+LR = "OPTIM.LR"
+
+
+@pytest.fixture
+def sweep(tiny_bank, tmp_path, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Runs a sweep of ZeroShot on the tiny bank in this process; returns its exit code and what it printed."""
+
+    def run(*words: str, seeds: str = "1 2") -> tuple[int, str, str]:
+        grid = ["--datasets", str(tiny_bank), "--configs", "vit_b32", "--methods", "ZeroShot", "--shots", "1"]
+        capsys.readouterr()
+        code = main(["sweep", *grid, "--seeds", *seeds.split(), "--output", str(tmp_path / "out"), *words])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def records(tmp_path: Path) -> list[str]:
+    return sorted(str(path.parent.relative_to(tmp_path / "out")) for path in tmp_path.rglob("result.json"))
+
+
+def test_finished_runs_are_not_done_again_and_that_is_said(sweep, tmp_path, caplog):
+    assert sweep(seeds="1")[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    code, out, _ = sweep()
+    assert (code, out) == (0, out)
+    assert out.startswith("2 runs: 1 done in ")
+    assert "1 finished before" in out
+    assert "1 of 2 runs are finished: skipped" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in before if path.is_file()} == {
+        path: time for path, time in before.items() if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_where_everything_is_finished_neither_torch_nor_a_backbone_is_imported(sweep, tiny_bank, tmp_path, dry):
+    grid = ["--datasets", str(tiny_bank), "--configs", "vit_b32", "--shots", "1", "--seeds", "1"]
+    swept = ["sweep", *grid, "--output", str(tmp_path / "out"), "--methods", "ZeroShot", "TipAdapter", "APET"]
+    assert main(swept) == 0
+    asked = f"""
+import sys
+from trainers.hegraph.__main__ import main
+code = main({[*swept, *dry]})
+print(code, sorted({{"torch", "open_clip", "sklearn", "scipy"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    assert "3 of 3 runs are finished" in done.stderr
+
+
+def test_finished_runs_of_images_are_recognised_as_well(tmp_path, capsys, caplog):
+    grid = [
+        "sweep",
+        "--datasets",
+        "digits",
+        "--configs",
+        "mini",
+        "--methods",
+        "ZeroShot",
+        "--shots",
+        "1",
+        "--seeds",
+        "1",
+    ]
+    words = [*grid, "--output", str(tmp_path), "TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS", "1"]
+    assert main(words) == 0
+    assert main(words) == 0
+    assert "1 of 1 runs are finished" in caplog.text
+    assert main([*words[:-1], "2"]) == 2
+    assert "1 of 1 folders hold results of runs with other settings or data" in capsys.readouterr().err
+
+
+def test_the_result_of_other_settings_or_data_is_refused_before_anything_runs(sweep, tiny_bank, tmp_path):
+    sweep(seeds="1")
+    bank = load_bank(tiny_bank)
+    bank.without_test().save(tiny_bank)
+    code, out, error = sweep()
+    assert (code, out) == (2, "")
+    assert "1 of 2 folders hold results of runs with other settings or data, the first" in error
+    assert error.count("\n") == 1
+    assert records(tmp_path) == ["tiny/ZeroShot/vit_b32_1shots/seed1"]
+
+
+def test_a_dry_run_lists_what_would_be_run_and_how_long_by_the_records(sweep, tmp_path):
+    sweep(seeds="1")
+    path = tmp_path / "out" / "tiny" / "ZeroShot" / "vit_b32_1shots" / "seed1" / "result.json"
+    record = json.loads(path.read_text())
+    record["seconds"] = {"features": 1.0, "training": 2.0, "test": 4.0}
+    path.write_text(json.dumps(record))
+    code, out, _ = sweep("--dry-run", "--methods", "ZeroShot", "APE", seeds="1 2 3")
+    assert code == 0
+    *listed, last = out.splitlines()
+    folder = tmp_path / "out" / "tiny"
+    assert listed == [
+        *[f"{folder}/ZeroShot/vit_b32_1shots/seed{seed}  7.0 s" for seed in (2, 3)],
+        *[f"{folder}/APE/vit_b32_1shots/seed{seed}  ?" for seed in (1, 2, 3)],
+    ]
+    assert last == (
+        "5 runs to do, 1 finished, 0 failed before; about 14 s in one process, by 1 records; no record tells of 3 of "
+        "them"
+    )
+    assert records(tmp_path) == ["tiny/ZeroShot/vit_b32_1shots/seed1"]
+
+
+# Failures
+
+
+@pytest.fixture
+def failing(sweep) -> Callable[..., tuple[int, str, str]]:
+    """A sweep of HeGraphAdapter over two learning rates, at one of which training diverges."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        return sweep("--methods", "HeGraphAdapter", "--vary", LR, "1e30", "0.001", *words, seeds="1")
+
+    return run
+
+
+def test_a_failed_run_leaves_why_and_the_rest_go_on(failing, tmp_path):
+    code, out, error = failing()
+    assert code == 1
+    bad = tmp_path / "out" / "tiny" / "HeGraphAdapter" / "vit_b32_1shots_LR=1e30" / "seed1"
+    assert records(tmp_path) == ["tiny/HeGraphAdapter/vit_b32_1shots_LR=0.001/seed1"]
+    head, line = out.splitlines()
+    assert head.startswith("2 runs: 1 done in ")
+    assert head.endswith(", 1 failed")
+    failure = json.loads((bad / "error.json").read_text())
+    assert line == f"failed: {bad}: {failure['message']}"
+    assert "the loss is" in failure["message"]
+    assert "Traceback" in failure["traceback"]
+    assert failure["configuration"][LR] == 1e30
+    assert failure["seed"] == 1
+    assert f"--output-dir {bad}" in failure["command"]
+    assert "Traceback" not in error
+
+
+def test_what_has_failed_is_skipped_until_it_is_to_be_tried_again(failing, tmp_path, caplog):
+    failing()
+    bad = tmp_path / "out" / "tiny" / "HeGraphAdapter" / "vit_b32_1shots_LR=1e30" / "seed1"
+    first = (bad / "error.json").read_text()
+    code, out, _ = failing()
+    assert code == 1
+    assert f"failed before: {bad}" in out
+    assert "1 runs failed before: skipped; --retry-failed runs them again" in caplog.text
+    assert (bad / "error.json").read_text() == first
+    assert failing("--retry-failed")[0] == 1
+    assert (bad / "error.json").read_text() != first
+
+
+def test_a_run_that_failed_is_run_when_its_configuration_is_another_and_forgets_its_failure(failing, tmp_path):
+    failing()
+    words = ("--suffix", "_LR={LR}", "TRAINER.HEGRAPHADAPTER.VARIANT", "base")  # of which nothing is trained
+    bad = tmp_path / "out" / "tiny" / "HeGraphAdapter" / "vit_b32_1shots_LR=1e30" / "seed1"
+    assert failing(*words)[0] == 2  # the other folder holds a result of other settings
+    (bad.parents[1] / "vit_b32_1shots_LR=0.001" / "seed1" / "result.json").unlink()
+    assert failing(*words)[0] == 0
+    assert not (bad / "error.json").exists()
+    assert (bad / "result.json").exists()
+
+
+def test_an_error_of_the_program_is_a_failure_too_and_names_its_kind(sweep, tmp_path, monkeypatch):
+    from trainers.hegraph.sweep import execute
+
+    def broken(cfg, bank, opened):
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr(execute, "run_one", broken)
+    code, out, _ = sweep(seeds="1")
+    assert code == 1
+    assert "ZeroDivisionError: of all things" in out
+    [file] = tmp_path.rglob("error.json")
+    assert "broken" in json.loads(file.read_text())["traceback"]

@@ -1,0 +1,209 @@
+"""Several processes on one output folder: locks, two sweeps at once, workers, and what is interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trainers.hegraph.__main__ import main
+from trainers.hegraph.experiments.lock import HOLDER, LOCK, Locked, is_locked, lock_folder
+from trainers.hegraph.results.records import find_records
+
+SLOW = ("TRAINER.HEGRAPHADAPTER.MIN_STEPS", "1500")  # so that a run takes a second or more
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen | None = None) -> None:
+    end = time.monotonic() + 240
+    while not what():
+        assert time.monotonic() < end
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+# The lock
+
+
+def test_a_folder_is_locked_for_one_and_is_as_before_when_it_is_left(tmp_path):
+    folder = tmp_path / "deep" / "run"
+    with lock_folder(folder):
+        assert is_locked(folder)
+        assert json.loads((folder / HOLDER).read_text()) == {"pid": os.getpid(), "host": socket.gethostname()}
+        with pytest.raises(Locked), lock_folder(folder):
+            pass
+        assert is_locked(folder)
+    assert not folder.exists()
+    folder.mkdir(parents=True)
+    (folder / "file").touch()
+    with lock_folder(folder):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["file"]
+    assert not is_locked(folder)
+
+
+def test_a_single_run_on_a_locked_folder_is_refused_in_one_line_that_names_the_other(tiny_bank, tmp_path, capsys):
+    command = [
+        "--features",
+        str(tiny_bank),
+        "--shots",
+        "1",
+        "--trainer",
+        "ZeroShot",
+        "--output-dir",
+        str(tmp_path / "o"),
+    ]
+    with lock_folder(tmp_path / "o"):
+        assert main(command) == 2
+        out, error = capsys.readouterr()
+        assert not (tmp_path / "o" / "split.json").exists()
+    assert out == ""
+    assert error.count("\n") == 1
+    assert f"is in use by process {os.getpid()} on {socket.gethostname()}" in error
+    assert main(command) == 0
+
+
+def test_the_lock_of_a_process_that_was_killed_is_taken_over(tiny_bank, tmp_path, start):
+    out = tmp_path / "o"
+    command = ["--features", tiny_bank, "--shots", "1", "--output-dir", out]
+    first = start(*command, *SLOW, "OPTIM.MAX_EPOCH", "100000")
+    wait_for(lambda: (out / HOLDER).exists(), first)
+    assert main([*map(str, command), *SLOW, "OPTIM.MAX_EPOCH", "100000"]) == 2
+    first.kill()
+    first.wait()
+    assert (out / LOCK).exists()
+    assert main([str(word) for word in [*command, "OPTIM.MAX_EPOCH", "1"]]) == 0
+    assert not (out / LOCK).exists()
+    assert not (out / HOLDER).exists()
+
+
+def test_a_test_of_a_model_takes_the_lock_too(tiny_bank, tmp_path, capsys):
+    command = ["--features", str(tiny_bank), "--shots", "1", "OPTIM.MAX_EPOCH", "1"]
+    assert main(["--output-dir", str(tmp_path / "o"), *command]) == 0
+    test = ["--eval-only", "--model-dir", str(tmp_path / "o"), "--output-dir", str(tmp_path / "t"), *command]
+    with lock_folder(tmp_path / "t"):
+        assert main(test) == 2
+    assert f"process {os.getpid()}" in capsys.readouterr().err
+    assert main(test) == 0
+
+
+def test_a_finished_run_needs_no_lock(tiny_bank, tmp_path):
+    command = [
+        "--features",
+        str(tiny_bank),
+        "--shots",
+        "1",
+        "--trainer",
+        "ZeroShot",
+        "--output-dir",
+        str(tmp_path / "o"),
+    ]
+    assert main(command) == 0
+    with lock_folder(tmp_path / "o"):
+        assert main(command) == 0
+
+
+# Sweeps
+
+
+@pytest.fixture
+def grid(tiny_bank, tmp_path) -> list[str]:
+    return [
+        "sweep", "--datasets", str(tiny_bank), "--configs", "vit_b32", "--shots", "1", "2", "--output",
+        str(tmp_path / "out"), "--seeds", *"123456", *SLOW,
+    ]  # fmt: skip
+
+
+def records(tmp_path: Path) -> int:
+    return len(list((tmp_path / "out").rglob("result.json"))) if (tmp_path / "out").exists() else 0
+
+
+def test_two_sweeps_share_the_work_and_a_reader_of_results_is_never_disturbed(grid, tmp_path, start):
+    sweeps = [start(*grid), start(*grid)]
+    wait_for(lambda: records(tmp_path) > 0)
+    while any(sweep.poll() is None for sweep in sweeps):
+        assert 0 < len(find_records([tmp_path / "out"])) <= 12
+    done = []
+    for sweep in sweeps:
+        out, error = sweep.communicate()
+        assert sweep.returncode == 0, error
+        assert "Traceback" not in error
+        done.append(re.findall(r"^\[.*: [0-9.]+ in [0-9.]+ s", error, flags=re.MULTILINE))
+        assert out.startswith("12 runs: 12 done") or "finished before" in out
+    assert len(find_records([tmp_path / "out"])) == 12
+    assert all(done), "one of them has done nothing"
+    assert not list(tmp_path.rglob(LOCK))
+
+
+@pytest.mark.parametrize("workers", [[], ["--workers", "2"]])
+def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(grid, tmp_path, start, workers):
+    sweep = start(*grid, *workers)
+    wait_for(lambda: records(tmp_path) > 0, sweep)
+    os.killpg(sweep.pid, signal.SIGINT)  # as the terminal does
+    out, error = sweep.communicate(timeout=240)
+    assert sweep.returncode == 130, error
+    assert "Traceback" not in error
+    assert out == ""
+    assert not list(tmp_path.rglob("error.json"))
+    assert not list(tmp_path.rglob(LOCK))
+    assert records(tmp_path) < 12
+    again = start(*grid, *workers)
+    out, error = again.communicate(timeout=240)
+    assert again.returncode == 0, error
+    assert "finished before" in out
+    assert records(tmp_path) == 12
+
+
+def test_a_worker_that_is_killed_fails_its_run_alone(grid, tmp_path, start):
+    sweep = start(*grid, "--workers", "2")
+    wait_for(lambda: any((tmp_path / "out").rglob(HOLDER)), sweep)
+    [holder, *_] = (tmp_path / "out").rglob(HOLDER)
+    folder, pid = holder.parent, json.loads(holder.read_text())["pid"]
+    os.kill(pid, signal.SIGKILL)
+    out, error = sweep.communicate(timeout=240)
+    assert sweep.returncode == 1, error
+    assert records(tmp_path) == 11
+    [failure] = tmp_path.rglob("error.json")
+    assert failure.parent == folder
+    assert "was ended by signal 9" in json.loads(failure.read_text())["message"]
+    assert f"failed: {folder}: " in out
+
+
+def test_workers_that_cannot_start_end_the_sweep_in_one_line(grid, tmp_path, start):
+    (tmp_path / "torch.py").write_text("raise SystemExit(7)\n")
+    sweep = start(*grid, "--workers", "2", PYTHONPATH=str(tmp_path))
+    _, error = sweep.communicate(timeout=240)
+    assert sweep.returncode == 2
+    assert "a worker process ended with code 7 before its first run" in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.rglob("error.json"))
+
+
+def test_a_worker_keeps_to_what_it_has_opened_and_takes_then_what_fewest_have(tmp_path):
+    from collections import deque
+    from types import SimpleNamespace
+
+    from trainers.hegraph.sweep.grid import Run
+    from trainers.hegraph.sweep.workers import take
+
+    def run(bank: str, seed: int) -> Run:
+        return Run(tmp_path, f"{bank}.safetensors", "vit_b32", "ZeroShot", 1, seed)
+
+    def team(*loads: str | None) -> list:
+        return [SimpleNamespace(loads=None if bank is None else (f"{bank}.safetensors", "")) for bank in loads]
+
+    waiting = deque([run("a", 1), run("a", 2), run("b", 1), run("b", 2), run("b", 3)])
+    first, second = workers = team("a", None)
+    assert take(waiting, first, workers) == run("a", 1)
+    assert take(waiting, second, workers) == run("b", 1)
+    second.loads = ("b.safetensors", "")
+    assert take(waiting, first, workers) == run("a", 2)
+    assert take(waiting, first, workers) == run("b", 2)
+    assert list(waiting) == [run("b", 3)]

@@ -1,0 +1,85 @@
+"""CLAP: class-adaptive linear probing, which holds each class near its text.
+
+Silva-Rodriguez, Hajimiri, Ben Ayed, Dolz: A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models.
+CVPR 2024.
+
+    z = tau * cos(f, w_k)
+    minimise cross-entropy + mean over k of lambda_k * |w_k - t_k|^2
+    lambda_k = mean over the images of class k of the probability that zero-shot CLIP gives to k
+
+The prototypes `w_k` start at the text features `t_k`, which keep the norm that the text tower gives them. The less
+zero-shot CLIP knows a class, the further its prototype may move; the multipliers `lambda_k` are computed once, from the
+training images. As in the released code: SGD with momentum 0.9 and without weight decay, learning rate 0.1, batches of
+256, Dassl's cosine schedule by epoch with one warm-up epoch, and 300 epochs for any number of shots. The prototypes
+after the last epoch count; nothing is chosen.
+
+Distance from the original: it encodes 20 augmented views of the images beforehand and draws each epoch's batches, as
+many full ones as the images fill, from all views together; here each epoch draws one of the bank's views of every
+image, and the last batch may be smaller. A class without images has the mean multiplier of the others. On the norm of
+the text features where a bank does not hold it, see `features/text_norm.py`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from yacs.config import CfgNode
+
+from ..features.bank import FeatureBank
+from ..features.text_norm import text_with_norm
+from ..method.heads import text_logits
+from ..training.batches import Batch
+from .base import Defaults, FittedMethod, Method, cosine_classifier
+from .training import train_with_warmup
+
+
+class CLAP(Method):
+    """Trains a prototype for each class, which a penalty holds near the text feature."""
+
+    defaults: ClassVar[Defaults] = {
+        "LR": 0.1,  # SGD's learning rate
+        "EPOCHS": 300,
+        "BATCH_SIZE": 256,  # images per step
+        "MOMENTUM": 0.9,
+        "WEIGHT_DECAY": 0.0,
+        "WARMUP_EPOCHS": 1,
+        "WARMUP_LR": 1e-5,
+    }
+
+    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
+        """Trains K * d numbers; `seed` orders the batches and draws the views."""
+        text, multipliers = text_with_norm(bank), zero_shot_confidence(bank)
+        prototypes = text.clone().requires_grad_()
+
+        def logits(features: Tensor) -> Tensor:
+            return text_logits(features, prototypes, bank.logit_scale)
+
+        def loss(batch: Batch) -> Tensor:
+            penalty = (multipliers * (prototypes - text).square().sum(dim=1)).mean()
+            return F.cross_entropy(logits(batch.features), batch.labels) + penalty
+
+        optimizer = torch.optim.SGD(
+            [prototypes], lr=options.LR, momentum=options.MOMENTUM, weight_decay=options.WEIGHT_DECAY
+        )
+        steps = train_with_warmup(optimizer, loss, bank, options, options.EPOCHS, seed)
+        prototypes.requires_grad_(False)
+        return FittedMethod(
+            logits,
+            num_parameters=prototypes.numel(),
+            epochs=options.EPOCHS,
+            steps=steps,
+            classifier=cosine_classifier(prototypes, bank.logit_scale),
+        )
+
+
+def zero_shot_confidence(bank: FeatureBank) -> Tensor:
+    """The multipliers `lambda_k`, shape `[K]`."""
+    views, num_classes = bank.train_features, len(bank.text_positive)
+    probabilities = text_logits(views, bank.text_positive, bank.logit_scale).softmax(dim=-1)  # [V, N, K]
+    own = probabilities.mean(dim=0).gather(1, bank.train_labels[:, None])[:, 0]  # [N]
+    counts = bank.train_labels.bincount(minlength=num_classes)
+    means = own.new_zeros(num_classes).index_add(0, bank.train_labels, own) / counts
+    return torch.where(counts > 0, means, means[counts > 0].mean())

@@ -1,0 +1,148 @@
+"""ProKeR: kernel ridge regression of what zero-shot CLIP leaves open.
+
+Bendou, Ouasfi, Gripon, Boukhayma: ProKeR: A Kernel Perspective on Few-Shot Adaptation of Large Vision-Language Models.
+CVPR 2025.
+
+    z = cos(f, t_k) + sum over the training images i of k(f, F_i) * A_ik
+    A = (K / lambda + I)^-1 (Y - T),    k(x, y) = exp(-beta * (1 - cos(x, y)))
+
+`Y` holds the one-hot labels of the N training images, `T` their cosines with the text features, and `K` the kernel
+between them. The sum is lambda times the kernel ridge regression of `Y - T`, which has lambda as its penalty: the
+released code leaves out the factor 1 / lambda of that regression, so lambda also says how much it counts beside
+zero-shot CLIP. Nothing is trained. As in that code: beta and lambda are searched on val, over its range for each data
+set, and of equally good candidates the smallest beta and then the smallest lambda are taken; the values without val are
+those that the authors transfer from ImageNet, by the number of shots.
+
+Distance from the original: it takes each augmented view as an image of its own, here an image is the mean of its
+views, which keeps the system at N by N. The authors search on the whole val split by default, here it is the few-shot
+val split; that split is too small to tell up to 2,000 candidates apart, so the grid is 10 by 10 (`SEARCH_STEP`). The
+logits above are in cosines; here they are multiplied by CLIP's `tau`, which changes no prediction. The authors' code
+was read in a fork, github.com/omarnust/BReg-Adapter, at their last commit there, 035b684.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from yacs.config import CfgNode
+
+from ..features.bank import FeatureBank
+from ..method.heads import cache_affinities, text_logits
+from ..training.choice import choose, has_val, val_images
+from ..training.evaluation import accuracy
+from ..utils.errors import UserError
+from .base import Defaults, FittedMethod, Method
+from .cache_search import numbers
+from .training import by_dataset, by_shots
+
+RANGE = ("smallest BETA", "largest BETA", "smallest LAMBDA", "largest LAMBDA")
+
+
+class ProKeR(Method):
+    """Adds a kernel ridge regression of the residuals to the zero-shot logits."""
+
+    defaults: ClassVar[Defaults] = {
+        "BETA": [
+            [1, 3.0],
+            [2, 2.6],
+            [4, 1.5],
+            [8, 1.66],
+            [16, 1.7],
+        ],  # of the kernel; rows [from this many shots, value]
+        "LAMBDA": [[1, 0.05], [8, 0.07], [16, 0.1]],  # weight of zero-shot CLIP; rows [from this many shots, value]
+        "SEARCH": True,  # choose BETA and LAMBDA on val, if there are val images
+        "SEARCH_RANGE": [  # rows [data set, [smallest BETA, largest BETA, smallest LAMBDA, largest LAMBDA]]
+            ["", [0.5, 3.0, 0.001, 1.0]],  # the authors' for Caltech101, EuroSAT, FGVCAircraft, Food101 and UCF101
+            ["DescribableTextures", [0.1, 10.0, 0.001, 10.0]],
+            ["ImageNet", [1.5, 3.0, 0.05, 0.25]],
+            ["OxfordFlowers", [0.1, 10.0, 0.001, 10.0]],
+            ["OxfordPets", [0.01, 5.0, 0.01, 0.3]],
+            ["StanfordCars", [0.1, 10.0, 0.01, 1.0]],
+            ["SUN397", [0.1, 10.0, 0.01, 10.0]],
+        ],
+        "SEARCH_STEP": [10, 10],  # how many values of BETA and of LAMBDA the grid holds
+    }
+    not_saved: ClassVar[str] = "each image of its cache has a weight for every class"
+
+    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
+        """Solves a linear system of N equations; `seed` changes nothing."""
+        keys = bank.cache_keys()
+        (beta, strength), selected = search(bank, options, keys)
+        coefficients = solve(cache_affinities(keys, keys, beta), residuals(bank, keys), strength)
+
+        def logits(features: Tensor) -> Tensor:
+            kernel = cache_affinities(features, keys, beta)
+            text = text_logits(features, bank.text_positive, bank.logit_scale)
+            return text + bank.logit_scale * kernel @ coefficients
+
+        return FittedMethod(logits, selected=selected)
+
+
+def residuals(bank: FeatureBank, keys: Tensor) -> Tensor:
+    """`Y - T`, shape `[N, K]`, for keys of shape `[N, d]`."""
+    return F.one_hot(bank.train_labels, len(bank.text_positive)) - text_logits(keys, bank.text_positive, 1.0)
+
+
+def solve(kernel: Tensor, targets: Tensor, strength: float) -> Tensor:
+    """The coefficients `(kernel / lambda + I)^-1 targets`, shape `[N, K]`.
+
+    Args:
+        kernel: Between the training images, shape `[N, N]`.
+        targets: Shape `[N, K]`.
+        strength: lambda.
+    """
+    factor = torch.linalg.cholesky(kernel / strength + torch.eye(len(kernel)).to(kernel))
+    return torch.cholesky_solve(targets, factor)
+
+
+def search(bank: FeatureBank, options: CfgNode, keys: Tensor) -> tuple[tuple[float, float], dict]:
+    """Chooses beta and lambda on val. Without val images, or without SEARCH, they are those of the options.
+
+    Returns:
+        Beta and lambda, and `FittedMethod.selected`.
+
+    Raises:
+        UserError: If an option has another form, or a value is not above 0.
+    """
+    start = by_shots("BETA", options.BETA, bank), by_shots("LAMBDA", options.LAMBDA, bank)
+    if not (options.SEARCH and has_val(bank)):
+        check_positive([start[0]], [start[1]])
+        return start, {}
+    betas, strengths = grid(bank, options)
+    check_positive(betas, strengths)
+    features, labels = val_images(bank)
+    text, targets = text_logits(features, bank.text_positive, 1.0), residuals(bank, keys)
+    accuracies: dict[tuple[float, float], float] = {}
+    for beta in betas:
+        kernel, to_val = cache_affinities(keys, keys, beta), cache_affinities(features, keys, beta)
+        for strength in strengths:
+            accuracies[beta, strength] = accuracy(text + to_val @ solve(kernel, targets, strength), labels)
+    best, entry = choose(list(accuracies), accuracies.__getitem__)
+    return best, {"BETA, LAMBDA": entry}
+
+
+def check_positive(betas: list[float], strengths: list[float]) -> None:
+    """Raises UserError if a beta or a lambda is not above 0."""
+    if min(betas) <= 0 or min(strengths) <= 0:
+        raise UserError(f"BETA and LAMBDA must be above 0, got {min(betas)} and {min(strengths)}")
+
+
+def grid(bank: FeatureBank, options: CfgNode) -> tuple[list[float], list[float]]:
+    """The candidates for beta and for lambda, the smallest first.
+
+    Raises:
+        UserError: If an option has another form.
+    """
+    ends = numbers("a value of SEARCH_RANGE", by_dataset("SEARCH_RANGE", options.SEARCH_RANGE, bank), RANGE)
+    counts = numbers("SEARCH_STEP", options.SEARCH_STEP, ("BETA", "LAMBDA"))
+    if not all(isinstance(count, int) and count >= 1 for count in counts.values()):
+        raise UserError(f"SEARCH_STEP must be whole numbers from 1, got {list(counts.values())}")
+
+    def spread(name: str) -> list[float]:
+        low, high = ends[f"smallest {name}"], ends[f"largest {name}"]
+        return torch.linspace(low, high, counts[name], dtype=torch.float64).tolist()
+
+    return spread("BETA"), spread("LAMBDA")

@@ -1,0 +1,81 @@
+"""TIMO: Gaussian discriminant analysis in which text and images guide each other.
+
+Li, Guo, Qi, Li, Shi: Text and Image Are Mutually Beneficial: Enhancing Training-Free Few-Shot Classification with CLIP.
+AAAI 2025.
+
+    z = alpha * cos(f, t'_k) + f . w_k + b_k
+    t'_k = sum over the prompts p of class k of softmax_p(gamma * s_kp / |s_k|) * t_kp,    s_kp = cos(t_kp, m_k)
+
+Image-guided text: `m_k` is the mean image of class k, and `s_k` holds its cosines with the features `t_kp` of the
+class's P prompts; prompts that are like the images count for more in `t'_k`. Text-guided images: the prompts are images
+as well, each multiplied by its cosine `s_kp`, and `w_k` and `b_k` are those of GDA (`gda.py`) on the prompts and the
+views of the training images together. Nothing is trained. As in the released code: gamma is 50 (1 on ImageNet, 100 on
+OxfordFlowers), every prompt is taken once, and alpha is chosen on val among nine powers of ten, of equally good ones
+the smallest.
+
+Distance from the original: a bank holds one text feature for each class, so P is 1. Then `t'_k` is the text feature
+itself, whatever gamma is, and each class has one more image. The authors choose on the whole val split (on ImageNet: on
+test), here it is the few-shot val split. Without val images, where their code stops, alpha is 100, the scale of
+zero-shot CLIP. A class without images has the mean of all images as its mean.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from yacs.config import CfgNode
+
+from ..features.bank import FeatureBank
+from ..method.classifier import FoldedClassifier
+from ..training.choice import choose, has_val, val_accuracy
+from .base import Defaults, FittedMethod, Method
+from .gda import check_candidates, gaussian_classifier, means_of_classes, views_as_images
+
+
+class TIMO(Method):
+    """Adds the text features to Gaussian discriminant analysis, as images and as a classifier."""
+
+    defaults: ClassVar[Defaults] = {
+        "ALPHA": 100.0,  # weight of the text where nothing is chosen: CLIP's `tau`
+        "SEARCH": True,  # choose ALPHA among CANDIDATES on val, if there are val images
+        # Of equally good ones the first is taken
+        "CANDIDATES": [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1e3, 1e4],
+    }
+
+    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
+        """Trains nothing; `seed` changes nothing."""
+        check_candidates("CANDIDATES", options.CANDIDATES)
+        weight, bias = text_guided_classifier(bank, times=1)
+        alpha, selected = options.ALPHA, {}
+        if options.SEARCH and has_val(bank):
+            alpha, entry = choose(
+                list(options.CANDIDATES),
+                lambda a: val_accuracy(with_text(bank, weight, bias, a).logits, bank),
+            )
+            selected = {"ALPHA": entry}
+        fitted = with_text(bank, weight, bias, alpha)
+        return FittedMethod(fitted.logits, selected=selected, classifier=fitted)
+
+
+def with_text(bank: FeatureBank, weight: Tensor, bias: Tensor, alpha: float) -> FoldedClassifier:
+    """The prediction `alpha * f . t_k + f . w_k + b_k`."""
+    return FoldedClassifier(alpha * bank.text_positive + weight, bias)
+
+
+def text_guided_classifier(bank: FeatureBank, times: int) -> tuple[Tensor, Tensor]:
+    """The weights `w_k`, shape `[K, d]`, and the biases `b_k`, shape `[K]`.
+
+    Args:
+        bank: The task.
+        times: How often each text feature is taken as an image.
+    """
+    text, num_classes = bank.text_positive, len(bank.text_positive)
+    means = F.normalize(means_of_classes(bank.cache_keys(), bank.train_labels, num_classes), dim=-1)
+    scores = (text * means).sum(dim=1, keepdim=True)  # s_k, shape [K, 1]
+    images, labels = views_as_images(bank)
+    text_images = (scores * text).repeat(times, 1)
+    text_labels = torch.arange(num_classes, device=labels.device).repeat(times)
+    return gaussian_classifier(torch.cat([text_images, images]), torch.cat([text_labels, labels]), num_classes)

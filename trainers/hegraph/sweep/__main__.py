@@ -1,0 +1,198 @@
+"""Does many runs with one command: a grid of data sets, configurations, methods, shots and seeds.
+
+Every run leaves in its folder what it would leave alone. Runs that are finished are not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..experiments.failure import has_failed
+from ..experiments.lock import is_locked
+from ..results.records import read_record
+from ..utils.commands import command
+from ..utils.errors import UserError, report, show_messages
+from .grid import Run, read_grid
+from .plan import Plan, estimate, make_plan
+from .progress import Progress, in_words
+from .workers import run_here, run_in_workers
+
+logger = logging.getLogger(__name__)
+
+LISTS = ("datasets", "configs", "methods", "shots", "seeds")
+A_KEY = re.compile(r"USE_CUDA|[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")  # what a configuration key looks like
+NOT_OF_A_SWEEP = ("OUTPUT_DIR", "SEED", "DATASET.NUM_SHOTS", "TRAINER.NAME", "DATASET.ROOT", "RESUME")
+POLL = 1.0  # seconds between two looks at a run that another process does
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the flags; what follows the values of a flag and looks like a configuration key begins the pairs."""
+    parser = argparse.ArgumentParser(
+        prog=command("sweep"),
+        usage=f"{command('sweep')} [GRID.yaml] [FLAG ...] [KEY VALUE ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("words", nargs="*", metavar="GRID.yaml | KEY VALUE", help="a file of the grid; keys that all runs have")
+    add("--datasets", nargs="+", help="feature banks, or configurations of data sets: paths, or names such as digits")
+    add("--configs", nargs="+", help="configurations of the method: paths, or names such as vit_b32")
+    add("--methods", nargs="+", help="as --trainer says them; all: every one (default HeGraphAdapter)")
+    add("--shots", nargs="+", help="training images per class (default 16)")
+    add("--seeds", nargs="+", help="from 0 (default 1 2 3)")
+    add("--vary", nargs="+", action="append", default=[], metavar="KEY VALUE ...", help="run each value of a key")
+    add("--root", help="folder of the data sets (default data)")
+    add("--output", help="where the folders DATASET/METHOD/CONFIG_Nshots/seedN go (default output)")
+    add("--suffix", help="put behind the folder of shots; {NAME} is the value of the varied key that ends in NAME")
+    add("--workers", type=int, default=0, help="worker processes (default: none, all in this process)")
+    add("--retry-failed", action="store_true", help="run again what has failed before, which is skipped else")
+    add("--dry-run", action="store_true", help="list what would be run, and how long it should take")
+    add("--verbose", action="store_true", help="show the messages of the runs, and not their warnings alone")
+    args = parser.parse_intermixed_args(arguments)
+    for flag in LISTS:
+        if getattr(args, flag) is not None:
+            setattr(args, flag, _split(getattr(args, flag), args.words))
+    args.vary = [[words[0], *_split(words[1:], args.words)] for words in args.vary]
+    return args
+
+
+def _split(words: list[str], pairs: list[str]) -> list[str]:
+    """The words before the first configuration key; it and those behind it are added to the pairs."""
+    at = next((n for n, word in enumerate(words) if A_KEY.fullmatch(word)), len(words))
+    pairs += words[at:]
+    return words[:at]
+
+
+def grid_of(args: argparse.Namespace) -> tuple[Path | None, dict]:
+    """The file of the grid, and the fields of `Grid` that the flags give.
+
+    Raises:
+        UserError: If a word is no number where one is needed, or the pairs are none.
+    """
+    words = list(args.words)
+    path = Path(words.pop(0)) if words and not A_KEY.fullmatch(words[0]) else None
+    if len(words) % 2:
+        raise UserError(f"options come as KEY VALUE pairs, but {' '.join(words)!r} has no value at its end")
+    given = {name: getattr(args, name) for name in (*LISTS, "root", "output", "suffix")}
+    for name in ("shots", "seeds"):
+        if given[name] is not None:
+            given[name] = [_number(name, word) for word in given[name]]
+    found = {name: value for name, value in given.items() if value is not None}
+    found["vary"] = {key: values for key, *values in args.vary}
+    found["set"] = dict(zip(words[0::2], words[1::2]))
+    for key in (*found["vary"], *found["set"]):
+        if key in NOT_OF_A_SWEEP:
+            raise UserError(f"{key} is set by the grid itself; use --shots, --seeds, --methods, --root or --output")
+    return path, found
+
+
+def _number(name: str, word: str) -> int:
+    try:
+        return int(word)
+    except ValueError as error:
+        raise UserError(f"--{name} are whole numbers, got {word!r}") from error
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """Does what the flags say; returns 1 if a run has failed."""
+    if args.workers < 0:
+        raise UserError(f"--workers must be at least 1, or left out, got {args.workers}")
+    grid = read_grid(*grid_of(args))
+    runs, left_out = grid.runs()
+    for line in left_out:
+        logger.info("%s", line)
+    plan = make_plan(runs, args.retry_failed)
+    if plan.finished:
+        logger.info("%d of %d runs are finished: skipped", len(plan.finished), len(runs))
+    if plan.failed:
+        logger.info("%d runs failed before: skipped; --retry-failed runs them again", len(plan.failed))
+    if args.dry_run:
+        show_plan(plan, grid.output)
+        return 0
+    progress = do_runs(plan.to_do, args.workers, args.verbose)
+    sys.stdout.write(summary(plan, progress))
+    return 1 if progress.failures or plan.failed else 0
+
+
+def do_runs(runs: Sequence[Run], workers: int, verbose: bool = False) -> Progress:
+    """Does the runs, and waits for those that other processes are at."""
+    progress = Progress(len(runs))
+    left = list(runs)
+    while left:
+        locked = []
+        for result in run_in_workers(left, workers, verbose) if workers else run_here(left, verbose):
+            if result.status == "locked":
+                locked.append(result.run)
+            elif result.status == "failed":
+                progress.failed(result.run, result.message)
+            else:
+                progress.finished(result.run, f"{result.message} in {result.seconds:.1f} s")
+        left = await_others(locked, progress)
+    return progress
+
+
+def await_others(locked: Sequence[Run], progress: Progress) -> list[Run]:
+    """Waits until other processes have ended the runs that they are at; returns those that they left undone."""
+    waiting = list(locked)
+    if waiting:
+        logger.info("%d runs are done by another process; waiting for it", len(waiting))
+    while waiting:
+        free = [run for run in waiting if not is_locked(run.folder)]
+        undone = []
+        for run in free:
+            if read_record(run.folder) is not None:
+                progress.finished(run, "done by another process")
+            elif has_failed(run.folder, run.configuration(), run.source):
+                progress.failed(run, "in another process")
+            else:
+                undone.append(run)
+        if undone:
+            return [*undone, *(run for run in waiting if run not in free)]
+        waiting = [run for run in waiting if run not in free]
+        if waiting:
+            time.sleep(POLL)
+    return []
+
+
+def summary(plan: Plan, progress: Progress) -> str:
+    """The end of a sweep in one line, and a line for every failure."""
+    counts = [f"{progress.done} done in {in_words(time.monotonic() - progress.started)}"]
+    counts += [f"{len(plan.finished)} finished before"] if plan.finished else []
+    failed = len(progress.failures) + len(plan.failed)
+    counts += [f"{failed} failed"] if failed else []
+    lines = [f"{progress.total + len(plan.finished) + len(plan.failed)} runs: {', '.join(counts)}"]
+    lines += [f"failed: {run.folder}: {message}" for run, message in progress.failures]
+    lines += [f"failed before: {run.folder}" for run in plan.failed]
+    return "\n".join(lines) + "\n"
+
+
+def show_plan(plan: Plan, output: str) -> None:
+    """Prints what would be run, and how long it should take."""
+    times, records = estimate(plan.to_do, output)
+    for run, seconds in zip(plan.to_do, times):
+        sys.stdout.write(f"{run.folder}  {'?' if seconds is None else f'{seconds:.1f} s'}\n")
+    known = [seconds for seconds in times if seconds is not None]
+    unknown = len(times) - len(known)
+    sys.stdout.write(
+        f"{len(plan.to_do)} runs to do, {len(plan.finished)} finished, {len(plan.failed)} failed before; "
+        f"about {in_words(sum(known))} in one process, by {records} records"
+        f"{f'; no record tells of {unknown} of them' if unknown else ''}\n"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 1 if a run has failed, 2 for a mistake of the user's."""
+    args = parse_arguments(arguments)
+    codes: list[int] = []
+    show_messages()
+    return report(lambda: codes.append(run_command(args))) or codes[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

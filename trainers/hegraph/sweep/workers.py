@@ -1,0 +1,228 @@
+"""Doing the runs of a sweep, in this process or in worker processes. Both give the results as they come."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING
+
+from ..utils.errors import UserError, show_messages
+from .grid import Run
+
+if TYPE_CHECKING:
+    from .execute import Result
+
+logger = logging.getLogger(__name__)
+
+THREADS = "OMP_NUM_THREADS"  # how many threads torch computes with
+PATIENCE = 30  # seconds that an interrupted worker has to end
+
+
+def run_here(runs: Sequence[Run], verbose: bool = False) -> Iterator[Result]:
+    """Does the runs one after the other in this process, which keeps what they can share."""
+    from ..experiments.opened import Opened  # imports torch
+    from .execute import attempt
+
+    opened = Opened()
+    for run in runs:
+        yield attempt(run, opened, verbose)
+
+
+def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool = False) -> Iterator[Result]:
+    """Does the runs in worker processes, each of which keeps to one data set as long as it has runs.
+
+    A worker that dies takes its run along, which counts as failed, and another takes its place.
+
+    Args:
+        runs: The runs.
+        workers: How many processes, at least 1.
+        verbose: Whether the runs' own messages are shown, and not their warnings alone.
+    """
+    waiting = deque(runs)
+    workers = min(workers, len(runs))
+    threads = threads_of_each(workers)
+    logger.info("%d workers with %s=%d each", workers, THREADS, threads)
+    team = [Worker(threads, verbose) for _ in range(workers)]
+    try:
+        while waiting or any(worker.run for worker in team):
+            heard = wait([worker.connection for worker in team if worker.run or worker.starting])
+            for worker in [worker for worker in team if worker.connection in heard]:
+                if worker.starting:
+                    worker.begin()
+                else:
+                    yield worker.result()
+                if waiting and worker.dead:
+                    team[team.index(worker)] = Worker(threads, verbose)
+            for worker in team:
+                if waiting and worker.idle:
+                    worker.give(take(waiting, worker, team))
+    finally:
+        for worker in team:
+            worker.stop()
+        for worker in team:
+            worker.join()
+
+
+def take(waiting: deque[Run], worker: Worker, team: Sequence[Worker]) -> Run:
+    """Takes the next run for a worker: of what it has opened or, if nothing of that is left, of what fewest have.
+
+    Args:
+        waiting: The runs that nobody has; the one that is taken is removed.
+        worker: The worker that is idle.
+        team: All workers.
+    """
+    left = Counter(run.loads for run in waiting)
+    held = Counter(other.loads for other in team if other is not worker)
+    wanted = worker.loads
+    if wanted not in left:
+        wanted = max(left, key=lambda loads: left[loads] / (1 + held[loads]))
+    run = next(run for run in waiting if run.loads == wanted)
+    waiting.remove(run)
+    return run
+
+
+def threads_of_each(workers: int) -> int:
+    """How many threads each worker computes with: those that one process would have, divided."""
+    said = os.environ.get(THREADS, "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, (int(said) if said.isdecimal() else cores) // workers)
+
+
+class Worker:
+    """A process that does runs which it is given, one at a time.
+
+    Attributes:
+        run: The run that it is at; None if it is idle.
+        loads: What it has opened last, as `Run.loads`.
+        starting: Whether it is still importing what it needs.
+        dead: Whether it has died over a run.
+    """
+
+    def __init__(self, threads: int, verbose: bool) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would share the threads of torch
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs, verbose), daemon=True)
+        with _environment(THREADS, str(threads)), _deaf_to_interrupts():  # torch reads it when it is imported
+            self.process.start()
+        theirs.close()
+        self.run: Run | None = None
+        self.loads: tuple[str, str] | None = None
+        self.starting, self.dead = True, False
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for a run."""
+        return self.run is None and not self.starting and not self.dead
+
+    def begin(self) -> None:
+        """Hears from the worker that it has started.
+
+        Raises:
+            UserError: If it has died instead, as every other would.
+        """
+        try:
+            self.connection.recv()
+        except (EOFError, OSError) as error:
+            self.process.join()
+            raise UserError(
+                f"a worker process ended with code {self.process.exitcode} before its first run; what it said is above"
+            ) from error
+        self.starting = False
+
+    def give(self, run: Run) -> None:
+        """Has the worker do a run."""
+        self.run, self.loads = run, run.loads
+        with suppress(OSError):  # it has died, which `result` finds
+            self.connection.send(run)
+
+    def result(self) -> Result:
+        """What has become of its run; waits for it."""
+        assert self.run is not None
+        run, self.run = self.run, None
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self.dead = True
+            self.process.join()
+            return died(run, self.process.exitcode or 0)
+
+    def stop(self) -> None:
+        """Has the worker end; a run that it is at is interrupted as by Ctrl-C."""
+        if self.run is None:
+            with suppress(OSError):
+                self.connection.send(None)
+        elif self.process.pid is not None and self.process.is_alive():
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGINT)
+        self.connection.close()
+
+    def join(self) -> None:
+        """Waits until the worker has ended, and ends it the hard way if it does not."""
+        self.process.join(PATIENCE)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def work(connection: Connection, verbose: bool) -> None:
+    """What a worker process does: runs from the connection, results into it, until None comes or nobody is there."""
+    show_messages()
+    try:
+        from ..experiments.opened import Opened  # imports torch
+        from .execute import attempt
+
+        signal.signal(signal.SIGINT, _interrupt)
+        opened = Opened()
+        connection.send("ready")
+        while (run := connection.recv()) is not None:
+            connection.send(attempt(run, opened, verbose))
+    except (KeyboardInterrupt, EOFError, BrokenPipeError):
+        pass  # whoever gave the runs has ended or wants an end; the next sweep goes on
+
+
+def died(run: Run, code: int) -> Result:
+    """The result of a run whose worker has died, which is recorded as its failure."""
+    from .execute import FAILED, Result, record_failure  # imports torch, which this process has not needed so far
+
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+    hint = "; the system may have run out of memory: try fewer --workers" if code == -signal.SIGKILL else ""
+    return Result(run, FAILED, record_failure(run, RuntimeError(f"the worker process {how}{hint}")), 0.0)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Ends the run of a worker. Only the first Ctrl-C counts, so that the next does not disturb the tidying up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes that are started in the block ignore Ctrl-C until they say otherwise."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
