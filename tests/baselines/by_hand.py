@@ -30,8 +30,9 @@ def bank_of(
     test: tuple[Array, Sequence[int]] | None = None,
     scale: float = 10.0,
     dataset: str = "Tiny",
+    norms: Sequence[float] | None = None,
 ) -> FeatureBank:
-    """A bank of one view of each image, from unit-norm rows."""
+    """A bank of one view of each image, from unit-norm rows; `norms` are those of the text before it was normalised."""
 
     def images(split: tuple[Array, Sequence[int]] | None) -> tuple:
         return (None, None) if split is None else (tensor(split[0]), torch.tensor(split[1]))
@@ -50,6 +51,7 @@ def bank_of(
         val_labels=val_labels,
         test_features=test_features,
         test_labels=test_labels,
+        text_norms=None if norms is None else torch.tensor(norms),
     )
 
 

@@ -18,6 +18,8 @@ from trainers.hegraph.baselines.base import FittedMethod
 LABELS = [0, 1, 2, 0, 1]  # of five training images
 IMAGES = random_unit(5, 4, seed=1)
 TEXT = random_unit(3, 4, seed=2)
+NORMS = [1.5, 0.5, 2.0]  # of the text features as the text tower gives them
+LONG_TEXT = TEXT * np.array(NORMS)[:, None]
 PROBES = random_unit(6, 4, seed=3)  # images to classify
 TAU = 10.0
 # A cosine over three steps from a peak of 0.02: 0.02 * (1 + cos(0)) / 2, * (1 + cos(pi / 3)) / 2, * (1 + cos(2 pi / 3))
@@ -51,14 +53,14 @@ def affinities(features: Array, keys: Array, beta: float) -> Array:
 
 def test_taskres_decays_its_residual_by_adding_it_to_the_gradient_and_warms_up(fit):
     def logits(features, residual):
-        return TAU * features @ unit(TEXT + 0.5 * residual).T
+        return TAU * features @ unit(LONG_TEXT + 0.5 * residual).T
 
     def loss(residual):
         return cross_entropy(logits(IMAGES, residual), LABELS)
 
     [residual] = adam(loss, [np.zeros((3, 4))], WARM, decay=0.3, decoupled=False)
     options = {"ALPHA": [["", 0.5]], "LR": [["", 0.02]], "EPOCHS": [[1, 4]], "BATCH_SIZE": 256, "WEIGHT_DECAY": 0.3}
-    fitted = fit("TaskRes", bank(), **options, WARMUP_EPOCHS=1, WARMUP_LR=0.004)
+    fitted = fit("TaskRes", bank(norms=NORMS), **options, WARMUP_EPOCHS=1, WARMUP_LR=0.004)
     assert (fitted.epochs, fitted.steps) == (4, 4)
     assert_close(logits_of(fitted), logits(PROBES, residual))
 
@@ -168,13 +170,14 @@ def test_clip_adapter_steps_with_momentum_decay_and_warm_up(fit):
 
 def graph_logits(features: Array, weights: Array, biases: Array, alpha: float, beta: float, groups: int) -> Array:
     """GraphAdapter's equation, class by class and group by group."""
-    means = np.stack([unit(IMAGES[np.array(LABELS) == k]).mean(axis=0) for k in range(3)])
+    means = np.stack([IMAGES[np.array(LABELS) == k].mean(axis=0) for k in range(3)])
+    means = means * np.mean(NORMS)  # as long as the text features are on average
     learned = []
-    for k, text in enumerate(TEXT):
+    for k, text in enumerate(LONG_TEXT):
         by_group = []
         for group in range(groups):
             found = []
-            for nodes, weight, bias in zip((TEXT, means), weights, biases):
+            for nodes, weight, bias in zip((LONG_TEXT, means), weights, biases):
                 graph = np.stack([text, *(node for j, node in enumerate(nodes) if j % groups == group)])
                 adjacency = np.maximum(unit(graph) @ unit(graph).T, 0) + np.eye(len(graph))
                 roots = np.diag(adjacency.sum(axis=1) ** -0.5)
@@ -194,7 +197,7 @@ def test_graph_adapter_trains_two_convolutions_over_groups_of_classes(fit, group
 
     trained = adam(loss, [start, np.zeros((2, 3, 4))], WARM, decay=0.3, decoupled=False)
     options = {"ALPHA": 0.2, "BETA": 0.4, "GROUPS": groups, "LR": 0.02, "EPOCHS": 4, "WEIGHT_DECAY": 0.3}
-    fitted = fit("GraphAdapter", bank(), seed=7, **options, BATCH_SIZE=256, WARMUP_EPOCHS=1, WARMUP_LR=0.004)
+    fitted = fit("GraphAdapter", bank(norms=NORMS), seed=7, **options, BATCH_SIZE=256, WARMUP_EPOCHS=1, WARMUP_LR=0.004)
     assert (fitted.epochs, fitted.steps) == (4, 4)
     assert_close(logits_of(fitted), graph_logits(PROBES, *trained, 0.2, 0.4, groups))
 

@@ -17,6 +17,7 @@ from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments import image_task
 from trainers.hegraph.experiments import run as run_module
 from trainers.hegraph.experiments.adapter import train_adapter
+from trainers.hegraph.experiments.opened import Opened
 from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.utils import processes
@@ -64,7 +65,7 @@ def cfg(tmp_path):
 def done(monkeypatch) -> list[str]:
     """What was asked of the task, which is watched."""
     asked: list[str] = []
-    monkeypatch.setattr(run_module, "open_task", lambda cfg, path, seed, device: Watched(path, cfg, seed, asked))
+    monkeypatch.setattr(run_module, "open_task", lambda cfg, path, seed, *_: Watched(path, cfg, seed, asked))
     return asked
 
 
@@ -90,7 +91,7 @@ def test_a_finished_run_is_neither_prepared_nor_encoded(cfg, done, tiny_bank):
 def test_the_record_counts_the_seconds_of_encoding(cfg, tiny_bank, monkeypatch):
     clock = [100.0]
 
-    def open_task(cfg, path, seed, device):
+    def open_task(cfg, path, seed, *_):
         task = Watched(path, cfg, seed, [])
         task.clock = clock
         return task
@@ -125,7 +126,7 @@ def opened(monkeypatch) -> list[tuple]:
     """What a task was opened with: the seed and the device; the run then stops."""
     seen: list[tuple] = []
 
-    def open_task(cfg, path, seed, device):
+    def open_task(cfg, path, seed, device, *_):
         seen.append((seed, device))
         raise Stop
 
@@ -174,7 +175,10 @@ def test_a_task_is_a_banks_where_there_is_one_and_else_that_of_the_images(cfg, t
     assert isinstance(task, BankTask)
     assert (task.seed, asked) == (3, [])
     assert run_module.open_task(configured, None, 3, "cuda") == "of images"
-    assert asked == [(configured, 3, "cuda")]
+    opened = Opened()
+    run_module.open_task(configured, None, 3, "cpu", opened)
+    assert asked == [(configured, 3, "cuda", None), (configured, 3, "cpu", opened)]
+    assert run_module.open_task(configured, tiny_bank, 3, "cpu", opened).full is opened.bank(tiny_bank)[0]
 
 
 # Testing a model, thumbnails

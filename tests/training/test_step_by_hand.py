@@ -22,7 +22,9 @@ ALL = Batch(IMAGES, LABELS, torch.arange(3))
 
 
 def options_of(**changed: object) -> TrainingOptions:
-    return TrainingOptions(**{"learning_rate": 0.0, "lr_width": 0, "visual_lr": 0.0, "weight_decay": 0.0, **changed})
+    return TrainingOptions(
+        **{"learning_rate": 0.0, "lr_width": 0, "lr_tau": 0, "visual_lr": 0.0, "weight_decay": 0.0, **changed}
+    )
 
 
 def data_of(labels: torch.Tensor = LABELS, batch_size: int = 3) -> BankBatches:
@@ -35,6 +37,8 @@ class FixedModel(nn.Module):
     Its parameters count in the loss, so that a step can move them, but have no gradient.
     """
 
+    logit_scale = 4.0
+
     def __init__(self, text: list[list[float]], visual: list[list[float]] | None) -> None:
         super().__init__()
         self.x_positive = TEXT
@@ -45,6 +49,9 @@ class FixedModel(nn.Module):
     def parameter_groups(self, lr: float, weight_lr_mult: float, visual_lr: float) -> list[dict]:
         rates = {"w": lr * weight_lr_mult, "b": lr, "v": visual_lr}
         return [{"params": [self.kept[name]], "lr": rate} for name, rate in rates.items()]
+
+    def with_noise(self, *arguments: object) -> str:
+        return "noise"
 
     def forward(self, *arguments: object) -> Logits:
         self.asked.append(arguments)
@@ -88,10 +95,11 @@ def test_a_step_tells_the_model_where_its_images_lie_in_the_cache_only_to_leave_
     positions, products = torch.tensor([2, 0]), torch.ones(2, 3)
     training = AdapterTraining(model, data_of(), options_of(leave_one_out=leave_one_out))
     training.step(Batch(IMAGES[:2], torch.tensor([0, 1]), positions, products))
-    [(features, own, given)] = model.asked
+    [(features, own, given, noise)] = model.asked
     assert features is not None and torch.equal(features, IMAGES[:2])
     assert own is (positions if leave_one_out else None)
     assert given is products
+    assert noise == "noise"
 
 
 def test_without_a_gradient_adamw_only_shrinks_each_parameter_by_its_rate_times_the_decay():
@@ -119,6 +127,13 @@ def test_the_rate_of_a_width_that_was_not_meant_is_scaled_by_the_root_before_it_
     training.begin_epoch()
     assert training.learning_rate == pytest.approx(1.0)
     assert [group["lr"] for group in training.optimizer.param_groups] == pytest.approx([0.1, 1.0, 0.2])
+
+
+def test_the_rate_of_a_logit_scale_that_was_not_meant_is_scaled_by_the_quotient():
+    # Meant for a logit scale of 100, used at 4: 0.01 * 100 / 4 = 0.25; the visual rate stays
+    model = FixedModel([[1.0, 0.0], [0.0, 0.0]], None)
+    options = options_of(learning_rate=0.01, lr_tau=100.0, weight_lr_mult=0.1, visual_lr=0.2)
+    assert AdapterTraining(model, data_of(), options).peak_rates == pytest.approx([0.025, 0.25, 0.2])
 
 
 @pytest.mark.parametrize(("least", "epochs"), [(0, 4), (8, 4), (9, 5), (10, 5), (11, 6)])
@@ -151,7 +166,7 @@ SILENT = dict.fromkeys(("ALPHA_PP", "ALPHA_VP", "ALPHA_NP", "ALPHA_NP_TEST", "BE
 @pytest.fixture
 def model(model_options) -> HeGraphModel:
     """Sharpness 0.5, and a gamma of 0: the keys of the cache stay the images."""
-    options = {"variant": "full", "gamma": 0.0, "beta_c": 0.5, "alpha_c": 3.0, **SILENT}
+    options = {"variant": "full", "gamma": 0.0, "beta_c": 0.5, "alpha_c": 3.0, "noise": 0.0, **SILENT}
     return build_model(bank(), model_options(**options))
 
 
@@ -201,7 +216,7 @@ def test_training_to_the_end_takes_every_step_of_every_epoch_in_training_mode():
     model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
 
     class Counted:
-        labels, batch_size, steps_per_epoch = data.labels, 1, data.steps_per_epoch
+        labels, batch_size, steps_per_epoch, seed = data.labels, 1, data.steps_per_epoch, data.seed
 
         def epoch(self, number: int):
             asked.append(number)
