@@ -31,7 +31,7 @@ TESTS = {
 }
 
 
-def tests_of(paths: Sequence[str]) -> list[str]:
+def belonging_tests(paths: Sequence[str]) -> list[str]:
     """The tests that belong to the changed sources; those of all sources if none has changed."""
     starts = [start for start in TESTS if not paths or any(path.startswith(start) for path in paths)]
     return list(dict.fromkeys(test for start in starts for test in TESTS[start]))
@@ -42,7 +42,7 @@ def main() -> int:
     changed = subprocess.run(
         ["git", "diff", "--name-only", "--", "trainers"], capture_output=True, text=True, check=True
     ).stdout.split()
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests_of(changed)]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *belonging_tests(changed)]
     return subprocess.run(command).returncode
 
 
