@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -37,36 +38,77 @@ def bash(output):
     return run
 
 
-def test_compare_puts_all_methods_side_by_side(bash):
-    printed = bash("compare.sh", "digits", "mini", "2")
-    for name in ("zero-shot", "TipAdapter", "HeGraphAdapter"):
-        assert name in printed
+def table(printed: str) -> dict[str, dict[str, float]]:
+    """The one table in what a script printed: name of the row -> name of the column -> number."""
+    lines = [line.strip("|").split("|") for line in printed.splitlines() if line.startswith("|")]
+    (_, *heads), _, *rows = ([cell.strip().strip("*") for cell in line] for line in lines)
+    return {name: dict(zip(heads, map(float, numbers))) for name, *numbers in rows}
+
+
+def record_of(output: Path, trainer: str, **wanted: object) -> dict:
+    """A record below the output folder with these values; where there are several, all have the same scores."""
+    records = [json.loads(path.read_text()) for path in sorted(output.rglob("result.json"))]
+    found = [record for record in records if {**record, **wanted} == record and record["trainer"] == trainer]
+    assert len({record["accuracy"] for record in found}) == 1
+    return found[0]
+
+
+def two_digits(**numbers: float) -> dict[str, float]:
+    return {name: float(f"{number:.2f}") for name, number in numbers.items()}
+
+
+def test_compare_puts_the_records_of_all_methods_side_by_side(bash, output):
+    printed = table(bash("compare.sh", "digits", "mini", "2"))
+    full, tip = (
+        record_of(output, name, shots=2, dataset="Digits", targets={}) for name in ("HeGraphAdapter", "TipAdapter")
+    )
+    assert full["accuracy"] > tip["accuracy"] > tip["accuracy_zero_shot"]
+    assert printed == {
+        "zero-shot": two_digits(Digits=full["accuracy_zero_shot"]),
+        "TipAdapter": two_digits(Digits=tip["accuracy"]),
+        "HeGraphAdapter(T)": two_digits(Digits=full["accuracy_text"]),
+        "HeGraphAdapter": two_digits(Digits=full["accuracy"]),
+    }
 
 
 def test_few_shot_prints_the_table_and_draws_the_curves(bash, output):
-    printed = bash("few_shot.sh", "digits", "mini", SHOTS="1 2")
-    assert "TipAdapter" in printed
+    printed = table(bash("few_shot.sh", "digits", "mini", SHOTS="1 2"))
+    records = [record_of(output, "TipAdapter", shots=shots, dataset="Digits", targets={}) for shots in (1, 2)]
+    assert list(printed["TipAdapter"].values()) == [float(f"{record['accuracy']:.2f}") for record in records]
     for suffix in ("png", "svg"):
         assert (output / "few_shot" / f"mini.{suffix}").stat().st_size > 5000
 
 
-def test_domain_generalization_tests_the_four_domains(bash):
-    printed = bash("domain_generalization.sh", "digits", "mini")
-    for target in ("DigitsInverted", "DigitsRotated", "DigitsNoisy", "DigitsBlurred"):
-        assert target in printed
+def test_domain_generalization_tests_the_four_domains_and_their_mean(bash, output):
+    printed = table(bash("domain_generalization.sh", "digits", "mini"))
+    domains = ("DigitsInverted", "DigitsRotated", "DigitsNoisy", "DigitsBlurred")
+    records = [json.loads(path.read_text()) for path in output.rglob("result.json")]
+    [record] = [record for record in records if record["trainer"] == "TipAdapter" and record["targets"]]
+    for name, key in (("TipAdapter", "accuracy"), ("zero-shot", "accuracy_zero_shot")):
+        by_domain = {domain: record["targets"][domain][key] for domain in domains}
+        mean = {"mean of targets": sum(by_domain.values()) / 4}
+        assert printed[name] == two_digits(**{"Digits (source)": record[key], **by_domain, **mean})
+    assert set(printed) == {"zero-shot", "TipAdapter", "HeGraphAdapter(T)"}  # the cache stays at home
 
 
-def test_cross_dataset_and_base_to_new_test_other_classes(bash):
-    assert "DigitsHigh" in bash("cross_dataset.sh", "digits_low", "mini", METHODS="HeGraphAdapter")
-    printed = bash("base_to_new.sh", "digits", "mini", METHODS="HeGraphAdapter")
-    assert "HeGraphAdapter" in printed
-    assert "new" in printed
+def test_cross_dataset_and_base_to_new_test_other_classes(bash, output):
+    printed = table(bash("cross_dataset.sh", "digits_low", "mini", METHODS="HeGraphAdapter"))
+    record = record_of(output, "HeGraphAdapter", dataset="DigitsLow")
+    target = record["targets"]["DigitsHigh"]
+    for name, key in (("HeGraphAdapter", "accuracy"), ("zero-shot", "accuracy_zero_shot")):
+        assert printed[name] == two_digits(**{"DigitsLow (source)": record[key], "DigitsHigh": target[key]})
+    printed = table(bash("base_to_new.sh", "digits", "mini", METHODS="HeGraphAdapter"))
+    # The base classes of the digits are DigitsLow, the new ones DigitsHigh, and the images are the same
+    for name, key in (("HeGraphAdapter", "accuracy"), ("zero-shot", "accuracy_zero_shot")):
+        harmonic = 2 / (1 / record[key] + 1 / target[key])
+        assert printed[name] == two_digits(base=record[key], new=target[key], H=harmonic)
 
 
-def test_ablation_has_a_row_for_each_variant(bash):
-    printed = bash("ablation.sh", "digits", "mini")
-    for name in ("HeGraphAdapter(T-N)", "HeGraphAdapter(T-P)", "HeGraphAdapter(T)"):
-        assert name in printed
+def test_ablation_has_a_row_for_each_variant_with_its_accuracy(bash, output):
+    printed = table(bash("ablation.sh", "digits", "mini"))
+    for variant in ("T-N", "T-P", "T"):
+        record = record_of(output, "HeGraphAdapter", variant=variant)
+        assert list(printed[f"HeGraphAdapter({variant})"].values()) == [float(f"{record['accuracy']:.2f}")]
 
 
 def test_sensitivity_trains_for_every_weight_and_the_weight_of_the_test_changes_no_training(bash, output):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,9 +205,24 @@ def test_refuses_wrong_options_in_one_line(make_bank, fit, name, changed, words)
     assert "\n" not in str(caught.value)
 
 
-def test_every_file_opens_with_its_paper_and_its_distance(request):
-    folder = Path(request.config.rootpath) / "trainers" / "hegraph" / "baselines"
-    for name, file in METHODS.items():
-        opening = (folder / f"{file}.py").read_text(encoding="utf-8").split('"""')[1]
-        assert "20" in opening.split("\n\n")[1], name  # the year of the paper
-        assert "original" in opening, name
+PAPER = re.compile(
+    r"[A-Z][\w' -]*(?:, [A-Z][\w' -]*)*: .{20,}\. [A-Z][\w .]+,? 20\d\d\b.*\."
+)  # authors: title. venue year.
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_file_opens_with_a_title_its_paper_its_equation_and_its_distance_from_the_original(request, name):
+    path = Path(request.config.rootpath) / "trainers" / "hegraph" / "baselines" / f"{METHODS[name]}.py"
+    title, paper, *rest = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n\n")
+    assert re.fullmatch(r"[A-Z].*\.", title)
+    assert PAPER.fullmatch(" ".join(paper.split()))
+    equations = [part for part in rest if part.startswith("    ")]
+    if name == "TIMOS":
+        assert "The equations are those of `timo.py`." in rest[0]
+    else:
+        assert re.match(r"    \S.* = ", equations[0])
+    distance = [part for part in rest if part.startswith("Distance from the original: ")]
+    # Zero-shot CLIP alone has none
+    assert len(distance) == (0 if name == "ZeroShot" else 1)
+    assert all(len(part) > 60 for part in distance)
+    assert name != "ZeroShot" or "This is the original" in rest[-1]

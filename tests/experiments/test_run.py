@@ -484,11 +484,22 @@ def test_a_folder_as_configuration_file_is_named(train, refused, tmp_path):
     refused(lambda: train(flags=("--config-file", str(tmp_path / "folder.yaml"))), "folder.yaml")
 
 
-@pytest.mark.parametrize("rows", [[[1]], [["one", ["OPTIM.LR", 1]]], [1], [[1, ["OPTIM.LRR", 1]]], [[1, ["OPTIM.LR"]]]])
-def test_bad_settings_by_shots_are_named(train, refused, tmp_path, rows):
-    tree = {"TRAINER": {"HEGRAPHADAPTER": {"BY_SHOTS": rows}}}
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ([1], ("a row of BY_SHOTS must be", "got [1]")),
+        (["one", ["OPTIM.LR", 1]], ("a row of BY_SHOTS must be", "got ['one', ['OPTIM.LR', 1]]")),
+        (1, ("a row of BY_SHOTS must be", "got 1")),
+        ([1, ["OPTIM.LR"]], ("a row of BY_SHOTS must be", "got [1, ['OPTIM.LR']]")),
+        ([1, ["OPTIM.LRR", 1]], ("BY_SHOTS", "OPTIM.LR, ", "not OPTIM.LRR")),
+    ],
+    ids=str,
+)
+def test_bad_settings_by_shots_are_named(train, refused, tmp_path, row, words):
+    tree = {"TRAINER": {"HEGRAPHADAPTER": {"BY_SHOTS": [row]}}}
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(tree))
-    refused(lambda: train(flags=("--config-file", str(tmp_path / "bad.yaml"))))
+    refused(lambda: train(flags=("--config-file", str(tmp_path / "bad.yaml"))), *words)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_data_set_is_refused_with_the_nearest_name(refused, tmp_path):

@@ -99,7 +99,10 @@ def _accuracies(
     text_of: Callable[[Tensor], Tensor],
     cache_of: Callable[..., Tensor],
 ) -> dict[Values, float]:
-    """The accuracy on val of the start values and of every point of the grid, in percent."""
+    """The accuracy on val of the start values and of every point of the grid, in percent.
+
+    At the start values of the numbers other than alpha, the grid's alphas are tried as well: the cache is there anyway.
+    """
     features, labels = val_images(bank)
     text, accuracies = text_of(features), {}
     alphas, *axes = grid

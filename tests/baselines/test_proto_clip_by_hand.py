@@ -1,0 +1,199 @@
+"""Proto-CLIP's loss, steps, adapter and choices on val, with numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from by_hand import Array, adam, bank_of, cross_entropy, random_unit, softmax, tensor, unit
+from yacs.config import CfgNode
+
+from trainers.hegraph.baselines import proto_clip
+from trainers.hegraph.utils.errors import UserError
+
+LABELS = [0, 1, 2, 0, 1]  # of five training images
+IMAGES = random_unit(5, 4, seed=1)
+TEXT = random_unit(3, 4, seed=2)
+PROBES = random_unit(6, 4, seed=3)  # images to classify
+AXES = [[1.0, 0.0], [0.0, 1.0]]
+
+
+PROTO = {
+    "RATIO": 0.0,  # the adapter adds nothing, so that only the two memories are left to train
+    "TEMPERATURE": 0.5,
+    "BETA": 3.0,
+    "LR": 0.02,
+    "WEIGHT_DECAY": 0.4,
+    "EPS": 0.05,
+    "BATCH_SIZE": 256,
+}
+
+
+def probabilities(features: Array, images: Array, text: Array, alpha: float, beta: float) -> Array:
+    means = unit([sum(unit(image) for image, label in zip(images, LABELS) if label == k) for k in range(3)])
+    by_image, by_text = (
+        softmax(-beta * ((features[:, None] - prototypes[None]) ** 2).sum(axis=2)) for prototypes in (means, unit(text))
+    )
+    return alpha * by_image + (1 - alpha) * by_text
+
+
+def loss_of_memories(images: Array, text: Array, alpha: float, beta: float) -> float:
+    """The negative log of the class's probability, and the alignment of the prototypes in both directions."""
+    p = probabilities(IMAGES, images, text, alpha, beta)
+    classify = -np.log(p[np.arange(5), LABELS]).mean()
+    means = unit([sum(unit(image) for image, label in zip(images, LABELS) if label == k) for k in range(3)])
+    pairs = means @ unit(text).T / 0.5
+    return classify + cross_entropy(pairs, range(3)) + cross_entropy(pairs.T, range(3))
+
+
+def test_proto_clip_trains_both_memories_on_the_posterior_and_the_alignment_at_a_constant_rate(fit):
+    trained = adam(
+        lambda *memories: loss_of_memories(*memories, 0.3, 3.0), [IMAGES, TEXT], [0.02] * 3, 0.4, True, eps=0.05
+    )
+    shots = {"ALPHA_WITHOUT_VAL": [[1, 0.9], [2, 0.3]], "EPOCHS_WITHOUT_VAL": [[1, 9], [2, 3]]}
+    fitted = fit("ProtoCLIP", bank_of(IMAGES, LABELS, TEXT), **PROTO, **shots, EPOCHS=9)
+    assert (fitted.epochs, fitted.steps, fitted.selected) == (3, 3, {})
+    expected = np.log(probabilities(PROBES, *trained, 0.3, 3.0))
+    np.testing.assert_allclose(fitted.logits(tensor(PROBES)).numpy(), expected, rtol=0, atol=2e-4)
+
+
+def test_the_alignment_is_the_cross_entropy_from_images_to_text_and_back():
+    # Cosines (0.6, 0) and (0.8, 1), divided by the temperature 0.5: (1.2, 0) and (1.6, 2).
+    # From images to text: log(1 + e^-1.2) = 0.263282 and log(1 + e^-0.4) = 0.513015, of which the mean is 0.388149.
+    # Back, down the columns (1.2, 1.6) and (0, 2): log(1 + e^0.4) = 0.913015 and log(1 + e^-2) = 0.126928: 0.519972.
+    found = proto_clip.alignment_loss(tensor(AXES), tensor([[0.6, 0.8], [0.0, 1.0]]), 0.5)
+    assert found.item() == pytest.approx(0.388149 + 0.519972, abs=1e-5)
+
+
+def test_the_posterior_is_worked_out_by_hand():
+    # The query is (0.6, 0.8). Squared distances to the images (1, 0) and (0, 1): 0.8 and 0.4; with beta 2 the softmax
+    # of -1.6 and -0.8 is 1 / (1 + e^0.8) = 0.310026. To the texts (0, 1) and (0.6, 0.8): 0.4 and 0, so 1 / (1 + e^0.8)
+    # too; to (1, 0) and (0.6, 0.8): 0.8 and 0, so 1 / (1 + e^1.6) = 0.167982.
+    query, images = tensor([[0.6, 0.8]]), tensor(AXES)
+    found = proto_clip.log_posterior(query, images, tensor([[1.0, 0.0], [0.6, 0.8]]), 0.25, 2.0).exp()
+    expected = 0.25 * 0.310026 + 0.75 * 0.167982
+    torch.testing.assert_close(found, torch.tensor([[expected, 1 - expected]]), rtol=0, atol=1e-5)
+
+
+def test_a_probability_of_zero_has_a_finite_log():
+    query, images = tensor([[1.0, 0.0]]), tensor(AXES)
+    found = proto_clip.log_posterior(query, images, images, 0.5, 500.0)
+    assert found.tolist() == [[0.0, pytest.approx(math.log(torch.finfo(torch.float32).tiny))]]
+
+
+def test_the_adapter_adds_the_normalised_output_of_its_layers_to_the_feature():
+    # Both matrices are the identity. (0.8, 0.6) less its mean 0.7 is (0.1, -0.1), over its deviation 0.1: (1, -1),
+    # which the second normalisation keeps. Over the root of the width it is (0.7071, -0.7071). A quarter of it and
+    # three quarters of the feature: (0.776777, 0.273223), of norm 0.823425.
+    adapter = proto_clip.QueryAdapter(2, 1, 0.25)
+    for layer in (adapter.layers[0], adapter.layers[2]):
+        torch.nn.init.eye_(layer.weight)
+    found = adapter(tensor([[0.8, 0.6]]))
+    torch.testing.assert_close(found, tensor([[0.943349, 0.331813]]), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(("reduction", "width"), [(1, 4), (2, 2), (3, 1), (4, 1)])
+def test_the_bottleneck_is_the_width_over_the_reduction(reduction, width):
+    adapter = proto_clip.QueryAdapter(4, reduction, 1.0)
+    shapes = [tuple(parameter.shape) for parameter in adapter.parameters()]
+    assert shapes == [(width, 4), (width,), (width,), (4, width), (4,), (4,)]
+
+
+@pytest.mark.parametrize(("reduction", "ratio"), [(0, 0.2), (5, 0.2), (2, -0.1), (2, 1.1)])
+def test_an_adapter_of_no_width_or_no_share_is_refused(reduction, ratio):
+    with pytest.raises(UserError, match=r"REDUCTION must lie in 1 \.\.\. 4 and RATIO in 0 \.\.\. 1"):
+        proto_clip.QueryAdapter(4, reduction, ratio)
+
+
+@pytest.mark.parametrize("changed", [{"ALPHA": -0.1}, {"ALPHA": 1.1}, {"BETA": 0.0}, {"TEMPERATURE": 0.0}], ids=str)
+def test_numbers_out_of_range_are_refused(fit, changed):
+    with pytest.raises(UserError, match=r"ALPHA must lie in 0 \.\.\. 1, and BETA and TEMPERATURE be above 0"):
+        fit("ProtoCLIP", bank_of(IMAGES, LABELS, TEXT), **changed)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_all_the_weight_on_one_kind_of_prototype_is_allowed(fit, alpha):
+    fitted = fit("ProtoCLIP", bank_of(IMAGES, LABELS, TEXT), ALPHA=alpha, EPOCHS_WITHOUT_VAL=[[1, 1]])
+    assert fitted.steps == 1
+
+
+def test_of_epochs_that_are_equally_good_the_last_is_restored():
+    parameter = torch.zeros(2)
+    best = proto_clip.BestEpoch([parameter])
+    for epochs, accuracy, value in [(10, 50.0, 1.0), (20, 75.00001, 2.0), (30, 75.0, 3.0), (40, 60.0, 4.0)]:
+        parameter.fill_(value)
+        best.record(epochs, accuracy)
+    assert best.restore() == {"value": 30, "candidates": [[10, 50.0], [20, 75.0], [30, 75.0], [40, 60.0]]}
+    assert parameter.tolist() == [3.0, 3.0]
+
+
+def search_options(**changed: object) -> CfgNode:
+    return CfgNode({"SEARCH": True, "ALPHA": 0.52, "BETA": 9.3, "ALPHA_WITHOUT_VAL": [[1, 0.1], [2, 0.4]], **changed})
+
+
+def test_the_search_asks_its_candidates_by_their_distance_from_the_start():
+    # |alpha - 0.52| + |beta - 9.3| / 20, over alphas 0, 0.1 ... 1 and betas 0.1, 0.2 ... 0.9, 1, 2 ... 20
+    bank = bank_of(AXES, [0, 1], AXES, val=(AXES, [0, 1]), test=(AXES, [1, 0]))
+    chosen, entry = proto_clip.search(bank, search_options(), lambda features, alpha, beta: torch.zeros(2, 2))
+    values = [value for value, _ in entry["candidates"]]
+    assert len(values) == 11 * 29 + 1
+    assert values[:7] == [
+        (0.52, 9.3),
+        (0.5, 9.0),  # 0.02 + 0.015
+        (0.5, 10.0),  # 0.02 + 0.035
+        (0.5, 8.0),  # 0.02 + 0.065
+        (0.6, 9.0),  # 0.08 + 0.015
+        (0.5, 11.0),  # 0.02 + 0.085
+        (0.6, 10.0),  # 0.08 + 0.035
+    ]
+    assert {beta for _, beta in values} == {i / 10 for i in range(1, 10)} | {float(i) for i in range(1, 21)} | {9.3}
+    assert {alpha for alpha, _ in values} == {0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 0.52}
+    assert chosen == (0.52, 9.3)  # all are equally good
+    assert {accuracy for _, accuracy in entry["candidates"]} == {50.0}
+
+
+def test_the_search_takes_what_is_best_on_val():
+    bank = bank_of(AXES, [0, 1], AXES, val=(AXES, [0, 1]), test=(AXES, [1, 0]))
+
+    def logits(features, alpha, beta):  # right for one pair alone
+        return features if (alpha, beta) == (0.2, 14.0) else -features
+
+    chosen, entry = proto_clip.search(bank, search_options(), logits)
+    assert chosen == entry["value"] == (0.2, 14.0)
+
+
+@pytest.mark.parametrize("search", [True, False])
+def test_without_a_search_alpha_is_that_of_the_shots(search):
+    val = None if search else (AXES, [0, 1])
+    bank = bank_of([*AXES, AXES[0]], [0, 1, 0], AXES, val=val)
+    assert proto_clip.search(bank, search_options(SEARCH=search), lambda *_: pytest.fail("asked")) == ((0.4, 9.3), {})
+
+
+def test_val_is_looked_at_every_so_many_epochs_and_the_numbers_are_chosen_before_and_after(fit):
+    bank = bank_of(IMAGES, LABELS, TEXT, val=(PROBES, [0, 1, 2, 0, 1, 2]))
+    fitted = fit(
+        "ProtoCLIP", bank, **PROTO | {"EPOCHS": 7, "ASK_EVERY": 3, "EPOCHS_WITHOUT_VAL": [[1, 1]], "ALPHA": 0.5}
+    )
+    assert (fitted.epochs, fitted.steps) == (7, 7)
+    assert list(fitted.selected) == ["ALPHA, BETA in training", "EPOCH", "ALPHA, BETA at last"]
+    assert [epoch for epoch, _ in fitted.selected["EPOCH"]["candidates"]] == [3, 6]
+    # The loss holds the numbers chosen before training, the prediction those chosen after it
+    before, after = (fitted.selected[f"ALPHA, BETA {when}"]["value"] for when in ("in training", "at last"))
+    epochs = fitted.selected["EPOCH"]["value"]
+    rates = [0.02] * epochs
+    trained = adam(lambda *memories: loss_of_memories(*memories, *before), [IMAGES, TEXT], rates, 0.4, True, eps=0.05)
+    expected = np.log(probabilities(PROBES, *trained, *after))
+    np.testing.assert_allclose(fitted.logits(tensor(PROBES)).numpy(), expected, rtol=0, atol=1e-3)
+
+
+def test_an_epoch_is_judged_with_the_numbers_of_the_training(fit):
+    bank = bank_of(IMAGES, LABELS, TEXT, val=(PROBES, [0, 1, 2, 0, 1, 2]))
+    fitted = fit("ProtoCLIP", bank, **PROTO | {"EPOCHS": 4, "ASK_EVERY": 1, "LR": 0.2})
+    before = fitted.selected["ALPHA, BETA in training"]["value"]
+    for epoch, accuracy in fitted.selected["EPOCH"]["candidates"]:
+        rates = [0.2] * epoch
+        trained = adam(lambda *m: loss_of_memories(*m, *before), [IMAGES, TEXT], rates, 0.4, True, eps=0.05)
+        right = probabilities(PROBES, *trained, *before).argmax(axis=1) == [0, 1, 2, 0, 1, 2]
+        assert accuracy == pytest.approx(100 * right.mean(), abs=1e-4)

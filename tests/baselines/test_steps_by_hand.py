@@ -1,0 +1,262 @@
+"""The trained methods after two steps and more, against their equations and their optimizers in double precision.
+
+The losses are written down once more from the papers' equations. The gradients are differences, the steps are those of
+`by_hand.py`. An image is only one view, and a batch holds all images, so that nothing is drawn at random.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from by_hand import Array, adam, bank_of, cache, cross_entropy, gradients, random_unit, sgd, tensor, unit
+
+from trainers.hegraph.baselines.base import FittedMethod
+
+LABELS = [0, 1, 2, 0, 1]  # of five training images
+IMAGES = random_unit(5, 4, seed=1)
+TEXT = random_unit(3, 4, seed=2)
+NORMS = [1.5, 0.5, 2.0]  # of the text features as the text tower gives them
+LONG_TEXT = TEXT * np.array(NORMS)[:, None]
+PROBES = random_unit(6, 4, seed=3)  # images to classify
+TAU = 10.0
+# A cosine over three steps from a peak of 0.02: 0.02 * (1 + cos(0)) / 2, * (1 + cos(pi / 3)) / 2, * (1 + cos(2 pi / 3))
+# / 2
+COSINE = [0.02, 0.015, 0.005]
+# One epoch of warm-up at 0.004, then a cosine that is as long as all four epochs: (1 + cos(pi / 4)) / 2 = 0.853553
+WARM = [0.004, 0.02, 0.02 * 0.853553, 0.02 * 0.5]
+
+
+def bank(**changed: object):
+    return bank_of(IMAGES, LABELS, TEXT, scale=TAU, **changed)
+
+
+def logits_of(fitted: FittedMethod) -> Array:
+    """The logits of the probes, which are those of the folded classifier where there is one."""
+    logits = fitted.logits(tensor(PROBES))
+    if fitted.classifier is not None:
+        torch.testing.assert_close(fitted.classifier.logits(tensor(PROBES)), logits, rtol=0, atol=2e-4)
+    assert not logits.requires_grad
+    return logits.double().numpy()
+
+
+def assert_close(found: Array, expected: Array, atol: float = 2e-4) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+
+
+def affinities(features: Array, keys: Array, beta: float) -> Array:
+    """`exp(-beta (1 - f . F_i))`, which is no cosine where the keys are not normalised."""
+    return np.exp(-beta * (1 - features @ keys.T))
+
+
+def test_taskres_decays_its_residual_by_adding_it_to_the_gradient_and_warms_up(fit):
+    def logits(features, residual):
+        return TAU * features @ unit(LONG_TEXT + 0.5 * residual).T
+
+    def loss(residual):
+        return cross_entropy(logits(IMAGES, residual), LABELS)
+
+    [residual] = adam(loss, [np.zeros((3, 4))], WARM, decay=0.3, decoupled=False)
+    options = {"ALPHA": [["", 0.5]], "LR": [["", 0.02]], "EPOCHS": [[1, 4]], "BATCH_SIZE": 256, "WEIGHT_DECAY": 0.3}
+    fitted = fit("TaskRes", bank(norms=NORMS), **options, WARMUP_EPOCHS=1, WARMUP_LR=0.004)
+    assert (fitted.epochs, fitted.steps) == (4, 4)
+    assert_close(logits_of(fitted), logits(PROBES, residual))
+
+
+def test_taskres_takes_weight_rate_and_epochs_of_its_data_set_and_shots(fit):
+    rows = {"ALPHA": [["", 9.0], ["OxfordPets", 0.5]], "LR": [["", 9.0], ["OxfordPets", 0.02]]}
+    common = {"BATCH_SIZE": 256, "WEIGHT_DECAY": 0.3, "WARMUP_EPOCHS": 1, "WARMUP_LR": 0.004}
+    one = fit("TaskRes", bank(dataset="OxfordPets"), **rows, EPOCHS=[[1, 9], [2, 4], [3, 9]], **common)
+    other = fit("TaskRes", bank(), ALPHA=[["", 0.5]], LR=[["", 0.02]], EPOCHS=[[1, 4]], **common)
+    assert torch.equal(one.logits(tensor(PROBES)), other.logits(tensor(PROBES)))
+
+
+TIP = {"ALPHA": [["", 3.0]], "BETA": 2.0, "LR": 0.02, "EPOCHS": [["", 3]], "WEIGHT_DECAY": 0.4, "EPS": 0.05}
+
+
+def test_tip_adapter_f_trains_keys_that_are_not_normalised_again_with_adamw_and_a_cosine_by_step(fit):
+    def logits(features, keys):
+        return TAU * features @ TEXT.T + 3 * cache(affinities(features, keys, 2.0), LABELS, 3)
+
+    [keys] = adam(lambda keys: cross_entropy(logits(IMAGES, keys), LABELS), [IMAGES], COSINE, 0.4, True, eps=0.05)
+    fitted = fit("TipAdapterF", bank(), **TIP, BATCH_SIZE=256, SEARCH=False)
+    assert (fitted.epochs, fitted.steps) == (3, 3)
+    assert_close(logits_of(fitted), logits(PROBES, keys))
+    assert_close(fitted.classifier.keys.double().numpy(), keys, atol=1e-5)
+
+
+def test_tip_adapter_fs_cosine_is_as_long_as_all_steps_of_all_epochs(fit):
+    # Four images that are all alike, in batches of 2: the two steps of an epoch do not depend on the order
+    image = random_unit(1, 4, seed=5)
+    images, labels = np.repeat(image, 4, axis=0), [0, 0, 0, 0]
+
+    def logits(features, keys):
+        return TAU * features @ TEXT.T + 3 * cache(affinities(features, keys, 2.0), labels, 3)
+
+    rates = [0.02 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
+    [keys] = adam(lambda keys: cross_entropy(logits(image, keys), [0]), [images], rates, 0.4, True, eps=0.05)
+    fitted = fit(
+        "TipAdapterF",
+        bank_of(images, labels, TEXT, scale=TAU),
+        **TIP | {"EPOCHS": [["", 2]]},
+        BATCH_SIZE=2,
+        SEARCH=False,
+    )
+    assert fitted.steps == 4
+    assert_close(logits_of(fitted), logits(PROBES, keys))
+
+
+def test_tip_adapter_f_is_trained_with_the_start_values_and_predicts_with_those_that_val_chose(fit):
+    val = (random_unit(3, 4, seed=6), [2, 0, 1])
+    search = {"SEARCH": True, "SEARCH_SCALE": [["", [0.3, 0.5]]], "SEARCH_STEP": [2, 2]}
+    fitted = fit("TipAdapterF", bank(val=val), **TIP, BATCH_SIZE=256, **search)
+    fixed = fit("TipAdapterF", bank(), **TIP, BATCH_SIZE=256, SEARCH=False)
+    assert torch.equal(fitted.classifier.keys, fixed.classifier.keys)
+    candidates = {value for value, _ in fitted.selected["ALPHA, BETA"]["candidates"]}
+    # BETA is 0.1 or 0.2, ALPHA 0.1 or 0.3; at the start's beta, 2, all alphas
+    assert candidates == {(alpha, beta) for alpha in (0.1, 0.3) for beta in (0.1, 0.2, 2.0)} | {(3.0, 2.0)}
+    alpha, beta = fitted.selected["ALPHA, BETA"]["value"]
+    keys = fitted.classifier.keys.double().numpy()
+    expected = TAU * PROBES @ TEXT.T + alpha * cache(affinities(PROBES, keys, beta), LABELS, 3)
+    assert_close(logits_of(fitted), expected)
+
+
+def test_ape_t_moves_text_and_images_by_one_residual_on_its_channels_and_weighs_the_images(fit):
+    # Of four channels, the half that scores best: w_1 = 0 and w_2 = 1 score the variance of the text alone
+    kept = sorted(range(4), key=lambda channel: -TEXT[:, channel].var())[:2]
+
+    def logits(features, residual, weights):
+        whole = np.zeros((3, 4))
+        whole[:, kept] = residual
+        similar = affinities(features, IMAGES + whole[LABELS], 2.0) * weights
+        return TAU * features @ (TEXT + whole).T + 3 * cache(similar, LABELS, 3)
+
+    def loss(*parameters):
+        return cross_entropy(logits(IMAGES, *parameters), LABELS)
+
+    trained = adam(loss, [np.zeros((3, 2)), np.ones(5)], COSINE, 0.4, True, eps=0.05)
+    rows = {"ALPHA": [["", 3.0]], "LR": [["", 0.02]], "EPOCHS": [["", 3]], "EPS": [["", 0.05]]}
+    channels = {"CHANNELS": [["", 0.5]], "WEIGHTS": [["", [0.0, 1.0]]]}
+    fitted = fit("APET", bank(), **rows, **channels, BETA=2.0, BATCH_SIZE=256, WEIGHT_DECAY=0.4, SEARCH=False)
+    assert (fitted.epochs, fitted.steps) == (3, 3)
+    assert_close(logits_of(fitted), logits(PROBES, *trained))
+
+
+def test_clip_adapter_steps_with_momentum_decay_and_warm_up(fit):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)  # torch's own start of a linear layer
+        layers = [torch.nn.Linear(4, 2, bias=False), torch.nn.Linear(2, 4, bias=False)]
+    start = [layer.weight.detach().double().numpy() for layer in layers]
+
+    def logits(features, down, up):
+        adapted = np.maximum(np.maximum(features @ down.T, 0) @ up.T, 0)
+        return TAU * unit(0.3 * adapted + 0.7 * features) @ TEXT.T
+
+    def loss(*parameters):
+        return cross_entropy(logits(IMAGES, *parameters), LABELS)
+
+    trained = sgd(loss, start, WARM, momentum=0.8, decay=0.3)
+    options = {"RATIO": 0.3, "REDUCTION": 2, "LR": 0.02, "EPOCHS": [[1, 4]], "MOMENTUM": 0.8, "WEIGHT_DECAY": 0.3}
+    fitted = fit("CLIPAdapter", bank(), seed=1, **options, BATCH_SIZE=256, WARMUP_EPOCHS=1, WARMUP_LR=0.004)
+    assert (fitted.epochs, fitted.steps) == (4, 4)
+    assert_close(logits_of(fitted), logits(PROBES, *trained))
+    other = bank_of(IMAGES, LABELS, random_unit(2, 4, seed=8), test=(PROBES, [0] * 6), scale=TAU)
+    adapted = np.maximum(np.maximum(PROBES @ trained[0].T, 0) @ trained[1].T, 0)
+    expected = TAU * unit(0.3 * adapted + 0.7 * PROBES) @ random_unit(2, 4, seed=8).T
+    assert_close(fitted.transfer(other).double().numpy(), expected)
+
+
+def graph_logits(features: Array, weights: Array, biases: Array, alpha: float, beta: float, groups: int) -> Array:
+    """GraphAdapter's equation, class by class and group by group."""
+    means = np.stack([IMAGES[np.array(LABELS) == k].mean(axis=0) for k in range(3)])
+    means = means * np.mean(NORMS)  # as long as the text features are on average
+    learned = []
+    for k, text in enumerate(LONG_TEXT):
+        by_group = []
+        for group in range(groups):
+            found = []
+            for nodes, weight, bias in zip((LONG_TEXT, means), weights, biases):
+                graph = np.stack([text, *(node for j, node in enumerate(nodes) if j % groups == group)])
+                adjacency = np.maximum(unit(graph) @ unit(graph).T, 0) + np.eye(len(graph))
+                roots = np.diag(adjacency.sum(axis=1) ** -0.5)
+                found.append(np.tanh((roots @ adjacency @ roots @ graph)[0] @ weight + bias[k]))
+            by_group.append(alpha * found[0] + (1 - alpha) * found[1])
+        learned.append(beta * text + (1 - beta) * np.mean(by_group, axis=0))
+    return TAU * features @ unit(np.stack(learned)).T
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_graph_adapter_trains_two_convolutions_over_groups_of_classes(fit, groups):
+    start = 2 * torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(7)).double().numpy() - 1
+    start = start / 2  # within 1 / sqrt(d), and d is 4
+
+    def loss(weights, biases):
+        return cross_entropy(graph_logits(IMAGES, weights, biases, 0.2, 0.4, groups), LABELS)
+
+    trained = adam(loss, [start, np.zeros((2, 3, 4))], WARM, decay=0.3, decoupled=False)
+    options = {"ALPHA": 0.2, "BETA": 0.4, "GROUPS": groups, "LR": 0.02, "EPOCHS": 4, "WEIGHT_DECAY": 0.3}
+    fitted = fit("GraphAdapter", bank(norms=NORMS), seed=7, **options, BATCH_SIZE=256, WARMUP_EPOCHS=1, WARMUP_LR=0.004)
+    assert (fitted.epochs, fitted.steps) == (4, 4)
+    assert_close(logits_of(fitted), graph_logits(PROBES, *trained, 0.2, 0.4, groups))
+
+
+def test_graph_adapter_has_no_more_groups_than_classes(fit):
+    options = {"LR": 0.02, "EPOCHS": 2, "BATCH_SIZE": 256}
+    many, three = (fit("GraphAdapter", bank(), **options, GROUPS=groups).logits(tensor(PROBES)) for groups in (4, 3))
+    assert torch.equal(many, three)
+
+
+def momentum_by_hand(steps: int, block: int, momentum: float) -> Array:
+    """LP++'s logits of the probes after so many steps."""
+
+    def logits(features, weight, bias, alpha):
+        return features @ weight.T + bias + alpha * (features @ TEXT.T)
+
+    def loss(*parameters):
+        return cross_entropy(logits(IMAGES, *parameters), LABELS)
+
+    classes = [[i for i, label in enumerate(LABELS) if label == k] for k in range(3)]
+    weight, bias = np.stack([IMAGES[rows].sum(axis=0) for rows in classes]), np.zeros(3)
+    alpha = np.full(3, 2.0 * np.mean([(IMAGES[rows] @ TEXT[k]).mean() for k, rows in enumerate(classes)]))
+    weight_rate = 4 * 5 / np.linalg.svd(IMAGES)[1][0] ** 2
+    alpha_rate = 5 / (4 * ((IMAGES @ TEXT.T) ** 2).sum(axis=0).max())
+    speeds = [np.zeros_like(weight), np.zeros_like(bias)]
+    for step in range(1, steps + 1):
+        *of_classes, of_alpha = gradients(loss, [weight, bias, alpha])
+        speeds = [momentum * speed + gradient for speed, gradient in zip(speeds, of_classes)]
+        weight, bias = weight - weight_rate * speeds[0], bias - weight_rate * speeds[1]
+        if step % block == 0:
+            alpha = alpha - alpha_rate * of_alpha
+    return logits(PROBES, weight, bias, alpha)
+
+
+LP = {"MOMENTUM": 0.6, "ALPHA_SCALE": 2.0}
+
+
+def test_lp_plus_plus_keeps_its_momentum_over_the_blocks_and_steps_alpha_without_one(fit):
+    fitted = fit("LPPlusPlus", bank(), STEPS=6, BLOCK=3, **LP)
+    assert (fitted.epochs, fitted.steps) == (6, 6)
+    assert_close(logits_of(fitted), momentum_by_hand(6, 3, 0.6), atol=1e-3)
+
+
+def test_lp_plus_plus_counts_the_last_whole_block(fit):
+    fitted = fit("LPPlusPlus", bank(), STEPS=7, BLOCK=3, **LP)
+    assert_close(logits_of(fitted), momentum_by_hand(6, 3, 0.6), atol=1e-3)
+
+
+def test_of_blocks_that_are_equally_good_on_val_lp_plus_plus_takes_the_last(fit):
+    # One val image that every block gets wrong: all are equally good
+    probe = PROBES[:1]
+    votes = [momentum_by_hand(steps, 2, 0.6)[0] for steps in (2, 4, 6)]
+    label = next(k for k in range(3) if all(vote.argmax() != k for vote in votes))
+    fitted = fit("LPPlusPlus", bank(val=(probe, [label])), STEPS=6, BLOCK=2, **LP)
+    assert fitted.selected["STEP"] == {"value": 6, "candidates": [[6, 0.0], [4, 0.0], [2, 0.0]]}
+    assert_close(logits_of(fitted), momentum_by_hand(6, 2, 0.6), atol=1e-3)
+
+
+def test_lp_plus_plus_does_not_look_at_val_unless_asked(fit):
+    fitted = fit("LPPlusPlus", bank(val=(PROBES, [0, 1, 2, 0, 1, 2])), STEPS=6, BLOCK=2, SELECT=False, **LP)
+    assert fitted.selected == {}
+    assert_close(logits_of(fitted), momentum_by_hand(6, 2, 0.6), atol=1e-3)

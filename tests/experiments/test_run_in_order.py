@@ -1,0 +1,280 @@
+"""The steps of `run`, one after the other: what is asked of the task, when, and what reaches the record."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from trainers.hegraph.baselines import method_options
+from trainers.hegraph.config_files import load_cfg
+from trainers.hegraph.experiments import image_task
+from trainers.hegraph.experiments import run as run_module
+from trainers.hegraph.experiments.adapter import train_adapter
+from trainers.hegraph.experiments.opened import Opened
+from trainers.hegraph.experiments.tasks import BankTask
+from trainers.hegraph.features.bank import load_bank
+from trainers.hegraph.utils import processes
+from trainers.hegraph.utils.errors import UserError
+
+NODE = "TRAINER.HEGRAPHADAPTER"
+
+
+class Watched(BankTask):
+    """A task of a bank that says in `done` what is asked of it."""
+
+    def __init__(self, path: Path, cfg, seed: int, done: list[str]) -> None:
+        super().__init__(path, cfg, seed)
+        self.done, self.clock = done, [0.0]
+
+    def prepare(self) -> None:
+        assert not (Path(self.cfg.OUTPUT_DIR) / "split.json").exists()
+        self.done.append("prepare")
+
+    def bank(self):
+        self.done.append("bank")
+        self.clock[0] += 5
+        return super().bank()
+
+
+class WithPictures(Watched):
+    """A task that also has pictures to show."""
+
+    def training_images(self):
+        return iter([Image.new("RGB", (8, 8), (200, 30, 40)) for _ in self.split["train"]])
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    """Function of more keys and values: the configuration of a run of zero-shot CLIP."""
+
+    def make(*opts: object, name: str = "ZeroShot"):
+        common = ["OUTPUT_DIR", str(tmp_path / "out"), "DATASET.NUM_SHOTS", 2, "SEED", 3, "TRAINER.NAME", name]
+        return load_cfg(method=method_options(name), opts=[*common, *opts])
+
+    return make
+
+
+@pytest.fixture
+def done(monkeypatch) -> list[str]:
+    """What was asked of the task, which is watched."""
+    asked: list[str] = []
+    monkeypatch.setattr(run_module, "open_task", lambda cfg, path, seed, *_: Watched(path, cfg, seed, asked))
+    return asked
+
+
+def test_a_run_prepares_encodes_and_leaves_its_record(cfg, done, tiny_bank, tmp_path):
+    record = run_module.run(cfg(), tiny_bank)
+    assert done == ["prepare", "bank"]
+    assert record == json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (record["trainer"], record["seed"], record["shots"], record["num_train"]) == ("ZeroShot", 3, 2, 10)
+    assert record["accuracy"] == record["accuracy_zero_shot"]
+    assert record["host"] == "alone"
+    assert record["targets"] == {}
+    assert (tmp_path / "out" / "model" / "config.json").exists()
+    assert not (tmp_path / "out" / "model" / "thumbnails").exists()
+
+
+def test_a_finished_run_is_neither_prepared_nor_encoded(cfg, done, tiny_bank):
+    record = run_module.run(cfg(), tiny_bank)
+    done.clear()
+    assert run_module.run(cfg(), tiny_bank) == record
+    assert done == []
+
+
+def test_the_record_counts_the_seconds_of_encoding(cfg, tiny_bank, monkeypatch):
+    clock = [100.0]
+
+    def open_task(cfg, path, seed, *_):
+        task = Watched(path, cfg, seed, [])
+        task.clock = clock
+        return task
+
+    monkeypatch.setattr(run_module, "open_task", open_task)
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    assert run_module.run(cfg(), tiny_bank)["seconds"]["features"] == 5
+
+
+def test_without_training_the_features_are_encoded_and_the_split_is_written(cfg, done, tiny_bank, tmp_path):
+    assert run_module.run(cfg(), tiny_bank, train=False) == {}
+    assert done == ["prepare", "bank"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["split.json"]
+
+
+def test_of_several_processes_all_encode_and_the_first_goes_on(cfg, done, tiny_bank, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    assert run_module.run(cfg(), tiny_bank) == {}
+    assert done == ["prepare", "bank"]
+    assert not (tmp_path / "out").exists()
+
+
+# Seeds and devices
+
+
+class Stop(Exception):
+    """Ends a run once the test has seen what it wanted."""
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[tuple]:
+    """What a task was opened with: the seed and the device; the run then stops."""
+    seen: list[tuple] = []
+
+    def open_task(cfg, path, seed, device, *_):
+        seen.append((seed, device))
+        raise Stop
+
+    monkeypatch.setattr(run_module, "open_task", open_task)
+    return seen
+
+
+@pytest.mark.parametrize(("seed", "drawn"), [(0, 0), (7, 7), (-1, 41)])
+def test_a_negative_seed_is_drawn_by_the_system_below_two_to_the_31(cfg, opened, monkeypatch, seed, drawn):
+    limits = []
+
+    def system_random():
+        return SimpleNamespace(randrange=lambda limit: limits.append(limit) or 41)
+
+    monkeypatch.setattr(run_module.random, "SystemRandom", system_random)
+    with pytest.raises(Stop):
+        run_module.run(cfg("SEED", seed), None)
+    assert opened == [(drawn, "cpu")]
+    assert limits == ([2_147_483_648] if seed == -1 else [])
+
+
+def test_the_generators_are_seeded_before_a_task_is_opened(cfg, opened):
+    with pytest.raises(Stop):
+        run_module.run(cfg("SEED", 5), None)
+    found = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(found, torch.rand(1))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "device"),
+    [(True, True, "cuda"), (True, False, "cpu"), (False, True, "cpu"), (False, False, "cpu")],
+)
+def test_the_gpu_is_used_where_it_is_wanted_and_there(cfg, opened, monkeypatch, wanted, there, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    with pytest.raises(Stop):
+        run_module.run(cfg("USE_CUDA", wanted), None)
+    assert opened == [(3, device)]
+
+
+def test_a_task_is_a_banks_where_there_is_one_and_else_that_of_the_images(cfg, tiny_bank, monkeypatch):
+    asked = []
+    monkeypatch.setattr(image_task, "load_image_task", lambda *arguments: asked.append(arguments) or "of images")
+    configured = cfg()
+    task = run_module.open_task(configured, tiny_bank, 3, "cpu")
+    assert isinstance(task, BankTask)
+    assert (task.seed, asked) == (3, [])
+    assert run_module.open_task(configured, None, 3, "cuda") == "of images"
+    opened = Opened()
+    run_module.open_task(configured, None, 3, "cpu", opened)
+    assert asked == [(configured, 3, "cuda", None), (configured, 3, "cpu", opened)]
+    assert run_module.open_task(configured, tiny_bank, 3, "cpu", opened).full is opened.bank(tiny_bank)[0]
+
+
+# Testing a model, thumbnails
+
+
+@pytest.mark.parametrize("given", ["bank", "model"])
+def test_thumbnails_are_refused_where_there_are_no_training_images(cfg, done, tiny_bank, tmp_path, given):
+    where = {"bank_file": tiny_bank} if given == "bank" else {"model_dir": tmp_path}
+    with pytest.raises(UserError, match="--keep-thumbnails needs training images"):
+        run_module.run(cfg(), **where, keep_thumbnails=True)
+    assert done == []
+
+
+def test_a_model_is_tested_instead_of_training_one(cfg, done, tiny_bank, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(run_module, "test_model", lambda *arguments: asked.append(arguments) or {"tested": True})
+    configured = cfg()
+    assert run_module.run(configured, tiny_bank, tmp_path / "model", 4) == {"tested": True}
+    assert asked == [(configured, tiny_bank, tmp_path / "model", 4, "cpu")]
+    assert done == []
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_thumbnails_are_kept_where_asked_and_where_there_are_pictures(cfg, tiny_bank, tmp_path, monkeypatch, keep):
+    configured = cfg()
+    task = WithPictures(tiny_bank, configured, 3, [])
+    monkeypatch.setattr(run_module, "open_task", lambda *_: task)
+    run_module.run(configured, None, keep_thumbnails=keep)
+    assert any((tmp_path / "out" / "model").glob("thumbnails*")) == keep
+
+
+def test_a_task_without_pictures_keeps_none(cfg, tiny_bank, tmp_path, monkeypatch):
+    configured = cfg()
+    monkeypatch.setattr(run_module, "open_task", lambda *_: Watched(tiny_bank, configured, 3, []))
+    run_module.run(configured, None, keep_thumbnails=True)
+    assert not any((tmp_path / "out" / "model").glob("thumbnails*"))
+
+
+# Which method
+
+
+class Called(Exception):
+    """Ends a run at the function that the test waits for."""
+
+
+@pytest.mark.parametrize("select", ["val", "last_step"])
+def test_hegraphadapter_is_tuned_only_where_it_is_to_be_chosen_on_val(cfg, tiny_bank, monkeypatch, select):
+    asked = []
+
+    def called(name):
+        def function(*arguments):
+            asked.append((name, arguments))
+            raise Called
+
+        return function
+
+    for name in ("tune_on_val", "train_adapter", "fit_method"):
+        monkeypatch.setattr(run_module, name, called(name))
+    monkeypatch.setattr(run_module, "keep_freed_memory", lambda: asked.append(("memory", ())))
+    configured = cfg(f"{NODE}.SELECT_ON", select, name="HeGraphAdapter")
+    with pytest.raises(Called):
+        run_module.run(configured, tiny_bank)
+    assert [name for name, _ in asked] == ["memory", "tune_on_val" if select == "val" else "train_adapter"]
+    task, bank, used, seed, *rest = asked[1][1]
+    assert isinstance(task, BankTask)
+    assert bank.train_features.shape == (2, 10, 16)
+    assert (used, seed, len(rest)) == (configured, 3, 0 if select == "val" else 2)
+
+
+def test_another_method_is_fitted_as_it_is(cfg, tiny_bank, monkeypatch):
+    asked = []
+
+    def fit_method(*arguments):
+        asked.append(arguments)
+        raise Called
+
+    monkeypatch.setattr(run_module, "fit_method", fit_method)
+    with pytest.raises(Called):
+        run_module.run(cfg(name="TipAdapter"), tiny_bank)
+    [(method, task, bank, _, seed)] = asked
+    assert method.name == "TipAdapter"
+    assert isinstance(task, BankTask)
+    assert seed == 3
+    assert torch.equal(bank.test_features, load_bank(tiny_bank).test_features)
+
+
+def test_what_was_chosen_on_val_is_kept_as_the_adapter(cfg, tiny_bank, tmp_path, monkeypatch):
+    trained = []
+
+    def tune_on_val(task, bank, cfg, seed):
+        trained.append(replace(train_adapter(task, bank, cfg, seed), selected={"value": [1.0]}))
+        return trained[0]
+
+    monkeypatch.setattr(run_module, "tune_on_val", tune_on_val)
+    quick = ("OPTIM.MAX_EPOCH", 1, f"{NODE}.MIN_STEPS", 0)
+    record = run_module.run(cfg(f"{NODE}.SELECT_ON", "val", *quick, name="HeGraphAdapter"), tiny_bank)
+    assert (record["selected_on"], record["selected"]) == ("val", {"value": [1.0]})
+    kept = load_file(tmp_path / "out" / "adapter.safetensors")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in trained[0].model.named_parameters())

@@ -1,0 +1,232 @@
+"""One step of the adapter's training and its prediction, with numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from trainers.hegraph.features.bank import FeatureBank
+from trainers.hegraph.method.classifier import Logits
+from trainers.hegraph.method.model import HeGraphModel, build_model
+from trainers.hegraph.training.batches import BankBatches, Batch
+from trainers.hegraph.training.loop import AdapterTraining, TrainingSummary, train_to_end
+from trainers.hegraph.training.options import TrainingOptions
+
+IMAGES = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+LABELS = torch.tensor([0, 0, 1])
+TEXT = torch.tensor([[0.8, 0.6], [0.6, 0.8]])
+ALL = Batch(IMAGES, LABELS, torch.arange(3))
+
+
+def options_of(**changed: object) -> TrainingOptions:
+    return TrainingOptions(
+        **{"learning_rate": 0.0, "lr_width": 0, "lr_tau": 0, "visual_lr": 0.0, "weight_decay": 0.0, **changed}
+    )
+
+
+def data_of(labels: torch.Tensor = LABELS, batch_size: int = 3) -> BankBatches:
+    return BankBatches(IMAGES[None], labels, batch_size, seed=1)
+
+
+class FixedModel(nn.Module):
+    """Says the same logits whatever it is asked, and remembers what it was asked.
+
+    Its parameters count in the loss, so that a step can move them, but have no gradient.
+    """
+
+    logit_scale = 4.0
+
+    def __init__(self, text: list[list[float]], visual: list[list[float]] | None) -> None:
+        super().__init__()
+        self.x_positive = TEXT
+        self.kept = nn.ParameterDict({name: nn.Parameter(torch.full((2,), 4.0)) for name in ("w", "b", "v")})
+        self.text, self.visual = torch.tensor(text), None if visual is None else torch.tensor(visual)
+        self.asked: list[tuple] = []
+
+    def parameter_groups(self, lr: float, weight_lr_mult: float, visual_lr: float) -> list[dict]:
+        rates = {"w": lr * weight_lr_mult, "b": lr, "v": visual_lr}
+        return [{"params": [self.kept[name]], "lr": rate} for name, rate in rates.items()]
+
+    def with_noise(self, *arguments: object) -> str:
+        return "noise"
+
+    def forward(self, *arguments: object) -> Logits:
+        self.asked.append(arguments)
+        nothing = 0 * sum(parameter.sum() for parameter in self.parameters())
+        return Logits(self.text + nothing, None if self.visual is None else self.visual + nothing)
+
+
+def fixed_loss(visual: list[list[float]] | None, **changed: object) -> float:
+    """The loss of a step on two images of classes 0 and 1, where the text classifier says (1, 0) and (0, 0)."""
+    model = FixedModel([[1.0, 0.0], [0.0, 0.0]], visual)
+    training = AdapterTraining(model, data_of(), options_of(**changed))
+    return training.step(Batch(IMAGES[:2], torch.tensor([0, 1]), torch.tensor([0, 1]))).item()
+
+
+# Of the text: (log(1 + e^-1) + log 2) / 2 = (0.313262 + 0.693147) / 2
+TEXT_LOSS = 0.503204
+
+
+def test_a_steps_loss_is_the_texts_and_lambda_times_that_of_the_scaled_visual_logits():
+    # The visual logits (0, 0.5) and (0, 0.5), times 4, are (0, 2): (log(1 + e^2) + log(1 + e^-2)) / 2 = 1.126928
+    found = fixed_loss([[0.0, 0.5], [0.0, 0.5]], visual_weight=3.0, visual_scale=4.0)
+    assert found == pytest.approx(TEXT_LOSS + 3 * 1.126928, abs=1e-5)
+
+
+def test_lambda_and_the_scale_do_not_take_each_others_place():
+    # Times 3, the visual logits are (0, 1.5): (log(1 + e^1.5) + log(1 + e^-1.5)) / 2 = (1.701413 + 0.201413) / 2
+    found = fixed_loss([[0.0, 0.5], [0.0, 0.5]], visual_weight=4.0, visual_scale=3.0)
+    assert found == pytest.approx(TEXT_LOSS + 4 * 0.951413, abs=1e-5)
+
+
+@pytest.mark.parametrize("without", ["lambda", "cache"])
+def test_without_lambda_or_a_cache_the_loss_is_the_texts(without):
+    visual = [[0.0, 0.5], [0.0, 0.5]] if without == "lambda" else None
+    found = fixed_loss(visual, visual_weight=0.0 if without == "lambda" else 1.0, visual_scale=4.0)
+    assert found == pytest.approx(TEXT_LOSS, abs=1e-5)
+
+
+@pytest.mark.parametrize("leave_one_out", [True, False])
+def test_a_step_tells_the_model_where_its_images_lie_in_the_cache_only_to_leave_them_out(leave_one_out):
+    model = FixedModel([[1.0, 0.0], [0.0, 0.0]], None)
+    positions, products = torch.tensor([2, 0]), torch.ones(2, 3)
+    training = AdapterTraining(model, data_of(), options_of(leave_one_out=leave_one_out))
+    training.step(Batch(IMAGES[:2], torch.tensor([0, 1]), positions, products))
+    [(features, own, given, noise)] = model.asked
+    assert features is not None and torch.equal(features, IMAGES[:2])
+    assert own is (positions if leave_one_out else None)
+    assert given is products
+    assert noise == "noise"
+
+
+def test_without_a_gradient_adamw_only_shrinks_each_parameter_by_its_rate_times_the_decay():
+    # Rates 0.5 * 0.1 (matrices), 0.5 (biases) and 0.2 (visual), decay 0.4: a step keeps 0.98, 0.8 and 0.92
+    model = FixedModel([[1.0, 0.0], [0.0, 0.0]], None)
+    rates = {"learning_rate": 0.5, "weight_lr_mult": 0.1, "visual_lr": 0.2, "weight_decay": 0.4}
+    training = AdapterTraining(model, data_of(), options_of(**rates))
+    batch = Batch(IMAGES[:2], torch.tensor([0, 1]), torch.tensor([0, 1]))
+    for step in (1, 2):
+        training.step(batch)
+        found = [parameter[0].item() for parameter in model.kept.values()]
+        expected = dict(zip("bvw", (4 * 0.8**step, 4 * 0.92**step, 4 * 0.98**step)))
+        assert dict(zip(model.kept, found)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_rate_of_a_width_that_was_not_meant_is_scaled_by_the_root_before_it_is_shared_out():
+    # Meant for width 8, used at 2: 0.5 * sqrt(8 / 2) = 1; the visual rate stays
+    model = FixedModel([[1.0, 0.0], [0.0, 0.0]], None)
+    options = options_of(learning_rate=0.5, lr_width=8, weight_lr_mult=0.1, visual_lr=0.2)
+    training = AdapterTraining(model, data_of(), options)
+    assert training.peak_rates == pytest.approx([0.1, 1.0, 0.2])
+    training.begin_epoch()
+    assert training.learning_rate == 1e-5  # the warm-up's
+    training.end_epoch(torch.tensor(1.0))
+    training.begin_epoch()
+    assert training.learning_rate == pytest.approx(1.0)
+    assert [group["lr"] for group in training.optimizer.param_groups] == pytest.approx([0.1, 1.0, 0.2])
+
+
+def test_the_rate_of_a_logit_scale_that_was_not_meant_is_scaled_by_the_quotient():
+    # Meant for a logit scale of 100, used at 4: 0.01 * 100 / 4 = 0.25; the visual rate stays
+    model = FixedModel([[1.0, 0.0], [0.0, 0.0]], None)
+    options = options_of(learning_rate=0.01, lr_tau=100.0, weight_lr_mult=0.1, visual_lr=0.2)
+    assert AdapterTraining(model, data_of(), options).peak_rates == pytest.approx([0.025, 0.25, 0.2])
+
+
+@pytest.mark.parametrize(("least", "epochs"), [(0, 4), (8, 4), (9, 5), (10, 5), (11, 6)])
+def test_the_epochs_are_those_asked_for_or_enough_for_the_least_steps(least, epochs):
+    # Three images in batches of two are two steps in an epoch
+    model = FixedModel([[1.0, 0.0]], None)
+    training = AdapterTraining(model, data_of(batch_size=2), options_of(epochs=4, min_steps=least))
+    assert training.epochs == epochs
+
+
+# The true model. Without messages between the nodes, everything can be worked out from the features
+
+
+def bank() -> FeatureBank:
+    return FeatureBank(
+        train_features=IMAGES[None],
+        train_labels=LABELS,
+        text_positive=TEXT,
+        text_negative=-TEXT,
+        classnames=["cat", "dog"],
+        dataset="Tiny",
+        backbone="none",
+        logit_scale=2.0,
+    )
+
+
+SILENT = dict.fromkeys(("ALPHA_PP", "ALPHA_VP", "ALPHA_NP", "ALPHA_NP_TEST", "BETA_PN", "BETA_VN"), 0.0)
+
+
+@pytest.fixture
+def model(model_options) -> HeGraphModel:
+    """Sharpness 0.5, and a gamma of 0: the keys of the cache stay the images."""
+    options = {"variant": "full", "gamma": 0.0, "beta_c": 0.5, "alpha_c": 3.0, "noise": 0.0, **SILENT}
+    return build_model(bank(), model_options(**options))
+
+
+def cross_entropy(*logits_and_labels: tuple[tuple[float, float], int]) -> float:
+    losses = [math.log(sum(map(math.exp, logits))) - logits[label] for logits, label in logits_and_labels]
+    return sum(losses) / len(losses)
+
+
+# The text logits are twice the cosines 0.8, 0.6; 0.96, 1; 0.6, 0.8
+OF_TEXT = cross_entropy(((1.6, 1.2), 0), ((1.92, 2.0), 0), ((1.2, 1.6), 1))
+# Cosines between the images: 0.6 (first and second), 0 (first and third), 0.8 (second and third). With beta 0.5 the
+# affinities are e^-0.2, e^-0.5 and e^-0.1, and 1 of an image to itself
+FIRST_SECOND, FIRST_THIRD, SECOND_THIRD = math.exp(-0.2), math.exp(-0.5), math.exp(-0.1)
+
+
+@pytest.mark.parametrize("leave_one_out", [True, False])
+def test_a_steps_loss_on_the_true_model_leaves_an_image_out_of_its_own_cache_where_asked(model, leave_one_out):
+    own = 0.0 if leave_one_out else 1.0
+    of_images = [
+        ((own + FIRST_SECOND, FIRST_THIRD), 0),
+        ((FIRST_SECOND + own, SECOND_THIRD), 0),
+        ((FIRST_THIRD + SECOND_THIRD, own), 1),
+    ]
+    visual = cross_entropy(*(((4 * zero, 4 * one), label) for (zero, one), label in of_images))
+    options = options_of(visual_weight=0.7, visual_scale=4.0, leave_one_out=leave_one_out)
+    loss = AdapterTraining(model, data_of(), options).step(ALL)
+    assert loss.item() == pytest.approx(OF_TEXT + 0.7 * visual, abs=1e-4)
+
+
+def test_the_prediction_weighs_the_cache_by_alpha_at_the_sharpness_beta(model):
+    # The query (1, 0) is the first image: text logits 1.6 and 1.2, and 3 times 1 + e^-0.2 and e^-0.5
+    found = model.fold().logits(torch.tensor([[1.0, 0.0]]))
+    expected = [[1.6 + 3 * (1 + FIRST_SECOND), 1.2 + 3 * FIRST_THIRD]]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-5)
+
+
+def test_training_and_prediction_use_the_same_sharpness(model):
+    found = model(torch.tensor([[1.0, 0.0]])).visual
+    torch.testing.assert_close(found, torch.tensor([[1 + FIRST_SECOND, FIRST_THIRD]]), rtol=0, atol=1e-5)
+
+
+def test_training_to_the_end_takes_every_step_of_every_epoch_in_training_mode():
+    model = FixedModel([[1.0, 0.0]], None)
+    model.eval()
+    model.text = torch.tensor([[1.0, 0.0]])
+    modes, asked, data = [], [], data_of(batch_size=1)
+    model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+
+    class Counted:
+        labels, batch_size, steps_per_epoch, seed = data.labels, 1, data.steps_per_epoch, data.seed
+
+        def epoch(self, number: int):
+            asked.append(number)
+            return data.epoch(number)
+
+    summary = train_to_end(AdapterTraining(model, Counted(), options_of(epochs=2)))
+    assert (summary.epochs, summary.steps) == (2, 6)
+    assert asked == [0, 1]
+    assert modes == [True] * 6
+
+
+def test_a_method_that_was_not_trained_took_no_epochs_no_steps_and_no_time():
+    assert TrainingSummary() == TrainingSummary(epochs=0, steps=0, seconds=0.0)

@@ -1,0 +1,50 @@
+"""Runs the tests that belong to the one source file that differs from the last commit, until the first that fails.
+
+Cosmic-ray calls this for every mutant. Without a change, it runs the tests of all files that are mutated.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+# Start of a source's path -> pytest's arguments; the tests that are worked out by hand are quick and stand first
+BASELINES = [
+    *(
+        f"tests/baselines/test_{name}_by_hand.py"
+        for name in ("steps", "training_free", "training", "search", "proto_clip")
+    ),
+    *(f"tests/baselines/test_{name}.py" for name in ("equations", "coop", "contract", "methods")),
+]
+TESTS = {
+    "trainers/hegraph/baselines/": BASELINES,
+    "trainers/hegraph/training/choice.py": ["tests/training/test_choice.py", "tests/experiments/test_tuning.py"],
+    "trainers/hegraph/training/loop.py": ["tests/training/test_step_by_hand.py", "tests/training/test_loop.py"],
+    "trainers/hegraph/experiments/tuning.py": ["tests/experiments/test_tuning.py"],
+    "trainers/hegraph/experiments/run.py": [
+        "tests/experiments/test_fitting.py",
+        "tests/experiments/test_run_in_order.py",
+    ],
+    "trainers/hegraph/experiments/elsewhere.py": ["tests/experiments/test_evaluation_by_hand.py"],
+    "trainers/hegraph/experiments/evaluation.py": ["tests/experiments/test_evaluation_by_hand.py"],
+}
+
+
+def belonging_tests(paths: Sequence[str]) -> list[str]:
+    """The tests that belong to the changed sources; those of all sources if none has changed."""
+    starts = [start for start in TESTS if not paths or any(path.startswith(start) for path in paths)]
+    return list(dict.fromkeys(test for start in starts for test in TESTS[start]))
+
+
+def main() -> int:
+    """Returns pytest's exit code."""
+    changed = subprocess.run(
+        ["git", "diff", "--name-only", "--", "trainers"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *belonging_tests(changed)]
+    return subprocess.run(command).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
