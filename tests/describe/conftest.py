@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from fake_endpoint import KEY, FakeEndpoint, Handler, QuietServer
+from fake_endpoint import KEY, KEY_VARIABLE, FakeEndpoint, Handler, QuietServer
 
 from trainers.hegraph.describe import client
 
@@ -16,7 +16,7 @@ from trainers.hegraph.describe import client
 def endpoint(monkeypatch) -> Iterator[FakeEndpoint]:
     """The endpoint, with the key for it in the environment and no waiting beyond what it asks for."""
     pytest.importorskip("openai", reason="the extra `describe` is not installed: pip install openai")
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for name in ("FIRST_WAIT", "LONGEST_WAIT"):
         monkeypatch.setattr(client, name, 0.01)

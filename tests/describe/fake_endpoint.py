@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 KEY = "sk-do-not-tell-0123456789abcdef"
+KEY_VARIABLE = "FAKE_ENDPOINT_KEY"
 
 SUBJECTS = ("Crooked", "Pale", "Wet", "Narrow", "Dense", "Faded", "Round", "Torn", "Bright", "Hollow", "Steep", "Soft")
 THINGS = ("ridges", "stripes", "branches", "shadows", "edges", "stains", "cracks", "leaves", "tracks", "ropes", "tiles")
@@ -42,6 +43,8 @@ class FakeEndpoint:
         prompts: Every message that came, in order.
         asked: Class -> how often it was asked for.
         keys: Every Authorization header that came.
+        requests: The body of every request.
+        headers: The headers of every request, in lower case.
     """
 
     def __init__(self, url: str) -> None:
@@ -50,10 +53,15 @@ class FakeEndpoint:
         self.prompts: list[str] = []
         self.batches: list[list[str]] = []
         self.keys: list[str] = []
-        self.models: list[str] = []
+        self.requests: list[dict] = []
+        self.headers: list[dict[str, str]] = []
         self.released = threading.Event()  # ends every stall
         self.number = 0
         self.arrived = threading.Condition()
+
+    @property
+    def models(self) -> list[str]:
+        return [request["model"] for request in self.requests]
 
     @property
     def asked(self) -> Counter[str]:
@@ -74,7 +82,8 @@ class FakeEndpoint:
             self.prompts.append(prompt)
             self.batches.append(names)
             self.keys.append(handler.headers["authorization"])
-            self.models.append(request["model"])
+            self.requests.append(request)
+            self.headers.append({name.lower(): value for name, value in handler.headers.items()})
             reply = self.replies.pop(0) if self.replies else good
             self.arrived.notify_all()
         reply(handler, names, prompt)
@@ -94,14 +103,14 @@ def send(handler: BaseHTTPRequestHandler, status: int, body: str, **headers: str
     handler.wfile.write(content)
 
 
-def completion(text: str | None) -> str:
-    message = {"role": "assistant", "content": text}
-    return json.dumps({"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": message}]})
+def completion(text: str | None, end: str = "stop") -> str:
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": end}
+    return json.dumps({"id": "1", "object": "chat.completion", "choices": [choice]})
 
 
-def says(text: str | None) -> Callable:
-    """A reply of the model with this text."""
-    return lambda handler, names, prompt: send(handler, 200, completion(text))
+def says(text: str | None, end: str = "stop") -> Callable:
+    """A reply of the model with this text, and why it ends there."""
+    return lambda handler, names, prompt: send(handler, 200, completion(text, end))
 
 
 def fails(status: int, message: str = "no luck", code: str | None = None, **headers: str) -> Callable:

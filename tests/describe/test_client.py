@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import json
 import logging
+import os
 import socket
 import time
 import traceback
@@ -12,15 +13,17 @@ import traceback
 import pytest
 from fake_endpoint import KEY, completion, fails, hangs_up, raw, says, stalls
 
-from trainers.hegraph.describe.client import ChatClient, read_key, retry_after
+from trainers.hegraph.describe.client import LONGEST_REASON, ChatClient, is_openai, read_key, retry_after
 from trainers.hegraph.describe.dialogue import MOST_LISTED, Request, UnreadableAnswer, build_prompt, read_answer
 from trainers.hegraph.utils.errors import UserError
+
+LOCAL = "http://127.0.0.1:8000/v1"
 
 
 @pytest.fixture
 def ask(endpoint):
-    def question(retries: int = 3, timeout: float = 30, key: str = KEY) -> str:
-        return ChatClient(endpoint.url, "some-model", key, timeout, retries).ask("Well?")
+    def question(retries: int = 3, timeout: float = 30, key: str = KEY, url: str = "", **options: float) -> str:
+        return ChatClient(url or endpoint.url, "some-model", key, timeout, retries, **options).ask("Well?")
 
     return question
 
@@ -33,9 +36,10 @@ def gives_up(ask, endpoint, capfd, caplog):
         with pytest.raises(UserError) as caught:
             ask(**options)
         assert len(endpoint.prompts) == requests
-        for word in (endpoint.url, *words):
+        for word in (endpoint.url.removesuffix("/v1"), *words):
             assert word in str(caught.value)
         assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 300
         said = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capfd.readouterr())
         assert endpoint.keys == [f"Bearer {KEY}"] * requests
         assert KEY not in said
@@ -123,7 +127,7 @@ def test_after_the_last_retry_the_reason_is_said(gives_up, endpoint):
 
 def test_an_error_page_instead_of_json_is_quoted_in_short(gives_up, endpoint):
     endpoint.replies = [lambda handler, *_: raw_error(handler)]
-    assert len(str(gives_up("status 404", "<html>", requests=1))) < 400
+    gives_up("status 404", "<html>", requests=1)
 
 
 def raw_error(handler) -> None:
@@ -144,7 +148,27 @@ def test_silence_is_asked_again_after_the_timeout(ask, endpoint, caplog):
 
 def test_lasting_silence_ends_the_command(gives_up, endpoint):
     endpoint.replies = [stalls] * 2
-    gives_up("no answer in 0.2 s, after 2 tries", requests=2, retries=1, timeout=0.2)
+    gives_up("no answer in 0.2 s, after 2 tries; it took the", "--timeout", requests=2, retries=1, timeout=0.2)
+
+
+def test_a_host_that_does_not_even_take_the_connection_is_told_from_a_slow_one(monkeypatch):
+    pytest.importorskip("openai", reason="the extra `describe` is not installed: pip install openai")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("trainers.hegraph.describe.client.LONGEST_CONNECT", 0.2)
+    waiting = [socket.socket() for _ in range(4)]
+    try:
+        with socket.socket() as full:  # once its queue is full, the system leaves further connections unanswered
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            for client in waiting:
+                client.setblocking(False)
+                client.connect_ex(full.getsockname())
+            url = f"http://127.0.0.1:{full.getsockname()[1]}/v1"
+            with pytest.raises(UserError, match=r"no connection in 0\.2 s, after 1 tries; the host does not respond"):
+                ChatClient(url, "m", KEY, 30, 0).ask("Well?")
+    finally:
+        for client in waiting:
+            client.close()
 
 
 def test_an_answer_that_breaks_off_is_asked_for_again(ask, endpoint, caplog):
@@ -160,7 +184,9 @@ def test_an_endpoint_that_is_not_there_is_named(monkeypatch):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
-        with pytest.raises(UserError, match=r"127\.0\.0\.1.*no connection: .*refused.*after 2 tries"):
+        with pytest.raises(
+            UserError, match=r"127\.0\.0\.1.*no connection: .*refused.*after 2 tries; is the server run"
+        ):
             ChatClient(url, "m", KEY, 5, 1).ask("Well?")
 
 
@@ -182,12 +208,50 @@ def test_an_endpoint_that_is_not_there_is_named(monkeypatch):
 def test_a_body_that_is_no_chat_completion_is_asked_for_again_and_quoted(ask, endpoint, caplog, body):
     endpoint.replies = [raw(body), says("Yes.")]
     assert ask() == "Yes."
-    assert f"not a chat completion but {' '.join(body.split())[:200]!r}" in caplog.text
+    assert f"not a chat completion but {' '.join(body.split())[:LONGEST_REASON]!r}" in caplog.text
 
 
-def test_a_web_page_from_a_wrong_url_is_quoted(gives_up, endpoint):
+def test_a_web_page_is_quoted(gives_up, endpoint):
     endpoint.replies = [raw("<html>Welcome</html>", content_type="text/html")] * 2
-    gives_up("<html>Welcome</html>", "/v1", requests=2, retries=1)
+    assert "perhaps" not in str(gives_up("<html>Welcome</html>", requests=2, retries=1))
+
+
+@pytest.mark.parametrize("reply", [raw("<html>Welcome</html>"), fails(404, "no page"), fails(405, "no")])
+@pytest.mark.parametrize("path", ["", "/", "/api", "/chat/completions", "/v1/chat/completions"])
+def test_an_endpoint_without_v1_gets_a_hint(gives_up, endpoint, reply, path):
+    host = endpoint.url.removesuffix("/v1")
+    better = {"": "/v1", "/": "/v1", "/api": "/api/v1", "/chat/completions": "/v1"}.get(path, "/v1")
+    endpoint.replies = [reply]
+    assert str(gives_up(requests=1, retries=0, url=host + path)).endswith(
+        f"; perhaps --endpoint should be {host}{better}"
+    )
+
+
+def test_an_endpoint_with_v1_gets_no_hint(gives_up, endpoint):
+    endpoint.replies = [fails(404, "no such model")]
+    assert "perhaps" not in str(gives_up("no such model", requests=1))
+
+
+def test_the_hint_comes_with_the_first_failure(ask, endpoint, caplog):
+    endpoint.replies = [raw("<html>"), says("Yes.")]
+    assert ask(url=endpoint.url.removesuffix("/v1")) == "Yes."
+    assert f"perhaps --endpoint should be {endpoint.url}" in caplog.text
+
+
+def test_the_length_and_the_temperature_of_answers_are_asked_for_only_if_given(ask, endpoint):
+    endpoint.replies = [says("Yes."), says("Yes.")]
+    ask()
+    ask(max_tokens=500, temperature=0.0)
+    first, second = endpoint.requests
+    assert set(first) == {"model", "messages"}
+    assert set(second) == {"model", "messages", "max_tokens", "temperature"}
+    assert (second["max_tokens"], second["temperature"]) == (500, 0)
+
+
+def test_an_answer_that_was_cut_off_for_its_length_is_said(ask, endpoint, caplog):
+    endpoint.replies = [says("Half an", end="length")]
+    assert ask() == "Half an"
+    assert "cut off: raise --max-tokens" in caplog.text
 
 
 # The key
@@ -238,7 +302,52 @@ def test_the_client_does_not_show_the_key(endpoint):
 
 def test_the_key_is_read_without_the_line_end_of_a_file(monkeypatch):
     monkeypatch.setenv("MY_KEY", f" {KEY}\n")
-    assert read_key("MY_KEY") == KEY
+    assert read_key(LOCAL, "MY_KEY") == KEY
+
+
+@pytest.mark.parametrize(
+    ("url", "theirs"),
+    [
+        ("https://api.openai.com/v1", True),
+        ("https://eu.api.openai.com/v1", True),
+        ("https://API.OpenAI.com:443/v1", True),
+        ("http://api.openai.com/v1", False),
+        ("https://api.openai.com.evil.example/v1", False),
+        ("https://notopenai.com/v1", False),
+        ("https://my.openai.azure.com/openai/v1", False),
+        (LOCAL, False),
+    ],
+)
+def test_openais_key_goes_to_openai_alone(monkeypatch, url, theirs):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert is_openai(url) == theirs
+    if theirs:
+        assert read_key(url) == KEY
+        return
+    with pytest.raises(UserError, match=r"--key-env NAME") as caught:
+        read_key(url)
+    assert url in str(caught.value)
+    assert KEY not in str(caught.value)
+    assert read_key(url, "OPENAI_API_KEY") == KEY  # the user says so
+
+
+def test_headers_of_openais_are_not_sent_to_another_endpoint(ask, endpoint, monkeypatch):
+    for name, value in (("ORG_ID", "org-7"), ("PROJECT_ID", "proj-7"), ("CUSTOM_HEADERS", "X-Mine: mine-7")):
+        monkeypatch.setenv(f"OPENAI_{name}", value)
+    endpoint.replies = [says("Yes.")]
+    ask()
+    (headers,) = endpoint.headers
+    assert "authorization" in headers
+    assert not {"openai-organization", "openai-project", "x-mine"} & set(headers)
+    assert os.environ["OPENAI_ORG_ID"] == "org-7"
+
+
+def test_openai_gets_its_headers(monkeypatch):
+    pytest.importorskip("openai", reason="the extra `describe` is not installed: pip install openai")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-7")
+    client = ChatClient("https://api.openai.com/v1", "m", KEY, 1, 1, max_tokens=9)
+    assert client._client.organization == "org-7"
+    assert client._options == {"max_completion_tokens": 9}
 
 
 @pytest.mark.parametrize("value", [None, "", " \n"])
@@ -247,21 +356,21 @@ def test_a_missing_key_names_the_variable(monkeypatch, value):
     if value is not None:
         monkeypatch.setenv("MY_KEY", value)
     with pytest.raises(UserError, match=r"set MY_KEY.*--key-env"):
-        read_key("MY_KEY")
+        read_key(LOCAL, "MY_KEY")
 
 
 @pytest.mark.parametrize("value", ["sk secret", "sk\nsecret", "sk-sécret", "sk\x7fsecret"])
 def test_a_key_that_cannot_be_sent_is_not_repeated(monkeypatch, value):
     monkeypatch.setenv("MY_KEY", value)
     with pytest.raises(UserError, match="MY_KEY") as caught:
-        read_key("MY_KEY")
+        read_key(LOCAL, "MY_KEY")
     assert "cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("given", [KEY, "sk_secret", "", "MY-KEY", "1KEY"])
 def test_a_key_in_the_place_of_a_variable_is_not_repeated(given):
     with pytest.raises(UserError, match="NAME of an environment variable") as caught:
-        read_key(given)
+        read_key(LOCAL, given)
     assert not given or given not in str(caught.value)
 
 
@@ -284,6 +393,13 @@ def test_an_endpoint_that_is_no_plain_url_is_refused_and_not_repeated(url):
 
 
 # The question
+
+
+def test_the_question_asks_for_no_comparison():
+    text = prompt([Request("forest", missing=5)])
+    assert "confused" not in text
+    assert "tells it from" not in text
+    assert "compares with none" in text
 
 
 def prompt(requests, classnames=("forest", "Annual_Crop", "river")) -> str:
@@ -334,10 +450,69 @@ TABLE = {"cat": ["One.", "Two."], "dog": ["Three."]}
         f'<think>Maybe {{"cat": ["Draft."]}}?</think>{json.dumps(TABLE)}',
         f"Sets like {{}} and {{a, b}} aside: {json.dumps(TABLE)}",
         json.dumps({"Dog": ["Three."], "CAT": [" One. ", "Two."], "cow": ["Not asked for."]}),
+        f'Maybe {{"cat": ["Draft."]}}?\n</think>\n\n{json.dumps(TABLE)}',
+        f'Maybe {{"cat": ["Draft."],}}, it\'s 5" tall?</think>```json\n{json.dumps(TABLE)}\n```',
     ],
 )
 def test_the_object_is_found_in_fences_and_prose(text):
     assert read_answer(text, ["cat", "dog"]) == TABLE
+
+
+RECORDS = [{"class": "cat", "sentences": TABLE["cat"]}, {"class": "dog", "sentences": TABLE["dog"]}]
+SINGLES = [
+    {"class": "Cat", "sentence": "One."},
+    {"class": "cat", "sentence": "Two."},
+    {"name": "dog", "text": "Three."},
+]
+ONE_EACH = [{name: sentences} for name, sentences in TABLE.items()]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(map(json.dumps, ONE_EACH)),
+        "\n".join(map(json.dumps, RECORDS)),
+        "\n".join(map(json.dumps, SINGLES)),
+        json.dumps(ONE_EACH),
+        json.dumps(RECORDS),
+        json.dumps(SINGLES),
+        json.dumps([TABLE]),
+        json.dumps({"classes": TABLE}),
+        json.dumps({"status": "ok", "result": {"descriptions": TABLE, "count": 2}}),
+        json.dumps({"classes": ["cat", "dog"], "descriptions": RECORDS}),
+        json.dumps({"descriptions": ONE_EACH}),
+        json.dumps({name: {"sentences": sentences} for name, sentences in TABLE.items()}),
+        json.dumps([record | {"model": "m", "words": 2} for record in RECORDS]),
+        '{"cat": ["One.", "Two.",], "dog": ["Three."],}',
+        '{"cat": ["One.", "Two."\n  ,\n],\n "dog": ["Three.",]\n,\n}\nDone, I think,]',
+        '{"classes": {"cat": ["One.", "Two."], "dog": ["Three."],},}',
+        '{"cat": ["One.", "Two.",]}\n{"dog": ["Three."]},',
+    ],
+)
+def test_other_forms_that_models_answer_in_are_read(text):
+    assert read_answer(text, ["cat", "dog"]) == TABLE
+    assert read_answer(f"Here it is:\n```json\n{text}\n```", ["cat", "dog"]) == TABLE
+
+
+def test_a_comma_in_a_sentence_stays():
+    sentences = ['A "cat",] with a bracket.', "A comma,} with a brace."]
+    assert read_answer(json.dumps({"cat": sentences})[:-1] + ",}", ["cat"]) == {"cat": sentences}
+
+
+def test_a_list_that_was_cut_off_gives_what_was_whole():
+    assert read_answer(json.dumps(RECORDS)[:-20], ["cat", "dog"]) == {"cat": TABLE["cat"]}
+
+
+def test_a_class_may_have_the_name_of_a_wrapper():
+    assert read_answer('{"classes": ["One."], "note": "cat"}', ["classes", "cat"]) == {"classes": ["One."]}
+
+
+@pytest.mark.parametrize(
+    "text", ['"' * 200_000, '{"' + '\\"' * 200_000, "{" * 200_000, "[{" * 100_000, '{"a": [' * 50_000]
+)
+def test_a_long_answer_of_brackets_or_quotes_is_read_at_once(text):
+    with pytest.raises(UnreadableAnswer):
+        read_answer(text, ["cat"])
 
 
 def test_a_class_that_is_left_out_is_left_out():
@@ -352,11 +527,15 @@ def test_a_class_that_is_left_out_is_left_out():
         (json.dumps(TABLE)[:-3], "no JSON objects"),
         (str(TABLE), "no JSON objects"),
         (json.dumps(TABLE) * 2, "2 JSON objects where one"),
-        ('{"cat": ["One."]}\n{"dog": ["Two."]}', "2 JSON objects where one"),
+        ('{"cat": ["One."]}\n{"cat": ["Two."]}', "2 JSON objects where one"),
+        ('<think>Maybe {"cat": ["Draft."]}', "no JSON objects"),
+        ('{"cat": ["Draft."]}</think>', "no JSON objects"),
         (json.dumps(list(TABLE.values())), "no JSON objects"),
         ("{}", "no JSON objects"),
         ('{"cat": "One."}', "not of the form"),
-        ('{"classes": {"cat": ["One."]}}', "not of the form"),
+        ('{"class": "cat"}', "not of the form"),
+        ('{"cat": {"a": ["One."], "b": ["Two."]}}', "not of the form"),
+        ('{"a": {"b": {"c": {"d": {"e": {"cat": ["One."]}}}}}}', "not of the form"),
         ('{"cat": [1]}', "not of the form"),
         ('{"cat": null}', "not of the form"),
         ('{"a":' * 50_000, "no JSON objects"),

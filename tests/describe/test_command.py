@@ -12,7 +12,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_endpoint import KEY, but, completion, fails, good, good_sentence, hangs_up, raw, says, send, stalls
+from fake_endpoint import (
+    KEY,
+    KEY_VARIABLE,
+    but,
+    completion,
+    fails,
+    good,
+    good_sentence,
+    hangs_up,
+    raw,
+    says,
+    send,
+    stalls,
+)
 
 from trainers.hegraph.describe.__main__ import main
 from trainers.hegraph.describe.checks import table_problems
@@ -29,18 +42,21 @@ def arguments(endpoint, tmp_path) -> Callable[..., list[str]]:
 
     def build(*more: str) -> list[str]:
         files = ["--classes", str(tmp_path / "classes.txt"), "--out", str(tmp_path / "out.json")]
-        options = ["--context", "satellite photos", "--endpoint", endpoint.url, "--model", "m", "--batch-size", "2"]
-        return [*files, *options, *more]
+        options = ["--context", "satellite photos", "--endpoint", endpoint.url, "--key-env", KEY_VARIABLE]
+        return [*files, *options, "--model", "m", "--batch-size", "2", *more]
 
     return build
 
 
 @pytest.fixture
 def describe(arguments, tmp_path, capfd, caplog) -> Callable[..., tuple[int, str]]:
-    """Runs the command; returns its exit code and all it says. The key is in no output, log or file."""
+    """Runs the command, or one that is given whole; returns its exit code and all it says.
 
-    def run(*more: str) -> tuple[int, str]:
-        code = main(arguments(*more))
+    The key is in no output, log or file.
+    """
+
+    def run(*more: str, given: list[str] | None = None) -> tuple[int, str]:
+        code = main(arguments(*more) if given is None else given)
         out, error = capfd.readouterr()
         assert KEY not in out + error + caplog.text
         assert [file for file in tmp_path.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()] == []
@@ -53,9 +69,9 @@ def describe(arguments, tmp_path, capfd, caplog) -> Callable[..., tuple[int, str
 def refused(describe, endpoint) -> Callable[..., str]:
     """Runs the command, which must exit with 2 after one line, before it asks anything."""
 
-    def check(*words: str, arguments: tuple[str, ...] = ()) -> str:
+    def check(*words: str, arguments: tuple[str, ...] = (), given: list[str] | None = None) -> str:
         before = len(endpoint.prompts)
-        code, said = describe(*arguments)
+        code, said = describe(*arguments, given=given)
         assert code == 2
         assert said.startswith("error: ")
         assert said.count("\n") == 1
@@ -88,7 +104,7 @@ def test_a_description_file_in_class_order_comes_out(describe, endpoint, tmp_pat
     assert read_descriptions(tmp_path / "out.json", NAMES) == list(table(tmp_path).values())
     assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[4:6]]
     assert set(endpoint.models) == {"m"}
-    assert names_of(tmp_path) == ["classes.txt", "out.json"]
+    assert names_of(tmp_path) == ["classes.txt", "out.json", "out.models.json"]
 
 
 def test_classes_may_be_a_json_list_and_a_name_may_occur_twice(describe, endpoint, tmp_path):
@@ -117,7 +133,7 @@ def test_an_alias_may_stand_for_a_name(describe, endpoint, tmp_path):
 
 
 def test_a_dry_run_shows_the_question_and_asks_and_writes_nothing(describe, endpoint, tmp_path, monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.delenv(KEY_VARIABLE)
     code, said = describe("--dry-run")
     assert code == 0
     assert "The pictures: satellite photos\n" in said
@@ -142,7 +158,7 @@ def test_a_failing_question_is_asked_again_and_no_other(describe, endpoint, tmp_
     assert table_problems(table(tmp_path), NAMES, 5) == []
 
 
-@pytest.mark.parametrize("text", ["I cannot do that.", '{"river": ["Cut', None, '{"river": "One."}'])
+@pytest.mark.parametrize("text", ["I cannot do that.", '{"river": ["Cut', None, '{"river": "One."}', "<think>Cut"])
 def test_an_answer_that_cannot_be_read_is_asked_for_again_in_smaller_questions(describe, endpoint, tmp_path, text):
     endpoint.replies = [says(text)]
     assert describe()[0] == 0
@@ -222,7 +238,7 @@ def test_classes_that_fail_are_listed_and_the_others_written_and_only_they_are_a
     assert endpoint.batches[6:] == [["pasture"]]
     assert list(table(tmp_path)) == NAMES
     assert {name: table(tmp_path)[name] for name in before} == before
-    assert names_of(tmp_path) == ["classes.txt", "out.json"]
+    assert names_of(tmp_path) == ["classes.txt", "out.json", "out.models.json"]
 
 
 def test_the_number_of_tries_can_be_chosen(describe, endpoint):
@@ -255,6 +271,62 @@ def test_a_model_that_repeats_the_key_gets_it_into_no_file(describe, endpoint):
     assert KEY not in "".join(endpoint.prompts)
 
 
+# The key goes nowhere by itself
+
+
+def test_another_endpoint_than_openais_does_not_get_openais_key(refused, arguments, endpoint, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    without = [part for part in arguments() if part not in ("--key-env", KEY_VARIABLE)]
+    refused(endpoint.url, "OPENAI_API_KEY", "--key-env NAME", given=without)
+
+
+# Which model
+
+
+def models(tmp_path: Path) -> dict[str, list[str]]:
+    return json.loads((tmp_path / "out.models.json").read_text(encoding="utf-8"))
+
+
+def test_the_model_is_recorded_for_each_class(describe, tmp_path):
+    assert describe()[0] == 0
+    assert models(tmp_path) == {name: ["m"] for name in NAMES}
+
+
+def test_a_change_of_model_is_said_and_recorded(describe, endpoint, tmp_path):
+    endpoint.replies = [but(forest=[good_sentence("forest", 5000)]), fails(401)]
+    assert "will be of" not in describe()[1]
+    code, said = describe("--model", "other")
+    assert code == 0
+    assert "of 'm' are the sentences of 2 classes; the others will be of 'other'" in said
+    expected = {name: ["other"] for name in NAMES} | {"river": ["m"], "forest": ["m", "other"]}
+    assert models(tmp_path) == expected
+    assert "will be of 'third'" not in describe("--model", "third")[1]  # it asks nothing
+    assert models(tmp_path) == expected
+
+
+def test_a_finished_file_with_new_classes_says_a_change_of_model_before_it_asks(describe, tmp_path):
+    describe("--classes", str(tmp_path / "classes.txt"))
+    (tmp_path / "classes.txt").write_text("\n".join([*NAMES, "sea"]), encoding="utf-8")
+    said = describe("--model", "other", "--dry-run")[1]
+    assert "of 'm' are the sentences of 6 classes; the others will be of 'other'" in said
+    assert describe("--model", "other")[0] == 0
+    assert models(tmp_path) == {name: ["m"] for name in NAMES} | {"sea": ["other"]}
+
+
+def test_what_the_user_wrote_is_of_no_model(describe, tmp_path):
+    own = [good_sentence("lake", 5000 + i) for i in range(5)]
+    (tmp_path / "out.json").write_text(json.dumps({"lake": own}))
+    assert describe()[0] == 0
+    assert models(tmp_path) == {name: ["m"] for name in NAMES[:5]}
+
+
+def test_a_record_of_models_that_is_something_else_is_left_alone(refused, tmp_path):
+    own = [good_sentence("lake", 5000 + i) for i in range(5)]
+    (tmp_path / "out.json").write_text(json.dumps({"lake": own}))
+    (tmp_path / "out.models.json").write_text('{"lake": 3}')
+    refused(str(tmp_path / "out.models.json"), "was not written by this command")
+
+
 # Killed and resumed
 
 
@@ -280,7 +352,7 @@ def test_after_a_kill_nothing_that_was_answered_is_asked_again(arguments, descri
     assert list(table(tmp_path)) == NAMES
     assert all(table(tmp_path)[name] == kept[name]["sentences"] for name in ("river", "forest", "pasture"))
     assert table_problems(table(tmp_path), NAMES, 5) == []
-    assert names_of(tmp_path) == ["classes.txt", "out.json"]
+    assert names_of(tmp_path) == ["classes.txt", "out.json", "out.models.json"]
 
 
 def test_a_kill_after_the_file_was_written_asks_nothing(describe, endpoint, tmp_path):
@@ -292,12 +364,12 @@ def test_a_kill_after_the_file_was_written_asks_nothing(describe, endpoint, tmp_
     assert describe()[0] == 0
     assert len(endpoint.prompts) == 3
     assert (tmp_path / "out.json").read_bytes() == written
-    assert names_of(tmp_path) == ["classes.txt", "out.json"]
+    assert names_of(tmp_path) == ["classes.txt", "out.json", "out.models.json"]
 
 
 def test_a_finished_file_needs_no_key(describe, endpoint, tmp_path, monkeypatch):
     describe()
-    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.delenv(KEY_VARIABLE)
     assert describe()[0] == 0
     assert len(endpoint.prompts) == 3
 
@@ -326,7 +398,7 @@ def test_a_run_that_was_answered_nothing_binds_nobody(describe, endpoint, tmp_pa
     endpoint.replies = [fails(401)]
     assert describe("--context", "pets")[0] == 2
     assert describe()[0] == 0
-    assert names_of(tmp_path) == ["classes.txt", "out.json"]
+    assert names_of(tmp_path) == ["classes.txt", "out.json", "out.models.json"]
 
 
 # Mistakes
@@ -389,6 +461,10 @@ def test_class_names_that_cannot_be_told_apart_are_refused(refused, tmp_path, na
         (("--retries", "-1"), ("--retries", "at least 0")),
         (("--timeout", "0"), ("--timeout", "above 0")),
         (("--timeout", "nan"), ("--timeout", "nan")),
+        (("--max-tokens", "0"), ("--max-tokens", "at least 1")),
+        (("--temperature", "-0.1"), ("--temperature", "0 to 2")),
+        (("--temperature", "2.1"), ("--temperature", "0 to 2")),
+        (("--temperature", "nan"), ("--temperature", "nan")),
         (("--context", " "), ("--context",)),
         (("--endpoint", "nowhere"), ("--endpoint",)),
         (("--key-env", "NO_SUCH_VARIABLE"), ("NO_SUCH_VARIABLE", "--key-env")),

@@ -13,6 +13,7 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.digits import CLASSNAMES
 from trainers.hegraph.datasets.registry import ENTRIES, stored_datasets
 from trainers.hegraph.describe.checks import sentences_twice, table_problems
+from trainers.hegraph.describe.comparisons import comparisons
 from trainers.hegraph.prompts import positive as prompts
 from trainers.hegraph.prompts.positive import DESCRIPTIONS, normalise_name, positive_prompts
 from trainers.hegraph.utils.errors import UserError
@@ -26,6 +27,8 @@ NUM_CLASSES = {
     "caltech101": 100, "digits": 10, "dtd": 47, "eurosat": 10, "fgvc_aircraft": 100, "food101": 101, "imagenet": 998,
     "oxford_flowers": 102, "oxford_pets": 37, "stanford_cars": 196, "sun397": 397, "ucf101": 101,
 }  # fmt: skip
+MOST_COMPARISONS = 0.03  # the share of a data set's sentences that may compare its class with another one
+COMPARE = {"digits"}  # may compare more often: documented figures and kept features were made from its sentences
 SHIPPED = {name: entry.descriptions for name, entry in ENTRIES.items() if entry.descriptions}
 NAMED_OTHERWISE = {"fgvc_aircraft": "fgvc"}  # in the shared folder
 
@@ -82,6 +85,13 @@ def test_no_sentence_occurs_twice_anywhere():
     tables = {file: read(file) for file in FILES}
     assert sum(len(sentences) for table in tables.values() for sentences in table.values()) > 9000
     assert sentences_twice(tables) == []
+
+
+@pytest.mark.parametrize("file", sorted(set(FILES) - COMPARE))
+def test_few_sentences_compare_their_class_with_another_one(file, aliases):
+    table = read(file)
+    found = comparisons(table, aliases.get(file))
+    assert len(found) <= MOST_COMPARISONS * sum(map(len, table.values())), found
 
 
 @pytest.mark.parametrize("file", FILES)

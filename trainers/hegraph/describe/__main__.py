@@ -14,10 +14,11 @@ from ..features.tip import read_classnames
 from ..utils.commands import command
 from ..utils.errors import UserError, report, show_messages
 from ..utils.files import read_json
-from .client import ENDPOINT, MODEL, ChatClient, read_key
+from .client import ENDPOINT, MODEL, OPENAI_KEY, ChatClient, read_key
 from .collect import Collection, collect
 
 LONGEST_TIMEOUT = 86400  # a day
+HOTTEST = 2.0  # the highest temperature that chat endpoints allow
 
 logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
@@ -34,7 +35,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, metavar="FILE.json", help="the description file to write, or to go on with")
     add("--model", default=MODEL, help="as the endpoint names it (%(default)s)")
     add("--endpoint", default=ENDPOINT, metavar="URL", help="any OpenAI-compatible one (%(default)s)")
-    add("--key-env", default="OPENAI_API_KEY", metavar="NAME", help="environment variable of the key (%(default)s)")
+    add("--key-env", metavar="NAME", help=f"environment variable of the key ({OPENAI_KEY}, for OpenAI alone)")
     add("--per-class", type=int, default=5, metavar="N", help="sentences for each class (%(default)s)")
     add("--batch-size", type=int, default=10, metavar="N", help="classes in one question (%(default)s)")
     add("--tries", type=int, default=4, metavar="N", help="questions about a class until it fails (%(default)s)")
@@ -45,6 +46,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         metavar="S",
         help="seconds of silence before it asks again (%(default)g)",
     )
+    add("--max-tokens", type=int, metavar="N", help="tokens that an answer may have (as the endpoint likes)")
+    add("--temperature", type=float, metavar="T", help="0 to 2: chance in the answers (as the endpoint likes)")
     add("--retries", type=int, default=6, metavar="N", help="repetitions after 429, 5xx and time-outs (%(default)s)")
     add("--aliases", type=Path, metavar="FILE", help="JSON {class: [alias, ...]}: other names that sentences may use")
     add("--dry-run", action="store_true", help="show the first question and how many there are; ask nothing")
@@ -69,15 +72,21 @@ def describe(args: argparse.Namespace) -> dict[str, str]:
         args.batch_size,
         args.tries,
         read_json(args.aliases) if args.aliases else None,
+        args.model,
     )
     questions = [batch for attempt in range(args.tries) for batch in collection.batches(attempt)]
+    if questions:
+        for model, count in collection.other_models().items():
+            logger.warning("of %r are the sentences of %d classes; the others will be of %r", model, count, args.model)
     if args.dry_run:
         if questions:
             sys.stdout.write(f"{collection.prompt(questions[0])}\n")
         sys.stdout.write(f"requests: {len(questions)}, classes: {len(collection.unfinished())}; nothing was asked\n")
         return {}
     if questions:
-        client = ChatClient(args.endpoint, args.model, read_key(args.key_env), args.timeout, args.retries)
+        key = read_key(args.endpoint, args.key_env)
+        limits = (args.timeout, args.retries, args.max_tokens, args.temperature)
+        client = ChatClient(args.endpoint, args.model, key, *limits)
         collect(collection, client.ask)
     failed = collection.finish()
     num_classes = len(collection.classnames)
@@ -101,6 +110,10 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise UserError(f"{flag_name} must be at least {least}, got {getattr(args, flag)}")
     if not 0 < args.timeout <= LONGEST_TIMEOUT:
         raise UserError(f"--timeout must be above 0 and at most {LONGEST_TIMEOUT} s, got {args.timeout:g}")
+    if args.max_tokens is not None and args.max_tokens < 1:
+        raise UserError(f"--max-tokens must be at least 1, got {args.max_tokens}")
+    if args.temperature is not None and not 0 <= args.temperature <= HOTTEST:
+        raise UserError(f"--temperature must be from 0 to {HOTTEST:g}, got {args.temperature:g}")
     if not args.context.strip():
         raise UserError('--context is empty; say what the pictures are, such as "satellite photos of land use"')
 

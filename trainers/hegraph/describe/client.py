@@ -12,9 +12,11 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 from ..utils.errors import UserError
@@ -22,13 +24,17 @@ from ..utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 ENDPOINT, MODEL = "https://api.openai.com/v1", "gpt-4o-mini"  # the defaults
+OPENAI, OPENAI_KEY = "openai.com", "OPENAI_API_KEY"  # the only service that gets this key without being asked to
 
 # Seconds to wait between tries. They double from one try to the next; if a server's Retry-After is longer, it counts.
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
 LONGEST_RETRY_AFTER = 600.0  # the command ends if a server asks for more, as it may when a daily quota is used up
 PASSING = (408, 409, 429)  # the statuses of failures that may pass, beside all of 5xx
+NO_SUCH_PAGE = (404, 405)  # the statuses of a wrong path
+SLOW = "it took the question, so it may only be slow: raise --timeout, or lower --batch-size"
 USED_UP = "insufficient_quota"  # the code of a status 429 that will not pass
-LONGEST_REASON = 200  # how many characters of a server's message are shown to the user
+LONGEST_CONNECT = 10.0  # seconds until a server that does not even take the connection counts as dead
+LONGEST_REASON = 120  # how many characters of a server's message are shown to the user
 SHORTEST_SECRET = 8  # a shorter key is for a server that needs none, and may be a word of an answer: it is not removed
 
 
@@ -40,11 +46,13 @@ class Failure:
         reason: The reason, to be shown to the user; it does not hold the key.
         passing: Whether the same question may have an answer later.
         wait: Seconds that the server asks to wait before that.
+        hint: What the user may do about it.
     """
 
     reason: str
     passing: bool
     wait: float = 0.0
+    hint: str = ""
 
 
 class ChatClient:
@@ -56,12 +64,23 @@ class ChatClient:
         key: The secret key.
         timeout: Seconds of silence after which a question is asked again.
         retries: How often a question is asked again after a failure that may pass.
+        max_tokens: How many tokens an answer may have; None leaves it to the server.
+        temperature: How much chance there is in an answer, from 0 to 2; None leaves it to the server.
 
     Raises:
         UserError: If the endpoint is not such a URL, or the `openai` library is missing.
     """
 
-    def __init__(self, endpoint: str, model: str, key: str, timeout: float, retries: int) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        model: str,
+        key: str,
+        timeout: float,
+        retries: int,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+    ) -> None:
         _check_endpoint(endpoint)
         try:
             import openai  # takes a second to import, and `--dry-run` does not need it
@@ -69,8 +88,15 @@ class ChatClient:
             raise UserError("asking an endpoint needs the package openai: pip install 'openai>=1.56'") from error
         self.endpoint, self.model, self.timeout, self.retries = endpoint, model, timeout, retries
         self._key, self._openai = key, openai
-        # We retry ourselves: the library ignores a Retry-After of more than a minute, and does not say that it retries
-        self._client = openai.OpenAI(base_url=endpoint, api_key=key, timeout=timeout, max_retries=0)
+        # OpenAI's newer models refuse the name that all other servers know
+        name = "max_completion_tokens" if is_openai(endpoint) else "max_tokens"
+        given = {name: max_tokens, "temperature": temperature}
+        self._options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        limits = openai.Timeout(timeout, connect=min(timeout, LONGEST_CONNECT))
+        with _environment_for(endpoint):
+            # We retry ourselves: the library ignores a Retry-After of more than a minute, and does not say that it
+            # retries
+            self._client = openai.OpenAI(base_url=endpoint, api_key=key, timeout=limits, max_retries=0)
 
     def ask(self, prompt: str) -> str:
         """The model's answer to one message.
@@ -85,14 +111,15 @@ class ChatClient:
                 return answer
             # Errors are raised here and not in `_try`, where an exception of the library, which holds the request and
             # so the key, would be shown as their cause
+            hint = f"; {answer.hint}" if answer.hint else ""
             if not answer.passing:
-                raise UserError(f"{self.endpoint}: {answer.reason}")
+                raise UserError(f"{self.endpoint}: {answer.reason}{hint}")
             wait = max(min(FIRST_WAIT * 2**retry, LONGEST_WAIT), answer.wait)
             if wait > LONGEST_RETRY_AFTER:
                 raise UserError(f"{self.endpoint}: {answer.reason}; it asks to wait {wait:.0f} s")
             if retry == self.retries:
-                raise UserError(f"{self.endpoint}: {answer.reason}, after {self.retries + 1} tries")
-            logger.warning("%s; asking again in %.3g s", answer.reason, wait)
+                raise UserError(f"{self.endpoint}: {answer.reason}, after {self.retries + 1} tries{hint}")
+            logger.warning("%s; asking again in %.3g s%s", answer.reason, wait, hint)
             time.sleep(wait)
             retry += 1
 
@@ -100,18 +127,23 @@ class ChatClient:
         """Asks once; returns the answer, or why there is none."""
         try:
             raw = self._client.chat.completions.with_raw_response.create(
-                model=self.model, messages=[{"role": "user", "content": prompt}]
+                model=self.model, messages=[{"role": "user", "content": prompt}], **self._options
             )
             body = raw.http_response.text
         except self._openai.APIStatusError as error:
             message = error.body.get("message") if isinstance(error.body, dict) else None
             reason = f"status {error.status_code}: {self._clear(str(message or error.response.text or 'no more said'))}"
             may_pass = error.status_code in PASSING or error.status_code >= 500
-            return Failure(reason, may_pass and error.code != USED_UP, retry_after(error.response.headers))
-        except self._openai.APITimeoutError:
-            return Failure(f"no answer in {self.timeout:g} s", passing=True)
+            hint = _hint_of_path(self.endpoint) if error.status_code in NO_SUCH_PAGE else ""
+            return Failure(reason, may_pass and error.code != USED_UP, retry_after(error.response.headers), hint)
+        except self._openai.APITimeoutError as error:
+            if _cause(error) == "ConnectTimeout":
+                reason = f"no connection in {min(self.timeout, LONGEST_CONNECT):g} s"
+                return Failure(reason, passing=True, hint="the host does not respond: is the address right?")
+            return Failure(f"no answer in {self.timeout:g} s", passing=True, hint=SLOW)
         except self._openai.APIConnectionError as error:
-            return Failure(f"no connection: {self._clear(str(error.__cause__ or error))}", passing=True)
+            reason = f"no connection: {self._clear(str(error.__cause__ or error))}"
+            return Failure(reason, True, hint="is the server running?" if _cause(error) == "ConnectError" else "")
         except self._openai.OpenAIError as error:
             return Failure(self._clear(str(error)), passing=False)
         return self._read(body)
@@ -119,12 +151,15 @@ class ChatClient:
     def _read(self, body: str) -> str | Failure:
         """The text of a chat completion, or a failure if the body of a response is something else."""
         try:
-            text = json.loads(body)["choices"][0]["message"]["content"] or ""  # a refusal has none
-        except (ValueError, RecursionError, LookupError, TypeError):
-            text = None
+            choice = json.loads(body)["choices"][0]
+            text, end = choice["message"]["content"] or "", choice.get("finish_reason")  # a refusal has no text
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            text = end = None
         if not isinstance(text, str):
-            reason = f"not a chat completion but {self._clear(body)!r}; does --endpoint end in /v1?"
-            return Failure(reason, passing=True)
+            reason = f"not a chat completion but {self._clear(body)!r}"
+            return Failure(reason, passing=True, hint=_hint_of_path(self.endpoint))
+        if end == "length":
+            logger.warning("an answer was cut off: raise --max-tokens, or ask for fewer classes with --batch-size")
         return self._without_key(text)
 
     def _clear(self, text: str) -> str:
@@ -136,15 +171,31 @@ class ChatClient:
         return text.replace(self._key, "[key]") if len(self._key) >= SHORTEST_SECRET else text
 
 
-def read_key(variable: str) -> str:
-    """Reads the key from an environment variable.
+def is_openai(endpoint: str) -> bool:
+    """Whether an endpoint belongs to OpenAI and is encrypted, so that a key of OpenAI's may go there."""
+    parts = urlsplit(endpoint)
+    host = parts.hostname or ""
+    return parts.scheme == "https" and (host == OPENAI or host.endswith(f".{OPENAI}"))
+
+
+def read_key(endpoint: str, variable: str | None = None) -> str:
+    """Reads the key for an endpoint from an environment variable.
 
     Args:
-        variable: The name of the variable.
+        endpoint: Where the key will be sent.
+        variable: The name of the variable; None means `OPENAI_API_KEY`, which only OpenAI gets in this way.
 
     Raises:
-        UserError: If there is no key, or it has characters that cannot be sent. The message never holds the key.
+        UserError: If there is no key, it has characters that cannot be sent, or no variable is named for an endpoint
+            that is not OpenAI's. The message never holds the key.
     """
+    _check_endpoint(endpoint)
+    if variable is None and not is_openai(endpoint):
+        raise UserError(
+            f"{endpoint} is not https at {OPENAI}, so it does not get {OPENAI_KEY}: name the environment variable that "
+            "holds its key with --key-env NAME (any text for a server that needs none)"
+        )
+    variable = OPENAI_KEY if variable is None else variable
     if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):  # the user may have given the key itself: it is not repeated
         raise UserError("--key-env takes the NAME of an environment variable in capitals, such as OPENAI_API_KEY")
     key = os.environ.get(variable, "").strip()
@@ -173,6 +224,36 @@ def retry_after(headers: Mapping[str, str]) -> float:
     except (TypeError, ValueError):
         return 0.0
     return max(0.0, moment.timestamp() - time.time())
+
+
+@contextmanager
+def _environment_for(endpoint: str) -> Iterator[None]:
+    """Hides the variables `OPENAI_...` for a while, unless the endpoint is OpenAI's.
+
+    The library takes headers from them when a client is made: organisation, project, and any others.
+    """
+    hidden = (
+        {} if is_openai(endpoint) else {name: os.environ[name] for name in os.environ if name.startswith("OPENAI_")}
+    )
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _cause(error: Exception) -> str:
+    """The type of the exception behind one of `openai`, which comes from httpx or httpx2, whichever is installed."""
+    return type(error.__cause__).__name__
+
+
+def _hint_of_path(endpoint: str) -> str:
+    """What may be wrong with the path of an endpoint that does not answer as a chat endpoint does."""
+    base = endpoint.rstrip("/").removesuffix("/completions").removesuffix("/chat")
+    if re.search(r"/v\d", base):
+        return f"perhaps --endpoint should be {base}" if base != endpoint.rstrip("/") else ""
+    return f"perhaps --endpoint should be {base}/v1"
 
 
 def _check_endpoint(endpoint: str) -> None:

@@ -2,10 +2,12 @@
 
 Good sentences are written to `<out>.partial` after every answer, and to the out file in the end. Both are read at the
 next start. So nothing is lost if the command is killed, and a class that has its sentences is never asked for again.
+Which models wrote the sentences of each class is in `<out without .json>.models.json`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +29,13 @@ class Progress:
         sentences: The good sentences so far.
         tries: How often the class was asked for.
         problems: What was wrong with the last answer.
+        models: The models that wrote the sentences; empty where the user wrote them.
     """
 
     sentences: list[str] = field(default_factory=list)
     tries: int = 0
     problems: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
 
 
 class Collection:
@@ -45,6 +49,7 @@ class Collection:
         batch_size: How many classes one question asks for at most.
         tries: How often a class is asked for at most.
         aliases: Class name -> other names of it.
+        model: The model that is asked.
 
     Raises:
         UserError: If names cannot be told apart, or the files were written for other classes or another context.
@@ -59,7 +64,9 @@ class Collection:
         batch_size: int,
         tries: int,
         aliases: Mapping[str, Sequence[str]] | None = None,
+        model: str = "",
     ) -> None:
+        self.model, self.models_file = model, out.with_suffix(".models.json")
         self.classnames = list(dict.fromkeys(classnames))
         self.out, self.partial = out, out.with_name(f"{out.name}.partial")
         self.context, self.per_class, self.batch_size, self.tries = context, per_class, batch_size, tries
@@ -69,15 +76,19 @@ class Collection:
         written, answered = self._read_out(), self._read_partial()
         total = sum(max(per_class, len(written.get(name, ()))) for name in self.classnames)
         self.checker = Checker(total, self.aliases)
-        self._keep_written(written)
+        self._keep_written(written, self._read_models() if written else {})
         for name, progress in answered.items():
             if name not in written:
                 good, problems = self.checker.sift(name, progress.sentences)
-                self.progress[name] = Progress(good, progress.tries, progress.problems or problems)
+                self.progress[name] = Progress(good, progress.tries, progress.problems or problems, progress.models)
 
     def unfinished(self) -> list[str]:
         """Classes that lack sentences, in label order."""
         return [name for name, progress in self.progress.items() if len(progress.sentences) < self.per_class]
+
+    def other_models(self) -> Counter[str]:
+        """The models other than the one that is asked now -> how many classes have sentences of theirs."""
+        return Counter(model for progress in self.progress.values() for model in progress.models if model != self.model)
 
     def batches(self, attempt: int) -> list[list[str]]:
         """The questions of an attempt, each as the classes that it asks for.
@@ -117,6 +128,8 @@ class Collection:
             missing = self.per_class - len(progress.sentences)
             good, problems = self._sift(name, table[name], missing) if name in table else ([], [problem])
             progress.sentences += good
+            if good and self.model not in progress.models:
+                progress.models.append(self.model)
             if len(good) < missing and not problems:
                 problems = [f"the answer holds {len(good)} sentences where {missing} are wanted"]
             progress.problems = problems if len(good) < missing else []
@@ -128,7 +141,7 @@ class Collection:
         write_json(self.partial, {"context": self.context, "classes": classes})
 
     def finish(self) -> dict[str, str]:
-        """Writes the out file, with all classes that have their sentences.
+        """Writes the out file, with all classes that have their sentences, and beside it which models wrote them.
 
         Returns:
             Class name -> what was wrong, for each other class.
@@ -137,6 +150,8 @@ class Collection:
         table = {name: self.progress[name].sentences for name in self.classnames if name not in failed}
         if table:
             write_json(self.out, table)
+        if models := {name: self.progress[name].models for name in table if self.progress[name].models}:
+            write_json(self.models_file, models)
         if not failed:
             self.partial.unlink(missing_ok=True)
             return failed
@@ -172,9 +187,17 @@ class Collection:
         self._check_known(self.out, table)
         return table
 
-    def _keep_written(self, table: Mapping[str, list[str]]) -> None:
+    def _read_models(self) -> Mapping[str, list[str]]:
+        """Class name -> the models that wrote its sentences in the out file, as an earlier run has recorded them."""
+        table = read_json(self.models_file) if self.models_file.exists() else {}
+        if not _is_table(table):
+            raise UserError(f"{self.models_file} was not written by this command; delete it, or choose another --out")
+        return table
+
+    def _keep_written(self, table: Mapping[str, list[str]], models: Mapping[str, list[str]]) -> None:
         """Takes over the sentences of the out file. They stay in that file, so they must be good."""
         for name, sentences in table.items():
+            self.progress[name].models = list(models.get(name, ()))
             self.progress[name].sentences, problems = self.checker.sift(name, sentences)
             if len(sentences) < self.per_class:
                 problems.append(f"{len(sentences)} sentences where {self.per_class} are wanted")
@@ -198,7 +221,8 @@ class Collection:
             context = state["context"]
             classes = {name: Progress(**found) for name, found in state["classes"].items()}
             well_formed = all(
-                _is_table({"sentences": p.sentences, "problems": p.problems}) and isinstance(p.tries, int)
+                _is_table({"sentences": p.sentences, "problems": p.problems, "models": p.models})
+                and isinstance(p.tries, int)
                 for p in classes.values()
             )
         except (TypeError, KeyError, AttributeError):
