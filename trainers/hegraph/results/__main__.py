@@ -26,6 +26,7 @@ compare SOURCE ...               methods by shots, data set, backbone, target or
 base-to-new SOURCE ...           base classes, new classes, harmonic mean
 complexity SOURCE ...            epochs, time, parameters, memory
 calibration SOURCE ...           honesty of the probabilities; with --out STEM, reliability diagrams
+paired FOLDER ...                who is ahead, on the same seeds and test images, with bootstrap intervals
 curves SOURCE ... --out STEM     accuracy by shots
 tsne RUN --out STEM              text nodes of a run before and after message passing
 confusion RUN --out STEM         confusion matrix of a run, and its hardest pairs of classes
@@ -61,6 +62,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for table in (to_new, costs, honesty):
         table.add_argument("--format", choices=[name for name in FORMATS if name != "text"], default="markdown")
     _add_quote_option(costs)
+    paired = add("paired", "differences of accuracy on the same seeds and test images, with bootstrap intervals")
+    paired.add_argument("--of", default="HeGraphAdapter", metavar="METHOD", help="who is compared (%(default)s)")
     curves = add("curves", "accuracy by shots, as figures", "STEM")
     curves.add_argument("--quote", action="store_true", help="the paper's numbers beside ours")
     add("tsne", "text nodes of a run before and after, as figures", "STEM")
@@ -121,6 +124,16 @@ def calibration_command(args: argparse.Namespace) -> None:
         _say_written(save(reliability_diagrams(scored(find_records(args.sources))), args.out))
 
 
+def paired_command(args: argparse.Namespace) -> None:
+    """Prints the table of paired differences."""
+    from .paired import paired_table
+
+    for source in args.sources:
+        if not source.is_dir():
+            raise UserError(f"{source} is no folder; predictions are in output folders, not in the files of collect")
+    sys.stdout.write(paired_table(args.sources, args.of))
+
+
 def curves_command(args: argparse.Namespace) -> None:
     """Draws accuracy by shots."""
     from .curves import curves
@@ -172,6 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
     run: dict[str, Callable[[argparse.Namespace], None]] = {
         "collect": lambda args: collect(find_records(args.sources), args.out),
         "calibration": calibration_command,
+        "paired": paired_command,
         "curves": curves_command,
         "tsne": tsne_command,
         "confusion": confusion_command,

@@ -92,13 +92,23 @@ def confusion_matrix(folder: Path) -> tuple[np.ndarray, list[str]]:
     """
     from sklearn.metrics import confusion_matrix as count  # takes a second to import
 
+    predicted, labels, classnames = read_predictions(folder)
+    return count(labels.numpy(), predicted.numpy(), labels=list(range(len(classnames)))), classnames
+
+
+def read_predictions(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
+    """Reads what a run predicted: the predicted and the true classes of its test images, each `[M]`, and K class names.
+
+    Raises:
+        UserError: If the folder has no predictions, or the file holds something else.
+    """
     path = folder / PREDICTIONS
     tensors, classnames = _read(path, "the predictions", ("predicted", "labels"))
     predicted, labels, k = tensors["predicted"].long(), tensors["labels"].long(), len(classnames)
     every = torch.cat([predicted.flatten(), labels.flatten()])
     if predicted.shape != labels.shape or not len(labels) or every.min() < 0 or every.max() >= k:
         raise UserError(f"{path}: its predictions and labels do not fit its {k} classes")
-    return count(labels.numpy(), predicted.numpy(), labels=list(range(k))), classnames
+    return predicted, labels, classnames
 
 
 def hardest_pairs(matrix: np.ndarray, classnames: Sequence[str], most: int = 10) -> list[Pair]:

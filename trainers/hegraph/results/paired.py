@@ -1,0 +1,135 @@
+"""Who is ahead: differences of accuracy on the same seeds and the same test images, with bootstrap intervals.
+
+Two methods that are tested on the same images make many mistakes together, so the difference of their accuracies is
+known far better than either accuracy. It is taken image by image, as McNemar's test does, and averaged over seeds and
+data sets. The interval says how the difference may change with other test images of these data sets. It does not say
+how it may change with other data sets, nor, where all seeds draw the same training images, with other training images.
+
+Shapes: M test images of a data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..utils.errors import UserError, unknown
+from .analysis import read_predictions
+from .methods import OURS, method, method_order
+from .records import find_runs
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+Place = tuple[str, str]  # data set, backbone
+Correct = dict[int, np.ndarray]  # seed -> whether each test image was classified correctly, shape [M]
+
+
+class Difference(NamedTuple):
+    """How far one method is ahead of another, in percent of the test images, with its interval.
+
+    Attributes:
+        mean: Over data sets, each the mean over its images and seeds.
+        low, high: Ends of the interval.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Such as "+0.65 (0.12 to 1.18)"; bold where the interval excludes no difference."""
+        text = f"{self.mean:+.2f} ({self.low:.2f} to {self.high:.2f})"
+        return f"**{text}**" if self.low > 0 or self.high < 0 else text
+
+
+def paired_table(folders: Sequence[Path], of: str = OURS) -> str:
+    """A table in markdown: how far a method is ahead of every other one, by shots.
+
+    Args:
+        folders: Output folders, below which runs are looked for at any depth.
+        of: Name of the method, as the tables have it.
+
+    Raises:
+        UserError: If there are no runs of it, or two methods were not tested on the same images.
+    """
+    runs = read_runs(folders)
+    methods = {name for name, _ in runs}
+    if of not in methods:
+        raise unknown("method", of, sorted(methods))
+    shots = sorted({count for name, count in runs if name == of})
+    others = sorted(methods - {of}, key=method_order)
+    data_sets = sorted({dataset for count in shots for dataset, _ in runs[of, count]})
+    lines = [
+        f"Accuracy of {of} minus that of the other method (points), mean of {', '.join(data_sets)}; same seeds and test"
+        f" images; in brackets the {CONFIDENCE:.0%} bootstrap interval over test images, bold where it excludes 0",
+        "",
+        f"| {of} minus | {' | '.join(map(str, shots))} |",
+        f"| --- |{' ---: |' * len(shots)}",
+    ]
+    for name in others:
+        cells = [difference(runs[of, count], runs.get((name, count), {})) for count in shots]
+        lines.append(f"| {name} | {' | '.join('' if cell is None else str(cell) for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def read_runs(folders: Sequence[Path]) -> dict[tuple[str, int], dict[Place, Correct]]:
+    """Which test images were classified correctly: (method, shots) -> data set and backbone -> seed -> images.
+
+    Raises:
+        UserError: If there is no run, or two runs of one method, data set, number of shots and seed.
+    """
+    found: dict[tuple[str, int], dict[Place, Correct]] = {}
+    for folder, record in find_runs(folders).items():
+        if record["accuracy"] is None:
+            continue
+        predicted, labels, _ = read_predictions(folder)
+        place = (record["dataset"], record["backbone"])
+        seeds = found.setdefault((method(record), record["shots"]), {}).setdefault(place, {})
+        if record["seed"] in seeds:
+            raise UserError(
+                f"{folder}: there is another run of {method(record)} on {record['dataset']}, {record['shots']} shots, "
+                f"seed {record['seed']}; name the folders of one configuration"
+            )
+        seeds[record["seed"]] = (predicted == labels).numpy()
+    if not found:
+        raise UserError(f"no run with test images below {', '.join(map(str, folders))}; run an experiment first")
+    return found
+
+
+def difference(ours: Mapping[Place, Correct], theirs: Mapping[Place, Correct]) -> Difference | None:
+    """The difference of two methods at one number of shots; None where they were not run on the same data and seeds.
+
+    Raises:
+        UserError: If they were tested on other numbers of images.
+    """
+    from scipy.stats import bootstrap  # takes half a second to import
+
+    if {place: set(seeds) for place, seeds in ours.items()} != {place: set(seeds) for place, seeds in theirs.items()}:
+        return None
+    by_image = []
+    for place, seeds in sorted(ours.items()):
+        if any(len(correct) != len(theirs[place][seed]) for seed, correct in seeds.items()):
+            raise UserError(f"{place[0]}: the two methods were not tested on the same images, so they cannot be paired")
+        rows = [correct.astype(float) - theirs[place][seed] for seed, correct in seeds.items()]
+        by_image.append(100 * np.mean(rows, axis=0))
+
+    def mean_of_means(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
+
+    mean = float(mean_of_means(*by_image))
+    if all(not row.any() for row in by_image):
+        return Difference(0.0, 0.0, 0.0)
+    found = bootstrap(
+        by_image,
+        mean_of_means,
+        n_resamples=RESAMPLES,
+        batch=100,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    )
+    return Difference(mean, float(found.confidence_interval.low), float(found.confidence_interval.high))
