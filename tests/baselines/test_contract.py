@@ -18,7 +18,15 @@ from trainers.hegraph.utils.commands import PACKAGE
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "trainers" / "hegraph" / "baselines"
-SHARED = {"__init__", "__main__", "base", "training", "cache_search"}  # files of the folder that hold no method
+# Files of the folder that hold no method
+SHARED = {
+    "__init__",
+    "__main__",
+    "base",
+    "training",
+    "cache_search",
+    "declared",
+}  # files of the folder that hold no method
 
 
 def methods_in(file: str) -> list[type[Method]]:
