@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -10,18 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
-from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.identity import MINI_NAME
-from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.baselines import load_method
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.features.bank import FeatureBank
+
+if TYPE_CHECKING:
+    from trainers.hegraph.backbones.clip import Backbone
 
 NAMES = ("one", "two", "three", "four", "five", "six", "seven")
 
 
 @pytest.fixture(scope="session")
 def mini() -> Backbone:
+    from trainers.hegraph.backbones.loading import load_backbone  # imports open_clip, and few tests need it
+
     return load_backbone(MINI_NAME)
 
 
@@ -77,13 +81,14 @@ QUICK = {
 
 
 @pytest.fixture
-def fit(mini) -> Callable[..., FittedMethod]:
+def fit(request) -> Callable[..., FittedMethod]:
     """Function of a method's name, a bank, a seed and options that differ from the defaults."""
 
     def run(name: str, bank: FeatureBank, seed: int = 1, **changed: object) -> FittedMethod:
         method = load_method(name)
         assert changed.keys() <= method.defaults.keys()
         options = CfgNode({**method.defaults, **QUICK.get(name, {}), **changed})
-        return method.fit(bank.without_test(), options, seed, mini if method.needs_backbone else None)
+        backbone = request.getfixturevalue("mini") if method.needs_backbone else None  # it takes seconds to load
+        return method.fit(bank.without_test(), options, seed, backbone)
 
     return run

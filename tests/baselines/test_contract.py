@@ -18,6 +18,7 @@ from trainers.hegraph.utils.commands import PACKAGE
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "trainers" / "hegraph" / "baselines"
+# Files of the folder that hold no method
 SHARED = {
     "__init__",
     "__main__",

@@ -25,6 +25,7 @@ FIXED = {"TipAdapter": ["TRAINER.TIPADAPTER.SEARCH", "False"], "TipAdapterF": ["
 OFFICIAL = {
     "TaskRes": (84.3, 0.5),
     "CLAP": (84.2, 0.5),
+    "LPPlusPlus": (83.3, 0.3),
     "GDA": (78.6, 0.06),
     "TIMO": (81.6, 0.06),
     "TIMOS": (81.6, 0.06),

@@ -12,9 +12,9 @@ N / (4 max_k sum_i (F_i . t_k)^2). As in the released code: momentum 0.9 on w an
 the step that is best on val counts, the last of equally good ones.
 
 Distance from the original: that code never clears the gradient of alpha, so its step runs along the sum of all past
-gradients; here it is the gradient at the step, as in the paper. Val is looked at after every block, not after every
-step, and without val images the last step counts. Here b starts at 0, in the original at random. An image is the mean
-of its views, in the original it is one augmented view. A class without images starts at w = 0.
+gradients; here it is the gradient at the step, as in the paper. Without val images the last step counts. Here b starts
+at 0, in the original at random. An image is the mean of its views, in the original it is one augmented view. A class
+without images starts at w = 0.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.classifier import FoldedClassifier
-from ..training.choice import choose, has_val, val_accuracy
+from ..training.choice import has_val, val_accuracy
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method
+from .training import BestEpoch
 
 Weights = tuple[Tensor, Tensor, Tensor]  # w [K, d], b [K], alpha [K]
 
@@ -41,7 +42,7 @@ class LPPlusPlus(Method):
 
     defaults: ClassVar[Defaults] = {
         "STEPS": 300,  # steps on w and b
-        "BLOCK": 10,  # steps on w and b before each step on alpha; val is looked at as often
+        "BLOCK": 10,  # steps on w and b before each step on alpha
         "MOMENTUM": 0.9,  # of w and b
         "ALPHA_SCALE": 250.0,  # alpha at the start, relative to the mean cosine of an image and its class
         "SELECT": True,  # keep the step that is best on val, if there are val images
@@ -51,16 +52,20 @@ class LPPlusPlus(Method):
         """Trains K * (d + 2) weights; `seed` changes nothing."""
         if options.BLOCK < 1 or options.STEPS < options.BLOCK:
             raise UserError(f"STEPS must be at least BLOCK, and that 1, got {options.STEPS} and {options.BLOCK}")
-        text, blocks = bank.text_positive, weights_by_step(bank, options)
-        best, selected = max(blocks), {}
-        if options.SELECT and has_val(bank):
-            latest_first = sorted(blocks, reverse=True)
-            best, entry = choose(latest_first, lambda step: val_accuracy(classifier(text, blocks[step]), bank))
-            selected = {"STEP": entry}
-        weight, bias, alpha = blocks[best]
+        text = bank.text_positive
+        weights = start(bank.cache_keys(), bank.train_labels, text, options.ALPHA_SCALE)
+        best = BestEpoch(weights)
+
+        def look_at_val(step: int) -> None:
+            if options.SELECT and has_val(bank):
+                best.record(step, val_accuracy(classifier(text, weights), bank))
+
+        train(bank, options, weights, look_at_val)
+        selected = {"STEP": best.restore()} if best.candidates else {}
+        weight, bias, alpha = weights
         return FittedMethod(
-            classifier(text, blocks[best]),
-            num_parameters=sum(parameter.numel() for parameter in blocks[best]),
+            classifier(text, weights),
+            num_parameters=sum(parameter.numel() for parameter in weights),
             epochs=options.STEPS,
             steps=options.STEPS,
             selected=selected,
@@ -68,29 +73,35 @@ class LPPlusPlus(Method):
         )
 
 
-def weights_by_step(bank: FeatureBank, options: CfgNode) -> dict[int, Weights]:
-    """Trains, and returns the weights after each block: the number of steps on w and b until then -> weights.
+def train(bank: FeatureBank, options: CfgNode, weights: Weights, after_step: Callable[[int], None]) -> None:
+    """Trains the weights in place.
+
+    Args:
+        bank: The task.
+        options: Hold STEPS, BLOCK and MOMENTUM.
+        weights: As `start` gives them.
+        after_step: Called after each step on w and b, with the number of steps that are done.
 
     Raises:
         UserError: If the loss becomes infinite or NaN.
     """
     features, labels, text = bank.cache_keys(), bank.train_labels, bank.text_positive
-    weight, bias, alpha = (
-        parameter.requires_grad_() for parameter in start(features, labels, text, options.ALPHA_SCALE)
-    )
+    weight, bias, alpha = weights
     weight_rate, alpha_rate = rates(features, text)
     optimizer = torch.optim.SGD([weight, bias], lr=weight_rate, momentum=options.MOMENTUM)
-    blocks: dict[int, Weights] = {}
+    for parameter in weights:
+        parameter.requires_grad_()
     for step in range(1, options.STEPS + 1):
-        loss = F.cross_entropy(logits(features, text, (weight, bias, alpha)), labels)
-        weight.grad, bias.grad, gradient = torch.autograd.grad(loss, (weight, bias, alpha))
+        loss = F.cross_entropy(logits(features, text, weights), labels)
+        weight.grad, bias.grad, gradient = torch.autograd.grad(loss, weights)
         optimizer.step()
         if step % options.BLOCK == 0:
             alpha.data -= alpha_rate * gradient
-            blocks[step] = (weight.detach().clone(), bias.detach().clone(), alpha.detach().clone())
+        after_step(step)
+    for parameter in weights:
+        parameter.requires_grad_(False)
     if not loss.isfinite():
         raise UserError(f"the loss is {loss.item()}; lower MOMENTUM ({options.MOMENTUM})")
-    return blocks
 
 
 def logits(features: Tensor, text: Tensor, weights: Weights) -> Tensor:

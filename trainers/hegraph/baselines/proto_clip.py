@@ -25,7 +25,7 @@ every image.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -39,7 +39,7 @@ from ..training.choice import choose, has_val, val_accuracy
 from ..training.schedule import constant
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method
-from .training import batches, by_shots, train
+from .training import BestEpoch, batches, by_shots, train
 
 ALPHAS = [i / 10 for i in range(11)]
 BETAS = [i / 10 for i in range(1, 10)] + [float(i) for i in range(1, 21)]
@@ -147,31 +147,6 @@ class QueryAdapter(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         adapted = self.layers(features) / self.width**0.5
         return F.normalize(self.ratio * adapted + (1 - self.ratio) * features, dim=-1)
-
-
-class BestEpoch:
-    """Remembers the parameters at the epoch that is best on val; of equally good epochs, at the last.
-
-    Attributes:
-        candidates: `[epochs, accuracy in percent]` of every look at val.
-    """
-
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self.parameters = list(parameters)
-        self.candidates: list[list] = []
-        self.epochs, self.best = 0, self.parameters
-
-    def record(self, epochs: int, accuracy: float) -> None:
-        """Takes note of the accuracy after so many epochs."""
-        self.candidates.append([epochs, round(accuracy, 4)])
-        if self.candidates[-1][1] >= max(row[1] for row in self.candidates):
-            self.epochs, self.best = epochs, [p.detach().clone() for p in self.parameters]
-
-    def restore(self) -> dict:
-        """Sets the parameters back to the best epoch, and returns the entry of `FittedMethod.selected`."""
-        for parameter, best in zip(self.parameters, self.best):
-            parameter.copy_(best)
-        return {"value": self.epochs, "candidates": self.candidates}
 
 
 def log_posterior(queries: Tensor, images: Tensor, text: Tensor, alpha: float, beta: float) -> Tensor:

@@ -1,8 +1,8 @@
-"""What the trained methods share: options by shots or data set, batches, and the training loop."""
+"""What the trained methods share: options by shots or data set, batches, the training loop, the best epoch on val."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -135,3 +135,28 @@ def train_with_warmup(
     data = batches(bank, options.BATCH_SIZE, seed)
     schedule = cosine_by_epoch(epochs, data.steps_per_epoch, options.WARMUP_EPOCHS, options.WARMUP_LR)
     return train(optimizer, loss_of, data, epochs, schedule)
+
+
+class BestEpoch:
+    """Remembers the parameters at the epoch that is best on val; of equally good epochs, at the last.
+
+    Attributes:
+        candidates: `[epochs, accuracy in percent]` of every look at val.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self.parameters = list(parameters)
+        self.candidates: list[list] = []
+        self.epochs, self.best = 0, self.parameters
+
+    def record(self, epochs: int, accuracy: float) -> None:
+        """Takes note of the accuracy after so many epochs."""
+        self.candidates.append([epochs, round(accuracy, 4)])
+        if self.candidates[-1][1] >= max(row[1] for row in self.candidates):
+            self.epochs, self.best = epochs, [p.detach().clone() for p in self.parameters]
+
+    def restore(self) -> dict:
+        """Sets the parameters back to the best epoch, and returns the entry of `FittedMethod.selected`."""
+        for parameter, best in zip(self.parameters, self.best):
+            parameter.copy_(best)
+        return {"value": self.epochs, "candidates": self.candidates}
