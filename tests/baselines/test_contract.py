@@ -26,7 +26,7 @@ SHARED = {
     "training",
     "cache_search",
     "declared",
-}  # files of the folder that hold no method
+}
 
 
 def methods_in(file: str) -> list[type[Method]]:
