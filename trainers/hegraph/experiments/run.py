@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 from ..baselines import METHODS, load_method
 from ..baselines.base import Method
 from ..features.bank import FeatureBank
+from ..features.overlap import warn_of_near_copies
 from ..training.loop import TrainingSummary
 from ..training.memory import keep_freed_memory
 from ..utils import processes
@@ -78,6 +79,7 @@ def run(
     if not train or processes.rank():
         return {}
     bank = bank.to(device)
+    warn_of_near_copies(bank)
     outcome = fit_and_predict(task, bank, cfg, seed, folder)
     targets = score_targets(task, bank, cfg.DATASET, outcome)
     record = make_record(outcome, bank, cfg, seed, folder, "alone", features_seconds, targets)

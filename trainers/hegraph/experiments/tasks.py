@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 
 from ..datasets import Dataset, select_few_shot, subsample_labels
 from ..features.bank import FeatureBank, load_bank
+from ..features.overlap import refuse_test_rows
 from ..models.schema import Backbone as BackboneConfig
 from ..models.schema import Preprocessing, Prompts
 from ..training.batches import BankBatches, TrainingData, products_with_cache
@@ -131,7 +132,12 @@ class BankTask:
         self.split = {"train": rows(self.selection.train, train_labels), "val": rows(self.selection.val, val_labels)}
 
     def prepare(self) -> None:
-        """Needs nothing: the bank has been read."""
+        """Needs nothing to be loaded: the bank has been read.
+
+        Raises:
+            UserError: If an image of train or val is a test image as well.
+        """
+        refuse_test_rows(self.bank())
 
     def bank(self) -> FeatureBank:
         return self.full.select(self.selection).subsample(self.cfg.DATASET.SUBSAMPLE_CLASSES)

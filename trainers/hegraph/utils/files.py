@@ -1,4 +1,4 @@
-"""Reading and writing files, and hashes of their contents.
+"""Writing files, and hashes of their contents. How files are read is in `reading.py`.
 
 A file is written whole or not at all: first under a temporary name in the folder of the target, then renamed.
 """
@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from .errors import UserError, first_line
+from .errors import UserError
+from .reading import read_json as read_json
+from .reading import read_tensors as read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,58 +87,12 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        UserError: If the file is missing, unreadable, not JSON, nested too deeply, or holds half of a surrogate pair,
-            which no file and no terminal can take.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text)
-        if "\\u" in text:  # only an escape can make a half of a pair
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        return value
-    except RecursionError as error:
-        raise UserError(f"cannot read {path} as JSON: it is nested too deeply") from error
-    except UnicodeEncodeError as error:
-        half = error.object[error.start : error.end]
-        raise UserError(f"cannot read {path} as JSON: it holds half of a surrogate pair, {half!a:.20}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} as JSON: {error}") from error
-
-
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a `.safetensors` file, atomically."""
     from safetensors.torch import save_file  # imports torch, which the files of data sets do not need
 
     with atomic_path(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-
-
-def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads the tensors and the metadata of a `.safetensors` file. No code in the file is executed.
-
-    Args:
-        path: The file.
-        what: What the file should be, such as "the adapter"; the error message uses it.
-
-    Raises:
-        UserError: If the file is missing or damaged.
-    """
-    if path.exists() and not path.is_file():
-        raise UserError(f"cannot read {what} {path}: it is no regular file")  # opening a pipe would wait for ever
-    try:
-        with safe_open(path, framework="pt") as file:
-            # The copies have the memory alignment that torch gives its own tensors. The last bit of a matrix product
-            # can depend on the alignment, and tensors that were read must give the results of those that were written.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (`file` is no dict)
-            return tensors, file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {what} {path}: {first_line(error)}") from error
-    except (RuntimeError, MemoryError, AttributeError, KeyError) as error:  # too large, or a type that torch lacks
-        raise UserError(f"cannot read {what} {path}: torch cannot hold its tensors ({error!r:.80})") from error
 
 
 def hash_json(value: Any) -> str:
@@ -152,6 +108,34 @@ def hash_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def hash_content(value: Any) -> str:
+    """SHA-256 over plain values and tensors, nested in dicts, lists and tuples, as 64 hex digits."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, dict):
+            for key in value:
+                digest.update(f"{key!r}:".encode())
+                add(value[key])
+        elif isinstance(value, (list, tuple)):
+            for entry in value:
+                add(entry)
+        elif hasattr(value, "layout"):  # a tensor; this file does without torch
+            digest.update(f"{value.dtype}{list(value.shape)}".encode())
+            digest.update(_bytes(value))
+        else:
+            digest.update(f"{value!r};".encode())
+
+    add(value)
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    import torch
+
+    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def _cannot_write(path: Path, error: Exception) -> UserError:
