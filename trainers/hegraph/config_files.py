@@ -8,13 +8,16 @@ import ast
 import contextlib
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from yacs.config import CfgNode as CN
 
-from .config import CHOICES, FILLABLE, OF_THE_BACKBONE, OPEN, TRANSFORMS, extend_cfg, get_cfg_default
+from .config import CHOICES, FILLABLE, OF_THE_BACKBONE, OPEN, TRANSFORMS, extend_cfg, get_cfg_default, model_options
+from .method.options import UNTRAINED
+from .method.relations import REFINED, RELATIONS, relations_in_use
 from .utils.errors import UserError, unknown
 from .utils.rows import check_rows, is_list, is_list_of_pairs, is_positive, values_up_to
 from .utils.shipped import DATA_SET, METHOD, find_config_file
@@ -145,6 +148,7 @@ def check_cfg(cfg: CN) -> None:
         if not cfg.TRAINER.HEGRAPHADAPTER.FREE[name] > 0:
             raise UserError(f"TRAINER.HEGRAPHADAPTER.FREE.{name} must be above 0")
     check_rows("SELECT", cfg.TRAINER.HEGRAPHADAPTER.SELECT, str, "[str, [VALUE, ...]]", is_list)
+    _check_trainable(cfg)
     scale = cfg.INPUT.RRCROP_SCALE
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise UserError(f"INPUT.RRCROP_SCALE must be two fractions, least and most, such as (0.08, 1.0), got {scale}")
@@ -152,6 +156,19 @@ def check_cfg(cfg: CN) -> None:
         templates = cfg.TRAINER.HEGRAPHADAPTER.PROMPTS[name]
         if not all(isinstance(template, str) for template in templates):
             raise UserError(f"TRAINER.HEGRAPHADAPTER.PROMPTS.{name} must be a list of strings, got {templates}")
+
+
+def _check_trainable(cfg: CN) -> None:
+    """Raises UserError where the meta-path weights leave a variant that is trained no message, and so no parameter."""
+    options = model_options(cfg)
+    if options.variant in UNTRAINED or relations_in_use(options.variant_metapath, options.has_cache):
+        return
+    ones = replace(options, metapath=dict.fromkeys(options.metapath, 1.0)).variant_metapath
+    used = [r.weight_key for r in RELATIONS if r.target == REFINED and ones[r.weight_key]]
+    raise UserError(
+        f"VARIANT {options.variant} with {' and '.join(f'{key} 0' for key in used)} passes no message, so there is "
+        "nothing to train; give another weight, or VARIANT base"
+    )
 
 
 def _merge_file(cfg: CN, path: Path) -> None:

@@ -105,7 +105,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 def _read_folder(path: Path) -> Rows:
     rows: Rows = {split: [] for split in SPLITS}
-    ignored = []
+    ignored, empty = [], []
     strange = [name for name in listing(path) if (path / name).is_dir() and name not in SPLITS]
     if strange:
         logger.warning("%s: %s is none of train, val and test, and is not read", path, ", ".join(strange))
@@ -116,11 +116,17 @@ def _read_folder(path: Path) -> Rows:
             if not (path / split / name).is_dir():
                 ignored.append(f"{split}/{name}")
                 continue
+            before = len(rows[split])
             for file in listing(path / split / name):
                 if file.lower().endswith(IMAGE_SUFFIXES):
                     rows[split].append((f"{split}/{name}/{file}", name))
                 else:
                     ignored.append(f"{split}/{name}/{file}")
+            if len(rows[split]) == before:
+                empty.append(f"{split}/{name}")
+    if empty:
+        said = "%s: %d class folders hold no image, such as %s; without a training image there is no such class"
+        logger.warning(said, path, len(empty), empty[0])
     if ignored:
         logger.warning("%s: %d files are no images and are left out, such as %s", path, len(ignored), ignored[0])
     return rows
@@ -133,6 +139,8 @@ def _read_table(path: Path) -> Rows:
             table = csv.DictReader(file, skipinitialspace=True, strict=True)
             columns = [column.strip().lower() for column in table.fieldnames or []]
             table.fieldnames = columns
+            if repeated := next((c for c in columns if columns.count(c) > 1), None):
+                raise UserError(f"{path} has the column {repeated!r} twice; leave one of them out")
             if not {"path", "label"} <= set(columns):
                 raise UserError(
                     f"{path} must have the columns path,label[,split], got {','.join(columns) or 'nothing'}"
@@ -142,8 +150,9 @@ def _read_table(path: Path) -> Rows:
                 rows[split].append((image, label))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the table {path}: {error}") from error
-    counts = Counter(image for split in SPLITS for image, _ in rows[split])
-    twice = next((image for image, count in counts.items() if count > 1), None)
+    images = [(image, os.path.abspath(path.parent / image)) for split in SPLITS for image, _ in rows[split]]
+    counts = Counter(file for _, file in images)
+    twice = next((image for image, file in images if counts[file] > 1), None)
     if twice:
         raise UserError(f"{path}: {twice} is listed more than once; an image has one label and one split")
     return rows

@@ -16,7 +16,7 @@ from ..utils.errors import UserError
 from ..utils.files import hash_file, read_json, write_json
 from .base import class_names
 from .entry import DatasetEntry
-from .splits import SPLITS, Pools, read_split_file
+from .splits import SPLITS, Pools, check_pools, read_split_file
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ def read_pools(entry: DatasetEntry, folder: Path, seed: int, rng: random.Random,
     except UserError as error:
         raise UserError(f"{split_file} is missing, and no split can be drawn instead: {error}") from error
     pools_class_names(entry, pools)  # checks the split before it is written
+    check_pools(pools, str(folder))
     if write:
         _write_split(split_file, pools, prefix, seed, rng)
     return pools

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..method.model import HeGraphModel
 from ..utils.errors import UserError
 from ..utils.files import atomic_path, hash_content, write_tensors
-from ..utils.reading import DamagedFile, read_torch, why_unusable
+from ..utils.reading import DamagedFile, read_torch
 from ..utils.schema import NotNegative, OpenPart, Part, check
 
 CHECKPOINT = "checkpoint.pt"
@@ -179,8 +179,8 @@ def _check_tensors(found: dict[str, Any], wanted: dict[str, Tensor], what: str) 
         raise ValueError(f"{what} has other tensors than here")
     for name, tensor in wanted.items():
         other = found[name]
-        if problem := why_unusable(other):
-            raise ValueError(f"{name} of {what} {problem}")
+        if not isinstance(other, Tensor):
+            raise ValueError(f"{name} of {what} is no tensor")
         if (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
             raise ValueError(f"{name} of {what} is {list(other.shape)}, and {list(tensor.shape)} here")
         if not other.isfinite().all():

@@ -46,6 +46,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise _cannot_write(path, error) from error
+    except UserError as error:  # it may name the temporary file, of which the user knows nothing
+        raise UserError(str(error).replace(str(temporary), str(path))) from error
     finally:
         temporary.unlink(missing_ok=True)
 

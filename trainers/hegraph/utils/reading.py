@@ -11,6 +11,8 @@ import json
 import math
 import os
 import stat
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,21 +160,28 @@ def read_torch(path: Path, what: str) -> Any:
 
     check_regular(path, f"cannot read {what}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of types of tensors that are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on a damaged file torch.load raises whatever its bytes lead to
         raise DamagedFile(f"{what} {path} is damaged ({type(error).__name__})") from error
+    try:
+        odd = next(((place, problem) for place, t in _tensors_in(content) if (problem := why_unusable(t))), None)
+    except RecursionError as error:
+        raise DamagedFile(f"{what} {path} is damaged (it is nested too deeply)") from error
+    if odd is not None:
+        raise DamagedFile(f"{what} {path} is damaged ({odd[0] or 'its tensor'} {odd[1]})")
+    return content
 
 
 class DamagedFile(UserError):
     """A file that can be read, but not understood."""
 
 
-def why_unusable(tensor: Any) -> str:
-    """What keeps a value from being computed with as a matrix of real numbers; "" if nothing does."""
+def why_unusable(tensor: Tensor) -> str:
+    """What keeps a tensor from being computed with as a matrix of real numbers; "" if nothing does."""
     import torch
 
-    if not isinstance(tensor, torch.Tensor):
-        return f"is a {type(tensor).__name__} and no tensor"
     if tensor.is_quantized:
         return "is quantized; dequantize it"
     if tensor.is_meta:
@@ -182,6 +191,18 @@ def why_unusable(tensor: Any) -> str:
     if tensor.is_nested:
         return "is a nested tensor; make it one matrix"
     return "holds complex numbers, not real ones" if tensor.is_complex() else ""
+
+
+def _tensors_in(content: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors in nested dicts, lists and tuples, each with the last key that leads to it."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _tensors_in(value, str(key))
+    elif isinstance(content, (list, tuple)):
+        for value in content:
+            yield from _tensors_in(value, place)
+    elif hasattr(content, "layout"):
+        yield place, content
 
 
 def _refuse_constant(word: str) -> None:

@@ -35,7 +35,7 @@ class OpenPart(BaseModel):
 
 
 def check(shape: type[Shape], value: Any, where: str) -> Shape:
-    """The value in its declared form.
+    """The value in its declared form. Nothing is converted, unless the form says so.
 
     Args:
         shape: A `Part`, or another type that pydantic understands.
@@ -46,7 +46,8 @@ def check(shape: type[Shape], value: Any, where: str) -> Shape:
         UserError: If the value has another form; the message tells the first thing that is wrong.
     """
     try:
-        return TypeAdapter(shape).validate_python(value, strict=True)
+        says_itself = isinstance(shape, type) and issubclass(shape, BaseModel)
+        return TypeAdapter(shape).validate_python(value, strict=None if says_itself else True)
     except ValidationError as error:
         raise UserError(f"{where}: {first_problem(error)}") from error
 
