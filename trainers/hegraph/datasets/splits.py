@@ -95,6 +95,8 @@ def subsample_labels(labels: Collection[int], which: str) -> list[int]:
     halves = {"all": ordered, "base": ordered[:middle], "new": ordered[middle:]}
     if which not in halves:
         raise unknown("subsample of the classes", which, halves)
+    if not halves[which] and which != "all":
+        raise UserError(f"SUBSAMPLE_CLASSES {which} is empty: there are {len(ordered)} classes with training images")
     return halves[which]
 
 

@@ -198,7 +198,9 @@ class Collection:
             context = state["context"]
             classes = {name: Progress(**found) for name, found in state["classes"].items()}
             well_formed = all(
-                _is_table({"sentences": p.sentences, "problems": p.problems}) and isinstance(p.tries, int)
+                _is_table({"sentences": p.sentences, "problems": p.problems})
+                and isinstance(p.tries, int)
+                and p.tries >= 0
                 for p in classes.values()
             )
         except (TypeError, KeyError, AttributeError):

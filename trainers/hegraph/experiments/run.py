@@ -19,7 +19,7 @@ from ..training.memory import keep_freed_memory
 from ..utils import processes
 from ..utils.errors import UserError
 from .adapter import predict_test, train_adapter
-from .elsewhere import score_targets
+from .elsewhere import check_targets, score_targets
 from .evaluation import test_model
 from .folder import RunFolder
 from .model_folder import keep_epochs, make_model
@@ -70,6 +70,8 @@ def run(
     folder = RunFolder.of(cfg, task, seed)
     if (record := folder.finished()) is not None:
         return record
+    if train:
+        check_targets(task, cfg.DATASET)
     task.prepare()
     if processes.rank() == 0:
         folder.begin()

@@ -57,6 +57,10 @@ class TargetSource(Protocol):
 
     dataset: Dataset
 
+    def target_dataset(self, name: str) -> Dataset:
+        """Another data set, of which nothing is encoded yet."""
+        ...
+
     def target_images(self, name: str) -> tuple[Dataset, Tensor, Tensor]:
         """Another data set, with the features `[M, d]` and labels `[M]` of its test images."""
         ...

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +28,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+logger = logging.getLogger(__name__)
+
+
+def absolute(path: str) -> Path:
+    """The absolute path of one that may begin with `~`.
+
+    Raises:
+        UserError: If it begins with the home folder of a user whom this machine does not know.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(f"{path} begins with the home folder of a user that is not known here; write it out") from error
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Gives a temporary path that becomes `path` when the block ends without an exception.
@@ -34,7 +52,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        _remove_leftovers(path.parent)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_suffix())
         os.close(handle)
     except OSError as error:
         raise _cannot_write(path, error) from error
@@ -63,7 +82,8 @@ def writing_folder(folder: Path) -> Iterator[Path]:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+        _remove_leftovers(folder.parent)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=_suffix()))
     except OSError as error:
         raise _cannot_write(folder, error) from error
     new, old = temporary / "new", temporary / "old"
@@ -138,6 +158,49 @@ def _bytes(tensor: Tensor) -> memoryview:
     import torch
 
     return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _suffix() -> str:
+    """The end of the name of a temporary file or folder of this process, by which a later one knows it is dead."""
+    return f".{_host()}-{os.getpid()}.tmp"
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32] or "host"
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what processes of this machine that were killed have left in a folder."""
+    ending = re.compile(rf"\..+\.{_host()}-(\d+)\.tmp")
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            if (found := ending.fullmatch(name)) and not _is_alive(int(found[1])):
+                logger.info("%s was left by a process that was killed: removed", folder / name)
+                if (folder / name).is_dir():
+                    _put_back(folder / name)
+                    shutil.rmtree(folder / name, ignore_errors=True)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+
+
+def _put_back(temporary: Path) -> None:
+    """Undoes half of a replacement: puts the old folder where it was, if `writing_folder` was killed between its
+    two renames."""
+    target = temporary.parent / temporary.name[1:].rsplit(".", 3)[0]
+    if (temporary / "old").is_dir() and not target.exists():
+        os.replace(temporary / "old", target)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # where asking would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's, or no number of a process
+        pass
+    return True
 
 
 def _cannot_write(path: Path, error: Exception) -> UserError:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST_INT = 2**63  # what a tensor, a database and most other languages hold
+MAX_DEPTH, MAX_VALUES = 50, 100_000  # of a configuration
 
 
 def check_regular(path: Path, what: str) -> None:
@@ -44,19 +45,16 @@ def check_regular(path: Path, what: str) -> None:
         raise UserError(f"{what} {path}: it is no regular file")
 
 
-def read_text(path: Path, what: str = "cannot read", encoding: str = "utf-8-sig") -> str:
+def read_text(path: Path, what: str = "cannot read") -> str:
     """The text of a file in UTF-8, without the mark that Windows puts at its start.
 
     Raises:
         UserError: If the file cannot be read, or is not UTF-8; the message begins with `what`.
     """
-    check_regular(path, what)
     try:
-        return path.read_text(encoding=encoding)
+        return _decoded(path, what, "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{what} {path}: {first_line(error)}") from error
-    except OSError as error:
-        raise UserError(f"{what} {path}: {_reason(error)}") from error
+        raise UserError(f"{what} {path}: not text in UTF-8 ({first_line(error)})") from error
 
 
 def read_json(path: Path, finite: bool = True) -> Any:
@@ -70,8 +68,7 @@ def read_json(path: Path, finite: bool = True) -> Any:
         UserError: If the file is missing, unreadable, or holds what `parse_json` refuses.
     """
     try:
-        text = read_text(path, "cannot read", "utf-8")
-        return parse_json(text, finite)
+        return parse_json(_decoded(path, "cannot read", "utf-8"), finite)
     except ValueError as error:
         reason = str(error).removeprefix(f"cannot read {path}: ")
         raise UserError(f"cannot read {path} as JSON: {reason}") from error
@@ -106,15 +103,43 @@ def read_yaml(path: Path, what: str = "cannot read") -> Any:
     """Reads a YAML file. Tags that would make objects of Python are refused.
 
     Raises:
-        UserError: If the file is missing, unreadable, not YAML, or nested too deeply.
+        UserError: If the file is missing, unreadable, not YAML, names a key twice, or is nested too deeply or without
+            end.
     """
     text = read_text(path, what)
     try:
-        return yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
+        _check_size(value)
+        return value
     except RecursionError as error:
         raise UserError(f"{path} is not YAML: it is nested too deeply") from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: a date such as 2020-13-45
+    except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:  # ValueError: a date such as 2020-13-45
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which PyYAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"it holds the key {twice!a:.60} twice")
+        return super().construct_mapping(node, deep)
+
+
+def _check_size(value: Any) -> None:
+    """Raises ValueError for a value that contains itself, or that aliases make larger than any file would be."""
+    waiting, count = [(value, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if depth > MAX_DEPTH or count > MAX_VALUES:
+            raise ValueError("it is nested too deeply, or without end")
+        if isinstance(value, dict):
+            waiting += [(entry, depth + 1) for entry in value.values()]
+        elif isinstance(value, (list, tuple)):
+            waiting += [(entry, depth + 1) for entry in value]
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -191,6 +216,14 @@ def why_unusable(tensor: Tensor) -> str:
     if tensor.is_nested:
         return "is a nested tensor; make it one matrix"
     return "holds complex numbers, not real ones" if tensor.is_complex() else ""
+
+
+def _decoded(path: Path, what: str, encoding: str) -> str:
+    check_regular(path, what)
+    try:
+        return path.read_text(encoding=encoding)
+    except OSError as error:
+        raise UserError(f"{what} {path}: {_reason(error)}") from error
 
 
 def _tensors_in(content: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
