@@ -175,6 +175,8 @@ def configure(args: argparse.Namespace) -> tuple[CfgNode, str]:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises UserError where flags do not go together."""
+    if args.opts and is_like_subcommand(args.opts[0]):
+        raise unknown("sub-command", args.opts[0], SUBCOMMANDS)
     if args.trainer not in TRAINERS:
         raise unknown("trainer", args.trainer, TRAINERS)
     if args.eval_only != bool(args.model_dir):
@@ -241,9 +243,13 @@ def check_first_word(word: str) -> None:
 
     A configuration key may stand in first place as well; it has a dot, or is in capitals and like no sub-command.
     """
-    like_one = get_close_matches(word.lower(), SUBCOMMANDS, n=1, cutoff=0.7)
-    if word[:1].isalpha() and "." not in word and (like_one or word != word.upper()):
+    if word[:1].isalpha() and "." not in word and (is_like_subcommand(word) or word != word.upper()):
         raise unknown("sub-command", word, SUBCOMMANDS)
+
+
+def is_like_subcommand(word: str) -> bool:
+    """Whether a word is a sub-command, or nearly one."""
+    return bool(get_close_matches(word.lower(), SUBCOMMANDS, n=1, cutoff=0.7))
 
 
 def check_text(arguments: Sequence[str]) -> None:

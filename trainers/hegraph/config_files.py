@@ -17,7 +17,7 @@ from yacs.config import CfgNode as CN
 from .config import CHOICES, FILLABLE, OF_THE_BACKBONE, OPEN, TRANSFORMS, extend_cfg, get_cfg_default, model_options
 from .method.options import UNTRAINED
 from .method.relations import REFINED, RELATIONS, relations_in_use
-from .utils.errors import UserError, unknown
+from .utils.errors import UserError, shortened, unknown
 from .utils.reading import read_yaml
 from .utils.rows import check_rows, is_list, is_list_of_pairs, is_positive, values_up_to
 from .utils.shipped import DATA_SET, METHOD, find_config_file
@@ -226,7 +226,12 @@ def _merge_file(cfg: CN, path: Path) -> None:
 def _merge_pairs(cfg: CN, pairs: list) -> None:
     known = dict(_flatten(cfg))
     for key, value in zip(pairs[0::2], pairs[1::2]):
+        if str(key).startswith("--"):
+            raise UserError(f"{shortened(str(key), 80)} stands behind a KEY VALUE pair; flags come before them")
         if key not in known:
+            ends = [name for name in known if name.endswith(f".{str(key).upper()}")]
+            if len(ends) == 1:
+                raise UserError(f"unknown configuration key {str(key)!r}; did you mean {ends[0]!r}?")
             raise unknown("configuration key", str(key), known)
         node, name = cfg, str(key).split(".")
         for part in name[:-1]:

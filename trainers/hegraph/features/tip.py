@@ -10,6 +10,7 @@ Shapes: N training images, K classes, d feature width, S shots.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from ..datasets.layouts import listing
 from ..utils.errors import UserError
 from ..utils.files import read_json
 from ..utils.reading import read_text, read_torch
@@ -80,11 +82,11 @@ def read_classnames(path: Path) -> list[str]:
 
 
 def _find_shots(folder: Path) -> int:
-    found = sorted(f for f in folder.glob("keys_*shots.pt") if f.name[5:-8].isdecimal())
+    found = [name for name in listing(folder) if re.fullmatch(r"keys_[0-9]{1,9}shots\.pt", name)]
     if len(found) != 1:
-        names = ", ".join(f.name for f in found) or "none"
+        names = ", ".join(found) or "none"
         raise UserError(f"{folder} must hold one keys_<S>shots.pt (found: {names}); choose with --shots S")
-    return int(found[0].name.removeprefix("keys_").removesuffix("shots.pt"))
+    return int(found[0].removeprefix("keys_").removesuffix("shots.pt"))
 
 
 def _load_cache(folder: Path, shots: int, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -162,6 +164,8 @@ def _load(path: Path, what: str = "") -> Tensor:
     tensor = read_torch(path, "the tensor")
     if not isinstance(tensor, Tensor):
         raise UserError(f"{path} must hold one tensor, got a {type(tensor).__name__}")
+    if not tensor.numel():
+        raise UserError(f"{path}{what} is empty, of shape {list(tensor.shape)}")
     if not tensor.isfinite().all():
         raise UserError(f"{path}{what} holds NaN or infinite values")
     return tensor.detach()

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from types import FrameType
 
 from .commands import PACKAGE
 
@@ -98,29 +101,57 @@ def report(command: Callable[[], None]) -> int:
         machine refused something (no permission, no space, no memory, a name that is too long), which is told in one
         line; 130 if it was interrupted from the keyboard. Any other exception passes through, with its traceback.
     """
-    try:
-        command()
-        return 0
-    except KeyboardInterrupt:
-        with suppress(OSError, ValueError, AttributeError):
-            sys.stderr.write("\ninterrupted; the same command goes on from the last checkpoint\n")
-        return 130
-    except ReaderGone:
-        return 0
-    except BrokenPipeError as error:
+    with _noted_interrupts() as interrupts:
+        try:
+            command()
+            return 0
+        except KeyboardInterrupt:
+            return _say_interrupted()
+        except Exception as error:
+            # A module that is interrupted while it is imported may raise anything afterwards
+            return _say_interrupted() if interrupts else _code_of(error)
+
+
+def _code_of(error: Exception) -> int:
+    """Tells what a command raised, and returns its exit code; raises it again if it is a mistake of the program."""
+    if isinstance(error, (ReaderGone, BrokenPipeError)):
         output_error(error)
         return 0
-    except UserError as error:
+    if isinstance(error, UserError):
         return report_mistake(str(error))
-    except OSError as error:
-        named = f": {error.filename}" if error.filename else ""
+    if isinstance(error, OSError):
+        named = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes)) else ""
         return report_mistake(f"{error.strerror or first_line(error)}{named}")
-    except MemoryError:
+    no_memory = "allocate memory" in str(error) or "out of memory" in str(error)  # as torch says it
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and no_memory):
         return report_mistake(OUT_OF_MEMORY)
-    except RuntimeError as error:
-        if "allocate memory" in str(error) or "out of memory" in str(error):  # as torch says it
-            return report_mistake(OUT_OF_MEMORY)
-        raise
+    raise error
+
+
+def _say_interrupted() -> int:
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write("\ninterrupted; the same command goes on from the last checkpoint\n")
+    return 130
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """Gives a list that gets an entry for every Ctrl-C in the block, which raises KeyboardInterrupt as ever."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield noted
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def say(text: str) -> None:
