@@ -58,6 +58,7 @@ CHANGES = {
     "one group less": lambda state: state["optimizer"]["param_groups"].pop(),
     "a parameter twice": lambda state: state["optimizer"]["param_groups"][0].update(params=[0, 0]),
     "a group without a rate": lambda state: state["optimizer"]["param_groups"][0].pop("lr"),
+    "decay rates in words": lambda state: state["optimizer"]["param_groups"][0].update(betas=("a", "b")),
     "a group that is a word": lambda state: state["optimizer"].update(param_groups=["word"]),
     "no optimizer": lambda state: state.update(optimizer=None),
     "a negative epoch": lambda state: state.update(epoch=-1),

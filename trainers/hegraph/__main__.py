@@ -248,8 +248,8 @@ def check_first_word(word: str) -> None:
 
 
 def is_like_subcommand(word: str) -> bool:
-    """Whether a word is a sub-command, or nearly one."""
-    return bool(get_close_matches(word.lower(), SUBCOMMANDS, n=1, cutoff=0.7))
+    """Whether a word is a sub-command, or nearly one; a configuration key has a dot."""
+    return "." not in word and bool(get_close_matches(word.lower(), SUBCOMMANDS, n=1, cutoff=0.7))
 
 
 def check_text(arguments: Sequence[str]) -> None:

@@ -111,7 +111,7 @@ def _upright(file: Image.Image) -> Image.Image:
     that does not exist."""
     file.load()  # a TIFF then turns itself
     try:
-        turn = ORIENTATIONS.get(file.getexif().get(ExifTags.Base.Orientation))
+        turn = ORIENTATIONS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # on odd tags, Pillow raises whatever they lead to
         turn = None
     return file.copy() if turn is None else file.transpose(turn)

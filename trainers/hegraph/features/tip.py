@@ -13,11 +13,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from ..datasets.layouts import listing
@@ -74,11 +73,14 @@ def read_classnames(path: Path) -> list[str]:
     Raises:
         UserError: If the file cannot be read or holds no names.
     """
-    names = read_json(path) if path.suffix == ".json" else [line.strip() for line in read_text(path).splitlines()]
-    if path.suffix != ".json":
-        names = [name for name in names if name]
-    form = "must hold the class names in label order, as a JSON list or one a line"
-    return check(Annotated[list[Name], Field(min_length=1)], names, f"{path} {form}")
+    form = f"{path} must hold the class names in label order, as a JSON list or one a line"
+    if path.suffix == ".json":
+        names = check(list[Name], read_json(path), form)
+    else:
+        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not names:
+        raise UserError(form)
+    return names
 
 
 def _find_shots(folder: Path) -> int:
@@ -121,7 +123,7 @@ def _are_unit(matrix: Tensor, dim: int) -> bool:
 
 def _labels_of(path: Path, values: Tensor) -> Tensor:
     """The labels of one-hot values `[N, K]`."""
-    labels = values.argmax(dim=1)
+    labels = values.double().argmax(dim=1)
     if not torch.equal(values.double(), F.one_hot(labels, values.shape[1]).double()):
         raise UserError(f"{path} must be one-hot: in every row one 1 and else 0; {_unlike_one_hot(values)}")
     return labels

@@ -20,7 +20,7 @@ from ..method.model import HeGraphModel
 from ..utils.errors import UserError
 from ..utils.files import atomic_path, hash_content, write_tensors
 from ..utils.reading import DamagedFile, read_torch
-from ..utils.schema import NotNegative, OpenPart, Part, check
+from ..utils.schema import Finite, NotNegative, OpenPart, Part, check
 
 CHECKPOINT = "checkpoint.pt"
 ADAPTER = "adapter.safetensors"
@@ -108,9 +108,13 @@ def save_adapter(path: Path, model: HeGraphModel, classnames: Sequence[str], spl
 
 
 class _Group(OpenPart):
-    """A group of parameters as an optimizer numbers them."""
+    """A group of parameters as AdamW numbers them, with what its steps compute with. Versions of torch add to it."""
 
     params: list[int]
+    lr: NotNegative
+    betas: tuple[Finite, Finite]
+    eps: NotNegative
+    weight_decay: NotNegative
 
 
 class _OptimizerState(Part):
@@ -165,7 +169,7 @@ def _check_fit(state: dict, model: HeGraphModel, optimizer: torch.optim.Optimize
     parameters = [parameter for group in own for parameter in group["params"]]
     numbers = [number for group in groups for number in group["params"]]
     alike = [len(group["params"]) for group in groups] == [len(group["params"]) for group in own]
-    if not alike or numbers != list(range(len(parameters))) or any(group.keys() != own[0].keys() for group in groups):
+    if not alike or numbers != list(range(len(parameters))):
         raise ValueError("its optimizer has other groups of parameters")
     for number, moments in state["optimizer"]["state"].items():
         if number not in numbers:
@@ -185,8 +189,3 @@ def _check_tensors(found: dict[str, Any], wanted: dict[str, Tensor], what: str) 
             raise ValueError(f"{name} of {what} is {list(other.shape)}, and {list(tensor.shape)} here")
         if not other.isfinite().all():
             raise ValueError(f"{name} of {what} holds NaN or infinite values")
-
-
-def _checksum(state: dict) -> str:
-    """The hash of all of a checkpoint that changes what training computes."""
-    return hash_content({key: state[key] for key in ("run_id", "epoch", "model", "optimizer")})

@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 from difflib import get_close_matches
-from typing import IO, NoReturn
+from typing import Any, NoReturn
 
 from .errors import ReaderGone, UserError, report_mistake, say
 
@@ -20,8 +20,8 @@ class Parser(argparse.ArgumentParser):
         """Ends the program with exit code 2 after one line."""
         raise SystemExit(report_mistake(f"{message}{self._hint(message)} (usage: {self.prog} --help)"))
 
-    def print_help(self, file: IO[str] | None = None) -> None:
-        if file is not None and file is not sys.stdout:
+    def print_help(self, file: Any = None) -> None:
+        if file not in (None, sys.stdout):
             super().print_help(file)
             return
         try:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def absolute(path: str) -> Path:
+def absolute(path: str | Path) -> Path:
     """The absolute path of one that may begin with `~`.
 
     Raises:
@@ -154,10 +154,11 @@ def hash_content(value: Any) -> str:
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def _bytes(tensor: Tensor) -> Any:
+    """What a tensor holds, as an array of bytes that is no copy."""
     import torch
 
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def _suffix() -> str:
