@@ -64,7 +64,6 @@ def test_exif_that_pillow_cannot_write_again_does_not_keep_the_photo_from_being_
     Image.effect_noise((24, 16), 50).save(file, "jpeg")
     content = file.getvalue()
     tags = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
-    image = Image.open(
-        io.BytesIO(content[:2] + b"\xff\xe1" + (len(turned) + 2).to_bytes(2, "big") + turned + content[2:])
-    )
+    segment = b"\xff\xe1" + (len(tags) + 2).to_bytes(2, "big") + tags
+    image = Image.open(io.BytesIO(content[:2] + segment + content[2:]))
     assert to_rgb(image).size == (16, 24)

@@ -231,7 +231,9 @@ def summary(record: dict) -> str:
     task = f"{record['dataset']}, {record['shots']} shots, seed {record['seed']}"
     if record["accuracy"] is None:
         return f"{task}: trained; no test images, nothing scored"
-    found = [f"zero-shot {record['accuracy_zero_shot']:.2f}"]
+    found = []
+    if record["accuracy_zero_shot"] is not None:
+        found.append(f"zero-shot {record['accuracy_zero_shot']:.2f}")
     if record["accuracy_text"] is not None:
         found.append(f"HeGraphAdapter(T) {record['accuracy_text']:.2f}")
     variant = f" ({record['variant']})" if record["variant"] else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -149,8 +150,8 @@ def _check_names(cfg: CN) -> None:
         if not all(isinstance(entry, str) for entry in _get(cfg, key)):
             raise UserError(f"{key} must be a list of strings, got {_get(cfg, key)}")
     for key, value in _flatten(cfg):
-        if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
-            raise UserError(f"{key} must be text in UTF-8 without NUL, got {value!a:.60}")
+        if problem := _not_plain(value):
+            raise UserError(f"{key} {problem}, got {value!a:.60}")
 
 
 def _check_ranges(cfg: CN) -> None:
@@ -177,12 +178,16 @@ def _check_ranges(cfg: CN) -> None:
             raise UserError(f"TRAINER.HEGRAPHADAPTER.FREE.{name} must be above 0")
 
 
-def _is_utf8(text: str) -> bool:
+def _not_plain(value: object) -> str:
+    """What keeps a value from standing in a record, as JSON in UTF-8; "" if nothing does."""
     try:
+        text = json.dumps(value, ensure_ascii=False)
         text.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        return "must be text in UTF-8"
+    except (TypeError, ValueError, RecursionError):  # such as a date, a set or a number of thousands of digits
+        return "must hold numbers, text and lists of them"
+    return "must not hold the character NUL" if "\\u0000" in text else ""
 
 
 def _shown(value: object) -> str:

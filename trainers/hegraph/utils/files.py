@@ -104,9 +104,18 @@ def writing_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically."""
+    """Writes `value` as indented JSON, atomically.
+
+    Raises:
+        UserError: If the file cannot be written, or the value holds a name that is not UTF-8.
+    """
+    try:
+        content = f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode()
+    except UnicodeEncodeError as error:
+        name = error.object[max(error.start - 40, 0) : error.end]
+        raise UserError(f"cannot write {path}: what it would hold is not UTF-8, {name!a}; rename it") from error
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
