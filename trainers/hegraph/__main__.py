@@ -9,12 +9,18 @@ flags answer at once.
 
 from __future__ import annotations
 
+from .utils import interrupts  # noqa: F401  (it acts while what follows is imported)
+
+# isort: split
+
 import argparse
 import importlib
 import importlib.util
 import itertools
 import logging
 import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +28,9 @@ from yacs.config import CfgNode
 
 from .baselines import METHODS, load_method, method_options
 from .config_files import from_dassl, load_cfg
+from .utils.arguments import Parser
 from .utils.commands import command
-from .utils.errors import UserError, report, show_messages, unknown
+from .utils.errors import UserError, report, say, show_messages, unknown
 
 # Sub-command -> what it is for. Each is a folder of this package whose `__main__.py` has a `main` as this file has.
 SUBCOMMANDS = {
@@ -47,7 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the flags of training and testing."""
     listed = [f"  {name:12}{summary}" for name, summary in SUBCOMMANDS.items()]
     program = command()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         usage=f"{program} [FLAG ...] [KEY VALUE ...]\n       {program} SUBCOMMAND ...",
         description=DESCRIPTION,
@@ -169,6 +176,8 @@ def configure(args: argparse.Namespace) -> tuple[CfgNode, str]:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises UserError where flags do not go together."""
+    if args.opts and is_like_subcommand(args.opts[0]):
+        raise unknown("sub-command", args.opts[0], SUBCOMMANDS)
     if args.trainer not in TRAINERS:
         raise unknown("trainer", args.trainer, TRAINERS)
     if args.eval_only != bool(args.model_dir):
@@ -196,7 +205,7 @@ def run_command(args: argparse.Namespace) -> None:
     try:
         record = run_in_dassl(args, cfg) if host == "dassl" else run_alone(args, cfg)
         if record:
-            sys.stdout.write(f"{summary(record)} -> {cfg.OUTPUT_DIR}\n")
+            say(f"{summary(record)} -> {cfg.OUTPUT_DIR}\n")
     finally:
         processes.stop()
 
@@ -223,7 +232,9 @@ def summary(record: dict) -> str:
     task = f"{record['dataset']}, {record['shots']} shots, seed {record['seed']}"
     if record["accuracy"] is None:
         return f"{task}: trained; no test images, nothing scored"
-    found = [f"zero-shot {record['accuracy_zero_shot']:.2f}"]
+    found = []
+    if record["accuracy_zero_shot"] is not None:
+        found.append(f"zero-shot {record['accuracy_zero_shot']:.2f}")
     if record["accuracy_text"] is not None:
         found.append(f"HeGraphAdapter(T) {record['accuracy_text']:.2f}")
     variant = f" ({record['variant']})" if record["variant"] else ""
@@ -233,10 +244,24 @@ def summary(record: dict) -> str:
 def check_first_word(word: str) -> None:
     """Raises UserError for a word that is meant as a sub-command and is none.
 
-    A configuration key may stand in first place as well; it is in capitals or has a dot.
+    A configuration key may stand in first place as well; it has a dot, or is in capitals and like no sub-command.
     """
-    if word[:1].isalpha() and "." not in word and word != word.upper():
+    if word[:1].isalpha() and "." not in word and (is_like_subcommand(word) or word != word.upper()):
         raise unknown("sub-command", word, SUBCOMMANDS)
+
+
+def is_like_subcommand(word: str) -> bool:
+    """Whether a word is a sub-command, or nearly one; a configuration key has a dot."""
+    return "." not in word and bool(get_close_matches(word.lower(), SUBCOMMANDS, n=1, cutoff=0.7))
+
+
+def check_text(arguments: Sequence[str]) -> None:
+    """Raises UserError for a name that is not UTF-8, which the record could not hold."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{argument!a} is not UTF-8, so no record can name it; rename it") from error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -248,6 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def train_and_test() -> None:
         check_first_word(first)
+        check_text(arguments)
         run_command(parse_arguments(arguments))
 
     show_messages()

@@ -7,17 +7,24 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode as CN
 
-from .config import CHOICES, FILLABLE, OF_THE_BACKBONE, OPEN, TRANSFORMS, extend_cfg, get_cfg_default
-from .utils.errors import UserError, unknown
+from .config import CHOICES, FILLABLE, OF_THE_BACKBONE, OPEN, TRANSFORMS, extend_cfg, get_cfg_default, model_options
+from .method.options import UNTRAINED
+from .method.relations import REFINED, RELATIONS, relations_in_use
+from .utils.errors import UserError, shortened, unknown
+from .utils.reading import read_yaml
 from .utils.rows import check_rows, is_list, is_list_of_pairs, is_positive, values_up_to
 from .utils.shipped import DATA_SET, METHOD, find_config_file
+
+LARGEST_FLOAT = 3.4e38  # of 32 bits
+LARGEST_INT = 2**31
 
 
 def load_cfg(
@@ -122,6 +129,21 @@ def check_cfg(cfg: CN) -> None:
     Raises:
         UserError: With the key, the value and what is allowed.
     """
+    _check_names(cfg)
+    _check_ranges(cfg)
+    for name in ("KAPPA", "OMEGA"):
+        rows = cfg.TRAINER.HEGRAPHADAPTER.FREE[name]
+        check_rows(f"FREE.{name}", rows, int, "[from this many shots, number]", is_positive)
+        if not rows or min(row[0] for row in rows) > 1:
+            raise UserError(f"TRAINER.HEGRAPHADAPTER.FREE.{name} must have a row from 1 shot on, got {rows}")
+    check_rows("SELECT", cfg.TRAINER.HEGRAPHADAPTER.SELECT, str, "[str, [VALUE, ...]]", is_list)
+    scale = cfg.INPUT.RRCROP_SCALE
+    if len(scale) != 2 or not all(map(is_positive, scale)) or not scale[0] <= scale[1] <= 1:
+        raise UserError(f"INPUT.RRCROP_SCALE must be two fractions, least and most, such as (0.08, 1.0), got {scale}")
+    _check_trainable(cfg)
+
+
+def _check_names(cfg: CN) -> None:
     for key, allowed in CHOICES.items():
         value = _get(cfg, key)
         if value not in allowed:
@@ -129,6 +151,17 @@ def check_cfg(cfg: CN) -> None:
     for name in cfg.INPUT.TRANSFORMS:
         if name not in TRANSFORMS:
             raise unknown("INPUT.TRANSFORMS", str(name), TRANSFORMS)
+    prompts = "TRAINER.HEGRAPHADAPTER.PROMPTS"
+    of_strings = [f"{prompts}.{name}" for name in ("TEMPLATES", "NEGATIVE_TEMPLATES")]
+    for key in (*of_strings, "DATASET.TARGET_DOMAINS", "DATASET.TARGET_DATASETS"):
+        if not all(isinstance(entry, str) for entry in _get(cfg, key)):
+            raise UserError(f"{key} must be a list of strings, got {_get(cfg, key)}")
+    for key, value in _flatten(cfg):
+        if problem := _not_plain(value):
+            raise UserError(f"{key} {problem}, got {value!a:.60}")
+
+
+def _check_ranges(cfg: CN) -> None:
     positive = ("DATALOADER.TRAIN_X.BATCH_SIZE", "DATALOADER.TEST.BATCH_SIZE", "OPTIM.MAX_EPOCH")
     for key in (*positive, "TRAIN.PRINT_FREQ", "TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS"):
         if _get(cfg, key) < 1:
@@ -136,44 +169,70 @@ def check_cfg(cfg: CN) -> None:
     not_negative = ("OPTIM.LR", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_CONS_LR", "TRAIN.CHECKPOINT_FREQ")
     ours: tuple[str, ...] = ("LAMBDA", "BETA_C", "MIN_STEPS", "LR_WIDTH", "LR_TAU", "WEIGHT_LR_MULT", "VISUAL_LR")
     ours += ("LOSS_SCALE", "NOISE", "CLOSED_FORM.OMEGA", "CLOSED_FORM.OMEGA_NEW")
-    for key in (*not_negative, *(f"TRAINER.HEGRAPHADAPTER.{name}" for name in ours)):
+    for key in (*not_negative, "DATALOADER.NUM_WORKERS", *(f"TRAINER.HEGRAPHADAPTER.{name}" for name in ours)):
         if _get(cfg, key) < 0:
             raise UserError(f"{key} must not be negative, got {_get(cfg, key)}")
     for key, value in _flatten(cfg):
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key} must be a finite number, got {value}")
+        if isinstance(value, float) and abs(value) > LARGEST_FLOAT:
+            raise UserError(f"{key} must be a number of 32 bits, at most {LARGEST_FLOAT:.3g}, got {value}")
+        if isinstance(value, int) and value >= LARGEST_INT and key != "SEED":
+            raise UserError(f"{key} must be below 2**31, got {_shown(value)}")
     if cfg.SEED >= 2**32:
-        raise UserError(f"SEED must be below 2**32, got {cfg.SEED}")
-    for name in ("KAPPA", "OMEGA"):
-        rows = cfg.TRAINER.HEGRAPHADAPTER.FREE[name]
-        check_rows(f"FREE.{name}", rows, int, "[from this many shots, number]", is_positive)
-        if not rows or min(row[0] for row in rows) > 1:
-            raise UserError(f"TRAINER.HEGRAPHADAPTER.FREE.{name} must have a row from 1 shot on, got {rows}")
+        raise UserError(f"SEED must be below 2**32, got {_shown(cfg.SEED)}")
     for key in ("FREE.RHO", "FREE.PRIOR", "CLOSED_FORM.RHO", "CLOSED_FORM.KAPPA"):
         if not _get(cfg.TRAINER.HEGRAPHADAPTER, key) > 0:
             raise UserError(f"TRAINER.HEGRAPHADAPTER.{key} must be above 0")
-    check_rows("SELECT", cfg.TRAINER.HEGRAPHADAPTER.SELECT, str, "[str, [VALUE, ...]]", is_list)
-    scale = cfg.INPUT.RRCROP_SCALE
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-        raise UserError(f"INPUT.RRCROP_SCALE must be two fractions, least and most, such as (0.08, 1.0), got {scale}")
-    for name in ("TEMPLATES", "NEGATIVE_TEMPLATES"):
-        templates = cfg.TRAINER.HEGRAPHADAPTER.PROMPTS[name]
-        if not all(isinstance(template, str) for template in templates):
-            raise UserError(f"TRAINER.HEGRAPHADAPTER.PROMPTS.{name} must be a list of strings, got {templates}")
+
+
+def _not_plain(value: object) -> str:
+    """What keeps a value from standing in a record, as JSON in UTF-8; "" if nothing does."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+        text.encode()
+    except UnicodeEncodeError:
+        return "must be text in UTF-8"
+    except (TypeError, ValueError, RecursionError):  # such as a date, a set or a number of thousands of digits
+        return "must hold numbers, text and lists of them"
+    return "must not hold the character NUL" if "\\u0000" in text else ""
+
+
+def _shown(value: object) -> str:
+    """A value as text; Python refuses to write numbers of thousands of digits."""
+    try:
+        return f"{value!r:.80}"
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} that is too long to show"
+
+
+def _check_trainable(cfg: CN) -> None:
+    """Raises UserError where the meta-path weights leave a variant that is trained no message, and so no parameter."""
+    options = model_options(cfg)
+    if options.variant in UNTRAINED:
+        return
+    if not (options.text_weights or options.bias or options.has_cache):
+        raise UserError(
+            f"VARIANT {options.variant} with TEXT_W False and BIAS False has nothing to train; set one of them to True"
+        )
+    if relations_in_use(options.variant_metapath, options.has_cache, options.text_weights):
+        return
+    ones = replace(options, metapath=dict.fromkeys(options.metapath, 1.0)).variant_metapath
+    used = [r.weight_key for r in RELATIONS if r.target == REFINED and ones[r.weight_key]]
+    raise UserError(
+        f"VARIANT {options.variant} with {' and '.join(f'{key} 0' for key in used)} passes no message, so there is "
+        "nothing to train; give another weight, or VARIANT base"
+    )
 
 
 def _merge_file(cfg: CN, path: Path) -> None:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        siblings = [f.name for f in path.parent.glob("*.yaml")]
-        if siblings and not path.exists():
-            raise unknown(f"configuration in {path.parent}:", path.name, siblings) from error
-        raise UserError(f"cannot read the configuration {path}: {getattr(error, 'strerror', 'not text')}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    siblings = [f.name for f in path.parent.glob("*.yaml")]
+    if siblings and not path.exists():
+        raise unknown(f"configuration in {path.parent}:", path.name, siblings)
+    tree = read_yaml(path, "cannot read the configuration")
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold KEY: VALUE lines, got {tree!r}")
+        raise UserError(f"{path} must hold KEY: VALUE lines, got {_shown(tree)}")
     pairs = []
     for key, value in _flatten(tree):
         pairs += [key, value]
@@ -186,7 +245,12 @@ def _merge_file(cfg: CN, path: Path) -> None:
 def _merge_pairs(cfg: CN, pairs: list) -> None:
     known = dict(_flatten(cfg))
     for key, value in zip(pairs[0::2], pairs[1::2]):
+        if str(key).startswith("--"):
+            raise UserError(f"{shortened(str(key), 80)} stands behind a KEY VALUE pair; flags come before them")
         if key not in known:
+            ends = [name for name in known if name.endswith(f".{str(key).upper()}")]
+            if len(ends) == 1:
+                raise UserError(f"unknown configuration key {str(key)!r}; did you mean {ends[0]!r}?")
             raise unknown("configuration key", str(key), known)
         node, name = cfg, str(key).split(".")
         for part in name[:-1]:
@@ -197,10 +261,11 @@ def _merge_pairs(cfg: CN, pairs: list) -> None:
 def _coerce(key: str, value: object, default: object) -> object:
     """Gives `value` the type of `default`: text becomes a literal, an int a float, a list a tuple."""
     if isinstance(value, str) and not isinstance(default, str):
-        with contextlib.suppress(ValueError, SyntaxError):  # then its type is wrong, which is said below
+        # If it is no literal, or one that is nested too deeply, its type is wrong, which is said below
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             value = ast.literal_eval(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) <= LARGEST_FLOAT else math.inf
     if isinstance(default, str) and isinstance(value, (int, float)):
         value = str(value)
     if isinstance(default, tuple) and isinstance(value, list):
@@ -208,7 +273,7 @@ def _coerce(key: str, value: object, default: object) -> object:
     if isinstance(default, list) and isinstance(value, tuple):
         value = list(value)
     if type(value) is not type(default):
-        raise UserError(f"{key} must be of type {type(default).__name__} such as {default!r}, got {value!r}")
+        raise UserError(f"{key} must be of type {type(default).__name__} such as {default!r}, got {_shown(value)}")
     return value
 
 
@@ -226,6 +291,10 @@ def _complete(cfg: CN) -> CN:
         if _get(cfg, key) == OPEN:
             raise UserError(f"{key} is {OPEN}, left to BY_DATASET and BY_SHOTS, and no row of them sets it; set it")
     check_cfg(cfg)
+    if cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON == "val":
+        for key, values in cfg.TRAINER.HEGRAPHADAPTER.SELECT:
+            for value in values:
+                with_values(cfg, [key, value])
     cfg.freeze()
     return cfg
 

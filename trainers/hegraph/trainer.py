@@ -53,6 +53,7 @@ from .training.memory import keep_freed_memory
 from .utils import processes
 from .utils.absent import absent_packages_excused
 from .utils.errors import UserError, show_messages
+from .utils.files import absolute
 
 with absent_packages_excused("wilds", "pandas"):
     from dassl.data import DataManager
@@ -355,7 +356,7 @@ def dataset_of(manager: DataManager, cfg: CfgNode, stored: Dataset) -> Dataset:
     Raises:
         UserError: If an image is missing.
     """
-    root, folder = Path(cfg.DATASET.ROOT).expanduser().absolute(), stored_datasets()[cfg.DATASET.NAME].folder
+    root, folder = absolute(cfg.DATASET.ROOT), stored_datasets()[cfg.DATASET.NAME].folder
 
     def items(data: list | None) -> list[Item]:
         return [Item(path_from(folder, datum.impath), datum.label, datum.classname) for datum in data or ()]

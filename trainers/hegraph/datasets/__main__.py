@@ -6,20 +6,23 @@ such as pets. Case, `_` and `-` are ignored.
 
 from __future__ import annotations
 
+from ..utils import interrupts  # noqa: F401  (it acts while what follows is imported)
+
+# isort: split
+
 import argparse
 import sys
 
+from ..utils.arguments import Parser
 from ..utils.commands import command
-from ..utils.errors import report, show_messages
+from ..utils.errors import report, say, show_messages
 from .check import check_dataset
 from .fetch.download import download
 from .registry import resolve_name, stored_datasets
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=command("datasets"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=command("datasets"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="say what is ready and what is missing")
     check.add_argument("datasets", nargs="*", metavar="DATASET", help="default: all fifteen")
@@ -36,8 +39,8 @@ def check_command(names: list[str], root: str) -> bool:
     for name in names:
         state = check_dataset(name, root)
         first, *more = state.lines
-        sys.stdout.write(f"{name:20} {'ready' if state.ready else 'not ready':10} {first}\n")
-        sys.stdout.writelines(f"{'':31} {line}\n" for line in more)
+        say(f"{name:20} {'ready' if state.ready else 'not ready':10} {first}\n")
+        say("".join(f"{'':31} {line}\n" for line in more))
         ready = ready and state.ready
     return ready
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..utils.commands import command
 from ..utils.errors import UserError
+from ..utils.files import absolute
 from .entry import DatasetEntry, Sizes
 from .pools import MALFORMED, pools_class_names, read_drawn, read_pools
 from .registry import stored_datasets
@@ -35,7 +36,7 @@ def check_dataset(name: str, root: str) -> State:
         root: The folder that holds all data sets.
     """
     entry = stored_datasets()[name]
-    folder = Path(root).expanduser().absolute() / entry.folder
+    folder = absolute(root) / entry.folder
     remedy = [f"get it: {command(f'datasets download {name} --root {root}')}"]
     if entry.by_hand:
         remedy.append(f"by hand: {entry.by_hand.instruction}")

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from ..utils.errors import UserError
+from ..utils.files import absolute
+from ..utils.reading import check_regular
 from .base import Dataset
 from .layouts import listing
 from .splits import SPLITS, Item
@@ -32,6 +34,17 @@ LAYOUT = (
     "expected ROOT/train/<class>/*.jpg (and val, test if you have them), or a CSV file with the columns "
     "path,label[,split]"
 )
+
+ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # of EXIF
+LONGEST_NUMBER = 1000  # digits; Python does not convert many more
 
 Rows = dict[str, list[tuple[str, str]]]  # split -> (path, class name)
 
@@ -47,7 +60,7 @@ def load_image_folder(root: str) -> Dataset:
     """
     if not root:
         raise UserError(f"{NAME} needs --root, your folder or CSV file; {LAYOUT}")
-    path = Path(root).expanduser().absolute()
+    path = absolute(root)
     base, rows = _read(path)
     names = sorted({name for _, name in rows["train"]}, key=_class_order)
     if not names:
@@ -84,13 +97,24 @@ def open_image_file(base: Path, path: str) -> Image.Image:
 
 def to_rgb(file: Image.Image) -> Image.Image:
     """An image of any mode as RGB, upright (by its EXIF orientation) and with white for transparent parts."""
-    image = ImageOps.exif_transpose(file)
+    image = _upright(file)
     if image.mode.startswith(("I", "F")):  # Pillow would clip values of more than 8 bits at 255
         image = _to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _upright(file: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation turns it. EXIF that is damaged elsewhere does not matter, nor an orientation
+    that does not exist."""
+    file.load()  # a TIFF then turns itself
+    try:
+        turn = ORIENTATIONS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # on odd tags, Pillow raises whatever they lead to
+        turn = None
+    return file.copy() if turn is None else file.transpose(turn)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -105,7 +129,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 def _read_folder(path: Path) -> Rows:
     rows: Rows = {split: [] for split in SPLITS}
-    ignored = []
+    ignored, empty = [], []
     strange = [name for name in listing(path) if (path / name).is_dir() and name not in SPLITS]
     if strange:
         logger.warning("%s: %s is none of train, val and test, and is not read", path, ", ".join(strange))
@@ -116,11 +140,17 @@ def _read_folder(path: Path) -> Rows:
             if not (path / split / name).is_dir():
                 ignored.append(f"{split}/{name}")
                 continue
+            before = len(rows[split])
             for file in listing(path / split / name):
                 if file.lower().endswith(IMAGE_SUFFIXES):
                     rows[split].append((f"{split}/{name}/{file}", name))
                 else:
                     ignored.append(f"{split}/{name}/{file}")
+            if len(rows[split]) == before:
+                empty.append(f"{split}/{name}")
+    if empty:
+        said = "%s: %d class folders hold no image, such as %s; without a training image there is no such class"
+        logger.warning(said, path, len(empty), empty[0])
     if ignored:
         logger.warning("%s: %d files are no images and are left out, such as %s", path, len(ignored), ignored[0])
     return rows
@@ -128,11 +158,14 @@ def _read_folder(path: Path) -> Rows:
 
 def _read_table(path: Path) -> Rows:
     rows: Rows = {split: [] for split in SPLITS}
+    check_regular(path, "cannot read the table")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file, skipinitialspace=True, strict=True)
             columns = [column.strip().lower() for column in table.fieldnames or []]
             table.fieldnames = columns
+            if repeated := next((c for c in columns if columns.count(c) > 1), None):
+                raise UserError(f"{path} has the column {repeated!r} twice; leave one of them out")
             if not {"path", "label"} <= set(columns):
                 raise UserError(
                     f"{path} must have the columns path,label[,split], got {','.join(columns) or 'nothing'}"
@@ -142,11 +175,19 @@ def _read_table(path: Path) -> Rows:
                 rows[split].append((image, label))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the table {path}: {error}") from error
-    counts = Counter(image for split in SPLITS for image, _ in rows[split])
-    twice = next((image for image, count in counts.items() if count > 1), None)
-    if twice:
-        raise UserError(f"{path}: {twice} is listed more than once; an image has one label and one split")
+    _check_listed_once(path, rows)
     return rows
+
+
+def _check_listed_once(path: Path, rows: Rows) -> None:
+    """Raises UserError if an image is listed twice in one spelling, or in two with other labels or splits."""
+    counts = Counter(image for split in SPLITS for image, _ in rows[split])
+    seen: dict[str, tuple[str, str]] = {}
+    for split in SPLITS:
+        for image, label in rows[split]:
+            file = os.path.abspath(path.parent / image)
+            if counts[image] > 1 or seen.setdefault(file, (label, split)) != (label, split):
+                raise UserError(f"{path}: {image} is listed more than once; an image has one label and one split")
 
 
 def _read_row(row: dict[Any, Any], where: str) -> tuple[str, str, str]:
@@ -164,4 +205,4 @@ def _read_row(row: dict[Any, Any], where: str) -> tuple[str, str, str]:
 
 def _class_order(name: str) -> tuple[int, int, str]:
     """Sorts numbers by value before all other names."""
-    return (0, int(name), name) if name.isdecimal() else (1, 0, name)
+    return (0, int(name), name) if name.isdecimal() and len(name) <= LONGEST_NUMBER else (1, 0, name)

@@ -5,6 +5,7 @@ Listings are sorted, so a split that is drawn from a seed does not depend on the
 
 from __future__ import annotations
 
+import os
 import random
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.errors import UserError
+from ..utils.reading import check_regular, read_text
 from .splits import Item, Pools
 
 TRAIN_FRACTION, VAL_FRACTION = 0.5, 0.2  # of each class, where there is no official split
@@ -21,12 +23,21 @@ def listing(folder: Path) -> list[str]:
     """The names in a folder, sorted, without hidden ones.
 
     Raises:
-        UserError: If there is no such folder.
+        UserError: If there is no such folder, or a name in it is not UTF-8.
     """
     try:
-        return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise UserError(f"cannot list the folder {folder}: {error.strerror}") from error
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+            raise UserError(
+                f"{folder} holds {shown!r}, a name that is not UTF-8, which no record could hold; rename it"
+            ) from error
+    return names
 
 
 def read_lines(path: Path) -> list[str]:
@@ -35,10 +46,7 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         UserError: If it cannot be read.
     """
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', 'not text')}") from error
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def read_mat(path: Path, variable: str) -> Any:
@@ -49,6 +57,7 @@ def read_mat(path: Path, variable: str) -> Any:
     """
     from scipy.io import loadmat  # slow to import, and few data sets need it
 
+    check_regular(path, f"cannot read {variable} in the Matlab file")
     try:
         with path.open("rb") as file:
             return loadmat(file)[variable]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..utils.commands import command
 from ..utils.errors import UserError
+from ..utils.files import absolute
 from .base import Dataset
 from .entry import DatasetEntry
 from .pickles import read_coop_pickle
@@ -35,7 +36,7 @@ def load_pools(entry: DatasetEntry, root: str, seed: int, rng: random.Random) ->
         UserError: If something is missing. The message says what, and how to find out more.
     """
     name = entry.name
-    base = Path(root).expanduser().absolute()
+    base = absolute(root)
     folder = base / entry.folder
     check = command(f"datasets check {name} --root {root or '.'}")
     hint = f"see {check}"

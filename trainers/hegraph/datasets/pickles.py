@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..utils.errors import UserError
-from .splits import SPLITS, Item, Pools
+from .splits import SPLITS, Item, Pools, check_pools
 
 
 class _Datum:
@@ -47,12 +47,14 @@ def read_coop_pickle(path: Path, folder: str) -> Pools:
         if not isinstance(content, dict) or not content.get("train"):
             raise ValueError("it holds no training images")
         splits = [split for split in SPLITS if split in content]
-        return {split: [_item(datum, folder) for datum in content[split]] for split in splits}
+        pools = {split: [_item(datum, folder) for datum in content[split]] for split in splits}
     except Exception as error:  # pickle raises many kinds of exceptions on a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{path} is not a pickle of CoOp's items ({reason}); nothing in it was run. Delete it to have it made anew"
         ) from error
+    check_pools(pools, str(path))
+    return pools
 
 
 def path_from(folder: str, path: str) -> str:

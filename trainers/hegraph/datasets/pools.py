@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 import random
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from ..utils.commands import command
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.files import hash_file, read_json, write_json
+from ..utils.schema import Finite, OpenPart, check
 from .base import class_names
 from .entry import DatasetEntry
-from .splits import SPLITS, Pools, read_split_file
+from .splits import SPLITS, Pools, check_pools, read_split_file
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ def read_pools(entry: DatasetEntry, folder: Path, seed: int, rng: random.Random,
     except UserError as error:
         raise UserError(f"{split_file} is missing, and no split can be drawn instead: {error}") from error
     pools_class_names(entry, pools)  # checks the split before it is written
+    check_pools(pools, str(folder))
     if write:
         _write_split(split_file, pools, prefix, seed, rng)
     return pools
@@ -78,6 +82,12 @@ def read_drawn(split_file: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     drawn = read_json(path)
+    remedy = f"{path} is damaged; delete it, and the split file too to have it drawn anew"
+    check(_Drawn, drawn, remedy)
+    try:
+        random.Random().setstate(_state(drawn))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{remedy}: {first_line(error)}") from error
     return drawn if drawn["sha256"] == hash_file(split_file) else None
 
 
@@ -85,8 +95,20 @@ def _restore_generator(split_file: Path, seed: int, rng: random.Random) -> None:
     """Sets `rng` to its state after drawing, if the split file was drawn with this seed."""
     drawn = read_drawn(split_file)
     if drawn is not None and drawn["seed"] == seed:
-        version, state, gauss = drawn["state"]
-        rng.setstate((version, tuple(state), gauss))
+        rng.setstate(_state(drawn))
+
+
+def _state(drawn: dict[str, Any]) -> tuple:
+    version, state, gauss = drawn["state"]
+    return version, tuple(state), gauss
+
+
+class _Drawn(OpenPart):
+    """How a split file was drawn; the state is that of Python's generator."""
+
+    seed: int
+    sha256: str
+    state: Annotated[tuple[int, list[int], Finite | None], Field(strict=False)]
 
 
 def _write_split(split_file: Path, pools: Pools, prefix: str, seed: int, rng: random.Random) -> None:

@@ -5,20 +5,23 @@ Example: OUTPUT_DIR/model --port 7860
 
 from __future__ import annotations
 
+from ..utils import interrupts  # noqa: F401  (it acts while what follows is imported)
+
+# isort: split
+
 import argparse
 import sys
 from pathlib import Path
 
+from ..utils.arguments import Parser
 from ..utils.commands import command
-from ..utils.errors import report, show_messages
+from ..utils.errors import report, say, show_messages
 
 HOST, PORT = "127.0.0.1", 7860  # Gradio's own port, which a Space is asked on
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=command("demo"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=command("demo"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="the model folder, or the output folder of a run")
     add("--port", type=int, default=PORT, metavar="N", help="the port of the page (%(default)s)")
@@ -54,7 +57,7 @@ def demo(args: argparse.Namespace) -> None:
         serve(images, folder, args.host, args.port)
     else:
         write_space(images, folder, args.space, args.backbone, args.pretrained)
-        sys.stdout.write(f"{args.space}: a Space; upload it with: hf upload USER/NAME {args.space} --repo-type space\n")
+        say(f"{args.space}: a Space; upload it with: hf upload USER/NAME {args.space} --repo-type space\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,14 +5,19 @@ Example: --classes FILE --context "satellite photos of land use" --out FILE.json
 
 from __future__ import annotations
 
+from ..utils import interrupts  # noqa: F401  (it acts while what follows is imported)
+
+# isort: split
+
 import argparse
 import logging
 import sys
 from pathlib import Path
 
 from ..features.tip import read_classnames
+from ..utils.arguments import Parser
 from ..utils.commands import command
-from ..utils.errors import UserError, report, show_messages
+from ..utils.errors import UserError, report, say, show_messages
 from ..utils.files import read_json
 from .client import ENDPOINT, MODEL, OPENAI_KEY, ChatClient, read_key
 from .collect import Collection, collect
@@ -24,7 +29,7 @@ logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=command("describe"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -80,8 +85,8 @@ def describe(args: argparse.Namespace) -> dict[str, str]:
             logger.warning("of %r are the sentences of %d classes; the others will be of %r", model, count, args.model)
     if args.dry_run:
         if questions:
-            sys.stdout.write(f"{collection.prompt(questions[0])}\n")
-        sys.stdout.write(f"requests: {len(questions)}, classes: {len(collection.unfinished())}; nothing was asked\n")
+            say(f"{collection.prompt(questions[0])}\n")
+        say(f"requests: {len(questions)}, classes: {len(collection.unfinished())}; nothing was asked\n")
         return {}
     if questions:
         key = read_key(args.endpoint, args.key_env)
@@ -90,7 +95,7 @@ def describe(args: argparse.Namespace) -> dict[str, str]:
         collect(collection, client.ask)
     failed = collection.finish()
     num_classes = len(collection.classnames)
-    sys.stdout.write(f"{args.out}: {num_classes - len(failed)} of {num_classes} classes have their sentences\n")
+    say(f"{args.out}: {num_classes - len(failed)} of {num_classes} classes have their sentences\n")
     if failed:
         logger.warning("failed, and tried again by the same command (%d):", len(failed))
         for name, problem in failed.items():

@@ -223,6 +223,7 @@ class Collection:
             well_formed = all(
                 _is_table({"sentences": p.sentences, "problems": p.problems, "models": p.models})
                 and isinstance(p.tries, int)
+                and p.tries >= 0
                 for p in classes.values()
             )
         except (TypeError, KeyError, AttributeError):

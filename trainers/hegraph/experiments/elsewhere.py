@@ -45,8 +45,8 @@ def score_targets(task: Task, bank: FeatureBank, data: CfgNode, outcome: Outcome
     """
     if not (data.TARGET_DOMAINS or data.TARGET_DATASETS):
         return {}
-    if not isinstance(task, TargetSource):
-        raise UserError("a feature bank has no other data sets; leave out --target-domains and --target-datasets")
+    check_targets(task, data)
+    assert isinstance(task, TargetSource)
     found = {}
     for name in data.TARGET_DOMAINS:
         dataset, features, labels = task.target_images(name)
@@ -61,6 +61,26 @@ def score_targets(task: Task, bank: FeatureBank, data: CfgNode, outcome: Outcome
         logits = outcome.transfer(target) if outcome.transfer else None
         found[name] = _scores(logits, zero_shot, target.test_labels, OTHER_CLASSES)
     return found
+
+
+def check_targets(task: Task, data: CfgNode) -> None:
+    """Checks, before anything is trained, that every target can be had; no image is opened.
+
+    Args:
+        task: The task that a method will be fitted to.
+        data: `cfg.DATASET`.
+
+    Raises:
+        UserError: As `score_targets`.
+    """
+    if not (data.TARGET_DOMAINS or data.TARGET_DATASETS):
+        return
+    if not isinstance(task, TargetSource):
+        raise UserError("a feature bank has no other data sets; leave out --target-domains and --target-datasets")
+    for name in data.TARGET_DOMAINS:
+        match_classes(task.dataset.ids, task.target_dataset(name).ids, task.dataset.name, name)
+    for name in data.TARGET_DATASETS:
+        task.target_dataset(name)
 
 
 def match_classes(source_ids: Sequence[str], target_ids: Sequence[str], source: str, target: str) -> list[int]:

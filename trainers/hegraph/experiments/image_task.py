@@ -50,6 +50,7 @@ class ImageTask:
         self.dataset, self.cfg, self.seed, self.device = dataset, cfg, seed, device
         self.encoding = encoding_options(cfg)
         self.opened = opened or Opened()
+        self._targets: dict[str, Dataset] = {}
         self.split = images_split(dataset)
         self.identity = images_identity(dataset, cfg, device)
 
@@ -142,8 +143,8 @@ class ImageTask:
         for item in self.dataset.train:
             yield open_image(self.dataset, item)
 
-    def target_images(self, name: str) -> tuple[Dataset, Tensor, Tensor]:
-        """Another data set, with the features `[M, d]` and labels `[M]` of its test images.
+    def target_dataset(self, name: str) -> Dataset:
+        """Another data set with its test images alone, of which nothing is encoded yet.
 
         Args:
             name: A data set, or NAME:base or NAME:new for a half of its classes.
@@ -151,12 +152,21 @@ class ImageTask:
         Raises:
             UserError: If it cannot be had.
         """
+        if name not in self._targets:
+            known, _, which = name.partition(":")
+            dataset = load_dataset(known, self.cfg.DATASET.ROOT, self.seed).subsample(which or "all")
+            dataset = replace(dataset, train=[], val=[])
+            dataset.check_files()
+            self._targets[name] = dataset
+        return self._targets[name]
+
+    def target_images(self, name: str) -> tuple[Dataset, Tensor, Tensor]:
+        """Another data set, with the features `[M, d]` and labels `[M]` of its test images; arguments as
+        `target_dataset`.
+        """
         from ..features.extract import encode_test
 
-        name, _, which = name.partition(":")
-        dataset = load_dataset(name, self.cfg.DATASET.ROOT, self.seed).subsample(which or "all")
-        dataset = replace(dataset, train=[], val=[])
-        dataset.check_files()
+        dataset = self.target_dataset(name)
         return dataset, *encode_test(dataset, self.backbone, self.encoding, self._folder(dataset))
 
     def target(self, name: str) -> FeatureBank:

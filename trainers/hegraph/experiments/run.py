@@ -13,13 +13,14 @@ from yacs.config import CfgNode
 from ..baselines import METHODS, load_method
 from ..baselines.base import Method
 from ..features.bank import FeatureBank
+from ..features.overlap import warn_of_near_copies
 from ..training.loop import TrainingSummary
 from ..training.memory import keep_freed_memory
 from ..utils import processes
 from ..utils.errors import UserError
 from .adapter import predict_test, train_adapter
 from .calibration import calibrated
-from .elsewhere import score_targets
+from .elsewhere import check_targets, score_targets
 from .evaluation import test_model
 from .folder import RunFolder
 from .model_folder import keep_epochs, make_model
@@ -73,6 +74,8 @@ def run(
     folder = RunFolder.of(cfg, task, seed)
     if (record := folder.finished()) is not None:
         return record
+    if train:
+        check_targets(task, cfg.DATASET)
     task.prepare()
     if processes.rank():  # the first process has the folder; this one helps it to encode
         task.bank()
@@ -104,6 +107,7 @@ def train_and_test(
     if not train:
         return {}
     bank = bank.to(device)
+    warn_of_near_copies(bank)
     outcome = calibrated(fit_and_predict(task, bank, cfg, seed, folder), task, bank, cfg, seed)
     targets = score_targets(task, bank, cfg.DATASET, outcome)
     record = make_record(outcome, bank, cfg, seed, folder, "alone", features_seconds, targets)

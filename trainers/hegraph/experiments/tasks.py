@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from ..datasets import Dataset
 from ..features.bank import FeatureBank
+from ..features.overlap import refuse_test_rows
 from ..models.schema import Backbone as BackboneConfig
 from ..models.schema import Preprocessing, Prompts
 from ..training.batches import BankBatches, TrainingData, products_with_cache
@@ -53,6 +54,10 @@ class TargetSource(Protocol):
     """
 
     dataset: Dataset
+
+    def target_dataset(self, name: str) -> Dataset:
+        """Another data set, of which nothing is encoded yet."""
+        ...
 
     def target_images(self, name: str) -> tuple[Dataset, Tensor, Tensor]:
         """Another data set, with the features `[M, d]` and labels `[M]` of its test images."""
@@ -120,7 +125,12 @@ class BankTask:
         self.selection, self.split = bank_split(train_labels, val_labels, self.full.classnames, cfg, seed)
 
     def prepare(self) -> None:
-        """Needs nothing: the bank has been read."""
+        """Needs nothing to be loaded: the bank has been read.
+
+        Raises:
+            UserError: If an image of train or val is a test image as well.
+        """
+        refuse_test_rows(self.bank())
 
     def bank(self) -> FeatureBank:
         return self.full.select(self.selection).subsample(self.cfg.DATASET.SUBSAMPLE_CLASSES)

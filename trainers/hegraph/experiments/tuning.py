@@ -31,10 +31,11 @@ def tune_on_val(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> Train
 
     Returns:
         The best candidate. Its `selected` holds the keys, the chosen values, and the accuracy of every candidate on val
-        in percent.
+        in percent; its training counts the seconds of the whole search.
 
     Raises:
-        UserError: If the task has no val images of its own, or nothing is declared to choose from.
+        UserError: If the task has no val images of its own, nothing is declared to choose from, or a candidate is no
+            configuration; all are checked before the first is trained.
     """
     grid = cfg.TRAINER.HEGRAPHADAPTER.SELECT
     if not has_val(bank):
@@ -44,11 +45,14 @@ def tune_on_val(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> Train
     if not grid:
         raise UserError("--select val needs TRAINER.HEGRAPHADAPTER.SELECT, rows [KEY, [VALUE, ...]]; it is empty")
     keys = [key for key, _ in grid]
+    combinations = list(itertools.product(*(values for _, values in grid)))
+    configurations = [with_values(cfg, [x for pair in zip(keys, values) for x in pair]) for values in combinations]
     candidates: list[list] = []
     best: tuple[float, tuple, TrainedAdapter] | None = None
-    for values in itertools.product(*(values for _, values in grid)):
-        changed = with_values(cfg, [x for pair in zip(keys, values) for x in pair])
+    seconds = 0.0
+    for values, changed in zip(combinations, configurations):
         trained = train_adapter(task, bank, changed, seed)
+        seconds += trained.training.seconds
         on_val = val_accuracy(trained.model.fold().logits, bank)
         candidates.append([list(values), round(on_val, 4)])
         logger.info("%s: %.2f on val", ", ".join(f"{k} {v}" for k, v in zip(keys, values)), on_val)
@@ -58,7 +62,7 @@ def tune_on_val(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> Train
         raise UserError("a row of TRAINER.HEGRAPHADAPTER.SELECT has no value to choose from")
     _, chosen, trained = best
     selected = {"keys": keys, "value": list(chosen), "candidates": candidates, "num_val": _num_val(bank)}
-    return replace(trained, selected=selected)
+    return replace(trained, training=replace(trained.training, seconds=seconds), selected=selected)
 
 
 def _num_val(bank: FeatureBank) -> int:

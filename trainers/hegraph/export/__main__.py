@@ -5,20 +5,23 @@ Example: OUTPUT_DIR/model --onnx model.onnx
 
 from __future__ import annotations
 
+from ..utils import interrupts  # noqa: F401  (it acts while what follows is imported)
+
+# isort: split
+
 import argparse
 import sys
 from pathlib import Path
 
+from ..utils.arguments import Parser
 from ..utils.commands import command
-from ..utils.errors import UserError, report, show_messages
+from ..utils.errors import UserError, report, say, show_messages
 
 PARTS = ("full", "head")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=command("export"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=command("export"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="a model folder, or the output folder of a run")
     add("--onnx", type=Path, required=True, metavar="FILE", help="the file to write; an older one is replaced")
@@ -46,7 +49,7 @@ def export(args: argparse.Namespace) -> None:
     model, backbone = load_source(args.model, args.part, args.backbone, args.pretrained)
     done = write_onnx(model, backbone, args.onnx, args.fp16)
     shape, classes = ", ".join(map(str, ("B", *done.shape))), model.classifier.num_classes
-    sys.stdout.write(
+    say(
         f"{args.onnx}: {done.size / 1e6:.2f} MB, {done.input_name} [{shape}] to logits and probabilities "
         f"[B, {classes}]\nlargest difference from torch: logits {done.differences.logits:.1e} of the largest, "
         f"probabilities {done.differences.probabilities:.1e}\n"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from ..utils import interrupts  # noqa: F401  (it acts while what follows is imported)
+
+# isort: split
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -11,15 +15,16 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ..config_files import load_cfg
+from ..utils.arguments import Parser
 from ..utils.commands import command
-from ..utils.errors import UserError, report
+from ..utils.errors import UserError, report, say
 from ..utils.files import atomic_path
 from .bank import load_bank
 from .tip import import_tip, read_classnames
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=command("features"))
+    parser = Parser(prog=command("features"))
     commands = parser.add_subparsers(dest="command", required=True)
     tip = commands.add_parser("import-tip", help="turn a Tip-Adapter cache folder into a feature bank")
     tip.add_argument("folder", type=Path, metavar="DIR")
@@ -49,7 +54,7 @@ def import_tip_command(args: argparse.Namespace) -> None:
     with atomic_path(args.out) as temporary:  # the file appears only if it loads
         bank.save(temporary)
         bank = load_bank(temporary)
-    sys.stdout.write(f"{args.out}: {len(bank.train_labels)} training images, {len(bank.classnames)} classes\n")
+    say(f"{args.out}: {len(bank.train_labels)} training images, {len(bank.classnames)} classes\n")
 
 
 def _encode_text(cfg: CfgNode, classnames: Sequence[str], folder: Path) -> dict[str, Any]:

@@ -18,12 +18,14 @@ from torch import Tensor
 from ..datasets.splits import Selection, subsample_labels
 from ..utils.errors import UserError
 from ..utils.files import read_tensors, write_tensors
+from ..utils.reading import parse_json
 
 REQUIRED = ("train_features", "train_labels", "text_positive", "text_negative")
 LABELS = ("train_labels", "val_labels", "test_labels")
 OPTIONAL = ("val_features", "val_labels", "test_features", "test_labels", "text_norms")
 # How far a norm may be from 1: features that were kept in float16 are within it, means of unit vectors are not
 NORM_TOLERANCE = 0.02
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def load_bank(path: Path) -> FeatureBank:
         elif name == "text_norms":
             tensors[name] = _check_norms(path, tensor.float(), len(classnames))
         elif name in (*REQUIRED, *OPTIONAL):
-            tensors[name] = _check_features(path, name, tensor.float(), width)
+            tensors[name] = _check_features(path, name, tensor, width)
     for name in ("text_positive", "text_negative"):
         if len(tensors[name]) != len(classnames):
             raise UserError(f"{path}: {name} has {len(tensors[name])} rows but there are {len(classnames)} class names")
@@ -183,7 +185,7 @@ def load_bank(path: Path) -> FeatureBank:
 def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[list[str], float]:
     """The class names and the logit scale."""
     try:
-        classnames = json.loads(metadata["classnames"])
+        classnames = parse_json(metadata["classnames"])
         logit_scale = float(metadata["logit_scale"])
     except ValueError as error:
         raise UserError(
@@ -203,6 +205,10 @@ def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[list[str], flo
 
 def _check_features(path: Path, name: str, tensor: Tensor, width: int) -> Tensor:
     """The features, with rows of exactly unit norm."""
+    if tensor.dtype not in FLOATS:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"{path}: {name} must hold floats of 16, 32 or 64 bits, got {kind}")
+    tensor = tensor.float()
     dims = (2, 3) if name == "train_features" else (2,)
     if tensor.dim() not in dims or tensor.shape[-1] != width:
         wanted = "[V, N, d] or [N, d]" if name == "train_features" else "[rows, d]"

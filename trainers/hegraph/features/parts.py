@@ -17,8 +17,7 @@ from torch import Tensor
 
 from ..utils import processes
 from ..utils.errors import UserError
-from ..utils.files import hash_json, read_tensors, write_tensors
-from .bank import NORM_TOLERANCE
+from ..utils.files import hash_content, hash_json, read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +62,12 @@ def chunk_folder(path: Path) -> Path:
 
 
 def write_part(path: Path, tensors: Tensors, key: str) -> None:
-    """Writes features with the key of what they were made from, atomically; raises UserError if it cannot."""
-    write_tensors(path, tensors, {"fingerprint": key})
+    """Writes features with the key of what they were made from and a checksum of them, atomically.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    write_tensors(path, tensors, {"fingerprint": key, "checksum": hash_content(tensors)})
 
 
 def read_part(path: Path, key: str) -> Tensors | None:
@@ -76,15 +79,11 @@ def read_part(path: Path, key: str) -> Tensors | None:
     except UserError:
         reason = "it is damaged"
     else:
-        whole = all(_is_whole(tensor) for tensor in tensors.values())
-        if metadata.get("fingerprint") == key and whole:
+        if metadata.get("fingerprint") != key:
+            reason = "it was made from something else"
+        elif metadata.get("checksum") == hash_content(tensors):
             return tensors
-        reason = "its features are damaged" if metadata.get("fingerprint") == key else "it was made from something else"
+        else:
+            reason = "its features are damaged" if "checksum" in metadata else "it is of an earlier version"
     logger.warning("%s cannot be used, %s: encoding anew", path, reason)
     return None
-
-
-def _is_whole(tensor: Tensor) -> bool:
-    """Whether rows are of unit norm, and norms above 0: blocks that never reached the disk read as zeros."""
-    rows = (tensor.norm(dim=-1) - 1).abs().le(NORM_TOLERANCE) if tensor.dim() > 1 else tensor.isfinite() & (tensor > 0)
-    return bool(rows.all())

@@ -10,7 +10,7 @@ Shapes: N training images, K classes, d feature width, S shots.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..datasets.layouts import listing
 from ..utils.errors import UserError
-from .bank import FeatureBank
+from ..utils.files import read_json
+from ..utils.reading import read_text, read_torch
+from ..utils.schema import Name, check
+from .bank import NORM_TOLERANCE, FeatureBank
 
 SPLITS = ("val", "test")
 
@@ -48,12 +52,12 @@ def import_tip(
     Raises:
         UserError: On a missing or damaged file, or shapes that do not fit together.
     """
-    keys, values = _load_cache(folder, _find_shots(folder) if shots is None else shots, len(classnames))
+    keys, labels = _load_cache(folder, _find_shots(folder) if shots is None else shots, len(classnames))
     if text is None:
         text = {name: _text_nodes(folder / f"text_{name}.pt", len(classnames)) for name in ("positive", "negative")}
     return FeatureBank(
         train_features=_unit(keys.t()).unsqueeze(0),
-        train_labels=values.argmax(dim=1),
+        train_labels=labels,
         text_positive=_unit(text["positive"]),
         text_negative=_unit(text["negative"]),
         classnames=list(classnames),
@@ -71,59 +75,104 @@ def read_classnames(path: Path) -> list[str]:
     Raises:
         UserError: If the file cannot be read or holds no names.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        names = (
-            json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read class names from {path}: {error}") from error
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} must hold the class names in label order, as a JSON list or one a line")
+    form = f"{path} must hold the class names in label order, as a JSON list or one a line"
+    if path.suffix == ".json":
+        names = check(list[Name], read_json(path), form)
+    else:
+        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not names:
+        raise UserError(form)
     return names
 
 
 def _find_shots(folder: Path) -> int:
-    found = sorted(f for f in folder.glob("keys_*shots.pt") if f.name[5:-8].isdecimal())
+    found = [name for name in listing(folder) if re.fullmatch(r"keys_[0-9]{1,9}shots\.pt", name)]
     if len(found) != 1:
-        names = ", ".join(f.name for f in found) or "none"
+        names = ", ".join(found) or "none"
         raise UserError(f"{folder} must hold one keys_<S>shots.pt (found: {names}); choose with --shots S")
-    return int(found[0].name.removeprefix("keys_").removesuffix("shots.pt"))
+    return int(found[0].removeprefix("keys_").removesuffix("shots.pt"))
 
 
 def _load_cache(folder: Path, shots: int, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Tip-Adapter's keys `[d, N]` and values `[N, K]`."""
+    """Tip-Adapter's keys `[d, N]`, and the labels `[N]` that its values say."""
     keys = _load(folder / f"keys_{shots}shots.pt")
     values = _load(folder / f"values_{shots}shots.pt")
     matrices = keys.dim() == values.dim() == 2
-    if not matrices or keys.shape[1] != len(values) or values.shape[1] > num_classes:
+    if not matrices or keys.shape[1] != len(values) or values.shape[1] != num_classes:
         raise UserError(
             f"{folder}: keys_{shots}shots.pt is {list(keys.shape)}, values_{shots}shots.pt is "
             f"{list(values.shape)}, and there are {num_classes} class names; wanted keys [d, N], values [N, K]"
         )
-    return keys, values
+    _check_columns(folder / f"keys_{shots}shots.pt", keys)
+    return keys, _labels_of(folder / f"values_{shots}shots.pt", values)
+
+
+def _check_columns(path: Path, keys: Tensor) -> None:
+    """Refuses keys `[N, d]`, which N = d hides: it is the images whose features have unit norm."""
+    if _are_unit(keys, dim=1) and not _are_unit(keys, dim=0):
+        raise UserError(f"{path} has rows of unit norm, so it is [N, d]; Tip-Adapter's keys are [d, N]: transpose it")
+
+
+def _check_rows(path: Path, features: Tensor) -> None:
+    """Refuses features `[d, M]`, which M = d hides."""
+    if features.dim() == 2 and _are_unit(features, dim=0) and not _are_unit(features, dim=1):
+        raise UserError(f"{path} has columns of unit norm, so it is [d, M]; features are [M, d]: transpose it")
+
+
+def _are_unit(matrix: Tensor, dim: int) -> bool:
+    return bool((matrix.float().norm(dim=dim) - 1).abs().max() < NORM_TOLERANCE)
+
+
+def _labels_of(path: Path, values: Tensor) -> Tensor:
+    """The labels of one-hot values `[N, K]`."""
+    labels = values.double().argmax(dim=1)
+    if not torch.equal(values.double(), F.one_hot(labels, values.shape[1]).double()):
+        raise UserError(f"{path} must be one-hot: in every row one 1 and else 0; {_unlike_one_hot(values)}")
+    return labels
+
+
+def _unlike_one_hot(values: Tensor) -> str:
+    """The first row that is not one-hot, in words."""
+    for number, row in enumerate(values.double()):
+        if not torch.equal(row, F.one_hot(row.argmax(), len(row)).double()):
+            return f"row {number} is {row[:5].tolist()}{' ...' if len(row) > 5 else ''}"
+    raise ValueError("all rows are one-hot")
 
 
 def _load_splits(folder: Path) -> dict[str, Any]:
     """Features and labels of val and test, by their names in a bank, as far as the folder has them."""
     parts: dict[str, Any] = {}
     for split in SPLITS:
-        if (folder / f"{split}_f.pt").exists():
-            parts[f"{split}_features"] = _unit(_load(folder / f"{split}_f.pt"))
-            parts[f"{split}_labels"] = _load(folder / f"{split}_l.pt").long()
+        paths = features, labels = folder / f"{split}_f.pt", folder / f"{split}_l.pt"
+        if any(path.exists() for path in paths):
+            found = _load(features, f" ({split}_features)")
+            _check_rows(features, found)
+            parts[f"{split}_features"] = _unit(found)
+            parts[f"{split}_labels"] = _whole_numbers(labels, _load(labels))
     return parts
 
 
-def _load(path: Path) -> Tensor:
-    try:
-        tensor = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing") from error
-    except Exception as error:  # on a damaged file torch.load raises whatever its bytes lead to
-        raise UserError(f"{path} is damaged or holds something else than a tensor ({type(error).__name__})") from error
+def _whole_numbers(path: Path, labels: Tensor) -> Tensor:
+    whole = labels.long()
+    if not torch.equal(whole.double(), labels.double()) or labels.dtype == torch.bool:
+        odd = labels[whole.double() != labels.double()].flatten()
+        came = f"{float(odd[0]):g}" if len(odd) else "booleans"
+        raise UserError(f"{path} must hold whole numbers, the labels; got {came}")
+    return whole
+
+
+def _load(path: Path, what: str = "") -> Tensor:
+    """The tensor in a file; `what` stands behind the name of the file in messages."""
+    if not path.exists():
+        raise UserError(f"{path} is missing")
+    tensor = read_torch(path, "the tensor")
     if not isinstance(tensor, Tensor):
         raise UserError(f"{path} must hold one tensor, got a {type(tensor).__name__}")
-    return tensor
+    if not tensor.numel():
+        raise UserError(f"{path}{what} is empty, of shape {list(tensor.shape)}")
+    if not tensor.isfinite().all():
+        raise UserError(f"{path}{what} holds NaN or infinite values")
+    return tensor.detach()
 
 
 def _text_nodes(path: Path, num_classes: int) -> Tensor:
@@ -132,6 +181,8 @@ def _text_nodes(path: Path, num_classes: int) -> Tensor:
     nodes = _load(path)
     if nodes.dim() != 2 or num_classes not in nodes.shape:
         raise UserError(f"{path} must be [K, d] or [d, K] with K = {num_classes}, got {list(nodes.shape)}")
+    if nodes.shape[0] == nodes.shape[1] and _are_unit(nodes, dim=0) and not _are_unit(nodes, dim=1):
+        return nodes.t()
     return nodes if nodes.shape[0] == num_classes else nodes.t()
 
 

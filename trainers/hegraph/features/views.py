@@ -57,8 +57,14 @@ def open_image(dataset: Dataset, item: Item) -> Image.Image:
     """
     try:
         return dataset.open(item.path).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
-        raise UserError(f"cannot read the image {item.path} of {dataset.name}: {error}") from error
+    except MemoryError as error:
+        raise UserError(
+            f"cannot read the image {item.path} of {dataset.name}: it is too large for the memory"
+        ) from error
+    except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+        raise UserError(
+            f"cannot read the image {item.path} of {dataset.name}: {error or type(error).__name__}"
+        ) from error
 
 
 def training_augmentation(backbone: Backbone, options: EncodingOptions) -> Transform:

@@ -22,9 +22,10 @@ from ..method.relations import metapath_defaults
 from ..method.transfer import TransferableAdapter
 from ..utils.errors import UserError
 from ..utils.files import read_json, read_tensors, write_json, write_tensors, writing_folder
+from ..utils.schema import first_problem
 from .card import model_card
 from .saved import SavedModel
-from .schema import AdapterOptions, Fusion, ModelConfig, Transfer, first_problem
+from .schema import AdapterOptions, Fusion, ModelConfig, Transfer
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 TRANSFER = "transfer."  # prefix of the tensors that reach other classes
@@ -169,7 +170,7 @@ def _read_config(path: Path) -> ModelConfig:
         size = path.stat().st_size
         if size > MAX_CONFIG_BYTES:
             raise UserError(f"{path} is damaged: it has {size:,} bytes, and at most {MAX_CONFIG_BYTES:,} are read")
-        found = read_json(path)
+        found = read_json(path, finite=False)  # the schema says which field is not
         config = ModelConfig.model_validate(found)
     except ValidationError as error:
         raise UserError(f"{path} is damaged: {first_problem(error)}") from error

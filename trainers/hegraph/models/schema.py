@@ -5,23 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
+
+from ..utils.schema import Count, Finite, Name, Part, Percent, Positive, Size
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone as FrozenCLIP
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-Name = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-Size = Annotated[int, Field(ge=1, lt=2**31)]
-
-
-class Part(BaseModel):
-    """A part of the file: no key may be missing, none may be unknown, and no value is converted."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Backbone(Part):
@@ -38,7 +27,7 @@ class Backbone(Part):
     model: str = ""
     pretrained: str = ""
     precision: str = "fp32"
-    fingerprint: dict[str, str] = {}
+    fingerprint: dict[str, str] = Field(default={})
 
 
 class Preprocessing(Part):
@@ -95,7 +84,7 @@ class Transfer(Part):
     """
 
     rule: Literal["adapter", "zero-shot", "none"]
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
 
 
 class ClosedForm(Part):
@@ -193,20 +182,3 @@ class ModelConfig(Part):
             if counts != {len(self.classnames)}:
                 raise ValueError(f"prompts for {sorted(counts)} classes, but there are {len(self.classnames)}")
         return self
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line: where, what came, what is allowed."""
-    found = error.errors(include_url=False)[0]
-    where = repr(".".join(map(str, found["loc"])))[1:-1] or "the file"  # a key may hold a line break
-    silent = found["type"] in ("missing", "extra_forbidden", "value_error")  # or the message says what came
-    came = "" if silent else f", got {_shown(found['input'])}"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {found['msg']}{came}{more}"
-
-
-def _shown(value: Any) -> str:
-    try:
-        return f"{value!r:.60}"
-    except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
-        return f"a {type(value).__name__}"

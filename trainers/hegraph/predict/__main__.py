@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from ..utils import interrupts  # noqa: F401  (it acts while what follows is imported)
+
+# isort: split
+
 import argparse
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..utils.arguments import Parser
 from ..utils.commands import command
-from ..utils.errors import UserError, report, show_messages
+from ..utils.errors import ReaderGone, UserError, report, show_messages
 from .inputs import Inputs
-from .output import ReaderGone
 from .rows import FORMATS
 
 EPILOG = """\
@@ -22,7 +26,7 @@ The exit code is 1 if an image could not be read: its row says why, and the othe
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=command("predict"),
         description="Classifies images with a trained model.",
         epilog=EPILOG,

@@ -68,8 +68,13 @@ class Inputs:
         if len(self.given) > 1 or self.given[0] == STDIN or _is_pipe(self.given[0]):
             return
         [given] = self.given
-        if not os.path.exists(given):
-            raise UserError(f"there is no {one_line(given)}")
+        try:
+            os.stat(given)
+        except FileNotFoundError as error:
+            raise UserError(f"there is no {one_line(given)}") from error
+        except (OSError, ValueError) as error:  # closed to the user, a name that is too long or holds a NUL character
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UserError(f"cannot read {one_line(given)}: {reason}") from error
         first = next(iter(self), None)
         if first is None:
             raise UserError(f"{one_line(given)} lists no path")

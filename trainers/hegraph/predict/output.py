@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, output_error
 from ..utils.files import atomic_path
 
 Write = Callable[[str], object]
-
-
-class ReaderGone(Exception):
-    """Whoever read standard output has closed it, as `head` does once it has its lines."""
 
 
 @contextmanager
@@ -44,15 +39,5 @@ def _write_stdout(text: str) -> None:
     try:
         sys.stdout.buffer.write(text.encode("utf-8"))
         sys.stdout.buffer.flush()
-    except BrokenPipeError as error:
-        _discard_stdout()
-        raise ReaderGone from error
     except OSError as error:
-        _discard_stdout()
-        raise UserError(f"cannot write to standard output: {error.strerror}") from error
-
-
-def _discard_stdout() -> None:
-    """What is still in the buffer goes nowhere; else Python would fail again to write it as it ends."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise output_error(error) from error

@@ -14,6 +14,7 @@ from ..datasets.registry import ENTRIES, find_entry
 from ..utils.commands import command
 from ..utils.errors import UserError
 from ..utils.files import read_json
+from ..utils.schema import Name, check
 
 DESCRIPTIONS = Path(__file__).parent / "descriptions"
 
@@ -114,12 +115,7 @@ def read_descriptions(path: Path, classnames: Sequence[str]) -> PromptGroup:
     Raises:
         UserError: If the file has another structure, or classes have no sentence. The message names them.
     """
-    table = read_json(path)
-    well_formed = isinstance(table, dict) and all(
-        isinstance(sentences, list) and all(isinstance(s, str) for s in sentences) for sentences in table.values()
-    )
-    if not well_formed:
-        raise UserError(f"{path} must hold {{class name: [sentence, ...]}}")
+    table = check(dict[str, list[Name]], read_json(path), f"{path} must hold {{class name: [sentence, ...]}}")
     by_name = {normalise_name(name): sentences for name, sentences in table.items()}
     missing = [name for name in classnames if not by_name.get(normalise_name(name))]
     if missing:

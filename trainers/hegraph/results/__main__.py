@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from ..utils import interrupts  # noqa: F401  (it acts while what follows is imported)
+
+# isort: split
+
 import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..utils.arguments import Parser
 from ..utils.commands import command
-from ..utils.errors import UserError, report
+from ..utils.errors import UserError, report, say
 from .calibration import calibration_table, reliability_diagrams
 from .comparison import BY, base_to_new, compare
 from .costs import complexity
@@ -38,7 +43,7 @@ STEM.png and STEM.svg. --quote shows the paper's numbers beside ours.
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=command("results"), description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -112,7 +117,7 @@ def table_command(args: argparse.Namespace) -> None:
     table = make[args.command]()
     if quotes and not any(row.quoted for row in table.rows):
         _warn_that_nothing_is_quoted()
-    sys.stdout.write(FORMATS[args.format](table))
+    say(FORMATS[args.format](table))
 
 
 def calibration_command(args: argparse.Namespace) -> None:
@@ -131,7 +136,7 @@ def paired_command(args: argparse.Namespace) -> None:
     for source in args.sources:
         if not source.is_dir():
             raise UserError(f"{source} is no folder; predictions are in output folders, not in the files of collect")
-    sys.stdout.write(paired_table(args.sources, args.of))
+    say(paired_table(args.sources, args.of))
 
 
 def curves_command(args: argparse.Namespace) -> None:
@@ -156,7 +161,7 @@ def tsne_command(args: argparse.Namespace) -> None:
     nodes = read_text_nodes(args.run)
     paths = save(tsne(nodes), args.out)
     before, after = mean_distance(nodes.before), mean_distance(nodes.after)
-    sys.stdout.write(f"mean inter-class distance: before {before:.4f}, after {after:.4f}\n")
+    say(f"mean inter-class distance: before {before:.4f}, after {after:.4f}\n")
     _say_written(paths)
 
 
@@ -167,7 +172,7 @@ def confusion_command(args: argparse.Namespace) -> None:
 
     matrix, classnames = confusion_matrix(args.run)
     paths = save(confusion(matrix, classnames), args.out)
-    sys.stdout.writelines(f"{describe(pair)}\n" for pair in hardest_pairs(matrix, classnames))
+    say("".join(f"{describe(pair)}\n" for pair in hardest_pairs(matrix, classnames)))
     _say_written(paths)
 
 
@@ -199,7 +204,7 @@ def _warn_that_nothing_is_quoted() -> None:
 
 
 def _say_written(paths: Sequence[Path]) -> None:
-    sys.stdout.writelines(f"wrote {path}\n" for path in paths)
+    say("".join(f"wrote {path}\n" for path in paths))
 
 
 if __name__ == "__main__":

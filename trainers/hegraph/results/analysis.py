@@ -5,7 +5,6 @@ Shapes: K classes, d feature width, M test images.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,8 @@ from torch import Tensor
 
 from ..utils.errors import UserError
 from ..utils.files import read_tensors
+from ..utils.reading import parse_json
+from ..utils.schema import check
 from .records import PREDICTIONS, TEXT_NODES
 
 
@@ -66,6 +67,9 @@ def read_text_nodes(folder: Path) -> TextNodes:
     before, after = tensors["before"].float(), tensors["after"].float()
     if before.shape != after.shape or before.dim() != 2 or len(before) != len(classnames):
         raise UserError(f"{path}: before {list(before.shape)}, after {list(after.shape)}, {len(classnames)} classes")
+    for name, nodes in (("before", before), ("after", after)):
+        if not nodes.isfinite().all() or not nodes.norm(dim=1).all():
+            raise UserError(f"{path}: {name} holds NaN, infinite values or rows of zeros; the file is damaged")
     return TextNodes(F.normalize(before, dim=1), F.normalize(after, dim=1), classnames)
 
 
@@ -104,6 +108,10 @@ def read_predictions(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
     """
     path = folder / PREDICTIONS
     tensors, classnames = _read(path, "the predictions", ("predicted", "labels"))
+    for name in ("predicted", "labels"):
+        if tensors[name].dim() != 1 or tensors[name].dtype not in (torch.int32, torch.int64):
+            kind = str(tensors[name].dtype).removeprefix("torch.")
+            raise UserError(f"{path}: {name} must be class numbers [M], got {list(tensors[name].shape)} {kind}")
     predicted, labels, k = tensors["predicted"].long(), tensors["labels"].long(), len(classnames)
     every = torch.cat([predicted.flatten(), labels.flatten()])
     if predicted.shape != labels.shape or not len(labels) or every.min() < 0 or every.max() >= k:
@@ -139,10 +147,11 @@ def _read(path: Path, what: str, names: Sequence[str]) -> tuple[dict[str, Tensor
     if not path.exists():
         raise UserError(f"{path.parent} holds no {path.name}; name the folder of a run that wrote it")
     tensors, metadata = read_tensors(path, what)
+    form = f"{path} does not hold {' and '.join(names)} with their classnames"
     try:
-        classnames = json.loads(metadata["classnames"])
-    except (KeyError, ValueError):
-        classnames = None
-    if not isinstance(classnames, list) or not set(names) <= set(tensors):
-        raise UserError(f"{path} does not hold {' and '.join(names)} with their classnames")
-    return tensors, classnames
+        classnames = parse_json(metadata["classnames"])
+    except (KeyError, ValueError) as error:
+        raise UserError(form) from error
+    if not set(names) <= set(tensors):
+        raise UserError(form)
+    return tensors, check(list[str], classnames, form)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..utils.errors import UserError
 from .cells import Key, add_mean_place, make_cells, observe
-from .figures import COLOURS, panels
+from .figures import COLOURS, literal, panels
 from .methods import BASELINES, VARIANTS, method_order, place
 from .paper import AVERAGE, Quote, is_average_over, same_backbone, same_dataset
 from .table import Cell
@@ -52,7 +52,7 @@ def curves(records: Sequence[dict], quotes: Sequence[Quote] = ()) -> Figure:
     for axis, name in zip(axes, quoted):
         _draw_curves(axis, {key: cell for key, cell in cells.items() if key[0] == (name,)})
         _draw_quotes(axis, quoted[name])
-        axis.set_title(name)
+        axis.set_title(literal(name))
     _label_axes(axes, sorted({record["shots"] for record in records}))
     _add_legend(figure, axes)
     return figure
@@ -90,7 +90,7 @@ def _draw_curves(axis: Axes, cells: Mapping[Key, Cell]) -> None:
             shots,
             [cell.mean for _, cell in points],
             yerr=[cell.interval or 0 for _, cell in points],
-            label=name,
+            label=literal(name),
             capsize=2,
             markersize=4.5,
             linewidth=1.3,

@@ -65,6 +65,11 @@ def panels(count: int, width: float = 3.4, height: float = 2.8) -> tuple[Figure,
     return figure, axes[:count]
 
 
+def literal(text: str) -> str:
+    """A name as matplotlib shows it letter by letter; between two `$` it would read mathematics."""
+    return text.replace("$", r"\$")
+
+
 def tsne(nodes: TextNodes) -> Figure:
     """Positive text nodes before and after message passing, by one t-SNE of both with a fixed seed.
 
@@ -112,8 +117,8 @@ def confusion(matrix: np.ndarray, classnames: Sequence[str]) -> Figure:
     image = axis.imshow(percent, cmap="Greys", vmin=0, vmax=100, interpolation="nearest")
     axis.grid(False)
     if k <= MOST_NAMES:
-        axis.set_xticks(range(k), classnames, rotation=90)
-        axis.set_yticks(range(k), classnames)
+        axis.set_xticks(range(k), list(map(literal, classnames)), rotation=90)
+        axis.set_yticks(range(k), list(map(literal, classnames)))
     if k <= MOST_NUMBERS:
         for (row, column), count in np.ndenumerate(matrix):
             if count:
@@ -131,7 +136,7 @@ def _draw_nodes(axis: Axes, points: np.ndarray, classnames: Sequence[str]) -> No
     axis.set_aspect("equal")
     if len(classnames) <= MOST_NAMES:
         for name, xy in zip(classnames, points):
-            axis.annotate(name, xy, textcoords="offset points", xytext=(4, 3), fontsize=7)
+            axis.annotate(literal(name), xy, textcoords="offset points", xytext=(4, 3), fontsize=7)
     axis.set_xlabel("first t-SNE coordinate (no unit)")
     axis.set_ylabel("second t-SNE coordinate (no unit)")
 

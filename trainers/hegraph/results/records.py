@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ..utils.errors import UserError
+from pydantic import Field
+
+from ..utils.errors import UserError, one_line
 from ..utils.files import atomic_path, read_json, write_json, write_tensors
+from ..utils.reading import parse_json, read_text
+from ..utils.schema import Count, Name, NotNegative, OpenPart, Percent, check
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,14 +78,10 @@ def read_record(folder: Path) -> dict | None:
     if not path.exists():
         return None
     try:
-        record = read_json(path)
+        return _check_record(read_json(path), f"{path} is damaged")
     except UserError as error:
-        logger.warning("%s; the run counts as not done", error)
+        logger.warning("%s; the run counts as not done", one_line(str(error)))
         return None
-    if missing := _missing_keys(record):
-        logger.warning("%s lacks %s; the run counts as not done", path, ", ".join(missing))
-        return None
-    return record
 
 
 def find_records(sources: Sequence[Path]) -> list[dict]:
@@ -101,14 +101,26 @@ def find_records(sources: Sequence[Path]) -> list[dict]:
 
 
 def find_runs(folders: Sequence[Path]) -> dict[Path, dict]:
-    """Finds finished runs below folders, at any depth: output folder -> complete record, each run once.
-
-    Runs may be at work meanwhile: `os.walk` passes over folders that vanish, which `rglob` does not.
-    """
-    below = (Path(path) for folder in folders for path, _, files in os.walk(folder) if RECORD in files)
-    found = {path.resolve() for path in below}
+    """Finds finished runs below folders, at any depth: output folder -> complete record, each run once."""
+    found = {path.parent.resolve() for folder in folders for path in _walk(folder)}
     records = {folder: read_record(folder) for folder in sorted(found)}
     return {folder: record for folder, record in records.items() if record is not None}
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The paths of all records below a folder; raises OSError where a folder is closed.
+
+    Runs may be at work meanwhile, so a folder may vanish while it is looked through.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    if folder.exists():
+        for parent, _, files in os.walk(folder, onerror=refuse):
+            if RECORD in files:
+                yield Path(parent, RECORD)
 
 
 def collect(records: Sequence[dict], path: Path) -> None:
@@ -130,18 +142,74 @@ def _classnames(classnames: Sequence[str]) -> dict[str, str]:
     return {"classnames": json.dumps(list(classnames), ensure_ascii=False)}
 
 
-def _missing_keys(record: object) -> list[str]:
-    return [key for key in REQUIRED if not isinstance(record, dict) or key not in record]
+class _Target(OpenPart):
+    """What a record says about a test on another data set."""
+
+    accuracy: Percent | None = None
+    accuracy_zero_shot: Percent | None = None
+    num_test: Count | None = None
+    num_classes: Count | None = None
+    rule: str | None = None
+    trained_on: str | None = None
+
+
+class _Seconds(OpenPart):
+    """How long the parts of a run took."""
+
+    training: NotNegative
+
+
+class _Record(_Target):
+    """The keys of a record that are read, of which those without a default must be there."""
+
+    dataset: str
+    trainer: Name
+    variant: str
+    backbone: str
+    shots: Annotated[int, Field(ge=-1, lt=2**63)]
+    seed: Count
+    accuracy: Percent | None
+    accuracy_text: Percent | None
+    accuracy_zero_shot: Percent | None
+    macro_f1: Percent | None
+    num_test: Count
+    selected_on: str
+    selected: dict[str, Any]
+    run_id: str
+    targets: dict[str, _Target] | None = None
+    config: dict[str, Any] | None = None
+    config_hash: str | None = None
+    versions: dict[str, str] | None = None
+    git_commit: str | None = None
+    adapter_from: str | None = None
+    epochs: Count | None = None
+    steps: Count | None = None
+    num_parameters: Count | None = None
+    seconds: _Seconds | None = None
+    peak_memory_mb: NotNegative | None = None
+    threads: Count | None = None
+    device: str | None = None
+    finished_at: str | None = None
+
+
+def _check_record(record: object, where: str) -> dict:
+    """A record as it is, if it has the form of `_Record`; else raises UserError, whose message begins with `where`."""
+    lacking = ", ".join(key for key in REQUIRED if not isinstance(record, dict) or key not in record)
+    if not isinstance(record, dict) or lacking:
+        raise UserError(f"{where}: it lacks {lacking}")
+    check(_Record, record, where)
+    return record
 
 
 def _read_lines(path: Path) -> list[dict]:
-    try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read records from {path}: {error}") from error
-    for number, record in enumerate(records, 1):
-        if missing := _missing_keys(record):
-            raise UserError(f"{path}, line {number} is no record: it lacks {', '.join(missing)}")
+    lines = read_text(path, "cannot read records from").splitlines()
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = parse_json(line)
+        except ValueError as error:
+            raise UserError(f"cannot read records from {path}: line {number} is no JSON: {error}") from error
+        records.append(_check_record(record, f"{path}, line {number} is no record"))
     return records
 
 

@@ -5,18 +5,22 @@ The files hold tensors and plain values only, and reading one runs nothing.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
+from torch import Tensor
 
 from ..method.model import HeGraphModel
 from ..utils.errors import UserError
-from ..utils.files import atomic_path, write_tensors
+from ..utils.files import atomic_path, hash_content, write_tensors
+from ..utils.reading import DamagedFile, read_torch
+from ..utils.schema import Finite, NotNegative, OpenPart, Part, check
 
 CHECKPOINT = "checkpoint.pt"
 ADAPTER = "adapter.safetensors"
@@ -61,10 +65,16 @@ class Checkpoints:
         """
         if not self.path_to_resume.exists():
             return None
-        epoch, seconds, tensors, momenta = _read_checkpoint(self.path_to_resume, self.run_id)
-        model.load_state_dict(tensors)
-        optimizer.load_state_dict(momenta)
-        return epoch, seconds
+        state = _read_checkpoint(self.path_to_resume, self.run_id)
+        try:
+            _check_fit(state, model, optimizer)
+        except ValueError as error:
+            raise UserError(
+                f"the checkpoint {self.path_to_resume} is damaged ({error}); delete it to start anew"
+            ) from error
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return state["epoch"], state["seconds"]
 
     def save(self, model: HeGraphModel, optimizer: torch.optim.Optimizer, epoch: int, seconds: float) -> None:
         """Writes all that training needs to go on after `epoch` epochs and `seconds` of work, atomically."""
@@ -97,43 +107,85 @@ def save_adapter(path: Path, model: HeGraphModel, classnames: Sequence[str], spl
     write_tensors(path, model.state_dict(), metadata)
 
 
-def _read_checkpoint(path: Path, run_id: str) -> tuple[int, float, dict, dict]:
+class _Group(OpenPart):
+    """A group of parameters as AdamW numbers them, with what its steps compute with. Versions of torch add to it."""
+
+    params: list[int]
+    lr: NotNegative
+    betas: tuple[Finite, Finite]
+    eps: NotNegative
+    weight_decay: NotNegative
+
+
+class _OptimizerState(Part):
+    """The state of an optimizer: the moments of each parameter by its number, and the groups."""
+
+    state: dict[int, dict[str, Any]]
+    param_groups: list[_Group]
+
+
+class _State(Part):
+    """What a checkpoint holds. The tensors are then checked against the model that they are loaded into."""
+
+    run_id: str
+    epoch: Annotated[int, Field(ge=0, lt=2**31)]
+    seconds: NotNegative
+    model: dict[str, Any]
+    optimizer: _OptimizerState
+    checksum: str
+
+
+def _read_checkpoint(path: Path, run_id: str) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        found, epoch, seconds, tensors, momenta = (
-            state[k] for k in ("run_id", "epoch", "seconds", "model", "optimizer")
-        )
+        state = read_torch(path, "the checkpoint")
+        check(_State, state, f"the checkpoint {path} is damaged")
         if state["checksum"] != _checksum(state):
-            raise ValueError("its content has changed since it was written")
-    except Exception as error:  # on a damaged file torch.load raises whatever its bytes lead to
-        raise UserError(
-            f"the checkpoint {path} is damaged ({type(error).__name__}); delete it to start anew"
-        ) from error
-    if found != run_id:
+            raise DamagedFile(f"the checkpoint {path} is damaged (its content has changed since it was written)")
+    except UserError as error:
+        raise UserError(f"{error}; delete it to start anew") from error
+    if state["run_id"] != run_id:
         raise UserError(
             f"the checkpoint {path} belongs to a run with other settings or data; delete it to start anew, or "
             "choose another --output-dir"
         )
-    return epoch, seconds, tensors, momenta
+    return state
 
 
 def _checksum(state: dict) -> str:
-    """SHA-256 over all of a checkpoint that changes what training computes, as 64 hex digits."""
-    digest = hashlib.sha256()
+    """The hash of all of a checkpoint that changes what training computes."""
+    return hash_content({key: state[key] for key in ("run_id", "epoch", "model", "optimizer")})
 
-    def add(value: object) -> None:
-        if isinstance(value, dict):
-            for key in value:
-                digest.update(f"{key!r}:".encode())
-                add(value[key])
-        elif isinstance(value, (list, tuple)):
-            for entry in value:
-                add(entry)
-        elif isinstance(value, torch.Tensor):
-            digest.update(f"{value.dtype}{list(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        else:
-            digest.update(f"{value!r};".encode())
 
-    add({key: state[key] for key in ("run_id", "epoch", "model", "optimizer")})
-    return digest.hexdigest()
+def _check_fit(state: dict, model: HeGraphModel, optimizer: torch.optim.Optimizer) -> None:
+    """Checks the tensors of a checkpoint against what they are loaded into.
+
+    Torch itself takes moments of any shape, and reads beyond their end in the next step.
+
+    Raises:
+        ValueError: If something has another name, shape or type; the message says what.
+    """
+    _check_tensors(state["model"], model.state_dict(), "the model")
+    groups, own = state["optimizer"]["param_groups"], optimizer.param_groups
+    parameters = [parameter for group in own for parameter in group["params"]]
+    numbers = [number for group in groups for number in group["params"]]
+    alike = [len(group["params"]) for group in groups] == [len(group["params"]) for group in own]
+    if not alike or numbers != list(range(len(parameters))):
+        raise ValueError("its optimizer has other groups of parameters")
+    for number, moments in state["optimizer"]["state"].items():
+        if number not in numbers:
+            raise ValueError(f"its optimizer has moments of a parameter {number}")
+        wanted = {"step": torch.tensor(0.0), "exp_avg": parameters[number], "exp_avg_sq": parameters[number]}
+        _check_tensors(moments, wanted, f"the moments of parameter {number}")
+
+
+def _check_tensors(found: dict[str, Any], wanted: dict[str, Tensor], what: str) -> None:
+    if found.keys() != wanted.keys():
+        raise ValueError(f"{what} has other tensors than here")
+    for name, tensor in wanted.items():
+        other = found[name]
+        if not isinstance(other, Tensor):
+            raise ValueError(f"{name} of {what} is no tensor")
+        if (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
+            raise ValueError(f"{name} of {what} is {list(other.shape)}, and {list(tensor.shape)} here")
+        if not other.isfinite().all():
+            raise ValueError(f"{name} of {what} holds NaN or infinite values")

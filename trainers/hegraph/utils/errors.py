@@ -1,35 +1,81 @@
-"""How a mistake of the user's is reported: one line on stderr, exit code 2, no traceback."""
+"""What a command says: results on standard output; a mistake of the user's in one line on stderr, with exit code 2.
+
+Standard output may be closed by its reader, full, or a terminal that has not every character.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from types import FrameType
 
 from .commands import PACKAGE
 
-MAX_LISTED = 20  # a longer list of known names is shown only if none of them resembles the one that came
+MAX_LISTED = 20  # names; of a longer list the three nearest are shown
+MAX_LIST_LENGTH = 180  # characters
+MAX_MESSAGE = 280  # characters of a message, without the word "error" before it
+OUT_OF_MEMORY = "out of memory; smaller batches (DATALOADER.*.BATCH_SIZE), views (FEATURES.VIEWS) or files need less"
 
 
 class UserError(ValueError):
     """The input is wrong, and not the program. The message says what came, what is allowed and how to mend it."""
 
 
+class ReaderGone(Exception):
+    """Whoever read standard output has closed it, as `head` does once it has its lines."""
+
+
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
-    """Builds the error for a name that is not known; its message suggests the nearest known name.
+    """Builds the error for a name that is not known; its message suggests the nearest known names.
 
     Args:
         kind: What the name stands for, such as "data set".
         name: The name that came.
-        allowed: Every name that is known.
+        allowed: Every name that is known. A long list is not shown, but the three that are nearest.
     """
     allowed = sorted(allowed)
     by_lower_case = {a.lower(): a for a in allowed}
     nearest = get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.5)
     hint = f"; did you mean {by_lower_case[nearest[0]]!r}?" if nearest else ""
-    listed = f" (known: {', '.join(allowed)})" if not nearest or len(allowed) <= MAX_LISTED else ""
-    return UserError(f"unknown {kind} {name!r}{hint}{listed}")
+    listed = f" (known: {', '.join(allowed)})"
+    if len(allowed) > MAX_LISTED or len(listed) > MAX_LIST_LENGTH:
+        few = (
+            []
+            if nearest
+            else [by_lower_case[near] for near in get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.0)]
+        )
+        listed = f" (nearest of {len(allowed)}: {', '.join(few)})" if few else ""
+    return UserError(f"unknown {kind} {shortened(name, 80)!r}{hint}{listed}")
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many characters; of a longer one, the start and the end are kept."""
+    if len(text) <= most:
+        return text
+    end = (most - 5) // 3
+    return f"{text[: most - 5 - end]} ... {text[len(text) - end :]}"
+
+
+def one_line(message: str) -> str:
+    r"""A message as it is shown: one line below `MAX_MESSAGE`, without control characters and halves of characters."""
+    flat = " ".join(message.split())
+    if not flat.isprintable():
+        flat = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
+    return shortened(flat, MAX_MESSAGE)
+
+
+def report_mistake(message: str) -> int:
+    """Shows a mistake of the user's in one line on stderr; returns the exit code, 2."""
+    with suppress(OSError, ValueError, AttributeError):  # nobody may be there to read it
+        sys.stderr.write(f"error: {one_line(message)}\n")
+        sys.stderr.flush()
+    return 2
 
 
 def first_line(error: Exception) -> str:
@@ -43,6 +89,7 @@ def show_messages() -> None:
     Where the calling program has set up logging itself, its handlers stay as they are.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.raiseExceptions = False  # a stderr that cannot be written is no reason for a traceback
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
 
 
@@ -50,15 +97,90 @@ def report(command: Callable[[], None]) -> int:
     """Runs a command-line program and turns what it raises into an exit code.
 
     Returns:
-        0 if the program ended well, 2 if it raised `UserError` (its message is printed), 130 if it was interrupted
-        from the keyboard. Any other exception passes through, with its traceback.
+        0 if the program ended well, or whoever read its output has seen enough; 2 if it raised `UserError`, or the
+        machine refused something (no permission, no space, no memory, a name that is too long), which is told in one
+        line; 130 if it was interrupted from the keyboard. Any other exception passes through, with its traceback.
     """
-    try:
-        command()
-    except KeyboardInterrupt:
+    with _noted_interrupts() as interrupts:
+        try:
+            command()
+            return 0
+        except KeyboardInterrupt:
+            return _say_interrupted()
+        except Exception as error:
+            # A module that is interrupted while it is imported may raise anything afterwards
+            return _say_interrupted() if interrupts else _code_of(error)
+
+
+def _code_of(error: Exception) -> int:
+    """Tells what a command raised, and returns its exit code; raises it again if it is a mistake of the program."""
+    if isinstance(error, (ReaderGone, BrokenPipeError)):
+        output_error(error)
+        return 0
+    if isinstance(error, UserError):
+        return report_mistake(str(error))
+    if isinstance(error, OSError):
+        named = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes)) else ""
+        return report_mistake(f"{error.strerror or first_line(error)}{named}")
+    no_memory = "allocate memory" in str(error) or "out of memory" in str(error)  # as torch says it
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and no_memory):
+        return report_mistake(OUT_OF_MEMORY)
+    raise error
+
+
+def _say_interrupted() -> int:
+    with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write("\ninterrupted; the same command goes on from the last checkpoint\n")
-        return 130
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    return 130
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """Gives a list that gets an entry for every Ctrl-C in the block, which raises KeyboardInterrupt as ever."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield noted
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def say(text: str) -> None:
+    r"""Writes text to standard output at once; a character that it cannot take becomes `\xe9`, `\u2014` and so on.
+
+    Raises:
+        UserError: If standard output cannot be written, such as a file on a full disk.
+        ReaderGone: If standard output was closed by its reader.
+    """
+    stream = sys.stdout
+    if stream is None:
+        raise UserError("standard output is closed; give it a place, such as > FILE")
+    encoding = stream.encoding or "utf-8"
+    try:
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except (OSError, ValueError) as error:  # ValueError: closed by this program
+        raise output_error(error) from error
+
+
+def output_error(error: Exception) -> Exception:
+    """What is raised where standard output cannot be written; nothing more is then written to it.
+
+    Args:
+        error: What was raised by writing.
+    """
+    # What is still in the buffer goes nowhere; else Python would fail again to write it as it ends
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return ReaderGone()
+    return UserError(f"cannot write to standard output: {getattr(error, 'strerror', None) or error}")

@@ -1,4 +1,4 @@
-"""Reading and writing files, and hashes of their contents.
+"""Writing files, and hashes of their contents. How files are read is in `reading.py`.
 
 A file is written whole or not at all: first under a temporary name in the folder of the target, then renamed.
 """
@@ -7,20 +7,40 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from .errors import UserError, first_line
+from .errors import UserError
+from .reading import read_json as read_json
+from .reading import read_tensors as read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+logger = logging.getLogger(__name__)
+
+
+def absolute(path: str | Path) -> Path:
+    """The absolute path of one that may begin with `~`.
+
+    Raises:
+        UserError: If it begins with the home folder of a user whom this machine does not know.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(f"{path} begins with the home folder of a user that is not known here; write it out") from error
 
 
 @contextmanager
@@ -32,7 +52,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        _remove_leftovers(path.parent)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_suffix())
         os.close(handle)
     except OSError as error:
         raise _cannot_write(path, error) from error
@@ -44,6 +65,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise _cannot_write(path, error) from error
+    except UserError as error:  # it may name the temporary file, of which the user knows nothing
+        raise UserError(str(error).replace(str(temporary), str(path))) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -59,7 +82,8 @@ def writing_folder(folder: Path) -> Iterator[Path]:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+        _remove_leftovers(folder.parent)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=_suffix()))
     except OSError as error:
         raise _cannot_write(folder, error) from error
     new, old = temporary / "new", temporary / "old"
@@ -80,31 +104,18 @@ def writing_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+    """Writes `value` as indented JSON, atomically.
 
     Raises:
-        UserError: If the file is missing, unreadable, not JSON, nested too deeply, or holds half of a surrogate pair,
-            which no file and no terminal can take.
+        UserError: If the file cannot be written, or the value holds a name that is not UTF-8.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text)
-        if "\\u" in text:  # only an escape can make a half of a pair
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        return value
-    except RecursionError as error:
-        raise UserError(f"cannot read {path} as JSON: it is nested too deeply") from error
+        content = f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode()
     except UnicodeEncodeError as error:
-        half = error.object[error.start : error.end]
-        raise UserError(f"cannot read {path} as JSON: it holds half of a surrogate pair, {half!a:.20}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} as JSON: {error}") from error
+        name = error.object[max(error.start - 40, 0) : error.end]
+        raise UserError(f"cannot write {path}: what it would hold is not UTF-8, {name!a}; rename it") from error
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -113,30 +124,6 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
     with atomic_path(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-
-
-def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads the tensors and the metadata of a `.safetensors` file. No code in the file is executed.
-
-    Args:
-        path: The file.
-        what: What the file should be, such as "the adapter"; the error message uses it.
-
-    Raises:
-        UserError: If the file is missing or damaged.
-    """
-    if path.exists() and not path.is_file():
-        raise UserError(f"cannot read {what} {path}: it is no regular file")  # opening a pipe would wait for ever
-    try:
-        with safe_open(path, framework="pt") as file:
-            # The copies have the memory alignment that torch gives its own tensors. The last bit of a matrix product
-            # can depend on the alignment, and tensors that were read must give the results of those that were written.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (`file` is no dict)
-            return tensors, file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {what} {path}: {first_line(error)}") from error
-    except (RuntimeError, MemoryError, AttributeError, KeyError) as error:  # too large, or a type that torch lacks
-        raise UserError(f"cannot read {what} {path}: torch cannot hold its tensors ({error!r:.80})") from error
 
 
 def hash_json(value: Any) -> str:
@@ -152,6 +139,78 @@ def hash_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def hash_content(value: Any) -> str:
+    """SHA-256 over plain values and tensors, nested in dicts, lists and tuples, as 64 hex digits."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, dict):
+            for key in value:
+                digest.update(f"{key!r}:".encode())
+                add(value[key])
+        elif isinstance(value, (list, tuple)):
+            for entry in value:
+                add(entry)
+        elif hasattr(value, "layout"):  # a tensor; this file does without torch
+            digest.update(f"{value.dtype}{list(value.shape)}".encode())
+            digest.update(_bytes(value))
+        else:
+            digest.update(f"{value!r};".encode())
+
+    add(value)
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """What a tensor holds, as an array of bytes that is no copy."""
+    import torch
+
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _suffix() -> str:
+    """The end of the name of a temporary file or folder of this process, by which a later one knows it is dead."""
+    return f".{_host()}-{os.getpid()}.tmp"
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32] or "host"
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what processes of this machine that were killed have left in a folder."""
+    ending = re.compile(rf"\..+\.{_host()}-(\d+)\.tmp")
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            if (found := ending.fullmatch(name)) and not _is_alive(int(found[1])):
+                logger.info("%s was left by a process that was killed: removed", folder / name)
+                if (folder / name).is_dir():
+                    _put_back(folder / name)
+                    shutil.rmtree(folder / name, ignore_errors=True)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+
+
+def _put_back(temporary: Path) -> None:
+    """Undoes half of a replacement: puts the old folder where it was, if `writing_folder` was killed between its
+    two renames."""
+    target = temporary.parent / temporary.name[1:].rsplit(".", 3)[0]
+    if (temporary / "old").is_dir() and not target.exists():
+        os.replace(temporary / "old", target)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # where asking would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's, or no number of a process
+        pass
+    return True
 
 
 def _cannot_write(path: Path, error: Exception) -> UserError:

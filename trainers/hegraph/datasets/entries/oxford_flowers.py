@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from ...utils.files import read_json
+from ...utils.schema import Name, check
 from ..entry import DatasetEntry, Sizes
 from ..fetch.sources import CROSS_MODAL_SPLITS, VGG, Source, coop_split, promptkd_mirror, same
 from ..layouts import read_mat, split_classes
@@ -18,7 +19,7 @@ def read(folder: Path, rng: random.Random) -> Pools:
     by_label: dict[int, list[str]] = defaultdict(list)
     for number, label in enumerate(read_mat(folder / "imagelabels.mat", "labels")[0], start=1):
         by_label[int(label)].append(f"jpg/image_{number:05d}.jpg")
-    names = read_json(folder / "cat_to_name.json")
+    names = check(dict[str, Name], read_json(folder / "cat_to_name.json"), f"{folder / 'cat_to_name.json'}")
     return split_classes(((label - 1, names[str(label)], paths) for label, paths in by_label.items()), rng)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...utils.errors import UserError, unknown
+from ...utils.files import absolute
 from ..registry import stored_datasets
 from .archives import unpack
 from .disk import alone_in, make_folder, missing_of, writing
@@ -43,7 +44,7 @@ def download(name: str, root: str | Path, patience: Patience = PATIENCE) -> None
     if name not in known:
         raise unknown("data set to download", name, known)
     entry = known[name]
-    folder = Path(root).expanduser().absolute() / entry.folder
+    folder = absolute(root) / entry.folder
     make_folder(folder)
     failures = []
     with alone_in(folder):

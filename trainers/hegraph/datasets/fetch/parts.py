@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ...utils.errors import UserError
 from ...utils.files import read_json
+from ...utils.schema import Count, OpenPart, check
 from .disk import writing
 from .failures import Broken
 from .sources import Source
@@ -44,6 +45,14 @@ class Patience:
         return min(self.pause * 2**fruitless, MAX_PAUSE)
 
 
+class _Note(OpenPart):
+    """What the server said of a part, as far as it did."""
+
+    url: str | None = None
+    validator: str | None = None
+    total: Count | None = None
+
+
 def part_of(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
@@ -58,9 +67,10 @@ def read_note(part: Path) -> dict[str, Any]:
         return {}
     try:
         note = read_json(note_of(part))
+        check(_Note, note, str(note_of(part)))
     except UserError:  # it is damaged, so the file is fetched from its beginning
         return {}
-    return note if isinstance(note, dict) else {}
+    return note
 
 
 def forget(part: Path) -> None:

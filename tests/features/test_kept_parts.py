@@ -1,0 +1,59 @@
+"""Features that were kept are used only if they are what was written."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from trainers.hegraph.features.parts import read_part, write_part
+
+
+@pytest.fixture
+def part(tmp_path, unit_features):
+    path = tmp_path / "train-1.safetensors"
+    write_part(path, {"features": unit_features(2, 5, 8)}, "key")
+    return path
+
+
+def rewrite(path, change) -> None:
+    with safe_open(path, framework="pt") as file:
+        features, metadata = file.get_tensor("features").clone(), dict(file.metadata())
+    change(features, metadata)
+    save_file({"features": features}, path, metadata)
+
+
+def swap_rows(features, metadata):
+    features[0, [0, 1]] = features[0, [1, 0]]
+
+
+def swap_views(features, metadata):
+    features[[0, 1]] = features[[1, 0]]
+
+
+def zero_a_block(features, metadata):
+    features[1, 3:] = 0
+
+
+def flip_one_bit(features, metadata):
+    features.view(torch.int32)[0, 0, 0] ^= 1
+
+
+def lose_the_checksum(features, metadata):
+    del metadata["checksum"]
+
+
+def test_what_was_written_is_read(part, unit_features):
+    assert torch.equal(read_part(part, "key")["features"], unit_features(2, 5, 8))
+
+
+@pytest.mark.parametrize("change", [swap_rows, swap_views, zero_a_block, flip_one_bit, lose_the_checksum])
+def test_what_has_changed_since_is_not_used_and_that_is_said(part, caplog, change):
+    rewrite(part, change)
+    with caplog.at_level(logging.WARNING):
+        assert read_part(part, "key") is None
+    assert f"{part} cannot be used" in caplog.text
+    assert "encoding anew" in caplog.text

@@ -1,0 +1,142 @@
+"""Mistakes on the command line that used to end in a traceback, a hang or a page of text: one line, exit code 2."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from trainers.hegraph.__main__ import main
+
+NODE = "TRAINER.HEGRAPHADAPTER"
+LONG = "x" * 300
+
+
+@pytest.fixture
+def refused(tiny_bank, tmp_path, capsys, monkeypatch):
+    """Runs a training on the tiny bank with more arguments, which must be refused; returns the line."""
+    monkeypatch.chdir(tmp_path)
+
+    def check(*arguments: str, bank: bool = True) -> str:
+        first = ["--features", str(tiny_bank), "--output-dir", str(tmp_path / "out")] if bank else []
+        assert main([*first, *arguments]) == 2
+        out, error = capsys.readouterr()
+        assert out == ""
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert len(error) < 300
+        assert not (tmp_path / "out").exists()
+        return error
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("DATALOADER.NUM_WORKERS", "-1", "must not be negative"),
+        ("INPUT.RRCROP_SCALE", "('a', 'b')", "must be two fractions"),
+        ("INPUT.RRCROP_SCALE", "(True, 1.0)", "must be two fractions"),
+        ("INPUT.RRCROP_SCALE", "([0.1], 1.0)", "must be two fractions"),
+        ("OPTIM.LR", "1e999", "must be a finite number"),
+        ("OPTIM.LR", "9" * 400, "must be a finite number"),
+        ("OPTIM.LR", "1e300", "must be a number of 32 bits"),
+        ("OPTIM.MAX_EPOCH", "9" * 30, "must be below 2**31"),
+        ("OPTIM.MAX_EPOCH", "9" * 5000, "must be of type int"),
+        ("DATASET.NUM_SHOTS", "9" * 30, "must be below 2**31"),
+        ("SEED", "9" * 30, "SEED must be below 2**32"),
+        ("INPUT.TRANSFORMS", "(" * 500, "must be of type tuple"),
+        ("INPUT.SIZE", "[" * 50_000, "must be of type tuple"),
+        ("DATASET.TARGET_DOMAINS", "(1, 2)", "must be a list of strings"),
+        ("DATASET.NAME", "a\0b", "must not hold the character NUL"),
+        (f"{NODE}.PROMPTS.TEMPLATES", "['\\ud800 {}']", "must be text in UTF-8"),
+        (f"{NODE}.BY_DATASET", "[['x', ['OPTIM.LR', {1, 2}]]]", "must hold numbers, text and lists"),
+        (f"{NODE}.BY_DATASET", "[['x', ['OPTIM.LR', b'y']]]", "must hold numbers, text and lists"),
+        ("DATASET.SUBSAMPLE_CLASSES", "nwe", "did you mean 'new'"),
+        ("ALPHA_C", "1.0", f"did you mean '{NODE}.ALPHA_C'"),
+        ("OPTIM.MAX_EPOCHS", "1", "did you mean 'OPTIM.MAX_EPOCH'"),
+    ],
+)
+def test_a_value_that_cannot_be_meant(refused, key, value, words):
+    assert words in refused(key, value)
+
+
+def test_a_flag_behind_a_key(refused):
+    assert "--select stands behind a KEY VALUE pair" in refused("SEED", "1", "--select", "val")
+
+
+@pytest.mark.parametrize("word", ["predct", "Predict", "PREDICT", "dataset"])
+@pytest.mark.parametrize("before", [(), ("--seed", "1")], ids=["first", "behind a flag"])
+def test_a_word_that_looks_like_a_sub_command(refused, word, before):
+    error = refused(*before, word, "x", bank=False)
+    assert f"unknown sub-command '{word}'; did you mean '{'datasets' if word == 'dataset' else 'predict'}'" in error
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        (f'[["{NODE}.ALPHA", [1.0]]]', f"did you mean '{NODE}.ALPHA_"),
+        (f'[["{NODE}.ALPHA_C", [1.0, "x"]]]', "must be of type float"),
+        (f'[["{NODE}.VARIANT", ["full", "fill"]]]', "did you mean 'full'"),
+        (f'[["{NODE}.ALPHA_C", []]]', "must be [str, [VALUE, ...]]"),
+    ],
+)
+def test_a_mistake_in_what_is_selected_comes_before_any_work(refused, grid, words):
+    assert words in refused("--select", "val", f"{NODE}.SELECT", grid)
+
+
+def test_targets_of_a_bank_come_before_any_work(refused):
+    assert "a feature bank has no other data sets" in refused("--target-domains", "ImageNetV2")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--config-file", f"{LONG}.yaml"),
+        ("--features", LONG),
+        ("--root", "~nosuchuser", "--dataset-config-file", "dtd"),
+        ("--root", LONG, "--dataset-config-file", "folder"),
+        ("--root", "\udcff", "--dataset-config-file", "folder"),
+        ("--eval-only", "--model-dir", LONG),
+    ],
+)
+def test_a_path_that_cannot_be(refused, arguments):
+    refused(*arguments, bank=False)
+
+
+def test_an_output_folder_whose_name_is_too_long(tiny_bank, capsys):
+    assert main(["--features", str(tiny_bank), "--output-dir", LONG]) == 2
+    assert capsys.readouterr().err.startswith("error: File name too long: xxx")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--features", "pipe"),
+        ("--config-file", "pipe"),
+        ("results", "compare", "pipe"),
+        ("features", "import-tip", ".", "--out", "new", "--classnames", "pipe"),
+        ("describe", "--classes", "pipe", "--context", "photos", "--out", "o.json"),
+        ("predict", "pipe", "image.png"),
+    ],
+)
+def test_a_pipe_is_never_waited_for(refused, tmp_path, arguments):
+    os.mkfifo(tmp_path / "pipe")
+    refused(*arguments, bank=False)
+
+
+def test_a_half_of_one_class_is_empty(tiny_bank, tmp_path, capsys):
+    from dataclasses import replace
+
+    from trainers.hegraph.features.bank import load_bank
+
+    bank = load_bank(tiny_bank)
+    one = {"classnames": ["ant"], "text_positive": bank.text_positive[:1], "text_negative": bank.text_negative[:1]}
+    for split in ("train", "val", "test"):
+        rows = getattr(bank, f"{split}_labels") == 0
+        one |= {f"{split}_features": getattr(bank, f"{split}_features")[..., rows, :]}
+        one |= {f"{split}_labels": getattr(bank, f"{split}_labels")[rows]}
+    replace(bank, **one).save(tmp_path / "one.safetensors")
+    arguments = ["--features", str(tmp_path / "one.safetensors"), "--output-dir", str(tmp_path / "out")]
+    assert main([*arguments, "DATASET.SUBSAMPLE_CLASSES", "new"]) == 2
+    assert "SUBSAMPLE_CLASSES new is empty: there are 1 classes" in capsys.readouterr().err

@@ -1,0 +1,134 @@
+"""What a command says ends up in one line on stderr, or on a standard output that may be anything."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainers.hegraph.utils.arguments import Parser
+from trainers.hegraph.utils.errors import MAX_MESSAGE, UserError, one_line, report, say, unknown
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "trainers.hegraph.baselines"]
+
+
+def run(*shell: str, **more) -> subprocess.CompletedProcess:
+    return subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, **more)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_a_full_standard_output_is_one_line(arguments):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, *arguments], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: cannot write to standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_a_reader_that_leaves_is_no_mistake(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*COMMAND, *arguments], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_character_that_the_terminal_lacks_is_escaped(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    say("é — \udc80\n")
+    assert terminal.buffer.getvalue() == b"\xe9 \\u2014 \\udc80\n"
+
+
+def test_no_standard_output_at_all_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert report(lambda: say("text")) == 2
+    assert capsys.readouterr().err.startswith("error: standard output is closed")
+
+
+@pytest.mark.parametrize(
+    ("raised", "line"),
+    [
+        (OSError(errno.EACCES, "Permission denied", "/closed/x"), "error: Permission denied: /closed/x\n"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", b"/x"), "error: File name too long: /x\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device\n"),
+        (UserError("first\n  second\tthird\x1b[31m\udcff"), "error: first second third\\x1b[31m\\udcff\n"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(capsys, raised, line):
+    def command():
+        raise raised
+
+    assert report(command) == 2
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_too_little_memory_is_one_line(capsys, error):
+    def command():
+        raise error
+
+    assert report(command) == 2
+    assert capsys.readouterr().err.startswith("error: out of memory; ")
+
+
+def test_what_follows_an_interrupt_while_a_module_is_imported_is_no_traceback(capsys):
+    def command():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RecursionError("half an import") from None
+
+    before = signal.getsignal(signal.SIGINT)
+    assert report(command) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_during_the_first_imports_is_no_traceback():
+    hook = "import trainers.hegraph.utils.interrupts\n"
+    late = "try:\n raise KeyboardInterrupt\nexcept BaseException:\n raise ImportError"
+    assert run(sys.executable, "-c", hook + late).stderr == "\ninterrupted\n"
+    assert "ZeroDivisionError" in run(sys.executable, "-c", f"{hook}1 / 0").stderr
+
+
+def test_a_long_message_keeps_its_start_and_its_end():
+    line = one_line(f"there is no /{'x' * 1000}; give another")
+    assert len(line) == MAX_MESSAGE
+    assert line.startswith("there is no /xxx")
+    assert line.endswith("xxx; give another")
+
+
+def test_of_a_long_list_the_three_nearest_names_are_shown():
+    message = str(unknown("key", "zz", [f"key{number}" for number in range(30)]))
+    assert message.startswith("unknown key 'zz' (nearest of 30: ")
+    assert message.count("key") == 1 + 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["colect"], "invalid choice: 'colect'"),
+        (["colect"], "; did you mean 'collect'?"),
+        (["collect", "--sed", "1"], "; did you mean '--seed'?"),
+        ([], "the following arguments are required: what"),
+    ],
+)
+def test_a_mistake_in_the_flags_is_one_line_that_names_what_was_meant(capsys, arguments, words):
+    parser = Parser(prog="it")
+    parser.add_argument("what", choices=("collect", "report"))
+    parser.add_argument("--seed")
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(arguments)
+    out, error = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert error.startswith("error: ")
+    assert words in error
+    assert error.endswith(" (usage: it --help)\n")
+    assert error.count("\n") == 1

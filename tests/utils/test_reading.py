@@ -1,0 +1,105 @@
+"""The readers take any file, and say in one line what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.utils.reading import read_json, read_tensors, read_text, read_torch, read_yaml
+
+
+@pytest.mark.parametrize(
+    "read", [read_json, read_yaml, read_text, lambda p: read_tensors(p, "x"), lambda p: read_torch(p, "x")]
+)
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "it is no regular file"),
+        (os.mkdir, "Is a directory"),
+        (lambda path: None, "No such file"),
+        (lambda path: os.symlink(path, path), "Too many levels of symbolic links"),
+    ],
+    ids=["pipe", "folder", "nothing", "link to itself"],
+)
+def test_what_is_no_file_is_named_and_never_waited_for(tmp_path, read, make, reason):
+    make(tmp_path / "f")
+    with pytest.raises(UserError, match=f"cannot read .*f.*: {reason}"):
+        read(tmp_path / "f")
+
+
+@pytest.mark.parametrize("read", [read_json, read_yaml, read_text])
+def test_a_name_that_is_too_long_is_said(tmp_path, read):
+    with pytest.raises(UserError, match="File name too long"):
+        read(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a": NaN}', "it holds NaN, which is no number"),
+        ("[-Infinity]", "it holds -Infinity, which is no number"),
+        ("[1e999]", "it holds 1e999, which is out of range"),
+        (f"[1{'0' * 40}]", "it holds 10000000000000000000..., which is out of range"),
+        ('{"a": 1, "a": 2}', "it holds the key 'a' twice"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deeply"),
+        ('["\\udc80"]', "half of a surrogate pair"),
+    ],
+)
+def test_json_that_no_computation_can_use_is_refused(tmp_path, text, reason):
+    (tmp_path / "f.json").write_text(text)
+    with pytest.raises(UserError, match="cannot read .*f.json as JSON") as caught:
+        read_json(tmp_path / "f.json")
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: 1\na: 2\n", "it holds the key 'a' twice"),
+        ("[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("{a: " * 60 + "1" + "}" * 60, "nested too deeply"),
+        ("a: &x\n  b: *x\n", "without end"),
+        ("".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9) if n else 1}]\n" for n in range(9)), "without end"),
+        ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+        ("a: 2020-13-45\n", "month must be in"),
+        ("? [1, 2]\n: 3\n", "unhashable"),
+    ],
+)
+def test_yaml_that_is_no_configuration_is_refused(tmp_path, text, reason):
+    (tmp_path / "f.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"f\.yaml is not YAML") as caught:
+        read_yaml(tmp_path / "f.yaml")
+    assert reason in str(caught.value)
+
+
+def test_yaml_with_aliases_and_merges_is_read(tmp_path):
+    (tmp_path / "f.yaml").write_text("a: &x {b: 1, c: 2}\nd:\n  <<: *x\n  b: 3\ne: *x\n")
+    assert read_yaml(tmp_path / "f.yaml")["d"] == {"b": 3, "c": 2}
+
+
+def test_complex_tensors_are_refused_by_name(tmp_path):
+    save_file({"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.complex64)}, tmp_path / "f.safetensors")
+    with pytest.raises(UserError, match="b must hold real numbers, got complex64"):
+        read_tensors(tmp_path / "f.safetensors", "the bank")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (torch.eye(2).to_sparse(), "layout sparse_coo"),
+        (torch.eye(2).to_sparse_csr(), "layout sparse_csr"),
+        (torch.empty(2, device="meta"), "device meta"),
+        (torch.zeros(2, dtype=torch.complex128), "complex"),
+    ],
+)
+def test_tensors_that_cannot_be_computed_with_are_refused_wherever_they_are(tmp_path, tensor, reason):
+    torch.save({"state": [{"deep": (tensor,)}]}, tmp_path / "f.pt")
+    with pytest.raises(UserError, match="the checkpoint .*f.pt is damaged") as caught:
+        read_torch(tmp_path / "f.pt", "the checkpoint")
+    assert reason in str(caught.value)
+    assert "deep" in str(caught.value)

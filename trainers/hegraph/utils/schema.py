@@ -1,0 +1,69 @@
+"""What a file must hold, declared with pydantic and checked before any of it is used.
+
+Each format is declared beside the code that reads it, as a `Part`; `check` compares a value with it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from .errors import UserError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[int, Field(ge=1, lt=2**31)]
+
+Shape = TypeVar("Shape")
+
+
+class Part(BaseModel):
+    """A part of a file: no key may be missing, none may be unknown, and no value is converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class OpenPart(BaseModel):
+    """A part of a file that may hold further keys, which are not read."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+def check(shape: type[Shape], value: Any, where: str) -> Shape:
+    """The value in its declared form. Nothing is converted, unless the form says so.
+
+    Args:
+        shape: A `Part`, or another type that pydantic understands.
+        value: What was read.
+        where: How the message begins: the file, and what it should be.
+
+    Raises:
+        UserError: If the value has another form; the message tells the first thing that is wrong.
+    """
+    try:
+        says_itself = isinstance(shape, type) and issubclass(shape, BaseModel)
+        return TypeAdapter(shape).validate_python(value, strict=None if says_itself else True)
+    except ValidationError as error:
+        raise UserError(f"{where}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line: where, what came, what is allowed."""
+    found = error.errors(include_url=False)[0]
+    where = repr(".".join(map(str, found["loc"])))[1:-1] or "the file"  # a key may hold a line break
+    silent = found["type"] in ("missing", "extra_forbidden", "value_error")  # or the message says what came
+    came = "" if silent else f", got {_shown(found['input'])}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {found['msg']}{came}{more}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.60}"
+    except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
+        return f"a {type(value).__name__}"
