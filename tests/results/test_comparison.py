@@ -103,6 +103,14 @@ def test_by_data_set_has_a_mean_column_where_all_are_there(run, cells):
     assert cells(compare(sets, "dataset"))["HeGraphAdapter(T-P)",] == {"Toy": "70.00", "Zoo": "", "mean of 2": ""}
 
 
+def test_a_data_set_that_no_method_has_at_some_shots_leaves_the_mean_there_to_the_others(run, cells):
+    runs = [run(1, value, dataset=name) for name, value in (("A", 60.0), ("B", 70.0), ("C", 80.0))]
+    runs += [run(1, value, dataset=name, shots=16) for name, value in (("A", 90.0), ("B", 92.0))]
+    shown = cells(compare(runs))
+    assert shown["mean of 3", "HeGraphAdapter"] == {"4": "70.00", "16": ""}
+    assert shown["mean of 2", "HeGraphAdapter"] == {"4": "", "16": "91.00"}
+
+
 def test_by_backbone_groups_rows_by_what_else_there_is(run, cells):
     runs = [run(1, 80.0), run(1, 60.0, shots=16), run(1, 70.0, backbone="RN50/openai", shots=16)]
     table = compare(runs, "backbone")

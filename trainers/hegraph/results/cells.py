@@ -115,21 +115,22 @@ def add_mean_column(cells: dict[Key, Cell], columns: Sequence) -> None:
 
 
 def add_mean_place(cells: dict[Key, Cell], position: int) -> None:
-    """Adds places that are means over data sets.
+    """Adds places that are means over data sets, named after their number, such as "mean of 3".
 
-    Places that differ in the data set alone are averaged, if there are several. A row and column has a mean only if
-    every one of these data sets has the cell.
+    Places that differ in the data set alone are averaged, if there are several. A column is averaged over the data sets
+    that have it for any method, so a bank of four images a class leaves the means at 16 shots to the others, in a row
+    of their own. A row and column has a mean only if every one of these data sets has the cell.
 
     Args:
         cells: The cells, to which the means are added.
         position: Where the data set stands in a place.
     """
-    alike: dict[Place, set[str]] = {}
-    for where, _, _ in cells:
-        alike.setdefault(where[:position] + where[position + 1 :], set()).add(where[position])
+    having: dict[tuple[Place, object], set[str]] = {}
+    for where, _, column in cells:
+        having.setdefault((where[:position] + where[position + 1 :], column), set()).add(where[position])
     for where, name, column in list(cells):
         before, after = where[:position], where[position + 1 :]
-        datasets = sorted(alike[before + after])
+        datasets = sorted(having[before + after, column])
         mean = average(cells.get(((*before, dataset, *after), name, column)) for dataset in datasets)
         if mean and len(datasets) > 1:
             cells[(*before, f"mean of {len(datasets)}", *after), name, column] = mean
