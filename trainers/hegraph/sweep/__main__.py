@@ -47,6 +47,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--shots", nargs="+", help="training images per class (default 16)")
     add("--seeds", nargs="+", help="from 0 (default 1 2 3)")
     add("--vary", nargs="+", action="append", default=[], metavar="KEY VALUE ...", help="run each value of a key")
+    add("--case", nargs="+", action="append", default=[], metavar="NAME [KEY VALUE ...]", help="run with these keys, too")
     add("--root", help="folder of the data sets (default data)")
     add("--output", help="where the folders DATASET/METHOD/CONFIG_Nshots/seedN go (default output)")
     add("--suffix", help="put behind the folder of shots; {NAME} is the value of the varied key that ends in NAME")
@@ -77,19 +78,25 @@ def grid_of(args: argparse.Namespace) -> tuple[Path | None, dict]:
     """
     words = list(args.words)
     path = Path(words.pop(0)) if words and not A_KEY.fullmatch(words[0]) else None
-    if len(words) % 2:
-        raise UserError(f"options come as KEY VALUE pairs, but {' '.join(words)!r} has no value at its end")
     given = {name: getattr(args, name) for name in (*LISTS, "root", "output", "suffix")}
     for name in ("shots", "seeds"):
         if given[name] is not None:
             given[name] = [_number(name, word) for word in given[name]]
     found = {name: value for name, value in given.items() if value is not None}
+    if args.case:
+        found["cases"] = {name: _pairs(words) for name, *words in args.case}
     found["vary"] = {key: values for key, *values in args.vary}
-    found["set"] = dict(zip(words[0::2], words[1::2]))
+    found["set"] = _pairs(words)
     for key in (*found["vary"], *found["set"]):
         if key in NOT_OF_A_SWEEP:
             raise UserError(f"{key} is set by the grid itself; use --shots, --seeds, --methods, --root or --output")
     return path, found
+
+
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    if len(words) % 2:
+        raise UserError(f"options come as KEY VALUE pairs, but {' '.join(words)!r} has no value at its end")
+    return dict(zip(words[0::2], words[1::2]))
 
 
 def _number(name: str, word: str) -> int:

@@ -102,12 +102,14 @@ class Grid:
         configs: Configurations of the method: paths, or names that ship.
         methods: As `--trainer` says them; "all" stands for every one.
         shots, seeds: Training images per class, and seeds.
+        cases: Name -> the configuration keys that make the case, with their values. Each case is run, in folders with
+            its name behind them; a case without a name has the folders of a grid without cases.
         vary: Configuration key -> its values, each of which is run.
         set: Configuration key -> the value that it has in all runs.
         root: The folder of the data sets.
         output: The folder that the output folders of the runs go to.
-        suffix: Is put behind the folder of shots; `{NAME}` in it stands for the value of the varied key that ends in
-            NAME. None names every varied key with its value.
+        suffix: Is put behind the folder of shots and the name of the case; `{NAME}` in it stands for the value of the
+            varied key that ends in NAME. None names every varied key with its value.
     """
 
     datasets: Sequence[str] = ()
@@ -115,6 +117,7 @@ class Grid:
     methods: Sequence[str] = (OURS,)
     shots: Sequence[int] = (16,)
     seeds: Sequence[int] = (1, 2, 3)
+    cases: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     vary: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     set: Mapping[str, Any] = field(default_factory=dict)
     root: str = "data"
@@ -140,10 +143,10 @@ class Grid:
                 if source.endswith(BANK) and needs_backbone(method):
                     left_out.append(f"{method} is left out: it needs images, and {source} is a feature bank")
             there = [m for m in methods if not (source.endswith(BANK) and needs_backbone(m))]
-            each = itertools.product(self.configs, there, self.shots, self._varied(), self.seeds)
-            for config, method, shots, varied, seed in each:
-                folder = self._folder(source, method, config, shots, varied) / f"seed{seed}"
-                keys = (*pairs.items(), *varied)
+            each = itertools.product(self.configs, there, self.shots, self.cases, self._varied(), self.seeds)
+            for config, method, shots, case, varied, seed in each:
+                folder = self._folder(source, method, config, shots, case, varied) / f"seed{seed}"
+                keys = (*pairs.items(), *self.cases[case].items(), *varied)
                 found.append(Run(folder, source, config, method, shots, seed, keys, self.root))
         if not found:
             raise UserError("the grid has no run: every method needs images, and there are only feature banks")
@@ -156,7 +159,7 @@ class Grid:
                 )
         return found, left_out
 
-    def _folder(self, source: str, method: str, config: str, shots: int, varied: Pairs) -> Path:
+    def _folder(self, source: str, method: str, config: str, shots: int, case: str, varied: Pairs) -> Path:
         names = {key.rpartition(".")[2]: str(value) for key, value in varied}
         if self.suffix is None:
             suffix = "".join(f"_{name}={value}" for name, value in names.items()).replace("/", "-")
@@ -167,15 +170,17 @@ class Grid:
                 raise UserError(
                     f"--suffix {self.suffix!r}: braces hold the name of a varied key ({', '.join(names) or 'none'})"
                 ) from error
-        return Path(self.output) / name_of(source) / method / f"{name_of(config)}_{shots}shots{suffix}"
+        case = f"_{case}".replace("/", "-") if case else ""
+        return Path(self.output) / name_of(source) / method / f"{name_of(config)}_{shots}shots{case}{suffix}"
 
     def _varied(self) -> list[Pairs]:
         return [tuple(zip(self.vary, values)) for values in itertools.product(*self.vary.values())]
 
     def _check(self) -> None:
-        for name in ("datasets", "configs", "methods", "shots", "seeds"):
+        for name in ("datasets", "configs", "methods", "shots", "seeds", "cases"):
             if not getattr(self, name):
-                raise UserError(f"the grid has no run: give --{name}, or {name} in the grid's file")
+                flag = "case" if name == "cases" else name
+                raise UserError(f"the grid has no run: give --{flag}, or {name} in the grid's file")
         for key, values in self.vary.items():
             if not values:
                 raise UserError(f"the grid has no run: {key} is varied over no value")
@@ -227,6 +232,8 @@ def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:
         if not isinstance(said, dict) or not all(isinstance(key, str) for key in said):
             raise UserError(f"{where}: {name} must hold KEY: ... lines, got {said!r:.80}")
         values[name] = {**said, **given.get(name, {})}
+    if "cases" in values:
+        values["cases"] = _cases(where, values["cases"])
     values["vary"] = {key: _list(where, f"vary of {key}", found, object) for key, found in values["vary"].items()}
     for name in ("root", "output", "suffix"):
         if name in values and not isinstance(values[name], str):
@@ -234,6 +241,12 @@ def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:
     if "root" in values:
         values["root"] = values["root"] or "."
     return Grid(**values)
+
+
+def _cases(where: str, said: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(said, dict) or not all(isinstance(keys, dict) for keys in said.values()):
+        raise UserError(f"{where}: cases must hold NAME: {{KEY: VALUE, ...}} lines, got {said!r:.80}")
+    return {str(name): keys for name, keys in said.items()}
 
 
 def _list(where: str, name: str, value: Any, kind: type) -> list:
