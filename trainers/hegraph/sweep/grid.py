@@ -38,6 +38,8 @@ class Run:
         shots, seed: Training images per class, and the seed.
         keys: Further configuration keys with their values; they win over everything else.
         root: The folder of the data sets; not used with a bank.
+        label: The case and the values of varied keys, in words.
+        separate: Whether it is done in a process of its own.
     """
 
     folder: Path
@@ -48,6 +50,8 @@ class Run:
     seed: int
     keys: Pairs = ()
     root: str = ""
+    label: str = ""
+    separate: bool = False
 
     @property
     def bank(self) -> Path | None:
@@ -57,7 +61,8 @@ class Run:
     @property
     def title(self) -> str:
         """The run in a few words."""
-        return f"{name_of(self.source)} {self.method} {name_of(self.config)}, {self.shots} shots, seed {self.seed}"
+        words = (f"{name_of(self.source)} {self.method} {name_of(self.config)}", self.label, f"{self.shots} shots")
+        return ", ".join([*filter(None, words), f"seed {self.seed}"])
 
     @property
     def loads(self) -> tuple[str, str]:
@@ -80,17 +85,18 @@ class Run:
         opts = [word for pair in self.keys for word in pair]
         return load_cfg("" if self.bank else self.source, self.config, flags, opts, method_options(self.method))
 
+    def arguments(self) -> list[str]:
+        """The arguments of the command line that does this run alone."""
+        data = ["--features", self.source] if self.bank else ["--root", self.root, "--dataset-config-file", self.source]
+        return [
+            *data, "--shots", str(self.shots), "--seed", str(self.seed), "--trainer", self.method,
+            "--config-file", self.config, "--output-dir", str(self.folder),
+            *(str(word) for pair in self.keys for word in pair),
+        ]  # fmt: skip
+
     def command(self) -> str:
         """The command line that does this run alone."""
-        data = f"--features {shlex.quote(self.source)}" if self.bank else (
-            f"--root {shlex.quote(self.root)} --dataset-config-file {shlex.quote(self.source)}"
-        )  # fmt: skip
-        words = [
-            f"{data} --shots {self.shots} --seed {self.seed} --trainer {self.method}",
-            f"--config-file {shlex.quote(self.config)} --output-dir {shlex.quote(str(self.folder))}",
-            *(shlex.quote(str(word)) for pair in self.keys for word in pair),
-        ]
-        return command(" ".join(words))
+        return command(shlex.join(self.arguments()))
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,7 @@ class Grid:
         output: The folder that the output folders of the runs go to.
         suffix: Is put behind the folder of shots and the name of the case; `{NAME}` in it stands for the value of the
             varied key that ends in NAME. None names every varied key with its value.
+        separate: Whether each run is done in a process of its own.
     """
 
     datasets: Sequence[str] = ()
@@ -123,6 +130,7 @@ class Grid:
     root: str = "data"
     output: str = "output"
     suffix: str | None = None
+    separate: bool = False
 
     def runs(self) -> tuple[list[Run], list[str]]:
         """The runs in the order in which one process does them: those of one data set together.
@@ -147,7 +155,8 @@ class Grid:
             for config, method, shots, case, varied, seed in each:
                 folder = self._folder(source, method, config, shots, case, varied) / f"seed{seed}"
                 keys = (*pairs.items(), *self.cases[case].items(), *varied)
-                found.append(Run(folder, source, config, method, shots, seed, keys, self.root))
+                label = ", ".join(filter(None, (case, *(f"{key.rpartition('.')[2]}={value}" for key, value in varied))))
+                found.append(Run(folder, source, config, method, shots, seed, keys, self.root, label, self.separate))
         if not found:
             raise UserError("the grid has no run: every method needs images, and there are only feature banks")
         folders: dict[Path, Run] = {}
@@ -238,6 +247,8 @@ def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:
     for name in ("root", "output", "suffix"):
         if name in values and not isinstance(values[name], str):
             raise UserError(f"{where}: {name} must be text, got {values[name]!r:.80}")
+    if not isinstance(values.get("separate", False), bool):
+        raise UserError(f"{where}: separate must be true or false, got {values['separate']!r:.80}")
     if "root" in values:
         values["root"] = values["root"] or "."
     return Grid(**values)
