@@ -6,6 +6,7 @@ Every run leaves in its folder what it would leave alone. Runs that are finished
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import re
 import sys
@@ -98,7 +99,7 @@ def grid_of(args: argparse.Namespace) -> tuple[Path | None, dict]:
         found["separate"] = True
     found["vary"] = {key: values for key, *values in args.vary}
     found["set"] = _pairs(words)
-    for key in (*found["vary"], *found["set"]):
+    for key in (*found["vary"], *found["set"], *itertools.chain(*found.get("cases", {}).values())):
         if key in NOT_OF_A_SWEEP:
             raise UserError(f"{key} is set by the grid itself; use --shots, --seeds, --methods, --root or --output")
     return path, found
