@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import subprocess
@@ -41,13 +42,17 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerators, denominators))
 
 
-def process(*arguments: str) -> tuple[float, str]:
+def process(*arguments: str, **environment: str) -> tuple[float, str]:
     """Runs `python -m ARGUMENTS...`; see `python`."""
-    return python("-m", *arguments)
+    return python("-m", *arguments, **environment)
 
 
-def python(*arguments: str) -> tuple[float, str]:
+def python(*arguments: str, **environment: str) -> tuple[float, str]:
     """Runs `python ARGUMENTS...` in the repository's folder, as a process of its own.
+
+    Args:
+        arguments: Of the interpreter.
+        environment: Variables that the process finds changed.
 
     Returns:
         Its wall time in seconds, start and imports included; its standard output.
@@ -56,7 +61,8 @@ def python(*arguments: str) -> tuple[float, str]:
         RuntimeError: If it failed, with the end of what it wrote to standard error.
     """
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    variables = {**os.environ, **environment}
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=variables, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"python {' '.join(arguments)} failed: {done.stderr[-2000:]}")
     return time.perf_counter() - started, done.stdout

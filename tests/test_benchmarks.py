@@ -30,6 +30,7 @@ BARS = {
         "skipping a run of images (digits, mini), over import torch",
         "skipping a run of a bank, over import torch",
     },
+    "sweep": {"one process per run, over one sweep", "one worker, over two"},
 }
 
 

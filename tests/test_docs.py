@@ -47,6 +47,7 @@ RUN_HERE = {
     "python -m trainers.hegraph.results compare results/methods.jsonl results/banks.jsonl --by": 0,
     "python -m trainers.hegraph.datasets check --root DATA": 1,  # no data set is there
     "printf": 0,
+    "python -m trainers.hegraph sweep --datasets digits": 0,
     "python -m trainers.hegraph --dataset-config-file digits_low": 0,
     "python -m trainers.hegraph --trainer TipAdapter": 0,
 }

@@ -11,7 +11,10 @@ import pytest
 from standin.hosts import KINDS, ROOT, contents, copy_coop, install
 
 OURS = ("trainers/hegraph/", "configs/trainers/HeGraphAdapter/", "scripts/hegraph/")
-FILES = ("configs/datasets/digits.yaml", "configs/datasets/folder.yaml", "requirements-hegraph.txt", "LICENSE-hegraph")
+FILES = (
+    "configs/datasets/digits.yaml", "configs/datasets/folder.yaml", "configs/sweeps/graph.yaml",
+    "requirements-hegraph.txt", "LICENSE-hegraph",
+)  # fmt: skip
 
 
 @pytest.fixture(params=KINDS)

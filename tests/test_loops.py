@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
@@ -105,10 +106,27 @@ def test_cross_dataset_and_base_to_new_test_other_classes(bash, output):
 
 
 def test_ablation_has_a_row_for_each_variant_with_its_accuracy(bash, output):
-    printed = table(bash("ablation.sh", "digits", "mini"))
+    printed = table(bash("ablation.sh", "digits", "mini", PARTS="table2"))
     for variant in ("T-N", "T-P", "T"):
         record = record_of(output, "HeGraphAdapter", variant=variant)
         assert list(printed[f"HeGraphAdapter({variant})"].values()) == [float(f"{record['accuracy']:.2f}")]
+
+
+def test_the_second_ablation_has_a_row_for_each_case_of_the_graphs_grid(bash, output, tiny_bank):
+    options = ("OPTIM.MAX_EPOCH", "2", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
+    printed = table(bash("ablation.sh", str(tiny_bank), "vit_b32_paper", *options, PARTS="graph"))
+    cases = list(yaml.safe_load((ROOT / "configs" / "sweeps" / "graph.yaml").read_text())["cases"])
+    assert list(printed) == ["zero-shot", *cases]
+    folders = [output / "tiny" / "HeGraphAdapter" / f"vit_b32_2shots_{case}" / "seed1" for case in cases]
+    records = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    assert [printed[case] for case in cases] == [{"2": float(f"{record['accuracy']:.2f}")} for record in records]
+    assert len({record["run_id"] for record in records}) == len(cases)
+
+
+def test_an_unknown_part_of_the_ablation_is_named(bash):
+    assert "unknown part 'graf' in PARTS (known: table2 graph)" in bash(
+        "ablation.sh", "digits", "mini", code=2, PARTS="graf"
+    )
 
 
 def test_sensitivity_trains_for_every_weight_and_the_weight_of_the_test_changes_no_training(bash, output):
@@ -141,7 +159,7 @@ def test_a_feature_bank_takes_the_place_of_a_data_set(bash, tiny_bank):
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"METHODS": "TipAdapter Tip"}, "unknown method 'Tip' in METHODS"),
+        ({"METHODS": "TipAdapter Tip"}, "unknown method 'Tip'"),
         ({"SEEDS": "one"}, "got 'one'"),
     ],
 )

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from standin.hosts import QUICK, STANDIN, copy_coop, install, make_images, write_split
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts" / "hegraph"
@@ -79,7 +80,7 @@ def test_a_second_run_is_skipped_says_so_and_prints_the_same_table(main_job, out
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
     again = bash("main.sh", "digits", "mini", "4", OUTPUT=str(output), SEEDS="1 2")
     assert again.returncode == 0
-    assert (again.stdout + again.stderr).count("skipped") == 2
+    assert "2 of 2 runs are finished: skipped" in again.stderr
     assert again.stdout.splitlines()[-4:] == main_job.stdout.splitlines()[-4:]
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
 
@@ -102,6 +103,24 @@ def test_a_wrong_configuration_is_one_clear_line(tmp_path):
     assert "'minni.yaml'" in error
     assert "'mini.yaml'" in error
     assert not list(tmp_path.iterdir())
+
+
+def test_inside_coop_a_script_has_dassl_drive_the_runs(tmp_path):
+    coop = copy_coop("standin", tmp_path / "CoOp")
+    assert install(coop).returncode == 0
+    make_images(tmp_path / "images")
+    write_split(tmp_path / "images")
+    script = str(coop / "scripts" / "hegraph" / "main.sh")
+    places = {"DATA": str(tmp_path / "images"), "OUTPUT": str(tmp_path / "out"), "PYTHONPATH": str(STANDIN)}
+    result = bash(script, "caltech101", "mini", "2", *QUICK, SEEDS="1", **places)
+    assert result.returncode == 0, result.stderr
+    record = tmp_path / "out" / "caltech101" / "HeGraphAdapter" / "mini_2shots" / "seed1" / "result.json"
+    assert json.loads(record.read_text())["host"] == "dassl"
+    assert "Caltech101, hegraph-mini" in result.stdout
+    assert (
+        "1 of 1 runs are finished: skipped"
+        in bash(script, "caltech101", "mini", "2", *QUICK, SEEDS="1", **places).stderr
+    )
 
 
 # The environment

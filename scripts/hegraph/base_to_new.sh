@@ -11,12 +11,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 DATASET=$1
 CONFIG=$2
 shift 2
-SHOTS=${SHOTS:-16}
-METHODS=${METHODS:-ZeroShot CoOp CLIPAdapter HeGraphAdapter}
-check_loops "$SHOTS" "$METHODS"
-NAME=$(sed -n 's/^ *NAME: *"\(.*\)".*/\1/p' "$ROOT/configs/datasets/$DATASET.yaml")
+NAME=$(sed -n 's/^ *NAME: *"\(.*\)".*/\1/p' "$ROOT/configs/datasets/$DATASET.yaml" 2>/dev/null)
 
-RUNS=()
-run_methods _base_to_new "$DATASET" "$CONFIG" "$SHOTS" --target-datasets "$NAME:new" "$@" \
-    DATASET.SUBSAMPLE_CLASSES base
+sweep "$@" --datasets "$DATASET" --configs "$CONFIG" --methods ${METHODS:-ZeroShot CoOp CLIPAdapter HeGraphAdapter} \
+    --shots ${SHOTS:-16} --suffix _base_to_new \
+    DATASET.SUBSAMPLE_CLASSES base DATASET.TARGET_DATASETS "$(list_of "$NAME:new")"
 "$PYTHON" -m trainers.hegraph.results base-to-new "${RUNS[@]}"

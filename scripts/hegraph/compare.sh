@@ -11,9 +11,6 @@ DATASET=$1
 CONFIG=$2
 SHOTS=$3
 shift 3
-METHODS=${METHODS:-$ALL_METHODS}
-check_loops "$SHOTS" "$METHODS"
 
-RUNS=()
-run_methods "" "$DATASET" "$CONFIG" "$SHOTS" "$@"
+sweep "$@" --datasets "$DATASET" --configs "$CONFIG" --methods ${METHODS:-all} --shots "$SHOTS"
 "$PYTHON" -m trainers.hegraph.results compare --by dataset "${RUNS[@]}"

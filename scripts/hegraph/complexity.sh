@@ -11,10 +11,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 DATASET=$1
 CONFIG=$2
 shift 2
-SHOTS=${SHOTS:-16}
-METHODS=${METHODS:-$ALL_METHODS}
-check_loops "$SHOTS" "$METHODS"
 
-RUNS=()
-run_methods "" "$DATASET" "$CONFIG" "$SHOTS" "$@"
+# a process of its own for each run, so that no memory is another's
+SEPARATE=(--separate)
+sweep "$@" --datasets "$DATASET" --configs "$CONFIG" --methods ${METHODS:-all} --shots ${SHOTS:-16}
 "$PYTHON" -m trainers.hegraph.results complexity "${RUNS[@]}"

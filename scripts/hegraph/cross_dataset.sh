@@ -11,9 +11,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 DATASET=$1
 CONFIG=$2
 shift 2
-SHOTS=${SHOTS:-16}
-METHODS=${METHODS:-ZeroShot CoOp CLIPAdapter HeGraphAdapter}
-check_loops "$SHOTS" "$METHODS"
 case $#$DATASET in
     0imagenet)
         set -- Caltech101 OxfordPets StanfordCars OxfordFlowers Food101 FGVCAircraft SUN397 DescribableTextures EuroSAT UCF101
@@ -23,6 +20,7 @@ case $#$DATASET in
     0*) usage "$DATASET CONFIG TARGET [TARGET ...]" ;;
 esac
 
-RUNS=()
-run_methods _datasets "$DATASET" "$CONFIG" "$SHOTS" --target-datasets "$@"
+sweep --datasets "$DATASET" --configs "$CONFIG" --shots ${SHOTS:-16} --suffix _datasets \
+    --methods ${METHODS:-ZeroShot CoOp CLIPAdapter HeGraphAdapter} \
+    DATASET.TARGET_DATASETS "$(list_of "$@")"
 "$PYTHON" -m trainers.hegraph.results compare --by target "${RUNS[@]}"

@@ -19,8 +19,9 @@ if [ $# -gt 0 ] && [[ $1 != -* ]]; then
     MODEL=$1
     shift
 else
-    RUNS=$(folder_of HeGraphAdapter digits mini 16)
-    SEEDS=1 run_seeds "$RUNS" HeGraphAdapter digits mini 16 --keep-thumbnails
-    MODEL=$RUNS/seed1/model
+    RUN=$OUTPUT/digits/HeGraphAdapter/mini_16shots/seed1
+    "$PYTHON" -m trainers.hegraph --root "$DATA" --dataset-config-file digits --shots 16 --seed 1 --config-file mini \
+        --output-dir "$RUN" --keep-thumbnails TRAINER.HEGRAPHADAPTER.FEATURES.DIR "$OUTPUT/features" || exit $?
+    MODEL=$RUN/model
 fi
 exec "$PYTHON" -m trainers.hegraph.demo "$MODEL" "$@"

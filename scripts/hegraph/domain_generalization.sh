@@ -11,15 +11,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 DATASET=$1
 CONFIG=$2
 shift 2
-SHOTS=${SHOTS:-16}
-METHODS=${METHODS:-ZeroShot LinearProbe CoOp TaskRes GraphAdapter HeGraphAdapter}
-check_loops "$SHOTS" "$METHODS"
 case $#$DATASET in
     0imagenet) set -- ImageNetV2 ImageNetSketch ImageNetA ImageNetR ;;
     0digits) set -- DigitsInverted DigitsRotated DigitsNoisy DigitsBlurred ;;
     0*) usage "$DATASET CONFIG TARGET [TARGET ...]" ;;
 esac
 
-RUNS=()
-run_methods _domains "$DATASET" "$CONFIG" "$SHOTS" --target-domains "$@"
+sweep --datasets "$DATASET" --configs "$CONFIG" --shots ${SHOTS:-16} --suffix _domains \
+    --methods ${METHODS:-ZeroShot LinearProbe CoOp TaskRes GraphAdapter HeGraphAdapter} \
+    DATASET.TARGET_DOMAINS "$(list_of "$@")"
 "$PYTHON" -m trainers.hegraph.results compare --by target "${RUNS[@]}"

@@ -12,12 +12,5 @@ CONFIG=$2
 ALL_SHOTS=$3
 shift 3
 
-RUNS=()
-for BANK in ${BANKS//,/ }; do
-    for SHOTS in ${ALL_SHOTS//,/ }; do
-        RUN=$(folder_of HeGraphAdapter "$BANK" "$CONFIG" "$SHOTS")
-        RUNS+=("$RUN")
-        run_seeds "$RUN" HeGraphAdapter "$BANK" "$CONFIG" "$SHOTS" "$@"
-    done
-done
+sweep "$@" --datasets ${BANKS//,/ } --configs "$CONFIG" --shots ${ALL_SHOTS//,/ }
 "$PYTHON" -m trainers.hegraph.results compare --no-interval "${RUNS[@]}"

@@ -11,15 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 DATASETS=$1
 CONFIG=$2
 shift 2
-SHOTS=${SHOTS:-1 2 4 8 16}
-METHODS=${METHODS:-$ALL_METHODS}
-check_loops "$SHOTS" "$METHODS"
 
-RUNS=()
-for DATASET in ${DATASETS//,/ }; do
-    for COUNT in $SHOTS; do
-        run_methods "" "$DATASET" "$CONFIG" "$COUNT" "$@"
-    done
-done
+sweep "$@" --datasets ${DATASETS//,/ } --configs "$CONFIG" --methods ${METHODS:-all} --shots ${SHOTS:-1 2 4 8 16}
 "$PYTHON" -m trainers.hegraph.results compare --by shots "${RUNS[@]}" || exit $?
 "$PYTHON" -m trainers.hegraph.results curves "${RUNS[@]}" --out "$OUTPUT/few_shot/$CONFIG"

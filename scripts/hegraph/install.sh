@@ -35,7 +35,7 @@ if [ "$COOP" = "$SOURCE" ]; then
 fi
 
 FOLDERS="trainers/hegraph configs/trainers/HeGraphAdapter scripts/hegraph"
-FILES="configs/datasets/digits.yaml configs/datasets/folder.yaml" # beside CoOp's, which has none of these names
+FILES="configs/datasets/digits.yaml configs/datasets/folder.yaml configs/sweeps/graph.yaml" # beside CoOp's, which has none of these names
 RENAMED="requirements.txt:requirements-hegraph.txt LICENSE:LICENSE-hegraph" # CoOp has files of these names
 MARK=.hegraph-installed # a copy of a folder of ours holds this file, which names the commit
 
@@ -66,6 +66,7 @@ for FOLDER in $FOLDERS; do
     echo "  $TO"
 done
 for FILE in $FILES; do
+    mkdir -p "$(dirname "$COOP/$FILE")"
     cp "$SOURCE/$FILE" "$COOP/$FILE"
     echo "  $COOP/$FILE"
 done

@@ -12,6 +12,5 @@ CONFIG=${2:-mini} # a file of configs/trainers/HeGraphAdapter
 SHOTS=${3:-16}    # images per class
 shift $(($# < 3 ? $# : 3))
 
-RUNS=$(folder_of HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS")
-run_seeds "$RUNS" HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS" "$@"
-"$PYTHON" -m trainers.hegraph.results compare --format text "$RUNS"
+sweep "$@" --datasets "$DATASET" --configs "$CONFIG" --shots "$SHOTS" --verbose
+"$PYTHON" -m trainers.hegraph.results compare --format text "${RUNS[@]}"

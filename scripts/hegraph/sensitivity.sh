@@ -14,7 +14,6 @@ CONFIG=$2
 shift 2
 SHOTS=${SHOTS:-16}
 WEIGHTS=${WEIGHTS:-ALPHA_PP ALPHA_VP ALPHA_NP ALPHA_NP_TEST}
-check_loops "$SHOTS"
 
 grid() {
     case $1 in
@@ -29,15 +28,11 @@ grid() {
 }
 
 NODE=TRAINER.HEGRAPHADAPTER
-HERE=$(folder_of HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS")_sensitivity
+GRID=("$@" --datasets "$DATASET" --configs "$CONFIG" --shots "$SHOTS" $NODE.VARIANT T)
 for WEIGHT in $WEIGHTS; do
     OF_PAPER=$(grid "$WEIGHT") || exit 2
-    for VALUE in ${VALUES:-$OF_PAPER}; do
-        RUN=$HERE/$WEIGHT=$VALUE
-        run_seeds "$RUN" HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS" "$@" $NODE.VARIANT T $NODE."$WEIGHT" "$VALUE"
-    done
-    "$PYTHON" -m trainers.hegraph.results compare --by setting "$HERE/$WEIGHT="* || exit $?
+    sweep "${GRID[@]}" --vary $NODE."$WEIGHT" ${VALUES:-$OF_PAPER} --suffix "_sensitivity/$WEIGHT={$WEIGHT}"
+    "$PYTHON" -m trainers.hegraph.results compare --by setting "${RUNS[@]}" || exit $?
 done
-RUN=$HERE/learned
-run_seeds "$RUN" HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS" "$@" $NODE.VARIANT T $NODE.LEARN_METAPATH True
-"$PYTHON" -m trainers.hegraph.results compare --by dataset "$RUN"
+sweep "${GRID[@]}" $NODE.LEARN_METAPATH True --suffix _sensitivity/learned
+"$PYTHON" -m trainers.hegraph.results compare --by dataset "${RUNS[@]}"

@@ -10,10 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 DATASET=$1
 CONFIG=$2
 shift 2
-SHOTS=${SHOTS:-16}
-check_loops "$SHOTS"
 SEEDS=${SEEDS%% *}
 
-RUN=$(folder_of HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS")
-run_seeds "$RUN" HeGraphAdapter "$DATASET" "$CONFIG" "$SHOTS" "$@"
-"$PYTHON" -m trainers.hegraph.results tsne "$RUN/seed$SEEDS" --out "$OUTPUT/tsne/$(name_of "$DATASET")_$CONFIG"
+sweep "$@" --datasets "$DATASET" --configs "$CONFIG" --shots ${SHOTS:-16}
+"$PYTHON" -m trainers.hegraph.results tsne "${RUNS[0]}/seed$SEEDS" --out "$OUTPUT/tsne/$(name_of "$DATASET")_$CONFIG"

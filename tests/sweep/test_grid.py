@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from trainers.hegraph.sweep.grid import Grid, read_grid
 from trainers.hegraph.utils.errors import UserError
 
 NODE = "TRAINER.HEGRAPHADAPTER"
+ROOT = Path(__file__).parents[2]
 
 
 def grid(*words: str) -> Grid:
@@ -167,6 +170,8 @@ DIGITS = ("--datasets", "digits", "--configs", "mini")
         ((*DIGITS, "--seeds", "-1"), "the seeds of a sweep are from 0, got -1"),
         ((*DIGITS, "--workers", "-1"), "--workers must be at least 1"),
         ((*DIGITS, "OPTIM.LR"), "'OPTIM.LR' has no value"),
+        ((*DIGITS, "--case", "a", "SEED", "1"), "SEED is set by the grid itself"),
+        ((*DIGITS, "--case", "a", "OPTIM.LR"), "'OPTIM.LR' has no value"),
         ((*DIGITS, "OPTIM.RL", "1"), "unknown configuration key 'OPTIM.RL'"),
         ((*DIGITS, "DATASET.NUM_SHOTS", "1"), "DATASET.NUM_SHOTS is set by the grid itself"),
         ((*DIGITS, "--vary", "OPTIM.LR"), "OPTIM.LR is varied over no value"),
@@ -233,3 +238,55 @@ def test_what_a_class_computes_is_not_read_but_asked_of_the_class(tmp_path, monk
         assert read_declared("nowhere", "New") is None
     finally:
         module._names_of.cache_clear()
+
+
+def test_cases_are_runs_with_keys_of_their_own_and_their_names_in_the_folders():
+    words = ("--datasets", "digits", "--configs", "mini", "--seeds", "1", f"{NODE}.ALPHA_PP", "0.1")
+    cases = (
+        "--case",
+        "",
+        f"{NODE}.VARIANT",
+        "full",
+        "--case",
+        "text",
+        f"{NODE}.VARIANT",
+        "T",
+        f"{NODE}.ALPHA_PP",
+        "0.2",
+    )
+    runs, _ = grid(*words, *cases).runs()
+    assert [str(run.folder) for run in runs] == [
+        f"output/digits/HeGraphAdapter/mini_16shots{case}/seed1" for case in ("", "_text")
+    ]
+    nodes = [run.configuration().TRAINER.HEGRAPHADAPTER for run in runs]
+    assert [(node.VARIANT, node.ALPHA_PP) for node in nodes] == [("full", 0.1), ("T", 0.2)]
+    assert [run.title for run in runs] == [
+        "digits HeGraphAdapter mini, 16 shots, seed 1", "digits HeGraphAdapter mini, text, 16 shots, seed 1"
+    ]  # fmt: skip
+
+
+def test_the_folders_of_a_grid_are_listed_and_nothing_is_run(capsys, tmp_path):
+    words = ["--datasets", "digits", "--configs", "mini", "--methods", "TaskRes", "APE", "--output", str(tmp_path)]
+    assert main(["sweep", *words, "--folders"]) == 0
+    assert capsys.readouterr() == (f"{tmp_path}/digits/TaskRes/mini_16shots\n{tmp_path}/digits/APE/mini_16shots\n", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_grid_of_the_graph_has_a_configuration_for_each_case(tiny_bank):
+    runs, _ = grid(str(ROOT / "configs" / "sweeps" / "graph.yaml"), "--datasets", str(tiny_bank)).runs()
+    assert len({str(run.configuration()) for run in runs}) == len(runs)
+
+
+def test_the_file_in_the_page_makes_the_runs_that_the_page_says(tmp_path):
+    page = (ROOT / "docs" / "sweep.md").read_text()
+    [text] = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "grid.yaml").write_text(text)
+    runs, _ = grid(str(tmp_path / "grid.yaml")).runs()
+    assert f"makes {len(runs)} runs" in page
+    assert str(runs[-1].folder) == "output/bias/digits_low/HeGraphAdapter/mini_16shots_without_VARIANT=full/seed3"
+    assert len({str(run.configuration()) for run in runs}) == len(runs)
+
+
+def test_every_list_of_a_grid_is_in_the_page():
+    rows = re.findall(r"^\| `[^|]*` \| `(\w+)` \|", (ROOT / "docs" / "sweep.md").read_text(), re.MULTILINE)
+    assert {*rows, "suffix"} == {field.name for field in fields(Grid)}

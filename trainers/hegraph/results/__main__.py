@@ -16,6 +16,7 @@ from ..utils.arguments import Parser
 from ..utils.commands import command
 from ..utils.errors import UserError, report, say
 from .calibration import calibration_table, reliability_diagrams
+from .cases import read_cases
 from .comparison import BY, base_to_new, compare
 from .costs import complexity
 from .paper import Quote, read_quotes
@@ -82,6 +83,7 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=FORMATS, default="markdown", help="text shows every seed (default: %(default)s)"
     )
+    parser.add_argument("--cases", type=Path, metavar="GRID.yaml", help="rows are the cases of a sweep, from its file")
     parser.add_argument("--no-interval", action="store_true", help="means alone")
     _add_quote_option(parser)
 
@@ -107,9 +109,10 @@ def scored(records: Sequence[dict]) -> list[dict]:
 def table_command(args: argparse.Namespace) -> None:
     """Prints a table."""
     records = scored(find_records(args.sources))
+    cases = read_cases(args.cases) if getattr(args, "cases", None) else None
     quotes = read_quotes(args.quote) if getattr(args, "quote", None) else []
     make: dict[str, Callable[[], Table]] = {
-        "compare": lambda: compare(records, args.by, quotes, intervals=not args.no_interval),
+        "compare": lambda: compare(records, args.by, quotes, not args.no_interval, cases),
         "base-to-new": lambda: base_to_new(records),
         "complexity": lambda: complexity(records, quotes),
         "calibration": lambda: calibration_table(records),

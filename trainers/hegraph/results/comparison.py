@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..utils.errors import UserError
+from .cases import Cases, name_cases
 from .cells import MEAN, SOURCE, Observation, add_mean_column, add_mean_place, make_cells, observe
 from .methods import PLACE, place
 from .paper import Quote, quote_cells
@@ -18,7 +19,13 @@ BY = (*PLACE, "target", "setting")
 CAPTION = "Accuracy on test (%)"
 
 
-def compare(records: Sequence[dict], by: str = "shots", quotes: Sequence[Quote] = (), intervals: bool = True) -> Table:
+def compare(
+    records: Sequence[dict],
+    by: str = "shots",
+    quotes: Sequence[Quote] = (),
+    intervals: bool = True,
+    cases: Cases | None = None,
+) -> Table:
     """Accuracy on test of every method, by one of `BY`.
 
     By "target", there is a column for the data set of training and one for each further data set that the runs tested
@@ -31,10 +38,13 @@ def compare(records: Sequence[dict], by: str = "shots", quotes: Sequence[Quote] 
         by: What the columns are.
         quotes: The paper's numbers; those of the same data set, backbone, shots and setting get rows of their own.
         intervals: Whether means are shown with their intervals.
+        cases: From `read_cases`; rows are these cases then, and runs of none are left out.
 
     Raises:
-        UserError: If a cell would mix runs, or by "target" if no run was tested on one.
+        UserError: If a cell would mix runs, if no run is of a case, or by "target" if no run was tested on one.
     """
+    if cases is not None:
+        records = name_cases(records, cases)
     if by == "target":
         return compare_targets(records, quotes, intervals)
     notes = _sources(records)
@@ -55,7 +65,8 @@ def compare(records: Sequence[dict], by: str = "shots", quotes: Sequence[Quote] 
         add_mean_place(cells, keys.index("dataset"))
     caption = "; ".join([f"{CAPTION} by {PLACE.get(by, by)}", *notes])
     unit = "shots" if by == "shots" else ""
-    return tabulate(caption, keys, cells, columns, quoted, intervals=intervals, unit=unit)
+    order = list(cases or ())
+    return tabulate(caption, keys, cells, columns, quoted, intervals=intervals, unit=unit, cases=order)
 
 
 def compare_targets(records: Sequence[dict], quotes: Sequence[Quote] = (), intervals: bool = True) -> Table:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..baselines import METHODS
+from .cases import CASE
 
 OURS = "HeGraphAdapter"
 TEXT = f"{OURS}(T)"  # our text classifier without the cache
@@ -22,7 +23,12 @@ Place = tuple[Any, ...]  # the values of some keys of PLACE
 
 
 def method(record: dict) -> str:
-    """The name of the row that a run belongs to: its method and, for HeGraphAdapter, the variant."""
+    """The name of the row that a run belongs to: its method and, for HeGraphAdapter, the variant.
+
+    A run that `name_cases` has named belongs to the row of its case.
+    """
+    if CASE in record:
+        return record[CASE]
     if record["trainer"] == "ZeroShot":
         return ZERO_SHOT
     if record["trainer"] != OURS:
@@ -30,8 +36,10 @@ def method(record: dict) -> str:
     return OURS if record["variant"] == "full" else f"{OURS}({record['variant']})"
 
 
-def method_order(name: str) -> tuple[int, int, str]:
-    """The key by which the names of rows are sorted."""
+def method_order(name: str, cases: Sequence[str] = ()) -> tuple[int, int, str]:
+    """The key by which the names of rows are sorted; cases stand last, in their order."""
+    if name in cases:
+        return 3, cases.index(name), name
     if name in VARIANTS:
         return 2, VARIANTS.index(name), name
     return (0, BASELINES.index(name), name) if name in BASELINES else (1, 0, name)

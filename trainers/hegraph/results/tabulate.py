@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from .cells import Key
@@ -19,6 +20,7 @@ def tabulate(
     *,
     intervals: bool = True,
     unit: str = "",
+    cases: Sequence[str] = (),
 ) -> Table:
     """A table of accuracies over seeds, the best ones bold.
 
@@ -30,8 +32,9 @@ def tabulate(
         quoted: The paper's numbers; their rows stand below ours of the same place.
         intervals: Whether means are shown with their intervals.
         unit: See `Table`.
+        cases: The names of rows that are cases, in their order.
     """
-    caption, heads, rows = _arrange(caption, keys, cells, columns, quoted or {})
+    caption, heads, rows = _arrange(caption, keys, cells, columns, quoted or {}, cases)
     caption = f"{caption}; {_over_seeds(cells.values(), intervals)}"
     return Table(
         caption, heads, list(columns.values()), rows, [2] * len(columns), bold=True, intervals=intervals, unit=unit
@@ -64,6 +67,7 @@ def _arrange(
     cells: Mapping[Key, Cell],
     columns: Collection[Any],
     quoted: Mapping[Key, Cell],
+    cases: Sequence[str] = (),
 ) -> tuple[str, tuple[str, ...], list[Row]]:
     """The caption with what all places share, the heads of the labels, and the rows."""
     places = list(dict.fromkeys(key[0] for key in cells))
@@ -74,7 +78,7 @@ def _arrange(
         labels = tuple(str(where[i]) for i in varying)
         in_words = ", ".join(map(_words, keys, where))
         for some, mark in ((cells, ""), (quoted, " (quoted)")):
-            for name in _methods(some, where):
+            for name in _methods(some, where, cases):
                 numbers = [some.get((where, name, column)) for column in columns]
                 rows.append(Row((*labels, f"{name}{mark}"), numbers, quoted=bool(mark), place=in_words))
     if any(row.quoted for row in rows):
@@ -82,9 +86,9 @@ def _arrange(
     return ", ".join([caption, *shared]), (*(PLACE[keys[i]] for i in varying), "method"), rows
 
 
-def _methods(cells: Iterable[Key], where: Place) -> list[str]:
+def _methods(cells: Iterable[Key], where: Place, cases: Sequence[str]) -> list[str]:
     """The names of the rows at a place, in order."""
-    return sorted({name for place, name, _ in cells if place == where}, key=method_order)
+    return sorted({name for place, name, _ in cells if place == where}, key=partial(method_order, cases=cases))
 
 
 def _words(key: str, value: object) -> str:

@@ -6,6 +6,7 @@ Every run leaves in its folder what it would leave alone. Runs that are finished
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import re
 import sys
@@ -47,12 +48,22 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--shots", nargs="+", help="training images per class (default 16)")
     add("--seeds", nargs="+", help="from 0 (default 1 2 3)")
     add("--vary", nargs="+", action="append", default=[], metavar="KEY VALUE ...", help="run each value of a key")
+    add(
+        "--case",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="NAME [KEY VALUE ...]",
+        help="run with these keys, too",
+    )
     add("--root", help="folder of the data sets (default data)")
     add("--output", help="where the folders DATASET/METHOD/CONFIG_Nshots/seedN go (default output)")
     add("--suffix", help="put behind the folder of shots; {NAME} is the value of the varied key that ends in NAME")
     add("--workers", type=int, default=0, help="worker processes (default: none, all in this process)")
+    add("--separate", action="store_true", help="each run in a process of its own, as its command line would do it")
     add("--retry-failed", action="store_true", help="run again what has failed before, which is skipped else")
     add("--dry-run", action="store_true", help="list what would be run, and how long it should take")
+    add("--folders", action="store_true", help="list the output folders of the grid, without seeds, and run nothing")
     add("--verbose", action="store_true", help="show the messages of the runs, and not their warnings alone")
     args = parser.parse_intermixed_args(arguments)
     for flag in LISTS:
@@ -77,19 +88,27 @@ def grid_of(args: argparse.Namespace) -> tuple[Path | None, dict]:
     """
     words = list(args.words)
     path = Path(words.pop(0)) if words and not A_KEY.fullmatch(words[0]) else None
-    if len(words) % 2:
-        raise UserError(f"options come as KEY VALUE pairs, but {' '.join(words)!r} has no value at its end")
     given = {name: getattr(args, name) for name in (*LISTS, "root", "output", "suffix")}
     for name in ("shots", "seeds"):
         if given[name] is not None:
             given[name] = [_number(name, word) for word in given[name]]
     found = {name: value for name, value in given.items() if value is not None}
+    if args.case:
+        found["cases"] = {name: _pairs(words) for name, *words in args.case}
+    if args.separate:
+        found["separate"] = True
     found["vary"] = {key: values for key, *values in args.vary}
-    found["set"] = dict(zip(words[0::2], words[1::2]))
-    for key in (*found["vary"], *found["set"]):
+    found["set"] = _pairs(words)
+    for key in (*found["vary"], *found["set"], *itertools.chain(*found.get("cases", {}).values())):
         if key in NOT_OF_A_SWEEP:
             raise UserError(f"{key} is set by the grid itself; use --shots, --seeds, --methods, --root or --output")
     return path, found
+
+
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    if len(words) % 2:
+        raise UserError(f"options come as KEY VALUE pairs, but {' '.join(words)!r} has no value at its end")
+    return dict(zip(words[0::2], words[1::2]))
 
 
 def _number(name: str, word: str) -> int:
@@ -105,6 +124,9 @@ def run_command(args: argparse.Namespace) -> int:
         raise UserError(f"--workers must be at least 1, or left out, got {args.workers}")
     grid = read_grid(*grid_of(args))
     runs, left_out = grid.runs()
+    if args.folders:
+        sys.stdout.writelines(f"{folder}\n" for folder in dict.fromkeys(run.folder.parent for run in runs))
+        return 0
     for line in left_out:
         logger.info("%s", line)
     plan = make_plan(runs, args.retry_failed)

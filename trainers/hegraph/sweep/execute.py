@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import subprocess
+import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +17,11 @@ from dataclasses import dataclass
 import torch
 
 from ..experiments.failure import write_failure
-from ..experiments.lock import Locked
+from ..experiments.lock import Locked, check_lock
 from ..experiments.opened import Opened
 from ..experiments.provenance import reset_peak_memory
 from ..experiments.run import run as run_one
+from ..results.records import read_record
 from ..training.memory import hand_back_freed_memory
 from ..utils.commands import PACKAGE
 from ..utils.errors import UserError, first_line
@@ -58,14 +63,56 @@ def attempt(run: Run, opened: Opened, verbose: bool = False) -> Result:
         return Result(run, status, message, time.monotonic() - started)
 
     try:
-        with isolated(verbose):
-            record = run_one(run.configuration(), run.bank, opened=opened)
+        if run.separate:
+            record = run_separately(run, verbose)
+        else:
+            with isolated(verbose):
+                record = run_one(run.configuration(), run.bank, opened=opened)
     except Locked as error:
         return result(LOCKED, str(error))
     except Exception as error:
         return result(FAILED, record_failure(run, error))
     accuracy = record["accuracy"]
     return result(DONE, "no test images" if accuracy is None else f"{accuracy:.2f}")
+
+
+def run_separately(run: Run, verbose: bool = False) -> dict:
+    """Has a process of its own do a run, by the run's command line; inside CoOp that is Dassl's, see `hegraph --help`.
+
+    Args:
+        run: The run.
+        verbose: Whether what the process prints is shown.
+
+    Returns:
+        The record.
+
+    Raises:
+        Locked: If another process is at work in its folder.
+        UserError: If the process says that the user has made a mistake.
+        RuntimeError: If it fails in another way. After the first line comes the end of what the process printed.
+    """
+    printed: deque[str] = deque(maxlen=100)
+    command = [sys.executable, "-m", PACKAGE, *run.arguments()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                printed.append(line)
+                if verbose:
+                    sys.stderr.write(line)
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            raise
+    last = (
+        printed[-1].strip().removeprefix("error: ") if printed else f"the process ended with code {process.returncode}"
+    )
+    if process.returncode:
+        check_lock(run.folder)
+        raise UserError(last) if process.returncode == 2 else RuntimeError(f"{last}\n{''.join(printed)}")
+    record = read_record(run.folder)
+    if record is None:
+        raise RuntimeError(f"{run.folder} has no record after its run\n{''.join(printed)}")
+    return record
 
 
 def record_failure(run: Run, error: Exception) -> str:

@@ -38,6 +38,8 @@ class Run:
         shots, seed: Training images per class, and the seed.
         keys: Further configuration keys with their values; they win over everything else.
         root: The folder of the data sets; not used with a bank.
+        label: The case and the values of varied keys, in words.
+        separate: Whether it is done in a process of its own.
     """
 
     folder: Path
@@ -48,6 +50,8 @@ class Run:
     seed: int
     keys: Pairs = ()
     root: str = ""
+    label: str = ""
+    separate: bool = False
 
     @property
     def bank(self) -> Path | None:
@@ -57,7 +61,8 @@ class Run:
     @property
     def title(self) -> str:
         """The run in a few words."""
-        return f"{name_of(self.source)} {self.method} {name_of(self.config)}, {self.shots} shots, seed {self.seed}"
+        words = (f"{name_of(self.source)} {self.method} {name_of(self.config)}", self.label, f"{self.shots} shots")
+        return ", ".join([*filter(None, words), f"seed {self.seed}"])
 
     @property
     def loads(self) -> tuple[str, str]:
@@ -80,17 +85,18 @@ class Run:
         opts = [word for pair in self.keys for word in pair]
         return load_cfg("" if self.bank else self.source, self.config, flags, opts, method_options(self.method))
 
+    def arguments(self) -> list[str]:
+        """The arguments of the command line that does this run alone."""
+        data = ["--features", self.source] if self.bank else ["--root", self.root, "--dataset-config-file", self.source]
+        return [
+            *data, "--shots", str(self.shots), "--seed", str(self.seed), "--trainer", self.method,
+            "--config-file", self.config, "--output-dir", str(self.folder),
+            *(str(word) for pair in self.keys for word in pair),
+        ]  # fmt: skip
+
     def command(self) -> str:
         """The command line that does this run alone."""
-        data = f"--features {shlex.quote(self.source)}" if self.bank else (
-            f"--root {shlex.quote(self.root)} --dataset-config-file {shlex.quote(self.source)}"
-        )  # fmt: skip
-        words = [
-            f"{data} --shots {self.shots} --seed {self.seed} --trainer {self.method}",
-            f"--config-file {shlex.quote(self.config)} --output-dir {shlex.quote(str(self.folder))}",
-            *(shlex.quote(str(word)) for pair in self.keys for word in pair),
-        ]
-        return command(" ".join(words))
+        return command(shlex.join(self.arguments()))
 
 
 @dataclass(frozen=True)
@@ -102,12 +108,15 @@ class Grid:
         configs: Configurations of the method: paths, or names that ship.
         methods: As `--trainer` says them; "all" stands for every one.
         shots, seeds: Training images per class, and seeds.
+        cases: Name -> the configuration keys that make the case, with their values. Each case is run, in folders with
+            its name behind them; a case without a name has the folders of a grid without cases.
         vary: Configuration key -> its values, each of which is run.
         set: Configuration key -> the value that it has in all runs.
         root: The folder of the data sets.
         output: The folder that the output folders of the runs go to.
-        suffix: Is put behind the folder of shots; `{NAME}` in it stands for the value of the varied key that ends in
-            NAME. None names every varied key with its value.
+        suffix: Is put behind the folder of shots and the name of the case; `{NAME}` in it stands for the value of the
+            varied key that ends in NAME. None names every varied key with its value.
+        separate: Whether each run is done in a process of its own.
     """
 
     datasets: Sequence[str] = ()
@@ -115,11 +124,13 @@ class Grid:
     methods: Sequence[str] = (OURS,)
     shots: Sequence[int] = (16,)
     seeds: Sequence[int] = (1, 2, 3)
+    cases: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     vary: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     set: Mapping[str, Any] = field(default_factory=dict)
     root: str = "data"
     output: str = "output"
     suffix: str | None = None
+    separate: bool = False
 
     def runs(self) -> tuple[list[Run], list[str]]:
         """The runs in the order in which one process does them: those of one data set together.
@@ -140,11 +151,12 @@ class Grid:
                 if source.endswith(BANK) and needs_backbone(method):
                     left_out.append(f"{method} is left out: it needs images, and {source} is a feature bank")
             there = [m for m in methods if not (source.endswith(BANK) and needs_backbone(m))]
-            each = itertools.product(self.configs, there, self.shots, self._varied(), self.seeds)
-            for config, method, shots, varied, seed in each:
-                folder = self._folder(source, method, config, shots, varied) / f"seed{seed}"
-                keys = (*pairs.items(), *varied)
-                found.append(Run(folder, source, config, method, shots, seed, keys, self.root))
+            each = itertools.product(self.configs, there, self.shots, self.cases, self._varied(), self.seeds)
+            for config, method, shots, case, varied, seed in each:
+                folder = self._folder(source, method, config, shots, case, varied) / f"seed{seed}"
+                keys = (*pairs.items(), *self.cases[case].items(), *varied)
+                label = ", ".join(filter(None, (case, *(f"{key.rpartition('.')[2]}={value}" for key, value in varied))))
+                found.append(Run(folder, source, config, method, shots, seed, keys, self.root, label, self.separate))
         if not found:
             raise UserError("the grid has no run: every method needs images, and there are only feature banks")
         folders: dict[Path, Run] = {}
@@ -156,7 +168,7 @@ class Grid:
                 )
         return found, left_out
 
-    def _folder(self, source: str, method: str, config: str, shots: int, varied: Pairs) -> Path:
+    def _folder(self, source: str, method: str, config: str, shots: int, case: str, varied: Pairs) -> Path:
         names = {key.rpartition(".")[2]: str(value) for key, value in varied}
         if self.suffix is None:
             suffix = "".join(f"_{name}={value}" for name, value in names.items()).replace("/", "-")
@@ -167,15 +179,17 @@ class Grid:
                 raise UserError(
                     f"--suffix {self.suffix!r}: braces hold the name of a varied key ({', '.join(names) or 'none'})"
                 ) from error
-        return Path(self.output) / name_of(source) / method / f"{name_of(config)}_{shots}shots{suffix}"
+        case = f"_{case}".replace("/", "-") if case else ""
+        return Path(self.output) / name_of(source) / method / f"{name_of(config)}_{shots}shots{case}{suffix}"
 
     def _varied(self) -> list[Pairs]:
         return [tuple(zip(self.vary, values)) for values in itertools.product(*self.vary.values())]
 
     def _check(self) -> None:
-        for name in ("datasets", "configs", "methods", "shots", "seeds"):
+        for name in ("datasets", "configs", "methods", "shots", "seeds", "cases"):
             if not getattr(self, name):
-                raise UserError(f"the grid has no run: give --{name}, or {name} in the grid's file")
+                flag = "case" if name == "cases" else name
+                raise UserError(f"the grid has no run: give --{flag}, or {name} in the grid's file")
         for key, values in self.vary.items():
             if not values:
                 raise UserError(f"the grid has no run: {key} is varied over no value")
@@ -227,13 +241,23 @@ def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:
         if not isinstance(said, dict) or not all(isinstance(key, str) for key in said):
             raise UserError(f"{where}: {name} must hold KEY: ... lines, got {said!r:.80}")
         values[name] = {**said, **given.get(name, {})}
+    if "cases" in values:
+        values["cases"] = _cases(where, values["cases"])
     values["vary"] = {key: _list(where, f"vary of {key}", found, object) for key, found in values["vary"].items()}
     for name in ("root", "output", "suffix"):
         if name in values and not isinstance(values[name], str):
             raise UserError(f"{where}: {name} must be text, got {values[name]!r:.80}")
+    if not isinstance(values.get("separate", False), bool):
+        raise UserError(f"{where}: separate must be true or false, got {values['separate']!r:.80}")
     if "root" in values:
         values["root"] = values["root"] or "."
     return Grid(**values)
+
+
+def _cases(where: str, said: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(said, dict) or not all(isinstance(keys, dict) for keys in said.values()):
+        raise UserError(f"{where}: cases must hold NAME: {{KEY: VALUE, ...}} lines, got {said!r:.80}")
+    return {str(name): keys for name, keys in said.items()}
 
 
 def _list(where: str, name: str, value: Any, kind: type) -> list:

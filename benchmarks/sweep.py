@@ -1,0 +1,77 @@
+"""A sweep against one process per run, and two workers against one: whole processes.
+
+The runs are those of a table on one bank, ucf101's in $HEGRAPH_SHARED/banks: every method that needs no images, by shots
+and seeds. They are a sample of the table, that of one seed, since its single processes alone take minutes. More seeds
+make the sweep look better, as it starts once.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from trainers.hegraph.baselines import METHODS, needs_backbone
+from trainers.hegraph.sweep.grid import OURS, Grid
+
+from .report import Report
+from .tasks import random_bank
+from .timing import process
+
+SMALL = {"methods": ("ZeroShot", "TipAdapter"), "shots": (1,), "seeds": (1, 2), "of_random_features": True}
+CONFIG = "vit_b32"
+BAR, BAR_OF_WORKERS = 3.0, 1.8
+THREADS = "OMP_NUM_THREADS"
+
+
+def run(
+    methods: tuple[str, ...] = (),
+    shots: tuple[int, ...] = (1, 4, 16),
+    seeds: tuple[int, ...] = (1,),
+    of_random_features: bool = False,
+) -> Report:
+    methods = methods or tuple(name for name in (*METHODS, OURS) if not needs_backbone(name))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bank = folder / "random.safetensors"
+        if of_random_features:
+            random_bank(10, 16, shots=4, test=100).save(bank)
+        else:
+            bank = Path(os.environ["HEGRAPH_SHARED"]) / "banks" / "ucf101.safetensors"
+
+        def grid(output: str) -> Grid:
+            return Grid([str(bank)], [CONFIG], methods, shots, seeds, output=str(folder / output))
+
+        runs, _ = grid("single").runs()
+        single = sum(process("trainers.hegraph", *each.arguments())[0] for each in runs)
+        swept = sweep(grid("swept"))
+        one = sweep(grid("one"), "--workers", "1", **{THREADS: "1"})
+        two = sweep(grid("two"), "--workers", "2", **{THREADS: "2"})  # which the workers share
+    report = Report(
+        f"{len(runs)} runs on {bank.stem}: {len(methods)} methods, shots {shots}, seeds {seeds}, whole processes",
+        ["how", "seconds", "seconds per run"],
+        [
+            [how, seconds, seconds / len(runs)]
+            for how, seconds in (
+                ("one process per run", single), ("one sweep", swept),
+                ("one worker of one thread", one), ("two workers of one thread", two),
+            )
+        ],
+    )  # fmt: skip
+    report.at_least("one process per run, over one sweep", single / swept, BAR)
+    report.at_least("one worker, over two", one / two, BAR_OF_WORKERS)
+    return report
+
+
+def sweep(grid: Grid, *flags: str, **environment: str) -> float:
+    """Seconds that a grid takes as a command.
+
+    Args:
+        grid: The grid.
+        flags: Further flags of the command.
+        environment: Variables that the command finds changed.
+    """
+    numbers = {"--shots": grid.shots, "--seeds": grid.seeds}
+    lists = {"--datasets": grid.datasets, "--configs": grid.configs, "--methods": grid.methods, **numbers}
+    words = [str(word) for flag, values in lists.items() for word in (flag, *values)]
+    return process("trainers.hegraph", "sweep", *words, "--output", grid.output, *flags, **environment)[0]
