@@ -41,8 +41,8 @@ def test_every_benchmark_is_tried_here():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_runs_and_writes_its_figures(name, request, tmp_path, capsys, tiny_bank, monkeypatch):
     if name == "peers":  # its banks are not part of the repository
-        (tmp_path / "data").mkdir()
-        tiny_bank.rename(tmp_path / "data" / "oxford_pets.safetensors")
+        (tmp_path / "banks").mkdir()
+        tiny_bank.rename(tmp_path / "banks" / "oxford_pets.safetensors")
         monkeypatch.setenv("HEGRAPH_SHARED", str(tmp_path))
     file = tmp_path / "figures.json"
     assert main([name, "--small", "--json", str(file)]) == 0
