@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from trainers.hegraph.results.cases import read_cases
 from trainers.hegraph.results.comparison import compare
 from trainers.hegraph.results.records import find_records
 from trainers.hegraph.results.render import as_text, markdown
@@ -37,25 +38,33 @@ def means_by_shots(files: list[Path]) -> str:
 
 
 def summary(files: list[Path]) -> str:
-    """Of the means by shots, the rows of the digits and of the mean of the banks."""
-    head, rule, *rows = means_by_shots(files).splitlines()
-    kept = [row for row in rows if row.startswith(("| Digits |", "| mean of "))]
-    return "".join(f"{line}\n" for line in (head, rule, *kept))
+    """Of the means by shots, those over the data sets, a row a method: some data sets lack the larger shots."""
+    table = means_by_shots(files).splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
+    assert head[:2] == ["data set", "method"]
+    merged: dict[str, list[str]] = {}
+    for where, name, *cells in rows:
+        if where.startswith("mean of "):
+            so_far = merged.setdefault(name, [""] * len(cells))
+            merged[name] = [new or old for new, old in zip(cells, so_far)]
+    lines = [head[1:], ["---", *["---:"] * (len(head) - 2)], *([name, *cells] for name, cells in merged.items())]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def side_by_side(files: list[Path]) -> str:
-    """All methods at 1, 4 and 16 shots, of HeGraphAdapter the full variant."""
-    runs = [r for r in find_records(files) if r["variant"] in ("", "full") and r["shots"] in (1, 4, 16)]
-    assert len(runs) == 12 * 4 * 9 + 13 * 9  # one method needs images, and the banks have none
-    return markdown(compare(runs))
+def graph_cases(files: list[Path]) -> str:
+    """What `compare --cases configs/sweeps/graph.yaml --no-interval` prints: the parts of the text classifier."""
+    cases = read_cases(ROOT / "configs" / "sweeps" / "graph.yaml")
+    return rows_of(markdown(compare(find_records(files), intervals=False, cases=cases)))
 
 
 MADE_BY: dict[str, Callable[[list[Path]], str]] = {
     "digits": first_screen,
     "summary": summary,
-    "means": means_by_shots,
+    "real": means_by_shots,
+    "stand": means_by_shots,
+    "scans": means_by_shots,
+    "graph": graph_cases,
     "paper": means_by_shots,
-    "methods": side_by_side,
 }
 BLOCKS = [(page, *found) for page in PAGES for found in BLOCK.findall(page.read_text(encoding="utf-8"))]
 
