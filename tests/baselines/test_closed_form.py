@@ -74,6 +74,13 @@ def test_a_class_without_images_has_the_mean_of_all_as_its_mean(plane):
     torch.testing.assert_close(bias[2], torch.tensor(-0.16 / 0.6))
 
 
+def test_the_shrinkage_of_two_images_divides_the_trace_by_one():
+    # Both of class 0. Deviations (0, .6) and (0, -.6): scatter diag(0, .72), trace .72, P = 2 diag(1 / .72, 1 / 1.44)
+    weight, bias = gaussian_classifier(torch.tensor([[0.8, 0.6], [0.8, -0.6]]), torch.tensor([0, 0]), 2)
+    torch.testing.assert_close(weight[0], torch.tensor([1.6 / 0.72, 0.0]))
+    torch.testing.assert_close(bias[0], torch.tensor(-0.64 / 0.72))
+
+
 # TIMO
 
 
