@@ -176,9 +176,9 @@ def test_clap_takes_the_steps_of_gradient_descent_with_momentum_and_a_penalty(ma
 
 
 def test_claps_multipliers_are_the_mean_probabilities_that_zero_shot_clip_gives_a_classs_own_images(plane):
-    # Texts (1, 0), (0, 1), (-1, 0) at the scale 1. Of (1, 0) class 0 has e / (e + 1 + 1/e) = .665241, of (.6, .8) it has
-    # e^.6 / (e^.6 + e^.8 + e^-.6) = .396417: .530829 on average. Of (0, 1) class 1 has e / (e + 2) = .576117. Class 2 has
-    # no images, and so the mean of the two.
+    # Texts (1, 0), (0, 1), (-1, 0) at the scale 1. Of (1, 0) class 0 has e / (e + 1 + 1/e) = .665241, of (.6, .8) it
+    # has e^.6 / (e^.6 + e^.8 + e^-.6) = .396417: .530829 on average. Of (0, 1) class 1 has e / (e + 2) = .576117. Class
+    # 2 has no images, and so the mean of the two.
     bank = replace(
         plane,
         train_features=torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]]),
