@@ -38,7 +38,7 @@ from trainers.hegraph.training.checkpoints import CHECKPOINT, Checkpoints
 from trainers.hegraph.utils.errors import report
 from trainers.hegraph.utils.files import hash_file
 
-CHANGES = int(os.environ.get("HEGRAPH_FUZZ", "12"))  # of each kind of file
+CHANGES = int(os.environ.get("HEGRAPH_FUZZ", "6"))  # of each kind of file
 NODE = "TRAINER.HEGRAPHADAPTER"
 QUICK = ("OPTIM.MAX_EPOCH", "2", f"{NODE}.MIN_STEPS", "0")
 ODD = (

@@ -11,6 +11,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.kernel_ridge import KernelRidge
 from torch import Tensor
 
+from trainers.hegraph.baselines.clap import zero_shot_confidence
 from trainers.hegraph.baselines.gda import gaussian_classifier
 from trainers.hegraph.baselines.timo import text_guided_classifier
 from trainers.hegraph.features.bank import FeatureBank
@@ -72,6 +73,13 @@ def test_a_class_without_images_has_the_mean_of_all_as_its_mean(plane):
     # P = 2 / 1.2 I as by hand above, and the mean of all is (.4, .4)
     torch.testing.assert_close(weight[2], torch.tensor([0.4, 0.4]) / 0.6)
     torch.testing.assert_close(bias[2], torch.tensor(-0.16 / 0.6))
+
+
+def test_the_shrinkage_of_two_images_divides_the_trace_by_one():
+    # Both of class 0. Deviations (0, .6) and (0, -.6): scatter diag(0, .72), trace .72, P = 2 diag(1 / .72, 1 / 1.44)
+    weight, bias = gaussian_classifier(torch.tensor([[0.8, 0.6], [0.8, -0.6]]), torch.tensor([0, 0]), 2)
+    torch.testing.assert_close(weight[0], torch.tensor([1.6 / 0.72, 0.0]))
+    torch.testing.assert_close(bias[0], torch.tensor(-0.64 / 0.72))
 
 
 # TIMO
@@ -165,6 +173,21 @@ def test_clap_takes_the_steps_of_gradient_descent_with_momentum_and_a_penalty(ma
     fitted = fit("CLAP", bank, EPOCHS=2, WARMUP_EPOCHS=0)
     torch.testing.assert_close(fitted.logits(bank.test_features), expected, rtol=1e-4, atol=1e-3)
     assert fitted.steps == 2
+
+
+def test_claps_multipliers_are_the_mean_probabilities_that_zero_shot_clip_gives_a_classs_own_images(plane):
+    # Texts (1, 0), (0, 1), (-1, 0) at the scale 1. Of (1, 0) class 0 has e / (e + 1 + 1/e) = .665241, of (.6, .8) it
+    # has e^.6 / (e^.6 + e^.8 + e^-.6) = .396417: .530829 on average. Of (0, 1) class 1 has e / (e + 2) = .576117. Class
+    # 2 has no images, and so the mean of the two.
+    bank = replace(
+        plane,
+        train_features=torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]]),
+        train_labels=torch.tensor([0, 1, 0]),
+        text_positive=torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]),
+        logit_scale=1.0,
+    )
+    expected = torch.tensor([0.530829, 0.576117, 0.553473])
+    torch.testing.assert_close(zero_shot_confidence(bank), expected, rtol=0, atol=1e-5)
 
 
 # The norm of the text

@@ -11,6 +11,7 @@ from by_hand import Array, adam, bank_of, cross_entropy, random_unit, softmax, t
 from yacs.config import CfgNode
 
 from trainers.hegraph.baselines import proto_clip
+from trainers.hegraph.baselines.training import BestEpoch
 from trainers.hegraph.utils.errors import UserError
 
 LABELS = [0, 1, 2, 0, 1]  # of five training images
@@ -121,7 +122,7 @@ def test_all_the_weight_on_one_kind_of_prototype_is_allowed(fit, alpha):
 
 def test_of_epochs_that_are_equally_good_the_last_is_restored():
     parameter = torch.zeros(2)
-    best = proto_clip.BestEpoch([parameter])
+    best = BestEpoch([parameter])
     for epochs, accuracy, value in [(10, 50.0, 1.0), (20, 75.00001, 2.0), (30, 75.0, 3.0), (40, 60.0, 4.0)]:
         parameter.fill_(value)
         best.record(epochs, accuracy)

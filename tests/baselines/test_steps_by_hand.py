@@ -109,7 +109,9 @@ def test_tip_adapter_fs_cosine_is_as_long_as_all_steps_of_all_epochs(fit):
 
 
 def test_tip_adapter_f_is_trained_with_the_start_values_and_predicts_with_those_that_val_chose(fit):
-    val = (random_unit(3, 4, seed=6), [2, 0, 1])
+    # Val is labelled as the text alone sees it, which the start values, 3 and 2, get wrong somewhere
+    images = random_unit(40, 4, seed=6)
+    val = (images, (images @ TEXT.T).argmax(axis=1).tolist())
     search = {"SEARCH": True, "SEARCH_SCALE": [["", [0.3, 0.5]]], "SEARCH_STEP": [2, 2]}
     fitted = fit("TipAdapterF", bank(val=val), **TIP, BATCH_SIZE=256, **search)
     fixed = fit("TipAdapterF", bank(), **TIP, BATCH_SIZE=256, SEARCH=False)
@@ -118,6 +120,7 @@ def test_tip_adapter_f_is_trained_with_the_start_values_and_predicts_with_those_
     # BETA is 0.1 or 0.2, ALPHA 0.1 or 0.3; at the start's beta, 2, all alphas
     assert candidates == {(alpha, beta) for alpha in (0.1, 0.3) for beta in (0.1, 0.2, 2.0)} | {(3.0, 2.0)}
     alpha, beta = fitted.selected["ALPHA, BETA"]["value"]
+    assert (alpha, beta) != (3.0, 2.0)
     keys = fitted.classifier.keys.double().numpy()
     expected = TAU * PROBES @ TEXT.T + alpha * cache(affinities(PROBES, keys, beta), LABELS, 3)
     assert_close(logits_of(fitted), expected)
@@ -208,8 +211,8 @@ def test_graph_adapter_has_no_more_groups_than_classes(fit):
     assert torch.equal(many, three)
 
 
-def momentum_by_hand(steps: int, block: int, momentum: float) -> Array:
-    """LP++'s logits of the probes after so many steps."""
+def momentum_by_hand(steps: int, block: int, momentum: float, images: Array = PROBES) -> Array:
+    """LP++'s logits of images, by default the probes, after so many steps."""
 
     def logits(features, weight, bias, alpha):
         return features @ weight.T + bias + alpha * (features @ TEXT.T)
@@ -229,7 +232,7 @@ def momentum_by_hand(steps: int, block: int, momentum: float) -> Array:
         weight, bias = weight - weight_rate * speeds[0], bias - weight_rate * speeds[1]
         if step % block == 0:
             alpha = alpha - alpha_rate * of_alpha
-    return logits(PROBES, weight, bias, alpha)
+    return logits(images, weight, bias, alpha)
 
 
 LP = {"MOMENTUM": 0.6, "ALPHA_SCALE": 2.0}
@@ -241,19 +244,32 @@ def test_lp_plus_plus_keeps_its_momentum_over_the_blocks_and_steps_alpha_without
     assert_close(logits_of(fitted), momentum_by_hand(6, 3, 0.6), atol=1e-3)
 
 
-def test_lp_plus_plus_counts_the_last_whole_block(fit):
+def test_lp_plus_plus_without_val_counts_the_last_step_also_within_a_block(fit):
     fitted = fit("LPPlusPlus", bank(), STEPS=7, BLOCK=3, **LP)
-    assert_close(logits_of(fitted), momentum_by_hand(6, 3, 0.6), atol=1e-3)
+    assert_close(logits_of(fitted), momentum_by_hand(7, 3, 0.6), atol=1e-3)
 
 
-def test_of_blocks_that_are_equally_good_on_val_lp_plus_plus_takes_the_last(fit):
-    # One val image that every block gets wrong: all are equally good
+def test_of_steps_that_are_equally_good_on_val_lp_plus_plus_takes_the_last(fit):
+    # One val image that every step gets wrong: all are equally good
     probe = PROBES[:1]
-    votes = [momentum_by_hand(steps, 2, 0.6)[0] for steps in (2, 4, 6)]
+    votes = [momentum_by_hand(step, 2, 0.6)[0] for step in range(1, 7)]
     label = next(k for k in range(3) if all(vote.argmax() != k for vote in votes))
     fitted = fit("LPPlusPlus", bank(val=(probe, [label])), STEPS=6, BLOCK=2, **LP)
-    assert fitted.selected["STEP"] == {"value": 6, "candidates": [[6, 0.0], [4, 0.0], [2, 0.0]]}
+    assert fitted.selected["STEP"] == {"value": 6, "candidates": [[step, 0.0] for step in range(1, 7)]}
     assert_close(logits_of(fitted), momentum_by_hand(6, 2, 0.6), atol=1e-3)
+
+
+def test_lp_plus_plus_goes_back_to_the_best_step(fit):
+    # Forty val images are labelled as the second of six steps sees them; the last step sees some of them differently
+    images = random_unit(40, 4, seed=9)
+    seen = [momentum_by_hand(step, 2, 0.6, images).argmax(axis=1) for step in range(1, 7)]
+    right = [100 * (vote == seen[1]).mean() for vote in seen]
+    best = max(step for step in range(1, 7) if right[step - 1] == 100)
+    assert best < 6
+    fitted = fit("LPPlusPlus", bank(val=(images, seen[1].tolist())), STEPS=6, BLOCK=2, **LP)
+    assert fitted.selected["STEP"]["value"] == best
+    assert [accuracy for _, accuracy in fitted.selected["STEP"]["candidates"]] == pytest.approx(right, abs=1e-3)
+    assert_close(logits_of(fitted), momentum_by_hand(best, 2, 0.6), atol=1e-3)
 
 
 def test_lp_plus_plus_does_not_look_at_val_unless_asked(fit):

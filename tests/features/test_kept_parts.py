@@ -50,6 +50,13 @@ def test_what_was_written_is_read(part, unit_features):
     assert torch.equal(read_part(part, "key")["features"], unit_features(2, 5, 8))
 
 
+def test_the_order_of_the_names_does_not_matter(tmp_path, unit_features):
+    tensors = {"positive": unit_features(3, 8), "negative": unit_features(3, 8, seed=1), "a": unit_features(1, 8)}
+    write_part(tmp_path / "text-1.safetensors", tensors, "key")
+    found = read_part(tmp_path / "text-1.safetensors", "key")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
 @pytest.mark.parametrize("change", [swap_rows, swap_views, zero_a_block, flip_one_bit, lose_the_checksum])
 def test_what_has_changed_since_is_not_used_and_that_is_said(part, caplog, change):
     rewrite(part, change)

@@ -67,7 +67,11 @@ def write_part(path: Path, tensors: Tensors, key: str) -> None:
     Raises:
         UserError: If the file cannot be written.
     """
-    write_tensors(path, tensors, {"fingerprint": key, "checksum": hash_content(tensors)})
+    write_tensors(path, tensors, {"fingerprint": key, "checksum": _checksum(tensors)})
+
+
+def _checksum(tensors: Tensors) -> str:
+    return hash_content(dict(sorted(tensors.items())))  # a file keeps an order of its own
 
 
 def read_part(path: Path, key: str) -> Tensors | None:
@@ -81,7 +85,7 @@ def read_part(path: Path, key: str) -> Tensors | None:
     else:
         if metadata.get("fingerprint") != key:
             reason = "it was made from something else"
-        elif metadata.get("checksum") == hash_content(tensors):
+        elif metadata.get("checksum") == _checksum(tensors):
             return tensors
         else:
             reason = "its features are damaged" if "checksum" in metadata else "it is of an earlier version"
