@@ -30,6 +30,11 @@ BARS = {
         "skipping a run of images (digits, mini), over import torch",
         "skipping a run of a bank, over import torch",
     },
+    "big-bank": {
+        "seconds to the first step, beyond import torch",
+        "the large bank over the drawn rows alone",
+        "peak memory, bytes",
+    },
 }
 
 

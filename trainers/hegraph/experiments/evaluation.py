@@ -20,13 +20,14 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..datasets import Dataset, load_dataset
-from ..features.bank import FeatureBank, load_bank
+from ..datasets.splits import Selection, subsample_labels
+from ..features.bank import FeatureBank, draw_bank
+from ..features.bank_file import BankFile
 from ..method.heads import text_logits
 from ..models.folder import load_model
 from ..models.saved import SavedModel
 from ..training.loop import TrainingSummary
 from ..utils.errors import UserError
-from ..utils.files import hash_file
 from .elsewhere import OTHER_CLASSES, SAME_CLASSES, match_classes
 from .folder import RunFolder, find_model, run_config
 from .outcome import Outcome
@@ -88,13 +89,15 @@ class BankTestData:
     """
 
     def __init__(self, path: Path, cfg: CfgNode) -> None:
-        bank = load_bank(path)
-        if cfg.DATASET.NAME and bank.dataset != cfg.DATASET.NAME:
-            raise UserError(f"{path} holds {bank.dataset!r} but DATASET.NAME is {cfg.DATASET.NAME!r}")
-        self.bank = bank.subsample(cfg.DATASET.SUBSAMPLE_CLASSES)
-        if self.bank.test_features is None:
+        file = BankFile(path)
+        file.check_dataset(cfg.DATASET.NAME)
+        if "test" not in file.labels:
             raise UserError(f"{path} has no test images, so no model can be tested on it")
-        self.identity = {"bank": hash_file(path)}
+        self.bank = draw_bank(file, Selection([], []))
+        which = cfg.DATASET.SUBSAMPLE_CLASSES
+        if which != "all":
+            self.bank = self.bank.keep_classes(subsample_labels(set(file.labels["train"].tolist()), which))
+        self.identity = {"bank": file.identity([], [])}
 
     @property
     def name(self) -> str:

@@ -79,6 +79,7 @@ def run(
         return {}
     bank = bank.to(device)
     outcome = fit_and_predict(task, bank, cfg, seed, folder)
+    bank = bank.with_test()
     targets = score_targets(task, bank, cfg.DATASET, outcome)
     record = make_record(outcome, bank, cfg, seed, folder, "alone", features_seconds, targets)
     model = make_model(task, bank, cfg, seed, folder, "alone", outcome, record)
@@ -107,7 +108,7 @@ def fit_and_predict(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int, fold
     else:
         keep = keep_epochs(task, bank, cfg, seed, folder, "alone")
         trained = train_adapter(task, bank, cfg, seed, folder.checkpoints(bank.classnames), keep)
-    return predict_test(trained, bank)
+    return predict_test(trained, bank.with_test())
 
 
 def fit_method(method: Method, task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> Outcome:
@@ -130,6 +131,7 @@ def fit_method(method: Method, task: Task, bank: FeatureBank, cfg: CfgNode, seed
     if fitted.classifier is None:
         logger.info("%s leaves no model folder: %s", method.name, method.not_saved or "it returns no classifier")
     logits = None
+    bank = bank.with_test()
     if bank.test_features is not None:
         with torch.no_grad():
             logits = torch.cat([fitted.logits(batch) for batch in bank.test_features.split(TEST_BATCH)])

@@ -12,12 +12,12 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..datasets import Dataset, select_few_shot, subsample_labels
-from ..features.bank import FeatureBank, load_bank
+from ..features.bank import FeatureBank, draw_bank
+from ..features.bank_file import BankFile
 from ..models.schema import Backbone as BackboneConfig
 from ..models.schema import Preprocessing, Prompts
 from ..training.batches import BankBatches, TrainingData, products_with_cache
 from ..utils.errors import UserError
-from ..utils.files import hash_file
 
 Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
 
@@ -98,10 +98,10 @@ class ImageSource(Protocol):
 
 
 class BankTask:
-    """A task made of rows of a feature bank. Nothing is encoded.
+    """A task made of rows of a feature bank. Nothing is encoded, and of the image features only those rows are read.
 
     Args:
-        path: The bank file.
+        source: The bank file, or its path.
         cfg: The checked configuration.
         seed: Seed of the few-shot selection and of the batches.
 
@@ -109,18 +109,17 @@ class BankTask:
         UserError: If the bank is unusable or is of another data set or mode than the configuration says.
     """
 
-    def __init__(self, path: Path, cfg: CfgNode, seed: int) -> None:
+    def __init__(self, source: Path | BankFile, cfg: CfgNode, seed: int) -> None:
         if cfg.TRAINER.HEGRAPHADAPTER.FEATURES.MODE == "online":
             raise UserError("FEATURES.MODE online encodes images, and --features has none; use FEATURES.MODE bank")
-        self.full = load_bank(path)
-        if cfg.DATASET.NAME and self.full.dataset != cfg.DATASET.NAME:
-            raise UserError(f"{path} holds {self.full.dataset!r} but DATASET.NAME is {cfg.DATASET.NAME!r}")
-        self.cfg, self.seed = cfg, seed
-        self.identity = {"bank": hash_file(path)}
-        train_labels = self.full.train_labels.tolist()
-        val_labels = [] if self.full.val_labels is None else self.full.val_labels.tolist()
+        file = source if isinstance(source, BankFile) else BankFile(source)
+        file.check_dataset(cfg.DATASET.NAME)
+        self.file, self.cfg, self.seed = file, cfg, seed
+        train_labels = file.labels["train"].tolist()
+        val_labels = file.labels["val"].tolist() if "val" in file.labels else []
         self.selection = select_few_shot(train_labels, val_labels, cfg.DATASET.NUM_SHOTS, random.Random(seed))
-        names, which = self.full.classnames, cfg.DATASET.SUBSAMPLE_CLASSES
+        self.identity = {"bank": file.identity(self.selection.train, self.selection.val)}
+        names, which = file.classnames, cfg.DATASET.SUBSAMPLE_CLASSES
         # Where all classes are asked for, one without images stays here and is an error later
         drawn = range(len(names)) if which == "all" else {train_labels[row] for row in self.selection.train}
         kept = {label: new for new, label in enumerate(subsample_labels(drawn, which))}
@@ -131,10 +130,11 @@ class BankTask:
         self.split = {"train": rows(self.selection.train, train_labels), "val": rows(self.selection.val, val_labels)}
 
     def prepare(self) -> None:
-        """Needs nothing: the bank has been read."""
+        """Needs nothing."""
 
     def bank(self) -> FeatureBank:
-        return self.full.select(self.selection).subsample(self.cfg.DATASET.SUBSAMPLE_CLASSES)
+        """The rows that the protocol selected; test features are read by `FeatureBank.with_test`."""
+        return draw_bank(self.file, self.selection).subsample(self.cfg.DATASET.SUBSAMPLE_CLASSES)
 
     def batches(self, bank: FeatureBank) -> TrainingData:
         return bank_batches(bank, self.cfg, self.seed)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.files import hash_json, read_tensors, write_tensors
-from .bank import NORM_TOLERANCE
+from .bank_file import NORM_TOLERANCE
 
 logger = logging.getLogger(__name__)
 
