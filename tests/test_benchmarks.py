@@ -30,6 +30,7 @@ BARS = {
         "skipping a run of images (digits, mini), over import torch",
         "skipping a run of a bank, over import torch",
     },
+    "streaming": {"peak memory, many images over few"},
     "big-bank": {
         "seconds to the first step, beyond import torch",
         "the large bank over the drawn rows alone",

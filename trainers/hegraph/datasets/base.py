@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..utils.errors import UserError
-from ..utils.files import hash_json
+from ..utils.files import hash_rows
 from .splits import Item, Selection, subsample_labels
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ class Dataset:
         """Hash of the sizes in bytes of all files, which is the same for a copy of them. None if items are no files."""
         if self.root is None:
             return None
-        return hash_json([[path, (self.root / path).stat().st_size] for path in self._paths()])
+        root = self.root
+        return hash_rows([path, (root / path).stat().st_size] for path in self._paths())
 
     def check_files(self) -> None:
         """Raises UserError if files of items are missing. The message counts them and names some."""

@@ -45,13 +45,12 @@ KEPT = (
 
 
 class TestData(Protocol):
-    """Test images of one data set.
+    """Test images of one data set."""
 
-    Attributes:
-        identity: Plain values that change whenever the data would.
-    """
-
-    identity: dict
+    @property
+    def identity(self) -> dict:
+        """Plain values that change whenever the data would."""
+        ...
 
     @property
     def name(self) -> str:

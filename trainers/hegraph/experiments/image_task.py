@@ -25,12 +25,14 @@ from ..models.schema import Backbone as BackboneConfig
 from ..models.schema import Preprocessing, Prompts
 from ..prompts.positive import description_file, resolve_source
 from ..training.batches import OnlineBatches, TrainingData
+from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.files import hash_json, read_json
-from .tasks import bank_batches
+from .tasks import Split, bank_batches
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
+    from ..features.extract import Parts
 
 
 class ImageTask:
@@ -41,23 +43,32 @@ class ImageTask:
         cfg: The checked configuration.
         seed: Seed of the augmentation and of the batches.
         device: Where the backbone runs.
-
-    Raises:
-        UserError: If the weights of the backbone or the descriptions of the classes cannot be had.
     """
 
     def __init__(self, dataset: Dataset, cfg: CfgNode, seed: int, device: str) -> None:
         self.dataset, self.cfg, self.seed, self.device = dataset, cfg, seed, device
         self.encoding = encoding_options(cfg)
-        self.split = {"train": [list(item) for item in dataset.train], "val": [list(item) for item in dataset.val]}
-        model, precision = cfg.MODEL.BACKBONE, cfg.TRAINER.HEGRAPHADAPTER.PREC
-        self.identity = {
-            "backbone": backbone_identity(model.NAME, model.PRETRAINED, precision, device),
-            "image_sizes": dataset.file_sizes(),
+
+    @cached_property
+    def split(self) -> Split:
+        """The images that the protocol selected."""
+        return {"train": [list(item) for item in self.dataset.train], "val": [list(item) for item in self.dataset.val]}
+
+    @cached_property
+    def identity(self) -> dict:
+        """Plain values that change whenever the data would, apart from the split.
+
+        Raises:
+            UserError: If the weights of the backbone or the descriptions of the classes cannot be had.
+        """
+        model, node, name = self.cfg.MODEL.BACKBONE, self.cfg.TRAINER.HEGRAPHADAPTER, self.dataset.name
+        identity: dict = {
+            "backbone": backbone_identity(model.NAME, model.PRETRAINED, node.PREC, self.device),
+            "image_sizes": self.dataset.file_sizes(),
         }
-        prompts = cfg.TRAINER.HEGRAPHADAPTER.PROMPTS
-        if resolve_source(dataset.name, prompts.SOURCE, prompts.DESCRIPTIONS) != "templates":
-            self.identity["descriptions"] = hash_json(read_json(description_file(dataset.name, prompts.DESCRIPTIONS)))
+        if resolve_source(name, node.PROMPTS.SOURCE, node.PROMPTS.DESCRIPTIONS) != "templates":
+            identity["descriptions"] = hash_json(read_json(description_file(name, node.PROMPTS.DESCRIPTIONS)))
+        return identity
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -80,6 +91,29 @@ class ImageTask:
             UserError: As `backbone`.
         """
         _ = self.backbone
+
+    def encode(self) -> None:
+        """Encodes what is not on disk; several processes of `torchrun` share the work.
+
+        Raises:
+            UserError: On an unreadable image, a class without a prompt, or a folder that cannot be written.
+        """
+        self._parts()
+
+    def write_bank(self, path: Path) -> None:
+        """Encodes what is not on disk, and writes the whole bank, none of which has to fit into memory.
+
+        Args:
+            path: The bank file, which the first process of `torchrun` writes.
+
+        Raises:
+            UserError: As `encode`, or if the bank cannot be written.
+        """
+        from ..features.assemble import assemble_bank
+
+        parts = self._parts()
+        if processes.rank() == 0:
+            assemble_bank(path, parts, self.dataset, self.backbone)
 
     def bank(self) -> FeatureBank:
         from ..features.extract import encode_task  # imports torchvision
@@ -185,6 +219,11 @@ class ImageTask:
             backbone=self.backbone.name,
             logit_scale=self.backbone.logit_scale,
         )
+
+    def _parts(self) -> Parts:
+        from ..features.extract import encode_parts  # imports torchvision
+
+        return encode_parts(self.dataset, self.backbone, self.encoding, self.seed, self._folder(self.dataset))
 
     def _folder(self, dataset: Dataset) -> Path:
         return Path(self.cfg.TRAINER.HEGRAPHADAPTER.FEATURES.DIR) / dataset.name / self.backbone.name

@@ -72,11 +72,13 @@ def run(
     task.prepare()
     if processes.rank() == 0:
         folder.begin()
+    if not train or processes.rank():
+        if isinstance(task, ImageSource):
+            task.encode()
+        return {}
     started = time.monotonic()
     bank = task.bank()
     features_seconds = time.monotonic() - started
-    if not train or processes.rank():
-        return {}
     bank = bank.to(device)
     outcome = fit_and_predict(task, bank, cfg, seed, folder)
     bank = bank.with_test()

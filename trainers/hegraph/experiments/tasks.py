@@ -23,15 +23,17 @@ Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank r
 
 
 class Task(Protocol):
-    """One few-shot task. It is known which images it holds before any of them is encoded.
+    """One few-shot task. It is known which images it holds before any of them is encoded."""
 
-    Attributes:
-        split: The images that the protocol selected.
-        identity: Plain values that change whenever the data would, apart from the split.
-    """
+    @property
+    def split(self) -> Split:
+        """The images that the protocol selected."""
+        ...
 
-    split: Split
-    identity: dict
+    @property
+    def identity(self) -> dict:
+        """Plain values that change whenever the data would, apart from the split."""
+        ...
 
     def prepare(self) -> None:
         """Loads what encoding needs, so that a mistake is found before anything is written."""
@@ -90,7 +92,11 @@ class ModelSource(Protocol):
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """A task whose training images are pictures that can be shown."""
+    """A task whose images have to be encoded, and can be shown."""
+
+    def encode(self) -> None:
+        """Encodes what is not on disk."""
+        ...
 
     def training_images(self) -> Iterator[Image.Image]:
         """The training images in the order of the cache, opened one by one."""

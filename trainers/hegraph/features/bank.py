@@ -5,7 +5,6 @@ Shapes: N training images, V augmented views of each, M test images, K classes, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ..datasets.splits import SPLITS, Selection, subsample_labels
 from ..utils.files import write_tensors
-from .bank_file import OPTIONAL, REQUIRED, BankFile
+from .bank_file import OPTIONAL, REQUIRED, BankFile, bank_metadata
 
 
 @dataclass(frozen=True)
@@ -138,12 +137,7 @@ class FeatureBank:
         """
         bank = self.with_test()
         tensors = {name: getattr(bank, name) for name in (*REQUIRED, *OPTIONAL)}
-        metadata = {
-            "dataset": self.dataset,
-            "backbone": self.backbone,
-            "classnames": json.dumps(list(self.classnames), ensure_ascii=False),
-            "logit_scale": repr(self.logit_scale),
-        }
+        metadata = bank_metadata(self.dataset, self.backbone, self.classnames, self.logit_scale)
         write_tensors(path, {name: tensor for name, tensor in tensors.items() if tensor is not None}, metadata)
 
 

@@ -171,6 +171,16 @@ class BankFile:
         return tensor.unsqueeze(0) if name == "train_features" and tensor.dim() == 2 else tensor
 
 
+def bank_metadata(dataset: str, backbone: str, classnames: Sequence[str], logit_scale: float) -> dict[str, str]:
+    """What the header of a bank holds beside its tensors; see `BankFile`."""
+    return {
+        "dataset": dataset,
+        "backbone": backbone,
+        "classnames": json.dumps(list(classnames), ensure_ascii=False),
+        "logit_scale": repr(logit_scale),
+    }
+
+
 def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[list[str], float]:
     """The class names and the logit scale."""
     try:

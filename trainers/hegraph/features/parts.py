@@ -11,50 +11,46 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from ..utils import processes
 from ..utils.errors import UserError
-from ..utils.files import hash_json, read_tensors, write_tensors
+from ..utils.files import write_tensors
+from ..utils.tensor_file import TensorFile
 from .bank_file import NORM_TOLERANCE
 
 logger = logging.getLogger(__name__)
 
-CODE_VERSION = 1  # raise it when the same input would give other features
+CODE_VERSION = 1  # part of every key: raise it when the same input would give other features
+FEATURES = "features"  # the name of the tensor in a part of images
+WHAT = "the features"  # what such a file is called in messages
 Tensors = dict[str, Tensor]
 
 
-def kept_part(
-    folder: Path, name: str, shaped_by: dict[str, Any], encode: Callable[[Path, str], Tensors | None]
-) -> Tensors:
-    """Reads a part of a bank, or encodes it and keeps it. A damaged file is replaced, and that is said.
+def kept_part(folder: Path, name: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The file of a part, which is made if it is not there. A damaged file is replaced, and that is said.
 
-    All processes of `torchrun` call this together; the first of them writes, the others then read. Two runs that do not
-    know of each other may encode the same part: each renames a whole file into place.
+    All processes of `torchrun` call this together. Two runs that do not know of each other may make the same part: each
+    renames a whole file into place.
 
     Args:
         folder: Where parts are kept.
         name: Of the part, "train", "val", "test" or "text".
-        shaped_by: Plain values that change whenever the features would.
-        encode: Takes the file that will be written and the part's key, returns the tensors; None in every process of
-            `torchrun` but the first. It may keep unfinished work in `chunk_folder` of that file.
+        key: A hash of all that shapes the features.
+        make: Writes the file, in the first process of `torchrun`, with the help of the others. It may keep unfinished
+            work in `chunk_folder` of that file.
 
     Raises:
         UserError: If the folder cannot be written.
     """
-    key = hash_json(shaped_by | {"code": CODE_VERSION})
     path = folder / f"{name}-{key[:16]}.safetensors"
-    tensors = read_part(path, key)
-    if tensors is not None:
-        return tensors
-    tensors = encode(path, key)
-    if tensors is not None:
-        write_part(path, tensors, key)
-        shutil.rmtree(chunk_folder(path), ignore_errors=True)
-    processes.wait()
-    return read_tensors(path, "the features")[0] if tensors is None else tensors
+    if not processes.of_first(lambda: is_whole(path, key)):
+        make(path)
+        if processes.rank() == 0:
+            shutil.rmtree(chunk_folder(path), ignore_errors=True)
+        processes.wait()
+    return path
 
 
 def chunk_folder(path: Path) -> Path:
@@ -62,24 +58,39 @@ def chunk_folder(path: Path) -> Path:
     return path.with_suffix(".chunks")
 
 
+def part_metadata(key: str) -> dict[str, str]:
+    """What the file of a part says about itself."""
+    return {"fingerprint": key}
+
+
 def write_part(path: Path, tensors: Tensors, key: str) -> None:
     """Writes features with the key of what they were made from, atomically; raises UserError if it cannot."""
-    write_tensors(path, tensors, {"fingerprint": key})
+    write_tensors(path, tensors, part_metadata(key))
 
 
-def read_part(path: Path, key: str) -> Tensors | None:
-    """The features in a file, if they were made from what `key` stands for; None if there are none that can be used."""
+def read_part(path: Path) -> Tensors:
+    """The tensors of a part; raises UserError if they cannot be read."""
+    file = TensorFile(path, WHAT)
+    return {name: file.read(name) for name in file.tensors}
+
+
+def is_whole(path: Path, key: str) -> bool:
+    """Whether a file holds undamaged features that were made from what `key` stands for. If it does not, that is said.
+
+    The features are read in blocks. Parts of a file that never reached the disk read as zeros, and their rows are not
+    of unit norm.
+    """
     if not path.exists():
-        return None
+        return False
     try:
-        tensors, metadata = read_tensors(path, "the features")
+        file = TensorFile(path, WHAT)
+        blocks = (block for name in file.tensors for block in file.row_blocks(name))
+        undamaged = all((block.norm(dim=-1) - 1).abs().le(NORM_TOLERANCE).all() for block in blocks)
     except UserError:
         reason = "it is damaged"
     else:
-        # Blocks that never reached the disk read as zeros, and their rows are not of unit norm
-        whole = all((t.norm(dim=-1) - 1).abs().le(NORM_TOLERANCE).all() for t in tensors.values())
-        if metadata.get("fingerprint") == key and whole:
-            return tensors
-        reason = "its features are damaged" if metadata.get("fingerprint") == key else "it was made from something else"
+        if file.metadata.get("fingerprint") == key and undamaged:
+            return True
+        reason = "it was made from something else" if undamaged else "its features are damaged"
     logger.warning("%s cannot be used, %s: encoding anew", path, reason)
-    return None
+    return False

@@ -13,8 +13,9 @@ from ..backbones.clip import Backbone
 from ..prompts.negative import negative_prompts
 from ..prompts.positive import PromptGroup, positive_prompts, resolve_source
 from ..utils import processes
+from ..utils.files import hash_json
 from .options import EncodingOptions
-from .parts import Tensors, kept_part
+from .parts import CODE_VERSION, Tensors, kept_part, read_part, write_part
 
 
 def class_prompts(
@@ -50,16 +51,16 @@ def encode_prompts(
     """
     positive, negative = class_prompts(dataset, classnames, options)
 
-    def encode(path: Path, key: str) -> Tensors | None:
-        if processes.rank():
-            return None  # the first process encodes the sentences alone: they are few
-        groups = torch.stack([_group_mean(backbone, group) for group in positive])  # [groups, K, d]
-        return {
-            "positive": F.normalize(groups.mean(dim=0), dim=-1),
-            "negative": _group_mean(backbone, negative),
-        }
+    key = hash_json({"positive": positive, "negative": negative, "code": CODE_VERSION} | backbone.fingerprint)
 
-    return kept_part(folder, "text", {"positive": positive, "negative": negative} | backbone.fingerprint, encode)
+    def encode(path: Path) -> None:
+        if processes.rank():
+            return  # the first process encodes the sentences alone: they are few
+        groups = torch.stack([_group_mean(backbone, group) for group in positive])  # [groups, K, d]
+        text = {"positive": F.normalize(groups.mean(dim=0), dim=-1), "negative": _group_mean(backbone, negative)}
+        write_part(path, text, key)
+
+    return read_part(kept_part(folder, "text", key, encode))
 
 
 def _group_mean(backbone: Backbone, group: PromptGroup) -> Tensor:

@@ -53,6 +53,11 @@ class StoredTensor(NamedTuple):
     start: int
     size: int
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row, which is what the last dimension holds."""
+        return self.size // max(math.prod(self.shape[:-1]), 1)
+
 
 class TensorFile:
     """A `.safetensors` file whose header has been read. Its tensors are read when they are asked for.
@@ -111,8 +116,7 @@ class TensorFile:
         if len(rows) == count and list(rows) == list(range(count)):
             return self.read(name)
         in_file_order = sorted((row, place) for place, row in enumerate(rows))
-        blocks = math.prod(leading)
-        length = stored.size // max(blocks * count, 1)  # bytes of one row
+        blocks, length = math.prod(leading), stored.row_bytes
         raw = self._allocated(blocks * len(rows) * length)
         into = raw.numpy().data
         with self._open() as file:
@@ -124,13 +128,26 @@ class TensorFile:
 
     def blocks(self, name: str) -> Iterator[memoryview]:
         """The bytes of a tensor, in blocks that are overwritten by the next; raises UserError as `read`."""
+        for block in self.row_blocks(name):
+            yield block.view(torch.uint8).numpy().data.cast("B")
+
+    def row_blocks(self, name: str) -> Iterator[Tensor]:
+        """All rows of a tensor `[..., d]`, in blocks `[rows, d]` that are overwritten by the next.
+
+        Raises:
+            UserError: If they cannot be read.
+        """
         stored = self.tensors[name]
-        buffer = memoryview(bytearray(min(BLOCK, stored.size)))
+        width = (stored.shape or (1,))[-1]
+        rows = stored.size // max(stored.row_bytes, 1)
+        at_once = max(BLOCK // max(stored.row_bytes, 1), 1)
+        raw = self._allocated(min(at_once, rows) * stored.row_bytes)
         with self._open() as file:
-            for begin in range(0, stored.size, BLOCK):
-                block = buffer[: min(BLOCK, stored.size - begin)]
-                self._fill(file, stored.start + begin, block)
-                yield block
+            for row in range(0, rows, at_once):
+                count = min(at_once, rows - row)
+                block = raw[: count * stored.row_bytes]
+                self._fill(file, stored.start + row * stored.row_bytes, block.numpy().data)
+                yield self._shaped(block, name, (count, width))
 
     def _shaped(self, raw: Tensor, name: str, shape: Sequence[int]) -> Tensor:
         dtype = DTYPES.get(self.tensors[name].dtype)
