@@ -49,6 +49,7 @@ RUN_HERE = {
     "printf": 0,
     "python -m trainers.hegraph --dataset-config-file digits_low": 0,
     "python -m trainers.hegraph --trainer TipAdapter": 0,
+    "python -m trainers.hegraph.features extract": 0,
 }
 PROGRAMS = ("bash", "python", "pip", "torchrun", "hegraph", "cd", "git", "export")
 
