@@ -151,6 +151,23 @@ def test_a_label_beyond_the_names_is_refused(tmp_path):
         load(tmp_path)
 
 
+def test_class_folders_go_before_the_archive_that_they_came_from(shards):
+    (shards / "train" / "red").mkdir()
+    (shards / "train" / "red" / "1.png").write_bytes(picture("red"))
+    assert [item.path for item in load(shards).train] == ["train/red/1.png"]
+
+
+def test_a_sample_may_have_a_json_without_a_label_beside_its_label(tmp_path):
+    members = {"1.json": b"{}", "1.png": picture("red"), "1.cls": b"red"}
+    write_tar(tmp_path / "train" / "0.tar", members)
+    assert [item.classname for item in load(tmp_path).train] == ["red"]
+
+
+def test_a_long_list_of_urls_is_no_path(tmp_path):
+    with pytest.raises(UserError, match="there is no shard"):
+        load("::".join(f"{tmp_path}/train-{number:06d}.tar" for number in range(500)))
+
+
 @pytest.mark.parametrize("mode", ["w:gz", None])
 def test_a_compressed_or_damaged_shard_is_refused(tmp_path, mode):
     path = tmp_path / "train" / "0.tar"

@@ -38,15 +38,23 @@ def read_files(root: str) -> OwnImages | None:
     """
     path = Path(root).expanduser().absolute()
     base, rows = path, None
+    if not os.path.exists(path):  # URLs may be too long for `path.exists`
+        return None
     if any((path / name / METADATA).is_file() for name in SPLIT_NAMES):
         rows = _read_metadata(path)
     elif (path / METADATA).is_file() and "file_name" in _columns(path / METADATA):
         rows = _read_table(path / METADATA)
-    elif (path / "train").is_dir():
+    elif (path / "train").is_dir() and not _holds_shards(path / "train"):
         rows = _read_folder(path)
     elif len(tables := tables_of(path)) == 1 and tables[0].suffix.lower() == ".csv" and tables[0].is_file():
         base, rows = tables[0].parent, _read_table(tables[0])
     return None if rows is None else OwnImages(rows, partial(open_image_file, base), base)
+
+
+def _holds_shards(folder: Path) -> bool:
+    """Whether a folder holds tar files and no folder of a class."""
+    names = listing(folder)
+    return any(name.endswith(".tar") for name in names) and not any((folder / name).is_dir() for name in names)
 
 
 def tables_of(path: Path) -> list[Path]:

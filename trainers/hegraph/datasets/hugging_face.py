@@ -9,6 +9,7 @@ It has the columns `image` and `label`. With HF_HUB_OFFLINE=1 nothing is fetched
 from __future__ import annotations
 
 import io
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,8 @@ def read_hugging_face(root: str) -> OwnImages | None:
 
 def _parquet_files(path: Path) -> dict[str, list[str]]:
     """Split -> the Parquet files of a folder, or the one file."""
+    if not os.path.exists(path):  # URLs may be too long for `path.exists`
+        return {}
     if path.is_file() and path.suffix == ".parquet":
         return {"train": [str(path)]}
     files: dict[str, list[str]] = {}

@@ -6,6 +6,7 @@ numbers of images may differ.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -37,10 +38,11 @@ class Form(NamedTuple):
     read: Callable[[str], OwnImages | None]
 
 
+# The first that finds something is taken
 FORMS = (
+    Form("folders and CSV files", read_files),
     Form("Hugging Face data sets, and Parquet files", read_hugging_face),
     Form("WebDataset's tar shards", read_shards),
-    Form("folders and CSV files", read_files),
 )
 
 
@@ -76,7 +78,7 @@ def load_own_images(root: str) -> Dataset:
 
 
 def _no_form(path: Path) -> UserError:
-    if not path.exists():
+    if not os.path.exists(path):  # URLs may be too long for `path.exists`
         return UserError(f"there is no {path}; {LAYOUT}")
     tables = tables_of(path)
     found = f"{len(tables)} CSV files" if len(tables) > 1 else "neither"

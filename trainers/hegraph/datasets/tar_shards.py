@@ -59,7 +59,8 @@ def read_shards(root: str) -> OwnImages | None:
     Raises:
         UserError: If a shard cannot be had, or a sample has no image or no label.
     """
-    shards, names_file = _local_shards(Path(root).expanduser()) if _is_folder(root) else _named_shards(root)
+    folder = Path(root).expanduser()
+    shards, names_file = _local_shards(folder) if os.path.isdir(folder) else _named_shards(root)
     if not shards:
         return None
     rows: Rows = {split: [] for split in SPLITS}
@@ -77,10 +78,6 @@ def read_shards(root: str) -> OwnImages | None:
         version=partial(_version, members, versions),
         classnames=names,
     )
-
-
-def _is_folder(root: str) -> bool:
-    return "=" not in root and "://" not in root and Path(root).expanduser().is_dir()
 
 
 def _local_shards(root: Path) -> tuple[dict[str, dict[str, Path]], Path]:
@@ -175,7 +172,7 @@ def _samples(shard: Path, name: str) -> Iterator[tuple[str, str, Member]]:
                 elif extension in ("cls", "cls.txt", "json"):
                     content = tar.extractfile(entry)
                     if content is not None:
-                        labels.setdefault(key, _label(content.read(), extension, shard, entry.name))
+                        labels[key] = labels.get(key) or _label(content.read(), extension, shard, entry.name)
     except (OSError, tarfile.TarError) as error:
         said = f"cannot read the shard {shard}: {first_line(error)}; it must be a tar that is not compressed"
         raise UserError(said) from error
