@@ -1,8 +1,8 @@
 """A sweep against one process per run, and two workers against one: whole processes.
 
 The runs are those of a table on one bank, ucf101's in $HEGRAPH_SHARED/banks: every method that needs no images, by
-shots and seeds. They are a sample of the table, that of one seed, since its single processes alone take minutes. More seeds
-make the sweep look better, as it starts once.
+shots and seeds. They are a sample of the table, that of one seed, since its single processes alone take minutes. More
+seeds make the sweep look better, as it starts once.
 """
 
 from __future__ import annotations

@@ -31,6 +31,12 @@ BARS = {
         "skipping a run of a bank, over import torch",
     },
     "sweep": {"one process per run, over one sweep", "one worker, over two"},
+    "streaming": {"peak memory, many images over few"},
+    "big-bank": {
+        "seconds to the first step, beyond import torch",
+        "the large bank over the drawn rows alone",
+        "peak memory, bytes",
+    },
 }
 
 

@@ -114,18 +114,22 @@ def bank_features(model: SavedModel, bank_file: Path, split: str) -> tuple[Tenso
     Raises:
         UserError: If the bank lacks the split, or its features are not those that the model was trained on.
     """
-    from ..features.bank import load_bank
+    from ..features.bank import mean_over_views
+    from ..features.bank_file import BankFile
 
-    bank = load_bank(bank_file)
-    features = bank.cache_keys() if split == "train" else getattr(bank, f"{split}_features")
-    if features is None:
+    bank = BankFile(bank_file)
+    if split not in bank.labels:
         raise UserError(f"{bank_file} has no {split} images; choose another --split")
-    if bank.backbone != model.backbone.title or features.shape[1] != model.classifier.width:
+    width = bank.text_positive.shape[1]
+    if bank.backbone != model.backbone.title or width != model.classifier.width:
         raise UserError(
             f"the model was trained on {model.backbone.title!r} features of width {model.classifier.width}, but "
-            f"{bank_file} holds those of {bank.backbone!r}, {features.shape[1]} wide"
+            f"{bank_file} holds those of {bank.backbone!r}, {width} wide"
         )
-    return features, getattr(bank, f"{split}_labels") if tuple(bank.classnames) == model.classnames else None
+    features = bank.features(split)
+    if split == "train":
+        features = mean_over_views(features)
+    return features, bank.labels[split] if tuple(bank.classnames) == model.classnames else None
 
 
 def image_rows(
