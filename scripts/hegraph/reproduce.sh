@@ -24,7 +24,7 @@ heading "Few shots (Fig. 2)" && bash "$HERE/few_shot.sh" "$DATASETS" "$CONFIG" |
 heading "Other domains (Table 1)" && bash "$HERE/domain_generalization.sh" "$FIRST" "$CONFIG" || exit $?
 heading "Ablation (Table 2)" && PARTS=table2 bash "$HERE/ablation.sh" "$DATASETS" "${CONFIG%_paper}_paper" || exit $?
 heading "The graph alone" && PARTS=graph bash "$HERE/ablation.sh" "$DATASETS" "$CONFIG" || exit $?
-heading "Sensitivity (Table 3)" && bash "$HERE/sensitivity.sh" "$FIRST" "$CONFIG" || exit $?
+heading "Sensitivity (Table 3)" && bash "$HERE/sensitivity.sh" "$FIRST" "${CONFIG%_paper}_paper" || exit $?
 heading "Backbones (Table 4)" && bash "$HERE/backbones.sh" "$FIRST" ${BACKBONES:-$CONFIG} || exit $?
 heading "Complexity (Table 5)" && bash "$HERE/complexity.sh" "$FIRST" "$CONFIG" || exit $?
 heading "Text nodes (Fig. 3)" && bash "$HERE/tsne.sh" "$FIRST" "$CONFIG" || exit $?
