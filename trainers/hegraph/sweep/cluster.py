@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 LOCAL, AUTO = "local", "auto"
 ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:]+\]|[^\s:/\[\]]+):[0-9]{1,5}")  # HOST:PORT
 REACHED_WITHIN = 10.0  # seconds in which a port has to take a connection
-ANSWERED_WITHIN = 90.0  # seconds in which a cluster has to let us in, and a machine to answer
+ANSWERED_WITHIN = 60.0  # seconds in which a cluster has to let us in, and a machine to answer
 THREADS = "OMP_NUM_THREADS"
 # Connects and leaves again. A process of its own can be ended where Ray would wait, or end the process that it is in.
 TRY = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); print('connected')"
