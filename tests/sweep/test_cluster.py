@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -21,13 +20,13 @@ from trainers.hegraph.sweep.__main__ import grid_of, parse_arguments
 from trainers.hegraph.sweep.cluster import Demand
 from trainers.hegraph.utils.errors import UserError
 
-SLOW = ("TRAINER.HEGRAPHADAPTER.MIN_STEPS", "1500")  # so that a run takes a while
+SLOW = ("TRAINER.HEGRAPHADAPTER.MIN_STEPS", "300")  # so that a run takes a while
 STORE = 80 * 2**20  # bytes of a node's object store; Ray allows no less
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory) -> Iterator:
-    """A head that does no runs, and two nodes of one CPU each; their temporary folder is `nodes.temporary`."""
+    """The head and another node, of one CPU each; their temporary folder is `nodes.temporary`."""
     pytest.importorskip("ray", reason="Ray is not installed")
     from ray.cluster_utils import Cluster
 
@@ -35,9 +34,10 @@ def nodes(tmp_path_factory) -> Iterator:
     changed = {"TMPDIR": str(temporary), "RAY_USAGE_STATS_ENABLED": "0"}
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE})
+    node = {"num_cpus": 1, "object_store_memory": STORE}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
-        cluster.ours = [cluster.add_node(num_cpus=1, object_store_memory=STORE) for _ in range(2)]
+        cluster.other = cluster.add_node(**node)
         cluster.temporary = temporary
         yield cluster
     finally:
@@ -78,7 +78,7 @@ def test_a_cluster_leaves_what_this_process_leaves_of_runs_that_are_done_and_of_
     swept = start(*grid, "--ray", nodes.address)
     _, said = swept.communicate(timeout=300)
     assert swept.returncode == 1, said
-    assert "Ray cluster of 3 machines" in said
+    assert "Ray cluster of 2 machines" in said
     found = left_by(tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / "away")
     threads = torch.get_num_threads()
@@ -100,7 +100,7 @@ def test_a_cluster_leaves_what_this_process_leaves_of_runs_that_are_done_and_of_
 
 
 def test_the_run_of_a_killed_worker_is_done_again_and_a_killed_driver_goes_on(nodes, grid, tmp_path, start):
-    grid += ["--seeds", *"123456", "--ray", nodes.address, *SLOW]
+    grid += ["--seeds", *"1234", "--ray", nodes.address, *SLOW]
     first = start(*grid)
     wait_for(lambda: at_work(nodes), first)
     os.kill(at_work(nodes)[0], signal.SIGKILL)  # as the system does when memory runs out
@@ -109,12 +109,12 @@ def test_the_run_of_a_killed_worker_is_done_again_and_a_killed_driver_goes_on(no
     _, said = first.communicate()
     assert "its worker or machine was lost (WorkerCrashedError); it is sent again" in said
     before = records(tmp_path)
-    assert before < 6
+    assert before < 4
     again = start(*grid)
     out, said = again.communicate(timeout=300)
     assert again.returncode == 0, said
     assert f"{before} finished before" in out
-    assert records(tmp_path) == 6
+    assert records(tmp_path) == 4
     assert not list((tmp_path / "out").rglob("error.json"))
     assert not list((tmp_path / "out").rglob(".lock*"))
 
@@ -131,7 +131,7 @@ def refused(nodes, grid: list[str], capsys, *words: str) -> str:
 def test_a_machine_with_another_version_is_named_and_so_is_a_demand_that_none_can_meet(
     nodes, grid, tmp_path, capsys, monkeypatch
 ):
-    assert "a run takes 3 CPUs, and none of the 3 machines" in refused(nodes, grid, capsys, "--cpus-per-run", "3")
+    assert "a run takes 3 CPUs, and none of the 2 machines" in refused(nodes, grid, capsys, "--cpus-per-run", "3")
     monkeypatch.setattr(module, "state_here", lambda: {"version": "0.1", "sources": "f" * 64})
     line = refused(nodes, grid, capsys)
     assert (
@@ -142,13 +142,13 @@ def test_a_machine_with_another_version_is_named_and_so_is_a_demand_that_none_ca
 
 
 def test_a_node_that_is_lost_has_its_runs_done_by_the_others(nodes, grid, tmp_path, start):
-    swept = start(*grid, "--seeds", *"123456", "--ray", nodes.address, *SLOW)
+    swept = start(*grid, "--seeds", *"1234", "--ray", nodes.address, *SLOW)
     wait_for(lambda: len(at_work(nodes)) == 2, swept)
-    nodes.remove_node(nodes.ours.pop(), allow_graceful=False)
+    nodes.remove_node(nodes.other, allow_graceful=False)
     _, said = swept.communicate(timeout=300)
     assert swept.returncode == 0, said
     assert "it is sent again" in said
-    assert records(tmp_path) == 6
+    assert records(tmp_path) == 4
 
 
 # What is asked for wrongly
@@ -216,4 +216,4 @@ def test_as_many_runs_fit_a_machine_as_their_demands_say():
 
 def test_a_dry_run_asks_no_cluster(grid, capsys):
     assert main([*grid, "--ray", "nowhere.invalid:1", "--dry-run"]) == 0
-    assert json.dumps("3 runs to do")[1:-1] in capsys.readouterr().out
+    assert "3 runs to do" in capsys.readouterr().out

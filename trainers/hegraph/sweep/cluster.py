@@ -111,7 +111,7 @@ def connected(address: str, demand: Demand) -> Iterator[Any]:
             logging_level=logging.ERROR,
             **settings,
         )
-    except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # where its processes do not start in time, Ray raises nothing narrower
         raise UserError(f"cannot start Ray at {address}: {' '.join(str(error).split()):.200}") from error
     try:
         check_nodes(ray, demand)
