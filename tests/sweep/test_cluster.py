@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +27,17 @@ SLOW = ("TRAINER.HEGRAPHADAPTER.MIN_STEPS", "300")  # so that a run takes a whil
 STORE = 80 * 2**20  # bytes of a node's object store; Ray allows no less
 
 
+def patiently(start: Callable[[], Any], tries: int = 3) -> Any:
+    """Starts a node of Ray, which gives its own processes 15 s to start: too little where many others run."""
+    for left in reversed(range(tries)):
+        try:
+            return start()
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+    raise AssertionError
+
+
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory) -> Iterator:
     """The head and another node, of one CPU each; their temporary folder is `nodes.temporary`."""
@@ -35,9 +49,9 @@ def nodes(tmp_path_factory) -> Iterator:
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     node = {"num_cpus": 1, "object_store_memory": STORE}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False}))
     try:
-        cluster.other = cluster.add_node(**node)
+        cluster.other = patiently(lambda: cluster.add_node(**node))
         cluster.temporary = temporary
         yield cluster
     finally:
@@ -217,3 +231,35 @@ def test_as_many_runs_fit_a_machine_as_their_demands_say():
 def test_a_dry_run_asks_no_cluster(grid, capsys):
     assert main([*grid, "--ray", "nowhere.invalid:1", "--dry-run"]) == 0
     assert "3 runs to do" in capsys.readouterr().out
+
+
+# SLURM
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "hegraph" / "slurm_sweep.sh"
+
+
+def test_shellcheck_finds_nothing_in_the_script_for_slurm():
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed")
+    checked = subprocess.run([shellcheck, str(SCRIPT)], capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout) == (0, "")
+
+
+def test_the_script_for_slurm_starts_ray_on_every_node_and_the_sweep_with_its_words(tmp_path):
+    for name, line in (("scontrol", r"printf 'node7\nnode8\n'"), ("srun", """printf '%s\\n' "$@" """)):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "32"}
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHON": "py"}
+    words = ["GRID.yaml", "--output", "a folder"]
+    ran = subprocess.run(["bash", str(SCRIPT), *words], env=environment | job, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    said = ran.stdout.splitlines()
+    sweep = said.index("--") + 1
+    assert said[sweep:] == ["py", "-m", "trainers.hegraph", "sweep", "--ray", "auto", *words]
+    for flag, value in (("--nodes", "2"), ("--min-nodes", "2"), ("--address", "node7:6379"), ("--num-cpus", "32")):
+        assert said[said.index(flag) + 1] == value
+    outside = subprocess.run(["bash", str(SCRIPT)], env=environment, capture_output=True, text=True)
+    assert outside.returncode == 2
+    assert outside.stderr.startswith("error: this is a job for SLURM")

@@ -103,7 +103,7 @@ def connected(address: str, demand: Demand) -> Iterator[Any]:
         ) from error
     if address != LOCAL:
         check_answer(address)
-    settings = {"include_dashboard": False} if address == LOCAL else {}
+    settings: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(
             address=address,
@@ -159,7 +159,9 @@ def check_nodes(ray: Any, demand: Demand) -> None:
     """
     nodes = alive(ray)
     if not any(demand.times_in(node["Resources"]) for node in nodes):
-        largest = max(nodes, key=lambda node: node["Resources"].get("CPU", 0.0), default={"Resources": {}})["Resources"]
+        largest: dict[str, float] = max(
+            nodes, key=lambda node: node["Resources"].get("CPU", 0.0), default={"Resources": {}}
+        )["Resources"]
         has = f"{largest.get('CPU', 0.0):g} CPUs and {largest.get('GPU', 0.0):g} GPUs"
         raise UserError(
             f"a run takes {demand}, and none of the {len(nodes)} machines of the Ray cluster has so many (the largest "

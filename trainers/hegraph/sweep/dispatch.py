@@ -78,7 +78,7 @@ class Dispatch:
     def results(self, runs: Sequence[Run]) -> Iterator[Result]:
         """Does the runs; gives what has become of each as it comes."""
         waiting = deque(runs)
-        to_come = Counter(run.bank for run in runs if run.bank)
+        to_come: Counter[Path | None] = Counter(run.bank for run in runs if run.bank)
         limit, looked = self.limit(), time.monotonic()
         while waiting or self._away:
             if time.monotonic() > looked + LOOK:
