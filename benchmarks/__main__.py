@@ -12,7 +12,7 @@ import torch
 
 NAMES = (
     "graph-step", "train-step", "growth", "imagenet-scale", "predict", "predict-images", "peers", "extraction",
-    "startup", "sweep", "big-bank", "streaming",
+    "startup", "sweep", "big-bank", "streaming", "ray",
 )  # fmt: skip
 
 
