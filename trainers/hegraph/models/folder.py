@@ -20,15 +20,17 @@ from ..method.closed_form import NewClassMessages
 from ..method.options import ClosedFormOptions, ModelOptions
 from ..method.relations import metapath_defaults
 from ..method.transfer import TransferableAdapter
+from ..training.rejection import KnownScores
 from ..utils.errors import UserError
 from ..utils.files import read_json, read_tensors, write_json, write_tensors, writing_folder
 from .card import model_card
 from .saved import SavedModel
-from .schema import AdapterOptions, Fusion, ModelConfig, Transfer, first_problem
+from .schema import AdapterOptions, Fusion, Known, ModelConfig, Transfer, first_problem
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 TRANSFER = "transfer."  # prefix of the tensors that reach other classes
 MESSAGES = f"{TRANSFER}messages."  # of those, the messages in closed form
+NODES = "class_nodes"  # in the whitened space of those messages
 OLD_ADAPTER = "adapter.safetensors"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
@@ -93,6 +95,8 @@ def load_model(folder: Path | str) -> SavedModel:
         trained_on=config.trained_on,
         scores=config.scores,
         labels=None if config.labels is None else tuple(config.labels),
+        known=_known(config),
+        class_nodes=tensors.get(NODES),
     )
 
 
@@ -138,7 +142,19 @@ def _config(model: SavedModel) -> ModelConfig:
         trained_on=model.trained_on,
         scores=model.scores,
         labels=None if model.labels is None else list(model.labels),
+        known=None if model.known is None else _checked(model.known),
     )
+
+
+def _checked(known: KnownScores) -> Known:
+    return Known(**asdict(known) | {"quantiles": list(known.quantiles)})
+
+
+def _known(config: ModelConfig) -> KnownScores | None:
+    if config.known is None:
+        return None
+    found = config.known.model_dump()
+    return KnownScores(**found | {"quantiles": tuple(found["quantiles"])})
 
 
 def _keys_to_keep(model: SavedModel) -> Tensor | None:
@@ -155,6 +171,7 @@ def _tensors(model: SavedModel) -> dict[str, Tensor]:
         "labels": None if classifier.labels is None else classifier.labels.int(),
         "key_weights": classifier.key_weights,
         "text_positive": model.text_positive,
+        NODES: None if model.class_nodes is None else model.class_nodes.half(),
     }
     parameters = {} if model.transfer is None else model.transfer.parameters
     found |= {f"{TRANSFER}{name}": tensor for name, tensor in parameters.items()}
@@ -227,6 +244,7 @@ def _shapes(config: ModelConfig, images: int) -> dict[str, list[int]]:
         "keys": [images, width],
         "labels": [images],
         "key_weights": [images],
+        NODES: [classes, width],
     }
 
 

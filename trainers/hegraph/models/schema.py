@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ..training.rejection import SHARES
+
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone as FrozenCLIP
 
@@ -127,6 +129,22 @@ class AdapterOptions(Part):
     shuffle: Literal["none", "text_to_visual", "visual_to_text", "negative"]
 
 
+class Known(Part):
+    """The fields of `training.rejection.KnownScores`, checked."""
+
+    quantiles: Annotated[list[Finite], Field(min_length=SHARES, max_length=SHARES)]
+    fitted_on: str
+    num_images: Size
+    score: Literal["probability", "energy"]
+
+    @model_validator(mode="after")
+    def quantiles_ascend(self) -> Known:
+        """Quantiles never fall."""
+        if any(after < before for before, after in zip(self.quantiles, self.quantiles[1:])):
+            raise ValueError("quantiles must not fall")
+        return self
+
+
 class TrainedOn(Part):
     """Where the model comes from."""
 
@@ -157,6 +175,7 @@ class ModelConfig(Part):
     """All of `config.json`.
 
     `labels` is what the user of the Python API called the K classes; null where the class names are the labels.
+    `known` is how images of known classes score; folders of earlier versions do not have it.
     """
 
     format: Literal["hegraph-model"]
@@ -176,6 +195,7 @@ class ModelConfig(Part):
     trained_on: TrainedOn
     scores: Scores
     labels: list[bool | int | float | str] | None
+    known: Known | None = None
 
     @model_validator(mode="after")
     def names_fit_each_other(self) -> ModelConfig:
