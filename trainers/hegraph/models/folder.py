@@ -52,7 +52,7 @@ def save_model(model: SavedModel, folder: Path) -> None:
         raise UserError(f"{folder} is no model folder, and is not overwritten; choose another")
     with writing_folder(folder) as temporary:
         config = _config(model)
-        write_json(temporary / CONFIG, config.model_dump())
+        write_json(temporary / CONFIG, config.model_dump(exclude=None if config.known else {"known"}))
         write_tensors(temporary / TENSORS, _tensors(model), {"format": config.format})
         (temporary / CARD).write_text(model_card(model), encoding="utf-8")
 

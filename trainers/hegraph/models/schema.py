@@ -175,7 +175,7 @@ class ModelConfig(Part):
     """All of `config.json`.
 
     `labels` is what the user of the Python API called the K classes; null where the class names are the labels.
-    `known` is how images of known classes score; folders of earlier versions do not have it.
+    `known` is how images of known classes score; it is left out where that is not known, and by earlier versions.
     """
 
     format: Literal["hegraph-model"]
