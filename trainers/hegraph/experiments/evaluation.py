@@ -276,7 +276,7 @@ def evaluate(model: SavedModel, data: TestData, device: str) -> Tested:
         num_parameters=0,
         text_logits=text if has_text else None,
         variant=model.variant,
-        calibration=Calibration(model.temperature, "model") if whole else Calibration(),
+        calibration=Calibration(model.temperature, "model", known=model.known) if whole else Calibration(),
     )
     return Tested(outcome, _test_bank(model, data, features, labels, positive), rule)
 
