@@ -50,6 +50,7 @@ RUN_HERE = {
     "python -m trainers.hegraph sweep --datasets digits": 0,
     "python -m trainers.hegraph --dataset-config-file digits_low": 0,
     "python -m trainers.hegraph --trainer TipAdapter": 0,
+    "python -m trainers.hegraph.features extract": 0,
 }
 PROGRAMS = ("bash", "python", "pip", "torchrun", "hegraph", "cd", "git", "export")
 

@@ -23,13 +23,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.datasets.folder import load_image_folder
+from trainers.hegraph.datasets.own import load_own_images
 from trainers.hegraph.datasets.pickles import read_coop_pickle
 from trainers.hegraph.datasets.pools import read_drawn
 from trainers.hegraph.datasets.splits import read_split_file
 from trainers.hegraph.describe.collect import Collection
 from trainers.hegraph.features.bank import load_bank
-from trainers.hegraph.features.parts import read_part, write_part
+from trainers.hegraph.features.parts import is_whole, read_part, write_part
 from trainers.hegraph.models.reading import Reader
 from trainers.hegraph.prompts.positive import read_descriptions
 from trainers.hegraph.results.records import collect as collect_records
@@ -242,6 +242,13 @@ def results(folder: Path, command: str, *more: str) -> int:
     return main(["results", command, str(folder / "run"), *more])
 
 
+def read_kept(folder: Path) -> None:
+    """Reads kept features as an encoding does: those that are not whole are made anew."""
+    path = folder / "part.safetensors"
+    if is_whole(path, "key"):
+        read_part(path)
+
+
 def read_image(folder: Path, suffix: str) -> int:
     from torchvision import transforms as T
 
@@ -317,8 +324,8 @@ READERS: dict[str, tuple[str, Callable[[Path], int]]] = {
         function(lambda folder: read_descriptions(folder / "described.json", ["ant", "bee", "cow", "dog"])),
     ),
     "unfinished descriptions": ("out.json.partial", function(describe)),
-    "table of images": ("labels.csv", function(lambda folder: load_image_folder(str(folder / "labels.csv")))),
-    "kept features": ("part.safetensors", function(lambda folder: read_part(folder / "part.safetensors", "key"))),
+    "table of images": ("labels.csv", function(lambda folder: load_own_images(str(folder / "labels.csv")))),
+    "kept features": ("part.safetensors", function(read_kept)),
     "pickle": ("coop.pkl", function(lambda folder: read_coop_pickle(folder / "coop.pkl", "data"))),
     **{
         f"image, {suffix}": (f"a.{suffix}", lambda folder, suffix=suffix: read_image(folder, suffix))

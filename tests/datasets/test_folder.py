@@ -512,3 +512,45 @@ def test_an_image_that_cannot_be_read_is_one_line_of_error_that_names_it(content
     assert code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: cannot read the image train/bee/1.png of ImageFolder: ")
+
+
+# --- Hugging Face's metadata.csv
+
+
+def test_a_metadata_file_in_each_split_names_its_images(tmp_path):
+    make(tmp_path, "train/1.jpg", "train/more/2.jpg", "validation/3.jpg", "test/4.jpg")
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,label,notes\n1.jpg,bee,x\nmore/2.jpg,ant,y\n")
+    (tmp_path / "validation" / "metadata.csv").write_text("file_name,label\n3.jpg,bee\n")
+    (tmp_path / "test" / "metadata.csv").write_text("label,file_name\nant,4.jpg\n")
+    dataset = load(tmp_path)
+    assert rows_of(dataset) == {
+        "train": [("train/1.jpg", 1, "bee"), ("train/more/2.jpg", 0, "ant")],
+        "val": [("validation/3.jpg", 1, "bee")],
+        "test": [("test/4.jpg", 0, "ant")],
+    }
+    dataset.check_files()
+
+
+def test_one_metadata_file_tells_splits_by_folder_or_by_column(tmp_path):
+    make(tmp_path, "train/1.jpg", "test/2.jpg", "3.jpg")
+    table = "file_name,label\ntrain/1.jpg,bee\ntest/2.jpg,bee\n3.jpg,ant\n"
+    (tmp_path / "metadata.csv").write_text(table)
+    rows = rows_of(load(tmp_path))
+    assert [path for path, _, _ in rows["train"]] == ["train/1.jpg", "3.jpg"]
+    assert [path for path, _, _ in rows["test"]] == ["test/2.jpg"]
+    (tmp_path / "metadata.csv").write_text("file_name,label,split\ntrain/1.jpg,bee,test\n3.jpg,bee,\n")
+    rows = rows_of(load(tmp_path))
+    assert [path for path, _, _ in rows["test"]] == ["train/1.jpg"]
+
+
+def test_class_folders_are_read_as_before_where_a_metadata_file_has_no_file_names(tmp_path):
+    make(tmp_path, "train/bee/1.jpg")
+    (tmp_path / "metadata.csv").write_text("author,year\nme,2020\n")
+    assert rows_of(load(tmp_path))["train"] == [("train/bee/1.jpg", 0, "bee")]
+
+
+def test_a_metadata_file_without_labels_says_which_columns_it_needs(tmp_path):
+    make(tmp_path, "train/1.jpg")
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,text\n1.jpg,a bee\n")
+    with pytest.raises(UserError, match=r"metadata\.csv must have the columns path,label\[,split\]"):
+        load(tmp_path)

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from trainers.hegraph.datasets.folder import load_image_folder
+from trainers.hegraph.datasets.own import load_own_images
 from trainers.hegraph.datasets.splits import read_split_file
 from trainers.hegraph.utils.errors import UserError
 
@@ -48,13 +48,13 @@ def test_a_row_of_other_types_is_refused(tmp_path, row):
 def test_a_table_with_a_column_twice_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("path,label,Label\na.jpg,ant,bee\n")
     with pytest.raises(UserError, match="has the column 'label' twice"):
-        load_image_folder(str(tmp_path / "t.csv"))
+        load_own_images(str(tmp_path / "t.csv"))
 
 
 def test_an_image_with_a_relative_and_an_absolute_path_is_listed_twice(tmp_path):
     (tmp_path / "t.csv").write_text(f"path,label\na.jpg,ant\n{tmp_path}/a.jpg,bee\n")
     with pytest.raises(UserError, match="is listed more than once"):
-        load_image_folder(str(tmp_path / "t.csv"))
+        load_own_images(str(tmp_path / "t.csv"))
 
 
 def test_an_empty_class_folder_is_said(tmp_path, caplog):
@@ -62,5 +62,5 @@ def test_an_empty_class_folder_is_said(tmp_path, caplog):
     (tmp_path / "train" / "ant" / "1.jpg").touch()
     (tmp_path / "train" / "bee").mkdir()
     with caplog.at_level(logging.WARNING):
-        assert load_image_folder(str(tmp_path)).classnames == ["ant"]
+        assert load_own_images(str(tmp_path)).classnames == ["ant"]
     assert "1 class folders hold no image, such as train/bee" in caplog.text

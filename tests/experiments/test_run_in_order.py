@@ -178,7 +178,7 @@ def test_a_task_is_a_banks_where_there_is_one_and_else_that_of_the_images(cfg, t
     opened = Opened()
     run_module.open_task(configured, None, 3, "cpu", opened)
     assert asked == [(configured, 3, "cuda", None), (configured, 3, "cpu", opened)]
-    assert run_module.open_task(configured, tiny_bank, 3, "cpu", opened).full is opened.bank(tiny_bank)[0]
+    assert run_module.open_task(configured, tiny_bank, 3, "cpu", opened).file is opened.bank(tiny_bank)
 
 
 # Testing a model, thumbnails

@@ -6,11 +6,13 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.loading import load_backbone
@@ -18,6 +20,7 @@ from trainers.hegraph.config import encoding_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import load_dataset
 from trainers.hegraph.features import chunks
+from trainers.hegraph.features.chunks import Chunks, encode_chunks
 from trainers.hegraph.features.extract import encode_images
 from trainers.hegraph.features.options import EncodingOptions
 from trainers.hegraph.features.views import ImageViews
@@ -114,6 +117,40 @@ def test_chunks_of_other_images_are_not_taken(backbone, images, options, encoded
     encoded.clear()
     encode_images(backbone, others, options, tmp_path, "test")
     assert sum(encoded) == IMAGES
+
+
+def test_chunks_of_another_batch_size_are_not_taken(backbone, images, options, encoded, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_after(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            encode_images(backbone, images, options, tmp_path / "parts", "test")
+    encoded.clear()
+    threes = replace(options, batch_size=3)
+    resumed = encode_images(backbone, images, threes, tmp_path / "parts", "test")
+    assert sum(encoded) == IMAGES
+    assert torch.equal(resumed, encode_images(backbone, images, threes, tmp_path / "other", "test"))
+
+
+def test_the_part_has_the_bytes_of_a_file_that_is_written_at_once(backbone, images, options, tmp_path):
+    features = encode_images(backbone, replace(images, views=3), options, tmp_path, "test")
+    [part] = tmp_path.iterdir()
+    with safe_open(part, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({"features": features}, tmp_path / "at_once", metadata)
+    assert features.shape[:2] == (3, IMAGES)
+    assert part.read_bytes() == (tmp_path / "at_once").read_bytes()
+
+
+def test_chunks_can_be_driven_one_by_one_in_any_order(backbone, images, options, tmp_path):
+    expected = encode_images(backbone, images, options, tmp_path / "parts", "test")
+    chunks_of_part = Chunks(len(images), BATCH, tmp_path / "part.safetensors", key="key")
+    assert chunks_of_part.missing() == [0, 1, 2]
+    for number in (2, 0, 1):
+        [features] = encode_chunks(backbone, images, chunks_of_part, [number], num_workers=0)
+        chunks_of_part.keep(number, features)
+    assert chunks_of_part.missing() == []
+    chunks_of_part.join(views=1)
+    assert torch.equal(load_file(tmp_path / "part.safetensors")["features"], expected)
 
 
 def test_two_processes_of_torchrun_make_the_bank_of_one_bit_for_bit(tmp_path):

@@ -99,6 +99,11 @@ def test_the_messages_are_whitened_differences_to_the_mean(text, keys):
         expected = metric.inverse() @ difference / ((difference @ metric.inverse() @ difference).sqrt() * scale)
         assert_close(found.weights[k].double(), expected, rtol=1e-5, atol=1e-6)
         assert_close(found.bias[k].double(), -(expected @ mean), rtol=1e-5, atol=1e-6)
+    for key in keys.double()[:3]:  # distances to the class nodes, by the inverse alone
+        whitened = (key - mean) @ found.whitening / scale
+        for k in range(K):
+            expected = ((key - nodes[k]) @ metric.inverse() @ (key - nodes[k])).sqrt() / scale
+            assert_close((whitened - found.nodes[k]).norm(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_offsets_make_the_mean_probabilities_the_shares(unit_features):

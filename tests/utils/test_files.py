@@ -15,7 +15,7 @@ from trainers.hegraph.method.model import HeGraphModel
 from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.training.checkpoints import CHECKPOINT, Checkpoints, save_adapter
 from trainers.hegraph.utils.errors import UserError
-from trainers.hegraph.utils.files import atomic_path, hash_file, hash_json, read_json, write_json
+from trainers.hegraph.utils.files import atomic_path, hash_file, hash_json, hash_rows, read_json, write_json
 
 
 def test_the_temporary_file_becomes_the_target_and_folders_are_made(tmp_path):
@@ -153,3 +153,11 @@ def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path, size):
     content = bytes(i % 251 for i in range(size))
     (tmp_path / "file").write_bytes(content)
     assert hash_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2500])
+def test_the_hash_of_a_long_list_is_the_hash_of_its_json(count):
+    rows = [[f"é/{number}", number, "a,b]["] for number in range(count)]
+    assert hash_rows(iter(rows)) == hash_json(rows)
+    for beside in ({}, {"a": 1, "z": [2]}, {"a": "ü"}, {"z": None}):
+        assert hash_rows(iter(rows), beside, "images") == hash_json(beside | {"images": rows})

@@ -37,7 +37,7 @@ SUBCOMMANDS = {
     "sweep": "do many runs: data sets, methods, shots, seeds",
     "results": "tables, figures and pages made from the records of runs",
     "datasets": "say what is missing of a data set, or download it",
-    "features": "turn a Tip-Adapter cache into a feature bank",
+    "features": "encode a whole data set as a feature bank, or import a Tip-Adapter cache",
     "describe": "ask a chat endpoint for sentences about your classes",
     "predict": "classify images with a trained model",
     "export": "write a trained model as an ONNX file",

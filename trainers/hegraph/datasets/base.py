@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..utils.errors import UserError
-from ..utils.files import hash_json
+from ..utils.files import hash_rows
 from .splits import Item, Selection, subsample_labels
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class Dataset:
         open: Takes the path of an item and returns the image.
         root: The folder that the paths of the items are relative to; None if they are not files.
         class_ids: The K ids, in label order, by which a class is recognised in another data set; () if class names do.
+        version: Takes the path of an item that is no file of its own, as in a tar shard; returns its size in bytes, and
+            a number that changes with its source. None if items are files, or nothing is known of them.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Dataset:
     open: Callable[[str], Image.Image]
     root: Path | None = None
     class_ids: Sequence[str] = ()
+    version: Callable[[str], tuple[int, int]] | None = None
 
     @property
     def ids(self) -> Sequence[str]:
@@ -74,18 +77,24 @@ class Dataset:
     def file_version(self, path: str) -> tuple[int, int] | None:
         """Size in bytes and time of the last change (ns) of an item's file, which tell versions of it apart.
 
-        None if the item is no file.
+        What `version` says, if there is one; None if the item is no file.
         """
+        if self.version is not None:
+            return self.version(path)
         if self.root is None or not (self.root / path).is_file():
             return None
         status = (self.root / path).stat()
         return status.st_size, status.st_mtime_ns
 
     def file_sizes(self) -> str | None:
-        """Hash of the sizes in bytes of all files, which is the same for a copy of them. None if items are no files."""
+        """Hash of the sizes in bytes of all images, which is the same for a copy of them. None if they have none."""
+        version = self.version
+        if version is not None:
+            return hash_rows([path, version(path)[0]] for path in self._paths())
         if self.root is None:
             return None
-        return hash_json([[path, (self.root / path).stat().st_size] for path in self._paths()])
+        root = self.root
+        return hash_rows([path, (root / path).stat().st_size] for path in self._paths())
 
     def check_files(self) -> None:
         """Raises UserError if files of items are missing. The message counts them and names some."""

@@ -1,9 +1,9 @@
-"""The user's own images as a data set: a folder of class folders, or a CSV file.
+"""The user's own images in files: a folder of class folders, a CSV file, or Hugging Face's `metadata.csv`.
 
-    ROOT/train/<class>/*.jpg         and, if there are any, ROOT/val/<class>/ and ROOT/test/<class>/
-    ROOT/labels.csv, or ROOT itself  with the columns path,label[,split] and paths relative to the file
-
-The classes are in sorted order; names that are numbers come first, by value. Their numbers of images may differ.
+ROOT/train/<class>/*.jpg         and, if there are any, ROOT/val/<class>/ and ROOT/test/<class>/
+ROOT/labels.csv, or ROOT itself  with the columns path,label[,split] and paths relative to the file
+ROOT/train/metadata.csv          with the columns file_name,label, and the same for val and test
+ROOT/metadata.csv                with the columns file_name,label[,split]; without a split, a path says it
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -22,19 +22,14 @@ from PIL import ExifTags, Image
 from ..utils.errors import UserError
 from ..utils.files import absolute
 from ..utils.reading import check_regular
-from .base import Dataset
 from .layouts import listing
-from .splits import SPLITS, Item
+from .own_rows import SPLIT_NAMES, OwnImages, Rows
+from .splits import SPLITS
 
 logger = logging.getLogger(__name__)
 
-NAME = "ImageFolder"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-LAYOUT = (
-    "expected ROOT/train/<class>/*.jpg (and val, test if you have them), or a CSV file with the columns "
-    "path,label[,split]"
-)
-
+METADATA = "metadata.csv"
 ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,54 +39,48 @@ ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # of EXIF
-LONGEST_NUMBER = 1000  # digits; Python does not convert many more
-
-Rows = dict[str, list[tuple[str, str]]]  # split -> (path, class name)
 
 
-def load_image_folder(root: str) -> Dataset:
-    """Reads the data set of a folder or a CSV file. No image is opened.
-
-    Args:
-        root: A folder that holds `train/`, a folder that holds one `.csv` file, or the file itself.
+def read_files(root: str) -> OwnImages | None:
+    """The images of a folder or a CSV file; None if `root` is neither. No image is opened.
 
     Raises:
-        UserError: If it has another layout, or a class of val or test has no training image.
+        UserError: If the CSV file cannot be read, or a row lacks something.
     """
-    if not root:
-        raise UserError(f"{NAME} needs --root, your folder or CSV file; {LAYOUT}")
     path = absolute(root)
-    base, rows = _read(path)
-    names = sorted({name for _, name in rows["train"]}, key=_class_order)
-    if not names:
-        raise UserError(f"{path} has no training image; {LAYOUT}")
-    labels = {name: label for label, name in enumerate(names)}
-    for split in ("val", "test"):
-        unknown = sorted({name for _, name in rows[split]} - set(names))
-        if unknown:
-            raise UserError(
-                f"{path}: {len(unknown)} classes of {split} have no training image: {', '.join(unknown[:5])}"
-            )
-    train, val, test = ([Item(file, labels[name], name) for file, name in rows[split]] for split in SPLITS)
-    return Dataset(NAME, names, train, val, test, partial(open_image_file, base), base)
+    base, rows = path, None
+    if not os.path.exists(path):  # URLs may be too long for `path.exists`
+        return None
+    if any((path / name / METADATA).is_file() for name in SPLIT_NAMES):
+        rows = _read_metadata(path)
+    elif (path / METADATA).is_file() and "file_name" in _columns(path / METADATA):
+        rows = _read_table(path / METADATA)
+    elif (path / "train").is_dir() and not _holds_shards(path / "train"):
+        rows = _read_folder(path)
+    elif len(tables := tables_of(path)) == 1 and tables[0].suffix.lower() == ".csv" and tables[0].is_file():
+        base, rows = tables[0].parent, _read_table(tables[0])
+    return None if rows is None else OwnImages(rows, partial(open_image_file, base), base)
 
 
-def _read(path: Path) -> tuple[Path, Rows]:
-    """Reads a folder or a CSV file. Returns the folder that the paths are relative to, and the rows."""
-    if (path / "train").is_dir():
-        return path, _read_folder(path)
-    tables = [path / name for name in listing(path) if name.lower().endswith(".csv")] if path.is_dir() else [path]
-    if len(tables) == 1 and tables[0].suffix.lower() == ".csv" and tables[0].is_file():
-        return tables[0].parent, _read_table(tables[0])
-    if not path.exists():
-        raise UserError(f"there is no {path}; {LAYOUT}")
-    found = f"{len(tables)} CSV files" if len(tables) > 1 else "neither"
-    raise UserError(f"{path} holds {found}; {LAYOUT}")
+def _holds_shards(folder: Path) -> bool:
+    """Whether a folder holds tar files and no folder of a class."""
+    names = listing(folder)
+    return any(name.endswith(".tar") for name in names) and not any((folder / name).is_dir() for name in names)
+
+
+def tables_of(path: Path) -> list[Path]:
+    """The CSV files of a folder, or the file itself."""
+    return [path / name for name in listing(path) if name.lower().endswith(".csv")] if path.is_dir() else [path]
 
 
 def open_image_file(base: Path, path: str) -> Image.Image:
     """Opens an image as `to_rgb` makes it."""
-    with Image.open(base / path) as file:
+    return open_picture(base / path)
+
+
+def open_picture(source: Path | str | BinaryIO) -> Image.Image:
+    """Opens an image, from its file or its bytes, as `to_rgb` makes it."""
+    with Image.open(source) as file:
         return to_rgb(file)
 
 
@@ -156,13 +145,44 @@ def _read_folder(path: Path) -> Rows:
     return rows
 
 
-def _read_table(path: Path) -> Rows:
+def _read_metadata(path: Path) -> Rows:
+    """The rows of a folder whose split folders hold a `metadata.csv` each."""
+    rows: Rows = {split: [] for split in SPLITS}
+    for name, split in SPLIT_NAMES.items():
+        table = path / name / METADATA
+        if table.is_file():
+            found = _read_table(table, default=split)
+            rows[split] += [(f"{name}/{image}", label) for each in SPLITS for image, label in found[each]]
+    _check_listed_once(path / METADATA, rows)
+    return rows
+
+
+def _columns(path: Path) -> list[str]:
+    """The names of the columns of a table, in lower case; raises UserError if it cannot be read."""
+    check_regular(path, "cannot read the table")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return [column.strip().lower() for column in next(csv.reader(file, skipinitialspace=True), [])]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read the table {path}: {error}") from error
+
+
+def _read_table(path: Path, default: str = "") -> Rows:
+    """The rows of a table.
+
+    Args:
+        path: The CSV file; Hugging Face's has a column `file_name` for `path`.
+        default: The split of a row that names none; "" takes that of the first folder of a `file_name`, or train.
+    """
     rows: Rows = {split: [] for split in SPLITS}
     check_regular(path, "cannot read the table")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file, skipinitialspace=True, strict=True)
             columns = [column.strip().lower() for column in table.fieldnames or []]
+            if "path" not in columns:
+                columns = ["path" if column == "file_name" else column for column in columns]
+            by_folder = not default and "file_name" in [str(name).strip().lower() for name in table.fieldnames or []]
             table.fieldnames = columns
             if repeated := next((c for c in columns if columns.count(c) > 1), None):
                 raise UserError(f"{path} has the column {repeated!r} twice; leave one of them out")
@@ -171,7 +191,7 @@ def _read_table(path: Path) -> Rows:
                     f"{path} must have the columns path,label[,split], got {','.join(columns) or 'nothing'}"
                 )
             for row in table:
-                image, label, split = _read_row(row, f"{path}, line {table.line_num}")
+                image, label, split = _read_row(row, f"{path}, line {table.line_num}", default, by_folder)
                 rows[split].append((image, label))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the table {path}: {error}") from error
@@ -190,10 +210,12 @@ def _check_listed_once(path: Path, rows: Rows) -> None:
                 raise UserError(f"{path}: {image} is listed more than once; an image has one label and one split")
 
 
-def _read_row(row: dict[Any, Any], where: str) -> tuple[str, str, str]:
+def _read_row(row: dict[Any, Any], where: str, default: str, by_folder: bool) -> tuple[str, str, str]:
     """The path, the label and the split of a row; `where` names the row in messages."""
     image, label = (row["path"] or "").strip(), (row["label"] or "").strip()
-    split = (row.get("split") or "train").strip().lower()
+    if by_folder:
+        default = SPLIT_NAMES.get(image.partition("/")[0], "")
+    split = (row.get("split") or default or "train").strip().lower()
     if None in row:
         raise UserError(f"{where}: more values than columns; put a value that holds a comma into quotes")
     if not image or not label:
@@ -201,8 +223,3 @@ def _read_row(row: dict[Any, Any], where: str) -> tuple[str, str, str]:
     if split not in SPLITS:
         raise UserError(f"{where}: split must be train, val or test, got {split!r}")
     return Path(os.path.normpath(image)).as_posix(), label, split
-
-
-def _class_order(name: str) -> tuple[int, int, str]:
-    """Sorts numbers by value before all other names."""
-    return (0, int(name), name) if name.isdecimal() and len(name) <= LONGEST_NUMBER else (1, 0, name)

@@ -52,7 +52,8 @@ def load_pools(entry: DatasetEntry, root: str, seed: int, rng: random.Random) ->
     items = {split: [item._replace(path=f"{entry.folder}/{item.path}") for item in pools[split]] for split in SPLITS}
     if pools["val"] is pools["test"]:
         items["val"] = items["test"]
-    return Dataset(name, classnames, **items, open=partial(open_image, base), root=base, class_ids=ids)
+    train, val, test = (items[split] for split in SPLITS)
+    return Dataset(name, classnames, train, val, test, open=partial(open_image, base), root=base, class_ids=ids)
 
 
 def read_coop_selection(dataset: Dataset, folder: str, shots: int, seed: int) -> Pools | None:

@@ -155,4 +155,5 @@ def predict_test(trained: TrainedAdapter, bank: FeatureBank, classifier: FoldedC
         classifier=folded,
         transferable=transferable,
         transfer_rule="adapter",
+        class_nodes=model.messages.nodes if model.messages is not None and model.options.has_closed_form else None,
     )

@@ -11,6 +11,9 @@ What it is fitted on, the first that there is:
    classes, and at the temperature that zero-shot CLIP has on all training images. Again a method without training steps
    is fitted to both halves.
 
+The same images tell how images of known classes score (`training/rejection.py`), by the same rules: at one shot, as
+they do with zero-shot CLIP, plus what the method adds to its scores on held-out classes.
+
 `docs/confidence.md` says what these rules were compared with.
 """
 
@@ -31,6 +34,7 @@ from ..method.heads import text_logits
 from ..training.batches import TrainingData
 from ..training.choice import has_val, val_images
 from ..training.confidence import Calibration, fit_temperature, match_confidence, mean_confidence
+from ..training.rejection import KnownScores, known_score
 from .adapter import train_adapter
 from .out_of_fold import Classify, Fit, HeldOut, classify_in_batches, hold_out_classes, hold_out_images
 from .outcome import Outcome
@@ -73,14 +77,13 @@ def find_temperature(bank: FeatureBank, classify: Classify, fit: Fit, trains: bo
     """
     if has_val(bank):
         features, labels = val_images(bank)
-        temperature = fit_temperature(classify_in_batches(classify, features), labels)
-        return Calibration(temperature, "val", len(labels))
+        return _calibration(classify_in_batches(classify, features), labels, "val")
     most = 1 if trains else None
     if held := list(itertools.islice(hold_out_images(bank, fit, seed), most)):
         logits, labels = torch.cat([part.logits for part in held]), torch.cat([part.labels for part in held])
-        return Calibration(fit_temperature(logits, labels), "held-out images", len(labels))
+        return _calibration(logits, labels, "held-out images")
     if held := list(itertools.islice(hold_out_classes(bank, fit, seed), most)):
-        return Calibration(_as_sure_as_zero_shot(bank, held), "held-out classes", sum(len(x.labels) for x in held))
+        return _as_zero_shot(bank, held)
     return Calibration()
 
 
@@ -127,12 +130,26 @@ class PartOfTask:
         return bank_batches(bank, self.cfg, self.seed)
 
 
-def _as_sure_as_zero_shot(bank: FeatureBank, held: list[HeldOut]) -> float:
-    """The temperature at which the method is as sure as zero-shot CLIP of images whose classes neither has to offer."""
+def _calibration(logits: Tensor, labels: Tensor, fitted_on: str) -> Calibration:
+    """From logits `[n, K]` of images that the method was not fitted to."""
+    temperature = fit_temperature(logits, labels)
+    known = KnownScores.of(known_score(logits, temperature), fitted_on)
+    return Calibration(temperature, fitted_on, len(labels), known=known)
+
+
+def _as_zero_shot(bank: FeatureBank, held: list[HeldOut]) -> Calibration:
+    """The method is as sure as zero-shot CLIP of images whose classes neither has to offer, and scores known images as
+    zero-shot CLIP scores the training images, plus the mean difference of the two on those others.
+    """
+    fitted_on = "held-out classes"
 
     def zero_shot(features: Tensor, classes: FeatureBank) -> Tensor:
         return text_logits(features, classes.text_positive, classes.logit_scale)
 
-    honest = fit_temperature(zero_shot(bank.cache_keys(), bank), bank.train_labels)
-    confidence = mean_confidence([zero_shot(part.features, part.fitted_to) for part in held], honest)
-    return match_confidence([part.logits for part in held], confidence)
+    own = zero_shot(bank.cache_keys(), bank)
+    honest = fit_temperature(own, bank.train_labels)
+    ours, clips = [part.logits for part in held], [zero_shot(part.features, part.fitted_to) for part in held]
+    temperature = match_confidence(ours, mean_confidence(clips, honest))
+    gains = [known_score(z, temperature) - known_score(clip, honest) for z, clip in zip(ours, clips)]
+    known = KnownScores.of(known_score(own, honest) + torch.cat(gains).mean(), fitted_on)
+    return Calibration(temperature, fitted_on, sum(len(part.labels) for part in held), known=known)

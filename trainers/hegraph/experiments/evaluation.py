@@ -21,7 +21,9 @@ from yacs.config import CfgNode
 
 from ..config_files import is_filled
 from ..datasets import Dataset, load_dataset
-from ..features.bank import FeatureBank, load_bank
+from ..datasets.splits import Selection, subsample_labels
+from ..features.bank import FeatureBank, draw_bank
+from ..features.bank_file import BankFile
 from ..method.heads import text_logits
 from ..models.folder import load_model
 from ..models.saved import SavedModel
@@ -47,13 +49,12 @@ KEPT = (
 
 
 class TestData(Protocol):
-    """Test images of one data set.
+    """Test images of one data set."""
 
-    Attributes:
-        identity: Plain values that change whenever the data would.
-    """
-
-    identity: dict
+    @property
+    def identity(self) -> dict:
+        """Plain values that change whenever the data would."""
+        ...
 
     @property
     def name(self) -> str:
@@ -91,13 +92,17 @@ class BankTestData:
     """
 
     def __init__(self, path: Path, cfg: CfgNode) -> None:
-        bank = load_bank(path)
-        if cfg.DATASET.NAME and bank.dataset != cfg.DATASET.NAME:
-            raise UserError(f"{path} holds {bank.dataset!r} but DATASET.NAME is {cfg.DATASET.NAME!r}")
-        self.bank = bank.subsample(cfg.DATASET.SUBSAMPLE_CLASSES)
-        if self.bank.test_features is None:
+        file = BankFile(path)
+        file.check_dataset(cfg.DATASET.NAME)
+        if "test" not in file.labels:
             raise UserError(f"{path} has no test images, so no model can be tested on it")
-        self.identity = bank_identity(path)
+        nothing = Selection([], [])
+        self.bank = draw_bank(file, nothing)
+        which = cfg.DATASET.SUBSAMPLE_CLASSES
+        if which != "all":
+            kept = subsample_labels(set(file.labels["train"].tolist()), which)
+            self.bank = self.bank.of_classes(torch.tensor(kept, dtype=torch.long))
+        self.identity = bank_identity(file.identity, nothing)
 
     @property
     def name(self) -> str:
@@ -271,7 +276,7 @@ def evaluate(model: SavedModel, data: TestData, device: str) -> Tested:
         num_parameters=0,
         text_logits=text if has_text else None,
         variant=model.variant,
-        calibration=Calibration(model.temperature, "model") if whole else Calibration(),
+        calibration=Calibration(model.temperature, "model", known=model.known) if whole else Calibration(),
     )
     return Tested(outcome, _test_bank(model, data, features, labels, positive), rule)
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 from yacs.config import CfgNode
 
 from ..backbones.identity import backbone_identity
 from ..config import OF_THE_BACKBONE
 from ..datasets import Dataset, Selection, select_few_shot, subsample_labels
+from ..features.bank_identity import BankIdentity
 from ..prompts.positive import description_file, resolve_source
-from ..utils.files import hash_file, hash_json, read_json
+from ..utils.files import hash_json, read_json
 
 Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
 
@@ -63,9 +63,17 @@ def hash_run(config: dict[str, object], seed: int, data: dict, split: Split) -> 
     return hash_json({"config": config, "seed": seed, "data": data, "split": split})
 
 
-def bank_identity(path: Path) -> dict:
-    """Plain values that change whenever a feature bank would."""
-    return {"bank": hash_file(path)}
+def bank_identity(bank: BankIdentity, selection: Selection) -> dict:
+    """Plain values that change whenever what a run takes from a feature bank would.
+
+    Args:
+        bank: The bank, opened with or without torch.
+        selection: The rows of it that the run draws, from `bank_split`.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    return {"bank": bank.of(selection.train, selection.val)}
 
 
 def bank_split(
@@ -92,26 +100,36 @@ def bank_split(
     return selection, {"train": rows(selection.train, train_labels), "val": rows(selection.val, val_labels)}
 
 
-def images_identity(dataset: Dataset, cfg: CfgNode, device: str) -> dict:
+def images_identity(dataset: Dataset, cfg: CfgNode, backbone: dict) -> dict:
     """Plain values that change whenever the features of these images would.
 
     Args:
         dataset: The selected images.
         cfg: The checked configuration.
-        device: Where the backbone runs.
+        backbone: From `configured_backbone`.
 
     Raises:
-        UserError: If the weights of the backbone or the descriptions of the classes cannot be had.
+        UserError: If the descriptions of the classes cannot be had.
     """
-    model, node = cfg.MODEL.BACKBONE, cfg.TRAINER.HEGRAPHADAPTER
-    identity: dict = {
-        "backbone": backbone_identity(model.NAME, model.PRETRAINED, node.PREC, device),
-        "image_sizes": dataset.file_sizes(),
-    }
-    prompts = node.PROMPTS
+    identity: dict = {"backbone": backbone, "image_sizes": dataset.file_sizes()}
+    prompts = cfg.TRAINER.HEGRAPHADAPTER.PROMPTS
     if resolve_source(dataset.name, prompts.SOURCE, prompts.DESCRIPTIONS) != "templates":
         identity["descriptions"] = hash_json(read_json(description_file(dataset.name, prompts.DESCRIPTIONS)))
     return identity
+
+
+def configured_backbone(cfg: CfgNode, device: str) -> dict:
+    """The identity of the backbone that the configuration names.
+
+    Args:
+        cfg: The checked configuration.
+        device: Where the backbone runs.
+
+    Raises:
+        UserError: If its weights cannot be had.
+    """
+    model = cfg.MODEL.BACKBONE
+    return backbone_identity(model.NAME, model.PRETRAINED, cfg.TRAINER.HEGRAPHADAPTER.PREC, device)
 
 
 def images_split(dataset: Dataset) -> Split:

@@ -23,13 +23,15 @@ from ..models.saved import SavedModel
 from ..models.schema import Backbone as BackboneConfig
 from ..models.schema import Preprocessing, Prompts
 from ..training.batches import OnlineBatches, TrainingData
+from ..utils import processes
 from ..utils.errors import UserError
-from .identity import images_identity, images_split
+from .identity import Split, configured_backbone, images_identity, images_split
 from .opened import Opened
 from .tasks import bank_batches
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
+    from ..features.extract import Parts
 
 
 class ImageTask:
@@ -41,9 +43,6 @@ class ImageTask:
         seed: Seed of the augmentation and of the batches.
         device: Where the backbone runs.
         opened: What earlier runs of this process have opened; None loads the backbone for this task alone.
-
-    Raises:
-        UserError: If the weights of the backbone or the descriptions of the classes cannot be had.
     """
 
     def __init__(self, dataset: Dataset, cfg: CfgNode, seed: int, device: str, opened: Opened | None = None) -> None:
@@ -51,8 +50,24 @@ class ImageTask:
         self.encoding = encoding_options(cfg)
         self.opened = opened or Opened()
         self._targets: dict[str, Dataset] = {}
-        self.split = images_split(dataset)
-        self.identity = images_identity(dataset, cfg, device)
+
+    @cached_property
+    def split(self) -> Split:
+        """The images that the protocol selected."""
+        return images_split(self.dataset)
+
+    @cached_property
+    def identity(self) -> dict:
+        """Plain values that change whenever the data would, apart from the split.
+
+        Raises:
+            UserError: If the weights of the backbone or the descriptions of the classes cannot be had.
+        """
+        return images_identity(self.dataset, self.cfg, self._backbone_identity)
+
+    @cached_property
+    def _backbone_identity(self) -> dict:
+        return configured_backbone(self.cfg, self.device)
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -62,7 +77,7 @@ class ImageTask:
             UserError: If it cannot be had, or the configuration contradicts it.
         """
         model, precision = self.cfg.MODEL.BACKBONE, self.cfg.TRAINER.HEGRAPHADAPTER.PREC
-        backbone = self.opened.backbone(model.NAME, model.PRETRAINED, self.device, precision, self.identity["backbone"])
+        backbone = self.opened.backbone(model.NAME, model.PRETRAINED, self.device, precision, self._backbone_identity)
         _check_input(self.cfg, backbone)
         return backbone
 
@@ -73,6 +88,29 @@ class ImageTask:
             UserError: As `backbone`.
         """
         _ = self.backbone
+
+    def encode(self) -> None:
+        """Encodes what is not on disk; several processes of `torchrun` share the work.
+
+        Raises:
+            UserError: On an unreadable image, a class without a prompt, or a folder that cannot be written.
+        """
+        self._parts()
+
+    def write_bank(self, path: Path) -> None:
+        """Encodes what is not on disk, and writes the whole bank, none of which has to fit into memory.
+
+        Args:
+            path: The bank file, which the first process of `torchrun` writes.
+
+        Raises:
+            UserError: As `encode`, or if the bank cannot be written.
+        """
+        from ..features.assemble import assemble_bank
+
+        parts = self._parts()
+        if processes.rank() == 0:
+            assemble_bank(path, parts, self.dataset, self.backbone)
 
     def bank(self) -> FeatureBank:
         from ..features.extract import encode_task  # imports torchvision
@@ -187,6 +225,11 @@ class ImageTask:
             backbone=self.backbone.name,
             logit_scale=self.backbone.logit_scale,
         )
+
+    def _parts(self) -> Parts:
+        from ..features.extract import encode_parts  # imports torchvision
+
+        return encode_parts(self.dataset, self.backbone, self.encoding, self.seed, self._folder(self.dataset))
 
     def _folder(self, dataset: Dataset) -> Path:
         return Path(self.cfg.TRAINER.HEGRAPHADAPTER.FEATURES.DIR) / dataset.name / self.backbone.name

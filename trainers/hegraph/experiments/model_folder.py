@@ -73,6 +73,8 @@ def make_model(
         prompts=prompts,
         transfer=outcome.transferable,
         transfer_rule=outcome.transfer_rule,
+        known=outcome.calibration.known,
+        class_nodes=outcome.class_nodes,
         trained_on=trained_on,
         scores=NOT_TESTED if record is None else Scores(**{key: record[key] for key in OF_TEST}),
     )

@@ -5,34 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..features.bank import FeatureBank, load_bank
-from .identity import bank_identity
+from ..features.bank_file import BankFile
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
 
 
 class Opened:
-    """Keeps one bank and one backbone, so that the next run that asks for the same does not read it again.
+    """Keeps one bank and one backbone, so that the next run that asks for the same does not open it again.
 
     No run changes what it gets: banks and backbones are frozen.
     """
 
     def __init__(self) -> None:
-        self._bank: tuple[object, FeatureBank, dict] | None = None
+        self._bank: tuple[object, BankFile] | None = None
         self._backbone: tuple[object, Backbone] | None = None
 
-    def bank(self, path: Path) -> tuple[FeatureBank, dict]:
-        """A feature bank and its identity, read again only if the file is another or has changed.
+    def bank(self, path: Path) -> BankFile:
+        """A feature bank, opened again only if the file is another or has changed.
 
         Raises:
-            UserError: As `load_bank`.
+            UserError: As `BankFile`.
         """
         key = _version(path)
         if self._bank is None or key is None or self._bank[0] != key:
-            self._bank = None  # two banks need not fit the memory
-            self._bank = key, load_bank(path), bank_identity(path)
-        return self._bank[1:]
+            self._bank = None  # the test features of two banks need not fit the memory
+            self._bank = key, BankFile(path)
+        return self._bank[1]
 
     def backbone(self, name: str, pretrained: str, device: str, precision: str, identity: dict) -> Backbone:
         """A frozen CLIP.
@@ -56,6 +55,6 @@ class Opened:
 def _version(path: Path) -> object:
     try:
         status = path.stat()
-    except OSError:  # `load_bank` says what is wrong
+    except OSError:  # `BankFile` says what is wrong
         return None
     return path.resolve(), status.st_size, status.st_mtime_ns

@@ -34,6 +34,8 @@ class Outcome:
         transferable: What HeGraphAdapter carries to other classes.
         transfer_rule: How a saved model reaches other classes: "adapter", "zero-shot" or "none".
         calibration: The temperature of the logits, and what it was fitted on.
+        class_nodes: HeGraphAdapter's visual nodes in the whitened space, shape `[K, d]`; None without its messages in
+            closed form.
     """
 
     logits: Tensor | None
@@ -50,3 +52,4 @@ class Outcome:
     transferable: TransferableAdapter | None = None
     transfer_rule: str = "none"
     calibration: Calibration = field(default_factory=Calibration)
+    class_nodes: Tensor | None = None

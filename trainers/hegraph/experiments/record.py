@@ -13,12 +13,15 @@ from ..features.bank import FeatureBank
 from ..method.heads import text_logits
 from ..training.confidence import confidence_scores
 from ..training.evaluation import accuracy, score
+from ..training.rejection import known_score
 from ..utils.files import hash_json
 from .folder import RunFolder
 from .outcome import Outcome
 from .provenance import git_commit, peak_memory_mb, versions
 
 logger = logging.getLogger(__name__)
+
+KEEP = 0.95  # the share of images of known classes whose threshold the record tells
 
 
 def make_record(
@@ -60,6 +63,7 @@ def make_record(
         "selected_on": "val" if outcome.selected else "last_step",
         "selected": outcome.selected,
         "calibration": calibration,
+        "rejection": rejection_on_test(outcome),
         "targets": targets or {},
         "epochs": outcome.training.epochs,
         "steps": outcome.training.steps,
@@ -118,3 +122,21 @@ def calibration_on_test(outcome: Outcome, bank: FeatureBank) -> dict:
         "after": confidence_scores(outcome.logits, outcome.labels, found.temperature),
         "zero_shot": of_clip,
     }
+
+
+def rejection_on_test(outcome: Outcome) -> dict | None:
+    """The threshold below which an image counts as none of the classes, see `training/rejection.py`.
+
+    Returns:
+        "score", "fitted_on" and "num_images", as of `KnownScores`; "keep" and its "threshold"; "kept", the percentage
+        of test images that reach it, None without test images. None where nothing tells how known images score.
+    """
+    known = outcome.calibration.known
+    if known is None:
+        return None
+    threshold, kept = known.threshold(KEEP), None
+    if outcome.logits is not None:
+        scores = known_score(outcome.logits, outcome.calibration.temperature, known.score)
+        kept = 100 * (scores >= threshold).double().mean().item()
+    about = {"score": known.score, "fitted_on": known.fitted_on, "num_images": known.num_images}
+    return about | {"keep": KEEP, "threshold": threshold, "kept": kept}

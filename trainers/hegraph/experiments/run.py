@@ -78,7 +78,7 @@ def run(
         check_targets(task, cfg.DATASET)
     task.prepare()
     if processes.rank():  # the first process has the folder; this one helps it to encode
-        task.bank()
+        encode(task)
         return {}
     folder.check()
     with folder.locked():
@@ -96,19 +96,27 @@ def open_task(cfg: CfgNode, bank_file: Path | None, seed: int, device: str, open
     return load_image_task(cfg, seed, device, opened)
 
 
+def encode(task: Task) -> None:
+    """Encodes the images of a task that are not on disk, with the other processes of `torchrun`; a bank has none."""
+    if isinstance(task, ImageSource):
+        task.encode()
+
+
 def train_and_test(
     task: Task, cfg: CfgNode, seed: int, folder: RunFolder, device: str, train: bool, keep_thumbnails: bool
 ) -> dict:
     """Encodes, trains, tests and writes the record, in a folder that is this process's own; arguments as of `run`."""
     folder.begin()
+    if not train:
+        encode(task)
+        return {}
     started = time.monotonic()
     bank = task.bank()
     features_seconds = time.monotonic() - started
-    if not train:
-        return {}
     bank = bank.to(device)
     warn_of_near_copies(bank)
     outcome = calibrated(fit_and_predict(task, bank, cfg, seed, folder), task, bank, cfg, seed)
+    bank = bank.with_test()
     targets = score_targets(task, bank, cfg.DATASET, outcome)
     record = make_record(outcome, bank, cfg, seed, folder, "alone", features_seconds, targets)
     model = make_model(task, bank, cfg, seed, folder, "alone", outcome, record)
@@ -128,7 +136,7 @@ def fit_and_predict(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int, fold
     else:
         keep = keep_epochs(task, bank, cfg, seed, folder, "alone")
         trained = train_adapter(task, bank, cfg, seed, folder.checkpoints(bank.classnames), keep)
-    return predict_test(trained, bank)
+    return predict_test(trained, bank.with_test())
 
 
 def fit_method(method: Method, task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> Outcome:
@@ -151,6 +159,7 @@ def fit_method(method: Method, task: Task, bank: FeatureBank, cfg: CfgNode, seed
     if fitted.classifier is None:
         logger.info("%s leaves no model folder: %s", method.name, method.not_saved or "it returns no classifier")
     logits = None
+    bank = bank.with_test()
     if bank.test_features is not None:
         logits = classify_in_batches(fitted.logits, bank.test_features)
         if not logits.isfinite().all():

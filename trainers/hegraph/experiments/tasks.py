@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -11,26 +13,28 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..datasets import Dataset
-from ..features.bank import FeatureBank
-from ..features.overlap import refuse_test_rows
+from ..features.bank import FeatureBank, draw_bank
+from ..features.overlap import refuse_test_rows, test_features_apart
 from ..models.schema import Backbone as BackboneConfig
 from ..models.schema import Preprocessing, Prompts
 from ..training.batches import BankBatches, TrainingData, products_with_cache
 from ..utils.errors import UserError
-from .identity import Split, bank_split
+from .identity import Split, bank_identity, bank_split
 from .opened import Opened
 
 
 class Task(Protocol):
-    """One few-shot task. It is known which images it holds before any of them is encoded.
+    """One few-shot task. It is known which images it holds before any of them is encoded."""
 
-    Attributes:
-        split: The images that the protocol selected.
-        identity: Plain values that change whenever the data would, apart from the split.
-    """
+    @property
+    def split(self) -> Split:
+        """The images that the protocol selected."""
+        ...
 
-    split: Split
-    identity: dict
+    @property
+    def identity(self) -> dict:
+        """Plain values that change whenever the data would, apart from the split."""
+        ...
 
     def prepare(self) -> None:
         """Loads what encoding needs, so that a mistake is found before anything is written."""
@@ -93,7 +97,11 @@ class ModelSource(Protocol):
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """A task whose training images are pictures that can be shown."""
+    """A task whose images have to be encoded, and can be shown."""
+
+    def encode(self) -> None:
+        """Encodes what is not on disk."""
+        ...
 
     def training_images(self) -> Iterator[Image.Image]:
         """The training images in the order of the cache, opened one by one."""
@@ -101,7 +109,7 @@ class ImageSource(Protocol):
 
 
 class BankTask:
-    """A task made of rows of a feature bank. Nothing is encoded.
+    """A task made of rows of a feature bank. Nothing is encoded, and of the image features only those rows are read.
 
     Args:
         path: The bank file.
@@ -116,24 +124,38 @@ class BankTask:
     def __init__(self, path: Path, cfg: CfgNode, seed: int, opened: Opened | None = None) -> None:
         if cfg.TRAINER.HEGRAPHADAPTER.FEATURES.MODE == "online":
             raise UserError("FEATURES.MODE online encodes images, and --features has none; use FEATURES.MODE bank")
-        self.full, self.identity = (opened or Opened()).bank(path)
-        if cfg.DATASET.NAME and self.full.dataset != cfg.DATASET.NAME:
-            raise UserError(f"{path} holds {self.full.dataset!r} but DATASET.NAME is {cfg.DATASET.NAME!r}")
-        self.cfg, self.seed = cfg, seed
-        train_labels = self.full.train_labels.tolist()
-        val_labels = [] if self.full.val_labels is None else self.full.val_labels.tolist()
-        self.selection, self.split = bank_split(train_labels, val_labels, self.full.classnames, cfg, seed)
+        file = (opened or Opened()).bank(path)
+        file.check_dataset(cfg.DATASET.NAME)
+        self.file, self.cfg, self.seed = file, cfg, seed
+        train_labels = file.labels["train"].tolist()
+        val_labels = file.labels["val"].tolist() if "val" in file.labels else []
+        self.selection, self.split = bank_split(train_labels, val_labels, file.classnames, cfg, seed)
+        self.identity = bank_identity(file.identity, self.selection)
 
     def prepare(self) -> None:
-        """Needs nothing to be loaded: the bank has been read.
+        """Reads the rows of a bank of at most 1 GiB, so that a mistake is found before anything is written.
+
+        The test features of a larger one are read and compared when they are predicted, since the first step need not
+        wait for them.
 
         Raises:
-            UserError: If an image of train or val is a test image as well.
+            UserError: If an image of train or val is a test image as well, or the rows cannot be read.
         """
-        refuse_test_rows(self.bank())
+        if not self.file.identity.is_large:
+            refuse_test_rows(self._drawn)
 
     def bank(self) -> FeatureBank:
-        return self.full.select(self.selection).subsample(self.cfg.DATASET.SUBSAMPLE_CLASSES)
+        """The rows that the protocol selected; test features of a large bank are read by `FeatureBank.with_test`."""
+        return self._drawn
+
+    @cached_property
+    def _drawn(self) -> FeatureBank:
+        drawn = draw_bank(self.file, self.selection).subsample(self.cfg.DATASET.SUBSAMPLE_CLASSES)
+        if not self.file.identity.is_large:
+            return drawn.with_test()
+        if drawn.read_test is None:
+            return drawn
+        return replace(drawn, read_test=cache(partial(test_features_apart, drawn)))
 
     def batches(self, bank: FeatureBank) -> TrainingData:
         return bank_batches(bank, self.cfg, self.seed)

@@ -1,4 +1,4 @@
-"""The command `features`: `import-tip DIR --classnames FILE --out BANK [...]`."""
+"""The command `features`: `extract --out BANK [...]`, and `import-tip DIR --classnames FILE --out BANK [...]`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from yacs.config import CfgNode
 from ..config_files import load_cfg
 from ..utils.arguments import Parser
 from ..utils.commands import command
-from ..utils.errors import UserError, report, say
+from ..utils.errors import UserError, report, say, show_messages
 from ..utils.files import atomic_path
 from .bank import load_bank
+from .bank_file import BankFile
 from .tip import import_tip, read_classnames
 
 
@@ -36,7 +37,40 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--config-file", default="", help="names a backbone to encode the text with; without it, text_*.pt is read"
     )
     tip.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
+    extract = commands.add_parser("extract", help="encode all images of a data set, and write them as a feature bank")
+    extract.add_argument("--out", type=Path, required=True, metavar="BANK", help="the .safetensors file to write")
+    extract.add_argument("--dataset-config-file", required=True, help="names the data set")
+    extract.add_argument("--config-file", required=True, help="names the backbone")
+    extract.add_argument("--root", default="", help="as of training: the folder of the data sets, or of your images")
+    extract.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
     return parser.parse_args(arguments)
+
+
+def extract_command(args: argparse.Namespace) -> None:
+    """Encodes all images of a data set, and writes them as a feature bank; processes of `torchrun` share the work.
+
+    Raises:
+        UserError: If the bank is there already, or cannot be made.
+    """
+    import torch
+
+    from ..experiments.image_task import load_image_task
+    from ..utils import processes
+
+    if args.out.exists():
+        raise UserError(f"{args.out} exists; choose another --out or delete it")
+    flags = {"DATASET.NUM_SHOTS": -1} | ({"DATASET.ROOT": args.root} if args.root else {})
+    cfg = load_cfg(args.dataset_config_file, args.config_file, flags, args.opts)
+    processes.start()
+    try:
+        device = "cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
+        load_image_task(cfg, max(cfg.SEED, 0), device).write_bank(args.out)
+        if processes.rank() == 0:
+            file = BankFile(args.out)
+            sizes = ", ".join(f"{len(labels)} {split}" for split, labels in file.labels.items())
+            say(f"{args.out}: {sizes} images, {len(file.classnames)} classes\n")
+    finally:
+        processes.stop()
 
 
 def import_tip_command(args: argparse.Namespace) -> None:
@@ -74,7 +108,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Of the command line; None takes those of this process.
     """
-    return report(lambda: import_tip_command(parse_arguments(arguments)))
+
+    def run() -> None:
+        args = parse_arguments(arguments)
+        if args.command == "extract":
+            show_messages()
+            extract_command(args)
+        else:
+            import_tip_command(args)
+
+    return report(run)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,18 @@ def warn_of_near_copies(bank: FeatureBank) -> None:
             )  # fmt: skip
 
 
+def test_features_apart(bank: FeatureBank) -> Tensor:
+    """Reads the test features of a bank that are still on disk, shape `[M, d]`, and compares them with its other rows.
+
+    Raises:
+        UserError: As `FeatureBank.with_test` and `refuse_test_rows`.
+    """
+    whole = bank.with_test()
+    refuse_test_rows(whole)
+    warn_of_near_copies(whole)
+    return whole.features_to_classify
+
+
 def is_among(rows: Tensor, others: Tensor) -> Tensor:
     """Which rows are also rows of `others`, bit for bit.
 

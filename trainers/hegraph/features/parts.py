@@ -9,51 +9,46 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from ..utils import processes
 from ..utils.errors import UserError
-from ..utils.files import hash_content, hash_json, read_tensors, write_tensors
+from ..utils.tensor_file import CHECKSUM, StreamedTensor, TensorFile, in_memory, write_streamed
 
 logger = logging.getLogger(__name__)
 
-CODE_VERSION = 1  # raise it when the same input would give other features
+CODE_VERSION = 1  # part of every key: raise it when the same input would give other features
+FEATURES = "features"  # the name of the tensor in a part of images
+WHAT = "the features"  # what such a file is called in messages
 Tensors = dict[str, Tensor]
 
 
-def kept_part(
-    folder: Path, name: str, shaped_by: dict[str, Any], encode: Callable[[Path, str], Tensors | None]
-) -> Tensors:
-    """Reads a part of a bank, or encodes it and keeps it. A damaged file is replaced, and that is said.
+def kept_part(folder: Path, name: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The file of a part, which is made if it is not there. A damaged file is replaced, and that is said.
 
-    All processes of `torchrun` call this together; the first of them writes, the others then read. Two runs that do not
-    know of each other may encode the same part: each renames a whole file into place.
+    All processes of `torchrun` call this together. Two runs that do not know of each other may make the same part: each
+    renames a whole file into place.
 
     Args:
         folder: Where parts are kept.
         name: Of the part, "train", "val", "test" or "text".
-        shaped_by: Plain values that change whenever the features would.
-        encode: Takes the file that will be written and the part's key, returns the tensors; None in every process of
-            `torchrun` but the first. It may keep unfinished work in `chunk_folder` of that file.
+        key: A hash of all that shapes the features.
+        make: Writes the file, in the first process of `torchrun`, with the help of the others. It may keep unfinished
+            work in `chunk_folder` of that file.
 
     Raises:
         UserError: If the folder cannot be written.
     """
-    key = hash_json(shaped_by | {"code": CODE_VERSION})
     path = folder / f"{name}-{key[:16]}.safetensors"
-    tensors = read_part(path, key)
-    if tensors is not None:
-        return tensors
-    tensors = encode(path, key)
-    if tensors is not None:
-        write_part(path, tensors, key)
-        shutil.rmtree(chunk_folder(path), ignore_errors=True)
-    processes.wait()
-    return read_tensors(path, "the features")[0] if tensors is None else tensors
+    if not processes.of_first(lambda: is_whole(path, key)):
+        make(path)
+        if processes.rank() == 0:
+            shutil.rmtree(chunk_folder(path), ignore_errors=True)
+        processes.wait()
+    return path
 
 
 def chunk_folder(path: Path) -> Path:
@@ -61,33 +56,43 @@ def chunk_folder(path: Path) -> Path:
     return path.with_suffix(".chunks")
 
 
-def write_part(path: Path, tensors: Tensors, key: str) -> None:
-    """Writes features with the key of what they were made from and a checksum of them, atomically.
+def write_blocks(path: Path, tensors: Mapping[str, StreamedTensor], key: str) -> None:
+    """Writes features, block by block, with the key of what they were made from and a checksum of them, atomically.
 
     Raises:
         UserError: If the file cannot be written.
     """
-    write_tensors(path, tensors, {"fingerprint": key, "checksum": _checksum(tensors)})
+    write_streamed(path, tensors, {"fingerprint": key}, checked=True)
 
 
-def _checksum(tensors: Tensors) -> str:
-    return hash_content(dict(sorted(tensors.items())))  # a file keeps an order of its own
+def write_part(path: Path, tensors: Tensors, key: str) -> None:
+    """Writes features that are in memory; otherwise as `write_blocks`."""
+    write_blocks(path, {name: in_memory(tensor) for name, tensor in tensors.items()}, key)
 
 
-def read_part(path: Path, key: str) -> Tensors | None:
-    """The features in a file, if they were made from what `key` stands for; None if there are none that can be used."""
+def read_part(path: Path) -> Tensors:
+    """The tensors of a part that `is_whole`; raises UserError if they cannot be read."""
+    file = TensorFile(path, WHAT)
+    return {name: file.read(name) for name in file.tensors}
+
+
+def is_whole(path: Path, key: str) -> bool:
+    """Whether a file holds undamaged features that were made from what `key` stands for. If it does not, that is said.
+
+    The features are read in blocks and compared with their checksum.
+    """
     if not path.exists():
-        return None
+        return False
     try:
-        tensors, metadata = read_tensors(path, "the features")
+        file = TensorFile(path, WHAT)
+        said = file.metadata.get(CHECKSUM)
+        if file.metadata.get("fingerprint") != key:
+            reason = "it was made from something else"
+        elif said == file.checksum():
+            return True
+        else:
+            reason = "its features are damaged" if said else "it is of an earlier version"
     except UserError:
         reason = "it is damaged"
-    else:
-        if metadata.get("fingerprint") != key:
-            reason = "it was made from something else"
-        elif metadata.get("checksum") == _checksum(tensors):
-            return tensors
-        else:
-            reason = "its features are damaged" if "checksum" in metadata else "it is of an earlier version"
     logger.warning("%s cannot be used, %s: encoding anew", path, reason)
-    return None
+    return False

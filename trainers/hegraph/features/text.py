@@ -13,8 +13,9 @@ from ..backbones.clip import Backbone
 from ..prompts.negative import negative_prompts
 from ..prompts.positive import PromptGroup, positive_prompts, resolve_source
 from ..utils import processes
+from ..utils.files import hash_json
 from .options import EncodingOptions
-from .parts import Tensors, kept_part
+from .parts import CODE_VERSION, Tensors, kept_part, read_part, write_part
 
 
 def class_prompts(
@@ -43,27 +44,29 @@ def encode_prompts(
         folder: Where the features are kept.
 
     Returns:
-        "positive" and "negative", each of unit norm and shape `[K, d]`; and "norms", shape `[K]`, unless the features
-        were kept before their norms were. A norm is that of the mean of what the text tower gives for the positive
-        sentences of a class, which TaskRes and CLAP train; where sentences are in groups, of the mean of the groups'
-        means.
+        "positive" and "negative", each of unit norm and shape `[K, d]`; and "norms", shape `[K]`. A norm is that of the
+        mean of what the text tower gives for the positive sentences of a class, which TaskRes and CLAP train; where
+        sentences are in groups, of the mean of the groups' means.
 
     Raises:
         UserError: On a class without a sentence, or a folder that cannot be written.
     """
     positive, negative = class_prompts(dataset, classnames, options)
 
-    def encode(path: Path, key: str) -> Tensors | None:
+    key = hash_json({"positive": positive, "negative": negative, "code": CODE_VERSION} | backbone.fingerprint)
+
+    def encode(path: Path) -> None:
         if processes.rank():
-            return None  # the first process encodes the sentences alone: they are few
+            return  # the first process encodes the sentences alone: they are few
         groups = [_encode_group(backbone, group) for group in positive]
-        return {
+        text = {
             "positive": F.normalize(torch.stack([unit for unit, _ in groups]).mean(dim=0), dim=-1),
             "negative": _encode_group(backbone, negative)[0],
             "norms": torch.stack([mean for _, mean in groups]).mean(dim=0).norm(dim=-1),
         }
+        write_part(path, text, key)
 
-    return kept_part(folder, "text", {"positive": positive, "negative": negative} | backbone.fingerprint, encode)
+    return read_part(kept_part(folder, "text", key, encode))
 
 
 def _encode_group(backbone: Backbone, group: PromptGroup) -> tuple[Tensor, Tensor]:

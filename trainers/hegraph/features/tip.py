@@ -24,7 +24,8 @@ from ..utils.errors import UserError
 from ..utils.files import read_json
 from ..utils.reading import read_text, read_torch
 from ..utils.schema import Name, check
-from .bank import NORM_TOLERANCE, FeatureBank
+from .bank import FeatureBank
+from .bank_file import NORM_TOLERANCE
 
 SPLITS = ("val", "test")
 

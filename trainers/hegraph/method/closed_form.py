@@ -92,6 +92,7 @@ class ClosedFormMessages:
         whitening: `A^-1/2`, shape `[d, d]`.
         mean: `m`, shape `[d]`.
         scale: `s`.
+        nodes: The visual nodes in the whitened space, `A^-1/2 (u_c - m) / s`, shape `[K, d]`, float32.
         guess: Step 1.
         noise: `r_j`, shape `[N, d]`, float32.
     """
@@ -101,6 +102,7 @@ class ClosedFormMessages:
     whitening: Tensor
     mean: Tensor
     scale: Tensor
+    nodes: Tensor
     guess: TextGuess
     noise: Tensor
 
@@ -223,7 +225,8 @@ def pass_closed_form_messages(
     eigenvalues, vectors = torch.linalg.eigh(metric)
     whitening = (vectors / eigenvalues.clamp_min(SMALLEST_EIGENVALUE).sqrt()) @ vectors.t()
     scale = ((keys - mean) @ whitening).norm(dim=1).mean()
-    weights = _whitened(nodes, whitening, mean, scale)
+    whitened = (nodes - mean) @ whitening
+    weights = F.normalize(whitened, dim=1) @ whitening / scale
     others = counts[labels] - 1
     without = ((counts * means)[labels] - keys + kappa * guess.left_out[labels]) / (others + kappa)
     return ClosedFormMessages(
@@ -232,6 +235,7 @@ def pass_closed_form_messages(
         whitening=whitening,
         mean=mean,
         scale=scale,
+        nodes=(whitened / scale).float(),
         guess=guess,
         noise=(keys - without).float(),
     )
@@ -287,7 +291,3 @@ def add_messages(classifier: FoldedClassifier, messages: ClosedFormMessages, str
         weights=classifier.weights + strength * messages.weights,
         bias=bias if classifier.bias is None else classifier.bias + bias,
     )
-
-
-def _whitened(nodes: Tensor, whitening: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    return F.normalize((nodes - mean) @ whitening, dim=1) @ whitening / scale

@@ -20,16 +20,18 @@ from ..method.closed_form import NewClassMessages
 from ..method.options import ClosedFormOptions, ModelOptions
 from ..method.relations import metapath_defaults
 from ..method.transfer import TransferableAdapter
+from ..training.rejection import KnownScores
 from ..utils.errors import UserError
 from ..utils.files import read_json, read_tensors, write_json, write_tensors, writing_folder
 from ..utils.schema import first_problem
 from .card import model_card
 from .saved import SavedModel
-from .schema import AdapterOptions, Fusion, ModelConfig, Transfer
+from .schema import AdapterOptions, Fusion, Known, ModelConfig, Transfer
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 TRANSFER = "transfer."  # prefix of the tensors that reach other classes
 MESSAGES = f"{TRANSFER}messages."  # of those, the messages in closed form
+NODES = "class_nodes"  # in the whitened space of those messages
 OLD_ADAPTER = "adapter.safetensors"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
@@ -51,7 +53,7 @@ def save_model(model: SavedModel, folder: Path) -> None:
         raise UserError(f"{folder} is no model folder, and is not overwritten; choose another")
     with writing_folder(folder) as temporary:
         config = _config(model)
-        write_json(temporary / CONFIG, config.model_dump())
+        write_json(temporary / CONFIG, config.model_dump(exclude=None if config.known else {"known"}))
         write_tensors(temporary / TENSORS, _tensors(model), {"format": config.format})
         (temporary / CARD).write_text(model_card(model), encoding="utf-8")
 
@@ -94,6 +96,8 @@ def load_model(folder: Path | str) -> SavedModel:
         trained_on=config.trained_on,
         scores=config.scores,
         labels=None if config.labels is None else tuple(config.labels),
+        known=_known(config),
+        class_nodes=tensors.get(NODES),
     )
 
 
@@ -139,7 +143,19 @@ def _config(model: SavedModel) -> ModelConfig:
         trained_on=model.trained_on,
         scores=model.scores,
         labels=None if model.labels is None else list(model.labels),
+        known=None if model.known is None else _checked(model.known),
     )
+
+
+def _checked(known: KnownScores) -> Known:
+    return Known(**asdict(known) | {"quantiles": list(known.quantiles)})
+
+
+def _known(config: ModelConfig) -> KnownScores | None:
+    if config.known is None:
+        return None
+    found = config.known.model_dump()
+    return KnownScores(**found | {"quantiles": tuple(found["quantiles"])})
 
 
 def _keys_to_keep(model: SavedModel) -> Tensor | None:
@@ -156,6 +172,7 @@ def _tensors(model: SavedModel) -> dict[str, Tensor]:
         "labels": None if classifier.labels is None else classifier.labels.int(),
         "key_weights": classifier.key_weights,
         "text_positive": model.text_positive,
+        NODES: None if model.class_nodes is None else model.class_nodes.half(),
     }
     parameters = {} if model.transfer is None else model.transfer.parameters
     found |= {f"{TRANSFER}{name}": tensor for name, tensor in parameters.items()}
@@ -228,6 +245,7 @@ def _shapes(config: ModelConfig, images: int) -> dict[str, list[int]]:
         "keys": [images, width],
         "labels": [images],
         "key_weights": [images],
+        NODES: [classes, width],
     }
 
 

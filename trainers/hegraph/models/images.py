@@ -102,9 +102,13 @@ class ImageModel:
 
     def classify(self, features: Tensor) -> Tensor:
         """Calibrated probabilities of unit-norm features `[B, d]`, on the CPU, shape `[B, K]`."""
+        return self.model.calibrate(self.logits(features))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits of unit-norm features `[B, d]`, on the CPU, shape `[B, K]`."""
         if not len(features):
             return torch.zeros(0, self.model.classifier.num_classes)
-        return self._on_device.probabilities(features.to(self.backbone.device)).cpu()
+        return self._on_device.classifier.logits(features.to(self.backbone.device)).cpu()
 
     def encode(self, images: Iterable[ImageLike], batch_size: int = 64) -> Iterator[Encoded]:
         """Encodes images batch by batch, in order and in constant memory. An unreadable image stops nothing."""

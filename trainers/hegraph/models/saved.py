@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..method.classifier import FoldedClassifier
 from ..method.transfer import TransferableAdapter
+from ..training.rejection import KnownScores, known_score
+from ..utils.errors import UserError
 from .schema import Backbone, Preprocessing, Prompts, Scores, TrainedOn
 
 
@@ -34,6 +36,9 @@ class SavedModel:
         transfer_rule: "adapter", "zero-shot" or "none", see `schema.Transfer`.
         trained_on: Data set, images, configuration, versions.
         scores: On the test images of that data set.
+        known: How images of known classes score, for `is_known`; None where the run did not find it out.
+        class_nodes: HeGraphAdapter's visual nodes in the whitened space, for `training.rejection.metric_scores`, whose
+            mean and whitening are those of `transfer.messages`; None without messages in closed form.
         labels: What the user of the Python API called the K classes; None where the class names are the labels.
     """
 
@@ -53,6 +58,8 @@ class SavedModel:
     transfer: TransferableAdapter | None = None
     transfer_rule: str = "none"
     labels: tuple[bool | int | float | str, ...] | None = None
+    known: KnownScores | None = None
+    class_nodes: Tensor | None = None
 
     def probabilities(self, features: Tensor, batch_size: int = 1024) -> Tensor:
         """Calibrated probabilities of unit-norm image features `[B, d]`, shape `[B, K]`."""
@@ -61,6 +68,23 @@ class SavedModel:
     def calibrate(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities of logits `[..., K]`, of the same shape."""
         return (logits / self.temperature).softmax(dim=-1)
+
+    def is_known(self, logits: Tensor, keep: float) -> Tensor:
+        """Which images are taken to be of one of the classes, shape `[B]`.
+
+        Args:
+            logits: Shape `[B, K]`.
+            keep: The share of images of known classes that should be, between 0 and 1.
+
+        Raises:
+            UserError: If the model has no scores of known images.
+        """
+        if self.known is None:
+            raise UserError(
+                "the model does not know how images of its classes score, so no threshold can be had; train it again, "
+                "with TRAINER.HEGRAPHADAPTER.CALIBRATE on and at least four classes, or two images of a class"
+            )
+        return known_score(logits, self.temperature, self.known.score) >= self.known.threshold(keep)
 
     def zero_shot_logits(self, features: Tensor) -> Tensor:
         """Logits of zero-shot CLIP with the same prompts, shape `[B, K]`."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from ..training.rejection import SHARES
 from ..utils.schema import Count, Finite, Name, Part, Percent, Positive, Size
 
 if TYPE_CHECKING:
@@ -116,6 +117,22 @@ class AdapterOptions(Part):
     shuffle: Literal["none", "text_to_visual", "visual_to_text", "negative"]
 
 
+class Known(Part):
+    """The fields of `training.rejection.KnownScores`, checked."""
+
+    quantiles: Annotated[list[Finite], Field(min_length=SHARES, max_length=SHARES)]
+    fitted_on: str
+    num_images: Size
+    score: Literal["probability", "energy"]
+
+    @model_validator(mode="after")
+    def quantiles_ascend(self) -> Known:
+        """Quantiles never fall."""
+        if any(after < before for before, after in zip(self.quantiles, self.quantiles[1:])):
+            raise ValueError("quantiles must not fall")
+        return self
+
+
 class TrainedOn(Part):
     """Where the model comes from."""
 
@@ -146,6 +163,7 @@ class ModelConfig(Part):
     """All of `config.json`.
 
     `labels` is what the user of the Python API called the K classes; null where the class names are the labels.
+    `known` is how images of known classes score; it is left out where that is not known, and by earlier versions.
     """
 
     format: Literal["hegraph-model"]
@@ -165,6 +183,7 @@ class ModelConfig(Part):
     trained_on: TrainedOn
     scores: Scores
     labels: list[bool | int | float | str] | None
+    known: Known | None = None
 
     @model_validator(mode="after")
     def names_fit_each_other(self) -> ModelConfig:

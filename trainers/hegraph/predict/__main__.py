@@ -45,6 +45,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--top", type=int, default=5, metavar="N", help="how many classes a row has (%(default)s)")
     add("--format", choices=tuple(FORMATS), help="by default the ending of --out, else table")
     add("--out", type=Path, metavar="FILE", help="write the rows here, whole or not at all")
+    add(
+        "--keep",
+        type=float,
+        metavar="SHARE",
+        help='mark images as "none of these" that score lower than this share of images of known classes, as 0.95',
+    )
     add("--sort-into", type=Path, metavar="DIR", help="copy each image into the folder of its class below DIR")
     add("-0", "--null", action="store_true", help="paths of lists end with a NUL character, as of find -print0")
     add("--batch-size", type=int, metavar="N", help="images that are encoded at once (64 of 224 x 224 pixels)")
@@ -59,6 +65,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     for flag in ("top", "batch_size"):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
             raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(args, flag)}")
+    if args.keep is not None and not 0 < args.keep < 1:
+        raise UserError(f"--keep must lie between 0 and 1, as 0.95, got {args.keep:g}")
     if args.features is None:
         if args.split != "test":
             raise UserError(f"--split {args.split} goes with --features")
@@ -84,7 +92,7 @@ def predict(args: argparse.Namespace) -> int:
         inputs.check()
     from .prediction import Options, predict_bank, predict_images  # torch and open_clip take seconds to import
 
-    options = Options(args.top, output_format(args), args.out)
+    options = Options(args.top, output_format(args), args.out, args.keep)
     if args.features is not None:
         return predict_bank(args.model, args.features, args.split, options)
     named = {"backbone": args.backbone, "pretrained": args.pretrained}

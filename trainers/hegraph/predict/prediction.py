@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +24,7 @@ from ..models.saved import SavedModel
 from ..utils.errors import UserError, first_line
 from .inputs import Found, Inputs
 from .output import open_output
-from .rows import FORMATS, Row
+from .rows import FORMATS, NONE_OF_THESE, Row
 from .sorting import ClassFolders
 from .text import one_line
 
@@ -44,11 +45,14 @@ class Options(NamedTuple):
         top: How many classes a row has.
         format: One of `FORMATS`.
         out: The file; None is standard output.
+        keep: The share of images of known classes that are to be kept, while those that score lower than the rest are
+            marked as none of these; None marks no image.
     """
 
     top: int
     format: str
     out: Path | None
+    keep: float | None = None
 
 
 def predict_images(
@@ -71,9 +75,10 @@ def predict_images(
         output.ReaderGone: If standard output was closed by its reader.
     """
     model = ImageModel.load(folder, choose_device(device), backbone, pretrained)
-    folders = None if sort_into is None else ClassFolders(sort_into, distinct_names(model.model))
+    check_keep(model.model, options)
+    folders = None if sort_into is None else ClassFolders(sort_into, [*distinct_names(model.model), NONE_OF_THESE])
     batch_size = batch_size or default_batch_size(model.backbone.input_size)
-    rows = image_rows(model, inputs, options.top, batch_size, folders)
+    rows = image_rows(model, inputs, options.top, batch_size, folders, options.keep)
     try:
         return write_rows(rows, inputs.count(), options)
     except torch.cuda.OutOfMemoryError as error:
@@ -92,15 +97,17 @@ def predict_bank(folder: str, bank_file: Path, split: str, options: Options) -> 
         UserError: If model or bank are damaged or do not fit each other, or something cannot be written.
     """
     model = load_model(folder)
+    check_keep(model, options)
     features, labels = bank_features(model, bank_file, split)
     names, predicted = distinct_names(model), []
 
     def rows() -> Iterator[Row]:
         for start, batch in zip(range(0, len(features), BANK_BATCH), features.split(BANK_BATCH)):
-            probabilities = model.probabilities(batch)
-            predicted.append(probabilities.argmax(dim=1))
+            logits = model.classifier.logits(batch)
+            predicted.append(logits.argmax(dim=1))
             paths = [f"{bank_file}#{split}/{row}" for row in range(start, start + len(batch))]
-            yield from rows_of(paths, probabilities, names, options.top)
+            known = known_images(model, logits, options.keep)
+            yield from rows_of(paths, model.calibrate(logits), names, options.top, known)
 
     failed = write_rows(rows(), len(features), options)
     if labels is not None:
@@ -114,22 +121,31 @@ def bank_features(model: SavedModel, bank_file: Path, split: str) -> tuple[Tenso
     Raises:
         UserError: If the bank lacks the split, or its features are not those that the model was trained on.
     """
-    from ..features.bank import load_bank
+    from ..features.bank import mean_over_views
+    from ..features.bank_file import BankFile
 
-    bank = load_bank(bank_file)
-    features = bank.cache_keys() if split == "train" else getattr(bank, f"{split}_features")
-    if features is None:
+    bank = BankFile(bank_file)
+    if split not in bank.labels:
         raise UserError(f"{bank_file} has no {split} images; choose another --split")
-    if bank.backbone != model.backbone.title or features.shape[1] != model.classifier.width:
+    width = bank.text_positive.shape[1]
+    if bank.backbone != model.backbone.title or width != model.classifier.width:
         raise UserError(
             f"the model was trained on {model.backbone.title!r} features of width {model.classifier.width}, but "
-            f"{bank_file} holds those of {bank.backbone!r}, {features.shape[1]} wide"
+            f"{bank_file} holds those of {bank.backbone!r}, {width} wide"
         )
-    return features, getattr(bank, f"{split}_labels") if tuple(bank.classnames) == model.classnames else None
+    features = bank.features(split)
+    if split == "train":
+        features = mean_over_views(features)
+    return features, bank.labels[split] if tuple(bank.classnames) == model.classnames else None
 
 
 def image_rows(
-    model: ImageModel, inputs: Iterable[Found], top: int, batch_size: int, folders: ClassFolders | None = None
+    model: ImageModel,
+    inputs: Iterable[Found],
+    top: int,
+    batch_size: int,
+    folders: ClassFolders | None = None,
+    keep: float | None = None,
 ) -> Iterator[Row]:
     """The rows of images, in order.
 
@@ -138,7 +154,8 @@ def image_rows(
         inputs: The images.
         top: How many classes a row has.
         batch_size: B.
-        folders: Where images are copied to by their classes; None copies none.
+        folders: Where images are copied to by their classes, the last of which is none of these; None copies none.
+        keep: As of `Options`.
     """
     names = distinct_names(model.model)
     waiting: deque[Found] = deque()
@@ -150,24 +167,35 @@ def image_rows(
                 yield found.path
 
     for batch, features in model.encode(paths(), batch_size):
-        predicted = rows_of(_readable(batch), model.classify(features), names, top)
+        logits = model.logits(features)
+        known = known_images(model.model, logits, keep)
+        predicted = rows_of(_readable(batch), model.model.calibrate(logits), names, top, known)
         for problem in batch.problems:
             yield from _places_before(waiting)
             path = waiting.popleft().path
             row = Row(path, error=problem) if problem else next(predicted)
-            if folders is not None and not row.error and (problem := folders.copy(path, names.index(row.top[0][0]))):
-                row = Row(path, error=problem)
+            if folders is not None and not row.error:
+                label = len(names) if row.known is False else names.index(row.top[0][0])
+                if problem := folders.copy(path, label):
+                    row = Row(path, error=problem)
             yield row
     yield from _places_before(waiting)
 
 
-def rows_of(paths: Sequence[str], probabilities: Tensor, names: Sequence[str], top: int) -> Iterator[Row]:
-    """The rows of images from their probabilities `[B, K]`."""
+def rows_of(
+    paths: Sequence[str],
+    probabilities: Tensor,
+    names: Sequence[str],
+    top: int,
+    known: Sequence[bool] | None = None,
+) -> Iterator[Row]:
+    """The rows of images from their probabilities `[B, K]` and, where that was asked, whether they are known."""
     finite = probabilities.isfinite().all(dim=1).tolist()
     values, labels = probabilities.sort(dim=1, descending=True, stable=True)  # of equal classes the first comes first
-    for path, usable, row_values, row_labels in zip(paths, finite, values[:, :top].tolist(), labels[:, :top].tolist()):
+    best = zip(values[:, :top].tolist(), labels[:, :top].tolist())
+    for path, usable, (row_values, row_labels), is_known in zip(paths, finite, best, known or repeat(None)):
         if usable:
-            yield Row(path, [(names[label], value) for label, value in zip(row_labels, row_values)])
+            yield Row(path, [(names[label], value) for label, value in zip(row_labels, row_values)], known=is_known)
         else:
             yield Row(path, error="the model gives NaN for it")
 
@@ -187,7 +215,7 @@ def write_rows(rows: Iterable[Row], total: int | None, options: Options) -> int:
         UserError: If there is no row, or the output cannot be written.
         output.ReaderGone: If standard output was closed by its reader.
     """
-    to_line = FORMATS[options.format]()
+    to_line = FORMATS[options.format](options.keep is not None)
     written, failed, started = 0, 0, time.monotonic()
     first: Row | None = None  # of those that failed
     shows_rows = options.out is None and sys.stdout is not None and sys.stdout.isatty()
@@ -207,6 +235,17 @@ def write_rows(rows: Iterable[Row], total: int | None, options: Options) -> int:
         said = "%d of %d could not be read; the first is %s: %s"
         logger.warning(said, failed, written, one_line(first.path), one_line(first.error))
     return failed
+
+
+def known_images(model: SavedModel, logits: Tensor, keep: float | None) -> list[bool] | None:
+    """Which images of logits `[B, K]` are taken to be of one of the classes; None where that was not asked."""
+    return None if keep is None else model.is_known(logits, keep).tolist()
+
+
+def check_keep(model: SavedModel, options: Options) -> None:
+    """Raises UserError if --keep is asked of a model that has no threshold."""
+    if options.keep is not None:
+        known_images(model, torch.zeros(0, model.classifier.num_classes), options.keep)
 
 
 def distinct_names(model: SavedModel) -> list[str]:

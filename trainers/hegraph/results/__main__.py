@@ -32,6 +32,8 @@ compare SOURCE ...               methods by shots, data set, backbone, target or
 base-to-new SOURCE ...           base classes, new classes, harmonic mean
 complexity SOURCE ...            epochs, time, parameters, memory
 calibration SOURCE ...           honesty of the probabilities; with --out STEM, reliability diagrams
+rejection FOLDER ... --features BANK ...
+                                 images of no known class: AUROC and FPR95 of every score
 paired FOLDER ...                who is ahead, on the same seeds and test images, with bootstrap intervals
 curves SOURCE ... --out STEM     accuracy by shots
 tsne RUN --out STEM              text nodes of a run before and after message passing
@@ -65,7 +67,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     costs = add("complexity", "epochs, time, parameters and memory")
     honesty = add("calibration", "NLL, Brier score and calibration error before and after the temperature")
     honesty.add_argument("--out", type=Path, metavar="STEM", help="draw reliability diagrams, too")
-    for table in (to_new, costs, honesty):
+    rejection = add("rejection", "how well scores tell images of no known class, for runs on feature banks")
+    rejection.add_argument("--features", type=Path, nargs="+", required=True, metavar="BANK", help="of the runs")
+    rejection.add_argument(
+        "--unknown",
+        default="new",
+        metavar="new|BANK",
+        help="unknown images: of the banks' classes that a run left out (%(default)s), or of another bank",
+    )
+    for table in (to_new, costs, honesty, rejection):
         table.add_argument("--format", choices=[name for name in FORMATS if name != "text"], default="markdown")
     _add_quote_option(costs)
     paired = add("paired", "differences of accuracy on the same seeds and test images, with bootstrap intervals")
@@ -132,13 +142,19 @@ def calibration_command(args: argparse.Namespace) -> None:
         _say_written(save(reliability_diagrams(scored(find_records(args.sources))), args.out))
 
 
+def rejection_command(args: argparse.Namespace) -> None:
+    """Prints how well scores tell images of no known class."""
+    from .rejection import rejection_table
+
+    _check_folders(args.sources, "models")
+    say(FORMATS[args.format](rejection_table(args.sources, args.features, args.unknown)))
+
+
 def paired_command(args: argparse.Namespace) -> None:
     """Prints the table of paired differences."""
     from .paired import paired_table
 
-    for source in args.sources:
-        if not source.is_dir():
-            raise UserError(f"{source} is no folder; predictions are in output folders, not in the files of collect")
+    _check_folders(args.sources, "predictions")
     say(paired_table(args.sources, args.of))
 
 
@@ -193,6 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     run: dict[str, Callable[[argparse.Namespace], None]] = {
         "collect": lambda args: collect(find_records(args.sources), args.out),
         "calibration": calibration_command,
+        "rejection": rejection_command,
         "paired": paired_command,
         "curves": curves_command,
         "tsne": tsne_command,
@@ -200,6 +217,12 @@ def main(arguments: list[str] | None = None) -> int:
         "report": report_command,
     }
     return report(lambda: run.get(args.command, table_command)(args))
+
+
+def _check_folders(sources: Sequence[Path], what: str) -> None:
+    for source in sources:
+        if not source.is_dir():
+            raise UserError(f"{source} is no folder; {what} are in output folders, not in the files of collect")
 
 
 def _warn_that_nothing_is_quoted() -> None:

@@ -11,18 +11,26 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..experiments.failure import has_failed
 from ..experiments.lock import is_locked
 from ..results.records import read_record
 from ..utils.commands import command
 from ..utils.errors import UserError, report, show_messages
+from .cluster import Demand, check_address, connected
 from .grid import Run, read_grid
 from .plan import Plan, estimate, make_plan
 from .progress import Progress, in_words
 from .workers import run_here, run_in_workers
+
+if TYPE_CHECKING:
+    from .execute import Result
+
+    Start = Callable[[Sequence[Run]], Iterable[Result]]
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +69,48 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--suffix", help="put behind the folder of shots; {NAME} is the value of the varied key that ends in NAME")
     add("--workers", type=int, default=0, help="worker processes (default: none, all in this process)")
     add("--separate", action="store_true", help="each run in a process of its own, as its command line would do it")
+    add(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="do the runs on a Ray cluster: auto, HOST:PORT, local",
+    )
+    add(
+        "--cpus-per-run",
+        type=float,
+        default=1.0,
+        metavar="N",
+        help="with --ray: CPUs, and threads, of a run (default 1)",
+    )
+    add(
+        "--gpus-per-run",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="with --ray: GPUs of a run, such as 0.5 (default 0)",
+    )
     add("--retry-failed", action="store_true", help="run again what has failed before, which is skipped else")
     add("--dry-run", action="store_true", help="list what would be run, and how long it should take")
     add("--folders", action="store_true", help="list the output folders of the grid, without seeds, and run nothing")
     add("--verbose", action="store_true", help="show the messages of the runs, and not their warnings alone")
-    args = parser.parse_intermixed_args(arguments)
+    args = parser.parse_intermixed_args(_with_address(sys.argv[1:] if arguments is None else arguments))
     for flag in LISTS:
         if getattr(args, flag) is not None:
             setattr(args, flag, _split(getattr(args, flag), args.words))
     args.vary = [[words[0], *_split(words[1:], args.words)] for words in args.vary]
     return args
+
+
+def _with_address(arguments: Sequence[str]) -> list[str]:
+    """The arguments with an address after `--ray` where none was given, so that it takes no other word for it."""
+    found = list(arguments)
+    for at, word in enumerate(found, 1):
+        following = found[at] if at < len(found) else "--"
+        if word == "--ray" and (following.endswith((".yaml", ".yml")) or A_KEY.fullmatch(following)):
+            found.insert(at, "local")
+            break
+    return found
 
 
 def _split(words: list[str], pairs: list[str]) -> list[str]:
@@ -122,6 +162,11 @@ def run_command(args: argparse.Namespace) -> int:
     """Does what the flags say; returns 1 if a run has failed."""
     if args.workers < 0:
         raise UserError(f"--workers must be at least 1, or left out, got {args.workers}")
+    if args.ray is not None:
+        if args.workers:
+            raise UserError("--workers are of this machine, and --ray has its own; give one of them")
+        check_address(args.ray)
+    demand = Demand(args.cpus_per_run, args.gpus_per_run)
     grid = read_grid(*grid_of(args))
     runs, left_out = grid.runs()
     if args.folders:
@@ -137,18 +182,39 @@ def run_command(args: argparse.Namespace) -> int:
     if args.dry_run:
         show_plan(plan, grid.output)
         return 0
-    progress = do_runs(plan.to_do, args.workers, args.verbose)
+    with _place_of_runs(args, demand, bool(plan.to_do)) as start:
+        progress = do_runs(plan.to_do, start)
     sys.stdout.write(summary(plan, progress))
     return 1 if progress.failures or plan.failed else 0
 
 
-def do_runs(runs: Sequence[Run], workers: int, verbose: bool = False) -> Progress:
-    """Does the runs, and waits for those that other processes are at."""
+@contextmanager
+def _place_of_runs(args: argparse.Namespace, demand: Demand, is_needed: bool) -> Iterator[Start]:
+    """Gives what does runs: this process, workers of it, or a Ray cluster, which is left at the end of the block."""
+    if args.ray is not None and is_needed:
+        with connected(args.ray, demand) as ray:
+            from .dispatch import Dispatch  # imports torch
+
+            with closing(Dispatch(ray, demand, args.verbose)) as dispatch:
+                yield dispatch.results
+    elif args.workers:
+        yield lambda runs: run_in_workers(runs, args.workers, args.verbose)
+    else:
+        yield lambda runs: run_here(runs, args.verbose)
+
+
+def do_runs(runs: Sequence[Run], start: Start) -> Progress:
+    """Does the runs, and waits for those that other processes are at.
+
+    Args:
+        runs: The runs.
+        start: Does runs, and gives their results as they come.
+    """
     progress = Progress(len(runs))
     left = list(runs)
     while left:
         locked = []
-        for result in run_in_workers(left, workers, verbose) if workers else run_here(left, verbose):
+        for result in start(left):
             if result.status == "locked":
                 locked.append(result.run)
             elif result.status == "failed":

@@ -20,14 +20,17 @@ from ..experiments.identity import (
     Split,
     bank_identity,
     bank_split,
+    configured_backbone,
     hash_run,
     images_identity,
     images_split,
     run_config,
 )
+from ..features.bank_identity import BANK, BankIdentity
 from ..results.records import find_runs, read_record
 from ..utils.commands import PACKAGE
 from ..utils.errors import UserError
+from ..utils.tensor_bytes import TensorBytes
 from .grid import Run, name_of
 
 
@@ -81,7 +84,7 @@ class Identities:
     """Works out the identity of runs as `experiments.folder` does, without torch; what a bank holds is read once."""
 
     def __init__(self) -> None:
-        self._banks: dict[Path, tuple[dict, list[int], list[int], list[str]]] = {}
+        self._banks: dict[Path, tuple[BankIdentity, list[int], list[int], list[str]]] = {}
 
     def run_id(self, run: Run, cfg: CfgNode) -> str:
         """The identity that the record of a run has if it is of this run."""
@@ -91,14 +94,16 @@ class Identities:
 
     def _of_bank(self, path: Path, run: Run, cfg: CfgNode) -> tuple[dict, Split]:
         if path not in self._banks:
-            self._banks[path] = (bank_identity(path), *_read_labels(path))
-        identity, train, val, names = self._banks[path]
-        return identity, bank_split(train, val, names, cfg, run.seed)[1]
+            labels = _read_labels(path)
+            self._banks[path] = (BankIdentity(TensorBytes(path, BANK)), *labels)
+        bank, train, val, names = self._banks[path]
+        selection, split = bank_split(train, val, names, cfg, run.seed)
+        return bank_identity(bank, selection), split
 
     def _of_images(self, run: Run, cfg: CfgNode) -> tuple[dict, Split]:
         data = cfg.DATASET
         dataset = load_few_shot(data.NAME, data.ROOT, data.NUM_SHOTS, run.seed, data.SUBSAMPLE_CLASSES)
-        return images_identity(dataset, cfg, _device(cfg)), images_split(dataset)
+        return images_identity(dataset, cfg, configured_backbone(cfg, _device(cfg))), images_split(dataset)
 
 
 def estimate(runs: Sequence[Run], output: str) -> tuple[list[float | None], int]:

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .rejection import KnownScores
+
 BINS = 15  # of the expected calibration error
 # A fitted log T is drawn towards 0 like by a normal distribution of this deviation. It counts where there are few
 # images: ten that are all classified well would otherwise be answered with T = 0.
@@ -34,12 +36,14 @@ class Calibration:
         fitted_on: "val", "held-out images", "held-out classes", "model" (it came with a trained model) or "nothing".
         num_images: How many images it was fitted on.
         seconds: How long that took, with the training for it.
+        known: How these images score, for thresholds that tell images of no known class; None if there were none.
     """
 
     temperature: float = 1.0
     fitted_on: str = "nothing"
     num_images: int = 0
     seconds: float = 0.0
+    known: KnownScores | None = None
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

@@ -13,8 +13,9 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,9 @@ from .reading import read_tensors as read_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 logger = logging.getLogger(__name__)
+
+HASHED_ROWS = 1000  # rows of a long list that are written as JSON at once, to be hashed
 
 
 def absolute(path: str | Path) -> Path:
@@ -128,8 +130,34 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 def hash_json(value: Any) -> str:
     """SHA-256 of the canonical JSON of `value` (sorted keys, no spaces), as 64 hex digits."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+
+
+def hash_rows(rows: Iterable[Any], beside: dict[str, Any] | None = None, name: str = "") -> str:
+    """`hash_json` of a list that is too long to be kept in memory.
+
+    Args:
+        rows: Plain values.
+        beside: Other entries of a dict that holds the list; None hashes the list alone.
+        name: The key of the list in that dict.
+
+    Returns:
+        `hash_json(list(rows))`, or `hash_json(beside | {name: list(rows)})`.
+    """
+    digest = hashlib.sha256()
+    before = after = ""
+    if beside is not None:
+        fields = {key: f"{_canonical(key)}:{_canonical(value)}" for key, value in beside.items()}
+        before = "".join(f"{fields[key]}," for key in sorted(fields) if key < name)
+        before = f"{{{before}{_canonical(name)}:"
+        after = "".join(f",{fields[key]}" for key in sorted(fields) if key > name) + "}"
+    digest.update(f"{before}[".encode())
+    remaining, comma = iter(rows), ""
+    while block := list(islice(remaining, HASHED_ROWS)):
+        digest.update(f"{comma}{_canonical(block)[1:-1]}".encode())
+        comma = ","
+    digest.update(f"]{after}".encode())
+    return digest.hexdigest()
 
 
 def hash_file(path: Path) -> str:
@@ -168,6 +196,10 @@ def _bytes(tensor: Tensor) -> Any:
     import torch
 
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _suffix() -> str:

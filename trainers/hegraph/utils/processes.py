@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed
 
+T = TypeVar("T")
 TIMEOUT = datetime.timedelta(days=1)  # the longest time that a process waits for a slower one
 
 
@@ -47,6 +50,15 @@ def wait() -> None:
     """Blocks until every process of the group has called it."""
     if _in_group():
         torch.distributed.barrier()
+
+
+def of_first(ask: Callable[[], T]) -> T:
+    """What `ask` returns in the first process, which alone calls it; the others are sent it."""
+    if not _in_group():
+        return ask()
+    answer = [ask() if rank() == 0 else None]
+    torch.distributed.broadcast_object_list(answer)
+    return cast(T, answer[0])
 
 
 def _in_group() -> bool:

@@ -1,8 +1,8 @@
-"""The user's own images: a folder of class folders, or a CSV file."""
+"""The user's own images, in one of the forms of `own.FORMS`."""
 
 from __future__ import annotations
 
 from ..entry import LoaderEntry
-from ..folder import NAME, load_image_folder
+from ..own import NAME, load_own_images
 
-ENTRY = LoaderEntry(name=NAME, aliases=("folder",), load=load_image_folder)
+ENTRY = LoaderEntry(name=NAME, aliases=("folder",), load=load_own_images)

@@ -1,0 +1,129 @@
+"""Images in Parquet files and Hugging Face data sets; nothing is fetched."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from trainers.hegraph.__main__ import main
+from trainers.hegraph.datasets import Dataset, load_dataset
+from trainers.hegraph.utils.errors import UserError
+
+hf = pytest.importorskip("datasets", reason="the package datasets is not installed")
+ROOT = Path(__file__).parents[2]
+NAMES = ["tree", "house", "boat", "cloud"]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch, tmp_path):
+    monkeypatch.setattr(hf.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hf.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def picture(shade: int) -> dict:
+    content = io.BytesIO()
+    Image.new("RGB", (12, 12), (shade, 60, 60)).save(content, "PNG")
+    return {"bytes": content.getvalue(), "path": f"{shade}.png"}
+
+
+def table(labels: list, start: int = 0, label: str = "label", named: bool = True):
+    kind = hf.ClassLabel(names=NAMES) if named else hf.Value("string")
+    rows = {"image": [picture(start + i) for i in range(len(labels))], label: labels, "id": list(range(len(labels)))}
+    features = hf.Features({"image": hf.Image(), label: kind, "id": hf.Value("int64")})
+    return hf.Dataset.from_dict(rows, features=features)
+
+
+@pytest.fixture
+def parquet(tmp_path) -> Path:
+    folder = tmp_path / "pictures" / "data"
+    folder.mkdir(parents=True)
+    table([1, 0, 1, 2]).to_parquet(folder / "train-00000-of-00001.parquet")
+    table([2], 50).to_parquet(folder / "validation-00000-of-00001.parquet")
+    table([0, 1], 60).to_parquet(folder / "test-00000-of-00001.parquet")
+    return tmp_path / "pictures"
+
+
+def load(root: object) -> Dataset:
+    return load_dataset("ImageFolder", str(root))
+
+
+def check_pictures(dataset: Dataset) -> None:
+    assert [tuple(item) for item in dataset.train] == [
+        ("train/0", 1, "house"), ("train/1", 0, "tree"), ("train/2", 1, "house"), ("train/3", 2, "boat"),
+    ]  # fmt: skip
+    assert [tuple(item) for item in dataset.val] == [("val/0", 2, "boat")]
+    assert [tuple(item) for item in dataset.test] == [("test/0", 0, "tree"), ("test/1", 1, "house")]
+    assert list(dataset.classnames) == ["tree", "house", "boat"]  # in the order of the labels; cloud has no image
+    assert dataset.open("train/3").getpixel((2, 2)) == (3, 60, 60)
+    assert dataset.open("test/1").getpixel((2, 2)) == (61, 60, 60)
+    dataset.check_files()
+
+
+def test_parquet_files_become_items_named_by_their_rows(parquet):
+    check_pictures(load(parquet))
+
+
+def test_a_name_that_load_dataset_takes_is_a_data_set(parquet):
+    check_pictures(load(f"hf:{parquet}"))
+
+
+def test_one_parquet_file_is_training_data_and_labels_may_be_texts(tmp_path):
+    table(["b", "a", "b"], named=False).to_parquet(tmp_path / "all.parquet")
+    dataset = load(tmp_path / "all.parquet")
+    assert [tuple(item)[1:] for item in dataset.train] == [(1, "b"), (0, "a"), (1, "b")]
+    assert (dataset.val, dataset.test) == ([], [])
+
+
+def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
+    table([1, 0], label="fine_label").to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match="has no column label; rename one of its columns: image, fine_label, id"):
+        load(tmp_path)
+
+
+def test_a_name_that_is_not_on_this_machine_is_one_clear_line_when_offline(tmp_path):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "trainers.hegraph", "--dataset-config-file", "folder", "--config-file", "mini"]
+    command += ["--root", "hf:somebody/nothing", "--shots", "1", "--output-dir", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2
+    assert "error: cannot load hf:somebody/nothing with the package datasets: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_damaged_parquet_is_one_clear_line(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"nothing of the kind")
+    with pytest.raises(UserError, match="cannot load .* with the package datasets") as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_package_it_is_said_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "train.parquet").touch()
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="needs the package datasets: pip install 'datasets>=3'"):
+        load(tmp_path)
+
+
+def test_the_version_of_an_image_changes_with_its_table_and_its_size_does_not(parquet, tmp_path):
+    one, again = load(parquet), load(parquet)
+    assert one.file_version("train/0") == again.file_version("train/0")
+    assert one.file_version("train/0")[0] == len(picture(0)["bytes"])
+    assert one.file_sizes() == again.file_sizes()
+    table([1, 0, 1, 2], start=9).to_parquet(parquet / "data" / "train-00000-of-00001.parquet")
+    assert load(parquet).file_version("train/0") != one.file_version("train/0")
+
+
+def test_a_run_trains_on_parquet_files(parquet, tmp_path):
+    arguments = ["--dataset-config-file", "folder", "--config-file", "mini", "--root", str(parquet), "--shots", "1"]
+    options = ["OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "0", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0"]
+    options += ["DATALOADER.NUM_WORKERS", "2", "TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(tmp_path / "features")]
+    assert main([*arguments, "--seed", "1", "--output-dir", str(tmp_path / "out"), *options]) == 0
+    split = json.loads((tmp_path / "out" / "split.json").read_text())
+    assert {row[0] for row in split["train"]} <= {f"train/{row}" for row in range(4)}

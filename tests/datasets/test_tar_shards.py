@@ -1,0 +1,213 @@
+"""Images in WebDataset's tar shards become a data set whose images are read at their places."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from trainers.hegraph.__main__ import main
+from trainers.hegraph.datasets import Dataset, load_dataset
+from trainers.hegraph.utils.errors import UserError
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+ROOT = Path(__file__).parents[2]
+
+
+def picture(name: str, shade: int = 0) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (12, 12), tuple(value + shade for value in COLOURS[name])).save(content, "PNG")
+    return content.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def samples(first: int, *names: str, label: str = "cls") -> dict[str, bytes]:
+    """Members of samples that are numbered from `first`; a label is a name."""
+    members = {}
+    for number, name in enumerate(names, first):
+        members[f"{number:04d}.png"] = picture(name, number)
+        text = json.dumps({"label": name, "width": 12}) if label == "json" else f"{name}\n"
+        members[f"{number:04d}.{label}"] = text.encode()
+    return members
+
+
+def load(root: object) -> Dataset:
+    return load_dataset("ImageFolder", str(root))
+
+
+@pytest.fixture
+def shards(tmp_path) -> Path:
+    folder = tmp_path / "shards"
+    write_tar(folder / "train" / "000.tar", samples(0, "red", "green"))
+    write_tar(folder / "train" / "001.tar", samples(2, "blue", "red", label="json"))
+    write_tar(folder / "test" / "000.tar", samples(0, "blue"))
+    return folder
+
+
+def test_shards_in_folders_of_splits_become_items_with_names_of_shard_and_member(shards):
+    dataset = load(shards)
+    assert [tuple(item) for item in dataset.train] == [
+        ("train/000.tar/0000.png", 2, "red"), ("train/000.tar/0001.png", 1, "green"),
+        ("train/001.tar/0002.png", 0, "blue"), ("train/001.tar/0003.png", 2, "red"),
+    ]  # fmt: skip
+    assert [tuple(item) for item in dataset.test] == [("test/000.tar/0000.png", 0, "blue")]
+    assert (list(dataset.classnames), dataset.val, dataset.name) == (["blue", "green", "red"], [], "ImageFolder")
+    dataset.check_files()
+
+
+def test_an_image_is_read_at_its_place(shards):
+    dataset = load(shards)
+    for number, item in enumerate(dataset.train):
+        expected = tuple(value + number for value in COLOURS[item.classname])
+        assert dataset.open(item.path).getpixel((3, 3)) == expected
+
+
+def test_shards_whose_names_begin_with_their_split_may_lie_in_one_folder(tmp_path):
+    write_tar(tmp_path / "train-0.tar", samples(0, "red", "blue"))
+    write_tar(tmp_path / "validation-0.tar", samples(0, "red"))
+    write_tar(tmp_path / "test-0.tar", samples(0, "blue"))
+    dataset = load(tmp_path)
+    assert [len(items) for items in (dataset.train, dataset.val, dataset.test)] == [2, 1, 1]
+    assert dataset.val[0].path == "validation-0.tar/0000.png"
+
+
+def test_labels_that_are_numbers_are_positions_in_the_list_of_names(tmp_path):
+    members = {"a/1.png": picture("red"), "a/1.cls": b"1", "b/1.png": picture("blue"), "b/1.cls": b"0"}
+    write_tar(tmp_path / "train" / "0.tar", members)
+    (tmp_path / "classnames.txt").write_text("zebra\nyak\nxerus\n")
+    dataset = load(tmp_path)
+    assert list(dataset.classnames) == ["zebra", "yak"]  # in the order of the list; xerus has no image
+    assert [tuple(item)[1:] for item in dataset.train] == [(1, "yak"), (0, "zebra")]
+
+
+def test_paths_and_urls_are_expanded_and_fetched_once(shards, tmp_path, monkeypatch):
+    pytest.importorskip("webdataset")
+    monkeypatch.setenv("WDS_CACHE", str(tmp_path / "cache"))
+    train = f"{shards}/train/{{000..001}}.tar"
+    dataset = load(f"train={train};test=pipe:cat {shards}/test/000.tar")
+    assert [item.path for item in dataset.train][::2] == ["train/000.tar/0000.png", "train/001.tar/0002.png"]
+    assert [item.path for item in dataset.test] == ["test/000.tar/0000.png"]
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".tar"]  # the pipe's; files stay where they are
+    (shards / "test" / "000.tar").unlink()
+    again = load(f"train={train};test=pipe:cat {shards}/test/000.tar")
+    assert again.open(again.test[0].path).getpixel((0, 0)) == COLOURS["blue"]
+    assert load(f"file://{shards}/train/000.tar").train[0].path == "train/000.tar/0000.png"
+
+
+def test_a_url_that_cannot_be_fetched_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("webdataset")
+    monkeypatch.setenv("WDS_CACHE", str(tmp_path / "cache"))
+    for url in ("file:///nowhere/train.tar", "pipe:cat /nowhere/train.tar"):
+        with pytest.raises(UserError, match=f"cannot fetch the shard {url}: ") as caught:
+            load(url)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"there is no shard /nowhere/train\.tar"):
+        load("/nowhere/train.tar")
+    assert not list(tmp_path.glob("cache/*"))
+
+
+def test_without_the_package_urls_say_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "webdataset.shardlists", None)
+    with pytest.raises(UserError, match="needs the package webdataset: pip install"):
+        load("http://example.org/train-{000..009}.tar")
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"1.png": b"x"}, "the sample 1 has no label"),
+        ({"1.png": b"x", "1.json": b'{"width": 3}'}, "the sample 1 has no label"),
+        ({"1.cls": b"red"}, "the sample 1 has no image"),
+        ({"1.png": b"x", "1.jpg": b"x", "1.cls": b"red"}, "the sample 1 has several images"),
+        ({"1.png": b"x", "1.json": b"{"}, "cannot read the label in 1.json"),
+    ],
+)
+def test_a_sample_that_lacks_something_is_named(tmp_path, members, words):
+    write_tar(tmp_path / "train" / "0.tar", members)
+    with pytest.raises(UserError, match=words) as caught:
+        load(tmp_path)
+    assert str(tmp_path / "train" / "0.tar") in str(caught.value)
+
+
+def test_a_label_beyond_the_names_is_refused(tmp_path):
+    write_tar(tmp_path / "train" / "0.tar", {"1.png": picture("red"), "1.cls": b"7"})
+    (tmp_path / "classnames.txt").write_text("a\nb\n")
+    with pytest.raises(UserError, match=r"train/0\.tar/1\.png has the label 7, but classnames\.txt names 2 classes"):
+        load(tmp_path)
+
+
+def test_class_folders_go_before_the_archive_that_they_came_from(shards):
+    (shards / "train" / "red").mkdir()
+    (shards / "train" / "red" / "1.png").write_bytes(picture("red"))
+    assert [item.path for item in load(shards).train] == ["train/red/1.png"]
+
+
+def test_a_sample_may_have_a_json_without_a_label_beside_its_label(tmp_path):
+    members = {"1.json": b"{}", "1.png": picture("red"), "1.cls": b"red"}
+    write_tar(tmp_path / "train" / "0.tar", members)
+    assert [item.classname for item in load(tmp_path).train] == ["red"]
+
+
+def test_a_long_list_of_urls_is_no_path(tmp_path):
+    with pytest.raises(UserError, match="there is no shard"):
+        load("::".join(f"{tmp_path}/train-{number:06d}.tar" for number in range(500)))
+
+
+@pytest.mark.parametrize("mode", ["w:gz", None])
+def test_a_compressed_or_damaged_shard_is_refused(tmp_path, mode):
+    path = tmp_path / "train" / "0.tar"
+    if mode:
+        write_tar(path, samples(0, "red"), mode)
+    else:
+        path.parent.mkdir()
+        path.write_bytes(b"no tar" * 200)
+    with pytest.raises(UserError, match="must be a tar that is not compressed"):
+        load(tmp_path)
+
+
+def test_an_image_that_changes_is_another_version(shards):
+    before = load(shards)
+    path = before.train[0].path
+    assert before.file_version(path)[0] == len(picture("red"))
+    sizes = before.file_sizes()
+    changed = samples(0, "red", "green")
+    changed["0000.png"] += b"more"
+    write_tar(shards / "train" / "000.tar", changed)
+    assert load(shards).file_version(path) != before.file_version(path)
+    assert load(shards).file_sizes() != sizes
+
+
+def test_a_run_trains_on_shards_and_keeps_the_names_of_its_images(shards, tmp_path):
+    arguments = ["--dataset-config-file", "folder", "--config-file", "mini", "--root", str(shards), "--shots", "1"]
+    options = ["OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "0", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0"]
+    options += ["DATALOADER.NUM_WORKERS", "2", "TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(tmp_path / "features")]
+    assert main([*arguments, "--seed", "1", "--output-dir", str(tmp_path / "out"), *options]) == 0
+    split = json.loads((tmp_path / "out" / "split.json").read_text())
+    assert {row[0] for row in split["train"]} <= {item.path for item in load(shards).train}
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["num_test"] == 1
+
+
+def test_local_shards_need_no_package(shards):
+    code = """
+import sys
+sys.modules["webdataset"] = None
+from trainers.hegraph import load_dataset
+print(len(load_dataset("ImageFolder", sys.argv[1]).train))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(shards)], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "4\n", done.stderr

@@ -1,0 +1,101 @@
+"""`features extract`: the bank of a whole data set, which is put together on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+from PIL import Image
+
+from trainers.hegraph.__main__ import main as train
+from trainers.hegraph.features.__main__ import main
+from trainers.hegraph.features.bank import load_bank
+
+NODE = "TRAINER.HEGRAPHADAPTER"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three classes of images of one colour each: four for training, two for validation, three for testing."""
+    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+        for label, name in enumerate(("red", "green", "blue")):
+            folder = tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                colour = [60, 60, 60]
+                colour[label] = 150 + 20 * number
+                Image.new("RGB", (20, 20), tuple(colour)).save(folder / f"{number}.png")
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def extract(tmp_path, pictures):
+    def command(*opts: str) -> int:
+        arguments = ["extract", "--out", str(tmp_path / "bank.safetensors"), "--root", str(pictures)]
+        arguments += ["--dataset-config-file", "folder", "--config-file", "mini"]
+        return main([*arguments, f"{NODE}.FEATURES.DIR", str(tmp_path / "features"), *opts])
+
+    return command
+
+
+def test_the_bank_holds_all_images_and_trains(extract, tmp_path, capsys, pictures):
+    assert extract(f"{NODE}.FEATURES.VIEWS", "2") == 0
+    assert "12 train, 6 val, 9 test images, 3 classes" in capsys.readouterr().out
+    bank = load_bank(tmp_path / "bank.safetensors")
+    assert bank.train_features.shape[:2] == (2, 12)
+    assert bank.train_labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert list(bank.classnames) == ["blue", "green", "red"]
+    assert (bank.dataset, bank.backbone) == ("ImageFolder", "hegraph-mini/hegraph-mini")
+    arguments = [
+        "--features",
+        str(tmp_path / "bank.safetensors"),
+        "--shots",
+        "2",
+        "--seed",
+        "1",
+        "--config-file",
+        "mini",
+    ]
+    options = ["OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "0", f"{NODE}.MIN_STEPS", "0"]
+    assert train([*arguments, "--output-dir", str(tmp_path / "out"), *options]) == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["num_train"] == 6
+
+
+def test_the_features_are_those_of_a_run_of_all_images(extract, tmp_path, pictures):
+    assert extract() == 0
+    before = sorted((tmp_path / "features").rglob("*.safetensors"))
+    arguments = ["--root", str(pictures), "--dataset-config-file", "folder", "--config-file", "mini", "--shots", "-1"]
+    arguments += ["--output-dir", str(tmp_path / "out"), "--no-train", "--seed", "1"]
+    assert train([*arguments, f"{NODE}.FEATURES.DIR", str(tmp_path / "features")]) == 0
+    assert sorted((tmp_path / "features").rglob("*.safetensors")) == before
+
+
+def test_a_bank_that_is_there_is_not_overwritten(extract, tmp_path, capsys):
+    (tmp_path / "bank.safetensors").write_text("precious")
+    assert extract() == 2
+    assert "bank.safetensors exists; choose another --out" in capsys.readouterr().err
+    assert (tmp_path / "bank.safetensors").read_text() == "precious"
+
+
+def test_extracting_again_encodes_nothing(extract, tmp_path, caplog):
+    assert extract() == 0
+    first = load_bank(tmp_path / "bank.safetensors")
+    (tmp_path / "bank.safetensors").unlink()
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert extract() == 0
+    assert "encoded" not in caplog.text
+    assert torch.equal(load_bank(tmp_path / "bank.safetensors").train_features, first.train_features)
+
+
+def test_a_disk_that_is_full_while_the_bank_is_written_is_one_clear_error(extract, tmp_path, capsys, disk_full_after):
+    assert extract() == 0
+    size = (tmp_path / "bank.safetensors").stat().st_size
+    (tmp_path / "bank.safetensors").unlink()
+    capsys.readouterr()
+    with disk_full_after(size - 1):
+        assert extract() == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.safetensors*"))

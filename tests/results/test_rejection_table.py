@@ -1,0 +1,109 @@
+"""The table of rejection: which images are known, what is averaged, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from trainers.hegraph.__main__ import main as train
+from trainers.hegraph.features.bank import FeatureBank, load_bank
+from trainers.hegraph.method.classifier import FoldedClassifier
+from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.results.__main__ import main
+from trainers.hegraph.results.rejection import ZERO_SHOT, all_scores, score_images
+from trainers.hegraph.training.rejection import KnownScores, separation
+from trainers.hegraph.utils.errors import UserError
+
+QUICK = ("OPTIM.MAX_EPOCH", "2", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
+
+
+def toy_bank(features: list[list[float]], labels: list[int]) -> FeatureBank:
+    return FeatureBank(
+        train_features=torch.eye(3).unsqueeze(0),
+        train_labels=torch.arange(3),
+        text_positive=torch.eye(3),
+        text_negative=-torch.eye(3),
+        classnames=["ant", "bee", "cow"],
+        dataset="Toy",
+        backbone="none",
+        logit_scale=10.0,
+        test_features=torch.tensor(features),
+        test_labels=torch.tensor(labels),
+    )
+
+
+@pytest.fixture
+def two_classes(tiny_bank, tmp_path):
+    """A model of two of the three classes, whose logits are ten times the first two coordinates."""
+    assert train(["--features", str(tiny_bank), "--trainer", "ZeroShot", "--output-dir", str(tmp_path / "zs")]) == 0
+    made = load_model(tmp_path / "zs")
+    text = torch.eye(3)[:2]
+    known = KnownScores(tuple(0.1 * step for step in range(101)), "val", 9, "energy")
+    names = ("ant", "bee")
+    return replace(
+        made, classifier=FoldedClassifier(10 * text), text_positive=text, classnames=names, class_ids=names,
+        logit_scale=10.0, temperature=1.0, known=known,
+    )  # fmt: skip
+
+
+def test_images_of_the_models_classes_are_known_and_the_others_are_not(two_classes):
+    bank = toy_bank([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.6, 0.0, 0.8], [0.0, 0.0, 1.0]], [0, 1, 2, 2])
+    found = score_images(two_classes, bank, bank)
+    assert found["energy"]["auroc"] == found["probability"]["auroc"] == found[ZERO_SHOT]["auroc"] == 100
+    assert found["energy"]["fpr95"] == 0
+    # The threshold for 95 % is 0.5; energies are 10, 10 | 6 and log 2
+    assert (found["energy"]["known"], found["energy"]["unknown"]) == (100, 100)
+    assert "known" not in found["probability"]
+    scores = all_scores(two_classes, bank.test_features, -torch.eye(3)[:2])
+    assert scores["energy"].tolist() == pytest.approx(
+        [math.log(math.e**10 + 1)] * 2 + [math.log(math.e**6 + 1), math.log(2)]
+    )
+    assert scores["margin"].tolist() == pytest.approx([2.0, 2.0, 1.2, 0.0])
+    assert scores["margin, shuffled"].tolist() == pytest.approx([1.0, 1.0, 0.6, 0.0])
+    assert scores["own text"].tolist() == pytest.approx([1.0, 1.0, 0.6, 0.0])
+
+
+def test_a_class_of_another_bank_with_a_known_name_is_not_unknown(two_classes):
+    bank = toy_bank([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [0, 1])
+    other = replace(toy_bank([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], [0, 1]), classnames=["bee", "gnu", "elk"])
+    assert score_images(two_classes, bank, other)["energy"]["auroc"] == 100  # its bee would have made it 75
+    with pytest.raises(UserError, match="no test image of a class that the model does not know"):
+        score_images(two_classes, bank, bank)
+
+
+def test_the_table_has_a_row_for_each_score_and_the_mean_over_seeds(tiny_bank, tmp_path, capsys):
+    found = []
+    for seed in ("1", "2"):
+        out = tmp_path / "runs" / seed
+        flags = ["--features", str(tiny_bank), "--shots", "4", "--seed", seed, "--output-dir", str(out), *QUICK]
+        assert train([*flags, "DATASET.SUBSAMPLE_CLASSES", "base"]) == 0
+        model, bank = load_model(out), load_bank(tiny_bank)
+        logits = model.classifier.logits(bank.test_features)
+        energy = (logits / model.temperature).logsumexp(dim=1)
+        found.append(separation(energy[bank.test_labels < 3], energy[bank.test_labels >= 3]))
+    capsys.readouterr()
+    arguments = ["rejection", str(tmp_path / "runs"), "--features", str(tiny_bank)]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| 4")]
+    by_score = {row[2]: row[3:] for row in rows}
+    assert {*by_score} == {
+        ZERO_SHOT, "probability", "energy", "distance", "angle", "own text", "margin", "margin, shuffled",
+    }  # fmt: skip
+    for column, key in enumerate(("auroc", "fpr95")):
+        assert by_score["energy"][column] == f"{(found[0][key] + found[1][key]) / 2:.2f}"
+    assert by_score["energy"][2] and not by_score["probability"][2]
+
+
+def test_a_run_without_its_bank_and_a_file_are_refused(tiny_bank, tmp_path, capsys):
+    flags = ["--features", str(tiny_bank), "--trainer", "ZeroShot", "--output-dir", str(tmp_path / "run")]
+    assert train(flags) == 0
+    replace(load_bank(tiny_bank), dataset="Other").save(tmp_path / "other.safetensors")
+    capsys.readouterr()
+    assert main(["rejection", str(tmp_path / "run"), "--features", str(tmp_path / "other.safetensors")]) == 2
+    assert "is a run on 'Tiny', and --features are banks of Other" in capsys.readouterr().err
+    assert main(["rejection", str(tiny_bank), "--features", str(tiny_bank)]) == 2
+    assert "is no folder; models are in output folders" in capsys.readouterr().err

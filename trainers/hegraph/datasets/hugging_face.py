@@ -1,0 +1,120 @@
+"""The user's own images in a data set of Hugging Face's `datasets`.
+
+    hf:NAME, or hf:NAME#CONFIGURATION     a data set of the hub, or a folder that `datasets.load_dataset` takes
+    ROOT/*.parquet, ROOT/data/*.parquet   files whose names begin with their split, or one such file
+
+It has the columns `image` and `label`. With HF_HUB_OFFLINE=1 nothing is fetched: what is on this machine is used.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..utils.errors import UserError, first_line
+from ..utils.files import absolute
+from .folder import open_picture
+from .layouts import listing
+from .own_rows import SPLIT_NAMES, OwnImages, Rows
+from .splits import SPLITS
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PREFIX = "hf:"
+IMAGE, LABEL = "image", "label"
+
+
+def read_hugging_face(root: str) -> OwnImages | None:
+    """The images of a Hugging Face data set; None if `root` names none.
+
+    Raises:
+        UserError: If it cannot be loaded, or lacks a column.
+    """
+    files = {} if root.startswith(PREFIX) else _parquet_files(absolute(root))
+    if not files and not root.startswith(PREFIX):
+        return None
+    loaded = _load(root, files)
+    tables: dict[str, Any] = {}
+    for name, table in loaded.items():
+        split = SPLIT_NAMES.get(str(name))
+        if split is not None and split not in tables:
+            tables[split] = _with_encoded_images(table, root)
+    rows: Rows = {split: [] for split in SPLITS}
+    classnames: list[str] = []
+    for split, table in tables.items():
+        names = getattr(table.features[LABEL], "names", None) or ()
+        classnames = classnames or list(names)
+        for row, label in enumerate(table[LABEL]):
+            if label is None or (names and not 0 <= label < len(names)):
+                raise UserError(f"{root}: row {row} of {split} has no label")
+            rows[split].append((f"{split}/{row}", names[label] if names else str(label).strip()))
+    return OwnImages(rows, open=partial(_open_row, tables), version=partial(_version, tables), classnames=classnames)
+
+
+def _parquet_files(path: Path) -> dict[str, list[str]]:
+    """Split -> the Parquet files of a folder, or the one file."""
+    if not os.path.exists(path):  # URLs may be too long for `path.exists`
+        return {}
+    if path.is_file() and path.suffix == ".parquet":
+        return {"train": [str(path)]}
+    files: dict[str, list[str]] = {}
+    for folder in (path, path / "data"):
+        for name in listing(folder) if folder.is_dir() else []:
+            if name.endswith(".parquet"):
+                split = SPLIT_NAMES.get(re.split(r"[^a-z]", name)[0], "train")
+                files.setdefault(split, []).append(str(folder / name))
+    return files
+
+
+def _load(root: str, files: dict[str, list[str]]) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f"{root} needs the package datasets: pip install 'datasets>=3'") from error
+    name, _, configuration = root.removeprefix(PREFIX).partition("#")
+    datasets.disable_progress_bars()
+    try:
+        if files:
+            return datasets.load_dataset("parquet", data_files=files)
+        return datasets.load_dataset(name, configuration or None)
+    except Exception as error:  # the package raises errors of many kinds for what is missing, damaged or offline
+        raise UserError(f"cannot load {root} with the package datasets: {first_line(error)}") from error
+
+
+def _with_encoded_images(table: Any, root: str) -> Any:
+    """The table with images as they are stored, which are decoded one by one."""
+    import datasets
+
+    missing = [column for column in (IMAGE, LABEL) if column not in table.column_names]
+    if missing:
+        held = ", ".join(table.column_names)
+        raise UserError(f"{root} has no column {' and none '.join(missing)}; rename one of its columns: {held}")
+    try:
+        return table.select_columns([IMAGE, LABEL]).cast_column(IMAGE, datasets.Image(decode=False))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{root}: the column {IMAGE} holds no images: {first_line(error)}") from error
+
+
+def _open_row(tables: dict[str, Any], path: str) -> Image.Image:
+    stored = _stored(tables, path)
+    return open_picture(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
+
+
+def _version(tables: dict[str, Any], path: str) -> tuple[int, int]:
+    stored = _stored(tables, path)
+    size = Path(stored["path"]).stat().st_size if stored["bytes"] is None else len(stored["bytes"])
+    return size, int(tables[path.partition("/")[0]]._fingerprint, 16)
+
+
+def _stored(tables: dict[str, Any], path: str) -> dict[str, Any]:
+    """The image of a row as it is stored: its "bytes", or the "path" of its file."""
+    split, _, row = path.partition("/")
+    stored = tables[split][int(row)][IMAGE]
+    if stored is None:
+        raise ValueError("the row has no image")
+    return stored

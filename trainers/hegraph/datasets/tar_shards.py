@@ -1,0 +1,233 @@
+"""The user's own images in WebDataset's tar shards.
+
+    ROOT/train/*.tar or ROOT/train-*.tar      and, if there are any, the same with val and test
+    train=URLS;val=URLS;test=URLS, or URLS    paths or URLs as webdataset takes them, such as train-{000..009}.tar
+
+A sample is the files of a shard whose names are equal up to the first dot: an image, and its label in `.cls`, or in
+`.json` under "label". A label is a class name, or a position in the list `classnames.txt` beside the shards.
+
+Shards that are not on this machine are fetched once. An image is read at its place in the shard.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..utils.errors import UserError, first_line
+from ..utils.files import absolute, atomic_path, hash_json
+from ..utils.reading import parse_json, read_text
+from .folder import IMAGE_SUFFIXES, open_picture
+from .layouts import listing
+from .own_rows import LONGEST_NUMBER, SPLIT_NAMES, OwnImages, Rows
+from .splits import SPLITS
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 1 << 20  # bytes that are fetched at once
+CLASSNAMES = "classnames.txt"
+EXPECTED = 'each sample of a shard needs one image, and its label in .cls, or in .json under "label"'
+
+
+class Member(NamedTuple):
+    """Where an image lies.
+
+    Attributes:
+        shard: The tar file.
+        start: The place of its first byte there.
+        size: Its bytes.
+    """
+
+    shard: Path
+    start: int
+    size: int
+
+
+def read_shards(root: str) -> OwnImages | None:
+    """The images of tar shards; None if `root` names none.
+
+    Raises:
+        UserError: If a shard cannot be had, or a sample has no image or no label.
+    """
+    folder = absolute(root)
+    shards, names_file = _local_shards(folder) if os.path.isdir(folder) else _named_shards(root)
+    if not shards:
+        return None
+    rows: Rows = {split: [] for split in SPLITS}
+    members: dict[str, Member] = {}
+    names = _read_classnames(names_file)
+    for split, found in shards.items():
+        for shard_name, shard in found.items():
+            for path, label, member in _samples(shard, shard_name):
+                rows[split].append((path, _class_name(label, names, path)))
+                members[path] = member
+    versions = {shard: shard.stat().st_mtime_ns for found in shards.values() for shard in found.values()}
+    return OwnImages(
+        rows,
+        open=partial(_open_member, members),
+        version=partial(_version, members, versions),
+        classnames=names,
+    )
+
+
+def _local_shards(root: Path) -> tuple[dict[str, dict[str, Path]], Path]:
+    """Split -> name of a shard in paths of images -> its file, below a folder; and where class names would be."""
+    shards: dict[str, dict[str, Path]] = {}
+    for name in listing(root):
+        folder = root / name
+        if folder.is_dir() and name in SPLIT_NAMES:
+            found = {f"{name}/{file}": folder / file for file in listing(folder) if file.endswith(".tar")}
+        else:
+            found = {name: folder} if name.endswith(".tar") else {}
+        split = SPLIT_NAMES.get(re.split(r"[^a-z]", name)[0], "train")
+        if found:
+            shards.setdefault(split, {}).update(found)
+    return shards, root / CLASSNAMES
+
+
+def _named_shards(root: str) -> tuple[dict[str, dict[str, Path]], Path | None]:
+    """As `_local_shards`, of paths and URLs."""
+    if ".tar" not in root:
+        return {}, None
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError as error:
+        raise UserError(f"{root} needs the package webdataset: pip install 'webdataset>=0.2.100'") from error
+    named = re.findall(r"(?:^|;)(train|val|test)=([^;]+)", root)
+    if not named and re.match(r"\w+=", root):
+        raise UserError(f"{root} must be URLs of tar shards, or train=URLS;val=URLS;test=URLS")
+    shards: dict[str, dict[str, Path]] = {}
+    beside: Path | None = None
+    for split, urls in named or [("train", root)]:
+        expanded = expand_urls(urls)
+        short = [re.split(r"[/\s]", url)[-1] for url in expanded]
+        for url, name in zip(expanded, short):
+            shards.setdefault(split, {})[f"{split}/{name if short.count(name) == 1 else url}"] = _fetched(url)
+        if "://" not in expanded[0] and not expanded[0].startswith("pipe:"):
+            beside = beside or absolute(expanded[0]).parent / CLASSNAMES
+    return shards, beside
+
+
+def _fetched(url: str) -> Path:
+    """The file of a shard, which is fetched if it is not on this machine.
+
+    Raises:
+        UserError: If it cannot be had.
+    """
+    if "://" not in url and not url.startswith("pipe:"):
+        path = absolute(url)
+        if not path.is_file():
+            raise UserError(f"there is no shard {path}")
+        return path
+    folder = Path(os.environ.get("WDS_CACHE") or Path.home() / ".cache" / "hegraph" / "shards")
+    path = folder / f"{hash_json(url)[:16]}.tar"
+    if not path.is_file():
+        logger.info("fetching %s to %s", url, path)
+        with atomic_path(path) as temporary, temporary.open("wb") as target:
+            for block in _blocks(url):
+                target.write(block)
+    return path
+
+
+def _blocks(url: str) -> Iterator[bytes]:
+    """The bytes of a shard, in blocks, as webdataset gets them; raises UserError if it cannot."""
+    from webdataset.gopen import gopen
+
+    try:
+        with gopen(url) as source:
+            while block := source.read(BLOCK):
+                yield block
+    except Exception as error:  # whatever the program or package raises that stands for this kind of URL
+        raise UserError(f"cannot fetch the shard {url}: {first_line(error)}") from error
+
+
+def _samples(shard: Path, name: str) -> Iterator[tuple[str, str, Member]]:
+    """The samples of a shard: the path of the image, its label, and where it lies.
+
+    Raises:
+        UserError: If the shard is damaged or compressed, or a sample has no image or no label.
+    """
+    pictures: dict[str, tuple[str, Member]] = {}
+    labels: dict[str, str] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for entry in tar:
+                key, dot, extension = _key_and_extension(entry.name)
+                if not entry.isfile() or not dot:
+                    continue
+                if f".{extension.lower()}" in IMAGE_SUFFIXES:
+                    if key in pictures:
+                        raise UserError(f"{shard}: the sample {key} has several images; {EXPECTED}")
+                    pictures[key] = (f"{name}/{entry.name}", Member(shard, entry.offset_data, entry.size))
+                elif extension in ("cls", "cls.txt", "json"):
+                    content = tar.extractfile(entry)
+                    if content is not None:
+                        labels[key] = labels.get(key) or _label(content.read(), extension, shard, entry.name)
+    except (OSError, tarfile.TarError) as error:
+        said = f"cannot read the shard {shard}: {first_line(error)}; it must be a tar that is not compressed"
+        raise UserError(said) from error
+    for key, (path, member) in pictures.items():
+        if not labels.get(key):
+            raise UserError(f"{shard}: the sample {key} has no label; {EXPECTED}")
+        yield path, labels[key], member
+    without = next((key for key in labels if key not in pictures), None)
+    if without is not None:
+        raise UserError(f"{shard}: the sample {without} has no image; {EXPECTED}")
+
+
+def _key_and_extension(name: str) -> tuple[str, str, str]:
+    """A member's name up to the first dot of its last part, the dot, and what follows, as webdataset cuts it."""
+    folder, slash, last = name.rpartition("/")
+    key, dot, extension = last.partition(".")
+    return f"{folder}{slash}{key}", dot, extension
+
+
+def _label(content: bytes, extension: str, shard: Path, name: str) -> str:
+    """The label that a member holds; "" where a `.json` has none."""
+    try:
+        text = content.decode("utf-8").strip()
+        if extension != "json":
+            return text
+        label = parse_json(text)["label"]
+    except KeyError:
+        return ""
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{shard}: cannot read the label in {name}: {first_line(error)}") from error
+    return str(label).strip()
+
+
+def _read_classnames(path: Path | None) -> Sequence[str]:
+    if path is None or not path.is_file():
+        return ()
+    names = read_text(path, "cannot read class names from").splitlines()
+    return [name for line in names if (name := line.strip())]
+
+
+def _class_name(label: str, names: Sequence[str], path: str) -> str:
+    if names and label.isdecimal():
+        if len(label) > LONGEST_NUMBER or int(label) >= len(names):
+            raise UserError(f"{path} has the label {label}, but {CLASSNAMES} names {len(names)} classes")
+        return names[int(label)]
+    return label
+
+
+def _open_member(members: dict[str, Member], path: str) -> Image.Image:
+    member = members[path]
+    with member.shard.open("rb") as file:
+        file.seek(member.start)
+        return open_picture(io.BytesIO(file.read(member.size)))
+
+
+def _version(members: dict[str, Member], versions: dict[Path, int], path: str) -> tuple[int, int]:
+    member = members[path]
+    return member.size, versions[member.shard]
