@@ -50,7 +50,7 @@ def encode_task(dataset: Dataset, backbone: Backbone, options: EncodingOptions, 
         dataset=dataset.name,
         backbone=backbone.name,
         logit_scale=backbone.logit_scale,
-        text_norms=parts.text.get("norms"),
+        text_norms=parts.text["norms"],
     )
 
 
