@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from trainers.hegraph.__main__ import main
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Selection
+from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.features import bank_identity
 from trainers.hegraph.features.bank import draw_bank, load_bank
 from trainers.hegraph.features.bank_file import BankFile
@@ -107,16 +113,18 @@ def test_a_small_bank_is_known_by_all_its_bytes(changed, tiny_bank):
         ("train_labels", (5,)),
         ("val_labels", (5,)),
         ("test_labels", (0,)),
+        ("text_norms", (3,)),
     ],
 )
 def test_a_large_bank_that_changes_in_what_a_run_takes_from_it_is_another_one(
     too_large, changed, tiny_bank, name, place
 ):
+    tiny_bank_with_norms(tiny_bank)
     before = BankFile(tiny_bank)
     labels = before.labels[name.removesuffix("_labels")] if name.endswith("labels") else None
     value = 0.1234 if labels is None else (int(labels[place]) + 1) % 5
     path = changed(name, *place, value=value)
-    if name.startswith("text"):  # a text feature is checked when the bank is opened
+    if name in ("text_positive", "text_negative"):  # a text feature is checked when the bank is opened
         path = changed(name, *place, value=float(_read(tiny_bank, name)[place]) + 1e-4)
     assert BankFile(path).identity.of(TRAIN, VAL) != before.identity.of(TRAIN, VAL)
 
@@ -131,6 +139,86 @@ def test_the_class_names_of_a_large_bank_are_part_of_what_it_is_known_by(too_lar
     before = BankFile(tiny_bank).identity.of(TRAIN, VAL)
     tiny_bank.write_bytes(tiny_bank.read_bytes().replace(b"ant", b"gnu"))
     assert BankFile(tiny_bank).identity.of(TRAIN, VAL) != before
+
+
+def test_norms_of_text_are_read_with_the_rows_and_follow_the_classes(tiny_bank):
+    norms = tiny_bank_with_norms(tiny_bank)
+    drawn = draw_bank(BankFile(tiny_bank), Selection(TRAIN, VAL))
+    assert torch.equal(drawn.text_norms, norms)
+    assert torch.equal(drawn.of_classes(torch.tensor([1, 3])).text_norms, norms[[1, 3]])
+    assert BankFile(tiny_bank).text_norms.tolist() == load_bank(tiny_bank).text_norms.tolist()
+
+
+def tiny_bank_with_norms(path: Path) -> torch.Tensor:
+    bank = load_bank(path)
+    norms = torch.arange(1.0, 1 + len(bank.classnames))
+    replace(bank, text_norms=norms).save(path)
+    return norms
+
+
+# Runs from a bank that is too large
+
+
+@pytest.fixture
+def run_of(tiny_bank, tmp_path, capsys):
+    """Runs ZeroShot or another method on the tiny bank; returns the exit code and what was said."""
+
+    def run(*words: str) -> tuple[int, str]:
+        flags = ["--features", str(tiny_bank), "--shots", "2", "--seed", "1", "--output-dir", str(tmp_path / "out")]
+        code = main([*flags, *words, "OPTIM.MAX_EPOCH", "1"])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def test_a_large_bank_gives_the_results_of_a_small_one(run_of, tmp_path, monkeypatch):
+    def results() -> tuple[dict, dict[str, torch.Tensor]]:
+        assert run_of()[0] == 0
+        record = json.loads((tmp_path / "out" / "result.json").read_text())
+        predictions = load_file(tmp_path / "out" / "predictions.safetensors")
+        shutil.rmtree(tmp_path / "out")
+        return record, predictions
+
+    small, predictions = results()
+    monkeypatch.setattr(bank_identity, "HASHED_WHOLE", 0)
+    large, of_large = results()
+    assert large["run_id"] != small["run_id"]
+    assert large["accuracy"] == small["accuracy"]
+    assert all(torch.equal(of_large[name], predictions[name]) for name in predictions)
+
+
+def test_a_finished_run_of_a_large_bank_is_recognised_by_a_sweep(too_large, tiny_bank, tmp_path):
+    grid = ["--datasets", str(tiny_bank), "--configs", "vit_b32", "--methods", "ZeroShot", "--shots", "1", "2"]
+    words = ["sweep", *grid, "--seeds", "1", "2", "--output", str(tmp_path / "swept")]
+    assert main(words) == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    assert len(before) == 4
+    assert main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize("method", [(), ("--trainer", "TipAdapter")])
+def test_test_rows_among_the_drawn_ones_of_a_large_bank_are_refused_before_a_record_is_written(
+    too_large, tiny_bank, run_of, tmp_path, method
+):
+    bank = load_bank(tiny_bank)
+    replace(bank, train_features=bank.test_features[:30].clone().unsqueeze(0)).save(tiny_bank)
+    code, error = run_of(*method)
+    assert code == 2
+    assert "train images of Tiny are test images as well" in error
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_test_rows_of_a_large_bank_are_read_once_and_after_the_training(too_large, tiny_bank, monkeypatch):
+    read: list[str] = []
+    real = BankFile.features
+    monkeypatch.setattr(BankFile, "features", lambda self, split: [read.append(split), real(self, split)][1])
+    task = BankTask(tiny_bank, load_cfg(flags={"DATASET.NUM_SHOTS": 2}), seed=1)
+    task.prepare()
+    drawn = task.bank()
+    assert read == []
+    assert torch.equal(drawn.with_test().test_features, drawn.features_to_classify)
+    assert read == ["test"]
 
 
 def _read(path: Path, name: str) -> torch.Tensor:

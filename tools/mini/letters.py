@@ -69,8 +69,9 @@ def write_banks(folder: Path) -> None:
     digits.save(folder / "digits.safetensors")
     letters = letters_bank(task, task.backbone, folder / "features" / "Letters")
     # Any image will do: a bank needs one, and no model is trained on this one
-    any_image = {"train_features": letters.features_to_classify[:1].unsqueeze(0), "train_labels": torch.zeros(1).long()}
-    replace(letters, **any_image).save(folder / "letters.safetensors")
+    features, labels = letters.features_to_classify[:1].clone(), torch.zeros(1, dtype=torch.long)
+    letters = replace(letters, train_features=features.unsqueeze(0), train_labels=labels)
+    letters.save(folder / "letters.safetensors")
 
 
 def main(arguments: list[str] | None = None) -> int:
