@@ -41,10 +41,12 @@ RUN_BY = {
 }
 # How a block starts that is run here -> the exit code that its last command ends with
 RUN_HERE = {
+    "python -m trainers.hegraph.results compare --no-interval results/real_text.jsonl": 0,
+    "python -m trainers.hegraph.results compare --no-interval results/stand_in_text.jsonl": 0,
     "python -m trainers.hegraph.results compare --no-interval results/digits.jsonl": 0,
-    "python -m trainers.hegraph.results compare --no-interval results/banks_paper.jsonl": 0,
-    "python -m trainers.hegraph.results compare results/methods.jsonl results/banks.jsonl results/digits.jsonl": 0,
-    "python -m trainers.hegraph.results compare results/methods.jsonl results/banks.jsonl --by": 0,
+    "python -m trainers.hegraph.results compare --no-interval --cases": 0,
+    "python -m trainers.hegraph.results compare --no-interval results/paper_recipe.jsonl": 0,
+    "python -m trainers.hegraph.results compare results/real_text.jsonl --by": 0,
     "python -m trainers.hegraph.datasets check --root DATA": 1,  # no data set is there
     "printf": 0,
     "python -m trainers.hegraph sweep --datasets digits": 0,
