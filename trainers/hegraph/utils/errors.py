@@ -164,7 +164,7 @@ def say(text: str) -> None:
     stream = sys.stdout
     if stream is None:
         raise UserError("standard output is closed; give it a place, such as > FILE")
-    encoding = stream.encoding or "utf-8"
+    encoding = getattr(stream, "encoding", None) or "utf-8"  # Dassl's Logger, which takes its place, has none
     try:
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
