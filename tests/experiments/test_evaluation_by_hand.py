@@ -51,7 +51,10 @@ class Targets:
 
     domains: dict[str, tuple] = field(default_factory=dict)
     others: dict[str, FeatureBank] = field(default_factory=dict)
-    dataset: object = field(default_factory=lambda: SimpleNamespace(ids=["a", "b", "c"]))
+    dataset: object = field(default_factory=lambda: SimpleNamespace(ids=["a", "b", "c"], name="Source"))
+
+    def target_dataset(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(ids=self.domains[name][0] if name in self.domains else [], name=name)
 
     def target_images(self, name: str) -> tuple:
         ids, features, labels = self.domains[name]

@@ -44,7 +44,10 @@ class Watched(BankTask):
 
 
 class WithPictures(Watched):
-    """A task that also has pictures to show."""
+    """A task that also has pictures to encode and to show."""
+
+    def encode(self) -> None:
+        self.done.append("encode")
 
     def training_images(self):
         return iter([Image.new("RGB", (8, 8), (200, 30, 40)) for _ in self.split["train"]])
@@ -66,6 +69,14 @@ def done(monkeypatch) -> list[str]:
     """What was asked of the task, which is watched."""
     asked: list[str] = []
     monkeypatch.setattr(run_module, "open_task", lambda cfg, path, seed, *_: Watched(path, cfg, seed, asked))
+    return asked
+
+
+@pytest.fixture
+def with_pictures(monkeypatch) -> list[str]:
+    """What was asked of a task of pictures, which is watched."""
+    asked: list[str] = []
+    monkeypatch.setattr(run_module, "open_task", lambda cfg, path, seed, *_: WithPictures(path, cfg, seed, asked))
     return asked
 
 
@@ -101,16 +112,16 @@ def test_the_record_counts_the_seconds_of_encoding(cfg, tiny_bank, monkeypatch):
     assert run_module.run(cfg(), tiny_bank)["seconds"]["features"] == 5
 
 
-def test_without_training_the_features_are_encoded_and_the_split_is_written(cfg, done, tiny_bank, tmp_path):
+def test_without_training_the_features_are_encoded_and_the_split_is_written(cfg, with_pictures, tiny_bank, tmp_path):
     assert run_module.run(cfg(), tiny_bank, train=False) == {}
-    assert done == ["prepare", "bank"]
+    assert with_pictures == ["prepare", "encode"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["split.json"]
 
 
-def test_of_several_processes_all_encode_and_the_first_goes_on(cfg, done, tiny_bank, tmp_path, monkeypatch):
+def test_of_several_processes_all_encode_and_the_first_goes_on(cfg, with_pictures, tiny_bank, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "rank", lambda: 1)
     assert run_module.run(cfg(), tiny_bank) == {}
-    assert done == ["prepare", "bank"]
+    assert with_pictures == ["prepare", "encode"]
     assert not (tmp_path / "out").exists()
 
 

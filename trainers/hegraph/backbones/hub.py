@@ -68,7 +68,6 @@ def require_hub(repository: str, what: str, needed: str, use: str) -> None:
         get_session().head(hub, timeout=TIMEOUT)
     except Exception as error:  # of requests or httpx: it depends on the version
         raise UserError(
-            f"{what} is not on this machine, and {hub} cannot be reached ({first_line(error)}): download {needed} "
-            f"from {hub}/{repository} elsewhere and {use}; or copy models--{repository.replace('/', '--')} from the "
-            f"Hugging Face cache of another machine into {constants.HF_HUB_CACHE}"
+            f"{what} is not on this machine, and {hub} cannot be reached: download {needed} from {hub}/{repository} "
+            f"elsewhere and {use}"
         ) from error

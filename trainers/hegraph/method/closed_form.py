@@ -221,10 +221,11 @@ def pass_closed_form_messages(
     covariance = deviations.t() @ deviations / num_images
     ridge = rho * width / num_images
     identity = torch.eye(width, dtype=keys.dtype, device=keys.device)
-    metric = (covariance / (covariance.trace() / width) + ridge * identity) / (1 + ridge)
+    spread = (covariance.trace() / width).clamp_min(SMALLEST_EIGENVALUE)  # of images that are all alike it is 0
+    metric = (covariance / spread + ridge * identity) / (1 + ridge)
     eigenvalues, vectors = torch.linalg.eigh(metric)
     whitening = (vectors / eigenvalues.clamp_min(SMALLEST_EIGENVALUE).sqrt()) @ vectors.t()
-    scale = ((keys - mean) @ whitening).norm(dim=1).mean()
+    scale = ((keys - mean) @ whitening).norm(dim=1).mean().clamp_min(SMALLEST_EIGENVALUE)
     whitened = (nodes - mean) @ whitening
     weights = F.normalize(whitened, dim=1) @ whitening / scale
     others = counts[labels] - 1
