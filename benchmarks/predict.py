@@ -8,7 +8,7 @@ import torch
 from yacs.config import CfgNode
 
 from trainers.hegraph.baselines import load_method
-from trainers.hegraph.experiments.run import TEST_BATCH
+from trainers.hegraph.experiments.out_of_fold import BATCH
 from trainers.hegraph.method.model import build_model
 from trainers.hegraph.method.options import ModelOptions
 
@@ -31,7 +31,7 @@ def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, images: int
         {
             "zero-shot's product": lambda: features @ weights.t(),
             "ours, text only": lambda: folded_text.parts(features),
-            "Tip-Adapter, training-free": lambda: torch.cat([tip.logits(b) for b in features.split(TEST_BATCH)]),
+            "Tip-Adapter, training-free": lambda: torch.cat([tip.logits(b) for b in features.split(BATCH)]),
             "ours, full": lambda: folded_full.logits(features),
         },
         repeats,
