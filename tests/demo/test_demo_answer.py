@@ -87,7 +87,11 @@ def test_a_model_of_few_classes_lists_them_all(count, digits, features):
     model = replace(
         digits.model,
         classifier=replace(
-            classifier, weights=classifier.weights[:count], keys=classifier.keys[kept], labels=classifier.labels[kept]
+            classifier,
+            weights=classifier.weights[:count],
+            bias=classifier.bias[:count],
+            keys=classifier.keys[kept],
+            labels=classifier.labels[kept],
         ),
         text_positive=digits.model.text_positive[:count],
         classnames=digits.model.classnames[:count],

@@ -82,8 +82,8 @@ def test_the_page_imports_nothing_that_the_requirements_do_not_bring(model_folde
     known = {re.split("[>=]", line)[0] for line in REQUIREMENTS}
     of_packages = packages_distributions()
     needed = {name for package in imported for name in of_packages.get(package, [])} - {"gradio", *OF_TOKENIZERS}
-    # Functions that the page does not call import these two
-    assert needed - {"scipy", "torch-geometric"} <= known | {"scikit_learn", "pillow"}
+    # Functions that the page does not call import these
+    assert needed - {"scipy", "torch-geometric", "webdataset", "datasets"} <= known | {"scikit_learn", "pillow"}
 
 
 def test_the_space_shows_the_page_from_its_own_files(space, serving):
