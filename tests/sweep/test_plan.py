@@ -125,7 +125,8 @@ def failing(sweep) -> Callable[..., tuple[int, str, str]]:
     """A sweep of HeGraphAdapter over two learning rates, at one of which training diverges."""
 
     def run(*words: str) -> tuple[int, str, str]:
-        return sweep("--methods", "HeGraphAdapter", "--vary", LR, "1e30", "0.001", *words, seeds="1")
+        rates = ("--vary", LR, "1e30", "0.001")
+        return sweep("--methods", "HeGraphAdapter", *rates, *words, "TRAINER.HEGRAPHADAPTER.TEXT_W", "True", seeds="1")
 
     return run
 
