@@ -19,13 +19,13 @@ NODE = "TRAINER.HEGRAPHADAPTER"
 @pytest.fixture
 def pictures(tmp_path):
     """Three classes of images of one colour each: four for training, two for validation, three for testing."""
-    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+    for shade, (split, count) in enumerate((("train", 4), ("val", 2), ("test", 3))):
         for label, name in enumerate(("red", "green", "blue")):
             folder = tmp_path / "pictures" / split / name
             folder.mkdir(parents=True)
             for number in range(count):
                 colour = [60, 60, 60]
-                colour[label] = 150 + 20 * number
+                colour[label] = 150 + 20 * number + 5 * shade  # no image is in two splits
                 Image.new("RGB", (20, 20), tuple(colour)).save(folder / f"{number}.png")
     return tmp_path / "pictures"
 

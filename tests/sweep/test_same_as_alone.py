@@ -15,6 +15,8 @@ import torch
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.baselines import METHODS, load_method
 from trainers.hegraph.experiments.opened import Opened
+from trainers.hegraph.features.bank import load_bank
+from trainers.hegraph.features.bank_file import BankFile
 from trainers.hegraph.sweep import execute
 from trainers.hegraph.sweep.grid import Run
 
@@ -154,25 +156,24 @@ def test_the_bank_is_read_once_and_again_when_its_file_has_changed(tiny_bank, tm
     from trainers.hegraph.experiments import opened
 
     reads = []
-    load = opened.load_bank
-    monkeypatch.setattr(opened, "load_bank", lambda path: reads.append(path) or load(path))
+    monkeypatch.setattr(opened, "BankFile", lambda path: reads.append(path) or BankFile(path))
     shared = Opened()
-    first, identity = shared.bank(tiny_bank)
-    assert shared.bank(tiny_bank) == (first, identity)
+    first = shared.bank(tiny_bank)
+    assert shared.bank(tiny_bank) is first
     assert len(reads) == 1
-    load(tiny_bank).without_test().save(tiny_bank)
-    changed, other = shared.bank(tiny_bank)
+    identity = first.identity([], [])
+    load_bank(tiny_bank).without_test().save(tiny_bank)
+    changed = shared.bank(tiny_bank)
     assert len(reads) == 2
-    assert changed.test_features is None
-    assert other != identity
+    assert "test" in first.labels and "test" not in changed.labels
+    assert changed.identity([], []) != identity
 
 
 def test_a_sweep_in_this_process_loads_a_bank_once(tiny_bank, tmp_path, monkeypatch):
     from trainers.hegraph.experiments import opened
 
     reads = []
-    load = opened.load_bank
-    monkeypatch.setattr(opened, "load_bank", lambda path: reads.append(path) or load(path))
+    monkeypatch.setattr(opened, "BankFile", lambda path: reads.append(path) or BankFile(path))
     swept = ["sweep", "--datasets", str(tiny_bank), "--configs", "vit_b32", "--methods", "ZeroShot", "TipAdapter"]
     assert main([*swept, "--shots", "1", "2", "--output", str(tmp_path / "out")]) == 0
     assert len(list(tmp_path.rglob("result.json"))) == 12
