@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 # Start of a source's path -> pytest's arguments; the tests that are worked out by hand are quick and stand first
 BASELINES = [
-    "tests/baselines/test_closed_form.py",
+    "tests/baselines/test_closed_form_methods.py",
     "tests/baselines/test_proker_by_hand.py",
     "tests/baselines/test_bounds.py",
     "tests/baselines/test_steps_by_hand.py",
