@@ -18,6 +18,7 @@ from standin.hosts import KINDS, NODE, SPLIT_FILE, Host, Ran, contents, copy_coo
 from trainers.hegraph import __main__ as command_line
 from trainers.hegraph.__main__ import configure, parse_arguments
 from trainers.hegraph.config import get_cfg_default
+from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.training.schedule import learning_rate, rate_at_width
 from trainers.hegraph.utils.errors import UserError
 
@@ -354,7 +355,8 @@ def scalars(folder: Path) -> dict[str, list[float]]:
 def test_dassl_writes_loss_rate_and_accuracy_for_tensorboard(plain):
     written = scalars(plain["dassl"].folder)
     assert written["train/loss"][-1] < written["train/loss"][0]
-    peak = rate_at_width(0.01, 512, 64)  # OPTIM.LR at the width of the embedded backbone
+    scale = load_model(plain["dassl"].folder).logit_scale
+    peak = rate_at_width(0.01, 512, 64) * 100 / scale  # OPTIM.LR at the embedded backbone's width and logit scale
     assert written["train/lr"] == pytest.approx([learning_rate(e, 6, peak, 1, 1e-5) for e in range(6)], rel=1e-5)
     assert written["test/accuracy"] == pytest.approx([plain["dassl"].record["accuracy"]])
 
