@@ -23,7 +23,7 @@ from trainers.hegraph.sweep.__main__ import grid_of, parse_arguments
 from trainers.hegraph.sweep.cluster import Demand
 from trainers.hegraph.utils.errors import UserError
 
-SLOW = ("TRAINER.HEGRAPHADAPTER.MIN_STEPS", "300")  # so that a run takes a while
+SLOW = ("TRAINER.HEGRAPHADAPTER.MIN_STEPS", "3000")  # so that a run takes a while
 STORE = 80 * 2**20  # bytes of a node's object store; Ray allows no less
 
 
