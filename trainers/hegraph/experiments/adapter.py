@@ -155,5 +155,5 @@ def predict_test(trained: TrainedAdapter, bank: FeatureBank, classifier: FoldedC
         classifier=folded,
         transferable=transferable,
         transfer_rule="adapter",
-        class_nodes=model.messages.nodes if model.messages is not None and model.options.has_closed_form else None,
+        class_nodes=None if model.text_messages is None else model.text_messages.nodes,
     )

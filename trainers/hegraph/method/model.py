@@ -158,12 +158,17 @@ class HeGraphModel(nn.Module):
             return training_free_classifier(keys, labels, text, self.logit_scale, self.messages, closed)
         classifier = self.adapt_to_test()
         folded = FoldedClassifier(self.logit_scale * F.normalize(classifier.class_features, dim=-1))
-        if self.messages is not None and options.has_closed_form:
-            folded = add_messages(folded, self.messages, closed.omega * self.logit_scale)
+        if self.text_messages is not None:
+            folded = add_messages(folded, self.text_messages, closed.omega * self.logit_scale)
         if classifier.shift is None:
             return folded
         keys = F.normalize(moved_keys(self.cache_keys, classifier.shift, self.cache_labels), dim=-1)
         return replace(folded, keys=keys, labels=self.cache_labels, alpha=options.alpha_c, beta=options.beta_c)
+
+    @property
+    def text_messages(self) -> ClosedFormMessages | None:
+        """What text nodes receive in closed form; None where `messages` are there for the noise of training alone."""
+        return self.messages if self.options.has_closed_form else None
 
     @torch.no_grad()
     def adapt_to_test(self) -> Classifier:

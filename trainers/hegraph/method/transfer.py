@@ -41,7 +41,7 @@ class TransferableAdapter:
         """What a trained model can carry to other classes."""
         state = {} if model.layers is None else model.layers.state_dict()
         parameters = {name: value for name, value in state.items() if not name.startswith("bias.")}
-        messages = model.messages if model.options.has_closed_form else None
+        messages = model.text_messages
         return cls(model.options, parameters, None if messages is None else messages.for_new_classes())
 
     @torch.no_grad()
