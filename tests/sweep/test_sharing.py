@@ -32,6 +32,11 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen | None = None) 
 # The lock
 
 
+def single_run(bank: Path, out: Path) -> list[str]:
+    """The arguments of a quick run from a bank."""
+    return ["--features", str(bank), "--shots", "1", "--trainer", "ZeroShot", "--output-dir", str(out)]
+
+
 def test_a_folder_is_locked_for_one_and_is_as_before_when_it_is_left(tmp_path):
     folder = tmp_path / "deep" / "run"
     with lock_folder(folder):
@@ -50,16 +55,7 @@ def test_a_folder_is_locked_for_one_and_is_as_before_when_it_is_left(tmp_path):
 
 
 def test_a_single_run_on_a_locked_folder_is_refused_in_one_line_that_names_the_other(tiny_bank, tmp_path, capsys):
-    command = [
-        "--features",
-        str(tiny_bank),
-        "--shots",
-        "1",
-        "--trainer",
-        "ZeroShot",
-        "--output-dir",
-        str(tmp_path / "o"),
-    ]
+    command = single_run(tiny_bank, tmp_path / "o")
     with lock_folder(tmp_path / "o"):
         assert main(command) == 2
         out, error = capsys.readouterr()
@@ -95,16 +91,7 @@ def test_a_test_of_a_model_takes_the_lock_too(tiny_bank, tmp_path, capsys):
 
 
 def test_a_finished_run_needs_no_lock(tiny_bank, tmp_path):
-    command = [
-        "--features",
-        str(tiny_bank),
-        "--shots",
-        "1",
-        "--trainer",
-        "ZeroShot",
-        "--output-dir",
-        str(tmp_path / "o"),
-    ]
+    command = single_run(tiny_bank, tmp_path / "o")
     assert main(command) == 0
     with lock_folder(tmp_path / "o"):
         assert main(command) == 0
