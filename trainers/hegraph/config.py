@@ -53,10 +53,10 @@ BY_SHOTS = tuple(
     )
     for shots, lr, steps, visual_lr, alpha_c in (
         (1, 0.0001, 100, 0.0006, 8.0),
-        (2, 0.0001, 240, 0.01, 8.0),
-        (4, 0.00015, 320, 0.01, 4.0),
-        (8, 0.0006, 280, 0.01, 4.0),
-        (16, 0.0012, 200, 0.01, 4.0),
+        (2, 0.0001, 240, 0.01, 2.0),
+        (4, 0.00015, 320, 0.01, 1.0),
+        (8, 0.0004, 280, 0.01, 1.0),
+        (16, 0.0012, 200, 0.01, 1.0),
     )
 )
 TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
@@ -205,7 +205,7 @@ def extend_cfg(cfg: CN) -> None:
     # last_step: nothing is chosen. val: every combination of the values of SELECT, rows [KEY, [value, ...]], is
     # trained, and the one that is best on the few-shot val split is kept
     node.SELECT_ON = "last_step"
-    node.SELECT = [["TRAINER.HEGRAPHADAPTER.ALPHA_C", [2.0, 4.0, 8.0, 16.0]]]
+    node.SELECT = [["TRAINER.HEGRAPHADAPTER.ALPHA_C", [1.0, 2.0, 4.0, 8.0]]]
 
     # Temperature of the probabilities, of every method. auto: fitted on the few-shot val images or, without them, on
     # training images that are held out (experiments/calibration.py); off: 1
