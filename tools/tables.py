@@ -1,0 +1,88 @@
+"""Fills the tables of README.md and of docs/ from the committed records.
+
+A table that is made from records stands between `<!-- name: files -->` and `<!-- /name -->`; `MADE_BY` says how. After
+a change of `results/*.jsonl`, run `python -m tools.tables`; `tests/test_readme.py` fails where it was forgotten.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from trainers.hegraph.results.cases import read_cases
+from trainers.hegraph.results.comparison import compare
+from trainers.hegraph.results.records import find_records
+from trainers.hegraph.results.render import as_text, markdown
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"<!-- (\w+): ([^>]*?) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
+
+
+def first_screen(files: list[Path]) -> str:
+    """What the first command of README prints at its end."""
+    runs = [r for r in find_records(files) if r["variant"] == "full" and r["shots"] == 16]
+    return f"```text\n{as_text(compare(runs))}```\n"
+
+
+def rows_of(printed: str) -> str:
+    """A printed table without the caption above it."""
+    return printed[printed.index("| ") :]
+
+
+def means_by_shots(files: list[Path]) -> str:
+    """What `compare --no-interval` prints."""
+    return rows_of(markdown(compare(find_records(files), intervals=False)))
+
+
+def summary(files: list[Path]) -> str:
+    """Of the means by shots, those over the data sets, a row a method: some data sets lack the larger shots."""
+    table = means_by_shots(files).splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
+    assert head[:2] == ["data set", "method"]
+    merged: dict[str, list[str]] = {}
+    for where, name, *cells in rows:
+        if where.startswith("mean of "):
+            so_far = merged.setdefault(name, [""] * len(cells))
+            merged[name] = [new or old for new, old in zip(cells, so_far)]
+    lines = [head[1:], ["---", *["---:"] * (len(head) - 2)], *([name, *cells] for name, cells in merged.items())]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def graph_cases(files: list[Path]) -> str:
+    """What `compare --cases configs/sweeps/graph.yaml --no-interval` prints: the parts of the text classifier."""
+    cases = read_cases(ROOT / "configs" / "sweeps" / "graph.yaml")
+    return rows_of(markdown(compare(find_records(files), intervals=False, cases=cases)))
+
+
+MADE_BY: dict[str, Callable[[list[Path]], str]] = {
+    "digits": first_screen,
+    "summary": summary,
+    "real": means_by_shots,
+    "stand": means_by_shots,
+    "scans": means_by_shots,
+    "graph": graph_cases,
+    "paper": means_by_shots,
+}
+
+
+def made(name: str, files: str) -> str:
+    """The text of a table, from its name and the files that its marker names."""
+    return MADE_BY[name]([ROOT / file for file in files.split()])
+
+
+def main() -> int:
+    """Writes every table anew, and says which pages have changed."""
+    for page in PAGES:
+        old = page.read_text(encoding="utf-8")
+        new = BLOCK.sub(lambda b: f"<!-- {b[1]}: {b[2]} -->\n{made(b[1], b[2])}<!-- /{b[1]} -->", old)
+        if new != old:
+            page.write_text(new, encoding="utf-8")
+            sys.stdout.write(f"{page.relative_to(ROOT)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
