@@ -15,6 +15,7 @@ from trainers.hegraph.results.cases import read_cases
 from trainers.hegraph.results.comparison import compare
 from trainers.hegraph.results.records import find_records
 from trainers.hegraph.results.render import as_text, markdown
+from trainers.hegraph.utils.files import atomic_path
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,7 +80,8 @@ def main() -> int:
         old = page.read_text(encoding="utf-8")
         new = BLOCK.sub(lambda b: f"<!-- {b[1]}: {b[2]} -->\n{made(b[1], b[2])}<!-- /{b[1]} -->", old)
         if new != old:
-            page.write_text(new, encoding="utf-8")
+            with atomic_path(page) as temporary:
+                temporary.write_text(new, encoding="utf-8")
             sys.stdout.write(f"{page.relative_to(ROOT)}\n")
     return 0
 
