@@ -52,6 +52,51 @@ def test_the_record_of_a_search_and_of_a_test_of_its_model_say_what_was_chosen(c
     assert again["selected_on"] == "val"
 
 
+@pytest.fixture
+def chosen(command, tmp_path):
+    """The chosen ALPHA_C of a run in "out", which is not the one that stands in the configuration (1), and others."""
+    assert command("out", "--select", "val", f"{NODE}.ALPHA_C", "1.0", f"{NODE}.SELECT", GRID) == 0
+    return record(tmp_path, "out")["selected"]["value"][0]
+
+
+GRID = f'[["{NODE}.ALPHA_C", [0, 300]], ["{NODE}.BETA_C", ["7"]]]'
+
+
+def test_a_chosen_value_may_be_given_again_when_its_model_is_tested(command, tmp_path, chosen):
+    test = ("--eval-only", "--model-dir", str(tmp_path / "out"))
+    same = (f"{NODE}.ALPHA_C", str(chosen), f"{NODE}.BETA_C", "7.0")
+    assert command("again", *test, *same) == 0
+    for key in ("accuracy", "selected"):
+        assert record(tmp_path, "again")[key] == record(tmp_path, "out")[key]
+
+
+def test_another_value_than_the_chosen_one_is_refused_in_one_line(command, tmp_path, capsys, chosen):
+    capsys.readouterr()
+    other = 300.0 - chosen
+    test = ("--eval-only", "--model-dir", str(tmp_path / "out"))
+    assert command("again", *test, f"{NODE}.ALPHA_C", str(other)) == 2
+    assert capsys.readouterr().err == (
+        f"error: the model got {NODE}.ALPHA_C {float(chosen)} on val and keeps it, but the configuration says {other}; "
+        "leave the key as it was, or train again\n"
+    )
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("selected", [{"keys": 1}, {"keys": ["NO.SUCH"], "value": [1]}, {"value": [1]}])
+def test_a_model_with_another_account_of_its_choice_is_refused_in_one_line(
+    command, tmp_path, capsys, chosen, selected
+):
+    file = tmp_path / "out" / "model" / "config.json"
+    config = json.loads(file.read_text())
+    config["trained_on"]["selected"] = selected
+    file.write_text(json.dumps(config))
+    capsys.readouterr()
+    assert command("again", "--eval-only", "--model-dir", str(tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("variant", "zero", "named"),
     [

@@ -13,13 +13,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..config_files import is_filled
+from ..config_files import is_filled, with_values
 from ..datasets import Dataset, load_dataset
 from ..datasets.splits import Selection, subsample_labels
 from ..features.bank import FeatureBank, draw_bank
@@ -30,6 +30,7 @@ from ..models.saved import SavedModel
 from ..training.confidence import Calibration
 from ..training.loop import TrainingSummary
 from ..utils.errors import UserError
+from ..utils.schema import OpenPart, check
 from .elsewhere import OTHER_CLASSES, SAME_CLASSES, match_classes
 from .folder import RunFolder, find_model
 from .identity import bank_identity, run_config
@@ -215,18 +216,40 @@ def check_configuration(model: SavedModel, cfg: CfgNode) -> None:
 
     Raises:
         UserError: If it names another method, or changes a key that shaped the model. A key that follows from the shots
-            of this configuration, which need not be those of the model, changes nothing.
+            of this configuration, which need not be those of the model, changes nothing. Nor does a key that was chosen
+            on val, where it has the chosen value, or the one that it had before the choice.
     """
     if cfg.TRAINER.NAME != model.method:
         raise UserError(f"the model is of {model.method}; give --trainer {model.method}, not {cfg.TRAINER.NAME}")
     here, there = run_config(cfg), model.trained_on.config
+    chosen = _chosen_on_val(model, cfg)
     of_method = [key for key in there if key.startswith(f"TRAINER.{model.method.upper()}.")]
     for key in [f"{NODE}{name}" for name in KEPT] if model.method == "HeGraphAdapter" else of_method:
-        if key in there and here.get(key) != there[key] and not is_filled(cfg, key):
+        kept = chosen.get(key, there.get(key))
+        if key in there and here.get(key) not in (kept, there[key]) and not is_filled(cfg, key):
+            how = "got" if key in chosen else "was trained with"
+            where = " on val" if key in chosen else ""
             raise UserError(
-                f"the model was trained with {key} {there[key]} and keeps it, but the configuration says "
-                f"{here.get(key)}; leave the key as it was, or train again"
+                f"the model {how} {key} {kept}{where} and keeps it, but the configuration says {here.get(key)}; leave "
+                "the key as it was, or train again"
             )
+
+
+def _chosen_on_val(model: SavedModel, cfg: CfgNode) -> dict[str, object]:
+    """The keys that `--select val` chose for a model, with the chosen values as a configuration holds them."""
+    if model.method != "HeGraphAdapter" or not model.trained_on.selected:
+        return {}
+    selected = check(_Selected, model.trained_on.selected, "the model does not say what was chosen on val")
+    pairs = list(zip(selected.keys, selected.value))
+    with_chosen = run_config(with_values(cfg, [entry for pair in pairs for entry in pair]))
+    return {key: with_chosen.get(key) for key, _ in pairs}
+
+
+class _Selected(OpenPart):
+    """What `tune_on_val` says of its choice, as far as it is read here."""
+
+    keys: list[str]
+    value: list[Any]
 
 
 def find_rule(model: SavedModel, data: TestData) -> tuple[str, list[int]]:
