@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import pickle
 import shutil
 from argparse import Namespace
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from standin.hosts import KINDS, NODE, SPLIT_FILE, Host, Ran, contents, copy_coo
 from trainers.hegraph import __main__ as command_line
 from trainers.hegraph.__main__ import configure, parse_arguments
 from trainers.hegraph.config import get_cfg_default
+from trainers.hegraph.datasets.pickles import read_coop_pickle
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.training.schedule import learning_rate, rate_at_width
 from trainers.hegraph.utils.errors import UserError
@@ -164,6 +167,53 @@ def test_images_behind_a_link_are_the_same_images(host, plain):
 def test_a_relative_root_is_that_of_the_caller(host, plain):
     (host.checkout / "data").symlink_to(host.images)
     assert host.run("dassl", "relative", images=Path("data")).result == plain["dassl"].result
+
+
+@pytest.mark.parametrize("name", ["dassl", "alone"])
+def test_copies_of_test_images_among_those_of_training_are_counted_in_either_host(host, name):
+    images = host.images_again(f"copies-{name}")
+    folder = images / "caltech-101" / "101_ObjectCategories"
+    for of_class in folder.iterdir():  # of 12 images each, the first 6 are of training and the last 4 of testing
+        shutil.copy(of_class / "image_0011.jpg", of_class / "image_0000.jpg")
+    plain_view = (f"{NODE}.FEATURES.MODE", "bank", "INPUT.TRANSFORMS", "['normalize']")
+    ran = host.run(name, f"copies-{name}", f"{NODE}.VARIANT", "base", *plain_view, images=images, shots=-1)
+    assert ran.code == 0, ran.err
+    assert "Caltech101: 5 of 30 train images are nearly the same as a test image (cosine above 0.9999)" in ran.err
+
+
+@pytest.mark.parametrize("name", ["dassl", "alone"])
+def test_a_selection_of_coops_that_holds_a_test_image_is_refused_in_either_host(host, name):
+    images = host.images_again(f"mixed-{name}")
+    host.run("dassl", f"mixed-before-{name}", f"{NODE}.VARIANT", "base", images=images)
+    file = images / "caltech-101" / "split_fewshot" / "shot_2-seed_1.pkl"
+    drawn = read_coop_pickle(file, "caltech-101")["train"][0].path
+    split = json.loads((images / SPLIT_FILE).read_text())
+    rows = [row for row in split["train"] if drawn.endswith(row[0])]
+    split["train"] = [row for row in split["train"] if row not in rows]
+    split["test"] += rows
+    (images / SPLIT_FILE).write_text(json.dumps(split))
+    error = host.run(name, f"mixed-{name}", f"{NODE}.VARIANT", "base", images=images).error
+    assert f"{file} was drawn from another split; delete it to draw anew ({drawn} is a test image)" in error
+
+
+@pytest.mark.parametrize("name", ["dassl", "alone"])
+def test_code_in_a_selection_of_coops_does_not_run_in_either_host(host, name, tmp_path):
+    images = host.images_again(f"code-{name}")
+    file = images / "caltech-101" / "split_fewshot" / "shot_2-seed_1.pkl"
+    file.parent.mkdir()
+    file.write_bytes(pickle.dumps({"train": Runs(tmp_path / "ran"), "val": []}))
+    assert "nothing in it was run" in host.run(name, f"code-{name}", f"{NODE}.VARIANT", "base", images=images).error
+    assert not (tmp_path / "ran").exists()
+
+
+class Runs:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.folder),)
 
 
 # Interrupted

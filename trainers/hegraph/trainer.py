@@ -31,7 +31,7 @@ from yacs.config import CfgNode
 from . import config, config_files
 from .baselines import METHODS, load_method, method_options
 from .datasets import Dataset, Item, check_trainable, load_dataset
-from .datasets.loading import open_image
+from .datasets.loading import open_image, read_coop_selection
 from .datasets.pickles import path_from
 from .datasets.registry import stored_datasets
 from .experiments.adapter import TrainedAdapter, new_model, predict_test, start_training
@@ -45,6 +45,7 @@ from .experiments.provenance import set_random_seed
 from .experiments.record import make_record
 from .experiments.run import fit_method
 from .features.bank import FeatureBank
+from .features.overlap import warn_of_near_copies
 from .models.folder import load_model
 from .models.saved import SavedModel
 from .training.batches import Batch
@@ -130,13 +131,16 @@ class FeatureTrainer(TrainerX):
             The data set as ours reads it.
 
         Raises:
-            UserError: If something is missing on disk.
+            UserError: If something is missing on disk, or what CoOp selected before holds test images or anything but
+                items of this data set.
         """
         data = self.settings.DATASET
         if processes.rank():
             processes.wait()  # the first process writes files
         rng = random.Random(self.seed)
         dataset = load_dataset(data.NAME, data.ROOT, self.seed, rng)
+        # CoOp takes what it selected before as it finds it, even test images, and runs what its pickle holds
+        read_coop_selection(dataset, stored_datasets()[data.NAME].folder, data.NUM_SHOTS, self.seed)
         random.setstate(rng.getstate())
         try:
             with sorted_listings():
@@ -181,6 +185,7 @@ class FeatureTrainer(TrainerX):
             if self.folder.finished() is None:  # another process may have finished it just now
                 self.folder.begin()
                 self.encode()
+                warn_of_near_copies(self.bank)
                 self.fit_and_test()
 
     def fit_and_test(self) -> None:
