@@ -83,9 +83,7 @@ def test_another_value_than_the_chosen_one_is_refused_in_one_line(command, tmp_p
 
 
 @pytest.mark.parametrize("selected", [{"keys": 1}, {"keys": ["NO.SUCH"], "value": [1]}, {"value": [1]}])
-def test_a_model_with_another_account_of_its_choice_is_refused_in_one_line(
-    command, tmp_path, capsys, chosen, selected
-):
+def test_a_model_with_another_account_of_its_choice_is_refused_in_one_line(command, tmp_path, capsys, chosen, selected):
     file = tmp_path / "out" / "model" / "config.json"
     config = json.loads(file.read_text())
     config["trained_on"]["selected"] = selected

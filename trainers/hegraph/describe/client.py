@@ -16,10 +16,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+from pydantic import Field
+
 from ..utils.errors import UserError
+from ..utils.schema import OpenPart
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +56,25 @@ class Failure:
     passing: bool
     wait: float = 0.0
     hint: str = ""
+
+
+class _Message(OpenPart):
+    """An answer; a refusal has no text."""
+
+    content: str | None
+
+
+class _Choice(OpenPart):
+    """An answer and why it ended."""
+
+    message: _Message
+    finish_reason: Any = None
+
+
+class _Completion(OpenPart):
+    """A chat completion, as far as it is read."""
+
+    choices: Annotated[list[_Choice], Field(min_length=1)]
 
 
 class ChatClient:
@@ -151,16 +173,13 @@ class ChatClient:
     def _read(self, body: str) -> str | Failure:
         """The text of a chat completion, or a failure if the body of a response is something else."""
         try:
-            choice = json.loads(body)["choices"][0]
-            text, end = choice["message"]["content"] or "", choice.get("finish_reason")  # a refusal has no text
-        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-            text = end = None
-        if not isinstance(text, str):
+            choice = _Completion.model_validate(json.loads(body)).choices[0]
+        except (ValueError, RecursionError):
             reason = f"not a chat completion but {self._clear(body)!r}"
             return Failure(reason, passing=True, hint=_hint_of_path(self.endpoint))
-        if end == "length":
+        if choice.finish_reason == "length":
             logger.warning("an answer was cut off: raise --max-tokens, or ask for fewer classes with --batch-size")
-        return self._without_key(text)
+        return self._without_key(choice.message.content or "")
 
     def _clear(self, text: str) -> str:
         """The first `LONGEST_REASON` characters of a server's message, on one line and without the key."""

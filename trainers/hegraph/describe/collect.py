@@ -9,21 +9,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import ConfigDict, Field
 from tqdm import tqdm
 
 from ..prompts.positive import normalise_name
 from ..utils.errors import UserError
 from ..utils.files import read_json, write_json
+from ..utils.schema import Count, Part, check
 from .checks import Checker, alias_problems
 from .dialogue import Request, UnreadableAnswer, build_prompt, read_answer
 
+Texts = dict[str, list[str]]  # class name -> sentences, aliases or models
+NOT_OURS = "was not written by this command; delete it, or choose another --out"
 
-@dataclass
-class Progress:
-    """How far a class is.
+
+class Progress(Part):
+    """How far a class is, in memory and in `<out>.partial`.
 
     Attributes:
         sentences: The good sentences so far.
@@ -32,10 +35,19 @@ class Progress:
         models: The models that wrote the sentences; empty where the user wrote them.
     """
 
-    sentences: list[str] = field(default_factory=list)
-    tries: int = 0
-    problems: list[str] = field(default_factory=list)
-    models: list[str] = field(default_factory=list)
+    model_config = ConfigDict(frozen=False)  # the sentences come one after the other
+
+    sentences: list[str] = Field(default_factory=list)
+    tries: Count = 0
+    problems: list[str] = Field(default_factory=list)
+    models: list[str] = Field(default_factory=list)
+
+
+class _Partial(Part):
+    """All of `<out>.partial`."""
+
+    context: str
+    classes: dict[str, Progress]
 
 
 class Collection:
@@ -80,7 +92,9 @@ class Collection:
         for name, progress in answered.items():
             if name not in written:
                 good, problems = self.checker.sift(name, progress.sentences)
-                self.progress[name] = Progress(good, progress.tries, progress.problems or problems, progress.models)
+                self.progress[name] = progress.model_copy(
+                    update={"sentences": good, "problems": progress.problems or problems}
+                )
 
     def unfinished(self) -> list[str]:
         """Classes that lack sentences, in label order."""
@@ -137,7 +151,7 @@ class Collection:
 
     def save(self) -> None:
         """Writes `<out>.partial`."""
-        classes = {name: vars(progress) for name, progress in self.progress.items() if progress != Progress()}
+        classes = {name: progress.model_dump() for name, progress in self.progress.items() if progress != Progress()}
         write_json(self.partial, {"context": self.context, "classes": classes})
 
     def finish(self) -> dict[str, str]:
@@ -181,18 +195,16 @@ class Collection:
         """The sentences in the out file, which an earlier run or the user has written."""
         if not self.out.exists():
             return {}
-        table = read_json(self.out)
-        if not _is_table(table):
-            raise UserError(f"{self.out} exists and is no description file; choose another --out")
+        what = f"{self.out} exists and is no description file; choose another --out"
+        table = check(Texts, read_json(self.out), what)
         self._check_known(self.out, table)
         return table
 
     def _read_models(self) -> Mapping[str, list[str]]:
         """Class name -> the models that wrote its sentences in the out file, as an earlier run has recorded them."""
-        table = read_json(self.models_file) if self.models_file.exists() else {}
-        if not _is_table(table):
-            raise UserError(f"{self.models_file} was not written by this command; delete it, or choose another --out")
-        return table
+        if not self.models_file.exists():
+            return {}
+        return check(Texts, read_json(self.models_file), f"{self.models_file} {NOT_OURS}")
 
     def _keep_written(self, table: Mapping[str, list[str]], models: Mapping[str, list[str]]) -> None:
         """Takes over the sentences of the out file. They stay in that file, so they must be good."""
@@ -216,26 +228,14 @@ class Collection:
         """The progress that an unfinished run has left in `<out>.partial`."""
         if not self.partial.exists():
             return {}
-        state = read_json(self.partial)
-        try:
-            context = state["context"]
-            classes = {name: Progress(**found) for name, found in state["classes"].items()}
-            well_formed = all(
-                _is_table({"sentences": p.sentences, "problems": p.problems, "models": p.models})
-                and isinstance(p.tries, int)
-                and p.tries >= 0
-                for p in classes.values()
-            )
-        except (TypeError, KeyError, AttributeError):
-            well_formed = False
-        if not well_formed:
-            raise UserError(f"{self.partial} was not written by this command; delete it, or choose another --out")
-        if classes and context != self.context:
+        state = check(_Partial, read_json(self.partial), f"{self.partial} {NOT_OURS}")
+        if state.classes and state.context != self.context:
             raise UserError(
-                f"{self.partial} holds answers for the --context {context!r}; give the same, or choose another --out"
+                f"{self.partial} holds answers for the --context {state.context!r}; give the same, or choose another "
+                "--out"
             )
-        self._check_known(self.partial, classes)
-        return classes
+        self._check_known(self.partial, state.classes)
+        return state.classes
 
 
 def collect(collection: Collection, ask: Callable[[str], str]) -> None:
@@ -272,13 +272,6 @@ def _check_names(classnames: Sequence[str], aliases: Mapping[str, Sequence[str]]
         if key in seen:
             raise UserError(f"the class names {seen[key]!r} and {name!r} are the same but for case, '_' and '-'")
         seen[key] = name
-    if not _is_table(aliases):
-        raise UserError("--aliases must hold {class name: [alias, ...]}")
+    check(Texts, aliases, "--aliases must hold {class name: [alias, ...]}")
     if problems := alias_problems(aliases, classnames):
         raise UserError(f"--aliases: {problems[0]}")
-
-
-def _is_table(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in value.values()
-    )
