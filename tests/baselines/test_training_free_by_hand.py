@@ -86,19 +86,20 @@ def probe_options(**changed: object) -> CfgNode:
 
 def test_the_linear_probe_halves_the_decades_around_the_best_power_of_ten():
     # The best C is 10^1.3. Of 2, 0 and -2 in powers of ten, 2 is nearest, so the ends are 1 and 3, which are 0.3 and
-    # 1.7 off: the right end moves to 2. The ends 1 and 2 are 0.3 and 0.7 off: the right end moves to 1.5, which is not
-    # asked.
+    # 1.7 off: the right end moves to 2. The ends 1 and 2 are 0.3 and 0.7 off: the right end moves to 1.5, which is 0.2
+    # off: the left end moves to 1.25, which is not asked.
     asked = []
 
     def accuracy(c: float) -> float:
         asked.append(round(math.log10(c), 4))
         return 100 - abs(math.log10(c) - 1.3)
 
-    c, entry = linear_probe.search(probe_options(), accuracy)
-    assert asked == [2, 0, -2, 1, 3]
-    assert c == entry["value"] == pytest.approx(10)
+    c, entry = linear_probe.search(probe_options(STEPS=3), accuracy)
+    assert asked == [2, 0, -2, 1, 3, 1.5]
+    assert c == entry["value"] == pytest.approx(10**1.5)
     # listed by the distance from the option C, which is 10^0
-    assert [round(math.log10(value), 4) for value, _ in entry["candidates"]] in ([0, 1, 2, -2, 3], [0, 1, -2, 2, 3])
+    listed = [round(math.log10(value), 4) for value, _ in entry["candidates"]]
+    assert listed in ([0, 1, 1.5, 2, -2, 3], [0, 1, 1.5, -2, 2, 3])
 
 
 def test_the_linear_probe_moves_the_left_end_where_the_right_one_is_better():
