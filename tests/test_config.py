@@ -319,6 +319,14 @@ def test_a_missing_file_names_the_nearest_of_its_folder():
         load_cfg("", str(folder / "vitb32.yaml"))
 
 
+@pytest.mark.parametrize("name", ["x", "TipAdapter"])
+def test_a_method_is_not_named_by_a_key(name):
+    with pytest.raises(UserError, match=f"TRAINER.NAME is '{name}', but this is a run of HeGraphAdapter; leave"):
+        load_cfg(opts=["TRAINER.NAME", name])
+    with pytest.raises(UserError, match="TRAINER.NAME is 'HeGraphAdapter', but this is a run of ZeroShot"):
+        load_cfg(method=("ZeroShot", {}))
+
+
 def test_a_missing_file_in_a_folder_without_others_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the configuration .*absent\.yaml: No such file"):
         load_cfg(str(tmp_path / "absent.yaml"))

@@ -55,10 +55,12 @@ def test_the_command_takes_the_grid_and_files_of_records(run, grid, tmp_path, ca
     assert "| none | **82.00** |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["", "cases: [a]", "cases: {a: 1}", "shots: 1", "a: b: c", None])
+@pytest.mark.parametrize(
+    "text", ["", "cases: [a]", "cases: {a: 1}", "shots: 1", "a: b: c", "cases: {a: {}}\nset: [1]", None]
+)
 def test_a_file_without_cases_is_refused(tmp_path, text):
     path = tmp_path / "grid.yaml"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(UserError, match="cases of|names no cases"):
+    with pytest.raises(UserError, match="cases of|names no cases|is not YAML|set must hold"):
         read_cases(path)

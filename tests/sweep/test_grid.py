@@ -195,6 +195,8 @@ def test_a_grid_of_a_bank_and_methods_that_need_images_has_no_run(refused, tiny_
     [
         ("- 1\n", "must hold KEY: VALUE lines, got [1]"),
         ("a: [\n", "is not YAML"),
+        ("datasets: !!bool x\n", "is not YAML"),
+        ("shots: 2020-13-45\n", "is not YAML"),
         ("dataset: [digits]\n", "unknown key of"),
         ("datasets: [digits]\nconfigs: [mini]\nshots: [many]\n", "shots must be a list of whole numbers, got 'many'"),
         ("datasets: [1]\n", "datasets must be a list of names, got 1"),

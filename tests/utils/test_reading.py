@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from trainers.hegraph.utils.errors import UserError
@@ -68,6 +69,12 @@ def test_json_that_no_computation_can_use_is_refused(tmp_path, text, reason):
         ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
         ("a: 2020-13-45\n", "month must be in"),
         ("? [1, 2]\n: 3\n", "unhashable"),
+        ("a: !!bool x\n", "not of the type that its tag says"),
+        ("a: !!timestamp x\n", "not of the type that its tag says"),
+        ("a: !!int ''\n", "not of the type that its tag says"),
+        ("a: !!float x\n", "could not convert string to float"),
+        (f"a: {'9' * 6000}\n", "integer string conversion"),
+        ("a: 1\nb: [\n", "line 3: expected the node content, but found '<stream end>'"),
     ],
 )
 def test_yaml_that_is_no_configuration_is_refused(tmp_path, text, reason):
@@ -75,6 +82,23 @@ def test_yaml_that_is_no_configuration_is_refused(tmp_path, text, reason):
     with pytest.raises(UserError, match=r"f\.yaml is not YAML") as caught:
         read_yaml(tmp_path / "f.yaml")
     assert reason in str(caught.value)
+
+
+def test_yaml_that_would_take_minutes_to_read_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(yaml, "load", lambda *_: pytest.fail("it is read"))
+    (tmp_path / "f.yaml").write_text(f"[{'1,' * 200_000}]")
+    with pytest.raises(UserError, match=r"f\.yaml: it has 400002 characters; a configuration has at most 200000"):
+        read_yaml(tmp_path / "f.yaml")
+
+
+@pytest.mark.parametrize(
+    "read", [read_json, read_yaml, read_text, lambda p: read_tensors(p, "x"), lambda p: read_torch(p, "x")]
+)
+def test_a_file_that_is_closed_to_the_user_is_not_said_to_be_missing(tmp_path, monkeypatch, read):
+    (tmp_path / "f").write_text("1")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)  # these tests may be run by root
+    with pytest.raises(UserError, match="cannot read .*f: Permission denied"):
+        read(tmp_path / "f")
 
 
 def test_yaml_with_aliases_and_merges_is_read(tmp_path):

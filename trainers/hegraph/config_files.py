@@ -65,6 +65,12 @@ def load_cfg(
         opts[:0] = [key, value]
 
     _merge_pairs(cfg, opts)
+    name = method[0] if method else "HeGraphAdapter"
+    if cfg.TRAINER.NAME != name:  # whose options are not here
+        raise UserError(
+            f"TRAINER.NAME is {cfg.TRAINER.NAME!r:.80}, but this is a run of {name}; leave TRAINER.NAME out (--trainer "
+            "says the method)"
+        )
     return _complete(cfg)
 
 

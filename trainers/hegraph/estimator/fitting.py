@@ -80,8 +80,6 @@ def make_configuration(
         raise UserError(f"options must be a dict or a list [KEY, VALUE, ...], got {options!r:.80}")
     forced = ["SEED", seed, FEATURES_DIR, folder]
     cfg = load_cfg(dataset_config, config, dict(named), [*(options or []), *forced])
-    if cfg.TRAINER.NAME != "HeGraphAdapter":
-        raise UserError(f"this classifier is HeGraphAdapter and not {cfg.TRAINER.NAME}; leave TRAINER.NAME out")
     if cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON == "val":
         raise UserError("SELECT_ON val needs val images, which fit has none of; use scikit-learn's GridSearchCV")
     return cfg

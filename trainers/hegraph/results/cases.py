@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..utils.errors import UserError
+from ..utils.reading import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -23,16 +22,15 @@ def read_cases(path: Path) -> Cases:
     Raises:
         UserError: If the file cannot be read, or names no cases.
     """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the cases of {path}: {' '.join(str(error).split()):.120}") from error
+    tree = read_yaml(path, "cannot read the cases of")
     cases = tree.get("cases") if isinstance(tree, dict) else None
     if not isinstance(cases, dict) or not all(isinstance(keys, dict) for keys in cases.values()):
         raise UserError(
             f"{path} names no cases; it must hold cases: NAME: {{KEY: VALUE, ...}} lines, as a sweep's grid"
         )
     of_all = tree.get("set") or {}
+    if not isinstance(of_all, dict):
+        raise UserError(f"{path}: set must hold KEY: ... lines, got {of_all!r:.80}")
     return {str(name): {**of_all, **keys} for name, keys in cases.items()}
 
 

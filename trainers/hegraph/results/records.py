@@ -96,7 +96,7 @@ def find_records(sources: Sequence[Path]) -> list[dict]:
     records = [record for source in sources if source.is_file() for record in _read_lines(source)]
     records += find_runs([source for source in sources if not source.is_file()]).values()
     if not records:
-        raise UserError(f"no {RECORD} below {', '.join(map(str, sources))}; run an experiment first")
+        raise UserError(f"no complete record below {', '.join(map(str, sources))}; run an experiment first")
     return records
 
 

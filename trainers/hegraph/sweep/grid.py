@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
 from ..baselines import METHODS, method_options, needs_backbone
 from ..config_files import load_cfg
 from ..utils.commands import command
 from ..utils.errors import UserError, unknown
+from ..utils.reading import read_yaml
 from ..utils.shipped import DATA_SET, METHOD, find_config_file
 
 OURS = "HeGraphAdapter"
@@ -224,7 +224,7 @@ def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:
     Raises:
         UserError: If the file cannot be read, or a key or the type of a value is wrong.
     """
-    tree = {} if path is None else _read_yaml(path)
+    tree = {} if path is None else _read_file(path)
     where = "the grid" if path is None else str(path)
     known = [f.name for f in fields(Grid)]
     for name in tree:
@@ -269,15 +269,8 @@ def _list(where: str, name: str, value: Any, kind: type) -> list:
     return list(dict.fromkeys(found)) if kind is not object else found
 
 
-def _read_yaml(path: Path) -> dict:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the grid {path}: {getattr(error, 'strerror', 'not text')}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise UserError(f"cannot read the grid {path}: it is nested too deeply") from error
+def _read_file(path: Path) -> dict:
+    tree = read_yaml(path, "cannot read the grid")
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold KEY: VALUE lines, got {tree!r:.80}")
     return tree

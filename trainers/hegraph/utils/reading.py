@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST_INT = 2**63  # what a tensor, a database and most other languages hold
-MAX_DEPTH, MAX_VALUES = 50, 100_000  # of a configuration
+MAX_LENGTH, MAX_DEPTH, MAX_VALUES = 200_000, 50, 100_000  # of a configuration; PyYAML needs seconds for this length
 
 
 def check_regular(path: Path, what: str) -> None:
@@ -43,6 +43,8 @@ def check_regular(path: Path, what: str) -> None:
         raise UserError(f"{what} {path}: Is a directory")
     if not stat.S_ISREG(mode):
         raise UserError(f"{what} {path}: it is no regular file")
+    if not os.access(path, os.R_OK):  # the library of .safetensors files would say that it is not there
+        raise UserError(f"{what} {path}: Permission denied")
 
 
 def read_text(path: Path, what: str = "cannot read") -> str:
@@ -103,18 +105,29 @@ def read_yaml(path: Path, what: str = "cannot read") -> Any:
     """Reads a YAML file. Tags that would make objects of Python are refused.
 
     Raises:
-        UserError: If the file is missing, unreadable, not YAML, names a key twice, or is nested too deeply or without
-            end.
+        UserError: If the file is missing, unreadable, not YAML, too long for a configuration, names a key twice, or is
+            nested too deeply or without end.
     """
     text = read_text(path, what)
+    if len(text) > MAX_LENGTH:
+        raise UserError(f"{what} {path}: it has {len(text)} characters; a configuration has at most {MAX_LENGTH}")
     try:
         value = yaml.load(text, _Loader)
         _check_size(value)
         return value
     except RecursionError as error:
         raise UserError(f"{path} is not YAML: it is nested too deeply") from error
+    except (AttributeError, LookupError) as error:  # PyYAML's own, of a value such as !!bool x
+        raise UserError(f"{path} is not YAML: a value is not of the type that its tag says") from error
     except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:  # ValueError: a date such as 2020-13-45
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not YAML: {_yaml_problem(error)}") from error
+
+
+def _yaml_problem(error: Exception) -> str:
+    """What is wrong and in which line; PyYAML tells it in five lines, and calls the file "<unicode string>"."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return " ".join(str(error).split())
 
 
 class _Loader(yaml.SafeLoader):
