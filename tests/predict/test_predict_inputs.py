@@ -77,6 +77,16 @@ def test_a_list_gives_its_paths(text, null, expected):
     assert list(read_list(io.BytesIO(text), null)) == expected
 
 
+@pytest.mark.parametrize(("text", "null"), [(b"\0", False), (b"\n", True), (b"a.png", True)])
+def test_what_never_ends_is_no_list(text, null):
+    class Endless:
+        def read(self, size: int) -> bytes:
+            return text * (size // len(text))
+
+    with pytest.raises(UserError, match="the list holds a path of more than 65536 bytes; is it a list of paths?"):
+        list(read_list(Endless(), null))
+
+
 def test_a_long_list_is_read_in_blocks():
     names = [f"{number:06d}.png" for number in range(50_000)]
     assert list(read_list(io.BytesIO("\n".join(names).encode()), null=False)) == names

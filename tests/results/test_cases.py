@@ -56,7 +56,7 @@ def test_the_command_takes_the_grid_and_files_of_records(run, grid, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    "text", ["", "cases: [a]", "cases: {a: 1}", "shots: 1", "a: b: c", "cases: {a: {}}\nset: [1]", None]
+    "text", ["", "cases: [a]", "cases: {a: 1}", "shots: 1", "a: b: c", "cases: {}\nset: [1]", None]
 )
 def test_a_file_without_cases_is_refused(tmp_path, text):
     path = tmp_path / "grid.yaml"

@@ -105,7 +105,7 @@ def test_runs_without_test_images_are_left_out_and_it_is_said(folder, run, caplo
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["compare", "{}/nowhere"], "no result.json"),
+        (["compare", "{}/nowhere"], "no complete record below"),
         (["compare", "{}/runs", "--by", "target"], "targets"),
         (["compare", "{}/runs", "--quote", "7"], "unknown table"),
         (["base-to-new", "{}/runs"], "base"),
@@ -113,7 +113,7 @@ def test_runs_without_test_images_are_left_out_and_it_is_said(folder, run, caplo
         (["tsne", "{}/runs/seed1", "--out", "{}/x"], "text_nodes.safetensors"),
         (["confusion", "{}/runs/seed1", "--out", "{}/x"], "predictions.safetensors"),
         (["curves", "{}/runs", "--out", "{}/runs/seed1/result.json/x"], "cannot write"),
-        (["report", "{}/nowhere", "--out", "{}/x.html"], "no result.json"),
+        (["report", "{}/nowhere", "--out", "{}/x.html"], "no complete record below"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(folder, tmp_path, capsys, command, words):

@@ -78,7 +78,7 @@ def test_a_record_below_two_of_the_folders_counts_once(tmp_path):
 
 
 def test_no_record_is_an_error_that_names_the_folders(tmp_path):
-    with pytest.raises(UserError, match=r"no result\.json below .*a, .*b"):
+    with pytest.raises(UserError, match=r"no complete record below .*a, .*b"):
         find_records([tmp_path / "a", tmp_path / "b"])
 
 

@@ -39,6 +39,32 @@ def test_a_reader_that_leaves_is_no_mistake(arguments):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("flags", [("--dry-run",), ("--folders",)])
+@pytest.mark.parametrize(("kind", "code"), [("full", 2), ("left", 0)])
+def test_a_sweep_whose_plan_nobody_takes_is_no_traceback(tiny_bank, flags, kind, code):
+    grid = ("--datasets", str(tiny_bank), "--configs", "vit_b32", "--shots", "1", "--output", str(tiny_bank.parent))
+    read, write = os.pipe()
+    os.close(read)
+    place = os.open("/dev/full", os.O_WRONLY) if kind == "full" else write
+    command = [sys.executable, "-m", "trainers.hegraph", "sweep", *grid, *flags]
+    done = subprocess.run(command, cwd=ROOT, stdout=place, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stderr == ("" if code == 0 else "error: cannot write to standard output: No space left on device\n")
+
+
+def test_log_messages_are_one_line_whatever_a_name_in_them_holds():
+    script = (
+        "import logging\n"
+        "from trainers.hegraph.utils.errors import show_messages\n"
+        "show_messages()\n"
+        "logging.getLogger('trainers.hegraph.x').warning('%s is empty', 'a\\n\\x1b[31m' + 'b' * 1000)\n"
+    )
+    done = run(sys.executable, "-c", script)
+    assert done.stderr.startswith("a \\x1b[31mbbb")
+    assert done.stderr.endswith("bbb is empty\n")
+    assert len(done.stderr) == MAX_MESSAGE + 1
+
+
 def test_a_character_that_the_terminal_lacks_is_escaped(monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     monkeypatch.setattr(sys, "stdout", terminal)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, say
 from .pictures import MAX_BYTES, limit_decoding
 
 if TYPE_CHECKING:  # it imports torch, and a port in use is said before
@@ -85,8 +85,7 @@ def serve(images: ImageModel, folder: Path, host: str, port: int) -> None:
                 f"cannot listen on {host}, port {port}: {error}; choose another --port or --host"
             ) from error
         try:
-            sys.stdout.write(f"http://{host}:{port} shows the page; Ctrl+C ends it\n")
-            sys.stdout.flush()
+            say(f"http://{host}:{port} shows the page; Ctrl+C ends it\n")
             with suppress(KeyboardInterrupt):
                 threading.Event().wait()
         finally:

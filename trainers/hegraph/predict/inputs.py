@@ -19,6 +19,7 @@ from .text import one_line
 STDIN = "-"
 LIST_SUFFIX = ".txt"
 BLOCK = 1 << 16  # bytes that are read of a list at once
+LONGEST_PATH = 1 << 16  # bytes; systems allow 4096 or 32767 characters
 NO_IMAGE = f"holds no image ({', '.join(IMAGE_SUFFIXES)})"
 
 
@@ -126,6 +127,9 @@ def read_list(file: BinaryIO, null: bool) -> Iterator[str]:
         file: The list.
         null: Whether each path ends with a NUL character. Else each stands on a line, whose end may be that of Windows,
             and a mark of UTF-8 at the start is left out. Empty lines are skipped; spaces belong to the path.
+
+    Raises:
+        UserError: If a path does not end: what is read is no list, and may never end.
     """
     end, rest = b"\0" if null else b"\n", b""
     if not null and (rest := file.read(3)) == b"\xef\xbb\xbf":
@@ -133,6 +137,8 @@ def read_list(file: BinaryIO, null: bool) -> Iterator[str]:
     while block := _read_some(file):
         *paths, rest = (rest + block).split(end)
         yield from _names(paths, null)
+        if len(rest) > LONGEST_PATH:
+            raise UserError(f"the list holds a path of more than {LONGEST_PATH} bytes; is it a list of paths?")
     yield from _names(rest.split(end), null)
 
 

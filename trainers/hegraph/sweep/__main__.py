@@ -20,7 +20,7 @@ from ..experiments.failure import has_failed
 from ..experiments.lock import is_locked
 from ..results.records import read_record
 from ..utils.commands import command
-from ..utils.errors import UserError, report, show_messages
+from ..utils.errors import UserError, report, say, show_messages
 from .cluster import Demand, check_address, connected
 from .grid import Run, read_grid
 from .plan import Plan, estimate, make_plan
@@ -170,7 +170,7 @@ def run_command(args: argparse.Namespace) -> int:
     grid = read_grid(*grid_of(args))
     runs, left_out = grid.runs()
     if args.folders:
-        sys.stdout.writelines(f"{folder}\n" for folder in dict.fromkeys(run.folder.parent for run in runs))
+        say("".join(f"{folder}\n" for folder in dict.fromkeys(run.folder.parent for run in runs)))
         return 0
     for line in left_out:
         logger.info("%s", line)
@@ -184,7 +184,7 @@ def run_command(args: argparse.Namespace) -> int:
         return 0
     with _place_of_runs(args, demand, bool(plan.to_do)) as start:
         progress = do_runs(plan.to_do, start)
-    sys.stdout.write(summary(plan, progress))
+    say(summary(plan, progress))
     return 1 if progress.failures or plan.failed else 0
 
 
@@ -264,10 +264,10 @@ def show_plan(plan: Plan, output: str) -> None:
     """Prints what would be run, and how long it should take."""
     times, records = estimate(plan.to_do, output)
     for run, seconds in zip(plan.to_do, times):
-        sys.stdout.write(f"{run.folder}  {'?' if seconds is None else f'{seconds:.1f} s'}\n")
+        say(f"{run.folder}  {'?' if seconds is None else f'{seconds:.1f} s'}\n")
     known = [seconds for seconds in times if seconds is not None]
     unknown = len(times) - len(known)
-    sys.stdout.write(
+    say(
         f"{len(plan.to_do)} runs to do, {len(plan.finished)} finished, {len(plan.failed)} failed before; "
         f"about {in_words(sum(known))} in one process, by {records} records"
         f"{f'; no record tells of {unknown} of them' if unknown else ''}\n"
@@ -277,9 +277,9 @@ def show_plan(plan: Plan, output: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 1 if a run has failed, 2 for a mistake of the user's."""
     args = parse_arguments(arguments)
-    codes: list[int] = []
+    codes = [0]  # where the reader of the output has left, no other comes
     show_messages()
-    return report(lambda: codes.append(run_command(args))) or codes[0]
+    return report(lambda: codes.append(run_command(args))) or codes[-1]
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     by_lower_case = {a.lower(): a for a in allowed}
     nearest = get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.5)
     hint = f"; did you mean {by_lower_case[nearest[0]]!r}?" if nearest else ""
-    listed = f" (known: {', '.join(allowed)})"
+    listed = f" (known: {', '.join(allowed)})" if allowed else ""
     if len(allowed) > MAX_LISTED or len(listed) > MAX_LIST_LENGTH:
         few = (
             []
@@ -83,12 +83,21 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+class _OneLine(logging.Formatter):
+    """Log messages as `one_line` shows them, since they name files and classes, which may be called anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(super().format(record))
+
+
 def show_messages() -> None:
-    """Shows this package's log messages and the warnings of other packages on stderr.
+    """Shows this package's log messages and the warnings of other packages on stderr, each in one line.
 
     Where the calling program has set up logging itself, its handlers stay as they are.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.raiseExceptions = False  # a stderr that cannot be written is no reason for a traceback
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
 

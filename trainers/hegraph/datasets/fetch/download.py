@@ -59,7 +59,8 @@ def download(name: str, root: str | Path, patience: Patience = PATIENCE) -> None
         raise Unreachable(f"{name} is not complete: {'; '.join(errors)}")
     if entry.by_hand and missing_of([entry.by_hand.target], folder):
         target, instruction = entry.by_hand
-        logger.warning("%s is missing and cannot be fetched. %s", folder / target, instruction)
+        logger.warning("%s is missing and cannot be fetched", folder / target)
+        logger.warning("%s", instruction)
 
 
 def fetch(source: Source, folder: Path, patience: Patience = PATIENCE) -> None:
