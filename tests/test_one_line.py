@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
 from trainers.hegraph.__main__ import main
+from trainers.hegraph.features.bank import load_bank
 
 NODE = "TRAINER.HEGRAPHADAPTER"
 LONG = "x" * 300
@@ -18,6 +20,7 @@ def refused(tiny_bank, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def check(*arguments: str, bank: bool = True) -> str:
+        capsys.readouterr()
         first = ["--features", str(tiny_bank), "--output-dir", str(tmp_path / "out")] if bank else []
         assert main([*first, *arguments]) == 2
         out, error = capsys.readouterr()
@@ -125,11 +128,9 @@ def test_a_pipe_is_never_waited_for(refused, tmp_path, arguments):
     refused(*arguments, bank=False)
 
 
-def test_a_half_of_one_class_is_empty(tiny_bank, tmp_path, capsys):
-    from dataclasses import replace
-
-    from trainers.hegraph.features.bank import load_bank
-
+@pytest.fixture
+def one_class(tiny_bank, tmp_path) -> str:
+    """A feature bank of the first class alone."""
     bank = load_bank(tiny_bank)
     one = {"classnames": ["ant"], "text_positive": bank.text_positive[:1], "text_negative": bank.text_negative[:1]}
     for split in ("train", "val", "test"):
@@ -137,6 +138,20 @@ def test_a_half_of_one_class_is_empty(tiny_bank, tmp_path, capsys):
         one |= {f"{split}_features": getattr(bank, f"{split}_features")[..., rows, :]}
         one |= {f"{split}_labels": getattr(bank, f"{split}_labels")[rows]}
     replace(bank, **one).save(tmp_path / "one.safetensors")
-    arguments = ["--features", str(tmp_path / "one.safetensors"), "--output-dir", str(tmp_path / "out")]
-    assert main([*arguments, "DATASET.SUBSAMPLE_CLASSES", "new"]) == 2
-    assert "SUBSAMPLE_CLASSES new is empty: there are 1 classes" in capsys.readouterr().err
+    return str(tmp_path / "one.safetensors")
+
+
+def test_a_half_of_one_class_is_empty(refused, one_class):
+    words = refused("--features", one_class, "DATASET.SUBSAMPLE_CLASSES", "new")
+    assert "SUBSAMPLE_CLASSES new is empty: there are 1 classes" in words
+
+
+@pytest.mark.parametrize("method", ["HeGraphAdapter", "ZeroShot"])
+def test_one_class_is_neither_learned_nor_tested(tiny_bank, tmp_path, refused, one_class, method):
+    words = "there must be at least two classes to tell apart, got 1"
+    assert words in refused("--trainer", method, "--features", one_class)
+    model = str(tmp_path / "model")
+    quick = ("--shots", "2", "OPTIM.MAX_EPOCH", "1", f"{NODE}.MIN_STEPS", "0")
+    assert main(["--trainer", method, "--features", str(tiny_bank), "--output-dir", model, *quick]) == 0
+    test = ("--eval-only", "--model-dir", model)
+    assert words in refused("--trainer", method, "--features", one_class, *test)

@@ -44,6 +44,7 @@ from .experiments.outcome import Outcome
 from .experiments.provenance import set_random_seed
 from .experiments.record import make_record
 from .experiments.run import fit_method
+from .experiments.tasks import check_trained_classes
 from .features.bank import FeatureBank
 from .features.overlap import warn_of_near_copies
 from .models.folder import load_model
@@ -179,6 +180,7 @@ class FeatureTrainer(TrainerX):
         if self.folder.finished() is not None:
             return
         check_trainable(self.stored)
+        check_trained_classes(self.task)
         self.task.prepare()
         self.folder.check()
         with self.folder.locked():

@@ -36,7 +36,7 @@ from .folder import RunFolder, find_model
 from .identity import bank_identity, run_config
 from .outcome import Outcome
 from .record import make_record
-from .tasks import bank_class_ids
+from .tasks import bank_class_ids, check_classes
 
 logger = logging.getLogger(__name__)
 
@@ -271,9 +271,11 @@ def evaluate(model: SavedModel, data: TestData, device: str) -> Tested:
     """What a trained model says about test images.
 
     Raises:
-        UserError: If the features are another backbone's, or the model has no rule for these classes.
+        UserError: If the features are another backbone's, or the model has no rule for these classes, or there is but
+            one of them.
     """
     data.check_backbone(model)
+    check_classes(len(data.classnames))
     rule, columns = find_rule(model, data)
     if rule:
         logger.info("%s: tested by the rule for %s", data.name, rule)

@@ -29,7 +29,7 @@ from .out_of_fold import classify_in_batches
 from .outcome import Outcome
 from .provenance import set_random_seed
 from .record import make_record
-from .tasks import BankTask, ImageSource, Task
+from .tasks import BankTask, ImageSource, Task, check_trained_classes
 from .tuning import tune_on_val
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ def run(
     if (record := folder.finished()) is not None:
         return record
     if train:
+        check_trained_classes(task)
         check_targets(task, cfg.DATASET)
     task.prepare()
     if processes.rank():  # the first process has the folder; this one helps it to encode

@@ -161,6 +161,17 @@ class BankTask:
         return bank_batches(bank, self.cfg, self.seed)
 
 
+def check_trained_classes(task: Task) -> None:
+    """Raises UserError if a task has training images of fewer than two classes, so that there is nothing to learn."""
+    check_classes(len({label for _, label, _ in task.split["train"]}))
+
+
+def check_classes(count: int) -> None:
+    """Raises UserError if there are fewer than two classes: an image could be of no other one."""
+    if count < 2:
+        raise UserError(f"there must be at least two classes to tell apart, got {count}")
+
+
 def bank_batches(bank: FeatureBank, cfg: CfgNode, seed: int) -> BankBatches:
     """Batches of a task's features, with the products that every step of the configured variant needs."""
     full = cfg.TRAINER.HEGRAPHADAPTER.VARIANT == "full"  # the others have no cache
