@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from trainers.hegraph.__main__ import main
+from trainers.hegraph.__main__ import SUBCOMMANDS, main
 from trainers.hegraph.features.bank import load_bank
 
 NODE = "TRAINER.HEGRAPHADAPTER"
@@ -126,6 +126,34 @@ def test_an_output_folder_whose_name_is_too_long(tiny_bank, capsys):
 def test_a_pipe_is_never_waited_for(refused, tmp_path, arguments):
     os.mkfifo(tmp_path / "pipe")
     refused(*arguments, bank=False)
+
+
+@pytest.mark.parametrize("command", ["", *SUBCOMMANDS])
+def test_a_flag_that_no_command_knows_is_one_line(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*([command] if command else []), "--no-such-flag"])
+    out, error = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert error.startswith("error: ")
+    assert error.endswith(" --help)\n")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE must be a number, as torchrun sets it, got 'x'"),
+        ({"WORLD_SIZE": "2"}, "RANK must be a number, as torchrun sets it, got ''"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK must be from 0 to 1, since WORLD_SIZE is 2, got 2"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "cannot join the processes of torchrun: "),
+    ],
+)
+def test_variables_that_torchrun_does_not_set_so_are_no_traceback(refused, monkeypatch, variables, words):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert words in refused()
 
 
 @pytest.fixture

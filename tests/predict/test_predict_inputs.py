@@ -92,6 +92,12 @@ def test_a_long_list_is_read_in_blocks():
     assert list(read_list(io.BytesIO("\n".join(names).encode()), null=False)) == names
 
 
+def test_a_closed_standard_input_is_no_list(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="standard input is closed"):
+        list(Inputs(["-"]))
+
+
 def test_a_list_comes_from_standard_input_as_it_arrives(monkeypatch):
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as file, os.fdopen(writer, "wb", buffering=0) as other_end:

@@ -47,6 +47,8 @@ class Inputs:
     def __iter__(self) -> Iterator[Found]:
         for given in self.given:
             if given == STDIN:
+                if sys.stdin is None:
+                    raise UserError("standard input is closed, so there is no list to read from it")
                 yield from map(Found, read_list(sys.stdin.buffer, self.null))
             elif os.path.isdir(given):
                 yield from self._walk(given)

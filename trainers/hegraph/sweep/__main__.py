@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ..experiments.failure import has_failed
 from ..experiments.lock import is_locked
 from ..results.records import read_record
+from ..utils.arguments import Parser
 from ..utils.commands import command
 from ..utils.errors import UserError, report, say, show_messages
 from .cluster import Demand, check_address, connected
@@ -42,7 +43,7 @@ POLL = 1.0  # seconds between two looks at a run that another process does
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the flags; what follows the values of a flag and looks like a configuration key begins the pairs."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=command("sweep"),
         usage=f"{command('sweep')} [GRID.yaml] [FLAG ...] [KEY VALUE ...]",
         description=__doc__,

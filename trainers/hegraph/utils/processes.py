@@ -15,6 +15,8 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed
 
+from .errors import UserError, first_line
+
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(days=1)  # the longest time that a process waits for a slower one
 
@@ -23,11 +25,20 @@ def start() -> None:
     """Joins the group of processes that `torchrun` started, if it started this one.
 
     Where there are GPUs, each process selects one by its local number.
+
+    Raises:
+        UserError: If environment variables are not those that `torchrun` sets.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
+    size = _number("WORLD_SIZE", "1")
+    if size > 1 and not torch.distributed.is_initialized():
+        if not 0 <= (number := _number("RANK")) < size:
+            raise UserError(f"RANK must be from 0 to {size - 1}, since WORLD_SIZE is {size}, got {number}")
+        try:
+            torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
+        except ValueError as error:  # a variable of torchrun's is missing
+            raise UserError(f"cannot join the processes of torchrun: {first_line(error)}") from error
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+            torch.cuda.set_device(_number("LOCAL_RANK") % torch.cuda.device_count())
 
 
 def stop() -> None:
@@ -59,6 +70,17 @@ def of_first(ask: Callable[[], T]) -> T:
     answer = [ask() if rank() == 0 else None]
     torch.distributed.broadcast_object_list(answer)
     return cast(T, answer[0])
+
+
+def _number(variable: str, default: str = "") -> int:
+    """The whole number in an environment variable of `torchrun`'s."""
+    value = os.environ.get(variable, default)
+    try:
+        return int(value)
+    except ValueError as error:
+        raise UserError(
+            f"the environment variable {variable} must be a number, as torchrun sets it, got {value!r}"
+        ) from error
 
 
 def _in_group() -> bool:
