@@ -175,6 +175,7 @@ DIGITS = ("--datasets", "digits", "--configs", "mini")
         ((*DIGITS, "OPTIM.RL", "1"), "unknown configuration key 'OPTIM.RL'"),
         ((*DIGITS, "DATASET.NUM_SHOTS", "1"), "DATASET.NUM_SHOTS is set by the grid itself"),
         ((*DIGITS, "--vary", "OPTIM.LR"), "OPTIM.LR is varied over no value"),
+        ((*DIGITS, "--vary", "OPTIM.LR", "0.1", "--suffix", "{LR:>9999999999}"), "name of a varied key (LR)"),
         ((*DIGITS, "--suffix", "_{LR}"), "braces hold the name of a varied key (none)"),
         ((*DIGITS, "--vary", "OPTIM.LR", "0.1", "0.2", "--suffix", ""), "two runs of the grid have the folder"),
         (("--datasets", "nowhere/bank.safetensors", "--configs", "mini"), "no feature bank nowhere/bank.safetensors"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -173,12 +174,13 @@ class Grid:
         if self.suffix is None:
             suffix = "".join(f"_{name}={value}" for name, value in names.items()).replace("/", "-")
         else:
-            try:
-                suffix = self.suffix.format(**names)
-            except (KeyError, IndexError, ValueError) as error:
+            # Python's format would take more than names, and may make a text of any length
+            words = re.split(r"\{(\w+)\}", self.suffix)  # plain text and names in turn
+            if any(name not in names for name in words[1::2]) or re.search("[{}]", "".join(words[::2])):
                 raise UserError(
                     f"--suffix {self.suffix!r}: braces hold the name of a varied key ({', '.join(names) or 'none'})"
-                ) from error
+                )
+            suffix = "".join(names[word] if number % 2 else word for number, word in enumerate(words))
         case = f"_{case}".replace("/", "-") if case else ""
         return Path(self.output) / name_of(source) / method / f"{name_of(config)}_{shots}shots{case}{suffix}"
 
