@@ -123,3 +123,27 @@ def test_a_collected_record_keeps_what_the_diagrams_need(calibrated, tmp_path):
     assert main(["collect", str(tmp_path / "run"), "--out", str(tmp_path / "all.jsonl")]) == 0
     assert main(["calibration", str(tmp_path / "all.jsonl"), "--out", str(tmp_path / "fig")]) == 0
     assert json.loads((tmp_path / "all.jsonl").read_text())["calibration"] == calibrated(1)["calibration"]
+
+
+SPOILED = {
+    "a number": lambda found: 1e308,
+    "without a temperature": lambda found: {key: found[key] for key in ("before", "after", "zero_shot")},
+    "a temperature of 0": lambda found: found | {"temperature": 0.0},
+    "without one of three": lambda found: found | {"before": None},
+    "without a score": lambda found: found | {"zero_shot": {"nll": 1.0}},
+    "fewer bins": lambda found: found | {"after": found["after"] | {"bins": {"count": [1]}}},
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+@pytest.mark.parametrize("command", [("calibration",), ("report", "--out", "page.html")])
+def test_a_calibration_of_another_form_is_one_line(calibrated, tmp_path, monkeypatch, capsys, spoil, command):
+    monkeypatch.chdir(tmp_path)
+    record = calibrated(1)
+    record["calibration"] = spoil(record["calibration"])
+    (tmp_path / "all.jsonl").write_text(json.dumps(record))
+    name, *more = command
+    assert main([name, "all.jsonl", *more]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: all.jsonl, line 1 is no record: calibration")
+    assert error.count("\n") == 1

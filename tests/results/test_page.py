@@ -152,7 +152,7 @@ def test_what_cannot_be_shown_says_why(run, tmp_path):
 
 def test_a_source_without_records_leaves_the_old_page(tmp_path):
     (tmp_path / "report.html").write_text("old")
-    with pytest.raises(UserError, match="no result"):
+    with pytest.raises(UserError, match="no complete record"):
         write_report([tmp_path / "nothing"], tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text() == "old"
 

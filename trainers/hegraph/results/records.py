@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..utils.errors import UserError, one_line
 from ..utils.files import atomic_path, read_json, write_json, write_tensors
 from ..utils.reading import parse_json, read_text
-from ..utils.schema import Count, Name, NotNegative, OpenPart, Percent, check
+from ..utils.schema import Count, Name, NotNegative, OpenPart, Percent, Positive, check
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -159,6 +159,46 @@ class _Seconds(OpenPart):
     training: NotNegative
 
 
+class _Bins(OpenPart):
+    """The bins of a reliability diagram, `training.confidence.BINS` of them."""
+
+    count: Annotated[list[Count], Field(min_length=15, max_length=15)]
+    confidence: Annotated[list[Percent], Field(min_length=15, max_length=15)]
+    accuracy: Annotated[list[Percent], Field(min_length=15, max_length=15)]
+
+
+class _Honesty(OpenPart):
+    """What `training.confidence.confidence_scores` says of probabilities."""
+
+    accuracy: Percent
+    macro_f1: Percent
+    nll: NotNegative
+    brier: NotNegative
+    ece: Percent
+
+
+class _HonestyInBins(_Honesty):
+    """The same, with what a reliability diagram draws."""
+
+    bins: _Bins
+
+
+class _Calibration(OpenPart):
+    """The temperature, and the probabilities before and after it and those of zero-shot CLIP."""
+
+    temperature: Positive
+    before: _HonestyInBins | None
+    after: _HonestyInBins | None
+    zero_shot: _Honesty | None
+
+    @model_validator(mode="after")
+    def all_or_none(self) -> _Calibration:
+        """Either there were test images, and all three were scored, or none was."""
+        if len({part is None for part in (self.before, self.after, self.zero_shot)}) > 1:
+            raise ValueError("before, after and zero_shot go together")
+        return self
+
+
 class _Record(_Target):
     """The keys of a record that are read, of which those without a default must be there."""
 
@@ -176,6 +216,7 @@ class _Record(_Target):
     selected_on: str
     selected: dict[str, Any]
     run_id: str
+    calibration: _Calibration | None = None
     targets: dict[str, _Target] | None = None
     config: dict[str, Any] | None = None
     config_hash: str | None = None
