@@ -14,6 +14,7 @@ TENSORS = {
     "a": torch.arange(24.0).view(2, 3, 4),
     "half": torch.arange(8.0).view(2, 4).half(),
     "none": torch.empty(0, 4),
+    "one": torch.tensor(3),
 }
 TYPES = {dtype: name for name, dtype in DTYPES.items()}
 

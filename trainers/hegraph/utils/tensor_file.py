@@ -90,7 +90,7 @@ class TensorFile(TensorBytes):
                 f"cannot read {self.what} {self.path}: {name} has the type {self.tensors[name].dtype}, which is none "
                 f"of {', '.join(DTYPES)}"
             )
-        return raw.view(dtype).view(*shape)
+        return raw.view(dtype).view(tuple(shape))  # `*shape` would be nothing for a single number
 
     def _allocated(self, size: int) -> Tensor:
         try:
