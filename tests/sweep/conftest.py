@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from trainers.hegraph.results.records import MEASURED
+from trainers.hegraph.results.records import MEASURED, RECORD
 
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -40,6 +43,64 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
         if begun.poll() is None:
             begun.kill()
         begun.communicate()
+
+
+@pytest.fixture
+def wait_for() -> Callable[..., None]:
+    """Waits until something is so; `process` has to live meanwhile."""
+
+    def wait(what: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+        end = time.monotonic() + 240
+        while not what():
+            assert time.monotonic() < end
+            assert process is None or process.poll() is None, process.communicate()
+            time.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture
+def hold(wait_for) -> Iterator[Callable[..., tuple[int, Path]]]:
+    """Stops a process in the middle of a run, so that no test depends on how long a run takes.
+
+    It takes a function that finds the notes of who holds a lock, and the process that has to live meanwhile, and gives
+    the process that is held and the folder of its run. SIGCONT has it go on, which the end of the test sends as well.
+    """
+    held: dict[int, Path] = {}
+
+    def stopped(pid: int) -> bool:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+    def in_the_middle(holder: Path) -> bool:
+        """Stops the process that a note names, and says whether it is still at the run of the note."""
+        said = holder.read_bytes()
+        pid = json.loads(said)["pid"]
+        if pid in held:
+            return False
+        os.kill(pid, signal.SIGSTOP)
+        held[pid] = holder.parent
+        wait_for(lambda: stopped(pid))
+        if holder.exists() and holder.read_bytes() == said and not (holder.parent / RECORD).exists():
+            return True
+        os.kill(pid, signal.SIGCONT)
+        del held[pid]
+        return False
+
+    def hold_one(notes: Callable[[], Iterable[Path]], process: subprocess.Popen) -> tuple[int, Path]:
+        def found() -> bool:
+            for holder in notes():
+                with suppress(FileNotFoundError, ProcessLookupError):  # the run has ended meanwhile
+                    if in_the_middle(holder):
+                        return True
+            return False
+
+        wait_for(found, process)
+        return list(held.items())[-1]
+
+    yield hold_one
+    for pid in held:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture

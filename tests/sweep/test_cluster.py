@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,13 @@ import pytest
 import torch
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.experiments.lock import is_locked
+from trainers.hegraph.experiments.lock import HOLDER, is_locked
 from trainers.hegraph.sweep import cluster as module
 from trainers.hegraph.sweep.__main__ import grid_of, parse_arguments
 from trainers.hegraph.sweep.cluster import Demand
 from trainers.hegraph.utils.errors import UserError
 
-SLOW = ("TRAINER.HEGRAPHADAPTER.MIN_STEPS", "3000")  # so that a run takes a while
+SLOW = ("TRAINER.HEGRAPHADAPTER.MIN_STEPS", "600")  # so that a run takes a while
 STORE = 80 * 2**20  # bytes of a node's object store; Ray allows no less
 
 
@@ -67,22 +65,13 @@ def grid(tiny_bank, tmp_path) -> list[str]:
     return ["sweep", "--datasets", str(tiny_bank), "--configs", "vit_b32", "--shots", "1", "--output", output]
 
 
-def wait_for(what: Callable[[], object], process) -> None:
-    end = time.monotonic() + 300
-    while not what():
-        assert time.monotonic() < end
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-
-
 def records(tmp_path: Path) -> int:
     return len(list((tmp_path / "out").rglob("result.json")))
 
 
-def at_work(nodes) -> list[int]:
-    """The processes of workers that are in the middle of a run."""
-    holders = nodes.temporary.glob("hegraph-run-*/run/.lock-holder.json")
-    return [int(re.search(r"hegraph-run-(\d+)-", str(holder))[1]) for holder in holders]
+def at_work(nodes) -> Iterator[Path]:
+    """The notes of workers that are in the middle of a run."""
+    return nodes.temporary.glob(f"hegraph-run-*/run/{HOLDER}")
 
 
 def test_a_cluster_leaves_what_this_process_leaves_of_runs_that_are_done_and_of_runs_that_fail(
@@ -114,11 +103,14 @@ def test_a_cluster_leaves_what_this_process_leaves_of_runs_that_are_done_and_of_
     assert list(nodes.temporary.glob("hegraph-*")) == [], "workers leave files behind"
 
 
-def test_the_run_of_a_killed_worker_is_done_again_and_a_killed_driver_goes_on(nodes, grid, tmp_path, start):
+def test_the_run_of_a_killed_worker_is_done_again_and_a_killed_driver_goes_on(
+    nodes, grid, tmp_path, start, hold, wait_for
+):
     grid += ["--seeds", *"1234", "--ray", nodes.address, *SLOW]
     first = start(*grid)
-    wait_for(lambda: at_work(nodes), first)
-    os.kill(at_work(nodes)[0], signal.SIGKILL)  # as the system does when memory runs out
+    killed, _ = hold(lambda: at_work(nodes), first)
+    os.kill(killed, signal.SIGKILL)  # as the system does when memory runs out
+    hold(lambda: at_work(nodes), first)  # so that not all are done before the driver is killed
     wait_for(lambda: records(tmp_path), first)
     first.kill()
     _, said = first.communicate()
@@ -157,10 +149,12 @@ def test_a_machine_with_another_version_is_named_and_so_is_a_demand_that_none_ca
     assert not (tmp_path / "out").exists()
 
 
-def test_a_node_that_is_lost_has_its_runs_done_by_the_others(nodes, grid, tmp_path, start):
+def test_a_node_that_is_lost_has_its_runs_done_by_the_others(nodes, grid, tmp_path, start, hold):
     swept = start(*grid, "--seeds", *"1234", "--ray", nodes.address, *SLOW)
-    wait_for(lambda: len(at_work(nodes)) == 2, swept)
+    held = [hold(lambda: at_work(nodes), swept)[0] for _ in range(2)]  # each node has one CPU, and does one run
     nodes.remove_node(nodes.other, allow_graceful=False)
+    for worker in held:
+        os.kill(worker, signal.SIGCONT)
     _, said = swept.communicate(timeout=300)
     assert swept.returncode == 0, said
     assert "it is sent again" in said

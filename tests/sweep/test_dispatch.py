@@ -10,14 +10,16 @@ from types import SimpleNamespace
 import pytest
 
 from trainers.hegraph.experiments.lock import LOCK, is_locked, lock_folder
+from trainers.hegraph.experiments.run import run as run_alone
 from trainers.hegraph.results.records import read_record
 from trainers.hegraph.sweep import dispatch as module
 from trainers.hegraph.sweep.cluster import Demand
 from trainers.hegraph.sweep.dispatch import AHEAD, TRIES, Dispatch
 from trainers.hegraph.sweep.execute import DONE, FAILED, LOCKED
 from trainers.hegraph.sweep.grid import Run
-from trainers.hegraph.sweep.remote import Answer, Job, do_run, files_that_matter
+from trainers.hegraph.sweep.remote import Answer, Job, do_run
 from trainers.hegraph.sweep.run_files import read_files, write_files
+from trainers.hegraph.training.checkpoints import CHECKPOINT, Checkpoints
 from trainers.hegraph.utils.errors import UserError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
@@ -164,16 +166,39 @@ def test_what_a_failed_run_says_of_itself_it_says_with_the_names_that_the_user_k
     assert failure["command"] == runs[0].command()
 
 
-def test_the_checkpoint_of_an_interrupted_run_goes_along_and_is_gone_when_the_run_is_finished(runs, done_here):
+def test_an_interrupted_run_goes_on_from_its_checkpoint_which_is_gone_when_it_is_finished(
+    tiny_bank, tmp_path, done_here, monkeypatch, caplog
+):
+    keys = (("TRAIN.CHECKPOINT_FREQ", 3), ("OPTIM.MAX_EPOCH", 6), ("TRAINER.HEGRAPHADAPTER.MIN_STEPS", 0))
+    run = Run(tmp_path / "out", str(tiny_bank), "vit_b32", "HeGraphAdapter", 1, 1, keys)
+    save = Checkpoints.save
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_alone(run.configuration(), run.bank)
+    assert (run.folder / CHECKPOINT).exists()
+    (run.folder / "error.json").write_text("{}")
+    with caplog.at_level("INFO"):
+        [result] = Dispatch(Played(done_here), Demand(), verbose=True).results([run])
+    assert result.status == DONE
+    assert "after epoch 3 of 6" in caplog.text
+    assert {CHECKPOINT, "error.json"}.isdisjoint(path.name for path in run.folder.iterdir())
+
+
+def test_a_damaged_checkpoint_fails_the_run_and_stays_where_it_is(runs, done_here):
     folder = runs[0].folder
     folder.mkdir()
-    (folder / "checkpoint.pt").write_bytes(b"damaged")
-    (folder / "error.json").write_text("{}")
-    assert files_that_matter(folder) == {"checkpoint.pt": b"damaged"}
+    (folder / CHECKPOINT).write_bytes(b"damaged")
     [result] = Dispatch(Played(done_here), Demand()).results(runs[:1])
-    left = {path.name for path in folder.iterdir()}
-    assert result.status == (FAILED if "checkpoint" in result.message else DONE)
-    assert ("checkpoint.pt" in left) == (result.status == FAILED)
+    assert result.status == FAILED
+    assert f"the checkpoint {folder / CHECKPOINT} is damaged" in result.message
+    assert {path.name: path.read_bytes() for path in folder.glob("*.pt")} == {CHECKPOINT: b"damaged"}
+    assert read_record(folder) is None
 
 
 def test_files_are_written_as_they_were_read_and_folders_are_replaced_whole(tmp_path):

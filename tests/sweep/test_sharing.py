@@ -7,9 +7,7 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +17,6 @@ from trainers.hegraph.experiments.lock import HOLDER, LOCK, Locked, is_locked, l
 from trainers.hegraph.results.records import find_records
 
 SLOW = ("TRAINER.HEGRAPHADAPTER.MIN_STEPS", "600")  # so that a run takes a while
-
-
-def wait_for(what: Callable[[], bool], process: subprocess.Popen | None = None) -> None:
-    end = time.monotonic() + 240
-    while not what():
-        assert time.monotonic() < end
-        assert process is None or process.poll() is None, process.communicate()
-        time.sleep(0.02)
 
 
 # The lock
@@ -66,7 +56,7 @@ def test_a_single_run_on_a_locked_folder_is_refused_in_one_line_that_names_the_o
     assert main(command) == 0
 
 
-def test_the_lock_of_a_process_that_was_killed_is_taken_over(tiny_bank, tmp_path, start):
+def test_the_lock_of_a_process_that_was_killed_is_taken_over(tiny_bank, tmp_path, start, wait_for):
     out = tmp_path / "o"
     command = ["--features", tiny_bank, "--shots", "1", "--output-dir", out]
     first = start(*command, *SLOW, "OPTIM.MAX_EPOCH", "100000")
@@ -112,28 +102,38 @@ def records(tmp_path: Path) -> int:
     return len(list((tmp_path / "out").rglob("result.json"))) if (tmp_path / "out").exists() else 0
 
 
-def test_two_sweeps_share_the_work_and_a_reader_of_results_is_never_disturbed(grid, tmp_path, start):
-    sweeps = [start(*grid), start(*grid)]
+def at_work(tmp_path: Path) -> Iterator[Path]:
+    """The notes of who is in the middle of a run."""
+    return (tmp_path / "out").rglob(HOLDER)
+
+
+def test_two_sweeps_share_the_work_and_a_reader_of_results_is_never_disturbed(grid, tmp_path, start, hold, wait_for):
+    sweeps = []
+    for _ in range(2):
+        sweeps.append(start(*grid))
+        hold(lambda: at_work(tmp_path), sweeps[-1])
+    for sweep in sweeps:
+        sweep.send_signal(signal.SIGCONT)
     wait_for(lambda: records(tmp_path) > 0)
     while any(sweep.poll() is None for sweep in sweeps):
         assert 0 < len(find_records([tmp_path / "out"])) <= 8
-    done = []
     for sweep in sweeps:
         out, error = sweep.communicate()
         assert sweep.returncode == 0, error
         assert "Traceback" not in error
-        done.append(re.findall(r"^\[.*: [0-9.]+ in [0-9.]+ s", error, flags=re.MULTILINE))
+        assert re.search(r"^\[.*: [0-9.]+ in [0-9.]+ s", error, flags=re.MULTILINE), "one of them has done nothing"
         assert out.startswith("8 runs: 8 done") or "finished before" in out
     assert len(find_records([tmp_path / "out"])) == 8
-    assert all(done), "one of them has done nothing"
     assert not list(tmp_path.rglob(LOCK))
 
 
 @pytest.mark.parametrize("workers", [[], ["--workers", "2"]])
-def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(grid, tmp_path, start, workers):
+def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(grid, tmp_path, start, hold, wait_for, workers):
     sweep = start(*grid, *workers)
     wait_for(lambda: records(tmp_path) > 0, sweep)
+    held, _ = hold(lambda: at_work(tmp_path), sweep)
     os.killpg(sweep.pid, signal.SIGINT)  # as the terminal does
+    os.kill(held, signal.SIGCONT)
     out, error = sweep.communicate(timeout=240)
     assert sweep.returncode == 130, error
     assert "Traceback" not in error
@@ -148,11 +148,9 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(grid, tmp_path, start
     assert records(tmp_path) == 8
 
 
-def test_a_worker_that_is_killed_fails_its_run_alone(grid, tmp_path, start):
+def test_a_worker_that_is_killed_fails_its_run_alone(grid, tmp_path, start, hold):
     sweep = start(*grid, "--workers", "2")
-    wait_for(lambda: any((tmp_path / "out").rglob(HOLDER)), sweep)
-    [holder, *_] = (tmp_path / "out").rglob(HOLDER)
-    folder, pid = holder.parent, json.loads(holder.read_text())["pid"]
+    pid, folder = hold(lambda: at_work(tmp_path), sweep)
     os.kill(pid, signal.SIGKILL)
     out, error = sweep.communicate(timeout=240)
     assert sweep.returncode == 1, error
