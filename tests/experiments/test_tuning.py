@@ -66,7 +66,7 @@ def trains(monkeypatch):
     def prepare(classifiers: dict) -> list[Asked]:
         asked: list[Asked] = []
 
-        def train_adapter(task, bank, cfg, seed):
+        def train_adapter(task, bank, cfg, seed, shared):
             values = (cfg.TRAINER.HEGRAPHADAPTER.ALPHA_C, cfg.TRAINER.HEGRAPHADAPTER.BETA_C)
             asked.append(Asked(task, bank, values, seed))
             folded = SimpleNamespace(logits=classifiers[values])

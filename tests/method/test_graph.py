@@ -6,12 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from trainers.hegraph.method import graph as module
-from trainers.hegraph.method.graph import (
-    Relation,
-    build_graph,
-    class_means,
-)
+from trainers.hegraph.method import adjacency as module
+from trainers.hegraph.method.adjacency import Relation
+from trainers.hegraph.method.graph import build_graph, class_means
 from trainers.hegraph.method.relations import NODE_TYPES, RELATIONS, EdgeType, RelationType
 from trainers.hegraph.utils.errors import UserError
 

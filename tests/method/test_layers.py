@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from trainers.hegraph.method.adjacency import Adjacency, Relation
 from trainers.hegraph.method.conv import RelationConv
-from trainers.hegraph.method.graph import HeteroGraph, Relation, build_graph
-from trainers.hegraph.method.layers import ACTIVATIONS, Adapted, Adjacency, HeteroMessagePassing
+from trainers.hegraph.method.graph import HeteroGraph, build_graph
+from trainers.hegraph.method.layers import ACTIVATIONS, Adapted, HeteroMessagePassing
 from trainers.hegraph.method.relations import RELATIONS
 
 P, N, V = "positive", "negative", "visual"

@@ -112,7 +112,7 @@ class Prototypes(nn.Module):
     def __init__(self, bank: FeatureBank, options: CfgNode, seed: int) -> None:
         super().__init__()
         self.labels = bank.train_labels
-        self.images = nn.Parameter(bank.cache_keys())  # [N, d]
+        self.images = nn.Parameter(bank.cache_keys().clone())  # [N, d]
         self.text = nn.Parameter(bank.text_positive.clone())  # [K, d]
         with torch.random.fork_rng():
             torch.manual_seed(seed)

@@ -63,7 +63,7 @@ class TipAdapterF(Method):
         """Trains N * d keys; `seed` orders the batches and draws the views."""
         start = {"ALPHA": by_dataset("ALPHA", options.ALPHA, bank), "BETA": options.BETA}
         epochs = by_dataset("EPOCHS", options.EPOCHS, bank)
-        keys = bank.cache_keys().requires_grad_()
+        keys = bank.cache_keys().clone().requires_grad_()
 
         def text_of(features: Tensor) -> Tensor:
             return text_logits(features, bank.text_positive, bank.logit_scale)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,11 +13,14 @@ from yacs.config import CfgNode
 from ..config import model_options, training_options
 from ..features.bank import FeatureBank
 from ..method.classifier import FoldedClassifier
-from ..method.model import HeGraphModel, build_model
+from ..method.model import Foundation, HeGraphModel, build_model
+from ..method.options import ModelOptions
 from ..method.transfer import TransferableAdapter
+from ..training.batches import TrainingData
 from ..training.checkpoints import Checkpoints
 from ..training.loop import AdapterTraining, TrainingSummary, train_to_end
 from ..training.memory import free_bytes, log_large, training_bytes
+from ..training.options import TrainingOptions
 from ..utils.errors import UserError
 from .outcome import Outcome
 from .provenance import set_random_seed
@@ -40,10 +44,46 @@ class TrainedAdapter:
     selected: dict = field(default_factory=dict)
 
 
-def new_model(bank: FeatureBank, cfg: CfgNode, seed: int) -> HeGraphModel:
+class Shared:
+    """What adapters share that are trained on one task with different configurations. Nothing is worked out twice.
+
+    Args:
+        task: The task, for its training batches.
+        bank: Its features.
+
+    Attributes:
+        foundation: What their models are built on.
+    """
+
+    def __init__(self, task: Task, bank: FeatureBank) -> None:
+        self.task, self.bank, self.foundation = task, bank, Foundation(bank)
+        self._trained: list[tuple[ModelOptions, TrainingOptions, TrainedAdapter]] = []
+
+    @cached_property
+    def batches(self) -> TrainingData:
+        """The training batches of the task."""
+        return self.task.batches(self.bank)
+
+    def keep(self, trained: TrainedAdapter, options: TrainingOptions) -> None:
+        """Keeps an adapter for `trained_like`."""
+        self._trained.append((trained.model.options.in_training, options, trained))
+
+    def trained_like(self, model: HeGraphModel, options: TrainingOptions) -> TrainedAdapter | None:
+        """An adapter whose layers are those that a training of this model would leave, if there is one."""
+        asked = model.options.in_training, options
+        return next((trained for *seen, trained in self._trained if tuple(seen) == asked), None)
+
+
+def new_model(bank: FeatureBank, cfg: CfgNode, seed: int, foundation: Foundation | None = None) -> HeGraphModel:
     """The untrained adapter of a task, on the device of its features.
 
     Logs a warning if training it takes much of the free memory.
+
+    Args:
+        bank: The task's features.
+        cfg: The checked configuration.
+        seed: Seed of everything random.
+        foundation: Of the same bank, where other models share it.
 
     Raises:
         UserError: If a class has no training image.
@@ -53,7 +93,7 @@ def new_model(bank: FeatureBank, cfg: CfgNode, seed: int) -> HeGraphModel:
     batch = min(cfg.DATALOADER.TRAIN_X.BATCH_SIZE, num_images)
     parts = training_bytes(len(bank.classnames), num_images, width, views, batch)
     log_large(parts, free_bytes(bank.train_features.device.type))
-    return build_model(bank, model_options(cfg))
+    return build_model(bank, model_options(cfg), foundation)
 
 
 def start_training(
@@ -63,6 +103,7 @@ def start_training(
     cfg: CfgNode,
     checkpoints: Checkpoints | None,
     keep: Keep | None = None,
+    shared: Shared | None = None,
 ) -> AdapterTraining | None:
     """The training of a model, at its checkpoint if there is one; None if its variant has nothing to train.
 
@@ -73,13 +114,15 @@ def start_training(
         cfg: The checked configuration.
         checkpoints: Where the training's state is kept; None does not keep it.
         keep: Called with the adapter and the number of epochs when TRAIN.CHECKPOINT_FREQ asks for the model.
+        shared: What it shares with other trainings on the task.
 
     Raises:
         UserError: If the checkpoint is damaged or belongs to another run.
     """
     if model.layers is None:
         return None
-    training = AdapterTraining(model, task.batches(bank), training_options(cfg), checkpoints, keep)
+    batches = task.batches(bank) if shared is None else shared.batches
+    training = AdapterTraining(model, batches, training_options(cfg), checkpoints, keep)
     training.resume()
     return training
 
@@ -91,6 +134,7 @@ def train_adapter(
     seed: int,
     checkpoints: Checkpoints | None = None,
     keep: Keep | None = None,
+    shared: Shared | None = None,
 ) -> TrainedAdapter:
     """Builds and trains an adapter.
 
@@ -101,18 +145,25 @@ def train_adapter(
         seed: Seed of everything random.
         checkpoints: Where the training's state and the adapter are kept; None keeps neither.
         keep: As in `start_training`.
+        shared: What it shares with other adapters of the task. One whose training would see the same options is not
+            trained again, and its training took 0 seconds.
 
     Raises:
         UserError: If a class has no training image, the loss is not finite, or the checkpoint is another run's.
     """
-    model = new_model(bank, cfg, seed)
-    training = start_training(model, task, bank, cfg, checkpoints, keep)
+    model = new_model(bank, cfg, seed, None if shared is None else shared.foundation)
+    if shared is not None and (like := shared.trained_like(model, training_options(cfg))):
+        model.layers = like.model.layers
+        return TrainedAdapter(model, replace(like.training, seconds=0.0))
+    training = start_training(model, task, bank, cfg, checkpoints, keep, shared)
     if training is None:
         return TrainedAdapter(model)
-    summary = train_to_end(training)
+    trained = TrainedAdapter(model, train_to_end(training))
+    if shared is not None:
+        shared.keep(trained, training.options)
     if checkpoints is not None:
         checkpoints.save_adapter(model)
-    return TrainedAdapter(model, summary)
+    return trained
 
 
 def predict_test(trained: TrainedAdapter, bank: FeatureBank, classifier: FoldedClassifier | None = None) -> Outcome:

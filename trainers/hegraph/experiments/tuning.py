@@ -12,7 +12,7 @@ from ..config_files import with_values
 from ..features.bank import FeatureBank
 from ..training.choice import has_val, val_accuracy
 from ..utils.errors import UserError
-from .adapter import TrainedAdapter, train_adapter
+from .adapter import Shared, TrainedAdapter, train_adapter
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 def tune_on_val(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> TrainedAdapter:
     """Trains every candidate of `TRAINER.HEGRAPHADAPTER.SELECT`, and returns the one that is best on val.
 
-    Of equals the first wins, in the order of the rows.
+    Of equals the first wins, in the order of the rows. Candidates share what their values do not change: all of the
+    training where these only weigh predictions, as ALPHA_C does.
 
     Args:
         task: The task, for its training batches.
@@ -49,9 +50,9 @@ def tune_on_val(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> Train
     configurations = [with_values(cfg, [x for pair in zip(keys, values) for x in pair]) for values in combinations]
     candidates: list[list] = []
     best: tuple[float, tuple, TrainedAdapter] | None = None
-    seconds = 0.0
+    seconds, shared = 0.0, Shared(task, bank)
     for values, changed in zip(combinations, configurations):
-        trained = train_adapter(task, bank, changed, seed)
+        trained = train_adapter(task, bank, changed, seed, shared=shared)
         seconds += trained.training.seconds
         on_val = val_accuracy(trained.model.fold().logits, bank)
         candidates.append([list(values), round(on_val, 4)])

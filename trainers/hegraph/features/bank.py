@@ -6,7 +6,7 @@ Shapes: N training images, V augmented views of each, M test images, K classes, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class FeatureBank:
         logit_scale: CLIP's `tau`, by which cosines are multiplied.
         read_test: Reads the test features, where they are still on disk: then `test_features` is None and
             `test_labels` is not.
+        averaged: The last `train_features` whose views were averaged, with the cache keys that came of it.
     """
 
     train_features: Tensor
@@ -53,6 +54,7 @@ class FeatureBank:
     test_labels: Tensor | None = None
     text_norms: Tensor | None = None
     read_test: Callable[[], Tensor] | None = None
+    averaged: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     def select(self, selection: Selection) -> FeatureBank:
         """The few-shot task that the protocol selected: its rows of train and val, and the whole of test."""
@@ -129,13 +131,18 @@ class FeatureBank:
         return replace(self, test_features=None, test_labels=None, read_test=None)
 
     def to(self, device: str) -> FeatureBank:
-        """The bank with all its tensors on a device."""
+        """The bank with all its tensors on a device; the bank itself if they are there."""
         moved: dict[str, Any] = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        return self if all(moved[name] is getattr(self, name) for name in moved) else replace(self, **moved)
 
     def cache_keys(self) -> Tensor:
-        """One key per training image: the mean over its views, re-normalised, shape `[N, d]`."""
-        return mean_over_views(self.train_features)
+        """One key per training image: the mean over its views, re-normalised, shape `[N, d]`.
+
+        All who ask for them share them, as they do the features, so nobody changes them in place.
+        """
+        if not self.averaged or self.averaged[0] is not self.train_features:
+            self.averaged[:] = self.train_features, mean_over_views(self.train_features)
+        return self.averaged[1]
 
     def save(self, path: Path) -> None:
         """Writes the bank, atomically.

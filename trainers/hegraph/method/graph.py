@@ -1,15 +1,15 @@
-"""The heterogeneous graph: its nodes, the weights of its edges, their degrees. No parameters.
+"""The heterogeneous graph: its nodes and, by way of `adjacency.py`, its edges. No parameters.
 
 HeGraphAdapter, section 3.1.1; `relations.py` lists the relations. The edge weights come from the initial, frozen CLIP
 features and carry no gradient, so a graph is built once per run.
 
-Shapes: K classes, d feature width, R rows of a block. Every relation is a `[K, K]` matrix with a row per target node
-and a column per source node. No such matrix is kept: it is computed from the nodes, in blocks of rows.
+Shapes: K classes, d feature width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,52 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..utils.errors import UserError
+from .adjacency import Relation
 from .relations import NODE_TYPES, RELATIONS, EdgeType, RelationType
 
 if TYPE_CHECKING:  # training does not need torch_geometric, which takes seconds to import
     from torch_geometric.data import HeteroData
-
-ROWS = 512  # rows of a relation matrix that are in memory at once
-
-
-@dataclass(frozen=True)
-class Relation:
-    """The edges of one relation: from every source node to every target node, weighted by cosine.
-
-    Attributes:
-        target, source: Unit-norm node features, each `[K, d]`.
-        diagonal: Factor on the diagonal, see `RelationType.diagonal`.
-    """
-
-    target: Tensor
-    source: Tensor
-    diagonal: float
-
-    def weight(self, rows: slice = slice(None)) -> Tensor:
-        """The given rows of the relation matrix, shape `[R, K]`."""
-        cosine = self.target[rows] @ self.source.t()
-        cosine.diagonal(offset=rows.start or 0).mul_(self.diagonal)
-        return cosine
-
-    def diagonal_cosine(self) -> Tensor:
-        """Cosine of each class's own two nodes, shape `[K, 1]`. The edge between them weighs `diagonal` times this."""
-        return (self.target * self.source).sum(dim=1, keepdim=True)
-
-    def degrees(self) -> tuple[Tensor, Tensor]:
-        """Degrees of a graph convolution with a self loop, counted in absolute weights.
-
-        Returns:
-            `deg_i + 1 = sum_j |r_ij| + 1` of every target node and, since a relation is not symmetric,
-            `deg_j + 1 = sum_i |r_ij| + 1` of every source node, each `[K, 1]`.
-        """
-        num_classes = len(self.target)
-        target, source = self.target.new_ones(num_classes), self.target.new_ones(num_classes)
-        for start in range(0, num_classes, ROWS):
-            rows = slice(start, start + ROWS)
-            magnitude = self.weight(rows).abs_()  # [R, K]
-            target[rows] += magnitude.sum(dim=1)
-            source += magnitude.sum(dim=0)
-        return target.unsqueeze(1), source.unsqueeze(1)
 
 
 @dataclass(frozen=True)
@@ -88,9 +47,16 @@ class HeteroGraph:
         """Edge type -> relation matrix, shape `[K, K]`. They are computed anew at every call; training never asks."""
         return {relation.edge_type: self.relation(relation).weight() for relation in RELATIONS}
 
+    @cached_property
+    def _relations(self) -> dict[RelationType, Relation]:
+        return {}
+
     def relation(self, relation: RelationType) -> Relation:
-        """The edges of a relation between the nodes of this graph."""
-        return Relation(self.x_dict[relation.target], self.x_dict[relation.source], relation.diagonal)
+        """The edges of a relation between the nodes of this graph. All who ask share what these work out."""
+        if relation not in self._relations:
+            target, source = self.x_dict[relation.target], self.x_dict[relation.source]
+            self._relations[relation] = Relation(target, source, relation.diagonal)
+        return self._relations[relation]
 
     def to_hetero_data(self) -> HeteroData:
         """The graph as `torch_geometric.data.HeteroData`.

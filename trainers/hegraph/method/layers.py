@@ -15,7 +15,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from .graph import HeteroGraph, Relation
+from .adjacency import Adjacency
+from .graph import HeteroGraph
 from .relations import RelationType, reads_updated_nodes, relations_in_use
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -40,46 +41,6 @@ class Adapted(NamedTuple):
 
     positive: Tensor
     visual_bias: Tensor | None
-
-
-class Adjacency(nn.Module):
-    """Multiplies by the edge coefficients `r_ij / sqrt((deg_i + 1)(deg_j + 1))` of one relation, `[K, K]`.
-
-    Up to K = d that is one dense matrix. Above, the matrix is never formed: off its diagonal it is the product of the
-    normalised nodes, `D_t^-1/2 T S^T D_s^-1/2`, and its diagonal is put right afterwards. So a product with `[K, d]`
-    costs at most `min(K, 2d) K d` multiply-adds, and memory `min(K, 2d) K`.
-
-    Attributes:
-        self_coefficient: Factor of the self term, `1 / (deg_i + 1)`, shape `[K, 1]`. It is no buffer, since it is only
-            read before training.
-    """
-
-    matrix: Tensor
-    left: Tensor
-    right: Tensor
-    diagonal: Tensor
-
-    def __init__(self, relation: Relation) -> None:
-        super().__init__()
-        target_degree, source_degree = relation.degrees()
-        self.self_coefficient = 1 / target_degree
-        num_classes, width = relation.target.shape
-        self.dense = num_classes <= width
-        if self.dense:
-            matrix = relation.weight() / (target_degree * source_degree.t()).sqrt()
-            self.register_buffer("matrix", matrix, persistent=False)
-        else:
-            correction = (relation.diagonal - 1) * relation.diagonal_cosine()
-            correction = correction / (target_degree * source_degree).sqrt()
-            self.register_buffer("left", relation.target / target_degree.sqrt(), persistent=False)  # [K, d]
-            self.register_buffer("right", (relation.source / source_degree.sqrt()).t(), persistent=False)  # [d, K]
-            self.register_buffer("diagonal", correction, persistent=False)  # [K, 1]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Source features `[K, d]` to aggregated target features `[K, d]`."""
-        if self.dense:
-            return self.matrix @ x
-        return torch.addmm(self.diagonal * x, self.left, self.right @ x)
 
 
 class Messages(nn.Module):
@@ -276,13 +237,11 @@ class HeteroMessagePassing(nn.Module):
         if constant := [r for r in here if not self._reads(r)]:
             return [ConstantMessages(constant, (graph.num_classes, graph.width))]
         for relation in here:
-            adjacency = Adjacency(graph.relation(relation))
-            self_terms = adjacency.self_coefficient * graph.x_dict[relation.target]
+            edges = graph.relation(relation)
             if reads_updated_nodes(relation):
-                live.append(LiveMessage(relation, adjacency, self_terms))
+                live.append(LiveMessage(relation, edges.adjacency, edges.self_terms))
                 continue
-            inputs = adjacency(graph.x_dict[relation.source])
-            inputs = inputs + self_terms if relation.self_term else inputs
+            inputs = edges.aggregated + edges.self_terms if relation.self_term else edges.aggregated
             frozen.setdefault(self.weight_name(relation), []).append((relation, inputs))
         return [*(FrozenMessages(*zip(*shared)) for shared in frozen.values()), *live]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
@@ -49,6 +50,7 @@ class HeGraphModel(nn.Module):
         cache_labels: Their labels, shape `[N]`.
         logit_scale: CLIP's `tau`.
         options: What the model is asked to be.
+        messages: In closed form, as the options ask for them; None works them out.
 
     Attributes:
         messages: What text nodes receive in closed form, with the noise of training; None where neither is asked for.
@@ -59,7 +61,13 @@ class HeGraphModel(nn.Module):
     x_positive: Tensor
 
     def __init__(
-        self, graph: HeteroGraph, cache_keys: Tensor, cache_labels: Tensor, logit_scale: float, options: ModelOptions
+        self,
+        graph: HeteroGraph,
+        cache_keys: Tensor,
+        cache_labels: Tensor,
+        logit_scale: float,
+        options: ModelOptions,
+        messages: ClosedFormMessages | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = graph.num_classes
@@ -70,8 +78,11 @@ class HeGraphModel(nn.Module):
         self.register_buffer("cache_labels", cache_labels, persistent=False)
         self.register_buffer("x_positive", graph.x_dict["positive"], persistent=False)
         self.messages: ClosedFormMessages | None = None
-        if options.has_closed_form or options.noise > 0:
-            self.messages = closed_form_messages(cache_keys, cache_labels, graph.x_dict["positive"], options)
+        if options.needs_messages:
+            text = graph.x_dict["positive"]
+            self.messages = messages or closed_form_messages(
+                cache_keys, cache_labels, text, options.closed_form.kappa, options.closed_form.rho, options.shuffle
+            )
         self.layers: HeteroMessagePassing | None = None
         if options.variant not in UNTRAINED:
             self.layers = message_passing(graph, options.variant_metapath, options, options.bias, options.has_cache)
@@ -180,12 +191,14 @@ class HeGraphModel(nn.Module):
         return classifier
 
 
-def closed_form_messages(keys: Tensor, labels: Tensor, text: Tensor, options: ModelOptions) -> ClosedFormMessages:
-    """The messages in closed form that the options ask for; arguments as in `pass_closed_form_messages`."""
+def closed_form_messages(
+    keys: Tensor, labels: Tensor, text: Tensor, kappa: float, rho: float, shuffle: str
+) -> ClosedFormMessages:
+    """The messages in closed form, to wrong classes where `shuffle` says so; see `pass_closed_form_messages`."""
     others = shuffled(len(text)).to(text.device)
-    sent = text[others] if options.shuffle == "text_to_visual" else text
-    messages = pass_closed_form_messages(keys, labels, sent, options.closed_form.kappa, options.closed_form.rho)
-    if options.shuffle == "visual_to_text":
+    sent = text[others] if shuffle == "text_to_visual" else text
+    messages = pass_closed_form_messages(keys, labels, sent, kappa, rho)
+    if shuffle == "visual_to_text":
         messages = replace(messages, weights=messages.weights[others], bias=messages.bias[others])
     return messages
 
@@ -215,16 +228,62 @@ def message_passing(
     )
 
 
-def build_model(bank: FeatureBank, options: ModelOptions) -> HeGraphModel:
+class Foundation:
+    """What models of one task are built on: features, which no training changes.
+
+    Models whose options differ can share it. Each part is worked out when it is first asked for, and once.
+
+    Args:
+        bank: The task's features.
+    """
+
+    def __init__(self, bank: FeatureBank) -> None:
+        self.bank = bank
+        self._graph, self._messages = cache(self._build_graph), cache(self._pass_messages)
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """One key per training image, shape `[N, d]`."""
+        return self.bank.cache_keys()
+
+    @cached_property
+    def prototypes(self) -> Tensor:
+        """The visual nodes, shape `[K, d]`."""
+        return class_means(self.keys, self.bank.train_labels, list(self.bank.classnames))
+
+    def graph(self, options: ModelOptions) -> HeteroGraph:
+        """The graph that the options ask for."""
+        return self._graph(options.shuffle == "negative")
+
+    def messages(self, options: ModelOptions) -> ClosedFormMessages | None:
+        """The messages in closed form that the options ask for; None where they ask for none."""
+        if not options.needs_messages:
+            return None
+        return self._messages(options.closed_form.kappa, options.closed_form.rho, options.shuffle)
+
+    def _build_graph(self, wrong_negatives: bool) -> HeteroGraph:
+        negative = self.bank.text_negative
+        if wrong_negatives:
+            negative = negative[shuffled(len(negative)).to(negative.device)]
+        return build_graph(self.bank.text_positive, negative, self.prototypes)
+
+    def _pass_messages(self, kappa: float, rho: float, shuffle: str) -> ClosedFormMessages:
+        text = self._graph(shuffle == "negative").x_dict["positive"]
+        return closed_form_messages(self.keys, self.bank.train_labels, text, kappa, rho, shuffle)
+
+
+def build_model(bank: FeatureBank, options: ModelOptions, foundation: Foundation | None = None) -> HeGraphModel:
     """The untrained adapter of a few-shot task, on the device of its features.
+
+    Args:
+        bank: The task's features.
+        options: What the model is asked to be.
+        foundation: Of the same bank, where other models share it.
 
     Raises:
         UserError: If a class has no training image.
     """
-    keys = bank.cache_keys()
-    prototypes = class_means(keys, bank.train_labels, list(bank.classnames))
-    negative = bank.text_negative
-    if options.shuffle == "negative":
-        negative = negative[shuffled(len(negative)).to(negative.device)]
-    graph = build_graph(bank.text_positive, negative, prototypes)
-    return HeGraphModel(graph, keys, bank.train_labels, bank.logit_scale, options).to(keys.device)
+    base = foundation or Foundation(bank)
+    graph, messages = base.graph(options), base.messages(options)
+    model = HeGraphModel(graph, base.keys, bank.train_labels, bank.logit_scale, options, messages)
+    return model.to(base.keys.device)

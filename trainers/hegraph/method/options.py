@@ -5,7 +5,7 @@ it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .relations import REFINED, RELATIONS, metapath_defaults
 
@@ -82,6 +82,16 @@ class ModelOptions:
     def has_closed_form(self) -> bool:
         """Whether text nodes receive messages from visual nodes in closed form."""
         return self.variant in ("free", "T-P", "T", "full") and self.closed_form.omega > 0
+
+    @property
+    def needs_messages(self) -> bool:
+        """Whether they are worked out: for text nodes, or for the noise of training."""
+        return self.has_closed_form or self.noise > 0
+
+    @property
+    def in_training(self) -> ModelOptions:
+        """The options as training sees them: with defaults for what weighs predictions alone."""
+        return replace(self, alpha_c=ModelOptions.alpha_c, closed_form=ClosedFormOptions(kappa=self.closed_form.kappa))
 
     @property
     def has_cache(self) -> bool:
