@@ -13,6 +13,7 @@ from trainers.hegraph.config import model_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.method.graph import build_graph
 from trainers.hegraph.method.model import HeGraphModel
+from trainers.hegraph.training.adamw import AdamW
 from trainers.hegraph.training.checkpoints import Checkpoints, save_adapter
 from trainers.hegraph.utils.errors import UserError
 
@@ -33,8 +34,8 @@ def make_model(*opts, num_classes: int = 3, width: int = 8, shuffle: bool = True
     return model
 
 
-def make_optimizer(model: HeGraphModel, steps: int = 3) -> torch.optim.Optimizer:
-    optimizer = torch.optim.AdamW(model.parameter_groups(0.1, 0.5, 0.02))
+def make_optimizer(model: HeGraphModel, steps: int = 3) -> AdamW:
+    optimizer = AdamW(model.parameter_groups(0.1, 0.5, 0.02), weight_decay=0.01)
     for _ in range(steps):
         optimizer.zero_grad()
         model(model.cache_keys).text.square().sum().backward()

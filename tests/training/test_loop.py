@@ -15,6 +15,7 @@ from trainers.hegraph.config import model_options, training_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.model import HeGraphModel, build_model
+from trainers.hegraph.training.adamw import AdamW
 from trainers.hegraph.training.batches import BankBatches, products_with_cache
 from trainers.hegraph.training.checkpoints import Checkpoints
 from trainers.hegraph.training.loop import AdapterTraining, TrainingSummary, train_to_end
@@ -71,11 +72,9 @@ def test_every_parameter_group_follows_the_schedule_from_its_own_peak(setup, mon
     """Where OPTIM.LR is meant for wider features, the rates of the text relations are larger by the root; where it is
     meant for a larger logit scale, they are larger by the quotient."""
     seen = []
-    step = torch.optim.AdamW.step
+    step = AdamW.step
     monkeypatch.setattr(
-        torch.optim.AdamW,
-        "step",
-        lambda self: (seen.append([group["lr"] for group in self.param_groups]), step(self))[1],
+        AdamW, "step", lambda self: (seen.append([group["lr"] for group in self.param_groups]), step(self))[1]
     )
     rates = ("OPTIM.LR", 0.1, f"{NODE}.WEIGHT_LR_MULT", 0.5, f"{NODE}.VISUAL_LR", 0.03)
     setup.fit(*rates, f"{NODE}.LR_WIDTH", meant_for, f"{NODE}.LR_TAU", scale, f"{NODE}.TEXT_W", True)

@@ -13,6 +13,7 @@ from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.method.graph import build_graph
 from trainers.hegraph.method.model import HeGraphModel
 from trainers.hegraph.method.options import ModelOptions
+from trainers.hegraph.training.adamw import AdamW
 from trainers.hegraph.training.checkpoints import CHECKPOINT, Checkpoints, save_adapter
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import atomic_path, hash_file, hash_json, hash_rows, read_json, write_json
@@ -98,7 +99,9 @@ def write_adapter(path):
 
 def write_checkpoint(path):
     model = tiny_model()
-    Checkpoints(path.parent, path.parent, "id").save(model, torch.optim.AdamW(model.parameters()), 1, 1.0)
+    Checkpoints(path.parent, path.parent, "id").save(
+        model, AdamW(model.parameter_groups(1e-3, 1.0, 1e-3), weight_decay=0.01), 1, 1.0
+    )
 
 
 def tiny_model() -> HeGraphModel:

@@ -21,6 +21,7 @@ from ..utils.errors import UserError
 from ..utils.files import atomic_path, hash_content, write_tensors
 from ..utils.reading import DamagedFile, read_torch
 from ..utils.schema import Finite, NotNegative, OpenPart, Part, check
+from .adamw import AdamW
 
 CHECKPOINT = "checkpoint.pt"
 ADAPTER = "adapter.safetensors"
@@ -54,7 +55,7 @@ class Checkpoints:
         if self.path_to_resume.exists():
             _read_checkpoint(self.path_to_resume, self.run_id)
 
-    def load(self, model: HeGraphModel, optimizer: torch.optim.Optimizer) -> tuple[int, float] | None:
+    def load(self, model: HeGraphModel, optimizer: AdamW) -> tuple[int, float] | None:
         """Loads model and optimizer in place, if there is a checkpoint.
 
         Returns:
@@ -76,7 +77,7 @@ class Checkpoints:
         optimizer.load_state_dict(state["optimizer"])
         return state["epoch"], state["seconds"]
 
-    def save(self, model: HeGraphModel, optimizer: torch.optim.Optimizer, epoch: int, seconds: float) -> None:
+    def save(self, model: HeGraphModel, optimizer: AdamW, epoch: int, seconds: float) -> None:
         """Writes all that training needs to go on after `epoch` epochs and `seconds` of work, atomically."""
         state = {
             "run_id": self.run_id,
@@ -156,7 +157,7 @@ def _checksum(state: dict) -> str:
     return hash_content({key: state[key] for key in ("run_id", "epoch", "model", "optimizer")})
 
 
-def _check_fit(state: dict, model: HeGraphModel, optimizer: torch.optim.Optimizer) -> None:
+def _check_fit(state: dict, model: HeGraphModel, optimizer: AdamW) -> None:
     """Checks the tensors of a checkpoint against what they are loaded into.
 
     Torch itself takes moments of any shape, and reads beyond their end in the next step.

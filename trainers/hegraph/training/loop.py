@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..method.losses import adapter_losses
 from ..method.model import HeGraphModel
 from ..utils.errors import UserError
+from .adamw import AdamW
 from .batches import Batch, TrainingData, epoch_generator
 from .checkpoints import Checkpoints
 from .options import TrainingOptions
@@ -28,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 10.0
 NOISE_STREAM = 1  # the order and the views of an epoch are drawn from stream 0
-FUSED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)  # before, AdamW fused its steps on a GPU only
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class AdapterTraining:
         rate = rate_at_width(options.learning_rate, options.lr_width, model.x_positive.shape[1])
         self.peak_rate = rate_at_scale(rate, options.lr_tau, model.logit_scale)
         groups = model.parameter_groups(self.peak_rate, options.weight_lr_mult, options.visual_lr)
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=FUSED)
+        self.optimizer = AdamW(groups, options.weight_decay)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.epochs = max(options.epochs, math.ceil(options.min_steps / data.steps_per_epoch))
         self.epoch, self.seconds_before = 0, 0.0
@@ -117,7 +117,7 @@ class AdapterTraining:
         logits = self.model(batch.features, own, batch.products, noisy)
         losses = adapter_losses(logits, batch.labels, options.visual_weight, options.visual_scale)
         loss = torch.stack(list(losses.values())).sum()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return loss.detach()
