@@ -7,10 +7,8 @@ starts from a bank that holds nothing but those rows. `import torch` alone stand
 from __future__ import annotations
 
 import json
-import os
 import random
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -18,8 +16,9 @@ from pathlib import Path
 
 import torch
 
+from .first_step import IMPORT_TORCH
 from .report import Report
-from .timing import ROOT, in_turn, peak_memory, process, python, ratio
+from .timing import ROOT, in_turn, process, python, ratio
 
 SMALL = {"images": 200, "num_classes": 10, "width": 16, "tested": 30, "repeats": 1}
 SECONDS_BAR, RATIO_BAR = 2.0, 1.2
@@ -38,7 +37,7 @@ def run(
         peaks: dict[str, list[float]] = {LARGE: [], DRAWN: []}
         seconds = in_turn(
             {
-                TORCH: partial(python, "-c", "import torch"),
+                TORCH: partial(python, *IMPORT_TORCH),
                 LARGE: to_first_step(large, Path(name) / "out", peaks[LARGE]),
                 DRAWN: to_first_step(drawn, Path(name) / "out", peaks[DRAWN]),
             },
@@ -104,28 +103,7 @@ def to_first_step(bank: Path, output: Path, peaks: list[float]) -> Callable[[], 
     arguments = ["--features", str(bank), "--shots", str(SHOTS), "--seed", "1", "--config-file", str(config)]
 
     def start() -> None:
-        _, written = process("benchmarks.big_bank", *arguments, "--output-dir", str(output))
+        _, written = process("benchmarks.first_step", *arguments, "--output-dir", str(output))
         peaks.append(float(written))
 
     return start
-
-
-def main() -> None:
-    """The program that is timed: the command line, which ends with its first step."""
-    from trainers.hegraph.__main__ import main as command_line
-    from trainers.hegraph.training.loop import AdapterTraining
-
-    real = AdapterTraining.step
-
-    def only(self: AdapterTraining, *batch: object) -> None:
-        real(self, *batch)
-        sys.stdout.write(str(peak_memory()))
-        sys.stdout.flush()
-        os._exit(0)  # without the clean-up of a process that ends by itself
-
-    AdapterTraining.step = only
-    sys.exit(command_line())
-
-
-if __name__ == "__main__":
-    main()

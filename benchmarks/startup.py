@@ -1,4 +1,5 @@
-"""A run that is finished already and so is skipped, against `import torch` alone: whole processes.
+"""What a run costs before it trains, against `import torch` alone: a run that is finished already and so is skipped,
+whole processes, and a run from a bank, process start to the first step.
 
 The scripts start every run again, and rely on finished ones ending at once.
 """
@@ -11,13 +12,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from .first_step import IMPORT_TORCH
 from .report import Report
 from .tasks import random_bank
 from .timing import ROOT, in_turn, process, python, ratio
 
 SMALL = {"num_classes": 10, "width": 16, "repeats": 1}
-BAR = 1.5
+BAR, FIRST_STEP_BAR = 1.5, 1.6
 TORCH, IMAGES, BANK = "import torch", "skipping a run of images (digits, mini)", "skipping a run of a bank"
+LEAVING, FIRST_STEP = "import torch, left at once", "a run from a bank up to its first step"
 CONFIGS = ROOT / "configs"
 
 
@@ -31,21 +34,24 @@ def run(num_classes: int = 100, width: int = 512, repeats: int = 5) -> Report:
                 TORCH: partial(python, "-c", "import torch"),
                 IMAGES: finished_run(folder / "images", *digits),
                 BANK: finished_run(folder / "bank", "--features", str(folder / "bank.safetensors")),
+                LEAVING: partial(python, *IMPORT_TORCH),
+                FIRST_STEP: to_first_step(folder / "first", "--features", str(folder / "bank.safetensors")),
             },
             repeats,
         )
     report = Report(
-        "A finished run is started again, whole processes",
+        "A finished run is started again, whole processes, and a new one up to its first step",
         ["what", "seconds"],
         [[what, statistics.median(s)] for what, s in seconds.items()],
     )
     for what in (IMAGES, BANK):
         report.at_most(f"{what}, over {TORCH}", ratio(seconds[what], seconds[TORCH]), BAR)
+    report.at_most(f"{FIRST_STEP}, over {TORCH}", ratio(seconds[FIRST_STEP], seconds[LEAVING]), FIRST_STEP_BAR)
     return report
 
 
-def finished_run(output: Path, *source: str) -> Callable[[], None]:
-    """Trains for one epoch; returns a function that starts the same run again.
+def run_arguments(output: Path, *source: str) -> list[str]:
+    """The command line of a run of one shot.
 
     Args:
         output: The output folder of the run.
@@ -54,7 +60,17 @@ def finished_run(output: Path, *source: str) -> Callable[[], None]:
     config = str(CONFIGS / "trainers" / "HeGraphAdapter" / "mini.yaml")
     arguments = [*source, "--shots", "1", "--seed", "1", "--config-file", config, "--output-dir", str(output)]
     options = {"OPTIM.MAX_EPOCH": "1", "OPTIM.WARMUP_EPOCH": "0", "TRAINER.HEGRAPHADAPTER.MIN_STEPS": "0"}
-    arguments += [word for option in options.items() for word in option]
+    return arguments + [word for option in options.items() for word in option]
+
+
+def to_first_step(output: Path, *source: str) -> Callable[[], object]:
+    """A function that starts a run and ends it after its first step; arguments as of `run_arguments`."""
+    return partial(process, "benchmarks.first_step", *run_arguments(output, *source))
+
+
+def finished_run(output: Path, *source: str) -> Callable[[], None]:
+    """Trains for one epoch; returns a function that starts the same run again; arguments as of `run_arguments`."""
+    arguments = run_arguments(output, *source)
     process("trainers.hegraph", *arguments)
     written = (output / "result.json").stat().st_mtime_ns
 

@@ -29,6 +29,7 @@ BARS = {
     "startup": {
         "skipping a run of images (digits, mini), over import torch",
         "skipping a run of a bank, over import torch",
+        "a run from a bank up to its first step, over import torch",
     },
     "sweep": {"one process per run, over one sweep", "one worker, over two"},
     "streaming": {"peak memory, many images over few"},

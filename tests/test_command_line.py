@@ -47,6 +47,29 @@ def test_help_and_mistakes_in_the_flags_answer_without_torch(arguments):
     assert imported_by(*arguments) == set()
 
 
+def test_a_run_from_a_bank_imports_nothing_before_its_first_step_that_it_does_not_need_there(tiny_bank, tmp_path):
+    late = (*SLOW[1:], "torch_geometric", "torch._dynamo")  # all but torch
+    program = (
+        "import sys\n"
+        "from trainers.hegraph.__main__ import main\n"
+        "from trainers.hegraph.training.loop import AdapterTraining\n"
+        "class End(BaseException): pass\n"
+        "step = AdapterTraining.step\n"
+        "def only(self, batch):\n"
+        "    step(self, batch)\n"
+        "    raise End\n"
+        "AdapterTraining.step = only\n"
+        "try:\n"
+        "    main(sys.argv[1:])\n"
+        "except End:\n"
+        f"    print('imported', *(name for name in {late} if name in sys.modules))\n"
+    )
+    arguments = ["--features", str(tiny_bank), "--shots", "1", "--output-dir", str(tmp_path / "out")]
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=900)
+    assert done.stdout.split() == ["imported"]
+
+
 def test_the_help_lists_the_sub_commands_and_the_flags(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
