@@ -37,7 +37,7 @@ def calls(monkeypatch) -> Counter:
         monkeypatch.setattr(owner, name, counting)
 
     count(bank_module, "mean_over_views")
-    count(model_module, "pass_closed_form_messages")
+    count(model_module, "ClosedFormMessages")
     count(Relation, "degrees")
     count(adapter, "train_to_end")
     count(BankTask, "batches")
@@ -54,20 +54,20 @@ def test_candidates_that_weigh_predictions_alone_are_trained_once(tiny_bank, cal
     found = search(tiny_bank, ALPHA, [f"{NODE}.CLOSED_FORM.OMEGA", [0.1, 0.3]])
     assert len(found["candidates"]) == 6
     assert calls == {
-        "mean_over_views": 1, "pass_closed_form_messages": 1, "degrees": 1, "train_to_end": 1, "batches": 1,
+        "mean_over_views": 1, "ClosedFormMessages": 1, "degrees": 1, "train_to_end": 1, "batches": 1,
     }  # fmt: skip
 
 
 def test_what_another_training_does_not_change_is_worked_out_once_too(tiny_bank, calls):
     search(tiny_bank, ALPHA, [f"{NODE}.GAMMA", [0.5, 1.0]], ["OPTIM.LR", [0.001, 0.002]])
     assert calls == {
-        "mean_over_views": 1, "pass_closed_form_messages": 1, "degrees": 1, "train_to_end": 4, "batches": 1,
+        "mean_over_views": 1, "ClosedFormMessages": 1, "degrees": 1, "train_to_end": 4, "batches": 1,
     }  # fmt: skip
 
 
 def test_messages_in_closed_form_are_worked_out_for_each_of_their_constants(tiny_bank, calls):
     search(tiny_bank, ALPHA, [f"{NODE}.CLOSED_FORM.RHO", [0.1, 0.3]], [f"{NODE}.CLOSED_FORM.KAPPA", [2.0, 4.0]])
-    assert calls["pass_closed_form_messages"] == 4
+    assert calls["ClosedFormMessages"] == 4
     assert calls["train_to_end"] == 2, "the noise of training depends on KAPPA, and not on RHO"
 
 

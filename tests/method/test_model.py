@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from trainers.hegraph.method.closed_form import pass_closed_form_messages
+from trainers.hegraph.method.closed_form import ClosedFormMessages
 from trainers.hegraph.method.graph import build_graph, class_means
 from trainers.hegraph.method.losses import adapter_losses
 from trainers.hegraph.method.model import HeGraphModel, Logits, shuffled
@@ -99,8 +99,8 @@ def test_the_messages_in_closed_form_are_added_when_the_adapter_folds(build, que
         train(build(variant, text_weights=False, closed_form=options)).fold()
         for options in (ClosedFormOptions(omega=0.0), CLOSED)
     )
-    messages = pass_closed_form_messages(keys, LABELS, build(variant).x_positive, kappa=3.0, rho=0.3)
-    expected = 0.2 * 100 * (queries - messages.mean.float()) @ messages.weights.t()
+    messages = ClosedFormMessages(keys, LABELS, build(variant).x_positive, kappa=3.0, rho=0.3)
+    expected = 0.2 * 100 * (queries - messages.to_text.mean.float()) @ messages.to_text.weights.t()
     assert_close(closed.parts(queries).text - plain.parts(queries).text, expected, rtol=1e-3, atol=1e-3)
     if variant == "full":
         assert closed.parts(queries).visual.equal(plain.parts(queries).visual)
@@ -117,7 +117,9 @@ def test_shuffled_messages_reach_another_class(build, text):
     )
     others = shuffled(K)
     assert sorted(others.tolist()) == list(range(K)) and not others.eq(torch.arange(K)).any()
-    assert to_text.weights.equal(plain.weights[others]) and to_text.bias.equal(plain.bias[others])
+    assert to_text.to_text.weights.equal(plain.to_text.weights[others]) and to_text.to_text.bias.equal(
+        plain.to_text.bias[others]
+    )
     assert to_visual.guess.texts.allclose(plain.guess.texts[others])
 
 

@@ -206,5 +206,5 @@ def predict_test(trained: TrainedAdapter, bank: FeatureBank, classifier: FoldedC
         classifier=folded,
         transferable=transferable,
         transfer_rule="adapter",
-        class_nodes=None if model.text_messages is None else model.text_messages.nodes,
+        class_nodes=None if model.text_messages is None else model.text_messages.to_text.nodes,
     )

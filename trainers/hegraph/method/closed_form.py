@@ -37,6 +37,7 @@ Shapes: N cached images, K classes, S_c images of class c, d feature width. Comp
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +84,7 @@ class TextGuess:
 
 
 @dataclass(frozen=True)
-class ClosedFormMessages:
+class TextMessages:
     """The messages that text nodes receive (step 3), and what they were made of.
 
     Attributes:
@@ -93,8 +94,6 @@ class ClosedFormMessages:
         mean: `m`, shape `[d]`.
         scale: `s`.
         nodes: The visual nodes in the whitened space, `A^-1/2 (u_c - m) / s`, shape `[K, d]`, float32.
-        guess: Step 1.
-        noise: `r_j`, shape `[N, d]`, float32.
     """
 
     weights: Tensor
@@ -103,20 +102,85 @@ class ClosedFormMessages:
     mean: Tensor
     scale: Tensor
     nodes: Tensor
-    guess: TextGuess
-    noise: Tensor
+
+
+class ClosedFormMessages:
+    """Steps 1 to 3. Each part is worked out when it is first asked for, and once: training needs the noise alone.
+
+    Args:
+        keys: Unit-norm cached image features, shape `[N, d]`; every class has at least one.
+        labels: Their classes, shape `[N]`.
+        text: Unit-norm text features, shape `[K, d]`.
+        kappa: How many images text counts as.
+        rho: Strength of the covariance's ridge, times d / N.
+        receivers: For each class the class whose message its text node receives, shape `[K]`; None: its own.
+    """
+
+    def __init__(
+        self, keys: Tensor, labels: Tensor, text: Tensor, kappa: float, rho: float, receivers: Tensor | None = None
+    ) -> None:
+        self.keys, self.labels, self.text, self.kappa, self.rho = keys, labels, text, kappa, rho
+        self.receivers = receivers
+        self.counts = torch.bincount(labels, minlength=len(text)).double().unsqueeze(1)
+
+    @cached_property
+    def means(self) -> Tensor:
+        """The class means `m_c`, shape `[K, d]`."""
+        sums = self.counts.new_zeros(self.text.shape).index_add_(0, self.labels, self.keys.double())
+        return sums / self.counts
+
+    @cached_property
+    def guess(self) -> TextGuess:
+        """Step 1."""
+        return guess_class_means(self.text, self.means)
+
+    @cached_property
+    def visual(self) -> Tensor:
+        """The visual nodes `u_c` (step 2), shape `[K, d]`."""
+        return (self.counts * self.means + self.kappa * self.guess.left_out) / (self.counts + self.kappa)
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """`r_j`, shape `[N, d]`, float32."""
+        keys, labels = self.keys.double(), self.labels
+        without = (self.counts * self.means)[labels]  # in place from here: these are the largest tensors of a run
+        without.sub_(keys).add_((self.kappa * self.guess.left_out)[labels])
+        without.div_(self.counts[labels] - 1 + self.kappa)
+        return keys.sub_(without).float()
+
+    @cached_property
+    def to_text(self) -> TextMessages:
+        """Step 3."""
+        keys, nodes = self.keys.double(), self.visual
+        num_images, width = keys.shape
+        mean = keys.mean(dim=0)
+        deviations = keys - nodes[self.labels]
+        covariance = deviations.t() @ deviations / num_images
+        ridge = self.rho * width / num_images
+        identity = torch.eye(width, dtype=keys.dtype, device=keys.device)
+        spread = (covariance.trace() / width).clamp_min(SMALLEST_EIGENVALUE)  # of images that are all alike it is 0
+        metric = (covariance / spread + ridge * identity) / (1 + ridge)
+        eigenvalues, vectors = torch.linalg.eigh(metric)
+        whitening = (vectors / eigenvalues.clamp_min(SMALLEST_EIGENVALUE).sqrt()) @ vectors.t()
+        scale = ((keys - mean) @ whitening).norm(dim=1).mean().clamp_min(SMALLEST_EIGENVALUE)
+        whitened = (nodes - mean) @ whitening
+        weights = F.normalize(whitened, dim=1) @ whitening / scale
+        bias = -(weights @ mean)
+        if self.receivers is not None:
+            weights, bias = weights[self.receivers], bias[self.receivers]
+        return TextMessages(weights.float(), bias.float(), whitening, mean, scale, (whitened / scale).float())
 
     def for_new_classes(self) -> NewClassMessages:
         """What gives messages to classes that have no images."""
-        width = len(self.mean)
-        zero = self.guess.mean_text.new_zeros(1, width)
+        messages, width = self.to_text, self.keys.shape[1]
+        zero = messages.mean.new_zeros(1, width)
         intercept = self.guess.of(zero)
         slope = self.guess.of(torch.eye(width, dtype=zero.dtype, device=zero.device)) - intercept
         return NewClassMessages(
-            matrix=(slope @ self.whitening).float(),
-            offset=((intercept - self.mean) @ self.whitening)[0].float(),
-            whitening=(self.whitening / self.scale).float(),
-            mean=self.mean.float(),
+            matrix=(slope @ messages.whitening).float(),
+            offset=((intercept - messages.mean) @ messages.whitening)[0].float(),
+            whitening=(messages.whitening / messages.scale).float(),
+            mean=messages.mean.float(),
         )
 
 
@@ -163,7 +227,7 @@ def guess_class_means(text: Tensor, means: Tensor) -> TextGuess:
     eigenvalues, vectors = kernel_eigenvectors(texts, constant)
     projected = vectors.t() @ rest
     mean_eigenvalue = (eigenvalues[:-1].sum() / (len(texts) - 1)).clamp_min(SMALLEST_EIGENVALUE)
-    least, left_out, dual = rest.square().sum(), torch.zeros_like(rest), None
+    least, left_out, best = rest.square().sum(), torch.zeros_like(rest), None
     for factor in RIDGES:
         ridge = factor * mean_eigenvalue
         shrink = eigenvalues / (eigenvalues + ridge)
@@ -171,8 +235,8 @@ def guess_class_means(text: Tensor, means: Tensor) -> TextGuess:
         predicted = (vectors @ (shrink.unsqueeze(1) * projected) - leverage * rest) / (1 - leverage)
         error = (rest - predicted).square().sum()
         if error < least:
-            least, left_out = error, predicted
-            dual = vectors @ (projected / (eigenvalues + ridge).unsqueeze(1))
+            least, left_out, best = error, predicted, ridge
+    dual = None if best is None else vectors @ (projected / (eigenvalues + best).unsqueeze(1))
     guess = mean_image + slope * texts + left_out
     return TextGuess(guess, mean_text, mean_image, slope, texts, constant, dual)
 
@@ -196,50 +260,6 @@ def kernel_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor
     kept = eigenvalues > SMALLEST_EIGENVALUE * eigenvalues[-1]
     eigenvalues = eigenvalues[kept]
     return eigenvalues, design @ turn[:, kept] / eigenvalues.sqrt()
-
-
-def pass_closed_form_messages(
-    keys: Tensor, labels: Tensor, text: Tensor, kappa: float, rho: float
-) -> ClosedFormMessages:
-    """Steps 1 to 3.
-
-    Args:
-        keys: Unit-norm cached image features, shape `[N, d]`; every class has at least one.
-        labels: Their classes, shape `[N]`.
-        text: Unit-norm text features, shape `[K, d]`.
-        kappa: How many images text counts as.
-        rho: Strength of the covariance's ridge, times d / N.
-    """
-    keys = keys.double()
-    num_images, width = keys.shape
-    counts = torch.bincount(labels, minlength=len(text)).double().unsqueeze(1)
-    means = keys.new_zeros(len(text), width).index_add_(0, labels, keys) / counts
-    guess = guess_class_means(text, means)
-    mean = keys.mean(dim=0)
-    nodes = (counts * means + kappa * guess.left_out) / (counts + kappa)
-    deviations = keys - nodes[labels]
-    covariance = deviations.t() @ deviations / num_images
-    ridge = rho * width / num_images
-    identity = torch.eye(width, dtype=keys.dtype, device=keys.device)
-    spread = (covariance.trace() / width).clamp_min(SMALLEST_EIGENVALUE)  # of images that are all alike it is 0
-    metric = (covariance / spread + ridge * identity) / (1 + ridge)
-    eigenvalues, vectors = torch.linalg.eigh(metric)
-    whitening = (vectors / eigenvalues.clamp_min(SMALLEST_EIGENVALUE).sqrt()) @ vectors.t()
-    scale = ((keys - mean) @ whitening).norm(dim=1).mean().clamp_min(SMALLEST_EIGENVALUE)
-    whitened = (nodes - mean) @ whitening
-    weights = F.normalize(whitened, dim=1) @ whitening / scale
-    others = counts[labels] - 1
-    without = ((counts * means)[labels] - keys + kappa * guess.left_out[labels]) / (others + kappa)
-    return ClosedFormMessages(
-        weights=weights.float(),
-        bias=-(weights @ mean).float(),
-        whitening=whitening,
-        mean=mean,
-        scale=scale,
-        nodes=(whitened / scale).float(),
-        guess=guess,
-        noise=(keys - without).float(),
-    )
 
 
 def class_offsets(logits: Tensor, labels: Tensor, prior: float) -> Tensor:
@@ -275,9 +295,9 @@ def training_free_classifier(
         z = tau f . t_c + o_c + omega tau (f - m) . x_c
 
     Args:
-        keys, labels, text: As in `pass_closed_form_messages`.
+        keys, labels, text: As of `ClosedFormMessages`.
         logit_scale: CLIP's `tau`.
-        messages: From `pass_closed_form_messages`.
+        messages: Of the same.
         options: The constants.
     """
     offsets = class_offsets(logit_scale * keys @ text.t(), labels, options.prior)
@@ -286,9 +306,9 @@ def training_free_classifier(
 
 def add_messages(classifier: FoldedClassifier, messages: ClosedFormMessages, strength: float) -> FoldedClassifier:
     """A classifier whose logits gain `strength * (f - m) . x_c`, folded into its weights and bias."""
-    bias = strength * messages.bias
+    bias = strength * messages.to_text.bias
     return replace(
         classifier,
-        weights=classifier.weights + strength * messages.weights,
+        weights=classifier.weights + strength * messages.to_text.weights,
         bias=bias if classifier.bias is None else classifier.bias + bias,
     )

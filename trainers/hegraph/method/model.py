@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..features.bank import FeatureBank
 from .cache import moved_keys, shifted_cache_logits
 from .classifier import FoldedClassifier, Logits
-from .closed_form import ClosedFormMessages, add_messages, pass_closed_form_messages, training_free_classifier
+from .closed_form import ClosedFormMessages, add_messages, training_free_classifier
 from .graph import HeteroGraph, build_graph, class_means
 from .heads import text_logits
 from .layers import HeteroMessagePassing
@@ -194,13 +194,10 @@ class HeGraphModel(nn.Module):
 def closed_form_messages(
     keys: Tensor, labels: Tensor, text: Tensor, kappa: float, rho: float, shuffle: str
 ) -> ClosedFormMessages:
-    """The messages in closed form, to wrong classes where `shuffle` says so; see `pass_closed_form_messages`."""
+    """The messages in closed form, to wrong classes where `shuffle` says so; other arguments as there."""
     others = shuffled(len(text)).to(text.device)
     sent = text[others] if shuffle == "text_to_visual" else text
-    messages = pass_closed_form_messages(keys, labels, sent, kappa, rho)
-    if shuffle == "visual_to_text":
-        messages = replace(messages, weights=messages.weights[others], bias=messages.bias[others])
-    return messages
+    return ClosedFormMessages(keys, labels, sent, kappa, rho, others if shuffle == "visual_to_text" else None)
 
 
 def shuffled(num_classes: int) -> Tensor:
