@@ -122,8 +122,8 @@ def test_without_messages_and_with_a_strong_prior_the_free_variant_is_zero_shot(
     options = ClosedFormOptions(omega=1e-9, prior=1e9)
     messages = ClosedFormMessages(keys, LABELS, text, options.kappa, options.rho)
     found = training_free_classifier(keys, LABELS, text, 100.0, messages, options)
-    assert_close(found.to_text.weights, 100 * text, rtol=1e-5, atol=1e-4)
-    assert_close(found.to_text.bias, torch.zeros(K), rtol=0, atol=1e-4)
+    assert_close(found.weights, 100 * text, rtol=1e-5, atol=1e-4)
+    assert_close(found.bias, torch.zeros(K), rtol=0, atol=1e-4)
     assert found.keys is None
 
 

@@ -14,7 +14,7 @@ import logging
 import math
 import posixpath
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,9 +158,9 @@ class _SplitFile(OpenPart):
 
 
 def _sample_per_class(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:
-    by_class: dict[int, list[int]] = {}  # keeps the order of first appearance
+    by_class: defaultdict[int, list[int]] = defaultdict(list)  # keeps the order of first appearance
     for index, label in enumerate(labels):
-        by_class.setdefault(label, []).append(index)
+        by_class[label].append(index)
     selected = []
     for indices in by_class.values():
         selected += rng.sample(indices, shots) if len(indices) >= shots else indices

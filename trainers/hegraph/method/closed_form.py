@@ -51,6 +51,7 @@ CONSTANT = 10.0  # of the kernel, times its mean diagonal: the ridge regression 
 TEMPERATURES = (0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # factors on logits that an NLL is taken at
 OFFSET_STEPS = 20  # after so many, the offsets of every bank have settled
 SMALLEST_EIGENVALUE = 1e-9
+ROWS = 1024  # images whose noise is worked out at once, since float64 takes twice the memory of the keys
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,13 @@ class ClosedFormMessages:
     @cached_property
     def noise(self) -> Tensor:
         """`r_j`, shape `[N, d]`, float32."""
-        keys, labels = self.keys.double(), self.labels
-        without = (self.counts * self.means)[labels]  # in place from here: these are the largest tensors of a run
-        without.sub_(keys).add_((self.kappa * self.guess.left_out)[labels])
-        without.div_(self.counts[labels] - 1 + self.kappa)
-        return keys.sub_(without).float()
+        sums, guesses = self.counts * self.means, self.kappa * self.guess.left_out
+        noise = torch.empty_like(self.keys)
+        for block in (slice(start, start + ROWS) for start in range(0, len(noise), ROWS)):
+            keys, labels = self.keys[block].double(), self.labels[block]
+            without = (sums[labels] - keys + guesses[labels]) / (self.counts[labels] - 1 + self.kappa)
+            noise[block] = (keys - without).float()
+        return noise
 
     @cached_property
     def to_text(self) -> TextMessages:
