@@ -121,7 +121,10 @@ def test_features_are_those_of_the_backbones_own_transform_whatever_the_batches(
 
 def test_bytes_that_are_normalised_together_are_those_of_the_transform_to_the_bit(tmp_path, mini):
     paths = write_digits(tmp_path, 5)
-    [batch] = Reader(mini.preprocess, mini.input_size).batches(paths, 5)
+    for width, height in ((40, 24), (24, 40), (32, 32), (33, 32)):
+        paths.append(tmp_path / f"{width}x{height}.png")
+        open_digit("digits/0003").resize((width, height)).save(paths[-1])
+    [batch] = Reader(mini.preprocess, mini.input_size).batches(paths, len(paths))
     assert torch.equal(batch.pixels, torch.stack([mini.preprocess(to_rgb(Image.open(path))) for path in paths]))
 
 

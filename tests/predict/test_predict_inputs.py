@@ -39,6 +39,19 @@ def test_links_are_followed_and_never_round_in_circles(tmp_path):
     assert paths(tmp_path / "images") == [str(tmp_path / "images" / name) for name in ("a.png", "link/x.png")]
 
 
+def test_a_link_that_leads_to_itself_or_nowhere_is_an_image_by_its_name_alone(tmp_path):
+    touch(tmp_path, "a.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    assert paths(tmp_path) == [str(tmp_path / name) for name in ("a.png", "gone.png", "loop.png")]
+
+
+def test_a_folder_that_is_called_like_an_image_is_walked(tmp_path):
+    touch(tmp_path, "album.jpg/a.png")
+    assert paths(tmp_path) == [str(tmp_path / "album.jpg" / "a.png")]
+
+
 def test_a_folder_of_many_levels_is_walked(tmp_path):
     deep = "/".join(["d"] * 200)
     touch(tmp_path, f"{deep}/x.png")

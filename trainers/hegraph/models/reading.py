@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class Reader:
         if len(steps) > 1 and isinstance(steps[-2], T.ToTensor) and isinstance(steps[-1], T.Normalize):
             self.normalize = steps[-1]
             steps = steps[:-2]
-        self.transform = T.Compose(steps)
+        self.steps = steps
 
     def batches(self, images: Iterable[ImageLike], batch_size: int) -> Iterator[Pixels]:
         """Batches of `batch_size` images in order, the last of which may be smaller.
@@ -90,18 +90,21 @@ class Reader:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def read(self, image: ImageLike) -> Tensor | str:
+    def read(self, image: ImageLike) -> np.ndarray | Tensor | str:
         """One image, as bytes `[H, W, 3]` or, of an unusual transform, as it comes from it; else why it is unreadable.
 
         No exception passes: on damaged bytes, Pillow raises whatever they lead to.
         """
         try:
-            pixels = self.transform(self._open(image))
-            return torch.from_numpy(np.array(pixels)) if self.normalize else pixels
+            pixels = self._open(image)
+            for step in self.steps:
+                if not (isinstance(step, T.CenterCrop) and pixels.size == self.size[::-1]):  # it would copy all of it
+                    pixels = step(pixels)
+            return np.asarray(pixels) if self.normalize else pixels
         except Exception as error:
             return _reason(error)
 
-    def _read_all(self, images: Sequence[ImageLike]) -> list[Tensor | str]:
+    def _read_all(self, images: Sequence[ImageLike]) -> list[np.ndarray | Tensor | str]:
         return [self.read(image) for image in images]
 
     def _open(self, image: ImageLike) -> Image.Image:
@@ -120,14 +123,15 @@ class Reader:
         if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
             raise ValueError(f"its sides differ too much ({image.width} x {image.height} pixels)")
 
-    def _collect(self, images: Sequence[ImageLike], results: Sequence[Tensor | str]) -> Pixels:
+    def _collect(self, images: Sequence[ImageLike], results: Sequence[np.ndarray | Tensor | str]) -> Pixels:
         problems = [result if isinstance(result, str) else "" for result in results]
-        read = [result for result in results if isinstance(result, Tensor)]
+        read: list[Any] = [result for result in results if not isinstance(result, str)]
         if not read:
             return Pixels(images, torch.zeros(0, 3, *self.size), problems)
-        pixels = torch.stack(read)
-        if self.normalize is not None:  # as ToTensor and Normalize do of one image
-            pixels = self.normalize(pixels.permute(0, 3, 1, 2).contiguous().float().div(255))
+        if self.normalize is None:
+            return Pixels(images, torch.stack(read), problems)
+        pixels = torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2)
+        pixels = self.normalize(pixels.contiguous().float().div(255))  # as ToTensor and Normalize do of one image
         return Pixels(images, pixels, problems)
 
 

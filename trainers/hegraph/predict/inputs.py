@@ -94,23 +94,24 @@ class Inputs:
         """The images below a folder, in sorted order. Hidden files and folders are left out; links are followed."""
         nothing_yet = True
         left_out = frozenset(_identity(place) for place in [self.leave_out] if place is not None and place.exists())
-        waiting = [(folder, left_out)]  # folders and files with the folders above them; the next one is last
+        # Folders and images, whether they are folders, and the folders above them; the next one is last
+        waiting = [(folder, True, left_out)]
         while waiting:
-            path, above = waiting.pop()
-            if path.lower().endswith(IMAGE_SUFFIXES) and not os.path.isdir(path):
+            path, is_folder, above = waiting.pop()
+            if not is_folder:
                 yield Found(path)
                 nothing_yet = False
                 continue
             try:
                 here = _identity(path)
-                names = sorted(os.listdir(path), reverse=True)
+                entries = sorted(_wanted(path), reverse=True)
             except OSError as error:
                 yield Found(path, f"cannot be listed: {error.strerror}")
                 nothing_yet = False
                 continue
             if here not in above:  # it is, where a link leads to a folder above it
-                entries = [os.path.join(path, name) for name in names if not name.startswith(".")]
-                waiting += [(entry, above | {here}) for entry in entries if _is_wanted(entry)]
+                below = above | {here}
+                waiting += [(os.path.join(path, name), is_folder, below) for name, is_folder in entries]
         if nothing_yet:
             yield Found(folder, NO_IMAGE)
 
@@ -156,8 +157,16 @@ def _names(paths: Sequence[bytes], null: bool) -> Iterator[str]:
             yield os.fsdecode(name)
 
 
-def _is_wanted(path: str) -> bool:
-    return path.lower().endswith(IMAGE_SUFFIXES) or os.path.isdir(path)
+def _wanted(folder: str) -> Iterator[tuple[str, bool]]:
+    """The names of the images and folders in a folder, and whether each is a folder, which most systems list along."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link that leads to itself
+                is_folder = False
+            if not entry.name.startswith(".") and (is_folder or entry.name.lower().endswith(IMAGE_SUFFIXES)):
+                yield entry.name, is_folder
 
 
 def _is_pipe(path: str) -> bool:

@@ -6,6 +6,7 @@ Paths are written as `text.utf8` gives them, so that every output is valid UTF-8
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from .text import one_line, utf8
 
 NONE_OF_THESE = "none of these"
 MAX_WIDTH = 60  # of a column that is aligned
+NEEDS_QUOTES = re.compile('[,"\r\n]')  # a cell of CSV that holds one of these
 
 
 class Row(NamedTuple):
@@ -83,11 +85,12 @@ class Csv:
         ranked, end = enumerate(row.top, start=1), ""
         if self.asked:
             end = ",true" if row.known is False else ",false"
-        return "".join(f"{self._cell(row.path)},{self._cell(c)},{digits(p)},{rank},{end}\n" for rank, (c, p) in ranked)
+        path = self._cell(row.path)
+        return "".join(f"{path},{self._cell(c)},{digits(p)},{rank},{end}\n" for rank, (c, p) in ranked)
 
     def _cell(self, text: str) -> str:
         text = utf8(text)
-        return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
+        return '"' + text.replace('"', '""') + '"' if NEEDS_QUOTES.search(text) else text
 
 
 class JsonLines:
