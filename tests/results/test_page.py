@@ -68,6 +68,7 @@ def report(tmp_path_factory) -> Path:
         "config": {"DATASET.SUBSAMPLE_CLASSES": "all", "A.X": 1}, "config_hash": "c",
         "versions": {"torch": "9.8.7"}, "targets": {}, "seconds": {"training": 1.0}, "epochs": 2,
         "num_parameters": 7, "peak_memory_mb": 5.0, "device": "cpu", "threads": 2, "finished_at": "2026-01-01",
+        "rejection": {"keep": 0.95, "kept": 93.75},
     }  # fmt: skip
     there = {"accuracy": 60.0, "accuracy_zero_shot": 40.0, "num_test": 9, "num_classes": 3, "rule": "same classes"}
     new = {"Toy:new": there | {"rule": "other classes"}}
@@ -119,10 +120,10 @@ def test_every_image_has_a_text_in_its_place(page):
 
 
 def test_tables_are_of_the_records_each_kind_apart(page):
-    assert len(page.all("table")) == 5
+    assert len(page.all("table")) == 6
     for words in (
         "Accuracy on test (%) by shots", "by setting", "targets with same classes", "base and new classes",
-        "What training takes", "X=2", "Toy (source)", "80.00", "90.50 ± 6.35",
+        "What training takes", "kept by the threshold for 95%", "93.75", "X=2", "Toy (source)", "80.00", "90.50 ± 6.35",
     ):  # fmt: skip
         assert words in page.text
     assert "Not shown" not in page.text
@@ -190,6 +191,6 @@ def test_a_browser_shows_it_on_a_phone_without_overflow_or_request(report, tmp_p
     seen = json.loads(Page(shown.stdout[shown.stdout.index("<pre>") :].split("</pre>")[0] + "</pre>").text)
     assert seen["width"] == PHONE
     assert seen["overflow"] == 0
-    assert seen["boxes"] == 8
+    assert seen["boxes"] == 9
     assert seen["wide"] > 0  # so that something could overflow
     assert (seen["errors"], seen["broken"], seen["requests"]) == ([], 0, 0)

@@ -13,7 +13,7 @@ from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.classifier import FoldedClassifier
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.results.__main__ import main
-from trainers.hegraph.results.rejection import ZERO_SHOT, all_scores, score_images
+from trainers.hegraph.results.rejection import ZERO_SHOT, all_scores, kept_table, score_images
 from trainers.hegraph.training.rejection import KnownScores, separation
 from trainers.hegraph.utils.errors import UserError
 
@@ -107,3 +107,11 @@ def test_a_run_without_its_bank_and_a_file_are_refused(tiny_bank, tmp_path, caps
     assert "is a run on 'Tiny', and --features are banks of Other" in capsys.readouterr().err
     assert main(["rejection", str(tiny_bank), "--features", str(tiny_bank)]) == 2
     assert "is no folder; models are in output folders" in capsys.readouterr().err
+
+
+def test_what_thresholds_keep_of_test_images_is_averaged_over_seeds(run, cells):
+    records = [run(seed, rejection={"keep": 0.95, "kept": kept}) for seed, kept in ((1, 94.0), (2, 97.0))]
+    records += [run(3), run(4, rejection=None), run(5, rejection={"keep": 0.95, "kept": None})]  # these tell nothing
+    assert cells(kept_table(records)) == {("HeGraphAdapter",): {"kept": "95.50"}}
+    with pytest.raises(UserError, match="no record tells what a threshold keeps"):
+        kept_table(records[2:])

@@ -76,7 +76,7 @@ def make_model(
         known=outcome.calibration.known,
         class_nodes=outcome.class_nodes,
         trained_on=trained_on,
-        scores=NOT_TESTED if record is None else Scores(**{key: record[key] for key in OF_TEST}),
+        scores=NOT_TESTED if record is None else _scores(record),
     )
 
 
@@ -93,6 +93,11 @@ def keep_epochs(
             save_model(saved, folder.model_folder(epoch))
 
     return keep
+
+
+def _scores(record: dict) -> Scores:
+    ece = {when: (record["calibration"][when] or {}).get("ece") for when in ("after", "zero_shot")}
+    return Scores(**{key: record[key] for key in OF_TEST}, ece=ece["after"], ece_zero_shot=ece["zero_shot"])
 
 
 def _of_images(task: ModelSource) -> tuple[Backbone, Preprocessing, Prompts, tuple[str, ...]]:

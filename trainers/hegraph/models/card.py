@@ -73,6 +73,8 @@ def card_header(model: SavedModel) -> dict[str, Any]:
         for kind, name, value in (
             ("accuracy", "Accuracy", model.scores.accuracy),
             ("f1", "Macro F1", model.scores.macro_f1),
+            ("accuracy", "Accuracy of the text classifier alone", model.scores.accuracy_text),
+            ("ece", "Expected calibration error", model.scores.ece),
         )
         if value is not None
     ]
@@ -100,12 +102,20 @@ def _scores(model: SavedModel) -> str:
     if scores.accuracy is None:
         return "There were no test images, so no score is known.\n"
     rows = [
-        ("zero-shot CLIP", scores.accuracy_zero_shot),
-        ("text classifier alone", scores.accuracy_text),
-        (model.method, scores.accuracy),
+        ("zero-shot CLIP", scores.accuracy_zero_shot, scores.ece_zero_shot),
+        (f"{model.method}(T), the text classifier alone", scores.accuracy_text, None),
+        (model.method, scores.accuracy, scores.ece),
     ]
-    lines = [f"| {name} | {value:.2f} |" for name, value in rows if value is not None]
-    return "\n".join([f"Accuracy on {scores.num_test} test images (%):", "", "| | |", "|---|---:|", *lines, ""])
+    lines = [
+        f"| {name} | {accuracy:.2f} | {'' if ece is None else f'{ece:.2f}'} |"
+        for name, accuracy, ece in rows
+        if accuracy is not None
+    ]
+    about = (
+        f"On {scores.num_test} test images, in %. ECE is the expected calibration error (15 bins) of probabilities, the "
+        f"softmax of logits divided by the temperature {model.temperature:.3f}; zero-shot CLIP's are as it comes."
+    )
+    return "\n".join([about, "", "| | accuracy | ECE |", "|---|---:|---:|", *lines, ""])
 
 
 def _classes(model: SavedModel) -> str:

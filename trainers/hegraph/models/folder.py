@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -53,7 +54,7 @@ def save_model(model: SavedModel, folder: Path) -> None:
         raise UserError(f"{folder} is no model folder, and is not overwritten; choose another")
     with writing_folder(folder) as temporary:
         config = _config(model)
-        write_json(temporary / CONFIG, config.model_dump(exclude=None if config.known else {"known"}))
+        write_json(temporary / CONFIG, config.model_dump(exclude=_not_known(config)))
         write_tensors(temporary / TENSORS, _tensors(model), {"format": config.format})
         (temporary / CARD).write_text(model_card(model), encoding="utf-8")
 
@@ -145,6 +146,14 @@ def _config(model: SavedModel) -> ModelConfig:
         labels=None if model.labels is None else list(model.labels),
         known=None if model.known is None else _checked(model.known),
     )
+
+
+def _not_known(config: ModelConfig) -> dict[str, Any]:
+    """The entries that are left out where they are not known, as they are in folders of earlier versions."""
+    missing: dict[str, Any] = {} if config.known else {"known": True}
+    if config.scores.ece is None:
+        missing["scores"] = {"ece", "ece_zero_shot"}
+    return missing
 
 
 def _checked(known: KnownScores) -> Known:

@@ -96,7 +96,7 @@ class Reader:
         No exception passes: on damaged bytes, Pillow raises whatever they lead to.
         """
         try:
-            pixels = self._open(image)
+            pixels: Any = self._open(image)  # an image until a step makes a tensor of it
             for step in self.steps:
                 if not (isinstance(step, T.CenterCrop) and pixels.size == self.size[::-1]):  # it would copy all of it
                     pixels = step(pixels)

@@ -150,13 +150,22 @@ class TrainedOn(Part):
 
 
 class Scores(Part):
-    """Percent on the test images; None where there were none."""
+    """Percent on the test images; None where there were none.
+
+    Attributes:
+        accuracy, macro_f1, ece: Of the model; `ece` is the expected calibration error of its probabilities.
+        accuracy_text: Of HeGraphAdapter's text classifier without the cache.
+        accuracy_zero_shot, ece_zero_shot: Of zero-shot CLIP as it comes.
+        num_test: How many images.
+    """
 
     accuracy: Percent | None
     accuracy_text: Percent | None
     accuracy_zero_shot: Percent | None
     macro_f1: Percent | None
     num_test: Count
+    ece: Percent | None = None  # left out where they are not known, and by earlier versions
+    ece_zero_shot: Percent | None = None
 
 
 class ModelConfig(Part):

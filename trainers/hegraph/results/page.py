@@ -19,6 +19,7 @@ from .curves import curves
 from .figures import as_svg, confusion, tsne
 from .methods import OURS, method
 from .records import PREDICTIONS, TEXT_NODES, find_records, find_runs
+from .rejection import has_threshold, kept_table
 from .render import as_html
 from .settings import split_sweeps
 from .table import Table
@@ -104,6 +105,8 @@ def _part(source: Path) -> str:
         alt = "Accuracy by confidence, a panel per method; the calibration errors are in the table above"
         caption = "Reliability diagrams over all test images; the diagonal is perfect, large dots are many images."
         pieces += [_table(lambda: calibration_table(plain)), _figure(lambda: reliability_diagrams(plain), alt, caption)]
+    if any(map(has_threshold, plain)):
+        pieces.append(_table(lambda: kept_table(plain)))
     if source.is_dir():
         pieces += _of_last_run(find_runs([source]))
     pieces.append(_protocol(records))

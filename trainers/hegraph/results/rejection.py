@@ -21,12 +21,15 @@ from ..models.folder import load_model
 from ..models.saved import SavedModel
 from ..training.rejection import DEFAULT, known_score, metric_scores, separation, text_scores
 from ..utils.errors import UserError
-from .methods import method, method_order
+from .cells import Observation, TestSet, make_cells
+from .methods import PLACE, method, method_order, place
 from .records import find_runs
 from .table import Cell, Row, Table
+from .tabulate import tabulate_costs
 
 NEW = "new"  # the classes of a bank that a model does not know
 KEEP = 0.95
+KEPT = "kept"
 ZERO_SHOT = "zero-shot probability"
 COLUMNS = {"auroc": "AUROC", "fpr95": "FPR95", "known": "known kept", "unknown": "unknown kept"}
 
@@ -63,6 +66,40 @@ def rejection_table(folders: Sequence[Path], banks: Sequence[Path], unknown: str
                 of_score = scores.setdefault(score, {}).setdefault(column, {})
                 of_score.setdefault(record["dataset"], []).append(value)
     return _table(found, sorted({record["dataset"] for record in runs.values()}), other.dataset if other else NEW)
+
+
+def kept_table(records: Sequence[dict]) -> Table:
+    """What the threshold for `KEEP` of the images of known classes keeps of the test images, which are all of them.
+
+    It is all that records tell about the threshold: they know no image of other classes.
+
+    Args:
+        records: The runs.
+
+    Raises:
+        UserError: If no run tells it, or a row would mix runs.
+    """
+    told = [record for record in records if has_threshold(record)]
+    if not told:
+        raise UserError("no record tells what a threshold keeps, which runs of earlier versions did not measure")
+    observations = [
+        Observation(
+            (place(record, PLACE), method(record), KEPT),
+            record["seed"],
+            record["rejection"]["kept"],
+            TestSet(record["num_test"], record.get("num_classes"), record.get("rule"), record.get("trained_on")),
+            record,
+        )
+        for record in told
+    ]
+    caption = f"Test images, all of known classes, that are kept by the threshold for {KEEP:.0%} of such images, in %"
+    means = {key: Cell(cell.mean) for key, cell in make_cells(observations).items()}
+    return tabulate_costs(caption, list(PLACE), means, {KEPT: 2}, {})
+
+
+def has_threshold(record: dict) -> bool:
+    """Whether a record tells what the threshold of its model keeps of the test images."""
+    return (record.get("rejection") or {}).get("kept") is not None
 
 
 def score_images(model: SavedModel, known: FeatureBank, unknown: FeatureBank) -> dict[str, dict[str, float]]:
