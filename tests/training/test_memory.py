@@ -24,12 +24,16 @@ def test_the_estimate_counts_what_a_model_holds(width, model_options):
     from benchmarks.tasks import random_bank
 
     bank = random_bank(5, width, shots=3)
-    model = build_model(bank, model_options())
+    model = build_model(bank, model_options(noise=1.0))
     parts = training_bytes(5, 15, width, views=1, batch=8)
     assert parts["parameters"] == 4 * sum(4 * parameter.numel() for parameter in model.parameters())
     buffers = {buffer.data_ptr(): 4 * buffer.numel() for name, buffer in model.named_buffers() if "labels" not in name}
     cached = 4 * model.cache_keys.numel()
     assert parts["keys"] == 2 * cached
+    kept, guess = model.messages.to_text, model.messages.guess
+    tensors = [kept.weights, kept.whitening, kept.nodes, model.messages.noise, guess.left_out, guess.texts]
+    dual = guess.left_out if guess.dual is None else guess.dual  # there is none where text says nothing of images
+    assert parts["messages"] == sum(tensor.numel() * tensor.element_size() for tensor in [*tensors, dual])
     # Some of the ten features per class are there while the graph is built
     assert 0.5 * parts["graph"] < sum(buffers.values()) - cached <= parts["graph"]
 
@@ -41,10 +45,20 @@ def test_products_count_where_they_are_kept():
     assert large["step"] == 4 * (100_000 * 8 + 24 * 10 * 16)
 
 
+def test_messages_count_where_there_are_any_and_so_does_the_end_where_it_takes_more_than_a_step():
+    large = training_bytes(1000, 16_000, 1024, views=1, batch=256)
+    double = 3 * 4096 * 1024 + 3 * 1000 * 1024 + 5 * 1024**2  # three blocks of keys, nodes, matrices
+    assert large["step"] + large["at the end"] == 8 * double
+    small = training_bytes(10, 160, 16, views=1, batch=256)
+    assert small["at the end"] == 0 < small["messages"]
+    without = training_bytes(1000, 16_000, 1024, views=1, batch=256, messages=False)
+    assert without["messages"] == without["at the end"] == 0
+
+
 def test_above_k_equal_to_d_the_estimate_is_proportional_to_the_classes():
     def total(num_classes: int) -> int:
         parts = training_bytes(num_classes, 16 * num_classes, 512, views=10, batch=256)
-        return sum(parts.values()) - 4 * 4 * 3 * 512**2  # the matrices are the same for any K
+        return sum(parts.values()) - (4 * 4 * 3 + 8) * 512**2  # W with its gradient and moments, and the whitening
 
     assert total(20_000) == 4 * total(5_000)
 

@@ -91,9 +91,10 @@ def new_model(bank: FeatureBank, cfg: CfgNode, seed: int, foundation: Foundation
     set_random_seed(seed)  # encoding may have drawn from the generators, reading what was encoded does not
     views, num_images, width = bank.train_features.shape
     batch = min(cfg.DATALOADER.TRAIN_X.BATCH_SIZE, num_images)
-    parts = training_bytes(len(bank.classnames), num_images, width, views, batch)
+    options = model_options(cfg)
+    parts = training_bytes(len(bank.classnames), num_images, width, views, batch, options.needs_messages)
     log_large(parts, free_bytes(bank.train_features.device.type))
-    return build_model(bank, model_options(cfg), foundation)
+    return build_model(bank, options, foundation)
 
 
 def start_training(

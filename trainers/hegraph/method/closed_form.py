@@ -36,6 +36,7 @@ Shapes: N cached images, K classes, S_c images of class c, d feature width. Comp
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -51,7 +52,7 @@ CONSTANT = 10.0  # of the kernel, times its mean diagonal: the ridge regression 
 TEMPERATURES = (0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # factors on logits that an NLL is taken at
 OFFSET_STEPS = 20  # after so many, the offsets of every bank have settled
 SMALLEST_EIGENVALUE = 1e-9
-ROWS = 1024  # images whose noise is worked out at once, since float64 takes twice the memory of the keys
+ROWS = 4096  # images that are worked on at once, since float64 takes twice the memory of their keys
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,9 @@ class ClosedFormMessages:
     @cached_property
     def means(self) -> Tensor:
         """The class means `m_c`, shape `[K, d]`."""
-        sums = self.counts.new_zeros(self.text.shape).index_add_(0, self.labels, self.keys.double())
+        sums = self.counts.new_zeros(self.text.shape)
+        for keys, labels in self._blocks():
+            sums.index_add_(0, labels, keys)
         return sums / self.counts
 
     @cached_property
@@ -144,34 +147,41 @@ class ClosedFormMessages:
     def noise(self) -> Tensor:
         """`r_j`, shape `[N, d]`, float32."""
         sums, guesses = self.counts * self.means, self.kappa * self.guess.left_out
-        noise = torch.empty_like(self.keys)
-        for block in (slice(start, start + ROWS) for start in range(0, len(noise), ROWS)):
-            keys, labels = self.keys[block].double(), self.labels[block]
+        blocks = []
+        for keys, labels in self._blocks():
             without = (sums[labels] - keys + guesses[labels]) / (self.counts[labels] - 1 + self.kappa)
-            noise[block] = (keys - without).float()
-        return noise
+            blocks.append((keys - without).float())
+        return torch.cat(blocks)
 
     @cached_property
     def to_text(self) -> TextMessages:
         """Step 3."""
-        keys, nodes = self.keys.double(), self.visual
-        num_images, width = keys.shape
-        mean = keys.mean(dim=0)
-        deviations = keys - nodes[self.labels]
-        covariance = deviations.t() @ deviations / num_images
+        num_images, width = self.keys.shape
+        nodes = self.visual
+        mean, covariance = nodes.new_zeros(width), nodes.new_zeros(width, width)
+        for keys, labels in self._blocks():
+            mean += keys.sum(dim=0) / num_images
+            deviations = keys - nodes[labels]
+            covariance += deviations.t() @ deviations / num_images
+        identity = torch.eye(width, dtype=nodes.dtype, device=nodes.device)
         ridge = self.rho * width / num_images
-        identity = torch.eye(width, dtype=keys.dtype, device=keys.device)
         spread = (covariance.trace() / width).clamp_min(SMALLEST_EIGENVALUE)  # of images that are all alike it is 0
         metric = (covariance / spread + ridge * identity) / (1 + ridge)
         eigenvalues, vectors = torch.linalg.eigh(metric)
         whitening = (vectors / eigenvalues.clamp_min(SMALLEST_EIGENVALUE).sqrt()) @ vectors.t()
-        scale = ((keys - mean) @ whitening).norm(dim=1).mean().clamp_min(SMALLEST_EIGENVALUE)
+        lengths = torch.cat([((keys - mean) @ whitening).norm(dim=1) for keys, _ in self._blocks()])
+        scale = lengths.mean().clamp_min(SMALLEST_EIGENVALUE)
         whitened = (nodes - mean) @ whitening
         weights = F.normalize(whitened, dim=1) @ whitening / scale
         bias = -(weights @ mean)
         if self.receivers is not None:
             weights, bias = weights[self.receivers], bias[self.receivers]
         return TextMessages(weights.float(), bias.float(), whitening, mean, scale, (whitened / scale).float())
+
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The keys, in float64, and their labels, `ROWS` at a time."""
+        for keys, labels in zip(self.keys.split(ROWS), self.labels.split(ROWS)):
+            yield keys.double(), labels
 
     def for_new_classes(self) -> NewClassMessages:
         """What gives messages to classes that have no images."""

@@ -112,8 +112,8 @@ def _scores(model: SavedModel) -> str:
         if accuracy is not None
     ]
     about = (
-        f"On {scores.num_test} test images, in %. ECE is the expected calibration error (15 bins) of probabilities, the "
-        f"softmax of logits divided by the temperature {model.temperature:.3f}; zero-shot CLIP's are as it comes."
+        f"On {scores.num_test} test images, in %. ECE is the expected calibration error (15 bins) of probabilities, "
+        f"the softmax of logits divided by the temperature {model.temperature:.3f}; zero-shot CLIP's are as it comes."
     )
     return "\n".join([about, "", "| | accuracy | ECE |", "|---|---:|---:|", *lines, ""])
 

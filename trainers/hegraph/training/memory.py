@@ -14,28 +14,42 @@ from pathlib import Path
 
 import torch
 
+from ..method.closed_form import ROWS
 from .batches import products_bytes
 
 logger = logging.getLogger(__name__)
 
-FLOAT = 4  # bytes
+FLOAT, DOUBLE = 4, 8  # bytes
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from glibc's malloc.h
 LARGEST = 2**31 - 1  # the value that both are set to: the largest int
 MMAP_LIMIT = 32 * 2**20  # bytes up to which glibc keeps blocks by default, once it has met some; it trims at twice that
 SHARE = 0.5  # an estimate above this share of the free memory is logged
 
 
-def training_bytes(num_classes: int, num_images: int, width: int, views: int, batch: int) -> dict[str, int]:
-    """Bytes that a training of the full variant takes, by what takes them, without the features and the process."""
-    nodes = num_classes * width  # one feature or parameter per class
+def training_bytes(
+    num_classes: int, num_images: int, width: int, views: int, batch: int, messages: bool = True
+) -> dict[str, int]:
+    """Bytes that a training of the full variant takes, by what takes them, without the features and the process.
+
+    `messages` says whether there are messages in closed form. Those to text nodes are worked out after the last step,
+    in double precision; "at the end" is how much more that takes than a step.
+    """
+    nodes, cached = num_classes * width, num_images * width  # one feature or parameter per class; one feature per image
     products = products_bytes(views, num_images)
-    return {
-        "keys": 2 * num_images * width * FLOAT,  # the keys, and the mean over views that they are made from
+    parts = {
+        "keys": 2 * cached * FLOAT,  # the keys, and the mean over views that they are made from
         "graph": (10 * nodes + min(num_classes, 2 * width) * num_classes) * FLOAT,
         "parameters": 4 * (3 * width**2 + 6 * nodes) * FLOAT,  # with gradients and AdamW's two moments
         "step": (num_images * batch * (2 if products else 1) + 24 * nodes) * FLOAT,
         "products": products,
+        "messages": 0,
+        "at the end": 0,
     }
+    if messages:
+        parts["messages"] = (cached + 2 * nodes) * FLOAT + (width**2 + 3 * nodes) * DOUBLE
+        block = min(num_images, ROWS) * width
+        parts["at the end"] = max((3 * block + 3 * nodes + 5 * width**2) * DOUBLE - parts["step"], 0)
+    return parts
 
 
 def free_bytes(device: str = "cpu") -> int | None:
