@@ -768,6 +768,14 @@ def test_thumbnails_are_the_training_images_in_the_order_of_the_cache(digits, tm
     assert not (tmp_path / "again" / "model" / "thumbnails").exists()
 
 
+def test_a_finished_run_gets_thumbnails_that_are_asked_for_later(digits, record, tmp_path):
+    digits()
+    before, model = record(), (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+    assert digits(flags=("--keep-thumbnails",)) == 0
+    assert len(list((tmp_path / "out" / "model" / "thumbnails").iterdir())) == 10
+    assert (record(), (tmp_path / "out" / "model" / "model.safetensors").read_bytes()) == (before, model)
+
+
 def test_encoding_first_or_reading_what_was_encoded_gives_identical_records(digits, record, tmp_path):
     opts = (f"{NODE}.WEIGHT_INIT", "xavier", f"{NODE}.FEATURES.DIR", str(tmp_path / "fresh"))
     for out in ("encoded", "read"):

@@ -179,7 +179,8 @@ def predict_test(trained: TrainedAdapter, bank: FeatureBank, classifier: FoldedC
         UserError: If a logit is not finite.
     """
     model = trained.model
-    folded = classifier or model.fold()
+    adapted = model.adapt_to_test()
+    folded = classifier or model.fold(adapted)
     logits = text = None
     if bank.test_features is not None:
         parts = folded.parts(bank.test_features)
@@ -187,7 +188,6 @@ def predict_test(trained: TrainedAdapter, bank: FeatureBank, classifier: FoldedC
         if not logits.isfinite().all():
             raise UserError("the trained adapter predicts NaN or infinite logits; lower OPTIM.LR")
     transferable = TransferableAdapter.of(model)
-    adapted = model.adapt_to_test().class_features
 
     def transfer(other: FeatureBank) -> Tensor:
         features = other.features_to_classify
@@ -203,7 +203,7 @@ def predict_test(trained: TrainedAdapter, bank: FeatureBank, classifier: FoldedC
         selected=trained.selected,
         classify=folded.text_only().logits,
         transfer=transfer,
-        text_nodes=None if model.layers is None else (model.x_positive, F.normalize(adapted, dim=-1)),
+        text_nodes=None if model.layers is None else (model.x_positive, F.normalize(adapted.class_features, dim=-1)),
         classifier=folded,
         transferable=transferable,
         transfer_rule="adapter",

@@ -36,9 +36,9 @@ from ..training.choice import has_val, val_images
 from ..training.confidence import Calibration, fit_temperature, match_confidence, mean_confidence
 from ..training.rejection import KnownScores, known_score
 from .adapter import train_adapter
+from .baseline import fit_baseline
 from .out_of_fold import Classify, Fit, HeldOut, classify_in_batches, hold_out_classes, hold_out_images
 from .outcome import Outcome
-from .provenance import set_random_seed
 from .tasks import Split, Task, bank_batches
 
 logger = logging.getLogger(__name__)
@@ -93,10 +93,7 @@ def fit_again(task: Task, cfg: CfgNode, seed: int) -> Fit:
     def fit(bank: FeatureBank) -> Classify:
         if cfg.TRAINER.NAME not in METHODS:
             return train_adapter(PartOfTask(bank, cfg, seed), bank, cfg, seed).model.fold().logits
-        method = load_method(cfg.TRAINER.NAME)
-        backbone = getattr(task, "backbone", None) if method.needs_backbone else None
-        set_random_seed(seed)
-        return method.fit(bank, cfg.TRAINER[method.name.upper()], seed, backbone).logits
+        return fit_baseline(load_method(cfg.TRAINER.NAME), task, bank, cfg, seed).logits
 
     return fit
 

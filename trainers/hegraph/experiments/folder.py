@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from ..models.folder import CONFIG, TENSORS, find_model_folder, save_model
 from ..models.saved import SavedModel
-from ..models.thumbnails import write_thumbnails
+from ..models.thumbnails import has_thumbnails, write_thumbnails
 from ..results.records import SPLIT, read_record, write_predictions, write_record, write_text_nodes
 from ..training.checkpoints import CHECKPOINT, Checkpoints
 from ..utils.errors import UserError
@@ -92,8 +92,11 @@ class RunFolder:
         record = read_record(self.path)
         return record is not None and record["run_id"] == self.run_id
 
-    def finished(self) -> dict | None:
+    def finished(self, thumbnails: Iterable[Image.Image] | None = None) -> dict | None:
         """The record of this very run, if the folder holds it.
+
+        Args:
+            thumbnails: As of `finish`; a model that has none gets them.
 
         Raises:
             UserError: If the folder holds the record of another run.
@@ -107,6 +110,9 @@ class RunFolder:
                 "delete it"
             )
         logger.info("%s holds the complete result of this run: skipped", self.path)
+        model = self.model_folder()
+        if thumbnails is not None and (model / CONFIG).is_file() and not has_thumbnails(model):
+            write_thumbnails(model, thumbnails)
         return record
 
     def check(self) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from PIL import Image
 from yacs.config import CfgNode
 
 from ..baselines import METHODS, load_method
@@ -19,6 +21,7 @@ from ..training.memory import keep_freed_memory
 from ..utils import processes
 from ..utils.errors import UserError
 from .adapter import predict_test, train_adapter
+from .baseline import fit_baseline
 from .calibration import calibrated
 from .elsewhere import check_targets, score_targets
 from .evaluation import test_model
@@ -52,7 +55,8 @@ def run(
         model_dir: Folder of a finished run, or of a model, that is tested instead of training one.
         load_epoch: The epoch of `model_dir` whose model is tested; None takes the last.
         train: False encodes the features and stops; nothing is tested.
-        keep_thumbnails: Whether small pictures of the training images go into the model folder.
+        keep_thumbnails: Whether small pictures of the training images go into the model folder, also into that of a run
+            that is finished.
         opened: What earlier runs of this process have opened; None shares nothing with them.
 
     Returns:
@@ -72,7 +76,8 @@ def run(
         return test_model(cfg, bank_file, model_dir, load_epoch, device)
     task = open_task(cfg, bank_file, seed, device, opened)
     folder = RunFolder.of(cfg, task, seed)
-    if (record := folder.finished()) is not None:
+    thumbnails = task.training_images() if keep_thumbnails and isinstance(task, ImageSource) else None
+    if (record := folder.finished(thumbnails)) is not None:
         return record
     if train:
         check_trained_classes(task)
@@ -83,9 +88,9 @@ def run(
         return {}
     folder.check()
     with folder.locked():
-        if (record := folder.finished()) is not None:  # another process may have finished it just now
+        if (record := folder.finished(thumbnails)) is not None:  # another process may have finished it just now
             return record
-        return train_and_test(task, cfg, seed, folder, device, train, keep_thumbnails)
+        return train_and_test(task, cfg, seed, folder, device, train, thumbnails)
 
 
 def open_task(cfg: CfgNode, bank_file: Path | None, seed: int, device: str, opened: Opened | None = None) -> Task:
@@ -104,9 +109,17 @@ def encode(task: Task) -> None:
 
 
 def train_and_test(
-    task: Task, cfg: CfgNode, seed: int, folder: RunFolder, device: str, train: bool, keep_thumbnails: bool
+    task: Task,
+    cfg: CfgNode,
+    seed: int,
+    folder: RunFolder,
+    device: str,
+    train: bool,
+    thumbnails: Iterable[Image.Image] | None,
 ) -> dict:
-    """Encodes, trains, tests and writes the record, in a folder that is this process's own; arguments as of `run`."""
+    """Encodes, trains, tests and writes the record, in a folder that is this process's own; arguments as of `run`, and
+    `thumbnails` as of `RunFolder.finish`.
+    """
     folder.begin()
     if not train:
         encode(task)
@@ -121,7 +134,6 @@ def train_and_test(
     targets = score_targets(task, bank, cfg.DATASET, outcome)
     record = make_record(outcome, bank, cfg, seed, folder, "alone", features_seconds, targets)
     model = make_model(task, bank, cfg, seed, folder, "alone", outcome, record)
-    thumbnails = task.training_images() if keep_thumbnails and isinstance(task, ImageSource) else None
     folder.finish(record, outcome, bank.classnames, model, thumbnails)
     return record
 
@@ -144,18 +156,10 @@ def fit_method(method: Method, task: Task, bank: FeatureBank, cfg: CfgNode, seed
     """Fits another method, without test features at hand, and has it predict test.
 
     Raises:
-        UserError: If the method needs the backbone, and the task is a feature bank.
+        UserError: If the method needs the backbone, and the task is a feature bank; or a logit is not finite.
     """
-    backbone = None
-    if method.needs_backbone:
-        backbone = getattr(task, "backbone", None)
-        if backbone is None:
-            raise UserError(
-                f"{method.name} learns prompts through the backbone's text tower; give images instead of --features"
-            )
-    set_random_seed(seed)
     started = time.monotonic()
-    fitted = method.fit(bank.without_test(), cfg.TRAINER[method.name.upper()], seed, backbone)
+    fitted = fit_baseline(method, task, bank.without_test(), cfg, seed)
     training = TrainingSummary(fitted.epochs, fitted.steps, time.monotonic() - started)
     if fitted.classifier is None:
         logger.info("%s leaves no model folder: %s", method.name, method.not_saved or "it returns no classifier")

@@ -161,13 +161,13 @@ class HeGraphModel(nn.Module):
         return [{"params": parameters, "lr": rates[role]} for role, parameters in groups.items() if parameters]
 
     @torch.no_grad()
-    def fold(self) -> FoldedClassifier:
-        """Passes messages in evaluation mode, once, and keeps what prediction needs."""
+    def fold(self, classifier: Classifier | None = None) -> FoldedClassifier:
+        """Keeps what prediction needs of a classifier from `adapt_to_test`; None passes the messages here."""
         options, closed = self.options, self.options.closed_form
         if options.variant == "free" and self.messages is not None:
             keys, labels, text = self.cache_keys, self.cache_labels, self.x_positive
             return training_free_classifier(keys, labels, text, self.logit_scale, self.messages, closed)
-        classifier = self.adapt_to_test()
+        classifier = classifier or self.adapt_to_test()
         folded = FoldedClassifier(self.logit_scale * F.normalize(classifier.class_features, dim=-1))
         if self.text_messages is not None:
             folded = add_messages(folded, self.text_messages, closed.omega * self.logit_scale)

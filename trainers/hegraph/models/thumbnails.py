@@ -42,6 +42,11 @@ def write_thumbnails(folder: Path, images: Iterable[Image.Image]) -> None:
             pixels.save(temporary / thumbnail_name(position), quality=QUALITY)
 
 
+def has_thumbnails(folder: Path) -> bool:
+    """Whether a model folder has thumbnails."""
+    return (folder / FOLDER).is_dir()
+
+
 def read_thumbnail(folder: Path, position: int) -> Image.Image | None:
     """The thumbnail of one cached image, as RGB of at most 64x64 pixels.
 
