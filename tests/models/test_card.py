@@ -7,7 +7,7 @@ import json
 from trainers.hegraph.__main__ import main as train
 from trainers.hegraph.models.card import card_header, model_card
 from trainers.hegraph.models.folder import load_model
-from trainers.hegraph.models.schema import Scores
+from trainers.hegraph.models.schema import Backbone, Scores
 
 
 def scores(**changes: object) -> Scores:
@@ -51,6 +51,14 @@ def test_a_model_that_was_not_tested_has_no_scores(saved_model):
     model = saved_model(scores=scores(**none, num_test=0))
     assert "no score is known" in model_card(model)
     assert "model-index" not in card_header(model)
+
+
+def test_a_model_of_a_bank_says_that_the_backbone_has_to_be_named(saved_model):
+    assert "hegraph predict MODEL_FOLDER IMAGE\n" in model_card(saved_model())
+    assert "NAME" not in model_card(saved_model())
+    of_bank = model_card(saved_model(backbone=Backbone(title="ViT-B-32/openai")))
+    assert "hegraph predict MODEL_FOLDER IMAGE --backbone NAME --pretrained TAG\n" in of_bank
+    assert 'from_pretrained("MODEL_FOLDER", backbone="NAME", pretrained="TAG")' in of_bank
 
 
 def test_a_run_leaves_the_scores_of_its_record(tiny_bank, tmp_path):

@@ -159,8 +159,18 @@ def test_a_place_that_is_no_model_folder_says_what_it_is(tmp_path):
     assert "missing is not there; give the model folder of a run" in refused(tmp_path / "missing")
     assert "file is no folder" in refused(tmp_path / "file")
     assert "pipe is no folder" in refused(tmp_path / "pipe")
-    assert "empty holds no config.json" in refused(tmp_path / "empty")
+    assert "empty holds no config.json; give the model folder of a run, such as OUTPUT_DIR" in refused(
+        tmp_path / "empty"
+    )
     assert "File name too long" in refused(tmp_path / ("x" * 300))
+
+
+def test_a_folder_of_runs_names_the_model_of_one(tmp_path, saved_model):
+    for seed in (2, 1):
+        (tmp_path / "digits" / "method" / "mini_16shots" / f"seed{seed}").mkdir(parents=True)
+        save_model(saved_model(), tmp_path / "digits" / "method" / "mini_16shots" / f"seed{seed}" / "model")
+    for given in (tmp_path, tmp_path / "digits"):
+        assert "such as {}".format(tmp_path / "digits/method/mini_16shots/seed1/model") in refused(given)
 
 
 @pytest.mark.parametrize("name", [CONFIG, TENSORS])

@@ -86,7 +86,7 @@ def _find_tag(name: str, tag: str) -> Source:
         raise unknown(f"weights of {name}: neither a file nor a tag:", tag, tags)
     repository, _, filename = known["hf_hub"].rpartition("/")
     filenames = (re.sub(r"\.\w+$", ".safetensors", filename), filename) if filename else WEIGHTS_NAMES
-    use = "set MODEL.BACKBONE.PRETRAINED to its path"
+    use = "give its path in place of the tag"
     file = fetch_file(repository, filenames, f"{name} with the weights {tag!r}", " or ".join(filenames), use)
     return Source(name, f"{name}/{tag}", name, file, tag)
 

@@ -18,15 +18,19 @@ USE = """\
 ## Use
 
 ```bash
-hegraph predict MODEL_FOLDER IMAGE
+hegraph predict MODEL_FOLDER IMAGE{flags}
 ```
 
 ```python
 from hegraph import HeGraphClassifier
 
-classifier = HeGraphClassifier.from_pretrained("MODEL_FOLDER")
+classifier = HeGraphClassifier.from_pretrained("MODEL_FOLDER"{arguments})
 classifier.predict(["image.jpg"])
 ```
+"""
+NOT_NAMED = """
+The model was trained from a bank of features, which does not say how open_clip calls their backbone.
+Put its name in place of NAME and its weights, a tag or a file, in place of TAG.
 """
 FILES = """\
 ## Files
@@ -48,7 +52,7 @@ def model_card(model: SavedModel) -> str:
         f"An adapter of the frozen CLIP `{model.backbone.title}` to {len(model.classnames)} classes. It was trained on "
         f"{about}.\n",
         _scores(model),
-        USE,
+        _use(model.backbone),
         _classes(model),
         FILES,
     ]
@@ -95,6 +99,15 @@ def _base_model(backbone: Backbone) -> str | None:
     from ..backbones.sources import hub_repository  # imports open_clip
 
     return hub_repository(backbone.model, resolve_pretrained(backbone.model, backbone.pretrained))
+
+
+def _use(backbone: Backbone) -> str:
+    if backbone.model:
+        return USE.format(flags="", arguments="")
+    return (
+        USE.format(flags=" --backbone NAME --pretrained TAG", arguments=', backbone="NAME", pretrained="TAG"')
+        + NOT_NAMED
+    )
 
 
 def _scores(model: SavedModel) -> str:

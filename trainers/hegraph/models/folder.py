@@ -33,6 +33,7 @@ CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 TRANSFER = "transfer."  # prefix of the tensors that reach other classes
 MESSAGES = f"{TRANSFER}messages."  # of those, the messages in closed form
 NODES = "class_nodes"  # in the whitened space of those messages
+LEVELS = 4  # folders between output/ and a run: data set, method, configuration, seed
 OLD_ADAPTER = "adapter.safetensors"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
@@ -121,7 +122,15 @@ def find_model_folder(folder: Path) -> Path:
             f"{folder}/result.json first) to get one"
         )
     what = "is not there" if not folder.exists() else "is no folder" if not folder.is_dir() else f"holds no {CONFIG}"
-    raise UserError(f"{folder} {what}; give the model folder of a run, such as OUTPUT_DIR/model")
+    raise UserError(f"{folder} {what}; give the model folder of a run, such as {_model_below(folder)}")
+
+
+def _model_below(folder: Path) -> str:
+    """A model folder of a run below a folder, for a message to name: scripts put runs some folders deep."""
+    for depth in range(1, LEVELS + 1):
+        if found := sorted(folder.glob(f"{'*/' * depth}model/{CONFIG}")):
+            return str(found[0].parent)
+    return "OUTPUT_DIR/model"
 
 
 def _config(model: SavedModel) -> ModelConfig:

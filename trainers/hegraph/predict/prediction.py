@@ -230,7 +230,8 @@ def write_rows(rows: Iterable[Row], total: int | None, options: Options) -> int:
         if not written:
             raise UserError("there is nothing to classify: the list is empty")
     seconds = time.monotonic() - started
-    logger.info("%d rows in %.1f s, %.0f per second", written, seconds, written / max(seconds, 1e-9))
+    rows_written = f"{written} row{'' if written == 1 else 's'}"
+    logger.info("%s in %.1f s, %.0f per second", rows_written, seconds, written / max(seconds, 1e-9))
     if first is not None:
         said = "%d of %d could not be read; the first is %s: %s"
         logger.warning(said, failed, written, one_line(first.path), one_line(first.error))
