@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from tools.tables import BLOCK, MADE_BY, PAGES, made
 
 BLOCKS = [(page, *found) for page in PAGES for found in BLOCK.findall(page.read_text(encoding="utf-8"))]
