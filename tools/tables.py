@@ -65,6 +65,7 @@ MADE_BY: dict[str, Callable[[list[Path]], str]] = {
     "stand": means_by_shots,
     "scans": means_by_shots,
     "graph": graph_cases,
+    "graph_stand": graph_cases,
     "paper": means_by_shots,
 }
 
