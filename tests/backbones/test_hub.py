@@ -46,7 +46,7 @@ def test_weights_that_cannot_be_downloaded_are_named_with_where_to_put_them_at_o
         "http://127.0.0.1:9 cannot be reached",
         "open_clip_model.safetensors",
         "http://127.0.0.1:9/timm/resnet50_clip.openai",
-        "MODEL.BACKBONE.PRETRAINED",
+        "give its path in place of the tag",
     ):
         assert words in message
 
