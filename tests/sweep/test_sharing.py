@@ -192,3 +192,18 @@ def test_a_worker_keeps_to_what_it_has_opened_and_takes_then_what_fewest_have(tm
     assert take(waiting, first, workers) == run("a", 2)
     assert take(waiting, first, workers) == run("b", 2)
     assert list(waiting) == [run("b", 3)]
+
+
+def test_the_runs_of_most_shots_are_taken_first_since_they_take_longest(tmp_path):
+    from collections import deque
+    from types import SimpleNamespace
+
+    from trainers.hegraph.sweep.grid import Run
+    from trainers.hegraph.sweep.workers import take
+
+    def run(shots: int, seed: int) -> Run:
+        return Run(tmp_path, "a.safetensors", "vit_b32", "ZeroShot", shots, seed)
+
+    grid = [run(1, 1), run(4, 1), run(4, 2), run(-1, 1)]  # -1: all images
+    waiting, worker = deque(grid), SimpleNamespace(loads=grid[0].loads)
+    assert [take(waiting, worker, [worker]) for _ in grid] == [run(-1, 1), run(4, 1), run(4, 2), run(1, 1)]

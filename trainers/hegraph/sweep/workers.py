@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -73,6 +74,9 @@ def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool = False) -> 
 def take(waiting: deque[Run], worker: Worker, team: Sequence[Worker]) -> Run:
     """Takes the next run for a worker: of what it has opened or, if nothing of that is left, of what fewest have.
 
+    Of these it takes one with the most shots, which take longest: a long run that is begun last leaves the other
+    workers idle.
+
     Args:
         waiting: The runs that nobody has; the one that is taken is removed.
         worker: The worker that is idle.
@@ -83,7 +87,7 @@ def take(waiting: deque[Run], worker: Worker, team: Sequence[Worker]) -> Run:
     wanted = worker.loads
     if wanted not in left:
         wanted = max(left, key=lambda loads: left[loads] / (1 + held[loads]))
-    run = next(run for run in waiting if run.loads == wanted)
+    run = max((run for run in waiting if run.loads == wanted), key=lambda run: run.shots if run.shots > 0 else math.inf)
     waiting.remove(run)
     return run
 
