@@ -34,7 +34,7 @@ from .datasets import Dataset, Item, check_trainable, load_dataset
 from .datasets.loading import open_image, read_coop_selection
 from .datasets.pickles import path_from
 from .datasets.registry import stored_datasets
-from .experiments.adapter import TrainedAdapter, new_model, predict_test, start_training
+from .experiments.adapter import Shared, TrainedAdapter, new_model, predict_test, start_training
 from .experiments.calibration import calibrated
 from .experiments.evaluation import check_configuration, evaluate, write_test
 from .experiments.folder import RunFolder, find_model
@@ -246,7 +246,7 @@ class HeGraphAdapter(FeatureTrainer):
         self.register_model("hegraph", self.model)
         self.checkpoints = self.folder.checkpoints(self.bank.classnames)
         keep = keep_epochs(self.task, self.bank, self.settings, self.seed, self.folder, "dassl")
-        training = start_training(self.model, self.task, self.bank, self.settings, self.checkpoints, keep)
+        training = start_training(self.model, Shared(self.task, self.bank), self.settings, self.checkpoints, keep)
         self._training = training
         if training is None:  # the variant "base" has nothing to train
             self.max_epoch = 0

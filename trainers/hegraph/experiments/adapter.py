@@ -99,31 +99,26 @@ def new_model(bank: FeatureBank, cfg: CfgNode, seed: int, foundation: Foundation
 
 def start_training(
     model: HeGraphModel,
-    task: Task,
-    bank: FeatureBank,
+    shared: Shared,
     cfg: CfgNode,
     checkpoints: Checkpoints | None,
     keep: Keep | None = None,
-    shared: Shared | None = None,
 ) -> AdapterTraining | None:
     """The training of a model, at its checkpoint if there is one; None if its variant has nothing to train.
 
     Args:
         model: The untrained adapter.
-        task: The task, for its training batches.
-        bank: Its features.
+        shared: Has the training batches of its task.
         cfg: The checked configuration.
         checkpoints: Where the training's state is kept; None does not keep it.
         keep: Called with the adapter and the number of epochs when TRAIN.CHECKPOINT_FREQ asks for the model.
-        shared: What it shares with other trainings on the task.
 
     Raises:
         UserError: If the checkpoint is damaged or belongs to another run.
     """
     if model.layers is None:
         return None
-    batches = task.batches(bank) if shared is None else shared.batches
-    training = AdapterTraining(model, batches, training_options(cfg), checkpoints, keep)
+    training = AdapterTraining(model, shared.batches, training_options(cfg), checkpoints, keep)
     training.resume()
     return training
 
@@ -147,21 +142,21 @@ def train_adapter(
         checkpoints: Where the training's state and the adapter are kept; None keeps neither.
         keep: As in `start_training`.
         shared: What it shares with other adapters of the task. One whose training would see the same options is not
-            trained again, and its training took 0 seconds.
+            trained again, and its training took 0 seconds. None shares nothing.
 
     Raises:
         UserError: If a class has no training image, the loss is not finite, or the checkpoint is another run's.
     """
-    model = new_model(bank, cfg, seed, None if shared is None else shared.foundation)
-    if shared is not None and (like := shared.trained_like(model, training_options(cfg))):
+    shared = shared or Shared(task, bank)
+    model = new_model(bank, cfg, seed, shared.foundation)
+    if like := shared.trained_like(model, training_options(cfg)):
         model.layers = like.model.layers
         return TrainedAdapter(model, replace(like.training, seconds=0.0))
-    training = start_training(model, task, bank, cfg, checkpoints, keep, shared)
+    training = start_training(model, shared, cfg, checkpoints, keep)
     if training is None:
         return TrainedAdapter(model)
     trained = TrainedAdapter(model, train_to_end(training))
-    if shared is not None:
-        shared.keep(trained, training.options)
+    shared.keep(trained, training.options)
     if checkpoints is not None:
         checkpoints.save_adapter(model)
     return trained

@@ -49,13 +49,11 @@ class HeteroGraph:
 
     @cached_property
     def _relations(self) -> dict[RelationType, Relation]:
-        return {}
+        between_nodes = [row for row in RELATIONS if {row.target, row.source} <= self.x_dict.keys()]
+        return {row: Relation(self.x_dict[row.target], self.x_dict[row.source], row.diagonal) for row in between_nodes}
 
     def relation(self, relation: RelationType) -> Relation:
         """The edges of a relation between the nodes of this graph. All who ask share what these work out."""
-        if relation not in self._relations:
-            target, source = self.x_dict[relation.target], self.x_dict[relation.source]
-            self._relations[relation] = Relation(target, source, relation.diagonal)
         return self._relations[relation]
 
     def to_hetero_data(self) -> HeteroData:

@@ -194,7 +194,12 @@ class HeGraphModel(nn.Module):
 def closed_form_messages(
     keys: Tensor, labels: Tensor, text: Tensor, kappa: float, rho: float, shuffle: str
 ) -> ClosedFormMessages:
-    """The messages in closed form, to wrong classes where `shuffle` says so; other arguments as there."""
+    """The messages in closed form, to wrong classes where `shuffle` says so.
+
+    Args:
+        keys, labels, text, kappa, rho: As of `ClosedFormMessages`.
+        shuffle: As of `ModelOptions`.
+    """
     others = shuffled(len(text)).to(text.device)
     sent = text[others] if shuffle == "text_to_visual" else text
     return ClosedFormMessages(keys, labels, sent, kappa, rho, others if shuffle == "visual_to_text" else None)
@@ -228,7 +233,8 @@ def message_passing(
 class Foundation:
     """What models of one task are built on: features, which no training changes.
 
-    Models whose options differ can share it. Each part is worked out when it is first asked for, and once.
+    Models whose options differ can share it. Each part is worked out when it is first asked for, and once; the keys are
+    the bank's, which keeps them.
 
     Args:
         bank: The task's features.
@@ -239,14 +245,9 @@ class Foundation:
         self._graph, self._messages = cache(self._build_graph), cache(self._pass_messages)
 
     @cached_property
-    def keys(self) -> Tensor:
-        """One key per training image, shape `[N, d]`."""
-        return self.bank.cache_keys()
-
-    @cached_property
     def prototypes(self) -> Tensor:
         """The visual nodes, shape `[K, d]`."""
-        return class_means(self.keys, self.bank.train_labels, list(self.bank.classnames))
+        return class_means(self.bank.cache_keys(), self.bank.train_labels, list(self.bank.classnames))
 
     def graph(self, options: ModelOptions) -> HeteroGraph:
         """The graph that the options ask for."""
@@ -266,7 +267,7 @@ class Foundation:
 
     def _pass_messages(self, kappa: float, rho: float, shuffle: str) -> ClosedFormMessages:
         text = self._graph(shuffle == "negative").x_dict["positive"]
-        return closed_form_messages(self.keys, self.bank.train_labels, text, kappa, rho, shuffle)
+        return closed_form_messages(self.bank.cache_keys(), self.bank.train_labels, text, kappa, rho, shuffle)
 
 
 def build_model(bank: FeatureBank, options: ModelOptions, foundation: Foundation | None = None) -> HeGraphModel:
@@ -280,7 +281,6 @@ def build_model(bank: FeatureBank, options: ModelOptions, foundation: Foundation
     Raises:
         UserError: If a class has no training image.
     """
-    base = foundation or Foundation(bank)
+    base, keys = foundation or Foundation(bank), bank.cache_keys()
     graph, messages = base.graph(options), base.messages(options)
-    model = HeGraphModel(graph, base.keys, bank.train_labels, bank.logit_scale, options, messages)
-    return model.to(base.keys.device)
+    return HeGraphModel(graph, keys, bank.train_labels, bank.logit_scale, options, messages).to(keys.device)
