@@ -17,6 +17,7 @@ from torch import Tensor
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.method.relations import metapath_defaults
+from trainers.hegraph.training.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +54,26 @@ def disk_full_after() -> Callable[[int], AbstractContextManager]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limit
+
+
+@pytest.fixture(scope="session")
+def stopped_at_checkpoint() -> Callable[..., AbstractContextManager]:
+    """Context in which a training ends as by Ctrl-C, once it has saved a checkpoint: its first, or that of an epoch."""
+
+    @contextmanager
+    def stopped(epoch: int | None = None) -> Iterator[None]:
+        save = Checkpoints.save
+
+        def save_and_stop(checkpoints, model, optimizer, done, seconds):
+            save(checkpoints, model, optimizer, done, seconds)
+            if epoch in (None, done):
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Checkpoints, "save", save_and_stop)
+            yield
+
+    return stopped
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ from trainers.hegraph.models.reading import Reader
 from trainers.hegraph.prompts.positive import read_descriptions
 from trainers.hegraph.results.records import collect as collect_records
 from trainers.hegraph.results.records import find_records
-from trainers.hegraph.training.checkpoints import CHECKPOINT, Checkpoints
+from trainers.hegraph.training.checkpoints import CHECKPOINT
 from trainers.hegraph.utils.errors import report
 from trainers.hegraph.utils.files import hash_file
 
@@ -335,16 +335,9 @@ READERS: dict[str, tuple[str, Callable[[Path], int]]] = {
 
 
 @pytest.fixture(scope="module")
-def interrupted(made: Path) -> Path:
+def interrupted(made: Path, stopped_at_checkpoint) -> Path:
     """A run that was interrupted after its first epoch."""
-    saved = Checkpoints.save
-
-    def save_and_stop(self, *args) -> None:
-        saved(self, *args)
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_and_stop)
+    with stopped_at_checkpoint(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("trainers.hegraph.training.loop.CHECKPOINT_SECONDS", -1.0)
         assert resume(made) == 130
     return made

@@ -31,7 +31,6 @@ from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.thumbnails import read_thumbnail
 from trainers.hegraph.results.records import MEASURED, REQUIRED
-from trainers.hegraph.training.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[2]
 NODE = "TRAINER.HEGRAPHADAPTER"
@@ -679,21 +678,15 @@ def test_a_run_killed_in_mid_training_resumes_and_ends_with_the_same_result(reco
     assert not (tmp_path / "out" / "checkpoint.pt").exists()
 
 
-def interrupt(train, monkeypatch, *opts: str) -> None:
-    """Stops a run after its first checkpoint."""
-    save = Checkpoints.save
-
-    def save_and_stop(*arguments):
-        save(*arguments)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_and_stop)
-        assert train("out", "TRAIN.CHECKPOINT_FREQ", "3", *opts) == 130
+@pytest.fixture
+def interrupted(train, stopped_at_checkpoint) -> None:
+    """A run in "out" that was stopped after its first checkpoint."""
+    with stopped_at_checkpoint():
+        assert train("out", "TRAIN.CHECKPOINT_FREQ", "3") == 130
 
 
-def test_an_interrupted_run_of_other_settings_is_refused_and_nothing_is_lost(train, refused, monkeypatch, tmp_path):
-    interrupt(train, monkeypatch)
+@pytest.mark.usefixtures("interrupted")
+def test_an_interrupted_run_of_other_settings_is_refused_and_nothing_is_lost(train, refused, tmp_path):
     before = files(tmp_path / "out")
     assert sorted(name for name in before if "/" not in name) == ["checkpoint.pt", "split.json"]
     assert "model-epoch3/model.safetensors" in before
@@ -701,16 +694,16 @@ def test_an_interrupted_run_of_other_settings_is_refused_and_nothing_is_lost(tra
     assert files(tmp_path / "out") == before
 
 
-def test_testing_an_adapter_does_not_delete_the_checkpoint_of_an_interrupted_run(train, monkeypatch, tmp_path):
+@pytest.mark.usefixtures("interrupted")
+def test_testing_an_adapter_does_not_delete_the_checkpoint_of_an_interrupted_run(train, tmp_path):
     train("model")
-    interrupt(train, monkeypatch)
     checkpoint = files(tmp_path / "out")["checkpoint.pt"]
     train("out", flags=("--eval-only", "--model-dir", str(tmp_path / "model")))
     assert files(tmp_path / "out")["checkpoint.pt"] == checkpoint
 
 
-def test_a_damaged_checkpoint_says_what_to_do(train, refused, monkeypatch, tmp_path):
-    interrupt(train, monkeypatch)
+@pytest.mark.usefixtures("interrupted")
+def test_a_damaged_checkpoint_says_what_to_do(train, refused, tmp_path):
     path = tmp_path / "out" / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:500])
     refused(train, "checkpoint.pt is damaged", "delete it")

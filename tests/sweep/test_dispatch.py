@@ -19,7 +19,7 @@ from trainers.hegraph.sweep.execute import DONE, FAILED, LOCKED
 from trainers.hegraph.sweep.grid import Run
 from trainers.hegraph.sweep.remote import Answer, Job, do_run
 from trainers.hegraph.sweep.run_files import read_files, write_files
-from trainers.hegraph.training.checkpoints import CHECKPOINT, Checkpoints
+from trainers.hegraph.training.checkpoints import CHECKPOINT
 from trainers.hegraph.utils.errors import UserError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
@@ -167,20 +167,12 @@ def test_what_a_failed_run_says_of_itself_it_says_with_the_names_that_the_user_k
 
 
 def test_an_interrupted_run_goes_on_from_its_checkpoint_which_is_gone_when_it_is_finished(
-    tiny_bank, tmp_path, done_here, monkeypatch, caplog
+    tiny_bank, tmp_path, done_here, stopped_at_checkpoint, caplog
 ):
     keys = (("TRAIN.CHECKPOINT_FREQ", 3), ("OPTIM.MAX_EPOCH", 6), ("TRAINER.HEGRAPHADAPTER.MIN_STEPS", 0))
     run = Run(tmp_path / "out", str(tiny_bank), "vit_b32", "HeGraphAdapter", 1, 1, keys)
-    save = Checkpoints.save
-
-    def save_and_stop(*arguments):
-        save(*arguments)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            run_alone(run.configuration(), run.bank)
+    with stopped_at_checkpoint(), pytest.raises(KeyboardInterrupt):
+        run_alone(run.configuration(), run.bank)
     assert (run.folder / CHECKPOINT).exists()
     (run.folder / "error.json").write_text("{}")
     with caplog.at_level("INFO"):

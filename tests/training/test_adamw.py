@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from trainers.hegraph.training.adamw import AdamW
+
+Trained = tuple[list[nn.Parameter], Any]  # parameters and their optimizer
 
 
 def parameters() -> list[nn.Parameter]:
@@ -26,28 +31,29 @@ def step(optimizer, of: list[nn.Parameter], number: int) -> None:
     optimizer.step()
 
 
+def trained_alike(steps: int) -> Iterator[tuple[Trained, Trained]]:
+    """The same parameters, trained by ours and by torch's, after each of so many steps."""
+    ours, theirs = parameters(), parameters()
+    one = AdamW(groups(ours), weight_decay=0.05)
+    other = torch.optim.AdamW(groups(theirs), weight_decay=0.05, fused=True)
+    for number in range(steps):
+        step(one, ours, number)
+        step(other, theirs, number)
+        yield (ours, one), (theirs, other)
+
+
 def same(ours: list[nn.Parameter], theirs: list[nn.Parameter]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(ours, theirs))
 
 
 def test_steps_are_those_of_torch():
-    ours, theirs = parameters(), parameters()
-    one = AdamW(groups(ours), weight_decay=0.05)
-    other = torch.optim.AdamW(groups(theirs), weight_decay=0.05, fused=True)
-    for number in range(6):
-        step(one, ours, number)
-        step(other, theirs, number)
+    for (ours, _), (theirs, _) in trained_alike(6):
         assert same(ours, theirs)
     assert not same(ours, parameters())
 
 
 def test_the_state_is_that_of_torch_and_a_training_goes_on_from_it():
-    ours, theirs = parameters(), parameters()
-    one = AdamW(groups(ours), weight_decay=0.05)
-    other = torch.optim.AdamW(groups(theirs), weight_decay=0.05, fused=True)
-    for number in range(3):
-        step(one, ours, number)
-        step(other, theirs, number)
+    *_, ((ours, one), (_, other)) = trained_alike(3)
     saved, expected = one.state_dict(), other.state_dict()
     assert saved["state"].keys() == expected["state"].keys() == {0, 1, 2}
     for moments, wanted in zip(saved["state"].values(), expected["state"].values()):

@@ -163,27 +163,13 @@ def test_a_loss_that_is_not_a_number_is_an_error_that_names_the_epoch_and_the_ra
 # Checkpoints
 
 
-def stop_after(monkeypatch, epochs: int) -> None:
-    """Ends training as a killed process would: after the checkpoint of so many epochs."""
-    save = Checkpoints.save
-
-    def save_and_stop(checkpoints, model, optimizer, epoch, seconds):
-        save(checkpoints, model, optimizer, epoch, seconds)
-        if epoch == epochs:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
-
-
 @pytest.mark.parametrize("epochs", range(1, EPOCHS))
 def test_resuming_after_any_checkpoint_gives_the_uninterrupted_parameters_bit_by_bit(
-    setup, monkeypatch, caplog, epochs
+    setup, stopped_at_checkpoint, caplog, epochs
 ):
     uninterrupted, expected = setup.fit(name="other")
-    with monkeypatch.context() as patch:
-        stop_after(patch, epochs)
-        with pytest.raises(KeyboardInterrupt):
-            setup.fit("TRAIN.CHECKPOINT_FREQ", 1)
+    with stopped_at_checkpoint(epochs), pytest.raises(KeyboardInterrupt):
+        setup.fit("TRAIN.CHECKPOINT_FREQ", 1)
     with caplog.at_level(logging.INFO):
         resumed, result = setup.fit("TRAIN.CHECKPOINT_FREQ", 1)
     assert same(resumed, uninterrupted)
@@ -192,21 +178,17 @@ def test_resuming_after_any_checkpoint_gives_the_uninterrupted_parameters_bit_by
 
 
 @pytest.mark.parametrize("variant", ["T-N", "T-P", "T"])
-def test_resuming_is_exact_for_every_variant(setup, monkeypatch, variant):
+def test_resuming_is_exact_for_every_variant(setup, stopped_at_checkpoint, variant):
     opts = (f"{NODE}.VARIANT", variant, "TRAIN.CHECKPOINT_FREQ", 2)
     uninterrupted, _ = setup.fit(*opts[:2], name="other")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 2)
-        with pytest.raises(KeyboardInterrupt):
-            setup.fit(*opts)
+    with stopped_at_checkpoint(2), pytest.raises(KeyboardInterrupt):
+        setup.fit(*opts)
     assert same(setup.fit(*opts)[0], uninterrupted)
 
 
-def test_a_resumed_run_reports_the_time_of_all_sittings(setup, monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_after(patch, 2)
-        with pytest.raises(KeyboardInterrupt):
-            setup.fit("TRAIN.CHECKPOINT_FREQ", 2)
+def test_a_resumed_run_reports_the_time_of_all_sittings(setup, stopped_at_checkpoint):
+    with stopped_at_checkpoint(2), pytest.raises(KeyboardInterrupt):
+        setup.fit("TRAIN.CHECKPOINT_FREQ", 2)
     state = torch.load(setup.folder / "out" / "checkpoint.pt", weights_only=True)
     torch.save(state | {"seconds": 1000.0}, setup.folder / "out" / "checkpoint.pt")
     assert setup.fit()[1].seconds > 1000
@@ -250,12 +232,10 @@ def test_a_damaged_checkpoint_is_refused(setup):
 # Resuming from another folder, adapters on the way
 
 
-def test_resume_goes_on_from_another_folder_and_leaves_it_as_it_was(setup, monkeypatch):
+def test_resume_goes_on_from_another_folder_and_leaves_it_as_it_was(setup, stopped_at_checkpoint):
     uninterrupted, _ = setup.fit(name="other")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            setup.fit("TRAIN.CHECKPOINT_FREQ", 3, name="killed")
+    with stopped_at_checkpoint(3), pytest.raises(KeyboardInterrupt):
+        setup.fit("TRAIN.CHECKPOINT_FREQ", 3, name="killed")
     before = (setup.folder / "killed" / "checkpoint.pt").read_bytes()
     assert same(setup.fit("RESUME", str(setup.folder / "killed"))[0], uninterrupted)
     assert (setup.folder / "killed" / "checkpoint.pt").read_bytes() == before
