@@ -119,6 +119,7 @@ def test_rows_fill_what_is_open_the_data_sets_before_those_of_all_before_those_b
             VISUAL_LR: -1.0
             MIN_STEPS: -1
             ALPHA_C: 8.0
+            CLOSED_FORM: {{KAPPA: 4.0, OMEGA: 0.1}}
             BY_SHOTS: [[1, [OPTIM.LR, 0.1, OPTIM.MAX_EPOCH, 1, {visual}, 0.1, {steps}, 1]]]
             BY_DATASET:
               - ["*", [OPTIM.LR, 0.2, OPTIM.MAX_EPOCH, 2, {visual}, 0.2]]
@@ -170,8 +171,8 @@ def test_of_two_values_for_one_key_the_last_holds():
 def test_the_last_row_not_above_the_runs_shots_holds(shots, steps):
     key = f"{OURS}.MIN_STEPS"  # rows out of order on purpose
     rows = f"[[4, ['{key}', 104]], [2, ['{key}', 102]], [16, ['{key}', 116]], [1, ['{key}', 101]]]"
-    rates = ("OPTIM.LR", "0.1", f"{OURS}.VISUAL_LR", "0.1", f"{OURS}.ALPHA_C", "1")
-    cfg = load_cfg(opts=[f"{OURS}.BY_SHOTS", rows, *rates, "DATASET.NUM_SHOTS", shots])
+    others = [entry for other in FILLABLE if other != key for entry in (other, "1")]
+    cfg = load_cfg(opts=[f"{OURS}.BY_SHOTS", rows, *others, "DATASET.NUM_SHOTS", shots])
     assert cfg.TRAINER.HEGRAPHADAPTER.MIN_STEPS == steps
 
 

@@ -43,20 +43,25 @@ OF_THE_BACKBONE = ("INPUT.SIZE", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD")
 # for a configuration that Dassl has merged and frozen: what anybody set, in a file or on the command line, stays.
 OPEN = -1
 NODE = "TRAINER.HEGRAPHADAPTER"
-FILLABLE = ("OPTIM.LR", "OPTIM.MAX_EPOCH", f"{NODE}.MIN_STEPS", f"{NODE}.VISUAL_LR", f"{NODE}.ALPHA_C")
+FILLED_BY_SHOTS = (
+    "OPTIM.LR",
+    f"{NODE}.MIN_STEPS",
+    f"{NODE}.VISUAL_LR",
+    f"{NODE}.ALPHA_C",
+    f"{NODE}.CLOSED_FORM.KAPPA",
+    f"{NODE}.CLOSED_FORM.OMEGA",
+)
+FILLABLE = (*FILLED_BY_SHOTS, "OPTIM.MAX_EPOCH")
 # Few shots overfit at large rates. At one shot, leaving out an image's own key leaves its class without any, so that
 # the visual loss can teach little. Chosen on validation data; docs/trials.md says how.
 BY_SHOTS = tuple(
-    (
-        shots,
-        ["OPTIM.LR", lr, f"{NODE}.MIN_STEPS", steps, f"{NODE}.VISUAL_LR", visual_lr, f"{NODE}.ALPHA_C", alpha_c],
-    )
-    for shots, lr, steps, visual_lr, alpha_c in (
-        (1, 0.0001, 100, 0.0006, 8.0),
-        (2, 0.0001, 240, 0.01, 2.0),
-        (4, 0.00015, 320, 0.01, 1.0),
-        (8, 0.0004, 280, 0.01, 1.0),
-        (16, 0.0012, 200, 0.01, 1.0),
+    (shots, [entry for pair in zip(FILLED_BY_SHOTS, values) for entry in pair])
+    for shots, *values in (
+        (1, 0.0001, 100, 0.0006, 8.0, 4.0, 0.1),
+        (2, 0.0001, 240, 0.01, 2.0, 4.0, 0.1),
+        (4, 0.00015, 320, 0.01, 1.0, 4.0, 0.1),
+        (8, 0.0004, 280, 0.01, 1.0, 2.0, 0.15),
+        (16, 0.0012, 200, 0.01, 1.0, 2.0, 0.15),
     )
 )
 TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
@@ -170,9 +175,10 @@ def extend_cfg(cfg: CN) -> None:
 
     # Messages in closed form from visual to text nodes (method/closed_form.py), added to the trained text classifier
     node.CLOSED_FORM = CN()
-    node.CLOSED_FORM.OMEGA = 0.1  # weight of the messages in the logits; 0: none, as in the paper
+    # Weight of the messages in the logits; 0: none, as in the paper; filled by shots
+    node.CLOSED_FORM.OMEGA = float(OPEN)
     node.CLOSED_FORM.OMEGA_NEW = 0.05  # the same for classes without images (base to new, other data sets)
-    node.CLOSED_FORM.KAPPA = 4.0  # how many images of a class its text counts as
+    node.CLOSED_FORM.KAPPA = float(OPEN)  # how many images of a class its text counts as; filled by shots
     node.CLOSED_FORM.RHO = 0.3  # strength of the covariance's ridge, times feature width over images
 
     # A control of the ablation: the messages in closed form of one relation, or the negative text nodes, go to wrong
@@ -196,7 +202,7 @@ def extend_cfg(cfg: CN) -> None:
 
     # Training takes MAX_EPOCH epochs, but at least so many steps: small data sets have few steps per epoch
     node.MIN_STEPS = OPEN  # filled by shots
-    # These rows fill the keys that are left at -1 (OPTIM.LR, OPTIM.MAX_EPOCH, MIN_STEPS, VISUAL_LR, ALPHA_C):
+    # These rows fill the keys that are left at -1, which FILLABLE lists:
     # [data set, [KEY, VALUE, ...]] and [from this many shots, [KEY, VALUE, ...]]. The first row that has the key wins:
     # the row of the data set, then that of data set "*", then the last row with at most the run's shots.
     node.BY_DATASET = []
