@@ -313,4 +313,5 @@ def test_the_page_has_the_values_that_a_key_allows(key):
 
 def test_the_values_by_shots_in_the_page_are_those_of_the_code():
     lines = re.findall(r"^\| (\d+ \|[\d. |]+) \|$", text_of(CONFIGURATION), re.MULTILINE)
-    assert [tuple(map(float, line.split("|"))) for line in lines] == [(shots, *pairs[1::2]) for shots, pairs in BY_SHOTS]
+    rows = [tuple(map(float, line.split("|"))) for line in lines]
+    assert rows == [(shots, *pairs[1::2]) for shots, pairs in BY_SHOTS]

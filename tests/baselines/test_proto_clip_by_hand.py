@@ -137,7 +137,7 @@ def search_options(**changed: object) -> CfgNode:
 def test_the_search_asks_its_candidates_by_their_distance_from_the_start():
     # |alpha - 0.52| + |beta - 9.3| / 20, over alphas 0, 0.1 ... 1 and betas 0.1, 0.2 ... 0.9, 1, 2 ... 20
     bank = bank_of(AXES, [0, 1], AXES, val=(AXES, [0, 1]), test=(AXES, [1, 0]))
-    chosen, entry = proto_clip.search(bank, search_options(), lambda features, alpha, beta: torch.zeros(2, 2))
+    chosen, entry = proto_clip.search(bank, search_options(), lambda features: (torch.zeros(2, 2), torch.zeros(2, 2)))
     values = [value for value, _ in entry["candidates"]]
     assert len(values) == 11 * 29 + 1
     assert values[:7] == [
@@ -158,11 +158,12 @@ def test_the_search_asks_its_candidates_by_their_distance_from_the_start():
 def test_the_search_takes_what_is_best_on_val():
     bank = bank_of(AXES, [0, 1], AXES, val=(AXES, [0, 1]), test=(AXES, [1, 0]))
 
-    def logits(features, alpha, beta):  # right for one pair alone
-        return features if (alpha, beta) == (0.2, 14.0) else -features
-
-    chosen, entry = proto_clip.search(bank, search_options(), logits)
-    assert chosen == entry["value"] == (0.2, 14.0)
+    # The images are right and weak, the text is wrong and strong. For both val images the difference of the two
+    # probabilities is alpha tanh(0.1 beta) - (1 - alpha) tanh(0.3 beta). At beta 9.3 it is above 0 from alpha 0.576 on,
+    # at beta 9 from 0.581, at 10 from 0.567 and at 11 from 0.555: the nearest candidate is (0.6, 9).
+    weak, strong = tensor([[0.1, 0.0], [0.0, 0.1]]), tensor([[0.0, 0.3], [0.3, 0.0]])
+    chosen, entry = proto_clip.search(bank, search_options(), lambda features: (weak, strong))
+    assert chosen == entry["value"] == (0.6, 9.0)
 
 
 @pytest.mark.parametrize("search", [True, False])

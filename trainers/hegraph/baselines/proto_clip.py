@@ -35,7 +35,8 @@ from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..training.batches import Batch
-from ..training.choice import choose, has_val, val_accuracy
+from ..training.choice import choose, has_val, val_accuracy, val_images
+from ..training.evaluation import accuracy
 from ..training.schedule import constant
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method
@@ -43,6 +44,7 @@ from .training import BestEpoch, batches, by_shots, train
 
 ALPHAS = [i / 10 for i in range(11)]
 BETAS = [i / 10 for i in range(1, 10)] + [float(i) for i in range(1, 21)]
+SMALLEST_NORM = 1e-12
 
 
 class ProtoCLIP(Method):
@@ -72,9 +74,7 @@ class ProtoCLIP(Method):
             values = f"{options.ALPHA}, {options.BETA} and {options.TEMPERATURE}"
             raise UserError(f"ALPHA must lie in 0 ... 1, and BETA and TEMPERATURE be above 0, got {values}")
         model = Prototypes(bank, options, seed)
-        with torch.no_grad():
-            images, text = model.prototypes()
-            (alpha, beta), before = search(bank, options, lambda x, *values: log_posterior(x, images, text, *values))
+        (alpha, beta), before = search(bank, options, model.cosines_unadapted)
 
         def loss(batch: Batch) -> Tensor:
             images, text = model.prototypes()
@@ -95,7 +95,7 @@ class ProtoCLIP(Method):
         selected = {"ALPHA, BETA in training": before} if before else {}
         if best_epoch.candidates:
             selected["EPOCH"] = best_epoch.restore()
-            (alpha, beta), selected["ALPHA, BETA at last"] = search(bank, options, model)
+            (alpha, beta), selected["ALPHA, BETA at last"] = search(bank, options, model.cosines)
         number = sum(parameter.numel() for parameter in model.parameters())
         return FittedMethod(lambda features: model(features, alpha, beta), number, epochs, steps, selected)
 
@@ -120,12 +120,21 @@ class Prototypes(nn.Module):
 
     def prototypes(self) -> tuple[Tensor, Tensor]:
         """The image prototypes c and the text prototypes t, unit-norm, both `[K, d]`."""
-        means = torch.zeros_like(self.text).index_add(0, self.labels, F.normalize(self.images, dim=-1))
-        return F.normalize(means, dim=-1), F.normalize(self.text, dim=-1)
+        means = torch.zeros_like(self.text).index_add(0, self.labels, unit(self.images))
+        return unit(means), unit(self.text)
+
+    def cosines(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines of image features `[B, d]`, adapted, with the image and the text prototypes, both `[B, K]`."""
+        return self.cosines_unadapted(self.adapter(features))
+
+    def cosines_unadapted(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of image features as they are."""
+        images, text = self.prototypes()
+        return features @ images.t(), features @ text.t()
 
     def forward(self, features: Tensor, alpha: float, beta: float) -> Tensor:
         """Image features `[B, d]` to the log of `P(k | f)`, shape `[B, K]`."""
-        return log_posterior(self.adapter(features), *self.prototypes(), alpha, beta)
+        return mixture(*self.cosines(features), alpha, beta)
 
 
 class QueryAdapter(nn.Module):
@@ -146,7 +155,15 @@ class QueryAdapter(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         adapted = self.layers(features) / self.width**0.5
-        return F.normalize(self.ratio * adapted + (1 - self.ratio) * features, dim=-1)
+        return unit(self.ratio * adapted + (1 - self.ratio) * features)
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows scaled to norm 1, as by `F.normalize`, whose gradient passes over all entries twice as often.
+
+    This is where most of a step would go beside its matrix products: the image memory holds every training image.
+    """
+    return rows * rows.norm(dim=-1, keepdim=True).clamp_min(SMALLEST_NORM).reciprocal()
 
 
 def log_posterior(queries: Tensor, images: Tensor, text: Tensor, alpha: float, beta: float) -> Tensor:
@@ -158,9 +175,14 @@ def log_posterior(queries: Tensor, images: Tensor, text: Tensor, alpha: float, b
         alpha: Weight of the image prototypes.
         beta: Sharpness.
     """
+    return mixture(queries @ images.t(), queries @ text.t(), alpha, beta)
+
+
+def mixture(to_images: Tensor, to_text: Tensor, alpha: float, beta: float) -> Tensor:
+    """`log_posterior` from the cosines of the queries with the image and the text prototypes, both `[B, K]`."""
     # |q - p|^2 = 2 - 2 q . p, and the 2 cancels in a softmax
-    by_image, by_text = (((2 * beta) * queries @ p.t()).softmax(dim=1) for p in (images, text))
-    return (alpha * by_image + (1 - alpha) * by_text).clamp_min(torch.finfo(queries.dtype).tiny).log()
+    by_image, by_text = ((2 * beta * cosines).softmax(dim=1) for cosines in (to_images, to_text))
+    return (alpha * by_image + (1 - alpha) * by_text).clamp_min(torch.finfo(to_images.dtype).tiny).log()
 
 
 def alignment_loss(images: Tensor, text: Tensor, temperature: float) -> Tensor:
@@ -174,13 +196,16 @@ def alignment_loss(images: Tensor, text: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(pairs, classes) + F.cross_entropy(pairs.t(), classes)
 
 
-def search(bank: FeatureBank, options: CfgNode, logits: Callable[..., Tensor]) -> tuple[tuple[float, float], dict]:
+@torch.no_grad()
+def search(
+    bank: FeatureBank, options: CfgNode, cosines: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> tuple[tuple[float, float], dict]:
     """Chooses alpha and beta on val. Without val images, or without SEARCH, they are those meant for that.
 
     Args:
         bank: The task.
         options: Hold ALPHA, BETA, SEARCH and ALPHA_WITHOUT_VAL.
-        logits: Maps image features, alpha and beta to logits `[B, K]`.
+        cosines: Maps image features `[B, d]` to their cosines with the two kinds of prototypes, both `[B, K]`.
 
     Returns:
         Alpha and beta, and the entry of `FittedMethod.selected`, which is empty if nothing was chosen.
@@ -193,4 +218,6 @@ def search(bank: FeatureBank, options: CfgNode, logits: Callable[..., Tensor]) -
         return abs(values[0] - start[0]) + abs(values[1] - start[1]) / BETAS[-1]
 
     candidates = sorted({start, *itertools.product(ALPHAS, BETAS)}, key=distance)
-    return choose(candidates, lambda values: val_accuracy(lambda x: logits(x, *values), bank))
+    features, labels = val_images(bank)
+    known = cosines(features)
+    return choose(candidates, lambda values: accuracy(mixture(*known, *values), labels))
