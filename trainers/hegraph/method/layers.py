@@ -19,9 +19,10 @@ from .adjacency import Adjacency
 from .graph import HeteroGraph
 from .relations import RelationType, reads_updated_nodes, relations_in_use
 
+# In place, which saves a pass over the message: no gradient needs what an activation was applied to
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "relu": torch.relu,
+    "tanh": torch.tanh_,
+    "relu": torch.relu_,
     "identity": lambda x: x,
 }
 WEIGHT_INITS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -216,7 +217,7 @@ class HeteroMessagePassing(nn.Module):
             for relation, product in messages(weight, x_dict):
                 received = self._activate(relation, product)
                 if relation.weight_key:
-                    x_dict[relation.target] = x_dict[relation.target] + self._path_weight(relation) * received
+                    x_dict[relation.target] = self._receive(x_dict[relation.target], relation, received)
                 else:
                     visual_bias = received
         return Adapted(x_dict["positive"], visual_bias)
@@ -247,7 +248,15 @@ class HeteroMessagePassing(nn.Module):
 
     def _activate(self, relation: RelationType, product: Tensor) -> Tensor:
         """The message `act(product + b)`."""
-        return self.activation(product + self.bias[relation.name] if relation.name in self.bias else product)
+        bias = self.bias[relation.name] if relation.name in self.bias else None
+        return self.activation(product.clone() if bias is None else product + bias)
+
+    def _receive(self, nodes: Tensor, relation: RelationType, received: Tensor) -> Tensor:
+        """The nodes plus the weighted message, `[K, d]`; in one pass over memory where the weight is a number."""
+        weight = self._path_weight(relation)
+        if isinstance(weight, Tensor):
+            return nodes + weight * received
+        return nodes.add(received, alpha=weight)
 
     def _path_weight(self, relation: RelationType) -> Tensor | float:
         if not self.training and not self.learn_metapath and relation.name in self.metapath_at_test:
