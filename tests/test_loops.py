@@ -105,6 +105,18 @@ def test_cross_dataset_and_base_to_new_test_other_classes(bash, output):
         assert printed[name] == two_digits(base=record[key], new=target[key], H=harmonic)
 
 
+def test_base_to_new_takes_a_bank_and_leaves_out_what_needs_images(bash, tiny_bank):
+    printed = table(bash("base_to_new.sh", str(tiny_bank), "mini", METHODS=""))
+    assert set(printed) == {"zero-shot", "CLIPAdapter", "HeGraphAdapter"}
+
+
+def test_base_to_new_says_what_is_wrong_with_a_bank(bash, tmp_path):
+    bank = tmp_path / "bank.safetensors"
+    bank.write_bytes(b"no bank")
+    printed = bash("base_to_new.sh", str(bank), "mini", code=2)
+    assert printed.startswith("error: ") and "Traceback" not in printed
+
+
 def test_ablation_has_a_row_for_each_variant_with_its_accuracy(bash, output):
     printed = table(bash("ablation.sh", "digits", "mini", PARTS="table2"))
     for variant in ("T-N", "T-P", "T"):

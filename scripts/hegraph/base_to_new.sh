@@ -3,17 +3,30 @@
 #
 #   bash scripts/hegraph/base_to_new.sh DATASET CONFIG [KEY VALUE ...]
 #
-# From the environment: SHOTS (default 16), METHODS (default those that have a rule for other classes), and what runs.sh
-# names.
+# DATASET may be a feature bank. From the environment: SHOTS (default 16), METHODS (default those that have a rule for
+# other classes; from a bank without CoOp, which needs images), and what runs.sh names.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 [ $# -ge 2 ] || usage "DATASET CONFIG [KEY VALUE ...]"
 DATASET=$1
 CONFIG=$2
 shift 2
-NAME=$(sed -n 's/^ *NAME: *"\(.*\)".*/\1/p' "$ROOT/configs/datasets/$DATASET.yaml" 2>/dev/null)
+DEFAULT="ZeroShot CLIPAdapter HeGraphAdapter"
+if [ -f "$DATASET" ]; then
+    NAME=$("$PYTHON" - "$DATASET" <<'EOF'
+import sys
+from pathlib import Path
+from trainers.hegraph.features.bank_file import BankFile
+from trainers.hegraph.utils.errors import report
+sys.exit(report(lambda: print(BankFile(Path(sys.argv[1])).dataset)))
+EOF
+    ) || exit $?
+else
+    DEFAULT="$DEFAULT CoOp"
+    NAME=$(sed -n 's/^ *NAME: *"\(.*\)".*/\1/p' "$ROOT/configs/datasets/$DATASET.yaml" 2>/dev/null)
+fi
 
-sweep "$@" --datasets "$DATASET" --configs "$CONFIG" --methods ${METHODS:-ZeroShot CoOp CLIPAdapter HeGraphAdapter} \
+sweep "$@" --datasets "$DATASET" --configs "$CONFIG" --methods ${METHODS:-$DEFAULT} \
     --shots ${SHOTS:-16} --suffix _base_to_new \
     DATASET.SUBSAMPLE_CLASSES base DATASET.TARGET_DATASETS "$(list_of "$NAME:new")"
 "$PYTHON" -m trainers.hegraph.results base-to-new "${RUNS[@]}"

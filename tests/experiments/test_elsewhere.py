@@ -96,6 +96,33 @@ def test_a_bank_has_no_other_data_sets(tiny_bank, tmp_path, capsys):
     assert "a feature bank has no other data sets" in capsys.readouterr().err
 
 
+def run_of(bank, out, *words):
+    """The record of a run of two shots from a bank."""
+    assert main(["--features", str(bank), "--output-dir", str(out), "--shots", "2", "--seed", "1", *words]) == 0
+    [path] = out.rglob("result.json")
+    return json.loads(path.read_text())
+
+
+def test_the_other_half_of_a_banks_classes_is_a_target_and_scores_as_a_test_of_the_model_there(tiny_bank, tmp_path):
+    base = ("DATASET.SUBSAMPLE_CLASSES", "base")
+    trained = run_of(tiny_bank, tmp_path / "run", "--target-datasets", "Tiny:new", *base)
+    tested = run_of(tiny_bank, tmp_path / "test", "--eval-only", "--model-dir", str(tmp_path / "run"),
+                    "DATASET.SUBSAMPLE_CLASSES", "new")  # fmt: skip
+    [(name, scores)] = trained["targets"].items()
+    assert (name, scores["rule"], scores["num_classes"], scores["num_test"]) == ("Tiny:new", "other classes", 2, 16)
+    for key in ("accuracy", "accuracy_zero_shot", "num_test"):
+        assert scores[key] == tested[key]
+
+
+@pytest.mark.parametrize("target", ["Tiny", "Tiny:", "Tiny:old", "Other:new"])
+def test_a_bank_gives_no_other_classes_than_the_halves_of_its_own(tiny_bank, tmp_path, capsys, target):
+    code = main(["--features", str(tiny_bank), "--output-dir", str(tmp_path / "out"), "--shots", "2",
+                 "--target-datasets", target])  # fmt: skip
+    assert code == 2
+    assert f"may be Tiny:base or Tiny:new, got '{target}'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", DOMAINS)
 def test_a_domain_of_the_digits_has_other_pixels_of_the_same_test_scans(name):
     digits, domain = load_dataset("Digits"), load_dataset(name)

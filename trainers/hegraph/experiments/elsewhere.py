@@ -22,7 +22,7 @@ from ..method.heads import text_logits
 from ..training.evaluation import accuracy
 from ..utils.errors import UserError
 from .outcome import Outcome
-from .tasks import TargetSource, Task
+from .tasks import DomainSource, Task
 
 SAME_CLASSES, OTHER_CLASSES = "same classes", "other classes"
 
@@ -46,9 +46,9 @@ def score_targets(task: Task, bank: FeatureBank, data: CfgNode, outcome: Outcome
     if not (data.TARGET_DOMAINS or data.TARGET_DATASETS):
         return {}
     check_targets(task, data)
-    assert isinstance(task, TargetSource)
     found = {}
     for name in data.TARGET_DOMAINS:
+        assert isinstance(task, DomainSource)
         dataset, features, labels = task.target_images(name)
         columns = match_classes(task.dataset.ids, dataset.ids, bank.dataset, name)
         zero_shot = text_logits(features, bank.text_positive, bank.logit_scale)
@@ -73,14 +73,12 @@ def check_targets(task: Task, data: CfgNode) -> None:
     Raises:
         UserError: As `score_targets`.
     """
-    if not (data.TARGET_DOMAINS or data.TARGET_DATASETS):
-        return
-    if not isinstance(task, TargetSource):
-        raise UserError("a feature bank has no other data sets; leave out --target-domains and --target-datasets")
     for name in data.TARGET_DOMAINS:
+        if not isinstance(task, DomainSource):
+            raise UserError("a feature bank has no other data sets; leave out --target-domains")
         match_classes(task.dataset.ids, task.target_dataset(name).ids, task.dataset.name, name)
     for name in data.TARGET_DATASETS:
-        task.target_dataset(name)
+        task.check_target(name)
 
 
 def match_classes(source_ids: Sequence[str], target_ids: Sequence[str], source: str, target: str) -> list[int]:

@@ -21,8 +21,8 @@ from yacs.config import CfgNode
 
 from ..config_files import is_filled, with_values
 from ..datasets import Dataset, load_dataset
-from ..datasets.splits import Selection, subsample_labels
-from ..features.bank import FeatureBank, draw_bank
+from ..datasets.splits import Selection
+from ..features.bank import FeatureBank
 from ..features.bank_file import BankFile
 from ..method.heads import text_logits
 from ..models.folder import load_model
@@ -36,7 +36,7 @@ from .folder import RunFolder, find_model
 from .identity import bank_identity, run_config
 from .outcome import Outcome
 from .record import make_record
-from .tasks import bank_class_ids, check_classes
+from .tasks import bank_class_ids, bank_to_test, check_classes, check_has_test
 
 logger = logging.getLogger(__name__)
 
@@ -95,15 +95,9 @@ class BankTestData:
     def __init__(self, path: Path, cfg: CfgNode) -> None:
         file = BankFile(path)
         file.check_dataset(cfg.DATASET.NAME)
-        if "test" not in file.labels:
-            raise UserError(f"{path} has no test images, so no model can be tested on it")
-        nothing = Selection([], [])
-        self.bank = draw_bank(file, nothing)
-        which = cfg.DATASET.SUBSAMPLE_CLASSES
-        if which != "all":
-            kept = subsample_labels(set(file.labels["train"].tolist()), which)
-            self.bank = self.bank.of_classes(torch.tensor(kept, dtype=torch.long))
-        self.identity = bank_identity(file.identity, nothing)
+        check_has_test(file)
+        self.bank = bank_to_test(file, cfg.DATASET.SUBSAMPLE_CLASSES)
+        self.identity = bank_identity(file.identity, Selection([], []))
 
     @property
     def name(self) -> str:

@@ -207,6 +207,10 @@ class ImageTask:
         dataset = self.target_dataset(name)
         return dataset, *encode_test(dataset, self.backbone, self.encoding, self._folder(dataset))
 
+    def check_target(self, name: str) -> None:
+        """Raises UserError if a data set cannot be had."""
+        self.target_dataset(name)
+
     def target(self, name: str) -> FeatureBank:
         """A bank of another data set, with its own text nodes and no training images; arguments as `target_images`."""
         from ..features.text import encode_prompts

@@ -8,12 +8,15 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import torch
 from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
 from ..datasets import Dataset
+from ..datasets.splits import Selection, subsample_labels
 from ..features.bank import FeatureBank, draw_bank
+from ..features.bank_file import BankFile
 from ..features.overlap import refuse_test_rows, test_features_apart
 from ..models.schema import Backbone as BackboneConfig
 from ..models.schema import Preprocessing, Prompts
@@ -48,10 +51,20 @@ class Task(Protocol):
         """Its training batches, made of its features."""
         ...
 
+    def check_target(self, name: str) -> None:
+        """Raises UserError if `target` cannot give this data set; no image is opened."""
+        ...
+
+    def target(self, name: str) -> FeatureBank:
+        """Test images of other classes as a bank with its own text nodes, features of the same backbone and no training
+        images: of a data set, or with NAME:base or NAME:new of a half of its classes.
+        """
+        ...
+
 
 @runtime_checkable
-class TargetSource(Protocol):
-    """A task that can give other data sets to test on, encoded by the same backbone.
+class DomainSource(Protocol):
+    """A task that can give other domains of its classes to test on, encoded by the same backbone.
 
     Attributes:
         dataset: The images of the task itself.
@@ -65,10 +78,6 @@ class TargetSource(Protocol):
 
     def target_images(self, name: str) -> tuple[Dataset, Tensor, Tensor]:
         """Another data set, with the features `[M, d]` and labels `[M]` of its test images."""
-        ...
-
-    def target(self, name: str) -> FeatureBank:
-        """A bank of another data set, with its own text nodes and no training images."""
         ...
 
 
@@ -159,6 +168,40 @@ class BankTask:
 
     def batches(self, bank: FeatureBank) -> TrainingData:
         return bank_batches(bank, self.cfg, self.seed)
+
+    def check_target(self, name: str) -> None:
+        """Raises UserError for any data set but the halves of the bank's own classes."""
+        halves = [f"{self.file.dataset}:{which}" for which in ("base", "new")]
+        if name not in halves:
+            raise UserError(
+                f"a feature bank has no other data sets: --target-datasets may be {' or '.join(halves)}, got {name!r}"
+            )
+        check_has_test(self.file)
+
+    def target(self, name: str) -> FeatureBank:
+        """The test images of a half of the bank's classes."""
+        self.check_target(name)
+        return bank_to_test(self.file, name.rpartition(":")[2])
+
+
+def check_has_test(file: BankFile) -> None:
+    """Raises UserError if a bank has no test images."""
+    if "test" not in file.labels:
+        raise UserError(f"{file.path} has no test images, so no model can be tested on it")
+
+
+def bank_to_test(file: BankFile, which: str) -> FeatureBank:
+    """The test images of a bank, without its training images.
+
+    Args:
+        file: The bank.
+        which: "all", or "base" or "new" for a half of the classes; see `datasets.splits.subsample_labels`.
+    """
+    bank = draw_bank(file, Selection([], []))
+    if which == "all":
+        return bank
+    kept = subsample_labels(set(file.labels["train"].tolist()), which)
+    return bank.of_classes(torch.tensor(kept, dtype=torch.long))
 
 
 def check_trained_classes(task: Task) -> None:

@@ -248,7 +248,7 @@ class HeteroMessagePassing(nn.Module):
 
     def _activate(self, relation: RelationType, product: Tensor) -> Tensor:
         """The message `act(product + b)`."""
-        bias = self.bias[relation.name] if relation.name in self.bias else None
+        bias = self.bias.get(relation.name)
         return self.activation(product.clone() if bias is None else product + bias)
 
     def _receive(self, nodes: Tensor, relation: RelationType, received: Tensor) -> Tensor:
