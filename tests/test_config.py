@@ -484,3 +484,15 @@ def test_a_paper_file_differs_from_ours_in_the_recipe_not_in_backbone_or_input(f
     ours = load_cfg("", str(file.with_stem(file.stem.removesuffix("_paper"))))
     paper = load_cfg("", str(file))
     assert (ours.MODEL, ours.INPUT, ours.DATALOADER) == (paper.MODEL, paper.INPUT, paper.DATALOADER)
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        [[f"{OURS}.VARIANT", ["full", "free"]], [f"{OURS}.FREE.RHO", [0.1, 0.3]]],  # the second counts for free alone
+        [[f"{OURS}.ALPHA_C", [2.0, 2.0]]],  # equal values, of which the first is taken
+        [["OPTIM.MAX_EPOCH", [5, 15]], [f"{OURS}.NOISE", [0.0, 1.0]]],
+    ],
+)
+def test_a_key_may_be_selected_that_changes_some_candidate(grid):
+    load_cfg(opts=[f"{OURS}.SELECT_ON", "val", f"{OURS}.SELECT", str(grid)])

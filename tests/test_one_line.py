@@ -82,6 +82,9 @@ def test_a_word_that_looks_like_a_sub_command(refused, word, before):
         (f'[["{NODE}.ALPHA_C", [1.0, "x"]]]', "must be of type float"),
         (f'[["{NODE}.VARIANT", ["full", "fill"]]]', "did you mean 'full'"),
         (f'[["{NODE}.ALPHA_C", []]]', "must be [str, [VALUE, ...]]"),
+        ('[["DATALOADER.TRAIN_X.BATCH_SIZE", [32, 256]]]', "BATCH_SIZE, which changes nothing in an adapter"),
+        (f'[["{NODE}.ALPHA_C", [1.0, 2.0]], ["SEED", [1, 2]]]', "SELECT has SEED, which changes nothing"),
+        (f'[["{NODE}.FREE.RHO", [0.1, 0.3]]]', "FREE.RHO, which changes nothing"),
     ],
 )
 def test_a_mistake_in_what_is_selected_comes_before_any_work(refused, grid, words):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -15,7 +16,17 @@ from typing import Any
 
 from yacs.config import CfgNode as CN
 
-from .config import CHOICES, FILLABLE, OF_THE_BACKBONE, OPEN, TRANSFORMS, extend_cfg, get_cfg_default, model_options
+from .config import (
+    CHOICES,
+    FILLABLE,
+    OF_THE_BACKBONE,
+    OPEN,
+    TRANSFORMS,
+    extend_cfg,
+    get_cfg_default,
+    model_options,
+    training_options,
+)
 from .method.options import UNTRAINED
 from .method.relations import REFINED, RELATIONS, relations_in_use
 from .utils.errors import UserError, shortened, unknown
@@ -298,11 +309,30 @@ def _complete(cfg: CN) -> CN:
             raise UserError(f"{key} is {OPEN}, left to BY_DATASET and BY_SHOTS, and no row of them sets it; set it")
     check_cfg(cfg)
     if cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON == "val":
-        for key, values in cfg.TRAINER.HEGRAPHADAPTER.SELECT:
-            for value in values:
-                with_values(cfg, [key, value])
+        _check_select(cfg)
     cfg.freeze()
     return cfg
+
+
+def _check_select(cfg: CN) -> None:
+    """Checks that every candidate of SELECT is a configuration, and that each of its keys changes the adapter.
+
+    Raises:
+        UserError: Otherwise; candidates that train the same adapter would be told apart by nothing but their order.
+    """
+    grid = cfg.TRAINER.HEGRAPHADAPTER.SELECT
+    trained = {}  # the values of a candidate, by their places -> what its training depends on
+    for places in itertools.product(*(range(len(values)) for _, values in grid)):
+        candidate = with_values(cfg, [x for (key, values), at in zip(grid, places) for x in (key, values[at])])
+        trained[places] = (model_options(candidate), training_options(candidate))
+    for row, (key, values) in enumerate(grid):
+        if all(value == values[0] for value in values):
+            continue
+        if all(options == trained[(*places[:row], 0, *places[row + 1 :])] for places, options in trained.items()):
+            raise UserError(
+                f"SELECT has {key}, which changes nothing in an adapter or its training, so there is nothing to choose; "
+                "leave it out, or run once for each value"
+            )
 
 
 def _matching_rows(cfg: CN) -> list[list]:
