@@ -330,7 +330,7 @@ def _check_select(cfg: CN) -> None:
             continue
         if all(options == trained[(*places[:row], 0, *places[row + 1 :])] for places, options in trained.items()):
             raise UserError(
-                f"SELECT has {key}, which changes nothing in an adapter or its training, so there is nothing to choose; "
+                f"SELECT has {key}, which changes nothing in an adapter or its training, so nothing can be chosen; "
                 "leave it out, or run once for each value"
             )
 
