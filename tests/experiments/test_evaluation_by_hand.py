@@ -148,10 +148,11 @@ def test_other_classes_are_scored_by_the_rule_of_the_method_on_the_targets_own_b
     assert (found["accuracy"], found["accuracy_zero_shot"]) == (pytest.approx(100 / 3), 100.0)
 
 
-def test_without_targets_nothing_is_asked_of_a_task_and_a_task_without_images_refuses_domains():
+def test_without_targets_nothing_is_asked_of_a_task_and_a_task_without_images_refuses_them():
     assert score_targets(object(), source(), data_of(), outcome_of()) == {}
-    with pytest.raises(UserError, match="a feature bank has no other data sets"):
-        score_targets(object(), source(), data_of(["Domain"]), outcome_of())
+    for data, words in ((data_of(["Domain"]), "a feature bank has no"), (data_of((), ["Other"]), "arrays have no")):
+        with pytest.raises(UserError, match=f"{words} other data sets"):
+            score_targets(object(), source(), data, outcome_of())
 
 
 def test_a_target_without_labels_is_no_target():

@@ -22,7 +22,7 @@ from ..method.heads import text_logits
 from ..training.evaluation import accuracy
 from ..utils.errors import UserError
 from .outcome import Outcome
-from .tasks import DomainSource, Task
+from .tasks import DomainSource, TargetSource, Task
 
 SAME_CLASSES, OTHER_CLASSES = "same classes", "other classes"
 
@@ -56,6 +56,7 @@ def score_targets(task: Task, bank: FeatureBank, data: CfgNode, outcome: Outcome
         mine = None if logits is None else logits[:, columns]
         found[name] = _scores(mine, zero_shot[:, columns], labels, SAME_CLASSES)
     for name in data.TARGET_DATASETS:
+        assert isinstance(task, TargetSource)
         target = task.target(name).to(bank.train_features.device.type)
         zero_shot = text_logits(target.features_to_classify, target.text_positive, target.logit_scale)
         logits = outcome.transfer(target) if outcome.transfer else None
@@ -78,6 +79,8 @@ def check_targets(task: Task, data: CfgNode) -> None:
             raise UserError("a feature bank has no other data sets; leave out --target-domains")
         match_classes(task.dataset.ids, task.target_dataset(name).ids, task.dataset.name, name)
     for name in data.TARGET_DATASETS:
+        if not isinstance(task, TargetSource):
+            raise UserError("features that are given as arrays have no other data sets; leave out --target-datasets")
         task.check_target(name)
 
 

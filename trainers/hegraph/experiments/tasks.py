@@ -51,6 +51,11 @@ class Task(Protocol):
         """Its training batches, made of its features."""
         ...
 
+
+@runtime_checkable
+class TargetSource(Protocol):
+    """A task that can give other classes to test on, encoded by the same backbone."""
+
     def check_target(self, name: str) -> None:
         """Raises UserError if `target` cannot give this data set; no image is opened."""
         ...
