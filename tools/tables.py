@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainers.hegraph.results.cases import read_cases
-from trainers.hegraph.results.comparison import compare
+from trainers.hegraph.results.comparison import base_to_new, compare
 from trainers.hegraph.results.records import find_records
 from trainers.hegraph.results.render import as_text, markdown
 from trainers.hegraph.utils.files import atomic_path
@@ -58,6 +58,12 @@ def graph_cases(files: list[Path]) -> str:
     return rows_of(markdown(compare(find_records(files), intervals=False, cases=cases)))
 
 
+def new_classes(files: list[Path]) -> str:
+    """What `base-to-new` prints, with the means over the data sets alone."""
+    head, line, *rows = rows_of(markdown(base_to_new(find_records(files)))).splitlines()
+    return "".join(f"{row}\n" for row in (head, line, *(row for row in rows if "| mean of " in row)))
+
+
 MADE_BY: dict[str, Callable[[list[Path]], str]] = {
     "digits": first_screen,
     "summary": summary,
@@ -67,6 +73,7 @@ MADE_BY: dict[str, Callable[[list[Path]], str]] = {
     "graph": graph_cases,
     "graph_stand": graph_cases,
     "paper": means_by_shots,
+    "base_to_new": new_classes,
 }
 
 
