@@ -140,9 +140,9 @@ def train_and_test(
 
 def fit_and_predict(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int, folder: RunFolder) -> Outcome:
     """Fits the method that `TRAINER.NAME` names, and has it predict test."""
+    keep_freed_memory()
     if cfg.TRAINER.NAME in METHODS:
         return fit_method(load_method(cfg.TRAINER.NAME), task, bank, cfg, seed)
-    keep_freed_memory()
     if cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON == "val":
         trained = tune_on_val(task, bank, cfg, seed)
         folder.checkpoints(bank.classnames).save_adapter(trained.model)
