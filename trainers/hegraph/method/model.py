@@ -111,7 +111,7 @@ class HeGraphModel(nn.Module):
         noise = self.messages.noise
         drawn = torch.randint(len(noise), (len(features),), generator=generator).to(features.device)
         signs = 2 * torch.randint(2, (len(features), 1), generator=generator).to(features.device) - 1
-        return F.normalize(features + self.options.noise * signs * noise[drawn], dim=-1)
+        return F.normalize(features + self.options.noise * signs * noise.index_select(0, drawn), dim=-1)
 
     def adapt(self) -> Classifier:
         """Passes messages. The result holds for every query until a parameter changes."""
