@@ -1,5 +1,7 @@
 """A sweep against one process per run, and two workers against one: whole processes.
 
+The two workers have one thread each. So where `OMP_NUM_THREADS` is 2, they have as many threads as one process per run.
+
 The runs are those of a table on one bank, ucf101's in $HEGRAPH_SHARED/banks: every method that needs no images, by
 shots and seeds. That takes about half an hour, most of it the single processes.
 """
@@ -58,6 +60,7 @@ def run(
         ],
     )  # fmt: skip
     report.at_least("one process per run, over one sweep", single / swept, BAR)
+    report.at_least("one process per run, over two workers", single / two, BAR)
     report.at_least("one worker, over two", one / two, BAR_OF_WORKERS)
     return report
 

@@ -24,7 +24,7 @@ from .timing import in_turn, memory_of_a_run, ratio
 SMALL = {"num_classes": 10, "width": 16, "repeats": 1}
 
 
-def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, repeats: int = 7, pyg_repeats: int = 1) -> Report:
+def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, repeats: int = 25, pyg_repeats: int = 1) -> Report:
     bank = random_bank(num_classes, width, shots)
     training = start_training(bank, layer_of_the_paper())
     batch = next(training.data.epoch(1))

@@ -31,7 +31,11 @@ BARS = {
         "skipping a run of a bank, over import torch",
         "a run from a bank up to its first step, over import torch",
     },
-    "sweep": {"one process per run, over one sweep", "one worker, over two"},
+    "sweep": {
+        "one process per run, over one sweep",
+        "one process per run, over two workers",
+        "one worker, over two",
+    },
     "streaming": {"peak memory, many images over few"},
     "big-bank": {
         "seconds to the first step, beyond import torch",

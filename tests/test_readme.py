@@ -8,6 +8,7 @@ import pytest
 
 from tools.tables import BLOCK, MADE_BY, PAGES, made
 
+README = PAGES[0]
 BLOCKS = [(page, *found) for page in PAGES for found in BLOCK.findall(page.read_text(encoding="utf-8"))]
 
 
@@ -24,3 +25,12 @@ def test_no_marker_stands_alone():
 @pytest.mark.parametrize(("page", "name", "files", "text"), BLOCKS, ids=[f"{p.stem}-{n}" for p, n, _, _ in BLOCKS])
 def test_a_table_is_made_from_the_records(page, name, files, text):
     assert text == made(name, files), "run python -m tools.tables"
+
+
+def test_the_python_of_the_readme_says_what_the_table_above_it_shows():
+    text = README.read_text(encoding="utf-8")
+    [(zero_shot, adapted)] = re.findall(r"# (\S+) (\S+), as in the table above", text)
+    for name, number in (("zero-shot", zero_shot), ("HeGraphAdapter", adapted)):
+        [row] = re.findall(rf"^  {name}  .*$", text, re.MULTILINE)
+        _, _, _, of_seed_1, *_ = row.split()
+        assert of_seed_1 == number
