@@ -25,7 +25,7 @@ NO_BAR = 1e6
 SMALL = {"sizes": ((5, 16), (20, 16)), "repeats": 1}
 
 
-def run(sizes: tuple[tuple[int, int], ...] = tuple(BARS), repeats: int = 7) -> Report:
+def run(sizes: tuple[tuple[int, int], ...] = tuple(BARS), repeats: int = 25) -> Report:
     columns = ["K", "d", "floor, ms", "ours, ms", "ours over the floor", "rebuilt every step, ms", "rebuilt over ours"]
     report = Report("Graph step, forward and backward", columns)
     for num_classes, width in sizes:
