@@ -13,6 +13,8 @@ from benchmarks.__main__ import NAMES, main
 from benchmarks.report import Report
 from benchmarks.timing import in_turn, process, ratio
 
+# Each is a difference of two times, which may fall below 0 where little is run
+DIFFERENCES = {"Ray's cost per run, ms", "seconds to the first step, beyond import torch"}
 BARS = {
     "graph-step": {"over the floor at K=5, d=16", "over the floor at K=20, d=16"},
     "train-step": {"step over its floor", "PyG reference over step"},
@@ -62,9 +64,10 @@ def test_a_benchmark_runs_and_writes_its_figures(name, request, tmp_path, capsys
     assert main([name, "--small", "--json", str(file)]) == 0
     figures = json.loads(file.read_text())
     assert set(figures["bars"]) == BARS[name]
-    for bar in figures["bars"].values():
+    for row, bar in figures["bars"].items():
         assert set(bar) == {"value", "bar", "ok"}
-        assert math.isfinite(bar["value"]) and bar["value"] > 0
+        assert math.isfinite(bar["value"])
+        assert bar["value"] > 0 or row in DIFFERENCES
     printed = capsys.readouterr().out
     assert printed.startswith(figures["title"]) and all(row in printed for row in figures["bars"])
 
