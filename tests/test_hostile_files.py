@@ -79,19 +79,19 @@ def change_value(value: Any, rng: random.Random) -> Any:
             holder, key = place, rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
             place = holder[key]
         if key is None:
-            return rng.choice(ODD)
+            return copy.deepcopy(rng.choice(ODD))
         how = rng.choice(("replace", "replace", "remove", "swap", "add"))
         if how == "replace":
-            holder[key] = rng.choice(ODD)
+            holder[key] = copy.deepcopy(rng.choice(ODD))
         elif how == "remove":
             del holder[key]
         elif how == "swap":
             other = rng.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
             holder[key], holder[other] = holder[other], holder[key]
         elif isinstance(holder, dict):
-            holder[str(rng.choice(ODD))] = rng.choice(ODD)
+            holder[str(rng.choice(ODD))] = copy.deepcopy(rng.choice(ODD))
         else:
-            holder.append(rng.choice(ODD))
+            holder.append(copy.deepcopy(rng.choice(ODD)))
     return value
 
 
@@ -266,6 +266,8 @@ def describe(folder: Path) -> None:
 
 
 MODEL = "run/model"
+PREDICTS = ("bank, predicted", "model configuration", "model tensors")
+CODES_OF_PREDICT = (0, 1, 2)  # 1: rows without a prediction, such as those that a damaged model gives NaN for
 READERS: dict[str, tuple[str, Callable[[Path], int]]] = {
     "bank, trained on": ("bank.safetensors", train),
     "bank, searched on": ("bank.safetensors", lambda folder: train(folder, "--select", "val")),
@@ -353,7 +355,7 @@ def test_a_file_that_was_changed_gives_a_result_or_one_line(kind, interrupted, t
         capfd.readouterr()
         code = read(folder)
         error = capfd.readouterr().err
-        assert code in (0, 2), (number, code, error)
+        assert code in (CODES_OF_PREDICT if kind in PREDICTS else (0, 2)), (number, code, error)
         assert "Traceback" not in error
         if code == 2:
             last = error.splitlines()[-1]

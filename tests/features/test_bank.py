@@ -258,7 +258,7 @@ def test_a_bank_without_test_rows_says_so(raw, fails):
     fails("test_features")
 
 
-@pytest.mark.parametrize("value", ['{"a": 0}', "a, b, c", "[1, 2, 3]", '["a", null, "c"]'])
+@pytest.mark.parametrize("value", ['{"a": 0}', "a, b, c", "[1, 2, 3]", '["a", null, "c"]', '["a", "", "c"]'])
 def test_class_names_that_are_not_a_list_of_strings_are_refused(raw, fails, value):
     raw[1]["classnames"] = value
     fails("classnames")

@@ -174,8 +174,10 @@ def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[list[str], flo
         raise UserError(
             f"{path}: metadata must be a JSON list (classnames) and a number (logit_scale): {error}"
         ) from error
-    if not isinstance(classnames, list) or not all(isinstance(name, str) for name in classnames):
-        raise UserError(f"{path}: the metadata classnames must be a JSON list of strings, got {classnames!r:.80}")
+    if not isinstance(classnames, list) or not all(isinstance(name, str) and name for name in classnames):
+        raise UserError(
+            f"{path}: the metadata classnames must be a JSON list of strings, none empty, got {classnames!r:.80}"
+        )
     if len(set(classnames)) != len(classnames):
         twice = sorted({name for name in classnames if classnames.count(name) > 1})
         # A few may repeat: ImageNet has two classes called "crane"
