@@ -19,6 +19,7 @@ from torch import Tensor
 from ..datasets.splits import SPLITS
 from ..utils.errors import UserError
 from ..utils.reading import parse_json
+from ..utils.schema import Name, check
 from ..utils.tensor_bytes import StoredTensor
 from ..utils.tensor_file import DTYPES, TensorFile
 from .bank_identity import BANK, BankIdentity
@@ -168,16 +169,13 @@ def bank_metadata(dataset: str, backbone: str, classnames: Sequence[str], logit_
 def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[list[str], float]:
     """The class names and the logit scale."""
     try:
-        classnames = parse_json(metadata["classnames"])
+        names = parse_json(metadata["classnames"])
         logit_scale = float(metadata["logit_scale"])
     except ValueError as error:
         raise UserError(
             f"{path}: metadata must be a JSON list (classnames) and a number (logit_scale): {error}"
         ) from error
-    if not isinstance(classnames, list) or not all(isinstance(name, str) and name for name in classnames):
-        raise UserError(
-            f"{path}: the metadata classnames must be a JSON list of strings, none empty, got {classnames!r:.80}"
-        )
+    classnames = check(list[Name], names, f"{path}: the metadata classnames must be a JSON list of names")
     if len(set(classnames)) != len(classnames):
         twice = sorted({name for name in classnames if classnames.count(name) > 1})
         # A few may repeat: ImageNet has two classes called "crane"
