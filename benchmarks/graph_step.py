@@ -17,8 +17,8 @@ from trainers.hegraph.method.relations import RelationType, metapath_defaults
 
 from .floor import graph_multiply_adds, product_for
 from .report import Report
-from .tasks import unit_features
-from .timing import in_turn, memory_of_a_run, ratio
+from .tasks import memory_of_a_run, unit_features
+from .timing import in_turn, ratio
 
 BARS = {(100, 512): 1.7, (1000, 1024): 1.1}
 NO_BAR = 1e6

@@ -8,11 +8,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-from trainers.hegraph.training.memory import hand_back_freed_memory, keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,16 +35,6 @@ def in_turn(
             if repeat >= 0:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
-
-
-@contextmanager
-def memory_of_a_run() -> Iterator[None]:
-    """Keeps the memory that a step frees for the next one, as every run does before it trains."""
-    keep_freed_memory()
-    try:
-        yield
-    finally:
-        hand_back_freed_memory()
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:

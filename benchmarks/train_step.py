@@ -18,8 +18,8 @@ from trainers.hegraph.training.batches import Batch
 
 from .floor import multiply_adds, product_for
 from .report import Report
-from .tasks import layer_of_the_paper, random_bank, start_training
-from .timing import in_turn, memory_of_a_run, ratio
+from .tasks import layer_of_the_paper, memory_of_a_run, random_bank, start_training
+from .timing import in_turn, ratio
 
 SMALL = {"num_classes": 10, "width": 16, "repeats": 1}
 
