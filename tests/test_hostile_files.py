@@ -70,6 +70,11 @@ def change_bytes(content: bytes, rng: random.Random) -> bytes:
     return content[:start] + middle + content[end:]
 
 
+def odd(rng: random.Random) -> Any:
+    """One of `ODD`, copied, since a later change may go into it."""
+    return copy.deepcopy(rng.choice(ODD))
+
+
 def change_value(value: Any, rng: random.Random) -> Any:
     """Replaces, removes or swaps something at a random place of nested dicts and lists."""
     value = copy.deepcopy(value)
@@ -79,19 +84,19 @@ def change_value(value: Any, rng: random.Random) -> Any:
             holder, key = place, rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
             place = holder[key]
         if key is None:
-            return copy.deepcopy(rng.choice(ODD))
+            return odd(rng)
         how = rng.choice(("replace", "replace", "remove", "swap", "add"))
         if how == "replace":
-            holder[key] = copy.deepcopy(rng.choice(ODD))
+            holder[key] = odd(rng)
         elif how == "remove":
             del holder[key]
         elif how == "swap":
             other = rng.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
             holder[key], holder[other] = holder[other], holder[key]
         elif isinstance(holder, dict):
-            holder[str(rng.choice(ODD))] = copy.deepcopy(rng.choice(ODD))
+            holder[str(odd(rng))] = odd(rng)
         else:
-            holder.append(copy.deepcopy(rng.choice(ODD)))
+            holder.append(odd(rng))
     return value
 
 
@@ -266,8 +271,6 @@ def describe(folder: Path) -> None:
 
 
 MODEL = "run/model"
-PREDICTS = ("bank, predicted", "model configuration", "model tensors")
-CODES_OF_PREDICT = (0, 1, 2)  # 1: rows without a prediction, such as those that a damaged model gives NaN for
 READERS: dict[str, tuple[str, Callable[[Path], int]]] = {
     "bank, trained on": ("bank.safetensors", train),
     "bank, searched on": ("bank.safetensors", lambda folder: train(folder, "--select", "val")),
@@ -346,16 +349,19 @@ def interrupted(made: Path, stopped_at_checkpoint) -> Path:
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_a_file_that_was_changed_gives_a_result_or_one_line(kind, interrupted, tmp_path, capfd, recwarn):
+def test_a_file_that_was_changed_gives_a_result_or_one_line(kind, interrupted, tmp_path, capfd, caplog, recwarn):
     name, read = READERS[kind]
     for number in range(CHANGES):
         folder = tmp_path / str(number)
         shutil.copytree(interrupted, folder)
         change_file(folder / name, random.Random(f"{kind} {number}"))
         capfd.readouterr()
+        caplog.clear()
         code = read(folder)
         error = capfd.readouterr().err
-        assert code in (CODES_OF_PREDICT if kind in PREDICTS else (0, 2)), (number, code, error)
+        # Where a damaged model gives NaN, the rows say so, and the code is 1
+        gives_nan = kind == "model tensors" and "the model gives NaN" in caplog.text
+        assert code in (0, 2) or (code == 1 and gives_nan), (number, code, error)
         assert "Traceback" not in error
         if code == 2:
             last = error.splitlines()[-1]
