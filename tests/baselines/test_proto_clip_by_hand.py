@@ -60,6 +60,12 @@ def test_proto_clip_trains_both_memories_on_the_posterior_and_the_alignment_at_a
     np.testing.assert_allclose(fitted.logits(tensor(PROBES)).numpy(), expected, rtol=0, atol=2e-4)
 
 
+def test_rows_of_norm_1_have_the_gradient_that_differences_show():
+    rows = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4), requires_grad=True)
+    assert torch.autograd.gradcheck(proto_clip.unit, rows)
+    torch.testing.assert_close(proto_clip.unit(rows), torch.nn.functional.normalize(rows, dim=-1))
+
+
 def test_the_alignment_is_the_cross_entropy_from_images_to_text_and_back():
     # Cosines (0.6, 0) and (0.8, 1), divided by the temperature 0.5: (1.2, 0) and (1.6, 2).
     # From images to text: log(1 + e^-1.2) = 0.263282 and log(1 + e^-0.4) = 0.513015, of which the mean is 0.388149.
