@@ -79,6 +79,22 @@ def test_of_different_images_nothing_is_said(bank, caplog):
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("width", [12, overlap.FEW, overlap.FEW + 1, 200])
+def test_a_near_copy_has_a_cosine_above_the_bound(width):
+    generator = torch.Generator().manual_seed(width)
+    test, other = F.normalize(torch.randn(2, 50, width, generator=generator, dtype=torch.float64), dim=-1)
+    aside = F.normalize(other - (other * test).sum(dim=1, keepdim=True) * test, dim=-1)
+    for cosine, count in ((0.99991, 50), (0.99989, 0)):
+        rows = cosine * test + (1 - cosine**2) ** 0.5 * aside
+        assert count_near(rows.float(), test.float()) == count
+
+
+def test_rows_that_differ_late_are_no_near_copies():
+    alike = torch.ones(overlap.FEW).expand(3, -1)
+    rows = F.normalize(torch.cat([alike, torch.eye(3)], dim=1), dim=-1)
+    assert count_near(rows[:2], rows[2:]) == 0
+
+
 def test_what_would_take_long_is_not_compared(bank, monkeypatch):
     assert count_near(bank.test_features, bank.test_features) == 40
     monkeypatch.setattr(overlap, "MOST_PAIRS", 40 * 40 - 1)

@@ -63,7 +63,11 @@ class CLIPAdapter(Method):
             return F.cross_entropy(logits(batch.features), batch.labels)
 
         optimizer = torch.optim.SGD(
-            adapter.parameters(), lr=options.LR, momentum=options.MOMENTUM, weight_decay=options.WEIGHT_DECAY
+            adapter.parameters(),
+            lr=options.LR,
+            momentum=options.MOMENTUM,
+            weight_decay=options.WEIGHT_DECAY,
+            fused=True,  # the same numbers, sooner
         )
         steps = train_with_warmup(optimizer, loss, bank, options, epochs, seed)
         adapter.requires_grad_(False)

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 NEAR = 0.9999  # cosine above which two images are taken for copies of one
 BLOCK = 4096  # rows that are compared at once
+FEW = 32  # entries of a row that are compared first
 MOST_PAIRS = 2 * 10**8  # pairs of rows whose cosines take a few seconds; more are not compared
 
 
@@ -87,14 +88,30 @@ def is_among(rows: Tensor, others: Tensor) -> Tensor:
 def count_near(rows: Tensor, others: Tensor) -> int:
     """How many unit rows `[N, d]` have a cosine above `NEAR` with one of `others` `[M, d]`; 0 where there are too many.
 
-    The comparison is left out above `MOST_PAIRS`, since it would take longer than the training.
+    The comparison is left out above `MOST_PAIRS`, since it could take longer than the training.
     """
     if len(rows) * len(others) > MOST_PAIRS:
         return 0
+    rows = rows[_may_be_near(rows, others)]
     near = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     for block in others.split(BLOCK):
         near |= (rows @ block.t()).amax(dim=1) > NEAR
     return int(near.sum())
+
+
+def _may_be_near(rows: Tensor, others: Tensor) -> Tensor:
+    """Which rows may have a cosine above `NEAR` with one of `others`; booleans `[N]`.
+
+    Two unit rows are at a squared distance of 2 - 2 cos, and over a few of their entries they are no farther apart. So
+    these few rule out nearly all rows, at a fraction of the cost.
+    """
+    farthest = 2 * (1 - NEAR) + 1e-5  # and a little more, for rounding
+    few = rows[:, :FEW]
+    nearest = torch.full_like(few[:, 0], torch.inf)
+    for block in others[:, :FEW].split(BLOCK):
+        less = torch.addmm(block.square().sum(dim=1), few, block.t(), alpha=-2).amin(dim=1)
+        nearest = torch.minimum(nearest, less + few.square().sum(dim=1))
+    return nearest < farthest
 
 
 def _first_entries(rows: Tensor) -> Tensor:

@@ -151,7 +151,8 @@ def isolated(verbose: bool = False) -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(gradients)
-        torch.use_deterministic_algorithms(deterministic)
+        if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call imports torch's compiler
+            torch.use_deterministic_algorithms(deterministic)
         if os.environ != environment:
             os.environ.clear()
             os.environ.update(environment)
