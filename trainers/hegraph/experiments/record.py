@@ -47,7 +47,7 @@ def make_record(
         targets: From `elsewhere.score_targets`.
     """
     started = time.monotonic()
-    scores, calibration = scores_on_test(outcome, bank), calibration_on_test(outcome, bank)
+    scores = scores_on_test(outcome, bank)
     device = bank.train_features.device
     return {
         "dataset": bank.dataset,
@@ -62,7 +62,6 @@ def make_record(
         "adapter_from": None if folder.model is None else str(folder.model),
         "selected_on": "val" if outcome.selected else "last_step",
         "selected": outcome.selected,
-        "calibration": calibration,
         "rejection": rejection_on_test(outcome),
         "targets": targets or {},
         "epochs": outcome.training.epochs,
@@ -88,39 +87,36 @@ def make_record(
     }
 
 
-def scores_on_test(outcome: Outcome, bank: FeatureBank) -> dict[str, float | None]:
-    """Percent on test: the prediction, the text classifier alone, and zero-shot CLIP; None for what there is not."""
-    if outcome.logits is None or outcome.labels is None or bank.test_features is None:
-        logger.warning("%s has no test images: nothing is scored", bank.dataset)
-        return dict.fromkeys(("accuracy", "macro_f1", "accuracy_text", "accuracy_zero_shot"))
-    zero_shot = text_logits(bank.test_features, bank.text_positive, bank.logit_scale)
-    text = outcome.text_logits
-    return {
-        **score(outcome.logits, outcome.labels),
-        "accuracy_text": None if text is None else accuracy(text, outcome.labels),
-        "accuracy_zero_shot": accuracy(zero_shot, outcome.labels),
-    }
-
-
-def calibration_on_test(outcome: Outcome, bank: FeatureBank) -> dict:
-    """The temperature, and how honest the probabilities on test are: before and after it, and those of zero-shot CLIP.
+def scores_on_test(outcome: Outcome, bank: FeatureBank) -> dict:
+    """How good the prediction is on test, and how honest its probabilities are: before the temperature and after it.
 
     Returns:
-        "temperature", "fitted_on" and "num_images", as of `Calibration`; "before", "after" and "zero_shot", each as
-        `confidence_scores` gives them, and None without test images. Zero-shot CLIP's has no "bins", and is as CLIP
-        comes, without a temperature.
+        "accuracy" and "macro_f1" of the prediction, "accuracy_text" of the text classifier alone and
+        "accuracy_zero_shot", in percent; and "calibration": "temperature", "fitted_on" and "num_images", as of
+        `Calibration`, and "before", "after" and "zero_shot", each with accuracy, macro F1 and what `confidence_scores`
+        gives. Zero-shot CLIP's has no "bins", and is as CLIP comes, without a temperature. None for what there is not.
     """
     found = outcome.calibration
     about = {"temperature": found.temperature, "fitted_on": found.fitted_on, "num_images": found.num_images}
-    if outcome.logits is None or outcome.labels is None or bank.test_features is None:
-        return about | dict.fromkeys(("before", "after", "zero_shot"))
+    logits, labels, text = outcome.logits, outcome.labels, outcome.text_logits
+    if logits is None or labels is None or bank.test_features is None:
+        logger.warning("%s has no test images: nothing is scored", bank.dataset)
+        nothing = dict.fromkeys(("accuracy", "macro_f1", "accuracy_text", "accuracy_zero_shot"))
+        return nothing | {"calibration": about | dict.fromkeys(("before", "after", "zero_shot"))}
     zero_shot = text_logits(bank.test_features, bank.text_positive, bank.logit_scale)
-    of_clip = confidence_scores(zero_shot, outcome.labels)
-    del of_clip["bins"]
-    return about | {
-        "before": confidence_scores(outcome.logits, outcome.labels),
-        "after": confidence_scores(outcome.logits, outcome.labels, found.temperature),
-        "zero_shot": of_clip,
+    of_prediction, of_clip = score(logits, labels), score(zero_shot, labels)
+    honesty_of_clip = confidence_scores(zero_shot, labels)
+    del honesty_of_clip["bins"]
+    return {
+        **of_prediction,
+        "accuracy_text": None if text is None else accuracy(text, labels),
+        "accuracy_zero_shot": of_clip["accuracy"],
+        "calibration": {
+            **about,
+            "before": of_prediction | confidence_scores(logits, labels),
+            "after": of_prediction | confidence_scores(logits, labels, found.temperature),
+            "zero_shot": of_clip | honesty_of_clip,
+        },
     }
 
 

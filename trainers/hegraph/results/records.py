@@ -168,7 +168,7 @@ class _Bins(OpenPart):
 
 
 class _Honesty(OpenPart):
-    """What `training.confidence.confidence_scores` says of probabilities."""
+    """What `evaluation.score` and `confidence.confidence_scores` say of probabilities."""
 
     accuracy: Percent
     macro_f1: Percent

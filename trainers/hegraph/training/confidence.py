@@ -101,7 +101,7 @@ def mean_confidence(logits: Sequence[Tensor], temperature: float) -> float:
 
 
 def confidence_scores(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict:
-    """Scores of the probabilities, by scikit-learn.
+    """Scores of the probabilities, by scikit-learn. Those of the likeliest classes alone are in `evaluation.py`.
 
     Args:
         logits: Shape `[M, K]`.
@@ -109,17 +109,16 @@ def confidence_scores(logits: Tensor, labels: Tensor, temperature: float = 1.0) 
         temperature: What the logits are divided by.
 
     Returns:
-        "accuracy" and "macro_f1" in percent; "nll", the mean negative log-likelihood in nats; "brier", the mean over
-        images of the squared distance between probabilities and truth, from 0 to 2; "ece", the expected calibration
-        error over `BINS` equal bins in percent; and "bins": for each bin the "count" of its images, their mean
-        "confidence" and their "accuracy" in percent, which are 0 for a bin without images. Bins are rounded for the
-        record; the scores are not.
+        "nll", the mean negative log-likelihood in nats; "brier", the mean over images of the squared distance between
+        probabilities and truth, from 0 to 2; "ece", the expected calibration error over `BINS` equal bins in percent;
+        and "bins": for each bin the "count" of its images, their mean "confidence" and their "accuracy" in percent,
+        which are 0 for a bin without images. Bins are rounded for the record; the scores are not.
     """
-    from sklearn.metrics import brier_score_loss, f1_score, log_loss  # takes a second to import
+    from sklearn.metrics import brier_score_loss, log_loss  # takes a second to import
 
     classes = np.arange(logits.shape[1])
     nll = brier = 0.0
-    confidence, predicted = [], []
+    confidence, correct = [], []
     for some, true in zip(logits.split(BATCH), labels.cpu().split(BATCH)):
         probabilities = (some.detach().double() / temperature).softmax(dim=1).cpu()
         given = true.numpy(), probabilities.numpy()
@@ -127,15 +126,12 @@ def confidence_scores(logits: Tensor, labels: Tensor, temperature: float = 1.0) 
         brier += len(true) * float(brier_score_loss(*given, labels=classes, scale_by_half=False))
         highest = probabilities.max(dim=1)
         confidence.append(highest.values.numpy())
-        predicted.append(highest.indices.numpy())
-    chosen, truth = np.concatenate(predicted), labels.cpu().numpy()
-    bins = reliability(np.concatenate(confidence), chosen == truth)
+        correct.append((highest.indices == true).numpy())
+    bins = reliability(np.concatenate(confidence), np.concatenate(correct))
     rounded = {name: [round(value, 3) for value in values] for name, values in bins.items()}
     return {
-        "accuracy": 100.0 * int((chosen == truth).sum()) / len(truth),
-        "macro_f1": 100.0 * float(f1_score(truth, chosen, average="macro", labels=np.unique(truth))),
-        "nll": nll / len(truth),
-        "brier": brier / len(truth),
+        "nll": nll / len(labels),
+        "brier": brier / len(labels),
         "ece": expected_calibration_error(bins),
         "bins": rounded,
     }
