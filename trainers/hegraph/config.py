@@ -166,6 +166,9 @@ def extend_cfg(cfg: CN) -> None:
     # The logit scale that OPTIM.LR is meant for. At scale tau the rate is OPTIM.LR * LR_TAU / tau, which moves the
     # logits alike. 0: the same at any scale
     node.LR_TAU = 100.0
+    # Factor on OPTIM.LR where text is weak: where zero-shot CLIP knows little of the training images, see
+    # training/weak_text.py; rows [from this many shots, value]
+    node.WEAK_TEXT_LR_MULT = [[1, 3.0], [2, 1.0]]
     node.WEIGHT_LR_MULT = 0.1  # learning rate of W as a multiple of OPTIM.LR, which is that of the biases
     node.VISUAL_LR = float(OPEN)  # learning rate of the visual relation; filled by shots
 
@@ -256,9 +259,14 @@ def closed_form_options(cfg: CN) -> ClosedFormOptions:
     free, trained = cfg.TRAINER.HEGRAPHADAPTER.FREE, cfg.TRAINER.HEGRAPHADAPTER.CLOSED_FORM
     if cfg.TRAINER.HEGRAPHADAPTER.VARIANT != "free":
         return ClosedFormOptions(trained.KAPPA, trained.RHO, trained.OMEGA, trained.OMEGA_NEW)
-    shots = math.inf if cfg.DATASET.NUM_SHOTS == -1 else cfg.DATASET.NUM_SHOTS
-    kappa, omega = (values_up_to(rows, shots)[-1] for rows in (free.KAPPA, free.OMEGA))
+    kappa, omega = (_at_shots(rows, cfg) for rows in (free.KAPPA, free.OMEGA))
     return ClosedFormOptions(kappa, free.RHO, omega, trained.OMEGA_NEW, free.PRIOR)
+
+
+def _at_shots(rows: list, cfg: CN) -> float:
+    """The value of rows [from this many shots, value] at the configured shots."""
+    shots = math.inf if cfg.DATASET.NUM_SHOTS == -1 else cfg.DATASET.NUM_SHOTS
+    return values_up_to(rows, shots)[-1]
 
 
 def training_options(cfg: CN) -> TrainingOptions:
@@ -268,6 +276,7 @@ def training_options(cfg: CN) -> TrainingOptions:
         learning_rate=optim.LR,
         lr_width=node.LR_WIDTH,
         lr_tau=node.LR_TAU,
+        weak_text_lr_mult=_at_shots(node.WEAK_TEXT_LR_MULT, cfg),
         weight_lr_mult=node.WEIGHT_LR_MULT,
         visual_lr=node.VISUAL_LR,
         weight_decay=optim.WEIGHT_DECAY,

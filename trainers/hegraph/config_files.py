@@ -148,11 +148,11 @@ def check_cfg(cfg: CN) -> None:
     """
     _check_names(cfg)
     _check_ranges(cfg)
-    for name in ("KAPPA", "OMEGA"):
-        rows = cfg.TRAINER.HEGRAPHADAPTER.FREE[name]
-        check_rows(f"FREE.{name}", rows, int, "[from this many shots, number]", is_positive)
+    for name in ("FREE.KAPPA", "FREE.OMEGA", "WEAK_TEXT_LR_MULT"):
+        rows = _get(cfg.TRAINER.HEGRAPHADAPTER, name)
+        check_rows(name, rows, int, "[from this many shots, number]", is_positive)
         if not rows or min(row[0] for row in rows) > 1:
-            raise UserError(f"TRAINER.HEGRAPHADAPTER.FREE.{name} must have a row from 1 shot on, got {rows}")
+            raise UserError(f"TRAINER.HEGRAPHADAPTER.{name} must have a row from 1 shot on, got {rows}")
     check_rows("SELECT", cfg.TRAINER.HEGRAPHADAPTER.SELECT, str, "[str, [VALUE, ...]]", is_list)
     scale = cfg.INPUT.RRCROP_SCALE
     if len(scale) != 2 or not all(map(is_positive, scale)) or not scale[0] <= scale[1] <= 1:

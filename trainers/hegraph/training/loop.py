@@ -24,6 +24,7 @@ from .batches import Batch, TrainingData, epoch_generator
 from .checkpoints import Checkpoints
 from .options import TrainingOptions
 from .schedule import learning_rate, rate_at_scale, rate_at_width
+from .weak_text import WEAK, text_share
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ class AdapterTraining:
     ) -> None:
         self.model, self.data, self.options, self.checkpoints, self.keep = model, data, options, checkpoints, keep
         rate = rate_at_width(options.learning_rate, options.lr_width, model.x_positive.shape[1])
-        self.peak_rate = rate_at_scale(rate, options.lr_tau, model.logit_scale)
+        rate = rate_at_scale(rate, options.lr_tau, model.logit_scale)
+        self.peak_rate = rate * self._factor_of_weak_text()
         groups = model.parameter_groups(self.peak_rate, options.weight_lr_mult, options.visual_lr)
         self.optimizer = AdamW(groups, options.weight_decay)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -145,6 +147,16 @@ class AdapterTraining:
         if due and self.epoch < self.epochs:
             self.checkpoints.save(self.model, self.optimizer, self.epoch, self.summary.seconds)
             self.last_saved = time.monotonic()
+
+    def _factor_of_weak_text(self) -> float:
+        factor, model = self.options.weak_text_lr_mult, self.model
+        if factor == 1:
+            return 1.0
+        share = text_share(model.cache_keys, model.cache_labels, model.x_positive, model.logit_scale)
+        if share >= WEAK:
+            return 1.0
+        logger.info("text is weak (it tells %.2f of the classes, below %.2f): OPTIM.LR x %g", share, WEAK, factor)
+        return factor
 
     def _rate(self, peak: float) -> float:
         options = self.options

@@ -16,6 +16,7 @@ class TrainingOptions:
             `schedule.rate_at_width`.
         lr_tau: The logit scale that `learning_rate` is meant for; 0: it holds at any scale. See
             `schedule.rate_at_scale`.
+        weak_text_lr_mult: Factor on `learning_rate` where text is weak, see `weak_text.py`.
         weight_lr_mult: Learning rate of the matrices `W`, as a multiple of the biases'.
         visual_lr: Learning rate of the visual relation's bias and matrix.
         weight_decay: AdamW's, per unit of learning rate.
@@ -33,6 +34,7 @@ class TrainingOptions:
     learning_rate: float
     lr_width: int = 512
     lr_tau: float = 0.0
+    weak_text_lr_mult: float = 1.0
     weight_lr_mult: float = 0.1
     visual_lr: float = 0.02
     weight_decay: float = 0.01

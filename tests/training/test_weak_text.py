@@ -1,0 +1,116 @@
+"""Weak text: the share of the classes that it tells, and the rate of training where that is small."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.tasks import random_bank
+from trainers.hegraph.config import model_options, training_options
+from trainers.hegraph.config_files import load_cfg
+from trainers.hegraph.features.bank import FeatureBank
+from trainers.hegraph.method.model import build_model
+from trainers.hegraph.training import weak_text
+from trainers.hegraph.training.batches import BankBatches
+from trainers.hegraph.training.loop import AdapterTraining
+from trainers.hegraph.training.weak_text import text_share
+from trainers.hegraph.utils.errors import UserError
+
+KEY = "TRAINER.HEGRAPHADAPTER.WEAK_TEXT_LR_MULT"
+AXES, LABELS = torch.eye(3), torch.arange(3)
+
+
+def share(text: torch.Tensor, logit_scale: float = 2.0) -> float:
+    return text_share(AXES, LABELS, text, logit_scale)
+
+
+def test_the_share_is_worked_out_by_hand():
+    # Logits (2, 0, 0) for the right class: NLL log(1 + 2 e^-2) = 0.239545, and log 3 = 1.098612
+    assert share(AXES) == pytest.approx(1 - 0.239545 / 1.098612, abs=1e-6)
+
+
+def test_text_that_is_sure_and_right_tells_all():
+    assert share(AXES, 100.0) == pytest.approx(1.0)
+
+
+def test_text_that_is_the_same_for_all_classes_tells_nothing():
+    assert share(torch.ones(3, 3)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_wrong_text_is_judged_at_the_factor_that_suits_it_best():
+    # The least factor is 0.06: logits (0, 0.12, 0) with the first class right
+    nll = math.log(2 + math.exp(0.12))
+    assert share(AXES.roll(1, 0)) == pytest.approx(1 - nll / math.log(3), abs=1e-6)
+
+
+def test_batches_change_nothing(monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    features, text = torch.randn(2, 7, 5, generator=generator)
+    labels = torch.tensor([0, 1, 2, 3, 4, 5, 6])
+    whole = text_share(features, labels, text, 3.0)
+    monkeypatch.setattr(weak_text, "BATCH", 3)
+    assert text_share(features, labels, text, 3.0) == pytest.approx(whole)
+
+
+def bank_of(strong: bool, shots: int) -> FeatureBank:
+    """Five classes whose text is the mean of their images, or that of the next class."""
+    bank = random_bank(5, 32, shots=shots, test=10)
+    means = torch.nn.functional.normalize(bank.cache_keys().view(5, shots, -1).mean(dim=1), dim=-1)
+    return replace(bank, text_positive=means if strong else means.roll(1, 0))
+
+
+def peak_rate(bank: FeatureBank, shots: int, *opts) -> float:
+    cfg = load_cfg(opts=["DATASET.NUM_SHOTS", shots, *opts])
+    data = BankBatches(bank.train_features, bank.train_labels, 8, seed=1)
+    return AdapterTraining(build_model(bank, model_options(cfg)), data, training_options(cfg)).peak_rate
+
+
+@pytest.mark.parametrize(
+    ("strong", "shots", "opts", "factor"),
+    [
+        (True, 1, (), 1),
+        (False, 1, (), 3),
+        (False, 2, (), 1),
+        (False, 2, (KEY, [[1, 3.0], [2, 1.5]]), 1.5),
+        (False, 1, (KEY, [[1, 1.0]]), 1),
+    ],
+)
+def test_at_one_shot_weak_text_is_left_at_a_larger_rate(strong, shots, opts, factor):
+    bank = bank_of(strong, shots)
+    plain = peak_rate(bank, shots, KEY, [[1, 1.0]])
+    assert peak_rate(bank, shots, *opts) == pytest.approx(factor * plain)
+
+
+def test_the_log_says_that_text_is_weak(caplog):
+    with caplog.at_level(logging.INFO):
+        peak_rate(bank_of(strong=False, shots=1), 1)
+        assert "text is weak" in caplog.text
+        caplog.clear()
+        peak_rate(bank_of(strong=True, shots=1), 1)
+        assert caplog.text == ""
+
+
+def test_the_papers_recipe_has_no_such_factor():
+    for name in ("mini_paper", "rn50_paper", "rn101_paper", "vit_b16_paper", "vit_b32_paper"):
+        cfg = load_cfg("", name, opts=["DATASET.NUM_SHOTS", 1])
+        assert training_options(cfg).weak_text_lr_mult == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("[]", "must have a row from 1 shot on"),
+        ("[[2, 3.0]]", "must have a row from 1 shot on"),
+        ("[[1, 0.0]]", "WEAK_TEXT_LR_MULT"),
+        ("[[1, -1.0]]", "WEAK_TEXT_LR_MULT"),
+        ("[[1]]", "WEAK_TEXT_LR_MULT"),
+        ("[['one', 1.0]]", "WEAK_TEXT_LR_MULT"),
+    ],
+)
+def test_rows_that_are_none_are_refused(rows, message):
+    with pytest.raises(UserError, match=message):
+        load_cfg(opts=[KEY, rows])
