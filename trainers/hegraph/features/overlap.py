@@ -107,11 +107,12 @@ def _may_be_near(rows: Tensor, others: Tensor) -> Tensor:
     """
     farthest = 2 * (1 - NEAR) + 1e-5  # and a little more, for rounding
     few = rows[:, :FEW]
-    nearest = torch.full_like(few[:, 0], torch.inf)
+    own = few.square().sum(dim=1)
+    near = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     for block in others[:, :FEW].split(BLOCK):
         less = torch.addmm(block.square().sum(dim=1), few, block.t(), alpha=-2).amin(dim=1)
-        nearest = torch.minimum(nearest, less + few.square().sum(dim=1))
-    return nearest < farthest
+        near |= less + own < farthest
+    return near
 
 
 def _first_entries(rows: Tensor) -> Tensor:
