@@ -286,13 +286,18 @@ def class_offsets(logits: Tensor, labels: Tensor, prior: float) -> Tensor:
     Returns:
         Offsets of mean zero, shape `[K]`, to be added to the logits.
     """
-    factor = min(TEMPERATURES, key=lambda t: F.cross_entropy(logits * t, labels).item())
+    factor = TEMPERATURES[int(nll_at_temperatures(logits, labels).argmin())]
     counts = torch.bincount(labels, minlength=logits.shape[1]).to(logits.dtype)
     offsets = torch.zeros_like(counts)
     for _ in range(OFFSET_STEPS):
         mass = ((logits + offsets) * factor).softmax(dim=1).sum(dim=0)
         offsets = offsets + ((counts + prior) / (mass + prior)).log() / factor
     return offsets - offsets.mean()
+
+
+def nll_at_temperatures(logits: Tensor, labels: Tensor) -> Tensor:
+    """The NLL of logits `[N, K]` times each of `TEMPERATURES`, in their order, summed over the images."""
+    return torch.stack([F.cross_entropy(logits * factor, labels, reduction="sum") for factor in TEMPERATURES])
 
 
 def training_free_classifier(

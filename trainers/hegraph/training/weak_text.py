@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..method.closed_form import TEMPERATURES
+from ..method.closed_form import TEMPERATURES, nll_at_temperatures
 from ..method.heads import text_logits
 
 WEAK = 0.65  # text that tells a smaller share than this of what there is to know about the classes is weak
@@ -40,6 +39,5 @@ def text_share(features: Tensor, labels: Tensor, text: Tensor, logit_scale: floa
     """
     sums = torch.zeros(len(TEMPERATURES), device=features.device)
     for some, true in zip(features.split(BATCH), labels.split(BATCH)):
-        logits = text_logits(some, text, logit_scale)
-        sums += torch.stack([F.cross_entropy(logits * factor, true, reduction="sum") for factor in TEMPERATURES])
+        sums += nll_at_temperatures(text_logits(some, text, logit_scale), true)
     return 1 - sums.min().item() / (len(features) * math.log(len(text)))
