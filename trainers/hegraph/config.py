@@ -259,14 +259,14 @@ def closed_form_options(cfg: CN) -> ClosedFormOptions:
     free, trained = cfg.TRAINER.HEGRAPHADAPTER.FREE, cfg.TRAINER.HEGRAPHADAPTER.CLOSED_FORM
     if cfg.TRAINER.HEGRAPHADAPTER.VARIANT != "free":
         return ClosedFormOptions(trained.KAPPA, trained.RHO, trained.OMEGA, trained.OMEGA_NEW)
-    kappa, omega = (_at_shots(rows, cfg) for rows in (free.KAPPA, free.OMEGA))
+    kappa, omega = (values_at_shots(rows, cfg)[-1] for rows in (free.KAPPA, free.OMEGA))
     return ClosedFormOptions(kappa, free.RHO, omega, trained.OMEGA_NEW, free.PRIOR)
 
 
-def _at_shots(rows: list, cfg: CN) -> float:
-    """The value of rows [from this many shots, value] at the configured shots."""
+def values_at_shots(rows: list, cfg: CN) -> list:
+    """The values of the rows [from this many shots, value] that the configured shots reach; the last of them holds."""
     shots = math.inf if cfg.DATASET.NUM_SHOTS == -1 else cfg.DATASET.NUM_SHOTS
-    return values_up_to(rows, shots)[-1]
+    return values_up_to(rows, shots)
 
 
 def training_options(cfg: CN) -> TrainingOptions:
@@ -276,7 +276,7 @@ def training_options(cfg: CN) -> TrainingOptions:
         learning_rate=optim.LR,
         lr_width=node.LR_WIDTH,
         lr_tau=node.LR_TAU,
-        weak_text_lr_mult=_at_shots(node.WEAK_TEXT_LR_MULT, cfg),
+        weak_text_lr_mult=values_at_shots(node.WEAK_TEXT_LR_MULT, cfg)[-1],
         weight_lr_mult=node.WEIGHT_LR_MULT,
         visual_lr=node.VISUAL_LR,
         weight_decay=optim.WEIGHT_DECAY,

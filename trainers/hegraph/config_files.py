@@ -26,12 +26,13 @@ from .config import (
     get_cfg_default,
     model_options,
     training_options,
+    values_at_shots,
 )
 from .method.options import UNTRAINED
 from .method.relations import REFINED, RELATIONS, relations_in_use
 from .utils.errors import UserError, shortened, unknown
 from .utils.reading import read_yaml
-from .utils.rows import check_rows, is_list, is_list_of_pairs, is_positive, values_up_to
+from .utils.rows import check_rows, is_list, is_list_of_pairs, is_positive
 from .utils.shipped import DATA_SET, METHOD, find_config_file
 
 LARGEST_FLOAT = 3.4e38  # of 32 bits
@@ -341,8 +342,7 @@ def _matching_rows(cfg: CN) -> list[list]:
     check_rows("BY_DATASET", node.BY_DATASET, str, "[str, [KEY, VALUE, ...]]", is_list_of_pairs)
     check_rows("BY_SHOTS", node.BY_SHOTS, int, "[int, [KEY, VALUE, ...]]", is_list_of_pairs)
     by_dataset = [pairs for wanted in (cfg.DATASET.NAME, "*") for name, pairs in node.BY_DATASET if name == wanted]
-    shots = math.inf if cfg.DATASET.NUM_SHOTS == -1 else cfg.DATASET.NUM_SHOTS
-    return by_dataset + values_up_to(node.BY_SHOTS, shots)[-1:]
+    return by_dataset + values_at_shots(node.BY_SHOTS, cfg)[-1:]
 
 
 def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
