@@ -23,6 +23,13 @@ def test_macro_f1_weighs_classes_alike_and_images_not():
     assert scores["macro_f1"] == pytest.approx(100 * (6 / 7 + 2 / 3) / 2)
 
 
+def test_macro_f1_counts_what_a_class_is_given_wrongly():
+    # the image of class 1 is taken for class 0, whose precision is 2/3 -> F1 4/5; class 1: 0; class 2: 1
+    scores = score(one_hot(0, 0, 0, 2), torch.tensor([0, 0, 1, 2]))
+    assert scores["accuracy"] == 75.0
+    assert scores["macro_f1"] == pytest.approx(100 * (0.8 + 0 + 1) / 3)
+
+
 def test_macro_f1_is_over_the_classes_that_occur_in_the_labels():
     # class 3 is predicted once and never true: it costs class 0 recall and is no class of the mean
     scores = score(one_hot(0, 3, 1, 1), torch.tensor([0, 0, 1, 1]))

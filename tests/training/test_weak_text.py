@@ -9,14 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.tasks import random_bank
-from trainers.hegraph.config import model_options, training_options
+from benchmarks.tasks import random_bank, start_training
+from trainers.hegraph.config import training_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.features.bank import FeatureBank
-from trainers.hegraph.method.model import build_model
 from trainers.hegraph.training import weak_text
-from trainers.hegraph.training.batches import BankBatches
-from trainers.hegraph.training.loop import AdapterTraining
 from trainers.hegraph.training.weak_text import text_share
 from trainers.hegraph.utils.errors import UserError
 
@@ -64,9 +61,7 @@ def bank_of(strong: bool, shots: int) -> FeatureBank:
 
 
 def peak_rate(bank: FeatureBank, shots: int, *opts) -> float:
-    cfg = load_cfg(opts=["DATASET.NUM_SHOTS", shots, *opts])
-    data = BankBatches(bank.train_features, bank.train_labels, 8, seed=1)
-    return AdapterTraining(build_model(bank, model_options(cfg)), data, training_options(cfg)).peak_rate
+    return start_training(bank, load_cfg(opts=["DATASET.NUM_SHOTS", shots, *opts])).peak_rate
 
 
 @pytest.mark.parametrize(
