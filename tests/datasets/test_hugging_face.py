@@ -81,6 +81,78 @@ def test_one_parquet_file_is_training_data_and_labels_may_be_texts(tmp_path):
     assert (dataset.val, dataset.test) == ([], [])
 
 
+def counts(dataset: Dataset) -> list[int]:
+    return [len(items) for items in (dataset.train, dataset.val, dataset.test)]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("Train-0.parquet", "VALID-0.parquet", "Test-0.parquet"),
+        ("training.parquet", "dev.parquet", "eval-0.parquet"),
+        ("trainA.parquet", "data/Validation.parquet", "data/testing.parquet"),
+    ],
+)
+def test_parquet_files_may_begin_with_other_names_of_their_split(tmp_path, train, val, test):
+    (tmp_path / "data").mkdir()
+    for name, labels in {train: [1, 0, 1], val: [0, 1], test: [1]}.items():
+        table(labels).to_parquet(tmp_path / name)
+    assert counts(load(tmp_path)) == [3, 2, 1]
+
+
+def test_parquet_files_whose_names_have_no_split_are_train(tmp_path):
+    for number in range(2):
+        table([1, 0]).to_parquet(tmp_path / f"part-{number}.parquet")
+    assert counts(load(tmp_path)) == [4, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("names", "odd"),
+    [
+        (["train-0.parquet", "holdout-0.parquet"], "holdout-0.parquet"),
+        (["part-0.parquet", "data/test-0.parquet"], "part-0.parquet"),
+        (["birds-train.parquet", "birds-test.parquet"], "birds-test.parquet"),
+    ],
+)
+def test_the_split_of_a_parquet_file_is_not_guessed(tmp_path, names, odd):
+    (tmp_path / "data").mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"{odd} does not begin with its split; let it begin with one of train, "):
+        load(tmp_path)
+
+
+def hub(monkeypatch, **splits: list) -> None:
+    """Has `load_dataset` return a data set with these labels."""
+    loaded = hf.DatasetDict({name: table(labels) for name, labels in splits.items()})
+    monkeypatch.setattr(hf, "load_dataset", lambda name, configuration: loaded)
+
+
+def test_splits_of_other_names_are_left_out_with_one_warning(monkeypatch, caplog):
+    hub(monkeypatch, Train=[1, 0, 1], exam=[0], Dev=[1, 0], holdout=[1])
+    assert counts(load("hf:somebody/pictures")) == [3, 2, 0]
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("hf:somebody/pictures: left out are the splits exam, holdout; read are Train, Dev, ")
+
+
+def test_of_two_names_of_a_split_its_own_is_read_and_the_other_is_named(monkeypatch, caplog):
+    hub(monkeypatch, train=[1, 0, 1], eval=[0, 1], test=[0])
+    assert counts(load("hf:somebody/pictures")) == [3, 0, 1]
+    assert "left out are the splits eval; read are train, test" in caplog.text
+
+
+def test_known_splits_are_read_without_a_warning(parquet, caplog):
+    load(f"hf:{parquet}")
+    assert not [record for record in caplog.records if record.name.startswith("trainers")]
+
+
+def test_a_data_set_without_a_known_split_tells_its_splits_and_the_known_ones(monkeypatch):
+    hub(monkeypatch, exam=[0], holdout=[1])
+    expected = "hf:somebody/pictures has only the splits exam, holdout; rename one to train, and others to some of "
+    with pytest.raises(UserError, match=expected):
+        load("hf:somebody/pictures")
+
+
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
     table([1, 0], label="fine_label").to_parquet(tmp_path / "train.parquet")
     with pytest.raises(UserError, match="has no column label; rename one of its columns: image, fine_label, id"):

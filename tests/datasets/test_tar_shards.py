@@ -86,6 +86,62 @@ def test_shards_whose_names_begin_with_their_split_may_lie_in_one_folder(tmp_pat
     assert dataset.val[0].path == "validation-0.tar/0000.png"
 
 
+def counts(dataset: Dataset) -> list[int]:
+    return [len(items) for items in (dataset.train, dataset.val, dataset.test)]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("Train-000.tar", "VAL-000.tar", "Test-000.tar"),
+        ("training-000.tar", "dev_000.tar", "testing-000.tar"),
+        ("trainA.tar", "ValidB.tar", "testC.tar"),
+        ("train2017.tar", "Validation.tar", "eval-0.tar"),
+        ("Train/0.tar", "Valid/0.tar", "evaluation/0.tar"),
+        ("TRAINING/0.tar", "dev/0.tar", "Test-0.tar"),
+    ],
+)
+def test_a_split_may_have_its_other_names_in_any_case(tmp_path, train, val, test):
+    write_tar(tmp_path / train, samples(0, "red", "blue", "red"))
+    write_tar(tmp_path / val, samples(0, "blue", "red"))
+    write_tar(tmp_path / test, samples(0, "blue"))
+    assert counts(load(tmp_path)) == [3, 2, 1]
+
+
+@pytest.mark.parametrize("names", [["shard-000.tar", "shard-001.tar"], ["imagenet-train-0.tar", "0.tar"]])
+def test_shards_whose_names_have_no_split_are_train(tmp_path, names):
+    for name in names:
+        write_tar(tmp_path / name, samples(0, "red", "blue"))
+    assert counts(load(tmp_path)) == [4, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("names", "odd"),
+    [
+        (["train-0.tar", "holdout-0.tar"], "holdout-0.tar"),
+        (["trainval-0.tar", "test-0.tar"], "trainval-0.tar"),
+        (["train/0.tar", "shard-0.tar"], "shard-0.tar"),
+        (["imagenet-train-0.tar", "imagenet-val-0.tar"], "imagenet-val-0.tar"),
+        (["cifarTrain.tar", "cifarTest.tar"], "cifarTest.tar"),
+    ],
+)
+def test_the_split_of_a_shard_is_not_guessed(tmp_path, names, odd):
+    for name in names:
+        write_tar(tmp_path / name, samples(0, "red", "blue"))
+    allowed = "train, training, val, validation, valid, dev, test, testing, eval, evaluation"
+    with pytest.raises(UserError, match=f": {odd} does not begin with its split; let it begin with one of {allowed}"):
+        load(tmp_path)
+
+
+def test_folders_of_no_split_that_hold_shards_are_named_as_left_out(shards, caplog):
+    write_tar(shards / "holdout" / "0.tar", samples(0, "red"))
+    (shards / "notes").mkdir()
+    assert counts(load(shards)) == [4, 0, 1]
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        f"{shards}: the shards in holdout are left out"
+    ]
+
+
 def test_labels_that_are_numbers_are_positions_in_the_list_of_names(tmp_path):
     members = {"a/1.png": picture("red"), "a/1.cls": b"1", "b/1.png": picture("blue"), "b/1.cls": b"0"}
     write_tar(tmp_path / "train" / "0.tar", members)
@@ -107,6 +163,42 @@ def test_paths_and_urls_are_expanded_and_fetched_once(shards, tmp_path, monkeypa
     again = load(f"train={train};test=pipe:cat {shards}/test/000.tar")
     assert again.open(again.test[0].path).getpixel((0, 0)) == COLOURS["blue"]
     assert load(f"file://{shards}/train/000.tar").train[0].path == "train/000.tar/0000.png"
+
+
+@pytest.mark.parametrize("root", ["train={train};valid={test}", "Training={train}; DEV = {test};"])
+def test_a_split_before_urls_may_have_its_other_names(shards, root):
+    pytest.importorskip("webdataset")
+    train, test = f"{shards}/train/{{000..001}}.tar", f"{shards}/test/000.tar"
+    assert counts(load(root.format(train=train, test=test))) == [4, 1, 0]
+
+
+def test_a_split_that_is_named_twice_before_urls_has_all_of_them(shards):
+    pytest.importorskip("webdataset")
+    dataset = load(f"train={shards}/train/000.tar;training={shards}/test/000.tar;val={shards}/train/001.tar")
+    assert counts(dataset) == [3, 2, 0]
+    assert len({item.path for item in dataset.train}) == 3
+
+
+@pytest.mark.parametrize(
+    ("root", "rest"),
+    [
+        ("train=a.tar;holdout=b.tar", "holdout=b.tar"),
+        ("holdout=a.tar;exam=b.tar", "holdout=a.tar"),
+        ("train=a.tar;b.tar", "b.tar"),
+        ("a.tar;test=b.tar", "a.tar"),
+        ("train=a.tar;test=", "test="),
+    ],
+)
+def test_what_is_no_split_before_urls_is_named(root, rest):
+    pytest.importorskip("webdataset")
+    with pytest.raises(UserError, match=f"--root has '{rest}', which is not SPLIT=URLS; give train=URLS;.* valid, dev"):
+        load(root)
+
+
+def test_a_semicolon_in_urls_without_a_split_is_part_of_them():
+    pytest.importorskip("webdataset")
+    with pytest.raises(UserError, match="there is no shard /nowhere/a;b=1.tar"):
+        load("/nowhere/a;b=1.tar")
 
 
 def test_a_url_that_cannot_be_fetched_is_named(tmp_path, monkeypatch):

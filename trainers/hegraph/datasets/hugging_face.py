@@ -1,16 +1,19 @@
 """The user's own images in a data set of Hugging Face's `datasets`.
 
     hf:NAME, or hf:NAME#CONFIGURATION     a data set of the hub, or a folder that `datasets.load_dataset` takes
-    ROOT/*.parquet, ROOT/data/*.parquet   files whose names begin with their split, or one such file
+    ROOT/*.parquet, ROOT/data/*.parquet   files whose names begin with their split, or have none: all are train
+    FILE.parquet                          one file, which is train
 
-It has the columns `image` and `label`. With HF_HUB_OFFLINE=1 nothing is fetched: what is on this machine is used.
+It has the columns `image` and `label`. A split may have any of its names in `SPLIT_NAMES`, in upper or lower case. With
+HF_HUB_OFFLINE=1 nothing is fetched: what is on this machine is used.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import os
-import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +22,13 @@ from ..utils.errors import UserError, first_line
 from ..utils.files import absolute
 from .folder import open_picture
 from .layouts import listing
-from .own_rows import SPLIT_NAMES, OwnImages, Rows
+from .own_rows import SPLIT_NAMES, OwnImages, Rows, splits_of_names
 from .splits import SPLITS
 
 if TYPE_CHECKING:
     from PIL import Image
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "hf:"
 IMAGE, LABEL = "image", "label"
@@ -33,17 +38,14 @@ def read_hugging_face(root: str) -> OwnImages | None:
     """The images of a Hugging Face data set; None if `root` names none.
 
     Raises:
-        UserError: If it cannot be loaded, or lacks a column.
+        UserError: If it cannot be loaded, lacks a column, or has no known split.
     """
     files = {} if root.startswith(PREFIX) else _parquet_files(absolute(root))
     if not files and not root.startswith(PREFIX):
         return None
     loaded = _load(root, files)
-    tables: dict[str, Any] = {}
-    for name, table in loaded.items():
-        split = SPLIT_NAMES.get(str(name))
-        if split is not None and split not in tables:
-            tables[split] = _with_encoded_images(table, root)
+    names_of_splits = _names_of_splits(root, [str(name) for name in loaded])
+    tables = {split: _with_encoded_images(loaded[name], root) for split, name in names_of_splits.items()}
     rows: Rows = {split: [] for split in SPLITS}
     classnames: list[str] = []
     for split, table in tables.items():
@@ -56,18 +58,40 @@ def read_hugging_face(root: str) -> OwnImages | None:
     return OwnImages(rows, open=partial(_open_row, tables), version=partial(_version, tables), classnames=classnames)
 
 
+def _names_of_splits(root: str, names: Sequence[str]) -> dict[str, str]:
+    """Split -> its name in a data set. Of several names, the split's own one is taken, or else the first.
+
+    Raises:
+        UserError: If no name is known.
+    """
+    taken: dict[str, str] = {}
+    for name in names:
+        split = SPLIT_NAMES.get(name.lower())
+        if split is not None and (split not in taken or name in SPLITS):
+            taken[split] = name
+    left_out = ", ".join(name for name in names if name not in taken.values())
+    allowed = ", ".join(SPLIT_NAMES)
+    if not taken:
+        raise UserError(f"{root} has only the splits {left_out}; rename one to train, and others to some of {allowed}")
+    if left_out:
+        said = "%s: left out are the splits %s; read are %s, since known are one train, val and test, called one of %s"
+        logger.warning(said, root, left_out, ", ".join(taken.values()), allowed)
+    return taken
+
+
 def _parquet_files(path: Path) -> dict[str, list[str]]:
-    """Split -> the Parquet files of a folder, or the one file."""
+    """Split -> the Parquet files of a folder, or the one file; raises UserError as `splits_of_names` does."""
     if not os.path.exists(path):  # URLs may be too long for `path.exists`
         return {}
     if path.is_file() and path.suffix == ".parquet":
         return {"train": [str(path)]}
+    found: list[str] = []
+    for folder in ("", "data/"):
+        names = listing(path / folder) if (path / folder).is_dir() else []
+        found += [f"{folder}{name}" for name in names if name.endswith(".parquet")]
     files: dict[str, list[str]] = {}
-    for folder in (path, path / "data"):
-        for name in listing(folder) if folder.is_dir() else []:
-            if name.endswith(".parquet"):
-                split = SPLIT_NAMES.get(re.split(r"[^a-z]", name)[0], "train")
-                files.setdefault(split, []).append(str(folder / name))
+    for name, split in splits_of_names(path, found).items():
+        files.setdefault(split, []).append(str(path / name))
     return files
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from ..utils.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Rows = dict[str, list[tuple[str, str]]]  # split -> (path, class name)
 
-# A folder or a column that other programs name otherwise
-SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test"}
+# A folder, a file, a column or a split that other programs name otherwise; as Hugging Face's `datasets` knows them
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "val": "val", "validation": "val", "valid": "val", "dev": "val",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
 LONGEST_NUMBER = 1000  # digits of a class name that is a number; Python does not convert many more
 
 
@@ -33,3 +40,31 @@ class OwnImages(NamedTuple):
     root: Path | None = None
     version: Callable[[str], tuple[int, int]] | None = None
     classnames: Sequence[str] = ()
+
+
+def splits_of_names(where: Path, names: Iterable[str]) -> dict[str, str]:
+    """The split of every name, which is its first word in upper or lower case. If no name has a split, all are train.
+
+    Args:
+        where: The folder that they lie in, for the message.
+        names: Names of files, or of folders of splits; a path is known by its last part.
+
+    Raises:
+        UserError: If some names begin with a split and others do not, or if a name has "val" or "test" further on: its
+            images must not become training images by a guess.
+    """
+    found = {name: _splits_of_words(name.rpartition("/")[2]) for name in names}
+    some = any(splits[0] for splits in found.values())
+    for name, splits in found.items():
+        if not splits[0] and (some or {"val", "test"} & set(splits)):
+            raise UserError(
+                f"{where}: {name} does not begin with its split; let it begin with one of {', '.join(SPLIT_NAMES)}, or "
+                "move it away"
+            )
+    return {name: splits[0] or "train" for name, splits in found.items()}
+
+
+def _splits_of_words(name: str) -> list[str]:
+    """The splits that the words of a name stand for, "" for any other word; the words of "testA-0" are "test", "A"."""
+    splits = [SPLIT_NAMES.get(word.lower(), "") for word in re.findall(r"[A-Z]*[a-z]*", name)]
+    return [SPLIT_NAMES.get(name.lower(), splits[0]), *splits[1:]]

@@ -1,7 +1,10 @@
 """The user's own images in WebDataset's tar shards.
 
     ROOT/train/*.tar or ROOT/train-*.tar      and, if there are any, the same with val and test
+    ROOT/*.tar                                whose names have no split: all are train
     train=URLS;val=URLS;test=URLS, or URLS    paths or URLs as webdataset takes them, such as train-{000..009}.tar
+
+A split may have any of its names in `SPLIT_NAMES`, in upper or lower case.
 
 A sample is the files of a shard whose names are equal up to the first dot: an image, and its label in `.cls`, or in
 `.json` under "label". A label is a class name, or a position in the list `classnames.txt` beside the shards.
@@ -21,12 +24,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..utils.errors import UserError, first_line
+from ..utils.errors import UserError, first_line, shortened
 from ..utils.files import absolute, atomic_path, hash_json
 from ..utils.reading import parse_json, read_text
 from .folder import IMAGE_SUFFIXES, open_picture
 from .layouts import listing
-from .own_rows import LONGEST_NUMBER, SPLIT_NAMES, OwnImages, Rows
+from .own_rows import LONGEST_NUMBER, SPLIT_NAMES, OwnImages, Rows, splits_of_names
 from .splits import SPLITS
 
 if TYPE_CHECKING:
@@ -57,7 +60,7 @@ def read_shards(root: str) -> OwnImages | None:
     """The images of tar shards; None if `root` names none.
 
     Raises:
-        UserError: If a shard cannot be had, or a sample has no image or no label.
+        UserError: If a shard cannot be had, or is of no known split, or a sample has no image or no label.
     """
     folder = absolute(root)
     shards, names_file = _local_shards(folder) if os.path.isdir(folder) else _named_shards(root)
@@ -82,17 +85,28 @@ def read_shards(root: str) -> OwnImages | None:
 
 def _local_shards(root: Path) -> tuple[dict[str, dict[str, Path]], Path]:
     """Split -> name of a shard in paths of images -> its file, below a folder; and where class names would be."""
-    shards: dict[str, dict[str, Path]] = {}
+    found: dict[str, dict[str, Path]] = {}
     for name in listing(root):
         folder = root / name
-        if folder.is_dir() and name in SPLIT_NAMES:
-            found = {f"{name}/{file}": folder / file for file in listing(folder) if file.endswith(".tar")}
-        else:
-            found = {name: folder} if name.endswith(".tar") else {}
-        split = SPLIT_NAMES.get(re.split(r"[^a-z]", name)[0], "train")
-        if found:
-            shards.setdefault(split, {}).update(found)
+        if name.endswith(".tar"):
+            found[name] = {name: folder}
+        elif folder.is_dir() and name.lower() in SPLIT_NAMES:
+            inside = {f"{name}/{file}": folder / file for file in listing(folder) if file.endswith(".tar")}
+            found.update({name: inside} if inside else {})
+    shards: dict[str, dict[str, Path]] = {}
+    for name, split in splits_of_names(root, found).items():
+        shards.setdefault(split, {}).update(found[name])
+    if shards:
+        _warn_of_other_folders(root)
     return shards, root / CLASSNAMES
+
+
+def _warn_of_other_folders(root: Path) -> None:
+    folders = [name for name in listing(root) if name.lower() not in SPLIT_NAMES and (root / name).is_dir()]
+    left_out = [name for name in folders if any((root / name).glob("*.tar"))]
+    if left_out:
+        said = "%s: the shards in %s are left out; a folder of a split is called one of %s"
+        logger.warning(said, root, ", ".join(left_out), ", ".join(SPLIT_NAMES))
 
 
 def _named_shards(root: str) -> tuple[dict[str, dict[str, Path]], Path | None]:
@@ -103,19 +117,41 @@ def _named_shards(root: str) -> tuple[dict[str, dict[str, Path]], Path | None]:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
         raise UserError(f"{root} needs the package webdataset: pip install 'webdataset>=0.2.100'") from error
-    named = re.findall(r"(?:^|;)(train|val|test)=([^;]+)", root)
-    if not named and re.match(r"\w+=", root):
-        raise UserError(f"{root} must be URLs of tar shards, or train=URLS;val=URLS;test=URLS")
+    urls_of: dict[str, list[str]] = {}
+    for split, urls in _split_and_urls(root):
+        urls_of.setdefault(split, []).extend(expand_urls(urls))
     shards: dict[str, dict[str, Path]] = {}
     beside: Path | None = None
-    for split, urls in named or [("train", root)]:
-        expanded = expand_urls(urls)
+    for split, expanded in urls_of.items():
         short = [re.split(r"[/\s]", url)[-1] for url in expanded]
         for url, name in zip(expanded, short):
             shards.setdefault(split, {})[f"{split}/{name if short.count(name) == 1 else url}"] = _fetched(url)
         if "://" not in expanded[0] and not expanded[0].startswith("pipe:"):
             beside = beside or absolute(expanded[0]).parent / CLASSNAMES
     return shards, beside
+
+
+def _split_and_urls(root: str) -> list[tuple[str, str]]:
+    """The parts of "train=URLS;val=URLS"; all is train where no split is named.
+
+    Raises:
+        UserError: If a part names no split.
+    """
+    parts = [part.strip() for part in root.split(";") if part.strip()]
+    pairs = [part.partition("=")[::2] for part in parts]
+    named = [(SPLIT_NAMES.get(name.strip().lower()), urls.strip()) for name, urls in pairs]
+    if not any(split for split, _ in named) and not re.match(r"\w+=", root):
+        return [("train", root)]
+    found = []
+    for part, (split, urls) in zip(parts, named):
+        if split is None or not urls:
+            allowed = ", ".join(SPLIT_NAMES)
+            raise UserError(
+                f"--root has {shortened(part, 80)!r}, which is not SPLIT=URLS; give train=URLS;val=URLS;test=URLS, "
+                f"without other ; and with a SPLIT of {allowed}"
+            )
+        found.append((split, urls))
+    return found
 
 
 def _fetched(url: str) -> Path:
