@@ -310,6 +310,12 @@ def test_eval_only_scores_the_model_of_a_finished_run(host, plain):
     assert sorted(path.name for path in runs[0].folder.iterdir() if path.is_dir()) == []
 
 
+def test_several_processes_are_not_to_test_a_model(host, plain):
+    ran = host.run("dassl", "eval-two", flags=("--eval-only", "--model-dir", plain["dassl"].folder), processes=2)
+    assert ran.codes == [2, 2]
+    assert "--eval-only inside Dassl runs in one process" in ran.error
+
+
 def test_load_epoch_scores_the_model_as_it_was(host, kept):
     accuracies = {}
     for epoch in (2, 6):
@@ -323,6 +329,7 @@ def test_load_epoch_scores_the_model_as_it_was(host, kept):
 
 
 def test_an_epoch_that_was_not_kept_is_refused_and_those_that_were_are_named(host, kept):
+    (kept / "model-epoch3.old").mkdir()
     ran = host.run("dassl", "epoch3", flags=("--eval-only", "--model-dir", kept, "--load-epoch", 3))
     assert "keeps no model of epoch 3 (kept: 2, 4, 6)" in ran.error
 

@@ -310,6 +310,8 @@ def test_images_for_a_model_of_features_alone_are_refused(data, quick):
         ({"options": {"OPTIM.LRR": 1}}, "unknown configuration key 'OPTIM.LRR'"),
         ({"options": ["OPTIM.LR"]}, "has no value at its end"),
         ({"options": "OPTIM.LR 1"}, "options must be a dict or a list"),
+        ({"options": {"SEED": 7}}, "options has SEED, which is random_state here; leave it out"),
+        ({"options": ["TRAINER.HEGRAPHADAPTER.FEATURES.DIR", "x"]}, "FEATURES.DIR, which is a temporary folder here"),
         ({"options": {"TRAINER.NAME": "TipAdapter"}}, "leave TRAINER.NAME out"),
         ({"options": {"TRAINER.HEGRAPHADAPTER.SELECT_ON": "val"}}, "GridSearchCV"),
         ({"options": {"TRAINER.HEGRAPHADAPTER.FEATURES.MODE": "online"}}, "X holds features"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from safetensors import safe_open
 from trainers.hegraph import HeGraphClassifier, load_bank, load_dataset
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.estimator import fitting
+from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.training.checkpoints import save_adapter
 
 NODE = "TRAINER.HEGRAPHADAPTER."
+QUICK = {"OPTIM.MAX_EPOCH": 2, f"{NODE}MIN_STEPS": 0}
 
 
 def run(out: Path, *arguments: str) -> list[list]:
@@ -63,6 +66,26 @@ def test_a_bank_gives_the_adapter_and_the_model_of_the_command_line(tiny_bank, t
     for key in ("method", "variant", "classnames", "class_ids", "width", "logit_scale", "fusion", "transfer"):
         assert one[key] == other[key]
     assert one["trained_on"]["config"] == other["trained_on"]["config"]
+
+
+class Elsewhere:
+    """What lies on another device, and says where it is moved."""
+
+    def to(self, device: str) -> str:
+        return f"on the {device}"
+
+    def cpu(self) -> str:
+        return self.to("cpu")
+
+
+def test_all_of_a_trained_model_is_moved_to_the_cpu(tiny_bank, tmp_path, monkeypatch):
+    parts = dict.fromkeys(("classifier", "transfer", "class_nodes"), Elsewhere())
+    make_model = fitting.make_model
+    monkeypatch.setattr(fitting, "make_model", lambda *arguments: replace(make_model(*arguments), **parts))
+    cfg = fitting.make_configuration("", "", {}, {**QUICK, "DATASET.NUM_SHOTS": 2}, 1, str(tmp_path))
+    model = fitting.train_model(BankTask(tiny_bank, cfg, 1), cfg, "cpu")
+    assert {getattr(model, name) for name in parts} == {"on the cpu"}
+    assert model.text_positive.device.type == "cpu"
 
 
 @pytest.mark.parametrize("options", [{f"{NODE}VARIANT": "T"}, {f"{NODE}LEARN_METAPATH": True, "OPTIM.MAX_EPOCH": 3}])

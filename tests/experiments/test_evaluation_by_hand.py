@@ -11,20 +11,24 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
+from trainers.hegraph.config import model_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset
-from trainers.hegraph.experiments import evaluation, image_task
-from trainers.hegraph.experiments.elsewhere import match_classes, score_targets
+from trainers.hegraph.experiments import elsewhere, evaluation, image_task
+from trainers.hegraph.experiments.elsewhere import encode_targets, match_classes, score_targets
+from trainers.hegraph.experiments.identity import run_config
 from trainers.hegraph.experiments.outcome import Outcome
 from trainers.hegraph.experiments.run import run
 from trainers.hegraph.experiments.tasks import bank_class_ids
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.classifier import FoldedClassifier
+from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.method.transfer import TransferableAdapter
 from trainers.hegraph.models.saved import SavedModel
 from trainers.hegraph.models.schema import Backbone, Scores, TrainedOn
 from trainers.hegraph.training.loop import TrainingSummary
+from trainers.hegraph.utils import processes
 from trainers.hegraph.utils.errors import UserError
 
 AXES = torch.eye(3)
@@ -100,6 +104,49 @@ def test_a_domain_with_its_classes_in_another_order_is_scored_by_its_own_labels(
     assert score_targets(task, source(), data_of(["Domain"]), right)["Domain"]["accuracy"] == 100.0
     assert score_targets(task, source(), data_of(["Domain"]), swapped)["Domain"]["accuracy"] == 0.0
     assert score_targets(task, source(), data_of(["Domain"]), swapped)["Domain"]["accuracy_zero_shot"] == 100.0
+
+
+def test_a_domain_is_scored_on_the_device_of_the_training_features(monkeypatch):
+    # "meta" is a device that every machine has; its tensors have shapes and no values, so nothing is counted
+    seen = []
+    monkeypatch.setattr(elsewhere, "accuracy", lambda logits, _: seen.append(logits.device.type))
+    task = Targets({"Domain": (["a", "b", "c"], AXES, torch.arange(3))})
+    outcome = outcome_of(classify=lambda images: seen.append(images.device.type) or images)
+    score_targets(task, source().to("meta"), data_of(["Domain"]), outcome)
+    assert seen == ["meta", "meta", "meta"]  # what the method is given, its logits and those of zero-shot CLIP
+
+
+@dataclass
+class Pictures(Targets):
+    """Targets that have to be encoded, and say in `encoded` which were."""
+
+    encoded: list = field(default_factory=list)
+
+    def encode(self) -> None:
+        pytest.fail("the task itself is not a target")
+
+    def training_images(self) -> None:
+        pytest.fail("the task itself is not a target")
+
+    def target_images(self, name: str) -> tuple:
+        self.encoded.append(name)
+        return super().target_images(name)
+
+    def target(self, name: str) -> FeatureBank:
+        self.encoded.append(name)
+        return super().target(name)
+
+
+def test_targets_are_encoded_in_the_order_in_which_they_are_scored_and_those_of_a_bank_need_not_be():
+    domain = (["a", "b", "c"], AXES, torch.arange(3))
+    targets = {"domains": {"D": domain, "C": domain}, "others": {"B": other_bank(), "A": other_bank()}}
+    data = data_of(["D", "C"], ["B", "A"])
+    task = Pictures(**targets)
+    encode_targets(task, data)
+    assert task.encoded == ["D", "C", "B", "A"]
+    score_targets(task, source(), data, outcome_of())
+    assert task.encoded == 2 * ["D", "C", "B", "A"]
+    encode_targets(object(), data)
 
 
 def test_a_method_without_a_rule_leaves_the_cell_empty():
@@ -295,6 +342,14 @@ def test_other_classes_go_by_the_rule_that_the_model_was_saved_with():
     assert torch.equal(tested.outcome.text_logits, tested.outcome.logits)
 
 
+def test_other_classes_are_scored_on_the_device_that_is_asked_for():
+    messages = NewClassMessages(torch.eye(3), torch.zeros(3), torch.eye(3), torch.zeros(3))
+    adapter = TransferableAdapter(ModelOptions(variant="free"), {}, messages)
+    model = model_of(transfer_rule="adapter", transfer=adapter)
+    tested = evaluation.evaluate(model, Images(("x", "y")), "meta")
+    assert tested.outcome.logits.device.type == "meta"
+
+
 @pytest.mark.parametrize("changed", [{"transfer_rule": "none"}, {"transfer_rule": "adapter", "transfer": None}])
 def test_a_model_without_a_rule_refuses_other_classes(changed):
     with pytest.raises(UserError, match="TipAdapter has no rule for classes that it was not trained on"):
@@ -312,6 +367,49 @@ def test_a_configuration_of_another_model_is_refused_and_keys_that_did_not_shape
         evaluation.check_configuration(model_of(), load_cfg(opts=[f"{NODE}.ALPHA_C", 2.0]))
     with pytest.raises(UserError, match="the model is of TipAdapter; give --trainer TipAdapter, not HeGraphAdapter"):
         evaluation.check_configuration(model_of("TipAdapter"), load_cfg())
+
+
+class Reading:
+    """A part of a configuration that says in `keys` which keys are read."""
+
+    def __init__(self, part: CfgNode, keys: set[str], prefix: str = "") -> None:
+        self.part, self.keys, self.prefix = part, keys, prefix
+
+    def __getitem__(self, name: str):
+        value, key = self.part[name], f"{self.prefix}{name}"
+        if isinstance(value, CfgNode):
+            return Reading(value, self.keys, f"{key}.")
+        self.keys.add(key)
+        return value
+
+    __getattr__ = __getitem__
+
+
+def test_the_model_keeps_every_key_that_its_options_are_made_of():
+    read: set[str] = set()
+    for variant in ("full", "free"):
+        model_options(Reading(load_cfg(opts=[f"{NODE}.VARIANT", variant]), read))
+    # The shots of a test may be others: the record tells those of the model
+    assert read == {f"{NODE}.{name}" for name in evaluation.KEPT} | {"DATASET.NUM_SHOTS"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("FREE.KAPPA", [[1, 9.0]]), ("FREE.OMEGA", [[1, 50.0]]), ("FREE.RHO", 0.7), ("FREE.PRIOR", 1.0), ("NOISE", 0.0),
+     ("SHUFFLE", "negative"), ("WEIGHT_INIT", "zero")],
+)  # fmt: skip
+def test_a_key_that_shaped_the_model_is_not_changed_in_silence(key, value):
+    usual = load_cfg()
+    trained_on = model_of().trained_on.model_copy(update={"config": run_config(usual)})
+    evaluation.check_configuration(model_of(trained_on=trained_on), usual)
+    with pytest.raises(UserError, match=rf"the model was trained with {NODE}\.{key} .* and keeps it"):
+        evaluation.check_configuration(model_of(trained_on=trained_on), load_cfg(opts=[f"{NODE}.{key}", value]))
+
+
+def test_rows_may_be_given_as_tuples_though_a_model_folder_holds_lists():
+    trained_on = model_of().trained_on.model_copy(update={"config": {f"{NODE}.FREE.OMEGA": [[1, 50.0]]}})
+    configured = load_cfg(opts=[f"{NODE}.FREE.OMEGA", "((1, 50.0),)"])
+    evaluation.check_configuration(model_of(trained_on=trained_on), configured)
 
 
 def test_another_method_keeps_all_its_options():
@@ -428,6 +526,15 @@ def test_a_test_on_its_own_data_repeats_the_record_of_the_run_and_is_not_done_tw
     assert not {"rule", "num_classes", "trained_on"} & set(tested)
     monkeypatch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("tested again"))
     assert evaluation.test_model(configured, tiny_bank, folder, None, "cpu") == tested
+
+
+def test_of_several_processes_all_encode_and_the_first_tests(trained, tiny_bank, tmp_path, monkeypatch):
+    asked, evaluate = [], evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", lambda *arguments: asked.append(arguments) or evaluate(*arguments))
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    assert evaluation.test_model(zero_shot(tmp_path / "there"), tiny_bank, trained[0], None, "cpu") == {}
+    assert len(asked) == 1
+    assert not (tmp_path / "there").exists()
 
 
 def test_the_record_of_a_test_elsewhere_says_the_rule_and_where_the_model_comes_from(trained, tiny_bank, tmp_path):

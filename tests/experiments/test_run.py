@@ -349,11 +349,11 @@ def test_eval_only_of_a_folder_without_a_model_names_it(train, refused, tmp_path
     refused(lambda: train(flags=flags), "nowhere is not there", "give the model folder of a run")
 
 
-def test_a_folder_of_an_earlier_version_says_how_to_make_a_model(train, refused, tmp_path):
+def test_a_folder_without_its_model_says_how_to_make_one(train, refused, tmp_path):
     train()
     shutil.rmtree(tmp_path / "out" / "model")
     flags = ("--eval-only", "--model-dir", str(tmp_path / "out"))
-    refused(lambda: train("again", flags=flags), "adapter.safetensors of an earlier version", "run its training again")
+    refused(lambda: train("again", flags=flags), "adapter.safetensors and no model/", "run its training again")
 
 
 @pytest.mark.parametrize(("key", "value"), [("VARIANT", "T"), ("ALPHA_C", "2.0"), ("ALPHA_NP_TEST", "0.3")])

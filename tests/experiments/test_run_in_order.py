@@ -125,6 +125,39 @@ def test_of_several_processes_all_encode_and_the_first_goes_on(cfg, with_picture
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture
+def targets(monkeypatch) -> list:
+    """When targets were encoded and scored, each with what had been asked of the task, and when the group was left."""
+    seen: list = []
+    for name in ("encode_targets", "score_targets"):
+        monkeypatch.setattr(run_module, name, lambda task, *_, name=name: seen.append((name, list(task.done))) or {})
+    monkeypatch.setattr(processes, "stop", lambda: seen.append("stop"))
+    return seen
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_another_process_helps_to_encode_the_targets_of_a_training(
+    cfg, with_pictures, targets, tiny_bank, monkeypatch, train
+):
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    assert run_module.run(cfg(), tiny_bank, train=train) == {}
+    assert targets == ([("encode_targets", ["prepare", "encode"])] if train else [])
+
+
+def test_the_first_process_encodes_the_targets_with_the_others_and_goes_on_alone(
+    cfg, with_pictures, targets, tiny_bank, monkeypatch
+):
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    run_module.run(cfg(), tiny_bank)
+    asked = ["prepare", "bank"]
+    assert targets == [("encode_targets", asked), "stop", ("score_targets", asked)]
+
+
+def test_a_single_process_encodes_targets_when_they_are_scored(cfg, with_pictures, targets, tiny_bank):
+    run_module.run(cfg(), tiny_bank)
+    assert targets == [("score_targets", ["prepare", "bank"])]
+
+
 # Seeds and devices
 
 
@@ -157,6 +190,13 @@ def test_a_negative_seed_is_drawn_by_the_system_below_two_to_the_31(cfg, opened,
         run_module.run(cfg("SEED", seed), None)
     assert opened == [(drawn, "cpu")]
     assert limits == ([2_147_483_648] if seed == -1 else [])
+
+
+def test_the_first_process_draws_the_seed_of_all(cfg, opened, monkeypatch):
+    monkeypatch.setattr(processes, "of_first", lambda draw: 40 if 0 <= draw() < 2**31 else None)
+    with pytest.raises(Stop):
+        run_module.run(cfg("SEED", -1), None)
+    assert opened == [(40, "cpu")]
 
 
 def test_the_generators_are_seeded_before_a_task_is_opened(cfg, opened):

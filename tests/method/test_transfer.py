@@ -88,6 +88,16 @@ def test_every_kind_of_adapter_transfers(trained, target, variant, weight_per, l
     assert not torch.allclose(F.normalize(found, dim=-1), target[0], atol=1e-4)
 
 
+def test_the_whole_adapter_moves_to_a_device(trained):
+    adapter = TransferableAdapter.of(trained(closed_form=ClosedFormOptions(omega=0.2)))
+    moved = adapter.to("meta")
+    before, after = ([*found.parameters.items(), *vars(found.messages).items()] for found in (adapter, moved))
+    assert [(name, tensor.shape) for name, tensor in after] == [(name, tensor.shape) for name, tensor in before]
+    assert {tensor.device.type for _, tensor in after} == {"meta"}
+    assert moved.options is adapter.options
+    assert TransferableAdapter.of(trained()).to("meta").messages is None
+
+
 def test_without_training_the_text_nodes_stay_as_they_are(trained, target):
     assert torch.equal(TransferableAdapter.of(trained(variant="base")).class_features(*target), target[0])
 

@@ -43,7 +43,7 @@ from .experiments.model_folder import keep_epochs, make_model
 from .experiments.outcome import Outcome
 from .experiments.provenance import set_random_seed
 from .experiments.record import make_record
-from .experiments.run import fit_method
+from .experiments.run import draw_seed, fit_method
 from .experiments.tasks import check_trained_classes
 from .features.bank import FeatureBank
 from .features.overlap import warn_of_near_copies
@@ -90,7 +90,7 @@ class FeatureTrainer(TrainerX):
         self.settings = from_dassl(self.cfg)
         self.seed = self.settings.SEED
         if self.seed < 0:  # CoOp would draw unseeded, and nobody could draw the same images again
-            self.seed = random.SystemRandom().randrange(2**31)
+            self.seed = draw_seed()
             self.cfg = self.cfg.clone()
             self.cfg.defrost()
             self.cfg.SEED = self.seed
@@ -408,11 +408,16 @@ def run_in_coop(args: argparse.Namespace, cfg: CfgNode) -> None:
     Args:
         args: CoOp's flags, as `__main__` parses them.
         cfg: From `import_coop`, with files, flags and options.
+
+    Raises:
+        UserError: If several processes are to test a model.
     """
+    if args.eval_only and processes.world_size() > 1:
+        raise UserError("--eval-only inside Dassl runs in one process; start it with python instead of torchrun")
     coop = importlib.import_module("train")
     coop.__dict__["setup_cfg"] = lambda args: cfg
     if processes.rank():
-        args.eval_only, args.no_train = False, True
+        args.no_train = True
         coop.__dict__["setup_logger"] = lambda folder: None
     if args.no_train:
         build_trainer = coop.build_trainer

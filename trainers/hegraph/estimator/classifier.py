@@ -63,7 +63,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         device: "cpu", "cuda" or "cuda:N"; None takes a GPU if there is one.
         config: YAML of the method: a path, or the name of a file that ships, such as "mini"; None takes the defaults.
         dataset_config: YAML of the data set, such as "digits", by whose name templates and descriptions are found.
-        options: Configuration keys, as a dict or as a list `[KEY, VALUE, ...]`; they win over everything.
+        options: Configuration keys, as a dict or as a list `[KEY, VALUE, ...]`; they win over everything. SEED is not
+            among them, since `random_state` is the seed.
         variant: "base", "free", "T-N", "T-P", "T" or "full"; None leaves it to the configuration, as the next two.
         alpha_c: Weight of the cache classifier.
         beta_c: Sharpness of the cache's affinities.

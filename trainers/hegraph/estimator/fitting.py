@@ -23,6 +23,8 @@ from ..models.saved import SavedModel
 from ..utils.errors import UserError
 
 FEATURES_DIR = "TRAINER.HEGRAPHADAPTER.FEATURES.DIR"
+# Keys that options may not set -> what sets them
+GIVEN_OTHERWISE = {"SEED": "is random_state here", FEATURES_DIR: "is a temporary folder here"}
 
 
 def find_device(given: str | None) -> str:
@@ -78,8 +80,11 @@ def make_configuration(
         options = [word for pair in options.items() for word in pair]
     elif isinstance(options, str):
         raise UserError(f"options must be a dict or a list [KEY, VALUE, ...], got {options!r:.80}")
-    forced = ["SEED", seed, FEATURES_DIR, folder]
-    cfg = load_cfg(dataset_config, config, dict(named), [*(options or []), *forced])
+    options = list(options or [])
+    for key, instead in GIVEN_OTHERWISE.items():
+        if key in options[::2]:
+            raise UserError(f"options has {key}, which {instead}; leave it out")
+    cfg = load_cfg(dataset_config, config, dict(named), [*options, "SEED", seed, FEATURES_DIR, folder])
     if cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON == "val":
         raise UserError("SELECT_ON val needs val images, which fit has none of; use scikit-learn's GridSearchCV")
     return cfg
@@ -100,10 +105,12 @@ def train_model(task: Task, cfg: CfgNode, device: str) -> SavedModel:
     outcome = calibrated(outcome, task, bank, cfg, cfg.SEED)
     model = make_model(task, bank, cfg, cfg.SEED, RunFolder.of(cfg, task, cfg.SEED), "alone", outcome)
     assert model is not None  # its classifier is there
-    transfer = model.transfer
-    if transfer is not None:
-        transfer = replace(transfer, parameters={name: value.cpu() for name, value in transfer.parameters.items()})
-    return replace(model, classifier=model.classifier.to("cpu"), transfer=transfer)
+    return replace(
+        model,
+        classifier=model.classifier.to("cpu"),
+        transfer=None if model.transfer is None else model.transfer.to("cpu"),
+        class_nodes=None if model.class_nodes is None else model.class_nodes.cpu(),
+    )
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from ..method.heads import text_logits
 from ..training.evaluation import accuracy
 from ..utils.errors import UserError
 from .outcome import Outcome
-from .tasks import DomainSource, TargetSource, Task
+from .tasks import DomainSource, ImageSource, TargetSource, Task
 
 SAME_CLASSES, OTHER_CLASSES = "same classes", "other classes"
 
@@ -50,6 +50,7 @@ def score_targets(task: Task, bank: FeatureBank, data: CfgNode, outcome: Outcome
     for name in data.TARGET_DOMAINS:
         assert isinstance(task, DomainSource)
         dataset, features, labels = task.target_images(name)
+        features = features.to(bank.train_features.device)
         columns = match_classes(task.dataset.ids, dataset.ids, bank.dataset, name)
         zero_shot = text_logits(features, bank.text_positive, bank.logit_scale)
         logits = outcome.classify(features) if outcome.classify else None
@@ -82,6 +83,27 @@ def check_targets(task: Task, data: CfgNode) -> None:
         if not isinstance(task, TargetSource):
             raise UserError("features that are given as arrays have no other data sets; leave out --target-datasets")
         task.check_target(name)
+
+
+def encode_targets(task: Task, data: CfgNode) -> None:
+    """Encodes what `score_targets` will test on and is not on disk, with the other processes of `torchrun`; a bank has
+    nothing to encode.
+
+    Args:
+        task: The task that a method will be fitted to.
+        data: `cfg.DATASET`.
+
+    Raises:
+        UserError: On an unreadable image, a class without a prompt, or a folder that cannot be written.
+    """
+    if not isinstance(task, ImageSource):
+        return
+    for name in data.TARGET_DOMAINS:
+        assert isinstance(task, DomainSource)
+        task.target_images(name)
+    for name in data.TARGET_DATASETS:
+        assert isinstance(task, TargetSource)
+        task.target(name)
 
 
 def match_classes(source_ids: Sequence[str], target_ids: Sequence[str], source: str, target: str) -> list[int]:

@@ -8,6 +8,7 @@ Shapes: M test images, K classes, d feature width.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from ..models.folder import load_model
 from ..models.saved import SavedModel
 from ..training.confidence import Calibration
 from ..training.loop import TrainingSummary
+from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.schema import OpenPart, check
 from .elsewhere import OTHER_CLASSES, SAME_CLASSES, match_classes
@@ -41,11 +43,12 @@ from .tasks import bank_class_ids, bank_to_test, check_classes, check_has_test
 logger = logging.getLogger(__name__)
 
 NODE = "TRAINER.HEGRAPHADAPTER."
-# Keys that shaped the model, and that a test cannot change any more
+# Keys that shaped the model, and that a test cannot change any more: all that `config.model_options` reads
 KEPT = (
     "VARIANT", "ALPHA_PP", "ALPHA_VP", "ALPHA_NP", "ALPHA_NP_TEST", "BETA_PN", "BETA_VN", "LEARN_METAPATH",
     "ACTIVATION", "TEXT_W", "BIAS", "WEIGHT_PER", "GAMMA", "BETA_C", "ALPHA_C",
     "CLOSED_FORM.OMEGA", "CLOSED_FORM.OMEGA_NEW", "CLOSED_FORM.KAPPA", "CLOSED_FORM.RHO",
+    "FREE.OMEGA", "FREE.KAPPA", "FREE.RHO", "FREE.PRIOR", "WEIGHT_INIT", "NOISE", "SHUFFLE",
 )  # fmt: skip
 
 
@@ -164,6 +167,8 @@ def test_images(cfg: CfgNode) -> Dataset:
 def test_model(cfg: CfgNode, bank_file: Path | None, folder: Path, epoch: int | None, device: str) -> dict:
     """Tests a trained model, and writes and returns the record.
 
+    Of several processes that `torchrun` started, all encode and the first writes; the others return {}.
+
     Args:
         cfg: The checked configuration; its data set is tested on.
         bank_file: A feature bank to test on; None encodes the test images of `DATASET.NAME`.
@@ -187,6 +192,9 @@ def test_model(cfg: CfgNode, bank_file: Path | None, folder: Path, epoch: int | 
     run_folder = RunFolder.of_test(cfg, data.identity, model.trained_on.seed, path)
     if (record := run_folder.finished()) is not None:
         return record
+    if processes.rank():  # the first process has the folder; this one helps it to encode
+        evaluate(model, data, device)
+        return {}
     with run_folder.locked():
         started = time.monotonic()
         return write_test(evaluate(model, data, device), model, cfg, run_folder, "alone", started)
@@ -215,7 +223,8 @@ def check_configuration(model: SavedModel, cfg: CfgNode) -> None:
     """
     if cfg.TRAINER.NAME != model.method:
         raise UserError(f"the model is of {model.method}; give --trainer {model.method}, not {cfg.TRAINER.NAME}")
-    here, there = run_config(cfg), model.trained_on.config
+    here = json.loads(json.dumps(run_config(cfg)))  # rows may be tuples here, and are lists in the model folder
+    there = model.trained_on.config
     chosen = _chosen_on_val(model, cfg)
     of_method = [key for key in there if key.startswith(f"TRAINER.{model.method.upper()}.")]
     for key in [f"{NODE}{name}" for name in KEPT] if model.method == "HeGraphAdapter" else of_method:
@@ -302,9 +311,7 @@ def evaluate(model: SavedModel, data: TestData, device: str) -> Tested:
 
 def _transfer(model: SavedModel, features: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     if model.transfer_rule == "adapter" and model.transfer is not None:
-        parameters = {name: tensor.to(features.device) for name, tensor in model.transfer.parameters.items()}
-        adapter = replace(model.transfer, parameters=parameters)
-        return adapter.logits(features, positive, negative, model.logit_scale)
+        return model.transfer.to(features.device).logits(features, positive, negative, model.logit_scale)
     if model.transfer_rule == "zero-shot":
         return text_logits(features, positive, model.logit_scale)
     raise UserError(f"{model.method} has no rule for classes that it was not trained on; test it on its own classes")

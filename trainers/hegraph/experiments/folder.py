@@ -7,6 +7,7 @@ and, last, `result.json`. While it is at work, the folder is locked.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -86,11 +87,6 @@ class RunFolder:
     def split_hash(self) -> str:
         """Hash of the images that were selected."""
         return hash_json(self.split)
-
-    def holds_this_run(self) -> bool:
-        """Whether the folder holds the complete record of this very run."""
-        record = read_record(self.path)
-        return record is not None and record["run_id"] == self.run_id
 
     def finished(self, thumbnails: Iterable[Image.Image] | None = None) -> dict | None:
         """The record of this very run, if the folder holds it.
@@ -201,7 +197,8 @@ def find_model(folder: Path, epoch: int | None = None) -> Path:
     if record is not None and record.get("epochs") == epoch:
         return find_model_folder(folder)
     if not (folder / model_name(epoch)).is_dir():
-        kept = sorted(int(path.name[len(model_name(0)) - 1 :]) for path in folder.glob("model-epoch*"))
+        names = (re.fullmatch(model_name() + r"-epoch(\d+)", path.name) for path in folder.glob(f"{model_name()}-*"))
+        kept = sorted(int(name[1]) for name in names if name)
         raise UserError(
             f"{folder} keeps no model of epoch {epoch} (kept: {', '.join(map(str, kept)) or 'none'}); train with "
             "TRAIN.CHECKPOINT_FREQ N to keep every N-th"

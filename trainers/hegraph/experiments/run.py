@@ -23,7 +23,7 @@ from ..utils.errors import UserError
 from .adapter import predict_test, train_adapter
 from .baseline import fit_baseline
 from .calibration import calibrated
-from .elsewhere import check_targets, score_targets
+from .elsewhere import check_targets, encode_targets, score_targets
 from .evaluation import test_model
 from .folder import RunFolder
 from .model_folder import keep_epochs, make_model
@@ -68,7 +68,7 @@ def run(
         UserError: On anything else that the user can mend.
     """
     device = "cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
-    seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(2**31)
+    seed = cfg.SEED if cfg.SEED >= 0 else draw_seed()
     set_random_seed(seed)
     if keep_thumbnails and (bank_file is not None or model_dir is not None):
         raise UserError("--keep-thumbnails needs training images; leave it out with --features and --eval-only")
@@ -85,12 +85,19 @@ def run(
     task.prepare()
     if processes.rank():  # the first process has the folder; this one helps it to encode
         encode(task)
+        if train:
+            encode_targets(task, cfg.DATASET)
         return {}
     folder.check()
     with folder.locked():
         if (record := folder.finished(thumbnails)) is not None:  # another process may have finished it just now
             return record
         return train_and_test(task, cfg, seed, folder, device, train, thumbnails)
+
+
+def draw_seed() -> int:
+    """The seed of an unseeded run, below 2**31; the processes of `torchrun` share the one that the first draws."""
+    return processes.of_first(lambda: random.SystemRandom().randrange(2**31))
 
 
 def open_task(cfg: CfgNode, bank_file: Path | None, seed: int, device: str, opened: Opened | None = None) -> Task:
@@ -127,6 +134,9 @@ def train_and_test(
     started = time.monotonic()
     bank = task.bank()
     features_seconds = time.monotonic() - started
+    if processes.world_size() > 1:
+        encode_targets(task, cfg.DATASET)
+        processes.stop()  # the others end here: what is read from now on must not wait for them
     bank = bank.to(device)
     warn_of_near_copies(bank)
     outcome = calibrated(fit_and_predict(task, bank, cfg, seed, folder), task, bank, cfg, seed)

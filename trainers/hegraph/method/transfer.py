@@ -8,7 +8,7 @@ relation back passes it on (`NewClassMessages`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ class TransferableAdapter:
 
     Attributes:
         options: Options of the model.
-        parameters: The matrices `W`, each `[d, d]`, and learned meta-path weights, by the names of the layer's state.
+        parameters: The matrices `W` between text nodes, each `[d, d]`, and their learned meta-path weights, by the
+            names of the layer's state.
         messages: In closed form; None where the model has none.
     """
 
@@ -39,10 +40,19 @@ class TransferableAdapter:
     @classmethod
     def of(cls, model: HeGraphModel) -> TransferableAdapter:
         """What a trained model can carry to other classes."""
+        messages = None if model.text_messages is None else model.text_messages.for_new_classes()
+        empty = cls(model.options, {}, messages)
         state = {} if model.layers is None else model.layers.state_dict()
-        parameters = {name: value for name, value in state.items() if not name.startswith("bias.")}
-        messages = model.text_messages
-        return cls(model.options, parameters, None if messages is None else messages.for_new_classes())
+        return replace(empty, parameters={name: state[name] for name in empty.missing_parameters()})
+
+    def to(self, device: str | torch.device) -> TransferableAdapter:
+        """The adapter with all its tensors on a device."""
+        messages = self.messages
+        if messages is not None:
+            moved = {field.name: getattr(messages, field.name).to(device) for field in fields(messages)}
+            messages = replace(messages, **moved)
+        parameters = {name: tensor.to(device) for name, tensor in self.parameters.items()}
+        return replace(self, parameters=parameters, messages=messages)
 
     @torch.no_grad()
     def class_features(self, positive: Tensor, negative: Tensor) -> Tensor:
