@@ -3,8 +3,8 @@
 #
 #   bash scripts/hegraph/cross_dataset.sh DATASET CONFIG [TARGET ...]
 #
-# The TARGETs of imagenet and digits_low are known. From the environment: SHOTS (default 16), METHODS (default those that
-# have a rule for other classes), and what runs.sh names.
+# The TARGETs of imagenet, digits_low and digits_high are known. From the environment: SHOTS (default 16), METHODS
+# (default those that have a rule for other classes), and what runs.sh names.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 [ $# -ge 2 ] || usage "DATASET CONFIG [TARGET ...]"
