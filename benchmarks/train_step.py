@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainers.hegraph.method.conv import RelationConv
-from trainers.hegraph.method.graph import HeteroGraph, build_graph, class_means
+from trainers.hegraph.method.graph import HeteroGraph, build_graph, class_prototypes
 from trainers.hegraph.method.heads import cache_affinities, cache_logits, text_logits
 from trainers.hegraph.method.losses import adapter_losses
 from trainers.hegraph.method.model import HeGraphModel, Logits
@@ -35,7 +35,7 @@ def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, repeats: in
     floor = [scale * s for s in seconds["product"]]
     over = ratio(seconds["step"], floor)
     graph = build_graph(
-        bank.text_positive, bank.text_negative, class_means(bank.cache_keys(), bank.train_labels, num_classes)
+        bank.text_positive, bank.text_negative, class_prototypes(bank.cache_keys(), bank.train_labels, num_classes)
     )
     step = pyg_step(training.model, graph, batch)
     # A PyG step takes so long that the difference a warm-up makes does not show

@@ -110,12 +110,14 @@ def test_the_multiply_adds_of_a_step_by_hand():
 
 def test_the_pyg_step_computes_what_ours_does(unit_features):
     from benchmarks.tasks import layer_of_the_paper, random_bank, start_training
-    from trainers.hegraph.method.graph import build_graph, class_means
+    from trainers.hegraph.method.graph import build_graph, class_prototypes
 
     bank = random_bank(6, 8, shots=3)
     ours, theirs = (start_training(bank, layer_of_the_paper()) for _ in range(2))
     batch = next(ours.data.epoch(1))
-    graph = build_graph(bank.text_positive, bank.text_negative, class_means(bank.cache_keys(), bank.train_labels, 6))
+    graph = build_graph(
+        bank.text_positive, bank.text_negative, class_prototypes(bank.cache_keys(), bank.train_labels, 6)
+    )
     ours.step(batch)
     train_step.pyg_step(theirs.model, graph, batch)()
     gradients = {name: parameter.grad for name, parameter in ours.model.named_parameters()}
@@ -127,11 +129,13 @@ def test_the_pyg_step_computes_what_ours_does(unit_features):
 def test_the_rebuilt_graph_computes_what_ours_does():
     from benchmarks.graph_step import rebuilt
     from benchmarks.tasks import layer_of_the_paper, random_bank, start_training
-    from trainers.hegraph.method.graph import build_graph, class_means
+    from trainers.hegraph.method.graph import build_graph, class_prototypes
 
     bank = random_bank(6, 8, shots=3)
     layer = start_training(bank, layer_of_the_paper()).model.layers
-    graph = build_graph(bank.text_positive, bank.text_negative, class_means(bank.cache_keys(), bank.train_labels, 6))
+    graph = build_graph(
+        bank.text_positive, bank.text_negative, class_prototypes(bank.cache_keys(), bank.train_labels, 6)
+    )
     for ours, theirs in zip(layer(), rebuilt(graph, layer)):
         assert (ours - theirs).abs().max() < 1e-6
 

@@ -163,6 +163,7 @@ def test_runs_by_the_command_line(tiny_bank, tmp_path, name):
     [
         ("LinearProbe", {"C": 0.0}, "C and CANDIDATES must be above 0, got 0.0"),
         ("LinearProbe", {"CANDIDATES": [1.0, -1.0]}, "C and CANDIDATES must be above 0"),
+        ("LinearProbe", {"CANDIDATES": []}, "CANDIDATES must be a list of one number or more, got []"),
         ("CLIPAdapter", {"REDUCTION": 65}, "REDUCTION must lie in 1 ... 64, the width of the features, got 65"),
         ("CLIPAdapter", {"RATIO": 1.5}, "RATIO must lie in 0 ... 1, got 1.5"),
         ("CLIPAdapter", {"EPOCHS": [[8, 200]]}, "EPOCHS has no row for 4 shots"),
@@ -173,6 +174,7 @@ def test_runs_by_the_command_line(tiny_bank, tmp_path, name):
         ("GraphAdapter", {"GROUPS": 0}, "GROUPS must be at least 1, got 0"),
         ("GraphAdapter", {"BETA": -0.1}, "ALPHA and BETA must lie in 0 ... 1, got 0.7 and -0.1"),
         ("ProtoCLIP", {"ALPHA": 2.0}, "ALPHA must lie in 0 ... 1"),
+        ("ProtoCLIP", {"ASK_EVERY": 0}, "ASK_EVERY must be at least 1, got 0"),
         ("ProtoCLIP", {"REDUCTION": 0}, "REDUCTION must lie in 1 ... 64"),
         ("CoOp", {"N_CTX": 0}, "N_CTX must be at least 1, got 0"),
         ("CoOp", {"N_CTX": 75}, "N_CTX 75 and the class name 'one.' take 79 tokens, but CLIP reads 77"),

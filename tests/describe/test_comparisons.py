@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainers.hegraph.describe.comparisons import comparisons
+from tools.comparisons import comparisons
 
 NAMES = ("cat", "mountain hare", "cello", "brown bear", "tin", "other")
 ALIASES = {"mountain hare": ["blue hare"]}

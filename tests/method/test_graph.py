@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from trainers.hegraph.method import adjacency as module
 from trainers.hegraph.method.adjacency import Relation
-from trainers.hegraph.method.graph import build_graph, class_means
+from trainers.hegraph.method.graph import build_graph, class_prototypes
 from trainers.hegraph.method.relations import NODE_TYPES, RELATIONS, EdgeType, RelationType
 from trainers.hegraph.utils.errors import UserError
 
@@ -134,33 +134,33 @@ def test_degrees_do_not_depend_on_how_many_rows_are_in_memory(graph, monkeypatch
 # --- prototypes
 
 
-def test_class_means_of_unequal_unsorted_classes_and_of_a_single_image():
+def test_class_prototypes_of_unequal_unsorted_classes_and_of_a_single_image():
     features = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.6, 0.8], [1.0, 0.0], [0.0, 1.0], [0.8, 0.6]])
     labels = torch.tensor([2, 0, 1, 2, 0, 0])
     # Class 0: (1,0), (0,1), (.8,.6), sum (1.8, 1.6); class 1: one image; class 2: (0,1), (1,0)
     expected = torch.tensor([[1.8, 1.6], [0.6, 0.8], [1.0, 1.0]])
-    assert_close(class_means(features, labels, ["a", "b", "c"]), expected / expected.norm(dim=1, keepdim=True))
+    assert_close(class_prototypes(features, labels, ["a", "b", "c"]), expected / expected.norm(dim=1, keepdim=True))
 
 
-def test_class_means_do_not_depend_on_the_order_of_the_images(unit_features):
+def test_class_prototypes_do_not_depend_on_the_order_of_the_images(unit_features):
     features, labels = unit_features(20, 4), torch.arange(20) % 3
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
-    assert_close(class_means(features[order], labels[order], 3), class_means(features, labels, 3))
+    assert_close(class_prototypes(features[order], labels[order], 3), class_prototypes(features, labels, 3))
 
 
 def test_classes_without_an_image_are_named():
     with pytest.raises(ValueError, match=r"2 of 4 have none: cat, eel$"):
-        class_means(torch.eye(2), torch.tensor([1, 2]), ["cat", "dog", "ant", "eel"])
+        class_prototypes(torch.eye(2), torch.tensor([1, 2]), ["cat", "dog", "ant", "eel"])
 
 
 def test_a_last_class_without_an_image_is_noticed_too():
     with pytest.raises(ValueError, match=r"1 of 3 have none: 2$"):
-        class_means(torch.eye(2), torch.tensor([0, 1]), 3)
+        class_prototypes(torch.eye(2), torch.tensor([0, 1]), 3)
 
 
 def test_a_class_without_an_image_is_a_users_mistake():
     with pytest.raises(UserError, match="cat"):
-        class_means(torch.eye(2), torch.tensor([1, 2]), ["cat", "dog", "ant"])
+        class_prototypes(torch.eye(2), torch.tensor([1, 2]), ["cat", "dog", "ant"])
 
 
 # --- as PyG sees it

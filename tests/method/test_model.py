@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from trainers.hegraph.method.closed_form import ClosedFormMessages
-from trainers.hegraph.method.graph import build_graph, class_means
+from trainers.hegraph.method.closed_form import ClosedFormMessages, class_offsets
+from trainers.hegraph.method.graph import build_graph, class_prototypes
 from trainers.hegraph.method.losses import adapter_losses
 from trainers.hegraph.method.model import HeGraphModel, Logits, shuffled
 from trainers.hegraph.method.options import ClosedFormOptions
@@ -42,7 +42,7 @@ def build(keys, text, model_options):
     """Builds a model of a variant; its parameters start as configured, or random with `seed`."""
 
     def make(variant: str = "full", seed: int | None = None, **changes) -> HeGraphModel:
-        graph = build_graph(*text, class_means(keys, LABELS, K))
+        graph = build_graph(*text, class_prototypes(keys, LABELS, K))
         model = HeGraphModel(graph, keys, LABELS, 100.0, model_options(variant=variant, **changes))
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
@@ -91,6 +91,13 @@ def test_without_w_the_text_node_of_a_class_moves_by_its_own_biases_alone(build)
 def test_the_visual_relation_keeps_its_w(build):
     model = build("full", text_weights=False)
     assert [name for name in model.layers.state_dict() if name.startswith("weight")] == ["weight.visual"]
+
+
+def test_the_variant_free_keeps_its_class_offsets_where_its_messages_have_no_weight(build, keys, text):
+    folded = build("free", closed_form=ClosedFormOptions(omega=0.0, prior=4.0)).fold()
+    expected = class_offsets(100.0 * keys @ text[0].t(), LABELS, 4.0)
+    assert expected.abs().max() > 1
+    assert_close(folded.bias, expected)
 
 
 @pytest.mark.parametrize("variant", ["T-P", "T", "full"])
@@ -342,7 +349,7 @@ def test_training_leaves_the_features_alone(build, keys, text):
 
 def test_the_visual_bias_starts_from_the_aggregated_prototypes(build, keys):
     # W is the identity and the bias zero at first: B = tanh(A v) (Eq. 5-6)
-    graph = build_graph(torch.eye(K, WIDTH), torch.eye(K, WIDTH), class_means(keys, LABELS, K))
+    graph = build_graph(torch.eye(K, WIDTH), torch.eye(K, WIDTH), class_prototypes(keys, LABELS, K))
     weight = graph.edge_weight_dict["visual", "to", "visual"]
     degrees = weight.abs().sum(dim=1) + 1  # of a symmetric relation
     adjacency = weight / (degrees.unsqueeze(1) * degrees).sqrt()

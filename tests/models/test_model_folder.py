@@ -144,11 +144,11 @@ def test_something_else_than_a_model_is_not_overwritten(tmp_path, saved_model, w
 # Places that are no model
 
 
-def test_a_folder_of_an_earlier_version_says_how_to_get_a_model(tmp_path):
+def test_a_folder_of_a_run_without_its_model_says_how_to_get_one(tmp_path):
     (tmp_path / "adapter.safetensors").touch()
     assert refused(tmp_path) == (
-        f"{tmp_path} holds adapter.safetensors of an earlier version and no model/; run its training again (delete "
-        f"{tmp_path}/result.json first) to get one"
+        f"{tmp_path} holds adapter.safetensors and no model/: its run was cut off before its end, or is of an earlier "
+        f"version; run its training again to get one (delete {tmp_path}/result.json first, if it is there)"
     )
 
 

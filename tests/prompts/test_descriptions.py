@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tools.comparisons import comparisons
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.digits import CLASSNAMES
 from trainers.hegraph.datasets.registry import ENTRIES, stored_datasets
 from trainers.hegraph.describe.checks import sentences_twice, table_problems
-from trainers.hegraph.describe.comparisons import comparisons
 from trainers.hegraph.prompts import positive as prompts
 from trainers.hegraph.prompts.positive import DESCRIPTIONS, normalise_name, positive_prompts
 from trainers.hegraph.utils.errors import UserError

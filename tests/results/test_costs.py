@@ -61,3 +61,9 @@ def test_runs_of_different_configurations_are_refused(timed):
 def test_collected_records_hold_no_times(run):
     with pytest.raises(UserError, match="collect"):
         complexity([run()])
+
+
+def test_a_method_that_chose_on_val_has_no_seconds_per_epoch(timed, cells):
+    table = complexity([timed(trainer="LinearProbe", variant="", selected_on="val")])
+    row = cells(table)["LinearProbe",]
+    assert (row["epochs"], row["seconds per epoch"], row["seconds in all"]) == ("3", "", "6.00")

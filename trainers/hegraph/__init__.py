@@ -19,7 +19,7 @@ Features
 
 The method
     build_graph      the heterogeneous graph of positive text, negative text and visual nodes
-    HeteroGraph      that graph: nodes, six relations, degrees
+    HeteroGraph      that graph: its nodes and six relations
     HeGraphModel     the model: message passing, text classifier, cache classifier
     ModelOptions     the options of the model, each with its symbol in the paper
 

@@ -316,7 +316,8 @@ def _complete(cfg: CN) -> CN:
 
 
 def _check_select(cfg: CN) -> None:
-    """Checks that every candidate of SELECT is a configuration, and that each of its keys changes the adapter.
+    """Checks that every candidate of SELECT is a configuration, and that each of its keys changes an option of the
+    adapter or of its training. Whether that option matters beside the others is not asked.
 
     Raises:
         UserError: Otherwise; candidates that train the same adapter would be told apart by nothing but their order.

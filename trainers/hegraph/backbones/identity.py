@@ -150,6 +150,13 @@ def find_bundle(name: str) -> Bundle:
 
 def _hash(file: Path) -> str:
     try:
-        return hash_file(file)
+        found = file.stat()
+        return _hash_version(file.resolve(), found.st_size, found.st_mtime_ns)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+@cache  # weights may be gigabytes, and every run of a sweep asks for them
+def _hash_version(file: Path, size: int, changed: int) -> str:
+    """Hash of a file of this size that was changed last at this time, in nanoseconds."""
+    return hash_file(file)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 FOLDER = Path(__file__).parent
-WANTED = ("defaults", "needs_backbone", "trainer_of_coop", "not_saved")  # attributes of `base.Method`
+WANTED = ("defaults", "needs_backbone")  # attributes of `base.Method`
 
 
 def read_declared(module: str, method: str) -> SimpleNamespace | None:

@@ -27,8 +27,7 @@ from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.classifier import FoldedClassifier
-from ..training.choice import choose, has_val, val_accuracy
-from ..utils.errors import UserError
+from ..training.choice import check_candidates, choose, has_val, val_accuracy
 from .base import Defaults, FittedMethod, Method
 
 
@@ -56,16 +55,6 @@ class GDA(Method):
             selected = {"ALPHA": entry}
         fitted = classifier(alpha)
         return FittedMethod(fitted.logits, selected=selected, classifier=fitted)
-
-
-def check_candidates(option: str, candidates: list) -> None:
-    """Checks that an option lists values to choose from.
-
-    Raises:
-        UserError: If it lists none, or something else than numbers.
-    """
-    if not candidates or not all(isinstance(value, (int, float)) for value in candidates):
-        raise UserError(f"{option} must be a list of one number or more, got {list(candidates)}")
 
 
 def views_as_images(bank: FeatureBank) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.classifier import FoldedClassifier
-from ..training.choice import choose, has_val, val_accuracy
+from ..training.choice import check_candidates, choose, has_val, val_accuracy
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method
 
@@ -50,6 +50,7 @@ class LinearProbe(Method):
 
     def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
         """Trains K * (d + 1) weights; `seed` changes nothing."""
+        check_candidates("CANDIDATES", options.CANDIDATES)
         if min([options.C, *options.CANDIDATES]) <= 0:
             raise UserError(f"C and CANDIDATES must be above 0, got {options.C} and {list(options.CANDIDATES)}")
         features, num_classes = bank.cache_keys(), len(bank.text_positive)

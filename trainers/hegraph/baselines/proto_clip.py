@@ -74,6 +74,8 @@ class ProtoCLIP(Method):
         if not 0 <= options.ALPHA <= 1 or options.BETA <= 0 or options.TEMPERATURE <= 0:
             values = f"{options.ALPHA}, {options.BETA} and {options.TEMPERATURE}"
             raise UserError(f"ALPHA must lie in 0 ... 1, and BETA and TEMPERATURE be above 0, got {values}")
+        if options.ASK_EVERY < 1:
+            raise UserError(f"ASK_EVERY must be at least 1, got {options.ASK_EVERY}")
         model = Prototypes(bank, options, seed)
         (alpha, beta), before = search(bank, options, model.cosines_unadapted)
 

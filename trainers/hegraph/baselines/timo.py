@@ -30,9 +30,9 @@ from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.classifier import FoldedClassifier
-from ..training.choice import choose, has_val, val_accuracy
+from ..training.choice import check_candidates, choose, has_val, val_accuracy
 from .base import Defaults, FittedMethod, Method
-from .gda import check_candidates, gaussian_classifier, means_of_classes, views_as_images
+from .gda import gaussian_classifier, means_of_classes, views_as_images
 
 
 class TIMO(Method):

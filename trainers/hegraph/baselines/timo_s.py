@@ -20,10 +20,9 @@ from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.classifier import FoldedClassifier
-from ..training.choice import choose, has_val, val_accuracy
+from ..training.choice import check_candidates, choose, has_val, val_accuracy
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method
-from .gda import check_candidates
 from .timo import TIMO, text_guided_classifier, with_text
 
 

@@ -13,7 +13,6 @@ from ..models.saved import SavedModel
 from .answer import Answer, Evidence, Guess, Neighbour
 
 MINUS = "\N{MINUS SIGN}"
-# The colours and sizes are Gradio's, so that the page is legible in its light and its dark mode
 # The colours are Gradio's, which change with its dark mode, but for a grey that is dark enough to be read
 CSS = """
 .hg { --grey: #57606a; font-size: 1rem; line-height: 1.5; color: var(--body-text-color); }

@@ -23,7 +23,7 @@ from ..datasets.folder import to_rgb
 from ..experiments.image_task import ImageTask
 from ..experiments.tasks import Split, bank_batches
 from ..features.bank import FeatureBank
-from ..method.graph import class_means
+from ..method.graph import class_prototypes
 from ..models.schema import Backbone as BackboneConfig
 from ..models.schema import Preprocessing, Prompts
 from ..training.batches import TrainingData
@@ -162,7 +162,7 @@ def feature_task(
             negative = encoded[1] if negative is None else negative
         logit_scale = backbone.backbone.logit_scale if logit_scale is None else logit_scale
     if positive is None:
-        positive = class_means(F.normalize(features.mean(dim=0), dim=-1), labels, len(classnames))
+        positive = class_prototypes(F.normalize(features.mean(dim=0), dim=-1), labels, len(classnames))
     bank = FeatureBank(
         train_features=features,
         train_labels=labels,

@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.heads import text_logits
+from ..results.records import KEEP
 from ..training.confidence import confidence_scores
 from ..training.evaluation import accuracy, score
 from ..training.rejection import known_score
@@ -20,8 +21,6 @@ from .outcome import Outcome
 from .provenance import git_commit, peak_memory_mb, versions
 
 logger = logging.getLogger(__name__)
-
-KEEP = 0.95  # the share of images of known classes whose threshold the record tells
 
 
 def make_record(

@@ -37,7 +37,8 @@ class FeatureBank:
         logit_scale: CLIP's `tau`, by which cosines are multiplied.
         read_test: Reads the test features, where they are still on disk: then `test_features` is None and
             `test_labels` is not.
-        averaged: The last `train_features` whose views were averaged, with the cache keys that came of it.
+        averaged: The last `train_features` whose views were averaged, with the cache keys that came of it. Copies that
+            `replace` makes share the list on purpose: they mostly have the same features, whose mean is taken once.
     """
 
     train_features: Tensor

@@ -9,9 +9,10 @@ Three relations of the graph, each centred, so that what all classes have in com
 
        p_c = m' + a (t_c - t') + [(t_c - t'), 1] W
 
-   with `m'` the mean of the class means, `t'` the mean text, and `a >= 0` by least squares. What a class receives
-   leaves its own images out (exact leave-one-out of the ridge regression), and the strength of the ridge is the one of
-   `RIDGES` with the least leave-one-class-out error. Where none beats `a` alone, there is no `W`.
+   with `m'` the mean of the class means, `t'` the mean text, and `a >= 0` by least squares. The `W` that sends a class
+   its message is fitted without that class (exact leave-one-out of the ridge regression); `m'` and `a` are common to
+   all classes, so one of K classes counts for about 1/K in them. The strength of the ridge is the one of `RIDGES` with
+   the least leave-one-class-out error. Where none beats `a` alone, there is no `W`.
 2. Visual nodes: `u_c = (S_c m_c + kappa p_c) / (S_c + kappa)`. Text counts as `kappa` images.
 3. visual -> text, in the metric of the shared within-class covariance (shrinkage LDA: Ledoit and Wolf, 2004; Friedman,
    "Regularized discriminant analysis", 1989), which is the `W` of this relation:
@@ -48,10 +49,10 @@ from .classifier import FoldedClassifier
 from .options import ClosedFormOptions
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # strengths, times the mean eigenvalue of the text kernel
-CONSTANT = 10.0  # of the kernel, times its mean diagonal: the ridge regression has an intercept
+CONSTANT = 10.0  # times the mean diagonal of the text kernel, added to all its entries: it gives an intercept
 TEMPERATURES = (0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # factors on logits that an NLL is taken at
 OFFSET_STEPS = 20  # after so many, the offsets of every bank have settled
-SMALLEST_EIGENVALUE = 1e-9
+SMALLEST = 1e-9  # what is divided by is at least this
 ROWS = 4096  # images that are worked on at once, since float64 takes twice the memory of their keys
 
 
@@ -60,7 +61,7 @@ class TextGuess:
     """What text says about the class means (step 1).
 
     Attributes:
-        left_out: `p_c` of every class, computed without its own images, shape `[K, d]`.
+        left_out: `p_c` of every class, with the `W` that was fitted without it, shape `[K, d]`.
         mean_text, mean_image: `t'` and `m'`, shape `[d]`.
         slope: `a`.
         texts: `t_c - t'` of the classes, shape `[K, d]`.
@@ -165,12 +166,12 @@ class ClosedFormMessages:
             covariance += deviations.t() @ deviations / num_images
         identity = torch.eye(width, dtype=nodes.dtype, device=nodes.device)
         ridge = self.rho * width / num_images
-        spread = (covariance.trace() / width).clamp_min(SMALLEST_EIGENVALUE)  # of images that are all alike it is 0
+        spread = (covariance.trace() / width).clamp_min(SMALLEST)  # of images that are all alike it is 0
         metric = (covariance / spread + ridge * identity) / (1 + ridge)
         eigenvalues, vectors = torch.linalg.eigh(metric)
-        whitening = (vectors / eigenvalues.clamp_min(SMALLEST_EIGENVALUE).sqrt()) @ vectors.t()
+        whitening = (vectors / eigenvalues.clamp_min(SMALLEST).sqrt()) @ vectors.t()
         lengths = torch.cat([((keys - mean) @ whitening).norm(dim=1) for keys, _ in self._blocks()])
-        scale = lengths.mean().clamp_min(SMALLEST_EIGENVALUE)
+        scale = lengths.mean().clamp_min(SMALLEST)
         whitened = (nodes - mean) @ whitening
         weights = F.normalize(whitened, dim=1) @ whitening / scale
         bias = -(weights @ mean)
@@ -234,12 +235,12 @@ def guess_class_means(text: Tensor, means: Tensor) -> TextGuess:
     text, means = text.double(), means.double()
     mean_text, mean_image = text.mean(dim=0), means.mean(dim=0)
     texts, images = text - mean_text, means - mean_image
-    slope = ((texts * images).sum() / (texts * texts).sum().clamp_min(SMALLEST_EIGENVALUE)).clamp_min(0)
+    slope = ((texts * images).sum() / (texts * texts).sum().clamp_min(SMALLEST)).clamp_min(0)
     rest = images - slope * texts
     constant = CONSTANT * texts.square().sum(dim=1).mean()
     eigenvalues, vectors = kernel_eigenvectors(texts, constant)
     projected = vectors.t() @ rest
-    mean_eigenvalue = (eigenvalues[:-1].sum() / (len(texts) - 1)).clamp_min(SMALLEST_EIGENVALUE)
+    mean_eigenvalue = (eigenvalues[:-1].sum() / (len(texts) - 1)).clamp_min(SMALLEST)
     least, left_out, best = rest.square().sum(), torch.zeros_like(rest), None
     for factor in RIDGES:
         ridge = factor * mean_eigenvalue
@@ -270,7 +271,7 @@ def kernel_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor
         return eigenvalues.clamp_min(0), vectors
     design = torch.cat([texts, constant.sqrt().expand(num_classes, 1)], dim=1)
     eigenvalues, turn = torch.linalg.eigh(design.t() @ design)
-    kept = eigenvalues > SMALLEST_EIGENVALUE * eigenvalues[-1]
+    kept = eigenvalues > SMALLEST * eigenvalues[-1]
     eigenvalues = eigenvalues[kept]
     return eigenvalues, design @ turn[:, kept] / eigenvalues.sqrt()
 

@@ -97,7 +97,7 @@ def build_graph(positive: Tensor, negative: Tensor, visual: Tensor) -> HeteroGra
     return HeteroGraph(x_dict)
 
 
-def class_means(features: Tensor, labels: Tensor, classnames: list[str] | int) -> Tensor:
+def class_prototypes(features: Tensor, labels: Tensor, classnames: list[str] | int) -> Tensor:
     """Visual class prototypes: the mean feature of each class, re-normalised.
 
     Classes may have unequal numbers of images, in any order.

@@ -22,7 +22,7 @@ from ..features.bank import FeatureBank
 from .cache import moved_keys, shifted_cache_logits
 from .classifier import FoldedClassifier, Logits
 from .closed_form import ClosedFormMessages, add_messages, training_free_classifier
-from .graph import HeteroGraph, build_graph, class_means
+from .graph import HeteroGraph, build_graph, class_prototypes
 from .heads import text_logits
 from .layers import HeteroMessagePassing
 from .options import UNTRAINED, ModelOptions
@@ -164,7 +164,8 @@ class HeGraphModel(nn.Module):
     def fold(self, classifier: Classifier | None = None) -> FoldedClassifier:
         """Keeps what prediction needs of a classifier from `adapt_to_test`; None passes the messages here."""
         options, closed = self.options, self.options.closed_form
-        if options.variant == "free" and self.messages is not None:
+        if options.variant == "free":
+            assert self.messages is not None  # see `ModelOptions.needs_messages`
             keys, labels, text = self.cache_keys, self.cache_labels, self.x_positive
             return training_free_classifier(keys, labels, text, self.logit_scale, self.messages, closed)
         classifier = classifier or self.adapt_to_test()
@@ -247,7 +248,7 @@ class Foundation:
     @cached_property
     def prototypes(self) -> Tensor:
         """The visual nodes, shape `[K, d]`."""
-        return class_means(self.bank.cache_keys(), self.bank.train_labels, list(self.bank.classnames))
+        return class_prototypes(self.bank.cache_keys(), self.bank.train_labels, list(self.bank.classnames))
 
     def graph(self, options: ModelOptions) -> HeteroGraph:
         """The graph that the options ask for."""

@@ -85,8 +85,8 @@ class ModelOptions:
 
     @property
     def needs_messages(self) -> bool:
-        """Whether they are worked out: for text nodes, or for the noise of training."""
-        return self.has_closed_form or self.noise > 0
+        """Whether they are worked out: for text nodes, or for the noise of training. All of "free" is made of them."""
+        return self.has_closed_form or self.noise > 0 or self.variant == "free"
 
     @property
     def in_training(self) -> ModelOptions:

@@ -34,7 +34,7 @@ TRANSFER = "transfer."  # prefix of the tensors that reach other classes
 MESSAGES = f"{TRANSFER}messages."  # of those, the messages in closed form
 NODES = "class_nodes"  # in the whitened space of those messages
 LEVELS = 4  # folders between output/ and a run: data set, method, configuration, seed
-OLD_ADAPTER = "adapter.safetensors"
+ADAPTER = "adapter.safetensors"  # which a training leaves before its model
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
 MAX_CONFIG_BYTES = 2**28  # a thousand times what the prompts of ImageNet take
@@ -113,13 +113,13 @@ def find_model_folder(folder: Path) -> Path:
         for candidate in (folder, folder / "model"):
             if (candidate / CONFIG).is_file():
                 return candidate
-        old = (folder / OLD_ADAPTER).exists()
+        trained = (folder / ADAPTER).exists()
     except OSError as error:  # no permission, or a name that is too long
         raise UserError(f"cannot read the model folder {folder}: {error.strerror}") from error
-    if old:
+    if trained:
         raise UserError(
-            f"{folder} holds {OLD_ADAPTER} of an earlier version and no model/; run its training again (delete "
-            f"{folder}/result.json first) to get one"
+            f"{folder} holds {ADAPTER} and no model/: its run was cut off before its end, or is of an earlier version; "
+            f"run its training again to get one (delete {folder}/result.json first, if it is there)"
         )
     what = "is not there" if not folder.exists() else "is no folder" if not folder.is_dir() else f"holds no {CONFIG}"
     raise UserError(f"{folder} {what}; give the model folder of a run, such as {_model_below(folder)}")

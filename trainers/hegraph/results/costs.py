@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..utils.errors import UserError
 from .cells import Key, check_same
-from .methods import OURS, PLACE, Place, method, place
+from .methods import PLACE, Place, method, place
 from .paper import Quote, quote_cells
 from .table import Cell, Table
 from .tabulate import tabulate_costs
@@ -22,8 +22,8 @@ def complexity(records: Sequence[dict], quotes: Sequence[Quote] = ()) -> Table:
     """What training took, as means over seeds. All runs must have been timed on one kind of machine.
 
     Seconds are those of training alone, since features are encoded once for all methods. A method without epochs has
-    "seconds in all" only, and so has HeGraphAdapter where it chose on val: its seconds are those of all candidates, its
-    epochs those of the one that was chosen. Memory is the peak of the whole process.
+    "seconds in all" only. A method that chose on val has no seconds per epoch: its seconds are those of all candidates,
+    its epochs those of the one that was chosen. Memory is the peak of the whole process.
 
     Args:
         records: The runs; those without times, and those that tested another run's adapter, are left out.
@@ -66,6 +66,6 @@ def _mean_costs(records: Sequence[dict]) -> dict[Key, Cell]:
 def _measured(record: dict) -> tuple[float | None, ...]:
     """The numbers of one run in the order of `COLUMNS`; None for a number that it does not have."""
     epochs, seconds = record.get("epochs"), record["seconds"]["training"]
-    searched = record["trainer"] == OURS and record["selected_on"] == "val"
+    searched = record["selected_on"] == "val"
     each = (epochs, None if searched else seconds / epochs) if epochs else (None, None)
     return *each, seconds, record.get("num_parameters"), record.get("peak_memory_mb")

@@ -35,6 +35,8 @@ REQUIRED = (
     "macro_f1", "num_test", "selected_on", "selected", "run_id",
 )  # fmt: skip
 
+KEEP = 0.95  # the share of images of known classes whose threshold a record tells
+
 # The keys whose values differ between two runs of one experiment, even on one machine
 MEASURED = ("seconds", "peak_memory_mb", "finished_at")
 

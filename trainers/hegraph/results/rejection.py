@@ -23,12 +23,11 @@ from ..training.rejection import DEFAULT, known_score, metric_scores, separation
 from ..utils.errors import UserError
 from .cells import Observation, TestSet, make_cells
 from .methods import PLACE, method, method_order, place
-from .records import find_runs
+from .records import KEEP, find_runs
 from .table import Cell, Row, Table
 from .tabulate import tabulate_costs
 
 NEW = "new"  # the classes of a bank that a model does not know
-KEEP = 0.95
 KEPT = "kept"
 ZERO_SHOT = "zero-shot probability"
 COLUMNS = {"auroc": "AUROC", "fpr95": "FPR95", "known": "known kept", "unknown": "unknown kept"}

@@ -5,6 +5,10 @@ Every run leaves in its folder what it would leave alone. Runs that are finished
 
 from __future__ import annotations
 
+from ..utils import interrupts  # noqa: F401  (it acts while what follows is imported)
+
+# isort: split
+
 import argparse
 import itertools
 import logging

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..features.bank import FeatureBank
+from ..utils.errors import UserError
 from .evaluation import accuracy
 
 T = TypeVar("T")
@@ -32,6 +33,16 @@ def choose(candidates: Sequence[T], accuracy_of: Callable[[T], float]) -> tuple[
     best = candidates[max(range(len(candidates)), key=accuracies.__getitem__)]
     table = [[candidate, round(accuracy, 4)] for candidate, accuracy in zip(candidates, accuracies)]
     return best, {"value": best, "candidates": table}
+
+
+def check_candidates(option: str, candidates: Sequence) -> None:
+    """Checks that an option lists values to choose from.
+
+    Raises:
+        UserError: If it lists none, or something else than numbers.
+    """
+    if not candidates or not all(isinstance(value, (int, float)) for value in candidates):
+        raise UserError(f"{option} must be a list of one number or more, got {list(candidates)}")
 
 
 def has_val(bank: FeatureBank) -> bool:

@@ -20,8 +20,8 @@ from torch import Tensor
 from .rejection import KnownScores
 
 BINS = 15  # of the expected calibration error
-# A fitted log T is drawn towards 0 like by a normal distribution of this deviation. It counts where there are few
-# images: ten that are all classified well would otherwise be answered with T = 0.
+# The fitted log T has a normal prior of mean 0 and this deviation. It counts where there are few images: without it,
+# ten that are all classified well would make T 0.
 LOG_DEVIATION = 0.5
 LOG_RANGE = (-3.0, 3.0)  # log T lies in this range
 BATCH = 8192  # images that are scored at once, so that ImageNet's test images take little memory

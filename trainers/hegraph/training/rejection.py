@@ -5,9 +5,9 @@ A score is higher for images of known classes. It is chosen and its threshold is
 - "probability": the highest calibrated probability (Hendrycks and Gimpel: A Baseline for Detecting Misclassified and
   Out-of-Distribution Examples. ICLR 2017).
 - "energy": `log sum_c exp(z_c / T)` (Liu, Wang, Owens, Li: Energy-based Out-of-distribution Detection. NeurIPS 2020).
-- "distance": the negative distance to the nearest class node in the whitened space of the metric expert
+- "distance": the negative distance to the nearest class node in the whitened space of the messages in closed form
   (`method/closed_form.py`), `-min_c |A^-1/2 (f - u_c)| / s`; "angle": the cosine there between the image and the
-  nearest class node, both seen from the mean, as the expert compares them.
+  nearest class node, both seen from the mean, as those messages compare them.
 - "own text": the cosine `f . t_c` with the positive text node of the predicted class; "margin": `f . t_c - f . n_c`,
   with its negative text node; "margin, shuffled": with the negative text node of another class.
 
