@@ -46,13 +46,13 @@ def demo(args: argparse.Namespace) -> None:
     require_gradio()
     from ..models.folder import find_model_folder
     from ..models.images import ImageModel
-    from ..predict.prediction import choose_device
+    from ..utils.devices import choose_device
     from .space import check_target, write_space
 
     if args.space is not None:
         check_target(args.space)
     folder = find_model_folder(args.model)
-    images = ImageModel.load(folder, choose_device(args.device), args.backbone, args.pretrained)
+    images = ImageModel.load(folder, choose_device(args.device, "--device"), args.backbone, args.pretrained)
     if args.space is None:
         serve(images, folder, args.host, args.port)
     else:

@@ -23,8 +23,9 @@ from yacs.config import CfgNode
 from ..experiments.image_task import ImageTask
 from ..models.folder import load_model, save_model
 from ..models.saved import SavedModel
+from ..utils.devices import choose_device
 from ..utils.errors import UserError
-from .fitting import find_device, find_seed, generators_restored, make_configuration, train_model
+from .fitting import find_seed, generators_restored, make_configuration, train_model
 from .inputs import FLOATS, Source, as_array, class_names, image_list, is_images, labels_to_keep, text_nodes, unit_rows
 from .task import ArrayTask, ArrayTaskWithBackbone, feature_task, image_task
 
@@ -152,10 +153,10 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             task: ArrayTask | ImageTask
             if images:
                 _check_image_task(cfg, positive is not None or negative is not None)
-                task = image_task(X, labels.tolist(), names, cfg, find_device(self.device))
+                task = image_task(X, labels.tolist(), names, cfg, self._device())
             else:
                 task = self._feature_task(X, labels, names, positive, negative, cfg)
-            model = train_model(task, cfg, find_device(self.device))
+            model = train_model(task, cfg, self._device())
         if positive is not None or negative is not None:
             model = replace(model, prompts=None)  # the user's text nodes are not those of our sentences
         self.classes_, self.model_ = classes, replace(model, labels=labels_to_keep(classes, names))
@@ -285,7 +286,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         positive = text_nodes(positive, "text_features", *shape)
         negative = text_nodes(negative, "negative_text_features", *shape)
         encodes = self.backbone is not None or (positive is None and bool(cfg.MODEL.BACKBONE.NAME))
-        backbone = image_task([], [], names, cfg, find_device(self.device)) if encodes else None
+        backbone = image_task([], [], names, cfg, self._device()) if encodes else None
         features = unit_rows(X.swapaxes(0, 1))
         return feature_task(
             features, torch.from_numpy(labels), names, (positive, negative), self.logit_scale, cfg, backbone
@@ -307,7 +308,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         in another way for another number of rows.
         """
         check_is_fitted(self, "model_")
-        device = find_device(self.device)
+        device = self._device()
         features = self._encoded(X) if is_images(X) else self._features(X)
         classifier = self.model_.classifier.to(device, torch.float64)
         return classifier.logits(features.to(device, torch.float64)).cpu()
@@ -324,11 +325,14 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             self._image_model = self._load_image_model()
         return self._image_model.features(image_list(X), BATCH)
 
+    def _device(self) -> str:
+        return choose_device(self.device, "device")
+
     def _load_image_model(self) -> ImageModel:
         from ..models.images import ImageModel
 
         named = (self.backbone, self.pretrained) if self.backbone else ()
-        return ImageModel.of(self.model_, find_device(self.device), *named)
+        return ImageModel.of(self.model_, self._device(), *named)
 
 
 def _check_image_task(cfg: CfgNode, has_text: bool) -> None:

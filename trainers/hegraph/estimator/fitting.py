@@ -1,4 +1,4 @@
-"""From the parameters of the classifier to a trained model: device, seed, configuration, training."""
+"""From the parameters of the classifier to a trained model: seed, configuration, training."""
 
 from __future__ import annotations
 
@@ -25,23 +25,6 @@ from ..utils.errors import UserError
 FEATURES_DIR = "TRAINER.HEGRAPHADAPTER.FEATURES.DIR"
 # Keys that options may not set -> what sets them
 GIVEN_OTHERWISE = {"SEED": "is random_state here", FEATURES_DIR: "is a temporary folder here"}
-
-
-def find_device(given: str | None) -> str:
-    """The device that a user names; a GPU if none is named and there is one.
-
-    Raises:
-        UserError: If there is no such device.
-    """
-    if given is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(given).type
-    except RuntimeError as error:
-        raise UserError(f"device must be cpu, cuda or cuda:N, got {given!r}") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device is {given!r}, and torch finds no GPU; use 'cpu'")
-    return str(given)
 
 
 def find_seed(random_state: int | np.random.RandomState | None) -> int:

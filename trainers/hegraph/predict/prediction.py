@@ -21,7 +21,8 @@ from tqdm import tqdm
 from ..models.folder import load_model
 from ..models.images import ImageModel
 from ..models.saved import SavedModel
-from ..utils.errors import UserError, first_line
+from ..utils.devices import choose_device
+from ..utils.errors import UserError
 from .inputs import Found, Inputs
 from .output import open_output
 from .rows import FORMATS, NONE_OF_THESE, Row
@@ -74,7 +75,7 @@ def predict_images(
         UserError: If the model is damaged, its backbone cannot be had, or something cannot be written.
         output.ReaderGone: If standard output was closed by its reader.
     """
-    model = ImageModel.load(folder, choose_device(device), backbone, pretrained)
+    model = ImageModel.load(folder, choose_device(device, "--device"), backbone, pretrained)
     check_keep(model.model, options)
     folders = None if sort_into is None else ClassFolders(sort_into, [*distinct_names(model.model), NONE_OF_THESE])
     batch_size = batch_size or default_batch_size(model.backbone.input_size)
@@ -259,21 +260,6 @@ def default_batch_size(input_size: tuple[int, int]) -> int:
     """As many images as have the pixels of `BATCH_PIXELS`, so that memory does not depend on the backbone's input."""
     height, width = input_size
     return min(max(BATCH_PIXELS // (height * width), 1), MAX_BATCH)
-
-
-def choose_device(device: str) -> str:
-    """Where to compute: as asked for or, if "", on a GPU if there is one.
-
-    Raises:
-        UserError: If torch cannot compute there.
-    """
-    if not device:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
-        raise UserError(f"cannot compute on --device {device}: {first_line(error)}") from error
-    return device
 
 
 def _readable(batch: Pixels) -> list[str]:

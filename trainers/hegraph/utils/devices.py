@@ -1,0 +1,34 @@
+"""Where torch computes, as a user names it."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import UserError, first_line
+
+KINDS = ("cpu", "cuda")
+
+
+def choose_device(given: str | None, called: str) -> str:
+    """The device that a user names; a GPU if none is named and there is one.
+
+    Args:
+        given: "cpu", "cuda" or "cuda:N"; None or "" names none.
+        called: What the user calls the choice, for the message.
+
+    Raises:
+        UserError: If it is another kind of device, or torch cannot compute there.
+    """
+    if not given:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(given).type
+    except RuntimeError:
+        kind = ""
+    if kind not in KINDS:
+        raise UserError(f"{called} must be cpu, cuda or cuda:N, got {given!r}")
+    try:
+        torch.zeros(1, device=given).item()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        raise UserError(f"cannot compute on {called} {given}: {first_line(error)}; leave it out, or use cpu") from error
+    return str(given)
