@@ -384,6 +384,10 @@ def test_a_key_in_the_place_of_a_variable_is_not_repeated(given):
         "http://user:secret@host/v1",
         "http://h/v1?key=secret",
         "http://h:x/",
+        "https://api..example.com/v1",
+        f"https://{'a' * 64}.example.com/v1",
+        "https://api.example.com/\tv1",
+        "http://\N{SNOWMAN}.example/v1/\n",
     ],
 )
 def test_an_endpoint_that_is_no_plain_url_is_refused_and_not_repeated(url):

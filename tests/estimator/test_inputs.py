@@ -151,6 +151,10 @@ def test_names_come_in_the_order_of_the_sorted_labels_or_by_label(data, quick):
         ({1: "a", 5: "b"}, r"no name for the labels \[7\] \(1 of 3\)"),
         (["a", " ", "c"], "the name of class 1 is empty"),
         (["a", "b", "\udcff"], "half of a surrogate pair"),
+        ({"a", "b", "c"}, "in the order of their sorted labels"),
+        ((name for name in "abc"), "got <generator"),
+        (["a", None, "c"], "class names must be text, but that of class 1 is None"),
+        ({1: "a", 5: 3, 7: "c"}, "class names must be text, but that of class 1 is 3"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(given, message):
@@ -192,6 +196,11 @@ def test_without_text_the_text_nodes_are_the_means_of_the_classes_and_their_nega
     np.testing.assert_allclose(classifier.decision_function(data.X), same.decision_function(data.X), atol=1e-3)
 
 
+def test_images_without_a_view_are_refused(data, quick):
+    with pytest.raises(ValueError, match=r"X has no views: its shape is \[\d+, 0, 16\]"):
+        quick().fit(np.ones((len(data.y), 0, 16)), data.y)
+
+
 def test_what_fit_is_given_replaces_the_parameter(data, quick):
     one = quick(text_features=data.text[::-1]).fit(data.X, data.y, text_features=data.text)
     other = quick(text_features=data.text).fit(data.X, data.y)
@@ -204,6 +213,7 @@ def test_what_fit_is_given_replaces_the_parameter(data, quick):
         (np.ones((3, 16)), r"text_features must have shape \[4, 16\].*got \[3, 16\]"),
         (np.ones((4, 8)), r"got \[4, 8\]"),
         (np.full((4, 16), np.nan), "text_features holds NaN"),
+        (np.eye(4, 16)[[0, 1, 1, 3]] * [[1], [1], [0], [1]], "text_features holds zeros alone for the class 2"),
         ([["a"]], "text_features must be an array of numbers"),
     ],
 )
@@ -287,6 +297,8 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, digits, digit_classifie
 def test_something_else_among_images_is_named(digits, digit_classifier):
     with pytest.raises(UserError, match="image 1 is neither a path nor a PIL image, but of type int"):
         digit_classifier.predict([digits.others[0], 3])
+    with pytest.raises(UserError, match="image 1 has no pixels: its size is 0 x 5"):
+        digit_classifier.predict([digits.others[0], Image.new("L", (0, 5))])
 
 
 def test_images_without_a_backbone_and_with_text_features_are_refused(digits, quick):
@@ -310,6 +322,11 @@ def test_images_for_a_model_of_features_alone_are_refused(data, quick):
         ({"options": {"OPTIM.LRR": 1}}, "unknown configuration key 'OPTIM.LRR'"),
         ({"options": ["OPTIM.LR"]}, "has no value at its end"),
         ({"options": "OPTIM.LR 1"}, "options must be a dict or a list"),
+        ({"options": 5}, "options must be a dict or a list"),
+        ({"logit_scale": 0}, "logit_scale must be a finite number above 0, got 0"),
+        ({"logit_scale": -1.0}, "logit_scale must be a finite number above 0, got -1.0"),
+        ({"logit_scale": float("nan")}, "logit_scale must be a finite number above 0, got nan"),
+        ({"logit_scale": 10**400}, "logit_scale must be a finite number above 0, got 1000"),
         ({"options": {"SEED": 7}}, "options has SEED, which is random_state here; leave it out"),
         ({"options": ["TRAINER.HEGRAPHADAPTER.FEATURES.DIR", "x"]}, "FEATURES.DIR, which is a temporary folder here"),
         ({"options": {"TRAINER.NAME": "TipAdapter"}}, "leave TRAINER.NAME out"),

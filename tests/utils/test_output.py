@@ -65,6 +65,16 @@ def test_log_messages_are_one_line_whatever_a_name_in_them_holds():
     assert len(done.stderr) == MAX_MESSAGE + 1
 
 
+def test_a_standard_error_that_was_closed_keeps_no_progress_bar_from_running():
+    script = (
+        "from tqdm import tqdm\n"
+        "from trainers.hegraph.utils.errors import show_messages\n"
+        "show_messages()\n"
+        "print(*tqdm([1, 2], disable=None))\n"
+    )
+    assert run("bash", "-c", f'"{sys.executable}" -c "{script}" 2>&-').stdout == "1 2\n"
+
+
 def test_a_character_that_the_terminal_lacks_is_escaped(monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     monkeypatch.setattr(sys, "stdout", terminal)

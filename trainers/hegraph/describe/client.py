@@ -279,6 +279,8 @@ def _check_endpoint(endpoint: str) -> None:
     try:
         parts = urlsplit(endpoint)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        (parts.hostname or "").encode("idna")  # as it is looked up; UnicodeError is a ValueError
+        usable &= endpoint.isprintable()
     except ValueError:
         usable = False
     if not usable or parts.username or parts.password or parts.query:  # these may hold secrets: not repeated

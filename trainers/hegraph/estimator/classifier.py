@@ -274,6 +274,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         else:
             X = as_array(X)
             has_views = getattr(X, "ndim", 2) == 3
+            if has_views and X.shape[1] == 0:
+                raise UserError(f"X has no views: its shape is {list(X.shape)}; give [images, views, width]")
             first, y = validate_data(self, X[:, 0] if has_views else X, y, dtype=FLOATS)
             X = _checked_views(X) if has_views else first[:, None]
         check_classification_targets(y)

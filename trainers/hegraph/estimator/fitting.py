@@ -61,7 +61,7 @@ def make_configuration(
     """
     if isinstance(options, Mapping):
         options = [word for pair in options.items() for word in pair]
-    elif isinstance(options, str):
+    elif not (options is None or isinstance(options, (list, tuple))):
         raise UserError(f"options must be a dict or a list [KEY, VALUE, ...], got {options!r:.80}")
     options = list(options or [])
     for key, instead in GIVEN_OTHERWISE.items():

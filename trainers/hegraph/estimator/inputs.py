@@ -46,11 +46,13 @@ def image_list(X: Sequence[Source]) -> list[Path | Image.Image]:
     """Paths and pictures of a sequence.
 
     Raises:
-        UserError: If an entry is neither.
+        UserError: If an entry is neither, or a picture without pixels.
     """
     for position, entry in enumerate(X):
         if not _is_source(entry):
             raise UserError(f"image {position} is neither a path nor a PIL image, but of type {type(entry).__name__}")
+        if isinstance(entry, Image.Image) and 0 in entry.size:
+            raise UserError(f"image {position} has no pixels: its size is {entry.width} x {entry.height}")
     return [entry if isinstance(entry, Image.Image) else Path(entry) for entry in X]
 
 
@@ -86,7 +88,7 @@ def text_nodes(given: Any, name: str, num_classes: int, width: int) -> Tensor | 
         width: d, that of the image features.
 
     Raises:
-        UserError: If they have another shape, or hold NaN or infinite values.
+        UserError: If they have another shape, hold NaN or infinite values, or a row of zeros.
     """
     if given is None:
         return None
@@ -102,6 +104,8 @@ def text_nodes(given: Any, name: str, num_classes: int, width: int) -> Tensor | 
         )
     if not np.isfinite(rows).all():
         raise UserError(f"{name} holds NaN or infinite values")
+    if empty := np.flatnonzero(~rows.any(axis=1)).tolist():
+        raise UserError(f"{name} holds zeros alone for the class {empty[0]}, which have no direction")
     return unit_rows(rows)
 
 
@@ -122,14 +126,15 @@ def class_names(classes: np.ndarray, given: Mapping | Sequence[str] | None) -> l
         missing = [label for label in labels if label not in given]
         if missing:
             raise UserError(f"classnames has no name for the labels {missing[:5]} ({len(missing)} of {len(labels)})")
-        return _checked([str(given[label]) for label in labels])
-    if isinstance(given, str) or len(given) != len(labels):
-        came = repr(given) if isinstance(given, str) else f"{len(given)} names"
+        return _checked([given[label] for label in labels])
+    ordered = hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, str)
+    if not ordered or len(given) != len(labels):
+        came = f"{len(given)} names" if ordered else f"{given!r:.80}"
         raise UserError(
             f"classnames must hold one name for each of the {len(labels)} classes in y, in the order of their sorted "
             f"labels ({', '.join(map(repr, labels[:3]))}, ...), or be a dict from labels to names; got {came}"
         )
-    return _checked([str(name) for name in given])
+    return _checked(list(given))
 
 
 def labels_to_keep(classes: np.ndarray, names: Sequence[str]) -> tuple[bool | int | float | str, ...] | None:
@@ -141,6 +146,8 @@ def labels_to_keep(classes: np.ndarray, names: Sequence[str]) -> tuple[bool | in
 
 def _checked(names: list[str]) -> list[str]:
     for position, name in enumerate(names):
+        if not isinstance(name, str):
+            raise UserError(f"class names must be text, but that of class {position} is {name!r:.80}")
         try:
             name.encode()
         except UnicodeEncodeError as error:

@@ -9,9 +9,11 @@ Shapes: n training images, V views of each, K classes, d feature width.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 from PIL import Image
@@ -149,9 +151,11 @@ def feature_task(
         backbone: A task of no images that knows the backbone; None if there is none.
 
     Raises:
-        UserError: If the backbone gives features of another width.
+        UserError: If the backbone gives features of another width, or `logit_scale` is no number above 0.
     """
     positive, negative = text
+    if logit_scale is not None:
+        logit_scale = checked_scale(logit_scale)
     if backbone is not None:
         width = backbone.backbone.width
         if width != features.shape[-1]:
@@ -171,7 +175,7 @@ def feature_task(
         classnames=list(classnames),
         dataset=cfg.DATASET.NAME or NO_NAME,
         backbone="unknown" if backbone is None else backbone.backbone.name,
-        logit_scale=CLIP_SCALE if logit_scale is None else float(logit_scale),
+        logit_scale=CLIP_SCALE if logit_scale is None else logit_scale,
     )
     if backbone is None:
         return ArrayTask(bank, cfg, cfg.SEED)
@@ -188,3 +192,18 @@ def _name(image: Path | Image.Image, position: int) -> str:
     except UnicodeEncodeError:  # a file name in another encoding
         return ascii(path)
     return path
+
+
+def checked_scale(given: Any) -> float:
+    """A logit scale as a float.
+
+    Raises:
+        UserError: If it is no finite number above 0.
+    """
+    try:
+        scale = float(given)
+    except (TypeError, ValueError, OverflowError):
+        scale = math.nan
+    if not 0 < scale < math.inf:
+        raise UserError(f"logit_scale must be a finite number above 0, got {given!r:.80}")
+    return scale

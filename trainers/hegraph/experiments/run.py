@@ -67,6 +67,7 @@ def run(
         Locked: If another process is at work in the output folder.
         UserError: On anything else that the user can mend.
     """
+    bank_file, model_dir = (None if path is None else Path(path) for path in (bank_file, model_dir))  # may be text
     device = "cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
     seed = cfg.SEED if cfg.SEED >= 0 else draw_seed()
     set_random_seed(seed)

@@ -93,8 +93,11 @@ class _OneLine(logging.Formatter):
 def show_messages() -> None:
     """Shows this package's log messages and the warnings of other packages on stderr, each in one line.
 
-    Where the calling program has set up logging itself, its handlers stay as they are.
+    Where the calling program has set up logging itself, its handlers stay as they are. A standard error that was closed
+    before the program began is replaced by one that nobody reads, since progress bars and warnings write to it.
     """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (it stays open as long as the program runs)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
