@@ -341,6 +341,16 @@ def test_floats_from_0_to_1_and_from_0_to_255_become_0_to_255(tmp_path):
         assert (image == GREY[..., None]).all()
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("scale", [1, 255])
+def test_a_float_that_is_no_number_is_black_and_changes_no_other_pixel(odd, scale, tmp_path):
+    values = GREY.astype(np.float32) / scale
+    values[0, 0] = odd
+    image = opened(tmp_path, Image.fromarray(values), "a.tif")
+    assert image[0, 0].tolist() == [0, 0, 0]
+    assert (image[1:] == GREY[1:, :, None]).all()
+
+
 def test_a_black_image_of_floats_is_black(tmp_path):
     assert opened(tmp_path, Image.fromarray(np.zeros((4, 4), np.float32)), "a.tif").max() == 0
 
@@ -533,14 +543,49 @@ def test_a_metadata_file_in_each_split_names_its_images(tmp_path):
 
 def test_one_metadata_file_tells_splits_by_folder_or_by_column(tmp_path):
     make(tmp_path, "train/1.jpg", "test/2.jpg", "3.jpg")
-    table = "file_name,label\ntrain/1.jpg,bee\ntest/2.jpg,bee\n3.jpg,ant\n"
-    (tmp_path / "metadata.csv").write_text(table)
+    (tmp_path / "metadata.csv").write_text("file_name,label\ntrain/1.jpg,bee\ntest/2.jpg,bee\n")
     rows = rows_of(load(tmp_path))
-    assert [path for path, _, _ in rows["train"]] == ["train/1.jpg", "3.jpg"]
+    assert [path for path, _, _ in rows["train"]] == ["train/1.jpg"]
     assert [path for path, _, _ in rows["test"]] == ["test/2.jpg"]
     (tmp_path / "metadata.csv").write_text("file_name,label,split\ntrain/1.jpg,bee,test\n3.jpg,bee,\n")
     rows = rows_of(load(tmp_path))
     assert [path for path, _, _ in rows["test"]] == ["train/1.jpg"]
+
+
+@pytest.mark.parametrize("column", ["", ",split"])
+@pytest.mark.parametrize(
+    "test", ["test/2.jpg", "./test/2.jpg", "Test/2.jpg", "train/../test/2.jpg", "{root}/test/2.jpg", "EVAL//2.jpg"]
+)
+def test_the_folder_of_a_file_name_is_its_first_one_below_the_table_in_any_case_and_spelling(test, column, tmp_path):
+    rows = f"./train/1.jpg,bee\n{test.format(root=tmp_path)},bee\n".replace("\n", f"{column and ','}\n")
+    (tmp_path / "metadata.csv").write_text(f"file_name,label{column}\n{rows}")
+    dataset = load(tmp_path)
+    assert [path for path, _, _ in rows_of(dataset)["train"]] == ["train/1.jpg"]
+    assert len(dataset.test) == 1
+
+
+@pytest.mark.parametrize("column", ["", ",split"])
+@pytest.mark.parametrize("image", ["3.jpg", "holdout/3.jpg", "../test/3.jpg", "test.jpg"])
+def test_a_file_name_without_a_folder_of_a_split_among_others_is_named(image, column, tmp_path):
+    rows = f"train/1.jpg,bee\n{image},bee\n".replace("\n", f"{column and ','}\n")
+    (tmp_path / "metadata.csv").write_text(f"file_name,label{column}\n{rows}")
+    with pytest.raises(UserError, match=rf"metadata\.csv, line 3: {image} has no split, .* move it to a folder train"):
+        load(tmp_path)
+
+
+def test_file_names_without_a_folder_of_a_split_are_all_train(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,label\n1.jpg,bee\nmore/2.jpg,ant\n")
+    assert [path for path, _, _ in rows_of(load(tmp_path))["train"]] == ["1.jpg", "more/2.jpg"]
+
+
+@pytest.mark.parametrize("folder", ["test", "Test", "validation"])
+def test_a_folder_of_a_split_without_a_metadata_file_beside_one_with_it_is_named(folder, tmp_path, caplog):
+    make(tmp_path, "train/1.jpg", f"{folder}/2.jpg", "notes/3.jpg")
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,label\n1.jpg,bee\n")
+    with caplog.at_level(logging.WARNING):
+        assert load(tmp_path).test == []
+    (said,) = caplog.messages
+    assert said.startswith(f"{tmp_path}: left out are the folders {folder}; a folder that is read holds a metadata.csv")
 
 
 def test_class_folders_are_read_as_before_where_a_metadata_file_has_no_file_names(tmp_path):

@@ -159,6 +159,43 @@ def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
         load(tmp_path)
 
 
+def write_columns(path: Path, images: list, labels: list) -> None:
+    """Writes a table without the types that only Hugging Face's `datasets` knows."""
+    from pyarrow import Table, parquet
+
+    parquet.write_table(Table.from_pydict({"image": images, "label": labels}), path)
+
+
+@pytest.mark.parametrize("labels", [["a", None], ["a", ""], ["a", "  "], [1.0, float("nan")], [1, None]])
+def test_a_row_without_a_label_is_named(tmp_path, labels):
+    write_columns(tmp_path / "train.parquet", [picture(0), picture(1)], labels)
+    with pytest.raises(UserError, match="row 1 of train has no label in the column label; give it one, or leave"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("label", [[3], {"name": "ant"}, b"ant"])
+def test_a_label_that_is_neither_text_nor_number_is_named(tmp_path, label):
+    write_columns(tmp_path / "train.parquet", [picture(0)], [label])
+    with pytest.raises(UserError, match="row 0 of train: the label must be a text or a number, got"):
+        load(tmp_path)
+
+
+def test_a_column_of_numbers_holds_no_images(tmp_path):
+    write_columns(tmp_path / "train.parquet", [1, 2], ["a", "b"])
+    with pytest.raises(UserError, match="the column image holds no images: ") as caught:
+        load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("image", [None, {"bytes": None, "path": None}])
+def test_a_row_without_an_image_is_named_wherever_it_is_asked_for(tmp_path, image):
+    write_columns(tmp_path / "train.parquet", [picture(0), image], ["a", "b"])
+    dataset = load(tmp_path)
+    for ask in (dataset.open, dataset.file_version):
+        with pytest.raises(UserError, match="row 1 of train has no image in the column image; give it one, or leave"):
+            ask("train/1")
+
+
 def test_a_name_that_is_not_on_this_machine_is_one_clear_line_when_offline(tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-m", "trainers.hegraph", "--dataset-config-file", "folder", "--config-file", "mini"]

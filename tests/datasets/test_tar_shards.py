@@ -227,6 +227,11 @@ def test_without_the_package_urls_say_what_to_install(tmp_path, monkeypatch):
         ({"1.cls": b"red"}, "the sample 1 has no image"),
         ({"1.png": b"x", "1.jpg": b"x", "1.cls": b"red"}, "the sample 1 has several images"),
         ({"1.png": b"x", "1.json": b"{"}, "cannot read the label in 1.json"),
+        ({"1.png": b"x", "1.json": b'{"label": null}'}, "the sample 1 has no label"),
+        ({"1.png": b"x", "1.json": b'{"label": " "}'}, "the sample 1 has no label"),
+        ({"1.png": b"x", "1.json": b'{"label": [3]}'}, r"1\.json: the label must be a text or a number, got \[3\]"),
+        ({"1.png": b"x", "1.json": b'{"label": {}}'}, r"1\.json: the label must be a text or a number, got {}"),
+        ({"1.png": b"x", "1.cls": b"\xef\xbb\xbf"}, "the sample 1 has no label"),
     ],
 )
 def test_a_sample_that_lacks_something_is_named(tmp_path, members, words):
@@ -241,6 +246,64 @@ def test_a_label_beyond_the_names_is_refused(tmp_path):
     (tmp_path / "classnames.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match=r"train/0\.tar/1\.png has the label 7, but classnames\.txt names 2 classes"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("label", ["-1", "0.0", "zebras"])
+def test_a_label_that_is_neither_a_name_nor_a_position_is_refused(tmp_path, label):
+    write_tar(tmp_path / "train" / "0.tar", {"1.png": picture("red"), "1.cls": label.encode()})
+    (tmp_path / "classnames.txt").write_text("zebra\nyak\n")
+    expected = rf"train/0\.tar/1\.png has the label '{label}', which is neither a name in classnames\.txt nor a "
+    with pytest.raises(UserError, match=f"{expected}position from 0 to 1"):
+        load(tmp_path)
+
+
+def test_beside_a_list_of_names_a_label_may_be_a_name(tmp_path):
+    write_tar(tmp_path / "train" / "0.tar", samples(0, "red", "blue", "red"))
+    (tmp_path / "classnames.txt").write_text("red\ngreen\nblue\n")
+    assert [item.classname for item in load(tmp_path).train] == ["red", "blue", "red"]
+
+
+def test_a_name_that_is_twice_in_the_list_is_refused(tmp_path):
+    write_tar(tmp_path / "train" / "0.tar", samples(0, "red"))
+    (tmp_path / "classnames.txt").write_text("red\ncrane\n crane \n")
+    with pytest.raises(UserError, match=r"classnames\.txt has the name 'crane' twice; two classes need two names"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [{"1.cls": "\ufeffred\n"}, {"1.json": '\ufeff{"label": "red"}'}])
+def test_the_mark_that_windows_puts_before_a_text_is_no_part_of_a_label(tmp_path, content):
+    members = {name: text.encode() for name, text in content.items()}
+    write_tar(tmp_path / "train" / "0.tar", {"1.png": picture("red"), **members})
+    assert load(tmp_path).classnames == ["red"]
+
+
+def test_a_shard_in_two_splits_is_refused(shards):
+    pytest.importorskip("webdataset")
+    shard = shards / "train" / "000.tar"
+    with pytest.raises(UserError, match=f"the shard {shard} is in train and in test; a shard has one split"):
+        load(f"train={shard};test={shard}")
+    (shards / "test" / "001.tar").symlink_to(shard)
+    with pytest.raises(UserError, match=f"the shard {shard} is in test and in train; a shard has one split"):
+        load(shards)
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [("/p/{0..3.tar", "Unbalanced braces"), ("/p/${NOT_SET}.tar", "missing environment variable")],
+)
+def test_urls_that_cannot_be_expanded_are_one_error(root, message):
+    pytest.importorskip("webdataset")
+    with pytest.raises(UserError, match=f"cannot read --root .*{message}"):
+        load(root)
+
+
+def test_a_range_of_more_names_than_there_can_be_shards_is_refused_before_it_is_expanded():
+    pytest.importorskip("webdataset")
+    for text in ("{000..999999999}", "{9..-99999999..3}", "{0..9999}-{0..9999}", "{0..1" + "0" * 2000 + "}"):
+        with pytest.raises(UserError, match="which names more than 1000000 shards; give a shorter range"):
+            load(f"/nowhere/{text}.tar")
+    with pytest.raises(UserError, match=r"there is no shard /nowhere/0\.tar"):
+        load("/nowhere/{0..999999999..999999}.tar")
 
 
 def test_class_folders_go_before_the_archive_that_they_came_from(shards):
@@ -269,6 +332,30 @@ def test_a_compressed_or_damaged_shard_is_refused(tmp_path, mode):
         path.parent.mkdir()
         path.write_bytes(b"no tar" * 200)
     with pytest.raises(UserError, match="must be a tar that is not compressed"):
+        load(tmp_path)
+
+
+def test_a_shard_that_is_cut_off_between_two_samples_is_refused(tmp_path):
+    path = write_tar(tmp_path / "train" / "0.tar", samples(0, "red", "blue"))
+    content = path.read_bytes()
+    with tarfile.open(path) as tar:
+        second = next(entry.offset for entry in tar.getmembers() if entry.name == "0001.png")
+        end = tar.offset
+    for size in (second, end):
+        path.write_bytes(content[:size])
+        with pytest.raises(UserError, match=f"{path} is cut off or damaged: no end of archive is at byte {size}"):
+            load(tmp_path)
+    path.write_bytes(content[: end + tarfile.BLOCKSIZE])  # some programs write no second block of zeros
+    assert counts(load(tmp_path)) == [2, 0, 0]
+
+
+def test_a_shard_with_a_hole_is_refused(tmp_path):
+    path = write_tar(tmp_path / "train" / "0.tar", samples(0, "red", "blue"))
+    with tarfile.open(path) as tar:
+        second = next(entry.offset for entry in tar if entry.name == "0001.png")
+    content = path.read_bytes()
+    path.write_bytes(content[:second] + bytes(tarfile.BLOCKSIZE) + content[second + tarfile.BLOCKSIZE :])
+    with pytest.raises(UserError, match="is cut off or damaged"):
         load(tmp_path)
 
 

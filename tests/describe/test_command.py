@@ -107,9 +107,10 @@ def test_a_description_file_in_class_order_comes_out(describe, endpoint, tmp_pat
     assert names_of(tmp_path) == ["classes.txt", "out.json", "out.models.json"]
 
 
-def test_classes_may_be_a_json_list_and_a_name_may_occur_twice(describe, endpoint, tmp_path):
-    (tmp_path / "classes.json").write_text(json.dumps(["Sea_Lake", "river", "Sea_Lake"]))
-    assert describe("--classes", str(tmp_path / "classes.json"), "--per-class", "2")[0] == 0
+@pytest.mark.parametrize("file", ["classes.json", "list.txt"])
+def test_classes_may_be_a_json_list_and_a_name_may_occur_twice(describe, endpoint, tmp_path, file):
+    (tmp_path / file).write_text(json.dumps(["Sea_Lake", "river", "Sea_Lake"]))
+    assert describe("--classes", str(tmp_path / file), "--per-class", "2")[0] == 0
     assert list(table(tmp_path)) == ["Sea_Lake", "river"]
     assert endpoint.batches == [["Sea Lake", "river"]]
     assert all(len(sentences) == 2 for sentences in table(tmp_path).values())

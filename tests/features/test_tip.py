@@ -218,6 +218,20 @@ def test_class_names_are_read_from_json_or_lines(tmp_path):
     assert read_classnames(tmp_path / "names.json") == read_classnames(tmp_path / "names.txt") == ["é", "b"]
 
 
+@pytest.mark.parametrize("text", ['["ant", "bee"]', '\ufeff["ant", "bee"]', '\n [\n"ant",\n"bee"]\n'])
+def test_a_json_list_of_class_names_is_one_whatever_its_file_is_called(tmp_path, text):
+    for name in ("names.txt", "names", "names.json"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert read_classnames(tmp_path / name) == ["ant", "bee"]
+
+
+@pytest.mark.parametrize("text", ["[]", "[1]", '["ant", "bee"', "[ant]\nbee\n"])
+def test_class_names_that_begin_as_a_json_list_and_are_none_are_refused(tmp_path, text):
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(UserError, match=r"names\.txt"):
+        read_classnames(tmp_path / "names.txt")
+
+
 @pytest.mark.parametrize("text", ["[]", '{"a": 1}', "[1]", "not json"])
 def test_class_names_that_are_no_list_are_refused(tmp_path, text):
     (tmp_path / "names.json").write_text(text)

@@ -14,7 +14,7 @@ import os
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -39,6 +39,22 @@ ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # of EXIF
+
+
+class Row(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        where: What it is called in messages.
+        image: The path of the image.
+        label: The name of its class.
+        split: One of `SPLITS`; "" if the row names none.
+    """
+
+    where: str
+    image: str
+    label: str
+    split: str
 
 
 def read_files(root: str) -> OwnImages | None:
@@ -107,8 +123,11 @@ def _upright(file: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scales grey values of 16 bits, or floats from 0 to 1, to 0-255. Others are taken to be from 0 to 255."""
-    values = np.asarray(image).astype(np.float64)
+    """Scales grey values of 16 bits, or floats from 0 to 1, to 0-255. Others are taken to be from 0 to 255.
+
+    NaN and infinite values, such as a depth that was not measured, become 0 and do not decide the scale.
+    """
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0, posinf=0, neginf=0)
     if image.mode == "F" and values.max() <= 1:
         values *= 255
     elif image.mode.startswith("I") and (image.mode.startswith("I;16") or values.max() > 255):
@@ -148,6 +167,11 @@ def _read_folder(path: Path) -> Rows:
 def _read_metadata(path: Path) -> Rows:
     """The rows of a folder whose split folders hold a `metadata.csv` each."""
     rows: Rows = {split: [] for split in SPLITS}
+    folders = [name for name in listing(path) if name.lower() in SPLIT_NAMES and (path / name).is_dir()]
+    left_out = [name for name in folders if name not in SPLIT_NAMES or not (path / name / METADATA).is_file()]
+    if left_out:
+        said = "%s: left out are the folders %s; a folder that is read holds a %s, and is called one of %s"
+        logger.warning(said, path, ", ".join(left_out), METADATA, ", ".join(SPLIT_NAMES))
     for name, split in SPLIT_NAMES.items():
         table = path / name / METADATA
         if table.is_file():
@@ -173,8 +197,21 @@ def _read_table(path: Path, default: str = "") -> Rows:
     Args:
         path: The CSV file; Hugging Face's has a column `file_name` for `path`.
         default: The split of a row that names none; "" takes that of the first folder of a `file_name`, or train.
+
+    Raises:
+        UserError: If the table cannot be read, or a row lacks something, or has no split where others have one.
     """
+    read = _rows_of(path)
+    by_folder = not default and "file_name" in _columns(path)
+    found = _splits_by_folder(path.parent, [row for row in read if not row.split]) if by_folder else {}
     rows: Rows = {split: [] for split in SPLITS}
+    for row in read:
+        rows[row.split or found.get(row.image) or default or "train"].append((row.image, row.label))
+    _check_listed_once(path, rows)
+    return rows
+
+
+def _rows_of(path: Path) -> list[Row]:
     check_regular(path, "cannot read the table")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -182,7 +219,6 @@ def _read_table(path: Path, default: str = "") -> Rows:
             columns = [column.strip().lower() for column in table.fieldnames or []]
             if "path" not in columns:
                 columns = ["path" if column == "file_name" else column for column in columns]
-            by_folder = not default and "file_name" in [str(name).strip().lower() for name in table.fieldnames or []]
             table.fieldnames = columns
             if repeated := next((c for c in columns if columns.count(c) > 1), None):
                 raise UserError(f"{path} has the column {repeated!r} twice; leave one of them out")
@@ -190,13 +226,9 @@ def _read_table(path: Path, default: str = "") -> Rows:
                 raise UserError(
                     f"{path} must have the columns path,label[,split], got {','.join(columns) or 'nothing'}"
                 )
-            for row in table:
-                image, label, split = _read_row(row, f"{path}, line {table.line_num}", default, by_folder)
-                rows[split].append((image, label))
+            return [_read_row(row, f"{path}, line {table.line_num}") for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the table {path}: {error}") from error
-    _check_listed_once(path, rows)
-    return rows
 
 
 def _check_listed_once(path: Path, rows: Rows) -> None:
@@ -210,16 +242,38 @@ def _check_listed_once(path: Path, rows: Rows) -> None:
                 raise UserError(f"{path}: {image} is listed more than once; an image has one label and one split")
 
 
-def _read_row(row: dict[Any, Any], where: str, default: str, by_folder: bool) -> tuple[str, str, str]:
-    """The path, the label and the split of a row; `where` names the row in messages."""
+def _read_row(row: dict[Any, Any], where: str) -> Row:
+    """A row of a table; `where` names it in messages."""
     image, label = (row["path"] or "").strip(), (row["label"] or "").strip()
-    if by_folder:
-        default = SPLIT_NAMES.get(image.partition("/")[0], "")
-    split = (row.get("split") or default or "train").strip().lower()
+    split = (row.get("split") or "").strip().lower()
     if None in row:
         raise UserError(f"{where}: more values than columns; put a value that holds a comma into quotes")
     if not image or not label:
         raise UserError(f"{where}: path and label must not be empty")
-    if split not in SPLITS:
+    if split and split not in SPLITS:
         raise UserError(f"{where}: split must be train, val or test, got {split!r}")
-    return Path(os.path.normpath(image)).as_posix(), label, split
+    return Row(where, Path(os.path.normpath(image)).as_posix(), label, split)
+
+
+def _splits_by_folder(base: Path, rows: list[Row]) -> dict[str, str]:
+    """The split of every image, which is the first folder of its path below `base`. If none has a split, all are train.
+
+    Raises:
+        UserError: If some images lie in the folder of a split and others do not: an image must not become a training
+            image by a guess.
+    """
+    found = {row.image: SPLIT_NAMES.get(_first_folder(base, row.image).lower(), "") for row in rows}
+    some = any(found.values())
+    for row in rows:
+        if some and not found[row.image]:
+            raise UserError(
+                f"{row.where}: {row.image} has no split, and other images have one by their first folder; move it to a "
+                f"folder {', '.join(SPLITS)}, or add a column split"
+            )
+    return found
+
+
+def _first_folder(base: Path, image: str) -> str:
+    """The first folder of a path below `base`; "" if it has none."""
+    folder, slash, _ = Path(os.path.relpath(base / image, base)).as_posix().partition("/")
+    return folder if slash else ""

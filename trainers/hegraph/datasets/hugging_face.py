@@ -22,7 +22,7 @@ from ..utils.errors import UserError, first_line
 from ..utils.files import absolute
 from .folder import open_picture
 from .layouts import listing
-from .own_rows import SPLIT_NAMES, OwnImages, Rows, splits_of_names
+from .own_rows import SPLIT_NAMES, OwnImages, Rows, name_of_label, splits_of_names
 from .splits import SPLITS
 
 if TYPE_CHECKING:
@@ -52,9 +52,14 @@ def read_hugging_face(root: str) -> OwnImages | None:
         names = getattr(table.features[LABEL], "names", None) or ()
         classnames = classnames or list(names)
         for row, label in enumerate(table[LABEL]):
-            if label is None or (names and not 0 <= label < len(names)):
-                raise UserError(f"{root}: row {row} of {split} has no label")
-            rows[split].append((f"{split}/{row}", names[label] if names else str(label).strip()))
+            where = f"{root}: row {row} of {split}"
+            if names and label is not None:
+                name = names[label] if 0 <= label < len(names) else ""
+            else:
+                name = name_of_label(label, where)
+            if not name:
+                raise UserError(f"{where} has no label in the column {LABEL}; give it one, or leave the row out")
+            rows[split].append((f"{split}/{row}", name))
     return OwnImages(rows, open=partial(_open_row, tables), version=partial(_version, tables), classnames=classnames)
 
 
@@ -120,7 +125,7 @@ def _with_encoded_images(table: Any, root: str) -> Any:
         raise UserError(f"{root} has no column {' and none '.join(missing)}; rename one of its columns: {held}")
     try:
         return table.select_columns([IMAGE, LABEL]).cast_column(IMAGE, datasets.Image(decode=False))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, NotImplementedError) as error:  # of pyarrow, for types that it cannot convert
         raise UserError(f"{root}: the column {IMAGE} holds no images: {first_line(error)}") from error
 
 
@@ -136,9 +141,13 @@ def _version(tables: dict[str, Any], path: str) -> tuple[int, int]:
 
 
 def _stored(tables: dict[str, Any], path: str) -> dict[str, Any]:
-    """The image of a row as it is stored: its "bytes", or the "path" of its file."""
+    """The image of a row as it is stored: its "bytes", or the "path" of its file.
+
+    Raises:
+        UserError: If it has neither.
+    """
     split, _, row = path.partition("/")
     stored = tables[split][int(row)][IMAGE]
-    if stored is None:
-        raise ValueError("the row has no image")
+    if stored is None or (stored["bytes"] is None and stored["path"] is None):
+        raise UserError(f"row {row} of {split} has no image in the column {IMAGE}; give it one, or leave the row out")
     return stored

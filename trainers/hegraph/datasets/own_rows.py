@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..utils.errors import UserError
 
@@ -40,6 +40,21 @@ class OwnImages(NamedTuple):
     root: Path | None = None
     version: Callable[[str], tuple[int, int]] | None = None
     classnames: Sequence[str] = ()
+
+
+def name_of_label(label: Any, where: str) -> str:
+    """The class name that a label of a file stands for; "" if there is none: null, NaN, or a blank text.
+
+    Args:
+        label: What was read.
+        where: Where it stands, for the message.
+
+    Raises:
+        UserError: If it is a list, a dict or bytes.
+    """
+    if isinstance(label, (list, dict, bytes)):
+        raise UserError(f"{where}: the label must be a text or a number, got {label!r:.60}")
+    return "" if label is None or label != label else str(label).strip()  # only NaN is unlike itself
 
 
 def splits_of_names(where: Path, names: Iterable[str]) -> dict[str, str]:

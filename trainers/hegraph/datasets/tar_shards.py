@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,7 @@ from ..utils.files import absolute, atomic_path, hash_json
 from ..utils.reading import parse_json, read_text
 from .folder import IMAGE_SUFFIXES, open_picture
 from .layouts import listing
-from .own_rows import LONGEST_NUMBER, SPLIT_NAMES, OwnImages, Rows, splits_of_names
+from .own_rows import LONGEST_NUMBER, SPLIT_NAMES, OwnImages, Rows, name_of_label, splits_of_names
 from .splits import SPLITS
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 20  # bytes that are fetched at once
 CLASSNAMES = "classnames.txt"
+MOST_NAMES = 1_000_000  # of shards, which ranges in braces stand for
 EXPECTED = 'each sample of a shard needs one image, and its label in .cls, or in .json under "label"'
 
 
@@ -60,19 +63,23 @@ def read_shards(root: str) -> OwnImages | None:
     """The images of tar shards; None if `root` names none.
 
     Raises:
-        UserError: If a shard cannot be had, or is of no known split, or a sample has no image or no label.
+        UserError: If a shard cannot be had, or is of no known split or of two, or a sample has no image or no label.
     """
     folder = absolute(root)
     shards, names_file = _local_shards(folder) if os.path.isdir(folder) else _named_shards(root)
     if not shards:
         return None
+    _check_one_split(shards)
     rows: Rows = {split: [] for split in SPLITS}
     members: dict[str, Member] = {}
     names = _read_classnames(names_file)
+    class_names: dict[str, str] = {}  # of every label
     for split, found in shards.items():
         for shard_name, shard in found.items():
             for path, label, member in _samples(shard, shard_name):
-                rows[split].append((path, _class_name(label, names, path)))
+                if label not in class_names:
+                    class_names[label] = _class_name(label, names, path)
+                rows[split].append((path, class_names[label]))
                 members[path] = member
     versions = {shard: shard.stat().st_mtime_ns for found in shards.values() for shard in found.values()}
     return OwnImages(
@@ -81,6 +88,16 @@ def read_shards(root: str) -> OwnImages | None:
         version=partial(_version, members, versions),
         classnames=names,
     )
+
+
+def _check_one_split(shards: dict[str, dict[str, Path]]) -> None:
+    """Raises UserError if two splits have the same file, by whatever names: test images are no training images."""
+    split_of: dict[Path, str] = {}
+    for split, found in shards.items():
+        for shard in found.values():
+            first = split_of.setdefault(shard.resolve(), split)
+            if first != split:
+                raise UserError(f"the shard {shard} is in {first} and in {split}; a shard has one split: leave one out")
 
 
 def _local_shards(root: Path) -> tuple[dict[str, dict[str, Path]], Path]:
@@ -119,7 +136,12 @@ def _named_shards(root: str) -> tuple[dict[str, dict[str, Path]], Path | None]:
         raise UserError(f"{root} needs the package webdataset: pip install 'webdataset>=0.2.100'") from error
     urls_of: dict[str, list[str]] = {}
     for split, urls in _split_and_urls(root):
-        urls_of.setdefault(split, []).extend(expand_urls(urls))
+        _check_number(urls)
+        try:
+            expanded = expand_urls(urls)
+        except Exception as error:  # webdataset asserts, and what expands braces has errors of its own
+            raise UserError(f"cannot read --root {shortened(urls, 80)!r}: {type(error).__name__}: {error}") from error
+        urls_of.setdefault(split, []).extend(expanded)
     shards: dict[str, dict[str, Path]] = {}
     beside: Path | None = None
     for split, expanded in urls_of.items():
@@ -129,6 +151,25 @@ def _named_shards(root: str) -> tuple[dict[str, dict[str, Path]], Path | None]:
         if "://" not in expanded[0] and not expanded[0].startswith("pipe:"):
             beside = beside or absolute(expanded[0]).parent / CLASSNAMES
     return shards, beside
+
+
+def _check_number(urls: str) -> None:
+    """Raises UserError if the ranges in braces stand for more names than `MOST_NAMES`, before they fill the memory."""
+    number = 0
+    for url in urls.split("::"):
+        ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}", url)
+        number += math.prod(_length(first, last, step) for first, last, step in ranges)
+    if number > MOST_NAMES:
+        raise UserError(
+            f"--root has {shortened(urls, 80)!r}, which names more than {MOST_NAMES} shards; give a shorter range"
+        )
+
+
+def _length(first: str, last: str, step: str) -> int:
+    """How many numbers a range has, such as {first..last..step}, whose step may be ""."""
+    if max(len(first), len(last), len(step)) > LONGEST_NUMBER:
+        return MOST_NAMES + 1
+    return abs(int(last) - int(first)) // max(int(step or 1), 1) + 1
 
 
 def _split_and_urls(root: str) -> list[tuple[str, str]]:
@@ -191,7 +232,7 @@ def _samples(shard: Path, name: str) -> Iterator[tuple[str, str, Member]]:
     """The samples of a shard: the path of the image, its label, and where it lies.
 
     Raises:
-        UserError: If the shard is damaged or compressed, or a sample has no image or no label.
+        UserError: If the shard is damaged, cut off or compressed, or a sample has no image or no label.
     """
     pictures: dict[str, tuple[str, Member]] = {}
     labels: dict[str, str] = {}
@@ -209,6 +250,7 @@ def _samples(shard: Path, name: str) -> Iterator[tuple[str, str, Member]]:
                     content = tar.extractfile(entry)
                     if content is not None:
                         labels[key] = labels.get(key) or _label(content.read(), extension, shard, entry.name)
+            _check_end(shard, tar.offset)
     except (OSError, tarfile.TarError) as error:
         said = f"cannot read the shard {shard}: {first_line(error)}; it must be a tar that is not compressed"
         raise UserError(said) from error
@@ -221,6 +263,16 @@ def _samples(shard: Path, name: str) -> Iterator[tuple[str, str, Member]]:
         raise UserError(f"{shard}: the sample {without} has no image; {EXPECTED}")
 
 
+def _check_end(shard: Path, place: int) -> None:
+    """Raises UserError if no block of zeros follows where the members of a tar end: further ones may be missing."""
+    with shard.open("rb") as file:
+        file.seek(place)
+        end = file.read(2 * tarfile.BLOCKSIZE)
+    if len(end) < tarfile.BLOCKSIZE or any(end):
+        said = f"the shard {shard} is cut off or damaged: no end of archive is at byte {place}"
+        raise UserError(f"{said}; remove it and get it anew")
+
+
 def _key_and_extension(name: str) -> tuple[str, str, str]:
     """A member's name up to the first dot of its last part, the dot, and what follows, as webdataset cuts it."""
     folder, slash, last = name.rpartition("/")
@@ -231,7 +283,7 @@ def _key_and_extension(name: str) -> tuple[str, str, str]:
 def _label(content: bytes, extension: str, shard: Path, name: str) -> str:
     """The label that a member holds; "" where a `.json` has none."""
     try:
-        text = content.decode("utf-8").strip()
+        text = content.decode("utf-8-sig").strip()
         if extension != "json":
             return text
         label = parse_json(text)["label"]
@@ -239,21 +291,32 @@ def _label(content: bytes, extension: str, shard: Path, name: str) -> str:
         return ""
     except (ValueError, TypeError) as error:
         raise UserError(f"{shard}: cannot read the label in {name}: {first_line(error)}") from error
-    return str(label).strip()
+    return name_of_label(label, f"{shard}: {name}")
 
 
 def _read_classnames(path: Path | None) -> Sequence[str]:
+    """The names in a list of class names, () without one; raises UserError if one is there twice."""
     if path is None or not path.is_file():
         return ()
-    names = read_text(path, "cannot read class names from").splitlines()
-    return [name for line in names if (name := line.strip())]
+    lines = read_text(path, "cannot read class names from").splitlines()
+    names = [name for line in lines if (name := line.strip())]
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise UserError(f"{path} has the name {twice!r} twice; two classes need two names, such as {twice + ' 2'!r}")
+    return names
 
 
 def _class_name(label: str, names: Sequence[str], path: str) -> str:
+    """The class name of a label, which is a name or a position in `names`; raises UserError if it is neither."""
     if names and label.isdecimal():
         if len(label) > LONGEST_NUMBER or int(label) >= len(names):
             raise UserError(f"{path} has the label {label}, but {CLASSNAMES} names {len(names)} classes")
         return names[int(label)]
+    if names and label not in names:
+        raise UserError(
+            f"{path} has the label {label!r}, which is neither a name in {CLASSNAMES} nor a position from 0 to "
+            f"{len(names) - 1}; mend the label or the list"
+        )
     return label
 
 

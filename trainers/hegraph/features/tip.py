@@ -20,9 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..datasets.layouts import listing
-from ..utils.errors import UserError
-from ..utils.files import read_json
-from ..utils.reading import read_text, read_torch
+from ..utils.errors import UserError, first_line
+from ..utils.reading import parse_json, read_text, read_torch
 from ..utils.schema import Name, check
 from .bank import FeatureBank
 from .bank_file import NORM_TOLERANCE
@@ -73,14 +72,21 @@ def import_tip(
 def read_classnames(path: Path) -> list[str]:
     """Class names in label order, from a JSON list or a text file with one name a line.
 
+    A file whose first character is "[" holds JSON, whatever it is called, and so does any file called `.json`.
+
     Raises:
         UserError: If the file cannot be read or holds no names.
     """
     form = f"{path} must hold the class names in label order, as a JSON list or one a line"
-    if path.suffix == ".json":
-        names = check(list[Name], read_json(path), form)
+    text = read_text(path)
+    if path.suffix == ".json" or text.lstrip().startswith("["):
+        try:
+            value = parse_json(text)
+        except ValueError as error:
+            raise UserError(f"cannot read {path} as JSON: {first_line(error)}") from error
+        names = check(list[Name], value, form)
     else:
-        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
         raise UserError(form)
     return names
