@@ -278,6 +278,8 @@ def test_an_interruption_is_one_line(digits_run, images, capsys, monkeypatch):
         (["RUN", "missing.png"], "there is no missing.png"),
         (["RUN", "IMAGES", "--top", "0"], "--top must be at least 1, got 0"),
         (["RUN", "IMAGES", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["RUN", "IMAGES", "--batch-size", "9" * 20], "--batch-size must be below 2**31, got 999"),
+        (["RUN", "IMAGES", "--top", "9" * 20], "--top must be below 2**31, got 999"),
         (["RUN", "IMAGES", "--split", "val"], "--split val goes with --features"),
         (["RUN", "IMAGES", "--features", "x"], "--features takes the place of images"),
         (["RUN", "--features", "x", "--sort-into", "y"], "--sort-into needs images"),

@@ -63,6 +63,13 @@ def test_a_record_without_a_required_key_counts_as_not_done_and_names_it(tmp_pat
     assert key in caplog.text
 
 
+@pytest.mark.parametrize("wrong", ["fast", -1.0, None, 1e13])
+def test_a_record_whose_time_is_none_counts_as_not_done_and_names_it(tmp_path, caplog, wrong):
+    write_record(tmp_path, record(seconds={"training": 1.0, "features": wrong}))
+    assert read_record(tmp_path) is None
+    assert "seconds.features" in caplog.text
+
+
 def test_records_are_found_at_any_depth_and_damaged_ones_left_out(tmp_path):
     write_record(tmp_path / "a" / "seed1", record(1))
     write_record(tmp_path / "a" / "deep" / "seed2", record(2))
@@ -104,6 +111,14 @@ def test_collected_records_hold_nothing_that_was_measured(tmp_path):
     [line] = (tmp_path / "all.jsonl").read_text().splitlines()
     assert not set(MEASURED) & set(json.loads(line))
     assert set(REQUIRED) <= set(json.loads(line))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_only_the_end_of_a_line_ends_a_collected_record(tmp_path, end):
+    records = [record(1, dataset="a\u2028b\u0085c"), record(2)]
+    text = "".join(f"{json.dumps(r, ensure_ascii=False)}{end}" for r in records)
+    (tmp_path / "all.jsonl").write_bytes(text.encode())
+    assert [r["dataset"] for r in find_records([tmp_path / "all.jsonl"])] == ["a\u2028b\u0085c", "Toy"]
 
 
 @pytest.mark.parametrize("content", ["not json\n", "[1]\n", "3\n", '{"dataset": "Toy"}\n'])

@@ -171,6 +171,8 @@ DIGITS = ("--datasets", "digits", "--configs", "mini")
         ((*DIGITS, "--workers", "-1"), "--workers must be at least 1"),
         ((*DIGITS, "OPTIM.LR"), "'OPTIM.LR' has no value"),
         ((*DIGITS, "--case", "a", "SEED", "1"), "SEED is set by the grid itself"),
+        ((*DIGITS, "SEED", "5"), "SEED is set by the grid itself; give --shots, --seeds"),
+        ((*DIGITS, "--vary", "DATASET.ROOT", "a", "b"), "DATASET.ROOT is set by the grid itself"),
         ((*DIGITS, "--case", "a", "OPTIM.LR"), "'OPTIM.LR' has no value"),
         ((*DIGITS, "OPTIM.RL", "1"), "unknown configuration key 'OPTIM.RL'"),
         ((*DIGITS, "DATASET.NUM_SHOTS", "1"), "DATASET.NUM_SHOTS is set by the grid itself"),
@@ -204,6 +206,9 @@ def test_a_grid_of_a_bank_and_methods_that_need_images_has_no_run(refused, tiny_
         ("vary: [1]\n", "vary must hold KEY: ... lines, got [1]"),
         ("output: 3\n", "output must be text, got 3"),
         ("datasets: []\nconfigs: [mini]\n", "give --datasets, or datasets in the grid's file"),
+        ("datasets: [digits]\nconfigs: [mini]\nset: {SEED: 5}\n", "SEED is set by the grid itself"),
+        ("datasets: [digits]\nconfigs: [mini]\ncases: {a: {OUTPUT_DIR: x}}\n", "OUTPUT_DIR is set by the grid itself"),
+        ("datasets: [digits]\nconfigs: [mini]\nvary: {DATASET.NUM_SHOTS: [4]}\n", "or their names in the grid's file"),
     ],
 )
 def test_a_wrong_file_of_a_grid_is_one_clear_line(tmp_path, text, said):

@@ -117,6 +117,18 @@ def test_a_dry_run_lists_what_would_be_run_and_how_long_by_the_records(sweep, tm
     assert records(tmp_path) == ["tiny/ZeroShot/vit_b32_1shots/seed1"]
 
 
+@pytest.mark.parametrize("seconds", [{"training": 1.0, "features": "fast"}, {"training": 1e308, "features": 1e308}])
+def test_times_that_are_none_make_a_record_damaged_and_no_estimate(sweep, tmp_path, seconds):
+    folder = tmp_path / "out" / "tiny" / "ZeroShot" / "vit_b32_1shots" / "seed1"
+    sweep(seeds="1")
+    record = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(record | {"seconds": seconds}))
+    code, out, _ = sweep("--dry-run", seeds="1 2")
+    assert code == 0
+    assert out.startswith(f"{folder}  ?\n")
+    assert "2 runs to do, 0 finished" in out
+
+
 # Failures
 
 

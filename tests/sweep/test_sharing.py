@@ -148,6 +148,37 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(grid, tmp_path, start
     assert records(tmp_path) == 8
 
 
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM), (os.kill, signal.SIGHUP)],
+    ids=["docker stop", "timeout", "kill -HUP"],
+)
+def test_a_sweep_that_is_terminated_ends_its_workers_as_ctrl_c_does(
+    grid, tmp_path, start, hold, wait_for, send, number
+):
+    sweep = start(*grid, "--workers", "2")
+    held, _ = hold(lambda: at_work(tmp_path), sweep)
+    send(sweep.pid, number)
+    os.kill(held, signal.SIGCONT)
+    out, error = sweep.communicate(timeout=240)  # its workers have let go of stderr too
+    assert sweep.returncode == 130, error
+    assert "Traceback" not in error
+    assert out == ""
+    assert not list(tmp_path.rglob("error.json"))
+    assert not list(tmp_path.rglob(LOCK))
+
+
+def test_with_nohup_a_sweep_goes_on_when_its_terminal_closes():
+    from trainers.hegraph.sweep.__main__ import _ended_as_by_ctrl_c
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _ended_as_by_ctrl_c():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_worker_that_is_killed_fails_its_run_alone(grid, tmp_path, start, hold):
     sweep = start(*grid, "--workers", "2")
     pid, folder = hold(lambda: at_work(tmp_path), sweep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import stat
 
@@ -124,10 +125,11 @@ def test_what_was_written_as_json_is_read_back(tmp_path):
     assert "Bülbül" in (tmp_path / "file.json").read_text(encoding="utf-8")
 
 
-def test_a_value_that_json_cannot_hold_leaves_the_old_file(tmp_path):
+@pytest.mark.parametrize(("value", "error"), [(object(), TypeError), ([math.nan], ValueError), (math.inf, ValueError)])
+def test_a_value_that_json_cannot_hold_leaves_the_old_file(tmp_path, value, error):
     write_json(tmp_path / "file.json", "old")
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "file.json", object())
+    with pytest.raises(error, match="JSON"):
+        write_json(tmp_path / "file.json", value)
     assert read_json(tmp_path / "file.json") == "old"
     assert os.listdir(tmp_path) == ["file.json"]
 

@@ -31,7 +31,7 @@ from .config import (
 from .method.options import UNTRAINED
 from .method.relations import REFINED, RELATIONS, relations_in_use
 from .utils.errors import UserError, shortened, unknown
-from .utils.reading import read_yaml
+from .utils.reading import parse_json, read_yaml
 from .utils.rows import check_rows, is_list, is_list_of_pairs, is_positive
 from .utils.shipped import DATA_SET, METHOD, find_config_file
 
@@ -174,45 +174,45 @@ def _check_names(cfg: CN) -> None:
     for key in (*of_strings, "DATASET.TARGET_DOMAINS", "DATASET.TARGET_DATASETS"):
         if not all(isinstance(entry, str) for entry in _get(cfg, key)):
             raise UserError(f"{key} must be a list of strings, got {_get(cfg, key)}")
-    for key, value in _flatten(cfg):
-        if problem := _not_plain(value):
-            raise UserError(f"{key} {problem}, got {value!a:.60}")
 
 
 def _check_ranges(cfg: CN) -> None:
     positive = ("DATALOADER.TRAIN_X.BATCH_SIZE", "DATALOADER.TEST.BATCH_SIZE", "OPTIM.MAX_EPOCH")
     for key in (*positive, "TRAIN.PRINT_FREQ", "TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS"):
         if _get(cfg, key) < 1:
-            raise UserError(f"{key} must be at least 1, got {_get(cfg, key)}")
+            raise UserError(f"{key} must be at least 1, got {_shown(_get(cfg, key))}")
     not_negative = ("OPTIM.LR", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_CONS_LR", "TRAIN.CHECKPOINT_FREQ")
     ours: tuple[str, ...] = ("LAMBDA", "BETA_C", "MIN_STEPS", "LR_WIDTH", "LR_TAU", "WEIGHT_LR_MULT", "VISUAL_LR")
     ours += ("LOSS_SCALE", "NOISE", "CLOSED_FORM.OMEGA", "CLOSED_FORM.OMEGA_NEW")
     for key in (*not_negative, "DATALOADER.NUM_WORKERS", *(f"TRAINER.HEGRAPHADAPTER.{name}" for name in ours)):
         if _get(cfg, key) < 0:
-            raise UserError(f"{key} must not be negative, got {_get(cfg, key)}")
+            raise UserError(f"{key} must not be negative, got {_shown(_get(cfg, key))}")
     for key, value in _flatten(cfg):
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key} must be a finite number, got {value}")
         if isinstance(value, float) and abs(value) > LARGEST_FLOAT:
             raise UserError(f"{key} must be a number of 32 bits, at most {LARGEST_FLOAT:.3g}, got {value}")
-        if isinstance(value, int) and value >= LARGEST_INT and key != "SEED":
-            raise UserError(f"{key} must be below 2**31, got {_shown(value)}")
-    if cfg.SEED >= 2**32:
-        raise UserError(f"SEED must be below 2**32, got {_shown(cfg.SEED)}")
+        if isinstance(value, int) and not -LARGEST_INT <= value < LARGEST_INT and key != "SEED":
+            raise UserError(f"{key} must be below 2**31, and not below -2**31, got {_shown(value)}")
+    if not -LARGEST_INT <= cfg.SEED < 2**32:
+        raise UserError(f"SEED must be below 2**32, and not below -2**31, got {_shown(cfg.SEED)}")
     for key in ("FREE.RHO", "FREE.PRIOR", "CLOSED_FORM.RHO", "CLOSED_FORM.KAPPA"):
         if not _get(cfg.TRAINER.HEGRAPHADAPTER, key) > 0:
             raise UserError(f"TRAINER.HEGRAPHADAPTER.{key} must be above 0")
 
 
 def _not_plain(value: object) -> str:
-    """What keeps a value from standing in a record, as JSON in UTF-8; "" if nothing does."""
+    """What keeps a value from standing in a record, as JSON in UTF-8, and being read there; "" if nothing does."""
     try:
-        text = json.dumps(value, ensure_ascii=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         text.encode()
+        parse_json(text)
     except UnicodeEncodeError:
         return "must be text in UTF-8"
-    except (TypeError, ValueError, RecursionError):  # such as a date, a set or a number of thousands of digits
+    except (TypeError, RecursionError):  # such as a date or a set
         return "must hold numbers, text and lists of them"
+    except ValueError:  # such as NaN, or a number of thousands of digits
+        return "must hold finite numbers of at most 64 bits"
     return "must not hold the character NUL" if "\\u0000" in text else ""
 
 
@@ -277,7 +277,11 @@ def _merge_pairs(cfg: CN, pairs: list) -> None:
 
 
 def _coerce(key: str, value: object, default: object) -> object:
-    """Gives `value` the type of `default`: text becomes a literal, an int a float, a list a tuple."""
+    """Gives `value` the type of `default`: text becomes a literal, an int a float, a list a tuple.
+
+    Raises:
+        UserError: If it has another type, or a record could not hold it.
+    """
     if isinstance(value, str) and not isinstance(default, str):
         # If it is no literal, or one that is nested too deeply, its type is wrong, which is said below
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
@@ -292,13 +296,15 @@ def _coerce(key: str, value: object, default: object) -> object:
         value = list(value)
     if type(value) is not type(default):
         raise UserError(f"{key} must be of type {type(default).__name__} such as {default!r}, got {_shown(value)}")
+    if not isinstance(value, (int, float)) and (problem := _not_plain(value)):  # of bare numbers the ranges say more
+        raise UserError(f"{key} {problem}, got {_shown(value)}")
     return value
 
 
 def _complete(cfg: CN) -> CN:
     """Fills the open keys, checks all and freezes."""
-    if cfg.DATASET.NUM_SHOTS != -1 and cfg.DATASET.NUM_SHOTS < 1:
-        raise UserError(f"DATASET.NUM_SHOTS must be at least 1, or -1 for all images, got {cfg.DATASET.NUM_SHOTS}")
+    if (shots := cfg.DATASET.NUM_SHOTS) != -1 and shots < 1:
+        raise UserError(f"DATASET.NUM_SHOTS must be at least 1, or -1 for all images, got {_shown(shots)}")
     for pairs in _matching_rows(cfg):
         for key, value in zip(pairs[0::2], pairs[1::2]):
             if key not in FILLABLE:

@@ -63,8 +63,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises UserError where flags do not go together or a number is out of range."""
     for flag in ("top", "batch_size"):
-        if getattr(args, flag) is not None and getattr(args, flag) < 1:
-            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {getattr(args, flag)}")
+        number = getattr(args, flag)
+        if number is not None and not 1 <= number < 2**31:
+            wanted = "at least 1" if number < 1 else "below 2**31"
+            raise UserError(f"--{flag.replace('_', '-')} must be {wanted}, got {number}")
     if args.keep is not None and not 0 < args.keep < 1:
         raise UserError(f"--keep must lie between 0 and 1, as 0.95, got {args.keep:g}")
     if args.features is None:

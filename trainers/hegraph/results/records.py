@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from ..utils.errors import UserError, one_line
 from ..utils.files import atomic_path, read_json, write_json, write_tensors
@@ -155,10 +155,16 @@ class _Target(OpenPart):
     trained_on: str | None = None
 
 
-class _Seconds(OpenPart):
-    """How long the parts of a run took."""
+Seconds = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]  # sums of them are finite
 
-    training: NotNegative
+
+class _Seconds(OpenPart):
+    """How long the parts of a run took, each of which is checked."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Seconds]
+
+    training: Seconds
 
 
 class _Bins(OpenPart):
@@ -245,7 +251,10 @@ def _check_record(record: object, where: str) -> dict:
 
 
 def _read_lines(path: Path) -> list[dict]:
-    lines = read_text(path, "cannot read records from").splitlines()
+    # str.splitlines would also split at U+0085 and U+2028, which a text in JSON may hold
+    lines = read_text(path, "cannot read records from").split("\n")
+    if not lines[-1]:
+        lines.pop()
     records = []
     for number, line in enumerate(lines, 1):
         try:

@@ -23,6 +23,7 @@ OURS = "HeGraphAdapter"
 ALL_METHODS = (*METHODS, OURS)
 ALL = "all"  # in place of methods: every one
 BANK = ".safetensors"  # a data set of this suffix is a feature bank
+OF_THE_GRID = ("OUTPUT_DIR", "SEED", "DATASET.NUM_SHOTS", "TRAINER.NAME", "DATASET.ROOT", "RESUME")
 FEATURES_DIR = "TRAINER.HEGRAPHADAPTER.FEATURES.DIR"
 Pairs = tuple[tuple[str, Any], ...]  # configuration keys with their values
 
@@ -140,7 +141,8 @@ class Grid:
             The runs, and a line for each method that is left out of a feature bank because it needs images.
 
         Raises:
-            UserError: If a name is not known, a bank is missing, a list is empty, or two runs have one folder.
+            UserError: If a name is not known, a bank is missing, a list is empty, a key is the grid's own, or two runs
+                have one folder.
         """
         self._check()
         pairs = dict(self.set)
@@ -192,6 +194,12 @@ class Grid:
             if not getattr(self, name):
                 flag = "case" if name == "cases" else name
                 raise UserError(f"the grid has no run: give --{flag}, or {name} in the grid's file")
+        for key in (*self.vary, *self.set, *itertools.chain(*self.cases.values())):
+            if key in OF_THE_GRID:
+                raise UserError(
+                    f"{key} is set by the grid itself; give --shots, --seeds, --methods, --root or --output, or their "
+                    "names in the grid's file"
+                )
         for key, values in self.vary.items():
             if not values:
                 raise UserError(f"the grid has no run: {key} is varied over no value")

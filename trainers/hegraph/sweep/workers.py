@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 THREADS = "OMP_NUM_THREADS"  # how many threads torch computes with
 PATIENCE = 30  # seconds that an interrupted worker has to end
+# What `timeout`, scancel and `docker stop` send, and a terminal that closes; Windows has no SIGHUP
+ENDINGS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
 
 
 def run_here(runs: Sequence[Run], verbose: bool = False) -> Iterator[Result]:
@@ -182,7 +184,8 @@ def work(connection: Connection, verbose: bool) -> None:
         from ..experiments.opened import Opened  # imports torch
         from .execute import attempt
 
-        signal.signal(signal.SIGINT, _interrupt)
+        for number in (signal.SIGINT, *(each for each in ENDINGS if signal.getsignal(each) == signal.SIG_DFL)):
+            signal.signal(number, _interrupt)  # they may be sent to this process as well as to the one that began it
         opened = Opened()
         connection.send("ready")
         while (run := connection.recv()) is not None:
@@ -201,9 +204,14 @@ def died(run: Run, code: int) -> Result:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """Ends the run of a worker. Only the first Ctrl-C counts, so that the next does not disturb the tidying up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ends the run of a worker. Only the first signal counts, so that the next does not disturb the tidying up."""
+    for each in (signal.SIGINT, *ENDINGS):
+        signal.signal(each, unheard)
     raise KeyboardInterrupt
+
+
+def unheard(number: int, frame: object) -> None:
+    """Does nothing about a signal. With SIG_IGN, Python shows a traceback for one that has just come."""
 
 
 @contextmanager

@@ -110,9 +110,10 @@ def write_json(path: Path, value: Any) -> None:
 
     Raises:
         UserError: If the file cannot be written, or the value holds a name that is not UTF-8.
+        TypeError, ValueError: If the value is none that JSON has, such as NaN, which our own readers would refuse.
     """
     try:
-        content = f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode()
+        content = f"{json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)}\n".encode()
     except UnicodeEncodeError as error:
         name = error.object[max(error.start - 40, 0) : error.end]
         raise UserError(f"cannot write {path}: what it would hold is not UTF-8, {name!a}; rename it") from error
