@@ -147,8 +147,8 @@ def test_something_else_than_a_model_is_not_overwritten(tmp_path, saved_model, w
 def test_a_folder_of_a_run_without_its_model_says_how_to_get_one(tmp_path):
     (tmp_path / "adapter.safetensors").touch()
     assert refused(tmp_path) == (
-        f"{tmp_path} holds adapter.safetensors and no model/: its run was cut off before its end, or is of an earlier "
-        f"version; run its training again to get one (delete {tmp_path}/result.json first, if it is there)"
+        f"{tmp_path} holds adapter.safetensors and no model/: its run was cut off, or is of an earlier version; run "
+        "its training again to get one (delete a result.json there first)"
     )
 
 

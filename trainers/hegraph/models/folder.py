@@ -118,8 +118,8 @@ def find_model_folder(folder: Path) -> Path:
         raise UserError(f"cannot read the model folder {folder}: {error.strerror}") from error
     if trained:
         raise UserError(
-            f"{folder} holds {ADAPTER} and no model/: its run was cut off before its end, or is of an earlier version; "
-            f"run its training again to get one (delete {folder}/result.json first, if it is there)"
+            f"{folder} holds {ADAPTER} and no model/: its run was cut off, or is of an earlier version; run its "
+            "training again to get one (delete a result.json there first)"
         )
     what = "is not there" if not folder.exists() else "is no folder" if not folder.is_dir() else f"holds no {CONFIG}"
     raise UserError(f"{folder} {what}; give the model folder of a run, such as {_model_below(folder)}")
