@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_images import load
 from PIL import Image
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.datasets import Dataset, load_dataset, load_few_shot
+from trainers.hegraph.datasets import Dataset, load_few_shot
 from trainers.hegraph.datasets.folder import open_image_file
 from trainers.hegraph.utils.errors import UserError
 
@@ -29,10 +30,6 @@ def make(root: Path, *files: str) -> Path:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).touch()
     return root
-
-
-def load(root: Path | str) -> Dataset:
-    return load_dataset("ImageFolder", str(root))
 
 
 def rows_of(dataset: Dataset) -> dict[str, list[tuple]]:

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from own_images import counts, load
 from PIL import Image
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.datasets import Dataset, load_dataset
+from trainers.hegraph.datasets import Dataset
 from trainers.hegraph.utils.errors import UserError
 
 hf = pytest.importorskip("datasets", reason="the package datasets is not installed")
@@ -50,10 +51,6 @@ def parquet(tmp_path) -> Path:
     return tmp_path / "pictures"
 
 
-def load(root: object) -> Dataset:
-    return load_dataset("ImageFolder", str(root))
-
-
 def check_pictures(dataset: Dataset) -> None:
     assert [tuple(item) for item in dataset.train] == [
         ("train/0", 1, "house"), ("train/1", 0, "tree"), ("train/2", 1, "house"), ("train/3", 2, "boat"),
@@ -79,10 +76,6 @@ def test_one_parquet_file_is_training_data_and_labels_may_be_texts(tmp_path):
     dataset = load(tmp_path / "all.parquet")
     assert [tuple(item)[1:] for item in dataset.train] == [(1, "b"), (0, "a"), (1, "b")]
     assert (dataset.val, dataset.test) == ([], [])
-
-
-def counts(dataset: Dataset) -> list[int]:
-    return [len(items) for items in (dataset.train, dataset.val, dataset.test)]
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from own_images import counts, load
 from PIL import Image
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.datasets import Dataset, load_dataset
 from trainers.hegraph.utils.errors import UserError
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
@@ -44,10 +44,6 @@ def samples(first: int, *names: str, label: str = "cls") -> dict[str, bytes]:
         text = json.dumps({"label": name, "width": 12}) if label == "json" else f"{name}\n"
         members[f"{number:04d}.{label}"] = text.encode()
     return members
-
-
-def load(root: object) -> Dataset:
-    return load_dataset("ImageFolder", str(root))
 
 
 @pytest.fixture
@@ -84,10 +80,6 @@ def test_shards_whose_names_begin_with_their_split_may_lie_in_one_folder(tmp_pat
     dataset = load(tmp_path)
     assert [len(items) for items in (dataset.train, dataset.val, dataset.test)] == [2, 1, 1]
     assert dataset.val[0].path == "validation-0.tar/0000.png"
-
-
-def counts(dataset: Dataset) -> list[int]:
-    return [len(items) for items in (dataset.train, dataset.val, dataset.test)]
 
 
 @pytest.mark.parametrize(

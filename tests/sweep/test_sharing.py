@@ -153,9 +153,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(grid, tmp_path, start
     [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM), (os.kill, signal.SIGHUP)],
     ids=["docker stop", "timeout", "kill -HUP"],
 )
-def test_a_sweep_that_is_terminated_ends_its_workers_as_ctrl_c_does(
-    grid, tmp_path, start, hold, wait_for, send, number
-):
+def test_a_sweep_that_is_terminated_ends_its_workers_as_ctrl_c_does(grid, tmp_path, start, hold, send, number):
     sweep = start(*grid, "--workers", "2")
     held, _ = hold(lambda: at_work(tmp_path), sweep)
     send(sweep.pid, number)

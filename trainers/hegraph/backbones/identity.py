@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..utils.errors import UserError, unknown
-from ..utils.files import hash_file
+from ..utils.files import file_version, hash_file
 
 logger = logging.getLogger(__name__)
 
@@ -150,8 +150,7 @@ def find_bundle(name: str) -> Bundle:
 
 def _hash(file: Path) -> str:
     try:
-        found = file.stat()
-        return _hash_version(file.resolve(), found.st_size, found.st_mtime_ns)
+        return _hash_version(*file_version(file))
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
 

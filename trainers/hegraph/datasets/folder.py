@@ -201,8 +201,8 @@ def _read_table(path: Path, default: str = "") -> Rows:
     Raises:
         UserError: If the table cannot be read, or a row lacks something, or has no split where others have one.
     """
-    read = _rows_of(path)
-    by_folder = not default and "file_name" in _columns(path)
+    columns, read = _read_csv(path)
+    by_folder = not default and "file_name" in columns
     found = _splits_by_folder(path.parent, [row for row in read if not row.split]) if by_folder else {}
     rows: Rows = {split: [] for split in SPLITS}
     for row in read:
@@ -211,12 +211,13 @@ def _read_table(path: Path, default: str = "") -> Rows:
     return rows
 
 
-def _rows_of(path: Path) -> list[Row]:
+def _read_csv(path: Path) -> tuple[list[str], list[Row]]:
+    """The names of the columns of a table, in lower case, and its rows; raises UserError as `_read_table` does."""
     check_regular(path, "cannot read the table")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file, skipinitialspace=True, strict=True)
-            columns = [column.strip().lower() for column in table.fieldnames or []]
+            given = columns = [column.strip().lower() for column in table.fieldnames or []]
             if "path" not in columns:
                 columns = ["path" if column == "file_name" else column for column in columns]
             table.fieldnames = columns
@@ -226,7 +227,7 @@ def _rows_of(path: Path) -> list[Row]:
                 raise UserError(
                     f"{path} must have the columns path,label[,split], got {','.join(columns) or 'nothing'}"
                 )
-            return [_read_row(row, f"{path}, line {table.line_num}") for row in table]
+            return given, [_read_row(row, f"{path}, line {table.line_num}") for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the table {path}: {error}") from error
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..features.bank_file import BankFile
+from ..utils.files import file_version
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
@@ -54,7 +55,6 @@ class Opened:
 
 def _version(path: Path) -> object:
     try:
-        status = path.stat()
+        return file_version(path)
     except OSError:  # `BankFile` says what is wrong
         return None
-    return path.resolve(), status.st_size, status.st_mtime_ns

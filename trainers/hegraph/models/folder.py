@@ -21,6 +21,7 @@ from ..method.closed_form import NewClassMessages
 from ..method.options import ClosedFormOptions, ModelOptions
 from ..method.relations import metapath_defaults
 from ..method.transfer import TransferableAdapter
+from ..training.checkpoints import ADAPTER
 from ..training.rejection import KnownScores
 from ..utils.errors import UserError
 from ..utils.files import read_json, read_tensors, write_json, write_tensors, writing_folder
@@ -34,7 +35,6 @@ TRANSFER = "transfer."  # prefix of the tensors that reach other classes
 MESSAGES = f"{TRANSFER}messages."  # of those, the messages in closed form
 NODES = "class_nodes"  # in the whitened space of those messages
 LEVELS = 4  # folders between output/ and a run: data set, method, configuration, seed
-ADAPTER = "adapter.safetensors"  # which a training leaves before its model
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
 MAX_CONFIG_BYTES = 2**28  # a thousand times what the prompts of ImageNet take

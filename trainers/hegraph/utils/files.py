@@ -170,6 +170,16 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_version(path: Path) -> tuple[Path, int, int]:
+    """What changes whenever a file does, as far as its status tells: its path, size and time of change in nanoseconds.
+
+    Raises:
+        OSError: If there is no such file, or it cannot be asked.
+    """
+    status = path.stat()
+    return path.resolve(), status.st_size, status.st_mtime_ns
+
+
 def hash_content(value: Any) -> str:
     """SHA-256 over plain values and tensors, nested in dicts, lists and tuples, as 64 hex digits."""
     digest = hashlib.sha256()
