@@ -23,19 +23,18 @@ from yacs.config import CfgNode
 from ..datasets import Dataset, Item
 from ..datasets.folder import to_rgb
 from ..experiments.image_task import ImageTask
-from ..experiments.tasks import Split, bank_batches
+from ..experiments.tasks import Split, TaskOfFeatures
 from ..features.bank import FeatureBank
 from ..method.graph import class_prototypes
 from ..models.schema import Backbone as BackboneConfig
 from ..models.schema import Preprocessing, Prompts
-from ..training.batches import TrainingData
 from ..utils.errors import UserError
 
 NO_NAME = "images"  # of the data set where the configuration names none
 CLIP_SCALE = 100.0  # CLIP's `tau`, where no backbone says another
 
 
-class ArrayTask:
+class ArrayTask(TaskOfFeatures):
     """Features that the user has encoded. Nothing is encoded here.
 
     Args:
@@ -50,21 +49,10 @@ class ArrayTask:
     def __init__(self, bank: FeatureBank, cfg: CfgNode, seed: int) -> None:
         if cfg.TRAINER.HEGRAPHADAPTER.FEATURES.MODE == "online":
             raise UserError("FEATURES.MODE online encodes images, and X holds features; use FEATURES.MODE bank")
-        self.features, self.cfg, self.seed = bank, cfg, seed
         labels, names = bank.train_labels.tolist(), bank.classnames
-        self.split: Split = {"train": [[row, label, names[label]] for row, label in enumerate(labels)], "val": []}
-        self.identity = {"features": hashlib.sha256(bank.train_features.numpy().tobytes()).hexdigest()}
-
-    def prepare(self) -> None:
-        """Needs nothing."""
-
-    def bank(self) -> FeatureBank:
-        """The features as they were given."""
-        return self.features
-
-    def batches(self, bank: FeatureBank) -> TrainingData:
-        """Its training batches."""
-        return bank_batches(bank, self.cfg, self.seed)
+        split: Split = {"train": [[row, label, names[label]] for row, label in enumerate(labels)], "val": []}
+        identity = {"features": hashlib.sha256(bank.train_features.numpy().tobytes()).hexdigest()}
+        super().__init__(bank, cfg, seed, split, identity)
 
 
 class ArrayTaskWithBackbone(ArrayTask):

@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -31,7 +31,6 @@ from yacs.config import CfgNode
 from ..baselines import METHODS, load_method
 from ..features.bank import FeatureBank
 from ..method.heads import text_logits
-from ..training.batches import TrainingData
 from ..training.choice import has_val, val_images
 from ..training.confidence import Calibration, fit_temperature, match_confidence, mean_confidence
 from ..training.rejection import KnownScores, known_score
@@ -39,7 +38,7 @@ from .adapter import train_adapter
 from .baseline import fit_baseline
 from .out_of_fold import Classify, Fit, HeldOut, classify_in_batches, hold_out_classes, hold_out_images
 from .outcome import Outcome
-from .tasks import Split, Task, bank_batches
+from .tasks import Task, TaskOfFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -92,39 +91,10 @@ def fit_again(task: Task, cfg: CfgNode, seed: int) -> Fit:
 
     def fit(bank: FeatureBank) -> Classify:
         if cfg.TRAINER.NAME not in METHODS:
-            return train_adapter(PartOfTask(bank, cfg, seed), bank, cfg, seed).model.fold().logits
+            return train_adapter(TaskOfFeatures(bank, cfg, seed), bank, cfg, seed).model.fold().logits
         return fit_baseline(load_method(cfg.TRAINER.NAME), task, bank, cfg, seed).logits
 
     return fit
-
-
-@dataclass
-class PartOfTask:
-    """Some of the training images of a task, from which an adapter is trained as from the rows of a bank.
-
-    Attributes:
-        features: Their bank.
-        cfg: The checked configuration.
-        seed: Of the batches.
-        split, identity: As of `Task`; they are empty, since nothing is kept of such a task.
-    """
-
-    features: FeatureBank
-    cfg: CfgNode
-    seed: int
-    split: Split = field(default_factory=dict)
-    identity: dict = field(default_factory=dict)
-
-    def prepare(self) -> None:
-        """Needs nothing."""
-
-    def bank(self) -> FeatureBank:
-        """The features as they are."""
-        return self.features
-
-    def batches(self, bank: FeatureBank) -> TrainingData:
-        """Its training batches."""
-        return bank_batches(bank, self.cfg, self.seed)
 
 
 def _calibration(logits: Tensor, labels: Tensor, fitted_on: str) -> Calibration:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -120,6 +120,35 @@ class ImageSource(Protocol):
     def training_images(self) -> Iterator[Image.Image]:
         """The training images in the order of the cache, opened one by one."""
         ...
+
+
+@dataclass
+class TaskOfFeatures:
+    """A task of features that are at hand, as of some of the training images of another task. Nothing is encoded.
+
+    Attributes:
+        features: Their bank.
+        cfg: The checked configuration.
+        seed: Of the batches.
+        split, identity: As of `Task`; they are empty where nothing is kept of such a task.
+    """
+
+    features: FeatureBank
+    cfg: CfgNode
+    seed: int
+    split: Split = field(default_factory=dict)
+    identity: dict = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        """Needs nothing."""
+
+    def bank(self) -> FeatureBank:
+        """The features as they are."""
+        return self.features
+
+    def batches(self, bank: FeatureBank) -> TrainingData:
+        """Its training batches."""
+        return bank_batches(bank, self.cfg, self.seed)
 
 
 class BankTask:
