@@ -193,7 +193,7 @@ def extend_cfg(cfg: CN) -> None:
     node.FREE.KAPPA = [[1, 4.0], [2, 2.0]]  # how many images of a class its text counts as
     node.FREE.RHO = 0.3  # strength of the covariance's ridge, times feature width over images
     node.FREE.OMEGA = [[1, 0.15], [8, 0.3], [16, 0.4]]  # weight of the messages in the logits
-    node.FREE.PRIOR = 4.0  # images of each class that the class offsets are smoothed with
+    node.FREE.PRIOR = 4.0  # makes the steps to the class offsets smaller, and so the offsets
 
     # The classifiers (Eq. 7-9)
     node.GAMMA = 1.0  # weight of the visual bias in the cached features (Eq. 6)

@@ -13,11 +13,12 @@ class. V is the variance of the text feature over classes. As in the released co
 the number of channels for each data set. Alpha, beta and gamma are then searched on val, over that code's range for
 each data set.
 
-Distance from the original: the authors search on the whole val split, here it is the few-shot one. That split is too
-small to tell 200 values of beta apart, so the grid is 20 by 20 by 5 where theirs is 200 by 20 by 20 (`SEARCH_STEP`).
-The start values are a candidate as well, and of equally good candidates the nearest to them is taken. Without val
-images the start values stay. The authors' numbers of channels are for the 1024 channels of RN50; at other widths the
-same share is kept. Classes may have unequal numbers of images.
+Distance from the original: the authors search on the whole val split (on ImageNet: on test), here it is the few-shot
+one. That split is too small to tell 200 values of beta apart, so the grid of alpha, beta and gamma is 20 by 20 by 5
+where theirs is 20 by 200 by 20, on ImageNet by 5 (`SEARCH_STEP`). The start values are a candidate as well, and of
+equally good candidates the nearest to them is taken. Without val images the start values stay. The authors' numbers of
+channels are for the 1024 channels of RN50; at other widths the same share is kept. Classes may have unequal numbers of
+images.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class APE(Method):
     """Adds the similarities to the training images, in the most telling channels, to the zero-shot logits."""
 
     defaults: ClassVar[Defaults] = {
-        # Rows [data set, value], the authors'. The rows of "" are theirs for ImageNet, except for the 1 of ALPHA
+        # Rows [data set, value], the authors'. The rows of "" are theirs for ImageNet, except in ALPHA and SEARCH_SCALE
         "ALPHA": [  # weight of the cache logits; a search starts here
             ["", 1.0],
             ["DescribableTextures", 3.0],

@@ -8,13 +8,16 @@ ICCV 2023.
 
 Each class has one residual `r_k`, which moves its text feature and its images alike; it is trained on the channels that
 APE keeps and is 0 on the others. Each image has a weight `w_i`. They start at 0 and 1 and are trained with
-cross-entropy; the moved features are not normalised again. As in the released code: the channels are chosen by the text
-features alone, AdamW, a cosine schedule by step without a warm-up, batches of 256, and that code's number of channels,
-epochs, learning rate and start values for each data set. Alpha and beta are then searched on val.
+cross-entropy; the moved features are not normalised again. As the released code is written: the channels are chosen by
+the text features alone, AdamW, a cosine schedule by step without a warm-up, batches of 256, and the number of channels
+(`training_feat_num`), epochs, learning rate and start values of its configuration for each data set. Alpha and beta are
+then searched on val.
 
-Distance from the original: the authors keep the epoch that is best on val, here the last one counts. The search is that
-of `ape.py`. They train in half precision, here it is single. They augment the images anew in each epoch; here each
-epoch draws one of the bank's views of every image.
+Distance from the original: the released file does not run as it is. It reads a key that no configuration has, takes
+APE's number of channels where the residual has another, and takes the channels that APE chose by text and images if
+they are stored. The authors keep the epoch that is best on val, here the last one counts. The search is that of
+`ape.py`. They train in half precision, here it is single. They augment the images anew in each epoch; here each epoch
+draws one of the bank's views of every image.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ training images. As in the released code: SGD with momentum 0.9 and without weig
 after the last epoch count; nothing is chosen.
 
 Distance from the original: it encodes 20 augmented views of the images beforehand and draws each epoch's batches, as
-many full ones as the images fill, from all views together; here each epoch draws one of the bank's views of every
-image, and the last batch may be smaller. A class without images has the mean multiplier of the others. On the norm of
-the text features where a bank does not hold it, see `features/text_norm.py`.
+many full ones as the images fill but at least one, from all views together; here each epoch draws one of the bank's
+views of every image, and the last batch may be smaller. A class without images has the mean multiplier of the others.
+On the norm of the text features where a bank does not hold it, see `features/text_norm.py`.
 """
 
 from __future__ import annotations

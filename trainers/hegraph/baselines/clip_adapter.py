@@ -6,13 +6,15 @@ International Journal of Computer Vision, 2024 (arXiv 2110.04544).
     z = tau * cos(r * A(f) + (1 - r) * f, t_k)        A(f) = relu(W_2 relu(W_1 f))
 
 `W_1` narrows the features to a quarter of their width, and neither layer has a bias. As in the released code, the
-residual ratio r is 0.2 for every data set, and the text has no adapter. That code is trained with CoOp's configuration:
-SGD with learning rate 2e-3, batches of 32, Dassl's cosine schedule by epoch with one warm-up epoch, and CoOp's number
-of epochs by shots (on ImageNet it is 50 for any number of shots; set EPOCHS [[1, 50]] there).
+residual ratio r is 0.2 for every data set, and the text has no adapter. That code is trained as CoOp's is on ImageNet;
+for other data sets nothing is released, and CoOp's configuration is taken: SGD with learning rate 2e-3, batches of 32,
+Dassl's cosine schedule by epoch with one warm-up epoch, and CoOp's number of epochs by shots (on ImageNet it is 50 for
+any number of shots; set EPOCHS [[1, 50]] there).
 
 Distance from the original: the paper also reports ratios that were chosen for each data set by test accuracy; here the
 ratio is fixed. The original augments the images anew in each epoch; here each epoch draws one of the bank's views of
-every image. It makes no difference that the bank's features are unit-norm: A(c f) = c A(f).
+every image. It leaves out the last batch of an epoch if that is not full, here it is a step as well. Its adapter is for
+features of 1,024 alone. It makes no difference that the bank's features are unit-norm: A(c f) = c A(f).
 """
 
 from __future__ import annotations

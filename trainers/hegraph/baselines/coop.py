@@ -11,8 +11,8 @@ cosine schedule by epoch with one warm-up epoch, and 50 epochs at one shot, 100 
 ImageNet it is 50 for any number of shots; set EPOCHS [[1, 50]] there). The vectors after the last epoch count.
 
 Distance from the original: it augments the images anew in each epoch; here each epoch draws one of the bank's views of
-every image. Contexts of their own for each class, contexts that start as words, and other places for the class name are
-left out.
+every image. It leaves out the last batch of an epoch if that is not full, here it is a step as well. Contexts of their
+own for each class, contexts that start as words, and other places for the class name are left out.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ beta, the batches and the warm-up to a configuration that was not released; here
 of 256 and one epoch of warm-up are TaskRes's. The original takes the images' features as the image tower gives them; a
 bank holds them with unit norm, so the image means are multiplied by the mean norm of the text features. Row 0 of A is
 computed once, since it does not change. The original augments the images anew in each epoch; here each epoch draws one
-of the bank's views of every image.
+of the bank's views of every image. It leaves out the last batch of an epoch if that is not full, here it is a step as
+well.
 """
 
 from __future__ import annotations

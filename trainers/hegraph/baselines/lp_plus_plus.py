@@ -12,9 +12,10 @@ N / (4 max_k sum_i (F_i . t_k)^2). As in the released code: momentum 0.9 on w an
 the step that is best on val counts, the last of equally good ones.
 
 Distance from the original: that code never clears the gradient of alpha, so its step runs along the sum of all past
-gradients; here it is the gradient at the step, as in the paper. Without val images the last step counts. Here b starts
-at 0, in the original at random. An image is the mean of its views, in the original it is one augmented view. A class
-without images starts at w = 0.
+gradients; here it is the gradient at the step, as in the paper. It draws as many val images of a class as there are
+shots (on ImageNet: other training images), here there are at most 4. Without val images the last step counts. Here b
+starts at 0, in the original at random. An image is the mean of its views, in the original it is one augmented view. A
+class without images starts at w = 0.
 """
 
 from __future__ import annotations

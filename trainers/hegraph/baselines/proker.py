@@ -13,11 +13,11 @@ zero-shot CLIP. Nothing is trained. As in that code: beta and lambda are searche
 set, and of equally good candidates the smallest beta and then the smallest lambda are taken; the values without val are
 those that the authors transfer from ImageNet, by the number of shots.
 
-Distance from the original: it takes each augmented view as an image of its own, here an image is the mean of its
-views, which keeps the system at N by N. The authors search on the whole val split by default, here it is the few-shot
-val split; that split is too small to tell up to 2,000 candidates apart, so the grid is 10 by 10 (`SEARCH_STEP`). The
-logits above are in cosines; here they are multiplied by CLIP's `tau`, which changes no prediction. The authors' code
-was read in a fork, github.com/omarnust/BReg-Adapter, at their last commit there, 035b684.
+Distance from the original: it takes each augmented view as an image of its own, here an image is the mean of its views,
+which keeps the system at N by N. The authors search on the whole val split by default (on ImageNet: on test), here it
+is the few-shot val split; that split is too small to tell up to 2,000 candidates apart, so the grid is 10 by 10
+(`SEARCH_STEP`). The logits above are in cosines; here they are multiplied by CLIP's `tau`, which changes no prediction.
+The authors' code was read in a fork, github.com/omarnust/BReg-Adapter, at their last commit there, f2ecb3d.
 """
 
 from __future__ import annotations

@@ -11,13 +11,15 @@ with t in both directions. As in the released code: AdamW at a constant rate of 
 contrastive temperature 0.1. Three choices are made on val: alpha and beta for the memories as they start, then the
 epoch (the last of equally good ones), then alpha and beta again.
 
-Distance from the original: val is looked at every 50 epochs, in the original after each. The authors set alpha, beta,
-the kind of adapter, and whether the text memory is trained, for each data set. Here alpha and beta come from val, the
-text memory is always trained, and the adapter is always the authors' MLP, since their convolutions are slow on a CPU.
-Without val images there are fewer epochs, of which the last counts; that number and alpha, both by shots, are about the
-medians of what val chose on three banks of ViT-B/32 features (Caltech101, OxfordPets, UCF101), and beta is 9, the
-middle of the authors'. The MLP's output is divided by the root of its width, so that it and the unit-norm feature count
-as 0.2 to 0.8. Of alphas and betas that are equally good on val, the nearest to the start values are taken, in the
+Distance from the original: the authors choose on the whole val split (on ImageNet: on test), here it is the few-shot
+one. Val is looked at every 50 epochs, in the original after each. The released code trains the adapter on features as
+the image tower gives them, and tests it on unit-norm ones; here they are unit-norm in both. The authors set alpha,
+beta, the kind of adapter, and whether the text memory is trained, for each data set. Here alpha and beta come from val,
+the text memory is always trained, and the adapter is always the authors' MLP, since their convolutions are slow on a
+CPU. Without val images there are fewer epochs, of which the last counts; that number and alpha, both by shots, are
+about the medians of what val chose on three banks of ViT-B/32 features (Caltech101, OxfordPets, UCF101), and beta is 9,
+the middle of the authors'. The MLP's output is divided by the root of its width, so that it and the unit-norm feature
+count as 0.2 to 0.8. Of alphas and betas that are equally good on val, the nearest to the start values are taken, in the
 original the first. The authors augment the images anew in each epoch; here each epoch draws one of the bank's views of
 every image.
 """

@@ -4,8 +4,8 @@ Yu, Lu, Jin, Chen, Wang: Task Residual for Tuning Vision-Language Models. CVPR 2
 
     z = tau * cos(f, t_k + alpha * x_k)
 
-Each class has a residual `x_k`, which starts at 0 and is trained with cross-entropy. As in the released code: Adam with
-Dassl's weight decay, batches of 256, Dassl's cosine schedule by epoch with one warm-up epoch, alpha 0.5 (1 on
+Each class has a residual `x_k`, which starts at 0 and is trained with cross-entropy. As in paper and released code:
+Adam with Dassl's weight decay, batches of 256, Dassl's cosine schedule by epoch with one warm-up epoch, alpha 0.5 (1 on
 OxfordFlowers), learning rate 2e-3 (2e-4 on ImageNet), and 100 epochs (200 from 8 shots). The residuals after the last
 epoch count; nothing is chosen.
 

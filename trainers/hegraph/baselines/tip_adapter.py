@@ -5,9 +5,9 @@ ECCV 2022.
 
     z = tau * cos(f, t_k) + alpha * sum over the training images i of class k of exp(-beta * (1 - cos(f, F_i)))
 
-The training images are a cache: the key `F_i` is the mean feature of an image's views, the value is its label. Nothing
-is trained. The start values are the paper's, alpha 1 and beta 5.5. As in the released code, both are then searched on
-val, over that code's range for each data set.
+The training images are a cache: the key `F_i` is the mean of the unit-norm features of an image's views, the value is
+its label. Nothing is trained. The start values are the paper's, alpha 1 and beta 5.5. As in the released code, both are
+then searched on val, over that code's range for each data set.
 
 Distance from the original: the authors search on the whole val split (on ImageNet: on test), here it is the few-shot
 val split. That split is too small to tell 200 values of beta apart, so the grid is 20 by 20 where theirs is 200 by 20

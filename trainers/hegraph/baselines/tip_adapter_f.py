@@ -9,10 +9,11 @@ The keys `F_i` start as Tip-Adapter's and are trained with cross-entropy. They a
 no cosine after the first step. As in the released code: AdamW, a cosine schedule by step without a warm-up, batches of
 256, and 20 epochs (100 on EuroSAT) with beta 1 and that code's alpha for each data set; both are then searched on val.
 
-Distance from the original: the authors test after every epoch and keep the epoch that is best on test; here the last
-epoch counts. The search is Tip-Adapter's, on the few-shot val split. It starts at the values that the keys were trained
-with, which stay if there are no val images. The authors augment the images anew in each epoch; here each epoch draws
-one of the bank's views of every image.
+Distance from the original: the authors test after every epoch, keep the epoch that is best on test, and report the
+better on test of before and after the search; here the last epoch counts, after the search. The search is
+Tip-Adapter's, on the few-shot val split. It starts at the values that the keys were trained with, which stay if there
+are no val images. The authors augment the images anew in each epoch; here each epoch draws one of the bank's views of
+every image.
 """
 
 from __future__ import annotations

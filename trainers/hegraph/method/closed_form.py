@@ -30,7 +30,8 @@ The deviation of an image from its class node, where the node does without that 
 Training adds it to other images (`HeGraphModel.with_noise`), so that a bias fits the spread of a class and not its few
 images. At one shot the node without the image is what text says, `p_c`.
 
-`class_offsets` is the bias that makes zero-shot CLIP predict every class as often as it occurs in the training images.
+`class_offsets` is a bias that moves zero-shot CLIP towards predicting every class as often as it occurs in the
+training images.
 
 Shapes: N cached images, K classes, S_c images of class c, d feature width. Computed in float64.
 """
@@ -51,7 +52,7 @@ from .options import ClosedFormOptions
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # strengths, times the mean eigenvalue of the text kernel
 CONSTANT = 10.0  # times the mean diagonal of the text kernel, added to all its entries: it gives an intercept
 TEMPERATURES = (0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # factors on logits that an NLL is taken at
-OFFSET_STEPS = 20  # after so many, the offsets of every bank have settled
+OFFSET_STEPS = 20  # stops early: at one shot a class may still be off by a half of its share
 SMALLEST = 1e-9  # what is divided by is at least this
 ROWS = 4096  # images that are worked on at once, since float64 takes twice the memory of their keys
 
@@ -277,12 +278,15 @@ def kernel_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor
 
 
 def class_offsets(logits: Tensor, labels: Tensor, prior: float) -> Tensor:
-    """Offsets of the classes, such that their mean probabilities on the training images are their shares.
+    """Offsets of the classes, which move their mean probabilities on the training images towards their shares.
+
+    Each of 20 steps adds the log of `(count + prior) / (mass + prior)`, where `mass` is the sum of a class's
+    probabilities. At one shot, 20 steps do not reach the end.
 
     Args:
         logits: Zero-shot logits of the training images, shape `[N, K]`.
         labels: Shape `[N]`.
-        prior: Images of each class that both sides are smoothed with.
+        prior: Added to both sides of a step, which makes it smaller. Without end, the offsets would not depend on it.
 
     Returns:
         Offsets of mean zero, shape `[K]`, to be added to the logits.

@@ -26,7 +26,7 @@ class ClosedFormOptions:
         rho: `rho`, the strength of the covariance's ridge, times d / N.
         omega: `omega`, the weight of the messages in the logits; 0: none are passed.
         omega_new: The weight for classes without images, whose nodes are what text says, `p_c`.
-        prior: Images of each class that the class offsets of the variant "free" are smoothed with.
+        prior: Makes the class offsets of the variant "free" smaller; see `class_offsets`.
     """
 
     kappa: float = 4.0

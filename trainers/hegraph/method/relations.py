@@ -27,7 +27,7 @@ class RelationType:
         step: When its messages are passed. A later step sees the nodes that an earlier one has updated.
         weight_key: Configuration key of its meta-path weight. "" marks messages that update no node: they move
             the cached images of their class (Eq. 6).
-        weight: Default of that weight, the paper's for ImageNet (Table 3).
+        weight: Default of that weight: the paper's for ImageNet (Table 3). It prints none to negative nodes.
         weight_at_test: Default of the weight at test time, where that has a key of its own (`weight_key`_TEST).
         self_term: Whether a message holds the target's own term `x_i W / (deg_i + 1)`.
     """
