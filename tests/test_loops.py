@@ -124,12 +124,18 @@ def test_ablation_has_a_row_for_each_variant_with_its_accuracy(bash, output):
         assert list(printed[f"HeGraphAdapter({variant})"].values()) == [float(f"{record['accuracy']:.2f}")]
 
 
+def test_both_ablations_of_one_configuration_have_folders_of_their_own(bash, tmp_path, tiny_bank):
+    options = ("OPTIM.MAX_EPOCH", "2", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
+    printed = bash("ablation.sh", str(tiny_bank), "vit_b32", *options, OUTPUT=str(tmp_path / "out"))
+    assert "| HeGraphAdapter(T-N) |" in printed and "| biases |" in printed
+
+
 def test_the_second_ablation_has_a_row_for_each_case_of_the_graphs_grid(bash, output, tiny_bank):
     options = ("OPTIM.MAX_EPOCH", "2", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
     printed = table(bash("ablation.sh", str(tiny_bank), "vit_b32_paper", *options, PARTS="graph"))
     cases = list(yaml.safe_load((ROOT / "configs" / "sweeps" / "graph.yaml").read_text())["cases"])
     assert list(printed) == ["zero-shot", *cases]
-    folders = [output / "tiny" / "HeGraphAdapter" / f"vit_b32_2shots_{case}" / "seed1" for case in cases]
+    folders = [output / "tiny" / "HeGraphAdapter" / f"vit_b32_2shots_{case}_graph" / "seed1" for case in cases]
     records = [json.loads((folder / "result.json").read_text()) for folder in folders]
     assert [printed[case] for case in cases] == [{"2": float(f"{record['accuracy']:.2f}")} for record in records]
     assert len({record["run_id"] for record in records}) == len(cases)

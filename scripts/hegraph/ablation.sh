@@ -28,7 +28,7 @@ for PART in ${PARTS:-table2 graph}; do
             "$PYTHON" -m trainers.hegraph.results compare --by dataset "${RUNS[@]}" || exit $?
             ;;
         graph)
-            sweep "$GRAPH" "$@" --datasets ${DATASETS//,/ } --configs "${CONFIG%_paper}" --shots ${SHOTS:-1 4 16}
+            sweep "$GRAPH" "$@" --suffix _graph --datasets ${DATASETS//,/ } --configs "${CONFIG%_paper}" --shots ${SHOTS:-1 4 16}
             "$PYTHON" -m trainers.hegraph.results compare --cases "$GRAPH" "${RUNS[@]}" || exit $?
             ;;
         *)

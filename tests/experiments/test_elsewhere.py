@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets import load_dataset, load_few_shot
 from trainers.hegraph.datasets.digits import DOMAINS
 from trainers.hegraph.experiments.elsewhere import match_classes
+from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +114,21 @@ def test_the_other_half_of_a_banks_classes_is_a_target_and_scores_as_a_test_of_t
     assert (name, scores["rule"], scores["num_classes"], scores["num_test"]) == ("Tiny:new", "other classes", 2, 16)
     for key in ("accuracy", "accuracy_zero_shot", "num_test"):
         assert scores[key] == tested[key]
+
+
+def test_a_target_of_one_class_is_refused(tiny_bank, tmp_path, capsys):
+    three = load_bank(tiny_bank).of_classes(torch.arange(3))
+    three.save(tmp_path / "three.safetensors")
+    flags = [
+        "--features",
+        str(tmp_path / "three.safetensors"),
+        "--trainer",
+        "ZeroShot",
+        "--target-datasets",
+        "Tiny:new",
+    ]
+    assert main([*flags, "--output-dir", str(tmp_path / "run"), "DATASET.SUBSAMPLE_CLASSES", "base"]) == 2
+    assert "Tiny:new: there must be at least two classes to tell apart, got 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", ["Tiny", "Tiny:", "Tiny:old", "Other:new"])

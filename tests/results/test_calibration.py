@@ -45,6 +45,13 @@ def test_scores_are_means_over_seeds_and_zero_shot_clip_stands_beside(calibrated
     assert table["zero-shot",]["ECE at T"] == table["zero-shot",]["T"] == ""
 
 
+def test_runs_that_disagree_about_zero_shot_clip_are_refused(calibrated):
+    other = calibrated(1, trainer="TaskRes", variant="")
+    other["calibration"]["zero_shot"] |= {"accuracy": 51.0}
+    with pytest.raises(UserError, match=r"zero-shot, accuracy: the runs disagree about .* \(50.00 and 51.00\)"):
+        calibration_table([calibrated(1), other])
+
+
 def test_several_data_sets_are_shown_as_their_mean_by_shots(calibrated, cells):
     records = [calibrated(1, 9.0, 2.0), calibrated(1, 5.0, 4.0, dataset="Other")]
     records += [calibrated(1, 3.0, 1.0, shots=16), calibrated(1, 1.0, 0.5, shots=16, dataset="Other")]

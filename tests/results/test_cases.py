@@ -49,6 +49,11 @@ def test_runs_of_no_case_are_left_out_and_counted(run, grid, caplog):
         name_cases([run(1, config={BETA: 3.0})], read_cases(grid))
 
 
+def test_runs_of_several_methods_are_refused(run, grid):
+    with pytest.raises(UserError, match=r"of several methods \(HeGraphAdapter, TaskRes\)"):
+        name_cases([run(1), run(1, trainer="TaskRes", variant="", shots=1)], read_cases(grid))
+
+
 def test_the_command_takes_the_grid_and_files_of_records(run, grid, tmp_path, capsys):
     collect([run(1, 81.0), run(1, 82.0, {ALPHA: 0.0})], tmp_path / "runs.jsonl")
     assert main(["compare", "--cases", str(grid), str(tmp_path / "runs.jsonl")]) == 0

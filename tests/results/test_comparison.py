@@ -36,6 +36,10 @@ def test_rows_are_methods_in_order_and_columns_are_shots(run, cells):
     )
 
 
+def test_all_training_images_are_the_last_column(run):
+    assert compare([run(shots=-1), run(shots=1), run(shots=16)]).columns == ["1", "16", "all"]
+
+
 def test_one_seed_each_is_said_to_have_no_interval(run):
     assert compare([run()]).caption.endswith("1 seed, so no interval")
 

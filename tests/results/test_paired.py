@@ -19,7 +19,7 @@ def correct(*rows: str) -> dict[int, np.ndarray]:
     return {seed: np.array([c == "1" for c in row]) for seed, row in enumerate(rows, 1)}
 
 
-PETS, CARS = ("pets", "b"), ("cars", "b")
+PETS, CARS = ("pets", "b", "", ""), ("cars", "b", "", "")
 
 
 def test_the_difference_is_the_mean_over_images_and_seeds_then_over_data_sets():
@@ -53,20 +53,15 @@ def test_only_runs_of_the_same_data_sets_and_seeds_are_paired():
     assert difference(ours, ours | {CARS: correct("1", "1")}) is None
 
 
-def test_methods_with_other_test_images_are_refused():
-    with pytest.raises(UserError, match="pets: the two methods were not tested on the same images"):
-        difference({PETS: correct("110")}, {PETS: correct("1100")})
-
-
 @pytest.fixture
 def finish(tmp_path, run):
-    """Function of a folder, predictions and changes of the record: a finished run whose test images are of class 0."""
+    """Function of a folder, predictions, the class of all test images, and changes of the record: a finished run."""
 
-    def make(folder: str, predicted: list[int], **changes) -> Path:
+    def make(folder: str, predicted: list[int], label: int = 0, **changes) -> Path:
         path = tmp_path / folder
         path.mkdir(parents=True)
         write_record(path, run(**changes))
-        write_predictions(path, torch.tensor(predicted), torch.zeros(len(predicted), dtype=torch.long), ["a", "b"])
+        write_predictions(path, torch.tensor(predicted), torch.full((len(predicted),), label), ["a", "b"])
         return path
 
     return make
@@ -86,8 +81,31 @@ def test_the_table_has_a_row_for_every_other_method_and_a_column_for_each_number
 def test_two_runs_of_one_seed_and_setting_are_refused(finish, tmp_path):
     finish("one", [0, 0], trainer="TaskRes", variant="")
     finish("two", [0, 1], trainer="TaskRes", variant="")
-    with pytest.raises(UserError, match="there is another run of TaskRes"):
+    with pytest.raises(UserError, match="TaskRes, 4 shots: seed 1 is there more than once"):
         read_runs([tmp_path])
+
+
+def test_seeds_of_different_configurations_are_refused(finish, tmp_path):
+    finish("one", [0, 0], seed=1)
+    finish("two", [0, 1], seed=2, config={"TRAINER.X.ALPHA": 0.5})
+    with pytest.raises(UserError, match="HeGraphAdapter, 4 shots: runs of different configurations"):
+        read_runs([tmp_path])
+
+
+@pytest.mark.parametrize("other", [{"predicted": [0, 0, 0]}, {"predicted": [0, 0], "label": 1}])
+@pytest.mark.parametrize("changes", [{"seed": 2}, {"trainer": "TaskRes", "variant": ""}])
+def test_runs_with_other_test_images_are_refused(finish, tmp_path, other, changes):
+    finish("one", [0, 0])
+    finish("two", **other, **changes)
+    with pytest.raises(UserError, match="not tested on the same images as another run on Toy with 4 shots"):
+        read_runs([tmp_path])
+
+
+def test_a_model_that_was_trained_elsewhere_is_not_paired_with_one_that_was_trained_here(finish, tmp_path):
+    finish("ours", [0, 0])
+    finish("theirs", [0, 1], trainer="TaskRes", variant="", rule="same classes", trained_on="Other")
+    *_, row = paired_table([tmp_path]).splitlines()
+    assert row == "| TaskRes |  |"
 
 
 def test_mistakes_on_the_command_line_are_one_line(finish, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -96,6 +97,32 @@ def test_the_table_has_a_row_for_each_score_and_the_mean_over_seeds(tiny_bank, t
     for column, key in enumerate(("auroc", "fpr95")):
         assert by_score["energy"][column] == f"{(found[0][key] + found[1][key]) / 2:.2f}"
     assert by_score["energy"][2] and not by_score["probability"][2]
+
+
+def test_runs_of_different_configurations_and_a_run_that_is_named_twice_are_refused(tiny_bank, tmp_path, capsys):
+    options = (*QUICK, "DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.HEGRAPHADAPTER.CLOSED_FORM.OMEGA")
+    for name, seed, omega in (("a", "1", "0.1"), ("b", "2", "0.5")):
+        flags = ["--features", str(tiny_bank), "--shots", "2", "--seed", seed, "--output-dir", str(tmp_path / name)]
+        assert train([*flags, *options, omega]) == 0
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    capsys.readouterr()
+    for second, words in (("b", "runs of different configurations"), ("c", "seed 1 is there more than once")):
+        folders = [str(tmp_path / "a"), str(tmp_path / second)]
+        assert main(["rejection", *folders, "--features", str(tiny_bank)]) == 2
+        assert f"Tiny, HeGraphAdapter, 2 shots: {words}" in capsys.readouterr().err
+
+
+def test_a_row_says_which_data_sets_it_is_of_if_it_lacks_one(tiny_bank, tmp_path, capsys):
+    replace(load_bank(tiny_bank), dataset="Other").save(tmp_path / "other.safetensors")
+    banks = [str(tiny_bank), str(tmp_path / "other.safetensors")]
+    for bank, shots in ((0, "1"), (0, "2"), (1, "2")):
+        flags = ["--features", banks[bank], "--shots", shots, "--trainer", "ZeroShot", "--seed", "1"]
+        out = str(tmp_path / "runs" / f"{bank}{shots}")
+        assert train([*flags, "--output-dir", out, "DATASET.SUBSAMPLE_CLASSES", "base"]) == 0
+    capsys.readouterr()
+    assert main(["rejection", str(tmp_path / "runs"), "--features", *banks]) == 0
+    printed = capsys.readouterr().out
+    assert "| 1 | zero-shot, Tiny alone |" in printed and "| 2 | zero-shot |" in printed
 
 
 def test_a_run_without_its_bank_and_a_file_are_refused(tiny_bank, tmp_path, capsys):

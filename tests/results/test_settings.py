@@ -52,6 +52,15 @@ def test_a_seed_that_is_there_twice_is_refused(run):
         compare([run(1), run(1), run(1, config={ALPHA: 0.5})], "setting")
 
 
+def test_a_run_in_which_several_keys_vary_is_beside_the_usual_ones(run, cells):
+    usual, one = run(1), run(1, config={ALPHA: 0.5})
+    both = run(1, config={ALPHA: 0.5, BETA: 2.0})
+    plain, sweeps = split_sweeps([usual, run(2), one, both])
+    assert plain == [usual, run(2)] and sweeps == [[usual, run(2), one], [usual, run(2), both]]
+    plain, sweeps = split_sweeps([usual, run(2), both])  # no run has one of the two values alone
+    assert sweeps == [[usual, run(2), both]]
+
+
 def test_sweeps_are_split_by_key_and_their_middle_counts_once(run):
     middle, again = run(1), run(1, adapter_from="trained/seed1")
     low, high, other = run(1, config={ALPHA: 0.0}), run(1, config={ALPHA: 0.5}), run(1, config={BETA: 2.0})
@@ -59,4 +68,4 @@ def test_sweeps_are_split_by_key_and_their_middle_counts_once(run):
     tip = run(1, trainer="TipAdapter", variant="")
     plain, sweeps = split_sweeps([again, low, middle, high, other, both, tip])
     assert plain == [middle, tip]
-    assert sweeps == [[low, middle, high], [middle, other]]
+    assert sweeps == [[low, middle, high], [middle, other], [middle, both]]

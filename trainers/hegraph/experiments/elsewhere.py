@@ -22,7 +22,7 @@ from ..method.heads import text_logits
 from ..training.evaluation import accuracy
 from ..utils.errors import UserError
 from .outcome import Outcome
-from .tasks import DomainSource, ImageSource, TargetSource, Task
+from .tasks import DomainSource, ImageSource, TargetSource, Task, check_classes
 
 SAME_CLASSES, OTHER_CLASSES = "same classes", "other classes"
 
@@ -78,7 +78,9 @@ def check_targets(task: Task, data: CfgNode) -> None:
     for name in data.TARGET_DOMAINS:
         if not isinstance(task, DomainSource):
             raise UserError("a feature bank has no other data sets; leave out --target-domains")
-        match_classes(task.dataset.ids, task.target_dataset(name).ids, task.dataset.name, name)
+        ids = task.target_dataset(name).ids
+        match_classes(task.dataset.ids, ids, task.dataset.name, name)
+        check_classes(len(ids), name)
     for name in data.TARGET_DATASETS:
         if not isinstance(task, TargetSource):
             raise UserError("features that are given as arrays have no other data sets; leave out --target-datasets")

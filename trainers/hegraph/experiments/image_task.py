@@ -27,7 +27,7 @@ from ..utils import processes
 from ..utils.errors import UserError
 from .identity import Split, configured_backbone, images_identity, images_split
 from .opened import Opened
-from .tasks import bank_batches
+from .tasks import bank_batches, check_classes
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
@@ -208,8 +208,8 @@ class ImageTask:
         return dataset, *encode_test(dataset, self.backbone, self.encoding, self._folder(dataset))
 
     def check_target(self, name: str) -> None:
-        """Raises UserError if a data set cannot be had."""
-        self.target_dataset(name)
+        """Raises UserError if a data set cannot be had, or has a single class."""
+        check_classes(len(self.target_dataset(name).classnames), name)
 
     def target(self, name: str) -> FeatureBank:
         """A bank of another data set, with its own text nodes and no training images; arguments as `target_images`."""

@@ -204,13 +204,14 @@ class BankTask:
         return bank_batches(bank, self.cfg, self.seed)
 
     def check_target(self, name: str) -> None:
-        """Raises UserError for any data set but the halves of the bank's own classes."""
+        """Raises UserError for any data set but the halves of the bank's own classes, and for a half of one class."""
         halves = [f"{self.file.dataset}:{which}" for which in ("base", "new")]
         if name not in halves:
             raise UserError(
                 f"a feature bank has no other data sets: --target-datasets may be {' or '.join(halves)}, got {name!r}"
             )
         check_has_test(self.file)
+        check_classes(len(labels_of(self.file, name.rpartition(":")[2])), name)
 
     def target(self, name: str) -> FeatureBank:
         """The test images of a half of the bank's classes."""
@@ -234,8 +235,12 @@ def bank_to_test(file: BankFile, which: str) -> FeatureBank:
     bank = draw_bank(file, Selection([], []))
     if which == "all":
         return bank
-    kept = subsample_labels(set(file.labels["train"].tolist()), which)
-    return bank.of_classes(torch.tensor(kept, dtype=torch.long))
+    return bank.of_classes(torch.tensor(labels_of(file, which), dtype=torch.long))
+
+
+def labels_of(file: BankFile, which: str) -> list[int]:
+    """The labels of a half of a bank's classes, "base" or "new"; see `datasets.splits.subsample_labels`."""
+    return subsample_labels(set(file.labels["train"].tolist()), which)
 
 
 def check_trained_classes(task: Task) -> None:
@@ -243,10 +248,11 @@ def check_trained_classes(task: Task) -> None:
     check_classes(len({label for _, label, _ in task.split["train"]}))
 
 
-def check_classes(count: int) -> None:
-    """Raises UserError if there are fewer than two classes: an image could be of no other one."""
+def check_classes(count: int, target: str = "") -> None:
+    """Raises UserError if there are fewer than two classes, here or in a target: an image could be of no other one."""
     if count < 2:
-        raise UserError(f"there must be at least two classes to tell apart, got {count}")
+        of = f"{target}: " if target else ""
+        raise UserError(f"{of}there must be at least two classes to tell apart, got {count}")
 
 
 def bank_batches(bank: FeatureBank, cfg: CfgNode, seed: int) -> BankBatches:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..utils.errors import UserError
-from .cells import Observation, TestSet, add_mean_place, make_cells
+from .cells import Observation, TestSet, add_mean_place, check_zero_shot, make_cells
 from .figures import COLOURS, panels
 from .methods import PLACE, ZERO_SHOT, method, method_order, place
 from .table import Cell, Table
@@ -27,6 +27,7 @@ COLUMNS = {
 }  # fmt: skip
 SCORES = {"accuracy": "accuracy", "macro F1": "macro_f1", "NLL": "nll", "Brier": "brier", "ECE": "ece"}
 AT_T = " at T"  # ends the column of a score after calibration
+ZERO_SHOT_TOLERANCE = 0.005  # by how much two runs may differ in a number of zero-shot CLIP: half of what is printed
 FEWEST = 10  # images of a bin that is drawn: the accuracy of fewer is chance
 MEAN_OF = "mean of "  # begins the place of means over data sets, which stand for the data sets themselves
 CAPTION = "Probabilities on test: accuracy, macro F1 and ECE (15 bins) in %, NLL in nats; T is the temperature"
@@ -97,12 +98,15 @@ def _observe(records: Sequence[dict]) -> Iterator[Observation]:
     Every run tells the latter, and of one place and seed the first is taken, or that of the method `ZeroShot`.
     """
     of_zero_shot: dict[tuple, Observation] = {}
+    told: dict[tuple, float] = {}
     for record in sorted(records, key=lambda record: method(record) != ZERO_SHOT):
         found, name, where = record["calibration"], method(record), place(record, PLACE)
         test = TestSet(record["num_test"], record.get("num_classes"), record.get("rule"), record.get("trained_on"))
         values = {(name, "T"): found["temperature"]}
         for column, key in SCORES.items():
-            values[ZERO_SHOT, column] = found["zero_shot"][key]
+            says = values[ZERO_SHOT, column] = found["zero_shot"][key]
+            first = told.setdefault((where, record["seed"], column), says)
+            check_zero_shot(first, says, ", ".join(map(str, (*where, ZERO_SHOT, column))), ZERO_SHOT_TOLERANCE)
             values[name, column] = found["before"][key]
             if f"{column}{AT_T}" in COLUMNS:
                 values[name, f"{column}{AT_T}"] = found["after"][key]

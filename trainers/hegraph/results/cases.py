@@ -45,7 +45,7 @@ def name_cases(records: Sequence[dict], cases: Cases) -> list[dict]:
         cases: From `read_cases`.
 
     Raises:
-        UserError: If no run belongs to a case.
+        UserError: If no run belongs to a case, or runs of several methods do.
     """
     named = []
     for record in records:
@@ -55,6 +55,9 @@ def name_cases(records: Sequence[dict], cases: Cases) -> list[dict]:
             named.append(record | {CASE: max(fitting, key=lambda name: len(cases[name]))})
     if not named:
         raise UserError(f"no run belongs to one of the cases {', '.join(cases)}; name runs of that sweep")
+    methods = sorted({record["trainer"] for record in named})
+    if len(methods) > 1:
+        raise UserError(f"the runs of the cases are of several methods ({', '.join(methods)}); name the folders of one")
     if len(named) < len(records):
         logger.warning("%d of %d runs are of no case and are left out", len(records) - len(named), len(records))
     return named

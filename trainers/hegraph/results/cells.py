@@ -157,6 +157,33 @@ def check_same(records: Sequence[dict], what: str) -> None:
         raise UserError(f"{what}: runs with different versions of {', '.join(packages)}; name runs with the same")
 
 
+def check_averaged(records: Sequence[dict], what: str) -> None:
+    """Checks that runs may be averaged: that `check_same` finds nothing, and no seed is there twice.
+
+    Args:
+        records: The runs.
+        what: What they were to be averaged for, as it stands in the error.
+
+    Raises:
+        UserError: If they may not.
+    """
+    check_same(records, what)
+    seeds: set[int] = set()
+    for record in records:
+        if record["seed"] in seeds:
+            raise UserError(f"{what}: seed {record['seed']} is there more than once; name each run once")
+        seeds.add(record["seed"])
+
+
+def check_zero_shot(one: float, other: float, what: str, tolerance: float = ZERO_SHOT_TOLERANCE) -> None:
+    """Raises UserError if two runs of one cell say different things about zero-shot CLIP."""
+    if abs(one - other) > tolerance:
+        raise UserError(
+            f"{what}: the runs disagree about zero-shot CLIP ({one:.2f} and {other:.2f}), so they have other prompts, "
+            "weights or test images; name runs with the same"
+        )
+
+
 def _make_cell(found: list[Observation]) -> Cell:
     where, name, column = found[0].key
     what = ", ".join(map(str, (*where, name, column)))
@@ -177,11 +204,7 @@ def _zero_shot_values(found: list[Observation], what: str) -> dict[int, float]:
     """Seed -> accuracy of zero-shot CLIP. Runs of any method tell it, and those of one seed must agree."""
     by_seed: dict[int, float] = {}
     for o in found:
-        if abs(by_seed.setdefault(o.seed, o.value) - o.value) > ZERO_SHOT_TOLERANCE:
-            raise UserError(
-                f"{what}: the runs disagree about zero-shot CLIP ({by_seed[o.seed]:.2f} and {o.value:.2f}), so "
-                "they have other prompts, weights or test images; name runs with the same"
-            )
+        check_zero_shot(by_seed.setdefault(o.seed, o.value), o.value, what)
     return by_seed
 
 
@@ -189,10 +212,5 @@ def _method_values(found: list[Observation], what: str) -> dict[int, float]:
     """Seed -> accuracy of one method."""
     # The cache shares no parameter with the text classifier, so a full run's is as good as that of a run of variant T
     found = max([o for o in found if o.own], [o for o in found if not o.own], key=len)
-    check_same([o.record for o in found], what)
-    by_seed: dict[int, float] = {}
-    for o in found:
-        if o.seed in by_seed:
-            raise UserError(f"{what}: seed {o.seed} is there more than once; name each run once")
-        by_seed[o.seed] = o.value
-    return by_seed
+    check_averaged([o.record for o in found], what)
+    return {o.seed: o.value for o in found}

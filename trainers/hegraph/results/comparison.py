@@ -16,6 +16,8 @@ from .tabulate import tabulate
 
 BY = (*PLACE, "target", "setting")
 
+ALL_IMAGES = -1  # the number of shots of a run that takes all training images
+
 CAPTION = "Accuracy on test (%)"
 
 
@@ -53,7 +55,8 @@ def compare(
         records, columns, of_settings = name_settings(records)
         notes += of_settings
     else:
-        columns = {value: str(value) for value in sorted({record[by] for record in records})}
+        values = sorted({record[by] for record in records}, key=lambda value: (value == ALL_IMAGES, value))
+        columns = {value: "all" if value == ALL_IMAGES else str(value) for value in values}
     keys = [key for key in PLACE if key != by]
     cells = make_cells(o for record in records for o in observe(record, place(record, keys), record[by]))
     datasets = list(columns) if by == "dataset" else []

@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..utils.errors import UserError, unknown
 from .analysis import read_predictions
+from .cells import check_averaged
 from .methods import OURS, method, method_order
 from .records import find_runs
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 
-Place = tuple[str, str]  # data set, backbone
+Place = tuple[str, str, str, str]  # data set, backbone; of a test on another data set: by what rule, trained on what
 Correct = dict[int, np.ndarray]  # seed -> whether each test image was classified correctly, shape [M]
 
 
@@ -54,7 +57,7 @@ def paired_table(folders: Sequence[Path], of: str = OURS) -> str:
         of: Name of the method, as the tables have it.
 
     Raises:
-        UserError: If there are no runs of it, or two methods were not tested on the same images.
+        UserError: If there are no runs of it, or as `read_runs`.
     """
     runs = read_runs(folders)
     methods = {name for name, _ in runs}
@@ -62,7 +65,7 @@ def paired_table(folders: Sequence[Path], of: str = OURS) -> str:
         raise unknown("method", of, sorted(methods))
     shots = sorted({count for name, count in runs if name == of})
     others = sorted(methods - {of}, key=method_order)
-    data_sets = sorted({dataset for count in shots for dataset, _ in runs[of, count]})
+    data_sets = sorted({dataset for count in shots for dataset, *_ in runs[of, count]})
     lines = [
         f"Accuracy of {of} minus that of the other method (points), mean of {', '.join(data_sets)}; same seeds and test"
         f" images; in brackets the {CONFIDENCE:.0%} bootstrap interval over test images, bold where it excludes 0",
@@ -80,40 +83,41 @@ def read_runs(folders: Sequence[Path]) -> dict[tuple[str, int], dict[Place, Corr
     """Which test images were classified correctly: (method, shots) -> data set and backbone -> seed -> images.
 
     Raises:
-        UserError: If there is no run, or two runs of one method, data set, number of shots and seed.
+        UserError: If there is no run, if runs of one method, data set and number of shots must not be averaged, or if
+            two runs of one data set and number of shots were not tested on the same images.
     """
     found: dict[tuple[str, int], dict[Place, Correct]] = {}
+    averaged: dict[tuple[str, int, Place], list[dict]] = {}
+    tested: dict[tuple[int, Place], Tensor] = {}
     for folder, record in find_runs(folders).items():
         if record["accuracy"] is None:
             continue
         predicted, labels, _ = read_predictions(folder)
-        place = (record["dataset"], record["backbone"])
-        seeds = found.setdefault((method(record), record["shots"]), {}).setdefault(place, {})
-        if record["seed"] in seeds:
+        name, shots = method(record), record["shots"]
+        place = (record["dataset"], record["backbone"], record.get("rule") or "", record.get("trained_on") or "")
+        averaged.setdefault((name, shots, place), []).append(record)
+        if not torch.equal(tested.setdefault((shots, place), labels), labels):
             raise UserError(
-                f"{folder}: there is another run of {method(record)} on {record['dataset']}, {record['shots']} shots, "
-                f"seed {record['seed']}; name the folders of one configuration"
+                f"{folder}: not tested on the same images as another run on {place[0]} with {shots} shots, so the two "
+                "cannot be paired; name runs with one test set"
             )
-        seeds[record["seed"]] = (predicted == labels).numpy()
+        correct = found.setdefault((name, shots), {}).setdefault(place, {})
+        correct[record["seed"]] = (predicted == labels).numpy()
+    for (name, shots, place), records in averaged.items():
+        check_averaged(records, f"{place[0]}, {name}, {shots} shots")
     if not found:
         raise UserError(f"no run with test images below {', '.join(map(str, folders))}; run an experiment first")
     return found
 
 
 def difference(ours: Mapping[Place, Correct], theirs: Mapping[Place, Correct]) -> Difference | None:
-    """The difference of two methods at one number of shots; None where they were not run on the same data and seeds.
-
-    Raises:
-        UserError: If they were tested on other numbers of images.
-    """
+    """The difference of two methods at one number of shots; None where they were not run on the same data and seeds."""
     from scipy.stats import bootstrap  # takes half a second to import
 
     if {place: set(seeds) for place, seeds in ours.items()} != {place: set(seeds) for place, seeds in theirs.items()}:
         return None
     by_image = []
     for place, seeds in sorted(ours.items()):
-        if any(len(correct) != len(theirs[place][seed]) for seed, correct in seeds.items()):
-            raise UserError(f"{place[0]}: the two methods were not tested on the same images, so they cannot be paired")
         rows = [correct.astype(float) - theirs[place][seed] for seed, correct in seeds.items()]
         by_image.append(100 * np.mean(rows, axis=0))
 

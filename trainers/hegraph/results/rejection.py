@@ -21,7 +21,7 @@ from ..models.folder import load_model
 from ..models.saved import SavedModel
 from ..training.rejection import DEFAULT, known_score, metric_scores, separation, text_scores
 from ..utils.errors import UserError
-from .cells import Observation, TestSet, make_cells
+from .cells import Observation, TestSet, check_averaged, make_cells
 from .methods import PLACE, method, method_order, place
 from .records import KEEP, find_runs
 from .table import Cell, Row, Table
@@ -46,11 +46,16 @@ def rejection_table(folders: Sequence[Path], banks: Sequence[Path], unknown: str
             bank, for its test images of classes that a model does not know.
 
     Raises:
-        UserError: If there is no run or no bank of a run, or a bank does not fit the models.
+        UserError: If there is no run or no bank of a run, a bank does not fit the models, or a row would mix runs.
     """
     runs = find_runs(folders)
     if not runs:
         raise UserError(f"no finished run below {', '.join(map(str, folders))}; run an experiment first")
+    averaged: dict[tuple, list[dict]] = {}
+    for record in runs.values():
+        averaged.setdefault((record["dataset"], method(record), record["shots"]), []).append(record)
+    for (dataset, name, shots), records in averaged.items():
+        check_averaged(records, f"{dataset}, {name}, {shots} shots")
     opened = {bank.dataset: bank for bank in map(load_bank, banks)}
     other = None if unknown == NEW else load_bank(Path(unknown))
     found: Found = {}
@@ -174,7 +179,9 @@ def _table(found: Found, data_sets: Sequence[str], unknown: str) -> Table:
     for (shots, name), scores in sorted(found.items(), key=lambda item: (item[0][0], method_order(item[0][1]))):
         for score, columns in scores.items():
             cells = [_mean(columns[column].values()) if column in columns else None for column in COLUMNS]
-            rows.append(Row((str(shots), name, score), cells))
+            tested = sorted(next(iter(columns.values())))
+            of = "" if tested == list(data_sets) else f", {', '.join(tested)} alone"
+            rows.append(Row((str(shots), f"{name}{of}", score), cells))
     what = "the classes that were held back" if unknown == NEW else unknown
     caption = (
         f"Images of known classes of {', '.join(data_sets)} against {what}, in %; kept: by the threshold for "

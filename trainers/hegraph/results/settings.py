@@ -54,23 +54,28 @@ def name_settings(records: Sequence[dict]) -> tuple[list[dict], dict[str, str], 
 def split_sweeps(records: Sequence[dict]) -> tuple[list[dict], list[list[dict]]]:
     """Splits runs into those with the usual value of every key, and sweeps, in each of which one key varies.
 
-    A run that was made twice, as the middle of two sweeps, counts once. A run with unusual values of several keys is in
-    no list.
+    A run that was made twice, as the middle of two sweeps, counts once. Every other run is in one of the lists.
 
     Args:
         records: The runs.
 
     Returns:
-        The runs with usual values; for each method and key the runs in which that key alone varies.
+        The runs with usual values; for each method and key the runs in which that key alone varies, and for each method
+        those that are in no such list, such as runs in which several keys vary, beside the usual ones.
     """
-    plain, sweeps = [], []
+    plain: list[dict] = []
+    sweeps: list[list[dict]] = []
     for runs in _groups(_without_repetitions(records)).values():
         keys = differing_keys(runs)
         usual = usual_values(runs, keys)
-        others = [{key for key in keys if (run.get("config") or {}).get(key) != usual[key]} for run in runs]
-        plain += [run for run, other in zip(runs, others) if not other]
-        alone = ([run for run, other in zip(runs, others) if other <= {key}] for key in keys)
-        sweeps += [sweep for sweep in alone if differing_keys(sweep)]
+        unusual = [{key for key in keys if (run.get("config") or {}).get(key) != usual[key]} for run in runs]
+        middle = [run for run, found in zip(runs, unusual) if not found]
+        plain += middle
+        alone = {key: [run for run, found in zip(runs, unusual) if found <= {key}] for key in keys}
+        alone = {key: sweep for key, sweep in alone.items() if differing_keys(sweep)}
+        sweeps += alone.values()
+        if rest := [run for run, found in zip(runs, unusual) if found and not any(found <= {key} for key in alone)]:
+            sweeps.append(middle + rest)
     return plain, sweeps
 
 
