@@ -15,6 +15,7 @@ import pytest
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.experiments.lock import HOLDER, LOCK, Locked, is_locked, lock_folder
 from trainers.hegraph.results.records import find_records
+from trainers.hegraph.utils.signals import kept_signals, noted_interrupts
 
 SLOW = ("TRAINER.HEGRAPHADAPTER.MIN_STEPS", "600")  # so that a run takes a while
 
@@ -68,6 +69,27 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over(tiny_bank, tmp_path
     assert main([str(word) for word in [*command, "OPTIM.MAX_EPOCH", "1"]]) == 0
     assert not (out / LOCK).exists()
     assert not (out / HOLDER).exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_terminated_ends_as_by_ctrl_c(tiny_bank, tmp_path, start, wait_for, number):
+    out = tmp_path / "o"
+    command = ["--features", tiny_bank, "--shots", "1", "--output-dir", out]
+    run = start(*command, *SLOW, "OPTIM.MAX_EPOCH", "100000")
+    wait_for(lambda: (out / HOLDER).exists(), run)
+    run.send_signal(number)
+    _, error = run.communicate(timeout=240)
+    assert run.returncode == 130
+    assert error.endswith("interrupted; the same command goes on from the last checkpoint\n")
+    assert "Traceback" not in error
+    assert not list(out.glob(".*"))
+
+
+def test_signals_that_a_library_takes_are_given_back():
+    ours = signal.getsignal(signal.SIGTERM)
+    with kept_signals():
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+    assert signal.getsignal(signal.SIGTERM) == ours
 
 
 def test_a_test_of_a_model_takes_the_lock_too(tiny_bank, tmp_path, capsys):
@@ -166,12 +188,29 @@ def test_a_sweep_that_is_terminated_ends_its_workers_as_ctrl_c_does(grid, tmp_pa
     assert not list(tmp_path.rglob(LOCK))
 
 
-def test_with_nohup_a_sweep_goes_on_when_its_terminal_closes():
-    from trainers.hegraph.sweep.__main__ import _ended_as_by_ctrl_c
+@pytest.mark.parametrize("end", [None, signal.SIGTERM])
+def test_a_ctrl_c_that_the_sweep_ignores_reaches_no_worker(grid, tmp_path, start, hold, end):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a script does to what it begins with &
+    try:
+        sweep = start(*grid, "--workers", "2")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    held, _ = hold(lambda: at_work(tmp_path), sweep)
+    os.killpg(sweep.pid, signal.SIGINT)
+    if end:
+        os.kill(sweep.pid, end)
+    os.kill(held, signal.SIGCONT)
+    _, error = sweep.communicate(timeout=240)
+    assert sweep.returncode == (130 if end else 0), error
+    assert not list(tmp_path.rglob("error.json"))
+    assert not list(tmp_path.rglob(LOCK))
+    assert end or records(tmp_path) == 8
 
+
+def test_with_nohup_a_sweep_goes_on_when_its_terminal_closes():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with _ended_as_by_ctrl_c():
+        with noted_interrupts():
             signal.raise_signal(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trainers.hegraph.utils.errors import UserError
-from trainers.hegraph.utils.files import absolute, atomic_path, write_json, writing_folder
+from trainers.hegraph.utils.files import STARTED, absolute, atomic_path, write_json, writing_folder
 
 ROOT = Path(__file__).parents[2]
 KILLED = """
@@ -56,6 +56,15 @@ def test_a_folder_that_was_being_replaced_is_put_back(tmp_path):
     write_json(tmp_path / "other.json", 1)
     assert (tmp_path / "model" / "config.json").read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["model", "other.json"]
+
+
+def test_a_killed_process_may_have_had_the_number_of_this_one(tmp_path):
+    with atomic_path(tmp_path / "a") as mine:
+        mine.write_text("a")
+        earlier = mine.with_name(mine.name.replace(STARTED, "00000000"))  # as in a container that is started again
+        earlier.write_text("half")
+        write_json(tmp_path / "b.json", 1)
+        assert mine.exists() and not earlier.exists()
 
 
 def test_the_temporary_files_of_a_living_process_and_other_files_stay(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -65,7 +64,6 @@ def serve(images: ImageModel, folder: Path, host: str, port: int) -> None:
     Raises:
         UserError: If the page cannot be served there.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="hegraph-demo-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         for variable in ("NO_PROXY", "no_proxy"):  # Gradio asks itself whether it answers

@@ -162,10 +162,11 @@ class Collection:
         """
         failed = {name: (self.progress[name].problems or ["not asked for"])[0] for name in self.unfinished()}
         table = {name: self.progress[name].sentences for name in self.classnames if name not in failed}
-        if table:
-            write_json(self.out, table)
+        # The out file comes last: classes that it holds are done, and of a class that is done nothing is written again
         if models := {name: self.progress[name].models for name in table if self.progress[name].models}:
             write_json(self.models_file, models)
+        if table:
+            write_json(self.out, table)
         if not failed:
             self.partial.unlink(missing_ok=True)
             return failed

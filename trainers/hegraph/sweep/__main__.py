@@ -12,14 +12,11 @@ from ..utils import interrupts  # noqa: F401  (it acts while what follows is imp
 import argparse
 import logging
 import re
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from ..experiments.failure import has_failed
@@ -32,7 +29,7 @@ from .cluster import Demand, check_address, connected
 from .grid import Run, read_grid
 from .plan import Plan, estimate, make_plan
 from .progress import Progress, in_words
-from .workers import ENDINGS, run_here, run_in_workers, unheard
+from .workers import run_here, run_in_workers
 
 if TYPE_CHECKING:
     from .execute import Result
@@ -278,39 +275,12 @@ def show_plan(plan: Plan, output: str) -> None:
     )
 
 
-@contextmanager
-def _ended_as_by_ctrl_c() -> Iterator[None]:
-    """In the block the signals of `ENDINGS` do what Ctrl-C does, unless they are ignored, as SIGHUP is with nohup.
-
-    Only the first of them counts: `timeout` sends it twice, and the second must not disturb the tidying up.
-    """
-
-    def end(number: int, frame: FrameType | None) -> None:
-        for each in heard:
-            signal.signal(each, unheard)
-        of_ctrl_c = signal.getsignal(signal.SIGINT)
-        if callable(of_ctrl_c):  # `report` notes it
-            of_ctrl_c(number, frame)
-        raise KeyboardInterrupt  # a shell may have begun the sweep in the background, where Ctrl-C is ignored
-
-    ours = threading.current_thread() is threading.main_thread()  # which alone may set what a signal does
-    heard = [number for number in ENDINGS if ours and signal.getsignal(number) == signal.SIG_DFL]
-    for number in heard:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number in heard:
-            signal.signal(number, signal.SIG_DFL)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 1 if a run has failed, 2 for a mistake of the user's."""
     args = parse_arguments(arguments)
     codes = [0]  # where the reader of the output has left, no other comes
     show_messages()
-    with _ended_as_by_ctrl_c():
-        return report(lambda: codes.append(run_command(args))) or codes[-1]
+    return report(lambda: codes.append(run_command(args))) or codes[-1]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..utils.commands import PACKAGE
 from ..utils.errors import UserError
+from ..utils.signals import kept_signals
 from .package_state import in_words, reader_of_state, state_here
 
 logger = logging.getLogger(__name__)
@@ -105,12 +106,13 @@ def connected(address: str, demand: Demand) -> Iterator[Any]:
         check_answer(address)
     settings: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
-        ray.init(
-            address=address,
-            runtime_env={"env_vars": {THREADS: str(demand.threads)}},  # torch reads it when it is imported
-            logging_level=logging.ERROR,
-            **settings,
-        )
+        with kept_signals():
+            ray.init(
+                address=address,
+                runtime_env={"env_vars": {THREADS: str(demand.threads)}},  # torch reads it when it is imported
+                logging_level=logging.ERROR,
+                **settings,
+            )
     except Exception as error:  # where its processes do not start in time, Ray raises nothing narrower
         raise UserError(f"cannot start Ray at {address}: {' '.join(str(error).split()):.200}") from error
     try:

@@ -7,7 +7,6 @@ import math
 import multiprocessing
 import os
 import signal
-import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
 from ..utils.errors import UserError, show_messages
+from ..utils.signals import ENDINGS, deaf_to_interrupts, unheard
 from .grid import Run
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 THREADS = "OMP_NUM_THREADS"  # how many threads torch computes with
 PATIENCE = 30  # seconds that an interrupted worker has to end
-# What `timeout`, scancel and `docker stop` send, and a terminal that closes; Windows has no SIGHUP
-ENDINGS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
 
 
 def run_here(runs: Sequence[Run], verbose: bool = False) -> Iterator[Result]:
@@ -114,8 +112,10 @@ class Worker:
     def __init__(self, threads: int, verbose: bool) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would share the threads of torch
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, verbose), daemon=True)
-        with _environment(THREADS, str(threads)), _deaf_to_interrupts():  # torch reads it when it is imported
+        # A shell that begins a sweep in the background has it ignore Ctrl-C, which is meant for another command then
+        self.deaf = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        self.process = context.Process(target=work, args=(theirs, verbose, self.deaf), daemon=True)
+        with _environment(THREADS, str(threads)), deaf_to_interrupts():  # torch reads it when it is imported
             self.process.start()
         theirs.close()
         self.run: Run | None = None
@@ -166,7 +166,7 @@ class Worker:
                 self.connection.send(None)
         elif self.process.pid is not None and self.process.is_alive():
             with suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGINT)
+                os.kill(self.process.pid, signal.SIGTERM if self.deaf else signal.SIGINT)
         self.connection.close()
 
     def join(self) -> None:
@@ -177,14 +177,21 @@ class Worker:
             self.process.join()
 
 
-def work(connection: Connection, verbose: bool) -> None:
-    """What a worker process does: runs from the connection, results into it, until None comes or nobody is there."""
+def work(connection: Connection, verbose: bool, deaf: bool = False) -> None:
+    """What a worker process does: runs from the connection, results into it, until None comes or nobody is there.
+
+    Args:
+        connection: To the process that has begun this one.
+        verbose: Whether the runs' own messages are shown.
+        deaf: Whether that process ignores Ctrl-C, so that this one does too.
+    """
     show_messages()
     try:
         from ..experiments.opened import Opened  # imports torch
         from .execute import attempt
 
-        for number in (signal.SIGINT, *(each for each in ENDINGS if signal.getsignal(each) == signal.SIG_DFL)):
+        heard = [number for number in ENDINGS if signal.getsignal(number) == signal.SIG_DFL]
+        for number in heard if deaf else [signal.SIGINT, *heard]:
             signal.signal(number, _interrupt)  # they may be sent to this process as well as to the one that began it
         opened = Opened()
         connection.send("ready")
@@ -208,23 +215,6 @@ def _interrupt(number: int, frame: object) -> None:
     for each in (signal.SIGINT, *ENDINGS):
         signal.signal(each, unheard)
     raise KeyboardInterrupt
-
-
-def unheard(number: int, frame: object) -> None:
-    """Does nothing about a signal. With SIG_IGN, Python shows a traceback for one that has just come."""
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes that are started in the block ignore Ctrl-C until they say otherwise."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may set what a signal does
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

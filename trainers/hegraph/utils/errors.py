@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from difflib import get_close_matches
-from types import FrameType
 
 from .commands import PACKAGE
+from .signals import noted_interrupts
 
 MAX_LISTED = 20  # names; of a longer list the three nearest are shown
 MAX_LIST_LENGTH = 180  # characters
@@ -111,9 +109,10 @@ def report(command: Callable[[], None]) -> int:
     Returns:
         0 if the program ended well, or whoever read its output has seen enough; 2 if it raised `UserError`, or the
         machine refused something (no permission, no space, no memory, a name that is too long), which is told in one
-        line; 130 if it was interrupted from the keyboard. Any other exception passes through, with its traceback.
+        line; 130 if it was interrupted from the keyboard or terminated. Any other exception passes through, with its
+        traceback.
     """
-    with _noted_interrupts() as interrupts:
+    with noted_interrupts() as interrupts:
         try:
             command()
             return 0
@@ -144,26 +143,6 @@ def _say_interrupted() -> int:
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write("\ninterrupted; the same command goes on from the last checkpoint\n")
     return 130
-
-
-@contextmanager
-def _noted_interrupts() -> Iterator[list[int]]:
-    """Gives a list that gets an entry for every Ctrl-C in the block, which raises KeyboardInterrupt as ever."""
-    noted: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
-        raise KeyboardInterrupt
-
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield noted
-        return
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def say(text: str) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+STARTED = secrets.token_hex(4)  # tells this process from an earlier one of the same number
 HASHED_ROWS = 1000  # rows of a long list that are written as JSON at once, to be hashed
 
 
@@ -215,7 +217,7 @@ def _canonical(value: Any) -> str:
 
 def _suffix() -> str:
     """The end of the name of a temporary file or folder of this process, by which a later one knows it is dead."""
-    return f".{_host()}-{os.getpid()}.tmp"
+    return f".{_host()}-{os.getpid()}-{STARTED}.tmp"
 
 
 def _host() -> str:
@@ -224,10 +226,10 @@ def _host() -> str:
 
 def _remove_leftovers(folder: Path) -> None:
     """Removes what processes of this machine that were killed have left in a folder."""
-    ending = re.compile(rf"\..+\.{_host()}-(\d+)\.tmp")
+    ending = re.compile(rf"\..+\.{_host()}-(\d+)(-[0-9a-f]+)?\.tmp")
     with suppress(OSError):
         for name in os.listdir(folder):
-            if (found := ending.fullmatch(name)) and not _is_alive(int(found[1])):
+            if (found := ending.fullmatch(name)) and _is_dead(name, int(found[1])):
                 logger.info("%s was left by a process that was killed: removed", folder / name)
                 if (folder / name).is_dir():
                     _put_back(folder / name)
@@ -242,6 +244,15 @@ def _put_back(temporary: Path) -> None:
     target = temporary.parent / temporary.name[1:].rsplit(".", 3)[0]
     if (temporary / "old").is_dir() and not target.exists():
         os.replace(temporary / "old", target)
+
+
+def _is_dead(name: str, process: int) -> bool:
+    """Whether the process that made a temporary file is gone. In a container that was started again, this process may
+    have its number.
+    """
+    if process == os.getpid():
+        return not name.endswith(_suffix())
+    return not _is_alive(process)
 
 
 def _is_alive(process: int) -> bool:
