@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -347,6 +348,21 @@ def test_eval_only_and_model_dir_go_together(train, refused, tmp_path):
 def test_eval_only_of_a_folder_without_a_model_names_it(train, refused, tmp_path):
     flags = ("--eval-only", "--model-dir", str(tmp_path / "nowhere"))
     refused(lambda: train(flags=flags), "nowhere is not there", "give the model folder of a run")
+
+
+def test_test_sets_of_one_name_are_told_apart(tiny_bank, tmp_path):
+    """Three of the classes, and all of them under other names."""
+    bank = load_bank(tiny_bank)
+    bank.of_classes(torch.arange(3)).save(tmp_path / "three.safetensors")
+    replace(bank, classnames=list("abcde")).save(tmp_path / "others.safetensors")
+    found = []
+    for file in (tiny_bank, tmp_path / "three.safetensors", tmp_path / "others.safetensors"):
+        for seed in ("1", "2"):
+            out = tmp_path / "runs" / file.stem / seed
+            flags = ["--features", str(file), "--trainer", "ZeroShot", "--seed", seed, "--output-dir", str(out)]
+            assert main([*flags, "--shots", "2"]) == 0
+            found.append(json.loads((out / "result.json").read_text())["test_set"])
+    assert [found.count(one) for one in found] == [2] * 6
 
 
 def test_a_folder_without_its_model_says_how_to_make_one(train, refused, tmp_path):

@@ -143,6 +143,7 @@ def test_there_is_no_mean_over_data_sets_of_different_backbones(run, cells):
         ({"config": {"TRAINER.X.ALPHA": 0.5}}, r"Toy, mini/mini, HeGraphAdapter, 4: .*configurations \(.* ALPHA\)"),
         ({"versions": {"torch": "2.4", "numpy": "2.4"}}, r"different versions of torch; "),
         ({"num_test": 99}, r"different images \(123 images, 99 images\)"),
+        ({"test_set": "b"}, r"Toy, mini/mini, HeGraphAdapter, 4: tested on different classes or images"),
         ({"accuracy_zero_shot": 51.0}, r"disagree about zero-shot CLIP \(50.00 and 51.00\)"),
         ({"seed": 1}, r"seed 1 is there more than once"),
     ],
@@ -153,7 +154,7 @@ def test_a_cell_does_not_mix(run, other, words):
         second["seed"] = 1
         second |= {"trainer": "TipAdapter", "variant": ""}
     with pytest.raises(UserError, match=words):
-        compare([run(1), second])
+        compare([run(1, test_set="a"), second])
 
 
 def test_methods_of_one_column_are_tested_on_the_same_images(run):

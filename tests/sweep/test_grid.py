@@ -53,6 +53,18 @@ def test_banks_and_files_give_their_names_to_the_folders(tiny_bank, tmp_path):
     assert folder == "out/tiny/HeGraphAdapter/mine_16shots/seed0"
 
 
+def test_data_sets_may_say_their_folders_and_a_root_of_the_grid_wins(tmp_path):
+    for name in ("pets", "cars"):
+        text = f"DATASET:\n  NAME: ImageFolder\n  ROOT: /images/{name}\n"
+        (tmp_path / f"{name}.yaml").write_text(text)
+    sources = [str(tmp_path / "pets.yaml"), str(tmp_path / "cars.yaml"), "digits"]
+    runs, _ = Grid(sources, ["mini"], seeds=[1]).runs()
+    assert [run.root for run in runs] == ["/images/pets", "/images/cars", "data"]
+    assert [run.configuration().DATASET.ROOT for run in runs] == [run.root for run in runs]
+    runs, _ = Grid(sources, ["mini"], seeds=[1], root="here").runs()
+    assert [run.root for run in runs] == ["here"] * 3
+
+
 def test_on_a_bank_the_methods_that_need_images_are_left_out_and_that_is_said(tiny_bank):
     asked = grid(
         "--datasets", str(tiny_bank), "digits", "--configs", "mini", "--methods", "CoOp", "APE", "--seeds", "1"

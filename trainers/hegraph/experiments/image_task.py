@@ -18,6 +18,8 @@ from yacs.config import CfgNode
 
 from ..config import encoding_options
 from ..datasets import Dataset, load_dataset, load_few_shot
+from ..datasets.copies import refuse_copies
+from ..datasets.own import NAME as OWN
 from ..features.bank import FeatureBank
 from ..models.saved import SavedModel
 from ..models.schema import Backbone as BackboneConfig
@@ -82,11 +84,12 @@ class ImageTask:
         return backbone
 
     def prepare(self) -> None:
-        """Loads the backbone.
+        """Loads the backbone, and compares the files of the user's own images.
 
         Raises:
-            UserError: As `backbone`.
+            UserError: As `backbone` and `refuse_copies`.
         """
+        self._refuse_copies()
         _ = self.backbone
 
     def encode(self) -> None:
@@ -104,10 +107,11 @@ class ImageTask:
             path: The bank file, which the first process of `torchrun` writes.
 
         Raises:
-            UserError: As `encode`, or if the bank cannot be written.
+            UserError: As `encode` and `refuse_copies`, or if the bank cannot be written.
         """
         from ..features.assemble import assemble_bank
 
+        self._refuse_copies()
         parts = self._parts()
         if processes.rank() == 0:
             assemble_bank(path, parts, self.dataset, self.backbone)
@@ -229,6 +233,11 @@ class ImageTask:
             backbone=self.backbone.name,
             logit_scale=self.backbone.logit_scale,
         )
+
+    def _refuse_copies(self) -> None:
+        """The splits of other data sets are what they are, even where an image is in two of them."""
+        if self.dataset.name == OWN:
+            refuse_copies(self.dataset)
 
     def _parts(self) -> Parts:
         from ..features.extract import encode_parts  # imports torchvision

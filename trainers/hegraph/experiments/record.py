@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import logging
 import time
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
@@ -58,6 +60,7 @@ def make_record(
         **scores,
         "num_test": 0 if outcome.labels is None else len(outcome.labels),
         "num_train": len(bank.train_labels),
+        "test_set": hash_test_set(bank.classnames, outcome.labels),
         "adapter_from": None if folder.model is None else str(folder.model),
         "selected_on": "val" if outcome.selected else "last_step",
         "selected": outcome.selected,
@@ -84,6 +87,15 @@ def make_record(
         "peak_memory_mb": peak_memory_mb(),
         "finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def hash_test_set(classnames: Sequence[str], labels: Tensor | None) -> str | None:
+    """What tells the test sets of one name apart, as data sets of one's own have: a hash of the classes and of how many
+    test images each has. None without test images.
+    """
+    if labels is None:
+        return None
+    return hash_json([list(classnames), torch.bincount(labels, minlength=len(classnames)).tolist()])
 
 
 def scores_on_test(outcome: Outcome, bank: FeatureBank) -> dict:

@@ -137,7 +137,7 @@ def add_mean_place(cells: dict[Key, Cell], position: int) -> None:
 
 
 def check_same(records: Sequence[dict], what: str) -> None:
-    """Checks that runs have one configuration and one set of package versions.
+    """Checks that runs have one configuration, one set of package versions and one test set, as far as they tell it.
 
     Args:
         records: The runs.
@@ -146,6 +146,11 @@ def check_same(records: Sequence[dict], what: str) -> None:
     Raises:
         UserError: If they have not.
     """
+    if len({record.get("test_set") for record in records} - {None}) > 1:
+        raise UserError(
+            f"{what}: tested on different classes or images, as data sets of your own are, which have one name; name "
+            "runs of one"
+        )
     if len({record.get("config_hash") for record in records}) > 1:
         keys = {key for record in records for key in record.get("config") or {}}
         names = list(shortest_names(differing_keys(records), keys).values())

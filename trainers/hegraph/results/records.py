@@ -224,6 +224,7 @@ class _Record(_Target):
     selected_on: str
     selected: dict[str, Any]
     run_id: str
+    test_set: str | None = None
     calibration: _Calibration | None = None
     targets: dict[str, _Target] | None = None
     config: dict[str, Any] | None = None

@@ -68,7 +68,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="NAME [KEY VALUE ...]",
         help="run with these keys, too",
     )
-    add("--root", help="folder of the data sets (default data)")
+    add("--root", help="folder of the data sets (default: their DATASET.ROOT, or data)")
     add("--output", help="where the folders DATASET/METHOD/CONFIG_Nshots/seedN go (default output)")
     add("--suffix", help="put behind the folder of shots; {NAME} is the value of the varied key that ends in NAME")
     add("--workers", type=int, default=0, help="worker processes (default: none, all in this process)")

@@ -114,7 +114,7 @@ class Grid:
             its name behind them; a case without a name has the folders of a grid without cases.
         vary: Configuration key -> its values, each of which is run.
         set: Configuration key -> the value that it has in all runs.
-        root: The folder of the data sets.
+        root: The folder of the data sets; "" takes what the configuration of each says, or else the folder "data".
         output: The folder that the output folders of the runs go to.
         suffix: Is put behind the folder of shots and the name of the case; `{NAME}` in it stands for the value of the
             varied key that ends in NAME. None names every varied key with its value.
@@ -129,7 +129,7 @@ class Grid:
     cases: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     vary: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     set: Mapping[str, Any] = field(default_factory=dict)
-    root: str = "data"
+    root: str = ""
     output: str = "output"
     suffix: str | None = None
     separate: bool = False
@@ -154,12 +154,13 @@ class Grid:
                 if source.endswith(BANK) and needs_backbone(method):
                     left_out.append(f"{method} is left out: it needs images, and {source} is a feature bank")
             there = [m for m in methods if not (source.endswith(BANK) and needs_backbone(m))]
+            root = self.root or root_of(source) or "data"
             each = itertools.product(self.configs, there, self.shots, self.cases, self._varied(), self.seeds)
             for config, method, shots, case, varied, seed in each:
                 folder = self._folder(source, method, config, shots, case, varied) / f"seed{seed}"
                 keys = (*pairs.items(), *self.cases[case].items(), *varied)
                 label = ", ".join(filter(None, (case, *(f"{key.rpartition('.')[2]}={value}" for key, value in varied))))
-                found.append(Run(folder, source, config, method, shots, seed, keys, self.root, label, self.separate))
+                found.append(Run(folder, source, config, method, shots, seed, keys, root, label, self.separate))
         if not found:
             raise UserError("the grid has no run: every method needs images, and there are only feature banks")
         folders: dict[Path, Run] = {}
@@ -222,6 +223,16 @@ def name_of(source: str) -> str:
     """The name of a bank, a data set or a configuration in the output folders."""
     path = Path(source)
     return path.stem if path.suffix in (BANK, ".yaml", ".yml") else path.name
+
+
+def root_of(source: str) -> str:
+    """The DATASET.ROOT that the configuration of a data set says; "" for none, and for a feature bank."""
+    if source.endswith(BANK):
+        return ""
+    tree = read_yaml(find_config_file(DATA_SET, source), "cannot read the configuration")
+    data = tree.get("DATASET") if isinstance(tree, dict) else None
+    root = data.get("ROOT") if isinstance(data, dict) else None
+    return root if isinstance(root, str) else ""  # `load_cfg` tells what is wrong with another
 
 
 def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:

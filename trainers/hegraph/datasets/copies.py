@@ -1,0 +1,66 @@
+"""Images of one's own that are learned from and tested on: the same file under two names.
+
+The training features of such an image are means over augmented views, so that features alone do not tell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..utils.errors import UserError
+from .base import Dataset
+
+HEAD = 4096  # bytes that are compared first
+
+
+def refuse_copies(dataset: Dataset) -> None:
+    """Checks that no training or validation file is a test file as well, byte for byte.
+
+    Args:
+        dataset: The selected images. Those that are no files of their own, as in a tar shard, are not compared.
+
+    Raises:
+        UserError: If there are such files; the message counts them and names one.
+        OSError: If a file cannot be read.
+    """
+    if dataset.root is None or dataset.version is not None:
+        return
+    test = [dataset.root / item.path for item in dataset.test]
+    for name, items in (("train", dataset.train), ("val", dataset.val)):
+        if found := files_among([dataset.root / item.path for item in items], test):
+            raise UserError(
+                f"{len(found)} of {len(items)} {name} images are test images as well, such as {found[0]}, so the test "
+                f"would say nothing about new images; take them out of {name} or out of test"
+            )
+
+
+def files_among(files: Sequence[Path], others: Sequence[Path]) -> list[Path]:
+    """The files whose content is that of another one. Few are read: of equal size, and then with an equal beginning."""
+    tests: tuple[Callable[[Path], object], ...] = (_size, _head, _content)
+    for test in tests:
+        among = {test(path) for path in others}
+        files = [path for path in files if test(path) in among]
+        left = {test(path) for path in files}
+        others = [path for path in others if test(path) in left]
+        if not files:
+            break
+    return list(files)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD)
+
+
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
