@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from trainers.hegraph.datasets import Dataset, load_dataset
+
+
+def make(root: Path, *files: str) -> Path:
+    """A folder with empty files."""
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    return root
 
 
 def load(root: object) -> Dataset:

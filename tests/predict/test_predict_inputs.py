@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from pathlib import Path
@@ -29,6 +30,26 @@ def test_a_folder_gives_its_images_in_sorted_order_with_those_of_its_folders(tmp
     expected = ["B.png", "a/1.jpeg", "a/2.JPG", "b.png", "c/d/3.webp"]
     assert paths(tmp_path) == [str(tmp_path / name) for name in expected]
     assert Inputs([str(tmp_path)]).count() == 5
+
+
+def test_files_with_other_endings_are_counted_once_and_hidden_ones_are_not(tmp_path, caplog):
+    touch(tmp_path, "a.png", "b.heic", "c/d.heic", "c/e.jfif", ".hidden", ".git/x", "Thumbs.db")
+    inputs = Inputs([str(tmp_path)])
+    with caplog.at_level(logging.WARNING):
+        inputs.check()
+        assert inputs.count() == len(list(inputs)) == 2
+    [said] = caplog.messages
+    assert said.startswith(
+        f"{tmp_path}: 3 files are left out, whose ending is not that of an image, such as {tmp_path}"
+    )
+    assert said.endswith((".heic", "Thumbs.db"))
+
+
+def test_nothing_is_said_of_a_folder_that_holds_images_alone(tmp_path, caplog):
+    touch(tmp_path, "a.png", "c/e.jfif")
+    with caplog.at_level(logging.WARNING):
+        assert Inputs([str(tmp_path)]).count() == 2
+    assert caplog.messages == []
 
 
 def test_links_are_followed_and_never_round_in_circles(tmp_path):

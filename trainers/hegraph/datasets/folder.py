@@ -4,6 +4,8 @@ ROOT/train/<class>/*.jpg         and, if there are any, ROOT/val/<class>/ and RO
 ROOT/labels.csv, or ROOT itself  with the columns path,label[,split] and paths relative to the file
 ROOT/train/metadata.csv          with the columns file_name,label, and the same for val and test
 ROOT/metadata.csv                with the columns file_name,label[,split]; without a split, a path says it
+
+A split may have any of its names in `SPLIT_NAMES`, in upper or lower case, as a folder and in a column split.
 """
 
 from __future__ import annotations
@@ -22,14 +24,15 @@ from PIL import ExifTags, Image
 from ..utils.errors import UserError
 from ..utils.files import absolute
 from ..utils.reading import check_regular
+from .class_folders import check_one_folder, read_class_folders, split_folders
 from .layouts import listing
 from .own_rows import SPLIT_NAMES, OwnImages, Rows
 from .splits import SPLITS
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 METADATA = "metadata.csv"
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # that some programs write instead of commas
 ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,24 +67,56 @@ def read_files(root: str) -> OwnImages | None:
         UserError: If the CSV file cannot be read, or a row lacks something.
     """
     path = absolute(root)
-    base, rows = path, None
     if not os.path.exists(path):  # URLs may be too long for `path.exists`
         return None
-    if any((path / name / METADATA).is_file() for name in SPLIT_NAMES):
-        rows = _read_metadata(path)
+    folders, table = split_folders(path), _only_table(path)
+    training = [path / name for name in folders.get("train", []) if not _holds_shards(path / name)]
+    base, rows, hint = path, None, ""
+    if any((path / name / METADATA).is_file() for names in folders.values() for name in names):
+        rows = _read_metadata(path, folders)
     elif (path / METADATA).is_file() and "file_name" in _columns(path / METADATA):
         rows = _read_table(path / METADATA)
-    elif (path / "train").is_dir() and not _holds_shards(path / "train"):
-        rows = _read_folder(path)
-    elif len(tables := tables_of(path)) == 1 and tables[0].suffix.lower() == ".csv" and tables[0].is_file():
-        base, rows = tables[0].parent, _read_table(tables[0])
-    return None if rows is None else OwnImages(rows, partial(open_image_file, base), base)
+    elif training and not (table is not None and _goes_first(table, training)):
+        rows, hint = read_class_folders(path, folders)
+        _warn_of_tables(path, training[0].name)
+    elif table is not None:
+        base, rows = table.parent, _read_table(table)
+    return None if rows is None else OwnImages(rows, partial(open_image_file, base), base, hint=hint)
+
+
+def _only_table(path: Path) -> Path | None:
+    """The CSV file of a folder that has one, or the file itself; None if there is no CSV file, or there are several."""
+    tables = tables_of(path)
+    return tables[0] if len(tables) == 1 and tables[0].suffix.lower() == ".csv" and tables[0].is_file() else None
+
+
+def _goes_first(table: Path, training: list[Path]) -> bool:
+    """Whether a table of labels is read rather than the training folders beside it.
+
+    It is not where class folders lie in `train`. Under another name they may be those that the table names, in splits
+    of its own, and images in no class folder can have their labels only from it.
+    """
+    if any(folder.name == "train" and _holds_folders(folder) for folder in training):
+        return False
+    columns = _columns(table)
+    return "label" in columns and ("path" in columns or "file_name" in columns)
+
+
+def _warn_of_tables(path: Path, training: str) -> None:
+    """Says that CSV files are not read where the folders are."""
+    tables = tables_of(path)
+    if tables:
+        said = "%s: %d CSV files are not read, since the folder %s is; to use one, give it: --root %s"
+        logger.warning(said, path, len(tables), training, tables[0])
 
 
 def _holds_shards(folder: Path) -> bool:
     """Whether a folder holds tar files and no folder of a class."""
-    names = listing(folder)
-    return any(name.endswith(".tar") for name in names) and not any((folder / name).is_dir() for name in names)
+    return any(name.endswith(".tar") for name in listing(folder)) and not _holds_folders(folder)
+
+
+def _holds_folders(folder: Path) -> bool:
+    return any((folder / name).is_dir() for name in listing(folder))
 
 
 def tables_of(path: Path) -> list[Path]:
@@ -135,47 +170,18 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
 
 
-def _read_folder(path: Path) -> Rows:
+def _read_metadata(path: Path, folders: dict[str, list[str]]) -> Rows:
+    """The rows of a folder whose split folders hold a `metadata.csv` each; raises UserError as `_read_table` does."""
     rows: Rows = {split: [] for split in SPLITS}
-    ignored, empty = [], []
-    strange = [name for name in listing(path) if (path / name).is_dir() and name not in SPLITS]
-    if strange:
-        logger.warning("%s: %s is none of train, val and test, and is not read", path, ", ".join(strange))
-    for split in SPLITS:
-        if not (path / split).is_dir():
-            continue
-        for name in listing(path / split):
-            if not (path / split / name).is_dir():
-                ignored.append(f"{split}/{name}")
-                continue
-            before = len(rows[split])
-            for file in listing(path / split / name):
-                if file.lower().endswith(IMAGE_SUFFIXES):
-                    rows[split].append((f"{split}/{name}/{file}", name))
-                else:
-                    ignored.append(f"{split}/{name}/{file}")
-            if len(rows[split]) == before:
-                empty.append(f"{split}/{name}")
-    if empty:
-        said = "%s: %d class folders hold no image, such as %s; without a training image there is no such class"
-        logger.warning(said, path, len(empty), empty[0])
-    if ignored:
-        logger.warning("%s: %d files are no images and are left out, such as %s", path, len(ignored), ignored[0])
-    return rows
-
-
-def _read_metadata(path: Path) -> Rows:
-    """The rows of a folder whose split folders hold a `metadata.csv` each."""
-    rows: Rows = {split: [] for split in SPLITS}
-    folders = [name for name in listing(path) if name.lower() in SPLIT_NAMES and (path / name).is_dir()]
-    left_out = [name for name in folders if name not in SPLIT_NAMES or not (path / name / METADATA).is_file()]
+    read = {split: [name for name in names if (path / name / METADATA).is_file()] for split, names in folders.items()}
+    check_one_folder(path, read)
+    left_out = [name for split, names in folders.items() for name in names if name not in read[split]]
     if left_out:
-        said = "%s: left out are the folders %s; a folder that is read holds a %s, and is called one of %s"
-        logger.warning(said, path, ", ".join(left_out), METADATA, ", ".join(SPLIT_NAMES))
-    for name, split in SPLIT_NAMES.items():
-        table = path / name / METADATA
-        if table.is_file():
-            found = _read_table(table, default=split)
+        said = "%s: left out are the folders %s; a folder that is read holds a %s"
+        logger.warning(said, path, ", ".join(left_out), METADATA)
+    for split, names in read.items():
+        for name in names:
+            found = _read_table(path / name / METADATA, default=split)
             rows[split] += [(f"{name}/{image}", label) for each in SPLITS for image, label in found[each]]
     _check_listed_once(path / METADATA, rows)
     return rows
@@ -188,7 +194,7 @@ def _columns(path: Path) -> list[str]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return [column.strip().lower() for column in next(csv.reader(file, skipinitialspace=True), [])]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read the table {path}: {error}") from error
+        raise _unreadable(path, error) from error
 
 
 def _read_table(path: Path, default: str = "") -> Rows:
@@ -224,12 +230,28 @@ def _read_csv(path: Path) -> tuple[list[str], list[Row]]:
             if repeated := next((c for c in columns if columns.count(c) > 1), None):
                 raise UserError(f"{path} has the column {repeated!r} twice; leave one of them out")
             if not {"path", "label"} <= set(columns):
-                raise UserError(
-                    f"{path} must have the columns path,label[,split], got {','.join(columns) or 'nothing'}"
-                )
+                raise _other_columns(path, columns)
             return given, [_read_row(row, f"{path}, line {table.line_num}") for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read the table {path}: {error}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    if isinstance(error, UnicodeDecodeError) or "NUL" in str(error):  # which Python 3.10 does not read
+        return UserError(f"cannot read the table {path}: it is not in UTF-8; save it as UTF-8")
+    return UserError(f"cannot read the table {path}: {error}")
+
+
+def _other_columns(path: Path, columns: list[str]) -> UserError:
+    """The error for a table without the columns that it must have; a common cause is named."""
+    got = ",".join(columns)
+    if "\0" in got:  # UTF-16 without a mark at its start is also UTF-8
+        return UserError(f"cannot read the table {path}: it is not in UTF-8; save it as UTF-8")
+    wanted = f"{path} must have the columns path,label[,split]"
+    separators = [name for separator, name in SEPARATORS.items() if separator in got]
+    if separators:
+        return UserError(f"{wanted} with commas between them, got {got} with {separators[0]}; save it with commas")
+    return UserError(f"{wanted}, got {got or 'nothing'}")
 
 
 def _check_listed_once(path: Path, rows: Rows) -> None:
@@ -246,13 +268,14 @@ def _check_listed_once(path: Path, rows: Rows) -> None:
 def _read_row(row: dict[Any, Any], where: str) -> Row:
     """A row of a table; `where` names it in messages."""
     image, label = (row["path"] or "").strip(), (row["label"] or "").strip()
-    split = (row.get("split") or "").strip().lower()
+    given = (row.get("split") or "").strip().lower()
+    split = SPLIT_NAMES.get(given, "")
     if None in row:
         raise UserError(f"{where}: more values than columns; put a value that holds a comma into quotes")
     if not image or not label:
         raise UserError(f"{where}: path and label must not be empty")
-    if split and split not in SPLITS:
-        raise UserError(f"{where}: split must be train, val or test, got {split!r}")
+    if given and not split:
+        raise UserError(f"{where}: split must be train, val or test, got {given!r}")
     return Row(where, Path(os.path.normpath(image)).as_posix(), label, split)
 
 

@@ -6,21 +6,29 @@ numbers of images may differ.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ..utils.errors import UserError
 from ..utils.files import absolute
 from .base import Dataset
+from .class_folders import is_image, split_folders
 from .folder import read_files, tables_of
 from .hugging_face import read_hugging_face
-from .own_rows import LONGEST_NUMBER, OwnImages
+from .layouts import listing
+from .own_rows import LONGEST_NUMBER, OwnImages, splits_of_words
 from .splits import SPLITS, Item
 from .tar_shards import read_shards
 
+logger = logging.getLogger(__name__)
+
 NAME = "ImageFolder"
+MAX_NAMED = 3  # a message names at most so many folders or classes
 LAYOUT = (
     "expected ROOT/train/<class>/*.jpg (and val, test if you have them), or a CSV file with the columns "
     "path,label[,split]"
@@ -61,29 +69,73 @@ def load_own_images(root: str) -> Dataset:
     images = next((found for form in FORMS if (found := form.read(root)) is not None), None)
     if images is None:
         raise _no_form(absolute(root))
+    images = _composed(images)
     rows, where = images.rows, images.root or root
     trained = {name for _, name in rows["train"]}
     names = [name for name in images.classnames if name in trained]
     names = names if len(names) == len(trained) else sorted(trained, key=_class_order)
     if not names:
-        raise UserError(f"{where} has no training image; {LAYOUT}")
+        raise UserError(f"{where} has no training image; {images.hint or LAYOUT}")
+    hint = f"; {images.hint}" if images.hint else ""
     labels = {name: label for label, name in enumerate(names)}
     for split in ("val", "test"):
         unknown = sorted({name for _, name in rows[split]} - set(names))
         if unknown:
             raise UserError(
-                f"{where}: {len(unknown)} classes of {split} have no training image: {', '.join(unknown[:5])}"
+                f"{where}: {len(unknown)} classes of {split} have no training image: {', '.join(unknown[:5])}{hint}"
             )
+    _warn_of_numbers(where, names)
     train, val, test = ([Item(file, labels[name], name) for file, name in rows[split]] for split in SPLITS)
     return Dataset(NAME, names, train, val, test, images.open, images.root, version=images.version)
+
+
+def _composed(images: OwnImages) -> OwnImages:
+    """The images with class names in NFC: macOS writes an umlaut as two characters, and other systems as one."""
+    rows = {split: [(file, _nfc(name)) for file, name in found] for split, found in images.rows.items()}
+    return images._replace(rows=rows, classnames=list(dict.fromkeys(map(_nfc, images.classnames))))
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _warn_of_numbers(where: object, names: Sequence[str]) -> None:
+    """Says it if all class names are numbers, of which CLIP knows little."""
+    if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", name) for name in names):
+        said = '%s: all class names are numbers (%s), so prompts read "a photo of a %s."; give them names in words'
+        logger.warning(said, where, _some(names), names[0])
 
 
 def _no_form(path: Path) -> UserError:
     if not os.path.exists(path):  # URLs may be too long for `path.exists`
         return UserError(f"there is no {path}; {LAYOUT}")
+    if not path.is_dir():
+        return UserError(f"{path} is no CSV file; {LAYOUT}")
     tables = tables_of(path)
-    found = f"{len(tables)} CSV files" if len(tables) > 1 else "neither"
-    return UserError(f"{path} holds {found}; {LAYOUT}")
+    if len(tables) > 1:
+        return UserError(f"{path} holds {len(tables)} CSV files; {LAYOUT}")
+    return _no_layout(path)
+
+
+def _no_layout(path: Path) -> UserError:
+    """The error for a folder without a training folder. Folders of splits are never taken for classes."""
+    folders = [name for name in listing(path) if (path / name).is_dir()]
+    splits = [name for name in folders if any(splits_of_words(name))]
+    with_images = [name for name in folders if any(map(is_image, listing(path / name)))]
+    images = [name for name in listing(path) if is_image(name)]
+    if split_folders(path):
+        return UserError(f"{path} holds {_some(splits)} and no folder train; {LAYOUT}")
+    if splits:
+        return UserError(f"{path} holds {_some(splits)}; call folders of splits train, val and test; {LAYOUT}")
+    if with_images:
+        return UserError(f"{path} holds folders of images ({_some(with_images)}): move them into {path / 'train'}/")
+    if images:
+        return UserError(f"{path}: {len(images)} images lie in no class folder, such as {images[0]}; {LAYOUT}")
+    return UserError(f"{path} holds neither a folder train nor a CSV file; {LAYOUT}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*names[:MAX_NAMED], *(["..."] if len(names) > MAX_NAMED else [])])
 
 
 def _class_order(name: str) -> tuple[int, int, str]:

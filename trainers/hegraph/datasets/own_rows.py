@@ -33,6 +33,7 @@ class OwnImages(NamedTuple):
         version: Takes the path of a row that has no file of its own; returns its size in bytes, and a number that
             changes with its source.
         classnames: Class names in label order; () sorts those that occur.
+        hint: What is not read, for the message where training images are missing; "" if that is nothing.
     """
 
     rows: Rows
@@ -40,6 +41,7 @@ class OwnImages(NamedTuple):
     root: Path | None = None
     version: Callable[[str], tuple[int, int]] | None = None
     classnames: Sequence[str] = ()
+    hint: str = ""
 
 
 def name_of_label(label: Any, where: str) -> str:
@@ -68,7 +70,7 @@ def splits_of_names(where: Path, names: Iterable[str]) -> dict[str, str]:
         UserError: If some names begin with a split and others do not, or if a name has "val" or "test" further on: its
             images must not become training images by a guess.
     """
-    found = {name: _splits_of_words(name.rpartition("/")[2]) for name in names}
+    found = {name: splits_of_words(name.rpartition("/")[2]) for name in names}
     some = any(splits[0] for splits in found.values())
     for name, splits in found.items():
         if not splits[0] and (some or {"val", "test"} & set(splits)):
@@ -79,7 +81,7 @@ def splits_of_names(where: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: splits[0] or "train" for name, splits in found.items()}
 
 
-def _splits_of_words(name: str) -> list[str]:
+def splits_of_words(name: str) -> list[str]:
     """The splits that the words of a name stand for, "" for any other word; the words of "testA-0" are "test", "A"."""
     splits = [SPLIT_NAMES.get(word.lower(), "") for word in re.findall(r"[A-Z]*[a-z]*", name)]
     return [SPLIT_NAMES.get(name.lower(), splits[0]), *splits[1:]]

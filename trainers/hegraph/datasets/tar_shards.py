@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..utils.errors import UserError, first_line, shortened
 from ..utils.files import absolute, atomic_path, hash_json
 from ..utils.reading import parse_json, read_text
-from .folder import IMAGE_SUFFIXES, open_picture
+from .class_folders import IMAGE_SUFFIXES
+from .folder import open_picture
 from .layouts import listing
 from .own_rows import LONGEST_NUMBER, SPLIT_NAMES, OwnImages, Rows, name_of_label, splits_of_names
 from .splits import SPLITS

@@ -5,16 +5,19 @@ Nothing is gathered: paths come one by one, so any number of them takes the same
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from ..datasets.folder import IMAGE_SUFFIXES
+from ..datasets.class_folders import IMAGE_SUFFIXES, is_image
 from ..utils.errors import UserError
 from .text import one_line
+
+logger = logging.getLogger(__name__)
 
 STDIN = "-"
 LIST_SUFFIX = ".txt"
@@ -38,11 +41,14 @@ class Inputs:
         given: Each an image, a folder, a `.txt` file that lists paths, or "-" for such a list on standard input.
         null: Whether the paths of lists end with a NUL character instead of the end of a line.
         leave_out: A folder that is not walked into; None walks into all.
+        told: The given folders of which it was said that they hold other files. They are walked once to be counted and
+            once to be read.
     """
 
     given: Sequence[str]
     null: bool = False
     leave_out: Path | None = None
+    told: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Found]:
         for given in self.given:
@@ -92,7 +98,7 @@ class Inputs:
 
     def _walk(self, folder: str) -> Iterator[Found]:
         """The images below a folder, in sorted order. Hidden files and folders are left out; links are followed."""
-        nothing_yet = True
+        nothing_yet, others, example = True, 0, ""
         left_out = frozenset(_identity(place) for place in [self.leave_out] if place is not None and place.exists())
         # Folders and images, whether they are folders, and the folders above them; the next one is last
         waiting = [(folder, True, left_out)]
@@ -104,16 +110,28 @@ class Inputs:
                 continue
             try:
                 here = _identity(path)
-                entries = sorted(_wanted(path), reverse=True)
+                entries = sorted(_entries(path), reverse=True)
             except OSError as error:
                 yield Found(path, f"cannot be listed: {error.strerror}")
                 nothing_yet = False
                 continue
             if here not in above:  # it is, where a link leads to a folder above it
                 below = above | {here}
-                waiting += [(os.path.join(path, name), is_folder, below) for name, is_folder in entries]
+                for name, is_folder in entries:
+                    if is_folder or is_image(name):
+                        waiting.append((os.path.join(path, name), is_folder, below))
+                    else:
+                        others, example = others + 1, example or os.path.join(path, name)
         if nothing_yet:
             yield Found(folder, NO_IMAGE)
+        elif others:
+            self._tell_of_others(folder, others, example)
+
+    def _tell_of_others(self, folder: str, number: int, example: str) -> None:
+        if folder not in self.told:
+            self.told.add(folder)
+            said = "%s: %d files are left out, whose ending is not that of an image, such as %s"
+            logger.warning(said, one_line(folder), number, one_line(example))
 
     def _read_file(self, path: str) -> Iterator[str]:
         try:
@@ -157,15 +175,15 @@ def _names(paths: Sequence[bytes], null: bool) -> Iterator[str]:
             yield os.fsdecode(name)
 
 
-def _wanted(folder: str) -> Iterator[tuple[str, bool]]:
-    """The names of the images and folders in a folder, and whether each is a folder, which most systems list along."""
+def _entries(folder: str) -> Iterator[tuple[str, bool]]:
+    """The names in a folder that are not hidden, and whether each is a folder, which most systems list along."""
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
                 is_folder = entry.is_dir()
             except OSError:  # a link that leads to itself
                 is_folder = False
-            if not entry.name.startswith(".") and (is_folder or entry.name.lower().endswith(IMAGE_SUFFIXES)):
+            if not entry.name.startswith("."):
                 yield entry.name, is_folder
 
 
