@@ -97,6 +97,39 @@ def test_views_are_trained_on_and_their_mean_is_classified(data, quick):
         classifier.predict(views)
 
 
+@pytest.mark.parametrize(
+    ("convert", "came"),
+    [
+        (lambda X: X, r"uint8 of shape \[120, 32, 32\]"),
+        (torch.from_numpy, r"uint8 of shape \[120, 32, 32\]"),
+        (lambda X: X > 0, r"bool of shape \[120, 32, 32\]"),
+        (lambda X: np.stack([X] * 3, axis=-1), r"uint8 of shape \[120, 32, 32, 3\]"),
+        (lambda X: np.stack([X] * 3, axis=1) / 255, r"float64 of shape \[120, 3, 32, 32\]"),
+        (list, r"a list of arrays of shape \[32, 32\]"),
+    ],
+    ids=["array", "tensor", "bool", "colours", "floats", "list"],
+)
+def test_pictures_as_arrays_are_refused(convert, came, data, quick):
+    pictures = np.random.default_rng(0).integers(0, 256, size=(120, 32, 32), dtype=np.uint8)
+    message = rf"X looks like pictures as an array \({came}\); give a list of paths or of PIL images, or features"
+    with pytest.raises(UserError, match=message):
+        quick().fit(convert(pictures), data.y)
+    classifier = quick().fit(np.ones((120, 32)) * data.y[:, None], data.y)
+    with pytest.raises(UserError, match=message):
+        classifier.predict(convert(pictures))
+
+
+def test_a_column_of_paths_and_a_generator_are_refused_with_the_list_that_was_meant(data, quick):
+    column = np.array([["a.png"]] * 120, dtype=object)
+    with pytest.raises(UserError, match=r"X is a table of one column of paths, of shape \[120, 1\]; give a list of"):
+        quick().fit(column, data.y)
+    with pytest.raises(UserError, match=r"X is a generator, which can be read only once; give a list"):
+        quick().fit((row for row in data.X), data.y)
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    with pytest.raises(UserError, match="X is a table of one column of paths"):
+        quick().fit(pandas.DataFrame({"path": column[:, 0]}), data.y)
+
+
 # Labels and names
 
 
@@ -160,6 +193,19 @@ def test_names_come_in_the_order_of_the_sorted_labels_or_by_label(data, quick):
 def test_names_that_do_not_fit_are_refused(given, message):
     with pytest.raises(UserError, match=message):
         class_names(np.array([1, 5, 7]), given)
+
+
+@pytest.mark.parametrize("labels", [["ant", "bee", "cow"], [2, 9, 10]], ids=["words", "numbers"])
+def test_names_that_are_the_labels_in_another_order_are_refused(labels):
+    own = [str(label) for label in labels]
+    for given in (None, own, dict(zip(labels, own[::-1]))):  # a dict leaves no doubt
+        class_names(np.array(labels), given)
+    message = (
+        rf"classnames are the labels themselves in another order \({', '.join(own[::-1])}, \.\.\. for .*\); leave "
+        "classnames out, or give a dict from labels to names"
+    )
+    with pytest.raises(UserError, match=message):
+        class_names(np.array(labels), own[::-1])
 
 
 def test_two_classes_may_have_one_name(data, quick):

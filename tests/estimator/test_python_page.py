@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE, NOTEBOOK = ROOT / "docs" / "python.md", ROOT / "docs" / "digits.ipynb"
-TOLERANCE = 0.02  # another processor may round in another way
+TOLERANCE = 0.005  # another processor may round in another way; one of another recipe differed by more
 
 # In a checkout the package has its other name
 CHECKOUT = "import sys, trainers.hegraph\nsys.modules['hegraph'] = trainers.hegraph\n"
@@ -68,7 +68,7 @@ def test_the_notebook_runs_without_a_network_and_shows_what_it_did(tmp_path, mon
     client = nbclient.NotebookClient(again, timeout=240, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
     client.execute()  # raises the error of a cell
     assert len(percents(shown)) == 2
-    assert percents(again) == pytest.approx(percents(shown), abs=1)
+    assert percents(again) == pytest.approx(percents(shown), abs=100 * TOLERANCE)
     pictures = [
         output for cell in again.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
     ]

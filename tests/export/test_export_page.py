@@ -8,17 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from trainers.hegraph.datasets.digits import load_digits_dataset
+from trainers.hegraph.datasets.folder import open_picture
 from trainers.hegraph.export.source import load_source
 from trainers.hegraph.features.views import open_image
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "onnx.md"
 PACKAGES = ("onnxruntime", "numpy", "pillow")
-NUM_LINES = 10
+NUM_LINES = 14
+ROTATE_90 = 6  # an EXIF orientation
 
 
 def block(language: str) -> str:
@@ -69,26 +72,59 @@ def wide() -> Image.Image:
     return canvas
 
 
-def see_through() -> Image.Image:
+def opaque() -> Image.Image:
     return digit().convert("RGBA").resize((41, 73))
 
 
-def test_there_are_ten_lines_after_the_imports():
+def see_through() -> Image.Image:
+    """A digit that transparency alone draws: below it all is black."""
+    picture = Image.new("RGBA", (64, 64), "black")
+    picture.putalpha(digit().convert("L").resize((64, 64)))
+    return picture
+
+
+def on_its_side() -> Image.Image:
+    """A digit that its EXIF orientation turns upright."""
+    picture = digit().convert("RGB").resize((64, 64)).transpose(Image.Transpose.ROTATE_90)
+    picture.getexif()[ExifTags.Base.Orientation] = ROTATE_90
+    return picture
+
+
+def of_16_bits() -> Image.Image:
+    return Image.fromarray(np.array(digit().convert("L")).astype(np.uint16) * 256)
+
+
+def colours_of_print() -> Image.Image:
+    return digit().convert("CMYK").resize((64, 64))
+
+
+def test_there_are_fourteen_lines_after_the_imports():
     lines = [line for line in block("python").splitlines() if line and not line.startswith(("import ", "from "))]
     assert len(lines) == NUM_LINES
 
 
-@pytest.mark.parametrize("make", [digit, wide, see_through])
-def test_the_lines_give_class_and_probability_of_torch(make, interpreter, exported):
-    image = make()
-    image.save(exported / "image.png")
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (digit, "PNG"),
+        (wide, "PNG"),
+        (opaque, "PNG"),
+        (see_through, "PNG"),
+        (on_its_side, "JPEG"),
+        (of_16_bits, "PNG"),
+        (colours_of_print, "JPEG"),
+    ],
+)
+def test_the_lines_give_class_and_probability_of_the_package(make, kind, interpreter, exported):
+    file, image = exported / "image.png", make()
+    image.save(file, format=kind, exif=image.getexif())
     (exported / "lines.py").write_text(block("python"))
     command = [str(interpreter), "-I", "lines.py"]
     ran = subprocess.run(command, cwd=exported, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
     name, probability = ran.stdout.split()
     model, backbone = load_source(exported / "output" / "digits_onnx", "full", "", "")
-    pixels = backbone.preprocess(image.convert("RGB")).unsqueeze(0)
+    pixels = backbone.preprocess(open_picture(file)).unsqueeze(0)
     expected = model.probabilities(backbone.encode_images(pixels))[0]
     assert name == model.classnames[int(expected.argmax())]
     assert float(probability) == pytest.approx(float(expected.max()), abs=1e-5)

@@ -26,7 +26,18 @@ from ..models.saved import SavedModel
 from ..utils.devices import choose_device
 from ..utils.errors import UserError
 from .fitting import find_seed, generators_restored, make_configuration, train_model
-from .inputs import FLOATS, Source, as_array, class_names, image_list, is_images, labels_to_keep, text_nodes, unit_rows
+from .inputs import (
+    FLOATS,
+    Source,
+    as_array,
+    class_names,
+    feature_array,
+    image_list,
+    is_images,
+    labels_to_keep,
+    text_nodes,
+    unit_rows,
+)
 from .task import ArrayTask, ArrayTaskWithBackbone, feature_task, image_task
 
 if TYPE_CHECKING:
@@ -272,7 +283,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             y = column_or_1d(y, warn=True)
             check_consistent_length(X, y)
         else:
-            X = as_array(X)
+            X = feature_array(X)
             has_views = getattr(X, "ndim", 2) == 3
             if has_views and X.shape[1] == 0:
                 raise UserError(f"X has no views: its shape is {list(X.shape)}; give [images, views, width]")
@@ -316,7 +327,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         return classifier.logits(features.to(device, torch.float64)).cpu()
 
     def _features(self, X: Any) -> Tensor:
-        X = as_array(X)
+        X = feature_array(X)
         if getattr(X, "ndim", 2) == 3:
             validate_data(self, X[:, 0], dtype=FLOATS, reset=False)
             return unit_rows(unit_rows(_checked_views(X)).mean(dim=1).numpy())

@@ -6,7 +6,7 @@ Shapes: n images, V views of each, K classes, d feature width.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,41 @@ def as_array(X: Any) -> Any:
     return (X.float() if X.dtype == torch.bfloat16 else X).numpy()  # numpy has no bfloat16
 
 
+def feature_array(X: Any) -> Any:
+    """Features as `as_array` gives them.
+
+    Raises:
+        UserError: If they are no features by their form: pictures as arrays, a column of paths, or a generator.
+    """
+    if isinstance(X, Iterator):
+        raise UserError(f"X is a {type(X).__name__}, which can be read only once; give a list, such as list(X)")
+    if isinstance(X, (list, tuple)) and X and getattr(X[0], "ndim", 0) > 1:  # scikit-learn would blame the dimensions
+        raise _pictures(f"a {type(X).__name__} of arrays of shape {list(X[0].shape)}")
+    X = as_array(X)
+    dimensions, dtype = getattr(X, "ndim", 2), getattr(X, "dtype", None)
+    # Grey pictures [n, height, width] would pass as views, and only their whole numbers tell them from features
+    if dimensions > 3 or (dimensions == 3 and getattr(dtype, "kind", "") in "iub"):
+        raise _pictures(f"{dtype} of shape {list(X.shape)}")
+    if _is_column_of_paths(X):
+        raise UserError(
+            f"X is a table of one column of paths, of shape {list(X.shape)}; give a list of paths or of PIL images"
+        )
+    return X
+
+
+def _pictures(came: str) -> UserError:
+    return UserError(
+        f"X looks like pictures as an array ({came}); give a list of paths or of PIL images, or features [n, d] or "
+        "[n, views, d] as floats"
+    )
+
+
+def _is_column_of_paths(X: Any) -> bool:
+    if not hasattr(X, "__array__") or getattr(X, "ndim", 0) != 2 or X.shape[0] == 0 or X.shape[1] != 1:
+        return False
+    return _is_source(np.asarray(X)[0, 0])
+
+
 def unit_rows(features: np.ndarray) -> Tensor:
     """Features with rows of unit norm, as float32; a row of zeros stays so. Rows of float16 are always scaled.
 
@@ -117,7 +152,8 @@ def class_names(classes: np.ndarray, given: Mapping | Sequence[str] | None) -> l
         given: Names in that order, or a table from labels to names; None takes the labels as names.
 
     Raises:
-        UserError: If a class has no name or an impossible one, or there are more names than classes.
+        UserError: If a class has no name or an impossible one, there are more names than classes, or the names are the
+            labels in another order.
     """
     labels = classes.tolist()
     if given is None:
@@ -134,7 +170,9 @@ def class_names(classes: np.ndarray, given: Mapping | Sequence[str] | None) -> l
             f"classnames must hold one name for each of the {len(labels)} classes in y, in the order of their sorted "
             f"labels ({', '.join(map(repr, labels[:3]))}, ...), or be a dict from labels to names; got {came}"
         )
-    return _checked(list(given))
+    names = _checked(list(given))
+    _check_order(names, [str(label) for label in labels])
+    return names
 
 
 def labels_to_keep(classes: np.ndarray, names: Sequence[str]) -> tuple[bool | int | float | str, ...] | None:
@@ -142,6 +180,15 @@ def labels_to_keep(classes: np.ndarray, names: Sequence[str]) -> tuple[bool | in
     labels = classes.tolist()
     plain = all(isinstance(label, (bool, int, float, str)) for label in labels)
     return tuple(labels) if plain and labels != list(names) else None
+
+
+def _check_order(names: list[str], labels: list[str]) -> None:
+    """Raises UserError if labels would get each other's names."""
+    if names != labels and set(names) == set(labels):
+        raise UserError(
+            f"classnames are the labels themselves in another order ({', '.join(names[:3])}, ... for "
+            f"{', '.join(labels[:3])}, ...); leave classnames out, or give a dict from labels to names"
+        )
 
 
 def _checked(names: list[str]) -> list[str]:
