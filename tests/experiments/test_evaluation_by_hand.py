@@ -203,7 +203,7 @@ def test_without_targets_nothing_is_asked_of_a_task_and_a_task_without_images_re
 
 
 def test_a_target_without_labels_is_no_target():
-    task = Targets({"Domain": (["a"], AXES, None)})
+    task = Targets({"Domain": (["a", "b"], AXES, None)})
     with pytest.raises(ValueError, match="without test images"):
         score_targets(task, source(), data_of(["Domain"]), outcome_of())
 
