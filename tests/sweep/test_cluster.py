@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,25 +39,26 @@ def patiently(start: Callable[[], Any], tries: int = 3) -> Any:
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory) -> Iterator:
-    """The head and another node, of one CPU each; their temporary folder is `nodes.temporary`."""
+def nodes() -> Iterator:
+    """The head and another node, of one CPU each; their temporary folder is `nodes.temporary`.
+
+    It is none of pytest's, since the paths of Ray's sockets may have 107 bytes.
+    """
     pytest.importorskip("ray", reason="Ray is not installed")
     from ray.cluster_utils import Cluster
 
-    temporary = tmp_path_factory.mktemp("tmp")
-    changed = {"TMPDIR": str(temporary), "RAY_USAGE_STATS_ENABLED": "0"}
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    node = {"num_cpus": 1, "object_store_memory": STORE}
-    cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False}))
-    try:
-        cluster.other = patiently(lambda: cluster.add_node(**node))
-        cluster.temporary = temporary
-        yield cluster
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
-        cluster.shutdown()
+    folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+    with folder as temporary, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", temporary)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        node = {"num_cpus": 1, "object_store_memory": STORE}
+        cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False}))
+        try:
+            cluster.other = patiently(lambda: cluster.add_node(**node))
+            cluster.temporary = Path(temporary)
+            yield cluster
+        finally:
+            cluster.shutdown()
 
 
 @pytest.fixture
