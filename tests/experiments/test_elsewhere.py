@@ -117,16 +117,9 @@ def test_the_other_half_of_a_banks_classes_is_a_target_and_scores_as_a_test_of_t
 
 
 def test_a_target_of_one_class_is_refused(tiny_bank, tmp_path, capsys):
-    three = load_bank(tiny_bank).of_classes(torch.arange(3))
-    three.save(tmp_path / "three.safetensors")
-    flags = [
-        "--features",
-        str(tmp_path / "three.safetensors"),
-        "--trainer",
-        "ZeroShot",
-        "--target-datasets",
-        "Tiny:new",
-    ]
+    three = tmp_path / "three.safetensors"
+    load_bank(tiny_bank).of_classes(torch.arange(3)).save(three)
+    flags = ["--features", str(three), "--trainer", "ZeroShot", "--target-datasets", "Tiny:new"]
     assert main([*flags, "--output-dir", str(tmp_path / "run"), "DATASET.SUBSAMPLE_CLASSES", "base"]) == 2
     assert "Tiny:new: there must be at least two classes to tell apart, got 1" in capsys.readouterr().err
 

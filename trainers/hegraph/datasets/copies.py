@@ -5,11 +5,11 @@ The training features of such an image are means over augmented views, so that f
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..utils.errors import UserError
+from ..utils.files import hash_file
 from .base import Dataset
 
 HEAD = 4096  # bytes that are compared first
@@ -38,12 +38,11 @@ def refuse_copies(dataset: Dataset) -> None:
 
 def files_among(files: Sequence[Path], others: Sequence[Path]) -> list[Path]:
     """The files whose content is that of another one. Few are read: of equal size, and then with an equal beginning."""
-    tests: tuple[Callable[[Path], object], ...] = (_size, _head, _content)
-    for test in tests:
-        among = {test(path) for path in others}
-        files = [path for path in files if test(path) in among]
-        left = {test(path) for path in files}
-        others = [path for path in others if test(path) in left]
+    for tell in (_size, _head, hash_file):
+        told, told_of_others = ({path: tell(path) for path in paths} for paths in (files, others))
+        both = set(told.values()) & set(told_of_others.values())
+        files = [path for path in files if told[path] in both]
+        others = [path for path in others if told_of_others[path] in both]
         if not files:
             break
     return list(files)
@@ -56,11 +55,3 @@ def _size(path: Path) -> int:
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(HEAD)
-
-
-def _content(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -15,7 +15,7 @@ ENDINGS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name i
 
 @contextmanager
 def noted_interrupts() -> Iterator[list[int]]:
-    """Gives a list that gets an entry for every Ctrl-C and signal of `ENDINGS`. They raise KeyboardInterrupt there.
+    """Gives a list with an entry for every Ctrl-C and signal of `ENDINGS` in the block. They raise KeyboardInterrupt.
 
     A signal that is ignored, as SIGHUP is with nohup, or that somebody else has set stays as it is. Of `ENDINGS` the
     first counts alone: `timeout` sends it twice, and the second must not disturb the tidying up.
