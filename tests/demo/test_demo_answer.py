@@ -103,7 +103,27 @@ def test_a_model_of_few_classes_lists_them_all(count, digits, features):
     assert ("lead of" in page) == (count > 1)
 
 
+def test_the_share_of_known_images_that_score_lower_is_that_of_their_quantiles(digits, features):
+    model = digits.model
+    for feature in features[:10].split(1):
+        energy = (model.classifier.logits(feature)[0].double() / model.temperature).exp().sum().log().item()
+        below = sum(quantile < energy for quantile in model.known.quantiles)  # of 101, one for each percent
+        assert 100 * answer(model, feature).share_below == pytest.approx(below - 0.5, abs=0.5001)
+    assert answer(replace(model, known=None), features[:1]).share_below is None
+
+
 # As HTML
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(None, None), (0.05, None), (0.049, "only 5 %"), (0.021, "only 2 %"), (0.0, "only less than 1 %")],
+)
+def test_the_page_warns_where_few_images_of_known_classes_score_as_low(share, said, digits, features):
+    found = replace(answer(digits.model, features[:1]), share_below=share)
+    page = answer_page(digits.model, found, [None] * 5)
+    assert ("none of these" in page) == (said is not None)
+    assert said is None or f"none of these classes: {said} of the images of known classes" in page
 
 
 def test_names_from_the_model_folder_are_escaped(digits, features):

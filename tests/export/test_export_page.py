@@ -20,7 +20,7 @@ from trainers.hegraph.features.views import open_image
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "onnx.md"
 PACKAGES = ("onnxruntime", "numpy", "pillow")
-NUM_LINES = 14
+NUM_LINES = 17
 ROTATE_90 = 6  # an EXIF orientation
 
 
@@ -98,7 +98,12 @@ def colours_of_print() -> Image.Image:
     return digit().convert("CMYK").resize((64, 64))
 
 
-def test_there_are_fourteen_lines_after_the_imports():
+def no_digit() -> Image.Image:
+    """A picture that scores lower than the images of the classes do."""
+    return Image.linear_gradient("L")
+
+
+def test_there_are_seventeen_lines_after_the_imports():
     lines = [line for line in block("python").splitlines() if line and not line.startswith(("import ", "from "))]
     assert len(lines) == NUM_LINES
 
@@ -113,6 +118,7 @@ def test_there_are_fourteen_lines_after_the_imports():
         (on_its_side, "JPEG"),
         (of_16_bits, "PNG"),
         (colours_of_print, "JPEG"),
+        (no_digit, "PNG"),
     ],
 )
 def test_the_lines_give_class_and_probability_of_the_package(make, kind, interpreter, exported):
@@ -122,12 +128,15 @@ def test_the_lines_give_class_and_probability_of_the_package(make, kind, interpr
     command = [str(interpreter), "-I", "lines.py"]
     ran = subprocess.run(command, cwd=exported, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
-    name, probability = ran.stdout.split()
+    said, *marked = ran.stdout.splitlines()
+    name, probability = said.split()
     model, backbone = load_source(exported / "output" / "digits_onnx", "full", "", "")
     pixels = backbone.preprocess(open_picture(file)).unsqueeze(0)
-    expected = model.probabilities(backbone.encode_images(pixels))[0]
+    logits = model.classifier.logits(backbone.encode_images(pixels))
+    expected = model.calibrate(logits)[0]
     assert name == model.classnames[int(expected.argmax())]
     assert float(probability) == pytest.approx(float(expected.max()), abs=1e-5)
+    assert marked == ([] if model.is_known(logits, 0.95).item() else ["none of these"])
 
 
 def test_their_environment_has_no_torch(interpreter):

@@ -22,6 +22,7 @@ from trainers.hegraph.export.onnx_file import write_onnx
 from trainers.hegraph.export.source import load_source
 from trainers.hegraph.features.views import open_image
 from trainers.hegraph.models.schema import Preprocessing
+from trainers.hegraph.training.rejection import KnownScores
 from trainers.hegraph.utils.errors import UserError
 
 WIDTH = 24
@@ -138,10 +139,16 @@ def test_the_metadata_says_all_that_inference_needs(trained, tmp_path):
         assert about["classes"] == list(model.classnames)
         assert about["tau"] == model.logit_scale
         assert about["temperature"] == model.temperature
+        assert KnownScores(**about["known"] | {"quantiles": tuple(about["known"]["quantiles"])}) == model.known
         how = about["preprocessing"]
         assert (how["size"], how["resize"], how["interpolation"]) == ([32, 32], "shortest", "bicubic")
         assert (how["mean"], how["std"]) == (list(backbone.mean), list(backbone.std))
     assert about["inputs"] == {"features": ["batch", 64]}
+
+
+def test_a_model_that_does_not_know_how_its_classes_score_says_null(random_model, tmp_path):
+    write_onnx(random_model(WIDTH), None, tmp_path / "x.onnx")
+    assert metadata_of(tmp_path / "x.onnx")["known"] is None
 
 
 @pytest.mark.parametrize(

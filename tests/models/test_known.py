@@ -45,6 +45,12 @@ def test_an_image_is_known_from_the_threshold_on(saved_model):
     assert model.is_known(logits, 0.9).tolist() == [True, True, True]
 
 
+@pytest.mark.parametrize("keep", [0, 1, 95, -0.5, float("nan")])
+def test_a_share_that_is_none_is_refused(saved_model, keep):
+    with pytest.raises(UserError, match="keep must lie between 0 and 1, as 0.95, got "):
+        saved_model(known=KNOWN).is_known(torch.zeros(1, 3), keep)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -48,6 +48,13 @@ def test_the_threshold_keeps_the_share_of_known_images_that_was_asked_for():
     assert (scores >= known.threshold(0.95)).double().mean().item() == pytest.approx(0.95, abs=0.001)
 
 
+def test_the_share_of_known_images_below_a_score_is_what_its_threshold_would_lose():
+    known = KnownScores.of(torch.arange(1001) / 10, "val")  # 0 to 100
+    assert known.share_below(5.0) == pytest.approx(0.05)
+    assert known.share_below(9.5) == pytest.approx(0.095)
+    assert [known.share_below(score) for score in (-1.0, 101.0)] == [0.0, 1.0]
+
+
 def test_auroc_counts_the_pairs_in_order_and_fpr95_the_unknown_that_are_kept():
     # Pairs (known, unknown) in order: 3 with both, 2 and 1 with 0.5 only; all of the known are kept at 1 and above
     found = separation([3.0, 2.0, 1.0], [2.5, 0.5])

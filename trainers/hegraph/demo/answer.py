@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models.saved import SavedModel
+from ..training.rejection import known_score
 
 LISTED = 5  # classes, and neighbours
 
@@ -69,6 +70,8 @@ class Answer:
         cache_choice: The class that the cache alone would choose; None without a cache classifier.
         neighbours: The training images of the winning class that are nearest to the image, as the cache measures it:
             those that contribute most, in that order. () without a cache.
+        share_below: The share of images of known classes that score lower, from 0 to 1, by the score that tells images
+            of none of the classes; None where the model does not know it.
     """
 
     adapted: tuple[Guess, ...]
@@ -78,6 +81,7 @@ class Answer:
     text_choice: str
     cache_choice: str | None
     neighbours: tuple[Neighbour, ...]
+    share_below: float | None
 
 
 def answer(model: SavedModel, feature: Tensor) -> Answer:
@@ -105,7 +109,14 @@ def answer(model: SavedModel, feature: Tensor) -> Answer:
         text_choice=names[int(text.argmax())],
         cache_choice=None if cache is None else names[int(cache.argmax())],
         neighbours=_neighbours(model, feature[0], order[0]),
+        share_below=_share_below(model, logits),
     )
+
+
+def _share_below(model: SavedModel, logits: Tensor) -> float | None:
+    if model.known is None:
+        return None
+    return model.known.share_below(known_score(logits[None], model.temperature, model.known.score).item())
 
 
 def _guesses(model: SavedModel, probabilities: Tensor) -> tuple[Guess, ...]:

@@ -12,6 +12,7 @@ from PIL import Image
 from ..models.saved import SavedModel
 from .answer import Answer, Evidence, Guess, Neighbour
 
+UNUSUAL = 0.05  # an image that scores lower than all but this share of the known ones is perhaps of no class
 MINUS = "\N{MINUS SIGN}"
 # The colours are Gradio's, which change with its dark mode, but for a grey that is dark enough to be read
 CSS = """
@@ -39,6 +40,7 @@ CSS = """
 .hg .pictures img { display: block; width: 72px; height: 72px; object-fit: contain; margin: 0 auto .2rem;
     border-radius: .3rem; image-rendering: pixelated; }
 .hg .grey { color: var(--grey); }
+.hg .unusual { border-left: 4px solid #b45309; padding: .25rem .75rem; }
 .hg .problem { border-left: 4px solid #b91c1c; padding: .5rem .75rem; font-weight: 600; }
 """
 
@@ -63,6 +65,7 @@ def answer_page(
         _guesses(model.method, "adapted", found.adapted),
         _guesses("Zero-shot CLIP", "zero-shot", found.zero_shot),
         "</div>",
+        _none_of_these(found),
         "<h2>Why</h2>",
         _reason(found),
         _evidence(found),
@@ -121,6 +124,17 @@ def _guesses(title: str, kind: str, guesses: Sequence[Guess]) -> str:
         for i, guess in enumerate(guesses)
     ]
     return f'<table class="{kind}"><caption>{escape(title)}</caption><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _none_of_these(found: Answer) -> str:
+    """A warning where few images of known classes score as low."""
+    if found.share_below is None or found.share_below >= UNUSUAL:
+        return ""
+    few = "less than 1 %" if found.share_below < 0.01 else f"{100 * found.share_below:.0f} %"
+    return (
+        f'<p class="unusual">This may be none of these classes: only {few} of the images of known classes score as low.'
+        " The probabilities above are among the classes of the model, whatever the image shows.</p>"
+    )
 
 
 def _reason(found: Answer) -> str:

@@ -190,6 +190,19 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         logits = self._logits(X)
         return self.classes_[logits.argmax(dim=1).numpy()]
 
+    def is_known(self, X: Any, keep: float = 0.95) -> np.ndarray:
+        """Which images are taken to be of one of the classes, and not of something else: booleans of shape `[n]`.
+
+        Args:
+            X: The images.
+            keep: The share of images of the classes that should be, between 0 and 1.
+
+        Raises:
+            UserError: If the training could not tell how images of its classes score, or `keep` is no share.
+        """
+        logits = self._logits(X)
+        return self.model_.is_known(logits, keep).numpy()
+
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes the model folder, which the command line and `from_pretrained` read.
 

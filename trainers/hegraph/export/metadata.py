@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from typing import Any
@@ -21,6 +22,7 @@ def describe_model(model: SavedModel, inputs: Shapes, outputs: Shapes) -> dict[s
         "class_ids": list(model.class_ids),
         "tau": model.logit_scale,
         "temperature": model.temperature,
+        "known": None if model.known is None else dataclasses.asdict(model.known),
         "preprocessing": None if model.preprocessing is None else describe_preprocessing(model.preprocessing),
         "backbone": model.backbone.title,
         "method": model.method,

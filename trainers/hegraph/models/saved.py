@@ -77,8 +77,10 @@ class SavedModel:
             keep: The share of images of known classes that should be, between 0 and 1.
 
         Raises:
-            UserError: If the model has no scores of known images.
+            UserError: If the model has no scores of known images, or `keep` is no share.
         """
+        if not 0 < keep < 1:
+            raise UserError(f"keep must lie between 0 and 1, as 0.95, got {keep!r:.80}")
         if self.known is None:
             raise UserError(
                 "the model does not know how images of its classes score, so no threshold can be had; train it again, "

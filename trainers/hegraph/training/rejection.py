@@ -59,6 +59,10 @@ class KnownScores:
         """
         return float(np.interp(1 - keep, np.linspace(0, 1, SHARES), self.quantiles))
 
+    def share_below(self, score: float) -> float:
+        """The share of the known images that score lower, from 0 to 1: between two quantiles it is interpolated."""
+        return float(np.interp(score, self.quantiles, np.linspace(0, 1, SHARES)))
+
 
 def known_score(logits: Tensor, temperature: float, score: str = DEFAULT) -> Tensor:
     """The score of images from their logits alone.
