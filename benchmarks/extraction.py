@@ -5,6 +5,7 @@ The encoder has random weights, which takes as long as trained ones.
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,7 @@ def run(model: str = "ViT-B-32", images: int = 128, batch: int = 64, workers: in
     report = Report(
         f"{images} JPEG files of {SIZE[0]} x {SIZE[1]}, {model}, batches of {batch}, {workers} processes that read",
         ["what", "images/s"],
-        [[name, images / sorted(s)[len(s) // 2]] for name, s in seconds.items()],
+        [[name, images / statistics.median(s)] for name, s in seconds.items()],
     )
     report.at_least("extraction over encoder alone", share, BAR)
     return report

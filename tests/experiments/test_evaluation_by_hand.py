@@ -106,6 +106,14 @@ def test_a_domain_with_its_classes_in_another_order_is_scored_by_its_own_labels(
     assert score_targets(task, source(), data_of(["Domain"]), swapped)["Domain"]["accuracy_zero_shot"] == 100.0
 
 
+def test_a_domain_is_classified_in_batches_since_a_cache_takes_memory_for_every_image():
+    sizes = []
+    task = Targets({"Domain": (["a", "b", "c"], AXES.repeat(500, 1), torch.arange(3).repeat(500))})
+    outcome = outcome_of(classify=lambda images: sizes.append(len(images)) or images)
+    assert score_targets(task, source(), data_of(["Domain"]), outcome)["Domain"]["accuracy"] == 100.0
+    assert sizes == [1024, 476]
+
+
 def test_a_domain_is_scored_on_the_device_of_the_training_features(monkeypatch):
     # "meta" is a device that every machine has; its tensors have shapes and no values, so nothing is counted
     seen = []
@@ -478,14 +486,14 @@ def test_the_test_images_are_those_of_the_data_set_alone():
 def test_a_data_set_is_loaded_by_name_root_and_a_seed_that_is_not_negative(monkeypatch, seed, used):
     asked = []
 
-    def load_dataset(*arguments):
+    def load_test_images(*arguments):
         asked.append(arguments)
         raise UserError("seen")
 
-    monkeypatch.setattr(evaluation, "load_dataset", load_dataset)
+    monkeypatch.setattr(evaluation, "load_test_images", load_test_images)
     with pytest.raises(UserError, match="seen"):
         evaluation.test_images(load_cfg(opts=["DATASET.NAME", "Digits", "DATASET.ROOT", "there", "SEED", seed]))
-    assert asked == [("Digits", "there", used)]
+    assert asked == [("Digits", "there", used, "all")]
 
 
 def test_files_that_are_missing_are_found_before_anything_is_encoded(monkeypatch):

@@ -16,7 +16,7 @@ from trainers.hegraph.experiments.run import fit_method
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.utils.errors import UserError
 
-NUM_TEST = 2500  # more than two batches of `TEST_BATCH`
+NUM_TEST = 2500  # more than two batches of `out_of_fold.BATCH`
 
 
 def bank_of(with_test: bool = True) -> FeatureBank:
@@ -109,7 +109,6 @@ def test_the_outcome_holds_the_methods_logits_of_the_test_images_in_their_order(
     assert method.grad is False
     assert outcome.labels is bank.test_labels
     assert (outcome.num_parameters, outcome.training.epochs, outcome.training.steps) == (12, 3, 9)
-    assert outcome.training.seconds >= 0
     assert outcome.selected == {"STEP": {"value": 1, "candidates": []}}
     assert torch.equal(outcome.classify(torch.eye(4)), 10 * torch.eye(4)[:, :3])
     assert outcome.transfer([1, 2]) == 2
@@ -133,6 +132,19 @@ def test_the_time_of_training_is_that_of_fit_alone(cfg, monkeypatch):
 
     monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     assert fit_method(Slow(), SimpleNamespace(), bank_of(), cfg, seed=7).training.seconds == 7
+
+
+def test_the_time_of_training_counts_what_a_gpu_still_had_to_do(cfg, monkeypatch):
+    clock, waited = [100.0], []
+
+    def wait_for(device):
+        waited.append(device.type)
+        clock[0] += 3
+
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(run_module, "wait_for", wait_for)
+    assert fit_method(Spy(), SimpleNamespace(), bank_of(), cfg, seed=7).training.seconds == 3
+    assert waited == ["cpu"]
 
 
 def test_the_generators_are_seeded_before_a_method_is_fitted(cfg):

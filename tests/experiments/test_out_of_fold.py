@@ -92,7 +92,9 @@ def test_every_image_is_held_out_once_with_its_own_label(bank):
 
 
 def test_every_fold_has_images_of_every_class_on_both_sides(bank):
-    for part in hold_out_images(of_shots(bank, 4, 4, 4, 4, 4), RecordingFit(), seed=2):
+    parts = list(hold_out_images(of_shots(bank, 4, 4, 4, 4, 4), RecordingFit(), seed=2))
+    assert len(parts) == 4
+    for part in parts:
         assert part.labels.bincount().tolist() == [1] * 5
         assert part.fitted_to.train_labels.bincount().tolist() == [3] * 5
 

@@ -82,7 +82,7 @@ def get_cfg_default() -> CN:
     cfg.INPUT.SIZE = ()
     cfg.INPUT.PIXEL_MEAN = []
     cfg.INPUT.PIXEL_STD = []
-    cfg.INPUT.TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")  # augmentation of training images
+    cfg.INPUT.TRANSFORMS = TRANSFORMS  # augmentation of training images
     cfg.INPUT.RRCROP_SCALE = (0.08, 1.0)  # least and most area that a random resized crop keeps
 
     cfg.DATASET = CN()

@@ -31,7 +31,7 @@ from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.classifier import FoldedClassifier
-from ..method.heads import cache_logits
+from ..method.heads import affinities, cache_logits
 from ..training.batches import Batch
 from ..training.schedule import cosine
 from .ape import APE, refine
@@ -83,8 +83,8 @@ class APET(Method):
             return bank.logit_scale * features @ (text + residuals()).t()
 
         def cache_of(features: Tensor, beta: float) -> Tensor:
-            affinities = (-beta * (1 - features @ (keys + residuals()[labels]).t())).exp()
-            return cache_logits(affinities * weights, labels, len(text))
+            of_images = affinities(features @ (keys + residuals()[labels]).t(), beta)
+            return cache_logits(of_images * weights, labels, len(text))
 
         def logits(features: Tensor, alpha: float, beta: float) -> Tensor:
             return text_of(features) + alpha * cache_of(features, beta)

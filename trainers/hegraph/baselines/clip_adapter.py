@@ -53,7 +53,7 @@ class CLIPAdapter(Method):
         if not 0 <= options.RATIO <= 1:
             raise UserError(f"RATIO must lie in 0 ... 1, got {options.RATIO}")
         epochs = by_shots("EPOCHS", options.EPOCHS, bank)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU
             torch.manual_seed(seed)
             adapter = Adapter(width, width // options.REDUCTION).to(bank.text_positive.device)
 

@@ -119,7 +119,7 @@ class Prototypes(nn.Module):
         self.labels = bank.train_labels
         self.images = nn.Parameter(bank.cache_keys().clone())  # [N, d]
         self.text = nn.Parameter(bank.text_positive.clone())  # [K, d]
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU
             torch.manual_seed(seed)
             self.adapter = QueryAdapter(self.text.shape[1], options.REDUCTION, options.RATIO).to(self.text.device)
 

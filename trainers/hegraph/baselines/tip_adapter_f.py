@@ -27,7 +27,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
-from ..method.heads import cache_logits, text_logits
+from ..method.heads import affinities, cache_logits, text_logits
 from ..training.batches import Batch
 from ..training.schedule import cosine
 from .base import Defaults, FittedMethod, Method, cosine_classifier
@@ -70,8 +70,8 @@ class TipAdapterF(Method):
             return text_logits(features, bank.text_positive, bank.logit_scale)
 
         def cache_of(features: Tensor, beta: float) -> Tensor:
-            affinities = (-beta * (1 - features @ keys.t())).exp()  # heads.cache_affinities would normalise the keys
-            return cache_logits(affinities, bank.train_labels, len(bank.text_positive))
+            of_images = affinities(features @ keys.t(), beta)  # `cache_affinities` would normalise the keys
+            return cache_logits(of_images, bank.train_labels, len(bank.text_positive))
 
         def logits(features: Tensor, alpha: float, beta: float) -> Tensor:
             return text_of(features) + alpha * cache_of(features, beta)

@@ -14,7 +14,7 @@ from .splits import Item, Selection, select_few_shot, subsample_labels
 
 __all__ = [
     "Dataset", "DatasetEntry", "Entry", "Item", "LoaderEntry", "Selection", "check_trainable", "load_dataset",
-    "load_few_shot", "select_few_shot", "subsample_labels",
+    "load_few_shot", "load_test_images", "select_few_shot", "subsample_labels",
 ]  # fmt: skip
 
 
@@ -65,6 +65,21 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
         train_labels, val_labels = ([item.label for item in items] for items in (dataset.train, dataset.val))
         dataset = dataset.select(select_few_shot(train_labels, val_labels, shots, rng))
     dataset = dataset.subsample(subsample)
+    dataset.check_files()
+    return dataset
+
+
+def load_test_images(name: str, root: str, seed: int, subsample: str = "all") -> Dataset:
+    """Loads the test images of a data set, without its others. All image files exist then; none was opened.
+
+    Args:
+        name, root, seed: As for `load_dataset`.
+        subsample: "all", "base" or "new" classes.
+
+    Raises:
+        UserError: If the name is not known, or something is missing on disk.
+    """
+    dataset = replace(load_dataset(name, root, seed).subsample(subsample), train=[], val=[])
     dataset.check_files()
     return dataset
 

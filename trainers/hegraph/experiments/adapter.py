@@ -93,7 +93,7 @@ def new_model(bank: FeatureBank, cfg: CfgNode, seed: int, foundation: Foundation
     batch = min(cfg.DATALOADER.TRAIN_X.BATCH_SIZE, num_images)
     options = model_options(cfg)
     parts = training_bytes(len(bank.classnames), num_images, width, views, batch, options.needs_messages)
-    log_large(parts, free_bytes(bank.train_features.device.type))
+    log_large(parts, free_bytes(str(bank.train_features.device)))
     return build_model(bank, options, foundation)
 
 

@@ -19,12 +19,12 @@ from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.heads import text_logits
+from ..results.records import OTHER_CLASSES, SAME_CLASSES
 from ..training.evaluation import accuracy
 from ..utils.errors import UserError
+from .out_of_fold import classify_in_batches
 from .outcome import Outcome
 from .tasks import DomainSource, ImageSource, TargetSource, Task, check_classes
-
-SAME_CLASSES, OTHER_CLASSES = "same classes", "other classes"
 
 
 def score_targets(task: Task, bank: FeatureBank, data: CfgNode, outcome: Outcome) -> dict[str, dict]:
@@ -53,7 +53,7 @@ def score_targets(task: Task, bank: FeatureBank, data: CfgNode, outcome: Outcome
         features = features.to(bank.train_features.device)
         columns = match_classes(task.dataset.ids, dataset.ids, bank.dataset, name)
         zero_shot = text_logits(features, bank.text_positive, bank.logit_scale)
-        logits = outcome.classify(features) if outcome.classify else None
+        logits = classify_in_batches(outcome.classify, features) if outcome.classify else None
         mine = None if logits is None else logits[:, columns]
         found[name] = _scores(mine, zero_shot[:, columns], labels, SAME_CLASSES)
     for name in data.TARGET_DATASETS:

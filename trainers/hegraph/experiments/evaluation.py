@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,19 +21,20 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..config_files import is_filled, with_values
-from ..datasets import Dataset, load_dataset
+from ..datasets import Dataset, load_test_images
 from ..datasets.splits import Selection
 from ..features.bank import FeatureBank
 from ..features.bank_file import BankFile
 from ..method.heads import text_logits
 from ..models.folder import load_model
 from ..models.saved import SavedModel
+from ..results.records import OTHER_CLASSES, SAME_CLASSES
 from ..training.confidence import Calibration
 from ..training.loop import TrainingSummary
 from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.schema import OpenPart, check
-from .elsewhere import OTHER_CLASSES, SAME_CLASSES, match_classes
+from .elsewhere import match_classes
 from .folder import RunFolder, find_model
 from .identity import bank_identity, run_config
 from .outcome import Outcome
@@ -158,10 +159,7 @@ def test_images(cfg: CfgNode) -> Dataset:
     data = cfg.DATASET
     if not data.NAME:
         raise UserError("no data: give --dataset-config-file configs/datasets/NAME.yaml, or --features BANK")
-    dataset = load_dataset(data.NAME, data.ROOT, max(cfg.SEED, 0)).subsample(data.SUBSAMPLE_CLASSES)
-    dataset = replace(dataset, train=[], val=[])
-    dataset.check_files()
-    return dataset
+    return load_test_images(data.NAME, data.ROOT, max(cfg.SEED, 0), data.SUBSAMPLE_CLASSES)
 
 
 def test_model(cfg: CfgNode, bank_file: Path | None, folder: Path, epoch: int | None, device: str) -> dict:

@@ -7,7 +7,6 @@ that is finished needs neither.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..config import encoding_options
-from ..datasets import Dataset, load_dataset, load_few_shot
+from ..datasets import Dataset, load_few_shot, load_test_images
 from ..datasets.copies import refuse_copies
 from ..datasets.own import NAME as OWN
 from ..features.bank import FeatureBank
@@ -196,10 +195,7 @@ class ImageTask:
         """
         if name not in self._targets:
             known, _, which = name.partition(":")
-            dataset = load_dataset(known, self.cfg.DATASET.ROOT, self.seed).subsample(which or "all")
-            dataset = replace(dataset, train=[], val=[])
-            dataset.check_files()
-            self._targets[name] = dataset
+            self._targets[name] = load_test_images(known, self.cfg.DATASET.ROOT, self.seed, which or "all")
         return self._targets[name]
 
     def target_images(self, name: str) -> tuple[Dataset, Tensor, Tensor]:

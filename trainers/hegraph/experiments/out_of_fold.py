@@ -93,10 +93,11 @@ def assign_folds(labels: Tensor, seed: int) -> Tensor:
         seed: The images of a class are dealt to the folds in an order that it decides.
     """
     generator = random.Random(seed)
-    folds = torch.full((len(labels),), -1)
-    count = min(int(labels.bincount().max()), MOST_FOLDS)
-    for label in labels.unique().tolist():
-        images = (labels.cpu() == label).nonzero().flatten().tolist()
+    here = labels.cpu()  # once, and not for every class
+    folds = torch.full((len(here),), -1)
+    count = min(int(here.bincount().max()), MOST_FOLDS)
+    for label in here.unique().tolist():
+        images = (here == label).nonzero().flatten().tolist()
         generator.shuffle(images)
         if len(images) > 1:
             folds[images] = torch.arange(len(images)) % count

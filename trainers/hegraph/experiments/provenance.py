@@ -32,7 +32,10 @@ def set_random_seed(seed: int) -> None:
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that compute the numbers: those that this process has imported."""
+    """Versions of Python and of the packages that compute the numbers.
+
+    They are asked for once in a process, as the commit is: what it has imported stays, whatever is installed meanwhile.
+    """
     found = {"python": platform.python_version(), "torch": torch.__version__}  # with the build, such as +cpu
     for package in ("open_clip_torch", "torch_geometric", "numpy", "scikit-learn"):
         try:

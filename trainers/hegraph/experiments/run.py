@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from PIL import Image
 from yacs.config import CfgNode
 
@@ -19,6 +18,7 @@ from ..features.overlap import warn_of_near_copies
 from ..training.loop import TrainingSummary
 from ..training.memory import keep_freed_memory
 from ..utils import processes
+from ..utils.devices import available_device, wait_for
 from ..utils.errors import UserError
 from .adapter import predict_test, train_adapter
 from .baseline import fit_baseline
@@ -68,7 +68,7 @@ def run(
         UserError: On anything else that the user can mend.
     """
     bank_file, model_dir = (None if path is None else Path(path) for path in (bank_file, model_dir))  # may be text
-    device = "cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
+    device = available_device(cfg.USE_CUDA)
     seed = cfg.SEED if cfg.SEED >= 0 else draw_seed()
     set_random_seed(seed)
     if keep_thumbnails and (bank_file is not None or model_dir is not None):
@@ -171,6 +171,7 @@ def fit_method(method: Method, task: Task, bank: FeatureBank, cfg: CfgNode, seed
     """
     started = time.monotonic()
     fitted = fit_baseline(method, task, bank.without_test(), cfg, seed)
+    wait_for(bank.train_features.device)
     training = TrainingSummary(fitted.epochs, fitted.steps, time.monotonic() - started)
     if fitted.classifier is None:
         logger.info("%s leaves no model folder: %s", method.name, method.not_saved or "it returns no classifier")

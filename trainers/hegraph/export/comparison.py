@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4  # largest difference of the logits from torch's, relative to the largest logit
 TOLERANCE_HALF = 1e-2  # the same where weights are stored as float16
+NEAR, IMAGES = 8, 3  # samples: features near so many weights, and near so many keys; images
 
 
 class Differences(NamedTuple):
@@ -34,18 +35,18 @@ class Differences(NamedTuple):
     probabilities: float
 
 
-def sample_features(model: SavedModel, count: int = 8) -> Tensor:
-    """Unit-norm features near `count` class weights and, where there is a cache, near `count` keys, `[B, d]`."""
+def sample_features(model: SavedModel) -> Tensor:
+    """Unit-norm features near some class weights and, where there is a cache, near some keys, `[B, d]`."""
     classifier = model.classifier
     rows = [rows for rows in (classifier.weights, classifier.keys) if rows is not None and len(rows)]
-    centres = torch.cat([F.normalize(found[torch.arange(count) % len(found)], dim=1) for found in rows])
+    centres = torch.cat([F.normalize(found[torch.arange(NEAR) % len(found)], dim=1) for found in rows])
     noise = torch.randn(centres.shape, generator=torch.Generator().manual_seed(0))
     return F.normalize(centres + 0.5 * F.normalize(noise, dim=1), dim=1)
 
 
-def sample_pixels(backbone: Backbone, count: int = 3) -> Tensor:
-    """Images of noise as the backbone takes them, `[count, 3, H, W]`."""
-    return torch.randn(count, 3, *backbone.input_size, generator=torch.Generator().manual_seed(0))
+def sample_pixels(backbone: Backbone) -> Tensor:
+    """Images of noise as the backbone takes them, `[B, 3, H, W]`."""
+    return torch.randn(IMAGES, 3, *backbone.input_size, generator=torch.Generator().manual_seed(0))
 
 
 def compare(path: Path, model: SavedModel, backbone: Backbone | None, inputs: Tensor, tolerance: float) -> Differences:

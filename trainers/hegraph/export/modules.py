@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..method.classifier import FoldedClassifier
+from ..method.heads import affinities
 
 
 class Head(nn.Module):
@@ -52,11 +52,11 @@ class Head(nn.Module):
 
     def _cache_sums(self, features: Tensor, keys: Tensor) -> Tensor:
         """The affinities of each class, added up: `[B, K]`."""
-        affinities = torch.exp(self.beta * (features @ keys - 1))  # [B, N]
+        of_images = affinities(features @ keys, self.beta)  # [B, N]
         if self.key_weights is not None:
-            affinities = affinities * self.key_weights
+            of_images = of_images * self.key_weights
         batch = features.shape[0]  # not len(features), which tracing would turn into a constant
-        return features.new_zeros(batch, self.num_classes).scatter_add(1, self.labels.expand(batch, -1), affinities)
+        return features.new_zeros(batch, self.num_classes).scatter_add(1, self.labels.expand(batch, -1), of_images)
 
 
 class Encoder(nn.Module):

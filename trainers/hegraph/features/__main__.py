@@ -52,10 +52,9 @@ def extract_command(args: argparse.Namespace) -> None:
     Raises:
         UserError: If the bank is there already, or cannot be made.
     """
-    import torch
-
     from ..experiments.image_task import load_image_task
     from ..utils import processes
+    from ..utils.devices import available_device
 
     if args.out.exists():
         raise UserError(f"{args.out} exists; choose another --out or delete it")
@@ -63,8 +62,7 @@ def extract_command(args: argparse.Namespace) -> None:
     cfg = load_cfg(args.dataset_config_file, args.config_file, flags, args.opts)
     processes.start()
     try:
-        device = "cuda" if cfg.USE_CUDA and torch.cuda.is_available() else "cpu"
-        load_image_task(cfg, max(cfg.SEED, 0), device).write_bank(args.out)
+        load_image_task(cfg, max(cfg.SEED, 0), available_device(cfg.USE_CUDA)).write_bank(args.out)
         if processes.rank() == 0:
             file = BankFile(args.out)
             sizes = ", ".join(f"{len(labels)} {split}" for split, labels in file.labels.items())
@@ -112,11 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def run() -> None:
         args = parse_arguments(arguments)
         if args.command == "extract":
-            show_messages()
             extract_command(args)
         else:
             import_tip_command(args)
 
+    show_messages()
     return report(run)
 
 

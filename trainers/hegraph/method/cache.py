@@ -133,7 +133,7 @@ class _ShiftedCache(torch.autograd.Function):
 
 
 def chunks(matrix: Tensor, width: int) -> Iterator[slice]:
-    """Slices of the rows of a matrix, each of about `CHUNK / width` rows."""
-    size = max(1, CHUNK[matrix.device.type] // width)
+    """Slices of the rows of a matrix, each of about `CHUNK / width` rows; `width` may be 0, as of no queries."""
+    size = max(1, CHUNK[matrix.device.type] // max(1, width))
     for start in range(0, len(matrix), size):
         yield slice(start, min(start + size, len(matrix)))

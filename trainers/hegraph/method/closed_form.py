@@ -51,7 +51,7 @@ from .options import ClosedFormOptions
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # strengths, times the mean eigenvalue of the text kernel
 CONSTANT = 10.0  # times the mean diagonal of the text kernel, added to all its entries: it gives an intercept
-TEMPERATURES = (0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # factors on logits that an NLL is taken at
+TEMPERATURES = (0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # `1 / T`: logits are multiplied by them
 OFFSET_STEPS = 20  # stops early: at one shot a class may still be off by a half of its share
 SMALLEST = 1e-9  # what is divided by is at least this
 ROWS = 4096  # images that are worked on at once, since float64 takes twice the memory of their keys
@@ -280,13 +280,14 @@ def kernel_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor
 def class_offsets(logits: Tensor, labels: Tensor, prior: float) -> Tensor:
     """Offsets of the classes, which move their mean probabilities on the training images towards their shares.
 
-    Each of 20 steps adds the log of `(count + prior) / (mass + prior)`, where `mass` is the sum of a class's
-    probabilities. At one shot, 20 steps do not reach the end.
+    Each of `OFFSET_STEPS` steps adds the log of `(count + prior) / (mass + prior)`, where `mass` is the sum of a
+    class's probabilities. At one shot, that many steps do not reach the end.
 
     Args:
         logits: Zero-shot logits of the training images, shape `[N, K]`.
         labels: Shape `[N]`.
-        prior: Added to both sides of a step, which makes it smaller. Without end, the offsets would not depend on it.
+        prior: Added to count and mass, which makes a step smaller. After endless steps the offsets would not depend on
+            it.
 
     Returns:
         Offsets of mean zero, shape `[K]`, to be added to the logits.
@@ -320,7 +321,7 @@ def training_free_classifier(
     Args:
         keys, labels, text: As of `ClosedFormMessages`.
         logit_scale: CLIP's `tau`.
-        messages: Of the same.
+        messages: Those that these images and this text give.
         options: The constants.
     """
     offsets = class_offsets(logit_scale * keys @ text.t(), labels, options.prior)

@@ -34,8 +34,15 @@ def cache_affinities(features: Tensor, keys: Tensor, beta: float) -> Tensor:
     Returns:
         Affinities in `(0, 1]`, shape `[B, N]`.
     """
-    cosine = features @ F.normalize(keys, dim=-1).t()
-    return (-beta * (1 - cosine)).exp()
+    return affinities(features @ F.normalize(keys, dim=-1).t(), beta)
+
+
+def affinities(cosines: Tensor, beta: float) -> Tensor:
+    """`exp(-beta (1 - cos))` of each entry; for keys that a method leaves at another norm, of `f . F_k` in its place.
+
+    `cache.py` computes the same in place, in chunks, for caches that would not fit otherwise.
+    """
+    return (-beta * (1 - cosines)).exp()
 
 
 def cache_logits(affinities: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from .model import Logits
+from .classifier import Logits
 
 
 def adapter_losses(logits: Logits, labels: Tensor, visual_weight: float, visual_scale: float) -> dict[str, Tensor]:

@@ -42,8 +42,8 @@ class ModelOptions:
 
     Attributes:
         variant: The row of the paper's Table 2, or "free", which is not in the paper: messages in closed form, and no
-            training. "base": zero-shot CLIP. "T-N": positive text nodes receive messages
-            from negative ones only; "T-P": from all others. "T": from all. "full": T with the cache classifier.
+            training. "base": zero-shot CLIP. "T-N": positive text nodes receive messages from negative ones only;
+            "T-P": from all others. "T": from all. "full": T with the cache classifier.
         metapath: Meta-path weights by configuration key: `alpha_pp`, `alpha_vp`, `alpha_np` (Eq. 4), `beta_pn`,
             `beta_vn` (Eq. 2), and `ALPHA_NP_TEST`, which takes the place of `alpha_np` in evaluation mode. A relation
             of weight 0 is left out.

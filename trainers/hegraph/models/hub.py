@@ -24,7 +24,7 @@ MAIN = "main"  # the branch that a repository has from its beginning
 
 
 def find_model(name: str, revision: str | None = None, token: str | None = None) -> Path:
-    """The model folder that a user means; one of the Hub is downloaded, unless the cache holds it.
+    """The model folder that a user means; of one on the Hub, what the cache lacks is downloaded.
 
     Args:
         name: A model folder, the output folder of a run, or "USER/NAME" on the Hub. What is on this machine comes

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -52,7 +51,7 @@ class ImageModel:
     def __init__(self, model: SavedModel, backbone: Backbone) -> None:
         check_backbone(model, backbone)
         self.model, self.backbone = model, backbone
-        self._on_device = replace(model, classifier=model.classifier.to(backbone.device))
+        self._classifier = model.classifier.to(backbone.device)
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "cpu", backbone: str = "", pretrained: str = "") -> ImageModel:
@@ -106,9 +105,7 @@ class ImageModel:
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits of unit-norm features `[B, d]`, on the CPU, shape `[B, K]`."""
-        if not len(features):
-            return torch.zeros(0, self.model.classifier.num_classes)
-        return self._on_device.classifier.logits(features.to(self.backbone.device)).cpu()
+        return self._classifier.logits(features.to(self.backbone.device)).cpu()
 
     def encode(self, images: Iterable[ImageLike], batch_size: int = 64) -> Iterator[Encoded]:
         """Encodes images batch by batch, in order and in constant memory. An unreadable image stops nothing."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..utils.errors import printable
+
 
 def utf8(text: str) -> str:
     r"""Text that every file and program takes: a byte that is no character becomes `\xff`, with its value."""
@@ -10,7 +12,4 @@ def utf8(text: str) -> str:
 
 def one_line(text: str) -> str:
     r"""Text for people, in one line: control characters, too, become `\n`, `\x1b` and so on."""
-    shown = utf8(text)
-    if shown.isprintable():
-        return shown
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown)
+    return printable(utf8(text))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..utils.arguments import Parser
 from ..utils.commands import command
-from ..utils.errors import UserError, report, say
+from ..utils.errors import UserError, report, say, show_messages
 from .calibration import calibration_table, reliability_diagrams
 from .cases import read_cases
 from .comparison import BY, base_to_new, compare
@@ -216,6 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
         "confusion": confusion_command,
         "report": report_command,
     }
+    show_messages()
     return report(lambda: run.get(args.command, table_command)(args))
 
 

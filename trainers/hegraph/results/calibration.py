@@ -101,7 +101,7 @@ def _observe(records: Sequence[dict]) -> Iterator[Observation]:
     told: dict[tuple, float] = {}
     for record in sorted(records, key=lambda record: method(record) != ZERO_SHOT):
         found, name, where = record["calibration"], method(record), place(record, PLACE)
-        test = TestSet(record["num_test"], record.get("num_classes"), record.get("rule"), record.get("trained_on"))
+        test = TestSet.of(record)
         values = {(name, "T"): found["temperature"]}
         for column, key in SCORES.items():
             says = values[ZERO_SHOT, column] = found["zero_shot"][key]

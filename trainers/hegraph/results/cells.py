@@ -13,12 +13,11 @@ from ..utils.errors import UserError
 from ..utils.files import hash_json
 from .differences import differing_keys, shortest_names
 from .methods import OURS, TEXT, ZERO_SHOT, Place, method
+from .records import SAME_CLASSES
 from .table import Cell, average
 
 MEAN = "mean"  # the column of a row's mean
 SOURCE = "source"  # in a comparison by target, the column of the data set that the runs were trained on
-
-SAME_CLASSES = "same classes"  # the "rule" of a test on the classes of the training in another domain
 
 ZERO_SHOT_TOLERANCE = 1e-6  # by how many percent zero-shot accuracies of one cell may differ
 
@@ -38,6 +37,11 @@ class TestSet(NamedTuple):
     num_classes: int | None
     rule: str | None
     trained_on: str | None
+
+    @classmethod
+    def of(cls, scores: dict) -> TestSet:
+        """What a record, or one of its "targets", was tested on."""
+        return cls(*(scores.get(name) for name in cls._fields))
 
     def __str__(self) -> str:
         classes = f"{self.num_classes} classes" if self.num_classes is not None else None
@@ -87,7 +91,7 @@ def observe(record: dict, where: Place, column: object, scores: dict | None = No
         found[0] = (TEXT, "accuracy", False)
     elif name == OURS and not rule:
         found.append((TEXT, "accuracy_text", False))
-    test = TestSet(scores.get("num_test"), scores.get("num_classes"), rule, scores.get("trained_on"))
+    test = TestSet.of(scores)
     return [
         Observation((where, name, column), record["seed"], scores[key], test, record, own)
         for name, key, own in found

@@ -35,6 +35,9 @@ REQUIRED = (
     "macro_f1", "num_test", "selected_on", "selected", "run_id",
 )  # fmt: skip
 
+# The "rule" of a test on another data set than that of the training
+SAME_CLASSES, OTHER_CLASSES = "same classes", "other classes"
+
 KEEP = 0.95  # the share of images of known classes whose threshold a record tells
 
 # The keys whose values differ between two runs of one experiment, even on one machine

@@ -91,7 +91,7 @@ def kept_table(records: Sequence[dict]) -> Table:
             (place(record, PLACE), method(record), KEPT),
             record["seed"],
             record["rejection"]["kept"],
-            TestSet(record["num_test"], record.get("num_classes"), record.get("rule"), record.get("trained_on")),
+            TestSet.of(record),
             record,
         )
         for record in told

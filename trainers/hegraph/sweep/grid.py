@@ -252,11 +252,9 @@ def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:
         if name not in known:
             raise unknown(f"key of {where}", str(name), known)
     values = tree | {name: value for name, value in given.items() if name not in ("vary", "set")}
-    for name in ("datasets", "configs", "methods"):
-        values[name] = _list(where, name, values.get(name), str) if name in values else getattr(Grid, name, ())
-    for name in ("shots", "seeds"):
+    for name, kind in (("datasets", str), ("configs", str), ("methods", str), ("shots", int), ("seeds", int)):
         if name in values:
-            values[name] = _list(where, name, values[name], int)
+            values[name] = _list(where, name, values[name], kind)
     for name in ("vary", "set"):
         said = values.get(name) or {}
         if not isinstance(said, dict) or not all(isinstance(key, str) for key in said):

@@ -149,9 +149,9 @@ def _device(cfg: CfgNode) -> str:
     """Where the backbone would run, as far as it changes the features: only a GPU computes in less than fp32."""
     if not cfg.USE_CUDA or cfg.TRAINER.HEGRAPHADAPTER.PREC == "fp32":
         return "cpu"
-    import torch
+    from ..utils.devices import available_device  # imports torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return available_device()
 
 
 @contextmanager

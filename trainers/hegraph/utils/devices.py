@@ -9,6 +9,15 @@ from .errors import UserError, first_line
 KINDS = ("cpu", "cuda")
 
 
+def available_device(use_cuda: bool = True) -> str:
+    """The device "cuda" where a GPU is wanted and torch finds one, else "cpu".
+
+    Args:
+        use_cuda: Whether one is wanted: USE_CUDA of a configuration.
+    """
+    return "cuda" if use_cuda and torch.cuda.is_available() else "cpu"
+
+
 def choose_device(given: str | None, called: str) -> str:
     """The device that a user names; a GPU if none is named and there is one.
 
@@ -20,7 +29,7 @@ def choose_device(given: str | None, called: str) -> str:
         UserError: If it is another kind of device, or torch cannot compute there.
     """
     if not given:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return available_device()
     try:
         kind = torch.device(given).type
     except RuntimeError:
@@ -32,3 +41,9 @@ def choose_device(given: str | None, called: str) -> str:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
         raise UserError(f"cannot compute on {called} {given}: {first_line(error)}; leave it out, or use cpu") from error
     return str(given)
+
+
+def wait_for(device: torch.device) -> None:
+    """Waits until a GPU has done what it was asked for, which it does meanwhile: else a time would leave that out."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

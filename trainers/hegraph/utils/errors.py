@@ -62,10 +62,14 @@ def shortened(text: str, most: int) -> str:
 
 def one_line(message: str) -> str:
     r"""A message as it is shown: one line below `MAX_MESSAGE`, without control characters and halves of characters."""
-    flat = " ".join(message.split())
-    if not flat.isprintable():
-        flat = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
-    return shortened(flat, MAX_MESSAGE)
+    return shortened(printable(" ".join(message.split())), MAX_MESSAGE)
+
+
+def printable(text: str) -> str:
+    r"""A text whose control characters and halves of characters are written as `\n`, `\x1b`, `\udcff` and so on."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def report_mistake(message: str) -> int:
