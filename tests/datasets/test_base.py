@@ -107,6 +107,20 @@ def test_many_missing_images_are_counted_and_three_named(on_disk):
         on_disk.check_files()
 
 
+def test_where_a_command_lists_all_such_images_every_message_ends_with_it(on_disk):
+    own = replace(on_disk, check_command="look DIR")
+    (on_disk.root / "val/2.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of 18 images are missing below .*: val/2\.jpg; list all: look DIR$"):
+        own.check_files()
+    assert str(own.unreadable("val/3.jpg", "is empty")).endswith("val/3.jpg of Farm: is empty; list all: look DIR")
+    assert str(on_disk.unreadable("val/3.jpg", "is empty")) == "cannot read the image val/3.jpg of Farm: is empty"
+
+
+def test_items_may_be_left_out_by_their_paths(dataset):
+    rest = dataset.without({"train/0.jpg", "test/5.jpg"})
+    assert (rest.train, rest.val, rest.test) == (dataset.train[1:], dataset.val, dataset.test[:5])
+
+
 def test_a_folder_in_place_of_an_image_is_missing(on_disk):
     (on_disk.root / "test/0.jpg").unlink()
     (on_disk.root / "test/0.jpg").mkdir()

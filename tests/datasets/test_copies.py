@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from trainers.hegraph.__main__ import main
+from trainers.hegraph.datasets import copies
 from trainers.hegraph.datasets.copies import HEAD, files_among
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +56,19 @@ def test_a_bank_is_not_made_of_them_either(own, tmp_path, capsys):
     assert main(["features", "extract", *flags, "--out", str(tmp_path / "bank.safetensors")]) == 2
     assert "1 of 4 train images are test images as well" in capsys.readouterr().err
     assert not (tmp_path / "bank.safetensors").exists()
+
+
+def test_a_file_that_cannot_be_compared_is_named_and_so_is_the_command_that_finds_all(
+    own, tmp_path, capsys, monkeypatch
+):
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(copies, "_head", refuse)  # root may read everything
+    assert start(own, tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: cannot read the image {own}/") and error.count("\n") == 1
+    assert "Permission denied; list all: python -m trainers" in error
 
 
 def test_files_are_alike_in_every_byte_or_not_at_all(tmp_path):

@@ -187,6 +187,8 @@ def test_a_row_without_an_image_is_named_wherever_it_is_asked_for(tmp_path, imag
     for ask in (dataset.open, dataset.file_version):
         with pytest.raises(UserError, match="row 1 of train has no image in the column image; give it one, or leave"):
             ask("train/1")
+    with pytest.raises(UserError, match=rf"row 1 of train has no .*; list all: .* check folder --root {tmp_path}$"):
+        dataset.file_sizes()
 
 
 def test_a_name_that_is_not_on_this_machine_is_one_clear_line_when_offline(tmp_path):

@@ -14,8 +14,8 @@ from PIL import ExifTags, Image
 
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.datasets.folder import open_picture
+from trainers.hegraph.datasets.images import open_image
 from trainers.hegraph.export.source import load_source
-from trainers.hegraph.features.views import open_image
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "onnx.md"

@@ -23,6 +23,7 @@ from trainers.hegraph.models.reading import Reader
 from trainers.hegraph.models.saved import SavedModel
 from trainers.hegraph.models.schema import Backbone as BackboneConfig
 from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.utils.threads import AHEAD
 
 ORIENTATION = 0x0112  # EXIF
 
@@ -210,5 +211,5 @@ def test_images_are_taken_only_as_they_are_needed(mini):
     batches = Reader(mini.preprocess, mini.input_size).batches(images(), 4)
     for number in range(1, 6):
         assert next(batches).pixels.shape == (4, 3, 32, 32)
-        assert taken <= 4 * (number + reading.AHEAD)
+        assert taken <= 4 * (number + AHEAD)
     batches.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ class Dataset:
         class_ids: The K ids, in label order, by which a class is recognised in another data set; () if class names do.
         version: Takes the path of an item that is no file of its own, as in a tar shard; returns its size in bytes, and
             a number that changes with its source. None if items are files, or nothing is known of them.
+        check_command: The command that lists every image that cannot be read; "" if there is none.
     """
 
     name: str
@@ -43,11 +44,17 @@ class Dataset:
     root: Path | None = None
     class_ids: Sequence[str] = ()
     version: Callable[[str], tuple[int, int]] | None = None
+    check_command: str = ""
 
     @property
     def ids(self) -> Sequence[str]:
         """The class ids, or the class names where there are none."""
         return self.class_ids or self.classnames
+
+    @property
+    def splits(self) -> dict[str, list[Item]]:
+        """Split, one of `SPLITS` -> its items."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
     @property
     def val_is_test(self) -> bool:
@@ -74,13 +81,21 @@ class Dataset:
         train, val, test = keep(self.train), keep(self.val), keep(self.test)
         return replace(self, classnames=names, class_ids=ids, train=train, val=val, test=test)
 
+    def without(self, paths: Collection[str]) -> Dataset:
+        """The data set without the items that have one of these paths."""
+        train, val, test = ([item for item in items if item.path not in paths] for items in self.splits.values())
+        return replace(self, train=train, val=val, test=test)
+
     def file_version(self, path: str) -> tuple[int, int] | None:
         """Size in bytes and time of the last change (ns) of an item's file, which tell versions of it apart.
 
         What `version` says, if there is one; None if the item is no file.
+
+        Raises:
+            UserError: If the source of an item that is no file has no image there.
         """
         if self.version is not None:
-            return self.version(path)
+            return self._version_of(self.version, path)
         if self.root is None or not (self.root / path).is_file():
             return None
         status = (self.root / path).stat()
@@ -90,27 +105,48 @@ class Dataset:
         """Hash of the sizes in bytes of all images, which is the same for a copy of them. None if they have none."""
         version = self.version
         if version is not None:
-            return hash_rows([path, version(path)[0]] for path in self._paths())
+            return hash_rows([path, self._version_of(version, path)[0]] for path in self.paths())
         if self.root is None:
             return None
         root = self.root
-        return hash_rows([path, (root / path).stat().st_size] for path in self._paths())
+        return hash_rows([path, (root / path).stat().st_size] for path in self.paths())
 
     def check_files(self) -> None:
         """Raises UserError if files of items are missing. The message counts them and names some."""
         if self.root is None:
             return
-        paths = self._paths()
+        paths = self.paths()
         missing = [path for path in paths if not (self.root / path).is_file()]
         if missing:
             named = ", ".join(missing[:MAX_NAMED])
             raise UserError(
                 f"{self.name}: {len(missing)} of {len(paths)} images are missing below {self.root}: "
-                f"{named}{', ...' if len(missing) > MAX_NAMED else ''}"
+                f"{named}{', ...' if len(missing) > MAX_NAMED else ''}{self._how_to_list()}"
             )
 
-    def _paths(self) -> list[str]:
+    def paths(self) -> list[str]:
+        """The paths of all items, each once."""
         return list(dict.fromkeys(item.path for item in (*self.train, *self.val, *self.test)))
+
+    def unreadable(self, path: str, reason: str) -> UserError:
+        """The error for an image that cannot be read; it says why, and how all such images are found."""
+        return UserError(f"cannot read the image {path} of {self.name}: {reason}{self._how_to_list()}")
+
+    def _how_to_list(self) -> str:
+        return f"; list all: {self.check_command}" if self.check_command else ""
+
+    def _version_of(self, version: Callable[[str], tuple[int, int]], path: str) -> tuple[int, int]:
+        try:
+            return version(path)
+        except (UserError, OSError) as error:
+            raise self.unreadable(path, getattr(error, "strerror", None) or str(error)) from error
+
+
+def check_classes(count: int, target: str = "") -> None:
+    """Raises UserError if there are fewer than two classes, here or in a target: an image could be of no other one."""
+    if count < 2:
+        of = f"{target}: " if target else ""
+        raise UserError(f"{of}there must be at least two classes to tell apart, got {count}")
 
 
 def class_names(items: Sequence[Item], *others: Sequence[Item]) -> list[str]:

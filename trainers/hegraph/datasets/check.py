@@ -60,13 +60,14 @@ def check_dataset(name: str, root: str) -> State:
 def _count_lines(entry: DatasetEntry, pools: Pools) -> list[str]:
     num_classes = len({item.label for item in pools["test"]})
     sizes = Sizes(len(pools["train"]), len(pools["val"]), len(pools["test"]), num_classes)
-    lines = [_describe(sizes)]
+    lines = [describe_sizes(sizes)]
     if sizes != entry.sizes:
-        lines.append(f"published are {_describe(entry.sizes)}")
+        lines.append(f"published are {describe_sizes(entry.sizes)}")
     return lines
 
 
-def _describe(sizes: Sizes) -> str:
+def describe_sizes(sizes: Sizes) -> str:
+    """The numbers of images and of classes in words."""
     train, val, test, classes = sizes
     return f"{train} train, {val} val and {test} test images of {classes} classes"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..utils.errors import UserError
 from ..utils.files import hash_file
 from .base import Dataset
+from .images import reason
 
 HEAD = 4096  # bytes that are compared first
 
@@ -22,18 +23,33 @@ def refuse_copies(dataset: Dataset) -> None:
         dataset: The selected images. Those that are no files of their own, as in a tar shard, are not compared.
 
     Raises:
-        UserError: If there are such files; the message counts them and names one.
-        OSError: If a file cannot be read.
+        UserError: If there are such files, and the message counts them and names one; or if a file cannot be read.
     """
-    if dataset.root is None or dataset.version is not None:
-        return
-    test = [dataset.root / item.path for item in dataset.test]
+    try:
+        copies = copies_in_test(dataset)
+    except OSError as error:
+        raise dataset.unreadable(error.filename or "", reason(error)) from error
     for name, items in (("train", dataset.train), ("val", dataset.val)):
-        if found := files_among([dataset.root / item.path for item in items], test):
+        if found := copies[name]:
             raise UserError(
                 f"{len(found)} of {len(items)} {name} images are test images as well, such as {found[0]}, so the test "
                 f"would say nothing about new images; take them out of {name} or out of test"
             )
+
+
+def copies_in_test(dataset: Dataset) -> dict[str, list[Path]]:
+    """The files of "train" and of "val" that are test files as well, byte for byte.
+
+    Args:
+        dataset: Its images that are no files of their own, as in a tar shard, are not compared.
+
+    Raises:
+        OSError: If a file cannot be read.
+    """
+    if dataset.root is None or dataset.version is not None:
+        return {"train": [], "val": []}
+    train, val, test = ([dataset.root / item.path for item in items] for items in dataset.splits.values())
+    return {"train": files_among(train, test), "val": files_among(val, test)}
 
 
 def files_among(files: Sequence[Path], others: Sequence[Path]) -> list[Path]:

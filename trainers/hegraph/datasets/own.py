@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ..utils.commands import command
 from ..utils.errors import UserError
 from ..utils.files import absolute
 from .base import Dataset
@@ -86,7 +88,8 @@ def load_own_images(root: str) -> Dataset:
             )
     _warn_of_numbers(where, names)
     train, val, test = ([Item(file, labels[name], name) for file, name in rows[split]] for split in SPLITS)
-    return Dataset(NAME, names, train, val, test, images.open, images.root, version=images.version)
+    check = command(f"datasets check folder --root {shlex.quote(root)}")
+    return Dataset(NAME, names, train, val, test, images.open, images.root, version=images.version, check_command=check)
 
 
 def _composed(images: OwnImages) -> OwnImages:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from yacs.config import CfgNode
 
+from ..datasets.base import check_classes
 from ..features.bank import FeatureBank
 from ..method.heads import text_logits
 from ..results.records import OTHER_CLASSES, SAME_CLASSES
@@ -24,7 +25,7 @@ from ..training.evaluation import accuracy
 from ..utils.errors import UserError
 from .out_of_fold import classify_in_batches
 from .outcome import Outcome
-from .tasks import DomainSource, ImageSource, TargetSource, Task, check_classes
+from .tasks import DomainSource, ImageSource, TargetSource, Task
 
 
 def score_targets(task: Task, bank: FeatureBank, data: CfgNode, outcome: Outcome) -> dict[str, dict]:

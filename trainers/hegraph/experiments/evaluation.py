@@ -22,6 +22,7 @@ from yacs.config import CfgNode
 
 from ..config_files import is_filled, with_values
 from ..datasets import Dataset, load_test_images
+from ..datasets.base import check_classes
 from ..datasets.splits import Selection
 from ..features.bank import FeatureBank
 from ..features.bank_file import BankFile
@@ -39,7 +40,7 @@ from .folder import RunFolder, find_model
 from .identity import bank_identity, run_config
 from .outcome import Outcome
 from .record import make_record
-from .tasks import bank_class_ids, bank_to_test, check_classes, check_has_test
+from .tasks import bank_class_ids, bank_to_test, check_has_test
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,9 @@ from yacs.config import CfgNode
 
 from ..config import encoding_options
 from ..datasets import Dataset, load_few_shot, load_test_images
+from ..datasets.base import check_classes
 from ..datasets.copies import refuse_copies
+from ..datasets.images import open_image
 from ..datasets.own import NAME as OWN
 from ..features.bank import FeatureBank
 from ..models.saved import SavedModel
@@ -28,7 +30,7 @@ from ..utils import processes
 from ..utils.errors import UserError
 from .identity import Split, configured_backbone, images_identity, images_split
 from .opened import Opened
-from .tasks import bank_batches, check_classes
+from .tasks import bank_batches
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
@@ -179,8 +181,6 @@ class ImageTask:
 
     def training_images(self) -> Iterator[Image.Image]:
         """The training images in the order of the cache, opened one by one."""
-        from ..features.views import open_image
-
         for item in self.dataset.train:
             yield open_image(self.dataset, item)
 

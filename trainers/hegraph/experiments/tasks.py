@@ -14,6 +14,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..datasets import Dataset
+from ..datasets.base import check_classes
 from ..datasets.splits import Selection, subsample_labels
 from ..features.bank import FeatureBank, draw_bank
 from ..features.bank_file import BankFile
@@ -246,13 +247,6 @@ def labels_of(file: BankFile, which: str) -> list[int]:
 def check_trained_classes(task: Task) -> None:
     """Raises UserError if a task has training images of fewer than two classes, so that there is nothing to learn."""
     check_classes(len({label for _, label, _ in task.split["train"]}))
-
-
-def check_classes(count: int, target: str = "") -> None:
-    """Raises UserError if there are fewer than two classes, here or in a target: an image could be of no other one."""
-    if count < 2:
-        of = f"{target}: " if target else ""
-        raise UserError(f"{of}there must be at least two classes to tell apart, got {count}")
 
 
 def bank_batches(bank: FeatureBank, cfg: CfgNode, seed: int) -> BankBatches:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.utils.data
-from PIL import Image
 from torch import Tensor
 
 from ..backbones.clip import Backbone, Transform
 from ..datasets import Dataset, Item
-from ..utils.errors import UserError
+from ..datasets.images import open_image
 from .options import EncodingOptions
 
 
@@ -47,24 +46,6 @@ class ImageViews(torch.utils.data.Dataset):
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
             torch.manual_seed(self.seed * 1_000_003 + position)
             return position, self.transform(image)
-
-
-def open_image(dataset: Dataset, item: Item) -> Image.Image:
-    """Opens the image of an item as RGB.
-
-    Raises:
-        UserError: If it cannot be read; the message names the file.
-    """
-    try:
-        return dataset.open(item.path).convert("RGB")
-    except MemoryError as error:
-        raise UserError(
-            f"cannot read the image {item.path} of {dataset.name}: it is too large for the memory"
-        ) from error
-    except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
-        raise UserError(
-            f"cannot read the image {item.path} of {dataset.name}: {error or type(error).__name__}"
-        ) from error
 
 
 def training_augmentation(backbone: Backbone, options: EncodingOptions) -> Transform:

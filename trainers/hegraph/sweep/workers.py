@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..utils.errors import UserError, show_messages
 from ..utils.signals import ENDINGS, deaf_to_interrupts, unheard
+from ..utils.threads import cores
 from .grid import Run
 
 if TYPE_CHECKING:
@@ -95,8 +96,7 @@ def take(waiting: deque[Run], worker: Worker, team: Sequence[Worker]) -> Run:
 def threads_of_each(workers: int) -> int:
     """How many threads each worker computes with: those that one process would have, divided."""
     said = os.environ.get(THREADS, "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, (int(said) if said.isdecimal() else cores) // workers)
+    return max(1, (int(said) if said.isdecimal() else cores()) // workers)
 
 
 class Worker:
