@@ -66,8 +66,10 @@ def test_the_model_folder_itself_may_be_given_and_an_older_file_is_replaced(trai
 
 def test_a_model_from_a_bank_needs_a_backbone_for_its_images(of_bank, refused, tmp_path):
     line = refused(of_bank)
-    assert line.startswith(f"error: {of_bank} was trained from a feature bank, which does not say how images are")
-    assert line.endswith("give --backbone, or --part head")
+    assert line.startswith("error: the model was trained from a feature bank (")
+    assert line.endswith("give --backbone NAME --pretrained TAG, or export --part head")
+    line = refused(of_bank, "--backbone", "RN50")  # whose weights are not guessed, as `predict` guesses none
+    assert "the weights of RN50 are not named; give --pretrained" in line
     file = tmp_path / "full.onnx"
     assert main([str(of_bank), "--onnx", str(file), "--backbone", "hegraph-mini"]) == 0
     assert main([str(of_bank), "--onnx", str(file), "--part", "head"]) == 0
@@ -80,8 +82,8 @@ def test_a_backbone_of_another_width_or_another_fingerprint_is_refused(random_mo
     other = tmp_path / "weights.safetensors"
     mini = load_model(trained).backbone
     other.write_bytes(MINI_WEIGHTS.read_bytes()[:-4] + b"\0\0\0\0")
-    line = refused(trained, "--backbone", mini.model, "--pretrained", other)
-    assert "has another weights: " in line
+    for flags in (["--backbone", mini.model], []):
+        assert "has another weights: " in refused(trained, *flags, "--pretrained", other)
 
 
 def test_damaged_models_are_refused(trained, refused, tmp_path):
@@ -114,9 +116,12 @@ def test_a_folder_that_may_not_be_written_is_refused(trained, refused, tmp_path)
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--part", "head", "--backbone", "RN50"], "--backbone encodes images, and --part head takes features"),
-        (["--pretrained", "openai"], "--pretrained names the weights of --backbone; give both"),
-        (["--backbone", "hegraph-mimi"], "unknown backbone 'hegraph-mimi'; did you mean 'hegraph-mini'?"),
+        (["--part", "head", "--backbone", "RN50"], "--backbone is for what encodes images, and --part head takes"),
+        (["--part", "head", "--pretrained", "openai"], "--pretrained is for what encodes images, and --part head"),
+        (
+            ["--backbone", "hegraph-mimi", "--pretrained", "openai"],
+            "unknown backbone 'hegraph-mimi'; did you mean 'hegraph-mini'?",
+        ),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(flags, said, trained, refused):

@@ -38,10 +38,9 @@ def export(args: argparse.Namespace) -> None:
     Raises:
         UserError: If a flag is wrong, a package is missing, the model cannot be loaded, or no file can be made of it.
     """
-    if args.backbone and args.part == "head":
-        raise UserError("--backbone encodes images, and --part head takes features; leave one of them out")
-    if args.pretrained and not args.backbone:
-        raise UserError("--pretrained names the weights of --backbone; give both")
+    if (args.backbone or args.pretrained) and args.part == "head":
+        flag = "--backbone" if args.backbone else "--pretrained"
+        raise UserError(f"{flag} is for what encodes images, and --part head takes features; leave one of them out")
     from .onnx_file import require_packages, write_onnx
     from .source import load_source
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..models.folder import load_model
-from ..models.images import check_backbone
+from ..models.images import backbone_to_load, check_backbone
 from ..models.saved import SavedModel
 from ..models.schema import Preprocessing
 from ..utils.errors import UserError
@@ -22,22 +22,21 @@ def load_source(folder: Path, part: str, name: str, pretrained: str) -> tuple[Sa
     Args:
         folder: The model folder, or the output folder of a run.
         part: "head" or "full".
-        name, pretrained: The backbone, as `load_backbone` takes it; "" is the one that the model folder names.
+        name, pretrained: The backbone and its weights; "" is what the model folder names.
 
     Raises:
-        UserError: If the folder is damaged, names no backbone, or its features are not those of the backbone.
+        UserError: If the folder is damaged, nothing names the backbone and its weights, or its features are not those
+            of the backbone.
     """
     model = load_model(folder)
     if part == "head":
         return model, None
-    saved = model.backbone
-    if not (name or saved.model):
-        raise UserError(
-            f"{folder} was trained from a feature bank, which does not say how images are encoded; give --backbone, or "
-            "--part head"
-        )
+    try:
+        named = backbone_to_load(model, name, pretrained)
+    except UserError as error:
+        raise UserError(f"{error}, or export --part head") from error
     from ..backbones.loading import load_backbone  # imports open_clip
 
-    backbone = load_backbone(name, pretrained or "auto") if name else load_backbone(saved.model, saved.pretrained)
+    backbone = load_backbone(*named)
     check_backbone(model, backbone)
     return replace(model, preprocessing=Preprocessing.of(backbone)), backbone

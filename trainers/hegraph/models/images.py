@@ -71,7 +71,7 @@ class ImageModel:
     @classmethod
     def of(cls, model: SavedModel, device: str = "cpu", backbone: str = "", pretrained: str = "") -> ImageModel:
         """Loads the backbone of a model that is in memory; arguments and errors as of `load`."""
-        name, weights = _backbone_to_load(model, backbone, pretrained)
+        name, weights = backbone_to_load(model, backbone, pretrained)
         from ..backbones.loading import load_backbone  # open_clip takes seconds to import
 
         return cls(model, load_backbone(name, weights, device, model.backbone.precision))
@@ -151,8 +151,16 @@ def check_backbone(model: SavedModel, backbone: Backbone) -> None:
             )
 
 
-def _backbone_to_load(model: SavedModel, backbone: str, pretrained: str) -> tuple[str, str]:
-    """Name and weights of the backbone, as `load_backbone` takes them."""
+def backbone_to_load(model: SavedModel, backbone: str = "", pretrained: str = "") -> tuple[str, str]:
+    """Name and weights of the backbone, as `load_backbone` takes them.
+
+    Args:
+        model: A trained model.
+        backbone, pretrained: What the user names; "" is what the model folder names.
+
+    Raises:
+        UserError: If neither names them. None are guessed: other weights would give other classes.
+    """
     named = model.backbone
     name = backbone or named.model
     if not name:
