@@ -223,9 +223,16 @@ def test_an_unknown_key_in_a_file_names_the_file_too(yaml):
         load_cfg(yaml("OPTIM: {LRR: 1.0}"))
 
 
+def test_a_group_of_keys_without_its_colon_is_named_in_a_file(yaml):
+    with pytest.raises(UserError, match=r"""config\.yaml: DATASET is a group of keys .*, got 'NAME "Digits"'"""):
+        load_cfg(yaml('DATASET:\n  NAME "Digits"\n'))
+
+
 @pytest.mark.parametrize("key", ["OPTIM", OURS])
 def test_a_group_of_keys_is_no_key(key):
-    with pytest.raises(UserError, match=f"unknown configuration key '{key}'"):
+    with pytest.raises(
+        UserError, match=f"{key} is a group of keys such as {key}.*, and takes no value itself, got '?1"
+    ):
         load_cfg(opts=[key, "1"])
 
 

@@ -591,6 +591,39 @@ def test_a_data_set_that_coop_lacks_runs_alone_and_says_so(host):
     assert "--host dassl: Digits is none of CoOp's" in host.run("dassl", "digits2", data="digits").error
 
 
+def test_keys_that_dassl_does_not_heed_run_alone_and_say_so(host):
+    half = ("DATASET.SUBSAMPLE_CLASSES", "base", "DATASET.TARGET_DATASETS", "['Caltech101:new']")  # base_to_new.sh
+    ran = host.run("auto", "halves", *half, f"{NODE}.VARIANT", "base")
+    assert ran.record["host"] == "alone"
+    assert list(ran.record["targets"]) == ["Caltech101:new"]
+    assert "running without Dassl: DATASET.TARGET_DOMAINS and DATASET.TARGET_DATASETS are not tested" in ran.err
+
+
+def test_a_choice_on_validation_images_runs_alone_and_says_so(host):
+    ran = host.run("auto", "choice", flags=("--select", "val"))
+    assert (ran.record["host"], ran.record["selected_on"]) == ("alone", "val")
+    assert "running without Dassl: TRAINER.HEGRAPHADAPTER.SELECT_ON val trains more than once" in ran.err
+    assert "SELECT_ON val trains" in host.run("dassl", "choice", flags=("--select", "val")).error
+
+
+def test_a_data_set_without_a_loader_in_coop_runs_alone_and_one_without_an_entry_here_is_refused(host):
+    checkout = copy_coop(host.kind, host.folder / "registry")
+    assert install(checkout).returncode == 0
+    train = checkout / "train.py"
+    words = "import datasets.caltech101\n"
+    mine = (
+        "from dassl.data.datasets import DATASET_REGISTRY\n\n\n"
+        "@DATASET_REGISTRY.register()\nclass OfMine:\n    pass\n\n\n"
+    )
+    text = train.read_text().replace(words, "")
+    train.write_text(text.replace("\ndef reset_cfg", f"\n{mine}def reset_cfg"))
+    ran = host.run("auto", "no-loader", f"{NODE}.VARIANT", "base", checkout=checkout)
+    assert ran.record["host"] == "alone"
+    assert "running without Dassl: Caltech101 is none of CoOp's" in ran.err
+    refused = host.run("auto", "no-entry", "DATASET.NAME", "OfMine", checkout=checkout)
+    assert "Dassl's registry has OfMine, but this package does not know it" in refused.error
+
+
 def test_in_a_checkout_with_dassl_the_host_is_dassl_unasked(host, plain):
     ran = host.run("auto", "unasked")
     assert ran.record["host"] == "dassl"

@@ -121,6 +121,21 @@ def test_a_split_that_a_run_has_drawn_is_still_said_to_be_no_published_one(tmp_p
     assert "drawn" not in " ".join(check_dataset("Food101", str(tmp_path)).lines)
 
 
+def test_of_a_data_set_that_nobody_publishes_no_download_is_spoken_of(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(ENTRIES, "Food101", replace(ENTRIES["Food101"], sources=()))
+    class_folders(tmp_path)
+    assert check_dataset("Food101", str(tmp_path / "elsewhere")).lines == [
+        f"missing: the images, expected in {tmp_path}/elsewhere/food-101/images"
+    ]
+    for _ in range(2):  # without a split file, and with one that was drawn
+        state = check_dataset("Food101", str(tmp_path))
+        assert state.ready
+        assert not [line for line in state.lines if "download" in line or "split of published" in line]
+        load_few_shot("Food101", str(tmp_path), 1, 3)
+    [message] = caplog.messages
+    assert message.endswith("split_zhou_Food101.json was missing: drawn with seed 3 and written, as CoOp does")
+
+
 @pytest.mark.parametrize("name", ["SUN397", "UCF101", "OxfordPets", "OxfordFlowers", "StanfordCars"])
 def test_where_no_split_can_be_drawn_it_is_the_split_file_that_is_said_to_be_missing(name, tmp_path):
     (tmp_path / images_of(name)).mkdir(parents=True)

@@ -242,6 +242,7 @@ def test_a_split_that_is_drawn_is_warned_of(new_root, caplog):
     (message,) = caplog.messages
     assert "split_zhou_DescribableTextures.json was missing: drawn with seed 7 and written" in message
     assert "not the split of published numbers" in message
+    assert message.endswith(f"datasets download DescribableTextures --root {root}")
     caplog.clear()
     load_dataset("DescribableTextures", root, seed=7)
     assert caplog.messages == []

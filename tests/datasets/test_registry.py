@@ -17,6 +17,7 @@ from trainers.hegraph.datasets.entry import DatasetEntry, Entry, LoaderEntry, Si
 from trainers.hegraph.datasets.layouts import split_class_folders
 from trainers.hegraph.datasets.registry import (
     ENTRIES,
+    by_name,
     canonical_name,
     find_entry,
     plain_name,
@@ -97,6 +98,7 @@ def test_an_entry_is_complete(entry):
 def test_an_entry_of_coops_says_where_it_lies_how_it_is_read_and_where_it_comes_from(entry):
     assert entry.folder and callable(entry.read) and entry.descriptions and entry.sources
     assert entry.split_file in (None, f"split_zhou_{entry.name}.json")
+    assert entry.publishes_split == (entry.split_file is not None)
     assert isinstance(entry.sizes, Sizes) and entry.sizes.test > 0 and entry.sizes.classes > 0
     assert bool(entry.train_on) == (entry.sizes.train == 0)
     assert (entry.class_ids is not None) == entry.name.startswith("ImageNet")
@@ -104,6 +106,15 @@ def test_an_entry_of_coops_says_where_it_lies_how_it_is_read_and_where_it_comes_
 
 def test_no_two_data_sets_have_one_folder():
     assert len({entry.folder for entry in STORED.values()}) == len(STORED)
+
+
+@pytest.mark.parametrize("changes", [{"name": "Digits"}, {"name": "DIG-ITS"}, {"aliases": ("digits_",)}])
+def test_a_second_data_set_of_one_name_is_refused(changes):
+    mine = LoaderEntry(**{"name": "Mine", "load": lambda root: None} | changes)
+    with pytest.raises(
+        UserError, match=r"the data sets Digits and .* are both called 'digits'; give each its own names"
+    ):
+        by_name([*ENTRIES.values(), mine])
 
 
 @pytest.mark.parametrize("name", SIZES)

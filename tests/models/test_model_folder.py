@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from trainers.hegraph.method import relations
 from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.options import ModelOptions
+from trainers.hegraph.method.relations import RelationType
 from trainers.hegraph.models.folder import CARD, CONFIG, TENSORS, find_model_folder, load_model, save_model
 from trainers.hegraph.models.saved import SavedModel
 from trainers.hegraph.models.schema import AdapterOptions, ClosedForm
@@ -291,6 +293,14 @@ def test_no_entry_may_be_of_another_type(folder, keys):
 def test_a_value_out_of_range_is_named_with_what_is_allowed(folder, keys, value, expected):
     change_config(folder, keys, value)
     assert expected.replace("\\[", "[").replace("\\]", "]") in refused(folder)
+
+
+def test_a_model_is_read_that_is_older_than_a_relation_of_weight_0(folder, monkeypatch):
+    younger = RelationType("negative", "negative", diagonal=0.0, step=1, weight_key="BETA_NN", weight=0.0)
+    monkeypatch.setattr(relations, "RELATIONS", (*relations.RELATIONS, younger))
+    assert load_model(folder).transfer.options.metapath["BETA_NN"] == 0.0
+    monkeypatch.setattr(relations, "RELATIONS", (*relations.RELATIONS[:-1], replace(younger, weight=0.1)))
+    assert "transfer.options.metapath must have the keys" in refused(folder)
 
 
 @pytest.mark.parametrize(

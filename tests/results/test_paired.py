@@ -46,6 +46,16 @@ def test_methods_that_answer_alike_differ_by_nothing():
     assert str(Difference(0.0, 0.0, 0.0)) == "+0.00 (0.00 to 0.00)"
 
 
+def test_an_end_of_the_interval_that_is_0_but_for_rounding_excludes_nothing():
+    same = "1" * 93
+    ours = {PETS: correct("1111" + "1" + "00" + same, "1111" + "1" + "11" + same, "1111" + "1" + "11" + same)}
+    theirs = {PETS: correct("0000" + "0" + "11" + same, "0000" + "1" + "11" + same, "0000" + "1" + "11" + same)}
+    found = difference(ours, theirs)
+    assert found.mean == pytest.approx(4 + 1 / 3 - 2 / 3)  # of 100 images four in every seed, and in one of three 1 - 2
+    assert found.low == 0.0  # a sum of thirds, which came to 4e-16
+    assert str(found).startswith("+3.67 (0.00 to ")
+
+
 def test_only_runs_of_the_same_data_sets_and_seeds_are_paired():
     ours = {PETS: correct("110", "010")}
     assert difference(ours, {}) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -35,6 +36,12 @@ def test_what_python_itself_asks_a_module_for_is_not_made_up():
         module = importlib.import_module(NOBODY)
         assert not hasattr(module, "__path__")
         assert not hasattr(module, "__wrapped__")
+
+
+def test_whether_an_absent_package_is_there_can_be_asked():
+    with absent_packages_excused(NOBODY):
+        assert find_spec(NOBODY).origin is None  # torch 2.13 asks so for pandas, while Dassl imports torchvision
+    assert find_spec(NOBODY) is None
 
 
 def test_a_package_that_is_there_is_the_real_one(monkeypatch, tmp_path):

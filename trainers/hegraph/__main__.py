@@ -120,8 +120,6 @@ def obstacles_to_dassl(args: argparse.Namespace) -> list[str]:
         obstacles.append(f"{CHECKOUT} is no CoOp checkout (scripts/hegraph/install.sh puts this package into one)")
     if args.features is not None:
         obstacles.append("--features needs no images, and so no Dassl")
-    if args.target_domains or args.target_datasets:
-        obstacles.append("--target-domains and --target-datasets are not tested through Dassl")
     if args.keep_thumbnails:
         obstacles.append("--keep-thumbnails is not done through Dassl")
     if args.trainer in METHODS and load_method(args.trainer).trainer_of_coop:
@@ -141,13 +139,6 @@ def in_coop() -> bool:
     return (CHECKOUT / "train.py").is_file() and (CHECKOUT / "datasets" / "oxford_pets.py").is_file()
 
 
-def of_coop(dataset: str) -> bool:
-    """Whether a data set is one of CoOp's fifteen."""
-    from .datasets.registry import stored_datasets
-
-    return dataset in stored_datasets()
-
-
 def configure(args: argparse.Namespace) -> tuple[CfgNode, str]:
     """Builds the configuration, and chooses the host that runs it: "dassl" or "alone".
 
@@ -158,16 +149,15 @@ def configure(args: argparse.Namespace) -> tuple[CfgNode, str]:
     obstacles = ["--host alone"] if args.host == "alone" else obstacles_to_dassl(args)
     base = None
     if not obstacles:
-        from .trainer import import_coop
+        from .trainer import import_coop, obstacles_in
 
         base = import_coop(CHECKOUT)
     elif args.host == "dassl":
         raise UserError(f"--host dassl: {'; '.join(obstacles)}")
     cfg = load_cfg(args.dataset_config_file, args.config_file, flags_as_keys(args), args.opts, method, base)
-    if base is not None and not of_coop(cfg.DATASET.NAME):
-        obstacles.append(f"{cfg.DATASET.NAME or 'no data set'} is none of CoOp's")
+    if base is not None and (obstacles := obstacles_in(cfg)):
         if args.host == "dassl":
-            raise UserError(f"--host dassl: {obstacles[0]}")
+            raise UserError(f"--host dassl: {'; '.join(obstacles)}")
         cfg = from_dassl(cfg, method)
     if args.host == "auto" and in_coop() and obstacles:
         logger.info("running without Dassl: %s", "; ".join(obstacles))

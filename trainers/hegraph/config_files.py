@@ -266,6 +266,10 @@ def _merge_pairs(cfg: CN, pairs: list) -> None:
         if str(key).startswith("--"):
             raise UserError(f"{shortened(str(key), 80)} stands behind a KEY VALUE pair; flags come before them")
         if key not in known:
+            if group := [name for name in known if name.startswith(f"{key}.")]:
+                raise UserError(
+                    f"{key} is a group of keys such as {group[0]}, and takes no value itself, got {_shown(value)}"
+                )
             ends = [name for name in known if name.endswith(f".{str(key).upper()}")]
             if len(ends) == 1:
                 raise UserError(f"unknown configuration key {str(key)!r}; did you mean {ends[0]!r}?")

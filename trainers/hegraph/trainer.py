@@ -33,7 +33,7 @@ from .baselines import METHODS, load_method, method_options
 from .datasets import Dataset, Item, check_trainable, load_dataset
 from .datasets.loading import open_image, read_coop_selection
 from .datasets.pickles import path_from
-from .datasets.registry import stored_datasets
+from .datasets.registry import find_entry, stored_datasets
 from .experiments.adapter import Shared, TrainedAdapter, new_model, predict_test, start_training
 from .experiments.calibration import calibrated
 from .experiments.evaluation import check_configuration, evaluate, write_test
@@ -54,11 +54,13 @@ from .training.loop import AdapterTraining
 from .training.memory import keep_freed_memory
 from .utils import processes
 from .utils.absent import absent_packages_excused
+from .utils.commands import command
 from .utils.errors import UserError, show_messages
 from .utils.files import absolute
 
 with absent_packages_excused("wilds", "pandas"):
     from dassl.data import DataManager
+    from dassl.data.datasets import DATASET_REGISTRY
     from dassl.engine import TRAINER_REGISTRY, TrainerX
 
 __all__ = ["HeGraphAdapter", "extend_cfg", "run_in_coop"]
@@ -80,10 +82,8 @@ class FeatureTrainer(TrainerX):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         show_messages()  # CoOp's train.py shows none
-        if from_dassl(cfg).TRAINER.HEGRAPHADAPTER.SELECT_ON != "last_step":
-            raise UserError("SELECT_ON val trains more than once, which Dassl does not; give --host alone")
-        if cfg.DATASET.TARGET_DOMAINS or cfg.DATASET.TARGET_DATASETS:
-            raise UserError("TARGET_DOMAINS and TARGET_DATASETS are not tested through Dassl; give --host alone")
+        if obstacles := obstacles_in(from_dassl(cfg)):
+            raise UserError(f"{'; '.join(obstacles)}; {command()}, with the same flags, does it without Dassl")
 
     def build_data_loader(self) -> None:
         """Dassl's and CoOp's loaders select the images, and our loaders hand out their features."""
@@ -375,6 +375,31 @@ def dataset_of(manager: DataManager, cfg: CfgNode, stored: Dataset) -> Dataset:
     dataset = Dataset(cfg.DATASET.NAME, source.classnames, train, val, test, partial(open_image, root), root, ids)
     dataset.check_files()
     return dataset
+
+
+def obstacles_in(cfg: CfgNode) -> list[str]:
+    """What a configuration asks for that Dassl or CoOp cannot do, and the package alone can; [] if there is nothing.
+
+    Args:
+        cfg: A checked configuration, whose keys may be Dassl's as well.
+
+    Raises:
+        UserError: If only CoOp knows the data set.
+    """
+    obstacles: list[str] = []
+    name, of_coop = cfg.DATASET.NAME, DATASET_REGISTRY.registered_names()
+    if name in of_coop and find_entry(name) is None:
+        raise UserError(
+            f"Dassl's registry has {name}, but this package does not know it; add it here as well, as HeGraphAdapter's "
+            "docs/extend.md says"
+        )
+    if name not in of_coop or name not in stored_datasets():
+        obstacles.append(f"{name or 'no data set'} is none of CoOp's")
+    if cfg.DATASET.TARGET_DOMAINS or cfg.DATASET.TARGET_DATASETS:
+        obstacles.append("DATASET.TARGET_DOMAINS and DATASET.TARGET_DATASETS are not tested through Dassl")
+    if cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON != "last_step":
+        obstacles.append("TRAINER.HEGRAPHADAPTER.SELECT_ON val trains more than once, which Dassl does not")
+    return obstacles
 
 
 def extend_cfg(cfg: CfgNode) -> None:

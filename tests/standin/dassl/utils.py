@@ -75,6 +75,9 @@ class Registry:
 
         return add
 
+    def registered_names(self) -> list[str]:
+        return list(self.known)
+
     def build(self, name: str, cfg: object) -> object:
         if name not in self.known:
             raise ValueError(f"{self.kind} must be one of {sorted(self.known)}, got {name!r}")

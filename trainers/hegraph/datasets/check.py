@@ -37,7 +37,7 @@ def check_dataset(name: str, root: str) -> State:
     """
     entry = stored_datasets()[name]
     folder = absolute(root) / entry.folder
-    remedy = [f"get it: {command(f'datasets download {name} --root {root}')}"]
+    remedy = [f"get it: {command(f'datasets download {name} --root {root}')}"] if entry.sources else []
     if entry.by_hand:
         remedy.append(f"by hand: {entry.by_hand.instruction}")
     if not (folder / entry.images).is_dir():
@@ -73,8 +73,8 @@ def describe_sizes(sizes: Sizes) -> str:
 
 
 def _split_warning(entry: DatasetEntry, folder: Path) -> str:
-    """What to say of a split that is not the published one; "" if it is."""
-    if entry.split_file is None:
+    """What to say of a split that is not the published one; "" if it is, or if none was published."""
+    if entry.split_file is None or not entry.publishes_split:
         return ""
     split_file = folder / entry.split_file
     if not split_file.is_file():

@@ -91,6 +91,11 @@ class DatasetEntry(Entry):
     sources: tuple[Source, ...] = ()
     by_hand: ByHand | None = None
 
+    @property
+    def publishes_split(self) -> bool:
+        """Whether `datasets download` fetches the split file, so that a split that is drawn here is another one."""
+        return any(self.split_file in source.targets for source in self.sources)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderEntry(Entry):

@@ -54,7 +54,8 @@ def read_pools(entry: DatasetEntry, folder: Path, seed: int, rng: random.Random,
     pools_class_names(entry, pools)  # checks the split before it is written
     check_pools(pools, str(folder))
     if write:
-        _write_split(split_file, pools, prefix, seed, rng)
+        remedy = command(f"datasets download {entry.name} --root {folder.parent}") if entry.publishes_split else ""
+        _write_split(split_file, pools, prefix, seed, rng, remedy)
     return pools
 
 
@@ -111,7 +112,8 @@ class _Drawn(OpenPart):
     state: Annotated[tuple[int, list[int], Finite | None], Field(strict=False)]
 
 
-def _write_split(split_file: Path, pools: Pools, prefix: str, seed: int, rng: random.Random) -> None:
+def _write_split(split_file: Path, pools: Pools, prefix: str, seed: int, rng: random.Random, remedy: str) -> None:
+    """Writes a split that was drawn; `remedy` is the command that fetches the published one, "" if there is none."""
     rows = {s: [[item.path[len(prefix) :], item.label, item.classname] for item in pools[s]] for s in SPLITS}
     try:
         write_json(split_file, rows)
@@ -120,10 +122,10 @@ def _write_split(split_file: Path, pools: Pools, prefix: str, seed: int, rng: ra
     except UserError as error:
         logger.warning("%s; every seed will draw a split, and a test set, of its own", error)
     else:
+        more = f". It is not the split of published numbers; to get that, delete the file and run {remedy}"
         logger.warning(
-            "%s was missing: drawn with seed %d and written, as CoOp does. It is not the split of published numbers; "
-            "to get that, delete the file and run %s", split_file, seed, command("datasets download"),
-        )  # fmt: skip
+            "%s was missing: drawn with seed %d and written, as CoOp does%s", split_file, seed, more if remedy else ""
+        )
 
 
 def _drawn_path(split_file: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..utils.errors import unknown
+from ..utils.errors import UserError, unknown
 from .entries import (
     caltech101,
     digits,
@@ -26,10 +26,35 @@ from .entries import (
 )
 from .entry import DatasetEntry, Entry
 
+
+def plain_name(name: str) -> str:
+    """A name as it is compared: in lower case, without `_` and `-`."""
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def by_name(entries: Iterable[Entry]) -> dict[str, Entry]:
+    """Entries by their names.
+
+    Raises:
+        UserError: If a name or alias belongs to two of them, since one would be read in the place of the other.
+    """
+    found: dict[str, Entry] = {}
+    owners: dict[str, str] = {}
+    for entry in entries:
+        for spelling in {plain_name(name) for name in (entry.name, *entry.aliases)}:
+            if spelling in owners:
+                raise UserError(
+                    f"the data sets {owners[spelling]} and {entry.name} are both called {spelling!r}; give each its own"
+                    " names"
+                )
+            owners[spelling] = entry.name
+        found[entry.name] = entry
+    return found
+
+
 # CoOp's name -> entry. `datasets check` looks at the data sets in this order.
-ENTRIES: dict[str, Entry] = {
-    entry.name: entry
-    for entry in (
+ENTRIES: dict[str, Entry] = by_name(
+    (
         *digits.ENTRIES,
         folder.ENTRY,
         imagenet.ENTRY,
@@ -48,7 +73,7 @@ ENTRIES: dict[str, Entry] = {
         imagenet_a.ENTRY,
         imagenet_r.ENTRY,
     )
-}
+)
 
 
 def find_entry(name: str) -> Entry | None:
@@ -86,8 +111,3 @@ def canonical_name(name: str) -> str:
 def names_by_spelling() -> dict[str, str]:
     """Every name and alias in its `plain_name` form -> the exact name."""
     return {plain_name(spelling): e.name for e in ENTRIES.values() for spelling in (e.name, *e.aliases)}
-
-
-def plain_name(name: str) -> str:
-    """A name as it is compared: in lower case, without `_` and `-`."""
-    return name.lower().replace("_", "").replace("-", "")

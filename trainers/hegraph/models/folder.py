@@ -297,9 +297,11 @@ def _transfer(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> Tr
         options = AdapterOptions.model_validate(config.transfer.options).model_dump()
     except ValidationError as error:
         raise UserError(f"{path / CONFIG} is damaged: transfer.options.{first_problem(error)}") from error
-    known = metapath_defaults().keys()
-    if options["metapath"].keys() != known:
+    known, weights = metapath_defaults(), options["metapath"]
+    # A relation that was added since has no key; one that is left out by default changes nothing
+    if weights.keys() - known.keys() or any(known[key] for key in known.keys() - weights.keys()):
         raise UserError(f"{path / CONFIG} is damaged: transfer.options.metapath must have the keys {', '.join(known)}")
+    options["metapath"] = known | weights
     options["closed_form"] = ClosedFormOptions(**options["closed_form"])
     made = ModelOptions(**options)
     if made.has_closed_form or messages:

@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 
 
 @contextmanager
@@ -37,6 +38,10 @@ def absent_packages_excused(*names: str) -> Iterator[None]:
 
 class _Absent(types.ModuleType):
     """A stand-in for a missing package: each of its functions raises `ModuleNotFoundError` when it is called."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)  # without one, `find_spec` fails; torch 2.13 asks it for pandas
 
     def __getattr__(self, attribute: str) -> object:
         if attribute.startswith("__"):
