@@ -67,7 +67,7 @@ def test_the_model_folder_itself_may_be_given_and_an_older_file_is_replaced(trai
 def test_a_model_from_a_bank_needs_a_backbone_for_its_images(of_bank, refused, tmp_path):
     line = refused(of_bank)
     assert line.startswith("error: the model was trained from a feature bank (")
-    assert line.endswith("give --backbone NAME --pretrained TAG, or export --part head")
+    assert "; give --backbone NAME --pretrained TAG (in Python" in line and line.endswith("), or export --part head")
     line = refused(of_bank, "--backbone", "RN50")  # whose weights are not guessed, as `predict` guesses none
     assert "the weights of RN50 are not named; give --pretrained" in line
     file = tmp_path / "full.onnx"

@@ -94,6 +94,16 @@ def of_16_bits() -> Image.Image:
     return Image.fromarray(np.array(digit().convert("L")).astype(np.uint16) * 256)
 
 
+def of_32_bits() -> Image.Image:
+    """Grey values of 32 bits that are all below 256, which are not scaled."""
+    return Image.fromarray(np.array(digit().convert("L")).astype(np.int32))
+
+
+def of_32_bits_above_255() -> Image.Image:
+    """Grey values of 32 bits of which some are above 65535, which count as 65535."""
+    return Image.fromarray(np.array(digit().convert("L")).astype(np.int32) * 300)
+
+
 def colours_of_print() -> Image.Image:
     return digit().convert("CMYK").resize((64, 64))
 
@@ -117,6 +127,8 @@ def test_there_are_seventeen_lines_after_the_imports():
         (see_through, "PNG"),
         (on_its_side, "JPEG"),
         (of_16_bits, "PNG"),
+        (of_32_bits, "TIFF"),
+        (of_32_bits_above_255, "TIFF"),
         (colours_of_print, "JPEG"),
         (no_digit, "PNG"),
     ],

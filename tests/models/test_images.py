@@ -81,7 +81,7 @@ def test_another_precision_is_a_warning_since_a_model_of_a_gpu_is_used_on_a_cpu(
 
 def test_a_model_of_a_bank_needs_its_backbone_to_be_named(tmp_path, mini_model):
     save_model(replace(mini_model, backbone=BackboneConfig(title="RN50/openai")), tmp_path / "model")
-    with pytest.raises(UserError, match=r"from a feature bank \(RN50/openai\).*give --backbone NAME --pretrained TAG"):
+    with pytest.raises(UserError, match=r'from a feature bank \(RN50/openai\).*--backbone NAME.*backbone="NAME"'):
         ImageModel.load(tmp_path / "model")
     with pytest.raises(UserError, match="the weights of RN50 are not named; give --pretrained"):
         ImageModel.load(tmp_path / "model", backbone="RN50")

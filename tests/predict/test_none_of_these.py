@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -59,6 +60,19 @@ def test_what_is_marked_scores_below_the_threshold(digits_run, images, tmp_path,
     lines = capsys.readouterr().out.splitlines()
     assert ["none of these" in line for line in lines] == expected
     assert len(list((tmp_path / "sorted" / "none of these").iterdir())) == sum(expected)
+
+
+def test_a_class_of_that_name_shares_no_folder_with_images_of_none(digits_run, images, tmp_path, capsys):
+    model, target = tmp_path / "model", tmp_path / "sorted"
+    shutil.copytree(digits_run / "model", model)
+    config = json.loads((model / "config.json").read_text())
+    config["classnames"][0] = "none of these"
+    (model / "config.json").write_text(json.dumps(config))
+    assert main([str(model), str(images), "--keep", "0.5", "--sort-into", str(target)]) == 2
+    assert "leave out --keep or --sort-into" in capsys.readouterr().err
+    assert not target.exists()
+    assert main([str(model), str(images), "--sort-into", str(target)]) == 0
+    assert main([str(model), str(images), "--keep", "0.5"]) == 0
 
 
 def test_without_keep_nothing_is_marked(digits_run, images, capsys):

@@ -17,7 +17,15 @@ from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.training.adamw import AdamW
 from trainers.hegraph.training.checkpoints import CHECKPOINT, Checkpoints, save_adapter
 from trainers.hegraph.utils.errors import UserError
-from trainers.hegraph.utils.files import atomic_path, hash_file, hash_json, hash_rows, read_json, write_json
+from trainers.hegraph.utils.files import (
+    atomic_path,
+    hash_file,
+    hash_json,
+    hash_rows,
+    read_json,
+    write_json,
+    writing_folder,
+)
 
 
 def test_the_temporary_file_becomes_the_target_and_folders_are_made(tmp_path):
@@ -75,6 +83,15 @@ def test_a_folder_below_a_regular_file_is_a_users_mistake_that_names_the_target(
     with pytest.raises(UserError, match=r"cannot write .*file/result.json: (Not a directory|File exists)"):
         write_json(target, 1)
     assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_a_name_that_is_too_long_with_a_temporary_ending_asks_for_a_shorter_one(tmp_path):
+    write = r"cannot write .*File name too long; choose a shorter name"
+    with pytest.raises(UserError, match=write), atomic_path(tmp_path / ("x" * 250)):
+        pass
+    with pytest.raises(UserError, match=write), writing_folder(tmp_path / ("x" * 250)):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_target_that_is_a_folder_is_a_users_mistake_and_leaves_no_temporary_file(tmp_path):

@@ -166,7 +166,7 @@ def backbone_to_load(model: SavedModel, backbone: str = "", pretrained: str = ""
     if not name:
         raise UserError(
             f"the model was trained from a feature bank ({named.title}), which does not say how its images were "
-            "encoded; give --backbone NAME --pretrained TAG"
+            'encoded; give --backbone NAME --pretrained TAG (in Python backbone="NAME", pretrained="TAG")'
         )
     weights = pretrained or (named.pretrained if name == named.model else "")
     if not weights and name != MINI_NAME and not is_bundle(name):

@@ -77,7 +77,7 @@ def predict_images(
     """
     model = ImageModel.load(folder, choose_device(device, "--device"), backbone, pretrained)
     check_keep(model.model, options)
-    folders = None if sort_into is None else ClassFolders(sort_into, [*distinct_names(model.model), NONE_OF_THESE])
+    folders = None if sort_into is None else class_folders(model.model, sort_into, options)
     batch_size = batch_size or default_batch_size(model.backbone.input_size)
     rows = image_rows(model, inputs, options.top, batch_size, folders, options.keep)
     try:
@@ -248,6 +248,21 @@ def check_keep(model: SavedModel, options: Options) -> None:
     """Raises UserError if --keep is asked of a model that has no threshold."""
     if options.keep is not None:
         known_images(model, torch.zeros(0, model.classifier.num_classes), options.keep)
+
+
+def class_folders(model: SavedModel, folder: Path, options: Options) -> ClassFolders:
+    """The folders of the K classes, and as the last one that of images of none of them.
+
+    Raises:
+        UserError: If a class has the name of the last one and images go there, or the folder cannot be made.
+    """
+    names = distinct_names(model)
+    if options.keep is not None and NONE_OF_THESE in names:
+        raise UserError(
+            f"a class of the model is called {NONE_OF_THESE!r}, and --sort-into has one folder for a name; "
+            "leave out --keep or --sort-into"
+        )
+    return ClassFolders(folder, [*names, NONE_OF_THESE])
 
 
 def distinct_names(model: SavedModel) -> list[str]:

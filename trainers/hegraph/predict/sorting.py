@@ -26,7 +26,7 @@ class ClassFolders:
 
     Args:
         folder: The folder, which is made if it is not there.
-        names: The K class names, no two of them equal.
+        names: The names of the classes; two that are equal share a folder.
 
     Raises:
         UserError: If the folder cannot be made.

@@ -5,6 +5,7 @@ A file is written whole or not at all: first under a temporary name in the folde
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STARTED = secrets.token_hex(4)  # tells this process from an earlier one of the same number
+# What mends a failure to write, by its error number
+REMEDIES = {
+    errno.ENAMETOOLONG: "choose a shorter name",  # with the ending of a temporary name
+    errno.ENOSPC: "make room there, or choose another folder",
+    errno.EDQUOT: "make room there, or choose another folder",
+}
 HASHED_ROWS = 1000  # rows of a long list that are written as JSON at once, to be hashed
 
 
@@ -269,7 +276,8 @@ def _is_alive(process: int) -> bool:
 
 def _cannot_write(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or str(error)
-    return UserError(f"cannot write {path}: {reason}; choose a folder that can be written")
+    remedy = REMEDIES.get(getattr(error, "errno", None) or 0, "choose a folder that can be written")
+    return UserError(f"cannot write {path}: {reason}; {remedy}")
 
 
 def _umask() -> int:
