@@ -76,6 +76,17 @@ def stopped_at_checkpoint() -> Callable[..., AbstractContextManager]:
     return stopped
 
 
+@pytest.fixture
+def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing is cached, and the hub is a port at which nobody answers. Returns the cache folder."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    for module in ("constants", "file_download", "_snapshot_download"):
+        # Old versions have a copy of the name in every module that uses it; to new ones, it is one that nobody reads.
+        monkeypatch.setattr(f"huggingface_hub.{module}.HF_HUB_CACHE", str(cache), raising=False)
+    return cache
+
+
 @pytest.fixture(scope="session")
 def model_options() -> Callable[..., ModelOptions]:
     """The model's options with their defaults, but for the given fields and meta-path weights such as ALPHA_PP."""

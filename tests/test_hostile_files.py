@@ -20,7 +20,7 @@ import torch.nn.functional as F
 import yaml
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from tensor_files import save_tensors
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.own import load_own_images
@@ -106,7 +106,8 @@ def change_tensor(tensor: torch.Tensor, rng: random.Random) -> torch.Tensor:
     flat = tensor.flatten()
     some = flat.clone()
     if len(some):
-        some[rng.randrange(len(some))] = number if some.is_floating_point() else rng.choice((-1, 99, 2**31 - 1))
+        number = number if some.is_floating_point() else rng.choice((-1, 99, 2**31 - 1))
+        some[rng.randrange(len(some))] = torch.tensor(number)  # a number of Python's may be too large for old versions
     return rng.choice(
         (
             some.view(tensor.shape),
@@ -165,7 +166,7 @@ def change_file(path: Path, rng: random.Random) -> None:
     elif kind == ".safetensors":
         with safe_open(path, framework="pt") as file:
             tensors, metadata = {n: file.get_tensor(n) for n in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-        save_file(*((changed := change_tensors(tensors, metadata, rng))[0], path), changed[1])
+        save_tensors(*((changed := change_tensors(tensors, metadata, rng))[0], path), changed[1])
     elif kind == ".pt":
         value = torch.load(path, weights_only=True)
         value = change_tensor(value, rng) if isinstance(value, torch.Tensor) else change_value(value, rng)
@@ -191,7 +192,7 @@ def made(tmp_path_factory) -> Path:
     tensors |= {"val_features": unit(12, 6), "val_labels": labels.clone(), "text_negative": unit(4, 6)}
     tensors |= {"test_features": unit(12, 6), "test_labels": labels.clone()}
     about = {"classnames": json.dumps(names), "logit_scale": "100.0", "dataset": "Toy", "backbone": "none"}
-    save_file(tensors, folder / "bank.safetensors", about)
+    save_tensors(tensors, folder / "bank.safetensors", about)
     bank = str(folder / "bank.safetensors")
     assert main(["--features", bank, "--shots", "2", "--output-dir", str(folder / "run"), *QUICK]) == 0
     collect_records(find_records([folder / "run"]), folder / "all.jsonl")

@@ -6,7 +6,6 @@ import json
 from copy import deepcopy
 from pathlib import Path
 
-import huggingface_hub
 import open_clip
 import pytest
 import torch
@@ -54,14 +53,6 @@ def tiny(tiny_model, tmp_path_factory) -> Backbone:
     path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
     save_weights(tiny_model, path)
     return load_backbone(TINY, str(path))
-
-
-@pytest.fixture
-def no_hub(tmp_path, monkeypatch) -> Path:
-    """Nothing is cached, and the hub is a port at which nobody answers. Returns the cache folder."""
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
 
 
 @pytest.fixture

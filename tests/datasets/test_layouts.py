@@ -326,7 +326,7 @@ def test_a_list_that_is_missing_or_no_text_is_an_error_that_names_it(tmp_path):
     ("content", "words"),
     [
         (None, "No such file or directory"),
-        (b"", "truncated"),
+        (b"", "(empty|truncated)"),  # by the version of scipy
         (b"<!DOCTYPE html><html>" + b"x" * 300, "Unknown mat file type"),
         (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n" * 20, "HDF reader"),
         ("cut", "bytes"),

@@ -62,6 +62,7 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def serving() -> Callable[..., AbstractContextManager[str]]:
     """Function of a command, without its port, and a folder: context of the address where it shows the page."""
+    pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
 
     @contextmanager
     def serve(command: list[str], cwd: Path = ROOT, **environment: str) -> Iterator[str]:
@@ -84,6 +85,5 @@ def serving() -> Callable[..., AbstractContextManager[str]]:
 @pytest.fixture(scope="session")
 def address(model_folder, serving) -> Iterator[str]:
     """The address of the page of the digits."""
-    pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
     with serving([sys.executable, "-m", "trainers.hegraph.demo", str(model_folder)]) as found:
         yield found

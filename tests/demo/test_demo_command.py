@@ -138,7 +138,6 @@ def test_a_client_cannot_have_a_file_of_this_machine_opened(address, tmp_path):
 
 
 def test_the_script_shows_a_model_and_leaves_no_uploads(model_folder, serving, tmp_path):
-    pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
     command = ["bash", "scripts/hegraph/demo.sh", str(model_folder.parent)]
     with serving(command, PYTHON=sys.executable, TMPDIR=str(tmp_path)) as address:
         assert "HeGraphAdapter on Digits" in get(f"{address}/")[1]
@@ -147,7 +146,6 @@ def test_the_script_shows_a_model_and_leaves_no_uploads(model_folder, serving, t
 
 
 def test_the_script_without_a_model_trains_the_digits_or_takes_those_that_are_there(tmp_path, serving):
-    pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
     run = tmp_path / "digits" / "HeGraphAdapter" / "mini_16shots" / "seed1"
     environment = {"PYTHON": sys.executable, "OUTPUT": str(tmp_path)}
     with serving(["bash", "scripts/hegraph/demo.sh"], **environment) as address:

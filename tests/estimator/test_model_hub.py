@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import huggingface_hub
 import pytest
 import yaml
 from fake_hub import TOKEN, FakeHub, Repository
@@ -95,14 +94,6 @@ def test_the_card_of_an_uploaded_model_has_what_the_hub_reads(session):
     assert {"license", "library_name", "pipeline_tag", "datasets", "metrics", "tags"} <= set(header)
     assert header["pipeline_tag"] == "image-classification"
     assert "base_model" not in header
-
-
-@pytest.fixture
-def no_hub(tmp_path, monkeypatch) -> Path:
-    """Nothing is cached, and the hub is a port at which nobody answers. Returns the cache folder."""
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
 
 
 def test_without_network_a_name_of_the_hub_is_one_clear_line_at_once(no_hub, monkeypatch):

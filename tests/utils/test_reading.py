@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from tensor_files import READS_COMPLEX, save_tensors
 
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.reading import read_json, read_tensors, read_text, read_torch, read_yaml
@@ -107,8 +107,10 @@ def test_yaml_with_aliases_and_merges_is_read(tmp_path):
 
 
 def test_complex_tensors_are_refused_by_name(tmp_path):
-    save_file({"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.complex64)}, tmp_path / "f.safetensors")
-    with pytest.raises(UserError, match="b must hold real numbers, got complex64"):
+    save_tensors({"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.complex64)}, tmp_path / "f.safetensors")
+    by_the_library = r"cannot read the bank .*f\.safetensors: Error while deserializing header"  # knows of none
+    expected = "b must hold real numbers, got complex64" if READS_COMPLEX else by_the_library
+    with pytest.raises(UserError, match=expected):
         read_tensors(tmp_path / "f.safetensors", "the bank")
 
 

@@ -35,7 +35,7 @@ REQUIREMENTS = (
     "numpy>=1.26",
     "scikit-learn>=1.7",
     "Pillow>=10.4",
-    "tqdm>=4.66",
+    "tqdm>=4.70",
     "huggingface_hub>=0.24",
 )
 OF_TOKENIZERS = ("transformers", "sentencepiece")  # needed by the tokenizers of SigLIP and some others
