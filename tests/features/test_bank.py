@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from trainers.hegraph.datasets import Selection
-from trainers.hegraph.features.bank import FeatureBank, load_bank
+from trainers.hegraph.features.bank import FeatureBank, draw_bank, load_bank
+from trainers.hegraph.features.bank_file import BankFile, Encoder
 from trainers.hegraph.utils.errors import UserError
 
+ENCODER = Encoder(model="ViT-B-32", pretrained="openai", precision="amp", fingerprint={"model": "a", "weights": "é"})
 TENSORS = ("train_features", "train_labels", "val_features", "val_labels", "test_features", "test_labels")
 
 
@@ -81,6 +84,29 @@ def test_a_saved_bank_loads_as_it_was(tmp_path, views):
     bank = make_bank(views)
     bank.save(tmp_path / "bank.safetensors")
     assert_same(load_bank(tmp_path / "bank.safetensors"), bank)
+
+
+def test_a_bank_and_its_draws_keep_how_the_backbone_is_loaded(tmp_path):
+    replace(make_bank(), encoder=ENCODER).save(tmp_path / "bank.safetensors")
+    drawn = draw_bank(BankFile(tmp_path / "bank.safetensors"), Selection([0, 3, 4], []))
+    for bank in (load_bank(tmp_path / "bank.safetensors"), drawn, drawn.without_test().of_classes(torch.tensor([1]))):
+        assert bank.encoder == ENCODER
+
+
+@pytest.mark.parametrize(
+    ("encoder", "said"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "got []"),
+        ('{"model": "RN50"}', "pretrained: Field required"),
+        ('{"model": "", "pretrained": "", "precision": "fp32", "fingerprint": {}}', "model: "),
+        ('{"model": "RN50", "pretrained": "", "precision": "int8", "fingerprint": {}}', "precision: "),
+        ('{"model": "RN50", "pretrained": "", "precision": "fp32", "fingerprint": {"a": 1}}', "fingerprint.a: "),
+    ],
+)
+def test_what_does_not_say_how_a_backbone_is_loaded_is_refused(raw, fails, encoder, said):
+    raw[1]["encoder"] = encoder
+    fails("the metadata encoder must say how the backbone is loaded: ", said)
 
 
 def test_saving_makes_the_folder_and_leaves_one_file(tmp_path):

@@ -8,10 +8,12 @@ import logging
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from trainers.hegraph.__main__ import main as train
 from trainers.hegraph.features.__main__ import main
 from trainers.hegraph.features.bank import load_bank
+from trainers.hegraph.models.images import ImageModel
 
 NODE = "TRAINER.HEGRAPHADAPTER"
 
@@ -61,6 +63,18 @@ def test_the_bank_holds_all_images_and_trains(extract, tmp_path, capsys, picture
     options = ["OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "0", f"{NODE}.MIN_STEPS", "0"]
     assert train([*arguments, "--output-dir", str(tmp_path / "out"), *options]) == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["num_train"] == 6
+
+
+def test_a_model_that_is_trained_from_the_bank_classifies_images_by_itself(extract, tmp_path, pictures):
+    assert extract() == 0
+    flags = ["--shots", "2", "--seed", "1", "--config-file", "mini", "OPTIM.MAX_EPOCH", "2", f"{NODE}.MIN_STEPS", "0"]
+    assert train(["--features", str(tmp_path / "bank.safetensors"), "--output-dir", str(tmp_path / "out"), *flags]) == 0
+    model = ImageModel.load(tmp_path / "out")
+    assert model.model.backbone.fingerprint == model.backbone.fingerprint
+    files = sorted((pictures / "test").rglob("*.png"))
+    with safe_open(tmp_path / "out" / "predictions.safetensors", "pt") as predictions:
+        predicted = predictions.get_tensor("predicted")
+    assert torch.equal(model.probabilities(files).argmax(dim=1), predicted)
 
 
 def test_the_features_are_those_of_a_run_of_all_images(extract, tmp_path, pictures):

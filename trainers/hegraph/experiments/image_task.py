@@ -111,11 +111,13 @@ class ImageTask:
             UserError: As `encode` and `refuse_copies`, or if the bank cannot be written.
         """
         from ..features.assemble import assemble_bank
+        from ..features.bank_file import Encoder
 
         self._refuse_copies()
         parts = self._parts()
         if processes.rank() == 0:
-            assemble_bank(path, parts, self.dataset, self.backbone)
+            encoder = Encoder(**self.backbone_config().model_dump(exclude={"title"}))
+            assemble_bank(path, parts, self.dataset, self.backbone, encoder)
 
     def bank(self) -> FeatureBank:
         from ..features.extract import encode_task  # imports torchvision

@@ -105,4 +105,5 @@ def _of_images(task: ModelSource) -> tuple[Backbone, Preprocessing, Prompts, tup
 
 
 def _of_bank(bank: FeatureBank) -> tuple[Backbone, None, None, tuple[str, ...]]:
-    return Backbone(title=bank.backbone), None, None, bank_class_ids(bank)
+    known = {} if bank.encoder is None else bank.encoder.model_dump()
+    return Backbone(title=bank.backbone, **known), None, None, bank_class_ids(bank)

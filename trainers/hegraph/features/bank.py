@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..datasets.splits import SPLITS, Selection, subsample_labels
 from ..utils.files import write_tensors
-from .bank_file import OPTIONAL, REQUIRED, BankFile, bank_metadata
+from .bank_file import OPTIONAL, REQUIRED, BankFile, Encoder, bank_metadata
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class FeatureBank:
         classnames: The K class names in label order.
         dataset, backbone: Their names, for records.
         logit_scale: CLIP's `tau`, by which cosines are multiplied.
+        encoder: How the backbone is loaded; None where that is not known here.
         read_test: Reads the test features, where they are still on disk: then `test_features` is None and
             `test_labels` is not.
         averaged: The last `train_features` whose views were averaged, with the cache keys that came of it. Copies that
@@ -54,6 +55,7 @@ class FeatureBank:
     test_features: Tensor | None = None
     test_labels: Tensor | None = None
     text_norms: Tensor | None = None
+    encoder: Encoder | None = None
     read_test: Callable[[], Tensor] | None = None
     averaged: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
@@ -153,7 +155,7 @@ class FeatureBank:
         """
         bank = self.with_test()
         tensors = {name: getattr(bank, name) for name in (*REQUIRED, *OPTIONAL)}
-        metadata = bank_metadata(self.dataset, self.backbone, self.classnames, self.logit_scale)
+        metadata = bank_metadata(self.dataset, self.backbone, self.classnames, self.logit_scale, self.encoder)
         write_tensors(path, {name: tensor for name, tensor in tensors.items() if tensor is not None}, metadata)
 
 
@@ -202,6 +204,7 @@ def _all_but_features(file: BankFile) -> dict[str, Any]:
         "classnames": file.classnames,
         "dataset": file.dataset,
         "backbone": file.backbone,
+        "encoder": file.encoder,
         "logit_scale": file.logit_scale,
     }
 

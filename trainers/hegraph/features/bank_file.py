@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch import Tensor
 from ..datasets.splits import SPLITS
 from ..utils.errors import UserError
 from ..utils.reading import parse_json
-from ..utils.schema import Name, check
+from ..utils.schema import Name, Part, check
 from ..utils.tensor_bytes import StoredTensor
 from ..utils.tensor_file import DTYPES, TensorFile
 from .bank_identity import BANK, BankIdentity
@@ -29,6 +30,20 @@ OPTIONAL = ("val_features", "val_labels", "test_features", "test_labels", "text_
 # How far a norm may be from 1: features that were kept in float16 are within it, means of unit vectors are not
 NORM_TOLERANCE = 0.02
 FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+class Encoder(Part):
+    """The frozen CLIP that made the features, by which a model that is trained on them finds it again.
+
+    Attributes:
+        model, pretrained, precision: As `load_backbone` takes them.
+        fingerprint: Plain values that change whenever the features would.
+    """
+
+    model: Name
+    pretrained: str
+    precision: Literal["fp32", "fp16", "amp"]
+    fingerprint: dict[str, str]
 
 
 class BankFile:
@@ -42,6 +57,7 @@ class BankFile:
         identity: What tells it from another bank.
         classnames: The K class names in label order.
         dataset, backbone: Their names, for records.
+        encoder: How the backbone is loaded; None where the bank does not say it.
         logit_scale: CLIP's `tau`, by which cosines are multiplied.
         text_positive, text_negative: The text nodes, of unit norm and shape `[K, d]`.
         text_norms: Norms of the positive text nodes before they were normalised, shape `[K]`; None if not known.
@@ -61,6 +77,7 @@ class BankFile:
         self.classnames, self.logit_scale = _read_metadata(path, metadata)
         self.dataset = metadata.get("dataset", path.stem)
         self.backbone = metadata.get("backbone", "unknown")
+        self.encoder = _read_encoder(path, metadata)
         self.labels: dict[str, Tensor] = {}
         self._check_shapes()
         self.text_positive, self.text_negative = (self._text(name) for name in ("text_positive", "text_negative"))
@@ -156,9 +173,12 @@ class BankFile:
         return tensor.unsqueeze(0) if name == "train_features" and tensor.dim() == 2 else tensor
 
 
-def bank_metadata(dataset: str, backbone: str, classnames: Sequence[str], logit_scale: float) -> dict[str, str]:
+def bank_metadata(
+    dataset: str, backbone: str, classnames: Sequence[str], logit_scale: float, encoder: Encoder | None
+) -> dict[str, str]:
     """What the header of a bank holds beside its tensors; see `BankFile`."""
-    return {
+    said = {} if encoder is None else {"encoder": encoder.model_dump_json()}
+    return said | {
         "dataset": dataset,
         "backbone": backbone,
         "classnames": json.dumps(list(classnames), ensure_ascii=False),
@@ -184,6 +204,16 @@ def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[list[str], flo
     if not 0 < logit_scale < float("inf"):
         raise UserError(f"{path}: logit_scale must be a positive number, got {logit_scale}")
     return classnames, logit_scale
+
+
+def _read_encoder(path: Path, metadata: dict[str, str]) -> Encoder | None:
+    if "encoder" not in metadata:
+        return None
+    where = f"{path}: the metadata encoder must say how the backbone is loaded"
+    try:
+        return check(Encoder, parse_json(metadata["encoder"]), where)
+    except ValueError as error:
+        raise error if isinstance(error, UserError) else UserError(f"{where}: {error}") from error
 
 
 def _check_stored(path: Path, name: str, stored: StoredTensor, width: int) -> None:

@@ -29,7 +29,7 @@ classifier.predict(["image.jpg"])
 ```
 """
 NOT_NAMED = """
-The model was trained from a bank of features, which does not say how open_clip calls their backbone.
+The model was trained from a bank of features that does not say how open_clip calls their backbone.
 Put its name in place of NAME and its weights, a tag or a file, in place of TAG.
 """
 FILES = """\

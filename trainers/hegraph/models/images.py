@@ -165,7 +165,7 @@ def backbone_to_load(model: SavedModel, backbone: str = "", pretrained: str = ""
     name = backbone or named.model
     if not name:
         raise UserError(
-            f"the model was trained from a feature bank ({named.title}), which does not say how its images were "
+            f"the model was trained from a feature bank ({named.title}) that does not say how its images were "
             'encoded; give --backbone NAME --pretrained TAG (in Python backbone="NAME", pretrained="TAG")'
         )
     weights = pretrained or (named.pretrained if name == named.model else "")

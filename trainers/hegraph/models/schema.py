@@ -20,7 +20,7 @@ class Backbone(Part):
     Attributes:
         title: The model and its weights, for people.
         model, pretrained, precision: As `load_backbone` takes them; "" where the model was trained from a feature
-            bank, which does not say how it was encoded.
+            bank that does not say how it was encoded.
         fingerprint: Plain values that change whenever the features would; {} where it is not known.
     """
 
