@@ -1,8 +1,8 @@
 """Says whether data sets are whole, or downloads them.
 
 DATASET is a name such as Caltech101, the name of its file in configs/datasets, such as dtd, or a common short name,
-such as pets. Case, `_` and `-` are ignored. `check folder` reads your own images, which
---root then names as for training.
+such as pets. Case, `_` and `-` are ignored. `check folder` reads your own images, which --root then names as for
+training.
 """
 
 from __future__ import annotations
