@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from statistics import median
 
 from tqdm import tqdm
@@ -51,12 +52,8 @@ def _unreadable(dataset: Dataset) -> dict[str, str]:
     """The path of every image that cannot be read -> why."""
     paths = dataset.paths()
     problems: dict[str, str] = {}
-
-    def look(path: str) -> str:
-        return problem_of(dataset, path)
-
     with tqdm(total=len(paths), desc="reading images", unit="img", disable=None) as bar:
-        for batch, found in in_batches(look, paths, BATCH, min(cores(), MAX_THREADS)):
+        for batch, found in in_batches(partial(problem_of, dataset), paths, BATCH, min(cores(), MAX_THREADS)):
             problems |= {path: problem for path, problem in zip(batch, found) if problem}
             bar.update(len(batch))
     return problems

@@ -29,11 +29,11 @@ def refuse_copies(dataset: Dataset) -> None:
         copies = copies_in_test(dataset)
     except OSError as error:
         raise dataset.unreadable(error.filename or "", reason(error)) from error
-    for name, items in (("train", dataset.train), ("val", dataset.val)):
-        if found := copies[name]:
+    for name, found in copies.items():
+        if found:
             raise UserError(
-                f"{len(found)} of {len(items)} {name} images are test images as well, such as {found[0]}, so the test "
-                f"would say nothing about new images; take them out of {name} or out of test"
+                f"{len(found)} of {len(dataset.splits[name])} {name} images are test images as well, such as "
+                f"{found[0]}, so the test would say nothing about new images; take them out of {name} or out of test"
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..utils.errors import UserError, unknown
 from .entries import (
@@ -32,13 +32,22 @@ def plain_name(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")
 
 
-def by_name(entries: Iterable[Entry]) -> dict[str, Entry]:
+def by_name(entries: Sequence[Entry]) -> dict[str, Entry]:
     """Entries by their names.
 
     Raises:
-        UserError: If a name or alias belongs to two of them, since one would be read in the place of the other.
+        UserError: If a name or alias belongs to two of them.
     """
-    found: dict[str, Entry] = {}
+    _names_by_spelling(entries)
+    return {entry.name: entry for entry in entries}
+
+
+def _names_by_spelling(entries: Iterable[Entry]) -> dict[str, str]:
+    """Every name and alias in its `plain_name` form -> the exact name.
+
+    Raises:
+        UserError: If one belongs to two entries, since one would be read in the place of the other.
+    """
     owners: dict[str, str] = {}
     for entry in entries:
         for spelling in {plain_name(name) for name in (entry.name, *entry.aliases)}:
@@ -48,8 +57,7 @@ def by_name(entries: Iterable[Entry]) -> dict[str, Entry]:
                     " names"
                 )
             owners[spelling] = entry.name
-        found[entry.name] = entry
-    return found
+    return owners
 
 
 # CoOp's name -> entry. `datasets check` looks at the data sets in this order.
@@ -110,4 +118,4 @@ def canonical_name(name: str) -> str:
 
 def names_by_spelling() -> dict[str, str]:
     """Every name and alias in its `plain_name` form -> the exact name."""
-    return {plain_name(spelling): e.name for e in ENTRIES.values() for spelling in (e.name, *e.aliases)}
+    return _names_by_spelling(ENTRIES.values())

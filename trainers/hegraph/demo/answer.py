@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..method.heads import affinities
 from ..models.saved import SavedModel
-from ..training.rejection import known_score
 
 LISTED = 5  # classes, and neighbours
 
@@ -109,14 +109,8 @@ def answer(model: SavedModel, feature: Tensor) -> Answer:
         text_choice=names[int(text.argmax())],
         cache_choice=None if cache is None else names[int(cache.argmax())],
         neighbours=_neighbours(model, feature[0], order[0]),
-        share_below=_share_below(model, logits),
+        share_below=model.share_below(logits),
     )
-
-
-def _share_below(model: SavedModel, logits: Tensor) -> float | None:
-    if model.known is None:
-        return None
-    return model.known.share_below(known_score(logits[None], model.temperature, model.known.score).item())
 
 
 def _guesses(model: SavedModel, probabilities: Tensor) -> tuple[Guess, ...]:
@@ -130,8 +124,8 @@ def _neighbours(model: SavedModel, feature: Tensor, label: int) -> tuple[Neighbo
     if classifier.keys is None or classifier.labels is None:
         return ()
     positions = torch.nonzero(classifier.labels == label)[:, 0]
-    affinities = (-classifier.beta * (1 - classifier.keys[positions] @ feature)).exp()
+    weighted = affinities(classifier.keys[positions] @ feature, classifier.beta)
     if classifier.key_weights is not None:
-        affinities = affinities * classifier.key_weights[positions]
-    values, nearest = (classifier.alpha * affinities).topk(min(LISTED, len(positions)))
+        weighted = weighted * classifier.key_weights[positions]
+    values, nearest = (classifier.alpha * weighted).topk(min(LISTED, len(positions)))
     return tuple(Neighbour(*pair) for pair in zip(positions[nearest].tolist(), values.tolist()))

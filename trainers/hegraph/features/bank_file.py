@@ -211,9 +211,10 @@ def _read_encoder(path: Path, metadata: dict[str, str]) -> Encoder | None:
         return None
     where = f"{path}: the metadata encoder must say how the backbone is loaded"
     try:
-        return check(Encoder, parse_json(metadata["encoder"]), where)
+        said = parse_json(metadata["encoder"])
     except ValueError as error:
-        raise error if isinstance(error, UserError) else UserError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
+    return check(Encoder, said, where)
 
 
 def _check_stored(path: Path, name: str, stored: StoredTensor, width: int) -> None:

@@ -88,6 +88,19 @@ class SavedModel:
             )
         return known_score(logits, self.temperature, self.known.score) >= self.known.threshold(keep)
 
+    def share_below(self, logits: Tensor) -> float | None:
+        """The share of images of known classes that score lower than an image, from 0 to 1.
+
+        Args:
+            logits: Of the image, shape `[K]`.
+
+        Returns:
+            None if the model has no scores of known images.
+        """
+        if self.known is None:
+            return None
+        return self.known.share_below(known_score(logits[None], self.temperature, self.known.score).item())
+
     def zero_shot_logits(self, features: Tensor) -> Tensor:
         """Logits of zero-shot CLIP with the same prompts, shape `[B, K]`."""
         return self.logit_scale * features @ self.text_positive.t()
