@@ -20,7 +20,7 @@ from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.identity import MINI_CONFIG, MINI_NAME, MINI_WEIGHTS
 from trainers.hegraph.backbones.loading import create_model, load_backbone
 from trainers.hegraph.datasets.digits import open_digit
-from trainers.hegraph.method.classifier import FoldedClassifier
+from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models.folder import save_model
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.models.saved import SavedModel

@@ -8,11 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainers.hegraph.method.classifier import Logits
+from trainers.hegraph.method.cache import Logits, adapter_losses, cache_affinities, cache_logits, text_logits
 from trainers.hegraph.method.conv import RelationConv
 from trainers.hegraph.method.graph import HeteroGraph, build_graph, class_prototypes
-from trainers.hegraph.method.heads import cache_affinities, cache_logits, text_logits
-from trainers.hegraph.method.losses import adapter_losses
 from trainers.hegraph.method.model import HeGraphModel
 from trainers.hegraph.method.relations import RelationType, reads_updated_nodes
 from trainers.hegraph.training.batches import Batch

@@ -12,7 +12,7 @@ import torch
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.baselines import METHODS, load_method
 from trainers.hegraph.baselines.base import cosine_classifier
-from trainers.hegraph.method.heads import text_logits
+from trainers.hegraph.method.cache import text_logits
 from trainers.hegraph.models.folder import load_model
 
 NOT_SAVED = [name for name in METHODS if load_method(name).not_saved]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from trainers.hegraph import HeGraphClassifier, UserError, load_backbone
 from trainers.hegraph.estimator.inputs import class_names, is_images, unit_rows
-from trainers.hegraph.method.heads import text_logits
+from trainers.hegraph.method.cache import text_logits
 
 PICTURE = Image.new("RGB", (8, 8))
 

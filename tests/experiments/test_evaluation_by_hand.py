@@ -21,7 +21,7 @@ from trainers.hegraph.experiments.outcome import Outcome
 from trainers.hegraph.experiments.run import run
 from trainers.hegraph.experiments.tasks import bank_class_ids
 from trainers.hegraph.features.bank import FeatureBank, load_bank
-from trainers.hegraph.method.classifier import FoldedClassifier
+from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.method.transfer import TransferableAdapter

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.method.classifier import FoldedClassifier
+from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models.saved import SavedModel
 from trainers.hegraph.models.schema import Backbone, Scores, TrainedOn
 

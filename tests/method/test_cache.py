@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from trainers.hegraph.method import cache as module
-from trainers.hegraph.method.cache import cache_sums, moved_keys, shifted_cache_logits
-from trainers.hegraph.method.heads import cache_affinities, cache_logits
+from trainers.hegraph.method.cache import cache_affinities, cache_logits, cache_sums, moved_keys, shifted_cache_logits
 
 LABELS = torch.tensor([3, 0, 2, 1, 0, 2, 2, 3, 1, 0, 2])  # unequal classes in no order; class 4 has no image
 K, B = 5, 6

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from trainers.hegraph.method.heads import cache_affinities, cache_logits, text_logits
+from trainers.hegraph.method.cache import cache_affinities, cache_logits, text_logits
 
 NUM_CLASSES = 4
 

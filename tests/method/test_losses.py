@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers.hegraph.method.losses import adapter_losses
+from trainers.hegraph.method.cache import adapter_losses
 from trainers.hegraph.method.model import Logits
 
 LABELS = torch.tensor([1, 0, 2])

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from trainers.hegraph.method.cache import adapter_losses
 from trainers.hegraph.method.closed_form import ClosedFormMessages, class_offsets
 from trainers.hegraph.method.graph import build_graph, class_prototypes
-from trainers.hegraph.method.losses import adapter_losses
 from trainers.hegraph.method.model import HeGraphModel, Logits, shuffled
 from trainers.hegraph.method.options import ClosedFormOptions
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers.hegraph.method.classifier import FoldedClassifier
+from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.options import ClosedFormOptions, ModelOptions
 from trainers.hegraph.method.transfer import TransferableAdapter

@@ -15,7 +15,7 @@ from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.datasets.folder import to_rgb
-from trainers.hegraph.method.classifier import FoldedClassifier
+from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models import reading
 from trainers.hegraph.models.folder import save_model
 from trainers.hegraph.models.images import ImageModel

@@ -11,7 +11,7 @@ import torch
 
 from trainers.hegraph.__main__ import main as train
 from trainers.hegraph.features.bank import FeatureBank, load_bank
-from trainers.hegraph.method.classifier import FoldedClassifier
+from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.results.__main__ import main
 from trainers.hegraph.results.rejection import ZERO_SHOT, all_scores, kept_table, score_images

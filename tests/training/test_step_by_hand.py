@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trainers.hegraph.features.bank import FeatureBank
-from trainers.hegraph.method.classifier import Logits
+from trainers.hegraph.method.cache import Logits
 from trainers.hegraph.method.model import HeGraphModel, build_model
 from trainers.hegraph.training.batches import BankBatches, Batch
 from trainers.hegraph.training.loop import AdapterTraining, TrainingSummary, train_to_end

@@ -32,7 +32,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
-from ..method.heads import cache_affinities, cache_logits, text_logits
+from ..method.cache import cache_affinities, cache_logits, text_logits
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method
 from .cache_search import numbers, search

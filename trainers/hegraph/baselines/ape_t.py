@@ -30,8 +30,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
-from ..method.classifier import FoldedClassifier
-from ..method.heads import affinities, cache_logits
+from ..method.cache import FoldedClassifier, affinities, cache_logits
 from ..training.batches import Batch
 from ..training.schedule import cosine
 from .ape import APE, refine

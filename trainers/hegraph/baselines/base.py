@@ -18,7 +18,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
-from ..method.classifier import FoldedClassifier
+from ..method.cache import FoldedClassifier
 
 if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not need it
     from ..backbones.clip import Backbone

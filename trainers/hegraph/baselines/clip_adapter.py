@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
-from ..method.heads import text_logits
+from ..method.cache import text_logits
 from ..training.batches import Batch
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method

@@ -35,7 +35,7 @@ from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..features.text_norm import text_with_norm
-from ..method.heads import text_logits
+from ..method.cache import text_logits
 from ..training.batches import Batch
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method, cosine_classifier

@@ -29,7 +29,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
-from ..method.classifier import FoldedClassifier
+from ..method.cache import FoldedClassifier
 from ..training.choice import has_val, val_accuracy
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method

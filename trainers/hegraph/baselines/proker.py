@@ -30,7 +30,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
-from ..method.heads import cache_affinities, text_logits
+from ..method.cache import cache_affinities, text_logits
 from ..training.choice import choose, has_val, val_images
 from ..training.evaluation import accuracy
 from ..utils.errors import UserError

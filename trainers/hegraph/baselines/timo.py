@@ -29,7 +29,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
-from ..method.classifier import FoldedClassifier
+from ..method.cache import FoldedClassifier
 from ..training.choice import check_candidates, choose, has_val, val_accuracy
 from .base import Defaults, FittedMethod, Method
 from .gda import gaussian_classifier, means_of_classes, views_as_images

@@ -19,7 +19,7 @@ from typing import ClassVar
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
-from ..method.classifier import FoldedClassifier
+from ..method.cache import FoldedClassifier
 from ..training.choice import check_candidates, choose, has_val, val_accuracy
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method

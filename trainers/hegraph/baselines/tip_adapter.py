@@ -25,7 +25,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
-from ..method.heads import cache_affinities, cache_logits, text_logits
+from ..method.cache import cache_affinities, cache_logits, text_logits
 from .base import Defaults, FittedMethod, Method, cosine_classifier
 from .cache_search import search
 

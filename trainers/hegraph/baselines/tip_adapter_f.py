@@ -27,7 +27,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
-from ..method.heads import affinities, cache_logits, text_logits
+from ..method.cache import affinities, cache_logits, text_logits
 from ..training.batches import Batch
 from ..training.schedule import cosine
 from .base import Defaults, FittedMethod, Method, cosine_classifier

@@ -17,7 +17,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
-from ..method.heads import text_logits
+from ..method.cache import text_logits
 from .base import Defaults, FittedMethod, Method, cosine_classifier
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..method.heads import affinities
+from ..method.cache import affinities
 from ..models.saved import SavedModel
 
 LISTED = 5  # classes, and neighbours

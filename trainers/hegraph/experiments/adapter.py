@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 
 from ..config import model_options, training_options
 from ..features.bank import FeatureBank
-from ..method.classifier import FoldedClassifier
+from ..method.cache import FoldedClassifier
 from ..method.model import Foundation, HeGraphModel, build_model
 from ..method.options import ModelOptions
 from ..method.transfer import TransferableAdapter

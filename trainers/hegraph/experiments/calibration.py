@@ -30,7 +30,7 @@ from yacs.config import CfgNode
 
 from ..baselines import METHODS, load_method
 from ..features.bank import FeatureBank
-from ..method.heads import text_logits
+from ..method.cache import text_logits
 from ..training.choice import has_val, val_images
 from ..training.confidence import Calibration, fit_temperature, match_confidence, mean_confidence
 from ..training.rejection import KnownScores, known_score

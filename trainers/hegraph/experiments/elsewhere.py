@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 
 from ..datasets.base import check_classes
 from ..features.bank import FeatureBank
-from ..method.heads import text_logits
+from ..method.cache import text_logits
 from ..results.records import OTHER_CLASSES, SAME_CLASSES
 from ..training.evaluation import accuracy
 from ..utils.errors import UserError

@@ -26,7 +26,7 @@ from ..datasets.base import check_classes
 from ..datasets.splits import Selection
 from ..features.bank import FeatureBank
 from ..features.bank_file import BankFile
-from ..method.heads import text_logits
+from ..method.cache import text_logits
 from ..models.folder import load_model
 from ..models.saved import SavedModel
 from ..results.records import OTHER_CLASSES, SAME_CLASSES

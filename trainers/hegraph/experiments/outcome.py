@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..features.bank import FeatureBank
-from ..method.classifier import FoldedClassifier
+from ..method.cache import FoldedClassifier
 from ..method.transfer import TransferableAdapter
 from ..training.confidence import Calibration
 from ..training.loop import TrainingSummary

@@ -12,7 +12,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
-from ..method.heads import text_logits
+from ..method.cache import text_logits
 from ..results.records import KEEP
 from ..training.confidence import confidence_scores
 from ..training.evaluation import accuracy, score

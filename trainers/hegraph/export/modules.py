@@ -10,8 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..method.classifier import FoldedClassifier
-from ..method.heads import affinities
+from ..method.cache import FoldedClassifier, affinities
 
 
 class Head(nn.Module):

@@ -1,13 +1,14 @@
-"""The cache classifier while its keys move: Eq. 8 of HeGraphAdapter without the moved keys or their gradient.
+"""The two classifiers (Eq. 7 and 8), their loss (Eq. 9), and the classifier that a fitted method leaves.
 
-The key of image k is `F_k + s_c`, where `s_c`, the shift, is one vector per class. So
+The plain functions come first. `shifted_cache_logits` is Eq. 8 while training moves the keys, without the moved keys or
+their gradient: the key of image k is `F_k + s_c`, where `s_c`, the shift, is one vector per class. So
 
     cos(f, F_k + s_c) = (f . F_k + f . s_c) / |F_k + s_c|
 
-where nothing in `f . F_k` is trained. So of the two products of `[B, d]` with `[N, d]` that `heads.py` needs in a
-step, one is left, and none where `f . F_k` is known before training. What remains is elementwise. It is done in chunks
-of the cache that are small enough to stay in the processor's own cache. Rows are gathered by `index_select`, which on
-a CPU takes a third to a sixth of the time of `[...]`, with the same result.
+where nothing in `f . F_k` is trained. So of the two products of `[B, d]` with `[N, d]` that a step of the plain
+functions takes, one is left, and none where `f . F_k` is known before training. What remains is elementwise. It is done
+in chunks of the cache that are small enough to stay in the processor's own cache. Rows are gathered by `index_select`,
+which on a CPU takes a third to a sixth of the time of `[...]`, with the same result.
 
 Shapes: B queries, K classes, N cached images, d feature width.
 """
@@ -15,9 +16,11 @@ Shapes: B queries, K classes, N cached images, d feature width.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -26,6 +29,85 @@ from torch.autograd.function import once_differentiable
 CHUNK = {"cpu": 2**19, "cuda": 2**26}
 EPS = 1e-12  # least norm that is divided by, as in F.normalize
 NO_MATCH = -1e4  # an exponent whose exponential is 0, and which times 0 is 0
+
+
+class Logits(NamedTuple):
+    """Logits of the two classifiers, each `[B, K]`; `visual` is None without a cache classifier."""
+
+    text: Tensor
+    visual: Tensor | None
+
+
+def text_logits(features: Tensor, class_features: Tensor, logit_scale: float) -> Tensor:
+    """Cosine classifier `tau * cos(f, x_k)` (Eq. 7).
+
+    Args:
+        features: Unit-norm image features, shape `[B, d]`.
+        class_features: Text features of any norm, shape `[K, d]`.
+        logit_scale: CLIP's `tau`, 100 for OpenAI's weights.
+
+    Returns:
+        Logits, shape `[B, K]`.
+    """
+    return logit_scale * features @ F.normalize(class_features, dim=-1).t()
+
+
+def cache_affinities(features: Tensor, keys: Tensor, beta: float) -> Tensor:
+    """Affinity of each query to each cached image, `exp(-beta (1 - cos(f, F_k)))` (Eq. 8).
+
+    Args:
+        features: Unit-norm image features, shape `[B, d]`.
+        keys: Cached image features of any norm, shape `[N, d]`.
+        beta: Sharpness; Tip-Adapter's `beta`.
+
+    Returns:
+        Affinities in `(0, 1]`, shape `[B, N]`.
+    """
+    return affinities(features @ F.normalize(keys, dim=-1).t(), beta)
+
+
+def affinities(cosines: Tensor, beta: float) -> Tensor:
+    """`exp(-beta (1 - cos))` of each entry; for keys that a method leaves at another norm, of `f . F_k` in its place.
+
+    `shifted_cache_logits` computes the same in place, in chunks, for caches that would not fit otherwise.
+    """
+    return (-beta * (1 - cosines)).exp()
+
+
+def cache_logits(affinities: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Sum of the affinities over the cached images of each class (Eq. 8).
+
+    The same as Tip-Adapter's product of the affinities with one-hot values.
+
+    Args:
+        affinities: Shape `[B, N]`.
+        labels: Class of each cached image, shape `[N]`.
+        num_classes: K.
+
+    Returns:
+        Logits, shape `[B, K]`.
+    """
+    logits = affinities.new_zeros(affinities.shape[0], num_classes)
+    return logits.index_add(1, labels, affinities)
+
+
+def adapter_losses(logits: Logits, labels: Tensor, visual_weight: float, visual_scale: float) -> dict[str, Tensor]:
+    """Cross-entropy of each classifier.
+
+    Args:
+        logits: Both `[B, K]`, or `visual` None.
+        labels: Shape `[B]`.
+        visual_weight: `lambda` (Eq. 9).
+        visual_scale: Factor on the visual logits: they are sums of affinities, which CLIP's `tau` does not scale.
+
+    Returns:
+        "text_loss" and, with a visual classifier, "visual_loss", which already holds `visual_weight`; the total
+        is their sum.
+    """
+    losses = {"text_loss": F.cross_entropy(logits.text, labels)}
+    if logits.visual is not None and visual_weight > 0:
+        losses["visual_loss"] = visual_weight * F.cross_entropy(visual_scale * logits.visual, labels)
+    return losses
 
 
 def shifted_cache_logits(
@@ -137,3 +219,84 @@ def chunks(matrix: Tensor, width: int) -> Iterator[slice]:
     size = max(1, CHUNK[matrix.device.type] // max(1, width))
     for start in range(0, len(matrix), size):
         yield slice(start, min(start + size, len(matrix)))
+
+
+@dataclass(frozen=True)
+class FoldedClassifier:
+    """Class weights and, maybe, a cache (Eq. 7 and 8 of HeGraphAdapter; the cache is Tip-Adapter's).
+
+        z_t = f W^T + b
+        z_v = sum over the cached images k of each class of v_k exp(-beta (1 - f . F_k))
+        z   = z_t + alpha z_v
+
+    Attributes:
+        weights: `W`, which holds CLIP's `tau`: for HeGraphAdapter `tau X_p' / |X_p'|`, shape `[K, d]`.
+        bias: `b`, shape `[K]`; None is zero.
+        keys: Cached image features `F`, shape `[N, d]`; None without a cache classifier.
+        labels: Class of each cached image, shape `[N]`; None without a cache classifier.
+        key_weights: `v`, shape `[N]`; None is one for all.
+        alpha: Weight of the cache.
+        beta: Sharpness of the affinities.
+    """
+
+    weights: Tensor
+    bias: Tensor | None = None
+    keys: Tensor | None = None
+    labels: Tensor | None = None
+    key_weights: Tensor | None = None
+    alpha: float = 0.0
+    beta: float = 1.0
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.weights)
+
+    @property
+    def width(self) -> int:
+        """d."""
+        return self.weights.shape[1]
+
+    @torch.no_grad()
+    def parts(self, features: Tensor, batch_size: int = 1024) -> Logits:
+        """Logits of the two classifiers, before they are added.
+
+        Args:
+            features: Unit-norm image features, shape `[B, d]`.
+            batch_size: How many images are compared with the cache at once.
+        """
+        text = features @ self.weights.t()
+        text = text if self.bias is None else text + self.bias
+        if self.keys is None or self.labels is None:
+            return Logits(text, None)
+        keys, labels, values = self.keys, self.labels, self.key_weights
+        batches = features.split(batch_size)
+        visual = [cache_sums(batch, keys, labels, self.beta, self.num_classes, values) for batch in batches]
+        return Logits(text, torch.cat(visual))
+
+    def logits(self, features: Tensor, batch_size: int = 1024) -> Tensor:
+        """The prediction `z`, shape `[B, K]`; arguments as in `parts`."""
+        return self.combine(self.parts(features, batch_size))
+
+    def combine(self, parts: Logits) -> Tensor:
+        """`z_t + alpha z_v`, shape `[B, K]`; `z_t` alone without a cache classifier."""
+        return parts.text if parts.visual is None else parts.text + self.alpha * parts.visual
+
+    def text_only(self) -> FoldedClassifier:
+        """The classifier without its cache, which is used in other domains."""
+        return replace(self, keys=None, labels=None, key_weights=None)
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> FoldedClassifier:
+        """The classifier with all its tensors on a device and, if a type is given, its floats of that type."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, dtype)
+
+        return replace(
+            self,
+            weights=self.weights.to(device, dtype),
+            bias=move(self.bias),
+            keys=move(self.keys),
+            labels=None if self.labels is None else self.labels.to(device),
+            key_weights=move(self.key_weights),
+        )

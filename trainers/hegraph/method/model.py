@@ -19,11 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..features.bank import FeatureBank
-from .cache import moved_keys, shifted_cache_logits
-from .classifier import FoldedClassifier, Logits
+from .cache import FoldedClassifier, Logits, moved_keys, shifted_cache_logits, text_logits
 from .closed_form import ClosedFormMessages, add_messages, training_free_classifier
 from .graph import HeteroGraph, build_graph, class_prototypes
-from .heads import text_logits
 from .layers import HeteroMessagePassing
 from .options import UNTRAINED, ModelOptions
 

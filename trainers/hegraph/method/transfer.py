@@ -13,9 +13,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from .cache import text_logits
 from .closed_form import NewClassMessages
 from .graph import HeteroGraph
-from .heads import text_logits
 from .layers import HeteroMessagePassing
 from .model import HeGraphModel, message_passing
 from .options import UNTRAINED, ModelOptions

@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from ..method.classifier import FoldedClassifier
+from ..method.cache import FoldedClassifier
 from ..method.closed_form import NewClassMessages
 from ..method.options import ClosedFormOptions, ModelOptions
 from ..method.relations import metapath_defaults

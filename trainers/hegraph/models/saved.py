@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..method.classifier import FoldedClassifier
+from ..method.cache import FoldedClassifier
 from ..method.transfer import TransferableAdapter
 from ..training.rejection import KnownScores, known_score
 from ..utils.errors import UserError

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..method.losses import adapter_losses
+from ..method.cache import adapter_losses
 from ..method.model import HeGraphModel
 from ..utils.errors import UserError
 from .adamw import AdamW

@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..method.cache import text_logits
 from ..method.closed_form import TEMPERATURES, nll_at_temperatures
-from ..method.heads import text_logits
 
 WEAK = 0.65  # text that tells a smaller share than this of what there is to know about the classes is weak
 BATCH = 1024  # images that are classified at once, so that many classes take little memory
