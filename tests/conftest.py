@@ -20,6 +20,19 @@ from trainers.hegraph.method.relations import metapath_defaults
 from trainers.hegraph.training.checkpoints import Checkpoints
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--runslow", action="store_true", help="also run the tests that are marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips the slow tests, but with --runslow, or where the command line names a test of a file (file.py::test)."""
+    if config.getoption("--runslow") or any("::" in argument for argument in config.args):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with --runslow"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of data that is not part of the repository, named by $HEGRAPH_SHARED."""

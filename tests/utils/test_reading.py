@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
 import torch
 import yaml
+from pydantic import BaseModel
+from safetensors.torch import load_file
 from tensor_files import READS_COMPLEX, save_tensors
 
 from trainers.hegraph.utils.errors import UserError
-from trainers.hegraph.utils.reading import read_json, read_tensors, read_text, read_torch, read_yaml
+from trainers.hegraph.utils.reading import read_json, read_tensors, read_text, read_torch, read_yaml, reading
 
 
 @pytest.mark.parametrize(
@@ -129,3 +132,44 @@ def test_tensors_that_cannot_be_computed_with_are_refused_wherever_they_are(tmp_
         read_torch(tmp_path / "f.pt", "the checkpoint")
     assert reason in str(caught.value)
     assert "deep" in str(caught.value)
+
+
+class Words(BaseModel):
+    words: list[str]
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (lambda path: load_file(path), "deserializing header"),
+        (lambda path: path.read_text("utf-8"), "'utf-8' codec can't decode byte 0x80 in position 0"),
+        (lambda path: {}["classnames"], "it lacks 'classnames'"),
+        (lambda path: Words.model_validate({"words": [1]}), "words.0: Input should be a valid string, got 1"),
+        (lambda path: torch.load(path, weights_only=True), "not a"),
+        (lambda path: torch.empty(10**15), "memory"),
+        (lambda path: yaml.safe_load("a: 1\nb: ["), "line 2: expected the node content"),
+        (lambda path: [].index(1), "1 is not in list"),
+    ],
+)
+def test_whatever_a_library_raises_in_reading_is_one_line_with_the_file_and_its_words(tmp_path, read, said):
+    file = tmp_path / "f"
+    file.write_bytes(b"\x80 no such thing")
+    with pytest.raises(UserError) as caught, reading(file, "a feature bank"):
+        read(file)
+    assert str(caught.value).startswith(f"{file} is damaged or not a feature bank: ")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_reading_leaves_a_users_mistake_and_a_system_error_what_they_are(tmp_path):
+    (tmp_path / "f").touch()
+    with pytest.raises(UserError, match="^of its own$"), reading(tmp_path / "f", "a bank"):
+        raise UserError("of its own")
+    with pytest.raises(UserError, match="cannot read .*f: Input/output error"), reading(tmp_path / "f", "a bank"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_reading_never_enters_its_block_for_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="cannot read .*pipe: it is no regular file"), reading(tmp_path / "pipe", "x"):
+        pytest.fail("the pipe would be opened")

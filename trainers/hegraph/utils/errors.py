@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from difflib import get_close_matches
 
+import yaml
+from pydantic import ValidationError
+
 from .commands import PACKAGE
 from .signals import noted_interrupts
 
@@ -80,9 +83,38 @@ def report_mistake(message: str) -> int:
     return 2
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an exception's text, or its type if it has none."""
+def first_line(error: BaseException) -> str:
+    """What a library said when it raised an exception, in one line. Every message that quotes a library asks this."""
+    if isinstance(error, ValidationError):
+        return first_problem(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, MemoryError):
+        return "there is no memory for what it says that it holds"
+    if isinstance(error, KeyError) and error.args:
+        return f"it lacks {error.args[0]!r:.60}"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong with a value of a schema, in one line: where, what came, what is allowed."""
+    found = error.errors(include_url=False)[0]
+    where = repr(".".join(map(str, found["loc"])))[1:-1] or "the file"  # a key may hold a line break
+    silent = found["type"] in ("missing", "extra_forbidden", "value_error")  # or the message says what came
+    came = "" if silent else f", got {_shown(found['input'])}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {found['msg']}{came}{more}"
+
+
+def _shown(value: object) -> str:
+    try:
+        return f"{value!r:.60}"
+    except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
+        return f"a {type(value).__name__}"
 
 
 class _OneLine(logging.Formatter):

@@ -13,6 +13,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,32 @@ LARGEST_INT = 2**63  # what a tensor, a database and most other languages hold
 MAX_LENGTH, MAX_DEPTH, MAX_VALUES = 200_000, 50, 100_000  # of a configuration; PyYAML needs seconds for this length
 
 
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """The door for a file that a stranger may have made: whatever its block raises becomes one line for the user.
+
+    The block holds what opens, parses and checks the file, and no more: a mistake of the program in it would be blamed
+    on the file. What the block must not do is execute anything that the file says.
+
+    Args:
+        path: The file. It has to be a regular one, since opening a named pipe or a device may wait for ever.
+        what: What it should be, with its article: "a feature bank".
+
+    Raises:
+        UserError: That the file cannot be read, or is damaged or no such thing, with what the library said. One that
+            the block raises passes through.
+    """
+    check_regular(path, "cannot read")
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}") from error
+    except Exception as error:
+        raise UserError(f"{path} is damaged or not {what}: {first_line(error)}") from error
+
+
 def check_regular(path: Path, what: str) -> None:
     """Raises UserError if there is no regular file that can be opened; opening a pipe would wait for ever.
 
@@ -38,7 +65,7 @@ def check_regular(path: Path, what: str) -> None:
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
-        raise UserError(f"{what} {path}: {_reason(error)}") from error
+        raise UserError(f"{what} {path}: {first_line(error)}") from error
     if stat.S_ISDIR(mode):
         raise UserError(f"{what} {path}: Is a directory")
     if not stat.S_ISREG(mode):
@@ -120,14 +147,7 @@ def read_yaml(path: Path, what: str = "cannot read") -> Any:
     except (AttributeError, LookupError) as error:  # PyYAML's own, of a value such as !!bool x
         raise UserError(f"{path} is not YAML: a value is not of the type that its tag says") from error
     except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:  # ValueError: a date such as 2020-13-45
-        raise UserError(f"{path} is not YAML: {_yaml_problem(error)}") from error
-
-
-def _yaml_problem(error: Exception) -> str:
-    """What is wrong and in which line; PyYAML tells it in five lines, and calls the file "<unicode string>"."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
-    return " ".join(str(error).split())
+        raise UserError(f"{path} is not YAML: {first_line(error)}") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -236,7 +256,7 @@ def _decoded(path: Path, what: str, encoding: str) -> str:
     try:
         return path.read_text(encoding=encoding)
     except OSError as error:
-        raise UserError(f"{what} {path}: {_reason(error)}") from error
+        raise UserError(f"{what} {path}: {first_line(error)}") from error
 
 
 def _tensors_in(content: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -276,7 +296,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"it holds the key {twice!a:.60} twice")
     return found
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or first_line(error)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from .errors import UserError
+from .errors import first_problem as first_problem
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -50,20 +51,3 @@ def check(shape: type[Shape], value: Any, where: str) -> Shape:
         return TypeAdapter(shape).validate_python(value, strict=None if says_itself else True)
     except ValidationError as error:
         raise UserError(f"{where}: {first_problem(error)}") from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line: where, what came, what is allowed."""
-    found = error.errors(include_url=False)[0]
-    where = repr(".".join(map(str, found["loc"])))[1:-1] or "the file"  # a key may hold a line break
-    silent = found["type"] in ("missing", "extra_forbidden", "value_error")  # or the message says what came
-    came = "" if silent else f", got {_shown(found['input'])}"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {found['msg']}{came}{more}"
-
-
-def _shown(value: Any) -> str:
-    try:
-        return f"{value!r:.60}"
-    except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
-        return f"a {type(value).__name__}"
