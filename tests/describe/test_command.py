@@ -492,3 +492,10 @@ def test_a_bad_option_is_refused_before_anything_is_asked(refused, tmp_path, opt
 def test_bad_aliases_are_refused(refused, tmp_path, aliases, words):
     (tmp_path / "aliases.json").write_text(aliases)
     refused(words, arguments=("--aliases", str(tmp_path / "aliases.json")))
+
+
+def test_the_file_of_the_classes_is_not_overwritten(tmp_path):
+    classes = tmp_path / "classes.txt"
+    classes.write_text("cat\ndog\n")
+    assert main(["--classes", str(classes), "--context", "pets", "--out", str(classes)]) == 2
+    assert classes.read_text() == "cat\ndog\n"

@@ -114,6 +114,8 @@ def test_runs_without_test_images_are_left_out_and_it_is_said(folder, run, caplo
         (["confusion", "{}/runs/seed1", "--out", "{}/x"], "predictions.safetensors"),
         (["curves", "{}/runs", "--out", "{}/runs/seed1/result.json/x"], "cannot write"),
         (["report", "{}/nowhere", "--out", "{}/x.html"], "no complete record below"),
+        (["report", "{}/runs", "--out", "{}/runs/seed1/result.json"], "is read by this command"),
+        (["collect", "{}/runs", "--out", "{}"], "is no file"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(folder, tmp_path, capsys, command, words):

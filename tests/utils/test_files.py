@@ -19,6 +19,7 @@ from trainers.hegraph.training.checkpoints import CHECKPOINT, Checkpoints, save_
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import (
     atomic_path,
+    check_output,
     hash_file,
     hash_json,
     hash_rows,
@@ -183,3 +184,19 @@ def test_the_hash_of_a_long_list_is_the_hash_of_its_json(count):
     assert hash_rows(iter(rows)) == hash_json(rows)
     for beside in ({}, {"a": 1, "z": [2]}, {"a": "ü"}, {"z": None}):
         assert hash_rows(iter(rows), beside, "images") == hash_json(beside | {"images": rows})
+
+
+def test_an_output_that_the_command_reads_or_that_is_no_file_is_refused(tmp_path):
+    (tmp_path / "read.json").write_text("{}")
+    (tmp_path / "link.json").symlink_to("read.json")
+    (tmp_path / "older.json").write_text("{}")
+    os.mkfifo(tmp_path / "pipe")
+    reads = [None, tmp_path / "not there", tmp_path / "read.json"]
+    for name in ("older.json", "new.json", "no folder yet/new.json"):
+        check_output(tmp_path / name, reads)
+    for name in ("read.json", "link.json"):
+        with pytest.raises(UserError, match=name):
+            check_output(tmp_path / name, reads)
+    for name in (".", "pipe"):
+        with pytest.raises(UserError, match="no file"):
+            check_output(tmp_path / name)

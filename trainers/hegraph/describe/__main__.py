@@ -18,7 +18,7 @@ from ..features.tip import read_classnames
 from ..utils.arguments import Parser
 from ..utils.commands import command
 from ..utils.errors import UserError, report, say, show_messages
-from ..utils.files import read_json
+from ..utils.files import check_output, read_json
 from .client import ENDPOINT, MODEL, OPENAI_KEY, ChatClient, read_key
 from .collect import Collection, collect
 
@@ -69,6 +69,7 @@ def describe(args: argparse.Namespace) -> dict[str, str]:
         UserError: If an argument is wrong, the endpoint does not answer, or a file cannot be read or written.
     """
     check_arguments(args)
+    check_output(args.out, [args.classes, args.aliases])
     collection = Collection(
         read_classnames(args.classes),
         args.out,

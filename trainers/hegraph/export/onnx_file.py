@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..models.saved import SavedModel
 from ..utils.errors import UserError
-from ..utils.files import atomic_path
+from ..utils.files import atomic_path, check_output
 from .comparison import TOLERANCE, TOLERANCE_HALF, Differences, compare, sample_features, sample_pixels
 from .graph import LOGITS, PROBABILITIES, halve, trace
 from .metadata import Shapes, describe_model
@@ -60,8 +60,7 @@ def write_onnx(model: SavedModel, backbone: Backbone | None, path: Path, half: b
             for a file, or the file's logits differ from torch's by more than the tolerance.
     """
     require_packages()
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no file but a folder, a pipe or a device; choose another name")
+    check_output(path)
     with atomic_path(path) as temporary:
         head = Head(model.classifier, model.temperature)
         if backbone is None:

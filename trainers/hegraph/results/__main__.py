@@ -15,12 +15,13 @@ from pathlib import Path
 from ..utils.arguments import Parser
 from ..utils.commands import command
 from ..utils.errors import UserError, report, say, show_messages
+from ..utils.files import check_output
 from .calibration import calibration_table, reliability_diagrams
 from .cases import read_cases
 from .comparison import BY, base_to_new, compare
 from .costs import complexity
 from .paper import Quote, read_quotes
-from .records import collect, find_records
+from .records import PREDICTIONS, RECORD, TEXT_NODES, collect, find_records
 from .render import FORMATS
 from .table import Table
 
@@ -216,8 +217,23 @@ def main(arguments: list[str] | None = None) -> int:
         "confusion": confusion_command,
         "report": report_command,
     }
+
+    def run_command() -> None:
+        check_outputs(args)
+        run.get(args.command, table_command)(args)
+
     show_messages()
-    return report(lambda: run.get(args.command, table_command)(args))
+    return report(run_command)
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Raises UserError if --out would replace a source, or a file of a run."""
+    if (out := getattr(args, "out", None)) is None:
+        return
+    written = [out] if args.command in ("collect", "report") else [Path(f"{out}.png"), Path(f"{out}.svg")]
+    for path in written:
+        in_run = [path] if path.name in (RECORD, PREDICTIONS, TEXT_NODES, "config.json", "split.json") else []
+        check_output(path, [*getattr(args, "sources", ()), *in_run])
 
 
 def _check_folders(sources: Sequence[Path], what: str) -> None:

@@ -54,6 +54,30 @@ def absolute(path: str | Path) -> Path:
         raise UserError(f"{path} begins with the home folder of a user that is not known here; write it out") from error
 
 
+def check_output(path: Path, reads: Iterable[Path | str | None] = ()) -> None:
+    """Checks a file that the user names to be written, before the work for it begins.
+
+    Args:
+        path: The file. An older one may be there, and will be replaced.
+        reads: The files that the command reads. What is None or not there is passed over.
+
+    Raises:
+        UserError: If it is a folder, a pipe or a device, or one of the files that are read.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path} is no file but a folder, a pipe or a device; choose another name")
+    if any(read is not None and is_same_file(path, read) for read in reads):
+        raise UserError(f"{path} is read by this command, and is not overwritten; choose another name")
+
+
+def is_same_file(one: Path | str, other: Path | str) -> bool:
+    """Whether two paths lead to one file; False where one of them is not there."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):  # ValueError: a NUL character in the name
+        return False
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Gives a temporary path that becomes `path` when the block ends without an exception.
