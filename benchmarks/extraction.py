@@ -19,7 +19,7 @@ from trainers.hegraph.backbones.loading import create_model
 from trainers.hegraph.config import encoding_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset, Item
-from trainers.hegraph.datasets.loading import open_image
+from trainers.hegraph.datasets.loading import open_stored
 from trainers.hegraph.features.extract import encode_images
 from trainers.hegraph.features.views import ImageViews
 
@@ -38,7 +38,7 @@ def run(model: str = "ViT-B-32", images: int = 128, batch: int = 64, workers: in
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         items = [write_image(root, number) for number in range(images)]
-        dataset = Dataset("Random", ["noise"], items, [], [], partial(open_image, root), root)
+        dataset = Dataset("Random", ["noise"], items, [], [], partial(open_stored, root), root)
         views = ImageViews(dataset, items, preprocess)
         pixels = torch.stack([views[i][1] for i in range(images)]).split(batch)
         runs = iter(range(repeats + 1))

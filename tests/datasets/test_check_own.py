@@ -20,6 +20,7 @@ from PIL import Image
 from trainers.hegraph.__main__ import main as start
 from trainers.hegraph.datasets.__main__ import main
 from trainers.hegraph.datasets.check_own import check_own_images
+from trainers.hegraph.datasets.images import FORMATS
 from trainers.hegraph.utils.commands import command
 
 CHECK = "python -m trainers.hegraph.datasets check folder --root "
@@ -183,7 +184,7 @@ def test_all_images_of_every_layout_that_cannot_be_read_are_named_with_their_rea
     assert re.fullmatch(rf"  {path_of(cut)}: image file is truncated \(\d+ bytes not processed\)", rest[0])
     assert rest[1:] == [
         f"  {path_of(empty)}: is empty (0 bytes)",
-        f"  {path_of(text)}: is no image, or of a format that Pillow does not read",
+        f"  {path_of(text)}: is no image, or of a format that is not read ({', '.join(FORMATS)} are)",
         f"mend this, and look again: {CHECK}{shlex.quote(root)}",
     ]
 
@@ -243,10 +244,10 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, pictures, monkeypatch):
     closed = tmp_path / "test" / "cow" / "0.jpg"
     opened = Image.open
 
-    def refusing(source: object) -> Image.Image:
+    def refusing(source: object, formats: object) -> Image.Image:
         if source == closed:
             raise PermissionError(13, "Permission denied", str(closed))
-        return opened(source)
+        return opened(source, formats=formats)
 
     monkeypatch.setattr(Image, "open", refusing)  # root may read everything
     assert problems_of(tmp_path) == {"test/cow/0.jpg": "Permission denied"}

@@ -10,8 +10,8 @@ import pytest
 from own_images import counts, load, make
 from PIL import Image
 
-from trainers.hegraph.datasets import class_folders, load_dataset
-from trainers.hegraph.datasets.class_folders import IMAGE_SUFFIXES
+from trainers.hegraph.datasets import images, load_dataset
+from trainers.hegraph.datasets.images import IMAGE_SUFFIXES
 from trainers.hegraph.utils.errors import UserError
 
 
@@ -188,10 +188,9 @@ def test_an_ending_is_known_where_pillow_opens_it(suffix, tmp_path):
 
 
 def test_a_pillow_that_does_not_know_a_format_does_not_open_it(monkeypatch):
-    monkeypatch.delitem(class_folders.features.modules, "avif", raising=False)
-    monkeypatch.setitem(class_folders.features.codecs, "jpg_2000", ("absent", "none"))
-    assert not class_folders._opens("avif")
-    assert not class_folders._opens("jpg_2000")
+    monkeypatch.delitem(images.features.modules, "avif", raising=False)
+    monkeypatch.setitem(images.features.codecs, "jpg_2000", ("absent", "none"))
+    assert not {"AVIF", "JPEG2000"} & set(images._suffixes_of_formats())
 
 
 def test_the_page_names_every_ending_that_is_read():

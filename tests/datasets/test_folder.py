@@ -19,7 +19,7 @@ from PIL import Image
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets import Dataset, load_few_shot
-from trainers.hegraph.datasets.folder import open_image_file
+from trainers.hegraph.datasets.images import open_image
 from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -275,7 +275,7 @@ def opened(tmp_path: Path, image: Image.Image | bytes, name: str, **options: obj
         image.save(tmp_path / name, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = open_image_file(tmp_path, name)
+        result = open_image(tmp_path / name)
     assert result.mode == "RGB"
     return np.asarray(result).astype(int)
 
@@ -439,7 +439,7 @@ def test_no_file_stays_open(tmp_path, monkeypatch):
         warnings.simplefilter("error", ResourceWarning)
         unraisable = []
         monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
-        open_image_file(tmp_path, "a.gif")
+        open_image(tmp_path / "a.gif")
     assert not unraisable
 
 

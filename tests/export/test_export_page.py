@@ -13,7 +13,6 @@ import pytest
 from PIL import ExifTags, Image
 
 from trainers.hegraph.datasets.digits import load_digits_dataset
-from trainers.hegraph.datasets.folder import open_picture
 from trainers.hegraph.datasets.images import open_image
 from trainers.hegraph.export.source import load_source
 
@@ -62,7 +61,7 @@ def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def digit() -> Image.Image:
     dataset = load_digits_dataset()
-    return open_image(dataset, dataset.test[7])
+    return dataset.read(dataset.test[7].path)
 
 
 def wide() -> Image.Image:
@@ -143,7 +142,7 @@ def test_the_lines_give_class_and_probability_of_the_package(make, kind, interpr
     said, *marked = ran.stdout.splitlines()
     name, probability = said.split()
     model, backbone = load_source(exported / "output" / "digits_onnx", "full", "", "")
-    pixels = backbone.preprocess(open_picture(file)).unsqueeze(0)
+    pixels = backbone.preprocess(open_image(file)).unsqueeze(0)
     logits = model.classifier.logits(backbone.encode_images(pixels))
     expected = model.calibrate(logits)[0]
     assert name == model.classnames[int(expected.argmax())]

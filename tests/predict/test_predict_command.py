@@ -219,7 +219,7 @@ def test_unreadable_images_are_in_their_rows_and_in_the_summary(digits_run, imag
     assert main([str(digits_run), str(images), "--format", "jsonl"]) == 1
     rows = {Path(row["path"]).name: row for row in json_rows(capsys.readouterr().out)}
     assert len(rows) == 8
-    assert rows["bad.png"]["error"] == "is no image, or of a format that Pillow does not read"
+    assert rows["bad.png"]["error"].startswith("is no image")
     assert "exceeds limit of 4000 pixels" in rows["bomb.png"]["error"]
     assert rows["c.png"]["error"] and rows["c.png"]["top"] == []
     assert f"3 of 8 could not be read; the first is {images / 'bad.png'}: is no image" in caplog.text

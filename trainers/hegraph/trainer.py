@@ -31,7 +31,7 @@ from yacs.config import CfgNode
 from . import config, config_files
 from .baselines import METHODS, load_method, method_options
 from .datasets import Dataset, Item, check_trainable, load_dataset
-from .datasets.loading import open_image, read_coop_selection
+from .datasets.loading import open_stored, read_coop_selection
 from .datasets.pickles import path_from
 from .datasets.registry import find_entry, stored_datasets
 from .experiments.adapter import Shared, TrainedAdapter, new_model, predict_test, start_training
@@ -372,7 +372,7 @@ def dataset_of(manager: DataManager, cfg: CfgNode, stored: Dataset) -> Dataset:
     train, val, test = items(source.train_x), items(source.val), items(source.test)
     ours = stored.subsample(cfg.DATASET.SUBSAMPLE_CLASSES)
     ids = ours.class_ids if list(ours.classnames) == list(source.classnames) else ()
-    dataset = Dataset(cfg.DATASET.NAME, source.classnames, train, val, test, partial(open_image, root), root, ids)
+    dataset = Dataset(cfg.DATASET.NAME, source.classnames, train, val, test, partial(open_stored, root), root, ids)
     dataset.check_files()
     return dataset
 

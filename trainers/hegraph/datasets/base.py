@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..utils.errors import UserError
 from ..utils.files import hash_rows
+from .images import reason
 from .splits import Item, Selection, subsample_labels
 
 if TYPE_CHECKING:
@@ -127,6 +128,17 @@ class Dataset:
     def paths(self) -> list[str]:
         """The paths of all items, each once."""
         return list(dict.fromkeys(item.path for item in (*self.train, *self.val, *self.test)))
+
+    def read(self, path: str) -> Image.Image:
+        """The image of an item, as RGB.
+
+        Raises:
+            UserError: If it cannot be read; the message names the file, and how all such files are found.
+        """
+        try:
+            return self.open(path).convert("RGB")
+        except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+            raise self.unreadable(path, reason(error)) from error
 
     def unreadable(self, path: str, reason: str) -> UserError:
         """The error for an image that cannot be read; it says why, and how all such images are found."""

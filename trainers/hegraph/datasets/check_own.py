@@ -17,7 +17,7 @@ from .base import Dataset, check_classes
 from .check import State, describe_sizes
 from .copies import copies_in_test
 from .entry import Sizes
-from .images import problem_of
+from .images import reason
 from .own import load_own_images
 from .splits import Item
 
@@ -53,10 +53,19 @@ def _unreadable(dataset: Dataset) -> dict[str, str]:
     paths = dataset.paths()
     problems: dict[str, str] = {}
     with tqdm(total=len(paths), desc="reading images", unit="img", disable=None) as bar:
-        for batch, found in in_batches(partial(problem_of, dataset), paths, BATCH, min(cores(), MAX_THREADS)):
+        for batch, found in in_batches(partial(_problem_of, dataset), paths, BATCH, min(cores(), MAX_THREADS)):
             problems |= {path: problem for path, problem in zip(batch, found) if problem}
             bar.update(len(batch))
     return problems
+
+
+def _problem_of(dataset: Dataset, path: str) -> str:
+    """Why an image cannot be read; "" if it can."""
+    try:
+        dataset.open(path)
+    except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+        return reason(error)
+    return ""
 
 
 def _lines_of_counts(dataset: Dataset) -> list[str]:

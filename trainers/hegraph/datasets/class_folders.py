@@ -9,25 +9,13 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import features
-
 from ..utils.errors import UserError
+from .images import is_image
 from .layouts import listing
 from .own_rows import SPLIT_NAMES, Rows
 from .splits import SPLITS
 
 logger = logging.getLogger(__name__)
-
-
-def _opens(feature: str) -> bool:
-    """Whether the installed Pillow was built with a feature; one that is too old does not know it."""
-    return feature in {*features.modules, *features.codecs} and bool(features.check(feature))
-
-
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
-    *(suffix for suffix, feature in ((".avif", "avif"), (".jp2", "jpg_2000")) if _opens(feature)),
-)
 
 
 @dataclass
@@ -150,8 +138,3 @@ def _read_class(path: Path, folder: str, left_out: _LeftOut) -> list[str]:
     if not images:
         left_out.empty.append(folder)
     return images
-
-
-def is_image(name: str) -> bool:
-    """Whether a file has the ending of an image."""
-    return name.lower().endswith(IMAGE_SUFFIXES)

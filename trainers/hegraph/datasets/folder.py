@@ -16,32 +16,24 @@ import os
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
-
-import numpy as np
-from PIL import ExifTags, Image
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..utils.errors import UserError
 from ..utils.files import absolute
 from ..utils.reading import check_regular
 from .class_folders import check_one_folder, read_class_folders, split_folders
+from .images import open_image
 from .layouts import listing
 from .own_rows import SPLIT_NAMES, OwnImages, Rows
 from .splits import SPLITS
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 logger = logging.getLogger(__name__)
 
 METADATA = "metadata.csv"
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # that some programs write instead of commas
-ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # of EXIF
 
 
 class Row(NamedTuple):
@@ -81,7 +73,7 @@ def read_files(root: str) -> OwnImages | None:
         _warn_of_tables(path, training[0].name)
     elif table is not None:
         base, rows = table.parent, _read_table(table)
-    return None if rows is None else OwnImages(rows, partial(open_image_file, base), base, hint=hint)
+    return None if rows is None else OwnImages(rows, partial(open_below, base), base, hint=hint)
 
 
 def _only_table(path: Path) -> Path | None:
@@ -124,50 +116,9 @@ def tables_of(path: Path) -> list[Path]:
     return [path / name for name in listing(path) if name.lower().endswith(".csv")] if path.is_dir() else [path]
 
 
-def open_image_file(base: Path, path: str) -> Image.Image:
-    """Opens an image as `to_rgb` makes it."""
-    return open_picture(base / path)
-
-
-def open_picture(source: Path | str | BinaryIO) -> Image.Image:
-    """Opens an image, from its file or its bytes, as `to_rgb` makes it."""
-    with Image.open(source) as file:
-        return to_rgb(file)
-
-
-def to_rgb(file: Image.Image) -> Image.Image:
-    """An image of any mode as RGB, upright (by its EXIF orientation) and with white for transparent parts."""
-    image = _upright(file)
-    if image.mode.startswith(("I", "F")):  # Pillow would clip values of more than 8 bits at 255
-        image = _to_8_bits(image)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
-
-
-def _upright(file: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation turns it. EXIF that is damaged elsewhere does not matter, nor an orientation
-    that does not exist."""
-    file.load()  # a TIFF then turns itself
-    try:
-        turn = ORIENTATIONS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # on odd tags, Pillow raises whatever they lead to
-        turn = None
-    return file.copy() if turn is None else file.transpose(turn)
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scales grey values of 16 bits, or floats from 0 to 1, to 0-255. Others are taken to be from 0 to 255.
-
-    NaN and infinite values, such as a depth that was not measured, become 0 and do not decide the scale.
-    """
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0, posinf=0, neginf=0)
-    if image.mode == "F" and values.max() <= 1:
-        values *= 255
-    elif image.mode.startswith("I") and (image.mode.startswith("I;16") or values.max() > 255):
-        values *= 255 / 65535
-    return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+def open_below(base: Path, path: str) -> Image.Image:
+    """Opens an image below a folder."""
+    return open_image(base / path)
 
 
 def _read_metadata(path: Path, folders: dict[str, list[str]]) -> Rows:

@@ -10,7 +10,6 @@ HF_HUB_OFFLINE=1 nothing is fetched: what is on this machine is used.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..utils.errors import UserError, first_line
 from ..utils.files import absolute
-from .folder import open_picture
+from .images import open_image
 from .layouts import listing
 from .own_rows import SPLIT_NAMES, OwnImages, Rows, name_of_label, splits_of_names
 from .splits import SPLITS
@@ -131,7 +130,7 @@ def _with_encoded_images(table: Any, root: str) -> Any:
 
 def _open_row(tables: dict[str, Any], path: str) -> Image.Image:
     stored = _stored(tables, path)
-    return open_picture(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
+    return open_image(stored["path"] if stored["bytes"] is None else stored["bytes"])
 
 
 def _version(tables: dict[str, Any], path: str) -> tuple[int, int]:

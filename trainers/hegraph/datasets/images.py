@@ -1,79 +1,143 @@
-"""Opening the images of a data set, and why one cannot be read, in one line."""
+"""The one place where images are opened, and why one cannot be read, in one line.
+
+Only the formats of `FORMATS` are read, whatever a file is called: Pillow hands some others to programs outside.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from ..utils.errors import first_line
-from .base import Dataset
-from .splits import Item
 
-if TYPE_CHECKING:
-    from PIL import Image
+MAX_RATIO = 1000  # of the sides of an image; a backbone takes the short one to some hundred pixels
+ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # of EXIF
 
 
-def open_image(dataset: Dataset, item: Item) -> Image.Image:
-    """Opens the image of an item as RGB.
+def _suffixes_of_formats() -> dict[str, tuple[str, ...]]:
+    """Pillow's name of each format -> the endings of its files; without those that this Pillow cannot open."""
+    found: dict[str, tuple[str, ...]] = {
+        "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
+        "PNG": (".png",),
+        "BMP": (".bmp",),
+        "GIF": (".gif",),
+        "WEBP": (".webp",),
+        "TIFF": (".tif", ".tiff"),
+        "PPM": (".ppm", ".pgm", ".pbm"),
+    }
+    for name, suffix, feature in (("AVIF", ".avif", "avif"), ("JPEG2000", ".jp2", "jpg_2000")):
+        if feature in {*features.modules, *features.codecs} and features.check(feature):
+            found[name] = (suffix,)
+    return found
+
+
+_SUFFIXES = _suffixes_of_formats()
+FORMATS = tuple(_SUFFIXES)
+IMAGE_SUFFIXES = tuple(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file has the ending of an image."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def open_image(source: Path | str | bytes, as_stored: bool = False) -> Image.Image:
+    """Opens an image as RGB.
+
+    Args:
+        source: Its file, or the bytes of one.
+        as_stored: Whether it is converted as Dassl does it, without what `to_rgb` does.
 
     Raises:
-        UserError: If it cannot be read; the message names the file, and how all such files are found.
+        Exception: On damaged bytes, Pillow raises whatever they lead to; `reason` puts it into one line.
     """
-    try:
-        return _opened(dataset, item.path)
-    except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
-        raise dataset.unreadable(item.path, _reason_here(dataset, item.path, error)) from error
+    if not isinstance(source, bytes):
+        check_file(source)
+    elif not source:
+        raise ValueError("is empty (0 bytes)")
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
+        check_sides(file)
+        return file.convert("RGB") if as_stored else to_rgb(file)
 
 
-def problem_of(dataset: Dataset, path: str) -> str:
-    """Why the image of an item cannot be read; "" if it can. It is decoded, as `open_image` does."""
-    try:
-        _opened(dataset, path)
-    except Exception as error:
-        return _reason_here(dataset, path, error)
-    return ""
+def to_rgb(file: Image.Image) -> Image.Image:
+    """An image of any mode as RGB, upright (by its EXIF orientation) and with white for transparent parts."""
+    check_sides(file)
+    image = _upright(file)
+    if image.mode.startswith(("I", "F")):  # Pillow would clip values of more than 8 bits at 255
+        image = _to_8_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def check_file(path: Path | str) -> None:
-    """Checks that there is a file which opening does not wait for.
+    """Checks that there is a file with content, which opening does not wait for.
 
     Raises:
-        ValueError: If it is a folder, a pipe or a device, or a link to nothing.
+        ValueError: If it is a folder, a pipe or a device, a link to nothing, or empty.
         OSError: If there is none.
     """
     try:
-        mode = os.stat(path).st_mode
+        status = os.stat(path)
     except FileNotFoundError as error:
         if os.path.islink(path):
             raise ValueError(f"is a link to {os.readlink(path)}, which is not there") from error
         raise
-    if not stat.S_ISREG(mode):
-        raise ValueError("is a folder" if stat.S_ISDIR(mode) else "is no regular file")
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("is a folder" if stat.S_ISDIR(status.st_mode) else "is no regular file")
+    if not status.st_size:
+        raise ValueError("is empty (0 bytes)")
+
+
+def check_sides(image: Image.Image) -> None:
+    """Raises ValueError for a strip, which would take gigabytes once its short side is the backbone's."""
+    if max(image.size) > MAX_RATIO * max(min(image.size), 1):
+        raise ValueError(f"its sides differ too much ({image.width} x {image.height} pixels)")
 
 
 def reason(error: Exception) -> str:
     """Why an image cannot be read, in one line, from what opening it has raised."""
-    from PIL import UnidentifiedImageError
-
     if isinstance(error, UnidentifiedImageError):
-        return "is no image, or of a format that Pillow does not read"
+        return f"is no image, or of a format that is not read ({', '.join(FORMATS)} are)"
     if isinstance(error, MemoryError):
         return "is too large for the memory"
     return getattr(error, "strerror", None) or first_line(error)
 
 
-def _opened(dataset: Dataset, path: str) -> Image.Image:
-    if dataset.root is not None and dataset.version is None:
-        check_file(dataset.root / path)
-    return dataset.open(path).convert("RGB")
+def _upright(file: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation turns it. EXIF that is damaged elsewhere does not matter, nor an orientation
+    that does not exist."""
+    file.load()  # a TIFF then turns itself
+    try:
+        turn = ORIENTATIONS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # on odd tags, Pillow raises whatever they lead to
+        turn = None
+    return file.copy() if turn is None else file.transpose(turn)
 
 
-def _reason_here(dataset: Dataset, path: str, error: Exception) -> str:
-    """As `reason`, of an image of a data set: one without a byte is told from one that is something else."""
-    from PIL import UnidentifiedImageError
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scales grey values of 16 bits, or floats from 0 to 1, to 0-255. Others are taken to be from 0 to 255.
 
-    if isinstance(error, UnidentifiedImageError) and (dataset.file_version(path) or (None,))[0] == 0:
-        return "is empty (0 bytes)"
-    return reason(error)
+    NaN and infinite values, such as a depth that was not measured, become 0 and do not decide the scale.
+    """
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0, posinf=0, neginf=0)
+    if image.mode == "F" and values.max() <= 1:
+        values *= 255
+    elif image.mode.startswith("I") and (image.mode.startswith("I;16") or values.max() > 255):
+        values *= 255 / 65535
+    return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))

@@ -13,6 +13,7 @@ from ..utils.errors import UserError
 from ..utils.files import absolute
 from .base import Dataset
 from .entry import DatasetEntry
+from .images import open_image
 from .pickles import read_coop_pickle
 from .pools import MALFORMED, pools_class_names, read_pools
 from .splits import SPLITS, Pools
@@ -53,7 +54,7 @@ def load_pools(entry: DatasetEntry, root: str, seed: int, rng: random.Random) ->
     if pools["val"] is pools["test"]:
         items["val"] = items["test"]
     train, val, test = (items[split] for split in SPLITS)
-    return Dataset(name, classnames, train, val, test, open=partial(open_image, base), root=base, class_ids=ids)
+    return Dataset(name, classnames, train, val, test, open=partial(open_stored, base), root=base, class_ids=ids)
 
 
 def read_coop_selection(dataset: Dataset, folder: str, shots: int, seed: int) -> Pools | None:
@@ -89,8 +90,6 @@ def read_coop_selection(dataset: Dataset, folder: str, shots: int, seed: int) ->
     return drawn
 
 
-def open_image(base: Path, path: str) -> Image.Image:
-    """Opens an image file, as it is."""
-    from PIL import Image
-
-    return Image.open(base / path)
+def open_stored(base: Path, path: str) -> Image.Image:
+    """Opens an image below the data root, as Dassl reads it."""
+    return open_image(base / path, as_stored=True)

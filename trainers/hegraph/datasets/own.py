@@ -19,9 +19,10 @@ from ..utils.commands import command
 from ..utils.errors import UserError
 from ..utils.files import absolute
 from .base import Dataset
-from .class_folders import is_image, split_folders
+from .class_folders import split_folders
 from .folder import read_files, tables_of
 from .hugging_face import read_hugging_face
+from .images import is_image
 from .layouts import listing
 from .own_rows import LONGEST_NUMBER, OwnImages, splits_of_words
 from .splits import SPLITS, Item

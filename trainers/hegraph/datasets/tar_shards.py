@@ -14,7 +14,6 @@ Shards that are not on this machine are fetched once. An image is read at its pl
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import os
@@ -29,8 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..utils.errors import UserError, first_line, shortened
 from ..utils.files import absolute, atomic_path, hash_json
 from ..utils.reading import parse_json, read_text
-from .class_folders import IMAGE_SUFFIXES
-from .folder import open_picture
+from .images import IMAGE_SUFFIXES, open_image
 from .layouts import listing
 from .own_rows import LONGEST_NUMBER, SPLIT_NAMES, OwnImages, Rows, name_of_label, splits_of_names
 from .splits import SPLITS
@@ -325,7 +323,7 @@ def _open_member(members: dict[str, Member], path: str) -> Image.Image:
     member = members[path]
     with member.shard.open("rb") as file:
         file.seek(member.start)
-        return open_picture(io.BytesIO(file.read(member.size)))
+        return open_image(file.read(member.size))
 
 
 def _version(members: dict[str, Member], versions: dict[Path, int], path: str) -> tuple[int, int]:

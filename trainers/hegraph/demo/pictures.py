@@ -7,12 +7,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..datasets.folder import to_rgb
+from ..datasets.images import FORMATS, open_image
 from ..utils.errors import UserError
 
 MAX_BYTES = 20 * 2**20  # of an upload
 MAX_PIXELS = 50_000_000  # the largest photos of phones have about so many
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow hands some others to programs outside
 
 
 def limit_decoding() -> None:
@@ -33,7 +32,7 @@ def open_picture(path: Path) -> Image.Image:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            return to_rgb(image)
+        return open_image(path)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"the image has more than {MAX_PIXELS // 10**6} million pixels; take a smaller one") from error
     except UserError:

@@ -21,7 +21,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..datasets import Dataset, Item
-from ..datasets.folder import to_rgb
+from ..datasets.images import open_image, to_rgb
 from ..experiments.image_task import ImageTask
 from ..experiments.tasks import Split, TaskOfFeatures
 from ..features.bank import FeatureBank
@@ -101,17 +101,14 @@ def image_task(
         for position, (image, label) in enumerate(zip(images, labels))
     ]
 
-    def open_image(name: str) -> Image.Image:
+    def open_named(name: str) -> Image.Image:
         image = by_name[name]
-        if isinstance(image, Image.Image):
-            return to_rgb(image)
-        with Image.open(image) as file:
-            return to_rgb(file)
+        return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
 
     unique = len(set(classnames)) == len(classnames)
     ids = [] if unique else [f"{position}: {name}" for position, name in enumerate(classnames)]
     name = cfg.DATASET.NAME or NO_NAME
-    dataset = Dataset(name, list(classnames), train=items, val=[], test=[], open=open_image, class_ids=ids)
+    dataset = Dataset(name, list(classnames), train=items, val=[], test=[], open=open_named, class_ids=ids)
     return ImageTask(dataset, cfg, cfg.SEED, device)
 
 

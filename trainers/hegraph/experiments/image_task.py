@@ -19,7 +19,6 @@ from ..config import encoding_options
 from ..datasets import Dataset, load_few_shot, load_test_images
 from ..datasets.base import check_classes
 from ..datasets.copies import refuse_copies
-from ..datasets.images import open_image
 from ..datasets.own import NAME as OWN
 from ..features.bank import FeatureBank
 from ..models.saved import SavedModel
@@ -184,7 +183,7 @@ class ImageTask:
     def training_images(self) -> Iterator[Image.Image]:
         """The training images in the order of the cache, opened one by one."""
         for item in self.dataset.train:
-            yield open_image(self.dataset, item)
+            yield self.dataset.read(item.path)
 
     def target_dataset(self, name: str) -> Dataset:
         """Another data set with its test images alone, of which nothing is encoded yet.

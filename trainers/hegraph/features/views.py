@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..backbones.clip import Backbone, Transform
 from ..datasets import Dataset, Item
-from ..datasets.images import open_image
 from .options import EncodingOptions
 
 
@@ -42,7 +41,7 @@ class ImageViews(torch.utils.data.Dataset):
     def __getitem__(self, position: int) -> tuple[int, Tensor]:
         """The position and the image there, `[3, H, W]`; raises UserError if it cannot be read."""
         item = self.items[position % len(self.items)]
-        image = open_image(self.dataset, item)
+        image = self.dataset.read(item.path)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
             torch.manual_seed(self.seed * 1_000_003 + position)
             return position, self.transform(image)

@@ -17,8 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms as T
 
-from ..datasets.folder import to_rgb
-from ..datasets.images import check_file, reason
+from ..datasets.images import open_image, reason, to_rgb
 from ..utils.threads import MAX_THREADS, cores, in_batches
 
 ImageLike: TypeAlias = "Image.Image | Path | str"  # an image, or the path of one
@@ -76,28 +75,14 @@ class Reader:
         No exception passes: on damaged bytes, Pillow raises whatever they lead to.
         """
         try:
-            pixels: Any = self._open(image)  # an image until a step makes a tensor of it
+            # an image until a step makes a tensor of it
+            pixels: Any = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
             for step in self.steps:
                 if not (isinstance(step, T.CenterCrop) and pixels.size == self.size[::-1]):  # it would copy all of it
                     pixels = step(pixels)
             return np.asarray(pixels) if self.normalize else pixels
         except Exception as error:
             return reason(error)
-
-    def _open(self, image: ImageLike) -> Image.Image:
-        if isinstance(image, Image.Image):
-            self._check_sides(image)
-            return to_rgb(image)
-        check_file(image)
-        with Image.open(image) as file:
-            self._check_sides(file)
-            return to_rgb(file)
-
-    def _check_sides(self, image: Image.Image) -> None:
-        """Refuses a strip that would take gigabytes once its short side is the backbone's."""
-        pixels = max(self.size) ** 2 * max(image.size) / max(min(image.size), 1)
-        if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
-            raise ValueError(f"its sides differ too much ({image.width} x {image.height} pixels)")
 
     def _collect(self, images: Sequence[ImageLike], results: Sequence[np.ndarray | Tensor | str]) -> Pixels:
         problems = [result if isinstance(result, str) else "" for result in results]

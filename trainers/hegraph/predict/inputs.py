@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from ..datasets.class_folders import IMAGE_SUFFIXES, is_image
+from ..datasets.images import IMAGE_SUFFIXES, is_image
 from ..utils.errors import UserError
 from .text import one_line
 
