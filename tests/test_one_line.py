@@ -142,10 +142,9 @@ def test_a_pipe_is_never_waited_for(refused, tmp_path, arguments):
 
 @pytest.mark.parametrize("command", ["", *SUBCOMMANDS])
 def test_a_flag_that_no_command_knows_is_one_line(command, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main([*([command] if command else []), "--no-such-flag"])
+    assert main([*([command] if command else []), "--no-such-flag"]) == 2
     out, error = capsys.readouterr()
-    assert (ended.value.code, out) == (2, "")
+    assert out == ""
     assert error.startswith("error: ")
     assert error.endswith(" --help)\n")
     assert error.count("\n") == 1

@@ -8,12 +8,16 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
+import time
 from pathlib import Path
 
 import pytest
 
-from trainers.hegraph.utils.arguments import Parser
+from trainers.hegraph.__main__ import SUBCOMMANDS
+from trainers.hegraph.utils.commands import Parser
 from trainers.hegraph.utils.errors import MAX_MESSAGE, UserError, one_line, report, say, unknown
+from trainers.hegraph.utils.signals import TWICE
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "trainers.hegraph.baselines"]
@@ -127,11 +131,78 @@ def test_what_follows_an_interrupt_while_a_module_is_imported_is_no_traceback(ca
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_interrupt_during_the_first_imports_is_no_traceback():
-    hook = "import trainers.hegraph.utils.interrupts\n"
-    late = "try:\n raise KeyboardInterrupt\nexcept BaseException:\n raise ImportError"
-    assert run(sys.executable, "-c", hook + late).stderr == "\ninterrupted\n"
-    assert "ZeroDivisionError" in run(sys.executable, "-c", f"{hook}1 / 0").stderr
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["", *(f".{name}" for name in (*SUBCOMMANDS, "baselines"))])
+def test_ctrl_c_while_a_command_imports_its_modules_is_no_traceback(name):
+    program = (
+        "import builtins, runpy, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "usual = builtins.__import__\n"
+        "def patched(name, *more, **named):\n"
+        "    if name == 'difflib':\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "    return usual(name, *more, **named)\n"
+        "builtins.__import__ = patched\n"
+        "sys.argv = ['-m']\n"
+        f"runpy.run_module('trainers.hegraph{name}', run_name='__main__', alter_sys=True)\n"
+    )
+    done = run(sys.executable, "-c", program)
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
+
+
+def held_out(script: str) -> list[str]:
+    """A program in which `report` runs `script`, which waits for signals; Ctrl-C is as in a shell's foreground."""
+    return [
+        sys.executable,
+        "-c",
+        "import gc, os, signal, sys, time\n"
+        "from trainers.hegraph.utils.errors import report\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "def ready():\n    sys.stdout.write('ready\\n'); sys.stdout.flush()\n"
+        f"def command():\n{textwrap.indent(script, '    ')}\n"
+        "sys.exit(report(command))\n",
+    ]
+
+
+CALLBACK = """
+class Callback:
+    def __del__(self):
+        ready()
+        time.sleep(60)
+Callback()
+time.sleep(60)
+"""
+STUBBORN = """
+while True:
+    try:
+        ready()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_lands_in_a_callback_is_not_lost(number):
+    with subprocess.Popen(held_out(CALLBACK), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+        p.stdout.readline()
+        p.send_signal(number)
+        _, error = p.communicate(timeout=60)
+    assert p.returncode == 130
+    assert error == "\ninterrupted; the same command goes on from the last checkpoint\n"
+
+
+def test_a_second_sigterm_ends_what_does_not_heed_the_first_and_one_that_comes_at_once_does_not():
+    with subprocess.Popen(held_out(STUBBORN), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+        p.stdout.readline()
+        p.send_signal(signal.SIGTERM)
+        p.stdout.readline()
+        p.send_signal(signal.SIGTERM)  # as `timeout` does
+        time.sleep(2 * TWICE)
+        assert p.poll() is None
+        p.send_signal(signal.SIGTERM)
+        _, error = p.communicate(timeout=60)
+    assert (p.returncode, error) == (-signal.SIGTERM, "")
 
 
 def test_a_long_message_keeps_its_start_and_its_end():
@@ -160,11 +231,7 @@ def test_a_mistake_in_the_flags_is_one_line_that_names_what_was_meant(capsys, ar
     parser = Parser(prog="it")
     parser.add_argument("what", choices=("collect", "report"))
     parser.add_argument("--seed")
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(UserError) as caught:
         parser.parse_args(arguments)
-    out, error = capsys.readouterr()
-    assert (ended.value.code, out) == (2, "")
-    assert error.startswith("error: ")
-    assert words in error
-    assert error.endswith(" (usage: it --help)\n")
-    assert error.count("\n") == 1
+    assert words in str(caught.value)
+    assert str(caught.value).endswith(" (usage: it --help)")

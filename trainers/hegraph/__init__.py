@@ -35,7 +35,14 @@ Experiments
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+if os.path.basename(sys.argv[0]) in ("-m", "hegraph"):  # a command line begins: `python -m`, or the installed program
+    from .utils.signals import leave_on_interrupt
+
+    leave_on_interrupt()
 
 if TYPE_CHECKING:
     from .backbones.clip import Backbone

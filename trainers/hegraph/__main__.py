@@ -9,10 +9,6 @@ flags answer at once.
 
 from __future__ import annotations
 
-from .utils import interrupts  # noqa: F401  (it acts while what follows is imported)
-
-# isort: split
-
 import argparse
 import importlib
 import importlib.util
@@ -28,9 +24,8 @@ from yacs.config import CfgNode
 
 from .baselines import METHODS, load_method, method_options
 from .config_files import from_dassl, load_cfg
-from .utils.arguments import Parser
-from .utils.commands import command
-from .utils.errors import UserError, report, say, show_messages, unknown
+from .utils.commands import Parser, command
+from .utils.errors import UserError, report, say, unknown
 
 # Sub-command -> what it is for. Each is a folder of this package whose `__main__.py` has a `main` as this file has.
 SUBCOMMANDS = {
@@ -266,7 +261,6 @@ def main(arguments: list[str] | None = None) -> int:
         check_text(arguments)
         run_command(parse_arguments(arguments))
 
-    show_messages()
     return report(train_and_test)
 
 

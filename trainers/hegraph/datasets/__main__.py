@@ -7,16 +7,11 @@ training.
 
 from __future__ import annotations
 
-from ..utils import interrupts  # noqa: F401  (it acts while what follows is imported)
-
-# isort: split
-
 import argparse
 import sys
 
-from ..utils.arguments import Parser
-from ..utils.commands import command
-from ..utils.errors import UserError, report, say, show_messages
+from ..utils.commands import Parser, command
+from ..utils.errors import UserError, report, say
 from .check import check_dataset
 from .check_own import check_own_images
 from .fetch.download import download
@@ -56,12 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 1 if `check` finds something missing, or 2 for a mistake of the user's.
     """
-    show_messages()
-    args = parse_arguments(arguments)
-    ready = True
 
-    def run() -> None:
-        nonlocal ready
+    def run() -> int:
+        args = parse_arguments(arguments)
         known = stored_datasets()
         names = [resolve_name(name, among=[*known, OWN]) for name in args.datasets] or list(known)
         if OWN in names and (args.command == "download" or len(names) > 1):
@@ -69,13 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{OWN} is your own images: they are not downloaded, and are checked without other data sets"
             )
         if args.command == "check":
-            ready = check_command(names, args.root)
-            return
+            return int(not check_command(names, args.root))
         for name in names:
             download(name, args.root)
         check_command(names, args.root)
+        return 0
 
-    return report(run) or int(not ready)
+    return report(run)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,12 @@ Example: OUTPUT_DIR/model --port 7860
 
 from __future__ import annotations
 
-from ..utils import interrupts  # noqa: F401  (it acts while what follows is imported)
-
-# isort: split
-
 import argparse
 import sys
 from pathlib import Path
 
-from ..utils.arguments import Parser
-from ..utils.commands import command
-from ..utils.errors import report, say, show_messages
+from ..utils.commands import Parser, command
+from ..utils.errors import report, say
 
 HOST, PORT = "127.0.0.1", 7860  # Gradio's own port, which a Space is asked on
 
@@ -62,9 +57,7 @@ def demo(args: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
-    show_messages()
-    args = parse_arguments(arguments)
-    return report(lambda: demo(args))
+    return report(lambda: demo(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

@@ -5,19 +5,14 @@ Example: --classes FILE --context "satellite photos of land use" --out FILE.json
 
 from __future__ import annotations
 
-from ..utils import interrupts  # noqa: F401  (it acts while what follows is imported)
-
-# isort: split
-
 import argparse
 import logging
 import sys
 from pathlib import Path
 
 from ..features.tip import read_classnames
-from ..utils.arguments import Parser
-from ..utils.commands import command
-from ..utils.errors import UserError, report, say, show_messages
+from ..utils.commands import Parser, command
+from ..utils.errors import UserError, report, say
 from ..utils.files import check_output, read_json
 from .client import ENDPOINT, MODEL, OPENAI_KEY, ChatClient, read_key
 from .collect import Collection, collect
@@ -126,10 +121,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 1 if classes failed, 2 for a mistake of the user's."""
-    show_messages()
-    args = parse_arguments(arguments)
-    failed: dict[str, str] = {}
-    return report(lambda: failed.update(describe(args))) or int(bool(failed))
+    return report(lambda: int(bool(describe(parse_arguments(arguments)))))
 
 
 if __name__ == "__main__":

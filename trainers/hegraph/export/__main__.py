@@ -5,17 +5,12 @@ Example: OUTPUT_DIR/model --onnx model.onnx
 
 from __future__ import annotations
 
-from ..utils import interrupts  # noqa: F401  (it acts while what follows is imported)
-
-# isort: split
-
 import argparse
 import sys
 from pathlib import Path
 
-from ..utils.arguments import Parser
-from ..utils.commands import command
-from ..utils.errors import UserError, report, say, show_messages
+from ..utils.commands import Parser, command
+from ..utils.errors import UserError, report, say
 
 PARTS = ("full", "head")
 
@@ -57,9 +52,7 @@ def export(args: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
-    show_messages()
-    args = parse_arguments(arguments)
-    return report(lambda: export(args))
+    return report(lambda: export(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from ..utils import interrupts  # noqa: F401  (it acts while what follows is imported)
-
-# isort: split
-
 import argparse
 import sys
 from collections.abc import Sequence
@@ -15,9 +11,8 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ..config_files import load_cfg
-from ..utils.arguments import Parser
-from ..utils.commands import command
-from ..utils.errors import UserError, report, say, show_messages
+from ..utils.commands import Parser, command
+from ..utils.errors import UserError, report, say
 from ..utils.files import atomic_path
 from .bank import load_bank
 from .bank_file import BankFile
@@ -114,7 +109,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             import_tip_command(args)
 
-    show_messages()
     return report(run)
 
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from ..utils import interrupts  # noqa: F401  (it acts while what follows is imported)
-
-# isort: split
-
 import argparse
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..utils.arguments import Parser
-from ..utils.commands import command
-from ..utils.errors import ReaderGone, UserError, report, show_messages
+from ..utils.commands import Parser, command
+from ..utils.errors import UserError, report
 from .inputs import Inputs
 from .rows import FORMATS
 
@@ -110,23 +105,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 if an image could not be read, 2 for a mistake of the user's, 130 if interrupted.
     """
-    args = parse_arguments(arguments)
-    code = 0
 
-    def run() -> None:
-        nonlocal code
+    def run() -> int:
+        args = parse_arguments(arguments)
         try:
-            code = 1 if predict(args) else 0
+            return int(predict(args) > 0)
         except KeyboardInterrupt:
             sys.stderr.write("\ninterrupted\n")
-            code = 130
-        except ReaderGone:
-            pass  # it has seen enough
+            return 130
 
-    show_messages()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # what Pillow thinks of an image that it can read
-        return report(run) or code
+        return report(run)
 
 
 if __name__ == "__main__":

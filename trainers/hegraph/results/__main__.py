@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from ..utils import interrupts  # noqa: F401  (it acts while what follows is imported)
-
-# isort: split
-
 import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..utils.arguments import Parser
-from ..utils.commands import command
-from ..utils.errors import UserError, report, say, show_messages
+from ..utils.commands import Parser, command
+from ..utils.errors import UserError, report, say
 from ..utils.files import check_output
 from .calibration import calibration_table, reliability_diagrams
 from .cases import read_cases
@@ -206,7 +201,6 @@ def report_command(args: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
-    args = parse_arguments(arguments)
     run: dict[str, Callable[[argparse.Namespace], None]] = {
         "collect": lambda args: collect(find_records(args.sources), args.out),
         "calibration": calibration_command,
@@ -219,10 +213,10 @@ def main(arguments: list[str] | None = None) -> int:
     }
 
     def run_command() -> None:
+        args = parse_arguments(arguments)
         check_outputs(args)
         run.get(args.command, table_command)(args)
 
-    show_messages()
     return report(run_command)
 
 

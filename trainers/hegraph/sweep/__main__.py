@@ -5,10 +5,6 @@ Every run leaves in its folder what it would leave alone. Runs that are finished
 
 from __future__ import annotations
 
-from ..utils import interrupts  # noqa: F401  (it acts while what follows is imported)
-
-# isort: split
-
 import argparse
 import logging
 import re
@@ -22,9 +18,8 @@ from typing import TYPE_CHECKING
 from ..experiments.failure import has_failed
 from ..experiments.lock import is_locked
 from ..results.records import read_record
-from ..utils.arguments import Parser
-from ..utils.commands import command
-from ..utils.errors import UserError, report, say, show_messages
+from ..utils.commands import Parser, command
+from ..utils.errors import UserError, report, say
 from .cluster import Demand, check_address, connected
 from .grid import Run, read_grid
 from .plan import Plan, estimate, make_plan
@@ -277,10 +272,7 @@ def show_plan(plan: Plan, output: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 1 if a run has failed, 2 for a mistake of the user's."""
-    args = parse_arguments(arguments)
-    codes = [0]  # where the reader of the output has left, no other comes
-    show_messages()
-    return report(lambda: codes.append(run_command(args))) or codes[-1]
+    return report(lambda: run_command(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

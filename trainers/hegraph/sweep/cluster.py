@@ -16,8 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ..utils.commands import PACKAGE
-from ..utils.errors import UserError
+from ..utils.errors import PACKAGE, UserError
 from ..utils.signals import kept_signals
 from .package_state import in_words, reader_of_state, state_here
 

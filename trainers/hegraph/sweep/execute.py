@@ -23,8 +23,7 @@ from ..experiments.provenance import reset_peak_memory
 from ..experiments.run import run as run_one
 from ..results.records import read_record
 from ..training.memory import hand_back_freed_memory
-from ..utils.commands import PACKAGE
-from ..utils.errors import UserError, first_line
+from ..utils.errors import PACKAGE, UserError, first_line
 from .grid import Run
 
 logger = logging.getLogger(__name__)

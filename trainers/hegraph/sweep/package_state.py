@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from ..utils.commands import PACKAGE
+from ..utils.errors import PACKAGE
 
 State = dict[str, str]  # "version" and "sources", or "error" where there is no such package
 

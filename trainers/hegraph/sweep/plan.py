@@ -28,8 +28,7 @@ from ..experiments.identity import (
 )
 from ..features.bank_identity import BANK, BankIdentity
 from ..results.records import find_runs, read_record
-from ..utils.commands import PACKAGE
-from ..utils.errors import UserError
+from ..utils.errors import PACKAGE, UserError
 from ..utils.tensor_bytes import TensorBytes
 from .grid import Run, name_of
 

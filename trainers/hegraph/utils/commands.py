@@ -1,12 +1,23 @@
-"""How the user calls this package: by module in a checkout, by console command once it is installed."""
+"""What all command lines of this package share: how they are called, and how their flags are read.
+
+A command line is `report(lambda: work(parse_arguments(arguments)))`, with `report` of `errors.py`: it turns mistakes of
+the user's into one line, interrupts into exit code 130, and what the work returns into the exit code.
+"""
 
 from __future__ import annotations
 
-PACKAGE = __name__.rpartition(".utils.")[0]  # "trainers.hegraph" in a checkout, "hegraph" once installed
+import argparse
+import re
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from .errors import PACKAGE, UserError, say
+
+_CHOICE = re.compile(r"invalid choice: '(.*?)'")
 
 
 def command(arguments: str = "") -> str:
-    """The command line of `arguments`, whose first word may be a sub-command such as "datasets".
+    """How the user calls the command line `arguments`, whose first word may be a sub-command such as "datasets".
 
     "datasets check" gives "python -m trainers.hegraph.datasets check" in a checkout and "hegraph datasets check" once
     installed; "--shots 1" gives "python -m trainers.hegraph --shots 1" and "hegraph --shots 1"; without arguments it
@@ -16,3 +27,22 @@ def command(arguments: str = "") -> str:
         return f"hegraph {arguments}".rstrip()
     program = f"python -m {PACKAGE}"
     return f"{program}.{arguments}" if arguments[:1].isalpha() else f"{program} {arguments}".rstrip()
+
+
+class Parser(argparse.ArgumentParser):
+    """Parses a command line. A mistake in it is a `UserError`, which names what was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}{self._hint(message)} (usage: {self.prog} --help)")
+
+    def print_help(self, file: Any = None) -> None:
+        say(self.format_help())
+
+    def _hint(self, message: str) -> str:
+        word, known = "", []
+        if (wrong := _CHOICE.search(message)) is not None:
+            word, known = wrong[1], re.findall(r"'([^']*)'", message[wrong.end() :])
+        elif message.startswith("unrecognized arguments: -"):
+            word, known = message.split()[2].partition("=")[0], list(self._option_string_actions)
+        nearest = get_close_matches(word, known, n=1)
+        return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -15,9 +15,9 @@ from difflib import get_close_matches
 import yaml
 from pydantic import ValidationError
 
-from .commands import PACKAGE
 from .signals import noted_interrupts
 
+PACKAGE = __name__.rpartition(".utils.")[0]  # "trainers.hegraph" in a checkout, "hegraph" once installed
 MAX_LISTED = 20  # names; of a longer list the three nearest are shown
 MAX_LIST_LENGTH = 180  # characters
 MAX_MESSAGE = 280  # characters of a message, without the word "error" before it
@@ -139,19 +139,22 @@ def show_messages() -> None:
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
 
 
-def report(command: Callable[[], None]) -> int:
-    """Runs a command-line program and turns what it raises into an exit code.
+def report(command: Callable[[], int | None]) -> int:
+    """Runs a command line, shows what it logs, and turns what it returns or raises into an exit code.
+
+    Args:
+        command: Parses the flags and does the work. It returns its exit code; None is 0.
 
     Returns:
-        0 if the program ended well, or whoever read its output has seen enough; 2 if it raised `UserError`, or the
+        The command's exit code; 0 if whoever read its output has seen enough; 2 if it raised `UserError`, or the
         machine refused something (no permission, no space, no memory, a name that is too long), which is told in one
         line; 130 if it was interrupted from the keyboard or terminated. Any other exception passes through, with its
         traceback.
     """
+    show_messages()
     with noted_interrupts() as interrupts:
         try:
-            command()
-            return 0
+            return command() or 0
         except KeyboardInterrupt:
             return _say_interrupted()
         except Exception as error:
