@@ -59,7 +59,7 @@ def write_banks(large: Path, drawn: Path, images: int, num_classes: int, width: 
     """Writes a sparse bank of `images` training images, and one of those alone that the protocol draws with seed 1."""
     from trainers.hegraph.datasets.splits import select_few_shot
     from trainers.hegraph.features.bank import FeatureBank
-    from trainers.hegraph.utils.tensor_file import file_header
+    from trainers.hegraph.features.tensor_file import file_header
 
     from .tasks import random_bank, unit_features
 

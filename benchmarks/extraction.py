@@ -20,8 +20,7 @@ from trainers.hegraph.config import encoding_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset, Item
 from trainers.hegraph.datasets.loading import open_stored
-from trainers.hegraph.features.extract import encode_images
-from trainers.hegraph.features.views import ImageViews
+from trainers.hegraph.features.extract import ImageViews, encode_images
 
 from .report import Report
 from .timing import in_turn, ratio

@@ -43,8 +43,7 @@ def measure(images: int) -> dict[str, float]:
     from trainers.hegraph.config import encoding_options
     from trainers.hegraph.config_files import load_cfg
     from trainers.hegraph.datasets import Dataset, Item
-    from trainers.hegraph.features.assemble import assemble_bank
-    from trainers.hegraph.features.extract import encode_parts
+    from trainers.hegraph.features.extract import encode_parts, write_bank
 
     items = [Item(str(number), number % 10, CLASSES[number % 10]) for number in range(images)]
     dataset = Dataset("Rendered", CLASSES, items, [], [], render)
@@ -53,7 +52,7 @@ def measure(images: int) -> dict[str, float]:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         parts = encode_parts(dataset, backbone, options, 1, Path(folder))
-        assemble_bank(Path(folder) / "bank.safetensors", parts, dataset, backbone)
+        write_bank(Path(folder) / "bank.safetensors", parts, dataset, backbone)
     return {"peak": peak_memory(), "seconds": time.perf_counter() - started}
 
 

@@ -170,18 +170,6 @@ def test_a_relative_root_is_that_of_the_caller(host, plain):
 
 
 @pytest.mark.parametrize("name", ["dassl", "alone"])
-def test_copies_of_test_images_among_those_of_training_are_counted_in_either_host(host, name):
-    images = host.images_again(f"copies-{name}")
-    folder = images / "caltech-101" / "101_ObjectCategories"
-    for of_class in folder.iterdir():  # of 12 images each, the first 6 are of training and the last 4 of testing
-        shutil.copy(of_class / "image_0011.jpg", of_class / "image_0000.jpg")
-    plain_view = (f"{NODE}.FEATURES.MODE", "bank", "INPUT.TRANSFORMS", "['normalize']")
-    ran = host.run(name, f"copies-{name}", f"{NODE}.VARIANT", "base", *plain_view, images=images, shots=-1)
-    assert ran.code == 0, ran.err
-    assert "Caltech101: 5 of 30 train images are nearly the same as a test image (cosine above 0.9999)" in ran.err
-
-
-@pytest.mark.parametrize("name", ["dassl", "alone"])
 def test_a_selection_of_coops_that_holds_a_test_image_is_refused_in_either_host(host, name):
     images = host.images_again(f"mixed-{name}")
     host.run("dassl", f"mixed-before-{name}", f"{NODE}.VARIANT", "base", images=images)

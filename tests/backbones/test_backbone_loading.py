@@ -32,8 +32,8 @@ from tiny import (
 )
 
 from trainers.hegraph.backbones import identity, loading
-from trainers.hegraph.backbones.clip import Backbone, describe_transform
-from trainers.hegraph.backbones.identity import MINI_WEIGHTS
+from trainers.hegraph.backbones.clip import Backbone
+from trainers.hegraph.backbones.identity import MINI_WEIGHTS, describe_transform
 from trainers.hegraph.backbones.loading import build, create_model, load_backbone
 from trainers.hegraph.backbones.sources import Source, find_source
 from trainers.hegraph.utils.errors import UserError

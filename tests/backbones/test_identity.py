@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import TINY, cache_file, save_weights
 
-from trainers.hegraph.backbones.clip import Backbone, describe_transform
-from trainers.hegraph.backbones.identity import MINI_WEIGHTS, backbone_identity
+from trainers.hegraph.backbones.clip import Backbone
+from trainers.hegraph.backbones.identity import MINI_WEIGHTS, backbone_identity, describe_transform
 from trainers.hegraph.backbones.loading import create_model, load_backbone
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import hash_file

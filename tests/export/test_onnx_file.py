@@ -20,7 +20,7 @@ from trainers.hegraph.export.metadata import describe_preprocessing
 from trainers.hegraph.export.modules import Head
 from trainers.hegraph.export.onnx_file import write_onnx
 from trainers.hegraph.export.source import load_source
-from trainers.hegraph.features.views import open_image
+from trainers.hegraph.features.extract import open_image
 from trainers.hegraph.models.schema import Preprocessing
 from trainers.hegraph.training.rejection import KnownScores
 from trainers.hegraph.utils.errors import UserError

@@ -18,11 +18,11 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Selection
 from trainers.hegraph.experiments.tasks import BankTask
-from trainers.hegraph.features import bank_identity
+from trainers.hegraph.features import bank_file
 from trainers.hegraph.features.bank import draw_bank, load_bank
 from trainers.hegraph.features.bank_file import BankFile
+from trainers.hegraph.features.tensor_file import TensorFile
 from trainers.hegraph.utils.errors import UserError
-from trainers.hegraph.utils.tensor_file import TensorFile
 
 TRAIN, VAL = [7, 0, 3, 29], [2, 11]
 NAMES = [f"{split}_{what}" for split in ("train", "val", "test") for what in ("features", "labels")]
@@ -47,14 +47,16 @@ def changed(tiny_bank) -> Callable[..., Path]:
 @pytest.fixture
 def too_large(monkeypatch):
     """Every bank is too large to be hashed whole."""
-    monkeypatch.setattr(bank_identity, "HASHED_WHOLE", 0)
+    monkeypatch.setattr(bank_file, "HASHED_WHOLE", 0)
 
 
 @pytest.mark.parametrize("which", ["all", "base", "new"])
-def test_what_is_drawn_from_the_file_is_what_is_drawn_from_the_bank_in_memory(tiny_bank, which):
-    selection = Selection(train=TRAIN, val=VAL)
-    drawn = draw_bank(BankFile(tiny_bank), selection).subsample(which).with_test()
-    expected = load_bank(tiny_bank).select(selection).subsample(which)
+def test_what_is_drawn_from_the_file_are_rows_of_the_whole_bank(tiny_bank, which):
+    drawn = draw_bank(BankFile(tiny_bank), Selection(TRAIN, VAL)).subsample(which).with_test()
+    whole = load_bank(tiny_bank)
+    rows = {"train_features": whole.train_features[:, TRAIN], "train_labels": whole.train_labels[TRAIN]}
+    rows |= {"val_features": whole.val_features[VAL], "val_labels": whole.val_labels[VAL]}
+    expected = replace(whole, **rows).subsample(which)
     for name in (*NAMES, "text_positive", "text_negative"):
         assert torch.equal(getattr(drawn, name), getattr(expected, name)), name
     assert drawn.classnames == expected.classnames
@@ -97,9 +99,9 @@ def test_a_bank_that_is_cut_short_while_it_is_in_use_is_refused(tiny_bank):
 
 
 def test_a_small_bank_is_known_by_all_its_bytes(changed, tiny_bank):
-    assert BankFile(tiny_bank).identity.of(TRAIN, VAL) == bank_identity.hash_file(tiny_bank)
+    assert BankFile(tiny_bank).identity(TRAIN, VAL) == bank_file.hash_file(tiny_bank)
     other = BankFile(changed("train_features", 0, 4, 1))  # a row that is not drawn
-    assert other.identity.of(TRAIN, VAL) != BankFile(tiny_bank).identity.of(TRAIN, VAL)
+    assert other.identity(TRAIN, VAL) != BankFile(tiny_bank).identity(TRAIN, VAL)
 
 
 @pytest.mark.parametrize(
@@ -126,27 +128,19 @@ def test_a_large_bank_that_changes_in_what_a_run_takes_from_it_is_another_one(
     path = changed(name, *place, value=value)
     if name in ("text_positive", "text_negative"):  # a text feature is checked when the bank is opened
         path = changed(name, *place, value=float(_read(tiny_bank, name)[place]) + 1e-4)
-    assert BankFile(path).identity.of(TRAIN, VAL) != before.identity.of(TRAIN, VAL)
+    assert BankFile(path).identity(TRAIN, VAL) != before.identity(TRAIN, VAL)
 
 
 def test_a_large_bank_is_the_same_one_for_a_run_whatever_its_other_rows_are(too_large, changed, tiny_bank):
     other = BankFile(changed("train_features", 0, 4, 1))
-    assert other.identity.of(TRAIN, VAL) == BankFile(tiny_bank).identity.of(TRAIN, VAL)
-    assert other.identity.of([*TRAIN, 4], VAL) != BankFile(tiny_bank).identity.of([*TRAIN, 4], VAL)
+    assert other.identity(TRAIN, VAL) == BankFile(tiny_bank).identity(TRAIN, VAL)
+    assert other.identity([*TRAIN, 4], VAL) != BankFile(tiny_bank).identity([*TRAIN, 4], VAL)
 
 
 def test_the_class_names_of_a_large_bank_are_part_of_what_it_is_known_by(too_large, tiny_bank):
-    before = BankFile(tiny_bank).identity.of(TRAIN, VAL)
+    before = BankFile(tiny_bank).identity(TRAIN, VAL)
     tiny_bank.write_bytes(tiny_bank.read_bytes().replace(b"ant", b"gnu"))
-    assert BankFile(tiny_bank).identity.of(TRAIN, VAL) != before
-
-
-def test_norms_of_text_are_read_with_the_rows_and_follow_the_classes(tiny_bank):
-    norms = tiny_bank_with_norms(tiny_bank)
-    drawn = draw_bank(BankFile(tiny_bank), Selection(TRAIN, VAL))
-    assert torch.equal(drawn.text_norms, norms)
-    assert torch.equal(drawn.of_classes(torch.tensor([1, 3])).text_norms, norms[[1, 3]])
-    assert BankFile(tiny_bank).text_norms.tolist() == load_bank(tiny_bank).text_norms.tolist()
+    assert BankFile(tiny_bank).identity(TRAIN, VAL) != before
 
 
 def tiny_bank_with_norms(path: Path) -> torch.Tensor:
@@ -180,7 +174,7 @@ def test_a_large_bank_gives_the_results_of_a_small_one(run_of, tmp_path, monkeyp
         return record, predictions
 
     small, predictions = results()
-    monkeypatch.setattr(bank_identity, "HASHED_WHOLE", 0)
+    monkeypatch.setattr(bank_file, "HASHED_WHOLE", 0)
     large, of_large = results()
     assert large["run_id"] != small["run_id"]
     assert large["accuracy"] == small["accuracy"]

@@ -20,11 +20,10 @@ from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.config import encoding_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import load_dataset
-from trainers.hegraph.features import chunks
-from trainers.hegraph.features.chunks import Chunks, encode_chunks
-from trainers.hegraph.features.extract import encode_images
+from trainers.hegraph.features import parts as chunks
+from trainers.hegraph.features.extract import ImageViews, encode_chunks, encode_images
 from trainers.hegraph.features.options import EncodingOptions
-from trainers.hegraph.features.views import ImageViews
+from trainers.hegraph.features.parts import Chunks
 
 ROOT = Path(__file__).parents[2]
 MINI = ROOT / "configs" / "trainers" / "HeGraphAdapter" / "mini.yaml"

@@ -21,10 +21,9 @@ from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.config import encoding_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset, Item, Selection, load_dataset, select_few_shot
-from trainers.hegraph.features.extract import encode_images, encode_task
+from trainers.hegraph.features.extract import ImageViews, encode_images, encode_task, training_augmentation
 from trainers.hegraph.features.options import EncodingOptions
 from trainers.hegraph.features.text import encode_prompts
-from trainers.hegraph.features.views import ImageViews, open_image, training_augmentation
 from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +146,7 @@ def test_a_task_holds_what_was_selected(digits, selection, backbone, tmp_path):
     assert bank.train_labels.tolist() == [digits.train[i].label for i in selection.train]
     assert bank.val_labels.tolist() == [digits.val[i].label for i in selection.val]
     assert bank.test_labels.tolist() == [item.label for item in digits.test]
-    test_image = backbone.preprocess(open_image(digits, digits.test[7])).unsqueeze(0)
+    test_image = backbone.preprocess(digits.read(digits.test[7].path)).unsqueeze(0)
     torch.testing.assert_close(bank.test_features[7], backbone.encode_images(test_image)[0], rtol=0, atol=1e-5)
     assert (bank.dataset, bank.backbone) == ("Digits", backbone.name)
     assert bank.logit_scale == pytest.approx(backbone.logit_scale)
@@ -275,7 +274,7 @@ from trainers.hegraph.config import encoding_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import load_dataset
 from trainers.hegraph.features.extract import encode_images
-from trainers.hegraph.features.views import ImageViews
+from trainers.hegraph.features.extract import ImageViews
 digits, backbone = load_dataset("Digits"), load_backbone("hegraph-mini")
 images = ImageViews(digits, digits.train[:200], backbone.preprocess)
 print("ready", flush=True)
@@ -337,13 +336,6 @@ def test_an_unreadable_image_is_named_in_one_line(folder_of_images, backbone, tm
     assert message.startswith("cannot read the image 2.png of Reds: ")
     assert "\n" not in message
     assert not (tmp_path / "parts").exists()
-
-
-def test_grey_and_transparent_images_are_read_as_rgb(tmp_path):
-    for mode in ("L", "RGBA", "P", "1"):
-        Image.new(mode, (8, 8)).save(tmp_path / f"{mode}.png")
-        dataset = Dataset("Any", ["a"], [], [], [], lambda path: Image.open(tmp_path / path))
-        assert open_image(dataset, Item(f"{mode}.png", 0, "a")).mode == "RGB"
 
 
 # Text nodes

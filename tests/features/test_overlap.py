@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.features import overlap
 from trainers.hegraph.features.bank import load_bank
-from trainers.hegraph.features.overlap import count_near, is_among, refuse_test_rows, warn_of_near_copies
+from trainers.hegraph.features.overlap import is_among, refuse_test_rows
 from trainers.hegraph.utils.errors import UserError
 
 
@@ -52,50 +49,11 @@ def test_a_training_image_that_is_a_test_image_in_one_of_its_views_is_refused(ba
         refuse_test_rows(replace(bank, train_features=train))
 
 
-@pytest.mark.parametrize("flags", [(), ("--select", "val")], ids=["last step", "search"])
-def test_a_run_with_a_bank_whose_val_is_its_test_ends_before_anything_is_written(bank, tmp_path, capsys, flags):
+def test_a_run_with_a_bank_whose_val_is_its_test_ends_before_anything_is_written(bank, tmp_path, capsys):
     val = {"val_features": bank.test_features.clone(), "val_labels": bank.test_labels.clone()}
     replace(bank, **val).save(tmp_path / "b.safetensors")
     out = tmp_path / "out"
-    arguments = ["--features", str(tmp_path / "b.safetensors"), "--shots", "2", "--output-dir", str(out), *flags]
+    arguments = ["--features", str(tmp_path / "b.safetensors"), "--shots", "2", "--output-dir", str(out)]
     assert main(arguments) == 2
     assert "val images of Tiny are test images as well" in capsys.readouterr().err
     assert not out.exists()
-
-
-def test_near_copies_are_counted_and_not_refused(bank, caplog):
-    noise = torch.randn(bank.test_features.shape, generator=torch.Generator().manual_seed(0))
-    val = F.normalize(bank.test_features + 0.001 * noise, dim=-1)  # cosine about 1 - 16 * 0.001 ** 2 / 2 = 0.99999
-    val[5:] = -val[5:]
-    copied = replace(bank, val_features=val, val_labels=bank.test_labels)
-    refuse_test_rows(copied)
-    with caplog.at_level(logging.WARNING):
-        warn_of_near_copies(copied)
-    assert "Tiny: 5 of 40 val images are nearly the same as a test image (cosine above 0.9999)" in caplog.text
-
-
-def test_of_different_images_nothing_is_said(bank, caplog):
-    warn_of_near_copies(bank)
-    assert caplog.text == ""
-
-
-@pytest.mark.parametrize("width", [12, overlap.FEW, overlap.FEW + 1, 200])
-def test_a_near_copy_has_a_cosine_above_the_bound(width):
-    generator = torch.Generator().manual_seed(width)
-    test, other = F.normalize(torch.randn(2, 50, width, generator=generator, dtype=torch.float64), dim=-1)
-    aside = F.normalize(other - (other * test).sum(dim=1, keepdim=True) * test, dim=-1)
-    for cosine, count in ((0.99991, 50), (0.99989, 0)):
-        rows = cosine * test + (1 - cosine**2) ** 0.5 * aside
-        assert count_near(rows.float(), test.float()) == count
-
-
-def test_rows_that_differ_late_are_no_near_copies():
-    alike = torch.ones(overlap.FEW).expand(3, -1)
-    rows = F.normalize(torch.cat([alike, torch.eye(3)], dim=1), dim=-1)
-    assert count_near(rows[:2], rows[2:]) == 0
-
-
-def test_what_would_take_long_is_not_compared(bank, monkeypatch):
-    assert count_near(bank.test_features, bank.test_features) == 40
-    monkeypatch.setattr(overlap, "MOST_PAIRS", 40 * 40 - 1)
-    assert count_near(bank.test_features, bank.test_features) == 0

@@ -18,11 +18,9 @@ from trainers.hegraph.backbones.identity import MINI_NAME
 from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.config import encoding_options
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.features.bank import FeatureBank, load_bank
+from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.features.options import EncodingOptions
-from trainers.hegraph.features.text import encode_prompts
-from trainers.hegraph.features.text_norm import text_norms, text_with_norm
-from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.features.text import encode_prompts, text_norms, text_with_norm
 
 SENTENCES = "TRAINER.HEGRAPHADAPTER.PROMPTS"
 NAMES = ["one", "two"]
@@ -55,50 +53,6 @@ def contents(path: Path) -> tuple[dict, dict]:
 
 def options_of(*opts: object) -> EncodingOptions:
     return encoding_options(load_cfg(opts=list(opts)))
-
-
-# In a bank
-
-
-def test_a_bank_keeps_the_norms(bank, tmp_path):
-    norms = torch.tensor([9.0, 10.0, 11.0])
-    replace(bank, text_norms=norms).save(tmp_path / "bank.safetensors")
-    assert torch.equal(load_bank(tmp_path / "bank.safetensors").text_norms, norms)
-
-
-def test_without_norms_a_bank_on_disk_is_as_it_was_before_there_were_any(bank, tmp_path):
-    bank.save(tmp_path / "bank.safetensors")
-    assert set(contents(tmp_path / "bank.safetensors")[0]) == {
-        "train_features", "train_labels", "text_positive", "text_negative",
-    }  # fmt: skip
-    assert load_bank(tmp_path / "bank.safetensors").text_norms is None
-
-
-def test_half_of_the_classes_keep_their_norms(bank):
-    bank = replace(bank, text_norms=torch.tensor([9.0, 10.0, 11.0]))
-    assert bank.subsample("base").text_norms.tolist() == [9.0, 10.0]
-    assert bank.subsample("new").text_norms.tolist() == [11.0]
-
-
-@pytest.mark.parametrize(
-    ("norms", "words"),
-    [
-        ([9.0, 10.0], "must be 3 positive numbers, one per class name, got [2] from 9 to 10"),
-        ([9.0, 0.0, 10.0], "must be 3 positive numbers, one per class name, got [3] from 0 to 10"),
-        ([9.0, float("nan"), 10.0], "must be 3 positive numbers, one per class name, got [3] from nan to nan"),
-        ([[9.0], [9.0], [9.0]], "must be 3 positive numbers, one per class name, got [3, 1] from 9 to 9"),
-        ([], "must be 3 positive numbers, one per class name, got [0]"),
-    ],
-)
-def test_norms_that_cannot_be_are_refused_in_one_line(bank, tmp_path, norms, words):
-    path = tmp_path / "bank.safetensors"
-    bank.save(path)
-    tensors, metadata = contents(path)
-    save_file(tensors | {"text_norms": torch.tensor(norms)}, path, metadata)
-    with pytest.raises(UserError) as caught:
-        load_bank(path)
-    assert str(caught.value).startswith(f"{path}: text_norms {words}")
-    assert "\n" not in str(caught.value)
 
 
 # Where it is not known

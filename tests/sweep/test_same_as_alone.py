@@ -161,12 +161,12 @@ def test_the_bank_is_read_once_and_again_when_its_file_has_changed(tiny_bank, tm
     first = shared.bank(tiny_bank)
     assert shared.bank(tiny_bank) is first
     assert len(reads) == 1
-    identity = first.identity.of([], [])
+    identity = first.identity([], [])
     load_bank(tiny_bank).without_test().save(tiny_bank)
     changed = shared.bank(tiny_bank)
     assert len(reads) == 2
     assert "test" in first.labels and "test" not in changed.labels
-    assert changed.identity.of([], []) != identity
+    assert changed.identity([], []) != identity
 
 
 def test_a_sweep_in_this_process_loads_a_bank_once(tiny_bank, tmp_path, monkeypatch):

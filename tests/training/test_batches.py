@@ -9,7 +9,7 @@ import torch
 
 from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.datasets import load_dataset
-from trainers.hegraph.features.views import ImageViews
+from trainers.hegraph.features.extract import ImageViews
 from trainers.hegraph.training import batches as module
 from trainers.hegraph.training.batches import BankBatches, OnlineBatches, epoch_generator, products_with_cache
 

@@ -46,7 +46,6 @@ from .experiments.record import make_record
 from .experiments.run import draw_seed, fit_method
 from .experiments.tasks import check_trained_classes
 from .features.bank import FeatureBank
-from .features.overlap import warn_of_near_copies
 from .models.folder import load_model
 from .models.saved import SavedModel
 from .training.batches import Batch
@@ -187,7 +186,6 @@ class FeatureTrainer(TrainerX):
             if self.folder.finished() is None:  # another process may have finished it just now
                 self.folder.begin()
                 self.encode()
-                warn_of_near_copies(self.bank)
                 self.fit_and_test()
 
     def fit_and_test(self) -> None:

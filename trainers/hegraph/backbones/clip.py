@@ -5,7 +5,6 @@ Shapes: B images, S sentences, d feature width (the model's own), H x W the mode
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -180,8 +179,3 @@ class Backbone:
         if "random_flip" in names:
             steps.insert(0, T.RandomHorizontalFlip())
         return T.Compose(steps)
-
-
-def describe_transform(transform: Transform) -> str:
-    """What a transform does, as text that is the same in every process: the `repr` of a function holds its address."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -146,6 +147,11 @@ def find_bundle(name: str) -> Bundle:
         raise UserError(f"{name} must be a folder with {CONFIG_NAME} and {WEIGHTS_NAMES[0]} or one other weights file")
     tokenizer = tuple(folder / filename for filename in TOKENIZER_NAMES if (folder / filename).is_file())
     return Bundle(folder.resolve().name, folder / CONFIG_NAME, (known or files)[0], tokenizer)
+
+
+def describe_transform(transform: object) -> str:
+    """What a transform does, as text that is the same in every process: the `repr` of a function holds its address."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
 
 
 def _hash(file: Path) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision import transforms as T
 
 from ..utils.errors import UserError, first_line
-from .clip import Backbone, Tokenizer, describe_transform
+from .clip import Backbone, Tokenizer
 from .hub import cached_file, require_hub
 from .identity import (
     CONFIG_NAME,
@@ -25,6 +25,7 @@ from .identity import (
     TOKENIZER_NAMES,
     USE_FOLDER,
     backbone_identity,
+    describe_transform,
     effective_precision,
     resolve_pretrained,
 )

@@ -27,7 +27,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
-from ..features.text_norm import text_with_norm
+from ..features.text import text_with_norm
 from ..method.cache import text_logits
 from ..training.batches import Batch
 from .base import Defaults, FittedMethod, Method, cosine_classifier

@@ -102,7 +102,7 @@ class BankTestData:
         file.check_dataset(cfg.DATASET.NAME)
         check_has_test(file)
         self.bank = bank_to_test(file, cfg.DATASET.SUBSAMPLE_CLASSES)
-        self.identity = bank_identity(file.identity, Selection([], []))
+        self.identity = bank_identity(file, Selection([], []))
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from ..backbones.identity import backbone_identity
 from ..config import OF_THE_BACKBONE
 from ..datasets import Dataset, Selection, select_few_shot, subsample_labels
-from ..features.bank_identity import BankIdentity
+from ..features.bank_file import BankFile
 from ..prompts.positive import description_file, resolve_source
 from ..utils.files import hash_json, read_json
 
@@ -63,17 +63,17 @@ def hash_run(config: dict[str, object], seed: int, data: dict, split: Split) -> 
     return hash_json({"config": config, "seed": seed, "data": data, "split": split})
 
 
-def bank_identity(bank: BankIdentity, selection: Selection) -> dict:
+def bank_identity(bank: BankFile, selection: Selection) -> dict:
     """Plain values that change whenever what a run takes from a feature bank would.
 
     Args:
-        bank: The bank, opened with or without torch.
+        bank: The bank.
         selection: The rows of it that the run draws, from `bank_split`.
 
     Raises:
         UserError: If it cannot be read.
     """
-    return {"bank": bank.of(selection.train, selection.val)}
+    return {"bank": bank.identity(selection.train, selection.val)}
 
 
 def bank_split(

@@ -109,14 +109,14 @@ class ImageTask:
         Raises:
             UserError: As `encode` and `refuse_copies`, or if the bank cannot be written.
         """
-        from ..features.assemble import assemble_bank
         from ..features.bank_file import Encoder
+        from ..features.extract import write_bank
 
         self._refuse_copies()
         parts = self._parts()
         if processes.rank() == 0:
             encoder = Encoder(**self.backbone_config().model_dump(exclude={"title"}))
-            assemble_bank(path, parts, self.dataset, self.backbone, encoder)
+            write_bank(path, parts, self.dataset, self.backbone, encoder)
 
     def bank(self) -> FeatureBank:
         from ..features.extract import encode_task  # imports torchvision
@@ -247,7 +247,7 @@ class ImageTask:
     def batches(self, bank: FeatureBank) -> TrainingData:
         if self.cfg.TRAINER.HEGRAPHADAPTER.FEATURES.MODE == "bank":
             return bank_batches(bank, self.cfg, self.seed)
-        from ..features.views import ImageViews, training_augmentation
+        from ..features.extract import ImageViews, training_augmentation
 
         images = ImageViews(self.dataset, self.dataset.train, training_augmentation(self.backbone, self.encoding))
         batch_size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE

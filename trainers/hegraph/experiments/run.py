@@ -14,7 +14,6 @@ from yacs.config import CfgNode
 from ..baselines import METHODS, load_method
 from ..baselines.base import Method
 from ..features.bank import FeatureBank
-from ..features.overlap import warn_of_near_copies
 from ..training.loop import TrainingSummary
 from ..training.memory import keep_freed_memory
 from ..utils import processes
@@ -139,7 +138,6 @@ def train_and_test(
         encode_targets(task, cfg.DATASET)
         processes.stop()  # the others end here: what is read from now on must not wait for them
     bank = bank.to(device)
-    warn_of_near_copies(bank)
     outcome = calibrated(fit_and_predict(task, bank, cfg, seed, folder), task, bank, cfg, seed)
     bank = bank.with_test()
     targets = score_targets(task, bank, cfg.DATASET, outcome)

@@ -174,7 +174,7 @@ class BankTask:
         train_labels = file.labels["train"].tolist()
         val_labels = file.labels["val"].tolist() if "val" in file.labels else []
         self.selection, self.split = bank_split(train_labels, val_labels, file.classnames, cfg, seed)
-        self.identity = bank_identity(file.identity, self.selection)
+        self.identity = bank_identity(file, self.selection)
 
     def prepare(self) -> None:
         """Reads the rows of a bank of at most 1 GiB, so that a mistake is found before anything is written.
@@ -185,7 +185,7 @@ class BankTask:
         Raises:
             UserError: If an image of train or val is a test image as well, or the rows cannot be read.
         """
-        if not self.file.identity.is_large:
+        if not self.file.is_large:
             refuse_test_rows(self._drawn)
 
     def bank(self) -> FeatureBank:
@@ -195,7 +195,7 @@ class BankTask:
     @cached_property
     def _drawn(self) -> FeatureBank:
         drawn = draw_bank(self.file, self.selection).subsample(self.cfg.DATASET.SUBSAMPLE_CLASSES)
-        if not self.file.identity.is_large:
+        if not self.file.is_large:
             return drawn.with_test()
         if drawn.read_test is None:
             return drawn

@@ -59,17 +59,6 @@ class FeatureBank:
     read_test: Callable[[], Tensor] | None = None
     averaged: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
-    def select(self, selection: Selection) -> FeatureBank:
-        """The few-shot task that the protocol selected: its rows of train and val, and the whole of test."""
-        train, val = torch.tensor(selection.train), torch.tensor(selection.val, dtype=torch.long)
-        changes: dict[str, Any] = {
-            "train_features": self.train_features[:, train],
-            "train_labels": self.train_labels[train],
-        }
-        if self.val_features is not None and self.val_labels is not None:
-            changes |= {"val_features": self.val_features[val], "val_labels": self.val_labels[val]}
-        return replace(self, **changes)
-
     def subsample(self, which: str) -> FeatureBank:
         """The bank of all classes or of one half of them, with labels from 0.
 

@@ -8,28 +8,33 @@ Shapes: N training images, V augmented views of each, K classes, d feature width
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-import torch
 import torch.nn.functional as F
+from pydantic import BeforeValidator, Json
 from torch import Tensor
 
 from ..datasets.splits import SPLITS
 from ..utils.errors import UserError
-from ..utils.reading import parse_json
-from ..utils.schema import Name, Part, check
-from ..utils.tensor_bytes import StoredTensor
-from ..utils.tensor_file import DTYPES, TensorFile
-from .bank_identity import BANK, BankIdentity
+from ..utils.files import hash_file, hash_json
+from ..utils.schema import Name, OpenPart, Part, Positive, check
+from .tensor_file import TensorFile, raw_bytes
 
 REQUIRED = ("train_features", "train_labels", "text_positive", "text_negative")
 OPTIONAL = ("val_features", "val_labels", "test_features", "test_labels", "text_norms")
 # How far a norm may be from 1: features that were kept in float16 are within it, means of unit vectors are not
 NORM_TOLERANCE = 0.02
 FLOATS = ("F16", "BF16", "F32", "F64")
+HASHED_WHOLE = 2**30  # bytes: a larger bank is known by what a run takes from it, as hashing it takes seconds
+TAKEN_WHOLE = (
+    "train_labels", "val_labels", "test_labels", "text_positive", "text_negative", "text_norms", "test_features",
+)  # fmt: skip
 
 
 class Encoder(Part):
@@ -46,6 +51,16 @@ class Encoder(Part):
     fingerprint: dict[str, str]
 
 
+class Metadata(OpenPart):
+    """The texts beside the tensors of a bank; attributes as of `BankFile`."""
+
+    classnames: Json[list[Name]]
+    logit_scale: Annotated[Positive, BeforeValidator(float)]
+    dataset: str = ""
+    backbone: str = "unknown"
+    encoder: Json[Encoder] | None = None
+
+
 class BankFile:
     """A feature bank that has been opened. Nothing in the file is executed.
 
@@ -54,7 +69,6 @@ class BankFile:
 
     Attributes:
         path: The file.
-        identity: What tells it from another bank.
         classnames: The K class names in label order.
         dataset, backbone: Their names, for records.
         encoder: How the backbone is loaded; None where the bank does not say it.
@@ -70,17 +84,19 @@ class BankFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = TensorFile(path, BANK)
-        self.identity = BankIdentity(self._file)
-        self._check_names()
-        metadata = self._file.metadata
-        self.classnames, self.logit_scale = _read_metadata(path, metadata)
-        self.dataset = metadata.get("dataset", path.stem)
-        self.backbone = metadata.get("backbone", "unknown")
-        self.encoder = _read_encoder(path, metadata)
-        self.labels: dict[str, Tensor] = {}
-        self._check_shapes()
-        self.text_positive, self.text_negative = (self._text(name) for name in ("text_positive", "text_negative"))
+        self._file = TensorFile(path, "the feature bank")
+        metadata = check(Metadata, self._file.metadata, f"the metadata of the feature bank {path}")
+        self.classnames, self.logit_scale = metadata.classnames, metadata.logit_scale
+        self.dataset, self.backbone = metadata.dataset or path.stem, metadata.backbone
+        self.encoder = metadata.encoder
+        twice = [name for name, count in Counter(self.classnames).items() if count > 1]
+        if len(twice) > len(self.classnames) // 10:  # a few may repeat: ImageNet has two classes called "crane"
+            raise UserError(f"{path}: class names repeat: {', '.join(twice[:5])}")
+        self._check_forms()
+        self.labels = {split: self._labels(split) for split in SPLITS if f"{split}_labels" in self._file.tensors}
+        self.text_positive, self.text_negative = (
+            self._unit(name, self._file.read(name)) for name in ("text_positive", "text_negative")
+        )
         self.text_norms = self._norms()
         self._read_before: dict[str, Tensor] = {}
 
@@ -102,53 +118,102 @@ class BankFile:
             UserError: If they cannot be read, are not finite or not of unit norm.
         """
         if split not in self._read_before:
-            self._read_before[split] = self._unit(f"{split}_features", self._file.read(f"{split}_features"))
+            name = f"{split}_features"
+            self._read_before[split] = self._unit(name, self._file.read(name))
         return self._read_before[split]
 
     def rows(self, split: str, rows: Sequence[int]) -> Tensor:
         """The features of some images of a split, in the order of `rows`; otherwise as `features`."""
         name = f"{split}_features"
-        return self._unit(name, self._file.read_rows(name, rows), rows)
+        return self._unit(name, self._file.rows(name, rows), rows)
 
-    def _check_names(self) -> None:
-        tensors, metadata = self._file.tensors, self._file.metadata
-        missing = [name for name in REQUIRED if name not in tensors]
-        for features, labels in (("val_features", "val_labels"), ("test_features", "test_labels")):
-            if (features in tensors) != (labels in tensors):
-                missing.append(labels if features in tensors else features)
-        missing += [f"{key} (metadata)" for key in ("classnames", "logit_scale") if key not in metadata]
-        if missing:
-            held = ", ".join(sorted(tensors))
-            raise UserError(f"the feature bank {self.path} lacks {', '.join(missing)}; it holds {held}")
+    @cached_property
+    def is_large(self) -> bool:
+        """Whether the file has more than `HASHED_WHOLE` bytes."""
+        return self.path.stat().st_size > HASHED_WHOLE
 
-    def _check_shapes(self) -> None:
-        """Checks the shapes of all features, and reads and checks the labels."""
+    def identity(self, train: Sequence[int], val: Sequence[int]) -> str:
+        """A hash that changes whenever something does that a run takes from the bank.
+
+        A bank of at most `HASHED_WHOLE` bytes is hashed whole. Of a larger one, everything is hashed that the run
+        reads: what the header says, all labels, text features, the rows that it draws, and all test features.
+
+        Args:
+            train: Rows of training images that the run draws.
+            val: The same of validation images.
+
+        Raises:
+            UserError: If the file cannot be read.
+        """
+        if not self.is_large:
+            return self._hash_of_file
+        digest = self._hash_of_common.copy()
+        for name, rows in (("train_features", train), ("val_features", val)):
+            if len(rows):
+                digest.update(raw_bytes(self._file.rows(name, rows)))
+        return digest.hexdigest()
+
+    @cached_property
+    def _hash_of_file(self) -> str:
+        return hash_file(self.path)
+
+    @cached_property
+    def _hash_of_common(self) -> hashlib._Hash:
+        """The hash of what all runs take from a large bank."""
+        stored = {name: [tensor.dtype, list(tensor.shape)] for name, tensor in self._file.tensors.items()}
+        digest = hashlib.sha256(hash_json([self._file.metadata, stored]).encode())
+        for name in TAKEN_WHOLE:
+            for block in self._file.blocks(name) if name in self._file.tensors else ():
+                digest.update(raw_bytes(block))
+        return digest
+
+    def _check_forms(self) -> None:
+        """Checks that all tensors are there, and their types and shapes."""
         tensors = self._file.tensors
-        width = (tensors["text_positive"].shape or (0,))[-1]
-        for name in (f"{split}_features" for split in SPLITS):
-            if name in tensors:
-                _check_stored(self.path, name, tensors[name], width)
-        for split in SPLITS:
-            if f"{split}_labels" in tensors:
-                rows = tensors[f"{split}_features"].shape[-2]
-                labels = self._file.read(f"{split}_labels")
-                _check_labels(self.path, f"{split}_labels", labels, rows, len(self.classnames))
-                self.labels[split] = labels
+        lacking = [name for name in REQUIRED if name not in tensors]
+        for features, labels in (("val_features", "val_labels"), ("test_features", "test_labels")):
+            lacking += [
+                name for name in (features, labels) if name not in tensors and {features, labels} & set(tensors)
+            ]
+        if lacking:
+            held = ", ".join(sorted(tensors))
+            raise UserError(f"the feature bank {self.path} lacks {', '.join(lacking)}; it holds {held}")
+        num_classes, width = len(self.classnames), (tensors["text_positive"].shape or (0,))[-1]
         for name in ("text_positive", "text_negative"):
-            _check_stored(self.path, name, tensors[name], width)
-            shape = tensors[name].shape
-            if shape[0] != len(self.classnames):
-                raise UserError(
-                    f"{self.path}: {name} has {shape[0]} rows but there are {len(self.classnames)} class names"
-                )
+            self._check_form(name, FLOATS, (num_classes, width))
+        if "text_norms" in tensors:
+            self._check_form("text_norms", FLOATS, (num_classes,))
+        for split in SPLITS:
+            if f"{split}_features" in tensors:
+                *views, count = tensors[f"{split}_features"].shape[:-1] or (0,)
+                self._check_form(f"{split}_features", FLOATS, (*(views[:1] if split == "train" else ()), count, width))
+                self._check_form(f"{split}_labels", ("I64",), (count,))
 
-    def _text(self, name: str) -> Tensor:
-        return self._unit(name, self._file.read(name))
+    def _check_form(self, name: str, types: Sequence[str], shape: tuple[int, ...]) -> None:
+        stored = self._file.tensors[name]
+        may_be_empty = name.startswith("val_")
+        if stored.dtype not in types or stored.shape != shape or (0 in shape and not may_be_empty):
+            raise UserError(
+                f"{self.path}: {name} must be {' or '.join(types)} of shape {list(shape)}, for its "
+                f"{len(self.classnames)} class names and not empty, got {stored.dtype} of shape {list(stored.shape)}"
+            )
+
+    def _labels(self, split: str) -> Tensor:
+        labels, num_classes = self._file.read(f"{split}_labels"), len(self.classnames)
+        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
+            raise UserError(
+                f"{self.path}: {split}_labels must lie in 0 ... {num_classes - 1} ({num_classes} class names), got "
+                f"{int(labels.min())} ... {int(labels.max())}"
+            )
+        return labels
 
     def _norms(self) -> Tensor | None:
         if "text_norms" not in self._file.tensors:
             return None
-        return _check_norms(self.path, self._file.read("text_norms").float(), len(self.classnames))
+        norms = self._file.read("text_norms").float()
+        if not (norms.isfinite() & (norms > 0)).all():
+            raise UserError(f"{self.path}: text_norms must be positive, got {norms.min():.3g} to {norms.max():.3g}")
+        return norms
 
     def _unit(self, name: str, tensor: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """The features as float32, with rows of exactly unit norm.
@@ -184,70 +249,3 @@ def bank_metadata(
         "classnames": json.dumps(list(classnames), ensure_ascii=False),
         "logit_scale": repr(logit_scale),
     }
-
-
-def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[list[str], float]:
-    """The class names and the logit scale."""
-    try:
-        names = parse_json(metadata["classnames"])
-        logit_scale = float(metadata["logit_scale"])
-    except ValueError as error:
-        raise UserError(
-            f"{path}: metadata must be a JSON list (classnames) and a number (logit_scale): {error}"
-        ) from error
-    classnames = check(list[Name], names, f"{path}: the metadata classnames must be a JSON list of names")
-    if len(set(classnames)) != len(classnames):
-        twice = sorted({name for name in classnames if classnames.count(name) > 1})
-        # A few may repeat: ImageNet has two classes called "crane"
-        if len(twice) > len(classnames) // 10:
-            raise UserError(f"{path}: class names repeat: {', '.join(twice[:5])}")
-    if not 0 < logit_scale < float("inf"):
-        raise UserError(f"{path}: logit_scale must be a positive number, got {logit_scale}")
-    return classnames, logit_scale
-
-
-def _read_encoder(path: Path, metadata: dict[str, str]) -> Encoder | None:
-    if "encoder" not in metadata:
-        return None
-    where = f"{path}: the metadata encoder must say how the backbone is loaded"
-    try:
-        said = parse_json(metadata["encoder"])
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
-    return check(Encoder, said, where)
-
-
-def _check_stored(path: Path, name: str, stored: StoredTensor, width: int) -> None:
-    """Checks type and shape of features."""
-    shape = stored.shape
-    if stored.dtype not in FLOATS:
-        kind = str(DTYPES.get(stored.dtype, stored.dtype)).removeprefix("torch.")
-        raise UserError(f"{path}: {name} must hold floats of 16, 32 or 64 bits, got {kind}")
-    dims = (2, 3) if name == "train_features" else (2,)
-    if len(shape) not in dims or shape[-1] != width:
-        wanted = "[V, N, d] or [N, d]" if name == "train_features" else "[rows, d]"
-        raise UserError(f"{path}: {name} must be {wanted} with d = {width} as in text_positive, got {list(shape)}")
-    if name in ("train_features", "test_features") and 0 in shape:
-        raise UserError(f"{path}: {name} is empty, of shape {list(shape)}")
-
-
-def _check_norms(path: Path, norms: Tensor, num_classes: int) -> Tensor:
-    if norms.shape != (num_classes,) or not (norms.isfinite() & (norms > 0)).all():
-        raise UserError(
-            f"{path}: text_norms must be {num_classes} positive numbers, one per class name, got "
-            f"{list(norms.shape)}{f' from {norms.min():.3g} to {norms.max():.3g}' if norms.numel() else ''}"
-        )
-    return norms
-
-
-def _check_labels(path: Path, name: str, labels: Tensor, rows: int, num_classes: int) -> None:
-    if labels.dtype != torch.int64 or labels.dim() != 1 or len(labels) != rows:
-        raise UserError(
-            f"{path}: {name} must be {rows} int64 labels, one per feature row, got "
-            f"{list(labels.shape)} {str(labels.dtype).removeprefix('torch.')}"
-        )
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
-        raise UserError(
-            f"{path}: {name} must lie in 0 ... {num_classes - 1} ({num_classes} class names), got "
-            f"{int(labels.min())} ... {int(labels.max())}"
-        )

@@ -1,30 +1,96 @@
 """A data set and a backbone -> a feature bank. What has been encoded once is kept on disk (`parts.py`).
 
-Shapes: V views, N training images, M test images, K classes, d feature width.
+Images are encoded in chunks that go to disk, so memory does not grow with their number. The processes that `torchrun`
+started take turns at the chunks.
+
+Shapes: V views, N training images, M test images, K classes, d feature width, H x W the backbone's input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.utils.data
 from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
-from ..backbones.clip import Backbone, describe_transform
+from ..backbones.identity import describe_transform
 from ..datasets import Dataset, Item
+from ..utils import processes
+from ..utils.errors import UserError
 from ..utils.files import hash_rows
 from .bank import FeatureBank
-from .chunks import encode_in_chunks
+from .bank_file import Encoder, bank_metadata
 from .options import EncodingOptions
-from .parts import CODE_VERSION, FEATURES, Tensors, kept_part, read_part
+from .parts import CODE_VERSION, FEATURES, WHAT, Chunks, Tensors, chunk_folder, kept_part, read_part
+from .tensor_file import Streamed, TensorFile, write_streamed
 from .text import encode_prompts
-from .views import ImageViews, training_augmentation
+
+if TYPE_CHECKING:
+    from ..backbones.clip import Backbone, Transform
+
+logger = logging.getLogger(__name__)
 
 
-def encode_task(dataset: Dataset, backbone: Backbone, options: EncodingOptions, seed: int, folder: Path) -> FeatureBank:
-    """Encodes a few-shot task, or reads what was encoded before.
+@dataclass(frozen=True)
+class ImageViews(torch.utils.data.Dataset):
+    """Images addressed by position: position `view * len(items) + i` is one view of item `i`.
+
+    A random transform is seeded by the position, so a view depends neither on the order of reading nor on the batch
+    size nor on the number of workers.
+
+    Attributes:
+        dataset: Where the images are.
+        items: The images.
+        transform: From an image to `[3, H, W]`; it may draw from torch's generator.
+        views: How many views there are of each image.
+        seed: Of the random transform.
+    """
+
+    dataset: Dataset
+    items: Sequence[Item]
+    transform: Transform
+    views: int = 1
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return self.views * len(self.items)
+
+    def __getitem__(self, position: int) -> tuple[int, Tensor]:
+        """The position and the image there, `[3, H, W]`; raises UserError if it cannot be read."""
+        item = self.items[position % len(self.items)]
+        image = self.dataset.read(item.path)
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
+            torch.manual_seed(self.seed * 1_000_003 + position)
+            return position, self.transform(image)
+
+
+def training_augmentation(backbone: Backbone, options: EncodingOptions) -> Transform:
+    """The random transform of training images."""
+    return backbone.training_transform(options.transforms, options.crop_scale, options.interpolation)
+
+
+class Parts(NamedTuple):
+    """A task that has been encoded, as far as it need not be in memory.
+
+    Attributes:
+        images: "train", and "val" and "test" if there are such images -> the file of their features, and the images.
+        text: "positive" and "negative" text nodes, each `[K, d]`, and "norms", as `encode_prompts` gives them.
+    """
+
+    images: dict[str, tuple[Path, Sequence[Item]]]
+    text: Tensors
+
+
+def encode_parts(dataset: Dataset, backbone: Backbone, options: EncodingOptions, seed: int, folder: Path) -> Parts:
+    """Encodes a few-shot task, as far as that was not done before. Memory does not grow with the images.
 
     Args:
         dataset: The images that the few-shot protocol selected. Where the validation images are the test images, they
@@ -37,6 +103,23 @@ def encode_task(dataset: Dataset, backbone: Backbone, options: EncodingOptions, 
     Raises:
         UserError: On an unreadable image, a class without a prompt, or a folder that cannot be written.
     """
+    val = [] if dataset.val_is_test else dataset.val
+    augmentation = training_augmentation(backbone, options)
+    views = {
+        "train": ImageViews(dataset, dataset.train, augmentation, views=options.views, seed=seed),
+        "val": ImageViews(dataset, val, backbone.preprocess),
+        "test": ImageViews(dataset, dataset.test, backbone.preprocess),
+    }
+    files = {
+        name: (encode_part(backbone, images, options, folder, name), images.items)
+        for name, images in views.items()
+        if images.items
+    }
+    return Parts(files, encode_prompts(backbone, dataset.name, dataset.classnames, options, folder))
+
+
+def encode_task(dataset: Dataset, backbone: Backbone, options: EncodingOptions, seed: int, folder: Path) -> FeatureBank:
+    """The bank of a few-shot task; arguments and errors as of `encode_parts`."""
     parts = encode_parts(dataset, backbone, options, seed, folder)
     fields: dict[str, Any] = {}
     for name, (file, items) in parts.images.items():
@@ -54,37 +137,8 @@ def encode_task(dataset: Dataset, backbone: Backbone, options: EncodingOptions, 
     )
 
 
-class Parts(NamedTuple):
-    """A task that has been encoded, as far as it need not be in memory.
-
-    Attributes:
-        images: "train", and "val" and "test" if there are such images -> the file of their features, and the images.
-        text: "positive" and "negative" text nodes, each `[K, d]`, and "norms", as `encode_prompts` gives them.
-    """
-
-    images: dict[str, tuple[Path, Sequence[Item]]]
-    text: Tensors
-
-
-def encode_parts(dataset: Dataset, backbone: Backbone, options: EncodingOptions, seed: int, folder: Path) -> Parts:
-    """Encodes what is not on disk; arguments and errors as of `encode_task`. Memory does not grow with the images."""
-    val = [] if dataset.val_is_test else dataset.val
-    augmentation = training_augmentation(backbone, options)
-    views = {
-        "train": ImageViews(dataset, dataset.train, augmentation, views=options.views, seed=seed),
-        "val": ImageViews(dataset, val, backbone.preprocess),
-        "test": ImageViews(dataset, dataset.test, backbone.preprocess),
-    }
-    files = {
-        name: (encode_part(backbone, images, options, folder, name), images.items)
-        for name, images in views.items()
-        if images.items
-    }
-    return Parts(files, encode_prompts(backbone, dataset.name, dataset.classnames, options, folder))
-
-
 def encode_test(dataset: Dataset, backbone: Backbone, options: EncodingOptions, folder: Path) -> tuple[Tensor, Tensor]:
-    """Features `[M, d]` and labels `[M]` of the test images of a data set; arguments and errors as of `encode_task`."""
+    """Features `[M, d]` and labels `[M]` of the test images of a data set; otherwise as `encode_parts`."""
     images = ImageViews(dataset, dataset.test, backbone.preprocess)
     return encode_images(backbone, images, options, folder, "test")[0], labels_of(dataset.test)
 
@@ -117,11 +171,79 @@ def encode_part(backbone: Backbone, images: ImageViews, options: EncodingOptions
         **backbone.fingerprint,
     }
     key = hash_rows(files, beside, "images")
+    return kept_part(folder, name, key, lambda path: _encode(backbone, images, options, path, key, name))
 
-    def encode(path: Path) -> None:
-        encode_in_chunks(backbone, images, options, path, key, name)
 
-    return kept_part(folder, name, key, encode)
+def _encode(backbone: Backbone, images: ImageViews, options: EncodingOptions, path: Path, key: str, name: str) -> None:
+    """Encodes the images that no earlier run has, with all processes of `torchrun`, and writes the part to `path`."""
+    chunks = Chunks(len(images), options.batch_size, path, key)
+    missing = processes.of_first(chunks.missing)
+    mine = missing[processes.rank() :: processes.world_size()]
+    done = len(images) - chunks.count(missing)
+    if done:
+        said = "%s: %d of %d %s images were encoded before; going on"
+        logger.info(said, chunk_folder(path), done, len(images), name)
+
+    started = time.monotonic()
+    with tqdm(total=len(images), initial=done, desc=f"encoding {name} images", unit="img", disable=None) as progress:
+        for number, features in zip(mine, encode_chunks(backbone, images, chunks, mine, options.num_workers)):
+            if features.isnan().any():
+                raise UserError(f"{backbone.name} gives NaN features for {name} images of {images.dataset.name}")
+            chunks.keep(number, features)
+            progress.update(len(features))
+    count, seconds = chunks.count(mine), time.monotonic() - started
+    logger.info("encoded %d %s images in %.1f s, %.0f images/s", count, name, seconds, count / max(seconds, 1e-9))
+    processes.wait()
+    if processes.rank() == 0:
+        chunks.join(images.views)
+
+
+def encode_chunks(
+    backbone: Backbone, images: ImageViews, chunks: Chunks, numbers: Sequence[int], num_workers: int
+) -> Iterator[Tensor]:
+    """The features of one chunk after the other, each `[images of the chunk, d]`.
+
+    Args:
+        backbone: The frozen CLIP.
+        images: All images of the part.
+        chunks: How they are cut.
+        numbers: The chunks to encode.
+        num_workers: Processes that read images, across the borders of chunks; 0 reads them in this one.
+
+    Raises:
+        UserError: On an unreadable image.
+    """
+    order = (list(batch) for number in numbers for batch in chunks.batches(number))
+    batches = iter(DataLoader(images, batch_sampler=order, num_workers=num_workers))
+    try:
+        for number in numbers:
+            yield torch.cat([backbone.encode_images(next(batches)[1]) for _ in chunks.batches(number)])
+    except UserError as error:  # of a worker process: torch adds its traceback to the text
+        raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from error
+
+
+def write_bank(path: Path, parts: Parts, dataset: Dataset, backbone: Backbone, encoder: Encoder | None = None) -> None:
+    """Writes the feature bank of parts, with one block of the features in memory at a time.
+
+    Args:
+        path: The file to write.
+        parts: The encoded images and sentences.
+        dataset: Whose they are.
+        backbone: That encoded them.
+        encoder: How it is loaded; None leaves the bank without it.
+
+    Raises:
+        UserError: If a part cannot be read, or the bank cannot be written.
+    """
+    tensors = {f"text_{name}": Streamed.of(nodes) for name, nodes in parts.text.items()}
+    for split, (file, items) in parts.images.items():
+        stored = TensorFile(file, WHAT)
+        dtype, shape, _, _ = stored.tensors[FEATURES]
+        shape = shape if split == "train" else shape[1:]  # only training images have views
+        tensors[f"{split}_features"] = Streamed(dtype, shape, stored.blocks(FEATURES))
+        tensors[f"{split}_labels"] = Streamed.of(labels_of(items))
+    metadata = bank_metadata(dataset.name, backbone.name, dataset.classnames, backbone.logit_scale, encoder)
+    write_streamed(path, tensors, metadata)
 
 
 def labels_of(items: Sequence[Item]) -> Tensor:

@@ -5,21 +5,12 @@ Shapes: N and M rows, d feature width.
 
 from __future__ import annotations
 
-import logging
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..utils.errors import UserError
 from .bank import FeatureBank
-
-logger = logging.getLogger(__name__)
-
-NEAR = 0.9999  # cosine above which two images are taken for copies of one
-BLOCK = 4096  # rows that are compared at once
-FEW = 32  # entries of a row that are compared first
-MOST_PAIRS = 2 * 10**8  # pairs of rows whose cosines take a few seconds; more are not compared
 
 
 def refuse_test_rows(bank: FeatureBank) -> None:
@@ -42,18 +33,6 @@ def refuse_test_rows(bank: FeatureBank) -> None:
             )
 
 
-def warn_of_near_copies(bank: FeatureBank) -> None:
-    """Warns, with counts, of images of train or val whose features are nearly those of a test image."""
-    if bank.test_features is None:
-        return
-    for name, rows in (("train", bank.cache_keys()), ("val", bank.val_features)):
-        if rows is not None and (count := count_near(rows, bank.test_features)):
-            logger.warning(
-                "%s: %d of %d %s images are nearly the same as a test image (cosine above %s)",
-                bank.dataset, count, len(rows), name, NEAR,
-            )  # fmt: skip
-
-
 def test_features_apart(bank: FeatureBank) -> Tensor:
     """Reads the test features of a bank that are still on disk, shape `[M, d]`, and compares them with its other rows.
 
@@ -62,7 +41,6 @@ def test_features_apart(bank: FeatureBank) -> Tensor:
     """
     whole = bank.with_test()
     refuse_test_rows(whole)
-    warn_of_near_copies(whole)
     return whole.features_to_classify
 
 
@@ -83,36 +61,6 @@ def is_among(rows: Tensor, others: Tensor) -> Tensor:
         for number in candidates.nonzero().flatten().tolist():
             candidates[number] = _bytes(rows[number]) in known
     return candidates
-
-
-def count_near(rows: Tensor, others: Tensor) -> int:
-    """How many unit rows `[N, d]` have a cosine above `NEAR` with one of `others` `[M, d]`; 0 where there are too many.
-
-    The comparison is left out above `MOST_PAIRS`, since it could take longer than the training.
-    """
-    if len(rows) * len(others) > MOST_PAIRS:
-        return 0
-    rows = rows[_may_be_near(rows, others)]
-    near = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-    for block in others.split(BLOCK):
-        near |= (rows @ block.t()).amax(dim=1) > NEAR
-    return int(near.sum())
-
-
-def _may_be_near(rows: Tensor, others: Tensor) -> Tensor:
-    """Which rows may have a cosine above `NEAR` with one of `others`; booleans `[N]`.
-
-    Two unit rows are at a squared distance of 2 - 2 cos, and over a few of their entries they are no farther apart. So
-    these few rule out nearly all rows, at a fraction of the cost.
-    """
-    farthest = 2 * (1 - NEAR) + 1e-5  # and a little more, for rounding
-    few = rows[:, :FEW]
-    own = few.square().sum(dim=1)
-    near = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-    for block in others[:, :FEW].split(BLOCK):
-        less = torch.addmm(block.square().sum(dim=1), few, block.t(), alpha=-2).amin(dim=1)
-        near |= less + own < farthest
-    return near
 
 
 def _first_entries(rows: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 from collections import defaultdict
@@ -11,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from yacs.config import CfgNode
 
 from ..datasets import load_few_shot
@@ -26,10 +24,9 @@ from ..experiments.identity import (
     images_split,
     run_config,
 )
-from ..features.bank_identity import BANK, BankIdentity
+from ..features.bank_file import BankFile
 from ..results.records import find_runs, read_record
 from ..utils.errors import PACKAGE, UserError
-from ..utils.tensor_bytes import TensorBytes
 from .grid import Run, name_of
 
 
@@ -80,10 +77,10 @@ def make_plan(runs: Sequence[Run], retry_failed: bool = False) -> Plan:
 
 
 class Identities:
-    """Works out the identity of runs as `experiments.folder` does, without torch; what a bank holds is read once."""
+    """Works out the identity of runs as `experiments.folder` does; a bank is opened once."""
 
     def __init__(self) -> None:
-        self._banks: dict[Path, tuple[BankIdentity, list[int], list[int], list[str]]] = {}
+        self._banks: dict[Path, BankFile] = {}
 
     def run_id(self, run: Run, cfg: CfgNode) -> str:
         """The identity that the record of a run has if it is of this run."""
@@ -93,10 +90,10 @@ class Identities:
 
     def _of_bank(self, path: Path, run: Run, cfg: CfgNode) -> tuple[dict, Split]:
         if path not in self._banks:
-            labels = _read_labels(path)
-            self._banks[path] = (BankIdentity(TensorBytes(path, BANK)), *labels)
-        bank, train, val, names = self._banks[path]
-        selection, split = bank_split(train, val, names, cfg, run.seed)
+            self._banks[path] = BankFile(path)
+        bank = self._banks[path]
+        train, val = (bank.labels[split].tolist() if split in bank.labels else [] for split in ("train", "val"))
+        selection, split = bank_split(train, val, bank.classnames, cfg, run.seed)
         return bank_identity(bank, selection), split
 
     def _of_images(self, run: Run, cfg: CfgNode) -> tuple[dict, Split]:
@@ -130,18 +127,6 @@ def estimate(runs: Sequence[Run], output: str) -> tuple[list[float | None], int]
         return None
 
     return [of(run) for run in runs], len(records)
-
-
-def _read_labels(path: Path) -> tuple[list[int], list[int], list[str]]:
-    """The labels of a bank's training and validation images, and its class names."""
-    try:
-        with safe_open(path, framework="np") as file:
-            held = set(file.keys())
-            train = file.get_tensor("train_labels").tolist()
-            val = file.get_tensor("val_labels").tolist() if "val_labels" in held else []
-            return train, val, json.loads((file.metadata() or {})["classnames"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read the feature bank {path}: {' '.join(str(error).split()):.120}") from error
 
 
 def _device(cfg: CfgNode) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:  # open_clip takes seconds to import
     from ..backbones.clip import Backbone
-    from ..features.views import ImageViews
+    from ..features.extract import ImageViews
 
 STREAM = 2**55  # between the seeds of two streams; those of one stream are far closer
 PRODUCTS_BYTES = 2**28  # most bytes of kept products: 256 MB is 16 shots of 101 classes in ten views
