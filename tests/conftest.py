@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -31,6 +32,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --runslow"))
+
+
+@contextmanager
+def heard(number: signal.Signals) -> Iterator[None]:
+    """Has this process, and those that it starts, end on a signal that is ignored, as a shell or nohup may have asked."""
+    before = signal.getsignal(number)
+    if before == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    signal.signal(number, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hears_ctrl_c() -> Iterator[None]:
+    """Tests of Ctrl-C hold in a suite that was begun with `&` as well, for which a shell has SIGINT ignored."""
+    with heard(signal.SIGINT):
+        yield
+
+
+@pytest.fixture
+def hears_hangup() -> Iterator[None]:
+    """The same of SIGHUP, which nohup has ignored. For single tests: the suite itself shall go on."""
+    with heard(signal.SIGHUP):
+        yield
 
 
 @pytest.fixture(scope="session")

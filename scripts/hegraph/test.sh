@@ -1,7 +1,8 @@
 #!/bin/bash
-# Runs the tests.
+# Runs the tests, in two processes of one thread each. --runslow adds those that take long, see CONTRIBUTING.md.
 #
 #   bash scripts/hegraph/test.sh [PYTEST_ARGUMENT ...]
 
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-cd "$ROOT" && "$PYTHON" -m pytest "$@"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+cd "$ROOT" && "$PYTHON" -m pytest -n 2 --dist worksteal "$@"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import os
 import re
@@ -12,6 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -126,8 +128,14 @@ def named_shards(folder: Path, pictures: Pictures) -> Layout:
     return root, lambda key: "{0}/{0}-0.tar/{1}{2}.jpg".format(*key)
 
 
+def hugging_face_package() -> ModuleType:
+    """The package `datasets`. Its import alone proves nothing: pytest puts tests/ on the path, which has such a folder."""
+    pytest.importorskip("datasets.config", reason="the package datasets is not installed")
+    return importlib.import_module("datasets")
+
+
 def parquet(folder: Path, pictures: Pictures) -> Layout:
-    hf = pytest.importorskip("datasets", reason="the package datasets is not installed")
+    hf = hugging_face_package()
     folder.mkdir()
     rows = {split: [key for key in pictures if key[0] == split] for split in SIZES}
     for split, keys in rows.items():
@@ -260,7 +268,7 @@ def test_a_row_of_a_table_without_a_file_is_named(tmp_path, pictures):
 
 
 def test_a_row_of_parquet_without_an_image_is_named(tmp_path):
-    hf = pytest.importorskip("datasets", reason="the package datasets is not installed")
+    hf = hugging_face_package()
     columns = {"image": [{"bytes": encoded(0), "path": None}, None], "label": ["ant", "bee"]}
     features = hf.Features({"image": hf.Image(), "label": hf.Value("string")})
     hf.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")

@@ -144,7 +144,7 @@ def test_labels_that_are_numbers_are_positions_in_the_list_of_names(tmp_path):
 
 
 def test_paths_and_urls_are_expanded_and_fetched_once(shards, tmp_path, monkeypatch):
-    pytest.importorskip("webdataset")
+    pytest.importorskip("webdataset", reason="the package webdataset is not installed")
     monkeypatch.setenv("WDS_CACHE", str(tmp_path / "cache"))
     train = f"{shards}/train/{{000..001}}.tar"
     dataset = load(f"train={train};test=pipe:cat {shards}/test/000.tar")
@@ -159,13 +159,13 @@ def test_paths_and_urls_are_expanded_and_fetched_once(shards, tmp_path, monkeypa
 
 @pytest.mark.parametrize("root", ["train={train};valid={test}", "Training={train}; DEV = {test};"])
 def test_a_split_before_urls_may_have_its_other_names(shards, root):
-    pytest.importorskip("webdataset")
+    pytest.importorskip("webdataset", reason="the package webdataset is not installed")
     train, test = f"{shards}/train/{{000..001}}.tar", f"{shards}/test/000.tar"
     assert counts(load(root.format(train=train, test=test))) == [4, 1, 0]
 
 
 def test_a_split_that_is_named_twice_before_urls_has_all_of_them(shards):
-    pytest.importorskip("webdataset")
+    pytest.importorskip("webdataset", reason="the package webdataset is not installed")
     dataset = load(f"train={shards}/train/000.tar;training={shards}/test/000.tar;val={shards}/train/001.tar")
     assert counts(dataset) == [3, 2, 0]
     assert len({item.path for item in dataset.train}) == 3
@@ -182,19 +182,19 @@ def test_a_split_that_is_named_twice_before_urls_has_all_of_them(shards):
     ],
 )
 def test_what_is_no_split_before_urls_is_named(root, rest):
-    pytest.importorskip("webdataset")
+    pytest.importorskip("webdataset", reason="the package webdataset is not installed")
     with pytest.raises(UserError, match=f"--root has '{rest}', which is not SPLIT=URLS; give train=URLS;.* valid, dev"):
         load(root)
 
 
 def test_a_semicolon_in_urls_without_a_split_is_part_of_them():
-    pytest.importorskip("webdataset")
+    pytest.importorskip("webdataset", reason="the package webdataset is not installed")
     with pytest.raises(UserError, match="there is no shard /nowhere/a;b=1.tar"):
         load("/nowhere/a;b=1.tar")
 
 
 def test_a_url_that_cannot_be_fetched_is_named(tmp_path, monkeypatch):
-    pytest.importorskip("webdataset")
+    pytest.importorskip("webdataset", reason="the package webdataset is not installed")
     monkeypatch.setenv("WDS_CACHE", str(tmp_path / "cache"))
     for url in ("file:///nowhere/train.tar", "pipe:cat /nowhere/train.tar"):
         with pytest.raises(UserError, match=f"cannot fetch the shard {url}: ") as caught:
@@ -270,7 +270,7 @@ def test_the_mark_that_windows_puts_before_a_text_is_no_part_of_a_label(tmp_path
 
 
 def test_a_shard_in_two_splits_is_refused(shards):
-    pytest.importorskip("webdataset")
+    pytest.importorskip("webdataset", reason="the package webdataset is not installed")
     shard = shards / "train" / "000.tar"
     with pytest.raises(UserError, match=f"the shard {shard} is in train and in test; a shard has one split"):
         load(f"train={shard};test={shard}")
@@ -284,13 +284,13 @@ def test_a_shard_in_two_splits_is_refused(shards):
     [("/p/{0..3.tar", "Unbalanced braces"), ("/p/${NOT_SET}.tar", "missing environment variable")],
 )
 def test_urls_that_cannot_be_expanded_are_one_error(root, message):
-    pytest.importorskip("webdataset")
+    pytest.importorskip("webdataset", reason="the package webdataset is not installed")
     with pytest.raises(UserError, match=f"cannot read --root .*{message}"):
         load(root)
 
 
 def test_a_range_of_more_names_than_there_can_be_shards_is_refused_before_it_is_expanded():
-    pytest.importorskip("webdataset")
+    pytest.importorskip("webdataset", reason="the package webdataset is not installed")
     for text in ("{000..999999999}", "{9..-99999999..3}", "{0..9999}-{0..9999}", "{0..1" + "0" * 2000 + "}"):
         with pytest.raises(UserError, match="which names more than 1000000 shards; give a shorter range"):
             load(f"/nowhere/{text}.tar")
@@ -311,6 +311,7 @@ def test_a_sample_may_have_a_json_without_a_label_beside_its_label(tmp_path):
 
 
 def test_a_long_list_of_urls_is_no_path(tmp_path):
+    pytest.importorskip("webdataset", reason="the package webdataset is not installed")
     with pytest.raises(UserError, match="there is no shard"):
         load("::".join(f"{tmp_path}/train-{number:06d}.tar" for number in range(500)))
 

@@ -71,6 +71,7 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over(tiny_bank, tmp_path
     assert not (out / HOLDER).exists()
 
 
+@pytest.mark.usefixtures("hears_hangup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_terminated_ends_as_by_ctrl_c(tiny_bank, tmp_path, start, wait_for, number):
     out = tmp_path / "o"
@@ -170,6 +171,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(grid, tmp_path, start
     assert records(tmp_path) == 8
 
 
+@pytest.mark.usefixtures("hears_hangup")
 @pytest.mark.parametrize(
     ("send", "number"),
     [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM), (os.kill, signal.SIGHUP)],
