@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import signal
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,12 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor
 
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.method.relations import metapath_defaults
 from trainers.hegraph.training.checkpoints import Checkpoints
+
+QUICK = ("OPTIM.MAX_EPOCH", "3", "OPTIM.WARMUP_EPOCH", "0", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -146,12 +150,12 @@ def unit_features() -> Callable[..., Tensor]:
     return make
 
 
-@pytest.fixture
-def tiny_bank(tmp_path: Path, unit_features: Callable[..., Tensor]) -> Path:
+@pytest.fixture(scope="session")
+def tiny_bank_file(once: Callable[..., Path], unit_features: Callable[..., Tensor]) -> Path:
     """A bank file of 5 classes, 16 wide: per class 6 training (2 views each), 3 val and 8 test images.
 
     Images scatter around the centre of their class; text features lie further off it, so training has
-    something to learn. Images of all classes are mixed, in an order fixed by the seed.
+    something to learn. Images of all classes are mixed, in an order fixed by the seed. No test changes the file.
     """
     num_classes, width = 5, 16
     generator = torch.Generator().manual_seed(7)
@@ -182,6 +186,74 @@ def tiny_bank(tmp_path: Path, unit_features: Callable[..., Tensor]) -> Path:
         backbone="none",
         logit_scale=100.0,
     )
-    path = tmp_path / "tiny.safetensors"
-    bank.save(path)
-    return path
+    return once("tiny_bank", lambda folder: bank.save(folder / "tiny.safetensors")) / "tiny.safetensors"
+
+
+@pytest.fixture
+def tiny_bank(tiny_bank_file: Path, tmp_path: Path) -> Path:
+    """The file of `tiny_bank_file`, for this test alone."""
+    return Path(shutil.copy(tiny_bank_file, tmp_path / "tiny.safetensors"))
+
+
+# Runs that are finished once for all tests
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Function of a name and what fills a folder: that folder, filled once for all processes of the tests."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = base / name, base / f"{name}.done"
+        with FileLock(base / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_run_once(once: Callable[..., Path], tiny_bank_file: Path) -> Path:
+    """The output folder of HeGraphAdapter at 2 shots of `tiny_bank_file`, seed 1, 3 epochs; not to be changed."""
+    flags = ["--features", str(tiny_bank_file), "--shots", "2", "--seed", "1"]
+    return once("finished_run", lambda folder: trained(*flags, "--output-dir", str(folder), *QUICK))
+
+
+@pytest.fixture
+def finished_run(finished_run_once: Path, tmp_path: Path) -> Path:
+    """A copy of `finished_run_once` for this test alone."""
+    return Path(shutil.copytree(finished_run_once, tmp_path / "finished_run"))
+
+
+@pytest.fixture(scope="session")
+def digits_features(once: Callable[..., Path]) -> Path:
+    """FEATURES.DIR of runs on the digits with mini, which find there what others have encoded."""
+    return once("digits_features", lambda folder: None)
+
+
+@pytest.fixture(scope="session")
+def finished_digits_once(once: Callable[..., Path], digits_features: Path) -> Path:
+    """The output folder of HeGraphAdapter at 4 shots of the digits, seed 1, with thumbnails; not to be changed."""
+    flags = ["--dataset-config-file", "digits", "--config-file", "mini", "--shots", "4", "--seed", "1"]
+    keys = ["TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(digits_features)]
+    return once(
+        "finished_digits",
+        lambda folder: trained(*flags, "--keep-thumbnails", "--output-dir", str(folder), *keys),
+    )
+
+
+@pytest.fixture
+def finished_digits(finished_digits_once: Path, tmp_path: Path) -> Path:
+    """A copy of `finished_digits_once` for this test alone."""
+    return Path(shutil.copytree(finished_digits_once, tmp_path / "finished_digits"))
+
+
+def trained(*arguments: str) -> None:
+    from trainers.hegraph.__main__ import main
+
+    assert main(list(arguments)) == 0
