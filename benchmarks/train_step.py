@@ -77,7 +77,7 @@ def pyg_step(model: HeGraphModel, graph: HeteroGraph, batch: Batch) -> Callable[
                 x_source = negative if reads_updated_nodes(relation) else None
                 positive = positive + layer.metapath[relation.name] * send(relation, x_source)
         [visual_relation] = [relation for relation in layer.relations if relation.target == "visual"]
-        keys = model.cache_keys + model.options.gamma * send(visual_relation)[model.cache_labels]
+        keys = model.cache_keys + send(visual_relation)[model.cache_labels]
         affinities = cache_affinities(batch.features, keys, model.options.beta_c)
         affinities = affinities.scatter(1, batch.positions.unsqueeze(1), 0.0)
         visual = cache_logits(affinities, model.cache_labels, model.num_classes)

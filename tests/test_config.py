@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from yacs.config import CfgNode
 
-from trainers.hegraph.config import BY_SHOTS, CHOICES, FILLABLE, extend_cfg, get_cfg_default
+from trainers.hegraph.config import BY_SHOTS, CHOICES, FILLABLE, REMOVED, extend_cfg, get_cfg_default
 from trainers.hegraph.config_files import from_dassl, load_cfg
 from trainers.hegraph.utils.errors import UserError
 
@@ -216,6 +216,13 @@ def test_text_from_the_command_line_becomes_a_value_of_the_keys_type(key, text, 
 def test_an_unknown_key_is_an_error_that_names_the_nearest():
     with pytest.raises(UserError, match=r"unknown configuration key 'OPTIM\.LRR'; did you mean 'OPTIM\.LR'"):
         load_cfg(opts=["OPTIM.LRR", "1"])
+
+
+def test_a_key_of_an_earlier_version_may_say_what_the_code_does_and_nothing_else():
+    for key, value in REMOVED.items():
+        assert load_cfg(opts=[key, value]) == load_cfg()
+    with pytest.raises(UserError, match=r"ACTIVATION is tanh in this version and cannot be set, got 'relu'"):
+        load_cfg(opts=[f"{OURS}.ACTIVATION", "relu"])
 
 
 def test_an_unknown_key_in_a_file_names_the_file_too(yaml):

@@ -52,7 +52,7 @@ def test_its_parameters_are_searched(data, quick):
 
 
 def test_options_are_searched(data, quick):
-    candidates = [{f"{NODE}GAMMA": value, "OPTIM.MAX_EPOCH": 2} for value in (0.0, 1.0)]
+    candidates = [{f"{NODE}BETA_C": value, "OPTIM.MAX_EPOCH": 2} for value in (0.0, 1.0)]
     search = GridSearchCV(quick(), {"options": candidates}, cv=2).fit(data.X, data.y)
     assert search.best_params_["options"] in candidates
 

@@ -403,7 +403,7 @@ def test_the_model_keeps_every_key_that_its_options_are_made_of():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("FREE.KAPPA", [[1, 9.0]]), ("FREE.OMEGA", [[1, 50.0]]), ("FREE.RHO", 0.7), ("FREE.PRIOR", 1.0), ("NOISE", 0.0),
+    [("FREE.KAPPA", [[1, 9.0]]), ("FREE.OMEGA", [[1, 50.0]]), ("FREE.RHO", 0.7), ("NOISE", 0.0),
      ("SHUFFLE", "negative"), ("WEIGHT_INIT", "zero")],
 )  # fmt: skip
 def test_a_key_that_shaped_the_model_is_not_changed_in_silence(key, value):

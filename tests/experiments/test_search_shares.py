@@ -14,8 +14,6 @@ from trainers.hegraph.experiments.adapter import Shared, train_adapter
 from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.experiments.tuning import tune_on_val
 from trainers.hegraph.features import bank as bank_module
-from trainers.hegraph.method import model as model_module
-from trainers.hegraph.method.adjacency import Relation
 
 NODE = "TRAINER.HEGRAPHADAPTER"
 SHORT = ["OPTIM.MAX_EPOCH", 2, f"{NODE}.MIN_STEPS", 0, "DATASET.NUM_SHOTS", 2]
@@ -37,8 +35,6 @@ def calls(monkeypatch) -> Counter:
         monkeypatch.setattr(owner, name, counting)
 
     count(bank_module, "mean_over_views")
-    count(model_module, "ClosedFormMessages")
-    count(Relation, "degrees")
     count(adapter, "train_to_end")
     count(BankTask, "batches")
     return counted
@@ -53,21 +49,16 @@ def search(tiny_bank, *rows: list) -> dict:
 def test_candidates_that_weigh_predictions_alone_are_trained_once(tiny_bank, calls):
     found = search(tiny_bank, ALPHA, [f"{NODE}.CLOSED_FORM.OMEGA", [0.1, 0.3]])
     assert len(found["candidates"]) == 6
-    assert calls == {
-        "mean_over_views": 1, "ClosedFormMessages": 1, "degrees": 1, "train_to_end": 1, "batches": 1,
-    }  # fmt: skip
+    assert calls == {"mean_over_views": 1, "train_to_end": 1, "batches": 1}
 
 
 def test_what_another_training_does_not_change_is_worked_out_once_too(tiny_bank, calls):
-    search(tiny_bank, ALPHA, [f"{NODE}.GAMMA", [0.5, 1.0]], ["OPTIM.LR", [0.001, 0.002]])
-    assert calls == {
-        "mean_over_views": 1, "ClosedFormMessages": 1, "degrees": 1, "train_to_end": 4, "batches": 1,
-    }  # fmt: skip
+    search(tiny_bank, ALPHA, [f"{NODE}.BETA_C", [0.5, 1.0]], ["OPTIM.LR", [0.001, 0.002]])
+    assert calls == {"mean_over_views": 1, "train_to_end": 4, "batches": 1}
 
 
-def test_messages_in_closed_form_are_worked_out_for_each_of_their_constants(tiny_bank, calls):
+def test_the_strength_of_the_ridge_needs_no_other_training(tiny_bank, calls):
     search(tiny_bank, ALPHA, [f"{NODE}.CLOSED_FORM.RHO", [0.1, 0.3]], [f"{NODE}.CLOSED_FORM.KAPPA", [2.0, 4.0]])
-    assert calls["ClosedFormMessages"] == 4
     assert calls["train_to_end"] == 2, "the noise of training depends on KAPPA, and not on RHO"
 
 
@@ -78,7 +69,7 @@ def test_every_candidate_is_what_it_is_when_it_is_trained_alone(tiny_bank, text_
     bank = task.bank()
     shared = Shared(task, bank)
     values = {
-        "ALPHA_C": (2.0, 8.0), "CLOSED_FORM.RHO": (0.1, 0.3), "CLOSED_FORM.OMEGA": (0.0, 0.3), "GAMMA": (0.5, 1.0),
+        "ALPHA_C": (2.0, 8.0), "CLOSED_FORM.RHO": (0.1, 0.3), "CLOSED_FORM.OMEGA": (0.0, 0.3), "BETA_C": (0.5, 1.0),
         "ALPHA_NP_TEST": (0.1, 0.2), "SHUFFLE": ("none", "negative", "visual_to_text"), "NOISE": (0.0, 1.0),
     }  # fmt: skip
     for chosen in itertools.product(*values.values()):

@@ -11,12 +11,11 @@ from torch.testing import assert_close
 from trainers.hegraph.method import closed_form
 from trainers.hegraph.method.closed_form import (
     RIDGES,
-    ClosedFormMessages,
+    ClosedForm,
     class_offsets,
     guess_class_means,
     training_free_classifier,
 )
-from trainers.hegraph.method.options import ClosedFormOptions
 
 K, WIDTH = 7, 6
 LABELS = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6, 6, 1])
@@ -85,7 +84,7 @@ def test_where_no_regression_is_better_than_none_the_guess_is_a_multiple_of_the_
 
 def test_the_messages_are_whitened_differences_to_the_mean(text, keys):
     kappa, rho = 3.0, 0.5
-    found = ClosedFormMessages(keys, LABELS, text, kappa, rho)
+    found = ClosedForm(keys, LABELS, text, kappa, rho)
     guess, counts = guess_class_means(text, means_of(keys)).left_out, LABELS.bincount().double()
     nodes = torch.stack([(counts[k] * means_of(keys)[k] + kappa * guess[k]) / (counts[k] + kappa) for k in range(K)])
     residuals = keys.double() - nodes[LABELS]
@@ -118,29 +117,24 @@ def test_offsets_make_the_mean_probabilities_the_shares(unit_features):
     assert min((mass - shares).abs().max() for mass in before) > 0.3
 
 
-def test_without_messages_and_with_a_strong_prior_the_free_variant_is_zero_shot(text, keys):
-    options = ClosedFormOptions(omega=1e-9, prior=1e9)
-    messages = ClosedFormMessages(keys, LABELS, text, options.kappa, options.rho)
-    found = training_free_classifier(keys, LABELS, text, 100.0, messages, options)
-    assert_close(found.weights, 100 * text, rtol=1e-5, atol=1e-4)
-    assert_close(found.bias, torch.zeros(K), rtol=0, atol=1e-4)
-    assert found.keys is None
+def test_a_strong_prior_leaves_no_offsets(text, keys):
+    assert_close(class_offsets(100.0 * keys @ text.t(), LABELS, prior=1e9), torch.zeros(K), rtol=0, atol=1e-4)
 
 
-def test_the_free_variant_adds_omega_times_the_messages(text, keys):
-    options = ClosedFormOptions(omega=0.2)
-    messages = ClosedFormMessages(keys, LABELS, text, options.kappa, options.rho)
-    found = training_free_classifier(keys, LABELS, text, 50.0, messages, options)
-    offsets = class_offsets(50.0 * keys @ text.t(), LABELS, options.prior)
+def test_the_free_variant_adds_omega_times_the_messages_to_zero_shot_with_offsets(text, keys):
+    closed = ClosedForm(keys, LABELS, text, kappa=4.0, rho=0.3)
+    found = training_free_classifier(closed, text, 50.0, 0.2)
+    offsets = class_offsets(50.0 * keys @ text.t(), LABELS, 4.0)
     queries = F.normalize(keys + 0.1, dim=-1)
-    mean = messages.to_text.mean.float()
-    expected = 50.0 * queries @ text.t() + offsets + 0.2 * 50.0 * (queries - mean) @ messages.to_text.weights.t()
+    mean = closed.to_text.mean.float()
+    expected = 50.0 * queries @ text.t() + offsets + 0.2 * 50.0 * (queries - mean) @ closed.to_text.weights.t()
     assert_close(found.logits(queries), expected, rtol=1e-4, atol=1e-3)
+    assert found.keys is None
 
 
 def test_the_noise_of_an_image_is_its_deviation_from_a_class_node_made_without_it(text, keys):
     kappa = 3.0
-    found = ClosedFormMessages(keys, LABELS, text, kappa=kappa, rho=0.3)
+    found = ClosedForm(keys, LABELS, text, kappa=kappa, rho=0.3)
     for j, label in enumerate(LABELS.tolist()):
         others = [i for i in range(len(keys)) if LABELS[i] == label and i != j]
         total = keys[others].double().sum(dim=0) + kappa * found.guess.left_out[label]
@@ -167,7 +161,7 @@ def test_with_more_classes_than_features_the_guess_is_the_same_as_with_all_eigen
 
 
 def test_a_new_class_receives_what_a_class_with_its_text_and_no_image_would(text, keys, unit_features):
-    found = ClosedFormMessages(keys, LABELS, text, kappa=4.0, rho=0.3)
+    found = ClosedForm(keys, LABELS, text, kappa=4.0, rho=0.3)
     new = unit_features(3, WIDTH, seed=21)
     queries = unit_features(5, WIDTH, seed=22)
     logits = found.for_new_classes().logits(queries, new)

@@ -79,10 +79,8 @@ def test_it_depends_on_what_was_learned_but_on_no_class_of_the_source(trained, t
 
 
 @pytest.mark.parametrize("variant", ["T-N", "T-P", "T", "full"])
-@pytest.mark.parametrize("weight_per", ["target", "relation"])
-@pytest.mark.parametrize("learned", [False, True])
-def test_every_kind_of_adapter_transfers(trained, target, variant, weight_per, learned):
-    model = trained(variant=variant, weight_per=weight_per, learn_metapath=learned)
+def test_every_kind_of_adapter_transfers(trained, target, variant):
+    model = trained(variant=variant, learn_metapath=True)
     found = TransferableAdapter.of(model).class_features(*target)
     assert found.isfinite().all()
     assert not torch.allclose(F.normalize(found, dim=-1), target[0], atol=1e-4)
@@ -112,12 +110,12 @@ def test_learned_weights_of_the_meta_paths_go_along(trained, target):
 
 @pytest.mark.parametrize("values", [{"text_weights": False}, {"text_weights": True}, {"variant": "free"}])
 def test_new_classes_receive_messages_in_closed_form_at_their_own_weight(trained, target, unit_features, values):
-    closed = ClosedFormOptions(kappa=3.0, omega=0.2, omega_new=0.1)
+    closed = ClosedFormOptions(kappa=3.0, omega=0.2)
     model = trained(closed_form=closed, **values)
     adapter, queries = TransferableAdapter.of(model), unit_features(6, WIDTH, seed=30)
     text = 50.0 * queries @ F.normalize(adapter.class_features(*target), dim=-1).t()
-    messages = model.messages.for_new_classes().logits(queries, target[0])
+    messages = model.closed_form.for_new_classes().logits(queries, target[0])
     found = adapter.logits(queries, *target, 50.0)
-    torch.testing.assert_close(found, text + 0.1 * 50.0 * messages, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, text + 0.05 * 50.0 * messages, rtol=1e-4, atol=1e-4)
     if values != {"text_weights": True}:  # biases stay behind, and there is no W
         assert adapter.class_features(*target).equal(target[0])

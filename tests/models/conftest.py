@@ -44,7 +44,7 @@ def saved_model(unit_features: Callable[..., Tensor]) -> Callable[..., SavedMode
             "preprocessing": Preprocessing(size=[32, 32], mean=[0.5] * 3, std=[0.2] * 3, transform="Compose(...)"),
             "prompts": Prompts(positive=[[["an ant"], ["a bee"], ["a crane"]]], negative=[["no ant"], ["no bee"], []]),
             "transfer": TransferableAdapter(
-                ModelOptions(closed_form=ClosedFormOptions(omega=0.1, omega_new=0.05)),
+                ModelOptions(closed_form=ClosedFormOptions(omega=0.1)),
                 {f"weight.{name}": torch.eye(WIDTH) for name in ("positive", "negative", "visual")},
                 NewClassMessages(
                     matrix=torch.eye(WIDTH),

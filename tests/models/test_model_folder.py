@@ -296,6 +296,16 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(folder, keys, value,
     assert expected.replace("\\[", "[").replace("\\]", "]") in refused(folder)
 
 
+def test_a_model_is_read_that_has_options_of_an_earlier_version(folder):
+    before = load_model(folder)
+    for name, value in (("activation", "tanh"), ("weight_per", "target"), ("gamma", 1.0)):
+        change_config(folder, ("transfer", "options", name), value)
+    change_config(folder, ("transfer", "options", "closed_form", "omega_new"), 0.05)
+    assert load_model(folder).transfer.options == before.transfer.options
+    change_config(folder, ("transfer", "options", "gamma"), 0.5)
+    assert "was trained with gamma 0.5, and this version knows 1.0 alone" in refused(folder)
+
+
 def test_a_model_is_read_that_is_older_than_a_relation_of_weight_0(folder, monkeypatch):
     younger = RelationType("negative", "negative", diagonal=0.0, step=1, weight_key="BETA_NN", weight=0.0)
     monkeypatch.setattr(relations, "RELATIONS", (*relations.RELATIONS, younger))

@@ -165,8 +165,8 @@ SILENT = dict.fromkeys(("ALPHA_PP", "ALPHA_VP", "ALPHA_NP", "ALPHA_NP_TEST", "BE
 
 @pytest.fixture
 def model(model_options) -> HeGraphModel:
-    """Sharpness 0.5, and a gamma of 0: the keys of the cache stay the images."""
-    options = {"variant": "full", "gamma": 0.0, "beta_c": 0.5, "alpha_c": 3.0, "noise": 0.0, **SILENT}
+    """Sharpness 0.5, and a W of zero: the keys of the cache stay the images."""
+    options = {"variant": "full", "weight_init": "zero", "beta_c": 0.5, "alpha_c": 3.0, "noise": 0.0, **SILENT}
     return build_model(bank(), model_options(**options))
 
 

@@ -19,8 +19,6 @@ from .utils.rows import values_up_to
 
 CHOICES = {
     "TRAINER.HEGRAPHADAPTER.VARIANT": VARIANTS,
-    "TRAINER.HEGRAPHADAPTER.ACTIVATION": ("tanh", "relu", "identity"),
-    "TRAINER.HEGRAPHADAPTER.WEIGHT_PER": ("target", "relation"),
     "TRAINER.HEGRAPHADAPTER.WEIGHT_INIT": ("identity", "xavier", "zero"),
     "TRAINER.HEGRAPHADAPTER.SHUFFLE": SHUFFLES,
     "TRAINER.HEGRAPHADAPTER.FEATURES.MODE": ("bank", "online"),
@@ -64,6 +62,14 @@ BY_SHOTS = tuple(
         (16, 0.0012, 200, 0.01, 1.0, 2.0, 0.15),
     )
 )
+# Keys of earlier versions, each with the only value that it may still be set to: what the code does now
+REMOVED = {
+    f"{NODE}.ACTIVATION": "tanh",
+    f"{NODE}.WEIGHT_PER": "target",
+    f"{NODE}.GAMMA": 1.0,
+    f"{NODE}.CLOSED_FORM.OMEGA_NEW": 0.05,
+    f"{NODE}.FREE.PRIOR": 4.0,
+}
 TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
 
 
@@ -152,12 +158,10 @@ def extend_cfg(cfg: CN) -> None:
     node.LEARN_METAPATH = False  # train these weights (Table 3, last column); ALPHA_NP_TEST is then unused
 
     # The layer
-    node.ACTIVATION = "tanh"  # tanh, relu, identity
     # Whether messages to text nodes have a W. Without one, a message is the bias of its class and relation, and what
     # other classes say arrives in closed form alone. True is the paper's layer
     node.TEXT_W = False
     node.BIAS = True  # a trainable bias per class and relation
-    node.WEIGHT_PER = "target"  # one W per target node type, or one per relation
     node.WEIGHT_INIT = "identity"  # identity, xavier, zero
     # The feature width that OPTIM.LR is meant for. At width d the rate is OPTIM.LR * sqrt(LR_WIDTH / d), since AdamW
     # moves each entry of a feature by about the rate, which turns a unit vector by sqrt(d) times as much. 0: the same
@@ -180,7 +184,6 @@ def extend_cfg(cfg: CN) -> None:
     node.CLOSED_FORM = CN()
     # Weight of the messages in the logits; 0: none, as in the paper; filled by shots
     node.CLOSED_FORM.OMEGA = float(OPEN)
-    node.CLOSED_FORM.OMEGA_NEW = 0.05  # the same for classes without images (base to new, other data sets)
     node.CLOSED_FORM.KAPPA = float(OPEN)  # how many images of a class its text counts as; filled by shots
     node.CLOSED_FORM.RHO = 0.3  # strength of the covariance's ridge, times feature width over images
 
@@ -193,10 +196,8 @@ def extend_cfg(cfg: CN) -> None:
     node.FREE.KAPPA = [[1, 4.0], [2, 2.0]]  # how many images of a class its text counts as
     node.FREE.RHO = 0.3  # strength of the covariance's ridge, times feature width over images
     node.FREE.OMEGA = [[1, 0.15], [8, 0.3], [16, 0.4]]  # weight of the messages in the logits
-    node.FREE.PRIOR = 4.0  # makes the steps to the class offsets smaller, and so the offsets
 
     # The classifiers (Eq. 7-9)
-    node.GAMMA = 1.0  # weight of the visual bias in the cached features (Eq. 6)
     node.BETA_C = 1.0  # sharpness of the cache affinities
     node.ALPHA_C = float(OPEN)  # weight of the visual logits in the prediction; filled by shots
     node.LAMBDA = 1.0  # weight of the visual loss in the total
@@ -240,12 +241,9 @@ def model_options(cfg: CN) -> ModelOptions:
         variant=node.VARIANT,
         metapath={key: node[key] for key in metapath_defaults()},
         learn_metapath=node.LEARN_METAPATH,
-        activation=node.ACTIVATION,
-        weight_per=node.WEIGHT_PER,
         weight_init=node.WEIGHT_INIT,
         text_weights=node.TEXT_W,
         bias=node.BIAS,
-        gamma=node.GAMMA,
         beta_c=node.BETA_C,
         alpha_c=node.ALPHA_C,
         closed_form=closed_form_options(cfg),
@@ -258,9 +256,9 @@ def closed_form_options(cfg: CN) -> ClosedFormOptions:
     """The constants of messages in closed form that hold for the configured variant and shots."""
     free, trained = cfg.TRAINER.HEGRAPHADAPTER.FREE, cfg.TRAINER.HEGRAPHADAPTER.CLOSED_FORM
     if cfg.TRAINER.HEGRAPHADAPTER.VARIANT != "free":
-        return ClosedFormOptions(trained.KAPPA, trained.RHO, trained.OMEGA, trained.OMEGA_NEW)
+        return ClosedFormOptions(trained.KAPPA, trained.RHO, trained.OMEGA)
     kappa, omega = (values_at_shots(rows, cfg)[-1] for rows in (free.KAPPA, free.OMEGA))
-    return ClosedFormOptions(kappa, free.RHO, omega, trained.OMEGA_NEW, free.PRIOR)
+    return ClosedFormOptions(kappa, free.RHO, omega)
 
 
 def values_at_shots(rows: list, cfg: CN) -> list:

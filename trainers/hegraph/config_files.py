@@ -21,6 +21,7 @@ from .config import (
     FILLABLE,
     OF_THE_BACKBONE,
     OPEN,
+    REMOVED,
     TRANSFORMS,
     extend_cfg,
     get_cfg_default,
@@ -183,7 +184,7 @@ def _check_ranges(cfg: CN) -> None:
             raise UserError(f"{key} must be at least 1, got {_shown(_get(cfg, key))}")
     not_negative = ("OPTIM.LR", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_CONS_LR", "TRAIN.CHECKPOINT_FREQ")
     ours: tuple[str, ...] = ("LAMBDA", "BETA_C", "MIN_STEPS", "LR_WIDTH", "LR_TAU", "WEIGHT_LR_MULT", "VISUAL_LR")
-    ours += ("LOSS_SCALE", "NOISE", "CLOSED_FORM.OMEGA", "CLOSED_FORM.OMEGA_NEW")
+    ours += ("LOSS_SCALE", "NOISE", "CLOSED_FORM.OMEGA")
     for key in (*not_negative, "DATALOADER.NUM_WORKERS", *(f"TRAINER.HEGRAPHADAPTER.{name}" for name in ours)):
         if _get(cfg, key) < 0:
             raise UserError(f"{key} must not be negative, got {_shown(_get(cfg, key))}")
@@ -196,7 +197,7 @@ def _check_ranges(cfg: CN) -> None:
             raise UserError(f"{key} must be below 2**31, and not below -2**31, got {_shown(value)}")
     if not -LARGEST_INT <= cfg.SEED < 2**32:
         raise UserError(f"SEED must be below 2**32, and not below -2**31, got {_shown(cfg.SEED)}")
-    for key in ("FREE.RHO", "FREE.PRIOR", "CLOSED_FORM.RHO", "CLOSED_FORM.KAPPA"):
+    for key in ("FREE.RHO", "CLOSED_FORM.RHO", "CLOSED_FORM.KAPPA"):
         if not _get(cfg.TRAINER.HEGRAPHADAPTER, key) > 0:
             raise UserError(f"TRAINER.HEGRAPHADAPTER.{key} must be above 0")
 
@@ -265,6 +266,10 @@ def _merge_pairs(cfg: CN, pairs: list) -> None:
     for key, value in zip(pairs[0::2], pairs[1::2]):
         if str(key).startswith("--"):
             raise UserError(f"{shortened(str(key), 80)} stands behind a KEY VALUE pair; flags come before them")
+        if key in REMOVED:
+            if (now := REMOVED[key]) != _coerce(key, value, now):
+                raise UserError(f"{key} is {now} in this version and cannot be set, got {_shown(value)}; leave it out")
+            continue
         if key not in known:
             if group := [name for name in known if name.startswith(f"{key}.")]:
                 raise UserError(

@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from ..config import model_options, training_options
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier
-from ..method.model import Foundation, HeGraphModel, build_model
+from ..method.model import HeGraphModel, build_model
 from ..method.options import ModelOptions
 from ..method.transfer import TransferableAdapter
 from ..training.batches import TrainingData
@@ -50,13 +50,10 @@ class Shared:
     Args:
         task: The task, for its training batches.
         bank: Its features.
-
-    Attributes:
-        foundation: What their models are built on.
     """
 
     def __init__(self, task: Task, bank: FeatureBank) -> None:
-        self.task, self.bank, self.foundation = task, bank, Foundation(bank)
+        self.task, self.bank = task, bank
         self._trained: list[tuple[ModelOptions, TrainingOptions, TrainedAdapter]] = []
 
     @cached_property
@@ -74,7 +71,7 @@ class Shared:
         return next((trained for *seen, trained in self._trained if tuple(seen) == asked), None)
 
 
-def new_model(bank: FeatureBank, cfg: CfgNode, seed: int, foundation: Foundation | None = None) -> HeGraphModel:
+def new_model(bank: FeatureBank, cfg: CfgNode, seed: int) -> HeGraphModel:
     """The untrained adapter of a task, on the device of its features.
 
     Logs a warning if training it takes much of the free memory.
@@ -83,7 +80,6 @@ def new_model(bank: FeatureBank, cfg: CfgNode, seed: int, foundation: Foundation
         bank: The task's features.
         cfg: The checked configuration.
         seed: Seed of everything random.
-        foundation: Of the same bank, where other models share it.
 
     Raises:
         UserError: If a class has no training image.
@@ -92,9 +88,9 @@ def new_model(bank: FeatureBank, cfg: CfgNode, seed: int, foundation: Foundation
     views, num_images, width = bank.train_features.shape
     batch = min(cfg.DATALOADER.TRAIN_X.BATCH_SIZE, num_images)
     options = model_options(cfg)
-    parts = training_bytes(len(bank.classnames), num_images, width, views, batch, options.needs_messages)
+    parts = training_bytes(len(bank.classnames), num_images, width, views, batch, options.needs_closed_form)
     log_large(parts, free_bytes(str(bank.train_features.device)))
-    return build_model(bank, options, foundation)
+    return build_model(bank, options)
 
 
 def start_training(
@@ -148,7 +144,7 @@ def train_adapter(
         UserError: If a class has no training image, the loss is not finite, or the checkpoint is another run's.
     """
     shared = shared or Shared(task, bank)
-    model = new_model(bank, cfg, seed, shared.foundation)
+    model = new_model(bank, cfg, seed)
     if like := shared.trained_like(model, training_options(cfg)):
         model.layers = like.model.layers
         return TrainedAdapter(model, replace(like.training, seconds=0.0))
@@ -174,6 +170,7 @@ def predict_test(trained: TrainedAdapter, bank: FeatureBank, classifier: FoldedC
         UserError: If a logit is not finite.
     """
     model = trained.model
+    closed = model.closed_form if model.options.has_closed_form else None
     adapted = model.adapt_to_test()
     folded = classifier or model.fold(adapted)
     logits = text = None
@@ -198,9 +195,9 @@ def predict_test(trained: TrainedAdapter, bank: FeatureBank, classifier: FoldedC
         selected=trained.selected,
         classify=folded.text_only().logits,
         transfer=transfer,
-        text_nodes=None if model.layers is None else (model.x_positive, F.normalize(adapted.class_features, dim=-1)),
+        text_nodes=None if model.layers is None else (model.x_positive, F.normalize(adapted.positive, dim=-1)),
         classifier=folded,
         transferable=transferable,
         transfer_rule="adapter",
-        class_nodes=None if model.text_messages is None else model.text_messages.to_text.nodes,
+        class_nodes=None if closed is None else closed.to_text.nodes,
     )

@@ -48,9 +48,8 @@ NODE = "TRAINER.HEGRAPHADAPTER."
 # Keys that shaped the model, and that a test cannot change any more: all that `config.model_options` reads
 KEPT = (
     "VARIANT", "ALPHA_PP", "ALPHA_VP", "ALPHA_NP", "ALPHA_NP_TEST", "BETA_PN", "BETA_VN", "LEARN_METAPATH",
-    "ACTIVATION", "TEXT_W", "BIAS", "WEIGHT_PER", "GAMMA", "BETA_C", "ALPHA_C",
-    "CLOSED_FORM.OMEGA", "CLOSED_FORM.OMEGA_NEW", "CLOSED_FORM.KAPPA", "CLOSED_FORM.RHO",
-    "FREE.OMEGA", "FREE.KAPPA", "FREE.RHO", "FREE.PRIOR", "WEIGHT_INIT", "NOISE", "SHUFFLE",
+    "TEXT_W", "BIAS", "BETA_C", "ALPHA_C", "CLOSED_FORM.OMEGA", "CLOSED_FORM.KAPPA", "CLOSED_FORM.RHO",
+    "FREE.OMEGA", "FREE.KAPPA", "FREE.RHO", "WEIGHT_INIT", "NOISE", "SHUFFLE",
 )  # fmt: skip
 
 

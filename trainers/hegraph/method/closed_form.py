@@ -1,6 +1,6 @@
-"""Messages in closed form: what text and images of all classes say about each class, without a step of training.
+"""The closed form: what text and images of all classes say about each class, without a step of training.
 
-They are all that the variant "free" has. The trained variants add them to their trained text classifier.
+Its messages are all that the variant "free" has. The trained variants add them to their trained text classifier.
 
 Three relations of the graph, each centred, so that what all classes have in common is not passed on:
 
@@ -47,12 +47,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cache import FoldedClassifier
-from .options import ClosedFormOptions
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # strengths, times the mean eigenvalue of the text kernel
 CONSTANT = 10.0  # times the mean diagonal of the text kernel, added to all its entries: it gives an intercept
 TEMPERATURES = (0.06, 0.09, 0.125, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # `1 / T`: logits are multiplied by them
 OFFSET_STEPS = 20  # stops early: at one shot a class may still be off by a half of its share
+PRIOR = 4.0  # makes the steps to the class offsets smaller, and so the offsets
+OMEGA_NEW = 0.05  # weight in the logits of the messages to classes without images
 SMALLEST = 1e-9  # what is divided by is at least this
 ROWS = 4096  # images that are worked on at once, since float64 takes twice the memory of their keys
 
@@ -108,7 +109,7 @@ class TextMessages:
     nodes: Tensor
 
 
-class ClosedFormMessages:
+class ClosedForm:
     """Steps 1 to 3. Each part is worked out when it is first asked for, and once: training needs the noise alone.
 
     Args:
@@ -277,7 +278,7 @@ def kernel_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor
     return eigenvalues, design @ turn[:, kept] / eigenvalues.sqrt()
 
 
-def class_offsets(logits: Tensor, labels: Tensor, prior: float) -> Tensor:
+def class_offsets(logits: Tensor, labels: Tensor, prior: float = PRIOR) -> Tensor:
     """Offsets of the classes, which move their mean probabilities on the training images towards their shares.
 
     Each of `OFFSET_STEPS` steps adds the log of `(count + prior) / (mass + prior)`, where `mass` is the sum of a
@@ -306,33 +307,26 @@ def nll_at_temperatures(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([F.cross_entropy(logits * factor, labels, reduction="sum") for factor in TEMPERATURES])
 
 
-def training_free_classifier(
-    keys: Tensor,
-    labels: Tensor,
-    text: Tensor,
-    logit_scale: float,
-    messages: ClosedFormMessages,
-    options: ClosedFormOptions,
-) -> FoldedClassifier:
-    """The variant "free": zero-shot CLIP with class offsets, and the messages; no step is taken.
+def training_free_classifier(closed: ClosedForm, text: Tensor, logit_scale: float, omega: float) -> FoldedClassifier:
+    """The variant "free": zero-shot CLIP with class offsets, and the messages to text nodes; no step is taken.
 
         z = tau f . t_c + o_c + omega tau (f - m) . x_c
 
     Args:
-        keys, labels, text: As of `ClosedFormMessages`.
+        closed: Of the task.
+        text: Unit-norm text features, shape `[K, d]`.
         logit_scale: CLIP's `tau`.
-        messages: Those that these images and this text give.
-        options: The constants.
+        omega: The weight of the messages.
     """
-    offsets = class_offsets(logit_scale * keys @ text.t(), labels, options.prior)
-    return add_messages(FoldedClassifier(logit_scale * text, offsets), messages, options.omega * logit_scale)
+    offsets = class_offsets(logit_scale * closed.keys @ text.t(), closed.labels)
+    return add_messages(FoldedClassifier(logit_scale * text, offsets), closed.to_text, omega * logit_scale)
 
 
-def add_messages(classifier: FoldedClassifier, messages: ClosedFormMessages, strength: float) -> FoldedClassifier:
+def add_messages(classifier: FoldedClassifier, messages: TextMessages, strength: float) -> FoldedClassifier:
     """A classifier whose logits gain `strength * (f - m) . x_c`, folded into its weights and bias."""
-    bias = strength * messages.to_text.bias
+    bias = strength * messages.bias
     return replace(
         classifier,
-        weights=classifier.weights + strength * messages.to_text.weights,
+        weights=classifier.weights + strength * messages.weights,
         bias=bias if classifier.bias is None else classifier.bias + bias,
     )

@@ -5,25 +5,23 @@ It is a module of its own so that training does not wait for torch_geometric, wh
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import scatter
-
-from .layers import ACTIVATIONS
 
 
 class RelationConv(MessagePassing):
     r"""The message of one relation, as an operator over edges.
 
     .. math::
-        m_i = \sigma \left( \frac{x_i W}{\deg_i + 1} + \sum_{j \in \mathcal{N}(i)}
+        m_i = \tanh \left( \frac{x_i W}{\deg_i + 1} + \sum_{j \in \mathcal{N}(i)}
         \frac{r_{ij}}{\sqrt{(\deg_i + 1)(\deg_j + 1)}} \, x_j W + b_i \right)
 
     where degrees are sums of absolute edge weights: over incoming edges for a target, over outgoing
     edges for a source.
 
     Args:
-        activation: One of `ACTIVATIONS`.
         self_loop: Whether the message holds the target's own term `x_i W / (deg_i + 1)`.
 
     Shapes:
@@ -32,9 +30,8 @@ class RelationConv(MessagePassing):
         - output: `[K_t, d]`
     """
 
-    def __init__(self, activation: str = "tanh", self_loop: bool = True) -> None:
+    def __init__(self, self_loop: bool = True) -> None:
         super().__init__(aggr="add")
-        self.activation = ACTIVATIONS[activation]
         self.self_loop = self_loop
 
     def forward(
@@ -58,7 +55,7 @@ class RelationConv(MessagePassing):
             out = out + x_target @ weight / target_degree.unsqueeze(-1)
         if bias is not None:
             out = out + bias
-        return self.activation(out)
+        return torch.tanh(out)
 
     def message(self, x_j: Tensor, norm: Tensor) -> Tensor:
         return norm.unsqueeze(-1) * x_j

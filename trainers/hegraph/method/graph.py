@@ -1,27 +1,105 @@
-"""The heterogeneous graph: its nodes and, by way of `adjacency.py`, its edges. No parameters.
+"""The heterogeneous graph: nodes, the edges of each relation, and products with them. No parameters.
 
 HeGraphAdapter, section 3.1.1; `relations.py` lists the relations. The edge weights come from the initial, frozen CLIP
 features and carry no gradient, so a graph is built once per run.
 
-Shapes: K classes, d feature width.
+Shapes: K classes, d feature width, N images, R rows of a block.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..utils.errors import UserError
-from .adjacency import Relation
 from .relations import NODE_TYPES, RELATIONS, EdgeType, RelationType
 
 if TYPE_CHECKING:  # training does not need torch_geometric, which takes seconds to import
     from torch_geometric.data import HeteroData
+
+ROWS = 512  # rows of a matrix of edges that are in memory at once
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The edges of one relation: from every source node to every target node, weighted by cosine.
+
+    They are a `[K, K]` matrix `r` with a row per target node and a column per source node.
+
+    Attributes:
+        target, source: Unit-norm node features, each `[K, d]`.
+        diagonal: Factor on the diagonal, see `RelationType.diagonal`.
+    """
+
+    target: Tensor
+    source: Tensor
+    diagonal: float
+
+    def weight(self, rows: slice = slice(None)) -> Tensor:
+        """The given rows of the matrix, shape `[R, K]`."""
+        cosine = self.target[rows] @ self.source.t()
+        cosine.diagonal(offset=rows.start or 0).mul_(self.diagonal)
+        return cosine
+
+    def degrees(self) -> tuple[Tensor, Tensor]:
+        """Degrees of a graph convolution with a self loop, counted in absolute weights.
+
+        Returns:
+            `deg_i + 1 = sum_j |r_ij| + 1` of every target node and, since the matrix is not symmetric,
+            `deg_j + 1 = sum_i |r_ij| + 1` of every source node, each `[K, 1]`.
+        """
+        num_classes = len(self.target)
+        target, source = self.target.new_ones(num_classes), self.target.new_ones(num_classes)
+        for start in range(0, num_classes, ROWS):
+            rows = slice(start, start + ROWS)
+            magnitude = self.weight(rows).abs_()  # [R, K]
+            target[rows] += magnitude.sum(dim=1)
+            source += magnitude.sum(dim=0)
+        return target.unsqueeze(1), source.unsqueeze(1)
+
+
+class Adjacency(nn.Module):
+    """Multiplies by the edge coefficients `A_ij = r_ij / sqrt((deg_i + 1)(deg_j + 1))` of one relation, `[K, K]`.
+
+    Up to K = d that is one dense matrix. Above, the matrix is never formed: off its diagonal it is the product of the
+    normalised nodes, `D_t^-1/2 T S^T D_s^-1/2`, and its diagonal is put right afterwards. So a product with `[K, d]`
+    costs at most `min(K, 2d) K d` multiply-adds, and memory `min(K, 2d) K`.
+
+    Attributes:
+        own: The self terms of the target nodes, `x_i / (deg_i + 1)`, shape `[K, d]`.
+    """
+
+    own: Tensor
+    matrix: Tensor
+    left: Tensor
+    right: Tensor
+    diagonal: Tensor
+
+    def __init__(self, edges: Edges) -> None:
+        super().__init__()
+        target_degree, source_degree = edges.degrees()
+        self.register_buffer("own", 1 / target_degree * edges.target, persistent=False)
+        num_classes, width = edges.target.shape
+        self.dense = num_classes <= width
+        if self.dense:
+            matrix = edges.weight() / (target_degree * source_degree.t()).sqrt()
+            self.register_buffer("matrix", matrix, persistent=False)
+        else:
+            cosine = (edges.target * edges.source).sum(dim=1, keepdim=True)  # of each class's own two nodes
+            correction = (edges.diagonal - 1) * cosine / (target_degree * source_degree).sqrt()
+            self.register_buffer("left", edges.target / target_degree.sqrt(), persistent=False)  # [K, d]
+            self.register_buffer("right", (edges.source / source_degree.sqrt()).t(), persistent=False)  # [d, K]
+            self.register_buffer("diagonal", correction, persistent=False)  # [K, 1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Source features `[K, d]` to aggregated target features `A x`, `[K, d]`."""
+        if self.dense:
+            return self.matrix @ x
+        return torch.addmm(self.diagonal * x, self.left, self.right @ x)
 
 
 @dataclass(frozen=True)
@@ -44,17 +122,12 @@ class HeteroGraph:
 
     @property
     def edge_weight_dict(self) -> dict[EdgeType, Tensor]:
-        """Edge type -> relation matrix, shape `[K, K]`. They are computed anew at every call; training never asks."""
-        return {relation.edge_type: self.relation(relation).weight() for relation in RELATIONS}
+        """Edge type -> its edges as a matrix, shape `[K, K]`. They are computed at every call; training never asks."""
+        return {relation.edge_type: self.edges(relation).weight() for relation in RELATIONS}
 
-    @cached_property
-    def _relations(self) -> dict[RelationType, Relation]:
-        between_nodes = [row for row in RELATIONS if {row.target, row.source} <= self.x_dict.keys()]
-        return {row: Relation(self.x_dict[row.target], self.x_dict[row.source], row.diagonal) for row in between_nodes}
-
-    def relation(self, relation: RelationType) -> Relation:
-        """The edges of a relation between the nodes of this graph. All who ask share what these work out."""
-        return self._relations[relation]
+    def edges(self, relation: RelationType) -> Edges:
+        """The edges of a relation between the nodes of this graph."""
+        return Edges(self.x_dict[relation.target], self.x_dict[relation.source], relation.diagonal)
 
     def to_hetero_data(self) -> HeteroData:
         """The graph as `torch_geometric.data.HeteroData`.
@@ -68,7 +141,7 @@ class HeteroGraph:
         for node_type, x in self.x_dict.items():
             data[node_type].x = x
         for relation in RELATIONS:
-            weight = self.relation(relation).weight()
+            weight = self.edges(relation).weight()
             edges = torch.ones_like(weight, dtype=torch.bool)
             if relation.diagonal == 0.0:
                 edges.fill_diagonal_(False)

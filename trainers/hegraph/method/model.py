@@ -9,10 +9,7 @@ Shapes: B queries, K classes, N cached images, d feature width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache, cached_property
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,23 +17,10 @@ from torch import Tensor, nn
 
 from ..features.bank import FeatureBank
 from .cache import FoldedClassifier, Logits, moved_keys, shifted_cache_logits, text_logits
-from .closed_form import ClosedFormMessages, add_messages, training_free_classifier
+from .closed_form import ClosedForm, add_messages, training_free_classifier
 from .graph import HeteroGraph, build_graph, class_prototypes
-from .layers import HeteroMessagePassing
+from .layers import Adapted, HeteroMessagePassing
 from .options import UNTRAINED, ModelOptions
-
-
-class Classifier(NamedTuple):
-    """What message passing gives to the two classifiers.
-
-    Attributes:
-        class_features: Refined positive text features `X_p'`, shape `[K, d]`.
-        shift: What moves the cached image features of each class, `gamma B`, shape `[K, d]`; None without a
-            cache classifier.
-    """
-
-    class_features: Tensor
-    shift: Tensor | None
 
 
 class HeGraphModel(nn.Module):
@@ -48,10 +32,10 @@ class HeGraphModel(nn.Module):
         cache_labels: Their labels, shape `[N]`.
         logit_scale: CLIP's `tau`.
         options: What the model is asked to be.
-        messages: In closed form, as the options ask for them; None works them out.
 
     Attributes:
-        messages: What text nodes receive in closed form, with the noise of training; None where neither is asked for.
+        layers: Message passing; None for a variant without training.
+        closed_form: Of the images and the text; None where neither its messages nor its noise is asked for.
     """
 
     cache_keys: Tensor
@@ -59,13 +43,7 @@ class HeGraphModel(nn.Module):
     x_positive: Tensor
 
     def __init__(
-        self,
-        graph: HeteroGraph,
-        cache_keys: Tensor,
-        cache_labels: Tensor,
-        logit_scale: float,
-        options: ModelOptions,
-        messages: ClosedFormMessages | None = None,
+        self, graph: HeteroGraph, cache_keys: Tensor, cache_labels: Tensor, logit_scale: float, options: ModelOptions
     ) -> None:
         super().__init__()
         self.num_classes = graph.num_classes
@@ -75,15 +53,18 @@ class HeGraphModel(nn.Module):
         self.register_buffer("cache_keys", cache_keys, persistent=False)
         self.register_buffer("cache_labels", cache_labels, persistent=False)
         self.register_buffer("x_positive", graph.x_dict["positive"], persistent=False)
-        self.messages: ClosedFormMessages | None = None
-        if options.needs_messages:
-            text = graph.x_dict["positive"]
-            self.messages = messages or closed_form_messages(
-                cache_keys, cache_labels, text, options.closed_form.kappa, options.closed_form.rho, options.shuffle
-            )
+        self.closed_form = self._closed_form() if options.needs_closed_form else None
         self.layers: HeteroMessagePassing | None = None
         if options.variant not in UNTRAINED:
-            self.layers = message_passing(graph, options.variant_metapath, options, options.bias, options.has_cache)
+            self.layers = HeteroMessagePassing(
+                graph,
+                options.variant_metapath,
+                options.weight_init,
+                options.bias,
+                options.learn_metapath,
+                visual=options.has_cache,
+                text_weights=options.text_weights,
+            )
 
     def forward(
         self,
@@ -92,10 +73,53 @@ class HeGraphModel(nn.Module):
         products: Tensor | None = None,
         text_queries: Tensor | None = None,
     ) -> Logits:
-        """Logits of unit-norm image features `[B, d]` as training sees them, without the messages in closed form; the
-        arguments are those of `classify`.
+        """Logits of the two classifiers as training sees them, without the messages in closed form.
+
+        Args:
+            features: Unit-norm image features, shape `[B, d]`.
+            own: Positions of the queries in the cache, shape `[B]`, where they are cached images themselves: a query
+                then does not match its own key. None where no query is in the cache.
+            products: `features @ cache_keys.t()`, shape `[B, N]`, where they are known already.
+            text_queries: What the text classifier sees in place of `features`, shape `[B, d]`; see `with_noise`.
         """
-        return self.classify(features, self.adapt(), own, products, text_queries)
+        adapted = self.adapt()
+        queries = features if text_queries is None else text_queries
+        text = text_logits(queries, adapted.positive, self.logit_scale)
+        if adapted.visual_bias is None:
+            return Logits(text, None)
+        keys, labels = self.cache_keys, self.cache_labels
+        visual = shifted_cache_logits(features, keys, adapted.visual_bias, labels, self.options.beta_c, own, products)
+        return Logits(text, visual)
+
+    def adapt(self) -> Adapted:
+        """Passes messages. The result holds for every query until a parameter changes."""
+        return Adapted(self.x_positive, None) if self.layers is None else self.layers()
+
+    @torch.no_grad()
+    def adapt_to_test(self) -> Adapted:
+        """`adapt` in evaluation mode."""
+        training = self.training
+        self.eval()
+        adapted = self.adapt()
+        self.train(training)
+        return adapted
+
+    @torch.no_grad()
+    def fold(self, adapted: Adapted | None = None) -> FoldedClassifier:
+        """Keeps what prediction needs of the nodes from `adapt_to_test`; None passes the messages here."""
+        options, strength = self.options, self.options.closed_form.omega * self.logit_scale
+        if options.variant == "free":
+            assert self.closed_form is not None  # see `ModelOptions.needs_closed_form`
+            omega = options.closed_form.omega
+            return training_free_classifier(self.closed_form, self.x_positive, self.logit_scale, omega)
+        adapted = adapted or self.adapt_to_test()
+        folded = FoldedClassifier(self.logit_scale * F.normalize(adapted.positive, dim=-1))
+        if self.closed_form is not None and options.has_closed_form:
+            folded = add_messages(folded, self.closed_form.to_text, strength)
+        if adapted.visual_bias is None:
+            return folded
+        keys = F.normalize(moved_keys(self.cache_keys, adapted.visual_bias, self.cache_labels), dim=-1)
+        return replace(folded, keys=keys, labels=self.cache_labels, alpha=options.alpha_c, beta=options.beta_c)
 
     def with_noise(self, features: Tensor, generator: torch.Generator) -> Tensor:
         """Features `[B, d]`, each moved by the deviation of a random cached image, with a random sign, from its class.
@@ -104,47 +128,12 @@ class HeGraphModel(nn.Module):
 
         The loss of the text classifier is taken at `f~`; `closed_form.py` has `r_j`.
         """
-        if self.messages is None or self.options.noise == 0:
+        if self.closed_form is None or self.options.noise == 0:
             return features
-        noise = self.messages.noise
+        noise = self.closed_form.noise
         drawn = torch.randint(len(noise), (len(features),), generator=generator).to(features.device)
         signs = 2 * torch.randint(2, (len(features), 1), generator=generator).to(features.device) - 1
         return F.normalize(features + self.options.noise * signs * noise.index_select(0, drawn), dim=-1)
-
-    def adapt(self) -> Classifier:
-        """Passes messages. The result holds for every query until a parameter changes."""
-        if self.layers is None:
-            return Classifier(self.x_positive, None)
-        adapted = self.layers()
-        if adapted.visual_bias is None:
-            return Classifier(adapted.positive, None)
-        return Classifier(adapted.positive, self.options.gamma * adapted.visual_bias)
-
-    def classify(
-        self,
-        features: Tensor,
-        classifier: Classifier,
-        own: Tensor | None = None,
-        products: Tensor | None = None,
-        text_queries: Tensor | None = None,
-    ) -> Logits:
-        """Applies the two heads.
-
-        Args:
-            features: Unit-norm image features, shape `[B, d]`.
-            classifier: From `adapt`.
-            own: Positions of the queries in the cache, shape `[B]`, where they are cached images themselves: a query
-                then does not match its own key. None where no query is in the cache.
-            products: `features @ cache_keys.t()`, shape `[B, N]`, where they are known already.
-            text_queries: What the text classifier sees in place of `features`, shape `[B, d]`; see `with_noise`.
-        """
-        queries = features if text_queries is None else text_queries
-        text = text_logits(queries, classifier.class_features, self.logit_scale)
-        if classifier.shift is None:
-            return Logits(text, None)
-        keys, labels = self.cache_keys, self.cache_labels
-        visual = shifted_cache_logits(features, keys, classifier.shift, labels, self.options.beta_c, own, products)
-        return Logits(text, visual)
 
     def parameter_groups(self, lr: float, weight_lr_mult: float, visual_lr: float) -> list[dict]:
         """The trainable parameters with their learning rates, for an optimizer.
@@ -158,50 +147,14 @@ class HeGraphModel(nn.Module):
         groups = self.layers.parameters_by_role()
         return [{"params": parameters, "lr": rates[role]} for role, parameters in groups.items() if parameters]
 
-    @torch.no_grad()
-    def fold(self, classifier: Classifier | None = None) -> FoldedClassifier:
-        """Keeps what prediction needs of a classifier from `adapt_to_test`; None passes the messages here."""
-        options, closed = self.options, self.options.closed_form
-        if options.variant == "free":
-            assert self.messages is not None  # see `ModelOptions.needs_messages`
-            keys, labels, text = self.cache_keys, self.cache_labels, self.x_positive
-            return training_free_classifier(keys, labels, text, self.logit_scale, self.messages, closed)
-        classifier = classifier or self.adapt_to_test()
-        folded = FoldedClassifier(self.logit_scale * F.normalize(classifier.class_features, dim=-1))
-        if self.text_messages is not None:
-            folded = add_messages(folded, self.text_messages, closed.omega * self.logit_scale)
-        if classifier.shift is None:
-            return folded
-        keys = F.normalize(moved_keys(self.cache_keys, classifier.shift, self.cache_labels), dim=-1)
-        return replace(folded, keys=keys, labels=self.cache_labels, alpha=options.alpha_c, beta=options.beta_c)
-
-    @property
-    def text_messages(self) -> ClosedFormMessages | None:
-        """What text nodes receive in closed form; None where `messages` are there for the noise of training alone."""
-        return self.messages if self.options.has_closed_form else None
-
-    @torch.no_grad()
-    def adapt_to_test(self) -> Classifier:
-        """`adapt` in evaluation mode."""
-        training = self.training
-        self.eval()
-        classifier = self.adapt()
-        self.train(training)
-        return classifier
-
-
-def closed_form_messages(
-    keys: Tensor, labels: Tensor, text: Tensor, kappa: float, rho: float, shuffle: str
-) -> ClosedFormMessages:
-    """The messages in closed form, to wrong classes where `shuffle` says so.
-
-    Args:
-        keys, labels, text, kappa, rho: As of `ClosedFormMessages`.
-        shuffle: As of `ModelOptions`.
-    """
-    others = shuffled(len(text)).to(text.device)
-    sent = text[others] if shuffle == "text_to_visual" else text
-    return ClosedFormMessages(keys, labels, sent, kappa, rho, others if shuffle == "visual_to_text" else None)
+    def _closed_form(self) -> ClosedForm:
+        """The closed form, with messages to wrong classes where the options say so."""
+        text, options = self.x_positive, self.options
+        others = shuffled(len(text)).to(text.device)
+        sent = text[others] if options.shuffle == "text_to_visual" else text
+        receivers = others if options.shuffle == "visual_to_text" else None
+        constants = options.closed_form
+        return ClosedForm(self.cache_keys, self.cache_labels, sent, constants.kappa, constants.rho, receivers)
 
 
 def shuffled(num_classes: int) -> Tensor:
@@ -212,74 +165,15 @@ def shuffled(num_classes: int) -> Tensor:
     return others
 
 
-def message_passing(
-    graph: HeteroGraph, metapath: Mapping[str, float], options: ModelOptions, bias: bool, visual: bool
-) -> HeteroMessagePassing:
-    """The layers that the options ask for. What depends on the graph's nodes is given beside them."""
-    return HeteroMessagePassing(
-        graph,
-        metapath,
-        activation=options.activation,
-        weight_per=options.weight_per,
-        weight_init=options.weight_init,
-        bias=bias,
-        learn_metapath=options.learn_metapath,
-        visual=visual,
-        text_weights=options.text_weights,
-    )
-
-
-class Foundation:
-    """What models of one task are built on: features, which no training changes.
-
-    Models whose options differ can share it. Each part is worked out when it is first asked for, and once; the keys are
-    the bank's, which keeps them.
-
-    Args:
-        bank: The task's features.
-    """
-
-    def __init__(self, bank: FeatureBank) -> None:
-        self.bank = bank
-        self._graph, self._messages = cache(self._build_graph), cache(self._pass_messages)
-
-    @cached_property
-    def prototypes(self) -> Tensor:
-        """The visual nodes, shape `[K, d]`."""
-        return class_prototypes(self.bank.cache_keys(), self.bank.train_labels, list(self.bank.classnames))
-
-    def graph(self, options: ModelOptions) -> HeteroGraph:
-        """The graph that the options ask for."""
-        return self._graph(options.shuffle == "negative")
-
-    def messages(self, options: ModelOptions) -> ClosedFormMessages | None:
-        """The messages in closed form that the options ask for; None where they ask for none."""
-        if not options.needs_messages:
-            return None
-        return self._messages(options.closed_form.kappa, options.closed_form.rho, options.shuffle)
-
-    def _build_graph(self, wrong_negatives: bool) -> HeteroGraph:
-        negative = self.bank.text_negative
-        if wrong_negatives:
-            negative = negative[shuffled(len(negative)).to(negative.device)]
-        return build_graph(self.bank.text_positive, negative, self.prototypes)
-
-    def _pass_messages(self, kappa: float, rho: float, shuffle: str) -> ClosedFormMessages:
-        text = self._graph(shuffle == "negative").x_dict["positive"]
-        return closed_form_messages(self.bank.cache_keys(), self.bank.train_labels, text, kappa, rho, shuffle)
-
-
-def build_model(bank: FeatureBank, options: ModelOptions, foundation: Foundation | None = None) -> HeGraphModel:
+def build_model(bank: FeatureBank, options: ModelOptions) -> HeGraphModel:
     """The untrained adapter of a few-shot task, on the device of its features.
-
-    Args:
-        bank: The task's features.
-        options: What the model is asked to be.
-        foundation: Of the same bank, where other models share it.
 
     Raises:
         UserError: If a class has no training image.
     """
-    base, keys = foundation or Foundation(bank), bank.cache_keys()
-    graph, messages = base.graph(options), base.messages(options)
-    return HeGraphModel(graph, keys, bank.train_labels, bank.logit_scale, options, messages).to(keys.device)
+    keys, negative = bank.cache_keys(), bank.text_negative
+    if options.shuffle == "negative":
+        negative = negative[shuffled(len(negative)).to(negative.device)]
+    visual = class_prototypes(keys, bank.train_labels, list(bank.classnames))
+    graph = build_graph(bank.text_positive, negative, visual)
+    return HeGraphModel(graph, keys, bank.train_labels, bank.logit_scale, options).to(keys.device)

@@ -19,21 +19,17 @@ UNTRAINED = ("base", "free")  # they have no parameters
 
 @dataclass(frozen=True)
 class ClosedFormOptions:
-    """Constants of the messages in closed form (`closed_form.py`), as they apply to a number of shots.
+    """Constants of the closed form (`closed_form.py`), as they apply to a number of shots.
 
     Attributes:
         kappa: `kappa`, how many images of a class its text counts as.
         rho: `rho`, the strength of the covariance's ridge, times d / N.
-        omega: `omega`, the weight of the messages in the logits; 0: none are passed.
-        omega_new: The weight for classes without images, whose nodes are what text says, `p_c`.
-        prior: Makes the class offsets of the variant "free" smaller; see `class_offsets`.
+        omega: `omega`, the weight of its messages in the logits; 0: none are passed.
     """
 
     kappa: float = 4.0
     rho: float = 0.3
     omega: float = 0.0
-    omega_new: float = 0.0
-    prior: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -41,23 +37,20 @@ class ModelOptions:
     """Options of `HeGraphModel`, with the symbols of the paper.
 
     Attributes:
-        variant: The row of the paper's Table 2, or "free", which is not in the paper: messages in closed form, and no
+        variant: The row of the paper's Table 2, or "free", which is not in the paper: the closed form alone, and no
             training. "base": zero-shot CLIP. "T-N": positive text nodes receive messages from negative ones only;
             "T-P": from all others. "T": from all. "full": T with the cache classifier.
         metapath: Meta-path weights by configuration key: `alpha_pp`, `alpha_vp`, `alpha_np` (Eq. 4), `beta_pn`,
             `beta_vn` (Eq. 2), and `ALPHA_NP_TEST`, which takes the place of `alpha_np` in evaluation mode. A relation
             of weight 0 is left out.
         learn_metapath: Whether the meta-path weights are trained (Table 3). Then `ALPHA_NP_TEST` is not used.
-        activation: `act` of a message: "tanh", "relu" or "identity".
-        weight_per: "target": one matrix `W` per target node type (`W_n`, `W_p`, `W_v`). "relation": one per relation.
         weight_init: What each `W` starts at: "identity", "xavier" (uniform) or "zero".
-        text_weights: Whether messages to text nodes have a `W`. Without one a message is `act(b)`: a trained bias for
+        text_weights: Whether messages to text nodes have a `W`. Without one a message is `tanh(b)`: a trained bias for
             each class and relation, and no class hears of another but in closed form.
         bias: Whether each message has a trainable bias per class, `b`, which starts at zero.
-        gamma: `gamma`, the weight of the visual bias in the cached features (Eq. 6).
         beta_c: `beta_c`, the sharpness of the cache affinities (Eq. 8).
         alpha_c: `alpha_c`, the weight of the cache's logits in the prediction.
-        closed_form: Constants of the messages in closed form.
+        closed_form: Constants of the closed form.
         shuffle: One of `SHUFFLES`. "text_to_visual" and "visual_to_text": messages in closed form go to wrong classes;
             "negative": every class has the negative text node of another.
         noise: Length of the within-class noise that training adds to a query, 1 for that of the images; 0: none.
@@ -66,12 +59,9 @@ class ModelOptions:
     variant: str = "full"
     metapath: Mapping[str, float] = field(default_factory=metapath_defaults)
     learn_metapath: bool = False
-    activation: str = "tanh"
-    weight_per: str = "target"
     weight_init: str = "identity"
     text_weights: bool = True
     bias: bool = True
-    gamma: float = 1.0
     beta_c: float = 1.0
     alpha_c: float = 8.0
     closed_form: ClosedFormOptions = field(default_factory=ClosedFormOptions)
@@ -80,12 +70,12 @@ class ModelOptions:
 
     @property
     def has_closed_form(self) -> bool:
-        """Whether text nodes receive messages from visual nodes in closed form."""
+        """Whether text nodes receive messages in closed form."""
         return self.variant in ("free", "T-P", "T", "full") and self.closed_form.omega > 0
 
     @property
-    def needs_messages(self) -> bool:
-        """Whether they are worked out: for text nodes, or for the noise of training. All of "free" is made of them."""
+    def needs_closed_form(self) -> bool:
+        """Whether it is worked out: for text nodes, or for the noise of training. All of "free" is made of it."""
         return self.has_closed_form or self.noise > 0 or self.variant == "free"
 
     @property

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from .cache import text_logits
-from .closed_form import NewClassMessages
+from .closed_form import OMEGA_NEW, NewClassMessages
 from .graph import HeteroGraph
 from .layers import HeteroMessagePassing
-from .model import HeGraphModel, message_passing
+from .model import HeGraphModel
 from .options import UNTRAINED, ModelOptions
 from .relations import RELATIONS
 
@@ -40,8 +40,8 @@ class TransferableAdapter:
     @classmethod
     def of(cls, model: HeGraphModel) -> TransferableAdapter:
         """What a trained model can carry to other classes."""
-        messages = None if model.text_messages is None else model.text_messages.for_new_classes()
-        empty = cls(model.options, {}, messages)
+        closed = model.closed_form if model.options.has_closed_form else None
+        empty = cls(model.options, {}, None if closed is None else closed.for_new_classes())
         state = {} if model.layers is None else model.layers.state_dict()
         return replace(empty, parameters={name: state[name] for name in empty.missing_parameters()})
 
@@ -64,7 +64,7 @@ class TransferableAdapter:
         Returns:
             `X_p'`, shape `[K, d]`.
         """
-        if self.options.variant in UNTRAINED:
+        if not self._passes_messages:
             return positive
         layers = self._layers(positive, negative).to(positive.device)
         layers.load_state_dict({name: self.parameters[name] for name in layers.state_dict()})
@@ -72,17 +72,10 @@ class TransferableAdapter:
 
     def missing_parameters(self) -> list[str]:
         """Names of parameters that the options need and that are not there."""
-        if self.options.variant in UNTRAINED:
+        if not self._passes_messages:
             return []
         one = torch.ones(1, 1)  # the names depend on no size
         return sorted(self._layers(one, one).state_dict().keys() - self.parameters.keys())
-
-    def _layers(self, positive: Tensor, negative: Tensor) -> HeteroMessagePassing:
-        """Message passing among text nodes, not trained yet."""
-        graph = HeteroGraph({"positive": positive, "negative": negative})
-        unseen = {relation.weight_key for relation in RELATIONS if relation.source == "visual"}
-        metapath = {key: weight for key, weight in self.options.variant_metapath.items() if key not in unseen}
-        return message_passing(graph, metapath, self.options, bias=False, visual=False)
 
     @torch.no_grad()
     def logits(self, features: Tensor, positive: Tensor, negative: Tensor, logit_scale: float) -> Tensor:
@@ -96,5 +89,17 @@ class TransferableAdapter:
         logits = text_logits(features, self.class_features(positive, negative), logit_scale)
         if self.messages is None:
             return logits
-        strength = self.options.closed_form.omega_new * logit_scale
-        return logits + strength * self.messages.logits(features, positive)
+        return logits + OMEGA_NEW * logit_scale * self.messages.logits(features, positive)
+
+    @property
+    def _passes_messages(self) -> bool:
+        """Whether new classes receive messages along the relations: without a `W` there are none."""
+        return self.options.text_weights and self.options.variant not in UNTRAINED
+
+    def _layers(self, positive: Tensor, negative: Tensor) -> HeteroMessagePassing:
+        """Message passing among text nodes, not trained yet."""
+        graph = HeteroGraph({"positive": positive, "negative": negative})
+        unseen = {relation.weight_key for relation in RELATIONS if relation.source == "visual"}
+        metapath = {key: weight for key, weight in self.options.variant_metapath.items() if key not in unseen}
+        learned = self.options.learn_metapath
+        return HeteroMessagePassing(graph, metapath, bias=False, learn_metapath=learned, visual=False)

@@ -37,6 +37,8 @@ NODES = "class_nodes"  # in the whitened space of those messages
 LEVELS = 4  # folders between output/ and a run: data set, method, configuration, seed
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
+# Options of earlier versions, each with what this version does
+REMOVED = {"activation": "tanh", "weight_per": "target", "gamma": 1.0, "omega_new": 0.05, "prior": 4.0}
 MAX_CONFIG_BYTES = 2**28  # a thousand times what the prompts of ImageNet take
 
 
@@ -294,7 +296,7 @@ def _transfer(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> Tr
     messages = {name[len(MESSAGES) :]: found.pop(name) for name in list(found) if name.startswith(MESSAGES)}
     parameters = {name[len(TRANSFER) :]: tensor for name, tensor in found.items()}
     try:
-        options = AdapterOptions.model_validate(config.transfer.options).model_dump()
+        options = AdapterOptions.model_validate(_without_removed(path, config.transfer.options)).model_dump()
     except ValidationError as error:
         raise UserError(f"{path / CONFIG} is damaged: transfer.options.{first_problem(error)}") from error
     known, weights = metapath_defaults(), options["metapath"]
@@ -314,3 +316,24 @@ def _transfer(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> Tr
     if missing := adapter.missing_parameters():
         raise UserError(f"{path / TENSORS} lacks {TRANSFER}{missing[0]}; the model is damaged")
     return adapter
+
+
+def _without_removed(path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of an adapter without those of earlier versions, which must be what this version does.
+
+    Raises:
+        UserError: Otherwise.
+    """
+    closed = options.get("closed_form")
+    closed = closed if isinstance(closed, dict) else {}
+    found = options | (closed if closed.get("omega") else {})  # without messages, nothing weighs them
+    for name, value in REMOVED.items():
+        if found.get(name, value) != value:
+            raise UserError(
+                f"{path / CONFIG}: the model was trained with {name} {found[name]!r:.80}, and this version knows "
+                f"{value!r} alone"
+            )
+    kept = {name: value for name, value in options.items() if name not in REMOVED}
+    if closed:
+        kept["closed_form"] = {name: value for name, value in closed.items() if name not in REMOVED}
+    return kept

@@ -94,8 +94,6 @@ class ClosedForm(Part):
     kappa: Finite
     rho: Finite
     omega: Finite
-    omega_new: Finite
-    prior: Finite
 
 
 class AdapterOptions(Part):
@@ -104,12 +102,9 @@ class AdapterOptions(Part):
     variant: Literal["base", "free", "T-N", "T-P", "T", "full"]
     metapath: dict[str, Finite]
     learn_metapath: bool
-    activation: Literal["tanh", "relu", "identity"]
-    weight_per: Literal["target", "relation"]
     weight_init: Literal["identity", "xavier", "zero"]
     text_weights: bool
     bias: bool
-    gamma: Finite
     beta_c: Finite
     alpha_c: Finite
     closed_form: ClosedForm

@@ -103,7 +103,7 @@ class Checkpoints:
 
 def save_adapter(path: Path, model: HeGraphModel, classnames: Sequence[str], split_hash: str = "") -> None:
     """Writes the trained parameters as safetensors, atomically, with what they fit."""
-    about = {"variant": model.options.variant, "activation": model.options.activation, "split_hash": split_hash}
+    about = {"variant": model.options.variant, "split_hash": split_hash}
     metadata = {"adapter": json.dumps(about | {"classnames": list(classnames)}, ensure_ascii=False)}
     write_tensors(path, model.state_dict(), metadata)
 
