@@ -1,14 +1,12 @@
-"""The methods that HeGraphAdapter is compared with: one file each, all with the contract of `base.py`.
+"""The methods that HeGraphAdapter is compared with: one class each, all with the contract of `base.py`.
 
-This file is their registry. It imports neither torch nor any method, so that the shell scripts can ask for the names.
+This file is their registry. It imports no method, so that the shell scripts get the names at once.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
-
-from .declared import read_declared
 
 if TYPE_CHECKING:
     from .base import Method
@@ -21,17 +19,17 @@ METHODS: dict[str, str] = {
     "CLIPAdapter": "clip_adapter",
     "TaskRes": "task_res",
     "TipAdapter": "tip_adapter",
-    "TipAdapterF": "tip_adapter_f",
+    "TipAdapterF": "tip_adapter",
     "GraphAdapter": "graph_adapter",
     "ProtoCLIP": "proto_clip",
     "LPPlusPlus": "lp_plus_plus",
     "CLAP": "clap",
     "GDA": "gda",
     "TIMO": "timo",
-    "TIMOS": "timo_s",
+    "TIMOS": "timo",
     "ProKeR": "proker",
     "APE": "ape",
-    "APET": "ape_t",
+    "APET": "ape",
 }
 
 
@@ -42,15 +40,9 @@ def load_method(name: str) -> Method:
 
 def method_options(name: str) -> tuple[str, dict[str, Any]] | None:
     """Name and default options of a method, as `load_cfg` takes them; None for HeGraphAdapter, which has its own."""
-    if name not in METHODS:
-        return None
-    found = read_declared(METHODS[name], name) or load_method(name)
-    return name, dict(found.defaults)
+    return (name, dict(load_method(name).defaults)) if name in METHODS else None
 
 
 def needs_backbone(name: str) -> bool:
     """Whether a method needs the backbone itself, and so runs on images only."""
-    if name not in METHODS:
-        return False
-    found = read_declared(METHODS[name], name) or load_method(name)
-    return getattr(found, "needs_backbone", False)
+    return name in METHODS and load_method(name).needs_backbone

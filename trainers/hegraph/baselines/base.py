@@ -1,7 +1,8 @@
 """What a method is: the contract that every method HeGraphAdapter is compared with keeps.
 
-A method is one file of this folder with one class, whose name is what `--trainer` says. The file opens with the paper,
-the equation and the distance from the original; `METHODS` in `__init__.py` has a row for it.
+A method is a class whose name is what `--trainer` says; `METHODS` in `__init__.py` has a row for it. Its file opens
+with the paper, the equation and the distance from the original. Methods that train class features derive from
+`TrainedClassifier` (`trained.py`), those that add a cache to the text from `CacheMethod` (`cached.py`).
 
 Shapes: N training images, V augmented views of each, K classes, d feature width, B images of a batch.
 """
@@ -9,21 +10,26 @@ Shapes: N training images, V augmented views of each, K classes, d feature width
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
+from ..datasets.registry import canonical_name
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier
+from ..training.choice import choose, has_val, val_accuracy
+from ..utils.errors import UserError
+from ..utils.rows import values_up_to
 
 if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not need it
     from ..backbones.clip import Backbone
 
 Defaults = Mapping[str, Any]  # option -> a bool, a number, a string or a list of such
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,9 @@ class FittedMethod:
         logits: Maps unit-norm image features `[B, d]` to logits `[B, K]`.
         num_parameters: Number of trained parameters.
         epochs, steps: How long it was trained; 0 for a method that trains nothing.
-        selected: What was chosen on the few-shot val split, for the record:
-            name -> {"value": ..., "candidates": [[value, accuracy in percent], ...]}.
-        transfer: Maps a bank of other classes, which has no training images, to the logits of its test images. None if
-            the method has no rule for classes that it was not fitted to.
-        classifier: The method folded into class weights and a cache, which is what a run saves. Its logits are those of
-            `logits` but for rounding. None if the method has another form; `Method.not_saved` then says which.
+        selected: What was chosen on val: name -> {"value": ..., "candidates": [[value, accuracy in percent], ...]}.
+        transfer: Maps a bank of other classes to the logits of its test images; None if there is no rule for them.
+        classifier: The same as class weights and a cache, which a run saves; None if `Method.not_saved` says why not.
         transfer_rule: "zero-shot" if a saved model reaches other classes as zero-shot CLIP does; "none" if it does not.
     """
 
@@ -53,27 +56,14 @@ class FittedMethod:
     transfer_rule: str = "none"
 
 
-def cosine_classifier(class_features: Tensor, logit_scale: float) -> FoldedClassifier:
-    """`heads.text_logits`, which is `tau * cos(f, x_k)`, folded into class weights.
-
-    Args:
-        class_features: Text features `x_k` of any norm, shape `[K, d]`.
-        logit_scale: CLIP's `tau`.
-    """
-    return FoldedClassifier(logit_scale * F.normalize(class_features, dim=-1))
-
-
 class Method(ABC):
     """A way to classify images after seeing a few of each class.
 
     Attributes:
         defaults: The options with their values; they become `cfg.TRAINER.<NAME IN CAPITALS>`.
-        needs_backbone: Whether `fit` needs the frozen CLIP itself and not only its features, so that the method runs
-            on images but not on a feature bank.
-        trainer_of_coop: Whether CoOp's checkout has a trainer of this name. Dassl then keeps that one, and ours runs
-            without Dassl only.
-        not_saved: Why a run of the method leaves no model folder; "" if it leaves one, because `fit` returns a
-            `classifier`.
+        needs_backbone: Whether `fit` needs the frozen CLIP itself, so that the method does not run on a feature bank.
+        trainer_of_coop: Whether CoOp has a trainer of this name, which Dassl keeps; ours runs without Dassl only.
+        not_saved: Why a run leaves no model folder; "" if it leaves one, because `fit` returns a `classifier`.
     """
 
     defaults: ClassVar[Defaults]
@@ -91,8 +81,7 @@ class Method(ABC):
         """Fits the method to a few-shot task.
 
         Args:
-            bank: Training images, val images if there are any, and text features; it is not changed. It holds no test
-                images, so that no method can see what it is tested on.
+            bank: Training images, val images if there are any, and text features; never test images. Is not changed.
             options: The keys of `defaults`, with the values of this run.
             seed: Decides everything that is drawn at random.
             backbone: The frozen CLIP that made the features; given if `needs_backbone`.
@@ -100,3 +89,77 @@ class Method(ABC):
         Raises:
             UserError: If an option is out of range, or the training diverges.
         """
+
+
+def cosine_classifier(class_features: Tensor, logit_scale: float) -> FoldedClassifier:
+    """`tau * cos(f, x_k)` as class weights, from `x_k` of any norm, shape `[K, d]`."""
+    return FoldedClassifier(logit_scale * F.normalize(class_features, dim=-1))
+
+
+def best_on_val(
+    name: str,
+    start: T,
+    candidates: Sequence[T],
+    classifier: Callable[[T], FoldedClassifier],
+    bank: FeatureBank,
+    search: bool,
+) -> FittedMethod:
+    """The classifier of the candidate that is best on val, of equally good ones of the first; nothing is trained.
+
+    `name` is what the record calls the candidates. Without val images, or without `search`, `start` is taken.
+    """
+    selected = {}
+    if search and has_val(bank):
+        start, entry = choose(candidates, lambda values: val_accuracy(classifier(values).logits, bank))
+        selected = {name: entry}
+    fitted = classifier(start)
+    return FittedMethod(fitted.logits, selected=selected, classifier=fitted)
+
+
+def value_for_task(options: CfgNode, key: str, bank: FeatureBank) -> Any:
+    """The value of an option for a task: the option itself or, if it has rows, the value of the row that fits the task.
+
+    Rows are `[data set, value]`, where "" is any data set without a row of its own, or `[from this many shots, value]`,
+    of which the last one counts that the class with the most training images reaches. Values are numbers, or lists.
+
+    Raises:
+        UserError: If the rows have another form, or none fits.
+    """
+    rows = getattr(options, key)
+    if not isinstance(rows, (list, tuple)):
+        return rows
+    if all(_is_row(row, int) for row in rows):
+        shots = int(bank.train_labels.bincount().max())
+        task, found = f"{shots} shots", values_up_to(rows, shots)
+    elif all(_is_row(row, str) for row in rows):
+        task, values = repr(bank.dataset), {canonical_name(name): value for name, value in rows}
+        found = [values[name] for name in ("", canonical_name(bank.dataset)) if name in values]
+    else:
+        raise UserError(
+            f"{key} must have rows [data set, value] or [from this many shots, value] of numbers, got {rows}"
+        )
+    if not found:
+        raise UserError(f"{key} has no row for {task}: {rows}; a row ['', value] or [1, value] is for all others")
+    return found[-1]
+
+
+def _is_row(row: object, kind: type) -> bool:
+    if not (isinstance(row, (list, tuple)) and len(row) == 2 and isinstance(row[0], kind)):
+        return False
+    values = row[1] if isinstance(row[1], (list, tuple)) else [row[1]]
+    return all(isinstance(value, (int, float)) for value in values)
+
+
+def named_numbers(key: str, values: Sequence, names: Sequence[str], counts: bool = False) -> dict[str, Any]:
+    """Checks that an option holds one number for each of `names`, and returns them by name.
+
+    Raises:
+        UserError: If it does not, or if `counts` are asked for and they are not whole numbers from 1.
+    """
+    good = isinstance(values, (list, tuple)) and len(values) == len(names)
+    if good and counts:
+        good = all(isinstance(value, int) and value >= 1 for value in values)
+    if not good or not all(isinstance(value, (int, float)) for value in values):
+        kind = "whole numbers from 1" if counts else "numbers"
+        raise UserError(f"{key} must be {len(names)} {kind}, for {', '.join(names)}, got {values!r}")
+    return dict(zip(names, values))

@@ -16,7 +16,7 @@ after the last epoch count; nothing is chosen.
 Distance from the original: it encodes 20 augmented views of the images beforehand and draws each epoch's batches, as
 many full ones as the images fill but at least one, from all views together; here each epoch draws one of the bank's
 views of every image, and the last batch may be smaller. A class without images has the mean multiplier of the others.
-On the norm of the text features where a bank does not hold it, see `features/text_norm.py`.
+On the norm of the text features where a bank does not hold it, see `features/text.py`.
 """
 
 from __future__ import annotations
@@ -24,19 +24,17 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..features.text import text_with_norm
 from ..method.cache import text_logits
-from ..training.batches import Batch
-from .base import Defaults, FittedMethod, Method, cosine_classifier
-from .training import train_with_warmup
+from .base import Defaults
+from .trained import Trainable, TrainedClassifier
 
 
-class CLAP(Method):
+class CLAP(TrainedClassifier):
     """Trains a prototype for each class, which a penalty holds near the text feature."""
 
     defaults: ClassVar[Defaults] = {
@@ -49,30 +47,15 @@ class CLAP(Method):
         "WARMUP_LR": 1e-5,
     }
 
-    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
-        """Trains K * d numbers; `seed` orders the batches and draws the views."""
+    def start(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object) -> Trainable:
+        """K * d numbers."""
         text, multipliers = text_with_norm(bank), zero_shot_confidence(bank)
         prototypes = text.clone().requires_grad_()
 
-        def logits(features: Tensor) -> Tensor:
-            return text_logits(features, prototypes, bank.logit_scale)
+        def penalty() -> Tensor:
+            return (multipliers * (prototypes - text).square().sum(dim=1)).mean()
 
-        def loss(batch: Batch) -> Tensor:
-            penalty = (multipliers * (prototypes - text).square().sum(dim=1)).mean()
-            return F.cross_entropy(logits(batch.features), batch.labels) + penalty
-
-        optimizer = torch.optim.SGD(
-            [prototypes], lr=options.LR, momentum=options.MOMENTUM, weight_decay=options.WEIGHT_DECAY
-        )
-        steps = train_with_warmup(optimizer, loss, bank, options, options.EPOCHS, seed)
-        prototypes.requires_grad_(False)
-        return FittedMethod(
-            logits,
-            num_parameters=prototypes.numel(),
-            epochs=options.EPOCHS,
-            steps=steps,
-            classifier=cosine_classifier(prototypes, bank.logit_scale),
-        )
+        return Trainable([prototypes], lambda: prototypes, penalty=penalty)
 
 
 def zero_shot_confidence(bank: FeatureBank) -> Tensor:

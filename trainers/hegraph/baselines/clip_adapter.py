@@ -27,64 +27,36 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
-from ..method.cache import text_logits
-from ..training.batches import Batch
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method
-from .coop import RECIPE
-from .training import by_shots, train_with_warmup
+from .base import Defaults
+from .trained import COOP_TRAINING, Trainable, TrainedClassifier
 
 
-class CLIPAdapter(Method):
+class CLIPAdapter(TrainedClassifier):
     """Trains a two-layer network on the image features."""
 
     defaults: ClassVar[Defaults] = {
         "RATIO": 0.2,  # share of the adapted features in the sum
         "REDUCTION": 4,  # width of the features divided by the width of the bottleneck
-        **RECIPE,
+        **COOP_TRAINING,
     }
     not_saved: ClassVar[str] = "its adapter changes the feature of the image to classify"
 
-    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
-        """Trains two matrices; `seed` initialises them, orders the batches and draws the views."""
+    def start(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object) -> Trainable:
+        """Two matrices, which `seed` initialises."""
         width = bank.text_positive.shape[1]
-        if not 1 <= options.REDUCTION <= width:
-            raise UserError(f"REDUCTION must lie in 1 ... {width}, the width of the features, got {options.REDUCTION}")
-        if not 0 <= options.RATIO <= 1:
-            raise UserError(f"RATIO must lie in 0 ... 1, got {options.RATIO}")
-        epochs = by_shots("EPOCHS", options.EPOCHS, bank)
+        ratio, reduction = options.RATIO, options.REDUCTION
+        if not 1 <= reduction <= width or not 0 <= ratio <= 1:
+            raise UserError(f"REDUCTION must lie in 1 ... {width} and RATIO in 0 ... 1, got {reduction} and {ratio}")
         with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU
             torch.manual_seed(seed)
-            adapter = Adapter(width, width // options.REDUCTION).to(bank.text_positive.device)
+            narrow = width // reduction
+            down, up = nn.Linear(width, narrow, bias=False), nn.Linear(narrow, width, bias=False)
+        adapter = nn.Sequential(down, nn.ReLU(), up, nn.ReLU()).to(bank.text_positive.device)
 
-        def logits(features: Tensor, text: Tensor = bank.text_positive) -> Tensor:
-            mixed = options.RATIO * adapter(features) + (1 - options.RATIO) * features
-            return text_logits(F.normalize(mixed, dim=-1), text, bank.logit_scale)
+        def adapted(features: Tensor) -> Tensor:
+            return F.normalize(ratio * adapter(features) + (1 - ratio) * features, dim=-1)
 
-        def loss(batch: Batch) -> Tensor:
-            return F.cross_entropy(logits(batch.features), batch.labels)
-
-        optimizer = torch.optim.SGD(
-            adapter.parameters(),
-            lr=options.LR,
-            momentum=options.MOMENTUM,
-            weight_decay=options.WEIGHT_DECAY,
-            fused=True,  # the same numbers, sooner
+        return Trainable(
+            list(adapter.parameters()), lambda: bank.text_positive, adapted, transfer=lambda other: other.text_positive
         )
-        steps = train_with_warmup(optimizer, loss, bank, options, epochs, seed)
-        adapter.requires_grad_(False)
-        return FittedMethod(
-            logits,
-            num_parameters=sum(p.numel() for p in adapter.parameters()),
-            epochs=epochs,
-            steps=steps,
-            transfer=lambda other: logits(other.features_to_classify, other.text_positive),
-        )
-
-
-class Adapter(nn.Sequential):
-    """`A(f)`: `[B, width]` to `[B, width]`, non-negative."""
-
-    def __init__(self, width: int, bottleneck: int) -> None:
-        down, up = nn.Linear(width, bottleneck, bias=False), nn.Linear(bottleneck, width, bias=False)
-        super().__init__(down, nn.ReLU(), up, nn.ReLU())

@@ -21,112 +21,49 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
-from ..method.cache import text_logits
-from ..training.batches import Batch
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method, cosine_classifier
-from .training import by_shots, train_with_warmup
+from .base import Defaults
+from .trained import COOP_TRAINING, Trainable, TrainedClassifier
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
 
 DEVIATION = 0.02  # standard deviation of the context at its start
 PLACEHOLDER = "X"  # a word of one token
-# The options of the training, CLIP-Adapter's too
-RECIPE: Defaults = {
-    "LR": 2e-3,  # SGD's learning rate
-    "EPOCHS": [[1, 50], [2, 100], [8, 200]],  # rows [from this many shots, epochs]
-    "BATCH_SIZE": 32,  # images per step
-    "MOMENTUM": 0.9,
-    "WEIGHT_DECAY": 5e-4,
-    "WARMUP_EPOCHS": 1,
-    "WARMUP_LR": 1e-5,
-}
 
 
-class CoOp(Method):
+class CoOp(TrainedClassifier):
     """Trains the vectors that a prompt begins with."""
 
     defaults: ClassVar[Defaults] = {
         "N_CTX": 16,  # number of vectors in the context
-        **RECIPE,
+        **COOP_TRAINING,
     }
     needs_backbone: ClassVar[bool] = True  # every step runs the text tower
     trainer_of_coop: ClassVar[bool] = True
 
-    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: Backbone | None = None) -> FittedMethod:
-        """Trains N_CTX vectors; `seed` initialises them, orders the batches and draws the views."""
+    def start(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: Backbone | None) -> Trainable:
+        """N_CTX vectors as wide as the embeddings of tokens, which `seed` initialises."""
         if backbone is None:
             raise ValueError("CoOp trains through the text tower, so `fit` needs the backbone")
-        prompts = LearnedPrompts(backbone, options.N_CTX, seed)
-        tokens = prompts.tokens(bank)
-        epochs = by_shots("EPOCHS", options.EPOCHS, bank)
-
-        def class_features(tokens: Tensor) -> Tensor:
-            return prompts.encode(tokens).to(bank.text_positive.device)
-
-        def loss(batch: Batch) -> Tensor:
-            return F.cross_entropy(text_logits(batch.features, class_features(tokens), bank.logit_scale), batch.labels)
-
-        @torch.no_grad()
-        def transfer(other: FeatureBank) -> Tensor:
-            return text_logits(other.features_to_classify, class_features(prompts.tokens(other)), other.logit_scale)
-
-        optimizer = torch.optim.SGD(
-            [prompts.context], lr=options.LR, momentum=options.MOMENTUM, weight_decay=options.WEIGHT_DECAY
-        )
-        steps = train_with_warmup(optimizer, loss, bank, options, epochs, seed)
-        with torch.no_grad():
-            learned = class_features(tokens)
-        return FittedMethod(
-            lambda features: text_logits(features, learned, bank.logit_scale),
-            num_parameters=prompts.context.numel(),
-            epochs=epochs,
-            steps=steps,
-            transfer=transfer,
-            classifier=cosine_classifier(learned, bank.logit_scale),
-        )
-
-
-class LearnedPrompts:
-    """The prompts "[v_1] ... [v_M] class name.", whose vectors v are trained.
-
-    Args:
-        backbone: Gives the text tower.
-        length: Number of vectors, M.
-        seed: Draws the vectors that training starts from.
-
-    Attributes:
-        context: The vectors, shape `[M, width of the token embeddings]`.
-
-    Raises:
-        UserError: If there are no vectors.
-    """
-
-    def __init__(self, backbone: Backbone, length: int, seed: int) -> None:
-        if length < 1:
-            raise UserError(f"N_CTX must be at least 1, got {length}")
+        if options.N_CTX < 1:
+            raise UserError(f"N_CTX must be at least 1, got {options.N_CTX}")
         generator = torch.Generator().manual_seed(seed)
-        start = DEVIATION * torch.randn(length, backbone.text_width, generator=generator)
-        self.backbone, self.context = backbone, start.to(backbone.device).requires_grad_()
+        start = DEVIATION * torch.randn(options.N_CTX, backbone.text_width, generator=generator)
+        context = start.to(backbone.device).requires_grad_()
 
-    def tokens(self, bank: FeatureBank) -> Tensor:
-        """A prompt for each class of the bank as tokens, shape `[K, 77]`; placeholders are where the vectors go.
+        def tokens_of(bank: FeatureBank) -> Tensor:
+            return backbone.context_tokens(placeholder_prompts(bank.classnames, options.N_CTX), options.N_CTX)
 
-        Raises:
-            UserError: If a prompt is longer than CLIP reads.
-        """
-        length = len(self.context)
-        return self.backbone.context_tokens(placeholder_prompts(bank.classnames, length), length)
+        def encode(tokens: Tensor) -> Tensor:
+            return backbone.encode_with_context(tokens, context).to(bank.text_positive.device)
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """The unit-norm text features of the prompts, shape `[K, d]`, differentiable in the vectors."""
-        return self.backbone.encode_with_context(tokens, self.context)
+        tokens = tokens_of(bank)
+        return Trainable([context], lambda: encode(tokens), transfer=lambda other: encode(tokens_of(other)))
 
 
 def placeholder_prompts(classnames: Sequence[str], length: int) -> list[str]:

@@ -27,8 +27,8 @@ from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier
-from ..training.choice import check_candidates, choose, has_val, val_accuracy
-from .base import Defaults, FittedMethod, Method
+from ..training.choice import check_candidates
+from .base import Defaults, FittedMethod, Method, best_on_val
 
 
 class GDA(Method):
@@ -49,12 +49,7 @@ class GDA(Method):
         def classifier(alpha: float) -> FoldedClassifier:
             return FoldedClassifier(bank.logit_scale * bank.text_positive + alpha * weight, alpha * bias)
 
-        alpha, selected = options.ALPHA, {}
-        if options.SEARCH and has_val(bank):
-            alpha, entry = choose(list(options.CANDIDATES), lambda a: val_accuracy(classifier(a).logits, bank))
-            selected = {"ALPHA": entry}
-        fitted = classifier(alpha)
-        return FittedMethod(fitted.logits, selected=selected, classifier=fitted)
+        return best_on_val("ALPHA", options.ALPHA, options.CANDIDATES, classifier, bank, options.SEARCH)
 
 
 def views_as_images(bank: FeatureBank) -> tuple[Tensor, Tensor]:
@@ -63,13 +58,7 @@ def views_as_images(bank: FeatureBank) -> tuple[Tensor, Tensor]:
 
 
 def means_of_classes(images: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """The mean of each class, shape `[K, d]`; the mean of all images for a class without images.
-
-    Args:
-        images: Shape `[M, d]`.
-        labels: Shape `[M]`.
-        num_classes: K.
-    """
+    """The mean of each class's images `[M, d]`, shape `[K, d]`; the mean of all images for a class without images."""
     counts = labels.bincount(minlength=num_classes)[:, None]
     sums = images.new_zeros(num_classes, images.shape[1]).index_add(0, labels, images)
     return torch.where(counts > 0, sums / counts.clamp_min(1), images.mean(dim=0))

@@ -7,7 +7,7 @@ Li, Lian, Lu, Bai, Chen, Wang: GraphAdapter: Tuning Vision-Language Models With 
     GCN(t_k; n_1 ... n_m) = tanh(sum over j of A_0j * n_j W + b_k),  n_0 = t_k
 
 The text features `t_k` keep the norm that the text tower gives them; on that norm where a bank does not hold it, see
-`features/text_norm.py`. The classes are divided into 4 groups: class k is in group k mod 4. For each class and group
+`features/text.py`. The classes are divided into 4 groups: class k is in group k mod 4. For each class and group
 there is a graph of its own, whose nodes are the class and the m classes of the group. A is `D^-1/2 (relu(cos) + I)
 D^-1/2` over those m + 1 nodes, D holds the row sums; A does not change. The matrices W, one for each of the two graphs,
 and the biases b of the classes are trained with cross-entropy. As in the released file: alpha 0.7, Dassl's weight
@@ -35,14 +35,12 @@ from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..features.text import text_with_norm
-from ..method.cache import text_logits
-from ..training.batches import Batch
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method, cosine_classifier
-from .training import train_with_warmup
+from .base import Defaults
+from .trained import Trainable, TrainedClassifier
 
 
-class GraphAdapter(Method):
+class GraphAdapter(TrainedClassifier):
     """Trains a graph convolution over text features and one over image features."""
 
     defaults: ClassVar[Defaults] = {
@@ -57,8 +55,8 @@ class GraphAdapter(Method):
         "WARMUP_LR": 1e-5,
     }
 
-    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
-        """Trains 2 * (d + K) * d weights; `seed` initialises them, orders the batches and draws the views."""
+    def start(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object) -> Trainable:
+        """2 * (d + K) * d weights, which `seed` initialises."""
         text, (num_classes, width) = text_with_norm(bank), bank.text_positive.shape
         groups = min(options.GROUPS, num_classes)
         if groups < 1:
@@ -66,7 +64,10 @@ class GraphAdapter(Method):
         if not (0 <= options.ALPHA <= 1 and 0 <= options.BETA <= 1):
             raise UserError(f"ALPHA and BETA must lie in 0 ... 1, got {options.ALPHA} and {options.BETA}")
         images = class_means(bank) * text.norm(dim=-1).mean()
-        by_text, by_images = gather_by_group(text, text, groups), gather_by_group(text, images, groups)
+        gathered = [
+            torch.stack([gather(text, nodes[group::groups]) for group in range(groups)])  # [groups, K, d]
+            for nodes in (text, images)
+        ]
         generator = torch.Generator().manual_seed(seed)
         start = (2 * torch.rand(2, width, width, generator=generator) - 1) / width**0.5
         weights = start.to(text.device).requires_grad_()
@@ -74,25 +75,12 @@ class GraphAdapter(Method):
 
         def class_features() -> Tensor:
             of_text, of_images = (
-                (nodes @ weight + bias).tanh() for nodes, weight, bias in zip((by_text, by_images), weights, biases)
+                (nodes @ weight + bias).tanh() for nodes, weight, bias in zip(gathered, weights, biases)
             )
             graph = (options.ALPHA * of_text + (1 - options.ALPHA) * of_images).mean(dim=0)
             return options.BETA * text + (1 - options.BETA) * graph
 
-        def loss(batch: Batch) -> Tensor:
-            return F.cross_entropy(text_logits(batch.features, class_features(), bank.logit_scale), batch.labels)
-
-        optimizer = torch.optim.Adam([weights, biases], lr=options.LR, weight_decay=options.WEIGHT_DECAY)
-        steps = train_with_warmup(optimizer, loss, bank, options, options.EPOCHS, seed)
-        with torch.no_grad():
-            learned = class_features()
-        return FittedMethod(
-            lambda features: text_logits(features, learned, bank.logit_scale),
-            num_parameters=weights.numel() + biases.numel(),
-            epochs=options.EPOCHS,
-            steps=steps,
-            classifier=cosine_classifier(learned, bank.logit_scale),
-        )
+        return Trainable([weights, biases], class_features)
 
 
 def class_means(bank: FeatureBank) -> Tensor:
@@ -101,29 +89,9 @@ def class_means(bank: FeatureBank) -> Tensor:
     return sums / bank.train_labels.bincount(minlength=len(sums)).clamp_min(1)[:, None]
 
 
-def gather_by_group(classes: Tensor, nodes: Tensor, groups: int) -> Tensor:
-    """`gather` from each group of nodes: what a graph convolution multiplies with its W.
-
-    Args:
-        classes: Shape `[K, d]`.
-        nodes: Shape `[K, d]`; node k is in group k mod `groups`.
-        groups: Number of groups.
-
-    Returns:
-        Shape `[groups, K, d]`.
-    """
-    return torch.stack([gather(classes, nodes[group::groups]) for group in range(groups)])
-
-
 def gather(classes: Tensor, nodes: Tensor) -> Tensor:
-    """`sum over j of A_0j * n_j`, where each class is node 0 of a graph of its own.
-
-    Args:
-        classes: Shape `[K, d]`.
-        nodes: The other nodes, the same in all graphs, shape `[m, d]`.
-
-    Returns:
-        Shape `[K, d]`.
+    """`sum over j of A_0j * n_j`, shape `[K, d]`: each class `[K, d]` is node 0 of a graph with the same other nodes
+    `[m, d]`.
     """
     unit = F.normalize(nodes, dim=-1)
     to_nodes = (F.normalize(classes, dim=-1) @ unit.t()).relu()  # [K, m]

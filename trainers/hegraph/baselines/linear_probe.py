@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -54,12 +55,10 @@ class LinearProbe(Method):
         if min([options.C, *options.CANDIDATES]) <= 0:
             raise UserError(f"C and CANDIDATES must be above 0, got {options.C} and {list(options.CANDIDATES)}")
         features, num_classes = bank.cache_keys(), len(bank.text_positive)
-        probes: dict[float, tuple[Tensor, Tensor, int]] = {}
 
+        @cache
         def probe(c: float) -> tuple[Tensor, Tensor, int]:
-            if c not in probes:
-                probes[c] = logistic_regression(features, bank.train_labels, num_classes, c, options.MAX_ITERATIONS)
-            return probes[c]
+            return logistic_regression(features, bank.train_labels, num_classes, c, options.MAX_ITERATIONS)
 
         def accuracy(c: float) -> float:
             weight, bias, _ = probe(c)
@@ -106,14 +105,7 @@ def search(options: CfgNode, accuracy_of: Callable[[float], float]) -> tuple[flo
 def logistic_regression(
     features: Tensor, labels: Tensor, num_classes: int, c: float, max_iterations: int
 ) -> tuple[Tensor, Tensor, int]:
-    """Fits a multinomial logistic regression by L-BFGS.
-
-    Args:
-        features: Shape `[N, d]`.
-        labels: Shape `[N]`.
-        num_classes: K; a class may have no images.
-        c: Inverse strength of the penalty on the weights; there is none on the bias.
-        max_iterations: Limit for L-BFGS.
+    """Fits a multinomial logistic regression to features `[N, d]` by L-BFGS; the bias has no penalty.
 
     Returns:
         Weights `[K, d]`, bias `[K]` and the number of iterations.

@@ -33,7 +33,7 @@ from ..method.cache import FoldedClassifier
 from ..training.choice import has_val, val_accuracy
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method
-from .training import BestEpoch
+from .trained import BestEpoch
 
 Weights = tuple[Tensor, Tensor, Tensor]  # w [K, d], b [K], alpha [K]
 
@@ -57,15 +57,19 @@ class LPPlusPlus(Method):
         weights = start(bank.cache_keys(), bank.train_labels, text, options.ALPHA_SCALE)
         best = BestEpoch(weights)
 
+        def logits(features: Tensor) -> Tensor:
+            weight, bias, alpha = weights
+            return F.linear(features, weight, bias) + alpha * (features @ text.t())
+
         def look_at_val(step: int) -> None:
             if options.SELECT and has_val(bank):
-                best.record(step, val_accuracy(classifier(text, weights), bank))
+                best.record(step, val_accuracy(logits, bank))
 
-        train(bank, options, weights, look_at_val)
+        train(bank, options, weights, logits, look_at_val)
         selected = {"STEP": best.restore()} if best.candidates else {}
         weight, bias, alpha = weights
         return FittedMethod(
-            classifier(text, weights),
+            logits,
             num_parameters=sum(parameter.numel() for parameter in weights),
             epochs=options.STEPS,
             steps=options.STEPS,
@@ -74,26 +78,24 @@ class LPPlusPlus(Method):
         )
 
 
-def train(bank: FeatureBank, options: CfgNode, weights: Weights, after_step: Callable[[int], None]) -> None:
-    """Trains the weights in place.
+def train(
+    bank: FeatureBank,
+    options: CfgNode,
+    weights: Weights,
+    logits: Callable[[Tensor], Tensor],
+    after_step: Callable[[int], None],
+) -> None:
+    """Trains the weights in place, from which `logits` are made.
 
-    Args:
-        bank: The task.
-        options: Hold STEPS, BLOCK and MOMENTUM.
-        weights: As `start` gives them.
-        after_step: Called after each step on w and b, with the number of steps that are done.
-
-    Raises:
-        UserError: If the loss becomes infinite or NaN.
+    `after_step` is called after each step on w and b, with the number of steps that are done.
     """
-    features, labels, text = bank.cache_keys(), bank.train_labels, bank.text_positive
-    weight, bias, alpha = weights
-    weight_rate, alpha_rate = rates(features, text)
+    features, (weight, bias, alpha) = bank.cache_keys(), weights
+    weight_rate, alpha_rate = rates(features, bank.text_positive)
     optimizer = torch.optim.SGD([weight, bias], lr=weight_rate, momentum=options.MOMENTUM)
     for parameter in weights:
         parameter.requires_grad_()
     for step in range(1, options.STEPS + 1):
-        loss = F.cross_entropy(logits(features, text, weights), labels)
+        loss = F.cross_entropy(logits(features), bank.train_labels)
         weight.grad, bias.grad, gradient = torch.autograd.grad(loss, weights)
         optimizer.step()
         if step % options.BLOCK == 0:
@@ -103,17 +105,6 @@ def train(bank: FeatureBank, options: CfgNode, weights: Weights, after_step: Cal
         parameter.requires_grad_(False)
     if not loss.isfinite():
         raise UserError(f"the loss is {loss.item()}; lower MOMENTUM ({options.MOMENTUM})")
-
-
-def logits(features: Tensor, text: Tensor, weights: Weights) -> Tensor:
-    """`f . w_k + b_k + alpha_k * f . t_k`, shape `[B, K]`."""
-    weight, bias, alpha = weights
-    return F.linear(features, weight, bias) + alpha * (features @ text.t())
-
-
-def classifier(text: Tensor, weights: Weights) -> Callable[[Tensor], Tensor]:
-    """The function from features `[B, d]` to logits `[B, K]`."""
-    return lambda features: logits(features, text, weights)
 
 
 def start(features: Tensor, labels: Tensor, text: Tensor, alpha_scale: float) -> Weights:

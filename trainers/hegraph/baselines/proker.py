@@ -34,9 +34,7 @@ from ..method.cache import cache_affinities, text_logits
 from ..training.choice import choose, has_val, val_images
 from ..training.evaluation import accuracy
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method
-from .cache_search import numbers
-from .training import by_dataset, by_shots
+from .base import Defaults, FittedMethod, Method, named_numbers, value_for_task
 
 RANGE = ("smallest BETA", "largest BETA", "smallest LAMBDA", "largest LAMBDA")
 
@@ -45,14 +43,9 @@ class ProKeR(Method):
     """Adds a kernel ridge regression of the residuals to the zero-shot logits."""
 
     defaults: ClassVar[Defaults] = {
-        "BETA": [
-            [1, 3.0],
-            [2, 2.6],
-            [4, 1.5],
-            [8, 1.66],
-            [16, 1.7],
-        ],  # of the kernel; rows [from this many shots, value]
-        "LAMBDA": [[1, 0.05], [8, 0.07], [16, 0.1]],  # weight of zero-shot CLIP; rows [from this many shots, value]
+        # Rows [from this many shots, value]
+        "BETA": [[1, 3.0], [2, 2.6], [4, 1.5], [8, 1.66], [16, 1.7]],  # of the kernel
+        "LAMBDA": [[1, 0.05], [8, 0.07], [16, 0.1]],  # weight of zero-shot CLIP
         "SEARCH": True,  # choose BETA and LAMBDA on val, if there are val images
         "SEARCH_RANGE": [  # rows [data set, [smallest BETA, largest BETA, smallest LAMBDA, largest LAMBDA]]
             ["", [0.5, 3.0, 0.001, 1.0]],  # the authors' for Caltech101, EuroSAT, FGVCAircraft, Food101 and UCF101
@@ -69,9 +62,8 @@ class ProKeR(Method):
 
     def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
         """Solves a linear system of N equations; `seed` changes nothing."""
-        keys = bank.cache_keys()
-        (beta, strength), selected = search(bank, options, keys)
-        coefficients = solve(cache_affinities(keys, keys, beta), residuals(bank, keys), strength)
+        (beta, strength), selected = search(bank, options)
+        keys, coefficients = bank.cache_keys(), solve(bank, beta, [strength])[0]
 
         def logits(features: Tensor) -> Tensor:
             kernel = cache_affinities(features, keys, beta)
@@ -81,68 +73,46 @@ class ProKeR(Method):
         return FittedMethod(logits, selected=selected)
 
 
-def residuals(bank: FeatureBank, keys: Tensor) -> Tensor:
-    """`Y - T`, shape `[N, K]`, for keys of shape `[N, d]`."""
-    return F.one_hot(bank.train_labels, len(bank.text_positive)) - text_logits(keys, bank.text_positive, 1.0)
+def solve(bank: FeatureBank, beta: float, strengths: list[float]) -> list[Tensor]:
+    """The coefficients A, shape `[N, K]`, for each of the lambdas `strengths`."""
+    keys = bank.cache_keys()
+    kernel = cache_affinities(keys, keys, beta)
+    targets = F.one_hot(bank.train_labels, len(bank.text_positive)) - text_logits(keys, bank.text_positive, 1.0)
+    identity = torch.eye(len(kernel)).to(kernel)
+    return [torch.cholesky_solve(targets, torch.linalg.cholesky(kernel / lam + identity)) for lam in strengths]
 
 
-def solve(kernel: Tensor, targets: Tensor, strength: float) -> Tensor:
-    """The coefficients `(kernel / lambda + I)^-1 targets`, shape `[N, K]`.
-
-    Args:
-        kernel: Between the training images, shape `[N, N]`.
-        targets: Shape `[N, K]`.
-        strength: lambda.
-    """
-    factor = torch.linalg.cholesky(kernel / strength + torch.eye(len(kernel)).to(kernel))
-    return torch.cholesky_solve(targets, factor)
-
-
-def search(bank: FeatureBank, options: CfgNode, keys: Tensor) -> tuple[tuple[float, float], dict]:
-    """Chooses beta and lambda on val. Without val images, or without SEARCH, they are those of the options.
-
-    Returns:
-        Beta and lambda, and `FittedMethod.selected`.
-
-    Raises:
-        UserError: If an option has another form, or a value is not above 0.
-    """
-    start = by_shots("BETA", options.BETA, bank), by_shots("LAMBDA", options.LAMBDA, bank)
+def search(bank: FeatureBank, options: CfgNode) -> tuple[tuple[float, float], dict]:
+    """Beta and lambda, chosen on val, and `FittedMethod.selected`; without val or SEARCH they are the options'."""
     if not (options.SEARCH and has_val(bank)):
-        check_positive([start[0]], [start[1]])
+        start = value_for_task(options, "BETA", bank), value_for_task(options, "LAMBDA", bank)
+        check_positive(*start)
         return start, {}
     betas, strengths = grid(bank, options)
-    check_positive(betas, strengths)
     features, labels = val_images(bank)
-    text, targets = text_logits(features, bank.text_positive, 1.0), residuals(bank, keys)
+    text = text_logits(features, bank.text_positive, 1.0)
     accuracies: dict[tuple[float, float], float] = {}
     for beta in betas:
-        kernel, to_val = cache_affinities(keys, keys, beta), cache_affinities(features, keys, beta)
-        for strength in strengths:
-            accuracies[beta, strength] = accuracy(text + to_val @ solve(kernel, targets, strength), labels)
+        to_val = cache_affinities(features, bank.cache_keys(), beta)
+        for strength, coefficients in zip(strengths, solve(bank, beta, strengths)):
+            accuracies[beta, strength] = accuracy(text + to_val @ coefficients, labels)
     best, entry = choose(list(accuracies), accuracies.__getitem__)
     return best, {"BETA, LAMBDA": entry}
 
 
-def check_positive(betas: list[float], strengths: list[float]) -> None:
-    """Raises UserError if a beta or a lambda is not above 0."""
-    if min(betas) <= 0 or min(strengths) <= 0:
-        raise UserError(f"BETA and LAMBDA must be above 0, got {min(betas)} and {min(strengths)}")
-
-
 def grid(bank: FeatureBank, options: CfgNode) -> tuple[list[float], list[float]]:
-    """The candidates for beta and for lambda, the smallest first.
+    """The candidates for beta and for lambda, the smallest first."""
+    ends = named_numbers("a value of SEARCH_RANGE", value_for_task(options, "SEARCH_RANGE", bank), RANGE)
+    counts = named_numbers("SEARCH_STEP", options.SEARCH_STEP, ("BETA", "LAMBDA"), counts=True)
+    betas, strengths = (
+        torch.linspace(ends[f"smallest {name}"], ends[f"largest {name}"], count, dtype=torch.float64).tolist()
+        for name, count in counts.items()
+    )
+    check_positive(min(betas), min(strengths))
+    return betas, strengths
 
-    Raises:
-        UserError: If an option has another form.
-    """
-    ends = numbers("a value of SEARCH_RANGE", by_dataset("SEARCH_RANGE", options.SEARCH_RANGE, bank), RANGE)
-    counts = numbers("SEARCH_STEP", options.SEARCH_STEP, ("BETA", "LAMBDA"))
-    if not all(isinstance(count, int) and count >= 1 for count in counts.values()):
-        raise UserError(f"SEARCH_STEP must be whole numbers from 1, got {list(counts.values())}")
 
-    def spread(name: str) -> list[float]:
-        low, high = ends[f"smallest {name}"], ends[f"largest {name}"]
-        return torch.linspace(low, high, counts[name], dtype=torch.float64).tolist()
-
-    return spread("BETA"), spread("LAMBDA")
+def check_positive(beta: float, strength: float) -> None:
+    """Raises UserError if beta or lambda is not above 0."""
+    if beta <= 0 or strength <= 0:
+        raise UserError(f"BETA and LAMBDA must be above 0, got {beta} and {strength}")

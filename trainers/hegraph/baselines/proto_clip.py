@@ -42,8 +42,8 @@ from ..training.choice import choose, has_val, val_accuracy, val_images
 from ..training.evaluation import accuracy
 from ..training.schedule import constant
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method
-from .training import BestEpoch, batches, by_shots, train
+from .base import Defaults, FittedMethod, Method, value_for_task
+from .trained import BestEpoch, batches, train
 
 ALPHAS = [i / 10 for i in range(11)]
 BETAS = [i / 10 for i in range(1, 10)] + [float(i) for i in range(1, 21)]
@@ -73,17 +73,19 @@ class ProtoCLIP(Method):
 
     def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
         """Trains (N + K) * d memories and the adapter; `seed` initialises it, orders batches and draws views."""
-        if not 0 <= options.ALPHA <= 1 or options.BETA <= 0 or options.TEMPERATURE <= 0:
-            values = f"{options.ALPHA}, {options.BETA} and {options.TEMPERATURE}"
-            raise UserError(f"ALPHA must lie in 0 ... 1, and BETA and TEMPERATURE be above 0, got {values}")
-        if options.ASK_EVERY < 1:
-            raise UserError(f"ASK_EVERY must be at least 1, got {options.ASK_EVERY}")
+        if not 0 <= options.ALPHA <= 1:
+            raise UserError(f"ALPHA must lie in 0 ... 1, got {options.ALPHA}")
+        for key in ("BETA", "TEMPERATURE", "ASK_EVERY"):
+            if getattr(options, key) <= 0:
+                raise UserError(f"{key} must be above 0, got {getattr(options, key)}")
         model = Prototypes(bank, options, seed)
-        (alpha, beta), before = search(bank, options, model.cosines_unadapted)
+        (alpha, beta), before = search(bank, options, model.cosines)
+        epochs = options.EPOCHS if before else value_for_task(options, "EPOCHS_WITHOUT_VAL", bank)
 
         def loss(batch: Batch) -> Tensor:
             images, text = model.prototypes()
-            log_p = log_posterior(model.adapter(batch.features), images, text, alpha, beta)
+            queries = model.adapter(batch.features)
+            log_p = mixture(queries @ images.t(), queries @ text.t(), alpha, beta)
             return F.nll_loss(log_p, batch.labels) + alignment_loss(images, text, options.TEMPERATURE)
 
         def look_at_val(epoch: int) -> None:
@@ -94,25 +96,19 @@ class ProtoCLIP(Method):
             model.parameters(), lr=options.LR, eps=options.EPS, weight_decay=options.WEIGHT_DECAY, fused=True
         )
         data, best_epoch = batches(bank, options.BATCH_SIZE, seed), BestEpoch(model.parameters())
-        epochs = options.EPOCHS if before else by_shots("EPOCHS_WITHOUT_VAL", options.EPOCHS_WITHOUT_VAL, bank)
         steps = train(optimizer, loss, data, epochs, constant, look_at_val)
-        model.requires_grad_(False)
         selected = {"ALPHA, BETA in training": before} if before else {}
         if best_epoch.candidates:
             selected["EPOCH"] = best_epoch.restore()
-            (alpha, beta), selected["ALPHA, BETA at last"] = search(bank, options, model.cosines)
+            (alpha, beta), selected["ALPHA, BETA at last"] = search(
+                bank, options, lambda features: model.cosines(model.adapter(features))
+            )
         number = sum(parameter.numel() for parameter in model.parameters())
         return FittedMethod(lambda features: model(features, alpha, beta), number, epochs, steps, selected)
 
 
 class Prototypes(nn.Module):
-    """The two memories and the adapter on the query.
-
-    Args:
-        bank: The task; its images and text features are what the memories start as.
-        options: Hold REDUCTION and RATIO of the adapter.
-        seed: Initialises the adapter.
-    """
+    """The two memories, which start as the bank's features, and the adapter on the query, which `seed` initialises."""
 
     def __init__(self, bank: FeatureBank, options: CfgNode, seed: int) -> None:
         super().__init__()
@@ -128,26 +124,18 @@ class Prototypes(nn.Module):
         means = torch.zeros_like(self.text).index_add(0, self.labels, unit(self.images))
         return unit(means), unit(self.text)
 
-    def cosines(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines of image features `[B, d]`, adapted, with the image and the text prototypes, both `[B, K]`."""
-        return self.cosines_unadapted(self.adapter(features))
-
-    def cosines_unadapted(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of image features as they are."""
+    def cosines(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines of unit-norm features `[B, d]` with the image and with the text prototypes, both `[B, K]`."""
         images, text = self.prototypes()
-        return features @ images.t(), features @ text.t()
+        return queries @ images.t(), queries @ text.t()
 
     def forward(self, features: Tensor, alpha: float, beta: float) -> Tensor:
         """Image features `[B, d]` to the log of `P(k | f)`, shape `[B, K]`."""
-        return mixture(*self.cosines(features), alpha, beta)
+        return mixture(*self.cosines(self.adapter(features)), alpha, beta)
 
 
 class QueryAdapter(nn.Module):
-    """`A(f)`, an MLP beside the feature: `[B, width]` to unit-norm `[B, width]`.
-
-    Raises:
-        UserError: If the bottleneck would have no entries, or `ratio` is no share.
-    """
+    """`A(f)`, an MLP beside the feature: `[B, width]` to unit-norm `[B, width]`."""
 
     def __init__(self, width: int, reduction: int, ratio: float) -> None:
         super().__init__()
@@ -190,32 +178,15 @@ class _Unit(torch.autograd.Function):
         return torch.addcmul(gradient, scaled, along, value=-1).mul_(scale)
 
 
-def log_posterior(queries: Tensor, images: Tensor, text: Tensor, alpha: float, beta: float) -> Tensor:
-    """The log of `P(k | f)`, shape `[B, K]`.
-
-    Args:
-        queries: Adapted image features, unit-norm, shape `[B, d]`.
-        images, text: The prototypes, unit-norm, shape `[K, d]`.
-        alpha: Weight of the image prototypes.
-        beta: Sharpness.
-    """
-    return mixture(queries @ images.t(), queries @ text.t(), alpha, beta)
-
-
 def mixture(to_images: Tensor, to_text: Tensor, alpha: float, beta: float) -> Tensor:
-    """`log_posterior` from the cosines of the queries with the image and the text prototypes, both `[B, K]`."""
+    """The log of `P(k | f)`, shape `[B, K]`, from cosines of the queries with image and text prototypes, `[B, K]`."""
     # |q - p|^2 = 2 - 2 q . p, and the 2 cancels in a softmax
     by_image, by_text = ((2 * beta * cosines).softmax(dim=1) for cosines in (to_images, to_text))
     return (alpha * by_image + (1 - alpha) * by_text).clamp_min(torch.finfo(to_images.dtype).tiny).log()
 
 
 def alignment_loss(images: Tensor, text: Tensor, temperature: float) -> Tensor:
-    """The contrastive loss that brings the two prototypes of a class together, from images to text and back.
-
-    Args:
-        images, text: The prototypes, unit-norm, shape `[K, d]`.
-        temperature: Of the softmax over classes.
-    """
+    """The contrastive loss that brings the two prototypes of a class together, from images to text and back."""
     pairs, classes = images @ text.t() / temperature, torch.arange(len(text), device=text.device)
     return F.cross_entropy(pairs, classes) + F.cross_entropy(pairs.t(), classes)
 
@@ -226,16 +197,11 @@ def search(
 ) -> tuple[tuple[float, float], dict]:
     """Chooses alpha and beta on val. Without val images, or without SEARCH, they are those meant for that.
 
-    Args:
-        bank: The task.
-        options: Hold ALPHA, BETA, SEARCH and ALPHA_WITHOUT_VAL.
-        cosines: Maps image features `[B, d]` to their cosines with the two kinds of prototypes, both `[B, K]`.
-
-    Returns:
-        Alpha and beta, and the entry of `FittedMethod.selected`, which is empty if nothing was chosen.
+    `cosines` maps image features `[B, d]` to their cosines with the two kinds of prototypes, both `[B, K]`. Returns
+    alpha and beta, and the entry of `FittedMethod.selected`, which is empty if nothing was chosen.
     """
     if not (options.SEARCH and has_val(bank)):
-        return (by_shots("ALPHA_WITHOUT_VAL", options.ALPHA_WITHOUT_VAL, bank), options.BETA), {}
+        return (value_for_task(options, "ALPHA_WITHOUT_VAL", bank), options.BETA), {}
     start = (options.ALPHA, options.BETA)
 
     def distance(values: tuple[float, float]) -> float:

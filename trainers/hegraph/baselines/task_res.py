@@ -10,7 +10,7 @@ OxfordFlowers), learning rate 2e-3 (2e-4 on ImageNet), and 100 epochs (200 from 
 epoch count; nothing is chosen.
 
 As in the original, `t_k` keeps the norm that the text tower gives it, since a step of Adam turns a longer feature by a
-smaller angle; on that norm where a bank does not hold it, see `features/text_norm.py`.
+smaller angle; on that norm where a bank does not hold it, see `features/text.py`.
 
 Distance from the original: it augments the images anew in each epoch; here each epoch draws one of the bank's views of
 every image. It leaves out the last batch of an epoch if that is not full, here it is a step as well. Its enhanced base,
@@ -22,19 +22,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..features.text import text_with_norm
-from ..method.cache import text_logits
-from ..training.batches import Batch
-from .base import Defaults, FittedMethod, Method, cosine_classifier
-from .training import by_dataset, by_shots, train_with_warmup
+from .base import Defaults, value_for_task
+from .trained import Trainable, TrainedClassifier
 
 
-class TaskRes(Method):
+class TaskRes(TrainedClassifier):
     """Trains a residual on the text feature of each class."""
 
     defaults: ClassVar[Defaults] = {
@@ -47,29 +43,8 @@ class TaskRes(Method):
         "WARMUP_LR": 1e-5,
     }
 
-    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
-        """Trains K * d numbers; `seed` orders the batches and draws the views."""
-        alpha, rate = by_dataset("ALPHA", options.ALPHA, bank), by_dataset("LR", options.LR, bank)
-        epochs = by_shots("EPOCHS", options.EPOCHS, bank)
-        text = text_with_norm(bank)
+    def start(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object) -> Trainable:
+        """K * d numbers."""
+        alpha, text = value_for_task(options, "ALPHA", bank), text_with_norm(bank)
         residual = torch.zeros_like(text).requires_grad_()
-
-        def class_features() -> Tensor:
-            return text + alpha * residual
-
-        def logits(features: Tensor) -> Tensor:
-            return text_logits(features, class_features(), bank.logit_scale)
-
-        def loss(batch: Batch) -> Tensor:
-            return F.cross_entropy(logits(batch.features), batch.labels)
-
-        optimizer = torch.optim.Adam([residual], lr=rate, weight_decay=options.WEIGHT_DECAY)
-        steps = train_with_warmup(optimizer, loss, bank, options, epochs, seed)
-        residual.requires_grad_(False)
-        return FittedMethod(
-            logits,
-            num_parameters=residual.numel(),
-            epochs=epochs,
-            steps=steps,
-            classifier=cosine_classifier(class_features(), bank.logit_scale),
-        )
+        return Trainable([residual], lambda: text + alpha * residual)

@@ -1,4 +1,4 @@
-"""TIMO: Gaussian discriminant analysis in which text and images guide each other.
+"""TIMO and TIMO-S: Gaussian discriminant analysis in which text and images guide each other.
 
 Li, Guo, Qi, Li, Shi: Text and Image Are Mutually Beneficial: Enhancing Training-Free Few-Shot Classification with CLIP.
 AAAI 2025.
@@ -13,10 +13,16 @@ views of the training images together. Nothing is trained. As in the released co
 OxfordFlowers), every prompt is taken once, and alpha is chosen on val among nine powers of ten, of equally good ones
 the smallest.
 
+TIMO-S first chooses gamma on val, by the accuracy of the text alone; then alpha together with beta, which is how many
+prompts of each class count as images: the beta prompts that are most like the images or, beyond P, all of them and the
+best ones twice. As in the released code: beta is at most 2 P, and of equally good candidates the smallest beta and then
+the smallest alpha are taken.
+
 Distance from the original: a bank holds one text feature for each class, so P is 1. Then `t'_k` is the text feature
-itself, whatever gamma is, and each class has one more image. The authors choose on the whole val split (on ImageNet: on
-test), here it is the few-shot val split. Without val images, where their code stops, alpha is 100, the scale of
-zero-shot CLIP. A class without images has the mean of all images as its mean.
+itself, whatever gamma is, which is not searched; each class has one more image in TIMO, and beta is 1 or 2 in TIMO-S.
+The authors choose on the whole val split (on ImageNet: on test), here it is the few-shot val split. Without val images,
+where their code stops, alpha is 100, the scale of zero-shot CLIP, and beta 1. A class without images has the mean of
+all images as its mean.
 """
 
 from __future__ import annotations
@@ -30,8 +36,9 @@ from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier
-from ..training.choice import check_candidates, choose, has_val, val_accuracy
-from .base import Defaults, FittedMethod, Method
+from ..training.choice import check_candidates
+from ..utils.errors import UserError
+from .base import Defaults, FittedMethod, Method, best_on_val
 from .gda import gaussian_classifier, means_of_classes, views_as_images
 
 
@@ -48,20 +55,43 @@ class TIMO(Method):
     def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
         """Trains nothing; `seed` changes nothing."""
         check_candidates("CANDIDATES", options.CANDIDATES)
-        weight, bias = text_guided_classifier(bank, times=1)
-        alpha, selected = options.ALPHA, {}
-        if options.SEARCH and has_val(bank):
-            alpha, entry = choose(
-                list(options.CANDIDATES),
-                lambda a: val_accuracy(with_text(bank, weight, bias, a).logits, bank),
-            )
-            selected = {"ALPHA": entry}
-        fitted = with_text(bank, weight, bias, alpha)
-        return FittedMethod(fitted.logits, selected=selected, classifier=fitted)
+        gaussians = text_guided_classifier(bank, times=1)
+
+        def classifier(alpha: float) -> FoldedClassifier:
+            return with_text(bank, gaussians, alpha)
+
+        return best_on_val("ALPHA", options.ALPHA, options.CANDIDATES, classifier, bank, options.SEARCH)
 
 
-def with_text(bank: FeatureBank, weight: Tensor, bias: Tensor, alpha: float) -> FoldedClassifier:
-    """The prediction `alpha * f . t_k + f . w_k + b_k`."""
+class TIMOS(Method):
+    """TIMO, with the number of text features that count as images chosen on val."""
+
+    defaults: ClassVar[Defaults] = {
+        **TIMO.defaults,
+        "BETA": 1,  # how often each text feature counts as an image where nothing is chosen
+        "BETAS": [1, 2],  # candidates for BETA, each with all of CANDIDATES; of equally good ones the first is taken
+    }
+
+    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
+        """Trains nothing; `seed` changes nothing."""
+        check_candidates("CANDIDATES", options.CANDIDATES)
+        betas = [options.BETA, *options.BETAS]
+        if len(betas) < 2 or not all(type(beta) is int and beta >= 1 for beta in betas):
+            raise UserError(f"BETA and BETAS must be whole numbers from 1, got {options.BETA} and {options.BETAS}")
+        gaussians = {beta: text_guided_classifier(bank, times=beta) for beta in betas}
+
+        def classifier(values: tuple[int, float]) -> FoldedClassifier:
+            beta, alpha = values
+            return with_text(bank, gaussians[beta], alpha)
+
+        candidates = [(beta, alpha) for beta in options.BETAS for alpha in options.CANDIDATES]
+        start = (options.BETA, options.ALPHA)
+        return best_on_val("BETA, ALPHA", start, candidates, classifier, bank, options.SEARCH)
+
+
+def with_text(bank: FeatureBank, gaussians: tuple[Tensor, Tensor], alpha: float) -> FoldedClassifier:
+    """The prediction `alpha * f . t_k + f . w_k + b_k`, from the weights and the biases of the Gaussians."""
+    weight, bias = gaussians
     return FoldedClassifier(alpha * bank.text_positive + weight, bias)
 
 

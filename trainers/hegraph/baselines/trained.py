@@ -1,0 +1,180 @@
+"""What trained methods share: the class features they train, batches, the training loop, the best epoch on val."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from yacs.config import CfgNode
+
+from ..features.bank import FeatureBank
+from ..method.cache import text_logits
+from ..training.batches import BankBatches, Batch, TrainingData
+from ..training.schedule import Schedule, cosine_by_epoch
+from ..utils.errors import UserError
+from .base import Defaults, FittedMethod, Method, cosine_classifier, value_for_task
+
+if TYPE_CHECKING:
+    from ..backbones.clip import Backbone
+
+# CoOp's training, which CLIP-Adapter has as well
+COOP_TRAINING: Defaults = {
+    "LR": 2e-3,  # SGD's learning rate
+    "EPOCHS": [[1, 50], [2, 100], [8, 200]],  # rows [from this many shots, epochs]
+    "BATCH_SIZE": 32,  # images per step
+    "MOMENTUM": 0.9,
+    "WEIGHT_DECAY": 5e-4,
+    "WARMUP_EPOCHS": 1,
+    "WARMUP_LR": 1e-5,
+}
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """What a `TrainedClassifier` trains.
+
+    Attributes:
+        parameters: The tensors that are trained.
+        class_features: Gives `x_k`, of any norm, shape `[K, d]`, from the parameters as they are.
+        query: Maps image features `[B, d]` to what is compared with the class features; None leaves them as they are.
+        penalty: What the loss has beside the cross-entropy; None for nothing.
+        transfer: Maps a bank of other classes to their `x_k`; None if the method has no rule for them.
+    """
+
+    parameters: list[Tensor]
+    class_features: Callable[[], Tensor]
+    query: Callable[[Tensor], Tensor] | None = None
+    penalty: Callable[[], Tensor] | None = None
+    transfer: Callable[[FeatureBank], Tensor] | None = None
+
+    def logits(self, features: Tensor, class_features: Tensor, logit_scale: float) -> Tensor:
+        """`tau * cos(query(f), x_k)`, shape `[B, K]`."""
+        return text_logits(features if self.query is None else self.query(features), class_features, logit_scale)
+
+
+class TrainedClassifier(Method):
+    """A method that predicts `tau * cos(f, x_k)` and trains `x_k` with cross-entropy, as CoOp is trained.
+
+    The schedule is Dassl's cosine by epoch after WARMUP_EPOCHS epochs at WARMUP_LR, the optimizer SGD if the method has
+    an option MOMENTUM, else Adam. The parameters after the last epoch count.
+    """
+
+    @abstractmethod
+    def start(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: Backbone | None) -> Trainable:
+        """What is trained, as it is before the first step; arguments as of `fit`."""
+
+    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: Backbone | None = None) -> FittedMethod:
+        """Trains the class features; `seed` also orders the batches and draws the views."""
+        rate, epochs = value_for_task(options, "LR", bank), value_for_task(options, "EPOCHS", bank)
+        model = self.start(bank, options, seed, backbone)
+
+        def loss(batch: Batch) -> Tensor:
+            penalty = None if model.penalty is None else model.penalty()  # first: the order decides how gradients round
+            logits = model.logits(batch.features, model.class_features(), bank.logit_scale)
+            cross_entropy = F.cross_entropy(logits, batch.labels)
+            return cross_entropy if penalty is None else cross_entropy + penalty
+
+        optimizer: torch.optim.Optimizer
+        decay = options.WEIGHT_DECAY
+        if "MOMENTUM" in self.defaults:
+            momentum = options.MOMENTUM
+            optimizer = torch.optim.SGD(model.parameters, lr=rate, momentum=momentum, weight_decay=decay)
+        else:
+            optimizer = torch.optim.Adam(model.parameters, lr=rate, weight_decay=decay)
+        data = batches(bank, options.BATCH_SIZE, seed)
+        schedule = cosine_by_epoch(epochs, data.steps_per_epoch, options.WARMUP_EPOCHS, options.WARMUP_LR)
+        steps = train(optimizer, loss, data, epochs, schedule)
+        learned, of_others = model.class_features(), model.transfer
+        return FittedMethod(
+            lambda features: model.logits(features, learned, bank.logit_scale),
+            num_parameters=sum(parameter.numel() for parameter in model.parameters),
+            epochs=epochs,
+            steps=steps,
+            transfer=None
+            if of_others is None
+            else lambda other: model.logits(other.features_to_classify, of_others(other), other.logit_scale),
+            classifier=None if self.not_saved else cosine_classifier(learned, bank.logit_scale),
+        )
+
+
+def batches(bank: FeatureBank, batch_size: int, seed: int) -> BankBatches:
+    """Batches of a bank's training images; every epoch draws one view of each image, in a new order."""
+    if batch_size < 1:
+        raise UserError(f"BATCH_SIZE must be at least 1, got {batch_size}")
+    return BankBatches(bank.train_features, bank.train_labels, batch_size, seed)
+
+
+def train(
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[Batch], Tensor],
+    data: TrainingData,
+    epochs: int,
+    schedule: Schedule,
+    after_epoch: Callable[[int], None] = lambda epochs: None,
+) -> int:
+    """Minimises a loss. Leaves the parameters as the last step makes them, with nothing left to train.
+
+    Args:
+        optimizer: Holds the parameters; the rates of its groups are the peaks of the schedule.
+        loss_of: Maps a batch to its loss, a scalar.
+        data: The training batches.
+        epochs: How often all batches are taken.
+        schedule: Gives the learning rate of every step.
+        after_epoch: Called after each epoch, with the number of epochs that are done.
+
+    Returns:
+        The number of steps.
+
+    Raises:
+        UserError: If there are no epochs, or the loss becomes infinite or NaN.
+    """
+    if epochs < 1:
+        raise UserError(f"EPOCHS must be at least 1, got {epochs}")
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    step = 0
+    for epoch in range(epochs):
+        for batch in data.epoch(epoch):
+            for group, peak in zip(optimizer.param_groups, peaks):
+                group["lr"] = schedule(step, peak)
+            loss = loss_of(batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            step += 1
+        if not loss.isfinite():
+            raise UserError(f"the loss is {loss.item()} in epoch {epoch + 1}; lower LR ({max(peaks)})")
+        after_epoch(epoch + 1)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(False)
+    return step
+
+
+class BestEpoch:
+    """Remembers the parameters at the epoch that is best on val; of equally good epochs, at the last.
+
+    Attributes:
+        candidates: `[epochs, accuracy in percent]` of every look at val.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self.parameters = list(parameters)
+        self.candidates: list[list] = []
+        self.epochs, self.best = 0, self.parameters
+
+    def record(self, epochs: int, accuracy: float) -> None:
+        """Takes note of the accuracy after so many epochs."""
+        self.candidates.append([epochs, round(accuracy, 4)])
+        if self.candidates[-1][1] >= max(row[1] for row in self.candidates):
+            self.epochs, self.best = epochs, [p.detach().clone() for p in self.parameters]
+
+    def restore(self) -> dict:
+        """Sets the parameters back to the best epoch, and returns the entry of `FittedMethod.selected`."""
+        for parameter, best in zip(self.parameters, self.best):
+            parameter.copy_(best)
+        return {"value": self.epochs, "candidates": self.candidates}
