@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,7 @@ QUICK = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fit(request) -> Callable[..., FittedMethod]:
     """Function of a method's name, a bank, a seed and options that differ from the defaults."""
 
@@ -92,3 +93,9 @@ def fit(request) -> Callable[..., FittedMethod]:
         return method.fit(bank.without_test(), options, seed, backbone)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def fit_once(fit, make_bank) -> Callable[[str], FittedMethod]:
+    """Function of a method's name: the method fitted to `make_bank()` with seed 1."""
+    return functools.cache(lambda name: fit(name, make_bank()))

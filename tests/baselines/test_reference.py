@@ -14,6 +14,8 @@ from trainers.hegraph.datasets import select_few_shot
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.training.evaluation import score
 
+pytestmark = pytest.mark.slow
+
 # What the authors' code reaches on the bank oxford_pets at 4 shots, from the README beside it (mean of seeds
 # 1-3), and how far apart we may be: what is in closed form agrees, and what is trained draws other batches
 OFFICIAL = {

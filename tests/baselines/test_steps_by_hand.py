@@ -11,9 +11,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from by_hand import Array, adam, bank_of, cache, cross_entropy, gradients, random_unit, sgd, tensor, unit
+from by_hand import Array, adam, bank_of, cache, cross_entropy, gradients, random_unit, sgd, softmax, tensor, unit
 
 from trainers.hegraph.baselines.base import FittedMethod
+from trainers.hegraph.baselines.clap import zero_shot_confidence
 
 LABELS = [0, 1, 2, 0, 1]  # of five training images
 IMAGES = random_unit(5, 4, seed=1)
@@ -63,14 +64,6 @@ def test_taskres_decays_its_residual_by_adding_it_to_the_gradient_and_warms_up(f
     fitted = fit("TaskRes", bank(norms=NORMS), **options, WARMUP_EPOCHS=1, WARMUP_LR=0.004)
     assert (fitted.epochs, fitted.steps) == (4, 4)
     assert_close(logits_of(fitted), logits(PROBES, residual))
-
-
-def test_taskres_takes_weight_rate_and_epochs_of_its_data_set_and_shots(fit):
-    rows = {"ALPHA": [["", 9.0], ["OxfordPets", 0.5]], "LR": [["", 9.0], ["OxfordPets", 0.02]]}
-    common = {"BATCH_SIZE": 256, "WEIGHT_DECAY": 0.3, "WARMUP_EPOCHS": 1, "WARMUP_LR": 0.004}
-    one = fit("TaskRes", bank(dataset="OxfordPets"), **rows, EPOCHS=[[1, 9], [2, 4], [3, 9]], **common)
-    other = fit("TaskRes", bank(), ALPHA=[["", 0.5]], LR=[["", 0.02]], EPOCHS=[[1, 4]], **common)
-    assert torch.equal(one.logits(tensor(PROBES)), other.logits(tensor(PROBES)))
 
 
 TIP = {"ALPHA": [["", 3.0]], "BETA": 2.0, "LR": 0.02, "EPOCHS": [["", 3]], "WEIGHT_DECAY": 0.4, "EPS": 0.05}
@@ -169,6 +162,33 @@ def test_clip_adapter_steps_with_momentum_decay_and_warm_up(fit):
     adapted = np.maximum(np.maximum(PROBES @ trained[0].T, 0) @ trained[1].T, 0)
     expected = TAU * unit(0.3 * adapted + 0.7 * PROBES) @ random_unit(2, 4, seed=8).T
     assert_close(fitted.transfer(other).double().numpy(), expected)
+
+
+def test_clap_steps_with_momentum_and_a_penalty_on_what_it_moved(fit):
+    own = softmax(TAU * IMAGES @ TEXT.T)[np.arange(5), LABELS]
+    multipliers = np.array([own[np.array(LABELS) == k].mean() for k in range(3)])
+
+    def logits(features, prototypes):
+        return TAU * features @ unit(prototypes).T
+
+    def loss(prototypes):
+        penalty = (multipliers * ((prototypes - LONG_TEXT) ** 2).sum(axis=1)).mean()
+        return cross_entropy(logits(IMAGES, prototypes), LABELS) + penalty
+
+    [prototypes] = sgd(loss, [LONG_TEXT], WARM, momentum=0.8, decay=0.3)
+    options = {"LR": 0.02, "EPOCHS": 4, "MOMENTUM": 0.8, "WEIGHT_DECAY": 0.3, "BATCH_SIZE": 256}
+    fitted = fit("CLAP", bank(norms=NORMS), **options, WARMUP_EPOCHS=1, WARMUP_LR=0.004)
+    assert (fitted.epochs, fitted.steps) == (4, 4)
+    assert_close(logits_of(fitted), logits(PROBES, prototypes))
+
+
+def test_claps_multipliers_are_the_mean_probabilities_that_zero_shot_clip_gives_a_classs_own_images():
+    # Texts (1, 0), (0, 1), (-1, 0) at the scale 1. Of (1, 0) class 0 has e / (e + 1 + 1/e) = .665241, of (.6, .8) it
+    # has e^.6 / (e^.6 + e^.8 + e^-.6) = .396417: .530829 on average. Of (0, 1) class 1 has e / (e + 2) = .576117. Class
+    # 2 has no images, and so the mean of the two.
+    text = [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]
+    found = zero_shot_confidence(bank_of([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], [0, 1, 0], text, scale=1.0))
+    assert_close(found.numpy(), np.array([0.530829, 0.576117, 0.553473]), atol=1e-5)
 
 
 def graph_logits(features: Array, weights: Array, biases: Array, alpha: float, beta: float, groups: int) -> Array:

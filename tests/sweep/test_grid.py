@@ -12,9 +12,7 @@ import pytest
 
 from trainers.hegraph.__main__ import configure, main
 from trainers.hegraph.__main__ import parse_arguments as parse_single
-from trainers.hegraph.baselines import METHODS, load_method, needs_backbone
-from trainers.hegraph.baselines import declared as module
-from trainers.hegraph.baselines.declared import WANTED, read_declared
+from trainers.hegraph.baselines import METHODS
 from trainers.hegraph.sweep.__main__ import grid_of, parse_arguments
 from trainers.hegraph.sweep.grid import Grid, read_grid
 from trainers.hegraph.utils.errors import UserError
@@ -229,35 +227,6 @@ def test_a_wrong_file_of_a_grid_is_one_clear_line(tmp_path, text, said):
         read_grid(tmp_path / "grid.yaml", {}).runs()
     assert said in str(error.value)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_what_is_read_of_a_method_without_importing_it_is_what_its_class_says(name):
-    method, found = load_method(name), read_declared(METHODS[name], name)
-    assert found is not None
-    assert dict(found.defaults) == dict(method.defaults)
-    assert {key: value for key, value in vars(found).items() if key != "defaults"} == {
-        key: getattr(method, key) for key in WANTED if key in vars(found) and key != "defaults"
-    }
-    assert needs_backbone(name) == method.needs_backbone
-
-
-def test_what_a_class_computes_is_not_read_but_asked_of_the_class(tmp_path, monkeypatch):
-    (tmp_path / "new.py").write_text(
-        "from .base import Method\nRATE = 2 * 0.5\n\nclass New(Method):\n    defaults = {'LR': RATE}\n\n"
-        "class Newer(New):\n    needs_backbone = True\n\nclass Newest(Newer):\n    defaults = dict(LR=1)\n"
-    )
-    (tmp_path / "base.py").write_text("class Method:\n    pass\n")
-    monkeypatch.setattr(module, "FOLDER", Path(tmp_path))
-    module._names_of.cache_clear()
-    try:
-        assert read_declared("new", "New").defaults == {"LR": 1.0}
-        newer = read_declared("new", "Newer")
-        assert (newer.defaults, newer.needs_backbone) == ({"LR": 1.0}, True)
-        assert read_declared("new", "Newest") is None
-        assert read_declared("nowhere", "New") is None
-    finally:
-        module._names_of.cache_clear()
 
 
 def test_cases_are_runs_with_keys_of_their_own_and_their_names_in_the_folders():

@@ -11,20 +11,15 @@ from collections.abc import Sequence
 
 # Start of a source's path -> pytest's arguments; the tests that are worked out by hand are quick and stand first
 BASELINES = [
-    "tests/baselines/test_closed_form_methods.py",
-    "tests/baselines/test_proker_by_hand.py",
-    "tests/baselines/test_bounds.py",
+    "tests/baselines/test_closed_form.py",
+    "tests/baselines/test_options.py",
     "tests/baselines/test_steps_by_hand.py",
-    "tests/baselines/test_training_free_by_hand.py",
-    "tests/baselines/test_training_by_hand.py",
-    "tests/baselines/test_search_by_hand.py",
+    "tests/baselines/test_cached_by_hand.py",
+    "tests/baselines/test_trained_by_hand.py",
     "tests/baselines/test_proto_clip_by_hand.py",
-    "tests/baselines/test_equations.py",
     "tests/baselines/test_coop.py",
     "tests/baselines/test_contract.py",
-    "tests/baselines/test_methods.py",
-    "tests/sweep/test_grid.py::test_what_is_read_of_a_method_without_importing_it_is_what_its_class_says",
-    "tests/sweep/test_grid.py::test_what_a_class_computes_is_not_read_but_asked_of_the_class",
+    "tests/baselines/test_saving.py",
 ]
 TESTS = {
     "trainers/hegraph/baselines/": BASELINES,

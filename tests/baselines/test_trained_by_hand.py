@@ -1,4 +1,4 @@
-"""What the trained methods share: rows of options, and the loop, with numbers worked out by hand."""
+"""What the trained methods share, the loop and the best epoch, with numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -7,50 +7,13 @@ import math
 import pytest
 import torch
 from by_hand import bank_of
-from yacs.config import CfgNode
 
-from trainers.hegraph.baselines.training import batches, by_dataset, by_shots, train, train_with_warmup
+from trainers.hegraph.baselines.trained import BestEpoch, batches, train
 from trainers.hegraph.training.batches import Batch
 from trainers.hegraph.training.schedule import constant
 from trainers.hegraph.utils.errors import UserError
 
 AXES = [[1.0, 0.0], [0.0, 1.0]]
-
-
-def bank_of_shots(*shots: int, dataset: str = "Tiny"):
-    labels = [label for label, count in enumerate(shots) for _ in range(count)]
-    return bank_of([AXES[0]] * len(labels), labels, AXES, dataset=dataset)
-
-
-@pytest.mark.parametrize(
-    ("shots", "expected"), [((1, 1), 10), ((3, 2), 10), ((2, 4), 20), ((15, 1), 20), ((16, 0), 30)]
-)
-def test_by_shots_takes_the_row_that_the_largest_class_reaches_whatever_their_order(shots, expected):
-    rows = [[16, 30], [1, 10], [4, 20]]
-    assert by_shots("EPOCHS", rows, bank_of_shots(*shots)) == expected
-
-
-def test_by_shots_refuses_rows_that_all_begin_later_or_are_no_rows():
-    with pytest.raises(UserError, match=r"EPOCHS has no row for 2 shots: \[\[4, 20\]\]"):
-        by_shots("EPOCHS", [[4, 20]], bank_of_shots(2, 1))
-    with pytest.raises(UserError, match=r"a row of EPOCHS must be \[from this many shots, value\], got \['', 20\]"):
-        by_shots("EPOCHS", [["", 20]], bank_of_shots(2, 1))
-
-
-@pytest.mark.parametrize("rows_name", ["OxfordPets", "oxford_pets"])
-@pytest.mark.parametrize(("dataset", "expected"), [("OxfordPets", 2.0), ("oxford_pets", 2.0), ("Tiny", 1.0)])
-def test_by_dataset_knows_a_data_set_by_any_of_its_names_and_the_empty_row_is_for_all_others(
-    rows_name, dataset, expected
-):
-    assert by_dataset("LR", [["", 1.0], [rows_name, 2.0]], bank_of_shots(1, 1, dataset=dataset)) == expected
-
-
-def test_by_dataset_needs_no_empty_row_where_the_data_set_has_its_own():
-    assert by_dataset("LR", [["Tiny", 3.0]], bank_of_shots(1, 1)) == 3.0
-    with pytest.raises(UserError, match="LR has no row for 'Tiny'"):
-        by_dataset("LR", [["OxfordPets", 3.0]], bank_of_shots(1, 1))
-    with pytest.raises(UserError, match=r"a row of LR must be \[data set, value\], got \[1, 3.0\]"):
-        by_dataset("LR", [[1, 3.0]], bank_of_shots(1, 1))
 
 
 def test_batches_hold_every_image_with_its_label():
@@ -90,6 +53,8 @@ def test_every_step_goes_down_its_own_gradient_at_the_rate_of_the_schedule():
     assert (data.epochs, done) == ([0, 1], [1, 2])
     assert w.item() == pytest.approx(1 - 2.5)
     assert v.item() == pytest.approx(1 - 1.375)
+    assert not w.requires_grad
+    assert not v.requires_grad
 
 
 def test_one_epoch_is_enough_and_none_is_refused():
@@ -113,11 +78,11 @@ def test_a_loss_that_becomes_infinite_ends_the_training_with_the_epoch_and_the_l
     assert done == [1]
 
 
-def test_the_warm_up_is_by_epoch_and_the_cosine_as_long_as_the_training():
-    # Four images in batches of 2 are two steps in each of three epochs. The loss is w, so w falls by the sum of the
-    # rates: twice the warm-up's 0.1, twice the peak 1, twice (1 + cos(pi / 3)) / 2 = 0.75.
-    w = torch.tensor(0.0, requires_grad=True)
-    options = CfgNode({"BATCH_SIZE": 2, "WARMUP_EPOCHS": 1, "WARMUP_LR": 0.1})
-    bank = bank_of(AXES + AXES, [0, 1, 0, 1], AXES)
-    assert train_with_warmup(torch.optim.SGD([w], lr=1.0), lambda batch: w, bank, options, 3, seed=1) == 6
-    assert w.item() == pytest.approx(-2 * (0.1 + 1 + 0.75))
+def test_of_epochs_that_are_equally_good_the_last_is_restored():
+    parameter = torch.zeros(2)
+    best = BestEpoch([parameter])
+    for epochs, accuracy, value in [(10, 50.0, 1.0), (20, 75.00001, 2.0), (30, 75.0, 3.0), (40, 60.0, 4.0)]:
+        parameter.fill_(value)
+        best.record(epochs, accuracy)
+    assert best.restore() == {"value": 30, "candidates": [[10, 50.0], [20, 75.0], [30, 75.0], [40, 60.0]]}
+    assert parameter.tolist() == [3.0, 3.0]

@@ -1,0 +1,311 @@
+"""Methods in closed form and the linear probe, against numbers worked out by hand and against scikit-learn."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from by_hand import bank_of, tensor
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from yacs.config import CfgNode
+
+from trainers.hegraph.baselines import linear_probe, proker
+from trainers.hegraph.baselines.gda import gaussian_classifier
+from trainers.hegraph.baselines.timo import text_guided_classifier
+from trainers.hegraph.features.bank import FeatureBank
+from trainers.hegraph.utils.errors import UserError
+
+AXES = [[1.0, 0.0], [0.0, 1.0]]
+SLANTED = [[0.6, 0.8], [0.8, 0.6]]
+
+
+@pytest.fixture
+def plane() -> FeatureBank:
+    """Two classes in the plane, two images each, whose means lie along their text features, the axes."""
+    return FeatureBank(
+        train_features=torch.tensor([[[0.8, 0.6], [0.8, -0.6], [0.6, 0.8], [-0.6, 0.8]]]),
+        train_labels=torch.tensor([0, 0, 1, 1]),
+        text_positive=torch.eye(2),
+        text_negative=-torch.eye(2),
+        classnames=["right", "up"],
+        dataset="Plane",
+        backbone="none",
+        logit_scale=100.0,
+    )
+
+
+QUERY = torch.tensor([[0.6, 0.8]])
+
+
+# Zero-shot CLIP
+
+
+def close(found: Tensor, expected: list) -> None:
+    torch.testing.assert_close(found, tensor(expected), rtol=0, atol=1e-4)
+
+
+def test_zero_shot_is_the_cosine_times_the_scale(fit):
+    fitted = fit("ZeroShot", bank_of(AXES, [0, 1], SLANTED, scale=50.0))
+    close(fitted.logits(tensor([[1.0, 0.0]])), [[30.0, 40.0]])
+    assert (fitted.num_parameters, fitted.epochs, fitted.steps, fitted.selected) == (0, 0, 0, {})
+    other = bank_of(AXES, [0, 1], AXES, test=(SLANTED, [0, 1]), scale=10.0)  # other classes, and another scale
+    close(fitted.transfer(other), [[6.0, 8.0], [8.0, 6.0]])
+
+
+# GDA
+
+
+def test_gda_by_hand(plane, fit):
+    """Deviations (0, .6), (0, -.6), (.6, 0), (-.6, 0): scatter .72 I, trace over M - 1 = 3 .48, so P = 2 / 1.2 I."""
+    # m_1 = (.8, 0): w_1 = (4/3, 0), b_1 = -.8 * 4/3 / 2
+    expected = torch.tensor([[60 + 0.5 * (0.6 * 4 / 3 - 1.6 / 3), 80 + 0.5 * (0.8 * 4 / 3 - 1.6 / 3)]])
+    torch.testing.assert_close(fit("GDA", plane, ALPHA=0.5).logits(QUERY), expected)
+
+
+def test_gdas_gaussians_are_scikit_learns_discriminant_analysis_with_the_same_shrinkage(make_bank):
+    bank = make_bank(shots=(4, 4, 4, 4), width=12, views=2)
+    images, labels = bank.train_features.flatten(0, 1), bank.train_labels.repeat(2)
+    count, width = images.shape
+    # (M - 1) Sigma + tr(Sigma) I has the shape of (1 - s) Sigma + s tr(Sigma) / d I where s / (1 - s) = d / (M - 1)
+    shrinkage = width / (count - 1 + width)
+    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage, priors=[0.25] * 4)
+    model.fit(images.double().numpy(), labels.numpy())
+    weight, bias = gaussian_classifier(images, labels, 4)
+    scale = width * (1 - shrinkage) / count
+    expected = scale * torch.tensor(model.decision_function(bank.test_features.double().numpy())).float()
+    found = F.linear(bank.test_features, weight, bias)
+    # scikit-learn's scores hold the prior as well, which all classes have alike
+    torch.testing.assert_close(found - found[:, :1], expected - expected[:, :1], rtol=1e-3, atol=1e-3)
+
+
+def test_gda_of_one_image_a_class_is_zero_shot(make_bank, fit):
+    bank = make_bank(shots=(1, 1, 1), views=1)
+    expected = fit("ZeroShot", bank).logits(bank.test_features)
+    torch.testing.assert_close(fit("GDA", bank).logits(bank.test_features), expected)
+
+
+def test_a_class_without_images_has_the_mean_of_all_as_its_mean(plane):
+    images, labels = plane.train_features[0], plane.train_labels
+    weight, bias = gaussian_classifier(images, labels, 3)
+    # P = 2 / 1.2 I as by hand above, and the mean of all is (.4, .4)
+    torch.testing.assert_close(weight[2], torch.tensor([0.4, 0.4]) / 0.6)
+    torch.testing.assert_close(bias[2], torch.tensor(-0.16 / 0.6))
+
+
+def test_the_shrinkage_of_two_images_divides_the_trace_by_one():
+    # Both of class 0. Deviations (0, .6) and (0, -.6): scatter diag(0, .72), trace .72, P = 2 diag(1 / .72, 1 / 1.44)
+    weight, bias = gaussian_classifier(torch.tensor([[0.8, 0.6], [0.8, -0.6]]), torch.tensor([0, 0]), 2)
+    torch.testing.assert_close(weight[0], torch.tensor([1.6 / 0.72, 0.0]))
+    torch.testing.assert_close(bias[0], torch.tensor(-0.64 / 0.72))
+
+
+# TIMO
+
+
+def test_timo_by_hand(plane, fit):
+    """Each text feature is an image of cosine 1 to its class mean: m_1 = (2.6 / 3, 0).
+
+    The scatter is (2 * .72 + 4/75) / 2 = .746667 on the diagonal, the trace over M - 1 = 5 is .298667, P = 1.913265 I.
+    """
+    w, b = 1.913265 * 2.6 / 3, -1.913265 * (2.6 / 3) ** 2 / 2
+    expected = torch.tensor([[60 + 0.6 * w + b, 80 + 0.8 * w + b]])
+    torch.testing.assert_close(fit("TIMO", plane).logits(QUERY), expected)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_timos_gaussians_have_the_text_scaled_by_its_cosine_among_their_images(make_bank, times):
+    bank = make_bank(shots=(1, 3, 2), width=12)
+    rows, labels = [], []
+    for k in range(3):
+        own = bank.train_labels == k
+        mean = F.normalize(bank.cache_keys()[own].mean(dim=0), dim=0)
+        text = bank.text_positive[k]
+        rows += [(text @ mean) * text] * times + list(bank.train_features[:, own].flatten(0, 1))
+        labels += [k] * (times + 2 * int(own.sum()))
+    expected = gaussian_classifier(torch.stack(rows), torch.tensor(labels), 3)
+    for found, wanted in zip(text_guided_classifier(bank, times), expected):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_timo_s_is_timo_where_each_text_feature_counts_once(make_bank, fit):
+    bank = make_bank(val=0)
+    one, other = (fit(name, bank).logits(bank.test_features) for name in ("TIMO", "TIMOS"))
+    assert torch.equal(one, other)
+    twice = fit("TIMOS", bank, BETA=2).logits(bank.test_features)
+    assert not torch.allclose(one, twice, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "first"), [("GDA", 1e-4), ("TIMO", 1e-4), ("TIMOS", (1, 1e-4))])
+def test_of_equally_good_candidates_the_first_is_taken(plane, fit, name, first):
+    bank = replace(plane, val_features=torch.eye(2), val_labels=torch.arange(2))  # which any candidate gets right
+    [entry] = fit(name, bank).selected.values()
+    assert {percent for _, percent in entry["candidates"]} == {100.0}
+    assert entry["value"] == first
+
+
+def test_timo_s_predicts_with_what_val_chose(fit):
+    # The text has the labels the wrong way round, the images the right way: the less the text weighs, the better
+    text, val = AXES[::-1], (AXES, [0, 1])
+    images = [[0.8, 0.6], [0.8, -0.6], [0.6, 0.8], [-0.6, 0.8]]
+    bank = bank_of(images, [0, 0, 1, 1], text, val=val)
+    fitted = fit("TIMOS", bank, BETAS=[2, 1], CANDIDATES=[100.0, 0.01])
+    [entry] = fitted.selected.values()
+    assert [value for value, _ in entry["candidates"]] == [(2, 100.0), (2, 0.01), (1, 100.0), (1, 0.01)]
+    assert entry["value"] == (2, 0.01)
+    fixed = fit("TIMOS", bank, BETA=2, ALPHA=0.01, SEARCH=False)
+    query = torch.tensor([[0.6, 0.8]])
+    assert torch.equal(fitted.logits(query), fixed.logits(query))
+
+
+# ProKeR
+
+
+def kernel(one: Tensor, other: Tensor, beta: float) -> Tensor:
+    return (-beta * (1 - one.double() @ other.double().t())).exp()
+
+
+def test_proker_is_lambda_times_scikit_learns_kernel_ridge_of_the_residuals(make_bank, fit):
+    bank = make_bank(shots=(1, 3, 2), width=12)
+    beta, strength, keys = 2.0, 0.3, bank.cache_keys()
+    residuals = F.one_hot(bank.train_labels, 3).double() - (keys @ bank.text_positive.t()).double()
+    ridge = KernelRidge(kernel="precomputed", alpha=strength).fit(kernel(keys, keys, beta).numpy(), residuals.numpy())
+    correction = torch.tensor(ridge.predict(kernel(bank.test_features, keys, beta).numpy()))
+    cosines = (bank.test_features @ bank.text_positive.t()).double()
+    expected = (bank.logit_scale * (cosines + strength * correction)).float()
+    fitted = fit("ProKeR", bank, BETA=[[1, beta]], LAMBDA=[[1, strength]], SEARCH=False)
+    torch.testing.assert_close(fitted.logits(bank.test_features), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_proker_by_hand(plane, fit):
+    """One image a class, at right angles to each other, and beta so large that the kernel between them is nearly 0."""
+    bank = replace(plane, train_features=torch.eye(2)[None], train_labels=torch.tensor([1, 0]))
+    # K = I, Y - T = [[-1, 1], [1, -1]], and A = (1 / .5 + 1)^-1 of it: the first image gives (1 - 1/3, 1/3)
+    fitted = fit("ProKeR", bank, BETA=[[1, 50.0]], LAMBDA=[[1, 0.5]])
+    torch.testing.assert_close(fitted.logits(torch.eye(2)), torch.tensor([[200.0, 100.0], [100.0, 200.0]]) / 3)
+
+
+def options(**changed: object) -> CfgNode:
+    common = {"BETA": [[1, 1.0]], "LAMBDA": [[1, 2.0]], "SEARCH": True, "SEARCH_RANGE": [["", [1.0, 3.0, 0.5, 2.0]]]}
+    return CfgNode({**common, "SEARCH_STEP": [3, 2], **changed})
+
+
+def test_the_grid_holds_both_ends_and_even_steps_between_them():
+    betas, strengths = proker.grid(bank_of(AXES, [0, 1], AXES), options())
+    assert betas == [1.0, 2.0, 3.0]
+    assert strengths == [0.5, 2.0]
+    one = proker.grid(bank_of(AXES, [0, 1], AXES), options(SEARCH_STEP=[1, 1]))
+    assert one == ([1.0], [0.5])
+
+
+def test_the_grid_is_that_of_the_data_set():
+    rows = [["", [1.0, 3.0, 0.5, 2.0]], ["OxfordPets", [2.0, 4.0, 1.0, 3.0]]]
+    bank = bank_of(AXES, [0, 1], AXES, dataset="oxford_pets")
+    assert proker.grid(bank, options(SEARCH_RANGE=rows)) == ([2.0, 3.0, 4.0], [1.0, 3.0])
+
+
+def test_the_search_lists_beta_first_and_of_equals_takes_the_smallest():
+    bank = bank_of(AXES, [0, 1], AXES, val=(AXES, [0, 1]), test=(AXES, [1, 0]))
+    best, selected = proker.search(bank, options())
+    table = selected["BETA, LAMBDA"]["candidates"]
+    assert [value for value, _ in table] == [(1.0, 0.5), (1.0, 2.0), (2.0, 0.5), (2.0, 2.0), (3.0, 0.5), (3.0, 2.0)]
+    assert {accuracy for _, accuracy in table} == {100.0}
+    assert best == selected["BETA, LAMBDA"]["value"] == (1.0, 0.5)
+
+
+def test_a_candidate_counts_by_text_and_kernel_together():
+    # One image of class 0, which the text takes for class 1: cosines (0.6, 0.8). Y - T = (0.4, -0.8). The val image is
+    # the same, so the kernel is 1 and the correction is (0.4, -0.8) * lambda / (1 + lambda): with 0.5 a third of it,
+    # (0.733, 0.533); with 0.1 a eleventh, (0.636, 0.727): only lambda 0.5 is right, whatever beta is.
+    bank = bank_of(AXES[:1], [0], [[0.6, 0.8], [0.8, 0.6]], val=(AXES[:1], [0]), test=(AXES[:1], [1]))
+    asked = options(SEARCH_RANGE=[["", [1.0, 3.0, 0.1, 0.5]]])
+    best, selected = proker.search(bank, asked)
+    assert best == (1.0, 0.5)
+    assert [accuracy for _, accuracy in selected["BETA, LAMBDA"]["candidates"]] == [0.0, 100.0] * 3
+
+
+@pytest.mark.parametrize("search", [True, False])
+def test_without_a_search_beta_and_lambda_are_those_of_the_shots(search):
+    val = None if search else (AXES, [0, 1])
+    bank = bank_of([*AXES, AXES[0]], [0, 1, 0], AXES, val=val)
+    rows = {"BETA": [[1, 1.0], [2, 4.0], [3, 9.0]], "LAMBDA": [[1, 0.5], [2, 0.25]]}
+    assert proker.search(bank, options(SEARCH=search, **rows)) == ((4.0, 0.25), {})
+
+
+@pytest.mark.parametrize("ends", [[0.0, 3.0, 0.1, 1.0], [1.0, 3.0, 0.0, 1.0]], ids=str)
+def test_a_grid_that_begins_at_zero_is_refused(ends):
+    with pytest.raises(UserError, match="BETA and LAMBDA must be above 0, got"):
+        proker.grid(bank_of(AXES, [0, 1], AXES), options(SEARCH_RANGE=[["", ends]]))
+
+
+# Linear probe
+
+
+@pytest.mark.parametrize("c", [0.1, 10.0])
+def test_linear_probe_is_scikit_learns(make_bank, c):
+    bank = make_bank(shots=(3, 5, 4, 4))
+    features, labels = bank.cache_keys(), bank.train_labels
+    weight, bias, _ = linear_probe.logistic_regression(features, labels, 4, c, 1000)
+    model = LogisticRegression(C=c, max_iter=1000, tol=1e-6).fit(features.numpy(), labels.numpy())
+    expected = torch.tensor(model.predict_proba(bank.test_features.numpy()), dtype=torch.float32)
+    found = F.linear(bank.test_features, weight, bias).softmax(dim=1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
+
+
+def probe_options(**changed: object) -> CfgNode:
+    return CfgNode({"C": 1.0, "CANDIDATES": [100.0, 1.0, 0.01], "STEPS": 2, **changed})
+
+
+@pytest.mark.parametrize(
+    ("best", "steps", "asked", "found"),
+    [
+        # Of 2, 0 and -2 in powers of ten, 2 is nearest to 1.3, so the ends are 1 and 3, which are 0.3 and 1.7 off: the
+        # right end moves to 2. The ends 1 and 2 are 0.3 and 0.7 off: it moves to 1.5, which is 0.2 off: the left end
+        # moves to 1.25, which is not asked.
+        (1.3, 3, [2, 0, -2, 1, 3, 1.5], 1.5),
+        # The ends 1 and 3 are 1.6 and 0.4 off, then 2 and 3 are 0.6 and 0.4 off, then 2.5 and 3: 0.1 and 0.4
+        (2.6, 4, [2, 0, -2, 1, 3, 2.5, 2.75], 2.5),
+    ],
+)
+def test_the_linear_probe_halves_the_decades_around_the_best_power_of_ten(best, steps, asked, found):
+    tried = []
+
+    def accuracy(c: float) -> float:
+        tried.append(round(math.log10(c), 4))
+        return 100 - abs(math.log10(c) - best)
+
+    c, entry = linear_probe.search(probe_options(STEPS=steps), accuracy)
+    assert tried == asked
+    assert c == entry["value"] == pytest.approx(10**found)
+    distances = [round(abs(math.log10(value)), 4) for value, _ in entry["candidates"]]
+    assert distances == sorted(distances)  # listed by the distance from the option C, which is 10^0
+
+
+def test_of_equals_the_linear_probe_takes_the_c_nearest_to_the_option():
+    c, entry = linear_probe.search(probe_options(C=100.0), lambda c: 50.0)
+    assert c == 100.0
+    assert entry["candidates"][0] == [100.0, 50.0]
+    # In the first round as well: 1 and 0.01 are equally good, 0.01 is nearer to 0.001, so its decades are searched;
+    # of 0.001, which is one of their ends, and the others the nearest is taken
+    best = {1.0, 0.01}
+    c, entry = linear_probe.search(probe_options(C=0.001, STEPS=1), lambda c: 90.0 if c in best else 50.0)
+    assert c == 0.01
+    tried = sorted(round(math.log10(value), 4) for value, _ in entry["candidates"])
+    assert tried == [-3, -2, -1, 0, 2]
+
+
+def test_the_linear_probe_without_val_keeps_its_c_and_counts_its_iterations(fit):
+    # One image of each class. By symmetry W is (a, -a; -a, a) and the logits of an image are a and -a. The mean loss is
+    # log(1 + e^(-2a)) + 4 a^2 / (2 * C * 2), whose derivative is 0 where 2 / (1 + e^(2a)) = 2 a / C.
+    fitted = fit("LinearProbe", bank_of(AXES, [0, 1], SLANTED), C=2.0)
+    a = fitted.classifier.weights[0, 0].item()
+    assert a > 0.1
+    assert 2 / (1 + math.exp(2 * a)) == pytest.approx(2 * a / 2.0, abs=2e-3)
+    close(fitted.classifier.weights, [[a, -a], [-a, a]])
+    assert fitted.selected == {}
+    assert fitted.epochs == fitted.steps > 0
