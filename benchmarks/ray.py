@@ -16,8 +16,7 @@ from pathlib import Path
 
 import torch
 
-from trainers.hegraph.sweep.cluster import THREADS, Demand
-from trainers.hegraph.sweep.dispatch import Dispatch
+from trainers.hegraph.sweep.cluster import THREADS, Cluster, Demand
 from trainers.hegraph.sweep.execute import DONE, Result
 from trainers.hegraph.sweep.grid import Run
 from trainers.hegraph.sweep.workers import run_here
@@ -47,7 +46,7 @@ def run(timed: int = 200, many: int = 1000) -> Report:
             runtime_env={"env_vars": {THREADS: str(torch.get_num_threads())}},
         )
         try:
-            with closing(Dispatch(ray, Demand())) as dispatch:
+            with closing(Cluster(ray, Demand())) as dispatch:
                 next(iter(dispatch.results(runs(folder, "first", 1))))
                 start = time.perf_counter() - started
                 there, _ = follow(dispatch.results(runs(folder, "there", timed)), timed)

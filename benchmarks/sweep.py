@@ -41,7 +41,8 @@ def run(
             bank = Path(os.environ["HEGRAPH_SHARED"]) / "banks" / "ucf101.safetensors"
 
         def grid(output: str) -> Grid:
-            return Grid([str(bank)], [CONFIG], methods, shots, seeds, output=str(folder / output))
+            named = {"datasets": str(bank), "configs": CONFIG, "methods": methods, "shots": shots, "seeds": seeds}
+            return Grid(**named, output=str(folder / output))
 
         runs, _ = grid("single").runs()
         single = sum(process("trainers.hegraph", *each.arguments())[0] for each in runs)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -101,21 +101,6 @@ def hold(wait_for) -> Iterator[Callable[..., tuple[int, Path]]]:
     for pid in held:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
-
-
-@pytest.fixture
-def alone() -> Callable[[Sequence[Sequence[object]]], None]:
-    """Does single runs, each in a process of its own with one thread."""
-
-    def do(command_lines: Sequence[Sequence[object]]) -> None:
-        asked = json.dumps([[str(word) for word in line] for line in command_lines])
-        program = [sys.executable, str(Path(__file__).parent / "alone.py")]
-        done = subprocess.run(
-            program, input=asked, env={**os.environ, **ONE_THREAD}, capture_output=True, text=True, timeout=900
-        )
-        assert done.returncode == 0, done.stderr
-
-    return do
 
 
 @pytest.fixture(scope="session")

@@ -12,27 +12,23 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..experiments.failure import has_failed
 from ..experiments.lock import is_locked
-from ..results.records import read_record
+from ..experiments.opened import Opened
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say
-from .cluster import Demand, check_address, connected
+from .cluster import Cluster, Demand, check_address, connected
+from .execute import FAILED, LOCKED, Result
 from .grid import Run, read_grid
-from .plan import Plan, estimate, make_plan
-from .progress import Progress, in_words
+from .plan import Plan, estimate, is_done, make_plan
 from .workers import run_here, run_in_workers
-
-if TYPE_CHECKING:
-    from .execute import Result
-
-    Start = Callable[[Sequence[Run]], Iterable[Result]]
 
 logger = logging.getLogger(__name__)
 
+Start = Callable[[Sequence[Run]], Iterable[Result]]  # does runs, and gives their results as they come
 LISTS = ("datasets", "configs", "methods", "shots", "seeds")
 # What a configuration key looks like
 A_KEY = re.compile(r"OUTPUT_DIR|RESUME|SEED|USE_CUDA|VERSION|[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")
@@ -54,41 +50,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--methods", nargs="+", help="as --trainer says them; all: every one (default HeGraphAdapter)")
     add("--shots", nargs="+", help="training images per class (default 16)")
     add("--seeds", nargs="+", help="from 0 (default 1 2 3)")
-    add("--vary", nargs="+", action="append", default=[], metavar="KEY VALUE ...", help="run each value of a key")
-    add(
-        "--case",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar="NAME [KEY VALUE ...]",
-        help="run with these keys, too",
-    )
+    for flag, words, meaning in (
+        ("--vary", "KEY VALUE ...", "run each value of a key"),
+        ("--case", "NAME [KEY VALUE ...]", "run with these keys, too"),
+    ):
+        add(flag, nargs="+", action="append", default=[], metavar=words, help=meaning)
     add("--root", help="folder of the data sets (default: their DATASET.ROOT, or data)")
     add("--output", help="where the folders DATASET/METHOD/CONFIG_Nshots/seedN go (default output)")
     add("--suffix", help="put behind the folder of shots; {NAME} is the value of the varied key that ends in NAME")
     add("--workers", type=int, default=0, help="worker processes (default: none, all in this process)")
     add("--separate", action="store_true", help="each run in a process of its own, as its command line would do it")
-    add(
-        "--ray",
-        nargs="?",
-        const="local",
-        metavar="ADDRESS",
-        help="do the runs on a Ray cluster: auto, HOST:PORT, local",
-    )
-    add(
-        "--cpus-per-run",
-        type=float,
-        default=1.0,
-        metavar="N",
-        help="with --ray: CPUs, and threads, of a run (default 1)",
-    )
-    add(
-        "--gpus-per-run",
-        type=float,
-        default=0.0,
-        metavar="N",
-        help="with --ray: GPUs of a run, such as 0.5 (default 0)",
-    )
+    add("--ray", nargs="?", const="local", metavar="ADDRESS", help="do the runs on Ray: auto, HOST:PORT, local")
+    add("--cpus-per-run", type=float, default=1.0, metavar="N", help="with --ray: CPUs of a run (default 1)")
+    add("--gpus-per-run", type=float, default=0.0, metavar="N", help="with --ray: GPUs of a run (default 0), or 0.5")
     add("--retry-failed", action="store_true", help="run again what has failed before, which is skipped else")
     add("--dry-run", action="store_true", help="list what would be run, and how long it should take")
     add("--folders", action="store_true", help="list the output folders of the grid, without seeds, and run nothing")
@@ -127,13 +101,14 @@ def grid_of(args: argparse.Namespace) -> tuple[Path | None, dict]:
     """
     words = list(args.words)
     path = Path(words.pop(0)) if words and not A_KEY.fullmatch(words[0]) else None
-    given = {name: getattr(args, name) for name in (*LISTS, "root", "output", "suffix")}
-    for name in ("shots", "seeds"):
-        if given[name] is not None:
-            given[name] = [_number(name, word) for word in given[name]]
-    found = {name: value for name, value in given.items() if value is not None}
+    found = {name: said for name in (*LISTS, "root", "output", "suffix") if (said := getattr(args, name)) is not None}
+    for name in {"shots", "seeds"} & set(found):
+        try:
+            found[name] = [int(word) for word in found[name]]
+        except ValueError as error:
+            raise UserError(f"--{name} are whole numbers, got {' '.join(found[name])}") from error
     if args.case:
-        found["cases"] = {name: _pairs(words) for name, *words in args.case}
+        found["cases"] = {name: _pairs(pairs) for name, *pairs in args.case}
     if args.separate:
         found["separate"] = True
     found["vary"] = {key: values for key, *values in args.vary}
@@ -145,13 +120,6 @@ def _pairs(words: Sequence[str]) -> dict[str, str]:
     if len(words) % 2:
         raise UserError(f"options come as KEY VALUE pairs, but {' '.join(words)!r} has no value at its end")
     return dict(zip(words[0::2], words[1::2]))
-
-
-def _number(name: str, word: str) -> int:
-    try:
-        return int(word)
-    except ValueError as error:
-        raise UserError(f"--{name} are whole numbers, got {word!r}") from error
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -188,32 +156,66 @@ def run_command(args: argparse.Namespace) -> int:
 def _place_of_runs(args: argparse.Namespace, demand: Demand, is_needed: bool) -> Iterator[Start]:
     """Gives what does runs: this process, workers of it, or a Ray cluster, which is left at the end of the block."""
     if args.ray is not None and is_needed:
-        with connected(args.ray, demand) as ray:
-            from .dispatch import Dispatch  # imports torch
-
-            with closing(Dispatch(ray, demand, args.verbose)) as dispatch:
-                yield dispatch.results
+        with connected(args.ray, demand) as ray, closing(Cluster(ray, demand, args.verbose)) as cluster:
+            yield cluster.results
     elif args.workers:
         yield lambda runs: run_in_workers(runs, args.workers, args.verbose)
     else:
         yield lambda runs: run_here(runs, args.verbose)
 
 
-def do_runs(runs: Sequence[Run], start: Start) -> Progress:
-    """Does the runs, and waits for those that other processes are at.
+@dataclass
+class Progress:
+    """Counts the runs of a sweep, and says what becomes of each.
 
-    Args:
-        runs: The runs.
-        start: Does runs, and gives their results as they come.
+    Attributes:
+        total: How many are to be done.
+        done: How many are.
+        failures: Those that have failed, each with its message.
+        started: When the sweep began, in seconds of the monotonic clock.
     """
+
+    total: int
+    done: int = 0
+    failures: list[tuple[Run, str]] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def finished(self, run: Run, message: str) -> None:
+        """Counts a run that has been done, and says so."""
+        self.done += 1
+        self._say(f"{run.title}: {message}")
+
+    def failed(self, run: Run, message: str) -> None:
+        """Counts a run that has failed, and says so."""
+        self.failures.append((run, message))
+        self._say(f"{run.title}: failed: {message}")
+
+    def _say(self, what: str) -> None:
+        ended = self.done + len(self.failures)
+        each = (time.monotonic() - self.started) / ended
+        left = self.total - ended
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        to_go = f"{in_words(each)} a run, {in_words(each * left)} to go"
+        logger.info("[%d/%d] %s (%d left%s, %s)", ended, self.total, what, left, failed, to_go)
+
+
+def in_words(seconds: float) -> str:
+    """A time such as "0.4 s", "40 s", "12 min" or "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def do_runs(runs: Sequence[Run], start: Start) -> Progress:
+    """Does the runs with `start`, and waits for those that other processes are at."""
     progress = Progress(len(runs))
     left = list(runs)
     while left:
         locked = []
         for result in start(left):
-            if result.status == "locked":
+            if result.status == LOCKED:
                 locked.append(result.run)
-            elif result.status == "failed":
+            elif result.status == FAILED:
                 progress.failed(result.run, result.message)
             else:
                 progress.finished(result.run, f"{result.message} in {result.seconds:.1f} s")
@@ -222,23 +224,29 @@ def do_runs(runs: Sequence[Run], start: Start) -> Progress:
 
 
 def await_others(locked: Sequence[Run], progress: Progress) -> list[Run]:
-    """Waits until other processes have ended the runs that they are at; returns those that they left undone."""
-    waiting = list(locked)
+    """Waits until other processes have ended the runs that they are at; returns those that they left undone.
+
+    The other process may be a sweep with other settings: its result is not that of this run, which has failed then.
+    """
+    waiting, opened = list(locked), Opened()
     if waiting:
         logger.info("%d runs are done by another process; waiting for it", len(waiting))
     while waiting:
         free = [run for run in waiting if not is_locked(run.folder)]
+        waiting = [run for run in waiting if run not in free]
         undone = []
         for run in free:
-            if read_record(run.folder) is not None:
+            done = is_done(run, opened)
+            if done:
                 progress.finished(run, "done by another process")
+            elif done is not None:
+                progress.failed(run, f"another process left the result of other settings or data in {run.folder}")
             elif has_failed(run.folder, run.configuration(), run.source):
                 progress.failed(run, "in another process")
             else:
                 undone.append(run)
         if undone:
-            return [*undone, *(run for run in waiting if run not in free)]
-        waiting = [run for run in waiting if run not in free]
+            return [*undone, *waiting]
         if waiting:
             time.sleep(POLL)
     return []

@@ -1,34 +1,57 @@
-"""A Ray cluster: whether it answers, what it has to offer, and whether its machines have this package.
+"""Doing the runs of a sweep on a Ray cluster, which is optional. The results come as they do from `workers`.
 
-Nothing of Ray is imported before a cluster is asked for, since Ray is optional.
+This process, the driver, reads the banks and writes all files; the machines of the cluster need see none of its
+folders. While a run is away, its folder is locked. A run whose worker or machine is lost is sent again.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
 import os
 import re
+import shutil
 import socket
-import subprocess
-import sys
+import tempfile
+import uuid
+import zipfile
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from ..utils.errors import PACKAGE, UserError
+import numpy as np
+from filelock import FileLock
+from yacs.config import CfgNode
+
+from ..experiments.failure import ERROR
+from ..experiments.lock import Locked, lock_folder
+from ..experiments.opened import Opened
+from ..results.records import RECORD
+from ..training.checkpoints import CHECKPOINT
+from ..utils.errors import PACKAGE, UserError, first_line, show_messages
+from ..utils.files import atomic_path, hash_json, read_json, write_json
 from ..utils.signals import kept_signals
-from .package_state import in_words, reader_of_state, state_here
+from .execute import DONE, FAILED, LOCKED, Result, attempt, record_failure
+from .grid import Run
+from .plan import is_done
+from .workers import THREADS
 
 logger = logging.getLogger(__name__)
 
 LOCAL, AUTO = "local", "auto"
 ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:]+\]|[^\s:/\[\]]+):[0-9]{1,5}")  # HOST:PORT
-REACHED_WITHIN = 10.0  # seconds in which a port has to take a connection
-ANSWERED_WITHIN = 60.0  # seconds in which a cluster has to let us in, and a machine to answer
-THREADS = "OMP_NUM_THREADS"
-# Connects and leaves again. A process of its own can be ended where Ray would wait, or end the process that it is in.
-TRY = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); print('connected')"
+ANSWERED_WITHIN = 10.0  # seconds in which a port, and a machine, has to answer
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # as every client of gRPC begins
+TRIES = 4  # how often a run is sent before it counts as failed: its worker may die of its memory every time
+AHEAD = 2  # runs that are away for each that the cluster can do at a time, so that no worker waits for the next
+MOST_AWAY = 900  # each holds the lock of its folder, and a process may have 1,024 open files
+LOOK = 10.0  # seconds between two looks at the machines of the cluster
+OTHER_PACKAGE = "other package"  # what can become of a run beside what `execute` names
 
 
 @dataclass(frozen=True)
@@ -43,37 +66,28 @@ class Demand:
     gpus: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.cpus < float("inf"):
-            raise UserError(f"--cpus-per-run must be above 0, got {self.cpus:g}")
-        if not 0 <= self.gpus < float("inf"):
-            raise UserError(f"--gpus-per-run must be at least 0, got {self.gpus:g}")
-        for name, value in (("cpus", self.cpus), ("gpus", self.gpus)):
-            if value > 1 and value != int(value):
-                raise UserError(f"--{name}-per-run above 1 must be a whole number, got {value:g}")
+        for name, value, allowed in (("cpus", self.cpus, self.cpus > 0), ("gpus", self.gpus, self.gpus >= 0)):
+            if not allowed or value == float("inf") or (value > 1 and value != int(value)):
+                least = "above 0" if name == "cpus" else "at least 0"
+                raise UserError(f"--{name}-per-run must be {least}, and whole from 1 on, got {value:g}")
 
     @property
     def threads(self) -> int:
         """How many threads a run computes with."""
         return max(1, int(self.cpus))
 
-    def times_in(self, resources: dict[str, float]) -> int:
-        """How many runs fit into what Ray says of a machine."""
-        fits = resources.get("CPU", 0.0) / self.cpus
-        if self.gpus:
-            fits = min(fits, resources.get("GPU", 0.0) / self.gpus)
+    def times_in(self, node: dict) -> int:
+        """How many runs a machine, as Ray describes it, can do at a time."""
+        has = node["Resources"]
+        fits = min(has.get("CPU", 0.0) / self.cpus, has.get("GPU", 0.0) / self.gpus if self.gpus else float("inf"))
         return int(fits + 1e-6)
 
     def __str__(self) -> str:
-        gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
-        return f"{self.cpus:g} CPUs{gpus}"
+        return f"{self.cpus:g} CPUs{f' and {self.gpus:g} GPUs' if self.gpus else ''}"
 
 
 def check_address(address: str) -> None:
-    """Checks that an address is one.
-
-    Raises:
-        UserError: If it is not.
-    """
+    """Raises UserError if an address is none that `--ray` takes."""
     if address not in (LOCAL, AUTO) and not ADDRESS.fullmatch(address):
         raise UserError(
             f"--ray takes {LOCAL}, {AUTO} or HOST:PORT of the cluster's head, such as 10.0.0.1:6379, got {address!r}"
@@ -82,7 +96,7 @@ def check_address(address: str) -> None:
 
 @contextmanager
 def connected(address: str, demand: Demand) -> Iterator[Any]:
-    """Gives the module `ray`, connected to a cluster whose machines can do runs, until the block ends.
+    """Gives the module `ray`, connected to a cluster with a machine that can do runs, until the block ends.
 
     Args:
         address: "local" starts Ray on this machine; "auto" takes the cluster that this machine is part of; else
@@ -90,128 +104,266 @@ def connected(address: str, demand: Demand) -> Iterator[Any]:
         demand: What one run takes.
 
     Raises:
-        UserError: If Ray is not installed, nobody answers, no machine has enough for a run, or a machine has another
-            version of this package.
+        UserError: If Ray is not installed, nobody answers, or no machine has enough for a run.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a sweep reports to nobody
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # else Ray warns that this will change
     try:
         import ray
     except ImportError as error:
-        raise UserError(
-            f"--ray needs Ray, which is not installed ({error}); pip install 'hegraph-adapter[ray]', or pip install ray"
-        ) from error
-    if address != LOCAL:
-        check_answer(address)
+        raise UserError(f"--ray needs Ray ({error}); run: pip install 'hegraph-adapter[ray]'") from error
+    if address not in (LOCAL, AUTO):
+        _check_answer(address)
     settings: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
+    environment = {"env_vars": {THREADS: str(demand.threads)}}  # torch reads it when it is imported
     try:
         with kept_signals():
-            ray.init(
-                address=address,
-                runtime_env={"env_vars": {THREADS: str(demand.threads)}},  # torch reads it when it is imported
-                logging_level=logging.ERROR,
-                **settings,
-            )
+            ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, **settings)
     except Exception as error:  # where its processes do not start in time, Ray raises nothing narrower
-        raise UserError(f"cannot start Ray at {address}: {' '.join(str(error).split()):.200}") from error
+        raise UserError(f"no Ray cluster at {address}: {' '.join(str(error).split()):.200}") from error
     try:
-        check_nodes(ray, demand)
-        check_packages(ray)
+        nodes = _alive(ray)
+        logger.info("Ray cluster of %d machines; every run takes %s", len(nodes), demand)
+        if not any(map(demand.times_in, nodes)):
+            raise UserError(
+                f"a run takes {demand}, and none of the {len(nodes)} machines of the Ray cluster has so many (all of "
+                f"them together have {ray.cluster_resources()}); lower --cpus-per-run or --gpus-per-run"
+            )
         yield ray
     finally:
         ray.shutdown()
 
 
-def check_answer(address: str) -> None:
-    """Checks that a cluster answers, in bounded time.
-
-    Raises:
-        UserError: If none does.
-    """
-    if address != AUTO:
-        host, _, port = address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), REACHED_WITHIN).close()
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise _no_answer(address, reason) from error
+def _check_answer(address: str) -> None:
+    """Raises UserError if nothing at an address speaks as Ray's head does, which Ray itself would wait for."""
+    host, _, port = address.rpartition(":")
     try:
-        tried = subprocess.run(
-            [sys.executable, "-c", TRY, address], capture_output=True, text=True, timeout=ANSWERED_WITHIN
-        )
-    except subprocess.TimeoutExpired as error:
-        raise _no_answer(address, f"no answer in {ANSWERED_WITHIN:.0f} s") from error
-    if "connected" not in tried.stdout:
-        said = [line for line in tried.stderr.splitlines() if re.match(r"\w[\w.]*(Error|Exception): ", line)]
-        raise _no_answer(address, said[-1] if said else f"Ray ended with code {tried.returncode}")
-
-
-def _no_answer(address: str, reason: str) -> UserError:
-    if address == AUTO:
-        return UserError(f"--ray auto finds no running Ray cluster on this machine ({reason:.160}); ray start --head")
-    return UserError(f"no Ray cluster answers at {address} ({reason:.160}); ray start --head --port PORT starts one")
-
-
-def check_nodes(ray: Any, demand: Demand) -> None:
-    """Checks that there is a machine that can do a run.
-
-    Raises:
-        UserError: If there is none, so that all runs would wait for ever.
-    """
-    nodes = alive(ray)
-    if not any(demand.times_in(node["Resources"]) for node in nodes):
-        largest: dict[str, float] = max(
-            nodes, key=lambda node: node["Resources"].get("CPU", 0.0), default={"Resources": {}}
-        )["Resources"]
-        has = f"{largest.get('CPU', 0.0):g} CPUs and {largest.get('GPU', 0.0):g} GPUs"
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWERED_WITHIN) as probe:
+            probe.settimeout(ANSWERED_WITHIN)
+            probe.sendall(HELLO)
+            if probe.recv(9)[3:4] != b"\x04":  # the type of a frame of settings
+                raise OSError("something else answers")
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"a run takes {demand}, and none of the {len(nodes)} machines of the Ray cluster has so many (the largest "
-            f"has {has}); lower --cpus-per-run or --gpus-per-run"
-        )
+            f"no Ray cluster answers at {address} ({reason}); ray start --head --port PORT starts one"
+        ) from error
 
 
-def check_packages(ray: Any) -> None:
-    """Asks every machine for its version of this package.
-
-    Raises:
-        UserError: If one has another, or does not answer.
-    """
-    at_node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-    ask = ray.remote(reader_of_state(PACKAGE))
-    asked = {}
-    for node in alive(ray):
-        there = at_node(node_id=node["NodeID"], soft=False)
-        asked[ask.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote()] = node
-    ray.wait(list(asked), num_returns=len(asked), timeout=ANSWERED_WITHIN)
-    for reference, node in asked.items():
-        name = node["NodeManagerHostname"] or node["NodeManagerAddress"]
-        try:
-            state = ray.get(reference, timeout=0)
-        except ray.exceptions.GetTimeoutError as error:
-            raise UserError(f"the machine {name} of the Ray cluster gives no answer; ray status tells of it") from error
-        except ray.exceptions.RayError:  # it has left the cluster
-            continue
-        if state != state_here():
-            raise UserError(
-                f"the machine {name} ({node['NodeManagerAddress']}) of the Ray cluster has {in_words(state)}, and this "
-                f"one has {in_words(state_here())}; install the same on all machines"
-            )
-    logger.info("Ray cluster of %d machines", len(asked))
-
-
-def alive(ray: Any) -> Sequence[dict]:
+def _alive(ray: Any) -> Sequence[dict]:
     """The machines of the cluster, as Ray describes them."""
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def on_every_node(ray: Any, function: Any, *arguments: object) -> None:
-    """Has a function of no result called on every machine, and waits a little for it. What fails is left so."""
-    at_node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-    with suppress(Exception):
-        asked = [
-            ray.remote(function)
-            .options(num_cpus=0, max_retries=0, scheduling_strategy=at_node(node_id=node["NodeID"], soft=False))
-            .remote(*arguments)
-            for node in alive(ray)
-        ]
-        ray.wait(asked, num_returns=len(asked), timeout=REACHED_WITHIN)
+class Cluster:
+    """Sends runs to a cluster, a bounded number at a time.
+
+    Args:
+        ray: From `connected`.
+        demand: What one run takes.
+        verbose: Whether the runs' own messages are shown, and not their warnings alone.
+    """
+
+    def __init__(self, ray: Any, demand: Demand, verbose: bool = False) -> None:
+        self.ray, self.demand, self.verbose = ray, demand, verbose
+        self.away: dict[Any, tuple[Run, ExitStack]] = {}  # Ray's reference -> the run, and the lock of its folder
+        self.banks: dict[Path, Any] = {}  # those in the object store
+        self._place = f"hegraph-sweep-{uuid.uuid4().hex}"  # of banks, below the temporary folder of every machine
+        # Ray itself sends a run again whose worker or machine is lost
+        tries = {"max_retries": TRIES - 1, "retry_exceptions": False}
+        self._task = ray.remote(do_run).options(num_cpus=demand.cpus, num_gpus=demand.gpus, **tries)
+        self._opened = Opened()
+
+    def results(self, runs: Sequence[Run]) -> Iterator[Result]:
+        """Does the runs; gives what has become of each as it comes.
+
+        Raises:
+            UserError: If a machine has another version of this package, or none.
+        """
+        waiting, limit, to_come = deque(runs), self.limit(), Counter(run.bank for run in runs)
+        while waiting or self.away:
+            ended: list[Result] = []
+            while waiting and len(self.away) < limit and not ended:
+                ended += filter(None, [self._send(waiting.popleft())])
+            if self.away and not ended:
+                done, _ = self.ray.wait(list(self.away), timeout=LOOK)
+                ended = [self._receive(reference) for reference in done]
+                limit = limit if done else self.limit()
+            for result in ended:
+                to_come[result.run.bank] -= 1
+                if result.run.bank and not to_come[result.run.bank]:
+                    self.banks.pop(result.run.bank, None)  # takes it out of the object store
+                yield result
+
+    def limit(self) -> int:
+        """How many runs may be away at a time; says so where no machine can do any."""
+        at_a_time = sum(map(self.demand.times_in, _alive(self.ray)))
+        if not at_a_time:
+            logger.warning("no machine of the Ray cluster has %s any more: waiting for one", self.demand)
+        return max(1, min(AHEAD * at_a_time, MOST_AWAY))
+
+    def close(self) -> None:
+        """Gives up the runs that are away, and removes the banks from the machines."""
+        for _, lock in self.away.values():
+            lock.close()
+        self.away.clear()
+        at_node = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        with suppress(Exception):
+            there = [at_node(node_id=node["NodeID"], soft=False) for node in _alive(self.ray)]
+            forget = [self.ray.remote(forget_banks).options(num_cpus=0, scheduling_strategy=node) for node in there]
+            asked = [task.remote(self._place) for task in forget]
+            self.ray.wait(asked, num_returns=len(asked), timeout=ANSWERED_WITHIN)
+
+    def _send(self, run: Run) -> Result | None:
+        """Sends a run; returns what has become of it if it is not sent."""
+        with ExitStack() as lock:
+            try:
+                lock.enter_context(lock_folder(run.folder))
+                if (done := is_done(run, self._opened)) is not None:
+                    if done:
+                        return Result(run, DONE, "done by another process")
+                    raise UserError(f"{run.folder} holds the result of a run with other settings or data")
+                path = run.folder / CHECKPOINT
+                checkpoint = path.read_bytes() if path.exists() else None
+                place = self._place, os.getcwd(), package_state(), self.verbose
+                sent = self._task.remote(run, run.configuration(), self._bank(run.bank), checkpoint, *place)
+            except Locked as error:
+                return Result(run, LOCKED, str(error))
+            except (UserError, OSError) as error:
+                return Result(run, FAILED, record_failure(run, error))
+            self.away[sent] = run, lock.pop_all()
+        return None
+
+    def _bank(self, path: Path | None) -> Any:
+        """The bytes of a bank in the object store, where they go when its first run is sent."""
+        if path is not None and path not in self.banks:
+            try:
+                self.banks[path] = self.ray.put(np.fromfile(path, dtype=np.uint8))
+            except (OSError, self.ray.exceptions.RayError) as error:
+                raise UserError(f"cannot send the feature bank {path}: {first_line(error)}") from error
+        return None if path is None else self.banks[path]
+
+    def _receive(self, reference: Any) -> Result:
+        """What has become of a run that was away."""
+        (run, lock), errors = self.away.pop(reference), self.ray.exceptions
+        with lock:
+            try:
+                status, message, seconds, left = self.ray.get(reference)
+                if status == OTHER_PACKAGE:
+                    raise UserError(f"{message}; install the same on all machines")
+                unpack(left, run.folder)
+            except errors.RayTaskError as error:  # not the run itself has failed, but what is around it
+                if not isinstance(error.cause, OSError):
+                    raise UserError(f"a worker cannot do runs; is {PACKAGE} there? {error.cause!r:.120}") from error
+                return Result(run, FAILED, record_failure(run, error.cause))
+            except errors.RayError as error:
+                lost = f"its worker or machine was lost {TRIES} times ({type(error).__name__}): try more --cpus-per-run"
+                return Result(run, FAILED, record_failure(run, RuntimeError(lost)))
+            except OSError as error:
+                return Result(run, FAILED, record_failure(run, error))
+            if status == FAILED and not (run.folder / ERROR).exists():  # the disk of the worker may be full
+                record_failure(run, RuntimeError(message))
+            return Result(run, status, message, seconds)
+
+
+def do_run(
+    run: Run, cfg: CfgNode, bank: Any, checkpoint: bytes | None, place: str, cwd: str, package: str, verbose: bool
+) -> tuple[str, str, float, bytes]:
+    """What a worker does: a run in a temporary folder.
+
+    Args:
+        run: The run.
+        cfg: Its checked configuration: the files that it came from may not be there.
+        bank: The bytes of the feature bank, if the run is made of one.
+        checkpoint: Of an interrupted run, which goes on from it.
+        place: The folder of banks, below the folder of temporary files of a machine.
+        cwd: The folder that the sweep was started in. Where the worker has it, too, relative paths mean the same.
+        package: The `package_state` where the sweep was started.
+        verbose: Whether the run's own messages are shown, and not its warnings alone.
+
+    Returns:
+        Status, message and seconds as of `execute.Result`, and the files that the run has left, as a zip file.
+    """
+    if package_state() != package:
+        return OTHER_PACKAGE, f"{socket.gethostname()} has {package_state()}, and the driver {package}", 0.0, b""
+    show_messages()
+    with suppress(OSError):
+        os.chdir(cwd)
+    with tempfile.TemporaryDirectory(prefix=f"hegraph-run-{os.getpid()}-") as temporary:
+        there = replace(run, folder=Path(temporary) / "run")
+        if bank is not None:
+            there = replace(there, source=str(_bank_file(bank, Path(tempfile.gettempdir()) / place, Path(run.source))))
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = str(there.folder)
+        cfg.freeze()
+        if checkpoint is not None:
+            there.folder.mkdir()
+            (there.folder / CHECKPOINT).write_bytes(checkpoint)
+        result = attempt(there, _opened(), verbose, cfg)
+
+        def at_home(said: Any) -> Any:
+            """A text in which temporary paths have the names that the user knows."""
+            if not isinstance(said, str):
+                return said
+            return said.replace(str(there.folder), str(run.folder)).replace(there.source, run.source)
+
+        if (there.folder / ERROR).exists():
+            failure = {key: at_home(said) for key, said in read_json(there.folder / ERROR).items()}
+            write_json(there.folder / ERROR, failure | {"command": run.command()})
+        packed = Path(shutil.make_archive(f"{temporary}/left", "zip", there.folder)).read_bytes()
+        return result.status, at_home(result.message), result.seconds, packed
+
+
+def _bank_file(content: Any, place: Path, source: Path) -> Path:
+    """The file of a bank on this machine. The first worker that needs it writes it, and all of them read it."""
+    path = place / hash_json(str(source)) / source.name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                with atomic_path(path) as temporary:
+                    temporary.write_bytes(memoryview(content))
+    return path
+
+
+def forget_banks(place: str) -> None:
+    """Removes the banks that workers have written on this machine."""
+    shutil.rmtree(Path(tempfile.gettempdir()) / place, ignore_errors=True)
+
+
+@cache
+def _opened() -> Opened:
+    """What runs of this worker share."""
+    return Opened()
+
+
+@cache
+def package_state() -> str:
+    """The version of this package in this process and the hash of its sources, such as "version 1.2 (1f2e3d4c)"."""
+    from .. import __version__
+
+    folder, digest = Path(__file__).parents[1], hashlib.sha256()
+    for name in sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.py")):
+        digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
+    return f"version {__version__} of {PACKAGE} (sources {digest.hexdigest()[:16]})"
+
+
+def unpack(packed: bytes, folder: Path) -> None:
+    """Puts what a run has left into its folder: every file and every folder whole, and the record last of all.
+
+    As a run on this machine would, it takes away what an earlier attempt has left to say of its failure, and the
+    checkpoint of a run that is finished.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".left-", ignore_cleanup_errors=True) as temporary:
+        zipfile.ZipFile(io.BytesIO(packed)).extractall(temporary)
+        left = sorted(os.listdir(temporary), key=lambda name: name == RECORD)
+        for name in left:
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+            os.replace(f"{temporary}/{name}", folder / name)
+        for name in {ERROR, CHECKPOINT} - set(left):
+            (folder / name).unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
+from yacs.config import CfgNode
 
 from ..experiments.failure import write_failure
 from ..experiments.lock import Locked, check_lock
@@ -45,34 +44,32 @@ class Result:
     run: Run
     status: str
     message: str
-    seconds: float
+    seconds: float = 0.0
 
 
-def attempt(run: Run, opened: Opened, verbose: bool = False) -> Result:
+def attempt(run: Run, opened: Opened, verbose: bool = False, cfg: CfgNode | None = None) -> Result:
     """Does a run. What it raises is written into its folder, and does not end the sweep.
 
     Args:
         run: The run.
         opened: What earlier runs have opened.
         verbose: Whether the run's own messages are shown, and not its warnings alone.
+        cfg: Its checked configuration; None reads it.
     """
     started = time.monotonic()
-
-    def result(status: str, message: str) -> Result:
-        return Result(run, status, message, time.monotonic() - started)
-
     try:
         if run.separate:
             record = run_separately(run, verbose)
         else:
             with isolated(verbose):
-                record = run_one(run.configuration(), run.bank, opened=opened)
+                record = run_one(cfg or run.configuration(), run.bank, opened=opened)
+        accuracy = record["accuracy"]
+        status, message = DONE, "no test images" if accuracy is None else f"{accuracy:.2f}"
     except Locked as error:
-        return result(LOCKED, str(error))
+        status, message = LOCKED, str(error)
     except Exception as error:
-        return result(FAILED, record_failure(run, error))
-    accuracy = record["accuracy"]
-    return result(DONE, "no test images" if accuracy is None else f"{accuracy:.2f}")
+        status, message = FAILED, record_failure(run, error, cfg)
+    return Result(run, status, message, time.monotonic() - started)
 
 
 def run_separately(run: Run, verbose: bool = False) -> dict:
@@ -102,11 +99,9 @@ def run_separately(run: Run, verbose: bool = False) -> dict:
         except KeyboardInterrupt:
             process.send_signal(signal.SIGINT)
             raise
-    last = (
-        printed[-1].strip().removeprefix("error: ") if printed else f"the process ended with code {process.returncode}"
-    )
     if process.returncode:
         check_lock(run.folder)
+        last = printed[-1].strip().removeprefix("error: ") if printed else f"it ended with code {process.returncode}"
         raise UserError(last) if process.returncode == 2 else RuntimeError(f"{last}\n{''.join(printed)}")
     record = read_record(run.folder)
     if record is None:
@@ -114,11 +109,12 @@ def run_separately(run: Run, verbose: bool = False) -> dict:
     return record
 
 
-def record_failure(run: Run, error: Exception) -> str:
-    """Writes `error.json` of a run, and returns the message in one line."""
+def record_failure(run: Run, error: Exception, cfg: CfgNode | None = None) -> str:
+    """Writes `error.json` of a run, if its folder holds no record, and returns the message in one line."""
     message = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
     try:
-        write_failure(run.folder, error, run.configuration(), run.source, run.command())
+        if read_record(run.folder) is None:
+            write_failure(run.folder, error, cfg or run.configuration(), run.source, run.command())
     except UserError as other:  # the disk may be full
         logger.warning("%s", other)
     return message
@@ -126,34 +122,18 @@ def record_failure(run: Run, error: Exception) -> str:
 
 @contextmanager
 def isolated(verbose: bool = False) -> Iterator[None]:
-    """Undoes, at the end of the block, what a run changes in its process.
+    """Keeps a run in a block from showing in the next: its messages, which warnings have been shown, its memory.
 
-    These are log handlers and levels, filters of warnings and the memory of which were shown, torch's settings, the
-    environment, the working folder, how glibc hands out memory, and the peak of memory. The generators are not among
-    them: a run seeds them when it begins.
+    The random generators are not among them: a run seeds them when it begins.
     """
-    named = [logging.getLogger(), logging.getLogger(PACKAGE)]
-    handlers, levels = [list(log.handlers) for log in named], [log.level for log in named]
-    threads, dtype, gradients = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    environment, folder = dict(os.environ), os.getcwd()
+    log = logging.getLogger(PACKAGE)
+    level = log.level
     if not verbose:
-        named[1].setLevel(logging.WARNING)
+        log.setLevel(logging.WARNING)
     reset_peak_memory()
     try:
         with warnings.catch_warnings():  # also forgets which warnings have been shown
             yield
     finally:
-        for log, its, level in zip(named, handlers, levels):
-            log.handlers[:] = its
-            log.setLevel(level)
-        torch.set_num_threads(threads)
-        torch.set_default_dtype(dtype)
-        torch.set_grad_enabled(gradients)
-        if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call imports torch's compiler
-            torch.use_deterministic_algorithms(deterministic)
-        if os.environ != environment:
-            os.environ.clear()
-            os.environ.update(environment)
-        os.chdir(folder)
+        log.setLevel(level)
         hand_back_freed_memory()

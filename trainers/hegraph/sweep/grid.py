@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, BeforeValidator, Field
 from yacs.config import CfgNode
 
 from ..baselines import METHODS, method_options, needs_backbone
@@ -17,6 +18,7 @@ from ..config_files import load_cfg
 from ..utils.commands import command
 from ..utils.errors import UserError, unknown
 from ..utils.reading import read_yaml
+from ..utils.schema import Part, check
 from ..utils.shipped import DATA_SET, METHOD, find_config_file
 
 OURS = "HeGraphAdapter"
@@ -72,11 +74,7 @@ class Run:
         return self.source, "" if self.bank else self.config
 
     def configuration(self) -> CfgNode:
-        """The checked configuration.
-
-        Raises:
-            UserError: As `load_cfg`.
-        """
+        """The checked configuration; raises UserError as `load_cfg`."""
         flags = {
             "DATASET.ROOT": "" if self.bank else self.root,
             "OUTPUT_DIR": str(self.folder),
@@ -101,8 +99,30 @@ class Run:
         return command(shlex.join(self.arguments()))
 
 
-@dataclass(frozen=True)
-class Grid:
+def _listed(value: Any) -> Any:
+    """A single value as a list of one; PyYAML and callers give lists and tuples."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _once(values: tuple) -> tuple:
+    return tuple(dict.fromkeys(values))
+
+
+def _no_table(value: Any) -> Any:
+    return {} if value is None else value  # "vary:" with nothing behind it
+
+
+def _named(value: Any) -> Any:
+    """A case may be called 1, which YAML reads as a number."""
+    return {str(name): keys for name, keys in value.items()} if isinstance(value, dict) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_once), Field(min_length=1)]
+Numbers = Annotated[tuple[int, ...], BeforeValidator(_listed), AfterValidator(_once), Field(min_length=1)]
+Values = Annotated[tuple[Any, ...], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class Grid(Part):
     """What is asked for. A file of the grid has these names as its keys, and flags of the same names win over it.
 
     Attributes:
@@ -121,14 +141,14 @@ class Grid:
         separate: Whether each run is done in a process of its own.
     """
 
-    datasets: Sequence[str] = ()
-    configs: Sequence[str] = ()
-    methods: Sequence[str] = (OURS,)
-    shots: Sequence[int] = (16,)
-    seeds: Sequence[int] = (1, 2, 3)
-    cases: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
-    vary: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    set: Mapping[str, Any] = field(default_factory=dict)
+    datasets: Names
+    configs: Names
+    methods: Names = (OURS,)
+    shots: Numbers = (16,)
+    seeds: Numbers = (1, 2, 3)
+    cases: Annotated[dict[str, dict[str, Any]], BeforeValidator(_named)] = Field({"": {}}, min_length=1)
+    vary: Annotated[dict[str, Values], BeforeValidator(_no_table)] = Field({})
+    set: Annotated[dict[str, Any], BeforeValidator(_no_table)] = Field({})
     root: str = ""
     output: str = "output"
     suffix: str | None = None
@@ -141,26 +161,17 @@ class Grid:
             The runs, and a line for each method that is left out of a feature bank because it needs images.
 
         Raises:
-            UserError: If a name is not known, a bank is missing, a list is empty, a key is the grid's own, or two runs
-                have one folder.
+            UserError: If a name is not known, a bank is missing, a key is the grid's own, a folder would lie outside
+                `output`, or two runs have one folder.
         """
-        self._check()
-        pairs = dict(self.set)
-        pairs.setdefault(FEATURES_DIR, str(Path(self.output) / "features"))
-        methods = ALL_METHODS if ALL in self.methods else self.methods
-        found, left_out = [], []
+        self._check_names()
+        found: list[Run] = []
+        left_out: list[str] = []
         for source in self.datasets:
-            for method in methods:
-                if source.endswith(BANK) and needs_backbone(method):
-                    left_out.append(f"{method} is left out: it needs images, and {source} is a feature bank")
-            there = [m for m in methods if not (source.endswith(BANK) and needs_backbone(m))]
-            root = self.root or root_of(source) or "data"
-            each = itertools.product(self.configs, there, self.shots, self.cases, self._varied(), self.seeds)
-            for config, method, shots, case, varied, seed in each:
-                folder = self._folder(source, method, config, shots, case, varied) / f"seed{seed}"
-                keys = (*pairs.items(), *self.cases[case].items(), *varied)
-                label = ", ".join(filter(None, (case, *(f"{key.rpartition('.')[2]}={value}" for key, value in varied))))
-                found.append(Run(folder, source, config, method, shots, seed, keys, root, label, self.separate))
+            methods = ALL_METHODS if ALL in self.methods else self.methods
+            without = [m for m in methods if source.endswith(BANK) and needs_backbone(m)]
+            left_out += [f"{m} is left out: it needs images, and {source} is a feature bank" for m in without]
+            found += self._runs_of(source, [m for m in methods if m not in without])
         if not found:
             raise UserError("the grid has no run: every method needs images, and there are only feature banks")
         folders: dict[Path, Run] = {}
@@ -172,44 +183,45 @@ class Grid:
                 )
         return found, left_out
 
-    def _folder(self, source: str, method: str, config: str, shots: int, case: str, varied: Pairs) -> Path:
-        names = {key.rpartition(".")[2]: str(value) for key, value in varied}
-        if self.suffix is None:
-            suffix = "".join(f"_{name}={value}" for name, value in names.items()).replace("/", "-")
-        else:
-            # Python's format would take more than names, and may make a text of any length
-            words = re.split(r"\{(\w+)\}", self.suffix)  # plain text and names in turn
-            if any(name not in names for name in words[1::2]) or re.search("[{}]", "".join(words[::2])):
-                raise UserError(
-                    f"--suffix {self.suffix!r}: braces hold the name of a varied key ({', '.join(names) or 'none'})"
-                )
-            suffix = "".join(names[word] if number % 2 else word for number, word in enumerate(words))
+    def _runs_of(self, source: str, methods: list[str]) -> Iterator[Run]:
+        root = self.root or _root_of(source) or "data"
+        pairs = {FEATURES_DIR: str(Path(self.output) / "features")} | self.set
+        varied = [tuple(zip(self.vary, values)) for values in itertools.product(*self.vary.values())]
+        each = itertools.product(self.configs, methods, self.shots, self.cases, varied, self.seeds)
+        for config, method, shots, case, values, seed in each:
+            names = {key.rpartition(".")[2]: str(value) for key, value in values}
+            below = f"{name_of(source)}/{method}/{name_of(config)}_{shots}shots{self._ending(case, names)}/seed{seed}"
+            if ".." in PurePath(below).parts or "\0" in below:
+                raise UserError(f"--suffix, cases and names of files may not lead out of {self.output}: {below!r}")
+            label = ", ".join(filter(None, (case, *(f"{name}={value}" for name, value in names.items()))))
+            keys = (*pairs.items(), *self.cases[case].items(), *values)
+            yield Run(Path(self.output) / below, source, config, method, shots, seed, keys, root, label, self.separate)
+
+    def _ending(self, case: str, names: Mapping[str, str]) -> str:
+        """What stands behind the folder of shots: the case, and the values of varied keys, given by name."""
         case = f"_{case}".replace("/", "-") if case else ""
-        return Path(self.output) / name_of(source) / method / f"{name_of(config)}_{shots}shots{case}{suffix}"
+        if self.suffix is None:
+            return case + "".join(f"_{name}={value}" for name, value in names.items()).replace("/", "-")
+        # Python's format would take more than names, and may make a text of any length
+        words = re.split(r"\{(\w+)\}", self.suffix)  # plain text and names in turn
+        if any(name not in names for name in words[1::2]) or re.search("[{}]", "".join(words[::2])):
+            raise UserError(
+                f"--suffix {self.suffix!r}: braces hold the name of a varied key ({', '.join(names) or 'none'})"
+            )
+        return case + "".join(names[word] if number % 2 else word for number, word in enumerate(words))
 
-    def _varied(self) -> list[Pairs]:
-        return [tuple(zip(self.vary, values)) for values in itertools.product(*self.vary.values())]
-
-    def _check(self) -> None:
-        for name in ("datasets", "configs", "methods", "shots", "seeds", "cases"):
-            if not getattr(self, name):
-                flag = "case" if name == "cases" else name
-                raise UserError(f"the grid has no run: give --{flag}, or {name} in the grid's file")
+    def _check_names(self) -> None:
         for key in (*self.vary, *self.set, *itertools.chain(*self.cases.values())):
             if key in OF_THE_GRID:
                 raise UserError(
                     f"{key} is set by the grid itself; give --shots, --seeds, --methods, --root or --output, or their "
                     "names in the grid's file"
                 )
-        for key, values in self.vary.items():
-            if not values:
-                raise UserError(f"the grid has no run: {key} is varied over no value")
         for method in self.methods:
             if method not in (*ALL_METHODS, ALL):
                 raise unknown("method", method, (*ALL_METHODS, ALL))
-        for seed in self.seeds:
-            if seed < 0:
-                raise UserError(f"the seeds of a sweep are from 0, got {seed}")
+        if min(self.seeds) < 0:
+            raise UserError(f"the seeds of a sweep are from 0, got {min(self.seeds)}")
         for source in self.datasets:
             if not source.endswith(BANK):
                 find_config_file(DATA_SET, source)
@@ -225,7 +237,7 @@ def name_of(source: str) -> str:
     return path.stem if path.suffix in (BANK, ".yaml", ".yml") else path.name
 
 
-def root_of(source: str) -> str:
+def _root_of(source: str) -> str:
     """The DATASET.ROOT that the configuration of a data set says; "" for none, and for a feature bank."""
     if source.endswith(BANK):
         return ""
@@ -245,51 +257,15 @@ def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:
     Raises:
         UserError: If the file cannot be read, or a key or the type of a value is wrong.
     """
-    tree = {} if path is None else _read_file(path)
+    tree = {} if path is None else read_yaml(path, "cannot read the grid")
     where = "the grid" if path is None else str(path)
-    known = [f.name for f in fields(Grid)]
-    for name in tree:
-        if name not in known:
-            raise unknown(f"key of {where}", str(name), known)
-    values = tree | {name: value for name, value in given.items() if name not in ("vary", "set")}
-    for name, kind in (("datasets", str), ("configs", str), ("methods", str), ("shots", int), ("seeds", int)):
-        if name in values:
-            values[name] = _list(where, name, values[name], kind)
+    values = check(dict[str, Any], tree, where) | {key: given[key] for key in given if key not in ("vary", "set")}
     for name in ("vary", "set"):
-        said = values.get(name) or {}
-        if not isinstance(said, dict) or not all(isinstance(key, str) for key in said):
-            raise UserError(f"{where}: {name} must hold KEY: ... lines, got {said!r:.80}")
-        values[name] = {**said, **given.get(name, {})}
-    if "cases" in values:
-        values["cases"] = _cases(where, values["cases"])
-    values["vary"] = {key: _list(where, f"vary of {key}", found, object) for key, found in values["vary"].items()}
-    for name in ("root", "output", "suffix"):
-        if name in values and not isinstance(values[name], str):
-            raise UserError(f"{where}: {name} must be text, got {values[name]!r:.80}")
-    if not isinstance(values.get("separate", False), bool):
-        raise UserError(f"{where}: separate must be true or false, got {values['separate']!r:.80}")
-    if "root" in values:
-        values["root"] = values["root"] or "."
-    return Grid(**values)
-
-
-def _cases(where: str, said: Any) -> dict[str, dict[str, Any]]:
-    if not isinstance(said, dict) or not all(isinstance(keys, dict) for keys in said.values()):
-        raise UserError(f"{where}: cases must hold NAME: {{KEY: VALUE, ...}} lines, got {said!r:.80}")
-    return {str(name): keys for name, keys in said.items()}
-
-
-def _list(where: str, name: str, value: Any, kind: type) -> list:
-    found = list(value) if isinstance(value, (list, tuple)) else [value]
-    for entry in found:
-        if not isinstance(entry, kind) or (kind is int and isinstance(entry, bool)):
-            wanted = {str: "a list of names", int: "a list of whole numbers"}[kind]
-            raise UserError(f"{where}: {name} must be {wanted}, got {entry!r:.80}")
-    return list(dict.fromkeys(found)) if kind is not object else found
-
-
-def _read_file(path: Path) -> dict:
-    tree = read_yaml(path, "cannot read the grid")
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold KEY: VALUE lines, got {tree!r:.80}")
-    return tree
+        if isinstance(said := values.get(name) or {}, dict):  # `check` tells what is wrong with another
+            values[name] = said | given.get(name, {})
+    for name in ("datasets", "configs"):
+        if not values.get(name):
+            raise UserError(f"the grid has no run: give --{name}, or {name} in the grid's file")
+    if values.get("root") == "":
+        values["root"] = "."
+    return check(Grid, values, where)

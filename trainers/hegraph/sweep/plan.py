@@ -1,4 +1,4 @@
-"""Which runs of a grid are to be done, said from what lies in their folders. Nothing heavy is imported for it."""
+"""Which runs of a grid are to be done, said from what lies in their folders, and how long they should take."""
 
 from __future__ import annotations
 
@@ -10,22 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from yacs.config import CfgNode
-
-from ..datasets import load_few_shot
 from ..experiments.failure import has_failed
-from ..experiments.identity import (
-    Split,
-    bank_identity,
-    bank_split,
-    configured_backbone,
-    hash_run,
-    images_identity,
-    images_split,
-    run_config,
-)
-from ..features.bank_file import BankFile
+from ..experiments.folder import RunFolder
+from ..experiments.lock import is_locked
+from ..experiments.opened import Opened
+from ..experiments.run import open_task
 from ..results.records import find_runs, read_record
+from ..utils.devices import available_device
 from ..utils.errors import PACKAGE, UserError
 from .grid import Run, name_of
 
@@ -56,14 +47,14 @@ def make_plan(runs: Sequence[Run], retry_failed: bool = False) -> Plan:
     Raises:
         UserError: If a configuration is wrong, or folders hold results of runs with other settings or data.
     """
-    plan, identities = Plan(), Identities()
+    plan, opened = Plan(), Opened()
     others: list[Run] = []
     for run in runs:
         cfg = run.configuration()
-        record = read_record(run.folder)
-        if record is not None:
-            is_this = record["run_id"] == identities.run_id(run, cfg)
-            (plan.finished if is_this else others).append(run)
+        done = is_done(run, opened)
+        if done is not None:
+            (plan.finished if done else others).append(run)
+            is_locked(run.folder)  # removes what a process that was killed has left of its lock
         elif not retry_failed and has_failed(run.folder, cfg, run.source):
             plan.failed.append(run)
         else:
@@ -76,30 +67,23 @@ def make_plan(runs: Sequence[Run], retry_failed: bool = False) -> Plan:
     return plan
 
 
-class Identities:
-    """Works out the identity of runs as `experiments.folder` does; a bank is opened once."""
+def is_done(run: Run, opened: Opened) -> bool | None:
+    """Whether the record in the folder of a run is of this very run; None where there is no record.
 
-    def __init__(self) -> None:
-        self._banks: dict[Path, BankFile] = {}
+    Args:
+        run: The run.
+        opened: What other runs have opened, since the identity of a run takes the labels of its bank.
 
-    def run_id(self, run: Run, cfg: CfgNode) -> str:
-        """The identity that the record of a run has if it is of this run."""
-        with _quiet():
-            data, split = self._of_bank(run.bank, run, cfg) if run.bank else self._of_images(run, cfg)
-        return hash_run(run_config(cfg), run.seed, data, split)
-
-    def _of_bank(self, path: Path, run: Run, cfg: CfgNode) -> tuple[dict, Split]:
-        if path not in self._banks:
-            self._banks[path] = BankFile(path)
-        bank = self._banks[path]
-        train, val = (bank.labels[split].tolist() if split in bank.labels else [] for split in ("train", "val"))
-        selection, split = bank_split(train, val, bank.classnames, cfg, run.seed)
-        return bank_identity(bank, selection), split
-
-    def _of_images(self, run: Run, cfg: CfgNode) -> tuple[dict, Split]:
-        data = cfg.DATASET
-        dataset = load_few_shot(data.NAME, data.ROOT, data.NUM_SHOTS, run.seed, data.SUBSAMPLE_CLASSES)
-        return images_identity(dataset, cfg, configured_backbone(cfg, _device(cfg))), images_split(dataset)
+    Raises:
+        UserError: If the bank or the data set cannot be read.
+    """
+    record = read_record(run.folder)
+    if record is None:
+        return None
+    cfg = run.configuration()
+    with _quiet():
+        task = open_task(cfg, run.bank, run.seed, available_device(cfg.USE_CUDA), opened)
+        return record["run_id"] == RunFolder.of(cfg, task, run.seed).run_id
 
 
 def estimate(runs: Sequence[Run], output: str) -> tuple[list[float | None], int]:
@@ -115,27 +99,19 @@ def estimate(runs: Sequence[Run], output: str) -> tuple[list[float | None], int]
         seconds = record.get("seconds")
         if not isinstance(seconds, dict):
             continue
-        took, method, shots = sum(seconds.values()), record["trainer"], record["shots"]
         dataset = folder.parents[2].name if len(folder.parents) > 2 else ""
-        for key in ((method, shots, dataset), (method, shots), (method,)):
-            known[key].append(took)
+        for key in _keys(record["trainer"], record["shots"], dataset):
+            known[key].append(sum(seconds.values()))
 
     def of(run: Run) -> float | None:
-        for key in ((run.method, run.shots, name_of(run.source)), (run.method, run.shots), (run.method,)):
-            if key in known:
-                return statistics.median(known[key])
-        return None
+        keys = [key for key in _keys(run.method, run.shots, name_of(run.source)) if key in known]
+        return statistics.median(known[keys[0]]) if keys else None
 
     return [of(run) for run in runs], len(records)
 
 
-def _device(cfg: CfgNode) -> str:
-    """Where the backbone would run, as far as it changes the features: only a GPU computes in less than fp32."""
-    if not cfg.USE_CUDA or cfg.TRAINER.HEGRAPHADAPTER.PREC == "fp32":
-        return "cpu"
-    from ..utils.devices import available_device  # imports torch
-
-    return available_device()
+def _keys(method: str, shots: int, dataset: str) -> tuple[tuple, ...]:
+    return (method, shots, dataset), (method, shots), (method,)
 
 
 @contextmanager

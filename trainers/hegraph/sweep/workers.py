@@ -11,27 +11,23 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING
 
+from ..experiments.opened import Opened
 from ..utils.errors import UserError, show_messages
 from ..utils.signals import ENDINGS, deaf_to_interrupts, unheard
 from ..utils.threads import cores
+from .execute import FAILED, Result, attempt, record_failure
 from .grid import Run
-
-if TYPE_CHECKING:
-    from .execute import Result
 
 logger = logging.getLogger(__name__)
 
 THREADS = "OMP_NUM_THREADS"  # how many threads torch computes with
 PATIENCE = 30  # seconds that an interrupted worker has to end
+STARTS = 3  # how many workers in a row may die before their first run
 
 
 def run_here(runs: Sequence[Run], verbose: bool = False) -> Iterator[Result]:
     """Does the runs one after the other in this process, which keeps what they can share."""
-    from ..experiments.opened import Opened  # imports torch
-    from .execute import attempt
-
     opened = Opened()
     for run in runs:
         yield attempt(run, opened, verbose)
@@ -46,20 +42,31 @@ def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool = False) -> 
         runs: The runs.
         workers: How many processes, at least 1.
         verbose: Whether the runs' own messages are shown, and not their warnings alone.
+
+    Raises:
+        UserError: If `STARTS` workers in a row die before their first run.
     """
     waiting = deque(runs)
     workers = min(workers, len(runs))
-    threads = threads_of_each(workers)
+    said = os.environ.get(THREADS, "")
+    threads = max(1, (int(said) if said.isdecimal() else cores()) // workers)  # those of one process, divided
     logger.info("%d workers with %s=%d each", workers, THREADS, threads)
     team = [Worker(threads, verbose) for _ in range(workers)]
+    died = 0  # in a row, before their first run
     try:
         while waiting or any(worker.run for worker in team):
             heard = wait([worker.connection for worker in team if worker.run or worker.starting])
             for worker in [worker for worker in team if worker.connection in heard]:
-                if worker.starting:
-                    worker.begin()
-                else:
-                    yield worker.result()
+                was_starting = worker.starting
+                if (result := worker.receive()) is not None:
+                    yield result
+                if was_starting:
+                    died = died + 1 if worker.dead else 0
+                if died == STARTS:
+                    code = worker.process.exitcode
+                    raise UserError(
+                        f"{STARTS} worker processes ended before their first run, the last with code {code}"
+                    )
                 if waiting and worker.dead:
                     team[team.index(worker)] = Worker(threads, verbose)
             for worker in team:
@@ -93,12 +100,6 @@ def take(waiting: deque[Run], worker: Worker, team: Sequence[Worker]) -> Run:
     return run
 
 
-def threads_of_each(workers: int) -> int:
-    """How many threads each worker computes with: those that one process would have, divided."""
-    said = os.environ.get(THREADS, "")
-    return max(1, (int(said) if said.isdecimal() else cores()) // workers)
-
-
 class Worker:
     """A process that does runs which it is given, one at a time.
 
@@ -106,7 +107,7 @@ class Worker:
         run: The run that it is at; None if it is idle.
         loads: What it has opened last, as `Run.loads`.
         starting: Whether it is still importing what it needs.
-        dead: Whether it has died over a run.
+        dead: Whether it has died.
     """
 
     def __init__(self, threads: int, verbose: bool) -> None:
@@ -127,37 +128,26 @@ class Worker:
         """Whether it waits for a run."""
         return self.run is None and not self.starting and not self.dead
 
-    def begin(self) -> None:
-        """Hears from the worker that it has started.
-
-        Raises:
-            UserError: If it has died instead, as every other would.
-        """
-        try:
-            self.connection.recv()
-        except (EOFError, OSError) as error:
-            self.process.join()
-            raise UserError(
-                f"a worker process ended with code {self.process.exitcode} before its first run; what it said is above"
-            ) from error
-        self.starting = False
-
     def give(self, run: Run) -> None:
         """Has the worker do a run."""
         self.run, self.loads = run, run.loads
-        with suppress(OSError):  # it has died, which `result` finds
+        with suppress(OSError):  # it has died, which `receive` finds
             self.connection.send(run)
 
-    def result(self) -> Result:
-        """What has become of its run; waits for it."""
-        assert self.run is not None
-        run, self.run = self.run, None
+    def receive(self) -> Result | None:
+        """Waits for what the worker says: that it has started, which is None, or what has become of its run."""
+        run, self.run, self.starting = self.run, None, False
         try:
             return self.connection.recv()
         except (EOFError, OSError):
             self.dead = True
             self.process.join()
-            return died(run, self.process.exitcode or 0)
+        if run is None:
+            return None
+        code = self.process.exitcode or 0
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        hint = "; the system may have run out of memory: try fewer --workers" if code == -signal.SIGKILL else ""
+        return Result(run, FAILED, record_failure(run, RuntimeError(f"the worker process {how}{hint}")))
 
     def stop(self) -> None:
         """Has the worker end; a run that it is at is interrupted as by Ctrl-C."""
@@ -187,27 +177,15 @@ def work(connection: Connection, verbose: bool, deaf: bool = False) -> None:
     """
     show_messages()
     try:
-        from ..experiments.opened import Opened  # imports torch
-        from .execute import attempt
-
         heard = [number for number in ENDINGS if signal.getsignal(number) == signal.SIG_DFL]
         for number in heard if deaf else [signal.SIGINT, *heard]:
             signal.signal(number, _interrupt)  # they may be sent to this process as well as to the one that began it
         opened = Opened()
-        connection.send("ready")
+        connection.send(None)
         while (run := connection.recv()) is not None:
             connection.send(attempt(run, opened, verbose))
-    except (KeyboardInterrupt, EOFError, BrokenPipeError):
+    except (KeyboardInterrupt, EOFError, OSError):
         pass  # whoever gave the runs has ended or wants an end; the next sweep goes on
-
-
-def died(run: Run, code: int) -> Result:
-    """The result of a run whose worker has died, which is recorded as its failure."""
-    from .execute import FAILED, Result, record_failure  # imports torch, which this process has not needed so far
-
-    how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-    hint = "; the system may have run out of memory: try fewer --workers" if code == -signal.SIGKILL else ""
-    return Result(run, FAILED, record_failure(run, RuntimeError(f"the worker process {how}{hint}")), 0.0)
 
 
 def _interrupt(number: int, frame: object) -> None:
