@@ -7,6 +7,7 @@ folders. While a run is away, its folder is locked. A run whose worker or machin
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import logging
 import os
@@ -341,12 +342,10 @@ def _opened() -> Opened:
 @cache
 def package_state() -> str:
     """The version of this package in this process and the hash of its sources, such as "version 1.2 (1f2e3d4c)"."""
-    from .. import __version__
-
     folder, digest = Path(__file__).parents[1], hashlib.sha256()
     for name in sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.py")):
         digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
-    return f"version {__version__} of {PACKAGE} (sources {digest.hexdigest()[:16]})"
+    return f"version {importlib.import_module(PACKAGE).__version__} of {PACKAGE} (sources {digest.hexdigest()[:16]})"
 
 
 def unpack(packed: bytes, folder: Path) -> None:
