@@ -23,9 +23,8 @@ from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models.folder import save_model
 from trainers.hegraph.models.images import ImageModel
-from trainers.hegraph.models.saved import SavedModel
-from trainers.hegraph.models.schema import Backbone as BackboneConfig
-from trainers.hegraph.models.schema import Scores, TrainedOn
+from trainers.hegraph.models.saved import Backbone as BackboneConfig
+from trainers.hegraph.models.saved import SavedModel, Scores, TrainedOn
 from trainers.hegraph.predict.inputs import Inputs
 from trainers.hegraph.predict.prediction import Options, default_batch_size, image_rows, write_rows
 

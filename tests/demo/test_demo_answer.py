@@ -23,7 +23,7 @@ def features(digits):
 
 
 def test_the_probabilities_are_those_of_the_model_and_of_zero_shot_clip(digits, features):
-    model = replace(digits.model, temperature=3.0)
+    model = digits.model.model_copy(update={"temperature": 3.0})
     for feature in features.split(1):
         found = answer(model, feature)
         adapted = dict(zip(model.classnames, model.probabilities(feature)[0].tolist()))
@@ -53,7 +53,8 @@ def test_the_neighbours_are_the_training_images_of_the_winning_class_that_contri
     model, classifier = digits.model, digits.model.classifier
     weights = torch.linspace(0.5, 1.5, len(classifier.keys))
     for key_weights in (None, weights):
-        model = replace(model, classifier=replace(classifier, key_weights=key_weights, alpha=2.0, beta=3.0))
+        changed = replace(classifier, key_weights=key_weights, alpha=2.0, beta=3.0)
+        model = model.model_copy(update={"classifier": changed})
         for feature in features[:10].split(1):
             found = answer(model, feature)
             label = model.classnames.index(found.winner.name)
@@ -71,7 +72,7 @@ def test_the_neighbours_are_the_training_images_of_the_winning_class_that_contri
 
 
 def test_a_model_without_a_cache_says_so(digits, features):
-    model = replace(digits.model, classifier=digits.model.classifier.text_only())
+    model = digits.model.model_copy(update={"classifier": digits.model.classifier.text_only()})
     found = answer(model, features[:1])
     assert (found.winner.cache, found.cache_choice, found.neighbours) == (None, None, ())
     assert found.winner.total == found.winner.text
@@ -84,18 +85,15 @@ def test_a_model_without_a_cache_says_so(digits, features):
 def test_a_model_of_few_classes_lists_them_all(count, digits, features):
     classifier = digits.model.classifier
     kept = classifier.labels < count
-    model = replace(
-        digits.model,
-        classifier=replace(
-            classifier,
-            weights=classifier.weights[:count],
-            bias=classifier.bias[:count],
-            keys=classifier.keys[kept],
-            labels=classifier.labels[kept],
-        ),
-        text_positive=digits.model.text_positive[:count],
-        classnames=digits.model.classnames[:count],
+    fewer = replace(
+        classifier,
+        weights=classifier.weights[:count],
+        bias=classifier.bias[:count],
+        keys=classifier.keys[kept],
+        labels=classifier.labels[kept],
     )
+    positive, names = digits.model.text_positive[:count], digits.model.classnames[:count]
+    model = digits.model.model_copy(update={"classifier": fewer, "text_positive": positive, "classnames": names})
     found = answer(model, features[:1])
     assert len(found.adapted) == len(found.zero_shot) == count
     assert (found.runner_up is None) == (count == 1)
@@ -109,7 +107,7 @@ def test_the_share_of_known_images_that_score_lower_is_that_of_their_quantiles(d
         energy = (model.classifier.logits(feature)[0].double() / model.temperature).exp().sum().log().item()
         below = sum(quantile < energy for quantile in model.known.quantiles)  # of 101, one for each percent
         assert 100 * answer(model, feature).share_below == pytest.approx(below - 0.5, abs=0.5001)
-    assert answer(replace(model, known=None), features[:1]).share_below is None
+    assert answer(model.model_copy(update={"known": None}), features[:1]).share_below is None
 
 
 # As HTML
@@ -129,7 +127,7 @@ def test_the_page_warns_where_few_images_of_known_classes_score_as_low(share, sa
 def test_names_from_the_model_folder_are_escaped(digits, features):
     evil = '<img src=x onerror="alert(1)">&amp;'
     trained = digits.model.trained_on.model_copy(update={"dataset": evil})
-    model = replace(digits.model, classnames=(evil,) * 10, method=evil, trained_on=trained)
+    model = digits.model.model_copy(update={"classnames": (evil,) * 10, "method": evil, "trained_on": trained})
     found = answer(model, features[:1])
     thumbnails = [Image.new("RGB", (8, 8))] * 5
     for html in (answer_page(model, found, thumbnails), heading(model), problem(evil), hint(evil)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
@@ -130,7 +129,7 @@ def test_a_backbone_from_files_of_this_machine_is_refused(where, digits, model_f
     if where == "folder":
         named = {"model": f"local-dir:{tmp_path}", "pretrained": ""}
     backbone = digits.model.backbone.model_copy(update=named)
-    images = ImageModel(replace(digits.model, backbone=backbone), digits.backbone)
+    images = ImageModel(digits.model.model_copy(update={"backbone": backbone}), digits.backbone)
     with pytest.raises(UserError, match="files of this machine"):
         write_space(images, model_folder, tmp_path / "space")
     assert not (tmp_path / "space").exists()

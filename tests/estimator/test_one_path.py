@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +80,7 @@ class Elsewhere:
 def test_all_of_a_trained_model_is_moved_to_the_cpu(tiny_bank, tmp_path, monkeypatch):
     parts = dict.fromkeys(("classifier", "transfer", "class_nodes"), Elsewhere())
     make_model = fitting.make_model
-    monkeypatch.setattr(fitting, "make_model", lambda *arguments: replace(make_model(*arguments), **parts))
+    monkeypatch.setattr(fitting, "make_model", lambda *arguments: make_model(*arguments).model_copy(update=parts))
     cfg = fitting.make_configuration("", "", {}, {**QUICK, "DATASET.NUM_SHOTS": 2}, 1, str(tmp_path))
     model = fitting.train_model(BankTask(tiny_bank, cfg, 1), cfg, "cpu")
     assert {getattr(model, name) for name in parts} == {"on the cpu"}

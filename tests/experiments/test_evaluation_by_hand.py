@@ -25,8 +25,7 @@ from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.method.transfer import TransferableAdapter
-from trainers.hegraph.models.saved import SavedModel
-from trainers.hegraph.models.schema import Backbone, Scores, TrainedOn
+from trainers.hegraph.models.saved import Backbone, SavedModel, Scores, TrainedOn
 from trainers.hegraph.training.loop import TrainingSummary
 from trainers.hegraph.utils import processes
 from trainers.hegraph.utils.errors import UserError

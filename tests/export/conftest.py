@@ -11,8 +11,7 @@ from torch import Tensor
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.models.saved import SavedModel
-from trainers.hegraph.models.schema import Backbone, Scores, TrainedOn
+from trainers.hegraph.models.saved import Backbone, SavedModel, Scores, TrainedOn
 
 pytest.importorskip("onnx", reason="the extra `onnx` is not installed: pip install onnx onnxruntime")
 pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed: pip install onnx onnxruntime")

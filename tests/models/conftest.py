@@ -12,8 +12,7 @@ from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.options import ClosedFormOptions, ModelOptions
 from trainers.hegraph.method.transfer import TransferableAdapter
-from trainers.hegraph.models.saved import SavedModel
-from trainers.hegraph.models.schema import Backbone, Preprocessing, Prompts, Scores, TrainedOn
+from trainers.hegraph.models.saved import Backbone, Preprocessing, Prompts, SavedModel, Scores, TrainedOn
 
 CLASSES, WIDTH, IMAGES = 3, 8, 6
 
@@ -54,6 +53,7 @@ def saved_model(unit_features: Callable[..., Tensor]) -> Callable[..., SavedMode
                 ),
             ),
             "transfer_rule": "adapter",
+            "class_nodes": unit_features(CLASSES, WIDTH, seed=5),
             "trained_on": TrainedOn(
                 dataset="Tiny",
                 shots=2,

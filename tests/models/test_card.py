@@ -1,18 +1,25 @@
-"""The model card: what it says of a model's scores, for people and for the Hub."""
+"""The model card: what it says of a model, for people and for the Hub, whatever names the model has."""
 
 from __future__ import annotations
 
 import json
 
+import pytest
+import yaml
+
 from trainers.hegraph.__main__ import main as train
 from trainers.hegraph.models.card import card_header, model_card
 from trainers.hegraph.models.folder import load_model
-from trainers.hegraph.models.schema import Backbone, Scores
+from trainers.hegraph.models.saved import Backbone, Scores, TrainedOn
 
 
 def scores(**changes: object) -> Scores:
-    fields = {"accuracy": 90.0, "accuracy_text": 80.0, "accuracy_zero_shot": 70.0, "macro_f1": 89.0, "num_test": 10}
-    return Scores(**fields | changes)
+    values = {"accuracy": 90.0, "accuracy_text": 80.0, "accuracy_zero_shot": 70.0, "macro_f1": 89.0, "num_test": 10}
+    return Scores(**values | changes)
+
+
+def header_of(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
 
 
 def measured(header: dict) -> list[tuple[str, str, float]]:
@@ -21,17 +28,27 @@ def measured(header: dict) -> list[tuple[str, str, float]]:
     return [(metric["type"], metric["name"], metric["value"]) for metric in result["metrics"]]
 
 
-def test_the_card_tells_the_accuracies_and_the_calibration_of_each_classifier(saved_model):
-    model = saved_model(scores=scores(ece=2.5, ece_zero_shot=11.25))
-    card = model_card(model)
+def test_the_card_tells_where_a_model_comes_from_and_how_good_it_is(saved_model):
+    card = model_card(saved_model(scores=scores(ece=2.5, ece_zero_shot=11.25)))
     for line in (
+        "# HeGraphAdapter on Tiny",
+        "An adapter of the frozen CLIP m/w to 3 classes. It was trained on 2 images of each class (6 in",
+        "all, seed 1).",
         "| zero-shot CLIP | 70.00 | 11.25 |",
         "| HeGraphAdapter(T), the text classifier alone | 80.00 |  |",
         "| HeGraphAdapter | 90.00 | 2.50 |",
+        "hegraph predict MODEL_FOLDER IMAGE",
+        "- ant",
+        "- bee",
+        "- crane",
     ):
         assert f"\n{line}\n" in card
     assert "divided by the temperature 1.500" in card
-    assert measured(card_header(model)) == [
+    header = header_of(card)
+    assert (header["license"], header["library_name"], header["datasets"]) == ("mit", "hegraph", ["Tiny"])
+    assert header["pipeline_tag"] == "image-classification" and "hegraph" in header["tags"]
+    assert header["model-index"][0]["results"][0]["dataset"] == {"type": "Tiny", "name": "Tiny", "split": "test"}
+    assert measured(header) == [
         ("accuracy", "Accuracy", 0.9),
         ("f1", "Macro F1", 0.89),
         ("accuracy", "Accuracy of the text classifier alone", 0.8),
@@ -39,33 +56,70 @@ def test_the_card_tells_the_accuracies_and_the_calibration_of_each_classifier(sa
     ]
 
 
-def test_scores_that_are_not_known_are_left_out(saved_model):
-    model = saved_model(scores=scores(accuracy_text=None), method="TipAdapter")
-    assert "| TipAdapter | 90.00 |  |\n" in model_card(model)
-    assert "(T)" not in model_card(model)
-    assert [name for _, name, _ in measured(card_header(model))] == ["Accuracy", "Macro F1"]
-
-
-def test_a_model_that_was_not_tested_has_no_scores(saved_model):
+def test_what_is_not_known_is_left_out(saved_model):
+    card = model_card(saved_model(scores=scores(accuracy_text=None), method="TipAdapter"))
+    assert "| TipAdapter | 90.00 |  |\n" in card and "(T)" not in card
+    assert [name for _, name, _ in measured(header_of(card))] == ["Accuracy", "Macro F1"]
     none = dict.fromkeys(("accuracy", "accuracy_text", "accuracy_zero_shot", "macro_f1"))
-    model = saved_model(scores=scores(**none, num_test=0))
-    assert "no score is known" in model_card(model)
-    assert "model-index" not in card_header(model)
+    card = model_card(saved_model(scores=scores(**none, num_test=0)))
+    assert "no score is known" in card and "model-index" not in header_of(card)
 
 
 def test_a_model_of_a_bank_says_that_the_backbone_has_to_be_named(saved_model):
-    assert "hegraph predict MODEL_FOLDER IMAGE\n" in model_card(saved_model())
     assert "NAME" not in model_card(saved_model())
     of_bank = model_card(saved_model(backbone=Backbone(title="ViT-B-32/openai")))
     assert "hegraph predict MODEL_FOLDER IMAGE --backbone NAME --pretrained TAG\n" in of_bank
     assert 'from_pretrained("MODEL_FOLDER", backbone="NAME", pretrained="TAG")' in of_bank
 
 
+def test_a_long_list_of_classes_is_counted(saved_model):
+    names = [f"class {number}" for number in range(52)]
+    changes = {"classnames": names, "class_ids": names, "prompts": None}
+    card = model_card(saved_model(**changes))
+    assert "\n- class 49\n- and 2 more, in `config.json`\n" in card and "class 50" not in card
+
+
+def test_names_are_neither_html_nor_markdown(saved_model):
+    evil = "<img src=x onerror=alert(1)> [a](javascript:b) ![c](d)\n# `e`|*f*_g_"
+    trained = saved_model().trained_on.model_copy(update={"dataset": f"{evil}\n---\nlicense: other"})
+    names = {"classnames": (evil, "- list", "1. first"), "method": evil, "trained_on": trained}
+    card = model_card(saved_model(backbone=Backbone(title=evil), **names))
+    shown = r"&lt;img src\=x onerror\=alert(1)&gt; \[a\](javascript\:b) \!\[c\](d) \# \`e\`\|\*f\*\_g\_"
+    assert f"\n- {shown}\n- \\- list\n- 1\\. first\n" in card
+    assert f"the frozen CLIP {shown} to" in card and f"\n# {shown} on {shown}" in card and f"| {shown} |" in card
+    for mark in ("<img", "\n# `"):
+        assert mark not in card
+    assert header_of(card)["license"] == "mit"
+    assert header_of(card)["datasets"] == [
+        "img src x onerror alert(1) a (javascript b) c (d) e f _g_ --- license other"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "expected"),
+    [
+        ("ViT-B-32-quickgelu", "openai", "timm/vit_base_patch32_clip_224.openai"),
+        ("RN50-quickgelu", "auto", "timm/resnet50_clip.openai"),
+        ("hf-hub:org/birds", "", "org/birds"),
+        ("hf-hub:<b>/birds", "", None),
+        ("hegraph-mini", "auto", None),
+        ("local-dir:birds", "", None),
+        ("ViT-B-32", __file__, None),
+        ("", "", None),
+    ],
+)
+def test_the_backbone_is_named_as_the_hub_names_it_or_not_at_all(name, pretrained, expected, saved_model):
+    backbone = Backbone(title="any", model=name, pretrained=pretrained)
+    header = card_header(saved_model(backbone=backbone)).to_dict()
+    assert header.get("base_model") == expected
+
+
 def test_a_run_leaves_the_scores_of_its_record(tiny_bank, tmp_path):
     quick = ("OPTIM.MAX_EPOCH", "2", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
     assert train(["--features", str(tiny_bank), "--output-dir", str(tmp_path), *quick]) == 0
     record = json.loads((tmp_path / "result.json").read_text())
-    found = load_model(tmp_path).scores
-    assert (found.accuracy, found.accuracy_text) == (record["accuracy"], record["accuracy_text"])
-    assert found.ece == record["calibration"]["after"]["ece"]
-    assert found.ece_zero_shot == record["calibration"]["zero_shot"]["ece"]
+    model = load_model(tmp_path)
+    assert (model.scores.accuracy, model.scores.accuracy_text) == (record["accuracy"], record["accuracy_text"])
+    assert model.scores.ece == record["calibration"]["after"]["ece"]
+    assert model.scores.ece_zero_shot == record["calibration"]["zero_shot"]["ece"]
+    assert isinstance(model.trained_on, TrainedOn) and model.trained_on.num_train == record["num_train"]

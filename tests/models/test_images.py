@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,11 @@ from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.datasets.images import to_rgb
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.models import reading
+from trainers.hegraph.models import images as reading
 from trainers.hegraph.models.folder import save_model
-from trainers.hegraph.models.images import ImageModel
-from trainers.hegraph.models.reading import Reader
+from trainers.hegraph.models.images import ImageModel, Reader
+from trainers.hegraph.models.saved import Backbone as BackboneConfig
 from trainers.hegraph.models.saved import SavedModel
-from trainers.hegraph.models.schema import Backbone as BackboneConfig
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.threads import AHEAD
 
@@ -42,7 +40,12 @@ def mini_model(saved_model: Callable[..., SavedModel], mini: Backbone, unit_feat
         backbone=BackboneConfig(title=mini.name, model="hegraph-mini", fingerprint=mini.fingerprint),
         transfer=None,
         transfer_rule="none",
+        class_nodes=None,
     )
+
+
+def with_backbone(model: SavedModel, backbone: BackboneConfig) -> SavedModel:
+    return model.model_copy(update={"backbone": backbone})
 
 
 def write_digits(folder: Path, number: int) -> list[Path]:
@@ -65,7 +68,7 @@ def test_a_model_is_loaded_with_the_backbone_that_it_names(tmp_path, mini_model,
 @pytest.mark.parametrize("key", ["model", "weights", "preprocess"])
 def test_another_fingerprint_is_refused_and_the_difference_is_named(mini_model, mini, key):
     fingerprint = mini.fingerprint | {key: mini.fingerprint[key][:40] + "else"}
-    model = replace(mini_model, backbone=mini_model.backbone.model_copy(update={"fingerprint": fingerprint}))
+    model = with_backbone(mini_model, mini_model.backbone.model_copy(update={"fingerprint": fingerprint}))
     with pytest.raises(UserError) as raised:
         ImageModel(model, mini)
     message = str(raised.value)
@@ -75,12 +78,12 @@ def test_another_fingerprint_is_refused_and_the_difference_is_named(mini_model, 
 
 def test_another_precision_is_a_warning_since_a_model_of_a_gpu_is_used_on_a_cpu(mini_model, mini, caplog):
     fingerprint = mini.fingerprint | {"precision": "fp16"}
-    ImageModel(replace(mini_model, backbone=mini_model.backbone.model_copy(update={"fingerprint": fingerprint})), mini)
+    ImageModel(with_backbone(mini_model, mini_model.backbone.model_copy(update={"fingerprint": fingerprint})), mini)
     assert "the model was trained on features in fp16, and these are in fp32" in caplog.text
 
 
 def test_a_model_of_a_bank_needs_its_backbone_to_be_named(tmp_path, mini_model):
-    save_model(replace(mini_model, backbone=BackboneConfig(title="RN50/openai")), tmp_path / "model")
+    save_model(with_backbone(mini_model, BackboneConfig(title="RN50/openai")), tmp_path / "model")
     with pytest.raises(UserError, match=r'from a feature bank \(RN50/openai\).*--backbone NAME.*backbone="NAME"'):
         ImageModel.load(tmp_path / "model")
     with pytest.raises(UserError, match="the weights of RN50 are not named; give --pretrained"):
@@ -91,16 +94,16 @@ def test_a_model_of_a_bank_takes_the_backbone_that_is_named_and_says_where_the_n
     tmp_path, mini_model, caplog
 ):
     [path] = write_digits(tmp_path, 1)
-    save_model(replace(mini_model, backbone=BackboneConfig(title="hegraph-mini/hegraph-mini")), tmp_path / "same")
+    save_model(with_backbone(mini_model, BackboneConfig(title="hegraph-mini/hegraph-mini")), tmp_path / "same")
     ImageModel.load(tmp_path / "same", backbone="hegraph-mini").probabilities([path])
     assert caplog.text == ""
-    save_model(replace(mini_model, backbone=BackboneConfig(title="mine")), tmp_path / "other")
+    save_model(with_backbone(mini_model, BackboneConfig(title="mine")), tmp_path / "other")
     ImageModel.load(tmp_path / "other", backbone="hegraph-mini")
     assert "from says 'mine'; you say that its features are those of hegraph-mini" in caplog.text
 
 
 def test_features_of_another_width_are_refused(mini_model, mini, unit_features):
-    model = replace(mini_model, classifier=FoldedClassifier(unit_features(3, 32)))
+    model = mini_model.model_copy(update={"classifier": FoldedClassifier(unit_features(3, 32))})
     with pytest.raises(UserError, match="gives features of width 64, but the model takes 32"):
         ImageModel(model, mini)
 

@@ -11,44 +11,53 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tensor_files import READS_COMPLEX
 
 from trainers.hegraph.method import relations
 from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.method.relations import RelationType
-from trainers.hegraph.models.folder import CARD, CONFIG, TENSORS, find_model_folder, load_model, save_model
-from trainers.hegraph.models.saved import SavedModel
-from trainers.hegraph.models.schema import AdapterOptions, ClosedForm
+from trainers.hegraph.models.folder import (
+    CARD,
+    CONFIG,
+    TENSORS,
+    AdapterOptions,
+    find_model_folder,
+    load_model,
+    model_files,
+    own_file,
+    save_model,
+)
+from trainers.hegraph.models.saved import Described, SavedModel
+from trainers.hegraph.training.rejection import KnownScores
 from trainers.hegraph.utils.errors import UserError
-from trainers.hegraph.utils.files import read_json, write_json
+from trainers.hegraph.utils.files import read_json
 
-ANY = (("trained_on", "config"), ("trained_on", "selected"), ("backbone", "fingerprint"), ("trained_on", "versions"))
+KNOWN = KnownScores(quantiles=[0.1 * step for step in range(101)], fitted_on="val", num_images=12)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, saved_model: Callable[..., SavedModel]) -> Path:
-    save_model(saved_model(), tmp_path / "model")
+    save_model(saved_model(known=KNOWN, labels=(1, 2.5, "three")), tmp_path / "model")
     return tmp_path / "model"
 
 
-def change_config(folder: Path, keys: tuple, value: object) -> None:
-    """Sets an entry of config.json; `...` removes it."""
-    config = read_json(folder / CONFIG)
-    part = config
-    for key in keys[:-1]:
+def change_config(folder: Path, keys: str, value: object) -> None:
+    """Sets an entry of config.json, named as in "backbone.title"; `...` removes it."""
+    config = part = read_json(folder / CONFIG)
+    *above, last = keys.split(".")
+    for key in above:
         part = part[key]
+    part[last] = value
     if value is ...:
-        del part[keys[-1]]
-    else:
-        part[keys[-1]] = value
+        del part[last]
     (folder / CONFIG).write_text(json.dumps(config))
 
 
-def change_tensors(folder: Path, **changes: torch.Tensor | None) -> None:
-    """Sets tensors of model.safetensors, whose names may have "__" for a dot; None removes one."""
-    tensors = load_file(folder / TENSORS) | {name.replace("__", "."): value for name, value in changes.items()}
+def change_tensors(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
+    """Sets tensors, None removes one; the folder is one of an earlier version then, whose tensors have no hash."""
+    tensors = load_file(folder / TENSORS) | changes
     save_file({name: value for name, value in tensors.items() if value is not None}, folder / TENSORS)
+    change_config(folder, "tensors", ...)
 
 
 def refused(folder: Path) -> str:
@@ -56,64 +65,85 @@ def refused(folder: Path) -> str:
     with pytest.raises(UserError) as raised:
         load_model(folder)
     assert "\n" not in str(raised.value)
-    assert len(str(raised.value)) < 600
     return str(raised.value)
 
 
 # Round trip
 
 
-def test_all_that_was_saved_is_read_again(folder, saved_model):
-    read, written = load_model(folder), saved_model()
-    for field in fields(SavedModel):
-        if field.name not in ("classifier", "text_positive", "transfer"):
-            assert getattr(read, field.name) == getattr(written, field.name)
+def test_all_that_was_saved_is_read_again(folder, saved_model, caplog):
+    read, written = load_model(folder), saved_model(known=KNOWN, labels=(1, 2.5, "three"))
+    for name in (*Described.model_fields, "transfer_rule"):
+        assert getattr(read, name) == getattr(written, name), name
+    assert [type(label) for label in read.labels] == [int, float, str]
     assert torch.equal(read.text_positive, written.text_positive)
+    for name in ("weights", "bias", "labels", "key_weights"):
+        assert torch.equal(getattr(read.classifier, name), getattr(written.classifier, name)), name
+    assert (read.classifier.alpha, read.classifier.beta) == (2.0, 5.5)
+    assert torch.equal(read.classifier.keys, written.classifier.keys.half().float())
+    assert torch.equal(read.class_nodes, written.class_nodes.half().float())
     assert read.transfer.options == written.transfer.options
+    assert read.transfer.parameters.keys() == written.transfer.parameters.keys()
     for name, value in written.transfer.parameters.items():
-        assert torch.equal(read.transfer.parameters[name], value)
+        assert torch.equal(read.transfer.parameters[name], value), name
     for field in fields(NewClassMessages):
         assert torch.equal(getattr(read.transfer.messages, field.name), getattr(written.transfer.messages, field.name))
+    assert caplog.messages == []
 
 
-def test_predictions_from_the_folder_are_those_in_memory_where_float16_holds_the_keys(
-    tmp_path, saved_model, unit_features
-):
-    model = saved_model()
-    model = replace(model, classifier=replace(model.classifier, keys=model.classifier.keys.half().float()))
+def test_another_method_keeps_its_keys_to_the_bit_and_has_no_transfer(tmp_path, saved_model):
+    model = saved_model(method="TipAdapterF", variant="", transfer=None, transfer_rule="zero-shot", class_nodes=None)
     save_model(model, tmp_path / "model")
-    features = unit_features(50, 8, seed=3)
-    assert (load_model(tmp_path / "model").probabilities(features) - model.probabilities(features)).abs().max() < 1e-5
+    read = load_model(tmp_path)  # the folder of the run stands for its model
+    assert torch.equal(read.classifier.keys, model.classifier.keys)
+    assert (read.transfer, read.transfer_rule, read.class_nodes) == (None, "zero-shot", None)
 
 
-def test_a_model_without_a_cache_gives_the_same_logits_to_the_bit(tmp_path, saved_model, unit_features):
-    model = saved_model(classifier=saved_model().classifier.text_only())
+def test_a_model_without_a_cache_or_a_backbone_is_read_as_it_was(tmp_path, saved_model, unit_features):
+    model = saved_model(classifier=saved_model().classifier.text_only(), preprocessing=None, prompts=None)
     save_model(model, tmp_path / "model")
-    features = unit_features(50, 8, seed=3)
-    assert torch.equal(load_model(tmp_path / "model").classifier.logits(features), model.classifier.logits(features))
+    features, read = unit_features(50, 8, seed=3), load_model(tmp_path / "model")
+    assert read.classifier.keys is read.classifier.labels is read.classifier.key_weights is None
+    assert read.preprocessing is read.prompts is None
+    assert torch.equal(read.classifier.logits(features), model.classifier.logits(features))
 
 
-def test_rounding_the_keys_to_float16_changes_no_class_of_a_thousand_images(tmp_path, saved_model, unit_features):
-    model = saved_model()
-    save_model(model, tmp_path / "model")
-    features = unit_features(1000, 8, seed=3)
-    read = load_model(tmp_path / "model")
-    assert load_file(tmp_path / "model" / TENSORS)["keys"].dtype == torch.float16
-    assert torch.equal(read.probabilities(features).argmax(1), model.probabilities(features).argmax(1))
+def test_a_class_name_of_any_script_is_kept(tmp_path, saved_model):
+    names = ("größer/kleiner", "ライオン \U0001f981", "a\nb")
+    save_model(saved_model(classnames=names), tmp_path / "model")
+    assert load_model(tmp_path / "model").classnames == names
 
 
-def test_the_output_folder_of_a_run_stands_for_its_model(folder):
-    assert find_model_folder(folder.parent) == folder
-    assert load_model(folder.parent).method == "HeGraphAdapter"
+def test_a_folder_of_an_earlier_version_is_read_and_it_is_said(folder, caplog):
+    for name in ("known", "tensors", "scores.ece", "scores.ece_zero_shot"):
+        change_config(folder, name, ...)
+    change_tensors(folder, {"class_nodes": None, "bias": torch.zeros(3, dtype=torch.float64)})
+    read = load_model(folder)
+    assert read.known is read.class_nodes is read.scores.ece is None
+    assert read.classifier.bias.dtype == torch.float32
+    [said] = caplog.messages
+    assert str(folder / CONFIG) in said and "earlier version" in said
 
 
-def test_floats_of_other_sizes_are_read_as_float32(folder):
-    change_tensors(folder, bias=torch.zeros(3, dtype=torch.float64), keys=load_file(folder / TENSORS)["keys"].double())
-    classifier = load_model(folder).classifier
-    assert classifier.bias.dtype == classifier.keys.dtype == torch.float32
+def test_a_model_is_read_that_has_options_of_an_earlier_version(folder):
+    before = load_model(folder)
+    for name, value in (("activation", "tanh"), ("weight_per", "target"), ("gamma", 1.0)):
+        change_config(folder, f"transfer.options.{name}", value)
+    change_config(folder, "transfer.options.closed_form.omega_new", 0.05)
+    assert load_model(folder).transfer.options == before.transfer.options
+    change_config(folder, "transfer.options.gamma", 0.5)
+    assert "was trained with gamma 0.5, and this version knows 1.0 alone" in refused(folder)
 
 
-# Replacing
+def test_a_model_is_read_that_is_older_than_a_relation_of_weight_0(folder, monkeypatch):
+    younger = RelationType("negative", "negative", diagonal=0.0, step=1, weight_key="BETA_NN", weight=0.0)
+    monkeypatch.setattr(relations, "RELATIONS", (*relations.RELATIONS, younger))
+    assert load_model(folder).transfer.options.metapath["BETA_NN"] == 0.0
+    monkeypatch.setattr(relations, "RELATIONS", (*relations.RELATIONS[:-1], replace(younger, weight=0.1)))
+    assert "metapath must have the keys" in refused(folder)
+
+
+# Writing
 
 
 def test_a_model_folder_is_replaced_whole_and_nothing_else_is_left(folder, saved_model):
@@ -131,304 +161,223 @@ def test_a_failure_while_writing_leaves_the_older_model(folder, saved_model, dis
     assert os.listdir(folder.parent) == ["model"]
 
 
-@pytest.mark.parametrize("what", ["file", "other folder"])
-def test_something_else_than_a_model_is_not_overwritten(tmp_path, saved_model, what):
-    place = tmp_path / "place"
-    if what == "file":
-        place.write_text("mine")
-    else:
-        place.mkdir()
-        (place / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="is no model folder, and is not overwritten"):
-        save_model(saved_model(), place)
-    assert "mine" in (place if what == "file" else place / "mine.txt").read_text()
+def test_something_else_than_a_model_is_not_overwritten(tmp_path, saved_model):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.txt").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "folder"):
+        with pytest.raises(UserError, match="is no model folder"):
+            save_model(saved_model(), place)
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "mine.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    save_model(saved_model(), tmp_path / "empty")
+    assert load_model(tmp_path / "empty").method == "HeGraphAdapter"
 
 
 # Places that are no model
 
 
-def test_a_folder_of_a_run_without_its_model_says_how_to_get_one(tmp_path):
-    (tmp_path / "adapter.safetensors").touch()
-    assert refused(tmp_path) == (
-        f"{tmp_path} holds adapter.safetensors and no model/: its run was cut off, or is of an earlier version; run "
-        "its training again to get one (delete a result.json there first)"
-    )
-
-
 def test_a_place_that_is_no_model_folder_says_what_it_is(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    os.mkfifo(tmp_path / "pipe")
     assert "missing is not there; give the model folder of a run" in refused(tmp_path / "missing")
     assert "file is no folder" in refused(tmp_path / "file")
-    assert "pipe is no folder" in refused(tmp_path / "pipe")
     assert "empty holds no config.json; give the model folder of a run, such as OUTPUT_DIR" in refused(
         tmp_path / "empty"
     )
     assert "File name too long" in refused(tmp_path / ("x" * 300))
+    (tmp_path / "empty" / "adapter.safetensors").touch()
+    assert "run its training again" in refused(tmp_path / "empty")
 
 
 def test_a_folder_of_runs_names_the_model_of_one(tmp_path, saved_model):
-    for seed in (2, 1):
-        (tmp_path / "digits" / "method" / "mini_16shots" / f"seed{seed}").mkdir(parents=True)
-        save_model(saved_model(), tmp_path / "digits" / "method" / "mini_16shots" / f"seed{seed}" / "model")
-    for given in (tmp_path, tmp_path / "digits"):
-        assert "such as {}".format(tmp_path / "digits/method/mini_16shots/seed1/model") in refused(given)
+    first = tmp_path / "digits" / "method" / "mini_16shots" / "seed1" / "model"
+    for place in (first.parents[1] / "seed2" / "model", first):
+        place.parent.mkdir(parents=True)
+        save_model(saved_model(), place)
+    assert f"such as {first}" in refused(tmp_path)
+    assert f"such as {first}" in refused(first.parents[1])
+
+
+def test_the_files_of_a_model_are_those_of_its_folder_and_of_its_run(folder):
+    (folder / "thumbnails").mkdir()
+    for path in (folder / "thumbnails" / "00000.jpg", folder.parent / "result.json", folder.parent / "rows.csv"):
+        path.touch()
+    found = {str(path.relative_to(folder.parent)) for path in model_files(folder.parent)}
+    assert found == {"result.json", *(f"model/{name}" for name in (CONFIG, TENSORS, CARD, "thumbnails/00000.jpg"))}
+    assert find_model_folder(folder) == find_model_folder(folder.parent) == folder
+
+
+def test_no_link_leads_out_of_a_model_folder_but_to_the_cache_of_the_hub(tmp_path, caplog):
+    folder = tmp_path / "models--a--b" / "snapshots" / "0123"
+    folder.mkdir(parents=True)
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    (tmp_path / "models--a--b" / "blobs" / "77").write_text("of the cache")
+    (tmp_path / "secret").write_text("mine")
+    (folder / "own").write_text("own")
+    for name, target in {
+        "inside": "own",
+        "cached": "../../blobs/77",
+        "out": "../../../secret",
+        "gone": "nowhere",
+    }.items():
+        (folder / name).symlink_to(target)
+    os.mkfifo(folder / "pipe")
+    read = {
+        name: own_file(folder, name) for name in ("own", "inside", "cached", "out", "gone", "pipe", "../../../secret")
+    }
+    assert {name: path.read_text() for name, path in read.items() if path} == {
+        "own": "own", "inside": "own", "cached": "of the cache",
+    }  # fmt: skip
+    assert "out is a link" in caplog.text
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "cached").symlink_to(tmp_path / "models--a--b" / "blobs" / "77")
+    assert own_file(tmp_path / "plain", "cached") is None
+
+
+# Damage
+
+
+def test_the_two_files_belong_together(folder, tmp_path, saved_model):
+    whole = (folder / TENSORS).read_bytes()
+    other = saved_model(classifier=replace(saved_model().classifier, weights=torch.ones(3, 8)))
+    save_model(other, tmp_path / "other")
+    (folder / TENSORS).write_bytes((tmp_path / "other" / TENSORS).read_bytes())
+    assert str(folder / TENSORS) in refused(folder)
+    (folder / TENSORS).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit of the last tensor
+    assert str(folder / TENSORS) in refused(folder)
 
 
 @pytest.mark.parametrize("name", [CONFIG, TENSORS])
-def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder, name):
-    (folder / name).unlink()
-    os.mkfifo(folder / name)
-    assert f"{name}: it is no regular file" in refused(folder) or f"holds no {name}" in refused(folder)
-
-
-@pytest.mark.parametrize("name", [CONFIG, TENSORS])
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_a_half_written_file_is_refused(folder, name, share):
+def test_a_file_that_is_missing_cut_off_or_a_pipe_is_named(folder, name):
     whole = (folder / name).read_bytes()
-    (folder / name).write_bytes(whole[: int(share * len(whole))])
-    assert f"cannot read {'the model ' if name == TENSORS else ''}{folder / name}" in refused(folder)
-
-
-@pytest.mark.parametrize("name", [CONFIG, TENSORS])
-def test_a_missing_file_is_named(folder, name):
+    for share in (0, 0.5, 0.99):
+        (folder / name).write_bytes(whole[: int(share * len(whole))])
+        assert str(folder / name) in refused(folder)
     (folder / name).unlink()
+    assert name in refused(folder)
+    os.mkfifo(folder / name)
     assert name in refused(folder)
 
 
-# config.json
-
-
-def sample_config() -> dict:
-    """The entries that every config.json has; the values do not matter."""
-    return {
-        "format": "", "version": 1, "method": "", "variant": "", "classnames": [], "class_ids": [], "width": 1,
-        "logit_scale": 1.0, "temperature": 1.0,
-        "fusion": {"alpha": 0.0, "beta": 1.0},
-        "backbone": {"title": "", "model": "", "pretrained": "", "precision": "", "fingerprint": {}},
-        "preprocessing": {"size": [], "mean": [], "std": [], "transform": ""},
-        "prompts": {"positive": [], "negative": []},
-        "transfer": {
-            "rule": "",
-            "options": dict.fromkeys(AdapterOptions.model_fields, 0)
-            | {"closed_form": dict.fromkeys(ClosedForm.model_fields, 0)},
-        },
-        "trained_on": {
-            "dataset": "", "shots": 1, "seed": 1, "num_train": 1, "split_hash": "", "selected_on": "", "selected": {},
-            "config": {}, "host": "", "git_commit": None, "versions": {},
-        },
-        "scores": {"accuracy": 1.0, "accuracy_text": 1.0, "accuracy_zero_shot": 1.0, "macro_f1": 1.0, "num_test": 1},
-        "labels": None,
-    }  # fmt: skip
-
-
-def entries(part: dict, above: tuple = ()) -> list[tuple]:
-    """The keys that lead to every entry, of parts and of values."""
+def parts_of(config: dict, above: str = "") -> list[str]:
+    """Every entry of a configuration, of parts and of values, such as "backbone.title"."""
     found = []
-    for key, value in part.items():
-        found.append((*above, key))
-        if isinstance(value, dict):
-            found += entries(value, (*above, key))
+    for key, value in config.items():
+        found.append(f"{above}{key}")
+        if isinstance(value, dict) and key not in ("config", "selected", "versions", "fingerprint", "metapath"):
+            found += parts_of(value, f"{above}{key}.")
     return found
 
 
-ENTRIES = entries(sample_config())
-
-
-def test_the_entries_that_are_damaged_here_are_all_that_there_are(folder):
-    config = read_json(folder / CONFIG)
-    for keys in (*ANY, ("transfer", "options", "metapath")):
-        part = config
-        for key in keys[:-1]:
-            part = part[key]
-        part[keys[-1]] = {} if keys[-1] != "metapath" else 0
-    assert entries(config) == ENTRIES
+def test_no_entry_may_be_missing_or_of_another_type(folder):
+    original = (folder / CONFIG).read_text()
+    optional = {"known", "tensors", "scores.ece", "scores.ece_zero_shot"}
+    for keys in parts_of(json.loads(original)):
+        last = keys.rpartition(".")[2]
+        for value in (..., [[{"deep": 1}]]):
+            change_config(folder, keys, value)
+            if value is ... and keys in optional:
+                load_model(folder)
+            else:
+                message = refused(folder)
+                assert str(folder / CONFIG) in message and last in message, keys
+            (folder / CONFIG).write_text(original)
     assert list(AdapterOptions.model_fields) == [field.name for field in fields(ModelOptions)]
-
-
-@pytest.mark.parametrize("keys", ENTRIES, ids=".".join)
-def test_no_entry_may_be_missing(folder, keys):
-    change_config(folder, keys, ...)
-    assert f"{CONFIG} is damaged: {'.'.join(keys)}: Field required" in refused(folder)
-
-
-@pytest.mark.parametrize("keys", ENTRIES, ids=".".join)
-def test_no_entry_may_be_of_another_type(folder, keys):
-    change_config(folder, keys, [[{"deep": 1}]])
-    message = refused(folder)
-    assert f"{CONFIG} is damaged: {'.'.join(keys)}" in message
-    assert "deep" in message  # what came
 
 
 @pytest.mark.parametrize(
     ("keys", "value", "expected"),
     [
-        (("format",), "zip", "format: Input should be 'hegraph-model', got 'zip'"),
-        (("version",), 2, "version: Input should be 1, got 2"),
-        (("extra",), 1, "extra: Extra inputs are not permitted"),
-        (("line\nbreak",), 1, r"line\nbreak: Extra inputs are not permitted"),
-        (("classnames",), [], "classnames: List should have at least 1 item"),
-        (("classnames",), ["ant", "", "crane"], "classnames.1: String should have at least 1 character"),
-        (("classnames",), ["ant", "bee"], "3 class_ids for 2 classnames"),
-        (("class_ids",), ["n1", "n2", "n1"], "class_ids repeat: n1"),
-        (("width",), 0, "width: Input should be greater than or equal to 1, got 0"),
-        (("width",), 10**400, "width: Input should be less than 2147483648"),
-        (("logit_scale",), -1.0, "logit_scale: Input should be greater than 0"),
-        (("logit_scale",), 10**400, "logit_scale: Input should be a valid number"),
-        (("temperature",), 0, "temperature: Input should be greater than 0"),
-        (("temperature",), float("nan"), "temperature: Input should be "),
-        (("fusion", "alpha"), float("inf"), "fusion.alpha: Input should be a finite number, got inf"),
-        (("preprocessing", "size"), [32, 0], "preprocessing.size.1"),
-        (("preprocessing", "std"), [1.0, 0.0, 1.0], "preprocessing.std.1"),
-        (("prompts", "negative"), [["no ant"]], r"prompts for \[1, 3\] classes, but there are 3"),
-        (("backbone", "fingerprint"), {"model": 1}, "backbone.fingerprint.model: Input should be a valid string"),
-        (("transfer", "rule"), "magic", "transfer.rule: Input should be 'adapter', 'zero-shot' or 'none'"),
-        (("transfer", "options", "variant"), "X", "transfer.options.variant: Input should be 'base'"),
-        (("transfer", "options", "extra"), 1, "transfer.options.extra: Extra inputs"),
-        (("transfer", "options", "metapath"), {"ALPHA_PP": 1.0}, "transfer.options.metapath must have the keys"),
-        (("trained_on", "seed"), -1, "trained_on.seed: Input should be greater than or equal to 0, got -1"),
-        (("scores", "accuracy"), 100.5, "scores.accuracy: Input should be less than or equal to 100, got 100.5"),
+        ("format", "zip", "format"),
+        ("version", 2, "version"),
+        ("extra", 1, "extra"),
+        ("classnames", [], "classnames"),
+        ("classnames", ["ant", "", "crane"], "classnames.1"),
+        ("classnames", ["ant", "bee"], "3 class_ids for 2 classnames"),
+        ("class_ids", ["n1", "n2", "n1"], "class_ids repeat: n1"),
+        ("labels", [1, 1, 2], "labels must be 3"),
+        ("labels", [1, 2], "labels must be 3"),
+        ("width", 0, "width"),
+        ("width", 10**400, "width"),
+        ("logit_scale", -1.0, "logit_scale"),
+        ("temperature", 0, "temperature"),
+        ("temperature", float("nan"), "temperature"),
+        ("fusion.alpha", float("inf"), "fusion.alpha"),
+        ("backbone.precision", "fp64", "fp64"),
+        ("preprocessing.std", [1.0, 0.0, 1.0], "preprocessing.std.1"),
+        ("prompts.negative", [["no ant"]], "prompts for [1, 3] classes"),
+        ("transfer.rule", "magic", "magic"),
+        ("transfer.options.variant", "X", "variant"),
+        ("transfer.options.metapath", {"ALPHA_PP": 1.0}, "metapath must have the keys"),
+        ("transfer.options.metapath.ALPHA_PP", float("nan"), "ALPHA_PP"),
+        ("trained_on.seed", -1, "trained_on.seed"),
+        ("scores.accuracy", 100.5, "scores.accuracy"),
+        ("known.quantiles", [0.0] * 100, "known.quantiles"),
+        ("known.quantiles", [1.0] + [0.0] * 100, "must not fall"),
+        ("known.score", "luck", "known.score"),
+        ("tensors", "0" * 63, "tensors"),
     ],
 )
-def test_a_value_out_of_range_is_named_with_what_is_allowed(folder, keys, value, expected):
+def test_a_value_out_of_range_is_named(folder, keys, value, expected):
     change_config(folder, keys, value)
-    assert expected.replace("\\[", "[").replace("\\]", "]") in refused(folder)
-
-
-def test_a_model_is_read_that_has_options_of_an_earlier_version(folder):
-    before = load_model(folder)
-    for name, value in (("activation", "tanh"), ("weight_per", "target"), ("gamma", 1.0)):
-        change_config(folder, ("transfer", "options", name), value)
-    change_config(folder, ("transfer", "options", "closed_form", "omega_new"), 0.05)
-    assert load_model(folder).transfer.options == before.transfer.options
-    change_config(folder, ("transfer", "options", "gamma"), 0.5)
-    assert "was trained with gamma 0.5, and this version knows 1.0 alone" in refused(folder)
-
-
-def test_a_model_is_read_that_is_older_than_a_relation_of_weight_0(folder, monkeypatch):
-    younger = RelationType("negative", "negative", diagonal=0.0, step=1, weight_key="BETA_NN", weight=0.0)
-    monkeypatch.setattr(relations, "RELATIONS", (*relations.RELATIONS, younger))
-    assert load_model(folder).transfer.options.metapath["BETA_NN"] == 0.0
-    monkeypatch.setattr(relations, "RELATIONS", (*relations.RELATIONS[:-1], replace(younger, weight=0.1)))
-    assert "transfer.options.metapath must have the keys" in refused(folder)
+    message = refused(folder)
+    assert str(folder / CONFIG) in message and expected in message
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", "Expecting value"),
-        ("[" * 100_000 + "]" * 100_000, "it is nested too deeply"),
-        ("[" * 900 + "]" * 900, "the file: Input should be a valid dictionary"),
-        ("null", "the file: Input should be a valid dictionary"),
-        ("1" * 5000, "as JSON: Exceeds the limit"),
-        ('{"format": "\\ud800"}', r"as JSON: it holds half of a surrogate pair, '\ud800'"),
-        ('{"\\udfff": 1}', r"as JSON: it holds half of a surrogate pair, '\udfff'"),
-        ('{"format": "\\ud83d\\ude00"}', "format: Input should be 'hegraph-model', got '\U0001f600'"),
-    ],
-    ids=["empty", "deep", "deep list", "null", "huge number", "half a pair", "half a pair as key", "a whole pair"],
+    "text", ["", "null", "[" * 100_000, "[" * 900 + "]" * 900, "1" * 5000, '{"format": "\\ud800"}']
 )
-def test_hostile_json_is_one_line(folder, text, expected):
+def test_hostile_json_is_one_line(folder, text):
     (folder / CONFIG).write_text(text)
-    assert expected in refused(folder)
-
-
-def test_a_config_that_is_no_utf_8_is_one_line(folder):
-    (folder / CONFIG).write_bytes(b'{"format": "\xff"}')
-    assert "as JSON: 'utf-8' codec can't decode" in refused(folder)
+    assert str(folder / CONFIG) in refused(folder)
 
 
 def test_a_config_of_gigabytes_is_not_read(folder):
     os.truncate(folder / CONFIG, 2**31)  # a hole, which takes no space
-    assert "is damaged: it has 2,147,483,648 bytes" in refused(folder)
-
-
-@pytest.mark.parametrize("depth", [100, 900, 980])
-def test_a_deep_value_in_a_free_entry_is_read_or_refused(folder, depth):
-    text = (folder / CONFIG).read_text()
-    (folder / CONFIG).write_text(text.replace("0.001", "[" * depth + "]" * depth))
-    try:
-        load_model(folder)
-    except UserError as error:
-        assert "nested too deeply" in str(error)
-
-
-# model.safetensors
+    assert "2,147,483,648 bytes" in refused(folder)
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"weights": None}, "lacks weights"),
-        ({"text_positive": None}, "lacks text_positive"),
-        ({"keys": None}, "lacks keys"),
-        ({"labels": None}, "lacks labels"),
-        ({"keys": None, "labels": None}, "lacks keys, labels"),
-        ({"transfer__weight.negative": None}, "lacks transfer.weight.negative"),
-        ({"transfer__messages.matrix": None}, "lacks transfer.messages.matrix"),
-        ({"transfer__messages.mean": torch.zeros(7)}, "transfer.messages.mean has shape [7], but config.json says [8]"),
-        ({"transfer__messages.extra": torch.zeros(8, 8)}, "holds an unknown tensor 'transfer.messages.extra'"),
-        ({"extra": torch.zeros(1)}, "holds an unknown tensor 'extra'"),
-        ({"transfer__extra": torch.zeros(1)}, "holds an unknown tensor 'transfer.extra'"),
-        ({"weights": torch.zeros(2, 8)}, "weights has shape [2, 8], but config.json says [3, 8]"),
-        ({"weights": torch.tensor(1.0)}, "weights has shape [], but"),
-        ({"bias": torch.zeros(2)}, "bias has shape [2], but config.json says [3]"),
-        ({"keys": torch.zeros(6, 7)}, "keys has shape [6, 7], but config.json says [6, 8]"),
-        ({"keys": torch.tensor(1.0), "key_weights": None}, "has shape [], but"),
-        ({"labels": torch.zeros(5, dtype=torch.int32)}, "labels has shape [5], but config.json says [6]"),
-        ({"key_weights": torch.zeros(5)}, "key_weights has shape [5]"),
-        ({"transfer__weight.negative": torch.zeros(8, 7)}, "transfer.weight.negative has shape [8, 7], but"),
-        ({"weights": torch.zeros(3, 8, dtype=torch.int64)}, "weights must be of type float16, bfloat16, float32"),
-        pytest.param(
-            {"weights": torch.zeros(3, 8, dtype=torch.complex64)},
-            "got complex64",
-            marks=pytest.mark.skipif(not READS_COMPLEX, reason="this safetensors has no complex numbers"),
-        ),
-        ({"weights": torch.zeros(3, 8, dtype=torch.float8_e5m2)}, "got float8_e5m2"),
-        ({"labels": torch.zeros(6)}, "labels must be of type int32, int64; got float32"),
-        ({"labels": torch.zeros(6, dtype=torch.bool)}, "got bool"),
-        ({"labels": torch.full((6,), 3, dtype=torch.int32)}, "labels must lie in 0 ... 2"),
-        ({"labels": torch.full((6,), -1, dtype=torch.int32)}, "labels must lie in 0 ... 2"),
-        ({"weights": torch.full((3, 8), float("nan"))}, "weights holds NaN or infinite values"),
-        ({"keys": torch.full((6, 8), float("inf"))}, "keys holds NaN or infinite values"),
-        ({"bias": torch.full((3,), 1e300, dtype=torch.float64)}, "bias holds NaN or infinite values"),
-        ({"transfer__weight.positive": torch.full((8, 8), float("nan"))}, "transfer.weight.positive holds NaN"),
-        (
-            {"keys": torch.zeros(0, 8), "labels": torch.zeros(0, dtype=torch.int32), "key_weights": None},
-            "keys and labels are empty",
-        ),
+        ({"weights": None}, "weights"),
+        ({"text_positive": None}, "text_positive"),
+        ({"keys": None}, "keys"),
+        ({"labels": None}, "labels"),
+        ({"keys": None, "labels": None}, "keys, labels"),
+        ({"transfer.weight.negative": None}, "transfer.weight.negative"),
+        ({"transfer.messages.matrix": None}, "transfer.messages.matrix"),
+        ({"transfer.messages.mean": torch.zeros(7)}, "transfer.messages.mean"),
+        ({"transfer.messages.extra": torch.zeros(8, 8)}, "transfer.messages.extra"),
+        ({"extra": torch.zeros(1)}, "unknown tensor 'extra'"),
+        ({"weights": torch.zeros(2, 8)}, "weights must be [3, 8]"),
+        ({"weights": torch.tensor(1.0)}, "weights"),
+        ({"bias": torch.zeros(2)}, "bias must be [3]"),
+        ({"keys": torch.zeros(6, 7)}, "keys must be [6, 8]"),
+        ({"keys": torch.tensor(1.0), "key_weights": None}, "keys"),
+        ({"labels": torch.zeros(5, dtype=torch.int32)}, "labels must be [6]"),
+        ({"weights": torch.zeros(3, 8, dtype=torch.int64)}, "torch.int64"),
+        ({"labels": torch.zeros(6)}, "labels must be [6] of torch.int32"),
+        ({"labels": torch.full((6,), 3, dtype=torch.int32)}, "0 ... 2"),
+        ({"labels": torch.full((6,), -1, dtype=torch.int32)}, "0 ... 2"),
+        ({"weights": torch.full((3, 8), float("nan"))}, "weights holds NaN"),
+        ({"bias": torch.full((3,), 1e300, dtype=torch.float64)}, "bias holds NaN"),
+        ({"keys": torch.zeros(0, 8), "labels": torch.zeros(0, dtype=torch.int32), "key_weights": None}, "labels"),
     ],
 )
 def test_a_damaged_tensor_is_named(folder, changes, expected):
-    change_tensors(folder, **changes)
+    change_tensors(folder, changes)
     message = refused(folder)
     assert message.startswith(str(folder / TENSORS)) and expected in message
 
 
 def test_tensors_of_a_transfer_without_its_rule_are_unknown(folder):
-    change_config(folder, ("transfer", "rule"), "none")
-    assert "holds an unknown tensor 'transfer." in refused(folder)
+    change_config(folder, "transfer.rule", "none")
+    assert "unknown tensor 'transfer." in refused(folder)
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        b"\xff" * 8,
-        (2**40).to_bytes(8, "little") + b"{}",
-        (2).to_bytes(8, "little") + b"{}",
-        b'\x45\0\0\0\0\0\0\0{"weights":{"dtype":"F99","shape":[3,8],"data_offsets":[0,96]}}     ' + bytes(96),
-        b"<html>404</html>",
-    ],
-    ids=["huge header", "header beyond the end", "no tensor", "unknown type", "web page"],
-)
-def test_a_file_that_is_no_safetensors_file_is_refused(folder, header):
-    (folder / TENSORS).write_bytes(header)
+@pytest.mark.parametrize("content", [b"\xff" * 8, (2**40).to_bytes(8, "little") + b"{}", b"<html>404</html>"])
+def test_a_file_that_is_no_safetensors_file_is_refused(folder, content):
+    (folder / TENSORS).write_bytes(content)
     assert str(folder / TENSORS) in refused(folder)
-
-
-def test_a_class_name_of_any_script_is_kept(tmp_path, saved_model):
-    names = ("größer/kleiner", "ライオン \U0001f981", "a\nb")
-    save_model(saved_model(classnames=names), tmp_path / "model")
-    assert load_model(tmp_path / "model").classnames == names
-    write_json(tmp_path / "escaped.json", read_json(tmp_path / "model" / CONFIG))
-    assert read_json(tmp_path / "escaped.json")["classnames"] == list(names)

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -87,7 +86,7 @@ def test_a_share_that_is_none_is_refused(digits_run, images, capsys, share):
 
 
 def test_a_model_without_a_threshold_says_so_before_anything_is_read(digits_run, images, tmp_path, capsys):
-    save_model(replace(load_model(digits_run), known=None), tmp_path / "old")
+    save_model(load_model(digits_run).model_copy(update={"known": None}), tmp_path / "old")
     assert main([str(tmp_path / "old"), str(images), "--keep", "0.95"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "train it again" in err and err.count("\n") == 1

@@ -42,12 +42,10 @@ def two_classes(tiny_bank, tmp_path):
     assert train(["--features", str(tiny_bank), "--trainer", "ZeroShot", "--output-dir", str(tmp_path / "zs")]) == 0
     made = load_model(tmp_path / "zs")
     text = torch.eye(3)[:2]
-    known = KnownScores(tuple(0.1 * step for step in range(101)), "val", 9, "energy")
+    known = KnownScores(quantiles=[0.1 * step for step in range(101)], fitted_on="val", num_images=9)
     names = ("ant", "bee")
-    return replace(
-        made, classifier=FoldedClassifier(10 * text), text_positive=text, classnames=names, class_ids=names,
-        logit_scale=10.0, temperature=1.0, known=known,
-    )  # fmt: skip
+    changes = {"classnames": names, "class_ids": names, "logit_scale": 10.0, "temperature": 1.0, "known": known}
+    return made.model_copy(update=changes | {"classifier": FoldedClassifier(10 * text), "text_positive": text})
 
 
 def test_images_of_the_models_classes_are_known_and_the_others_are_not(two_classes):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,8 +168,9 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
                 task = self._feature_task(X, labels, names, positive, negative, cfg)
             model = train_model(task, cfg, self._device())
         if positive is not None or negative is not None:
-            model = replace(model, prompts=None)  # the user's text nodes are not those of our sentences
-        self.classes_, self.model_ = classes, replace(model, labels=labels_to_keep(classes, names))
+            model = model.model_copy(update={"prompts": None})  # the user's text nodes are not those of our sentences
+        self.classes_ = classes
+        self.model_ = model.model_copy(update={"labels": labels_to_keep(classes, names)})
         self.n_features_in_ = model.classifier.width
         self._image_model = _image_model(self.model_, task)
         return self

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,12 +87,12 @@ def train_model(task: Task, cfg: CfgNode, device: str) -> SavedModel:
     outcome = calibrated(outcome, task, bank, cfg, cfg.SEED)
     model = make_model(task, bank, cfg, cfg.SEED, RunFolder.of(cfg, task, cfg.SEED), "alone", outcome)
     assert model is not None  # its classifier is there
-    return replace(
-        model,
-        classifier=model.classifier.to("cpu"),
-        transfer=None if model.transfer is None else model.transfer.to("cpu"),
-        class_nodes=None if model.class_nodes is None else model.class_nodes.cpu(),
-    )
+    moved = {
+        "classifier": model.classifier.to("cpu"),
+        "transfer": None if model.transfer is None else model.transfer.to("cpu"),
+        "class_nodes": None if model.class_nodes is None else model.class_nodes.cpu(),
+    }
+    return model.model_copy(update=moved)
 
 
 @contextmanager

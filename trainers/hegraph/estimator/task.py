@@ -26,8 +26,8 @@ from ..experiments.image_task import ImageTask
 from ..experiments.tasks import Split, TaskOfFeatures
 from ..features.bank import FeatureBank
 from ..method.graph import class_prototypes
-from ..models.schema import Backbone as BackboneConfig
-from ..models.schema import Preprocessing, Prompts
+from ..models.saved import Backbone as BackboneConfig
+from ..models.saved import Preprocessing, Prompts
 from ..utils.errors import UserError
 
 NO_NAME = "images"  # of the data set where the configuration names none

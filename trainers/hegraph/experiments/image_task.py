@@ -21,9 +21,8 @@ from ..datasets.base import check_classes
 from ..datasets.copies import refuse_copies
 from ..datasets.own import NAME as OWN
 from ..features.bank import FeatureBank
-from ..models.saved import SavedModel
-from ..models.schema import Backbone as BackboneConfig
-from ..models.schema import Preprocessing, Prompts
+from ..models.saved import Backbone as BackboneConfig
+from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..training.batches import OnlineBatches, TrainingData
 from ..utils import processes
 from ..utils.errors import UserError

@@ -9,8 +9,7 @@ from yacs.config import CfgNode
 from ..features.bank import FeatureBank
 from ..method.model import HeGraphModel
 from ..models.folder import save_model
-from ..models.saved import SavedModel
-from ..models.schema import Backbone, Preprocessing, Prompts, Scores, TrainedOn
+from ..models.saved import Backbone, Preprocessing, Prompts, SavedModel, Scores, TrainedOn
 from .adapter import TrainedAdapter, predict_test
 from .folder import RunFolder
 from .outcome import Outcome

@@ -19,8 +19,8 @@ from ..datasets.splits import Selection, subsample_labels
 from ..features.bank import FeatureBank, draw_bank
 from ..features.bank_file import BankFile
 from ..features.overlap import refuse_test_rows, test_features_apart
-from ..models.schema import Backbone as BackboneConfig
-from ..models.schema import Preprocessing, Prompts
+from ..models.saved import Backbone as BackboneConfig
+from ..models.saved import Preprocessing, Prompts
 from ..training.batches import BankBatches, TrainingData, products_with_cache
 from ..utils.errors import UserError
 from .identity import Split, bank_identity, bank_split

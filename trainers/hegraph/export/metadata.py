@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from typing import Any
 
-from ..models.saved import SavedModel
-from ..models.schema import Preprocessing
+from ..models.saved import Preprocessing, SavedModel
 
 Shapes = dict[str, list[int | str]]  # of inputs or outputs, by name; a string stands for any number
 
@@ -22,7 +20,7 @@ def describe_model(model: SavedModel, inputs: Shapes, outputs: Shapes) -> dict[s
         "class_ids": list(model.class_ids),
         "tau": model.logit_scale,
         "temperature": model.temperature,
-        "known": None if model.known is None else dataclasses.asdict(model.known),
+        "known": None if model.known is None else model.known.model_dump(mode="json"),
         "preprocessing": None if model.preprocessing is None else describe_preprocessing(model.preprocessing),
         "backbone": model.backbone.title,
         "method": model.method,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..models.folder import load_model
 from ..models.images import backbone_to_load, check_backbone
-from ..models.saved import SavedModel
-from ..models.schema import Preprocessing
+from ..models.saved import Preprocessing, SavedModel
 from ..utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,4 +37,4 @@ def load_source(folder: Path, part: str, name: str, pretrained: str) -> tuple[Sa
 
     backbone = load_backbone(*named)
     check_backbone(model, backbone)
-    return replace(model, preprocessing=Preprocessing.of(backbone)), backbone
+    return model.model_copy(update={"preprocessing": Preprocessing.of(backbone)}), backbone

@@ -1,20 +1,37 @@
-"""The model card: README.md of a model folder, with the YAML header that the Hugging Face Hub reads."""
+"""The model card: README.md of a model folder, with the YAML header that the Hugging Face Hub reads.
+
+Names come from data: in the text they are escaped, so that none is HTML or Markdown, and in the header they lose all
+but letters, digits and a few marks.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import html
+import re
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from ..backbones.identity import resolve_pretrained
-from .saved import SavedModel
-from .schema import Backbone
+from .saved import Backbone, SavedModel
 
 LIBRARY = "hegraph"
-TAGS = ("few-shot-learning", "clip", "image-classification", LIBRARY)
+TAGS = ["few-shot-learning", "clip", "image-classification", LIBRARY]
 LISTED_CLASSES = 50  # a card names so many classes and counts the others
+MARKUP = re.compile(r"^[-+]|[\\`*_{}\[\]#|~!:@=$^]")  # what Markdown may take for its own
+NUMBER = re.compile(r"^(\d+)([.)])")  # of a list
 
-USE = """\
+CARD = """\
+---
+{header}
+---
+
+# {method} on {dataset}
+
+An adapter of the frozen CLIP {backbone} to {classes} classes. It was trained on {shots} of each class ({num_train} in
+all, seed {seed}).
+
+{scores}
+
 ## Use
 
 ```bash
@@ -27,69 +44,89 @@ from hegraph import HeGraphClassifier
 classifier = HeGraphClassifier.from_pretrained("MODEL_FOLDER"{arguments})
 classifier.predict(["image.jpg"])
 ```
-"""
-NOT_NAMED = """
-The model was trained from a bank of features that does not say how open_clip calls their backbone.
-Put its name in place of NAME and its weights, a tag or a file, in place of TAG.
-"""
-FILES = """\
+{not_named}
+## Classes
+
+{names}
+
 ## Files
 
 `config.json` holds classes, prompts, backbone and provenance; `model.safetensors` the class weights and the cache.
 Reading them runs nothing.
 """
+NOT_NAMED = """
+The model was trained from a bank of features that does not say how open_clip calls their backbone.
+Put its name in place of NAME and its weights, a tag or a file, in place of TAG.
+"""
 
 
 def model_card(model: SavedModel) -> str:
     """The card of a model, as Markdown with a YAML header."""
-    header = yaml.safe_dump(card_header(model), sort_keys=False, allow_unicode=True)
-    trained = model.trained_on
-    shots = {-1: "all images", 1: "1 image"}.get(trained.shots, f"{trained.shots} images")
-    about = f"{shots} of each class ({trained.num_train} in all, seed {trained.seed})"
-    parts = [
-        f"---\n{header}---\n",
-        f"# {model.method} on {trained.dataset}\n",
-        f"An adapter of the frozen CLIP `{model.backbone.title}` to {len(model.classnames)} classes. It was trained on "
-        f"{about}.\n",
-        _scores(model),
-        _use(model.backbone),
-        _classes(model),
-        FILES,
-    ]
-    return "\n".join(parts)
+    trained, named = model.trained_on, bool(model.backbone.model)
+    names = [f"- {escaped(name)}" for name in model.classnames[:LISTED_CLASSES]]
+    if len(model.classnames) > LISTED_CLASSES:
+        names.append(f"- and {len(model.classnames) - LISTED_CLASSES} more, in `config.json`")
+    return CARD.format(
+        header=card_header(model).to_yaml(),
+        method=escaped(model.method),
+        dataset=escaped(trained.dataset),
+        backbone=escaped(model.backbone.title),
+        classes=len(model.classnames),
+        shots={-1: "all images", 1: "1 image"}.get(trained.shots, f"{trained.shots} images"),
+        num_train=trained.num_train,
+        seed=trained.seed,
+        scores=_scores(model),
+        flags="" if named else " --backbone NAME --pretrained TAG",
+        arguments="" if named else ', backbone="NAME", pretrained="TAG"',
+        not_named="" if named else NOT_NAMED,
+        names="\n".join(names),
+    )
 
 
-def card_header(model: SavedModel) -> dict[str, Any]:
-    """The YAML header, as a plain dict."""
-    dataset = model.trained_on.dataset
-    header: dict[str, Any] = {
-        "license": "mit",
-        "library_name": LIBRARY,
-        "pipeline_tag": "image-classification",
-        "tags": list(TAGS),
-        "datasets": [dataset],
-        "metrics": ["accuracy", "f1"],
-    }
-    if (base_model := _base_model(model.backbone)) is not None:
-        header["base_model"] = base_model
-    measured = [
-        {"type": kind, "name": name, "value": round(value / 100, 4)}
-        for kind, name, value in (
-            ("accuracy", "Accuracy", model.scores.accuracy),
-            ("f1", "Macro F1", model.scores.macro_f1),
-            ("accuracy", "Accuracy of the text classifier alone", model.scores.accuracy_text),
-            ("ece", "Expected calibration error", model.scores.ece),
+def card_header(model: SavedModel) -> ModelCardData:
+    """What the Hub reads."""
+    dataset, measured = plain(model.trained_on.dataset), model.scores
+    metrics = (
+        ("accuracy", "Accuracy", measured.accuracy),
+        ("f1", "Macro F1", measured.macro_f1),
+        ("accuracy", "Accuracy of the text classifier alone", measured.accuracy_text),
+        ("ece", "Expected calibration error", measured.ece),
+    )
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split="test",
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value / 100, 4),
         )
+        for kind, name, value in metrics
         if value is not None
     ]
-    if measured:
-        result = {
-            "task": {"type": "image-classification"},
-            "dataset": {"type": dataset, "name": dataset, "split": "test"},
-            "metrics": measured,
-        }
-        header["model-index"] = [{"name": f"{model.method} on {dataset}", "results": [result]}]
-    return header
+    return ModelCardData(
+        license="mit",
+        library_name=LIBRARY,
+        pipeline_tag="image-classification",
+        tags=TAGS,
+        datasets=[dataset],
+        metrics=["accuracy", "f1"],
+        base_model=_base_model(model.backbone),
+        model_name=f"{plain(model.method)} on {dataset}",
+        eval_results=results or None,
+    )
+
+
+def escaped(text: str) -> str:
+    """Text of a stranger's as Markdown that shows it, in one line, and does nothing else."""
+    line = html.escape(" ".join(text.split()), quote=False)
+    return NUMBER.sub(r"\1\\\2", MARKUP.sub(lambda found: f"\\{found[0]}", line))
+
+
+def plain(text: str) -> str:
+    """Text of a stranger's without whatever some reader of the header may take for more than text."""
+    return " ".join(re.sub(r"[^\w .,()+/-]", " ", text).split()) or "unnamed"
 
 
 def _base_model(backbone: Backbone) -> str | None:
@@ -98,27 +135,19 @@ def _base_model(backbone: Backbone) -> str | None:
         return None
     from ..backbones.sources import hub_repository  # imports open_clip
 
-    return hub_repository(backbone.model, resolve_pretrained(backbone.model, backbone.pretrained))
-
-
-def _use(backbone: Backbone) -> str:
-    if backbone.model:
-        return USE.format(flags="", arguments="")
-    return (
-        USE.format(flags=" --backbone NAME --pretrained TAG", arguments=', backbone="NAME", pretrained="TAG"')
-        + NOT_NAMED
-    )
+    found = hub_repository(backbone.model, resolve_pretrained(backbone.model, backbone.pretrained))
+    return found if found and re.fullmatch(r"[\w.-]+/[\w.-]+", found) else None
 
 
 def _scores(model: SavedModel) -> str:
-    scores = model.scores
+    scores, method = model.scores, escaped(model.method)
     if scores.accuracy is None:
-        return "There were no test images, so no score is known.\n"
-    rows = [
+        return "There were no test images, so no score is known."
+    rows = (
         ("zero-shot CLIP", scores.accuracy_zero_shot, scores.ece_zero_shot),
-        (f"{model.method}(T), the text classifier alone", scores.accuracy_text, None),
-        (model.method, scores.accuracy, scores.ece),
-    ]
+        (f"{method}(T), the text classifier alone", scores.accuracy_text, None),
+        (method, scores.accuracy, scores.ece),
+    )
     lines = [
         f"| {name} | {accuracy:.2f} | {'' if ece is None else f'{ece:.2f}'} |"
         for name, accuracy, ece in rows
@@ -128,10 +157,4 @@ def _scores(model: SavedModel) -> str:
         f"On {scores.num_test} test images, in %. ECE is the expected calibration error (15 bins) of probabilities, "
         f"the softmax of logits divided by the temperature {model.temperature:.3f}; zero-shot CLIP's are as it comes."
     )
-    return "\n".join([about, "", "| | accuracy | ECE |", "|---|---:|---:|", *lines, ""])
-
-
-def _classes(model: SavedModel) -> str:
-    names = [name.replace("\n", " ") for name in model.classnames]
-    more = [f"- and {len(names) - LISTED_CLASSES} more, in `config.json`"] if len(names) > LISTED_CLASSES else []
-    return "\n".join(["## Classes", "", *(f"- {name}" for name in names[:LISTED_CLASSES]), *more, ""])
+    return "\n".join([about, "", "| | accuracy | ECE |", "|---|---:|---:|", *lines])

@@ -1,19 +1,21 @@
 """The model folder: `config.json`, `model.safetensors`, `README.md`.
 
 Loading reads JSON and safetensors only, and nothing in the folder is run. Every field and every tensor is checked
-before it is used.
+before it is used, and the hash of the tensors in `config.json` says that the two files belong together.
 
 Shapes: K classes, N cached images, d feature width.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..method.cache import FoldedClassifier
@@ -22,13 +24,14 @@ from ..method.options import ClosedFormOptions, ModelOptions
 from ..method.relations import metapath_defaults
 from ..method.transfer import TransferableAdapter
 from ..training.checkpoints import ADAPTER
-from ..training.rejection import KnownScores
-from ..utils.errors import UserError
-from ..utils.files import read_json, read_tensors, write_json, write_tensors, writing_folder
-from ..utils.schema import first_problem
+from ..utils.errors import UserError, first_line
+from ..utils.files import hash_content, read_json, read_tensors, write_json, write_tensors, writing_folder
+from ..utils.reading import reading
+from ..utils.schema import Finite, Part, Size
 from .card import model_card
-from .saved import SavedModel
-from .schema import AdapterOptions, Fusion, Known, ModelConfig, Transfer
+from .saved import Described, SavedModel
+
+logger = logging.getLogger(__name__)
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
 TRANSFER = "transfer."  # prefix of the tensors that reach other classes
@@ -40,6 +43,97 @@ INTEGERS = (torch.int32, torch.int64)
 # Options of earlier versions, each with what this version does
 REMOVED = {"activation": "tanh", "weight_per": "target", "gamma": 1.0, "omega_new": 0.05, "prior": 4.0}
 MAX_CONFIG_BYTES = 2**28  # a thousand times what the prompts of ImageNet take
+KEPT = (".json", ".safetensors", ".md", ".jpg", ".pt")
+SINCE = {"known", "tensors", "ece", "ece_zero_shot"}  # fields that folders of earlier versions lack
+
+
+class Fusion(Part):
+    """How the two classifiers are added: `alpha` weighs the cache, whose affinities have the sharpness `beta`."""
+
+    alpha: Finite
+    beta: Finite
+
+
+class ClosedForm(Part):
+    """The constants of `method.options.ClosedFormOptions`."""
+
+    kappa: Finite
+    rho: Finite
+    omega: Finite
+
+
+class AdapterOptions(Part):
+    """The options of `method.options.ModelOptions`, checked; the fields are the same."""
+
+    variant: Literal["base", "free", "T-N", "T-P", "T", "full"]
+    metapath: dict[str, Finite]
+    learn_metapath: bool
+    weight_init: Literal["identity", "xavier", "zero"]
+    text_weights: bool
+    bias: bool
+    beta_c: Finite
+    alpha_c: Finite
+    closed_form: ClosedForm
+    noise: Finite
+    shuffle: Literal["none", "text_to_visual", "visual_to_text", "negative"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def removed_options_are_what_this_version_does(cls, found: Any) -> Any:
+        """Leaves out the options of earlier versions."""
+        if not isinstance(found, dict) or not isinstance(found.get("closed_form"), dict):
+            return found
+        closed = found["closed_form"]
+        weighed = closed if closed.get("omega") else {}  # without messages, nothing weighs them
+        for name, value in REMOVED.items():
+            if (came := (found | weighed).get(name, value)) != value:
+                raise ValueError(f"the model was trained with {name} {came!r:.80}, and this version knows {value!r} alone")
+        kept, closed = ({key: part[key] for key in part.keys() - REMOVED.keys()} for part in (found, closed))
+        return kept | {"closed_form": closed}
+
+    @model_validator(mode="after")
+    def metapath_is_known(self) -> AdapterOptions:
+        """A relation that was added since has no key; one that is left out by default changes nothing."""
+        known, weights = metapath_defaults(), self.metapath
+        if weights.keys() - known.keys() or any(known[key] for key in known.keys() - weights.keys()):
+            raise ValueError(f"metapath must have the keys {', '.join(known)}")
+        return self
+
+    def made(self) -> ModelOptions:
+        """The same as options of the model."""
+        values = self.model_dump()
+        closed_form, metapath = ClosedFormOptions(**values["closed_form"]), metapath_defaults() | values["metapath"]
+        return ModelOptions(**values | {"closed_form": closed_form, "metapath": metapath})
+
+
+class AdapterTransfer(Part):
+    """Other classes are reached by message passing among text nodes with the trained `W`."""
+
+    rule: Literal["adapter"]
+    options: AdapterOptions
+
+
+class OtherTransfer(Part):
+    """Other classes are reached as by zero-shot CLIP, or not at all."""
+
+    rule: Literal["zero-shot", "none"]
+    options: dict[str, Any]
+
+
+class ModelConfig(Described):
+    """All of `config.json`: what the model says of itself, and how its tensors are to be read.
+
+    Attributes:
+        width: d.
+        tensors: `hash_content` of the tensors; None in folders of earlier versions.
+    """
+
+    format: Literal["hegraph-model"] = "hegraph-model"
+    version: Literal[1] = 1
+    width: Size
+    fusion: Fusion
+    transfer: AdapterTransfer | OtherTransfer = Field(discriminator="rule")
+    tensors: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
 
 def save_model(model: SavedModel, folder: Path) -> None:
@@ -55,11 +149,40 @@ def save_model(model: SavedModel, folder: Path) -> None:
     """
     if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is no model folder, and is not overwritten; choose another")
+    tensors = _tensors(model)
+    options = {} if model.transfer is None else asdict(model.transfer.options)
+    config = ModelConfig.model_validate(
+        {name: getattr(model, name) for name in Described.model_fields}
+        | {
+            "width": model.classifier.width,
+            "fusion": {"alpha": model.classifier.alpha, "beta": model.classifier.beta},
+            "transfer": {"rule": model.transfer_rule, "options": options},
+            "tensors": hash_content(tensors),
+        }
+    )
     with writing_folder(folder) as temporary:
-        config = _config(model)
-        write_json(temporary / CONFIG, config.model_dump(exclude=_not_known(config)))
-        write_tensors(temporary / TENSORS, _tensors(model), {"format": config.format})
+        write_tensors(temporary / TENSORS, tensors, {"format": config.format})
         (temporary / CARD).write_text(model_card(model), encoding="utf-8")
+        write_json(temporary / CONFIG, config.model_dump(mode="json"))
+
+
+def _tensors(model: SavedModel) -> dict[str, Tensor]:
+    """The tensors of a folder, by name and in the order of the names."""
+    classifier, keys, nodes = model.classifier, model.classifier.keys, model.class_nodes
+    found = {
+        "weights": classifier.weights,
+        "bias": classifier.bias,
+        "keys": keys.half() if keys is not None and model.method == "HeGraphAdapter" else keys,
+        "labels": None if classifier.labels is None else classifier.labels.int(),
+        "key_weights": classifier.key_weights,
+        "text_positive": model.text_positive,
+        NODES: None if nodes is None else nodes.half(),
+    }
+    if model.transfer is not None:
+        found |= {f"{TRANSFER}{name}": tensor for name, tensor in model.transfer.parameters.items()}
+        if model.transfer.messages is not None:
+            found |= {f"{MESSAGES}{name}": tensor for name, tensor in asdict(model.transfer.messages).items()}
+    return {name: tensor.detach().cpu() for name, tensor in sorted(found.items()) if tensor is not None}
 
 
 def load_model(folder: Path | str) -> SavedModel:
@@ -73,34 +196,28 @@ def load_model(folder: Path | str) -> SavedModel:
     """
     path = find_model_folder(Path(folder))
     config = _read_config(path / CONFIG)
-    tensors = _read_tensors(path / TENSORS, config)
-    classifier = FoldedClassifier(
-        weights=tensors["weights"],
-        bias=tensors.get("bias"),
-        keys=tensors.get("keys"),
-        labels=tensors.get("labels"),
-        key_weights=tensors.get("key_weights"),
-        alpha=config.fusion.alpha,
-        beta=config.fusion.beta,
-    )
+    found, _ = read_tensors(path / TENSORS, "the model")
+    with reading(path / TENSORS, f"the tensors of the {CONFIG} beside it"):
+        if config.tensors not in (None, hash_content(dict(sorted(found.items())))):
+            raise ValueError(f"its hash is not the one in {CONFIG}")
+        tensors = dict(_checked(config, found))
+        transfer = _transfer(config, tensors)
+    if config.tensors is None:
+        logger.warning("%s is of an earlier version, and does not say which tensors belong to it", path / CONFIG)
     return SavedModel(
-        classifier=classifier,
+        **{name: getattr(config, name) for name in Described.model_fields},
+        classifier=FoldedClassifier(
+            weights=tensors["weights"],
+            bias=tensors.get("bias"),
+            keys=tensors.get("keys"),
+            labels=tensors.get("labels"),
+            key_weights=tensors.get("key_weights"),
+            alpha=config.fusion.alpha,
+            beta=config.fusion.beta,
+        ),
         text_positive=tensors["text_positive"],
-        classnames=tuple(config.classnames),
-        class_ids=tuple(config.class_ids),
-        method=config.method,
-        variant=config.variant,
-        logit_scale=config.logit_scale,
-        temperature=config.temperature,
-        backbone=config.backbone,
-        preprocessing=config.preprocessing,
-        prompts=config.prompts,
-        transfer=_transfer(path, config, tensors),
+        transfer=transfer,
         transfer_rule=config.transfer.rule,
-        trained_on=config.trained_on,
-        scores=config.scores,
-        labels=None if config.labels is None else tuple(config.labels),
-        known=_known(config),
         class_nodes=tensors.get(NODES),
     )
 
@@ -115,225 +232,126 @@ def find_model_folder(folder: Path) -> Path:
         for candidate in (folder, folder / "model"):
             if (candidate / CONFIG).is_file():
                 return candidate
-        trained = (folder / ADAPTER).exists()
+        if (folder / ADAPTER).exists():
+            raise UserError(
+                f"{folder} holds {ADAPTER} and no model/: its run was cut off, or is of an earlier version; run its "
+                "training again to get one (delete a result.json there first)"
+            )
+        what = f"holds no {CONFIG}" if folder.is_dir() else "is no folder" if folder.exists() else "is not there"
+        below = [found for depth in range(1, LEVELS + 1) for found in folder.glob(f"{'*/' * depth}model/{CONFIG}")]
     except OSError as error:  # no permission, or a name that is too long
-        raise UserError(f"cannot read the model folder {folder}: {error.strerror}") from error
-    if trained:
-        raise UserError(
-            f"{folder} holds {ADAPTER} and no model/: its run was cut off, or is of an earlier version; run its "
-            "training again to get one (delete a result.json there first)"
-        )
-    what = "is not there" if not folder.exists() else "is no folder" if not folder.is_dir() else f"holds no {CONFIG}"
-    raise UserError(f"{folder} {what}; give the model folder of a run, such as {_model_below(folder)}")
+        raise UserError(f"cannot read the model folder {folder}: {first_line(error)}") from error
+    example = min(below).parent if below else "OUTPUT_DIR/model"
+    raise UserError(f"{folder} {what}; give the model folder of a run, such as {example}")
 
 
-def _model_below(folder: Path) -> str:
-    """A model folder of a run below a folder, for a message to name: scripts put runs some folders deep."""
-    for depth in range(1, LEVELS + 1):
-        if found := sorted(folder.glob(f"{'*/' * depth}model/{CONFIG}")):
-            return str(found[0].parent)
-    return "OUTPUT_DIR/model"
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model folder, and of the run that it is given by, which no command may write over."""
+    model = find_model_folder(folder)
+    return [path for place in (folder, model, model / "thumbnails") for path in place.glob("*") if path.suffix in KEPT]
 
 
-def _config(model: SavedModel) -> ModelConfig:
-    options = asdict(model.transfer.options) if model.transfer is not None else {}
-    return ModelConfig(
-        format="hegraph-model",
-        version=1,
-        method=model.method,
-        variant=model.variant,
-        classnames=list(model.classnames),
-        class_ids=list(model.class_ids),
-        width=model.classifier.width,
-        logit_scale=model.logit_scale,
-        temperature=model.temperature,
-        fusion=Fusion(alpha=model.classifier.alpha, beta=model.classifier.beta),
-        backbone=model.backbone,
-        preprocessing=model.preprocessing,
-        prompts=model.prompts,
-        transfer=Transfer(rule=model.transfer_rule, options=options),  # type: ignore[arg-type]  # checked by pydantic
-        trained_on=model.trained_on,
-        scores=model.scores,
-        labels=None if model.labels is None else list(model.labels),
-        known=None if model.known is None else _checked(model.known),
-    )
+def own_file(folder: Path, name: str) -> Path | None:
+    """A file of a model folder that may be shown or copied; None if it has none of that name.
 
-
-def _not_known(config: ModelConfig) -> dict[str, Any]:
-    """The entries that are left out where they are not known, as they are in folders of earlier versions."""
-    missing: dict[str, Any] = {} if config.known else {"known": True}
-    if config.scores.ece is None:
-        missing["scores"] = {"ece", "ece_zero_shot"}
-    return missing
-
-
-def _checked(known: KnownScores) -> Known:
-    return Known(**asdict(known) | {"quantiles": list(known.quantiles)})
-
-
-def _known(config: ModelConfig) -> KnownScores | None:
-    if config.known is None:
+    A link leads to it only within the folder, or to the files of huggingface_hub's cache, whose folders hold nothing
+    but links. Any other link of a foreign folder might give away a file of this machine.
+    """
+    base = folder.resolve()
+    path = (base / name).resolve()
+    places = [base, base.parents[1] / "blobs"] if base.parent.name == "snapshots" else [base]
+    if not path.is_file():
         return None
-    found = config.known.model_dump()
-    return KnownScores(**found | {"quantiles": tuple(found["quantiles"])})
-
-
-def _keys_to_keep(model: SavedModel) -> Tensor | None:
-    keys = model.classifier.keys
-    return keys.half() if keys is not None and model.method == "HeGraphAdapter" else keys
-
-
-def _tensors(model: SavedModel) -> dict[str, Tensor]:
-    classifier = model.classifier
-    found = {
-        "weights": classifier.weights,
-        "bias": classifier.bias,
-        "keys": _keys_to_keep(model),
-        "labels": None if classifier.labels is None else classifier.labels.int(),
-        "key_weights": classifier.key_weights,
-        "text_positive": model.text_positive,
-        NODES: None if model.class_nodes is None else model.class_nodes.half(),
-    }
-    parameters = {} if model.transfer is None else model.transfer.parameters
-    found |= {f"{TRANSFER}{name}": tensor for name, tensor in parameters.items()}
-    if model.transfer is not None and model.transfer.messages is not None:
-        messages = asdict(model.transfer.messages)
-        found |= {f"{MESSAGES}{name}": tensor for name, tensor in messages.items()}
-    return {name: tensor.detach().cpu() for name, tensor in found.items() if tensor is not None}
+    if not any(path.is_relative_to(place) for place in places):
+        logger.warning("%s is a link out of its folder, and is left out", folder / name)
+        return None
+    return path
 
 
 def _read_config(path: Path) -> ModelConfig:
-    try:
-        size = path.stat().st_size
-        if size > MAX_CONFIG_BYTES:
-            raise UserError(f"{path} is damaged: it has {size:,} bytes, and at most {MAX_CONFIG_BYTES:,} are read")
-        found = read_json(path, finite=False)  # the schema says which field is not
-        config = ModelConfig.model_validate(found)
-    except ValidationError as error:
-        raise UserError(f"{path} is damaged: {first_problem(error)}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    for part in ("fusion", "backbone", "transfer"):  # some of their fields have defaults, for those who make them
-        for name in type(getattr(config, part)).model_fields:
-            if name not in found[part]:
-                raise UserError(f"{path} is damaged: {part}.{name}: Field required")
+    with reading(path, "the config.json of a model folder"):
+        if (size := path.stat().st_size) > MAX_CONFIG_BYTES:
+            raise ValueError(f"it has {size:,} bytes, and at most {MAX_CONFIG_BYTES:,} are read")
+        config = ModelConfig.model_validate(read_json(path, finite=False))  # the schema says which field is not finite
+        if missing := next(_left_out(config), ""):
+            raise ValueError(f"{missing}: Field required")
     return config
 
 
-def _read_tensors(path: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """All tensors, checked against the configuration; floats as float32, integers as int64."""
-    found, _ = read_tensors(path, "the model")
-    _check_names(path, config, found)
-    shapes = _shapes(config, len(found["keys"]) if "keys" in found and found["keys"].dim() else 0)
-    tensors = {}
-    for name, tensor in found.items():
-        shape, allowed = shapes.get(name, _transfer_shape(name, config)), INTEGERS if name == "labels" else FLOATS
-        if list(tensor.shape) != shape:
-            raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, but {CONFIG} says {shape}")
-        if tensor.dtype not in allowed:
-            known = ", ".join(_dtype(dtype) for dtype in allowed)
-            raise UserError(f"{path}: {name} must be of type {known}; got {_dtype(tensor.dtype)}")
-        tensors[name] = tensor.long() if name == "labels" else tensor.float()
-        if not tensors[name].isfinite().all():
-            raise UserError(f"{path}: {name} holds NaN or infinite values; the model is damaged")
-    _check_labels(path, config, tensors)
-    return tensors
+def _left_out(part: Part, where: str = "") -> Iterator[str]:
+    """The fields that a file lacks, though those who make a model may leave them out."""
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        if name not in part.model_fields_set and name not in SINCE:
+            yield f"{where}{name}"
+        if isinstance(value, Part):
+            yield from _left_out(value, f"{where}{name}.")
 
 
-def _check_names(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
-    """Checks that no tensor is missing and none is unknown."""
-    missing = [name for name in ("weights", "text_positive") if name not in tensors]
-    if ("keys" in tensors) != ("labels" in tensors):
-        missing.append("labels" if "keys" in tensors else "keys")
-    elif "key_weights" in tensors and "keys" not in tensors:
-        missing += ["keys", "labels"]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}; the model is damaged")
-    prefixes = (f"{TRANSFER}weight.", f"{TRANSFER}metapath.", MESSAGES) if config.transfer.rule == "adapter" else ()
-    for name in tensors:
-        if name not in _shapes(config, 0) and not name.startswith(prefixes):
-            raise UserError(f"{path} holds an unknown tensor {name!r}; the model is of another version or damaged")
-
-
-def _shapes(config: ModelConfig, images: int) -> dict[str, list[int]]:
-    """The shapes of all tensors but those of the transfer, with so many cached images."""
-    classes, width = len(config.classnames), config.width
-    return {
-        "weights": [classes, width],
-        "text_positive": [classes, width],
-        "bias": [classes],
-        "keys": [images, width],
-        "labels": [images],
-        "key_weights": [images],
-        NODES: [classes, width],
-    }
-
-
-def _transfer_shape(name: str, config: ModelConfig) -> list[int]:
-    if name in (f"{MESSAGES}offset", f"{MESSAGES}mean"):
-        return [config.width]
-    return [config.width, config.width] if name.startswith((f"{TRANSFER}weight.", MESSAGES)) else []
-
-
-def _check_labels(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
-    if "labels" not in tensors:
-        return
-    labels, classes = tensors["labels"], len(config.classnames)
-    if not len(labels):
-        raise UserError(f"{path}: keys and labels are empty; the model is damaged")
-    if not (0 <= int(labels.min()) and int(labels.max()) < classes):
-        raise UserError(f"{path}: labels must lie in 0 ... {classes - 1}; the model is damaged")
-
-
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _transfer(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> TransferableAdapter | None:
-    if config.transfer.rule != "adapter":
-        return None
-    found = {name: tensor for name, tensor in tensors.items() if name.startswith(TRANSFER)}
-    messages = {name[len(MESSAGES) :]: found.pop(name) for name in list(found) if name.startswith(MESSAGES)}
-    parameters = {name[len(TRANSFER) :]: tensor for name, tensor in found.items()}
-    try:
-        options = AdapterOptions.model_validate(_without_removed(path, config.transfer.options)).model_dump()
-    except ValidationError as error:
-        raise UserError(f"{path / CONFIG} is damaged: transfer.options.{first_problem(error)}") from error
-    known, weights = metapath_defaults(), options["metapath"]
-    # A relation that was added since has no key; one that is left out by default changes nothing
-    if weights.keys() - known.keys() or any(known[key] for key in known.keys() - weights.keys()):
-        raise UserError(f"{path / CONFIG} is damaged: transfer.options.metapath must have the keys {', '.join(known)}")
-    options["metapath"] = known | weights
-    options["closed_form"] = ClosedFormOptions(**options["closed_form"])
-    made = ModelOptions(**options)
-    if made.has_closed_form or messages:
-        names = [field.name for field in fields(NewClassMessages)]
-        if lacking := [name for name in names if name not in messages]:
-            raise UserError(f"{path / TENSORS} lacks {MESSAGES}{lacking[0]}; the model is damaged")
-        if unknown_names := sorted(messages.keys() - set(names)):
-            raise UserError(f"{path / TENSORS} holds an unknown tensor '{MESSAGES}{unknown_names[0]}'")
-    adapter = TransferableAdapter(made, parameters, NewClassMessages(**messages) if messages else None)
-    if missing := adapter.missing_parameters():
-        raise UserError(f"{path / TENSORS} lacks {TRANSFER}{missing[0]}; the model is damaged")
-    return adapter
-
-
-def _without_removed(path: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of an adapter without those of earlier versions, which must be what this version does.
+def _checked(config: ModelConfig, found: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file, which fit its configuration: floats as float32, integers as int64.
 
     Raises:
-        UserError: Otherwise.
+        ValueError: If a tensor is missing, unknown, or of another shape, another type or infinite values.
     """
-    closed = options.get("closed_form")
-    closed = closed if isinstance(closed, dict) else {}
-    found = options | (closed if closed.get("omega") else {})  # without messages, nothing weighs them
-    for name, value in REMOVED.items():
-        if found.get(name, value) != value:
-            raise UserError(
-                f"{path / CONFIG}: the model was trained with {name} {found[name]!r:.80}, and this version knows "
-                f"{value!r} alone"
-            )
-    kept = {name: value for name, value in options.items() if name not in REMOVED}
-    if closed:
-        kept["closed_form"] = {name: value for name, value in closed.items() if name not in REMOVED}
-    return kept
+    images = len(found["keys"]) if found.get("keys") is not None and found["keys"].dim() else 0
+    shapes = _shapes(config, images)
+    needed = {"weights", "text_positive"}
+    if found.keys() & {"keys", "labels", "key_weights"}:
+        needed |= {"keys", "labels"}
+    if missing := sorted(needed - found.keys()):
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    for name, tensor in found.items():
+        shape = shapes.get(name, shapes.get(f"{name.rpartition('.')[0]}.*"))
+        if shape is None:
+            raise ValueError(f"it holds an unknown tensor {name!r}")
+        allowed = INTEGERS if name == "labels" else FLOATS
+        if tuple(tensor.shape) != shape or tensor.dtype not in allowed:
+            types = ", ".join(map(str, allowed))
+            raise ValueError(f"{name} must be {list(shape)} of {types}, got {list(tensor.shape)} of {tensor.dtype}")
+        tensor = tensor.long() if name == "labels" else tensor.float()
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinite values")
+        if name == "labels" and not (images and 0 <= tensor.min() and tensor.max() < len(config.classnames)):
+            raise ValueError(f"labels must lie in 0 ... {len(config.classnames) - 1}, and there must be some")
+        yield name, tensor
+
+
+def _shapes(config: ModelConfig, images: int) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that a folder may hold, with so many cached images. `*` stands for any name."""
+    classes, width = len(config.classnames), config.width
+    shapes: dict[str, tuple[int, ...]] = {
+        "weights": (classes, width),
+        "text_positive": (classes, width),
+        "bias": (classes,),
+        "keys": (images, width),
+        "labels": (images,),
+        "key_weights": (images,),
+        NODES: (classes, width),
+    }
+    if config.transfer.rule == "adapter":
+        shapes |= {f"{TRANSFER}weight.*": (width, width), f"{TRANSFER}metapath.*": ()}
+        shapes |= {f"{MESSAGES}matrix": (width, width), f"{MESSAGES}offset": (width,)}
+        shapes |= {f"{MESSAGES}whitening": (width, width), f"{MESSAGES}mean": (width,)}
+    return shapes
+
+
+def _transfer(config: ModelConfig, tensors: dict[str, Tensor]) -> TransferableAdapter | None:
+    """What reaches other classes.
+
+    Raises:
+        ValueError: If its options are none, or a tensor of it is missing.
+    """
+    if not isinstance(config.transfer, AdapterTransfer):
+        return None
+    made = config.transfer.options.made()
+    names = {field.name: f"{MESSAGES}{field.name}" for field in fields(NewClassMessages)}
+    messages = None
+    if made.has_closed_form or any(name.startswith(MESSAGES) for name in tensors):
+        messages = NewClassMessages(**{name: tensors[tensor] for name, tensor in names.items()})
+    prefixes = (f"{TRANSFER}weight.", f"{TRANSFER}metapath.")
+    parameters = {name[len(TRANSFER) :]: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
+    adapter = TransferableAdapter(made, parameters, messages)
+    if missing := adapter.missing_parameters():
+        raise ValueError(f"it lacks {TRANSFER}{missing[0]}")
+    return adapter

@@ -1,65 +1,189 @@
-"""A trained model in memory: the classifier, its classes, the backbone, and where it comes from.
+"""A trained model: what `config.json` of its folder says, and beside it the tensors.
+
+Everything that a folder says is checked by these declarations before any of it is used.
 
 Shapes: K classes, N cached images, d feature width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import ConfigDict, Field, InstanceOf, model_validator
 from torch import Tensor
 
 from ..method.cache import FoldedClassifier
 from ..method.transfer import TransferableAdapter
 from ..training.rejection import KnownScores, known_score
 from ..utils.errors import UserError
-from .schema import Backbone, Preprocessing, Prompts, Scores, TrainedOn
+from ..utils.schema import Count, Finite, Name, Part, Percent, Positive, Size
+
+if TYPE_CHECKING:
+    from ..backbones.clip import Backbone as FrozenCLIP
+
+Names = Annotated[tuple[Name, ...], Field(strict=False)]  # a list of JSON becomes a tuple
+Label = bool | int | float | str
 
 
-@dataclass(frozen=True)
-class SavedModel:
-    """All that a model folder holds.
+class Backbone(Part):
+    """The frozen CLIP that made the features.
 
     Attributes:
-        classifier: The folded classifier. Divide its logits by `temperature` before a softmax.
-        text_positive: Positive text features before training, unit-norm, shape `[K, d]`: zero-shot CLIP's classifier.
-        classnames: The K class names in label order.
-        class_ids: What tells classes apart across data sets, such as WordNet ids; mostly the names.
+        title: The model and its weights, for people.
+        model, pretrained, precision: As `load_backbone` takes them; "" where the model was trained from a feature
+            bank that does not say how it was encoded.
+        fingerprint: Plain values that change whenever the features would; {} where it is not known.
+    """
+
+    title: str
+    model: str = ""
+    pretrained: str = ""
+    precision: Annotated[str, Field(pattern="^(fp32|fp16|amp)$")] = "fp32"
+    fingerprint: dict[str, str] = Field(default={})
+
+
+class Preprocessing(Part):
+    """How an image becomes the backbone's input.
+
+    Attributes:
+        size: Height and width in pixels.
+        mean, std: Of the normalisation, per channel.
+        transform: The whole test transform in words.
+    """
+
+    size: Annotated[list[Size], Field(min_length=2, max_length=2)]
+    mean: Annotated[list[Finite], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
+    transform: str
+
+    @classmethod
+    def of(cls, backbone: FrozenCLIP) -> Preprocessing:
+        """The preprocessing of a loaded backbone."""
+        return cls(
+            size=list(backbone.input_size),
+            mean=list(backbone.mean),
+            std=list(backbone.std),
+            transform=backbone.fingerprint["preprocess"],
+        )
+
+
+class Prompts(Part):
+    """The sentences that the text nodes were made of.
+
+    Attributes:
+        positive: Groups of sentences; the sentences of a class in a group are averaged first, then the groups.
+        negative: The sentences of each class.
+    """
+
+    positive: list[list[list[str]]]
+    negative: list[list[str]]
+
+
+class TrainedOn(Part):
+    """Where the model comes from."""
+
+    dataset: str
+    shots: int
+    seed: Count
+    num_train: Size
+    split_hash: str
+    selected_on: str
+    selected: dict[str, Any]
+    config: dict[str, Any]
+    host: str
+    git_commit: str | None
+    versions: dict[str, str]
+
+
+class Scores(Part):
+    """Percent on the test images; None where there were none.
+
+    Attributes:
+        accuracy, macro_f1, ece: Of the model; `ece` is the expected calibration error of its probabilities.
+        accuracy_text: Of HeGraphAdapter's text classifier without the cache.
+        accuracy_zero_shot, ece_zero_shot: Of zero-shot CLIP as it comes.
+        num_test: How many images.
+    """
+
+    accuracy: Percent | None
+    accuracy_text: Percent | None
+    accuracy_zero_shot: Percent | None
+    macro_f1: Percent | None
+    num_test: Count
+    ece: Percent | None = None
+    ece_zero_shot: Percent | None = None
+
+
+class Described(Part):
+    """What a model says of itself, in its folder and in memory.
+
+    Attributes:
         method: Name of the method, as `--trainer` takes it.
         variant: Of HeGraphAdapter; "" for another method.
+        classnames: The K class names in label order.
+        class_ids: What tells classes apart across data sets, such as WordNet ids; mostly the names.
         logit_scale: CLIP's `tau`.
         temperature: What logits are divided by to become calibrated.
         backbone: The frozen CLIP that made the features.
         preprocessing: How an image becomes its input; None where the model was trained from a feature bank.
         prompts: The sentences of the text nodes; None where the model was trained from a feature bank.
-        transfer: What reaches other classes; None where `transfer_rule` is not "adapter".
-        transfer_rule: "adapter", "zero-shot" or "none", see `schema.Transfer`.
         trained_on: Data set, images, configuration, versions.
         scores: On the test images of that data set.
-        known: How images of known classes score, for `is_known`; None where the run did not find it out.
-        class_nodes: HeGraphAdapter's visual nodes in the whitened space, for `training.rejection.metric_scores`, whose
-            mean and whitening are those of `transfer.messages`; None without messages in closed form.
         labels: What the user of the Python API called the K classes; None where the class names are the labels.
+        known: How images of known classes score, for `is_known`; None where the run did not find it out.
     """
 
-    classifier: FoldedClassifier
-    text_positive: Tensor
-    classnames: tuple[str, ...]
-    class_ids: tuple[str, ...]
     method: str
     variant: str
-    logit_scale: float
+    classnames: Annotated[Names, Field(min_length=1)]
+    class_ids: Names
+    logit_scale: Positive
+    temperature: Positive = 1.0
     backbone: Backbone
-    trained_on: TrainedOn
-    scores: Scores
-    temperature: float = 1.0
     preprocessing: Preprocessing | None = None
     prompts: Prompts | None = None
-    transfer: TransferableAdapter | None = None
-    transfer_rule: str = "none"
-    labels: tuple[bool | int | float | str, ...] | None = None
+    trained_on: TrainedOn
+    scores: Scores
+    labels: Annotated[tuple[Label, ...], Field(strict=False)] | None = None
     known: KnownScores | None = None
-    class_nodes: Tensor | None = None
+
+    @model_validator(mode="after")
+    def names_fit_each_other(self) -> Described:
+        """Every class has one id, one label and one entry in each group of prompts; no two have the same."""
+        classes = len(self.classnames)
+        if len(self.class_ids) != classes:
+            raise ValueError(f"{len(self.class_ids)} class_ids for {classes} classnames")
+        if twice := sorted(name for name, count in Counter(self.class_ids).items() if count > 1):
+            raise ValueError(f"class_ids repeat: {', '.join(twice[:3])}")
+        if self.labels is not None and not len(self.labels) == len(set(self.labels)) == classes:
+            raise ValueError(f"labels must be {classes} different ones, one for each class")
+        if self.prompts is not None:
+            counts = {len(group) for group in (*self.prompts.positive, self.prompts.negative)}
+            if counts != {classes}:
+                raise ValueError(f"prompts for {sorted(counts)} classes, but there are {classes}")
+        return self
+
+
+class SavedModel(Described):
+    """A trained model in memory. `model_copy(update={...})` gives one with other fields.
+
+    Attributes:
+        classifier: The folded classifier. Divide its logits by `temperature` before a softmax.
+        text_positive: Positive text features before training, unit-norm, shape `[K, d]`: zero-shot CLIP's classifier.
+        transfer: What reaches other classes; None where `transfer_rule` is not "adapter".
+        transfer_rule: "adapter", "zero-shot" or "none", see `folder.Transfer`.
+        class_nodes: HeGraphAdapter's visual nodes in the whitened space, for `training.rejection.metric_scores`, whose
+            mean and whitening are those of `transfer.messages`; None without messages in closed form.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    classifier: InstanceOf[FoldedClassifier]
+    text_positive: InstanceOf[Tensor]
+    transfer: InstanceOf[TransferableAdapter] | None = None
+    transfer_rule: str = "none"
+    class_nodes: InstanceOf[Tensor] | None = None
 
     def probabilities(self, features: Tensor, batch_size: int = 1024) -> Tensor:
         """Calibrated probabilities of unit-norm image features `[B, d]`, shape `[B, K]`."""
@@ -68,6 +192,10 @@ class SavedModel:
     def calibrate(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities of logits `[..., K]`, of the same shape."""
         return (logits / self.temperature).softmax(dim=-1)
+
+    def zero_shot_logits(self, features: Tensor) -> Tensor:
+        """Logits of zero-shot CLIP with the same prompts, shape `[B, K]`."""
+        return self.logit_scale * features @ self.text_positive.t()
 
     def is_known(self, logits: Tensor, keep: float) -> Tensor:
         """Which images are taken to be of one of the classes, shape `[B]`.
@@ -89,18 +217,9 @@ class SavedModel:
         return known_score(logits, self.temperature, self.known.score) >= self.known.threshold(keep)
 
     def share_below(self, logits: Tensor) -> float | None:
-        """The share of images of known classes that score lower than an image, from 0 to 1.
-
-        Args:
-            logits: Of the image, shape `[K]`.
-
-        Returns:
-            None if the model has no scores of known images.
+        """The share of images of known classes that score lower than an image with logits `[K]`, from 0 to 1; None if
+        the model has no scores of known images.
         """
         if self.known is None:
             return None
         return self.known.share_below(known_score(logits[None], self.temperature, self.known.score).item())
-
-    def zero_shot_logits(self, features: Tensor) -> Tensor:
-        """Logits of zero-shot CLIP with the same prompts, shape `[B, K]`."""
-        return self.logit_scale * features @ self.text_positive.t()

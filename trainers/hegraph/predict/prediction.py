@@ -12,14 +12,14 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..models.folder import load_model
-from ..models.images import ImageModel
+from ..models.images import ImageModel, Pixels
 from ..models.saved import SavedModel
 from ..utils.devices import choose_device
 from ..utils.errors import UserError
@@ -28,9 +28,6 @@ from .output import open_output
 from .rows import FORMATS, NONE_OF_THESE, Row
 from .sorting import ClassFolders
 from .text import one_line
-
-if TYPE_CHECKING:
-    from ..models.reading import Pixels
 
 logger = logging.getLogger(__name__)
 

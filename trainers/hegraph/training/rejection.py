@@ -17,39 +17,48 @@ Shapes: B images, K classes, d feature width, n known images, m unknown ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor
 
-DEFAULT = "energy"  # docs/confidence.md says how it was chosen
+from ..utils.schema import Finite, Part, Size
+
+DEFAULT: Literal["energy"] = "energy"  # docs/confidence.md says how it was chosen
 SHARES = 101  # quantiles that are kept of the scores of known images: 0 %, 1 % ... 100 %
 
 
-@dataclass(frozen=True)
-class KnownScores:
+class KnownScores(Part):
     """How the run's own images score, of which the classifier had not seen any: what thresholds are taken from.
 
     Attributes:
-        quantiles: Of the score `DEFAULT`, at `SHARES` equal steps from the lowest to the highest; () if not known.
+        quantiles: Of the score, at `SHARES` equal steps from the lowest to the highest.
         fitted_on: As of `Calibration`.
         num_images: How many images were scored.
         score: Name of the score.
     """
 
-    quantiles: tuple[float, ...]
+    quantiles: Annotated[tuple[Finite, ...], Field(strict=False, min_length=SHARES, max_length=SHARES)]
     fitted_on: str
-    num_images: int
-    score: str = DEFAULT
+    num_images: Size
+    score: Literal["probability", "energy"] = DEFAULT
+
+    @model_validator(mode="after")
+    def quantiles_ascend(self) -> KnownScores:
+        """Quantiles never fall."""
+        if any(after < before for before, after in zip(self.quantiles, self.quantiles[1:])):
+            raise ValueError("quantiles must not fall")
+        return self
 
     @classmethod
     def of(cls, scores: Tensor, fitted_on: str) -> KnownScores:
         """What is kept of the scores `[n]` of known images."""
         steps = np.linspace(0, 1, SHARES)
         quantiles = np.quantile(scores.detach().double().cpu().numpy(), steps)
-        return cls(tuple(quantiles.tolist()), fitted_on, len(scores))
+        return cls(quantiles=tuple(quantiles.tolist()), fitted_on=fitted_on, num_images=len(scores))
 
     def threshold(self, keep: float) -> float:
         """The score that a share of the known images reach.
