@@ -87,7 +87,9 @@ class AdapterOptions(Part):
         weighed = closed if closed.get("omega") else {}  # without messages, nothing weighs them
         for name, value in REMOVED.items():
             if (came := (found | weighed).get(name, value)) != value:
-                raise ValueError(f"the model was trained with {name} {came!r:.80}, and this version knows {value!r} alone")
+                raise ValueError(
+                    f"the model was trained with {name} {came!r:.80}, and this version knows {value!r} alone"
+                )
         kept, closed = ({key: part[key] for key in part.keys() - REMOVED.keys()} for part in (found, closed))
         return kept | {"closed_form": closed}
 
