@@ -31,7 +31,7 @@ from trainers.hegraph.describe.collect import Collection
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.features.parts import is_whole, read_part, write_part
 from trainers.hegraph.models.images import Reader
-from trainers.hegraph.prompts.positive import read_descriptions
+from trainers.hegraph.prompts.sentences import read_descriptions
 from trainers.hegraph.results.records import collect as collect_records
 from trainers.hegraph.results.records import find_records
 from trainers.hegraph.training.checkpoints import CHECKPOINT

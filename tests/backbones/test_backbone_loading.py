@@ -34,8 +34,7 @@ from tiny import (
 from trainers.hegraph.backbones import identity, loading
 from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.identity import MINI_WEIGHTS, describe_transform
-from trainers.hegraph.backbones.loading import build, create_model, load_backbone
-from trainers.hegraph.backbones.sources import Source, find_source
+from trainers.hegraph.backbones.loading import Source, build, create_model, find_source, load_backbone
 from trainers.hegraph.utils.errors import UserError
 
 needs_transformers = pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="needs transformers")
@@ -295,7 +294,7 @@ def test_a_siglip_takes_everything_from_the_model(no_hub, tmp_path):
 
 @pytest.mark.skipif(bool(importlib.util.find_spec("transformers")), reason="transformers is here")
 def test_a_tokenizer_of_transformers_without_it_is_said():
-    with pytest.raises(UserError, match="tokenizer of ViT-B-16-SigLIP needs the package transformers: pip install"):
+    with pytest.raises(UserError, match="ViT-B-16-SigLIP needs the package transformers: pip install"):
         create_model("ViT-B-16-SigLIP")
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import math
+import os
 import re
 import shutil
+import sys
 from copy import deepcopy
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import open_clip
 import pytest
@@ -102,3 +106,51 @@ def test_images_that_are_not_square_are_made_so_by_both_transforms(bundle, resiz
     assert not re.search(
         "(?<!Random)Resize(?!d)|Keep|Center", repr(backbone.training_transform(AUGMENTATION, (0.08, 1), "bicubic"))
     )
+
+
+# Files of strangers
+
+
+def change_text(bundle: Path, **keys: object) -> None:
+    config = {"model_cfg": {**TINY_CONFIG, "text_cfg": {**TINY_CONFIG["text_cfg"], **keys}}}
+    (bundle / "open_clip_config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture
+def transformers(monkeypatch) -> list[tuple[str, dict]]:
+    """Takes the place of the package: a list of what tokenizers were asked for."""
+    asked: list[tuple[str, dict]] = []
+    package, utils = ModuleType("transformers"), ModuleType("transformers.dynamic_module_utils")
+    package.__spec__ = importlib.machinery.ModuleSpec("transformers", None)
+    package.AutoTokenizer = SimpleNamespace(from_pretrained=lambda place, **keys: asked.append((place, keys)))
+    utils.TIME_OUT_REMOTE_CODE = 15
+    package.dynamic_module_utils = utils
+    monkeypatch.setitem(sys.modules, "transformers", package)
+    monkeypatch.setitem(sys.modules, "transformers.dynamic_module_utils", utils)
+    return asked
+
+
+@pytest.mark.parametrize("more", [{}, {"hf_tokenizer_name": "org/name"}])
+def test_a_configuration_cannot_ask_for_code(bundle, transformers, more):
+    change_text(bundle, tokenizer_kwargs={"clean": "lower", "trust_remote_code": True}, **more)
+    (bundle / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"birds/open_clip_config\.json: .*kwargs holds trust_remote_code, and may"):
+        load_backbone(f"local-dir:{bundle}")
+    assert transformers == []
+
+
+def test_a_tokenizer_of_files_may_bring_no_code_and_nobody_is_asked(bundle, transformers):
+    change_text(bundle, tokenizer_kwargs={"clean": "lower"}, hf_tokenizer_name="org/name", context_length=77)
+    with pytest.raises(UserError, match=r"the tokenizer of local-dir:.* is missing: put tokenizer\.json and"):
+        load_backbone(f"local-dir:{bundle}")
+    (bundle / "tokenizer.json").write_text("{}")
+    load_backbone(f"local-dir:{bundle}")
+    assert transformers == [(str(bundle), {"cache_dir": None, "trust_remote_code": False})]
+    assert sys.modules["transformers.dynamic_module_utils"].TIME_OUT_REMOTE_CODE == 0
+
+
+def test_weights_that_are_a_named_pipe_are_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_CONFIG}))
+    with pytest.raises(UserError, match=r"must be a folder with .*open_clip_model\.safetensors"):
+        load_backbone(f"local-dir:{tmp_path}")

@@ -19,7 +19,7 @@ def test_a_loaded_model_is_frozen_and_in_evaluation_mode(mini):
 
 
 def test_image_features_are_unit_norm_float32_without_gradient(mini):
-    pixels = torch.randn(5, 3, mini.image_size, mini.image_size, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(5, 3, mini.input_size[0], mini.input_size[0], generator=torch.Generator().manual_seed(0))
     features = mini.encode_images(pixels)
     assert features.dtype == torch.float32
     assert not features.requires_grad
@@ -32,7 +32,7 @@ def test_text_features_are_unit_norm_float32_without_gradient(mini):
     assert features.dtype == torch.float32
     assert not features.requires_grad
     torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
-    assert features.shape[1] == mini.encode_images(torch.zeros(1, 3, mini.image_size, mini.image_size)).shape[1]
+    assert features.shape[1] == mini.encode_images(torch.zeros(1, 3, mini.input_size[0], mini.input_size[0])).shape[1]
 
 
 def test_sentences_are_encoded_alike_in_any_batches(mini):
@@ -50,7 +50,7 @@ def test_training_images_are_cropped_flipped_and_normalised(mini):
     assert {"RandomResizedCrop", "RandomHorizontalFlip"} <= set(kinds(transform))
     assert not {"Resize", "CenterCrop"} & set(kinds(transform))
     [crop] = [step for step in transform.transforms if isinstance(step, T.RandomResizedCrop)]
-    assert crop.size == (mini.image_size, mini.image_size)
+    assert crop.size == (mini.input_size[0], mini.input_size[0])
     assert crop.scale == (0.3, 0.9)
     assert crop.interpolation == T.InterpolationMode.BILINEAR
     normalize = transform.transforms[-1]
@@ -76,10 +76,10 @@ def test_building_a_training_transform_leaves_the_test_transform_alone(mini):
 def test_both_transforms_give_pixels_of_the_models_size(mini):
     image = Image.new("L", (50, 20), 100)
     for transform in (mini.preprocess, mini.training_transform(AUGMENTATION, (0.08, 1.0), "bicubic")):
-        assert transform(image.convert("RGB")).shape == (3, mini.image_size, mini.image_size)
+        assert transform(image.convert("RGB")).shape == (3, mini.input_size[0], mini.input_size[0])
 
 
 @pytest.mark.parametrize("name", ["RN101-quickgelu", "ViT-B-32-quickgelu"])
 def test_width_and_resolution_are_the_models(name):
     backbone = wrap(name)
-    assert (backbone.width, backbone.input_size, backbone.image_size) == (512, (224, 224), 224)
+    assert (backbone.width, backbone.input_size, backbone.input_size[0]) == (512, (224, 224), 224)

@@ -24,8 +24,7 @@ from trainers.hegraph.datasets.registry import (
     resolve_name,
     stored_datasets,
 )
-from trainers.hegraph.prompts.negative import negative_prompts
-from trainers.hegraph.prompts.positive import DESCRIPTIONS, positive_prompts
+from trainers.hegraph.prompts.sentences import DESCRIPTIONS, negative_prompts, positive_prompts
 from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -219,7 +218,7 @@ def test_a_new_data_set_needs_an_entry_and_nothing_else(tmp_path, monkeypatch):
 
 def test_looking_at_data_sets_imports_nothing_heavy():
     asked = (
-        "import sys, trainers.hegraph.datasets.__main__, trainers.hegraph.prompts.negative; "
+        "import sys, trainers.hegraph.datasets.__main__, trainers.hegraph.prompts.sentences; "
         "print(sorted({'torch', 'sklearn', 'scipy', 'gdown', 'open_clip'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)

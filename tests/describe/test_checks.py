@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from trainers.hegraph.backbones.clip import CONTEXT_LENGTH, count_tokens
 from trainers.hegraph.backbones.identity import MINI_NAME
 from trainers.hegraph.backbones.loading import create_model
-from trainers.hegraph.backbones.tokens import CONTEXT_LENGTH, count_tokens
 from trainers.hegraph.describe.checks import (
     Checker,
     alias_problems,

@@ -29,7 +29,7 @@ from fake_endpoint import (
 
 from trainers.hegraph.describe.__main__ import main
 from trainers.hegraph.describe.checks import table_problems
-from trainers.hegraph.prompts.positive import read_descriptions
+from trainers.hegraph.prompts.sentences import read_descriptions
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["river", "forest", "annual crop", "pasture", "highway", "lake"]

@@ -14,8 +14,8 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.digits import CLASSNAMES
 from trainers.hegraph.datasets.registry import ENTRIES, stored_datasets
 from trainers.hegraph.describe.checks import sentences_twice, table_problems
-from trainers.hegraph.prompts import positive as prompts
-from trainers.hegraph.prompts.positive import DESCRIPTIONS, normalise_name, positive_prompts
+from trainers.hegraph.prompts import sentences as prompts
+from trainers.hegraph.prompts.sentences import DESCRIPTIONS, normalise_name, positive_prompts
 from trainers.hegraph.utils.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -9,8 +9,7 @@ import pytest
 
 from trainers.hegraph.datasets.entry import DEFAULT_NEGATIVE_TEMPLATES, DEFAULT_TEMPLATES
 from trainers.hegraph.datasets.registry import ENTRIES
-from trainers.hegraph.prompts.negative import negative_prompts
-from trainers.hegraph.prompts.positive import positive_prompts
+from trainers.hegraph.prompts.sentences import negative_prompts, positive_prompts
 from trainers.hegraph.utils.errors import UserError
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from trainers.hegraph.datasets.entry import DEFAULT_TEMPLATES
 from trainers.hegraph.datasets.registry import ENTRIES
-from trainers.hegraph.prompts.positive import (
+from trainers.hegraph.prompts.sentences import (
     DESCRIPTIONS,
     description_file,
     fill_templates,

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip import SimpleTokenizer
 from open_clip.transform import CenterCropOrPad, ResizeKeepRatio
 from PIL import Image
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torchvision import transforms as T
 from ..utils.errors import UserError
 
 INTERPOLATIONS = {"bicubic": T.InterpolationMode.BICUBIC, "bilinear": T.InterpolationMode.BILINEAR}
+CONTEXT_LENGTH = 77  # tokens that OpenAI's CLIP reads of a sentence
 RESIZING = (T.Resize, T.CenterCrop, ResizeKeepRatio, CenterCropOrPad)  # the steps that a random crop replaces
 
 Transform = Callable[[Image.Image], Tensor]
@@ -66,11 +68,6 @@ class Backbone:
         """Height and width of the images that the model takes, `(H, W)`."""
         size = self.model.visual.image_size
         return (size, size) if isinstance(size, int) else tuple(size)
-
-    @property
-    def image_size(self) -> int:
-        """`H`. In nearly all models `W` is the same; `input_size` has both."""
-        return self.input_size[0]
 
     @cached_property
     def width(self) -> int:
@@ -179,3 +176,13 @@ class Backbone:
         if "random_flip" in names:
             steps.insert(0, T.RandomHorizontalFlip())
         return T.Compose(steps)
+
+
+def count_tokens(sentence: str) -> int:
+    """How many of OpenAI's tokens a sentence takes, with its start and end token; CLIP reads `CONTEXT_LENGTH`."""
+    return len(_openai_tokenizer().encode(sentence)) + 2
+
+
+@cache
+def _openai_tokenizer() -> SimpleTokenizer:
+    return SimpleTokenizer()

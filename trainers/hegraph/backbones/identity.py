@@ -141,7 +141,7 @@ def find_bundle(name: str) -> Bundle:
         config, weights = (fetch_file(place, names, name, needed, use) for names in ((CONFIG_NAME,), WEIGHTS_NAMES))
         return Bundle(place, config, weights)
     folder = Path(place)
-    files = [file for file in sorted(folder.glob("*")) if file.suffix in WEIGHTS_SUFFIXES]
+    files = [file for file in sorted(folder.glob("*")) if file.suffix in WEIGHTS_SUFFIXES and file.is_file()]
     known = [folder / filename for filename in WEIGHTS_NAMES if folder / filename in files]
     if not (folder / CONFIG_NAME).is_file() or not (known or len(files) == 1):
         raise UserError(f"{name} must be a folder with {CONFIG_NAME} and {WEIGHTS_NAMES[0]} or one other weights file")

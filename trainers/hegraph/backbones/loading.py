@@ -1,43 +1,67 @@
-"""Builds a frozen CLIP with open_clip and loads its weights."""
+"""Finds a model among open_clip's models, its tags, files and bundles, builds it, and loads its weights.
+
+What a downloaded or foreign file says shapes a model, and never chooses code: its keys reach transformers by a list.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import pickle
 import re
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 from open_clip.tokenizer import HFTokenizer
-from safetensors.torch import save_file
-from torch import Tensor
 from torchvision import transforms as T
 
-from ..utils.errors import UserError, first_line
+from ..utils.errors import UserError, first_line, unknown
 from .clip import Backbone, Tokenizer
-from .hub import cached_file, require_hub
+from .hub import cached_file, fetch_file, require_hub
 from .identity import (
     CONFIG_NAME,
     FOLDER,
+    HUB,
+    MINI_CONFIG,
+    MINI_NAME,
     TOKENIZER_NAMES,
     USE_FOLDER,
+    WEIGHTS_NAMES,
     backbone_identity,
     describe_transform,
     effective_precision,
+    find_bundle,
+    is_bundle,
     resolve_pretrained,
+    weights_file,
 )
-from .sources import Source, check_activation, find_source
-from .torchscript import OPENAI_MARKS
-from .weights import read_weights
+from .weights import load_weights
 
 logger = logging.getLogger(__name__)
 
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")  # what open_clip's tags say of the test transform
 VOCABULARY_NAMES = ("tokenizer.json", "spiece.model")  # a tokenizer has one of them
-POSITIONS = ("visual.positional_embedding", "positional_embedding", "text.positional_embedding")
+TOKENIZER_KEYS = ("clean", "language", "strip_sep_token")  # of `tokenizer_kwargs`: the others may ask for code
+
+
+class Source(NamedTuple):
+    """What to build and what to load into it.
+
+    Attributes:
+        name: The model as the user named it.
+        title: The model and its weights, for records.
+        model: What open_clip builds: one of its names, or "local-dir:FOLDER".
+        weights: The weights file; None leaves the random initialisation.
+        tag: open_clip's name of the weights; "" if they are a file of the user's.
+    """
+
+    name: str
+    title: str
+    model: str
+    weights: Path | None
+    tag: str = ""
 
 
 def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precision: str = "fp32") -> Backbone:
@@ -56,9 +80,9 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precisio
         UserError: On an unknown model or tag, an activation that does not fit the weights, or weights that
             cannot be had, are damaged or of another model.
     """
+    source = find_source(name, pretrained)
     identity = backbone_identity(name, pretrained, precision, device)
     precision = effective_precision(precision, device)
-    source = find_source(name, resolve_pretrained(name, pretrained))
     model, preprocess, tokenizer = build(source, precision)
     normalize = next(step for step in preprocess.transforms if isinstance(step, T.Normalize))
     return Backbone(
@@ -85,30 +109,103 @@ def create_model(name: str, pretrained: str | None = None) -> tuple[Any, T.Compo
     Raises:
         UserError: As `load_backbone`.
     """
-    return build(find_source(name, None if pretrained is None else resolve_pretrained(name, pretrained)), "fp32")
+    return build(find_source(name, pretrained), "fp32")
+
+
+def find_source(name: str, pretrained: str | None) -> Source:
+    """Finds a model and its weights, and downloads them if only the Hugging Face hub has them.
+
+    Args:
+        name, pretrained: As of `create_model`.
+
+    Raises:
+        UserError: If the model or the weights are unknown, cannot be downloaded, or were trained with another
+            activation than the model has.
+    """
+    if name and not is_bundle(name):
+        if MINI_NAME not in open_clip.list_models():
+            open_clip.add_model_config(MINI_CONFIG)
+        if name not in open_clip.list_models():
+            raise unknown("backbone", name, open_clip.list_models())
+    if pretrained is None:
+        return Source(name, name, name, None)
+    pretrained = resolve_pretrained(name, pretrained)
+    if is_bundle(name):
+        bundle = find_bundle(name)
+        return Source(name, bundle.title, f"{FOLDER}{bundle.config.parent}", bundle.weights)
+    if file := weights_file(pretrained):
+        return Source(name, f"{name}/{file.stem}", name, file)
+    known = _tag_config(name, pretrained)
+    if known:
+        check_activation(name, bool(known.get("quick_gelu")), f"the weights {pretrained!r}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained not in tags:
+        raise unknown(f"weights of {name}: neither a file nor a tag:", pretrained, tags)
+    repository, _, filename = known["hf_hub"].rpartition("/")
+    filenames = (re.sub(r"\.\w+$", ".safetensors", filename), filename) if filename else WEIGHTS_NAMES
+    what, use = f"{name} with the weights {pretrained!r}", "give its path in place of the tag"
+    file = fetch_file(repository, filenames, what, " or ".join(filenames), use)
+    return Source(name, f"{name}/{pretrained}", name, file, pretrained)
+
+
+def hub_repository(name: str, pretrained: str) -> str | None:
+    """The repository of the Hugging Face Hub that holds the weights of a model; None if none is known to hold them.
+
+    Args:
+        name: As of `load_backbone`.
+        pretrained: A tag or a file as `identity.resolve_pretrained` gives it.
+    """
+    if name.startswith(HUB):
+        return name[len(HUB) :]
+    if is_bundle(name) or weights_file(pretrained):
+        return None
+    return _tag_config(name, pretrained).get("hf_hub", "").rpartition("/")[0] or None
+
+
+def check_activation(model: str, quick: bool, what: str) -> None:
+    """Refuses weights whose activation is not the model's: open_clip warns at most, and the features would be wrong.
+
+    Args:
+        model: What open_clip builds, as `Source.model`.
+        quick: Whether the weights were trained with QuickGELU.
+        what: The weights, for the message.
+
+    Raises:
+        UserError: With the model that fits the weights.
+    """
+    plain = re.sub("-quickgelu$", "", model)
+    right = f"{plain}-quickgelu" if quick else plain
+    if bool(open_clip.get_model_config(model).get("quick_gelu")) != quick and right != model:
+        use = f"{right!r}, not {model!r}" if right in open_clip.list_models() else 'a configuration with "quick_gelu"'
+        raise UserError(f"{what} were trained with{'' if quick else 'out'} QuickGELU: use {use}")
 
 
 def build(source: Source, precision: str) -> tuple[Any, T.Compose, Tokenizer]:
     """Builds a model on the CPU and loads its weights; returns and raises as `create_model`."""
     root = logging.getLogger()
+    root.addFilter(_not_of_open_clip)  # open_clip warns that there are no weights: they are loaded below
     try:
         tokenizer = _tokenizer(source)
-        root.addFilter(_not_of_open_clip)  # open_clip warns that there are no weights: they are loaded below
-        try:
-            model, _, preprocess = open_clip.create_model_and_transforms(
-                source.model, load_weights=False, precision=precision, pretrained_text=False, **_preprocessing(source)
-            )
-        finally:
-            root.removeFilter(_not_of_open_clip)
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            source.model, load_weights=False, precision=precision, pretrained_text=False, **_preprocessing(source)
+        )
         model.logit_scale.data = model.logit_scale.data.float()  # fp16 has three digits, and tau multiplies all logits
-        if source.weights:
-            _load(model, source.weights, source.model)
+        if source.weights and load_weights(model, source.weights):
+            check_activation(source.model, True, f"{source.weights} is an archive of OpenAI's, whose weights")
         return model, preprocess, tokenizer
     except UserError:
         raise
     except Exception as error:  # on a damaged file, torch and safetensors raise whatever its bytes lead to
         weights = f" with weights {str(source.weights)!r}" if source.weights else ""
         raise UserError(f"cannot load {source.name}{weights}: {_reason(error)}") from error
+    finally:
+        root.removeFilter(_not_of_open_clip)
+
+
+def _tag_config(name: str, tag: str) -> dict[str, Any]:
+    """What open_clip says of a tag; {} if it does not know it for this model."""
+    # Tags of models with QuickGELU are listed under the plain name as well, and some are listed there alone
+    return open_clip.get_pretrained_cfg(re.sub("-quickgelu$", "", name), tag)
 
 
 def _not_of_open_clip(record: logging.LogRecord) -> bool:
@@ -134,54 +231,36 @@ def _preprocessing(source: Source) -> dict[str, Any]:
 def _tokenizer(source: Source) -> Tokenizer:
     """The model's own tokenizer. That of SigLIP and some others is one of transformers, which is read from files."""
     text = open_clip.get_model_config(source.model)["text_cfg"]
-    place, what = text.get("hf_tokenizer_name"), f"the tokenizer of {source.name}"
-    if not place:
+    options = text.get("tokenizer_kwargs") or {}
+    if refused := sorted(options.keys() - set(TOKENIZER_KEYS)):
+        file = f"{source.model[len(FOLDER) :]}/{CONFIG_NAME}"
+        allowed = ", ".join(TOKENIZER_KEYS)
+        raise UserError(f"{file}: text_cfg.tokenizer_kwargs holds {', '.join(refused)}, and may hold only {allowed}")
+    if text.get("hf_tokenizer_name") or text.get("hf_model_name"):
+        if importlib.util.find_spec("transformers") is None:
+            raise UserError(f"{source.name} needs the package transformers: pip install transformers sentencepiece")
+        # transformers asks at the terminal whether the code of a repository may run, and refuses if there is no time to
+        setattr(importlib.import_module("transformers.dynamic_module_utils"), "TIME_OUT_REMOTE_CODE", 0)  # noqa: B010
+    if not text.get("hf_tokenizer_name"):
         return open_clip.get_tokenizer(source.model)
-    if importlib.util.find_spec("transformers") is None:
-        raise UserError(f"{what} needs the package transformers: pip install transformers sentencepiece")
-    files = " and ".join(TOKENIZER_NAMES[:2])
+    place, mode = _tokenizer_files(source, text["hf_tokenizer_name"]), text.get("tokenizer_mode")
+    length = text.get("context_length", 77)
+    return HFTokenizer(place, context_length=length, tokenizer_mode=mode, trust_remote_code=False, **options)
+
+
+def _tokenizer_files(source: Source, repository: str) -> str:
+    """The folder of a tokenizer's files or, where they have to be downloaded, its repository."""
+    what, files = f"the tokenizer of {source.name}", " and ".join(TOKENIZER_NAMES[:2])
     if source.name.startswith(FOLDER):
         place = source.model[len(FOLDER) :]
         if not any((Path(place) / filename).is_file() for filename in VOCABULARY_NAMES):
             raise UserError(f"{what} is missing: put {files} into {place}")
-    elif cached_file(place, TOKENIZER_NAMES[1:2]) and (vocabulary := cached_file(place, VOCABULARY_NAMES)):
-        place = str(vocabulary.parent)  # given the folder and not the name, transformers asks the hub for nothing more
-    else:
-        use = f"put them with {CONFIG_NAME} and the weights into a folder here: {USE_FOLDER}"
-        require_hub(place, what, files, use)
-    length, mode = text.get("context_length", 77), text.get("tokenizer_mode")
-    return HFTokenizer(place, context_length=length, tokenizer_mode=mode, **text.get("tokenizer_kwargs", {}))
-
-
-def _load(model: Any, path: Path, model_name: str) -> None:
-    """Loads a weights file into a model, as open_clip does but never with position embeddings of another size."""
-    state, own = read_weights(path), model.state_dict()
-    openai = state.keys() >= OPENAI_MARKS
-    if openai:
-        state = {key: value for key, value in state.items() if key not in OPENAI_MARKS}
-    for key in POSITIONS:  # open_clip would stretch them, and the features would be others
-        expected = own.get(key, own.get(f"text.{key}"))
-        if key in state and expected is not None and state[key].shape != expected.shape:
-            raise ValueError(f"it is of another model: {key} is {list(state[key].shape)}, not {list(expected.shape)}")
-    fits = {k: getattr(v, "shape", None) for k, v in state.items()} == {k: v.shape for k, v in own.items()}
-    if fits or not all(isinstance(value, Tensor) for value in state.values()):
-        model.load_state_dict(state)  # of anything but tensors, its error names the weights that are missing
-    else:
-        _load_converted(model, state)
-    if openai:
-        check_activation(model_name, True, f"{path} is an archive of OpenAI's, whose weights")
-
-
-def _load_converted(model: Any, state: dict[str, Tensor]) -> None:
-    """Loads weights whose names are those of an older open_clip or of another library, which open_clip converts.
-
-    open_clip does so only while it reads a file itself. It is given a `.safetensors` file, never the user's: of any
-    other file it would run the code, if torch is older than 2.6 and the file such that reading tensors alone fails.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "weights.safetensors"
-        save_file({name: value.clone().contiguous() for name, value in state.items()}, file)  # no shared memory
-        open_clip.load_checkpoint(model, str(file))
+        return place
+    if cached_file(repository, TOKENIZER_NAMES[1:2]) and (vocabulary := cached_file(repository, VOCABULARY_NAMES)):
+        return str(vocabulary.parent)  # given the folder and not the name, transformers asks the hub for nothing more
+    use = f"put them with {CONFIG_NAME} and the weights into a folder here: {USE_FOLDER}"
+    require_hub(repository, what, files, use)
+    return repository
 
 
 def _reason(error: Exception) -> str:

@@ -72,7 +72,7 @@ def placeholder_prompts(classnames: Sequence[str], length: int) -> list[str]:
     Raises:
         UserError: If a sentence is longer than CLIP reads.
     """
-    from ..backbones.tokens import CONTEXT_LENGTH, count_tokens  # imports open_clip, which takes seconds
+    from ..backbones.clip import CONTEXT_LENGTH, count_tokens  # imports open_clip, which takes seconds
 
     prompts = [" ".join([PLACEHOLDER] * length + [f"{name.replace('_', ' ')}."]) for name in classnames]
     longest = max(prompts, key=count_tokens)

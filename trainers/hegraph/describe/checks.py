@@ -10,8 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ..backbones.tokens import CONTEXT_LENGTH, count_tokens
-from ..prompts.positive import normalise_name
+from ..backbones.clip import CONTEXT_LENGTH, count_tokens
+from ..prompts.sentences import normalise_name
 
 LEAST_WORDS, MOST_WORDS = 8, 35
 OPENING_WORDS = 4

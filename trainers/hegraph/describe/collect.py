@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import ConfigDict, Field
 from tqdm import tqdm
 
-from ..prompts.positive import normalise_name
+from ..prompts.sentences import normalise_name
 from ..utils.errors import UserError
 from ..utils.files import read_json, write_json
 from ..utils.schema import Count, Part, check

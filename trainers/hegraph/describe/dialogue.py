@@ -8,7 +8,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from ..prompts.positive import normalise_name
+from ..prompts.sentences import normalise_name
 from .checks import LEAST_WORDS, MOST_WORDS
 
 MOST_LISTED = 300  # how many class names a prompt lists; all 1000 of ImageNet would cost more than they help

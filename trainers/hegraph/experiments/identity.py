@@ -14,7 +14,7 @@ from ..backbones.identity import backbone_identity
 from ..config import OF_THE_BACKBONE
 from ..datasets import Dataset, Selection, select_few_shot, subsample_labels
 from ..features.bank_file import BankFile
-from ..prompts.positive import description_file, resolve_source
+from ..prompts.sentences import description_file, resolve_source
 from ..utils.files import hash_json, read_json
 
 Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]

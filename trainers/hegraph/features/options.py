@@ -17,7 +17,7 @@ class EncodingOptions:
         interpolation: "bicubic" or "bilinear", of that crop.
         batch_size: Images that the backbone encodes at once.
         num_workers: Processes that read images; 0 reads them in this one.
-        source: Of positive sentences: "templates", "descriptions", "both" or "auto" (see `prompts.positive`).
+        source: Of positive sentences: "templates", "descriptions", "both" or "auto" (see `prompts.sentences`).
         templates: Positive templates with one `{}` each; () takes those of the data set.
         negative_templates: Negative templates with one `{}` each; () takes those of the data set.
         descriptions: A file of descriptions; "" takes the one that ships for the data set.

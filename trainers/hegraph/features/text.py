@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..prompts.negative import negative_prompts
-from ..prompts.positive import PromptGroup, positive_prompts, resolve_source
+from ..prompts.sentences import PromptGroup, negative_prompts, positive_prompts, resolve_source
 from ..utils import processes
 from ..utils.files import hash_json
 from .bank import FeatureBank

@@ -133,7 +133,7 @@ def _base_model(backbone: Backbone) -> str | None:
     """The Hub's name of the backbone; None where the Hub has none, as for mini or weights in a file."""
     if not backbone.model:
         return None
-    from ..backbones.sources import hub_repository  # imports open_clip
+    from ..backbones.loading import hub_repository  # imports open_clip
 
     found = hub_repository(backbone.model, resolve_pretrained(backbone.model, backbone.pretrained))
     return found if found and re.fullmatch(r"[\w.-]+/[\w.-]+", found) else None

@@ -1,6 +1,7 @@
-"""Positive prompts: sentences that say a class is in the picture, from templates or from descriptions of the class.
+"""Sentences about the classes: that one is in the picture, that it is not, and what it looks like.
 
-Prompts are strings; `features` encodes them.
+Prompts are strings; `features` encodes them. The negative template "a photo of no {}." is that of
+HeGraphAdapter, section 3.1.1, after CLIPN (Wang et al., ICCV 2023). Those of a data set mirror its positive ones.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..datasets.entry import DEFAULT_TEMPLATES
+from ..datasets.entry import DEFAULT_NEGATIVE_TEMPLATES, DEFAULT_TEMPLATES
 from ..datasets.registry import ENTRIES, find_entry
 from ..utils.commands import command
 from ..utils.errors import UserError
@@ -20,12 +21,6 @@ DESCRIPTIONS = Path(__file__).parent / "descriptions"
 
 # For each class, in label order, the sentences whose features are averaged
 PromptGroup = list[list[str]]
-
-
-def positive_templates(dataset: str) -> tuple[str, ...]:
-    """The positive templates of a data set; those of one that is not in the registry are the default ones."""
-    entry = find_entry(dataset)
-    return entry.templates if entry else DEFAULT_TEMPLATES
 
 
 def positive_prompts(
@@ -54,10 +49,18 @@ def positive_prompts(
     """
     groups = []
     if source in ("templates", "both"):
-        groups.append(fill_templates(templates or positive_templates(dataset), classnames))
+        entry = find_entry(dataset)
+        own = entry.templates if entry else DEFAULT_TEMPLATES
+        groups.append(fill_templates(templates or own, classnames))
     if source in ("descriptions", "both"):
         groups.append(read_descriptions(description_file(dataset, descriptions), classnames))
     return groups
+
+
+def negative_prompts(dataset: str, classnames: Sequence[str], templates: Sequence[str] = ()) -> PromptGroup:
+    """The negative sentences of every class, as K lists; arguments and errors as of `positive_prompts`."""
+    entry = find_entry(dataset)
+    return fill_templates(templates or (entry.negative_templates if entry else DEFAULT_NEGATIVE_TEMPLATES), classnames)
 
 
 def resolve_source(dataset: str, source: str, descriptions: str = "") -> str:
