@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import signal
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path

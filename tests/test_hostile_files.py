@@ -24,9 +24,7 @@ from tensor_files import save_tensors
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.own import load_own_images
-from trainers.hegraph.datasets.pickles import read_coop_pickle
-from trainers.hegraph.datasets.pools import read_drawn
-from trainers.hegraph.datasets.splits import read_split_file
+from trainers.hegraph.datasets.split_files import read_coop_pickle, read_drawn, read_split_file
 from trainers.hegraph.describe.collect import Collection
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.features.parts import is_whole, read_part, write_part

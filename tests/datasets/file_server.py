@@ -14,13 +14,11 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from trainers.hegraph.datasets.fetch.parts import Patience
-from trainers.hegraph.datasets.fetch.sources import Member, Source
+from trainers.hegraph.datasets.entry import Member, Source
 
 BODY = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(350_000)
 HALF = len(BODY) // 2
-HASTY = Patience(timeout=0.4, retries=2, pause=0.01)
 
 Answer = Callable[["Handler"], None]
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from trainers.hegraph.__main__ import main as start
 from trainers.hegraph.datasets.__main__ import main
-from trainers.hegraph.datasets.check_own import check_own_images
+from trainers.hegraph.datasets.check import check_own_images
 from trainers.hegraph.datasets.images import FORMATS
 from trainers.hegraph.utils.commands import command
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.datasets import copies
-from trainers.hegraph.datasets.copies import HEAD, files_among
+from trainers.hegraph.datasets import own as module
+from trainers.hegraph.datasets.own import HEAD, files_among
 
 ROOT = Path(__file__).parents[2]
 MINI = str(ROOT / "configs" / "trainers" / "HeGraphAdapter" / "mini.yaml")
@@ -64,7 +64,7 @@ def test_a_file_that_cannot_be_compared_is_named_and_so_is_the_command_that_find
     def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(copies, "_head", refuse)  # root may read everything
+    monkeypatch.setattr(module, "_head", refuse)  # root may read everything
     assert start(own, tmp_path) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: cannot read the image {own}/") and error.count("\n") == 1

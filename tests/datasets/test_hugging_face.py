@@ -19,7 +19,8 @@ from trainers.hegraph.utils.errors import UserError
 
 # Not "datasets" alone: pytest puts tests/ on the path, where a folder has that name
 pytest.importorskip("datasets.config", reason="the package datasets is not installed")
-import datasets as hf  # noqa: E402
+import datasets as hf
+
 ROOT = Path(__file__).parents[2]
 NAMES = ["tree", "house", "boat", "cloud"]
 

@@ -162,7 +162,7 @@ def test_a_flat_folder_without_labels_is_an_error_that_names_the_files_that_woul
 def test_labels_by_position_must_be_as_many_as_images(form, flat):
     GROUND_TRUTHS[form](flat)
     (flat / "images" / "val" / f"{STEMS[0]}.JPEG").unlink()  # all others would be shifted by one
-    with pytest.raises(UserError, match=r"does not label the 7 images of .*images/val \(8 lines\)"):
+    with pytest.raises(UserError, match=r"does not label the 7 images \(8 lines\)"):
         load(flat)
 
 
@@ -179,7 +179,7 @@ def test_labels_by_position_must_be_as_many_as_images(form, flat):
 )
 def test_a_file_that_does_not_label_the_images_is_an_error_that_names_it(name, lines, flat):
     write(flat / name, lines)
-    with pytest.raises(UserError, match=rf"{name} does not label the 8 images of .*images/val"):
+    with pytest.raises(UserError, match=rf"{name} does not label the 8 images"):
         load(flat)
 
 
@@ -202,7 +202,7 @@ def test_numbers_of_the_kit_without_its_table_are_an_error_that_asks_for_it(flat
 def test_a_damaged_table_of_the_kit_is_an_error_that_names_it(content, flat):
     write_kit(flat)
     (flat / "meta.mat").write_bytes(content)
-    with pytest.raises(UserError, match=r"cannot read .*/meta\.mat"):
+    with pytest.raises(UserError, match=r"meta\.mat is damaged or not a Matlab file"):
         load(flat)
 
 

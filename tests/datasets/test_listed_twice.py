@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from trainers.hegraph.datasets.own import load_own_images
-from trainers.hegraph.datasets.splits import read_split_file
+from trainers.hegraph.datasets.split_files import read_split_file
 from trainers.hegraph.utils.errors import UserError
 
 ROWS = {

@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 
 from trainers.hegraph.datasets import Item, Selection, select_few_shot, subsample_labels
-from trainers.hegraph.datasets.splits import read_split_file
+from trainers.hegraph.datasets.split_files import read_split_file
 from trainers.hegraph.utils.errors import UserError
 
 # Split file and image folder of each data set, below DATASET.ROOT in CoOp's layout

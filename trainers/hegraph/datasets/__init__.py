@@ -1,92 +1,27 @@
-"""Data sets by name, and the few-shot task that a seed selects from one."""
+"""Data sets by name, and the few-shot task that a seed selects from one.
+
+The names are imported when they are first used, so that a command of this folder can be interrupted at any time.
+"""
 
 from __future__ import annotations
 
-import random
-from dataclasses import replace
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from ..utils.errors import UserError, unknown
-from .base import Dataset
-from .entry import DatasetEntry, Entry, LoaderEntry
-from .loading import load_pools, read_coop_selection
-from .registry import ENTRIES, find_entry
-from .splits import Item, Selection, select_few_shot, subsample_labels
+if TYPE_CHECKING:
+    from .base import Dataset
+    from .loading import check_trainable, load_dataset, load_few_shot, load_test_images
+    from .splits import Item, Selection, select_few_shot, subsample_labels
 
+_OF_SPLITS = ("Item", "Selection", "select_few_shot", "subsample_labels")
 __all__ = [
-    "Dataset", "DatasetEntry", "Entry", "Item", "LoaderEntry", "Selection", "check_trainable", "load_dataset",
-    "load_few_shot", "load_test_images", "select_few_shot", "subsample_labels",
+    "Dataset", "Item", "Selection", "check_trainable", "load_dataset", "load_few_shot", "load_test_images",
+    "select_few_shot", "subsample_labels",
 ]  # fmt: skip
 
 
-def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | None = None) -> Dataset:
-    """Loads a data set with its full splits. No image is opened.
-
-    Args:
-        name: `DATASET.NAME`.
-        root: The folder that holds all data sets. For ImageFolder, the folder or CSV file itself.
-        seed: The seed that a missing split is drawn with.
-        rng: A generator that was made from `seed`, to draw from and go on with; None makes one.
-
-    Raises:
-        UserError: If the name is not known, or something is missing on disk.
-    """
-    entry = find_entry(name)
-    if isinstance(entry, LoaderEntry):
-        return entry.load(root)
-    if isinstance(entry, DatasetEntry):
-        return load_pools(entry, root, seed, rng or random.Random(seed))
-    raise unknown("data set", name, ENTRIES)
-
-
-def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = "all") -> Dataset:
-    """Loads the few-shot task that CoOp's protocol selects. All image files exist then; none was opened.
-
-    Args:
-        name: `DATASET.NAME`.
-        root: As for `load_dataset`.
-        shots: Training images per class; -1 for all.
-        seed: The seed of the selection, from 0.
-        subsample: "all", "base" or "new" classes.
-
-    Raises:
-        UserError: If the name is not known, something is missing on disk, or the data set has only test images.
-    """
-    if seed < 0:
-        raise UserError(f"the few-shot protocol needs a seed from 0, got {seed}")
-    rng = random.Random(seed)
-    dataset = load_dataset(name, root, seed, rng)
-    check_trainable(dataset)
-    entry = find_entry(name)
-    drawn = read_coop_selection(dataset, entry.folder, shots, seed) if isinstance(entry, DatasetEntry) else None
-    if drawn is not None:
-        val, test = drawn.get("val", dataset.val), drawn.get("test", dataset.test)
-        dataset = replace(dataset, train=drawn["train"], val=val, test=test)
-    else:
-        train_labels, val_labels = ([item.label for item in items] for items in (dataset.train, dataset.val))
-        dataset = dataset.select(select_few_shot(train_labels, val_labels, shots, rng))
-    dataset = dataset.subsample(subsample)
-    dataset.check_files()
-    return dataset
-
-
-def load_test_images(name: str, root: str, seed: int, subsample: str = "all") -> Dataset:
-    """Loads the test images of a data set, without its others. All image files exist then; none was opened.
-
-    Args:
-        name, root, seed: As for `load_dataset`.
-        subsample: "all", "base" or "new" classes.
-
-    Raises:
-        UserError: If the name is not known, or something is missing on disk.
-    """
-    dataset = replace(load_dataset(name, root, seed).subsample(subsample), train=[], val=[])
-    dataset.check_files()
-    return dataset
-
-
-def check_trainable(dataset: Dataset) -> None:
-    """Raises UserError if a data set has only test images. The message says what to train on instead."""
-    if not dataset.train:
-        name, entry = dataset.name, find_entry(dataset.name)
-        source = entry.train_on if entry and entry.train_on else "another data set"
-        raise UserError(f"{name} has only test images: train on {source} with --target-domains {name}")
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = ".base" if name == "Dataset" else ".splits" if name in _OF_SPLITS else ".loading"
+    return getattr(importlib.import_module(home, __name__), name)

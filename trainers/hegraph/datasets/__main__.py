@@ -12,9 +12,8 @@ import sys
 
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say
-from .check import check_dataset
-from .check_own import check_own_images
-from .fetch.download import download
+from .check import check_dataset, check_own_images
+from .download import download
 from .own import NAME as OWN
 from .registry import resolve_name, stored_datasets
 
@@ -49,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-        The exit code: 0, or 1 if `check` finds something missing, or 2 for a mistake of the user's.
+        The exit code: 0, or 1 if something is missing, also after a download, or 2 for a mistake of the user's.
     """
 
     def run() -> int:
@@ -60,12 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(
                 f"{OWN} is your own images: they are not downloaded, and are checked without other data sets"
             )
-        if args.command == "check":
-            return int(not check_command(names, args.root))
-        for name in names:
-            download(name, args.root)
-        check_command(names, args.root)
-        return 0
+        if args.command == "download":
+            for name in names:
+                download(name, args.root)
+        return int(not check_command(names, args.root))
 
     return report(run)
 

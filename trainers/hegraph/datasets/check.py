@@ -1,28 +1,40 @@
-"""What a data set below the data root still needs, in words for the user."""
+"""What a data set below the data root still needs, and whether own images can be trained on, in words for the user."""
 
 from __future__ import annotations
 
 import random
+import shlex
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
+
+from tqdm import tqdm
 
 from ..utils.commands import command
-from ..utils.errors import UserError
+from ..utils.errors import UserError, printable
 from ..utils.files import absolute
+from ..utils.threads import MAX_THREADS, cores, in_batches
+from .base import Dataset, check_classes
 from .entry import DatasetEntry, Sizes
-from .pools import MALFORMED, pools_class_names, read_drawn, read_pools
+from .images import reason
+from .layouts import is_folder
+from .own import copies_in_test, load_own_images
 from .registry import stored_datasets
-from .splits import SPLITS, Pools
+from .split_files import read_drawn
+from .splits import SPLITS, Item, Pools
+from .stored import MALFORMED, pools_class_names, read_pools
+
+SHOTS = (1, 2, 4, 8, 16)  # that are common
+BATCH = 64  # images between two steps of the progress bar
+MAX_CLASSES = 10  # a line names at most so many classes
 
 
 @dataclass(frozen=True)
 class State:
-    """What `check_dataset` found.
-
-    Attributes:
-        ready: Whether the data set can be used.
-        lines: What there is; or what is missing, where it was expected and how to get it.
-    """
+    """Whether a data set can be used; and what there is, or what is missing, where, and how to get it."""
 
     ready: bool
     lines: list[str]
@@ -40,11 +52,12 @@ def check_dataset(name: str, root: str) -> State:
     remedy = [f"get it: {command(f'datasets download {name} --root {root}')}"] if entry.sources else []
     if entry.by_hand:
         remedy.append(f"by hand: {entry.by_hand.instruction}")
-    if not (folder / entry.images).is_dir():
-        return State(False, [f"missing: the images, expected in {folder / entry.images}", *remedy])
     try:
+        if not is_folder(folder / entry.images):
+            return State(False, [f"missing: the images, expected in {folder / entry.images}", *remedy])
         pools = read_pools(entry, folder, seed=1, rng=random.Random(1), write=False)
         pools_class_names(entry, pools)
+        warning = _split_warning(entry, folder)
     except UserError as error:
         return State(False, [f"missing or damaged: {error}", *remedy])
     except MALFORMED as error:
@@ -53,23 +66,13 @@ def check_dataset(name: str, root: str) -> State:
     absent = sorted(path for path in paths if not (folder / path).is_file())
     if absent:
         return State(False, [f"missing: {len(absent)} of {len(paths)} images, {folder / absent[0]}", *remedy])
-    warning = _split_warning(entry, folder)
-    return State(True, [*_count_lines(entry, pools), *([warning, *remedy] if warning else [])])
+    return State(True, [*_lines_of_sizes(entry, pools), *([warning, *remedy] if warning else [])])
 
 
-def _count_lines(entry: DatasetEntry, pools: Pools) -> list[str]:
+def _lines_of_sizes(entry: DatasetEntry, pools: Pools) -> list[str]:
     num_classes = len({item.label for item in pools["test"]})
     sizes = Sizes(len(pools["train"]), len(pools["val"]), len(pools["test"]), num_classes)
-    lines = [describe_sizes(sizes)]
-    if sizes != entry.sizes:
-        lines.append(f"published are {describe_sizes(entry.sizes)}")
-    return lines
-
-
-def describe_sizes(sizes: Sizes) -> str:
-    """The numbers of images and of classes in words."""
-    train, val, test, classes = sizes
-    return f"{train} train, {val} val and {test} test images of {classes} classes"
+    return [str(sizes)] if sizes == entry.sizes else [str(sizes), f"published are {entry.sizes}"]
 
 
 def _split_warning(entry: DatasetEntry, folder: Path) -> str:
@@ -89,3 +92,100 @@ def _split_warning(entry: DatasetEntry, folder: Path) -> str:
         f"{split_file} was drawn here with seed {drawn['seed']}: it is not the split of published numbers; to "
         "get that, delete the file"
     )
+
+
+def check_own_images(root: str) -> State:
+    """Finds out whether own images are whole. Every image is decoded, by all cores, and nothing is written.
+
+    Args:
+        root: As for training; see `load_own_images`.
+    """
+    try:
+        dataset = load_own_images(root)
+    except UserError as error:
+        return State(False, [printable(str(error))])
+    problems = _unreadable(dataset)
+    found = [*_lines_of_problems(dataset, problems), *_lines_of_copies(dataset, problems)]
+    try:
+        check_classes(len(dataset.classnames))
+    except UserError as error:
+        found.append(str(error))
+    flags = f"--dataset-config-file folder --root {shlex.quote(root)} --shots {max(SHOTS)}"
+    train = command(f"{flags} --config-file vit_b16 --output-dir OUT")
+    last = f"mend this, and look again: {dataset.check_command}" if found else f"train: {train}"
+    return State(not found, [*_lines_of_counts(dataset), *found, last])
+
+
+def _unreadable(dataset: Dataset) -> dict[str, str]:
+    """The path of every image that cannot be read -> why."""
+    paths = dataset.paths()
+    problems: dict[str, str] = {}
+    with tqdm(total=len(paths), desc="reading images", unit="img", disable=None) as bar:
+        for batch, found in in_batches(partial(_problem_of, dataset), paths, BATCH, min(cores(), MAX_THREADS)):
+            problems |= {path: problem for path, problem in zip(batch, found) if problem}
+            bar.update(len(batch))
+    return problems
+
+
+def _problem_of(dataset: Dataset, path: str) -> str:
+    """Why an image cannot be read; "" if it can."""
+    try:
+        dataset.open(path)
+    except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+        return reason(error)
+    return ""
+
+
+def _lines_of_counts(dataset: Dataset) -> list[str]:
+    """What there is; and for each common number of shots, the classes that have fewer training images."""
+    lines = [
+        str(Sizes(len(dataset.train), len(dataset.val), len(dataset.test), len(dataset.classnames))),
+        f"classes: {_some(dataset.classnames)}",
+    ]
+    for split, items in dataset.splits.items():
+        lines.append(f"{split}, images per class: {_spread(_images_of_classes(items, dataset.classnames))}")
+    numbers = _images_of_classes(dataset.train, dataset.classnames)
+    for shots in SHOTS:
+        small = [name for name, number in numbers.items() if number < shots]
+        if small:
+            few = f"{len(small)} of {len(numbers)} classes have fewer training images"
+            lines.append(f"--shots {shots}: {few}, and are taken whole: {_some(small)}")
+    return lines
+
+
+def _images_of_classes(items: Sequence[Item], classnames: Sequence[str]) -> dict[str, int]:
+    counts = Counter(item.label for item in items)
+    return {name: counts[label] for label, name in enumerate(classnames)}
+
+
+def _spread(numbers: dict[str, int]) -> str:
+    """The fewest, the median and the most of the numbers of images that classes have."""
+    fewest, most = min(numbers, key=numbers.__getitem__), max(numbers, key=numbers.__getitem__)
+    if numbers[fewest] == numbers[most]:
+        return str(numbers[most])
+    return (
+        f"{numbers[fewest]} to {numbers[most]}, median {median(numbers.values()):g}; "
+        f"fewest: {printable(fewest)}, most: {printable(most)}"
+    )
+
+
+def _lines_of_problems(dataset: Dataset, problems: dict[str, str]) -> list[str]:
+    if not problems:
+        return []
+    lines = [f"  {printable(path)}: {printable(problem)}" for path, problem in problems.items()]
+    return [f"{len(problems)} of {len(dataset.paths())} images cannot be read:", *lines]
+
+
+def _lines_of_copies(dataset: Dataset, problems: dict[str, str]) -> list[str]:
+    """The files that a run refuses since test has them too. Those that cannot be read are not compared."""
+    lines = []
+    for split, files in copies_in_test(dataset.without(problems)).items():
+        if files:
+            number = f"{len(files)} of {len(dataset.splits[split])} {split} images"
+            lines.append(f"{number} are test images as well; take them out of {split} or out of test:")
+            lines += [f"  {printable(str(file))}" for file in files]
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*map(printable, names[:MAX_CLASSES]), *(["..."] if len(names) > MAX_CLASSES else [])])

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .fetch.sources import Source
 from .splits import Pools
 
 if TYPE_CHECKING:
@@ -28,17 +27,57 @@ class Sizes(NamedTuple):
     test: int
     classes: int
 
+    def __str__(self) -> str:
+        return f"{self.train} train, {self.val} val and {self.test} test images of {self.classes} classes"
+
 
 class ByHand(NamedTuple):
-    """Part of a data set that no mirror may give.
-
-    Attributes:
-        target: The missing file or folder, relative to the data set's folder.
-        instruction: A sentence that says how to get it.
-    """
+    """A file or folder that no mirror may give, and a sentence that says how to get it."""
 
     target: str
     instruction: str
+
+
+class Member(NamedTuple):
+    """A file or folder of an archive.
+
+    Attributes:
+        path: The end of its path in the archive. If several paths end so, the one nearest to the root is taken, so it
+            does not matter how many folders an archive wraps around it.
+        target: Where it goes, relative to the data set's folder.
+    """
+
+    path: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file to fetch.
+
+    Attributes:
+        file: Its name in the data set's folder while it is there. An archive is removed once it is unpacked.
+        urls: Mirrors of the same bytes, in the order in which they are tried: `https://...` or `gdrive:FILE_ID`.
+        size: In bytes, where it is known.
+        checksum: "md5:..." or "sha256:...", where it is known.
+        unpack: Which member of an archive goes where; empty for a file that stays as it is.
+        inner: The archive within the archive that holds the members; empty if there is none.
+        otherwise: Other archives with the same members, which are tried when no mirror of this one works. Other missing
+            parts of the data set that they hold are unpacked as well.
+    """
+
+    file: str
+    urls: tuple[str, ...]
+    size: int | None = None
+    checksum: str | None = None
+    unpack: tuple[Member, ...] = ()
+    inner: str = ""
+    otherwise: tuple[Source, ...] = ()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What is in place once this source is fetched, relative to the data set's folder."""
+        return tuple(member.target for member in self.unpack) or (self.file,)
 
 
 @dataclass(frozen=True)
@@ -47,8 +86,7 @@ class Entry:
 
     Attributes:
         name: `DATASET.NAME`, which is CoOp's name where CoOp has the data set.
-        aliases: Other names that people use for it. Case, `_` and `-` are ignored when names are compared, so
-            "oxford_pets" is no alias of "OxfordPets" but the same name.
+        aliases: Other names that people use for it.
         templates: Positive prompt templates, each with one `{}` for the class name.
         negative_templates: Templates of sentences that say that the class is not in the picture.
         descriptions: Name of its file in `prompts/descriptions`, without ".json"; "" if none ships.
@@ -99,10 +137,6 @@ class DatasetEntry(Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderEntry(Entry):
-    """A data set that a function loads: one that is embedded, or a folder anywhere.
-
-    Attributes:
-        load: Takes `DATASET.ROOT` and returns the data set with its full splits.
-    """
+    """A data set that `load` loads with its full splits, given `DATASET.ROOT`: an embedded one, or own images."""
 
     load: Callable[[str], Dataset]

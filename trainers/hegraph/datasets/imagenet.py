@@ -1,4 +1,4 @@
-"""How ImageNet and its four variants are read, in CoOp's layout.
+"""How ImageNet and its four variants are read, in CoOp's layout. Readers take what those of `layouts.py` take.
 
 Classes are folders that are named by WordNet id, in sorted order; `classnames.txt` gives CLIP's name of each id. A flat
 validation folder, as ImageNet is distributed, is read with the help of one of the files that label its images.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..utils.errors import UserError
 from .layouts import listing, read_lines, read_mat
-from .pickles import read_coop_pickle
+from .split_files import read_coop_pickle
 from .splits import Item, Pools
 
-IMAGENET_V2_IMAGES = "imagenetv2-matched-frequency-format-val"
 WORDNET_ID = re.compile(r"n\d{8}")
 
 # Files that may label a flat validation folder, and the folders in which they may be, below the folder of ImageNet. The
@@ -30,7 +30,7 @@ GROUND_TRUTH = (
 GROUND_TRUTH_FOLDERS = (".", "images", "images/val", "data", "devkit/data", "ILSVRC2012_devkit_t12/data")
 
 
-def read_imagenet(folder: Path, rng: random.Random) -> Pools:
+def read_imagenet(folder: Path, rng: random.Random, images: str) -> Pools:
     """Reads ImageNet. The official validation images are both val and test, as in CoOp: the very same list.
 
     CoOp keeps the items that it read in `preprocessed.pkl`, in the order of the file system at that time, and later
@@ -39,21 +39,20 @@ def read_imagenet(folder: Path, rng: random.Random) -> Pools:
     listed = folder / "preprocessed.pkl"
     if listed.is_file():
         found = read_coop_pickle(listed, folder.name)
-        below = {
-            split: [item._replace(path=item.path[len(folder.name) + 1 :]) for item in found.get(split, ())]
+        train, test = (
+            [item._replace(path=item.path[len(folder.name) + 1 :]) for item in found.get(split, ())]
             for split in ("train", "test")
-        }
-        return {"train": below["train"], "val": below["test"], "test": below["test"]}
-    names = class_names_by_id(folder)
-    ids = list_class_ids(folder, "images/train", names)
-    train = read_class_folders(folder, "images/train", names, ids)
-    test = read_validation(folder, names, ids)
+        )
+    else:
+        names = class_names_by_id(folder)
+        ids = list_class_ids(folder, f"{images}/train", names)
+        train = read_class_folders(folder, f"{images}/train", names, ids)
+        test = read_validation(folder, images, names, ids)
     return {"train": train, "val": test, "test": test}
 
 
-def read_imagenet_v2(folder: Path, rng: random.Random) -> Pools:
+def read_imagenet_v2(folder: Path, rng: random.Random, images: str) -> Pools:
     """Reads ImageNetV2, whose class folders 0 to 999 are positions in `classnames.txt`."""
-    images = IMAGENET_V2_IMAGES
     names = list(class_names_by_id(folder).values())
     test = []
     for number in sorted(int(name) for name in listing(folder / images) if name.isdigit()):
@@ -65,7 +64,7 @@ def read_imagenet_v2(folder: Path, rng: random.Random) -> Pools:
 
 
 def read_test_folders(folder: Path, rng: random.Random, images: str) -> Pools:
-    """Reads a variant that has only test images, one folder per class, below `folder / images`."""
+    """Reads a variant that has only test images, one folder per class."""
     names = class_names_by_id(folder)
     test = read_class_folders(folder, images, names, list_class_ids(folder, images, names))
     return {"train": [], "val": [], "test": test}
@@ -76,17 +75,18 @@ def read_class_ids(folder: Path, images: str) -> list[str]:
     return list_class_ids(folder, images, class_names_by_id(folder))
 
 
-def read_all_class_ids(folder: Path) -> list[str]:
+def read_training_ids(folder: Path, images: str) -> list[str]:
+    """As `read_class_ids`, of ImageNet's training folders."""
+    return read_class_ids(folder, f"{images}/train")
+
+
+def read_all_class_ids(folder: Path, images: str) -> list[str]:
     """The WordNet ids in the order of `classnames.txt`, whose positions are ImageNetV2's labels."""
     return list(class_names_by_id(folder))
 
 
 def class_names_by_id(folder: Path) -> dict[str, str]:
-    """WordNet id -> class name, in the order of `classnames.txt`.
-
-    Raises:
-        UserError: If the file is missing or a line is not `<WordNet id> <name>`.
-    """
+    """WordNet id -> class name, in the order of `classnames.txt`, whose lines are `<WordNet id> <name>`."""
     names = {}
     for line in read_lines(folder / "classnames.txt"):
         wordnet_id, _, name = line.partition(" ")
@@ -97,11 +97,7 @@ def class_names_by_id(folder: Path) -> dict[str, str]:
 
 
 def list_class_ids(folder: Path, images: str, names: dict[str, str]) -> list[str]:
-    """As `read_class_ids`, where `names` holds the name of every WordNet id.
-
-    Raises:
-        UserError: If a folder is named otherwise.
-    """
+    """The WordNet ids of the class folders, in order; raises UserError if `names` lacks one."""
     ids = [name for name in listing(folder / images) if (folder / images / name).is_dir()]
     unnamed = [name for name in ids if name not in names]
     if unnamed:
@@ -110,7 +106,7 @@ def list_class_ids(folder: Path, images: str, names: dict[str, str]) -> list[str
 
 
 def read_class_folders(folder: Path, images: str, names: dict[str, str], ids: list[str]) -> list[Item]:
-    """The items of all class folders below `folder / images`.
+    """The items of all class folders.
 
     Args:
         folder: The folder of the data set.
@@ -121,45 +117,45 @@ def read_class_folders(folder: Path, images: str, names: dict[str, str], ids: li
     Raises:
         UserError: If there is a folder of a class that `ids` lacks.
     """
-    labels = {wordnet_id: label for label, wordnet_id in enumerate(ids)}
-    present = list_class_ids(folder, images, names)
-    strange = next((wordnet_id for wordnet_id in present if wordnet_id not in labels), None)
-    if strange is not None:
-        raise UserError(f"the class {strange!r} of {folder / images} has no folder in {folder / 'images/train'}")
-    return [
-        Item(f"{images}/{wordnet_id}/{file}", labels[wordnet_id], names[wordnet_id])
-        for wordnet_id in present
+    found = (
+        (f"{images}/{wordnet_id}/{file}", wordnet_id)
+        for wordnet_id in list_class_ids(folder, images, names)
         for file in listing(folder / images / wordnet_id)
-    ]
+    )
+    return list(_items(folder, found, names, ids))
 
 
-def read_validation(folder: Path, names: dict[str, str], ids: list[str]) -> list[Item]:
+def read_validation(folder: Path, images: str, names: dict[str, str], ids: list[str]) -> list[Item]:
     """The validation images, which are in class folders or in a flat folder with a file that labels them.
 
     Every class has the label that it has in training, even if some class has no validation images.
     """
-    images = folder / "images" / "val"
-    if any(path.is_dir() for path in images.glob("n*")):
-        return read_class_folders(folder, "images/val", names, ids)
-    files = [name for name in listing(images) if name.lower().endswith((".jpeg", ".jpg", ".png"))]
+    place = f"{images}/val"
+    if any(path.is_dir() for path in (folder / place).glob("n*")):
+        return read_class_folders(folder, place, names, ids)
+    files = [name for name in listing(folder / place) if name.lower().endswith((".jpeg", ".jpg", ".png"))]
     if not files:
-        raise UserError(f"{images} holds no image")
+        raise UserError(f"{folder / place} holds no image")
+    found = ((f"{place}/{file}", wordnet_id) for file, wordnet_id in zip(files, ground_truth(folder, files, names)))
+    return sorted(_items(folder, found, names, ids), key=lambda item: (item.label, item.path))
+
+
+def _items(folder: Path, found: Iterable[tuple[str, str]], names: dict[str, str], ids: list[str]) -> Iterator[Item]:
+    """The items of (path, WordNet id); raises UserError for a class without a training folder."""
     labels = {wordnet_id: label for label, wordnet_id in enumerate(ids)}
-    items = []
-    for file, wordnet_id in zip(files, ground_truth(folder, files, sorted(names))):
+    for path, wordnet_id in found:
         if wordnet_id not in labels:
-            raise UserError(f"the class {wordnet_id!r} of {images / file} has no folder in {folder / 'images/train'}")
-        items.append(Item(f"images/val/{file}", labels[wordnet_id], names[wordnet_id]))
-    return sorted(items, key=lambda item: (item.label, item.path))
+            raise UserError(f"the class {wordnet_id!r} of {folder / path} has no folder in {folder / 'images/train'}")
+        yield Item(path, labels[wordnet_id], names[wordnet_id])
 
 
-def ground_truth(folder: Path, files: list[str], wordnet_ids: list[str]) -> list[str]:
+def ground_truth(folder: Path, files: list[str], wordnet_ids: Iterable[str]) -> list[str]:
     """The WordNet id of every image of a flat validation folder.
 
     Args:
         folder: The folder of ImageNet.
         files: The sorted names of the images.
-        wordnet_ids: The sorted ids of all classes, including those that have no training images here.
+        wordnet_ids: The ids of all classes, including those that have no training images here.
 
     Raises:
         UserError: If there is no file with the labels, or it does not fit the images.
@@ -171,18 +167,18 @@ def ground_truth(folder: Path, files: list[str], wordnet_ids: list[str]) -> list
             f"{folder / 'images/val'} holds no class folders, and there is no file that labels its images; put one of "
             f"{', '.join(GROUND_TRUTH)} into {folder}"
         )
-    labels = _read_labels(path, files, folder / "images/val")
+    labels = _read_labels(path, files)
     if not all(label.isdigit() for label in labels):
         return labels
-    by_number = _ids_by_number(path, wordnet_ids)
+    by_number = _ids_by_number(path, sorted(wordnet_ids))
     absent = next((label for label in labels if int(label) not in by_number), None)
     if absent is not None:
         raise UserError(f"{path} names class number {absent}, which is none of {len(by_number)}")
     return [by_number[int(label)] for label in labels]
 
 
-def _read_labels(path: Path, files: list[str], images: Path) -> list[str]:
-    """The WordNet id, or else the class number, that a file of `GROUND_TRUTH` gives each of `files` in `images`."""
+def _read_labels(path: Path, files: list[str]) -> list[str]:
+    """The WordNet id, or else the class number, that a file of `GROUND_TRUTH` gives each of `files`."""
     lines = read_lines(path)
     labels: list[str | None]
     if path.suffix == ".csv":  # Kaggle's, with the header ImageId,PredictionString; a prediction begins with the id
@@ -195,7 +191,7 @@ def _read_labels(path: Path, files: list[str], images: Path) -> list[str]:
         labels = [*lines] if len(lines) == len(files) else []
     known = [label for label in labels if label is not None]
     if len(known) != len(files):
-        raise UserError(f"{path} does not label the {len(files)} images of {images} ({len(lines)} lines)")
+        raise UserError(f"{path} does not label the {len(files)} images ({len(lines)} lines)")
     return known
 
 

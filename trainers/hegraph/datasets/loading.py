@@ -1,95 +1,78 @@
-"""Loading a data set that has a folder below the data root, and the few-shot task that CoOp selected from it before."""
+"""Data sets by name, and the few-shot task that a seed selects from one."""
 
 from __future__ import annotations
 
-import logging
 import random
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
-from ..utils.commands import command
-from ..utils.errors import UserError
-from ..utils.files import absolute
+from ..utils.errors import UserError, unknown
 from .base import Dataset
-from .entry import DatasetEntry
-from .images import open_image
-from .pickles import read_coop_pickle
-from .pools import MALFORMED, pools_class_names, read_pools
-from .splits import SPLITS, Pools
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-logger = logging.getLogger(__name__)
+from .entry import DatasetEntry, LoaderEntry
+from .registry import ENTRIES, find_entry
+from .splits import select_few_shot
+from .stored import load_stored, read_coop_selection
 
 
-def load_pools(entry: DatasetEntry, root: str, seed: int, rng: random.Random) -> Dataset:
+def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | None = None) -> Dataset:
     """Loads a data set with its full splits. No image is opened.
 
     Args:
-        entry: The data set.
-        root: The folder of all data sets.
-        seed: The seed that `rng` was made from.
-        rng: The generator that a missing split is drawn from. The few-shot protocol draws from it afterwards.
+        name: `DATASET.NAME`.
+        root: The folder that holds all data sets. For ImageFolder, the folder or CSV file itself.
+        seed: The seed that a missing split is drawn with.
+        rng: A generator that was made from `seed`, to draw from and go on with; None makes one.
 
     Raises:
-        UserError: If something is missing. The message says what, and how to find out more.
+        UserError: If the name is not known, or something is missing on disk.
     """
-    name = entry.name
-    base = absolute(root)
-    folder = base / entry.folder
-    check = command(f"datasets check {name} --root {root or '.'}")
-    hint = f"see {check}"
-    if not folder.is_dir():
-        raise UserError(f"{name} is not in {folder}; set --root to the folder that holds {entry.folder}/, or {hint}")
-    try:
-        pools = read_pools(entry, folder, seed, rng)
-        classnames = pools_class_names(entry, pools)
-        ids = entry.class_ids(folder) if entry.class_ids else ()
-    except (UserError, *MALFORMED) as error:
-        reason = str(error) if isinstance(error, UserError) else f"a file there has another structure ({error!r})"
-        raise UserError(f"{name}: {reason}; {hint}") from error
-    items = {split: [item._replace(path=f"{entry.folder}/{item.path}") for item in pools[split]] for split in SPLITS}
-    if pools["val"] is pools["test"]:
-        items["val"] = items["test"]
-    train, val, test = (items[split] for split in SPLITS)
-    return Dataset(name, classnames, train, val, test, open=partial(open_stored, base), root=base, class_ids=ids)
+    entry = find_entry(name)
+    if isinstance(entry, LoaderEntry):
+        return entry.load(root)
+    if isinstance(entry, DatasetEntry):
+        return load_stored(entry, root, seed, rng or random.Random(seed))
+    raise unknown("data set", name, ENTRIES)
 
 
-def read_coop_selection(dataset: Dataset, folder: str, shots: int, seed: int) -> Pools | None:
-    """The few-shot task that CoOp selected in this data root for these shots and this seed; None if it did not.
-
-    CoOp keeps its selection as a pickle and takes it in every later run, so it is taken here as well.
+def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = "all") -> Dataset:
+    """Loads the few-shot task that CoOp's protocol selects. All image files exist then; none was opened.
 
     Args:
-        dataset: The data set with its full splits.
-        folder: Its folder below the data root.
-        shots: Training images per class.
-        seed: The seed of the selection.
+        name, root: As for `load_dataset`.
+        shots: Training images per class; -1 for all.
+        seed: The seed of the selection, from 0.
+        subsample: "all", "base" or "new" classes.
 
     Raises:
-        UserError: If the pickle is damaged, or was drawn from another split than the one that is here.
+        UserError: If the name is not known, something is missing on disk, or the data set has only test images.
     """
-    if shots < 1 or dataset.root is None:
-        return None  # CoOp keeps no selection of all images
-    path = dataset.root / folder / "split_fewshot" / f"shot_{shots}-seed_{seed}.pkl"
-    if not path.is_file():
-        return None
-    logger.info("%s: CoOp's own few-shot selection is used", path)
-    drawn = read_coop_pickle(path, folder)
-    remedy = f"{path} was drawn from another split; delete it to draw anew"
-    if "val" not in drawn and not dataset.val_is_test:
-        raise UserError(f"{remedy} (it has no val)")
-    names, test = dict(enumerate(dataset.classnames)), {item.path for item in dataset.test}
-    for item in (item for items in drawn.values() for item in items):
-        if names.get(item.label) != item.classname:
-            raise UserError(f"{remedy} ({item.path} has label {item.label}, {item.classname!r})")
-        if item.path in test:
-            raise UserError(f"{remedy} ({item.path} is a test image)")
-    return drawn
+    if seed < 0:
+        raise UserError(f"the few-shot protocol needs a seed from 0, got {seed}")
+    rng = random.Random(seed)
+    dataset = load_dataset(name, root, seed, rng)
+    check_trainable(dataset)
+    entry = find_entry(name)
+    drawn = read_coop_selection(dataset, entry.folder, shots, seed) if isinstance(entry, DatasetEntry) else None
+    if drawn is not None:
+        val, test = drawn.get("val", dataset.val), drawn.get("test", dataset.test)
+        dataset = replace(dataset, train=drawn["train"], val=val, test=test)
+    else:
+        train_labels, val_labels = ([item.label for item in items] for items in (dataset.train, dataset.val))
+        dataset = dataset.select(select_few_shot(train_labels, val_labels, shots, rng))
+    dataset = dataset.subsample(subsample)
+    dataset.check_files()
+    return dataset
 
 
-def open_stored(base: Path, path: str) -> Image.Image:
-    """Opens an image below the data root, as Dassl reads it."""
-    return open_image(base / path, as_stored=True)
+def load_test_images(name: str, root: str, seed: int, subsample: str = "all") -> Dataset:
+    """Loads the test images of a data set, without its others; as `load_few_shot`."""
+    dataset = replace(load_dataset(name, root, seed).subsample(subsample), train=[], val=[])
+    dataset.check_files()
+    return dataset
+
+
+def check_trainable(dataset: Dataset) -> None:
+    """Raises UserError if a data set has only test images. The message says what to train on instead."""
+    if not dataset.train:
+        name, entry = dataset.name, find_entry(dataset.name)
+        source = entry.train_on if entry and entry.train_on else "another data set"
+        raise UserError(f"{name} has only test images: train on {source} with --target-domains {name}")

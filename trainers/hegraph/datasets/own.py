@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 from ..utils.commands import command
 from ..utils.errors import UserError
-from ..utils.files import absolute
+from ..utils.files import absolute, hash_file
 from .base import Dataset
 from .class_folders import split_folders
 from .folder import read_files, tables_of
 from .hugging_face import read_hugging_face
-from .images import is_image
+from .images import is_image, reason
 from .layouts import listing
 from .own_rows import LONGEST_NUMBER, OwnImages, splits_of_words
 from .splits import SPLITS, Item
@@ -31,6 +31,7 @@ from .tar_shards import read_shards
 logger = logging.getLogger(__name__)
 
 NAME = "ImageFolder"
+HEAD = 4096  # bytes of files that are compared first
 MAX_NAMED = 3  # a message names at most so many folders or classes
 LAYOUT = (
     "expected ROOT/train/<class>/*.jpg (and val, test if you have them), or a CSV file with the columns "
@@ -145,3 +146,60 @@ def _some(names: Sequence[str]) -> str:
 def _class_order(name: str) -> tuple[int, int, str]:
     """Sorts numbers by value before all other names."""
     return (0, int(name), name) if name.isdecimal() and len(name) <= LONGEST_NUMBER else (1, 0, name)
+
+
+def refuse_copies(dataset: Dataset) -> None:
+    """Checks that no training or validation file is a test file as well, byte for byte.
+
+    Args:
+        dataset: The selected images. Those that are no files of their own, as in a tar shard, are not compared.
+
+    Raises:
+        UserError: If there are such files, and the message counts them and names one; or if a file cannot be read.
+    """
+    try:
+        copies = copies_in_test(dataset)
+    except OSError as error:
+        raise dataset.unreadable(error.filename or "", reason(error)) from error
+    for name, found in copies.items():
+        if found:
+            raise UserError(
+                f"{len(found)} of {len(dataset.splits[name])} {name} images are test images as well, such as "
+                f"{found[0]}, so the test would say nothing about new images; take them out of {name} or out of test"
+            )
+
+
+def copies_in_test(dataset: Dataset) -> dict[str, list[Path]]:
+    """The files of "train" and of "val" that are test files as well, byte for byte.
+
+    Args:
+        dataset: Its images that are no files of their own, as in a tar shard, are not compared.
+
+    Raises:
+        OSError: If a file cannot be read.
+    """
+    if dataset.root is None or dataset.version is not None:
+        return {"train": [], "val": []}
+    train, val, test = ([dataset.root / item.path for item in items] for items in dataset.splits.values())
+    return {"train": files_among(train, test), "val": files_among(val, test)}
+
+
+def files_among(files: Sequence[Path], others: Sequence[Path]) -> list[Path]:
+    """The files whose content is that of another one. Few are read: of equal size, and then with an equal beginning."""
+    for tell in (_size, _head, hash_file):
+        told, told_of_others = ({path: tell(path) for path in paths} for paths in (files, others))
+        both = set(told.values()) & set(told_of_others.values())
+        files = [path for path in files if told[path] in both]
+        others = [path for path in others if told_of_others[path] in both]
+        if not files:
+            break
+    return list(files)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD)

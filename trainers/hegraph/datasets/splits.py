@@ -12,19 +12,13 @@ from __future__ import annotations
 
 import logging
 import math
-import posixpath
 import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, NamedTuple
-
-from pydantic import Field
+from typing import NamedTuple
 
 from ..utils.errors import UserError, unknown
-from ..utils.files import read_json
-from ..utils.schema import Count, OpenPart, check
 
 logger = logging.getLogger(__name__)
 
@@ -98,63 +92,6 @@ def subsample_labels(labels: Collection[int], which: str) -> list[int]:
     if not halves[which] and which != "all":
         raise UserError(f"SUBSAMPLE_CLASSES {which} is empty: there are {len(ordered)} classes with training images")
     return halves[which]
-
-
-def read_split_file(path: Path) -> Pools:
-    """Reads a file `split_zhou_*.json`, which holds `{"train"|"val"|"test": [[path, label, class name], ...]}`.
-
-    Raises:
-        UserError: If the file cannot be read or has another structure, or an image is in two splits or has two labels.
-    """
-    form = "it must hold train, val and test, each a list of [path, label, class name]"
-    splits = check(_SplitFile, read_json(path), f"{path} is not a split file: {form}")
-    pools = {name: [Item(*row) for row in getattr(splits, name)] for name in SPLITS}
-    check_pools(pools, str(path))
-    return pools
-
-
-def check_pools(pools: Pools, where: str) -> None:
-    """Checks that every image is in one split, and has one label.
-
-    Args:
-        pools: Split -> its items, with normalised paths or those that a file lists.
-        where: How the message begins, such as the path of the file.
-
-    Raises:
-        UserError: If an image is listed in two splits, or with two labels.
-    """
-    seen: dict[str, tuple[str, int]] = {}
-    twice: dict[str, tuple[str, str]] = {}
-    for split, items in pools.items():
-        for item in items:
-            image = _plain_path(item.path)
-            before, label = seen.setdefault(image, (split, item.label))
-            if before != split:
-                twice.setdefault(item.path, (before, split))
-            elif label != item.label:
-                raise UserError(f"{where} lists {item.path} with the labels {label} and {item.label}; it has one")
-    if twice:
-        first, (one, other) = next(iter(twice.items()))
-        more = f" (and {len(twice) - 1} more)" if len(twice) > 1 else ""
-        raise UserError(
-            f"{where} lists {first} in {one} and in {other}{more}; an image is in one split, since a test on images "
-            "that were trained on says nothing"
-        )
-
-
-def _plain_path(path: str) -> str:
-    return posixpath.normpath(path) if "./" in path or "//" in path else path
-
-
-_Row = Annotated[tuple[str, Count, str], Field(strict=False)]  # a list in JSON; its entries are not converted
-
-
-class _SplitFile(OpenPart):
-    """Rows of path, label and class name."""
-
-    train: list[_Row]
-    val: list[_Row]
-    test: list[_Row]
 
 
 def _sample_per_class(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:

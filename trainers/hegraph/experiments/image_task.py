@@ -18,8 +18,8 @@ from yacs.config import CfgNode
 from ..config import encoding_options
 from ..datasets import Dataset, load_few_shot, load_test_images
 from ..datasets.base import check_classes
-from ..datasets.copies import refuse_copies
 from ..datasets.own import NAME as OWN
+from ..datasets.own import refuse_copies
 from ..features.bank import FeatureBank
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
