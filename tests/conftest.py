@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @contextmanager
 def heard(number: signal.Signals) -> Iterator[None]:
-    """Has this process, and those that it starts, end on a signal that is ignored, as a shell or nohup may have asked."""
+    """Has this process, and those it starts, end on a signal that is ignored, as a shell or nohup may have asked."""
     before = signal.getsignal(number)
     if before == signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

@@ -129,7 +129,7 @@ def named_shards(folder: Path, pictures: Pictures) -> Layout:
 
 
 def hugging_face_package() -> ModuleType:
-    """The package `datasets`. Its import alone proves nothing: pytest puts tests/ on the path, which has such a folder."""
+    """The package `datasets`. Its import alone proves nothing: tests/ is on the path, and has such a folder."""
     pytest.importorskip("datasets.config", reason="the package datasets is not installed")
     return importlib.import_module("datasets")
 

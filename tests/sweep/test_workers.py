@@ -174,9 +174,7 @@ def test_workers_that_die_while_they_start_are_replaced_a_few_times_in_a_row(run
     played(lambda connection, number: diligent(connection, number) if number >= STARTS - 1 else None)
     assert [result.status for result in run_in_workers(runs, 1)] == [DONE] * 4
     played(lambda connection, number: None)
-    with pytest.raises(
-        UserError, match=f"{STARTS} worker processes ended before their first run, the last with code 7"
-    ):
+    with pytest.raises(UserError, match=f"{STARTS} worker processes ended before their first run, .* code 7"):
         list(run_in_workers(runs, 2))
     assert not any(run.folder.exists() for run in runs)
 
