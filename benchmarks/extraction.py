@@ -16,7 +16,6 @@ from PIL import Image
 
 from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.loading import create_model
-from trainers.hegraph.config import encoding_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset, Item
 from trainers.hegraph.datasets.stored import open_stored
@@ -33,7 +32,7 @@ SIZE = (500, 375)  # pixels of a typical photograph in ImageNet
 def run(model: str = "ViT-B-32", images: int = 128, batch: int = 64, workers: int = 2, repeats: int = 3) -> Report:
     network, preprocess, tokenizer = create_model(model)
     backbone = Backbone(model, network.eval(), tokenizer, preprocess, (0.5,) * 3, (0.5,) * 3, {"model": model})
-    options = encoding_options(load_cfg(opts=["DATALOADER.TEST.BATCH_SIZE", batch, "DATALOADER.NUM_WORKERS", workers]))
+    options = load_cfg(opts=["DATALOADER.TEST.BATCH_SIZE", batch, "DATALOADER.NUM_WORKERS", workers]).encoding
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         items = [write_image(root, number) for number in range(images)]

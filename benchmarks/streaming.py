@@ -40,14 +40,13 @@ def run(few: int = 2_000, many: int = 200_000) -> Report:
 def measure(images: int) -> dict[str, float]:
     """Encodes images in this process; returns the "peak" of its memory in bytes, and the "seconds" it took."""
     from trainers.hegraph.backbones.loading import load_backbone
-    from trainers.hegraph.config import encoding_options
     from trainers.hegraph.config_files import load_cfg
     from trainers.hegraph.datasets import Dataset, Item
     from trainers.hegraph.features.extract import encode_parts, write_bank
 
     items = [Item(str(number), number % 10, CLASSES[number % 10]) for number in range(images)]
     dataset = Dataset("Rendered", CLASSES, items, [], [], render)
-    options = encoding_options(load_cfg(opts=["TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS", 1]))
+    options = load_cfg(opts=["TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS", 1]).encoding
     backbone = load_backbone("hegraph-mini")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

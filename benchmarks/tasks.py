@@ -8,9 +8,8 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
-from trainers.hegraph.config import model_options, training_options
+from trainers.hegraph.config import Config
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.method.model import build_model
@@ -48,17 +47,17 @@ def random_bank(num_classes: int, width: int, shots: int = 16, views: int = 1, t
     )
 
 
-def layer_of_the_paper() -> CfgNode:
+def layer_of_the_paper() -> Config:
     """A configuration whose six relations all have a `W`, and that has neither noise nor messages in closed form."""
     node = "TRAINER.HEGRAPHADAPTER"
     return load_cfg(opts=[f"{node}.TEXT_W", True, f"{node}.NOISE", 0.0, f"{node}.CLOSED_FORM.OMEGA", 0.0])
 
 
-def start_training(bank: FeatureBank, cfg: CfgNode | None = None) -> AdapterTraining:
+def start_training(bank: FeatureBank, cfg: Config | None = None) -> AdapterTraining:
     """Starts a training on a bank, by default with the default recipe, and brings it to the epoch after warm-up."""
     cfg = cfg or load_cfg()
-    data = BankBatches(bank.train_features, bank.train_labels, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed=1)
-    training = AdapterTraining(build_model(bank, model_options(cfg)), data, training_options(cfg))
+    data = BankBatches(bank.train_features, bank.train_labels, cfg.data.batch_size, seed=1)
+    training = AdapterTraining(build_model(bank, cfg.model), data, cfg.training)
     training.epoch = 1
     training.begin_epoch()
     training.model.train()

@@ -97,6 +97,6 @@ def test_configurations_and_errors_need_no_torch():
     program = (
         "import sys\n"
         "from trainers.hegraph import UserError, load_cfg\n"
-        "print(load_cfg('digits', 'mini').DATASET.NAME, 'torch' in sys.modules)"
+        "print(load_cfg('digits', 'mini').data.name, 'torch' in sys.modules)"
     )
     assert python(program) == "Digits False"

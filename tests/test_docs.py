@@ -17,10 +17,12 @@ import pytest
 from test_architecture import ORDER
 
 import trainers.hegraph
+from tools.options_page import filled
 from trainers.hegraph.baselines import METHODS
-from trainers.hegraph.config import BY_SHOTS, CHOICES, get_cfg_default
+from trainers.hegraph.config import default_values
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets.registry import stored_datasets
+from trainers.hegraph.utils.option import NODE
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -224,7 +226,7 @@ def test_the_data_sets_in_the_page_of_the_data_are_those_of_the_registry():
     assert len(rows) == 15
     for file, name, folder, test_only in rows:
         entry = stored_datasets()[name]
-        assert load_cfg(file).DATASET.NAME == name
+        assert load_cfg(file).data.name == name
         assert (entry.folder, entry.sizes.train == 0) == (folder, bool(test_only))
 
 
@@ -238,21 +240,7 @@ def test_no_page_names_a_place_on_our_machines(page):
     assert [word for word in ("../shared", "/work/", "/home/") if word in text_of(page)] == []
 
 
-def keys_and_defaults() -> dict[str, object]:
-    found: dict[str, object] = {}
-
-    def visit(node: dict, prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                visit(value, f"{prefix}{key}.")
-            else:
-                found[f"{prefix}{key}"] = value
-
-    visit(get_cfg_default(), "")
-    return found
-
-
-KEYS = keys_and_defaults()
+KEYS = default_values()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -275,44 +263,8 @@ def test_every_configuration_key_that_a_page_names_exists(page):
 # docs/configuration.md
 
 
-class Row(NamedTuple):
-    """A row of the tables of keys, as text."""
-
-    key: str
-    default: str
-    allowed: str
-
-
-def rows_of_keys() -> list[Row]:
-    rows = []
-    for line in text_of(CONFIGURATION).splitlines():
-        if re.match(r"\| `[A-Z][A-Z0-9_.]*` \|", line):
-            key, default, allowed, *_ = (cell.strip() for cell in line.strip("|").split(" | "))
-            key = key.strip("`")
-            rows.append(Row(key if key in KEYS else f"TRAINER.HEGRAPHADAPTER.{key}", default.strip("`"), allowed))
-    return rows
-
-
-def test_the_page_of_the_configuration_has_every_key_once_and_no_other():
-    assert sorted(row.key for row in rows_of_keys()) == sorted(KEYS)
-
-
-@pytest.mark.parametrize("row", rows_of_keys(), ids=lambda row: row.key)
-def test_a_default_in_the_page_is_that_of_the_code(row):
-    default = KEYS[row.key]
-    if row.key.endswith(".BY_SHOTS"):
-        assert row.default == "see below"
-    else:
-        assert row.default == ("''" if default == "" else str(default))
-
-
-@pytest.mark.parametrize("key", CHOICES)
-def test_the_page_has_the_values_that_a_key_allows(key):
-    [row] = [row for row in rows_of_keys() if row.key == key]
-    assert re.findall(r"`([^`]+)`", row.allowed) == [str(value) for value in CHOICES[key]]
-
-
-def test_the_values_by_shots_in_the_page_are_those_of_the_code():
-    lines = re.findall(r"^\| (\d+ \|[\d. |]+) \|$", text_of(CONFIGURATION), re.MULTILINE)
-    rows = [tuple(map(float, line.split("|"))) for line in lines]
-    assert rows == [(shots, *pairs[1::2]) for shots, pairs in BY_SHOTS]
+def test_the_tables_of_the_page_of_the_configuration_are_those_of_the_declarations():
+    page = text_of(CONFIGURATION)
+    assert filled(page) == page, "python -m tools.options_page writes them"
+    for key in KEYS:
+        assert len(re.findall(rf"^\| `{re.escape(key.removeprefix(f'{NODE}.'))}` \|", page, re.MULTILINE)) == 1, key

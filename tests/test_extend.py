@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "output", "data", "build", "dist")
-OUTPUT = ("output/", "data/")  # where the commands of the page write
+WRITTEN = "docs/configuration.md"  # by `tools.options_page`
+OUTPUT = ("output/", "data/", WRITTEN)  # where the commands of the page write
 FENCE = re.compile(r"(?:^`([^`]+)` \((new|add below [^\n]+)\):\n\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -117,10 +118,17 @@ def check_backbone(checkout: Path, printed: str) -> None:
     assert record["accuracy"] > 50
 
 
+def check_option(checkout: Path, printed: str) -> None:
+    record = record_below(checkout / "output" / "digits")
+    assert record["config"]["TRAINER.HEGRAPHADAPTER.METAPATH_SCALE"] == 0.5
+    assert "| `METAPATH_SCALE` | `1.0` | from 0 |" in (checkout / WRITTEN).read_text(encoding="utf-8")
+
+
 CHECKS: dict[str, Callable[[Path, str], None]] = {
     "A data set": check_data_set,
     "A method": check_method,
     "A relation": check_relation,
+    "An option": check_option,
     "A backbone": check_backbone,
 }
 

@@ -9,9 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
-from yacs.config import CfgNode
 
-from trainers.hegraph.config import model_options
+from trainers.hegraph.config import DataOptions
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset
 from trainers.hegraph.experiments import elsewhere, evaluation, image_task
@@ -23,12 +22,13 @@ from trainers.hegraph.experiments.tasks import bank_class_ids
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
-from trainers.hegraph.method.options import ModelOptions
+from trainers.hegraph.method.options import FreeOptions, ModelOptions
 from trainers.hegraph.method.transfer import TransferableAdapter
 from trainers.hegraph.models.saved import Backbone, SavedModel, Scores, TrainedOn
 from trainers.hegraph.training.loop import TrainingSummary
 from trainers.hegraph.utils import processes
 from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.utils.option import options_of
 
 AXES = torch.eye(3)
 NODE = "TRAINER.HEGRAPHADAPTER"
@@ -70,8 +70,8 @@ class Targets:
         return self.others[name]
 
 
-def data_of(domains: tuple = (), others: tuple = ()) -> CfgNode:
-    return CfgNode({"TARGET_DOMAINS": list(domains), "TARGET_DATASETS": list(others)})
+def data_of(domains: tuple = (), others: tuple = ()) -> DataOptions:
+    return DataOptions(target_domains=list(domains), target_datasets=list(others))
 
 
 def outcome_of(classify=None, transfer=None) -> Outcome:
@@ -376,28 +376,10 @@ def test_a_configuration_of_another_model_is_refused_and_keys_that_did_not_shape
         evaluation.check_configuration(model_of("TipAdapter"), load_cfg())
 
 
-class Reading:
-    """A part of a configuration that says in `keys` which keys are read."""
-
-    def __init__(self, part: CfgNode, keys: set[str], prefix: str = "") -> None:
-        self.part, self.keys, self.prefix = part, keys, prefix
-
-    def __getitem__(self, name: str):
-        value, key = self.part[name], f"{self.prefix}{name}"
-        if isinstance(value, CfgNode):
-            return Reading(value, self.keys, f"{key}.")
-        self.keys.add(key)
-        return value
-
-    __getattr__ = __getitem__
-
-
-def test_the_model_keeps_every_key_that_its_options_are_made_of():
-    read: set[str] = set()
-    for variant in ("full", "free"):
-        model_options(Reading(load_cfg(opts=[f"{NODE}.VARIANT", variant]), read))
-    # The shots of a test may be others: the record tells those of the model
-    assert read == {f"{NODE}.{name}" for name in evaluation.KEPT} | {"DATASET.NUM_SHOTS"}
+def test_the_model_keeps_every_option_that_it_was_made_of():
+    assert set(evaluation.KEPT) == {
+        option.key for holder in (ModelOptions, FreeOptions) for option in options_of(holder)
+    }
 
 
 @pytest.mark.parametrize(

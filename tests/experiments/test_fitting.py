@@ -86,7 +86,7 @@ def test_a_method_is_given_everything_but_test(cfg):
     assert seen.test_labels is None
     for name in ("train_features", "train_labels", "val_features", "val_labels", "text_positive", "text_negative"):
         assert torch.equal(getattr(seen, name), getattr(bank, name))
-    assert dict(options) == {"SHARE": 0.25}
+    assert vars(options) == {"SHARE": 0.25}
     assert seed == 7
     assert backbone is None  # it does not need one
     assert bank.test_features is not None

@@ -34,7 +34,7 @@ class Watched(BankTask):
         self.done, self.clock = done, [0.0]
 
     def prepare(self) -> None:
-        assert not (Path(self.cfg.OUTPUT_DIR) / "split.json").exists()
+        assert not (Path(self.cfg.run.output_dir) / "split.json").exists()
         self.done.append("prepare")
 
     def bank(self):

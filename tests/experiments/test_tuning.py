@@ -67,7 +67,7 @@ def trains(monkeypatch):
         asked: list[Asked] = []
 
         def train_adapter(task, bank, cfg, seed, shared):
-            values = (cfg.TRAINER.HEGRAPHADAPTER.ALPHA_C, cfg.TRAINER.HEGRAPHADAPTER.BETA_C)
+            values = (cfg.model.alpha_c, cfg.model.beta_c)
             asked.append(Asked(task, bank, values, seed))
             folded = SimpleNamespace(logits=classifiers[values])
             model = SimpleNamespace(fold=lambda: folded, values=values)
@@ -125,7 +125,7 @@ def test_the_configuration_that_was_given_is_left_as_it_was(trains):
     trains({(1.0, 9.0): always(1)})
     cfg = configured([ALPHA, [1.0]])
     tuning.tune_on_val(TASK, bank_of(), cfg, seed=1)
-    assert (cfg.TRAINER.HEGRAPHADAPTER.ALPHA_C, cfg.is_frozen()) == (9.0, True)
+    assert cfg.model.alpha_c == 9.0
 
 
 def test_every_candidate_is_said_with_its_accuracy(trains, caplog):

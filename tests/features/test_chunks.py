@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.loading import load_backbone
-from trainers.hegraph.config import encoding_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import load_dataset
 from trainers.hegraph.features import parts as chunks
@@ -45,7 +44,7 @@ def images(backbone) -> ImageViews:
 @pytest.fixture
 def options(monkeypatch) -> EncodingOptions:
     monkeypatch.setattr(chunks, "CHUNK_BATCHES", 2)
-    return encoding_options(load_cfg(opts=["DATALOADER.TEST.BATCH_SIZE", BATCH]))
+    return load_cfg(opts=["DATALOADER.TEST.BATCH_SIZE", BATCH]).encoding
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 
 from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.loading import load_backbone
-from trainers.hegraph.config import encoding_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset, Item, Selection, load_dataset, select_few_shot
 from trainers.hegraph.features.extract import ImageViews, encode_images, encode_task, training_augmentation
@@ -50,7 +49,7 @@ def selection(digits) -> Selection:
 
 
 def make_options(*opts) -> EncodingOptions:
-    return encoding_options(load_cfg(opts=["TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS", VIEWS, *opts]))
+    return load_cfg(opts=["TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS", VIEWS, *opts]).encoding
 
 
 @pytest.fixture
@@ -270,7 +269,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from trainers.hegraph.backbones.loading import load_backbone
-from trainers.hegraph.config import encoding_options
+
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import load_dataset
 from trainers.hegraph.features.extract import encode_images
@@ -279,7 +278,7 @@ digits, backbone = load_dataset("Digits"), load_backbone("hegraph-mini")
 images = ImageViews(digits, digits.train[:200], backbone.preprocess)
 print("ready", flush=True)
 sys.stdin.readline()
-encode_images(backbone, images, encoding_options(load_cfg()), Path(sys.argv[1]), "train")
+encode_images(backbone, images, load_cfg().encoding, Path(sys.argv[1]), "train")
 """
 
 

@@ -6,7 +6,6 @@ from dataclasses import asdict
 
 import pytest
 
-from trainers.hegraph.config import encoding_options
 from trainers.hegraph.config_files import load_cfg
 
 CHANGES = {
@@ -24,11 +23,11 @@ CHANGES = {
 
 
 def test_every_option_has_a_key():
-    assert asdict(encoding_options(load_cfg())).keys() == CHANGES.keys()
+    assert asdict(load_cfg().encoding).keys() == CHANGES.keys()
 
 
 @pytest.mark.parametrize(("name", "key", "value"), [(name, *change) for name, change in CHANGES.items()])
 def test_an_option_follows_its_key_and_no_other(name, key, value):
-    default = asdict(encoding_options(load_cfg()))
+    default = asdict(load_cfg().encoding)
     assert default[name] != value
-    assert asdict(encoding_options(load_cfg(opts=[key, value]))) == {**default, name: value}
+    assert asdict(load_cfg(opts=[key, value]).encoding) == {**default, name: value}

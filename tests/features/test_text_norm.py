@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.identity import MINI_NAME
 from trainers.hegraph.backbones.loading import load_backbone
-from trainers.hegraph.config import encoding_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.features.options import EncodingOptions
@@ -52,7 +51,7 @@ def contents(path: Path) -> tuple[dict, dict]:
 
 
 def options_of(*opts: object) -> EncodingOptions:
-    return encoding_options(load_cfg(opts=list(opts)))
+    return load_cfg(opts=list(opts)).encoding
 
 
 # Where it is not known

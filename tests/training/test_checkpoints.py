@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from trainers.hegraph.config import model_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.method.graph import build_graph
 from trainers.hegraph.method.model import HeGraphModel
@@ -25,7 +24,7 @@ def make_model(*opts, num_classes: int = 3, width: int = 8, shuffle: bool = True
     generator = torch.Generator().manual_seed(0)
     nodes = [F.normalize(torch.randn(num_classes, width, generator=generator), dim=-1) for _ in range(3)]
     pairs = [value if i % 2 else f"TRAINER.HEGRAPHADAPTER.{value}" for i, value in enumerate(opts)]
-    options = model_options(load_cfg(opts=pairs))
+    options = load_cfg(opts=pairs).model
     model = HeGraphModel(build_graph(*nodes), nodes[2], torch.arange(num_classes), 100.0, options)
     if shuffle:
         with torch.no_grad():

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainers.hegraph.config import model_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.method.graph import build_graph
 from trainers.hegraph.method.model import HeGraphModel
@@ -21,7 +20,7 @@ from trainers.hegraph.utils.errors import UserError
 def make() -> tuple[HeGraphModel, AdamW]:
     generator = torch.Generator().manual_seed(0)
     nodes = [F.normalize(torch.randn(3, 8, generator=generator), dim=-1) for _ in range(3)]
-    model = HeGraphModel(build_graph(*nodes), nodes[2], torch.arange(3), 100.0, model_options(load_cfg()))
+    model = HeGraphModel(build_graph(*nodes), nodes[2], torch.arange(3), 100.0, load_cfg().model)
     return model, AdamW(model.parameter_groups(0.1, 0.5, 0.02), weight_decay=0.01)
 
 

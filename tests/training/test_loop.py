@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from benchmarks.tasks import random_bank, start_training
-from trainers.hegraph.config import model_options, training_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.model import HeGraphModel, build_model
@@ -39,15 +38,15 @@ class Setup:
     ) -> tuple[HeGraphModel, TrainingSummary]:
         pairs = ["OPTIM.MAX_EPOCH", EPOCHS, f"{NODE}.MIN_STEPS", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 8]
         cfg = load_cfg(opts=[*pairs, *opts])
-        batch_size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        batch_size = cfg.data.batch_size
         features, keys = self.bank.train_features, self.bank.cache_keys()
         kept = products_with_cache(features, keys) if products else None
         data = BankBatches(features, self.bank.train_labels, batch_size, seed=1, products=kept)
         torch.manual_seed(0)
-        model = build_model(self.bank, model_options(cfg))
-        resume = Path(cfg.RESUME or self.folder / name)
+        model = build_model(self.bank, cfg.model)
+        resume = Path(cfg.run.resume or self.folder / name)
         checkpoints = Checkpoints(self.folder / name, resume, run_id, self.bank.classnames)
-        training = AdapterTraining(model, data, training_options(cfg), checkpoints, keep)
+        training = AdapterTraining(model, data, cfg.training, checkpoints, keep)
         training.resume()
         return model, train_to_end(training)
 
@@ -113,7 +112,7 @@ def test_the_schedule_is_as_long_as_the_raised_epochs(setup):
 def test_training_changes_every_parameter_and_nothing_else(setup):
     torch.manual_seed(0)
     model, _ = setup.fit()
-    untrained = build_model(setup.bank, model_options(load_cfg()))
+    untrained = build_model(setup.bank, load_cfg().model)
     for name, tensor in untrained.state_dict().items():
         assert not torch.equal(tensor, model.state_dict()[name]), name
     assert torch.equal(untrained.cache_keys, model.cache_keys)
@@ -121,7 +120,7 @@ def test_training_changes_every_parameter_and_nothing_else(setup):
 
 
 def test_training_lowers_the_loss_on_its_images(setup):
-    untrained = build_model(setup.bank, model_options(load_cfg()))
+    untrained = build_model(setup.bank, load_cfg().model)
     model, _ = setup.fit("OPTIM.LR", 0.01)
 
     def loss(model: HeGraphModel) -> float:

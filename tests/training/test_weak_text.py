@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from benchmarks.tasks import random_bank, start_training
-from trainers.hegraph.config import training_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.training import weak_text
@@ -92,7 +91,7 @@ def test_the_log_says_that_text_is_weak(caplog):
 def test_the_papers_recipe_has_no_such_factor():
     for name in ("mini_paper", "rn50_paper", "rn101_paper", "vit_b16_paper", "vit_b32_paper"):
         cfg = load_cfg("", name, opts=["DATASET.NUM_SHOTS", 1])
-        assert training_options(cfg).weak_text_lr_mult == 1.0
+        assert cfg.training.weak_text_lr_mult == 1.0
 
 
 @pytest.mark.parametrize(

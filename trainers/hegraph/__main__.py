@@ -23,7 +23,8 @@ from typing import Any
 from yacs.config import CfgNode
 
 from .baselines import METHODS, load_method, method_options
-from .config_files import from_dassl, load_cfg
+from .config import Config
+from .config_files import load_cfg
 from .utils.commands import Parser, command
 from .utils.errors import UserError, report, say, unknown
 
@@ -134,29 +135,27 @@ def in_coop() -> bool:
     return (CHECKOUT / "train.py").is_file() and (CHECKOUT / "datasets" / "oxford_pets.py").is_file()
 
 
-def configure(args: argparse.Namespace) -> tuple[CfgNode, str]:
-    """Builds the configuration, and chooses the host that runs it: "dassl" or "alone".
+def configure(args: argparse.Namespace) -> tuple[Config, CfgNode | None]:
+    """Builds the configuration, and with it that of Dassl; None in its place if the run goes without.
 
     Raises:
         UserError: If something in the configuration is wrong, or Dassl is asked for and cannot run.
     """
     method = method_options(args.trainer)
+    files = args.dataset_config_file, args.config_file, flags_as_keys(args), args.opts, method
     obstacles = ["--host alone"] if args.host == "alone" else obstacles_to_dassl(args)
-    base = None
     if not obstacles:
-        from .trainer import import_coop, obstacles_in
+        from .trainer import configure_coop, obstacles_in
 
-        base = import_coop(CHECKOUT)
-    elif args.host == "dassl":
+        cfg, tree = configure_coop(CHECKOUT, *files)
+        if not (obstacles := obstacles_in(cfg)):
+            return cfg, tree
+    if args.host == "dassl":
         raise UserError(f"--host dassl: {'; '.join(obstacles)}")
-    cfg = load_cfg(args.dataset_config_file, args.config_file, flags_as_keys(args), args.opts, method, base)
-    if base is not None and (obstacles := obstacles_in(cfg)):
-        if args.host == "dassl":
-            raise UserError(f"--host dassl: {'; '.join(obstacles)}")
-        cfg = from_dassl(cfg, method)
-    if args.host == "auto" and in_coop() and obstacles:
+    cfg = load_cfg(*files)
+    if args.host == "auto" and in_coop():
         logger.info("running without Dassl: %s", "; ".join(obstacles))
-    return cfg, "alone" if obstacles else "dassl"
+    return cfg, None
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -183,14 +182,14 @@ def check_flags(args: argparse.Namespace) -> None:
 def run_command(args: argparse.Namespace) -> None:
     """Trains and tests as the flags say, and prints the result in one line."""
     check_flags(args)
-    cfg, host = configure(args)
+    cfg, of_dassl = configure(args)
     from .utils import processes
 
     processes.start()
     try:
-        record = run_in_dassl(args, cfg) if host == "dassl" else run_alone(args, cfg)
+        record = run_alone(args, cfg) if of_dassl is None else run_in_dassl(args, of_dassl)
         if record:
-            say(f"{summary(record)} -> {cfg.OUTPUT_DIR}\n")
+            say(f"{summary(record)} -> {cfg.run.output_dir}\n")
     finally:
         processes.stop()
 
@@ -204,7 +203,7 @@ def run_in_dassl(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | Non
     return None if args.no_train else read_record(Path(cfg.OUTPUT_DIR))
 
 
-def run_alone(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
+def run_alone(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
     """Trains and tests without Dassl; returns the record, {} if nothing was trained."""
     from .experiments.run import run
 

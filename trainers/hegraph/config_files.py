@@ -6,48 +6,34 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import copy
 import itertools
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yacs.config import CfgNode as CN
+from yacs.config import CfgNode
 
-from .config import (
-    CHOICES,
-    FILLABLE,
-    OF_THE_BACKBONE,
-    OPEN,
-    REMOVED,
-    TRANSFORMS,
-    extend_cfg,
-    get_cfg_default,
-    model_options,
-    training_options,
-    values_at_shots,
-)
-from .method.options import UNTRAINED
+from .config import FILLABLE, OF_THE_BACKBONE, OPTIONS, REMOVED, Config, default_values, matching_rows, set_key
+from .method.options import UNTRAINED, ModelOptions
 from .method.relations import REFINED, RELATIONS, relations_in_use
 from .utils.errors import UserError, shortened, unknown
+from .utils.option import LARGEST_FLOAT, NODE, OPEN, Option, shown
 from .utils.reading import parse_json, read_yaml
-from .utils.rows import check_rows, is_list, is_list_of_pairs, is_positive
 from .utils.shipped import DATA_SET, METHOD, find_config_file
 
-LARGEST_FLOAT = 3.4e38  # of 32 bits
-LARGEST_INT = 2**31
+Values = dict[str, Any]  # key -> value
 
 
 def load_cfg(
     dataset_file: str = "",
     config_file: str = "",
-    flags: dict | None = None,
+    flags: Mapping[str, object] | None = None,
     opts: list | None = None,
     method: tuple[str, dict] | None = None,
-    base: CN | None = None,
-) -> CN:
+) -> Config:
     """Layers a configuration as CoOp does: defaults, data set file, method file, flags, KEY VALUE pairs.
 
     Args:
@@ -55,75 +41,71 @@ def load_cfg(
         config_file: YAML of the method: a path, or the name of a file that ships, such as "mini"; or "".
         flags: Key -> value from command-line flags.
         opts: Alternating keys and values; they win over everything.
-        method: Name and default options of another method, which become `cfg.TRAINER.<NAME>`.
-        base: The defaults to start from, which are changed and returned: in CoOp, those of `within_dassl`. None starts
-            from `get_cfg_default`.
-
-    Returns:
-        The checked, frozen configuration.
+        method: Name and default options of another method, whose keys are below `TRAINER.<NAME>`.
 
     Raises:
         UserError: Unreadable file, unknown key (the nearest is named), value of the wrong type or range.
     """
-    cfg = get_cfg_default() if base is None else base
-    if method:
-        add_method(cfg, *method)
+    return of_values(layered(default_values(), dataset_file, config_file, flags, opts, method))
+
+
+def layered(
+    values: Values,
+    dataset_file: str,
+    config_file: str,
+    flags: Mapping[str, object] | None,
+    opts: list | None,
+    method: tuple[str, dict] | None,
+) -> Values:
+    """The values of all keys, which may be more than ours; arguments as of `load_cfg`. Open keys are filled.
+
+    Raises:
+        UserError: As `load_cfg`, except for what only checked values can be asked.
+    """
+    values = values | of_method(method, values)
     for kind, file in ((DATA_SET, dataset_file), (METHOD, config_file)):
         if file:
-            _merge_file(cfg, find_config_file(kind, file))
+            _merge_file(values, find_config_file(kind, file))
     opts = list(opts or [])
     if len(opts) % 2:
         raise UserError(f"options come as KEY VALUE pairs, but {' '.join(map(str, opts))!r} has no value at its end")
-    for key, value in (flags or {}).items():
-        opts[:0] = [key, value]
-
-    _merge_pairs(cfg, opts)
+    _merge(values, [*(entry for pair in (flags or {}).items() for entry in pair), *opts])
     name = method[0] if method else "HeGraphAdapter"
-    if cfg.TRAINER.NAME != name:  # whose options are not here
+    if values["TRAINER.NAME"] != name:  # whose options are not here
         raise UserError(
-            f"TRAINER.NAME is {cfg.TRAINER.NAME!r:.80}, but this is a run of {name}; leave TRAINER.NAME out (--trainer "
-            "says the method)"
+            f"TRAINER.NAME is {values['TRAINER.NAME']!r:.80}, but this is a run of {name}; leave TRAINER.NAME out "
+            "(--trainer says the method)"
         )
-    return _complete(cfg)
+    return _complete(values)
 
 
-def is_filled(cfg: CN, key: str) -> bool:
-    """Whether a key has the value that BY_DATASET and BY_SHOTS give it where nobody sets it."""
-    rows = [dict(zip(pairs[0::2], pairs[1::2])) for pairs in _matching_rows(cfg)]
-    values = [row[key] for row in rows if key in row]
-    return bool(values) and _get(cfg, key) == values[0]
-
-
-def add_method(cfg: CN, name: str, defaults: dict) -> None:
-    """Adds the options of another method as `cfg.TRAINER.<NAME>`, unless CoOp or Dassl has such a node."""
-    if name.upper() not in cfg.TRAINER:
-        cfg.TRAINER[name.upper()] = CN(copy.deepcopy(defaults))
-
-
-def with_values(cfg: CN, pairs: list) -> CN:
-    """A frozen copy of a configuration with other values, given as alternating keys and values.
+def with_values(cfg: Config, pairs: list) -> Config:
+    """A configuration with other values, given as alternating keys and values.
 
     Raises:
         UserError: As `load_cfg`.
     """
-    changed = cfg.clone()
-    changed.defrost()
-    _merge_pairs(changed, pairs)
-    check_cfg(changed)
-    changed.freeze()
-    return changed
+    values = dict(cfg.values)
+    _merge(values, pairs)
+    return _checked(values)
 
 
-def within_dassl(dassl_cfg: CN) -> CN:
-    """Adds our keys, at our defaults, to a configuration tree of Dassl's and CoOp's, which is changed and returned."""
-    extend_cfg(dassl_cfg)
-    for key, value in _flatten(get_cfg_default()):
+def of_method(method: tuple[str, dict] | None, known: Mapping[str, object]) -> Values:
+    """The keys of another method with their defaults; none where CoOp or Dassl has such a group of keys."""
+    if method is None or any(key.startswith(f"TRAINER.{method[0].upper()}.") for key in known):
+        return {}
+    return {f"TRAINER.{method[0].upper()}.{key}": value for key, value in method[1].items()}
+
+
+def within_dassl(dassl_cfg: CfgNode) -> CfgNode:
+    """Sets our keys to our defaults in a tree of Dassl's and CoOp's, which is changed and returned."""
+    for key, value in default_values().items():
         if key not in OF_THE_BACKBONE:
-            _merge_pairs(dassl_cfg, [key, value])
+            set_key(dassl_cfg, key, value)
     return dassl_cfg
 
 
-def from_dassl(dassl_cfg: CN, method: tuple[str, dict] | None = None) -> CN:
+def from_dassl(dassl_cfg: CfgNode, method: tuple[str, dict] | None = None) -> Config:
     """Takes our keys out of a configuration that Dassl has merged.
 
     Args:
@@ -133,73 +115,89 @@ def from_dassl(dassl_cfg: CN, method: tuple[str, dict] | None = None) -> CN:
     Raises:
         UserError: As `load_cfg`.
     """
-    cfg = get_cfg_default()
-    if method:
-        add_method(cfg, *method)
-    for key, _ in _flatten(cfg):
-        if key not in OF_THE_BACKBONE:
-            _merge_pairs(cfg, [key, _get(dassl_cfg, key)])
-    return _complete(cfg)
+    theirs = flatten(dassl_cfg)
+    values = default_values() | of_method(method, {})
+    _merge(values, [entry for key in values if key not in OF_THE_BACKBONE for entry in (key, theirs[key])])
+    return of_values(_complete(values))
 
 
-def check_cfg(cfg: CN) -> None:
-    """Checks ranges and names.
+def of_values(values: Values) -> Config:
+    """The configuration of values whose open keys are filled.
 
     Raises:
-        UserError: With the key, the value and what is allowed.
+        UserError: As `load_cfg`.
     """
-    _check_names(cfg)
-    _check_ranges(cfg)
-    for name in ("FREE.KAPPA", "FREE.OMEGA", "WEAK_TEXT_LR_MULT"):
-        rows = _get(cfg.TRAINER.HEGRAPHADAPTER, name)
-        check_rows(name, rows, int, "[from this many shots, number]", is_positive)
-        if not rows or min(row[0] for row in rows) > 1:
-            raise UserError(f"TRAINER.HEGRAPHADAPTER.{name} must have a row from 1 shot on, got {rows}")
-    check_rows("SELECT", cfg.TRAINER.HEGRAPHADAPTER.SELECT, str, "[str, [VALUE, ...]]", is_list)
-    scale = cfg.INPUT.RRCROP_SCALE
-    if len(scale) != 2 or not all(map(is_positive, scale)) or not scale[0] <= scale[1] <= 1:
-        raise UserError(f"INPUT.RRCROP_SCALE must be two fractions, least and most, such as (0.08, 1.0), got {scale}")
-    _check_trainable(cfg)
+    cfg = _checked(values)
+    if cfg.run.select_on == "val":
+        _check_select(cfg)
+    return cfg
 
 
-def _check_names(cfg: CN) -> None:
-    for key, allowed in CHOICES.items():
-        value = _get(cfg, key)
-        if value not in allowed:
-            raise unknown(f"value of {key}", str(value), allowed)
-    for name in cfg.INPUT.TRANSFORMS:
-        if name not in TRANSFORMS:
-            raise unknown("INPUT.TRANSFORMS", str(name), TRANSFORMS)
-    prompts = "TRAINER.HEGRAPHADAPTER.PROMPTS"
-    of_strings = [f"{prompts}.{name}" for name in ("TEMPLATES", "NEGATIVE_TEMPLATES")]
-    for key in (*of_strings, "DATASET.TARGET_DOMAINS", "DATASET.TARGET_DATASETS"):
-        if not all(isinstance(entry, str) for entry in _get(cfg, key)):
-            raise UserError(f"{key} must be a list of strings, got {_get(cfg, key)}")
+def flatten(tree: Mapping, prefix: str = "") -> Values:
+    """A tree of keys as one level, such as {"OPTIM.LR": 0.1}."""
+    flat: Values = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
-def _check_ranges(cfg: CN) -> None:
-    positive = ("DATALOADER.TRAIN_X.BATCH_SIZE", "DATALOADER.TEST.BATCH_SIZE", "OPTIM.MAX_EPOCH")
-    for key in (*positive, "TRAIN.PRINT_FREQ", "TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS"):
-        if _get(cfg, key) < 1:
-            raise UserError(f"{key} must be at least 1, got {_shown(_get(cfg, key))}")
-    not_negative = ("OPTIM.LR", "OPTIM.WEIGHT_DECAY", "OPTIM.WARMUP_CONS_LR", "TRAIN.CHECKPOINT_FREQ")
-    ours: tuple[str, ...] = ("LAMBDA", "BETA_C", "MIN_STEPS", "LR_WIDTH", "LR_TAU", "WEIGHT_LR_MULT", "VISUAL_LR")
-    ours += ("LOSS_SCALE", "NOISE", "CLOSED_FORM.OMEGA")
-    for key in (*not_negative, "DATALOADER.NUM_WORKERS", *(f"TRAINER.HEGRAPHADAPTER.{name}" for name in ours)):
-        if _get(cfg, key) < 0:
-            raise UserError(f"{key} must not be negative, got {_shown(_get(cfg, key))}")
-    for key, value in _flatten(cfg):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key} must be a finite number, got {value}")
-        if isinstance(value, float) and abs(value) > LARGEST_FLOAT:
-            raise UserError(f"{key} must be a number of 32 bits, at most {LARGEST_FLOAT:.3g}, got {value}")
-        if isinstance(value, int) and not -LARGEST_INT <= value < LARGEST_INT and key != "SEED":
-            raise UserError(f"{key} must be below 2**31, and not below -2**31, got {_shown(value)}")
-    if not -LARGEST_INT <= cfg.SEED < 2**32:
-        raise UserError(f"SEED must be below 2**32, and not below -2**31, got {_shown(cfg.SEED)}")
-    for key in ("FREE.RHO", "CLOSED_FORM.RHO", "CLOSED_FORM.KAPPA"):
-        if not _get(cfg.TRAINER.HEGRAPHADAPTER, key) > 0:
-            raise UserError(f"TRAINER.HEGRAPHADAPTER.{key} must be above 0")
+def _merge_file(values: Values, path: Path) -> None:
+    siblings = [f.name for f in path.parent.glob("*.yaml")]
+    if siblings and not path.exists():
+        raise unknown(f"configuration in {path.parent}:", path.name, siblings)
+    tree = read_yaml(path, "cannot read the configuration")
+    if not isinstance(tree, (dict, type(None))):
+        raise UserError(f"{path} must hold KEY: VALUE lines, got {shown(tree)}")
+    try:
+        _merge(values, [entry for pair in flatten(tree or {}).items() for entry in pair])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _merge(values: Values, pairs: list) -> None:
+    """Sets keys, given as alternating keys and values; each has to be there, and keeps its type."""
+    for key, value in zip(map(str, pairs[0::2]), pairs[1::2]):
+        if key.startswith("--"):
+            raise UserError(f"{shortened(key, 80)} stands behind a KEY VALUE pair; flags come before them")
+        if key in REMOVED:
+            if (now := REMOVED[key]) != _coerce(key, value, now):
+                raise UserError(f"{key} can no longer be set: it is {now}, got {shown(value)}; leave it out")
+            continue
+        if key not in values:
+            raise _no_key(key, value, values)
+        values[key] = _coerce(key, value, values[key])
+
+
+def _no_key(key: str, value: object, known: Values) -> UserError:
+    if group := [name for name in known if name.startswith(f"{key}.")]:
+        return UserError(f"{key} is a group of keys such as {group[0]}, and takes no value itself, got {shown(value)}")
+    ends = [name for name in known if name.endswith(f".{key.upper()}")]
+    if len(ends) == 1:
+        return UserError(f"unknown configuration key {key!r}; did you mean {ends[0]!r}?")
+    return unknown("configuration key", key, known)
+
+
+def _coerce(key: str, value: object, default: object) -> object:
+    """Gives `value` the type of `default`: text becomes a literal, an int a float, a list a tuple.
+
+    Raises:
+        UserError: If it has another type, or a record could not hold it.
+    """
+    if isinstance(value, str) and not isinstance(default, str):
+        # If it is no literal, or one that is nested too deeply, its type is wrong, which is said below
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            value = ast.literal_eval(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) <= LARGEST_FLOAT else math.inf
+    if isinstance(default, str) and isinstance(value, (int, float)):
+        value = str(value)
+    if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)):
+        value = type(default)(value)
+    if type(value) is not type(default):
+        raise UserError(f"{key} must be of type {type(default).__name__} such as {default!r}, got {shown(value)}")
+    if not isinstance(value, (int, float)) and (problem := _not_plain(value)):  # of bare numbers the ranges say more
+        raise UserError(f"{key} {problem}, got {shown(value)}")
+    return value
 
 
 def _not_plain(value: object) -> str:
@@ -217,17 +215,59 @@ def _not_plain(value: object) -> str:
     return "must not hold the character NUL" if "\\u0000" in text else ""
 
 
-def _shown(value: object) -> str:
-    """A value as text; Python refuses to write numbers of thousands of digits."""
-    try:
-        return f"{value!r:.80}"
-    except (ValueError, RecursionError):
-        return f"a {type(value).__name__} that is too long to show"
+def _complete(values: Values) -> Values:
+    """Fills the open keys from the rows that apply; the values are changed and returned."""
+    for key in ("DATASET.NUM_SHOTS", f"{NODE}.BY_DATASET", f"{NODE}.BY_SHOTS"):
+        OPTIONS[key].check(values[key])
+    for pairs in matching_rows(values):
+        for key, value in zip(pairs[0::2], pairs[1::2]):
+            if key not in FILLABLE:
+                raise UserError(f"BY_SHOTS and BY_DATASET fill {', '.join(FILLABLE)}, not {key}; set that directly")
+            if values[key] == OPEN:
+                _merge(values, [key, value])
+    for key in FILLABLE:
+        if values[key] == OPEN:
+            raise UserError(f"{key} is {OPEN}, left to BY_DATASET and BY_SHOTS, and no row of them sets it; set it")
+    return values
 
 
-def _check_trainable(cfg: CN) -> None:
+def _checked(values: Values) -> Config:
+    """The options of a configuration.
+
+    Raises:
+        UserError: For a value out of range or an unknown name, and where there is nothing to train or to choose from.
+    """
+    for key, value in values.items():
+        OPTIONS.get(key, Option(key, value, "")).check(value)
+    cfg = Config.of(values)
+    _check_trainable(cfg.model)
+    return cfg
+
+
+def _check_select(cfg: Config) -> None:
+    """Checks that every candidate of SELECT is a configuration, and that each of its keys changes an option of the
+    adapter or of its training. Whether that option matters beside the others is not asked.
+
+    Raises:
+        UserError: Otherwise; candidates that train the same adapter would be told apart by nothing but their order.
+    """
+    trained = {}  # the values of a candidate, by their places -> what its training depends on
+    for places in itertools.product(*(range(len(values)) for _, values in cfg.run.select)):
+        pairs = [entry for (key, values), at in zip(cfg.run.select, places) for entry in (key, values[at])]
+        candidate = with_values(cfg, pairs)
+        trained[places] = (candidate.model, candidate.training)
+    for row, (key, values) in enumerate(cfg.run.select):
+        if all(value == values[0] for value in values):
+            continue
+        if all(options == trained[(*places[:row], 0, *places[row + 1 :])] for places, options in trained.items()):
+            raise UserError(
+                f"SELECT has {key}, which changes nothing in an adapter or its training, so nothing can be chosen; "
+                "leave it out, or run once for each value"
+            )
+
+
+def _check_trainable(options: ModelOptions) -> None:
     """Raises UserError where the meta-path weights leave a variant that is trained no message, and so no parameter."""
-    options = model_options(cfg)
     if options.variant in UNTRAINED:
         return
     if not (options.text_weights or options.bias or options.has_cache):
@@ -242,136 +282,3 @@ def _check_trainable(cfg: CN) -> None:
         f"VARIANT {options.variant} with {' and '.join(f'{key} 0' for key in used)} passes no message, so there is "
         "nothing to train; give another weight, or VARIANT base"
     )
-
-
-def _merge_file(cfg: CN, path: Path) -> None:
-    siblings = [f.name for f in path.parent.glob("*.yaml")]
-    if siblings and not path.exists():
-        raise unknown(f"configuration in {path.parent}:", path.name, siblings)
-    tree = read_yaml(path, "cannot read the configuration")
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold KEY: VALUE lines, got {_shown(tree)}")
-    pairs = []
-    for key, value in _flatten(tree):
-        pairs += [key, value]
-    try:
-        _merge_pairs(cfg, pairs)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def _merge_pairs(cfg: CN, pairs: list) -> None:
-    known = dict(_flatten(cfg))
-    for key, value in zip(pairs[0::2], pairs[1::2]):
-        if str(key).startswith("--"):
-            raise UserError(f"{shortened(str(key), 80)} stands behind a KEY VALUE pair; flags come before them")
-        if key in REMOVED:
-            if (now := REMOVED[key]) != _coerce(key, value, now):
-                raise UserError(f"{key} is {now} in this version and cannot be set, got {_shown(value)}; leave it out")
-            continue
-        if key not in known:
-            if group := [name for name in known if name.startswith(f"{key}.")]:
-                raise UserError(
-                    f"{key} is a group of keys such as {group[0]}, and takes no value itself, got {_shown(value)}"
-                )
-            ends = [name for name in known if name.endswith(f".{str(key).upper()}")]
-            if len(ends) == 1:
-                raise UserError(f"unknown configuration key {str(key)!r}; did you mean {ends[0]!r}?")
-            raise unknown("configuration key", str(key), known)
-        node, name = cfg, str(key).split(".")
-        for part in name[:-1]:
-            node = node[part]
-        node[name[-1]] = _coerce(str(key), value, known[key])
-
-
-def _coerce(key: str, value: object, default: object) -> object:
-    """Gives `value` the type of `default`: text becomes a literal, an int a float, a list a tuple.
-
-    Raises:
-        UserError: If it has another type, or a record could not hold it.
-    """
-    if isinstance(value, str) and not isinstance(default, str):
-        # If it is no literal, or one that is nested too deeply, its type is wrong, which is said below
-        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            value = ast.literal_eval(value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) <= LARGEST_FLOAT else math.inf
-    if isinstance(default, str) and isinstance(value, (int, float)):
-        value = str(value)
-    if isinstance(default, tuple) and isinstance(value, list):
-        value = tuple(value)
-    if isinstance(default, list) and isinstance(value, tuple):
-        value = list(value)
-    if type(value) is not type(default):
-        raise UserError(f"{key} must be of type {type(default).__name__} such as {default!r}, got {_shown(value)}")
-    if not isinstance(value, (int, float)) and (problem := _not_plain(value)):  # of bare numbers the ranges say more
-        raise UserError(f"{key} {problem}, got {_shown(value)}")
-    return value
-
-
-def _complete(cfg: CN) -> CN:
-    """Fills the open keys, checks all and freezes."""
-    if (shots := cfg.DATASET.NUM_SHOTS) != -1 and shots < 1:
-        raise UserError(f"DATASET.NUM_SHOTS must be at least 1, or -1 for all images, got {_shown(shots)}")
-    for pairs in _matching_rows(cfg):
-        for key, value in zip(pairs[0::2], pairs[1::2]):
-            if key not in FILLABLE:
-                raise UserError(f"BY_SHOTS and BY_DATASET fill {', '.join(FILLABLE)}, not {key}; set that directly")
-            if _get(cfg, key) == OPEN:
-                _merge_pairs(cfg, [key, value])
-    for key in FILLABLE:
-        if _get(cfg, key) == OPEN:
-            raise UserError(f"{key} is {OPEN}, left to BY_DATASET and BY_SHOTS, and no row of them sets it; set it")
-    check_cfg(cfg)
-    if cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON == "val":
-        _check_select(cfg)
-    cfg.freeze()
-    return cfg
-
-
-def _check_select(cfg: CN) -> None:
-    """Checks that every candidate of SELECT is a configuration, and that each of its keys changes an option of the
-    adapter or of its training. Whether that option matters beside the others is not asked.
-
-    Raises:
-        UserError: Otherwise; candidates that train the same adapter would be told apart by nothing but their order.
-    """
-    grid = cfg.TRAINER.HEGRAPHADAPTER.SELECT
-    trained = {}  # the values of a candidate, by their places -> what its training depends on
-    for places in itertools.product(*(range(len(values)) for _, values in grid)):
-        candidate = with_values(cfg, [x for (key, values), at in zip(grid, places) for x in (key, values[at])])
-        trained[places] = (model_options(candidate), training_options(candidate))
-    for row, (key, values) in enumerate(grid):
-        if all(value == values[0] for value in values):
-            continue
-        if all(options == trained[(*places[:row], 0, *places[row + 1 :])] for places, options in trained.items()):
-            raise UserError(
-                f"SELECT has {key}, which changes nothing in an adapter or its training, so nothing can be chosen; "
-                "leave it out, or run once for each value"
-            )
-
-
-def _matching_rows(cfg: CN) -> list[list]:
-    """The pairs of BY_DATASET and BY_SHOTS that apply to this run, those that win first."""
-    node = cfg.TRAINER.HEGRAPHADAPTER
-    check_rows("BY_DATASET", node.BY_DATASET, str, "[str, [KEY, VALUE, ...]]", is_list_of_pairs)
-    check_rows("BY_SHOTS", node.BY_SHOTS, int, "[int, [KEY, VALUE, ...]]", is_list_of_pairs)
-    by_dataset = [pairs for wanted in (cfg.DATASET.NAME, "*") for name, pairs in node.BY_DATASET if name == wanted]
-    return by_dataset + values_at_shots(node.BY_SHOTS, cfg)[-1:]
-
-
-def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
-    flat = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat += _flatten(value, f"{prefix}{key}.")
-        else:
-            flat.append((f"{prefix}{key}", value))
-    return flat
-
-
-def _get(cfg: CN, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg

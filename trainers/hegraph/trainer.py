@@ -14,6 +14,7 @@ In CoOp's own `train.py`, two lines are enough (README.md, "Inside CoOp"):
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import os
 import random
@@ -24,12 +25,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from yacs.config import CfgNode
 
 from . import config, config_files
 from .baselines import METHODS, load_method, method_options
+from .config import Config
 from .datasets import Dataset, Item, check_trainable, load_dataset
 from .datasets.registry import find_entry, stored_datasets
 from .datasets.split_files import path_from
@@ -78,6 +81,7 @@ class FeatureTrainer(TrainerX):
     """
 
     cfg: CfgNode  # Dassl's
+    settings: Config
 
     def check_cfg(self, cfg: CfgNode) -> None:
         show_messages()  # CoOp's train.py shows none
@@ -87,7 +91,7 @@ class FeatureTrainer(TrainerX):
     def build_data_loader(self) -> None:
         """Dassl's and CoOp's loaders select the images, and our loaders hand out their features."""
         self.settings = from_dassl(self.cfg)
-        self.seed = self.settings.SEED
+        self.seed = self.settings.run.seed
         if self.seed < 0:  # CoOp would draw unseeded, and nobody could draw the same images again
             self.seed = draw_seed()
             self.cfg = self.cfg.clone()
@@ -134,13 +138,13 @@ class FeatureTrainer(TrainerX):
             UserError: If something is missing on disk, or what CoOp selected before holds test images or anything but
                 items of this data set.
         """
-        data = self.settings.DATASET
+        data = self.settings.data
         if processes.rank():
             processes.wait()  # the first process writes files
         rng = random.Random(self.seed)
-        dataset = load_dataset(data.NAME, data.ROOT, self.seed, rng)
+        dataset = load_dataset(data.name, data.root, self.seed, rng)
         # CoOp takes what it selected before as it finds it, even test images, and runs what its pickle holds
-        read_coop_selection(dataset, stored_datasets()[data.NAME].folder, data.NUM_SHOTS, self.seed)
+        read_coop_selection(dataset, stored_datasets()[data.name].folder, data.shots, self.seed)
         random.setstate(rng.getstate())
         try:
             with sorted_listings():
@@ -154,7 +158,7 @@ class FeatureTrainer(TrainerX):
 
     def show_features(self, bank: FeatureBank) -> None:
         """Puts features into the loaders, where Dassl's hold images."""
-        size = self.settings.DATALOADER.TEST.BATCH_SIZE
+        size = self.settings.encoding.batch_size
         features, labels = bank.features_to_classify, bank.test_labels
         assert labels is not None  # they come with the features
         self.test_loader = [
@@ -307,7 +311,7 @@ class MethodTrainer(FeatureTrainer):
     """
 
     def fit_and_test(self) -> None:
-        method = load_method(self.settings.TRAINER.NAME)
+        method = load_method(self.settings.run.trainer)
         self.outcome = fit_method(method, self.task, self.bank, self.settings, self.seed)
         self.test()
 
@@ -348,7 +352,7 @@ def sorted_listings() -> Iterator[None]:
         os.listdir = listdir
 
 
-def dataset_of(manager: DataManager, cfg: CfgNode, stored: Dataset) -> Dataset:
+def dataset_of(manager: DataManager, cfg: Config, stored: Dataset) -> Dataset:
     """What Dassl's DataManager selected, with paths relative to the data root.
 
     CoOp keeps selections as pickles, whose paths may be those of another folder or machine.
@@ -361,31 +365,31 @@ def dataset_of(manager: DataManager, cfg: CfgNode, stored: Dataset) -> Dataset:
     Raises:
         UserError: If an image is missing.
     """
-    root, folder = absolute(cfg.DATASET.ROOT), stored_datasets()[cfg.DATASET.NAME].folder
+    root, folder = absolute(cfg.data.root), stored_datasets()[cfg.data.name].folder
 
     def items(data: list | None) -> list[Item]:
         return [Item(path_from(folder, datum.impath), datum.label, datum.classname) for datum in data or ()]
 
     source = manager.dataset
     train, val, test = items(source.train_x), items(source.val), items(source.test)
-    ours = stored.subsample(cfg.DATASET.SUBSAMPLE_CLASSES)
+    ours = stored.subsample(cfg.data.classes)
     ids = ours.class_ids if list(ours.classnames) == list(source.classnames) else ()
-    dataset = Dataset(cfg.DATASET.NAME, source.classnames, train, val, test, partial(open_stored, root), root, ids)
+    dataset = Dataset(cfg.data.name, source.classnames, train, val, test, partial(open_stored, root), root, ids)
     dataset.check_files()
     return dataset
 
 
-def obstacles_in(cfg: CfgNode) -> list[str]:
+def obstacles_in(cfg: Config) -> list[str]:
     """What a configuration asks for that Dassl or CoOp cannot do, and the package alone can; [] if there is nothing.
 
     Args:
-        cfg: A checked configuration, whose keys may be Dassl's as well.
+        cfg: The checked configuration.
 
     Raises:
         UserError: If only CoOp knows the data set.
     """
     obstacles: list[str] = []
-    name, of_coop = cfg.DATASET.NAME, DATASET_REGISTRY.registered_names()
+    name, of_coop = cfg.data.name, DATASET_REGISTRY.registered_names()
     if name in of_coop and find_entry(name) is None:
         raise UserError(
             f"Dassl's registry has {name}, but this package does not know it; add it here as well, as HeGraphAdapter's "
@@ -393,9 +397,9 @@ def obstacles_in(cfg: CfgNode) -> list[str]:
         )
     if name not in of_coop or name not in stored_datasets():
         obstacles.append(f"{name or 'no data set'} is none of CoOp's")
-    if cfg.DATASET.TARGET_DOMAINS or cfg.DATASET.TARGET_DATASETS:
+    if cfg.data.target_domains or cfg.data.target_datasets:
         obstacles.append("DATASET.TARGET_DOMAINS and DATASET.TARGET_DATASETS are not tested through Dassl")
-    if cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON != "last_step":
+    if cfg.run.select_on != "last_step":
         obstacles.append("TRAINER.HEGRAPHADAPTER.SELECT_ON val trains more than once, which Dassl does not")
     return obstacles
 
@@ -403,24 +407,40 @@ def obstacles_in(cfg: CfgNode) -> list[str]:
 def extend_cfg(cfg: CfgNode) -> None:
     """Adds our keys to a configuration of Dassl's."""
     config.extend_cfg(cfg)
+    known = config_files.flatten(cfg)
     for name in METHODS:
-        config_files.add_method(cfg, name, dict(load_method(name).defaults))
+        for key, value in config_files.of_method(method_options(name), known).items():
+            config.set_key(cfg, key, copy.deepcopy(value))
 
 
-def from_dassl(cfg: CfgNode) -> CfgNode:
+def from_dassl(cfg: CfgNode) -> Config:
     """`config_files.from_dassl`, with the options of the method that runs."""
     return config_files.from_dassl(cfg, method_options(cfg.TRAINER.NAME))
 
 
-def import_coop(root: Path) -> CfgNode:
-    """Makes CoOp's `train.py` and its loaders importable; returns the defaults of Dassl, CoOp and this package
-    together.
+def configure_coop(root: Path, *layers: Any) -> tuple[Config, CfgNode]:
+    """Makes CoOp's `train.py` and its loaders importable, and puts the configuration together.
+
+    Args:
+        root: The CoOp checkout.
+        layers: The arguments of `load_cfg`; files and options may also set keys of Dassl's and CoOp's.
+
+    Returns:
+        Our configuration, and the frozen tree of Dassl, CoOp and this package together.
+
+    Raises:
+        UserError: As `load_cfg`.
     """
     sys.path.insert(0, str(root))
     coop = importlib.import_module("train")
-    cfg = coop.get_cfg_default()
-    coop.extend_cfg(cfg)
-    return config_files.within_dassl(cfg)
+    tree = coop.get_cfg_default()
+    coop.extend_cfg(tree)
+    config.extend_cfg(tree)
+    values = config_files.layered(config_files.flatten(config_files.within_dassl(tree)), *layers)
+    for key, value in values.items():
+        config.set_key(tree, key, value)
+    tree.freeze()
+    return from_dassl(tree), tree
 
 
 def run_in_coop(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -430,7 +450,7 @@ def run_in_coop(args: argparse.Namespace, cfg: CfgNode) -> None:
 
     Args:
         args: CoOp's flags, as `__main__` parses them.
-        cfg: From `import_coop`, with files, flags and options.
+        cfg: Dassl's, from `configure_coop`.
 
     Raises:
         UserError: If several processes are to test a model.

@@ -17,8 +17,8 @@ from sklearn.utils import check_consistent_length
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
-from yacs.config import CfgNode
 
+from ..config import Config
 from ..experiments.image_task import ImageTask
 from ..models.folder import load_model, save_model
 from ..models.saved import SavedModel
@@ -306,19 +306,19 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         return X, y
 
     def _feature_task(
-        self, X: np.ndarray, labels: np.ndarray, names: list[str], positive: Any, negative: Any, cfg: CfgNode
+        self, X: np.ndarray, labels: np.ndarray, names: list[str], positive: Any, negative: Any, cfg: Config
     ) -> ArrayTask:
         shape = len(names), X.shape[-1]
         positive = text_nodes(positive, "text_features", *shape)
         negative = text_nodes(negative, "negative_text_features", *shape)
-        encodes = self.backbone is not None or (positive is None and bool(cfg.MODEL.BACKBONE.NAME))
+        encodes = self.backbone is not None or (positive is None and bool(cfg.backbone.name))
         backbone = image_task([], [], names, cfg, self._device()) if encodes else None
         features = unit_rows(X.swapaxes(0, 1))
         return feature_task(
             features, torch.from_numpy(labels), names, (positive, negative), self.logit_scale, cfg, backbone
         )
 
-    def _configuration(self, shots: int, seed: int, folder: str) -> CfgNode:
+    def _configuration(self, shots: int, seed: int, folder: str) -> Config:
         """The configuration of a training on so many images of a class, with features kept in a folder."""
         named = {key: getattr(self, name) for name, key in KEYS.items() if getattr(self, name) is not None}
         if self.backbone is not None:
@@ -361,10 +361,10 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         return ImageModel.of(self.model_, self._device(), *named)
 
 
-def _check_image_task(cfg: CfgNode, has_text: bool) -> None:
+def _check_image_task(cfg: Config, has_text: bool) -> None:
     if has_text:
         raise UserError("text features go with image features; of images, the backbone encodes the prompts")
-    if not cfg.MODEL.BACKBONE.NAME:
+    if not cfg.backbone.name:
         raise UserError('images need a backbone: give backbone="ViT-B-32-quickgelu" or another, or config="vit_b32"')
 
 

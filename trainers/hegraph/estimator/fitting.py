@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
-from yacs.config import CfgNode
 
+from ..config import Config
 from ..config_files import load_cfg
 from ..experiments.adapter import predict_test, train_adapter
 from ..experiments.calibration import calibrated
@@ -45,7 +45,7 @@ def make_configuration(
     options: Mapping[str, Any] | Sequence[Any] | None,
     seed: int,
     folder: str,
-) -> CfgNode:
+) -> Config:
     """The checked configuration of a training.
 
     Args:
@@ -67,12 +67,12 @@ def make_configuration(
         if key in options[::2]:
             raise UserError(f"options has {key}, which {instead}; leave it out")
     cfg = load_cfg(dataset_config, config, dict(named), [*options, "SEED", seed, FEATURES_DIR, folder])
-    if cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON == "val":
+    if cfg.run.select_on == "val":
         raise UserError("SELECT_ON val needs val images, which fit has none of; use scikit-learn's GridSearchCV")
     return cfg
 
 
-def train_model(task: Task, cfg: CfgNode, device: str) -> SavedModel:
+def train_model(task: Task, cfg: Config, device: str) -> SavedModel:
     """Trains the adapter of a task, as the command line does, and folds it into a model on the CPU.
 
     Raises:
@@ -80,12 +80,14 @@ def train_model(task: Task, cfg: CfgNode, device: str) -> SavedModel:
     """
     task.prepare()
     bank = task.bank().to(device)
-    outcome = predict_test(train_adapter(task, bank, cfg, cfg.SEED), bank)
+    outcome = predict_test(train_adapter(task, bank, cfg, cfg.run.seed), bank)
     assert outcome.classifier is not None  # HeGraphAdapter always folds
     if not outcome.classifier.weights.isfinite().all():
-        raise UserError(f"the trained adapter holds NaN or infinite values; lower OPTIM.LR ({cfg.OPTIM.LR})")
-    outcome = calibrated(outcome, task, bank, cfg, cfg.SEED)
-    model = make_model(task, bank, cfg, cfg.SEED, RunFolder.of(cfg, task, cfg.SEED), "alone", outcome)
+        raise UserError(
+            f"the trained adapter holds NaN or infinite values; lower OPTIM.LR ({cfg.training.learning_rate})"
+        )
+    outcome = calibrated(outcome, task, bank, cfg, cfg.run.seed)
+    model = make_model(task, bank, cfg, cfg.run.seed, RunFolder.of(cfg, task, cfg.run.seed), "alone", outcome)
     assert model is not None  # its classifier is there
     moved = {
         "classifier": model.classifier.to("cpu"),

@@ -18,8 +18,8 @@ from typing import Any
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from yacs.config import CfgNode
 
+from ..config import Config
 from ..datasets import Dataset, Item
 from ..datasets.images import open_image, to_rgb
 from ..experiments.image_task import ImageTask
@@ -46,8 +46,8 @@ class ArrayTask(TaskOfFeatures):
         UserError: If the configuration asks to encode images anew in every epoch.
     """
 
-    def __init__(self, bank: FeatureBank, cfg: CfgNode, seed: int) -> None:
-        if cfg.TRAINER.HEGRAPHADAPTER.FEATURES.MODE == "online":
+    def __init__(self, bank: FeatureBank, cfg: Config, seed: int) -> None:
+        if cfg.data.features == "online":
             raise UserError("FEATURES.MODE online encodes images, and X holds features; use FEATURES.MODE bank")
         labels, names = bank.train_labels.tolist(), bank.classnames
         split: Split = {"train": [[row, label, names[label]] for row, label in enumerate(labels)], "val": []}
@@ -63,7 +63,7 @@ class ArrayTaskWithBackbone(ArrayTask):
         source: A task of no images that knows the backbone.
     """
 
-    def __init__(self, bank: FeatureBank, cfg: CfgNode, seed: int, source: ImageTask) -> None:
+    def __init__(self, bank: FeatureBank, cfg: Config, seed: int, source: ImageTask) -> None:
         super().__init__(bank, cfg, seed)
         self.source, self.dataset = source, source.dataset
 
@@ -81,7 +81,7 @@ class ArrayTaskWithBackbone(ArrayTask):
 
 
 def image_task(
-    images: Sequence[Path | Image.Image], labels: Sequence[int], classnames: Sequence[str], cfg: CfgNode, device: str
+    images: Sequence[Path | Image.Image], labels: Sequence[int], classnames: Sequence[str], cfg: Config, device: str
 ) -> ImageTask:
     """The task of images that the user has on disk or in memory.
 
@@ -107,9 +107,9 @@ def image_task(
 
     unique = len(set(classnames)) == len(classnames)
     ids = [] if unique else [f"{position}: {name}" for position, name in enumerate(classnames)]
-    name = cfg.DATASET.NAME or NO_NAME
+    name = cfg.data.name or NO_NAME
     dataset = Dataset(name, list(classnames), train=items, val=[], test=[], open=open_named, class_ids=ids)
-    return ImageTask(dataset, cfg, cfg.SEED, device)
+    return ImageTask(dataset, cfg, cfg.run.seed, device)
 
 
 def feature_task(
@@ -118,7 +118,7 @@ def feature_task(
     classnames: Sequence[str],
     text: tuple[Tensor | None, Tensor | None],
     logit_scale: float | None,
-    cfg: CfgNode,
+    cfg: Config,
     backbone: ImageTask | None,
 ) -> ArrayTask:
     """The task of features that the user has encoded.
@@ -158,13 +158,13 @@ def feature_task(
         text_positive=positive,
         text_negative=-positive if negative is None else negative,
         classnames=list(classnames),
-        dataset=cfg.DATASET.NAME or NO_NAME,
+        dataset=cfg.data.name or NO_NAME,
         backbone="unknown" if backbone is None else backbone.backbone.name,
         logit_scale=CLIP_SCALE if logit_scale is None else logit_scale,
     )
     if backbone is None:
-        return ArrayTask(bank, cfg, cfg.SEED)
-    return ArrayTaskWithBackbone(bank, cfg, cfg.SEED, backbone)
+        return ArrayTask(bank, cfg, cfg.run.seed)
+    return ArrayTaskWithBackbone(bank, cfg, cfg.run.seed, backbone)
 
 
 def _name(image: Path | Image.Image, position: int) -> str:

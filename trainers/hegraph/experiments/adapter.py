@@ -8,9 +8,8 @@ from functools import cached_property
 
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
-from ..config import model_options, training_options
+from ..config import Config
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier
 from ..method.model import HeGraphModel, build_model
@@ -71,7 +70,7 @@ class Shared:
         return next((trained for *seen, trained in self._trained if tuple(seen) == asked), None)
 
 
-def new_model(bank: FeatureBank, cfg: CfgNode, seed: int) -> HeGraphModel:
+def new_model(bank: FeatureBank, cfg: Config, seed: int) -> HeGraphModel:
     """The untrained adapter of a task, on the device of its features.
 
     Logs a warning if training it takes much of the free memory.
@@ -86,8 +85,8 @@ def new_model(bank: FeatureBank, cfg: CfgNode, seed: int) -> HeGraphModel:
     """
     set_random_seed(seed)  # encoding may have drawn from the generators, reading what was encoded does not
     views, num_images, width = bank.train_features.shape
-    batch = min(cfg.DATALOADER.TRAIN_X.BATCH_SIZE, num_images)
-    options = model_options(cfg)
+    batch = min(cfg.data.batch_size, num_images)
+    options = cfg.model
     parts = training_bytes(len(bank.classnames), num_images, width, views, batch, options.needs_closed_form)
     log_large(parts, free_bytes(str(bank.train_features.device)))
     return build_model(bank, options)
@@ -96,7 +95,7 @@ def new_model(bank: FeatureBank, cfg: CfgNode, seed: int) -> HeGraphModel:
 def start_training(
     model: HeGraphModel,
     shared: Shared,
-    cfg: CfgNode,
+    cfg: Config,
     checkpoints: Checkpoints | None,
     keep: Keep | None = None,
 ) -> AdapterTraining | None:
@@ -114,7 +113,7 @@ def start_training(
     """
     if model.layers is None:
         return None
-    training = AdapterTraining(model, shared.batches, training_options(cfg), checkpoints, keep)
+    training = AdapterTraining(model, shared.batches, cfg.training, checkpoints, keep)
     training.resume()
     return training
 
@@ -122,7 +121,7 @@ def start_training(
 def train_adapter(
     task: Task,
     bank: FeatureBank,
-    cfg: CfgNode,
+    cfg: Config,
     seed: int,
     checkpoints: Checkpoints | None = None,
     keep: Keep | None = None,
@@ -145,7 +144,7 @@ def train_adapter(
     """
     shared = shared or Shared(task, bank)
     model = new_model(bank, cfg, seed)
-    if like := shared.trained_like(model, training_options(cfg)):
+    if like := shared.trained_like(model, cfg.training):
         model.layers = like.model.layers
         return TrainedAdapter(model, replace(like.training, seconds=0.0))
     training = start_training(model, shared, cfg, checkpoints, keep)

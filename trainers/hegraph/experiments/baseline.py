@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from yacs.config import CfgNode
-
 from ..baselines.base import FittedMethod, Method
+from ..config import Config
 from ..features.bank import FeatureBank
 from ..utils.errors import UserError
 from .provenance import set_random_seed
 from .tasks import Task
 
 
-def fit_baseline(method: Method, task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> FittedMethod:
+def fit_baseline(method: Method, task: Task, bank: FeatureBank, cfg: Config, seed: int) -> FittedMethod:
     """Fits a method.
 
     Args:
@@ -30,4 +29,4 @@ def fit_baseline(method: Method, task: Task, bank: FeatureBank, cfg: CfgNode, se
             f"{method.name} learns prompts through the backbone's text tower; give images instead of --features"
         )
     set_random_seed(seed)
-    return method.fit(bank, cfg.TRAINER[method.name.upper()], seed, backbone)
+    return method.fit(bank, cfg.method, seed, backbone)

@@ -26,9 +26,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from yacs.config import CfgNode
 
 from ..baselines import METHODS, load_method
+from ..config import Config
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
 from ..training.choice import has_val, val_images
@@ -43,7 +43,7 @@ from .tasks import Task, TaskOfFeatures
 logger = logging.getLogger(__name__)
 
 
-def calibrated(outcome: Outcome, task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> Outcome:
+def calibrated(outcome: Outcome, task: Task, bank: FeatureBank, cfg: Config, seed: int) -> Outcome:
     """An outcome with the temperature of its method; the outcome itself if TRAINER.HEGRAPHADAPTER.CALIBRATE is "off".
 
     Args:
@@ -54,7 +54,7 @@ def calibrated(outcome: Outcome, task: Task, bank: FeatureBank, cfg: CfgNode, se
         seed: The run's seed.
     """
     classify = outcome.classify if outcome.classifier is None else outcome.classifier.logits
-    if cfg.TRAINER.HEGRAPHADAPTER.CALIBRATE == "off" or classify is None:
+    if cfg.run.calibrate == "off" or classify is None:
         return outcome
     started = time.monotonic()
     trains = outcome.training.steps > 0
@@ -86,13 +86,13 @@ def find_temperature(bank: FeatureBank, classify: Classify, fit: Fit, trains: bo
     return Calibration()
 
 
-def fit_again(task: Task, cfg: CfgNode, seed: int) -> Fit:
+def fit_again(task: Task, cfg: Config, seed: int) -> Fit:
     """How the configured method is fitted to a part of a task; arguments as of `calibrated`."""
 
     def fit(bank: FeatureBank) -> Classify:
-        if cfg.TRAINER.NAME not in METHODS:
+        if cfg.run.trainer not in METHODS:
             return train_adapter(TaskOfFeatures(bank, cfg, seed), bank, cfg, seed).model.fold().logits
-        return fit_baseline(load_method(cfg.TRAINER.NAME), task, bank, cfg, seed).logits
+        return fit_baseline(load_method(cfg.run.trainer), task, bank, cfg, seed).logits
 
     return fit
 

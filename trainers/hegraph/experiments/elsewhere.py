@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
-from yacs.config import CfgNode
 
+from ..config import DataOptions
 from ..datasets.base import check_classes
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
@@ -28,13 +28,13 @@ from .outcome import Outcome
 from .tasks import DomainSource, ImageSource, TargetSource, Task
 
 
-def score_targets(task: Task, bank: FeatureBank, data: CfgNode, outcome: Outcome) -> dict[str, dict]:
+def score_targets(task: Task, bank: FeatureBank, data: DataOptions, outcome: Outcome) -> dict[str, dict]:
     """Tests on DATASET.TARGET_DOMAINS and DATASET.TARGET_DATASETS.
 
     Args:
         task: The task that the method was fitted to.
         bank: Its features.
-        data: `cfg.DATASET`.
+        data: `cfg.data`.
         outcome: What the fitted method can do.
 
     Returns:
@@ -44,11 +44,11 @@ def score_targets(task: Task, bank: FeatureBank, data: CfgNode, outcome: Outcome
     Raises:
         UserError: If a target cannot be had, or has classes that it must not have.
     """
-    if not (data.TARGET_DOMAINS or data.TARGET_DATASETS):
+    if not (data.target_domains or data.target_datasets):
         return {}
     check_targets(task, data)
     found = {}
-    for name in data.TARGET_DOMAINS:
+    for name in data.target_domains:
         assert isinstance(task, DomainSource)
         dataset, features, labels = task.target_images(name)
         features = features.to(bank.train_features.device)
@@ -57,7 +57,7 @@ def score_targets(task: Task, bank: FeatureBank, data: CfgNode, outcome: Outcome
         logits = classify_in_batches(outcome.classify, features) if outcome.classify else None
         mine = None if logits is None else logits[:, columns]
         found[name] = _scores(mine, zero_shot[:, columns], labels, SAME_CLASSES)
-    for name in data.TARGET_DATASETS:
+    for name in data.target_datasets:
         assert isinstance(task, TargetSource)
         target = task.target(name).to(bank.train_features.device.type)
         zero_shot = text_logits(target.features_to_classify, target.text_positive, target.logit_scale)
@@ -66,45 +66,45 @@ def score_targets(task: Task, bank: FeatureBank, data: CfgNode, outcome: Outcome
     return found
 
 
-def check_targets(task: Task, data: CfgNode) -> None:
+def check_targets(task: Task, data: DataOptions) -> None:
     """Checks, before anything is trained, that every target can be had; no image is opened.
 
     Args:
         task: The task that a method will be fitted to.
-        data: `cfg.DATASET`.
+        data: `cfg.data`.
 
     Raises:
         UserError: As `score_targets`.
     """
-    for name in data.TARGET_DOMAINS:
+    for name in data.target_domains:
         if not isinstance(task, DomainSource):
             raise UserError("a feature bank has no other data sets; leave out --target-domains")
         ids = task.target_dataset(name).ids
         match_classes(task.dataset.ids, ids, task.dataset.name, name)
         check_classes(len(ids), name)
-    for name in data.TARGET_DATASETS:
+    for name in data.target_datasets:
         if not isinstance(task, TargetSource):
             raise UserError("features that are given as arrays have no other data sets; leave out --target-datasets")
         task.check_target(name)
 
 
-def encode_targets(task: Task, data: CfgNode) -> None:
+def encode_targets(task: Task, data: DataOptions) -> None:
     """Encodes what `score_targets` will test on and is not on disk, with the other processes of `torchrun`; a bank has
     nothing to encode.
 
     Args:
         task: The task that a method will be fitted to.
-        data: `cfg.DATASET`.
+        data: `cfg.data`.
 
     Raises:
         UserError: On an unreadable image, a class without a prompt, or a folder that cannot be written.
     """
     if not isinstance(task, ImageSource):
         return
-    for name in data.TARGET_DOMAINS:
+    for name in data.target_domains:
         assert isinstance(task, DomainSource)
         task.target_images(name)
-    for name in data.TARGET_DATASETS:
+    for name in data.target_datasets:
         assert isinstance(task, TargetSource)
         task.target(name)
 

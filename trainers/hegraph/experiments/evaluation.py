@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from yacs.config import CfgNode
 
-from ..config_files import is_filled, with_values
+from ..config import OPTIONS, Config, is_filled
+from ..config_files import with_values
 from ..datasets import Dataset, load_test_images
 from ..datasets.base import check_classes
 from ..datasets.splits import Selection
@@ -44,13 +44,8 @@ from .tasks import bank_class_ids, bank_to_test, check_has_test
 
 logger = logging.getLogger(__name__)
 
-NODE = "TRAINER.HEGRAPHADAPTER."
-# Keys that shaped the model, and that a test cannot change any more: all that `config.model_options` reads
-KEPT = (
-    "VARIANT", "ALPHA_PP", "ALPHA_VP", "ALPHA_NP", "ALPHA_NP_TEST", "BETA_PN", "BETA_VN", "LEARN_METAPATH",
-    "TEXT_W", "BIAS", "BETA_C", "ALPHA_C", "CLOSED_FORM.OMEGA", "CLOSED_FORM.KAPPA", "CLOSED_FORM.RHO",
-    "FREE.OMEGA", "FREE.KAPPA", "FREE.RHO", "WEIGHT_INIT", "NOISE", "SHUFFLE",
-)  # fmt: skip
+# Keys that shaped a model of HeGraphAdapter, and that a test cannot change any more
+KEPT = tuple(key for key, option in OPTIONS.items() if option.shapes_model)
 
 
 class TestData(Protocol):
@@ -96,11 +91,11 @@ class BankTestData:
         UserError: If the bank is unusable, of another data set than the configuration says, or has no test images.
     """
 
-    def __init__(self, path: Path, cfg: CfgNode) -> None:
+    def __init__(self, path: Path, cfg: Config) -> None:
         file = BankFile(path)
-        file.check_dataset(cfg.DATASET.NAME)
+        file.check_dataset(cfg.data.name)
         check_has_test(file)
-        self.bank = bank_to_test(file, cfg.DATASET.SUBSAMPLE_CLASSES)
+        self.bank = bank_to_test(file, cfg.data.classes)
         self.identity = bank_identity(file, Selection([], []))
 
     @property
@@ -150,19 +145,19 @@ class Tested:
     rule: str
 
 
-def test_images(cfg: CfgNode) -> Dataset:
+def test_images(cfg: Config) -> Dataset:
     """The data set whose test images the configuration names.
 
     Raises:
         UserError: If it cannot be had.
     """
-    data = cfg.DATASET
-    if not data.NAME:
+    data = cfg.data
+    if not data.name:
         raise UserError("no data: give --dataset-config-file configs/datasets/NAME.yaml, or --features BANK")
-    return load_test_images(data.NAME, data.ROOT, max(cfg.SEED, 0), data.SUBSAMPLE_CLASSES)
+    return load_test_images(data.name, data.root, max(cfg.run.seed, 0), data.classes)
 
 
-def test_model(cfg: CfgNode, bank_file: Path | None, folder: Path, epoch: int | None, device: str) -> dict:
+def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | None, device: str) -> dict:
     """Tests a trained model, and writes and returns the record.
 
     Of several processes that `torchrun` started, all encode and the first writes; the others return {}.
@@ -198,7 +193,7 @@ def test_model(cfg: CfgNode, bank_file: Path | None, folder: Path, epoch: int | 
         return write_test(evaluate(model, data, device), model, cfg, run_folder, "alone", started)
 
 
-def write_test(tested: Tested, model: SavedModel, cfg: CfgNode, folder: RunFolder, host: str, started: float) -> dict:
+def write_test(tested: Tested, model: SavedModel, cfg: Config, folder: RunFolder, host: str, started: float) -> dict:
     """Writes and returns the record of a test; `started` is when encoding began, in seconds of the monotonic clock."""
     seconds = time.monotonic() - started
     record = make_record(tested.outcome, tested.bank, cfg, model.trained_on.seed, folder, host, seconds)
@@ -211,7 +206,7 @@ def write_test(tested: Tested, model: SavedModel, cfg: CfgNode, folder: RunFolde
     return record
 
 
-def check_configuration(model: SavedModel, cfg: CfgNode) -> None:
+def check_configuration(model: SavedModel, cfg: Config) -> None:
     """Checks that a configuration does not ask for another model than the one at hand.
 
     Raises:
@@ -219,13 +214,13 @@ def check_configuration(model: SavedModel, cfg: CfgNode) -> None:
             of this configuration, which need not be those of the model, changes nothing. Nor does a key that was chosen
             on val, where it has the chosen value, or the one that it had before the choice.
     """
-    if cfg.TRAINER.NAME != model.method:
-        raise UserError(f"the model is of {model.method}; give --trainer {model.method}, not {cfg.TRAINER.NAME}")
+    if cfg.run.trainer != model.method:
+        raise UserError(f"the model is of {model.method}; give --trainer {model.method}, not {cfg.run.trainer}")
     here = json.loads(json.dumps(run_config(cfg)))  # rows may be tuples here, and are lists in the model folder
     there = model.trained_on.config
     chosen = _chosen_on_val(model, cfg)
     of_method = [key for key in there if key.startswith(f"TRAINER.{model.method.upper()}.")]
-    for key in [f"{NODE}{name}" for name in KEPT] if model.method == "HeGraphAdapter" else of_method:
+    for key in KEPT if model.method == "HeGraphAdapter" else of_method:
         kept = chosen.get(key, there.get(key))
         if key in there and here.get(key) not in (kept, there[key]) and not is_filled(cfg, key):
             how = "got" if key in chosen else "was trained with"
@@ -236,7 +231,7 @@ def check_configuration(model: SavedModel, cfg: CfgNode) -> None:
             )
 
 
-def _chosen_on_val(model: SavedModel, cfg: CfgNode) -> dict[str, object]:
+def _chosen_on_val(model: SavedModel, cfg: Config) -> dict[str, object]:
     """The keys that `--select val` chose for a model, with the chosen values as a configuration holds them."""
     if model.method != "HeGraphAdapter" or not model.trained_on.selected:
         return {}

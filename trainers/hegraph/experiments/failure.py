@@ -8,8 +8,7 @@ import socket
 import traceback
 from pathlib import Path
 
-from yacs.config import CfgNode
-
+from ..config import Config
 from ..utils.errors import UserError, first_line
 from ..utils.files import hash_json, read_json, write_json
 from .identity import run_config
@@ -17,7 +16,7 @@ from .identity import run_config
 ERROR = "error.json"
 
 
-def write_failure(folder: Path, error: Exception, cfg: CfgNode, source: str, command: str) -> None:
+def write_failure(folder: Path, error: Exception, cfg: Config, source: str, command: str) -> None:
     """Writes `error.json`.
 
     Args:
@@ -34,7 +33,7 @@ def write_failure(folder: Path, error: Exception, cfg: CfgNode, source: str, com
         "message": str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}",
         "traceback": "".join(traceback.format_exception(error)),
         "configuration": run_config(cfg),
-        "seed": cfg.SEED,
+        "seed": cfg.run.seed,
         "data": source,
         "command": command,
         "attempt": hash_attempt(cfg, source),
@@ -45,7 +44,7 @@ def write_failure(folder: Path, error: Exception, cfg: CfgNode, source: str, com
     write_json(folder / ERROR, failure)
 
 
-def has_failed(folder: Path, cfg: CfgNode, source: str) -> bool:
+def has_failed(folder: Path, cfg: Config, source: str) -> bool:
     """Whether a folder says that this very run has failed: this configuration and seed on a source of this name."""
     try:
         said = read_json(folder / ERROR) if (folder / ERROR).exists() else None
@@ -59,6 +58,6 @@ def remove_failure(folder: Path) -> None:
     (folder / ERROR).unlink(missing_ok=True)
 
 
-def hash_attempt(cfg: CfgNode, source: str) -> str:
+def hash_attempt(cfg: Config, source: str) -> str:
     """Hash of what a run was asked to do. The data themselves are not part of it, since they may be what is missing."""
-    return hash_json([run_config(cfg), cfg.SEED, Path(source).name])
+    return hash_json([run_config(cfg), cfg.run.seed, Path(source).name])

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from yacs.config import CfgNode
 
+from ..config import Config
 from ..models.folder import CONFIG, TENSORS, find_model_folder, save_model
 from ..models.saved import SavedModel
 from ..models.thumbnails import has_thumbnails, write_thumbnails
@@ -53,7 +53,7 @@ class RunFolder:
     model: Path | None = None
 
     @classmethod
-    def of(cls, cfg: CfgNode, task: Task, seed: int) -> RunFolder:
+    def of(cls, cfg: Config, task: Task, seed: int) -> RunFolder:
         """The folder of a training run that is about to start. Nothing is written.
 
         Args:
@@ -63,11 +63,11 @@ class RunFolder:
         """
         config = run_config(cfg)
         run_id = hash_run(config, seed, task.identity, task.split)
-        resume = Path(cfg.RESUME) if cfg.RESUME else None
-        return cls(Path(cfg.OUTPUT_DIR), run_id, config, task.split, resume)
+        resume = Path(cfg.run.resume) if cfg.run.resume else None
+        return cls(Path(cfg.run.output_dir), run_id, config, task.split, resume)
 
     @classmethod
-    def of_test(cls, cfg: CfgNode, identity: dict, seed: int, model: Path) -> RunFolder:
+    def of_test(cls, cfg: Config, identity: dict, seed: int, model: Path) -> RunFolder:
         """The folder of a test of a trained model.
 
         Args:
@@ -81,7 +81,7 @@ class RunFolder:
         """
         config = run_config(cfg)
         of_all = {"config": config, "seed": seed, "data": identity, "model": hash_model(model)}
-        return cls(Path(cfg.OUTPUT_DIR), hash_json(of_all), config, {}, model=model)
+        return cls(Path(cfg.run.output_dir), hash_json(of_all), config, {}, model=model)
 
     @property
     def split_hash(self) -> str:

@@ -8,47 +8,31 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from yacs.config import CfgNode
-
 from ..backbones.identity import backbone_identity
-from ..config import OF_THE_BACKBONE
+from ..config import OPTIONS, Config
 from ..datasets import Dataset, Selection, select_few_shot, subsample_labels
 from ..features.bank_file import BankFile
 from ..prompts.sentences import description_file, resolve_source
 from ..utils.files import hash_json, read_json
+from ..utils.option import NODE
 
 Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
 
-# Keys that say where things are or how they are shown, not what is computed
-NOT_PART_OF_A_RUN = (
-    "OUTPUT_DIR", "SEED", "USE_CUDA", "RESUME", "DATASET.ROOT", "DATALOADER.NUM_WORKERS",
-    "DATALOADER.TEST.BATCH_SIZE", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TRAINER.HEGRAPHADAPTER.FEATURES.DIR",
-    "TRAINER.HEGRAPHADAPTER.BY_SHOTS", "TRAINER.HEGRAPHADAPTER.BY_DATASET",  # their effect is in other keys
-    *OF_THE_BACKBONE, "TEST.FINAL_MODEL", "TEST.SPLIT",  # only one value is allowed
-)  # fmt: skip
+OF_ALL_METHODS = tuple(f"{NODE}.{name}" for name in ("FEATURES.", "PROMPTS.", "PREC", "CALIBRATE"))
 
 
-def run_config(cfg: CfgNode) -> dict[str, object]:
+def run_config(cfg: Config) -> dict[str, object]:
     """The keys that shape a run, as a flat dict of plain values.
 
     The run of another method keeps those keys of HeGraphAdapter that hold for every method, and none of OPTIM.
     """
-    ours, prefix_of_ours = cfg.TRAINER.NAME == "HeGraphAdapter", "TRAINER.HEGRAPHADAPTER."
-    of_all_methods = tuple(f"{prefix_of_ours}{name}" for name in ("FEATURES.", "PROMPTS.", "PREC", "CALIBRATE"))
     flat: dict[str, object] = {}
-
-    def visit(node: CfgNode, prefix: str) -> None:
-        for key, value in node.items():
-            name = f"{prefix}{key}"
-            if isinstance(value, CfgNode):
-                visit(value, f"{name}.")
-            elif not ours and name.startswith(("OPTIM.", prefix_of_ours)) and not name.startswith(of_all_methods):
-                continue
-            elif name not in NOT_PART_OF_A_RUN:
-                flat[name] = list(value) if isinstance(value, tuple) else value
-
-    visit(cfg, "")
-    return dict(sorted(flat.items()))
+    for key, value in sorted(cfg.values.items()):
+        of_other = cfg.run.trainer != "HeGraphAdapter" and key.startswith(("OPTIM.", f"{NODE}."))
+        if (of_other and not key.startswith(OF_ALL_METHODS)) or (key in OPTIONS and not OPTIONS[key].shapes_run):
+            continue
+        flat[key] = list(value) if isinstance(value, tuple) else value
+    return flat
 
 
 def hash_run(config: dict[str, object], seed: int, data: dict, split: Split) -> str:
@@ -77,7 +61,7 @@ def bank_identity(bank: BankFile, selection: Selection) -> dict:
 
 
 def bank_split(
-    train_labels: list[int], val_labels: list[int], names: Sequence[str], cfg: CfgNode, seed: int
+    train_labels: list[int], val_labels: list[int], names: Sequence[str], cfg: Config, seed: int
 ) -> tuple[Selection, Split]:
     """The rows of a feature bank that the protocol selects, and what `split.json` says of them.
 
@@ -88,8 +72,8 @@ def bank_split(
         cfg: The checked configuration.
         seed: Seed of the selection.
     """
-    selection = select_few_shot(train_labels, val_labels, cfg.DATASET.NUM_SHOTS, random.Random(seed))
-    which = cfg.DATASET.SUBSAMPLE_CLASSES
+    selection = select_few_shot(train_labels, val_labels, cfg.data.shots, random.Random(seed))
+    which = cfg.data.classes
     # Where all classes are asked for, one without images stays here and is an error later
     drawn = range(len(names)) if which == "all" else {train_labels[row] for row in selection.train}
     kept = {label: new for new, label in enumerate(subsample_labels(drawn, which))}
@@ -100,7 +84,7 @@ def bank_split(
     return selection, {"train": rows(selection.train, train_labels), "val": rows(selection.val, val_labels)}
 
 
-def images_identity(dataset: Dataset, cfg: CfgNode, backbone: dict) -> dict:
+def images_identity(dataset: Dataset, cfg: Config, backbone: dict) -> dict:
     """Plain values that change whenever the features of these images would.
 
     Args:
@@ -112,13 +96,13 @@ def images_identity(dataset: Dataset, cfg: CfgNode, backbone: dict) -> dict:
         UserError: If the descriptions of the classes cannot be had.
     """
     identity: dict = {"backbone": backbone, "image_sizes": dataset.file_sizes()}
-    prompts = cfg.TRAINER.HEGRAPHADAPTER.PROMPTS
-    if resolve_source(dataset.name, prompts.SOURCE, prompts.DESCRIPTIONS) != "templates":
-        identity["descriptions"] = hash_json(read_json(description_file(dataset.name, prompts.DESCRIPTIONS)))
+    prompts = cfg.encoding
+    if resolve_source(dataset.name, prompts.source, prompts.descriptions) != "templates":
+        identity["descriptions"] = hash_json(read_json(description_file(dataset.name, prompts.descriptions)))
     return identity
 
 
-def configured_backbone(cfg: CfgNode, device: str) -> dict:
+def configured_backbone(cfg: Config, device: str) -> dict:
     """The identity of the backbone that the configuration names.
 
     Args:
@@ -128,8 +112,8 @@ def configured_backbone(cfg: CfgNode, device: str) -> dict:
     Raises:
         UserError: If its weights cannot be had.
     """
-    model = cfg.MODEL.BACKBONE
-    return backbone_identity(model.NAME, model.PRETRAINED, cfg.TRAINER.HEGRAPHADAPTER.PREC, device)
+    model = cfg.backbone
+    return backbone_identity(model.name, model.pretrained, cfg.backbone.precision, device)
 
 
 def images_split(dataset: Dataset) -> Split:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 from torch import Tensor
-from yacs.config import CfgNode
 
-from ..config import encoding_options
+from ..config import Config
 from ..datasets import Dataset, load_few_shot, load_test_images
 from ..datasets.base import check_classes
 from ..datasets.own import NAME as OWN
@@ -46,9 +45,9 @@ class ImageTask:
         opened: What earlier runs of this process have opened; None loads the backbone for this task alone.
     """
 
-    def __init__(self, dataset: Dataset, cfg: CfgNode, seed: int, device: str, opened: Opened | None = None) -> None:
+    def __init__(self, dataset: Dataset, cfg: Config, seed: int, device: str, opened: Opened | None = None) -> None:
         self.dataset, self.cfg, self.seed, self.device = dataset, cfg, seed, device
-        self.encoding = encoding_options(cfg)
+        self.encoding = cfg.encoding
         self.opened = opened or Opened()
         self._targets: dict[str, Dataset] = {}
 
@@ -77,8 +76,8 @@ class ImageTask:
         Raises:
             UserError: If it cannot be had, or the configuration contradicts it.
         """
-        model, precision = self.cfg.MODEL.BACKBONE, self.cfg.TRAINER.HEGRAPHADAPTER.PREC
-        backbone = self.opened.backbone(model.NAME, model.PRETRAINED, self.device, precision, self._backbone_identity)
+        model, precision = self.cfg.backbone, self.cfg.backbone.precision
+        backbone = self.opened.backbone(model.name, model.pretrained, self.device, precision, self._backbone_identity)
         _check_input(self.cfg, backbone)
         return backbone
 
@@ -124,11 +123,11 @@ class ImageTask:
 
     def backbone_config(self) -> BackboneConfig:
         """The backbone, as a model folder names it."""
-        model, backbone = self.cfg.MODEL.BACKBONE, self.backbone
+        model, backbone = self.cfg.backbone, self.backbone
         return BackboneConfig(
             title=backbone.name,
-            model=model.NAME,
-            pretrained=model.PRETRAINED,
+            model=model.name,
+            pretrained=model.pretrained,
             precision=backbone.precision,
             fingerprint=backbone.fingerprint,
         )
@@ -195,7 +194,7 @@ class ImageTask:
         """
         if name not in self._targets:
             known, _, which = name.partition(":")
-            self._targets[name] = load_test_images(known, self.cfg.DATASET.ROOT, self.seed, which or "all")
+            self._targets[name] = load_test_images(known, self.cfg.data.root, self.seed, which or "all")
         return self._targets[name]
 
     def target_images(self, name: str) -> tuple[Dataset, Tensor, Tensor]:
@@ -241,37 +240,37 @@ class ImageTask:
         return encode_parts(self.dataset, self.backbone, self.encoding, self.seed, self._folder(self.dataset))
 
     def _folder(self, dataset: Dataset) -> Path:
-        return Path(self.cfg.TRAINER.HEGRAPHADAPTER.FEATURES.DIR) / dataset.name / self.backbone.name
+        return Path(self.cfg.data.features_dir) / dataset.name / self.backbone.name
 
     def batches(self, bank: FeatureBank) -> TrainingData:
-        if self.cfg.TRAINER.HEGRAPHADAPTER.FEATURES.MODE == "bank":
+        if self.cfg.data.features == "bank":
             return bank_batches(bank, self.cfg, self.seed)
         from ..features.extract import ImageViews, training_augmentation
 
         images = ImageViews(self.dataset, self.dataset.train, training_augmentation(self.backbone, self.encoding))
-        batch_size = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        batch_size = self.cfg.data.batch_size
         return OnlineBatches(images, self.backbone, bank.train_labels, batch_size, self.seed)
 
 
-def load_image_task(cfg: CfgNode, seed: int, device: str, opened: Opened | None = None) -> ImageTask:
+def load_image_task(cfg: Config, seed: int, device: str, opened: Opened | None = None) -> ImageTask:
     """The task that CoOp's protocol selects from a data set on disk.
 
     Raises:
         UserError: If the data set or the backbone cannot be had.
     """
-    data = cfg.DATASET
-    if not data.NAME:
+    data = cfg.data
+    if not data.name:
         raise UserError("no data: give --dataset-config-file configs/datasets/NAME.yaml, or --features BANK")
-    dataset = load_few_shot(data.NAME, data.ROOT, data.NUM_SHOTS, seed, data.SUBSAMPLE_CLASSES)
+    dataset = load_few_shot(data.name, data.root, data.shots, seed, data.classes)
     return ImageTask(dataset, cfg, seed, device, opened)
 
 
-def _check_input(cfg: CfgNode, backbone: Backbone) -> None:
+def _check_input(cfg: Config, backbone: Backbone) -> None:
     """Resolution and normalisation are the model's; Dassl's keys for them must not contradict it."""
     for key, said, true in (
-        ("SIZE", cfg.INPUT.SIZE, backbone.input_size),
-        ("PIXEL_MEAN", cfg.INPUT.PIXEL_MEAN, backbone.mean),
-        ("PIXEL_STD", cfg.INPUT.PIXEL_STD, backbone.std),
+        ("SIZE", cfg.backbone.input_size, backbone.input_size),
+        ("PIXEL_MEAN", cfg.backbone.mean, backbone.mean),
+        ("PIXEL_STD", cfg.backbone.std, backbone.std),
     ):
         if said and tuple(said) != tuple(true):
             raise UserError(f"INPUT.{key} is {tuple(said)} but {backbone.name} takes {tuple(true)}; leave the key out")

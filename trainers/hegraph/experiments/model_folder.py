@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from yacs.config import CfgNode
-
+from ..config import Config
 from ..features.bank import FeatureBank
 from ..method.model import HeGraphModel
 from ..models.folder import save_model
@@ -23,7 +22,7 @@ NOT_TESTED = Scores(accuracy=None, accuracy_text=None, accuracy_zero_shot=None, 
 def make_model(
     task: Task,
     bank: FeatureBank,
-    cfg: CfgNode,
+    cfg: Config,
     seed: int,
     folder: RunFolder,
     host: str,
@@ -47,7 +46,7 @@ def make_model(
     backbone, preprocessing, prompts, class_ids = _of_images(task) if isinstance(task, ModelSource) else _of_bank(bank)
     trained_on = TrainedOn(
         dataset=bank.dataset,
-        shots=cfg.DATASET.NUM_SHOTS,
+        shots=cfg.data.shots,
         seed=seed,
         num_train=len(bank.train_labels),
         split_hash=folder.split_hash,
@@ -63,7 +62,7 @@ def make_model(
         text_positive=bank.text_positive.detach().cpu(),
         classnames=tuple(bank.classnames),
         class_ids=class_ids,
-        method=cfg.TRAINER.NAME,
+        method=cfg.run.trainer,
         variant=outcome.variant,
         logit_scale=bank.logit_scale,
         temperature=outcome.calibration.temperature,
@@ -80,7 +79,7 @@ def make_model(
 
 
 def keep_epochs(
-    task: Task, bank: FeatureBank, cfg: CfgNode, seed: int, folder: RunFolder, host: str
+    task: Task, bank: FeatureBank, cfg: Config, seed: int, folder: RunFolder, host: str
 ) -> Callable[[HeGraphModel, int], None]:
     """What writes the model of an epoch, for `AdapterTraining`; arguments as of `make_model`."""
     without_test = bank.without_test()

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from yacs.config import CfgNode
 
+from ..config import Config
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
 from ..results.records import KEEP
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 def make_record(
     outcome: Outcome,
     bank: FeatureBank,
-    cfg: CfgNode,
+    cfg: Config,
     seed: int,
     folder: RunFolder,
     host: str,
@@ -52,10 +52,10 @@ def make_record(
     device = bank.train_features.device
     return {
         "dataset": bank.dataset,
-        "trainer": cfg.TRAINER.NAME,
+        "trainer": cfg.run.trainer,
         "variant": outcome.variant,
         "backbone": bank.backbone,
-        "shots": cfg.DATASET.NUM_SHOTS,
+        "shots": cfg.data.shots,
         "seed": seed,
         **scores,
         "num_test": 0 if outcome.labels is None else len(outcome.labels),

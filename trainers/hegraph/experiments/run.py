@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
-from yacs.config import CfgNode
 
 from ..baselines import METHODS, load_method
 from ..baselines.base import Method
+from ..config import Config
 from ..features.bank import FeatureBank
 from ..training.loop import TrainingSummary
 from ..training.memory import keep_freed_memory
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(
-    cfg: CfgNode,
+    cfg: Config,
     bank_file: Path | None = None,
     model_dir: Path | None = None,
     load_epoch: int | None = None,
@@ -67,8 +67,8 @@ def run(
         UserError: On anything else that the user can mend.
     """
     bank_file, model_dir = (None if path is None else Path(path) for path in (bank_file, model_dir))  # may be text
-    device = available_device(cfg.USE_CUDA)
-    seed = cfg.SEED if cfg.SEED >= 0 else draw_seed()
+    device = available_device(cfg.run.use_cuda)
+    seed = cfg.run.seed if cfg.run.seed >= 0 else draw_seed()
     set_random_seed(seed)
     if keep_thumbnails and (bank_file is not None or model_dir is not None):
         raise UserError("--keep-thumbnails needs training images; leave it out with --features and --eval-only")
@@ -81,12 +81,12 @@ def run(
         return record
     if train:
         check_trained_classes(task)
-        check_targets(task, cfg.DATASET)
+        check_targets(task, cfg.data)
     task.prepare()
     if processes.rank():  # the first process has the folder; this one helps it to encode
         encode(task)
         if train:
-            encode_targets(task, cfg.DATASET)
+            encode_targets(task, cfg.data)
         return {}
     folder.check()
     with folder.locked():
@@ -100,7 +100,7 @@ def draw_seed() -> int:
     return processes.of_first(lambda: random.SystemRandom().randrange(2**31))
 
 
-def open_task(cfg: CfgNode, bank_file: Path | None, seed: int, device: str, opened: Opened | None = None) -> Task:
+def open_task(cfg: Config, bank_file: Path | None, seed: int, device: str, opened: Opened | None = None) -> Task:
     """The task of a run: rows of a feature bank, or images. Nothing is encoded yet."""
     if bank_file is not None:
         return BankTask(bank_file, cfg, seed, opened)
@@ -117,7 +117,7 @@ def encode(task: Task) -> None:
 
 def train_and_test(
     task: Task,
-    cfg: CfgNode,
+    cfg: Config,
     seed: int,
     folder: RunFolder,
     device: str,
@@ -135,24 +135,24 @@ def train_and_test(
     bank = task.bank()
     features_seconds = time.monotonic() - started
     if processes.world_size() > 1:
-        encode_targets(task, cfg.DATASET)
+        encode_targets(task, cfg.data)
         processes.stop()  # the others end here: what is read from now on must not wait for them
     bank = bank.to(device)
     outcome = calibrated(fit_and_predict(task, bank, cfg, seed, folder), task, bank, cfg, seed)
     bank = bank.with_test()
-    targets = score_targets(task, bank, cfg.DATASET, outcome)
+    targets = score_targets(task, bank, cfg.data, outcome)
     record = make_record(outcome, bank, cfg, seed, folder, "alone", features_seconds, targets)
     model = make_model(task, bank, cfg, seed, folder, "alone", outcome, record)
     folder.finish(record, outcome, bank.classnames, model, thumbnails)
     return record
 
 
-def fit_and_predict(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int, folder: RunFolder) -> Outcome:
+def fit_and_predict(task: Task, bank: FeatureBank, cfg: Config, seed: int, folder: RunFolder) -> Outcome:
     """Fits the method that `TRAINER.NAME` names, and has it predict test."""
     keep_freed_memory()
-    if cfg.TRAINER.NAME in METHODS:
-        return fit_method(load_method(cfg.TRAINER.NAME), task, bank, cfg, seed)
-    if cfg.TRAINER.HEGRAPHADAPTER.SELECT_ON == "val":
+    if cfg.run.trainer in METHODS:
+        return fit_method(load_method(cfg.run.trainer), task, bank, cfg, seed)
+    if cfg.run.select_on == "val":
         trained = tune_on_val(task, bank, cfg, seed)
         folder.checkpoints(bank.classnames).save_adapter(trained.model)
     else:
@@ -161,7 +161,7 @@ def fit_and_predict(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int, fold
     return predict_test(trained, bank.with_test())
 
 
-def fit_method(method: Method, task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> Outcome:
+def fit_method(method: Method, task: Task, bank: FeatureBank, cfg: Config, seed: int) -> Outcome:
     """Fits another method, without test features at hand, and has it predict test.
 
     Raises:

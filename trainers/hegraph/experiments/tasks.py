@@ -11,8 +11,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from PIL import Image
 from torch import Tensor
-from yacs.config import CfgNode
 
+from ..config import Config
 from ..datasets import Dataset
 from ..datasets.base import check_classes
 from ..datasets.splits import Selection, subsample_labels
@@ -135,7 +135,7 @@ class TaskOfFeatures:
     """
 
     features: FeatureBank
-    cfg: CfgNode
+    cfg: Config
     seed: int
     split: Split = field(default_factory=dict)
     identity: dict = field(default_factory=dict)
@@ -165,11 +165,11 @@ class BankTask:
         UserError: If the bank is unusable or is of another data set or mode than the configuration says.
     """
 
-    def __init__(self, path: Path, cfg: CfgNode, seed: int, opened: Opened | None = None) -> None:
-        if cfg.TRAINER.HEGRAPHADAPTER.FEATURES.MODE == "online":
+    def __init__(self, path: Path, cfg: Config, seed: int, opened: Opened | None = None) -> None:
+        if cfg.data.features == "online":
             raise UserError("FEATURES.MODE online encodes images, and --features has none; use FEATURES.MODE bank")
         file = (opened or Opened()).bank(path)
-        file.check_dataset(cfg.DATASET.NAME)
+        file.check_dataset(cfg.data.name)
         self.file, self.cfg, self.seed = file, cfg, seed
         train_labels = file.labels["train"].tolist()
         val_labels = file.labels["val"].tolist() if "val" in file.labels else []
@@ -194,7 +194,7 @@ class BankTask:
 
     @cached_property
     def _drawn(self) -> FeatureBank:
-        drawn = draw_bank(self.file, self.selection).subsample(self.cfg.DATASET.SUBSAMPLE_CLASSES)
+        drawn = draw_bank(self.file, self.selection).subsample(self.cfg.data.classes)
         if not self.file.is_large:
             return drawn.with_test()
         if drawn.read_test is None:
@@ -249,11 +249,11 @@ def check_trained_classes(task: Task) -> None:
     check_classes(len({label for _, label, _ in task.split["train"]}))
 
 
-def bank_batches(bank: FeatureBank, cfg: CfgNode, seed: int) -> BankBatches:
+def bank_batches(bank: FeatureBank, cfg: Config, seed: int) -> BankBatches:
     """Batches of a task's features, with the products that every step of the configured variant needs."""
-    full = cfg.TRAINER.HEGRAPHADAPTER.VARIANT == "full"  # the others have no cache
+    full = cfg.model.variant == "full"  # the others have no cache
     products = products_with_cache(bank.train_features, bank.cache_keys()) if full else None
-    return BankBatches(bank.train_features, bank.train_labels, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, seed, products)
+    return BankBatches(bank.train_features, bank.train_labels, cfg.data.batch_size, seed, products)
 
 
 def bank_class_ids(bank: FeatureBank) -> tuple[str, ...]:

@@ -6,8 +6,7 @@ import itertools
 import logging
 from dataclasses import replace
 
-from yacs.config import CfgNode
-
+from ..config import Config
 from ..config_files import with_values
 from ..features.bank import FeatureBank
 from ..training.choice import has_val, val_accuracy
@@ -18,7 +17,7 @@ from .tasks import Task
 logger = logging.getLogger(__name__)
 
 
-def tune_on_val(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> TrainedAdapter:
+def tune_on_val(task: Task, bank: FeatureBank, cfg: Config, seed: int) -> TrainedAdapter:
     """Trains every candidate of `TRAINER.HEGRAPHADAPTER.SELECT`, and returns the one that is best on val.
 
     Of equals the first wins, in the order of the rows. Candidates share what their values do not change: all of the
@@ -38,7 +37,7 @@ def tune_on_val(task: Task, bank: FeatureBank, cfg: CfgNode, seed: int) -> Train
         UserError: If the task has no val images of its own, nothing is declared to choose from, or a candidate is no
             configuration; all are checked before the first is trained.
     """
-    grid = cfg.TRAINER.HEGRAPHADAPTER.SELECT
+    grid = cfg.run.select
     if not has_val(bank):
         raise UserError(
             f"{bank.dataset} has no val images besides test, so nothing can be chosen on them; leave out --select val"

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from yacs.config import CfgNode
-
+from ..config import Config
 from ..config_files import load_cfg
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say
@@ -57,7 +56,7 @@ def extract_command(args: argparse.Namespace) -> None:
     cfg = load_cfg(args.dataset_config_file, args.config_file, flags, args.opts)
     processes.start()
     try:
-        load_image_task(cfg, max(cfg.SEED, 0), available_device(cfg.USE_CUDA)).write_bank(args.out)
+        load_image_task(cfg, max(cfg.run.seed, 0), available_device(cfg.run.use_cuda)).write_bank(args.out)
         if processes.rank() == 0:
             file = BankFile(args.out)
             sizes = ", ".join(f"{len(labels)} {split}" for split, labels in file.labels.items())
@@ -77,21 +76,20 @@ def import_tip_command(args: argparse.Namespace) -> None:
     cfg = load_cfg(args.dataset_config_file, args.config_file, opts=args.opts)
     classnames = read_classnames(args.classnames)
     encoded = _encode_text(cfg, classnames, args.out.parent) if args.config_file else {}
-    bank = import_tip(args.folder, classnames, shots=args.shots, dataset=cfg.DATASET.NAME, **encoded)
+    bank = import_tip(args.folder, classnames, shots=args.shots, dataset=cfg.data.name, **encoded)
     with atomic_path(args.out) as temporary:  # the file appears only if it loads
         bank.save(temporary)
         bank = load_bank(temporary)
     say(f"{args.out}: {len(bank.train_labels)} training images, {len(bank.classnames)} classes\n")
 
 
-def _encode_text(cfg: CfgNode, classnames: Sequence[str], folder: Path) -> dict[str, Any]:
+def _encode_text(cfg: Config, classnames: Sequence[str], folder: Path) -> dict[str, Any]:
     """The arguments of `import_tip` that come from the configured backbone."""
     from ..backbones.loading import load_backbone  # open_clip takes seconds to import
-    from ..config import encoding_options
     from .text import encode_prompts
 
-    backbone = load_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.PRETRAINED)
-    text = encode_prompts(backbone, cfg.DATASET.NAME, classnames, encoding_options(cfg), folder)
+    backbone = load_backbone(cfg.backbone.name, cfg.backbone.pretrained)
+    text = encode_prompts(backbone, cfg.data.name, classnames, cfg.encoding, folder)
     return {"text": text, "backbone": backbone.name, "logit_scale": backbone.logit_scale}
 
 

@@ -1,35 +1,70 @@
-"""What encoding needs to know. No configuration tree reaches it: `config.encoding_options` makes this of one."""
+"""How images and sentences are encoded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..utils.option import NODE, is_fraction_range, is_strings, option
+
+TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
+
 
 @dataclass(frozen=True)
 class EncodingOptions:
-    """How images and sentences are encoded.
+    """Options of encoding; each says what it means."""
 
-    Attributes:
-        views: Augmented views of each training image.
-        transforms: The augmentation: any of "random_resized_crop", "random_flip" and "normalize".
-        crop_scale: The least and the largest fraction of the area that a random resized crop keeps.
-        interpolation: "bicubic" or "bilinear", of that crop.
-        batch_size: Images that the backbone encodes at once.
-        num_workers: Processes that read images; 0 reads them in this one.
-        source: Of positive sentences: "templates", "descriptions", "both" or "auto" (see `prompts.sentences`).
-        templates: Positive templates with one `{}` each; () takes those of the data set.
-        negative_templates: Negative templates with one `{}` each; () takes those of the data set.
-        descriptions: A file of descriptions; "" takes the one that ships for the data set.
-    """
-
-    views: int
-    transforms: Sequence[str]
-    crop_scale: Sequence[float]
-    interpolation: str
-    batch_size: int
-    num_workers: int
-    source: str
-    templates: Sequence[str]
-    negative_templates: Sequence[str]
-    descriptions: str
+    views: int = option(10, f"{NODE}.FEATURES.VIEWS", "augmented views of each training image in a bank", least=1)
+    transforms: Sequence[str] = option(
+        TRANSFORMS,
+        "INPUT.TRANSFORMS",
+        "augmentation of training images; without a crop they are resized as test images are (`--transforms`)",
+        choices=TRANSFORMS,
+        allowed="some of these",
+    )
+    crop_scale: Sequence[float] = option(
+        (0.08, 1.0),
+        "INPUT.RRCROP_SCALE",
+        "least and most area that a random resized crop keeps",
+        form="two fractions, least and most, such as (0.08, 1.0)",
+        allows=is_fraction_range,
+        allowed="two fractions",
+    )
+    interpolation: str = option(
+        "bicubic", "INPUT.INTERPOLATION", "of the random resized crop", choices=("bicubic", "bilinear")
+    )
+    batch_size: int = option(
+        256, "DATALOADER.TEST.BATCH_SIZE", "images that are encoded at once", least=1, shapes_run=False
+    )
+    num_workers: int = option(
+        0, "DATALOADER.NUM_WORKERS", "processes that read images; 0: this one", least=0, shapes_run=False
+    )
+    source: str = option(
+        "auto",
+        f"{NODE}.PROMPTS.SOURCE",
+        "what makes the positive text nodes; `auto`: both where descriptions ship for the data set (the digits "
+        "excepted) or a file is given, else templates",
+        choices=("auto", "templates", "descriptions", "both"),
+    )
+    templates: Sequence[str] = option(
+        [],
+        f"{NODE}.PROMPTS.TEMPLATES",
+        "positive templates in place of the data set's own",
+        form="a list of strings",
+        allows=is_strings,
+        allowed="strings with one `{}`",
+    )
+    negative_templates: Sequence[str] = option(
+        [],
+        f"{NODE}.PROMPTS.NEGATIVE_TEMPLATES",
+        "negative templates in place of the data set's own",
+        form="a list of strings",
+        allows=is_strings,
+        allowed="strings with one `{}`",
+    )
+    descriptions: str = option(
+        "",
+        f"{NODE}.PROMPTS.DESCRIPTIONS",
+        "descriptions in place of those that ship, see [data.md](data.md#descriptions-of-classes)",
+        allowed="a JSON file",
+    )

@@ -1,12 +1,11 @@
-"""What the model can be asked to be. No configuration tree reaches the model: `config.model_options` makes this of
-it.
-"""
+"""What the model can be asked to be."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from ..utils.option import NODE, POSITIVE_BY_SHOTS, ROWS, Option, option
 from .relations import REFINED, RELATIONS, metapath_defaults
 
 VARIANTS = ("base", "free", "T-N", "T-P", "T", "full")
@@ -19,54 +18,157 @@ UNTRAINED = ("base", "free")  # they have no parameters
 
 @dataclass(frozen=True)
 class ClosedFormOptions:
-    """Constants of the closed form (`closed_form.py`), as they apply to a number of shots.
+    """Constants of the closed form (`closed_form.py`), as they apply to a number of shots."""
 
-    Attributes:
-        kappa: `kappa`, how many images of a class its text counts as.
-        rho: `rho`, the strength of the covariance's ridge, times d / N.
-        omega: `omega`, the weight of its messages in the logits; 0: none are passed.
-    """
+    kappa: float = option(
+        4.0,
+        f"{NODE}.CLOSED_FORM.KAPPA",
+        "how many images of a class its text counts as",
+        filled=True,
+        above=0,
+        shapes_model=True,
+    )
+    rho: float = option(
+        0.3,
+        f"{NODE}.CLOSED_FORM.RHO",
+        "strength of the covariance's ridge, times feature width over images",
+        above=0,
+        shapes_model=True,
+    )
+    omega: float = option(
+        0.0,
+        f"{NODE}.CLOSED_FORM.OMEGA",
+        "weight of the messages in the logits; 0: none, as in the paper",
+        filled=True,
+        least=0,
+        shapes_model=True,
+    )
 
-    kappa: float = 4.0
-    rho: float = 0.3
-    omega: float = 0.0
+
+@dataclass(frozen=True)
+class FreeOptions:
+    """What takes the place of `ClosedFormOptions` in the variant "free"."""
+
+    kappa: float = option(
+        4.0,
+        f"{NODE}.FREE.KAPPA",
+        f"how many images of a class its text counts as; {ROWS}",
+        configured=[[1, 4.0], [2, 2.0]],
+        rows=POSITIVE_BY_SHOTS,
+        by_shots=True,
+        above=0,
+        shapes_model=True,
+    )
+    rho: float = option(
+        0.3,
+        f"{NODE}.FREE.RHO",
+        "strength of the covariance's ridge, times feature width over images",
+        above=0,
+        shapes_model=True,
+    )
+    omega: float = option(
+        0.15,
+        f"{NODE}.FREE.OMEGA",
+        f"weight of the messages in the logits; {ROWS}",
+        configured=[[1, 0.15], [8, 0.3], [16, 0.4]],
+        rows=POSITIVE_BY_SHOTS,
+        by_shots=True,
+        above=0,
+        shapes_model=True,
+    )
+
+
+def metapath_options() -> dict[str, Option]:
+    """Key of each meta-path weight (Eq. 2 and 4), below the node of HeGraphAdapter -> its declaration."""
+    found = {}
+    for relation in RELATIONS:
+        for key, weight in relation.keys.items():
+            meaning = f"weight of the messages {relation.source} → {relation.target}"
+            symbol = "Eq. 4" if relation.target == REFINED else "Eq. 2"
+            if key != relation.weight_key:
+                meaning = f"{relation.weight_key} in testing; unused with `LEARN_METAPATH`, and without `TEXT_W`"
+                symbol = "section 4.1"
+            found[key] = Option(f"{NODE}.{key}", weight, meaning, symbol=symbol, shapes_model=True)
+    return found
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Options of `HeGraphModel`, with the symbols of the paper.
+    """Options of `HeGraphModel`. Python's defaults are the paper's; those of the keys are our recipe."""
 
-    Attributes:
-        variant: The row of the paper's Table 2, or "free", which is not in the paper: the closed form alone, and no
-            training. "base": zero-shot CLIP. "T-N": positive text nodes receive messages from negative ones only;
-            "T-P": from all others. "T": from all. "full": T with the cache classifier.
-        metapath: Meta-path weights by configuration key: `alpha_pp`, `alpha_vp`, `alpha_np` (Eq. 4), `beta_pn`,
-            `beta_vn` (Eq. 2), and `ALPHA_NP_TEST`, which takes the place of `alpha_np` in evaluation mode. A relation
-            of weight 0 is left out.
-        learn_metapath: Whether the meta-path weights are trained (Table 3). Then `ALPHA_NP_TEST` is not used.
-        weight_init: What each `W` starts at: "identity", "xavier" (uniform) or "zero".
-        text_weights: Whether messages to text nodes have a `W`. Without one a message is `tanh(b)`: a trained bias for
-            each class and relation, and no class hears of another but in closed form.
-        bias: Whether each message has a trainable bias per class, `b`, which starts at zero.
-        beta_c: `beta_c`, the sharpness of the cache affinities (Eq. 8).
-        alpha_c: `alpha_c`, the weight of the cache's logits in the prediction.
-        closed_form: Constants of the closed form.
-        shuffle: One of `SHUFFLES`. "text_to_visual" and "visual_to_text": messages in closed form go to wrong classes;
-            "negative": every class has the negative text node of another.
-        noise: Length of the within-class noise that training adds to a query, 1 for that of the images; 0: none.
-    """
-
-    variant: str = "full"
-    metapath: Mapping[str, float] = field(default_factory=metapath_defaults)
-    learn_metapath: bool = False
-    weight_init: str = "identity"
-    text_weights: bool = True
-    bias: bool = True
-    beta_c: float = 1.0
-    alpha_c: float = 8.0
+    variant: str = option(
+        "full",
+        f"{NODE}.VARIANT",
+        "`full`: both classifiers; `T`: the text classifier alone, without the cache; `T-N`: only negative text nodes "
+        "send messages to positive ones; `T-P`: only positive text and visual nodes do; `base`: zero-shot CLIP; "
+        "`free`, which is not in the paper: messages in closed form and no training",
+        choices=VARIANTS,
+        symbol="Table 2",
+        shapes_model=True,
+    )
+    # By key; a relation of weight 0 is left out
+    metapath: Mapping[str, float] = field(default_factory=metapath_defaults, metadata={"options": metapath_options()})
+    learn_metapath: bool = option(
+        False,
+        f"{NODE}.LEARN_METAPATH",
+        "train these weights; a relation of weight 0 is left out all the same",
+        symbol="Table 3, last column",
+        shapes_model=True,
+    )
+    weight_init: str = option(
+        "identity",
+        f"{NODE}.WEIGHT_INIT",
+        "what `W` starts at",
+        choices=("identity", "xavier", "zero"),
+        symbol="left open",
+        shapes_model=True,
+    )
+    text_weights: bool = option(
+        True,
+        f"{NODE}.TEXT_W",
+        "whether messages to text nodes have a `W`; without one a message is the bias of its class and relation, and "
+        "what other classes say arrives in closed form alone (below)",
+        configured=False,
+        symbol="`True`",
+        shapes_model=True,
+    )
+    bias: bool = option(
+        True, f"{NODE}.BIAS", "a trainable bias for each class and relation", symbol="left open", shapes_model=True
+    )
+    beta_c: float = option(
+        1.0,
+        f"{NODE}.BETA_C",
+        "sharpness of the cache affinities",
+        least=0,
+        symbol="β of Tip-Adapter, Eq. 8",
+        shapes_model=True,
+    )
+    alpha_c: float = option(
+        8.0,
+        f"{NODE}.ALPHA_C",
+        "weight of the visual logits in the prediction",
+        filled=True,
+        symbol="α of Tip-Adapter",  # noqa: RUF001
+        shapes_model=True,
+    )
     closed_form: ClosedFormOptions = field(default_factory=ClosedFormOptions)
-    noise: float = 0.0
-    shuffle: str = "none"
+    noise: float = option(
+        0.0,
+        f"{NODE}.NOISE",
+        "within-class noise: in training, a query of the text classifier is moved by another image's deviation from "
+        "its class, times this; 0: none, as in the paper",
+        configured=1.0,
+        least=0,
+        shapes_model=True,
+    )
+    shuffle: str = option(
+        "none",
+        f"{NODE}.SHUFFLE",
+        "a control of the ablation: the messages of this relation go to wrong classes, or each class has the negative "
+        "text node of another",
+        choices=SHUFFLES,
+        shapes_model=True,
+    )
 
     @property
     def has_closed_form(self) -> bool:

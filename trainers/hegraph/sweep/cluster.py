@@ -27,8 +27,9 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from yacs.config import CfgNode
 
+from ..config import Config
+from ..config_files import with_values
 from ..experiments.failure import ERROR
 from ..experiments.lock import Locked, lock_folder
 from ..experiments.opened import Opened
@@ -268,7 +269,7 @@ class Cluster:
 
 
 def do_run(
-    run: Run, cfg: CfgNode, bank: Any, checkpoint: bytes | None, place: str, cwd: str, package: str, verbose: bool
+    run: Run, cfg: Config, bank: Any, checkpoint: bytes | None, place: str, cwd: str, package: str, verbose: bool
 ) -> tuple[str, str, float, bytes]:
     """What a worker does: a run in a temporary folder.
 
@@ -294,10 +295,7 @@ def do_run(
         there = replace(run, folder=Path(temporary) / "run")
         if bank is not None:
             there = replace(there, source=str(_bank_file(bank, Path(tempfile.gettempdir()) / place, Path(run.source))))
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.OUTPUT_DIR = str(there.folder)
-        cfg.freeze()
+        cfg = with_values(cfg, ["OUTPUT_DIR", str(there.folder)])
         if checkpoint is not None:
             there.folder.mkdir()
             (there.folder / CHECKPOINT).write_bytes(checkpoint)

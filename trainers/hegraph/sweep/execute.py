@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from yacs.config import CfgNode
-
+from ..config import Config
 from ..experiments.failure import write_failure
 from ..experiments.lock import Locked, check_lock
 from ..experiments.opened import Opened
@@ -47,7 +46,7 @@ class Result:
     seconds: float = 0.0
 
 
-def attempt(run: Run, opened: Opened, verbose: bool = False, cfg: CfgNode | None = None) -> Result:
+def attempt(run: Run, opened: Opened, verbose: bool = False, cfg: Config | None = None) -> Result:
     """Does a run. What it raises is written into its folder, and does not end the sweep.
 
     Args:
@@ -109,7 +108,7 @@ def run_separately(run: Run, verbose: bool = False) -> dict:
     return record
 
 
-def record_failure(run: Run, error: Exception, cfg: CfgNode | None = None) -> str:
+def record_failure(run: Run, error: Exception, cfg: Config | None = None) -> str:
     """Writes `error.json` of a run, if its folder holds no record, and returns the message in one line."""
     message = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
     try:

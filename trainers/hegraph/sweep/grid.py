@@ -11,9 +11,9 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
-from yacs.config import CfgNode
 
 from ..baselines import METHODS, method_options, needs_backbone
+from ..config import Config
 from ..config_files import load_cfg
 from ..utils.commands import command
 from ..utils.errors import UserError, unknown
@@ -73,7 +73,7 @@ class Run:
         """What takes long to open: runs with equal values share it."""
         return self.source, "" if self.bank else self.config
 
-    def configuration(self) -> CfgNode:
+    def configuration(self) -> Config:
         """The checked configuration; raises UserError as `load_cfg`."""
         flags = {
             "DATASET.ROOT": "" if self.bank else self.root,

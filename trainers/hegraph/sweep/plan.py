@@ -82,7 +82,7 @@ def is_done(run: Run, opened: Opened) -> bool | None:
         return None
     cfg = run.configuration()
     with _quiet():
-        task = open_task(cfg, run.bank, run.seed, available_device(cfg.USE_CUDA), opened)
+        task = open_task(cfg, run.bank, run.seed, available_device(cfg.run.use_cuda), opened)
         return record["run_id"] == RunFolder.of(cfg, task, run.seed).run_id
 
 

@@ -1,49 +1,91 @@
-"""How an adapter is trained. No configuration tree reaches the training: `config.training_options` makes this of it."""
+"""How an adapter is trained."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..utils.option import NODE, POSITIVE_BY_SHOTS, ROWS, option
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Options of `AdapterTraining`.
+    """Options of `AdapterTraining`; each says what it means."""
 
-    Attributes:
-        learning_rate: Highest learning rate of the biases and of learned meta-path weights, at the feature width
-            `lr_width`.
-        lr_width: The feature width that `learning_rate` is meant for; 0: it holds at any width. See
-            `schedule.rate_at_width`.
-        lr_tau: The logit scale that `learning_rate` is meant for; 0: it holds at any scale. See
-            `schedule.rate_at_scale`.
-        weak_text_lr_mult: Factor on `learning_rate` where text is weak, see `weak_text.py`.
-        weight_lr_mult: Learning rate of the matrices `W`, as a multiple of the biases'.
-        visual_lr: Learning rate of the visual relation's bias and matrix.
-        weight_decay: AdamW's, per unit of learning rate.
-        epochs: Passes over the training images.
-        min_steps: Steps that are taken at least; further epochs follow where `epochs` have fewer.
-        warmup_epochs: Epochs at `warmup_lr`, before the cosine begins.
-        warmup_lr: Learning rate of the warm-up.
-        leave_one_out: Whether a training image does not match its own key in the cache.
-        visual_weight: `lambda`, the weight of the visual loss (Eq. 9).
-        visual_scale: Factor on the visual logits inside the visual loss.
-        checkpoint_epochs: Epochs between two checkpoints; 0: one whenever `loop.CHECKPOINT_SECONDS` have passed.
-        progress_epochs: Epochs between two losses that the progress bar shows.
-    """
-
-    learning_rate: float
-    lr_width: int = 512
-    lr_tau: float = 0.0
-    weak_text_lr_mult: float = 1.0
-    weight_lr_mult: float = 0.1
-    visual_lr: float = 0.02
-    weight_decay: float = 0.01
-    epochs: int = 15
-    min_steps: int = 0
-    warmup_epochs: int = 1
-    warmup_lr: float = 1e-5
-    leave_one_out: bool = True
-    visual_weight: float = 1.0
-    visual_scale: float = 100.0
-    checkpoint_epochs: int = 0
-    progress_epochs: int = 5
+    learning_rate: float = option(
+        0.001, "OPTIM.LR", "learning rate of the biases, meant for features of width `LR_WIDTH`", filled=True, least=0
+    )
+    lr_width: int = option(
+        512,
+        f"{NODE}.LR_WIDTH",
+        "feature width that `OPTIM.LR` is meant for; at width d the rate is `OPTIM.LR` times the root of `LR_WIDTH` / "
+        "d. AdamW moves each entry of a feature by about the rate, which turns a unit vector of d entries in "
+        "proportion to the root of d. 0: `OPTIM.LR` at any width",
+        least=0,
+    )
+    lr_tau: float = option(
+        0.0,
+        f"{NODE}.LR_TAU",
+        "logit scale that `OPTIM.LR` is meant for; at scale τ the rate is `OPTIM.LR` times `LR_TAU` / τ, which moves "
+        "the logits alike. 0: `OPTIM.LR` at any scale",
+        configured=100.0,
+        least=0,
+    )
+    weak_text_lr_mult: float = option(
+        1.0,
+        f"{NODE}.WEAK_TEXT_LR_MULT",
+        "factor on `OPTIM.LR` where text is weak: where zero-shot CLIP knows less than 0.65 of what there is to know "
+        f"about the classes of the training images (McFadden's R² = 1 - NLL / log K); {ROWS}; 1: no factor",
+        configured=[[1, 3.0], [2, 1.0]],
+        rows=POSITIVE_BY_SHOTS,
+        by_shots=True,
+        above=0,
+    )
+    weight_lr_mult: float = option(
+        0.1,
+        f"{NODE}.WEIGHT_LR_MULT",
+        "learning rate of the matrices `W`, as a multiple of the biases'",
+        least=0,
+    )
+    visual_lr: float = option(
+        0.02,
+        f"{NODE}.VISUAL_LR",
+        "learning rate of everything that belongs to the visual relation",
+        filled=True,
+        least=0,
+    )
+    weight_decay: float = option(0.01, "OPTIM.WEIGHT_DECAY", "of AdamW", least=0)
+    epochs: int = option(15, "OPTIM.MAX_EPOCH", "passes over the training images", configured=15, filled=True, least=1)
+    min_steps: int = option(
+        0,
+        f"{NODE}.MIN_STEPS",
+        "train for `OPTIM.MAX_EPOCH` epochs but at least so many steps, since small sets have few steps per epoch",
+        filled=True,
+        least=0,
+    )
+    warmup_epochs: int = option(
+        1, "OPTIM.WARMUP_EPOCH", "epochs at the rate of the warm-up, before the cosine begins; 0 or below: none"
+    )
+    warmup_lr: float = option(1e-5, "OPTIM.WARMUP_CONS_LR", "learning rate of the warm-up", least=0)
+    leave_one_out: bool = option(
+        True,
+        f"{NODE}.LEAVE_ONE_OUT",
+        "in training, an image does not match its own cached feature",
+        symbol="left open",
+    )
+    visual_weight: float = option(1.0, f"{NODE}.LAMBDA", "weight of the visual loss", least=0, symbol="λ, Eq. 9")
+    visual_scale: float = option(
+        100.0,
+        f"{NODE}.LOSS_SCALE",
+        "factor on the visual logits inside the visual loss",
+        least=0,
+        symbol="left open",
+    )
+    checkpoint_epochs: int = option(
+        0,
+        "TRAIN.CHECKPOINT_FREQ",
+        "epochs between checkpoints, each of which also keeps the adapter for `--load-epoch`; 0: a checkpoint whenever "
+        "10 s have passed",
+        least=0,
+        shapes_run=False,
+    )
+    progress_epochs: int = option(5, "TRAIN.PRINT_FREQ", "epochs between two shown losses", least=1, shapes_run=False)

@@ -1,0 +1,66 @@
+"""Writes the tables of docs/configuration.md from the declarations of the options: `python -m tools.options_page`.
+
+A table stands between `<!-- options: NAME ... -->` and `<!-- /options -->`, where each NAME is a dataclass of options.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from trainers.hegraph.config import BY_SHOTS, FILLED_BY_SHOTS, HOLDERS
+from trainers.hegraph.method.options import ClosedFormOptions
+from trainers.hegraph.utils.option import NODE, Option, options_of
+
+PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+TABLE = re.compile(r"(<!-- options: ([\w ]+) -->\n).*?(<!-- /options -->)", re.DOTALL)
+
+
+def filled(page: str) -> str:
+    """A page whose tables are those of the declarations."""
+    return TABLE.sub(lambda found: f"{found[1]}{table(found[2].split())}{found[3]}", page)
+
+
+def table(names: list[str]) -> str:
+    """The table of some dataclasses of options, or that of the values by shots."""
+    if names == ["BY_SHOTS"]:
+        return values_by_shots()
+    inner = {option.key for option in options_of(ClosedFormOptions)} if "ClosedFormOptions" not in names else set()
+    holders = {holder.__name__: holder for holder in (*HOLDERS, ClosedFormOptions)}
+    options = [option for name in names for option in options_of(holders[name]) if option.key not in inner]
+    symbols = any(option.symbol for option in options)
+    heads = ["key", "default", "allowed", "meaning"] + ["in the paper"] * symbols
+    rows = [cells(option)[: len(heads)] for option in options]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines).replace("|  |", "| |") + "\n"
+
+
+def cells(option: Option) -> list[str]:
+    """The row of an option."""
+    default = "see below" if option.default == BY_SHOTS else f"`{option.default if option.default != '' else repr('')}`"
+    return [f"`{option.key.removeprefix(f'{NODE}.')}`", default, allowed(option), option.meaning, option.symbol]
+
+
+def allowed(option: Option) -> str:
+    """What the page says of allowed values."""
+    bounds = {"from": option.least, "above": option.above}
+    said = option.allowed or ", ".join(f"`{choice}`" for choice in option.choices)
+    said = said or next((f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None), "")
+    if not said and isinstance(option.default, float):
+        said = "a number"
+    return f"{said}; -1: by shots or data set" if option.filled else said
+
+
+def values_by_shots() -> str:
+    """The table of what `BY_SHOTS` fills."""
+    keys = [f"`{key.removeprefix(f'{NODE}.')}`" for key in FILLED_BY_SHOTS]
+    lines = [f"| from this many shots | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
+    lines += [f"| {shots} | {' | '.join(f'{value:g}' for value in pairs[1::2])} |" for shots, pairs in BY_SHOTS]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(filled(text), encoding="utf-8")
+    sys.exit(0)

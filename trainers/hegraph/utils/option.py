@@ -1,0 +1,142 @@
+"""An option is declared once: as a field of the dataclass that the code reads it from.
+
+    weight_decay: float = option(0.01, "OPTIM.WEIGHT_DECAY", "of AdamW", least=0)
+
+Of these fields `config.py` makes the configuration keys with their types, defaults and checks; what tells runs apart;
+what a trained model keeps; and the tables of docs/configuration.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from typing import Any
+
+from .errors import UserError, unknown
+from .rows import check_rows, is_positive, values_up_to
+
+NODE = "TRAINER.HEGRAPHADAPTER"  # keys of HeGraphAdapter's own stand below it; Dassl and CoOp know the others
+# The default of a key that is filled by data set or by shots. "Open" is a value, so that what anybody set stays, also
+# in a configuration that Dassl has merged and frozen
+OPEN = -1
+LARGEST_FLOAT = 3.4e38  # of 32 bits
+LARGEST_INT = 2**31
+ROWS = "rows `[from this many shots, value]`"
+POSITIVE_BY_SHOTS = (int, "[from this many shots, number above 0]", is_positive)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One key of the configuration.
+
+    Attributes:
+        key: Its name, such as "OPTIM.WEIGHT_DECAY".
+        default: Its default, whose type is that of all values.
+        meaning: For the page, and so with its Markdown.
+        choices: All values that are allowed; () for any. Of a list, what its entries may be.
+        least, above: The smallest value that is allowed, or the value that it must be above.
+        form: What a list must look like, where `allows` refuses it.
+        allows: Whether a value is allowed, beside the above.
+        allowed: What the page says of allowed values, where it is not `choices`, `least` or `above`.
+        symbol: What the option is in the paper.
+        filled: Whether BY_SHOTS and BY_DATASET fill the key where it is `OPEN`.
+        rows: Of a list of rows `[first, second]`: the type of the first, what a row looks like, and whether a second is
+            allowed.
+        by_shots: Whether the key holds rows `[from this many shots, value]`, and the field the value at the shots.
+        shapes_model: Whether a trained model keeps the value, so that a test cannot change it.
+        shapes_run: Whether another value makes another run. Where things are and how they are shown does not.
+    """
+
+    key: str
+    default: Any
+    meaning: str
+    choices: tuple = ()
+    least: float | None = None
+    above: float | None = None
+    form: str = ""
+    allows: Callable[[Any], bool] | None = None
+    allowed: str = ""
+    symbol: str = ""
+    filled: bool = False
+    rows: tuple[type, str, Callable[[Any], bool]] | None = None
+    by_shots: bool = False
+    shapes_model: bool = False
+    shapes_run: bool = True
+
+    def check(self, value: Any) -> None:
+        """Checks a value of the right type.
+
+        Raises:
+            UserError: With the key, the value and what is allowed.
+        """
+        for entry in value if isinstance(self.default, (list, tuple)) and self.choices else [value]:
+            if self.choices and entry not in self.choices:
+                raise unknown(f"value of {self.key}", str(entry), map(str, self.choices))
+        if self.rows is not None:
+            check_rows(self.key, value, *self.rows)
+        if self.by_shots and (not value or min(row[0] for row in value) > 1):
+            raise UserError(f"{self.key} must have a row from 1 shot on, got {shown(value)}")
+        if self.allows is not None and not self.allows(value):
+            raise UserError(f"{self.key} must be {self.form}, got {shown(value)}")
+        if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
+            raise UserError(f"{self.key} must be a finite number of 32 bits, at most {LARGEST_FLOAT:.3g}, got {value}")
+        if isinstance(value, int) and not self.allows and not -LARGEST_INT <= value < LARGEST_INT:
+            raise UserError(f"{self.key} must be below 2**31, and not below -2**31, got {shown(value)}")
+        if self.least is not None and value < self.least:
+            raise UserError(f"{self.key} must be at least {self.least:g}, got {shown(value)}")
+        if self.above is not None and not self.by_shots and value <= self.above:
+            raise UserError(f"{self.key} must be above {self.above:g}, got {shown(value)}")
+
+    def at_shots(self, value: Any, shots: float) -> Any:
+        """What the field holds for the key's value: of rows, the value that holds at so many shots per class."""
+        return values_up_to(value, shots)[-1] if self.by_shots else value
+
+
+def option(default: Any, key: str, meaning: str, *, configured: Any = MISSING, **about: Any) -> Any:
+    """A field of a dataclass that is an option.
+
+    Args:
+        default: The default of the field.
+        key, meaning: As of `Option`.
+        configured: The default of the key, where the recipe is another than the dataclass has; a `filled` key is OPEN.
+        about: The other attributes of `Option`.
+    """
+    if configured is MISSING:
+        configured = type(default)(OPEN) if about.get("filled") else default
+    declared = Option(key, configured, meaning, **about)
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"option": declared})
+    return field(default=default, metadata={"option": declared})
+
+
+def option_of(of_field: Field) -> Option | None:
+    """The declaration of a field; None for a field that is no option."""
+    return of_field.metadata.get("option")
+
+
+def options_of(holder: type) -> Iterator[Option]:
+    """All options of a dataclass, also of the dataclasses in it, and those of a field that holds several by name."""
+    for of_field in fields(holder):
+        if (declared := option_of(of_field)) is not None:
+            yield declared
+        yield from of_field.metadata.get("options", {}).values()
+        if is_dataclass(inner := of_field.default_factory):
+            yield from options_of(inner)
+
+
+def shown(value: object) -> str:
+    """A value as text; Python refuses to write numbers of thousands of digits."""
+    try:
+        return f"{value!r:.80}"
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} that is too long to show"
+
+
+def is_strings(value: Any) -> bool:
+    """Whether all entries of a list are text."""
+    return all(isinstance(entry, str) for entry in value)
+
+
+def is_fraction_range(value: Any) -> bool:
+    """Whether a list holds two fractions above 0, the second not below the first."""
+    return len(value) == 2 and all(map(is_positive, value)) and value[0] <= value[1] <= 1
