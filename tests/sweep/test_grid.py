@@ -59,7 +59,7 @@ def test_data_sets_may_say_their_folders_and_a_root_of_the_grid_wins(tmp_path):
     words = ("--datasets", str(tmp_path / "pets.yaml"), "digits", "--configs", "mini", "--seeds", "1")
     runs, _ = grid(*words).runs()
     assert [run.root for run in runs] == ["/images/pets", "data"]
-    assert [run.configuration().DATASET.ROOT for run in runs] == ["/images/pets", "data"]
+    assert [run.configuration().data.root for run in runs] == ["/images/pets", "data"]
     for root, said in (("here", "here"), ("", ".")):
         assert [run.root for run in grid(*words, "--root", root).runs()[0]] == [said] * 2
 
@@ -92,7 +92,7 @@ def test_varied_keys_are_in_the_folders_by_name_or_where_the_suffix_says():
     assert [run.title for run in runs] == [
         f"digits HeGraphAdapter mini, VARIANT={v}, LR=0.1, 16 shots, seed 1" for v in ("T", "full")
     ]
-    assert [run.configuration().TRAINER.HEGRAPHADAPTER.VARIANT for run in runs] == ["T", "full"]
+    assert [run.configuration().model.variant for run in runs] == ["T", "full"]
 
 
 def test_pairs_at_the_end_are_of_all_runs_whatever_flag_stands_before_them():
@@ -102,7 +102,7 @@ def test_pairs_at_the_end_are_of_all_runs_whatever_flag_stands_before_them():
         ("OPTIM.LR", "0.5", "--datasets", "digits", "--seeds", "1", "--configs", "mini"),
     ):
         [run] = grid(*words).runs()[0]
-        assert run.configuration().OPTIM.LR == 0.5
+        assert run.configuration().training.learning_rate == 0.5
 
 
 def test_a_run_of_a_grid_has_the_configuration_of_the_command_that_does_it_alone(tiny_bank):
@@ -127,8 +127,8 @@ def test_a_grid_is_read_from_a_file_and_flags_win_over_it(tmp_path):
         for shots in (1, 2)
         for variant in ("T", "full")
     ]
-    optim = runs[0].configuration().OPTIM
-    assert (optim.LR, optim.MAX_EPOCH) == (0.5, 7)
+    training = runs[0].configuration().training
+    assert (training.learning_rate, training.epochs) == (0.5, 7)
     assert runs[0].separate
 
 
@@ -142,8 +142,8 @@ def test_cases_are_runs_with_keys_of_their_own_and_their_names_in_the_folders(tm
         assert [str(run.folder) for run in runs] == [
             f"output/digits/HeGraphAdapter/mini_16shots{case}/seed1" for case in ("", "_1")
         ]
-        nodes = [run.configuration().TRAINER.HEGRAPHADAPTER for run in runs]
-        assert [(node.VARIANT, node.ALPHA_PP) for node in nodes] == [("full", 0.1), ("T", 0.2)]
+        models = [run.configuration().model for run in runs]
+        assert [(model.variant, model.metapath["ALPHA_PP"]) for model in models] == [("full", 0.1), ("T", 0.2)]
         assert runs[1].title == "digits HeGraphAdapter mini, 1, 16 shots, seed 1"
 
 

@@ -42,12 +42,11 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, affinities, cache_affinities, cache_logits, text_logits
 from ..utils.errors import UserError
-from .base import Defaults, named_numbers, value_for_task
+from .base import Defaults, Options, named_numbers, value_for_task
 from .cached import Cache, CacheMethod
 
 
@@ -106,7 +105,7 @@ class APE(CacheMethod):
     not_saved: ClassVar[str] = "it normalises an image anew on some of its channels to compare it with the cache"
     searched = order = ("ALPHA", "BETA", "GAMMA")
 
-    def start(self, bank: FeatureBank, options: CfgNode) -> Cache:
+    def start(self, bank: FeatureBank, options: Options) -> Cache:
         """N keys and N divergences, which are not trained."""
         kept, labels = refine(bank, options, images=True), bank.train_labels
         keys, text = F.normalize(bank.cache_keys()[:, kept], dim=-1), bank.text_positive[:, kept]
@@ -148,7 +147,7 @@ class APET(CacheMethod):
         "SEARCH_STEP": [20, 20],  # how many values of ALPHA and BETA the grid holds
     }
 
-    def start(self, bank: FeatureBank, options: CfgNode) -> Cache:
+    def start(self, bank: FeatureBank, options: Options) -> Cache:
         """K * channels residuals and N weights."""
         kept, keys = refine(bank, options, images=False), bank.cache_keys()
         labels, text = bank.train_labels, bank.text_positive
@@ -172,7 +171,7 @@ class APET(CacheMethod):
         return Cache(text_of, cache_of, [residual, weights], folded)
 
 
-def refine(bank: FeatureBank, options: CfgNode, images: bool) -> Tensor:
+def refine(bank: FeatureBank, options: Options, images: bool) -> Tensor:
     """Chooses the channels to keep, by CHANNELS and WEIGHTS of the options.
 
     Args:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
 from ..datasets.registry import canonical_name
 from ..features.bank import FeatureBank
@@ -29,6 +28,7 @@ if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not 
     from ..backbones.clip import Backbone
 
 Defaults = Mapping[str, Any]  # option -> a bool, a number, a string or a list of such
+Options = Any  # of a run: a frozen dataclass with a field for each key of `defaults`
 T = TypeVar("T")
 
 
@@ -60,7 +60,7 @@ class Method(ABC):
     """A way to classify images after seeing a few of each class.
 
     Attributes:
-        defaults: The options with their values; they become `cfg.TRAINER.<NAME IN CAPITALS>`.
+        defaults: The options with their values; they become keys below `TRAINER.<NAME IN CAPITALS>`.
         needs_backbone: Whether `fit` needs the frozen CLIP itself, so that the method does not run on a feature bank.
         trainer_of_coop: Whether CoOp has a trainer of this name, which Dassl keeps; ours runs without Dassl only.
         not_saved: Why a run leaves no model folder; "" if it leaves one, because `fit` returns a `classifier`.
@@ -77,7 +77,7 @@ class Method(ABC):
         return type(self).__name__
 
     @abstractmethod
-    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: Backbone | None = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: Backbone | None = None) -> FittedMethod:
         """Fits the method to a few-shot task.
 
         Args:
@@ -116,7 +116,7 @@ def best_on_val(
     return FittedMethod(fitted.logits, selected=selected, classifier=fitted)
 
 
-def value_for_task(options: CfgNode, key: str, bank: FeatureBank) -> Any:
+def value_for_task(options: Options, key: str, bank: FeatureBank) -> Any:
     """The value of an option for a task: the option itself or, if it has rows, the value of the row that fits the task.
 
     Rows are `[data set, value]`, where "" is any data set without a row of its own, or `[from this many shots, value]`,

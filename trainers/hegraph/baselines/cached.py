@@ -17,7 +17,6 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier
@@ -25,7 +24,7 @@ from ..training.batches import Batch
 from ..training.choice import choose, has_val, val_images
 from ..training.evaluation import accuracy
 from ..training.schedule import cosine
-from .base import FittedMethod, Method, named_numbers, value_for_task
+from .base import FittedMethod, Method, Options, named_numbers, value_for_task
 from .trained import batches, train
 
 # Where the grids of Tip-Adapter's and APE's authors begin
@@ -68,10 +67,10 @@ class CacheMethod(Method):
     order: ClassVar[Sequence[str]] = ("ALPHA", "BETA")
 
     @abstractmethod
-    def start(self, bank: FeatureBank, options: CfgNode) -> Cache:
+    def start(self, bank: FeatureBank, options: Options) -> Cache:
         """The cache as it is before the first step; arguments as of `fit`."""
 
-    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
         """Trains the cache's parameters, if it has any; `seed` then orders the batches and draws the views."""
         start = {name: value_for_task(options, name, bank) for name in self.searched}
         cache, epochs, steps = self.start(bank, options), 0, 0
@@ -89,7 +88,7 @@ class CacheMethod(Method):
             classifier=folded,
         )
 
-    def _train(self, cache: Cache, values: Values, epochs: int, bank: FeatureBank, options: CfgNode, seed: int) -> int:
+    def _train(self, cache: Cache, values: Values, epochs: int, bank: FeatureBank, options: Options, seed: int) -> int:
         """Trains the parameters, and returns the number of steps."""
         rate, eps = value_for_task(options, "LR", bank), value_for_task(options, "EPS", bank)
 
@@ -102,7 +101,7 @@ class CacheMethod(Method):
 
 
 def search(
-    bank: FeatureBank, options: CfgNode, start: dict[str, float], cache: Cache, order: Sequence[str]
+    bank: FeatureBank, options: Options, start: dict[str, float], cache: Cache, order: Sequence[str]
 ) -> tuple[Values, dict]:
     """Chooses the numbers of a cache method on val. Without val images, or without SEARCH, the start values stay.
 

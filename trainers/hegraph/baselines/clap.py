@@ -25,12 +25,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..features.text import text_with_norm
 from ..method.cache import text_logits
-from .base import Defaults
+from .base import Defaults, Options
 from .trained import Trainable, TrainedClassifier
 
 
@@ -47,7 +46,7 @@ class CLAP(TrainedClassifier):
         "WARMUP_LR": 1e-5,
     }
 
-    def start(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object) -> Trainable:
+    def start(self, bank: FeatureBank, options: Options, seed: int, backbone: object) -> Trainable:
         """K * d numbers."""
         text, multipliers = text_with_norm(bank), zero_shot_confidence(bank)
         prototypes = text.clone().requires_grad_()

@@ -24,11 +24,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..utils.errors import UserError
-from .base import Defaults
+from .base import Defaults, Options
 from .trained import COOP_TRAINING, Trainable, TrainedClassifier
 
 
@@ -42,7 +41,7 @@ class CLIPAdapter(TrainedClassifier):
     }
     not_saved: ClassVar[str] = "its adapter changes the feature of the image to classify"
 
-    def start(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object) -> Trainable:
+    def start(self, bank: FeatureBank, options: Options, seed: int, backbone: object) -> Trainable:
         """Two matrices, which `seed` initialises."""
         width = bank.text_positive.shape[1]
         ratio, reduction = options.RATIO, options.REDUCTION

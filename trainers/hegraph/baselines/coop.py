@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
-from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..utils.errors import UserError
-from .base import Defaults
+from .base import Defaults, Options
 from .trained import COOP_TRAINING, Trainable, TrainedClassifier
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class CoOp(TrainedClassifier):
     needs_backbone: ClassVar[bool] = True  # every step runs the text tower
     trainer_of_coop: ClassVar[bool] = True
 
-    def start(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: Backbone | None) -> Trainable:
+    def start(self, bank: FeatureBank, options: Options, seed: int, backbone: Backbone | None) -> Trainable:
         """N_CTX vectors as wide as the embeddings of tokens, which `seed` initialises."""
         if backbone is None:
             raise ValueError("CoOp trains through the text tower, so `fit` needs the backbone")

@@ -23,12 +23,11 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier
 from ..training.choice import check_candidates
-from .base import Defaults, FittedMethod, Method, best_on_val
+from .base import Defaults, FittedMethod, Method, Options, best_on_val
 
 
 class GDA(Method):
@@ -40,7 +39,7 @@ class GDA(Method):
         "CANDIDATES": [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0],  # of equally good ones the first is taken
     }
 
-    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
         """Trains nothing; `seed` changes nothing."""
         check_candidates("CANDIDATES", options.CANDIDATES)
         images, labels = views_as_images(bank)

@@ -31,12 +31,11 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..features.text import text_with_norm
 from ..utils.errors import UserError
-from .base import Defaults
+from .base import Defaults, Options
 from .trained import Trainable, TrainedClassifier
 
 
@@ -55,7 +54,7 @@ class GraphAdapter(TrainedClassifier):
         "WARMUP_LR": 1e-5,
     }
 
-    def start(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object) -> Trainable:
+    def start(self, bank: FeatureBank, options: Options, seed: int, backbone: object) -> Trainable:
         """2 * (d + K) * d weights, which `seed` initialises."""
         text, (num_classes, width) = text_with_norm(bank), bank.text_positive.shape
         groups = min(options.GROUPS, num_classes)

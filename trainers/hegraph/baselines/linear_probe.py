@@ -27,13 +27,12 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier
 from ..training.choice import check_candidates, choose, has_val, val_accuracy
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method
+from .base import Defaults, FittedMethod, Method, Options
 
 GRADIENT_TOLERANCE = 1e-4  # scikit-learn's `tol`: L-BFGS stops once no entry of the mean loss's gradient is larger
 
@@ -49,7 +48,7 @@ class LinearProbe(Method):
         "MAX_ITERATIONS": 1000,  # of L-BFGS
     }
 
-    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
         """Trains K * (d + 1) weights; `seed` changes nothing."""
         check_candidates("CANDIDATES", options.CANDIDATES)
         if min([options.C, *options.CANDIDATES]) <= 0:
@@ -79,7 +78,7 @@ class LinearProbe(Method):
         )
 
 
-def search(options: CfgNode, accuracy_of: Callable[[float], float]) -> tuple[float, dict]:
+def search(options: Options, accuracy_of: Callable[[float], float]) -> tuple[float, dict]:
     """Chooses C among powers of ten, then by halving the interval around the best one, on a logarithmic scale.
 
     Returns:

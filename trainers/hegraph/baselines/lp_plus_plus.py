@@ -26,13 +26,12 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier
 from ..training.choice import has_val, val_accuracy
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method
+from .base import Defaults, FittedMethod, Method, Options
 from .trained import BestEpoch
 
 Weights = tuple[Tensor, Tensor, Tensor]  # w [K, d], b [K], alpha [K]
@@ -49,7 +48,7 @@ class LPPlusPlus(Method):
         "SELECT": True,  # keep the step that is best on val, if there are val images
     }
 
-    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
         """Trains K * (d + 2) weights; `seed` changes nothing."""
         if options.BLOCK < 1 or options.STEPS < options.BLOCK:
             raise UserError(f"STEPS must be at least BLOCK, and that 1, got {options.STEPS} and {options.BLOCK}")
@@ -80,7 +79,7 @@ class LPPlusPlus(Method):
 
 def train(
     bank: FeatureBank,
-    options: CfgNode,
+    options: Options,
     weights: Weights,
     logits: Callable[[Tensor], Tensor],
     after_step: Callable[[int], None],

@@ -27,14 +27,13 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.cache import cache_affinities, text_logits
 from ..training.choice import choose, has_val, val_images
 from ..training.evaluation import accuracy
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method, named_numbers, value_for_task
+from .base import Defaults, FittedMethod, Method, Options, named_numbers, value_for_task
 
 RANGE = ("smallest BETA", "largest BETA", "smallest LAMBDA", "largest LAMBDA")
 
@@ -60,7 +59,7 @@ class ProKeR(Method):
     }
     not_saved: ClassVar[str] = "each image of its cache has a weight for every class"
 
-    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
         """Solves a linear system of N equations; `seed` changes nothing."""
         (beta, strength), selected = search(bank, options)
         keys, coefficients = bank.cache_keys(), solve(bank, beta, [strength])[0]
@@ -82,7 +81,7 @@ def solve(bank: FeatureBank, beta: float, strengths: list[float]) -> list[Tensor
     return [torch.cholesky_solve(targets, torch.linalg.cholesky(kernel / lam + identity)) for lam in strengths]
 
 
-def search(bank: FeatureBank, options: CfgNode) -> tuple[tuple[float, float], dict]:
+def search(bank: FeatureBank, options: Options) -> tuple[tuple[float, float], dict]:
     """Beta and lambda, chosen on val, and `FittedMethod.selected`; without val or SEARCH they are the options'."""
     if not (options.SEARCH and has_val(bank)):
         start = value_for_task(options, "BETA", bank), value_for_task(options, "LAMBDA", bank)
@@ -100,7 +99,7 @@ def search(bank: FeatureBank, options: CfgNode) -> tuple[tuple[float, float], di
     return best, {"BETA, LAMBDA": entry}
 
 
-def grid(bank: FeatureBank, options: CfgNode) -> tuple[list[float], list[float]]:
+def grid(bank: FeatureBank, options: Options) -> tuple[list[float], list[float]]:
     """The candidates for beta and for lambda, the smallest first."""
     ends = named_numbers("a value of SEARCH_RANGE", value_for_task(options, "SEARCH_RANGE", bank), RANGE)
     counts = named_numbers("SEARCH_STEP", options.SEARCH_STEP, ("BETA", "LAMBDA"), counts=True)

@@ -34,7 +34,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..training.batches import Batch
@@ -42,7 +41,7 @@ from ..training.choice import choose, has_val, val_accuracy, val_images
 from ..training.evaluation import accuracy
 from ..training.schedule import constant
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method, value_for_task
+from .base import Defaults, FittedMethod, Method, Options, value_for_task
 from .trained import BestEpoch, batches, train
 
 ALPHAS = [i / 10 for i in range(11)]
@@ -71,7 +70,7 @@ class ProtoCLIP(Method):
     }
     not_saved: ClassVar[str] = "its adapter changes the feature of the image to classify"
 
-    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
         """Trains (N + K) * d memories and the adapter; `seed` initialises it, orders batches and draws views."""
         if not 0 <= options.ALPHA <= 1:
             raise UserError(f"ALPHA must lie in 0 ... 1, got {options.ALPHA}")
@@ -110,7 +109,7 @@ class ProtoCLIP(Method):
 class Prototypes(nn.Module):
     """The two memories, which start as the bank's features, and the adapter on the query, which `seed` initialises."""
 
-    def __init__(self, bank: FeatureBank, options: CfgNode, seed: int) -> None:
+    def __init__(self, bank: FeatureBank, options: Options, seed: int) -> None:
         super().__init__()
         self.labels = bank.train_labels
         self.images = nn.Parameter(bank.cache_keys().clone())  # [N, d]
@@ -193,7 +192,7 @@ def alignment_loss(images: Tensor, text: Tensor, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def search(
-    bank: FeatureBank, options: CfgNode, cosines: Callable[[Tensor], tuple[Tensor, Tensor]]
+    bank: FeatureBank, options: Options, cosines: Callable[[Tensor], tuple[Tensor, Tensor]]
 ) -> tuple[tuple[float, float], dict]:
     """Chooses alpha and beta on val. Without val images, or without SEARCH, they are those meant for that.
 

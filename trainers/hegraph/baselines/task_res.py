@@ -22,11 +22,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..features.text import text_with_norm
-from .base import Defaults, value_for_task
+from .base import Defaults, Options, value_for_task
 from .trained import Trainable, TrainedClassifier
 
 
@@ -43,7 +42,7 @@ class TaskRes(TrainedClassifier):
         "WARMUP_LR": 1e-5,
     }
 
-    def start(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object) -> Trainable:
+    def start(self, bank: FeatureBank, options: Options, seed: int, backbone: object) -> Trainable:
         """K * d numbers."""
         alpha, text = value_for_task(options, "ALPHA", bank), text_with_norm(bank)
         residual = torch.zeros_like(text).requires_grad_()

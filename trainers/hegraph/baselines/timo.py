@@ -32,13 +32,12 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier
 from ..training.choice import check_candidates
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method, best_on_val
+from .base import Defaults, FittedMethod, Method, Options, best_on_val
 from .gda import gaussian_classifier, means_of_classes, views_as_images
 
 
@@ -52,7 +51,7 @@ class TIMO(Method):
         "CANDIDATES": [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1e3, 1e4],
     }
 
-    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
         """Trains nothing; `seed` changes nothing."""
         check_candidates("CANDIDATES", options.CANDIDATES)
         gaussians = text_guided_classifier(bank, times=1)
@@ -72,7 +71,7 @@ class TIMOS(Method):
         "BETAS": [1, 2],  # candidates for BETA, each with all of CANDIDATES; of equally good ones the first is taken
     }
 
-    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
         """Trains nothing; `seed` changes nothing."""
         check_candidates("CANDIDATES", options.CANDIDATES)
         betas = [options.BETA, *options.BETAS]

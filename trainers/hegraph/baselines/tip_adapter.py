@@ -30,11 +30,10 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, affinities, cache_logits, text_logits
-from .base import Defaults, cosine_classifier
+from .base import Defaults, Options, cosine_classifier
 from .cached import Cache, CacheMethod
 
 # The options of the search, those of both methods
@@ -66,7 +65,7 @@ class TipAdapter(CacheMethod):
     }
     order = ("BETA", "ALPHA")
 
-    def start(self, bank: FeatureBank, options: CfgNode) -> Cache:
+    def start(self, bank: FeatureBank, options: Options) -> Cache:
         """N * d keys, which are not trained."""
         return cache_beside_text(bank, F.normalize(bank.cache_keys(), dim=-1))
 
@@ -96,7 +95,7 @@ class TipAdapterF(CacheMethod):
     }
     order = ("BETA", "ALPHA")
 
-    def start(self, bank: FeatureBank, options: CfgNode) -> Cache:
+    def start(self, bank: FeatureBank, options: Options) -> Cache:
         """N * d keys."""
         keys = bank.cache_keys().clone().requires_grad_()
         return cache_beside_text(bank, keys, [keys])

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
 from ..training.batches import BankBatches, Batch, TrainingData
 from ..training.schedule import Schedule, cosine_by_epoch
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method, cosine_classifier, value_for_task
+from .base import Defaults, FittedMethod, Method, Options, cosine_classifier, value_for_task
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
@@ -65,10 +64,10 @@ class TrainedClassifier(Method):
     """
 
     @abstractmethod
-    def start(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: Backbone | None) -> Trainable:
+    def start(self, bank: FeatureBank, options: Options, seed: int, backbone: Backbone | None) -> Trainable:
         """What is trained, as it is before the first step; arguments as of `fit`."""
 
-    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: Backbone | None = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: Backbone | None = None) -> FittedMethod:
         """Trains the class features; `seed` also orders the batches and draws the views."""
         rate, epochs = value_for_task(options, "LR", bank), value_for_task(options, "EPOCHS", bank)
         model = self.start(bank, options, seed, backbone)

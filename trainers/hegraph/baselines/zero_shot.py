@@ -14,11 +14,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from torch import Tensor
-from yacs.config import CfgNode
 
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
-from .base import Defaults, FittedMethod, Method, cosine_classifier
+from .base import Defaults, FittedMethod, Method, Options, cosine_classifier
 
 
 class ZeroShot(Method):
@@ -26,7 +25,7 @@ class ZeroShot(Method):
 
     defaults: ClassVar[Defaults] = {}
 
-    def fit(self, bank: FeatureBank, options: CfgNode, seed: int, backbone: object = None) -> FittedMethod:
+    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
         """Takes the text features from the bank; there are no options, and `seed` changes nothing."""
 
         def logits(features: Tensor, bank: FeatureBank = bank) -> Tensor:
