@@ -69,7 +69,8 @@ class Browser:
 
     def winner(self) -> str:
         """The likeliest class; "" if there is no answer."""
-        return self.driver.execute_script("return document.querySelector('#answer tr.first th')?.innerText ?? ''")
+        script = "return document.querySelector('#adapted [data-testid=label-output-value]')?.innerText ?? ''"
+        return self.driver.execute_script(script).strip()
 
     def tab(self, name: str) -> None:
         """Opens a tab."""

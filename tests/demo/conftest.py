@@ -14,21 +14,15 @@ import pytest
 from PIL import Image, ImageDraw
 from strokes import Stroke
 
-from trainers.hegraph.__main__ import main
 from trainers.hegraph.models.images import ImageModel
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory) -> Path:
-    """The model folder of 16 shots of the digits with mini, with thumbnails."""
-    folder = tmp_path_factory.mktemp("digits")
-    run = folder / "run"
-    flags = ["--config-file", "mini", "--dataset-config-file", "digits", "--shots", "16", "--seed", "1"]
-    keys = ["TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(folder / "features")]
-    assert main([*flags, "--keep-thumbnails", "--output-dir", str(run), *keys]) == 0
-    return run / "model"
+def model_folder(finished_digits_once) -> Path:
+    """The model folder of 4 shots of the digits with mini, with thumbnails; not to be changed."""
+    return finished_digits_once / "model"
 
 
 @pytest.fixture(scope="session")
@@ -53,12 +47,6 @@ def written() -> Callable[..., Image.Image]:
     return draw
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="session")
 def serving() -> Callable[..., AbstractContextManager[str]]:
     """Function of a command, without its port, and a folder: context of the address where it shows the page."""
@@ -66,8 +54,11 @@ def serving() -> Callable[..., AbstractContextManager[str]]:
 
     @contextmanager
     def serve(command: list[str], cwd: Path = ROOT, **environment: str) -> Iterator[str]:
-        words = [*command, "--port", str(free_port())]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
         variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        words = [*command, "--port", str(port)]
         with subprocess.Popen(words, cwd=cwd, env=variables, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             try:
@@ -82,8 +73,7 @@ def serving() -> Callable[..., AbstractContextManager[str]]:
     return serve
 
 
-@pytest.fixture(scope="session")
-def address(model_folder, serving) -> Iterator[str]:
-    """The address of the page of the digits."""
-    with serving([sys.executable, "-m", "trainers.hegraph.demo", str(model_folder)]) as found:
-        yield found
+@pytest.fixture
+def demo_words() -> list[str]:
+    """The words that begin the command."""
+    return [sys.executable, "-m", "trainers.hegraph.demo"]

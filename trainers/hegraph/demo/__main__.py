@@ -6,13 +6,25 @@ Example: OUTPUT_DIR/model --port 7860
 from __future__ import annotations
 
 import argparse
+import os
+import socket
 import sys
+import tempfile
+import threading
+import warnings
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..utils.commands import Parser, command
-from ..utils.errors import report, say
+from ..utils.errors import UserError, first_line, report, say
+
+if TYPE_CHECKING:  # it imports torch, and a port in use is said before
+    from ..models.images import ImageModel
 
 HOST, PORT = "127.0.0.1", 7860  # Gradio's own port, which a Space is asked on
+GRADIO = "gradio>=6.31,<7"  # as in pyproject.toml
+WAITING = 20  # images that wait for their answer; further ones are refused
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -34,12 +46,10 @@ def demo(args: argparse.Namespace) -> None:
     Raises:
         UserError: If the model cannot be had, Gradio is missing, the port is taken or the Space is there already.
     """
-    from .server import check_address, require_gradio, serve  # what is imported below takes seconds
-
     if args.space is None:
         check_address(args.host, args.port)
     require_gradio()
-    from ..models.folder import find_model_folder
+    from ..models.folder import find_model_folder  # these take seconds
     from ..models.images import ImageModel
     from ..utils.devices import choose_device
     from .space import check_target, write_space
@@ -53,6 +63,76 @@ def demo(args: argparse.Namespace) -> None:
     else:
         write_space(images, folder, args.space, args.backbone, args.pretrained)
         say(f"{args.space}: a Space; upload it with: hf upload USER/NAME {args.space} --repo-type space\n")
+
+
+def require_gradio() -> None:
+    """Raises UserError if Gradio is not installed. Its usage statistics are switched off before it is imported."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"the page needs Gradio; run: {sys.executable} -m pip install '{GRADIO}'") from error
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises UserError if a port of this machine is not free, or the host is none of this machine."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            probe.bind((host, port))
+            if not probe.getsockname()[1] == port:
+                raise OSError("a port is a number from 1 on")
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise _cannot_listen(host, port, error) from error
+
+
+def _cannot_listen(host: str, port: int, error: Exception) -> UserError:
+    return UserError(f"cannot listen on {host}, port {port}: {first_line(error)}; choose another --port or --host")
+
+
+def serve(images: ImageModel, folder: Path, host: str, port: int) -> None:
+    """Serves the page of a model until the process is interrupted or terminated.
+
+    What is uploaded is kept in a temporary folder, which is deleted at the end.
+
+    Args:
+        images: The model with its backbone.
+        folder: Its model folder, for thumbnails.
+        host, port: The address to listen on.
+
+    Raises:
+        UserError: If the page cannot be served there.
+    """
+    with tempfile.TemporaryDirectory(prefix="hegraph-demo-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        for variable in ("NO_PROXY", "no_proxy"):  # Gradio asks itself whether it answers
+            os.environ[variable] = ",".join(filter(None, [os.environ.get(variable), "localhost,127.0.0.1"]))
+        import gradio as gr  # reads the environment
+        from PIL import Image
+
+        from .page import CSS, MAX_BYTES, MAX_PIXELS, build_page
+
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # also of images that Gradio opens
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        fonts = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # the reader's own: none is fetched
+        text, mono = ([gr.themes.Font(name) for name in names] for names in fonts)
+        page = build_page(images, folder, Path(uploads)).queue(max_size=WAITING)
+        try:
+            page.launch(
+                server_name=host, server_port=port, share=False, ssr_mode=False, pwa=False, mcp_server=False,
+                prevent_thread_lock=True, quiet=True, max_file_size=MAX_BYTES, footer_links=[], run_history=False,
+                enable_monitoring=False, theme=gr.themes.Default(font=text, font_mono=mono), css=CSS,
+            )  # fmt: skip
+        except OSError as error:
+            raise _cannot_listen(host, port, error) from error
+        try:
+            say(f"http://{host}:{port} shows the page; Ctrl+C ends it\n")
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
+        finally:
+            page.close(verbose=False)
 
 
 def main(arguments: list[str] | None = None) -> int:

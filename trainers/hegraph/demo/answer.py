@@ -1,27 +1,24 @@
-"""What a model says about one image, and why: as plain values, before they become a page.
+"""What a model says about one image, and why: as plain values, and the reasons as HTML.
 
-Shapes: K classes, N cached images, d feature width.
+Everything that comes from a model folder is escaped. Shapes: K classes, N cached images, d feature width.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import dataclass
+from html import escape
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..method.cache import affinities
 from ..models.saved import SavedModel
 
 LISTED = 5  # classes, and neighbours
-
-
-@dataclass(frozen=True)
-class Guess:
-    """A class and its probability."""
-
-    name: str
-    probability: float
+UNUSUAL = 0.05  # an image that scores lower than all but this share of the known ones is perhaps of no class
 
 
 @dataclass(frozen=True)
@@ -38,23 +35,11 @@ class Evidence:
     text: float
     cache: float | None
 
-    @property
-    def total(self) -> float:
-        """The logit."""
-        return self.text + (self.cache or 0.0)
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """A cached training image.
-
-    Attributes:
-        position: In the cache.
-        contribution: What it adds to the logit of its class: `alpha v_k exp(-beta (1 - f . F_k))`.
-    """
-
-    position: int
-    contribution: float
+    def row(self) -> str:
+        """A row of the table of logits."""
+        values = [self.text] if self.cache is None else [self.text, self.cache, self.text + self.cache]
+        cells = "".join(f"<td>{number(value)}</td>" for value in values)
+        return f'<tr><th scope="row">{escape(self.name)}</th>{cells}</tr>'
 
 
 @dataclass(frozen=True)
@@ -62,48 +47,50 @@ class Answer:
     """What a model says about one image.
 
     Attributes:
-        adapted: The likeliest classes of the model, likeliest first.
+        adapted: The likeliest classes of the model with their probabilities, likeliest first.
         zero_shot: Those of zero-shot CLIP with the same prompts.
         winner: The evidence for the likeliest class.
         runner_up: The evidence for the second; None where there is one class only.
         text_choice: The class that the text classifier alone would choose.
         cache_choice: The class that the cache alone would choose; None without a cache classifier.
         neighbours: The training images of the winning class that are nearest to the image, as the cache measures it:
-            those that contribute most, in that order. () without a cache.
+            positions in the cache, and what each adds to the logit of its class, `alpha v_k exp(-beta (1 - f . F_k))`,
+            the largest first. () without a cache.
         share_below: The share of images of known classes that score lower, from 0 to 1, by the score that tells images
             of none of the classes; None where the model does not know it.
     """
 
-    adapted: tuple[Guess, ...]
-    zero_shot: tuple[Guess, ...]
+    adapted: dict[str, float]
+    zero_shot: dict[str, float]
     winner: Evidence
     runner_up: Evidence | None
     text_choice: str
     cache_choice: str | None
-    neighbours: tuple[Neighbour, ...]
+    neighbours: tuple[tuple[int, float], ...]
     share_below: float | None
 
 
 def answer(model: SavedModel, feature: Tensor) -> Answer:
-    """What a model says about an image.
-
-    Args:
-        model: The model.
-        feature: The unit-norm feature of the image, shape `[1, d]`.
-    """
-    classifier, names = model.classifier, model.classnames
+    """What a model says about an image, given its unit-norm feature of shape `[1, d]`."""
+    classifier = model.classifier
+    unique = len(set(model.classnames)) == len(model.classnames)
+    names = model.classnames if unique else model.class_ids
     parts = classifier.parts(feature)
     text = parts.text[0]
     cache = None if parts.visual is None else classifier.alpha * parts.visual[0]
     logits = classifier.combine(parts)[0]
     order = logits.argsort(descending=True).tolist()
 
+    def likeliest(probabilities: Tensor) -> dict[str, float]:
+        values, labels = probabilities.topk(min(LISTED, len(probabilities)))
+        return {names[label]: value for label, value in zip(labels.tolist(), values.tolist())}
+
     def evidence(label: int) -> Evidence:
         return Evidence(names[label], text[label].item(), None if cache is None else cache[label].item())
 
     return Answer(
-        adapted=_guesses(model, model.calibrate(logits)),
-        zero_shot=_guesses(model, model.zero_shot_logits(feature)[0].softmax(dim=0)),
+        adapted=likeliest(model.calibrate(logits)),
+        zero_shot=likeliest(model.zero_shot_logits(feature)[0].softmax(dim=0)),
         winner=evidence(order[0]),
         runner_up=evidence(order[1]) if len(order) > 1 else None,
         text_choice=names[int(text.argmax())],
@@ -113,13 +100,8 @@ def answer(model: SavedModel, feature: Tensor) -> Answer:
     )
 
 
-def _guesses(model: SavedModel, probabilities: Tensor) -> tuple[Guess, ...]:
-    values, labels = probabilities.topk(min(LISTED, len(probabilities)))
-    return tuple(Guess(model.classnames[label], value) for value, label in zip(values.tolist(), labels.tolist()))
-
-
-def _neighbours(model: SavedModel, feature: Tensor, label: int) -> tuple[Neighbour, ...]:
-    """The nearest cached images of a class."""
+def _neighbours(model: SavedModel, feature: Tensor, label: int) -> tuple[tuple[int, float], ...]:
+    """The nearest cached images of a class, with what they contribute."""
     classifier = model.classifier
     if classifier.keys is None or classifier.labels is None:
         return ()
@@ -128,4 +110,93 @@ def _neighbours(model: SavedModel, feature: Tensor, label: int) -> tuple[Neighbo
     if classifier.key_weights is not None:
         weighted = weighted * classifier.key_weights[positions]
     values, nearest = (classifier.alpha * weighted).topk(min(LISTED, len(positions)))
-    return tuple(Neighbour(*pair) for pair in zip(positions[nearest].tolist(), values.tolist()))
+    return tuple(zip(positions[nearest].tolist(), values.tolist()))
+
+
+def reasons(found: Answer, seen: Image.Image | None = None) -> str:
+    """Why the model says so, as HTML.
+
+    Args:
+        found: What it says.
+        seen: What the model was given, if that differs from what the user gave.
+    """
+    parts = [_none_of_these(found), "<h2>Why</h2>", f"<p>{_reason(found)}</p>", _table(found)]
+    if seen is not None:
+        note = "What the model sees: made like the scans that it was trained on, 8x8 pixels, white ink on black."
+        parts.append(f"<p>{picture(seen)} {note}</p>")
+    return wrapped("".join(parts))
+
+
+def _none_of_these(found: Answer) -> str:
+    """A warning where few images of known classes score as low."""
+    if found.share_below is None or found.share_below >= UNUSUAL:
+        return ""
+    few = "less than 1 %" if found.share_below < 0.01 else f"{100 * found.share_below:.0f} %"
+    return (
+        f'<p class="unusual">This may be none of these classes: only {few} of the images of known classes score as low.'
+        " The probabilities are among the classes of the model, whatever the image shows.</p>"
+    )
+
+
+def _reason(found: Answer) -> str:
+    """Which of the two classifiers decided, in a sentence."""
+    winner, text, cache = (escape(name or "") for name in (found.winner.name, found.text_choice, found.cache_choice))
+    if found.cache_choice is None:
+        return "The model compares the image with the text of each class. It has no cache of training images."
+    if text == cache == winner:
+        return f"The text of the classes and the cache of training images both say <b>{winner}</b>."
+    return (
+        f"The text of the classes alone says <b>{text}</b>, and the cache of training images alone <b>{cache}</b>; "
+        f"together they say <b>{winner}</b>."
+    )
+
+
+def _table(found: Answer) -> str:
+    """The logits of the two likeliest classes, and by how much the first leads."""
+    first, second = found.winner, found.runner_up
+    rows = [first] if second is None else [first, second]
+    if second is not None:
+        cache = None if first.cache is None or second.cache is None else first.cache - second.cache
+        rows.append(Evidence(f"lead of {first.name}", first.text - second.text, cache))
+    columns = ["class", "logit"] if first.cache is None else ["class", "text", "cache", "logit"]
+    head = "".join(f'<th scope="col">{column}</th>' for column in columns)
+    body = "".join(row.row() for row in rows)
+    return f"<table><caption>What the logits are made of</caption><tr>{head}</tr>{body}</table>"
+
+
+def wrapped(html: str) -> str:
+    """A piece of HTML that the page's style applies to."""
+    return f'<div class="hg">{html}</div>'
+
+
+def picture(image: Image.Image) -> str:
+    """A small image as an element of HTML."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f'<img alt="The image as the model gets it" src="data:image/png;base64,{data}">'
+
+
+def number(value: float, sign: str = "") -> str:
+    """A number with two digits, and with a minus sign instead of a hyphen."""
+    return f"{value:{sign}.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def title(model: SavedModel) -> str:
+    """The title of the page, as plain text."""
+    return f"{model.method} on {model.trained_on.dataset}"
+
+
+def summary(model: SavedModel) -> str:
+    """What a model is, and how good, as plain text."""
+    trained, scores = model.trained_on, model.scores
+    shots = {-1: "all training images", 1: "1 training image of each class"}
+    images = shots.get(trained.shots, f"{trained.shots} training images of each class")
+    said = (
+        f"{model.method} adapts the frozen CLIP {model.backbone.title} to {len(model.classnames)} classes of "
+        f"{trained.dataset}, with {images}."
+    )
+    if scores.accuracy is None:
+        return said
+    zero_shot = "" if scores.accuracy_zero_shot is None else f", zero-shot CLIP {scores.accuracy_zero_shot:.2f} %"
+    return f"{said} Accuracy on {scores.num_test} test images: {scores.accuracy:.2f} %{zero_shot}."

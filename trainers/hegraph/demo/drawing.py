@@ -9,6 +9,9 @@ Shapes: H x W pixels of the picture.
 
 from __future__ import annotations
 
+import base64
+import io
+
 import numpy as np
 from PIL import Image, ImageFilter
 
@@ -21,6 +24,9 @@ WIDEST = 22  # in dots; a wider digit is squeezed
 INKED = 314  # dots of a scan that are inked, on average over the training images; it differs little between them
 BLUR = 1.0  # in dots; strokes are blurred before they become wider or thinner
 LEAST_CONTRAST = 24  # grey levels of 255 between ink and paper
+SIDE = 280  # pixels of the canvas that one draws on
+PNG = "data:image/png;base64,"
+MAX_LENGTH = 200_000  # characters of a drawing; one has about 5,000
 
 
 def is_of_digits(model: SavedModel) -> bool:
@@ -64,3 +70,27 @@ def scan_of_ink(ink: np.ndarray) -> Image.Image:
     dots = blurred >= max(np.sort(blurred, axis=None)[-INKED], 1)
     blocks = dots.reshape(DOTS // BLOCK, BLOCK, DOTS // BLOCK, BLOCK).sum(axis=(1, 3))
     return Image.fromarray(np.round(blocks * (255 / MAX_INK)).astype(np.uint8)).convert("RGB")
+
+
+def ink_of_canvas(value: object) -> np.ndarray:
+    """How much of each pixel of the canvas is inked, from 0 to 1, shape `[SIDE, SIDE]`.
+
+    Args:
+        value: What the browser has sent: a PNG as a data URL.
+
+    Raises:
+        UserError: If it is another value; the page sends none.
+    """
+    try:
+        if not isinstance(value, str) or not value.startswith(PNG) or len(value) > MAX_LENGTH:
+            raise ValueError("no drawing")
+        data = base64.b64decode(value[len(PNG) :], validate=True)
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.size != (SIDE, SIDE):
+                raise ValueError("another size")
+            ink = np.asarray(image.convert("L"), dtype=np.float32) / 255
+        if not ink.any():
+            raise ValueError("no ink")
+        return ink
+    except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+        raise UserError("the drawing came damaged; clear it and draw again") from error

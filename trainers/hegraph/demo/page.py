@@ -1,116 +1,148 @@
-"""The page, made with Gradio: an image goes in, the answer comes out as HTML.
+"""The page, made with Gradio: an image goes in, the answer comes out.
 
 Gradio takes seconds to import and is an optional package, so this file is imported where the page is made.
 """
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 from PIL import Image
 
 from ..datasets.digits import CLASSNAMES, load_digits_dataset
+from ..datasets.images import FORMATS, open_image, reason
 from ..models.images import ImageModel
 from ..models.thumbnails import read_thumbnail
-from ..utils.errors import UserError
-from .answer import answer
-from .drawing import is_of_digits, scan_of_ink, scan_of_picture
-from .inputs import CANVAS_HTML, CANVAS_JS, CHOICE_JS, choice_html, ink_of_canvas
-from .inputs import CSS as INPUT_CSS
-from .pictures import open_picture
-from .render import CSS, answer_page, heading, hint, problem, title, wrapped
+from ..utils.errors import UserError, first_line
+from .answer import LISTED, answer, number, reasons, summary, title, wrapped
+from .drawing import SIDE, ink_of_canvas, is_of_digits, scan_of_ink, scan_of_picture
 
+MAX_BYTES = 20 * 2**20  # of an upload
+MAX_PIXELS = 50_000_000  # the largest photos of phones have about so many
+CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+CANVAS_JS = (Path(__file__).parent / "canvas.js").read_text(encoding="utf-8")
+CANVAS_HTML = f"""
+<div class="hg hg-draw">
+  <canvas width="{SIDE}" height="{SIDE}" tabindex="0" role="application"
+    aria-label="Canvas to draw a digit on" aria-describedby="hg-keys"></canvas>
+  <button type="button">Clear</button>
+  <p id="hg-keys">By keyboard: the arrow keys move the pen, the space bar lowers and lifts it, Delete clears.</p>
+</div>
+"""
 HOW_TO_DRAW = (
     "Draw one digit, large. The writers of the training images put a bar through the stem of a seven; so should you."
 )
-PAGE_CSS = CSS + INPUT_CSS
 LIVE = """() => document.querySelector("#answer")?.setAttribute("aria-live", "polite")"""  # a new answer is read aloud
-
-Handler = Callable[[Any], str]
-
-
-class Input(NamedTuple):
-    """A component that an image comes from.
-
-    Attributes:
-        component: The component.
-        event: What happens when there is a new image; registers a handler.
-        handler: From the component's value to the answer.
-        preprocess: Whether Gradio makes the value of what the browser sends.
-    """
-
-    component: Any
-    event: Any
-    handler: Handler
-    preprocess: bool = True
+NO_ANSWER = (None, None, None)
 
 
-def theme() -> gr.themes.Base:
-    """Gradio's default look in the reader's own fonts: none is fetched."""
-    text, mono = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
-    return gr.themes.Default(font=[gr.themes.Font(f) for f in text], font_mono=[gr.themes.Font(f) for f in mono])
+class Page(gr.Blocks):
+    """A page that says in one line what is wrong with a request that no browser would send."""
+
+    async def preprocess_data(self, *arguments: Any, **named: Any) -> Any:
+        """What a request holds, as the handlers get it; raises `gr.Error`, of which Gradio logs no traceback."""
+        try:
+            return await super().preprocess_data(*arguments, **named)
+        except Exception as error:
+            raise gr.Error(f"this request cannot be used: {first_line(error)}", print_exception=False) from error
 
 
 class Answers:
-    """What the page says about images of different origin, as HTML.
+    """What the page says about images of different origin: HTML, the likeliest classes twice, and pictures.
 
     Args:
         images: The model with its backbone.
         folder: Its model folder, for thumbnails.
+        uploads: The folder of uploaded files; no other file is opened for a visitor.
     """
 
-    def __init__(self, images: ImageModel, folder: Path) -> None:
-        self.images, self.folder = images, folder
+    def __init__(self, images: ImageModel, folder: Path, uploads: Path) -> None:
+        self.images, self.folder, self.uploads = images, folder, uploads
         self.drawn = is_of_digits(images.model)
-        self.scans = _one_scan_of_each_class() if self.drawn else []
-        self.waiting = hint("The answer will stand here.")
 
-    def of_upload(self, uploaded: dict[str, Any] | None) -> str:
+    def of_upload(self, uploaded: Any) -> tuple:
         """Of an uploaded file, as Gradio describes it; None if it was taken away."""
         if uploaded is None:
-            return self.waiting
-        picture = open_picture(Path(uploaded["path"]))
+            return (hint(), *NO_ANSWER)
+        picture = open_upload(uploaded, self.uploads)
         if not self.drawn:
             return self._explain(picture)
         scan = scan_of_picture(picture)
         return self._explain(scan, seen=scan)
 
-    def of_drawing(self, value: str | None) -> str:
+    def of_drawing(self, value: Any) -> tuple:
         """Of the value of a canvas; "" if nothing is drawn."""
-        if not value:
-            return self.waiting
+        if value is None or value == "":
+            return (hint(), *NO_ANSWER)
         scan = scan_of_ink(ink_of_canvas(value))
         return self._explain(scan, seen=scan)
 
-    def of_scan(self, choice: str | None) -> str:
-        """Of a scan of the data set, by its position among `scans`."""
-        if not choice or not choice.isdecimal() or int(choice) >= len(self.scans):
-            return self.waiting
-        return self._explain(self.scans[int(choice)])
-
-    def _explain(self, picture: Image.Image, seen: Image.Image | None = None) -> str:
+    def _explain(self, picture: Image.Image, seen: Image.Image | None = None) -> tuple:
         found = answer(self.images.model, self.images.features([picture]))
-        thumbnails = [read_thumbnail(self.folder, neighbour.position) for neighbour in found.neighbours]
-        return answer_page(self.images.model, found, thumbnails, seen)
+        shown = ((read_thumbnail(self.folder, position), position, added) for position, added in found.neighbours)
+        pictures = [(image, f"no. {position + 1}: {number(added, '+')}") for image, position, added in shown if image]
+        return reasons(found, seen), found.adapted, found.zero_shot, pictures or None
 
 
-def build_page(images: ImageModel, folder: Path) -> gr.Blocks:
+def open_upload(uploaded: Any, uploads: Path) -> Image.Image:
+    """An uploaded image, upright and as RGB.
+
+    Args:
+        uploaded: What the request says of the file.
+        uploads: The folder that it has to lie in. A request may name any path, such as that of a pipe.
+
+    Raises:
+        UserError: If it lies elsewhere, or is no image, damaged or too large.
+    """
+    try:
+        path = Path(uploaded["path"]).resolve(strict=True)
+        status = path.stat()
+        if not (path.is_relative_to(uploads.resolve()) and stat.S_ISREG(status.st_mode)):
+            raise ValueError("it was not uploaded")
+    except (TypeError, LookupError, ValueError, OSError, RuntimeError) as error:
+        raise UserError("no picture came; upload it again") from error
+    if status.st_size > MAX_BYTES:
+        raise UserError(f"the file has more than {MAX_BYTES >> 20} MB; take a smaller image")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            size = image.width * image.height
+        picture = open_image(path) if size <= MAX_PIXELS else None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        picture = None
+    except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+        raise UserError(f"this file {reason(error)}") from error
+    if picture is None:
+        raise UserError(f"the image has more than {MAX_PIXELS // 10**6} million pixels; take a smaller one")
+    return picture
+
+
+def build_page(images: ImageModel, folder: Path, uploads: Path) -> gr.Blocks:
     """The page of a model; arguments as of `Answers`."""
-    answers = Answers(images, folder)
+    answers = Answers(images, folder, uploads)
     model = images.model
-    with gr.Blocks(title=title(model), analytics_enabled=False) as page:
-        _html(heading(model))
+    with Page(title=title(model), analytics_enabled=False) as page:
+        _html(wrapped(f"<h1>{escape(title(model))}</h1><p>{escape(summary(model))}</p>"))
         with gr.Row():
             with gr.Column():
                 inputs = _digit_inputs(answers) if answers.drawn else [_image_input(answers)]
-            with gr.Column():
-                output = _html(answers.waiting, elem_id="answer")
-        for given in inputs:
-            given.event(
-                _reported(given.handler), given.component, output, preprocess=given.preprocess,
+            with gr.Column(elem_id="answer"):
+                adapted = gr.Label(label=model.method, num_top_classes=LISTED, elem_id="adapted")
+                zero_shot = gr.Label(label="Zero-shot CLIP", num_top_classes=LISTED, elem_id="zero-shot")
+                why = _html(hint(), elem_id="why")
+                nearest = gr.Gallery(
+                    label="Nearest training images of the likeliest class, with what each adds to the cache's logit",
+                    columns=LISTED, height="auto", object_fit="contain", buttons=[], interactive=False,
+                    elem_id="nearest",
+                )  # fmt: skip
+        for component, event, handler in inputs:
+            # Files are opened by `open_upload`, whose messages say what is wrong with them, and not by Gradio
+            event(
+                _reported(handler), component, [why, adapted, zero_shot, nearest], preprocess=False,
                 trigger_mode="always_last", api_visibility="private",
             )  # fmt: skip
         page.load(None, js=LIVE)
@@ -122,45 +154,46 @@ def _html(value: str, **options: Any) -> gr.HTML:
     return gr.HTML(value, apply_default_css=False, **options)
 
 
-def _one_scan_of_each_class() -> list[Image.Image]:
-    dataset = load_digits_dataset()
-    first = {item.label: item for item in reversed(dataset.test)}
-    return [dataset.open(first[label].path) for label in sorted(first)]
+def hint() -> str:
+    """What stands where an answer will be."""
+    return wrapped('<p class="grey">The answer will stand here.</p>')
 
 
-def _image_input(answers: Answers) -> Input:
+def _image_input(answers: Answers) -> tuple:
     image = gr.Image(
         label="Image: drop, paste or photograph one", type="filepath", image_mode=None, buttons=[],
         sources=["upload", "clipboard", "webcam"], height=320, elem_id="image",
     )  # fmt: skip
-    # The file is opened by `open_picture`, whose messages say what is wrong with it
-    return Input(image, image.change, answers.of_upload, preprocess=False)
+    return image, image.change, answers.of_upload
 
 
-def _digit_inputs(answers: Answers) -> list[Input]:
+def _digit_inputs(answers: Answers) -> list[tuple]:
     with gr.Tab("Draw"):
         _html(wrapped(f"<p>{HOW_TO_DRAW}</p>"))
         canvas = _html("", html_template=CANVAS_HTML, js_on_load=CANVAS_JS, elem_id="drawing")
     with gr.Tab("Image"):
-        upload = _image_input(answers)
-    with gr.Tab("Scans"):
-        _html(wrapped("<p>Scans of the test images, which the model was not trained on.</p>"))
-        buttons = choice_html(answers.scans, [f"Scan of {name}" for name in CLASSNAMES])
-        scans = _html("", html_template=buttons, js_on_load=CHOICE_JS, elem_id="scans")
-    return [
-        Input(canvas, canvas.input, answers.of_drawing),
-        upload,
-        Input(scans, scans.input, answers.of_scan),
-    ]
+        image, event, handler = _image_input(answers)
+        dataset = load_digits_dataset()
+        first = {item.label: item for item in reversed(dataset.test)}
+        scans = []
+        for label, name in enumerate(CLASSNAMES):
+            scans.append(str(answers.uploads / f"{name}.png"))
+            dataset.open(first[label].path).save(scans[-1])
+        gr.Examples(
+            scans, image, label="Scans of the test images, which the model was not trained on", elem_id="scans",
+            example_labels=[f"Scan of {name}" for name in CLASSNAMES], examples_per_page=len(scans),
+        )  # fmt: skip
+    return [(canvas, canvas.input, answers.of_drawing), (image, event, handler)]
 
 
-def _reported(handler: Handler) -> Handler:
+def _reported(handler: Callable[[Any], tuple]) -> Callable[[Any], tuple]:
     """A handler that shows a mistake of the user's where the answer would stand."""
 
-    def run(value: Any) -> str:
+    def run(value: Any) -> tuple:
         try:
             return handler(value)
         except UserError as error:
-            return problem(str(error))
+            message = escape(f"{str(error)[:1].upper()}{str(error)[1:]}.")
+            return (wrapped(f'<p class="problem" role="alert">{message}</p>'), *NO_ANSWER)
 
     return run

@@ -13,14 +13,14 @@ from pathlib import Path
 import yaml
 
 from ..backbones.identity import FOLDER, weights_file
-from ..models.folder import CARD, CONFIG, TENSORS
+from ..models.folder import CARD, CONFIG, TENSORS, own_file
 from ..models.images import ImageModel
 from ..models.saved import SavedModel
 from ..models.thumbnails import FOLDER as THUMBNAILS
 from ..models.thumbnails import thumbnail_name
 from ..utils.errors import UserError
 from ..utils.files import writing_folder
-from .render import summary, title
+from .answer import summary, title
 
 PACKAGE = Path(__file__).parents[1]
 MODEL = "model"
@@ -98,17 +98,13 @@ def _check_backbone(name: str, pretrained: str) -> None:
 
 
 def _copy_model(model: SavedModel, folder: Path, target: Path) -> None:
-    """Copies the files of a model folder, and nothing else that may lie there."""
-    target.mkdir()
-    for name in (CONFIG, TENSORS, CARD):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, target / name)
-    if model.classifier.keys is None or not (folder / THUMBNAILS).is_dir():
-        return
-    (target / THUMBNAILS).mkdir()
-    for name in map(thumbnail_name, range(len(model.classifier.keys))):
-        if (folder / THUMBNAILS / name).is_file():
-            shutil.copyfile(folder / THUMBNAILS / name, target / THUMBNAILS / name)
+    """Copies the files of a model folder, and nothing else that may lie there or that a link in it leads to."""
+    keys = model.classifier.keys
+    thumbnails = () if keys is None else [f"{THUMBNAILS}/{thumbnail_name(position)}" for position in range(len(keys))]
+    for name in (CONFIG, TENSORS, CARD, *thumbnails):
+        if (file := own_file(folder, name)) is not None:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / name)
 
 
 def _readme(model: SavedModel) -> str:

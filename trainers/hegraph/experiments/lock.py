@@ -75,7 +75,7 @@ def _leave(folder: Path, lock: FileLock, made: bool) -> None:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process is at work in a folder."""
+    """Whether a process is at work in a folder; what one that was killed has left of its lock is removed."""
     if not (folder / LOCK).exists():
         return False
     lock = FileLock(folder / LOCK)
@@ -85,7 +85,7 @@ def is_locked(folder: Path) -> bool:
         return True
     except OSError:
         return False
-    lock.release()
+    _leave(folder, lock, made=False)
     return False
 
 

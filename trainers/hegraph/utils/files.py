@@ -91,7 +91,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_suffix())
         os.close(handle)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise _cannot_write(path, error) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -99,7 +99,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise cannot_write(path, error) from error
+        raise _cannot_write(path, error) from error
     except UserError as error:  # it may name the temporary file, of which the user knows nothing
         raise UserError(str(error).replace(str(temporary), str(path))) from error
     finally:
@@ -120,7 +120,7 @@ def writing_folder(folder: Path) -> Iterator[Path]:
         _remove_leftovers(folder.parent)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=_suffix()))
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise _cannot_write(folder, error) from error
     new, old = temporary / "new", temporary / "old"
     try:
         new.mkdir()
@@ -129,7 +129,7 @@ def writing_folder(folder: Path) -> Iterator[Path]:
             os.replace(folder, old)
         os.replace(new, folder)
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise _cannot_write(folder, error) from error
     except UserError as error:  # it names the temporary folder, of which the user knows nothing
         raise UserError(str(error).replace(str(new), str(folder))) from error
     finally:
@@ -298,8 +298,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def cannot_write(path: Path, error: Exception) -> UserError:
-    """What is raised where a file or folder cannot be written: why, and what mends it."""
+def _cannot_write(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or str(error)
     remedy = REMEDIES.get(getattr(error, "errno", None) or 0, "choose a folder that can be written")
     return UserError(f"cannot write {path}: {reason}; {remedy}")

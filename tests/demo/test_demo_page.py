@@ -1,0 +1,251 @@
+"""The page and what visitors send to it; the command that shows it, where a mistake is one clear line."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageOps
+from strokes import DIGITS
+
+from trainers.hegraph.datasets.digits import CLASSNAMES, open_digit
+from trainers.hegraph.demo import __main__ as command
+from trainers.hegraph.demo.__main__ import GRADIO, check_address, main, parse_arguments
+from trainers.hegraph.utils.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def page():
+    """The module of the page, which imports Gradio."""
+    pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
+    from trainers.hegraph.demo import page
+
+    return page
+
+
+@pytest.fixture
+def uploads(tmp_path) -> Path:
+    (tmp_path / "uploads").mkdir()
+    return tmp_path / "uploads"
+
+
+# Uploads
+
+
+def test_an_upload_is_opened_upright_and_only_if_it_lies_in_its_folder_and_is_a_file(page, uploads, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    for folder in (uploads, tmp_path):
+        Image.new("RGB", (20, 10)).save(folder / "photo.jpg", exif=exif)
+    os.mkfifo(uploads / "pipe.png")
+    (uploads / "link.png").symlink_to(tmp_path / "photo.jpg")
+    (uploads / "loop.png").symlink_to(uploads / "loop.png")
+    picture = page.open_upload({"path": str(uploads / "photo.jpg")}, uploads)
+    assert (picture.mode, picture.size) == ("RGB", (10, 20))
+    names = ("pipe.png", "link.png", "loop.png", "missing.png", "..", "../photo.jpg", "a\0b", "x" * 5000)
+    paths = [*(str(uploads / name) for name in names), "/dev/stdin", "/dev/zero", None, 3, ["x"], {}]
+    for sent in (*({"path": path} for path in paths), None, 3, "photo.jpg", [1], {}, {"name": "photo.jpg"}):
+        with pytest.raises(UserError, match="no picture came"):
+            page.open_upload(sent, uploads)
+
+
+def test_what_is_no_image_or_too_large_is_one_clear_line(page, uploads, monkeypatch):
+    file = uploads / "image.png"
+
+    def said() -> str:
+        with pytest.raises(UserError) as error:
+            page.open_upload({"path": str(file)}, uploads)
+        return str(error.value)
+
+    for content in (b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", b"<svg/>"):
+        file.write_bytes(content)
+        assert "no image" in said()
+    Image.effect_noise((64, 64), 50).save(file)
+    file.write_bytes(file.read_bytes()[:500])
+    assert said().startswith("this file ")
+    Image.new("1", (10_000, 5_001)).save(file)
+    assert "50 million pixels" in said()
+    Image.new("1", (20_000, 20_000)).save(file)
+    assert "50 million pixels" in said()
+    monkeypatch.setattr(page, "MAX_BYTES", 2**20)
+    file.write_bytes(bytes(2**20 + 1))
+    assert "more than 1 MB" in said()
+
+
+# What the handlers answer
+
+
+@pytest.fixture
+def answers(page, digits, model_folder, uploads):
+    return page.Answers(digits, model_folder, uploads)
+
+
+def test_a_photo_is_answered_with_the_likeliest_classes_the_reasons_and_the_nearest_pictures(answers, uploads, written):
+    paper = ImageOps.invert(written(DIGITS[0][0])).point(lambda level: 40 + level * 4 // 5)
+    paper.save(uploads / "0.jpg")
+    html, adapted, zero_shot, pictures = answers.of_upload({"path": str(uploads / "0.jpg")})
+    assert next(iter(adapted)) == "zero"
+    assert len(adapted) == len(zero_shot) == 5
+    assert "What the model sees" in html
+    assert len(pictures) == 4  # of 4 shots
+    assert all(image.size == (8, 8) and caption.startswith("no. ") for image, caption in pictures)
+
+
+def test_a_model_of_anything_else_gets_the_image_as_it_is(answers, uploads, monkeypatch):
+    monkeypatch.setattr(answers, "drawn", False)
+    monkeypatch.setattr(answers, "folder", uploads)  # without thumbnails
+    open_digit("digits/0900").save(uploads / "scan.png")
+    html, adapted, _, pictures = answers.of_upload({"path": str(uploads / "scan.png")})
+    assert "What the model sees" not in html
+    assert (len(adapted), pictures) == (5, None)
+
+
+def test_without_an_image_or_a_drawing_there_is_a_hint(page, answers):
+    for found in (answers.of_upload(None), answers.of_drawing(""), answers.of_drawing(None)):
+        assert found == (page.hint(), None, None, None)
+
+
+def test_what_no_browser_sends_is_shown_as_one_line_in_place_of_the_answer(page, answers):
+    for handler, values in ((answers.of_upload, (7, [1], {"path": None})), (answers.of_drawing, (7, [1], {"a": 1}))):
+        for value in values:
+            html, *rest = page._reported(handler)(value)
+            assert 'role="alert"' in html
+            assert rest == [None, None, None]
+    html, *_ = page._reported(lambda value: (_ for _ in ()).throw(UserError("<b>no</b>")))(0)
+    assert "&lt;b&gt;no&lt;/b&gt;." in html
+
+
+# The command
+
+
+def the_error(capsys, *arguments: object) -> str:
+    """The one line that the command ends with, with exit code 2."""
+    assert main([str(argument) for argument in arguments]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_it_listens_on_this_machine_alone_unless_told_otherwise():
+    args = parse_arguments(["MODEL"])
+    assert (args.host, args.port) == ("127.0.0.1", 7860)
+
+
+def test_a_port_in_use_and_a_wrong_address_are_one_clear_line(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        taken.listen()
+        assert f"port {port}: Address already in use" in the_error(capsys, "MODEL", "--port", port)
+    check_address("127.0.0.1", port)
+    for flags in (
+        ("--port", "0"),
+        ("--port", "65536"),
+        ("--port", "-1"),
+        ("--host", "192.0.2.1"),
+        ("--host", "no host"),
+    ):
+        assert f"{flags[1]}" in the_error(capsys, "MODEL", *flags)
+
+
+def test_a_folder_without_a_model_and_no_gradio_are_one_clear_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "check_address", lambda host, port: None)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert f"{sys.executable} -m pip install '{GRADIO}'" in the_error(capsys, tmp_path)
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    monkeypatch.setitem(sys.modules, "gradio", command)
+    assert "config.json" in the_error(capsys, tmp_path)
+
+
+def test_the_version_of_gradio_is_that_of_the_extra():
+    assert f'demo = ["{GRADIO}"]' in (ROOT / "pyproject.toml").read_text()
+
+
+# The page over HTTP
+
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def get(url: str) -> tuple[int, str]:
+    """Status and body."""
+    try:
+        with OPENER.open(url, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def asked(address: str, kind: str, value: object, session: str) -> str:
+    """What the page answers to a value of a component as a program, and no browser, would send it."""
+    config = json.loads(get(f"{address}/config")[1])
+    [part] = [
+        part["id"] for part in config["components"] if part["type"] == kind or part["props"].get("elem_id") == kind
+    ]
+    [number] = [each["id"] for each in config["dependencies"] if each["inputs"] == [part]]
+    sent = json.dumps({"data": [value], "fn_index": number, "session_hash": session}).encode()
+    request = urllib.request.Request(f"{address}/gradio_api/queue/join", sent, {"Content-Type": "application/json"})
+    with OPENER.open(request, timeout=30):
+        return get(f"{address}/gradio_api/queue/data?session_hash={session}")[1]
+
+
+@pytest.fixture
+def address(page, model_folder, monkeypatch, tmp_path):
+    """The address of the page, which is served by this process until the test ends."""
+    import gradio
+
+    monkeypatch.setattr(command.tempfile, "tempdir", str(tmp_path))
+    for name in ("GRADIO_TEMP_DIR", "NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    found, ended, ready = [], threading.Event(), threading.Event()
+
+    def said(text: str) -> None:
+        found.append(text.split()[0])
+        ready.set()
+
+    monkeypatch.setattr(command, "say", said)
+    monkeypatch.setattr(command, "threading", type("", (), {"Event": lambda: ended}))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    images = page.ImageModel.load(model_folder)
+    server = threading.Thread(target=command.serve, args=(images, model_folder, "127.0.0.1", port), daemon=True)
+    server.start()
+    assert ready.wait(120)
+    yield found[0]
+    ended.set()
+    server.join(60)
+    assert not list(tmp_path.glob("hegraph-demo-*")), "uploads are deleted at the end"
+    assert gradio.__version__
+
+
+def test_the_page_is_served_without_statistics_and_with_limits_and_no_file_of_this_machine_is(
+    address, model_folder, tmp_path, capfd
+):
+    assert get(f"{address}/")[0] == 200
+    config = get(f"{address}/config")[1].replace(" ", "")
+    assert '"analytics_enabled":false' in config
+    assert f'"max_file_size":{20 * 2**20}' in config
+    for file in (model_folder / "config.json", model_folder / "thumbnails" / "00000.jpg", Path("/etc/hostname")):
+        assert get(f"{address}/gradio_api/file={file}")[0] in (403, 404)
+    open_digit("digits/0900").save(tmp_path / "image.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    meta = {"meta": {"_type": "gradio.FileData"}}
+    paths = [str(tmp_path / "image.png"), str(tmp_path / "pipe.png"), "/dev/stdin", None]
+    values = [*({"path": path} | more for path in paths for more in ({}, meta)), 7, [1], "x", meta]
+    for number, value in enumerate(values):
+        said = asked(address, "image", value, f"upload{number}").lower()
+        assert "no picture came" in said or "this request cannot be used" in said, (value, said[-3000:])
+    for number, value in enumerate((7, [1], {"a": 1}, "data:image/png;base64,x")):
+        assert "came damaged" in asked(address, "drawing", value, f"draw{number}")
+    assert "Traceback" not in capfd.readouterr().err
+    assert all(name in config for name in CLASSNAMES)
