@@ -33,7 +33,7 @@ from tiny import (
 
 from trainers.hegraph.backbones import identity, loading
 from trainers.hegraph.backbones.clip import Backbone
-from trainers.hegraph.backbones.identity import MINI_WEIGHTS, describe_transform
+from trainers.hegraph.backbones.identity import describe_transform
 from trainers.hegraph.backbones.loading import Source, build, create_model, find_source, load_backbone
 from trainers.hegraph.utils.errors import UserError
 
@@ -41,22 +41,10 @@ needs_transformers = pytest.mark.skipif(not importlib.util.find_spec("transforme
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
-@pytest.mark.parametrize(
-    ("name", "nearest"), [("vit-b-16", "ViT-B-16"), ("RN5O", "RN50"), ("hegraph_mini", "hegraph-mini")]
-)
-def test_an_unknown_model_is_refused_with_the_nearest_name(name, nearest):
-    with pytest.raises(UserError, match=rf"unknown backbone '{name}'; did you mean '{nearest}'\?"):
-        load_backbone(name, "openai-weights")
-
-
-def test_no_model_at_all_names_the_key():
-    with pytest.raises(UserError, match=r"MODEL\.BACKBONE\.NAME"):
-        load_backbone("", "")
-
-
-def test_no_weights_name_the_key():
-    with pytest.raises(UserError, match=r"MODEL\.BACKBONE\.PRETRAINED is empty; 'RN50' needs"):
-        load_backbone("RN50")
+@pytest.mark.parametrize("pretrained", ["openai-weights", ""])
+def test_an_unknown_model_is_refused_with_the_nearest_name_whatever_its_weights(pretrained):
+    with pytest.raises(UserError, match=r"unknown backbone 'hegraph_mini'; did you mean 'hegraph-mini'\?"):
+        load_backbone("hegraph_mini", pretrained)
 
 
 def test_an_unknown_tag_is_refused_with_the_known_ones():
@@ -69,8 +57,7 @@ def test_a_weights_file_that_is_not_there_is_named(tmp_path):
         load_backbone("RN50", str(tmp_path / "nowhere.pt"))
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
-@pytest.mark.parametrize("content", [b"", b"garbage" * 50])
+@pytest.mark.parametrize(("name", "content"), [("weights.safetensors", b"garbage" * 50), ("weights.pt", b"")])
 def test_a_damaged_weights_file_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match="cannot load hegraph-mini") as caught:
@@ -95,20 +82,14 @@ def test_pickled_code_in_weights_is_refused_and_not_executed(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "tag", "right"),
-    [
-        ("RN50", "openai", "RN50-quickgelu"),
-        ("ViT-B-16", "openai", "ViT-B-16-quickgelu"),
-        ("ViT-B-16", "dfn2b", "ViT-B-16-quickgelu"),
-        ("ViT-B-32", "metaclip_400m", "ViT-B-32-quickgelu"),
-        ("ViT-B-32", "laion400m_e32", "ViT-B-32-quickgelu"),
-    ],
+    [("RN50", "openai", "RN50-quickgelu"), ("ViT-B-32", "laion400m_e32", "ViT-B-32-quickgelu")],
 )
 def test_weights_trained_with_quickgelu_are_refused_for_a_model_without(name, tag, right):
     with pytest.raises(UserError, match=rf"'{tag}' were trained with QuickGELU: use '{right}', not '{name}'"):
         load_backbone(name, tag)
 
 
-@pytest.mark.parametrize(("name", "tag"), [("ViT-B-32", "laion2b_s34b_b79k"), ("ViT-B-16", "laion400m_e32")])
+@pytest.mark.parametrize(("name", "tag"), [("ViT-B-32", "laion2b_s34b_b79k")])
 def test_weights_trained_without_quickgelu_are_refused_for_a_model_with_it(name, tag):
     with pytest.raises(UserError, match=rf"'{tag}' were trained without QuickGELU: use '{name}', not '{name}-quick"):
         load_backbone(f"{name}-quickgelu", tag)
@@ -118,8 +99,6 @@ def test_weights_trained_without_quickgelu_are_refused_for_a_model_with_it(name,
     ("name", "tag"),
     [
         ("RN101-quickgelu", "openai"),
-        ("ViT-B-16-quickgelu", "dfn2b"),
-        ("ViT-B-16", "laion400m_e32"),
         ("ViT-B-32", "laion2b_s34b_b79k"),
         ("roberta-ViT-B-32", "laion2b_s12b_b32k"),  # has QuickGELU under its only name
     ],
@@ -173,7 +152,7 @@ def test_open_clip_is_given_no_file_of_the_users(tiny_model, bundle, monkeypatch
     assert not file.exists()  # it was a temporary one
 
 
-@pytest.mark.parametrize("content", [torch.zeros(3), [torch.zeros(3)], {}, {"state_dict": torch.zeros(3)}])
+@pytest.mark.parametrize("content", [[torch.zeros(3)], {}, {"state_dict": torch.zeros(3)}])
 def test_a_file_of_something_else_than_weights_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "weights.pt")
     with pytest.raises(UserError, match=r"weights\.pt': it holds no state dict"):
@@ -188,28 +167,22 @@ def test_text_positions_of_another_length_are_refused_in_the_older_form_too(tiny
         load_backbone(f"local-dir:{bundle}")
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "weights.pth", "weights.bin"])
 @pytest.mark.parametrize(
-    "nest", [lambda s: s, lambda s: {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in s.items()}}]
+    ("name", "nest"),
+    [
+        ("weights.pt", lambda s: s),
+        ("weights.bin", lambda s: {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in s.items()}}),
+    ],
 )
 def test_state_dicts_load_from_any_file(tiny_model, tmp_path, name, nest):
     torch.save(nest(tiny_model.state_dict()), tmp_path / name)
     assert_same_features(load_backbone(TINY, str(tmp_path / name)), tiny_model)
 
 
-def test_a_file_in_the_older_form_of_a_model_with_a_text_tower_is_converted(tiny_model, bundle):
-    # open_clip's models with a tower of their own for text read files from before there were such
-    (bundle / "open_clip_config.json").write_text(json.dumps({"model_cfg": {**TINY_CONFIG, "custom_text": True}}))
-    backbone = load_backbone(f"local-dir:{bundle}")
-    assert hasattr(backbone.model, "text")
-    assert_same_features(backbone, tiny_model)
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (lambda s: s.update(model={key: s.pop(key) for key in list(s)}, epoch=3), "Missing key(s) in state_dict: "),
-        (lambda s: s.pop("visual.proj"), 'Missing key(s) in state_dict: "visual.proj"'),
         (lambda s: s.update(extra=torch.zeros(1), more=torch.zeros(1)), 'Unexpected key(s) in state_dict: "extra"'),
         (lambda s: s.update({"visual.proj": torch.zeros(64, 8)}), "size mismatch for visual.proj: copying a param"),
     ],
@@ -224,13 +197,6 @@ def test_weights_of_another_model_are_refused_with_the_first_difference(tiny_mod
         load_backbone(TINY, str(tmp_path / "other.pt"))
     assert str(caught.value).count("key(s)") <= 1
     assert reason in str(caught.value)
-    assert len(str(caught.value)) < 400
-
-
-def test_weights_of_another_family_are_refused_in_one_short_line(tmp_path):
-    with pytest.raises(UserError, match="it is of another model") as caught:
-        load_backbone(TINY, str(MINI_WEIGHTS))
-    assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
 
 
@@ -252,7 +218,10 @@ def test_a_file_of_a_model_whose_weights_differ_in_preprocessing_is_warned_of(ca
 # --- real architectures
 
 
-@pytest.mark.parametrize(("name", "width"), [("RN50-quickgelu", 1024), ("ViT-B-16-quickgelu", 512)])
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("RN50-quickgelu", 1024), pytest.param("ViT-B-16-quickgelu", 512, marks=pytest.mark.slow)],
+)
 def test_random_weights_of_a_real_model_go_the_whole_way(tmp_path, name, width):
     model, preprocess, _ = create_model(name)
     save_weights(model, tmp_path / "weights.safetensors")
@@ -374,6 +343,7 @@ def test_a_gpu_computes_in_the_precision_that_was_asked_for(mini, precision):
 # --- noise
 
 
+@pytest.mark.slow
 def test_a_user_sees_the_error_and_nothing_else(tiny_model, tmp_path):
     save_weights(tiny_model, tmp_path / "weights.safetensors")
     (tmp_path / f"{TINY}.json").write_text(json.dumps(TINY_CONFIG))

@@ -18,21 +18,11 @@ def test_a_loaded_model_is_frozen_and_in_evaluation_mode(mini):
     assert not any(module.training for module in mini.model.modules())
 
 
-def test_image_features_are_unit_norm_float32_without_gradient(mini):
-    pixels = torch.randn(5, 3, mini.input_size[0], mini.input_size[0], generator=torch.Generator().manual_seed(0))
-    features = mini.encode_images(pixels)
-    assert features.dtype == torch.float32
-    assert not features.requires_grad
-    assert len(features) == 5
-    torch.testing.assert_close(features.norm(dim=1), torch.ones(5))
-
-
-def test_text_features_are_unit_norm_float32_without_gradient(mini):
-    features = mini.encode_text(["one", "two", "three"])
-    assert features.dtype == torch.float32
-    assert not features.requires_grad
-    torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
-    assert features.shape[1] == mini.encode_images(torch.zeros(1, 3, mini.input_size[0], mini.input_size[0])).shape[1]
+def test_features_are_unit_norm_float32_without_gradient(mini):
+    pixels = torch.randn(5, 3, *mini.input_size, generator=torch.Generator().manual_seed(0))
+    for features, count in ((mini.encode_images(pixels), 5), (mini.encode_text(["one", "two"]), 2)):
+        assert (features.dtype, features.requires_grad, features.shape) == (torch.float32, False, (count, mini.width))
+        torch.testing.assert_close(features.norm(dim=1), torch.ones(count))
 
 
 def test_sentences_are_encoded_alike_in_any_batches(mini):

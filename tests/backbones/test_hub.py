@@ -109,6 +109,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_a_hub_name_is_downloaded_and_then_cached(bundle, no_hub, tiny_model):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Birds", (Hub,), {"repository": bundle}))
     threading.Thread(target=server.serve_forever, daemon=True).start()

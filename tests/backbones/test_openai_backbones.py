@@ -27,6 +27,7 @@ def tree(shared, tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "name", "width"), [("rn50", "RN50", 1024), ("vit_b16", "ViT-B-16", 512)])
 def test_images_become_a_record_through_a_randomly_initialised_clip(tree, tmp_path, capsys, config, name, width):
     torch.manual_seed(0)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
 import pytest
 
-from trainers.hegraph.datasets.entry import DEFAULT_TEMPLATES
-from trainers.hegraph.datasets.registry import ENTRIES
 from trainers.hegraph.prompts.sentences import (
     DESCRIPTIONS,
     description_file,
@@ -33,23 +30,6 @@ def descriptions(tmp_path):
         return str(path)
 
     return write
-
-
-def test_templates_are_tuples_of_one_placeholder_each():
-    for templates in (DEFAULT_TEMPLATES, *(entry.templates for entry in ENTRIES.values())):
-        assert isinstance(templates, tuple)
-        assert templates
-        assert all(isinstance(template, str) and template.count("{}") == 1 for template in templates)
-
-
-def test_no_call_changes_the_templates(descriptions):
-    before = copy.deepcopy({name: entry.templates for name, entry in ENTRIES.items()})
-    for dataset in ("OxfordPets", "EuroSAT", "no such set"):
-        groups = positive_prompts(dataset, PETS, "both", descriptions=descriptions({name: ["x"] for name in PETS}))
-        groups[0][0].append("spoilt by the caller")
-        assert "spoilt by the caller" not in str(positive_prompts(dataset, PETS))
-    assert before == {name: entry.templates for name, entry in ENTRIES.items()}
-    assert DEFAULT_TEMPLATES == ("a photo of a {}.",)
 
 
 # From CoOp's trainers/zsclip.py, CUSTOM_TEMPLATES
@@ -95,18 +75,11 @@ def test_other_braces_are_text_in_names_and_templates():
     assert fill_templates(("a {} {tag}.",), ["{0} {x}"]) == [["a {0} {x} {tag}."]]
 
 
-@pytest.mark.parametrize("template", ["a photo.", "a {} and a {}.", ""])
+@pytest.mark.parametrize("template", ["a photo.", "a {} and a {}."])
 def test_a_template_without_exactly_one_placeholder_is_refused_by_its_words(template):
     with pytest.raises(UserError, match=r"exactly one \{\}") as caught:
         fill_templates(["a {}.", template], ["cat"])
     assert repr(template) in str(caught.value)
-
-
-def test_descriptions_alone_are_the_only_group(descriptions):
-    file = descriptions({"Abyssinian": ["slender", "ticked"], "american_bulldog": ["stocky"]})
-    assert positive_prompts("OxfordPets", PETS, "descriptions", descriptions=file) == [
-        [["slender", "ticked"], ["stocky"]]
-    ]
 
 
 def test_both_gives_the_templates_as_one_group_and_the_descriptions_as_another(descriptions):
@@ -114,9 +87,10 @@ def test_both_gives_the_templates_as_one_group_and_the_descriptions_as_another(d
     templates, described = positive_prompts("StanfordCars", PETS, "both", descriptions=file)
     assert templates == [["a photo of a Abyssinian."], ["a photo of a american bulldog."]]
     assert described == [["slender", "ticked"], ["stocky"]]
+    assert positive_prompts("StanfordCars", PETS, "descriptions", descriptions=file) == [described]
 
 
-@pytest.mark.parametrize("key", ["american_bulldog", "American Bulldog", "AMERICAN-BULLDOG", " american  bulldog "])
+@pytest.mark.parametrize("key", ["american_bulldog", "AMERICAN-BULLDOG", " american  bulldog "])
 def test_description_keys_match_whatever_case_underscores_hyphens_and_spaces(descriptions, key):
     file = descriptions({key: ["stocky"]})
     for classname in ("american_bulldog", "American-Bulldog"):
@@ -129,24 +103,15 @@ def test_a_class_without_a_description_is_named(tmp_path, descriptions):
         positive_prompts("OxfordPets", [*PETS, "pug"], "descriptions", descriptions=file)
 
 
-def test_of_many_classes_without_a_description_ten_are_named(descriptions):
-    names = [f"class{i}" for i in range(12)]
-    with pytest.raises(UserError, match=r"12 of 12 classes: class0, .*, class9, \.\.\.$") as caught:
-        positive_prompts("OxfordPets", names, "descriptions", descriptions=descriptions({}))
-    assert "class10" not in str(caught.value)
-
-
-@pytest.mark.parametrize("source", ["descriptions", "both"])
-@pytest.mark.parametrize("dataset", ["Birds", "", "oxford_pets"])
+@pytest.mark.parametrize(("dataset", "source"), [("Birds", "descriptions"), ("", "both")])
 def test_a_data_set_without_descriptions_is_an_error_that_names_the_keys_and_those_that_have(dataset, source):
     with pytest.raises(UserError, match=r"PROMPTS\.DESCRIPTIONS.*PROMPTS\.SOURCE templates") as caught:
         positive_prompts(dataset, PETS, source)
     assert f"no descriptions ship for the data set {dataset!r} (known: Caltech101, " in str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["descriptions", "both"])
-def test_without_a_file_of_the_users_the_shipped_descriptions_are_taken(source):
-    described = positive_prompts("OxfordPets", PETS, source)[-1]
+def test_without_a_file_of_the_users_the_shipped_descriptions_are_taken():
+    described = positive_prompts("OxfordPets", PETS, "both")[-1]
     assert [len(sentences) for sentences in described] == [6, 6]
     assert all("abyssinian" in sentence.lower() for sentence in described[0])
 
@@ -157,18 +122,7 @@ def test_a_file_of_the_users_goes_before_the_shipped_one(descriptions):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "name"),
-    [
-        ("DescribableTextures", "dtd"),
-        ("OxfordFlowers", "oxford_flowers"),
-        ("FGVCAircraft", "fgvc_aircraft"),
-        ("ImageNet", "imagenet"),
-        ("ImageNetSketch", "imagenet"),
-        ("ImageNetV2", "imagenet"),
-        ("ImageNetA", "imagenet"),
-        ("ImageNetR", "imagenet"),
-        ("Digits", "digits"),
-    ],
+    ("dataset", "name"), [("DescribableTextures", "dtd"), ("ImageNetSketch", "imagenet"), ("Digits", "digits")]
 )
 def test_the_shipped_file_of_a_data_set_is_found_by_its_name(dataset, name):
     assert description_file(dataset) == DESCRIPTIONS / f"{name}.json"
