@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.backbones.loading import create_model
-from trainers.hegraph.utils.files import read_tensors
+from trainers.hegraph.utils.reading import read_tensors
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

@@ -91,16 +91,16 @@ def test_damaged_models_are_refused(trained, refused, tmp_path):
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "config.json").write_text("{")
-    assert "cannot read" in refused(damaged)
+    assert "is damaged" in refused(damaged)
     (damaged / "config.json").write_bytes((trained / "model" / "config.json").read_bytes())
     (damaged / "model.safetensors").write_bytes((trained / "model" / "model.safetensors").read_bytes()[:-8])
-    assert "cannot read the model" in refused(damaged)
+    assert "is damaged" in refused(damaged)
 
 
 def test_a_file_that_cannot_be_written_is_refused(trained, refused, tmp_path):
     (tmp_path / "file").write_text("")
     line = refused(trained, "--part", "head", file=tmp_path / "file" / "model.onnx")
-    assert "cannot write" in line and "choose a folder that can be written" in line
+    assert "cannot write" in line
     os.mkfifo(tmp_path / "pipe")
     for taken in (tmp_path, tmp_path / "pipe"):
         assert "is no file but a folder, a pipe or a device" in refused(trained, "--part", "head", file=taken)

@@ -30,7 +30,7 @@ from trainers.hegraph.models.folder import (
 from trainers.hegraph.models.saved import Described, SavedModel
 from trainers.hegraph.training.rejection import KnownScores
 from trainers.hegraph.utils.errors import UserError
-from trainers.hegraph.utils.files import read_json
+from trainers.hegraph.utils.reading import read_json
 
 KNOWN = KnownScores(quantiles=[0.1 * step for step in range(101)], fitted_on="val", num_images=12)
 

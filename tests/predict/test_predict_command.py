@@ -24,7 +24,7 @@ from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.models.folder import CONFIG, TENSORS, load_model, save_model
 from trainers.hegraph.predict import prediction
 from trainers.hegraph.predict.__main__ import main
-from trainers.hegraph.utils.files import read_json
+from trainers.hegraph.utils.reading import read_json
 
 ROOT = Path(__file__).parents[2]
 

@@ -72,7 +72,7 @@ def test_predictions_that_do_not_fit_their_classes_are_refused(tmp_path, predict
 
 def test_a_damaged_file_is_one_line(tmp_path):
     (tmp_path / PREDICTIONS).write_bytes(b"no tensors")
-    with pytest.raises(UserError, match="cannot read the predictions"):
+    with pytest.raises(UserError, match="is damaged or not predictions"):
         confusion_matrix(tmp_path)
 
 

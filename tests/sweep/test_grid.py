@@ -227,7 +227,7 @@ def test_a_wrong_grid_is_one_clear_line(refused, words, said):
     ("text", "said"),
     [
         ("- 1", "dictionary"),
-        ("a: [", "YAML"),
+        ("a: [", "damaged"),
         ("dataset: [digits]", "dataset"),
         ("shots: [many]", "shots"),
         ("shots: [true]", "shots"),

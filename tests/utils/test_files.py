@@ -9,181 +9,154 @@ import stat
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from trainers.hegraph.features.bank import FeatureBank
-from trainers.hegraph.method.graph import build_graph
-from trainers.hegraph.method.model import HeGraphModel
-from trainers.hegraph.method.options import ModelOptions
-from trainers.hegraph.training.adamw import AdamW
-from trainers.hegraph.training.checkpoints import CHECKPOINT, Checkpoints, save_adapter
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import (
+    absolute,
     atomic_path,
     check_output,
+    file_version,
+    hash_content,
     hash_file,
     hash_json,
     hash_rows,
-    read_json,
     write_json,
+    write_tensors,
     writing_folder,
 )
+from trainers.hegraph.utils.reading import read_json
 
 
-def test_the_temporary_file_becomes_the_target_and_folders_are_made(tmp_path):
+def test_the_temporary_file_lies_beside_the_target_and_becomes_it_and_folders_are_made(tmp_path):
     target = tmp_path / "new" / "folder" / "file.txt"
     with atomic_path(target) as temporary:
         temporary.write_text("whole")
-        assert not target.exists()
+        assert temporary.parent == target.parent and not target.exists()
     assert target.read_text() == "whole"
     assert os.listdir(target.parent) == ["file.txt"]
 
 
-def test_the_temporary_file_lies_beside_the_target_so_that_renaming_is_atomic(tmp_path):
-    with atomic_path(tmp_path / "file.txt") as temporary:
-        assert temporary.parent == tmp_path
-
-
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_when_the_block_raises_the_old_file_stays_and_nothing_else_is_left(tmp_path, error):
-    target = tmp_path / "file.txt"
-    target.write_text("old")
-    with pytest.raises(error), atomic_path(target) as temporary:
+def test_when_the_block_raises_what_was_there_stays_and_nothing_else_is_left(tmp_path, error):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+    with pytest.raises(error), atomic_path(tmp_path / "file") as temporary:
         temporary.write_text("half of the n")
         raise error
-    assert target.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file.txt"]
+    with pytest.raises(error), writing_folder(tmp_path / "folder") as temporary:
+        (temporary / "new").touch()
+        raise error
+    assert (tmp_path / "file").read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"] and os.listdir(tmp_path / "folder") == ["old"]
 
 
-def test_when_the_block_raises_no_new_file_appears(tmp_path):
-    with pytest.raises(RuntimeError), atomic_path(tmp_path / "file.txt"):
-        raise RuntimeError
-    assert os.listdir(tmp_path) == []
+def test_a_folder_takes_the_place_of_an_older_one_as_a_whole(tmp_path, monkeypatch):
+    for name in ("old", "new"):
+        with writing_folder(tmp_path / "model") as temporary:
+            (temporary / name).touch()
+    assert os.listdir(tmp_path) == ["model"] and os.listdir(tmp_path / "model") == ["new"]
+    replace = os.replace
+
+    def fail_at_last(source, target):
+        if source.name == "new":
+            raise OSError("the disk is gone")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_at_last)
+    with pytest.raises(UserError, match="cannot write .*model: the disk"), writing_folder(tmp_path / "model"):
+        pass
+    assert os.listdir(tmp_path) == ["model"] and os.listdir(tmp_path / "model") == ["new"]
 
 
-def test_files_are_as_readable_as_the_umask_allows(tmp_path):
-    mask = os.umask(0o027)
-    try:
-        write_json(tmp_path / "file.json", 1)
-    finally:
-        os.umask(mask)
-    assert stat.S_IMODE((tmp_path / "file.json").stat().st_mode) == 0o640  # 0o666 without the mask's bits
-
-
-def test_the_umask_is_left_as_it_was(tmp_path):
+def test_files_are_as_readable_as_the_umask_allows_which_is_left_as_it_was(tmp_path):
     mask = os.umask(0o027)
     try:
         write_json(tmp_path / "file.json", 1)
         assert os.umask(0o027) == 0o027
     finally:
         os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "file.json").stat().st_mode) == 0o640  # 0o666 without the mask's bits
 
 
-def test_a_folder_below_a_regular_file_is_a_users_mistake_that_names_the_target(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("file/below", "(Not a directory|File exists)"), ("x" * 250, "File name too long"), ("folder", "directory")],
+)
+def test_a_place_that_cannot_be_written_is_a_users_mistake_that_names_the_target(tmp_path, name, reason):
     (tmp_path / "file").write_text("not a folder")
-    target = tmp_path / "file" / "result.json"
-    with pytest.raises(UserError, match=r"cannot write .*file/result.json: (Not a directory|File exists)"):
-        write_json(target, 1)
-    assert (tmp_path / "file").read_text() == "not a folder"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=f"cannot write {tmp_path / name}: .*{reason}"):
+        write_json(tmp_path / name, 1)
+    if name != "folder":
+        with (
+            pytest.raises(UserError, match=f"cannot write {tmp_path / name}: .*{reason}"),
+            writing_folder(tmp_path / name),
+        ):
+            pass
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
-def test_a_name_that_is_too_long_with_a_temporary_ending_asks_for_a_shorter_one(tmp_path):
-    write = r"cannot write .*File name too long; choose a shorter name"
-    with pytest.raises(UserError, match=write), atomic_path(tmp_path / ("x" * 250)):
-        pass
-    with pytest.raises(UserError, match=write), writing_folder(tmp_path / ("x" * 250)):
-        pass
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_target_that_is_a_folder_is_a_users_mistake_and_leaves_no_temporary_file(tmp_path):
-    (tmp_path / "result.json").mkdir()
-    with pytest.raises(UserError, match=r"cannot write .*result\.json: Is a directory"):
-        write_json(tmp_path / "result.json", 1)
-    assert os.listdir(tmp_path) == ["result.json"]
-
-
-def write_text(path):
-    with atomic_path(path) as temporary:
-        temporary.write_text("x" * 1000)
-
-
-def write_bank(path):
-    train, positive, negative = torch.eye(8).unsqueeze(0), torch.eye(8), torch.eye(8)
-    FeatureBank(train, torch.arange(8), positive, negative, [*"abcdefgh"], "Toy", "none", 100.0).save(path)
-
-
-def write_adapter(path):
-    save_adapter(path, tiny_model(), ["a", "b"])
-
-
-def write_checkpoint(path):
-    model = tiny_model()
-    Checkpoints(path.parent, path.parent, "id").save(
-        model, AdamW(model.parameter_groups(1e-3, 1.0, 1e-3), weight_decay=0.01), 1, 1.0
-    )
-
-
-def tiny_model() -> HeGraphModel:
-    nodes = torch.eye(2, 8)
-    return HeGraphModel(build_graph(nodes, nodes, nodes), nodes, torch.arange(2), 100.0, ModelOptions())
-
-
-@pytest.mark.parametrize("write", [write_text, write_bank, write_adapter, write_checkpoint])
-def test_a_full_disk_is_a_users_mistake_that_names_the_target(tmp_path, write, disk_full_after):
-    name = CHECKPOINT if write is write_checkpoint else "target.bin"
-    with disk_full_after(100), pytest.raises(UserError, match=rf"cannot write .*{name}: "):
-        write(tmp_path / name)
+def test_a_full_disk_is_a_users_mistake_that_names_the_target_and_leaves_nothing(tmp_path, disk_full_after):
+    with disk_full_after(100), pytest.raises(UserError, match=r"cannot write .*/target\.bin: "):
+        write_tensors(tmp_path / "target.bin", {"a": torch.zeros(1000)}, {})
+    with disk_full_after(100), pytest.raises(UserError, match=r"cannot write .*/target\.json: "):
+        write_json(tmp_path / "target.json", "x" * 1000)
     assert os.listdir(tmp_path) == []
 
 
-def test_what_was_written_as_json_is_read_back(tmp_path):
+def test_a_mistake_about_the_temporary_file_names_the_target(tmp_path):
+    with pytest.raises(UserError, match=f"^{tmp_path / 'f'} is odd$"), atomic_path(tmp_path / "f") as temporary:
+        raise UserError(f"{temporary} is odd")
+
+
+def test_what_was_written_is_read_back(tmp_path):
     value = {"name": "Bülbül", "rows": [["a.jpg", 0, None], [1.5, True]]}
     write_json(tmp_path / "file.json", value)
     assert read_json(tmp_path / "file.json") == value
     assert "Bülbül" in (tmp_path / "file.json").read_text(encoding="utf-8")
+    write_tensors(tmp_path / "f", {"t": torch.arange(6).view(2, 3).t()}, {})
+    assert torch.equal(load_file(tmp_path / "f")["t"], torch.tensor([[0, 3], [1, 4], [2, 5]]))
 
 
-@pytest.mark.parametrize(("value", "error"), [(object(), TypeError), ([math.nan], ValueError), (math.inf, ValueError)])
+@pytest.mark.parametrize(("value", "error"), [(object(), TypeError), ([math.nan], ValueError), ("\udcff", UserError)])
 def test_a_value_that_json_cannot_hold_leaves_the_old_file(tmp_path, value, error):
     write_json(tmp_path / "file.json", "old")
-    with pytest.raises(error, match="JSON"):
+    with pytest.raises(error, match="JSON|not UTF-8"):
         write_json(tmp_path / "file.json", value)
     assert read_json(tmp_path / "file.json") == "old"
     assert os.listdir(tmp_path) == ["file.json"]
 
 
-def test_reading_a_missing_file_is_a_users_mistake_that_names_it(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read .*absent\.json as JSON: .*No such file"):
-        read_json(tmp_path / "absent.json")
+def test_the_hash_of_a_value_is_that_of_its_canonical_text():
+    assert hash_json({"b": "é", "a": [1, 2]}) == hashlib.sha256('{"a":[1,2],"b":"é"}'.encode()).hexdigest()
 
 
-@pytest.mark.parametrize("content", [b"", b'{"half": [1, 2', b"\xff\xfe\x00"], ids=["empty", "cut off", "not text"])
-def test_reading_what_is_not_json_is_a_users_mistake_that_names_the_file(tmp_path, content):
-    (tmp_path / "file.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"cannot read .*file\.json as JSON"):
-        read_json(tmp_path / "file.json")
-
-
-def test_the_hash_of_a_value_does_not_depend_on_the_order_of_its_keys():
-    assert hash_json({"a": 1, "b": [1, 2]}) == hash_json({"b": [1, 2], "a": 1})
-    assert hash_json({"a": 1, "b": [1, 2]}) != hash_json({"a": 1, "b": [2, 1]})
-    # sha256 of the canonical text, so that a hash in a record can be checked with any tool
-    assert hash_json({"b": "é", "a": 1}) == hashlib.sha256('{"a":1,"b":"é"}'.encode()).hexdigest()
-
-
-@pytest.mark.parametrize("size", [0, 5, (1 << 20) + 3], ids=["empty", "small", "more than one block"])
-def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path, size):
-    content = bytes(i % 251 for i in range(size))
-    (tmp_path / "file").write_bytes(content)
-    assert hash_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
-
-
-@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2500])
+@pytest.mark.parametrize("count", [0, 1, 1000, 1001, 2500])
 def test_the_hash_of_a_long_list_is_the_hash_of_its_json(count):
     rows = [[f"é/{number}", number, "a,b]["] for number in range(count)]
     assert hash_rows(iter(rows)) == hash_json(rows)
     for beside in ({}, {"a": 1, "z": [2]}, {"a": "ü"}, {"z": None}):
         assert hash_rows(iter(rows), beside, "images") == hash_json(beside | {"images": rows})
+
+
+def test_the_hash_of_a_file_is_that_of_its_bytes_and_its_version_changes_with_it(tmp_path):
+    content = bytes(i % 251 for i in range((1 << 20) + 3))  # more than one block
+    (tmp_path / "file").write_bytes(content)
+    assert hash_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+    assert file_version(tmp_path / "file")[:2] == (tmp_path / "file", len(content))
+    before = file_version(tmp_path / "file")
+    os.utime(tmp_path / "file", ns=(1, 1))
+    assert file_version(tmp_path / "file") != before
+
+
+def test_the_hash_of_content_tells_types_shapes_keys_and_values_apart():
+    ones = torch.ones(2, 3)
+    contents = [{"a": ones}, {"b": ones}, {"a": ones.view(3, 2)}, {"a": ones.double()}, {"a": 2 * ones}, {"a": [1]}]
+    contents += [{"a": "1"}, {"a": {"b": ones}}]
+    assert len({hash_content(content) for content in contents}) == len(contents)
+    assert hash_content({"a": ones.t()}) == hash_content({"a": torch.ones(3, 2)})
 
 
 def test_an_output_that_the_command_reads_or_that_is_no_file_is_refused(tmp_path):
@@ -200,3 +173,9 @@ def test_an_output_that_the_command_reads_or_that_is_no_file_is_refused(tmp_path
     for name in (".", "pipe"):
         with pytest.raises(UserError, match="no file"):
             check_output(tmp_path / name)
+
+
+def test_the_home_folder_of_nobody_is_a_users_mistake():
+    with pytest.raises(UserError, match="~nosuchuser/data begins with the home folder"):
+        absolute("~nosuchuser/data")
+    assert absolute("~").is_absolute() and "~" not in str(absolute("~"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -15,155 +16,21 @@ from pathlib import Path
 import pytest
 
 from trainers.hegraph.__main__ import SUBCOMMANDS
-from trainers.hegraph.utils.commands import Parser
-from trainers.hegraph.utils.errors import MAX_MESSAGE, UserError, one_line, report, say, unknown
-from trainers.hegraph.utils.signals import TWICE
+from trainers.hegraph.utils import commands
+from trainers.hegraph.utils.commands import Parser, command
+from trainers.hegraph.utils.errors import (
+    MAX_MESSAGE,
+    ReaderGone,
+    UserError,
+    one_line,
+    report,
+    say,
+    show_messages,
+    unknown,
+)
+from trainers.hegraph.utils.signals import TWICE, noted_interrupts
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "trainers.hegraph.baselines"]
-
-
-def run(*shell: str, **more) -> subprocess.CompletedProcess:
-    return subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, **more)
-
-
-@pytest.mark.parametrize("arguments", [(), ("--help",)])
-def test_a_full_standard_output_is_one_line(arguments):
-    with open("/dev/full", "w") as full:
-        done = subprocess.run([*COMMAND, *arguments], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (2, "error: cannot write to standard output: No space left on device\n")
-
-
-@pytest.mark.parametrize("arguments", [(), ("--help",)])
-def test_a_reader_that_leaves_is_no_mistake(arguments):
-    read, write = os.pipe()
-    os.close(read)
-    done = subprocess.run([*COMMAND, *arguments], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
-    os.close(write)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.parametrize("flags", [("--dry-run",), ("--folders",)])
-@pytest.mark.parametrize(("kind", "code"), [("full", 2), ("left", 0)])
-def test_a_sweep_whose_plan_nobody_takes_is_no_traceback(tiny_bank, flags, kind, code):
-    grid = ("--datasets", str(tiny_bank), "--configs", "vit_b32", "--shots", "1", "--output", str(tiny_bank.parent))
-    read, write = os.pipe()
-    os.close(read)
-    place = os.open("/dev/full", os.O_WRONLY) if kind == "full" else write
-    command = [sys.executable, "-m", "trainers.hegraph", "sweep", *grid, *flags]
-    done = subprocess.run(command, cwd=ROOT, stdout=place, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == code, done.stderr
-    assert done.stderr == ("" if code == 0 else "error: cannot write to standard output: No space left on device\n")
-
-
-def test_log_messages_are_one_line_whatever_a_name_in_them_holds():
-    script = (
-        "import logging\n"
-        "from trainers.hegraph.utils.errors import show_messages\n"
-        "show_messages()\n"
-        "logging.getLogger('trainers.hegraph.x').warning('%s is empty', 'a\\n\\x1b[31m' + 'b' * 1000)\n"
-    )
-    done = run(sys.executable, "-c", script)
-    assert done.stderr.startswith("a \\x1b[31mbbb")
-    assert done.stderr.endswith("bbb is empty\n")
-    assert len(done.stderr) == MAX_MESSAGE + 1
-
-
-def test_a_standard_error_that_was_closed_keeps_no_progress_bar_from_running():
-    script = (
-        "from tqdm import tqdm\n"
-        "from trainers.hegraph.utils.errors import show_messages\n"
-        "show_messages()\n"
-        "print(*tqdm([1, 2], disable=None))\n"
-    )
-    assert run("bash", "-c", f'"{sys.executable}" -c "{script}" 2>&-').stdout == "1 2\n"
-
-
-def test_a_character_that_the_terminal_lacks_is_escaped(monkeypatch):
-    terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
-    monkeypatch.setattr(sys, "stdout", terminal)
-    say("é — \udc80\n")
-    assert terminal.buffer.getvalue() == b"\xe9 \\u2014 \\udc80\n"
-
-
-def test_no_standard_output_at_all_is_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdout", None)
-    assert report(lambda: say("text")) == 2
-    assert capsys.readouterr().err.startswith("error: standard output is closed")
-
-
-@pytest.mark.parametrize(
-    ("raised", "line"),
-    [
-        (OSError(errno.EACCES, "Permission denied", "/closed/x"), "error: Permission denied: /closed/x\n"),
-        (OSError(errno.ENAMETOOLONG, "File name too long", b"/x"), "error: File name too long: /x\n"),
-        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device\n"),
-        (UserError("first\n  second\tthird\x1b[31m\udcff"), "error: first second third\\x1b[31m\\udcff\n"),
-    ],
-)
-def test_what_the_machine_refuses_is_one_line(capsys, raised, line):
-    def command():
-        raise raised
-
-    assert report(command) == 2
-    assert capsys.readouterr().err == line
-
-
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
-def test_too_little_memory_is_one_line(capsys, error):
-    def command():
-        raise error
-
-    assert report(command) == 2
-    assert capsys.readouterr().err.startswith("error: out of memory; ")
-
-
-def test_what_follows_an_interrupt_while_a_module_is_imported_is_no_traceback(capsys):
-    def command():
-        try:
-            signal.raise_signal(signal.SIGINT)
-        except KeyboardInterrupt:
-            raise RecursionError("half an import") from None
-
-    before = signal.getsignal(signal.SIGINT)
-    assert report(command) == 130
-    assert "interrupted" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["", *(f".{name}" for name in (*SUBCOMMANDS, "baselines"))])
-def test_ctrl_c_while_a_command_imports_its_modules_is_no_traceback(name):
-    program = (
-        "import builtins, runpy, signal, sys\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "usual = builtins.__import__\n"
-        "def patched(name, *more, **named):\n"
-        "    if name == 'difflib':\n"
-        "        signal.raise_signal(signal.SIGINT)\n"
-        "    return usual(name, *more, **named)\n"
-        "builtins.__import__ = patched\n"
-        "sys.argv = ['-m']\n"
-        f"runpy.run_module('trainers.hegraph{name}', run_name='__main__', alter_sys=True)\n"
-    )
-    done = run(sys.executable, "-c", program)
-    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
-
-
-def held_out(script: str) -> list[str]:
-    """A program in which `report` runs `script`, which waits for signals; Ctrl-C is as in a shell's foreground."""
-    return [
-        sys.executable,
-        "-c",
-        "import gc, os, signal, sys, time\n"
-        "from trainers.hegraph.utils.errors import report\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "def ready():\n    sys.stdout.write('ready\\n'); sys.stdout.flush()\n"
-        f"def command():\n{textwrap.indent(script, '    ')}\n"
-        "sys.exit(report(command))\n",
-    ]
-
-
 CALLBACK = """
 class Callback:
     def __del__(self):
@@ -182,27 +49,194 @@ while True:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_that_lands_in_a_callback_is_not_lost(number):
-    with subprocess.Popen(held_out(CALLBACK), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
-        p.stdout.readline()
-        p.send_signal(number)
-        _, error = p.communicate(timeout=60)
-    assert p.returncode == 130
-    assert error == "\ninterrupted; the same command goes on from the last checkpoint\n"
+def raising(error: BaseException):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_the_exit_code_is_what_the_work_returns(capsys, returned, code):
+    assert report(lambda: returned) == code
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("raised", "line"),
+    [
+        (OSError(errno.EACCES, "Permission denied", "/closed/x"), "error: Permission denied: /closed/x\n"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", b"/x"), "error: File name too long: /x\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device\n"),
+        (UserError("first\n  second\tthird\x1b[31m\udcff"), "error: first second third\\x1b[31m\\udcff\n"),
+        (MemoryError(), "error: out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "error: out of memory"),
+    ],
+)
+def test_a_mistake_and_what_the_machine_refuses_are_one_line_and_exit_code_2(capsys, raised, line):
+    assert report(raising(raised)) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.startswith(line) and error.count("\n") == 1
+
+
+def test_a_mistake_of_the_program_keeps_its_traceback():
+    with pytest.raises(ValueError, match="a bug"):
+        report(raising(ValueError("a bug")))
+
+
+def test_an_interrupt_is_no_traceback_whatever_follows_it_and_the_signals_are_given_back(capsys):
+    def half_an_import():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RecursionError("half an import") from None
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    for work in (raising(KeyboardInterrupt()), half_an_import, lambda: signal.raise_signal(signal.SIGTERM)):
+        assert report(work) == 130
+        assert capsys.readouterr().err == "\ninterrupted; the same command goes on from the last checkpoint\n"
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), sys.unraisablehook) == before
+
+
+def test_a_signal_that_is_ignored_or_that_somebody_else_has_set_stays_so():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with noted_interrupts() as noted:
+            signal.raise_signal(signal.SIGTERM)
+        assert noted == []
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def in_report(script: str) -> list[str]:
+    """A program in which `report` runs `script`, which waits for signals; Ctrl-C is as in a shell's foreground."""
+    program = (
+        "import signal, sys, time\n"
+        "from trainers.hegraph.utils.errors import report\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "def ready():\n    sys.stdout.write('ready\\n'); sys.stdout.flush()\n"
+        f"def command():\n{textwrap.indent(script, '    ')}\n"
+        "sys.exit(report(command))\n"
+    )
+    return [sys.executable, "-c", program]
+
+
+def test_an_interrupt_that_lands_in_a_callback_is_not_lost():
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(in_report(CALLBACK), cwd=ROOT, **pipes) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error.split(";")[0]) == (130, "\ninterrupted")
 
 
 def test_a_second_sigterm_ends_what_does_not_heed_the_first_and_one_that_comes_at_once_does_not():
-    with subprocess.Popen(held_out(STUBBORN), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
-        p.stdout.readline()
-        p.send_signal(signal.SIGTERM)
-        p.stdout.readline()
-        p.send_signal(signal.SIGTERM)  # as `timeout` does
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(in_report(STUBBORN), cwd=ROOT, **pipes) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)  # as `timeout` does
         time.sleep(2 * TWICE)
-        assert p.poll() is None
-        p.send_signal(signal.SIGTERM)
-        _, error = p.communicate(timeout=60)
-    assert (p.returncode, error) == (-signal.SIGTERM, "")
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (-signal.SIGTERM, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["", *(f".{name}" for name in (*SUBCOMMANDS, "baselines"))])
+def test_ctrl_c_while_a_command_imports_its_modules_is_no_traceback(name):
+    program = (
+        "import builtins, runpy, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "usual = builtins.__import__\n"
+        "def patched(name, *more, **named):\n"
+        "    if name == 'difflib':\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "    return usual(name, *more, **named)\n"
+        "builtins.__import__ = patched\n"
+        "sys.argv = ['-m']\n"
+        f"runpy.run_module('trainers.hegraph{name}', run_name='__main__', alter_sys=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [("baselines",), ("--help",), ("results", "compare", "results/digits.jsonl")])
+@pytest.mark.parametrize(("kind", "code"), [("full", 2), ("left", 0)])
+def test_an_output_that_is_full_or_that_nobody_reads_is_no_traceback(arguments, kind, code):
+    read, write = os.pipe()
+    os.close(read)
+    place = os.open("/dev/full", os.O_WRONLY) if kind == "full" else write
+    module = ["trainers.hegraph.baselines"] if arguments == ("baselines",) else ["trainers.hegraph", *arguments]
+    done = subprocess.run([sys.executable, "-m", *module], cwd=ROOT, stdout=place, stderr=subprocess.PIPE, text=True)
+    expected = "" if code == 0 else "error: cannot write to standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (code, expected)
+
+
+class Refusing(io.StringIO):
+    """A standard output that cannot be written."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (BrokenPipeError(), 0, ""),
+        (OSError(errno.ENOSPC, "No space left"), 2, "error: cannot write to standard output: No space left\n"),
+        (ValueError("I/O operation on closed file."), 2, "error: cannot write to standard output: I/O operation"),
+    ],
+)
+@pytest.mark.parametrize("help_", [False, True])
+def test_a_standard_output_that_cannot_be_written_is_one_line_and_a_reader_that_leaves_no_mistake(
+    monkeypatch, capsys, error, code, line, help_
+):
+    monkeypatch.setattr(sys, "stdout", Refusing(error))
+    assert report(lambda: Parser(prog="it").parse_args(["--help"]) if help_ else say("text")) == code
+    said = capsys.readouterr().err
+    assert said.startswith(line) and bool(said) == bool(line)
+
+
+def test_no_standard_output_at_all_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert report(lambda: say("text")) == 2
+    assert capsys.readouterr().err.startswith("error: standard output is closed")
+
+
+def test_a_broken_pipe_of_the_work_itself_ends_it_without_a_word(capfd):
+    assert report(raising(ReaderGone())) == report(raising(BrokenPipeError())) == 0
+
+
+def test_a_character_that_the_terminal_lacks_is_escaped(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    say("é — \udc80\n")
+    assert terminal.buffer.getvalue() == b"\xe9 \\u2014 \\udc80\n"
+
+
+def test_log_messages_are_one_line_and_a_standard_error_that_was_closed_is_replaced(monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging.root, "level", logging.WARNING)
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    monkeypatch.setattr(sys, "stderr", written)
+    show_messages()
+    logging.getLogger("trainers.hegraph.x").info("%s is empty", "a\n\x1b[31m" + "b" * 1000)
+    logging.getLogger("other").info("is not shown")
+    assert written.getvalue().startswith("a \\x1b[31mbbb") and written.getvalue().endswith("bbb is empty\n")
+    assert len(written.getvalue()) == MAX_MESSAGE + 1
+    monkeypatch.setattr(sys, "stderr", None)
+    show_messages()
+    sys.stderr.write("nobody reads this")
+    sys.stderr.close()
 
 
 def test_a_long_message_keeps_its_start_and_its_end():
@@ -212,26 +246,37 @@ def test_a_long_message_keeps_its_start_and_its_end():
     assert line.endswith("xxx; give another")
 
 
-def test_of_a_long_list_the_three_nearest_names_are_shown():
-    message = str(unknown("key", "zz", [f"key{number}" for number in range(30)]))
-    assert message.startswith("unknown key 'zz' (nearest of 30: ")
-    assert message.count("key") == 1 + 3
+def test_unknown_names_what_came_what_is_near_and_all_that_is_known():
+    assert str(unknown("data set", "Digit", iter(["UCF101", "Digits"]))) == (
+        "unknown data set 'Digit'; did you mean 'Digits'? (known: Digits, UCF101)"
+    )
+    assert "did you mean 'EuroSAT'?" in str(unknown("data set", "EUROSAT", ["EuroSAT", "Food101"]))
+    assert str(unknown("data set", "xyzzy", ["Digits"])) == "unknown data set 'xyzzy' (known: Digits)"
+    assert str(unknown("key", "x" * 99, [f"key{n}" for n in range(30)])).endswith("xxx' (30 are known)")
+    assert str(unknown("key", "x", [])) == "unknown key 'x'"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["colect"], "invalid choice: 'colect'"),
-        (["colect"], "; did you mean 'collect'?"),
-        (["collect", "--sed", "1"], "; did you mean '--seed'?"),
-        ([], "the following arguments are required: what"),
+        (["colect"], "; did you mean 'collect'? (usage: it --help)"),
+        (["collect", "--sed=1"], "; did you mean '--seed'? (usage: it --help)"),
+        ([], "the following arguments are required: what (usage: it --help)"),
     ],
 )
-def test_a_mistake_in_the_flags_is_one_line_that_names_what_was_meant(capsys, arguments, words):
+def test_a_mistake_in_the_flags_is_a_users_and_names_what_was_meant(arguments, words):
     parser = Parser(prog="it")
     parser.add_argument("what", choices=("collect", "report"))
     parser.add_argument("--seed")
     with pytest.raises(UserError) as caught:
         parser.parse_args(arguments)
     assert words in str(caught.value)
-    assert str(caught.value).endswith(" (usage: it --help)")
+
+
+def test_a_command_is_named_as_the_user_of_this_copy_of_the_package_calls_it(monkeypatch):
+    assert command() == "python -m trainers.hegraph"
+    assert command("--shots 1") == "python -m trainers.hegraph --shots 1"
+    assert command("datasets check") == "python -m trainers.hegraph.datasets check"
+    monkeypatch.setattr(commands, "PACKAGE", "hegraph")
+    assert (command(), command("datasets check")) == ("hegraph", "hegraph datasets check")

@@ -145,7 +145,7 @@ def _merge_file(values: Values, path: Path) -> None:
     siblings = [f.name for f in path.parent.glob("*.yaml")]
     if siblings and not path.exists():
         raise unknown(f"configuration in {path.parent}:", path.name, siblings)
-    tree = read_yaml(path, "cannot read the configuration")
+    tree = read_yaml(path, "a configuration")
     if not isinstance(tree, (dict, type(None))):
         raise UserError(f"{path} must hold KEY: VALUE lines, got {shown(tree)}")
     try:

@@ -75,7 +75,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         Exception: Whatever the bytes of a damaged file lead torch and safetensors to. `ValueError` if the file holds
             something else than weights.
     """
-    check_regular(path, "cannot read the weights")
+    check_regular(path)
     if _is_torchscript(path):
         return _read_torchscript(path)
     content: Any = (

@@ -140,7 +140,7 @@ def _read_metadata(path: Path, folders: dict[str, list[str]]) -> Rows:
 
 def _columns(path: Path) -> list[str]:
     """The names of the columns of a table, in lower case; raises UserError if it cannot be read."""
-    check_regular(path, "cannot read the table")
+    check_regular(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return [column.strip().lower() for column in next(csv.reader(file, skipinitialspace=True), [])]
@@ -170,7 +170,7 @@ def _read_table(path: Path, default: str = "") -> Rows:
 
 def _read_csv(path: Path) -> tuple[list[str], list[Row]]:
     """The names of the columns of a table, in lower case, and its rows; raises UserError as `_read_table` does."""
-    check_regular(path, "cannot read the table")
+    check_regular(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file, skipinitialspace=True, strict=True)

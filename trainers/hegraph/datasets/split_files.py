@@ -15,8 +15,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ..utils.errors import UserError, first_line
-from ..utils.files import hash_file, read_json, write_json
-from ..utils.reading import reading
+from ..utils.files import hash_file, write_json
+from ..utils.reading import read_json, reading
 from ..utils.schema import Count, Finite, OpenPart, check
 from .splits import SPLITS, Item, Pools
 

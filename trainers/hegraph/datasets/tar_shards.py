@@ -297,7 +297,7 @@ def _read_classnames(path: Path | None) -> Sequence[str]:
     """The names in a list of class names, () without one; raises UserError if one is there twice."""
     if path is None or not path.is_file():
         return ()
-    lines = read_text(path, "cannot read class names from").splitlines()
+    lines = read_text(path, "a list of class names in UTF-8").splitlines()
     names = [name for line in lines if (name := line.strip())]
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)

@@ -23,7 +23,8 @@ import urllib3
 from tqdm import tqdm
 
 from ..utils.errors import UserError
-from ..utils.files import read_json, write_json
+from ..utils.files import write_json
+from ..utils.reading import read_json
 from ..utils.schema import Count, OpenPart, check
 from .entry import Source
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from ..features.tip import read_classnames
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say
-from ..utils.files import check_output, read_json
+from ..utils.files import check_output
+from ..utils.reading import read_json
 from .client import ENDPOINT, MODEL, OPENAI_KEY, ChatClient, read_key
 from .collect import Collection, collect
 

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from ..prompts.sentences import normalise_name
 from ..utils.errors import UserError
-from ..utils.files import read_json, write_json
+from ..utils.files import write_json
+from ..utils.reading import read_json
 from ..utils.schema import Count, Part, check
 from .checks import Checker, alias_problems
 from .dialogue import Request, UnreadableAnswer, build_prompt, read_answer

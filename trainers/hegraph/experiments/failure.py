@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ..config import Config
 from ..utils.errors import UserError, first_line
-from ..utils.files import hash_json, read_json, write_json
+from ..utils.files import hash_json, write_json
+from ..utils.reading import read_json
 from .identity import run_config
 
 ERROR = "error.json"

@@ -13,8 +13,9 @@ from ..config import OPTIONS, Config
 from ..datasets import Dataset, Selection, select_few_shot, subsample_labels
 from ..features.bank_file import BankFile
 from ..prompts.sentences import description_file, resolve_source
-from ..utils.files import hash_json, read_json
+from ..utils.files import hash_json
 from ..utils.option import NODE
+from ..utils.reading import read_json
 
 Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..utils.errors import UserError
-from ..utils.files import read_json, write_json
+from ..utils.files import write_json
+from ..utils.reading import read_json
 
 logger = logging.getLogger(__name__)
 

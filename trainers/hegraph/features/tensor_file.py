@@ -69,7 +69,7 @@ class TensorFile:
     """
 
     def __init__(self, path: Path, what: str) -> None:
-        check_regular(path, f"cannot read {what}")
+        check_regular(path)
         self.path, self.what = path, what
         self._version: tuple[int, int] | None = None
         try:

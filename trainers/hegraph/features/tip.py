@@ -172,7 +172,7 @@ def _load(path: Path, what: str = "") -> Tensor:
     """The tensor in a file; `what` stands behind the name of the file in messages."""
     if not path.exists():
         raise UserError(f"{path} is missing")
-    tensor = read_torch(path, "the tensor")
+    tensor = read_torch(path, "a tensor of torch")
     if not isinstance(tensor, Tensor):
         raise UserError(f"{path} must hold one tensor, got a {type(tensor).__name__}")
     if not tensor.numel():

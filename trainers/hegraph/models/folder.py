@@ -25,8 +25,8 @@ from ..method.relations import metapath_defaults
 from ..method.transfer import TransferableAdapter
 from ..training.checkpoints import ADAPTER
 from ..utils.errors import UserError, first_line
-from ..utils.files import hash_content, read_json, read_tensors, write_json, write_tensors, writing_folder
-from ..utils.reading import reading
+from ..utils.files import hash_content, write_json, write_tensors, writing_folder
+from ..utils.reading import read_json, read_tensors, reading
 from ..utils.schema import Finite, Part, Size
 from .card import model_card
 from .saved import Described, SavedModel
@@ -198,7 +198,7 @@ def load_model(folder: Path | str) -> SavedModel:
     """
     path = find_model_folder(Path(folder))
     config = _read_config(path / CONFIG)
-    found, _ = read_tensors(path / TENSORS, "the model")
+    found, _ = read_tensors(path / TENSORS, "a model")
     with reading(path / TENSORS, f"the tensors of the {CONFIG} beside it"):
         if config.tensors not in (None, hash_content(dict(sorted(found.items())))):
             raise ValueError(f"its hash is not the one in {CONFIG}")

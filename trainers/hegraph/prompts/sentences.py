@@ -14,7 +14,7 @@ from ..datasets.entry import DEFAULT_NEGATIVE_TEMPLATES, DEFAULT_TEMPLATES
 from ..datasets.registry import ENTRIES, find_entry
 from ..utils.commands import command
 from ..utils.errors import UserError
-from ..utils.files import read_json
+from ..utils.reading import read_json
 from ..utils.schema import Name, check
 
 DESCRIPTIONS = Path(__file__).parent / "descriptions"

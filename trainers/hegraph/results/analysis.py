@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..utils.errors import UserError
-from ..utils.files import read_tensors
-from ..utils.reading import parse_json
+from ..utils.reading import parse_json, read_tensors
 from ..utils.schema import check
 from .records import PREDICTIONS, TEXT_NODES
 
@@ -63,7 +62,7 @@ def read_text_nodes(folder: Path) -> TextNodes:
         UserError: If the folder has no file of text nodes, or the file holds something else.
     """
     path = folder / TEXT_NODES
-    tensors, classnames = _read(path, "the text nodes", ("before", "after"))
+    tensors, classnames = _read(path, "text nodes of a run", ("before", "after"))
     before, after = tensors["before"].float(), tensors["after"].float()
     if before.shape != after.shape or before.dim() != 2 or len(before) != len(classnames):
         raise UserError(f"{path}: before {list(before.shape)}, after {list(after.shape)}, {len(classnames)} classes")
@@ -107,7 +106,7 @@ def read_predictions(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
         UserError: If the folder has no predictions, or the file holds something else.
     """
     path = folder / PREDICTIONS
-    tensors, classnames = _read(path, "the predictions", ("predicted", "labels"))
+    tensors, classnames = _read(path, "predictions of a run", ("predicted", "labels"))
     for name in ("predicted", "labels"):
         if tensors[name].dim() != 1 or tensors[name].dtype not in (torch.int32, torch.int64):
             kind = str(tensors[name].dtype).removeprefix("torch.")

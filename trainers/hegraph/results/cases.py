@@ -22,7 +22,7 @@ def read_cases(path: Path) -> Cases:
     Raises:
         UserError: If the file cannot be read, or names no cases.
     """
-    tree = read_yaml(path, "cannot read the cases of")
+    tree = read_yaml(path, "a file of cases")
     cases = tree.get("cases") if isinstance(tree, dict) else None
     if not isinstance(cases, dict) or not all(isinstance(keys, dict) for keys in cases.values()):
         raise UserError(

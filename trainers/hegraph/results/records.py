@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import ConfigDict, Field, model_validator
 
 from ..utils.errors import UserError, one_line
-from ..utils.files import atomic_path, read_json, write_json, write_tensors
-from ..utils.reading import parse_json, read_text
+from ..utils.files import atomic_path, write_json, write_tensors
+from ..utils.reading import parse_json, read_json, read_text
 from ..utils.schema import Count, Name, NotNegative, OpenPart, Percent, Positive, check
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def _check_record(record: object, where: str) -> dict:
 
 def _read_lines(path: Path) -> list[dict]:
     # str.splitlines would also split at U+0085 and U+2028, which a text in JSON may hold
-    lines = read_text(path, "cannot read records from").split("\n")
+    lines = read_text(path, "a file of records").split("\n")
     if not lines[-1]:
         lines.pop()
     records = []

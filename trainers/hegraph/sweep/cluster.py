@@ -36,7 +36,8 @@ from ..experiments.opened import Opened
 from ..results.records import RECORD
 from ..training.checkpoints import CHECKPOINT
 from ..utils.errors import PACKAGE, UserError, first_line, show_messages
-from ..utils.files import atomic_path, hash_json, read_json, write_json
+from ..utils.files import atomic_path, hash_json, write_json
+from ..utils.reading import read_json
 from ..utils.signals import kept_signals
 from .execute import DONE, FAILED, LOCKED, Result, attempt, record_failure
 from .grid import Run

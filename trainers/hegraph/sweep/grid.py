@@ -241,7 +241,7 @@ def _root_of(source: str) -> str:
     """The DATASET.ROOT that the configuration of a data set says; "" for none, and for a feature bank."""
     if source.endswith(BANK):
         return ""
-    tree = read_yaml(find_config_file(DATA_SET, source), "cannot read the configuration")
+    tree = read_yaml(find_config_file(DATA_SET, source), "a configuration")
     data = tree.get("DATASET") if isinstance(tree, dict) else None
     root = data.get("ROOT") if isinstance(data, dict) else None
     return root if isinstance(root, str) else ""  # `load_cfg` tells what is wrong with another
@@ -257,7 +257,7 @@ def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:
     Raises:
         UserError: If the file cannot be read, or a key or the type of a value is wrong.
     """
-    tree = {} if path is None else read_yaml(path, "cannot read the grid")
+    tree = {} if path is None else read_yaml(path, "a grid")
     where = "the grid" if path is None else str(path)
     values = check(dict[str, Any], tree, where) | {key: given[key] for key in given if key not in ("vary", "set")}
     for name in ("vary", "set"):

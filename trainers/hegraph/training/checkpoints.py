@@ -138,7 +138,7 @@ class _State(Part):
 
 def _read_checkpoint(path: Path, run_id: str) -> dict[str, Any]:
     try:
-        state = read_torch(path, "the checkpoint")
+        state = read_torch(path, "a checkpoint")
         check(_State, state, f"the checkpoint {path} is damaged")
         if state["checksum"] != _checksum(state):
             raise DamagedFile(f"the checkpoint {path} is damaged (its content has changed since it was written)")

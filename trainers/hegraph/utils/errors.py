@@ -18,7 +18,6 @@ from pydantic import ValidationError
 from .signals import noted_interrupts
 
 PACKAGE = __name__.rpartition(".utils.")[0]  # "trainers.hegraph" in a checkout, "hegraph" once installed
-MAX_LISTED = 20  # names; of a longer list the three nearest are shown
 MAX_LIST_LENGTH = 180  # characters
 MAX_MESSAGE = 280  # characters of a message, without the word "error" before it
 OUT_OF_MEMORY = "out of memory; smaller batches (DATALOADER.*.BATCH_SIZE), views (FEATURES.VIEWS) or files need less"
@@ -33,25 +32,20 @@ class ReaderGone(Exception):
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
-    """Builds the error for a name that is not known; its message suggests the nearest known names.
+    """Builds the error for a name that is not known; its message suggests the nearest known one.
 
     Args:
         kind: What the name stands for, such as "data set".
         name: The name that came.
-        allowed: Every name that is known. A long list is not shown, but the three that are nearest.
+        allowed: Every name that is known; a long list is not shown.
     """
-    allowed = sorted(allowed)
-    by_lower_case = {a.lower(): a for a in allowed}
-    nearest = get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.5)
-    hint = f"; did you mean {by_lower_case[nearest[0]]!r}?" if nearest else ""
-    listed = f" (known: {', '.join(allowed)})" if allowed else ""
-    if len(allowed) > MAX_LISTED or len(listed) > MAX_LIST_LENGTH:
-        few = (
-            []
-            if nearest
-            else [by_lower_case[near] for near in get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.0)]
-        )
-        listed = f" (nearest of {len(allowed)}: {', '.join(few)})" if few else ""
+    names = sorted(allowed)
+    by_lower_case = {known.lower(): known for known in names}
+    near = [by_lower_case[word] for word in get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.5)]
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    listed = f" (known: {', '.join(names)})" if names else ""
+    if len(listed) > MAX_LIST_LENGTH:
+        listed = "" if near else f" ({len(names)} are known)"
     return UserError(f"unknown {kind} {shortened(name, 80)!r}{hint}{listed}")
 
 

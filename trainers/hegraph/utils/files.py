@@ -1,44 +1,29 @@
 """Writing files, and hashes of their contents. How files are read is in `reading.py`.
 
-A file is written whole or not at all: first under a temporary name in the folder of the target, then renamed.
+A file is written whole or not at all: first under a temporary name in the folder of the target, then renamed. A process
+that is killed meanwhile may leave a file of a name such as `.result.json.x1y2z3.tmp`, which nothing reads.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import logging
 import os
-import platform
-import re
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from .errors import UserError
-from .reading import read_json as read_json
-from .reading import read_tensors as read_tensors
+from .errors import UserError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-logger = logging.getLogger(__name__)
-
-STARTED = secrets.token_hex(4)  # tells this process from an earlier one of the same number
-# What mends a failure to write, by its error number
-REMEDIES = {
-    errno.ENAMETOOLONG: "choose a shorter name",  # with the ending of a temporary name
-    errno.ENOSPC: "make room there, or choose another folder",
-    errno.EDQUOT: "make room there, or choose another folder",
-}
 HASHED_ROWS = 1000  # rows of a long list that are written as JSON at once, to be hashed
 
 
@@ -83,25 +68,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Gives a temporary path that becomes `path` when the block ends without an exception.
 
     Raises:
-        UserError: If the folder cannot be written (full, read-only, not a folder).
+        UserError: If the file cannot be written (a full disk, a folder that is read-only or is none, a long name).
     """
-    try:
+    with _explained(path, path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_suffix())
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
     temporary = Path(name)
     try:
-        yield temporary
-        # mkstemp makes the file readable by its owner alone; results are meant to be shared
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise _cannot_write(path, error) from error
-    except UserError as error:  # it may name the temporary file, of which the user knows nothing
-        raise UserError(str(error).replace(str(temporary), str(path))) from error
+        with _explained(path, temporary):
+            yield temporary
+            # mkstemp makes the file readable by its owner alone; results are meant to be shared
+            temporary.chmod(0o666 & ~_umask())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -113,29 +92,39 @@ def writing_folder(folder: Path) -> Iterator[Path]:
     A folder that is there already is replaced: for an instant there is none, but never half of one.
 
     Raises:
-        UserError: If the folder cannot be written (full, read-only, below a file).
+        UserError: If the folder cannot be written, as of `atomic_path`.
     """
-    try:
+    with _explained(folder, folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder.parent)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=_suffix()))
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
     new, old = temporary / "new", temporary / "old"
     try:
-        new.mkdir()
-        yield new
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(new, folder)
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-    except UserError as error:  # it names the temporary folder, of which the user knows nothing
-        raise UserError(str(error).replace(str(new), str(folder))) from error
+        with _explained(folder, new):
+            new.mkdir()
+            yield new
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(new, folder)
     finally:
         if old.exists() and not folder.exists():
             os.replace(old, folder)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _explained(path: Path, temporary: Path) -> Iterator[None]:
+    """Turns what the system refuses into a `UserError` about `path`, and names `path` instead of `temporary`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(path, error) from error
+    except UserError as error:
+        raise UserError(str(error).replace(str(temporary), str(path))) from error
+
+
+def _cannot_write(path: Path, error: Exception) -> UserError:
+    """What is raised where a file or folder cannot be written."""
+    return UserError(f"cannot write {path}: {first_line(error)}")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -178,19 +167,15 @@ def hash_rows(rows: Iterable[Any], beside: dict[str, Any] | None = None, name: s
     Returns:
         `hash_json(list(rows))`, or `hash_json(beside | {name: list(rows)})`.
     """
-    digest = hashlib.sha256()
-    before = after = ""
+    before, after = "[", "]"
     if beside is not None:
-        fields = {key: f"{_canonical(key)}:{_canonical(value)}" for key, value in beside.items()}
-        before = "".join(f"{fields[key]}," for key in sorted(fields) if key < name)
-        before = f"{{{before}{_canonical(name)}:"
-        after = "".join(f",{fields[key]}" for key in sorted(fields) if key > name) + "}"
-    digest.update(f"{before}[".encode())
+        before, after = _canonical({**beside, name: ["\0"]}).split('"\\u0000"')
+    digest = hashlib.sha256(before.encode())
     remaining, comma = iter(rows), ""
     while block := list(islice(remaining, HASHED_ROWS)):
         digest.update(f"{comma}{_canonical(block)[1:-1]}".encode())
         comma = ","
-    digest.update(f"]{after}".encode())
+    digest.update(after.encode())
     return digest.hexdigest()
 
 
@@ -244,64 +229,6 @@ def _bytes(tensor: Tensor) -> Any:
 
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def _suffix() -> str:
-    """The end of the name of a temporary file or folder of this process, by which a later one knows it is dead."""
-    return f".{_host()}-{os.getpid()}-{STARTED}.tmp"
-
-
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32] or "host"
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what processes of this machine that were killed have left in a folder."""
-    ending = re.compile(rf"\..+\.{_host()}-(\d+)(-[0-9a-f]+)?\.tmp")
-    with suppress(OSError):
-        for name in os.listdir(folder):
-            if (found := ending.fullmatch(name)) and _is_dead(name, int(found[1])):
-                logger.info("%s was left by a process that was killed: removed", folder / name)
-                if (folder / name).is_dir():
-                    _put_back(folder / name)
-                    shutil.rmtree(folder / name, ignore_errors=True)
-                else:
-                    (folder / name).unlink(missing_ok=True)
-
-
-def _put_back(temporary: Path) -> None:
-    """Undoes half of a replacement: puts the old folder where it was, if `writing_folder` was killed between its
-    two renames."""
-    target = temporary.parent / temporary.name[1:].rsplit(".", 3)[0]
-    if (temporary / "old").is_dir() and not target.exists():
-        os.replace(temporary / "old", target)
-
-
-def _is_dead(name: str, process: int) -> bool:
-    """Whether the process that made a temporary file is gone. In a container that was started again, this process may
-    have its number.
-    """
-    if process == os.getpid():
-        return not name.endswith(_suffix())
-    return not _is_alive(process)
-
-
-def _is_alive(process: int) -> bool:
-    if os.name == "nt":  # where asking would end it
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # it is another user's, or no number of a process
-        pass
-    return True
-
-
-def _cannot_write(path: Path, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or str(error)
-    remedy = REMEDIES.get(getattr(error, "errno", None) or 0, "choose a folder that can be written")
-    return UserError(f"cannot write {path}: {reason}; {remedy}")
 
 
 def _umask() -> int:
