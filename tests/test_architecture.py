@@ -1,4 +1,4 @@
-"""One direction: a file imports only what stands above it. Read from the sources with `ast`."""
+"""The house holds: imports go one way, and every limit of CONTRIBUTING.md. Read from the sources with `ast`."""
 
 from __future__ import annotations
 
@@ -8,42 +8,26 @@ import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "trainers" / "hegraph"
 
 # A module imports only modules above it. A folder is one entry.
 ORDER = (
-    "utils",
-    "datasets",
-    "prompts",
-    "backbones",
-    "features",
-    "method",
-    "training",
-    "config",
-    "config_files",
-    "baselines",
-    "models",
-    "results",
-    "experiments",
-    "sweep",
-    "describe",
-    "predict",
-    "estimator",
-    "export",
-    "demo",
-    "trainer",
-    "__main__",
-)
+    "utils", "datasets", "prompts", "backbones", "features", "method", "training", "config", "config_files",
+    "baselines", "models", "results", "experiments", "sweep", "describe", "predict", "estimator", "export", "demo",
+    "trainer", "__main__",
+)  # fmt: skip
 # package -> the one file, or the one folder, that may import it
 ONLY = {"open_clip": "backbones/", "dassl": "trainer.py", "openai": "describe/client.py", "gradio": "demo/"}
+# module -> what it does not import, since a start or a finished run need not wait for it
+LATE = {
+    "experiments.run": {"open_clip", "torchvision"},  # a run from a bank needs no backbone
+    "backbones": {"open_clip", "torchvision", "torch"},
+}
+WATCHED = ("torch.load", "yaml.load", "eval")  # what could run code from a file
+LONGEST_FUNCTION = 65  # lines, docstring included
 
 Module = tuple[str, ...]  # ("features", "bank"); () is the package itself
-
-FILES = sorted(PACKAGE.rglob("*.py"))
-FOLDERS = sorted({file.parent for file in FILES} - {PACKAGE})
 
 
 def module_of(file: Path) -> Module:
@@ -51,13 +35,14 @@ def module_of(file: Path) -> Module:
     return parts[:-1] if parts[-1] == "__init__" else parts
 
 
-MODULES = {module_of(file): file for file in FILES}
+MODULES = {module_of(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+TREES = {module: ast.parse(file.read_text(encoding="utf-8")) for module, file in MODULES.items()}
 
 
-def package_imports(source: str, module: Module, is_folder: bool, modules: set[Module]) -> set[Module]:
+def package_imports(tree: ast.Module, module: Module, is_folder: bool, modules: set[Module]) -> set[Module]:
     """The modules of the package that a source imports, wherever in it, relatively or absolutely."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             paths = [tuple(alias.name.split(".")) for alias in node.names]
             found |= {path[2:] for path in paths if path[:2] == ("trainers", "hegraph")}
@@ -75,10 +60,10 @@ def package_imports(source: str, module: Module, is_folder: bool, modules: set[M
     return found
 
 
-def outside_imports(source: str) -> set[str]:
+def outside_imports(tree: ast.Module) -> set[str]:
     """The top-level names of the other packages that a source imports."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -87,131 +72,96 @@ def outside_imports(source: str) -> set[str]:
 
 
 def imports_of(module: Module) -> set[Module]:
-    file = MODULES[module]
-    return package_imports(file.read_text(encoding="utf-8"), module, file.name == "__init__.py", set(MODULES))
+    return package_imports(TREES[module], module, MODULES[module].name == "__init__.py", set(MODULES))
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("from ..utils.errors import UserError", {("utils", "errors")}),
-        ("from .bank import load_bank", {("features", "bank")}),
-        ("from . import bank, FeatureBank", {("features", "bank"), ("features",)}),
-        ("from ..utils import errors", {("utils", "errors")}),
-        ("from ..datasets.splits import Item", {("datasets", "splits")}),
-        ("import trainers.hegraph.utils.errors", {("utils", "errors")}),
-        ("from trainers.hegraph.utils.errors import UserError", {("utils", "errors")}),
-        ("from trainers.hegraph.utils import errors", {("utils", "errors")}),
-        ("def late():\n    from ..utils.errors import UserError", {("utils", "errors")}),
-        ("import torch\nfrom pathlib import Path", set()),
-    ],
-)
-def test_the_reader_finds_every_form_of_import(line, expected):
+def test_the_reader_finds_every_form_of_import():
     modules = {("utils", "errors"), ("features",), ("features", "bank"), ("datasets", "splits")}
-    assert package_imports(line, ("features", "extract"), False, modules) == expected
+    for line, expected in {
+        "from ..utils.errors import UserError": {("utils", "errors")},
+        "from . import bank, FeatureBank": {("features", "bank"), ("features",)},
+        "from ..utils import errors": {("utils", "errors")},
+        "import trainers.hegraph.utils.errors": {("utils", "errors")},
+        "from trainers.hegraph.utils import errors": {("utils", "errors")},
+        "def late():\n    from ..utils.errors import UserError": {("utils", "errors")},
+        "import torch\nfrom pathlib import Path": set(),
+    }.items():
+        assert package_imports(ast.parse(line), ("features", "extract"), False, modules) == expected, line
+    in_folder = package_imports(ast.parse("from .bank import x"), ("features",), True, modules)
+    assert in_folder == {("features", "bank")}
+    assert "open_clip" in set().union(*map(outside_imports, TREES.values()))
 
 
-def test_the_reader_takes_a_folders_own_file_as_the_folder():
-    assert package_imports("from .bank import x", ("features",), True, {("features", "bank")}) == {("features", "bank")}
-
-
-def test_every_module_is_in_the_order_and_the_order_names_no_other():
-    assert {module[0] for module in MODULES if module} == set(ORDER)
-    assert len(set(ORDER)) == len(ORDER)
-
-
-@pytest.mark.parametrize("module", [module for module in MODULES if module], ids=".".join)
-def test_a_module_imports_only_what_stands_above_it(module):
-    # The command line of a room is its user, and may read configurations as the main command line does
-    above = ORDER[: ORDER.index("__main__" if module[-1] == "__main__" else module[0])]
-    below = {imported for imported in imports_of(module) if imported[:1] != module[:1] and imported[:1][0] not in above}
-    assert below == set()
+def test_a_module_imports_only_what_stands_above_it_and_a_folder_has_no_cycle():
+    assert sorted({module[0] for module in MODULES if module}) == sorted(ORDER)
+    offenders = []
+    for module in [module for module in MODULES if module]:
+        # The command line of a room is its user, and may read configurations as the main command line does
+        above = ORDER[: ORDER.index("__main__" if module[-1] == "__main__" else module[0])]
+        offenders += [
+            (module, other) for other in imports_of(module) if other[:1] != module[:1] and other[0] not in above
+        ]
+        # A method that we compare with uses nothing of our model but the two classifiers
+        if module[0] == "baselines":
+            offenders += [(module, o) for o in imports_of(module) if o[0] == "method" and o != ("method", "cache")]
+    for room in ORDER:
+        inside = {module for module in MODULES if module[:1] == (room,)}
+        try:
+            TopologicalSorter({module: imports_of(module) & inside for module in inside}).prepare()
+        except CycleError as error:
+            offenders.append(error.args[1])
+    assert offenders == []
 
 
 def test_the_package_itself_imports_nothing_of_its_own_but_for_type_checkers():
     """Its public names are imported when they are used."""
-    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
-    tree.body = [
-        node for node in tree.body if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    tree = ast.parse(MODULES[()].read_text(encoding="utf-8"))
+    tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")]
+    assert package_imports(tree, (), True, set(MODULES)) == {("utils", "signals")}  # where a command line begins
+    assert outside_imports(tree) == {"__future__", "importlib", "os", "sys", "typing"}
+
+
+def test_one_place_alone_knows_a_package():
+    offenders = [
+        (package, path)
+        for package, place in ONLY.items()
+        for module, file in MODULES.items()
+        if package in outside_imports(TREES[module])
+        and (path := file.relative_to(PACKAGE).as_posix()) != place
+        and not (place[-1] == "/" and path.startswith(place))
     ]
-    source = ast.unparse(tree)
-    assert package_imports(source, (), True, set(MODULES)) == {("utils", "signals")}  # where a command line begins
-    assert outside_imports(source) == {"__future__", "importlib", "os", "sys", "typing"}
+    assert offenders == []
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_the_modules_of_a_folder_import_each_other_without_a_cycle(folder):
-    inside = {module for module in MODULES if module[:1] == (folder.name,)}
-    graph = {module: imports_of(module) & inside for module in inside}
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        pytest.fail(f"cycle: {' -> '.join('.'.join(module) for module in error.args[1])}")
-
-
-@pytest.mark.parametrize("module", [module for module in MODULES if module[:1] == ("baselines",)], ids=".".join)
-def test_a_method_that_we_compare_with_uses_nothing_of_our_model_but_the_two_classifiers(module):
-    assert {imported for imported in imports_of(module) if imported[:1] == ("method",)} <= {("method", "cache")}
-
-
-@pytest.mark.parametrize(("package", "place"), ONLY.items())
-def test_one_place_alone_knows(package, place):
-    importers = {f.relative_to(PACKAGE).as_posix() for f in FILES if package in outside_imports(f.read_text("utf-8"))}
-    assert {file for file in importers if file != place and not (place[-1] == "/" and file.startswith(place))} == set()
-
-
-def test_loading_imports_open_clip_so_that_the_test_above_can_fail():
-    assert "open_clip" in outside_imports((PACKAGE / "backbones" / "loading.py").read_text(encoding="utf-8"))
-
-
-def calls(file: Path) -> list[ast.Call]:
-    return [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
-def test_nothing_is_printed(file):
-    assert [call.lineno for call in calls(file) if ast.unparse(call.func) == "print"] == []
-
-
-def test_torch_load_never_runs_code_from_a_file():
-    loads = [(file.name, call) for file in FILES for call in calls(file) if ast.unparse(call.func) == "torch.load"]
+def test_no_function_is_too_long_and_none_is_called_that_could_run_code_from_a_file():
+    offenders, loads = [], 0
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            where = f"{'.'.join(module)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                if (length := node.end_lineno - node.lineno + 1) > LONGEST_FUNCTION:
+                    offenders.append(f"{where} {node.name} has {length} lines")
+            elif isinstance(node, ast.Call) and (called := ast.unparse(node.func)) in WATCHED:
+                keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                safe = keywords.get("weights_only") == "True" if called == "torch.load" else called == "yaml.load"
+                loads += called == "torch.load"
+                offenders += [] if safe else [f"{where} {called}"]
+            elif isinstance(node, ast.ImportFrom) and node.module in ("torch", "yaml"):  # no other name for it
+                offenders += [where for alias in node.names if alias.name in ("load", "unsafe_load")]
+            elif isinstance(node, ast.Import):
+                offenders += [where for alias in node.names if alias.name == "torch" and alias.asname]
+    assert offenders == []
     assert loads
-    unsafe = [
-        f"{name}:{call.lineno}"
-        for name, call in loads
-        if not any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords)
-    ]
-    assert unsafe == []
 
 
-def test_torch_load_has_no_other_name():
-    # so that the test above sees every use
-    for file in FILES:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        froms = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "torch"]
-        assert "load" not in {alias.name for node in froms for alias in node.names}, file
-        imports = [alias for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names]
-        assert not [alias for alias in imports if alias.name == "torch" and alias.asname], file
+def test_nothing_that_users_get_needs_our_shared_folder():
+    files = [path for place in ("trainers", "scripts", "configs") for path in (ROOT / place).rglob("*")]
+    files = [path for path in files if path.suffix in {".py", ".sh", ".yaml", ".json"}] + [ROOT / "README.md"]
+    assert [str(path) for path in files if "../shared" in path.read_text(encoding="utf-8")] == []
 
 
-@pytest.mark.parametrize("place", ["trainers", "scripts", "configs", "README.md"])
-def test_nothing_that_users_get_needs_our_shared_folder(place):
-    path = ROOT / place
-    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.suffix in {".py", ".sh", ".yaml", ".json"}]
-    assert files
-    assert [str(f) for f in files if "../shared" in f.read_text(encoding="utf-8")] == []
-
-
-@pytest.mark.parametrize(
-    ("module", "absent"),
-    [
-        ("experiments.run", {"open_clip", "torchvision"}),  # a run from a bank needs no backbone
-        ("features.__main__", {"open_clip", "torchvision"}),
-        ("backbones.identity", {"open_clip", "torchvision", "sklearn"}),  # a finished run is recognised by it
-        ("backbones", {"open_clip", "torchvision", "torch"}),
-    ],
-)
-def test_what_can_do_without_open_clip_does_not_wait_for_its_import(module, absent):
-    asked = f"import sys, trainers.hegraph.{module}; print(sorted({absent} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["[]"]
+def test_what_can_do_without_open_clip_does_not_wait_for_its_import():
+    for module, absent in LATE.items():
+        asked = f"import sys, trainers.hegraph.{module}; print(sorted({absent} & set(sys.modules)))"
+        done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["[]"], module

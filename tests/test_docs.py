@@ -154,6 +154,7 @@ def playground(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", QUICK, ids=shown)
 def test_a_quick_block_of_commands_runs(block, playground):
     [code] = [code for start, code in RUN_HERE.items() if block.start.startswith(start)]
@@ -170,6 +171,7 @@ def test_every_block_that_is_run_here_is_in_a_page():
     assert len(QUICK) == len(RUN_HERE)
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_gives_the_numbers_that_it_says(playground):
     [snippet] = [block for block in SNIPPETS if "hegraph.run(" in block.text]
     said = [float(number) for number in re.findall(r"\d+\.\d\d", snippet.text)]

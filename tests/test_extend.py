@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 from safetensors import safe_open
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from standin.hosts import KINDS, ROOT, contents, copy_coop, install
 
+pytestmark = pytest.mark.slow
 OURS = ("trainers/hegraph/", "configs/trainers/HeGraphAdapter/", "scripts/hegraph/")
 FILES = (
     "configs/datasets/digits.yaml", "configs/datasets/folder.yaml", "configs/sweeps/graph.yaml",

@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts" / "hegraph"
 SMALL = {"SEEDS": "1", "SHOTS": "2", "METHODS": "TipAdapter HeGraphAdapter"}

@@ -17,6 +17,7 @@ import pytest
 from trainers.hegraph import __version__
 from trainers.hegraph.experiments.provenance import git_commit
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 QUICK = ("--shots", "1", "--seed", "1", "OPTIM.MAX_EPOCH", "2", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX")}

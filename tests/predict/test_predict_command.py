@@ -283,7 +283,7 @@ def test_an_interruption_is_one_line(digits_run, images, capsys, monkeypatch):
         (["RUN", "IMAGES", "--split", "val"], "--split val goes with --features"),
         (["RUN", "IMAGES", "--features", "x"], "--features takes the place of images"),
         (["RUN", "--features", "x", "--sort-into", "y"], "--sort-into needs images"),
-        (["RUN", "--features", "missing"], "cannot read the feature bank missing"),
+        (["RUN", "--features", "missing"], "cannot read missing"),
         (["RUN", "IMAGES", "--device", "gpu"], "--device must be cpu, cuda or cuda:N, got 'gpu'"),
         (["RUN", "IMAGES", "--device", "meta"], "--device must be cpu, cuda or cuda:N, got 'meta'"),
         (["RUN", "IMAGES", "--out", "IMAGES"], "is no regular file, and is not overwritten"),
@@ -306,7 +306,7 @@ def test_a_folder_without_images_is_one_line(digits_run, tmp_path, capsys):
 def test_a_damaged_model_is_one_line(digits_run, images, tmp_path, capsys):
     save_model(load_model(digits_run), tmp_path / "model")
     (tmp_path / "model" / TENSORS).write_bytes(b"")
-    assert f"cannot read the model {tmp_path / 'model' / TENSORS}" in refused(capsys, tmp_path / "model", images)
+    assert f"{tmp_path / 'model' / TENSORS} is damaged" in refused(capsys, tmp_path / "model", images)
     (tmp_path / "model" / CONFIG).write_text("[" * 100_000)
     assert "it is nested too deeply" in refused(capsys, tmp_path / "model", images)
 
