@@ -11,10 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from trainers.hegraph.results.cases import read_cases
-from trainers.hegraph.results.comparison import base_to_new, compare
+from trainers.hegraph.results.comparison import base_to_new, compare, read_cases
 from trainers.hegraph.results.records import find_records
-from trainers.hegraph.results.render import as_text, markdown
+from trainers.hegraph.results.table import as_text, markdown
 from trainers.hegraph.utils.files import atomic_path
 
 ROOT = Path(__file__).parent.parent

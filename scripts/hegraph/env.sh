@@ -14,7 +14,7 @@ export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
 has_packages() {
     "$1" - <<'EOF' >/dev/null 2>&1
 from importlib.util import find_spec
-names = "torch torchvision open_clip torch_geometric yacs gdown requests pydantic sklearn scipy matplotlib tqdm safetensors pytest xdist".split()
+names = "torch torchvision open_clip torch_geometric yacs gdown requests pydantic sklearn scipy matplotlib pandas jinja2 tqdm safetensors pytest xdist".split()
 raise SystemExit(not all(map(find_spec, names)))
 EOF
 }

@@ -10,14 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainers.hegraph.results.analysis import (
-    Pair,
-    confusion_matrix,
-    describe,
-    hardest_pairs,
-    mean_distance,
-    read_text_nodes,
-)
+from trainers.hegraph.results.figures import mean_distance, read_text_nodes
+from trainers.hegraph.results.paired import confusion_matrix, hardest_pairs
 from trainers.hegraph.results.records import PREDICTIONS, TEXT_NODES, write_predictions
 from trainers.hegraph.utils.errors import UserError
 
@@ -79,6 +73,5 @@ def test_a_damaged_file_is_one_line(tmp_path):
 def test_the_hardest_pairs_count_both_directions_and_leave_out_what_is_never_confused():
     matrix = np.array([[9, 1, 0], [3, 9, 0], [6, 0, 9]])
     pairs = hardest_pairs(matrix, ["a", "b", "c"])
-    assert pairs == [Pair(6, "a", "c", 0, 6), Pair(4, "a", "b", 1, 3)]
+    assert pairs == ["a and c: 6 (a as c 0, c as a 6)", "a and b: 4 (a as b 1, b as a 3)"]
     assert hardest_pairs(matrix, ["a", "b", "c"], most=1) == pairs[:1]
-    assert describe(pairs[1]) == "a and b: 4 (a as b 1, b as a 3)"

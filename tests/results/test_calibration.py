@@ -7,7 +7,8 @@ import json
 import pytest
 
 from trainers.hegraph.results.__main__ import main
-from trainers.hegraph.results.calibration import calibration_table, reliability_diagrams
+from trainers.hegraph.results.costs import calibration_table
+from trainers.hegraph.results.figures import reliability_diagrams
 from trainers.hegraph.results.page import write_report
 from trainers.hegraph.results.records import write_record
 from trainers.hegraph.utils.errors import UserError

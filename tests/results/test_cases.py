@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainers.hegraph.results.__main__ import main
-from trainers.hegraph.results.cases import name_cases, read_cases
-from trainers.hegraph.results.comparison import compare
+from trainers.hegraph.results.comparison import compare, name_cases, read_cases
 from trainers.hegraph.results.records import collect
 from trainers.hegraph.utils.errors import UserError
 

@@ -12,7 +12,7 @@ from trainers.hegraph.results.__main__ import main
 from trainers.hegraph.results.comparison import compare
 from trainers.hegraph.results.costs import complexity
 from trainers.hegraph.results.records import write_predictions, write_record
-from trainers.hegraph.results.render import FORMATS
+from trainers.hegraph.results.table import FORMATS
 
 RN50 = "RN50-quickgelu/openai"
 

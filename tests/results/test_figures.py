@@ -8,11 +8,19 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from trainers.hegraph.results.analysis import TextNodes, mean_distance
-from trainers.hegraph.results.curves import curves, style
-from trainers.hegraph.results.figures import as_svg, confusion, save, tsne
-from trainers.hegraph.results.methods import BASELINES, VARIANTS
+from trainers.hegraph.results.figures import (
+    TextNodes,
+    as_svg,
+    confusion,
+    curves,
+    mean_distance,
+    save,
+    style,
+    summary_curve,
+    tsne,
+)
 from trainers.hegraph.results.paper import read_quotes
+from trainers.hegraph.results.scores import BASELINES, VARIANTS
 from trainers.hegraph.utils.errors import UserError
 
 
@@ -119,3 +127,21 @@ def test_a_figure_is_saved_as_png_and_svg_under_any_stem(run, tmp_path):
     assert b"<svg" in svg.read_bytes()
     assert sorted(path.name for path in png.parent.iterdir()) == [png.name, svg.name]
     assert svg.read_bytes() == as_svg(curves([run()]))
+
+
+@pytest.mark.parametrize(("dark", "ink"), [(False, "#1F2328"), (True, "#E6EDF3")])
+def test_the_summary_curve_has_few_lines_in_colour_the_others_in_grey_and_no_background(run, dark, ink):
+    runs = [run(1, 80.0), run(1, 70.0, dataset="Zoo"), run(1, 90.0, dataset="Zoo", shots=16)]
+    runs += [run(1, 40.0, dataset=name, trainer="GDA", variant="", accuracy_text=None) for name in ("Toy", "Zoo")]
+    runs += [run(1, 98.0, shots=16), run(1, 60.0, dataset="Zoo", shots=64)]
+    figure = summary_curve(runs, ["HeGraphAdapter", "zero-shot"], dark)
+    [axis] = figure.axes
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+        "HeGraphAdapter", "zero-shot", "other methods",
+    ]  # fmt: skip
+    ours = next(line for line in axis.get_lines() if line.get_label() == "HeGraphAdapter")
+    assert (list(ours.get_xdata()), list(ours.get_ydata())) == ([4, 16], [75.0, 94.0])  # 64 shots: of one data set
+    greys = {line.get_color() for line in axis.get_lines() if line.get_label().startswith(("_", "other"))}
+    assert len(greys) == 1
+    assert axis.xaxis.label.get_color() == ink
+    assert figure.patch.get_alpha() == 0

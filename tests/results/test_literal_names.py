@@ -7,9 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainers.hegraph.results.analysis import TextNodes
-from trainers.hegraph.results.curves import curves
-from trainers.hegraph.results.figures import as_svg, confusion, literal, tsne
+from trainers.hegraph.results.figures import TextNodes, as_svg, confusion, curves, literal, tsne
 
 NAMES = ["$x$", "$\\frac{$", "a $ b", "$$", "50% & _^{}\\"]
 

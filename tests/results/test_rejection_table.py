@@ -14,7 +14,8 @@ from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.results.__main__ import main
-from trainers.hegraph.results.rejection import ZERO_SHOT, all_scores, kept_table, score_images
+from trainers.hegraph.results.costs import kept_table
+from trainers.hegraph.results.rejection import ZERO_SHOT, all_scores, score_images
 from trainers.hegraph.training.rejection import KnownScores, separation
 from trainers.hegraph.utils.errors import UserError
 

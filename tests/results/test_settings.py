@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trainers.hegraph.results.comparison import compare
-from trainers.hegraph.results.differences import shortest_names
-from trainers.hegraph.results.settings import split_sweeps
+from trainers.hegraph.results.comparison import compare, split_sweeps
+from trainers.hegraph.results.scores import shortest_names
 from trainers.hegraph.utils.errors import UserError
 
 ALPHA, BETA = "TRAINER.X.ALPHA", "TRAINER.X.BETA"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from trainers.hegraph.results.comparison import compare
-from trainers.hegraph.results.render import as_text
+from trainers.hegraph.results.table import as_text
 from trainers.hegraph.utils.errors import UserError
 
 

@@ -11,14 +11,11 @@ from pathlib import Path
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say
 from ..utils.files import check_output
-from .calibration import calibration_table, reliability_diagrams
-from .cases import read_cases
-from .comparison import BY, base_to_new, compare
-from .costs import complexity
+from .comparison import BY, base_to_new, compare, read_cases
+from .costs import calibration_table, complexity
 from .paper import Quote, read_quotes
 from .records import PREDICTIONS, RECORD, TEXT_NODES, collect, find_records
-from .render import FORMATS
-from .table import Table
+from .table import FORMATS, Table
 
 logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
@@ -131,7 +128,7 @@ def table_command(args: argparse.Namespace) -> None:
 
 def calibration_command(args: argparse.Namespace) -> None:
     """Prints the table of calibration, and draws reliability diagrams if they are asked for."""
-    from .figures import save
+    from .figures import reliability_diagrams, save
 
     table_command(args)
     if args.out is not None:
@@ -156,8 +153,7 @@ def paired_command(args: argparse.Namespace) -> None:
 
 def curves_command(args: argparse.Namespace) -> None:
     """Draws accuracy by shots."""
-    from .curves import curves
-    from .figures import save
+    from .figures import curves, save
 
     quotes: list[Quote] = []
     if args.quote:
@@ -170,8 +166,7 @@ def curves_command(args: argparse.Namespace) -> None:
 
 def tsne_command(args: argparse.Namespace) -> None:
     """Draws the text nodes of a run, and prints how far they are apart."""
-    from .analysis import mean_distance, read_text_nodes
-    from .figures import save, tsne
+    from .figures import mean_distance, read_text_nodes, save, tsne
 
     nodes = read_text_nodes(args.run)
     paths = save(tsne(nodes), args.out)
@@ -182,12 +177,12 @@ def tsne_command(args: argparse.Namespace) -> None:
 
 def confusion_command(args: argparse.Namespace) -> None:
     """Draws the confusion matrix of a run, and prints the pairs of classes that are confused most."""
-    from .analysis import confusion_matrix, describe, hardest_pairs
     from .figures import confusion, save
+    from .paired import confusion_matrix, hardest_pairs
 
     matrix, classnames = confusion_matrix(args.run)
     paths = save(confusion(matrix, classnames), args.out)
-    say("".join(f"{describe(pair)}\n" for pair in hardest_pairs(matrix, classnames)))
+    say("".join(f"{pair}\n" for pair in hardest_pairs(matrix, classnames)))
     _say_written(paths)
 
 

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import statistics
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ..utils.errors import UserError
-from .cases import Cases, name_cases
-from .cells import MEAN, SOURCE, Observation, add_mean_column, add_mean_place, make_cells, observe
-from .methods import PLACE, place
+from ..utils.reading import read_yaml
 from .paper import Quote, quote_cells
-from .settings import name_settings
-from .table import Cell, Table
-from .tabulate import tabulate
+from .scores import (
+    CASE,
+    MEAN,
+    PLACE,
+    SOURCE,
+    accuracies,
+    add_mean_column,
+    add_mean_place,
+    cells,
+    differing_keys,
+    grouped,
+    method,
+    shortest_names,
+)
+from .table import Table, tabulate
+
+logger = logging.getLogger(__name__)
 
 BY = (*PLACE, "target", "setting")
-
 ALL_IMAGES = -1  # the number of shots of a run that takes all training images
-
 CAPTION = "Accuracy on test (%)"
+
+Cases = dict[str, dict[str, Any]]  # name of a case of a sweep -> configuration keys with their values
 
 
 def compare(
@@ -58,48 +77,36 @@ def compare(
         values = sorted({record[by] for record in records}, key=lambda value: (value == ALL_IMAGES, value))
         columns = {value: "all" if value == ALL_IMAGES else str(value) for value in values}
     keys = [key for key in PLACE if key != by]
-    cells = make_cells(o for record in records for o in observe(record, place(record, keys), record[by]))
+    frame = cells((row for record in records for row in accuracies(record, record[by])), keys)
     datasets = list(columns) if by == "dataset" else []
-    quoted = quote_cells(quotes, cells, keys, by, list(columns), datasets)
+    quoted = quote_cells(quotes, frame, keys, by, list(columns), datasets)
     if len(datasets) > 1:
-        add_mean_column(cells, datasets)
+        frame = add_mean_column(frame, keys, datasets)
         columns[MEAN] = f"mean of {len(datasets)}"
     elif by != "dataset":
-        add_mean_place(cells, keys.index("dataset"))
+        frame = add_mean_place(frame, keys)
     caption = "; ".join([f"{CAPTION} by {PLACE.get(by, by)}", *notes])
     unit = "shots" if by == "shots" else ""
-    order = list(cases or ())
-    return tabulate(caption, keys, cells, columns, quoted, intervals=intervals, unit=unit, cases=order)
+    return tabulate(caption, keys, frame, columns, quoted, intervals=intervals, unit=unit, cases=list(cases or ()))
 
 
 def compare_targets(records: Sequence[dict], quotes: Sequence[Quote] = (), intervals: bool = True) -> Table:
-    """Accuracy on the test images of the source and of every target, and the mean over the targets.
-
-    Args:
-        records: The runs; those without targets are left out.
-        quotes: As in `compare`.
-        intervals: As in `compare`.
-
-    Raises:
-        UserError: If a cell would mix runs, or no run was tested on a target.
-    """
+    """`compare` by "target"."""
     records = [record for record in records if record.get("targets")]
     if not records:
         raise UserError('no record has "targets": tests of the trained model on other data sets; nothing to compare')
-    keys, observations = list(PLACE), []
-    for record in records:
-        observations += _beside(record, SOURCE, record["targets"])
-    cells = make_cells(observations)
+    keys = list(PLACE)
+    frame = cells((row for record in records for row in _beside(record, SOURCE, record["targets"])), keys)
     sources = sorted({record["dataset"] for record in records})
     targets = list(dict.fromkeys(name for record in records for name in record["targets"]))
     columns = {SOURCE: f"{sources[0]} (source)" if len(sources) == 1 else SOURCE, **{name: name for name in targets}}
-    quoted = quote_cells(quotes, cells, keys, "target", list(columns), targets)
+    quoted = quote_cells(quotes, frame, keys, "target", list(columns), targets)
     if len(targets) > 1:
-        add_mean_column(cells, targets)
+        frame = add_mean_column(frame, keys, targets)
         columns[MEAN] = "mean of targets"
-    rules = sorted({scores.get("rule") or "" for record in records for scores in record["targets"].values()} - {""})
+    rules = sorted({test.get("rule") or "" for record in records for test in record["targets"].values()} - {""})
     caption = f"{CAPTION}, targets with {' or '.join(rules) or 'any classes'}"
-    return tabulate(caption, keys, cells, columns, quoted, intervals=intervals)
+    return tabulate(caption, keys, frame, columns, quoted, intervals=intervals)
 
 
 def base_to_new(records: Sequence[dict]) -> Table:
@@ -114,26 +121,36 @@ def base_to_new(records: Sequence[dict]) -> Table:
     Raises:
         UserError: If a cell would mix runs, or no run is left.
     """
-    keys, observations = list(PLACE), []
+    keys, rows = list(PLACE), []
     for record in records:
-        scores = (record.get("targets") or {}).get(f"{record['dataset']}:new")
-        if scores and on_base_classes(record):
-            observations += _beside(record, "base", {"new": scores})
-    if not observations:
+        test = (record.get("targets") or {}).get(f"{record['dataset']}:new")
+        if test and on_base_classes(record):
+            rows += _beside(record, "base", {"new": test})
+    if not rows:
         raise UserError(
             'no record is of DATASET.SUBSAMPLE_CLASSES base with a target "<data set>:new"; nothing to compare'
         )
-    cells = make_cells(observations)
-    add_mean_place(cells, keys.index("dataset"))
-    for where, name in list(dict.fromkeys(key[:2] for key in cells)):
-        cells[where, name, "H"] = _harmonic(cells[where, name, "base"], cells[where, name, "new"])
+    frame = add_mean_place(cells(rows, keys), keys)
+    of_methods = [_harmonic(part) for _, part in grouped(frame, [*keys, "method"])]
+    frame = pd.concat([frame, *of_methods], ignore_index=True)
     caption = f"{CAPTION} of base and new classes and their harmonic mean H (of each seed)"
-    return tabulate(caption, keys, cells, {column: column for column in ("base", "new", "H")})
+    return tabulate(caption, keys, frame, {column: column for column in ("base", "new", "H")})
 
 
 def on_base_classes(record: dict) -> bool:
     """Whether a run was trained on the first half of the classes alone."""
     return (record.get("config") or {}).get("DATASET.SUBSAMPLE_CLASSES") == "base"
+
+
+def _harmonic(part: pd.DataFrame) -> pd.DataFrame:
+    """The harmonic means of one row: seed by seed if both columns have the same seeds, else of the two means."""
+    base, new = (part[part["column"] == column] for column in ("base", "new"))
+    both = base.assign(column="H").merge(new[["seed", "value"]], on="seed", suffixes=("", "_new"))
+    if not len(both) == len(base) == len(new):
+        of_new = statistics.fmean(new["value"])
+        both = base.iloc[:1].assign(column="H", seed=None, value=statistics.fmean(base["value"]), value_new=of_new)
+    both["value"] = [2 * a * b / (a + b) if a + b else 0.0 for a, b in zip(both["value"], both["value_new"])]
+    return both.drop(columns="value_new").astype(object)
 
 
 def _sources(records: Sequence[dict]) -> list[str]:
@@ -148,26 +165,157 @@ def _sources(records: Sequence[dict]) -> list[str]:
     ]
 
 
-def _beside(record: dict, column: str, targets: dict[str, dict]) -> list[Observation]:
-    """What a run tells of its targets and, in the rows that a target has, of its own test images.
+def _beside(record: dict, column: str, targets: dict[str, dict]) -> list[dict]:
+    """What a run tells of its targets (column -> test) and, in `column`, of its own test images for the same rows."""
+    found = [row for name, test in targets.items() for row in accuracies(record, name, test)]
+    names = {row["method"] for row in found}
+    return [row for row in accuracies(record, column) if row["method"] in names] + found
+
+
+def read_cases(path: Path) -> Cases:
+    """The cases of a sweep's grid file, in its order, each with the keys that the file sets for all of them.
+
+    Raises:
+        UserError: If the file cannot be read, or names no cases.
+    """
+    tree = read_yaml(path, "a file of cases")
+    found = tree.get("cases") if isinstance(tree, dict) else None
+    of_all = (tree.get("set") or {}) if isinstance(tree, dict) else {}
+    if not isinstance(found, dict) or not all(isinstance(keys, dict) for keys in (*found.values(), of_all)):
+        raise UserError(
+            f"{path} names no cases; it must hold cases: NAME: {{KEY: VALUE, ...}} lines, as a sweep's grid, and may "
+            "hold set: {KEY: VALUE, ...}"
+        )
+    return {str(name): {**of_all, **keys} for name, keys in found.items()}
+
+
+def name_cases(records: Sequence[dict], cases: Cases) -> list[dict]:
+    """The records of runs that belong to a case, each with its name as "case".
+
+    A run belongs to the case whose values it has. Where it has those of several, it belongs to the one that names the
+    most keys, since a case leaves at its default what it does not name.
 
     Args:
-        record: The record of the run.
-        column: The column of its own test images.
-        targets: Column -> scores of that target.
+        records: The runs; those of no case are left out, and a warning says so.
+        cases: From `read_cases`.
+
+    Raises:
+        UserError: If no run belongs to a case, or runs of several methods do.
     """
-    where = place(record, PLACE)
-    found = [o for name, scores in targets.items() for o in observe(record, where, name, scores)]
-    rows = {o.key[1] for o in found}
-    return [o for o in observe(record, where, column) if o.key[1] in rows] + found
+    named = []
+    for record in records:
+        config = record.get("config") or {}
+        fitting = [name for name, keys in cases.items() if all(_same(config.get(key), keys[key]) for key in keys)]
+        if fitting:
+            named.append(record | {CASE: max(fitting, key=lambda name: len(cases[name]))})
+    if not named:
+        raise UserError(f"no run belongs to one of the cases {', '.join(cases)}; name runs of that sweep")
+    methods = sorted({record["trainer"] for record in named})
+    if len(methods) > 1:
+        raise UserError(f"the runs of the cases are of several methods ({', '.join(methods)}); name the folders of one")
+    if len(named) < len(records):
+        logger.warning("%d of %d runs are of no case and are left out", len(records) - len(named), len(records))
+    return named
 
 
-def _harmonic(base: Cell, new: Cell) -> Cell:
-    """The harmonic mean seed by seed if both cells have the same seeds, else that of the two means."""
-    if base.by_seed and base.by_seed.keys() == new.by_seed.keys():
-        return Cell.over({seed: _harmonic_mean(base.by_seed[seed], new.by_seed[seed]) for seed in base.by_seed})
-    return Cell(_harmonic_mean(base.mean, new.mean))
+def _same(value: object, wanted: object) -> bool:
+    return value == (list(wanted) if isinstance(wanted, tuple) else wanted)
 
 
-def _harmonic_mean(a: float, b: float) -> float:
-    return 2 * a * b / (a + b) if a + b else 0.0
+def name_settings(records: Sequence[dict]) -> tuple[list[dict], dict[str, str], list[str]]:
+    """Names the setting of every run by configuration keys in which the runs of its method at its place differ.
+
+    The usual value of a key is its most frequent one. A run's name has the keys that do not have their usual value, or
+    all keys if there is none; so the runs of several sweeps around one point have short names. If the runs of one
+    method differ in something, methods whose runs do not are left out. If no runs differ, all have one setting, "".
+
+    Args:
+        records: The runs.
+
+    Returns:
+        The records, each with a "setting" such as "ALPHA_PP=0.06" added; a dictionary of these settings, in the order
+        of their keys and values, to the heads of their columns; a list with a note on the usual values, or empty.
+    """
+    groups = [runs for runs in _groups(records) if differing_keys(runs)]
+    if not groups:
+        return [record | {"setting": ""} for record in records], {"": "one setting"}, []
+    swept = [record for runs in groups for record in runs]
+    if len(swept) < len(records):
+        left = len(records) - len(swept)
+        logger.warning("%d of %d runs are of methods without a sweep and are left out", left, len(records))
+    keys = sorted({key for runs in groups for key in differing_keys(runs)})
+    configs = [record.get("config") or {} for record in swept]
+    short = shortest_names(keys, set().union(*configs))
+    usual = usual_values(swept, keys)
+    named: list[dict] = []
+    order: dict[str, list[tuple]] = {}
+    for record, config in zip(swept, configs):
+        shown = [key for key in keys if config.get(key) != usual[key]] or keys
+        setting = ", ".join(f"{short[key]}={_text(config.get(key))}" for key in shown)
+        order[setting] = [(keys.index(key), _sortable(config.get(key))) for key in shown]
+        named.append(record | {"setting": setting})
+    settings = {setting: setting for setting in sorted(order, key=order.__getitem__)}
+    note = f"where not named, {', '.join(f'{short[key]}={_text(usual[key])}' for key in keys)}"
+    return named, settings, [note] if len(keys) > 1 else []
+
+
+def split_sweeps(records: Sequence[dict]) -> tuple[list[dict], list[list[dict]]]:
+    """Splits runs into those with the usual value of every key, and sweeps, in each of which one key varies.
+
+    A run that was made twice, as the middle of two sweeps, counts once. Every other run is in one of the lists.
+
+    Args:
+        records: The runs.
+
+    Returns:
+        The runs with usual values; for each method and key the runs in which that key alone varies, and for each method
+        those that are in no such list, such as runs in which several keys vary, beside the usual ones.
+    """
+    plain: list[dict] = []
+    sweeps: list[list[dict]] = []
+    for runs in _groups(_without_repetitions(records)):
+        keys = differing_keys(runs)
+        usual = usual_values(runs, keys)
+        unusual = [{key for key in keys if (run.get("config") or {}).get(key) != usual[key]} for run in runs]
+        middle = [run for run, found in zip(runs, unusual) if not found]
+        plain += middle
+        alone = {key: [run for run, found in zip(runs, unusual) if found <= {key}] for key in keys}
+        alone = {key: sweep for key, sweep in alone.items() if differing_keys(sweep)}
+        sweeps += alone.values()
+        if rest := [run for run, found in zip(runs, unusual) if found and not any(found <= {key} for key in alone)]:
+            sweeps.append(middle + rest)
+    return plain, sweeps
+
+
+def usual_values(records: Sequence[dict], keys: Sequence[str]) -> dict[str, object]:
+    """Key -> its most frequent value, or the first of equally frequent ones."""
+    # Values are counted as JSON, since some are lists, which cannot be counted
+    counts = {key: Counter(json.dumps((record.get("config") or {}).get(key)) for record in records) for key in keys}
+    return {key: json.loads(count.most_common(1)[0][0]) for key, count in counts.items()}
+
+
+def _groups(records: Sequence[dict]) -> list[list[dict]]:
+    """The runs of one method at one place, for each of these."""
+    groups: dict[tuple, list[dict]] = {}
+    for record in records:
+        groups.setdefault((*(record[key] for key in PLACE), method(record)), []).append(record)
+    return list(groups.values())
+
+
+def _without_repetitions(records: Sequence[dict]) -> list[dict]:
+    """Keeps one run of those with the same place, method, configuration, seed and accuracy: if possible one that
+    trained its own adapter.
+    """
+    first: dict[tuple, dict] = {}
+    for record in sorted(records, key=lambda record: record.get("adapter_from") is not None):
+        place = tuple(record[key] for key in PLACE)
+        first.setdefault((place, method(record), record.get("config_hash"), record["seed"], record["accuracy"]), record)
+    return list(first.values())
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _sortable(value: object) -> tuple:
+    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))

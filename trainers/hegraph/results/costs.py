@@ -1,21 +1,27 @@
-"""What training each method takes: time, parameters, memory."""
+"""Tables of what runs tell beside accuracy: costs of training, honesty of probabilities, what a threshold keeps."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
 
 from ..utils.errors import UserError
-from .cells import Key, check_same
-from .methods import PLACE, Place, method, place
 from .paper import Quote, quote_cells
-from .table import Cell, Table
-from .tabulate import tabulate_costs
+from .records import KEEP
+from .scores import MEAN_OF, PLACE, ZERO_SHOT, add_mean_place, cells, check_same, grouped, method, score
+from .table import Table, tabulate
 
 # Columns, each with the decimals that it shows
-COLUMNS = {
+COSTS = {
     "epochs": 0, "seconds per epoch": 3, "seconds in all": 2, "trained parameters": 0, "peak memory (MB)": 0,
 }  # fmt: skip
+HONESTY = {
+    "accuracy": 2, "macro F1": 2, "NLL": 3, "NLL at T": 3, "Brier": 3, "Brier at T": 3, "ECE": 2, "ECE at T": 2, "T": 2,
+}  # fmt: skip
+SCORES = {"accuracy": "accuracy", "macro F1": "macro_f1", "NLL": "nll", "Brier": "brier", "ECE": "ece"}  # in a record
+AT_T = " at T"  # ends the column of a score after calibration
+ZERO_SHOT_TOLERANCE = 0.005  # by how much two runs may differ in a number of zero-shot CLIP: half of what is printed
 
 
 def complexity(records: Sequence[dict], quotes: Sequence[Quote] = ()) -> Table:
@@ -38,10 +44,17 @@ def complexity(records: Sequence[dict], quotes: Sequence[Quote] = ()) -> Table:
     machines = {machine(record) for record in timed}
     if len(machines) > 1:
         raise UserError(f"times on different machines ({'; '.join(sorted(machines))}); name runs on one")
-    cells = _mean_costs(timed)
-    quoted = quote_cells(quotes, cells, list(PLACE), "metric", list(COLUMNS))
+    keys = list(PLACE)
+    timed.sort(key=lambda record: tuple(record[key] for key in keys))
+    frame = pd.DataFrame([row for record in timed for row in _costs(record)], dtype=object)
+    for key, group in grouped(frame[frame["column"] == "seconds in all"], [*keys, "method"]):
+        check_same(list(group["record"]), ", ".join(map(str, key)))
+    # A number that not all runs of a row have is not shown
+    known = frame.groupby([*keys, "method", "column"])["value"].transform(lambda values: values.notna().all())
+    frame = frame[known.astype(bool)]
+    quoted = quote_cells(quotes, frame, keys, "metric", list(COSTS))
     caption = f"What training takes, means over seeds, {machines.pop()}"
-    return tabulate_costs(caption, list(PLACE), cells, COLUMNS, quoted)
+    return tabulate(caption, keys, frame, {c: c for c in COSTS}, quoted, decimals=list(COSTS.values()))
 
 
 def machine(record: dict) -> str:
@@ -49,23 +62,84 @@ def machine(record: dict) -> str:
     return f"{record.get('device')}, {record.get('threads')} threads"
 
 
-def _mean_costs(records: Sequence[dict]) -> dict[Key, Cell]:
-    rows: dict[tuple[Place, str], list[dict]] = {}
-    for record in sorted(records, key=lambda record: place(record, PLACE)):
-        rows.setdefault((place(record, PLACE), method(record)), []).append(record)
-    cells: dict[Key, Cell] = {}
-    for (where, name), runs in rows.items():
-        check_same(runs, ", ".join(map(str, (*where, name))))
-        for column, *values in zip(COLUMNS, *map(_measured, runs)):
-            known = [value for value in values if value is not None]
-            if len(known) == len(runs):
-                cells[where, name, column] = Cell(statistics.fmean(known))
-    return cells
-
-
-def _measured(record: dict) -> tuple[float | None, ...]:
-    """The numbers of one run in the order of `COLUMNS`; None for a number that it does not have."""
+def _costs(record: dict) -> Iterator[dict]:
+    """The numbers of one run; None for a number that it does not have."""
     epochs, seconds = record.get("epochs"), record["seconds"]["training"]
-    searched = record["selected_on"] == "val"
-    each = (epochs, None if searched else seconds / epochs) if epochs else (None, None)
-    return *each, seconds, record.get("num_parameters"), record.get("peak_memory_mb")
+    each = seconds / epochs if epochs and record["selected_on"] != "val" else None
+    values = (epochs or None, each, seconds, record.get("num_parameters"), record.get("peak_memory_mb"))
+    for column, value in zip(COSTS, values):
+        yield score(record, method(record), column, value)
+
+
+def calibration_table(records: Sequence[dict]) -> Table:
+    """The scores of each method before and after calibration, as means over seeds and data sets.
+
+    Args:
+        records: The runs; those of versions that did not calibrate are left out.
+
+    Raises:
+        UserError: If no run tells them, or a row would mix runs.
+    """
+    # Of one place and seed, the numbers of zero-shot CLIP are those of the method `ZeroShot`, or else of the first run
+    known = sorted(with_calibration(records), key=lambda record: method(record) != ZERO_SHOT)
+    keys = list(PLACE)
+    frame = cells((row for record in known for row in _honesty(record)), keys, ZERO_SHOT_TOLERANCE)
+    frame = add_mean_place(frame, keys)
+    # Means over data sets stand for the data sets themselves
+    others = list(zip(frame["backbone"], frame["shots"]))
+    is_mean = frame["dataset"].str.startswith(MEAN_OF)
+    averaged = {other for other, mean in zip(others, is_mean) if mean}
+    frame = frame[[mean or other not in averaged for other, mean in zip(others, is_mean)]]
+    frame = frame.sort_values(["backbone", "shots", "dataset"], kind="stable")
+    caption = "Probabilities on test: accuracy, macro F1 and ECE (15 bins) in %, NLL in nats; T is the temperature"
+    return tabulate(caption, keys, frame, {column: column for column in HONESTY}, decimals=list(HONESTY.values()))
+
+
+def with_calibration(records: Sequence[dict]) -> list[dict]:
+    """The records that tell how honest the probabilities on test are.
+
+    Raises:
+        UserError: If there is none.
+    """
+    known = [record for record in records if (record.get("calibration") or {}).get("after")]
+    if not known:
+        raise UserError(
+            "no record holds calibration, which runs of earlier versions did not measure; run the experiment again"
+        )
+    return known
+
+
+def _honesty(record: dict) -> Iterator[dict]:
+    """The numbers that a run tells about its method, and about zero-shot CLIP without a temperature."""
+    found, name = record["calibration"], method(record)
+    yield score(record, name, "T", found["temperature"])
+    for column, key in SCORES.items():
+        yield score(record, ZERO_SHOT, column, found["zero_shot"][key])
+        if name != ZERO_SHOT:
+            yield score(record, name, column, found["before"][key])
+        if f"{column}{AT_T}" in HONESTY:
+            yield score(record, name, f"{column}{AT_T}", found["after"][key])
+
+
+def kept_table(records: Sequence[dict]) -> Table:
+    """What the threshold for `KEEP` of the images of known classes keeps of the test images, which are all of them.
+
+    It is all that records tell about the threshold: they know no image of other classes.
+
+    Args:
+        records: The runs.
+
+    Raises:
+        UserError: If no run tells it, or a row would mix runs.
+    """
+    told = [record for record in records if has_threshold(record)]
+    if not told:
+        raise UserError("no record tells what a threshold keeps, which runs of earlier versions did not measure")
+    frame = cells((score(record, method(record), "kept", record["rejection"]["kept"]) for record in told), list(PLACE))
+    caption = f"Test images, all of known classes, that are kept by the threshold for {KEEP:.0%} of such images, in %"
+    return tabulate(caption, list(PLACE), frame, {"kept": "kept"}, decimals=[2])
+
+
+def has_threshold(record: dict) -> bool:
+    """Whether a record tells what the threshold of its model keeps of the test images."""
+    return (record.get("rejection") or {}).get("kept") is not None

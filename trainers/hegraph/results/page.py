@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import base64
-import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import jinja2
 
 from ..utils.errors import UserError
 from ..utils.files import atomic_path
-from .analysis import confusion_matrix, describe, hardest_pairs, read_text_nodes
-from .calibration import calibration_table, reliability_diagrams
-from .comparison import base_to_new, compare, on_base_classes
-from .costs import complexity, machine
-from .curves import curves
-from .figures import as_svg, confusion, tsne
-from .methods import OURS, method
+from .comparison import base_to_new, compare, on_base_classes, split_sweeps
+from .costs import calibration_table, complexity, has_threshold, kept_table, machine
+from .figures import as_svg, confusion, curves, read_text_nodes, reliability_diagrams, tsne
+from .paired import confusion_matrix, hardest_pairs
 from .records import PREDICTIONS, TEXT_NODES, find_records, find_runs
-from .rejection import has_threshold, kept_table
-from .render import as_html
-from .settings import split_sweeps
+from .scores import OURS, method
 from .table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PROTOCOL = (
-    "Training images are drawn per class from the seed by CoOp's few-shot protocol. No method sees a test image before "
-    "it is done; test is scored once."
-)
+TEMPLATE = Path(__file__).parent / "page.html"
 
 # How the page spells a record's "selected_on"
 CHOSEN = {
@@ -38,21 +31,7 @@ CHOSEN = {
     "val": "on the few-shot val split",
 }
 
-# Colours are the browser's own, light or dark; figures are drawn for white paper and keep it
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 70em; padding: 1rem; overflow-wrap: anywhere; }
-h1, h2, h3 { line-height: 1.2; }
-figure { margin: 1.5rem 0; }
-.scroll { margin: 0.5rem 0; overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid GrayText; padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap; }
-.label { text-align: left; }
-tbody th { font-weight: normal; }
-img { background: white; display: block; max-width: max(100%, 60rem); }
-dt { font-weight: 600; }
-dd { margin: 0 0 0.5rem 1rem; }
-"""
+Piece = dict[str, Any]  # what the template shows: a table, an image, a list, or why there is none
 
 
 def write_report(sources: Sequence[Path], out: Path) -> None:
@@ -65,91 +44,67 @@ def write_report(sources: Sequence[Path], out: Path) -> None:
     Raises:
         UserError: If a source has no record, or the file cannot be written.
     """
-    parts = [_part(source) for source in sources]
-    page = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>HeGraphAdapter: results</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>HeGraphAdapter: results</h1>
-<p>Made from the records of finished runs, and from nothing else. An empty cell has no run.</p>
-{"".join(parts)}</body>
-</html>
-"""
+    # Everything that stands in a page comes from data, and is escaped
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    text = page.render(parts=[_part(source) for source in sources])
     with atomic_path(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
-def _part(source: Path) -> str:
+def _part(source: Path) -> Piece:
     """The part of the page about one source."""
     records = find_records([source])
+    pieces = [*_of_records(records), *(_of_last_run(find_runs([source])) if source.is_dir() else ())]
+    return {"name": source.resolve().name, "pieces": pieces, "facts": _facts(records)}
+
+
+def _of_records(records: Sequence[dict]) -> Iterator[Piece]:
     scored = [record for record in records if record["accuracy"] is not None]
     base = [record for record in scored if on_base_classes(record)]
     away = [record for record in scored if record.get("targets") and record not in base]
     # Sweeps, runs with targets and runs on base classes have tables of their own, so that none of them is averaged
     # with runs of the usual setting
     plain, sweeps = split_sweeps([record for record in scored if record not in base and record not in away])
-    pieces = [f"<h2>{html.escape(source.resolve().name)}</h2>\n"]
-    pieces += _comparisons(plain)
-    pieces += [_table(partial(compare, sweep, "setting")) for sweep in sweeps]
-    pieces += [_table(partial(compare, runs, "target")) for runs in _by_rule(away).values()]
+    if plain:
+        by = next((key for key in ("shots", "dataset", "backbone") if len({r[key] for r in plain}) > 1), "shots")
+        yield _table(lambda: compare(plain, by))
+    if len({record["shots"] for record in plain}) > 1:
+        alt = "Accuracy on test by shots, a line per method; the numbers are in the table above"
+        yield _figure(lambda: curves(plain), alt, "Accuracy by shots; bars are 95% intervals over seeds.")
+    for sweep in sweeps:
+        yield _table(partial(compare, sweep, "setting"))
+    for rule in sorted({str(test.get("rule")) for record in away for test in record["targets"].values()}):
+        runs = [r for r in away if rule in {str(test.get("rule")) for test in r["targets"].values()}]
+        yield _table(partial(compare, runs, "target"))
     if base:
-        pieces.append(_table(lambda: base_to_new(base)))
+        yield _table(lambda: base_to_new(base))
     if any(record.get("seconds") for record in plain):
-        pieces.append(_table(lambda: complexity(plain)))
+        yield _table(lambda: complexity(plain))
     if any((record.get("calibration") or {}).get("after") for record in plain):
         alt = "Accuracy by confidence, a panel per method; the calibration errors are in the table above"
         caption = "Reliability diagrams over all test images; the diagonal is perfect, large dots are many images."
-        pieces += [_table(lambda: calibration_table(plain)), _figure(lambda: reliability_diagrams(plain), alt, caption)]
+        yield _table(lambda: calibration_table(plain))
+        yield _figure(lambda: reliability_diagrams(plain), alt, caption)
     if any(map(has_threshold, plain)):
-        pieces.append(_table(lambda: kept_table(plain)))
-    if source.is_dir():
-        pieces += _of_last_run(find_runs([source]))
-    pieces.append(_protocol(records))
-    return "".join(pieces)
+        yield _table(lambda: kept_table(plain))
 
 
-def _comparisons(records: Sequence[dict]) -> list[str]:
-    """All methods in one table, and as curves if there are several numbers of shots."""
-    pieces = []
-    if records:
-        by = next((key for key in ("shots", "dataset", "backbone") if len({r[key] for r in records}) > 1), "shots")
-        pieces.append(_table(lambda: compare(records, by)))
-    if len({record["shots"] for record in records}) > 1:
-        alt = "Accuracy on test by shots, a line per method; the numbers are in the table above"
-        pieces.append(_figure(lambda: curves(records), alt, "Accuracy by shots; bars are 95% intervals over seeds."))
-    return pieces
-
-
-def _by_rule(records: Sequence[dict]) -> dict[str, list[dict]]:
-    """Runs with targets, by the rule of their targets: same classes or other classes."""
-    by_rule: dict[str, list[dict]] = {}
-    for record in records:
-        for rule in sorted({str(scores.get("rule")) for scores in record["targets"].values()}):
-            by_rule.setdefault(rule, []).append(record)
-    return by_rule
-
-
-def _of_last_run(runs: dict[Path, dict]) -> list[str]:
+def _of_last_run(runs: dict[Path, dict]) -> Iterator[Piece]:
     """Text nodes and confusions of one run: the last one, since the best one would be chosen on test."""
-    pieces = []
     if folder := _last(runs, TEXT_NODES):
         nodes = partial(read_text_nodes, folder)
         caption = f"Positive text nodes before and after, {_run_name(runs[folder])}; t-SNE of both together."
         alt = "Two panels of points, one per class: text nodes before and after"
-        pieces.append(_figure(lambda: tsne(nodes()), alt, caption))
+        yield _figure(lambda: tsne(nodes()), alt, caption)
     if folder := _last(runs, PREDICTIONS):
         matrix, classnames = confusion_matrix(folder)
         caption = f"Confusion matrix on test, {_run_name(runs[folder])}."
         alt = "Matrix of true by predicted classes; the pairs that are confused most are listed below"
-        pieces.append(_figure(lambda: confusion(matrix, classnames), alt, caption))
-        items = "".join(f"<li>{html.escape(describe(pair))}</li>\n" for pair in hardest_pairs(matrix, classnames))
-        pieces.append(f"<h3>Hardest pairs of classes</h3>\n<p>Test images confused:</p>\n<ol>\n{items}</ol>\n")
-    return pieces
+        yield _figure(lambda: confusion(matrix, classnames), alt, caption)
+        yield {"pairs": hardest_pairs(matrix, classnames)}
 
 
 def _last(runs: dict[Path, dict], file: str) -> Path | None:
@@ -166,8 +121,8 @@ def _run_name(record: dict) -> str:
     return f"{record['dataset']}, {record['backbone']}, {record['shots']} shots, seed {record['seed']}"
 
 
-def _protocol(records: Sequence[dict]) -> str:
-    """How the numbers came about: the protocol, and for each fact all values that the records have."""
+def _facts(records: Sequence[dict]) -> dict[str, str]:
+    """How the numbers came about: for each fact all values that the records have."""
     facts: dict[str, set] = {
         "runs": {len(records)},
         "methods": {method(record) for record in records},
@@ -180,41 +135,26 @@ def _protocol(records: Sequence[dict]) -> str:
         "commits": {record.get("git_commit") or "unknown" for record in records},
         "machines": {machine(record) for record in records},
     }
-    items = "".join(
-        f"<dt>{name}</dt>\n<dd>{html.escape('; '.join(map(str, sorted(values))))}</dd>\n"
-        for name, values in facts.items()
-    )
-    return f"<h3>Protocol and versions</h3>\n<p>{PROTOCOL}</p>\n<dl>\n{items}</dl>\n"
+    return {name: "; ".join(map(str, sorted(values))) for name, values in facts.items()}
 
 
 def _versions(record: dict) -> str:
     return ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items()) or "unknown"
 
 
-def _table(make: Callable[[], Table]) -> str:
+def _table(make: Callable[[], Table]) -> Piece:
     """A table or, if it cannot be made, the reason."""
     try:
         table = make()
     except UserError as error:
-        return _not_shown(error)
-    return _captioned(as_html(table), table.caption)
+        return {"refused": str(error)}
+    return {"table": table, "caption": table.caption}
 
 
-def _figure(make: Callable[[], Figure], alt: str, caption: str) -> str:
+def _figure(make: Callable[[], Figure], alt: str, caption: str) -> Piece:
     """A figure or, if it cannot be made, the reason."""
     try:
         image = base64.b64encode(as_svg(make())).decode()
     except UserError as error:
-        return _not_shown(error)
-    return _captioned(f'<img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{image}">\n', caption)
-
-
-def _captioned(content: str, caption: str) -> str:
-    """Content and its caption. Content wider than the page scrolls in a box, which the keyboard reaches too."""
-    caption = html.escape(caption)
-    box = f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}">\n{content}</div>'
-    return f"<figure>\n<figcaption>{caption}</figcaption>\n{box}\n</figure>\n"
-
-
-def _not_shown(error: UserError) -> str:
-    return f"<p>Not shown: {html.escape(str(error))}.</p>\n"
+        return {"refused": str(error)}
+    return {"image": image, "alt": alt, "caption": caption}

@@ -1,11 +1,11 @@
-"""Who is ahead: differences of accuracy on the same seeds and the same test images, with bootstrap intervals.
+"""What runs predicted image by image: differences of accuracy on the same seeds and test images, and confusions.
 
 Two methods that are tested on the same images make many mistakes together, so the difference of their accuracies is
 known far better than either accuracy. It is taken image by image, as McNemar's test does, and averaged over seeds and
 data sets. The interval says how the difference may change with other test images of these data sets. It does not say
 how it may change with other data sets, nor, where all seeds draw the same training images, with other training images.
 
-Shapes: M test images of a data set.
+Shapes: M test images of a data set, K classes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 
 from ..utils.errors import UserError, unknown
-from .analysis import read_predictions
-from .cells import check_averaged
-from .methods import OURS, method, method_order
-from .records import find_runs
+from .records import PREDICTIONS, find_runs, read_beside
+from .scores import OURS, check_averaged, method, method_order
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -32,12 +30,7 @@ Correct = dict[int, np.ndarray]  # seed -> whether each test image was classifie
 
 
 class Difference(NamedTuple):
-    """How far one method is ahead of another, in percent of the test images, with its interval.
-
-    Attributes:
-        mean: Over data sets, each the mean over its images and seeds.
-        low, high: Ends of the interval.
-    """
+    """How far one method is ahead of another, in percent of the test images, with the ends of its interval."""
 
     mean: float
     low: float
@@ -64,7 +57,6 @@ def paired_table(folders: Sequence[Path], of: str = OURS) -> str:
     if of not in methods:
         raise unknown("method", of, sorted(methods))
     shots = sorted({count for name, count in runs if name == of})
-    others = sorted(methods - {of}, key=method_order)
     data_sets = sorted({dataset for count in shots for dataset, *_ in runs[of, count]})
     lines = [
         f"Accuracy of {of} minus that of the other method (points), mean of {', '.join(data_sets)}; same seeds and test"
@@ -73,9 +65,9 @@ def paired_table(folders: Sequence[Path], of: str = OURS) -> str:
         f"| {of} minus | {' | '.join(map(str, shots))} |",
         f"| --- |{' ---: |' * len(shots)}",
     ]
-    for name in others:
-        cells = [difference(runs[of, count], runs.get((name, count), {})) for count in shots]
-        lines.append(f"| {name} | {' | '.join('' if cell is None else str(cell) for cell in cells)} |")
+    for name in sorted(methods - {of}, key=method_order):
+        found = [difference(runs[of, count], runs.get((name, count), {})) for count in shots]
+        lines.append(f"| {name} | {' | '.join('' if one is None else str(one) for one in found)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -138,3 +130,47 @@ def difference(ours: Mapping[Place, Correct], theirs: Mapping[Place, Correct]) -
     )
     low, high = (round(float(end), 9) + 0.0 for end in found.confidence_interval)  # rounding errors are no difference
     return Difference(mean, low, high)
+
+
+def read_predictions(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
+    """Reads what a run predicted: the predicted and the true classes of its test images, each `[M]`, and K class names.
+
+    Raises:
+        UserError: If the folder has no predictions, or the file holds something else.
+    """
+    path = folder / PREDICTIONS
+    (predicted, labels), classnames = read_beside(path, "predictions of a run", ("predicted", "labels"))
+    if any(found.dim() != 1 or found.dtype not in (torch.int32, torch.int64) for found in (predicted, labels)):
+        raise UserError(f"{path}: predicted and labels must be class numbers [M]; the file is damaged")
+    every = torch.cat([predicted.long(), labels.long()])
+    if predicted.shape != labels.shape or not len(labels) or every.min() < 0 or every.max() >= len(classnames):
+        raise UserError(f"{path}: its predictions and labels do not fit its {len(classnames)} classes")
+    return predicted.long(), labels.long(), classnames
+
+
+def confusion_matrix(folder: Path) -> tuple[np.ndarray, list[str]]:
+    """Test images of a run by true class (row) and predicted class (column), shape `[K, K]`, and K class names."""
+    from sklearn.metrics import confusion_matrix as count  # takes a second to import
+
+    predicted, labels, classnames = read_predictions(folder)
+    return count(labels.numpy(), predicted.numpy(), labels=list(range(len(classnames)))), classnames
+
+
+def hardest_pairs(matrix: np.ndarray, classnames: Sequence[str], most: int = 10) -> list[str]:
+    """The pairs of classes that were taken for each other most often, such as "a and b: 4 (a as b 1, b as a 3)".
+
+    Args:
+        matrix: From `confusion_matrix`.
+        classnames: K names.
+        most: How many pairs to return at most. Pairs that were never confused are left out.
+    """
+    both = matrix + matrix.T
+    pairs = [(int(a), int(b)) for a, b in np.argwhere(np.triu(both, 1))]
+    pairs.sort(key=lambda pair: -both[pair])  # a stable sort: equal pairs keep their label order
+    lines = []
+    for a, b in pairs[:most]:
+        one, other = classnames[a], classnames[b]
+        lines.append(
+            f"{one} and {other}: {both[a, b]} ({one} as {other} {matrix[a, b]}, {other} as {one} {matrix[b, a]})"
+        )
+    return lines

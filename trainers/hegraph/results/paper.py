@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from ..utils.errors import UserError, unknown
-from .cells import MEAN, SOURCE, Key
-from .table import Cell
+from .scores import MEAN, SOURCE
+from .table import Key
 
 FILE = Path(__file__).parent / "paper.csv"
 
 # The data sets whose names in CoOp are not the paper's: CoOp's name -> the paper's, both without capitals and signs
 OTHER_NAMES = {"describabletextures": "dtd", "oxfordflowers": "flowers102"}
+
+_NAMED = {"target": "dataset"}  # what the columns are -> what a quote calls it, where it has another name
 
 AVERAGE = "Average"  # the paper's name for the mean of all other columns of a table
 
@@ -30,7 +34,7 @@ class Quote(NamedTuple):
         backbone: The backbone, as the paper names it.
         shots: Training images per class.
         setting: "" or, in a sweep, "KEY=VALUE" with a configuration key of ours.
-        metric: "accuracy", or a column of `costs.COLUMNS`.
+        metric: "accuracy", or a column of `costs.COSTS`.
         value: The number.
     """
 
@@ -51,13 +55,14 @@ def read_quotes(table: str) -> list[Quote]:
         table: "1" to "5", or "fig2".
 
     Raises:
-        UserError: If there is no such table, or the file of the numbers cannot be read.
+        UserError: If there is no such table.
     """
     try:
-        lines = FILE.read_text(encoding="utf-8").splitlines()
+        rows = list(csv.DictReader(FILE.read_text(encoding="utf-8").splitlines()))
     except OSError as error:
         raise UserError(f"cannot read the paper's numbers: {error}; copy the file from the repository") from error
-    quotes = [_quote(row) for row in csv.DictReader(lines)]
+    converted: list[dict[str, Any]] = [row | {"shots": int(row["shots"]), "value": float(row["value"])} for row in rows]
+    quotes = [Quote(**row) for row in converted]
     if table not in (tables := {quote.table for quote in quotes}):
         raise unknown("table of the paper", table, tables)
     return [quote for quote in quotes if quote.table == table]
@@ -65,50 +70,36 @@ def read_quotes(table: str) -> list[Quote]:
 
 def quote_cells(
     quotes: Sequence[Quote],
-    cells: Iterable[Key],
+    frame: pd.DataFrame,
     keys: Sequence[str],
     by: str,
     columns: Sequence[Any],
     averaged: Sequence[str] = (),
-) -> dict[Key, Cell]:
+) -> dict[Key, float]:
     """The paper's numbers that belong into a table of ours: those of the same data set, backbone, shots and setting.
 
     Args:
         quotes: The numbers to choose from.
-        cells: The keys of the table's cells. Numbers are quoted at their places only.
+        frame: The table's cells. Numbers are quoted at their places only.
         keys: The keys of a place, some of `PLACE`.
         by: What the columns are: one of `comparison.BY`, or "metric".
         columns: The columns.
         averaged: The data sets that the table's column of means is over. The paper's average is quoted there if it is
             over the same ones.
     """
-    quoted: dict[Key, Cell] = {}
-    for where in dict.fromkeys(key[0] for key in cells):
-        there = dict(zip(keys, where))
+    quoted: dict[Key, float] = {}
+    for place in dict.fromkeys(zip(*(frame[key] for key in keys))):
+        there = dict(zip(keys, place))
         for column in columns:
-            wanted = there | _meaning(by, column)
-            for quote in quotes:
-                if _belongs(quote, wanted):
-                    quoted[where, quote.method, column] = Cell(quote.value)
+            # In a comparison by target, the data set of the training is that of the place
+            wanted = there if by == "target" and column == SOURCE else there | {_NAMED.get(by, by): column}
+            quoted |= {(place, quote.method, column): quote.value for quote in quotes if _belongs(quote, wanted)}
         if averaged and is_average_over(quotes, averaged):
             some = averaged[0]  # an average belongs where the number of any of its data sets would
             for quote in quotes:
                 if quote.dataset == AVERAGE and _belongs(quote._replace(dataset=some), there | {"dataset": some}):
-                    quoted[where, quote.method, MEAN] = Cell(quote.value)
+                    quoted[place, quote.method, MEAN] = quote.value
     return quoted
-
-
-def _quote(row: dict[str, str]) -> Quote:
-    row = dict(row)
-    shots, value = int(row.pop("shots")), float(row.pop("value"))
-    return Quote(**row, shots=shots, value=value)
-
-
-def _meaning(by: str, column: Any) -> dict[str, Any]:
-    """What a column says about its numbers, beside what their place says."""
-    if by == "target":
-        return {} if column == SOURCE else {"dataset": column}
-    return {by: column}
 
 
 def _belongs(quote: Quote, wanted: dict[str, Any]) -> bool:

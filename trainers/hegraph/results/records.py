@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from ..utils.errors import UserError, one_line
 from ..utils.files import atomic_path, write_json, write_tensors
-from ..utils.reading import parse_json, read_json, read_text
+from ..utils.reading import parse_json, read_json, read_tensors, read_text, reading
 from ..utils.schema import Count, Name, NotNegative, OpenPart, Percent, Positive, check
 
 if TYPE_CHECKING:
@@ -141,6 +141,20 @@ def collect(records: Sequence[dict], path: Path) -> None:
         lines.append(json.dumps(kept, sort_keys=True))
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_beside(path: Path, what: str, names: Sequence[str]) -> tuple[list[Tensor], list[str]]:
+    """Reads a file beside a record: the tensors `names`, and the class names in its metadata.
+
+    Raises:
+        UserError: If there is no such file, or it holds something else.
+    """
+    if not path.exists():
+        raise UserError(f"{path.parent} holds no {path.name}; name the folder of a run that wrote it")
+    tensors, metadata = read_tensors(path, what)
+    with reading(path, what):
+        classnames = check(list[str], parse_json(metadata["classnames"]), f"{path} has no list of classnames")
+        return [tensors[name] for name in names], classnames
 
 
 def _classnames(classnames: Sequence[str]) -> dict[str, str]:

@@ -8,10 +8,10 @@ Shapes: M images, d feature width.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -21,19 +21,13 @@ from ..models.folder import load_model
 from ..models.saved import SavedModel
 from ..training.rejection import DEFAULT, known_score, metric_scores, separation, text_scores
 from ..utils.errors import UserError
-from .cells import Observation, TestSet, check_averaged, make_cells
-from .methods import PLACE, method, method_order, place
 from .records import KEEP, find_runs
+from .scores import check_averaged, method, method_order
 from .table import Cell, Row, Table
-from .tabulate import tabulate_costs
 
 NEW = "new"  # the classes of a bank that a model does not know
-KEPT = "kept"
 ZERO_SHOT = "zero-shot probability"
 COLUMNS = {"auroc": "AUROC", "fpr95": "FPR95", "known": "known kept", "unknown": "unknown kept"}
-
-Found = dict[tuple[int, str], dict[str, dict[str, dict[str, list[float]]]]]
-# (shots, method) -> score -> column -> data set -> values of the seeds
 
 
 def rejection_table(folders: Sequence[Path], banks: Sequence[Path], unknown: str = NEW) -> Table:
@@ -51,59 +45,21 @@ def rejection_table(folders: Sequence[Path], banks: Sequence[Path], unknown: str
     runs = find_runs(folders)
     if not runs:
         raise UserError(f"no finished run below {', '.join(map(str, folders))}; run an experiment first")
-    averaged: dict[tuple, list[dict]] = {}
-    for record in runs.values():
-        averaged.setdefault((record["dataset"], method(record), record["shots"]), []).append(record)
-    for (dataset, name, shots), records in averaged.items():
-        check_averaged(records, f"{dataset}, {name}, {shots} shots")
+    of_runs = pd.DataFrame([(r["dataset"], method(r), r["shots"], r) for r in runs.values()])
+    for (dataset, name, shots), group in of_runs.groupby([0, 1, 2]):
+        check_averaged(list(group[3]), f"{dataset}, {name}, {shots} shots")
     opened = {bank.dataset: bank for bank in map(load_bank, banks)}
     other = None if unknown == NEW else load_bank(Path(unknown))
-    found: Found = {}
+    rows = []
     for folder, record in runs.items():
         if record["dataset"] not in opened:
             known = ", ".join(sorted(opened))
             raise UserError(f"{folder} is a run on {record['dataset']!r}, and --features are banks of {known}")
-        scores = found.setdefault((record["shots"], method(record)), {})
         bank = opened[record["dataset"]]
         for score, values in score_images(load_model(folder), bank, other or bank).items():
-            for column, value in values.items():
-                of_score = scores.setdefault(score, {}).setdefault(column, {})
-                of_score.setdefault(record["dataset"], []).append(value)
-    return _table(found, sorted({record["dataset"] for record in runs.values()}), other.dataset if other else NEW)
-
-
-def kept_table(records: Sequence[dict]) -> Table:
-    """What the threshold for `KEEP` of the images of known classes keeps of the test images, which are all of them.
-
-    It is all that records tell about the threshold: they know no image of other classes.
-
-    Args:
-        records: The runs.
-
-    Raises:
-        UserError: If no run tells it, or a row would mix runs.
-    """
-    told = [record for record in records if has_threshold(record)]
-    if not told:
-        raise UserError("no record tells what a threshold keeps, which runs of earlier versions did not measure")
-    observations = [
-        Observation(
-            (place(record, PLACE), method(record), KEPT),
-            record["seed"],
-            record["rejection"]["kept"],
-            TestSet.of(record),
-            record,
-        )
-        for record in told
-    ]
-    caption = f"Test images, all of known classes, that are kept by the threshold for {KEEP:.0%} of such images, in %"
-    means = {key: Cell(cell.mean) for key, cell in make_cells(observations).items()}
-    return tabulate_costs(caption, list(PLACE), means, {KEPT: 2}, {})
-
-
-def has_threshold(record: dict) -> bool:
-    """Whether a record tells what the threshold of its model keeps of the test images."""
-    return (record.get("rejection") or {}).get("kept") is not None
+            rows.append({"shots": record["shots"], "method": method(record), "score": score, **values})
+            rows[-1]["dataset"] = record["dataset"]
+    return _table(pd.DataFrame(rows), other.dataset if other else NEW)
 
 
 def score_images(model: SavedModel, known: FeatureBank, unknown: FeatureBank) -> dict[str, dict[str, float]]:
@@ -174,23 +130,24 @@ def _test_features(model: SavedModel, bank: FeatureBank, wanted: bool) -> Tensor
     return features
 
 
-def _table(found: Found, data_sets: Sequence[str], unknown: str) -> Table:
+def _table(scores: pd.DataFrame, unknown: str) -> Table:
+    """The table of scores, one row of `scores` for each run and score."""
+    scores = scores.reindex(columns=["shots", "method", "score", "dataset", *COLUMNS])
+    data_sets = sorted(scores["dataset"].unique())
+    order = {name: method_order(name) for name in scores["method"]}
     rows = []
-    for (shots, name), scores in sorted(found.items(), key=lambda item: (item[0][0], method_order(item[0][1]))):
-        for score, columns in scores.items():
-            cells = [_mean(columns[column].values()) if column in columns else None for column in COLUMNS]
-            tested = sorted(next(iter(columns.values())))
-            of = "" if tested == list(data_sets) else f", {', '.join(tested)} alone"
-            rows.append(Row((str(shots), f"{name}{of}", score), cells))
+    groups = scores.groupby(["shots", "method"], sort=False)
+    for (shots, name), of_method in sorted(groups, key=lambda group: (group[0][0], order[group[0][1]])):
+        for score, found in of_method.groupby("score", sort=False):
+            means = found.groupby("dataset")[list(COLUMNS)].mean().mean()
+            tested = sorted(found["dataset"].unique())
+            of = "" if tested == data_sets else f", {', '.join(tested)} alone"
+            shown = [None if pd.isna(mean) else Cell(float(mean)) for mean in means]
+            rows.append(Row((str(shots), f"{name}{of}", str(score)), shown))
     what = "the classes that were held back" if unknown == NEW else unknown
     caption = (
         f"Images of known classes of {', '.join(data_sets)} against {what}, in %; kept: by the threshold for "
         f"{KEEP:.0%} of known images, on {DEFAULT}"
     )
-    return Table(
-        caption, ("shots", "method", "score"), list(COLUMNS.values()), rows, [2] * 4, bold=False, intervals=False
-    )
-
-
-def _mean(of_data_sets: Iterable[Sequence[float]]) -> Cell:
-    return Cell(statistics.fmean(statistics.fmean(seeds) for seeds in of_data_sets))
+    heads = ("shots", "method", "score")
+    return Table(caption, heads, list(COLUMNS.values()), rows, [2] * 4, bold=False, intervals=False)

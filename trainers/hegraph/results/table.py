@@ -1,12 +1,21 @@
-"""A table of numbers over seeds, before it is written in a format."""
+"""A table of numbers over seeds, and the formats in which it is written: Markdown, LaTeX, CSV and plain text."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from .scores import PLACE, grouped, method_order
 
 CONFIDENCE = 0.95
+NAME_WIDTH = 18  # characters of the methods' column in plain text, at least
+
+Key = tuple[tuple, str, Any]  # place, method, column
 
 
 @dataclass(frozen=True)
@@ -24,9 +33,12 @@ class Cell:
     num_test: int | None = None
 
     @classmethod
-    def over(cls, by_seed: Mapping[int, float], num_test: int | None = None) -> Cell:
-        """The mean over seeds, of which there must be at least one."""
-        return cls(statistics.fmean(by_seed.values()), dict(sorted(by_seed.items())), num_test)
+    def of(cls, rows: pd.DataFrame, each: bool = True) -> Cell:
+        """The mean over the rows of a cell that `scores.cells` gives, with `each` together with the seeds' values."""
+        if not each:
+            return cls(statistics.fmean(rows["value"]))
+        by_seed = {seed: value for seed, value in zip(rows["seed"], rows["value"]) if seed is not None}
+        return cls(statistics.fmean(rows["value"]), dict(sorted(by_seed.items())), rows["test"].iloc[0][0])
 
     @property
     def deviation(self) -> float | None:
@@ -42,21 +54,6 @@ class Cell:
 
         n = len(self.by_seed)
         return float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * self.deviation / n**0.5
-
-
-def average(cells: Iterable[Cell | None]) -> Cell | None:
-    """The mean of several cells, or None if there is no cell or one is missing.
-
-    If all cells have the same seeds, the mean is taken seed by seed, and so has an interval of its own.
-    """
-    cells = list(cells)
-    present = [cell for cell in cells if cell is not None]
-    if not present or len(present) < len(cells):
-        return None
-    seeds = set(present[0].by_seed)
-    if seeds and all(set(cell.by_seed) == seeds for cell in present):
-        return Cell.over({seed: statistics.fmean(cell.by_seed[seed] for cell in present) for seed in sorted(seeds)})
-    return Cell(statistics.fmean(cell.mean for cell in present))
 
 
 @dataclass(frozen=True)
@@ -118,3 +115,160 @@ class Table:
         rivals = [r.cells[column] for r in self.rows if r.labels[:-1] == row.labels[:-1] and not r.quoted]
         shown = [round(rival.mean, self.decimals[column]) for rival in rivals if rival is not None]
         return round(cell.mean, self.decimals[column]) == max(shown)
+
+    def numbers(self, row: Row) -> list[tuple[str, bool]]:
+        """The numbers of a row as they are shown, and whether each is the best."""
+        return [(self.number(cell, i), self.is_best(row, i)) for i, cell in enumerate(row.cells)]
+
+
+def tabulate(
+    caption: str,
+    keys: Sequence[str],
+    frame: pd.DataFrame,
+    columns: Mapping[Any, str],
+    quoted: Mapping[Key, float] | None = None,
+    *,
+    decimals: Sequence[int] | None = None,
+    intervals: bool = True,
+    unit: str = "",
+    cases: Sequence[str] = (),
+) -> Table:
+    """A table of cells.
+
+    Args:
+        caption: What the numbers are. The values that all places share, and what the intervals are, are added.
+        keys: The keys of a place. Those whose values vary become labels of the rows.
+        frame: Our numbers, from `scores.cells`.
+        columns: Column of the cells -> its head.
+        quoted: The paper's numbers; their rows stand below ours of the same place.
+        decimals: For numbers that are no accuracies, how many each column shows; none has an interval or is bold.
+        intervals: Whether means are shown with their intervals.
+        unit: See `Table`.
+        cases: The names of rows that are cases, in their order.
+    """
+    groups = grouped(frame, [*keys, "method", "column"])
+    ours: dict[Key, Cell] = {(key[:-2], key[-2], key[-1]): Cell.of(rows, decimals is None) for key, rows in groups}
+    theirs: dict[Key, Cell] = {key: Cell(value) for key, value in (quoted or {}).items()}
+    places = list(dict.fromkeys(place for place, *_ in ours))
+    varying = [i for i in range(len(keys)) if len({place[i] for place in places}) > 1]
+    shared = [_words(keys[i], places[0][i]) for i in range(len(keys)) if i not in varying]
+    rows = []
+    for place in places:
+        labels = tuple(str(place[i]) for i in varying)
+        for some, mark in ((ours, ""), (theirs, " (quoted)")):
+            names = {name for where, name, _ in some if where == place}
+            for name in sorted(names, key=partial(method_order, cases=cases)):
+                found = [some.get((place, name, column)) for column in columns]
+                in_words = ", ".join(map(_words, keys, place))
+                rows.append(Row((*labels, f"{name}{mark}"), found, quoted=bool(mark), place=in_words))
+    if any(row.quoted for row in rows):
+        shared.append("(quoted): from the paper")
+    caption = ", ".join([caption, *shared])
+    heads = (*(PLACE[keys[i]] for i in varying), "method")
+    if decimals is not None:
+        return Table(caption, heads, list(columns.values()), rows, decimals, bold=False)
+    caption = f"{caption}; {_over_seeds([len(cell.by_seed) for cell in ours.values()], intervals)}"
+    return Table(caption, heads, list(columns.values()), rows, [2] * len(columns), intervals=intervals, unit=unit)
+
+
+def _words(key: str, value: object) -> str:
+    return f"{value} shots" if key == "shots" else str(value)
+
+
+def _over_seeds(counts: Sequence[int], intervals: bool) -> str:
+    """Says what the numbers are, and over how many seeds."""
+    counts = sorted(set(counts) - {0})
+    if not counts or counts == [1]:
+        return "1 seed, so no interval" if intervals else "1 seed"
+    n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    if not intervals:
+        return f"mean over {n} seeds"
+    alone = ", none for one seed" if counts[0] == 1 else ""
+    return f"mean ± half-width of its 95% interval (Student's t) over {n} seeds{alone}"
+
+
+def markdown(table: Table) -> str:
+    """The caption, and below it a table of GitHub's Markdown."""
+    ruler = [*("---" for _ in table.heads), *("---:" for _ in table.columns)]
+    lines = [[*table.heads, *table.columns], ruler]
+    for row in table.rows:
+        lines.append([*row.labels, *(f"**{text}**" if best else text for text, best in table.numbers(row))])
+    piped = [f"| {' | '.join(map(_pipe, line))} |" for line in lines]
+    return "\n".join([table.caption, "", *piped]) + "\n"
+
+
+def latex(table: Table) -> str:
+    """A `table` environment with its caption; it needs no LaTeX package."""
+    lines = [
+        r"\begin{table}",
+        rf"\caption{{{_tex(table.caption)}}}",
+        rf"\begin{{tabular}}{{{'l' * len(table.heads)}{'r' * len(table.columns)}}}",
+        r"\hline",
+        rf"{' & '.join(map(_tex, [*table.heads, *table.columns]))} \\",
+    ]
+    group = None
+    for row in table.rows:
+        if row.labels[:-1] != group:
+            lines.append(r"\hline")
+        group = row.labels[:-1]
+        numbers = [rf"\textbf{{{_tex(text)}}}" if best else _tex(text) for text, best in table.numbers(row)]
+        lines.append(rf"{' & '.join([*map(_tex, row.labels), *numbers])} \\")
+    return "\n".join([*lines, r"\hline", r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+def as_csv(table: Table) -> str:
+    """Numbers that are not rounded: per column the mean, the half-width of its interval, and the number of seeds."""
+    measures = ("", " ±", " n") if table.intervals else ("", " n")
+    heads = [*table.heads, *(f"{name}{measure}" for name in table.columns for measure in measures)]
+    lines = []
+    for row in table.rows:
+        line: list[object] = [*row.labels]
+        for cell in row.cells:
+            interval = [cell and cell.interval] if table.intervals else []
+            line += [cell and cell.mean, *interval, (cell and len(cell.by_seed)) or None]
+        lines.append(line)
+    return pd.DataFrame(lines, columns=heads, dtype=object).to_csv(index=False, lineterminator="\n")
+
+
+def as_text(table: Table) -> str:
+    """For each row group and column a block: the mean of every method, its deviation, and the value of each seed."""
+    blocks = []
+    for place in dict.fromkeys(row.place for row in table.rows):
+        rows = [row for row in table.rows if row.place == place]
+        for column, head in enumerate(table.columns):
+            found = {row.labels[-1]: cell for row in rows if (cell := row.cells[column]) is not None}
+            if found:
+                blocks.append(_block(", ".join(filter(None, [place, f"{head} {table.unit}".strip()])), found))
+    return "\n".join(blocks)
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {"markdown": markdown, "latex": latex, "csv": as_csv, "text": as_text}
+
+
+def _block(title: str, cells: Mapping[str, Cell]) -> str:
+    """One experiment in plain text: a title, a line of heads, and a line for each method."""
+    sizes = {cell.num_test for cell in cells.values()} - {None}
+    images = f"{sizes.pop()} test images" if len(sizes) == 1 else "test"
+    seeds = sorted({seed for cell in cells.values() for seed in cell.by_seed})
+    width = max(NAME_WIDTH, *map(len, cells))
+    lines = [
+        f"{title}, accuracy on {images} (%)",
+        f"  {'':{width}}  {'mean':>6}  {'std':>5}  seeds {', '.join(map(str, seeds))}",
+    ]
+    for name, cell in cells.items():
+        deviation = "-" if cell.deviation is None else f"{cell.deviation:.2f}"
+        values = [f"{cell.by_seed[seed]:.2f}" if seed in cell.by_seed else "" for seed in seeds]
+        each = "  ".join(f"{value:5}" for value in values)
+        lines.append(f"  {name:{width}}  {cell.mean:6.2f}  {deviation:>5}  {each}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _pipe(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+def _tex(text: str) -> str:
+    text = text.replace("\\", r"\textbackslash ")
+    for character in "&%$#_{}":
+        text = text.replace(character, rf"\{character}")
+    return text.replace("±", r"$\pm$").replace("~", r"\textasciitilde ").replace("^", r"\textasciicircum ")
