@@ -18,7 +18,6 @@ from trainers.hegraph.utils.files import atomic_path
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"<!-- (\w+): ([^>]*?) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
 
 
 def first_screen(files: list[Path]) -> str:
@@ -74,6 +73,10 @@ MADE_BY: dict[str, Callable[[list[Path]], str]] = {
     "paper": means_by_shots,
     "base_to_new": new_classes,
 }
+
+
+# Other markers in the pages, such as those of the options, are not of records
+BLOCK = re.compile(rf"<!-- ({'|'.join(MADE_BY)}): ([^>]*?) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
 
 
 def made(name: str, files: str) -> str:
