@@ -1,163 +1,144 @@
-"""`python -m trainers.hegraph.datasets check`: what is ready, what is missing, where it was expected, how to get it."""
+"""`datasets check`: what is ready, what is missing and how to get it; own images are all read, every bad one named."""
 
 from __future__ import annotations
 
+import csv
+import importlib
+import io
 import json
+import os
 import re
-import subprocess
-import sys
+import shlex
+import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from trainers.hegraph.__main__ import main as start
 from trainers.hegraph.datasets import load_dataset, load_few_shot
 from trainers.hegraph.datasets.__main__ import main
-from trainers.hegraph.datasets.check import check_dataset
+from trainers.hegraph.datasets.check import check_dataset, check_own_images
+from trainers.hegraph.datasets.entry import Sizes
+from trainers.hegraph.datasets.images import FORMATS
 from trainers.hegraph.datasets.registry import ENTRIES, stored_datasets
 from trainers.hegraph.utils.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 STORED = stored_datasets()
 CLASSES = ("ant", "bee", "cow")
+REMEDY = "get it: python -m trainers.hegraph.datasets download {name} --root {root}"
 
 
 def images_of(name: str) -> Path:
     return Path(STORED[name].folder) / STORED[name].images
 
 
-def class_folders(root: Path, name: str = "Food101", count: int = 5) -> None:
-    """A data set of three class folders, without a split file."""
-    for called in CLASSES:
-        folder = root / images_of(name) / called
-        folder.mkdir(parents=True)
-        for number in range(count):
-            (folder / f"{number}.jpg").touch()
-
-
-def split_file(root: Path, name: str = "Food101") -> Path:
-    """Its split file: of each class two training images, one for val and two for testing."""
+def split_file(root: Path) -> Path:
+    """Food101's split file: of each class two training images, one for val and two for testing."""
     rows = {
         split: [[f"{called}/{number}.jpg", label, called] for label, called in enumerate(CLASSES) for number in numbers]
         for split, numbers in (("train", (0, 1)), ("val", (2,)), ("test", (3, 4)))
     }
-    path = root / STORED[name].folder / STORED[name].split_file
+    path = root / "food-101" / STORED["Food101"].split_file
     path.write_text(json.dumps(rows))
     return path
+
+
+@pytest.fixture
+def food(tmp_path) -> Path:
+    """A root with a Food101 of three classes of five images, without a split file."""
+    for called in CLASSES:
+        folder = tmp_path / images_of("Food101") / called
+        folder.mkdir(parents=True)
+        for number in range(5):
+            (folder / f"{number}.jpg").touch()
+    return tmp_path
 
 
 def everything_below(root: Path) -> list[tuple]:
     return sorted((str(path), path.stat().st_mtime_ns) for path in root.rglob("*"))
 
 
-REMEDY = "get it: python -m trainers.hegraph.datasets download {name} --root {root}"
-
-
-@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize("name", ["ImageNet", "Caltech101", "SUN397", "ImageNetR"])
 def test_of_a_data_set_that_is_absent_the_place_and_the_way_to_get_it_are_said(name, tmp_path):
     state = check_dataset(name, str(tmp_path))
     assert not state.ready
-    assert state.lines[:2] == [
-        f"missing: the images, expected in {tmp_path / images_of(name)}", REMEDY.format(name=name, root=tmp_path)
-    ]  # fmt: skip
+    missing = f"missing: the images, expected in {tmp_path / images_of(name)}"
+    assert state.lines[:2] == [missing, REMEDY.format(name=name, root=tmp_path)]
     assert (name == "ImageNet") == any("by hand: " in line and "https://image-net.org" in line for line in state.lines)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_whole_data_set_is_ready_and_counted_beside_the_published_sizes(tmp_path):
-    class_folders(tmp_path)
-    split_file(tmp_path)
-    before = everything_below(tmp_path)
-    state = check_dataset("Food101", str(tmp_path))
+def test_a_whole_data_set_is_ready_and_counted_beside_the_published_sizes(food, monkeypatch):
+    split_file(food)
+    before = everything_below(food)
+    counted = "6 train, 3 val and 6 test images of 3 classes"
+    state = check_dataset("Food101", str(food))
     assert state.ready
-    assert state.lines == [
-        "6 train, 3 val and 6 test images of 3 classes",
-        "published are 50500 train, 20200 val and 30300 test images of 101 classes",
-    ]
-    assert everything_below(tmp_path) == before
+    assert state.lines == [counted, "published are 50500 train, 20200 val and 30300 test images of 101 classes"]
+    monkeypatch.setitem(ENTRIES, "Food101", replace(STORED["Food101"], sizes=Sizes(6, 3, 6, 3)))
+    assert check_dataset("Food101", str(food)).lines == [counted]
+    assert everything_below(food) == before
 
 
-def test_of_a_data_set_of_the_published_sizes_nothing_else_is_said(tmp_path, monkeypatch):
-    monkeypatch.setitem(ENTRIES, "Food101", replace(STORED["Food101"], sizes=(6, 3, 6, 3)))
-    class_folders(tmp_path)
-    split_file(tmp_path)
-    assert check_dataset("Food101", str(tmp_path)).lines == ["6 train, 3 val and 6 test images of 3 classes"]
-
-
-def test_missing_images_are_counted_and_the_first_is_named(tmp_path):
-    class_folders(tmp_path)
-    split_file(tmp_path)
+def test_missing_images_are_counted_and_the_first_is_named(food):
+    split_file(food)
     for called in ("cow", "bee"):
-        (tmp_path / images_of("Food101") / called / "4.jpg").unlink()
-    state = check_dataset("Food101", str(tmp_path))
+        (food / images_of("Food101") / called / "4.jpg").unlink()
+    state = check_dataset("Food101", str(food))
     assert not state.ready
-    assert state.lines == [
-        f"missing: 2 of 15 images, {tmp_path}/food-101/images/bee/4.jpg", REMEDY.format(name="Food101", root=tmp_path)
-    ]  # fmt: skip
+    missing = f"missing: 2 of 15 images, {food}/food-101/images/bee/4.jpg"
+    assert state.lines == [missing, REMEDY.format(name="Food101", root=food)]
 
 
-def test_without_a_split_file_it_is_ready_but_not_for_published_numbers(tmp_path):
-    class_folders(tmp_path)
-    before = everything_below(tmp_path)
-    state = check_dataset("Food101", str(tmp_path))
-    assert state.ready
-    assert state.lines[0] == "6 train, 3 val and 6 test images of 3 classes"
+def test_without_a_published_split_it_is_ready_but_not_for_published_numbers(food):
+    before = everything_below(food)
+    state = check_dataset("Food101", str(food))
+    assert everything_below(food) == before  # looking draws no split
+    assert state.ready and state.lines[0] == "6 train, 3 val and 6 test images of 3 classes"
     said = " ".join(state.lines)
-    assert f"without {tmp_path}/food-101/split_zhou_Food101.json" in said
-    assert "not the split of published numbers" in said
-    assert REMEDY.format(name="Food101", root=tmp_path) in said
-    assert everything_below(tmp_path) == before  # looking draws no split
-
-
-def test_a_split_that_a_run_has_drawn_is_still_said_to_be_no_published_one(tmp_path):
-    class_folders(tmp_path)
-    load_few_shot("Food101", str(tmp_path), 1, 3)
-    state = check_dataset("Food101", str(tmp_path))
-    assert state.ready
+    assert f"without {food}/food-101/split_zhou_Food101.json" in said
+    assert "not the split of published numbers" in said and REMEDY.format(name="Food101", root=food) in said
+    load_few_shot("Food101", str(food), 1, 3)
+    state = check_dataset("Food101", str(food))
     said = " ".join(state.lines)
-    assert f"{tmp_path}/food-101/split_zhou_Food101.json was drawn here with seed 3" in said
+    assert state.ready and f"{food}/food-101/split_zhou_Food101.json was drawn here with seed 3" in said
     assert "not the split of published numbers" in said
-    split_file(tmp_path)  # the published one comes
-    assert "drawn" not in " ".join(check_dataset("Food101", str(tmp_path)).lines)
+    split_file(food)  # the published one comes
+    assert "drawn" not in " ".join(check_dataset("Food101", str(food)).lines)
 
 
-def test_of_a_data_set_that_nobody_publishes_no_download_is_spoken_of(tmp_path, monkeypatch, caplog):
+def test_of_a_data_set_that_nobody_publishes_no_download_is_spoken_of(food, monkeypatch, caplog):
     monkeypatch.setitem(ENTRIES, "Food101", replace(ENTRIES["Food101"], sources=()))
-    class_folders(tmp_path)
-    assert check_dataset("Food101", str(tmp_path / "elsewhere")).lines == [
-        f"missing: the images, expected in {tmp_path}/elsewhere/food-101/images"
-    ]
+    missing = f"missing: the images, expected in {food}/elsewhere/food-101/images"
+    assert check_dataset("Food101", str(food / "elsewhere")).lines == [missing]
     for _ in range(2):  # without a split file, and with one that was drawn
-        state = check_dataset("Food101", str(tmp_path))
+        state = check_dataset("Food101", str(food))
         assert state.ready
         assert not [line for line in state.lines if "download" in line or "split of published" in line]
-        load_few_shot("Food101", str(tmp_path), 1, 3)
+        load_few_shot("Food101", str(food), 1, 3)
     [message] = caplog.messages
     assert message.endswith("split_zhou_Food101.json was missing: drawn with seed 3 and written, as CoOp does")
 
 
-@pytest.mark.parametrize("name", ["SUN397", "UCF101", "OxfordPets", "OxfordFlowers", "StanfordCars"])
-def test_where_no_split_can_be_drawn_it_is_the_split_file_that_is_said_to_be_missing(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("UCF101", "{folder}/split_zhou_UCF101.json is missing"),
+        ("OxfordPets", "{folder}/split_zhou_OxfordPets.json is missing"),
+        ("EuroSAT", "{folder}/2750 holds no folder of a class"),
+        ("ImageNetR", "cannot read {folder}/classnames.txt: No such file or directory"),
+    ],
+)
+def test_of_an_empty_image_folder_what_else_is_missing_is_said(name, words, tmp_path):
     (tmp_path / images_of(name)).mkdir(parents=True)
     state = check_dataset(name, str(tmp_path))
     assert not state.ready
-    assert f"{tmp_path / STORED[name].folder / STORED[name].split_file} is missing" in state.lines[0]
+    assert words.format(folder=tmp_path / STORED[name].folder) in state.lines[0]
     assert state.lines[1] == REMEDY.format(name=name, root=tmp_path)
-
-
-@pytest.mark.parametrize("name", ["Caltech101", "DescribableTextures", "EuroSAT", "Food101"])
-def test_an_empty_image_folder_is_not_ready(name, tmp_path):
-    (tmp_path / images_of(name)).mkdir(parents=True)
-    state = check_dataset(name, str(tmp_path))
-    assert not state.ready
-    assert f"{tmp_path / images_of(name)} holds no folder of a class" in state.lines[0]
-
-
-def test_class_names_that_are_missing_are_named(tmp_path):
-    (tmp_path / images_of("ImageNetR") / "n01440764").mkdir(parents=True)
-    state = check_dataset("ImageNetR", str(tmp_path))
-    assert not state.ready
-    assert f"cannot read {tmp_path}/imagenet-rendition/classnames.txt: No such file or directory" in state.lines[0]
 
 
 @pytest.mark.parametrize(
@@ -169,27 +150,21 @@ def test_class_names_that_are_missing_are_named(tmp_path):
         lambda rows: [row.pop() for row in rows["train"]],
         lambda rows: [row.__setitem__(1, row[1] + 1) for split in rows.values() for row in split],
         lambda rows: [row.__setitem__(2, "x") for row in rows["test"]],
-        lambda rows: rows["test"].append(["ant/4.jpg", 3, "dog"]),
         lambda rows: rows["val"].append(["ant/4.jpg", 3, "dog"]),
     ],
-    ids=[
-        "no test", "test is empty", "train is empty", "two columns", "labels from 1", "other names in test",
-        "a class only in test", "a class only in val",
-    ],
-)  # fmt: skip
-def test_what_a_run_would_refuse_is_not_ready(damage, tmp_path):
-    class_folders(tmp_path)
-    path = split_file(tmp_path)
+    ids=["no test", "test is empty", "train is empty", "two columns", "labels from 1", "other names", "another class"],
+)
+def test_what_a_run_would_refuse_is_not_ready(damage, food):
+    path = split_file(food)
     rows = json.loads(path.read_text())
     damage(rows)
     path.write_text(json.dumps(rows))
     with pytest.raises(UserError) as error:
-        load_dataset("Food101", str(tmp_path))
-    state = check_dataset("Food101", str(tmp_path))
+        load_dataset("Food101", str(food))
+    state = check_dataset("Food101", str(food))
     assert not state.ready
-    reason = str(error.value).removeprefix("Food101: ").partition("; see python -m")[0]
-    assert reason in state.lines[0]
-    assert state.lines[1] == REMEDY.format(name="Food101", root=tmp_path)
+    assert str(error.value).removeprefix("Food101: ").partition("; see python -m")[0] in state.lines[0]
+    assert state.lines[1] == REMEDY.format(name="Food101", root=food)
 
 
 def test_a_list_of_another_structure_is_damaged_and_no_traceback(tmp_path):
@@ -203,82 +178,244 @@ def test_a_list_of_another_structure_is_damaged_and_no_traceback(tmp_path):
     assert state.lines[0].startswith(f"damaged: a file in {folder} has another structure")
 
 
-def test_validation_folders_that_do_not_fit_the_training_folders_are_not_ready(tmp_path):
-    folder = tmp_path / "imagenet"
-    for path in ("train/n01440764", "val/n01440764", "val/n01443537"):
-        (folder / "images" / path).mkdir(parents=True)
-        (folder / "images" / path / "1.JPEG").touch()
-    (folder / "classnames.txt").write_text("n01440764 tench\nn01443537 goldfish\n")
-    state = check_dataset("ImageNet", str(tmp_path))
-    assert not state.ready
-    assert "n01443537" in state.lines[0]
-
-
 # --- the command
 
 
-def test_every_data_set_is_looked_at_where_none_is_named(tmp_path, capsys):
-    class_folders(tmp_path)
-    split_file(tmp_path)
-    assert main(["check", "--root", str(tmp_path)]) == 1
+def test_every_data_set_is_looked_at_where_none_is_named(food, capsys):
+    split_file(food)
+    assert main(["check", "--root", str(food)]) == 1
     lines = capsys.readouterr().out.splitlines()
     states = dict(re.fullmatch(r"(\S+) +(ready|not ready) +\S.*", line).groups() for line in lines if line[0] != " ")
     assert list(states) == list(STORED)
     assert states == {name: "ready" if name == "Food101" else "not ready" for name in STORED}
 
 
-def test_the_exit_code_is_0_where_all_that_was_asked_for_is_ready(tmp_path, capsys):
-    class_folders(tmp_path)
-    split_file(tmp_path)
-    assert main(["check", "food101", "--root", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert out.splitlines()[0] == f"{'Food101':20} ready      6 train, 3 val and 6 test images of 3 classes"
-    assert main(["check", "Food101", "dtd", "--root", str(tmp_path)]) == 1
+def test_the_exit_code_is_0_where_all_that_was_asked_for_is_ready(food, capsys):
+    split_file(food)
+    assert main(["check", "food101", "--root", str(food)]) == 0
+    first = f"{'Food101':20} ready      6 train, 3 val and 6 test images of 3 classes"
+    assert capsys.readouterr().out.splitlines()[0] == first
+    assert main(["check", "--root", str(food), "Food101", "dtd"]) == 1
     assert re.findall(r"^\S+", capsys.readouterr().out, flags=re.MULTILINE) == ["Food101", "DescribableTextures"]
 
 
-def test_names_may_come_after_the_root(tmp_path, capsys):
-    assert main(["check", "--root", str(tmp_path), "SUN397"]) == 1
-    assert capsys.readouterr().out.startswith("SUN397")
-
-
-def test_a_root_that_is_not_there_is_no_traceback_but_said_of_each(tmp_path, capsys):
-    assert main(["check", "Caltech101", "--root", str(tmp_path / "absent")]) == 1
-    assert (
-        f"missing: the images, expected in {tmp_path}/absent/caltech-101/101_ObjectCategories"
-        in capsys.readouterr().out
-    )
-
-
-def test_a_name_that_is_none_is_one_line_of_error_with_the_nearest(tmp_path, capsys):
-    assert main(["check", "dtd", "flowers17", "--root", str(tmp_path)]) == 2
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["check", "dtd", "flowers17"], "unknown data set 'flowers17'; did you mean 'flowers'?"),
+        (
+            ["check", "folder", "dtd"],
+            "ImageFolder is your own images: they are not downloaded, and are checked without ",
+        ),
+        (["download", "folder"], "ImageFolder is your own images: they are not downloaded, and are checked without "),
+    ],
+)
+def test_a_mistake_is_one_line_of_error(tmp_path, capsys, arguments, said):
+    assert main([*arguments, "--root", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""  # nothing was looked at before
-    assert captured.err == "error: unknown data set 'flowers17'; did you mean 'flowers'?\n"
+    assert captured.err.startswith(f"error: {said}") and captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["check"], ["look", "--root", "."], []], ids=["no root", "no such", "nothing"])
-def test_a_command_that_is_incomplete_shows_the_usage(arguments, capsys):
-    assert main(arguments) == 2
-    assert "usage: python -m trainers.hegraph.datasets" in capsys.readouterr().err
+# --- own images
+
+CHECK = "python -m trainers.hegraph.datasets check folder --root "
+TRAIN = "train: python -m trainers.hegraph --dataset-config-file folder --root "
+FLAGS = " --shots 16 --config-file vit_b16 --output-dir OUT"
+# split -> class -> how many images it has
+SIZES = {"train": {"ant": 9, "bee": 3, "cow": 4}, "val": {"bee": 1}, "test": {"ant": 2, "bee": 2, "cow": 2}}
+COUNTS = [
+    "16 train, 1 val and 6 test images of 3 classes",
+    "classes: ant, bee, cow",
+    "train, images per class: 3 to 9, median 4; fewest: bee, most: ant",
+    "val, images per class: 0 to 1, median 0; fewest: ant, most: bee",
+    "test, images per class: 2",
+    "--shots 4: 1 of 3 classes have fewer training images, and are taken whole: bee",
+    "--shots 8: 2 of 3 classes have fewer training images, and are taken whole: bee, cow",
+    "--shots 16: 3 of 3 classes have fewer training images, and are taken whole: ant, bee, cow",
+]
+Pictures = dict[tuple[str, str, int], bytes]  # split, class, number -> the file
+Layout = tuple[str, Callable[[tuple[str, str, int]], str]]  # --root, and the path of a picture in messages
 
 
-def test_the_command_runs_as_a_module(tmp_path):
-    class_folders(tmp_path)
-    split_file(tmp_path)
-    command = [
-        sys.executable,
-        "-m",
-        "trainers.hegraph.datasets",
-        "check",
-        "food101",
-        "eurosat",
-        "--root",
-        str(tmp_path),
+def encoded(seed: int, kind: str = "JPEG") -> bytes:
+    blocks = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(blocks).resize((60, 50)).save(content, kind)
+    return content.getvalue()
+
+
+@pytest.fixture
+def pictures() -> Pictures:
+    keys = [
+        (split, name, number) for split, of in SIZES.items() for name, count in of.items() for number in range(count)
     ]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert finished.returncode == 1
-    assert finished.stderr == ""
-    assert [line[:30].split() for line in finished.stdout.splitlines() if line[0] != " "] == [
-        ["Food101", "ready"], ["EuroSAT", "not", "ready"]
-    ]  # fmt: skip
+    return {key: encoded(seed) for seed, key in enumerate(keys)}
+
+
+def write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def class_folders(folder: Path, pictures: Pictures) -> Layout:
+    for (split, name, number), content in pictures.items():
+        write(folder / split / name / f"{number}.jpg", content)
+    return str(folder), lambda key: "{}/{}/{}.jpg".format(*key)
+
+
+def table(folder: Path, pictures: Pictures) -> Layout:
+    for (split, name, number), content in pictures.items():
+        write(folder / f"{split}-{name}-{number}.jpg", content)
+    rows = [[f"{split}-{name}-{number}.jpg", name, split] for split, name, number in pictures]
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "label", "split"], *rows])
+    return str(folder / "labels.csv"), lambda key: "{}-{}-{}.jpg".format(*key)
+
+
+def shards(folder: Path, pictures: Pictures) -> Layout:
+    folder.mkdir()
+    for split in SIZES:
+        with tarfile.open(folder / f"{split}-0.tar", "w") as tar:
+            for (of, name, number), content in pictures.items():
+                for suffix, data in (("jpg", content), ("cls", name.encode())) if of == split else ():
+                    entry = tarfile.TarInfo(f"{name}{number}.{suffix}")
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+    return str(folder), lambda key: "{}-0.tar/{}{}.jpg".format(*key)
+
+
+def parquet(folder: Path, pictures: Pictures) -> Layout:
+    pytest.importorskip("datasets.config", reason="the package datasets is not installed")  # tests/datasets is no proof
+    hf = importlib.import_module("datasets")
+    folder.mkdir()
+    rows = {split: [key for key in pictures if key[0] == split] for split in SIZES}
+    for split, keys in rows.items():
+        images = [{"bytes": pictures[key], "path": None} for key in keys]
+        columns = {"image": images, "label": [name for _, name, _ in keys]}
+        features = hf.Features({"image": hf.Image(), "label": hf.Value("string")})
+        hf.Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}-0.parquet")
+    return str(folder), lambda key: f"{key[0]}/{rows[key[0]].index(key)}"
+
+
+LAYOUTS = [class_folders, table, shards, parquet]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_of_every_layout_all_images_are_read_and_those_that_cannot_be_are_named_with_their_reasons(
+    tmp_path, pictures, layout, capsys
+):
+    root, _ = layout(tmp_path / "whole", pictures)
+    state = check_own_images(root)
+    assert (state.ready, state.lines) == (True, [*COUNTS, f"{TRAIN}{shlex.quote(root)}{FLAGS}"])
+    cut, empty, text = ("train", "bee", 2), ("val", "bee", 0), ("test", "cow", 1)
+    pictures |= {cut: pictures[cut][:-100], empty: b"", text: b"<html>404</html>"}
+    root, path_of = layout(tmp_path / "own images", pictures)
+    assert main(["check", "folder", "--root", root]) == 1
+    lines = [line[32:] for line in capsys.readouterr().out.splitlines()]
+    assert lines[: len(COUNTS)] == COUNTS
+    first, second, *rest = lines[len(COUNTS) :]
+    assert first == "3 of 23 images cannot be read:"
+    assert re.fullmatch(rf"  {path_of(cut)}: image file is truncated \(\d+ bytes not processed\)", second)
+    assert rest == [
+        f"  {path_of(empty)}: is empty (0 bytes)",
+        f"  {path_of(text)}: is no image, or of a format that is not read ({', '.join(FORMATS)} are)",
+        f"mend this, and look again: {CHECK}{shlex.quote(root)}",
+    ]
+
+
+def test_a_training_and_an_extraction_that_meet_such_an_image_say_how_to_find_all_of_them(tmp_path, pictures, capsys):
+    root, _ = class_folders(tmp_path / "own", pictures | {("test", "bee", 0): b""})
+    flags = ["--dataset-config-file", "folder", "--config-file", "mini", "--root", root]
+    opts = ["DATALOADER.NUM_WORKERS", "0", "TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(tmp_path / "features")]
+    for command in (
+        ["--shots", "16", "--trainer", "ZeroShot", "--output-dir", str(tmp_path / "out")],
+        ["features", "extract", "--out", str(tmp_path / "bank.safetensors")],
+    ):
+        assert start([*command, *flags, *opts]) == 2
+        said = "error: cannot read the image test/bee/0.jpg of ImageFolder: is empty (0 bytes); list all: "
+        assert capsys.readouterr().err.splitlines()[-1] == f"{said}{CHECK}{root}"
+
+
+def problems_of(root: Path) -> dict[str, str]:
+    """Path -> reason, as the lines of a check say them."""
+    lines = check_own_images(str(root)).lines
+    return dict(line[2:].split(": ", 1) for line in lines if line.startswith("  "))
+
+
+def test_every_kind_of_file_that_is_none_is_told_from_the_others(tmp_path, pictures):
+    class_folders(tmp_path, pictures)
+    folder = tmp_path / "train" / "bee"
+    (folder / "link.jpg").symlink_to(tmp_path / "gone.jpg")
+    (folder / "folder.jpg").mkdir()
+    os.mkfifo(folder / "pipe.jpg")  # opening it would wait for ever
+    write(folder / "a\nb  c.jpg", b"")
+    assert problems_of(tmp_path) == {
+        "train/bee/link.jpg": f"is a link to {tmp_path / 'gone.jpg'}, which is not there",
+        "train/bee/folder.jpg": "is a folder",
+        "train/bee/pipe.jpg": "is no regular file",
+        r"train/bee/a\nb  c.jpg": "is empty (0 bytes)",
+    }
+
+
+def test_a_row_of_a_table_without_a_file_is_named(tmp_path, pictures):
+    root, path_of = table(tmp_path, pictures)
+    (tmp_path / path_of(("train", "cow", 3))).unlink()
+    assert problems_of(Path(root)) == {"train-cow-3.jpg": "No such file or directory"}
+
+
+def test_every_copy_of_a_test_image_that_training_would_refuse_is_named(tmp_path, pictures):
+    pictures[("train", "bee", 0)] = pictures[("test", "bee", 1)]
+    pictures[("train", "bee", 1)] = pictures[("test", "cow", 0)]  # whatever its class
+    pictures[("val", "bee", 0)] = pictures[("test", "bee", 1)]
+    pictures[("train", "ant", 0)] = pictures[("train", "ant", 1)]  # in one split, nothing is tested on it
+    pictures |= {("train", "cow", 0): b"", ("test", "ant", 0): b""}  # cannot be read, and are no copies
+    class_folders(tmp_path, pictures)
+    state = check_own_images(str(tmp_path))
+    assert not state.ready
+    assert state.lines[len(COUNTS) + 3 : -1] == [
+        "2 of 16 train images are test images as well; take them out of train or out of test:",
+        f"  {tmp_path}/train/bee/0.jpg",
+        f"  {tmp_path}/train/bee/1.jpg",
+        "1 of 1 val images are test images as well; take them out of val or out of test:",
+        f"  {tmp_path}/val/bee/0.jpg",
+    ]
+
+
+def test_one_class_is_not_ready(tmp_path, pictures):
+    class_folders(tmp_path, {key: content for key, content in pictures.items() if key[1] == "ant"})
+    state = check_own_images(str(tmp_path))
+    assert not state.ready
+    assert state.lines[-2] == "there must be at least two classes to tell apart, got 1"
+
+
+def test_of_many_classes_the_first_are_named_and_16_images_of_each_are_enough_for_all_shots(tmp_path):
+    write(tmp_path / "one.png", encoded(0, "PNG"))
+    for number in range(12):
+        for image in range(16):
+            path = tmp_path / "train" / f"class {number:02d}" / f"{image}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(tmp_path / "one.png")  # a link to an image is one
+    before = everything_below(tmp_path)
+    assert check_own_images(str(tmp_path)).lines == [
+        "192 train, 0 val and 0 test images of 12 classes",
+        f"classes: {', '.join(f'class {number:02d}' for number in range(10))}, ...",
+        "train, images per class: 16",
+        "val, images per class: 0",
+        "test, images per class: 0",
+        f"{TRAIN}{tmp_path}{FLAGS}",
+    ]
+    assert everything_below(tmp_path) == before  # nothing is written
+
+
+def test_a_layout_that_training_refuses_is_not_ready_and_why_is_said(tmp_path):
+    write(tmp_path / "ant" / "1.jpg", encoded(0))
+    state = check_own_images(str(tmp_path))
+    assert not state.ready
+    assert state.lines[0].startswith(f"{tmp_path} holds ant, and no images in a folder train; expected ROOT")

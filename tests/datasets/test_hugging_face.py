@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,15 +11,12 @@ import pytest
 from own_images import counts, load
 from PIL import Image
 
-from trainers.hegraph.__main__ import main
-from trainers.hegraph.datasets import Dataset
 from trainers.hegraph.utils.errors import UserError
 
 # Not "datasets" alone: pytest puts tests/ on the path, where a folder has that name
 pytest.importorskip("datasets.config", reason="the package datasets is not installed")
 import datasets as hf
 
-ROOT = Path(__file__).parents[2]
 NAMES = ["tree", "house", "boat", "cloud"]
 
 
@@ -54,7 +49,9 @@ def parquet(tmp_path) -> Path:
     return tmp_path / "pictures"
 
 
-def check_pictures(dataset: Dataset) -> None:
+@pytest.mark.parametrize("prefix", ["", "hf:"])
+def test_parquet_files_become_items_named_by_their_rows(parquet, prefix, caplog):
+    dataset = load(f"{prefix}{parquet}")
     assert [tuple(item) for item in dataset.train] == [
         ("train/0", 1, "house"), ("train/1", 0, "tree"), ("train/2", 1, "house"), ("train/3", 2, "boat"),
     ]  # fmt: skip
@@ -64,14 +61,7 @@ def check_pictures(dataset: Dataset) -> None:
     assert dataset.open("train/3").getpixel((2, 2)) == (3, 60, 60)
     assert dataset.open("test/1").getpixel((2, 2)) == (61, 60, 60)
     dataset.check_files()
-
-
-def test_parquet_files_become_items_named_by_their_rows(parquet):
-    check_pictures(load(parquet))
-
-
-def test_a_name_that_load_dataset_takes_is_a_data_set(parquet):
-    check_pictures(load(f"hf:{parquet}"))
+    assert not [record for record in caplog.records if record.name.startswith("trainers")]
 
 
 def test_one_parquet_file_is_training_data_and_labels_may_be_texts(tmp_path):
@@ -82,39 +72,25 @@ def test_one_parquet_file_is_training_data_and_labels_may_be_texts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "test"),
+    ("files", "expected"),
     [
-        ("Train-0.parquet", "VALID-0.parquet", "Test-0.parquet"),
-        ("training.parquet", "dev.parquet", "eval-0.parquet"),
-        ("trainA.parquet", "data/Validation.parquet", "data/testing.parquet"),
+        ({"Train-0": [1, 0, 1], "VALID-0": [0, 1], "Test-0": [1]}, [3, 2, 1]),
+        ({"trainA": [1, 0, 1], "data/Validation": [0, 1], "data/testing": [1]}, [3, 2, 1]),
+        ({"part-0": [1, 0], "part-1": [1, 0]}, [4, 0, 0]),
     ],
 )
-def test_parquet_files_may_begin_with_other_names_of_their_split(tmp_path, train, val, test):
+def test_parquet_files_may_begin_with_any_name_of_their_split_or_be_all_train(tmp_path, files, expected):
     (tmp_path / "data").mkdir()
-    for name, labels in {train: [1, 0, 1], val: [0, 1], test: [1]}.items():
-        table(labels).to_parquet(tmp_path / name)
-    assert counts(load(tmp_path)) == [3, 2, 1]
+    for name, labels in files.items():
+        table(labels).to_parquet(tmp_path / f"{name}.parquet")
+    assert counts(load(tmp_path)) == expected
 
 
-def test_parquet_files_whose_names_have_no_split_are_train(tmp_path):
-    for number in range(2):
-        table([1, 0]).to_parquet(tmp_path / f"part-{number}.parquet")
-    assert counts(load(tmp_path)) == [4, 0, 0]
-
-
-@pytest.mark.parametrize(
-    ("names", "odd"),
-    [
-        (["train-0.parquet", "holdout-0.parquet"], "holdout-0.parquet"),
-        (["part-0.parquet", "data/test-0.parquet"], "part-0.parquet"),
-        (["birds-train.parquet", "birds-test.parquet"], "birds-test.parquet"),
-    ],
-)
-def test_the_split_of_a_parquet_file_is_not_guessed(tmp_path, names, odd):
+def test_the_split_of_a_parquet_file_is_not_guessed(tmp_path):
     (tmp_path / "data").mkdir()
-    for name in names:
+    for name in ("part-0.parquet", "data/test-0.parquet"):
         (tmp_path / name).touch()
-    with pytest.raises(UserError, match=f"{odd} does not begin with its split; let it begin with one of train, "):
+    with pytest.raises(UserError, match=r"part-0\.parquet must begin with its split, one of train, "):
         load(tmp_path)
 
 
@@ -124,28 +100,23 @@ def hub(monkeypatch, **splits: list) -> None:
     monkeypatch.setattr(hf, "load_dataset", lambda name, configuration: loaded)
 
 
-def test_splits_of_other_names_are_left_out_with_one_warning(monkeypatch, caplog):
-    hub(monkeypatch, Train=[1, 0, 1], exam=[0], Dev=[1, 0], holdout=[1])
-    assert counts(load("hf:somebody/pictures")) == [3, 2, 0]
-    (said,) = (record.getMessage() for record in caplog.records)
-    assert said.startswith("hf:somebody/pictures: left out are the splits exam, holdout; read are Train, Dev, ")
-
-
-def test_of_two_names_of_a_split_its_own_is_read_and_the_other_is_named(monkeypatch, caplog):
-    hub(monkeypatch, train=[1, 0, 1], eval=[0, 1], test=[0])
-    assert counts(load("hf:somebody/pictures")) == [3, 0, 1]
-    assert "left out are the splits eval; read are train, test" in caplog.text
-
-
-def test_known_splits_are_read_without_a_warning(parquet, caplog):
-    load(f"hf:{parquet}")
-    assert not [record for record in caplog.records if record.name.startswith("trainers")]
+@pytest.mark.parametrize(
+    ("splits", "expected", "said"),
+    [
+        ({"Train": [1, 0, 1], "exam": [0], "Dev": [1, 0]}, [3, 2, 0], "exam; read are Train, Dev, "),
+        ({"train": [1, 0, 1], "eval": [0, 1], "test": [0]}, [3, 0, 1], "eval; read are train, test, "),
+    ],
+)
+def test_splits_that_are_not_read_are_left_out_with_one_warning(monkeypatch, caplog, splits, expected, said):
+    hub(monkeypatch, **splits)
+    assert counts(load("hf:somebody/pictures")) == expected
+    [message] = caplog.messages
+    assert message.startswith(f"hf:somebody/pictures: left out are the splits {said}")
 
 
 def test_a_data_set_without_a_known_split_tells_its_splits_and_the_known_ones(monkeypatch):
     hub(monkeypatch, exam=[0], holdout=[1])
-    expected = "hf:somebody/pictures has only the splits exam, holdout; rename one to train, and others to some of "
-    with pytest.raises(UserError, match=expected):
+    with pytest.raises(UserError, match="hf:somebody/pictures has only the splits exam, holdout; rename one to train"):
         load("hf:somebody/pictures")
 
 
@@ -162,25 +133,26 @@ def write_columns(path: Path, images: list, labels: list) -> None:
     parquet.write_table(Table.from_pydict({"image": images, "label": labels}), path)
 
 
-@pytest.mark.parametrize("labels", [["a", None], ["a", ""], ["a", "  "], [1.0, float("nan")], [1, None]])
-def test_a_row_without_a_label_is_named(tmp_path, labels):
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["a", None], "row 1 of train has no label in the column label"),
+        (["a", "  "], "row 1 of train has no label in the column label"),
+        ([1.0, float("nan")], "row 1 of train has no label in the column label"),
+        ([[3], [4]], r"row 0 of train: the label must be a text or a number, got \[3\]"),
+        ([b"ant", b"bee"], "row 0 of train: the label must be a text or a number, got"),
+    ],
+)
+def test_a_row_without_a_label_is_named(tmp_path, labels, words):
     write_columns(tmp_path / "train.parquet", [picture(0), picture(1)], labels)
-    with pytest.raises(UserError, match="row 1 of train has no label in the column label; give it one, or leave"):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize("label", [[3], {"name": "ant"}, b"ant"])
-def test_a_label_that_is_neither_text_nor_number_is_named(tmp_path, label):
-    write_columns(tmp_path / "train.parquet", [picture(0)], [label])
-    with pytest.raises(UserError, match="row 0 of train: the label must be a text or a number, got"):
+    with pytest.raises(UserError, match=words):
         load(tmp_path)
 
 
 def test_a_column_of_numbers_holds_no_images(tmp_path):
     write_columns(tmp_path / "train.parquet", [1, 2], ["a", "b"])
-    with pytest.raises(UserError, match="the column image holds no images: ") as caught:
+    with pytest.raises(UserError, match=rf"{tmp_path}: the column image holds no images: "):
         load(tmp_path)
-    assert str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize("image", [None, {"bytes": None, "path": None}])
@@ -194,21 +166,30 @@ def test_a_row_without_an_image_is_named_wherever_it_is_asked_for(tmp_path, imag
         dataset.file_sizes()
 
 
-def test_a_name_that_is_not_on_this_machine_is_one_clear_line_when_offline(tmp_path):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "trainers.hegraph", "--dataset-config-file", "folder", "--config-file", "mini"]
-    command += ["--root", "hf:somebody/nothing", "--shots", "1", "--output-dir", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 2
-    assert "error: cannot load hf:somebody/nothing with the package datasets: " in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_row_that_names_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    write_columns(tmp_path / "train.parquet", [{"bytes": None, "path": str(tmp_path / "pipe")}], ["a"])
+    with pytest.raises(UserError, match="cannot read the image train/0 of ImageFolder: is no regular file"):
+        load(tmp_path).read("train/0")
 
 
-def test_damaged_parquet_is_one_clear_line(tmp_path):
+def test_what_cannot_be_loaded_is_one_clear_line(tmp_path):
+    with pytest.raises(UserError, match="^cannot load hf:somebody/nothing with the package datasets: [^\n]+$"):
+        load("hf:somebody/nothing")
     (tmp_path / "train.parquet").write_bytes(b"nothing of the kind")
-    with pytest.raises(UserError, match="cannot load .* with the package datasets") as caught:
+    with pytest.raises(UserError, match="^cannot load .* with the package datasets: [^\n]+$"):
         load(tmp_path)
-    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["", "hf:"])
+def test_pipes_and_links_to_themselves_among_parquet_files_are_refused_at_once(parquet, prefix):
+    os.mkfifo(parquet / "data" / "train-1.parquet")
+    with pytest.raises(UserError, match=r"train-1\.parquet: it is no regular file"):
+        load(f"{prefix}{parquet}")
+    (parquet / "data" / "train-1.parquet").unlink()
+    (parquet / "data" / "train-1.parquet").symlink_to("train-1.parquet")
+    with pytest.raises(UserError, match=r"train-1\.parquet: Too many levels of symbolic links"):
+        load(f"{prefix}{parquet}")
 
 
 def test_without_the_package_it_is_said_what_to_install(tmp_path, monkeypatch):
@@ -218,19 +199,10 @@ def test_without_the_package_it_is_said_what_to_install(tmp_path, monkeypatch):
         load(tmp_path)
 
 
-def test_the_version_of_an_image_changes_with_its_table_and_its_size_does_not(parquet, tmp_path):
+def test_the_version_of_an_image_changes_with_its_table_and_its_size_does_not(parquet):
     one, again = load(parquet), load(parquet)
     assert one.file_version("train/0") == again.file_version("train/0")
     assert one.file_version("train/0")[0] == len(picture(0)["bytes"])
     assert one.file_sizes() == again.file_sizes()
     table([1, 0, 1, 2], start=9).to_parquet(parquet / "data" / "train-00000-of-00001.parquet")
     assert load(parquet).file_version("train/0") != one.file_version("train/0")
-
-
-def test_a_run_trains_on_parquet_files(parquet, tmp_path):
-    arguments = ["--dataset-config-file", "folder", "--config-file", "mini", "--root", str(parquet), "--shots", "1"]
-    options = ["OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "0", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0"]
-    options += ["DATALOADER.NUM_WORKERS", "2", "TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(tmp_path / "features")]
-    assert main([*arguments, "--seed", "1", "--output-dir", str(tmp_path / "out"), *options]) == 0
-    split = json.loads((tmp_path / "out" / "split.json").read_text())
-    assert {row[0] for row in split["train"]} <= {f"train/{row}" for row in range(4)}

@@ -130,25 +130,6 @@ def test_the_labels_are_found_where_people_unpack_them(where, flat):
     assert [item.label for item in load(flat).test] == [label for _, label in EXPECTED_TEST]
 
 
-def test_the_kits_table_is_also_found_one_folder_up(flat):
-    (flat / "devkit" / "data").mkdir(parents=True)
-    write_kit(flat / "devkit" / "data", beside="..")
-    assert [item.label for item in load(flat).test] == [label for _, label in EXPECTED_TEST]
-
-
-def test_a_file_that_names_the_images_may_know_more_of_them(flat):
-    write_kaggle(flat)
-    (flat / "images" / "val" / f"{STEMS[0]}.JPEG").unlink()
-    assert [item.label for item in load(flat).test] == [0, 0, 1, 2, 2, 3, 3]
-
-
-def test_hidden_files_and_files_that_are_no_images_do_not_shift_labels_by_position(flat):
-    GROUND_TRUTHS["TensorFlow's ids"](flat)
-    for name in (".DS_Store", "A.txt", "ILSVRC2012_devkit_t12.tar.gz"):
-        touch(flat / "images" / "val" / name)
-    assert [item.label for item in load(flat).test] == [label for _, label in EXPECTED_TEST]
-
-
 def test_a_flat_folder_without_labels_is_an_error_that_names_the_files_that_would_do(flat):
     with pytest.raises(UserError) as error:
         load(flat)
@@ -198,14 +179,6 @@ def test_numbers_of_the_kit_without_its_table_are_an_error_that_asks_for_it(flat
         load(flat)
 
 
-@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>" + b"x" * 200], ids=["empty", "a web page"])
-def test_a_damaged_table_of_the_kit_is_an_error_that_names_it(content, flat):
-    write_kit(flat)
-    (flat / "meta.mat").write_bytes(content)
-    with pytest.raises(UserError, match=r"meta\.mat is damaged or not a Matlab file"):
-        load(flat)
-
-
 def test_a_number_that_no_class_has_is_an_error(flat):
     write(flat / "val.txt", [f"{stem}.JPEG {label + 1}" for stem, label in zip(STEMS, VAL_LABELS)])
     with pytest.raises(UserError, match=r"val\.txt names class number 4, which is none of 4"):
@@ -226,18 +199,6 @@ def test_caffes_numbers_count_all_classes_also_where_only_some_have_training_ima
     ]
 
 
-def test_a_missing_validation_folder_is_an_error_that_names_it(train_only):
-    with pytest.raises(UserError, match=r"cannot list the folder .*imagenet/images/val: No such file or directory"):
-        load(train_only)
-
-
-def test_an_empty_validation_folder_is_an_error_that_names_it(train_only):
-    (train_only / "images" / "val").mkdir()
-    GROUND_TRUTHS["Caffe's val.txt"](train_only)
-    with pytest.raises(UserError, match=r"imagenet/images/val holds no image"):
-        load(train_only)
-
-
 def test_a_class_without_validation_images_does_not_shift_the_labels_of_the_others(in_folders):
     for path in (in_folders / "images" / "val" / IDS[0]).iterdir():
         path.unlink()
@@ -252,14 +213,6 @@ def test_validation_images_of_a_class_without_a_training_folder_are_an_error_tha
         path.unlink()
     (in_folders / "images" / "train" / IDS[absent]).rmdir()
     with pytest.raises(UserError, match=rf"{IDS[absent]}.* has no folder in .*imagenet/images/train"):
-        load(in_folders)
-
-
-@pytest.mark.parametrize("empty", [1, 3], ids=["in the middle", "last"])
-def test_a_training_folder_without_images_is_an_error(empty, in_folders):
-    for path in (in_folders / "images" / "train" / IDS[empty]).iterdir():
-        path.unlink()
-    with pytest.raises(UserError, match=f"label {empty}"):
         load(in_folders)
 
 
@@ -292,56 +245,3 @@ def test_imagenet_v2_folders_are_positions_in_classnames(tmp_path):
     ]
     assert list(dataset.classnames) == [f"thing {number}" for number in range(12)]
     assert dataset.train == dataset.val == []
-
-
-def test_an_imagenet_v2_folder_beyond_classnames_is_an_error(tmp_path):
-    folder = tmp_path / "imagenetv2"
-    write(folder / "classnames.txt", ["n00000001 thing"])
-    for number in (0, 1):
-        touch(folder / "imagenetv2-matched-frequency-format-val" / str(number) / "a.jpeg")
-    with pytest.raises(UserError, match=r"classnames\.txt names 1 classes, and there is a folder 1"):
-        load_dataset("ImageNetV2", str(tmp_path))
-
-
-VARIANTS = {
-    "ImageNetSketch": "imagenet-sketch/images",
-    "ImageNetA": "imagenet-adversarial/imagenet-a",
-    "ImageNetR": "imagenet-rendition/imagenet-r",
-}
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_counts_the_classes_that_it_has_from_0_in_the_order_of_their_ids(name, tmp_path):
-    images = tmp_path / VARIANTS[name]
-    write(images.parent / "classnames.txt", [f"{wordnet_id} {called}" for wordnet_id, called in zip(IDS, NAMES)])
-    for label in (3, 1):
-        touch(images / IDS[label] / "b.jpg")
-        touch(images / IDS[label] / "a.jpg")
-    for name_of_file in ("README.txt", ".hidden"):
-        touch(images / name_of_file)
-    dataset = load_dataset(name, str(tmp_path))
-    assert dataset.test == [
-        Item(f"{VARIANTS[name]}/{IDS[old]}/{file}.jpg", new, NAMES[old])
-        for new, old in enumerate((1, 3))
-        for file in "ab"
-    ]
-    assert list(dataset.classnames) == ["goldfish", "tiger shark"]
-    assert dataset.train == dataset.val == []
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_nothing_can_be_trained_on_a_variant(name, tmp_path):
-    images = tmp_path / VARIANTS[name]
-    write(images.parent / "classnames.txt", [f"{IDS[0]} {NAMES[0]}"])
-    touch(images / IDS[0] / "a.jpg")
-    with pytest.raises(UserError, match=f"{name} has only test images: train on ImageNet with --target-domains"):
-        load_few_shot(name, str(tmp_path), 1, 1)
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_without_images_is_an_error(name, tmp_path):
-    images = tmp_path / VARIANTS[name]
-    images.mkdir(parents=True)
-    write(images.parent / "classnames.txt", [f"{IDS[0]} {NAMES[0]}"])
-    with pytest.raises(UserError, match=f"^{name}: there is no test image"):
-        load_dataset(name, str(tmp_path))

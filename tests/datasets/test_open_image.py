@@ -1,18 +1,142 @@
-"""What is opened as an image, and how: formats, sides, EXIF, depth. What is not is told in one line."""
+"""What is opened as an image, and how: formats, sides, EXIF, depth, colours. What is not is told in one line."""
 
 from __future__ import annotations
 
 import io
 import os
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from trainers.hegraph.datasets import images
 from trainers.hegraph.datasets.images import IMAGE_SUFFIXES, MAX_RATIO, ORIENTATIONS, open_image, reason, to_rgb
 
 ORIENTATION = 0x0112
+# A small photo: red, green and blue in three corners, grey in the fourth
+PIXELS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [128, 128, 128]]], dtype=np.uint8)
+PHOTO = Image.fromarray(PIXELS).resize((24, 16), Image.Resampling.NEAREST)
+GREY = np.array(PHOTO.convert("L"))
+
+
+def opened(tmp_path: Path, image: Image.Image | bytes, name: str, **options: object) -> np.ndarray:
+    if isinstance(image, bytes):
+        (tmp_path / name).write_bytes(image)
+    else:
+        image.save(tmp_path / name, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = open_image(tmp_path / name)
+    assert result.mode == "RGB"
+    return np.asarray(result).astype(int)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, depth: int, colour_type: int, rows: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+# --- colours and depth
+
+
+def test_colour_images_come_as_they_are(tmp_path):
+    for name in ("a.png", "a.bmp", "a.ppm", "a.tif"):
+        assert (opened(tmp_path, PHOTO, name) == np.asarray(PHOTO)).all()
+    for name, options in (("a.jpg", {"quality": 100, "subsampling": 0}), ("a.webp", {"lossless": True})):
+        assert np.abs(opened(tmp_path, PHOTO, name, **options) - np.asarray(PHOTO)).max() <= 3
+
+
+def test_palettes_grey_black_and_white_and_print_colours_become_screen_colours(tmp_path):
+    palette = PHOTO.convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
+    for name in ("a.png", "a.gif"):
+        assert np.abs(opened(tmp_path, palette, name) - np.asarray(PHOTO)).max() <= 1
+    assert (opened(tmp_path, PHOTO.convert("L"), "a.png") == GREY[..., None]).all()
+    white = Image.new("1", (3, 2), 1)
+    white.putpixel((0, 0), 0)
+    assert opened(tmp_path, white, "b.png")[..., 2].tolist() == [[0, 255, 255], [255, 255, 255]]
+    for name, options in (("a.tif", {}), ("a.jpg", {"quality": 100})):
+        assert np.abs(opened(tmp_path, PHOTO.convert("CMYK"), name, **options) - np.asarray(PHOTO))[4, 4].max() <= 12
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm", "big-endian.tif", "32 bits.tif"])
+def test_16_bits_of_grey_become_8_and_are_not_clipped(name, tmp_path):
+    values = GREY.astype(np.uint16) * 257
+    if name == "a.pgm":
+        image = b"P5 24 16 65535\n" + values.astype(">u2").tobytes()
+    else:
+        kind = {"big-endian.tif": ">u2", "32 bits.tif": np.int32}.get(name, np.uint16)
+        image = Image.fromarray(values.astype(kind))
+    assert (opened(tmp_path, image, name) == GREY[..., None]).all()
+
+
+def test_a_dark_image_of_16_bits_stays_dark(tmp_path):
+    values = np.full((4, 4), 200, dtype=np.uint16)  # of 65535
+    assert opened(tmp_path, Image.fromarray(values), "a.png").max() == 1
+
+
+def test_16_bits_of_colour_become_8(tmp_path):
+    def of(colour_type: int, *pixel: int) -> bytes:
+        return png(2, 2, 16, colour_type, (b"\0" + struct.pack(f">{2 * len(pixel)}H", *pixel, *pixel)) * 2)
+
+    assert opened(tmp_path, of(2, 0xFF00, 0x8000, 0), "a.png")[0, 0].tolist() == [255, 128, 0]
+    half = opened(tmp_path, of(6, 0xFFFF, 0, 0, 0x8000), "b.png")[0, 0]
+    assert np.abs(half - [255, 127, 127]).max() <= 1
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+@pytest.mark.parametrize("odd", [None, np.nan, np.inf, -np.inf])
+def test_floats_become_0_to_255_and_what_is_no_number_black(odd, scale, tmp_path):
+    values = GREY.astype(np.float32) / scale
+    expected = GREY.copy()
+    if odd is not None:
+        values[0, 0], expected[0, 0] = odd, 0
+    assert (opened(tmp_path, Image.fromarray(values), "a.tif") == expected[..., None]).all()
+    assert opened(tmp_path, Image.fromarray(np.zeros((4, 4), np.float32)), "b.tif").max() == 0
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "palette"])
+def test_transparent_parts_are_white(mode, tmp_path):
+    alpha = np.full(GREY.shape, 255, np.uint8)
+    alpha[:, :12] = 0
+    image, options = PHOTO.convert("RGBA"), {}
+    image.putalpha(Image.fromarray(alpha))
+    if mode == "palette":
+        image = PHOTO.convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
+        left = {image.getpixel((2, 2)), image.getpixel((2, 13))}
+        options = {"transparency": bytes(0 if index in left else 255 for index in range(4))}
+    elif mode == "LA":
+        image = image.convert("LA")
+    result = opened(tmp_path, image, "a.png", **options)
+    assert (result[:, :12] == 255).all()
+    right = GREY[..., None] if mode == "LA" else np.asarray(PHOTO)
+    assert np.abs(result - right)[:, 12:].max() <= 1
+    half = opened(tmp_path, Image.new("RGBA", (2, 2), (200, 0, 0, 128)), "b.png")[0, 0]
+    assert np.abs(half - [227, 127, 127]).max() <= 1
+
+
+@pytest.mark.parametrize(("mode", "key"), [("RGB", (0, 255, 0)), ("L", int(GREY[0, -1]))])
+def test_a_colour_that_stands_for_transparent_is_white(mode, key, tmp_path):
+    result = opened(tmp_path, PHOTO.convert(mode), "a.png", transparency=key)
+    assert (result[:8, 12:] == 255).all()
+    assert (result[:8, :12] == np.asarray(PHOTO.convert(mode).convert("RGB"))[:8, :12]).all()
+
+
+def test_of_an_animation_the_first_image_is_taken(tmp_path):
+    red = Image.new("RGB", PHOTO.size, "red")
+    for name, options in (("a.gif", {}), ("a.webp", {"lossless": True}), ("a.tif", {})):
+        result = opened(tmp_path, PHOTO, name, save_all=True, append_images=[red], **options)
+        assert np.abs(result - np.asarray(PHOTO)).max() <= 3
+
+
+# --- EXIF
 
 
 def photo(**tags: object) -> Image.Image:
@@ -27,48 +151,52 @@ def photo(**tags: object) -> Image.Image:
     return Image.open(file)
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_an_image_is_turned_upright_as_its_exif_orientation_says(name, orientation, tmp_path):
+    # what turns an upright photo into what a camera stores with this orientation
+    stored = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE}
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image = PHOTO.transpose(stored[orientation]) if orientation in stored else PHOTO
+    options = {"a.jpg": {"quality": 100, "subsampling": 0}, "a.webp": {"lossless": True}}.get(name, {})
+    assert np.abs(opened(tmp_path, image, name, exif=exif, **options) - np.asarray(PHOTO)).max() <= 3
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_turns_the_image_as_pillow_does(orientation):
     image = photo(t0112=orientation)
-    assert image.getexif()[ORIENTATION] == orientation
     assert to_rgb(image).tobytes() == ImageOps.exif_transpose(image).convert("RGB").tobytes()
     assert (orientation in ORIENTATIONS) == (orientation > 1)
 
 
-@pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_an_orientation_that_does_not_exist_turns_nothing(orientation):
-    image = photo(t0112=orientation)
+@pytest.mark.parametrize("odd", [0, 9, None, "word", (6, 6), b"\xff", [6], float("nan"), {}])
+def test_an_orientation_that_does_not_exist_turns_nothing(monkeypatch, odd):
+    image = photo()
+    monkeypatch.setattr(image, "getexif", lambda: {ORIENTATION: odd})
     assert to_rgb(image).tobytes() == image.convert("RGB").tobytes()
 
 
-@pytest.mark.parametrize("odd", [None, "word", (6, 6), b"\xff", [6], float("nan"), {}])
-def test_an_orientation_of_another_type_turns_nothing(monkeypatch, odd):
-    image = photo()
-    monkeypatch.setattr(image, "getexif", lambda: {ORIENTATION: odd})
-    assert to_rgb(image).size == (24, 16)
-
-
-def test_exif_that_pillow_cannot_read_does_not_matter(monkeypatch):
-    def fail():
+def test_exif_that_pillow_cannot_read_does_not_matter(monkeypatch, tmp_path):
+    def fail(*args):
         raise SyntaxError("not a TIFF file (header b'' not valid)")
 
     image = photo()
     monkeypatch.setattr(image, "getexif", fail)
     assert to_rgb(image).size == (24, 16)
+    assert opened(tmp_path, PHOTO, "a.jpg", exif=b"Exif\0\0garbage that is no table at all").shape == (16, 24, 3)
 
 
 def test_exif_that_pillow_cannot_write_again_does_not_keep_the_photo_from_being_turned(monkeypatch):
     def fail(*args):
         raise TypeError("a tag of an odd type")
 
+    image = photo(t0112=6)
     monkeypatch.setattr(Image.Exif, "tobytes", fail)
-    file = io.BytesIO()
-    Image.effect_noise((24, 16), 50).save(file, "jpeg")
-    content = file.getvalue()
-    tags = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
-    segment = b"\xff\xe1" + (len(tags) + 2).to_bytes(2, "big") + tags
-    image = Image.open(io.BytesIO(content[:2] + segment + content[2:]))
     assert to_rgb(image).size == (16, 24)
+
+
+# --- what is no image
 
 
 def problem_of(source: Path | bytes) -> str:
@@ -97,6 +225,14 @@ def test_every_documented_ending_is_opened(tmp_path, suffix):
         assert np.abs(np.asarray(image).astype(int) - [10, 200, 90]).max() < 30
 
 
+def test_the_page_names_every_ending_that_is_read_and_a_pillow_without_a_format_does_not_open_it(monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    assert [suffix for suffix in IMAGE_SUFFIXES if f"`{suffix}`" not in page] == []
+    monkeypatch.delitem(images.features.modules, "avif", raising=False)
+    monkeypatch.setitem(images.features.codecs, "jpg_2000", ("absent", "none"))
+    assert not {"AVIF", "JPEG2000"} & set(images._suffixes_of_formats())
+
+
 def test_a_strip_is_refused_before_it_is_decoded(tmp_path):
     for size, refused in (((MAX_RATIO, 1), False), ((MAX_RATIO + 1, 1), True), ((1, 100_000), True)):
         Image.new("1", size).save(tmp_path / "strip.png")
@@ -104,6 +240,10 @@ def test_a_strip_is_refused_before_it_is_decoded(tmp_path):
         assert (problem_of(tmp_path / "strip.png") if refused else "") == said
     with pytest.raises(ValueError, match="its sides differ too much"):
         open_image(tmp_path / "strip.png", as_stored=True)
+
+
+def test_an_image_that_would_fill_the_memory_is_not_decoded(tmp_path):
+    assert "exceeds limit of 178956970 pixels" in problem_of(png(100_000, 100_000, 8, 2, b"\0"))
 
 
 def test_what_opening_would_wait_for_and_what_is_not_there_is_told(tmp_path):
@@ -117,6 +257,7 @@ def test_what_opening_would_wait_for_and_what_is_not_there_is_told(tmp_path):
     assert problem_of(tmp_path / "link") == f"is a link to {tmp_path / 'gone'}, which is not there"
     assert "symbolic links" in problem_of(tmp_path / "loop")
     assert problem_of(tmp_path / "gone") == "No such file or directory"
+    assert reason(MemoryError()) == "is too large for the memory"
 
 
 def test_an_image_as_dassl_reads_it_is_neither_turned_nor_put_on_white(tmp_path):

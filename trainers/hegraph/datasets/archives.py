@@ -51,10 +51,8 @@ def unpack(archive: Path, source: Source, required: Sequence[str], folder: Path)
     """Unpacks the missing targets of a source beside `folder`'s files, moves each into place, and removes the archive.
 
     Args:
-        archive: The archive, which is in `folder`.
-        source: Where it came from; says which of its members go where.
+        archive: The archive, which is in `folder`. What is there already is left alone.
         required: The targets that must be in the archive.
-        folder: The folder of the data set. What is in it already is left alone.
 
     Raises:
         Broken: If the archive is damaged, or does not hold what is required.
@@ -85,11 +83,7 @@ def unpacking_of(archive: Path) -> Path:
 
 
 def missing_of(targets: Sequence[str], folder: Path) -> list[str]:
-    """Those of `targets` that are not in `folder`. An empty folder counts as missing, since it has nothing to lose.
-
-    Raises:
-        UserError: If one is a link to nothing, which we neither use nor replace.
-    """
+    """Those of `targets` that are not in `folder`. An empty folder counts as missing, since it has nothing to lose."""
     missing = []
     for target in targets:
         path = folder / target
@@ -115,11 +109,7 @@ def _move(path: Path, target: Path) -> None:
 
 
 def _extract(archive: Path, wanted: Sequence[Member], required: Sequence[str], into: Path) -> dict[str, Path]:
-    """Unpacks the wanted members into a new folder.
-
-    Returns:
-        Target -> where it is now. A target that is not required may be absent.
-    """
+    """Unpacks the wanted members into a new folder; target -> where it is now, without some that are not required."""
     roots: dict[str, Path] = {}
     chosen: dict[tuple[str, ...], Packed] = {}  # of several members with one path, the last
     with writing(into), _reading(), _opened(archive) as (members, extract):
@@ -166,11 +156,7 @@ def _refuse_links_out(root: Path, archive: Path) -> None:
 
 
 def _find(path: str, members: Sequence[Packed], archive: Path) -> tuple[str, ...] | None:
-    """The file or folder nearest to the root whose path ends with `path`; None if there is none.
-
-    Raises:
-        Broken: If several are equally near.
-    """
+    """The file or folder nearest to the root whose path ends with `path`; None if there is none."""
     wanted = tuple(path.split("/"))
     paths = {member.parts[:length] for member in members for length in range(len(wanted), len(member.parts) + 1)}
     found = sorted((len(parts), parts) for parts in paths if parts[-len(wanted) :] == wanted)

@@ -41,12 +41,7 @@ class State:
 
 
 def check_dataset(name: str, root: str) -> State:
-    """Finds out whether a data set is whole. No image is opened and nothing is written.
-
-    Args:
-        name: One of `stored_datasets`.
-        root: The folder that holds all data sets.
-    """
+    """Finds out whether a data set, one of `stored_datasets`, is whole. No image is opened and nothing is written."""
     entry = stored_datasets()[name]
     folder = absolute(root) / entry.folder
     remedy = [f"get it: {command(f'datasets download {name} --root {root}')}"] if entry.sources else []
@@ -95,11 +90,7 @@ def _split_warning(entry: DatasetEntry, folder: Path) -> str:
 
 
 def check_own_images(root: str) -> State:
-    """Finds out whether own images are whole. Every image is decoded, by all cores, and nothing is written.
-
-    Args:
-        root: As for training; see `load_own_images`.
-    """
+    """Finds out whether own images are whole. Every image is decoded, by all cores, and nothing is written."""
     try:
         dataset = load_own_images(root)
     except UserError as error:

@@ -35,15 +35,11 @@ class Unreachable(UserError):
 
 
 def download(name: str, root: str | Path) -> None:
-    """Fetches what is missing of a data set. After an interruption, the next call goes on from there.
-
-    Args:
-        name: `DATASET.NAME`, one of `stored_datasets`.
-        root: The folder of all data sets.
+    """Fetches what is missing of a data set, one of `stored_datasets`. The next call goes on after an interruption.
 
     Raises:
-        UserError: If the name is not known, a file cannot be fetched (the others are fetched all the same), an archive
-            is not safe to unpack, or the disk is full or cannot be written.
+        UserError: If a file cannot be fetched (the others are fetched all the same), an archive is not safe to unpack,
+            or the disk is full or cannot be written.
     """
     known = stored_datasets()
     if name not in known:
@@ -70,11 +66,7 @@ def download(name: str, root: str | Path) -> None:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Keeps a second download out of a folder during the block, as two writers would mix their bytes in one file.
-
-    Raises:
-        UserError: If another process is in such a block.
-    """
+    """Keeps a second download out of a folder during the block, as two writers would mix their bytes in one file."""
     if fcntl is None:
         yield
         return
@@ -144,12 +136,7 @@ def _fetch_from_any(alternatives: Sequence[Source], folder: Path) -> None:
 
 
 def _fetch_from_mirror(url: str, path: Path, source: Source) -> None:
-    """Makes `path`, whole and checked.
-
-    Raises:
-        Broken: If the mirror does not give the file.
-        UserError: If the disk is full or cannot be written.
-    """
+    """Makes `path`, whole and checked."""
     part = part_of(path)
     fetch_part(url, part, source)
     try:
@@ -163,11 +150,7 @@ def _fetch_from_mirror(url: str, path: Path, source: Source) -> None:
 
 
 def check_file(path: Path, source: Source) -> None:
-    """Compares a file with what is known of the expected one: its size, its checksum, and that it is no web page.
-
-    Raises:
-        Broken: If it is another.
-    """
+    """Raises `Broken` unless size and checksum of a file are those that are known, and it is no web page."""
     size = path.stat().st_size
     if source.size is not None and size != source.size:
         raise Broken(f"it has {size:,} bytes where {source.size:,} are expected")

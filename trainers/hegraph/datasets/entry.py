@@ -39,12 +39,10 @@ class ByHand(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A file or folder of an archive.
+    """A file or folder of an archive, and where it goes in the data set's folder.
 
-    Attributes:
-        path: The end of its path in the archive. If several paths end so, the one nearest to the root is taken, so it
-            does not matter how many folders an archive wraps around it.
-        target: Where it goes, relative to the data set's folder.
+    `path` is the end of its path. If several paths end so, the one nearest to the root is taken, so it does not matter
+    how many folders an archive wraps around it.
     """
 
     path: str
@@ -53,17 +51,9 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """One file to fetch.
+    """One file to fetch; the head of `entries.yaml` says what its fields are.
 
-    Attributes:
-        file: Its name in the data set's folder while it is there. An archive is removed once it is unpacked.
-        urls: Mirrors of the same bytes, in the order in which they are tried: `https://...` or `gdrive:FILE_ID`.
-        size: In bytes, where it is known.
-        checksum: "md5:..." or "sha256:...", where it is known.
-        unpack: Which member of an archive goes where; empty for a file that stays as it is.
-        inner: The archive within the archive that holds the members; empty if there is none.
-        otherwise: Other archives with the same members, which are tried when no mirror of this one works. Other missing
-            parts of the data set that they hold are unpacked as well.
+    An address is `https://...` or `gdrive:FILE_ID`, a checksum "md5:..." or "sha256:...".
     """
 
     file: str
@@ -82,16 +72,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known about every data set, wherever its images are.
+    """What is known about every data set, wherever its images are. The head of `entries.yaml` explains the fields.
 
-    Attributes:
-        name: `DATASET.NAME`, which is CoOp's name where CoOp has the data set.
-        aliases: Other names that people use for it.
-        templates: Positive prompt templates, each with one `{}` for the class name.
-        negative_templates: Templates of sentences that say that the class is not in the picture.
-        descriptions: Name of its file in `prompts/descriptions`, without ".json"; "" if none ships.
-        describe_by_default: Whether `PROMPTS.SOURCE auto` uses those descriptions.
-        train_on: For a data set that has only test images, the name of the data set to train on; "" for all others.
+    A name is `DATASET.NAME`, which is CoOp's where CoOp has the data set. `describe_by_default` says whether
+    `PROMPTS.SOURCE auto` uses the descriptions that ship.
     """
 
     name: str
@@ -108,16 +92,10 @@ class DatasetEntry(Entry):
     """A data set that has a folder of its own below the data root, in CoOp's layout.
 
     Attributes:
-        folder: Its folder below the data root.
-        images: The folder, below `folder`, that the paths in the split file are relative to; may be "".
-        split_file: The file with CoOp's split; None where the split is official and needs no file.
         read: Takes `folder` as a path and a random generator. Reads the items and, where there is no official split,
             draws one. Paths of the items are relative to `folder`.
-        sizes: The published sizes.
         class_ids: Takes `folder` as a path and reads the WordNet id of every class, in label order; None where the
             class names tell the classes apart.
-        sources: The files to fetch, none of which depends on another.
-        by_hand: What cannot be fetched; None if everything can.
     """
 
     folder: str

@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..utils.errors import UserError
 from ..utils.files import absolute
-from ..utils.reading import check_regular
-from .class_folders import check_one_folder, read_class_folders, split_folders
-from .images import open_image
+from ..utils.reading import reading
+from .images import is_image, open_image
 from .layouts import listing
-from .own_rows import SPLIT_NAMES, OwnImages, Rows
+from .rows import SPLIT_NAMES, OwnImages, Rows
 from .splits import SPLITS
 
 if TYPE_CHECKING:
@@ -33,18 +32,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 METADATA = "metadata.csv"
-SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # that some programs write instead of commas
+TABLE = "a table in UTF-8 with commas between its columns"
+COLUMNS = "the columns path,label[,split], with commas between them, in its first line"
+
+# What is not read below the folders of splits
+LEFT_OUT = {
+    "empty": "%d class folders hold no image, such as %s; without a training image there is no such class",
+    "deeper": "%d folders inside class folders are not read, such as %s; move their images up",
+    "loose": "%d images lie in no class folder, such as %s; move them into one",
+    "files": "%d files are no images and are left out, such as %s",
+}
 
 
 class Row(NamedTuple):
-    """A row of a table.
-
-    Attributes:
-        where: What it is called in messages.
-        image: The path of the image.
-        label: The name of its class.
-        split: One of `SPLITS`; "" if the row names none.
-    """
+    """A row of a table: what it is called in messages, the image, its class, and its split, "" if it names none."""
 
     where: str
     image: str
@@ -53,11 +54,7 @@ class Row(NamedTuple):
 
 
 def read_files(root: str) -> OwnImages | None:
-    """The images of a folder or a CSV file; None if `root` is neither. No image is opened.
-
-    Raises:
-        UserError: If the CSV file cannot be read, or a row lacks something.
-    """
+    """The images of a folder or a CSV file; None if `root` is neither. No image is opened."""
     path = absolute(root)
     if not os.path.exists(path):  # URLs may be too long for `path.exists`
         return None
@@ -70,16 +67,28 @@ def read_files(root: str) -> OwnImages | None:
         rows = _read_table(path / METADATA)
     elif training and not (table is not None and _goes_first(table, training)):
         rows, hint = read_class_folders(path, folders)
-        _warn_of_tables(path, training[0].name)
+        if tables := tables_of(path):
+            said = "%s: %d CSV files are not read, since the folder %s is; to use one, give it: --root %s"
+            logger.warning(said, path, len(tables), training[0].name, tables[0])
     elif table is not None:
         base, rows = table.parent, _read_table(table)
     return None if rows is None else OwnImages(rows, partial(open_below, base), base, hint=hint)
 
 
+def open_below(base: Path, path: str) -> Image.Image:
+    """Opens an image below a folder."""
+    return open_image(base / path)
+
+
+def tables_of(path: Path) -> list[Path]:
+    """The CSV files of a folder, or the file itself."""
+    return [path / name for name in listing(path) if name.lower().endswith(".csv")] if path.is_dir() else [path]
+
+
 def _only_table(path: Path) -> Path | None:
     """The CSV file of a folder that has one, or the file itself; None if there is no CSV file, or there are several."""
     tables = tables_of(path)
-    return tables[0] if len(tables) == 1 and tables[0].suffix.lower() == ".csv" and tables[0].is_file() else None
+    return tables[0] if len(tables) == 1 and tables[0].suffix.lower() == ".csv" and not tables[0].is_dir() else None
 
 
 def _goes_first(table: Path, training: list[Path]) -> bool:
@@ -94,14 +103,6 @@ def _goes_first(table: Path, training: list[Path]) -> bool:
     return "label" in columns and ("path" in columns or "file_name" in columns)
 
 
-def _warn_of_tables(path: Path, training: str) -> None:
-    """Says that CSV files are not read where the folders are."""
-    tables = tables_of(path)
-    if tables:
-        said = "%s: %d CSV files are not read, since the folder %s is; to use one, give it: --root %s"
-        logger.warning(said, path, len(tables), training, tables[0])
-
-
 def _holds_shards(folder: Path) -> bool:
     """Whether a folder holds tar files and no folder of a class."""
     return any(name.endswith(".tar") for name in listing(folder)) and not _holds_folders(folder)
@@ -111,21 +112,76 @@ def _holds_folders(folder: Path) -> bool:
     return any((folder / name).is_dir() for name in listing(folder))
 
 
-def tables_of(path: Path) -> list[Path]:
-    """The CSV files of a folder, or the file itself."""
-    return [path / name for name in listing(path) if name.lower().endswith(".csv")] if path.is_dir() else [path]
+# --- class folders
 
 
-def open_below(base: Path, path: str) -> Image.Image:
-    """Opens an image below a folder."""
-    return open_image(base / path)
+def split_folders(path: Path) -> dict[str, list[str]]:
+    """Split -> the names of its folders in a folder; splits without one are left out."""
+    found: dict[str, list[str]] = {}
+    for name in listing(path) if path.is_dir() else []:
+        split = SPLIT_NAMES.get(name.lower())
+        if split is not None and (path / name).is_dir():
+            found.setdefault(split, []).append(name)
+    return found
+
+
+def _check_one_folder(path: Path, folders: dict[str, list[str]]) -> None:
+    """Raises UserError if several folders mean one split: which of them was meant must not be guessed."""
+    for split, names in folders.items():
+        if len(names) > 1:
+            raise UserError(
+                f"{path}: the folders {' and '.join(names)} all mean {split}; keep one of them, or move the others away"
+            )
+
+
+def read_class_folders(path: Path, folders: dict[str, list[str]]) -> tuple[Rows, str]:
+    """The images of class folders, and why training images may be missing; `folders` is of `split_folders`."""
+    _check_one_folder(path, folders)
+    known = {name for names in folders.values() for name in names}
+    strange = [name for name in listing(path) if name not in known and (path / name).is_dir()]
+    if strange:
+        logger.warning("%s: %s is none of train, val and test, and is not read", path, ", ".join(strange))
+    rows: Rows = {split: [] for split in SPLITS}
+    left_out: dict[str, list[str]] = {kind: [] for kind in LEFT_OUT}
+    for split, folder in [(split, folders[split][0]) for split in SPLITS if split in folders]:
+        for name in listing(path / folder):
+            inside = f"{folder}/{name}"
+            if (path / inside).is_dir():
+                rows[split] += [(image, name) for image in _read_class(path, inside, left_out)]
+            else:
+                left_out["loose" if is_image(name) else "files"].append(inside)
+    for kind, said in LEFT_OUT.items():
+        if left_out[kind]:
+            logger.warning(f"%s: {said}", path, len(left_out[kind]), left_out[kind][0])
+    for kind in ("deeper", "loose"):
+        found = [each for each in left_out[kind] if each.startswith(f"{folders['train'][0]}/")]
+        if found:
+            return rows, LEFT_OUT[kind] % (len(found), found[0])
+    return rows, ""
+
+
+def _read_class(path: Path, folder: str, left_out: dict[str, list[str]]) -> list[str]:
+    """The images of a class folder; what is left out is added to `left_out`."""
+    images = []
+    for name in listing(path / folder):
+        inside = f"{folder}/{name}"
+        if is_image(name):  # known by its name alone, since there may be millions of images
+            images.append(inside)
+        else:
+            left_out["deeper" if (path / inside).is_dir() else "files"].append(inside)
+    if not images:
+        left_out["empty"].append(folder)
+    return images
+
+
+# --- tables
 
 
 def _read_metadata(path: Path, folders: dict[str, list[str]]) -> Rows:
     """The rows of a folder whose split folders hold a `metadata.csv` each; raises UserError as `_read_table` does."""
     rows: Rows = {split: [] for split in SPLITS}
     read = {split: [name for name in names if (path / name / METADATA).is_file()] for split, names in folders.items()}
-    check_one_folder(path, read)
+    _check_one_folder(path, read)
     left_out = [name for split, names in folders.items() for name in names if name not in read[split]]
     if left_out:
         said = "%s: left out are the folders %s; a folder that is read holds a %s"
@@ -133,32 +189,26 @@ def _read_metadata(path: Path, folders: dict[str, list[str]]) -> Rows:
     for split, names in read.items():
         for name in names:
             found = _read_table(path / name / METADATA, default=split)
-            rows[split] += [(f"{name}/{image}", label) for each in SPLITS for image, label in found[each]]
+            for each in SPLITS:
+                rows[split] += [(f"{name}/{image}", label) for image, label in found[each]]
     _check_listed_once(path / METADATA, rows)
     return rows
 
 
 def _columns(path: Path) -> list[str]:
     """The names of the columns of a table, in lower case; raises UserError if it cannot be read."""
-    check_regular(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return [column.strip().lower() for column in next(csv.reader(file, skipinitialspace=True), [])]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _unreadable(path, error) from error
+    with reading(path, TABLE), path.open(encoding="utf-8-sig", newline="") as file:
+        return [column.strip().lower() for column in next(csv.reader(file, skipinitialspace=True), [])]
 
 
 def _read_table(path: Path, default: str = "") -> Rows:
-    """The rows of a table.
+    """The rows of a CSV file; Hugging Face's has a column `file_name` for `path`.
 
     Args:
-        path: The CSV file; Hugging Face's has a column `file_name` for `path`.
         default: The split of a row that names none; "" takes that of the first folder of a `file_name`, or train.
-
-    Raises:
-        UserError: If the table cannot be read, or a row lacks something, or has no split where others have one.
     """
-    columns, read = _read_csv(path)
+    columns = _columns(path)
+    read = _read_rows(path, columns)
     by_folder = not default and "file_name" in columns
     found = _splits_by_folder(path.parent, [row for row in read if not row.split]) if by_folder else {}
     rows: Rows = {split: [] for split in SPLITS}
@@ -168,52 +218,18 @@ def _read_table(path: Path, default: str = "") -> Rows:
     return rows
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[Row]]:
-    """The names of the columns of a table, in lower case, and its rows; raises UserError as `_read_table` does."""
-    check_regular(path)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, skipinitialspace=True, strict=True)
-            given = columns = [column.strip().lower() for column in table.fieldnames or []]
-            if "path" not in columns:
-                columns = ["path" if column == "file_name" else column for column in columns]
-            table.fieldnames = columns
-            if repeated := next((c for c in columns if columns.count(c) > 1), None):
-                raise UserError(f"{path} has the column {repeated!r} twice; leave one of them out")
-            if not {"path", "label"} <= set(columns):
-                raise _other_columns(path, columns)
-            return given, [_read_row(row, f"{path}, line {table.line_num}") for row in table]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    if isinstance(error, UnicodeDecodeError) or "NUL" in str(error):  # which Python 3.10 does not read
-        return UserError(f"cannot read the table {path}: it is not in UTF-8; save it as UTF-8")
-    return UserError(f"cannot read the table {path}: {error}")
-
-
-def _other_columns(path: Path, columns: list[str]) -> UserError:
-    """The error for a table without the columns that it must have; a common cause is named."""
-    got = ",".join(columns)
-    if "\0" in got:  # UTF-16 without a mark at its start is also UTF-8
-        return UserError(f"cannot read the table {path}: it is not in UTF-8; save it as UTF-8")
-    wanted = f"{path} must have the columns path,label[,split]"
-    separators = [name for separator, name in SEPARATORS.items() if separator in got]
-    if separators:
-        return UserError(f"{wanted} with commas between them, got {got} with {separators[0]}; save it with commas")
-    return UserError(f"{wanted}, got {got or 'nothing'}")
-
-
-def _check_listed_once(path: Path, rows: Rows) -> None:
-    """Raises UserError if an image is listed twice in one spelling, or in two with other labels or splits."""
-    counts = Counter(image for split in SPLITS for image, _ in rows[split])
-    seen: dict[str, tuple[str, str]] = {}
-    for split in SPLITS:
-        for image, label in rows[split]:
-            file = os.path.abspath(path.parent / image)
-            if counts[image] > 1 or seen.setdefault(file, (label, split)) != (label, split):
-                raise UserError(f"{path}: {image} is listed more than once; an image has one label and one split")
+def _read_rows(path: Path, given: list[str]) -> list[Row]:
+    columns = given
+    if "path" not in given:
+        columns = ["path" if column == "file_name" else column for column in given]
+    if repeated := next((column for column in columns if columns.count(column) > 1), None):
+        raise UserError(f"{path} has the column {repeated!r} twice; leave one of them out")
+    if not {"path", "label"} <= set(columns):
+        raise UserError(f"{path} must have {COLUMNS}; got {','.join(given) or 'nothing'}")
+    with reading(path, TABLE), path.open(encoding="utf-8-sig", newline="") as file:
+        table = csv.DictReader(file, columns, skipinitialspace=True, strict=True)
+        next(table, None)  # the names of the columns
+        return [_read_row(row, f"{path}, line {table.line_num}") for row in table]
 
 
 def _read_row(row: dict[Any, Any], where: str) -> Row:
@@ -230,12 +246,21 @@ def _read_row(row: dict[Any, Any], where: str) -> Row:
     return Row(where, Path(os.path.normpath(image)).as_posix(), label, split)
 
 
+def _check_listed_once(path: Path, rows: Rows) -> None:
+    """Raises UserError if an image is listed twice in one spelling, or in two with other labels or splits."""
+    counts = Counter(image for split in SPLITS for image, _ in rows[split])
+    seen: dict[str, tuple[str, str]] = {}
+    for split in SPLITS:
+        for image, label in rows[split]:
+            file = os.path.abspath(path.parent / image)
+            if counts[image] > 1 or seen.setdefault(file, (label, split)) != (label, split):
+                raise UserError(f"{path}: {image} is listed more than once; an image has one label and one split")
+
+
 def _splits_by_folder(base: Path, rows: list[Row]) -> dict[str, str]:
     """The split of every image, which is the first folder of its path below `base`. If none has a split, all are train.
 
-    Raises:
-        UserError: If some images lie in the folder of a split and others do not: an image must not become a training
-            image by a guess.
+    Some with and some without are an error: an image must not become a training image by a guess.
     """
     found = {row.image: SPLIT_NAMES.get(_first_folder(base, row.image).lower(), "") for row in rows}
     some = any(found.values())

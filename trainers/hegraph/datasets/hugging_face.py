@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..utils.errors import UserError, first_line
 from ..utils.files import absolute
+from ..utils.reading import check_regular
 from .images import open_image
 from .layouts import listing
-from .own_rows import SPLIT_NAMES, OwnImages, Rows, name_of_label, splits_of_names
+from .rows import SPLIT_NAMES, OwnImages, Rows, name_of_label, splits_of_names
 from .splits import SPLITS
 
 if TYPE_CHECKING:
@@ -34,11 +35,7 @@ IMAGE, LABEL = "image", "label"
 
 
 def read_hugging_face(root: str) -> OwnImages | None:
-    """The images of a Hugging Face data set; None if `root` names none.
-
-    Raises:
-        UserError: If it cannot be loaded, lacks a column, or has no known split.
-    """
+    """The images of a Hugging Face data set; None if `root` names none."""
     files = {} if root.startswith(PREFIX) else _parquet_files(absolute(root))
     if not files and not root.startswith(PREFIX):
         return None
@@ -63,11 +60,7 @@ def read_hugging_face(root: str) -> OwnImages | None:
 
 
 def _names_of_splits(root: str, names: Sequence[str]) -> dict[str, str]:
-    """Split -> its name in a data set. Of several names, the split's own one is taken, or else the first.
-
-    Raises:
-        UserError: If no name is known.
-    """
+    """Split -> its name in a data set. Of several names, the split's own one is taken, or else the first."""
     taken: dict[str, str] = {}
     for name in names:
         split = SPLIT_NAMES.get(name.lower())
@@ -87,8 +80,8 @@ def _parquet_files(path: Path) -> dict[str, list[str]]:
     """Split -> the Parquet files of a folder, or the one file; raises UserError as `splits_of_names` does."""
     if not os.path.exists(path):  # URLs may be too long for `path.exists`
         return {}
-    if path.is_file() and path.suffix == ".parquet":
-        return {"train": [str(path)]}
+    if not path.is_dir():
+        return {"train": [str(path)]} if path.suffix == ".parquet" else {}
     found: list[str] = []
     for folder in ("", "data/"):
         names = listing(path / folder) if (path / folder).is_dir() else []
@@ -105,6 +98,11 @@ def _load(root: str, files: dict[str, list[str]]) -> Any:
     except ImportError as error:
         raise UserError(f"{root} needs the package datasets: pip install 'datasets>=3'") from error
     name, _, configuration = root.removeprefix(PREFIX).partition("#")
+    paths = [Path(file) for found in files.values() for file in found]
+    if not files and os.path.isdir(name):
+        paths = [path for path in Path(name).rglob("*") if not path.is_dir()]
+    for path in paths:
+        check_regular(path)  # the package would wait for a pipe
     datasets.disable_progress_bars()
     try:
         if files:
@@ -140,11 +138,7 @@ def _version(tables: dict[str, Any], path: str) -> tuple[int, int]:
 
 
 def _stored(tables: dict[str, Any], path: str) -> dict[str, Any]:
-    """The image of a row as it is stored: its "bytes", or the "path" of its file.
-
-    Raises:
-        UserError: If it has neither.
-    """
+    """The image of a row as it is stored: its "bytes", or the "path" of its file; UserError if it has neither."""
     split, _, row = path.partition("/")
     stored = tables[split][int(row)][IMAGE]
     if stored is None or (stored["bytes"] is None and stored["path"] is None):

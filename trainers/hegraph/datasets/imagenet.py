@@ -106,17 +106,7 @@ def list_class_ids(folder: Path, images: str, names: dict[str, str]) -> list[str
 
 
 def read_class_folders(folder: Path, images: str, names: dict[str, str], ids: list[str]) -> list[Item]:
-    """The items of all class folders.
-
-    Args:
-        folder: The folder of the data set.
-        images: The folder of the class folders, below `folder`.
-        names: WordNet id -> class name.
-        ids: The WordNet ids in label order.
-
-    Raises:
-        UserError: If there is a folder of a class that `ids` lacks.
-    """
+    """The items of all class folders; `names` is WordNet id -> class name, `ids` the WordNet ids in label order."""
     found = (
         (f"{images}/{wordnet_id}/{file}", wordnet_id)
         for wordnet_id in list_class_ids(folder, images, names)
@@ -153,12 +143,8 @@ def ground_truth(folder: Path, files: list[str], wordnet_ids: Iterable[str]) -> 
     """The WordNet id of every image of a flat validation folder.
 
     Args:
-        folder: The folder of ImageNet.
         files: The sorted names of the images.
         wordnet_ids: The ids of all classes, including those that have no training images here.
-
-    Raises:
-        UserError: If there is no file with the labels, or it does not fit the images.
     """
     candidates = [folder / where / name for name in GROUND_TRUTH for where in GROUND_TRUTH_FOLDERS]
     path = next((path for path in candidates if path.is_file()), None)

@@ -25,22 +25,23 @@ TRAIN_FRACTION, VAL_FRACTION = 0.5, 0.2  # of each class, where there is no offi
 
 
 def listing(folder: Path) -> list[str]:
-    """The names in a folder, sorted, without hidden ones.
-
-    Raises:
-        UserError: If there is no such folder, or a name in it is not UTF-8.
-    """
+    """The names in a folder, sorted, without hidden ones; UserError if one of them is not UTF-8."""
     try:
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise UserError(f"cannot list the folder {folder}: {first_line(error)}") from error
     for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            shown = os.fsencode(name).decode("utf-8", "backslashreplace")
-            raise UserError(f"{folder} holds {shown!r}, a name that is not UTF-8; rename it") from error
+        check_utf8(name, str(folder))
     return names
+
+
+def check_utf8(name: str, where: str) -> None:
+    """Raises UserError if a name of a file is not UTF-8, since no record could hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+        raise UserError(f"{where} holds {shown!r}, a name that is not UTF-8; rename it") from error
 
 
 def is_folder(path: Path) -> bool:
@@ -54,20 +55,12 @@ def is_folder(path: Path) -> bool:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, stripped, without empty ones.
-
-    Raises:
-        UserError: If it cannot be read.
-    """
+    """The lines of a text file, stripped, without empty ones."""
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def read_mat(path: Path, variable: str) -> Any:
-    """A variable of a Matlab file, as scipy returns it.
-
-    Raises:
-        UserError: If it cannot be read.
-    """
+    """A variable of a Matlab file, as scipy returns it."""
     from scipy.io import loadmat  # slow to import, and few data sets need it
 
     with reading(path, f"a Matlab file with {variable}"), path.open("rb") as file:
@@ -91,12 +84,7 @@ def split_trainval(trainval: list[Item], rng: random.Random) -> tuple[list[Item]
 def split_classes(by_class: Iterable[tuple[int, str, list[str]]], rng: random.Random) -> Pools:
     """Draws half of each class as train and a fifth as val; the rest is test (CoOp's `read_and_split_data`).
 
-    Args:
-        by_class: Label, name and image paths of each class.
-        rng: The generator to draw from.
-
-    Raises:
-        UserError: If a class has too few images for the three.
+    `by_class` gives label, name and image paths of each class.
     """
     pools: Pools = {"train": [], "val": [], "test": []}
     for label, name, paths in by_class:
@@ -120,12 +108,8 @@ def split_class_folders(
     """Reads a data set that is one folder per class, without an official split, and draws a split.
 
     Args:
-        folder, rng, images: As of every reader.
         ignored: Class folders that are left out.
         names: Folder -> class name, for the classes that are not named as their folders.
-
-    Raises:
-        UserError: If there is no class folder, or a class has too few images.
     """
     folders = [name for name in listing(folder / images) if name not in ignored and (folder / images / name).is_dir()]
     if not folders:

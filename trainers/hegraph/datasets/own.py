@@ -13,50 +13,31 @@ import shlex
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from ..utils.commands import command
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.files import absolute, hash_file
 from .base import Dataset
-from .class_folders import split_folders
 from .folder import read_files, tables_of
 from .hugging_face import read_hugging_face
-from .images import is_image, reason
 from .layouts import listing
-from .own_rows import LONGEST_NUMBER, OwnImages, splits_of_words
+from .rows import LONGEST_NUMBER, OwnImages
+from .shards import read_shards
 from .splits import SPLITS, Item
-from .tar_shards import read_shards
 
 logger = logging.getLogger(__name__)
 
 NAME = "ImageFolder"
 HEAD = 4096  # bytes of files that are compared first
-MAX_NAMED = 3  # a message names at most so many folders or classes
+MAX_NAMED = 3  # a message names at most so many files or classes
 LAYOUT = (
     "expected ROOT/train/<class>/*.jpg (and val, test if you have them), or a CSV file with the columns "
     "path,label[,split]"
 )
 
-
-class Form(NamedTuple):
-    """A form that images may have.
-
-    Attributes:
-        name: What it is called.
-        read: Takes `--root` and returns the images, or None if it names no images of this form. No image is opened.
-    """
-
-    name: str
-    read: Callable[[str], OwnImages | None]
-
-
-# The first that finds something is taken
-FORMS = (
-    Form("folders and CSV files", read_files),
-    Form("Hugging Face data sets, and Parquet files", read_hugging_face),
-    Form("WebDataset's tar shards", read_shards),
-)
+# The forms that images may have. Each takes `--root` and returns None if it names no images of this form; no image is
+# opened. The first that finds something is taken.
+FORMS: tuple[Callable[[str], OwnImages | None], ...] = (read_files, read_hugging_face, read_shards)
 
 
 def load_own_images(root: str) -> Dataset:
@@ -70,17 +51,17 @@ def load_own_images(root: str) -> Dataset:
     """
     if not root:
         raise UserError(f"{NAME} needs --root, your folder or CSV file; {LAYOUT}")
-    images = next((found for form in FORMS if (found := form.read(root)) is not None), None)
+    images = next((found for read in FORMS if (found := read(root)) is not None), None)
     if images is None:
         raise _no_form(absolute(root))
-    images = _composed(images)
-    rows, where = images.rows, images.root or root
+    # macOS writes an umlaut as two characters, and other systems as one
+    rows = {split: [(file, _nfc(name)) for file, name in found] for split, found in images.rows.items()}
+    where, hint = images.root or root, f"; {images.hint}" if images.hint else ""
     trained = {name for _, name in rows["train"]}
-    names = [name for name in images.classnames if name in trained]
+    names = [name for name in dict.fromkeys(map(_nfc, images.classnames)) if name in trained]
     names = names if len(names) == len(trained) else sorted(trained, key=_class_order)
     if not names:
-        raise UserError(f"{where} has no training image; {images.hint or LAYOUT}")
-    hint = f"; {images.hint}" if images.hint else ""
+        raise UserError(f"{where} has no training image{hint or f'; {LAYOUT}'}")
     labels = {name: label for label, name in enumerate(names)}
     for split in ("val", "test"):
         unknown = sorted({name for _, name in rows[split]} - set(names))
@@ -88,59 +69,16 @@ def load_own_images(root: str) -> Dataset:
             raise UserError(
                 f"{where}: {len(unknown)} classes of {split} have no training image: {', '.join(unknown[:5])}{hint}"
             )
-    _warn_of_numbers(where, names)
+    if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", name) for name in names):
+        said = '%s: all class names are numbers (%s), so prompts read "a photo of a %s."; give them names in words'
+        logger.warning(said, where, _some(names), names[0])
     train, val, test = ([Item(file, labels[name], name) for file, name in rows[split]] for split in SPLITS)
     check = command(f"datasets check folder --root {shlex.quote(root)}")
     return Dataset(NAME, names, train, val, test, images.open, images.root, version=images.version, check_command=check)
 
 
-def _composed(images: OwnImages) -> OwnImages:
-    """The images with class names in NFC: macOS writes an umlaut as two characters, and other systems as one."""
-    rows = {split: [(file, _nfc(name)) for file, name in found] for split, found in images.rows.items()}
-    return images._replace(rows=rows, classnames=list(dict.fromkeys(map(_nfc, images.classnames))))
-
-
 def _nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
-
-
-def _warn_of_numbers(where: object, names: Sequence[str]) -> None:
-    """Says it if all class names are numbers, of which CLIP knows little."""
-    if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", name) for name in names):
-        said = '%s: all class names are numbers (%s), so prompts read "a photo of a %s."; give them names in words'
-        logger.warning(said, where, _some(names), names[0])
-
-
-def _no_form(path: Path) -> UserError:
-    if not os.path.exists(path):  # URLs may be too long for `path.exists`
-        return UserError(f"there is no {path}; {LAYOUT}")
-    if not path.is_dir():
-        return UserError(f"{path} is no CSV file; {LAYOUT}")
-    tables = tables_of(path)
-    if len(tables) > 1:
-        return UserError(f"{path} holds {len(tables)} CSV files; {LAYOUT}")
-    return _no_layout(path)
-
-
-def _no_layout(path: Path) -> UserError:
-    """The error for a folder without a training folder. Folders of splits are never taken for classes."""
-    folders = [name for name in listing(path) if (path / name).is_dir()]
-    splits = [name for name in folders if any(splits_of_words(name))]
-    with_images = [name for name in folders if any(map(is_image, listing(path / name)))]
-    images = [name for name in listing(path) if is_image(name)]
-    if split_folders(path):
-        return UserError(f"{path} holds {_some(splits)} and no folder train; {LAYOUT}")
-    if splits:
-        return UserError(f"{path} holds {_some(splits)}; call folders of splits train, val and test; {LAYOUT}")
-    if with_images:
-        return UserError(f"{path} holds folders of images ({_some(with_images)}): move them into {path / 'train'}/")
-    if images:
-        return UserError(f"{path}: {len(images)} images lie in no class folder, such as {images[0]}; {LAYOUT}")
-    return UserError(f"{path} holds neither a folder train nor a CSV file; {LAYOUT}")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join([*names[:MAX_NAMED], *(["..."] if len(names) > MAX_NAMED else [])])
 
 
 def _class_order(name: str) -> tuple[int, int, str]:
@@ -148,19 +86,35 @@ def _class_order(name: str) -> tuple[int, int, str]:
     return (0, int(name), name) if name.isdecimal() and len(name) <= LONGEST_NUMBER else (1, 0, name)
 
 
+def _no_form(path: Path) -> UserError:
+    try:
+        os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        return UserError(f"cannot read {path}: {first_line(error)}; {LAYOUT}")
+    if not path.is_dir():
+        return UserError(f"{path} is no CSV file; {LAYOUT}")
+    tables = tables_of(path)
+    if len(tables) > 1:
+        return UserError(f"{path} holds {len(tables)} CSV files; {LAYOUT}")
+    return UserError(f"{path} holds {_some(listing(path)) or 'nothing'}, and no images in a folder train; {LAYOUT}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*names[:MAX_NAMED], *(["..."] if len(names) > MAX_NAMED else [])])
+
+
+# --- images that are learned from and tested on: the same file under two names
+
+
 def refuse_copies(dataset: Dataset) -> None:
-    """Checks that no training or validation file is a test file as well, byte for byte.
+    """Raises UserError if selected training or validation files are test files as well, byte for byte.
 
-    Args:
-        dataset: The selected images. Those that are no files of their own, as in a tar shard, are not compared.
-
-    Raises:
-        UserError: If there are such files, and the message counts them and names one; or if a file cannot be read.
+    The training features of such an image are means over augmented views, so that features alone do not tell.
     """
     try:
         copies = copies_in_test(dataset)
     except OSError as error:
-        raise dataset.unreadable(error.filename or "", reason(error)) from error
+        raise dataset.unreadable(error.filename or "", first_line(error)) from error
     for name, found in copies.items():
         if found:
             raise UserError(
@@ -170,14 +124,7 @@ def refuse_copies(dataset: Dataset) -> None:
 
 
 def copies_in_test(dataset: Dataset) -> dict[str, list[Path]]:
-    """The files of "train" and of "val" that are test files as well, byte for byte.
-
-    Args:
-        dataset: Its images that are no files of their own, as in a tar shard, are not compared.
-
-    Raises:
-        OSError: If a file cannot be read.
-    """
+    """The files of "train" and of "val" that are test files as well; none of images that are no files of their own."""
     if dataset.root is None or dataset.version is not None:
         return {"train": [], "val": []}
     train, val, test = ([dataset.root / item.path for item in items] for items in dataset.splits.values())

@@ -40,11 +40,7 @@ class _Drawn(OpenPart):
 
 
 def read_split_file(path: Path) -> Pools:
-    """Reads a file `split_zhou_*.json`, which holds `{"train"|"val"|"test": [[path, label, class name], ...]}`.
-
-    Raises:
-        UserError: If the file cannot be read or has another structure, or an image is in two splits or has two labels.
-    """
+    """Reads a file `split_zhou_*.json`, which holds `{"train"|"val"|"test": [[path, label, class name], ...]}`."""
     form = "it must hold train, val and test, each a list of [path, label, class name]"
     splits = check(_SplitFile, read_json(path), f"{path} is not a split file: {form}")
     pools = {name: [Item(*row) for row in getattr(splits, name)] for name in SPLITS}
@@ -53,15 +49,7 @@ def read_split_file(path: Path) -> Pools:
 
 
 def check_pools(pools: Pools, where: str) -> None:
-    """Checks that every image is in one split, and has one label.
-
-    Args:
-        pools: Split -> its items, with normalised paths or those that a file lists.
-        where: How the message begins, such as the path of the file.
-
-    Raises:
-        UserError: If an image is listed in two splits, or with two labels.
-    """
+    """Raises UserError, which begins with `where`, if an image is listed in two splits, or with two labels."""
     seen: dict[str, tuple[str, int]] = {}
     twice: dict[str, tuple[str, str]] = {}
     for split, items in pools.items():
@@ -138,9 +126,6 @@ def read_coop_pickle(path: Path, folder: str) -> Pools:
 
     Returns:
         The items of "train", and of "val" and "test" if the file has them.
-
-    Raises:
-        UserError: If it holds anything but `Datum` objects, or is damaged.
     """
     with reading(path, "a pickle of CoOp's items, which is made anew if you delete it"):
         content = _DatumUnpickler(io.BytesIO(path.read_bytes())).load()

@@ -32,16 +32,9 @@ MALFORMED = (KeyError, TypeError, ValueError, IndexError)  # what reading a file
 
 
 def load_stored(entry: DatasetEntry, root: str, seed: int, rng: random.Random) -> Dataset:
-    """Loads a data set with its full splits. No image is opened.
+    """Loads a data set with its full splits from the folder of all data sets. No image is opened.
 
-    Args:
-        entry: The data set.
-        root: The folder of all data sets.
-        seed: The seed that `rng` was made from.
-        rng: The generator that a missing split is drawn from. The few-shot protocol draws from it afterwards.
-
-    Raises:
-        UserError: If something is missing. The message says what, and how to find out more.
+    A missing split is drawn from `rng`, which was made from `seed`; the few-shot protocol draws from it afterwards.
     """
     name = entry.name
     base = absolute(root)
@@ -70,17 +63,12 @@ def open_stored(base: Path, path: str) -> Image.Image:
 
 
 def read_pools(entry: DatasetEntry, folder: Path, seed: int, rng: random.Random, write: bool = True) -> Pools:
-    """The full splits of a data set.
+    """The full splits of a data set, with paths relative to its folder.
 
     Args:
-        entry: The data set.
-        folder: Its folder, which the paths of the items are relative to.
         seed: The seed that `rng` was made from. If the split file was drawn with it, `rng` is set to its state then.
         rng: The generator that a missing split is drawn from.
         write: Whether a split that had to be drawn is written to the split file.
-
-    Raises:
-        UserError: If something is missing or damaged.
     """
     if entry.split_file is None:
         return entry.read(folder, rng)
@@ -118,11 +106,7 @@ def _write_split(entry: DatasetEntry, split_file: Path, pools: Pools, seed: int,
 
 
 def pools_class_names(entry: DatasetEntry, pools: Pools) -> list[str]:
-    """The class names in label order.
-
-    Raises:
-        UserError: If a split is empty, or the three do not agree on what a label means.
-    """
+    """The class names in label order; UserError if a split is empty, or they do not agree on what a label means."""
     needed = ("test",) if entry.train_on else ("train", "test")
     empty = next((split for split in needed if not pools[split]), None)
     if empty is not None:
@@ -135,16 +119,8 @@ def pools_class_names(entry: DatasetEntry, pools: Pools) -> list[str]:
 def read_coop_selection(dataset: Dataset, folder: str, shots: int, seed: int) -> Pools | None:
     """The few-shot task that CoOp selected in this data root for these shots and this seed; None if it did not.
 
-    CoOp keeps its selection as a pickle and takes it in every later run, so it is taken here as well.
-
-    Args:
-        dataset: The data set with its full splits.
-        folder: Its folder below the data root.
-        shots: Training images per class.
-        seed: The seed of the selection.
-
-    Raises:
-        UserError: If the pickle is damaged, or was drawn from another split than the one that is here.
+    CoOp keeps its selection as a pickle in `folder` and takes it in every later run, so it is taken here as well, unless
+    it was drawn from another split than the one that is here.
     """
     if shots < 1 or dataset.root is None:
         return None  # CoOp keeps no selection of all images

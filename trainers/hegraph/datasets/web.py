@@ -165,11 +165,7 @@ def _network() -> Iterator[None]:
 
 
 def _read_headers(response: requests.Response, part: Path, offset: int, note: _Note) -> tuple[int, int | None]:
-    """The byte of the file at which the response begins, and the length of the file, if the server says it.
-
-    Raises:
-        Interrupted, Broken: If the headers do not fit the request.
-    """
+    """The byte of the file at which the response begins, and the length of the file, if the server says it."""
     status = f"HTTP {response.status_code} {response.reason}"
     if response.status_code in (408, 429) or response.status_code >= 500:
         raise Interrupted(status)

@@ -45,15 +45,7 @@ class OwnImages(NamedTuple):
 
 
 def name_of_label(label: Any, where: str) -> str:
-    """The class name that a label of a file stands for; "" if there is none: null, NaN, or a blank text.
-
-    Args:
-        label: What was read.
-        where: Where it stands, for the message.
-
-    Raises:
-        UserError: If it is a list, a dict or bytes.
-    """
+    """The class name that a label of a file stands for; "" if there is none: null, NaN, or a blank text."""
     if isinstance(label, (list, dict, bytes)):
         raise UserError(f"{where}: the label must be a text or a number, got {label!r:.60}")
     return "" if label is None or label != label else str(label).strip()  # only NaN is unlike itself
@@ -74,10 +66,8 @@ def splits_of_names(where: Path, names: Iterable[str]) -> dict[str, str]:
     some = any(splits[0] for splits in found.values())
     for name, splits in found.items():
         if not splits[0] and (some or {"val", "test"} & set(splits)):
-            raise UserError(
-                f"{where}: {name} does not begin with its split; let it begin with one of {', '.join(SPLIT_NAMES)}, or "
-                "move it away"
-            )
+            allowed = ", ".join(SPLIT_NAMES)
+            raise UserError(f"{where}: {name} must begin with its split, one of {allowed}, or be moved away")
     return {name: splits[0] or "train" for name, splits in found.items()}
 
 
