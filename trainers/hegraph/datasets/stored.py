@@ -119,8 +119,8 @@ def pools_class_names(entry: DatasetEntry, pools: Pools) -> list[str]:
 def read_coop_selection(dataset: Dataset, folder: str, shots: int, seed: int) -> Pools | None:
     """The few-shot task that CoOp selected in this data root for these shots and this seed; None if it did not.
 
-    CoOp keeps its selection as a pickle in `folder` and takes it in every later run, so it is taken here as well, unless
-    it was drawn from another split than the one that is here.
+    CoOp keeps its selection as a pickle in `folder` and takes it in every later run, so it is taken here as well. One
+    that was drawn from another split than the one that is here is an error.
     """
     if shots < 1 or dataset.root is None:
         return None  # CoOp keeps no selection of all images
