@@ -29,12 +29,6 @@ SPLIT = "split.json"
 PREDICTIONS = "predictions.safetensors"
 TEXT_NODES = "text_nodes.safetensors"
 
-# The keys that a record must have to count as complete
-REQUIRED = (
-    "dataset", "trainer", "variant", "backbone", "shots", "seed", "accuracy", "accuracy_text", "accuracy_zero_shot",
-    "macro_f1", "num_test", "selected_on", "selected", "run_id",
-)  # fmt: skip
-
 # The "rule" of a test on another data set than that of the training
 SAME_CLASSES, OTHER_CLASSES = "same classes", "other classes"
 
@@ -257,6 +251,10 @@ class _Record(_Target):
     threads: Count | None = None
     device: str | None = None
     finished_at: str | None = None
+
+
+# The keys that a record must have to count as complete
+REQUIRED = tuple(name for name, field in _Record.model_fields.items() if field.is_required())
 
 
 def _check_record(record: object, where: str) -> dict:
