@@ -52,6 +52,7 @@ def test_every_benchmark_is_tried_here():
     assert set(BARS) == set(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_runs_and_writes_its_figures(name, request, tmp_path, capsys, tiny_bank, monkeypatch):
     if name == "peers":  # its banks are not part of the repository

@@ -67,11 +67,6 @@ def test_gamma_starts_at_zero():
     assert set(found) == {(1.0, 1.0, 0.1), (0.1, 1.0, 0.1), *grid}
 
 
-def test_a_start_that_shares_its_beta_with_the_grid_is_a_candidate_beside_the_grid():
-    found = candidates([0.5, 2.1], [2, 2], {"ALPHA": 0.2, "BETA": 1.1}, PAIR)
-    assert set(found) == {(0.2, 1.1), (0.1, 0.1), (0.3, 0.1), (0.1, 1.1), (0.3, 1.1)}
-
-
 def test_a_candidate_is_right_where_alpha_times_the_cache_outweighs_the_text():
     # The text says class 0 by 1, the cache says class 1 by beta: right where alpha * beta > 1, with alpha in 0.1, 0.6,
     # 1.1 and beta in 0.1, 1.1, 2.1 or the start's 0.8. The start (0.5, 0.8) is wrong. Of the three that are right,

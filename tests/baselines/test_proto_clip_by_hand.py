@@ -165,14 +165,3 @@ def test_val_is_looked_at_every_so_many_epochs_and_the_numbers_are_chosen_before
     trained = adam(lambda *memories: loss_of_memories(*memories, *before), [IMAGES, TEXT], rates, 0.4, True, eps=0.05)
     expected = np.log(probabilities(PROBES, *trained, *after))
     np.testing.assert_allclose(fitted.logits(tensor(PROBES)).numpy(), expected, rtol=0, atol=1e-3)
-
-
-def test_an_epoch_is_judged_with_the_numbers_of_the_training(fit):
-    bank = bank_of(IMAGES, LABELS, TEXT, val=(PROBES, [0, 1, 2, 0, 1, 2]))
-    fitted = fit("ProtoCLIP", bank, **PROTO | {"EPOCHS": 4, "ASK_EVERY": 1, "LR": 0.2})
-    before = fitted.selected["ALPHA, BETA in training"]["value"]
-    for epoch, accuracy in fitted.selected["EPOCH"]["candidates"]:
-        rates = [0.2] * epoch
-        trained = adam(lambda *m: loss_of_memories(*m, *before), [IMAGES, TEXT], rates, 0.4, True, eps=0.05)
-        right = probabilities(PROBES, *trained, *before).argmax(axis=1) == [0, 1, 2, 0, 1, 2]
-        assert accuracy == pytest.approx(100 * right.mean(), abs=1e-4)

@@ -264,11 +264,6 @@ def test_lp_plus_plus_keeps_its_momentum_over_the_blocks_and_steps_alpha_without
     assert_close(logits_of(fitted), momentum_by_hand(6, 3, 0.6), atol=1e-3)
 
 
-def test_lp_plus_plus_without_val_counts_the_last_step_also_within_a_block(fit):
-    fitted = fit("LPPlusPlus", bank(), STEPS=7, BLOCK=3, **LP)
-    assert_close(logits_of(fitted), momentum_by_hand(7, 3, 0.6), atol=1e-3)
-
-
 def test_of_steps_that_are_equally_good_on_val_lp_plus_plus_takes_the_last(fit):
     # One val image that every step gets wrong: all are equally good
     probe = PROBES[:1]

@@ -9,7 +9,6 @@ import pytest
 from trainers.hegraph.results.__main__ import main
 from trainers.hegraph.results.costs import calibration_table
 from trainers.hegraph.results.figures import reliability_diagrams
-from trainers.hegraph.results.page import write_report
 from trainers.hegraph.results.records import write_record
 from trainers.hegraph.utils.errors import UserError
 
@@ -116,23 +115,6 @@ def test_the_command_prints_the_table_and_draws_if_asked(calibrated, tmp_path, c
     assert (tmp_path / "fig.png").stat().st_size and b"<svg" in (tmp_path / "fig.svg").read_bytes()
 
 
-def test_the_page_shows_table_and_diagrams_where_records_have_them(calibrated, run, tmp_path):
-    write_record(tmp_path / "new" / "run", calibrated(1))
-    write_record(tmp_path / "old" / "run", run(1))
-    write_report([tmp_path / "new"], tmp_path / "new.html")
-    write_report([tmp_path / "old"], tmp_path / "old.html")
-    new, old = ((tmp_path / name).read_text() for name in ("new.html", "old.html"))
-    assert "ECE at T" in new and "Reliability diagrams" in new
-    assert "ECE at T" not in old and "Reliability diagrams" not in old
-
-
-def test_a_collected_record_keeps_what_the_diagrams_need(calibrated, tmp_path):
-    write_record(tmp_path / "run", calibrated(1))
-    assert main(["collect", str(tmp_path / "run"), "--out", str(tmp_path / "all.jsonl")]) == 0
-    assert main(["calibration", str(tmp_path / "all.jsonl"), "--out", str(tmp_path / "fig")]) == 0
-    assert json.loads((tmp_path / "all.jsonl").read_text())["calibration"] == calibrated(1)["calibration"]
-
-
 SPOILED = {
     "a number": lambda found: 1e308,
     "without a temperature": lambda found: {key: found[key] for key in ("before", "after", "zero_shot")},
@@ -144,14 +126,12 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
-@pytest.mark.parametrize("command", [("calibration",), ("report", "--out", "page.html")])
-def test_a_calibration_of_another_form_is_one_line(calibrated, tmp_path, monkeypatch, capsys, spoil, command):
+def test_a_calibration_of_another_form_is_one_line(calibrated, tmp_path, monkeypatch, capsys, spoil):
     monkeypatch.chdir(tmp_path)
     record = calibrated(1)
     record["calibration"] = spoil(record["calibration"])
     (tmp_path / "all.jsonl").write_text(json.dumps(record))
-    name, *more = command
-    assert main([name, "all.jsonl", *more]) == 2
+    assert main(["calibration", "all.jsonl"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: all.jsonl, line 1 is no record: calibration")
     assert error.count("\n") == 1

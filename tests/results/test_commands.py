@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 
 from trainers.hegraph.results.__main__ import main
 from trainers.hegraph.results.comparison import compare
-from trainers.hegraph.results.costs import complexity
 from trainers.hegraph.results.records import write_predictions, write_record
 from trainers.hegraph.results.table import FORMATS
 
@@ -30,32 +29,10 @@ def test_compare_prints_the_table_in_every_format(folder, run, capsys, kind):
     assert capsys.readouterr().out == FORMATS[kind](compare([run(1, 80.0), run(2, 84.0)]))
 
 
-def test_compare_prints_means_alone(folder, run, capsys):
-    assert main(["compare", str(folder), "--no-interval"]) == 0
-    table = compare([run(1, 80.0), run(2, 84.0)], intervals=False)
-    assert capsys.readouterr().out == FORMATS["markdown"](table)
-
-
-def test_collected_records_are_compared_like_the_folders(folder, tmp_path, capsys):
-    assert main(["collect", str(folder), "--out", str(tmp_path / "all.jsonl")]) == 0
-    shown = []
-    for source in (folder, tmp_path / "all.jsonl"):
-        assert main(["compare", str(source)]) == 0
-        shown.append(capsys.readouterr().out)
-    assert shown[0] == shown[1]
-
-
 @pytest.mark.parametrize("name", ["base-to-new", "complexity"])
 def test_text_shows_accuracies_so_other_tables_do_not_have_it(folder, capsys, name):
     assert main([name, str(folder), "--format", "text"]) == 2
     assert "invalid choice: 'text'" in capsys.readouterr().err
-
-
-def test_complexity_prints_its_table(run, tmp_path, capsys):
-    measured = {"seconds": {"training": 6.0}, "epochs": 3, "num_parameters": 1000, "peak_memory_mb": 500.0}
-    write_record(tmp_path / "run", run(**measured))
-    assert main(["complexity", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == FORMATS["markdown"](complexity([run(**measured)]))
 
 
 def test_quoted_numbers_are_marked(run, tmp_path, capsys):

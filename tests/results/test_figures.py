@@ -64,14 +64,6 @@ def test_methods_differ_without_colour():
     assert len(set(styles)) == len(styles)
 
 
-def test_a_method_looks_the_same_in_every_figure(run):
-    tip = {"trainer": "TipAdapter", "variant": "", "accuracy_text": None}
-    with_others = curves([run(), run(**tip)]).axes[0].containers[1]
-    alone = curves([run(**tip)]).axes[0].containers[1]
-    assert with_others.get_label() == alone.get_label() == "TipAdapter"
-    assert with_others.lines[0].get_marker() == alone.lines[0].get_marker()
-
-
 def test_several_backbones_and_all_images_are_refused(run):
     with pytest.raises(UserError, match="one backbone"):
         curves([run(), run(backbone="RN50/openai")])
@@ -114,10 +106,6 @@ def test_a_confusion_matrix_is_in_percent_of_the_true_class():
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted class", "true class")
     assert sorted(text.get_text() for text in axis.texts) == ["1", "3"]
     assert "%" in bar.get_ylabel()
-
-
-def test_many_classes_are_drawn_without_names():
-    assert not confusion(np.eye(200, dtype=int), [f"class {i}" for i in range(200)]).axes[0].texts
 
 
 def test_a_figure_is_saved_as_png_and_svg_under_any_stem(run, tmp_path):

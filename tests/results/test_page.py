@@ -172,6 +172,7 @@ addEventListener("error", event => (window.failed ||= []).push(String(event.mess
 </script>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_browser_shows_it_on_a_phone_without_overflow_or_request(report, tmp_path):
     # headless windows have a least width above a phone's, a frame has none

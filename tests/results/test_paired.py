@@ -95,13 +95,6 @@ def test_two_runs_of_one_seed_and_setting_are_refused(finish, tmp_path):
         read_runs([tmp_path])
 
 
-def test_seeds_of_different_configurations_are_refused(finish, tmp_path):
-    finish("one", [0, 0], seed=1)
-    finish("two", [0, 1], seed=2, config={"TRAINER.X.ALPHA": 0.5})
-    with pytest.raises(UserError, match="HeGraphAdapter, 4 shots: runs of different configurations"):
-        read_runs([tmp_path])
-
-
 @pytest.mark.parametrize("other", [{"predicted": [0, 0, 0]}, {"predicted": [0, 0], "label": 1}])
 @pytest.mark.parametrize("changes", [{"seed": 2}, {"trainer": "TaskRes", "variant": ""}])
 def test_runs_with_other_test_images_are_refused(finish, tmp_path, other, changes):

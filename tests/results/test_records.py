@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
 
 import pytest
 
@@ -46,12 +44,6 @@ def test_a_damaged_record_counts_as_not_done_and_says_so(tmp_path, caplog, index
     [warning] = [r.getMessage() for r in caplog.records]
     assert "counts as not done" in warning
     assert str(tmp_path) in warning
-
-
-def test_a_record_that_is_no_text_counts_as_not_done(tmp_path, caplog):
-    (tmp_path / "result.json").write_bytes(bytes(range(128, 256)))
-    assert read_record(tmp_path) is None
-    assert "counts as not done" in caplog.text
 
 
 @pytest.mark.parametrize("key", REQUIRED)
@@ -129,23 +121,3 @@ def test_a_file_that_holds_something_else_than_records_is_named(tmp_path, conten
 
 
 # Importing
-
-
-def modules_after(statement: str) -> set[str]:
-    """The modules that a fresh interpreter has loaded after a statement."""
-    code = f"{statement}\nimport sys\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
-
-
-def test_importing_the_records_imports_no_table_and_no_figure():
-    """Every run imports the records when it starts, and ends quickly if it is done already."""
-    package = "trainers.hegraph.results"
-    assert {name for name in modules_after(f"import {package}.records") if name.startswith(package)} == {
-        package,
-        f"{package}.records",
-    }
-
-
-def test_the_command_line_imports_nothing_heavy_before_it_needs_it():
-    assert not modules_after("import trainers.hegraph.results.__main__") & {"matplotlib", "sklearn", "scipy"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -96,19 +95,6 @@ def test_the_table_has_a_row_for_each_score_and_the_mean_over_seeds(tiny_bank, t
     for column, key in enumerate(("auroc", "fpr95")):
         assert by_score["energy"][column] == f"{(found[0][key] + found[1][key]) / 2:.2f}"
     assert by_score["energy"][2] and not by_score["probability"][2]
-
-
-def test_runs_of_different_configurations_and_a_run_that_is_named_twice_are_refused(tiny_bank, tmp_path, capsys):
-    options = (*QUICK, "DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.HEGRAPHADAPTER.CLOSED_FORM.OMEGA")
-    for name, seed, omega in (("a", "1", "0.1"), ("b", "2", "0.5")):
-        flags = ["--features", str(tiny_bank), "--shots", "2", "--seed", seed, "--output-dir", str(tmp_path / name)]
-        assert train([*flags, *options, omega]) == 0
-    shutil.copytree(tmp_path / "a", tmp_path / "c")
-    capsys.readouterr()
-    for second, words in (("b", "runs of different configurations"), ("c", "seed 1 is there more than once")):
-        folders = [str(tmp_path / "a"), str(tmp_path / second)]
-        assert main(["rejection", *folders, "--features", str(tiny_bank)]) == 2
-        assert f"Tiny, HeGraphAdapter, 2 shots: {words}" in capsys.readouterr().err
 
 
 def test_a_row_says_which_data_sets_it_is_of_if_it_lacks_one(tiny_bank, tmp_path, capsys):

@@ -57,7 +57,7 @@ def compare(
     Args:
         records: The runs, all with test images.
         by: What the columns are.
-        quotes: The paper's numbers; those of the same data set, backbone, shots and setting get rows of their own.
+        quotes: The paper's numbers; those of the same task get rows of their own.
         intervals: Whether means are shown with their intervals.
         cases: From `read_cases`; rows are these cases then, and runs of none are left out.
 
@@ -113,10 +113,7 @@ def base_to_new(records: Sequence[dict]) -> Table:
     """Accuracy on the classes of training (base), on the others (new), and the harmonic mean H of the two.
 
     On base classes, HeGraphAdapter predicts with both classifiers. On new ones it predicts with the text classifier
-    without its class-wise biases, which is the part that can be used for other classes.
-
-    Args:
-        records: The runs; those that were not trained on base classes and tested on new ones are left out.
+    without its class-wise biases, which is the part that can be used for other classes. Other runs are left out.
 
     Raises:
         UserError: If a cell would mix runs, or no run is left.
@@ -173,11 +170,7 @@ def _beside(record: dict, column: str, targets: dict[str, dict]) -> list[dict]:
 
 
 def read_cases(path: Path) -> Cases:
-    """The cases of a sweep's grid file, in its order, each with the keys that the file sets for all of them.
-
-    Raises:
-        UserError: If the file cannot be read, or names no cases.
-    """
+    """The cases of a sweep's grid file, in its order, each with the keys that the file sets for all of them."""
     tree = read_yaml(path, "a file of cases")
     found = tree.get("cases") if isinstance(tree, dict) else None
     of_all = (tree.get("set") or {}) if isinstance(tree, dict) else {}
@@ -193,11 +186,7 @@ def name_cases(records: Sequence[dict], cases: Cases) -> list[dict]:
     """The records of runs that belong to a case, each with its name as "case".
 
     A run belongs to the case whose values it has. Where it has those of several, it belongs to the one that names the
-    most keys, since a case leaves at its default what it does not name.
-
-    Args:
-        records: The runs; those of no case are left out, and a warning says so.
-        cases: From `read_cases`.
+    most keys, since a case leaves at its default what it does not name. Runs of no case are left out with a warning.
 
     Raises:
         UserError: If no run belongs to a case, or runs of several methods do.
@@ -228,9 +217,6 @@ def name_settings(records: Sequence[dict]) -> tuple[list[dict], dict[str, str], 
     The usual value of a key is its most frequent one. A run's name has the keys that do not have their usual value, or
     all keys if there is none; so the runs of several sweeps around one point have short names. If the runs of one
     method differ in something, methods whose runs do not are left out. If no runs differ, all have one setting, "".
-
-    Args:
-        records: The runs.
 
     Returns:
         The records, each with a "setting" such as "ALPHA_PP=0.06" added; a dictionary of these settings, in the order
@@ -263,9 +249,6 @@ def split_sweeps(records: Sequence[dict]) -> tuple[list[dict], list[list[dict]]]
     """Splits runs into those with the usual value of every key, and sweeps, in each of which one key varies.
 
     A run that was made twice, as the middle of two sweeps, counts once. Every other run is in one of the lists.
-
-    Args:
-        records: The runs.
 
     Returns:
         The runs with usual values; for each method and key the runs in which that key alone varies, and for each method

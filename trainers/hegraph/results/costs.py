@@ -31,9 +31,7 @@ def complexity(records: Sequence[dict], quotes: Sequence[Quote] = ()) -> Table:
     "seconds in all" only. A method that chose on val has no seconds per epoch: its seconds are those of all candidates,
     its epochs those of the one that was chosen. Memory is the peak of the whole process.
 
-    Args:
-        records: The runs; those without times, and those that tested another run's adapter, are left out.
-        quotes: The paper's numbers.
+    Runs without times, and those that tested another run's adapter, are left out.
 
     Raises:
         UserError: If no run has times, the machines differ, or a row would mix configurations or versions.
@@ -74,9 +72,6 @@ def _costs(record: dict) -> Iterator[dict]:
 def calibration_table(records: Sequence[dict]) -> Table:
     """The scores of each method before and after calibration, as means over seeds and data sets.
 
-    Args:
-        records: The runs; those of versions that did not calibrate are left out.
-
     Raises:
         UserError: If no run tells them, or a row would mix runs.
     """
@@ -96,11 +91,7 @@ def calibration_table(records: Sequence[dict]) -> Table:
 
 
 def with_calibration(records: Sequence[dict]) -> list[dict]:
-    """The records that tell how honest the probabilities on test are.
-
-    Raises:
-        UserError: If there is none.
-    """
+    """The records that tell how honest the probabilities on test are; raises UserError if there is none."""
     known = [record for record in records if (record.get("calibration") or {}).get("after")]
     if not known:
         raise UserError(
@@ -125,9 +116,6 @@ def kept_table(records: Sequence[dict]) -> Table:
     """What the threshold for `KEEP` of the images of known classes keeps of the test images, which are all of them.
 
     It is all that records tell about the threshold: they know no image of other classes.
-
-    Args:
-        records: The runs.
 
     Raises:
         UserError: If no run tells it, or a row would mix runs.

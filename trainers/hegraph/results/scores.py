@@ -143,14 +143,9 @@ def _in_words(test: tuple) -> str:
 
 
 def check_same(records: Sequence[dict], what: str) -> None:
-    """Checks that runs have one configuration, one set of package versions and one test set, as far as they tell it.
+    """Raises UserError if runs have not one configuration, one set of package versions and one test set.
 
-    Args:
-        records: The runs.
-        what: What they were to be averaged for, as it stands in the error.
-
-    Raises:
-        UserError: If they have not.
+    `what` they were to be averaged for stands in the error. What a record does not tell is not compared.
     """
     if len({record.get("test_set") for record in records} - {None}) > 1:
         raise UserError(f"{what}: tested on different classes or images, though of one name; name runs of one")
@@ -220,12 +215,7 @@ def _mean(part: pd.DataFrame, over: str, wanted: Sequence, name: str) -> list[di
 
 
 def differing_keys(records: Sequence[dict], part: str = "config") -> list[str]:
-    """The keys of one part of the records that do not have the same value in all; a missing key counts as a value.
-
-    Args:
-        records: The runs.
-        part: The key of the record that holds the part: "config" or "versions".
-    """
+    """The keys of a part of the records, "config" or "versions", that have not one value; a missing key is a value."""
     parts = [record.get(part) or {} for record in records]
     return sorted(key for key in set().union(*parts) if len({hash_json(p.get(key)) for p in parts}) > 1)
 
