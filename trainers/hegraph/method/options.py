@@ -119,6 +119,7 @@ class ModelOptions:
         "identity",
         f"{NODE}.WEIGHT_INIT",
         "what `W` starts at",
+        configured="zero",
         choices=("identity", "xavier", "zero"),
         symbol="left open",
         shapes_model=True,
@@ -128,7 +129,6 @@ class ModelOptions:
         f"{NODE}.TEXT_W",
         "whether messages to text nodes have a `W`; without one a message is the bias of its class and relation, and "
         "what other classes say arrives in closed form alone (below)",
-        configured=False,
         symbol="`True`",
         shapes_model=True,
     )

@@ -28,7 +28,8 @@ class RelationType:
         weight_key: Configuration key of its meta-path weight. "" marks messages that update no node: they move
             the cached images of their class (Eq. 6).
         weight: Default of that weight: the paper's for ImageNet (Table 3). It prints none to negative nodes.
-        weight_at_test: Default of the weight at test time, where that has a key of its own (`weight_key`_TEST).
+        weight_at_test: Default of the weight at test time, where that has a key of its own (`weight_key`_TEST): as in
+            training. The paper's is 0.1.
         self_term: Whether a message holds the target's own term `x_i W / (deg_i + 1)`.
     """
 
@@ -62,7 +63,7 @@ class RelationType:
 RELATIONS: tuple[RelationType, ...] = (
     RelationType("positive", "positive", diagonal=0.0, step=2, weight_key="ALPHA_PP", weight=0.06),
     RelationType("visual", "positive", diagonal=1.0, step=2, weight_key="ALPHA_VP", weight=0.24),
-    RelationType("negative", "positive", diagonal=-1.0, step=2, weight_key="ALPHA_NP", weight=0.2, weight_at_test=0.1),
+    RelationType("negative", "positive", diagonal=-1.0, step=2, weight_key="ALPHA_NP", weight=0.2, weight_at_test=0.2),
     RelationType("positive", "negative", diagonal=-1.0, step=1, weight_key="BETA_PN", weight=0.1),
     RelationType("visual", "negative", diagonal=-1.0, step=1, weight_key="BETA_VN", weight=0.1),
     RelationType("visual", "visual", diagonal=0.0, step=3, self_term=False),
