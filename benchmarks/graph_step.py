@@ -17,7 +17,7 @@ from trainers.hegraph.method.relations import RelationType, metapath_defaults
 
 from .floor import graph_multiply_adds, product_for
 from .report import Report
-from .tasks import memory_of_a_run, unit_features
+from .tasks import unit_features
 from .timing import in_turn, ratio
 
 BARS = {(100, 512): 1.7, (1000, 1024): 1.1}
@@ -55,15 +55,14 @@ def measure(num_classes: int, width: int, repeats: int) -> dict[str, list[float]
         layer.zero_grad()
         (adapted.positive.sum() + adapted.visual_bias.sum()).backward()
 
-    with memory_of_a_run():
-        seconds = in_turn(
-            {
-                "ours": lambda: backward(layer()),
-                "rebuilt": lambda: backward(rebuilt(build_graph(*nodes), layer)),
-                "product": product,
-            },
-            repeats,
-        )
+    seconds = in_turn(
+        {
+            "ours": lambda: backward(layer()),
+            "rebuilt": lambda: backward(rebuilt(build_graph(*nodes), layer)),
+            "product": product,
+        },
+        repeats,
+    )
     return seconds | {"floor": [scale * s for s in seconds["product"]]}
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +12,6 @@ from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.method.model import build_model
 from trainers.hegraph.training.batches import BankBatches
 from trainers.hegraph.training.loop import AdapterTraining
-from trainers.hegraph.training.memory import hand_back_freed_memory, keep_freed_memory
 
 
 def unit_features(*shape: int, seed: int = 0) -> Tensor:
@@ -62,13 +58,3 @@ def start_training(bank: FeatureBank, cfg: Config | None = None) -> AdapterTrain
     training.begin_epoch()
     training.model.train()
     return training
-
-
-@contextmanager
-def memory_of_a_run() -> Iterator[None]:
-    """Keeps the memory that a step frees for the next one, as every run does before it trains."""
-    keep_freed_memory()
-    try:
-        yield
-    finally:
-        hand_back_freed_memory()

@@ -17,7 +17,7 @@ from trainers.hegraph.training.batches import Batch
 
 from .floor import multiply_adds, product_for
 from .report import Report
-from .tasks import layer_of_the_paper, memory_of_a_run, random_bank, start_training
+from .tasks import layer_of_the_paper, random_bank, start_training
 from .timing import in_turn, ratio
 
 SMALL = {"num_classes": 10, "width": 16, "repeats": 1}
@@ -29,8 +29,7 @@ def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, repeats: in
     batch = next(training.data.epoch(1))
     count = multiply_adds(num_classes, width, len(bank.train_labels), len(batch.features))
     product, scale = product_for(num_classes, width, count)
-    with memory_of_a_run():
-        seconds = in_turn({"step": lambda: training.step(batch), "product": product}, repeats)
+    seconds = in_turn({"step": lambda: training.step(batch), "product": product}, repeats)
     floor = [scale * s for s in seconds["product"]]
     over = ratio(seconds["step"], floor)
     graph = build_graph(

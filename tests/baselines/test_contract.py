@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 from trainers.hegraph.baselines import METHODS, load_method, method_options
 from trainers.hegraph.baselines.__main__ import main
 from trainers.hegraph.baselines.base import Method
-from trainers.hegraph.training.evaluation import score
+from trainers.hegraph.training.choice import score
 
 FOLDER = Path(__file__).parents[2] / "trainers" / "hegraph" / "baselines"
 SHARED = {"__init__", "__main__", "base", "trained", "cached"}  # files of the folder that hold no method

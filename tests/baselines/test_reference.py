@@ -12,7 +12,7 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.baselines import load_method
 from trainers.hegraph.datasets import select_few_shot
 from trainers.hegraph.features.bank import load_bank
-from trainers.hegraph.training.evaluation import score
+from trainers.hegraph.training.choice import score
 
 pytestmark = pytest.mark.slow
 

@@ -18,8 +18,7 @@ from trainers.hegraph.experiments.calibration import find_temperature
 from trainers.hegraph.experiments.out_of_fold import hold_out_classes, hold_out_images
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.models.folder import load_model
-from trainers.hegraph.training.confidence import fit_temperature
-from trainers.hegraph.training.rejection import known_score
+from trainers.hegraph.training.confidence import fit_temperature, known_score
 
 NODE = "TRAINER.HEGRAPHADAPTER."
 QUICK = ("OPTIM.MAX_EPOCH", "5", f"{NODE}MIN_STEPS", "0")

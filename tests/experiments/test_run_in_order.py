@@ -288,12 +288,11 @@ def test_hegraphadapter_is_tuned_only_where_it_is_to_be_chosen_on_val(cfg, tiny_
 
     for name in ("tune_on_val", "train_adapter", "fit_method"):
         monkeypatch.setattr(run_module, name, called(name))
-    monkeypatch.setattr(run_module, "keep_freed_memory", lambda: asked.append(("memory", ())))
     configured = cfg(f"{NODE}.SELECT_ON", select, name="HeGraphAdapter")
     with pytest.raises(Called):
         run_module.run(configured, tiny_bank)
-    assert [name for name, _ in asked] == ["memory", "tune_on_val" if select == "val" else "train_adapter"]
-    task, bank, used, seed, *rest = asked[1][1]
+    assert [name for name, _ in asked] == ["tune_on_val" if select == "val" else "train_adapter"]
+    task, bank, used, seed, *rest = asked[0][1]
     assert isinstance(task, BankTask)
     assert bank.train_features.shape == (2, 10, 16)
     assert (used, seed, len(rest)) == (configured, 3, 0 if select == "val" else 2)

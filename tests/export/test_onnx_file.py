@@ -22,7 +22,7 @@ from trainers.hegraph.export.onnx_file import write_onnx
 from trainers.hegraph.export.source import load_source
 from trainers.hegraph.features.extract import open_image
 from trainers.hegraph.models.saved import Preprocessing
-from trainers.hegraph.training.rejection import KnownScores
+from trainers.hegraph.training.confidence import KnownScores
 from trainers.hegraph.utils.errors import UserError
 
 WIDTH = 24

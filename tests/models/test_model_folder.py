@@ -28,7 +28,7 @@ from trainers.hegraph.models.folder import (
     save_model,
 )
 from trainers.hegraph.models.saved import Described, SavedModel
-from trainers.hegraph.training.rejection import KnownScores
+from trainers.hegraph.training.confidence import KnownScores
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.reading import read_json
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from trainers.hegraph.__main__ import main as train
 from trainers.hegraph.features.bank import FeatureBank, load_bank
@@ -14,8 +15,15 @@ from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.results.__main__ import main
 from trainers.hegraph.results.costs import kept_table
-from trainers.hegraph.results.rejection import ZERO_SHOT, all_scores, score_images
-from trainers.hegraph.training.rejection import KnownScores, separation
+from trainers.hegraph.results.rejection import (
+    ZERO_SHOT,
+    all_scores,
+    metric_scores,
+    score_images,
+    separation,
+    text_scores,
+)
+from trainers.hegraph.training.confidence import KnownScores
 from trainers.hegraph.utils.errors import UserError
 
 QUICK = ("OPTIM.MAX_EPOCH", "2", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
@@ -127,3 +135,35 @@ def test_what_thresholds_keep_of_test_images_is_averaged_over_seeds(run, cells):
     assert cells(kept_table(records)) == {("HeGraphAdapter",): {"kept": "95.50"}}
     with pytest.raises(UserError, match="no record tells what a threshold keeps"):
         kept_table(records[2:])
+
+
+def test_distance_and_angle_are_taken_in_the_whitened_space():
+    mean, whitening = torch.tensor([0.1, 0.0]), torch.diag(torch.tensor([10.0, 5.0]))
+    nodes = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    features = torch.tensor([[0.7, 0.8], [0.5, 0.0]])  # whitened: (6, 4), (4, 0)
+    found = metric_scores(features, mean, whitening, nodes)
+    assert_close(found["distance"], torch.tensor([-5.0, -1.0]))  # (3, 4) to the first node, (6, 0) to the second
+    assert_close(found["angle"], torch.tensor([6 / math.sqrt(52), 1.0]))
+
+
+def test_the_margin_is_that_of_the_predicted_class_against_its_own_negative_node():
+    positive, negative = torch.eye(2), torch.tensor([[0.6, 0.8], [-1.0, 0.0]])
+    features = torch.tensor([[0.8, 0.6], [0.6, 0.8]])
+    found = text_scores(features, torch.tensor([0, 1]), positive, {"margin": negative, "other": negative.flip(0)})
+    assert_close(found["own text"], torch.tensor([0.8, 0.8]))
+    assert_close(found["margin"], torch.tensor([0.8 - 0.96, 0.8 + 0.6]))
+    assert_close(found["other"], torch.tensor([0.8 + 0.8, 0.8 - 1.0]))
+
+
+def test_auroc_counts_the_pairs_in_order_and_fpr95_the_unknown_that_are_kept():
+    # Pairs (known, unknown) in order: 3 with both, 2 and 1 with 0.5 only; all of the known are kept at 1 and above
+    found = separation([3.0, 2.0, 1.0], [2.5, 0.5])
+    assert found["auroc"] == pytest.approx(100 * 4 / 6)
+    assert found["fpr95"] == pytest.approx(50.0)
+    assert separation([1.0, 1.0], [1.0, 0.0]) == pytest.approx({"auroc": 75.0, "fpr95": 50.0})
+
+
+def test_fpr95_may_lose_one_known_image_of_twenty():
+    known = [0.0, *range(2, 21)]  # 20 images
+    assert separation(known, [1.0, 1.0, 5.0, -1.0])["fpr95"] == pytest.approx(25.0)  # at 2 and above
+    assert separation(known[:19], [1.0, 1.0, 5.0, -1.0])["fpr95"] == pytest.approx(75.0)  # 18 of 19 are too few

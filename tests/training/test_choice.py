@@ -1,4 +1,4 @@
-"""Choosing on the few-shot val split."""
+"""Accuracy and macro F1 against hand-counted cases, and choosing on the few-shot val split."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainers.hegraph.features.bank import load_bank
-from trainers.hegraph.training.choice import choose, has_val, val_accuracy, val_images
+from trainers.hegraph.training.choice import choose, has_val, score, val_accuracy, val_images
 
 
 @pytest.fixture
@@ -25,6 +25,7 @@ def test_the_best_is_taken_and_all_are_listed():
 
 def test_of_equally_good_candidates_the_first_is_taken():
     assert choose([3, 1, 2], lambda candidate: 50.0)[0] == 3
+    assert choose(["a", "b"], {"a": 50.0, "b": 50.00001}.__getitem__)[0] == "b"  # though they are listed alike
     assert choose([3, 1, 2, 4], {3: 20.0, 1: 60.0, 2: 60.0, 4: 60.0}.__getitem__)[0] == 1
 
 
@@ -38,10 +39,6 @@ def test_candidates_are_asked_once_each_in_their_order_and_listed_with_four_digi
     best, entry = choose([1, 0, 2], accuracy_of)
     assert asked == [1, 0, 2]
     assert (best, entry) == (2, {"value": 2, "candidates": [[1, 33.3333], [0, 0.0], [2, 66.6667]]})
-
-
-def test_candidates_whose_accuracies_differ_by_less_than_is_listed_are_still_told_apart():
-    assert choose(["a", "b"], {"a": 50.0, "b": 50.00001}.__getitem__)[0] == "b"
 
 
 def test_val_is_the_val_split_and_never_test(bank):
@@ -85,3 +82,38 @@ def test_without_val_images_there_is_no_accuracy(bank):
     for missing in ("val_features", "val_labels"):
         with pytest.raises(ValueError, match="no val images"):
             val_images(replace(bank, **{missing: None}))
+
+
+def one_hot(*predicted: int, num_classes: int = 4) -> torch.Tensor:
+    return torch.eye(num_classes)[list(predicted)]
+
+
+def test_accuracy_counts_the_right_predictions_in_percent():
+    assert score(one_hot(0, 1, 1, 2, 3), torch.tensor([0, 1, 0, 2, 2]))["accuracy"] == 60.0
+
+
+def test_macro_f1_weighs_classes_alike_and_images_not():
+    # class 0: precision 1, recall 3/4 -> F1 6/7; class 1: precision 1/2, recall 1 -> F1 2/3
+    scores = score(one_hot(0, 0, 0, 1, 1), torch.tensor([0, 0, 0, 0, 1]))
+    assert scores["accuracy"] == 80.0
+    assert scores["macro_f1"] == pytest.approx(100 * (6 / 7 + 2 / 3) / 2)
+
+
+def test_macro_f1_counts_what_a_class_is_given_wrongly():
+    # the image of class 1 is taken for class 0, whose precision is 2/3 -> F1 4/5; class 1: 0; class 2: 1
+    scores = score(one_hot(0, 0, 0, 2), torch.tensor([0, 0, 1, 2]))
+    assert scores["accuracy"] == 75.0
+    assert scores["macro_f1"] == pytest.approx(100 * (0.8 + 0 + 1) / 3)
+
+
+def test_macro_f1_is_over_the_classes_that_occur_in_the_labels():
+    # class 3 is predicted once and never true: it costs class 0 recall and is no class of the mean
+    scores = score(one_hot(0, 3, 1, 1), torch.tensor([0, 0, 1, 1]))
+    assert scores["macro_f1"] == pytest.approx(100 * (2 / 3 + 1) / 2)
+
+
+def test_a_class_that_is_never_predicted_counts_as_zero_and_scores_are_plain_floats():
+    scores = score(one_hot(0, 0), torch.tensor([0, 1]))
+    assert scores["macro_f1"] == pytest.approx(100 * (2 / 3 + 0) / 2)
+    assert {type(value) for value in scores.values()} == {float}
+    assert score(one_hot(2, 1), torch.tensor([2, 1])) == {"accuracy": 100.0, "macro_f1": 100.0}

@@ -7,13 +7,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 from trainers.hegraph.training.confidence import (
     LOG_DEVIATION,
     LOG_RANGE,
+    KnownScores,
     confidence_scores,
     expected_calibration_error,
     fit_temperature,
+    known_score,
     match_confidence,
     mean_confidence,
     reliability,
@@ -112,3 +115,29 @@ def test_a_confidence_on_the_border_of_two_bins_belongs_to_the_lower_one():
     bins = reliability(np.array([1 / 15, 1.0]), np.array([True, False]))
     assert bins["count"] == [1] + [0] * 13 + [1]
     assert expected_calibration_error(bins) == pytest.approx(100 * ((1 - 1 / 15) + 1) / 2)
+
+
+def test_the_probability_is_the_highest_and_the_energy_the_log_of_the_sum():
+    logits = torch.tensor([[0.0, math.log(3)], [math.log(6), math.log(2)]])
+    assert_close(known_score(logits, 1.0, "probability"), torch.tensor([0.75, 0.75]))
+    assert_close(known_score(logits, 1.0, "energy"), torch.tensor([math.log(4), math.log(8)]))
+    doubled = 2 * logits
+    assert_close(known_score(doubled, 2.0, "energy"), torch.tensor([math.log(4), math.log(8)]))
+
+
+def test_the_threshold_keeps_the_share_of_known_images_that_was_asked_for():
+    scores = torch.arange(1001).flip(0) / 10  # 100 down to 0
+    known = KnownScores.of(scores, "val")
+    assert (len(known.quantiles), known.num_images, known.fitted_on) == (101, 1001, "val")
+    assert known.quantiles[0] == 0.0 and known.quantiles[-1] == 100.0
+    assert known.threshold(0.95) == pytest.approx(5.0)
+    assert known.threshold(0.5) == pytest.approx(50.0)
+    assert known.threshold(0.905) == pytest.approx(9.5)
+    assert (scores >= known.threshold(0.95)).double().mean().item() == pytest.approx(0.95, abs=0.001)
+
+
+def test_the_share_of_known_images_below_a_score_is_what_its_threshold_would_lose():
+    known = KnownScores.of(torch.arange(1001) / 10, "val")  # 0 to 100
+    assert known.share_below(5.0) == pytest.approx(0.05)
+    assert known.share_below(9.5) == pytest.approx(0.095)
+    assert [known.share_below(score) for score in (-1.0, 101.0)] == [0.0, 1.0]

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.optim import AdamW
 
 from benchmarks.tasks import random_bank, start_training
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.model import HeGraphModel, build_model
-from trainers.hegraph.training.adamw import AdamW
 from trainers.hegraph.training.batches import BankBatches, products_with_cache
 from trainers.hegraph.training.checkpoints import Checkpoints
 from trainers.hegraph.training.loop import AdapterTraining, TrainingSummary, train_to_end

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,7 +13,7 @@ from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.method.model import build_model
 from trainers.hegraph.training import memory
 from trainers.hegraph.training.batches import products_bytes
-from trainers.hegraph.training.memory import free_bytes, keep_freed_memory, log_large, training_bytes
+from trainers.hegraph.training.memory import free_bytes, log_large, training_bytes
 
 
 @pytest.mark.parametrize("width", [2, 5, 16])  # K above, at and below d
@@ -88,34 +85,3 @@ def test_a_run_says_it_before_it_trains(tiny_bank, caplog, monkeypatch):
         new_model(load_bank(tiny_bank), load_cfg(opts=["DATASET.NUM_SHOTS", 2]), seed=1)
     assert [line.partition(" GB")[0] for line in caplog.messages] == ["training will take about 0.00"]
     assert load_bank(tiny_bank).train_features.dtype == torch.float32  # four bytes, as the estimate counts
-
-
-FAULTS = """
-import resource, sys
-import torch
-from trainers.hegraph.training.memory import keep_freed_memory
-
-kept = keep_freed_memory()
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(16_000_000)  # 64 MB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-sys.stdout.write(f"{kept} {faults()}")
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
-@pytest.mark.parametrize(("environment", "kept"), [({}, True), ({"MALLOC_ARENA_MAX": "1"}, False)])
-def test_freed_memory_is_found_again_unless_the_user_says_otherwise(environment, kept):
-    # In a process of its own: the setting stays
-    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
-    said, faults = done.stdout.split()
-    assert said == str(kept)
-    assert (int(faults) < 100) == kept
-
-
-def test_a_c_library_without_the_setting_is_left_alone(monkeypatch):
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
-    monkeypatch.setattr(memory.os, "environ", {})
-    assert keep_freed_memory() is False

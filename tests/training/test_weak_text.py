@@ -12,9 +12,8 @@ import torch
 from benchmarks.tasks import random_bank, start_training
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.features.bank import FeatureBank
-from trainers.hegraph.training import weak_text
-from trainers.hegraph.training.weak_text import text_share
-from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.training import schedule as module
+from trainers.hegraph.training.schedule import text_share
 
 KEY = "TRAINER.HEGRAPHADAPTER.WEAK_TEXT_LR_MULT"
 AXES, LABELS = torch.eye(3), torch.arange(3)
@@ -48,7 +47,7 @@ def test_batches_change_nothing(monkeypatch):
     features, text = torch.randn(2, 7, 5, generator=generator)
     labels = torch.tensor([0, 1, 2, 3, 4, 5, 6])
     whole = text_share(features, labels, text, 3.0)
-    monkeypatch.setattr(weak_text, "BATCH", 3)
+    monkeypatch.setattr(module, "BATCH", 3)
     assert text_share(features, labels, text, 3.0) == pytest.approx(whole)
 
 
@@ -86,25 +85,3 @@ def test_the_log_says_that_text_is_weak(caplog):
         caplog.clear()
         peak_rate(bank_of(strong=True, shots=1), 1)
         assert caplog.text == ""
-
-
-def test_the_papers_recipe_has_no_such_factor():
-    for name in ("mini_paper", "rn50_paper", "rn101_paper", "vit_b16_paper", "vit_b32_paper"):
-        cfg = load_cfg("", name, opts=["DATASET.NUM_SHOTS", 1])
-        assert cfg.training.weak_text_lr_mult == 1.0
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ("[]", "must have a row from 1 shot on"),
-        ("[[2, 3.0]]", "must have a row from 1 shot on"),
-        ("[[1, 0.0]]", "WEAK_TEXT_LR_MULT"),
-        ("[[1, -1.0]]", "WEAK_TEXT_LR_MULT"),
-        ("[[1]]", "WEAK_TEXT_LR_MULT"),
-        ("[['one', 1.0]]", "WEAK_TEXT_LR_MULT"),
-    ],
-)
-def test_rows_that_are_none_are_refused(rows, message):
-    with pytest.raises(UserError, match=message):
-        load_cfg(opts=[KEY, rows])

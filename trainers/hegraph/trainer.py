@@ -53,7 +53,6 @@ from .models.folder import load_model
 from .models.saved import SavedModel
 from .training.batches import Batch
 from .training.loop import AdapterTraining
-from .training.memory import keep_freed_memory
 from .utils import processes
 from .utils.absent import absent_packages_excused
 from .utils.commands import command
@@ -242,7 +241,6 @@ class HeGraphAdapter(FeatureTrainer):
     """
 
     def fit_and_test(self) -> None:
-        keep_freed_memory()
         self.model = new_model(self.bank, self.settings, self.seed)
         self.trained = TrainedAdapter(self.model)
         self.register_model("hegraph", self.model)

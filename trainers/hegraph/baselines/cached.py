@@ -21,8 +21,7 @@ from torch import Tensor
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier
 from ..training.batches import Batch
-from ..training.choice import choose, has_val, val_images
-from ..training.evaluation import accuracy
+from ..training.choice import accuracy, choose, has_val, val_images
 from ..training.schedule import cosine
 from .base import FittedMethod, Method, Options, named_numbers, value_for_task
 from .trained import batches, train

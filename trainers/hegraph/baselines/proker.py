@@ -30,8 +30,7 @@ from torch import Tensor
 
 from ..features.bank import FeatureBank
 from ..method.cache import cache_affinities, text_logits
-from ..training.choice import choose, has_val, val_images
-from ..training.evaluation import accuracy
+from ..training.choice import accuracy, choose, has_val, val_images
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method, Options, named_numbers, value_for_task
 

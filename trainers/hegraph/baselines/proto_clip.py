@@ -37,8 +37,7 @@ from torch.autograd.function import once_differentiable
 
 from ..features.bank import FeatureBank
 from ..training.batches import Batch
-from ..training.choice import choose, has_val, val_accuracy, val_images
-from ..training.evaluation import accuracy
+from ..training.choice import accuracy, choose, has_val, val_accuracy, val_images
 from ..training.schedule import constant
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method, Options, value_for_task

@@ -11,7 +11,7 @@ What it is fitted on, the first that there is:
    classes, and at the temperature that zero-shot CLIP has on all training images. Again a method without training steps
    is fitted to both halves.
 
-The same images tell how images of known classes score (`training/rejection.py`), by the same rules: at one shot, as
+The same images tell how images of known classes score (`training/confidence.py`), by the same rules: at one shot, as
 they do with zero-shot CLIP, plus what the method adds to its scores on held-out classes.
 
 `docs/confidence.md` says what these rules were compared with.
@@ -32,8 +32,14 @@ from ..config import Config
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
 from ..training.choice import has_val, val_images
-from ..training.confidence import Calibration, fit_temperature, match_confidence, mean_confidence
-from ..training.rejection import KnownScores, known_score
+from ..training.confidence import (
+    Calibration,
+    KnownScores,
+    fit_temperature,
+    known_score,
+    match_confidence,
+    mean_confidence,
+)
 from .adapter import train_adapter
 from .baseline import fit_baseline
 from .out_of_fold import Classify, Fit, HeldOut, classify_in_batches, hold_out_classes, hold_out_images

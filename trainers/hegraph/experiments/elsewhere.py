@@ -21,7 +21,7 @@ from ..datasets.base import check_classes
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
 from ..results.records import OTHER_CLASSES, SAME_CLASSES
-from ..training.evaluation import accuracy
+from ..training.choice import accuracy
 from ..utils.errors import UserError
 from .out_of_fold import classify_in_batches
 from .outcome import Outcome

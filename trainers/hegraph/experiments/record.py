@@ -14,9 +14,8 @@ from ..config import Config
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
 from ..results.records import KEEP
-from ..training.confidence import confidence_scores
-from ..training.evaluation import accuracy, score
-from ..training.rejection import known_score
+from ..training.choice import accuracy, score
+from ..training.confidence import confidence_scores, known_score
 from ..utils.files import hash_json
 from .folder import RunFolder
 from .outcome import Outcome
@@ -132,7 +131,7 @@ def scores_on_test(outcome: Outcome, bank: FeatureBank) -> dict:
 
 
 def rejection_on_test(outcome: Outcome) -> dict | None:
-    """The threshold below which an image counts as none of the classes, see `training/rejection.py`.
+    """The threshold below which an image counts as none of the classes, see `training/confidence.py`.
 
     Returns:
         "score", "fitted_on" and "num_images", as of `KnownScores`; "keep" and its "threshold"; "kept", the percentage

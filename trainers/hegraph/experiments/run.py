@@ -15,7 +15,6 @@ from ..baselines.base import Method
 from ..config import Config
 from ..features.bank import FeatureBank
 from ..training.loop import TrainingSummary
-from ..training.memory import keep_freed_memory
 from ..utils import processes
 from ..utils.devices import available_device, wait_for
 from ..utils.errors import UserError
@@ -149,7 +148,6 @@ def train_and_test(
 
 def fit_and_predict(task: Task, bank: FeatureBank, cfg: Config, seed: int, folder: RunFolder) -> Outcome:
     """Fits the method that `TRAINER.NAME` names, and has it predict test."""
-    keep_freed_memory()
     if cfg.run.trainer in METHODS:
         return fit_method(load_method(cfg.run.trainer), task, bank, cfg, seed)
     if cfg.run.select_on == "val":

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..method.cache import FoldedClassifier
 from ..method.transfer import TransferableAdapter
-from ..training.rejection import KnownScores, known_score
+from ..training.confidence import KnownScores, known_score
 from ..utils.errors import UserError
 from ..utils.schema import Count, Finite, Name, Part, Percent, Positive, Size
 
@@ -173,7 +173,7 @@ class SavedModel(Described):
         text_positive: Positive text features before training, unit-norm, shape `[K, d]`: zero-shot CLIP's classifier.
         transfer: What reaches other classes; None where `transfer_rule` is not "adapter".
         transfer_rule: "adapter", "zero-shot" or "none", see `folder.Transfer`.
-        class_nodes: HeGraphAdapter's visual nodes in the whitened space, for `training.rejection.metric_scores`, whose
+        class_nodes: HeGraphAdapter's visual nodes in the whitened space, for `results.rejection.metric_scores`, whose
             mean and whitening are those of `transfer.messages`; None without messages in closed form.
     """
 

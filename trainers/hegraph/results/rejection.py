@@ -1,9 +1,17 @@
 """How well the scores of trained models tell images of no known class: a table.
 
+Beside the scores of `training/confidence.py` it knows these, which need more than logits:
+
+- "distance": the negative distance to the nearest class node in the whitened space of the messages in closed form
+  (`method/closed_form.py`), `-min_c |A^-1/2 (f - u_c)| / s`; "angle": the cosine there between the image and the
+  nearest class node, both seen from the mean, as those messages compare them.
+- "own text": the cosine `f . t_c` with the positive text node of the predicted class; "margin": `f . t_c - f . n_c`,
+  with its negative text node; "margin, shuffled": with the negative text node of another class.
+
 The models are those that runs have left, and the images are test images of feature banks. What is known is decided by
 the names of classes, so that half of a bank's classes are unknown to a run with DATASET.SUBSAMPLE_CLASSES base.
 
-Shapes: M images, d feature width.
+Shapes: M images, n known and m unknown ones, B images of a batch, K classes, d feature width.
 """
 
 from __future__ import annotations
@@ -11,15 +19,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..features.bank import FeatureBank, load_bank
 from ..method.model import shuffled
 from ..models.folder import load_model
 from ..models.saved import SavedModel
-from ..training.rejection import DEFAULT, known_score, metric_scores, separation, text_scores
+from ..training.confidence import DEFAULT, known_score
 from ..utils.errors import UserError
 from .records import KEEP, find_runs
 from .scores import check_averaged, method, method_order
@@ -151,3 +161,55 @@ def _table(scores: pd.DataFrame, unknown: str) -> Table:
     )
     heads = ("shots", "method", "score")
     return Table(caption, heads, list(COLUMNS.values()), rows, [2] * 4, bold=False, intervals=False)
+
+
+def metric_scores(features: Tensor, mean: Tensor, whitening: Tensor, nodes: Tensor) -> dict[str, Tensor]:
+    """The scores "distance" and "angle", each `[B]`.
+
+    Args:
+        features: Unit-norm image features, shape `[B, d]`.
+        mean: `m`, shape `[d]`.
+        whitening: `A^-1/2 / s`, shape `[d, d]`.
+        nodes: `A^-1/2 (u_c - m) / s`, shape `[K, d]`.
+    """
+    whitened = (features - mean) @ whitening
+    cosines = F.normalize(whitened, dim=1) @ F.normalize(nodes, dim=1).t()
+    return {"distance": -torch.cdist(whitened, nodes).amin(dim=1), "angle": cosines.amax(dim=1)}
+
+
+def text_scores(features: Tensor, predicted: Tensor, positive: Tensor, negatives: dict[str, Tensor]) -> dict:
+    """The scores "own text" and, for each kind of negative text nodes, the margin against them; each `[B]`.
+
+    Args:
+        features: Unit-norm image features, shape `[B, d]`.
+        predicted: Their predicted classes, shape `[B]`.
+        positive: Positive text nodes, shape `[K, d]`.
+        negatives: Name of a score -> negative text nodes, shape `[K, d]`.
+    """
+    own = (features * positive[predicted]).sum(dim=1)
+    return {"own text": own} | {
+        name: own - (features * negative[predicted]).sum(dim=1) for name, negative in negatives.items()
+    }
+
+
+def separation(known: Sequence[float] | Tensor, unknown: Sequence[float] | Tensor) -> dict[str, float]:
+    """How well a score tells known from unknown images.
+
+    Args:
+        known: Scores of known images, shape `[n]`.
+        unknown: Of unknown ones, shape `[m]`.
+
+    Returns:
+        "auroc" in percent: how often a known image has a higher score than an unknown one (scikit-learn's
+        `roc_auc_score`). "fpr95" in percent: the share of unknown images that are kept by the highest threshold that
+        keeps at least 95 % of the known ones (from scikit-learn's `roc_curve`).
+    """
+    from sklearn.metrics import roc_auc_score, roc_curve  # takes a second to import
+
+    scores = np.concatenate([np.asarray(known, dtype=float), np.asarray(unknown, dtype=float)])
+    is_known = np.arange(len(scores)) < len(known)
+    false, true, _ = roc_curve(is_known, scores, drop_intermediate=False)
+    return {
+        "auroc": 100 * float(roc_auc_score(is_known, scores)),
+        "fpr95": 100 * float(false[np.argmax(true >= 0.95)]),
+    }

@@ -20,7 +20,6 @@ from ..experiments.opened import Opened
 from ..experiments.provenance import reset_peak_memory
 from ..experiments.run import run as run_one
 from ..results.records import read_record
-from ..training.memory import hand_back_freed_memory
 from ..utils.errors import PACKAGE, UserError, first_line
 from .grid import Run
 
@@ -135,4 +134,3 @@ def isolated(verbose: bool = False) -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-        hand_back_freed_memory()

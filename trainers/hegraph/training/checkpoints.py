@@ -15,13 +15,13 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.optim import AdamW
 
 from ..method.model import HeGraphModel
 from ..utils.errors import UserError
 from ..utils.files import atomic_path, hash_content, write_tensors
 from ..utils.reading import DamagedFile, read_torch
-from ..utils.schema import Finite, NotNegative, OpenPart, Part, check
-from .adamw import AdamW
+from ..utils.schema import NotNegative, Part, check
 
 CHECKPOINT = "checkpoint.pt"
 ADAPTER = "adapter.safetensors"
@@ -74,7 +74,7 @@ class Checkpoints:
                 f"the checkpoint {self.path_to_resume} is damaged ({error}); delete it to start anew"
             ) from error
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state["moments"]})
         return state["epoch"], state["seconds"]
 
     def save(self, model: HeGraphModel, optimizer: AdamW, epoch: int, seconds: float) -> None:
@@ -84,7 +84,7 @@ class Checkpoints:
             "epoch": epoch,
             "seconds": seconds,
             "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "moments": optimizer.state_dict()["state"],
         }
         state["checksum"] = _checksum(state)
         content = io.BytesIO()  # torch.save itself raises RuntimeError on a full disk, whatever the cause
@@ -108,31 +108,17 @@ def save_adapter(path: Path, model: HeGraphModel, classnames: Sequence[str], spl
     write_tensors(path, model.state_dict(), metadata)
 
 
-class _Group(OpenPart):
-    """A group of parameters as AdamW numbers them, with what its steps compute with. Versions of torch add to it."""
-
-    params: list[int]
-    lr: NotNegative
-    betas: tuple[Finite, Finite]
-    eps: NotNegative
-    weight_decay: NotNegative
-
-
-class _OptimizerState(Part):
-    """The state of an optimizer: the moments of each parameter by its number, and the groups."""
-
-    state: dict[int, dict[str, Any]]
-    param_groups: list[_Group]
-
-
 class _State(Part):
-    """What a checkpoint holds. The tensors are then checked against the model that they are loaded into."""
+    """What a checkpoint holds. The tensors are then checked against the model that they are loaded into.
+
+    `moments` are those of AdamW, by the number of the parameter. Its rates follow from the epoch.
+    """
 
     run_id: str
     epoch: Annotated[int, Field(ge=0, lt=2**31)]
     seconds: NotNegative
     model: dict[str, Any]
-    optimizer: _OptimizerState
+    moments: dict[int, dict[str, Any]]
     checksum: str
 
 
@@ -154,7 +140,7 @@ def _read_checkpoint(path: Path, run_id: str) -> dict[str, Any]:
 
 def _checksum(state: dict) -> str:
     """The hash of all of a checkpoint that changes what training computes."""
-    return hash_content({key: state[key] for key in ("run_id", "epoch", "model", "optimizer")})
+    return hash_content({key: state[key] for key in ("run_id", "epoch", "model", "moments")})
 
 
 def _check_fit(state: dict, model: HeGraphModel, optimizer: AdamW) -> None:
@@ -166,15 +152,10 @@ def _check_fit(state: dict, model: HeGraphModel, optimizer: AdamW) -> None:
         ValueError: If something has another name, shape or type; the message says what.
     """
     _check_tensors(state["model"], model.state_dict(), "the model")
-    groups, own = state["optimizer"]["param_groups"], optimizer.param_groups
-    parameters = [parameter for group in own for parameter in group["params"]]
-    numbers = [number for group in groups for number in group["params"]]
-    alike = [len(group["params"]) for group in groups] == [len(group["params"]) for group in own]
-    if not alike or numbers != list(range(len(parameters))):
-        raise ValueError("its optimizer has other groups of parameters")
-    for number, moments in state["optimizer"]["state"].items():
-        if number not in numbers:
-            raise ValueError(f"its optimizer has moments of a parameter {number}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, moments in state["moments"].items():
+        if number not in range(len(parameters)):
+            raise ValueError(f"it has moments of a parameter {number}")
         wanted = {"step": torch.tensor(0.0), "exp_avg": parameters[number], "exp_avg_sq": parameters[number]}
         _check_tensors(moments, wanted, f"the moments of parameter {number}")
 

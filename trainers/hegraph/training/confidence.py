@@ -1,9 +1,16 @@
-"""How sure a classifier is: the temperature of its probabilities, and scores that tell whether they are honest.
+"""How sure a classifier is: the temperature of its probabilities, how honest they are, and the score of a known image.
 
 Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks. ICML 2017. Probabilities are
 `softmax(logits / T)`. One temperature `T` for all classes never changes which class is the likeliest.
 
-Shapes: n images that a temperature is fitted on, M test images, K classes.
+An image of no known class is told by its score, which is higher for images of known classes, and by a threshold that
+keeps a share of the known ones. Both are chosen without any unknown image.
+
+- "probability": the highest calibrated probability (Hendrycks and Gimpel: A Baseline for Detecting Misclassified and
+  Out-of-Distribution Examples. ICLR 2017).
+- "energy": `log sum_c exp(z_c / T)` (Liu, Wang, Owens, Li: Energy-based Out-of-distribution Detection. NeurIPS 2020).
+
+Shapes: n images that a temperature is fitted on, M test images, B images of a batch, K classes.
 """
 
 from __future__ import annotations
@@ -11,20 +18,66 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from .rejection import KnownScores
+from ..utils.schema import Finite, Part, Size
 
 BINS = 15  # of the expected calibration error
 # The fitted log T has a normal prior of mean 0 and this deviation. It counts where there are few images: without it,
 # ten that are all classified well would make T 0.
 LOG_DEVIATION = 0.5
 LOG_RANGE = (-3.0, 3.0)  # log T lies in this range
+DEFAULT: Literal["energy"] = "energy"  # docs/confidence.md says how it was chosen
+SHARES = 101  # quantiles that are kept of the scores of known images: 0 %, 1 % ... 100 %
 BATCH = 8192  # images that are scored at once, so that ImageNet's test images take little memory
+
+
+class KnownScores(Part):
+    """How the run's own images score, of which the classifier had not seen any: what thresholds are taken from.
+
+    Attributes:
+        quantiles: Of the score, at `SHARES` equal steps from the lowest to the highest.
+        fitted_on: As of `Calibration`.
+        num_images: How many images were scored.
+        score: Name of the score.
+    """
+
+    quantiles: Annotated[tuple[Finite, ...], Field(strict=False, min_length=SHARES, max_length=SHARES)]
+    fitted_on: str
+    num_images: Size
+    score: Literal["probability", "energy"] = DEFAULT
+
+    @model_validator(mode="after")
+    def quantiles_ascend(self) -> KnownScores:
+        """Quantiles never fall."""
+        if any(after < before for before, after in zip(self.quantiles, self.quantiles[1:])):
+            raise ValueError("quantiles must not fall")
+        return self
+
+    @classmethod
+    def of(cls, scores: Tensor, fitted_on: str) -> KnownScores:
+        """What is kept of the scores `[n]` of known images."""
+        steps = np.linspace(0, 1, SHARES)
+        quantiles = np.quantile(scores.detach().double().cpu().numpy(), steps)
+        return cls(quantiles=tuple(quantiles.tolist()), fitted_on=fitted_on, num_images=len(scores))
+
+    def threshold(self, keep: float) -> float:
+        """The score that a share of the known images reach.
+
+        Args:
+            keep: The share, between 0 and 1. Between two quantiles the threshold is interpolated.
+        """
+        return float(np.interp(1 - keep, np.linspace(0, 1, SHARES), self.quantiles))
+
+    def share_below(self, score: float) -> float:
+        """The share of the known images that score lower, from 0 to 1: between two quantiles it is interpolated."""
+        return float(np.interp(score, self.quantiles, np.linspace(0, 1, SHARES)))
 
 
 @dataclass(frozen=True)
@@ -100,8 +153,23 @@ def mean_confidence(logits: Sequence[Tensor], temperature: float) -> float:
     return torch.cat(highest).mean().item()
 
 
+def known_score(logits: Tensor, temperature: float, score: str = DEFAULT) -> Tensor:
+    """The score of images from their logits alone.
+
+    Args:
+        logits: Shape `[B, K]`.
+        temperature: `T`.
+        score: "probability" or "energy".
+
+    Returns:
+        Shape `[B]`.
+    """
+    scaled = logits / temperature
+    return scaled.logsumexp(dim=1) if score == "energy" else scaled.softmax(dim=1).amax(dim=1)
+
+
 def confidence_scores(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict:
-    """Scores of the probabilities, by scikit-learn. Those of the likeliest classes alone are in `evaluation.py`.
+    """Scores of the probabilities, by scikit-learn. Those of the likeliest classes alone are `choice.score`.
 
     Args:
         logits: Shape `[M, K]`.

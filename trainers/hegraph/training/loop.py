@@ -19,12 +19,10 @@ from tqdm import tqdm
 from ..method.cache import adapter_losses
 from ..method.model import HeGraphModel
 from ..utils.errors import UserError
-from .adamw import AdamW
 from .batches import Batch, TrainingData, epoch_generator
 from .checkpoints import Checkpoints
 from .options import TrainingOptions
-from .schedule import learning_rate, rate_at_scale, rate_at_width
-from .weak_text import WEAK, text_share
+from .schedule import WEAK, learning_rate, rate_at_scale, rate_at_width, text_share
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +73,7 @@ class AdapterTraining:
         rate = rate_at_scale(rate, options.lr_tau, model.logit_scale)
         self.peak_rate = rate * self._factor_of_weak_text()
         groups = model.parameter_groups(self.peak_rate, options.weight_lr_mult, options.visual_lr)
-        self.optimizer = AdamW(groups, options.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.epochs = max(options.epochs, math.ceil(options.min_steps / data.steps_per_epoch))
         self.epoch, self.seconds_before = 0, 0.0

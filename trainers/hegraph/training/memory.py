@@ -1,4 +1,4 @@
-"""An estimate of the memory that a training takes, and how the C library hands memory out.
+"""An estimate of the memory that a training takes.
 
 `docs/benchmarks.md` has the formula, and how it compares with measurements.
 
@@ -7,7 +7,6 @@ Shapes: K classes, N cached images (K times the shots), d feature width, V views
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 from pathlib import Path
@@ -20,9 +19,6 @@ from .batches import products_bytes
 logger = logging.getLogger(__name__)
 
 FLOAT, DOUBLE = 4, 8  # bytes
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from glibc's malloc.h
-LARGEST = 2**31 - 1  # the value that both are set to: the largest int
-MMAP_LIMIT = 32 * 2**20  # bytes up to which glibc keeps blocks by default, once it has met some; it trims at twice that
 SHARE = 0.5  # an estimate above this share of the free memory is logged
 
 
@@ -77,37 +73,3 @@ def log_large(parts: dict[str, int], free: int | None) -> None:
     if free is not None and total > SHARE * free:
         largest = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items() if size)
         logger.warning("training will take about %.2f GB (%s) of %.2f GB free", total / 1e9, largest, free / 1e9)
-
-
-def keep_freed_memory() -> bool:
-    """Makes glibc keep the memory that a step frees, so that the next step finds it there. It holds for the process.
-
-    By default, glibc hands blocks above 32 MB back to the system and gets them again page by page. With 21,841 classes
-    that takes a fifth of a step. What the user has set in the environment stays, and other C libraries are left alone.
-
-    Returns:
-        Whether glibc keeps it now.
-    """
-    return _set_thresholds(LARGEST, LARGEST)
-
-
-def hand_back_freed_memory() -> bool:
-    """Undoes `keep_freed_memory`, and has glibc hand back what is free now, as if the next run were in a new process.
-
-    Returns:
-        Whether glibc does so now.
-    """
-    if not _set_thresholds(MMAP_LIMIT, 2 * MMAP_LIMIT):
-        return False
-    ctypes.CDLL(None).malloc_trim(0)
-    return True
-
-
-def _set_thresholds(mmap: int, trim: int) -> bool:
-    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # this is not glibc; on Windows there is no such handle
-        return False
-    return all(mallopt(parameter, size) for parameter, size in ((M_MMAP_THRESHOLD, mmap), (M_TRIM_THRESHOLD, trim)))

@@ -1,0 +1,107 @@
+"""The default recipe runs the whole graph: each relation and each row of the paper's Table 2 counts once trained."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainers.hegraph.config_files import load_cfg
+from trainers.hegraph.experiments.adapter import train_adapter
+from trainers.hegraph.experiments.image_task import load_image_task
+from trainers.hegraph.experiments.tasks import BankTask
+from trainers.hegraph.method.relations import RELATIONS
+from trainers.hegraph.method.transfer import TransferableAdapter
+
+NODE = "TRAINER.HEGRAPHADAPTER"
+FILES = sorted((Path(__file__).parents[2] / "configs" / "trainers" / "HeGraphAdapter").glob("*.yaml"))
+OURS, PAPERS = ([file for file in FILES if file.stem.endswith("_paper") == papers] for papers in (False, True))
+
+
+@pytest.fixture
+def trained(tiny_bank):
+    """Function of pairs of keys and values: a model that the default recipe leaves of two images for each class."""
+
+    def train(*pairs: object):
+        cfg = load_cfg("", "vit_b32", {"DATASET.NUM_SHOTS": 2, f"{NODE}.MIN_STEPS": 30}, list(pairs))
+        task = BankTask(tiny_bank, cfg, 1)
+        return train_adapter(task, task.bank(), cfg, 1).model
+
+    return train
+
+
+def parts(model, bank) -> tuple[Tensor, Tensor | None]:
+    return model.fold().parts(bank.test_features)
+
+
+@pytest.mark.parametrize("file", OURS, ids=lambda file: file.stem)
+def test_every_file_of_ours_has_all_six_relations_with_a_w_from_zero(file):
+    options = load_cfg("", str(file)).model
+    assert (options.variant, options.text_weights, options.bias, options.weight_init) == ("full", True, True, "zero")
+    assert all(options.metapath[relation.weight_key] for relation in RELATIONS if relation.weight_key)
+    assert options.metapath["ALPHA_NP_TEST"] == options.metapath["ALPHA_NP"] == 0.2
+
+
+@pytest.mark.parametrize("file", PAPERS, ids=lambda file: file.stem)
+def test_every_file_of_the_papers_has_its_recipe_and_nothing_of_ours(file):
+    cfg = load_cfg("", str(file), {"DATASET.NUM_SHOTS": 1})
+    options, training = cfg.model, cfg.training
+    assert (options.text_weights, options.weight_init, options.noise, options.closed_form.omega) == (
+        True, "xavier", 0.0, 0.0,
+    )  # fmt: skip
+    assert (options.metapath["ALPHA_NP"], options.metapath["ALPHA_NP_TEST"]) == (0.2, 0.1)
+    assert (training.learning_rate, training.weight_lr_mult, training.epochs, training.min_steps) == (0.001, 1.0, 30, 0)
+    assert (training.lr_width, training.lr_tau, training.weak_text_lr_mult, training.visual_weight) == (
+        0,
+        0.0,
+        1.0,
+        0.1,
+    )
+    assert not training.leave_one_out and (options.alpha_c, options.beta_c) == (1.0, 5.5)
+
+
+def test_every_w_moves_and_leaving_out_any_relation_changes_the_logits(tiny_bank, trained):
+    bank = BankTask(tiny_bank, load_cfg(), 1).bank()
+    whole = trained()
+    assert {name: bool(weight.any()) for name, weight in whole.layers.weight.items()} == {
+        "positive": True, "negative": True, "visual": True,
+    }  # fmt: skip
+    for relation in RELATIONS:
+        left_out = (f"{NODE}.{relation.weight_key}", 0.0) if relation.weight_key else (f"{NODE}.VISUAL_LR", 0.0)
+        changed = [(a - b).abs().max() for a, b in zip(parts(whole, bank), parts(trained(*left_out), bank))]
+        of_text, of_cache = changed
+        assert (of_text if relation.weight_key else of_cache) > 1e-5, relation.name
+
+
+def test_the_rows_of_the_papers_table_2_differ(tiny_bank, trained):
+    bank = BankTask(tiny_bank, load_cfg(), 1).bank()
+    rows = {
+        variant: trained(f"{NODE}.VARIANT", variant).fold().logits(bank.test_features)
+        for variant in ("base", "T-N", "T-P", "T", "full")
+    }
+    for (one, logits), (other, others) in itertools.combinations(rows.items(), 2):
+        assert (logits - others).abs().max() > 1e-2, (one, other)
+
+
+def test_new_classes_receive_messages_of_the_trained_w(trained, unit_features):
+    adapter = TransferableAdapter.of(trained())
+    assert set(adapter.parameters) == {"weight.negative", "weight.positive"}
+    positive, negative = unit_features(4, 16, seed=5), unit_features(4, 16, seed=6)
+    moved = (adapter.class_features(positive, negative) - positive).norm(dim=1)
+    assert (moved > 1e-4).all()
+
+
+def test_negative_text_of_other_classes_changes_predictions_on_the_digits(tmp_path):
+    predicted = []
+    for shuffle in ("none", "negative"):
+        pairs = ["DATASET.NUM_SHOTS", 4, f"{NODE}.FEATURES.DIR", str(tmp_path), f"{NODE}.SHUFFLE", shuffle]
+        cfg = load_cfg("digits", "mini", opts=pairs)
+        task = load_image_task(cfg, 1, "cpu")
+        bank = task.bank().with_test()
+        predicted.append(train_adapter(task, bank, cfg, 1).model.fold().logits(bank.test_features))
+    plain, shuffled = predicted
+    assert (plain - shuffled).abs().max() > 0.1
+    assert not torch.equal(plain.argmax(dim=1), shuffled.argmax(dim=1))
