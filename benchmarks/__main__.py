@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 NAMES = (
-    "graph-step", "train-step", "growth", "imagenet-scale", "predict", "predict-images", "peers", "extraction",
+    "graph-step", "train-step", "whole-graph", "growth", "imagenet-scale", "predict", "predict-images", "peers", "extraction",
     "startup", "sweep", "big-bank", "streaming", "ray",
 )  # fmt: skip
 

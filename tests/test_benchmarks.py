@@ -18,6 +18,7 @@ DIFFERENCES = {"Ray's cost per run, ms", "seconds to the first step, beyond impo
 BARS = {
     "graph-step": {"over the floor at K=5, d=16", "over the floor at K=20, d=16"},
     "train-step": {"step over its floor", "PyG reference over step"},
+    "whole-graph": {"the whole graph over TEXT_W False"},
     "growth": {"time per step and class", "peak memory per class", "peak memory at the largest, bytes"},
     "imagenet-scale": {"seconds"},
     "predict": {"text only over zero-shot", "full over Tip-Adapter"},

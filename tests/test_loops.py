@@ -149,8 +149,7 @@ def test_an_unknown_part_of_the_ablation_is_named(bash):
 
 
 def test_sensitivity_trains_for_every_weight_and_the_weight_of_the_test_changes_no_training(bash, output):
-    with_w = ("TRAINER.HEGRAPHADAPTER.TEXT_W", "True")  # without one, the default recipe has no use for this weight
-    printed = bash("sensitivity.sh", "digits", "mini", *with_w, WEIGHTS="ALPHA_NP_TEST", VALUES="0.0 0.3")
+    printed = bash("sensitivity.sh", "digits", "mini", WEIGHTS="ALPHA_NP_TEST", VALUES="0.0 0.3")
     assert "ALPHA_NP_TEST" in printed
     runs = output / "digits" / "HeGraphAdapter" / "mini_2shots_sensitivity"
     names = ["ALPHA_NP_TEST=0.0", "ALPHA_NP_TEST=0.3", "learned"]

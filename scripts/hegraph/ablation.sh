@@ -4,9 +4,9 @@
 #   bash scripts/hegraph/ablation.sh DATASET[,DATASET...] CONFIG [KEY VALUE ...]
 #
 # Table 2 has the rows base, T-N, T-P, T and full. For the paper's reading of them, give one of the configurations that
-# end in _paper: with the default recipe, messages to text nodes have no W (TRAINER.HEGRAPHADAPTER.TEXT_W).
+# end in _paper: the default recipe adds messages in closed form.
 # The second table is about the default recipe, with CONFIG less its _paper: zero-shot CLIP, biases without a graph,
-# each kind of message alone, and controls whose messages go to wrong classes. Its rows are explained in
+# each relation left out, and controls whose messages go to wrong classes. Its rows are explained in
 # configs/sweeps/graph.yaml.
 #
 # A DATASET may be a feature bank. From the environment: PARTS (default "table2 graph"), SHOTS (default 16 for Table 2 and

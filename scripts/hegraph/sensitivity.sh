@@ -3,8 +3,7 @@
 #
 #   bash scripts/hegraph/sensitivity.sh DATASET CONFIG [KEY VALUE ...]
 #
-# For the paper's table, give one of the configurations that end in _paper: with the default recipe, messages to text
-# nodes have no W, and ALPHA_NP_TEST changes nothing.
+# For the paper's table, give one of the configurations that end in _paper.
 #
 # From the environment: SHOTS (default 16), WEIGHTS (the meta-path weights to sweep, default all four), VALUES (instead of
 # the paper's grid), and what runs.sh names. ALPHA_NP_TEST changes the prediction and not the training; every one of its
