@@ -1,4 +1,4 @@
-"""Training with the whole graph against training without `W` in the messages to text nodes, at the size of Caltech101."""
+"""Training with the whole graph against training without `W` in messages to text nodes, at the size of Caltech101."""
 
 from __future__ import annotations
 
