@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 NAMES = (
-    "graph-step", "train-step", "whole-graph", "growth", "imagenet-scale", "predict", "predict-images", "peers", "extraction",
-    "startup", "sweep", "big-bank", "streaming", "ray",
+    "graph-step", "train-step", "whole-graph", "growth", "imagenet-scale", "predict", "predict-images", "peers",
+    "extraction", "startup", "sweep", "big-bank", "streaming", "ray",
 )  # fmt: skip
 
 
