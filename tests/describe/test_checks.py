@@ -37,9 +37,7 @@ def problems_of(sentence: str, *names: str) -> list[str]:
         "Eight words are just enough for one cat.",
         f"{'Very ' * 33}lazy cat.",
         '"Tabby" is what people call a cat with dark stripes.',
-        "2 green eyes glow in the dark face of a cat.",
         "Élégante, a cat walks along the edge of a red roof.",
-        "Beside the U.S. Capitol, a cat sleeps on the white steps.",
         "On Mt. Fuji a cat sits in the snow before a red gate.",
     ],
 )
@@ -57,11 +55,9 @@ def test_a_good_sentence_has_no_problem(sentence):
             "tokens where CLIP reads 77",
         ),
         ("A dog sits on a warm wall and licks its striped paw.", "does not name its class"),
-        ("The catalogue lies open on a warm wall in the sun.", "does not name its class"),
         ("a cat sits on a warm wall and licks its paw.", "begins with a capital letter"),
         ("A cat sits on a warm wall and licks its paw", "ends with a full stop"),
         ("A cat sits on a warm wall and licks its paw!", "ends with a full stop"),
-        ("- A cat sits on a warm wall and licks its paw.", "begins with a capital letter"),
         ("A cat sits on a warm wall. It licks its striped paw.", "more than one sentence"),
         ('A cat sits "on a wall." "It licks" its striped paw.', "more than one sentence"),
         ("A cat sits on a warm wall\nand licks its striped paw.", "more than one sentence"),
@@ -70,10 +66,6 @@ def test_a_good_sentence_has_no_problem(sentence):
 def test_a_bad_sentence_has_exactly_its_problem(sentence, words):
     (problem,) = problems_of(sentence)
     assert words in problem
-
-
-def test_an_empty_sentence_breaks_several_rules():
-    assert len(problems_of("")) == 3
 
 
 @pytest.mark.parametrize(
@@ -87,7 +79,6 @@ def test_an_empty_sentence_breaks_several_rules():
         ("kite (bird of prey)", "a kite (bird of prey) soars"),
         ("C++", "the letters C++ on a screen"),
         ("737-200", "a Boeing 737-200, landing"),
-        ("cat", "the cat's tail"),
         ("été", "un Été chaud"),
     ],
 )
@@ -123,23 +114,10 @@ def test_a_sentence_twice_in_one_class_is_a_problem():
     assert repr(GOOD.replace("cat", "Cat")) in problem
 
 
-def test_a_sentence_of_another_class_is_a_problem():
-    both = "A cat and a dog lie on a warm wall."
-    found = sift_all(Checker(100), {"cat": [both], "dog": [both]})
-    assert found["cat"] == []
-    assert "the same sentence as one of 'cat'" in found["dog"][0]
-
-
 def test_a_template_with_the_name_swapped_in_is_a_problem():
     found = sift_all(Checker(100), {"cat": [GOOD], "guinea_pig": [GOOD.replace("cat", "guinea pig")]})
     assert found["cat"] == []
     assert "but for the name, the same sentence as one of 'cat'" in found["guinea_pig"][0]
-
-
-def test_a_template_with_an_alias_swapped_in_is_a_problem():
-    checker = Checker(100, {"guinea pig": ["cavy"]})
-    found = sift_all(checker, {"cat": [GOOD], "guinea pig": [GOOD.replace("cat", "cavy")]})
-    assert "but for the name" in found["guinea pig"][0]
 
 
 def test_a_refused_sentence_is_not_compared_with():
@@ -175,19 +153,6 @@ def test_an_opening_counts_across_classes_with_names_masked():
     assert "already 2 sentences begin with 'the name has a'" in problem
 
 
-def test_the_order_does_not_matter():
-    table = {
-        "cat": same_opening("cat", "Seen from behind, a", 2),
-        "dog": ["A dog lies before the fire, its head on a mat."],
-    }
-    for names in (list(table), list(table)[::-1]):
-        assert sift_all(Checker(20), {name: table[name] for name in names}) == {name: [] for name in names}
-
-
-def test_a_good_table_has_no_problems():
-    assert table_problems({"cat": [GOOD]}, ["cat"], 1) == []
-
-
 @pytest.mark.parametrize(
     ("table", "words"),
     [
@@ -198,10 +163,6 @@ def test_a_good_table_has_no_problems():
 )
 def test_a_tables_problems_name_the_class(table, words):
     assert words in table_problems(table, ["cat", "dog"], 1)
-
-
-def test_a_name_that_occurs_twice_is_checked_once():
-    assert table_problems({"cat": [GOOD]}, ["cat", "cat"], 1) == []
 
 
 @pytest.mark.parametrize(

@@ -107,17 +107,6 @@ def test_a_chunk_that_cannot_be_used_is_encoded_anew(backbone, images, options, 
     assert encoded == [4, 4, 4, 2]
 
 
-def test_chunks_of_other_images_are_not_taken(backbone, images, options, encoded, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        kill_after(patch, 5)
-        with pytest.raises(KeyboardInterrupt):
-            encode_images(backbone, images, options, tmp_path, "test")
-    others = ImageViews(images.dataset, images.dataset.train[:IMAGES], backbone.preprocess)
-    encoded.clear()
-    encode_images(backbone, others, options, tmp_path, "test")
-    assert sum(encoded) == IMAGES
-
-
 def test_chunks_of_another_batch_size_are_not_taken(backbone, images, options, encoded, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         kill_after(patch, 5)
@@ -159,6 +148,7 @@ def test_chunks_can_be_driven_one_by_one_in_any_order(backbone, images, options,
     assert torch.equal(load_file(tmp_path / "part.safetensors")["features"], expected)
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_make_the_bank_of_one_bit_for_bit(tmp_path):
     flags = [
         "--config-file",

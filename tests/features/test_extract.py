@@ -14,7 +14,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
 
 from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.loading import load_backbone
@@ -93,9 +92,6 @@ def test_views_of_one_image_differ(images):
     assert len(images) == VIEWS * 4
     assert not torch.equal(images[0][1], images[4][1])
     assert not torch.equal(images[4][1], images[8][1])
-
-
-def test_a_view_depends_on_the_seed(images):
     assert not torch.equal(images[0][1], replace(images, seed=2)[0][1])
 
 
@@ -186,19 +182,16 @@ def test_test_features_are_shared_by_seeds_and_shots(digits, backbone, tmp_path)
         lambda images, _: replace(images, items=images.items[::-1]),
         lambda images, backbone: replace(images, transform=backbone.preprocess),
         lambda images, _: replace(images, dataset=replace(images.dataset, name="Other")),
+        None,
     ],
-    ids=["seed", "views", "order", "transform", "data set"],
+    ids=["seed", "views", "order", "transform", "data set", "backbone"],
 )
-def test_other_images_get_another_file(images, backbone, tmp_path, change):
+def test_another_input_gets_another_file(images, backbone, tmp_path, change):
     encode_images(backbone, images, make_options(), tmp_path, "train")
-    encode_images(backbone, change(images, backbone), make_options(), tmp_path, "train")
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_another_backbone_gets_another_file(images, backbone, tmp_path):
-    encode_images(backbone, images, make_options(), tmp_path, "train")
-    other = replace(backbone, fingerprint=backbone.fingerprint | {"weights": "others"})
-    encode_images(other, images, make_options(), tmp_path, "train")
+    other = images if change is None else change(images, backbone)
+    if change is None:
+        backbone = replace(backbone, fingerprint=backbone.fingerprint | {"weights": "others"})
+    encode_images(backbone, other, make_options(), tmp_path, "train")
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -208,49 +201,18 @@ def test_other_sentences_get_another_file(backbone, tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def truncate(content: bytes) -> bytes:
-    return content[: len(content) // 2]
-
-
-def garble_header(content: bytes) -> bytes:
-    return content[:8] + b"\xff" * 40 + content[48:]
-
-
-def zero_data(content: bytes) -> bytes:
-    """What a power loss leaves of blocks that were allocated and not yet written."""
-    return content[:-400] + bytes(400)
-
-
-def flip_data(content: bytes) -> bytes:
-    return content[:-400] + b"\xff" * 400
-
-
-@pytest.mark.parametrize("damage", [truncate, garble_header, zero_data, flip_data, lambda _: b""])
+@pytest.mark.parametrize("damage", [lambda content: content[:-400] + b"\xff" * 400, lambda _: b""])
 def test_a_damaged_part_is_encoded_anew_said_so_and_replaced(images, backbone, tmp_path, caplog, broken, damage):
     expected = encode_images(backbone, images, make_options(), tmp_path, "train")
-    path, good = part(tmp_path), part(tmp_path).read_bytes()
-    path.unlink()  # not written in place: the file may still be mapped into memory
-    path.write_bytes(damage(good))
+    path = part(tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
     with caplog.at_level(logging.WARNING):
         found = encode_images(backbone, images, make_options(), tmp_path, "train")
-    torch.testing.assert_close(found, expected)
+    assert torch.equal(found, expected)
     [warning] = [record.getMessage() for record in caplog.records]
-    assert str(path) in warning
-    assert "encoding anew" in warning
-    assert part(tmp_path) == path
-    torch.testing.assert_close(load_file(path)["features"], expected)
+    assert f"{path} cannot be used" in warning and "encoding anew" in warning
     broken()
-    encode_images(backbone, images, make_options(), tmp_path, "train")
-
-
-def test_a_part_made_from_something_else_is_not_read(images, backbone, tmp_path, caplog):
-    expected = encode_images(backbone, images, make_options(), tmp_path / "a", "train")
-    encode_images(backbone, replace(images, seed=2), make_options(), tmp_path / "b", "train")
-    part(tmp_path / "b").replace(part(tmp_path / "a"))
-    with caplog.at_level(logging.WARNING):
-        found = encode_images(backbone, images, make_options(), tmp_path / "a", "train")
-    torch.testing.assert_close(found, expected)
-    assert "made from something else" in caplog.text
+    assert torch.equal(encode_images(backbone, images, make_options(), tmp_path, "train"), expected)
 
 
 def test_an_interrupted_encoding_leaves_no_part(images, backbone, tmp_path, monkeypatch):
@@ -282,6 +244,7 @@ encode_images(backbone, images, load_cfg().encoding, Path(sys.argv[1]), "train")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_leave_one_whole_part(digits, backbone, tmp_path, broken):
     command = [sys.executable, "-c", ENCODE, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -312,22 +275,11 @@ def folder_of_images(tmp_path) -> Dataset:
     return Dataset("Reds", ["red"], items, [], items, lambda path: Image.open(tmp_path / path))
 
 
-def remove(path: Path) -> None:
-    path.unlink()
-
-
-def halve(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def replace_with_text(path: Path) -> None:
-    path.write_text("<html>404</html>")
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("spoil", [remove, halve, replace_with_text, lambda path: path.write_bytes(b"")])
-def test_an_unreadable_image_is_named_in_one_line(folder_of_images, backbone, tmp_path, spoil, workers):
-    spoil(tmp_path / "2.png")
+@pytest.mark.parametrize(("workers", "content"), [(0, None), (0, b"<html>404</html>"), (2, b"")])
+def test_an_unreadable_image_is_named_in_one_line(folder_of_images, backbone, tmp_path, workers, content):
+    (tmp_path / "2.png").unlink()
+    if content is not None:
+        (tmp_path / "2.png").write_bytes(content)
     images = ImageViews(folder_of_images, folder_of_images.train, backbone.preprocess)
     with pytest.raises(UserError) as caught:
         encode_images(backbone, images, make_options("DATALOADER.NUM_WORKERS", workers), tmp_path / "parts", "train")

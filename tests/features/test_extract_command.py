@@ -50,16 +50,8 @@ def test_the_bank_holds_all_images_and_trains(extract, tmp_path, capsys, picture
     assert bank.train_labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert list(bank.classnames) == ["blue", "green", "red"]
     assert (bank.dataset, bank.backbone) == ("ImageFolder", "hegraph-mini/hegraph-mini")
-    arguments = [
-        "--features",
-        str(tmp_path / "bank.safetensors"),
-        "--shots",
-        "2",
-        "--seed",
-        "1",
-        "--config-file",
-        "mini",
-    ]
+    arguments = ["--features", str(tmp_path / "bank.safetensors"), "--shots", "2", "--seed", "1"]
+    arguments += ["--config-file", "mini"]
     options = ["OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "0", f"{NODE}.MIN_STEPS", "0"]
     assert train([*arguments, "--output-dir", str(tmp_path / "out"), *options]) == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["num_train"] == 6

@@ -65,7 +65,7 @@ def test_the_text_of_a_bank_has_the_norms_that_it_keeps(bank, caplog):
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32-quickgelu/openai", "ViT-B-32/openai", "ViT-B/32/openai"])
+@pytest.mark.parametrize("name", ["ViT-B-32-quickgelu/openai", "ViT-B/32/openai"])
 def test_of_openais_vit_b_32_the_norm_is_known_and_said(bank, caplog, name):
     with caplog.at_level(logging.INFO, "trainers.hegraph"):
         norms = text_norms(replace(bank, backbone=name))
@@ -74,7 +74,7 @@ def test_of_openais_vit_b_32_the_norm_is_known_and_said(bank, caplog, name):
     assert "the bank of Toy holds no norms of its text features: 9.9 is taken for all" in message
 
 
-@pytest.mark.parametrize("name", ["RN50/openai", "ViT-B-32/laion2b_s34b_b79k", "my-ViT-B-32/openai", "unknown"])
+@pytest.mark.parametrize("name", ["ViT-B-32/laion2b_s34b_b79k", "my-ViT-B-32/openai"])
 def test_of_other_backbones_the_norm_is_1_and_that_is_said(bank, caplog, name):
     with caplog.at_level(logging.INFO, "trainers.hegraph"):
         norms = text_norms(replace(bank, backbone=name))
@@ -123,13 +123,3 @@ def test_features_that_were_kept_before_their_norms_were_are_encoded_anew(backbo
     again = encode_prompts(backbone, "Digits", NAMES, options_of(), tmp_path)
     assert "it is of an earlier version: encoding anew" in caplog.text
     assert all(torch.equal(again[name], first[name]) for name in ("positive", "negative", "norms"))
-
-
-def test_norms_that_never_reached_the_disk_are_encoded_anew(backbone, tmp_path, caplog):
-    first = encode_prompts(backbone, "Digits", NAMES, options_of(), tmp_path)
-    [path] = tmp_path.glob("text-*.safetensors")
-    tensors, metadata = contents(path)
-    save_file(tensors | {"norms": torch.zeros(2)}, path, metadata)
-    again = encode_prompts(backbone, "Digits", NAMES, options_of(), tmp_path)
-    assert torch.equal(again["norms"], first["norms"])
-    assert "its features are damaged: encoding anew" in caplog.text

@@ -112,7 +112,7 @@ def test_val_may_be_absent(folder, command, bank_file):
     assert load_bank(bank_file).val_features is None
 
 
-@pytest.mark.parametrize("name", ["keys_2shots.pt", "values_2shots.pt", "text_positive.pt", "text_negative.pt"])
+@pytest.mark.parametrize("name", ["keys_2shots.pt", "text_negative.pt"])
 def test_a_malicious_pickle_is_refused_and_not_executed(folder, refused, tmp_path, name):
     class Evil:
         def __reduce__(self):
@@ -124,62 +124,68 @@ def test_a_malicious_pickle_is_refused_and_not_executed(folder, refused, tmp_pat
     assert "weights_only=False" not in error  # torch's own message tells how to execute it
 
 
-@pytest.mark.parametrize("name", ["values_2shots.pt", "val_l.pt", "test_l.pt", "text_positive.pt", "text_negative.pt"])
+@pytest.mark.parametrize("name", ["keys_2shots.pt", "values_2shots.pt", "val_l.pt", "test_f.pt", "text_positive.pt"])
 def test_a_missing_file_is_named(folder, refused, name):
     (folder / name).unlink()
-    refused(str(folder / name), "missing")
+    refused("keys_<S>shots.pt" if name.startswith("keys") else str(folder / name))
 
 
-def test_missing_keys_are_named(folder, refused):
-    (folder / "keys_2shots.pt").unlink()
-    refused(str(folder), "keys_<S>shots.pt")
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"not a pickle", b"\x80\x02}q\x00.", b"PK\x03\x04" + bytes(60), bytes(range(200))]
-)
+@pytest.mark.parametrize("content", [b"", b"not a pickle", b"PK\x03\x04" + bytes(60)])
 def test_a_damaged_file_is_named(folder, refused, content):
     (folder / "test_f.pt").write_bytes(content)
     refused("test_f.pt")
 
 
-def test_a_truncated_file_is_named(folder, refused):
-    path = folder / "keys_2shots.pt"
-    path.write_bytes(path.read_bytes()[:-100])
-    refused("keys_2shots.pt")
+def one_hot(value: float = 1.0) -> torch.Tensor:
+    return F.one_hot(torch.arange(K).repeat_interleave(2), K) * value
 
 
-def test_a_file_with_something_else_than_a_tensor_is_named(folder, refused):
-    torch.save({"keys": torch.zeros(2)}, folder / "keys_2shots.pt")
-    refused("keys_2shots.pt", "one tensor", "dict")
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(draw(*shape, seed=seed), dim=-1)
 
 
-@pytest.mark.parametrize("shape", [(K * SHOTS, D), (D,), (2, D, K * SHOTS), (D, 5)])
-def test_keys_of_another_shape_are_refused(folder, refused, shape):
-    torch.save(draw(*shape, seed=0), folder / "keys_2shots.pt")
-    refused("keys")
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("keys_2shots.pt", {"keys": torch.zeros(2)}, "one tensor, got a dict"),
+        ("keys_2shots.pt", draw(D, 5, seed=0), "wanted keys [d, N]"),
+        ("keys_2shots.pt", draw(2, D, K * SHOTS, seed=0), "wanted keys [d, N]"),
+        ("keys_2shots.pt", torch.full((D, K * SHOTS), torch.inf), "infinite"),
+        ("keys_2shots.pt", unit(D, K * SHOTS).to_sparse(), "layout sparse_coo"),
+        ("values_2shots.pt", torch.arange(6), "wanted keys"),
+        ("values_2shots.pt", torch.zeros(6, 4), "wanted keys"),
+        ("values_2shots.pt", torch.zeros(6, K), "one-hot"),
+        ("values_2shots.pt", one_hot(0.7), "one-hot"),
+        ("values_2shots.pt", one_hot().to(torch.complex64), "not real"),
+        ("test_f.pt", draw(TEST, D + 1, seed=0), "test_features"),
+        ("test_f.pt", torch.full((TEST, D), torch.nan), "test_f.pt is empty or holds NaN"),
+        ("test_f.pt", torch.empty(0, D), "test_f.pt is empty"),
+        ("test_l.pt", torch.tensor([2, 0, 0.7, 2]), "whole numbers"),
+        ("test_l.pt", torch.tensor([True, False, True, False]), "whole numbers"),
+        ("val_l.pt", torch.tensor([2, 0, 3, 2]), "val_labels must lie in 0 ... 2"),
+        ("text_positive.pt", draw(4, D, seed=0), "text_positive"),
+        ("text_positive.pt", torch.zeros(K, D), "text_positive"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(folder, refused, name, content, words):
+    torch.save(content, folder / name)
+    refused(words)
 
 
-@pytest.mark.parametrize("values", [torch.arange(6), torch.zeros(6, 4), torch.zeros(5, 3)])
-def test_values_that_are_not_one_hot_over_the_classes_are_refused(folder, refused, values):
-    torch.save(values, folder / "values_2shots.pt")
-    refused("values_2shots.pt")
-
-
-@pytest.mark.parametrize("shape", [(4, D), (K,), (K, D, 1)])
-def test_text_of_another_shape_is_refused(folder, refused, shape):
-    torch.save(draw(*shape, seed=0), folder / "text_positive.pt")
-    refused("text_positive")
-
-
-def test_another_width_is_refused_and_leaves_no_bank(folder, refused):
-    torch.save(draw(TEST, D + 1, seed=0), folder / "test_f.pt")
-    refused("test_features", str(D + 1))
-
-
-def test_not_a_number_is_refused_and_leaves_no_bank(folder, refused):
-    torch.save(torch.full((TEST, D), torch.nan), folder / "test_f.pt")
-    refused("test_features", "NaN")
+def test_square_matrices_that_lie_the_other_way_are_refused_or_turned(folder, refused, command, bank_file):
+    size = K * SHOTS
+    for split in ("val", "test"):
+        torch.save(unit(TEST, size), folder / f"{split}_f.pt")
+    for name in ("positive", "negative"):
+        torch.save(unit(K, size), folder / f"text_{name}.pt")
+    torch.save(unit(size, size), folder / "keys_2shots.pt")
+    refused("keys_2shots.pt", "transpose it")
+    torch.save(unit(size, size).t(), folder / "keys_2shots.pt")
+    torch.save(unit(TEST, TEST).t(), folder / "val_f.pt")
+    refused("val_f.pt", "transpose it")
+    torch.save(unit(TEST, size), folder / "val_f.pt")
+    assert command() == 0
+    torch.testing.assert_close(load_bank(bank_file).train_features[0], unit(size, size))
 
 
 def test_an_existing_bank_is_not_overwritten(command, bank_file, capsys):
@@ -198,41 +204,26 @@ def test_several_shot_counts_must_be_chosen_from(folder, refused, command, bank_
     assert load_bank(bank_file).train_labels.tolist() == [0, 1, 2]
 
 
-def test_shots_that_are_not_there_are_named(refused):
-    refused("keys_4shots.pt", arguments=("--shots", "4"))
-
-
-def test_a_name_that_holds_no_shot_count_is_no_cache(folder, refused):
-    (folder / "keys_2shots.pt").rename(folder / "keys_bestshots.pt")
-    refused("keys_<S>shots.pt")
-
-
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         import_tip(tmp_path / "nowhere", NAMES)
 
 
-def test_class_names_are_read_from_json_or_lines(tmp_path):
-    (tmp_path / "names.json").write_text(json.dumps(["é", "b"]), encoding="utf-8")
-    (tmp_path / "names.txt").write_text("é\n\n b \n", encoding="utf-8")
-    assert read_classnames(tmp_path / "names.json") == read_classnames(tmp_path / "names.txt") == ["é", "b"]
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("names.json", '["ant", "bee"]'),
+        ("names.txt", "ant\n\n bee \n"),
+        ("names.txt", '\ufeff["ant", "bee"]'),
+        ("names", '\n [\n"ant",\n"bee"]\n'),
+    ],
+)
+def test_class_names_are_read_from_json_or_lines(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_classnames(tmp_path / name) == ["ant", "bee"]
 
 
-@pytest.mark.parametrize("text", ['["ant", "bee"]', '\ufeff["ant", "bee"]', '\n [\n"ant",\n"bee"]\n'])
-def test_a_json_list_of_class_names_is_one_whatever_its_file_is_called(tmp_path, text):
-    for name in ("names.txt", "names", "names.json"):
-        (tmp_path / name).write_text(text, encoding="utf-8")
-        assert read_classnames(tmp_path / name) == ["ant", "bee"]
-
-
-@pytest.mark.parametrize("text", ["[]", "[1]", '["ant", "bee"', "[ant]\nbee\n"])
-def test_class_names_that_begin_as_a_json_list_and_are_none_are_refused(tmp_path, text):
-    (tmp_path / "names.txt").write_text(text)
-    with pytest.raises(UserError, match=r"names\.txt"):
-        read_classnames(tmp_path / "names.txt")
-
-
-@pytest.mark.parametrize("text", ["[]", '{"a": 1}', "[1]", "not json"])
+@pytest.mark.parametrize("text", ["[]", "[1]", '["ant", "bee"', "[ant]\nbee\n", "", "not json"])
 def test_class_names_that_are_no_list_are_refused(tmp_path, text):
     (tmp_path / "names.json").write_text(text)
     with pytest.raises(UserError, match=r"names\.json"):

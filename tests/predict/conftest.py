@@ -7,20 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.hegraph.__main__ import main as train
 from trainers.hegraph.datasets.digits import open_digit
-
-QUICK = ["OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "0", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0"]
-
-
-@pytest.fixture(scope="session")
-def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a short training."""
-    folder = tmp_path_factory.mktemp("digits")
-    features = ["TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(folder / "features")]
-    shots = ["--shots", "4", "--seed", "1", "--output-dir", str(folder / "run")]
-    assert train(["--config-file", "mini", "--dataset-config-file", "digits", *shots, *features, *QUICK]) == 0
-    return folder / "run"
 
 
 @pytest.fixture
@@ -34,3 +21,11 @@ def write_digit() -> Callable[[Path, int], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def images(tmp_path: Path, write_digit: Callable[[Path, int], Path]) -> Path:
+    """A folder of five digits, one of them in a folder of its own."""
+    for name, row in {"a.png": 0, "b c.png": 1, "d/e.png": 2, "f.png": 3, "g.png": 4}.items():
+        write_digit(tmp_path / "images" / name, row)
+    return tmp_path / "images"

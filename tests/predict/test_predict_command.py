@@ -6,10 +6,9 @@ import csv
 import io
 import json
 import os
-import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,32 +17,25 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from trainers.hegraph.__main__ import main as train
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.features.bank import FeatureBank
-from trainers.hegraph.models.folder import CONFIG, TENSORS, load_model, save_model
+from trainers.hegraph.models.folder import CONFIG, load_model, save_model
+from trainers.hegraph.models.images import ImageModel
+from trainers.hegraph.models.saved import Backbone
 from trainers.hegraph.predict import prediction
 from trainers.hegraph.predict.__main__ import main
-from trainers.hegraph.utils.reading import read_json
+from trainers.hegraph.utils.files import read_json
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def images(tmp_path: Path, write_digit: Callable[[Path, int], Path]) -> Path:
-    """A folder of five digits, one of them in a folder of its own."""
-    for name, row in {"a.png": 0, "b c.png": 1, "d/e.png": 2, "f.png": 3, "g.png": 4}.items():
-        write_digit(tmp_path / "images" / name, row)
-    return tmp_path / "images"
+def run(finished_digits_once: Path) -> Path:
+    return finished_digits_once
 
 
 def json_rows(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
-
-
-def predict_in_a_process(*arguments: object, **options: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "trainers.hegraph.predict", *map(str, arguments)]
-    return subprocess.run(command, **{"cwd": ROOT, "capture_output": True} | options)
 
 
 def refused(capsys: pytest.CaptureFixture, *arguments: object) -> str:
@@ -58,68 +50,67 @@ def refused(capsys: pytest.CaptureFixture, *arguments: object) -> str:
 # What is predicted
 
 
-def test_the_test_images_get_the_classes_that_the_run_gave_them(digits_run, tmp_path, write_digit):
+def test_the_test_images_get_the_classes_that_the_run_gave_them(run, tmp_path, write_digit):
     items = load_digits_dataset().test
     paths = [write_digit(tmp_path / f"{position:04d}.png", int(item.path[-4:])) for position, item in enumerate(items)]
-    assert main([str(digits_run), str(tmp_path), "--out", str(tmp_path / "rows.jsonl")]) == 0
+    assert main([str(run), str(tmp_path), "--out", str(tmp_path / "rows.jsonl")]) == 0
     rows = json_rows((tmp_path / "rows.jsonl").read_text())
     assert [row["path"] for row in rows] == [str(path) for path in paths]
-    names = load_model(digits_run).classnames
+    names = load_model(run).classnames
     right = sum(row["top"][0]["class"] == names[item.label] for row, item in zip(rows, items))
-    assert 100 * right / len(items) == pytest.approx(read_json(digits_run / "result.json")["accuracy"])
+    assert 100 * right / len(items) == pytest.approx(read_json(run / "result.json")["accuracy"])
 
 
-def test_rows_hold_calibrated_probabilities_in_falling_order(digits_run, images, tmp_path, capsys):
-    model = load_model(digits_run)
-    assert model.temperature == read_json(digits_run / "result.json")["calibration"]["temperature"] != 1
-    save_model(type(model)(**model.__dict__ | {"temperature": 3.0}), tmp_path / "calibrated")
-    found = []
-    for folder in (digits_run, tmp_path / "calibrated"):
-        assert main([str(folder), str(images), "--format", "jsonl", "--top", "100"]) == 0
-        found.append(json_rows(capsys.readouterr().out))
-    for plain, calibrated in zip(*found):
-        assert len(plain["top"]) == 10
-        values = [entry["probability"] for entry in plain["top"]]
-        assert values == sorted(values, reverse=True) and sum(values) == pytest.approx(1, abs=1e-5)
-        logits = {e["class"]: torch.tensor(e["probability"]).log() * model.temperature / 3 for e in plain["top"]}
-        expected = dict(zip(logits, torch.stack(list(logits.values())).softmax(0).tolist()))
-        assert {e["class"]: e["probability"] for e in calibrated["top"]} == pytest.approx(expected, abs=1e-4)
+def test_rows_hold_the_calibrated_probabilities_in_falling_order(run, images, tmp_path, capsys):
+    model = load_model(run).model_copy(update={"temperature": 3.0})
+    save_model(model, tmp_path / "calibrated")
+    path = images / "a.png"
+    features = ImageModel.load(run).features([path])
+    expected = (model.classifier.logits(features)[0] / 3.0).softmax(dim=0)
+    assert main([str(tmp_path / "calibrated"), str(path), "--format", "jsonl", "--top", "3"]) == 0
+    [row] = json_rows(capsys.readouterr().out)
+    values, labels = expected.sort(descending=True)
+    assert [entry["class"] for entry in row["top"]] == [model.classnames[label] for label in labels[:3]]
+    assert [entry["probability"] for entry in row["top"]] == pytest.approx(values[:3].tolist(), rel=1e-4)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
-def test_the_order_is_that_of_the_inputs_whatever_the_batches(digits_run, images, capsys, batch_size):
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_the_order_is_that_of_the_inputs_whatever_the_batches(run, images, capsys, batch_size):
     (images / "bad.png").write_text("no image")
-    given = [images / "g.png", images / "missing.png", images, images / "bad.png", images / "a.png"]
+    (images / "empty").mkdir()
+    given = [images / "g.png", images / "missing.png", images / "empty", images, images / "a.png"]
     flags = ["--format", "jsonl", "--top", "1", "--batch-size", str(batch_size)]
-    assert main([str(digits_run), *map(str, given), *flags]) == 1
+    assert main([str(run), *map(str, given), *flags]) == 1
     rows = json_rows(capsys.readouterr().out)
     walked = ["a.png", "b c.png", "bad.png", "d/e.png", "f.png", "g.png"]
-    assert [row["path"] for row in rows] == [
-        str(images / name) for name in ("g.png", "missing.png", *walked, "bad.png", "a.png")
-    ]
-    assert rows[0]["top"] == rows[7]["top"] and rows[2]["top"] == rows[9]["top"]
-    assert [bool(row["error"]) for row in rows] == [name in (1, 4, 8) for name in range(10)]
+    expected = [images / name for name in ("g.png", "missing.png", "empty", *walked, "a.png")]
+    assert [row["path"] for row in rows] == list(map(str, expected))
+    assert rows[0]["top"] == rows[8]["top"] and rows[3]["top"] == rows[9]["top"]
+    assert [bool(row["error"]) for row in rows] == [position in (1, 2, 5) for position in range(10)]
 
 
-def test_a_bank_gives_the_predictions_of_the_run(digits_run, tmp_path, capsys, caplog):
+def test_a_bank_gives_the_predictions_of_the_run(run, digits_features, tmp_path, capsys, caplog):
     caplog.set_level("INFO", "trainers.hegraph")
-    bank = bank_of(digits_run)
-    bank.save(tmp_path / "bank.safetensors")
-    assert main([str(digits_run), "--features", str(tmp_path / "bank.safetensors"), "--format", "jsonl"]) == 0
+    bank, file = bank_of(run, digits_features), tmp_path / "bank.safetensors"
+    bank.save(file)
+    assert main([str(run), "--features", str(file), "--format", "jsonl"]) == 0
     rows = json_rows(capsys.readouterr().out)
-    assert rows[17]["path"] == f"{tmp_path / 'bank.safetensors'}#test/17"
-    names = load_model(digits_run).classnames
-    kept = load_file(digits_run / "predictions.safetensors")["predicted"].tolist()
+    assert rows[17]["path"] == f"{file}#test/17"
+    names = load_model(run).classnames
+    kept = load_file(run / "predictions.safetensors")["predicted"].tolist()
     assert [row["top"][0]["class"] for row in rows] == [names[label] for label in kept]
-    assert f"accuracy {read_json(digits_run / 'result.json')['accuracy']:.2f} %" in caplog.text
-    assert main([str(digits_run), "--features", str(tmp_path / "bank.safetensors"), "--split", "train"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(bank.train_labels)
+    assert f"accuracy {read_json(run / 'result.json')['accuracy']:.2f} %" in caplog.text
+    out = tmp_path / "rows.csv"
+    assert main([str(run), "--features", str(file), "--split", "train", "--top", "1", "--out", str(out)]) == 0
+    assert len(out.read_text().splitlines()) == 1 + len(bank.train_labels)
+    assert "has no val images" in refused(capsys, run, "--features", file, "--split", "val")
+    assert "is read by this command" in refused(capsys, run, "--features", file, "--out", file)
 
 
-def bank_of(run: Path) -> FeatureBank:
+def bank_of(run: Path, features: Path) -> FeatureBank:
     """The bank of a run, from the features that it kept."""
     names = ("train", "test", "text")
-    parts = {name: load_file(next((run.parent / "features").rglob(f"{name}-*.safetensors"))) for name in names}
+    parts = {name: load_file(next(features.rglob(f"{name}-*.safetensors"))) for name in names}
     dataset = load_digits_dataset()
     split = read_json(run / "split.json")
     return FeatureBank(
@@ -136,24 +127,22 @@ def bank_of(run: Path) -> FeatureBank:
     )
 
 
-def test_a_model_that_was_trained_from_a_bank_takes_images_once_its_backbone_is_named(
-    digits_run, images, tmp_path, capsys
-):
-    bank_of(digits_run).save(tmp_path / "bank.safetensors")
-    quick = ["OPTIM.MAX_EPOCH", "1", "OPTIM.WARMUP_EPOCH", "0", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0"]
-    flags = ["--features", str(tmp_path / "bank.safetensors"), "--shots", "4", "--seed", "1"]
-    assert train([*flags, "--output-dir", str(tmp_path / "run"), *quick]) == 0
-    capsys.readouterr()
-    assert "give --backbone NAME --pretrained TAG" in refused(capsys, tmp_path / "run", images)
-    assert main([str(tmp_path / "run"), str(images), "--backbone", "hegraph-mini"]) == 0
+def test_a_model_that_was_trained_from_a_bank_takes_images_once_its_backbone_is_named(run, images, tmp_path, capsys):
+    of_bank = load_model(run).model_copy(update={"backbone": Backbone(title="hegraph-mini/hegraph-mini")})
+    save_model(of_bank, tmp_path / "model")
+    assert "give --backbone NAME --pretrained TAG" in refused(capsys, tmp_path / "model", images)
+    assert main([str(tmp_path / "model"), str(images), "--backbone", "hegraph-mini"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 5
 
 
-def test_two_classes_of_one_name_are_told_apart_by_their_ids(digits_run):
-    model = load_model(digits_run)
-    names = ("crane", "crane", *model.classnames[2:])
-    model = type(model)(**model.__dict__ | {"classnames": names, "class_ids": tuple("abcdefghij")})
-    assert prediction.distinct_names(model)[:3] == ["crane (a)", "crane (b)", "two"]
+def test_classes_of_one_name_are_told_apart_by_their_ids_whatever_the_others_are_called(run):
+    model = load_model(run)
+
+    def named(names: list[str], ids: str) -> list[str]:
+        return prediction.distinct_names(model.model_copy(update={"classnames": names, "class_ids": tuple(ids)}))
+
+    assert named(["crane", "crane", "two"], "abc") == ["crane (a)", "crane (b)", "two"]
+    assert named(["crane", "crane", "crane (a)"], "abc") == ["crane (a) (a)", "crane (b)", "crane (a) (c)"]
 
 
 def test_a_probability_that_is_no_number_is_an_error_and_no_row():
@@ -162,110 +151,153 @@ def test_a_probability_that_is_no_number_is_an_error_and_no_row():
     assert rows[1].top == [("a", 0.5)]  # of equal classes the first
 
 
+def test_as_many_images_are_encoded_at_once_as_fit():
+    sizes = {(224, 224): 64, (448, 224): 32, (32, 32): 256, (4000, 4000): 1}
+    assert {size: prediction.default_batch_size(size) for size in sizes} == sizes
+
+
+# None of these
+
+
+def test_images_that_score_below_the_threshold_are_marked(run, images, tmp_path, capsys):
+    Image.new("L", (8, 8), 128).save(images / "grey.png")
+    model = ImageModel.load(run)
+    paths = [images / name for name in ("a.png", "b c.png", "d/e.png", "f.png", "g.png", "grey.png")]
+    expected = [not known for known in model.model.is_known(model.logits(model.features(paths)), 0.5).tolist()]
+    assert 0 < sum(expected) < 6  # the share is low, so that some are marked
+    target = tmp_path / "sorted"
+    assert (
+        main([str(run), str(images), "--keep", "0.5", "--format", "csv", "--top", "1", "--sort-into", str(target)]) == 0
+    )
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["none_of_these"] == "true" for row in rows] == expected
+    sorted_out = {path.name for path in (target / "none of these").iterdir()}
+    assert sorted_out == {path.name for path, none in zip(paths, expected) if none}
+    assert main([str(run), str(images)]) == 0
+    assert "none of these" not in capsys.readouterr().out
+
+
+def test_a_class_of_that_name_shares_no_folder_with_images_of_none(run, images, tmp_path, capsys):
+    model, target = tmp_path / "model", tmp_path / "sorted"
+    shutil.copytree(run / "model", model)
+    config = read_json(model / CONFIG)
+    config["classnames"][0] = "none of these"
+    (model / CONFIG).write_text(json.dumps(config))
+    assert "leave out --keep or --sort-into" in refused(capsys, model, images, "--keep", "0.5", "--sort-into", target)
+    assert not target.exists()
+    assert main([str(model), str(images), "--sort-into", str(target)]) == 0
+
+
+def test_a_model_without_a_threshold_says_so_before_anything_is_read(run, images, tmp_path, capsys):
+    save_model(load_model(run).model_copy(update={"known": None}), tmp_path / "old")
+    assert "train it again" in refused(capsys, tmp_path / "old", images, "--keep", "0.95")
+
+
 # How it is written
 
 
-def test_every_format_says_the_same(digits_run, images, tmp_path, capsys):
+def test_every_format_says_the_same(run, images, tmp_path, capsys):
     written = {}
-    for name in ("rows.csv", "rows.jsonl", "rows.txt"):
-        assert main([str(digits_run), str(images), "--top", "1", "--out", str(tmp_path / name)]) == 0
+    for name in ("rows.csv", "rows.JSONL", "rows.txt"):
+        assert main([str(run), str(images), "--top", "1", "--out", str(tmp_path / name)]) == 0
         written[name] = (tmp_path / name).read_text()
     assert capsys.readouterr().out == ""
-    rows = json_rows(written["rows.jsonl"])
-    table = list(csv.DictReader(written["rows.csv"].splitlines()))
-    expected = [(row["path"], row["top"][0]["class"]) for row in rows]
-    assert [(row["path"], row["class"]) for row in table] == expected
-    lines = [re.split("  +", line)[:2] for line in written["rows.txt"].splitlines()]
-    assert [tuple(line) for line in lines] == expected
+    expected = [(row["path"], row["top"][0]["class"]) for row in json_rows(written["rows.JSONL"])]
+    assert [(row["path"], row["class"]) for row in csv.DictReader(written["rows.csv"].splitlines())] == expected
+    lines = written["rows.txt"].splitlines()
+    assert all(
+        line.split("  ")[0].strip() == path and f"  {name} " in line for line, (path, name) in zip(lines, expected)
+    )
 
 
-def test_a_name_of_any_bytes_is_written_as_valid_utf_8(digits_run, tmp_path, write_digit, capsys):
+def test_a_name_of_any_bytes_is_written_as_valid_utf_8(run, tmp_path, write_digit, capsys):
     write_digit(Path(os.fsdecode(os.fsencode(tmp_path) + b"/x\xff\n.png")), 0)
-    assert main([str(digits_run), str(tmp_path), "--format", "jsonl", "--sort-into", str(tmp_path / "sorted")]) == 0
+    assert main([str(run), str(tmp_path), "--format", "jsonl", "--sort-into", str(tmp_path / "sorted")]) == 0
     [row] = json_rows(capsys.readouterr().out)
     assert row["path"] == f"{tmp_path}/x\\xff\n.png"
     assert [os.fsencode(path.name) for path in (tmp_path / "sorted").rglob("*.png")] == [b"x\xff\n.png"]
 
 
-def test_lists_in_a_file_and_on_standard_input(digits_run, images, tmp_path, capsys, monkeypatch):
+def test_lists_in_a_file_and_on_standard_input(run, images, tmp_path, capsys, monkeypatch):
     (tmp_path / "list.txt").write_text(f"{images}/a.png\n{images}/b c.png\n")
     (tmp_path / "null.txt").write_bytes(os.fsencode(images) + b"/a.png\0")
-    assert main([str(digits_run), str(tmp_path / "list.txt")]) == 0
+    assert main([str(run), str(tmp_path / "list.txt")]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
     names = b"\0".join(os.fsencode(path) for path in sorted(images.rglob("*.png")))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(names)))
-    assert main([str(digits_run), "-", "--top", "1", str(tmp_path / "null.txt"), "-0", "--format", "jsonl"]) == 0
+    assert main([str(run), "-", "--top", "1", str(tmp_path / "null.txt"), "-0", "--format", "jsonl"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 6
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO()))
-    assert "there is nothing to classify: the list is empty" in refused(capsys, digits_run, "-")
+    assert "there is nothing to classify: the list is empty" in refused(capsys, run, "-")
 
 
-def test_images_are_sorted_into_folders_of_their_classes_and_those_are_not_read_again(digits_run, images, capsys):
+def test_images_are_sorted_into_folders_of_their_classes_and_those_are_not_read_again(run, images, capsys):
     for _ in range(2):
-        assert main([str(digits_run), str(images), "--sort-into", str(images / "sorted"), "--format", "jsonl"]) == 0
+        assert main([str(run), str(images), "--sort-into", str(images / "sorted"), "--format", "jsonl"]) == 0
     rows = json_rows(capsys.readouterr().out)
     assert len(rows) == 10
-    for row in rows[:5]:
-        path, folder = Path(row["path"]), images / "sorted" / row["top"][0]["class"]
-        assert (folder / path.name).read_bytes() == path.read_bytes()
-        assert (folder / path.name).with_stem(f"{path.stem}-1").read_bytes() == path.read_bytes()
+    copies = {images / "sorted" / row["top"][0]["class"] / Path(row["path"]).name: row["path"] for row in rows}
+    assert {path: path.read_bytes() for path in copies} == {
+        copy: Path(path).read_bytes() for copy, path in copies.items()
+    }
+    assert {path for path in (images / "sorted").rglob("*") if path.is_file()} == set(copies)
 
 
-def test_unreadable_images_are_in_their_rows_and_in_the_summary(digits_run, images, capsys, caplog, monkeypatch):
+def test_unreadable_images_are_in_their_rows_and_in_the_summary(run, images, capsys, caplog):
     (images / "bad.png").write_text("no image")
     (images / "c.png").write_bytes((images / "a.png").read_bytes()[:60])
-    Image.new("1", (80, 80)).save(images / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # Pillow refuses twice as many
-    assert main([str(digits_run), str(images), "--format", "jsonl"]) == 1
+    (images / "eps.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    assert main([str(run), str(images), "--format", "jsonl"]) == 1
     rows = {Path(row["path"]).name: row for row in json_rows(capsys.readouterr().out)}
     assert len(rows) == 8
-    assert rows["bad.png"]["error"].startswith("is no image")
-    assert "exceeds limit of 4000 pixels" in rows["bomb.png"]["error"]
+    assert rows["bad.png"]["error"].startswith("is no image") and rows["eps.jpg"]["error"].startswith("is no image")
     assert rows["c.png"]["error"] and rows["c.png"]["top"] == []
     assert f"3 of 8 could not be read; the first is {images / 'bad.png'}: is no image" in caplog.text
 
 
-def test_an_output_file_appears_whole_or_not_at_all(digits_run, images, tmp_path, capsys, disk_full_after):
+def test_an_output_file_appears_whole_or_not_at_all(run, images, tmp_path, capsys, disk_full_after):
     out = tmp_path / "rows.csv"
     out.write_text("older")
     with disk_full_after(50):
-        assert main([str(digits_run), str(images), "--out", str(out)]) == 2
+        assert main([str(run), str(images), "--out", str(out)]) == 2
     assert capsys.readouterr().err.startswith(f"error: cannot write {out}: File too large")
     assert out.read_text() == "older"
     assert sorted(os.listdir(tmp_path)) == ["images", "rows.csv"]
 
 
-def test_head_ends_without_a_traceback(digits_run, images):
-    many = [str(images / "a.png")] * 5000
-    names = "\n".join(many).encode()
-    command = f"{sys.executable} -m trainers.hegraph.predict {digits_run} - | head -n 1"
-    ran = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, input=names, capture_output=True)
-    assert (ran.returncode, ran.stdout.count(b"\n"), ran.stderr) == (0, 1, b"")
+def test_no_input_and_no_file_of_the_model_is_written_over(finished_digits, images, tmp_path, capsys):
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{images}/a.png\n")
+    of_model = [finished_digits / "model" / name for name in (CONFIG, "README.md", "thumbnails/00000.jpg")]
+    for out in (images / "f.png", listed, finished_digits / "result.json", *of_model):
+        before = out.read_bytes()
+        assert str(out) in refused(capsys, finished_digits, images, listed, "--out", out)
+        assert out.read_bytes() == before
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_standard_output_is_one_line(digits_run, images):
-    with open("/dev/full", "wb") as full:
-        ran = predict_in_a_process(digits_run, images, capture_output=False, stdout=full, stderr=subprocess.PIPE)
-    assert ran.returncode == 2
-    assert ran.stderr == b"error: cannot write to standard output: No space left on device\n"
-
-
-def test_a_closed_standard_output_is_one_line(digits_run, images):
-    ran = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m trainers.hegraph.predict {digits_run} {images} >&-"],
-        cwd=ROOT, capture_output=True,
-    )  # fmt: skip
-    assert (ran.returncode, ran.stderr) == (2, b"error: standard output is closed; give --out FILE\n")
-
-
-def test_an_interruption_is_one_line(digits_run, images, capsys, monkeypatch):
+def test_an_interruption_is_one_line(run, images, capsys, monkeypatch):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prediction, "write_rows", interrupted)
-    assert main([str(digits_run), str(images)]) == 130
+    assert main([str(run), str(images)]) == 130
     assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shell", "code", "said"),
+    [
+        ("| head -n 1", 0, b""),
+        ("> /dev/full", 2, b"error: cannot write to standard output: No space left on device\n"),
+        (">&-", 2, b"error: standard output is closed; give --out FILE\n"),
+    ],
+)
+def test_a_standard_output_that_goes_away_is_no_traceback(run, images, shell, code, said):
+    names = "\n".join([str(images / "a.png")] * 5000).encode()
+    command = f"set -o pipefail; {sys.executable} -m trainers.hegraph.predict {run} - {shell}"
+    ran = subprocess.run(["bash", "-c", command], cwd=ROOT, input=names, capture_output=True)
+    assert (ran.returncode, ran.stderr) == (code, said)
 
 
 # Mistakes
@@ -275,53 +307,51 @@ def test_an_interruption_is_one_line(digits_run, images, capsys, monkeypatch):
     ("arguments", "expected"),
     [
         (["RUN"], "nothing to classify"),
-        (["RUN", "missing.png"], "there is no missing.png"),
-        (["RUN", "IMAGES", "--top", "0"], "--top must be at least 1, got 0"),
-        (["RUN", "IMAGES", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
-        (["RUN", "IMAGES", "--batch-size", "9" * 20], "--batch-size must be below 2**31, got 999"),
-        (["RUN", "IMAGES", "--top", "9" * 20], "--top must be below 2**31, got 999"),
+        (["RUN", "missing.png"], "missing.png"),
+        (["RUN", "IMAGES", "--top", "0"], "'0'"),
+        (["RUN", "IMAGES", "--batch-size", "9" * 20], "999"),
+        (["RUN", "IMAGES", "--top", "1.5"], "'1.5'"),
+        (["RUN", "IMAGES", "--keep", "1"], "--keep must lie between 0 and 1"),
+        (["RUN", "IMAGES", "--keep=-0.1"], "--keep must lie between 0 and 1"),
+        (["RUN", "IMAGES", "--keep", "nan"], "--keep must lie between 0 and 1"),
         (["RUN", "IMAGES", "--split", "val"], "--split val goes with --features"),
         (["RUN", "IMAGES", "--features", "x"], "--features takes the place of images"),
         (["RUN", "--features", "x", "--sort-into", "y"], "--sort-into needs images"),
-        (["RUN", "--features", "missing"], "cannot read missing"),
-        (["RUN", "IMAGES", "--device", "gpu"], "--device must be cpu, cuda or cuda:N, got 'gpu'"),
-        (["RUN", "IMAGES", "--device", "meta"], "--device must be cpu, cuda or cuda:N, got 'meta'"),
-        (["RUN", "IMAGES", "--out", "IMAGES"], "is no regular file, and is not overwritten"),
-        (["RUN", "IMAGES", "--out", "/dev/null"], "--out /dev/null is no regular file"),
+        (["RUN", "--features", "missing"], "missing"),
+        (["RUN", "IMAGES", "--device", "gpu"], "'gpu'"),
+        (["RUN", "IMAGES", "--out", "IMAGES"], "is no file but a folder"),
+        (["RUN", "IMAGES", "--out", "/dev/null"], "/dev/null is no file"),
         (["RUN", "IMAGES", "--backbone", "RN50"], "the weights of RN50 are not named"),
-        (["RUN", "IMAGES", "--pretrained", "nothing"], "unknown weights of hegraph-mini"),
+        (["RUN", "IMAGES", "--pretrained", "nothing"], "nothing"),
         (["IMAGES", "IMAGES"], "holds no config.json"),
         (["missing", "IMAGES"], "missing is not there"),
     ],
 )
-def test_a_mistake_is_one_line(digits_run, images, capsys, arguments, expected):
-    places = {"RUN": digits_run, "IMAGES": images}
+def test_a_mistake_is_one_line(run, images, capsys, arguments, expected):
+    places = {"RUN": run, "IMAGES": images}
     assert expected in refused(capsys, *(places.get(argument, argument) for argument in arguments))
 
 
-def test_a_folder_without_images_is_one_line(digits_run, tmp_path, capsys):
-    assert f"{tmp_path} holds no image (.jpg, .jpeg" in refused(capsys, digits_run, tmp_path)
+def test_features_of_another_backbone_are_refused(run, tiny_bank, capsys):
+    assert "'none', 16 wide" in refused(capsys, run, "--features", tiny_bank)
 
 
-def test_a_damaged_model_is_one_line(digits_run, images, tmp_path, capsys):
-    save_model(load_model(digits_run), tmp_path / "model")
-    (tmp_path / "model" / TENSORS).write_bytes(b"")
-    assert f"{tmp_path / 'model' / TENSORS} is damaged" in refused(capsys, tmp_path / "model", images)
-    (tmp_path / "model" / CONFIG).write_text("[" * 100_000)
-    assert "it is nested too deeply" in refused(capsys, tmp_path / "model", images)
-
-
-def test_features_of_another_backbone_are_refused(digits_run, tiny_bank, capsys):
-    message = refused(capsys, digits_run, "--features", tiny_bank)
-    assert "'hegraph-mini/hegraph-mini' features of width 64, but" in message and "'none', 16 wide" in message
-
-
-def test_nothing_heavy_is_imported_that_prediction_does_not_need(digits_run, images):
-    asked = (
-        "import sys, torchvision; its_own = set(sys.modules); "  # that of torch 2.4 takes onnx, where there is one
-        f"import trainers.hegraph.predict.__main__ as p; p.main([{str(digits_run)!r}, {str(images)!r}]); "
-        "heavy = {'sklearn', 'matplotlib', 'scipy.stats', 'pandas', 'onnx', 'gradio'} - its_own; "
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    ran = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert ran.stdout.splitlines()[-1] == "[]"
+def test_a_backbone_whose_folder_asks_for_code_is_refused(run, images, tmp_path, capsys):
+    """The model folder of a stranger names a backbone folder, whose tokenizer wants to run what lies there."""
+    config = {
+        "model_cfg": {
+            "embed_dim": 16,
+            "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 8},
+            "text_cfg": {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}},
+        }
+    }
+    folder = tmp_path / "backbone"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    (folder / "open_clip_model.safetensors").write_bytes(b"")
+    (folder / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["evil.Evil", null]}}')
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    evil = Backbone(title="evil", model=f"local-dir:{folder}", fingerprint={"model": "x"})
+    save_model(load_model(run).model_copy(update={"backbone": evil}), tmp_path / "model")
+    assert "trust_remote_code" in refused(capsys, tmp_path / "model", images)
+    assert not (tmp_path / "ran").exists()

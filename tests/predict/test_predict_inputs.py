@@ -149,8 +149,8 @@ def test_a_list_comes_from_standard_input_as_it_arrives(monkeypatch):
     [
         ([], "nothing to classify: give images"),
         (["-", "-"], "given twice"),
-        (["missing.png"], "there is no missing.png"),
-        (["new\nline.png"], r"there is no new\\nline.png"),
+        (["missing.png"], "cannot read missing.png: No such file"),
+        (["new\nline.png"], r"cannot read new\\nline.png"),
         (["empty"], "empty holds no image"),
         (["empty.txt"], "empty.txt lists no path"),
     ],

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from ..features.tip import read_classnames
@@ -37,19 +39,17 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--model", default=MODEL, help="as the endpoint names it (%(default)s)")
     add("--endpoint", default=ENDPOINT, metavar="URL", help="any OpenAI-compatible one (%(default)s)")
     add("--key-env", metavar="NAME", help=f"environment variable of the key ({OPENAI_KEY}, for OpenAI alone)")
-    add("--per-class", type=int, default=5, metavar="N", help="sentences for each class (%(default)s)")
-    add("--batch-size", type=int, default=10, metavar="N", help="classes in one question (%(default)s)")
-    add("--tries", type=int, default=4, metavar="N", help="questions about a class until it fails (%(default)s)")
-    add(
-        "--timeout",
-        type=float,
-        default=120.0,
-        metavar="S",
-        help="seconds of silence before it asks again (%(default)g)",
-    )
-    add("--max-tokens", type=int, metavar="N", help="tokens that an answer may have (as the endpoint likes)")
-    add("--temperature", type=float, metavar="T", help="0 to 2: chance in the answers (as the endpoint likes)")
-    add("--retries", type=int, default=6, metavar="N", help="repetitions after 429, 5xx and time-outs (%(default)s)")
+    count = number(int, 1)
+    add("--per-class", type=count, default=5, metavar="N", help="sentences for each class (%(default)s)")
+    add("--batch-size", type=count, default=10, metavar="N", help="classes in one question (%(default)s)")
+    add("--tries", type=count, default=4, metavar="N", help="questions about a class until it fails (%(default)s)")
+    timeout = "seconds of silence before it asks again (%(default)g)"
+    add("--timeout", type=number(float, 0.001, LONGEST_TIMEOUT), default=120.0, metavar="S", help=timeout)
+    add("--max-tokens", type=count, metavar="N", help="tokens that an answer may have (as the endpoint likes)")
+    chance = "0 to 2: chance in the answers (as the endpoint likes)"
+    add("--temperature", type=number(float, 0, HOTTEST), metavar="T", help=chance)
+    repetitions = "repetitions after 429, 5xx and time-outs (%(default)s)"
+    add("--retries", type=number(int, 0), default=6, metavar="N", help=repetitions)
     add("--aliases", type=Path, metavar="FILE", help="JSON {class: [alias, ...]}: other names that sentences may use")
     add("--dry-run", action="store_true", help="show the first question and how many there are; ask nothing")
     return parser.parse_args(arguments)
@@ -64,12 +64,14 @@ def describe(args: argparse.Namespace) -> dict[str, str]:
     Raises:
         UserError: If an argument is wrong, the endpoint does not answer, or a file cannot be read or written.
     """
-    check_arguments(args)
+    context = " ".join(args.context.split())
+    if not context:
+        raise UserError('--context is empty; say what the pictures are, such as "satellite photos of land use"')
     check_output(args.out, [args.classes, args.aliases])
     collection = Collection(
         read_classnames(args.classes),
         args.out,
-        " ".join(args.context.split()),
+        context,
         args.per_class,
         args.batch_size,
         args.tries,
@@ -100,24 +102,18 @@ def describe(args: argparse.Namespace) -> dict[str, str]:
     return failed
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Checks what argparse does not.
+def number(kind: Callable[[str], float], least: float, most: float = math.inf) -> Callable[[str], float]:
+    """What turns a word of the command line into a number from `least` to `most`."""
 
-    Raises:
-        UserError: If a number is out of its range, or the context is empty.
-    """
-    for flag, least in (("per_class", 1), ("batch_size", 1), ("tries", 1), ("retries", 0)):
-        if getattr(args, flag) < least:
-            flag_name = f"--{flag.replace('_', '-')}"
-            raise UserError(f"{flag_name} must be at least {least}, got {getattr(args, flag)}")
-    if not 0 < args.timeout <= LONGEST_TIMEOUT:
-        raise UserError(f"--timeout must be above 0 and at most {LONGEST_TIMEOUT} s, got {args.timeout:g}")
-    if args.max_tokens is not None and args.max_tokens < 1:
-        raise UserError(f"--max-tokens must be at least 1, got {args.max_tokens}")
-    if args.temperature is not None and not 0 <= args.temperature <= HOTTEST:
-        raise UserError(f"--temperature must be from 0 to {HOTTEST:g}, got {args.temperature:g}")
-    if not args.context.strip():
-        raise UserError('--context is empty; say what the pictures are, such as "satellite photos of land use"')
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not least <= value <= most:
+            allowed = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"must be {allowed}, got {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse says it of a word that is no number
+    return parse
 
 
 def main(arguments: list[str] | None = None) -> int:

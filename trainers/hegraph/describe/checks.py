@@ -41,19 +41,23 @@ class Checker:
         self.masked: dict[str, str] = {}  # the same with names masked
         self.openings: Counter[str] = Counter()  # the first words of a good sentence -> how many begin so
 
-    def sift(self, name: str, sentences: Sequence[str]) -> tuple[list[str], list[str]]:
+    def sift(self, name: str, sentences: Sequence[str], most: int | None = None) -> tuple[list[str], list[str]]:
         """Finds the good ones of a class's sentences, and remembers them, so that later ones may not repeat them.
 
         Args:
             name: The class.
             sentences: The sentences about it.
+            most: How many good ones are enough: what comes after them is left alone.
 
         Returns:
             The good sentences; a line for each problem of the others.
         """
         pattern = name_pattern([name, *self.aliases.get(name, ())])
-        good, problems = [], []
+        good: list[str] = []
+        problems: list[str] = []
         for sentence in sentences:
+            if len(good) == most:
+                break
             found = sentence_problems(sentence, pattern) + self._repetitions(name, sentence, pattern)
             if found:
                 problems += [f"{problem}: {_quote(sentence)}" for problem in found]

@@ -1,4 +1,4 @@
-"""Asks a chat endpoint, and asks again after a failure that may pass. The only file that knows the `openai` library.
+"""Asks a chat endpoint. The only file that knows the `openai` library.
 
 The library's client and `ChatClient` hold the secret key. It is removed from every text that leaves this file: answers,
 log messages and errors.
@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import re
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -29,33 +25,11 @@ logger = logging.getLogger(__name__)
 ENDPOINT, MODEL = "https://api.openai.com/v1", "gpt-4o-mini"  # the defaults
 OPENAI, OPENAI_KEY = "openai.com", "OPENAI_API_KEY"  # the only service that gets this key without being asked to
 
-# Seconds to wait between tries. They double from one try to the next; if a server's Retry-After is longer, it counts.
-FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
-LONGEST_RETRY_AFTER = 600.0  # the command ends if a server asks for more, as it may when a daily quota is used up
-PASSING = (408, 409, 429)  # the statuses of failures that may pass, beside all of 5xx
+PASSING_LOG = "openai._base_client"  # where the library says that it asks again
 NO_SUCH_PAGE = (404, 405)  # the statuses of a wrong path
-SLOW = "it took the question, so it may only be slow: raise --timeout, or lower --batch-size"
-USED_UP = "insufficient_quota"  # the code of a status 429 that will not pass
 LONGEST_CONNECT = 10.0  # seconds until a server that does not even take the connection counts as dead
 LONGEST_REASON = 120  # how many characters of a server's message are shown to the user
 SHORTEST_SECRET = 8  # a shorter key is for a server that needs none, and may be a word of an answer: it is not removed
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a question has no answer.
-
-    Attributes:
-        reason: The reason, to be shown to the user; it does not hold the key.
-        passing: Whether the same question may have an answer later.
-        wait: Seconds that the server asks to wait before that.
-        hint: What the user may do about it.
-    """
-
-    reason: str
-    passing: bool
-    wait: float = 0.0
-    hint: str = ""
 
 
 class _Message(OpenPart):
@@ -78,7 +52,7 @@ class _Completion(OpenPart):
 
 
 class ChatClient:
-    """Asks a model behind an OpenAI-compatible endpoint.
+    """Asks a model behind an OpenAI-compatible endpoint. The library asks again after failures that may pass.
 
     Args:
         endpoint: The base URL, up to and including `/v1`.
@@ -108,78 +82,56 @@ class ChatClient:
             import openai  # takes a second to import, and `--dry-run` does not need it
         except ImportError as error:
             raise UserError("asking an endpoint needs the package openai: pip install 'openai>=1.56'") from error
-        self.endpoint, self.model, self.timeout, self.retries = endpoint, model, timeout, retries
+        self.endpoint, self.model, self.timeout = endpoint, model, timeout
         self._key, self._openai = key, openai
         # OpenAI's newer models refuse the name that all other servers know
         name = "max_completion_tokens" if is_openai(endpoint) else "max_tokens"
         given = {name: max_tokens, "temperature": temperature}
         self._options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         limits = openai.Timeout(timeout, connect=min(timeout, LONGEST_CONNECT))
+        logging.getLogger(PASSING_LOG).setLevel(logging.INFO)
         with _environment_for(endpoint):
-            # We retry ourselves: the library ignores a Retry-After of more than a minute, and does not say that it
-            # retries
-            self._client = openai.OpenAI(base_url=endpoint, api_key=key, timeout=limits, max_retries=0)
+            self._client = openai.OpenAI(base_url=endpoint, api_key=key, timeout=limits, max_retries=retries)
 
     def ask(self, prompt: str) -> str:
         """The model's answer to one message.
 
         Raises:
-            UserError: If a failure will not pass, the server asks to wait for too long, or all tries have failed.
+            UserError: If a failure will not pass, or all tries have failed. It is raised without the exception of the
+                library, which holds the request and so the key.
         """
-        retry = 0
-        while True:
-            answer = self._try(prompt)
-            if isinstance(answer, str):
-                return answer
-            # Errors are raised here and not in `_try`, where an exception of the library, which holds the request and
-            # so the key, would be shown as their cause
-            hint = f"; {answer.hint}" if answer.hint else ""
-            if not answer.passing:
-                raise UserError(f"{self.endpoint}: {answer.reason}{hint}")
-            wait = max(min(FIRST_WAIT * 2**retry, LONGEST_WAIT), answer.wait)
-            if wait > LONGEST_RETRY_AFTER:
-                raise UserError(f"{self.endpoint}: {answer.reason}; it asks to wait {wait:.0f} s")
-            if retry == self.retries:
-                raise UserError(f"{self.endpoint}: {answer.reason}, after {self.retries + 1} tries{hint}")
-            logger.warning("%s; asking again in %.3g s%s", answer.reason, wait, hint)
-            time.sleep(wait)
-            retry += 1
+        body, problem = self._body(prompt)
+        if not problem:
+            try:
+                choice = _Completion.model_validate(json.loads(body)).choices[0]
+                if choice.finish_reason == "length":
+                    said = "an answer was cut off: raise --max-tokens, or ask for fewer classes with --batch-size"
+                    logger.warning(said)
+                return self._without_key(choice.message.content or "")
+            except (ValueError, RecursionError):
+                problem = f"not a chat completion but {self._clear(body)!r}{self._hint_of_path()}"
+        raise UserError(f"{self.endpoint}: {problem}") from None
 
-    def _try(self, prompt: str) -> str | Failure:
-        """Asks once; returns the answer, or why there is none."""
+    def _body(self, prompt: str) -> tuple[str, str]:
+        """The body of the response to a message, and what went wrong, without the key; "" if nothing did."""
         try:
             raw = self._client.chat.completions.with_raw_response.create(
                 model=self.model, messages=[{"role": "user", "content": prompt}], **self._options
             )
-            body = raw.http_response.text
+            return raw.http_response.text, ""
         except self._openai.APIStatusError as error:
             message = error.body.get("message") if isinstance(error.body, dict) else None
-            reason = f"status {error.status_code}: {self._clear(str(message or error.response.text or 'no more said'))}"
-            may_pass = error.status_code in PASSING or error.status_code >= 500
-            hint = _hint_of_path(self.endpoint) if error.status_code in NO_SUCH_PAGE else ""
-            return Failure(reason, may_pass and error.code != USED_UP, retry_after(error.response.headers), hint)
+            said = self._clear(str(message or error.response.text or "no more said"))
+            hint = self._hint_of_path() if error.status_code in NO_SUCH_PAGE else ""
+            return "", f"status {error.status_code}: {said}{hint}"
         except self._openai.APITimeoutError as error:
-            if _cause(error) == "ConnectTimeout":
-                reason = f"no connection in {min(self.timeout, LONGEST_CONNECT):g} s"
-                return Failure(reason, passing=True, hint="the host does not respond: is the address right?")
-            return Failure(f"no answer in {self.timeout:g} s", passing=True, hint=SLOW)
+            if type(error.__cause__).__name__ == "ConnectTimeout":
+                return "", f"no connection in {min(self.timeout, LONGEST_CONNECT):g} s: is the address right?"
+            return "", f"no answer in {self.timeout:g} s: raise --timeout, or lower --batch-size"
         except self._openai.APIConnectionError as error:
-            reason = f"no connection: {self._clear(str(error.__cause__ or error))}"
-            return Failure(reason, True, hint="is the server running?" if _cause(error) == "ConnectError" else "")
+            return "", f"no connection: {self._clear(str(error.__cause__ or error))}"
         except self._openai.OpenAIError as error:
-            return Failure(self._clear(str(error)), passing=False)
-        return self._read(body)
-
-    def _read(self, body: str) -> str | Failure:
-        """The text of a chat completion, or a failure if the body of a response is something else."""
-        try:
-            choice = _Completion.model_validate(json.loads(body)).choices[0]
-        except (ValueError, RecursionError):
-            reason = f"not a chat completion but {self._clear(body)!r}"
-            return Failure(reason, passing=True, hint=_hint_of_path(self.endpoint))
-        if choice.finish_reason == "length":
-            logger.warning("an answer was cut off: raise --max-tokens, or ask for fewer classes with --batch-size")
-        return self._without_key(choice.message.content or "")
+            return "", self._clear(str(error))
 
     def _clear(self, text: str) -> str:
         """The first `LONGEST_REASON` characters of a server's message, on one line and without the key."""
@@ -188,6 +140,12 @@ class ChatClient:
     def _without_key(self, text: str) -> str:
         """A server's text with the key removed, since a server may repeat it."""
         return text.replace(self._key, "[key]") if len(self._key) >= SHORTEST_SECRET else text
+
+    def _hint_of_path(self) -> str:
+        """What may be wrong with the path of an endpoint that does not answer as a chat endpoint does."""
+        base = self.endpoint.rstrip("/").removesuffix("/completions").removesuffix("/chat")
+        better = base if re.search(r"/v\d", base) else f"{base}/v1"
+        return f"; perhaps --endpoint should be {better}" if better != self.endpoint.rstrip("/") else ""
 
 
 def is_openai(endpoint: str) -> bool:
@@ -225,26 +183,6 @@ def read_key(endpoint: str, variable: str | None = None) -> str:
     return key
 
 
-def retry_after(headers: Mapping[str, str]) -> float:
-    """The seconds that a response asks to wait; 0 if it does not ask.
-
-    Args:
-        headers: The headers of the response. `Retry-After` holds seconds or a date, `Retry-After-Ms` milliseconds.
-    """
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) * unit
-        except ValueError:
-            continue
-        if math.isfinite(seconds) and seconds >= 0:
-            return seconds
-    try:
-        moment = parsedate_to_datetime(headers.get("retry-after", ""))
-    except (TypeError, ValueError):
-        return 0.0
-    return max(0.0, moment.timestamp() - time.time())
-
-
 @contextmanager
 def _environment_for(endpoint: str) -> Iterator[None]:
     """Hides the variables `OPENAI_...` for a while, unless the endpoint is OpenAI's.
@@ -260,19 +198,6 @@ def _environment_for(endpoint: str) -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
-
-
-def _cause(error: Exception) -> str:
-    """The type of the exception behind one of `openai`, which comes from httpx or httpx2, whichever is installed."""
-    return type(error.__cause__).__name__
-
-
-def _hint_of_path(endpoint: str) -> str:
-    """What may be wrong with the path of an endpoint that does not answer as a chat endpoint does."""
-    base = endpoint.rstrip("/").removesuffix("/completions").removesuffix("/chat")
-    if re.search(r"/v\d", base):
-        return f"perhaps --endpoint should be {base}" if base != endpoint.rstrip("/") else ""
-    return f"perhaps --endpoint should be {base}/v1"
 
 
 def _check_endpoint(endpoint: str) -> None:

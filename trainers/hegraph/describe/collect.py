@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ConfigDict, Field
 from tqdm import tqdm
@@ -23,7 +24,7 @@ from .checks import Checker, alias_problems
 from .dialogue import Request, UnreadableAnswer, build_prompt, read_answer
 
 Texts = dict[str, list[str]]  # class name -> sentences, aliases or models
-NOT_OURS = "was not written by this command; delete it, or choose another --out"
+Form = TypeVar("Form", Texts, "_Partial")
 
 
 class Progress(Part):
@@ -86,16 +87,14 @@ class Collection:
         self.aliases = {} if aliases is None else aliases
         _check_names(self.classnames, self.aliases)
         self.progress = {name: Progress() for name in self.classnames}
-        written, answered = self._read_out(), self._read_partial()
+        written, partial = (
+            self._read(out, Texts, {}),
+            self._read(self.partial, _Partial, _Partial(context="", classes={})),
+        )
         total = sum(max(per_class, len(written.get(name, ()))) for name in self.classnames)
         self.checker = Checker(total, self.aliases)
-        self._keep_written(written, self._read_models() if written else {})
-        for name, progress in answered.items():
-            if name not in written:
-                good, problems = self.checker.sift(name, progress.sentences)
-                self.progress[name] = progress.model_copy(
-                    update={"sentences": good, "problems": progress.problems or problems}
-                )
+        self._keep_written(written, self._read(self.models_file, Texts, {}) if written else {})
+        self._keep_answered(partial, written)
 
     def unfinished(self) -> list[str]:
         """Classes that lack sentences, in label order."""
@@ -141,7 +140,7 @@ class Collection:
             progress = self.progress[name]
             progress.tries += 1
             missing = self.per_class - len(progress.sentences)
-            good, problems = self._sift(name, table[name], missing) if name in table else ([], [problem])
+            good, problems = self.checker.sift(name, table[name], missing) if name in table else ([], [problem])
             progress.sentences += good
             if good and self.model not in progress.models:
                 progress.models.append(self.model)
@@ -176,39 +175,7 @@ class Collection:
         self.save()
         return failed
 
-    def _sift(self, name: str, sentences: Sequence[str], most: int) -> tuple[list[str], list[str]]:
-        """As `Checker.sift`, but stops when there are enough good sentences.
-
-        Args:
-            name: The class.
-            sentences: The sentences about it.
-            most: How many good sentences are enough.
-        """
-        good: list[str] = []
-        problems: list[str] = []
-        for sentence in sentences:
-            if len(good) < most:
-                kept, found = self.checker.sift(name, [sentence])
-                good += kept
-                problems += found
-        return good, problems
-
-    def _read_out(self) -> dict[str, list[str]]:
-        """The sentences in the out file, which an earlier run or the user has written."""
-        if not self.out.exists():
-            return {}
-        what = f"{self.out} exists and is no description file; choose another --out"
-        table = check(Texts, read_json(self.out), what)
-        self._check_known(self.out, table)
-        return table
-
-    def _read_models(self) -> Mapping[str, list[str]]:
-        """Class name -> the models that wrote its sentences in the out file, as an earlier run has recorded them."""
-        if not self.models_file.exists():
-            return {}
-        return check(Texts, read_json(self.models_file), f"{self.models_file} {NOT_OURS}")
-
-    def _keep_written(self, table: Mapping[str, list[str]], models: Mapping[str, list[str]]) -> None:
+    def _keep_written(self, table: Texts, models: Texts) -> None:
         """Takes over the sentences of the out file. They stay in that file, so they must be good."""
         for name, sentences in table.items():
             self.progress[name].models = list(models.get(name, ()))
@@ -221,23 +188,29 @@ class Collection:
                     "class out of the file to have it described anew, or choose another --out"
                 )
 
-    def _check_known(self, path: Path, names: Iterable[str]) -> None:
+    def _keep_answered(self, partial: _Partial, written: Texts) -> None:
+        """Takes over the answers of an unfinished run, but for classes of the out file."""
+        if partial.classes and partial.context != self.context:
+            raise UserError(
+                f"{self.partial} holds answers for the --context {partial.context!r}; give the same, or choose another "
+                "--out"
+            )
+        for name in partial.classes.keys() - written.keys():
+            progress = partial.classes[name]
+            progress.sentences, problems = self.checker.sift(name, progress.sentences)
+            progress.problems = progress.problems or problems
+            self.progress[name] = progress
+
+    def _read(self, path: Path, form: type[Form], empty: Form) -> Form:
+        """A file of an earlier run, or of the user's; `empty` where there is none."""
+        if not path.exists():
+            return empty
+        content = check(form, read_json(path), f"{path} is not what this command writes; choose another --out")
+        names: Iterable[str] = content.classes if isinstance(content, _Partial) else content
         for name in names:
             if name not in self.progress:
                 raise UserError(f"{path} holds {name!r}, which is not in --classes; choose another --out")
-
-    def _read_partial(self) -> dict[str, Progress]:
-        """The progress that an unfinished run has left in `<out>.partial`."""
-        if not self.partial.exists():
-            return {}
-        state = check(_Partial, read_json(self.partial), f"{self.partial} {NOT_OURS}")
-        if state.classes and state.context != self.context:
-            raise UserError(
-                f"{self.partial} holds answers for the --context {state.context!r}; give the same, or choose another "
-                "--out"
-            )
-        self._check_known(self.partial, state.classes)
-        return state.classes
+        return content
 
 
 def collect(collection: Collection, ask: Callable[[str], str]) -> None:

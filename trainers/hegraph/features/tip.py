@@ -26,8 +26,6 @@ from ..utils.schema import Name, check
 from .bank import FeatureBank
 from .bank_file import NORM_TOLERANCE
 
-SPLITS = ("val", "test")
-
 
 def import_tip(
     folder: Path,
@@ -101,84 +99,54 @@ def _find_shots(folder: Path) -> int:
 
 
 def _load_cache(folder: Path, shots: int, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Tip-Adapter's keys `[d, N]`, and the labels `[N]` that its values say."""
-    keys = _load(folder / f"keys_{shots}shots.pt")
-    values = _load(folder / f"values_{shots}shots.pt")
+    """Tip-Adapter's keys `[d, N]`, and the labels `[N]` that its one-hot values say."""
+    key_file, value_file = folder / f"keys_{shots}shots.pt", folder / f"values_{shots}shots.pt"
+    keys, values = _load(key_file), _load(value_file).double()
     matrices = keys.dim() == values.dim() == 2
     if not matrices or keys.shape[1] != len(values) or values.shape[1] != num_classes:
         raise UserError(
-            f"{folder}: keys_{shots}shots.pt is {list(keys.shape)}, values_{shots}shots.pt is "
-            f"{list(values.shape)}, and there are {num_classes} class names; wanted keys [d, N], values [N, K]"
+            f"{folder}: {key_file.name} is {list(keys.shape)}, {value_file.name} is {list(values.shape)}, and there "
+            f"are {num_classes} class names; wanted keys [d, N], values [N, K]"
         )
-    _check_columns(folder / f"keys_{shots}shots.pt", keys)
-    return keys, _labels_of(folder / f"values_{shots}shots.pt", values)
+    _check_unit(key_file, keys, dim=0, form="[d, N]")
+    labels = values.argmax(dim=1)
+    if not torch.equal(values, F.one_hot(labels, num_classes).double()):
+        raise UserError(f"{value_file} must be one-hot: in every row one 1 and else 0")
+    return keys, labels
 
 
-def _check_columns(path: Path, keys: Tensor) -> None:
-    """Refuses keys `[N, d]`, which N = d hides: it is the images whose features have unit norm."""
-    if _are_unit(keys, dim=1) and not _are_unit(keys, dim=0):
-        raise UserError(f"{path} has rows of unit norm, so it is [N, d]; Tip-Adapter's keys are [d, N]: transpose it")
-
-
-def _check_rows(path: Path, features: Tensor) -> None:
-    """Refuses features `[d, M]`, which M = d hides."""
-    if features.dim() == 2 and _are_unit(features, dim=0) and not _are_unit(features, dim=1):
-        raise UserError(f"{path} has columns of unit norm, so it is [d, M]; features are [M, d]: transpose it")
+def _check_unit(path: Path, matrix: Tensor, dim: int, form: str) -> None:
+    """Refuses a matrix whose vectors of unit norm lie along the other dimension, which a square one hides."""
+    if matrix.dim() == 2 and _are_unit(matrix, 1 - dim) and not _are_unit(matrix, dim):
+        raise UserError(f"{path} must be {form}, and its vectors of unit norm say that it is not: transpose it")
 
 
 def _are_unit(matrix: Tensor, dim: int) -> bool:
     return bool((matrix.float().norm(dim=dim) - 1).abs().max() < NORM_TOLERANCE)
 
 
-def _labels_of(path: Path, values: Tensor) -> Tensor:
-    """The labels of one-hot values `[N, K]`."""
-    labels = values.double().argmax(dim=1)
-    if not torch.equal(values.double(), F.one_hot(labels, values.shape[1]).double()):
-        raise UserError(f"{path} must be one-hot: in every row one 1 and else 0; {_unlike_one_hot(values)}")
-    return labels
-
-
-def _unlike_one_hot(values: Tensor) -> str:
-    """The first row that is not one-hot, in words."""
-    for number, row in enumerate(values.double()):
-        if not torch.equal(row, F.one_hot(row.argmax(), len(row)).double()):
-            return f"row {number} is {row[:5].tolist()}{' ...' if len(row) > 5 else ''}"
-    raise ValueError("all rows are one-hot")
-
-
 def _load_splits(folder: Path) -> dict[str, Any]:
     """Features and labels of val and test, by their names in a bank, as far as the folder has them."""
     parts: dict[str, Any] = {}
-    for split in SPLITS:
-        paths = features, labels = folder / f"{split}_f.pt", folder / f"{split}_l.pt"
-        if any(path.exists() for path in paths):
-            found = _load(features, f" ({split}_features)")
-            _check_rows(features, found)
-            parts[f"{split}_features"] = _unit(found)
-            parts[f"{split}_labels"] = _whole_numbers(labels, _load(labels))
+    for split in ("val", "test"):
+        features, labels = folder / f"{split}_f.pt", folder / f"{split}_l.pt"
+        if features.exists() or labels.exists():
+            found, numbers = _load(features), _load(labels)
+            _check_unit(features, found, dim=1, form="[M, d]")
+            whole = numbers.long()
+            if numbers.dtype == torch.bool or not torch.equal(whole.double(), numbers.double()):
+                raise UserError(f"{labels} must hold whole numbers, the labels; got {numbers.flatten()[:5].tolist()}")
+            parts |= {f"{split}_features": _unit(found), f"{split}_labels": whole}
     return parts
 
 
-def _whole_numbers(path: Path, labels: Tensor) -> Tensor:
-    whole = labels.long()
-    if not torch.equal(whole.double(), labels.double()) or labels.dtype == torch.bool:
-        odd = labels[whole.double() != labels.double()].flatten()
-        came = f"{float(odd[0]):g}" if len(odd) else "booleans"
-        raise UserError(f"{path} must hold whole numbers, the labels; got {came}")
-    return whole
-
-
-def _load(path: Path, what: str = "") -> Tensor:
-    """The tensor in a file; `what` stands behind the name of the file in messages."""
-    if not path.exists():
-        raise UserError(f"{path} is missing")
-    tensor = read_torch(path, "a tensor of torch")
+def _load(path: Path) -> Tensor:
+    """The tensor in a file, which is not empty and finite."""
+    tensor = read_torch(path, "the tensor")
     if not isinstance(tensor, Tensor):
         raise UserError(f"{path} must hold one tensor, got a {type(tensor).__name__}")
-    if not tensor.numel():
-        raise UserError(f"{path}{what} is empty, of shape {list(tensor.shape)}")
-    if not tensor.isfinite().all():
-        raise UserError(f"{path}{what} holds NaN or infinite values")
+    if not tensor.numel() or not tensor.isfinite().all():
+        raise UserError(f"{path} is empty or holds NaN or infinite values, of shape {list(tensor.shape)}")
     return tensor.detach()
 
 

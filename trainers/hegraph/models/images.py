@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms as T
 
-from ..backbones.identity import MINI_NAME, is_bundle
+from ..backbones.identity import FOLDER, MINI_NAME, is_bundle
 from ..datasets.images import open_image, reason, to_rgb
 from ..utils.errors import UserError
 from ..utils.threads import MAX_THREADS, cores, in_batches
@@ -192,6 +192,13 @@ def backbone_to_load(model: SavedModel, backbone: str = "", pretrained: str = ""
     if not weights and name != MINI_NAME and not is_bundle(name):
         raise UserError(f"the weights of {name} are not named; give --pretrained, an open_clip tag or a weights file")
     return name, weights
+
+
+def backbone_files(model: SavedModel, backbone: str = "", pretrained: str = "") -> list[Path]:
+    """The files of this machine that a backbone is loaded from; arguments as of `backbone_to_load`."""
+    name, weights = backbone or model.backbone.model, pretrained or model.backbone.pretrained
+    of_folder = Path(name.removeprefix(FOLDER)).glob("*") if name.startswith(FOLDER) else ()
+    return [Path(weights), *of_folder] if weights else [*of_folder]
 
 
 def _difference(one: str, other: str) -> tuple[str, str]:

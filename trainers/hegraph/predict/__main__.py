@@ -13,10 +13,18 @@ from ..utils.errors import UserError, report
 from .inputs import Inputs
 from .rows import FORMATS
 
+KEEP = 'mark images as "none of these" that score lower than this share of images of known classes, as 0.95'
 EPILOG = """\
 A folder is searched with all its folders, in sorted order. Lists are relative to the current folder.
 The exit code is 1 if an image could not be read: its row says why, and the others go on.
 """
+
+
+def whole(text: str) -> int:
+    """A flag that is a number from 1 on."""
+    if not text.isdecimal() or not 1 <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 2**31 - 1, got {text!r:.80}")
+    return int(text)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -29,26 +37,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="a model folder, or the output folder of a run")
-    add(
-        "inputs",
-        nargs="*",
-        metavar="INPUT",
-        help="images, folders, .txt files that list paths, or - for a list on stdin",
-    )
+    add("inputs", nargs="*", metavar="INPUT", help="images, folders, .txt files of paths, or - for a list on stdin")
     add("--features", type=Path, metavar="BANK", help="classify the features of a bank; no images")
     add("--split", choices=("train", "val", "test"), default="test", help="which features of the bank (%(default)s)")
-    add("--top", type=int, default=5, metavar="N", help="how many classes a row has (%(default)s)")
+    add("--top", type=whole, default=5, metavar="N", help="how many classes a row has (%(default)s)")
     add("--format", choices=tuple(FORMATS), help="by default the ending of --out, else table")
     add("--out", type=Path, metavar="FILE", help="write the rows here, whole or not at all")
-    add(
-        "--keep",
-        type=float,
-        metavar="SHARE",
-        help='mark images as "none of these" that score lower than this share of images of known classes, as 0.95',
-    )
+    add("--keep", type=float, metavar="SHARE", help=KEEP)
     add("--sort-into", type=Path, metavar="DIR", help="copy each image into the folder of its class below DIR")
     add("-0", "--null", action="store_true", help="paths of lists end with a NUL character, as of find -print0")
-    add("--batch-size", type=int, metavar="N", help="images that are encoded at once (64 of 224 x 224 pixels)")
+    add("--batch-size", type=whole, metavar="N", help="images that are encoded at once (64 of 224 x 224 pixels)")
     add("--device", default="", help='such as "cpu" or "cuda"; by default a GPU if there is one')
     add("--backbone", default="", metavar="NAME", help="of a model that was trained from a bank: what encodes images")
     add("--pretrained", default="", metavar="TAG", help="its weights: a tag of open_clip's, or a file")
@@ -56,18 +54,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raises UserError where flags do not go together or a number is out of range."""
-    for flag in ("top", "batch_size"):
-        number = getattr(args, flag)
-        if number is not None and not 1 <= number < 2**31:
-            wanted = "at least 1" if number < 1 else "below 2**31"
-            raise UserError(f"--{flag.replace('_', '-')} must be {wanted}, got {number}")
+    """Raises UserError where flags do not go together or a share is none."""
     if args.keep is not None and not 0 < args.keep < 1:
         raise UserError(f"--keep must lie between 0 and 1, as 0.95, got {args.keep:g}")
-    if args.features is None:
-        if args.split != "test":
-            raise UserError(f"--split {args.split} goes with --features")
+    if args.features is None and args.split == "test":
         return
+    if args.features is None:
+        raise UserError(f"--split {args.split} goes with --features")
     if args.inputs:
         raise UserError("--features takes the place of images; give one of the two")
     for flag in ("sort_into", "backbone", "pretrained"):

@@ -9,13 +9,13 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ..datasets.images import IMAGE_SUFFIXES, is_image
-from ..utils.errors import UserError
-from .text import one_line
+from ..utils.errors import UserError, first_line
+from .rows import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -41,27 +41,14 @@ class Inputs:
         given: Each an image, a folder, a `.txt` file that lists paths, or "-" for such a list on standard input.
         null: Whether the paths of lists end with a NUL character instead of the end of a line.
         leave_out: A folder that is not walked into; None walks into all.
-        told: The given folders of which it was said that they hold other files. They are walked once to be counted and
-            once to be read.
     """
 
     given: Sequence[str]
     null: bool = False
     leave_out: Path | None = None
-    told: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Found]:
-        for given in self.given:
-            if given == STDIN:
-                if sys.stdin is None:
-                    raise UserError("standard input is closed, so there is no list to read from it")
-                yield from map(Found, read_list(sys.stdin.buffer, self.null))
-            elif os.path.isdir(given):
-                yield from self._walk(given)
-            elif given.lower().endswith(LIST_SUFFIX):
-                yield from map(Found, self._read_file(given))
-            else:
-                yield Found(given)
+        return self._found(tell=True)
 
     def check(self) -> None:
         """Checks what can be known before anything is read.
@@ -74,17 +61,14 @@ class Inputs:
             raise UserError("nothing to classify: give images, folders, a .txt file that lists paths, - or --features")
         if self.given.count(STDIN) > 1:
             raise UserError("standard input (-) can be read once, and it is given twice")
-        if len(self.given) > 1 or self.given[0] == STDIN or _is_pipe(self.given[0]):
+        if len(self.given) > 1 or self._streams():
             return
         [given] = self.given
         try:
             os.stat(given)
-        except FileNotFoundError as error:
-            raise UserError(f"there is no {one_line(given)}") from error
-        except (OSError, ValueError) as error:  # closed to the user, a name that is too long or holds a NUL character
-            reason = getattr(error, "strerror", None) or str(error)
-            raise UserError(f"cannot read {one_line(given)}: {reason}") from error
-        first = next(iter(self), None)
+        except (OSError, ValueError) as error:  # ValueError: a NUL character
+            raise UserError(f"cannot read {one_line(given)}: {first_line(error)}") from error
+        first = next(self._found(tell=False), None)
         if first is None:
             raise UserError(f"{one_line(given)} lists no path")
         if first.problem and first.path == given:
@@ -92,53 +76,56 @@ class Inputs:
 
     def count(self) -> int | None:
         """How many rows there will be; None where that is known only once a pipe has ended."""
-        if any(given == STDIN or _is_pipe(given) for given in self.given):
-            return None
-        return sum(1 for _ in self)
+        return None if self._streams() else sum(1 for _ in self._found(tell=False))
 
-    def _walk(self, folder: str) -> Iterator[Found]:
+    def _streams(self) -> bool:
+        """Whether an input can be read only once."""
+        return any(given == STDIN or (os.path.exists(given) and _is_pipe(given)) for given in self.given)
+
+    def _found(self, tell: bool) -> Iterator[Found]:
+        for given in self.given:
+            if given == STDIN:
+                if sys.stdin is None:
+                    raise UserError("standard input is closed, so there is no list to read from it")
+                yield from map(Found, read_list(sys.stdin.buffer, self.null))
+            elif os.path.isdir(given):
+                yield from self._walk(given, tell)
+            elif given.lower().endswith(LIST_SUFFIX):
+                try:
+                    with open(given, "rb") as file:
+                        yield from map(Found, read_list(file, self.null))
+                except OSError as error:
+                    raise UserError(f"cannot read the list {one_line(given)}: {first_line(error)}") from error
+            else:
+                yield Found(given)
+
+    def _walk(self, folder: str, tell: bool) -> Iterator[Found]:
         """The images below a folder, in sorted order. Hidden files and folders are left out; links are followed."""
-        nothing_yet, others, example = True, 0, ""
-        left_out = frozenset(_identity(place) for place in [self.leave_out] if place is not None and place.exists())
-        # Folders and images, whether they are folders, and the folders above them; the next one is last
-        waiting = [(folder, True, left_out)]
+        places, others, example = 0, 0, ""
+        left_out = {_identity(self.leave_out)} if self.leave_out is not None and self.leave_out.exists() else set()
+        waiting = [(folder, True, left_out)]  # paths, whether they are folders, and the folders above; the last is next
         while waiting:
             path, is_folder, above = waiting.pop()
-            if not is_folder:
+            if not is_folder and is_image(path):
+                places += 1
                 yield Found(path)
-                nothing_yet = False
-                continue
-            try:
-                here = _identity(path)
-                entries = sorted(_entries(path), reverse=True)
-            except OSError as error:
-                yield Found(path, f"cannot be listed: {error.strerror}")
-                nothing_yet = False
-                continue
-            if here not in above:  # it is, where a link leads to a folder above it
-                below = above | {here}
-                for name, is_folder in entries:
-                    if is_folder or is_image(name):
-                        waiting.append((os.path.join(path, name), is_folder, below))
-                    else:
-                        others, example = others + 1, example or os.path.join(path, name)
-        if nothing_yet:
+            elif not is_folder:
+                others, example = others + 1, example or path
+            else:
+                try:
+                    here = _identity(path)
+                    entries = sorted(_entries(path), reverse=True)
+                except OSError as error:
+                    places += 1
+                    yield Found(path, f"cannot be listed: {first_line(error)}")
+                    continue
+                if here not in above:  # it is, where a link leads to a folder above it
+                    waiting += [(os.path.join(path, name), is_folder, above | {here}) for name, is_folder in entries]
+        if not places:
             yield Found(folder, NO_IMAGE)
-        elif others:
-            self._tell_of_others(folder, others, example)
-
-    def _tell_of_others(self, folder: str, number: int, example: str) -> None:
-        if folder not in self.told:
-            self.told.add(folder)
+        elif others and tell:
             said = "%s: %d files are left out, whose ending is not that of an image, such as %s"
-            logger.warning(said, one_line(folder), number, one_line(example))
-
-    def _read_file(self, path: str) -> Iterator[str]:
-        try:
-            with open(path, "rb") as file:
-                yield from read_list(file, self.null)
-        except OSError as error:
-            raise UserError(f"cannot read the list {one_line(path)}: {error.strerror}") from error
+            logger.warning(said, one_line(folder), others, one_line(example))
 
 
 def read_list(file: BinaryIO, null: bool) -> Iterator[str]:
@@ -155,7 +142,9 @@ def read_list(file: BinaryIO, null: bool) -> Iterator[str]:
     end, rest = b"\0" if null else b"\n", b""
     if not null and (rest := file.read(3)) == b"\xef\xbb\xbf":
         rest = b""
-    while block := _read_some(file):
+    # What is there by now, so that a path that comes through a pipe does not wait for others
+    read = getattr(file, "read1", file.read)
+    while block := read(BLOCK):
         *paths, rest = (rest + block).split(end)
         yield from _names(paths, null)
         if len(rest) > LONGEST_PATH:
@@ -163,15 +152,9 @@ def read_list(file: BinaryIO, null: bool) -> Iterator[str]:
     yield from _names(rest.split(end), null)
 
 
-def _read_some(file: BinaryIO) -> bytes:
-    """What is there by now, so that a path that comes through a pipe does not wait for others."""
-    return file.read1(BLOCK) if hasattr(file, "read1") else file.read(BLOCK)
-
-
 def _names(paths: Sequence[bytes], null: bool) -> Iterator[str]:
     for path in paths:
-        name = path if null else path.removesuffix(b"\r")
-        if name:
+        if name := path if null else path.removesuffix(b"\r"):
             yield os.fsdecode(name)
 
 
@@ -188,7 +171,7 @@ def _entries(folder: str) -> Iterator[tuple[str, bool]]:
 
 
 def _is_pipe(path: str) -> bool:
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    return not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:

@@ -9,7 +9,8 @@ import logging
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -18,16 +19,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..models.folder import load_model
-from ..models.images import ImageModel, Pixels
+from ..features.bank import mean_over_views
+from ..features.bank_file import BankFile
+from ..models.folder import load_model, model_files
+from ..models.images import ImageModel, backbone_files
 from ..models.saved import SavedModel
 from ..utils.devices import choose_device
-from ..utils.errors import UserError
+from ..utils.errors import UserError, output_error
+from ..utils.files import atomic_path, check_output
 from .inputs import Found, Inputs
-from .output import open_output
-from .rows import FORMATS, NONE_OF_THESE, Row
+from .rows import FORMATS, NONE_OF_THESE, Row, one_line
 from .sorting import ClassFolders
-from .text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +72,17 @@ def predict_images(
 
     Raises:
         UserError: If the model is damaged, its backbone cannot be had, or something cannot be written.
-        output.ReaderGone: If standard output was closed by its reader.
+        ReaderGone: If standard output was closed by its reader.
     """
-    model = ImageModel.load(folder, choose_device(device, "--device"), backbone, pretrained)
-    check_keep(model.model, options)
-    folders = None if sort_into is None else class_folders(model.model, sort_into, options)
+    saved = load_model(folder)
+    if options.out is not None:
+        of_model = [*model_files(Path(folder)), *backbone_files(saved, backbone, pretrained)]
+        check_output(options.out, [*of_model, *inputs.given])
+    model = ImageModel.of(saved, choose_device(device, "--device"), backbone, pretrained)
+    known_images(saved, torch.zeros(0, len(saved.classnames)), options.keep)  # or says that it has no threshold
+    folders = None if sort_into is None else class_folders(saved, sort_into, options)
     batch_size = batch_size or default_batch_size(model.backbone.input_size)
-    rows = image_rows(model, inputs, options.top, batch_size, folders, options.keep)
+    rows = image_rows(model, _not_written(inputs, options.out), options.top, batch_size, folders, options.keep)
     try:
         return write_rows(rows, inputs.count(), options)
     except torch.cuda.OutOfMemoryError as error:
@@ -95,7 +101,9 @@ def predict_bank(folder: str, bank_file: Path, split: str, options: Options) -> 
         UserError: If model or bank are damaged or do not fit each other, or something cannot be written.
     """
     model = load_model(folder)
-    check_keep(model, options)
+    if options.out is not None:
+        check_output(options.out, [*model_files(Path(folder)), bank_file])
+    known_images(model, torch.zeros(0, len(model.classnames)), options.keep)
     features, labels = bank_features(model, bank_file, split)
     names, predicted = distinct_names(model), []
 
@@ -119,9 +127,6 @@ def bank_features(model: SavedModel, bank_file: Path, split: str) -> tuple[Tenso
     Raises:
         UserError: If the bank lacks the split, or its features are not those that the model was trained on.
     """
-    from ..features.bank import mean_over_views
-    from ..features.bank_file import BankFile
-
     bank = BankFile(bank_file)
     if split not in bank.labels:
         raise UserError(f"{bank_file} has no {split} images; choose another --split")
@@ -166,8 +171,9 @@ def image_rows(
 
     for batch, features in model.encode(paths(), batch_size):
         logits = model.logits(features)
+        readable = [str(image) for image, problem in zip(batch.images, batch.problems) if not problem]
         known = known_images(model.model, logits, keep)
-        predicted = rows_of(_readable(batch), model.model.calibrate(logits), names, top, known)
+        predicted = rows_of(readable, model.model.calibrate(logits), names, top, known)
         for problem in batch.problems:
             yield from _places_before(waiting)
             path = waiting.popleft().path
@@ -211,7 +217,7 @@ def write_rows(rows: Iterable[Row], total: int | None, options: Options) -> int:
 
     Raises:
         UserError: If there is no row, or the output cannot be written.
-        output.ReaderGone: If standard output was closed by its reader.
+        ReaderGone: If standard output was closed by its reader.
     """
     to_line = FORMATS[options.format](options.keep is not None)
     written, failed, started = 0, 0, time.monotonic()
@@ -236,15 +242,27 @@ def write_rows(rows: Iterable[Row], total: int | None, options: Options) -> int:
     return failed
 
 
+@contextmanager
+def open_output(out: Path | None) -> Iterator[Callable[[str], object]]:
+    """Gives a function that writes text as UTF-8.
+
+    Args:
+        out: The file, which replaces an older one at the end of the block; None writes to standard output at once.
+
+    Raises:
+        UserError: If it cannot be written.
+        ReaderGone: If standard output was closed by its reader.
+    """
+    if out is None:
+        yield _write_stdout
+        return
+    with atomic_path(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        yield file.write
+
+
 def known_images(model: SavedModel, logits: Tensor, keep: float | None) -> list[bool] | None:
     """Which images of logits `[B, K]` are taken to be of one of the classes; None where that was not asked."""
     return None if keep is None else model.is_known(logits, keep).tolist()
-
-
-def check_keep(model: SavedModel, options: Options) -> None:
-    """Raises UserError if --keep is asked of a model that has no threshold."""
-    if options.keep is not None:
-        known_images(model, torch.zeros(0, model.classifier.num_classes), options.keep)
 
 
 def class_folders(model: SavedModel, folder: Path, options: Options) -> ClassFolders:
@@ -263,9 +281,11 @@ def class_folders(model: SavedModel, folder: Path, options: Options) -> ClassFol
 
 
 def distinct_names(model: SavedModel) -> list[str]:
-    """The K class names; two that are equal are told apart by their ids, as in "crane (n02012849)"."""
-    number = Counter(model.classnames)
-    return [f"{name} ({key})" if number[name] > 1 else name for name, key in zip(model.classnames, model.class_ids)]
+    """The K class names; those that are equal are told apart by their ids, as in "crane (n02012849)"."""
+    names = list(model.classnames)
+    while equal := {name for name, count in Counter(names).items() if count > 1}:  # an id may make another name
+        names = [f"{name} ({key})" if name in equal else name for name, key in zip(names, model.class_ids)]
+    return names
 
 
 def default_batch_size(input_size: tuple[int, int]) -> int:
@@ -274,12 +294,30 @@ def default_batch_size(input_size: tuple[int, int]) -> int:
     return min(max(BATCH_PIXELS // (height * width), 1), MAX_BATCH)
 
 
-def _readable(batch: Pixels) -> list[str]:
-    return [str(image) for image, problem in zip(batch.images, batch.problems) if not problem]
+def _not_written(inputs: Iterable[Found], out: Path | None) -> Iterator[Found]:
+    """The inputs.
+
+    Raises:
+        UserError: If one of them is the file that is to be written.
+    """
+    for found in inputs:
+        if out is not None:
+            check_output(out, [found.path])
+        yield found
 
 
 def _places_before(waiting: deque[Found]) -> Iterator[Row]:
     """Rows of the places without an image that come before the next image; they are taken off."""
     while waiting and waiting[0].problem:
-        found = waiting.popleft()
-        yield Row(found.path, error=found.problem)
+        path, problem = waiting.popleft()
+        yield Row(path, error=problem)
+
+
+def _write_stdout(text: str) -> None:
+    if sys.stdout is None:
+        raise UserError("standard output is closed; give --out FILE")
+    try:
+        sys.stdout.buffer.write(text.encode("utf-8"))
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        raise output_error(error) from error

@@ -1,20 +1,20 @@
 """Rows of predictions, and how a row is written: for people, as CSV or as JSON Lines.
 
-Paths are written as `text.utf8` gives them, so that every output is valid UTF-8.
+File names may hold any byte but NUL and "/". They are written as `utf8` gives them, so every output is valid UTF-8.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from .text import one_line, utf8
+from ..utils.errors import printable
 
 NONE_OF_THESE = "none of these"
 MAX_WIDTH = 60  # of a column that is aligned
-NEEDS_QUOTES = re.compile('[,"\r\n]')  # a cell of CSV that holds one of these
 
 
 class Row(NamedTuple):
@@ -37,9 +37,6 @@ class Table:
     """One line for each image: path, class, probability, and in brackets the classes after it.
 
     For an image of none of the classes, "none of these" stands in place of the class, and all classes in brackets.
-
-    Args:
-        asked: Whether rows tell `known`.
     """
 
     header = ""
@@ -48,18 +45,17 @@ class Table:
         self.widths = [0, 0]  # they grow with what comes, up to `MAX_WIDTH`
 
     def __call__(self, row: Row) -> str:
-        """A row as a line."""
         if row.error:
-            return f"{self._pad(0, one_line(row.path))}  error: {one_line(row.error)}\n"
-        (first, probability), *others = row.top
-        number = f"{percent(probability):>7}"
+            return f"{self._pad(0, row.path)}  error: {one_line(row.error)}\n"
+        shown = [(one_line(name), f"{100 * value:.2f} %") for name, value in row.top]
         if row.known is False:
-            first, number, others = NONE_OF_THESE, f"{'':>7}", list(row.top)
-        rest = ", ".join(f"{one_line(name)} {percent(value)}" for name, value in others)
-        cells = [self._pad(0, one_line(row.path)), self._pad(1, one_line(first)), number]
-        return "  ".join([*cells, f"({rest})"] if rest else cells) + "\n"
+            shown.insert(0, (NONE_OF_THESE, ""))
+        (first, number), *others = shown
+        line = f"{self._pad(0, row.path)}  {self._pad(1, first)}  {number:>7}"
+        return f"{line}  ({', '.join(map(' '.join, others))})\n" if others else f"{line}\n"
 
     def _pad(self, column: int, text: str) -> str:
+        text = one_line(text)
         self.widths[column] = max(self.widths[column], min(len(text), MAX_WIDTH))
         return text.ljust(self.widths[column])
 
@@ -67,30 +63,27 @@ class Table:
 class Csv:
     """`path,class,probability,rank,error`: a line for each of the top classes; one with the error where there is none.
 
-    A cell with a comma, a quote or a line break stands in quotes (RFC 4180). Python's own writer leaves a carriage
-    return bare where lines end with a line feed.
-
     Args:
         asked: Whether rows tell `known`. There is one more column then, `none_of_these`, which is "true" or "false".
     """
 
     def __init__(self, asked: bool = False) -> None:
         self.asked = asked
-        self.header = f"path,class,probability,rank,error{',none_of_these' if asked else ''}\n"
+        self.header = self._line("path", "class", "probability", "rank", "error", "none_of_these")
 
     def __call__(self, row: Row) -> str:
-        """A row as lines."""
         if row.error:
-            return f"{self._cell(row.path)},,,,{self._cell(row.error)}{',' if self.asked else ''}\n"
-        ranked, end = enumerate(row.top, start=1), ""
-        if self.asked:
-            end = ",true" if row.known is False else ",false"
-        path = self._cell(row.path)
-        return "".join(f"{path},{self._cell(c)},{digits(p)},{rank},{end}\n" for rank, (c, p) in ranked)
+            return self._line(row.path, "", "", "", row.error, "")
+        none = "true" if row.known is False else "false"
+        ranked = enumerate(row.top, start=1)
+        return "".join(self._line(row.path, name, digits(value), rank, "", none) for rank, (name, value) in ranked)
 
-    def _cell(self, text: str) -> str:
-        text = utf8(text)
-        return '"' + text.replace('"', '""') + '"' if NEEDS_QUOTES.search(text) else text
+    def _line(self, *cells: object) -> str:
+        text = io.StringIO()
+        # With another end of lines, Python's writer leaves a carriage return in a name bare
+        writer = csv.writer(text, lineterminator="\r\n")
+        writer.writerow([utf8(str(cell)) for cell in (cells if self.asked else cells[:-1])])
+        return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 class JsonLines:
@@ -107,7 +100,6 @@ class JsonLines:
         self.asked = asked
 
     def __call__(self, row: Row) -> str:
-        """A row as a line."""
         top = [{"class": name, "probability": float(digits(value))} for name, value in row.top]
         value: dict[str, object] = {"path": utf8(row.path), "top": top, "error": utf8(row.error) or None}
         if self.asked:
@@ -118,11 +110,16 @@ class JsonLines:
 FORMATS: dict[str, Callable[[bool], Table | Csv | JsonLines]] = {"table": Table, "csv": Csv, "jsonl": JsonLines}
 
 
-def percent(probability: float) -> str:
-    """Such as "98.31 %"."""
-    return f"{100 * probability:.2f} %"
-
-
 def digits(probability: float) -> str:
     """Six digits, as many as float32 has; small ones are kept (`1.2e-08`)."""
     return f"{probability:.6g}"
+
+
+def utf8(text: str) -> str:
+    r"""Text that every file and program takes: a byte that is no character becomes `\xff`, with its value."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def one_line(text: str) -> str:
+    r"""Text for people, in one line: control characters, too, become `\n`, `\x1b` and so on."""
+    return printable(utf8(text))

@@ -117,12 +117,12 @@ def _explained(path: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     except UserError as error:
         raise UserError(str(error).replace(str(temporary), str(path))) from error
 
 
-def _cannot_write(path: Path, error: Exception) -> UserError:
+def cannot_write(path: Path, error: Exception) -> UserError:
     """What is raised where a file or folder cannot be written."""
     return UserError(f"cannot write {path}: {first_line(error)}")
 
