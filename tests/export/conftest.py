@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from trainers.hegraph.__main__ import main
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models.saved import Backbone, SavedModel, Scores, TrainedOn
-
-pytest.importorskip("onnx", reason="the extra `onnx` is not installed: pip install onnx onnxruntime")
-pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed: pip install onnx onnxruntime")
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a run on the digits with mini."""
-    folder = tmp_path_factory.mktemp("trained")
-    files = ["--config-file", "mini", "--dataset-config-file", "digits"]
-    features = ["TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(folder / "features")]
-    assert main([*files, "--shots", "2", "--seed", "1", "--output-dir", str(folder / "run"), *features]) == 0
-    return folder / "run"
 
 
 @pytest.fixture(scope="session")
@@ -33,15 +18,14 @@ def random_model(unit_features: Callable[..., Tensor]) -> Callable[..., SavedMod
     cache of unequal numbers of images for each class unless `cache=False`.
     """
 
-    def make(width: int, cache: bool = True, temperature: float = 1.3, **parts: Tensor) -> SavedModel:
+    def make(width: int, cache: bool = True, **parts: Tensor) -> SavedModel:
         if cache:
             labels = torch.tensor([label for label in range(10) for _ in range(1 + label % 4)]).flip(0)
             keys = unit_features(len(labels), width, seed=1).half().float()
             parts = {"keys": keys, "labels": labels, "alpha": 2.0, "beta": 5.5, **parts}
-        classifier = FoldedClassifier(100 * unit_features(10, width, seed=2), **parts)
         names = tuple(f"class {number}" for number in range(10))
         return SavedModel(
-            classifier=classifier,
+            classifier=FoldedClassifier(100 * unit_features(10, width, seed=2), **parts),
             text_positive=unit_features(10, width, seed=2),
             classnames=names,
             class_ids=names,
@@ -54,7 +38,7 @@ def random_model(unit_features: Callable[..., Tensor]) -> Callable[..., SavedMod
                 config={}, host="alone", git_commit=None, versions={},
             ),
             scores=Scores(accuracy=None, accuracy_text=None, accuracy_zero_shot=None, macro_f1=None, num_test=0),
-            temperature=temperature,
+            temperature=1.3,
         )  # fmt: skip
 
     return make

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.loading import create_model, load_backbone
 from trainers.hegraph.datasets.digits import load_digits_dataset
@@ -24,6 +23,23 @@ from trainers.hegraph.features.extract import open_image
 from trainers.hegraph.models.saved import Preprocessing
 from trainers.hegraph.training.confidence import KnownScores
 from trainers.hegraph.utils.errors import UserError
+=======
+onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed: pip install onnx onnxruntime")
+onnxruntime = pytest.importorskip(
+    "onnxruntime", reason="the extra `onnx` is not installed: pip install onnx onnxruntime"
+)
+
+from trainers.hegraph.backbones.clip import Backbone  # noqa: E402
+from trainers.hegraph.backbones.loading import create_model, load_backbone  # noqa: E402
+from trainers.hegraph.datasets.digits import load_digits_dataset  # noqa: E402
+from trainers.hegraph.export import graph, onnx_file  # noqa: E402
+from trainers.hegraph.export.graph import Head  # noqa: E402
+from trainers.hegraph.export.onnx_file import TOLERANCE, describe_preprocessing, write_onnx  # noqa: E402
+from trainers.hegraph.models.images import ImageModel  # noqa: E402
+from trainers.hegraph.models.saved import Preprocessing  # noqa: E402
+from trainers.hegraph.training.rejection import KnownScores  # noqa: E402
+from trainers.hegraph.utils.errors import UserError  # noqa: E402
+>>>>>>> 668abb8 (export in three files, on ImageModel.of; it writes over no file of the model; the page's lines run in the tests' process and open the documented formats alone)
 
 WIDTH = 24
 PARTS = {
@@ -31,6 +47,7 @@ PARTS = {
     "a bias": {"cache": False, "bias": torch.linspace(-5, 5, 10)},
     "a cache": {},
     "a cache with weights and a bias": {"key_weights": torch.linspace(0, 2, 23), "bias": torch.linspace(-5, 5, 10)},
+    "an empty cache": {"keys": torch.zeros(0, WIDTH), "labels": torch.zeros(0, dtype=torch.long)},
 }
 
 
@@ -45,33 +62,19 @@ def metadata_of(path: Path) -> dict:
     return {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
 
 
-def random_backbone(name: str) -> Backbone:
-    torch.manual_seed(0)
-    model, preprocess, tokenizer = create_model(name)
-    model = model.eval().requires_grad_(False)
-    return Backbone(name, model, tokenizer, preprocess, (0.5,) * 3, (0.5,) * 3, fingerprint={})
-
-
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
-@pytest.mark.parametrize("batch", [1, 3, 50])
-def test_the_head_gives_the_logits_and_probabilities_of_the_classifier(
-    parts, batch, random_model, unit_features, tmp_path
-):
+def test_the_head_gives_the_logits_and_probabilities_of_the_classifier(parts, random_model, unit_features, tmp_path):
     model, file = random_model(WIDTH, **parts), tmp_path / "head.onnx"
-    write_onnx(model, None, file)
-    features = unit_features(batch, WIDTH, seed=3)
-    logits, probabilities = answer(file, features)
-    expected = model.classifier.logits(features)
-    assert (logits - expected).abs().max() <= TOLERANCE * expected.abs().max()
-    torch.testing.assert_close(probabilities, model.probabilities(features), atol=1e-4, rtol=0)
+    done = write_onnx(model, None, file)
+    assert (done.input_name, done.shape, done.size) == ("features", (WIDTH,), file.stat().st_size)
+    for batch in (1, 50):
+        features = unit_features(batch, WIDTH, seed=3)
+        logits, probabilities = answer(file, features)
+        expected = model.classifier.logits(features)
+        assert (logits - expected).abs().max() <= TOLERANCE * expected.abs().max()
+        torch.testing.assert_close(probabilities, (expected / 1.3).softmax(dim=1), atol=1e-4, rtol=0)
     assert list(tmp_path.iterdir()) == [file]
-
-
-def test_an_empty_cache_is_none(random_model, unit_features, tmp_path):
-    model = random_model(WIDTH, keys=torch.zeros(0, WIDTH), labels=torch.zeros(0, dtype=torch.long))
-    write_onnx(model, None, tmp_path / "head.onnx")
-    features = unit_features(3, WIDTH, seed=3)
-    torch.testing.assert_close(answer(tmp_path / "head.onnx", features)[0], model.classifier.logits(features))
+    assert metadata_of(file)["known"] is metadata_of(file)["preprocessing"] is None
 
 
 def test_the_head_in_half_precision_stores_floats_of_two_bytes_and_takes_and_gives_floats_of_four(
@@ -85,115 +88,110 @@ def test_the_head_in_half_precision_stores_floats_of_two_bytes_and_takes_and_giv
     logits, _ = answer(file, features)
     assert logits.dtype == torch.float32
     expected = model.classifier.logits(features)
-    difference = (logits - expected).abs().max() / expected.abs().max()
-    assert 0 < difference < 1e-3
-    assert 0 < done.differences.logits < 1e-3
+    assert 0 < (logits - expected).abs().max() / expected.abs().max() < 1e-3
+    assert 0 < done.logits < 1e-3 and 0 < done.probabilities < 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["RN50", "ViT-B-32", "ViT-B-16"])
 def test_a_whole_backbone_gives_the_logits_of_torch(name, random_model, tmp_path):
-    backbone, file = random_backbone(name), tmp_path / "full.onnx"
-    model = random_model(backbone.width)
+    torch.manual_seed(0)
+    network, preprocess, tokenizer = create_model(name)
+    network = network.eval().requires_grad_(False)
+    backbone = Backbone(name, network, tokenizer, preprocess, (0.5,) * 3, (0.5,) * 3, fingerprint={})
+    model, file = random_model(backbone.width), tmp_path / "full.onnx"
     write_onnx(model, backbone, file)
     pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(7))
     logits, probabilities = answer(file, pixels)
-    features = backbone.encode_images(pixels)
-    expected = model.classifier.logits(features)
+    expected = model.classifier.logits(backbone.encode_images(pixels))
     assert (logits - expected).abs().max() <= TOLERANCE * expected.abs().max()
-    torch.testing.assert_close(probabilities, model.probabilities(features), atol=1e-4, rtol=0)
-
-
-@pytest.fixture(scope="module")
-def digits(trained: Path) -> tuple[Tensor, Tensor]:
-    """The whole test set as pixels `[M, 3, 32, 32]`, and what the trained model says of it, `[M, K]`."""
-    model, backbone = load_source(trained, "full", "", "")
-    dataset = load_digits_dataset()
-    pixels = torch.stack([backbone.preprocess(open_image(dataset, item)) for item in dataset.test])
-    assert len(pixels) == 899
-    return pixels, model.probabilities(backbone.encode_images(pixels))
+    torch.testing.assert_close(probabilities, (expected / 1.3).softmax(dim=1), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_every_digit_of_the_test_set_gets_the_class_of_torch(half, digits, trained, tmp_path):
-    pixels, expected = digits
-    done = write_onnx(*load_source(trained, "full", "", ""), tmp_path / "full.onnx", half)
-    assert done.differences.logits <= (TOLERANCE_HALF if half else TOLERANCE)
+def test_every_digit_of_the_test_set_gets_the_class_of_torch(half, finished_digits_once, tmp_path):
+    images = ImageModel.load(finished_digits_once)
+    dataset = load_digits_dataset()
+    pixels = torch.stack([images.backbone.preprocess(dataset.read(item.path)) for item in dataset.test])
+    expected = images.model.probabilities(images.backbone.encode_images(pixels))
+    done = write_onnx(images.model, images.backbone, tmp_path / "full.onnx", half)
+    assert (done.input_name, done.shape) == ("pixel_values", (3, 32, 32))
     _, probabilities = answer(tmp_path / "full.onnx", pixels)
-    if half:
-        assert (probabilities.argmax(1) == expected.argmax(1)).float().mean() >= 0.995
-    else:
-        assert (probabilities.argmax(1) == expected.argmax(1)).all()
-        torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
+    same = (probabilities.argmax(1) == expected.argmax(1)).float().mean()
+    assert len(pixels) == 899 and same >= (0.995 if half else 1)
+    torch.testing.assert_close(probabilities, expected, atol=1e-2 if half else 1e-5, rtol=0)
 
 
-def test_the_metadata_says_all_that_inference_needs(trained, tmp_path):
-    model, backbone = load_source(trained, "full", "", "")
-    for part in ("full", "head"):
-        write_onnx(model, backbone if part == "full" else None, tmp_path / "x.onnx")
-        about = metadata_of(tmp_path / "x.onnx")
-        proto = onnx.load(tmp_path / "x.onnx")
+def test_the_metadata_says_all_that_inference_needs(finished_digits_once, tmp_path):
+    images = ImageModel.load(finished_digits_once)
+    model = images.model
+    for backbone, inputs in (
+        (images.backbone, {"pixel_values": ["batch", 3, 32, 32]}),
+        (None, {"features": ["batch", 64]}),
+    ):
+        write_onnx(model, backbone, tmp_path / "x.onnx")
+        about, proto = metadata_of(tmp_path / "x.onnx"), onnx.load(tmp_path / "x.onnx")
         assert proto.opset_import[0].version >= 17
-        assert list(about["inputs"]) == [entry.name for entry in proto.graph.input]
-        assert list(about["outputs"]) == [entry.name for entry in proto.graph.output] == ["logits", "probabilities"]
-        assert about["outputs"]["logits"] == ["batch", 10]
-        assert about["classes"] == list(model.classnames)
-        assert about["tau"] == model.logit_scale
-        assert about["temperature"] == model.temperature
-        assert KnownScores(**about["known"] | {"quantiles": tuple(about["known"]["quantiles"])}) == model.known
+        assert about["inputs"] == inputs and list(inputs) == [entry.name for entry in proto.graph.input]
+        assert about["outputs"] == {"logits": ["batch", 10], "probabilities": ["batch", 10]}
+        assert list(about["outputs"]) == [entry.name for entry in proto.graph.output]
+        assert (about["classes"], about["class_ids"]) == (list(model.classnames), list(model.class_ids))
+        assert (about["tau"], about["temperature"]) == (model.logit_scale, model.temperature)
+        assert (about["backbone"], about["method"], about["variant"]) == (
+            model.backbone.title,
+            "HeGraphAdapter",
+            "full",
+        )
+        assert about["trained_on"] == {"dataset": "Digits", "shots": 4}
+        assert KnownScores(**about["known"]) == model.known
         how = about["preprocessing"]
-        assert (how["size"], how["resize"], how["interpolation"]) == ([32, 32], "shortest", "bicubic")
-        assert (how["mean"], how["std"]) == (list(backbone.mean), list(backbone.std))
-    assert about["inputs"] == {"features": ["batch", 64]}
-
-
-def test_a_model_that_does_not_know_how_its_classes_score_says_null(random_model, tmp_path):
-    write_onnx(random_model(WIDTH), None, tmp_path / "x.onnx")
-    assert metadata_of(tmp_path / "x.onnx")["known"] is None
+        assert (how["size"], how["resize"], how["interpolation"], how["crop"]) == (
+            [32, 32],
+            "shortest",
+            "bicubic",
+            "center",
+        )
+        assert (how["mean"], how["std"]) == (list(images.backbone.mean), list(images.backbone.std))
 
 
 @pytest.mark.parametrize(
     ("transform", "resize", "interpolation"),
     [
-        (
-            "Compose( Resize(size=224, interpolation=bicubic, max_size=None) CenterCrop",
-            "shortest",
-            "bicubic",
-        ),
+        ("Compose( Resize(size=224, interpolation=bicubic, max_size=None) CenterCrop", "shortest", "bicubic"),
         ("Compose( Resize(size=(224, 224), interpolation=bilinear, antialias=True) Maybe", "squash", "bilinear"),
-        (
-            "ResizeKeepRatio(size=(64, 64), interpolation=InterpolationMode.BICUBIC), longest=1.000)",
-            "other",
-            "bicubic",
-        ),
+        ("ResizeKeepRatio(size=(64, 64), interpolation=InterpolationMode.BICUBIC), longest=1.000)", "other", "bicubic"),
         ("Something()", "other", None),
     ],
 )
 def test_the_transform_in_words_becomes_plain_values(transform, resize, interpolation):
     found = describe_preprocessing(Preprocessing(size=[224, 224], mean=[0.5] * 3, std=[0.5] * 3, transform=transform))
-    assert (found["resize"], found["interpolation"]) == (resize, interpolation)
-    assert found["transform"] == transform
+    assert (found["resize"], found["interpolation"], found["transform"]) == (resize, interpolation, transform)
 
 
 def test_class_names_of_any_characters_survive(random_model, tmp_path):
     names = ('"quoted"', "new\nline", "Ünïcödé", "猫", "\ud800 half a pair", "\x00", "", " ", "a/b", "\u2028")
-    model = random_model(WIDTH)
-    object.__setattr__(model, "classnames", names)
-    write_onnx(model, None, tmp_path / "head.onnx")
+    write_onnx(random_model(WIDTH).model_copy(update={"classnames": names}), None, tmp_path / "head.onnx")
     assert metadata_of(tmp_path / "head.onnx")["classes"] == list(names)
 
 
 # What fails leaves nothing
 
 
-def test_a_file_that_differs_from_torch_is_not_left_behind(random_model, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("sums", "said"),
+    [
+        (
+            lambda self, features, keys: features.new_full((features.shape[0], 10), 0.5),
+            "differ from torch's by .* 0.0001",
+        ),
+        (lambda self, features, keys: torch.linalg.eigvalsh(self.weights[:10, :10]), "no form in ONNX: .*eig"),
+    ],
+)
+def test_a_file_that_is_not_what_torch_says_is_not_written(random_model, tmp_path, monkeypatch, sums, said):
     file = tmp_path / "head.onnx"
     file.write_bytes(b"the older file")
-
-    def wrong(self, features: Tensor, keys: Tensor) -> Tensor:
-        return features.new_full((features.shape[0], self.num_classes), 0.5)
-
-    monkeypatch.setattr(Head, "_cache_sums", wrong)
-    with pytest.raises(UserError, match="would differ from torch's by .* of their scale, more than the 0.0001"):
+    monkeypatch.setattr(Head, "_cache_sums", sums)
+    with pytest.raises(UserError, match=said):
         write_onnx(random_model(WIDTH), None, file)
     assert file.read_bytes() == b"the older file"
     assert list(tmp_path.iterdir()) == [file]
@@ -205,6 +203,12 @@ def test_logits_that_are_not_finite_are_refused(random_model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_differs_in_half_precision_alone_is_not_written(random_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "TOLERANCE_HALF", 1e-7)
+    with pytest.raises(UserError, match="1e-07"):
+        write_onnx(random_model(WIDTH), None, tmp_path / "head.onnx", half=True)
+
+
 def test_a_full_disk_leaves_nothing(random_model, tmp_path, disk_full_after):
     with disk_full_after(1000), pytest.raises(UserError, match="cannot write .*head.onnx"):
         write_onnx(random_model(WIDTH), None, tmp_path / "head.onnx")
@@ -213,16 +217,8 @@ def test_a_full_disk_leaves_nothing(random_model, tmp_path, disk_full_after):
 
 def test_a_backbone_too_large_for_the_format_is_refused_before_it_is_traced(random_model, tmp_path, monkeypatch):
     monkeypatch.setattr(graph, "LARGEST_FILE", 1000)
-    backbone = load_backbone("hegraph-mini")
     with pytest.raises(UserError, match="can have 2 GB at most; --part head"):
-        write_onnx(random_model(64), backbone, tmp_path / "full.onnx")
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_has_no_form_in_onnx_is_one_line(random_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(Head, "_cache_sums", lambda self, features, keys: torch.linalg.eigvalsh(self.weights[:10, :10]))
-    with pytest.raises(UserError, match="^the model has no form in ONNX: .*eig"):
-        write_onnx(random_model(WIDTH), None, tmp_path / "head.onnx")
+        write_onnx(random_model(64), load_backbone("hegraph-mini"), tmp_path / "full.onnx")
     assert not list(tmp_path.iterdir())
 
 

@@ -36,17 +36,28 @@ def export(args: argparse.Namespace) -> None:
     if (args.backbone or args.pretrained) and args.part == "head":
         flag = "--backbone" if args.backbone else "--pretrained"
         raise UserError(f"{flag} is for what encodes images, and --part head takes features; leave one of them out")
+    from ..models.folder import load_model, model_files  # what is imported here takes seconds
+    from ..models.images import ImageModel, backbone_files, backbone_to_load
+    from ..models.saved import Preprocessing
+    from ..utils.files import check_output
     from .onnx_file import require_packages, write_onnx
-    from .source import load_source
 
     require_packages()
-    model, backbone = load_source(args.model, args.part, args.backbone, args.pretrained)
+    model, backbone = load_model(args.model), None
+    check_output(args.onnx, [*model_files(args.model), *backbone_files(model, args.backbone, args.pretrained)])
+    if args.part == "full":
+        try:
+            backbone_to_load(model, args.backbone, args.pretrained)
+        except UserError as error:
+            raise UserError(f"{error}, or export --part head") from error
+        backbone = ImageModel.of(model, "cpu", args.backbone, args.pretrained).backbone
+        model = model.model_copy(update={"preprocessing": Preprocessing.of(backbone)})
     done = write_onnx(model, backbone, args.onnx, args.fp16)
     shape, classes = ", ".join(map(str, ("B", *done.shape))), model.classifier.num_classes
     say(
         f"{args.onnx}: {done.size / 1e6:.2f} MB, {done.input_name} [{shape}] to logits and probabilities "
-        f"[B, {classes}]\nlargest difference from torch: logits {done.differences.logits:.1e} of the largest, "
-        f"probabilities {done.differences.probabilities:.1e}\n"
+        f"[B, {classes}]\nlargest difference from torch: logits {done.logits:.1e} of the largest, "
+        f"probabilities {done.probabilities:.1e}\n"
     )
 
 

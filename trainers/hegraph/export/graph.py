@@ -1,8 +1,10 @@
-"""From a torch module to an ONNX graph.
+"""The ONNX graph of a trained model.
 
 The graph is traced by torch's TorchScript exporter (`dynamo=False`), because it is the one that gives all our models in
 every torch from 2.4 to 2.13. In torch 2.4 the newer exporter ignores names, opset and dynamic axes; in later ones it
 takes longer, and it always needs the package onnxscript.
+
+Shapes: B images, K classes, N cached images, d feature width, H x W the input resolution of the backbone.
 """
 
 from __future__ import annotations
@@ -11,14 +13,15 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from ..method.cache import FoldedClassifier, affinities
 from ..utils.errors import UserError, first_line
-from .modules import Full, Head
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -26,6 +29,66 @@ if TYPE_CHECKING:
 OPSET = 17
 LARGEST_FILE = 2**31  # bytes: protobuf's limit
 LOGITS, PROBABILITIES = "logits", "probabilities"
+
+
+class Head(nn.Module):
+    """The folded classifier and its temperature: features to logits and probabilities.
+
+    It computes what `FoldedClassifier.logits` computes, with the cache in one piece: a batch needs `B * N` floats.
+
+    Args:
+        classifier: The folded classifier.
+        temperature: What logits are divided by before the softmax.
+    """
+
+    weights: Tensor
+    bias: Tensor | None
+    keys: Tensor | None
+    labels: Tensor
+    key_weights: Tensor | None
+
+    def __init__(self, classifier: FoldedClassifier, temperature: float) -> None:
+        super().__init__()
+        keys = classifier.keys if classifier.keys is not None and len(classifier.keys) else None
+        self.num_classes, self.temperature = classifier.num_classes, temperature
+        self.alpha, self.beta = classifier.alpha, classifier.beta
+        self.register_buffer("weights", classifier.weights.t().contiguous())  # [d, K]
+        self.register_buffer("bias", classifier.bias)
+        self.register_buffer("keys", None if keys is None else keys.t().contiguous())  # [d, N]
+        self.register_buffer("labels", None if keys is None else classifier.labels)
+        self.register_buffer("key_weights", None if keys is None else classifier.key_weights)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit-norm features `[B, d]` to logits and probabilities, each `[B, K]`."""
+        logits = features @ self.weights
+        if self.bias is not None:
+            logits = logits + self.bias
+        if self.keys is not None:
+            logits = logits + self.alpha * self._cache_sums(features, self.keys)
+        return logits, (logits / self.temperature).softmax(dim=1)
+
+    def _cache_sums(self, features: Tensor, keys: Tensor) -> Tensor:
+        """The affinities of each class, added up: `[B, K]`."""
+        of_images = affinities(features @ keys, self.beta)  # [B, N]
+        if self.key_weights is not None:
+            of_images = of_images * self.key_weights
+        batch = features.shape[0]  # not len(features), which tracing would turn into a constant
+        return features.new_zeros(batch, self.num_classes).scatter_add(1, self.labels.expand(batch, -1), of_images)
+
+
+class Full(nn.Module):
+    """The image tower of an open_clip model in float32, and the head: pixels to logits and probabilities."""
+
+    model: Any  # open_clip's model classes have no type in common
+    head: Head
+
+    def __init__(self, model: Any, head: Head) -> None:
+        super().__init__()
+        self.model, self.head = model, head
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images `[B, 3, H, W]` to logits and probabilities, each `[B, K]`."""
+        return self.head(F.normalize(self.model.encode_image(pixels), dim=-1))
 
 
 def trace(module: Head | Full, inputs: Tensor, name: str) -> ModelProto:
@@ -42,7 +105,8 @@ def trace(module: Head | Full, inputs: Tensor, name: str) -> ModelProto:
     import onnx
 
     hint = "; --part head exports the classifier without it" if isinstance(module, Full) else ""
-    if isinstance(module, Full) and (size := module.encoder.num_bytes()) >= LARGEST_FILE:
+    tower = module.model.visual.parameters() if isinstance(module, Full) else ()
+    if (size := sum(weight.numel() * weight.element_size() for weight in tower)) >= LARGEST_FILE:
         raise UserError(f"the image tower has {size / 1e9:.1f} GB, but an ONNX file can have 2 GB at most{hint}")
     file, batch = io.BytesIO(), {0: "batch"}
     try:
