@@ -18,7 +18,7 @@ from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.loading import create_model
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset, Item
-from trainers.hegraph.datasets.stored import open_stored
+from trainers.hegraph.datasets.loading import open_stored
 from trainers.hegraph.features.extract import ImageViews, encode_images
 
 from .report import Report

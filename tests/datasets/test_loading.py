@@ -18,8 +18,8 @@ import pytest
 
 from trainers.hegraph.datasets import Dataset, load_dataset, load_few_shot
 from trainers.hegraph.datasets.base import class_names
+from trainers.hegraph.datasets.loading import read_pools
 from trainers.hegraph.datasets.registry import stored_datasets
-from trainers.hegraph.datasets.stored import read_pools
 from trainers.hegraph.utils.errors import UserError
 
 STORED = stored_datasets()

@@ -34,9 +34,9 @@ from . import config, config_files
 from .baselines import METHODS, load_method, method_options
 from .config import Config
 from .datasets import Dataset, Item, check_trainable, load_dataset
+from .datasets.loading import open_stored, read_coop_selection
 from .datasets.registry import find_entry, stored_datasets
 from .datasets.split_files import path_from
-from .datasets.stored import open_stored, read_coop_selection
 from .experiments.adapter import Shared, TrainedAdapter, new_model, predict_test, start_training
 from .experiments.calibration import calibrated
 from .experiments.evaluation import check_configuration, evaluate, write_test

@@ -21,11 +21,11 @@ from .base import Dataset, check_classes
 from .entry import DatasetEntry, Sizes
 from .images import reason
 from .layouts import is_folder
+from .loading import MALFORMED, pools_class_names, read_pools
 from .own import copies_in_test, load_own_images
 from .registry import stored_datasets
 from .split_files import read_drawn
 from .splits import SPLITS, Item, Pools
-from .stored import MALFORMED, pools_class_names, read_pools
 
 SHOTS = (1, 2, 4, 8, 16)  # that are common
 BATCH = 64  # images between two steps of the progress bar
