@@ -16,8 +16,9 @@ ARGUMENTS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--window-size=1280,900"),
 )
-# Gradio asks for the progress of an upload, and says so in the console if the upload has ended before
-OF_GRADIO = ("/gradio_api/upload_progress", " Response")
+# Gradio asks for the progress of an upload, and says so in the console if the upload has ended before, or a page that
+# is left had asked for something
+OF_GRADIO = ("/gradio_api/upload_progress", " Response", "AbortError", "errored out")
 
 
 class Browser:

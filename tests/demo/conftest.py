@@ -73,7 +73,7 @@ def serving() -> Callable[..., AbstractContextManager[str]]:
     return serve
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def demo_words() -> list[str]:
     """The words that begin the command."""
     return [sys.executable, "-m", "trainers.hegraph.demo"]

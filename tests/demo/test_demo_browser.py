@@ -130,7 +130,7 @@ def test_every_control_has_a_name(page):
         page.tab(tab)
         # Gradio keeps copies of its tabs to measure how wide they are; nobody sees or reaches them
         controls = page.find("button:not(.tab-container.visually-hidden *), input, canvas, textarea, select, a")
-        assert len(controls) > 4
+        assert len(controls) >= 4
         assert [control.get_attribute("outerHTML")[:200] for control in controls if not control.accessible_name] == []
 
 

@@ -38,3 +38,6 @@ def test_a_training_that_could_not_tell_is_one_line(data, quick):
         classifier.is_known(data.X)
     with pytest.raises(UserError, match="keep must lie between 0 and 1"):
         classifier.is_known(data.X, keep=95)
+    for odd in ("most", None, [0.5], float("nan")):
+        with pytest.raises(UserError, match="keep must"):
+            classifier.is_known(data.X, keep=odd)

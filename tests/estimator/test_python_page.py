@@ -34,6 +34,7 @@ def test_a_number_beside_an_expression_is_checked():
     assert "assert abs((f(x)) - 0.9)" in checked("y = 3  # 0.x\nf(x)  # 0.9\n")
 
 
+@pytest.mark.slow
 def test_the_snippets_of_the_page_run_one_after_the_other_and_give_its_numbers(tmp_path):
     program = CHECKOUT + "\n".join(map(checked, snippets()))
     assert program.count("assert abs") == 3
@@ -56,6 +57,7 @@ def percents(notebook: Any) -> list[float]:
     return [float(number) for number in re.findall(r"([\d.]+) %", shown)]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_without_a_network_and_shows_what_it_did(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
     pytest.importorskip("ipykernel", reason="ipykernel is not installed")

@@ -29,6 +29,7 @@ from .inputs import (
     FLOATS,
     Source,
     as_array,
+    check_memory,
     class_names,
     feature_array,
     image_list,
@@ -201,7 +202,9 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             UserError: If the training could not tell how images of its classes score, or `keep` is no share.
         """
         logits = self._logits(X)
-        return self.model_.is_known(logits, keep).numpy()
+        if not isinstance(keep, (int, float, np.number)):
+            raise UserError(f"keep must be a number between 0 and 1, as 0.95, got {keep!r:.80}")
+        return self.model_.is_known(logits, float(keep)).numpy()
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes the model folder, which the command line and `from_pretrained` read.
@@ -309,6 +312,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         self, X: np.ndarray, labels: np.ndarray, names: list[str], positive: Any, negative: Any, cfg: Config
     ) -> ArrayTask:
         shape = len(names), X.shape[-1]
+        check_memory(len(names), X.shape, cfg.data.batch_size, self._device())
         positive = text_nodes(positive, "text_features", *shape)
         negative = text_nodes(negative, "negative_text_features", *shape)
         encodes = self.backbone is not None or (positive is None and bool(cfg.backbone.name))

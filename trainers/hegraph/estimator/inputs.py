@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..utils.errors import UserError
+from ..training.memory import free_bytes, training_bytes
+from ..utils.errors import UserError, first_line
 
 Source = str | os.PathLike | Image.Image  # an image that has still to be encoded
 
@@ -24,6 +25,7 @@ Source = str | os.PathLike | Image.Image  # an image that has still to be encode
 # such as those of a loaded feature bank, keep every bit.
 UNIT_TOLERANCE = 1e-6
 FLOATS = [np.float32, np.float16]  # types that features are kept in; others become the first
+DOUBLE = 8  # bytes
 
 
 def is_images(X: Any) -> bool:
@@ -32,24 +34,20 @@ def is_images(X: Any) -> bool:
     Raises:
         UserError: If it is a single path or picture.
     """
-    if isinstance(X, (str, os.PathLike, Image.Image)):
+    if isinstance(X, Source):
         raise UserError(f"give a list of images, such as [{X!r:.80}], not a single one")
     if isinstance(X, (list, tuple)):
-        return bool(X) and _is_source(X[0])
+        return bool(X) and isinstance(X[0], Source)
     if isinstance(X, Tensor) or not hasattr(X, "__array__") or getattr(X, "ndim", 2) != 1:
         return False
     entries = np.asarray(X)
-    return entries.dtype.kind in "UO" and len(entries) > 0 and _is_source(entries[0])
+    return entries.dtype.kind in "UO" and len(entries) > 0 and isinstance(entries[0], Source)
 
 
 def image_list(X: Sequence[Source]) -> list[Path | Image.Image]:
-    """Paths and pictures of a sequence.
-
-    Raises:
-        UserError: If an entry is neither, or a picture without pixels.
-    """
+    """Paths and pictures of a sequence; raises UserError if an entry is neither, or a picture without pixels."""
     for position, entry in enumerate(X):
-        if not _is_source(entry):
+        if not isinstance(entry, Source):
             raise UserError(f"image {position} is neither a path nor a PIL image, but of type {type(entry).__name__}")
         if isinstance(entry, Image.Image) and 0 in entry.size:
             raise UserError(f"image {position} has no pixels: its size is {entry.width} x {entry.height}")
@@ -57,11 +55,19 @@ def image_list(X: Sequence[Source]) -> list[Path | Image.Image]:
 
 
 def as_array(X: Any) -> Any:
-    """A tensor as an array; anything else as it came, for scikit-learn to check."""
+    """A tensor as an array; anything else as it came, for scikit-learn to check.
+
+    Raises:
+        UserError: If the tensor is sparse, quantized or without data, as on the meta device.
+    """
     if not isinstance(X, Tensor):
         return X
-    X = X.detach().cpu()
-    return (X.float() if X.dtype == torch.bfloat16 else X).numpy()  # numpy has no bfloat16
+    try:
+        dense = X.detach().cpu()
+        return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()  # numpy has no bfloat16
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        kind = f"{X.layout}, {X.dtype}, on {X.device}"
+        raise UserError(f"a tensor ({kind}) is no array: {first_line(error)}; give a dense one of floats") from error
 
 
 def feature_array(X: Any) -> Any:
@@ -72,31 +78,21 @@ def feature_array(X: Any) -> Any:
     """
     if isinstance(X, Iterator):
         raise UserError(f"X is a {type(X).__name__}, which can be read only once; give a list, such as list(X)")
+    came = ""
     if isinstance(X, (list, tuple)) and X and getattr(X[0], "ndim", 0) > 1:  # scikit-learn would blame the dimensions
-        raise _pictures(f"a {type(X).__name__} of arrays of shape {list(X[0].shape)}")
+        came = f"pictures as a {type(X).__name__} of arrays of shape {list(X[0].shape)}"
     X = as_array(X)
     dimensions, dtype = getattr(X, "ndim", 2), getattr(X, "dtype", None)
     # Grey pictures [n, height, width] would pass as views, and only their whole numbers tell them from features
     if dimensions > 3 or (dimensions == 3 and getattr(dtype, "kind", "") in "iub"):
-        raise _pictures(f"{dtype} of shape {list(X.shape)}")
-    if _is_column_of_paths(X):
+        came = f"pictures as an array ({dtype} of shape {list(X.shape)})"
+    elif hasattr(X, "__array__") and dimensions == 2 and X.shape[0] and X.shape[1] == 1:
+        came = f"a column of paths, of shape {list(X.shape)}" if isinstance(np.asarray(X)[0, 0], Source) else ""
+    if came:
         raise UserError(
-            f"X is a table of one column of paths, of shape {list(X.shape)}; give a list of paths or of PIL images"
+            f"X looks like {came}; give a list of paths or of PIL images, or features [n, d] or [n, views, d] as floats"
         )
     return X
-
-
-def _pictures(came: str) -> UserError:
-    return UserError(
-        f"X looks like pictures as an array ({came}); give a list of paths or of PIL images, or features [n, d] or "
-        "[n, views, d] as floats"
-    )
-
-
-def _is_column_of_paths(X: Any) -> bool:
-    if not hasattr(X, "__array__") or getattr(X, "ndim", 0) != 2 or X.shape[0] == 0 or X.shape[1] != 1:
-        return False
-    return _is_source(np.asarray(X)[0, 0])
 
 
 def unit_rows(features: np.ndarray) -> Tensor:
@@ -131,16 +127,15 @@ def text_nodes(given: Any, name: str, num_classes: int, width: int) -> Tensor | 
         rows = np.asarray(as_array(given))
         rows = rows if rows.dtype in FLOATS else rows.astype(np.float32)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{name} must be an array of numbers [classes, width]: {error}") from error
+        raise UserError(f"{name} must be an array of numbers [classes, width]: {first_line(error)}") from error
     if rows.shape != (num_classes, width):
         raise UserError(
             f"{name} must have shape [{num_classes}, {width}], one row for each class in the order of classes_ and as "
             f"wide as the image features, got {list(rows.shape)}"
         )
-    if not np.isfinite(rows).all():
-        raise UserError(f"{name} holds NaN or infinite values")
-    if empty := np.flatnonzero(~rows.any(axis=1)).tolist():
-        raise UserError(f"{name} holds zeros alone for the class {empty[0]}, which have no direction")
+    useless = np.flatnonzero(~np.isfinite(rows).all(axis=1) | ~rows.any(axis=1))
+    if len(useless):
+        raise UserError(f"{name} holds NaN, infinite values or zeros alone for the class {useless[0]}")
     return unit_rows(rows)
 
 
@@ -153,14 +148,14 @@ def class_names(classes: np.ndarray, given: Mapping | Sequence[str] | None) -> l
 
     Raises:
         UserError: If a class has no name or an impossible one, there are more names than classes, or the names are the
-            labels in another order.
+            labels in another order, so that labels would get each other's names.
     """
     labels = classes.tolist()
+    own = [str(label) for label in labels]
     if given is None:
-        return _checked([str(label) for label in labels])
+        return _checked(own)
     if isinstance(given, Mapping):
-        missing = [label for label in labels if label not in given]
-        if missing:
+        if missing := [label for label in labels if label not in given]:
             raise UserError(f"classnames has no name for the labels {missing[:5]} ({len(missing)} of {len(labels)})")
         return _checked([given[label] for label in labels])
     ordered = hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, str)
@@ -171,7 +166,21 @@ def class_names(classes: np.ndarray, given: Mapping | Sequence[str] | None) -> l
             f"labels ({', '.join(map(repr, labels[:3]))}, ...), or be a dict from labels to names; got {came}"
         )
     names = _checked(list(given))
-    _check_order(names, [str(label) for label in labels])
+    if names != own and set(names) == set(own):
+        raise UserError(
+            f"classnames are the labels themselves in another order ({', '.join(names[:3])}, ... for "
+            f"{', '.join(own[:3])}, ...); leave classnames out, or give a dict from labels to names"
+        )
+    return names
+
+
+def _checked(names: list[str]) -> list[str]:
+    for position, name in enumerate(names):
+        try:
+            if not (name.strip() and name.encode()):  # half of a surrogate pair is no text
+                raise ValueError("it is empty")
+        except (AttributeError, ValueError) as error:
+            raise UserError(f"the name of class {position} is no text: {name!a:.80}; give classnames") from error
     return names
 
 
@@ -182,27 +191,17 @@ def labels_to_keep(classes: np.ndarray, names: Sequence[str]) -> tuple[bool | in
     return tuple(labels) if plain and labels != list(names) else None
 
 
-def _check_order(names: list[str], labels: list[str]) -> None:
-    """Raises UserError if labels would get each other's names."""
-    if names != labels and set(names) == set(labels):
+def check_memory(num_classes: int, shape: tuple[int, int, int], batch: int, device: str) -> None:
+    """Raises UserError if training on features of a shape `[n, V, d]` would take more memory than is free.
+
+    It would find that out after hours. Beside what a training takes, calibration takes the logits of all images for all
+    classes, three times in float64.
+    """
+    (num_images, views, width), free = shape, free_bytes(device)
+    parts = training_bytes(num_classes, num_images, width, views, min(batch, num_images))
+    takes = sum(parts.values()) + 3 * DOUBLE * num_images * num_classes
+    if free is not None and takes > free:
         raise UserError(
-            f"classnames are the labels themselves in another order ({', '.join(names[:3])}, ... for "
-            f"{', '.join(labels[:3])}, ...); leave classnames out, or give a dict from labels to names"
+            f"training on {num_images} images of {num_classes} classes would take about {takes / 1e9:.1f} GB of "
+            f"memory, and {free / 1e9:.1f} GB are free; give fewer classes, or labels that group them"
         )
-
-
-def _checked(names: list[str]) -> list[str]:
-    for position, name in enumerate(names):
-        if not isinstance(name, str):
-            raise UserError(f"class names must be text, but that of class {position} is {name!r:.80}")
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"the class name {name!a} holds half of a surrogate pair, which is no text") from error
-        if not name.strip():
-            raise UserError(f"the name of class {position} is empty; give classnames")
-    return names
-
-
-def _is_source(entry: Any) -> bool:
-    return isinstance(entry, (str, os.PathLike, Image.Image))
