@@ -83,11 +83,6 @@ def test_records_of_earlier_versions_are_left_out_and_alone_are_an_error(calibra
         calibration_table([run(1)])
 
 
-def test_runs_of_different_configurations_are_refused(calibrated):
-    with pytest.raises(UserError, match="different configurations"):
-        calibration_table([calibrated(1), calibrated(2, config={"TRAINER.X.ALPHA": 9.0})])
-
-
 def test_a_diagram_puts_the_bins_of_all_runs_together(calibrated):
     other = calibrated(2)
     bins = other["calibration"]["after"]["bins"]
@@ -98,11 +93,6 @@ def test_a_diagram_puts_the_bins_of_all_runs_together(calibrated):
     _, before, after = (line.get_xydata().tolist() for line in axis.get_lines())
     assert before == [[60.0, 50.0], [90.0, 100.0]]
     assert after == [[60.0, (30 * 50.0 + 10 * 90.0) / 40], [90.0, 100.0]]
-
-
-def test_every_method_has_a_panel(calibrated):
-    figure = reliability_diagrams([calibrated(1), calibrated(1, trainer="TipAdapter", variant="")])
-    assert [axis.get_title() for axis in figure.axes] == ["TipAdapter", "HeGraphAdapter"]
 
 
 def test_the_command_prints_the_table_and_draws_if_asked(calibrated, tmp_path, capsys):

@@ -35,12 +35,6 @@ def test_text_shows_accuracies_so_other_tables_do_not_have_it(folder, capsys, na
     assert "invalid choice: 'text'" in capsys.readouterr().err
 
 
-def test_quoted_numbers_are_marked(run, tmp_path, capsys):
-    write_record(tmp_path / "run", run(dataset="dtd", backbone=RN50, shots=16))
-    assert main(["compare", str(tmp_path), "--by", "dataset", "--quote", "2"]) == 0
-    assert "| HeGraphAdapter (quoted) | 69.15 |" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("command", [["compare", "--quote", "2"], ["curves", "--quote", "--out", "STEM"]])
 def test_where_nothing_can_be_quoted_it_is_said(folder, tmp_path, caplog, command):
     command = [str(tmp_path / "stem") if word == "STEM" else word for word in command]
@@ -102,9 +96,3 @@ def test_a_mistake_is_one_line_and_writes_nothing(folder, tmp_path, capsys, comm
     assert error.startswith("error: ")
     assert words in error
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_runs_without_any_test_images_are_an_error(run, tmp_path, capsys):
-    write_record(tmp_path / "run", run() | {"accuracy": None})
-    assert main(["compare", str(tmp_path)]) == 2
-    assert "no run had test images" in capsys.readouterr().err

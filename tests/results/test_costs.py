@@ -34,15 +34,6 @@ def test_a_method_without_epochs_has_seconds_in_all_only(timed, cells):
     assert row["trained parameters"] == "0"
 
 
-def test_memory_that_the_system_does_not_tell_is_empty(timed, cells):
-    assert cells(complexity([timed(peak_memory_mb=None)]))["HeGraphAdapter",]["peak memory (MB)"] == ""
-
-
-def test_nothing_is_bold_since_less_is_better(timed):
-    table = complexity([timed()])
-    assert not any(table.is_best(row, column) for row in table.rows for column in range(len(table.columns)))
-
-
 def test_a_run_that_tested_anothers_adapter_took_no_training(timed, cells):
     assert cells(complexity([timed(1, 6.0), timed(2, 0.0, 0, adapter_from="x")]))["HeGraphAdapter",]["epochs"] == "3"
 
@@ -51,11 +42,6 @@ def test_a_run_that_tested_anothers_adapter_took_no_training(timed, cells):
 def test_times_of_different_machines_are_refused(timed, change):
     with pytest.raises(UserError, match="different machines"):
         complexity([timed(1), timed(2, **change)])
-
-
-def test_runs_of_different_configurations_are_refused(timed):
-    with pytest.raises(UserError, match="different configurations"):
-        complexity([timed(1), timed(2, config={"TRAINER.X.ALPHA": 9.0})])
 
 
 def test_collected_records_hold_no_times(run):

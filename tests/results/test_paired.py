@@ -88,13 +88,6 @@ def test_the_table_has_a_row_for_every_other_method_and_a_column_for_each_number
     assert row.startswith("| HeGraphAdapter | -25.00 (-")
 
 
-def test_two_runs_of_one_seed_and_setting_are_refused(finish, tmp_path):
-    finish("one", [0, 0], trainer="TaskRes", variant="")
-    finish("two", [0, 1], trainer="TaskRes", variant="")
-    with pytest.raises(UserError, match="TaskRes, 4 shots: seed 1 is there more than once"):
-        read_runs([tmp_path])
-
-
 @pytest.mark.parametrize("other", [{"predicted": [0, 0, 0]}, {"predicted": [0, 0], "label": 1}])
 @pytest.mark.parametrize("changes", [{"seed": 2}, {"trainer": "TaskRes", "variant": ""}])
 def test_runs_with_other_test_images_are_refused(finish, tmp_path, other, changes):

@@ -6,10 +6,9 @@ import re
 
 import pytest
 
-from trainers.hegraph.results import paper as paper_module
 from trainers.hegraph.results.comparison import compare
 from trainers.hegraph.results.costs import complexity
-from trainers.hegraph.results.paper import is_average_over, read_quotes, same_backbone, same_dataset
+from trainers.hegraph.results.paper import read_quotes, same_backbone, same_dataset
 from trainers.hegraph.utils.errors import UserError
 
 RN50 = "RN50-quickgelu/openai"
@@ -117,20 +116,6 @@ def test_complexity_quotes_what_the_text_tells_of_table_5(run):
     assert quoted(table, "HeGraphAdapter") == [None, 33.95, None, 10367000, None]
 
 
-def test_an_average_is_over_the_same_data_sets_or_not_quoted():
-    quotes = read_quotes("2")
-    eleven = [quote.dataset for quote in quotes if quote.method == "Base" and quote.dataset != "Average"]
-    assert is_average_over(quotes, eleven)
-    assert not is_average_over(quotes, eleven[:-1])
-    assert not is_average_over(quotes, [*eleven[:-1], "Digits"])
-
-
 def test_an_unknown_table_lists_the_known_ones():
     with pytest.raises(UserError, match=r"unknown table of the paper '6' .*1, 2, 3, 4, 5, fig2"):
         read_quotes("6")
-
-
-def test_a_copy_without_the_file_says_where_the_numbers_are(monkeypatch, tmp_path):
-    monkeypatch.setattr(paper_module, "FILE", tmp_path / "paper.csv")
-    with pytest.raises(UserError, match="repository"):
-        read_quotes("1")

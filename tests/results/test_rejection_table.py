@@ -118,17 +118,6 @@ def test_a_row_says_which_data_sets_it_is_of_if_it_lacks_one(tiny_bank, tmp_path
     assert "| 1 | zero-shot, Tiny alone |" in printed and "| 2 | zero-shot |" in printed
 
 
-def test_a_run_without_its_bank_and_a_file_are_refused(tiny_bank, tmp_path, capsys):
-    flags = ["--features", str(tiny_bank), "--trainer", "ZeroShot", "--output-dir", str(tmp_path / "run")]
-    assert train(flags) == 0
-    replace(load_bank(tiny_bank), dataset="Other").save(tmp_path / "other.safetensors")
-    capsys.readouterr()
-    assert main(["rejection", str(tmp_path / "run"), "--features", str(tmp_path / "other.safetensors")]) == 2
-    assert "is a run on 'Tiny', and --features are banks of Other" in capsys.readouterr().err
-    assert main(["rejection", str(tiny_bank), "--features", str(tiny_bank)]) == 2
-    assert "is no folder; models are in output folders" in capsys.readouterr().err
-
-
 def test_what_thresholds_keep_of_test_images_is_averaged_over_seeds(run, cells):
     records = [run(seed, rejection={"keep": 0.95, "kept": kept}) for seed, kept in ((1, 94.0), (2, 97.0))]
     records += [run(3), run(4, rejection=None), run(5, rejection={"keep": 0.95, "kept": None})]  # these tell nothing

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from trainers.hegraph.results.comparison import compare, split_sweeps
 from trainers.hegraph.results.scores import shortest_names
-from trainers.hegraph.utils.errors import UserError
 
 ALPHA, BETA = "TRAINER.X.ALPHA", "TRAINER.X.BETA"
 
@@ -36,19 +33,10 @@ def test_a_key_that_only_some_runs_have_is_a_difference(run):
     assert compare([run(1), run(1, config={"NEW": True})], "setting").columns == ["NEW=True", "NEW=None"]
 
 
-def test_one_setting_is_one_column(run, cells):
-    assert cells(compare([run(1, 80.0)], "setting"))["HeGraphAdapter",] == {"one setting": "80.00"}
-
-
 def test_methods_that_are_not_swept_are_left_out_and_it_is_said(run, cells, caplog):
     table = compare([run(1), run(1, config={ALPHA: 0.5}), run(1, trainer="APE", variant="")], "setting")
     assert ("APE",) not in cells(table)
     assert "1 of 3 runs" in caplog.text
-
-
-def test_a_seed_that_is_there_twice_is_refused(run):
-    with pytest.raises(UserError, match="seed 1"):
-        compare([run(1), run(1), run(1, config={ALPHA: 0.5})], "setting")
 
 
 def test_a_run_in_which_several_keys_vary_is_beside_the_usual_ones(run, cells):

@@ -28,10 +28,6 @@ def test_an_experiment_is_laid_out_to_the_letter(run):
     )
 
 
-def test_one_seed_has_a_dash_for_its_deviation(run):
-    assert numbers(text([run()]), "HeGraphAdapter") == ["80.00", "-", "80.00"]
-
-
 def test_a_seed_that_a_method_does_not_have_is_left_blank(run):
     shown = text([run(1, 80.0), run(2, 82.0), run(2, 61.0, trainer="TipAdapter", variant="")])
     assert "seeds 1, 2" in shown
