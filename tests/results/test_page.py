@@ -144,6 +144,18 @@ def test_names_are_escaped_and_no_folder_of_the_machine_is_told(page, report):
     assert str(report.parents[1]) not in report.read_text(encoding="utf-8")
 
 
+def test_whatever_a_record_says_is_text_and_no_markup(run, tmp_path):
+    evil = '"><script>alert(1)</script>'
+    changes = {"dataset": evil, "backbone": f"b{evil}", "versions": {"torch": evil}, "git_commit": evil}
+    for seed, more in ((1, {}), (2, {"trainer": f"M{evil}", "variant": ""}), (3, {"versions": {"torch": evil + "2"}})):
+        write_record(tmp_path / "runs" / str(seed), run(seed, **changes | more))
+    write_report([tmp_path / "runs"], tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.all("script") == []
+    assert f"Not shown: {evil}, b{evil}" in page.text
+    assert f"torch {evil}2" in page.text and f"M{evil}" in page.text
+
+
 def test_what_cannot_be_shown_says_why(run, tmp_path):
     write_record(tmp_path / "runs" / "1", run(1))
     write_record(tmp_path / "runs" / "2", run(2, versions={"torch": "1.0"}))
