@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -42,12 +43,62 @@ def the_error(result: subprocess.CompletedProcess) -> str:
     return line
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.sh")))
-def test_every_script_is_valid_bash(script):
-    checked = subprocess.run(["bash", "-n", str(SCRIPTS / script)], capture_output=True, text=True)
-    assert (checked.returncode, checked.stderr) == (0, "")
+def test_every_script_is_valid_bash():
+    for script in sorted(SCRIPTS.glob("*.sh")):
+        checked = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
+        assert (checked.returncode, checked.stderr) == (0, ""), script
 
 
+@pytest.fixture
+def asked(tmp_path):
+    """Function of a script, words and environment: the words of its first sweep, which is not run."""
+    said, python = tmp_path / "said", tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >>{said}\n')
+    python.chmod(0o755)
+
+    def ask(script: str, *words: str, **environment: str) -> list[str]:
+        said.unlink(missing_ok=True)
+        bash(script, *words, **{"PYTHON": str(python), "OUTPUT": str(tmp_path), "SHOTS": None, **environment})
+        lines = said.read_text().splitlines() if said.exists() else [""]
+        return next((line.split() for line in lines if " sweep " in line), [])
+
+    return ask
+
+
+def values_of(flag: str, words: list[str]) -> list[str]:
+    """What stands behind a flag, up to the next one or to a key."""
+    behind = words[words.index(flag) + 1 :]
+    return list(itertools.takewhile(lambda word: not word.startswith("--") and "." not in word, behind))
+
+
+OF_A_DATA_SET = (
+    "ablation", "backbones", "base_to_new", "compare", "complexity", "cross_dataset", "domain_generalization",
+    "features", "few_shot", "main", "reproduce", "sensitivity", "tsne",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_A_DATA_SET)
+def test_every_script_takes_data_set_configuration_shots_and_pairs(asked, name):
+    dataset = "digits_low" if name == "cross_dataset" else "digits"
+    words = asked(f"{name}.sh", dataset, "mini", "2", "OPTIM.LR", "0.1")
+    assert values_of("--datasets", words) == [dataset]
+    assert values_of("--configs", words) == ["mini"]
+    assert values_of("--shots", words) == ["2"]
+    assert words[words.index("OPTIM.LR") + 1] == "0.1"
+    assert values_of("--shots", asked(f"{name}.sh", dataset, "mini", "OPTIM.LR", "0.1", SHOTS="4")) == ["4"]
+    assert values_of("--shots", asked(f"{name}.sh", dataset, "mini", "1,8")) == ["1", "8"]
+
+
+def test_targets_and_configurations_may_be_several(asked):
+    words = asked("cross_dataset.sh", "digits", "mini", "2", "DigitsLow", "EuroSAT", "OPTIM.LR", "1")
+    assert "['DigitsLow','EuroSAT',]" in words
+    assert values_of("--configs", asked("backbones.sh", "dtd", "rn50", "vit_b16", "8")) == ["rn50", "vit_b16"]
+    assert values_of("--datasets", asked("few_shot.sh", "dtd,eurosat", "rn50")) == ["dtd", "eurosat"]
+    assert values_of("--configs", asked("main.sh")) == ["mini"]
+    assert asked("compare.sh", "digits") == []
+
+
+@pytest.mark.slow
 def test_the_main_job_ends_with_the_table(main_job):
     assert main_job.returncode == 0, main_job.stderr
     *_, title, header, zero_shot, text, full = [line for line in main_job.stdout.splitlines() if line]
@@ -60,6 +111,7 @@ def test_the_main_job_ends_with_the_table(main_job):
     assert rows["HeGraphAdapter"][0] > rows["zero-shot"][0]
 
 
+@pytest.mark.slow
 def test_the_main_job_lays_its_output_out_as_coop_does(main_job, output):
     runs = output / "digits" / "HeGraphAdapter" / "mini_4shots"
     assert sorted(folder.name for folder in runs.iterdir()) == ["seed1", "seed2"]
@@ -68,6 +120,7 @@ def test_the_main_job_lays_its_output_out_as_coop_does(main_job, output):
     assert list((output / "features").rglob("test-*.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_table_is_of_the_records(main_job, output):
     runs = output / "digits" / "HeGraphAdapter" / "mini_4shots"
     accuracies = [json.loads((runs / f"seed{s}" / "result.json").read_text())["accuracy"] for s in (1, 2)]
@@ -76,6 +129,7 @@ def test_the_table_is_of_the_records(main_job, output):
     assert float(last[-4]) == pytest.approx(sum(accuracies) / 2, abs=0.006)
 
 
+@pytest.mark.slow
 def test_a_second_run_is_skipped_says_so_and_prints_the_same_table(main_job, output):
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
     again = bash("main.sh", "digits", "mini", "4", OUTPUT=str(output), SEEDS="1 2")
@@ -85,12 +139,14 @@ def test_a_second_run_is_skipped_says_so_and_prints_the_same_table(main_job, out
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_further_pairs_go_to_the_configuration(tmp_path):
     pairs = ("TRAINER.HEGRAPHADAPTER.VARIANT", "ful")
     error = the_error(bash("main.sh", "digits", "mini", "1", *pairs, OUTPUT=str(tmp_path), SEEDS="1"))
     assert "'ful'" in error
 
 
+@pytest.mark.slow
 def test_a_wrong_data_set_is_one_clear_line(tmp_path):
     error = the_error(bash("main.sh", "digit", "mini", "4", OUTPUT=str(tmp_path)))
     assert "'digit'" in error
@@ -98,6 +154,7 @@ def test_a_wrong_data_set_is_one_clear_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_wrong_configuration_is_one_clear_line(tmp_path):
     error = the_error(bash("main.sh", "digits", "minni", "4", OUTPUT=str(tmp_path)))
     assert "'minni'" in error
@@ -105,6 +162,7 @@ def test_a_wrong_configuration_is_one_clear_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_inside_coop_a_script_has_dassl_drive_the_runs(tmp_path):
     coop = copy_coop("standin", tmp_path / "CoOp")
     assert install(coop).returncode == 0
@@ -157,6 +215,7 @@ def test_an_interpreter_that_is_not_there_is_named_in_one_line(tmp_path):
     assert not (ROOT / ".venv").exists() or (ROOT / ".venv" / "bin").exists()
 
 
+@pytest.mark.slow
 def test_relative_folders_are_those_of_the_caller(tiny_bank, tmp_path):
     caller = tmp_path / "caller"
     caller.mkdir()

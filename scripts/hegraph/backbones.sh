@@ -1,14 +1,18 @@
 #!/bin/bash
 # HeGraphAdapter on several backbones (Table 4).
 #
-#   bash scripts/hegraph/backbones.sh DATASET CONFIG [CONFIG ...]
+#   bash scripts/hegraph/backbones.sh DATASET CONFIG [CONFIG ...] [SHOTS] [KEY VALUE ...]
 #
 # From the environment: SHOTS (default 16), and what runs.sh names.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
-[ $# -ge 2 ] || usage "DATASET CONFIG [CONFIG ...]"
-DATASET=$1
-shift
+CONFIGS=()
+while [ $# -ge 2 ] && [[ ! $2 =~ ^(-|[0-9]|[[:upper:]][[:upper:][:digit:]_.]*$) ]]; do # neither SHOTS nor a KEY
+    CONFIGS+=("$2")
+    set -- "$1" "${@:3}"
+done
+[ ${#CONFIGS[@]} -gt 0 ] || usage "DATASET CONFIG [CONFIG ...] [SHOTS] [KEY VALUE ...]"
+take "" "$1" "${CONFIGS[0]}" "${@:2}"
 
-sweep --datasets "$DATASET" --configs "$@" --shots ${SHOTS:-16}
+sweep "${MORE[@]}" --datasets "$DATASET" --configs "${CONFIGS[@]}" --shots ${SHOTS:-16}
 "$PYTHON" -m trainers.hegraph.results compare --by backbone "${RUNS[@]}"

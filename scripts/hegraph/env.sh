@@ -11,11 +11,13 @@ REQUIREMENTS=$ROOT/requirements-hegraph.txt # its name in a CoOp checkout, which
 # Python finds the package by this path, so that the caller may stay in any folder, with relative paths of its own
 export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
 
+# The packages of the tests are asked for by test.sh alone
 has_packages() {
-    "$1" - <<'EOF' >/dev/null 2>&1
+    "$1" - ${TESTED:-} <<'EOF' >/dev/null 2>&1
+import sys
 from importlib.util import find_spec
-names = "torch torchvision open_clip torch_geometric yacs gdown requests pydantic sklearn scipy matplotlib pandas jinja2 tqdm safetensors pytest xdist".split()
-raise SystemExit(not all(map(find_spec, names)))
+names = "torch torchvision open_clip torch_geometric yacs gdown requests pydantic sklearn scipy matplotlib pandas jinja2 tqdm safetensors".split()
+raise SystemExit(not all(map(find_spec, [*names, *sys.argv[1:]])))
 EOF
 }
 

@@ -19,6 +19,22 @@ usage() {
     exit 2
 }
 
+# take USAGE WORD ...: puts the words of a script, DATASET CONFIG [SHOTS] [MORE ...], into DATASET, CONFIG, SHOTS and the
+# list MORE. SHOTS is a number, or several with commas or spaces between them; else that of the environment stays.
+take() {
+    local USAGE=$1
+    shift
+    [ $# -ge 2 ] || usage "$USAGE"
+    DATASET=$1
+    CONFIG=$2
+    shift 2
+    if [[ ${1:-} =~ ^-?[0-9][0-9,\ ]*$ ]]; then
+        SHOTS=${1//,/ }
+        shift
+    fi
+    MORE=("$@")
+}
+
 # Of a data set or a feature bank: the name of its folder below OUTPUT
 name_of() {
     basename "$1" .safetensors
@@ -34,6 +50,15 @@ sweep() {
     while IFS= read -r FOLDER; do
         RUNS+=("$FOLDER")
     done < <("$PYTHON" -m trainers.hegraph sweep "${GRID[@]}" --folders)
+}
+
+# take_targets: moves the words of MORE that stand before its KEY VALUE pairs, whose keys have a dot, into the list TARGETS
+take_targets() {
+    TARGETS=()
+    while [ ${#MORE[@]} -gt 0 ] && [[ ${MORE[0]} != *.* && ${MORE[0]} != -* ]]; do
+        TARGETS+=("${MORE[0]}")
+        MORE=("${MORE[@]:1}")
+    done
 }
 
 # list_of NAME ...: a list of names as a configuration key takes it

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The weight of each meta-path swept over the paper's grid, and learned (Table 3); text classifier only.
 #
-#   bash scripts/hegraph/sensitivity.sh DATASET CONFIG [KEY VALUE ...]
+#   bash scripts/hegraph/sensitivity.sh DATASET CONFIG [SHOTS] [KEY VALUE ...]
 #
 # For the paper's table, give one of the configurations that end in _paper.
 #
@@ -10,10 +10,7 @@
 # values is trained all the same, since a trained model keeps the values that it was trained with.
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
-[ $# -ge 2 ] || usage "DATASET CONFIG [KEY VALUE ...]"
-DATASET=$1
-CONFIG=$2
-shift 2
+take "DATASET CONFIG [SHOTS] [KEY VALUE ...]" "$@"
 SHOTS=${SHOTS:-16}
 WEIGHTS=${WEIGHTS:-ALPHA_PP ALPHA_VP ALPHA_NP ALPHA_NP_TEST}
 
@@ -30,7 +27,7 @@ grid() {
 }
 
 NODE=TRAINER.HEGRAPHADAPTER
-GRID=("$@" --datasets "$DATASET" --configs "$CONFIG" --shots "$SHOTS" $NODE.VARIANT T)
+GRID=("${MORE[@]}" --datasets "$DATASET" --configs "$CONFIG" --shots $SHOTS $NODE.VARIANT T)
 for WEIGHT in $WEIGHTS; do
     OF_PAPER=$(grid "$WEIGHT") || exit 2
     sweep "${GRID[@]}" --vary $NODE."$WEIGHT" ${VALUES:-$OF_PAPER} --suffix "_sensitivity/$WEIGHT={$WEIGHT}"

@@ -3,6 +3,7 @@
 #
 #   bash scripts/hegraph/test.sh [PYTEST_ARGUMENT ...]
 
+TESTED="pytest xdist"
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 cd "$ROOT" && "$PYTHON" -m pytest -n 2 --dist worksteal "$@"
