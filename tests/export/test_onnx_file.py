@@ -9,21 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from trainers.hegraph.backbones.clip import Backbone
-from trainers.hegraph.backbones.loading import create_model, load_backbone
-from trainers.hegraph.datasets.digits import load_digits_dataset
-from trainers.hegraph.export import graph
-from trainers.hegraph.export.comparison import TOLERANCE, TOLERANCE_HALF
-from trainers.hegraph.export.metadata import describe_preprocessing
-from trainers.hegraph.export.modules import Head
-from trainers.hegraph.export.onnx_file import write_onnx
-from trainers.hegraph.export.source import load_source
-from trainers.hegraph.features.extract import open_image
-from trainers.hegraph.models.saved import Preprocessing
-from trainers.hegraph.training.confidence import KnownScores
-from trainers.hegraph.utils.errors import UserError
-=======
 onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed: pip install onnx onnxruntime")
 onnxruntime = pytest.importorskip(
     "onnxruntime", reason="the extra `onnx` is not installed: pip install onnx onnxruntime"
@@ -37,9 +22,8 @@ from trainers.hegraph.export.graph import Head  # noqa: E402
 from trainers.hegraph.export.onnx_file import TOLERANCE, describe_preprocessing, write_onnx  # noqa: E402
 from trainers.hegraph.models.images import ImageModel  # noqa: E402
 from trainers.hegraph.models.saved import Preprocessing  # noqa: E402
-from trainers.hegraph.training.rejection import KnownScores  # noqa: E402
+from trainers.hegraph.training.confidence import KnownScores  # noqa: E402
 from trainers.hegraph.utils.errors import UserError  # noqa: E402
->>>>>>> 668abb8 (export in three files, on ImageModel.of; it writes over no file of the model; the page's lines run in the tests' process and open the documented formats alone)
 
 WIDTH = 24
 PARTS = {
