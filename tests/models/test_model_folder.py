@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from trainers.hegraph.method import relations
@@ -28,6 +29,7 @@ from trainers.hegraph.models.folder import (
     save_model,
 )
 from trainers.hegraph.models.saved import Described, SavedModel
+from trainers.hegraph.models.thumbnails import read_thumbnail, write_thumbnails
 from trainers.hegraph.training.confidence import KnownScores
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.reading import read_json
@@ -381,3 +383,13 @@ def test_tensors_of_a_transfer_without_its_rule_are_unknown(folder):
 def test_a_file_that_is_no_safetensors_file_is_refused(folder, content):
     (folder / TENSORS).write_bytes(content)
     assert str(folder / TENSORS) in refused(folder)
+
+
+def test_a_thumbnail_that_is_a_link_out_of_the_folder_is_not_shown(folder, tmp_path):
+    picture = Image.new("RGB", (80, 40), "red")
+    write_thumbnails(folder, [picture, picture])
+    assert read_thumbnail(folder, 0).size == (64, 32)
+    elsewhere = (folder / "thumbnails" / "00001.jpg").rename(tmp_path / "mine.jpg")
+    (folder / "thumbnails" / "00001.jpg").symlink_to(elsewhere)
+    assert read_thumbnail(folder, 1) is None
+    assert read_thumbnail(folder, 2) is None

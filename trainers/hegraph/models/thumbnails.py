@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..utils.files import writing_folder
+from .folder import own_file
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ def read_thumbnail(folder: Path, position: int) -> Image.Image | None:
         None if there is none. A file that is larger than a thumbnail, or no JPEG, is not shown either, and that is
         logged.
     """
-    path = folder / FOLDER / thumbnail_name(position)
-    if not path.is_file():
+    path = own_file(folder, f"{FOLDER}/{thumbnail_name(position)}")
+    if path is None:
         return None
     try:
         if path.stat().st_size > MAX_BYTES:
