@@ -24,7 +24,7 @@ from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.models.saved import Backbone
 from trainers.hegraph.predict import prediction
 from trainers.hegraph.predict.__main__ import main
-from trainers.hegraph.utils.files import read_json
+from trainers.hegraph.utils.reading import read_json
 
 ROOT = Path(__file__).parents[2]
 
