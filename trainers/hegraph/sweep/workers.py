@@ -9,7 +9,7 @@ import os
 import signal
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 
 from ..experiments.opened import Opened
@@ -116,8 +116,14 @@ class Worker:
         # A shell that begins a sweep in the background has it ignore Ctrl-C, which is meant for another command then
         self.deaf = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
         self.process = context.Process(target=work, args=(theirs, verbose, self.deaf), daemon=True)
-        with _environment(THREADS, str(threads)), deaf_to_interrupts():  # torch reads it when it is imported
-            self.process.start()
+        before = {name: os.environ[name] for name in (THREADS,) if name in os.environ}
+        os.environ[THREADS] = str(threads)  # torch reads it when it is imported
+        try:
+            with deaf_to_interrupts():
+                self.process.start()
+        finally:
+            del os.environ[THREADS]
+            os.environ.update(before)
         theirs.close()
         self.run: Run | None = None
         self.loads: tuple[str, str] | None = None
@@ -193,16 +199,3 @@ def _interrupt(number: int, frame: object) -> None:
     for each in (signal.SIGINT, *ENDINGS):
         signal.signal(each, unheard)
     raise KeyboardInterrupt
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
