@@ -10,16 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from trainers.hegraph.baselines import method_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments import image_task
 from trainers.hegraph.experiments import run as run_module
-from trainers.hegraph.experiments.adapter import train_adapter
-from trainers.hegraph.experiments.opened import Opened
-from trainers.hegraph.experiments.tasks import BankTask
-from trainers.hegraph.features.bank import load_bank
+from trainers.hegraph.experiments.tasks import BankTask, Opened
 from trainers.hegraph.utils import processes
 from trainers.hegraph.utils.errors import UserError
 
@@ -129,8 +125,10 @@ def test_of_several_processes_all_encode_and_the_first_goes_on(cfg, with_picture
 def targets(monkeypatch) -> list:
     """When targets were encoded and scored, each with what had been asked of the task, and when the group was left."""
     seen: list = []
-    for name in ("encode_targets", "score_targets"):
-        monkeypatch.setattr(run_module, name, lambda task, *_, name=name: seen.append((name, list(task.done))) or {})
+    monkeypatch.setattr(run_module, "encode_targets", lambda task, *_: seen.append(("encode_targets", list(task.done))))
+    monkeypatch.setattr(
+        run_module, "score_targets", lambda method, task, *_: seen.append(("score_targets", list(task.done))) or {}
+    )
     monkeypatch.setattr(processes, "stop", lambda: seen.append("stop"))
     return seen
 
@@ -248,7 +246,7 @@ def test_a_model_is_tested_instead_of_training_one(cfg, done, tiny_bank, tmp_pat
     monkeypatch.setattr(run_module, "test_model", lambda *arguments: asked.append(arguments) or {"tested": True})
     configured = cfg()
     assert run_module.run(configured, tiny_bank, tmp_path / "model", 4) == {"tested": True}
-    assert asked == [(configured, tiny_bank, tmp_path / "model", 4, "cpu")]
+    assert asked == [(configured, tiny_bank, tmp_path / "model", 4, "cpu", None)]
     assert done == []
 
 
@@ -268,63 +266,16 @@ def test_a_task_without_pictures_keeps_none(cfg, tiny_bank, tmp_path, monkeypatc
     assert not any((tmp_path / "out" / "model").glob("thumbnails*"))
 
 
-# Which method
-
-
-class Called(Exception):
-    """Ends a run at the function that the test waits for."""
-
-
-@pytest.mark.parametrize("select", ["val", "last_step"])
-def test_hegraphadapter_is_tuned_only_where_it_is_to_be_chosen_on_val(cfg, tiny_bank, monkeypatch, select):
-    asked = []
-
-    def called(name):
-        def function(*arguments):
-            asked.append((name, arguments))
-            raise Called
-
-        return function
-
-    for name in ("tune_on_val", "train_adapter", "fit_method"):
-        monkeypatch.setattr(run_module, name, called(name))
-    configured = cfg(f"{NODE}.SELECT_ON", select, name="HeGraphAdapter")
-    with pytest.raises(Called):
-        run_module.run(configured, tiny_bank)
-    assert [name for name, _ in asked] == ["tune_on_val" if select == "val" else "train_adapter"]
-    task, bank, used, seed, *rest = asked[0][1]
-    assert isinstance(task, BankTask)
-    assert bank.train_features.shape == (2, 10, 16)
-    assert (used, seed, len(rest)) == (configured, 3, 0 if select == "val" else 2)
-
-
-def test_another_method_is_fitted_as_it_is(cfg, tiny_bank, monkeypatch):
-    asked = []
-
-    def fit_method(*arguments):
-        asked.append(arguments)
-        raise Called
-
-    monkeypatch.setattr(run_module, "fit_method", fit_method)
-    with pytest.raises(Called):
-        run_module.run(cfg(name="TipAdapter"), tiny_bank)
-    [(method, task, bank, _, seed)] = asked
-    assert method.name == "TipAdapter"
-    assert isinstance(task, BankTask)
-    assert seed == 3
-    assert torch.equal(bank.test_features, load_bank(tiny_bank).test_features)
-
-
-def test_what_was_chosen_on_val_is_kept_as_the_adapter(cfg, tiny_bank, tmp_path, monkeypatch):
-    trained = []
-
-    def tune_on_val(task, bank, cfg, seed):
-        trained.append(replace(train_adapter(task, bank, cfg, seed), selected={"value": [1.0]}))
-        return trained[0]
-
-    monkeypatch.setattr(run_module, "tune_on_val", tune_on_val)
-    quick = ("OPTIM.MAX_EPOCH", 1, f"{NODE}.MIN_STEPS", 0)
-    record = run_module.run(cfg(f"{NODE}.SELECT_ON", "val", *quick, name="HeGraphAdapter"), tiny_bank)
-    assert (record["selected_on"], record["selected"]) == ("val", {"value": [1.0]})
-    kept = load_file(tmp_path / "out" / "adapter.safetensors")
-    assert all(torch.equal(kept[name], tensor) for name, tensor in trained[0].model.named_parameters())
+@pytest.mark.parametrize(("trainer", "says"), [("ZeroShot", ""), ("CLIPAdapter", "changes the feature"), ("Spy", "")])
+def test_a_method_that_does_not_fold_says_that_it_leaves_no_model(
+    cfg, tiny_bank, tmp_path, caplog, monkeypatch, trainer, says
+):
+    if trainer == "Spy":
+        method, trainer, says = run_module.load_method("ZeroShot"), "ZeroShot", "it returns no classifier"
+        fit = run_module.fit
+        monkeypatch.setattr(run_module, "fit", lambda *words: replace(fit(*words), classifier=None))
+        assert not method.not_saved
+    with caplog.at_level("INFO", "trainers.hegraph"):
+        run_module.run(cfg(name=trainer), tiny_bank)
+    assert [says in message for message in caplog.messages if "no model folder" in message] == ([True] if says else [])
+    assert (tmp_path / "out" / "model").exists() != bool(says)

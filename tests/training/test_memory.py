@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.experiments.adapter import new_model
+from trainers.hegraph.experiments.fitting import new_model
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.method.model import build_model
 from trainers.hegraph.training import memory
@@ -78,7 +78,7 @@ def test_the_estimate_is_said_above_half_of_the_free_memory(caplog, free, said):
 
 
 def test_a_run_says_it_before_it_trains(tiny_bank, caplog, monkeypatch):
-    from trainers.hegraph.experiments import adapter as module
+    from trainers.hegraph.experiments import fitting as module
 
     monkeypatch.setattr(module, "free_bytes", lambda device: 1000)
     with caplog.at_level(logging.WARNING):

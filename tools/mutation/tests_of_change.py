@@ -23,16 +23,14 @@ BASELINES = [
 ]
 TESTS = {
     "trainers/hegraph/baselines/": BASELINES,
-    "trainers/hegraph/training/choice.py": ["tests/training/test_choice.py", "tests/experiments/test_tuning.py"],
+    "trainers/hegraph/training/choice.py": ["tests/training/test_choice.py", "tests/experiments/test_fitting.py"],
     "trainers/hegraph/training/loop.py": ["tests/training/test_step_by_hand.py", "tests/training/test_loop.py"],
-    "trainers/hegraph/experiments/tuning.py": ["tests/experiments/test_tuning.py"],
+    "trainers/hegraph/experiments/fitting.py": ["tests/experiments/test_fitting.py"],
     "trainers/hegraph/experiments/run.py": [
         "tests/experiments/test_fitting.py",
         "tests/experiments/test_run_in_order.py",
     ],
-    "trainers/hegraph/experiments/baseline.py": ["tests/experiments/test_fitting.py"],
-    "trainers/hegraph/experiments/elsewhere.py": ["tests/experiments/test_evaluation_by_hand.py"],
-    "trainers/hegraph/experiments/evaluation.py": ["tests/experiments/test_evaluation_by_hand.py"],
+    "trainers/hegraph/experiments/evaluation.py": ["tests/experiments/test_evaluation.py"],
 }
 
 

@@ -27,7 +27,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from yacs.config import CfgNode
 
 from . import config, config_files
@@ -37,16 +36,12 @@ from .datasets import Dataset, Item, check_trainable, load_dataset
 from .datasets.loading import open_stored, read_coop_selection
 from .datasets.registry import find_entry, stored_datasets
 from .datasets.split_files import path_from
-from .experiments.adapter import Shared, TrainedAdapter, new_model, predict_test, start_training
-from .experiments.calibration import calibrated
-from .experiments.evaluation import check_configuration, evaluate, write_test
+from .experiments.evaluation import Tested, check_configuration, test_loaded, write_test
+from .experiments.fitting import TrainedAdapter, fit_method, fitted_adapter, new_model, start_training
 from .experiments.folder import RunFolder, find_model
 from .experiments.image_task import ImageTask
-from .experiments.model_folder import keep_epochs, make_model
-from .experiments.outcome import Outcome
 from .experiments.provenance import set_random_seed
-from .experiments.record import make_record
-from .experiments.run import draw_seed, fit_method
+from .experiments.run import draw_seed, keep_epochs, test_and_finish
 from .experiments.tasks import check_trained_classes
 from .features.bank import FeatureBank
 from .models.folder import load_model
@@ -119,11 +114,10 @@ class FeatureTrainer(TrainerX):
         return self._bank
 
     def encode(self) -> None:
-        """Encodes the selected images, or reads what was encoded, and puts features where Dassl has images."""
+        """Encodes the selected images, or reads what was encoded."""
         started = time.monotonic()
         self._bank = self.task.bank().to(self.device.type)
         self.features_seconds = time.monotonic() - started
-        self.show_features(self.bank)
 
     def load_coops_data(self) -> Dataset:
         """Has CoOp's loader select the images, after ours has checked that they are there.
@@ -154,24 +148,6 @@ class FeatureTrainer(TrainerX):
         if not processes.rank():
             processes.wait()
         return dataset
-
-    def show_features(self, bank: FeatureBank) -> None:
-        """Puts features into the loaders, where Dassl's hold images."""
-        size = self.settings.encoding.batch_size
-        features, labels = bank.features_to_classify, bank.test_labels
-        assert labels is not None  # they come with the features
-        self.test_loader = [
-            {"img": batch, "label": of_batch} for batch, of_batch in zip(features.split(size), labels.split(size))
-        ]
-
-    def finish(self, outcome: Outcome) -> dict:
-        """Writes and returns the record of the run."""
-        bank, cfg, seed, folder = self.bank, self.settings, self.seed, self.folder
-        outcome = calibrated(outcome, self.task, bank, cfg, seed)
-        record = make_record(outcome, bank, cfg, seed, folder, "dassl", self.features_seconds)
-        model = make_model(self.task, bank, cfg, seed, folder, "dassl", outcome, record)
-        folder.finish(record, outcome, bank.classnames, model)
-        return record
 
     def train(self) -> None:
         """Trains, tests and writes the record, unless the run is finished.
@@ -214,21 +190,24 @@ class FeatureTrainer(TrainerX):
         self.task = ImageTask(tested, self.settings, self.seed, self.device.type)
         self.folder = RunFolder.of_test(self.settings, self.task.identity, self.saved.trained_on.seed, path)
 
-    def test_saved(self, saved: SavedModel) -> float:
-        """Dassl's evaluator on what a loaded model says; also writes our record. Returns the accuracy in percent."""
+    def test(self, split: str | None = None) -> float:
+        """Dassl's evaluator on the test images; also writes our record. Returns the accuracy in percent."""
+        if self.saved is None:
+            parts = self.task, self.bank, self.folder, "dassl", self.fitted, self.features_seconds
+            return test_and_finish(*parts, show=self.judge)["accuracy"]
         record = self.folder.finished()
         if record is None:
             with self.folder.locked():
-                started = time.monotonic()
-                tested = evaluate(saved, self.task, self.device.type)
-                self.judge(tested.outcome)
-                record = write_test(tested, saved, self.settings, self.folder, "dassl", started)
+                started, device = time.monotonic(), self.device.type
+                tested = test_loaded(self.saved, self.task, device)
+                self.judge(tested)
+                record = write_test(tested, self.saved, self.settings, self.folder, "dassl", started, device)
         return record["accuracy"]
 
-    def judge(self, outcome: Outcome) -> None:
+    def judge(self, tested: Tested) -> None:
         """Shows logits and labels of the test images to Dassl's evaluator, which prints its scores."""
         self.evaluator.reset()
-        self.evaluator.process(outcome.logits, outcome.labels)
+        self.evaluator.process(tested.logits, tested.labels)
         self.evaluator.evaluate()
 
 
@@ -242,12 +221,10 @@ class HeGraphAdapter(FeatureTrainer):
 
     def fit_and_test(self) -> None:
         self.model = new_model(self.bank, self.settings, self.seed)
-        self.trained = TrainedAdapter(self.model)
         self.register_model("hegraph", self.model)
         self.checkpoints = self.folder.checkpoints(self.bank.classnames)
-        keep = keep_epochs(self.task, self.bank, self.settings, self.seed, self.folder, "dassl")
-        training = start_training(self.model, Shared(self.task, self.bank), self.settings, self.checkpoints, keep)
-        self._training = training
+        keep, data = keep_epochs(self.task, self.bank, self.folder, "dassl"), self.task.batches(self.bank)
+        self._training = training = start_training(self.model, data, self.settings, self.checkpoints, keep)
         if training is None:  # the variant "base" has nothing to train
             self.max_epoch = 0
         else:
@@ -282,23 +259,12 @@ class HeGraphAdapter(FeatureTrainer):
         self.training.end_epoch(self.loss)
 
     def after_train(self) -> None:
+        trained = TrainedAdapter(self.model)
         if self._training is not None:
-            self.trained = TrainedAdapter(self.model, self._training.summary)
+            trained = TrainedAdapter(self.model, self._training.summary)
             self.checkpoints.save_adapter(self.model)
+        self.fitted = fitted_adapter(trained)
         super().after_train()
-
-    def test(self, split: str | None = None) -> float:
-        """Dassl's evaluator on the test features; also writes our record. Returns the accuracy in percent."""
-        if self.saved is not None:
-            return self.test_saved(self.saved)
-        self.folded = self.model.fold()
-        accuracy = super().test("test")
-        self.finish(predict_test(self.trained, self.bank, self.folded))
-        return accuracy
-
-    def model_inference(self, input: Tensor) -> Tensor:
-        """Logits `[B, K]` of image features `[B, d]`."""
-        return self.folded.logits(input)
 
 
 class MethodTrainer(FeatureTrainer):
@@ -309,16 +275,8 @@ class MethodTrainer(FeatureTrainer):
     """
 
     def fit_and_test(self) -> None:
-        method = load_method(self.settings.run.trainer)
-        self.outcome = fit_method(method, self.task, self.bank, self.settings, self.seed)
+        self.fitted = fit_method(self.task, self.bank, self.settings, self.seed)
         self.test()
-
-    def test(self, split: str | None = None) -> float:
-        """Dassl's evaluator on the test logits; also writes our record. Returns the accuracy in percent."""
-        if self.saved is not None:
-            return self.test_saved(self.saved)
-        self.judge(self.outcome)
-        return self.finish(self.outcome)["accuracy"]
 
 
 for _name in METHODS:

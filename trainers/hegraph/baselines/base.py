@@ -20,7 +20,9 @@ from torch import Tensor
 from ..datasets.registry import canonical_name
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier
+from ..method.transfer import TransferableAdapter
 from ..training.choice import choose, has_val, val_accuracy
+from ..training.confidence import Calibration
 from ..utils.errors import UserError
 from ..utils.rows import values_up_to
 
@@ -43,7 +45,16 @@ class FittedMethod:
         selected: What was chosen on val: name -> {"value": ..., "candidates": [[value, accuracy in percent], ...]}.
         transfer: Maps a bank of other classes to the logits of its test images; None if there is no rule for them.
         classifier: The same as class weights and a cache, which a run saves; None if `Method.not_saved` says why not.
-        transfer_rule: "zero-shot" if a saved model reaches other classes as zero-shot CLIP does; "none" if it does not.
+        transfer_rule: "zero-shot" if a saved model reaches other classes as zero-shot CLIP does; "none" if it does not;
+            "adapter" if `transferable` does.
+        transferable: What HeGraphAdapter carries to other classes.
+        text_classifier: HeGraphAdapter without its cache, which has learned the style of the training images: what is
+            used in other domains.
+        variant: HeGraphAdapter's variant; "" for another method.
+        text_nodes: HeGraphAdapter's positive text nodes before and after message passing, each `[K, d]` of unit norm.
+        class_nodes: HeGraphAdapter's visual nodes in the whitened space, shape `[K, d]`; None without closed form.
+        seconds: How long fitting took.
+        calibration: The temperature of the logits, and what it was fitted on.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -54,6 +65,13 @@ class FittedMethod:
     transfer: Callable[[FeatureBank], Tensor] | None = None
     classifier: FoldedClassifier | None = None
     transfer_rule: str = "none"
+    transferable: TransferableAdapter | None = None
+    text_classifier: FoldedClassifier | None = None
+    variant: str = ""
+    text_nodes: tuple[Tensor, Tensor] | None = None
+    class_nodes: Tensor | None = None
+    seconds: float = 0.0
+    calibration: Calibration = field(default_factory=Calibration)
 
 
 class Method(ABC):

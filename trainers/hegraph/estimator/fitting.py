@@ -13,10 +13,10 @@ from sklearn.utils import check_random_state
 
 from ..config import Config
 from ..config_files import load_cfg
-from ..experiments.adapter import predict_test, train_adapter
 from ..experiments.calibration import calibrated
+from ..experiments.fitting import fitted_adapter, train_adapter
 from ..experiments.folder import RunFolder
-from ..experiments.model_folder import make_model
+from ..experiments.record import make_model
 from ..experiments.tasks import Task
 from ..models.saved import SavedModel
 from ..utils.errors import UserError
@@ -80,14 +80,14 @@ def train_model(task: Task, cfg: Config, device: str) -> SavedModel:
     """
     task.prepare()
     bank = task.bank().to(device)
-    outcome = predict_test(train_adapter(task, bank, cfg, cfg.run.seed), bank)
-    assert outcome.classifier is not None  # HeGraphAdapter always folds
-    if not outcome.classifier.weights.isfinite().all():
+    fitted = fitted_adapter(train_adapter(task, bank, cfg, cfg.run.seed))
+    assert fitted.classifier is not None  # HeGraphAdapter always folds
+    if not fitted.classifier.weights.isfinite().all():
         raise UserError(
             f"the trained adapter holds NaN or infinite values; lower OPTIM.LR ({cfg.training.learning_rate})"
         )
-    outcome = calibrated(outcome, task, bank, cfg, cfg.run.seed)
-    model = make_model(task, bank, cfg, cfg.run.seed, RunFolder.of(cfg, task, cfg.run.seed), "alone", outcome)
+    fitted = calibrated(fitted, task, bank, cfg, cfg.run.seed)
+    model = make_model(task, bank, RunFolder.of(cfg, task, cfg.run.seed), "alone", fitted)
     assert model is not None  # its classifier is there
     moved = {
         "classifier": model.classifier.to("cpu"),

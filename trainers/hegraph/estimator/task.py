@@ -23,7 +23,7 @@ from ..config import Config
 from ..datasets import Dataset, Item
 from ..datasets.images import open_image, to_rgb
 from ..experiments.image_task import ImageTask
-from ..experiments.tasks import Split, TaskOfFeatures
+from ..experiments.tasks import FeatureTask, Split
 from ..features.bank import FeatureBank
 from ..method.graph import class_prototypes
 from ..models.saved import Backbone as BackboneConfig
@@ -34,7 +34,7 @@ NO_NAME = "images"  # of the data set where the configuration names none
 CLIP_SCALE = 100.0  # CLIP's `tau`, where no backbone says another
 
 
-class ArrayTask(TaskOfFeatures):
+class ArrayTask(FeatureTask):
     """Features that the user has encoded. Nothing is encoded here.
 
     Args:
@@ -65,19 +65,11 @@ class ArrayTaskWithBackbone(ArrayTask):
 
     def __init__(self, bank: FeatureBank, cfg: Config, seed: int, source: ImageTask) -> None:
         super().__init__(bank, cfg, seed)
-        self.source, self.dataset = source, source.dataset
+        self.source, self.class_ids = source, source.class_ids
 
-    def backbone_config(self) -> BackboneConfig:
-        """The backbone, as a model folder names it."""
-        return self.source.backbone_config()
-
-    def preprocessing(self) -> Preprocessing:
-        """How an image becomes the backbone's input."""
-        return self.source.preprocessing()
-
-    def prompts(self) -> Prompts:
-        """The sentences of the text nodes."""
-        return self.source.prompts()
+    def made_of(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing | None, Prompts | None]:
+        """How the features are made of images."""
+        return self.source.made_of(bank)
 
 
 def image_task(

@@ -15,19 +15,24 @@ The same images tell how images of known classes score (`training/confidence.py`
 they do with zero-shot CLIP, plus what the method adds to its scores on held-out classes.
 
 `docs/confidence.md` says what these rules were compared with.
+
+Shapes: N training images, n held-out ones, K classes, d feature width, B images of a batch.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import random
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..baselines import METHODS, load_method
+from ..baselines import METHODS
+from ..baselines.base import FittedMethod
 from ..config import Config
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
@@ -40,34 +45,122 @@ from ..training.confidence import (
     match_confidence,
     mean_confidence,
 )
-from .adapter import train_adapter
-from .baseline import fit_baseline
-from .out_of_fold import Classify, Fit, HeldOut, classify_in_batches, hold_out_classes, hold_out_images
-from .outcome import Outcome
-from .tasks import Task, TaskOfFeatures
+from .fitting import fit_method, train_adapter
+from .tasks import FeatureTask, Task
 
 logger = logging.getLogger(__name__)
 
+Classify = Callable[[Tensor], Tensor]  # unit-norm image features [B, d] -> logits [B, K]
+Fit = Callable[[FeatureBank], Classify]
 
-def calibrated(outcome: Outcome, task: Task, bank: FeatureBank, cfg: Config, seed: int) -> Outcome:
-    """An outcome with the temperature of its method; the outcome itself if TRAINER.HEGRAPHADAPTER.CALIBRATE is "off".
+MOST_FOLDS = 4
+BATCH = 1024  # images that a method classifies at once
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A part of the training images, and a classifier that was fitted to the rest.
+
+    Attributes:
+        fitted_to: What the classifier was fitted to. It holds K' <= K classes.
+        classify: The classifier, for the classes of `fitted_to`.
+        features: Of the held-out images, shape `[n, d]`.
+        labels: Their labels among the K classes, shape `[n]`.
+    """
+
+    fitted_to: FeatureBank
+    classify: Classify
+    features: Tensor
+    labels: Tensor
+
+    @property
+    def logits(self) -> Tensor:
+        """Of the held-out images, shape `[n, K']`."""
+        return classify_in_batches(self.classify, self.features)
+
+
+def hold_out_images(bank: FeatureBank, fit: Fit, seed: int) -> Iterator[HeldOut]:
+    """Holds out a part of the images of every class, then another part, until each was held out once.
+
+    There are as many folds as the largest class has images, at most `MOST_FOLDS`. The only image of a class is never
+    held out. No fold, where that holds for all classes.
 
     Args:
-        outcome: The fitted method.
+        bank: The task, without test images.
+        fit: Fits the method to a part of it.
+        seed: Decides which images are in which fold.
+    """
+    folds = assign_folds(bank.train_labels, seed)
+    keys = bank.cache_keys()
+    for fold in range(int(folds.max()) + 1):
+        held = folds == fold
+        rest = replace(bank, train_features=bank.train_features[:, ~held], train_labels=bank.train_labels[~held])
+        yield HeldOut(rest, fit(rest), keys[held], bank.train_labels[held])
+
+
+def hold_out_classes(bank: FeatureBank, fit: Fit, seed: int) -> Iterator[HeldOut]:
+    """Holds out all images of one half of the classes, then those of the other half.
+
+    The method is fitted to the classes of the rest, and knows no others. So no held-out image is of a class that it
+    knows. No fold, where there are fewer than four classes.
+
+    Args:
+        bank, fit, seed: As of `hold_out_images`.
+    """
+    classes = list(range(len(bank.classnames)))
+    if len(classes) < 4:
+        return
+    random.Random(seed).shuffle(classes)
+    keys = bank.cache_keys()
+    for known in (classes[0::2], classes[1::2]):
+        rest = bank.of_classes(torch.tensor(sorted(known)))
+        held = ~torch.isin(bank.train_labels.cpu(), torch.tensor(known)).to(keys.device)
+        yield HeldOut(rest, fit(rest), keys[held], bank.train_labels[held])
+
+
+def assign_folds(labels: Tensor, seed: int) -> Tensor:
+    """The fold of every training image, shape `[N]`; -1 for an image that is never held out.
+
+    Args:
+        labels: Shape `[N]`.
+        seed: The images of a class are dealt to the folds in an order that it decides.
+    """
+    generator = random.Random(seed)
+    here = labels.cpu()  # once, and not for every class
+    folds = torch.full((len(here),), -1)
+    count = min(int(here.bincount().max()), MOST_FOLDS)
+    for label in here.unique().tolist():
+        images = (here == label).nonzero().flatten().tolist()
+        generator.shuffle(images)
+        if len(images) > 1:
+            folds[images] = torch.arange(len(images)) % count
+    return folds.to(labels.device)
+
+
+@torch.no_grad()
+def classify_in_batches(classify: Classify, features: Tensor) -> Tensor:
+    """The logits of features `[n, d]`, shape `[n, K]`, computed batch by batch."""
+    return torch.cat([classify(batch) for batch in features.split(BATCH)])
+
+
+def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank, cfg: Config, seed: int) -> FittedMethod:
+    """A method with its temperature; the method as it is if TRAINER.HEGRAPHADAPTER.CALIBRATE is "off".
+
+    Args:
+        fitted: The method.
         task: The task, for a method that needs the backbone.
         bank: The task's features; those of test images are not looked at.
         cfg: The checked configuration.
         seed: The run's seed.
     """
-    classify = outcome.classify if outcome.classifier is None else outcome.classifier.logits
-    if cfg.run.calibrate == "off" or classify is None:
-        return outcome
+    if cfg.run.calibrate == "off":
+        return fitted
     started = time.monotonic()
-    trains = outcome.training.steps > 0
-    found = find_temperature(bank.without_test(), classify, fit_again(task, cfg, seed), trains, seed)
+    classify = fitted.logits if fitted.classifier is None else fitted.classifier.logits
+    found = find_temperature(bank.without_test(), classify, fit_again(task, cfg, seed), fitted.steps > 0, seed)
     found = replace(found, seconds=time.monotonic() - started)
     logger.info("temperature %.3f, from %d images (%s)", found.temperature, found.num_images, found.fitted_on)
-    return replace(outcome, calibration=found)
+    return replace(fitted, calibration=found)
 
 
 def find_temperature(bank: FeatureBank, classify: Classify, fit: Fit, trains: bool, seed: int) -> Calibration:
@@ -95,12 +188,12 @@ def find_temperature(bank: FeatureBank, classify: Classify, fit: Fit, trains: bo
 def fit_again(task: Task, cfg: Config, seed: int) -> Fit:
     """How the configured method is fitted to a part of a task; arguments as of `calibrated`."""
 
-    def fit(bank: FeatureBank) -> Classify:
+    def refit(bank: FeatureBank) -> Classify:
         if cfg.run.trainer not in METHODS:
-            return train_adapter(TaskOfFeatures(bank, cfg, seed), bank, cfg, seed).model.fold().logits
-        return fit_baseline(load_method(cfg.run.trainer), task, bank, cfg, seed).logits
+            return train_adapter(FeatureTask(bank, cfg, seed), bank, cfg, seed).model.fold().logits
+        return fit_method(task, bank, cfg, seed).logits
 
-    return fit
+    return refit
 
 
 def _calibration(logits: Tensor, labels: Tensor, fitted_on: str) -> Calibration:

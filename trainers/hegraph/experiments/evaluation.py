@@ -1,9 +1,15 @@
-"""Tests of a trained model on any data set: its own, other domains of its classes, other classes.
+"""Tests of a trained method on any data set: its own, other domains of its classes, other classes.
 
-Which rule applies follows from the classes (see `find_rule`), and the log and the record say it. The rules are those of
-`elsewhere.py`, which tests right after training, and give the same numbers.
+`evaluate` is the one way to test, at the end of a training run as with `--eval-only`. Which rule applies follows from
+the classes (`find_rule`), and the log and the record say it:
 
-Shapes: M test images, K classes, d feature width.
+- other domains of the same classes (CoOp's and the paper's protocol, Table 1): the trained text classifier is applied
+  as it is. Classes are matched by what tells them apart across data sets (`Task.class_ids`, which are WordNet ids in
+  ImageNet and its variants, where names repeat), never by position. Only the target's classes compete;
+- other classes (CoCoOp's protocol: cross-dataset, base to new): HeGraphAdapter transfers as `method/transfer.py` says,
+  other methods by a rule of their own. A method without one is not tested.
+
+The test features of a target are read after training, and scored once. Shapes: M test images, K classes, d width.
 """
 
 from __future__ import annotations
@@ -12,35 +18,31 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import OPTIONS, Config, is_filled
+from ..baselines.base import FittedMethod
+from ..config import OPTIONS, REMOVED, Config, DataOptions, is_filled
 from ..config_files import with_values
-from ..datasets import Dataset, load_test_images
 from ..datasets.base import check_classes
-from ..datasets.splits import Selection
 from ..features.bank import FeatureBank
-from ..features.bank_file import BankFile
 from ..method.cache import text_logits
 from ..models.folder import load_model
 from ..models.saved import SavedModel
 from ..results.records import OTHER_CLASSES, SAME_CLASSES
+from ..training.choice import accuracy
 from ..training.confidence import Calibration
-from ..training.loop import TrainingSummary
 from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.schema import OpenPart, check
-from .elsewhere import match_classes
-from .folder import RunFolder, find_model
-from .identity import bank_identity, run_config
-from .outcome import Outcome
+from .calibration import classify_in_batches
+from .folder import RunFolder, find_model, run_config
 from .record import make_record
-from .tasks import bank_class_ids, bank_to_test, check_has_test
+from .tasks import Opened, Task, bank_to_test, match_classes
 
 logger = logging.getLogger(__name__)
 
@@ -48,116 +50,212 @@ logger = logging.getLogger(__name__)
 KEPT = tuple(key for key, option in OPTIONS.items() if option.shapes_model)
 
 
-class TestData(Protocol):
-    """Test images of one data set."""
+@dataclass(frozen=True)
+class TrainedMethod:
+    """A fitted method, and what has to be known to test it on a data set.
 
-    @property
-    def identity(self) -> dict:
-        """Plain values that change whenever the data would."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """Of the data set."""
-        ...
-
-    @property
-    def classnames(self) -> Sequence[str]:
-        """The K class names in label order."""
-        ...
-
-    @property
-    def class_ids(self) -> Sequence[str]:
-        """What tells classes apart across data sets, in label order."""
-        ...
-
-    def check_backbone(self, model: SavedModel) -> None:
-        """Raises UserError if the features here are not those of the model's backbone."""
-        ...
-
-    def test_features(self) -> tuple[Tensor, Tensor]:
-        """Features `[M, d]` and labels `[M]`."""
-        ...
-
-    def text_features(self) -> tuple[Tensor, Tensor]:
-        """Positive and negative text nodes of the classes, each `[K, d]`."""
-        ...
-
-
-class BankTestData:
-    """The test part of a feature bank.
-
-    Raises:
-        UserError: If the bank is unusable, of another data set than the configuration says, or has no test images.
+    Attributes:
+        method: Its name.
+        fitted: The method.
+        dataset: What it was fitted to.
+        class_ids: What tells its K classes apart across data sets, in label order.
+        text_positive: Zero-shot CLIP's text features of them, shape `[K, d]`.
+        logit_scale: CLIP's `tau`.
     """
 
-    def __init__(self, path: Path, cfg: Config) -> None:
-        file = BankFile(path)
-        file.check_dataset(cfg.data.name)
-        check_has_test(file)
-        self.bank = bank_to_test(file, cfg.data.classes)
-        self.identity = bank_identity(file, Selection([], []))
+    method: str
+    fitted: FittedMethod
+    dataset: str
+    class_ids: Sequence[str]
+    text_positive: Tensor
+    logit_scale: float
 
-    @property
-    def name(self) -> str:
-        """As `TestData`."""
-        return self.bank.dataset
+    @classmethod
+    def of(cls, fitted: FittedMethod, task: Task, bank: FeatureBank) -> TrainedMethod:
+        """A method that has just been fitted to a task, whose features are `bank`."""
+        name = task.cfg.run.trainer
+        return cls(name, fitted, bank.dataset, task.class_ids, bank.text_positive, bank.logit_scale)
 
-    @property
-    def classnames(self) -> Sequence[str]:
-        """As `TestData`."""
-        return self.bank.classnames
+    @classmethod
+    def loaded(cls, model: SavedModel, device: str) -> TrainedMethod:
+        """A model that was read from its folder."""
+        classifier, transfer = model.classifier.to(device), None
+        if model.transfer_rule == "adapter" and model.transfer is not None:
+            adapter = model.transfer.to(device)
 
-    @property
-    def class_ids(self) -> Sequence[str]:
-        """As `TestData`: `bank_class_ids`."""
-        return bank_class_ids(self.bank)
+            def transfer(other: FeatureBank) -> Tensor:
+                features = other.features_to_classify
+                return adapter.logits(features, other.text_positive, other.text_negative, model.logit_scale)
 
-    def check_backbone(self, model: SavedModel) -> None:
-        """As `TestData`."""
-        if self.bank.backbone != model.backbone.title:
-            raise UserError(
-                f"the model is of {model.backbone.title!r} features, but the bank holds those of {self.bank.backbone!r}"
-            )
+        elif model.transfer_rule == "zero-shot":
 
-    def test_features(self) -> tuple[Tensor, Tensor]:
-        """As `TestData`."""
-        assert self.bank.test_labels is not None  # they come with the features
-        return self.bank.features_to_classify, self.bank.test_labels
+            def transfer(other: FeatureBank) -> Tensor:
+                return text_logits(other.features_to_classify, other.text_positive, model.logit_scale)
 
-    def text_features(self) -> tuple[Tensor, Tensor]:
-        """As `TestData`."""
-        return self.bank.text_positive, self.bank.text_negative
+        fitted = FittedMethod(
+            classifier.logits,
+            transfer=transfer,
+            classifier=classifier,
+            text_classifier=classifier.text_only() if model.method == "HeGraphAdapter" else None,
+            variant=model.variant,
+            calibration=Calibration(model.temperature, "model", known=model.known),
+        )
+        text = model.text_positive.to(device)
+        return cls(model.method, fitted, model.trained_on.dataset, model.class_ids, text, model.logit_scale)
 
 
 @dataclass(frozen=True)
 class Tested:
-    """A trained model on one data set.
+    """What a method and zero-shot CLIP say about test images.
 
     Attributes:
-        outcome: What it says about the test images.
-        bank: The test images as a bank without training images; its text features are zero-shot CLIP's.
-        rule: "" on the data set that it was trained on, else `SAME_CLASSES` or `OTHER_CLASSES`.
+        dataset, classnames: Of the test images.
+        logits, text_logits: Of the method, and of HeGraphAdapter's text classifier alone, shape `[M, K]`; None where
+            there are no test images, or no rule or classifier.
+        zero_shot: Logits of zero-shot CLIP, shape `[M, K]`.
+        labels: Of the test images, shape `[M]`; None without.
+        rule: "" on the data set that the method was trained on, else `SAME_CLASSES` or `OTHER_CLASSES`.
     """
 
-    outcome: Outcome
-    bank: FeatureBank
-    rule: str
+    dataset: str
+    classnames: Sequence[str]
+    logits: Tensor | None = None
+    text_logits: Tensor | None = None
+    zero_shot: Tensor | None = None
+    labels: Tensor | None = None
+    rule: str = ""
 
 
-def test_images(cfg: Config) -> Dataset:
-    """The data set whose test images the configuration names.
+def evaluate(trained: TrainedMethod, target: Task, device: str | torch.device, rule: str | None = None) -> Tested:
+    """What a trained method says about test images.
+
+    Args:
+        trained: The method.
+        target: Whose test images.
+        device: Where they are classified.
+        rule: One of the rules; None finds it.
 
     Raises:
-        UserError: If it cannot be had.
+        UserError: If the features are of another width, a logit is not finite, or there is but one class.
     """
-    data = cfg.data
-    if not data.name:
-        raise UserError("no data: give --dataset-config-file configs/datasets/NAME.yaml, or --features BANK")
-    return load_test_images(data.name, data.root, max(cfg.run.seed, 0), data.classes)
+    check_classes(len(target.class_ids), target.name)
+    fitted = trained.fitted
+    found_rule, columns = find_rule(trained, target) if rule != OTHER_CLASSES else (OTHER_CLASSES, [])
+    rule = found_rule if rule is None else rule
+    if rule:
+        logger.info("%s: tested by the rule for %s", target.name, rule)
+    if rule == OTHER_CLASSES:
+        other = target.test_bank().to(str(device))
+        features, labels = other.features_to_classify, other.test_labels
+        _check_width(trained, features)
+        zero_shot = text_logits(features, other.text_positive, other.logit_scale)
+        logits = text = fitted.transfer(other) if fitted.transfer else None
+    else:
+        given, labels = target.test_features()
+        if given is None:
+            return Tested(target.name, target.classnames)
+        features = given.to(device)
+        _check_width(trained, features)
+        zero_shot = text_logits(features, trained.text_positive[columns], trained.logit_scale)
+        logits, text = _on_known_classes(fitted, features, elsewhere=bool(rule))
+        logits, text = logits[:, columns], None if text is None else text[:, columns]
+    if logits is not None and not logits.isfinite().all():
+        mend = "; lower OPTIM.LR" if trained.method == "HeGraphAdapter" else ""
+        raise UserError(f"{trained.method} predicts NaN or infinite logits{mend}")
+    text = text if fitted.text_classifier is not None else None
+    labels = None if labels is None else labels.to(device)
+    return Tested(target.name, target.classnames, logits, text, zero_shot, labels, rule)
 
 
-def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | None, device: str) -> dict:
+@torch.no_grad()
+def _on_known_classes(fitted: FittedMethod, features: Tensor, elsewhere: bool) -> tuple[Tensor, Tensor | None]:
+    """Logits of a method and, if it has one, of its text classifier, which is all that counts on other data sets."""
+    if fitted.text_classifier is None or fitted.classifier is None:
+        return classify_in_batches(fitted.logits, features), None
+    parts = (fitted.text_classifier if elsewhere else fitted.classifier).parts(features)
+    return fitted.classifier.combine(parts), parts.text
+
+
+def _check_width(trained: TrainedMethod, features: Tensor) -> None:
+    width = trained.text_positive.shape[1]
+    if features.shape[1] != width:
+        raise UserError(f"the model takes features of width {width}, got {features.shape[1]}")
+
+
+def find_rule(trained: TrainedMethod, target: Task) -> tuple[str, list[int]]:
+    """How a method is tested on a data set.
+
+    Returns:
+        "" where data set and classes are those of the training, `SAME_CLASSES` where all classes are among the
+        method's, else `OTHER_CLASSES`; and of every class of the data its position among the method's, [] for others.
+    """
+    known = set(trained.class_ids)
+    if not all(class_id in known for class_id in target.class_ids):
+        return OTHER_CLASSES, []
+    columns = match_classes(trained.class_ids, target.class_ids, trained.dataset, target.name)
+    if target.name == trained.dataset and columns == list(range(len(trained.class_ids))):
+        return "", columns
+    return SAME_CLASSES, columns
+
+
+# At the end of a training run
+
+
+def targets_of(task: Task, data: DataOptions) -> list[tuple[str, Task, str]]:
+    """The further data sets to test on, DATASET.TARGET_DOMAINS and DATASET.TARGET_DATASETS, and their rules. No image
+    is opened.
+
+    Raises:
+        UserError: If one cannot be had, or has classes that it must not have.
+    """
+    same = [(name, task.target(name, True), SAME_CLASSES) for name in data.target_domains]
+    return same + [(name, task.target(name, False), OTHER_CLASSES) for name in data.target_datasets]
+
+
+def encode_targets(task: Task, data: DataOptions) -> None:
+    """Encodes what `score_targets` will test on and is not on disk, with the other processes of `torchrun`.
+
+    Raises:
+        UserError: On an unreadable image, a class without a prompt, or a folder that cannot be written.
+    """
+    for _, target, rule in targets_of(task, data):
+        if rule == SAME_CLASSES:
+            target.test_features()
+        else:
+            target.test_bank()
+
+
+def score_targets(trained: TrainedMethod, task: Task, data: DataOptions, device: str | torch.device) -> dict[str, dict]:
+    """Tests on DATASET.TARGET_DOMAINS and DATASET.TARGET_DATASETS.
+
+    Returns:
+        For the record: name of the target -> accuracy of the method (None where it has no rule) and of zero-shot CLIP
+        in percent, number of images and classes, and which of the two rules was applied.
+
+    Raises:
+        UserError: As `targets_of` and `evaluate`.
+    """
+    found = {}
+    for name, target, asked in targets_of(task, data):
+        tested = evaluate(trained, target, device, asked)
+        assert tested.labels is not None  # a target has test images
+        assert tested.zero_shot is not None
+        found[name] = {
+            "accuracy": None if tested.logits is None else accuracy(tested.logits, tested.labels),
+            "accuracy_zero_shot": accuracy(tested.zero_shot, tested.labels),
+            "num_test": len(tested.labels),
+            "num_classes": tested.zero_shot.shape[1],
+            "rule": asked,
+        }
+    return found
+
+
+# --eval-only
+
+
+def test_model(
+    cfg: Config, bank_file: Path | None, folder: Path, epoch: int | None, device: str, opened: Opened | None = None
+) -> dict:
     """Tests a trained model, and writes and returns the record.
 
     Of several processes that `torchrun` started, all encode and the first writes; the others return {}.
@@ -168,6 +266,7 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
         folder: The output folder of the run that trained the model, or the model folder.
         epoch: The epoch whose model is tested; None takes the last.
         device: "cpu" or "cuda".
+        opened: What earlier runs of this process have opened.
 
     Raises:
         UserError: If model or data cannot be had, or do not fit each other.
@@ -175,34 +274,57 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
     path = find_model(folder, epoch)
     model = load_model(path)
     check_configuration(model, cfg)
-    data: TestData
+    seed, opened = model.trained_on.seed, opened or Opened()
     if bank_file is not None:
-        data = BankTestData(bank_file, cfg)
+        file = opened.bank(bank_file)
+        file.check_dataset(cfg.data.name)
+        target: Task = bank_to_test(file, cfg.data.classes, cfg, seed)
     else:
-        from .image_task import ImageTask
+        from .image_task import load_image_task
 
-        data = ImageTask(test_images(cfg), cfg, model.trained_on.seed, device)
-    run_folder = RunFolder.of_test(cfg, data.identity, model.trained_on.seed, path)
+        target = load_image_task(cfg, seed, device, opened, only_test=True)
+    run_folder = RunFolder.of_test(cfg, target.identity, seed, path)
     if (record := run_folder.finished()) is not None:
         return record
     if processes.rank():  # the first process has the folder; this one helps it to encode
-        evaluate(model, data, device)
+        test_loaded(model, target, device)
         return {}
     with run_folder.locked():
         started = time.monotonic()
-        return write_test(evaluate(model, data, device), model, cfg, run_folder, "alone", started)
+        return write_test(test_loaded(model, target, device), model, cfg, run_folder, "alone", started, device)
 
 
-def write_test(tested: Tested, model: SavedModel, cfg: Config, folder: RunFolder, host: str, started: float) -> dict:
+def test_loaded(model: SavedModel, target: Task, device: str) -> Tested:
+    """What a model that was read from its folder says about test images.
+
+    Raises:
+        UserError: As `evaluate`, if the features are another backbone's, or the model has no rule for these classes.
+    """
+    target.check_backbone(model)
+    tested = evaluate(TrainedMethod.loaded(model, device), target, device)
+    if tested.logits is None:
+        raise UserError(
+            f"{model.method} has no rule for classes that it was not trained on; test it on its own classes"
+        )
+    return tested
+
+
+def write_test(
+    tested: Tested, model: SavedModel, cfg: Config, folder: RunFolder, host: str, started: float, device: str
+) -> dict:
     """Writes and returns the record of a test; `started` is when encoding began, in seconds of the monotonic clock."""
-    seconds = time.monotonic() - started
-    record = make_record(tested.outcome, tested.bank, cfg, model.trained_on.seed, folder, host, seconds)
-    trained = model.trained_on
+    fitted, trained = TrainedMethod.loaded(model, device).fitted, model.trained_on
+    # The temperature is that of the whole model on its classes
+    whole = tested.rule != OTHER_CLASSES and not (tested.rule and model.method == "HeGraphAdapter")
+    fitted = fitted if whole else replace(fitted, calibration=Calibration())
+    record = make_record(
+        fitted, tested, cfg, trained.seed, folder, host, time.monotonic() - started, device, model.backbone.title
+    )
     record |= {"shots": trained.shots, "num_train": trained.num_train, "split_hash": trained.split_hash}
     record |= {"selected_on": trained.selected_on, "selected": trained.selected}
     if tested.rule:
-        record |= {"rule": tested.rule, "num_classes": len(tested.bank.classnames), "trained_on": trained.dataset}
-    folder.finish(record, tested.outcome, tested.bank.classnames)
+        record |= {"rule": tested.rule, "num_classes": len(tested.classnames), "trained_on": trained.dataset}
+    folder.finish(record, tested)
     return record
 
 
@@ -219,16 +341,25 @@ def check_configuration(model: SavedModel, cfg: Config) -> None:
     here = json.loads(json.dumps(run_config(cfg)))  # rows may be tuples here, and are lists in the model folder
     there = model.trained_on.config
     chosen = _chosen_on_val(model, cfg)
-    of_method = [key for key in there if key.startswith(f"TRAINER.{model.method.upper()}.")]
-    for key in KEPT if model.method == "HeGraphAdapter" else of_method:
-        kept = chosen.get(key, there.get(key))
-        if key in there and here.get(key) not in (kept, there[key]) and not is_filled(cfg, key):
-            how = "got" if key in chosen else "was trained with"
-            where = " on val" if key in chosen else ""
-            raise UserError(
-                f"the model {how} {key} {kept}{where} and keeps it, but the configuration says {here.get(key)}; leave "
-                "the key as it was, or train again"
-            )
+    if model.method == "HeGraphAdapter":
+        keys = [*KEPT, *REMOVED]
+        here |= REMOVED
+    else:
+        keys = [key for key in there if key.startswith(f"TRAINER.{model.method.upper()}.")]
+    others = {
+        key: (chosen.get(key, there[key]), here.get(key))
+        for key in keys
+        if key in there and here.get(key) not in (chosen.get(key), there[key]) and not is_filled(cfg, key)
+    }
+    if not others:
+        return
+    said = [f"{key} {kept}, not {now}" for key, (kept, now) in others.items()]
+    pairs = [f"{key} '{kept}'" for key, (kept, _) in others.items() if key not in REMOVED]
+    raise UserError(
+        f"the model was trained by another recipe, and keeps it: {said[0]}"
+        f"{f', and {len(said) - 1} more' if len(said) > 1 else ''}; to test it as it is, end the command with "
+        f"{pairs[0] if len(pairs) == 1 else 'the KEY VALUE pairs of its config.json'}"
+    )
 
 
 def _chosen_on_val(model: SavedModel, cfg: Config) -> dict[str, object]:
@@ -246,80 +377,3 @@ class _Selected(OpenPart):
 
     keys: list[str]
     value: list[Any]
-
-
-def find_rule(model: SavedModel, data: TestData) -> tuple[str, list[int]]:
-    """How a model is tested on a data set.
-
-    Returns:
-        "" where data set and classes are those of the training, `SAME_CLASSES` where all classes are among the model's,
-        else `OTHER_CLASSES`; and of every class of the data its position among the model's, [] for other classes.
-    """
-    known = set(model.class_ids)
-    if not all(class_id in known for class_id in data.class_ids):
-        return OTHER_CLASSES, []
-    columns = match_classes(model.class_ids, data.class_ids, model.trained_on.dataset, data.name)
-    same = data.name == model.trained_on.dataset and columns == list(range(len(model.class_ids)))
-    return ("" if same else SAME_CLASSES), columns
-
-
-def evaluate(model: SavedModel, data: TestData, device: str) -> Tested:
-    """What a trained model says about test images.
-
-    Raises:
-        UserError: If the features are another backbone's, or the model has no rule for these classes, or there is but
-            one of them.
-    """
-    data.check_backbone(model)
-    check_classes(len(data.classnames))
-    rule, columns = find_rule(model, data)
-    if rule:
-        logger.info("%s: tested by the rule for %s", data.name, rule)
-    features, labels = (tensor.to(device) for tensor in data.test_features())
-    if features.shape[1] != model.classifier.width:
-        raise UserError(f"the model takes features of width {model.classifier.width}, got {features.shape[1]}")
-    classifier = model.classifier.to(device)
-    # HeGraphAdapter's cache has learned the style of its images; another method is tested whole, as by `elsewhere`
-    without_cache = bool(rule) and model.method == "HeGraphAdapter"
-    if rule == OTHER_CLASSES:
-        positive, negative = (tensor.to(device) for tensor in data.text_features())
-        logits = text = _transfer(model, features, positive, negative)
-    else:
-        positive = model.text_positive[columns].to(device)
-        parts = (classifier.text_only() if without_cache else classifier).parts(features)
-        logits, text = classifier.combine(parts)[:, columns], parts.text[:, columns]
-    whole = rule != OTHER_CLASSES and not without_cache  # the temperature is that of the whole model on its classes
-    has_text = model.method == "HeGraphAdapter"
-    outcome = Outcome(
-        logits,
-        labels,
-        TrainingSummary(),
-        num_parameters=0,
-        text_logits=text if has_text else None,
-        variant=model.variant,
-        calibration=Calibration(model.temperature, "model", known=model.known) if whole else Calibration(),
-    )
-    return Tested(outcome, _test_bank(model, data, features, labels, positive), rule)
-
-
-def _transfer(model: SavedModel, features: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    if model.transfer_rule == "adapter" and model.transfer is not None:
-        return model.transfer.to(features.device).logits(features, positive, negative, model.logit_scale)
-    if model.transfer_rule == "zero-shot":
-        return text_logits(features, positive, model.logit_scale)
-    raise UserError(f"{model.method} has no rule for classes that it was not trained on; test it on its own classes")
-
-
-def _test_bank(model: SavedModel, data: TestData, features: Tensor, labels: Tensor, positive: Tensor) -> FeatureBank:
-    return FeatureBank(
-        train_features=features.new_zeros(1, 0, features.shape[1]),
-        train_labels=torch.zeros(0, dtype=torch.long, device=features.device),
-        test_features=features,
-        test_labels=labels,
-        text_positive=positive,
-        text_negative=positive,
-        classnames=list(data.classnames),
-        dataset=data.name,
-        backbone=model.backbone.title,
-        logit_scale=model.logit_scale,
-    )

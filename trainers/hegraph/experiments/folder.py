@@ -6,30 +6,55 @@ and, last, `result.json`. While it is at work, the folder is locked.
 
 from __future__ import annotations
 
+import datetime
 import logging
+import os
 import re
+import socket
+import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ..config import Config
+from ..config import OPTIONS, REMOVED, Config
 from ..models.folder import CONFIG, TENSORS, find_model_folder, save_model
 from ..models.saved import SavedModel
 from ..models.thumbnails import has_thumbnails, write_thumbnails
 from ..results.records import SPLIT, read_record, write_predictions, write_record, write_text_nodes
 from ..training.checkpoints import CHECKPOINT, Checkpoints
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.files import hash_file, hash_json, write_json
-from .failure import remove_failure
-from .identity import hash_run, run_config
+from ..utils.option import NODE
+from ..utils.reading import read_json
 from .lock import check_lock, lock_folder
-from .outcome import Outcome
-from .tasks import Task
+from .tasks import Split, Task
+
+if TYPE_CHECKING:
+    from ..baselines.base import FittedMethod
+    from .evaluation import Tested
 
 logger = logging.getLogger(__name__)
+
+ERROR = "error.json"  # of a failed run of a sweep
+OF_ALL_METHODS = tuple(f"{NODE}.{name}" for name in ("FEATURES.", "PROMPTS.", "PREC", "CALIBRATE"))
+
+
+def run_config(cfg: Config) -> dict[str, object]:
+    """The keys that shape a run, as a flat dict of plain values.
+
+    The run of another method keeps those keys of HeGraphAdapter that hold for every method, and none of OPTIM.
+    """
+    flat: dict[str, object] = {}
+    for key, value in sorted(cfg.values.items()):
+        of_other = cfg.run.trainer != "HeGraphAdapter" and key.startswith(("OPTIM.", f"{NODE}."))
+        if (of_other and not key.startswith(OF_ALL_METHODS)) or (key in OPTIONS and not OPTIONS[key].shapes_run):
+            continue
+        flat[key] = list(value) if isinstance(value, tuple) else value
+    return flat
 
 
 @dataclass(frozen=True)
@@ -48,7 +73,7 @@ class RunFolder:
     path: Path
     run_id: str
     config: dict[str, object]
-    split: dict[str, list[list]]
+    split: Split
     resume: Path | None = None
     model: Path | None = None
 
@@ -62,7 +87,8 @@ class RunFolder:
             seed: The run's seed.
         """
         config = run_config(cfg)
-        run_id = hash_run(config, seed, task.identity, task.split)
+        known = REMOVED if cfg.run.trainer == "HeGraphAdapter" else {}  # so that earlier runs are recognised
+        run_id = hash_json({"config": known | config, "seed": seed, "data": task.identity, "split": task.split})
         resume = Path(cfg.run.resume) if cfg.run.resume else None
         return cls(Path(cfg.run.output_dir), run_id, config, task.split, resume)
 
@@ -147,8 +173,8 @@ class RunFolder:
     def finish(
         self,
         record: dict,
-        outcome: Outcome,
-        classnames: Sequence[str],
+        tested: Tested,
+        fitted: FittedMethod | None = None,
         model: SavedModel | None = None,
         thumbnails: Iterable[Image.Image] | None = None,
     ) -> None:
@@ -156,9 +182,8 @@ class RunFolder:
 
         Args:
             record: From `record.make_record`.
-            outcome: What the record tells about.
-            classnames: The K class names in label order.
-            model: From `model_folder.make_model`, for a run that has trained one.
+            tested: What the record tells about.
+            fitted, model: The method and, from `record.make_model`, what is saved of it, for a run that has trained.
             thumbnails: The training images in the order of the cache, which are kept small beside the model; None keeps
                 none.
         """
@@ -166,13 +191,13 @@ class RunFolder:
             save_model(model, self.model_folder())
             if thumbnails is not None:
                 write_thumbnails(self.model_folder(), thumbnails)
-        if outcome.text_nodes is not None:
-            write_text_nodes(self.path, *outcome.text_nodes, classnames)
-        if outcome.logits is not None and outcome.labels is not None:
-            write_predictions(self.path, outcome.logits.argmax(dim=1), outcome.labels, classnames)
+        if fitted is not None and fitted.text_nodes is not None:
+            write_text_nodes(self.path, *fitted.text_nodes, tested.classnames)
+        if tested.logits is not None and tested.labels is not None:
+            write_predictions(self.path, tested.logits.argmax(dim=1), tested.labels, tested.classnames)
         write_record(self.path, record)
         if self.model is None:
-            self.checkpoints(classnames).remove()
+            self.checkpoints(tested.classnames).remove()
 
 
 def model_name(epoch: int | None = None) -> str:
@@ -216,3 +241,53 @@ def hash_model(folder: Path) -> str:
         return hash_json([hash_file(folder / name) for name in (CONFIG, TENSORS)])
     except OSError as error:
         raise UserError(f"cannot read the model {folder}: {error.strerror}") from error
+
+
+# What a failed run of a sweep leaves: why it failed, and what it was asked to do
+
+
+def write_failure(folder: Path, error: Exception, cfg: Config, source: str, command: str) -> None:
+    """Writes `error.json`.
+
+    Args:
+        folder: The output folder of the run.
+        error: What it raised.
+        cfg: The checked configuration.
+        source: The feature bank, or the configuration of the data set.
+        command: The command line that does this run alone.
+
+    Raises:
+        UserError: If the folder cannot be written.
+    """
+    failure = {
+        "message": str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}",
+        "traceback": "".join(traceback.format_exception(error)),
+        "configuration": run_config(cfg),
+        "seed": cfg.run.seed,
+        "data": source,
+        "command": command,
+        "attempt": hash_attempt(cfg, source),
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "failed_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    write_json(folder / ERROR, failure)
+
+
+def has_failed(folder: Path, cfg: Config, source: str) -> bool:
+    """Whether a folder says that this very run has failed: this configuration and seed on a source of this name."""
+    try:
+        said = read_json(folder / ERROR) if (folder / ERROR).exists() else None
+    except UserError:  # a damaged file says nothing
+        return False
+    return isinstance(said, dict) and said.get("attempt") == hash_attempt(cfg, source)
+
+
+def remove_failure(folder: Path) -> None:
+    """Removes what an earlier attempt has left."""
+    (folder / ERROR).unlink(missing_ok=True)
+
+
+def hash_attempt(cfg: Config, source: str) -> str:
+    """Hash of what a run was asked to do. The data themselves are not part of it, since they may be what is missing."""
+    return hash_json([run_config(cfg), cfg.run.seed, Path(source).name])

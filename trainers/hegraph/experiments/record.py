@@ -1,4 +1,4 @@
-"""The record of one run: its scores on test, and where they come from."""
+"""What a run leaves: the record with its scores on test and where they come from, and the model for others to use."""
 
 from __future__ import annotations
 
@@ -6,68 +6,82 @@ import datetime
 import logging
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..baselines.base import FittedMethod
 from ..config import Config
 from ..features.bank import FeatureBank
-from ..method.cache import text_logits
+from ..models.saved import SavedModel, Scores, TrainedOn
 from ..results.records import KEEP
 from ..training.choice import accuracy, score
-from ..training.confidence import confidence_scores, known_score
+from ..training.confidence import Calibration, confidence_scores, known_score
 from ..utils.files import hash_json
 from .folder import RunFolder
-from .outcome import Outcome
 from .provenance import git_commit, peak_memory_mb, versions
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from .evaluation import Tested
 
 logger = logging.getLogger(__name__)
 
+OF_TEST = ("accuracy", "accuracy_text", "accuracy_zero_shot", "macro_f1", "num_test")
+NOT_TESTED = Scores(accuracy=None, accuracy_text=None, accuracy_zero_shot=None, macro_f1=None, num_test=0)
+
 
 def make_record(
-    outcome: Outcome,
-    bank: FeatureBank,
+    fitted: FittedMethod,
+    tested: Tested,
     cfg: Config,
     seed: int,
     folder: RunFolder,
     host: str,
     features_seconds: float,
+    device: str | torch.device,
+    backbone: str,
+    num_train: int = 0,
     targets: dict[str, dict] | None = None,
 ) -> dict:
-    """Scores an outcome on test, once, and tells where the scores come from.
+    """Scores what was tested, once, and tells where the scores come from.
 
     Args:
-        outcome: What the method says about the test images.
-        bank: The task's features.
+        fitted: The method.
+        tested: What it says about the test images.
         cfg: The checked configuration.
         seed: The run's seed.
         folder: The run's folder, for what tells the run from others.
         host: "alone" or "dassl".
         features_seconds: How long encoding or reading the features took.
-        targets: From `elsewhere.score_targets`.
+        device: Where it was computed.
+        backbone: Model and weights, for people.
+        num_train: How many images the method was fitted to.
+        targets: From `evaluation.score_targets`.
     """
     started = time.monotonic()
-    scores = scores_on_test(outcome, bank)
-    device = bank.train_features.device
+    scores = scores_on_test(tested, fitted.calibration)
+    device = torch.device(device)
     return {
-        "dataset": bank.dataset,
+        "dataset": tested.dataset,
         "trainer": cfg.run.trainer,
-        "variant": outcome.variant,
-        "backbone": bank.backbone,
+        "variant": fitted.variant,
+        "backbone": backbone,
         "shots": cfg.data.shots,
         "seed": seed,
         **scores,
-        "num_test": 0 if outcome.labels is None else len(outcome.labels),
-        "num_train": len(bank.train_labels),
-        "test_set": hash_test_set(bank.classnames, outcome.labels),
+        "num_test": 0 if tested.labels is None else len(tested.labels),
+        "num_train": num_train,
+        "test_set": hash_test_set(tested.classnames, tested.labels),
         "adapter_from": None if folder.model is None else str(folder.model),
-        "selected_on": "val" if outcome.selected else "last_step",
-        "selected": outcome.selected,
-        "rejection": rejection_on_test(outcome),
+        "selected_on": "val" if fitted.selected else "last_step",
+        "selected": fitted.selected,
+        "rejection": rejection_on_test(tested.logits, fitted.calibration),
         "targets": targets or {},
-        "epochs": outcome.training.epochs,
-        "steps": outcome.training.steps,
-        "num_parameters": outcome.num_parameters,
+        "epochs": fitted.epochs,
+        "steps": fitted.steps,
+        "num_parameters": fitted.num_parameters,
         "config": folder.config,
         "config_hash": hash_json(folder.config),
         "split_hash": folder.split_hash,
@@ -79,8 +93,8 @@ def make_record(
         "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
         "seconds": {
             "features": round(features_seconds, 3),
-            "training": round(outcome.training.seconds, 3),
-            "calibration": round(outcome.calibration.seconds, 3),
+            "training": round(fitted.seconds, 3),
+            "calibration": round(fitted.calibration.seconds, 3),
             "test": round(time.monotonic() - started, 3),
         },
         "peak_memory_mb": peak_memory_mb(),
@@ -97,7 +111,7 @@ def hash_test_set(classnames: Sequence[str], labels: Tensor | None) -> str | Non
     return hash_json([list(classnames), torch.bincount(labels, minlength=len(classnames)).tolist()])
 
 
-def scores_on_test(outcome: Outcome, bank: FeatureBank) -> dict:
+def scores_on_test(tested: Tested, found: Calibration) -> dict:
     """How good the prediction is on test, and how honest its probabilities are: before the temperature and after it.
 
     Returns:
@@ -106,14 +120,12 @@ def scores_on_test(outcome: Outcome, bank: FeatureBank) -> dict:
         `Calibration`, and "before", "after" and "zero_shot", each with accuracy, macro F1 and what `confidence_scores`
         gives. Zero-shot CLIP's has no "bins", and is as CLIP comes, without a temperature. None for what there is not.
     """
-    found = outcome.calibration
     about = {"temperature": found.temperature, "fitted_on": found.fitted_on, "num_images": found.num_images}
-    logits, labels, text = outcome.logits, outcome.labels, outcome.text_logits
-    if logits is None or labels is None or bank.test_features is None:
-        logger.warning("%s has no test images: nothing is scored", bank.dataset)
+    logits, labels, text, zero_shot = tested.logits, tested.labels, tested.text_logits, tested.zero_shot
+    if logits is None or labels is None or zero_shot is None:
+        logger.warning("%s has no test images: nothing is scored", tested.dataset)
         nothing = dict.fromkeys(("accuracy", "macro_f1", "accuracy_text", "accuracy_zero_shot"))
         return nothing | {"calibration": about | dict.fromkeys(("before", "after", "zero_shot"))}
-    zero_shot = text_logits(bank.test_features, bank.text_positive, bank.logit_scale)
     of_prediction, of_clip = score(logits, labels), score(zero_shot, labels)
     honesty_of_clip = confidence_scores(zero_shot, labels)
     del honesty_of_clip["bins"]
@@ -130,19 +142,79 @@ def scores_on_test(outcome: Outcome, bank: FeatureBank) -> dict:
     }
 
 
-def rejection_on_test(outcome: Outcome) -> dict | None:
+def rejection_on_test(logits: Tensor | None, found: Calibration) -> dict | None:
     """The threshold below which an image counts as none of the classes, see `training/confidence.py`.
 
     Returns:
         "score", "fitted_on" and "num_images", as of `KnownScores`; "keep" and its "threshold"; "kept", the percentage
         of test images that reach it, None without test images. None where nothing tells how known images score.
     """
-    known = outcome.calibration.known
+    known = found.known
     if known is None:
         return None
     threshold, kept = known.threshold(KEEP), None
-    if outcome.logits is not None:
-        scores = known_score(outcome.logits, outcome.calibration.temperature, known.score)
+    if logits is not None:
+        scores = known_score(logits, found.temperature, known.score)
         kept = 100 * (scores >= threshold).double().mean().item()
     about = {"score": known.score, "fitted_on": known.fitted_on, "num_images": known.num_images}
     return about | {"keep": KEEP, "threshold": threshold, "kept": kept}
+
+
+def make_model(
+    task: Task,
+    bank: FeatureBank,
+    folder: RunFolder,
+    host: str,
+    fitted: FittedMethod,
+    record: dict | None = None,
+) -> SavedModel | None:
+    """What is saved of a fitted method; None if it does not fold into class weights and a cache.
+
+    Args:
+        task: The task, which knows backbone and prompts if it is made of images.
+        bank: Its features.
+        folder: The run's folder, for the configuration and the selected images.
+        host: "alone" or "dassl".
+        fitted: The method.
+        record: The run's record, for its scores; None for a model that was not tested.
+    """
+    if fitted.classifier is None:
+        return None
+    backbone, preprocessing, prompts = task.made_of(bank)
+    trained_on = TrainedOn(
+        dataset=bank.dataset,
+        shots=task.cfg.data.shots,
+        seed=task.seed,
+        num_train=len(bank.train_labels),
+        split_hash=folder.split_hash,
+        selected_on="val" if fitted.selected else "last_step",
+        selected=fitted.selected,
+        config=folder.config,
+        host=host,
+        git_commit=git_commit(),
+        versions=versions(),
+    )
+    return SavedModel(
+        classifier=fitted.classifier,
+        text_positive=bank.text_positive.detach().cpu(),
+        classnames=tuple(bank.classnames),
+        class_ids=tuple(task.class_ids),
+        method=task.cfg.run.trainer,
+        variant=fitted.variant,
+        logit_scale=bank.logit_scale,
+        temperature=fitted.calibration.temperature,
+        backbone=backbone,
+        preprocessing=preprocessing,
+        prompts=prompts,
+        transfer=fitted.transferable,
+        transfer_rule=fitted.transfer_rule,
+        known=fitted.calibration.known,
+        class_nodes=fitted.class_nodes,
+        trained_on=trained_on,
+        scores=NOT_TESTED if record is None else _scores(record),
+    )
+
+
+def _scores(record: dict) -> Scores:
+    ece = {when: (record["calibration"][when] or {}).get("ece") for when in ("after", "zero_shot")}
+    return Scores(**{key: record[key] for key in OF_TEST}, ece=ece["after"], ece_zero_shot=ece["zero_shot"])

@@ -5,33 +5,27 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from PIL import Image
 
-from ..baselines import METHODS, load_method
-from ..baselines.base import Method
+from ..baselines import load_method
+from ..baselines.base import FittedMethod
 from ..config import Config
 from ..features.bank import FeatureBank
-from ..training.loop import TrainingSummary
+from ..method.model import HeGraphModel
+from ..models.folder import save_model
 from ..utils import processes
-from ..utils.devices import available_device, wait_for
+from ..utils.devices import available_device
 from ..utils.errors import UserError
-from .adapter import predict_test, train_adapter
-from .baseline import fit_baseline
 from .calibration import calibrated
-from .elsewhere import check_targets, encode_targets, score_targets
-from .evaluation import test_model
+from .evaluation import Tested, TrainedMethod, encode_targets, evaluate, score_targets, targets_of, test_model
+from .fitting import TrainedAdapter, fit, fitted_adapter
 from .folder import RunFolder
-from .model_folder import keep_epochs, make_model
-from .opened import Opened
-from .out_of_fold import classify_in_batches
-from .outcome import Outcome
 from .provenance import set_random_seed
-from .record import make_record
-from .tasks import BankTask, ImageSource, Task, check_trained_classes
-from .tuning import tune_on_val
+from .record import make_model, make_record
+from .tasks import BankTask, FeatureTask, Opened, Task, check_trained_classes
 
 logger = logging.getLogger(__name__)
 
@@ -72,18 +66,18 @@ def run(
     if keep_thumbnails and (bank_file is not None or model_dir is not None):
         raise UserError("--keep-thumbnails needs training images; leave it out with --features and --eval-only")
     if model_dir is not None:
-        return test_model(cfg, bank_file, model_dir, load_epoch, device)
+        return test_model(cfg, bank_file, model_dir, load_epoch, device, opened)
     task = open_task(cfg, bank_file, seed, device, opened)
     folder = RunFolder.of(cfg, task, seed)
-    thumbnails = task.training_images() if keep_thumbnails and isinstance(task, ImageSource) else None
+    thumbnails = task.training_images() if keep_thumbnails else None
     if (record := folder.finished(thumbnails)) is not None:
         return record
     if train:
         check_trained_classes(task)
-        check_targets(task, cfg.data)
+        targets_of(task, cfg.data)
     task.prepare()
     if processes.rank():  # the first process has the folder; this one helps it to encode
-        encode(task)
+        task.encode()
         if train:
             encode_targets(task, cfg.data)
         return {}
@@ -91,7 +85,11 @@ def run(
     with folder.locked():
         if (record := folder.finished(thumbnails)) is not None:  # another process may have finished it just now
             return record
-        return train_and_test(task, cfg, seed, folder, device, train, thumbnails)
+        folder.begin()
+        if not train:
+            task.encode()
+            return {}
+        return train_and_test(task, folder, device, thumbnails)
 
 
 def draw_seed() -> int:
@@ -108,83 +106,78 @@ def open_task(cfg: Config, bank_file: Path | None, seed: int, device: str, opene
     return load_image_task(cfg, seed, device, opened)
 
 
-def encode(task: Task) -> None:
-    """Encodes the images of a task that are not on disk, with the other processes of `torchrun`; a bank has none."""
-    if isinstance(task, ImageSource):
-        task.encode()
+def train_and_test(task: Task, folder: RunFolder, device: str, thumbnails: Iterable[Image.Image] | None = None) -> dict:
+    """Encodes, trains, tests and writes the record, in a folder that is this process's own.
 
-
-def train_and_test(
-    task: Task,
-    cfg: Config,
-    seed: int,
-    folder: RunFolder,
-    device: str,
-    train: bool,
-    thumbnails: Iterable[Image.Image] | None,
-) -> dict:
-    """Encodes, trains, tests and writes the record, in a folder that is this process's own; arguments as of `run`, and
-    `thumbnails` as of `RunFolder.finish`.
+    Args:
+        task: The task.
+        folder: The run's folder.
+        device: Where it is computed.
+        thumbnails: As of `RunFolder.finish`.
     """
-    folder.begin()
-    if not train:
-        encode(task)
-        return {}
+    cfg, seed = task.cfg, task.seed
     started = time.monotonic()
     bank = task.bank()
-    features_seconds = time.monotonic() - started
+    seconds = time.monotonic() - started
     if processes.world_size() > 1:
         encode_targets(task, cfg.data)
         processes.stop()  # the others end here: what is read from now on must not wait for them
     bank = bank.to(device)
-    outcome = calibrated(fit_and_predict(task, bank, cfg, seed, folder), task, bank, cfg, seed)
-    bank = bank.with_test()
-    targets = score_targets(task, bank, cfg.data, outcome)
-    record = make_record(outcome, bank, cfg, seed, folder, "alone", features_seconds, targets)
-    model = make_model(task, bank, cfg, seed, folder, "alone", outcome, record)
-    folder.finish(record, outcome, bank.classnames, model, thumbnails)
+    fitted = fit(task, bank, cfg, seed, folder.checkpoints(bank.classnames), keep_epochs(task, bank, folder, "alone"))
+    return test_and_finish(task, bank, folder, "alone", fitted, seconds, thumbnails)
+
+
+def test_and_finish(
+    task: Task,
+    bank: FeatureBank,
+    folder: RunFolder,
+    host: str,
+    fitted: FittedMethod,
+    features_seconds: float,
+    thumbnails: Iterable[Image.Image] | None = None,
+    show: Callable[[Tested], None] | None = None,
+) -> dict:
+    """Tests a method that has just been fitted, finds its temperature, and writes what the run leaves.
+
+    Args:
+        task: The task.
+        bank: Its features, on the device.
+        folder: The run's folder.
+        host: "alone" or "dassl".
+        fitted: The method.
+        features_seconds: How long encoding or reading the features took.
+        thumbnails: As of `RunFolder.finish`.
+        show: Is given what the method says about the test images.
+
+    Returns:
+        The record.
+    """
+    cfg, seed, device = task.cfg, task.seed, bank.train_features.device
+    own = FeatureTask(bank, cfg, seed, class_ids=task.class_ids)
+    tested = evaluate(TrainedMethod.of(fitted, task, bank), own, device)
+    if show is not None:
+        show(tested)
+    fitted = calibrated(fitted, task, bank, cfg, seed)
+    targets = score_targets(TrainedMethod.of(fitted, task, bank), task, cfg.data, device)
+    num_train = len(bank.train_labels)
+    record = make_record(
+        fitted, tested, cfg, seed, folder, host, features_seconds, device, bank.backbone, num_train, targets
+    )
+    model = make_model(task, bank, folder, host, fitted, record)
+    if model is None:
+        reason = load_method(cfg.run.trainer).not_saved or "it returns no classifier"
+        logger.info("%s leaves no model folder: %s", cfg.run.trainer, reason)
+    folder.finish(record, tested, fitted, model, thumbnails)
     return record
 
 
-def fit_and_predict(task: Task, bank: FeatureBank, cfg: Config, seed: int, folder: RunFolder) -> Outcome:
-    """Fits the method that `TRAINER.NAME` names, and has it predict test."""
-    if cfg.run.trainer in METHODS:
-        return fit_method(load_method(cfg.run.trainer), task, bank, cfg, seed)
-    if cfg.run.select_on == "val":
-        trained = tune_on_val(task, bank, cfg, seed)
-        folder.checkpoints(bank.classnames).save_adapter(trained.model)
-    else:
-        keep = keep_epochs(task, bank, cfg, seed, folder, "alone")
-        trained = train_adapter(task, bank, cfg, seed, folder.checkpoints(bank.classnames), keep)
-    return predict_test(trained, bank.with_test())
+def keep_epochs(task: Task, bank: FeatureBank, folder: RunFolder, host: str) -> Callable[[HeGraphModel, int], None]:
+    """What writes the model of an epoch, for `AdapterTraining`; arguments as of `make_model`."""
+    without_test = bank.without_test()
 
+    def keep(model: HeGraphModel, epoch: int) -> None:
+        saved = make_model(task, without_test, folder, host, fitted_adapter(TrainedAdapter(model)))
+        assert saved is not None  # HeGraphAdapter always folds
+        save_model(saved, folder.model_folder(epoch))
 
-def fit_method(method: Method, task: Task, bank: FeatureBank, cfg: Config, seed: int) -> Outcome:
-    """Fits another method, without test features at hand, and has it predict test.
-
-    Raises:
-        UserError: If the method needs the backbone, and the task is a feature bank; or a logit is not finite.
-    """
-    started = time.monotonic()
-    fitted = fit_baseline(method, task, bank.without_test(), cfg, seed)
-    wait_for(bank.train_features.device)
-    training = TrainingSummary(fitted.epochs, fitted.steps, time.monotonic() - started)
-    if fitted.classifier is None:
-        logger.info("%s leaves no model folder: %s", method.name, method.not_saved or "it returns no classifier")
-    logits = None
-    bank = bank.with_test()
-    if bank.test_features is not None:
-        logits = classify_in_batches(fitted.logits, bank.test_features)
-        if not logits.isfinite().all():
-            raise UserError(f"{method.name} predicts NaN or infinite logits")
-    return Outcome(
-        logits,
-        bank.test_labels,
-        training,
-        fitted.num_parameters,
-        selected=fitted.selected,
-        classify=fitted.logits,
-        transfer=fitted.transfer,
-        classifier=fitted.classifier,
-        transfer_rule=fitted.transfer_rule,
-    )
+    return keep

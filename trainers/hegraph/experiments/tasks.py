@@ -1,158 +1,188 @@
-"""A few-shot task, and the one that is made of a feature bank. `image_task.py` makes one of images."""
+"""What is trained and tested on: one base class, and tasks that are made of features. `image_task.py` has images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..config import Config
-from ..datasets import Dataset
+from ..datasets import Selection, select_few_shot, subsample_labels
 from ..datasets.base import check_classes
-from ..datasets.splits import Selection, subsample_labels
 from ..features.bank import FeatureBank, draw_bank
 from ..features.bank_file import BankFile
 from ..features.overlap import refuse_test_rows, test_features_apart
 from ..models.saved import Backbone as BackboneConfig
-from ..models.saved import Preprocessing, Prompts
+from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..training.batches import BankBatches, TrainingData, products_with_cache
 from ..utils.errors import UserError
-from .identity import Split, bank_identity, bank_split
-from .opened import Opened
+from ..utils.files import file_version
+
+if TYPE_CHECKING:
+    from ..backbones.clip import Backbone
+
+Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
 
 
-class Task(Protocol):
-    """One few-shot task. It is known which images it holds before any of them is encoded."""
+class Opened:
+    """What runs of one process share: the feature bank and the backbone that were opened last.
 
-    @property
-    def split(self) -> Split:
-        """The images that the protocol selected."""
-        ...
+    The next run that asks for the same does not open it again. No run changes what it gets: banks and backbones are
+    frozen.
+    """
 
-    @property
-    def identity(self) -> dict:
-        """Plain values that change whenever the data would, apart from the split."""
-        ...
+    def __init__(self) -> None:
+        self._bank: tuple[object, BankFile] | None = None
+        self._backbone: tuple[object, Backbone] | None = None
 
-    def prepare(self) -> None:
-        """Loads what encoding needs, so that a mistake is found before anything is written."""
-        ...
+    def bank(self, path: Path) -> BankFile:
+        """A feature bank, opened again only if the file is another or has changed.
 
-    def bank(self) -> FeatureBank:
-        """The task's features; images are encoded where they are not on disk."""
-        ...
-
-    def batches(self, bank: FeatureBank) -> TrainingData:
-        """Its training batches, made of its features."""
-        ...
-
-
-@runtime_checkable
-class TargetSource(Protocol):
-    """A task that can give other classes to test on, encoded by the same backbone."""
-
-    def check_target(self, name: str) -> None:
-        """Raises UserError if `target` cannot give this data set; no image is opened."""
-        ...
-
-    def target(self, name: str) -> FeatureBank:
-        """Test images of other classes as a bank with its own text nodes, features of the same backbone and no training
-        images: of a data set, or with NAME:base or NAME:new of a half of its classes.
+        Raises:
+            UserError: As `BankFile`.
         """
-        ...
+        try:
+            key = file_version(path)
+        except OSError:  # `BankFile` says what is wrong
+            key = None
+        if self._bank is None or key is None or self._bank[0] != key:
+            self._bank = None  # the test features of two banks need not fit the memory
+            self._bank = key, BankFile(path)
+        return self._bank[1]
+
+    def backbone(self, name: str, pretrained: str, device: str, precision: str, identity: dict) -> Backbone:
+        """A frozen CLIP; arguments as of `load_backbone`, and its `backbone_identity`.
+
+        Raises:
+            UserError: As `load_backbone`.
+        """
+        key = name, pretrained, device, precision, identity
+        if self._backbone is None or self._backbone[0] != key:
+            from ..backbones.loading import load_backbone  # imports open_clip
+
+            self._backbone = None
+            self._backbone = key, load_backbone(name, pretrained, device, precision)
+        return self._backbone[1]
 
 
-@runtime_checkable
-class DomainSource(Protocol):
-    """A task that can give other domains of its classes to test on, encoded by the same backbone.
-
-    Attributes:
-        dataset: The images of the task itself.
-    """
-
-    dataset: Dataset
-
-    def target_dataset(self, name: str) -> Dataset:
-        """Another data set, of which nothing is encoded yet."""
-        ...
-
-    def target_images(self, name: str) -> tuple[Dataset, Tensor, Tensor]:
-        """Another data set, with the features `[M, d]` and labels `[M]` of its test images."""
-        ...
-
-
-@runtime_checkable
-class ModelSource(Protocol):
-    """A task that knows how its features were made, so that its model can take images.
-
-    Attributes:
-        dataset: The images of the task itself.
-    """
-
-    dataset: Dataset
-
-    def backbone_config(self) -> BackboneConfig:
-        """The backbone, as a model folder names it."""
-        ...
-
-    def preprocessing(self) -> Preprocessing:
-        """How an image becomes the backbone's input."""
-        ...
-
-    def prompts(self) -> Prompts:
-        """The sentences of the text nodes."""
-        ...
-
-
-@runtime_checkable
-class ImageSource(Protocol):
-    """A task whose images have to be encoded, and can be shown."""
-
-    def encode(self) -> None:
-        """Encodes what is not on disk."""
-        ...
-
-    def training_images(self) -> Iterator[Image.Image]:
-        """The training images in the order of the cache, opened one by one."""
-        ...
-
-
-@dataclass
-class TaskOfFeatures:
-    """A task of features that are at hand, as of some of the training images of another task. Nothing is encoded.
+class Task(ABC):
+    """Images that a method is fitted to, tested on, or both. It is known which these are before any is encoded.
 
     Attributes:
-        features: Their bank.
         cfg: The checked configuration.
         seed: Of the batches.
-        split, identity: As of `Task`; they are empty where nothing is kept of such a task.
+        split: The images that the few-shot protocol selected.
+        identity: Plain values that change whenever the data would, apart from the split.
+        name: Of the data set.
+        classnames: Its K class names in label order.
+        class_ids: What tells its K classes apart across data sets, in label order.
     """
 
-    features: FeatureBank
     cfg: Config
     seed: int
-    split: Split = field(default_factory=dict)
-    identity: dict = field(default_factory=dict)
+    split: Split
+    identity: dict
+    name: str
+    classnames: Sequence[str]
+    class_ids: Sequence[str]
+    backbone: Any = None  # the frozen CLIP that encodes the images, where it is at hand
 
-    def prepare(self) -> None:
-        """Needs nothing."""
+    def prepare(self) -> None:  # noqa: B027  (there may be nothing to do)
+        """Loads what encoding needs, so that a mistake is found before anything is written."""
 
+    def encode(self) -> None:  # noqa: B027
+        """Encodes the images that are not on disk, with the other processes of `torchrun`."""
+
+    @abstractmethod
     def bank(self) -> FeatureBank:
-        """The features as they are."""
-        return self.features
+        """The task's features."""
+
+    @abstractmethod
+    def test_bank(self) -> FeatureBank:
+        """The features of its test images and its text nodes, without training images."""
+
+    def test_features(self) -> tuple[Tensor | None, Tensor | None]:
+        """Features `[M, d]` and labels `[M]` of the test images; None where there are none."""
+        bank = self.test_bank()
+        return bank.test_features, bank.test_labels
 
     def batches(self, bank: FeatureBank) -> TrainingData:
-        """Its training batches."""
-        return bank_batches(bank, self.cfg, self.seed)
+        """The training batches of a bank, with the products that every step of the configured variant needs."""
+        full = self.cfg.model.variant == "full"  # the others have no cache
+        products = products_with_cache(bank.train_features, bank.cache_keys()) if full else None
+        return BankBatches(bank.train_features, bank.train_labels, self.cfg.data.batch_size, self.seed, products)
+
+    def made_of(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing | None, Prompts | None]:
+        """How the features of its bank were made, as a model folder says it."""
+        known = {} if bank.encoder is None else bank.encoder.model_dump()
+        return BackboneConfig(title=bank.backbone, **known), None, None
+
+    def check_backbone(self, model: SavedModel) -> None:  # noqa: B027
+        """Raises UserError if the features here are not those of the model's backbone."""
+
+    def training_images(self) -> Iterator[Image.Image] | None:
+        """The training images in the order of the cache, opened one by one; None where there are none to show."""
+        return None
+
+    def target(self, name: str, same_classes: bool) -> Task:
+        """Another data set to test on, of which nothing is encoded yet.
+
+        Args:
+            name: A data set, or NAME:base or NAME:new for a half of its classes.
+            same_classes: Whether its classes have to be among those of this task.
+
+        Raises:
+            UserError: If it cannot be had, or has a single class.
+        """
+        raise UserError("features that are given as arrays have no other data sets; leave out --target-datasets")
 
 
-class BankTask:
+class FeatureTask(Task):
+    """A task of features that are at hand. Nothing is encoded.
+
+    Args:
+        features: Their bank.
+        cfg, seed, split, identity: As of `Task`; the last two are empty where nothing is kept of such a task.
+        class_ids: As of `Task`; None makes them of the names.
+    """
+
+    def __init__(
+        self,
+        features: FeatureBank,
+        cfg: Config,
+        seed: int,
+        split: Split | None = None,
+        identity: dict | None = None,
+        class_ids: Sequence[str] | None = None,
+    ) -> None:
+        self.features, self.cfg, self.seed = features, cfg, seed
+        self.split, self.identity = split or {}, identity or {}
+        self.name, self.classnames = features.dataset, features.classnames
+        self.class_ids = bank_class_ids(features) if class_ids is None else class_ids
+
+    def bank(self) -> FeatureBank:
+        return self.features
+
+    def test_bank(self) -> FeatureBank:
+        return self.features.with_test()
+
+    def check_backbone(self, model: SavedModel) -> None:
+        if self.features.backbone != model.backbone.title:
+            raise UserError(
+                f"the model is of {model.backbone.title!r} features, but the bank holds those of "
+                f"{self.features.backbone!r}"
+            )
+
+
+class BankTask(Task):
     """A task made of rows of a feature bank. Nothing is encoded, and of the image features only those rows are read.
 
     Args:
@@ -170,11 +200,19 @@ class BankTask:
             raise UserError("FEATURES.MODE online encodes images, and --features has none; use FEATURES.MODE bank")
         file = (opened or Opened()).bank(path)
         file.check_dataset(cfg.data.name)
-        self.file, self.cfg, self.seed = file, cfg, seed
+        self.file, self.cfg, self.seed, self.name = file, cfg, seed, file.dataset
         train_labels = file.labels["train"].tolist()
         val_labels = file.labels["val"].tolist() if "val" in file.labels else []
         self.selection, self.split = bank_split(train_labels, val_labels, file.classnames, cfg, seed)
-        self.identity = bank_identity(file, self.selection)
+        self.identity = {"bank": file.identity(self.selection.train, self.selection.val)}
+
+    @property
+    def classnames(self) -> Sequence[str]:  # type: ignore[override]
+        return self._drawn.classnames
+
+    @property
+    def class_ids(self) -> Sequence[str]:  # type: ignore[override]
+        return bank_class_ids(self._drawn)
 
     def prepare(self) -> None:
         """Reads the rows of a bank of at most 1 GiB, so that a mistake is found before anything is written.
@@ -192,6 +230,9 @@ class BankTask:
         """The rows that the protocol selected; test features of a large bank are read by `FeatureBank.with_test`."""
         return self._drawn
 
+    def test_bank(self) -> FeatureBank:
+        return self._drawn.with_test()
+
     @cached_property
     def _drawn(self) -> FeatureBank:
         drawn = draw_bank(self.file, self.selection).subsample(self.cfg.data.classes)
@@ -201,47 +242,62 @@ class BankTask:
             return drawn
         return replace(drawn, read_test=cache(partial(test_features_apart, drawn)))
 
-    def batches(self, bank: FeatureBank) -> TrainingData:
-        return bank_batches(bank, self.cfg, self.seed)
-
-    def check_target(self, name: str) -> None:
-        """Raises UserError for any data set but the halves of the bank's own classes, and for a half of one class."""
+    def target(self, name: str, same_classes: bool) -> Task:
+        """The test images of a half of the bank's classes; there is nothing else to test on."""
+        if same_classes:
+            raise UserError("a feature bank has no other data sets; leave out --target-domains")
         halves = [f"{self.file.dataset}:{which}" for which in ("base", "new")]
         if name not in halves:
             raise UserError(
                 f"a feature bank has no other data sets: --target-datasets may be {' or '.join(halves)}, got {name!r}"
             )
-        check_has_test(self.file)
-        check_classes(len(labels_of(self.file, name.rpartition(":")[2])), name)
-
-    def target(self, name: str) -> FeatureBank:
-        """The test images of a half of the bank's classes."""
-        self.check_target(name)
-        return bank_to_test(self.file, name.rpartition(":")[2])
+        task = bank_to_test(self.file, name.rpartition(":")[2], self.cfg, self.seed)
+        check_classes(len(task.class_ids), name)
+        return task
 
 
-def check_has_test(file: BankFile) -> None:
-    """Raises UserError if a bank has no test images."""
-    if "test" not in file.labels:
-        raise UserError(f"{file.path} has no test images, so no model can be tested on it")
-
-
-def bank_to_test(file: BankFile, which: str) -> FeatureBank:
+def bank_to_test(file: BankFile, which: str, cfg: Config, seed: int) -> FeatureTask:
     """The test images of a bank, without its training images.
 
     Args:
         file: The bank.
         which: "all", or "base" or "new" for a half of the classes; see `datasets.splits.subsample_labels`.
+        cfg, seed: As of `Task`.
+
+    Raises:
+        UserError: If the bank has no test images.
     """
+    if "test" not in file.labels:
+        raise UserError(f"{file.path} has no test images, so no model can be tested on it")
     bank = draw_bank(file, Selection([], []))
-    if which == "all":
-        return bank
-    return bank.of_classes(torch.tensor(labels_of(file, which), dtype=torch.long))
+    if which != "all":
+        half = subsample_labels(set(file.labels["train"].tolist()), which)
+        bank = bank.of_classes(torch.tensor(half, dtype=torch.long))
+    return FeatureTask(bank, cfg, seed, identity={"bank": file.identity([], [])})
 
 
-def labels_of(file: BankFile, which: str) -> list[int]:
-    """The labels of a half of a bank's classes, "base" or "new"; see `datasets.splits.subsample_labels`."""
-    return subsample_labels(set(file.labels["train"].tolist()), which)
+def bank_split(
+    train_labels: list[int], val_labels: list[int], names: Sequence[str], cfg: Config, seed: int
+) -> tuple[Selection, Split]:
+    """The rows of a feature bank that the protocol selects, and what `split.json` says of them.
+
+    Args:
+        train_labels: The label of every row of the bank's training images.
+        val_labels: The same of its validation images; [] if it has none.
+        names: Its class names in label order.
+        cfg: The checked configuration.
+        seed: Seed of the selection.
+    """
+    selection = select_few_shot(train_labels, val_labels, cfg.data.shots, random.Random(seed))
+    which = cfg.data.classes
+    # Where all classes are asked for, one without images stays here and is an error later
+    drawn = range(len(names)) if which == "all" else {train_labels[row] for row in selection.train}
+    kept = {label: new for new, label in enumerate(subsample_labels(drawn, which))}
+
+    def rows(selected: list[int], labels: list[int]) -> list[list]:
+        return [[row, kept[labels[row]], names[labels[row]]] for row in selected if labels[row] in kept]
+
+    return selection, {"train": rows(selection.train, train_labels), "val": rows(selection.val, val_labels)}
 
 
 def check_trained_classes(task: Task) -> None:
@@ -249,14 +305,46 @@ def check_trained_classes(task: Task) -> None:
     check_classes(len({label for _, label, _ in task.split["train"]}))
 
 
-def bank_batches(bank: FeatureBank, cfg: Config, seed: int) -> BankBatches:
-    """Batches of a task's features, with the products that every step of the configured variant needs."""
-    full = cfg.model.variant == "full"  # the others have no cache
-    products = products_with_cache(bank.train_features, bank.cache_keys()) if full else None
-    return BankBatches(bank.train_features, bank.train_labels, cfg.data.batch_size, seed, products)
+def match_classes(source_ids: Sequence[str], target_ids: Sequence[str], source: str, target: str) -> list[int]:
+    """The label in the source of every class of the target, in the target's order.
+
+    Raises:
+        UserError: If the source has not all of them.
+    """
+    labels = {class_id: label for label, class_id in enumerate(source_ids)}
+    unknown = [class_id for class_id in target_ids if class_id not in labels]
+    if unknown:
+        raise UserError(
+            f"{len(unknown)} of {len(target_ids)} classes of {target} are none of {source}'s ({', '.join(unknown[:3])}"
+            f"{', ...' if len(unknown) > 3 else ''}); with other classes it is tested by --target-datasets {target}"
+        )
+    return [labels[class_id] for class_id in target_ids]
 
 
 def bank_class_ids(bank: FeatureBank) -> tuple[str, ...]:
     """What tells the classes of a bank apart: their names or, where two have the same name, names with positions."""
     names = tuple(bank.classnames)
     return names if len(set(names)) == len(names) else tuple(f"{k}: {name}" for k, name in enumerate(names))
+
+
+def only_tested(
+    features: Tensor,
+    labels: Tensor,
+    text: tuple[Tensor, Tensor],
+    classnames: Sequence[str],
+    name: str,
+    backbone: Backbone,
+) -> FeatureBank:
+    """A bank of test images alone: features `[M, d]`, labels `[M]`, positive and negative text nodes `[K, d]`."""
+    return FeatureBank(
+        train_features=features.new_zeros(1, 0, features.shape[1]),
+        train_labels=labels.new_zeros(0),
+        test_features=features,
+        test_labels=labels,
+        text_positive=text[0],
+        text_negative=text[1],
+        classnames=list(classnames),
+        dataset=name,
+        backbone=backbone.name,
+        logit_scale=backbone.logit_scale,
+    )

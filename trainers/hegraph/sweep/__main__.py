@@ -15,9 +15,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..experiments.failure import has_failed
+from ..experiments.folder import has_failed
 from ..experiments.lock import is_locked
-from ..experiments.opened import Opened
+from ..experiments.tasks import Opened
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say
 from .cluster import Cluster, Demand, check_address, connected

@@ -30,9 +30,9 @@ from filelock import FileLock
 
 from ..config import Config
 from ..config_files import with_values
-from ..experiments.failure import ERROR
+from ..experiments.folder import ERROR
 from ..experiments.lock import Locked, lock_folder
-from ..experiments.opened import Opened
+from ..experiments.tasks import Opened
 from ..results.records import RECORD
 from ..training.checkpoints import CHECKPOINT
 from ..utils.errors import PACKAGE, UserError, first_line, show_messages

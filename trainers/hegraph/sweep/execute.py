@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..config import Config
-from ..experiments.failure import write_failure
+from ..experiments.folder import write_failure
 from ..experiments.lock import Locked, check_lock
-from ..experiments.opened import Opened
 from ..experiments.provenance import reset_peak_memory
 from ..experiments.run import run as run_one
+from ..experiments.tasks import Opened
 from ..results.records import read_record
 from ..utils.errors import PACKAGE, UserError, first_line
 from .grid import Run

@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..experiments.failure import has_failed
-from ..experiments.folder import RunFolder
+from ..experiments.folder import RunFolder, has_failed
 from ..experiments.lock import is_locked
-from ..experiments.opened import Opened
 from ..experiments.run import open_task
+from ..experiments.tasks import Opened
 from ..results.records import find_runs, read_record
 from ..utils.devices import available_device
 from ..utils.errors import PACKAGE, UserError

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 
-from ..experiments.opened import Opened
+from ..experiments.tasks import Opened
 from ..utils.errors import UserError, show_messages
 from ..utils.signals import ENDINGS, deaf_to_interrupts, unheard
 from ..utils.threads import cores

@@ -1,0 +1,538 @@
+"""Testing a trained method: which columns compete, in which order, by which rule, and what the record says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from trainers.hegraph.__main__ import main
+from trainers.hegraph.baselines.base import FittedMethod
+from trainers.hegraph.config import DataOptions
+from trainers.hegraph.config_files import load_cfg
+from trainers.hegraph.datasets import load_dataset, load_few_shot
+from trainers.hegraph.datasets.digits import DOMAINS
+from trainers.hegraph.experiments import evaluation, image_task
+from trainers.hegraph.experiments.evaluation import TrainedMethod, encode_targets, evaluate, find_rule, score_targets
+from trainers.hegraph.experiments.folder import run_config
+from trainers.hegraph.experiments.run import run
+from trainers.hegraph.experiments.tasks import FeatureTask, Task, bank_class_ids, bank_to_test, match_classes
+from trainers.hegraph.features.bank import FeatureBank, load_bank
+from trainers.hegraph.features.bank_file import BankFile
+from trainers.hegraph.method.cache import FoldedClassifier
+from trainers.hegraph.method.closed_form import NewClassMessages
+from trainers.hegraph.method.options import FreeOptions, ModelOptions
+from trainers.hegraph.method.transfer import TransferableAdapter
+from trainers.hegraph.models.saved import Backbone, SavedModel, Scores, TrainedOn
+from trainers.hegraph.utils import processes
+from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.utils.option import options_of
+
+AXES = torch.eye(3)
+NODE = "TRAINER.HEGRAPHADAPTER"
+
+
+def bank_of(names: tuple[str, ...], features: Tensor, labels: tuple[int, ...], dataset: str) -> FeatureBank:
+    """Test images of classes whose text features are the first axes."""
+    return FeatureBank(
+        train_features=torch.zeros(1, 0, 3),
+        train_labels=torch.zeros(0, dtype=torch.long),
+        text_positive=AXES[: len(names)],
+        text_negative=-AXES[: len(names)],
+        classnames=list(names),
+        dataset=dataset,
+        backbone="m/w",
+        logit_scale=10.0,
+        test_features=features,
+        test_labels=torch.tensor(labels),
+    )
+
+
+class Images(FeatureTask):
+    """Test images, by default three on the axes; says in `encoded` what was asked for."""
+
+    def __init__(self, ids="abc", name="Elsewhere", features=AXES, labels=(0, 1, 2)) -> None:
+        super().__init__(bank_of(tuple(ids), features, labels, name), load_cfg(), 1)
+        self.encoded: list[str] = []
+
+    def test_features(self):
+        self.encoded.append(self.name)
+        return super().test_features()
+
+
+class Source(FeatureTask):
+    """A task of the classes a, b, c whose targets are given by name."""
+
+    def __init__(self, **targets: Task) -> None:
+        super().__init__(bank_of(("a", "b", "c"), AXES, (0, 1, 2), "Source"), load_cfg(), 1)
+        self.targets = targets
+
+    def target(self, name: str, same_classes: bool) -> Task:
+        return self.targets[name]
+
+
+def trained(logits=None, transfer=None, method: str = "Spy") -> TrainedMethod:
+    """A method on the classes a, b, c, of which zero-shot CLIP knows the axes."""
+    return TrainedMethod(method, FittedMethod(logits, transfer=transfer), "Source", ("a", "b", "c"), AXES, 10.0)
+
+
+# Further data sets at the end of a run
+
+
+def test_a_domain_with_its_classes_in_another_order_is_scored_by_its_own_labels():
+    # The target's label 0 is c and its label 1 is a. Four images: zero-shot sees c, a, a, and b, which does not
+    # compete: of c and a that image is nearer to a. The labels say c, a, c, c: right are the first and the second.
+    features = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.6, 0.8, 0.0]])
+    swapped = trained(lambda images: images[:, [2, 1, 0]])  # turns a into c and c into a: the last two are right
+    task, data = Source(D=Images("ca", "D", features, (0, 1, 0, 0))), DataOptions(target_domains=["D"])
+    assert score_targets(swapped, task, data, "cpu") == {
+        "D": {"accuracy": 50, "accuracy_zero_shot": 50, "num_test": 4, "num_classes": 2, "rule": "same classes"}
+    }
+    task = Source(D=Images("ca", "D", features, (0, 1, 1, 1)))
+    assert score_targets(trained(lambda images: images), task, data, "cpu")["D"]["accuracy"] == 100.0
+    found = score_targets(swapped, task, data, "cpu")["D"]
+    assert (found["accuracy"], found["accuracy_zero_shot"]) == (0.0, 100.0)
+
+
+def test_a_domain_is_classified_in_batches_since_a_cache_takes_memory_for_every_image():
+    sizes = []
+    target = Images(features=AXES.repeat(500, 1), labels=(0, 1, 2) * 500)
+    evaluate(trained(lambda images: sizes.append(len(images)) or images), target, "cpu")
+    assert sizes == [1024, 476]
+
+
+def test_other_classes_are_scored_by_the_rule_of_the_method_even_where_it_knows_them():
+    seen = []
+
+    def always_y(bank: FeatureBank) -> Tensor:
+        seen.append(bank)
+        return torch.tensor([[0.0, 1.0]] * 3)
+
+    # Zero-shot: x, y, and the third image is equally far from both: the first class is taken. Labels: x, y, y.
+    for ids in ("xy", "ab"):
+        task, data = Source(O=Images(ids, "O", labels=(0, 1, 1))), DataOptions(target_datasets=["O"])
+        assert score_targets(trained(transfer=always_y), task, data, "cpu")["O"] == {
+            "accuracy": pytest.approx(200 / 3),
+            "accuracy_zero_shot": pytest.approx(200 / 3),
+            "num_test": 3,
+            "num_classes": 2,
+            "rule": "other classes",
+        }
+        assert torch.equal(seen[-1].text_positive, AXES[:2])
+        assert score_targets(trained(), task, data, "cpu")["O"]["accuracy"] is None
+
+
+def test_targets_are_encoded_as_they_will_be_scored():
+    targets = {name: Images("xy" if name in "AB" else "abc", name, labels=(0, 1, 1)) for name in "ABCD"}
+    encode_targets(Source(**targets), DataOptions(target_domains=["D", "C"], target_datasets=["B", "A"]))
+    assert [len(targets[name].encoded) for name in "ABCD"] == [0, 0, 1, 1]  # of the others the whole bank is asked for
+    assert score_targets(trained(), Source(), DataOptions(), "cpu") == {}
+
+
+def test_arrays_and_banks_have_no_other_data_sets():
+    with pytest.raises(UserError, match="arrays have no other data sets"):
+        FeatureTask(bank_of(("a", "b"), AXES, (0, 1, 1), "X"), load_cfg(), 1).target("Other", False)
+
+
+@pytest.mark.parametrize(("ids", "shown"), [("wxyz", r"w, x, y, \.\.\."), ("wxy", r"w, x, y"), ("wa", "w")])
+def test_classes_are_matched_by_id_and_at_most_three_unknown_ones_are_named(ids, shown):
+    assert match_classes(["n1", "n2", "n3"], ["n3", "n1"], "ImageNet", "ImageNetA") == [2, 0]
+    count = len(set(ids) - {"a"})
+    with pytest.raises(UserError, match=rf"^{count} of {len(ids)} classes of B are none of A's \({shown}\); "):
+        match_classes(["a", "b"], list(ids), "A", "B")
+
+
+# A saved model
+
+
+def model_of(method: str = "HeGraphAdapter", **changed: object) -> SavedModel:
+    """Class weights 10 times the axes, and a cache that says class b whatever it sees, with the weight 100."""
+    fields = {
+        "classifier": FoldedClassifier(10 * AXES, keys=AXES, labels=torch.tensor([1, 1, 1]), alpha=100.0, beta=0.0),
+        "text_positive": AXES[[1, 2, 0]],
+        "classnames": ("ant", "bee", "cow"),
+        "class_ids": ("a", "b", "c"),
+        "method": method,
+        "variant": "full" if method == "HeGraphAdapter" else "",
+        "logit_scale": 10.0,
+        "backbone": Backbone(title="m/w", model="m", pretrained="w", fingerprint={}),
+        "trained_on": TrainedOn(
+            dataset="Source",
+            shots=2,
+            seed=1,
+            num_train=3,
+            split_hash="0" * 64,
+            selected_on="last_step",
+            selected={},
+            config={f"{NODE}.ALPHA_C": 8.0, f"{NODE}.SELECT": [], "OPTIM.LR": 0.001, "TRAINER.TIPADAPTER.BETA": 5.5},
+            host="alone",
+            git_commit=None,
+            versions={},
+        ),
+        "scores": Scores(accuracy=None, accuracy_text=None, accuracy_zero_shot=None, macro_f1=None, num_test=0),
+    }
+    return SavedModel(**fields | changed)
+
+
+def say(model: SavedModel, target: Task, device: str = "cpu") -> evaluation.Tested:
+    return evaluation.test_loaded(model, target, device)
+
+
+@pytest.mark.parametrize(
+    ("ids", "name", "rule", "columns"),
+    [
+        ("abc", "Source", "", [0, 1, 2]),
+        ("abc", "Elsewhere", "same classes", [0, 1, 2]),
+        ("cab", "Source", "same classes", [2, 0, 1]),
+        ("ca", "Elsewhere", "same classes", [2, 0]),
+        ("abcd", "Source", "other classes", []),
+    ],
+)
+def test_the_rule_follows_from_the_classes_and_the_data_set(ids, name, rule, columns):
+    target = SimpleNamespace(class_ids=tuple(ids), name=name)
+    assert find_rule(trained(), target) == (rule, columns)
+
+
+def test_on_its_own_data_set_a_model_is_tested_whole():
+    found = say(model_of(), Images(name="Source"))
+    assert torch.equal(found.logits, 10 * AXES + torch.tensor([0.0, 300.0, 0.0]))  # the cache adds 100 * 3 for b
+    assert torch.equal(found.text_logits, 10 * AXES)
+    assert torch.equal(found.zero_shot, 10 * AXES[:, [1, 2, 0]])
+    assert (found.rule, found.dataset, list(found.classnames)) == ("", "Source", ["a", "b", "c"])
+    assert torch.equal(found.labels, torch.arange(3))
+
+
+def test_in_another_domain_the_adapter_leaves_its_cache_and_the_columns_are_the_targets():
+    found = say(model_of(), Images("ca", labels=(0, 1, 1)))
+    assert torch.equal(found.logits, torch.tensor([[0.0, 10.0], [0.0, 0.0], [10.0, 0.0]]))
+    assert torch.equal(found.text_logits, found.logits)
+    assert torch.equal(found.zero_shot, 10 * torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))  # c and a, the model's
+    assert found.rule == "same classes"
+
+
+def test_in_another_domain_another_method_keeps_its_cache():
+    found = say(model_of("TipAdapter"), Images("ba", labels=(0, 1, 1)))
+    assert torch.equal(found.logits, torch.tensor([[300.0, 10.0], [310.0, 0.0], [300.0, 0.0]]))
+    assert found.text_logits is None  # only HeGraphAdapter has a text classifier of its own
+
+
+def test_other_classes_go_by_the_rule_that_the_model_was_saved_with():
+    target = Images("xy", labels=(0, 1, 1))
+    found = say(model_of("ZeroShot", transfer_rule="zero-shot"), target)
+    assert torch.equal(found.logits, 10 * AXES[:, :2])
+    assert (found.rule, found.text_logits) == ("other classes", None)
+    base = TransferableAdapter(ModelOptions(variant="base"), {})  # it leaves the text features as they are
+    found = say(model_of(transfer_rule="adapter", transfer=base), target)
+    assert torch.equal(found.logits, 10 * AXES[:, :2])
+    assert torch.equal(found.text_logits, found.logits)
+    for changed in ({"transfer_rule": "none"}, {"transfer_rule": "adapter", "transfer": None}):
+        with pytest.raises(UserError, match="TipAdapter has no rule"):
+            say(model_of("TipAdapter", **changed), target)
+
+
+@pytest.mark.parametrize("ids", ["abc", "xy"])
+def test_a_model_is_tested_on_the_device_that_is_asked_for(ids, monkeypatch):
+    # "meta" is a device that every machine has; its tensors have shapes and no values
+    monkeypatch.setattr(torch.Tensor, "isfinite", lambda tensor: torch.ones(1).bool())
+    messages = NewClassMessages(torch.eye(3), torch.zeros(3), torch.eye(3), torch.zeros(3))
+    adapter = TransferableAdapter(ModelOptions(variant="free"), {}, messages)
+    found = say(model_of(transfer_rule="adapter", transfer=adapter), Images(ids, labels=(0, 1, 1)), "meta")
+    assert {tensor.device.type for tensor in (found.logits, found.zero_shot, found.labels)} == {"meta"}
+
+
+def test_features_of_another_width_or_backbone_logits_that_are_not_finite_and_one_class_are_refused():
+    narrow = bank_of(("a", "b", "c"), torch.eye(2), (0, 1), "Source")
+    with pytest.raises(UserError, match="width 3, got 2"):
+        say(model_of(), FeatureTask(narrow, load_cfg(), 1))
+    with pytest.raises(UserError, match="'other' features, but the bank holds those of 'm/w'"):
+        say(model_of(backbone=Backbone(title="other")), Images())
+    with pytest.raises(UserError, match="Spy predicts NaN or infinite logits$"):
+        evaluate(trained(lambda images: images / 0), Images(), "cpu")
+    with pytest.raises(UserError, match="NaN or infinite logits; lower OPTIM.LR"):
+        evaluate(trained(lambda images: images / 0, method="HeGraphAdapter"), Images(), "cpu")
+    with pytest.raises(UserError, match="two classes"):
+        evaluate(trained(), Images("a", labels=(0, 0, 0)), "cpu")
+
+
+def test_without_test_images_nothing_is_tested():
+    bank = replace(bank_of(("a", "b", "c"), AXES, (0, 1, 2), "Source"), test_features=None, test_labels=None)
+    found = evaluate(trained(lambda images: images), FeatureTask(bank, load_cfg(), 1), "cpu")
+    assert (found.logits, found.labels, found.zero_shot, found.rule) == (None, None, None, "")
+
+
+# What a configuration may say of a model
+
+
+def test_the_model_keeps_every_option_that_it_was_made_of():
+    shaped = [*options_of(ModelOptions), *options_of(FreeOptions)]
+    assert set(evaluation.KEPT) == {option.key for option in shaped}
+
+
+def trained_with(config: dict) -> SavedModel:
+    return model_of(trained_on=model_of().trained_on.model_copy(update={"config": config}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("FREE.KAPPA", [[1, 9.0]]), ("FREE.RHO", 0.7), ("NOISE", 0.5), ("SHUFFLE", "negative"), ("ALPHA_C", 2.0)],
+)
+def test_a_model_of_another_recipe_is_refused_and_the_pair_that_tests_it_is_named(key, value):
+    usual = load_cfg(opts=[f"{NODE}.ALPHA_C", 8.0])
+    model = trained_with({**run_config(usual), f"{NODE}.{key}": value})
+    with pytest.raises(UserError, match="trained by another recipe") as caught:
+        evaluation.check_configuration(model, usual)
+    assert f"end the command with {NODE}.{key} '{value}'" in str(caught.value)
+    evaluation.check_configuration(model, load_cfg(opts=[f"{NODE}.ALPHA_C", 8.0, f"{NODE}.{key}", value]))
+
+
+def test_keys_that_did_not_shape_a_model_and_those_of_earlier_versions_that_say_the_same_are_free():
+    usual = load_cfg()
+    model = trained_with({**run_config(usual), f"{NODE}.GAMMA": 1.0, "OPTIM.LR": 7.0})
+    evaluation.check_configuration(model, usual)
+    with pytest.raises(UserError, match=r"GAMMA 0\.5, not 1\.0"):
+        evaluation.check_configuration(trained_with({f"{NODE}.GAMMA": 0.5}), usual)
+    # Of other shots, where the rows of BY_SHOTS give another value
+    evaluation.check_configuration(model, load_cfg(opts=["DATASET.NUM_SHOTS", 1]))
+    # Rows may be given as tuples, though a model folder holds lists
+    given = load_cfg(opts=[f"{NODE}.FREE.OMEGA", "((1, 50.0),)"])
+    evaluation.check_configuration(trained_with({f"{NODE}.FREE.OMEGA": [[1, 50.0]]}), given)
+
+
+def test_of_several_keys_of_another_recipe_the_first_is_named_with_their_number():
+    model = trained_with({f"{NODE}.BIAS": False, f"{NODE}.BETA_C": 7.0})
+    with pytest.raises(UserError, match=r"BIAS False, not True, and 1 more; .* config\.json"):
+        evaluation.check_configuration(model, load_cfg())
+
+
+def test_another_method_keeps_all_its_options():
+    def configured(beta: float):
+        opts = ["TRAINER.NAME", "TipAdapter", "TRAINER.TIPADAPTER.BETA", beta]
+        return load_cfg(method=("TipAdapter", {"BETA": 5.5}), opts=opts)
+
+    evaluation.check_configuration(model_of("TipAdapter"), configured(5.5))
+    with pytest.raises(UserError, match=r"TRAINER\.TIPADAPTER\.BETA 5\.5, not 1\.0"):
+        evaluation.check_configuration(model_of("TipAdapter"), configured(1.0))
+    with pytest.raises(UserError, match="give --trainer TipAdapter, not HeGraphAdapter"):
+        evaluation.check_configuration(model_of("TipAdapter"), load_cfg())
+
+
+# Feature banks and images as test data
+
+
+def test_the_test_part_of_a_bank_is_what_is_tested(tiny_bank, tmp_path):
+    bank, cfg = load_bank(tiny_bank), load_cfg()
+    task = bank_to_test(BankFile(tiny_bank), "all", cfg, 3)
+    features, labels = task.test_features()
+    assert torch.equal(features, bank.test_features)
+    assert torch.equal(labels, bank.test_labels)
+    assert torch.equal(task.test_bank().text_negative, bank.text_negative)
+    assert (task.name, task.seed, list(task.class_ids)) == ("Tiny", 3, ["ant", "bee", "cow", "dog", "elk"])
+    assert bank_to_test(BankFile(tiny_bank), "new", cfg, 3).classnames == ["dog", "elk"]
+    load_bank(tiny_bank).without_test().save(tmp_path / "no_test.safetensors")
+    with pytest.raises(UserError, match=r"no_test\.safetensors has no test images"):
+        bank_to_test(BankFile(tmp_path / "no_test.safetensors"), "all", cfg, 3)
+
+
+def test_two_classes_of_one_name_are_told_apart_by_their_position(tiny_bank):
+    twice = replace(load_bank(tiny_bank), classnames=["crane", "bee", "crane"])
+    assert bank_class_ids(twice) == ("0: crane", "1: bee", "2: crane")
+
+
+@pytest.mark.parametrize(("seed", "used"), [(-1, 0), (0, 0), (4, 4)])
+def test_the_test_images_of_a_data_set_are_loaded_alone(monkeypatch, seed, used):
+    asked, load = [], image_task.load_test_images
+    monkeypatch.setattr(image_task, "load_test_images", lambda *words: asked.append(words) or load(*words))
+    keys = ["DATASET.NAME", "Digits", "DATASET.ROOT", "there", "SEED", seed, "DATASET.SUBSAMPLE_CLASSES", "new"]
+    task = image_task.load_image_task(load_cfg(opts=keys), 3, "cpu", only_test=True)
+    assert asked == [("Digits", "there", used, "new")]
+    assert (task.split, task.seed, len(task.dataset.test)) == ({"train": [], "val": []}, 3, 899 - 448)
+    assert list(task.classnames) == ["five", "six", "seven", "eight", "nine"]
+    with pytest.raises(UserError, match="--dataset-config-file"):
+        image_task.load_image_task(load_cfg(), 3, "cpu", only_test=True)
+
+
+# The record of a test
+
+
+@pytest.fixture
+def finished(tiny_bank, tmp_path):
+    """The output folder of a run of zero-shot CLIP on the tiny bank, and the record of that run."""
+    return tmp_path / "trained", run(zero_shot(tmp_path / "trained"), tiny_bank)
+
+
+def zero_shot(out: Path, *opts: object):
+    common = ["OUTPUT_DIR", str(out), "DATASET.NUM_SHOTS", 2, "SEED", 3, "TRAINER.NAME", "ZeroShot"]
+    return load_cfg(method=("ZeroShot", {}), opts=[*common, *opts])
+
+
+def test_a_test_on_its_own_data_repeats_the_record_of_the_run_and_is_not_done_twice(
+    finished, tiny_bank, tmp_path, monkeypatch
+):
+    folder, record = finished
+    configured = zero_shot(tmp_path / "again", "DATASET.NUM_SHOTS", 1, "SEED", 8)
+    clock = [3.0]
+
+    def slow(*words):
+        clock[0] += 5
+        return evaluate(*words)
+
+    monkeypatch.setattr(evaluation, "evaluate", slow)
+    monkeypatch.setattr(evaluation, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    found = evaluation.test_model(configured, tiny_bank, folder, None, "cpu")
+    same = ("accuracy", "macro_f1", "shots", "seed", "num_train", "split_hash", "selected_on", "selected", "host")
+    assert {key: found[key] for key in same} == {key: record[key] for key in same}
+    assert found["calibration"]["temperature"] == record["calibration"]["temperature"]
+    assert (found["seconds"]["features"], found["adapter_from"]) == (5, str(folder / "model"))
+    assert not {"rule", "num_classes", "trained_on"} & set(found)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("tested again"))
+    assert evaluation.test_model(configured, tiny_bank, folder, None, "cpu") == found
+    with pytest.raises(UserError, match=r"holds 'Tiny' but DATASET\.NAME is 'Digits'"):
+        evaluation.test_model(zero_shot(tmp_path / "x", "DATASET.NAME", "Digits"), tiny_bank, folder, None, "cpu")
+
+
+def test_of_several_processes_all_encode_and_the_first_tests(finished, tiny_bank, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(evaluation, "evaluate", lambda *words: asked.append(words) or evaluate(*words))
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    assert evaluation.test_model(zero_shot(tmp_path / "there"), tiny_bank, finished[0], None, "cpu") == {}
+    assert len(asked) == 1
+    assert not (tmp_path / "there").exists()
+
+
+def test_the_record_of_a_test_elsewhere_says_the_rule_and_where_the_model_comes_from(finished, tiny_bank, tmp_path):
+    bank = load_bank(tiny_bank)
+    replace(bank, dataset="Other", classnames=["elk", "ant", "bee", "cow", "dog"]).save(tmp_path / "other.safetensors")
+    path = tmp_path / "other.safetensors"
+    found = evaluation.test_model(zero_shot(tmp_path / "there"), path, finished[0], None, "cpu")
+    assert (found["dataset"], found["rule"], found["num_classes"]) == ("Other", "same classes", 5)
+    assert found["trained_on"] == "Tiny"
+    # Label 0 is elk now, which the model knows as its class 4, and so on
+    predicted = (bank.test_features @ bank.text_positive.t()).argmax(dim=1)
+    moved = torch.tensor([1, 2, 3, 4, 0])[predicted]
+    assert found["accuracy"] == 100 * (moved == bank.test_labels).sum().item() / 40
+
+
+def test_the_temperature_is_that_of_the_whole_model_on_its_own_classes(finished_run_once, tiny_bank, tmp_path):
+    flags = ["--eval-only", "--model-dir", str(finished_run_once), "--shots", "2"]
+    bank = load_bank(tiny_bank)
+    replace(bank, dataset="Other").save(tmp_path / "other.safetensors")
+    found = {}
+    for name, file in (("own", tiny_bank), ("other", tmp_path / "other.safetensors")):
+        assert main(["--features", str(file), "--output-dir", str(tmp_path / name), *flags]) == 0
+        found[name] = json.loads((tmp_path / name / "result.json").read_text())["calibration"]
+    assert (found["own"]["fitted_on"], found["other"]["fitted_on"]) == ("model", "nothing")
+    assert found["own"]["temperature"] != found["other"]["temperature"] == 1.0
+
+
+# Through the command line
+
+
+@pytest.fixture
+def digits(tmp_path, digits_features) -> Callable[..., dict]:
+    """Function of trainer and arguments: the record of a quick run on the digits."""
+
+    def command(name: str, trainer: str, *flags: str, opts: tuple[str, ...] = (), dataset: str = "digits") -> dict:
+        words = ["--dataset-config-file", dataset, "--config-file", "mini", "--output-dir", str(tmp_path / name)]
+        words += ["--shots", "2", "--seed", "1", "--trainer", trainer, *flags]
+        keys = (f"{NODE}.FEATURES.DIR", str(digits_features), f"{NODE}.CALIBRATE", "off")
+        assert main([*words, *keys, *opts]) == 0
+        return json.loads((tmp_path / name / "result.json").read_text())
+
+    return command
+
+
+def test_the_same_images_as_their_own_domain_give_the_accuracy_of_the_text_classifier(digits):
+    heavy = (f"{NODE}.ALPHA_C", "16", "OPTIM.MAX_EPOCH", "2", f"{NODE}.MIN_STEPS", "0")  # a cache that changes it
+    record = digits("same", "HeGraphAdapter", "--target-domains", "Digits", "DigitsInverted", opts=heavy)
+    own, inverted = record["targets"]["Digits"], record["targets"]["DigitsInverted"]
+    assert own["accuracy"] == record["accuracy_text"] != record["accuracy"]
+    assert own["accuracy_zero_shot"] == record["accuracy_zero_shot"]
+    assert own["rule"] == inverted["rule"] == "same classes"
+    assert (inverted["num_test"], inverted["num_classes"]) == (899, 10)
+    assert inverted["accuracy"] != own["accuracy"]
+
+
+def test_of_some_of_the_classes_only_those_compete_and_they_are_matched_by_name(digits):
+    whole = digits("whole", "ZeroShot", "--target-domains", "DigitsHigh")
+    half = digits("half", "ZeroShot", "--target-domains", "DigitsHigh", dataset="digits_high")
+    assert whole["targets"]["DigitsHigh"]["num_classes"] == 5
+    assert whole["targets"]["DigitsHigh"]["accuracy"] == half["accuracy"] > whole["accuracy"]
+
+
+@pytest.mark.parametrize("trainer", ["ZeroShot", "HeGraphAdapter", "TipAdapter"])
+def test_other_classes_are_scored_by_methods_with_a_rule(digits, trainer):
+    opts = ("OPTIM.MAX_EPOCH", "2", f"{NODE}.MIN_STEPS", "0") if trainer == "HeGraphAdapter" else ()
+    base = ("DATASET.SUBSAMPLE_CLASSES", "base")
+    targets = ("--target-datasets", "DigitsHigh", "Digits:new")
+    found = digits(trainer, trainer, *targets, opts=(*opts, *base))
+    high, new = found["targets"]["DigitsHigh"], found["targets"]["Digits:new"]
+    assert (found["num_test"], high) == (448, new)
+    assert (high["rule"], high["num_classes"]) == ("other classes", 5)
+    assert (high["accuracy"] is None) == (trainer == "TipAdapter")
+    if trainer == "ZeroShot":
+        assert high["accuracy"] == high["accuracy_zero_shot"] > 50
+
+
+def test_the_other_half_of_a_banks_classes_scores_as_a_test_of_the_model_there(tiny_bank, tmp_path):
+    def run_of(out: str, *words: str) -> dict:
+        flags = ["--features", str(tiny_bank), "--output-dir", str(tmp_path / out), "--shots", "2", "--seed", "1"]
+        assert main([*flags, *words, "OPTIM.MAX_EPOCH", "2", f"{NODE}.MIN_STEPS", "0"]) == 0
+        return json.loads((tmp_path / out / "result.json").read_text())
+
+    first = run_of("run", "--target-datasets", "Tiny:new", "DATASET.SUBSAMPLE_CLASSES", "base")
+    again = run_of("test", "--eval-only", "--model-dir", str(tmp_path / "run"), "DATASET.SUBSAMPLE_CLASSES", "new")
+    [(name, scores)] = first["targets"].items()
+    assert (name, scores["rule"], scores["num_classes"], scores["num_test"]) == ("Tiny:new", "other classes", 2, 16)
+    for key in ("accuracy", "accuracy_zero_shot", "num_test"):
+        assert scores[key] == again[key]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--target-domains", "DigitsInverted"), "a feature bank has no other data sets"),
+        *((("--target-datasets", name), f"got '{name}'") for name in ("Tiny", "Tiny:", "Tiny:old", "Other:new")),
+    ],
+)
+def test_a_bank_gives_no_other_classes_than_the_halves_of_its_own(tiny_bank, tmp_path, capsys, flags, said):
+    assert main(["--features", str(tiny_bank), "--output-dir", str(tmp_path / "out"), "--shots", "2", *flags]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_of_one_class_is_refused(tiny_bank, tmp_path, capsys):
+    load_bank(tiny_bank).of_classes(torch.arange(3)).save(tmp_path / "three.safetensors")
+    flags = ["--features", str(tmp_path / "three.safetensors"), "--trainer", "ZeroShot"]
+    flags += ["--target-datasets", "Tiny:new", "--output-dir", str(tmp_path / "run")]
+    assert main([*flags, "DATASET.SUBSAMPLE_CLASSES", "base"]) == 2
+    assert "Tiny:new: there must be at least two classes" in capsys.readouterr().err
+
+
+# The data sets made of the digits
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_a_domain_of_the_digits_has_other_pixels_of_the_same_test_scans(name):
+    digits, domain = load_dataset("Digits"), load_dataset(name)
+    assert domain.test == digits.test
+    assert not domain.train
+    scan, other = (np.asarray(dataset.read("digits/0898")) for dataset in (digits, domain))
+    assert other.shape == scan.shape == (8, 8, 3)
+    assert not np.array_equal(scan, other)
+    assert np.array_equal(other, np.asarray(load_dataset(name).read("digits/0898")))  # the same whenever it is opened
+    with pytest.raises(UserError, match=f"train on Digits with --target-domains {name}"):
+        load_few_shot(name, "", 2, 1)
+
+
+def test_the_halves_of_the_digits_share_no_class():
+    low, high = load_dataset("DigitsLow"), load_dataset("DigitsHigh")
+    assert list(low.classnames) == ["zero", "one", "two", "three", "four"]
+    assert list(high.classnames) == ["five", "six", "seven", "eight", "nine"]
+    assert {item.label for item in high.test} == set(range(5))
