@@ -36,13 +36,13 @@ from .datasets import Dataset, Item, check_trainable, load_dataset
 from .datasets.loading import open_stored, read_coop_selection
 from .datasets.registry import find_entry, stored_datasets
 from .datasets.split_files import path_from
-from .experiments.evaluation import Tested, check_configuration, test_loaded, write_test
+from .experiments.evaluation import check_configuration, test_loaded, write_test
 from .experiments.fitting import TrainedAdapter, fit_method, fitted_adapter, new_model, start_training
 from .experiments.folder import RunFolder, find_model
 from .experiments.image_task import ImageTask
 from .experiments.provenance import set_random_seed
 from .experiments.run import draw_seed, keep_epochs, test_and_finish
-from .experiments.tasks import check_trained_classes
+from .experiments.tasks import Tested, check_trained_classes
 from .features.bank import FeatureBank
 from .models.folder import load_model
 from .models.saved import SavedModel

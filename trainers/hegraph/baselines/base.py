@@ -20,7 +20,6 @@ from torch import Tensor
 from ..datasets.registry import canonical_name
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier
-from ..method.transfer import TransferableAdapter
 from ..training.choice import choose, has_val, val_accuracy
 from ..training.confidence import Calibration
 from ..utils.errors import UserError
@@ -47,7 +46,7 @@ class FittedMethod:
         classifier: The same as class weights and a cache, which a run saves; None if `Method.not_saved` says why not.
         transfer_rule: "zero-shot" if a saved model reaches other classes as zero-shot CLIP does; "none" if it does not;
             "adapter" if `transferable` does.
-        transferable: What HeGraphAdapter carries to other classes.
+        transferable: What HeGraphAdapter carries to other classes, a `TransferableAdapter`.
         text_classifier: HeGraphAdapter without its cache, which has learned the style of the training images: what is
             used in other domains.
         variant: HeGraphAdapter's variant; "" for another method.
@@ -65,7 +64,7 @@ class FittedMethod:
     transfer: Callable[[FeatureBank], Tensor] | None = None
     classifier: FoldedClassifier | None = None
     transfer_rule: str = "none"
-    transferable: TransferableAdapter | None = None
+    transferable: Any = None
     text_classifier: FoldedClassifier | None = None
     variant: str = ""
     text_nodes: tuple[Tensor, Tensor] | None = None

@@ -42,7 +42,7 @@ from ..utils.schema import OpenPart, check
 from .calibration import classify_in_batches
 from .folder import RunFolder, find_model, run_config
 from .record import make_record
-from .tasks import Opened, Task, bank_to_test, match_classes
+from .tasks import Opened, Task, Tested, bank_to_test, match_classes
 
 logger = logging.getLogger(__name__)
 
@@ -102,28 +102,6 @@ class TrainedMethod:
         )
         text = model.text_positive.to(device)
         return cls(model.method, fitted, model.trained_on.dataset, model.class_ids, text, model.logit_scale)
-
-
-@dataclass(frozen=True)
-class Tested:
-    """What a method and zero-shot CLIP say about test images.
-
-    Attributes:
-        dataset, classnames: Of the test images.
-        logits, text_logits: Of the method, and of HeGraphAdapter's text classifier alone, shape `[M, K]`; None where
-            there are no test images, or no rule or classifier.
-        zero_shot: Logits of zero-shot CLIP, shape `[M, K]`.
-        labels: Of the test images, shape `[M]`; None without.
-        rule: "" on the data set that the method was trained on, else `SAME_CLASSES` or `OTHER_CLASSES`.
-    """
-
-    dataset: str
-    classnames: Sequence[str]
-    logits: Tensor | None = None
-    text_logits: Tensor | None = None
-    zero_shot: Tensor | None = None
-    labels: Tensor | None = None
-    rule: str = ""
 
 
 def evaluate(trained: TrainedMethod, target: Task, device: str | torch.device, rule: str | None = None) -> Tested:

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from ..baselines.base import FittedMethod
 from ..config import OPTIONS, REMOVED, Config
 from ..models.folder import CONFIG, TENSORS, find_model_folder, save_model
 from ..models.saved import SavedModel
@@ -31,11 +31,7 @@ from ..utils.files import hash_file, hash_json, write_json
 from ..utils.option import NODE
 from ..utils.reading import read_json
 from .lock import check_lock, lock_folder
-from .tasks import Split, Task
-
-if TYPE_CHECKING:
-    from ..baselines.base import FittedMethod
-    from .evaluation import Tested
+from .tasks import Split, Task, Tested
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ import datetime
 import logging
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,10 +20,7 @@ from ..training.confidence import Calibration, confidence_scores, known_score
 from ..utils.files import hash_json
 from .folder import RunFolder
 from .provenance import git_commit, peak_memory_mb, versions
-from .tasks import Task
-
-if TYPE_CHECKING:
-    from .evaluation import Tested
+from .tasks import Task, Tested
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +46,7 @@ def make_record(
     Args:
         fitted: The method.
         tested: What it says about the test images.
-        cfg: The checked configuration.
-        seed: The run's seed.
-        folder: The run's folder, for what tells the run from others.
+        cfg, seed, folder: Of the run.
         host: "alone" or "dassl".
         features_seconds: How long encoding or reading the features took.
         device: Where it was computed.
@@ -62,7 +56,6 @@ def make_record(
     """
     started = time.monotonic()
     scores = scores_on_test(tested, fitted.calibration)
-    device = torch.device(device)
     return {
         "dataset": tested.dataset,
         "trainer": cfg.run.trainer,
@@ -87,10 +80,7 @@ def make_record(
         "split_hash": folder.split_hash,
         "run_id": folder.run_id,
         "host": host,
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "threads": torch.get_num_threads(),
-        "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        **_machine(device),
         "seconds": {
             "features": round(features_seconds, 3),
             "training": round(fitted.seconds, 3),
@@ -99,6 +89,17 @@ def make_record(
         },
         "peak_memory_mb": peak_memory_mb(),
         "finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _machine(device: str | torch.device) -> dict:
+    """What computed a record."""
+    on_cpu = torch.device(device).type == "cpu"
+    return {
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "threads": torch.get_num_threads(),
+        "device": "cpu" if on_cpu else torch.cuda.get_device_name(device),
     }
 
 

@@ -20,12 +20,12 @@ from ..utils import processes
 from ..utils.devices import available_device
 from ..utils.errors import UserError
 from .calibration import calibrated
-from .evaluation import Tested, TrainedMethod, encode_targets, evaluate, score_targets, targets_of, test_model
+from .evaluation import TrainedMethod, encode_targets, evaluate, score_targets, targets_of, test_model
 from .fitting import TrainedAdapter, fit, fitted_adapter
 from .folder import RunFolder
 from .provenance import set_random_seed
 from .record import make_model, make_record
-from .tasks import BankTask, FeatureTask, Opened, Task, check_trained_classes
+from .tasks import BankTask, FeatureTask, Opened, Task, Tested, check_trained_classes
 
 logger = logging.getLogger(__name__)
 

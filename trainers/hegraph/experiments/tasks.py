@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,28 @@ class Opened:
             self._backbone = None
             self._backbone = key, load_backbone(name, pretrained, device, precision)
         return self._backbone[1]
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a method and zero-shot CLIP say about test images.
+
+    Attributes:
+        dataset, classnames: Of the test images.
+        logits, text_logits: Of the method, and of HeGraphAdapter's text classifier alone, shape `[M, K]`; None where
+            there are no test images, or no rule or classifier.
+        zero_shot: Logits of zero-shot CLIP, shape `[M, K]`.
+        labels: Of the test images, shape `[M]`; None without.
+        rule: "" on the data set that the method was trained on, else `SAME_CLASSES` or `OTHER_CLASSES`.
+    """
+
+    dataset: str
+    classnames: Sequence[str]
+    logits: Tensor | None = None
+    text_logits: Tensor | None = None
+    zero_shot: Tensor | None = None
+    labels: Tensor | None = None
+    rule: str = ""
 
 
 class Task(ABC):
