@@ -12,10 +12,10 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, create_model
 from torch import Tensor
 
 from ..method.cache import FoldedClassifier
@@ -26,6 +26,7 @@ from ..method.transfer import TransferableAdapter
 from ..training.checkpoints import ADAPTER
 from ..utils.errors import UserError, first_line
 from ..utils.files import hash_content, write_json, write_tensors, writing_folder
+from ..utils.option import option_of
 from ..utils.reading import read_json, read_tensors, reading
 from ..utils.schema import Finite, Part, Size
 from .card import model_card
@@ -54,65 +55,56 @@ class Fusion(Part):
     beta: Finite
 
 
-class ClosedForm(Part):
-    """The constants of `method.options.ClosedFormOptions`."""
+def declared(holder: type, **others: Any) -> type[Part]:
+    """The schema of a dataclass of options: each field with the type, and the choices, that it is declared with.
 
-    kappa: Finite
-    rho: Finite
-    omega: Finite
+    Args:
+        holder: The dataclass.
+        others: The types of fields that are no options.
+    """
+    kinds: dict[str, Any] = get_type_hints(holder)
+    for of_field in fields(holder):
+        found = option_of(of_field)
+        kind = Literal[found.choices] if found is not None and found.choices else kinds[of_field.name]
+        kinds[of_field.name] = others.get(of_field.name, Finite if kind is float else kind)
+    required: dict[str, Any] = {name: (kind, ...) for name, kind in kinds.items()}
+    return create_model(holder.__name__, __base__=Part, **required)
 
 
-class AdapterOptions(Part):
-    """The options of `method.options.ModelOptions`, checked; the fields are the same."""
+ADAPTER_OPTIONS = declared(ModelOptions, metapath=dict[str, Finite], closed_form=declared(ClosedFormOptions))
 
-    variant: Literal["base", "free", "T-N", "T-P", "T", "full"]
-    metapath: dict[str, Finite]
-    learn_metapath: bool
-    weight_init: Literal["identity", "xavier", "zero"]
-    text_weights: bool
-    bias: bool
-    beta_c: Finite
-    alpha_c: Finite
-    closed_form: ClosedForm
-    noise: Finite
-    shuffle: Literal["none", "text_to_visual", "visual_to_text", "negative"]
 
-    @model_validator(mode="before")
-    @classmethod
-    def removed_options_are_what_this_version_does(cls, found: Any) -> Any:
-        """Leaves out the options of earlier versions."""
-        if not isinstance(found, dict) or not isinstance(found.get("closed_form"), dict):
-            return found
+def adapter_options(found: Any) -> ModelOptions:
+    """The options of a model from their plain values, without those of earlier versions.
+
+    Raises:
+        ValueError: If one is missing, unknown or of another kind, or an earlier version's is not what this one does.
+    """
+    if isinstance(found, dict) and isinstance(found.get("closed_form"), dict):
         closed = found["closed_form"]
         weighed = closed if closed.get("omega") else {}  # without messages, nothing weighs them
         for name, value in REMOVED.items():
             if (came := (found | weighed).get(name, value)) != value:
-                raise ValueError(
-                    f"the model was trained with {name} {came!r:.80}, and this version knows {value!r} alone"
-                )
-        kept, closed = ({key: part[key] for key in part.keys() - REMOVED.keys()} for part in (found, closed))
-        return kept | {"closed_form": closed}
-
-    @model_validator(mode="after")
-    def metapath_is_known(self) -> AdapterOptions:
-        """A relation that was added since has no key; one that is left out by default changes nothing."""
-        known, weights = metapath_defaults(), self.metapath
-        if weights.keys() - known.keys() or any(known[key] for key in known.keys() - weights.keys()):
-            raise ValueError(f"metapath must have the keys {', '.join(known)}")
-        return self
-
-    def made(self) -> ModelOptions:
-        """The same as options of the model."""
-        values = self.model_dump()
-        closed_form, metapath = ClosedFormOptions(**values["closed_form"]), metapath_defaults() | values["metapath"]
-        return ModelOptions(**values | {"closed_form": closed_form, "metapath": metapath})
+                raise ValueError(f"the model was trained with {name} {came!r:.80}, this version knows {value!r} alone")
+        found, closed = ({key: part[key] for key in part.keys() - REMOVED.keys()} for part in (found, closed))
+        found["closed_form"] = closed
+    try:
+        values = ADAPTER_OPTIONS.model_validate(found).model_dump()
+    except ValidationError as error:
+        raise ValueError(first_line(error)) from error
+    known, weights = metapath_defaults(), values["metapath"]
+    # A relation that was added since has no key; one that is left out by default changes nothing
+    if weights.keys() - known.keys() or any(known[key] for key in known.keys() - weights.keys()):
+        raise ValueError(f"metapath must have the keys {', '.join(known)}")
+    made = {"closed_form": ClosedFormOptions(**values["closed_form"]), "metapath": known | weights}
+    return ModelOptions(**values | made)
 
 
 class AdapterTransfer(Part):
     """Other classes are reached by message passing among text nodes with the trained `W`."""
 
     rule: Literal["adapter"]
-    options: AdapterOptions
+    options: Annotated[Any, PlainValidator(adapter_options), PlainSerializer(asdict)]  # `ModelOptions`
 
 
 class OtherTransfer(Part):
@@ -346,7 +338,7 @@ def _transfer(config: ModelConfig, tensors: dict[str, Tensor]) -> TransferableAd
     """
     if not isinstance(config.transfer, AdapterTransfer):
         return None
-    made = config.transfer.options.made()
+    made: ModelOptions = config.transfer.options
     names = {field.name: f"{MESSAGES}{field.name}" for field in fields(NewClassMessages)}
     messages = None
     if made.has_closed_form or any(name.startswith(MESSAGES) for name in tensors):
