@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from tools.mutation.tests_of_change import TESTS, belonging_tests
-
-if sys.version_info >= (3, 11):
-    import tomllib
+from tools.mutation.tests_of_change import belonging_tests
 
 pytest.importorskip("cosmic_ray", reason="cosmic-ray is not installed: pip install -e '.[mutation]'")
 from tools.mutation.sample import has_behaviour
@@ -30,19 +26,12 @@ def double(x: int | None = 3) -> int | None:
 '''
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is younger than this Python")
-def test_every_source_that_is_mutated_has_tests_of_its_own():
-    config = tomllib.loads((ROOT / "tools" / "mutation" / "cosmic_ray.toml").read_text())["cosmic-ray"]
-    assert [path.rstrip("/") for path in TESTS] == config["module-path"]
-    assert all((ROOT / path).exists() for path in config["module-path"])
-    assert all((ROOT / test.partition("::")[0]).is_file() for tests in TESTS.values() for test in tests)
-
-
-def test_the_tests_of_a_change_are_those_of_its_file_and_without_a_change_all():
-    path = "trainers/hegraph/training/choice.py"
-    assert belonging_tests([path]) == TESTS[path]
-    assert belonging_tests(["trainers/hegraph/baselines/ape.py"]) == TESTS["trainers/hegraph/baselines/"]
-    assert set(belonging_tests([])) == {test for tests in TESTS.values() for test in tests}
+def test_the_tests_of_a_change_are_those_of_its_room_and_every_source_has_some():
+    sources = [path.relative_to(ROOT).as_posix() for path in (ROOT / "trainers" / "hegraph").rglob("*.py")]
+    assert sources and all(belonging_tests([source]) for source in sources)
+    assert belonging_tests(["trainers/hegraph/training/choice.py"]) == ["tests/training"]
+    assert belonging_tests(["trainers/hegraph/config.py", "README.md"]) == ["tests/test_config.py"]
+    assert belonging_tests([]) == []
 
 
 @pytest.mark.parametrize(

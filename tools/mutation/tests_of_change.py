@@ -1,52 +1,44 @@
-"""Runs the tests that belong to the one source file that differs from the last commit, until the first that fails.
+"""Runs the tests that could notice the one source file that differs from the last commit, until the first that fails.
 
-Cosmic-ray calls this for every mutant. Without a change, it runs the tests of all files that are mutated.
+Cosmic-ray calls this for every mutant: first the tests of the file's room, which notice most, then all others. Without a
+change all tests run. They are those of bare `pytest`; with HEGRAPH_MUTATION=slow also those that take long.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-# Start of a source's path -> pytest's arguments; the tests that are worked out by hand are quick and stand first
-BASELINES = [
-    "tests/baselines/test_closed_form.py",
-    "tests/baselines/test_options.py",
-    "tests/baselines/test_steps_by_hand.py",
-    "tests/baselines/test_cached_by_hand.py",
-    "tests/baselines/test_trained_by_hand.py",
-    "tests/baselines/test_proto_clip_by_hand.py",
-    "tests/baselines/test_coop.py",
-    "tests/baselines/test_contract.py",
-    "tests/baselines/test_saving.py",
-]
-TESTS = {
-    "trainers/hegraph/baselines/": BASELINES,
-    "trainers/hegraph/training/choice.py": ["tests/training/test_choice.py", "tests/experiments/test_fitting.py"],
-    "trainers/hegraph/training/loop.py": ["tests/training/test_step_by_hand.py", "tests/training/test_loop.py"],
-    "trainers/hegraph/experiments/fitting.py": ["tests/experiments/test_fitting.py"],
-    "trainers/hegraph/experiments/run.py": [
-        "tests/experiments/test_fitting.py",
-        "tests/experiments/test_run_in_order.py",
-    ],
-    "trainers/hegraph/experiments/evaluation.py": ["tests/experiments/test_evaluation.py"],
+PACKAGE = "trainers/hegraph/"
+# A file of the package that is no room -> its tests; the tests of a room are the folder of its name below tests/
+OF_FILES = {
+    "__init__.py": "tests/test_api.py",
+    "__main__.py": "tests/test_command_line.py",
+    "config.py": "tests/test_config.py",
+    "config_files.py": "tests/test_config.py",
+    "trainer.py": "tests/test_trainer.py",
 }
 
 
 def belonging_tests(paths: Sequence[str]) -> list[str]:
-    """The tests that belong to the changed sources; those of all sources if none has changed."""
-    starts = [start for start in TESTS if not paths or any(path.startswith(start) for path in paths)]
-    return list(dict.fromkeys(test for start in starts for test in TESTS[start]))
+    """The tests of the rooms and files in which sources have changed, each once."""
+    inside = [path.removeprefix(PACKAGE) for path in paths if path.startswith(PACKAGE)]
+    found = [OF_FILES[path] if path in OF_FILES else f"tests/{path.split('/')[0]}" for path in inside]
+    return list(dict.fromkeys(test for test in found if Path(test).exists()))
 
 
 def main() -> int:
-    """Returns pytest's exit code."""
-    changed = subprocess.run(
-        ["git", "diff", "--name-only", "--", "trainers"], capture_output=True, text=True, check=True
-    ).stdout.split()
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *belonging_tests(changed)]
-    return subprocess.run(command).returncode
+    """Returns pytest's exit code: 0 if no test has noticed the change."""
+    diff = ["git", "diff", "--name-only", "--", "trainers"]
+    near = belonging_tests(subprocess.run(diff, capture_output=True, text=True, check=True).stdout.split())
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += ["--runslow"] if os.environ.get("HEGRAPH_MUTATION") == "slow" else []
+    if near and (code := subprocess.run([*command, *near]).returncode):
+        return code
+    return subprocess.run([*command, "-n", "2", *(f"--ignore={test}" for test in near)]).returncode
 
 
 if __name__ == "__main__":
