@@ -1,6 +1,6 @@
 """Runs the tests that could notice the one source file that differs from the last commit, until the first that fails.
 
-Cosmic-ray calls this for every mutant: first the tests of the file's room, which notice most, then all others. Without a
+Cosmic-ray calls this for every mutant: first the tests of the room, which notice most, then all others. Without a
 change all tests run. They are those of bare `pytest`; with HEGRAPH_MUTATION=slow also those that take long.
 """
 
