@@ -1,4 +1,4 @@
-"""Fills the tables of README.md and of docs/ from the committed records.
+"""Fills the tables of README.md and of docs/ from the committed records, and draws README's plot.
 
 A table that is made from records stands between `<!-- name: files -->` and `<!-- /name -->`; `MADE_BY` says how. After
 a change of `results/*.jsonl`, run `python -m tools.tables`; `tests/test_readme.py` fails where it was forgotten.
@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainers.hegraph.results.comparison import base_to_new, compare, read_cases
+from trainers.hegraph.results.figures import as_svg, summary_curve
 from trainers.hegraph.results.records import find_records
+from trainers.hegraph.results.scores import OURS, method
 from trainers.hegraph.results.table import as_text, markdown
 from trainers.hegraph.utils.files import atomic_path
 
@@ -22,7 +24,7 @@ PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "do
 
 def first_screen(files: list[Path]) -> str:
     """What the first command of README prints at its end."""
-    runs = [r for r in find_records(files) if r["variant"] == "full" and r["shots"] == 16]
+    runs = [r for r in find_records(files) if method(r) == OURS and r["shots"] == 16]
     return f"```text\n{as_text(compare(runs))}```\n"
 
 
@@ -70,10 +72,11 @@ MADE_BY: dict[str, Callable[[list[Path]], str]] = {
     "scans": means_by_shots,
     "graph": graph_cases,
     "graph_stand": graph_cases,
-    "paper": means_by_shots,
     "base_to_new": new_classes,
 }
 
+
+HIGHLIGHTED = ("HeGraphAdapter", "HeGraphAdapter(paper)", "HeGraphAdapter(free)", "APET", "TaskRes", "TipAdapterF")
 
 # Other markers in the pages, such as those of the options, are not of records
 BLOCK = re.compile(rf"<!-- ({'|'.join(MADE_BY)}): ([^>]*?) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
@@ -84,8 +87,17 @@ def made(name: str, files: str) -> str:
     return MADE_BY[name]([ROOT / file for file in files.split()])
 
 
+def draw() -> None:
+    """Draws README's plot, accuracy by shots on the banks with real text, for light pages and dark ones."""
+    records = find_records([ROOT / "results" / "real_text.jsonl"])
+    for name, dark in (("light", False), ("dark", True)):
+        with atomic_path(ROOT / "docs" / f"accuracy_{name}.svg") as temporary:
+            temporary.write_bytes(as_svg(summary_curve(records, HIGHLIGHTED, dark)))
+
+
 def main() -> int:
     """Writes every table anew, and says which pages have changed."""
+    draw()
     for page in PAGES:
         old = page.read_text(encoding="utf-8")
         new = BLOCK.sub(lambda b: f"<!-- {b[1]}: {b[2]} -->\n{made(b[1], b[2])}<!-- /{b[1]} -->", old)

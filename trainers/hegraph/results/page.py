@@ -17,7 +17,7 @@ from .costs import calibration_table, complexity, has_threshold, kept_table, mac
 from .figures import as_svg, confusion, curves, read_text_nodes, reliability_diagrams, tsne
 from .paired import confusion_matrix, hardest_pairs
 from .records import PREDICTIONS, TEXT_NODES, find_records, find_runs
-from .scores import OURS, method
+from .scores import OURS, PAPER, method
 from .table import Table
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _last(runs: dict[Path, dict], file: str) -> Path | None:
     full = [
         folder
         for folder, record in runs.items()
-        if method(record) == OURS and not on_base_classes(record) and (folder / file).exists()
+        if method(record) in (OURS, PAPER) and not on_base_classes(record) and (folder / file).exists()
     ]
     return max(full, key=lambda folder: (runs[folder]["shots"], runs[folder].get("finished_at") or ""), default=None)
 
