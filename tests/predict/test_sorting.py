@@ -101,7 +101,7 @@ def test_an_image_that_has_gone_is_no_end(tmp_path):
 def test_what_cannot_be_written_is_one_line_and_leaves_no_half(tmp_path, disk_full_after):
     (tmp_path / "x.png").write_bytes(bytes(1000))
     folders = ClassFolders(tmp_path / "sorted", ["ant"])
-    with pytest.raises(UserError, match=r"cannot write .*ant/x.png: File too large; choose"), disk_full_after(100):
+    with pytest.raises(UserError, match=r"cannot write .*ant/x.png: File too large"), disk_full_after(100):
         folders.copy(str(tmp_path / "x.png"), 0)
     assert files_below(tmp_path / "sorted") == {}
     with pytest.raises(UserError, match="x.png"):
