@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from trainers.hegraph.experiments.adapter import train_adapter
+from trainers.hegraph.experiments.fitting import train_adapter
 
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments.image_task import load_image_task
