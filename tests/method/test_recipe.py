@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from trainers.hegraph.experiments.fitting import train_adapter
 
 from trainers.hegraph.config_files import load_cfg
+from trainers.hegraph.experiments.fitting import train_adapter
 from trainers.hegraph.experiments.image_task import load_image_task
 from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.method.relations import RELATIONS
