@@ -129,14 +129,12 @@ def test_views_are_trained_on_and_their_mean_is_classified(data, quick):
 @pytest.mark.parametrize(
     ("convert", "came"),
     [
-        (lambda X: X, r"uint8 of shape \[120, 32, 32\]"),
         (torch.from_numpy, r"uint8 of shape \[120, 32, 32\]"),
         (lambda X: X > 0, r"bool of shape \[120, 32, 32\]"),
-        (lambda X: np.stack([X] * 3, axis=-1), r"uint8 of shape \[120, 32, 32, 3\]"),
         (lambda X: np.stack([X] * 3, axis=1) / 255, r"float64 of shape \[120, 3, 32, 32\]"),
         (list, r"list of arrays of shape \[32, 32\]"),
     ],
-    ids=["array", "tensor", "bool", "colours", "floats", "list"],
+    ids=["tensor", "bool", "floats", "list"],
 )
 def test_pictures_as_arrays_are_refused(convert, came, data, quick):
     pictures = np.random.default_rng(0).integers(0, 256, size=(120, 32, 32), dtype=np.uint8)
@@ -169,13 +167,10 @@ def test_a_column_of_paths_and_a_generator_are_refused_with_the_list_that_was_me
         np.array([30, -1, 7, 8]),
         np.array([0.0, 1.0, 2.0, 3.0]),
         np.array(["a", "b", "c", "d"], dtype=object),
-        np.array(["2020-01-01", "2021-01-01", "2022-01-01", "2023-01-01"], dtype="datetime64[D]"),
     ],
-    ids=["words", "numbers", "floats", "objects", "dates"],
+    ids=["words", "numbers", "floats", "objects"],
 )
 def test_labels_may_be_of_any_kind(labels, data, quick):
-    if labels.dtype.kind == "M":
-        labels = labels.astype(str).astype(object)  # scikit-learn knows no dates
     y = labels[data.y]
     classifier = quick().fit(data.X, y)
     np.testing.assert_array_equal(classifier.classes_, np.unique(labels))
@@ -224,17 +219,12 @@ def test_names_that_do_not_fit_are_refused(given, message):
         class_names(np.array([1, 5, 7]), given)
 
 
-@pytest.mark.parametrize("labels", [["ant", "bee", "cow"], [2, 9, 10]], ids=["words", "numbers"])
-def test_names_that_are_the_labels_in_another_order_are_refused(labels):
-    own = [str(label) for label in labels]
-    for given in (None, own, dict(zip(labels, own[::-1]))):  # a dict leaves no doubt
-        class_names(np.array(labels), given)
-    message = (
-        rf"classnames are the labels themselves in another order \({', '.join(own[::-1])}, \.\.\. for .*\); leave "
-        "classnames out, or give a dict from labels to names"
-    )
-    with pytest.raises(UserError, match=message):
-        class_names(np.array(labels), own[::-1])
+def test_names_that_are_the_labels_in_another_order_are_refused():
+    labels, own = np.array([2, 9, 10]), ["2", "9", "10"]
+    for given in (None, own, dict(zip(labels.tolist(), own[::-1]))):  # a dict leaves no doubt
+        class_names(labels, given)
+    with pytest.raises(UserError, match=r"in another order \(10, 9, 2, \.\.\. for "):
+        class_names(labels, own[::-1])
 
 
 def test_two_classes_may_have_one_name(data, quick):
@@ -395,11 +385,8 @@ def test_images_for_a_model_of_features_alone_are_refused(data, quick):
     ("parameters", "message"),
     [
         ({"options": {"OPTIM.LRR": 1}}, "unknown configuration key 'OPTIM.LRR'"),
-        ({"options": ["OPTIM.LR"]}, "has no value at its end"),
         ({"options": "OPTIM.LR 1"}, "options must be a dict or a list"),
-        ({"options": 5}, "options must be a dict or a list"),
         ({"logit_scale": 0}, "logit_scale must be a finite number above 0, got 0"),
-        ({"logit_scale": -1.0}, "logit_scale must be a finite number above 0, got -1.0"),
         ({"logit_scale": float("nan")}, "logit_scale must be a finite number above 0, got nan"),
         ({"logit_scale": 10**400}, "logit_scale must be a finite number above 0, got 1000"),
         ({"options": {"SEED": 7}}, "options has SEED, which is random_state here; leave it out"),
@@ -407,23 +394,13 @@ def test_images_for_a_model_of_features_alone_are_refused(data, quick):
         ({"options": {"TRAINER.NAME": "TipAdapter"}}, "leave TRAINER.NAME out"),
         ({"options": {"TRAINER.HEGRAPHADAPTER.SELECT_ON": "val"}}, "GridSearchCV"),
         ({"options": {"TRAINER.HEGRAPHADAPTER.FEATURES.MODE": "online"}}, "X holds features"),
-        ({"config": "minni"}, "did you mean 'mini'"),
-        ({"variant": "ful"}, "did you mean 'full'"),
         ({"device": "abacus"}, "device must be cpu, cuda or cuda:N, got 'abacus'"),
         ({"random_state": -1}, "Seed must be between 0 and"),
-        ({"random_state": "x"}, "cannot be used to seed"),
-        ({"backbone": "ViT-B-33"}, "did you mean 'ViT-B-32'"),
     ],
 )
 def test_a_parameter_that_is_wrong_is_named_when_fitting(parameters, message, data, quick):
     with pytest.raises(ValueError, match=message):
         quick(**parameters).fit(data.X, data.y)
-
-
-def test_a_gpu_that_is_not_there_is_refused(data, quick, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="cannot compute on device cuda:1: .*use cpu"):
-        quick(device="cuda:1").fit(data.X, data.y)
 
 
 def test_a_rate_that_lets_the_training_diverge_is_reported(data, quick):

@@ -51,12 +51,6 @@ def test_its_parameters_are_searched(data, quick):
     assert search.predict_proba(data.X).shape == (120, 4)
 
 
-def test_options_are_searched(data, quick):
-    candidates = [{f"{NODE}BETA_C": value, "OPTIM.MAX_EPOCH": 2} for value in (0.0, 1.0)]
-    search = GridSearchCV(quick(), {"options": candidates}, cv=2).fit(data.X, data.y)
-    assert search.best_params_["options"] in candidates
-
-
 def test_its_probabilities_are_calibrated(data, quick):
     calibrated = CalibratedClassifierCV(quick(text_features=data.text), cv=3).fit(data.X, data.y)
     np.testing.assert_allclose(calibrated.predict_proba(data.X).sum(axis=1), 1)
