@@ -38,7 +38,7 @@ from .inputs import (
     text_nodes,
     unit_rows,
 )
-from .task import ArrayTask, ArrayTaskWithBackbone, feature_task, image_task
+from .task import ArrayTask, feature_task, image_task
 
 if TYPE_CHECKING:
     from ..models.images import ImageModel
@@ -374,12 +374,10 @@ def _check_image_task(cfg: Config, has_text: bool) -> None:
 
 def _image_model(model: SavedModel, task: ArrayTask | ImageTask) -> ImageModel | None:
     """The model with the backbone that its task has loaded; None if the task has none."""
-    if not isinstance(task, (ImageTask, ArrayTaskWithBackbone)):
-        return None
     from ..models.images import ImageModel
 
     source = task if isinstance(task, ImageTask) else task.source
-    return ImageModel(model, source.backbone)
+    return None if source is None else ImageModel(model, source.backbone)
 
 
 def _checked_views(X: Any) -> np.ndarray:

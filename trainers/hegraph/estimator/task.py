@@ -40,36 +40,25 @@ class ArrayTask(FeatureTask):
     Args:
         bank: The features of the training images, with unit rows, and the text nodes.
         cfg: The checked configuration.
-        seed: Seed of the batches.
+        source: A task of no images that knows the backbone of the features, so that the model takes images as well;
+            None if there is none.
 
     Raises:
         UserError: If the configuration asks to encode images anew in every epoch.
     """
 
-    def __init__(self, bank: FeatureBank, cfg: Config, seed: int) -> None:
+    def __init__(self, bank: FeatureBank, cfg: Config, source: ImageTask | None) -> None:
         if cfg.data.features == "online":
             raise UserError("FEATURES.MODE online encodes images, and X holds features; use FEATURES.MODE bank")
         labels, names = bank.train_labels.tolist(), bank.classnames
         split: Split = {"train": [[row, label, names[label]] for row, label in enumerate(labels)], "val": []}
         identity = {"features": hashlib.sha256(bank.train_features.numpy().tobytes()).hexdigest()}
-        super().__init__(bank, cfg, seed, split, identity)
-
-
-class ArrayTaskWithBackbone(ArrayTask):
-    """Features that the user has encoded with a backbone that is at hand, so that the model takes images as well.
-
-    Args:
-        bank, cfg, seed: As of `ArrayTask`.
-        source: A task of no images that knows the backbone.
-    """
-
-    def __init__(self, bank: FeatureBank, cfg: Config, seed: int, source: ImageTask) -> None:
-        super().__init__(bank, cfg, seed)
-        self.source, self.class_ids = source, source.class_ids
+        super().__init__(bank, cfg, cfg.run.seed, split, identity, None if source is None else source.class_ids)
+        self.source = source
 
     def made_of(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing | None, Prompts | None]:
         """How the features are made of images."""
-        return self.source.made_of(bank)
+        return super().made_of(bank) if self.source is None else self.source.made_of(bank)
 
 
 def image_task(
@@ -154,9 +143,7 @@ def feature_task(
         backbone="unknown" if backbone is None else backbone.backbone.name,
         logit_scale=CLIP_SCALE if logit_scale is None else logit_scale,
     )
-    if backbone is None:
-        return ArrayTask(bank, cfg, cfg.run.seed)
-    return ArrayTaskWithBackbone(bank, cfg, cfg.run.seed, backbone)
+    return ArrayTask(bank, cfg, backbone)
 
 
 def _name(image: Path | Image.Image, position: int) -> str:
