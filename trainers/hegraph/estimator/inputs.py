@@ -86,7 +86,7 @@ def feature_array(X: Any) -> Any:
     # Grey pictures [n, height, width] would pass as views, and only their whole numbers tell them from features
     if dimensions > 3 or (dimensions == 3 and getattr(dtype, "kind", "") in "iub"):
         came = f"pictures as an array ({dtype} of shape {list(X.shape)})"
-    elif hasattr(X, "__array__") and dimensions == 2 and X.shape[0] and X.shape[1] == 1:
+    elif hasattr(X, "shape") and dimensions == 2 and X.shape[0] and X.shape[1] == 1:
         came = f"a column of paths, of shape {list(X.shape)}" if isinstance(np.asarray(X)[0, 0], Source) else ""
     if came:
         raise UserError(
