@@ -44,12 +44,10 @@ def make_record(
     """Scores what was tested, once, and tells where the scores come from.
 
     Args:
-        fitted: The method.
-        tested: What it says about the test images.
-        cfg, seed, folder: Of the run.
+        fitted, tested: The method, and what it says about the test images.
+        cfg, seed, folder, device: Of the run.
         host: "alone" or "dassl".
         features_seconds: How long encoding or reading the features took.
-        device: Where it was computed.
         backbone: Model and weights, for people.
         num_train: How many images the method was fitted to.
         targets: From `evaluation.score_targets`.
