@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import sys
 from importlib.util import find_spec
 
 import pytest
 
-from trainers.hegraph.utils.absent import absent_packages_excused
+from trainers.hegraph.utils.absent import absent_packages_excused, require_packages
 
 NOBODY = "hegraph_package_that_nobody_has"
 
@@ -63,3 +64,15 @@ def test_muted_logging_is_as_it_was_before(before):
         assert logging.root.manager.disable == before
     finally:
         logging.disable(logging.NOTSET)
+
+
+def test_a_missing_package_of_ours_is_one_line_that_names_what_installs_it(monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pydantic" else found(name))
+    with pytest.raises(SystemExit) as ended:
+        require_packages("pip install -r needed.txt")
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error == "error: HeGraphAdapter needs pydantic, not installed here; pip install -r needed.txt\n"
+    monkeypatch.undo()
+    require_packages("nothing")

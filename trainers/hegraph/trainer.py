@@ -11,7 +11,14 @@ In CoOp's own `train.py`, two lines are enough (README.md, "Inside CoOp"):
     trainers.hegraph.trainer.extend_cfg(cfg)    # as the last line of extend_cfg
 """
 
+# ruff: noqa: E402  (a package that is missing is said before anything is imported that needs it)
 from __future__ import annotations
+
+from .utils.absent import absent_packages_excused, require_packages
+
+require_packages("pip install -r requirements-hegraph.txt")
+
+# isort: split
 
 import argparse
 import copy
@@ -49,7 +56,6 @@ from .models.saved import SavedModel
 from .training.batches import Batch
 from .training.loop import AdapterTraining
 from .utils import processes
-from .utils.absent import absent_packages_excused
 from .utils.commands import command
 from .utils.errors import UserError, show_messages
 from .utils.files import absolute

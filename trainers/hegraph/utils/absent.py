@@ -36,6 +36,19 @@ def absent_packages_excused(*names: str) -> Iterator[None]:
         logging.disable(muted)
 
 
+def require_packages(command: str) -> None:
+    """Ends the program with exit code 2 after one line, if a package that we need is not installed, as in an
+    environment that was made for CoOp alone.
+
+    Args:
+        command: What installs it.
+    """
+    names = ("open_clip", "safetensors", "pydantic", "filelock", "sklearn", "huggingface_hub", "requests", "yacs")
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        sys.stderr.write(f"error: HeGraphAdapter needs {', '.join(missing)}, not installed here; {command}\n")
+        raise SystemExit(2)
+
+
 class _Absent(types.ModuleType):
     """A stand-in for a missing package: each of its functions raises `ModuleNotFoundError` when it is called."""
 
