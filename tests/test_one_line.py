@@ -35,41 +35,42 @@ def refused(tiny_bank, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("DATALOADER.NUM_WORKERS", "-1"),
+        ("INPUT.RRCROP_SCALE", "('a', 'b')"),
+        ("INPUT.RRCROP_SCALE", "([0.1], 1.0)"),
+        ("OPTIM.LR", "1e999"),
+        ("OPTIM.LR", "1e300"),
+        ("OPTIM.LR", "9" * 400),
+        ("OPTIM.MAX_EPOCH", "9" * 5000),
+        ("OPTIM.MAX_EPOCH", "-0x1" + "0" * 4000),
+        ("DATASET.NUM_SHOTS", "9" * 30),
+        ("SEED", "9" * 30),
+        ("SEED", "-" + "9" * 20),
+        (f"{NODE}.SELECT", f"[['{NODE}.ALPHA_C', [1.0, 1e400]]]"),
+        (f"{NODE}.FREE.OMEGA", "[[1, 0x1" + "0" * 4000 + "]]"),
+        ("INPUT.TRANSFORMS", "(" * 500),
+        ("INPUT.SIZE", "[" * 50_000),
+        ("DATASET.TARGET_DOMAINS", "(1, 2)"),
+        ("DATASET.NAME", "a\0b"),
+        (f"{NODE}.PROMPTS.TEMPLATES", "['\\ud800 {}']"),
+        (f"{NODE}.BY_DATASET", "[['x', ['OPTIM.LR', {1, 2}]]]"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused_with_its_key(refused, key, value):
+    assert key.removeprefix(f"{NODE}.") in refused(key, value)
+
+
+@pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("DATALOADER.NUM_WORKERS", "-1", "must not be negative"),
-        ("INPUT.RRCROP_SCALE", "('a', 'b')", "must be two fractions"),
-        ("INPUT.RRCROP_SCALE", "(True, 1.0)", "must be two fractions"),
-        ("INPUT.RRCROP_SCALE", "([0.1], 1.0)", "must be two fractions"),
-        ("OPTIM.LR", "1e999", "must be a finite number"),
-        ("OPTIM.LR", "9" * 400, "must be a finite number"),
-        ("OPTIM.LR", "1e300", "must be a number of 32 bits"),
-        ("OPTIM.MAX_EPOCH", "9" * 30, "must be below 2**31"),
-        ("OPTIM.MAX_EPOCH", "9" * 5000, "must be of type int"),
-        ("DATASET.NUM_SHOTS", "9" * 30, "must be below 2**31"),
-        ("SEED", "9" * 30, "SEED must be below 2**32"),
-        ("OPTIM.WARMUP_EPOCH", "-" + "9" * 20, "must be below 2**31, and not below -2**31, got -999"),
-        ("SEED", "-" + "9" * 20, "SEED must be below 2**32, and not below -2**31, got -999"),
-        ("OPTIM.MAX_EPOCH", "-0x1" + "0" * 4000, "OPTIM.MAX_EPOCH must be at least 1, got a int"),
-        ("DATALOADER.NUM_WORKERS", "-0x1" + "0" * 4000, "NUM_WORKERS must not be negative, got a int"),
-        ("DATASET.NUM_SHOTS", "-0x1" + "0" * 4000, "or -1 for all images, got a int"),
-        (f"{NODE}.SELECT", f"[['{NODE}.ALPHA_C', [1.0, 1e400]]]", "SELECT must hold finite numbers of at most 64"),
-        (f"{NODE}.SELECT", f"[['OPTIM.WARMUP_EPOCH', [1, -{10**20}]]]", "SELECT must hold finite numbers of at most"),
-        (f"{NODE}.FREE.KAPPA", f"[[1, {10**400}]]", "FREE.KAPPA must hold finite numbers of at most 64 bits"),
-        (f"{NODE}.FREE.OMEGA", "[[1, 0x1" + "0" * 4000 + "]]", "numbers of at most 64 bits, got a list that"),
-        ("INPUT.TRANSFORMS", "(" * 500, "must be of type tuple"),
-        ("INPUT.SIZE", "[" * 50_000, "must be of type tuple"),
-        ("DATASET.TARGET_DOMAINS", "(1, 2)", "must be a list of strings"),
-        ("DATASET.NAME", "a\0b", "must not hold the character NUL"),
-        (f"{NODE}.PROMPTS.TEMPLATES", "['\\ud800 {}']", "must be text in UTF-8"),
-        (f"{NODE}.BY_DATASET", "[['x', ['OPTIM.LR', {1, 2}]]]", "must hold numbers, text and lists"),
-        (f"{NODE}.BY_DATASET", "[['x', ['OPTIM.LR', b'y']]]", "must hold numbers, text and lists"),
         ("DATASET.SUBSAMPLE_CLASSES", "nwe", "did you mean 'new'"),
         ("ALPHA_C", "1.0", f"did you mean '{NODE}.ALPHA_C'"),
         ("OPTIM.MAX_EPOCHS", "1", "did you mean 'OPTIM.MAX_EPOCH'"),
     ],
 )
-def test_a_value_that_cannot_be_meant(refused, key, value, words):
+def test_what_is_nearly_right_names_what_was_meant(refused, key, value, words):
     assert words in refused(key, value)
 
 
@@ -90,7 +91,7 @@ def test_a_word_that_looks_like_a_sub_command(refused, word, before):
         (f'[["{NODE}.ALPHA", [1.0]]]', f"did you mean '{NODE}.ALPHA_"),
         (f'[["{NODE}.ALPHA_C", [1.0, "x"]]]', "must be of type float"),
         (f'[["{NODE}.VARIANT", ["full", "fill"]]]', "did you mean 'full'"),
-        (f'[["{NODE}.ALPHA_C", []]]', "must be [str, [VALUE, ...]]"),
+        (f'[["{NODE}.ALPHA_C", []]]', "a row of "),
         ('[["DATALOADER.TRAIN_X.BATCH_SIZE", [32, 256]]]', "BATCH_SIZE, which changes nothing in an adapter"),
         (f'[["{NODE}.ALPHA_C", [1.0, 2.0]], ["SEED", [1, 2]]]', "SELECT has SEED, which changes nothing"),
         (f'[["{NODE}.FREE.RHO", [0.1, 0.3]]]', "FREE.RHO, which changes nothing"),
