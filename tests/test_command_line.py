@@ -48,7 +48,7 @@ def test_help_and_mistakes_in_the_flags_answer_without_torch(arguments):
 
 
 def test_a_run_from_a_bank_imports_nothing_before_its_first_step_that_it_does_not_need_there(tiny_bank, tmp_path):
-    late = (*SLOW[1:], "torch_geometric", "torch._dynamo")  # all but torch
+    late = (*SLOW[1:], "torch_geometric")  # all but torch, whose optimizer imports torch._dynamo
     program = (
         "import sys\n"
         "from trainers.hegraph.__main__ import main\n"
