@@ -150,8 +150,9 @@ def test_what_the_page_says_is_all_that_it_takes(recipe, tmp_path):
     printed = run(recipe.commands, checkout)
     CHECKS[recipe.title](checkout, printed)
 
-    after = {name: content for name, content in contents(checkout).items() if not name.startswith(OUTPUT)}
-    assert {name for name in {*before, *after} if before.get(name) != after.get(name)} == {e.path for e in recipe.edits}
+    after = contents(checkout)
+    changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    assert {name for name in changed if not name.startswith(OUTPUT)} == {edit.path for edit in recipe.edits}
 
 
 def run(commands: list[str], checkout: Path) -> str:

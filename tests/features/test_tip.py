@@ -156,7 +156,7 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
         ("values_2shots.pt", torch.zeros(6, 4), "wanted keys"),
         ("values_2shots.pt", torch.zeros(6, K), "one-hot"),
         ("values_2shots.pt", one_hot(0.7), "one-hot"),
-        ("values_2shots.pt", one_hot().to(torch.complex64), "not real"),
+        ("values_2shots.pt", one_hot().to(torch.complex64), "real numbers"),
         ("test_f.pt", draw(TEST, D + 1, seed=0), "test_features"),
         ("test_f.pt", torch.full((TEST, D), torch.nan), "test_f.pt is empty or holds NaN"),
         ("test_f.pt", torch.empty(0, D), "test_f.pt is empty"),

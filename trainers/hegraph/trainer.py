@@ -211,10 +211,11 @@ class FeatureTrainer(TrainerX):
         return record["accuracy"]
 
     def judge(self, tested: Tested) -> None:
-        """Shows logits and labels of the test images to Dassl's evaluator, which prints its scores."""
+        """Shows logits and labels of the test images to Dassl's evaluator, which prints its scores, and notes these."""
         self.evaluator.reset()
         self.evaluator.process(tested.logits, tested.labels)
-        self.evaluator.evaluate()
+        for name, score in self.evaluator.evaluate().items():
+            self.write_scalar(f"test/{name}", score)
 
 
 @TRAINER_REGISTRY.register()

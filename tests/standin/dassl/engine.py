@@ -108,6 +108,6 @@ class TrainerX:
     def parse_batch_test(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         return batch["img"].to(self.device), batch["label"].to(self.device)
 
-    def write_scalar(self, tag: str, value: float, step: int) -> None:
+    def write_scalar(self, tag: str, value: float, step: int | None = None) -> None:
         if self._writer is not None:
             self._writer.write(json.dumps([tag, value, step]) + "\n")
