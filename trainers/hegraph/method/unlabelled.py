@@ -1,0 +1,306 @@
+"""The fourth kind of node: images without a label, which hear from the class nodes and tell them what they look like.
+
+A few rounds of messages on top of any classifier. Unlabelled image i starts with what the classifier says of it, and
+the classes start without offsets:
+
+    a_i = log softmax(z_i / T),   q_i = exp a_i,   o = 0
+
+In each round:
+
+1. unlabelled -> visual. An image counts as one image, spread over the classes by its soft edges `q_i`:
+
+       n_c = sum_i q_ic,   N_c = S_c + n_c + kappa
+       u_c = (S_c m_c + sum_i q_ic f_i + kappa p_c) / N_c
+
+   `p_c`, the text's guess of the class mean, is that of `closed_form.py`. It comes from the labelled images alone: one
+   that was fitted on soft means would carry an image to the neighbours of its class, and not to the class itself.
+   Without labelled images it comes from the soft means, each drawn to the mean of all by `n_c / (n_c + kappa)`.
+2. visual -> unlabelled, in the metric of the within-class covariance of all images:
+
+       Sigma = [sum_k (F_k - u_yk)(..)^T + sum_ic q_ic (f_i - u_c)(..)^T] / (N + M),   r = rho d / (N + M)
+       A = (Sigma / sigma^2 + r I) / (1 + r),   m = mean_c u_c,   w_i = A^-1/2 (f_i - m),   v_c = A^-1/2 (u_c - m)
+       v_c^(-i) = (N_c v_c - q_ic w_i) / (N_c - q_ic),   g_ic = w_i . v_c^(-i) / (|v_c^(-i)| s)
+
+   with `sigma^2 = tr Sigma / d` and `s` the mean of `|A^-1/2 (f - m)|`. What an image has sent does not come back to it
+   (the non-backtracking rule of belief propagation). Without that rule every image confirms itself.
+3. Class shares. `o` moves the classes towards occurring equally often, and `l_i` is a prior for those that occur:
+
+       o_c -= log[(n_c + PRIOR) / (M / K + PRIOR)],   l_ic = log[(n_c - q_ic + PRIOR) / (M / K + PRIOR)]
+       q_i = softmax(a_i + omega tau g_i / T + lam o + (1 - lam) mu l_i / 2)
+
+   `lam` and `mu` say how sure it is that the classes occur equally often, or that they do not (`ClassShares`).
+
+Images outside the graph get `z + omega tau (f - m) . x_c + T lam o_c`, which folds into weights and a bias.
+
+Shapes: M unlabelled and N labelled images, K classes, S_c labelled images of class c, d feature width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cache import FoldedClassifier
+from .closed_form import SMALLEST, guess_class_means
+
+ROUNDS = 4
+KAPPA = 2.0  # how many images the text's guess of a class counts as
+RHO = 0.3  # strength of the covariance's ridge, times d / (N + M)
+OMEGA = 0.4  # weight of the messages where unlabelled images are many
+HALF_AT = 6.0  # unlabelled images per class at which the weight is half of that
+PRIOR = 3.0  # images that every class is given before shares are compared
+EVEN = 0.85, 0.95  # evenness of the mean prediction at which the offsets begin to count, and count in full
+EVEN_ZERO_SHOT = 0.80, 0.90  # the same without labelled images, where text makes the predictions less even
+# Evenness, on a scale from 0 for unequal classes to 1 for equal ones, at which the offsets begin to count, and count in
+# full; and at which the prior counts in full, and no more
+TENABLE = 0.55, 0.80
+TENABLE_ZERO_SHOT = 0.45, 0.70
+REFUTED = -0.20, 0.20
+DRAWS = 4  # resamples of each kind
+MOST_IMAGES = 4000  # images that a resample has
+ROWS = 8192  # images that are worked on at once
+
+
+@dataclass(frozen=True)
+class ClassShares:
+    """What the predictions tell of how often each class occurs among the unlabelled images.
+
+    Unsure predictions look even whatever the truth is, so evenness alone proves nothing. It is therefore compared with
+    what it would be: images are drawn anew by their own predictions, once with all classes equally often, and once with
+    unequal shares (uniform on the simplex). Where the predictions are too unsure for a difference, or the images too
+    few, `scale` is near neither end, and no offset is added.
+
+    Attributes:
+        evenness: `exp H(mean_i q_i) / K`, 1 if all classes are predicted equally often.
+        scale: Where that lies between drawings of unequal classes, 0, and of equal ones, 1.
+        offsets: `lam`, the weight of the class offsets.
+        prior: `mu`, the weight of the prior.
+    """
+
+    evenness: float
+    scale: float
+    offsets: float
+    prior: float
+
+    @classmethod
+    def of(cls, probabilities: Tensor, labelled: bool) -> ClassShares:
+        """Judges calibrated probabilities `[M, K]`; `labelled`: whether the classifier has seen labelled images."""
+        count, num_classes = probabilities.shape
+        even = evenness(probabilities.mean(dim=0))
+        scale = relative_evenness(probabilities)
+        if not labelled:
+            return cls(even, scale, _ramp(even, EVEN_ZERO_SHOT) * _ramp(scale, TENABLE_ZERO_SHOT), 0.0)
+        prior = (1 - _ramp(scale, REFUTED)) * count / (count + HALF_AT * num_classes)
+        return cls(even, scale, _ramp(even, EVEN) * _ramp(scale, TENABLE), prior)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The images and texts of the classes. With no labelled image, `keys` is `[0, d]` and `labels` is `[0]`.
+
+    Attributes:
+        keys: Unit-norm features of the labelled images, shape `[N, d]`.
+        labels: Their classes, shape `[N]`.
+        text: Unit-norm text features, shape `[K, d]`.
+    """
+
+    keys: Tensor
+    labels: Tensor
+    text: Tensor
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the rounds leave.
+
+    Attributes:
+        logits: Of the unlabelled images, shape `[M, K]`; divide them by the temperature before a softmax.
+        classifier: For images outside the graph.
+        shares: How the class shares were judged.
+    """
+
+    logits: Tensor
+    classifier: FoldedClassifier
+    shares: ClassShares
+
+
+@torch.no_grad()
+def hear_unlabelled(
+    classifier: FoldedClassifier, graph: Graph, features: Tensor, logit_scale: float, temperature: float
+) -> Heard:
+    """Lets a classifier hear unlabelled images.
+
+    Args:
+        classifier: Any trained classifier, or zero-shot CLIP's.
+        graph: What it was trained on.
+        features: Unit-norm features of the unlabelled images, shape `[M, d]`, M at least 1.
+        logit_scale: CLIP's `tau`.
+        temperature: What the classifier's logits are divided by to become calibrated, `T`.
+    """
+    scores = (classifier.logits(features) / temperature).log_softmax(dim=1)  # a
+    probabilities = scores.exp()
+    count, num_classes = scores.shape
+    labelled = len(graph.keys) > 0
+    shares = ClassShares.of(probabilities, labelled)
+    omega = OMEGA * count / (count + HALF_AT * num_classes)
+    if not labelled:
+        omega *= min(1.0, 2 * shares.evenness)
+    strength = omega * logit_scale
+    guess = None
+    if labelled:
+        guess = guess_class_means(graph.text, _sums(graph) / _counts(graph).clamp_min(1)).left_out
+    offsets = torch.zeros_like(graph.text[:, 0], dtype=torch.float64)
+    equal = count / num_classes + PRIOR
+    for _ in range(ROUNDS):
+        nodes = _class_nodes(graph, features, probabilities, guess)
+        metric = _metric(graph, features, probabilities, nodes)
+        sent = nodes.soft_counts
+        offsets = offsets - ((sent + PRIOR) / equal).log()
+        blocks = []
+        for rows in torch.arange(count, device=features.device).split(ROWS):
+            own = probabilities[rows]
+            message = metric.to_images(features[rows], own, nodes.counts)
+            moved = scores[rows] + strength / temperature * message + (shares.offsets * offsets).float()
+            if shares.prior > 0:
+                prior = ((sent - own + PRIOR) / equal).log()
+                moved += ((1 - shares.offsets) * shares.prior / 2 * prior).float()
+            blocks.append(moved)
+        logits = torch.cat(blocks)
+        probabilities = logits.softmax(dim=1)
+    weights = F.normalize(metric.nodes, dim=1) @ metric.whitening / metric.scale
+    bias = -strength * weights @ metric.mean + temperature * shares.offsets * offsets
+    heard = replace(
+        classifier,
+        weights=classifier.weights + (strength * weights).float(),
+        bias=bias.float() if classifier.bias is None else classifier.bias + bias.float(),
+    )
+    return Heard(temperature * logits, heard, shares)
+
+
+def evenness(shares: Tensor) -> float:
+    """`exp H / K` of class shares `[K]` that add up to 1."""
+    return (torch.special.entr(shares.double()).sum().exp() / len(shares)).item()
+
+
+def relative_evenness(probabilities: Tensor) -> float:
+    """The `scale` of `ClassShares`, cut to -1 to 1.5. The same images give the same, since the draws have a fixed seed.
+
+    Args:
+        probabilities: Calibrated, shape `[M, K]`.
+    """
+    probabilities = probabilities.cpu()
+    num_classes = probabilities.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    if len(probabilities) > MOST_IMAGES:
+        probabilities = probabilities[torch.randperm(len(probabilities), generator=generator)[:MOST_IMAGES]]
+    count = len(probabilities)
+
+    def drawn(shares: Tensor) -> float:
+        """Evenness of images of which as many are drawn for each class as the shares say, by their probabilities."""
+        wanted = torch.multinomial(shares, count, replacement=True, generator=generator).bincount(minlength=num_classes)
+        of_class = probabilities.t().clamp_min(SMALLEST)
+        rows = [torch.multinomial(of_class[c], int(n), True, generator=generator) for c, n in enumerate(wanted) if n]
+        return evenness(probabilities[torch.cat(rows)].mean(dim=0))
+
+    def uneven() -> Tensor:
+        """Class shares that are uniform on the simplex, that is, of a Dirichlet distribution of ones."""
+        return -torch.rand(num_classes, generator=generator).clamp_min(SMALLEST).log()
+
+    present = [torch.randint(count, (count,), generator=generator) for _ in range(DRAWS)]
+    now = sum(evenness(probabilities[rows].mean(dim=0)) for rows in present) / DRAWS
+    equal = sum(drawn(torch.ones(num_classes)) for _ in range(DRAWS)) / DRAWS
+    unequal = sum(drawn(uneven()) for _ in range(DRAWS)) / DRAWS
+    return min(max((now - unequal) / max(equal - unequal, 0.01), -1.0), 1.5)
+
+
+@dataclass(frozen=True)
+class _ClassNodes:
+    """Visual nodes that have heard the unlabelled images: `u_c` `[K, d]`, `N_c` `[K]`, `n_c` `[K]`, and the sums
+    `sum_i q_ic f_i` `[K, d]`."""
+
+    nodes: Tensor
+    counts: Tensor
+    soft_counts: Tensor
+    soft_sums: Tensor
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """`A^-1/2` `[d, d]`, `m` `[d]`, `s`, and the class nodes `v_c` `[K, d]`."""
+
+    whitening: Tensor
+    mean: Tensor
+    scale: Tensor
+    nodes: Tensor
+
+    def to_images(self, features: Tensor, own: Tensor, counts: Tensor) -> Tensor:
+        """`g_ic` of some images, shape `[R, K]`.
+
+        Args:
+            features: Shape `[R, d]`.
+            own: Their soft edges `q_ic`, shape `[R, K]`.
+            counts: `N_c`, shape `[K]`.
+        """
+        images = ((features.double() - self.mean) @ self.whitening).float()
+        nodes, counts = self.nodes.float(), counts.float()
+        products = images @ nodes.t()
+        lengths = images.square().sum(dim=1, keepdim=True)
+        without = counts.square() * nodes.square().sum(dim=1) - 2 * counts * own * products + own.square() * lengths
+        return (counts * products - own * lengths) / (without.clamp_min(SMALLEST).sqrt() * self.scale.float())
+
+
+def _class_nodes(graph: Graph, features: Tensor, probabilities: Tensor, guess: Tensor | None) -> _ClassNodes:
+    """Step 1; `guess` is None without labelled images."""
+    soft_counts = probabilities.sum(dim=0, dtype=torch.float64)
+    soft_sums = torch.zeros_like(graph.text, dtype=torch.float64)
+    for block, soft in zip(features.split(ROWS), probabilities.split(ROWS)):
+        soft_sums += (soft.t() @ block).double()
+    if guess is None:
+        means = soft_sums / soft_counts.clamp_min(SMALLEST).unsqueeze(1)
+        trust = (soft_counts / (soft_counts + KAPPA)).unsqueeze(1)
+        centre = (trust * means).sum(dim=0) / trust.sum()
+        guess = guess_class_means(graph.text, centre + trust * (means - centre)).left_out
+    counts = _counts(graph)[:, 0] + soft_counts + KAPPA
+    nodes = (_sums(graph) + soft_sums + KAPPA * guess) / counts.unsqueeze(1)
+    return _ClassNodes(nodes, counts, soft_counts, soft_sums)
+
+
+def _metric(graph: Graph, features: Tensor, probabilities: Tensor, heard: _ClassNodes) -> _Metric:
+    """The metric of step 2."""
+    nodes, width = heard.nodes, features.shape[1]
+    total = len(graph.keys) + len(features)
+    deviations = graph.keys.double() - nodes[graph.labels]
+    # sum_ic q_ic (f_i - u_c)(f_i - u_c)^T, without a pass over all pairs, since the q_i add up to 1
+    covariance = deviations.t() @ deviations - heard.soft_sums.t() @ nodes - nodes.t() @ heard.soft_sums
+    covariance += (nodes * heard.soft_counts.unsqueeze(1)).t() @ nodes
+    for block in features.split(ROWS):
+        covariance += block.double().t() @ block.double()
+    covariance /= total
+    ridge = RHO * width / total
+    identity = torch.eye(width, dtype=nodes.dtype, device=nodes.device)
+    spread = (covariance.trace() / width).clamp_min(SMALLEST)  # of images that are all alike it is 0
+    eigenvalues, vectors = torch.linalg.eigh((covariance / spread + ridge * identity) / (1 + ridge))
+    whitening = (vectors / eigenvalues.clamp_min(SMALLEST).sqrt()) @ vectors.t()
+    mean = nodes.mean(dim=0)
+    images = [*graph.keys.split(ROWS), *features.split(ROWS)]
+    scale = sum(((block.double() - mean) @ whitening).norm(dim=1).sum() for block in images) / total
+    return _Metric(whitening, mean, torch.as_tensor(scale).clamp_min(SMALLEST), (nodes - mean) @ whitening)
+
+
+def _counts(graph: Graph) -> Tensor:
+    """`S_c`, shape `[K, 1]`."""
+    return torch.bincount(graph.labels, minlength=len(graph.text)).double().unsqueeze(1)
+
+
+def _sums(graph: Graph) -> Tensor:
+    """`S_c m_c`, shape `[K, d]`."""
+    return torch.zeros_like(graph.text, dtype=torch.float64).index_add_(0, graph.labels, graph.keys.double())
+
+
+def _ramp(value: float, between: tuple[float, float]) -> float:
+    """0 up to the first number, 1 from the second on, and a line between them."""
+    low, high = between
+    return min(max((value - low) / (high - low), 0.0), 1.0)
