@@ -82,7 +82,7 @@ def test_all_of_a_trained_model_is_moved_to_the_cpu(tiny_bank, tmp_path, monkeyp
     make_model = fitting.make_model
     monkeypatch.setattr(fitting, "make_model", lambda *arguments: make_model(*arguments).model_copy(update=parts))
     cfg = fitting.make_configuration("", "", {}, {**QUICK, "DATASET.NUM_SHOTS": 2}, 1, str(tmp_path))
-    model = fitting.train_model(BankTask(tiny_bank, cfg, 1), cfg, "cpu")
+    model, _ = fitting.train_model(BankTask(tiny_bank, cfg, 1), cfg, "cpu")
     assert {getattr(model, name) for name in parts} == {"on the cpu"}
     assert model.text_positive.device.type == "cpu"
 

@@ -273,7 +273,7 @@ def parts_of(config: dict, above: str = "") -> list[str]:
 
 def test_no_entry_may_be_missing_or_of_another_type(folder):
     original = (folder / CONFIG).read_text()
-    optional = {"known", "tensors", "scores.ece", "scores.ece_zero_shot"}
+    optional = {"known", "tensors", "scores.ece", "scores.ece_zero_shot", "unlabelled"}
     for keys in parts_of(json.loads(original)):
         last = keys.rpartition(".")[2]
         for value in (..., [[{"deep": 1}]]):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,12 @@ from torch import Tensor
 
 from ..config import Config
 from ..experiments.image_task import ImageTask
+from ..method.unlabelled import Graph
 from ..models.folder import load_model, save_model
 from ..models.saved import SavedModel
 from ..utils.devices import choose_device
 from ..utils.errors import UserError
-from .fitting import find_seed, generators_restored, make_configuration, train_model
+from .fitting import adapted_model, find_seed, generators_restored, make_configuration, train_model
 from .inputs import (
     FLOATS,
     Source,
@@ -37,6 +39,7 @@ from .inputs import (
     labels_to_keep,
     text_nodes,
     unit_rows,
+    without_label,
 )
 from .task import ArrayTask, feature_task, image_task
 
@@ -88,11 +91,16 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         random_state: Seed of everything random, as `--seed` on the command line. None or a generator of NumPy draws
             one.
 
+    Images without labels may be heard as well, in `fit` or by `adapt` (docs/python.md, "Unlabelled images"). What is
+    predicted for an image then depends on which ones were heard.
+
     Attributes:
         classes_: The K labels, sorted.
         n_features_in_: d.
         model_: What was trained, as a `SavedModel`.
     """
+
+    _graph: Graph | None  # None of a loaded model
 
     def __init__(
         self,
@@ -134,13 +142,18 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         classnames: Mapping[Any, str] | Sequence[str] | None = None,
         text_features: Any = None,
         negative_text_features: Any = None,
+        unlabelled: Any = None,
     ) -> HeGraphClassifier:
         """Trains the adapter.
+
+        As elsewhere in scikit-learn, rows with the label -1 have no label: they are added to `unlabelled`. That holds
+        where all labels are integers and `classnames` names all others but not -1. Without it, -1 is a class.
 
         Args:
             X: The training images: features, paths or PIL images.
             y: Their n labels, of any kind that can be sorted.
             classnames, text_features, negative_text_features: As the parameters of these names, which they replace.
+            unlabelled: Images of the same classes without labels, as `adapt` takes them; None for none.
 
         Returns:
             The classifier itself.
@@ -152,10 +165,12 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         """
         images = is_images(X)
         X, y = self._training_arrays(X, y, images)
+        given = self.classnames if classnames is None else classnames
+        X, y, pools = self._labelled_alone(X, y, images, given, unlabelled)
         classes, labels = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise UserError(f"y must hold at least two classes, got one class: {classes.tolist()}")
-        names = class_names(classes, self.classnames if classnames is None else classnames)
+        names = class_names(classes, given)
         positive = self.text_features if text_features is None else text_features
         negative = self.negative_text_features if negative_text_features is None else negative_text_features
         seed = find_seed(self.random_state)  # a draw from a generator is to last
@@ -167,13 +182,37 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
                 task = image_task(X, labels.tolist(), names, cfg, self._device())
             else:
                 task = self._feature_task(X, labels, names, positive, negative, cfg)
-            model = train_model(task, cfg, self._device())
+            model, graph = train_model(task, cfg, self._device())
         if positive is not None or negative is not None:
             model = model.model_copy(update={"prompts": None})  # the user's text nodes are not those of our sentences
         self.classes_ = classes
         self.model_ = model.model_copy(update={"labels": labels_to_keep(classes, names)})
         self.n_features_in_ = model.classifier.width
         self._image_model = _image_model(self.model_, task)
+        self._fitted, self._graph = self.model_, graph
+        if pools:
+            self._hear(torch.cat([pool if isinstance(pool, Tensor) else self._pool(pool) for pool in pools]))
+        return self
+
+    def adapt(self, U: Any) -> HeGraphClassifier:
+        """Lets the classifier hear images without labels, which are best of the images that it is to classify.
+
+        A second call begins with what `fit` trained: it hears the new images alone. What was heard changes
+        the answers for all images, and `is_known` does not work any more, since its thresholds do not hold.
+
+        Args:
+            U: Images as `X` of the class.
+
+        Returns:
+            The classifier itself.
+
+        Raises:
+            ValueError: If `U` is not what scikit-learn allows.
+            UserError: If the classifier was loaded, as a model folder does not keep the labelled images; or if hearing
+                would take more memory than is free.
+        """
+        check_is_fitted(self, "model_")
+        self._hear(self._pool(U))
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -254,6 +293,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         found.classes_ = np.array(model.classnames if model.labels is None else model.labels)
         found.n_features_in_ = model.classifier.width
         found._image_model = None
+        found._graph = None
         return found
 
     def push_to_hub(
@@ -288,6 +328,31 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     def __getstate__(self) -> dict:
         state = super().__getstate__()
         return state | {"_image_model": None} if "_image_model" in state else state  # the backbone is loaded again
+
+    def _labelled_alone(
+        self, X: Any, y: np.ndarray, images: bool, given: Any, unlabelled: Any
+    ) -> tuple[Any, np.ndarray, list[Any]]:
+        """The labelled rows of `X` and `y`, and what `_pool` takes of all images without a label, or has taken."""
+        pools = [] if unlabelled is None else [unlabelled]
+        if pools and not is_images(unlabelled) and not images:
+            pools = [self._features(unlabelled)]  # what is wrong with it is said before the training
+        rows = without_label(y, given)
+        if rows.any():
+            pools.append(list(compress(X, rows)) if images else _mean_of_views(X[rows]))
+            X, y = list(compress(X, ~rows)) if images else X[~rows], y[~rows]
+        return X, y, pools
+
+    def _hear(self, features: Tensor) -> None:
+        """Adapts what was fitted to unlabelled images with features `[M, d]`."""
+        if self._graph is None:
+            raise UserError(
+                "a loaded model has no labelled images to hear unlabelled ones with; fit one, with unlabelled"
+            )
+        self.model_ = adapted_model(self._fitted, self._graph, features, self._device())
+
+    def _pool(self, U: Any) -> Tensor:
+        """Features of images as unit rows, shape `[M, d]`."""
+        return (self._encoded(U) if is_images(U) else self._features(U)).cpu()
 
     def _training_arrays(self, X: Any, y: Any, images: bool) -> tuple[Any, np.ndarray]:
         """Features `[n, V, d]` or a list of images, and n labels."""
@@ -347,7 +412,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         X = feature_array(X)
         if getattr(X, "ndim", 2) == 3:
             validate_data(self, X[:, 0], dtype=FLOATS, reset=False)
-            return unit_rows(unit_rows(_checked_views(X)).mean(dim=1).numpy())
+            return _mean_of_views(_checked_views(X))
         return unit_rows(validate_data(self, X, dtype=FLOATS, reset=False))
 
     def _encoded(self, X: Sequence[Source]) -> Tensor:
@@ -378,6 +443,11 @@ def _image_model(model: SavedModel, task: ArrayTask | ImageTask) -> ImageModel |
 
     source = task if isinstance(task, ImageTask) else task.source
     return None if source is None else ImageModel(model, source.backbone)
+
+
+def _mean_of_views(X: np.ndarray) -> Tensor:
+    """Features `[n, V, d]` as unit rows, shape `[n, d]`."""
+    return unit_rows(unit_rows(X).mean(dim=1).numpy())
 
 
 def _checked_views(X: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
+from torch import Tensor
 
 from ..config import Config
 from ..config_files import load_cfg
@@ -18,9 +19,12 @@ from ..experiments.fitting import fitted_adapter, train_adapter
 from ..experiments.folder import RunFolder
 from ..experiments.record import make_model
 from ..experiments.tasks import Task
-from ..models.saved import SavedModel
+from ..method.unlabelled import Graph, hear_unlabelled
+from ..models.saved import SavedModel, Scores
+from ..training.memory import free_bytes
 from ..utils.errors import UserError
 
+COPIES = 6  # of the logits of all unlabelled images, that hearing them holds at once
 FEATURES_DIR = "TRAINER.HEGRAPHADAPTER.FEATURES.DIR"
 # Keys that options may not set -> what sets them
 GIVEN_OTHERWISE = {"SEED": "is random_state here", FEATURES_DIR: "is a temporary folder here"}
@@ -72,8 +76,11 @@ def make_configuration(
     return cfg
 
 
-def train_model(task: Task, cfg: Config, device: str) -> SavedModel:
+def train_model(task: Task, cfg: Config, device: str) -> tuple[SavedModel, Graph]:
     """Trains the adapter of a task, as the command line does, and folds it into a model on the CPU.
+
+    Returns:
+        The model, and what unlabelled images are added to, on the CPU.
 
     Raises:
         UserError: If the training diverges, or something cannot be encoded.
@@ -94,7 +101,41 @@ def train_model(task: Task, cfg: Config, device: str) -> SavedModel:
         "transfer": None if model.transfer is None else model.transfer.to("cpu"),
         "class_nodes": None if model.class_nodes is None else model.class_nodes.cpu(),
     }
-    return model.model_copy(update=moved)
+    graph = Graph(bank.cache_keys().cpu(), bank.train_labels.cpu(), bank.text_positive.cpu())
+    return model.model_copy(update=moved), graph
+
+
+def adapted_model(model: SavedModel, graph: Graph, features: Tensor, device: str) -> SavedModel:
+    """A model whose classifier has heard unlabelled images. It stays on the CPU.
+
+    What was measured of the model as it was, scores of test images and of known ones, does not hold any more and goes.
+
+    Args:
+        model: As `train_model` gave it.
+        graph: The same.
+        features: Of the unlabelled images, unit rows, shape `[M, d]`.
+        device: Where to compute.
+
+    Raises:
+        UserError: If that would take more memory than is free.
+    """
+    takes, free = COPIES * len(features) * len(graph.text) * features.element_size(), free_bytes(device)
+    if free is not None and takes > free:
+        raise UserError(
+            f"{len(features)} unlabelled images of {len(graph.text)} classes would take about {takes / 1e9:.1f} GB of "
+            f"memory, and {free / 1e9:.1f} GB are free; give fewer images"
+        )
+    moved = Graph(graph.keys.to(device), graph.labels.to(device), graph.text.to(device))
+    scale, temperature = model.logit_scale, model.temperature
+    heard = hear_unlabelled(model.classifier.to(device), moved, features.to(device), scale, temperature)
+    return model.model_copy(
+        update={
+            "classifier": heard.classifier.to("cpu"),
+            "unlabelled": len(features),
+            "known": None,
+            "scores": Scores(accuracy=None, accuracy_text=None, accuracy_zero_shot=None, macro_f1=None, num_test=0),
+        }
+    )
 
 
 @contextmanager

@@ -26,6 +26,7 @@ Source = str | os.PathLike | Image.Image  # an image that has still to be encode
 UNIT_TOLERANCE = 1e-6
 FLOATS = [np.float32, np.float16]  # types that features are kept in; others become the first
 DOUBLE = 8  # bytes
+UNLABELLED = -1  # the label of a row without one, as in scikit-learn
 
 
 def is_images(X: Any) -> bool:
@@ -182,6 +183,20 @@ def _checked(names: list[str]) -> list[str]:
         except (AttributeError, ValueError) as error:
             raise UserError(f"the name of class {position} is no text: {name!a:.80}; give classnames") from error
     return names
+
+
+def without_label(y: np.ndarray, given: Mapping | Sequence[str] | None) -> np.ndarray:
+    """Which rows of `y` are -1 for no label, shape `[n]`: where labels are integers and names leave out -1 alone.
+
+    Args:
+        y: The n labels.
+        given: Names of the classes as of `class_names`. Without names, -1 is a class.
+    """
+    rows = np.zeros(len(y), dtype=bool)
+    if y.dtype.kind != "i" or given is None or isinstance(given, str) or not hasattr(given, "__len__"):
+        return rows
+    unnamed = UNLABELLED not in given if isinstance(given, Mapping) else len(given) == len(np.unique(y)) - 1
+    return y == UNLABELLED if unnamed else rows
 
 
 def labels_to_keep(classes: np.ndarray, names: Sequence[str]) -> tuple[bool | int | float | str, ...] | None:

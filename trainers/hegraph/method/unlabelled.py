@@ -21,8 +21,9 @@ In each round:
        A = (Sigma / sigma^2 + r I) / (1 + r),   m = mean_c u_c,   w_i = A^-1/2 (f_i - m),   v_c = A^-1/2 (u_c - m)
        v_c^(-i) = (N_c v_c - q_ic w_i) / (N_c - q_ic),   g_ic = w_i . v_c^(-i) / (|v_c^(-i)| s)
 
-   with `sigma^2 = tr Sigma / d` and `s` the mean of `|A^-1/2 (f - m)|`. What an image has sent does not come back to it
-   (the non-backtracking rule of belief propagation). Without that rule every image confirms itself.
+   with `sigma^2 = tr Sigma / d` and `s` the mean of `|A^-1/2 (f - m)|`, at least `LEAST_SCALE`. What an image has sent
+   does not come back to it (the non-backtracking rule of belief propagation). Without that rule every image confirms
+   itself.
 3. Class shares. `o` moves the classes towards occurring equally often, and `l_i` is a prior for those that occur:
 
        o_c -= log[(n_c + PRIOR) / (M / K + PRIOR)],   l_ic = log[(n_c - q_ic + PRIOR) / (M / K + PRIOR)]
@@ -31,6 +32,8 @@ In each round:
    `lam` and `mu` say how sure it is that the classes occur equally often, or that they do not (`ClassShares`).
 
 Images outside the graph get `z + omega tau (f - m) . x_c + T lam o_c`, which folds into weights and a bias.
+
+Copies of an image count once: a hundred of them say no more of their class than one.
 
 Shapes: M unlabelled and N labelled images, K classes, S_c labelled images of class c, d feature width.
 """
@@ -61,6 +64,7 @@ TENABLE_ZERO_SHOT = 0.45, 0.70
 REFUTED = -0.20, 0.20
 DRAWS = 4  # resamples of each kind
 MOST_IMAGES = 4000  # images that a resample has
+LEAST_SCALE = 0.1  # of `s`, which is 0.2 or more for different images; copies of one image would make it 0
 ROWS = 8192  # images that are worked on at once
 
 
@@ -140,7 +144,8 @@ def hear_unlabelled(
         logit_scale: CLIP's `tau`.
         temperature: What the classifier's logits are divided by to become calibrated, `T`.
     """
-    scores = (classifier.logits(features) / temperature).log_softmax(dim=1)  # a
+    features, place = features.unique(dim=0, return_inverse=True)
+    scores = torch.cat([(classifier.logits(block) / temperature).log_softmax(dim=1) for block in features.split(ROWS)])
     probabilities = scores.exp()
     count, num_classes = scores.shape
     labelled = len(graph.keys) > 0
@@ -154,21 +159,19 @@ def hear_unlabelled(
         guess = guess_class_means(graph.text, _sums(graph) / _counts(graph).clamp_min(1)).left_out
     offsets = torch.zeros_like(graph.text[:, 0], dtype=torch.float64)
     equal = count / num_classes + PRIOR
+    logits = torch.empty_like(scores)
     for _ in range(ROUNDS):
         nodes = _class_nodes(graph, features, probabilities, guess)
         metric = _metric(graph, features, probabilities, nodes)
         sent = nodes.soft_counts
         offsets = offsets - ((sent + PRIOR) / equal).log()
-        blocks = []
-        for rows in torch.arange(count, device=features.device).split(ROWS):
-            own = probabilities[rows]
-            message = metric.to_images(features[rows], own, nodes.counts)
-            moved = scores[rows] + strength / temperature * message + (shares.offsets * offsets).float()
+        rows = zip(*(tensor.split(ROWS) for tensor in (features, scores, probabilities, logits)))
+        for images, score, own, moved in rows:
+            moved.copy_(score + strength / temperature * metric.to_images(images, own, nodes.counts))
+            moved += (shares.offsets * offsets).float()
             if shares.prior > 0:
                 prior = ((sent - own + PRIOR) / equal).log()
                 moved += ((1 - shares.offsets) * shares.prior / 2 * prior).float()
-            blocks.append(moved)
-        logits = torch.cat(blocks)
         probabilities = logits.softmax(dim=1)
     weights = F.normalize(metric.nodes, dim=1) @ metric.whitening / metric.scale
     bias = -strength * weights @ metric.mean + temperature * shares.offsets * offsets
@@ -177,7 +180,7 @@ def hear_unlabelled(
         weights=classifier.weights + (strength * weights).float(),
         bias=bias.float() if classifier.bias is None else classifier.bias + bias.float(),
     )
-    return Heard(temperature * logits, heard, shares)
+    return Heard(temperature * logits[place], heard, shares)
 
 
 def evenness(shares: Tensor) -> float:
@@ -283,11 +286,12 @@ def _metric(graph: Graph, features: Tensor, probabilities: Tensor, heard: _Class
     identity = torch.eye(width, dtype=nodes.dtype, device=nodes.device)
     spread = (covariance.trace() / width).clamp_min(SMALLEST)  # of images that are all alike it is 0
     eigenvalues, vectors = torch.linalg.eigh((covariance / spread + ridge * identity) / (1 + ridge))
-    whitening = (vectors / eigenvalues.clamp_min(SMALLEST).sqrt()) @ vectors.t()
+    # No eigenvalue is less than the ridge's, but for rounding: with images that are all alike it is all that is left
+    whitening = (vectors / eigenvalues.clamp_min(ridge / (1 + ridge)).sqrt()) @ vectors.t()
     mean = nodes.mean(dim=0)
     images = [*graph.keys.split(ROWS), *features.split(ROWS)]
     scale = sum(((block.double() - mean) @ whitening).norm(dim=1).sum() for block in images) / total
-    return _Metric(whitening, mean, torch.as_tensor(scale).clamp_min(SMALLEST), (nodes - mean) @ whitening)
+    return _Metric(whitening, mean, torch.as_tensor(scale).clamp_min(LEAST_SCALE), (nodes - mean) @ whitening)
 
 
 def _counts(graph: Graph) -> Tensor:

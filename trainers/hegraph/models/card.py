@@ -28,7 +28,7 @@ CARD = """\
 # {method} on {dataset}
 
 An adapter of the frozen CLIP {backbone} to {classes} classes. It was trained on {shots} of each class ({num_train} in
-all, seed {seed}).
+all, seed {seed}).{unlabelled}
 
 {scores}
 
@@ -75,6 +75,7 @@ def model_card(model: SavedModel) -> str:
         shots={-1: "all images", 1: "1 image"}.get(trained.shots, f"{trained.shots} images"),
         num_train=trained.num_train,
         seed=trained.seed,
+        unlabelled=f" Then it heard {model.unlabelled} images without labels." if model.unlabelled else "",
         scores=_scores(model),
         flags="" if named else " --backbone NAME --pretrained TAG",
         arguments="" if named else ', backbone="NAME", pretrained="TAG"',

@@ -45,7 +45,7 @@ INTEGERS = (torch.int32, torch.int64)
 REMOVED = {"activation": "tanh", "weight_per": "target", "gamma": 1.0, "omega_new": 0.05, "prior": 4.0}
 MAX_CONFIG_BYTES = 2**28  # a thousand times what the prompts of ImageNet take
 KEPT = (".json", ".safetensors", ".md", ".jpg", ".pt")
-SINCE = {"known", "tensors", "ece", "ece_zero_shot"}  # fields that folders of earlier versions lack
+SINCE = {"known", "tensors", "ece", "ece_zero_shot", "unlabelled"}  # fields that folders of earlier versions lack
 
 
 class Fusion(Part):

@@ -132,6 +132,7 @@ class Described(Part):
         scores: On the test images of that data set.
         labels: What the user of the Python API called the K classes; None where the class names are the labels.
         known: How images of known classes score, for `is_known`; None where the run did not find it out.
+        unlabelled: How many images without labels the classifier has heard (`method/unlabelled.py`).
     """
 
     method: str
@@ -147,6 +148,7 @@ class Described(Part):
     scores: Scores
     labels: Annotated[tuple[Label, ...], Field(strict=False)] | None = None
     known: KnownScores | None = None
+    unlabelled: Count = 0
 
     @model_validator(mode="after")
     def names_fit_each_other(self) -> Described:
@@ -212,7 +214,8 @@ class SavedModel(Described):
         if self.known is None:
             raise UserError(
                 "the model does not know how images of its classes score, so no threshold can be had; train it again, "
-                "with TRAINER.HEGRAPHADAPTER.CALIBRATE on and at least four classes, or two images of a class"
+                "with TRAINER.HEGRAPHADAPTER.CALIBRATE on and at least four classes, or two images of a class, and "
+                "without unlabelled images"
             )
         return known_score(logits, self.temperature, self.known.score) >= self.known.threshold(keep)
 

@@ -1,0 +1,172 @@
+"""Images without labels: `fit(unlabelled=...)`, the label -1, `adapt`, and what it makes of the model."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from trainers.hegraph import HeGraphClassifier, UserError
+from trainers.hegraph.estimator import fitting, inputs
+from trainers.hegraph.method.unlabelled import Graph, hear_unlabelled
+
+
+@pytest.fixture(scope="module")
+def parts(data):
+    """Two labelled images of each of the 4 classes, and the other 112."""
+    drawn = np.concatenate([np.flatnonzero(data.y == c)[:2] for c in range(4)])
+    rest = np.setdiff1d(np.arange(120), drawn)
+    return data.X[drawn], data.y[drawn], data.X[rest], data.y[rest]
+
+
+@pytest.fixture(scope="module")
+def fitted(parts, data, quick) -> HeGraphClassifier:
+    """Without unlabelled images; not to be changed."""
+    return quick(text_features=data.text).fit(*parts[:2])
+
+
+@pytest.fixture
+def own(fitted) -> HeGraphClassifier:
+    """A copy of `fitted` for this test alone."""
+    return pickle.loads(pickle.dumps(fitted))
+
+
+def test_adapt_lets_the_trained_classifier_hear_the_images(own, fitted, parts, data):
+    X, y, U, _ = parts
+    model, order = fitted.model_, np.arange(8)
+    graph = Graph(torch.from_numpy(X[order]), torch.from_numpy(y), torch.from_numpy(data.text))
+    expected = hear_unlabelled(model.classifier, graph, torch.from_numpy(U), model.logit_scale, model.temperature)
+    assert own.adapt(U) is own
+    torch.testing.assert_close(own.model_.classifier.weights, expected.classifier.weights)
+    torch.testing.assert_close(own.model_.classifier.bias, expected.classifier.bias)
+    np.testing.assert_allclose(own.decision_function(U), expected.classifier.logits(torch.from_numpy(U)), atol=1e-3)
+    assert abs(own.decision_function(U) - fitted.decision_function(U)).max() > 0.1
+    assert own.score(U, parts[3]) >= fitted.score(U, parts[3])
+
+
+def test_a_second_adapt_begins_with_what_was_fitted(own, fitted, parts):
+    U = parts[2]
+    twice = own.adapt(U[:50]).adapt(U[50:]).decision_function(U)
+    np.testing.assert_array_equal(twice, pickle.loads(pickle.dumps(fitted)).adapt(U[50:]).decision_function(U))
+    assert own.model_.unlabelled == 62
+
+
+def test_fit_hears_unlabelled_images_and_those_with_the_label_minus_one(own, parts, data, quick):
+    X, y, U, _ = parts
+    expected = own.adapt(U).decision_function(U)
+    by_argument = quick(text_features=data.text).fit(X, y, unlabelled=U)
+    np.testing.assert_array_equal(by_argument.decision_function(U), expected)
+    both, labels = np.concatenate([X, U[40:]]), np.concatenate([y, np.full(72, -1)])
+    names = ["ant", "bee", "cow", "dog"]
+    by_label = quick(text_features=data.text).fit(both, labels, classnames=names, unlabelled=U[:40])
+    np.testing.assert_array_equal(by_label.decision_function(U), expected)
+    assert by_label.classes_.tolist() == [0, 1, 2, 3]
+    assert by_label.model_.unlabelled == by_argument.model_.unlabelled == 112
+
+
+def test_views_of_unlabelled_images_count_as_their_mean(own, parts):
+    U = parts[2]
+    views = np.stack([U, np.roll(U, 1, axis=1)], axis=1)
+    from_views = own.adapt(views).decision_function(U)
+    np.testing.assert_allclose(own.adapt(views.mean(axis=1)).decision_function(U), from_views, atol=1e-3)
+    X = np.concatenate([views, np.stack([parts[0]] * 2, axis=1)])
+    y = np.concatenate([np.full(len(U), -1), parts[1]])
+    by_label = HeGraphClassifier(**own.get_params()).fit(X, y, classnames=["ant", "bee", "cow", "dog"])
+    np.testing.assert_allclose(by_label.decision_function(U), from_views, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("y", "given", "expected"),
+    [
+        ([0, -1, 1, -1], None, []),
+        ([0, -1, 1, -1], ["cat", "dog"], [1, 3]),
+        ([0, -1, 1, -1], {0: "cat", 1: "dog"}, [1, 3]),
+        ([0, -1, 1, -1], ["none", "cat", "dog"], []),  # three names: -1 is the first of three classes
+        ([0, -1, 1, -1], {-1: "none", 0: "cat", 1: "dog"}, []),
+        ([0, -1, 1, -1], ["cat"], []),
+        ([0.0, -1.0, 1.0], ["cat", "dog"], []),
+        (["0", "-1", "1"], ["cat", "dog"], []),
+        ([0, 2, 1], ["cat", "dog"], []),
+        ([0, -1, 1], "ab", []),
+    ],
+)
+def test_minus_one_means_no_label_where_it_is_no_class(y, given, expected):
+    assert np.flatnonzero(inputs.without_label(np.array(y), given)).tolist() == expected
+
+
+def test_a_class_that_is_called_minus_one_stays_one(data, quick):
+    names = ["ant", "bee", "cow", "dog"]
+    classifier = quick().fit(data.X, data.y - 1, classnames=names)
+    assert classifier.classes_.tolist() == [-1, 0, 1, 2] and classifier.model_.unlabelled == 0
+
+
+def test_what_was_measured_before_is_not_said_any_more(own, fitted, parts):
+    assert fitted.model_.known is not None and fitted.model_.unlabelled == 0
+    own.adapt(parts[2])
+    assert own.model_.known is None and own.model_.scores.num_test == 0
+    with pytest.raises(UserError, match="without unlabelled images"):
+        own.is_known(parts[0])
+    assert own.model_.temperature == fitted.model_.temperature
+
+
+def test_an_adapted_model_is_saved_and_loaded_and_its_card_says_so(own, parts, tmp_path):
+    own.adapt(parts[2]).save_pretrained(tmp_path / "model")
+    loaded = HeGraphClassifier.from_pretrained(tmp_path / "model")
+    assert loaded.model_.unlabelled == 112
+    np.testing.assert_allclose(loaded.predict_proba(parts[2]), own.predict_proba(parts[2]), atol=1e-3)
+    assert "heard 112 images without labels" in (tmp_path / "model" / "README.md").read_text()
+    with pytest.raises(UserError, match="loaded model"):
+        loaded.adapt(parts[2])
+
+
+def test_folders_of_before_load(fitted, tmp_path):
+    fitted.save_pretrained(tmp_path / "model")
+    assert "without labels" not in (tmp_path / "model" / "README.md").read_text()
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config.pop("unlabelled") == 0
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert HeGraphClassifier.from_pretrained(tmp_path / "model").model_.unlabelled == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (np.zeros((0, 16)), "0 sample"),
+        ([], "array"),
+        (np.ones((3, 5)), "5 features.*16"),
+        (np.full((3, 16), np.nan), "NaN"),
+        ("a.png", "a list of images"),
+    ],
+)
+def test_pools_that_are_none_are_refused(wrong, message, own, parts, quick, monkeypatch):
+    before = own.decision_function(parts[2])
+    with pytest.raises(ValueError, match=message):
+        own.adapt(wrong)
+    np.testing.assert_array_equal(own.decision_function(parts[2]), before)
+    monkeypatch.setattr(fitting, "train_adapter", None)  # refused before the training
+    with pytest.raises(ValueError, match=message):
+        quick().fit(*parts[:2], unlabelled=wrong)
+
+
+def test_more_images_than_memory_are_refused(own, parts, monkeypatch):
+    monkeypatch.setattr(fitting, "free_bytes", lambda device: 10_000)
+    with pytest.raises(UserError, match="112 unlabelled images of 4 classes"):  # 6 times 1,792 bytes
+        own.adapt(parts[2])
+    own.adapt(parts[2][:104])
+    monkeypatch.setattr(fitting, "free_bytes", lambda device: None)  # a system that does not say
+    own.adapt(parts[2])
+
+
+def test_pictures_are_heard(digits, digit_classifier):
+    before = digit_classifier.decision_function(digits.others)
+    own = pickle.loads(pickle.dumps(digit_classifier)).adapt(digits.others)
+    assert own.model_.unlabelled == 20
+    assert abs(own.decision_function(digits.others) - before).max() > 0.01
+    pictures, labels = [*digits.pictures, *digits.others], [*digits.labels, *[-1] * 20]
+    fitted = HeGraphClassifier(**digit_classifier.get_params())
+    fitted.fit(pictures, labels, classnames=digits.classnames)
+    np.testing.assert_allclose(fitted.decision_function(digits.others), own.decision_function(digits.others), atol=1e-3)
+    np.testing.assert_array_equal(digit_classifier.decision_function(digits.others), before)

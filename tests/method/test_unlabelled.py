@@ -1,0 +1,273 @@
+"""Unlabelled images: the rounds worked out by loops, what they fold into, and where they must do no harm."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+
+from trainers.hegraph.datasets.splits import select_few_shot
+from trainers.hegraph.features.bank import mean_over_views
+from trainers.hegraph.features.bank_file import BankFile
+from trainers.hegraph.method import unlabelled
+from trainers.hegraph.method.cache import FoldedClassifier
+from trainers.hegraph.method.closed_form import ClosedForm, guess_class_means, training_free_classifier
+from trainers.hegraph.method.unlabelled import (
+    ClassShares,
+    Graph,
+    Heard,
+    evenness,
+    hear_unlabelled,
+    relative_evenness,
+)
+
+K, M, WIDTH, TAU, T = 3, 7, 5, 20.0, 1.7
+LABELS = torch.tensor([0, 0, 1, 2])  # N = 4
+
+
+@pytest.fixture
+def tiny(unit_features) -> tuple[FoldedClassifier, Graph, Tensor]:
+    """A classifier with a bias, what it was trained on, and M images."""
+    text = unit_features(K, WIDTH, seed=1)
+    graph = Graph(F.normalize(text[LABELS] + unit_features(4, WIDTH, seed=2), dim=-1), LABELS, text)
+    return FoldedClassifier(TAU / 4 * text, torch.tensor([0.3, 0.0, -0.2])), graph, unit_features(M, WIDTH, seed=3)
+
+
+def unlabelled_graph(text: Tensor) -> Graph:
+    return Graph(text[:0], torch.zeros(0, dtype=torch.long), text)
+
+
+def given_shares(monkeypatch, offsets: float, prior: float) -> None:
+    monkeypatch.setattr(ClassShares, "of", lambda *_: ClassShares(0.9, 0.5, offsets, prior))
+
+
+def by_loops(
+    classifier: FoldedClassifier, graph: Graph, images: Tensor, rounds: int, lam: float, mu: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The module's equations in float64, an image and a class at a time: q `[M, K]`, and of the last round the folded
+    `x_c` `[K, d]`, `m` `[d]` and `o` `[K]`."""
+    f, keys, labels = images.double(), graph.keys.double(), graph.labels.tolist()
+    n, s_c = len(keys), [labels.count(c) for c in range(K)]
+    zeros = torch.zeros(WIDTH).double()
+    sums = [sum((keys[k] for k in range(n) if labels[k] == c), zeros) for c in range(K)]
+    a = (classifier.logits(images).double() / T).log_softmax(dim=1)
+    q, o = a.exp(), torch.zeros(K).double()
+    omega = 0.4 * M / (M + 6 * K) * (1.0 if n else min(1.0, 2 * 0.9))
+    for _ in range(rounds):
+        soft = [sum(q[i, c] for i in range(M)) for c in range(K)]
+        soft_sums = [sum(q[i, c] * f[i] for i in range(M)) for c in range(K)]
+        if n:
+            p = guess_class_means(graph.text, torch.stack([sums[c] / s_c[c] for c in range(K)])).left_out
+        else:
+            trust = [soft[c] / (soft[c] + 2) for c in range(K)]
+            means = [soft_sums[c] / soft[c] for c in range(K)]
+            middle = sum(trust[c] * means[c] for c in range(K)) / sum(trust)
+            drawn = [middle + trust[c] * (means[c] - middle) for c in range(K)]
+            p = guess_class_means(graph.text, torch.stack(drawn)).left_out
+        count = [s_c[c] + soft[c] + 2 for c in range(K)]
+        u = [(sums[c] + soft_sums[c] + 2 * p[c]) / count[c] for c in range(K)]
+        sigma = sum(q[i, c] * torch.outer(f[i] - u[c], f[i] - u[c]) for i in range(M) for c in range(K))
+        sigma = sigma + sum((torch.outer(keys[k] - u[labels[k]], keys[k] - u[labels[k]]) for k in range(n)), 0 * sigma)
+        sigma = sigma / (n + M)
+        r = 0.3 * WIDTH / (n + M)
+        metric = (sigma / (sigma.trace() / WIDTH) + r * torch.eye(WIDTH).double()) / (1 + r)
+        inverse, m = metric.inverse(), sum(u) / K
+
+        def dot(x: Tensor, y: Tensor, inverse: Tensor = inverse) -> Tensor:
+            return x @ inverse @ y
+
+        s = sum(dot(x - m, x - m).sqrt() for x in [*keys, *f]) / (n + M)
+        o = o - torch.stack([((soft[c] + 3) / (M / K + 3)).log() for c in range(K)])
+        moved = a.clone()
+        for i in range(M):
+            for c in range(K):
+                without = (count[c] * (u[c] - m) - q[i, c] * (f[i] - m)) / (count[c] - q[i, c])
+                g = dot(f[i] - m, without) / (dot(without, without).sqrt() * s)
+                prior = ((soft[c] - q[i, c] + 3) / (M / K + 3)).log()
+                moved[i, c] += omega * TAU * g / T + lam * o[c] + (1 - lam) * mu / 2 * prior
+        q = moved.softmax(dim=1)
+    x = torch.stack([inverse @ (u[c] - m) / (dot(u[c] - m, u[c] - m).sqrt() * s) for c in range(K)])
+    return q, omega * TAU * x, m, o
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize(("lam", "mu"), [(0.3, 0.6), (1.0, 0.0)])
+def test_the_rounds_are_the_equations(rounds, labelled, lam, mu, tiny, monkeypatch):
+    classifier, graph, images = tiny
+    graph = graph if labelled else unlabelled_graph(graph.text)
+    monkeypatch.setattr(unlabelled, "ROUNDS", rounds)
+    monkeypatch.setattr(unlabelled, "ROWS", 3)  # three blocks
+    given_shares(monkeypatch, lam, mu)
+    heard = hear_unlabelled(classifier, graph, images, TAU, T)
+    q, messages, mean, offsets = by_loops(classifier, graph, images, rounds, lam, mu)
+    assert_close((heard.logits / T).softmax(dim=1).double(), q, rtol=1e-4, atol=1e-6)
+    outside = F.normalize(images[:4] + images[3:], dim=-1)
+    expected = classifier.logits(outside) + (outside - mean) @ messages.t() + T * lam * offsets
+    assert_close(heard.classifier.logits(outside).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_classifier_without_a_bias_gets_one_and_the_cache_stays(tiny, monkeypatch):
+    classifier, graph, images = tiny
+    given_shares(monkeypatch, 1.0, 0.0)
+    plain = hear_unlabelled(replace(classifier, bias=torch.zeros(K)), graph, images, TAU, T).classifier
+    none = hear_unlabelled(replace(classifier, bias=None), graph, images, TAU, T).classifier
+    assert_close(none.logits(images), plain.logits(images))
+    cached = replace(classifier, keys=graph.keys, labels=graph.labels, alpha=0.0, beta=5.5)
+    found = hear_unlabelled(cached, graph, images, TAU, T).classifier
+    assert found.keys is graph.keys and (found.alpha, found.beta) == (0.0, 5.5)
+
+
+def test_copies_of_an_image_count_once(tiny):
+    classifier, graph, images = tiny
+    once, copied = (
+        hear_unlabelled(classifier, graph, rows, TAU, T) for rows in (images, images[[3, 0, 1, 2, 3, 4, 5, 6]])
+    )
+    assert torch.equal(copied.classifier.weights, once.classifier.weights)
+    assert torch.equal(copied.logits, once.logits[[3, 0, 1, 2, 3, 4, 5, 6]])
+
+
+def test_an_image_does_not_hear_what_it_sent(unit_features):
+    """Of an image that is sure of its class, and alone in it, the class node says what it would without the image."""
+    nodes, whitening = unit_features(K, WIDTH, seed=5).double(), torch.eye(WIDTH).double()
+    image, counts = unit_features(1, WIDTH, seed=6), torch.tensor([3.0, 3.0, 3.0]).double()
+    own = torch.tensor([[1.0, 0.0, 0.0]])
+    with_it = nodes.clone()
+    with_it[0] = (2 * nodes[0] + image[0].double()) / 3
+    metric = unlabelled._Metric(whitening, torch.zeros(WIDTH).double(), torch.tensor(2.0).double(), with_it)
+    expected = image.double() @ F.normalize(nodes, dim=1).t() / 2
+    assert_close(metric.to_images(image, own, counts).double(), expected, rtol=1e-5, atol=1e-6)
+    confirmed = image.double() @ F.normalize(with_it, dim=1).t() / 2
+    assert (confirmed - expected)[0, 0] > 0.05
+
+
+# Class shares
+
+
+SCALE = 8.0  # of the text classifier: its predictions are right and not quite sure
+
+
+def clouds(labels: Tensor, spread: float = 0.03) -> tuple[Graph, FoldedClassifier, Tensor]:
+    """Ten classes whose text lies near their images, two labelled images of each, and images of the given classes."""
+    generator = torch.Generator().manual_seed(4)
+
+    def near(points: Tensor) -> Tensor:
+        return F.normalize(points + spread * torch.randn(points.shape, generator=generator), dim=-1)
+
+    centres = F.normalize(torch.randn(10, 32, generator=generator), dim=-1)
+    known, text = torch.arange(10).repeat_interleave(2), near(centres)
+    return Graph(near(centres[known]), known, text), FoldedClassifier(SCALE * text), near(centres[labels])
+
+
+EQUAL, FEW = torch.arange(10).repeat(20), torch.arange(2).repeat(100)
+
+
+def heard_from(images: Tensor, labelled: bool = True) -> Heard:
+    graph, classifier, _ = clouds(EQUAL)
+    return hear_unlabelled(classifier, graph if labelled else unlabelled_graph(graph.text), images, SCALE, 1.0)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_offsets_where_classes_are_equal_and_a_prior_where_few_occur(labelled):
+    equal = heard_from(clouds(EQUAL, spread=0.15)[2], labelled).shares
+    assert equal.offsets == 1 and equal.evenness > 0.98 and equal.scale > 0.8
+    assert equal.prior == 0
+    few = heard_from(clouds(FEW, spread=0.15)[2], labelled).shares
+    assert few.offsets == 0 and few.evenness < 0.4 and few.scale < 0
+    assert few.prior == (pytest.approx(200 / (200 + 6 * 10)) if labelled else 0)  # all of it, by images per class
+
+
+def test_predictions_that_tell_nothing_give_no_offsets():
+    """They are as even as can be, and would be so whatever the truth is."""
+    probabilities = torch.full((200, 10), 0.1)
+    assert evenness(probabilities.mean(dim=0)) == pytest.approx(1)
+    assert relative_evenness(probabilities) == pytest.approx(0, abs=1e-3)
+    shares = ClassShares.of(probabilities, labelled=True)
+    assert (shares.offsets, shares.prior) == (0, pytest.approx(0.5 * 200 / 260, rel=0.01))
+
+
+def test_evenness_is_the_share_of_the_classes_that_equal_shares_would_have():
+    assert evenness(torch.tensor([0.5, 0.5, 0, 0])) == pytest.approx(0.5)
+    assert evenness(torch.tensor([0.5, 0.25, 0.25, 0])) == pytest.approx(math.exp(1.5 * math.log(2)) / 4)
+
+
+def test_of_many_images_some_are_drawn(monkeypatch):
+    probabilities = (10 * torch.eye(10)[EQUAL]).softmax(dim=1)
+    whole = relative_evenness(probabilities)
+    monkeypatch.setattr(unlabelled, "MOST_IMAGES", 100)
+    some = relative_evenness(probabilities)
+    assert some != whole and some > 0.8 and whole > 0.8
+
+
+ODD = {
+    "one": clouds(EQUAL)[2][:1],
+    "two": clouds(EQUAL)[2][:2],
+    "one repeated": clouds(EQUAL)[2][:1].expand(50, -1),
+    "noise": F.normalize(torch.randn(50, 32, generator=torch.Generator().manual_seed(9)), dim=-1),
+    "the labelled ones": clouds(EQUAL)[0].keys,
+}
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("images", ODD.values(), ids=ODD.keys())
+def test_odd_pools_do_no_harm(images, labelled):
+    _, classifier, tested = clouds(EQUAL)
+    heard = heard_from(images, labelled)
+    assert heard.logits.shape == (len(images), 10)
+    for found in (heard.logits, heard.classifier.weights, heard.classifier.bias):
+        assert found.isfinite().all()
+    right = [(c.logits(tested).argmax(dim=1) == EQUAL).double().mean() for c in (classifier, heard.classifier)]
+    assert right[1] >= right[0] - 0.005
+
+
+def test_the_same_images_give_the_same():
+    images = clouds(EQUAL)[2]
+    state = torch.get_rng_state()
+    first, second = heard_from(images), heard_from(images)
+    assert torch.equal(first.logits, second.logits) and first.shares == second.shares
+    assert torch.equal(first.classifier.weights, second.classifier.weights)
+    assert torch.equal(torch.get_rng_state(), state)  # draws nothing from what others draw from
+
+
+# A bank of real features, without its test images: half of val is the test, the other half and the undrawn images are
+# the pool
+
+
+@pytest.fixture(scope="module")
+def pets(shared) -> BankFile:
+    return BankFile(shared / "banks" / "oxford_pets.safetensors")
+
+
+def gain(bank: BankFile, shots: int, kept: int) -> float:
+    """Points by which the pool helps, if the first `kept` classes of a random order occur."""
+    train, val = mean_over_views(bank.features("train")), bank.features("val")
+    train_labels, val_labels = bank.labels["train"], bank.labels["val"]
+    text, scale, generator = bank.text_positive, bank.logit_scale, torch.Generator().manual_seed(1)
+    graph, classifier, drawn = unlabelled_graph(text), FoldedClassifier(scale * text), torch.zeros(0).long()
+    if shots:
+        drawn = torch.tensor(select_few_shot(train_labels.tolist(), val_labels.tolist(), shots, random.Random(1)).train)
+        graph = Graph(train[drawn], train_labels[drawn], text)
+        closed = ClosedForm(graph.keys, graph.labels, text, kappa=4.0, rho=0.3)
+        classifier = training_free_classifier(closed, text, scale, omega=0.1)
+    order, classes = torch.randperm(len(val), generator=generator), torch.randperm(len(text), generator=generator)
+    pooled, tested = order[: len(val) // 2], order[len(val) // 2 :]
+    undrawn = torch.tensor(sorted(set(range(len(train))) - set(drawn.tolist())))
+    pool, pool_labels = torch.cat([train[undrawn], val[pooled]]), torch.cat([train_labels[undrawn], val_labels[pooled]])
+    pool = pool[torch.isin(pool_labels, classes[:kept])]
+    rows = tested[torch.isin(val_labels[tested], classes[:kept])]
+    heard = hear_unlabelled(classifier, graph, pool, scale, 1.0).classifier
+    right = [(c.logits(val[rows]).argmax(dim=1) == val_labels[rows]).double().mean() for c in (classifier, heard)]
+    return 100 * float(right[1] - right[0])
+
+
+@pytest.mark.parametrize("shots", [0, 1])
+def test_a_pool_helps_on_a_bank_and_does_no_harm_where_few_classes_occur(shots, pets):
+    assert gain(pets, shots, kept=37) > 2
+    assert gain(pets, shots, kept=9) >= -0.5
+    assert gain(pets, shots, kept=1) >= -0.5
