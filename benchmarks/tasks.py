@@ -46,7 +46,7 @@ def random_bank(num_classes: int, width: int, shots: int = 16, views: int = 1, t
 def layer_of_the_paper() -> Config:
     """A configuration whose six relations all have a `W`, and that has neither noise nor messages in closed form."""
     node = "TRAINER.HEGRAPHADAPTER"
-    layer = [f"{node}.TEXT_W", True, f"{node}.WEIGHT_INIT", "xavier"]
+    layer = [f"{node}.TEXT_W", True, f"{node}.WEIGHT_INIT", "identity"]
     return load_cfg(opts=[*layer, f"{node}.NOISE", 0.0, f"{node}.CLOSED_FORM.OMEGA", 0.0])
 
 

@@ -179,7 +179,7 @@ def test_a_feature_bank_takes_the_place_of_a_data_set(bash, tiny_bank):
     ("environment", "words"),
     [
         ({"METHODS": "TipAdapter Tip"}, "unknown method 'Tip'"),
-        ({"SEEDS": "one"}, "got 'one'"),
+        ({"SEEDS": "one"}, "got one"),
     ],
 )
 def test_a_wrong_loop_is_one_line_before_anything_runs(bash, environment, words):

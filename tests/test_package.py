@@ -140,8 +140,9 @@ def test_requirements_txt_is_what_the_wheel_requires_with_what_the_tests_of_the_
     extras = set(re.findall(r"^Requires-Dist: (\S+); extra == '(?:pyg|dev)'$", metadata, re.MULTILINE))
     listed = requirements((ROOT / "requirements.txt").read_text())
     assert requirements(required) <= listed
-    assert listed - requirements(required) == {"torch-geometric>=2.5.3", "pytest>=8.0"}
-    assert {"torch-geometric>=2.5.3", "pytest>=8.0"} <= extras
+    of_the_tests = {"torch-geometric>=2.5.3", "pytest>=8.0", "pytest-xdist>=3.6"}
+    assert listed - requirements(required) == of_the_tests
+    assert of_the_tests <= extras
 
 
 def test_the_installed_package_is_hegraph_and_trainers_is_unknown(installed):

@@ -29,7 +29,7 @@ from trainers.hegraph.sweep.grid import Run
 from trainers.hegraph.training.checkpoints import CHECKPOINT
 from trainers.hegraph.utils.errors import UserError
 
-LONG = ("TRAINER.HEGRAPHADAPTER.MIN_STEPS", "600")  # so that a run takes a while
+LONG = ("TRAINER.HEGRAPHADAPTER.MIN_STEPS", "200")  # so that a run takes a while
 
 
 class Lost(Exception):
