@@ -160,9 +160,10 @@ def hear_unlabelled(
     offsets = torch.zeros_like(graph.text[:, 0], dtype=torch.float64)
     equal = count / num_classes + PRIOR
     logits = torch.empty_like(scores)
+    moment = sum(block.double().t() @ block.double() for block in features.split(ROWS))  # no round changes it
     for _ in range(ROUNDS):
         nodes = _class_nodes(graph, features, probabilities, guess)
-        metric = _metric(graph, features, probabilities, nodes)
+        metric = _metric(graph, features, moment, nodes)
         sent = nodes.soft_counts
         offsets = offsets - ((sent + PRIOR) / equal).log()
         rows = zip(*(tensor.split(ROWS) for tensor in (features, scores, probabilities, logits)))
@@ -271,17 +272,15 @@ def _class_nodes(graph: Graph, features: Tensor, probabilities: Tensor, guess: T
     return _ClassNodes(nodes, counts, soft_counts, soft_sums)
 
 
-def _metric(graph: Graph, features: Tensor, probabilities: Tensor, heard: _ClassNodes) -> _Metric:
-    """The metric of step 2."""
+def _metric(graph: Graph, features: Tensor, moment: Tensor, heard: _ClassNodes) -> _Metric:
+    """The metric of step 2; `moment` is `sum_i f_i f_i^T`, shape `[d, d]`."""
     nodes, width = heard.nodes, features.shape[1]
     total = len(graph.keys) + len(features)
     deviations = graph.keys.double() - nodes[graph.labels]
     # sum_ic q_ic (f_i - u_c)(f_i - u_c)^T, without a pass over all pairs, since the q_i add up to 1
     covariance = deviations.t() @ deviations - heard.soft_sums.t() @ nodes - nodes.t() @ heard.soft_sums
     covariance += (nodes * heard.soft_counts.unsqueeze(1)).t() @ nodes
-    for block in features.split(ROWS):
-        covariance += block.double().t() @ block.double()
-    covariance /= total
+    covariance = (covariance + moment) / total
     ridge = RHO * width / total
     identity = torch.eye(width, dtype=nodes.dtype, device=nodes.device)
     spread = (covariance.trace() / width).clamp_min(SMALLEST)  # of images that are all alike it is 0
