@@ -11,7 +11,8 @@ from yacs.config import CfgNode
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.baselines import load_method
 from trainers.hegraph.datasets import select_few_shot
-from trainers.hegraph.features.bank import load_bank
+from trainers.hegraph.features.bank import draw_bank
+from trainers.hegraph.features.bank_file import BankFile
 from trainers.hegraph.training.choice import score
 
 pytestmark = pytest.mark.slow
@@ -53,11 +54,11 @@ def test_zero_shot_is_that_of_independent_code(reach):
     + [("stanford_cars", name, *values) for name, values in OFFICIAL_WITHOUT_VAL.items()],
 )
 def test_what_the_authors_code_reaches_is_reached(shared, bank, name, accuracy, tolerance):
-    full, method = load_bank(shared / "banks" / f"{bank}.safetensors"), load_method(name)
-    val_labels = [] if full.val_labels is None else full.val_labels.tolist()
+    file, method = BankFile(shared / "banks" / f"{bank}.safetensors"), load_method(name)
+    labels = {split: file.labels[split].tolist() if split in file.labels else [] for split in ("train", "val")}
     reached = []
     for seed in (1, 2, 3):
-        task = full.select(select_few_shot(full.train_labels.tolist(), val_labels, 4, random.Random(seed)))
+        task = draw_bank(file, select_few_shot(labels["train"], labels["val"], 4, random.Random(seed))).with_test()
         fitted = method.fit(task.without_test(), CfgNode(dict(method.defaults)), seed)
         reached.append(score(fitted.logits(task.test_features), task.test_labels)["accuracy"])
     assert sum(reached) / 3 == pytest.approx(accuracy, abs=tolerance)
