@@ -7,10 +7,13 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -30,8 +33,9 @@ from trainers.hegraph.sweep import execute, workers
 from trainers.hegraph.sweep.__main__ import Progress, await_others, in_words
 from trainers.hegraph.sweep.execute import DONE, FAILED, LOCKED, Result, attempt
 from trainers.hegraph.sweep.grid import Run
-from trainers.hegraph.sweep.workers import STARTS, run_in_workers, take
+from trainers.hegraph.sweep.workers import STARTS, Worker, run_in_workers, take
 from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.utils.signals import noted_interrupts
 
 
 @pytest.fixture
@@ -126,7 +130,7 @@ def played(monkeypatch) -> Callable[[Callable], None]:
     def install(behave: Callable) -> None:
         numbers = iter(range(100))
 
-        def work(connection, verbose, deaf):
+        def work(connection, verbose):
             with connection:
                 behave(connection, next(numbers))
 
@@ -139,8 +143,9 @@ def played(monkeypatch) -> Callable[[Callable], None]:
 
 def diligent(connection, number: int) -> None:
     connection.send(None)
-    while (run := connection.recv()) is not None:
-        connection.send(Result(run, DONE, f"by {number}"))
+    with suppress(EOFError):
+        while run := connection.recv():
+            connection.send(Result(run, DONE, f"by {number}"))
 
 
 def test_workers_share_the_threads_and_the_runs(runs, played, monkeypatch, caplog):
@@ -157,10 +162,9 @@ def test_workers_share_the_threads_and_the_runs(runs, played, monkeypatch, caplo
 def test_a_worker_that_dies_fails_its_run_alone_and_another_takes_its_place(runs, played):
     def dies_over_seed_2(connection, number: int) -> None:
         connection.send(None)
-        while (run := connection.recv()) is not None:
-            if run.seed == 2:
-                return
-            connection.send(Result(run, DONE, ""))
+        with suppress(EOFError):
+            while (run := connection.recv()).seed != 2:
+                connection.send(Result(run, DONE, ""))
 
     played(dies_over_seed_2)
     results = {result.run.seed: result for result in run_in_workers(runs, 1)}
@@ -206,31 +210,56 @@ def test_the_runs_of_most_shots_are_taken_first_since_they_take_longest(tmp_path
     assert [take(waiting, worker, [worker]) for _ in grid] == [grid[2], grid[1], grid[0]]  # -1: all images
 
 
-def test_a_worker_does_what_it_is_given_until_it_is_told_to_end_or_nobody_is_there(runs, monkeypatch):
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        for number in (signal.SIGTERM, signal.SIGHUP):  # as in a new process; Ray may have set its own in this one
-            signal.signal(number, signal.SIG_DFL)
-        ours, theirs = Pipe()
-        for given in (runs[0], None):
-            ours.send(given)
-        workers.work(theirs, False)
-        assert ours.recv() is None
-        assert (ours.recv().status, read_record(runs[0].folder)["seed"]) == (DONE, 0)
-        ours.send(runs[1])
+def test_a_worker_does_what_it_is_given_until_nobody_is_there(runs, monkeypatch):
+    monkeypatch.setattr(workers.os, "setsid", lambda: None)
+    ours, theirs = Pipe()
+    worker = threading.Thread(target=workers.work, args=(Connection(os.dup(theirs.fileno())), False))
+    worker.start()
+    assert ours.recv() is None
+    ours.send(runs[0])
+    assert (ours.recv().status, read_record(runs[0].folder)["seed"]) == (DONE, 0)
+    theirs.close()
+    ours.close()
+    worker.join(60)
+    assert not worker.is_alive()
 
-        def interrupted(run: Run, opened: Opened, verbose: bool) -> None:
-            for number in (signal.SIGTERM, signal.SIGINT):  # only the first counts
-                signal.raise_signal(number)
 
-        monkeypatch.setattr(workers, "attempt", interrupted)
-        workers.work(theirs, False)
-        assert ours.recv() is None
-        ours.close()
-        workers.work(theirs, False)  # whose reader has gone
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def test_a_process_that_is_started_unheard_hears_no_signal_and_this_one_does_again():
+    blocked = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    show = "import signal; print(*map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())))"
+    with workers.unheard():
+        printed = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True).stdout
+    assert {int(number) for number in printed.split()} >= set(blocked)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def test_a_sweep_that_is_ended_kills_what_is_at_a_run_and_removes_what_that_has_half_done(runs, monkeypatch):
+    killed, folder = [], runs[0].folder
+    (folder / ".model.x.tmp").mkdir(parents=True)
+    for name in (LOCK, HOLDER, ".result.json.x.tmp", ".model.x.tmp/file"):
+        (folder / name).touch()
+    worker = Worker.__new__(Worker)
+    worker.run, worker.connection = runs[0], Pipe()[0]
+    worker.process = SimpleNamespace(
+        pid=4711, is_alive=lambda: True, kill=lambda: killed.append("it"), join=lambda: killed.append("gone")
+    )
+    monkeypatch.setattr(workers.os, "killpg", lambda *group: killed.append(group))
+    worker.end()
+    assert killed == [(4711, signal.SIGKILL), "it", "gone"]
+    assert not folder.exists()
+
+
+def test_what_an_interrupt_has_turned_into_another_error_is_no_failure_of_the_run(runs, monkeypatch):
+    def run(cfg, bank, opened):
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise ImportError("half a module")
+
+    monkeypatch.setattr(execute, "run_one", run)
+    with noted_interrupts(), pytest.raises(KeyboardInterrupt):
+        attempt(runs[0], Opened())
+    assert attempt(runs[0], Opened()).status == FAILED
 
 
 def test_a_run_in_its_own_process_is_what_its_command_says(runs, tmp_path, monkeypatch, capsys):
@@ -370,12 +399,14 @@ def at_work(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("hears_hangup")
-@pytest.mark.parametrize("workers", [[], ["--workers", "2"]])
 @pytest.mark.parametrize(
-    ("send", "number"),
-    [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM), (os.kill, signal.SIGHUP)],
-    ids=["Ctrl-C", "docker stop", "timeout", "kill -HUP"],
+    ("workers", "send", "number"),
+    [
+        ([], os.killpg, signal.SIGINT),
+        (["--workers", "2"], os.killpg, signal.SIGINT),
+        (["--workers", "2", "--separate"], os.kill, signal.SIGTERM),
+    ],
+    ids=["Ctrl-C", "Ctrl-C with workers", "docker stop with processes"],
 )
 def test_a_sweep_that_is_ended_leaves_no_lock_and_the_same_command_goes_on(
     grid, tmp_path, start, hold, wait_for, workers, send, number
@@ -384,7 +415,8 @@ def test_a_sweep_that_is_ended_leaves_no_lock_and_the_same_command_goes_on(
     wait_for(lambda: left_undone(tmp_path) < 8, sweep)
     held, _ = hold(lambda: at_work(tmp_path), sweep)
     send(sweep.pid, number)
-    os.kill(held, signal.SIGCONT)
+    with suppress(ProcessLookupError):  # it has been killed
+        os.kill(held, signal.SIGCONT)
     out, error = sweep.communicate(timeout=240)  # its workers have let go of stderr too
     assert (sweep.returncode, out) == (130, ""), error
     assert "Traceback" not in error
@@ -395,25 +427,6 @@ def test_a_sweep_that_is_ended_leaves_no_lock_and_the_same_command_goes_on(
     out, error = again.communicate(timeout=240)
     assert (again.returncode, left_undone(tmp_path)) == (0, 0), error
     assert "finished before" in out
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("end", [None, signal.SIGTERM])
-def test_a_ctrl_c_that_the_sweep_ignores_reaches_no_worker(grid, tmp_path, start, hold, end):
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a script does to what it begins with &
-    try:
-        sweep = start(*grid, "--workers", "2")
-    finally:
-        signal.signal(signal.SIGINT, before)
-    held, _ = hold(lambda: at_work(tmp_path), sweep)
-    os.killpg(sweep.pid, signal.SIGINT)
-    if end:
-        os.kill(sweep.pid, end)
-    os.kill(held, signal.SIGCONT)
-    _, error = sweep.communicate(timeout=240)
-    assert sweep.returncode == (130 if end else 0), error
-    assert not list(tmp_path.rglob(LOCK))
-    assert end or not left_undone(tmp_path)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -75,18 +76,28 @@ def _leave(folder: Path, lock: FileLock, made: bool) -> None:
             folder.rmdir()
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether a process is at work in a folder; what one that was killed has left of its lock is removed."""
+def is_locked(folder: Path, patience: float = 0.0) -> bool:
+    """Whether a process is at work in a folder. What one that was killed has left half done there is removed.
+
+    Args:
+        folder: The folder.
+        patience: How many seconds a process has to end that was just killed.
+    """
     if not (folder / LOCK).exists():
         return False
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout:
         return True
     except OSError:
         return False
-    _leave(folder, lock, made=False)
+    for half_done in folder.glob(".*.tmp"):
+        if half_done.is_dir():
+            shutil.rmtree(half_done, ignore_errors=True)
+        else:
+            half_done.unlink(missing_ok=True)
+    _leave(folder, lock, made=True)
     return False
 
 

@@ -21,6 +21,7 @@ from ..experiments.run import run as run_one
 from ..experiments.tasks import Opened
 from ..results.records import read_record
 from ..utils.errors import PACKAGE, UserError, first_line
+from ..utils.signals import was_interrupted
 from .grid import Run
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ def attempt(run: Run, opened: Opened, verbose: bool = False, cfg: Config | None 
     except Locked as error:
         status, message = LOCKED, str(error)
     except Exception as error:
+        if was_interrupted():  # while a module was imported, which turns it into anything
+            raise KeyboardInterrupt from error
         status, message = FAILED, record_failure(run, error, cfg)
     return Result(run, status, message, time.monotonic() - started)
 

@@ -7,14 +7,17 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
+from multiprocessing.resource_tracker import ensure_running
 
+from ..experiments.lock import is_locked
 from ..experiments.tasks import Opened
 from ..utils.errors import UserError, show_messages
-from ..utils.signals import ENDINGS, deaf_to_interrupts, unheard
+from ..utils.signals import ENDINGS
 from ..utils.threads import cores
 from .execute import FAILED, Result, attempt, record_failure
 from .grid import Run
@@ -22,7 +25,7 @@ from .grid import Run
 logger = logging.getLogger(__name__)
 
 THREADS = "OMP_NUM_THREADS"  # how many threads torch computes with
-PATIENCE = 30  # seconds that an interrupted worker has to end
+PATIENCE = 1.0  # seconds that the system has to end what a worker has started
 STARTS = 3  # how many workers in a row may die before their first run
 
 
@@ -36,7 +39,9 @@ def run_here(runs: Sequence[Run], verbose: bool = False) -> Iterator[Result]:
 def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool = False) -> Iterator[Result]:
     """Does the runs in worker processes, each of which keeps to one data set as long as it has runs.
 
-    A worker that dies takes its run along, which counts as failed, and another takes its place.
+    A worker that dies takes its run along, which counts as failed, and another takes its place. No signal reaches a
+    worker, so that none can get lost in a library: where this process is interrupted, it kills its workers. The next
+    sweep goes on from their checkpoints.
 
     Args:
         runs: The runs.
@@ -74,9 +79,7 @@ def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool = False) -> 
                     worker.give(take(waiting, worker, team))
     finally:
         for worker in team:
-            worker.stop()
-        for worker in team:
-            worker.join()
+            worker.end()
 
 
 def take(waiting: deque[Run], worker: Worker, team: Sequence[Worker]) -> Run:
@@ -113,13 +116,11 @@ class Worker:
     def __init__(self, threads: int, verbose: bool) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would share the threads of torch
         self.connection, theirs = context.Pipe()
-        # A shell that begins a sweep in the background has it ignore Ctrl-C, which is meant for another command then
-        self.deaf = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-        self.process = context.Process(target=work, args=(theirs, verbose, self.deaf), daemon=True)
+        self.process = context.Process(target=work, args=(theirs, verbose), daemon=True)
         before = {name: os.environ[name] for name in (THREADS,) if name in os.environ}
         os.environ[THREADS] = str(threads)  # torch reads it when it is imported
         try:
-            with deaf_to_interrupts():
+            with unheard():
                 self.process.start()
         finally:
             del os.environ[THREADS]
@@ -155,47 +156,48 @@ class Worker:
         hint = "; the system may have run out of memory: try fewer --workers" if code == -signal.SIGKILL else ""
         return Result(run, FAILED, record_failure(run, RuntimeError(f"the worker process {how}{hint}")))
 
-    def stop(self) -> None:
-        """Has the worker end; a run that it is at is interrupted as by Ctrl-C."""
-        if self.run is None:
-            with suppress(OSError):
-                self.connection.send(None)
-        elif self.process.pid is not None and self.process.is_alive():
-            with suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGTERM if self.deaf else signal.SIGINT)
-        self.connection.close()
-
-    def join(self) -> None:
-        """Waits until the worker has ended, and ends it the hard way if it does not."""
-        self.process.join(PATIENCE)
+    def end(self) -> None:
+        """Kills the process and what it has started, and removes what the run that it was at has left half done."""
         if self.process.is_alive():
+            with suppress(OSError):  # it has not come to `os.setsid` yet
+                os.killpg(self.process.pid or 0, signal.SIGKILL)
             self.process.kill()
             self.process.join()
+        self.connection.close()
+        if self.run is not None:
+            is_locked(self.run.folder, PATIENCE)
 
 
-def work(connection: Connection, verbose: bool, deaf: bool = False) -> None:
-    """What a worker process does: runs from the connection, results into it, until None comes or nobody is there.
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Processes that are started in the block hear of no Ctrl-C and no signal of `ENDINGS`, nor do theirs."""
+    ensure_running()  # the helper of multiprocessing, which would let Ctrl-C through again when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *ENDINGS))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def work(connection: Connection, verbose: bool) -> None:
+    """What a worker process does: runs from the connection, results into it, until nobody is there any more.
 
     Args:
-        connection: To the process that has begun this one.
+        connection: To the process that has begun this one, with which this one ends.
         verbose: Whether the runs' own messages are shown.
-        deaf: Whether that process ignores Ctrl-C, so that this one does too.
     """
+    os.setsid()  # its processes, those of runs with `separate`, can be killed together
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     show_messages()
-    try:
-        heard = [number for number in ENDINGS if signal.getsignal(number) == signal.SIG_DFL]
-        for number in heard if deaf else [signal.SIGINT, *heard]:
-            signal.signal(number, _interrupt)  # they may be sent to this process as well as to the one that began it
-        opened = Opened()
+    opened = Opened()
+    with suppress(EOFError, OSError):
         connection.send(None)
-        while (run := connection.recv()) is not None:
-            connection.send(attempt(run, opened, verbose))
-    except (KeyboardInterrupt, EOFError, OSError):
-        pass  # whoever gave the runs has ended or wants an end; the next sweep goes on
+        while True:
+            connection.send(attempt(connection.recv(), opened, verbose))
 
 
-def _interrupt(number: int, frame: object) -> None:
-    """Ends the run of a worker. Only the first signal counts, so that the next does not disturb the tidying up."""
-    for each in (signal.SIGINT, *ENDINGS):
-        signal.signal(each, unheard)
-    raise KeyboardInterrupt
+def _end_with_parent() -> None:
+    """Waits until the process that has begun this one ends, however it does, and kills this one's."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os.killpg(0, signal.SIGKILL)

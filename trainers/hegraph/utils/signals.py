@@ -16,6 +16,7 @@ from typing import Any
 ENDINGS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
 TWICE = 0.5  # seconds: `timeout` sends its signal to the process and to its group
 AGAIN = 0.05  # seconds until an interrupt that got lost comes again
+_noted: list[int] = []  # of the last block of `noted_interrupts`
 
 
 def leave_on_interrupt() -> None:
@@ -41,7 +42,8 @@ def noted_interrupts() -> Iterator[list[int]]:
     `ENDINGS` ends the process at once, without tidying up, unless it comes within the time of `TWICE`. Python drops an
     exception in a callback of a library; a KeyboardInterrupt that is dropped so is raised again.
     """
-    noted: list[int] = []
+    global _noted
+    noted = _noted = []
     usual = {signal.SIGINT: (signal.default_int_handler, _leave)} | dict.fromkeys(ENDINGS, (signal.SIG_DFL,))
     before: dict[signal.Signals, Any] = {}
     first = again = None
@@ -77,6 +79,7 @@ def noted_interrupts() -> Iterator[list[int]]:
     try:
         yield noted
     finally:
+        _noted = []
         sys.unraisablehook = hook
         if again is not None:
             again.cancel()
@@ -97,21 +100,9 @@ def kept_signals() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-@contextmanager
-def deaf_to_interrupts() -> Iterator[None]:
-    """Processes that are started in the block ignore Ctrl-C until they say otherwise."""
-    if not _may_set_signals():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def unheard(number: int, frame: FrameType | None) -> None:
-    """Does nothing about a signal. With SIG_IGN, Python shows a traceback for one that has just come."""
+def was_interrupted() -> bool:
+    """Whether a signal has come in the block of `noted_interrupts`: then any exception may be what became of it."""
+    return bool(_noted)
 
 
 def _may_set_signals() -> bool:
