@@ -11,7 +11,7 @@ import torch
 
 from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.estimator import fitting, inputs
-from trainers.hegraph.method.unlabelled import Graph, hear_unlabelled
+from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,11 @@ def own(fitted) -> HeGraphClassifier:
 def test_adapt_lets_the_trained_classifier_hear_the_images(own, fitted, parts, data):
     X, y, U, _ = parts
     model, order = fitted.model_, np.arange(8)
-    graph = Graph(torch.from_numpy(X[order]), torch.from_numpy(y), torch.from_numpy(data.text))
-    expected = hear_unlabelled(model.classifier, graph, torch.from_numpy(U), model.logit_scale, model.temperature)
+    sums, text = (
+        ClassSums.of(torch.from_numpy(X[order]), torch.from_numpy(y), len(data.text)),
+        torch.from_numpy(data.text),
+    )
+    expected = hear_unlabelled(model.classifier, sums, text, torch.from_numpy(U), model.logit_scale, model.temperature)
     assert own.adapt(U) is own
     torch.testing.assert_close(own.model_.classifier.weights, expected.classifier.weights)
     torch.testing.assert_close(own.model_.classifier.bias, expected.classifier.bias)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -20,12 +21,25 @@ from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import ClosedForm, guess_class_means, training_free_classifier
 from trainers.hegraph.method.unlabelled import (
     ClassShares,
-    Graph,
+    ClassSums,
     Heard,
     evenness,
     hear_unlabelled,
     relative_evenness,
 )
+
+
+class Graph(NamedTuple):
+    """Labelled images `[N, d]`, their classes `[N]`, and text `[K, d]`."""
+
+    keys: Tensor
+    labels: Tensor
+    text: Tensor
+
+    def hear(self, classifier: FoldedClassifier, images: Tensor, scale: float, temperature: float) -> Heard:
+        sums = ClassSums.of(self.keys, self.labels, len(self.text))
+        return hear_unlabelled(classifier, sums, self.text, images, scale, temperature)
+
 
 K, M, WIDTH, TAU, T = 3, 7, 5, 20.0, 1.7
 LABELS = torch.tensor([0, 0, 1, 2])  # N = 4
@@ -82,7 +96,7 @@ def by_loops(
         def dot(x: Tensor, y: Tensor, inverse: Tensor = inverse) -> Tensor:
             return x @ inverse @ y
 
-        s = sum(dot(x - m, x - m).sqrt() for x in [*keys, *f]) / (n + M)
+        s = (sum(dot(x - m, x - m) for x in [*keys, *f]) / (n + M)).sqrt()
         o = o - torch.stack([((soft[c] + 3) / (M / K + 3)).log() for c in range(K)])
         moved = a.clone()
         for i in range(M):
@@ -105,7 +119,7 @@ def test_the_rounds_are_the_equations(rounds, labelled, lam, mu, tiny, monkeypat
     monkeypatch.setattr(unlabelled, "ROUNDS", rounds)
     monkeypatch.setattr(unlabelled, "ROWS", 3)  # three blocks
     given_shares(monkeypatch, lam, mu)
-    heard = hear_unlabelled(classifier, graph, images, TAU, T)
+    heard = graph.hear(classifier, images, TAU, T)
     q, messages, mean, offsets = by_loops(classifier, graph, images, rounds, lam, mu)
     assert_close((heard.logits / T).softmax(dim=1).double(), q, rtol=1e-4, atol=1e-6)
     outside = F.normalize(images[:4] + images[3:], dim=-1)
@@ -116,19 +130,17 @@ def test_the_rounds_are_the_equations(rounds, labelled, lam, mu, tiny, monkeypat
 def test_a_classifier_without_a_bias_gets_one_and_the_cache_stays(tiny, monkeypatch):
     classifier, graph, images = tiny
     given_shares(monkeypatch, 1.0, 0.0)
-    plain = hear_unlabelled(replace(classifier, bias=torch.zeros(K)), graph, images, TAU, T).classifier
-    none = hear_unlabelled(replace(classifier, bias=None), graph, images, TAU, T).classifier
+    plain = graph.hear(replace(classifier, bias=torch.zeros(K)), images, TAU, T).classifier
+    none = graph.hear(replace(classifier, bias=None), images, TAU, T).classifier
     assert_close(none.logits(images), plain.logits(images))
     cached = replace(classifier, keys=graph.keys, labels=graph.labels, alpha=0.0, beta=5.5)
-    found = hear_unlabelled(cached, graph, images, TAU, T).classifier
+    found = graph.hear(cached, images, TAU, T).classifier
     assert found.keys is graph.keys and (found.alpha, found.beta) == (0.0, 5.5)
 
 
 def test_copies_of_an_image_count_once(tiny):
     classifier, graph, images = tiny
-    once, copied = (
-        hear_unlabelled(classifier, graph, rows, TAU, T) for rows in (images, images[[3, 0, 1, 2, 3, 4, 5, 6]])
-    )
+    once, copied = (graph.hear(classifier, rows, TAU, T) for rows in (images, images[[3, 0, 1, 2, 3, 4, 5, 6]]))
     assert torch.equal(copied.classifier.weights, once.classifier.weights)
     assert torch.equal(copied.logits, once.logits[[3, 0, 1, 2, 3, 4, 5, 6]])
 
@@ -170,7 +182,7 @@ EQUAL, FEW = torch.arange(10).repeat(20), torch.arange(2).repeat(100)
 
 def heard_from(images: Tensor, labelled: bool = True) -> Heard:
     graph, classifier, _ = clouds(EQUAL)
-    return hear_unlabelled(classifier, graph if labelled else unlabelled_graph(graph.text), images, SCALE, 1.0)
+    return (graph if labelled else unlabelled_graph(graph.text)).hear(classifier, images, SCALE, 1.0)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -190,6 +202,25 @@ def test_predictions_that_tell_nothing_give_no_offsets():
     assert relative_evenness(probabilities) == pytest.approx(0, abs=1e-3)
     shares = ClassShares.of(probabilities, labelled=True)
     assert (shares.offsets, shares.prior) == (0, pytest.approx(0.5 * 200 / 260, rel=0.01))
+
+
+@pytest.mark.parametrize("sure", [30.0, 60.0])
+def test_sure_predictions_of_few_classes_are_uneven(sure):
+    """Classes that nobody is predicted as are taken to look like the others; there is nothing to draw them from."""
+    assert relative_evenness((sure * torch.eye(10)[FEW]).softmax(dim=1)) == -1
+    assert relative_evenness((sure * torch.eye(10)[EQUAL]).softmax(dim=1)) == pytest.approx(1, abs=0.1)
+
+
+def test_sums_of_two_sets_of_images_add_up(tiny):
+    _, graph, _ = tiny
+    whole, *parts = (
+        ClassSums.of(graph.keys[rows], LABELS[rows], K) for rows in (slice(0, 4), slice(0, 1), slice(1, 4))
+    )
+    for name in ("counts", "sums", "moment"):
+        assert_close(getattr(whole, name), getattr(parts[0], name) + getattr(parts[1], name))
+    assert whole.counts.tolist() == [2, 1, 1]
+    assert_close(whole.moment, graph.keys.double().t() @ graph.keys.double())
+    assert_close(whole.sums[0], graph.keys[:2].double().sum(dim=0))
 
 
 def test_evenness_is_the_share_of_the_classes_that_equal_shares_would_have():
@@ -261,7 +292,7 @@ def gain(bank: BankFile, shots: int, kept: int) -> float:
     pool, pool_labels = torch.cat([train[undrawn], val[pooled]]), torch.cat([train_labels[undrawn], val_labels[pooled]])
     pool = pool[torch.isin(pool_labels, classes[:kept])]
     rows = tested[torch.isin(val_labels[tested], classes[:kept])]
-    heard = hear_unlabelled(classifier, graph, pool, scale, 1.0).classifier
+    heard = graph.hear(classifier, pool, scale, 1.0).classifier
     right = [(c.logits(val[rows]).argmax(dim=1) == val_labels[rows]).double().mean() for c in (classifier, heard)]
     return 100 * float(right[1] - right[0])
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..experiments.image_task import ImageTask
-from ..method.unlabelled import Graph
+from ..method.unlabelled import ClassSums
 from ..models.folder import load_model, save_model
 from ..models.saved import SavedModel
 from ..utils.devices import choose_device
@@ -100,7 +100,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         model_: What was trained, as a `SavedModel`.
     """
 
-    _graph: Graph | None  # None of a loaded model
+    _labelled: ClassSums | None  # None of a loaded model
 
     def __init__(
         self,
@@ -182,14 +182,14 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
                 task = image_task(X, labels.tolist(), names, cfg, self._device())
             else:
                 task = self._feature_task(X, labels, names, positive, negative, cfg)
-            model, graph = train_model(task, cfg, self._device())
+            model, labelled = train_model(task, cfg, self._device())
         if positive is not None or negative is not None:
             model = model.model_copy(update={"prompts": None})  # the user's text nodes are not those of our sentences
         self.classes_ = classes
         self.model_ = model.model_copy(update={"labels": labels_to_keep(classes, names)})
         self.n_features_in_ = model.classifier.width
         self._image_model = _image_model(self.model_, task)
-        self._fitted, self._graph = self.model_, graph
+        self._fitted, self._labelled = self.model_, labelled
         if pools:
             self._hear(torch.cat([pool if isinstance(pool, Tensor) else self._pool(pool) for pool in pools]))
         return self
@@ -293,7 +293,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         found.classes_ = np.array(model.classnames if model.labels is None else model.labels)
         found.n_features_in_ = model.classifier.width
         found._image_model = None
-        found._graph = None
+        found._labelled = None
         return found
 
     def push_to_hub(
@@ -344,11 +344,11 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
 
     def _hear(self, features: Tensor) -> None:
         """Adapts what was fitted to unlabelled images with features `[M, d]`."""
-        if self._graph is None:
+        if self._labelled is None:
             raise UserError(
                 "a loaded model has no labelled images to hear unlabelled ones with; fit one, with unlabelled"
             )
-        self.model_ = adapted_model(self._fitted, self._graph, features, self._device())
+        self.model_ = adapted_model(self._fitted, self._labelled, features, self._device())
 
     def _pool(self, U: Any) -> Tensor:
         """Features of images as unit rows, shape `[M, d]`."""

@@ -19,7 +19,7 @@ from ..experiments.fitting import fitted_adapter, train_adapter
 from ..experiments.folder import RunFolder
 from ..experiments.record import make_model
 from ..experiments.tasks import Task
-from ..method.unlabelled import Graph, hear_unlabelled
+from ..method.unlabelled import ClassSums, hear_unlabelled
 from ..models.saved import SavedModel, Scores
 from ..training.memory import free_bytes
 from ..utils.errors import UserError
@@ -76,11 +76,11 @@ def make_configuration(
     return cfg
 
 
-def train_model(task: Task, cfg: Config, device: str) -> tuple[SavedModel, Graph]:
+def train_model(task: Task, cfg: Config, device: str) -> tuple[SavedModel, ClassSums]:
     """Trains the adapter of a task, as the command line does, and folds it into a model on the CPU.
 
     Returns:
-        The model, and what unlabelled images are added to, on the CPU.
+        The model, and what it can hear unlabelled images with, on the CPU.
 
     Raises:
         UserError: If the training diverges, or something cannot be encoded.
@@ -101,33 +101,37 @@ def train_model(task: Task, cfg: Config, device: str) -> tuple[SavedModel, Graph
         "transfer": None if model.transfer is None else model.transfer.to("cpu"),
         "class_nodes": None if model.class_nodes is None else model.class_nodes.cpu(),
     }
-    graph = Graph(bank.cache_keys().cpu(), bank.train_labels.cpu(), bank.text_positive.cpu())
-    return model.model_copy(update=moved), graph
+    sums = ClassSums.of(bank.cache_keys().cpu(), bank.train_labels.cpu(), len(bank.classnames))
+    return model.model_copy(update=moved), sums
 
 
-def adapted_model(model: SavedModel, graph: Graph, features: Tensor, device: str) -> SavedModel:
+def adapted_model(model: SavedModel, labelled: ClassSums, features: Tensor, device: str) -> SavedModel:
     """A model whose classifier has heard unlabelled images. It stays on the CPU.
 
     What was measured of the model as it was, scores of test images and of known ones, does not hold any more and goes.
 
     Args:
-        model: As `train_model` gave it.
-        graph: The same.
+        model, labelled: As `train_model` gave them.
         features: Of the unlabelled images, unit rows, shape `[M, d]`.
         device: Where to compute.
 
     Raises:
         UserError: If that would take more memory than is free.
     """
-    takes, free = COPIES * len(features) * len(graph.text) * features.element_size(), free_bytes(device)
+    takes, free = COPIES * len(features) * len(model.classnames) * features.element_size(), free_bytes(device)
     if free is not None and takes > free:
         raise UserError(
-            f"{len(features)} unlabelled images of {len(graph.text)} classes would take about {takes / 1e9:.1f} GB of "
-            f"memory, and {free / 1e9:.1f} GB are free; give fewer images"
+            f"{len(features)} unlabelled images of {len(model.classnames)} classes would take about "
+            f"{takes / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; give fewer images"
         )
-    moved = Graph(graph.keys.to(device), graph.labels.to(device), graph.text.to(device))
-    scale, temperature = model.logit_scale, model.temperature
-    heard = hear_unlabelled(model.classifier.to(device), moved, features.to(device), scale, temperature)
+    heard = hear_unlabelled(
+        model.classifier.to(device),
+        labelled.to(device),
+        model.text_positive.to(device),
+        features.to(device),
+        model.logit_scale,
+        model.temperature,
+    )
     return model.model_copy(
         update={
             "classifier": heard.classifier.to("cpu"),

@@ -21,9 +21,9 @@ In each round:
        A = (Sigma / sigma^2 + r I) / (1 + r),   m = mean_c u_c,   w_i = A^-1/2 (f_i - m),   v_c = A^-1/2 (u_c - m)
        v_c^(-i) = (N_c v_c - q_ic w_i) / (N_c - q_ic),   g_ic = w_i . v_c^(-i) / (|v_c^(-i)| s)
 
-   with `sigma^2 = tr Sigma / d` and `s` the mean of `|A^-1/2 (f - m)|`, at least `LEAST_SCALE`. What an image has sent
-   does not come back to it (the non-backtracking rule of belief propagation). Without that rule every image confirms
-   itself.
+   with `sigma^2 = tr Sigma / d` and `s` the root mean square of `|A^-1/2 (f - m)|` over all images, at least
+   `LEAST_SCALE`. What an image has sent does not come back to it (the non-backtracking rule of belief propagation).
+   Without that rule every image confirms itself.
 3. Class shares. `o` moves the classes towards occurring equally often, and `l_i` is a prior for those that occur:
 
        o_c -= log[(n_c + PRIOR) / (M / K + PRIOR)],   l_ic = log[(n_c - q_ic + PRIOR) / (M / K + PRIOR)]
@@ -33,7 +33,8 @@ In each round:
 
 Images outside the graph get `z + omega tau (f - m) . x_c + T lam o_c`, which folds into weights and a bias.
 
-Copies of an image count once: a hundred of them say no more of their class than one.
+Of the labelled images only their number, sum and second moment are needed (`ClassSums`), so that a saved model can
+hear as well. Copies of an unlabelled image count once: a hundred of them say no more of their class than one.
 
 Shapes: M unlabelled and N labelled images, K classes, S_c labelled images of class c, d feature width.
 """
@@ -42,6 +43,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,6 +68,33 @@ DRAWS = 4  # resamples of each kind
 MOST_IMAGES = 4000  # images that a resample has
 LEAST_SCALE = 0.1  # of `s`, which is 0.2 or more for different images; copies of one image would make it 0
 ROWS = 8192  # images that are worked on at once
+
+
+@dataclass(frozen=True)
+class ClassSums:
+    """What the labelled images tell the rounds. The sums of two sets of images add up to those of both.
+
+    Attributes:
+        counts: `S_c`, shape `[K]`, float64.
+        sums: `S_c m_c`, the sum of each class's unit-norm features, shape `[K, d]`, float64.
+        moment: `sum_k F_k F_k^T`, shape `[d, d]`, float64.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    moment: Tensor
+
+    @classmethod
+    def of(cls, keys: Tensor, labels: Tensor, num_classes: int) -> ClassSums:
+        """Of features `[N, d]` with labels `[N]`; N may be 0, as for zero-shot CLIP."""
+        counts = torch.bincount(labels, minlength=num_classes).double()
+        sums = keys.new_zeros(num_classes, keys.shape[1], dtype=torch.float64)
+        for rows, classes in zip(keys.split(ROWS), labels.split(ROWS)):
+            sums.index_add_(0, classes, rows.double())
+        return cls(counts, sums, _second_moment(keys))
+
+    def to(self, device: str | torch.device) -> ClassSums:
+        return ClassSums(self.counts.to(device), self.sums.to(device), self.moment.to(device))
 
 
 @dataclass(frozen=True)
@@ -102,21 +131,6 @@ class ClassShares:
 
 
 @dataclass(frozen=True)
-class Graph:
-    """The images and texts of the classes. With no labelled image, `keys` is `[0, d]` and `labels` is `[0]`.
-
-    Attributes:
-        keys: Unit-norm features of the labelled images, shape `[N, d]`.
-        labels: Their classes, shape `[N]`.
-        text: Unit-norm text features, shape `[K, d]`.
-    """
-
-    keys: Tensor
-    labels: Tensor
-    text: Tensor
-
-
-@dataclass(frozen=True)
 class Heard:
     """What the rounds leave.
 
@@ -133,47 +147,51 @@ class Heard:
 
 @torch.no_grad()
 def hear_unlabelled(
-    classifier: FoldedClassifier, graph: Graph, features: Tensor, logit_scale: float, temperature: float
+    classifier: FoldedClassifier,
+    labelled: ClassSums,
+    text: Tensor,
+    features: Tensor,
+    logit_scale: float,
+    temperature: float,
 ) -> Heard:
     """Lets a classifier hear unlabelled images.
 
     Args:
         classifier: Any trained classifier, or zero-shot CLIP's.
-        graph: What it was trained on.
+        labelled: Of the images that it was trained on.
+        text: Unit-norm text features of the classes, shape `[K, d]`.
         features: Unit-norm features of the unlabelled images, shape `[M, d]`, M at least 1.
         logit_scale: CLIP's `tau`.
         temperature: What the classifier's logits are divided by to become calibrated, `T`.
     """
-    features, place = features.unique(dim=0, return_inverse=True)
+    features, place = distinct(features)
     scores = torch.cat([(classifier.logits(block) / temperature).log_softmax(dim=1) for block in features.split(ROWS)])
-    probabilities = scores.exp()
+    edges = scores.exp()
     count, num_classes = scores.shape
-    labelled = len(graph.keys) > 0
-    shares = ClassShares.of(probabilities, labelled)
+    has_labels = bool(labelled.counts.sum() > 0)
+    shares = ClassShares.of(edges, has_labels)
     omega = OMEGA * count / (count + HALF_AT * num_classes)
-    if not labelled:
-        omega *= min(1.0, 2 * shares.evenness)
+    omega *= 1.0 if has_labels else min(1.0, 2 * shares.evenness)
     strength = omega * logit_scale
     guess = None
-    if labelled:
-        guess = guess_class_means(graph.text, _sums(graph) / _counts(graph).clamp_min(1)).left_out
-    offsets = torch.zeros_like(graph.text[:, 0], dtype=torch.float64)
+    if has_labels:
+        guess = guess_class_means(text, labelled.sums / labelled.counts.clamp_min(1).unsqueeze(1)).left_out
+    offsets = torch.zeros_like(labelled.counts)
     equal = count / num_classes + PRIOR
-    logits = torch.empty_like(scores)
-    moment = sum(block.double().t() @ block.double() for block in features.split(ROWS))  # no round changes it
-    for _ in range(ROUNDS):
-        nodes = _class_nodes(graph, features, probabilities, guess)
-        metric = _metric(graph, features, moment, nodes)
-        sent = nodes.soft_counts
-        offsets = offsets - ((sent + PRIOR) / equal).log()
-        rows = zip(*(tensor.split(ROWS) for tensor in (features, scores, probabilities, logits)))
-        for images, score, own, moved in rows:
-            moved.copy_(score + strength / temperature * metric.to_images(images, own, nodes.counts))
+    moment = labelled.moment + _second_moment(features)  # no round changes it
+    for number in range(ROUNDS):
+        if number:
+            edges.exp_()
+        nodes = _class_nodes(labelled, text, features, edges, guess)
+        metric = _metric(labelled, moment, nodes)
+        offsets = offsets - ((nodes.soft_counts + PRIOR) / equal).log()
+        for images, score, own in zip(*(tensor.split(ROWS) for tensor in (features, scores, edges))):
+            moved = metric.to_images(images, own, nodes.counts).mul_(strength / temperature).add_(score)
             moved += (shares.offsets * offsets).float()
             if shares.prior > 0:
-                prior = ((sent - own + PRIOR) / equal).log()
-                moved += ((1 - shares.offsets) * shares.prior / 2 * prior).float()
-        probabilities = logits.softmax(dim=1)
+                prior = (nodes.soft_counts.float() - own).clamp_min_(0).add_(PRIOR).div_(equal).log_()
+                moved += prior.mul_((1 - shares.offsets) * shares.prior / 2)
+            own.copy_(moved.log_softmax(dim=1))  # the edges of the next round, as logarithms
     weights = F.normalize(metric.nodes, dim=1) @ metric.whitening / metric.scale
     bias = -strength * weights @ metric.mean + temperature * shares.offsets * offsets
     heard = replace(
@@ -181,7 +199,16 @@ def hear_unlabelled(
         weights=classifier.weights + (strength * weights).float(),
         bias=bias.float() if classifier.bias is None else classifier.bias + bias.float(),
     )
-    return Heard(temperature * logits[place], heard, shares)
+    return Heard(temperature * edges[place], heard, shares)
+
+
+def distinct(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The different rows of features `[M, d]`, in an order of their own, and the place of every row among them."""
+    rows = np.ascontiguousarray(features.cpu().numpy())
+    as_bytes = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))[:, 0]
+    _, first, place = np.unique(as_bytes, return_index=True, return_inverse=True)
+    kept, places = (torch.from_numpy(found.reshape(-1)).to(features.device) for found in (first, place))
+    return features[kept], places
 
 
 def evenness(shares: Tensor) -> float:
@@ -200,14 +227,30 @@ def relative_evenness(probabilities: Tensor) -> float:
     generator = torch.Generator().manual_seed(0)
     if len(probabilities) > MOST_IMAGES:
         probabilities = probabilities[torch.randperm(len(probabilities), generator=generator)[:MOST_IMAGES]]
-    count = len(probabilities)
+    count, best = len(probabilities), probabilities.argmax(dim=1)
+    of_class = probabilities.t().clamp_min(SMALLEST).contiguous()
+    seen = of_class.sum(dim=1)
+    seen = seen / (seen + 1)
 
     def drawn(shares: Tensor) -> float:
-        """Evenness of images of which as many are drawn for each class as the shares say, by their probabilities."""
+        """Evenness of images of which as many are drawn for each class as the shares say, by their probabilities.
+
+        A class that no image is predicted as cannot be drawn. It is taken to look like the others: the prediction of
+        any image, with this class in the place of the predicted one.
+        """
         wanted = torch.multinomial(shares, count, replacement=True, generator=generator).bincount(minlength=num_classes)
-        of_class = probabilities.t().clamp_min(SMALLEST)
-        rows = [torch.multinomial(of_class[c], int(n), True, generator=generator) for c, n in enumerate(wanted) if n]
-        return evenness(probabilities[torch.cat(rows)].mean(dim=0))
+        total = torch.zeros(num_classes, dtype=torch.float64)
+        for c, number in enumerate(wanted.tolist()):
+            known = int((torch.rand(number, generator=generator) < seen[c]).sum())
+            if known:
+                total += probabilities[torch.multinomial(of_class[c], known, True, generator=generator)].sum(dim=0)
+            if number > known:
+                rows = torch.randint(count, (number - known,), generator=generator)
+                total += probabilities[rows].sum(dim=0)
+                gained = (probabilities[rows, best[rows]] - probabilities[rows, c]).double()
+                total[c] += gained.sum()
+                total.index_add_(0, best[rows], -gained)
+        return evenness(total / count)
 
     def uneven() -> Tensor:
         """Class shares that are uniform on the simplex, that is, of a Dirichlet distribution of ones."""
@@ -248,39 +291,41 @@ class _Metric:
             own: Their soft edges `q_ic`, shape `[R, K]`.
             counts: `N_c`, shape `[K]`.
         """
-        images = ((features.double() - self.mean) @ self.whitening).float()
+        images = (features - self.mean.float()) @ self.whitening.float()
         nodes, counts = self.nodes.float(), counts.float()
         products = images @ nodes.t()
-        lengths = images.square().sum(dim=1, keepdim=True)
-        without = counts.square() * nodes.square().sum(dim=1) - 2 * counts * own * products + own.square() * lengths
-        return (counts * products - own * lengths) / (without.clamp_min(SMALLEST).sqrt() * self.scale.float())
+        sent = own * images.square().sum(dim=1, keepdim=True)  # q |w|^2
+        # |N v - q w|^2 = N (N |v|^2 - 2 q v.w) + q (q |w|^2)
+        without = (counts * nodes.square().sum(dim=1) - 2 * own * products).mul_(counts).addcmul_(own, sent)
+        return products.mul_(counts).sub_(sent).div_(without.clamp_min_(SMALLEST).sqrt_().mul_(self.scale.float()))
 
 
-def _class_nodes(graph: Graph, features: Tensor, probabilities: Tensor, guess: Tensor | None) -> _ClassNodes:
+def _class_nodes(
+    labelled: ClassSums, text: Tensor, features: Tensor, probabilities: Tensor, guess: Tensor | None
+) -> _ClassNodes:
     """Step 1; `guess` is None without labelled images."""
     soft_counts = probabilities.sum(dim=0, dtype=torch.float64)
-    soft_sums = torch.zeros_like(graph.text, dtype=torch.float64)
+    soft_sums = torch.zeros_like(labelled.sums)
     for block, soft in zip(features.split(ROWS), probabilities.split(ROWS)):
         soft_sums += (soft.t() @ block).double()
     if guess is None:
         means = soft_sums / soft_counts.clamp_min(SMALLEST).unsqueeze(1)
         trust = (soft_counts / (soft_counts + KAPPA)).unsqueeze(1)
         centre = (trust * means).sum(dim=0) / trust.sum()
-        guess = guess_class_means(graph.text, centre + trust * (means - centre)).left_out
-    counts = _counts(graph)[:, 0] + soft_counts + KAPPA
-    nodes = (_sums(graph) + soft_sums + KAPPA * guess) / counts.unsqueeze(1)
+        guess = guess_class_means(text, centre + trust * (means - centre)).left_out
+    counts = labelled.counts + soft_counts + KAPPA
+    nodes = (labelled.sums + soft_sums + KAPPA * guess) / counts.unsqueeze(1)
     return _ClassNodes(nodes, counts, soft_counts, soft_sums)
 
 
-def _metric(graph: Graph, features: Tensor, moment: Tensor, heard: _ClassNodes) -> _Metric:
-    """The metric of step 2; `moment` is `sum_i f_i f_i^T`, shape `[d, d]`."""
-    nodes, width = heard.nodes, features.shape[1]
-    total = len(graph.keys) + len(features)
-    deviations = graph.keys.double() - nodes[graph.labels]
-    # sum_ic q_ic (f_i - u_c)(f_i - u_c)^T, without a pass over all pairs, since the q_i add up to 1
-    covariance = deviations.t() @ deviations - heard.soft_sums.t() @ nodes - nodes.t() @ heard.soft_sums
-    covariance += (nodes * heard.soft_counts.unsqueeze(1)).t() @ nodes
-    covariance = (covariance + moment) / total
+def _metric(labelled: ClassSums, moment: Tensor, heard: _ClassNodes) -> _Metric:
+    """The metric of step 2; `moment` is `sum f f^T` over all images, shape `[d, d]`."""
+    nodes, width = heard.nodes, len(moment)
+    counts, sums = labelled.counts + heard.soft_counts, labelled.sums + heard.soft_sums
+    total = counts.sum()
+    # The sum of (f - u_c)(f - u_c)^T over all edges, without a pass over the images
+    cross = sums.t() @ nodes
+    covariance = (moment - cross - cross.t() + (nodes * counts.unsqueeze(1)).t() @ nodes) / total
     ridge = RHO * width / total
     identity = torch.eye(width, dtype=nodes.dtype, device=nodes.device)
     spread = (covariance.trace() / width).clamp_min(SMALLEST)  # of images that are all alike it is 0
@@ -288,19 +333,18 @@ def _metric(graph: Graph, features: Tensor, moment: Tensor, heard: _ClassNodes) 
     # No eigenvalue is less than the ridge's, but for rounding: with images that are all alike it is all that is left
     whitening = (vectors / eigenvalues.clamp_min(ridge / (1 + ridge)).sqrt()) @ vectors.t()
     mean = nodes.mean(dim=0)
-    images = [*graph.keys.split(ROWS), *features.split(ROWS)]
-    scale = sum(((block.double() - mean) @ whitening).norm(dim=1).sum() for block in images) / total
-    return _Metric(whitening, mean, torch.as_tensor(scale).clamp_min(LEAST_SCALE), (nodes - mean) @ whitening)
+    to_mean = torch.outer(sums.sum(dim=0), mean)
+    around_mean = moment / total - (to_mean + to_mean.t()) / total + torch.outer(mean, mean)
+    scale = ((whitening @ around_mean) * whitening).sum().clamp_min(0).sqrt()  # tr(A^-1/2 . A^-1/2)
+    return _Metric(whitening, mean, scale.clamp_min(LEAST_SCALE), (nodes - mean) @ whitening)
 
 
-def _counts(graph: Graph) -> Tensor:
-    """`S_c`, shape `[K, 1]`."""
-    return torch.bincount(graph.labels, minlength=len(graph.text)).double().unsqueeze(1)
-
-
-def _sums(graph: Graph) -> Tensor:
-    """`S_c m_c`, shape `[K, d]`."""
-    return torch.zeros_like(graph.text, dtype=torch.float64).index_add_(0, graph.labels, graph.keys.double())
+def _second_moment(features: Tensor) -> Tensor:
+    """`sum_i f_i f_i^T`, shape `[d, d]`, float64."""
+    moment = features.new_zeros(features.shape[1], features.shape[1], dtype=torch.float64)
+    for block in features.split(ROWS):
+        moment += block.double().t() @ block.double()
+    return moment
 
 
 def _ramp(value: float, between: tuple[float, float]) -> float:
