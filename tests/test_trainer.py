@@ -21,7 +21,7 @@ from trainers.hegraph import __main__ as command_line
 from trainers.hegraph.__main__ import configure, parse_arguments
 from trainers.hegraph.config import get_cfg_default
 from trainers.hegraph.datasets.split_files import read_coop_pickle
-from trainers.hegraph.experiments.lock import HOLDER, LOCK
+from trainers.hegraph.experiments.folder import HOLDER, LOCK
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.training.schedule import learning_rate, rate_at_width
 from trainers.hegraph.utils.errors import UserError

@@ -15,23 +15,25 @@ from trainers.hegraph.baselines import method_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments import image_task
 from trainers.hegraph.experiments import run as run_module
+from trainers.hegraph.experiments.image_task import open_task
 from trainers.hegraph.experiments.tasks import BankTask, Opened
 from trainers.hegraph.utils import processes
 from trainers.hegraph.utils.errors import UserError
 
-NODE = "TRAINER.HEGRAPHADAPTER"
-
 
 class Watched(BankTask):
-    """A task of a bank that says in `done` what is asked of it."""
+    """A task of a bank that says in `done` what is asked of it, and that takes five seconds to read."""
 
-    def __init__(self, path: Path, cfg, seed: int, done: list[str]) -> None:
+    def __init__(self, path: Path, cfg, seed: int, done: list, clock: list[float]) -> None:
         super().__init__(path, cfg, seed)
-        self.done, self.clock = done, [0.0]
+        self.done, self.clock = done, clock
 
     def prepare(self) -> None:
         assert not (Path(self.cfg.run.output_dir) / "split.json").exists()
         self.done.append("prepare")
+
+    def encode(self) -> None:
+        self.done.append("encode")
 
     def bank(self):
         self.done.append("bank")
@@ -40,10 +42,7 @@ class Watched(BankTask):
 
 
 class WithPictures(Watched):
-    """A task that also has pictures to encode and to show."""
-
-    def encode(self) -> None:
-        self.done.append("encode")
+    """A task that also has pictures to show."""
 
     def training_images(self):
         return iter([Image.new("RGB", (8, 8), (200, 30, 40)) for _ in self.split["train"]])
@@ -61,99 +60,50 @@ def cfg(tmp_path):
 
 
 @pytest.fixture
-def done(monkeypatch) -> list[str]:
-    """What was asked of the task, which is watched."""
-    asked: list[str] = []
-    monkeypatch.setattr(run_module, "open_task", lambda cfg, path, seed, *_: Watched(path, cfg, seed, asked))
+def done(monkeypatch) -> list:
+    """What was asked of the task, of targets, and of the group of processes, in order. The clock stands still."""
+    asked, clock = [], [100.0]
+    watched = lambda cfg, path, seed, *_: WithPictures(path, cfg, seed, asked, clock)  # noqa: E731
+    monkeypatch.setattr(run_module, "open_task", watched)
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(run_module, "encode_targets", lambda task: asked.append("encode targets"))
+    monkeypatch.setattr(run_module, "score_targets", lambda *_: asked.append("score targets") or {"X": {}})
+    monkeypatch.setattr(processes, "stop", lambda: asked.append("stop"))
     return asked
 
 
-@pytest.fixture
-def with_pictures(monkeypatch) -> list[str]:
-    """What was asked of a task of pictures, which is watched."""
-    asked: list[str] = []
-    monkeypatch.setattr(run_module, "open_task", lambda cfg, path, seed, *_: WithPictures(path, cfg, seed, asked))
-    return asked
-
-
-def test_a_run_prepares_encodes_and_leaves_its_record(cfg, done, tiny_bank, tmp_path):
+def test_a_run_prepares_encodes_and_leaves_its_record_and_is_not_done_again(cfg, done, tiny_bank, tmp_path):
     record = run_module.run(cfg(), tiny_bank)
-    assert done == ["prepare", "bank"]
+    assert done == ["prepare", "bank", "score targets"]
     assert record == json.loads((tmp_path / "out" / "result.json").read_text())
     assert (record["trainer"], record["seed"], record["shots"], record["num_train"]) == ("ZeroShot", 3, 2, 10)
     assert record["accuracy"] == record["accuracy_zero_shot"]
-    assert record["host"] == "alone"
-    assert record["targets"] == {}
+    assert (record["host"], record["targets"], record["seconds"]["features"]) == ("alone", {"X": {}}, 5)
     assert (tmp_path / "out" / "model" / "config.json").exists()
     assert not (tmp_path / "out" / "model" / "thumbnails").exists()
-
-
-def test_a_finished_run_is_neither_prepared_nor_encoded(cfg, done, tiny_bank):
-    record = run_module.run(cfg(), tiny_bank)
     done.clear()
     assert run_module.run(cfg(), tiny_bank) == record
     assert done == []
 
 
-def test_the_record_counts_the_seconds_of_encoding(cfg, tiny_bank, monkeypatch):
-    clock = [100.0]
-
-    def open_task(cfg, path, seed, *_):
-        task = Watched(path, cfg, seed, [])
-        task.clock = clock
-        return task
-
-    monkeypatch.setattr(run_module, "open_task", open_task)
-    monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    assert run_module.run(cfg(), tiny_bank)["seconds"]["features"] == 5
-
-
-def test_without_training_the_features_are_encoded_and_the_split_is_written(cfg, with_pictures, tiny_bank, tmp_path):
+def test_without_training_the_features_are_encoded_and_the_split_is_written(cfg, done, tiny_bank, tmp_path):
     assert run_module.run(cfg(), tiny_bank, train=False) == {}
-    assert with_pictures == ["prepare", "encode"]
+    assert done == ["prepare", "encode"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["split.json"]
 
 
-def test_of_several_processes_all_encode_and_the_first_goes_on(cfg, with_pictures, tiny_bank, tmp_path, monkeypatch):
+@pytest.mark.parametrize("train", [True, False])
+def test_another_process_helps_to_encode_and_writes_nothing(cfg, done, tiny_bank, tmp_path, monkeypatch, train):
     monkeypatch.setattr(processes, "rank", lambda: 1)
-    assert run_module.run(cfg(), tiny_bank) == {}
-    assert with_pictures == ["prepare", "encode"]
+    assert run_module.run(cfg(), tiny_bank, train=train) == {}
+    assert done == ["prepare", "encode", *(["encode targets"] if train else [])]
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def targets(monkeypatch) -> list:
-    """When targets were encoded and scored, each with what had been asked of the task, and when the group was left."""
-    seen: list = []
-    monkeypatch.setattr(run_module, "encode_targets", lambda task, *_: seen.append(("encode_targets", list(task.done))))
-    monkeypatch.setattr(
-        run_module, "score_targets", lambda method, task, *_: seen.append(("score_targets", list(task.done))) or {}
-    )
-    monkeypatch.setattr(processes, "stop", lambda: seen.append("stop"))
-    return seen
-
-
-@pytest.mark.parametrize("train", [True, False])
-def test_another_process_helps_to_encode_the_targets_of_a_training(
-    cfg, with_pictures, targets, tiny_bank, monkeypatch, train
-):
-    monkeypatch.setattr(processes, "rank", lambda: 1)
-    assert run_module.run(cfg(), tiny_bank, train=train) == {}
-    assert targets == ([("encode_targets", ["prepare", "encode"])] if train else [])
-
-
-def test_the_first_process_encodes_the_targets_with_the_others_and_goes_on_alone(
-    cfg, with_pictures, targets, tiny_bank, monkeypatch
-):
+def test_the_first_process_encodes_the_targets_with_the_others_and_goes_on_alone(cfg, done, tiny_bank, monkeypatch):
     monkeypatch.setattr(processes, "world_size", lambda: 2)
     run_module.run(cfg(), tiny_bank)
-    asked = ["prepare", "bank"]
-    assert targets == [("encode_targets", asked), "stop", ("score_targets", asked)]
-
-
-def test_a_single_process_encodes_targets_when_they_are_scored(cfg, with_pictures, targets, tiny_bank):
-    run_module.run(cfg(), tiny_bank)
-    assert targets == [("score_targets", ["prepare", "bank"])]
+    assert done == ["prepare", "bank", "encode targets", "stop", "score targets"]
 
 
 # Seeds and devices
@@ -168,11 +118,11 @@ def opened(monkeypatch) -> list[tuple]:
     """What a task was opened with: the seed and the device; the run then stops."""
     seen: list[tuple] = []
 
-    def open_task(cfg, path, seed, device, *_):
+    def opening(cfg, path, seed, device, *_):
         seen.append((seed, device))
         raise Stop
 
-    monkeypatch.setattr(run_module, "open_task", open_task)
+    monkeypatch.setattr(run_module, "open_task", opening)
     return seen
 
 
@@ -190,24 +140,20 @@ def test_a_negative_seed_is_drawn_by_the_system_below_two_to_the_31(cfg, opened,
     assert limits == ([2_147_483_648] if seed == -1 else [])
 
 
-def test_the_first_process_draws_the_seed_of_all(cfg, opened, monkeypatch):
+def test_the_first_process_draws_the_seed_of_all_and_the_generators_are_seeded_before_a_task_is_opened(
+    cfg, opened, monkeypatch
+):
     monkeypatch.setattr(processes, "of_first", lambda draw: 40 if 0 <= draw() < 2**31 else None)
     with pytest.raises(Stop):
         run_module.run(cfg("SEED", -1), None)
     assert opened == [(40, "cpu")]
-
-
-def test_the_generators_are_seeded_before_a_task_is_opened(cfg, opened):
-    with pytest.raises(Stop):
-        run_module.run(cfg("SEED", 5), None)
     found = torch.rand(1)
-    torch.manual_seed(5)
+    torch.manual_seed(40)
     assert torch.equal(found, torch.rand(1))
 
 
 @pytest.mark.parametrize(
-    ("wanted", "there", "device"),
-    [(True, True, "cuda"), (True, False, "cpu"), (False, True, "cpu"), (False, False, "cpu")],
+    ("wanted", "there", "device"), [(True, True, "cuda"), (True, False, "cpu"), (False, True, "cpu")]
 )
 def test_the_gpu_is_used_where_it_is_wanted_and_there(cfg, opened, monkeypatch, wanted, there, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
@@ -217,17 +163,15 @@ def test_the_gpu_is_used_where_it_is_wanted_and_there(cfg, opened, monkeypatch, 
 
 
 def test_a_task_is_a_banks_where_there_is_one_and_else_that_of_the_images(cfg, tiny_bank, monkeypatch):
-    asked = []
-    monkeypatch.setattr(image_task, "load_image_task", lambda *arguments: asked.append(arguments) or "of images")
-    configured = cfg()
-    task = run_module.open_task(configured, tiny_bank, 3, "cpu")
+    monkeypatch.setattr(image_task, "load_image_task", lambda *arguments: arguments)
+    configured, opened = cfg(), Opened()
+    assert open_task(configured, None, 3, "cuda", opened, True) == (configured, 3, "cuda", opened, True)
+    task = open_task(configured, tiny_bank, 3, "cpu", opened)
     assert isinstance(task, BankTask)
-    assert (task.seed, asked) == (3, [])
-    assert run_module.open_task(configured, None, 3, "cuda") == "of images"
-    opened = Opened()
-    run_module.open_task(configured, None, 3, "cpu", opened)
-    assert asked == [(configured, 3, "cuda", None), (configured, 3, "cpu", opened)]
-    assert run_module.open_task(configured, tiny_bank, 3, "cpu", opened).file is opened.bank(tiny_bank)
+    assert (task.seed, task.file) == (3, opened.bank(tiny_bank))
+    assert open_task(configured, tiny_bank, 4, "cpu", only_test=True).seed == 4
+    with pytest.raises(UserError, match=r"holds 'Tiny' but DATASET\.NAME is 'Digits'"):
+        open_task(cfg("DATASET.NAME", "Digits"), tiny_bank, 3, "cpu", only_test=True)
 
 
 # Testing a model, thumbnails
@@ -242,28 +186,21 @@ def test_thumbnails_are_refused_where_there_are_no_training_images(cfg, done, ti
 
 
 def test_a_model_is_tested_instead_of_training_one(cfg, done, tiny_bank, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(run_module, "test_model", lambda *arguments: asked.append(arguments) or {"tested": True})
+    monkeypatch.setattr(run_module, "test_model", lambda *arguments: {"tested": arguments})
     configured = cfg()
-    assert run_module.run(configured, tiny_bank, tmp_path / "model", 4) == {"tested": True}
-    assert asked == [(configured, tiny_bank, tmp_path / "model", 4, "cpu", None)]
+    asked = (configured, tiny_bank, tmp_path / "model", 4, "cpu", None)
+    assert run_module.run(configured, tiny_bank, tmp_path / "model", 4) == {"tested": asked}
     assert done == []
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_thumbnails_are_kept_where_asked_and_where_there_are_pictures(cfg, tiny_bank, tmp_path, monkeypatch, keep):
-    configured = cfg()
-    task = WithPictures(tiny_bank, configured, 3, [])
+@pytest.mark.parametrize(("kind", "keep"), [(WithPictures, True), (WithPictures, False), (Watched, True)])
+def test_thumbnails_are_kept_where_asked_and_where_there_are_pictures(
+    cfg, tiny_bank, tmp_path, monkeypatch, kind, keep
+):
+    task = kind(tiny_bank, cfg(), 3, [], [0.0])
     monkeypatch.setattr(run_module, "open_task", lambda *_: task)
-    run_module.run(configured, None, keep_thumbnails=keep)
-    assert any((tmp_path / "out" / "model").glob("thumbnails*")) == keep
-
-
-def test_a_task_without_pictures_keeps_none(cfg, tiny_bank, tmp_path, monkeypatch):
-    configured = cfg()
-    monkeypatch.setattr(run_module, "open_task", lambda *_: Watched(tiny_bank, configured, 3, []))
-    run_module.run(configured, None, keep_thumbnails=True)
-    assert not any((tmp_path / "out" / "model").glob("thumbnails*"))
+    run_module.run(task.cfg, None, keep_thumbnails=keep)
+    assert any((tmp_path / "out" / "model").glob("thumbnails*")) == (keep and kind is WithPictures)
 
 
 @pytest.mark.parametrize(("trainer", "says"), [("ZeroShot", ""), ("CLIPAdapter", "changes the feature"), ("Spy", "")])

@@ -24,8 +24,8 @@ import pytest
 import torch
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.experiments.lock import HOLDER, LOCK, Locked, is_locked, lock_folder
-from trainers.hegraph.experiments.provenance import peak_memory_mb
+from trainers.hegraph.experiments.folder import HOLDER, LOCK, Locked, is_locked, lock_folder
+from trainers.hegraph.experiments.record import peak_memory_mb
 from trainers.hegraph.experiments.tasks import Opened
 from trainers.hegraph.results.records import read_record
 from trainers.hegraph.sweep import __main__ as command

@@ -38,18 +38,18 @@ from yacs.config import CfgNode
 
 from . import config, config_files
 from .baselines import METHODS, load_method, method_options
+from .baselines.base import FittedMethod
 from .config import Config
 from .datasets import Dataset, Item, check_trainable, load_dataset
 from .datasets.loading import open_stored, read_coop_selection
 from .datasets.registry import find_entry, stored_datasets
 from .datasets.split_files import path_from
 from .experiments.evaluation import check_configuration, test_loaded, write_test
-from .experiments.fitting import TrainedAdapter, fit_method, fitted_adapter, new_model, start_training
+from .experiments.fitting import fit_method, fitted_adapter, new_model, set_random_seed
 from .experiments.folder import RunFolder, find_model
 from .experiments.image_task import ImageTask
-from .experiments.provenance import set_random_seed
 from .experiments.run import draw_seed, keep_epochs, test_and_finish
-from .experiments.tasks import Tested, check_trained_classes
+from .experiments.tasks import Tested
 from .features.bank import FeatureBank
 from .models.folder import load_model
 from .models.saved import SavedModel
@@ -69,19 +69,19 @@ __all__ = ["HeGraphAdapter", "extend_cfg", "run_in_coop"]
 
 
 class FeatureTrainer(TrainerX):
-    """What our trainers share: the images that CoOp's loaders select, as features.
+    """What our trainers share: the images that CoOp's loaders select, as features. Raises UserError on anything that
+    the user can mend.
 
     Attributes:
         settings: Our checked configuration, made of Dassl's.
-        task: The selected images.
-        folder: The output folder of the run.
-
-    Raises:
-        UserError: On anything that the user can mend.
+        folder: The output folder of the run, with its task: the selected images.
+        bank: Their features, on the device, once they are encoded.
     """
 
     cfg: CfgNode  # Dassl's
     settings: Config
+    bank: FeatureBank
+    fitted: FittedMethod
 
     def check_cfg(self, cfg: CfgNode) -> None:
         show_messages()  # CoOp's train.py shows none
@@ -99,12 +99,9 @@ class FeatureTrainer(TrainerX):
             self.cfg.SEED = self.seed
             set_random_seed(self.seed)
         self.stored = self.load_coops_data()
-        self.task = ImageTask(
-            dataset_of(self.dm, self.settings, self.stored), self.settings, self.seed, self.device.type
-        )
-        self.folder = RunFolder.of(self.settings, self.task, self.seed)
+        self.dataset = dataset_of(self.dm, self.settings, self.stored)
+        self.folder = RunFolder(ImageTask(self.dataset, self.settings, self.seed, self.device.type), "dassl")
         self.saved: SavedModel | None = None
-        self._bank: FeatureBank | None = None
         # What is handed out is known when training or testing starts; val images are not used
         self.train_loader_x: EpochBatches | None = None
         self.val_loader = None
@@ -112,17 +109,10 @@ class FeatureTrainer(TrainerX):
     def build_model(self) -> None:
         """Nothing yet: a finished run needs no features, and a test of a trained model none of training images."""
 
-    @property
-    def bank(self) -> FeatureBank:
-        """The features of the selected images, on the device; see `encode`."""
-        if self._bank is None:
-            raise RuntimeError("the images were not encoded")
-        return self._bank
-
     def encode(self) -> None:
         """Encodes the selected images, or reads what was encoded."""
         started = time.monotonic()
-        self._bank = self.task.bank().to(self.device.type)
+        self.bank = self.folder.task.bank().to(self.device.type)
         self.features_seconds = time.monotonic() - started
 
     def load_coops_data(self) -> Dataset:
@@ -156,16 +146,12 @@ class FeatureTrainer(TrainerX):
         return dataset
 
     def train(self) -> None:
-        """Trains, tests and writes the record, unless the run is finished.
-
-        Raises:
-            UserError: If the data set has no training images, or the folder holds another run or is in use.
-        """
+        """Trains, tests and writes the record, unless the run is finished."""
         if self.folder.finished() is not None:
             return
         check_trainable(self.stored)
-        check_trained_classes(self.task)
-        self.task.prepare()
+        self.folder.task.check_trained_classes()
+        self.folder.task.prepare()
         self.folder.check()
         with self.folder.locked():
             if self.folder.finished() is None:  # another process may have finished it just now
@@ -174,8 +160,9 @@ class FeatureTrainer(TrainerX):
                 self.fit_and_test()
 
     def fit_and_test(self) -> None:
-        """Trains and tests, in a folder that is this process's own and with features at hand."""
-        raise NotImplementedError
+        """Fits another method (`baselines/`) in one go, and tests it."""
+        self.fitted = fit_method(self.folder.task, self.bank)
+        self.test()
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Loads the model of a finished run, to test it on the images that were selected here.
@@ -192,22 +179,22 @@ class FeatureTrainer(TrainerX):
         path = find_model(Path(directory), epoch)
         self.saved = load_model(path)
         check_configuration(self.saved, self.settings)
-        tested = replace(self.task.dataset, train=[], val=[])  # the training images have no part in it
-        self.task = ImageTask(tested, self.settings, self.seed, self.device.type)
-        self.folder = RunFolder.of_test(self.settings, self.task.identity, self.saved.trained_on.seed, path)
+        tested = replace(self.dataset, train=[], val=[])  # the training images have no part in it
+        task = ImageTask(tested, self.settings, self.saved.trained_on.seed, self.device.type)
+        self.folder = RunFolder(task, "dassl", path)
 
     def test(self, split: str | None = None) -> float:
         """Dassl's evaluator on the test images; also writes our record. Returns the accuracy in percent."""
         if self.saved is None:
-            parts = self.task, self.bank, self.folder, "dassl", self.fitted, self.features_seconds
+            parts = self.folder, self.bank, self.fitted, self.features_seconds
             return test_and_finish(*parts, show=self.judge)["accuracy"]
         record = self.folder.finished()
         if record is None:
             with self.folder.locked():
                 started, device = time.monotonic(), self.device.type
-                tested = test_loaded(self.saved, self.task, device)
+                tested = test_loaded(self.saved, self.folder.task, device)
                 self.judge(tested)
-                record = write_test(tested, self.saved, self.settings, self.folder, "dassl", started, device)
+                record = write_test(self.folder, tested, self.saved, started, device)
         return record["accuracy"]
 
     def judge(self, tested: Tested) -> None:
@@ -220,36 +207,28 @@ class FeatureTrainer(TrainerX):
 
 @TRAINER_REGISTRY.register()
 class HeGraphAdapter(FeatureTrainer):
-    """HeGraphAdapter as Dassl trains it; `method/model.py` is the model.
+    """HeGraphAdapter as Dassl trains it, epoch by epoch; `method/model.py` is the model."""
 
-    Raises:
-        UserError: On anything that the user can mend.
-    """
+    training: AdapterTraining  # where the variant has something to train
 
     def fit_and_test(self) -> None:
-        self.model = new_model(self.bank, self.settings, self.seed)
+        task, settings = self.folder.task, self.settings
+        self.model = new_model(self.bank, settings, self.seed)
         self.register_model("hegraph", self.model)
         self.checkpoints = self.folder.checkpoints(self.bank.classnames)
-        keep, data = keep_epochs(self.task, self.bank, self.folder, "dassl"), self.task.batches(self.bank)
-        self._training = training = start_training(self.model, data, self.settings, self.checkpoints, keep)
-        if training is None:  # the variant "base" has nothing to train
-            self.max_epoch = 0
-        else:
-            self.max_epoch = training.epochs
-            self.train_loader_x = EpochBatches(training)
-            self._optims["hegraph"] = training.optimizer  # Dassl reads the rate that it prints from there
+        self.max_epoch = 0
+        if self.model.layers is not None:
+            keep, data = keep_epochs(self.folder, self.bank), task.batches(self.bank)
+            self.training = AdapterTraining(self.model, data, settings.training, self.checkpoints, keep)
+            self.training.resume()
+            self.max_epoch = self.training.epochs
+            self.train_loader_x = EpochBatches(self.training)
+            self._optims["hegraph"] = self.training.optimizer  # Dassl reads the rate that it prints from there
         TrainerX.train(self)
 
-    @property
-    def training(self) -> AdapterTraining:
-        """The training under way."""
-        if self._training is None:
-            raise RuntimeError("no training is under way")
-        return self._training
-
     def resume_model_if_exist(self, directory: str) -> int:
-        """The first epoch; `start_training` has read the checkpoint."""
-        return 0 if self._training is None else self._training.epoch
+        """The first epoch; `fit_and_test` has read the checkpoint."""
+        return 0 if self.model.layers is None else self.training.epoch
 
     def before_epoch(self) -> None:
         self.training.begin_epoch()
@@ -266,29 +245,16 @@ class HeGraphAdapter(FeatureTrainer):
         self.training.end_epoch(self.loss)
 
     def after_train(self) -> None:
-        trained = TrainedAdapter(self.model)
-        if self._training is not None:
-            trained = TrainedAdapter(self.model, self._training.summary)
+        trained = self.model.layers is not None
+        if trained:
             self.checkpoints.save_adapter(self.model)
-        self.fitted = fitted_adapter(trained)
+        self.fitted = fitted_adapter(self.model, self.training.summary if trained else None)
         super().after_train()
-
-
-class MethodTrainer(FeatureTrainer):
-    """Another method (`baselines/`): it is fitted in one go where HeGraphAdapter trains by epochs.
-
-    Raises:
-        UserError: On anything that the user can mend.
-    """
-
-    def fit_and_test(self) -> None:
-        self.fitted = fit_method(self.task, self.bank, self.settings, self.seed)
-        self.test()
 
 
 for _name in METHODS:
     if not load_method(_name).trainer_of_coop:  # Dassl keeps CoOp's own trainer of that name
-        TRAINER_REGISTRY.register()(type(_name, (MethodTrainer,), {}))
+        TRAINER_REGISTRY.register()(type(_name, (FeatureTrainer,), {}))
 
 
 class EpochBatches:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import Config
 from ..config_files import load_cfg
 from ..experiments.calibration import calibrated
-from ..experiments.fitting import fitted_adapter, train_adapter
+from ..experiments.fitting import train_adapter
 from ..experiments.folder import RunFolder
 from ..experiments.record import make_model
 from ..experiments.tasks import Task
@@ -87,14 +87,14 @@ def train_model(task: Task, cfg: Config, device: str) -> tuple[SavedModel, Class
     """
     task.prepare()
     bank = task.bank().to(device)
-    fitted = fitted_adapter(train_adapter(task, bank, cfg, cfg.run.seed))
+    fitted = train_adapter(task, bank)
     assert fitted.classifier is not None  # HeGraphAdapter always folds
     if not fitted.classifier.weights.isfinite().all():
         raise UserError(
             f"the trained adapter holds NaN or infinite values; lower OPTIM.LR ({cfg.training.learning_rate})"
         )
-    fitted = calibrated(fitted, task, bank, cfg, cfg.run.seed)
-    model = make_model(task, bank, RunFolder.of(cfg, task, cfg.run.seed), "alone", fitted)
+    fitted = calibrated(fitted, task, bank)
+    model = make_model(RunFolder(task), bank, fitted)
     assert model is not None  # its classifier is there
     moved = {
         "classifier": model.classifier.to("cpu"),

@@ -12,9 +12,8 @@ What it is fitted on, the first that there is:
    is fitted to both halves.
 
 The same images tell how images of known classes score (`training/confidence.py`), by the same rules: at one shot, as
-they do with zero-shot CLIP, plus what the method adds to its scores on held-out classes.
-
-`docs/confidence.md` says what these rules were compared with.
+they do with zero-shot CLIP, plus what the method adds to its scores on held-out classes. `docs/confidence.md` says what
+these rules were compared with.
 
 Shapes: N training images, n held-out ones, K classes, d feature width, B images of a batch.
 """
@@ -33,7 +32,6 @@ from torch import Tensor
 
 from ..baselines import METHODS
 from ..baselines.base import FittedMethod
-from ..config import Config
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
 from ..training.choice import has_val, val_images
@@ -59,71 +57,61 @@ BATCH = 1024  # images that a method classifies at once
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A part of the training images, and a classifier that was fitted to the rest.
+    """A part of the training images, and what a classifier says of them that was fitted to the rest.
 
     Attributes:
         fitted_to: What the classifier was fitted to. It holds K' <= K classes.
-        classify: The classifier, for the classes of `fitted_to`.
-        features: Of the held-out images, shape `[n, d]`.
-        labels: Their labels among the K classes, shape `[n]`.
+        features: Of the held-out images, `[n, d]`.
+        labels: Their labels among the K classes, `[n]`.
+        logits: Of the held-out images for the classes of `fitted_to`, `[n, K']`.
     """
 
     fitted_to: FeatureBank
-    classify: Classify
     features: Tensor
     labels: Tensor
+    logits: Tensor
 
-    @property
-    def logits(self) -> Tensor:
-        """Of the held-out images, shape `[n, K']`."""
-        return classify_in_batches(self.classify, self.features)
+    @classmethod
+    def of(cls, bank: FeatureBank, held: Tensor, rest: FeatureBank, fit: Fit) -> HeldOut:
+        """Fits a method to the rest of a bank; `held` tells which of its images are held out, booleans `[N]`."""
+        features = bank.cache_keys()[held]
+        return cls(rest, features, bank.train_labels[held], classify_in_batches(fit(rest), features))
 
 
 def hold_out_images(bank: FeatureBank, fit: Fit, seed: int) -> Iterator[HeldOut]:
     """Holds out a part of the images of every class, then another part, until each was held out once.
 
-    There are as many folds as the largest class has images, at most `MOST_FOLDS`. The only image of a class is never
-    held out. No fold, where that holds for all classes.
-
     Args:
         bank: The task, without test images.
         fit: Fits the method to a part of it.
-        seed: Decides which images are in which fold.
+        seed: Decides which images are in which fold; see `assign_folds`.
     """
     folds = assign_folds(bank.train_labels, seed)
-    keys = bank.cache_keys()
     for fold in range(int(folds.max()) + 1):
         held = folds == fold
         rest = replace(bank, train_features=bank.train_features[:, ~held], train_labels=bank.train_labels[~held])
-        yield HeldOut(rest, fit(rest), keys[held], bank.train_labels[held])
+        yield HeldOut.of(bank, held, rest, fit)
 
 
 def hold_out_classes(bank: FeatureBank, fit: Fit, seed: int) -> Iterator[HeldOut]:
-    """Holds out all images of one half of the classes, then those of the other half.
+    """Holds out all images of one half of the classes, then those of the other half; none of fewer than four classes.
 
-    The method is fitted to the classes of the rest, and knows no others. So no held-out image is of a class that it
-    knows. No fold, where there are fewer than four classes.
-
-    Args:
-        bank, fit, seed: As of `hold_out_images`.
+    The method is fitted to the classes of the rest, and knows no others. Arguments as of `hold_out_images`.
     """
     classes = list(range(len(bank.classnames)))
     if len(classes) < 4:
         return
     random.Random(seed).shuffle(classes)
-    keys = bank.cache_keys()
     for known in (classes[0::2], classes[1::2]):
-        rest = bank.of_classes(torch.tensor(sorted(known)))
-        held = ~torch.isin(bank.train_labels.cpu(), torch.tensor(known)).to(keys.device)
-        yield HeldOut(rest, fit(rest), keys[held], bank.train_labels[held])
+        held = ~torch.isin(bank.train_labels.cpu(), torch.tensor(known)).to(bank.train_labels.device)
+        yield HeldOut.of(bank, held, bank.of_classes(torch.tensor(sorted(known))), fit)
 
 
 def assign_folds(labels: Tensor, seed: int) -> Tensor:
-    """The fold of every training image, shape `[N]`; -1 for an image that is never held out.
+    """The fold of every training image, `[N]`: as many as the largest class has images, at most `MOST_FOLDS`.
 
-    Args:
-        labels: Shape `[N]`.
-        seed: The images of a class are dealt to the folds in an order that it decides.
+    The images of a class are dealt to the folds in an order that the seed decides. The only image of a class is never
+    held out: its fold is -1.
     """
     generator = random.Random(seed)
     here = labels.cpu()  # once, and not for every class
@@ -143,21 +131,22 @@ def classify_in_batches(classify: Classify, features: Tensor) -> Tensor:
     return torch.cat([classify(batch) for batch in features.split(BATCH)])
 
 
-def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank, cfg: Config, seed: int) -> FittedMethod:
-    """A method with its temperature; the method as it is if TRAINER.HEGRAPHADAPTER.CALIBRATE is "off".
-
-    Args:
-        fitted: The method.
-        task: The task, for a method that needs the backbone.
-        bank: The task's features; those of test images are not looked at.
-        cfg: The checked configuration.
-        seed: The run's seed.
+def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMethod:
+    """A method that was fitted to the bank of a task, with its temperature; the method as it is if
+    TRAINER.HEGRAPHADAPTER.CALIBRATE is "off". Features of test images are not looked at.
     """
+    cfg, seed = task.cfg, task.seed
     if cfg.run.calibrate == "off":
         return fitted
+
+    def fit_again(part: FeatureBank) -> Classify:
+        if cfg.run.trainer in METHODS:
+            return fit_method(task, part).logits
+        return train_adapter(FeatureTask(part, cfg, seed), part).logits
+
     started = time.monotonic()
     classify = fitted.logits if fitted.classifier is None else fitted.classifier.logits
-    found = find_temperature(bank.without_test(), classify, fit_again(task, cfg, seed), fitted.steps > 0, seed)
+    found = find_temperature(bank.without_test(), classify, fit_again, fitted.steps > 0, seed)
     found = replace(found, seconds=time.monotonic() - started)
     logger.info("temperature %.3f, from %d images (%s)", found.temperature, found.num_images, found.fitted_on)
     return replace(fitted, calibration=found)
@@ -183,17 +172,6 @@ def find_temperature(bank: FeatureBank, classify: Classify, fit: Fit, trains: bo
     if held := list(itertools.islice(hold_out_classes(bank, fit, seed), most)):
         return _as_zero_shot(bank, held)
     return Calibration()
-
-
-def fit_again(task: Task, cfg: Config, seed: int) -> Fit:
-    """How the configured method is fitted to a part of a task; arguments as of `calibrated`."""
-
-    def refit(bank: FeatureBank) -> Classify:
-        if cfg.run.trainer not in METHODS:
-            return train_adapter(FeatureTask(bank, cfg, seed), bank, cfg, seed).model.fold().logits
-        return fit_method(task, bank, cfg, seed).logits
-
-    return refit
 
 
 def _calibration(logits: Tensor, labels: Tensor, fitted_on: str) -> Calibration:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..baselines.base import FittedMethod
-from ..config import OPTIONS, REMOVED, Config, DataOptions, is_filled
+from ..config import OPTIONS, REMOVED, Config, is_filled
 from ..config_files import with_values
 from ..datasets.base import check_classes
 from ..features.bank import FeatureBank
@@ -40,9 +40,11 @@ from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.schema import OpenPart, check
 from .calibration import classify_in_batches
+from .fitting import reach_other_classes
 from .folder import RunFolder, find_model, run_config
+from .image_task import open_task
 from .record import make_record
-from .tasks import Opened, Task, Tested, bank_to_test, match_classes
+from .tasks import Opened, Task, Tested, match_classes
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +57,11 @@ class TrainedMethod:
     """A fitted method, and what has to be known to test it on a data set.
 
     Attributes:
-        method: Its name.
+        method: Name of the method.
         fitted: The method.
         dataset: What it was fitted to.
         class_ids: What tells its K classes apart across data sets, in label order.
-        text_positive: Zero-shot CLIP's text features of them, shape `[K, d]`.
+        text_positive: Zero-shot CLIP's text features of them, `[K, d]`.
         logit_scale: CLIP's `tau`.
     """
 
@@ -81,12 +83,7 @@ class TrainedMethod:
         """A model that was read from its folder."""
         classifier, transfer = model.classifier.to(device), None
         if model.transfer_rule == "adapter" and model.transfer is not None:
-            adapter = model.transfer.to(device)
-
-            def transfer(other: FeatureBank) -> Tensor:
-                features = other.features_to_classify
-                return adapter.logits(features, other.text_positive, other.text_negative, model.logit_scale)
-
+            transfer = reach_other_classes(model.transfer.to(device), model.logit_scale)
         elif model.transfer_rule == "zero-shot":
 
             def transfer(other: FeatureBank) -> Tensor:
@@ -167,54 +164,46 @@ def find_rule(trained: TrainedMethod, target: Task) -> tuple[str, list[int]]:
         "" where data set and classes are those of the training, `SAME_CLASSES` where all classes are among the
         method's, else `OTHER_CLASSES`; and of every class of the data its position among the method's, [] for others.
     """
-    known = set(trained.class_ids)
-    if not all(class_id in known for class_id in target.class_ids):
+    if not set(target.class_ids) <= set(trained.class_ids):
         return OTHER_CLASSES, []
     columns = match_classes(trained.class_ids, target.class_ids, trained.dataset, target.name)
-    if target.name == trained.dataset and columns == list(range(len(trained.class_ids))):
-        return "", columns
-    return SAME_CLASSES, columns
+    its_own = target.name == trained.dataset and columns == list(range(len(trained.class_ids)))
+    return "" if its_own else SAME_CLASSES, columns
 
 
 # At the end of a training run
 
 
-def targets_of(task: Task, data: DataOptions) -> list[tuple[str, Task, str]]:
-    """The further data sets to test on, DATASET.TARGET_DOMAINS and DATASET.TARGET_DATASETS, and their rules. No image
-    is opened.
+def targets_of(task: Task) -> list[tuple[str, Task, str]]:
+    """Names, tasks and rules of the further data sets to test on: DATASET.TARGET_DOMAINS and DATASET.TARGET_DATASETS.
 
-    Raises:
-        UserError: If one cannot be had, or has classes that it must not have.
+    No image is opened. Raises UserError if one cannot be had, or has classes that it must not have.
     """
+    data = task.cfg.data
     same = [(name, task.target(name, True), SAME_CLASSES) for name in data.target_domains]
     return same + [(name, task.target(name, False), OTHER_CLASSES) for name in data.target_datasets]
 
 
-def encode_targets(task: Task, data: DataOptions) -> None:
-    """Encodes what `score_targets` will test on and is not on disk, with the other processes of `torchrun`.
-
-    Raises:
-        UserError: On an unreadable image, a class without a prompt, or a folder that cannot be written.
+def encode_targets(task: Task) -> None:
+    """Encodes what `score_targets` will test on and is not on disk, with the other processes of `torchrun`; errors as
+    of `Task.encode`.
     """
-    for _, target, rule in targets_of(task, data):
+    for _, target, rule in targets_of(task):
         if rule == SAME_CLASSES:
             target.test_features()
         else:
             target.test_bank()
 
 
-def score_targets(trained: TrainedMethod, task: Task, data: DataOptions, device: str | torch.device) -> dict[str, dict]:
-    """Tests on DATASET.TARGET_DOMAINS and DATASET.TARGET_DATASETS.
+def score_targets(trained: TrainedMethod, task: Task, device: str | torch.device) -> dict[str, dict]:
+    """Tests on the further data sets of a task; errors as of `targets_of` and `evaluate`.
 
     Returns:
         For the record: name of the target -> accuracy of the method (None where it has no rule) and of zero-shot CLIP
         in percent, number of images and classes, and which of the two rules was applied.
-
-    Raises:
-        UserError: As `targets_of` and `evaluate`.
     """
     found = {}
-    for name, target, asked in targets_of(task, data):
+    for name, target, asked in targets_of(task):
         tested = evaluate(trained, target, device, asked)
         assert tested.labels is not None  # a target has test images
         assert tested.zero_shot is not None
@@ -252,16 +241,8 @@ def test_model(
     path = find_model(folder, epoch)
     model = load_model(path)
     check_configuration(model, cfg)
-    seed, opened = model.trained_on.seed, opened or Opened()
-    if bank_file is not None:
-        file = opened.bank(bank_file)
-        file.check_dataset(cfg.data.name)
-        target: Task = bank_to_test(file, cfg.data.classes, cfg, seed)
-    else:
-        from .image_task import load_image_task
-
-        target = load_image_task(cfg, seed, device, opened, only_test=True)
-    run_folder = RunFolder.of_test(cfg, target.identity, seed, path)
+    target = open_task(cfg, bank_file, model.trained_on.seed, device, opened, only_test=True)
+    run_folder = RunFolder(target, model=path)
     if (record := run_folder.finished()) is not None:
         return record
     if processes.rank():  # the first process has the folder; this one helps it to encode
@@ -269,7 +250,7 @@ def test_model(
         return {}
     with run_folder.locked():
         started = time.monotonic()
-        return write_test(test_loaded(model, target, device), model, cfg, run_folder, "alone", started, device)
+        return write_test(run_folder, test_loaded(model, target, device), model, started, device)
 
 
 def test_loaded(model: SavedModel, target: Task, device: str) -> Tested:
@@ -287,21 +268,18 @@ def test_loaded(model: SavedModel, target: Task, device: str) -> Tested:
     return tested
 
 
-def write_test(
-    tested: Tested, model: SavedModel, cfg: Config, folder: RunFolder, host: str, started: float, device: str
-) -> dict:
+def write_test(folder: RunFolder, tested: Tested, model: SavedModel, started: float, device: str) -> dict:
     """Writes and returns the record of a test; `started` is when encoding began, in seconds of the monotonic clock."""
     fitted, trained = TrainedMethod.loaded(model, device).fitted, model.trained_on
     # The temperature is that of the whole model on its classes
-    whole = tested.rule != OTHER_CLASSES and not (tested.rule and model.method == "HeGraphAdapter")
-    fitted = fitted if whole else replace(fitted, calibration=Calibration())
-    record = make_record(
-        fitted, tested, cfg, trained.seed, folder, host, time.monotonic() - started, device, model.backbone.title
-    )
-    record |= {"shots": trained.shots, "num_train": trained.num_train, "split_hash": trained.split_hash}
-    record |= {"selected_on": trained.selected_on, "selected": trained.selected}
+    if tested.rule == OTHER_CLASSES or (tested.rule and model.method == "HeGraphAdapter"):
+        fitted = replace(fitted, calibration=Calibration())
+    of_model = ("shots", "num_train", "split_hash", "selected_on", "selected")
+    about: dict[str, Any] = {key: getattr(trained, key) for key in of_model}
     if tested.rule:
-        record |= {"rule": tested.rule, "num_classes": len(tested.classnames), "trained_on": trained.dataset}
+        about |= {"rule": tested.rule, "num_classes": len(tested.classnames), "trained_on": trained.dataset}
+    seconds = time.monotonic() - started
+    record = make_record(folder, fitted, tested, device, seconds, backbone=model.backbone.title, **about)
     folder.finish(record, tested)
     return record
 
@@ -316,26 +294,22 @@ def check_configuration(model: SavedModel, cfg: Config) -> None:
     """
     if cfg.run.trainer != model.method:
         raise UserError(f"the model is of {model.method}; give --trainer {model.method}, not {cfg.run.trainer}")
-    here = json.loads(json.dumps(run_config(cfg)))  # rows may be tuples here, and are lists in the model folder
-    there = model.trained_on.config
-    chosen = _chosen_on_val(model, cfg)
-    if model.method == "HeGraphAdapter":
-        keys = [*KEPT, *REMOVED]
-        here |= REMOVED
-    else:
-        keys = [key for key in there if key.startswith(f"TRAINER.{model.method.upper()}.")]
-    others = {
-        key: (chosen.get(key, there[key]), here.get(key))
-        for key in keys
-        if key in there and here.get(key) not in (chosen.get(key), there[key]) and not is_filled(cfg, key)
-    }
+    here = REMOVED | json.loads(json.dumps(run_config(cfg)))  # rows may be tuples here, and are lists in the folder
+    there = model.trained_on.config | _chosen_on_val(model, cfg)
+    before, prefix = model.trained_on.config, f"TRAINER.{model.method.upper()}."
+    of_ours = model.method == "HeGraphAdapter"
+    others = [
+        key
+        for key in ((*KEPT, *REMOVED) if of_ours else (key for key in before if key.startswith(prefix)))
+        if key in before and here.get(key) not in (there[key], before[key]) and not is_filled(cfg, key)
+    ]
     if not others:
         return
-    said = [f"{key} {kept}, not {now}" for key, (kept, now) in others.items()]
-    pairs = [f"{key} '{kept}'" for key, (kept, _) in others.items() if key not in REMOVED]
+    first, more = others[0], f", and {len(others) - 1} more" if len(others) > 1 else ""
+    pairs = [f"{key} '{there[key]}'" for key in others if key not in REMOVED]
     raise UserError(
-        f"the model was trained by another recipe, and keeps it: {said[0]}"
-        f"{f', and {len(said) - 1} more' if len(said) > 1 else ''}; to test it as it is, end the command with "
+        f"the model was trained by another recipe, and keeps it: {first} {there[first]}, not {here.get(first)}{more}; "
+        f"to test it as it is, end the command with "
         f"{pairs[0] if len(pairs) == 1 else 'the KEY VALUE pairs of its config.json'}"
     )
 

@@ -1,22 +1,28 @@
-"""The output folder of one run: which run it belongs to, whether it is finished, and what is written when.
+"""The output folder of one run: its lock, which run it belongs to, whether that is finished, and what is written when.
 
 A training run leaves `split.json`, `adapter.safetensors`, `model/`, `text_nodes.safetensors`, `predictions.safetensors`
-and, last, `result.json`. While it is at work, the folder is locked.
+and, last, `result.json`; a run of a sweep that failed leaves `error.json`.
+
+The lock is the operating system's, so that a process that dies lets go of it, however it dies. Beside it stands a note
+of who holds it, for the message to others.
 """
 
 from __future__ import annotations
 
 import datetime
+import errno
 import logging
 import os
-import re
+import shutil
 import socket
 import traceback
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from ..baselines.base import FittedMethod
@@ -29,14 +35,16 @@ from ..training.checkpoints import CHECKPOINT, Checkpoints
 from ..utils.errors import UserError, first_line
 from ..utils.files import hash_file, hash_json, write_json
 from ..utils.option import NODE
-from ..utils.reading import read_json
-from .lock import check_lock, lock_folder
-from .tasks import Split, Task, Tested
+from ..utils.reading import read_json, reading
+from .tasks import Task, Tested
 
 logger = logging.getLogger(__name__)
 
 ERROR = "error.json"  # of a failed run of a sweep
 OF_ALL_METHODS = tuple(f"{NODE}.{name}" for name in ("FEATURES.", "PROMPTS.", "PREC", "CALIBRATE"))
+LOCK, HOLDER = ".lock", ".lock-holder.json"
+PATIENCE = 0.2  # seconds that one who comes waits, since another may be about to leave
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # the file system knows no locks
 
 
 def run_config(cfg: Config) -> dict[str, object]:
@@ -55,60 +63,47 @@ def run_config(cfg: Config) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The output folder of one run.
+    """The output folder of one run. Nothing is written when it is made.
 
     Attributes:
-        path: The folder.
-        run_id: Hash of everything that shapes the result.
-        config: The configuration keys that shape it, see `run_config`.
-        split: The images that the few-shot protocol selected.
-        resume: Folder of the interrupted run to go on from (RESUME); None looks into `path`, which may hold one.
+        task: What is trained or tested on; its configuration names the folder.
+        host: "alone" or "dassl".
         model: Folder of a trained model that is tested instead of training one; None trains.
     """
 
-    path: Path
-    run_id: str
-    config: dict[str, object]
-    split: Split
-    resume: Path | None = None
+    task: Task
+    host: str = "alone"
     model: Path | None = None
 
-    @classmethod
-    def of(cls, cfg: Config, task: Task, seed: int) -> RunFolder:
-        """The folder of a training run that is about to start. Nothing is written.
-
-        Args:
-            cfg: The checked configuration.
-            task: The task, of which nothing needs to be encoded.
-            seed: The run's seed.
-        """
-        config = run_config(cfg)
-        known = REMOVED if cfg.run.trainer == "HeGraphAdapter" else {}  # so that earlier runs are recognised
-        run_id = hash_json({"config": known | config, "seed": seed, "data": task.identity, "split": task.split})
-        resume = Path(cfg.run.resume) if cfg.run.resume else None
-        return cls(Path(cfg.run.output_dir), run_id, config, task.split, resume)
-
-    @classmethod
-    def of_test(cls, cfg: Config, identity: dict, seed: int, model: Path) -> RunFolder:
-        """The folder of a test of a trained model.
-
-        Args:
-            cfg: The checked configuration.
-            identity: Plain values that change whenever the test data would.
-            seed: The run's seed.
-            model: The model folder.
-
-        Raises:
-            UserError: If the model cannot be read.
-        """
-        config = run_config(cfg)
-        of_all = {"config": config, "seed": seed, "data": identity, "model": hash_model(model)}
-        return cls(Path(cfg.run.output_dir), hash_json(of_all), config, {}, model=model)
-
     @property
+    def path(self) -> Path:
+        """The folder."""
+        return Path(self.task.cfg.run.output_dir)
+
+    @cached_property
+    def config(self) -> dict[str, object]:
+        """See `run_config`."""
+        return run_config(self.task.cfg)
+
+    @cached_property
     def split_hash(self) -> str:
         """Hash of the images that were selected."""
-        return hash_json(self.split)
+        return hash_json(self.task.split)
+
+    @cached_property
+    def run_id(self) -> str:
+        """Hash of everything that shapes the result.
+
+        Raises:
+            UserError: If the identity of the data or the model cannot be had.
+        """
+        about = {"config": self.config, "seed": self.task.seed, "data": self.task.identity}
+        if self.model is not None:
+            with reading(self.model / CONFIG, "a model"):
+                return hash_json(about | {"model": hash_json([hash_file(self.model / n) for n in (CONFIG, TENSORS)])})
+        if self.task.cfg.run.trainer == "HeGraphAdapter":
+            about["config"] = REMOVED | self.config  # so that earlier runs are recognised
+        return hash_json(about | {"split": self.task.split})
 
     def finished(self, thumbnails: Iterable[Image.Image] | None = None) -> dict | None:
         """The record of this very run, if the folder holds it.
@@ -141,30 +136,30 @@ class RunFolder:
             UserError: If the folder holds another run's checkpoint, or RESUME names a folder that holds none.
         """
         check_lock(self.path)
-        checkpoints = self.checkpoints([])
-        if self.resume is not None and not checkpoints.path_to_resume.exists():
+        checkpoints, resume = self.checkpoints([]), self.task.cfg.run.resume
+        if resume and not checkpoints.path_to_resume.exists():
             raise UserError(
-                f"there is nothing to resume in {self.resume}: no {CHECKPOINT}, which a run leaves when it is "
-                "interrupted"
+                f"there is nothing to resume in {resume}: no {CHECKPOINT}, which a run leaves when it is interrupted"
             )
         checkpoints.check()
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keeps other processes out of the folder during a block; see `lock.lock_folder`, also for what it raises."""
+        """Keeps other processes out of the folder during a block; see `lock_folder`, also for what it raises."""
         return lock_folder(self.path)
 
     def begin(self) -> None:
         """Writes what the protocol selected, and removes what an earlier attempt has left to say of its failure."""
-        remove_failure(self.path)
-        write_json(self.path / SPLIT, self.split)
+        (self.path / ERROR).unlink(missing_ok=True)
+        write_json(self.path / SPLIT, self.task.split)
 
     def model_folder(self, epoch: int | None = None) -> Path:
         """Where the trained model goes, or the model as it is after `epoch` epochs."""
         return self.path / model_name(epoch)
 
     def checkpoints(self, classnames: Sequence[str]) -> Checkpoints:
-        """Where the training of this run keeps its state."""
-        return Checkpoints(self.path, self.resume or self.path, self.run_id, classnames, self.split_hash)
+        """Where the training of this run keeps its state; RESUME names the folder of the run that it goes on from."""
+        resume = Path(self.task.cfg.run.resume) if self.task.cfg.run.resume else self.path
+        return Checkpoints(self.path, resume, self.run_id, classnames, self.split_hash)
 
     def finish(
         self,
@@ -193,7 +188,7 @@ class RunFolder:
             write_predictions(self.path, tested.logits.argmax(dim=1), tested.labels, tested.classnames)
         write_record(self.path, record)
         if self.model is None:
-            self.checkpoints(tested.classnames).remove()
+            self.checkpoints([]).remove()
 
 
 def model_name(epoch: int | None = None) -> str:
@@ -212,31 +207,108 @@ def find_model(folder: Path, epoch: int | None = None) -> Path:
     Raises:
         UserError: If there is none, or that epoch was not kept.
     """
-    if epoch is None:
+    record = None if epoch is None else read_record(folder)
+    if epoch is None or (record is not None and record.get("epochs") == epoch):
         return find_model_folder(folder)
-    record = read_record(folder)
-    if record is not None and record.get("epochs") == epoch:
-        return find_model_folder(folder)
-    if not (folder / model_name(epoch)).is_dir():
-        names = (re.fullmatch(model_name() + r"-epoch(\d+)", path.name) for path in folder.glob(f"{model_name()}-*"))
-        kept = sorted(int(name[1]) for name in names if name)
-        raise UserError(
-            f"{folder} keeps no model of epoch {epoch} (kept: {', '.join(map(str, kept)) or 'none'}); train with "
-            "TRAIN.CHECKPOINT_FREQ N to keep every N-th"
-        )
-    return find_model_folder(folder / model_name(epoch))
+    if (kept := folder / model_name(epoch)).is_dir():
+        return find_model_folder(kept)
+    epochs = (path.name.removeprefix(model_name()).removeprefix("-epoch") for path in folder.glob("model-epoch*"))
+    found = sorted(int(number) for number in epochs if number.isdecimal())
+    raise UserError(
+        f"{folder} keeps no model of epoch {epoch} (kept: {', '.join(map(str, found)) or 'none'}); train with "
+        "TRAIN.CHECKPOINT_FREQ N to keep every N-th"
+    )
 
 
-def hash_model(folder: Path) -> str:
-    """Hash of what a model folder holds.
+# One process at a time
+
+
+class Locked(UserError):
+    """Another process is at work in the folder."""
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder during the block. The folder is made; where the block leaves it empty, it is removed.
 
     Raises:
-        UserError: If it cannot be read.
+        Locked: If another process holds it; the message names that process and its host.
+        UserError: If the folder cannot be written.
     """
+    made = not folder.exists()
+    lock = FileLock(folder / LOCK)
     try:
-        return hash_json([hash_file(folder / name) for name in (CONFIG, TENSORS)])
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 4)
+    except Timeout as error:
+        raise _locked(folder) from error
     except OSError as error:
-        raise UserError(f"cannot read the model {folder}: {error.strerror}") from error
+        if error.errno not in NO_LOCKS:
+            said = first_line(error)
+            raise UserError(f"cannot write {folder}: {said}; choose a folder that can be written") from error
+        logger.warning("%s cannot be locked on this file system: start no other run in it meanwhile", folder)
+    try:
+        if lock.is_locked:
+            write_json(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname()})
+        yield
+    finally:
+        try:
+            _leave(folder, lock, made)
+        except KeyboardInterrupt:
+            _leave(folder, lock, made)
+            raise
+
+
+def _leave(folder: Path, lock: FileLock, made: bool) -> None:
+    """Removes what `lock_folder` has written, and lets go of the lock; may be done again where it was interrupted."""
+    if lock.is_locked:
+        for name in (HOLDER, LOCK):  # while the lock is held, so that nobody else's is removed
+            with suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
+        lock.release()
+    if made:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def is_locked(folder: Path, patience: float = 0.0) -> bool:
+    """Whether a process is at work in a folder. What one that was killed has left half done there is removed.
+
+    Args:
+        folder: The folder.
+        patience: How many seconds a process has to end that was just killed.
+    """
+    if not (folder / LOCK).exists():
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    for half_done in folder.glob(".*.tmp"):
+        if half_done.is_dir():
+            shutil.rmtree(half_done, ignore_errors=True)
+        else:
+            half_done.unlink(missing_ok=True)
+    _leave(folder, lock, made=True)
+    return False
+
+
+def check_lock(folder: Path) -> None:
+    """Raises `Locked`, as `lock_folder`, if a process is at work in a folder. Nothing is written or removed."""
+    if is_locked(folder):
+        raise _locked(folder)
+
+
+def _locked(folder: Path) -> Locked:
+    try:
+        said = read_json(folder / HOLDER)
+        who = f"process {said['pid']} on {said['host']}"
+    except (UserError, KeyError, TypeError):  # it has only just come, or has left
+        who = "another process"
+    return Locked(f"{folder} is in use by {who}; wait until it has finished, or choose another output folder")
 
 
 # What a failed run of a sweep leaves: why it failed, and what it was asked to do
@@ -273,15 +345,10 @@ def write_failure(folder: Path, error: Exception, cfg: Config, source: str, comm
 def has_failed(folder: Path, cfg: Config, source: str) -> bool:
     """Whether a folder says that this very run has failed: this configuration and seed on a source of this name."""
     try:
-        said = read_json(folder / ERROR) if (folder / ERROR).exists() else None
-    except UserError:  # a damaged file says nothing
+        said = read_json(folder / ERROR)
+    except UserError:  # none, or a damaged one, which says nothing
         return False
     return isinstance(said, dict) and said.get("attempt") == hash_attempt(cfg, source)
-
-
-def remove_failure(folder: Path) -> None:
-    """Removes what an earlier attempt has left."""
-    (folder / ERROR).unlink(missing_ok=True)
 
 
 def hash_attempt(cfg: Config, source: str) -> str:

@@ -1,4 +1,4 @@
-"""A few-shot task of images and a backbone.
+"""A few-shot task of images and a backbone, and how a run opens the task that it is asked for.
 
 The backbone is loaded when something has to be encoded, and open_clip imported with it: that takes seconds, and a run
 that is finished needs neither.
@@ -21,6 +21,17 @@ from ..datasets.base import check_classes
 from ..datasets.own import NAME as OWN
 from ..datasets.own import refuse_copies
 from ..features.bank import FeatureBank
+from ..features.bank_file import Encoder
+from ..features.extract import (
+    ImageViews,
+    Parts,
+    encode_parts,
+    encode_task,
+    encode_test,
+    training_augmentation,
+    write_bank,
+)
+from ..features.text import class_prompts, encode_prompts
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..prompts.sentences import description_file, resolve_source
@@ -29,11 +40,10 @@ from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.files import hash_json
 from ..utils.reading import read_json
-from .tasks import Opened, Split, Task, match_classes, only_tested
+from .tasks import BankTask, Opened, Split, Task, bank_to_test, match_classes
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
-    from ..features.extract import Parts
 
 
 class ImageTask(Task):
@@ -42,7 +52,7 @@ class ImageTask(Task):
     Args:
         dataset: The selected images.
         cfg: The checked configuration.
-        seed: Seed of the augmentation and of the batches.
+        seed: Seed of the augmentation and of the run.
         device: Where the backbone runs.
         opened: What earlier runs of this process have opened; None loads the backbone for this task alone.
     """
@@ -55,16 +65,11 @@ class ImageTask(Task):
 
     @cached_property
     def split(self) -> Split:  # type: ignore[override]
-        """The images that the protocol selected."""
         return {part: [list(item) for item in getattr(self.dataset, part)] for part in ("train", "val")}
 
     @cached_property
     def identity(self) -> dict:  # type: ignore[override]
-        """Plain values that change whenever the data would, apart from the split.
-
-        Raises:
-            UserError: If the weights of the backbone or the descriptions of the classes cannot be had.
-        """
+        """As of `Task`. Raises UserError if the weights or the descriptions of the classes cannot be had."""
         identity: dict = {"backbone": self._backbone_identity, "image_sizes": self.dataset.file_sizes()}
         prompts = self.cfg.encoding
         if resolve_source(self.name, prompts.source, prompts.descriptions) != "templates":
@@ -108,25 +113,15 @@ class ImageTask(Task):
         _ = self.backbone
 
     def encode(self) -> None:
-        """Encodes what is not on disk; several processes of `torchrun` share the work.
-
-        Raises:
-            UserError: On an unreadable image, a class without a prompt, or a folder that cannot be written.
+        """As of `Task`. Raises UserError on an unreadable image, a class without a prompt, or a folder that cannot be
+        written, as all that encodes.
         """
         self._parts()
 
     def write_bank(self, path: Path) -> None:
-        """Encodes what is not on disk, and writes the whole bank, none of which has to fit into memory.
-
-        Args:
-            path: The bank file, which the first process of `torchrun` writes.
-
-        Raises:
-            UserError: As `encode` and `prepare`, or if the bank cannot be written.
+        """Encodes what is not on disk, and has the first process of `torchrun` write the whole bank, none of which has
+        to fit into memory. Errors as of `encode` and `prepare`, or if the bank cannot be written.
         """
-        from ..features.bank_file import Encoder
-        from ..features.extract import write_bank
-
         self.prepare()
         parts = self._parts()
         if processes.rank() == 0:
@@ -134,26 +129,31 @@ class ImageTask(Task):
             write_bank(path, parts, self.dataset, self.backbone, encoder)
 
     def bank(self) -> FeatureBank:
-        from ..features.extract import encode_task  # imports torchvision
-
         return encode_task(self.dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)
 
     def test_features(self) -> tuple[Tensor, Tensor]:
-        from ..features.extract import encode_test
-
         return encode_test(self.dataset, self.backbone, self.cfg.encoding, self._folder)
 
     def text_features(self) -> tuple[Tensor, Tensor]:
         """Positive and negative text nodes of the classes, each `[K, d]`."""
-        from ..features.text import encode_prompts
-
         text = encode_prompts(self.backbone, self.name, self.classnames, self.cfg.encoding, self._folder)
         return text["positive"], text["negative"]
 
     def test_bank(self) -> FeatureBank:
         features, labels = self.test_features()
-        text = self.text_features()
-        return only_tested(features, labels, text, self.classnames, self.name, self.backbone)
+        positive, negative = self.text_features()
+        return FeatureBank(
+            train_features=features.new_zeros(1, 0, features.shape[1]),
+            train_labels=labels.new_zeros(0),
+            test_features=features,
+            test_labels=labels,
+            text_positive=positive,
+            text_negative=negative,
+            classnames=list(self.classnames),
+            dataset=self.name,
+            backbone=self.backbone.name,
+            logit_scale=self.backbone.logit_scale,
+        )
 
     def backbone_config(self) -> BackboneConfig:
         """The backbone, as a model folder names it."""
@@ -167,14 +167,12 @@ class ImageTask(Task):
         )
 
     def made_of(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing, Prompts]:
-        from ..features.text import class_prompts
-
         positive, negative = class_prompts(self.name, self.classnames, self.cfg.encoding)
         prompts = Prompts(positive=positive, negative=negative)
         return self.backbone_config(), Preprocessing.of(self.backbone), prompts
 
     def check_backbone(self, model: SavedModel) -> None:
-        from ..models.images import check_backbone
+        from ..models.images import check_backbone  # imports torchvision
 
         check_backbone(model, self.backbone)
 
@@ -196,8 +194,6 @@ class ImageTask(Task):
     def batches(self, bank: FeatureBank) -> TrainingData:
         if self.cfg.data.features == "bank":
             return super().batches(bank)
-        from ..features.extract import ImageViews, training_augmentation
-
         images = ImageViews(self.dataset, self.dataset.train, training_augmentation(self.backbone, self.cfg.encoding))
         return OnlineBatches(images, self.backbone, bank.train_labels, self.cfg.data.batch_size, self.seed)
 
@@ -206,19 +202,36 @@ class ImageTask(Task):
         return Path(self.cfg.data.features_dir) / self.name / self.backbone.name
 
     def _parts(self) -> Parts:
-        from ..features.extract import encode_parts  # imports torchvision
-
         return encode_parts(self.dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)
+
+
+def open_task(
+    cfg: Config, bank_file: Path | None, seed: int, device: str, opened: Opened | None = None, only_test: bool = False
+) -> Task:
+    """The task of a run: rows of a feature bank, or images. Nothing is encoded yet.
+
+    Args:
+        cfg: The checked configuration.
+        bank_file: The feature bank; None takes the images of `DATASET.NAME`.
+        seed, device, opened: As of `ImageTask`.
+        only_test: Whether a trained model is to be tested, so that there are test images alone.
+
+    Raises:
+        UserError: If bank, data set or weights cannot be had.
+    """
+    if bank_file is None:
+        return load_image_task(cfg, seed, device, opened, only_test)
+    if not only_test:
+        return BankTask(bank_file, cfg, seed, opened)
+    file = (opened or Opened()).bank(bank_file)
+    file.check_dataset(cfg.data.name)
+    return bank_to_test(file, cfg.data.classes, cfg, seed)
 
 
 def load_image_task(
     cfg: Config, seed: int, device: str, opened: Opened | None = None, only_test: bool = False
 ) -> ImageTask:
-    """The task that CoOp's protocol selects from a data set on disk, or that of its test images alone.
-
-    Raises:
-        UserError: If the data set or the backbone cannot be had.
-    """
+    """The task that CoOp's protocol selects from a data set on disk; arguments and errors as of `open_task`."""
     data = cfg.data
     if not data.name:
         raise UserError("no data: give --dataset-config-file configs/datasets/NAME.yaml, or --features BANK")

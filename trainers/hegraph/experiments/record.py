@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import datetime
 import logging
+import platform
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..baselines.base import FittedMethod
-from ..config import Config
 from ..features.bank import FeatureBank
 from ..models.saved import SavedModel, Scores, TrainedOn
 from ..results.records import KEEP
@@ -19,57 +25,55 @@ from ..training.choice import accuracy, score
 from ..training.confidence import Calibration, confidence_scores, known_score
 from ..utils.files import hash_json
 from .folder import RunFolder
-from .provenance import git_commit, peak_memory_mb, versions
-from .tasks import Task, Tested
+from .tasks import Tested
 
 logger = logging.getLogger(__name__)
 
 OF_TEST = ("accuracy", "accuracy_text", "accuracy_zero_shot", "macro_f1", "num_test")
 NOT_TESTED = Scores(accuracy=None, accuracy_text=None, accuracy_zero_shot=None, macro_f1=None, num_test=0)
+INSTALLED = Path(__file__).parents[1] / ".hegraph-installed"
+
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None  # type: ignore[assignment]  # mypy knows the module of this platform only
 
 
 def make_record(
+    folder: RunFolder,
     fitted: FittedMethod,
     tested: Tested,
-    cfg: Config,
-    seed: int,
-    folder: RunFolder,
-    host: str,
-    features_seconds: float,
     device: str | torch.device,
-    backbone: str,
-    num_train: int = 0,
-    targets: dict[str, dict] | None = None,
+    features_seconds: float,
+    **more: object,
 ) -> dict:
     """Scores what was tested, once, and tells where the scores come from.
 
     Args:
+        folder: Of the run.
         fitted, tested: The method, and what it says about the test images.
-        cfg, seed, folder, device: Of the run.
-        host: "alone" or "dassl".
+        device: What computed it.
         features_seconds: How long encoding or reading the features took.
-        backbone: Model and weights, for people.
-        num_train: How many images the method was fitted to.
-        targets: From `evaluation.score_targets`.
+        more: Keys whose values the run alone knows, and which win: "backbone", and what a test tells of its model.
     """
-    started = time.monotonic()
+    started, cfg = time.monotonic(), folder.task.cfg
     scores = scores_on_test(tested, fitted.calibration)
-    return {
+    record = {
         "dataset": tested.dataset,
         "trainer": cfg.run.trainer,
         "variant": fitted.variant,
-        "backbone": backbone,
+        "backbone": "",
         "shots": cfg.data.shots,
-        "seed": seed,
+        "seed": folder.task.seed,
         **scores,
         "num_test": 0 if tested.labels is None else len(tested.labels),
-        "num_train": num_train,
+        "num_train": 0,
         "test_set": hash_test_set(tested.classnames, tested.labels),
         "adapter_from": None if folder.model is None else str(folder.model),
         "selected_on": "val" if fitted.selected else "last_step",
         "selected": fitted.selected,
         "rejection": rejection_on_test(tested.logits, fitted.calibration),
-        "targets": targets or {},
+        "targets": {},
         "epochs": fitted.epochs,
         "steps": fitted.steps,
         "num_parameters": fitted.num_parameters,
@@ -77,8 +81,11 @@ def make_record(
         "config_hash": hash_json(folder.config),
         "split_hash": folder.split_hash,
         "run_id": folder.run_id,
-        "host": host,
-        **_machine(device),
+        "host": folder.host,
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "threads": torch.get_num_threads(),
+        "device": "cpu" if torch.device(device).type == "cpu" else torch.cuda.get_device_name(device),
         "seconds": {
             "features": round(features_seconds, 3),
             "training": round(fitted.seconds, 3),
@@ -88,17 +95,7 @@ def make_record(
         "peak_memory_mb": peak_memory_mb(),
         "finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def _machine(device: str | torch.device) -> dict:
-    """What computed a record."""
-    on_cpu = torch.device(device).type == "cpu"
-    return {
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "threads": torch.get_num_threads(),
-        "device": "cpu" if on_cpu else torch.cuda.get_device_name(device),
-    }
+    return record | more
 
 
 def hash_test_set(classnames: Sequence[str], labels: Tensor | None) -> str | None:
@@ -115,9 +112,9 @@ def scores_on_test(tested: Tested, found: Calibration) -> dict:
 
     Returns:
         "accuracy" and "macro_f1" of the prediction, "accuracy_text" of the text classifier alone and
-        "accuracy_zero_shot", in percent; and "calibration": "temperature", "fitted_on" and "num_images", as of
-        `Calibration`, and "before", "after" and "zero_shot", each with accuracy, macro F1 and what `confidence_scores`
-        gives. Zero-shot CLIP's has no "bins", and is as CLIP comes, without a temperature. None for what there is not.
+        "accuracy_zero_shot", in percent; and "calibration": what the temperature is and was fitted on, and "before",
+        "after" and "zero_shot", each with accuracy, macro F1 and what `confidence_scores` gives. Zero-shot CLIP's has
+        no "bins", and is as CLIP comes, without a temperature. None for what there is not.
     """
     about = {"temperature": found.temperature, "fitted_on": found.fitted_on, "num_images": found.num_images}
     logits, labels, text, zero_shot = tested.logits, tested.labels, tested.text_logits, tested.zero_shot
@@ -145,8 +142,8 @@ def rejection_on_test(logits: Tensor | None, found: Calibration) -> dict | None:
     """The threshold below which an image counts as none of the classes, see `training/confidence.py`.
 
     Returns:
-        "score", "fitted_on" and "num_images", as of `KnownScores`; "keep" and its "threshold"; "kept", the percentage
-        of test images that reach it, None without test images. None where nothing tells how known images score.
+        What the threshold was taken from, the share that it is to "keep", and "kept", the percentage of test images
+        that reach it, None without test images. None where nothing tells how known images score.
     """
     known = found.known
     if known is None:
@@ -160,25 +157,19 @@ def rejection_on_test(logits: Tensor | None, found: Calibration) -> dict | None:
 
 
 def make_model(
-    task: Task,
-    bank: FeatureBank,
-    folder: RunFolder,
-    host: str,
-    fitted: FittedMethod,
-    record: dict | None = None,
+    folder: RunFolder, bank: FeatureBank, fitted: FittedMethod, record: dict | None = None
 ) -> SavedModel | None:
     """What is saved of a fitted method; None if it does not fold into class weights and a cache.
 
     Args:
-        task: The task, which knows backbone and prompts if it is made of images.
-        bank: Its features.
-        folder: The run's folder, for the configuration and the selected images.
-        host: "alone" or "dassl".
+        folder: Of the run.
+        bank: The features that it was fitted to.
         fitted: The method.
         record: The run's record, for its scores; None for a model that was not tested.
     """
     if fitted.classifier is None:
         return None
+    task = folder.task
     backbone, preprocessing, prompts = task.made_of(bank)
     trained_on = TrainedOn(
         dataset=bank.dataset,
@@ -189,7 +180,7 @@ def make_model(
         selected_on="val" if fitted.selected else "last_step",
         selected=fitted.selected,
         config=folder.config,
-        host=host,
+        host=folder.host,
         git_commit=git_commit(),
         versions=versions(),
     )
@@ -217,3 +208,52 @@ def make_model(
 def _scores(record: dict) -> Scores:
     ece = {when: (record["calibration"][when] or {}).get("ece") for when in ("after", "zero_shot")}
     return Scores(**{key: record[key] for key in OF_TEST}, ece=ece["after"], ece_zero_shot=ece["zero_shot"])
+
+
+# Where a result comes from. Versions and commit are asked for once: what a process has imported stays, whatever is
+# installed or committed meanwhile
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that compute the numbers."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}  # with the build, such as +cpu
+    for package in ("open_clip_torch", "torch_geometric", "numpy", "scikit-learn"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # no run needs PyTorch Geometric, only the reference layer does
+            found[package] = "none"
+    return found
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of this package, with "-dirty" if tracked files differ; None if it is not known.
+
+    A copy that `scripts/hegraph/install.sh` put into a CoOp checkout keeps its commit in a file, since git would name
+    CoOp's.
+    """
+    if INSTALLED.is_file():
+        return INSTALLED.read_text(encoding="utf-8").strip()
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def peak_memory_mb() -> float | None:
+    """Peak resident memory of this process, in MB; None on Windows, which does not say."""
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def reset_peak_memory() -> None:
+    """Has `peak_memory_mb` count from here on; only Linux can, elsewhere the peak stays that of the process."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

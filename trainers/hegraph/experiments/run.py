@@ -21,11 +21,11 @@ from ..utils.devices import available_device
 from ..utils.errors import UserError
 from .calibration import calibrated
 from .evaluation import TrainedMethod, encode_targets, evaluate, score_targets, targets_of, test_model
-from .fitting import TrainedAdapter, fit, fitted_adapter
+from .fitting import Keep, fit, fitted_adapter, set_random_seed
 from .folder import RunFolder
-from .provenance import set_random_seed
+from .image_task import open_task
 from .record import make_model, make_record
-from .tasks import BankTask, FeatureTask, Opened, Task, Tested, check_trained_classes
+from .tasks import FeatureTask, Opened, Tested
 
 logger = logging.getLogger(__name__)
 
@@ -68,28 +68,28 @@ def run(
     if model_dir is not None:
         return test_model(cfg, bank_file, model_dir, load_epoch, device, opened)
     task = open_task(cfg, bank_file, seed, device, opened)
-    folder = RunFolder.of(cfg, task, seed)
+    folder = RunFolder(task)
     thumbnails = task.training_images() if keep_thumbnails else None
     if (record := folder.finished(thumbnails)) is not None:
         return record
     if train:
-        check_trained_classes(task)
-        targets_of(task, cfg.data)
+        task.check_trained_classes()
+        targets_of(task)
     task.prepare()
     if processes.rank():  # the first process has the folder; this one helps it to encode
         task.encode()
         if train:
-            encode_targets(task, cfg.data)
+            encode_targets(task)
         return {}
     folder.check()
     with folder.locked():
         if (record := folder.finished(thumbnails)) is not None:  # another process may have finished it just now
             return record
         folder.begin()
-        if not train:
-            task.encode()
-            return {}
-        return train_and_test(task, folder, device, thumbnails)
+        if train:
+            return train_and_test(folder, device, thumbnails)
+        task.encode()
+        return {}
 
 
 def draw_seed() -> int:
@@ -97,41 +97,28 @@ def draw_seed() -> int:
     return processes.of_first(lambda: random.SystemRandom().randrange(2**31))
 
 
-def open_task(cfg: Config, bank_file: Path | None, seed: int, device: str, opened: Opened | None = None) -> Task:
-    """The task of a run: rows of a feature bank, or images. Nothing is encoded yet."""
-    if bank_file is not None:
-        return BankTask(bank_file, cfg, seed, opened)
-    from .image_task import load_image_task  # a bank needs no data set
-
-    return load_image_task(cfg, seed, device, opened)
-
-
-def train_and_test(task: Task, folder: RunFolder, device: str, thumbnails: Iterable[Image.Image] | None = None) -> dict:
+def train_and_test(folder: RunFolder, device: str, thumbnails: Iterable[Image.Image] | None = None) -> dict:
     """Encodes, trains, tests and writes the record, in a folder that is this process's own.
 
     Args:
-        task: The task.
         folder: The run's folder.
         device: Where it is computed.
         thumbnails: As of `RunFolder.finish`.
     """
-    cfg, seed = task.cfg, task.seed
-    started = time.monotonic()
+    task, started = folder.task, time.monotonic()
     bank = task.bank()
     seconds = time.monotonic() - started
     if processes.world_size() > 1:
-        encode_targets(task, cfg.data)
+        encode_targets(task)
         processes.stop()  # the others end here: what is read from now on must not wait for them
     bank = bank.to(device)
-    fitted = fit(task, bank, cfg, seed, folder.checkpoints(bank.classnames), keep_epochs(task, bank, folder, "alone"))
-    return test_and_finish(task, bank, folder, "alone", fitted, seconds, thumbnails)
+    fitted = fit(task, bank, folder.checkpoints(bank.classnames), keep_epochs(folder, bank))
+    return test_and_finish(folder, bank, fitted, seconds, thumbnails)
 
 
 def test_and_finish(
-    task: Task,
-    bank: FeatureBank,
     folder: RunFolder,
-    host: str,
+    bank: FeatureBank,
     fitted: FittedMethod,
     features_seconds: float,
     thumbnails: Iterable[Image.Image] | None = None,
@@ -140,10 +127,8 @@ def test_and_finish(
     """Tests a method that has just been fitted, finds its temperature, and writes what the run leaves.
 
     Args:
-        task: The task.
-        bank: Its features, on the device.
         folder: The run's folder.
-        host: "alone" or "dassl".
+        bank: The features of its task, on the device.
         fitted: The method.
         features_seconds: How long encoding or reading the features took.
         thumbnails: As of `RunFolder.finish`.
@@ -152,31 +137,29 @@ def test_and_finish(
     Returns:
         The record.
     """
-    cfg, seed, device = task.cfg, task.seed, bank.train_features.device
-    own = FeatureTask(bank, cfg, seed, class_ids=task.class_ids)
+    task, device = folder.task, bank.train_features.device
+    own = FeatureTask(bank, task.cfg, task.seed, class_ids=task.class_ids)
     tested = evaluate(TrainedMethod.of(fitted, task, bank), own, device)
     if show is not None:
         show(tested)
-    fitted = calibrated(fitted, task, bank, cfg, seed)
-    targets = score_targets(TrainedMethod.of(fitted, task, bank), task, cfg.data, device)
-    num_train = len(bank.train_labels)
-    record = make_record(
-        fitted, tested, cfg, seed, folder, host, features_seconds, device, bank.backbone, num_train, targets
-    )
-    model = make_model(task, bank, folder, host, fitted, record)
+    fitted = calibrated(fitted, task, bank)
+    targets = score_targets(TrainedMethod.of(fitted, task, bank), task, device)
+    about = {"backbone": bank.backbone, "num_train": len(bank.train_labels), "targets": targets}
+    record = make_record(folder, fitted, tested, device, features_seconds, **about)
+    model = make_model(folder, bank, fitted, record)
     if model is None:
-        reason = load_method(cfg.run.trainer).not_saved or "it returns no classifier"
-        logger.info("%s leaves no model folder: %s", cfg.run.trainer, reason)
+        name = task.cfg.run.trainer
+        logger.info("%s leaves no model folder: %s", name, load_method(name).not_saved or "it returns no classifier")
     folder.finish(record, tested, fitted, model, thumbnails)
     return record
 
 
-def keep_epochs(task: Task, bank: FeatureBank, folder: RunFolder, host: str) -> Callable[[HeGraphModel, int], None]:
-    """What writes the model of an epoch, for `AdapterTraining`; arguments as of `make_model`."""
+def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Keep:
+    """What writes the model of an epoch into the folder of a run, whose task's features are `bank`."""
     without_test = bank.without_test()
 
     def keep(model: HeGraphModel, epoch: int) -> None:
-        saved = make_model(task, without_test, folder, host, fitted_adapter(TrainedAdapter(model)))
+        saved = make_model(folder, without_test, fitted_adapter(model))
         assert saved is not None  # HeGraphAdapter always folds
         save_model(saved, folder.model_folder(epoch))
 

@@ -35,8 +35,7 @@ Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank r
 class Opened:
     """What runs of one process share: the feature bank and the backbone that were opened last.
 
-    The next run that asks for the same does not open it again. No run changes what it gets: banks and backbones are
-    frozen.
+    The next run that asks for the same does not open it again. No run changes what it gets.
     """
 
     def __init__(self) -> None:
@@ -44,11 +43,7 @@ class Opened:
         self._backbone: tuple[object, Backbone] | None = None
 
     def bank(self, path: Path) -> BankFile:
-        """A feature bank, opened again only if the file is another or has changed.
-
-        Raises:
-            UserError: As `BankFile`.
-        """
+        """A feature bank, opened again only if the file is another or has changed; errors as of `BankFile`."""
         try:
             key = file_version(path)
         except OSError:  # `BankFile` says what is wrong
@@ -59,11 +54,7 @@ class Opened:
         return self._bank[1]
 
     def backbone(self, name: str, pretrained: str, device: str, precision: str, identity: dict) -> Backbone:
-        """A frozen CLIP; arguments as of `load_backbone`, and its `backbone_identity`.
-
-        Raises:
-            UserError: As `load_backbone`.
-        """
+        """A frozen CLIP; arguments and errors as of `load_backbone`, and its `backbone_identity`."""
         key = name, pretrained, device, precision, identity
         if self._backbone is None or self._backbone[0] != key:
             from ..backbones.loading import load_backbone  # imports open_clip
@@ -75,14 +66,14 @@ class Opened:
 
 @dataclass(frozen=True)
 class Tested:
-    """What a method and zero-shot CLIP say about test images.
+    """What a method and zero-shot CLIP say about M test images of K classes.
 
     Attributes:
         dataset, classnames: Of the test images.
-        logits, text_logits: Of the method, and of HeGraphAdapter's text classifier alone, shape `[M, K]`; None where
-            there are no test images, or no rule or classifier.
-        zero_shot: Logits of zero-shot CLIP, shape `[M, K]`.
-        labels: Of the test images, shape `[M]`; None without.
+        logits, text_logits: Of the method, and of HeGraphAdapter's text classifier alone, `[M, K]`; None where there
+            are no test images, or no rule or classifier.
+        zero_shot: Logits of zero-shot CLIP, `[M, K]`.
+        labels: Of the test images, `[M]`; None without.
         rule: "" on the data set that the method was trained on, else `SAME_CLASSES` or `OTHER_CLASSES`.
     """
 
@@ -100,12 +91,13 @@ class Task(ABC):
 
     Attributes:
         cfg: The checked configuration.
-        seed: Of the batches.
+        seed: Of the run: of the batches and of everything that a method draws.
         split: The images that the few-shot protocol selected.
         identity: Plain values that change whenever the data would, apart from the split.
         name: Of the data set.
         classnames: Its K class names in label order.
         class_ids: What tells its K classes apart across data sets, in label order.
+        backbone: The frozen CLIP that encodes the images; None where it is not at hand.
     """
 
     cfg: Config
@@ -115,7 +107,11 @@ class Task(ABC):
     name: str
     classnames: Sequence[str]
     class_ids: Sequence[str]
-    backbone: Any = None  # the frozen CLIP that encodes the images, where it is at hand
+    backbone: Any = None
+
+    def check_trained_classes(self) -> None:
+        """Raises UserError if the training images are of fewer than two classes, so that there is nothing to learn."""
+        check_classes(len({label for _, label, _ in self.split["train"]}))
 
     def prepare(self) -> None:  # noqa: B027  (there may be nothing to do)
         """Loads what encoding needs, so that a mistake is found before anything is written."""
@@ -176,6 +172,8 @@ class FeatureTask(Task):
         class_ids: As of `Task`; None makes them of the names.
     """
 
+    features: FeatureBank
+
     def __init__(
         self,
         features: FeatureBank,
@@ -185,10 +183,16 @@ class FeatureTask(Task):
         identity: dict | None = None,
         class_ids: Sequence[str] | None = None,
     ) -> None:
-        self.features, self.cfg, self.seed = features, cfg, seed
-        self.split, self.identity = split or {}, identity or {}
-        self.name, self.classnames = features.dataset, features.classnames
-        self.class_ids = bank_class_ids(features) if class_ids is None else class_ids
+        self.features, self.cfg, self.seed, self.name = features, cfg, seed, features.dataset
+        self.split, self.identity, self._class_ids = split or {}, identity or {}, class_ids
+
+    @property
+    def classnames(self) -> Sequence[str]:  # type: ignore[override]
+        return self.features.classnames
+
+    @property
+    def class_ids(self) -> Sequence[str]:  # type: ignore[override]
+        return bank_class_ids(self.features) if self._class_ids is None else self._class_ids
 
     def bank(self) -> FeatureBank:
         return self.features
@@ -204,13 +208,13 @@ class FeatureTask(Task):
             )
 
 
-class BankTask(Task):
+class BankTask(FeatureTask):
     """A task made of rows of a feature bank. Nothing is encoded, and of the image features only those rows are read.
 
     Args:
         path: The bank file.
         cfg: The checked configuration.
-        seed: Seed of the few-shot selection and of the batches.
+        seed: Seed of the few-shot selection and of the run.
         opened: What earlier runs of this process have opened; None opens the bank for this run alone.
 
     Raises:
@@ -222,41 +226,15 @@ class BankTask(Task):
             raise UserError("FEATURES.MODE online encodes images, and --features has none; use FEATURES.MODE bank")
         file = (opened or Opened()).bank(path)
         file.check_dataset(cfg.data.name)
-        self.file, self.cfg, self.seed, self.name = file, cfg, seed, file.dataset
+        self.file, self.cfg, self.seed, self.name, self._class_ids = file, cfg, seed, file.dataset, None
         train_labels = file.labels["train"].tolist()
         val_labels = file.labels["val"].tolist() if "val" in file.labels else []
         self.selection, self.split = bank_split(train_labels, val_labels, file.classnames, cfg, seed)
         self.identity = {"bank": file.identity(self.selection.train, self.selection.val)}
 
-    @property
-    def classnames(self) -> Sequence[str]:  # type: ignore[override]
-        return self._drawn.classnames
-
-    @property
-    def class_ids(self) -> Sequence[str]:  # type: ignore[override]
-        return bank_class_ids(self._drawn)
-
-    def prepare(self) -> None:
-        """Reads the rows of a bank of at most 1 GiB, so that a mistake is found before anything is written.
-
-        The test features of a larger one are read and compared when they are predicted, since the first step need not
-        wait for them.
-
-        Raises:
-            UserError: If an image of train or val is a test image as well, or the rows cannot be read.
-        """
-        if not self.file.is_large:
-            refuse_test_rows(self._drawn)
-
-    def bank(self) -> FeatureBank:
-        """The rows that the protocol selected; test features of a large bank are read by `FeatureBank.with_test`."""
-        return self._drawn
-
-    def test_bank(self) -> FeatureBank:
-        return self._drawn.with_test()
-
     @cached_property
-    def _drawn(self) -> FeatureBank:
+    def features(self) -> FeatureBank:  # type: ignore[override]
+        """The rows that the protocol selected; test features of a large bank stay on disk until `with_test`."""
         drawn = draw_bank(self.file, self.selection).subsample(self.cfg.data.classes)
         if not self.file.is_large:
             return drawn.with_test()
@@ -264,11 +242,20 @@ class BankTask(Task):
             return drawn
         return replace(drawn, read_test=cache(partial(test_features_apart, drawn)))
 
+    def prepare(self) -> None:
+        """Reads the rows of a bank of at most 1 GiB; the test features of a larger one are compared when they are read.
+
+        Raises:
+            UserError: If an image of train or val is a test image as well, or the rows cannot be read.
+        """
+        if not self.file.is_large:
+            refuse_test_rows(self.features)
+
     def target(self, name: str, same_classes: bool) -> Task:
         """The test images of a half of the bank's classes; there is nothing else to test on."""
         if same_classes:
             raise UserError("a feature bank has no other data sets; leave out --target-domains")
-        halves = [f"{self.file.dataset}:{which}" for which in ("base", "new")]
+        halves = [f"{self.name}:{which}" for which in ("base", "new")]
         if name not in halves:
             raise UserError(
                 f"a feature bank has no other data sets: --target-datasets may be {' or '.join(halves)}, got {name!r}"
@@ -279,12 +266,7 @@ class BankTask(Task):
 
 
 def bank_to_test(file: BankFile, which: str, cfg: Config, seed: int) -> FeatureTask:
-    """The test images of a bank, without its training images.
-
-    Args:
-        file: The bank.
-        which: "all", or "base" or "new" for a half of the classes; see `datasets.splits.subsample_labels`.
-        cfg, seed: As of `Task`.
+    """The test images of a bank, of "all" classes or of the half "base" or "new", without its training images.
 
     Raises:
         UserError: If the bank has no test images.
@@ -304,11 +286,9 @@ def bank_split(
     """The rows of a feature bank that the protocol selects, and what `split.json` says of them.
 
     Args:
-        train_labels: The label of every row of the bank's training images.
-        val_labels: The same of its validation images; [] if it has none.
+        train_labels, val_labels: The label of every row of the bank's training and validation images.
         names: Its class names in label order.
-        cfg: The checked configuration.
-        seed: Seed of the selection.
+        cfg, seed: As of `BankTask`.
     """
     selection = select_few_shot(train_labels, val_labels, cfg.data.shots, random.Random(seed))
     which = cfg.data.classes
@@ -322,11 +302,6 @@ def bank_split(
     return selection, {"train": rows(selection.train, train_labels), "val": rows(selection.val, val_labels)}
 
 
-def check_trained_classes(task: Task) -> None:
-    """Raises UserError if a task has training images of fewer than two classes, so that there is nothing to learn."""
-    check_classes(len({label for _, label, _ in task.split["train"]}))
-
-
 def match_classes(source_ids: Sequence[str], target_ids: Sequence[str], source: str, target: str) -> list[int]:
     """The label in the source of every class of the target, in the target's order.
 
@@ -336,9 +311,10 @@ def match_classes(source_ids: Sequence[str], target_ids: Sequence[str], source: 
     labels = {class_id: label for label, class_id in enumerate(source_ids)}
     unknown = [class_id for class_id in target_ids if class_id not in labels]
     if unknown:
+        shown = ", ".join([*unknown[:3], *(["..."] if len(unknown) > 3 else [])])
         raise UserError(
-            f"{len(unknown)} of {len(target_ids)} classes of {target} are none of {source}'s ({', '.join(unknown[:3])}"
-            f"{', ...' if len(unknown) > 3 else ''}); with other classes it is tested by --target-datasets {target}"
+            f"{len(unknown)} of {len(target_ids)} classes of {target} are none of {source}'s ({shown}); with other "
+            f"classes it is tested by --target-datasets {target}"
         )
     return [labels[class_id] for class_id in target_ids]
 
@@ -347,26 +323,3 @@ def bank_class_ids(bank: FeatureBank) -> tuple[str, ...]:
     """What tells the classes of a bank apart: their names or, where two have the same name, names with positions."""
     names = tuple(bank.classnames)
     return names if len(set(names)) == len(names) else tuple(f"{k}: {name}" for k, name in enumerate(names))
-
-
-def only_tested(
-    features: Tensor,
-    labels: Tensor,
-    text: tuple[Tensor, Tensor],
-    classnames: Sequence[str],
-    name: str,
-    backbone: Backbone,
-) -> FeatureBank:
-    """A bank of test images alone: features `[M, d]`, labels `[M]`, positive and negative text nodes `[K, d]`."""
-    return FeatureBank(
-        train_features=features.new_zeros(1, 0, features.shape[1]),
-        train_labels=labels.new_zeros(0),
-        test_features=features,
-        test_labels=labels,
-        text_positive=text[0],
-        text_negative=text[1],
-        classnames=list(classnames),
-        dataset=name,
-        backbone=backbone.name,
-        logit_scale=backbone.logit_scale,
-    )

@@ -15,8 +15,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..experiments.folder import has_failed
-from ..experiments.lock import is_locked
+from ..experiments.folder import has_failed, is_locked
 from ..experiments.tasks import Opened
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say

@@ -30,8 +30,7 @@ from filelock import FileLock
 
 from ..config import Config
 from ..config_files import with_values
-from ..experiments.folder import ERROR
-from ..experiments.lock import Locked, lock_folder
+from ..experiments.folder import ERROR, Locked, lock_folder
 from ..experiments.tasks import Opened
 from ..results.records import RECORD
 from ..training.checkpoints import CHECKPOINT

@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..config import Config
-from ..experiments.folder import write_failure
-from ..experiments.lock import Locked, check_lock
-from ..experiments.provenance import reset_peak_memory
+from ..experiments.folder import Locked, check_lock, write_failure
+from ..experiments.record import reset_peak_memory
 from ..experiments.run import run as run_one
 from ..experiments.tasks import Opened
 from ..results.records import read_record

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..experiments.folder import RunFolder, has_failed
-from ..experiments.lock import is_locked
-from ..experiments.run import open_task
+from ..experiments.folder import RunFolder, has_failed, is_locked
+from ..experiments.image_task import open_task
 from ..experiments.tasks import Opened
 from ..results.records import find_runs, read_record
 from ..utils.devices import available_device
@@ -82,7 +81,7 @@ def is_done(run: Run, opened: Opened) -> bool | None:
     cfg = run.configuration()
     with _quiet():
         task = open_task(cfg, run.bank, run.seed, available_device(cfg.run.use_cuda), opened)
-        return record["run_id"] == RunFolder.of(cfg, task, run.seed).run_id
+        return record["run_id"] == RunFolder(task).run_id
 
 
 def estimate(runs: Sequence[Run], output: str) -> tuple[list[float | None], int]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.resource_tracker import ensure_running
 
-from ..experiments.lock import is_locked
+from ..experiments.folder import is_locked
 from ..experiments.tasks import Opened
 from ..utils.errors import UserError, show_messages
 from ..utils.signals import ENDINGS
