@@ -11,24 +11,13 @@ import pytest
 from yacs.config import CfgNode
 
 from trainers.hegraph import config
-from trainers.hegraph.config import (
-    BY_SHOTS,
-    FILLABLE,
-    OPTIONS,
-    REMOVED,
-    default_values,
-    extend_cfg,
-    get_cfg_default,
-    is_filled,
-)
+from trainers.hegraph.config import BY_SHOTS, FILLABLE, OPTIONS, REMOVED, default_values, extend_cfg, is_filled
 from trainers.hegraph.config_files import flatten, from_dassl, load_cfg, with_values
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.option import NODE, OPEN
 
-ROOT = Path(__file__).parent.parent
-METHOD_FILES = sorted((ROOT / "configs" / "trainers" / "HeGraphAdapter").glob("*.yaml"))
-DATASET_FILES = sorted((ROOT / "configs" / "datasets").glob("*.yaml"))
-PAPER_FILES = [file for file in METHOD_FILES if file.stem.endswith("_paper")]
+CONFIGS = Path(__file__).parent.parent / "configs"
+METHOD_FILES = sorted((CONFIGS / "trainers" / "HeGraphAdapter").glob("*.yaml"))
 
 # From Dassl's dassl/config/defaults.py at c61a1b5
 DASSL_TYPES = {
@@ -64,7 +53,7 @@ def refused(*opts: object) -> str:
     return str(caught.value)
 
 
-# --- what is declared
+# What is declared
 
 
 def test_the_keys_outside_our_node_are_dassls_with_dassls_types():
@@ -81,25 +70,23 @@ def test_every_option_follows_its_key_and_no_other_does():
         f"{NODE}.BY_SHOTS": [[2, ["OPTIM.LR", 1.0]]],
         f"{NODE}.BY_DATASET": [["Digits", ["OPTIM.LR", 1.0]]],
     }
+    by_type = {bool: False, str: "other", tuple: ("a",), list: ["a"]}
     usual = load_cfg()
-    unread = [option.key for option in config.options_of(config.DasslOptions)]
-    free = [option.key for option in config.options_of(config.FreeOptions)]
+    apart = {o.key for holder in (config.DasslOptions, config.FreeOptions) for o in config.options_of(holder)}
     for key, option in OPTIONS.items():
-        if key in unread or key in free or key == "TRAINER.NAME":
+        if key in apart or key == "TRAINER.NAME":
             continue
-        value = others.get(key, another(option, usual.values[key]))
-        cfg = with_values(usual, [key, value])
-        assert changed_fields(usual, cfg) == [value[0][1] if option.by_shots else value], key
-
-
-def another(option, value):
-    if option.choices:
-        return next(choice for choice in option.choices if choice != value)
-    if option.by_shots:
-        return [[1, 7.5]]
-    return {bool: lambda: not value, str: lambda: "other", tuple: lambda: ("a",), list: lambda: ["a"]}.get(
-        type(value), lambda: value + 1
-    )()
+        before = usual.values[key]
+        value = others.get(key, [[1, 7.5]] if option.by_shots else by_type.get(type(before)))
+        if option.choices and key not in others:
+            value = next(choice for choice in option.choices if choice != before)
+        elif isinstance(before, bool):
+            value = not before
+        elif value is None:
+            value = before + 1
+        assert changed_fields(usual, with_values(usual, [key, value])) == [value[0][1] if option.by_shots else value], (
+            key
+        )
 
 
 def changed_fields(usual, cfg) -> list:
@@ -124,7 +111,7 @@ def test_the_variant_free_has_constants_of_its_own_that_follow_the_shots():
         assert load_cfg(opts=given).model.closed_form.rho == 0.3
 
 
-def test_the_options_of_another_method_are_a_frozen_dataclass():
+def test_no_configuration_and_no_default_can_be_changed_by_accident():
     method = ("NearestMean", {"ALPHA": 0.5, "ROWS": [1]})
     opts = ["TRAINER.NEARESTMEAN.ALPHA", "1", "TRAINER.NAME", "NearestMean"]
     options = load_cfg(opts=opts, method=method).method
@@ -133,29 +120,22 @@ def test_the_options_of_another_method_are_a_frozen_dataclass():
         options.ALPHA = 2.0
     options.ROWS.append(2)
     assert method[1]["ROWS"] == [1]
-
-
-def test_a_loaded_configuration_and_the_defaults_cannot_be_changed_by_accident():
     with pytest.raises(FrozenInstanceError):
         load_cfg().training.learning_rate = 1.0
     default_values()[f"{NODE}.BY_SHOTS"].clear()
     assert default_values()[f"{NODE}.BY_SHOTS"] == BY_SHOTS
 
 
-# --- the order of layers
+# The order of layers
 
 
 def test_pairs_win_over_flags_over_the_method_file_over_the_data_set_file_over_the_defaults(yaml):
     dataset = yaml("DATASET: {NAME: Digits}\nOPTIM: {MAX_EPOCH: 7, WEIGHT_DECAY: 0.5}\nSEED: 5", "dataset.yaml")
     method = yaml("OPTIM: {MAX_EPOCH: 8}\nDATASET: {NUM_SHOTS: 8}", "method.yaml")
-    cfg = load_cfg(
-        dataset, method, {"SEED": 6, "DATASET.NUM_SHOTS": 4}, ["DATASET.NUM_SHOTS", "3", "DATASET.NUM_SHOTS", 2]
-    )
+    pairs = ["DATASET.NUM_SHOTS", "3", "DATASET.NUM_SHOTS", 2]
+    cfg = load_cfg(dataset, method, {"SEED": 6, "DATASET.NUM_SHOTS": 4}, pairs)
     assert (cfg.data.name, cfg.training.weight_decay, cfg.training.epochs) == ("Digits", 0.5, 8)
     assert (cfg.run.seed, cfg.data.shots, cfg.training.warmup_epochs) == (6, 2, 1)
-
-
-def test_an_empty_file_changes_nothing(yaml):
     assert load_cfg(yaml("")) == load_cfg()
 
 
@@ -190,21 +170,17 @@ def test_the_last_row_not_above_the_runs_shots_holds(shots, steps):
     assert cfg.training.min_steps == steps
 
 
-@pytest.mark.parametrize("shots", [row[0] for row in BY_SHOTS])
-def test_the_shipped_rows_hold_at_their_shots_but_not_over_what_is_set(shots):
-    pairs = dict(map(tuple, BY_SHOTS))[shots]
-    cfg = load_cfg(opts=["DATASET.NUM_SHOTS", shots])
-    assert all(cfg.values[key] == value for key, value in zip(pairs[0::2], pairs[1::2]))
-    assert load_cfg(opts=["DATASET.NUM_SHOTS", shots, "OPTIM.LR", 0.75]).training.learning_rate == 0.75
+def test_the_shipped_rows_hold_at_their_shots_but_not_over_what_is_set_and_no_key_stays_open():
+    for shots, pairs in BY_SHOTS:
+        cfg = load_cfg(opts=["DATASET.NUM_SHOTS", shots])
+        assert all(cfg.values[key] == value for key, value in zip(pairs[0::2], pairs[1::2]))
+        assert load_cfg(opts=["DATASET.NUM_SHOTS", shots, "OPTIM.LR", 0.75]).training.learning_rate == 0.75
+    for key in FILLABLE:
+        others = [entry for other in FILLABLE for entry in (other, OPEN if other == key else 1)]
+        assert refused(f"{NODE}.BY_SHOTS", "[]", *others).startswith(f"{key} is -1")
 
 
-@pytest.mark.parametrize("key", FILLABLE)
-def test_a_key_that_stays_open_is_an_error(key):
-    others = [entry for other in FILLABLE for entry in (other, OPEN if other == key else 1)]
-    assert refused(f"{NODE}.BY_SHOTS", "[]", *others).startswith(f"{key} is -1")
-
-
-# --- values
+# Values
 
 
 @pytest.mark.parametrize(
@@ -218,7 +194,6 @@ def test_a_key_that_stays_open_is_an_error(key):
         ("OUTPUT_DIR", "2024", "2024"),
         ("SEED", str(2**32 - 1), 2**32 - 1),
         ("DATASET.NUM_SHOTS", "-1", -1),
-        ("TRAIN.CHECKPOINT_FREQ", "0", 0),
         (f"{NODE}.PROMPTS.TEMPLATES", "['a {}.']", ["a {}."]),
     ],
 )
@@ -241,6 +216,7 @@ def test_text_from_the_command_line_becomes_a_value_of_the_keys_type(key, text, 
         ("OPTIM.WARMUP_EPOCH", str(2**31), "2**31"),
         ("USE_CUDA", "1", "bool"),
         ("SEED", str(2**32), "2**32"),
+        ("SEED", str(-(2**31) - 1), "2**31"),
         ("INPUT.SIZE", "{[1], [2]}", "tuple"),
         ("INPUT.PIXEL_MEAN", "[1e999]", "finite"),
         ("INPUT.TRANSFORMS", "(1,)", "random_flip"),
@@ -251,11 +227,9 @@ def test_text_from_the_command_line_becomes_a_value_of_the_keys_type(key, text, 
         ("OUTPUT_DIR", "a\0b", "NUL"),
         ("OUTPUT_DIR", "a\udcff", "UTF-8"),
         (f"{NODE}.VARIANT", "fulll", "did you mean 'full'"),
-        (f"{NODE}.PROMPTS.TEMPLATES", "a {}.", "list"),
         (f"{NODE}.PROMPTS.TEMPLATES", "[1]", "strings"),
         (f"{NODE}.CLOSED_FORM.KAPPA", "0", "above 0"),
         (f"{NODE}.FREE.KAPPA", "[[2, 1.0]]", "from 1 shot"),
-        (f"{NODE}.FREE.KAPPA", "[]", "from 1 shot"),
         (f"{NODE}.FREE.OMEGA", "[[1, 0.0]]", "[1, 0.0]"),
         (f"{NODE}.SELECT", "[['OPTIM.LR', []]]", "[KEY, [VALUE, ...]]"),
         (f"{NODE}.BY_SHOTS", "[[1, ['OPTIM.LR']]]", "['OPTIM.LR']"),
@@ -274,18 +248,14 @@ def test_a_wrong_value_is_one_line_with_its_key_and_what_is_allowed(key, value, 
     assert key.rpartition(".")[2] in message
 
 
-def test_the_smallest_allowed_values_are_allowed():
+def test_the_smallest_allowed_values_and_every_choice_are_allowed_and_an_odd_number_of_options_is_not():
     for key, option in OPTIONS.items():
         if option.least is not None:
             kind = type(option.default)
             assert load_cfg(opts=[key, kind(option.least)]).values[key] == option.least
             assert key in refused(key, math.nextafter(option.least, -9) if kind is float else kind(option.least) - 2)
-        for choice in option.choices:
-            if isinstance(option.default, str):
-                load_cfg(opts=[key, choice])
-
-
-def test_an_odd_number_of_options_is_an_error():
+        for choice in option.choices if isinstance(option.default, str) else ():
+            load_cfg(opts=[key, choice])
     assert "OPTIM.LR" in refused("SEED", "1", "OPTIM.LR")
 
 
@@ -305,22 +275,21 @@ def test_a_variant_that_has_nothing_to_train_is_an_error(opts, said):
 
 
 @pytest.mark.parametrize(
-    "grid", [[["OUTPUT_DIR", ["a", "b"]]], [["OPTIM.LR", [1.0]], [f"{NODE}.FREE.RHO", [0.1, 0.3]]]]
-)
-def test_a_key_that_changes_no_candidate_is_not_selected(grid):
-    assert grid[-1][0] in refused(f"{NODE}.SELECT_ON", "val", f"{NODE}.SELECT", str(grid))
-
-
-@pytest.mark.parametrize(
-    "grid",
+    ("grid", "refused_key"),
     [
-        [[f"{NODE}.VARIANT", ["full", "free"]], [f"{NODE}.FREE.RHO", [0.1, 0.3]]],  # the second counts for free alone
-        [[f"{NODE}.ALPHA_C", [2.0, 2.0]]],  # equal values, of which the first is taken
-        [["OPTIM.MAX_EPOCH", [5, 15]], [f"{NODE}.NOISE", [0.0, 1.0]]],
+        ([["OUTPUT_DIR", ["a", "b"]]], "OUTPUT_DIR"),
+        ([["OPTIM.LR", [1.0]], [f"{NODE}.FREE.RHO", [0.1, 0.3]]], f"{NODE}.FREE.RHO"),
+        ([[f"{NODE}.VARIANT", ["full", "free"]], [f"{NODE}.FREE.RHO", [0.1, 0.3]]], ""),  # it counts for free alone
+        ([[f"{NODE}.ALPHA_C", [2.0, 2.0]]], ""),  # equal values, of which the first is taken
+        ([["OPTIM.MAX_EPOCH", [5, 15]], [f"{NODE}.NOISE", [0.0, 1.0]]], ""),
     ],
 )
-def test_a_key_may_be_selected_that_changes_some_candidate(grid):
-    load_cfg(opts=[f"{NODE}.SELECT_ON", "val", f"{NODE}.SELECT", str(grid)])
+def test_a_key_that_changes_no_candidate_is_not_selected(grid, refused_key):
+    opts = [f"{NODE}.SELECT_ON", "val", f"{NODE}.SELECT", str(grid)]
+    if refused_key:
+        assert refused_key in refused(*opts)
+    else:
+        load_cfg(opts=opts)
 
 
 def test_a_key_of_an_earlier_version_may_say_what_the_code_does_now_and_nothing_else(yaml):
@@ -330,18 +299,15 @@ def test_a_key_of_an_earlier_version_may_say_what_the_code_does_now_and_nothing_
     assert "'relu'" in refused(f"{NODE}.ACTIVATION", "relu")
 
 
-# --- files
+# Files
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("OPTIM: {LRR: 1.0}", "'OPTIM.LRR'"),
-        ("OPTIM: {LR: fast}", "'fast'"),
         ('DATASET:\n  NAME "Digits"\n', "group of keys"),
         ("OPTIM: [1, 2", "damaged"),
-        ("a: b: c", "damaged"),
-        ("just words", "KEY: VALUE"),
         ("- a\n- list", "KEY: VALUE"),
         ("OUTPUT_DIR: 2024-01-01", "str"),
         ("\0", "config.yaml"),
@@ -361,12 +327,14 @@ def test_a_missing_file_names_the_nearest_of_its_folder(tmp_path):
         load_cfg(str(tmp_path / "absent.yaml"))
 
 
-# --- inside Dassl
+# Inside Dassl
 
 
 def dassl_cfg() -> CfgNode:
     """Our keys with Dassl's own defaults where those differ, and one key of Dassl's that we lack."""
-    cfg = get_cfg_default()
+    cfg = CfgNode()
+    for key, value in default_values().items():
+        config.set_key(cfg, key, value)
     del cfg["MODEL"], cfg["TRAINER"], cfg.DATASET["SUBSAMPLE_CLASSES"]
     cfg.MODEL = CfgNode({"BACKBONE": {"NAME": "", "PRETRAINED": True}})
     cfg.TRAINER = CfgNode({"NAME": ""})
@@ -399,32 +367,28 @@ def test_a_configuration_that_dassl_merged_and_froze_becomes_the_one_we_load(fil
         opts = ["DATASET.NAME", dataset, "DATASET.NUM_SHOTS", shots, "TRAINER.NAME", "HeGraphAdapter"]
         cfg.merge_from_list(opts)
         cfg.freeze()
-        assert from_dassl(cfg) == load_cfg("", str(file), opts=opts)
+        loaded = load_cfg("", str(file), opts=opts)
+        assert from_dassl(cfg) == loaded
+        assert loaded.backbone.name
+        assert (loaded.training.warmup_epochs, loaded.training.warmup_lr) == (1, 1e-5)  # as CoOp warms up
 
 
-# --- the shipped files
-
-
-@pytest.mark.parametrize("file", METHOD_FILES, ids=lambda file: file.stem)
-def test_every_method_file_names_a_backbone_and_warms_up_as_coop_does(file):
-    cfg = load_cfg("", str(file))
-    assert cfg.backbone.name
-    assert (cfg.training.warmup_epochs, cfg.training.warmup_lr) == (1, 1e-5)
+# The shipped files
 
 
 def test_a_data_set_file_holds_its_name_only():
-    for file in DATASET_FILES:
+    for file in (CONFIGS / "datasets").glob("*.yaml"):
         loaded = load_cfg(str(file)).values
         assert {key for key, value in load_cfg().values.items() if value != loaded[key]} == {"DATASET.NAME"}
 
 
-@pytest.mark.parametrize("file", PAPER_FILES, ids=lambda file: file.stem)
-def test_the_paper_files_have_the_papers_epochs_and_rates_and_our_backbone_and_input(file):
+@pytest.mark.parametrize("name", [file.stem for file in METHOD_FILES if file.stem.endswith("_paper")])
+def test_the_paper_files_have_the_papers_epochs_and_rates_and_our_backbone_and_input(name):
     # Section 4.1: 30 epochs, 100 on EuroSAT, DTD and FGVCAircraft; rate 0.001, 0.01 on FGVCAircraft
     by_dataset = (("ImageNet", 30, 0.001), ("EuroSAT", 100, 0.001), ("DescribableTextures", 100, 0.001))
     for dataset, epochs, rate in (*by_dataset, ("FGVCAircraft", 100, 0.01)):
         for shots in (1, 16):
-            found = load_cfg("", str(file), {"DATASET.NAME": dataset, "DATASET.NUM_SHOTS": shots}).training
+            found = load_cfg("", name, {"DATASET.NAME": dataset, "DATASET.NUM_SHOTS": shots}).training
             assert (found.epochs, found.learning_rate, found.visual_weight) == (epochs, rate, 0.1)
-    ours, paper = load_cfg("", str(file.with_stem(file.stem.removesuffix("_paper")))), load_cfg("", str(file))
+    ours, paper = load_cfg("", name.removesuffix("_paper")), load_cfg("", name)
     assert (ours.backbone, ours.encoding, ours.data) == (paper.backbone, paper.encoding, paper.data)

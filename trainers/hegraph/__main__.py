@@ -18,7 +18,6 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from yacs.config import CfgNode
 
@@ -187,28 +186,22 @@ def run_command(args: argparse.Namespace) -> None:
 
     processes.start()
     try:
-        record = run_alone(args, cfg) if of_dassl is None else run_in_dassl(args, of_dassl)
+        if of_dassl is None:
+            from .experiments.run import run
+
+            record = run(
+                cfg, args.features, args.model_dir or None, args.load_epoch, not args.no_train, args.keep_thumbnails
+            )
+        else:
+            from .results.records import read_record
+            from .trainer import run_in_coop
+
+            run_in_coop(args, of_dassl)
+            record = {} if args.no_train else read_record(Path(cfg.run.output_dir))
         if record:
             say(f"{summary(record)} -> {cfg.run.output_dir}\n")
     finally:
         processes.stop()
-
-
-def run_in_dassl(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any] | None:
-    """Has CoOp's train.py train and test; returns the record, None if nothing was trained."""
-    from .results.records import read_record
-    from .trainer import run_in_coop
-
-    run_in_coop(args, cfg)
-    return None if args.no_train else read_record(Path(cfg.OUTPUT_DIR))
-
-
-def run_alone(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
-    """Trains and tests without Dassl; returns the record, {} if nothing was trained."""
-    from .experiments.run import run
-
-    model_dir = Path(args.model_dir) if args.model_dir else None
-    return run(cfg, args.features, model_dir, args.load_epoch, not args.no_train, args.keep_thumbnails)
 
 
 def summary(record: dict) -> str:

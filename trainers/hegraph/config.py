@@ -13,7 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -52,16 +53,24 @@ REMOVED: dict[str, object] = {
     f"{NODE}.FREE.PRIOR": 4.0,
 }
 
-Holder = TypeVar("Holder")
+
+# Kinds of options that there are several of
+in_folder = partial(option, allowed="a folder", shapes_run=False)
+its_own = partial(option, allowed="empty, or the backbone's", shapes_run=False)
+strings = partial(option, (), form="a list of strings", allows=is_strings)
+
+
+def fills(default: list, key: str, by: str, rows: tuple) -> Any:
+    """An option whose rows fill keys that are left at -1."""
+    meaning = f"fills keys that are left at -1, {by}"
+    return option(default, key, meaning, rows=rows, allowed="rows", shapes_run=False)
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """Where a run is written, and what it does beside training."""
 
-    output_dir: str = option(
-        "./output", "OUTPUT_DIR", "where the run is written (`--output-dir`)", allowed="a folder", shapes_run=False
-    )
+    output_dir: str = in_folder("./output", "OUTPUT_DIR", "where the run is written (`--output-dir`)")
     seed: int = option(
         1,
         "SEED",
@@ -72,12 +81,8 @@ class RunOptions:
         shapes_run=False,
     )
     use_cuda: bool = option(True, "USE_CUDA", "use a GPU if there is one", shapes_run=False)
-    resume: str = option(
-        "",
-        "RESUME",
-        "folder of the interrupted run to go on from; without it, `OUTPUT_DIR` is looked at (`--resume`)",
-        allowed="a folder",
-        shapes_run=False,
+    resume: str = in_folder(
+        "", "RESUME", "folder of the interrupted run to go on from; without it, `OUTPUT_DIR` is looked at (`--resume`)"
     )
     trainer: str = option(
         "HeGraphAdapter",
@@ -104,22 +109,12 @@ class RunOptions:
         "temperature of the probabilities, of every method, see [confidence.md](confidence.md); `off`: 1",
         choices=("auto", "off"),
     )
-    # Their effect is in the keys that they fill
-    by_shots: Sequence = option(
-        BY_SHOTS,
-        f"{NODE}.BY_SHOTS",
-        "fills keys that are left at -1, by shots",
-        rows=(int, "[from this many shots, [KEY, VALUE, ...]]", is_list_of_pairs),
-        allowed="rows",
-        shapes_run=False,
+    # The effect of these two is in the keys that they fill
+    by_shots: Sequence = fills(
+        BY_SHOTS, f"{NODE}.BY_SHOTS", "by shots", (int, "[from this many shots, [KEY, VALUE, ...]]", is_list_of_pairs)
     )
-    by_dataset: Sequence = option(
-        [],
-        f"{NODE}.BY_DATASET",
-        "fills keys that are left at -1, by data set",
-        rows=(str, "[data set, [KEY, VALUE, ...]]", is_list_of_pairs),
-        allowed="rows",
-        shapes_run=False,
+    by_dataset: Sequence = fills(
+        [], f"{NODE}.BY_DATASET", "by data set", (str, "[data set, [KEY, VALUE, ...]]", is_list_of_pairs)
     )
 
 
@@ -127,12 +122,8 @@ class RunOptions:
 class DataOptions:
     """The images of a task, and where their features are kept."""
 
-    root: str = option(
-        "",
-        "DATASET.ROOT",
-        "holds the data sets; of `ImageFolder`, your folder or CSV file (`--root`)",
-        allowed="a folder",
-        shapes_run=False,
+    root: str = in_folder(
+        "", "DATASET.ROOT", "holds the data sets; of `ImageFolder`, your folder or CSV file (`--root`)"
     )
     name: str = option(
         "",
@@ -154,20 +145,14 @@ class DataOptions:
         "all classes, the first half, or the other half",
         choices=("all", "base", "new"),
     )
-    target_domains: Sequence[str] = option(
-        (),
+    target_domains: Sequence[str] = strings(
         "DATASET.TARGET_DOMAINS",
         "also test on these, which have the same classes or some of them (`--target-domains`)",
-        form="a list of strings",
-        allows=is_strings,
         allowed="data sets",
     )
-    target_datasets: Sequence[str] = option(
-        (),
+    target_datasets: Sequence[str] = strings(
         "DATASET.TARGET_DATASETS",
         "also test on these, which have other classes (`--target-datasets`)",
-        form="a list of strings",
-        allows=is_strings,
         allowed="data sets, `NAME:base`, `NAME:new`",
     )
     batch_size: int = option(256, "DATALOADER.TRAIN_X.BATCH_SIZE", "images of a training step", least=1)
@@ -177,18 +162,12 @@ class DataOptions:
         "encode every image once, or every training batch anew",
         choices=("bank", "online"),
     )
-    features_dir: str = option(
-        "output/features",
-        f"{NODE}.FEATURES.DIR",
-        "where encoded features are kept",
-        allowed="a folder",
-        shapes_run=False,
-    )
+    features_dir: str = in_folder("output/features", f"{NODE}.FEATURES.DIR", "where encoded features are kept")
 
 
 @dataclass(frozen=True)
 class BackboneOptions:
-    """The frozen CLIP."""
+    """The frozen CLIP. Resolution and normalisation are its own; Dassl's defaults belong to another network."""
 
     name: str = option(
         "", "MODEL.BACKBONE.NAME", "the architecture (`--backbone`)", allowed="see [backbones.md](backbones.md)"
@@ -205,20 +184,11 @@ class BackboneOptions:
         "what the backbone computes in on a GPU; on the CPU it is `fp32`",
         choices=("fp32", "fp16", "amp"),
     )
-    # Resolution and normalisation are the backbone's; Dassl's defaults for them belong to another network
-    input_size: Sequence[int] = option(
-        (),
-        "INPUT.SIZE",
-        "resolution: it is the backbone's, and this may only say the same",
-        allowed="empty, or the backbone's",
-        shapes_run=False,
+    input_size: Sequence[int] = its_own(
+        (), "INPUT.SIZE", "resolution: it is the backbone's, and this may only say the same"
     )
-    mean: Sequence[float] = option(
-        [], "INPUT.PIXEL_MEAN", "as above", allowed="empty, or the backbone's", shapes_run=False
-    )
-    std: Sequence[float] = option(
-        [], "INPUT.PIXEL_STD", "as above", allowed="empty, or the backbone's", shapes_run=False
-    )
+    mean: Sequence[float] = its_own([], "INPUT.PIXEL_MEAN", "as above")
+    std: Sequence[float] = its_own([], "INPUT.PIXEL_STD", "as above")
 
 
 @dataclass(frozen=True)
@@ -240,9 +210,15 @@ class DasslOptions:
     warmup: str = option("constant", "OPTIM.WARMUP_TYPE", "of the warm-up", choices=("constant",))
 
 
-HOLDERS = (
-    RunOptions, DasslOptions, DataOptions, EncodingOptions, BackboneOptions, TrainingOptions, ModelOptions, FreeOptions,
-)  # fmt: skip
+PARTS = {
+    "run": RunOptions,
+    "data": DataOptions,
+    "backbone": BackboneOptions,
+    "encoding": EncodingOptions,
+    "model": ModelOptions,
+    "training": TrainingOptions,
+}
+HOLDERS = (*PARTS.values(), DasslOptions, FreeOptions)
 OPTIONS = {declared.key: declared for holder in HOLDERS for declared in options_of(holder)}
 FILLABLE = tuple(key for key, declared in OPTIONS.items() if declared.filled)
 OF_THE_BACKBONE = tuple(declared.key for declared in options_of(BackboneOptions) if declared.key.startswith("INPUT."))
@@ -267,20 +243,12 @@ class Config:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Config:
         """The options of checked values, as they apply to their number of shots."""
-        shots = math.inf if values["DATASET.NUM_SHOTS"] == -1 else values["DATASET.NUM_SHOTS"]
-        model = _filled(ModelOptions, values, shots)
-        if model.variant == "free":
-            free = _filled(FreeOptions, values, shots)
-            model = replace(model, closed_form=ClosedFormOptions(free.kappa, free.rho, free.omega))
-        return cls(
-            _filled(RunOptions, values, shots),
-            _filled(DataOptions, values, shots),
-            _filled(BackboneOptions, values, shots),
-            _filled(EncodingOptions, values, shots),
-            model,
-            _filled(TrainingOptions, values, shots),
-            values,
-        )
+        parts = {name: _filled(holder, values) for name, holder in PARTS.items()}
+        if parts["model"].variant == "free":
+            free = _filled(FreeOptions, values)
+            closed = ClosedFormOptions(free.kappa, free.rho, free.omega)
+            parts["model"] = replace(parts["model"], closed_form=closed)
+        return cls(**parts, values=values)
 
     @property
     def method(self) -> Any:
@@ -292,17 +260,21 @@ class Config:
         return make_dataclass(self.run.trainer, found, frozen=True)(**deepcopy(found))
 
 
-def _filled(holder: type[Holder], values: Mapping[str, Any], shots: float) -> Holder:
+def _filled(holder: type, values: Mapping[str, Any]) -> Any:
     """A dataclass of options with the values of their keys."""
     found = {}
-    for of_field in fields(holder):  # type: ignore[arg-type]  # mypy does not know that it is a dataclass
+    for of_field in fields(holder):
         if (declared := option_of(of_field)) is not None:
-            found[of_field.name] = declared.at_shots(values[declared.key], shots)
+            found[of_field.name] = declared.at_shots(values[declared.key], _shots(values))
         elif several := of_field.metadata.get("options"):
             found[of_field.name] = {name: values[one.key] for name, one in several.items()}
         elif is_dataclass(inner := of_field.default_factory):
-            found[of_field.name] = _filled(inner, values, shots)
+            found[of_field.name] = _filled(inner, values)
     return holder(**found)
+
+
+def _shots(values: Mapping[str, Any]) -> float:
+    return math.inf if values["DATASET.NUM_SHOTS"] == -1 else values["DATASET.NUM_SHOTS"]
 
 
 def default_values() -> dict[str, Any]:
@@ -312,10 +284,9 @@ def default_values() -> dict[str, Any]:
 
 def matching_rows(values: Mapping[str, Any]) -> list[list]:
     """The pairs of BY_DATASET and BY_SHOTS that apply to a configuration, those that win first."""
-    shots = math.inf if values["DATASET.NUM_SHOTS"] == -1 else values["DATASET.NUM_SHOTS"]
     rows, name = values[f"{NODE}.BY_DATASET"], values["DATASET.NAME"]
     by_dataset = [pairs for wanted in (name, "*") for row, pairs in rows if row == wanted]
-    return by_dataset + values_up_to(values[f"{NODE}.BY_SHOTS"], shots)[-1:]
+    return by_dataset + values_up_to(values[f"{NODE}.BY_SHOTS"], _shots(values))[-1:]
 
 
 def is_filled(cfg: Config, key: str) -> bool:
@@ -328,18 +299,8 @@ def is_filled(cfg: Config, key: str) -> bool:
 # What Dassl sees
 
 
-def get_cfg_default() -> CfgNode:
-    """All keys as a tree of yacs: those that we share with Dassl, with the same names and types, and ours."""
-    cfg = CfgNode()
-    for key, value in default_values().items():
-        set_key(cfg, key, value)
-    return cfg
-
-
 def extend_cfg(cfg: CfgNode) -> None:
-    """Adds `cfg.TRAINER.HEGRAPHADAPTER` and the other keys that Dassl lacks. Dassl's and CoOp's trainers are
-    unaffected.
-    """
+    """Adds `cfg.TRAINER.HEGRAPHADAPTER` and the other keys that Dassl lacks; its and CoOp's trainers see no other."""
     cfg.MODEL.BACKBONE.PRETRAINED = "auto"  # Dassl has True here, and only asks whether the value is true
     for key, value in default_values().items():
         lacks = key.startswith("DATASET.") and key.removeprefix("DATASET.") not in cfg.DATASET

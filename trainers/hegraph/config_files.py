@@ -1,6 +1,4 @@
-"""Reads configurations: layers files, flags and KEY VALUE pairs over the defaults of `config.py`, and checks the
-result.
-"""
+"""Reads configurations: layers files, flags and KEY VALUE pairs over the defaults of `config.py`, and checks them."""
 
 from __future__ import annotations
 
@@ -57,10 +55,8 @@ def layered(
     opts: list | None,
     method: tuple[str, dict] | None,
 ) -> Values:
-    """The values of all keys, which may be more than ours; arguments as of `load_cfg`. Open keys are filled.
-
-    Raises:
-        UserError: As `load_cfg`, except for what only checked values can be asked.
+    """The values of all keys, which may be more than ours, with open keys filled; their ranges are not checked yet.
+    Arguments and errors as of `load_cfg`.
     """
     values = values | of_method(method, values)
     for kind, file in ((DATA_SET, dataset_file), (METHOD, config_file)):
@@ -80,11 +76,7 @@ def layered(
 
 
 def with_values(cfg: Config, pairs: list) -> Config:
-    """A configuration with other values, given as alternating keys and values.
-
-    Raises:
-        UserError: As `load_cfg`.
-    """
+    """A configuration with other values, given as alternating keys and values; errors as of `load_cfg`."""
     values = dict(cfg.values)
     _merge(values, pairs)
     return _checked(values)
@@ -106,14 +98,8 @@ def within_dassl(dassl_cfg: CfgNode) -> CfgNode:
 
 
 def from_dassl(dassl_cfg: CfgNode, method: tuple[str, dict] | None = None) -> Config:
-    """Takes our keys out of a configuration that Dassl has merged.
-
-    Args:
-        dassl_cfg: Dassl's defaults after `extend_cfg`, with files and options merged in.
-        method: As in `load_cfg`.
-
-    Raises:
-        UserError: As `load_cfg`.
+    """Takes our keys out of a configuration that Dassl has merged, after `extend_cfg`; `method` and errors as of
+    `load_cfg`.
     """
     theirs = flatten(dassl_cfg)
     values = default_values() | of_method(method, {})
@@ -122,11 +108,7 @@ def from_dassl(dassl_cfg: CfgNode, method: tuple[str, dict] | None = None) -> Co
 
 
 def of_values(values: Values) -> Config:
-    """The configuration of values whose open keys are filled.
-
-    Raises:
-        UserError: As `load_cfg`.
-    """
+    """The configuration of values whose open keys are filled; errors as of `load_cfg`."""
     cfg = _checked(values)
     if cfg.run.select_on == "val":
         _check_select(cfg)
@@ -178,10 +160,8 @@ def _no_key(key: str, value: object, known: Values) -> UserError:
 
 
 def _coerce(key: str, value: object, default: object) -> object:
-    """Gives `value` the type of `default`: text becomes a literal, an int a float, a list a tuple.
-
-    Raises:
-        UserError: If it has another type, or a record could not hold it.
+    """Gives `value` the type of `default`: text becomes a literal, an int a float, a list a tuple. Raises UserError if
+    it has another type, or a record could not hold it.
     """
     if isinstance(value, str) and not isinstance(default, str):
         # If it is no literal, or one that is nested too deeply, its type is wrong, which is said below
@@ -195,24 +175,21 @@ def _coerce(key: str, value: object, default: object) -> object:
         value = type(default)(value)
     if type(value) is not type(default):
         raise UserError(f"{key} must be of type {type(default).__name__} such as {default!r}, got {shown(value)}")
-    if not isinstance(value, (int, float)) and (problem := _not_plain(value)):  # of bare numbers the ranges say more
-        raise UserError(f"{key} {problem}, got {shown(value)}")
+    if not isinstance(value, (int, float)) and not _is_plain(value):  # of bare numbers the ranges say more
+        plain = "text in UTF-8 without NUL, finite numbers of at most 64 bits, and lists of them"
+        raise UserError(f"{key} must hold {plain}, got {shown(value)}")
     return value
 
 
-def _not_plain(value: object) -> str:
-    """What keeps a value from standing in a record, as JSON in UTF-8, and being read there; "" if nothing does."""
+def _is_plain(value: object) -> bool:
+    """Whether a value can stand in a record, as JSON in UTF-8, and be read there."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         text.encode()
         parse_json(text)
-    except UnicodeEncodeError:
-        return "must be text in UTF-8"
-    except (TypeError, RecursionError):  # such as a date or a set
-        return "must hold numbers, text and lists of them"
-    except ValueError:  # such as NaN, or a number of thousands of digits
-        return "must hold finite numbers of at most 64 bits"
-    return "must not hold the character NUL" if "\\u0000" in text else ""
+    except (TypeError, ValueError, RecursionError):  # a date, NaN, half of a character, a number of thousands of digits
+        return False
+    return "\\u0000" not in text
 
 
 def _complete(values: Values) -> Values:
@@ -232,11 +209,7 @@ def _complete(values: Values) -> Values:
 
 
 def _checked(values: Values) -> Config:
-    """The options of a configuration.
-
-    Raises:
-        UserError: For a value out of range or an unknown name, and where there is nothing to train or to choose from.
-    """
+    """The options of values; raises UserError for one out of range, and where there is nothing to train."""
     for key, value in values.items():
         OPTIONS.get(key, Option(key, value, "")).check(value)
     cfg = Config.of(values)
@@ -245,11 +218,8 @@ def _checked(values: Values) -> Config:
 
 
 def _check_select(cfg: Config) -> None:
-    """Checks that every candidate of SELECT is a configuration, and that each of its keys changes an option of the
-    adapter or of its training. Whether that option matters beside the others is not asked.
-
-    Raises:
-        UserError: Otherwise; candidates that train the same adapter would be told apart by nothing but their order.
+    """Raises UserError unless every candidate of SELECT is a configuration, and each key changes an option of the
+    adapter or of its training: else nothing but their order would tell candidates apart.
     """
     trained = {}  # the values of a candidate, by their places -> what its training depends on
     for places in itertools.product(*(range(len(values)) for _, values in cfg.run.select)):
