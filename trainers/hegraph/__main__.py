@@ -197,7 +197,7 @@ def run_command(args: argparse.Namespace) -> None:
             from .trainer import run_in_coop
 
             run_in_coop(args, of_dassl)
-            record = {} if args.no_train else read_record(Path(cfg.run.output_dir))
+            record = (not args.no_train and read_record(Path(cfg.run.output_dir))) or {}
         if record:
             say(f"{summary(record)} -> {cfg.run.output_dir}\n")
     finally:
