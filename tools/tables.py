@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainers.hegraph.results.comparison import base_to_new, compare, read_cases
-from trainers.hegraph.results.figures import as_svg, summary_curve
+from trainers.hegraph.results.figures import as_svg
 from trainers.hegraph.results.records import find_records
 from trainers.hegraph.results.scores import OURS, method
 from trainers.hegraph.results.table import as_text, markdown
 from trainers.hegraph.utils.files import atomic_path
+
+from .readme_plot import summary_curve
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from trainers.hegraph.results.__main__ import main
-from trainers.hegraph.results.comparison import compare
-from trainers.hegraph.results.records import write_predictions, write_record
+from trainers.hegraph.results.comparison import base_to_new, compare
+from trainers.hegraph.results.costs import complexity
+from trainers.hegraph.results.records import collect, find_records, write_predictions, write_record, write_text_nodes
 from trainers.hegraph.results.table import FORMATS
 
-RN50 = "RN50-quickgelu/openai"
+TARGET = {"accuracy": 40.0, "accuracy_zero_shot": 40.0, "num_test": 9, "num_classes": 3, "rule": "other classes"}
 
 
 @pytest.fixture
-def folder(run, tmp_path):
+def folder(run, tmp_path) -> Path:
     for seed, accuracy in ((1, 80.0), (2, 84.0)):
-        write_record(tmp_path / "runs" / f"seed{seed}", run(seed, accuracy))
+        write_record(tmp_path / "runs" / f"seed{seed}", run(seed, accuracy, seconds={"training": 1.0}))
     return tmp_path / "runs"
 
 
@@ -29,10 +30,36 @@ def test_compare_prints_the_table_in_every_format(folder, run, capsys, kind):
     assert capsys.readouterr().out == FORMATS[kind](compare([run(1, 80.0), run(2, 84.0)]))
 
 
-@pytest.mark.parametrize("name", ["base-to-new", "complexity"])
-def test_text_shows_accuracies_so_other_tables_do_not_have_it(folder, capsys, name):
-    assert main([name, str(folder), "--format", "text"]) == 2
-    assert "invalid choice: 'text'" in capsys.readouterr().err
+def test_the_flags_of_compare_reach_the_table(folder, run, tmp_path, capsys):
+    (tmp_path / "grid.yaml").write_text("cases: {plain: {}}")
+    flags = ["--by", "dataset", "--no-interval", "--cases", str(tmp_path / "grid.yaml")]
+    assert main(["compare", str(folder), *flags]) == 0
+    expected = compare([run(1, 80.0), run(2, 84.0)], "dataset", intervals=False, cases={"plain": {}})
+    assert capsys.readouterr().out == FORMATS["markdown"](expected)
+
+
+def test_other_tables_are_printed_too_but_not_as_text(folder, run, tmp_path, capsys):
+    base = [run(1, 80.0, {"DATASET.SUBSAMPLE_CLASSES": "base"}, targets={"Toy:new": TARGET})]
+    collect(base, tmp_path / "base.jsonl")
+    for arguments, table in (
+        (["base-to-new", str(tmp_path / "base.jsonl")], base_to_new(base)),
+        (["complexity", str(folder)], complexity(find_records([folder]))),
+    ):
+        assert main(arguments) == 0
+        assert capsys.readouterr().out == FORMATS["markdown"](table)
+        assert main([*arguments, "--format", "text"]) == 2
+        assert "invalid choice: 'text'" in capsys.readouterr().err
+
+
+def test_calibration_prints_the_table_and_draws_if_asked(run, tmp_path, capsys):
+    bins = {"count": [10] * 15, "confidence": [50.0] * 15, "accuracy": [50.0] * 15}
+    part = {"accuracy": 80.0, "macro_f1": 79.0, "nll": 0.5, "brier": 0.3, "ece": 9.0, "bins": bins}
+    found = {"temperature": 1.0, "before": part, "after": part, "zero_shot": part}
+    write_record(tmp_path / "run", run(calibration=found))
+    assert main(["calibration", str(tmp_path / "run"), "--out", str(tmp_path / "fig")]) == 0
+    out = capsys.readouterr().out
+    assert "| HeGraphAdapter | 80.00 | 79.00 |" in out and out.endswith(f"wrote {tmp_path / 'fig.svg'}\n")
+    assert (tmp_path / "fig.png").stat().st_size and b"<svg" in (tmp_path / "fig.svg").read_bytes()
 
 
 @pytest.mark.parametrize("command", [["compare", "--quote", "2"], ["curves", "--quote", "--out", "STEM"]])
@@ -42,9 +69,16 @@ def test_where_nothing_can_be_quoted_it_is_said(folder, tmp_path, caplog, comman
     assert "nothing is quoted" in caplog.text
 
 
+def test_where_something_is_quoted_nothing_is_said(run, tmp_path, caplog, capsys):
+    write_record(tmp_path, run(dataset="dtd", backbone="RN50/openai", shots=16))
+    assert main(["compare", str(tmp_path), "--quote", "2", "--by", "dataset"]) == 0
+    assert main(["curves", str(tmp_path), "--quote", "--out", str(tmp_path / "stem")]) == 0
+    assert "| HeGraphAdapter (quoted) | 69.15 |" in capsys.readouterr().out
+    assert "nothing is quoted" not in caplog.text
+
+
 def test_tsne_prints_the_distances_and_writes_both_files(tmp_path, capsys):
-    nodes = {"before": torch.eye(3), "after": torch.ones(3, 3)}
-    save_file(nodes, tmp_path / "text_nodes.safetensors", {"classnames": json.dumps(["a", "b", "c"])})
+    write_text_nodes(tmp_path, torch.eye(3), torch.ones(3, 3), ["a", "b", "c"])
     assert main(["tsne", str(tmp_path), "--out", str(tmp_path / "fig" / "nodes")]) == 0
     distances, png, svg = capsys.readouterr().out.splitlines()
     assert distances == "mean inter-class distance: before 1.4142, after 0.0000"
@@ -59,10 +93,12 @@ def test_confusion_prints_the_hardest_pairs(tmp_path, capsys):
     assert (tmp_path / "matrix.png").exists()
 
 
-def test_report_writes_the_page(folder, tmp_path, capsys):
+def test_report_and_collect_write_their_file(folder, tmp_path, capsys):
     assert main(["report", str(folder), "--out", str(tmp_path / "page.html")]) == 0
     assert capsys.readouterr().out == f"wrote {tmp_path / 'page.html'}\n"
     assert "82.00" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert main(["collect", str(folder), "--out", str(tmp_path / "all.jsonl")]) == 0
+    assert [json.loads(line)["seed"] for line in (tmp_path / "all.jsonl").read_text().splitlines()] == [1, 2]
 
 
 def test_runs_without_test_images_are_left_out_and_it_is_said(folder, run, caplog, capsys):
@@ -70,6 +106,7 @@ def test_runs_without_test_images_are_left_out_and_it_is_said(folder, run, caplo
     assert main(["compare", str(folder)]) == 0
     assert "1 of 3 runs had no test images" in caplog.text
     assert "n = 2 seeds" in capsys.readouterr().out
+    assert main(["compare", str(folder / "seed3")]) == 2
 
 
 @pytest.mark.parametrize(
@@ -79,7 +116,7 @@ def test_runs_without_test_images_are_left_out_and_it_is_said(folder, run, caplo
         (["compare", "{}/runs", "--by", "target"], "targets"),
         (["compare", "{}/runs", "--quote", "7"], "unknown table"),
         (["base-to-new", "{}/runs"], "base"),
-        (["complexity", "{}/runs"], "no times"),
+        (["rejection", "{}/all.jsonl", "--features", "{}/bank"], "is no folder; models are in output folders"),
         (["tsne", "{}/runs/seed1", "--out", "{}/x"], "text_nodes.safetensors"),
         (["confusion", "{}/runs/seed1", "--out", "{}/x"], "predictions.safetensors"),
         (["curves", "{}/runs", "--out", "{}/runs/seed1/result.json/x"], "cannot write"),

@@ -5,22 +5,23 @@ from __future__ import annotations
 import pytest
 
 from trainers.hegraph.baselines import METHODS
+from trainers.hegraph.results import scores
 from trainers.hegraph.results.comparison import base_to_new, compare
 from trainers.hegraph.utils.errors import UserError
 
 BASE = {"DATASET.SUBSAMPLE_CLASSES": "base"}
+TIP = {"trainer": "TipAdapter", "variant": ""}
 
 
 def target(accuracy: float | None, zero_shot: float = 40.0, rule: str = "same classes", **changes) -> dict:
-    scores = {"accuracy": accuracy, "accuracy_zero_shot": zero_shot, "num_test": 9, "num_classes": 3, "rule": rule}
-    return scores | changes
+    told = {"accuracy": accuracy, "accuracy_zero_shot": zero_shot, "num_test": 9, "num_classes": 3, "rule": rule}
+    return told | changes
 
 
 def test_rows_are_methods_in_order_and_columns_are_shots(run, cells):
     table = compare([
-        run(1, 80.0), run(2, 84.0), run(1, 90.0, shots=16), run(1, 60.0, variant="T-N"),
-        run(1, 70.0, trainer="TipAdapter", variant="", accuracy_text=None),
-        run(1, 65.0, trainer="Another", variant="", accuracy_text=None),
+        run(1, 80.0), run(2, 84.0), run(1, 90.0, shots=16), run(1, 60.0, variant="T-N"), run(1, 70.0, **TIP),
+        run(1, 65.0, trainer="Another", variant=""),
     ])  # fmt: skip
     assert cells(table) == {
         ("zero-shot",): {"4": "50.00 ± 0.00", "16": "50.00"},
@@ -36,14 +37,11 @@ def test_rows_are_methods_in_order_and_columns_are_shots(run, cells):
     )
 
 
-def test_all_training_images_are_the_last_column(run):
-    assert compare([run(shots=-1), run(shots=1), run(shots=16)]).columns == ["1", "16", "all"]
-
-
-def test_without_intervals_there_are_means_alone_and_the_caption_says_so(run, cells):
-    table = compare([run(1, 80.0), run(2, 84.0)], intervals=False)
-    assert cells(table)["HeGraphAdapter",] == {"4": "82.00"}
-    assert table.caption == "Accuracy on test (%) by shots, Toy, mini/mini; mean over n = 2 seeds"
+def test_all_training_images_are_the_last_column_and_zero_is_a_number(run, cells):
+    table = compare([run(shots=-1, accuracy=0.0), run(shots=1), run(shots=16)])
+    assert table.columns == ["1", "16", "all"]
+    assert cells(table)["HeGraphAdapter",]["all"] == "0.00"
+    assert table.caption.endswith("Toy, mini/mini; 1 seed, so no interval")
 
 
 def test_means_over_seeds_by_shots_and_their_mean_over_data_sets(run, cells):
@@ -51,50 +49,30 @@ def test_means_over_seeds_by_shots_and_their_mean_over_data_sets(run, cells):
         run(1, 60.0, shots=16), run(1, 20.0), run(2, 30.0), run(1, 80.0, shots=16, dataset="Zoo"),
         run(1, 50.0, dataset="Zoo"),
     ]  # fmt: skip
-    assert cells(compare(runs, intervals=False)) == {
-        ("Toy", "zero-shot"): {"4": "50.00", "16": "50.00"},
+    table = compare(runs, intervals=False)
+    assert {labels: row for labels, row in cells(table).items() if labels[1] != "zero-shot"} == {
         ("Toy", "HeGraphAdapter(T)"): {"4": "24.00", "16": "59.00"},
         ("Toy", "HeGraphAdapter"): {"4": "25.00", "16": "60.00"},
-        ("Zoo", "zero-shot"): {"4": "50.00", "16": "50.00"},
         ("Zoo", "HeGraphAdapter(T)"): {"4": "49.00", "16": "79.00"},
         ("Zoo", "HeGraphAdapter"): {"4": "50.00", "16": "80.00"},
-        ("mean of 2", "zero-shot"): {"4": "50.00", "16": "50.00"},
         ("mean of 2", "HeGraphAdapter(T)"): {"4": "36.50", "16": "69.00"},
         ("mean of 2", "HeGraphAdapter"): {"4": "37.50", "16": "70.00"},
     }
+    assert table.caption == "Accuracy on test (%) by shots, mini/mini; mean over n = 1 to 2 seeds"
+
+
+def test_a_mean_over_data_sets_is_taken_seed_by_seed_if_all_have_the_same(run, cells):
+    runs = [run(1, 60.0), run(2, 70.0), run(1, 80.0, dataset="Zoo"), run(2, 94.0, dataset="Zoo")]
+    # seeds: (60 + 80) / 2 = 70 and (70 + 94) / 2 = 82; t of 1 degree of freedom 12.706 * sqrt(72) / sqrt(2)
+    assert cells(compare(runs))["mean of 2", "HeGraphAdapter"] == {"4": "76.00 ± 76.24"}
+    assert cells(compare(runs[:3]))["mean of 2", "HeGraphAdapter"] == {"4": "72.50"}
 
 
 def test_a_missing_experiment_leaves_its_cell_and_its_mean_empty(run, cells):
-    shown = cells(compare([run(1, 60.0), run(1, 70.0, shots=16), run(1, 80.0, dataset="Zoo")]))
+    shown = cells(compare([run(1, 60.0), run(1, 70.0, shots=16), run(1, 80.0, dataset="Zoo"), run(1, 9.0, **TIP)]))
     assert shown["Zoo", "HeGraphAdapter"] == {"4": "80.00", "16": ""}
     assert shown["mean of 2", "HeGraphAdapter"] == {"4": "70.00", "16": ""}
-
-
-def test_an_accuracy_of_zero_is_a_number(run, cells):
-    assert cells(compare([run(1, 0.0)]))["HeGraphAdapter",] == {"4": "0.00"}
-
-
-def test_the_other_methods_stand_in_the_order_of_their_registry(run, cells):
-    runs = [run(1, 50.0, trainer=name, variant="", accuracy_text=None) for name in sorted(METHODS)]
-    assert [labels[-1] for labels in cells(compare(runs))] == ["zero-shot", *list(METHODS)[1:]]
-
-
-def test_the_zero_shot_method_is_the_zero_shot_row(run, cells):
-    table = compare([run(1, 80.0), run(1, 50.0, trainer="ZeroShot", variant="", accuracy_text=None)])
-    assert list(cells(table)) == [("zero-shot",), ("HeGraphAdapter(T)",), ("HeGraphAdapter",)]
-
-
-def test_runs_of_the_text_variant_stand_for_it_unless_full_runs_are_more(run, cells):
-    full = [run(seed, 80.0 + seed) for seed in (1, 2)]
-    one, two = ([run(seed, 70.0, variant="T", accuracy_text=70.0) for seed in range(1, n + 1)] for n in (1, 2))
-    assert cells(compare(full + two))["HeGraphAdapter(T)",]["4"].startswith("70.00")
-    assert cells(compare(full + one))["HeGraphAdapter(T)",]["4"].startswith("80.50")
-
-
-def test_by_data_set_has_a_mean_column_where_all_are_there(run, cells):
-    sets = [run(1, 80.0), run(1, 60.0, dataset="Zoo"), run(1, 70.0, variant="T-P")]
-    assert cells(compare(sets, "dataset"))["HeGraphAdapter",] == {"Toy": "80.00", "Zoo": "60.00", "mean of 2": "70.00"}
-    assert cells(compare(sets, "dataset"))["HeGraphAdapter(T-P)",] == {"Toy": "70.00", "Zoo": "", "mean of 2": ""}
+    assert ("mean of 2", "TipAdapter") not in shown
 
 
 def test_a_data_set_that_no_method_has_at_some_shots_leaves_the_mean_there_to_the_others(run, cells):
@@ -105,12 +83,40 @@ def test_a_data_set_that_no_method_has_at_some_shots_leaves_the_mean_there_to_th
     assert shown["mean of 2", "HeGraphAdapter"] == {"4": "", "16": "91.00"}
 
 
+def test_the_other_methods_stand_in_the_order_of_their_registry_and_zero_shot_is_one_row(run, cells):
+    runs = [run(1, 50.0, trainer=name, variant="") for name in sorted(METHODS)]
+    assert [labels[-1] for labels in cells(compare(runs))] == ["zero-shot", *list(METHODS)[1:]]
+
+
+def test_a_run_by_the_papers_recipe_has_a_row_of_its_own(run, cells):
+    keys = {"TEXT_W": True, "WEIGHT_INIT": "xavier", "NOISE": 0.0, "CLOSED_FORM.OMEGA": 0.0}
+    paper = {f"TRAINER.HEGRAPHADAPTER.{key}": value for key, value in keys.items()}
+    noisy = paper | {"TRAINER.HEGRAPHADAPTER.NOISE": 0.1}
+    shown = cells(compare([run(1, 70.0, paper), run(1, 80.0, noisy)]))
+    assert shown["HeGraphAdapter(paper)",] == {"4": "70.00"} and shown["HeGraphAdapter",] == {"4": "80.00"}
+
+
+def test_runs_of_the_text_variant_stand_for_it_unless_full_runs_are_more(run, cells):
+    full = [run(seed, 80.0 + seed) for seed in (1, 2)]
+    text = [run(seed, 70.0, variant="T") for seed in (1, 2)]
+    assert cells(compare(full + text))["HeGraphAdapter(T)",]["4"].startswith("70.00")
+    assert cells(compare(full + text[:1]))["HeGraphAdapter(T)",]["4"].startswith("80.50")
+
+
+def test_by_data_set_has_a_mean_column_where_all_are_there(run, cells):
+    sets = [run(1, 80.0), run(1, 60.0, dataset="Zoo"), run(1, 70.0, variant="T-P")]
+    assert cells(compare(sets, "dataset"))["HeGraphAdapter",] == {"Toy": "80.00", "Zoo": "60.00", "mean of 2": "70.00"}
+    assert cells(compare(sets, "dataset"))["HeGraphAdapter(T-P)",] == {"Toy": "70.00", "Zoo": "", "mean of 2": ""}
+    assert compare(sets[:1], "dataset").columns == ["Toy"]
+
+
 def test_by_backbone_groups_rows_by_what_else_there_is(run, cells):
     runs = [run(1, 80.0), run(1, 60.0, shots=16), run(1, 70.0, backbone="RN50/openai", shots=16)]
     table = compare(runs, "backbone")
     assert table.heads == ("shots", "method")
     assert cells(table)["16", "HeGraphAdapter"] == {"RN50/openai": "70.00", "mini/mini": "60.00"}
     assert cells(table)["4", "HeGraphAdapter"] == {"RN50/openai": "", "mini/mini": "80.00"}
+    assert "by backbone, Toy; " in table.caption
 
 
 # What no cell may mix
@@ -119,30 +125,48 @@ def test_by_backbone_groups_rows_by_what_else_there_is(run, cells):
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        ({"config": {"TRAINER.X.ALPHA": 0.5}}, r"Toy, mini/mini, HeGraphAdapter, 4: .*configurations \(.* ALPHA\)"),
-        ({"versions": {"torch": "2.4", "numpy": "2.4"}}, r"different versions of torch; "),
-        ({"num_test": 99}, r"different images \(123 images, 99 images\)"),
-        ({"test_set": "b"}, r"Toy, mini/mini, HeGraphAdapter, 4: tested on different classes or images"),
-        ({"accuracy_zero_shot": 51.0}, r"disagree about zero-shot CLIP \(50.00 and 51.00\)"),
-        ({"seed": 1}, r"seed 1 is there more than once"),
+        (
+            {"config": {"TRAINER.X.ALPHA": 0.5}},
+            "Toy, mini/mini, HeGraphAdapter, 4: different configurations .*: ALPHA;",
+        ),
+        ({"versions": {"torch": "2.4", "numpy": "2.4"}}, "different versions of packages: torch;"),
+        ({"versions": None}, "different versions of packages: numpy, torch;"),
+        ({"num_test": 99}, "different numbers of test images: 123, 99;"),
+        ({"test_set": "b"}, "different test images, though of one name: a, b;"),
+        ({"seed": 1}, "seed 1 is there more than once"),
+        ({"seed": 1, "accuracy_zero_shot": 51.0, **TIP}, r"disagree about zero-shot CLIP \(50.00 and 51.00\)"),
+        ({"num_test": 5, **TIP}, "zero-shot, 4: different numbers of test images: 123, 5;"),
     ],
 )
 def test_a_cell_does_not_mix(run, other, words):
-    second = run(**{"seed": 2} | other)
-    if "accuracy_zero_shot" in other:
-        second["seed"] = 1
-        second |= {"trainer": "TipAdapter", "variant": ""}
     with pytest.raises(UserError, match=words):
-        compare([run(1, test_set="a"), second])
+        compare([run(1, test_set="a"), run(**{"seed": 2} | other)])
 
 
-def test_methods_of_one_column_are_tested_on_the_same_images(run):
-    with pytest.raises(UserError, match="different images"):
-        compare([run(1), run(1, trainer="TipAdapter", variant="", num_test=5)])
+def test_what_an_older_record_does_not_tell_and_what_another_method_has_is_no_mixture(run, cells):
+    assert cells(compare([run(1, test_set="a"), run(2)]))["HeGraphAdapter",]["4"].startswith("80.00 ±")
+    assert compare([run(1), run(1, versions={"torch": "2.4"}, **TIP)]).rows
 
 
-def test_other_versions_of_another_method_are_no_mixture(run):
-    assert compare([run(1), run(1, trainer="TipAdapter", variant="", versions={"torch": "2.4"})]).rows
+def test_of_many_keys_that_differ_four_are_named(run):
+    with pytest.raises(UserError, match=r": A0, A1, A2, A3, \.\.\.;"):
+        compare([run(1), run(2, config={f"X.A{n}": n for n in range(5)})])
+
+
+def test_a_further_key_of_the_place_keeps_runs_apart(run, cells, monkeypatch):
+    """What a new kind of run needs, such as runs that have seen the test images: one row of `PLACE`."""
+    runs = [run(1, 80.0, protocol="inductive"), run(1, 90.0, protocol="transductive")]
+    with pytest.raises(UserError, match="seed 1 is there more than once"):
+        compare(runs)
+    monkeypatch.setitem(scores.PLACE, "protocol", "protocol")
+    table = compare(runs)
+    assert table.heads == ("protocol", "method")
+    assert cells(table)["inductive", "HeGraphAdapter"] == {"4": "80.00"}
+    assert cells(table)["transductive", "HeGraphAdapter"] == {"4": "90.00"}
+    assert all(table.is_best(row, 0) for row in table.rows if row.labels[-1] == "HeGraphAdapter")
+    with pytest.raises(UserError, match="Toy, HeGraphAdapter, 4: different protocol: inductive, transductive;"):
+        rows = [row for record in runs for row in scores.accuracies(record, record["shots"])]
+        scores.cells([row for row in rows if row["method"] == "HeGraphAdapter"], ["dataset"])
 
 
 # Targets
@@ -150,24 +174,27 @@ def test_other_versions_of_another_method_are_no_mixture(run):
 
 def test_by_target_shows_source_targets_and_their_mean(run, cells):
     tip = {"A": target(60.0), "B": target(20.0, 30.0)}
-    runs = [run(1, 80.0, trainer="TipAdapter", variant="", targets=tip), run(2, 99.0, trainer="Other", variant="")]
-    table = compare(runs, "target")
+    table = compare([run(1, 80.0, targets=tip, **TIP), run(2, 99.0, trainer="Other", variant="")], "target")
     assert "targets with same classes" in table.caption
     assert cells(table) == {
         ("zero-shot",): {"Toy (source)": "50.00", "A": "40.00", "B": "30.00", "mean of targets": "35.00"},
         ("TipAdapter",): {"Toy (source)": "80.00", "A": "60.00", "B": "20.00", "mean of targets": "40.00"},
     }
+    two = compare([run(targets={"A": target(60.0)}), run(dataset="Zoo", targets={"A": target(50.0)})], "target")
+    assert two.columns == ["source", "A"] and two.heads == ("data set", "method")
 
 
-def test_in_other_domains_a_full_run_counts_as_its_text_classifier(run, cells):
-    table = cells(compare([run(1, 80.0, targets={"A": target(60.0)})], "target"))
-    assert table["HeGraphAdapter(T)",] == {"Toy (source)": "79.00", "A": "60.00"}
-    assert ("HeGraphAdapter",) not in table
-
-
-def test_with_other_classes_a_full_run_counts_as_the_method(run, cells):
-    table = cells(compare([run(1, 80.0, targets={"A": target(60.0, rule="other classes")})], "target"))
-    assert table["HeGraphAdapter",] == {"Toy (source)": "80.00", "A": "60.00"}
+@pytest.mark.parametrize(
+    ("rule", "row", "source"),
+    [("same classes", "HeGraphAdapter(T)", "79.00"), ("other classes", "HeGraphAdapter", "80.00")],
+)
+def test_a_full_run_counts_as_its_text_classifier_in_other_domains_and_as_the_method_elsewhere(
+    run, cells, rule, row, source
+):
+    table = cells(compare([run(1, 80.0, targets={"A": target(60.0, rule=rule)})], "target"))
+    assert {labels: shown for labels, shown in table.items() if labels != ("zero-shot",)} == {
+        (row,): {"Toy (source)": source, "A": "60.00"}
+    }
 
 
 def test_a_method_without_a_rule_for_the_target_has_no_row(run, cells):
@@ -177,7 +204,7 @@ def test_a_method_without_a_rule_for_the_target_has_no_row(run, cells):
 
 def test_tests_of_different_target_images_are_not_mixed(run):
     runs = [run(1, targets={"A": target(60.0)}), run(2, targets={"A": target(60.0, num_test=10)})]
-    with pytest.raises(UserError, match=r"10 images, 3 classes, same classes, 9 images"):
+    with pytest.raises(UserError, match="different numbers of test images: 10, 9;"):
         compare(runs, "target")
 
 
@@ -190,15 +217,15 @@ def elsewhere(run):
 
     def make(seed: int = 1, accuracy: float = 60.0, rule: str = "same classes", **changes) -> dict:
         told = {"dataset": "Zoo", "rule": rule, "num_classes": 3, "trained_on": "Toy", "adapter_from": "out/model"}
-        text = {"accuracy_text": accuracy} if changes.get("variant") != "" else {"accuracy_text": None}
-        return run(seed, accuracy, **told | text | {"num_test": 9, "accuracy_zero_shot": 40.0} | changes)
+        return run(
+            seed, accuracy, **told | {"num_test": 9, "accuracy_text": accuracy, "accuracy_zero_shot": 40.0} | changes
+        )
 
     return make
 
 
 def test_by_data_set_a_full_model_in_another_domain_counts_as_its_text_classifier(run, elsewhere, cells):
-    tip = {"trainer": "TipAdapter", "variant": ""}
-    records = [run(1, 80.0), elsewhere(1, 60.0), run(1, 70.0, **tip, accuracy_text=None), elsewhere(1, 55.0, **tip)]
+    records = [run(1, 80.0), elsewhere(1, 60.0), run(1, 70.0, **TIP), elsewhere(1, 55.0, **TIP)]
     table = compare(records, "dataset")
     assert cells(table) == {
         ("zero-shot",): {"Toy": "50.00", "Zoo": "40.00", "mean of 2": "45.00"},
@@ -216,12 +243,16 @@ def test_by_data_set_a_full_model_on_other_classes_counts_as_the_method(run, els
 
 
 @pytest.mark.parametrize(
-    "other",
-    [{"trained_on": "Farm"}, {"rule": "other classes"}, {"rule": None, "trained_on": None, "num_classes": None}],
+    ("other", "words"),
+    [
+        ({"trained_on": "Farm"}, "data sets of the training: Farm, Toy"),
+        ({"rule": "other classes"}, "rules for other data sets: other classes, same classes"),
+        ({"rule": None, "trained_on": None, "num_classes": None}, "numbers of classes: 3, none"),
+    ],
     ids=["another source", "another rule", "trained there"],
 )
-def test_models_that_were_trained_on_different_data_sets_are_not_mixed(elsewhere, other):
-    with pytest.raises(UserError, match="9 images, 3 classes, same classes, trained on Toy.*name runs of one kind"):
+def test_models_that_were_trained_on_different_data_sets_are_not_mixed(elsewhere, other, words):
+    with pytest.raises(UserError, match=f"different {words}; name runs of one kind"):
         compare([elsewhere(1), elsewhere(2) | other], "dataset")
 
 
@@ -232,21 +263,25 @@ def test_base_to_new_has_the_harmonic_mean_of_each_seed(run, cells):
     runs = [
         run(1, 80.0, BASE, targets={"Toy:new": target(40.0, rule="other classes")}),
         run(2, 60.0, BASE, targets={"Toy:new": target(60.0, rule="other classes")}),
+        run(1, 99.0, targets={"Toy:new": target(99.0)}),  # not of base classes
     ]
     # 2 * 80 * 40 / 120 = 53.33; 2 * 60 * 60 / 120 = 60; zero-shot 2 * 50 * 40 / 90 = 44.44
     table = base_to_new(runs)
+    assert table.columns == ["base", "new", "H"]
     h = {row.labels[0]: row.cells[2].mean for row in table.rows}
     assert h == {"zero-shot": pytest.approx(400 / 9), "HeGraphAdapter": pytest.approx((160 / 3 + 60) / 2)}
     assert cells(table)["HeGraphAdapter",]["base"].startswith("70.00")
 
 
-def test_over_data_sets_h_is_of_the_mean_accuracies(run):
+def test_over_data_sets_h_is_of_the_mean_accuracies_and_of_0_it_is_0(run):
     runs = [
         run(1, 80.0, BASE, targets={"Toy:new": target(40.0)}),
         run(1, 60.0, BASE, dataset="Zoo", targets={"Zoo:new": target(60.0)}),
+        run(1, 0.0, BASE, targets={"Toy:new": target(0.0)}, **TIP),
     ]
     mean = {row.labels: [cell.mean for cell in row.cells] for row in base_to_new(runs).rows}
     assert mean["mean of 2", "HeGraphAdapter(T)"] == pytest.approx([69.0, 50.0, 2 * 69 * 50 / 119])
+    assert mean["Toy", "TipAdapter"] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("config", [{}, {"DATASET.SUBSAMPLE_CLASSES": "new"}])

@@ -1,10 +1,11 @@
-"""What training takes: means by hand, and what may not be averaged."""
+"""What training takes, how honest probabilities are, what a threshold keeps: means by hand, and what is left out."""
 
 from __future__ import annotations
 
 import pytest
 
-from trainers.hegraph.results.costs import complexity
+from trainers.hegraph.results.costs import calibration_table, complexity, kept_table
+from trainers.hegraph.results.figures import reliability_diagrams
 from trainers.hegraph.utils.errors import UserError
 
 
@@ -19,37 +20,130 @@ def timed(run):
     return make
 
 
-def test_seconds_per_epoch_are_means_over_seeds(timed, cells):
-    assert cells(complexity([timed(1, 6.0), timed(2, 9.0)])) == {
+def test_seconds_per_epoch_are_means_over_seeds_and_a_tested_adapter_took_no_training(timed, cells):
+    table = complexity([timed(1, 6.0), timed(2, 9.0), timed(3, 0.0, 0, adapter_from="x")])
+    assert cells(table) == {
         ("HeGraphAdapter",): {
             "epochs": "3", "seconds per epoch": "2.500", "seconds in all": "7.50", "trained parameters": "1000",
             "peak memory (MB)": "500",
         }
     }  # fmt: skip
+    assert table.caption == "What training takes, means over seeds, cpu, 2 threads, Toy, mini/mini, 4 shots"
+    assert not any(table.is_best(row, 0) for row in table.rows)
 
 
-def test_a_method_without_epochs_has_seconds_in_all_only(timed, cells):
-    row = cells(complexity([timed(1, 2.0, 0, trainer="TipAdapter", variant="", num_parameters=0)]))["TipAdapter",]
-    assert (row["epochs"], row["seconds per epoch"], row["seconds in all"]) == ("", "", "2.00")
-    assert row["trained parameters"] == "0"
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"trainer": "TipAdapter", "epochs": 0}, ("", "", "6.00")),
+        ({"trainer": "ZeroShot", "epochs": 0}, ("", "", "6.00")),
+        ({"trainer": "LinearProbe", "selected_on": "val"}, ("3", "", "6.00")),
+    ],
+)
+def test_a_method_without_epochs_and_one_that_chose_on_val_have_no_seconds_per_epoch(timed, cells, changes, shown):
+    [row] = cells(complexity([timed(variant="", **changes)])).values()
+    assert tuple(row.values())[:3] == shown
 
 
-def test_a_run_that_tested_anothers_adapter_took_no_training(timed, cells):
-    assert cells(complexity([timed(1, 6.0), timed(2, 0.0, 0, adapter_from="x")]))["HeGraphAdapter",]["epochs"] == "3"
+def test_a_number_that_not_all_runs_of_a_row_have_is_not_shown(timed, cells):
+    [row] = cells(complexity([timed(1), timed(2, peak_memory_mb=None)])).values()
+    assert (row["peak memory (MB)"], row["epochs"]) == ("", "3")
 
 
-@pytest.mark.parametrize("change", [{"device": "H100"}, {"threads": 8}])
-def test_times_of_different_machines_are_refused(timed, change):
-    with pytest.raises(UserError, match="different machines"):
-        complexity([timed(1), timed(2, **change)])
-
-
-def test_collected_records_hold_no_times(run):
+def test_times_of_different_machines_and_records_without_times_are_refused(timed, run):
+    for change in ({"device": "H100"}, {"threads": 8}):
+        with pytest.raises(UserError, match="different machines"):
+            complexity([timed(1), timed(2, **change)])
     with pytest.raises(UserError, match="collect"):
-        complexity([run()])
+        complexity([run(), run(2, seconds={})])
 
 
-def test_a_method_that_chose_on_val_has_no_seconds_per_epoch(timed, cells):
-    table = complexity([timed(trainer="LinearProbe", variant="", selected_on="val")])
-    row = cells(table)["LinearProbe",]
-    assert (row["epochs"], row["seconds per epoch"], row["seconds in all"]) == ("3", "", "6.00")
+# Calibration
+
+
+def scores(ece: float, **changes: float) -> dict:
+    """What a record says before or after calibration: 30 images of 60 % confidence, 10 of 90 %, of 40 bins' worth."""
+    count, confidence, accuracy = [0] * 15, [0.0] * 15, [0.0] * 15
+    for where, number, sure, right in ((3, 9, 10.0, 0.0), (8, 30, 60.0, 50.0), (13, 10, 90.0, 100.0)):
+        count[where], confidence[where], accuracy[where] = number, sure, right
+    bins = {"count": count, "confidence": confidence, "accuracy": accuracy}
+    return {"accuracy": 80.0, "macro_f1": 79.0, "nll": 0.5, "brier": 0.3, "ece": ece, "bins": bins} | changes
+
+
+@pytest.fixture
+def calibrated(run):
+    """Function of a seed, the ECE before and after, a temperature and other keys: the record of a run."""
+
+    def make(seed: int = 1, before: float = 9.0, after: float = 2.0, temperature: float = 0.7, **changes) -> dict:
+        found = {"temperature": temperature, "zero_shot": scores(5.0, accuracy=50.0)}
+        found |= {"before": scores(before), "after": scores(after, nll=0.4, brier=0.25)}
+        return run(seed, calibration=found, **changes)
+
+    return make
+
+
+def test_scores_are_means_over_seeds_and_zero_shot_clip_stands_beside(calibrated, cells):
+    table = cells(calibration_table([calibrated(1, 9.0, 2.0, 0.7), calibrated(2, 7.0, 3.0, 0.9)]))
+    assert table["HeGraphAdapter",] == {
+        "accuracy": "80.00", "macro F1": "79.00", "NLL": "0.500", "NLL at T": "0.400", "Brier": "0.300",
+        "Brier at T": "0.250", "ECE": "8.00", "ECE at T": "2.50", "T": "0.80",
+    }  # fmt: skip
+    assert table["zero-shot",]["ECE"] == "5.00" and table["zero-shot",]["accuracy"] == "50.00"
+    assert table["zero-shot",]["ECE at T"] == table["zero-shot",]["T"] == ""
+
+
+def test_runs_that_disagree_about_zero_shot_clip_in_what_is_printed_are_refused(calibrated):
+    other = calibrated(1, trainer="TaskRes", variant="")
+    other["calibration"]["zero_shot"]["accuracy"] = 50.004
+    assert calibration_table([calibrated(1), other])
+    other["calibration"]["zero_shot"]["accuracy"] = 51.0
+    with pytest.raises(UserError, match=r"zero-shot, accuracy: the runs disagree about .* \(50.00 and 51.00\)"):
+        calibration_table([calibrated(1), other])
+
+
+def test_data_sets_are_shown_as_their_mean_where_there_is_one(calibrated, cells):
+    records = [calibrated(1, 9.0, 2.0), calibrated(1, 5.0, 4.0, dataset="Other"), calibrated(1, 3.0, 1.0, shots=16)]
+    table = cells(calibration_table(records))
+    assert {labels: row["ECE at T"] for labels, row in table.items() if labels[-1] == "HeGraphAdapter"} == {
+        ("mean of 2", "4", "HeGraphAdapter"): "3.00",
+        ("Toy", "16", "HeGraphAdapter"): "1.00",
+    }
+
+
+def test_the_run_of_zero_shot_clip_gives_its_row_a_temperature(calibrated, cells):
+    own = calibrated(1, 5.0, 1.5, 0.8, trainer="ZeroShot", variant="")
+    row = cells(calibration_table([calibrated(1), own]))["zero-shot",]
+    assert (row["ECE"], row["ECE at T"], row["T"]) == ("5.00", "1.50", "0.80")
+
+
+def test_records_that_do_not_tell_all_three_are_left_out_and_alone_are_an_error(calibrated, run, cells):
+    untold = calibrated(3)
+    untold["calibration"]["zero_shot"] = None
+    assert list(cells(calibration_table([run(2), untold, calibrated(1)]))) == [("zero-shot",), ("HeGraphAdapter",)]
+    with pytest.raises(UserError, match="no record holds calibration"):
+        calibration_table([run(1), untold])
+
+
+def test_a_diagram_puts_the_bins_of_all_runs_together_and_leaves_out_those_of_few_images(calibrated):
+    other = calibrated(2)
+    bins = other["calibration"]["after"]["bins"]
+    bins["count"][8], bins["accuracy"][8], bins["count"][3] = 10, 90.0, 0
+    for part in ("before", "after"):
+        other["calibration"][part]["bins"]["count"][3] = 0
+    figure = reliability_diagrams([calibrated(1), other])
+    (axis,) = figure.axes
+    assert axis.get_title() == "HeGraphAdapter"
+    _, before, after = (line.get_xydata().tolist() for line in axis.get_lines())
+    assert before == [[60.0, 50.0], [90.0, 100.0]]
+    assert after == [[60.0, (30 * 50.0 + 10 * 90.0) / 40], [90.0, 100.0]]
+
+
+# Rejection
+
+
+def test_what_thresholds_keep_of_test_images_is_averaged_over_seeds(run, cells):
+    records = [run(seed, rejection={"keep": 0.95, "kept": kept}) for seed, kept in ((1, 94.0), (2, 97.0))]
+    records += [run(3), run(4, rejection=None), run(5, rejection={"keep": 0.95, "kept": None})]  # these tell nothing
+    assert cells(kept_table(records)) == {("HeGraphAdapter",): {"kept": "95.50"}}
+    with pytest.raises(UserError, match="no record tells what a threshold keeps"):
+        kept_table(records[2:])

@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from tools.readme_plot import summary_curve
 from trainers.hegraph.results.figures import (
     TextNodes,
     as_svg,
     confusion,
     curves,
+    literal,
     mean_distance,
     save,
     style,
-    summary_curve,
     tsne,
 )
 from trainers.hegraph.results.paper import read_quotes
@@ -65,8 +66,8 @@ def test_methods_differ_without_colour():
 
 
 def test_several_backbones_and_all_images_are_refused(run):
-    with pytest.raises(UserError, match="one backbone"):
-        curves([run(), run(backbone="RN50/openai")])
+    with pytest.raises(UserError, match="one backbone, not of RN50/openai, mini/mini"):
+        curves([run(dataset="Zoo"), run(backbone="RN50/openai")])
     with pytest.raises(UserError, match="all images"):
         curves([run(shots=-1)])
 
@@ -133,3 +134,17 @@ def test_the_summary_curve_has_few_lines_in_colour_the_others_in_grey_and_no_bac
     assert len(greys) == 1
     assert axis.xaxis.label.get_color() == ink
     assert figure.patch.get_alpha() == 0
+
+
+# Names are shown letter by letter, whatever they hold
+
+
+NAMES = ["$x$", "$\\frac{$", "a $ b", "$$", "50% & _^{}\\"]
+
+
+def test_a_figure_has_any_names_of_classes_data_sets_and_methods(run, unit_features):
+    assert [literal(name) for name in ("plain", "a$b$")] == ["plain", "a\\$b\\$"]
+    as_svg(confusion(np.eye(len(NAMES), dtype=int), NAMES))
+    nodes = unit_features(len(NAMES), 4)
+    as_svg(tsne(TextNodes(nodes, nodes.flip(0), NAMES)))
+    as_svg(curves([run(1, dataset=name) for name in NAMES] + [run(1, dataset=NAMES[0], trainer=NAMES[1], variant="")]))

@@ -1,111 +1,170 @@
-"""Records: which count as complete, where they are found, and what is kept when they are collected."""
+"""Records: which count as complete, where they are found, what is kept when they are collected; the files beside."""
 
 from __future__ import annotations
 
 import json
-import logging
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from trainers.hegraph.results.records import MEASURED, REQUIRED, collect, find_records, read_record, write_record
+from trainers.hegraph.results.figures import mean_distance, read_text_nodes
+from trainers.hegraph.results.paired import confusion_matrix, hardest_pairs
+from trainers.hegraph.results.records import (
+    MEASURED,
+    PREDICTIONS,
+    REQUIRED,
+    TEXT_NODES,
+    collect,
+    find_records,
+    find_runs,
+    read_record,
+    write_predictions,
+    write_record,
+    write_text_nodes,
+)
 from trainers.hegraph.utils.errors import UserError
 
 
-def record(seed: int = 1, accuracy: float = 80.0, **changes) -> dict:
-    return {
-        "dataset": "Toy", "trainer": "HeGraphAdapter", "variant": "full", "backbone": "mini/mini", "shots": 4,
-        "seed": seed, "accuracy": accuracy, "accuracy_text": accuracy - 1, "accuracy_zero_shot": 50.0, "macro_f1": 79.0,
-        "num_test": 123, "selected_on": "last_step", "selected": {}, "run_id": f"{seed}", "config_hash": "c",
-    } | changes  # fmt: skip
-
-
-def test_a_written_record_is_read_back(tmp_path):
-    write_record(tmp_path / "new", record())
-    assert read_record(tmp_path / "new") == record()
-    assert [f.name for f in (tmp_path / "new").iterdir()] == ["result.json"]
-
-
-def test_no_file_is_no_record_and_no_warning(tmp_path, caplog):
+def test_a_written_record_is_read_back_and_no_file_is_none_without_a_warning(tmp_path, run, caplog):
+    write_record(tmp_path / "new", run())
+    assert read_record(tmp_path / "new") == run()
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["result.json"]
     assert read_record(tmp_path) is None
-    assert read_record(tmp_path / "nowhere") is None
     assert not caplog.records
 
 
-def spoil(content: str) -> list[str]:
-    return ["", content[: len(content) // 2], "[]", "null", "{}", '"text"', "\x00" * len(content)]
+BINS = {key: [0] * 15 for key in ("count", "confidence", "accuracy")}
+HONESTY = {"accuracy": 80.0, "macro_f1": 79.0, "nll": 0.5, "brier": 0.3, "ece": 9.0, "bins": BINS}
+CALIBRATION = {"temperature": 1.0, "before": HONESTY, "after": HONESTY, "zero_shot": HONESTY}
 
 
-@pytest.mark.parametrize("index", range(7))
-def test_a_damaged_record_counts_as_not_done_and_says_so(tmp_path, caplog, index):
-    (tmp_path / "result.json").write_text(spoil(json.dumps(record()))[index])
-    with caplog.at_level(logging.WARNING):
-        assert read_record(tmp_path) is None
-    [warning] = [r.getMessage() for r in caplog.records]
-    assert "counts as not done" in warning
-    assert str(tmp_path) in warning
-
-
-@pytest.mark.parametrize("key", REQUIRED)
-def test_a_record_without_a_required_key_counts_as_not_done_and_names_it(tmp_path, caplog, key):
-    incomplete = record()
-    del incomplete[key]
-    write_record(tmp_path, incomplete)
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"accuracy": 101.0}, "accuracy"),
+        ({"shots": -2}, "shots"),
+        ({"seconds": {"training": 1.0, "features": "fast"}}, "seconds.features"),
+        ({"seconds": {"training": 1e13}}, "seconds.training"),
+        ({"targets": {"Zoo": {"accuracy": "high"}}}, "targets.Zoo.accuracy"),
+        ({"rejection": {"kept": float("nan")}}, "NaN"),
+        ({"calibration": CALIBRATION | {"temperature": 0.0}}, "calibration.temperature"),
+        ({"calibration": CALIBRATION | {"after": HONESTY | {"bins": BINS | {"count": [1]}}}}, "calibration.after.bins"),
+        ({"calibration": CALIBRATION | {"zero_shot": {"nll": 1.0}}}, "calibration.zero_shot"),
+    ],
+)
+def test_a_damaged_record_counts_as_not_done_and_in_a_file_of_records_its_line_is_named(
+    tmp_path, run, caplog, changes, named
+):
+    record = run(calibration=CALIBRATION)
+    (tmp_path / "result.json").write_text(json.dumps(record | changes))
     assert read_record(tmp_path) is None
-    assert key in caplog.text
-
-
-@pytest.mark.parametrize("wrong", ["fast", -1.0, None, 1e13])
-def test_a_record_whose_time_is_none_counts_as_not_done_and_names_it(tmp_path, caplog, wrong):
-    write_record(tmp_path, record(seconds={"training": 1.0, "features": wrong}))
-    assert read_record(tmp_path) is None
-    assert "seconds.features" in caplog.text
-
-
-def test_records_are_found_at_any_depth_and_damaged_ones_left_out(tmp_path):
-    write_record(tmp_path / "a" / "seed1", record(1))
-    write_record(tmp_path / "a" / "deep" / "seed2", record(2))
-    (tmp_path / "a" / "seed3").mkdir()
-    (tmp_path / "a" / "seed3" / "result.json").write_text("{")
-    write_record(tmp_path / "b", record(4))
-    assert sorted(r["seed"] for r in find_records([tmp_path / "a", tmp_path / "b"])) == [1, 2, 4]
-
-
-def test_a_record_below_two_of_the_folders_counts_once(tmp_path):
-    write_record(tmp_path / "a", record(1))
-    assert len(find_records([tmp_path, tmp_path / "a"])) == 1
-
-
-# Collected records
-
-
-def test_collected_records_say_what_was_chosen_but_not_every_candidate(tmp_path):
-    of_a_method = {"ALPHA": {"value": 2.0, "candidates": [[1.0, 50.0], [2.0, 60.0]]}, "BETA": {"value": 1.0}}
-    ours = {"keys": ["A"], "value": [1], "candidates": [[[1], 50.0]]}
-    collect([record(1, selected=of_a_method), record(2, selected=ours)], tmp_path / "all.jsonl")
-    chosen = [json.loads(line)["selected"] for line in (tmp_path / "all.jsonl").read_text().splitlines()]
-    assert chosen == [{"ALPHA": {"value": 2.0}, "BETA": {"value": 1.0}}, {"keys": ["A"], "value": [1]}]
-
-
-def test_collected_records_hold_nothing_that_was_measured(tmp_path):
-    collect([record(1, **dict.fromkeys(MEASURED, 1))], tmp_path / "all.jsonl")
-    [line] = (tmp_path / "all.jsonl").read_text().splitlines()
-    assert not set(MEASURED) & set(json.loads(line))
-    assert set(REQUIRED) <= set(json.loads(line))
-
-
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_only_the_end_of_a_line_ends_a_collected_record(tmp_path, end):
-    records = [record(1, dataset="a\u2028b\u0085c"), record(2)]
-    text = "".join(f"{json.dumps(r, ensure_ascii=False)}{end}" for r in records)
-    (tmp_path / "all.jsonl").write_bytes(text.encode())
-    assert [r["dataset"] for r in find_records([tmp_path / "all.jsonl"])] == ["a\u2028b\u0085c", "Toy"]
-
-
-@pytest.mark.parametrize("content", ["not json\n", "[1]\n", "3\n", '{"dataset": "Toy"}\n'])
-def test_a_file_that_holds_something_else_than_records_is_named(tmp_path, content):
-    (tmp_path / "all.jsonl").write_text(content)
-    with pytest.raises(UserError, match=r"all\.jsonl"):
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert str(tmp_path) in warning and named in warning and "counts as not done" in warning
+    (tmp_path / "all.jsonl").write_text(f"{json.dumps(record)}\n{json.dumps(record | changes)}\n")
+    with pytest.raises(UserError, match=r"all\.jsonl, line 2 is no record"):
         find_records([tmp_path / "all.jsonl"])
 
 
-# Importing
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '"text"', '{"dataset": "Toy"}', "\x00"])
+def test_what_is_no_record_counts_as_not_done_and_in_a_file_of_records_is_refused(tmp_path, caplog, content):
+    (tmp_path / "result.json").write_text(content)
+    assert read_record(tmp_path) is None
+    assert "counts as not done" in caplog.text
+    with pytest.raises(UserError, match=r"result\.json, line 1 is no record"):
+        find_records([tmp_path / "result.json"])
+
+
+def test_records_are_found_at_any_depth_once_and_damaged_ones_left_out(tmp_path, run):
+    write_record(tmp_path / "a" / "seed1", run(1))
+    write_record(tmp_path / "a" / "deep" / "seed2", run(2))
+    write_record(tmp_path / "b", run(4))
+    (tmp_path / "a" / "seed3").mkdir()
+    (tmp_path / "a" / "seed3" / "result.json").write_text("{")
+    collect([run(5)], tmp_path / "all.jsonl")
+    sources = [tmp_path / "a", tmp_path, tmp_path / "nowhere", tmp_path / "all.jsonl"]
+    assert sorted(record["seed"] for record in find_records(sources)) == [1, 2, 4, 5]
+    assert list(find_runs([tmp_path / "b"])) == [(tmp_path / "b").resolve()]
+    with pytest.raises(UserError, match="no complete record below .*seed3"):
+        find_records([tmp_path / "a" / "seed3"])
+
+
+def test_collected_records_hold_what_was_chosen_but_neither_candidates_nor_what_was_measured(tmp_path, run):
+    of_a_method = {"ALPHA": {"value": 2.0, "candidates": [[1.0, 50.0], [2.0, 60.0]]}, "BETA": {"value": 1.0}}
+    ours = {"keys": ["A"], "value": [1], "candidates": [[[1], 50.0]]}
+    measured = {"seconds": {"training": 1.0}, "peak_memory_mb": 1.0, "finished_at": "now"}
+    collect([run(1, selected=of_a_method, **measured), run(2, selected=ours)], tmp_path / "all.jsonl")
+    one, two = (json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines())
+    assert one["selected"] == {"ALPHA": {"value": 2.0}, "BETA": {"value": 1.0}}
+    assert two["selected"] == {"keys": ["A"], "value": [1]}
+    assert set(measured) == set(MEASURED) and set(REQUIRED) <= set(one) == set(run(1))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_only_the_end_of_a_line_ends_a_collected_record(tmp_path, run, end):
+    records = [run(1, dataset="a\u2028b\u0085c"), run(2)]
+    text = "".join(f"{json.dumps(record, ensure_ascii=False)}{end}" for record in records)
+    (tmp_path / "all.jsonl").write_bytes(text.encode())
+    assert [record["dataset"] for record in find_records([tmp_path / "all.jsonl"])] == ["a\u2028b\u0085c", "Toy"]
+
+
+# The files beside a record
+
+
+def test_the_mean_distance_is_over_pairs_of_unit_norm_nodes(tmp_path):
+    before = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
+    write_text_nodes(tmp_path, before, torch.ones(3, 2), ["a", "b", "\u00e7"])
+    nodes = read_text_nodes(tmp_path)
+    # of (1, 0), (0, 1), (-1, 0): sqrt 2, 2, sqrt 2
+    assert mean_distance(nodes.before) == pytest.approx((2 + 2 * 2**0.5) / 3)
+    assert mean_distance(nodes.after) == pytest.approx(0, abs=1e-3)
+    assert nodes.classnames == ["a", "b", "\u00e7"]
+
+
+@pytest.mark.parametrize(
+    ("after", "names"),
+    [
+        (torch.ones(3, 2), ["a"]), (torch.ones(3, 2), {"a": 1}), (torch.ones(3, 4), ["a", "b", "c"]),
+        (torch.zeros(3, 2), ["a", "b", "c"]), (torch.full((3, 2), torch.nan), ["a", "b", "c"]),
+    ],
+)  # fmt: skip
+def test_nodes_that_fit_neither_each_other_nor_their_classes_are_refused(tmp_path, after, names):
+    save_file({"before": torch.ones(3, 2), "after": after}, tmp_path / TEXT_NODES, {"classnames": json.dumps(names)})
+    with pytest.raises(UserError, match=r"text_nodes\.safetensors"):
+        read_text_nodes(tmp_path)
+
+
+def test_confusions_are_true_by_predicted_and_a_class_may_be_missing(tmp_path):
+    predicted, labels = torch.tensor([0, 1, 1, 0, 0]), torch.tensor([0, 0, 1, 1, 1])
+    write_predictions(tmp_path, predicted, labels, ["a", "b", "c"])
+    matrix, names = confusion_matrix(tmp_path)
+    assert matrix.tolist() == [[1, 1, 0], [2, 1, 0], [0, 0, 0]]
+    assert names == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("predicted", "labels"), [([0, 3], [0, 1]), ([0], [0, 1]), ([-1, 0], [0, 1]), ([], [])])
+def test_predictions_that_do_not_fit_their_classes_are_refused(tmp_path, predicted, labels):
+    write_predictions(tmp_path, torch.tensor(predicted), torch.tensor(labels), ["a", "b", "c"])
+    with pytest.raises(UserError, match=r"predictions\.safetensors"):
+        confusion_matrix(tmp_path)
+
+
+def test_files_that_are_missing_damaged_or_hold_no_class_numbers_are_named(tmp_path):
+    for read in (read_text_nodes, confusion_matrix):
+        with pytest.raises(UserError, match=f"{tmp_path.name} holds no "):
+            read(tmp_path)
+    (tmp_path / PREDICTIONS).write_bytes(b"no tensors")
+    with pytest.raises(UserError, match="is damaged or not predictions"):
+        confusion_matrix(tmp_path)
+    halves = {"predicted": torch.tensor([0.5]), "labels": torch.tensor([0])}
+    save_file(halves, tmp_path / PREDICTIONS, {"classnames": '["a"]'})
+    with pytest.raises(UserError, match="class numbers"):
+        confusion_matrix(tmp_path)
+
+
+def test_the_hardest_pairs_count_both_directions_and_leave_out_what_is_never_confused():
+    matrix = np.array([[9, 1, 0], [3, 9, 0], [6, 0, 9]])
+    pairs = hardest_pairs(matrix, ["a", "b", "c"])
+    assert pairs == ["a and c: 6 (a as c 0, c as a 6)", "a and b: 4 (a as b 1, b as a 3)"]
+    assert hardest_pairs(matrix, ["a", "b", "c"], most=1) == pairs[:1]

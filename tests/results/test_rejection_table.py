@@ -14,7 +14,6 @@ from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.results.__main__ import main
-from trainers.hegraph.results.costs import kept_table
 from trainers.hegraph.results.rejection import (
     ZERO_SHOT,
     all_scores,
@@ -116,14 +115,6 @@ def test_a_row_says_which_data_sets_it_is_of_if_it_lacks_one(tiny_bank, tmp_path
     assert main(["rejection", str(tmp_path / "runs"), "--features", *banks]) == 0
     printed = capsys.readouterr().out
     assert "| 1 | zero-shot, Tiny alone |" in printed and "| 2 | zero-shot |" in printed
-
-
-def test_what_thresholds_keep_of_test_images_is_averaged_over_seeds(run, cells):
-    records = [run(seed, rejection={"keep": 0.95, "kept": kept}) for seed, kept in ((1, 94.0), (2, 97.0))]
-    records += [run(3), run(4, rejection=None), run(5, rejection={"keep": 0.95, "kept": None})]  # these tell nothing
-    assert cells(kept_table(records)) == {("HeGraphAdapter",): {"kept": "95.50"}}
-    with pytest.raises(UserError, match="no record tells what a threshold keeps"):
-        kept_table(records[2:])
 
 
 def test_distance_and_angle_are_taken_in_the_whitened_space():

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from trainers.hegraph.results.table import Cell, Row, Table, as_csv, latex, markdown
+from trainers.hegraph.results.comparison import compare
+from trainers.hegraph.results.table import Cell, Row, Table, as_csv, as_text, latex, markdown
 
 
 def over(by_seed: dict[int, float]) -> Cell:
-    rows = [{"seed": seed, "value": value, "test": (None,)} for seed, value in by_seed.items()]
-    return Cell.of(pd.DataFrame(rows, dtype=object))
+    return Cell.of(pd.DataFrame([{"seed": seed, "value": value, "num_test": 9} for seed, value in by_seed.items()]))
 
 
 @pytest.fixture
@@ -28,30 +28,22 @@ def table() -> Table:
     return Table("50% & more", ("set", "method"), ["x|y", "z"], rows, [2, 0])
 
 
-def test_the_interval_is_students():
-    # mean 3, deviation sqrt(2.5); t of 4 degrees of freedom at 97.5 % is 2.776445 (any table of t)
+def test_the_deviation_is_that_of_a_sample_and_the_interval_students():
+    # squared distances from 3: 4 + 1 + 0 + 1 + 4 = 10; 10 / (5 - 1) = 2.5
+    # t of 4 degrees of freedom at 97.5 % is 2.776445 (any table of t)
     cell = over(dict(enumerate([1, 2, 3, 4, 5])))
-    assert cell.mean == 3
+    assert (cell.mean, cell.num_test) == (3, 9)
+    assert cell.deviation == pytest.approx(2.5**0.5)
     assert cell.interval == pytest.approx(2.776445 * 2.5**0.5 / 5**0.5, rel=1e-6)
 
 
-def test_the_deviation_is_that_of_a_sample():
-    # squared distances from 3: 4 + 1 + 0 + 1 + 4 = 10; 10 / (5 - 1) = 2.5
-    cell = over(dict(enumerate([1, 2, 3, 4, 5])))
-    assert cell.deviation == pytest.approx(2.5**0.5)
-
-
-def test_one_value_has_no_deviation():
-    assert (over({1: 7.0}).mean, over({1: 7.0}).deviation) == (7.0, None)
-
-
-def test_one_seed_and_a_number_without_seeds_have_no_interval():
-    assert over({7: 80.0}).interval is None
-    assert Cell(80.0).interval is None
+@pytest.mark.parametrize("cell", [over({7: 80.0}), Cell(80.0)], ids=["one seed", "no seeds"])
+def test_one_value_has_neither_deviation_nor_interval(cell):
+    assert (cell.mean, cell.deviation, cell.interval) == (80.0, None, None)
 
 
 def test_markdown(table):
-    assert markdown(table).splitlines() == [
+    lines = [
         "50% & more",
         "",
         r"| set | method | x\|y | z |",
@@ -61,14 +53,29 @@ def test_markdown(table):
         "| A_b | two (quoted) | 99.00 |  |",
         "| C | one | **1.00** |  |",
     ]
+    assert markdown(table).splitlines() == lines
+    assert markdown(replace(table, intervals=False)).splitlines()[4] == "| A_b | one | 81.00 | **50** |"
+    assert "**" not in markdown(replace(table, bold=False))
 
 
 def test_latex_escapes_and_rules_off_groups(table):
-    lines = latex(table).splitlines()
-    assert r"\caption{50\% \& more}" in lines
-    assert r"A\_b & one & 81.00 $\pm$ 12.71 & \textbf{50} \\" in lines
-    assert r"A\_b & two & \textbf{90.00} &  \\" in lines
-    assert lines[lines.index(r"C & one & \textbf{1.00} &  \\") - 1] == r"\hline"
+    lines = latex(replace(table, caption=r"50% & more \ ~ ^")).splitlines()
+    assert lines == [
+        r"\begin{table}",
+        r"\caption{50\% \& more \textbackslash  \textasciitilde  \textasciicircum }",
+        r"\begin{tabular}{llrr}",
+        r"\hline",
+        r"set & method & x|y & z \\",
+        r"\hline",
+        r"A\_b & one & 81.00 $\pm$ 12.71 & \textbf{50} \\",
+        r"A\_b & two & \textbf{90.00} &  \\",
+        r"A\_b & two (quoted) & 99.00 &  \\",
+        r"\hline",
+        r"C & one & \textbf{1.00} &  \\",
+        r"\hline",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
 
 
 def test_csv_has_numbers_as_they_are_with_interval_and_seeds(table):
@@ -79,6 +86,9 @@ def test_csv_has_numbers_as_they_are_with_interval_and_seeds(table):
     assert one[4:] == ["2", "50.0", "", ""]
     assert two[2:] == ["90.0", "", "1", "", "", ""]
     assert quoted[2:5] == ["99.0", "", ""]
+    header, one, *_ = csv.reader(io.StringIO(as_csv(replace(table, intervals=False))))
+    assert header == ["set", "method", "x|y", "x|y n", "z", "z n"]
+    assert one == ["A_b", "one", "81.0", "2", "50.0", ""]
 
 
 def test_equal_as_shown_are_both_the_best():
@@ -87,16 +97,27 @@ def test_equal_as_shown_are_both_the_best():
     assert [table.is_best(row, 0) for row in rows] == [True, True, False]
 
 
-# Means alone
+# Plain text
 
 
-def test_without_intervals_markdown_shows_means_alone(table):
-    lines = markdown(replace(table, intervals=False)).splitlines()
-    assert lines[4:6] == ["| A_b | one | 81.00 | **50** |", "| A_b | two | **90.00** |  |"]
+def test_an_experiment_is_laid_out_to_the_letter(run):
+    tip = run(2, 61.0, trainer="TipAdapter", variant="")
+    assert as_text(compare([run(2, 84.0), run(1, 80.0), run(3, 85.0), tip])) == (
+        "Toy, mini/mini, 4 shots, accuracy on 123 test images (%)\n"
+        "                        mean    std  seeds 1, 2, 3\n"
+        "  zero-shot            50.00   0.00  50.00  50.00  50.00\n"
+        "  TipAdapter           61.00      -         61.00\n"
+        "  HeGraphAdapter(T)    82.00   2.65  79.00  83.00  84.00\n"
+        "  HeGraphAdapter       83.00   2.65  80.00  84.00  85.00\n"
+    )
 
 
-def test_without_intervals_csv_has_no_column_of_them(table):
-    header, one, two, *_ = csv.reader(io.StringIO(as_csv(replace(table, intervals=False))))
-    assert header == ["set", "method", "x|y", "x|y n", "z", "z n"]
-    assert one == ["A_b", "one", "81.0", "2", "50.0", ""]
-    assert two == ["A_b", "two", "90.0", "1", "", ""]
+def test_data_sets_have_their_mean_below_them_and_any_columns_are_blocks(run):
+    *_, last = as_text(compare([run(1, 80.0), run(1, 60.0, dataset="Zoo")])).split("\n\n")
+    assert last.startswith("mean of 2, mini/mini, 4 shots, accuracy on test (%)\n")
+    assert last.splitlines()[-1].split() == ["HeGraphAdapter", "70.00", "-", "70.00"]
+    shown = as_text(compare([run(1, 80 + a, {"TRAINER.X.ALPHA": a}) for a in (0.0, 0.5)], "setting"))
+    assert [block.splitlines()[0] for block in shown.split("\n\n")] == [
+        "Toy, mini/mini, 4 shots, ALPHA=0, accuracy on 123 test images (%)",
+        "Toy, mini/mini, 4 shots, ALPHA=0.5, accuracy on 123 test images (%)",
+    ]

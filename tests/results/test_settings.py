@@ -1,9 +1,14 @@
-"""Names of settings, and the runs of a sweep."""
+"""Names of settings, the runs of a sweep, and rows that are the cases of a sweep."""
 
 from __future__ import annotations
 
-from trainers.hegraph.results.comparison import compare, split_sweeps
+from pathlib import Path
+
+import pytest
+
+from trainers.hegraph.results.comparison import compare, name_cases, read_cases, split_sweeps
 from trainers.hegraph.results.scores import shortest_names
+from trainers.hegraph.utils.errors import UserError
 
 ALPHA, BETA = "TRAINER.X.ALPHA", "TRAINER.X.BETA"
 
@@ -20,12 +25,14 @@ def test_a_sweep_of_one_key_has_its_values_as_columns_in_the_order_of_numbers(ru
     table = compare(sweep, "setting")
     assert table.columns == ["ALPHA=0", "ALPHA=2", "ALPHA=10"]
     assert cells(table)["HeGraphAdapter",]["ALPHA=10"] == "90.00 ± 0.00"
+    assert "where not named" not in table.caption
+    assert compare(sweep[:2], "setting").columns == ["one setting"]
 
 
 def test_sweeps_around_one_point_are_named_by_what_is_unusual(run):
-    runs = [run(1), run(1, config={ALPHA: 0.5}), run(1, config={BETA: 2.0})]
+    runs = [run(1), run(1, config={ALPHA: 0.5}), run(1, config={BETA: 2.0}), run(1, config={BETA: "auto"})]
     table = compare(runs, "setting")
-    assert table.columns == ["ALPHA=0.1, BETA=1", "ALPHA=0.5", "BETA=2"]
+    assert table.columns == ["ALPHA=0.1, BETA=1", "ALPHA=0.5", "BETA=2", "BETA=auto"]
     assert "where not named, ALPHA=0.1, BETA=1" in table.caption
 
 
@@ -39,9 +46,8 @@ def test_methods_that_are_not_swept_are_left_out_and_it_is_said(run, cells, capl
     assert "1 of 3 runs" in caplog.text
 
 
-def test_a_run_in_which_several_keys_vary_is_beside_the_usual_ones(run, cells):
-    usual, one = run(1), run(1, config={ALPHA: 0.5})
-    both = run(1, config={ALPHA: 0.5, BETA: 2.0})
+def test_a_run_in_which_several_keys_vary_is_beside_the_usual_ones(run):
+    usual, one, both = run(1), run(1, config={ALPHA: 0.5}), run(1, config={ALPHA: 0.5, BETA: 2.0})
     plain, sweeps = split_sweeps([usual, run(2), one, both])
     assert plain == [usual, run(2)] and sweeps == [[usual, run(2), one], [usual, run(2), both]]
     plain, sweeps = split_sweeps([usual, run(2), both])  # no run has one of the two values alone
@@ -56,3 +62,51 @@ def test_sweeps_are_split_by_key_and_their_middle_counts_once(run):
     plain, sweeps = split_sweeps([again, low, middle, high, other, both, tip])
     assert plain == [middle, tip]
     assert sweeps == [[low, middle, high], [middle, other], [middle, both]]
+
+
+# Cases
+
+
+@pytest.fixture
+def grid(tmp_path) -> Path:
+    lines = (
+        f"set: {{{BETA}: 1.0}}",
+        "cases:",
+        "  plain: {}",
+        f"  1: {{{ALPHA}: 0}}",
+        f"  both: {{{ALPHA}: 0, {BETA}: 2.0}}",
+    )
+    (tmp_path / "grid.yaml").write_text("\n".join(lines))
+    return tmp_path / "grid.yaml"
+
+
+def test_rows_are_cases_in_the_order_of_their_file_and_a_run_is_of_the_case_that_says_most(run, cells, grid):
+    runs = [
+        run(1, 83.0, {ALPHA: 0.0, BETA: 2.0}), run(1, 82.0, {ALPHA: 0.0}), run(1, 81.0), run(2, 83.0),
+        run(1, 70.0, {ALPHA: 0.0}, shots=16),
+    ]  # fmt: skip
+    table = compare(runs, intervals=False, cases=read_cases(grid))
+    assert [row.labels[-1] for row in table.rows] == ["zero-shot", "plain", "1", "both"]
+    shown = cells(table)
+    assert shown["plain",]["4"] == "82.00"
+    assert shown["1",] == {"4": "82.00", "16": "70.00"}
+    assert shown["both",]["4"] == "83.00"
+
+
+def test_runs_of_no_case_are_left_out_and_counted_and_those_of_several_methods_refused(run, grid, caplog):
+    found = name_cases([run(1), run(1, config={BETA: 3.0})], read_cases(grid))
+    assert [record["case"] for record in found] == ["plain"]
+    assert "1 of 2 runs are of no case and are left out" in caplog.text
+    with pytest.raises(UserError, match="no run belongs to one of the cases plain, 1, both"):
+        name_cases([run(1, config={BETA: 3.0})], read_cases(grid))
+    with pytest.raises(UserError, match=r"of several methods \(HeGraphAdapter, TaskRes\)"):
+        name_cases([run(1), run(1, trainer="TaskRes", variant="")], read_cases(grid))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "cases: [a]", "cases: {a: 1}", "shots: 1", "cases: {}", "cases: {a: {}}\nset: [1]"]
+)
+def test_a_file_without_cases_is_refused(tmp_path, text):
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"grid\.yaml names no cases"):
+        read_cases(tmp_path / "grid.yaml")

@@ -13,52 +13,34 @@ from ..utils.errors import UserError, report, say
 from ..utils.files import check_output
 from .comparison import BY, base_to_new, compare, read_cases
 from .costs import calibration_table, complexity
-from .paper import Quote, read_quotes
-from .records import PREDICTIONS, RECORD, TEXT_NODES, collect, find_records
+from .paper import read_quotes
+from .records import PREDICTIONS, RECORD, SPLIT, TEXT_NODES, collect, find_records
 from .table import FORMATS, Table
 
 logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
-DESCRIPTION = """\
-collect SOURCE ... --out FILE    many records in one .jsonl file
-compare SOURCE ...               methods by shots, data set, backbone, target or setting, with 95% intervals
-base-to-new SOURCE ...           base classes, new classes, harmonic mean
-complexity SOURCE ...            epochs, time, parameters, memory
-calibration SOURCE ...           honesty of the probabilities; with --out STEM, reliability diagrams
-rejection FOLDER ... --features BANK ...
-                                 images of no known class: AUROC and FPR95 of every score
-paired FOLDER ...                who is ahead, on the same seeds and test images, with bootstrap intervals
-curves SOURCE ... --out STEM     accuracy by shots
-tsne RUN --out STEM              text nodes of a run before and after message passing
-confusion RUN --out STEM         confusion matrix of a run, and its hardest pairs of classes
-report SOURCE ... --out FILE     all of it in one HTML page
-
-A SOURCE is an output folder or a file written by `collect`, a RUN the output folder of one run. Figures are written as
-STEM.png and STEM.svg. --quote shows the paper's numbers beside ours.
-"""
+DESCRIPTION = """Prints and writes the tables, figures and pages that are made from records. A SOURCE is an output
+folder or a file written by `collect`, a RUN the output folder of one run. Figures are written as STEM.png and STEM.svg.
+--quote shows the paper's numbers beside ours."""
 
 Run = Callable[[argparse.Namespace], None]
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The arguments, with the function that carries them out as `run`."""
-    parser = Parser(
-        prog=command("results"), description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=command("results"), description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def add(name: str, summary: str, run: Run, out: str = "", of_run: bool = False) -> argparse.ArgumentParser:
+    def add(name: str, summary: str, run: Run, out: str = "", source: str = "SOURCE") -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=summary)
         added.set_defaults(run=run)
-        if of_run:
-            added.add_argument("run_folder", type=Path, metavar="RUN", help="output folder of one run")
-        else:
-            added.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="output folder or .jsonl file")
+        told = "output folder of one run" if source == "RUN" else "output folder or .jsonl file"
+        added.add_argument("sources", type=Path, nargs=1 if source == "RUN" else "+", metavar=source, help=told)
         if out:
             added.add_argument("--out", type=Path, required=True, metavar=out)
         return added
 
-    def add_table(name: str, summary: str, run: Run, quote: bool = False) -> argparse.ArgumentParser:
+    def add_table(name: str, summary: str, run: Run = table_command, quote: bool = False) -> argparse.ArgumentParser:
         added, text = add(name, summary, run), name == "compare"  # accuracies alone are shown as text
         formats = [one for one in FORMATS if text or one != "text"]
         shown = "text shows every seed (default: %(default)s)" if text else None
@@ -67,15 +49,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
             added.add_argument("--quote", metavar="TABLE", help="the paper's numbers beside ours: 1 to 5, or fig2")
         return added
 
-    add("collect", "write many records into one .jsonl file", collect_command, "FILE")
-    table = add_table("compare", "methods side by side, with 95%% intervals over seeds", compare_command, quote=True)
+    add("collect", "write many records into one .jsonl file", lambda a: collect(find_records(a.sources), a.out), "FILE")
+    table = add_table("compare", "methods side by side, with 95%% intervals over seeds", quote=True)
     table.add_argument("--by", choices=BY, default="shots", help="what the columns are (%(default)s)")
     table.add_argument("--cases", type=Path, metavar="GRID.yaml", help="rows are the cases of a sweep, from its file")
     table.add_argument("--no-interval", action="store_true", help="means alone")
-    add_table("base-to-new", "base classes, new classes and their harmonic mean", base_to_new_command)
-    add_table("complexity", "epochs, time, parameters and memory", complexity_command, quote=True)
-    honesty = "NLL, Brier score and calibration error before and after the temperature"
-    table = add_table("calibration", honesty, calibration_command)
+    add_table("base-to-new", "base classes, new classes and their harmonic mean")
+    add_table("complexity", "epochs, time, parameters and memory", quote=True)
+    table = add_table("calibration", "NLL, Brier score and calibration error before and after the temperature")
     table.add_argument("--out", type=Path, metavar="STEM", help="draw reliability diagrams, too")
     known = "how well scores tell images of no known class, for runs on feature banks"
     table = add_table("rejection", known, rejection_command)
@@ -87,19 +68,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     paired.add_argument("--of", default="HeGraphAdapter", metavar="METHOD", help="who is compared (%(default)s)")
     curves = add("curves", "accuracy by shots, as figures", curves_command, "STEM")
     curves.add_argument("--quote", action="store_true", help="the paper's numbers beside ours")
-    add("tsne", "text nodes of a run before and after, as figures", tsne_command, "STEM", of_run=True)
+    add("tsne", "text nodes of a run before and after, as figures", tsne_command, "STEM", "RUN")
     pairs = "confusion matrix of a run, as figures, and its hardest pairs of classes"
-    add("confusion", pairs, confusion_command, "STEM", of_run=True)
+    add("confusion", pairs, confusion_command, "STEM", "RUN")
     add("report", "tables, curves, t-SNE and confusion matrix in one HTML page", report_command, "FILE.html")
     return parser.parse_args(arguments)
 
 
 def scored(sources: Sequence[Path]) -> list[dict]:
-    """The records of runs that had test images; a warning says how many are left out.
-
-    Raises:
-        UserError: If there is none.
-    """
+    """The records of runs that had test images, of which one has to be there; a warning says how many are left out."""
     records = find_records(sources)
     found = [record for record in records if record["accuracy"] is not None]
     if len(found) < len(records):
@@ -109,31 +86,22 @@ def scored(sources: Sequence[Path]) -> list[dict]:
     return found
 
 
-def collect_command(args: argparse.Namespace) -> None:
-    collect(find_records(args.sources), args.out)
+def table_command(args: argparse.Namespace) -> None:
+    records, quotes = scored(args.sources), read_quotes(args.quote) if getattr(args, "quote", None) else []
+    if args.command == "compare":
+        cases = read_cases(args.cases) if args.cases else None
+        table = compare(records, args.by, quotes, not args.no_interval, cases)
+    elif args.command == "base-to-new":
+        table = base_to_new(records)
+    elif args.command == "complexity":
+        table = complexity(records, quotes)
+    else:
+        table = calibration_table(records)
+    _warn_unless(not quotes or any(row.quoted for row in table.rows))
+    _say_table(args, table)
+    if args.command == "calibration" and args.out is not None:
+        from .figures import reliability_diagrams, save
 
-
-def compare_command(args: argparse.Namespace) -> None:
-    cases = read_cases(args.cases) if args.cases else None
-    quotes = read_quotes(args.quote) if args.quote else []
-    _say_table(args, compare(scored(args.sources), args.by, quotes, not args.no_interval, cases), quotes)
-
-
-def base_to_new_command(args: argparse.Namespace) -> None:
-    _say_table(args, base_to_new(scored(args.sources)))
-
-
-def complexity_command(args: argparse.Namespace) -> None:
-    quotes = read_quotes(args.quote) if args.quote else []
-    _say_table(args, complexity(scored(args.sources), quotes), quotes)
-
-
-def calibration_command(args: argparse.Namespace) -> None:
-    from .figures import reliability_diagrams, save
-
-    records = scored(args.sources)
-    _say_table(args, calibration_table(records))
-    if args.out is not None:
         _say_written(save(reliability_diagrams(records), args.out))
 
 
@@ -163,7 +131,7 @@ def curves_command(args: argparse.Namespace) -> None:
 def tsne_command(args: argparse.Namespace) -> None:
     from .figures import mean_distance, read_text_nodes, save, tsne
 
-    nodes = read_text_nodes(args.run_folder)
+    nodes = read_text_nodes(args.sources[0])
     paths = save(tsne(nodes), args.out)
     before, after = mean_distance(nodes.before), mean_distance(nodes.after)
     say(f"mean inter-class distance: before {before:.4f}, after {after:.4f}\n")
@@ -174,7 +142,7 @@ def confusion_command(args: argparse.Namespace) -> None:
     from .figures import confusion, save
     from .paired import confusion_matrix, hardest_pairs
 
-    matrix, classnames = confusion_matrix(args.run_folder)
+    matrix, classnames = confusion_matrix(args.sources[0])
     paths = save(confusion(matrix, classnames), args.out)
     say("".join(f"{pair}\n" for pair in hardest_pairs(matrix, classnames)))
     _say_written(paths)
@@ -204,12 +172,11 @@ def check_outputs(args: argparse.Namespace) -> None:
         return
     written = [out] if args.command in ("collect", "report") else [Path(f"{out}.png"), Path(f"{out}.svg")]
     for path in written:
-        in_run = [path] if path.name in (RECORD, PREDICTIONS, TEXT_NODES, "config.json", "split.json") else []
-        check_output(path, [*getattr(args, "sources", ()), *in_run])
+        in_run = [path] if path.name in (RECORD, PREDICTIONS, TEXT_NODES, "config.json", SPLIT) else []
+        check_output(path, [*args.sources, *in_run])
 
 
-def _say_table(args: argparse.Namespace, table: Table, quotes: Sequence[Quote] = ()) -> None:
-    _warn_unless(not quotes or any(row.quoted for row in table.rows))
+def _say_table(args: argparse.Namespace, table: Table) -> None:
     say(FORMATS[args.format](table))
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-import pandas as pd
+import math
+from collections.abc import Sequence
 
 from ..utils.errors import UserError
-from .paper import Quote, quote_cells
+from .paper import Quote, with_quotes
 from .records import KEEP
-from .scores import MEAN_OF, PLACE, ZERO_SHOT, add_mean_place, cells, check_same, grouped, method, score
+from .scores import MEAN_OF, PLACE, ZERO_SHOT, add_mean_place, cells, method, score
 from .table import Table, tabulate
 
 # Columns, each with the decimals that it shows
@@ -29,30 +28,29 @@ def complexity(records: Sequence[dict], quotes: Sequence[Quote] = ()) -> Table:
 
     Seconds are those of training alone, since features are encoded once for all methods. A method without epochs has
     "seconds in all" only. A method that chose on val has no seconds per epoch: its seconds are those of all candidates,
-    its epochs those of the one that was chosen. Memory is the peak of the whole process.
-
-    Runs without times, and those that tested another run's adapter, are left out.
+    its epochs those of the one that was chosen. Memory is the peak of the whole process. A number that not all runs of
+    a row have is not shown. Runs without times, and those that tested another run's adapter, are left out.
 
     Raises:
-        UserError: If no run has times, the machines differ, or a row would mix configurations or versions.
+        UserError: If no run has times, the machines differ, or a row would mix runs.
     """
-    timed = [record for record in records if record.get("seconds") and not record.get("adapter_from")]
+    timed = [record for record in records if has_times(record) and not record.get("adapter_from")]
     if not timed:
         raise UserError("the records hold no times of training (`collect` leaves them out); name output folders")
     machines = {machine(record) for record in timed}
     if len(machines) > 1:
         raise UserError(f"times on different machines ({'; '.join(sorted(machines))}); name runs on one")
     keys = list(PLACE)
-    timed.sort(key=lambda record: tuple(record[key] for key in keys))
-    frame = pd.DataFrame([row for record in timed for row in _costs(record)], dtype=object)
-    for key, group in grouped(frame[frame["column"] == "seconds in all"], [*keys, "method"]):
-        check_same(list(group["record"]), ", ".join(map(str, key)))
-    # A number that not all runs of a row have is not shown
+    frame = cells((row for record in timed for row in _costs(record)), keys, math.inf)
     known = frame.groupby([*keys, "method", "column"])["value"].transform(lambda values: values.notna().all())
-    frame = frame[known.astype(bool)]
-    quoted = quote_cells(quotes, frame, keys, "metric", list(COSTS))
+    frame = with_quotes(frame[known.astype(bool)], quotes, keys, "metric", list(COSTS))
     caption = f"What training takes, means over seeds, {machines.pop()}"
-    return tabulate(caption, keys, frame, {c: c for c in COSTS}, quoted, decimals=list(COSTS.values()))
+    return tabulate(caption, keys, frame, {column: column for column in COSTS}, decimals=list(COSTS.values()))
+
+
+def has_times(record: dict) -> bool:
+    """Whether a record tells how long the training took."""
+    return "training" in (record.get("seconds") or {})
 
 
 def machine(record: dict) -> str:
@@ -60,13 +58,13 @@ def machine(record: dict) -> str:
     return f"{record.get('device')}, {record.get('threads')} threads"
 
 
-def _costs(record: dict) -> Iterator[dict]:
-    """The numbers of one run; None for a number that it does not have."""
+def _costs(record: dict) -> list[dict]:
+    """The numbers of one run; NaN for a number that it does not have."""
     epochs, seconds = record.get("epochs"), record["seconds"]["training"]
     each = seconds / epochs if epochs and record["selected_on"] != "val" else None
     values = (epochs or None, each, seconds, record.get("num_parameters"), record.get("peak_memory_mb"))
-    for column, value in zip(COSTS, values):
-        yield score(record, method(record), column, value)
+    numbers = (math.nan if value is None else value for value in values)
+    return [score(record, method(record), column, number) for column, number in zip(COSTS, numbers)]
 
 
 def calibration_table(records: Sequence[dict]) -> Table:
@@ -80,19 +78,18 @@ def calibration_table(records: Sequence[dict]) -> Table:
     keys = list(PLACE)
     frame = cells((row for record in known for row in _honesty(record)), keys, ZERO_SHOT_TOLERANCE)
     frame = add_mean_place(frame, keys)
-    # Means over data sets stand for the data sets themselves
-    others = list(zip(frame["backbone"], frame["shots"]))
-    is_mean = frame["dataset"].str.startswith(MEAN_OF)
-    averaged = {other for other, mean in zip(others, is_mean) if mean}
-    frame = frame[[mean or other not in averaged for other, mean in zip(others, is_mean)]]
-    frame = frame.sort_values(["backbone", "shots", "dataset"], kind="stable")
+    # Means over data sets stand for the data sets themselves, which stay where there is no mean of them
+    is_mean = frame["dataset"].str.startswith(MEAN_OF).astype(bool)
+    others = [key for key in keys if key != "dataset"]
+    averaged = is_mean.groupby([frame[key] for key in others]).transform("any").astype(bool)
+    frame = frame[is_mean | ~averaged].sort_values([*others, "dataset"], kind="stable")
     caption = "Probabilities on test: accuracy, macro F1 and ECE (15 bins) in %, NLL in nats; T is the temperature"
     return tabulate(caption, keys, frame, {column: column for column in HONESTY}, decimals=list(HONESTY.values()))
 
 
 def with_calibration(records: Sequence[dict]) -> list[dict]:
     """The records that tell how honest the probabilities on test are; raises UserError if there is none."""
-    known = [record for record in records if (record.get("calibration") or {}).get("after")]
+    known = [record for record in records if has_calibration(record)]
     if not known:
         raise UserError(
             "no record holds calibration, which runs of earlier versions did not measure; run the experiment again"
@@ -100,16 +97,23 @@ def with_calibration(records: Sequence[dict]) -> list[dict]:
     return known
 
 
-def _honesty(record: dict) -> Iterator[dict]:
+def has_calibration(record: dict) -> bool:
+    """Whether a record tells how honest the probabilities of its method and of zero-shot CLIP are."""
+    found = record.get("calibration") or {}
+    return all(found.get(part) is not None for part in ("before", "after", "zero_shot"))
+
+
+def _honesty(record: dict) -> list[dict]:
     """The numbers that a run tells about its method, and about zero-shot CLIP without a temperature."""
     found, name = record["calibration"], method(record)
-    yield score(record, name, "T", found["temperature"])
+    rows = [score(record, name, "T", found["temperature"])]
     for column, key in SCORES.items():
-        yield score(record, ZERO_SHOT, column, found["zero_shot"][key])
+        rows.append(score(record, ZERO_SHOT, column, found["zero_shot"][key]))
         if name != ZERO_SHOT:
-            yield score(record, name, column, found["before"][key])
+            rows.append(score(record, name, column, found["before"][key]))
         if f"{column}{AT_T}" in HONESTY:
-            yield score(record, name, f"{column}{AT_T}", found["after"][key])
+            rows.append(score(record, name, f"{column}{AT_T}", found["after"][key]))
+    return rows
 
 
 def kept_table(records: Sequence[dict]) -> Table:

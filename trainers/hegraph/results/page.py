@@ -13,11 +13,11 @@ import jinja2
 from ..utils.errors import UserError
 from ..utils.files import atomic_path
 from .comparison import base_to_new, compare, on_base_classes, split_sweeps
-from .costs import calibration_table, complexity, has_threshold, kept_table, machine
+from .costs import calibration_table, complexity, has_calibration, has_threshold, has_times, kept_table, machine
 from .figures import as_svg, confusion, curves, read_text_nodes, reliability_diagrams, tsne
 from .paired import confusion_matrix, hardest_pairs
 from .records import PREDICTIONS, TEXT_NODES, find_records, find_runs
-from .scores import OURS, PAPER, method
+from .scores import OURS, PAPER, PLACE, method
 from .table import Table
 
 if TYPE_CHECKING:
@@ -35,11 +35,7 @@ Piece = dict[str, Any]  # what the template shows: a table, an image, a list, or
 
 
 def write_report(sources: Sequence[Path], out: Path) -> None:
-    """Writes the page, whole or not at all.
-
-    Args:
-        sources: Output folders and files that `collect` wrote; each has a part of the page.
-        out: The file to write.
+    """Writes the page, whole or not at all, with a part for each source: an output folder or a file of `collect`.
 
     Raises:
         UserError: If a source has no record, or the file cannot be written.
@@ -62,15 +58,15 @@ def _part(source: Path) -> Piece:
 
 
 def _of_records(records: Sequence[dict]) -> Iterator[Piece]:
-    scored = [record for record in records if record["accuracy"] is not None]
-    base = [record for record in scored if on_base_classes(record)]
-    away = [record for record in scored if record.get("targets") and record not in base]
     # Sweeps, runs with targets and runs on base classes have tables of their own, so that none of them is averaged
     # with runs of the usual setting
-    plain, sweeps = split_sweeps([record for record in scored if record not in base and record not in away])
+    scored = [record for record in records if record["accuracy"] is not None]
+    base = [record for record in scored if on_base_classes(record)]
+    away = [record for record in scored if record.get("targets") and not on_base_classes(record)]
+    plain, sweeps = split_sweeps([r for r in scored if not r.get("targets") and not on_base_classes(r)])
     if plain:
-        by = next((key for key in ("shots", "dataset", "backbone") if len({r[key] for r in plain}) > 1), "shots")
-        yield _table(lambda: compare(plain, by))
+        several = (key for key in ("shots", *PLACE) if len({record[key] for record in plain}) > 1)
+        yield _table(partial(compare, plain, next(several, "shots")))
     if len({record["shots"] for record in plain}) > 1:
         alt = "Accuracy on test by shots, a line per method; the numbers are in the table above"
         yield _figure(lambda: curves(plain), alt, "Accuracy by shots; bars are 95% intervals over seeds.")
@@ -81,9 +77,9 @@ def _of_records(records: Sequence[dict]) -> Iterator[Piece]:
         yield _table(partial(compare, runs, "target"))
     if base:
         yield _table(lambda: base_to_new(base))
-    if any(record.get("seconds") for record in plain):
+    if any(map(has_times, plain)):
         yield _table(lambda: complexity(plain))
-    if any((record.get("calibration") or {}).get("after") for record in plain):
+    if any(map(has_calibration, plain)):
         alt = "Accuracy by confidence, a panel per method; the calibration errors are in the table above"
         caption = "Reliability diagrams over all test images; the diagonal is perfect, large dots are many images."
         yield _table(lambda: calibration_table(plain))
@@ -109,12 +105,13 @@ def _of_last_run(runs: dict[Path, dict]) -> Iterator[Piece]:
 
 def _last(runs: dict[Path, dict], file: str) -> Path | None:
     """The run that ended last of the full runs on all classes that have a file, and of these of the most shots."""
-    full = [
-        folder
-        for folder, record in runs.items()
-        if method(record) in (OURS, PAPER) and not on_base_classes(record) and (folder / file).exists()
-    ]
-    return max(full, key=lambda folder: (runs[folder]["shots"], runs[folder].get("finished_at") or ""), default=None)
+
+    def fits(folder: Path) -> bool:
+        record = runs[folder]
+        return method(record) in (OURS, PAPER) and not on_base_classes(record) and (folder / file).exists()
+
+    order = {folder: (record["shots"], record.get("finished_at") or "") for folder, record in runs.items()}
+    return max(filter(fits, runs), key=order.__getitem__, default=None)
 
 
 def _run_name(record: dict) -> str:
@@ -123,6 +120,10 @@ def _run_name(record: dict) -> str:
 
 def _facts(records: Sequence[dict]) -> dict[str, str]:
     """How the numbers came about: for each fact all values that the records have."""
+
+    def versions(record: dict) -> str:
+        return ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items()) or "unknown"
+
     facts: dict[str, set] = {
         "runs": {len(records)},
         "methods": {method(record) for record in records},
@@ -131,15 +132,11 @@ def _facts(records: Sequence[dict]) -> dict[str, str]:
         "training images per class": {record["shots"] for record in records},
         "seeds": {record["seed"] for record in records},
         "chosen": {CHOSEN.get(record["selected_on"], record["selected_on"]) for record in records},
-        "versions": {_versions(record) for record in records},
+        "versions": {versions(record) for record in records},
         "commits": {record.get("git_commit") or "unknown" for record in records},
         "machines": {machine(record) for record in records},
     }
     return {name: "; ".join(map(str, sorted(values))) for name, values in facts.items()}
-
-
-def _versions(record: dict) -> str:
-    return ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items()) or "unknown"
 
 
 def _table(make: Callable[[], Table]) -> Piece:

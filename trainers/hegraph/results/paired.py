@@ -10,23 +10,24 @@ Shapes: M test images of a data set, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from ..utils.errors import UserError, unknown
 from .records import PREDICTIONS, find_runs, read_beside
-from .scores import OURS, check_averaged, method, method_order
+from .scores import OURS, PLACE, check_averaged, grouped, method, method_order, place
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 
-Place = tuple[str, str, str, str]  # data set, backbone; of a test on another data set: by what rule, trained on what
-Correct = dict[int, np.ndarray]  # seed -> whether each test image was classified correctly, shape [M]
+# What tells tests apart that cannot be paired, beside the number of shots
+TEST = (*(key for key in PLACE if key != "shots"), "rule", "trained_on")
 
 
 class Difference(NamedTuple):
@@ -43,74 +44,71 @@ class Difference(NamedTuple):
 
 
 def paired_table(folders: Sequence[Path], of: str = OURS) -> str:
-    """A table in markdown: how far a method is ahead of every other one, by shots.
+    """A table in markdown: how far the method `of`, named as tables have it, is ahead of every other one, by shots.
 
-    Args:
-        folders: Output folders, below which runs are looked for at any depth.
-        of: Name of the method, as the tables have it.
-
-    Raises:
-        UserError: If there are no runs of it, or as `read_runs`.
+    Raises UserError if there are no runs of it below the folders, or as `read_runs`.
     """
     runs = read_runs(folders)
-    methods = {name for name, _ in runs}
+    methods = set(runs["method"])
     if of not in methods:
         raise unknown("method", of, sorted(methods))
-    shots = sorted({count for name, count in runs if name == of})
-    data_sets = sorted({dataset for count in shots for dataset, *_ in runs[of, count]})
+    ours = runs[runs["method"] == of]
+    shots = sorted(set(ours["shots"]))
     lines = [
-        f"Accuracy of {of} minus that of the other method (points), mean of {', '.join(data_sets)}; same seeds and test"
-        f" images; in brackets the {CONFIDENCE:.0%} bootstrap interval over test images, bold where it excludes 0",
+        f"Accuracy of {of} minus that of the other method (points), mean of {', '.join(sorted(set(ours['dataset'])))};"
+        f" same seeds and test images; in brackets the {CONFIDENCE:.0%} bootstrap interval over test images, bold where"
+        " it excludes 0",
         "",
         f"| {of} minus | {' | '.join(map(str, shots))} |",
         f"| --- |{' ---: |' * len(shots)}",
     ]
     for name in sorted(methods - {of}, key=method_order):
-        found = [difference(runs[of, count], runs.get((name, count), {})) for count in shots]
+        theirs = runs[runs["method"] == name]
+        found = [difference(ours[ours["shots"] == n], theirs[theirs["shots"] == n]) for n in shots]
         lines.append(f"| {name} | {' | '.join('' if one is None else str(one) for one in found)} |")
     return "\n".join(lines) + "\n"
 
 
-def read_runs(folders: Sequence[Path]) -> dict[tuple[str, int], dict[Place, Correct]]:
-    """Which test images were classified correctly: (method, shots) -> data set and backbone -> seed -> images.
+def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
+    """Finished runs, one a row: the keys of `TEST`, "method", "shots", "seed" and "correct", which test images were
+    classified correctly, shape `[M]`.
 
     Raises:
         UserError: If there is no run, if runs of one method, data set and number of shots must not be averaged, or if
             two runs of one data set and number of shots were not tested on the same images.
     """
-    found: dict[tuple[str, int], dict[Place, Correct]] = {}
-    averaged: dict[tuple[str, int, Place], list[dict]] = {}
-    tested: dict[tuple[int, Place], Tensor] = {}
+    rows: list[dict] = []
+    tested: dict[tuple, Tensor] = {}
     for folder, record in find_runs(folders).items():
         if record["accuracy"] is None:
             continue
         predicted, labels, _ = read_predictions(folder)
-        name, shots = method(record), record["shots"]
-        place = (record["dataset"], record["backbone"], record.get("rule") or "", record.get("trained_on") or "")
-        averaged.setdefault((name, shots, place), []).append(record)
-        if not torch.equal(tested.setdefault((shots, place), labels), labels):
+        test = place(record) | {key: record.get(key) or "" for key in TEST}
+        if not torch.equal(tested.setdefault(tuple(test.values()), labels), labels):
             raise UserError(
-                f"{folder}: not tested on the same images as another run on {place[0]} with {shots} shots, so the two "
-                "cannot be paired; name runs with one test set"
+                f"{folder}: not tested on the same images as another run on {record['dataset']} with {record['shots']} "
+                "shots, so the two cannot be paired; name runs with one test set"
             )
-        correct = found.setdefault((name, shots), {}).setdefault(place, {})
-        correct[record["seed"]] = (predicted == labels).numpy()
-    for (name, shots, place), records in averaged.items():
-        check_averaged(records, f"{place[0]}, {name}, {shots} shots")
-    if not found:
+        correct = (predicted == labels).numpy()
+        rows.append(test | {"method": method(record), "seed": record["seed"], "correct": correct, "record": record})
+    if not rows:
         raise UserError(f"no run with test images below {', '.join(map(str, folders))}; run an experiment first")
-    return found
+    runs = pd.DataFrame(rows)
+    for (dataset, name, shots, *_), found in grouped(runs, ["dataset", "method", "shots", *TEST[1:]]):
+        check_averaged(list(found["record"]), f"{dataset}, {name}, {shots} shots")
+    return runs
 
 
-def difference(ours: Mapping[Place, Correct], theirs: Mapping[Place, Correct]) -> Difference | None:
+def difference(ours: pd.DataFrame, theirs: pd.DataFrame) -> Difference | None:
     """The difference of two methods at one number of shots; None where they were not run on the same data and seeds."""
     from scipy.stats import bootstrap  # takes half a second to import
 
-    if {place: set(seeds) for place, seeds in ours.items()} != {place: set(seeds) for place, seeds in theirs.items()}:
+    both = ours.merge(theirs, on=[*TEST, "seed"], suffixes=("", "_theirs"))
+    if not len(both) == len(ours) == len(theirs):
         return None
     by_image = []
-    for place, seeds in sorted(ours.items()):
-        rows = [correct.astype(float) - theirs[place][seed] for seed, correct in seeds.items()]
+    for _, found in both.groupby(list(TEST)):
+        rows = [a.astype(float) - b for a, b in zip(found["correct"], found["correct_theirs"])]
         by_image.append(100 * np.mean(rows, axis=0))
 
     def mean_of_means(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -159,10 +157,7 @@ def confusion_matrix(folder: Path) -> tuple[np.ndarray, list[str]]:
 def hardest_pairs(matrix: np.ndarray, classnames: Sequence[str], most: int = 10) -> list[str]:
     """The pairs of classes that were taken for each other most often, such as "a and b: 4 (a as b 1, b as a 3)".
 
-    Args:
-        matrix: From `confusion_matrix`.
-        classnames: K names.
-        most: How many pairs to return at most. Pairs that were never confused are left out.
+    They are at most so many, of a matrix as of `confusion_matrix`; pairs that were never confused are left out.
     """
     both = matrix + matrix.T
     pairs = [(int(a), int(b)) for a, b in np.argwhere(np.triu(both, 1))]
@@ -170,7 +165,6 @@ def hardest_pairs(matrix: np.ndarray, classnames: Sequence[str], most: int = 10)
     lines = []
     for a, b in pairs[:most]:
         one, other = classnames[a], classnames[b]
-        lines.append(
-            f"{one} and {other}: {both[a, b]} ({one} as {other} {matrix[a, b]}, {other} as {one} {matrix[b, a]})"
-        )
+        apart = f"{one} as {other} {matrix[a, b]}, {other} as {one} {matrix[b, a]}"
+        lines.append(f"{one} and {other}: {both[a, b]} ({apart})")
     return lines

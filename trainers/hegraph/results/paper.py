@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from ..utils.errors import UserError, unknown
+from ..utils.errors import unknown
 from .scores import MEAN, SOURCE
-from .table import Key
 
 FILE = Path(__file__).parent / "paper.csv"
 
@@ -25,17 +23,14 @@ AVERAGE = "Average"  # the paper's name for the mean of all other columns of a t
 
 
 class Quote(NamedTuple):
-    """One number of the paper.
+    """One number of the paper. Data set, method and backbone are named as there.
 
     Attributes:
         table: The table or figure that it is from: "1" to "5", or "fig2".
-        dataset: The data set, as the paper names it, or `AVERAGE`.
-        method: The method, as the paper names it.
-        backbone: The backbone, as the paper names it.
+        dataset: The data set, or `AVERAGE`.
         shots: Training images per class.
         setting: "" or, in a sweep, "KEY=VALUE" with a configuration key of ours.
         metric: "accuracy", or a column of `costs.COSTS`.
-        value: The number.
     """
 
     table: str
@@ -49,57 +44,53 @@ class Quote(NamedTuple):
 
 
 def read_quotes(table: str) -> list[Quote]:
-    """Reads the numbers of one of the paper's tables.
-
-    Args:
-        table: "1" to "5", or "fig2".
+    """Reads the numbers of one of the paper's tables: "1" to "5", or "fig2".
 
     Raises:
         UserError: If there is no such table.
     """
-    try:
-        rows = list(csv.DictReader(FILE.read_text(encoding="utf-8").splitlines()))
-    except OSError as error:
-        raise UserError(f"cannot read the paper's numbers: {error}; copy the file from the repository") from error
-    converted: list[dict[str, Any]] = [row | {"shots": int(row["shots"]), "value": float(row["value"])} for row in rows]
-    quotes = [Quote(**row) for row in converted]
+    rows: Any = pd.read_csv(FILE, dtype={"table": str}, keep_default_na=False).to_dict("records")
+    quotes = [Quote(**row) for row in rows]
     if table not in (tables := {quote.table for quote in quotes}):
         raise unknown("table of the paper", table, tables)
     return [quote for quote in quotes if quote.table == table]
 
 
-def quote_cells(
-    quotes: Sequence[Quote],
+def with_quotes(
     frame: pd.DataFrame,
+    quotes: Sequence[Quote],
     keys: Sequence[str],
     by: str,
     columns: Sequence[Any],
     averaged: Sequence[str] = (),
-) -> dict[Key, float]:
-    """The paper's numbers that belong into a table of ours: those of the same data set, backbone, shots and setting.
+) -> pd.DataFrame:
+    """A table's cells, and below them the paper's numbers of the same data set, backbone, shots and setting.
 
     Args:
+        frame: The cells. Numbers are quoted at their places only.
         quotes: The numbers to choose from.
-        frame: The table's cells. Numbers are quoted at their places only.
         keys: The keys of a place, some of `PLACE`.
         by: What the columns are: one of `comparison.BY`, or "metric".
         columns: The columns.
-        averaged: The data sets that the table's column of means is over. The paper's average is quoted there if it is
-            over the same ones.
+        averaged: The data sets of the table's column of means, where the paper's average over the same ones is quoted.
     """
-    quoted: dict[Key, float] = {}
+    rows = []
+    average = [quote for quote in quotes if quote.dataset == AVERAGE and is_average_over(quotes, averaged)]
     for place in dict.fromkeys(zip(*(frame[key] for key in keys))):
         there = dict(zip(keys, place))
         for column in columns:
             # In a comparison by target, the data set of the training is that of the place
             wanted = there if by == "target" and column == SOURCE else there | {_NAMED.get(by, by): column}
-            quoted |= {(place, quote.method, column): quote.value for quote in quotes if _belongs(quote, wanted)}
-        if averaged and is_average_over(quotes, averaged):
-            some = averaged[0]  # an average belongs where the number of any of its data sets would
-            for quote in quotes:
-                if quote.dataset == AVERAGE and _belongs(quote._replace(dataset=some), there | {"dataset": some}):
-                    quoted[place, quote.method, MEAN] = quote.value
-    return quoted
+            rows += [there | _row(quote, column) for quote in quotes if _belongs(quote, wanted)]
+        for quote in average:  # which belongs where the number of any of its data sets would
+            if _belongs(quote._replace(dataset=averaged[0]), there | {"dataset": averaged[0]}):
+                rows.append(there | _row(quote, MEAN))
+    return pd.concat([frame, pd.DataFrame(rows, dtype=object)], ignore_index=True) if rows else frame
+
+
+def _row(quote: Quote, column: object) -> dict[str, Any]:
+    told = {"method": quote.method, "column": column, "value": quote.value}
+    return told | {"quoted": True, "seed": None, "num_test": None}
 
 
 def _belongs(quote: Quote, wanted: dict[str, Any]) -> bool:

@@ -1,19 +1,21 @@
-"""Records as tables of pandas, one row for each run and score, and the two rules of what may be averaged.
+"""Records as a table of pandas, one row for each run and score, and the two rules of what may be averaged.
 
-Runs of a cell have one configuration, one set of package versions, one test set and different seeds; anything else is
-refused. A mean over data sets or columns has none of them missing.
+First, never average unlike runs: those of a cell are alike in `OF_TEST` and `OF_RUN`, stand at one `PLACE` and have
+different seeds; `check_alike` and `check_averaged` refuse anything else. Second, a mean over data sets or columns has
+none of them missing; `_mean` sees to it. A new kind of run is kept apart in all tables by one more row of `PLACE`.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from ..baselines import METHODS
-from ..utils.errors import UserError
+from ..utils.errors import UserError, shortened
 from ..utils.files import hash_json
 from .records import SAME_CLASSES
 
@@ -31,7 +33,20 @@ VARIANTS = (f"{OURS}(base)", f"{OURS}(free)", f"{OURS}(T-N)", f"{OURS}(T-P)", PA
 
 # The keys of a record that tell experiments of one method apart, each with the head of its column in a table
 PLACE = {"dataset": "data set", "backbone": "backbone", "shots": "shots"}
-TEST_SET = ("num_test", "num_classes", "rule", "trained_on")  # what a test tells of its images, classes and model
+
+# What tests and runs of one cell have in common, each with what it is called where it differs. Every method is tested
+# alike, so zero-shot CLIP is averaged over the tests of all of them; the rest holds for the runs of one method
+OF_TEST = {
+    "num_test": "numbers of test images",
+    "num_classes": "numbers of classes",
+    "rule": "rules for other data sets",
+    "trained_on": "data sets of the training",
+}
+OF_RUN = {
+    "test_set": "test images, though of one name",
+    "config": "configurations (compare --by setting shows them side by side)",
+    "versions": "versions of packages",
+}
 
 CASE = "case"  # the key of a record that names the case of a sweep it belongs to
 MEAN = "mean"  # the column of a row's mean
@@ -56,31 +71,32 @@ def method(record: dict) -> str:
 
 def method_order(name: str, cases: Sequence[str] = ()) -> tuple[int, int, str]:
     """The key by which the names of rows are sorted; cases stand last, in their order."""
-    if name in cases:
-        return 3, cases.index(name), name
-    if name in VARIANTS:
-        return 2, VARIANTS.index(name), name
-    return (0, BASELINES.index(name), name) if name in BASELINES else (1, 0, name)
+    for rank, names in ((3, cases), (2, VARIANTS), (0, BASELINES)):
+        if name in names:
+            return rank, names.index(name), name
+    return 1, 0, name
 
 
-def score(record: dict, name: str, column: object, value: float, test: dict | None = None, own: bool = True) -> dict:
-    """One number that a run tells, as a row for `cells`.
+def place(record: dict) -> dict[str, Any]:
+    """The place of a run: its values of `PLACE`."""
+    return {key: record[key] for key in PLACE}
+
+
+def score(record: dict, name: str, column: object, value: Any, test: dict | None = None, own: bool = True) -> dict:
+    """One number that a run tells of the method `name`, as a row for `cells`.
 
     Args:
-        record: The record of the run.
-        name: The method that the number is of.
         column: The column of the table that it belongs to.
-        value: The number.
         test: The test that gave it: one of the record's "targets", or None for the record's own.
         own: Whether the run was made for this method. A full run also tells the accuracy of its text classifier, which
             is what a run of the variant T trains; a cell takes one kind only, the own ones or the others if more.
     """
-    told = {key: (test or record).get(key) for key in TEST_SET}
-    row = {"method": name, "column": column, "seed": record["seed"], "value": value, "own": own}
-    return {key: record[key] for key in PLACE} | row | {"test": tuple(told.values()), "record": record}
+    row = {"method": name, "column": column, "seed": record["seed"], "value": value, "own": own, "quoted": False}
+    told = {key: (test or record).get(key) for key in OF_TEST} | {key: record.get(key) for key in OF_RUN}
+    return place(record) | row | told
 
 
-def accuracies(record: dict, column: object, test: dict | None = None) -> Iterator[dict]:
+def accuracies(record: dict, column: object, test: dict | None = None) -> list[dict]:
     """The accuracies that one test of a run tells: of its method, of zero-shot CLIP, of a full run's text classifier.
 
     On other domains of its classes, a full run is tested with the text classifier alone, so it counts as the variant T.
@@ -93,27 +109,21 @@ def accuracies(record: dict, column: object, test: dict | None = None) -> Iterat
         found[0] = (TEXT, "accuracy", False)
     elif name == OURS and not scores.get("rule"):
         found.append((TEXT, "accuracy_text", False))
-    for row, key, own in found:
-        if scores.get(key) is not None:
-            yield score(record, row, column, scores[key], test, own)
+    told = [(row, scores[key], own) for row, key, own in found if scores.get(key) is not None]
+    return [score(record, row, column, value, test, own) for row, value, own in told]
 
 
 def cells(rows: Iterable[dict], keys: Sequence[str], tolerance: float = ZERO_SHOT_TOLERANCE) -> pd.DataFrame:
     """The rows of a table's cells, one for each seed, in the order of their places.
 
-    Args:
-        rows: From `score` and `accuracies`.
-        keys: The keys of `PLACE` that make a place; a cell is a place, a method and a column.
-        tolerance: By how much runs of a cell may differ about zero-shot CLIP.
-
-    Raises:
-        UserError: If a cell would mix runs that must not be averaged.
+    A cell is a place, which is the values of `keys` of `PLACE`, a method and a column. Its runs may differ by
+    `tolerance` about zero-shot CLIP. Raises UserError if it would mix runs that must not be averaged.
     """
-    in_order = sorted(rows, key=lambda row: [row[key] for key in keys])
-    frame = pd.DataFrame(in_order, dtype=object)
-    found = grouped(frame, [*keys, "method", "column"])
-    kept = [_kept(group, ", ".join(map(str, key)), tolerance) for key, group in found]
-    return frame.loc[[row for rows in kept for row in rows]].reset_index(drop=True)
+    found: dict[tuple, list[dict]] = {}
+    for row in sorted(rows, key=lambda row: [row[key] for key in keys]):
+        found.setdefault(tuple(row[key] for key in (*keys, "method", "column")), []).append(row)
+    kept = [row for cell, of_cell in found.items() for row in _kept(of_cell, ", ".join(map(str, cell)), tolerance)]
+    return pd.DataFrame(kept, dtype=object)
 
 
 def grouped(frame: pd.DataFrame, keys: Sequence[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
@@ -122,65 +132,78 @@ def grouped(frame: pd.DataFrame, keys: Sequence[str]) -> list[tuple[tuple[Any, .
     return list(found)
 
 
-def _kept(group: pd.DataFrame, what: str, tolerance: float) -> list[int]:
-    """The positions of the rows that stay in a cell, one for each seed."""
-    if len(tests := sorted(set(group["test"]), key=_in_words)) > 1:
-        told = ", ".join(map(_in_words, tests))
-        if len({images for images, *_ in tests}) > 1 or all(source is None for *_, source in tests):
-            raise UserError(f"{what}: tested on different images ({told}); name runs with one test set")
-        kinds = "tests of models that were trained on different data sets, or by different rules"
-        raise UserError(f"{what}: {kinds} ({told}); name runs of one kind")
-    if group["method"].iloc[0] == ZERO_SHOT:  # runs of any method tell it, and those of one seed must agree
-        for _, values in group.groupby("seed")["value"]:
-            if others := [value for value in values if abs(value - values.iloc[0]) > tolerance]:
-                told = f"disagree about zero-shot CLIP ({values.iloc[0]:.2f} and {others[0]:.2f})"
-                raise UserError(f"{what}: the runs {told}, so prompts, weights or test images differ; name runs of one")
-        return list(group.drop_duplicates("seed").index)
+def _kept(rows: Sequence[dict], what: str, tolerance: float) -> Sequence[dict]:
+    """The rows that stay in a cell, one for each seed."""
+    check_alike(rows, PLACE | OF_TEST, what)
+    if rows[0]["method"] == ZERO_SHOT:  # runs of any method tell it, and those of one seed must agree
+        first: dict[int, dict] = {}
+        for row in rows:
+            one, other = first.setdefault(row["seed"], row)["value"], row["value"]
+            if abs(one - other) > tolerance:
+                told = f"disagree about zero-shot CLIP ({one:.2f} and {other:.2f})"
+                raise UserError(f"{what}: the runs {told}, so prompts, weights or images differ; name runs of one kind")
+        return list(first.values())
     # The cache shares no parameter with the text classifier, so a full run's is as good as that of a run of variant T
-    own = group["own"].astype(bool)
-    kept = max(group[own], group[~own], key=len)
-    check_averaged(list(kept["record"]), what)
-    return list(kept.index)
+    kept = max(([row for row in rows if row["own"] is own] for own in (True, False)), key=len)
+    check_averaged(kept, what)
+    return kept
 
 
-def _in_words(test: tuple) -> str:
-    images, classes, rule, source = test
-    words = (f"{classes} classes" if classes is not None else None, rule, f"trained on {source}" if source else None)
-    return ", ".join([f"{images} images", *filter(None, words)])
+def check_averaged(runs: Sequence[Mapping[str, Any]], what: str) -> None:
+    """Raises UserError if runs of one method must not be averaged: if they are unlike, or a seed is there twice."""
+    check_alike(runs, OF_RUN, what)
+    seed, times = Counter(run["seed"] for run in runs).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{what}: seed {seed} is there more than once; name each run once")
 
 
-def check_same(records: Sequence[dict], what: str) -> None:
-    """Raises UserError if runs have not one configuration, one set of package versions and one test set.
+def check_alike(runs: Sequence[Mapping[str, Any]], parts: Mapping[str, str], what: str) -> None:
+    """Raises UserError if runs differ in one of these parts of a record; `what` they were to be averaged for is told.
 
-    `what` they were to be averaged for stands in the error. What a record does not tell is not compared.
+    Records of earlier versions do not tell the test set, so they are like any other there.
     """
-    if len({record.get("test_set") for record in records} - {None}) > 1:
-        raise UserError(f"{what}: tested on different classes or images, though of one name; name runs of one")
-    if len({record.get("config_hash") for record in records}) > 1:
-        keys = {key for record in records for key in record.get("config") or {}}
-        names = list(shortest_names(differing_keys(records), keys).values())
-        few = [*names[:4], "..."][: len(names)]
-        named = f" (they differ in {', '.join(few)})" if few else ""
-        raise UserError(f"{what}: runs of different configurations{named}; name runs of one, or compare --by setting")
-    if len({hash_json(record.get("versions")) for record in records}) > 1:
-        packages = ", ".join(differing_keys(records, "versions"))
-        raise UserError(f"{what}: runs with different versions of {packages}; name runs with the same")
+    for part, called in parts.items():
+        told = {hash_json(run.get(part)): run.get(part) for run in runs}
+        if part == "test_set":
+            told.pop(hash_json(None), None)
+        if len(told) > 1:
+            raise UserError(f"{what}: different {called}: {_difference(list(told.values()))}; name runs of one kind")
 
 
-def check_averaged(records: Sequence[dict], what: str) -> None:
-    """Raises UserError if runs must not be averaged: if `check_same` finds something, or a seed is there twice."""
-    check_same(records, what)
-    seeds: set[int] = set()
-    for record in records:
-        if record["seed"] in seeds:
-            raise UserError(f"{what}: seed {record['seed']} is there more than once; name each run once")
-        seeds.add(record["seed"])
+def _difference(values: Sequence[Any]) -> str:
+    """In what some values differ: the keys of dictionaries, a few of them, or else the values themselves."""
+    if not any(isinstance(value, dict) for value in values):
+        return ", ".join("none" if value is None else shortened(str(value), 40) for value in sorted(values, key=str))
+    names = list(shortest_names(differing_keys(values), set().union(*filter(None, values))).values())
+    return ", ".join([*names[:4], "..."][: len(names)])
 
 
-def add_mean_column(frame: pd.DataFrame, keys: Sequence[str], columns: Sequence) -> pd.DataFrame:
+def differing_keys(parts: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    """The keys of some dictionaries that have not one value; a missing key is a value."""
+    found = [part or {} for part in parts]
+    return sorted(key for key in set().union(*found) if len({hash_json(part.get(key)) for part in found}) > 1)
+
+
+def shortest_names(keys: Sequence[str], all_keys: set[str]) -> dict[str, str]:
+    """Short names of dotted keys: of each, the shortest last part that none of `all_keys` ends with as well."""
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        ends = (".".join(parts[i:]) for i in range(len(parts) - 1, -1, -1))
+        names[key] = next(end for end in ends if [k for k in all_keys if k == end or k.endswith(f".{end}")] == [key])
+    return names
+
+
+Mean = Callable[[Iterable[float]], float]
+
+
+def add_mean_column(
+    frame: pd.DataFrame, keys: Sequence[str], columns: Sequence, name: str = MEAN, mean: Mean = statistics.fmean
+) -> pd.DataFrame:
     """The cells, with the mean over several columns in every row of the table that has a cell in each of them."""
     some = frame[frame["column"].isin(list(columns))]
-    return _with(frame, [_mean(row, "column", columns, MEAN) for _, row in grouped(some, [*keys, "method"])])
+    means = [_mean(row, "column", columns, name, mean) for _, row in grouped(some, [*keys, "method"])]
+    return _with(frame, means)
 
 
 def add_mean_place(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
@@ -202,36 +225,15 @@ def _with(frame: pd.DataFrame, means: Sequence[list[dict]]) -> pd.DataFrame:
     return pd.concat([frame, pd.DataFrame(rows, dtype=object)], ignore_index=True) if rows else frame
 
 
-def _mean(part: pd.DataFrame, over: str, wanted: Sequence, name: str) -> list[dict]:
-    """The mean of one method over data sets or columns; none if one of them is missing.
+def _mean(part: pd.DataFrame, over: str, wanted: Sequence, name: str, mean: Mean = statistics.fmean) -> list[dict]:
+    """The mean of one method over data sets or columns, as rows; none if one of those is missing.
 
     It is taken seed by seed if all have the same seeds. Otherwise it is the mean of their means, which is of no seed.
     """
     if set(part[over]) != set(wanted):
         return []
-    found: dict[object, dict] = {}  # data set or column -> seed -> value
-    for where, seed, value in zip(part[over], part["seed"], part["value"]):
-        found.setdefault(where, {})[seed] = value
-    seeds = list(next(iter(found.values())))
-    if all(values.keys() == set(seeds) for values in found.values()):
-        means = {seed: statistics.fmean(values[seed] for values in found.values()) for seed in seeds}
-    else:
-        means = {None: statistics.fmean(statistics.fmean(values.values()) for values in found.values())}
-    shared = part.iloc[0].to_dict() | {over: name, "test": (None,) * len(TEST_SET), "record": None}
-    return [shared | {"seed": seed, "value": value} for seed, value in means.items()]
-
-
-def differing_keys(records: Sequence[dict], part: str = "config") -> list[str]:
-    """The keys of a part of the records, "config" or "versions", that have not one value; a missing key is a value."""
-    parts = [record.get(part) or {} for record in records]
-    return sorted(key for key in set().union(*parts) if len({hash_json(p.get(key)) for p in parts}) > 1)
-
-
-def shortest_names(keys: Sequence[str], all_keys: set[str]) -> dict[str, str]:
-    """Short names of dotted keys: of each, the shortest last part that none of `all_keys` ends with as well."""
-    names = {}
-    for key in keys:
-        parts = key.split(".")
-        ends = (".".join(parts[i:]) for i in range(len(parts) - 1, -1, -1))
-        names[key] = next(end for end in ends if [k for k in all_keys if k == end or k.endswith(f".{end}")] == [key])
-    return names
+    shared = part.iloc[0].to_dict() | {over: name} | dict.fromkeys([*OF_TEST, *OF_RUN])
+    if part.groupby(over)["seed"].agg(frozenset).nunique() > 1:
+        part = part.groupby(over, sort=False)["value"].agg(statistics.fmean).reset_index().assign(seed=None)
+    means: dict[Any, float] = part.groupby("seed", sort=False, dropna=False)["value"].agg(mean).to_dict()
+    return [shared | {"seed": None if pd.isna(seed) else seed, "value": value} for seed, value in means.items()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -15,17 +14,12 @@ from .scores import PLACE, grouped, method_order
 CONFIDENCE = 0.95
 NAME_WIDTH = 18  # characters of the methods' column in plain text, at least
 
-Key = tuple[tuple, str, Any]  # place, method, column
-
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean, usually over seeds.
+    """A mean over seeds, with seed -> value, which is empty if the number is of no seeds, such as a quoted one.
 
-    Attributes:
-        mean: The number that is shown.
-        by_seed: Seed -> the value that went into the mean; empty if the number is of no seeds, such as a quoted one.
-        num_test: Number of test images, if one test gave all values and the records tell it.
+    `num_test` is the number of test images, if one test gave all values and the records tell it.
     """
 
     mean: float
@@ -37,8 +31,8 @@ class Cell:
         """The mean over the rows of a cell that `scores.cells` gives, with `each` together with the seeds' values."""
         if not each:
             return cls(statistics.fmean(rows["value"]))
-        by_seed = {seed: value for seed, value in zip(rows["seed"], rows["value"]) if seed is not None}
-        return cls(statistics.fmean(rows["value"]), dict(sorted(by_seed.items())), rows["test"].iloc[0][0])
+        by_seed = {seed: value for seed, value in zip(rows["seed"], rows["value"]) if pd.notna(seed)}
+        return cls(statistics.fmean(rows["value"]), dict(sorted(by_seed.items())), rows["num_test"].iloc[0])
 
     @property
     def deviation(self) -> float | None:
@@ -58,13 +52,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table.
+    """A line of a table: labels, of which the last is the method, and a cell for each column, None for an empty one.
 
-    Attributes:
-        labels: The texts before the numbers: the values that group the rows, then the method.
-        cells: One per column; None leaves the cell empty.
-        quoted: Whether these are the paper's numbers.
-        place: What is the same for all numbers of the row, in words, such as "Digits, RN50/openai".
+    `quoted` says that these are the paper's numbers, `place` in words what they share, such as "Digits, RN50/openai".
     """
 
     labels: tuple[str, ...]
@@ -78,10 +68,8 @@ class Table:
     """Rows by columns.
 
     Attributes:
-        caption: One line.
         heads: The heads of the labels.
         columns: The heads of the numbers.
-        rows: The lines.
         decimals: How many each column shows.
         bold: Whether more is better, so that the best of our rows in each column and group is bold.
         intervals: Whether a mean is shown with its interval.
@@ -103,9 +91,7 @@ class Table:
             return ""
         digits = self.decimals[column]
         mean = f"{cell.mean:.{digits}f}"
-        if not self.intervals or cell.interval is None:
-            return mean
-        return f"{mean} ± {cell.interval:.{digits}f}"
+        return mean if not self.intervals or cell.interval is None else f"{mean} ± {cell.interval:.{digits}f}"
 
     def is_best(self, row: Row, column: int) -> bool:
         """Whether none of our other rows in the same group shows a larger number in this column."""
@@ -126,7 +112,6 @@ def tabulate(
     keys: Sequence[str],
     frame: pd.DataFrame,
     columns: Mapping[Any, str],
-    quoted: Mapping[Key, float] | None = None,
     *,
     decimals: Sequence[int] | None = None,
     intervals: bool = True,
@@ -138,36 +123,29 @@ def tabulate(
     Args:
         caption: What the numbers are. The values that all places share, and what the intervals are, are added.
         keys: The keys of a place. Those whose values vary become labels of the rows.
-        frame: Our numbers, from `scores.cells`.
+        frame: The numbers, from `scores.cells`, and perhaps quoted ones; their rows stand below ours of the same place.
         columns: Column of the cells -> its head.
-        quoted: The paper's numbers; their rows stand below ours of the same place.
         decimals: For numbers that are no accuracies, how many each column shows; none has an interval or is bold.
-        intervals: Whether means are shown with their intervals.
-        unit: See `Table`.
+        intervals, unit: As of `Table`.
         cases: The names of rows that are cases, in their order.
     """
-    groups = grouped(frame, [*keys, "method", "column"])
-    ours: dict[Key, Cell] = {(key[:-2], key[-2], key[-1]): Cell.of(rows, decimals is None) for key, rows in groups}
-    theirs: dict[Key, Cell] = {key: Cell(value) for key, value in (quoted or {}).items()}
-    places = list(dict.fromkeys(place for place, *_ in ours))
-    varying = [i for i in range(len(keys)) if len({place[i] for place in places}) > 1]
-    shared = [_words(keys[i], places[0][i]) for i in range(len(keys)) if i not in varying]
+    varying = [key for key in keys if frame[key].nunique() > 1]
+    shared = [_words(key, frame[key].iloc[0]) for key in keys if key not in varying]
     rows = []
-    for place in places:
-        labels = tuple(str(place[i]) for i in varying)
-        for some, mark in ((ours, ""), (theirs, " (quoted)")):
-            names = {name for where, name, _ in some if where == place}
-            for name in sorted(names, key=partial(method_order, cases=cases)):
-                found = [some.get((place, name, column)) for column in columns]
-                in_words = ", ".join(map(_words, keys, place))
-                rows.append(Row((*labels, f"{name}{mark}"), found, quoted=bool(mark), place=in_words))
-    if any(row.quoted for row in rows):
+    for place, there in grouped(frame, keys):
+        labels = tuple(str(value) for key, value in zip(keys, place) if key in varying)
+        lines = grouped(there, ["quoted", "method"])
+        for (quoted, name), found in sorted(lines, key=lambda line: (line[0][0], method_order(line[0][1], cases))):
+            of = {column: Cell.of(values, decimals is None) for column, values in found.groupby("column", sort=False)}
+            label, in_words = f"{name} (quoted)" if quoted else name, ", ".join(map(_words, keys, place))
+            rows.append(Row((*labels, label), [of.get(column) for column in columns], quoted, in_words))
+    if frame["quoted"].any():
         shared.append("(quoted): from the paper")
     caption = ", ".join([caption, *shared])
-    heads = (*(PLACE[keys[i]] for i in varying), "method")
+    heads = (*(PLACE[key] for key in varying), "method")
     if decimals is not None:
         return Table(caption, heads, list(columns.values()), rows, decimals, bold=False)
-    caption = f"{caption}; {_over_seeds([len(cell.by_seed) for cell in ours.values()], intervals)}"
+    caption = f"{caption}; {_over_seeds([len(cell.by_seed) for row in rows for cell in row.cells if cell], intervals)}"
     return Table(caption, heads, list(columns.values()), rows, [2] * len(columns), intervals=intervals, unit=unit)
 
 
@@ -193,7 +171,7 @@ def markdown(table: Table) -> str:
     lines = [[*table.heads, *table.columns], ruler]
     for row in table.rows:
         lines.append([*row.labels, *(f"**{text}**" if best else text for text, best in table.numbers(row))])
-    piped = [f"| {' | '.join(map(_pipe, line))} |" for line in lines]
+    piped = ["| " + " | ".join(text.replace("|", r"\|") for text in line) + " |" for line in lines]
     return "\n".join([table.caption, "", *piped]) + "\n"
 
 
@@ -214,6 +192,14 @@ def latex(table: Table) -> str:
         numbers = [rf"\textbf{{{_tex(text)}}}" if best else _tex(text) for text, best in table.numbers(row)]
         lines.append(rf"{' & '.join([*map(_tex, row.labels), *numbers])} \\")
     return "\n".join([*lines, r"\hline", r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+_TEX = str.maketrans({character: rf"\{character}" for character in "&%$#_{}"})
+_TEX |= str.maketrans({"\\": r"\textbackslash ", "±": r"$\pm$", "~": r"\textasciitilde ", "^": r"\textasciicircum "})
+
+
+def _tex(text: str) -> str:
+    return text.translate(_TEX)
 
 
 def as_csv(table: Table) -> str:
@@ -257,18 +243,6 @@ def _block(title: str, cells: Mapping[str, Cell]) -> str:
     ]
     for name, cell in cells.items():
         deviation = "-" if cell.deviation is None else f"{cell.deviation:.2f}"
-        values = [f"{cell.by_seed[seed]:.2f}" if seed in cell.by_seed else "" for seed in seeds]
-        each = "  ".join(f"{value:5}" for value in values)
+        each = "  ".join(f"{cell.by_seed[seed]:<5.2f}" if seed in cell.by_seed else " " * 5 for seed in seeds)
         lines.append(f"  {name:{width}}  {cell.mean:6.2f}  {deviation:>5}  {each}".rstrip())
     return "\n".join(lines) + "\n"
-
-
-def _pipe(text: str) -> str:
-    return text.replace("|", r"\|")
-
-
-def _tex(text: str) -> str:
-    text = text.replace("\\", r"\textbackslash ")
-    for character in "&%$#_{}":
-        text = text.replace(character, rf"\{character}")
-    return text.replace("±", r"$\pm$").replace("~", r"\textasciitilde ").replace("^", r"\textasciicircum ")
