@@ -11,27 +11,17 @@ ICCV 2023.
                                         w_i * exp(-beta * (1 - f . (F_i + r_k)))                             (APE-T)
 
 A prime marks a feature of which only some channels are kept, those with the largest `-w_1 * S + w_2 * V`. S is the mean
-product, in the channel, of two features of different classes; it is taken over the text feature and the images of each
-class. V is the variance of the text feature over classes. As in the released code: the start values, the weights w and
-the number of channels for each data set. Alpha, beta and gamma are then searched on val, over that code's range for
-each data set.
+product, in the channel, of two features of different classes, text or images; V is the variance of the text over
+classes. In APE-T the channels are chosen by the text alone. Each class has one residual `r_k`, which is 0 on the other
+channels, and each image a weight `w_i`; they start at 0 and 1 and are trained with cross-entropy, and the moved
+features are not normalised again. Everything that has rows by data set below is as in the released code.
 
-In APE-T each class has one residual `r_k`, which moves its text feature and its images alike; it is trained on the kept
-channels and is 0 on the others. Each image has a weight `w_i`. They start at 0 and 1 and are trained with
-cross-entropy; the moved features are not normalised again. As the released code is written: the channels are chosen by
-the text features alone, AdamW, a cosine schedule by step without a warm-up, batches of 256, and the number of channels
-(`training_feat_num`), epochs, learning rate and start values of its configuration for each data set. Alpha and beta are
-then searched on val.
-
-Distance from the original: the authors search on the whole val split (on ImageNet: on test), here it is the few-shot
-one. That split is too small to tell 200 values of beta apart, so the grid of alpha, beta and gamma is 20 by 20 by 5
-where theirs is 20 by 200 by 20, on ImageNet by 5 (`SEARCH_STEP`). The start values are a candidate as well, and of
-equally good candidates the nearest to them is taken. Without val images the start values stay. The authors' numbers of
-channels are for the 1024 channels of RN50; at other widths the same share is kept. Classes may have unequal numbers of
-images. The released file of APE-T does not run as it is: it reads a key that no configuration has, takes APE's number
-of channels where the residual has another, and takes the channels that APE chose by text and images if they are stored.
-Its authors keep the epoch that is best on val, here the last one counts. They train in half precision, here it is
-single. They augment the images anew in each epoch; here each epoch draws one of the bank's views of every image.
+Distance from the original: as Tip-Adapter's (`tip_adapter.py`), with a grid of 20 by 20 by 5 where theirs is 20 by 200
+by 20 (on ImageNet by 5). The authors' numbers of channels are for the 1024 channels of RN50; at other widths the same
+share is kept. Classes may have unequal numbers of images. The released file of APE-T does not run as it is: it reads a
+key that no configuration has, takes APE's number of channels where the residual has another, and APE's channels if they
+are stored. Its authors keep the epoch that is best on val, here the last one counts; they train in half precision, here
+it is single.
 """
 
 from __future__ import annotations
@@ -172,14 +162,9 @@ class APET(CacheMethod):
 
 
 def refine(bank: FeatureBank, options: Options, images: bool) -> Tensor:
-    """Chooses the channels to keep, by CHANNELS and WEIGHTS of the options.
+    """The positions of the channels to keep by CHANNELS and WEIGHTS, the best first.
 
-    Args:
-        images: Whether the similarity is taken over the text features and the training images, or over the text
-            features alone.
-
-    Returns:
-        The positions of the channels in a feature, the best channel first.
+    The similarity is taken over the text features and, with `images`, the training images.
     """
     share, pair = (value_for_task(options, key, bank) for key in ("CHANNELS", "WEIGHTS"))
     if not 0 < share <= 1:

@@ -4,6 +4,11 @@ A method is a class whose name is what `--trainer` says; `METHODS` in `__init__.
 with the paper, the equation and the distance from the original. Methods that train class features derive from
 `TrainedClassifier` (`trained.py`), those that add a cache to the text from `CacheMethod` (`cached.py`).
 
+Two distances are not repeated in the files. Originals that train by epochs augment the images anew in each, and those
+in Dassl (CoOp, CLIP-Adapter, TaskRes, GraphAdapter) leave out its last batch if that is not full; here each epoch draws
+one of the bank's views of every image, and every batch is a step. Those of GDA, TIMO, ProKeR, Proto-CLIP and the cache
+methods choose on the whole val split (on ImageNet: on test); here it is the few-shot one.
+
 Shapes: N training images, V augmented views of each, K classes, d feature width, B images of a batch.
 """
 
@@ -44,9 +49,8 @@ class FittedMethod:
         selected: What was chosen on val: name -> {"value": ..., "candidates": [[value, accuracy in percent], ...]}.
         transfer: Maps a bank of other classes to the logits of its test images; None if there is no rule for them.
         classifier: The same as class weights and a cache, which a run saves; None if `Method.not_saved` says why not.
-        transfer_rule: "zero-shot" if a saved model reaches other classes as zero-shot CLIP does; "none" if it does not;
-            "adapter" if `transferable` does.
-        transferable: What HeGraphAdapter carries to other classes, a `TransferableAdapter`.
+        transfer_rule: How a saved model reaches other classes: "zero-shot" as CLIP does, "adapter" by `transferable`,
+            which HeGraphAdapter has, or "none".
         text_classifier: HeGraphAdapter without its cache, which has learned the style of the training images: what is
             used in other domains.
         variant: HeGraphAdapter's variant; "" for another method.
@@ -103,8 +107,7 @@ class Method(ABC):
             seed: Decides everything that is drawn at random.
             backbone: The frozen CLIP that made the features; given if `needs_backbone`.
 
-        Raises:
-            UserError: If an option is out of range, or the training diverges.
+        Raises UserError if an option is out of range, or the training diverges.
         """
 
 
@@ -138,9 +141,7 @@ def value_for_task(options: Options, key: str, bank: FeatureBank) -> Any:
 
     Rows are `[data set, value]`, where "" is any data set without a row of its own, or `[from this many shots, value]`,
     of which the last one counts that the class with the most training images reaches. Values are numbers, or lists.
-
-    Raises:
-        UserError: If the rows have another form, or none fits.
+    Raises UserError if the rows have another form, or none fits.
     """
     rows = getattr(options, key)
     if not isinstance(rows, (list, tuple)):
@@ -168,11 +169,7 @@ def _is_row(row: object, kind: type) -> bool:
 
 
 def named_numbers(key: str, values: Sequence, names: Sequence[str], counts: bool = False) -> dict[str, Any]:
-    """Checks that an option holds one number for each of `names`, and returns them by name.
-
-    Raises:
-        UserError: If it does not, or if `counts` are asked for and they are not whole numbers from 1.
-    """
+    """The numbers of an option by name; raises UserError if it holds another number, or no whole ones for `counts`."""
     good = isinstance(values, (list, tuple)) and len(values) == len(names)
     if good and counts:
         good = all(isinstance(value, int) and value >= 1 for value in values)

@@ -1,7 +1,7 @@
 """What the cache methods share: Tip-Adapter, Tip-Adapter-F, APE and APE-T.
 
-Their prediction is `text + alpha * cache(beta)` or, in APE, `text + alpha * cache(beta, gamma)`. The numbers alpha,
-beta and gamma are chosen on the few-shot val split, among a grid and the values the search starts at.
+They predict `text + alpha * cache(beta)` or, in APE, `text + alpha * cache(beta, gamma)`. Alpha, beta and gamma are
+chosen on val among a grid and the values that the search starts at.
 
 Shapes: B images of a batch, K classes, d feature width.
 """
@@ -39,7 +39,7 @@ class Cache:
     Attributes:
         text: Maps image features `[B, d]` to the text's logits `[B, K]`.
         cache: Maps image features and all numbers but alpha to the cache's logits `[B, K]`, which alpha weighs.
-        parameters: What is trained; empty if nothing is.
+        parameters: What is trained.
         folded: Gives the classifier, whose alpha and beta are still open; None if the method has another form.
     """
 
@@ -105,14 +105,11 @@ def search(
     """Chooses the numbers of a cache method on val. Without val images, or without SEARCH, the start values stay.
 
     Args:
-        bank: The task.
         options: Hold SEARCH, SEARCH_SCALE (where the grid ends) and SEARCH_STEP (how many values it holds).
         start: ALPHA, BETA and perhaps GAMMA, in this order, with the values that the search starts at.
-        cache: The fitted cache.
         order: The order of the numbers in SEARCH_SCALE and SEARCH_STEP.
 
-    Returns:
-        The numbers, in the order of `start`, and `FittedMethod.selected`.
+    Returns the numbers, in the order of `start`, and `FittedMethod.selected`.
     """
     values = tuple(start.values())
     if not (options.SEARCH and has_val(bank)):

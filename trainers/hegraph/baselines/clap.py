@@ -7,16 +7,12 @@ CVPR 2024.
     minimise cross-entropy + mean over k of lambda_k * |w_k - t_k|^2
     lambda_k = mean over the images of class k of the probability that zero-shot CLIP gives to k
 
-The prototypes `w_k` start at the text features `t_k`, which keep the norm that the text tower gives them. The less
-zero-shot CLIP knows a class, the further its prototype may move; the multipliers `lambda_k` are computed once, from the
-training images. As in the released code: SGD with momentum 0.9 and without weight decay, learning rate 0.1, batches of
-256, Dassl's cosine schedule by epoch with one warm-up epoch, and 300 epochs for any number of shots. The prototypes
-after the last epoch count; nothing is chosen.
+The prototypes `w_k` start at the text features `t_k`, which keep the norm that the text tower gives them (where a bank
+does not hold it, see `features/text.py`). The multipliers are computed once. As in the released code: SGD, Dassl's
+cosine by epoch with one warm-up epoch, and 300 epochs for any number of shots, of which the last counts.
 
-Distance from the original: it encodes 20 augmented views of the images beforehand and draws each epoch's batches, as
-many full ones as the images fill but at least one, from all views together; here each epoch draws one of the bank's
-views of every image, and the last batch may be smaller. A class without images has the mean multiplier of the others.
-On the norm of the text features where a bank does not hold it, see `features/text.py`.
+Distance from the original: it draws each epoch's batches, as many full ones as the images fill but at least one, from
+20 encoded views of all images together. A class without images has the mean multiplier of the others.
 """
 
 from __future__ import annotations

@@ -7,14 +7,11 @@ International Journal of Computer Vision, 2024 (arXiv 2110.04544).
 
 `W_1` narrows the features to a quarter of their width, and neither layer has a bias. As in the released code, the
 residual ratio r is 0.2 for every data set, and the text has no adapter. That code is trained as CoOp's is on ImageNet;
-for other data sets nothing is released, and CoOp's configuration is taken: SGD with learning rate 2e-3, batches of 32,
-Dassl's cosine schedule by epoch with one warm-up epoch, and CoOp's number of epochs by shots (on ImageNet it is 50 for
-any number of shots; set EPOCHS [[1, 50]] there).
+for other data sets nothing is released, and CoOp's configuration is taken (`coop.py`).
 
 Distance from the original: the paper also reports ratios that were chosen for each data set by test accuracy; here the
-ratio is fixed. The original augments the images anew in each epoch; here each epoch draws one of the bank's views of
-every image. It leaves out the last batch of an epoch if that is not full, here it is a step as well. Its adapter is for
-features of 1,024 alone. It makes no difference that the bank's features are unit-norm: A(c f) = c A(f).
+ratio is fixed. Its adapter is for features of 1,024 alone. That the bank's are unit-norm changes nothing: A(c f) = c
+A(f).
 """
 
 from __future__ import annotations

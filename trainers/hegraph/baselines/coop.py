@@ -6,13 +6,11 @@ Zhou, Yang, Loy, Liu: Learning to Prompt for Vision-Language Models. Internation
 
 The vectors v are the same for all classes. They stand where the embeddings of a prompt's words would be, start normally
 distributed with deviation 0.02, and are trained with cross-entropy through CLIP's text tower T, which is frozen. As in
-the released code: M = 16, the class name at the end, SGD with momentum and learning rate 2e-3, batches of 32, Dassl's
-cosine schedule by epoch with one warm-up epoch, and 50 epochs at one shot, 100 from two shots, 200 from eight (on
-ImageNet it is 50 for any number of shots; set EPOCHS [[1, 50]] there). The vectors after the last epoch count.
+the released code: M = 16, the class name at the end, SGD, Dassl's cosine by epoch with one warm-up epoch, and 50 to 200
+epochs by shots (on ImageNet 50; set EPOCHS [[1, 50]] there), of which the last counts.
 
-Distance from the original: it augments the images anew in each epoch; here each epoch draws one of the bank's views of
-every image. It leaves out the last batch of an epoch if that is not full, here it is a step as well. Contexts of their
-own for each class, contexts that start as words, and other places for the class name are left out.
+Distance from the original: contexts of their own for each class, contexts that start as words, and other places for the
+class name are left out.
 """
 
 from __future__ import annotations
@@ -66,11 +64,7 @@ class CoOp(TrainedClassifier):
 
 
 def placeholder_prompts(classnames: Sequence[str], length: int) -> list[str]:
-    """A sentence for each class, "X X ... X class name.", with `length` placeholders X.
-
-    Raises:
-        UserError: If a sentence is longer than CLIP reads.
-    """
+    """A sentence for each class, "X X ... X class name.", with `length` placeholders X, none longer than CLIP reads."""
     from ..backbones.clip import CONTEXT_LENGTH, count_tokens  # imports open_clip, which takes seconds
 
     prompts = [" ".join([PLACEHOLDER] * length + [f"{name.replace('_', ' ')}."]) for name in classnames]

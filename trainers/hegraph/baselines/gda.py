@@ -7,13 +7,12 @@ Wang, Liang, Sheng, He, Wang, Tan: A Hard-to-Beat Baseline for Training-free CLI
 
 Every class is a Gaussian with its own mean `m_k` and a covariance `Sigma` that all share, estimated from the M views of
 the training images; `P` is the shrunken inverse of Kubokawa and Srivastava, and `^+` the pseudo-inverse. All classes
-are equally likely. Nothing is trained. As in the released code: each view of an image counts as an image, and alpha is
-chosen on val among seven powers of ten, of equally good ones the smallest.
+are equally likely. As in the released code: each view of an image counts as an image, and alpha is chosen on val among
+seven powers of ten, of equally good ones the smallest.
 
-Distance from the original: the authors choose on the whole val split (on ImageNet: on test), here it is the few-shot
-val split. Without val images alpha is 0.1, the value that their search starts at. With one view of one image of each
-class `Sigma` is 0, and with it `P`: the method is then zero-shot CLIP. A class without images has the mean of all
-images as its mean.
+Distance from the original: without val images alpha is 0.1, the value that the authors' search starts at. With one view
+of one image of each class `Sigma` and `P` are 0, and the method is zero-shot CLIP. A class without images has the mean
+of all images as its mean.
 """
 
 from __future__ import annotations

@@ -6,22 +6,18 @@ Li, Lian, Lu, Bai, Chen, Wang: GraphAdapter: Tuning Vision-Language Models With 
     g_k = alpha * GCN_text(t_k; the text features of g) + (1 - alpha) * GCN_image(t_k; the image means of g)
     GCN(t_k; n_1 ... n_m) = tanh(sum over j of A_0j * n_j W + b_k),  n_0 = t_k
 
-The text features `t_k` keep the norm that the text tower gives them; on that norm where a bank does not hold it, see
-`features/text.py`. The classes are divided into 4 groups: class k is in group k mod 4. For each class and group
-there is a graph of its own, whose nodes are the class and the m classes of the group. A is `D^-1/2 (relu(cos) + I)
-D^-1/2` over those m + 1 nodes, D holds the row sums; A does not change. The matrices W, one for each of the two graphs,
-and the biases b of the classes are trained with cross-entropy. As in the released file: alpha 0.7, Dassl's weight
-decay, W starts uniform within 1 / sqrt(d), b starts at 0. As in the paper: Adam, learning rate 1e-3, a cosine schedule,
-100 epochs.
+The text features `t_k` keep the norm that the text tower gives them (where a bank does not hold it, see
+`features/text.py`). Class k is in group k mod 4. For each class and group there is a graph, whose nodes are the class
+and the m classes of the group. A is `D^-1/2 (relu(cos) + I) D^-1/2` over those m + 1 nodes, D holds the row sums; it
+does not change. The matrices W, one for each of the two graphs, and the biases b of the classes are trained. As in the
+released file: alpha 0.7, Dassl's weight decay, W starts uniform within 1 / sqrt(d), b at 0. As in the paper: Adam,
+learning rate 1e-3, a cosine, 100 epochs.
 
 Distance from the original: the released file does not run (W is 512 wide whatever d is, K must be a multiple of 4, all
-classes need equally many shots, an import is missing); here K, d and the shots of each class are free. The file leaves
-beta, the batches and the warm-up to a configuration that was not released; here beta is 0.7 for every data set, batches
-of 256 and one epoch of warm-up are TaskRes's. The original takes the images' features as the image tower gives them; a
-bank holds them with unit norm, so the image means are multiplied by the mean norm of the text features. Row 0 of A is
-computed once, since it does not change. The original augments the images anew in each epoch; here each epoch draws one
-of the bank's views of every image. It leaves out the last batch of an epoch if that is not full, here it is a step as
-well.
+classes need equally many shots, an import is missing); here K, d and the shots of each class are free. What the file
+leaves to a configuration that was not released is 0.7 for beta, and TaskRes's batches and warm-up. The original takes
+the images' features as the image tower gives them; a bank holds them with unit norm, so the image means are multiplied
+by the mean norm of the text features.
 """
 
 from __future__ import annotations

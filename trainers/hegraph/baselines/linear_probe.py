@@ -5,16 +5,15 @@ Visual Models From Natural Language Supervision. ICML 2021. The few-shot protoco
 
     z = W f + b        minimise C * (sum of the cross-entropies) + |W|^2 / 2
 
-The text features are not used. As in CoOp's `lpclip`: L-BFGS starts from 0, runs at most 1,000 iterations, and has
-scikit-learn's tolerance. Where C is large neither has converged by then, and accuracy differs by up to 2.5 points. C is
-chosen on val: first the best of seven powers of ten, then 8 steps of a binary search around it.
+As in CoOp's `lpclip`: L-BFGS starts from 0, runs at most 1,000 iterations, and has scikit-learn's tolerance. Where C is
+large neither has converged by then, and accuracy differs by up to 2.5 points. C is chosen on val: first the best of
+seven powers of ten, then 8 steps of a binary search around it.
 
 Distance from the original: its features keep the norm that the image tower gives them, ours are unit-norm, so the same
-C regularises more here; the range of C is wide enough for both. Where several C are equally good on val, the original
-takes the largest in the first round and the smallest in the binary search, and it returns the C at which the search
-ends. Here it is the C nearest to the option `C` among all that were tried. Without val images C stays as it is: 100 is
-about what val chose on three banks of ViT-B/32 features (Caltech101, OxfordPets, UCF101). An image is the mean of its
-views here; the original has only one, made by the test transform.
+C regularises more here; the range of C is wide enough for both. Of several C that are equally good on val, it takes the
+largest in the first round and the smallest in the binary search, and returns the C at which the search ends; here it is
+the C nearest to the option `C` among all that were tried. Without val images C stays: 100 is about what val chose on
+three banks of ViT-B/32 features (Caltech101, OxfordPets, UCF101). An image is the mean of its views here.
 """
 
 from __future__ import annotations
@@ -81,8 +80,7 @@ class LinearProbe(Method):
 def search(options: Options, accuracy_of: Callable[[float], float]) -> tuple[float, dict]:
     """Chooses C among powers of ten, then by halving the interval around the best one, on a logarithmic scale.
 
-    Returns:
-        C, and its entry of `FittedMethod.selected`.
+    Returns C, and its entry of `FittedMethod.selected`.
     """
     accuracies = {c: accuracy_of(c) for c in options.CANDIDATES}
 
@@ -106,8 +104,7 @@ def logistic_regression(
 ) -> tuple[Tensor, Tensor, int]:
     """Fits a multinomial logistic regression to features `[N, d]` by L-BFGS; the bias has no penalty.
 
-    Returns:
-        Weights `[K, d]`, bias `[K]` and the number of iterations.
+    Returns weights `[K, d]`, bias `[K]` and the number of iterations.
     """
     weight = features.new_zeros(num_classes, features.shape[1]).requires_grad_()
     bias = features.new_zeros(num_classes).requires_grad_()

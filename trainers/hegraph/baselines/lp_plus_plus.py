@@ -5,17 +5,15 @@ Huang, Shakeri, Dolz, Boudiaf, Bahig, Ben Ayed: LP++: A Surprisingly Strong Line
     z_k = f . w_k + b_k + alpha_k * f . t_k
 
 It is trained with cross-entropy on all images at once, in blocks: ten steps on w and b, then one on the multipliers
-alpha. No learning rate is tuned; the data give them. Let F be the features of the N images and t the unit-norm text
-features. Then w starts at the sum of each class's features and has the rate 4 N / (largest eigenvalue of F'F); alpha
-starts at 250 times the mean over classes of the mean f . t_k of the class's images and has the rate
-N / (4 max_k sum_i (F_i . t_k)^2). As in the released code: momentum 0.9 on w and b and none on alpha, 300 steps, and
-the step that is best on val counts, the last of equally good ones.
+alpha. The data give the learning rates. Let F be the features of the N images and t the unit-norm text features. Then w
+starts at the sum of each class's features and has the rate 4 N / (largest eigenvalue of F'F); alpha starts at 250 times
+the mean over classes of the mean f . t_k of the class's images and has the rate N / (4 max_k sum_i (F_i . t_k)^2). As
+in the released code: momentum on w and b, none on alpha, and of 300 steps the last that is best on val.
 
 Distance from the original: that code never clears the gradient of alpha, so its step runs along the sum of all past
 gradients; here it is the gradient at the step, as in the paper. It draws as many val images of a class as there are
-shots (on ImageNet: other training images), here there are at most 4. Without val images the last step counts. Here b
-starts at 0, in the original at random. An image is the mean of its views, in the original it is one augmented view. A
-class without images starts at w = 0.
+shots (on ImageNet: other training images), here there are at most 4; without val images the last step counts. Here b
+starts at 0, in the original at random. An image is the mean of its views. A class without images starts at w = 0.
 """
 
 from __future__ import annotations
@@ -84,10 +82,7 @@ def train(
     logits: Callable[[Tensor], Tensor],
     after_step: Callable[[int], None],
 ) -> None:
-    """Trains the weights in place, from which `logits` are made.
-
-    `after_step` is called after each step on w and b, with the number of steps that are done.
-    """
+    """Trains the weights in place, from which `logits` are made; calls `after_step` with the number of steps done."""
     features, (weight, bias, alpha) = bank.cache_keys(), weights
     weight_rate, alpha_rate = rates(features, bank.text_positive)
     optimizer = torch.optim.SGD([weight, bias], lr=weight_rate, momentum=options.MOMENTUM)

@@ -7,17 +7,15 @@ CVPR 2025.
     A = (K / lambda + I)^-1 (Y - T),    k(x, y) = exp(-beta * (1 - cos(x, y)))
 
 `Y` holds the one-hot labels of the N training images, `T` their cosines with the text features, and `K` the kernel
-between them. The sum is lambda times the kernel ridge regression of `Y - T`, which has lambda as its penalty: the
-released code leaves out the factor 1 / lambda of that regression, so lambda also says how much it counts beside
-zero-shot CLIP. Nothing is trained. As in that code: beta and lambda are searched on val, over its range for each data
-set, and of equally good candidates the smallest beta and then the smallest lambda are taken; the values without val are
-those that the authors transfer from ImageNet, by the number of shots.
+between them. The sum is lambda times the kernel ridge regression of `Y - T` with the penalty lambda: the released code
+leaves out the factor 1 / lambda, so lambda also says how much it counts beside zero-shot CLIP. As in that code: beta
+and lambda are searched on val, over its range for each data set, and of equally good candidates the smallest beta and
+then the smallest lambda are taken; the values without val are those that the authors transfer from ImageNet, by shots.
 
 Distance from the original: it takes each augmented view as an image of its own, here an image is the mean of its views,
-which keeps the system at N by N. The authors search on the whole val split by default (on ImageNet: on test), here it
-is the few-shot val split; that split is too small to tell up to 2,000 candidates apart, so the grid is 10 by 10
-(`SEARCH_STEP`). The logits above are in cosines; here they are multiplied by CLIP's `tau`, which changes no prediction.
-The authors' code was read in a fork, github.com/omarnust/BReg-Adapter, at their last commit there, f2ecb3d.
+which keeps the system at N by N. The few-shot val split is too small to tell up to 2,000 candidates apart, so the grid
+is 10 by 10. Logits are multiplied by CLIP's `tau`, which changes no prediction. The authors' code was read in a fork,
+github.com/omarnust/BReg-Adapter, at their last commit there, f2ecb3d.
 """
 
 from __future__ import annotations

@@ -4,24 +4,19 @@ P, Palanisamy, Chao, Du, Xiang: Proto-CLIP: Vision-Language Prototypical Network
 
     P(k | f) = alpha * softmax_k(-beta |A(f) - c_k|^2) + (1 - alpha) * softmax_k(-beta |A(f) - t_k|^2)
 
-The prototypes have norm 1: `c_k` is the mean of the class's image memory, `t_k` its text memory. The image memory
-starts as the features of the training images, the text memory as the text features; A is an adapter on the query, the
-image to classify. Memories and adapter are trained with the negative log of P plus a contrastive loss that aligns c
-with t in both directions. As in the released code: AdamW at a constant rate of 1e-4, 2,000 epochs, batches of 1,024,
-contrastive temperature 0.1. Three choices are made on val: alpha and beta for the memories as they start, then the
-epoch (the last of equally good ones), then alpha and beta again.
+The prototypes have norm 1: `c_k` is the mean of the class's image memory, `t_k` its text memory. The memories start as
+the features of the training images and of the text; A is an adapter on the query, the image to classify. All three are
+trained with the negative log of P plus a contrastive loss that aligns c with t in both directions. As in the released
+code: AdamW at a constant rate, 2,000 epochs, batches of 1,024. Three choices are made on val: alpha and beta for the
+memories as they start, then the epoch (the last of equally good ones), then alpha and beta again.
 
-Distance from the original: the authors choose on the whole val split (on ImageNet: on test), here it is the few-shot
-one. Val is looked at every 50 epochs, in the original after each. The released code trains the adapter on features as
-the image tower gives them, and tests it on unit-norm ones; here they are unit-norm in both. The authors set alpha,
-beta, the kind of adapter, and whether the text memory is trained, for each data set. Here alpha and beta come from val,
-the text memory is always trained, and the adapter is always the authors' MLP, since their convolutions are slow on a
-CPU. Without val images there are fewer epochs, of which the last counts; that number and alpha, both by shots, are
-about the medians of what val chose on three banks of ViT-B/32 features (Caltech101, OxfordPets, UCF101), and beta is 9,
-the middle of the authors'. The MLP's output is divided by the root of its width, so that it and the unit-norm feature
-count as 0.2 to 0.8. Of alphas and betas that are equally good on val, the nearest to the start values are taken, in the
-original the first. The authors augment the images anew in each epoch; here each epoch draws one of the bank's views of
-every image.
+Distance from the original: val is looked at every 50 epochs, in the original after each. The released code trains the
+adapter on features as the image tower gives them, and tests it on unit-norm ones; here they are unit-norm in both. The
+authors set alpha, beta, the kind of adapter, and whether the text memory is trained, for each data set; here alpha and
+beta come from val, of equally good ones the nearest to the start values, the text memory is always trained, and the
+adapter is always their MLP, since their convolutions are slow on a CPU. Its output is divided by the root of its width,
+so that it and the unit-norm feature count as 0.2 to 0.8. Without val images beta is 9, the middle of the authors', and
+alpha and the epochs, by shots, are about the medians of what val chose on three banks of ViT-B/32 features.
 """
 
 from __future__ import annotations
@@ -155,10 +150,9 @@ def unit(rows: Tensor) -> Tensor:
 
 
 class _Unit(torch.autograd.Function):
-    """`u = x / |x|` with the gradient `(g - u (u . g)) / |x|`, which passes over all entries thrice.
+    """`u = x / |x|` with the gradient `(g - u (u . g)) / |x|`, which takes a third of the time of `F.normalize`'s.
 
-    That of `F.normalize` does so three times as often. It is where most of a step would go beside the matrix products,
-    since the image memory holds every training image.
+    Most of a step beside the matrix products would go there, since the image memory holds every training image.
     """
 
     @staticmethod
@@ -193,10 +187,9 @@ def alignment_loss(images: Tensor, text: Tensor, temperature: float) -> Tensor:
 def search(
     bank: FeatureBank, options: Options, cosines: Callable[[Tensor], tuple[Tensor, Tensor]]
 ) -> tuple[tuple[float, float], dict]:
-    """Chooses alpha and beta on val. Without val images, or without SEARCH, they are those meant for that.
+    """Alpha and beta, chosen on val or those meant for no val, and their entry of `FittedMethod.selected`, or {}.
 
-    `cosines` maps image features `[B, d]` to their cosines with the two kinds of prototypes, both `[B, K]`. Returns
-    alpha and beta, and the entry of `FittedMethod.selected`, which is empty if nothing was chosen.
+    `cosines` maps image features `[B, d]` to their cosines with the two kinds of prototypes, both `[B, K]`.
     """
     if not (options.SEARCH and has_val(bank)):
         return (value_for_task(options, "ALPHA_WITHOUT_VAL", bank), options.BETA), {}

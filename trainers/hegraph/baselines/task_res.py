@@ -4,17 +4,11 @@ Yu, Lu, Jin, Chen, Wang: Task Residual for Tuning Vision-Language Models. CVPR 2
 
     z = tau * cos(f, t_k + alpha * x_k)
 
-Each class has a residual `x_k`, which starts at 0 and is trained with cross-entropy. As in paper and released code:
-Adam with Dassl's weight decay, batches of 256, Dassl's cosine schedule by epoch with one warm-up epoch, alpha 0.5 (1 on
-OxfordFlowers), learning rate 2e-3 (2e-4 on ImageNet), and 100 epochs (200 from 8 shots). The residuals after the last
-epoch count; nothing is chosen.
+Each class has a residual `x_k`, which starts at 0 and is trained with cross-entropy. `t_k` keeps the norm that the text
+tower gives it, since a step of Adam turns a longer feature by a smaller angle (where a bank does not hold it, see
+`features/text.py`). The options are those of paper and released code. The residuals after the last epoch count.
 
-As in the original, `t_k` keeps the norm that the text tower gives it, since a step of Adam turns a longer feature by a
-smaller angle; on that norm where a bank does not hold it, see `features/text.py`.
-
-Distance from the original: it augments the images anew in each epoch; here each epoch draws one of the bank's views of
-every image. It leaves out the last batch of an epoch if that is not full, here it is a step as well. Its enhanced base,
-which is other text features, trained beforehand, is left out.
+Distance from the original: its enhanced base, which is other text features, trained beforehand, is left out.
 """
 
 from __future__ import annotations

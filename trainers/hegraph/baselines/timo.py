@@ -6,23 +6,18 @@ AAAI 2025.
     z = alpha * cos(f, t'_k) + f . w_k + b_k
     t'_k = sum over the prompts p of class k of softmax_p(gamma * s_kp / |s_k|) * t_kp,    s_kp = cos(t_kp, m_k)
 
-Image-guided text: `m_k` is the mean image of class k, and `s_k` holds its cosines with the features `t_kp` of the
-class's P prompts; prompts that are like the images count for more in `t'_k`. Text-guided images: the prompts are images
-as well, each multiplied by its cosine `s_kp`, and `w_k` and `b_k` are those of GDA (`gda.py`) on the prompts and the
-views of the training images together. Nothing is trained. As in the released code: gamma is 50 (1 on ImageNet, 100 on
-OxfordFlowers), every prompt is taken once, and alpha is chosen on val among nine powers of ten, of equally good ones
-the smallest.
-
-TIMO-S first chooses gamma on val, by the accuracy of the text alone; then alpha together with beta, which is how many
-prompts of each class count as images: the beta prompts that are most like the images or, beyond P, all of them and the
-best ones twice. As in the released code: beta is at most 2 P, and of equally good candidates the smallest beta and then
-the smallest alpha are taken.
+`m_k` is the mean image of class k, and `s_k` holds its cosines with the features `t_kp` of the class's P prompts. The
+prompts are images as well, each multiplied by its cosine `s_kp`, and `w_k` and `b_k` are those of GDA (`gda.py`) on the
+prompts and the views of the training images together. As in the released code: every prompt is taken once, and alpha is
+chosen on val among nine powers of ten, of equally good ones the smallest. TIMO-S chooses alpha together with beta,
+which is how many prompts of each class count as images: the beta that are most like the images or, beyond P, all of
+them and the best ones twice. Beta is at most 2 P; of equally good candidates the smallest beta and then alpha are
+taken.
 
 Distance from the original: a bank holds one text feature for each class, so P is 1. Then `t'_k` is the text feature
-itself, whatever gamma is, which is not searched; each class has one more image in TIMO, and beta is 1 or 2 in TIMO-S.
-The authors choose on the whole val split (on ImageNet: on test), here it is the few-shot val split. Without val images,
-where their code stops, alpha is 100, the scale of zero-shot CLIP, and beta 1. A class without images has the mean of
-all images as its mean.
+itself, whatever gamma is, which TIMO-S does not search; each class has one more image in TIMO, and beta is 1 or 2 in
+TIMO-S. Without val images, where the authors' code stops, alpha is 100, the scale of zero-shot CLIP, and beta 1. A
+class without images has the mean of all images as its mean.
 """
 
 from __future__ import annotations
@@ -95,12 +90,7 @@ def with_text(bank: FeatureBank, gaussians: tuple[Tensor, Tensor], alpha: float)
 
 
 def text_guided_classifier(bank: FeatureBank, times: int) -> tuple[Tensor, Tensor]:
-    """The weights `w_k`, shape `[K, d]`, and the biases `b_k`, shape `[K]`.
-
-    Args:
-        bank: The task.
-        times: How often each text feature is taken as an image.
-    """
+    """The weights `w_k`, shape `[K, d]`, and biases `b_k`, `[K]`, where each text feature is so many times an image."""
     text, num_classes = bank.text_positive, len(bank.text_positive)
     means = F.normalize(means_of_classes(bank.cache_keys(), bank.train_labels, num_classes), dim=-1)
     scores = (text * means).sum(dim=1, keepdim=True)  # s_k, shape [K, 1]

@@ -6,20 +6,15 @@ ECCV 2022.
     z = tau * cos(f, t_k) + alpha * sum over the training images i of class k of exp(-beta * (1 - f . F_i))
 
 The training images are a cache: the key `F_i` is the mean of the unit-norm features of an image's views, scaled to norm
-1, the value is its label. Tip-Adapter trains nothing. Its start values are the paper's, alpha 1 and beta 5.5. As in the
-released code, both are then searched on val, over that code's range for each data set.
+1, the value is its label. Tip-Adapter-F trains the keys with cross-entropy; they are not normalised again, so `f . F_i`
+is no cosine after the first step. The start values are the paper's, in Tip-Adapter-F the released code's for each data
+set; alpha and beta are then searched on val, over that code's range.
 
-Tip-Adapter-F trains the keys with cross-entropy. They are not normalised again, so `f . F_i` is no cosine after the
-first step. As in the released code: AdamW, a cosine schedule by step without a warm-up, batches of 256, and 20 epochs
-(100 on EuroSAT) with beta 1 and that code's alpha for each data set; both are then searched on val.
-
-Distance from the original: the authors search on the whole val split (on ImageNet: on test), here it is the few-shot
-val split. That split is too small to tell 200 values of beta apart, so the grid is 20 by 20 where theirs is 200 by 20
-(`SEARCH_STEP`). The start values, in Tip-Adapter-F those that the keys were trained with, are a candidate as well, and
-of equally good candidates the nearest to them is taken, where theirs is the smallest. Without val images the start
-values stay. In Tip-Adapter-F the authors test after every epoch, keep the epoch that is best on test, and report the
-better on test of before and after the search; here the last epoch counts, after the search. The authors augment the
-images anew in each epoch; here each epoch draws one of the bank's views of every image.
+Distance from the original: the few-shot val split is too small to tell 200 values of beta apart, so the grid is 20 by
+20 where theirs is 200 by 20. The start values, with which the keys were trained, are a candidate as well, and of
+equally good candidates the nearest to them is taken, where theirs is the smallest. Without val images they stay. In
+Tip-Adapter-F the authors keep the epoch that is best on test, and report the better on test of before and after the
+search; here the last epoch counts, after the search.
 """
 
 from __future__ import annotations

@@ -38,7 +38,6 @@ class Trainable:
     """What a `TrainedClassifier` trains.
 
     Attributes:
-        parameters: The tensors that are trained.
         class_features: Gives `x_k`, of any norm, shape `[K, d]`, from the parameters as they are.
         query: Maps image features `[B, d]` to what is compared with the class features; None leaves them as they are.
         penalty: What the loss has beside the cross-entropy; None for nothing.
@@ -121,16 +120,9 @@ def train(
     Args:
         optimizer: Holds the parameters; the rates of its groups are the peaks of the schedule.
         loss_of: Maps a batch to its loss, a scalar.
-        data: The training batches.
-        epochs: How often all batches are taken.
-        schedule: Gives the learning rate of every step.
         after_epoch: Called after each epoch, with the number of epochs that are done.
 
-    Returns:
-        The number of steps.
-
-    Raises:
-        UserError: If there are no epochs, or the loss becomes infinite or NaN.
+    Returns the number of steps. Raises UserError if there are no epochs, or the loss becomes infinite or NaN.
     """
     if epochs < 1:
         raise UserError(f"EPOCHS must be at least 1, got {epochs}")
@@ -155,10 +147,9 @@ def train(
 
 
 class BestEpoch:
-    """Remembers the parameters at the epoch that is best on val; of equally good epochs, at the last.
+    """Remembers the parameters at the epoch that is best on val, of equally good epochs at the last.
 
-    Attributes:
-        candidates: `[epochs, accuracy in percent]` of every look at val.
+    `candidates` are `[epochs, accuracy in percent]` of every look at val.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:

@@ -5,8 +5,8 @@ Visual Models From Natural Language Supervision. ICML 2021.
 
     z = tau * cos(f, t_k)
 
-`t_k` is the text feature of class k, `tau` is CLIP's logit scale. Nothing is trained or chosen, and no training image
-is used. This is the original; which prompts the text features were made from is decided where the bank is made.
+`t_k` is the text feature of class k, `tau` is CLIP's logit scale. Which prompts the text features were made from is
+decided where the bank is made.
 """
 
 from __future__ import annotations
