@@ -136,6 +136,11 @@ def best_on_val(
     return FittedMethod(fitted.logits, selected=selected, classifier=fitted)
 
 
+def by_dataset(others: Any, **named: Any) -> list[list]:
+    """The rows `[data set, value]` of an option: one for each named data set, and "" for all others."""
+    return [["", others], *([name, value] for name, value in named.items())]
+
+
 def value_for_task(options: Options, key: str, bank: FeatureBank) -> Any:
     """The value of an option for a task: the option itself or, if it has rows, the value of the row that fits the task.
 

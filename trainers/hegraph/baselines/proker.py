@@ -30,7 +30,7 @@ from ..features.bank import FeatureBank
 from ..method.cache import cache_affinities, text_logits
 from ..training.choice import accuracy, choose, has_val, val_images
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method, Options, named_numbers, value_for_task
+from .base import Defaults, FittedMethod, Method, Options, by_dataset, named_numbers, value_for_task
 
 RANGE = ("smallest BETA", "largest BETA", "smallest LAMBDA", "largest LAMBDA")
 
@@ -43,17 +43,15 @@ class ProKeR(Method):
         "BETA": [[1, 3.0], [2, 2.6], [4, 1.5], [8, 1.66], [16, 1.7]],  # of the kernel
         "LAMBDA": [[1, 0.05], [8, 0.07], [16, 0.1]],  # weight of zero-shot CLIP
         "SEARCH": True,  # choose BETA and LAMBDA on val, if there are val images
-        "SEARCH_RANGE": [  # rows [data set, [smallest BETA, largest BETA, smallest LAMBDA, largest LAMBDA]]
-            ["", [0.5, 3.0, 0.001, 1.0]],  # the authors' for Caltech101, EuroSAT, FGVCAircraft, Food101 and UCF101
-            ["DescribableTextures", [0.1, 10.0, 0.001, 10.0]],
-            ["ImageNet", [1.5, 3.0, 0.05, 0.25]],
-            ["OxfordFlowers", [0.1, 10.0, 0.001, 10.0]],
-            ["OxfordPets", [0.01, 5.0, 0.01, 0.3]],
-            ["StanfordCars", [0.1, 10.0, 0.01, 1.0]],
-            ["SUN397", [0.1, 10.0, 0.01, 10.0]],
-        ],
+        # [smallest BETA, largest BETA, smallest LAMBDA, largest LAMBDA]; for all others the authors' for Caltech101,
+        # EuroSAT, FGVCAircraft, Food101 and UCF101
+        "SEARCH_RANGE": by_dataset(
+            [0.5, 3.0, 0.001, 1.0], DescribableTextures=[0.1, 10.0, 0.001, 10.0], ImageNet=[1.5, 3.0, 0.05, 0.25],
+            OxfordFlowers=[0.1, 10.0, 0.001, 10.0], OxfordPets=[0.01, 5.0, 0.01, 0.3],
+            StanfordCars=[0.1, 10.0, 0.01, 1.0], SUN397=[0.1, 10.0, 0.01, 10.0],
+        ),
         "SEARCH_STEP": [10, 10],  # how many values of BETA and of LAMBDA the grid holds
-    }
+    }  # fmt: skip
     not_saved: ClassVar[str] = "each image of its cache has a weight for every class"
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:

@@ -19,7 +19,7 @@ import torch
 
 from ..features.bank import FeatureBank
 from ..features.text import text_with_norm
-from .base import Defaults, Options, value_for_task
+from .base import Defaults, Options, by_dataset, value_for_task
 from .trained import Trainable, TrainedClassifier
 
 
@@ -27,8 +27,8 @@ class TaskRes(TrainedClassifier):
     """Trains a residual on the text feature of each class."""
 
     defaults: ClassVar[Defaults] = {
-        "ALPHA": [["", 0.5], ["OxfordFlowers", 1.0]],  # weight of the residual; rows [data set, value]
-        "LR": [["", 2e-3], ["ImageNet", 2e-4]],  # Adam's learning rate; rows [data set, value]
+        "ALPHA": by_dataset(0.5, OxfordFlowers=1.0),  # weight of the residual
+        "LR": by_dataset(2e-3, ImageNet=2e-4),  # Adam's learning rate
         "EPOCHS": [[1, 100], [8, 200]],  # rows [from this many shots, epochs]
         "BATCH_SIZE": 256,  # images per step
         "WEIGHT_DECAY": 5e-4,  # Adam's, which is added to the gradient (not decoupled, as in AdamW)

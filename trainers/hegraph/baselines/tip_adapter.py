@@ -28,26 +28,20 @@ from torch import Tensor
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, affinities, cache_logits, text_logits
-from .base import Defaults, Options, cosine_classifier
+from .base import Defaults, Options, by_dataset, cosine_classifier
 from .cached import Cache, CacheMethod
 
 # The options of the search, those of both methods
 SEARCH: Defaults = {
     "SEARCH": True,  # choose ALPHA and BETA on val, if there are val images
-    # Where the grid ends; rows [data set, [largest BETA, largest ALPHA]]
-    "SEARCH_SCALE": [
-        ["", [7.0, 3.0]],  # the authors' values for ImageNet, OxfordPets and UCF101
-        ["Caltech101", [12.0, 5.0]],
-        ["DescribableTextures", [13.0, 13.0]],
-        ["EuroSAT", [12.0, 10.0]],
-        ["FGVCAircraft", [30.0, 30.0]],
-        ["Food101", [10.0, 10.0]],
-        ["OxfordFlowers", [50.0, 50.0]],
-        ["StanfordCars", [20.0, 10.0]],
-        ["SUN397", [12.0, 10.0]],
-    ],
+    # Where the grid ends: [largest BETA, largest ALPHA]; for all others theirs for ImageNet, OxfordPets and UCF101
+    "SEARCH_SCALE": by_dataset(
+        [7.0, 3.0], Caltech101=[12.0, 5.0], DescribableTextures=[13.0, 13.0], EuroSAT=[12.0, 10.0],
+        FGVCAircraft=[30.0, 30.0], Food101=[10.0, 10.0], OxfordFlowers=[50.0, 50.0], StanfordCars=[20.0, 10.0],
+        SUN397=[12.0, 10.0],
+    ),
     "SEARCH_STEP": [20, 20],  # how many values of BETA and of ALPHA the grid holds
-}
+}  # fmt: skip
 
 
 class TipAdapter(CacheMethod):
@@ -69,25 +63,20 @@ class TipAdapterF(CacheMethod):
     """Trains the cached image features of Tip-Adapter."""
 
     defaults: ClassVar[Defaults] = {
-        # Weight of the cache logits in training; a search starts here; rows [data set, value]
-        "ALPHA": [
-            ["", 1.17],  # the authors' value for ImageNet, Food101, OxfordPets and SUN397
-            ["Caltech101", 3.0],
-            ["DescribableTextures", 2.0],
-            ["EuroSAT", 2.0],
-            ["FGVCAircraft", 5.0],
-            ["OxfordFlowers", 10.0],
-            ["StanfordCars", 3.0],
-            ["UCF101", 3.0],
-        ],
+        # Weight of the cache logits in training; a search starts here. For all others the authors' for ImageNet,
+        # Food101, OxfordPets and SUN397
+        "ALPHA": by_dataset(
+            1.17, Caltech101=3.0, DescribableTextures=2.0, EuroSAT=2.0, FGVCAircraft=5.0, OxfordFlowers=10.0,
+            StanfordCars=3.0, UCF101=3.0,
+        ),
         "BETA": 1.0,  # sharpness of the affinities in training; a search starts here
         "LR": 1e-3,  # AdamW's learning rate
-        "EPOCHS": [["", 20], ["EuroSAT", 100]],  # rows [data set, epochs]
+        "EPOCHS": by_dataset(20, EuroSAT=100),
         "BATCH_SIZE": 256,  # images per step
         "WEIGHT_DECAY": 0.01,  # AdamW's, relative to the learning rate
         "EPS": 1e-4,  # AdamW's, added to the root of its second moment
         **SEARCH,
-    }
+    }  # fmt: skip
     order = ("BETA", "ALPHA")
 
     def start(self, bank: FeatureBank, options: Options) -> Cache:

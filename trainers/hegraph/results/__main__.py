@@ -15,7 +15,7 @@ from .comparison import BY, base_to_new, compare, read_cases
 from .costs import calibration_table, complexity
 from .paper import read_quotes
 from .records import PREDICTIONS, RECORD, SPLIT, TEXT_NODES, collect, find_records
-from .table import FORMATS, Table
+from .table import FORMATS
 
 logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
@@ -23,7 +23,7 @@ DESCRIPTION = """Prints and writes the tables, figures and pages that are made f
 folder or a file written by `collect`, a RUN the output folder of one run. Figures are written as STEM.png and STEM.svg.
 --quote shows the paper's numbers beside ours."""
 
-Run = Callable[[argparse.Namespace], None]
+Run = Callable[[argparse.Namespace], str]  # carries a command out, and returns what it prints
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -41,15 +41,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         return added
 
     def add_table(name: str, summary: str, run: Run = table_command, quote: bool = False) -> argparse.ArgumentParser:
-        added, text = add(name, summary, run), name == "compare"  # accuracies alone are shown as text
-        formats = [one for one in FORMATS if text or one != "text"]
-        shown = "text shows every seed (default: %(default)s)" if text else None
-        added.add_argument("--format", choices=formats, default="markdown", help=shown)
+        added = add(name, summary, run)
+        formats = [one for one in FORMATS if one != "text" or name == "compare"]  # accuracies alone are shown as text
+        added.add_argument("--format", choices=formats, default="markdown", help="how it is printed (%(default)s)")
+        added.set_defaults(quote=None)
         if quote:
             added.add_argument("--quote", metavar="TABLE", help="the paper's numbers beside ours: 1 to 5, or fig2")
         return added
 
-    add("collect", "write many records into one .jsonl file", lambda a: collect(find_records(a.sources), a.out), "FILE")
+    add("collect", "write many records into one .jsonl file", collect_command, "FILE")
     table = add_table("compare", "methods side by side, with 95%% intervals over seeds", quote=True)
     table.add_argument("--by", choices=BY, default="shots", help="what the columns are (%(default)s)")
     table.add_argument("--cases", type=Path, metavar="GRID.yaml", help="rows are the cases of a sweep, from its file")
@@ -86,8 +86,13 @@ def scored(sources: Sequence[Path]) -> list[dict]:
     return found
 
 
-def table_command(args: argparse.Namespace) -> None:
-    records, quotes = scored(args.sources), read_quotes(args.quote) if getattr(args, "quote", None) else []
+def collect_command(args: argparse.Namespace) -> str:
+    collect(find_records(args.sources), args.out)
+    return ""
+
+
+def table_command(args: argparse.Namespace) -> str:
+    records, quotes, drawn = scored(args.sources), read_quotes(args.quote) if args.quote else [], ""
     if args.command == "compare":
         cases = read_cases(args.cases) if args.cases else None
         table = compare(records, args.by, quotes, not args.no_interval, cases)
@@ -97,62 +102,60 @@ def table_command(args: argparse.Namespace) -> None:
         table = complexity(records, quotes)
     else:
         table = calibration_table(records)
-    _warn_unless(not quotes or any(row.quoted for row in table.rows))
-    _say_table(args, table)
-    if args.command == "calibration" and args.out is not None:
+    if getattr(args, "out", None):
         from .figures import reliability_diagrams, save
 
-        _say_written(save(reliability_diagrams(records), args.out))
+        drawn = _wrote(save(reliability_diagrams(records), args.out))
+    _warn_unless(not quotes or any(row.quoted for row in table.rows))
+    return FORMATS[args.format](table) + drawn
 
 
-def rejection_command(args: argparse.Namespace) -> None:
+def rejection_command(args: argparse.Namespace) -> str:
     from .rejection import rejection_table
 
     _check_folders(args.sources, "models")
-    _say_table(args, rejection_table(args.sources, args.features, args.unknown))
+    return FORMATS[args.format](rejection_table(args.sources, args.features, args.unknown))
 
 
-def paired_command(args: argparse.Namespace) -> None:
+def paired_command(args: argparse.Namespace) -> str:
     from .paired import paired_table
 
     _check_folders(args.sources, "predictions")
-    say(paired_table(args.sources, args.of))
+    return paired_table(args.sources, args.of)
 
 
-def curves_command(args: argparse.Namespace) -> None:
+def curves_command(args: argparse.Namespace) -> str:
     from .figures import curves, save
 
     quotes = [quote for name in ("fig2", "2") for quote in read_quotes(name) if quote.method == "HeGraphAdapter"]
     figure = curves(scored(args.sources), quotes if args.quote else [])
     _warn_unless(not args.quote or any("(quoted)" in text.get_text() for text in figure.legends[0].get_texts()))
-    _say_written(save(figure, args.out))
+    return _wrote(save(figure, args.out))
 
 
-def tsne_command(args: argparse.Namespace) -> None:
+def tsne_command(args: argparse.Namespace) -> str:
     from .figures import mean_distance, read_text_nodes, save, tsne
 
     nodes = read_text_nodes(args.sources[0])
-    paths = save(tsne(nodes), args.out)
     before, after = mean_distance(nodes.before), mean_distance(nodes.after)
-    say(f"mean inter-class distance: before {before:.4f}, after {after:.4f}\n")
-    _say_written(paths)
+    written = _wrote(save(tsne(nodes), args.out))
+    return f"mean inter-class distance: before {before:.4f}, after {after:.4f}\n{written}"
 
 
-def confusion_command(args: argparse.Namespace) -> None:
+def confusion_command(args: argparse.Namespace) -> str:
     from .figures import confusion, save
     from .paired import confusion_matrix, hardest_pairs
 
-    matrix, classnames = confusion_matrix(args.sources[0])
-    paths = save(confusion(matrix, classnames), args.out)
-    say("".join(f"{pair}\n" for pair in hardest_pairs(matrix, classnames)))
-    _say_written(paths)
+    found = confusion_matrix(args.sources[0])
+    written = _wrote(save(confusion(*found), args.out))
+    return "".join(f"{pair}\n" for pair in hardest_pairs(*found)) + written
 
 
-def report_command(args: argparse.Namespace) -> None:
+def report_command(args: argparse.Namespace) -> str:
     from .page import write_report
 
     write_report(args.sources, args.out)
-    _say_written([args.out])
+    return _wrote([args.out])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -161,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
     def run_command() -> None:
         args = parse_arguments(arguments)
         check_outputs(args)
-        args.run(args)
+        say(args.run(args))
 
     return report(run_command)
 
@@ -176,10 +179,6 @@ def check_outputs(args: argparse.Namespace) -> None:
         check_output(path, [*args.sources, *in_run])
 
 
-def _say_table(args: argparse.Namespace, table: Table) -> None:
-    say(FORMATS[args.format](table))
-
-
 def _check_folders(sources: Sequence[Path], what: str) -> None:
     for source in sources:
         if not source.is_dir():
@@ -191,8 +190,8 @@ def _warn_unless(quoted: bool) -> None:
         logger.warning("the paper has no number of the same data set, backbone and shots there: nothing is quoted")
 
 
-def _say_written(paths: Sequence[Path]) -> None:
-    say("".join(f"wrote {path}\n" for path in paths))
+def _wrote(paths: Sequence[Path]) -> str:
+    return "".join(f"wrote {path}\n" for path in paths)
 
 
 if __name__ == "__main__":

@@ -66,26 +66,26 @@ def _of_records(records: Sequence[dict]) -> Iterator[Piece]:
     plain, sweeps = split_sweeps([r for r in scored if not r.get("targets") and not on_base_classes(r)])
     if plain:
         several = (key for key in ("shots", *PLACE) if len({record[key] for record in plain}) > 1)
-        yield _table(partial(compare, plain, next(several, "shots")))
+        yield _shown(partial(compare, plain, next(several, "shots")))
     if len({record["shots"] for record in plain}) > 1:
         alt = "Accuracy on test by shots, a line per method; the numbers are in the table above"
-        yield _figure(lambda: curves(plain), alt, "Accuracy by shots; bars are 95% intervals over seeds.")
+        yield _shown(lambda: curves(plain), alt=alt, caption="Accuracy by shots; bars are 95% intervals over seeds.")
     for sweep in sweeps:
-        yield _table(partial(compare, sweep, "setting"))
+        yield _shown(partial(compare, sweep, "setting"))
     for rule in sorted({str(test.get("rule")) for record in away for test in record["targets"].values()}):
         runs = [r for r in away if rule in {str(test.get("rule")) for test in r["targets"].values()}]
-        yield _table(partial(compare, runs, "target"))
+        yield _shown(partial(compare, runs, "target"))
     if base:
-        yield _table(lambda: base_to_new(base))
+        yield _shown(lambda: base_to_new(base))
     if any(map(has_times, plain)):
-        yield _table(lambda: complexity(plain))
+        yield _shown(lambda: complexity(plain))
     if any(map(has_calibration, plain)):
         alt = "Accuracy by confidence, a panel per method; the calibration errors are in the table above"
         caption = "Reliability diagrams over all test images; the diagonal is perfect, large dots are many images."
-        yield _table(lambda: calibration_table(plain))
-        yield _figure(lambda: reliability_diagrams(plain), alt, caption)
+        yield _shown(lambda: calibration_table(plain))
+        yield _shown(lambda: reliability_diagrams(plain), alt=alt, caption=caption)
     if any(map(has_threshold, plain)):
-        yield _table(lambda: kept_table(plain))
+        yield _shown(lambda: kept_table(plain))
 
 
 def _of_last_run(runs: dict[Path, dict]) -> Iterator[Piece]:
@@ -94,12 +94,12 @@ def _of_last_run(runs: dict[Path, dict]) -> Iterator[Piece]:
         nodes = partial(read_text_nodes, folder)
         caption = f"Positive text nodes before and after, {_run_name(runs[folder])}; t-SNE of both together."
         alt = "Two panels of points, one per class: text nodes before and after"
-        yield _figure(lambda: tsne(nodes()), alt, caption)
+        yield _shown(lambda: tsne(nodes()), alt=alt, caption=caption)
     if folder := _last(runs, PREDICTIONS):
         matrix, classnames = confusion_matrix(folder)
         caption = f"Confusion matrix on test, {_run_name(runs[folder])}."
         alt = "Matrix of true by predicted classes; the pairs that are confused most are listed below"
-        yield _figure(lambda: confusion(matrix, classnames), alt, caption)
+        yield _shown(lambda: confusion(matrix, classnames), alt=alt, caption=caption)
         yield {"pairs": hardest_pairs(matrix, classnames)}
 
 
@@ -139,19 +139,12 @@ def _facts(records: Sequence[dict]) -> dict[str, str]:
     return {name: "; ".join(map(str, sorted(values))) for name, values in facts.items()}
 
 
-def _table(make: Callable[[], Table]) -> Piece:
-    """A table or, if it cannot be made, the reason."""
+def _shown(make: Callable[[], Table | Figure], **about: str) -> Piece:
+    """A table or a figure or, if it cannot be made, the reason; `about` is a figure's caption and the text for it."""
     try:
-        table = make()
+        made = make()
     except UserError as error:
         return {"refused": str(error)}
-    return {"table": table, "caption": table.caption}
-
-
-def _figure(make: Callable[[], Figure], alt: str, caption: str) -> Piece:
-    """A figure or, if it cannot be made, the reason."""
-    try:
-        image = base64.b64encode(as_svg(make())).decode()
-    except UserError as error:
-        return {"refused": str(error)}
-    return {"image": image, "alt": alt, "caption": caption}
+    if isinstance(made, Table):
+        return {"table": made, "caption": made.caption}
+    return {"image": base64.b64encode(as_svg(made)).decode(), **about}
