@@ -14,7 +14,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from .config import FILLABLE, OF_THE_BACKBONE, OPTIONS, REMOVED, Config, default_values, matching_rows, set_key
+from .config import FILLABLE, OF_THE_BACKBONE, OPTIONS, REMOVED, Config, default_values, matching_rows
 from .method.options import UNTRAINED, ModelOptions
 from .method.relations import REFINED, RELATIONS, relations_in_use
 from .utils.errors import UserError, shortened, unknown
@@ -87,14 +87,6 @@ def of_method(method: tuple[str, dict] | None, known: Mapping[str, object]) -> V
     if method is None or any(key.startswith(f"TRAINER.{method[0].upper()}.") for key in known):
         return {}
     return {f"TRAINER.{method[0].upper()}.{key}": value for key, value in method[1].items()}
-
-
-def within_dassl(dassl_cfg: CfgNode) -> CfgNode:
-    """Sets our keys to our defaults in a tree of Dassl's and CoOp's, which is changed and returned."""
-    for key, value in default_values().items():
-        if key not in OF_THE_BACKBONE:
-            set_key(dassl_cfg, key, value)
-    return dassl_cfg
 
 
 def from_dassl(dassl_cfg: CfgNode, method: tuple[str, dict] | None = None) -> Config:

@@ -116,12 +116,9 @@ class FeatureTrainer(TrainerX):
         self.features_seconds = time.monotonic() - started
 
     def load_coops_data(self) -> Dataset:
-        """Has CoOp's loader select the images, after ours has checked that they are there.
+        """Has CoOp's loader select the images, after ours has checked that they are there; returns what ours reads.
 
         Where there is no split file, ours draws and writes it, and CoOp's goes on with the generator that drew it.
-
-        Returns:
-            The data set as ours reads it.
 
         Raises:
             UserError: If something is missing on disk, or what CoOp selected before holds test images or anything but
@@ -167,12 +164,7 @@ class FeatureTrainer(TrainerX):
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Loads the model of a finished run, to test it on the images that were selected here.
 
-        Args:
-            directory: The output folder of that run.
-            epoch: Counts from 1, as Dassl does; None takes the last.
-
-        Raises:
-            UserError: If no folder is given, or there is no model that the configuration fits.
+        `directory` is the output folder of that run; epochs count from 1, and None takes the last.
         """
         if not directory:
             raise UserError("--eval-only needs --model-dir, the folder of a finished run")
@@ -284,15 +276,8 @@ def sorted_listings() -> Iterator[None]:
 def dataset_of(manager: DataManager, cfg: Config, stored: Dataset) -> Dataset:
     """What Dassl's DataManager selected, with paths relative to the data root.
 
-    CoOp keeps selections as pickles, whose paths may be those of another folder or machine.
-
-    Args:
-        manager: Dassl's.
-        cfg: Our checked configuration.
-        stored: The data set as ours reads it, for what tells its classes apart across data sets.
-
-    Raises:
-        UserError: If an image is missing.
+    CoOp keeps selections as pickles, whose paths may be those of another folder or machine. `stored` is the data set as
+    ours reads it, for what tells its classes apart across data sets. Raises UserError if an image is missing.
     """
     root, folder = absolute(cfg.data.root), stored_datasets()[cfg.data.name].folder
 
@@ -309,13 +294,8 @@ def dataset_of(manager: DataManager, cfg: Config, stored: Dataset) -> Dataset:
 
 
 def obstacles_in(cfg: Config) -> list[str]:
-    """What a configuration asks for that Dassl or CoOp cannot do, and the package alone can; [] if there is nothing.
-
-    Args:
-        cfg: The checked configuration.
-
-    Raises:
-        UserError: If only CoOp knows the data set.
+    """What a configuration asks for that Dassl or CoOp cannot do, and the package alone can; raises UserError if only
+    CoOp knows the data set.
     """
     obstacles: list[str] = []
     name, of_coop = cfg.data.name, DATASET_REGISTRY.registered_names()
@@ -348,24 +328,18 @@ def from_dassl(cfg: CfgNode) -> Config:
 
 
 def configure_coop(root: Path, *layers: Any) -> tuple[Config, CfgNode]:
-    """Makes CoOp's `train.py` and its loaders importable, and puts the configuration together.
+    """Makes `train.py` and the loaders of a CoOp checkout importable, and puts the configuration together.
 
-    Args:
-        root: The CoOp checkout.
-        layers: The arguments of `load_cfg`; files and options may also set keys of Dassl's and CoOp's.
-
-    Returns:
-        Our configuration, and the frozen tree of Dassl, CoOp and this package together.
-
-    Raises:
-        UserError: As `load_cfg`.
+    Arguments and errors are those of `load_cfg`; files and options may also set keys of Dassl's and CoOp's. Returns our
+    configuration, and the frozen tree of Dassl, CoOp and this package together.
     """
     sys.path.insert(0, str(root))
     coop = importlib.import_module("train")
     tree = coop.get_cfg_default()
     coop.extend_cfg(tree)
     config.extend_cfg(tree)
-    values = config_files.layered(config_files.flatten(config_files.within_dassl(tree)), *layers)
+    ours = {key: value for key, value in config.default_values().items() if key not in config.OF_THE_BACKBONE}
+    values = config_files.layered(config_files.flatten(tree) | ours, *layers)
     for key, value in values.items():
         config.set_key(tree, key, value)
     tree.freeze()
@@ -373,16 +347,9 @@ def configure_coop(root: Path, *layers: Any) -> tuple[Config, CfgNode]:
 
 
 def run_in_coop(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """Runs CoOp's own `train.py`, unedited.
+    """Runs CoOp's own `train.py`, unedited, with its flags and the tree of `configure_coop`.
 
-    Of several processes that `torchrun` started, all encode and the first trains.
-
-    Args:
-        args: CoOp's flags, as `__main__` parses them.
-        cfg: Dassl's, from `configure_coop`.
-
-    Raises:
-        UserError: If several processes are to test a model.
+    Of several processes that `torchrun` started, all encode and the first trains; they do not test a model.
     """
     if args.eval_only and processes.world_size() > 1:
         raise UserError("--eval-only inside Dassl runs in one process; start it with python instead of torchrun")

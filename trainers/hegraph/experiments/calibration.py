@@ -81,10 +81,7 @@ class HeldOut:
 def hold_out_images(bank: FeatureBank, fit: Fit, seed: int) -> Iterator[HeldOut]:
     """Holds out a part of the images of every class, then another part, until each was held out once.
 
-    Args:
-        bank: The task, without test images.
-        fit: Fits the method to a part of it.
-        seed: Decides which images are in which fold; see `assign_folds`.
+    The bank has no test images, and `fit` fits the method to a part of it. The seed decides what is held out.
     """
     folds = assign_folds(bank.train_labels, seed)
     for fold in range(int(folds.max()) + 1):
@@ -153,14 +150,8 @@ def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMet
 
 
 def find_temperature(bank: FeatureBank, classify: Classify, fit: Fit, trains: bool, seed: int) -> Calibration:
-    """The temperature by the rules above.
-
-    Args:
-        bank: The task, without test images.
-        classify: The method, fitted to all of it.
-        fit: Fits the method to a part of it.
-        trains: Whether that takes training steps, and so is done once only.
-        seed: Decides what is held out.
+    """The temperature by the rules above, of a method that was fitted to all of a bank; `trains` says whether that takes
+    training steps, and so is done once only. Other arguments as of `hold_out_images`.
     """
     if has_val(bank):
         features, labels = val_images(bank)

@@ -57,12 +57,9 @@ class TrainedMethod:
     """A fitted method, and what has to be known to test it on a data set.
 
     Attributes:
-        method: Name of the method.
-        fitted: The method.
-        dataset: What it was fitted to.
+        method, dataset: Its name, and what it was fitted to.
         class_ids: What tells its K classes apart across data sets, in label order.
-        text_positive: Zero-shot CLIP's text features of them, `[K, d]`.
-        logit_scale: CLIP's `tau`.
+        text_positive, logit_scale: Zero-shot CLIP's text features of them, `[K, d]`, and its `tau`.
     """
 
     method: str
@@ -102,13 +99,7 @@ class TrainedMethod:
 
 
 def evaluate(trained: TrainedMethod, target: Task, device: str | torch.device, rule: str | None = None) -> Tested:
-    """What a trained method says about test images.
-
-    Args:
-        trained: The method.
-        target: Whose test images.
-        device: Where they are classified.
-        rule: One of the rules; None finds it.
+    """What a trained method says about the test images of a target, by a rule; None finds the rule.
 
     Raises:
         UserError: If the features are of another width, a logit is not finite, or there is but one class.
@@ -158,11 +149,8 @@ def _check_width(trained: TrainedMethod, features: Tensor) -> None:
 
 
 def find_rule(trained: TrainedMethod, target: Task) -> tuple[str, list[int]]:
-    """How a method is tested on a data set.
-
-    Returns:
-        "" where data set and classes are those of the training, `SAME_CLASSES` where all classes are among the
-        method's, else `OTHER_CLASSES`; and of every class of the data its position among the method's, [] for others.
+    """The rule: "" where data set and classes are those of the training, `SAME_CLASSES` where all classes are among the
+    method's, else `OTHER_CLASSES`; and of every class of the data its position among the method's, [] for others.
     """
     if not set(target.class_ids) <= set(trained.class_ids):
         return OTHER_CLASSES, []
@@ -185,9 +173,7 @@ def targets_of(task: Task) -> list[tuple[str, Task, str]]:
 
 
 def encode_targets(task: Task) -> None:
-    """Encodes what `score_targets` will test on and is not on disk, with the other processes of `torchrun`; errors as
-    of `Task.encode`.
-    """
+    """Encodes what `score_targets` will test on and is not on disk, with the other processes of `torchrun`."""
     for _, target, rule in targets_of(task):
         if rule == SAME_CLASSES:
             target.test_features()
@@ -196,11 +182,8 @@ def encode_targets(task: Task) -> None:
 
 
 def score_targets(trained: TrainedMethod, task: Task, device: str | torch.device) -> dict[str, dict]:
-    """Tests on the further data sets of a task; errors as of `targets_of` and `evaluate`.
-
-    Returns:
-        For the record: name of the target -> accuracy of the method (None where it has no rule) and of zero-shot CLIP
-        in percent, number of images and classes, and which of the two rules was applied.
+    """Tests on the further data sets of a task; of each, for the record, accuracy of the method (None where it has no
+    rule) and of zero-shot CLIP in percent, numbers of images and classes, and the rule.
     """
     found = {}
     for name, target, asked in targets_of(task):
@@ -223,17 +206,10 @@ def score_targets(trained: TrainedMethod, task: Task, device: str | torch.device
 def test_model(
     cfg: Config, bank_file: Path | None, folder: Path, epoch: int | None, device: str, opened: Opened | None = None
 ) -> dict:
-    """Tests a trained model, and writes and returns the record.
+    """Tests a trained model on the test images of a bank or of DATASET.NAME, and writes and returns the record.
 
-    Of several processes that `torchrun` started, all encode and the first writes; the others return {}.
-
-    Args:
-        cfg: The checked configuration; its data set is tested on.
-        bank_file: A feature bank to test on; None encodes the test images of `DATASET.NAME`.
-        folder: The output folder of the run that trained the model, or the model folder.
-        epoch: The epoch whose model is tested; None takes the last.
-        device: "cpu" or "cuda".
-        opened: What earlier runs of this process have opened.
+    The model is that of `find_model`. Of several processes that `torchrun` started, all encode and the first writes;
+    the others return {}.
 
     Raises:
         UserError: If model or data cannot be had, or do not fit each other.

@@ -39,11 +39,7 @@ Keep = Callable[[HeGraphModel, int], None]  # writes the model as it is after so
 
 
 def fit(task: Task, bank: FeatureBank, checkpoints: Checkpoints, keep: Keep) -> FittedMethod:
-    """Fits the method that `TRAINER.NAME` names; the last two are HeGraphAdapter's, see `train_adapter`.
-
-    Raises:
-        UserError: As `fit_method`, `tune_on_val` and `train_adapter`.
-    """
+    """Fits the method that `TRAINER.NAME` names; the last two are HeGraphAdapter's, see `train_adapter`."""
     if task.cfg.run.trainer in METHODS:
         return fit_method(task, bank)
     if task.cfg.run.select_on == "val":
@@ -52,10 +48,8 @@ def fit(task: Task, bank: FeatureBank, checkpoints: Checkpoints, keep: Keep) -> 
 
 
 def fit_method(task: Task, bank: FeatureBank) -> FittedMethod:
-    """Fits another method than HeGraphAdapter, without test features at hand.
-
-    Raises:
-        UserError: If the method needs the backbone, and the task is a feature bank.
+    """Fits another method than HeGraphAdapter, without test features at hand; raises UserError if the method needs the
+    backbone, and the task is a feature bank.
     """
     method = load_method(task.cfg.run.trainer)
     backbone = task.backbone if method.needs_backbone else None
@@ -73,12 +67,8 @@ def fit_method(task: Task, bank: FeatureBank) -> FittedMethod:
 def train_adapter(
     task: Task, bank: FeatureBank, checkpoints: Checkpoints | None = None, keep: Keep | None = None
 ) -> FittedMethod:
-    """Builds and trains an adapter.
-
-    Args:
-        task, bank: See above.
-        checkpoints: Where the training's state and the adapter are kept; None keeps neither.
-        keep: Called when TRAIN.CHECKPOINT_FREQ asks for the model.
+    """Builds and trains an adapter, keeps its state and what is left in `checkpoints`, and calls `keep` when
+    TRAIN.CHECKPOINT_FREQ asks for the model; None keeps nothing.
 
     Raises:
         UserError: If a class has no training image, the loss is not finite, or the checkpoint is another run's.
@@ -88,10 +78,8 @@ def train_adapter(
 
 
 def new_model(bank: FeatureBank, cfg: Config, seed: int) -> HeGraphModel:
-    """The untrained adapter of a bank; logs a warning if training it takes much of the free memory.
-
-    Raises:
-        UserError: If a class has no training image.
+    """The untrained adapter of a bank; logs a warning if training it takes much of the free memory. Raises UserError if
+    a class has no training image.
     """
     set_random_seed(seed)  # encoding may have drawn from the generators, reading what was encoded does not
     views, num_images, width = bank.train_features.shape

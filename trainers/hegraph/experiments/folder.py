@@ -63,12 +63,9 @@ def run_config(cfg: Config) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The output folder of one run. Nothing is written when it is made.
+    """The output folder of the run of a task in a host, "alone" or "dassl". Nothing is written when it is made.
 
-    Attributes:
-        task: What is trained or tested on; its configuration names the folder.
-        host: "alone" or "dassl".
-        model: Folder of a trained model that is tested instead of training one; None trains.
+    `model` is the folder of a trained model that is tested instead of training one.
     """
 
     task: Task
@@ -77,12 +74,10 @@ class RunFolder:
 
     @property
     def path(self) -> Path:
-        """The folder."""
         return Path(self.task.cfg.run.output_dir)
 
     @cached_property
     def config(self) -> dict[str, object]:
-        """See `run_config`."""
         return run_config(self.task.cfg)
 
     @cached_property
@@ -92,11 +87,7 @@ class RunFolder:
 
     @cached_property
     def run_id(self) -> str:
-        """Hash of everything that shapes the result.
-
-        Raises:
-            UserError: If the identity of the data or the model cannot be had.
-        """
+        """Hash of everything that shapes the result; raises UserError if data or model cannot be had."""
         about = {"config": self.config, "seed": self.task.seed, "data": self.task.identity}
         if self.model is not None:
             with reading(self.model / CONFIG, "a model"):
@@ -106,13 +97,8 @@ class RunFolder:
         return hash_json(about | {"split": self.task.split})
 
     def finished(self, thumbnails: Iterable[Image.Image] | None = None) -> dict | None:
-        """The record of this very run, if the folder holds it.
-
-        Args:
-            thumbnails: As of `finish`; a model that has none gets them.
-
-        Raises:
-            UserError: If the folder holds the record of another run.
+        """The record of this very run, if the folder holds it; its model gets `thumbnails`, as of `finish`, if it has
+        none. Raises UserError if the folder holds the record of another run.
         """
         record = read_record(self.path)
         if record is None:
@@ -172,11 +158,9 @@ class RunFolder:
         """Writes what a run leaves, the record last, and removes its checkpoint.
 
         Args:
-            record: From `record.make_record`.
-            tested: What the record tells about.
+            record, tested: From `record.make_record`, and what it tells about.
             fitted, model: The method and, from `record.make_model`, what is saved of it, for a run that has trained.
-            thumbnails: The training images in the order of the cache, which are kept small beside the model; None keeps
-                none.
+            thumbnails: The training images in the order of the cache, which are kept small beside the model.
         """
         if model is not None:
             save_model(model, self.model_folder())
@@ -197,12 +181,8 @@ def model_name(epoch: int | None = None) -> str:
 
 
 def find_model(folder: Path, epoch: int | None = None) -> Path:
-    """The model folder that a finished run has left.
-
-    Args:
-        folder: The output folder of that run, or the model folder itself.
-        epoch: Names the model as it was after so many epochs, if TRAIN.CHECKPOINT_FREQ kept it, or after the last;
-            None takes the last.
+    """The model folder that a finished run has left, given its output folder or the model folder itself. With `epoch`,
+    the model as it was after so many epochs, if TRAIN.CHECKPOINT_FREQ kept it, or after the last.
 
     Raises:
         UserError: If there is none, or that epoch was not kept.
@@ -272,11 +252,8 @@ def _leave(folder: Path, lock: FileLock, made: bool) -> None:
 
 
 def is_locked(folder: Path, patience: float = 0.0) -> bool:
-    """Whether a process is at work in a folder. What one that was killed has left half done there is removed.
-
-    Args:
-        folder: The folder.
-        patience: How many seconds a process has to end that was just killed.
+    """Whether a process is at work in a folder; one that was just killed has `patience` seconds to end. What a killed
+    process has left half done there is removed.
     """
     if not (folder / LOCK).exists():
         return False
@@ -315,17 +292,8 @@ def _locked(folder: Path) -> Locked:
 
 
 def write_failure(folder: Path, error: Exception, cfg: Config, source: str, command: str) -> None:
-    """Writes `error.json`.
-
-    Args:
-        folder: The output folder of the run.
-        error: What it raised.
-        cfg: The checked configuration.
-        source: The feature bank, or the configuration of the data set.
-        command: The command line that does this run alone.
-
-    Raises:
-        UserError: If the folder cannot be written.
+    """Writes `error.json` of a run on a source, a feature bank or the configuration of a data set; `command` is the
+    command line that does this run alone. Raises UserError if the folder cannot be written.
     """
     failure = {
         "message": str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}",

@@ -20,17 +20,9 @@ from ..datasets import Dataset, load_few_shot, load_test_images
 from ..datasets.base import check_classes
 from ..datasets.own import NAME as OWN
 from ..datasets.own import refuse_copies
+from ..features import extract
 from ..features.bank import FeatureBank
 from ..features.bank_file import Encoder
-from ..features.extract import (
-    ImageViews,
-    Parts,
-    encode_parts,
-    encode_task,
-    encode_test,
-    training_augmentation,
-    write_bank,
-)
 from ..features.text import class_prompts, encode_prompts
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
@@ -47,14 +39,9 @@ if TYPE_CHECKING:
 
 
 class ImageTask(Task):
-    """Images that a few-shot protocol has selected, encoded by a backbone.
-
-    Args:
-        dataset: The selected images.
-        cfg: The checked configuration.
-        seed: Seed of the augmentation and of the run.
-        device: Where the backbone runs.
-        opened: What earlier runs of this process have opened; None loads the backbone for this task alone.
+    """Images that a few-shot protocol has selected, encoded by a backbone on a device; `seed` is also that of their
+    augmentation. What encodes raises UserError on an unreadable image, a class without a prompt, or a folder that
+    cannot be written.
     """
 
     def __init__(self, dataset: Dataset, cfg: Config, seed: int, device: str, opened: Opened | None = None) -> None:
@@ -83,11 +70,7 @@ class ImageTask(Task):
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The frozen CLIP, loaded when it is first asked for.
-
-        Raises:
-            UserError: If it cannot be had, or the configuration contradicts it.
-        """
+        """The frozen CLIP, loaded when it is first asked for; raises UserError if the configuration contradicts it."""
         options, identity = self.cfg.backbone, self._backbone_identity
         backbone = self.opened.backbone(options.name, options.pretrained, self.device, options.precision, identity)
         for key, said, true in (
@@ -102,37 +85,29 @@ class ImageTask(Task):
         return backbone
 
     def prepare(self) -> None:
-        """Loads the backbone, and compares the files of the user's own images: the splits of other data sets are what
-        they are, even where an image is in two of them.
-
-        Raises:
-            UserError: As `backbone` and `refuse_copies`.
-        """
-        if self.name == OWN:
+        """Loads the backbone, and refuses a user's own training images that are test images as well."""
+        if self.name == OWN:  # other splits are what they are, even where an image is in two of them
             refuse_copies(self.dataset)
         _ = self.backbone
 
     def encode(self) -> None:
-        """As of `Task`. Raises UserError on an unreadable image, a class without a prompt, or a folder that cannot be
-        written, as all that encodes.
-        """
         self._parts()
 
     def write_bank(self, path: Path) -> None:
         """Encodes what is not on disk, and has the first process of `torchrun` write the whole bank, none of which has
-        to fit into memory. Errors as of `encode` and `prepare`, or if the bank cannot be written.
+        to fit into memory.
         """
         self.prepare()
         parts = self._parts()
         if processes.rank() == 0:
             encoder = Encoder(**self.backbone_config().model_dump(exclude={"title"}))
-            write_bank(path, parts, self.dataset, self.backbone, encoder)
+            extract.write_bank(path, parts, self.dataset, self.backbone, encoder)
 
     def bank(self) -> FeatureBank:
-        return encode_task(self.dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)
+        return extract.encode_task(self.dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)
 
     def test_features(self) -> tuple[Tensor, Tensor]:
-        return encode_test(self.dataset, self.backbone, self.cfg.encoding, self._folder)
+        return extract.encode_test(self.dataset, self.backbone, self.cfg.encoding, self._folder)
 
     def text_features(self) -> tuple[Tensor, Tensor]:
         """Positive and negative text nodes of the classes, each `[K, d]`."""
@@ -194,15 +169,16 @@ class ImageTask(Task):
     def batches(self, bank: FeatureBank) -> TrainingData:
         if self.cfg.data.features == "bank":
             return super().batches(bank)
-        images = ImageViews(self.dataset, self.dataset.train, training_augmentation(self.backbone, self.cfg.encoding))
+        augmented = extract.training_augmentation(self.backbone, self.cfg.encoding)
+        images = extract.ImageViews(self.dataset, self.dataset.train, augmented)
         return OnlineBatches(images, self.backbone, bank.train_labels, self.cfg.data.batch_size, self.seed)
 
     @property
     def _folder(self) -> Path:
         return Path(self.cfg.data.features_dir) / self.name / self.backbone.name
 
-    def _parts(self) -> Parts:
-        return encode_parts(self.dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)
+    def _parts(self) -> extract.Parts:
+        return extract.encode_parts(self.dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)
 
 
 def open_task(
@@ -211,9 +187,10 @@ def open_task(
     """The task of a run: rows of a feature bank, or images. Nothing is encoded yet.
 
     Args:
-        cfg: The checked configuration.
+        cfg, seed: The checked configuration, and the seed of the selection and the run.
         bank_file: The feature bank; None takes the images of `DATASET.NAME`.
-        seed, device, opened: As of `ImageTask`.
+        device: Where the backbone runs.
+        opened: What earlier runs of this process have opened; None shares nothing with them.
         only_test: Whether a trained model is to be tested, so that there are test images alone.
 
     Raises:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ def make_record(
         fitted, tested: The method, and what it says about the test images.
         device: What computed it.
         features_seconds: How long encoding or reading the features took.
-        more: Keys whose values the run alone knows, and which win: "backbone", and what a test tells of its model.
+        more: Keys that the caller knows, such as "backbone" and "num_train", and that win.
     """
     started, cfg = time.monotonic(), folder.task.cfg
     scores = scores_on_test(tested, fitted.calibration)
@@ -62,28 +63,18 @@ def make_record(
         "dataset": tested.dataset,
         "trainer": cfg.run.trainer,
         "variant": fitted.variant,
-        "backbone": "",
-        "shots": cfg.data.shots,
-        "seed": folder.task.seed,
+        **provenance(folder, fitted),
         **scores,
         "num_test": 0 if tested.labels is None else len(tested.labels),
-        "num_train": 0,
         "test_set": hash_test_set(tested.classnames, tested.labels),
         "adapter_from": None if folder.model is None else str(folder.model),
-        "selected_on": "val" if fitted.selected else "last_step",
-        "selected": fitted.selected,
         "rejection": rejection_on_test(tested.logits, fitted.calibration),
         "targets": {},
         "epochs": fitted.epochs,
         "steps": fitted.steps,
         "num_parameters": fitted.num_parameters,
-        "config": folder.config,
         "config_hash": hash_json(folder.config),
-        "split_hash": folder.split_hash,
         "run_id": folder.run_id,
-        "host": folder.host,
-        "versions": versions(),
-        "git_commit": git_commit(),
         "threads": torch.get_num_threads(),
         "device": "cpu" if torch.device(device).type == "cpu" else torch.cuda.get_device_name(device),
         "seconds": {
@@ -141,9 +132,8 @@ def scores_on_test(tested: Tested, found: Calibration) -> dict:
 def rejection_on_test(logits: Tensor | None, found: Calibration) -> dict | None:
     """The threshold below which an image counts as none of the classes, see `training/confidence.py`.
 
-    Returns:
-        What the threshold was taken from, the share that it is to "keep", and "kept", the percentage of test images
-        that reach it, None without test images. None where nothing tells how known images score.
+    "kept" is the percentage of test images that reach it, None without test images. None where nothing tells how known
+    images score.
     """
     known = found.known
     if known is None:
@@ -159,31 +149,15 @@ def rejection_on_test(logits: Tensor | None, found: Calibration) -> dict | None:
 def make_model(
     folder: RunFolder, bank: FeatureBank, fitted: FittedMethod, record: dict | None = None
 ) -> SavedModel | None:
-    """What is saved of a fitted method; None if it does not fold into class weights and a cache.
+    """What is saved of a method that was fitted to a bank; None if it does not fold into class weights and a cache.
 
-    Args:
-        folder: Of the run.
-        bank: The features that it was fitted to.
-        fitted: The method.
-        record: The run's record, for its scores; None for a model that was not tested.
+    `record` is the run's, for its scores; None for a model that was not tested.
     """
     if fitted.classifier is None:
         return None
     task = folder.task
     backbone, preprocessing, prompts = task.made_of(bank)
-    trained_on = TrainedOn(
-        dataset=bank.dataset,
-        shots=task.cfg.data.shots,
-        seed=task.seed,
-        num_train=len(bank.train_labels),
-        split_hash=folder.split_hash,
-        selected_on="val" if fitted.selected else "last_step",
-        selected=fitted.selected,
-        config=folder.config,
-        host=folder.host,
-        git_commit=git_commit(),
-        versions=versions(),
-    )
+    about = provenance(folder, fitted) | {"dataset": bank.dataset, "num_train": len(bank.train_labels)}
     return SavedModel(
         classifier=fitted.classifier,
         text_positive=bank.text_positive.detach().cpu(),
@@ -200,7 +174,7 @@ def make_model(
         transfer_rule=fitted.transfer_rule,
         known=fitted.calibration.known,
         class_nodes=fitted.class_nodes,
-        trained_on=trained_on,
+        trained_on=TrainedOn(**about),
         scores=NOT_TESTED if record is None else _scores(record),
     )
 
@@ -210,8 +184,22 @@ def _scores(record: dict) -> Scores:
     return Scores(**{key: record[key] for key in OF_TEST}, ece=ece["after"], ece_zero_shot=ece["zero_shot"])
 
 
-# Where a result comes from. Versions and commit are asked for once: what a process has imported stays, whatever is
-# installed or committed meanwhile
+def provenance(folder: RunFolder, fitted: FittedMethod) -> dict[str, Any]:
+    """What a record and a model folder both tell of where they come from."""
+    return {
+        "shots": folder.task.cfg.data.shots,
+        "seed": folder.task.seed,
+        "split_hash": folder.split_hash,
+        "selected_on": "val" if fitted.selected else "last_step",
+        "selected": fitted.selected,
+        "config": folder.config,
+        "host": folder.host,
+        "git_commit": git_commit(),
+        "versions": versions(),
+    }
+
+
+# Versions and commit are asked for once: what a process has imported stays, whatever is installed meanwhile
 
 
 @cache

@@ -98,13 +98,7 @@ def draw_seed() -> int:
 
 
 def train_and_test(folder: RunFolder, device: str, thumbnails: Iterable[Image.Image] | None = None) -> dict:
-    """Encodes, trains, tests and writes the record, in a folder that is this process's own.
-
-    Args:
-        folder: The run's folder.
-        device: Where it is computed.
-        thumbnails: As of `RunFolder.finish`.
-    """
+    """Encodes, trains, tests and writes the record, in a folder that is this process's own."""
     task, started = folder.task, time.monotonic()
     bank = task.bank()
     seconds = time.monotonic() - started
@@ -127,15 +121,11 @@ def test_and_finish(
     """Tests a method that has just been fitted, finds its temperature, and writes what the run leaves.
 
     Args:
-        folder: The run's folder.
-        bank: The features of its task, on the device.
+        folder, bank: Of the run, and the features of its task, on the device.
         fitted: The method.
         features_seconds: How long encoding or reading the features took.
         thumbnails: As of `RunFolder.finish`.
         show: Is given what the method says about the test images.
-
-    Returns:
-        The record.
     """
     task, device = folder.task, bank.train_features.device
     own = FeatureTask(bank, task.cfg, task.seed, class_ids=task.class_ids)

@@ -33,10 +33,7 @@ Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank r
 
 
 class Opened:
-    """What runs of one process share: the feature bank and the backbone that were opened last.
-
-    The next run that asks for the same does not open it again. No run changes what it gets.
-    """
+    """What runs of one process share, and none of them changes: the bank and the backbone that were opened last."""
 
     def __init__(self) -> None:
         self._bank: tuple[object, BankFile] | None = None
@@ -66,14 +63,12 @@ class Opened:
 
 @dataclass(frozen=True)
 class Tested:
-    """What a method and zero-shot CLIP say about M test images of K classes.
+    """What a method says about the M test images of a data set with K classes; None for what there is not.
 
     Attributes:
-        dataset, classnames: Of the test images.
-        logits, text_logits: Of the method, and of HeGraphAdapter's text classifier alone, `[M, K]`; None where there
-            are no test images, or no rule or classifier.
-        zero_shot: Logits of zero-shot CLIP, `[M, K]`.
-        labels: Of the test images, `[M]`; None without.
+        logits, text_logits, zero_shot: Of the method, of HeGraphAdapter's text classifier alone, and of zero-shot CLIP,
+            each `[M, K]`.
+        labels: Of the test images, `[M]`.
         rule: "" on the data set that the method was trained on, else `SAME_CLASSES` or `OTHER_CLASSES`.
     """
 
@@ -90,13 +85,11 @@ class Task(ABC):
     """Images that a method is fitted to, tested on, or both. It is known which these are before any is encoded.
 
     Attributes:
-        cfg: The checked configuration.
-        seed: Of the run: of the batches and of everything that a method draws.
+        cfg, seed: The checked configuration, and the seed of everything that is drawn.
         split: The images that the few-shot protocol selected.
         identity: Plain values that change whenever the data would, apart from the split.
         name: Of the data set.
-        classnames: Its K class names in label order.
-        class_ids: What tells its K classes apart across data sets, in label order.
+        classnames, class_ids: Its K class names, and what tells them apart across data sets, in label order.
         backbone: The frozen CLIP that encodes the images; None where it is not at hand.
     """
 
@@ -151,25 +144,17 @@ class Task(ABC):
         return None
 
     def target(self, name: str, same_classes: bool) -> Task:
-        """Another data set to test on, of which nothing is encoded yet.
-
-        Args:
-            name: A data set, or NAME:base or NAME:new for a half of its classes.
-            same_classes: Whether its classes have to be among those of this task.
+        """Another data set to test on, NAME or a half of its classes, NAME:base or NAME:new. Nothing is encoded yet.
 
         Raises:
-            UserError: If it cannot be had, or has a single class.
+            UserError: If it cannot be had, has a single class, or has not only `same_classes` as this task.
         """
         raise UserError("features that are given as arrays have no other data sets; leave out --target-datasets")
 
 
 class FeatureTask(Task):
-    """A task of features that are at hand. Nothing is encoded.
-
-    Args:
-        features: Their bank.
-        cfg, seed, split, identity: As of `Task`; the last two are empty where nothing is kept of such a task.
-        class_ids: As of `Task`; None makes them of the names.
+    """A task of features that are at hand; arguments as of `Task`. Nothing is encoded. Where nothing is kept of it, it
+    needs neither split nor identity. `class_ids` of None are made of the names.
     """
 
     features: FeatureBank
@@ -209,13 +194,7 @@ class FeatureTask(Task):
 
 
 class BankTask(FeatureTask):
-    """A task made of rows of a feature bank. Nothing is encoded, and of the image features only those rows are read.
-
-    Args:
-        path: The bank file.
-        cfg: The checked configuration.
-        seed: Seed of the few-shot selection and of the run.
-        opened: What earlier runs of this process have opened; None opens the bank for this run alone.
+    """A task made of rows of the feature bank at `path`; of the image features only those rows are read.
 
     Raises:
         UserError: If the bank is unusable or is of another data set or mode than the configuration says.
@@ -266,11 +245,7 @@ class BankTask(FeatureTask):
 
 
 def bank_to_test(file: BankFile, which: str, cfg: Config, seed: int) -> FeatureTask:
-    """The test images of a bank, of "all" classes or of the half "base" or "new", without its training images.
-
-    Raises:
-        UserError: If the bank has no test images.
-    """
+    """The test images of a bank, of "all" classes or of the half "base" or "new"; raises UserError if it has none."""
     if "test" not in file.labels:
         raise UserError(f"{file.path} has no test images, so no model can be tested on it")
     bank = draw_bank(file, Selection([], []))
@@ -283,12 +258,8 @@ def bank_to_test(file: BankFile, which: str, cfg: Config, seed: int) -> FeatureT
 def bank_split(
     train_labels: list[int], val_labels: list[int], names: Sequence[str], cfg: Config, seed: int
 ) -> tuple[Selection, Split]:
-    """The rows of a feature bank that the protocol selects, and what `split.json` says of them.
-
-    Args:
-        train_labels, val_labels: The label of every row of the bank's training and validation images.
-        names: Its class names in label order.
-        cfg, seed: As of `BankTask`.
+    """The rows of a feature bank that the protocol selects, and what `split.json` says of them; labels are those of
+    every row, and names in label order.
     """
     selection = select_few_shot(train_labels, val_labels, cfg.data.shots, random.Random(seed))
     which = cfg.data.classes
@@ -303,11 +274,7 @@ def bank_split(
 
 
 def match_classes(source_ids: Sequence[str], target_ids: Sequence[str], source: str, target: str) -> list[int]:
-    """The label in the source of every class of the target, in the target's order.
-
-    Raises:
-        UserError: If the source has not all of them.
-    """
+    """The label in the source of every class of the target; raises UserError if the source has not all of them."""
     labels = {class_id: label for label, class_id in enumerate(source_ids)}
     unknown = [class_id for class_id in target_ids if class_id not in labels]
     if unknown:
