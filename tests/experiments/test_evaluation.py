@@ -22,7 +22,7 @@ from trainers.hegraph.experiments import evaluation, image_task
 from trainers.hegraph.experiments.evaluation import TrainedMethod, encode_targets, evaluate, find_rule, score_targets
 from trainers.hegraph.experiments.folder import run_config
 from trainers.hegraph.experiments.run import run
-from trainers.hegraph.experiments.tasks import FeatureTask, Task, Tested, bank_class_ids, bank_to_test, match_classes
+from trainers.hegraph.experiments.tasks import FeatureTask, Task, bank_class_ids, bank_to_test, match_classes
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.features.bank_file import BankFile
 from trainers.hegraph.method.cache import FoldedClassifier
@@ -179,7 +179,7 @@ def model_of(method: str = "HeGraphAdapter", **changed: object) -> SavedModel:
     return SavedModel(**fields | changed)
 
 
-def say(model: SavedModel, target: Task, device: str = "cpu") -> Tested:
+def say(model: SavedModel, target: Task, device: str = "cpu"):
     return evaluation.test_loaded(model, target, device)
 
 

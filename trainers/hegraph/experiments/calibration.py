@@ -150,7 +150,7 @@ def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMet
 
 
 def find_temperature(bank: FeatureBank, classify: Classify, fit: Fit, trains: bool, seed: int) -> Calibration:
-    """The temperature by the rules above, of a method that was fitted to all of a bank; `trains` says whether that takes
+    """The temperature by the rules above, of a method that was fitted to all of a bank; `trains` says whether it takes
     training steps, and so is done once only. Other arguments as of `hold_out_images`.
     """
     if has_val(bank):
