@@ -13,7 +13,7 @@ if [ -f "$DATASET" ]; then
     NAME=$("$PYTHON" - "$DATASET" <<'EOF'
 import sys
 from pathlib import Path
-from trainers.hegraph.features.bank_file import BankFile
+from trainers.hegraph.features.bank import BankFile
 from trainers.hegraph.utils.errors import report
 sys.exit(report(lambda: print(BankFile(Path(sys.argv[1])).dataset)))
 EOF

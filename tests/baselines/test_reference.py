@@ -11,8 +11,7 @@ from yacs.config import CfgNode
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.baselines import load_method
 from trainers.hegraph.datasets import select_few_shot
-from trainers.hegraph.features.bank import draw_bank
-from trainers.hegraph.features.bank_file import BankFile
+from trainers.hegraph.features.bank import BankFile, draw_bank
 from trainers.hegraph.training.choice import score
 
 pytestmark = pytest.mark.slow

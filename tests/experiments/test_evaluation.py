@@ -23,8 +23,7 @@ from trainers.hegraph.experiments.evaluation import TrainedMethod, encode_target
 from trainers.hegraph.experiments.folder import run_config
 from trainers.hegraph.experiments.run import run
 from trainers.hegraph.experiments.tasks import FeatureTask, Task, bank_class_ids, bank_to_test, match_classes
-from trainers.hegraph.features.bank import FeatureBank, load_bank
-from trainers.hegraph.features.bank_file import BankFile
+from trainers.hegraph.features.bank import BankFile, FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.options import FreeOptions, ModelOptions

@@ -1,24 +1,31 @@
-"""The feature bank on disk: what it keeps, and one clear error for every fault."""
+"""The feature bank: what it keeps, one error for each fault, and a run that reads the rows that it draws."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 
+from trainers.hegraph.__main__ import main
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Selection
-from trainers.hegraph.features.bank import FeatureBank, draw_bank, load_bank
-from trainers.hegraph.features.bank_file import BankFile, Encoder
+from trainers.hegraph.experiments.tasks import BankTask
+from trainers.hegraph.features import bank as bank_module
+from trainers.hegraph.features.bank import BankFile, Encoder, FeatureBank, draw_bank, load_bank, refuse_test_rows
 from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.utils.files import hash_file
 
 ENCODER = Encoder(model="ViT-B-32", pretrained="openai", precision="amp", fingerprint={"model": "a", "weights": "é"})
 TENSORS = ("train_features", "train_labels", "val_features", "val_labels", "test_features", "test_labels")
+TEXT = ("text_positive", "text_negative")
+TRAIN, VAL = [7, 0, 3, 29], [2, 11]  # rows of the tiny bank
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -46,35 +53,9 @@ def make_bank(views: int = 1) -> FeatureBank:
 
 
 @pytest.fixture
-def raw(tmp_path) -> tuple[dict, dict]:
-    """The tensors and metadata of a good bank, to be changed and written by `loaded`."""
-    make_bank().save(tmp_path / "good.safetensors")
-    with safe_open(tmp_path / "good.safetensors", framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
-
-
-@pytest.fixture
-def loaded(raw, tmp_path):
-    """Writes the changed tensors and metadata, and loads them as a bank."""
-
-    def load() -> FeatureBank:
-        save_file(raw[0], tmp_path / "changed.safetensors", raw[1])
-        return load_bank(tmp_path / "changed.safetensors")
-
-    return load
-
-
-@pytest.fixture
-def fails(loaded):
-    """The changed bank must fail with one line that names the file and holds some words."""
-
-    def check(*words: str) -> None:
-        with pytest.raises(UserError, match=r"changed\.safetensors") as caught:
-            loaded()
-        assert "\n" not in str(caught.value)
-        assert [word for word in words if word not in str(caught.value)] == []
-
-    return check
+def saved(tmp_path) -> Path:
+    make_bank().save(tmp_path / "new" / "bank.safetensors")
+    return tmp_path / "new" / "bank.safetensors"
 
 
 def assert_same(one: FeatureBank, other: FeatureBank) -> None:
@@ -82,57 +63,120 @@ def assert_same(one: FeatureBank, other: FeatureBank) -> None:
         a, b = getattr(one, name), getattr(other, name)
         if isinstance(a, torch.Tensor):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
-        else:
+        elif name != "averaged":
             assert a == b, name
 
 
+# On disk
+
+
 @pytest.mark.parametrize("views", [1, 3])
-def test_a_saved_bank_loads_as_it_was(tmp_path, views):
-    make_bank(views).save(tmp_path / "new" / "bank.safetensors")
-    assert_same(load_bank(tmp_path / "new" / "bank.safetensors"), make_bank(views))
-    assert [f.name for f in (tmp_path / "new").iterdir()] == ["bank.safetensors"]
+def test_a_saved_bank_loads_as_it_was(saved, views):
+    make_bank(views).save(saved)
+    assert_same(load_bank(saved), make_bank(views))
+    assert [file.name for file in saved.parent.iterdir()] == ["bank.safetensors"]
 
 
-def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, disk_full_after):
-    with disk_full_after(500), pytest.raises(UserError, match=r"cannot write .*bank\.safetensors"):
-        make_bank(views=10).save(tmp_path / "bank.safetensors")
-    assert not list(tmp_path.iterdir())
-
-
-def test_features_without_views_become_one_view(raw, loaded):
-    raw[0]["train_features"] = raw[0]["train_features"][0].clone()
-    assert_same(loaded(), make_bank())
+def test_features_without_views_become_one_view(saved, rewrite):
+    rewrite(saved, lambda tensors, _: tensors.update(train_features=tensors["train_features"][0].clone()))
+    assert_same(load_bank(saved), make_bank())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_other_floats_become_unit_norm_float32(raw, loaded, dtype):
-    raw[0].update({name: raw[0][name].to(dtype) for name in raw[0] if not name.endswith("labels")})
-    bank = loaded()
-    for features in (bank.train_features, bank.val_features, bank.test_features, bank.text_positive):
+def test_other_floats_become_unit_norm_float32(saved, rewrite, dtype):
+    names = [name for name in (*TENSORS, *TEXT) if not name.endswith("labels")]
+    rewrite(saved, lambda tensors, _: tensors.update({name: tensors[name].to(dtype) for name in names}))
+    for features in (getattr(load_bank(saved), name) for name in names):
         assert features.dtype == torch.float32
         torch.testing.assert_close(features.norm(dim=-1), torch.ones(features.shape[:-1]), rtol=0, atol=1e-6)
-    torch.testing.assert_close(bank.test_features, make_bank().test_features, rtol=0, atol=1e-3)
+    torch.testing.assert_close(load_bank(saved).test_features, make_bank().test_features, rtol=0, atol=1e-3)
 
 
-def test_what_is_optional_may_be_absent_and_what_is_unknown_is_ignored(raw, loaded):
-    for name in ("val_features", "val_labels", "test_features", "test_labels", "text_norms"):
-        del raw[0][name]
-    for key in ("dataset", "backbone", "encoder"):
-        del raw[1][key]
-    raw[0]["superclass_labels"], raw[1]["notes"] = torch.tensor([0, 1]), "none"
-    bank = loaded()
-    assert (bank.dataset, bank.backbone) == ("changed", "unknown")
+def test_what_is_optional_may_be_absent_and_what_is_unknown_is_ignored(saved, rewrite):
+    def change(tensors, metadata):
+        for name in (*TENSORS[2:], "text_norms"):
+            del tensors[name]
+        for key in ("dataset", "backbone", "encoder"):
+            del metadata[key]
+        tensors["superclass_labels"], metadata["notes"] = torch.tensor([0, 1]), "none"
+
+    bank = load_bank(rewrite(saved, change))
+    assert (bank.dataset, bank.backbone) == ("bank", "unknown")
     assert bank.val_features is bank.test_labels is bank.text_norms is bank.encoder is None
     with pytest.raises(ValueError, match="no test images"):
         _ = bank.features_to_classify
 
 
+def test_validation_images_may_be_none(saved, rewrite):
+    empty = {"val_features": torch.empty(0, 4), "val_labels": torch.empty(0, dtype=torch.long)}
+    assert load_bank(rewrite(saved, lambda tensors, _: tensors.update(empty))).val_features.shape == (0, 4)
+
+
+def put(name: str, tensor: torch.Tensor):
+    return lambda tensors, _: tensors.update({name: tensor})
+
+
+def at(name: str, place: tuple[int, ...], value: float):
+    return lambda tensors, _: tensors[name].__setitem__(place, value)
+
+
+def said(key: str, value: str):
+    return lambda _, metadata: metadata.update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        *((lambda tensors, _, name=name: tensors.pop(name), f"'{name}'") for name in (*TENSORS, *TEXT)),
+        *((lambda _, metadata, key=key: metadata.pop(key), key) for key in ("classnames", "logit_scale")),
+        (put("train_features", unit(1, 6, 7)), "train_features must be F16 or BF16 or F32 or F64 of shape [1, 6, 4]"),
+        (put("test_features", unit(1, 5, 4)), "test_features must be F16 or BF16 or F32 or F64 of shape [5, 4]"),
+        (put("test_features", torch.empty(0, 4)), "test_features must be"),
+        (put("test_features", torch.zeros(5, 4, dtype=torch.int64)), "got I64 of shape [5, 4]"),
+        (put("test_features", torch.tensor(1.0)), "test_features must be"),
+        (put("text_positive", torch.ones(())), "text_positive must be"),
+        (put("text_negative", unit(4, 4)), "text_negative must be"),
+        (put("text_norms", torch.ones(3, 1)), "text_norms must be"),
+        (put("train_labels", torch.zeros(6)), "train_labels must be I64 of shape [6]"),
+        (at("train_features", (0, 2, 1), float("nan")), "rows of train_features must be finite and of unit norm"),
+        (at("test_features", (2, 1), float("inf")), "row [2] is inf"),
+        (at("text_positive", (2,), 0.0), "text_positive must be finite and of unit norm, but that of row [2] is 0"),
+        (at("val_features", (1,), 3.0), "row [1] is 6"),
+        (at("train_labels", (1,), 3), "train_labels must lie in 0 ... 2, one for each class name, got 0 ... 3"),
+        (at("test_labels", (1,), -1), "got -1 ... 2"),
+        (at("text_norms", (1,), 0.0), "text_norms must be positive"),
+        (at("text_norms", (0,), float("inf")), "text_norms must be positive"),
+        (said("classnames", '["a", "", "c"]'), "classnames"),
+        (said("classnames", "a, b, c"), "classnames"),
+        (said("classnames", '["cat", "dog", "cat"]'), "class names repeat: cat"),
+        (said("logit_scale", "hot"), "logit_scale"),
+        (said("logit_scale", "nan"), "logit_scale"),
+        (said("logit_scale", "0"), "logit_scale"),
+        (said("encoder", '{"model": "RN50"}'), "encoder"),
+        (said("encoder", '{"model": "R", "pretrained": "", "precision": "int8", "fingerprint": {}}'), "encoder"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_line_that_names_the_file_and_the_fault(saved, rewrite, change, words):
+    with pytest.raises(UserError) as caught:
+        load_bank(rewrite(saved, change))
+    message = str(caught.value)
+    assert message.startswith(str(saved))
+    assert words in message
+    assert "\n" not in message
+
+
+def test_a_few_class_names_may_repeat(saved, rewrite):
+    names = [*map(str, range(11)), "0"]
+    text = {"text_positive": unit(12, 4), "text_negative": unit(12, 4), "text_norms": torch.ones(12)}
+    rewrite(saved, lambda tensors, metadata: (tensors.update(text), metadata.update(classnames=json.dumps(names))))
+    assert load_bank(saved).classnames == names
+
+
 @pytest.mark.parametrize("keep", [0, 100, -10])
-def test_a_truncated_file_is_named(tmp_path, keep):
-    make_bank().save(tmp_path / "bank.safetensors")
-    (tmp_path / "bank.safetensors").write_bytes((tmp_path / "bank.safetensors").read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"cannot read the feature bank .*bank\.safetensors: .+"):
-        load_bank(tmp_path / "bank.safetensors")
+def test_a_truncated_file_is_named(saved, keep):
+    saved.write_bytes(saved.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"bank\.safetensors is damaged or not a feature bank: ."):
+        load_bank(saved)
 
 
 def test_a_pickle_is_refused_and_not_executed(tmp_path):
@@ -141,108 +185,26 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path):
             return Path.touch, (tmp_path / "executed",)
 
     torch.save({"train_features": Evil()}, tmp_path / "bank.safetensors")
-    with pytest.raises(UserError, match="cannot read the feature bank"):
+    with pytest.raises(UserError, match="not a feature bank"):
         load_bank(tmp_path / "bank.safetensors")
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("name", [*TENSORS, "text_positive", "text_negative"])
-def test_a_missing_tensor_is_named(raw, fails, name):
-    del raw[0][name]
-    fails(f"lacks {name};")
+# In memory
 
 
-@pytest.mark.parametrize(
-    ("name", "tensor"),
-    [
-        ("train_features", unit(1, 6, 7)),
-        ("val_features", unit(3, 7)),
-        ("test_features", unit(1, 5, 4)),
-        ("test_features", torch.empty(0, 4)),
-        ("test_features", torch.zeros(5, 4, dtype=torch.int64)),
-        ("test_features", torch.tensor(1.0)),
-        ("text_positive", torch.ones(4)),
-        ("text_positive", torch.ones(())),
-        ("text_negative", unit(4, 4)),
-        ("text_norms", torch.ones(3, 1)),
-        ("train_labels", torch.zeros(6)),
-        ("test_labels", torch.zeros(4, dtype=torch.int64)),
-        ("val_labels", torch.eye(3, dtype=torch.int64)),
-    ],
-)
-def test_another_form_is_named_with_what_came(raw, fails, name, tensor):
-    raw[0][name] = tensor
-    fails(f"{list(tensor.shape)!s}")
-
-
-@pytest.mark.parametrize(
-    ("name", "place", "value", "words"),
-    [
-        ("train_features", (0, 2, 1), float("nan"), "first at [0, 2, 1]"),
-        ("test_features", (2, 1), float("inf"), "first at [2, 1]"),
-        ("text_positive", (2,), 0.0, "unit-norm rows, got norms from 0 to 1"),
-        ("val_features", (1,), 3.0, "unit-norm rows, got norms from 1 to 6"),
-        ("train_labels", (1,), 3, "0 ... 2 (3 class names), got 0 ... 3"),
-        ("test_labels", (1,), -1, "got -1 ... 2"),
-        ("text_norms", (1,), 0.0, "text_norms must be positive, got 0 to 11"),
-        ("text_norms", (0,), float("nan"), "text_norms must be positive"),
-    ],
-)
-def test_a_value_that_cannot_be_is_named(raw, fails, name, place, value, words):
-    raw[0][name][place] = value
-    fails(name, words)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        *(("classnames", value) for value in ('{"a": 0}', "a, b, c", "[1, 2, 3]", '["a", "", "c"]', None)),
-        *(("logit_scale", value) for value in ("hot", "nan", "0", "-4", "inf", None)),
-        *(
-            ("encoder", value)
-            for value in (
-                "{",
-                "[]",
-                '{"model": "RN50"}',
-                '{"model": "", "pretrained": "", "precision": "fp32", "fingerprint": {}}',
-                '{"model": "RN50", "pretrained": "", "precision": "int8", "fingerprint": {}}',
-                '{"model": "RN50", "pretrained": "", "precision": "fp32", "fingerprint": {"a": 1}}',
-            )
-        ),
-    ],
-)
-def test_metadata_that_cannot_be_are_refused_by_their_key(raw, fails, key, value):
-    if value is None:
-        del raw[1][key]
-    else:
-        raw[1][key] = value
-    fails(f": {key}")
-
-
-def test_many_class_names_that_repeat_are_refused_and_a_few_are_not(raw, fails, loaded):
-    raw[1]["classnames"] = json.dumps(["cat", "dog", "cat"])
-    fails("class names repeat: cat")
-    names = [*map(str, range(11)), "0"]
-    raw[1]["classnames"] = json.dumps(names)
-    raw[0].update(text_positive=unit(12, 4), text_negative=unit(12, 4), text_norms=torch.ones(12))
-    assert loaded().classnames == names
-
-
-def test_a_bank_of_some_classes_has_their_rows_with_labels_from_0(tmp_path):
-    some = make_bank(views=2).of_classes(torch.tensor([0, 2]))
-    assert (some.train_labels.tolist(), some.val_labels.tolist(), some.test_labels.tolist()) == (
-        [0, 0, 0, 1],
-        [0, 1],
-        [1, 0, 1],
-    )
-    assert torch.equal(some.train_features, make_bank(views=2).train_features[:, :4])
-    assert torch.equal(some.test_features, make_bank().test_features[[0, 2, 4]])
-    assert torch.equal(some.text_positive, make_bank().text_positive[[0, 2]])
-    assert torch.equal(some.text_negative, make_bank().text_negative[[0, 2]])
+def test_a_bank_of_some_classes_has_their_rows_with_labels_from_0(saved):
+    whole = make_bank(views=2)
+    some = whole.of_classes(torch.tensor([0, 2]))
+    labels = [some.train_labels.tolist(), some.val_labels.tolist(), some.test_labels.tolist()]
+    assert labels == [[0, 0, 0, 1], [0, 1], [1, 0, 1]]
+    assert torch.equal(some.train_features, whole.train_features[:, :4])
+    assert torch.equal(some.test_features, whole.test_features[[0, 2, 4]])
+    assert torch.equal(some.text_positive, whole.text_positive[[0, 2]])
+    assert torch.equal(some.text_negative, whole.text_negative[[0, 2]])
     assert (some.classnames, some.text_norms.tolist(), some.encoder) == (["crème brûlée", "zürich"], [9, 11], ENCODER)
-    assert make_bank().subsample("base").text_norms.tolist() == [9, 10]
-    make_bank().save(tmp_path / "bank.safetensors")
-    drawn = draw_bank(BankFile(tmp_path / "bank.safetensors"), Selection([0], [])).of_classes(torch.tensor([0, 2]))
+    assert whole.subsample("base").text_norms.tolist() == [9, 10]
+    drawn = draw_bank(BankFile(saved), Selection([0], [])).of_classes(torch.tensor([0, 2]))
     torch.testing.assert_close(drawn.with_test().test_features, some.test_features)
 
 
@@ -266,3 +228,167 @@ def test_to_moves_every_tensor_and_keeps_the_rest():
     assert {getattr(moved, name).device.type for name in (*TENSORS, "text_positive", "text_norms")} == {"meta"}
     assert moved.classnames == make_bank().classnames
     assert moved.to("meta") is moved
+
+
+# Drawn from a file
+
+
+@pytest.mark.parametrize("which", ["all", "base", "new"])
+def test_what_is_drawn_from_the_file_are_rows_of_the_whole_bank(tiny_bank, which):
+    drawn = draw_bank(BankFile(tiny_bank), Selection(TRAIN, VAL)).subsample(which)
+    whole = load_bank(tiny_bank)
+    rows = {"train_features": whole.train_features[:, TRAIN], "train_labels": whole.train_labels[TRAIN]}
+    rows |= {"val_features": whole.val_features[VAL], "val_labels": whole.val_labels[VAL]}
+    expected = replace(whole, **rows).subsample(which)
+    assert drawn.test_features is None
+    drawn = drawn.with_test()
+    assert all(torch.equal(getattr(drawn, name), getattr(expected, name)) for name in (*TENSORS, *TEXT))
+    assert drawn.classnames == expected.classnames
+
+
+def test_only_rows_that_are_drawn_are_checked_and_one_is_named_by_its_place_in_the_file(tiny_bank, rewrite):
+    nan = float("nan")
+    rewrite(tiny_bank, at("train_features", (0, 4, 1), nan))  # not drawn
+    rewrite(tiny_bank, at("test_features", (5, 1), nan))
+    drawn = draw_bank(BankFile(tiny_bank), Selection(TRAIN, VAL))
+    assert drawn.train_features.isfinite().all()
+    with pytest.raises(UserError, match=r"test_features must be finite .* row \[5\] is nan"):
+        drawn.with_test()
+    rewrite(tiny_bank, at("train_features", (1, 29, 6), nan))
+    with pytest.raises(UserError, match=r"train_features must be finite .* row \[1, 29\] is nan"):
+        draw_bank(BankFile(tiny_bank), Selection(TRAIN, VAL))
+
+
+def test_a_bank_that_changes_while_it_is_in_use_is_refused(tiny_bank):
+    file = BankFile(tiny_bank)
+    os.utime(tiny_bank, ns=(0, 0))
+    with pytest.raises(UserError, match=r"tiny\.safetensors was changed while it was in use"):
+        file.features("test")
+
+
+# What it is known by
+
+
+def identity(path: Path, *more: int) -> str:
+    return BankFile(path).identity([*TRAIN, *more], VAL)
+
+
+@pytest.fixture
+def too_large(monkeypatch):
+    """Every bank is too large to be hashed whole."""
+    monkeypatch.setattr(bank_module, "HASHED_WHOLE", 0)
+
+
+def test_a_small_bank_is_known_by_all_its_bytes(tiny_bank):
+    assert not BankFile(tiny_bank).is_large
+    assert identity(tiny_bank) == hash_file(tiny_bank)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("train_features", (1, 29, 6)),
+        ("val_features", (11, 0)),
+        ("test_features", (39, 15)),
+        ("text_positive", (4, 2)),
+        ("text_negative", (0, 0)),
+        ("train_labels", (5,)),
+        ("val_labels", (5,)),
+        ("test_labels", (0,)),
+        ("text_norms", (3,)),
+    ],
+)
+def test_a_large_bank_that_changes_in_what_a_run_takes_from_it_is_another_one(
+    too_large, tiny_bank, rewrite, name, place
+):
+    replace(load_bank(tiny_bank), text_norms=torch.arange(1.0, 6)).save(tiny_bank)
+    before = identity(tiny_bank)
+
+    def change(tensors, _):
+        old = tensors[name][place]
+        tensors[name][place] = (old + 1) % 5 if name.endswith("labels") else old + 1e-4
+
+    assert identity(rewrite(tiny_bank, change)) != before
+
+
+def test_a_large_bank_is_the_same_one_for_a_run_whatever_its_other_rows_are(too_large, tiny_bank, rewrite):
+    before, drawn = identity(tiny_bank), identity(tiny_bank, 4)
+    rewrite(tiny_bank, at("train_features", (0, 4, 1), 0.5))
+    assert identity(tiny_bank) == before
+    assert identity(tiny_bank, 4) != drawn
+    tiny_bank.write_bytes(tiny_bank.read_bytes().replace(b"ant", b"gnu"))
+    assert identity(tiny_bank) != before
+
+
+# Runs from a bank that is too large
+
+
+@pytest.fixture
+def run_of(tiny_bank, tmp_path, capsys):
+    """A run from the tiny bank; returns the exit code and what was said."""
+
+    def run() -> tuple[int, str]:
+        flags = ["--features", str(tiny_bank), "--shots", "2", "--seed", "1", "--output-dir", str(tmp_path / "out")]
+        return main([*flags, "OPTIM.MAX_EPOCH", "1"]), capsys.readouterr().err
+
+    return run
+
+
+def test_a_large_bank_gives_the_results_of_a_small_one(run_of, tmp_path, monkeypatch):
+    def results() -> tuple[dict, dict[str, torch.Tensor]]:
+        assert run_of()[0] == 0
+        record = json.loads((tmp_path / "out" / "result.json").read_text())
+        predictions = load_file(tmp_path / "out" / "predictions.safetensors")
+        shutil.rmtree(tmp_path / "out")
+        return record, predictions
+
+    small, predictions = results()
+    monkeypatch.setattr(bank_module, "HASHED_WHOLE", 0)
+    large, of_large = results()
+    assert large["run_id"] != small["run_id"]
+    assert large["accuracy"] == small["accuracy"]
+    assert all(torch.equal(of_large[name], predictions[name]) for name in predictions)
+
+
+def test_test_rows_of_a_large_bank_are_read_once_and_after_the_training(too_large, tiny_bank, monkeypatch):
+    read: list[str] = []
+    real = BankFile.features
+    monkeypatch.setattr(BankFile, "features", lambda self, split, *r: [read.append(split), real(self, split, *r)][1])
+    task = BankTask(tiny_bank, load_cfg(flags={"DATASET.NUM_SHOTS": 2}), seed=1)
+    task.prepare()
+    drawn = task.bank()
+    assert read == ["train", "val"]
+    assert torch.equal(drawn.with_test().test_features, drawn.features_to_classify)
+    assert read == ["train", "val", "test"]
+
+
+# Images of train or val that are test images as well
+
+
+def test_a_bank_of_different_images_is_accepted(tiny_bank):
+    bank = load_bank(tiny_bank)
+    near = bank.test_features[:30].clone().unsqueeze(0)
+    near[..., -1] += 1e-6  # only whole rows count
+    refuse_test_rows(replace(bank, train_features=near))
+    refuse_test_rows(replace(bank, train_features=bank.test_features[None], test_features=None))
+
+
+@pytest.mark.parametrize(("name", "place", "words"), [("val", 3, "1 of 15 val"), ("train", (1, 4), "1 of 30 train")])
+def test_an_image_that_is_a_test_image_in_one_of_its_views_is_refused_with_their_number(tiny_bank, name, place, words):
+    bank = load_bank(tiny_bank)
+    features = getattr(bank, f"{name}_features").clone()
+    features[place] = bank.test_features[7]
+    with pytest.raises(UserError, match=f"{words} images of Tiny are test images as well"):
+        refuse_test_rows(replace(bank, **{f"{name}_features": features}))
+
+
+@pytest.mark.parametrize("hashed", [0, 2**30])
+def test_a_run_whose_training_images_are_test_images_leaves_no_record(tiny_bank, run_of, tmp_path, monkeypatch, hashed):
+    monkeypatch.setattr(bank_module, "HASHED_WHOLE", hashed)
+    bank = load_bank(tiny_bank)
+    replace(bank, train_features=bank.test_features[:30].clone().unsqueeze(0)).save(tiny_bank)
+    code, error = run_of()
+    assert code == 2
+    assert "train images of Tiny are test images as well" in error
+    assert not (tmp_path / "out" / "result.json").exists()
+    assert (tmp_path / "out").exists() == (hashed == 0)  # a small bank is compared before anything is written

@@ -42,40 +42,40 @@ def extract(tmp_path, pictures):
     return command
 
 
-def test_the_bank_holds_all_images_and_trains(extract, tmp_path, capsys, pictures):
+def test_the_bank_holds_all_images_and_a_model_that_is_trained_from_it_classifies_images(
+    extract, tmp_path, capsys, pictures
+):
     assert extract(f"{NODE}.FEATURES.VIEWS", "2") == 0
     assert "12 train, 6 val, 9 test images, 3 classes" in capsys.readouterr().out
     bank = load_bank(tmp_path / "bank.safetensors")
     assert bank.train_features.shape[:2] == (2, 12)
     assert bank.train_labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert (bank.val_features.dim(), bank.test_features.dim()) == (2, 2)
     assert list(bank.classnames) == ["blue", "green", "red"]
     assert (bank.dataset, bank.backbone) == ("ImageFolder", "hegraph-mini/hegraph-mini")
-    arguments = ["--features", str(tmp_path / "bank.safetensors"), "--shots", "2", "--seed", "1"]
-    arguments += ["--config-file", "mini"]
-    options = ["OPTIM.MAX_EPOCH", "2", "OPTIM.WARMUP_EPOCH", "0", f"{NODE}.MIN_STEPS", "0"]
-    assert train([*arguments, "--output-dir", str(tmp_path / "out"), *options]) == 0
-    assert json.loads((tmp_path / "out" / "result.json").read_text())["num_train"] == 6
-
-
-def test_a_model_that_is_trained_from_the_bank_classifies_images_by_itself(extract, tmp_path, pictures):
-    assert extract() == 0
     flags = ["--shots", "2", "--seed", "1", "--config-file", "mini", "OPTIM.MAX_EPOCH", "2", f"{NODE}.MIN_STEPS", "0"]
     assert train(["--features", str(tmp_path / "bank.safetensors"), "--output-dir", str(tmp_path / "out"), *flags]) == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["num_train"] == 6
     model = ImageModel.load(tmp_path / "out")
-    assert model.model.backbone.fingerprint == model.backbone.fingerprint
-    files = sorted((pictures / "test").rglob("*.png"))
+    assert model.model.backbone.fingerprint == model.backbone.fingerprint == bank.encoder.fingerprint
     with safe_open(tmp_path / "out" / "predictions.safetensors", "pt") as predictions:
         predicted = predictions.get_tensor("predicted")
+    files = sorted((pictures / "test").rglob("*.png"))
     assert torch.equal(model.probabilities(files).argmax(dim=1), predicted)
 
 
-def test_the_features_are_those_of_a_run_of_all_images(extract, tmp_path, pictures):
+def test_its_features_are_kept_and_are_those_of_a_run_of_all_images(extract, tmp_path, pictures, caplog):
     assert extract() == 0
-    before = sorted((tmp_path / "features").rglob("*.safetensors"))
-    arguments = ["--root", str(pictures), "--dataset-config-file", "folder", "--config-file", "mini", "--shots", "-1"]
-    arguments += ["--output-dir", str(tmp_path / "out"), "--no-train", "--seed", "1"]
-    assert train([*arguments, f"{NODE}.FEATURES.DIR", str(tmp_path / "features")]) == 0
-    assert sorted((tmp_path / "features").rglob("*.safetensors")) == before
+    first = (tmp_path / "bank.safetensors").read_bytes()
+    (tmp_path / "bank.safetensors").unlink()
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert extract() == 0
+        arguments = ["--root", str(pictures), "--dataset-config-file", "folder", "--config-file", "mini"]
+        arguments += ["--shots", "-1", "--output-dir", str(tmp_path / "out"), "--no-train", "--seed", "1"]
+        assert train([*arguments, f"{NODE}.FEATURES.DIR", str(tmp_path / "features")]) == 0
+    assert "encoded" not in caplog.text
+    assert (tmp_path / "bank.safetensors").read_bytes() == first
 
 
 def test_a_bank_that_is_there_is_not_overwritten(extract, tmp_path, capsys):
@@ -83,17 +83,6 @@ def test_a_bank_that_is_there_is_not_overwritten(extract, tmp_path, capsys):
     assert extract() == 2
     assert "bank.safetensors exists; choose another --out" in capsys.readouterr().err
     assert (tmp_path / "bank.safetensors").read_text() == "precious"
-
-
-def test_extracting_again_encodes_nothing(extract, tmp_path, caplog):
-    assert extract() == 0
-    first = load_bank(tmp_path / "bank.safetensors")
-    (tmp_path / "bank.safetensors").unlink()
-    caplog.clear()
-    with caplog.at_level(logging.INFO):
-        assert extract() == 0
-    assert "encoded" not in caplog.text
-    assert torch.equal(load_bank(tmp_path / "bank.safetensors").train_features, first.train_features)
 
 
 def test_a_disk_that_is_full_while_the_bank_is_written_is_one_clear_error(extract, tmp_path, capsys, disk_full_after):

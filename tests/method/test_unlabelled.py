@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from trainers.hegraph.datasets.splits import select_few_shot
-from trainers.hegraph.features.bank import mean_over_views
-from trainers.hegraph.features.bank_file import BankFile
+from trainers.hegraph.features.bank import BankFile, mean_over_views
 from trainers.hegraph.method import unlabelled
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import ClosedForm, guess_class_means, training_free_classifier

@@ -21,8 +21,7 @@ from ..datasets.base import check_classes
 from ..datasets.own import NAME as OWN
 from ..datasets.own import refuse_copies
 from ..features import extract
-from ..features.bank import FeatureBank
-from ..features.bank_file import Encoder
+from ..features.bank import Encoder, FeatureBank
 from ..features.text import class_prompts, encode_prompts
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel

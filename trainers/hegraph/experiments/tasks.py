@@ -17,9 +17,7 @@ from torch import Tensor
 from ..config import Config
 from ..datasets import Selection, select_few_shot, subsample_labels
 from ..datasets.base import check_classes
-from ..features.bank import FeatureBank, draw_bank
-from ..features.bank_file import BankFile
-from ..features.overlap import refuse_test_rows, test_features_apart
+from ..features.bank import BankFile, FeatureBank, draw_bank, refuse_test_rows, test_features_apart
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..training.batches import BankBatches, TrainingData, products_with_cache

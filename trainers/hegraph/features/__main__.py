@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import Config
 from ..config_files import load_cfg
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say
 from ..utils.files import atomic_path
-from .bank import load_bank
-from .bank_file import BankFile
+from .bank import BankFile, load_bank
 from .tip import import_tip, read_classnames
 
 
@@ -23,20 +21,21 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     tip = commands.add_parser("import-tip", help="turn a Tip-Adapter cache folder into a feature bank")
     tip.add_argument("folder", type=Path, metavar="DIR")
-    tip.add_argument("--out", type=Path, required=True, metavar="BANK", help="the .safetensors file to write")
     tip.add_argument("--classnames", type=Path, required=True, help="names in label order: JSON list or one a line")
     tip.add_argument("--shots", type=int, help="which keys_<S>shots.pt, where there are several")
     tip.add_argument("--dataset-config-file", default="", help="names the data set, and so its templates")
     tip.add_argument(
         "--config-file", default="", help="names a backbone to encode the text with; without it, text_*.pt is read"
     )
-    tip.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
+    tip.set_defaults(run=import_tip_command)
     extract = commands.add_parser("extract", help="encode all images of a data set, and write them as a feature bank")
-    extract.add_argument("--out", type=Path, required=True, metavar="BANK", help="the .safetensors file to write")
     extract.add_argument("--dataset-config-file", required=True, help="names the data set")
     extract.add_argument("--config-file", required=True, help="names the backbone")
     extract.add_argument("--root", default="", help="as of training: the folder of the data sets, or of your images")
-    extract.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
+    extract.set_defaults(run=extract_command)
+    for each in (tip, extract):
+        each.add_argument("--out", type=Path, required=True, metavar="BANK", help="the .safetensors file to write")
+        each.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
     return parser.parse_args(arguments)
 
 
@@ -44,14 +43,12 @@ def extract_command(args: argparse.Namespace) -> None:
     """Encodes all images of a data set, and writes them as a feature bank; processes of `torchrun` share the work.
 
     Raises:
-        UserError: If the bank is there already, or cannot be made.
+        UserError: If the bank cannot be made.
     """
     from ..experiments.image_task import load_image_task
     from ..utils import processes
     from ..utils.devices import available_device
 
-    if args.out.exists():
-        raise UserError(f"{args.out} exists; choose another --out or delete it")
     flags = {"DATASET.NUM_SHOTS": -1} | ({"DATASET.ROOT": args.root} if args.root else {})
     cfg = load_cfg(args.dataset_config_file, args.config_file, flags, args.opts)
     processes.start()
@@ -66,31 +63,22 @@ def extract_command(args: argparse.Namespace) -> None:
 
 
 def import_tip_command(args: argparse.Namespace) -> None:
-    """Turns a Tip-Adapter cache folder into a feature bank.
-
-    Raises:
-        UserError: If the bank is there already, or what `import_tip` is given makes none that loads.
-    """
-    if args.out.exists():
-        raise UserError(f"{args.out} exists; choose another --out or delete it")
+    """Turns a Tip-Adapter cache folder into a feature bank; UserError as `import_tip`, or if it makes none."""
     cfg = load_cfg(args.dataset_config_file, args.config_file, opts=args.opts)
     classnames = read_classnames(args.classnames)
-    encoded = _encode_text(cfg, classnames, args.out.parent) if args.config_file else {}
+    encoded: dict[str, Any] = {}
+    if args.config_file:
+        from ..backbones.loading import load_backbone  # open_clip takes seconds to import
+        from .text import encode_prompts
+
+        backbone = load_backbone(cfg.backbone.name, cfg.backbone.pretrained)
+        text = encode_prompts(backbone, cfg.data.name, classnames, cfg.encoding, args.out.parent)
+        encoded = {"text": text, "backbone": backbone.name, "logit_scale": backbone.logit_scale}
     bank = import_tip(args.folder, classnames, shots=args.shots, dataset=cfg.data.name, **encoded)
     with atomic_path(args.out) as temporary:  # the file appears only if it loads
         bank.save(temporary)
         bank = load_bank(temporary)
     say(f"{args.out}: {len(bank.train_labels)} training images, {len(bank.classnames)} classes\n")
-
-
-def _encode_text(cfg: Config, classnames: Sequence[str], folder: Path) -> dict[str, Any]:
-    """The arguments of `import_tip` that come from the configured backbone."""
-    from ..backbones.loading import load_backbone  # open_clip takes seconds to import
-    from .text import encode_prompts
-
-    backbone = load_backbone(cfg.backbone.name, cfg.backbone.pretrained)
-    text = encode_prompts(backbone, cfg.data.name, classnames, cfg.encoding, folder)
-    return {"text": text, "backbone": backbone.name, "logit_scale": backbone.logit_scale}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,10 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         args = parse_arguments(arguments)
-        if args.command == "extract":
-            extract_command(args)
-        else:
-            import_tip_command(args)
+        if args.out.exists():
+            raise UserError(f"{args.out} exists; choose another --out or delete it")
+        args.run(args)
 
     return report(run)
 

@@ -1,23 +1,70 @@
-"""The feature bank: every feature that one few-shot task needs, in one `.safetensors` file.
+"""The feature bank: every feature that one few-shot task needs, in memory and in one `.safetensors` file.
 
-Shapes: N training images, V augmented views of each, M test images, K classes, d feature width.
+A bank on disk may be larger than memory. Opening it reads and checks names, shapes, labels and text features; features
+of images are read, and their values checked, when they are asked for. A few-shot run reads the rows that it draws.
+
+Shapes: N training images, V augmented views of each, L validation and M test images, K classes, d feature width.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import BeforeValidator, Json
 from torch import Tensor
 
 from ..datasets.splits import SPLITS, Selection, subsample_labels
-from ..utils.files import write_tensors
-from .bank_file import OPTIONAL, REQUIRED, BankFile, Encoder, bank_metadata
+from ..utils.errors import UserError
+from ..utils.files import hash_file, hash_json, write_tensors
+from ..utils.reading import reading
+from ..utils.schema import Name, OpenPart, Part, Positive
+from .tensor_file import TensorFile, raw_bytes
+
+WHAT = "a feature bank"
+NAMES = (
+    "train_features", "train_labels", "text_positive", "text_negative",
+    "val_features", "val_labels", "test_features", "test_labels", "text_norms",
+)  # fmt: skip
+# How far a norm may be from 1: features that were kept in float16 are within it, means of unit vectors are not
+NORM_TOLERANCE = 0.02
+FLOATS = ("F16", "BF16", "F32", "F64")
+HASHED_WHOLE = 2**30  # bytes: a larger bank is known by what a run takes from it, as hashing it takes seconds
+TAKEN_WHOLE = (
+    "train_labels", "val_labels", "test_labels", "text_positive", "text_negative", "text_norms", "test_features",
+)  # fmt: skip
+
+
+class Encoder(Part):
+    """The frozen CLIP that made the features, by which a model that is trained on them finds it again.
+
+    Attributes:
+        model, pretrained, precision: As `load_backbone` takes them.
+        fingerprint: Plain values that change whenever the features would.
+    """
+
+    model: Name
+    pretrained: str
+    precision: Literal["fp32", "fp16", "amp"]
+    fingerprint: dict[str, str]
+
+
+class Metadata(OpenPart):
+    """The texts beside the tensors of a bank."""
+
+    classnames: Json[list[Name]]
+    logit_scale: Annotated[Positive, BeforeValidator(float)]
+    dataset: str = ""
+    backbone: str = "unknown"
+    encoder: Json[Encoder] | None = None
 
 
 @dataclass(frozen=True)
@@ -25,21 +72,18 @@ class FeatureBank:
     """Features, labels and names of one task; all features are unit-norm float32.
 
     Attributes:
-        train_features: Training images, shape `[V, N, d]`.
-        train_labels: Their labels, shape `[N]`.
-        text_positive: Positive text nodes, shape `[K, d]`.
-        text_negative: Negative text nodes, shape `[K, d]`.
-        val_features, val_labels: Validation images, shapes `[L, d]` and `[L]`, or None.
-        test_features, test_labels: Test images, shapes `[M, d]` and `[M]`, or None.
-        text_norms: Norms of the positive text nodes before they were normalised, shape `[K]`; None if not known.
+        train_features, train_labels: Training images, shapes `[V, N, d]` and `[N]`.
+        text_positive, text_negative: Text nodes, each `[K, d]`.
         classnames: The K class names in label order.
         dataset, backbone: Their names, for records.
         logit_scale: CLIP's `tau`, by which cosines are multiplied.
-        encoder: How the backbone is loaded; None where that is not known here.
-        read_test: Reads the test features, where they are still on disk: then `test_features` is None and
-            `test_labels` is not.
-        averaged: The last `train_features` whose views were averaged, with the cache keys that came of it. Copies that
-            `replace` makes share the list on purpose: they mostly have the same features, whose mean is taken once.
+        val_features, val_labels: Validation images, shapes `[L, d]` and `[L]`, or None.
+        test_features, test_labels: Test images, shapes `[M, d]` and `[M]`, or None.
+        text_norms: Norms of the positive text nodes before they were normalised, shape `[K]`; None if not known.
+        encoder: How the backbone is loaded; None if not known.
+        read_test: Reads the test features while they are on disk: `test_features` is None then, `test_labels` is not.
+        averaged: The views that were averaged last, and their mean. Copies share the list, since their views are
+            mostly the same.
     """
 
     train_features: Tensor
@@ -60,22 +104,14 @@ class FeatureBank:
     averaged: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     def subsample(self, which: str) -> FeatureBank:
-        """The bank of all classes or of one half of them, with labels from 0.
-
-        Args:
-            which: "all", "base" or "new"; see `datasets.splits.subsample_labels`.
-        """
+        """The bank of "all" classes, or of the "base" or "new" half of them, with labels from 0."""
         if which == "all":
             return self
         kept = subsample_labels(set(self.train_labels.tolist()), which)
         return self.of_classes(torch.tensor(kept, dtype=torch.long))
 
     def of_classes(self, kept: Tensor) -> FeatureBank:
-        """The bank of some classes, with labels from 0.
-
-        Args:
-            kept: Their labels here, in ascending order, int64.
-        """
+        """The bank of the classes with the labels `kept`, int64 in ascending order; labels begin at 0 again."""
         kept = kept.to(self.train_labels.device)
         changes: dict[str, Any] = {
             "classnames": [self.classnames[label] for label in kept.tolist()],
@@ -97,23 +133,14 @@ class FeatureBank:
 
     @property
     def features_to_classify(self) -> Tensor:
-        """The test features, shape `[M, d]`; they are read now if they are still on disk.
-
-        Raises:
-            ValueError: If the bank has no test images.
-            UserError: As `with_test`.
-        """
+        """The test features, shape `[M, d]`, read now if they are on disk; ValueError if there are none."""
         features = self.with_test().test_features
         if features is None:
             raise ValueError("the bank has no test images, so there is nothing to classify")
         return features
 
     def with_test(self) -> FeatureBank:
-        """The bank with its test features, which are read now if they are still on disk.
-
-        Raises:
-            UserError: If they cannot be read, are not finite or not of unit norm.
-        """
+        """The bank with its test features, which are read now if they are on disk; errors as `BankFile.features`."""
         if self.read_test is None:
             return self
         return replace(self, test_features=self.read_test().to(self.train_features.device), read_test=None)
@@ -128,24 +155,21 @@ class FeatureBank:
         return self if all(moved[name] is getattr(self, name) for name in moved) else replace(self, **moved)
 
     def cache_keys(self) -> Tensor:
-        """One key per training image: the mean over its views, re-normalised, shape `[N, d]`.
-
-        All who ask for them share them, as they do the features, so nobody changes them in place.
-        """
+        """One key per training image: the mean over its views, re-normalised, `[N, d]`. Nobody changes it in place."""
         if not self.averaged or self.averaged[0] is not self.train_features:
             self.averaged[:] = self.train_features, mean_over_views(self.train_features)
         return self.averaged[1]
 
     def save(self, path: Path) -> None:
-        """Writes the bank, atomically.
-
-        Raises:
-            UserError: If the file cannot be written.
-        """
+        """Writes the bank, atomically; raises UserError if it cannot be written."""
         bank = self.with_test()
-        tensors = {name: getattr(bank, name) for name in (*REQUIRED, *OPTIONAL)}
+        tensors = {name: tensor for name in NAMES if (tensor := getattr(bank, name)) is not None}
         metadata = bank_metadata(self.dataset, self.backbone, self.classnames, self.logit_scale, self.encoder)
-        write_tensors(path, {name: tensor for name, tensor in tensors.items() if tensor is not None}, metadata)
+        write_tensors(path, tensors, metadata)
+
+
+def _some_rows(read: Callable[[], Tensor], rows: Tensor) -> Tensor:
+    return read()[rows]
 
 
 def mean_over_views(features: Tensor) -> Tensor:
@@ -153,50 +177,199 @@ def mean_over_views(features: Tensor) -> Tensor:
     return F.normalize(features.mean(dim=0), dim=-1)
 
 
-def load_bank(path: Path) -> FeatureBank:
-    """Reads and checks a whole feature bank. Nothing in the file is executed.
+class BankFile:
+    """A feature bank that has been opened. Nothing in the file is executed.
+
+    Attributes:
+        labels: "train", and "val" and "test" if there are such images -> their labels.
+        is_large: Whether the file has more than `HASHED_WHOLE` bytes.
+        path, classnames, dataset, backbone, encoder, logit_scale, text_positive, text_negative, text_norms: The file,
+            and what it holds; as of `FeatureBank`.
 
     Raises:
-        UserError: If the file is missing or damaged, lacks a tensor, or holds one of the wrong shape, norm or
-            range; the message says which and what would be right.
+        UserError: If the file is missing or damaged, lacks a tensor, or holds one of the wrong type, shape or range.
     """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = TensorFile(path, WHAT)
+        self.is_large = self._file.num_bytes > HASHED_WHOLE
+        with reading(path, WHAT):
+            about = Metadata.model_validate(self._file.metadata)
+            self.classnames, self.logit_scale, self.encoder = about.classnames, about.logit_scale, about.encoder
+            self.dataset, self.backbone = about.dataset or path.stem, about.backbone
+            twice = [name for name, count in Counter(self.classnames).items() if count > 1]
+            if len(twice) > len(self.classnames) // 10:  # a few may repeat: ImageNet has two classes called "crane"
+                raise ValueError(f"class names repeat: {', '.join(twice[:5])}")
+            self._check_forms()
+            self.labels = {split: self._labels(split) for split in SPLITS if f"{split}_labels" in self._file.tensors}
+            self.text_positive, self.text_negative = self._unit("text_positive"), self._unit("text_negative")
+            self.text_norms = self._file.read("text_norms").float() if "text_norms" in self._file.tensors else None
+            if self.text_norms is not None and not ((self.text_norms > 0) & self.text_norms.isfinite()).all():
+                raise ValueError(f"text_norms must be positive, got {self.text_norms.tolist()}")
+
+    def check_dataset(self, name: str) -> None:
+        """Raises UserError if the bank is of another data set than `name`; "" stands for any."""
+        if name and self.dataset != name:
+            raise UserError(f"{self.path} holds {self.dataset!r} but DATASET.NAME is {name!r}")
+
+    def features(self, split: str, rows: Sequence[int] | None = None) -> Tensor:
+        """Features of a split that `labels` has, of unit norm: `[V, N, d]` for "train", else `[images, d]`.
+
+        Args:
+            split: "train", "val" or "test".
+            rows: The images to read, in any order; None reads all.
+
+        Raises:
+            UserError: If they cannot be read, are not finite or not of unit norm.
+        """
+        return self._unit(f"{split}_features", rows)
+
+    def identity(self, train: Sequence[int], val: Sequence[int]) -> str:
+        """A hash that changes whenever something does that a run takes from the bank.
+
+        A bank that is not large is hashed whole. Of a large one, all is hashed that the run reads: header, labels, text
+        features, test features, and the rows `train` and `val` that it draws.
+        """
+        if not self.is_large:
+            return self._hash_of_file
+        digest = self._hash_of_common.copy()
+        for name, rows in (("train_features", train), ("val_features", val)):
+            if len(rows):
+                digest.update(raw_bytes(self._file.read(name, rows)))
+        return digest.hexdigest()
+
+    @cached_property
+    def _hash_of_file(self) -> str:
+        return hash_file(self.path)
+
+    @cached_property
+    def _hash_of_common(self) -> hashlib._Hash:
+        """The hash of what all runs take from a large bank."""
+        stored = {name: [tensor.dtype, list(tensor.shape)] for name, tensor in self._file.tensors.items()}
+        digest = hashlib.sha256(hash_json([self._file.metadata, stored]).encode())
+        for name in TAKEN_WHOLE:
+            for block in self._file.blocks(name) if name in self._file.tensors else ():
+                digest.update(block)
+        return digest
+
+    def _check_forms(self) -> None:
+        """Raises KeyError for a tensor that is missing, and ValueError for one of another type or shape."""
+        tensors, num_classes = self._file.tensors, len(self.classnames)
+        width = tensors["text_positive"].shape[-1:]
+        forms: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
+        forms["text_positive"] = forms["text_negative"] = FLOATS, (num_classes, *width)
+        if "text_norms" in tensors:
+            forms["text_norms"] = FLOATS, (num_classes,)
+        for split in SPLITS:
+            names = f"{split}_features", f"{split}_labels"
+            if split == "train" or set(names) & tensors.keys():
+                *views, count = tensors[names[0]].shape[:-1] or (0,)
+                forms[names[0]] = FLOATS, (*(views[:1] if split == "train" else ()), count, *width)
+                forms[names[1]] = ("I64",), (count,)
+        for name, (types, shape) in forms.items():
+            stored = tensors[name]
+            empty = 0 in shape and not name.startswith("val_")
+            if stored.dtype not in types or stored.shape != shape or empty:
+                raise ValueError(
+                    f"{name} must be {' or '.join(types)} of shape {list(shape)}, for {num_classes} class names and "
+                    f"not empty, got {stored.dtype} of shape {list(stored.shape)}"
+                )
+
+    def _labels(self, split: str) -> Tensor:
+        labels = self._file.read(f"{split}_labels")
+        if len(labels) and not (0 <= labels.min() and labels.max() < len(self.classnames)):
+            raise ValueError(
+                f"{split}_labels must lie in 0 ... {len(self.classnames) - 1}, one for each class name, got "
+                f"{labels.min()} ... {labels.max()}"
+            )
+        return labels
+
+    def _unit(self, name: str, rows: Sequence[int] | None = None) -> Tensor:
+        """Features, or some rows of them, as float32 with rows of exactly unit norm; "train_features" with views."""
+        tensor = self._file.read(name, rows).float()
+        norms = tensor.norm(dim=-1)
+        wrong = ~((norms - 1).abs() <= NORM_TOLERANCE)  # also where it is NaN
+        if wrong.any():
+            *view, row = first = wrong.nonzero()[0].tolist()
+            place = [*view, row if rows is None else rows[row]]
+            raise UserError(
+                f"{self.path}: the rows of {name} must be finite and of unit norm, but that of row {place} is "
+                f"{norms[tuple(first)]:.3g}; divide each row by its norm"
+            )
+        tensor = F.normalize(tensor, dim=-1)
+        return tensor.unsqueeze(0) if name == "train_features" and tensor.dim() == 2 else tensor
+
+
+def bank_metadata(
+    dataset: str, backbone: str, classnames: Sequence[str], logit_scale: float, encoder: Encoder | None
+) -> dict[str, str]:
+    """What the header of a bank holds beside its tensors, see `Metadata`."""
+    said = {} if encoder is None else {"encoder": encoder.model_dump_json()}
+    return said | {
+        "dataset": dataset,
+        "backbone": backbone,
+        "classnames": json.dumps(list(classnames), ensure_ascii=False),
+        "logit_scale": repr(logit_scale),
+    }
+
+
+def load_bank(path: Path) -> FeatureBank:
+    """Reads and checks a whole feature bank; errors as of `BankFile` and its `features`."""
     file = BankFile(path)
-    features: dict[str, Any] = {f"{split}_features": file.features(split) for split in file.labels}
-    return FeatureBank(**features, **_all_but_features(file))
+    rows = {split: list(range(len(labels))) for split, labels in file.labels.items()}
+    return draw_bank(file, Selection(rows["train"], rows.get("val", []))).with_test()
 
 
 def draw_bank(file: BankFile, selection: Selection) -> FeatureBank:
     """The few-shot task that the protocol selected from a bank: its rows of train and val, and the whole of test.
 
-    Only those rows are read. Test features stay on disk until `FeatureBank.with_test`.
-
-    Raises:
-        UserError: If the rows cannot be read, are not finite or not of unit norm.
+    Only those rows are read. Test features stay on disk until `FeatureBank.with_test`. Errors as `BankFile.features`.
     """
-    rows = {"train": selection.train, "val": selection.val}
-    changes: dict[str, Any] = {}
-    for split in rows.keys() & file.labels.keys():
-        changes[f"{split}_features"] = file.rows(split, rows[split])
-        changes[f"{split}_labels"] = file.labels[split][torch.tensor(rows[split], dtype=torch.long)]
-    if "test" in file.labels:
-        changes["read_test"] = partial(file.features, "test")
-    return FeatureBank(**_all_but_features(file) | changes)
+    drawn: dict[str, Any] = {f"{split}_labels": labels for split, labels in file.labels.items()}
+    for split, rows in (("train", selection.train), ("val", selection.val)):
+        if split in file.labels:
+            drawn[f"{split}_features"] = file.features(split, rows)
+            drawn[f"{split}_labels"] = file.labels[split][torch.tensor(rows, dtype=torch.long)]
+    return FeatureBank(
+        **drawn,
+        read_test=partial(file.features, "test") if "test" in file.labels else None,
+        text_positive=file.text_positive,
+        text_negative=file.text_negative,
+        text_norms=file.text_norms,
+        classnames=file.classnames,
+        dataset=file.dataset,
+        backbone=file.backbone,
+        encoder=file.encoder,
+        logit_scale=file.logit_scale,
+    )
 
 
-def _all_but_features(file: BankFile) -> dict[str, Any]:
-    """The fields of a `FeatureBank` that an opened file has read already."""
-    return {
-        **{f"{split}_labels": labels for split, labels in file.labels.items()},
-        "text_positive": file.text_positive,
-        "text_negative": file.text_negative,
-        "text_norms": file.text_norms,
-        "classnames": file.classnames,
-        "dataset": file.dataset,
-        "backbone": file.backbone,
-        "encoder": file.encoder,
-        "logit_scale": file.logit_scale,
-    }
+# Training or validation images that are test images as well: what is learned or chosen on them says nothing
 
 
-def _some_rows(read: Callable[[], Tensor], rows: Tensor) -> Tensor:
-    return read()[rows]
+def refuse_test_rows(bank: FeatureBank) -> None:
+    """Raises UserError if a row of train, in any view, or of val is a row of test, bit for bit."""
+    if bank.test_features is None:
+        return
+    tested = set(_hashes(bank.test_features))
+    splits = {"train": bank.train_features} | ({} if bank.val_features is None else {"val": bank.val_features[None]})
+    for name, views in splits.items():
+        found = [not tested.isdisjoint(of_image) for of_image in zip(*map(_hashes, views))]
+        if count := sum(found):
+            raise UserError(
+                f"{count} of {len(found)} {name} images of {bank.dataset} are test images as well, so the test would "
+                f"say nothing about new images; take them out of {name} or out of test"
+            )
+
+
+def test_features_apart(bank: FeatureBank) -> Tensor:
+    """The test features `[M, d]` of a bank, read from disk; UserError as `with_test` and `refuse_test_rows`."""
+    whole = bank.with_test()
+    refuse_test_rows(whole)
+    return whole.features_to_classify
+
+
+def _hashes(rows: Tensor) -> list[int]:
+    """A hash of each row of `[n, d]`."""
+    return [hash(row.tobytes()) for row in rows.detach().cpu().contiguous().numpy()]

@@ -1,4 +1,4 @@
-"""A data set and a backbone -> a feature bank. What has been encoded once is kept on disk (`parts.py`).
+"""A data set and a backbone -> a feature bank. What has been encoded once is kept on disk (`tensor_file.py`).
 
 Images are encoded in chunks that go to disk, so memory does not grow with their number. The processes that `torchrun`
 started take turns at the chunks.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,17 +27,31 @@ from ..datasets import Dataset, Item
 from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.files import hash_rows
-from .bank import FeatureBank
-from .bank_file import Encoder, bank_metadata
+from .bank import Encoder, FeatureBank, bank_metadata
 from .options import EncodingOptions
-from .parts import CODE_VERSION, FEATURES, WHAT, Chunks, Tensors, chunk_folder, kept_part, read_part
-from .tensor_file import Streamed, TensorFile, write_streamed
+from .tensor_file import (
+    CODE_VERSION,
+    FEATURES,
+    WHAT,
+    Streamed,
+    TensorFile,
+    chunk_folder,
+    is_whole,
+    kept_part,
+    read_part,
+    write_part,
+    write_streamed,
+)
 from .text import encode_prompts
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone, Transform
 
 logger = logging.getLogger(__name__)
+
+CHUNK_BATCHES = 16
+
+Chunk = Sequence[range]  # batches, each as the positions of its images
 
 
 @dataclass(frozen=True)
@@ -82,11 +97,11 @@ class Parts(NamedTuple):
 
     Attributes:
         images: "train", and "val" and "test" if there are such images -> the file of their features, and the images.
-        text: "positive" and "negative" text nodes, each `[K, d]`, and "norms", as `encode_prompts` gives them.
+        text: The text nodes and their norms, as `encode_prompts` gives them.
     """
 
     images: dict[str, tuple[Path, Sequence[Item]]]
-    text: Tensors
+    text: dict[str, Tensor]
 
 
 def encode_parts(dataset: Dataset, backbone: Backbone, options: EncodingOptions, seed: int, folder: Path) -> Parts:
@@ -175,51 +190,85 @@ def encode_part(backbone: Backbone, images: ImageViews, options: EncodingOptions
 
 
 def _encode(backbone: Backbone, images: ImageViews, options: EncodingOptions, path: Path, key: str, name: str) -> None:
-    """Encodes the images that no earlier run has, with all processes of `torchrun`, and writes the part to `path`."""
-    chunks = Chunks(len(images), options.batch_size, path, key)
-    missing = processes.of_first(chunks.missing)
-    mine = missing[processes.rank() :: processes.world_size()]
-    done = len(images) - chunks.count(missing)
+    """Encodes the chunks that no earlier run has, with all processes of `torchrun`, and joins them at `path`."""
+    chunks = cut(len(images), options.batch_size)
+    missing = processes.of_first(lambda: [n for n, chunk in enumerate(chunks) if not is_whole(_file(path, chunk), key)])
+    done = len(images) - sum(_size(chunks[number]) for number in missing)
+    mine = [chunks[number] for number in missing[processes.rank() :: processes.world_size()]]
     if done:
         said = "%s: %d of %d %s images were encoded before; going on"
         logger.info(said, chunk_folder(path), done, len(images), name)
 
     started = time.monotonic()
-    with tqdm(total=len(images), initial=done, desc=f"encoding {name} images", unit="img", disable=None) as progress:
-        for number, features in zip(mine, encode_chunks(backbone, images, chunks, mine, options.num_workers)):
+    bar = tqdm(total=len(images), initial=done, desc=f"encoding {name} images", unit="img", disable=None)
+    with bar, _unless_finished(path, key):
+        for chunk, features in zip(mine, encode_chunks(backbone, images, mine, options.num_workers)):
             if features.isnan().any():
                 raise UserError(f"{backbone.name} gives NaN features for {name} images of {images.dataset.name}")
-            chunks.keep(number, features)
-            progress.update(len(features))
-    count, seconds = chunks.count(mine), time.monotonic() - started
+            write_part(_file(path, chunk), {FEATURES: features}, key)
+            bar.update(len(features))
+    count, seconds = sum(map(_size, mine)), time.monotonic() - started
     logger.info("encoded %d %s images in %.1f s, %.0f images/s", count, name, seconds, count / max(seconds, 1e-9))
     processes.wait()
     if processes.rank() == 0:
-        chunks.join(images.views)
+        with _unless_finished(path, key):
+            _join(path, key, chunks, images.views)
+
+
+def cut(num_images: int, batch_size: int) -> list[Chunk]:
+    """The positions of images, views counted, in batches, of which `CHUNK_BATCHES` are a chunk.
+
+    A killed run loses at most one chunk of each process. A chunk holds the same batches whoever encodes it, so the
+    features are the same, bit for bit, with the same number of threads.
+    """
+    starts = range(0, num_images, batch_size)
+    batches = [range(start, min(start + batch_size, num_images)) for start in starts]
+    return [batches[first : first + CHUNK_BATCHES] for first in range(0, len(batches), CHUNK_BATCHES)]
 
 
 def encode_chunks(
-    backbone: Backbone, images: ImageViews, chunks: Chunks, numbers: Sequence[int], num_workers: int
+    backbone: Backbone, images: ImageViews, chunks: Sequence[Chunk], num_workers: int
 ) -> Iterator[Tensor]:
     """The features of one chunk after the other, each `[images of the chunk, d]`.
 
-    Args:
-        backbone: The frozen CLIP.
-        images: All images of the part.
-        chunks: How they are cut.
-        numbers: The chunks to encode.
-        num_workers: Processes that read images, across the borders of chunks; 0 reads them in this one.
-
-    Raises:
-        UserError: On an unreadable image.
+    `num_workers` processes read images, across the borders of chunks; 0 reads them in this one. Raises UserError on an
+    unreadable image.
     """
-    order = (list(batch) for number in numbers for batch in chunks.batches(number))
+    order = (list(batch) for chunk in chunks for batch in chunk)
     batches = iter(DataLoader(images, batch_sampler=order, num_workers=num_workers))
     try:
-        for number in numbers:
-            yield torch.cat([backbone.encode_images(next(batches)[1]) for _ in chunks.batches(number)])
+        for chunk in chunks:
+            yield torch.cat([backbone.encode_images(next(batches)[1]) for _ in chunk])
     except UserError as error:  # of a worker process: torch adds its traceback to the text
         raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from error
+
+
+def _size(chunk: Chunk) -> int:
+    return sum(map(len, chunk))
+
+
+def _file(path: Path, chunk: Chunk) -> Path:
+    """Where a chunk of the part at `path` is kept. Its name tells the positions: batch sizes cut differently."""
+    return chunk_folder(path) / f"{chunk[0].start}-{chunk[-1].stop}.safetensors"
+
+
+@contextmanager
+def _unless_finished(path: Path, key: str) -> Iterator[None]:
+    """Forgives an error if another run, which knows nothing of this one, has made the part and removed its chunks."""
+    try:
+        yield
+    except UserError:
+        if not is_whole(path, key):
+            raise
+
+
+def _join(path: Path, key: str, chunks: Sequence[Chunk], views: int) -> None:
+    """Writes a part from its chunks, with one block of them in memory at a time."""
+    files = (TensorFile(_file(path, chunk), WHAT) for chunk in chunks)
+    first = TensorFile(_file(path, chunks[0]), WHAT).tensors[FEATURES]
+    shape = (views, sum(map(_size, chunks)) // views, first.shape[-1])  # positions go through a view first
+    features = Streamed(first.dtype, shape, (block for file in files for block in file.blocks(FEATURES)))
+    write_streamed(path, {FEATURES: features}, {"fingerprint": key}, checked=True)
 
 
 def write_bank(path: Path, parts: Parts, dataset: Dataset, backbone: Backbone, encoder: Encoder | None = None) -> None:

@@ -1,46 +1,50 @@
-"""`.safetensors` files that may be larger than memory: some rows are read, and a file is written block by block.
+"""`.safetensors` files that may be larger than memory: read by rows, written block by block. And encoded features,
+which are kept in such files.
 
-Rows are read at their place in the file. They are not mapped into memory: a mapping would count the rows around them as
-memory of the process, and would end the process where a file is cut short while it is in use. What is read has the
-memory alignment that torch gives its own tensors, on which the last bit of a matrix product can depend.
+Tensors are read at their place in the file and not mapped into memory: a mapping counts the rows around them as memory
+of the process, and ends the process where a file is cut short while it is in use.
+
+Features are kept in a file for each part of a bank (train, val, test, text). It is named after its key, a hash over all
+that shaped it: backbone, weights, preprocessing, images, augmentation, sentences and code version. So test features are
+shared by all shot counts and seeds, and a stale file is never read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from ..utils.errors import UserError, first_line
+from ..utils import processes
+from ..utils.errors import UserError
 from ..utils.files import atomic_path
-from ..utils.reading import check_regular
+from ..utils.reading import reading
 
-DTYPES = {
+logger = logging.getLogger(__name__)
+
+DTYPES = {  # what a bank may hold
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
     "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 BLOCK = 1 << 22  # bytes that are copied or hashed at once
 CHECKSUM = "checksum"  # a key of the metadata
+CODE_VERSION = 1  # part of every key: raise it when the same input would give other features
+FEATURES = "features"  # the name of the tensor in a part of images
+WHAT = "encoded features"
 
 
 class StoredTensor(NamedTuple):
@@ -57,56 +61,57 @@ class TensorFile:
 
     Args:
         path: The file.
-        what: What the file should be, such as "the feature bank"; error messages use it.
+        what: What it should be, as of `reading`.
 
     Attributes:
-        tensors: Name -> where the tensor lies, in the order of the file.
+        tensors: Name -> where the tensor lies.
         metadata: The texts that the header holds beside the tensors.
+        num_bytes: The size of the file.
 
     Raises:
-        UserError: If the file is missing, damaged, no regular file, or changed since it was opened. All methods raise
-            it as well.
+        UserError: If the file is missing, damaged, or changed since it was opened. All methods raise it as well.
     """
 
     def __init__(self, path: Path, what: str) -> None:
-        check_regular(path)
         self.path, self.what = path, what
-        self._version: tuple[int, int] | None = None
-        try:
-            with safe_open(path, framework="np") as checked:  # checks the header against the size of the file
+        with reading(path, what):
+            with safe_open(path, framework="np") as checked:  # compares the header with the size of the file
                 self.metadata: dict[str, str] = checked.metadata() or {}
-            with self._opened() as file:
+            with path.open("rb") as file:
                 self._version = _version(file)
                 length = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(length))
-        except (SafetensorError, ValueError, RecursionError) as error:
-            raise error if isinstance(error, UserError) else self._unreadable(error) from error
+        self.num_bytes = self._version[0]
         header.pop("__metadata__", None)
         self.tensors = _layout(header, 8 + length)
 
-    def read(self, name: str) -> Tensor:
-        """A whole tensor."""
-        stored = self.tensors[name]
-        return self._read(name, stored.shape, [0], stored.size)
-
-    def rows(self, name: str, rows: Sequence[int]) -> Tensor:
-        """Some rows of a tensor of shape `[..., n, d]`, in any order; shape `[..., r, d]`."""
-        stored = self.tensors[name]
-        *leading, count, width = stored.shape
-        if len(rows) == count and list(rows) == list(range(count)):
-            return self.read(name)
-        length = stored.size // max(math.prod(stored.shape[:-1]), 1)
-        starts = [(block * count + row) * length for block in range(math.prod(leading)) for row in rows]
-        return self._read(name, (*leading, len(rows), width), starts, length)
-
-    def blocks(self, name: str) -> Iterator[Tensor]:
-        """The bytes of a tensor in blocks, each of which overwrites the one before."""
-        stored = self.tensors[name]
-        raw = torch.empty(min(BLOCK, stored.size), dtype=torch.uint8)
+    def read(self, name: str, rows: Sequence[int] | None = None) -> Tensor:
+        """A tensor; or some rows of one of shape `[..., n, d]`, in any order, as `[..., r, d]`."""
+        dtype, shape, start, length = self.tensors[name]
+        places = [start]
+        if rows is not None and not (len(rows) == shape[-2] and list(rows) == list(range(shape[-2]))):
+            *leading, count, width = shape
+            shape, length = (*leading, len(rows), width), width * DTYPES[dtype].itemsize
+            places = [start + (block * count + row) * length for block in range(math.prod(leading)) for row in rows]
+        # Memory of torch's own: the last bit of a matrix product can depend on its alignment
+        raw = torch.empty(len(places) * length, dtype=torch.uint8)
+        into = raw.numpy().data
         with self._opened() as file:
-            for start in range(0, stored.size, BLOCK):
-                block = raw[: stored.size - start]
-                self._fill(file, stored.start + start, block)
+            for number in sorted(range(len(places)), key=places.__getitem__):
+                file.seek(places[number])
+                if file.readinto(into[number * length : (number + 1) * length]) != length:  # type: ignore[attr-defined]
+                    raise ValueError("it ends too early")
+        return raw.view(DTYPES[dtype]).view(shape)
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """The bytes of a tensor in blocks."""
+        _, _, start, size = self.tensors[name]
+        with self._opened() as file:
+            file.seek(start)
+            for done in range(0, size, BLOCK):
+                block = file.read(min(BLOCK, size - done))
+                if len(block) != min(BLOCK, size - done):
+                    raise ValueError("it ends too early")
                 yield block
 
     def checksum(self) -> str:
@@ -115,70 +120,35 @@ class TensorFile:
         for name, stored in self.tensors.items():
             digest.update(_described(name, stored))
             for block in self.blocks(name):
-                digest.update(raw_bytes(block))
+                digest.update(block)
         return digest.hexdigest()
-
-    def _read(self, name: str, shape: Sequence[int], starts: Sequence[int], length: int) -> Tensor:
-        """Pieces of a tensor, each of `length` bytes: read in the order of the file, returned in that of `starts`."""
-        stored = self.tensors[name]
-        if stored.dtype not in DTYPES:
-            raise self._unreadable(f"{name} has the type {stored.dtype}, which is none of {', '.join(DTYPES)}")
-        size = len(starts) * length
-        try:
-            raw = torch.empty(size, dtype=torch.uint8)
-        except (RuntimeError, MemoryError) as error:
-            raise self._unreadable(f"there is no memory for {size / 1e9:.1f} GB of it") from error
-        with self._opened() as file:
-            for place in sorted(range(len(starts)), key=starts.__getitem__):
-                piece = raw[place * length : (place + 1) * length]
-                self._fill(file, stored.start + starts[place], piece)
-        return raw.view(DTYPES[stored.dtype]).view(tuple(shape))
 
     @contextmanager
     def _opened(self) -> Iterator[IO[bytes]]:
-        try:
-            with self.path.open("rb") as file:
-                if self._version not in (None, _version(file)):
-                    raise UserError(f"{self.path} was changed while it was in use; start again")
-                yield file
-        except OSError as error:
-            raise self._unreadable(error) from error
-
-    def _fill(self, file: IO[bytes], start: int, into: Tensor) -> None:
-        file.seek(start)
-        if file.readinto(into.numpy().data) != len(into):  # type: ignore[attr-defined]
-            raise self._unreadable("it ends too early")
-
-    def _unreadable(self, reason: Exception | str) -> UserError:
-        said = reason if isinstance(reason, str) else first_line(reason)
-        return UserError(f"cannot read {self.what} {self.path}: {said}")
+        with reading(self.path, self.what), self.path.open("rb") as file:
+            if self._version != _version(file):
+                raise UserError(f"{self.path} was changed while it was in use; start again")
+            yield file
 
 
 class Streamed(NamedTuple):
-    """A tensor that is written block by block.
-
-    Attributes:
-        dtype: The name of its type in the file, such as "F32".
-        shape: Its shape.
-        blocks: Tensors whose bytes, one after the other, are its own.
-    """
+    """A tensor that is written block by block: the name of its type, such as "F32", its shape, and its bytes."""
 
     dtype: str
     shape: tuple[int, ...]
-    blocks: Iterable[Tensor]
+    blocks: Iterable[bytes | memoryview]
 
     @classmethod
     def of(cls, tensor: Tensor) -> Streamed:
         """A tensor that is in memory, as one block."""
-        return cls(NAMES[tensor.dtype], tuple(tensor.shape), [tensor])
+        [name] = [name for name, dtype in DTYPES.items() if dtype == tensor.dtype]
+        return cls(name, tuple(tensor.shape), [raw_bytes(tensor)])
 
 
 def write_streamed(
-    path: Path, tensors: Mapping[str, Streamed], metadata: Mapping[str, str], checked: bool = False
+    path: Path, tensors: Mapping[str, Streamed], metadata: dict[str, str], checked: bool = False
 ) -> None:
     """Writes a `.safetensors` file, atomically, with one block in memory at a time.
-
-    The file has the bytes that `safetensors.torch.save_file` gives it, but that the metadata are in the order given.
 
     Args:
         path: The file.
@@ -189,34 +159,35 @@ def write_streamed(
 
     Raises:
         UserError: If it cannot be written.
-        ValueError: If the blocks of a tensor are more or fewer bytes than its shape has.
+        ValueError: If blocks are more or fewer bytes than the shapes have.
     """
     forms = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     digest = hashlib.sha256()
-    header, layout = file_header(forms, {**metadata, CHECKSUM: digest.hexdigest()} if checked else metadata)
+
+    def head() -> tuple[bytes, dict[str, StoredTensor]]:
+        return file_header(forms, metadata | {CHECKSUM: digest.hexdigest()} if checked else metadata)
+
     with atomic_path(path) as temporary, temporary.open("wb") as file:
+        header, layout = head()
         file.write(header)
         for name, stored in layout.items():
             digest.update(_described(name, stored))
-            written = 0
-            for block in map(raw_bytes, tensors[name].blocks):
+            for block in tensors[name].blocks:
                 digest.update(block)
-                written += file.write(block)
-            if written != stored.size:
-                raise ValueError(f"{name} has {written} bytes, but its shape {list(stored.shape)} has {stored.size}")
-        if checked:
-            file.seek(0)
-            file.write(file_header(forms, {**metadata, CHECKSUM: digest.hexdigest()})[0])
+                file.write(block)
+            if file.tell() != stored.start + stored.size:
+                raise ValueError(f"{name} of shape {list(stored.shape)} has not {stored.size} bytes")
+        file.seek(0)
+        file.write(head()[0])
 
 
 def file_header(
     tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, StoredTensor]]:
-    """The first bytes of a `.safetensors` file, and where its tensors lie.
+    """The first bytes of a `.safetensors` file, and where its tensors lie, in the order of safetensors.
 
     Args:
-        tensors: Name -> the name of its type, and its shape. They come in the order of safetensors: wide types first,
-            then by name.
+        tensors: Name -> the name of its type, and its shape.
         metadata: Texts that are kept in the header.
     """
     described: dict[str, Any] = {}
@@ -238,12 +209,12 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 
 
 def _layout(described: Mapping[str, dict], data: int) -> dict[str, StoredTensor]:
-    """Where tensors lie, in the order of the file, by its header, whose last byte is before the place `data`."""
+    """Where the tensors of a header lie, if their bytes begin at the place `data`."""
     found: dict[str, StoredTensor] = {}
     for name, entry in described.items():
         begin, end = entry["data_offsets"]
         found[name] = StoredTensor(entry["dtype"], tuple(entry["shape"]), data + begin, end - begin)
-    return dict(sorted(found.items(), key=lambda item: (item[1].start, item[0])))
+    return found
 
 
 def _described(name: str, stored: StoredTensor) -> bytes:
@@ -254,3 +225,65 @@ def _version(file: IO[bytes]) -> tuple[int, int]:
     """Size and time of the last change (ns) of an open file."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
+
+
+# Encoded features that are kept
+
+
+def kept_part(folder: Path, name: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The file of a part, which is made if it is not there. A damaged file is replaced, and that is said.
+
+    All processes of `torchrun` call this together. Two runs that do not know of each other may make the same part: each
+    renames a whole file into place.
+
+    Args:
+        folder: Where parts are kept.
+        name: Of the part, "train", "val", "test" or "text".
+        key: A hash of all that shapes the features.
+        make: Writes the file, in the first process, with the help of the others. It may keep unfinished work in
+            `chunk_folder` of that file.
+
+    Raises:
+        UserError: If the folder cannot be written.
+    """
+    path = folder / f"{name}-{key[:16]}.safetensors"
+    if not processes.of_first(lambda: is_whole(path, key)):
+        make(path)
+        if processes.rank() == 0:
+            shutil.rmtree(chunk_folder(path), ignore_errors=True)
+        processes.wait()
+    return path
+
+
+def chunk_folder(path: Path) -> Path:
+    """Where the chunks of a part are kept until its file at `path` is written."""
+    return path.with_suffix(".chunks")
+
+
+def write_part(path: Path, tensors: dict[str, Tensor], key: str) -> None:
+    """Writes features with the key of what they were made from and a checksum of them, atomically."""
+    streamed = {name: Streamed.of(tensor) for name, tensor in tensors.items()}
+    write_streamed(path, streamed, {"fingerprint": key}, checked=True)
+
+
+def read_part(path: Path) -> dict[str, Tensor]:
+    """The tensors of a part that `is_whole`; raises UserError if they cannot be read."""
+    file = TensorFile(path, WHAT)
+    return {name: file.read(name) for name in file.tensors}
+
+
+def is_whole(path: Path, key: str) -> bool:
+    """Whether a file holds undamaged features that were made from what `key` stands for. If it does not, that is said.
+
+    The features are read in blocks and compared with their checksum.
+    """
+    if not path.exists():
+        return False
+    try:
+        file = TensorFile(path, WHAT)
+        if (file.metadata.get("fingerprint"), file.metadata.get(CHECKSUM)) == (key, file.checksum()):
+            return True
+    except UserError:
+        pass
+    logger.warning("%s cannot be used, since it is damaged or of another version: encoding anew", path)
+    return False

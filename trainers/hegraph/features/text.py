@@ -23,7 +23,7 @@ from ..utils import processes
 from ..utils.files import hash_json
 from .bank import FeatureBank
 from .options import EncodingOptions
-from .parts import CODE_VERSION, Tensors, kept_part, read_part, write_part
+from .tensor_file import CODE_VERSION, kept_part, read_part, write_part
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
@@ -50,7 +50,7 @@ def class_prompts(
 
 def encode_prompts(
     backbone: Backbone, dataset: str, classnames: Sequence[str], options: EncodingOptions, folder: Path
-) -> Tensors:
+) -> dict[str, Tensor]:
     """The text nodes of K classes, encoded or read from disk.
 
     Args:
@@ -61,15 +61,13 @@ def encode_prompts(
         folder: Where the features are kept.
 
     Returns:
-        "positive" and "negative", each of unit norm and shape `[K, d]`; and "norms", shape `[K]`. A norm is that of the
-        mean of what the text tower gives for the positive sentences of a class, which TaskRes and CLAP train; where
-        sentences are in groups, of the mean of the groups' means.
+        "positive" and "negative", each of unit norm and shape `[K, d]`; and "norms", shape `[K]`: of the mean of the
+        text tower's output for the positive sentences of a class or, where they are in groups, of the groups' means.
 
     Raises:
         UserError: On a class without a sentence, or a folder that cannot be written.
     """
     positive, negative = class_prompts(dataset, classnames, options)
-
     key = hash_json({"positive": positive, "negative": negative, "code": CODE_VERSION} | backbone.fingerprint)
 
     def encode(path: Path) -> None:
@@ -87,11 +85,7 @@ def encode_prompts(
 
 
 def _encode_group(backbone: Backbone, group: PromptGroup) -> tuple[Tensor, Tensor]:
-    """Two mean features of each class's sentences, each of shape `[K, d]`.
-
-    Returns:
-        The re-normalised mean of unit features, and the mean of features with the norm that the text tower gives them.
-    """
+    """The re-normalised mean of each class's unit features, and the mean of features as they are, each `[K, d]`."""
     features = backbone.encode_text([sentence for sentences in group for sentence in sentences], normalize=False)
     counts = [len(sentences) for sentences in group]
 

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..features.bank import mean_over_views
-from ..features.bank_file import BankFile
+from ..features.bank import BankFile, mean_over_views
 from ..models.folder import load_model, model_files
 from ..models.images import ImageModel, backbone_files
 from ..models.saved import SavedModel

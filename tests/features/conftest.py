@@ -1,0 +1,33 @@
+"""The embedded backbone, and tensor files that are changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from trainers.hegraph.backbones.clip import Backbone
+from trainers.hegraph.backbones.loading import load_backbone
+
+
+@pytest.fixture(scope="session")
+def backbone() -> Backbone:
+    return load_backbone("hegraph-mini")
+
+
+@pytest.fixture(scope="session")
+def rewrite() -> Callable[[Path, Callable], Path]:
+    """Function of a `.safetensors` file, and of what changes its tensors and metadata in place."""
+
+    def changed(path: Path, change: Callable[[dict, dict], object]) -> Path:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+        change(tensors, metadata)
+        save_file(tensors, path, metadata)
+        return path
+
+    return changed
