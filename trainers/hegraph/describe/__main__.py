@@ -55,11 +55,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def describe(args: argparse.Namespace) -> dict[str, str]:
-    """Runs the command.
-
-    Returns:
-        Class name -> what was wrong, for each class that failed.
+def describe(args: argparse.Namespace) -> int:
+    """Runs the command; returns 1 if classes failed, else 0.
 
     Raises:
         UserError: If an argument is wrong, the endpoint does not answer, or a file cannot be read or written.
@@ -68,30 +65,21 @@ def describe(args: argparse.Namespace) -> dict[str, str]:
     if not context:
         raise UserError('--context is empty; say what the pictures are, such as "satellite photos of land use"')
     check_output(args.out, [args.classes, args.aliases])
-    collection = Collection(
-        read_classnames(args.classes),
-        args.out,
-        context,
-        args.per_class,
-        args.batch_size,
-        args.tries,
-        read_json(args.aliases) if args.aliases else None,
-        args.model,
-    )
+    names, aliases = read_classnames(args.classes), read_json(args.aliases) if args.aliases else None
+    sizes = (args.per_class, args.batch_size, args.tries)
+    collection = Collection(names, args.out, context, *sizes, aliases, args.model)
     questions = [batch for attempt in range(args.tries) for batch in collection.batches(attempt)]
-    if questions:
-        for model, count in collection.other_models().items():
-            logger.warning("of %r are the sentences of %d classes; the others will be of %r", model, count, args.model)
+    for model, count in collection.other_models().items() if questions else ():
+        logger.warning("of %r are the sentences of %d classes; the others will be of %r", model, count, args.model)
     if args.dry_run:
         if questions:
             say(f"{collection.prompt(questions[0])}\n")
         say(f"requests: {len(questions)}, classes: {len(collection.unfinished())}; nothing was asked\n")
-        return {}
+        return 0
     if questions:
         key = read_key(args.endpoint, args.key_env)
         limits = (args.timeout, args.retries, args.max_tokens, args.temperature)
-        client = ChatClient(args.endpoint, args.model, key, *limits)
-        collect(collection, client.ask)
+        collect(collection, ChatClient(args.endpoint, args.model, key, *limits).ask)
     failed = collection.finish()
     num_classes = len(collection.classnames)
     say(f"{args.out}: {num_classes - len(failed)} of {num_classes} classes have their sentences\n")
@@ -99,7 +87,7 @@ def describe(args: argparse.Namespace) -> dict[str, str]:
         logger.warning("failed, and tried again by the same command (%d):", len(failed))
         for name, problem in failed.items():
             logger.warning("  %s: %s", name, problem)
-    return failed
+    return int(bool(failed))
 
 
 def number(kind: Callable[[str], float], least: float, most: float = math.inf) -> Callable[[str], float]:
@@ -118,7 +106,7 @@ def number(kind: Callable[[str], float], least: float, most: float = math.inf) -
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 1 if classes failed, 2 for a mistake of the user's."""
-    return report(lambda: int(bool(describe(parse_arguments(arguments)))))
+    return report(lambda: describe(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

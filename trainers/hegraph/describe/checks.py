@@ -44,13 +44,8 @@ class Checker:
     def sift(self, name: str, sentences: Sequence[str], most: int | None = None) -> tuple[list[str], list[str]]:
         """Finds the good ones of a class's sentences, and remembers them, so that later ones may not repeat them.
 
-        Args:
-            name: The class.
-            sentences: The sentences about it.
-            most: How many good ones are enough: what comes after them is left alone.
-
         Returns:
-            The good sentences; a line for each problem of the others.
+            The good sentences, at most `most`: what comes after them is left alone; a line for each problem of others.
         """
         pattern = name_pattern([name, *self.aliases.get(name, ())])
         good: list[str] = []
@@ -83,12 +78,7 @@ class Checker:
 
 
 def sentence_problems(sentence: str, pattern: re.Pattern[str]) -> list[str]:
-    """What is wrong with a sentence, whatever the others are.
-
-    Args:
-        sentence: The sentence.
-        pattern: Finds the names of its class, see `name_pattern`.
-    """
+    """What is wrong with a sentence, whatever the others are; `pattern` finds the names of its class."""
     problems = []
     words, tokens = len(sentence.split()), count_tokens(sentence)
     if not LEAST_WORDS <= words <= MOST_WORDS:
@@ -107,33 +97,8 @@ def sentence_problems(sentence: str, pattern: re.Pattern[str]) -> list[str]:
     return problems
 
 
-def table_problems(table: Table, classnames: Sequence[str], least: int, aliases: Table | None = None) -> list[str]:
-    """What is wrong with the sentences of a data set.
-
-    Args:
-        table: Class name -> sentences, as in a description file.
-        classnames: The exact names of all classes.
-        least: How many sentences each class needs.
-        aliases: Class name -> other names of it.
-    """
-    problems = [f"{name!r}: no such class" for name in table if name not in set(classnames)]
-    problems += alias_problems(aliases or {}, classnames)
-    checker = Checker(sum(map(len, table.values())), aliases)
-    for name in dict.fromkeys(classnames):
-        sentences = table.get(name, ())
-        if len(sentences) < least:
-            problems.append(f"{name!r}: {len(sentences)} sentences where {least} are wanted")
-        problems += [f"{name!r}: {problem}" for problem in checker.sift(name, sentences)[1]]
-    return problems
-
-
 def alias_problems(aliases: Table, classnames: Sequence[str]) -> list[str]:
-    """What is wrong with aliases: they belong to no class, name two classes, or have no letter and no digit.
-
-    Args:
-        aliases: Class name -> other names of it.
-        classnames: The exact names of all classes.
-    """
+    """What is wrong with aliases: they belong to no class, name two classes, or have no letter and no digit."""
     problems = [f"{name!r} has aliases: no such class" for name in aliases if name not in set(classnames)]
     owners: dict[str, str] = {normalise_name(name): name for name in classnames}
     for name, others in aliases.items():
@@ -145,25 +110,8 @@ def alias_problems(aliases: Table, classnames: Sequence[str]) -> list[str]:
     return problems
 
 
-def sentences_twice(tables: Mapping[str, Table]) -> list[str]:
-    """Finds sentences that occur more than once, in one data set or in several.
-
-    Args:
-        tables: Data set -> class name -> sentences.
-    """
-    places: dict[str, list[str]] = {}
-    for dataset, table in tables.items():
-        for name, sentences in table.items():
-            for sentence in sentences:
-                places.setdefault(normalise_name(sentence), []).append(f"{dataset} {name!r}")
-    return [f"{' and '.join(found)}: {_quote(text)}" for text, found in places.items() if len(found) > 1]
-
-
 def name_pattern(names: Sequence[str]) -> re.Pattern[str]:
-    """A pattern that finds any of the names and their plurals in a text.
-
-    It ignores case, and takes `_`, `-` and spaces between words as the same.
-    """
+    """Finds any of the names and their plurals in a text, whatever the case, and `_`, `-` or spaces between words."""
     spelled = []
     for name in sorted(names, key=len, reverse=True):  # so that of two names, one of which begins the other, both match
         *words, last = map(re.escape, normalise_name(name).split() or [name])

@@ -6,19 +6,13 @@ log messages and errors.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import Field
-
 from ..utils.errors import UserError
-from ..utils.schema import OpenPart
 
 logger = logging.getLogger(__name__)
 
@@ -26,29 +20,9 @@ ENDPOINT, MODEL = "https://api.openai.com/v1", "gpt-4o-mini"  # the defaults
 OPENAI, OPENAI_KEY = "openai.com", "OPENAI_API_KEY"  # the only service that gets this key without being asked to
 
 PASSING_LOG = "openai._base_client"  # where the library says that it asks again
-NO_SUCH_PAGE = (404, 405)  # the statuses of a wrong path
 LONGEST_CONNECT = 10.0  # seconds until a server that does not even take the connection counts as dead
 LONGEST_REASON = 120  # how many characters of a server's message are shown to the user
 SHORTEST_SECRET = 8  # a shorter key is for a server that needs none, and may be a word of an answer: it is not removed
-
-
-class _Message(OpenPart):
-    """An answer; a refusal has no text."""
-
-    content: str | None
-
-
-class _Choice(OpenPart):
-    """An answer and why it ended."""
-
-    message: _Message
-    finish_reason: Any = None
-
-
-class _Completion(OpenPart):
-    """A chat completion, as far as it is read."""
-
-    choices: Annotated[list[_Choice], Field(min_length=1)]
 
 
 class ChatClient:
@@ -90,8 +64,12 @@ class ChatClient:
         self._options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         limits = openai.Timeout(timeout, connect=min(timeout, LONGEST_CONNECT))
         logging.getLogger(PASSING_LOG).setLevel(logging.INFO)
-        with _environment_for(endpoint):
+        # The library makes headers of these variables, such as the organisation: they are for OpenAI alone
+        hidden = {} if is_openai(endpoint) else {n: os.environ.pop(n) for n in [*os.environ] if n.startswith("OPENAI_")}
+        try:
             self._client = openai.OpenAI(base_url=endpoint, api_key=key, timeout=limits, max_retries=retries)
+        finally:
+            os.environ.update(hidden)
 
     def ask(self, prompt: str) -> str:
         """The model's answer to one message.
@@ -100,52 +78,36 @@ class ChatClient:
             UserError: If a failure will not pass, or all tries have failed. It is raised without the exception of the
                 library, which holds the request and so the key.
         """
-        body, problem = self._body(prompt)
-        if not problem:
-            try:
-                choice = _Completion.model_validate(json.loads(body)).choices[0]
-                if choice.finish_reason == "length":
-                    said = "an answer was cut off: raise --max-tokens, or ask for fewer classes with --batch-size"
-                    logger.warning(said)
-                return self._without_key(choice.message.content or "")
-            except (ValueError, RecursionError):
-                problem = f"not a chat completion but {self._clear(body)!r}{self._hint_of_path()}"
-        raise UserError(f"{self.endpoint}: {problem}") from None
-
-    def _body(self, prompt: str) -> tuple[str, str]:
-        """The body of the response to a message, and what went wrong, without the key; "" if nothing did."""
+        openai = self._openai
         try:
-            raw = self._client.chat.completions.with_raw_response.create(
+            completion = self._client.chat.completions.create(
                 model=self.model, messages=[{"role": "user", "content": prompt}], **self._options
             )
-            return raw.http_response.text, ""
-        except self._openai.APIStatusError as error:
+            choice = completion.choices[0]
+            answer = self._without_key(choice.message.content or "")
+            if choice.finish_reason == "length":
+                said = "an answer was cut off: raise --max-tokens, or ask for fewer classes with --batch-size"
+                logger.warning(said)
+            return answer
+        except openai.APIStatusError as error:
             message = error.body.get("message") if isinstance(error.body, dict) else None
-            said = self._clear(str(message or error.response.text or "no more said"))
-            hint = self._hint_of_path() if error.status_code in NO_SUCH_PAGE else ""
-            return "", f"status {error.status_code}: {said}{hint}"
-        except self._openai.APITimeoutError as error:
+            problem = f"status {error.status_code}: {message or error.response.text or 'no more said'}"
+        except openai.APITimeoutError as error:
+            problem = f"no answer in {self.timeout:g} s: raise --timeout, or lower --batch-size"
             if type(error.__cause__).__name__ == "ConnectTimeout":
-                return "", f"no connection in {min(self.timeout, LONGEST_CONNECT):g} s: is the address right?"
-            return "", f"no answer in {self.timeout:g} s: raise --timeout, or lower --batch-size"
-        except self._openai.APIConnectionError as error:
-            return "", f"no connection: {self._clear(str(error.__cause__ or error))}"
-        except self._openai.OpenAIError as error:
-            return "", self._clear(str(error))
-
-    def _clear(self, text: str) -> str:
-        """The first `LONGEST_REASON` characters of a server's message, on one line and without the key."""
-        return " ".join(self._without_key(text).split())[:LONGEST_REASON]
+                problem = f"no connection in {min(self.timeout, LONGEST_CONNECT):g} s: is the address right?"
+        except openai.APIConnectionError as error:
+            problem = f"no connection: {error.__cause__ or error}"
+        except openai.OpenAIError as error:
+            problem = str(error)
+        except (AttributeError, IndexError, TypeError, ValueError, RecursionError):
+            problem = "what came is no chat completion"
+        hint = "" if re.search(r"/v\d+/?$", self.endpoint) else "; does --endpoint have to end in /v1?"
+        raise UserError(f"{self.endpoint}: {' '.join(self._without_key(problem).split())[:LONGEST_REASON]}{hint}")
 
     def _without_key(self, text: str) -> str:
         """A server's text with the key removed, since a server may repeat it."""
         return text.replace(self._key, "[key]") if len(self._key) >= SHORTEST_SECRET else text
-
-    def _hint_of_path(self) -> str:
-        """What may be wrong with the path of an endpoint that does not answer as a chat endpoint does."""
-        base = self.endpoint.rstrip("/").removesuffix("/completions").removesuffix("/chat")
-        better = base if re.search(r"/v\d", base) else f"{base}/v1"
-        return f"; perhaps --endpoint should be {better}" if better != self.endpoint.rstrip("/") else ""
 
 
 def is_openai(endpoint: str) -> bool:
@@ -156,7 +118,7 @@ def is_openai(endpoint: str) -> bool:
 
 
 def read_key(endpoint: str, variable: str | None = None) -> str:
-    """Reads the key for an endpoint from an environment variable.
+    """The key for an endpoint, from an environment variable.
 
     Args:
         endpoint: Where the key will be sent.
@@ -176,28 +138,12 @@ def read_key(endpoint: str, variable: str | None = None) -> str:
     if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):  # the user may have given the key itself: it is not repeated
         raise UserError("--key-env takes the NAME of an environment variable in capitals, such as OPENAI_API_KEY")
     key = os.environ.get(variable, "").strip()
-    if not key:
-        raise UserError(f"no key: set {variable}, or name another variable with --key-env (any text for a free server)")
     if not re.fullmatch(r"[!-~]+", key):
-        raise UserError(f"the key in {variable} holds spaces, line ends or letters that no key has; set it anew")
+        raise UserError(
+            f"{variable} holds no key, or spaces, line ends or letters that no key has: set it, or name another "
+            "variable with --key-env (any text for a free server)"
+        )
     return key
-
-
-@contextmanager
-def _environment_for(endpoint: str) -> Iterator[None]:
-    """Hides the variables `OPENAI_...` for a while, unless the endpoint is OpenAI's.
-
-    The library takes headers from them when a client is made: organisation, project, and any others.
-    """
-    hidden = (
-        {} if is_openai(endpoint) else {name: os.environ[name] for name in os.environ if name.startswith("OPENAI_")}
-    )
-    for name in hidden:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
 
 
 def _check_endpoint(endpoint: str) -> None:

@@ -8,7 +8,7 @@ Which models wrote the sentences of each class is in `<out without .json>.models
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +21,11 @@ from ..utils.files import write_json
 from ..utils.reading import read_json
 from ..utils.schema import Count, Part, check
 from .checks import Checker, alias_problems
-from .dialogue import Request, UnreadableAnswer, build_prompt, read_answer
+from .dialogue import build_prompt, read_answer, readable
+
+LEFT_OUT = "the answer leaves this class out"
+WRONG_FORM = 'the answer is not of the form {"class name": ["sentence", ...]}'
+MOST_PROBLEMS = 8  # how many problems of its earlier sentences a prompt repeats for a class
 
 Texts = dict[str, list[str]]  # class name -> sentences, aliases or models
 Form = TypeVar("Form", Texts, "_Partial")
@@ -48,8 +52,8 @@ class Progress(Part):
 class _Partial(Part):
     """All of `<out>.partial`."""
 
-    context: str
-    classes: dict[str, Progress]
+    context: str = ""
+    classes: dict[str, Progress] = Field(default_factory=dict)
 
 
 class Collection:
@@ -87,14 +91,16 @@ class Collection:
         self.aliases = {} if aliases is None else aliases
         _check_names(self.classnames, self.aliases)
         self.progress = {name: Progress() for name in self.classnames}
-        written, partial = (
-            self._read(out, Texts, {}),
-            self._read(self.partial, _Partial, _Partial(context="", classes={})),
-        )
+        written, partial = self._read(out, Texts, {}), self._read(self.partial, _Partial, _Partial())
         total = sum(max(per_class, len(written.get(name, ()))) for name in self.classnames)
         self.checker = Checker(total, self.aliases)
         self._keep_written(written, self._read(self.models_file, Texts, {}) if written else {})
-        self._keep_answered(partial, written)
+        if partial.classes and partial.context != context:
+            raise UserError(f"{self.partial} holds answers for the --context {partial.context!r}; choose another --out")
+        for name in partial.classes.keys() - written.keys():
+            progress = self.progress[name] = partial.classes[name]
+            progress.sentences, problems = self.checker.sift(name, progress.sentences)
+            progress.problems = progress.problems or problems
 
     def unfinished(self) -> list[str]:
         """Classes that lack sentences, in label order."""
@@ -105,12 +111,9 @@ class Collection:
         return Counter(model for progress in self.progress.values() for model in progress.models if model != self.model)
 
     def batches(self, attempt: int) -> list[list[str]]:
-        """The questions of an attempt, each as the classes that it asks for.
+        """The questions of an attempt, counted from 0, each as the classes that it asks for.
 
-        Questions get smaller from one attempt to the next, since an answer may have been cut off for its length.
-
-        Args:
-            attempt: The number of the attempt, from 0.
+        They get smaller from one attempt to the next, since an answer may have been cut off for its length.
         """
         names = [name for name in self.unfinished() if self.progress[name].tries == attempt]
         size = max(1, self.batch_size >> attempt)
@@ -118,33 +121,31 @@ class Collection:
 
     def prompt(self, batch: Sequence[str]) -> str:
         """The question that asks for some classes."""
-        requests = []
+        lines = []
         for name in batch:
-            progress = self.progress[name]
-            missing = self.per_class - len(progress.sentences)
-            requests.append(Request(name, self.aliases.get(name, ()), missing, progress.sentences, progress.problems))
-        return build_prompt(self.context, self.classnames, requests, self.per_class)
+            progress, line = self.progress[name], f"- {readable(name)}"
+            if aliases := self.aliases.get(name, ()):
+                line += f" (a sentence may also call it {', or '.join(aliases)})"
+            if progress.sentences:
+                line += f": {self.per_class - len(progress.sentences)} more, unlike the ones there:"
+            lines += [line, *(f"  has: {sentence}" for sentence in progress.sentences)]
+            lines += [f"  was refused: {problem}" for problem in progress.problems[:MOST_PROBLEMS]]
+        return build_prompt(self.context, self.classnames, batch[0], lines, self.per_class)
 
     def take(self, batch: Sequence[str], answer: str) -> None:
-        """Keeps the good sentences of an answer, and writes them to `<out>.partial`.
-
-        Args:
-            batch: The classes that were asked for.
-            answer: The text of the answer.
-        """
-        try:
-            table, problem = read_answer(answer, batch), "the answer leaves this class out"
-        except UnreadableAnswer as error:
-            table, problem = {}, str(error)
+        """Keeps the good sentences of an answer about the classes of a batch, and writes them to `<out>.partial`."""
+        table = read_answer(answer, batch)
         for name in batch:
             progress = self.progress[name]
             progress.tries += 1
             missing = self.per_class - len(progress.sentences)
-            good, problems = self.checker.sift(name, table[name], missing) if name in table else ([], [problem])
+            good, problems = self.checker.sift(name, table.get(name, ()), missing)
             progress.sentences += good
             if good and self.model not in progress.models:
                 progress.models.append(self.model)
-            if len(good) < missing and not problems:
+            if name not in table:
+                problems = [LEFT_OUT if table else WRONG_FORM]
+            elif not problems:
                 problems = [f"the answer holds {len(good)} sentences where {missing} are wanted"]
             progress.problems = problems if len(good) < missing else []
         self.save()
@@ -188,26 +189,12 @@ class Collection:
                     "class out of the file to have it described anew, or choose another --out"
                 )
 
-    def _keep_answered(self, partial: _Partial, written: Texts) -> None:
-        """Takes over the answers of an unfinished run, but for classes of the out file."""
-        if partial.classes and partial.context != self.context:
-            raise UserError(
-                f"{self.partial} holds answers for the --context {partial.context!r}; give the same, or choose another "
-                "--out"
-            )
-        for name in partial.classes.keys() - written.keys():
-            progress = partial.classes[name]
-            progress.sentences, problems = self.checker.sift(name, progress.sentences)
-            progress.problems = progress.problems or problems
-            self.progress[name] = progress
-
     def _read(self, path: Path, form: type[Form], empty: Form) -> Form:
         """A file of an earlier run, or of the user's; `empty` where there is none."""
         if not path.exists():
             return empty
         content = check(form, read_json(path), f"{path} is not what this command writes; choose another --out")
-        names: Iterable[str] = content.classes if isinstance(content, _Partial) else content
-        for name in names:
+        for name in content.classes if isinstance(content, _Partial) else content:
             if name not in self.progress:
                 raise UserError(f"{path} holds {name!r}, which is not in --classes; choose another --out")
         return content
@@ -216,12 +203,7 @@ class Collection:
 def collect(collection: Collection, ask: Callable[[str], str]) -> None:
     """Asks until every class has its sentences, or was asked for as often as is allowed.
 
-    Args:
-        collection: The sentences so far, to which the new ones are added.
-        ask: Function of a prompt that returns the answer.
-
-    Raises:
-        UserError: If `ask` raises one, or a file cannot be written.
+    `ask` takes a prompt and returns the answer. Raises UserError if `ask` does, or a file cannot be written.
     """
     collection.save()  # so that a folder that cannot be written is an error before any answer is paid for
     num_classes = len(collection.classnames)
@@ -241,12 +223,10 @@ def collect(collection: Collection, ask: Callable[[str], str]) -> None:
 def _check_names(classnames: Sequence[str], aliases: Mapping[str, Sequence[str]]) -> None:
     seen: dict[str, str] = {}
     for name in classnames:
-        key = normalise_name(name)
-        if not any(letter.isalnum() for letter in key):
+        if not any(letter.isalnum() for letter in name):
             raise UserError(f"the class name {name!r} holds no letter and no digit")
-        if key in seen:
-            raise UserError(f"the class names {seen[key]!r} and {name!r} are the same but for case, '_' and '-'")
-        seen[key] = name
+        if (other := seen.setdefault(normalise_name(name), name)) != name:
+            raise UserError(f"the class names {other!r} and {name!r} are the same but for case, '_' and '-'")
     check(Texts, aliases, "--aliases must hold {class name: [alias, ...]}")
     if problems := alias_problems(aliases, classnames):
         raise UserError(f"--aliases: {problems[0]}")
