@@ -13,7 +13,8 @@ from torch import Tensor
 
 from trainers.hegraph.method.graph import HeteroGraph, build_graph
 from trainers.hegraph.method.layers import Adapted, HeteroMessagePassing
-from trainers.hegraph.method.relations import RelationType, metapath_defaults
+from trainers.hegraph.method.options import ModelOptions
+from trainers.hegraph.method.relations import RelationType
 
 from .floor import graph_multiply_adds, product_for
 from .report import Report
@@ -48,7 +49,7 @@ def measure(num_classes: int, width: int, repeats: int) -> dict[str, list[float]
         the "floor": the multiply-adds of our step at the speed of that product.
     """
     nodes = [unit_features(num_classes, width, seed=seed) for seed in range(3)]
-    layer = HeteroMessagePassing(build_graph(*nodes), metapath_defaults())
+    layer = HeteroMessagePassing(build_graph(*nodes), ModelOptions())
     product, scale = product_for(num_classes, width, graph_multiply_adds(num_classes, width))
 
     def backward(adapted: Adapted) -> None:

@@ -33,7 +33,7 @@ def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, repeats: in
     floor = [scale * s for s in seconds["product"]]
     over = ratio(seconds["step"], floor)
     graph = build_graph(
-        bank.text_positive, bank.text_negative, class_prototypes(bank.cache_keys(), bank.train_labels, num_classes)
+        bank.text_positive, bank.text_negative, class_prototypes(bank.cache_keys(), bank.train_labels, bank.classnames)
     )
     step = pyg_step(training.model, graph, batch)
     # A PyG step takes so long that the difference a warm-up makes does not show

@@ -118,7 +118,7 @@ def test_the_pyg_step_computes_what_ours_does(unit_features):
     ours, theirs = (start_training(bank, layer_of_the_paper()) for _ in range(2))
     batch = next(ours.data.epoch(1))
     graph = build_graph(
-        bank.text_positive, bank.text_negative, class_prototypes(bank.cache_keys(), bank.train_labels, 6)
+        bank.text_positive, bank.text_negative, class_prototypes(bank.cache_keys(), bank.train_labels, bank.classnames)
     )
     ours.step(batch)
     train_step.pyg_step(theirs.model, graph, batch)()
@@ -136,7 +136,7 @@ def test_the_rebuilt_graph_computes_what_ours_does():
     bank = random_bank(6, 8, shots=3)
     layer = start_training(bank, layer_of_the_paper()).model.layers
     graph = build_graph(
-        bank.text_positive, bank.text_negative, class_prototypes(bank.cache_keys(), bank.train_labels, 6)
+        bank.text_positive, bank.text_negative, class_prototypes(bank.cache_keys(), bank.train_labels, bank.classnames)
     )
     for ours, theirs in zip(layer(), rebuilt(graph, layer)):
         assert (ours - theirs).abs().max() < 1e-6

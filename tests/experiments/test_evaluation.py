@@ -26,8 +26,8 @@ from trainers.hegraph.experiments.tasks import FeatureTask, Task, bank_class_ids
 from trainers.hegraph.features.bank import BankFile, FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
+from trainers.hegraph.method.model import TransferableAdapter
 from trainers.hegraph.method.options import FreeOptions, ModelOptions
-from trainers.hegraph.method.transfer import TransferableAdapter
 from trainers.hegraph.models.saved import Backbone, SavedModel, Scores, TrainedOn
 from trainers.hegraph.utils import processes
 from trainers.hegraph.utils.errors import UserError

@@ -17,7 +17,7 @@ from trainers.hegraph.datasets.splits import select_few_shot
 from trainers.hegraph.features.bank import BankFile, mean_over_views
 from trainers.hegraph.method import unlabelled
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.closed_form import ClosedForm, guess_class_means, training_free_classifier
+from trainers.hegraph.method.closed_form import ClosedForm, add_messages, guess_class_means
 from trainers.hegraph.method.unlabelled import (
     ClassShares,
     ClassSums,
@@ -283,8 +283,8 @@ def gain(bank: BankFile, shots: int, kept: int) -> float:
     if shots:
         drawn = torch.tensor(select_few_shot(train_labels.tolist(), val_labels.tolist(), shots, random.Random(1)).train)
         graph = Graph(train[drawn], train_labels[drawn], text)
-        closed = ClosedForm(graph.keys, graph.labels, text, kappa=4.0, rho=0.3)
-        classifier = training_free_classifier(closed, text, scale, omega=0.1)
+        closed = ClosedForm.of(graph.keys, graph.labels, text, kappa=4.0, rho=0.3)
+        classifier = add_messages(classifier, closed.to_text, 0.1 * scale)
     order, classes = torch.randperm(len(val), generator=generator), torch.randperm(len(text), generator=generator)
     pooled, tested = order[: len(val) // 2], order[len(val) // 2 :]
     undrawn = torch.tensor(sorted(set(range(len(train))) - set(drawn.tolist())))

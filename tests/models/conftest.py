@@ -10,8 +10,8 @@ from torch import Tensor
 
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
+from trainers.hegraph.method.model import TransferableAdapter
 from trainers.hegraph.method.options import ClosedFormOptions, ModelOptions
-from trainers.hegraph.method.transfer import TransferableAdapter
 from trainers.hegraph.models.saved import Backbone, Preprocessing, Prompts, SavedModel, Scores, TrainedOn
 
 CLASSES, WIDTH, IMAGES = 3, 8, 6

@@ -132,7 +132,7 @@ def feature_task(
             negative = encoded[1] if negative is None else negative
         logit_scale = backbone.backbone.logit_scale if logit_scale is None else logit_scale
     if positive is None:
-        positive = class_prototypes(F.normalize(features.mean(dim=0), dim=-1), labels, len(classnames))
+        positive = class_prototypes(F.normalize(features.mean(dim=0), dim=-1), labels, classnames)
     bank = FeatureBank(
         train_features=features,
         train_labels=labels,

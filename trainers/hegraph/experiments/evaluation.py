@@ -6,7 +6,7 @@ the classes (`find_rule`), and the log and the record say it:
 - other domains of the same classes (CoOp's and the paper's protocol, Table 1): the trained text classifier is applied
   as it is. Classes are matched by what tells them apart across data sets (`Task.class_ids`, which are WordNet ids in
   ImageNet and its variants, where names repeat), never by position. Only the target's classes compete;
-- other classes (CoCoOp's protocol: cross-dataset, base to new): HeGraphAdapter transfers as `method/transfer.py` says,
+- other classes (CoCoOp's protocol: cross-dataset, base to new): HeGraphAdapter transfers as `TransferableAdapter` says,
   other methods by a rule of their own. A method without one is not tested.
 
 The test features of a target are read after training, and scored once. Shapes: M test images, K classes, d width.

@@ -22,8 +22,7 @@ from ..baselines.base import FittedMethod
 from ..config import Config
 from ..config_files import with_values
 from ..features.bank import FeatureBank
-from ..method.model import HeGraphModel, build_model
-from ..method.transfer import TransferableAdapter
+from ..method.model import HeGraphModel, TransferableAdapter, build_model
 from ..training.batches import TrainingData
 from ..training.checkpoints import Checkpoints
 from ..training.choice import has_val, val_accuracy, val_images

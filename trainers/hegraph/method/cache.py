@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 # Entries of a chunk. On a CPU, 2 MB of float32 stay in a core's cache, and are few enough that the C library does not
 # hand the memory back to the system after every use. A GPU is fast with large kernels.
 CHUNK = {"cpu": 2**19, "cuda": 2**26}
+BATCH = 1024  # images that prediction compares with the cache at once
 EPS = 1e-12  # least norm that is divided by, as in F.normalize
 NO_MATCH = -1e4  # an exponent whose exponential is 0, and which times 0 is 0
 
@@ -39,29 +40,23 @@ class Logits(NamedTuple):
 
 
 def text_logits(features: Tensor, class_features: Tensor, logit_scale: float) -> Tensor:
-    """Cosine classifier `tau * cos(f, x_k)` (Eq. 7).
+    """Cosine classifier `tau * cos(f, x_k)` (Eq. 7): logits `[B, K]`.
 
     Args:
         features: Unit-norm image features, shape `[B, d]`.
         class_features: Text features of any norm, shape `[K, d]`.
         logit_scale: CLIP's `tau`, 100 for OpenAI's weights.
-
-    Returns:
-        Logits, shape `[B, K]`.
     """
     return logit_scale * features @ F.normalize(class_features, dim=-1).t()
 
 
 def cache_affinities(features: Tensor, keys: Tensor, beta: float) -> Tensor:
-    """Affinity of each query to each cached image, `exp(-beta (1 - cos(f, F_k)))` (Eq. 8).
+    """Affinity of each query to each cached image, `exp(-beta (1 - cos(f, F_k)))` (Eq. 8), in `(0, 1]`.
 
     Args:
         features: Unit-norm image features, shape `[B, d]`.
         keys: Cached image features of any norm, shape `[N, d]`.
         beta: Sharpness; Tip-Adapter's `beta`.
-
-    Returns:
-        Affinities in `(0, 1]`, shape `[B, N]`.
     """
     return affinities(features @ F.normalize(keys, dim=-1).t(), beta)
 
@@ -75,17 +70,9 @@ def affinities(cosines: Tensor, beta: float) -> Tensor:
 
 
 def cache_logits(affinities: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Sum of the affinities over the cached images of each class (Eq. 8).
+    """Sum of the affinities `[B, N]` over the cached images of each class (Eq. 8): logits `[B, K]`.
 
     The same as Tip-Adapter's product of the affinities with one-hot values.
-
-    Args:
-        affinities: Shape `[B, N]`.
-        labels: Class of each cached image, shape `[N]`.
-        num_classes: K.
-
-    Returns:
-        Logits, shape `[B, K]`.
     """
     logits = affinities.new_zeros(affinities.shape[0], num_classes)
     return logits.index_add(1, labels, affinities)
@@ -249,22 +236,15 @@ class FoldedClassifier:
 
     @property
     def num_classes(self) -> int:
-        """K."""
         return len(self.weights)
 
     @property
     def width(self) -> int:
-        """d."""
         return self.weights.shape[1]
 
     @torch.no_grad()
-    def parts(self, features: Tensor, batch_size: int = 1024) -> Logits:
-        """Logits of the two classifiers, before they are added.
-
-        Args:
-            features: Unit-norm image features, shape `[B, d]`.
-            batch_size: How many images are compared with the cache at once.
-        """
+    def parts(self, features: Tensor, batch_size: int = BATCH) -> Logits:
+        """Logits of the two classifiers, before they are added, for unit-norm image features `[B, d]`."""
         text = features @ self.weights.t()
         text = text if self.bias is None else text + self.bias
         if self.keys is None or self.labels is None:
@@ -274,8 +254,8 @@ class FoldedClassifier:
         visual = [cache_sums(batch, keys, labels, self.beta, self.num_classes, values) for batch in batches]
         return Logits(text, torch.cat(visual))
 
-    def logits(self, features: Tensor, batch_size: int = 1024) -> Tensor:
-        """The prediction `z`, shape `[B, K]`; arguments as in `parts`."""
+    def logits(self, features: Tensor, batch_size: int = BATCH) -> Tensor:
+        """The prediction `z`, shape `[B, K]`, for unit-norm image features `[B, d]`."""
         return self.combine(self.parts(features, batch_size))
 
     def combine(self, parts: Logits) -> Tensor:
@@ -288,15 +268,8 @@ class FoldedClassifier:
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> FoldedClassifier:
         """The classifier with all its tensors on a device and, if a type is given, its floats of that type."""
-
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, dtype)
-
-        return replace(
-            self,
-            weights=self.weights.to(device, dtype),
-            bias=move(self.bias),
-            keys=move(self.keys),
-            labels=None if self.labels is None else self.labels.to(device),
-            key_weights=move(self.key_weights),
-        )
+        moved: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                moved[name] = value.to(device, dtype if value.is_floating_point() else None)
+        return replace(self, **moved)

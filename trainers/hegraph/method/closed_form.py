@@ -109,62 +109,62 @@ class TextMessages:
     nodes: Tensor
 
 
+@dataclass(frozen=True)
 class ClosedForm:
-    """Steps 1 to 3. Each part is worked out when it is first asked for, and once: training needs the noise alone.
+    """What the three steps leave.
 
-    Args:
-        keys: Unit-norm cached image features, shape `[N, d]`; every class has at least one.
-        labels: Their classes, shape `[N]`.
-        text: Unit-norm text features, shape `[K, d]`.
-        kappa: How many images text counts as.
-        rho: Strength of the covariance's ridge, times d / N.
-        receivers: For each class the class whose message its text node receives, shape `[K]`; None: its own.
+    Attributes:
+        keys, labels, rho, receivers: As of `of`.
+        guess: Of step 1.
+        nodes: `u_c` (step 2), shape `[K, d]`.
+        noise: `r_j`, shape `[N, d]`, float32.
     """
 
-    def __init__(
-        self, keys: Tensor, labels: Tensor, text: Tensor, kappa: float, rho: float, receivers: Tensor | None = None
-    ) -> None:
-        self.keys, self.labels, self.text, self.kappa, self.rho = keys, labels, text, kappa, rho
-        self.receivers = receivers
-        self.counts = torch.bincount(labels, minlength=len(text)).double().unsqueeze(1)
+    keys: Tensor
+    labels: Tensor
+    rho: float
+    receivers: Tensor | None
+    guess: TextGuess
+    nodes: Tensor
+    noise: Tensor
 
-    @cached_property
-    def means(self) -> Tensor:
-        """The class means `m_c`, shape `[K, d]`."""
-        sums = self.counts.new_zeros(self.text.shape)
-        for keys, labels in self._blocks():
-            sums.index_add_(0, labels, keys)
-        return sums / self.counts
+    @classmethod
+    def of(
+        cls, keys: Tensor, labels: Tensor, text: Tensor, kappa: float, rho: float, receivers: Tensor | None = None
+    ) -> ClosedForm:
+        """Takes the first two steps; training needs no more than them.
 
-    @cached_property
-    def guess(self) -> TextGuess:
-        """Step 1."""
-        return guess_class_means(self.text, self.means)
+        Args:
+            keys: Unit-norm cached image features, shape `[N, d]`; every class has at least one.
+            labels: Their classes, shape `[N]`.
+            text: Unit-norm text features, shape `[K, d]`.
+            kappa: How many images text counts as.
+            rho: Strength of the covariance's ridge, times d / N.
+            receivers: For each class the class whose message its text node receives, shape `[K]`; None: its own.
+        """
+        counts = torch.bincount(labels, minlength=len(text)).double().unsqueeze(1)
+        sums = counts.new_zeros(text.shape)
+        for some, classes in _blocks(keys, labels):
+            sums.index_add_(0, classes, some)
+        means = sums / counts
+        guess = guess_class_means(text, means)
+        sums, guesses = counts * means, kappa * guess.left_out
+        noise = []
+        for some, classes in _blocks(keys, labels):
+            without = (sums[classes] - some + guesses[classes]) / (counts[classes] - 1 + kappa)
+            noise.append((some - without).float())
+        nodes = (sums + guesses) / (counts + kappa)
+        return cls(keys, labels, rho, receivers, guess, nodes, torch.cat(noise))
 
-    @cached_property
-    def visual(self) -> Tensor:
-        """The visual nodes `u_c` (step 2), shape `[K, d]`."""
-        return (self.counts * self.means + self.kappa * self.guess.left_out) / (self.counts + self.kappa)
-
-    @cached_property
-    def noise(self) -> Tensor:
-        """`r_j`, shape `[N, d]`, float32."""
-        sums, guesses = self.counts * self.means, self.kappa * self.guess.left_out
-        blocks = []
-        for keys, labels in self._blocks():
-            without = (sums[labels] - keys + guesses[labels]) / (self.counts[labels] - 1 + self.kappa)
-            blocks.append((keys - without).float())
-        return torch.cat(blocks)
-
-    @cached_property
+    @cached_property  # a run starts without it: at the size of ImageNet it takes seconds
     def to_text(self) -> TextMessages:
         """Step 3."""
         num_images, width = self.keys.shape
-        nodes = self.visual
+        nodes = self.nodes
         mean, covariance = nodes.new_zeros(width), nodes.new_zeros(width, width)
-        for keys, labels in self._blocks():
-            mean += keys.sum(dim=0) / num_images
-            deviations = keys - nodes[labels]
+        for some, classes in _blocks(self.keys, self.labels):
+            mean += some.sum(dim=0) / num_images
+            deviations = some - nodes[classes]
             covariance += deviations.t() @ deviations / num_images
         identity = torch.eye(width, dtype=nodes.dtype, device=nodes.device)
         ridge = self.rho * width / num_images
@@ -172,7 +172,7 @@ class ClosedForm:
         metric = (covariance / spread + ridge * identity) / (1 + ridge)
         eigenvalues, vectors = torch.linalg.eigh(metric)
         whitening = (vectors / eigenvalues.clamp_min(SMALLEST).sqrt()) @ vectors.t()
-        lengths = torch.cat([((keys - mean) @ whitening).norm(dim=1) for keys, _ in self._blocks()])
+        lengths = torch.cat([((some - mean) @ whitening).norm(dim=1) for some, _ in _blocks(self.keys, self.labels)])
         scale = lengths.mean().clamp_min(SMALLEST)
         whitened = (nodes - mean) @ whitening
         weights = F.normalize(whitened, dim=1) @ whitening / scale
@@ -181,17 +181,12 @@ class ClosedForm:
             weights, bias = weights[self.receivers], bias[self.receivers]
         return TextMessages(weights.float(), bias.float(), whitening, mean, scale, (whitened / scale).float())
 
-    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The keys, in float64, and their labels, `ROWS` at a time."""
-        for keys, labels in zip(self.keys.split(ROWS), self.labels.split(ROWS)):
-            yield keys.double(), labels
-
     def for_new_classes(self) -> NewClassMessages:
         """What gives messages to classes that have no images."""
-        messages, width = self.to_text, self.keys.shape[1]
-        zero = messages.mean.new_zeros(1, width)
+        messages = self.to_text
+        zero = torch.zeros_like(messages.mean).unsqueeze(0)
         intercept = self.guess.of(zero)
-        slope = self.guess.of(torch.eye(width, dtype=zero.dtype, device=zero.device)) - intercept
+        slope = self.guess.of(torch.eye(zero.shape[1], dtype=zero.dtype, device=zero.device)) - intercept
         return NewClassMessages(
             matrix=(slope @ messages.whitening).float(),
             offset=((intercept - messages.mean) @ messages.whitening)[0].float(),
@@ -218,22 +213,14 @@ class NewClassMessages:
     whitening: Tensor
     mean: Tensor
 
-    def weights(self, text: Tensor) -> Tensor:
-        """`x_c` of text features `[K, d]`, shape `[K, d]`."""
-        return F.normalize(text @ self.matrix + self.offset, dim=1) @ self.whitening
-
     def logits(self, features: Tensor, text: Tensor) -> Tensor:
-        """`(f - m) . x_c` of image features `[B, d]`, shape `[B, K]`."""
-        return (features - self.mean) @ self.weights(text).t()
+        """`(f - m) . x_c` of image features `[B, d]` and text features `[K, d]`, shape `[B, K]`."""
+        weights = F.normalize(text @ self.matrix + self.offset, dim=1) @ self.whitening
+        return (features - self.mean) @ weights.t()
 
 
 def guess_class_means(text: Tensor, means: Tensor) -> TextGuess:
-    """Step 1.
-
-    Args:
-        text: Text features, shape `[K, d]`.
-        means: Class means of image features, shape `[K, d]`.
-    """
+    """Step 1, from text features and class means of image features, both `[K, d]`."""
     text, means = text.double(), means.double()
     mean_text, mean_image = text.mean(dim=0), means.mean(dim=0)
     texts, images = text - mean_text, means - mean_image
@@ -258,14 +245,10 @@ def guess_class_means(text: Tensor, means: Tensor) -> TextGuess:
 
 
 def kernel_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of `texts texts^T + constant`, ascending, and its eigenvectors, in columns.
+    """Eigenvalues of `texts texts^T + constant`, ascending, and its eigenvectors, in columns; `texts` is `[K, d]`.
 
     With more classes than features the matrix has rank d + 1 at most, and only those eigenvectors are worked out, from
     a matrix of that size: without that, 21,841 classes would take hours.
-
-    Args:
-        texts: Shape `[K, d]`.
-        constant: Added to every entry.
     """
     num_classes, width = texts.shape
     if num_classes <= width + 1:
@@ -278,17 +261,21 @@ def kernel_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor
     return eigenvalues, design @ turn[:, kept] / eigenvalues.sqrt()
 
 
-def class_offsets(logits: Tensor, labels: Tensor, prior: float = PRIOR) -> Tensor:
+def _blocks(keys: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The keys, in float64, and their labels, `ROWS` at a time."""
+    for some, classes in zip(keys.split(ROWS), labels.split(ROWS)):
+        yield some.double(), classes
+
+
+def class_offsets(logits: Tensor, labels: Tensor) -> Tensor:
     """Offsets of the classes, which move their mean probabilities on the training images towards their shares.
 
-    Each of `OFFSET_STEPS` steps adds the log of `(count + prior) / (mass + prior)`, where `mass` is the sum of a
+    Each of `OFFSET_STEPS` steps adds the log of `(count + PRIOR) / (mass + PRIOR)`, where `mass` is the sum of a
     class's probabilities. At one shot, that many steps do not reach the end.
 
     Args:
         logits: Zero-shot logits of the training images, shape `[N, K]`.
         labels: Shape `[N]`.
-        prior: Added to count and mass, which makes a step smaller. After endless steps the offsets would not depend on
-            it.
 
     Returns:
         Offsets of mean zero, shape `[K]`, to be added to the logits.
@@ -298,28 +285,13 @@ def class_offsets(logits: Tensor, labels: Tensor, prior: float = PRIOR) -> Tenso
     offsets = torch.zeros_like(counts)
     for _ in range(OFFSET_STEPS):
         mass = ((logits + offsets) * factor).softmax(dim=1).sum(dim=0)
-        offsets = offsets + ((counts + prior) / (mass + prior)).log() / factor
+        offsets = offsets + ((counts + PRIOR) / (mass + PRIOR)).log() / factor
     return offsets - offsets.mean()
 
 
 def nll_at_temperatures(logits: Tensor, labels: Tensor) -> Tensor:
     """The NLL of logits `[N, K]` times each of `TEMPERATURES`, in their order, summed over the images."""
     return torch.stack([F.cross_entropy(logits * factor, labels, reduction="sum") for factor in TEMPERATURES])
-
-
-def training_free_classifier(closed: ClosedForm, text: Tensor, logit_scale: float, omega: float) -> FoldedClassifier:
-    """The variant "free": zero-shot CLIP with class offsets, and the messages to text nodes; no step is taken.
-
-        z = tau f . t_c + o_c + omega tau (f - m) . x_c
-
-    Args:
-        closed: Of the task.
-        text: Unit-norm text features, shape `[K, d]`.
-        logit_scale: CLIP's `tau`.
-        omega: The weight of the messages.
-    """
-    offsets = class_offsets(logit_scale * closed.keys @ text.t(), closed.labels)
-    return add_messages(FoldedClassifier(logit_scale * text, offsets), closed.to_text, omega * logit_scale)
 
 
 def add_messages(classifier: FoldedClassifier, messages: TextMessages, strength: float) -> FoldedClassifier:

@@ -8,6 +8,7 @@ Shapes: K classes, d feature width, N images, R rows of a block.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,9 +27,7 @@ ROWS = 512  # rows of a matrix of edges that are in memory at once
 
 @dataclass(frozen=True)
 class Edges:
-    """The edges of one relation: from every source node to every target node, weighted by cosine.
-
-    They are a `[K, K]` matrix `r` with a row per target node and a column per source node.
+    """The edges of one relation: a `[K, K]` matrix `r` of cosines, a row per target and a column per source node.
 
     Attributes:
         target, source: Unit-norm node features, each `[K, d]`.
@@ -82,18 +81,17 @@ class Adjacency(nn.Module):
     def __init__(self, edges: Edges) -> None:
         super().__init__()
         target_degree, source_degree = edges.degrees()
-        self.register_buffer("own", 1 / target_degree * edges.target, persistent=False)
-        num_classes, width = edges.target.shape
-        self.dense = num_classes <= width
+        buffers = {"own": 1 / target_degree * edges.target}
+        self.dense = len(edges.target) <= edges.target.shape[1]
         if self.dense:
-            matrix = edges.weight() / (target_degree * source_degree.t()).sqrt()
-            self.register_buffer("matrix", matrix, persistent=False)
+            buffers["matrix"] = edges.weight() / (target_degree * source_degree.t()).sqrt()
         else:
             cosine = (edges.target * edges.source).sum(dim=1, keepdim=True)  # of each class's own two nodes
-            correction = (edges.diagonal - 1) * cosine / (target_degree * source_degree).sqrt()
-            self.register_buffer("left", edges.target / target_degree.sqrt(), persistent=False)  # [K, d]
-            self.register_buffer("right", (edges.source / source_degree.sqrt()).t(), persistent=False)  # [d, K]
-            self.register_buffer("diagonal", correction, persistent=False)  # [K, 1]
+            buffers["left"] = edges.target / target_degree.sqrt()  # [K, d]
+            buffers["right"] = (edges.source / source_degree.sqrt()).t()  # [d, K]
+            buffers["diagonal"] = (edges.diagonal - 1) * cosine / (target_degree * source_degree).sqrt()  # [K, 1]
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Source features `[K, d]` to aggregated target features `A x`, `[K, d]`."""
@@ -152,33 +150,25 @@ class HeteroGraph:
 
 
 def build_graph(positive: Tensor, negative: Tensor, visual: Tensor) -> HeteroGraph:
-    """Connects the three kinds of class nodes by cosine similarity.
-
-    Args:
-        positive: Positive text features, shape `[K, d]`.
-        negative: Negative text features, shape `[K, d]`.
-        visual: Visual class prototypes, shape `[K, d]`.
+    """Connects the three kinds of class nodes, each `[K, d]` features of any norm, by cosine similarity.
 
     Raises:
         ValueError: If the three shapes differ.
     """
-    shapes = [tuple(x.shape) for x in (positive, negative, visual)]
+    nodes = positive, negative, visual
+    shapes = [tuple(x.shape) for x in nodes]
     if len(set(shapes)) != 1:
         raise ValueError(f"positive, negative and visual nodes must have one shape [K, d], got {shapes}")
-    nodes = (positive, negative, visual)
-    x_dict = {name: F.normalize(x.detach(), dim=-1) for name, x in zip(NODE_TYPES, nodes)}
-    return HeteroGraph(x_dict)
+    return HeteroGraph({name: F.normalize(x.detach(), dim=-1) for name, x in zip(NODE_TYPES, nodes)})
 
 
-def class_prototypes(features: Tensor, labels: Tensor, classnames: list[str] | int) -> Tensor:
+def class_prototypes(features: Tensor, labels: Tensor, classnames: Sequence[str]) -> Tensor:
     """Visual class prototypes: the mean feature of each class, re-normalised.
-
-    Classes may have unequal numbers of images, in any order.
 
     Args:
         features: Image features, shape `[N, d]`.
         labels: Class of each image, shape `[N]`, in `0 ... K-1`.
-        classnames: The K class names, or K itself.
+        classnames: The K class names.
 
     Returns:
         Unit-norm prototypes, shape `[K, d]`.
@@ -186,14 +176,12 @@ def class_prototypes(features: Tensor, labels: Tensor, classnames: list[str] | i
     Raises:
         UserError: If a class has no image; the message names it.
     """
-    num_classes = classnames if isinstance(classnames, int) else len(classnames)
-    count = torch.bincount(labels, minlength=num_classes)
-    empty = (count == 0).nonzero().flatten().tolist()
+    count = torch.bincount(labels, minlength=len(classnames))
+    empty = [classnames[k] for k in (count == 0).nonzero().flatten().tolist()]
     if empty:
-        names = [str(k) if isinstance(classnames, int) else classnames[k] for k in empty]
         raise UserError(
-            f"every class needs at least one training image to have a visual node, but {len(names)} of "
-            f"{num_classes} have none: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+            f"every class needs at least one training image to have a visual node, but {len(empty)} of "
+            f"{len(classnames)} have none: {', '.join(empty[:10])}{', ...' if len(empty) > 10 else ''}"
         )
-    total = features.new_zeros(num_classes, features.shape[1]).index_add_(0, labels, features)
+    total = features.new_zeros(len(classnames), features.shape[1]).index_add_(0, labels, features)
     return F.normalize(total / count.unsqueeze(1), dim=-1)

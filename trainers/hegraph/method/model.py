@@ -1,6 +1,7 @@
 """The model: graph -> message passing -> two classifiers. It takes features, never images.
 
-Once it is trained, the graph is no longer needed: it folds into `[K, d]` class weights and `[N, d]` keys.
+Once it is trained, the graph is no longer needed: it folds into `[K, d]` class weights and `[N, d]` keys. What it can
+say of classes that it was not trained on is a `TransferableAdapter`.
 
 "HeGraphAdapter: Tuning Multi-Modal Vision-Language Models with Heterogeneous Graph Adapter".
 
@@ -9,7 +10,7 @@ Shapes: B queries, K classes, N cached images, d feature width.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 
 from ..features.bank import FeatureBank
 from .cache import FoldedClassifier, Logits, moved_keys, shifted_cache_logits, text_logits
-from .closed_form import ClosedForm, add_messages, training_free_classifier
+from .closed_form import OMEGA_NEW, ClosedForm, NewClassMessages, add_messages, class_offsets
 from .graph import HeteroGraph, build_graph, class_prototypes
 from .layers import Adapted, HeteroMessagePassing
 from .options import UNTRAINED, ModelOptions
+from .relations import RELATIONS
 
 
 class HeGraphModel(nn.Module):
@@ -53,18 +55,10 @@ class HeGraphModel(nn.Module):
         self.register_buffer("cache_keys", cache_keys, persistent=False)
         self.register_buffer("cache_labels", cache_labels, persistent=False)
         self.register_buffer("x_positive", graph.x_dict["positive"], persistent=False)
-        self.closed_form = self._closed_form() if options.needs_closed_form else None
-        self.layers: HeteroMessagePassing | None = None
-        if options.variant not in UNTRAINED:
-            self.layers = HeteroMessagePassing(
-                graph,
-                options.variant_metapath,
-                options.weight_init,
-                options.bias,
-                options.learn_metapath,
-                visual=options.has_cache,
-                text_weights=options.text_weights,
-            )
+        self.layers = None if options.variant in UNTRAINED else HeteroMessagePassing(graph, options)
+        self.closed_form: ClosedForm | None = None
+        if options.needs_closed_form:
+            self.closed_form = _closed_form(cache_keys, cache_labels, graph.x_dict["positive"], options)
 
     def forward(
         self,
@@ -106,17 +100,20 @@ class HeGraphModel(nn.Module):
 
     @torch.no_grad()
     def fold(self, adapted: Adapted | None = None) -> FoldedClassifier:
-        """Keeps what prediction needs of the nodes from `adapt_to_test`; None passes the messages here."""
-        options, strength = self.options, self.options.closed_form.omega * self.logit_scale
+        """Keeps what prediction needs of the nodes from `adapt_to_test`; None passes the messages here.
+
+        The variant "free" is zero-shot CLIP with class offsets, before the messages in closed form.
+        """
+        options = self.options
         if options.variant == "free":
-            assert self.closed_form is not None  # see `ModelOptions.needs_closed_form`
-            omega = options.closed_form.omega
-            return training_free_classifier(self.closed_form, self.x_positive, self.logit_scale, omega)
-        adapted = adapted or self.adapt_to_test()
-        folded = FoldedClassifier(self.logit_scale * F.normalize(adapted.positive, dim=-1))
+            offsets = class_offsets(self.logit_scale * self.cache_keys @ self.x_positive.t(), self.cache_labels)
+            folded = FoldedClassifier(self.logit_scale * self.x_positive, offsets)
+        else:
+            adapted = adapted or self.adapt_to_test()
+            folded = FoldedClassifier(self.logit_scale * F.normalize(adapted.positive, dim=-1))
         if self.closed_form is not None and options.has_closed_form:
-            folded = add_messages(folded, self.closed_form.to_text, strength)
-        if adapted.visual_bias is None:
+            folded = add_messages(folded, self.closed_form.to_text, options.closed_form.omega * self.logit_scale)
+        if adapted is None or adapted.visual_bias is None:
             return folded
         keys = F.normalize(moved_keys(self.cache_keys, adapted.visual_bias, self.cache_labels), dim=-1)
         return replace(folded, keys=keys, labels=self.cache_labels, alpha=options.alpha_c, beta=options.beta_c)
@@ -147,23 +144,6 @@ class HeGraphModel(nn.Module):
         groups = self.layers.parameters_by_role()
         return [{"params": parameters, "lr": rates[role]} for role, parameters in groups.items() if parameters]
 
-    def _closed_form(self) -> ClosedForm:
-        """The closed form, with messages to wrong classes where the options say so."""
-        text, options = self.x_positive, self.options
-        others = shuffled(len(text)).to(text.device)
-        sent = text[others] if options.shuffle == "text_to_visual" else text
-        receivers = others if options.shuffle == "visual_to_text" else None
-        constants = options.closed_form
-        return ClosedForm(self.cache_keys, self.cache_labels, sent, constants.kappa, constants.rho, receivers)
-
-
-def shuffled(num_classes: int) -> Tensor:
-    """Another class for every class, shape `[K]`; always the same ones."""
-    order = torch.randperm(num_classes, generator=torch.Generator().manual_seed(0))
-    others = torch.empty_like(order)
-    others[order] = order.roll(1)
-    return others
-
 
 def build_model(bank: FeatureBank, options: ModelOptions) -> HeGraphModel:
     """The untrained adapter of a few-shot task, on the device of its features.
@@ -174,6 +154,104 @@ def build_model(bank: FeatureBank, options: ModelOptions) -> HeGraphModel:
     keys, negative = bank.cache_keys(), bank.text_negative
     if options.shuffle == "negative":
         negative = negative[shuffled(len(negative)).to(negative.device)]
-    visual = class_prototypes(keys, bank.train_labels, list(bank.classnames))
-    graph = build_graph(bank.text_positive, negative, visual)
+    graph = build_graph(bank.text_positive, negative, class_prototypes(keys, bank.train_labels, bank.classnames))
     return HeGraphModel(graph, keys, bank.train_labels, bank.logit_scale, options).to(keys.device)
+
+
+def shuffled(num_classes: int) -> Tensor:
+    """Another class for every class, shape `[K]`; always the same ones."""
+    order = torch.randperm(num_classes, generator=torch.Generator().manual_seed(0))
+    others = torch.empty_like(order)
+    others[order] = order.roll(1)
+    return others
+
+
+def _closed_form(keys: Tensor, labels: Tensor, text: Tensor, options: ModelOptions) -> ClosedForm:
+    """The closed form, with messages to wrong classes where the options say so."""
+    others, constants = shuffled(len(text)).to(text.device), options.closed_form
+    sent = text[others] if options.shuffle == "text_to_visual" else text
+    receivers = others if options.shuffle == "visual_to_text" else None
+    return ClosedForm.of(keys, labels, sent, constants.kappa, constants.rho, receivers)
+
+
+@dataclass(frozen=True)
+class TransferableAdapter:
+    """What a trained adapter can carry to classes that it was not trained on (CoCoOp's protocol).
+
+    The matrices `W` and learned meta-path weights transfer. A class-wise bias and a visual node belong to a class that
+    was seen in training, so the graph of the new classes has neither: only positive and negative text nodes exchange
+    messages. In closed form the relation from text to visual nodes says what the visual node of a new class should be,
+    and the relation back passes it on.
+
+    Attributes:
+        options: Options of the model.
+        parameters: The matrices `W` between text nodes, each `[d, d]`, and their learned meta-path weights, by the
+            names of the layer's state.
+        messages: In closed form; None where the model has none.
+    """
+
+    options: ModelOptions
+    parameters: dict[str, Tensor]
+    messages: NewClassMessages | None = None
+
+    @classmethod
+    def of(cls, model: HeGraphModel) -> TransferableAdapter:
+        """What a trained model can carry to other classes."""
+        closed = model.closed_form if model.options.has_closed_form else None
+        empty = cls(model.options, {}, None if closed is None else closed.for_new_classes())
+        state = {} if model.layers is None else model.layers.state_dict()
+        return replace(empty, parameters={name: state[name] for name in empty.missing_parameters()})
+
+    def to(self, device: str | torch.device) -> TransferableAdapter:
+        """The adapter with all its tensors on a device."""
+        messages = self.messages
+        if messages is not None:
+            moved = {field.name: getattr(messages, field.name).to(device) for field in fields(messages)}
+            messages = replace(messages, **moved)
+        parameters = {name: tensor.to(device) for name, tensor in self.parameters.items()}
+        return replace(self, parameters=parameters, messages=messages)
+
+    @torch.no_grad()
+    def class_features(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """Refined text features `X_p'` of new classes, `[K, d]`, from their text nodes, each `[K, d]`."""
+        if not self._passes_messages:
+            return positive
+        layers = self._layers(positive, negative).to(positive.device)
+        layers.load_state_dict({name: self.parameters[name] for name in layers.state_dict()})
+        return layers.eval()().positive
+
+    def missing_parameters(self) -> list[str]:
+        """Names of parameters that the options need and that are not there."""
+        if not self._passes_messages:
+            return []
+        one = torch.ones(1, 1)  # the names depend on no size
+        return sorted(self._layers(one, one).state_dict().keys() - self.parameters.keys())
+
+    @torch.no_grad()
+    def logits(self, features: Tensor, positive: Tensor, negative: Tensor, logit_scale: float) -> Tensor:
+        """Logits of image features for classes that were not trained on.
+
+        Args:
+            features: Unit-norm image features, shape `[B, d]`.
+            positive, negative: Text nodes of the new classes, each `[K, d]`.
+            logit_scale: CLIP's `tau`.
+
+        Returns:
+            Shape `[B, K]`.
+        """
+        logits = text_logits(features, self.class_features(positive, negative), logit_scale)
+        if self.messages is None:
+            return logits
+        return logits + OMEGA_NEW * logit_scale * self.messages.logits(features, positive)
+
+    @property
+    def _passes_messages(self) -> bool:
+        """Whether new classes receive messages along the relations: without a `W` there are none."""
+        return self.options.text_weights and self.options.variant not in UNTRAINED
+
+    def _layers(self, positive: Tensor, negative: Tensor) -> HeteroMessagePassing:
+        """Message passing among text nodes, not trained yet."""
+        unseen = dict.fromkeys((r.weight_key for r in RELATIONS if r.source == "visual" and r.weight_key), 0.0)
+        metapath = self.options.variant_metapath | unseen
+        options = replace(self.options, variant="T", metapath=metapath, bias=False)
+        return HeteroMessagePassing(HeteroGraph({"positive": positive, "negative": negative}), options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ..utils.option import NODE, POSITIVE_BY_SHOTS, ROWS, Option, option
 from .relations import REFINED, RELATIONS, metapath_defaults
@@ -15,67 +16,29 @@ SHUFFLES = ("none", "text_to_visual", "visual_to_text", "negative")
 
 UNTRAINED = ("base", "free")  # they have no parameters
 
+_kept = partial(option, shapes_model=True)  # in a trained model, so that a test cannot change it
+_by_shots = partial(_kept, rows=POSITIVE_BY_SHOTS, by_shots=True, above=0)
+CLOSED, FREE = f"{NODE}.CLOSED_FORM", f"{NODE}.FREE"
+KAPPA, OMEGA = "how many images of a class its text counts as", "weight of the messages in the logits"
+RHO = "strength of the covariance's ridge, times feature width over images"
+
 
 @dataclass(frozen=True)
 class ClosedFormOptions:
     """Constants of the closed form (`closed_form.py`), as they apply to a number of shots."""
 
-    kappa: float = option(
-        4.0,
-        f"{NODE}.CLOSED_FORM.KAPPA",
-        "how many images of a class its text counts as",
-        filled=True,
-        above=0,
-        shapes_model=True,
-    )
-    rho: float = option(
-        0.3,
-        f"{NODE}.CLOSED_FORM.RHO",
-        "strength of the covariance's ridge, times feature width over images",
-        above=0,
-        shapes_model=True,
-    )
-    omega: float = option(
-        0.0,
-        f"{NODE}.CLOSED_FORM.OMEGA",
-        "weight of the messages in the logits; 0: none, as in the paper",
-        filled=True,
-        least=0,
-        shapes_model=True,
-    )
+    kappa: float = _kept(4.0, f"{CLOSED}.KAPPA", KAPPA, filled=True, above=0)
+    rho: float = _kept(0.3, f"{CLOSED}.RHO", RHO, above=0)
+    omega: float = _kept(0.0, f"{CLOSED}.OMEGA", f"{OMEGA}; 0: none, as in the paper", filled=True, least=0)
 
 
 @dataclass(frozen=True)
 class FreeOptions:
     """What takes the place of `ClosedFormOptions` in the variant "free"."""
 
-    kappa: float = option(
-        4.0,
-        f"{NODE}.FREE.KAPPA",
-        f"how many images of a class its text counts as; {ROWS}",
-        configured=[[1, 4.0], [2, 2.0]],
-        rows=POSITIVE_BY_SHOTS,
-        by_shots=True,
-        above=0,
-        shapes_model=True,
-    )
-    rho: float = option(
-        0.3,
-        f"{NODE}.FREE.RHO",
-        "strength of the covariance's ridge, times feature width over images",
-        above=0,
-        shapes_model=True,
-    )
-    omega: float = option(
-        0.15,
-        f"{NODE}.FREE.OMEGA",
-        f"weight of the messages in the logits; {ROWS}",
-        configured=[[1, 0.15], [8, 0.3], [16, 0.4]],
-        rows=POSITIVE_BY_SHOTS,
-        by_shots=True,
-        above=0,
-        shapes_model=True,
-    )
+    kappa: float = _by_shots(4.0, f"{FREE}.KAPPA", f"{KAPPA}; {ROWS}", configured=[[1, 4.0], [2, 2.0]])
+    rho: float = _kept(0.3, f"{FREE}.RHO", RHO, above=0)
+    omega: float = _by_shots(0.15, f"{FREE}.OMEGA", f"{OMEGA}; {ROWS}", configured=[[1, 0.15], [8, 0.3], [16, 0.4]])
 
 
 def metapath_options() -> dict[str, Option]:
@@ -96,7 +59,7 @@ def metapath_options() -> dict[str, Option]:
 class ModelOptions:
     """Options of `HeGraphModel`. Python's defaults are the paper's; those of the keys are our recipe."""
 
-    variant: str = option(
+    variant: str = _kept(
         "full",
         f"{NODE}.VARIANT",
         "`full`: both classifiers; `T`: the text classifier alone, without the cache; `T-N`: only negative text nodes "
@@ -104,70 +67,56 @@ class ModelOptions:
         "`free`, which is not in the paper: messages in closed form and no training",
         choices=VARIANTS,
         symbol="Table 2",
-        shapes_model=True,
     )
     # By key; a relation of weight 0 is left out
     metapath: Mapping[str, float] = field(default_factory=metapath_defaults, metadata={"options": metapath_options()})
-    learn_metapath: bool = option(
+    learn_metapath: bool = _kept(
         False,
         f"{NODE}.LEARN_METAPATH",
         "train these weights; a relation of weight 0 is left out all the same",
         symbol="Table 3, last column",
-        shapes_model=True,
     )
-    weight_init: str = option(
+    weight_init: str = _kept(
         "identity",
         f"{NODE}.WEIGHT_INIT",
         "what `W` starts at",
         configured="zero",
         choices=("identity", "xavier", "zero"),
         symbol="left open",
-        shapes_model=True,
     )
-    text_weights: bool = option(
+    text_weights: bool = _kept(
         True,
         f"{NODE}.TEXT_W",
         "whether messages to text nodes have a `W`; without one a message is the bias of its class and relation, and "
         "what other classes say arrives in closed form alone (below)",
         symbol="`True`",
-        shapes_model=True,
     )
-    bias: bool = option(
-        True, f"{NODE}.BIAS", "a trainable bias for each class and relation", symbol="left open", shapes_model=True
+    bias: bool = _kept(True, f"{NODE}.BIAS", "a trainable bias for each class and relation", symbol="left open")
+    beta_c: float = _kept(
+        1.0, f"{NODE}.BETA_C", "sharpness of the cache affinities", least=0, symbol="β of Tip-Adapter, Eq. 8"
     )
-    beta_c: float = option(
-        1.0,
-        f"{NODE}.BETA_C",
-        "sharpness of the cache affinities",
-        least=0,
-        symbol="β of Tip-Adapter, Eq. 8",
-        shapes_model=True,
-    )
-    alpha_c: float = option(
+    alpha_c: float = _kept(
         8.0,
         f"{NODE}.ALPHA_C",
         "weight of the visual logits in the prediction",
         filled=True,
         symbol="α of Tip-Adapter",  # noqa: RUF001
-        shapes_model=True,
     )
     closed_form: ClosedFormOptions = field(default_factory=ClosedFormOptions)
-    noise: float = option(
+    noise: float = _kept(
         0.0,
         f"{NODE}.NOISE",
         "within-class noise: in training, a query of the text classifier is moved by another image's deviation from "
         "its class, times this; 0: none, as in the paper",
         configured=1.0,
         least=0,
-        shapes_model=True,
     )
-    shuffle: str = option(
+    shuffle: str = _kept(
         "none",
         f"{NODE}.SHUFFLE",
         "a control of the ablation: the messages of this relation go to wrong classes, or each class has the negative "
         "text node of another",
         choices=SHUFFLES,
-        shapes_model=True,
     )
 
     @property
@@ -177,8 +126,8 @@ class ModelOptions:
 
     @property
     def needs_closed_form(self) -> bool:
-        """Whether it is worked out: for text nodes, or for the noise of training. All of "free" is made of it."""
-        return self.has_closed_form or self.noise > 0 or self.variant == "free"
+        """Whether it is worked out: for text nodes, or for the noise of training."""
+        return self.has_closed_form or self.noise > 0
 
     @property
     def in_training(self) -> ModelOptions:

@@ -1,7 +1,7 @@
 """The relations of the graph, one row each. This table is the only place that lists them.
 
 HeGraphAdapter, section 3.1.1 and Eq. 1-6. The graph weighs the edges by it (`graph.py`), message passing walks it
-(`layers.py`), the configuration takes the keys of the meta-path weights from it (`config.py`).
+(`layers.py`), and the keys of the meta-path weights come from it (`options.py`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ class RelationType:
         weight_key: Configuration key of its meta-path weight. "" marks messages that update no node: they move
             the cached images of their class (Eq. 6).
         weight: Default of that weight: the paper's for ImageNet (Table 3). It prints none to negative nodes.
-        weight_at_test: Default of the weight at test time, where that has a key of its own (`weight_key`_TEST): as in
-            training. The paper's is 0.1.
+        weight_at_test: Default at test time, where that has a key of its own (`weight_key`_TEST). The paper's is 0.1.
         self_term: Whether a message holds the target's own term `x_i W / (deg_i + 1)`.
     """
 
@@ -80,7 +79,7 @@ def reads_updated_nodes(relation: RelationType) -> bool:
     return any(other.target == relation.source and other.step < relation.step for other in RELATIONS)
 
 
-def relations_in_use(weights: Mapping[str, float], visual: bool, text_weights: bool = True) -> tuple[RelationType, ...]:
+def relations_in_use(weights: Mapping[str, float], visual: bool, text_weights: bool) -> tuple[RelationType, ...]:
     """The relations whose messages change the result, in the order of the table.
 
     Args:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ..method.cache import FoldedClassifier
 from ..method.closed_form import NewClassMessages
+from ..method.model import TransferableAdapter
 from ..method.options import ClosedFormOptions, ModelOptions
 from ..method.relations import metapath_defaults
-from ..method.transfer import TransferableAdapter
 from ..training.checkpoints import ADAPTER
 from ..utils.errors import UserError, first_line
 from ..utils.files import hash_content, write_json, write_tensors, writing_folder

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, InstanceOf, model_validator
 from torch import Tensor
 
 from ..method.cache import FoldedClassifier
-from ..method.transfer import TransferableAdapter
+from ..method.model import TransferableAdapter
 from ..training.confidence import KnownScores, known_score
 from ..utils.errors import UserError
 from ..utils.schema import Count, Finite, Name, Part, Percent, Positive, Size
