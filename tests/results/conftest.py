@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run() -> Callable[..., dict]:
     """Function of seed, accuracy and other keys: the record of a run; `config` adds to its configuration."""
 
@@ -26,7 +26,7 @@ def run() -> Callable[..., dict]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cells() -> Callable[..., dict]:
     """Function of a table: {labels: {column: text}}, as a reader sees it without bold."""
     return lambda table: {
