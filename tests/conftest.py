@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
+from trainers.hegraph.backbones import identity
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.method.relations import metapath_defaults
@@ -60,6 +61,12 @@ def hears_hangup() -> Iterator[None]:
     """The same of SIGHUP, which nohup has ignored. For single tests: the suite itself shall go on."""
     with heard(signal.SIGHUP):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_bfloat16() -> None:
+    """The precision "auto" means float32 in all tests but its own, whatever machine they run on."""
+    identity.CPU_INFO = Path("/none")
 
 
 @pytest.fixture(scope="session")

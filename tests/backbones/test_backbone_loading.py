@@ -31,7 +31,7 @@ from tiny import (
     save_weights,
 )
 
-from trainers.hegraph.backbones import identity, loading
+from trainers.hegraph.backbones import loading
 from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.identity import describe_transform
 from trainers.hegraph.backbones.loading import Source, build, create_model, find_source, load_backbone
@@ -273,20 +273,6 @@ def test_a_tokenizer_of_transformers_without_it_is_said():
 def test_an_unknown_precision_is_refused():
     with pytest.raises(UserError, match=r"unknown precision 'fp61'; did you mean 'fp16'\?"):
         load_backbone("hegraph-mini", precision="fp61")
-
-
-def test_the_cpu_computes_in_fp32_and_says_so_once(mini, caplog):
-    identity._say_fp32.cache_clear()
-    pixels = torch.zeros(1, 3, 32, 32)
-    with caplog.at_level(logging.WARNING):
-        for precision in ("fp16", "amp", "fp16"):
-            backbone = load_backbone("hegraph-mini", precision=precision)
-            assert backbone.precision == "fp32"
-            assert backbone.fingerprint == mini.fingerprint
-            assert torch.equal(backbone.encode_images(pixels), mini.encode_images(pixels))
-    assert [record.getMessage() for record in caplog.records] == [
-        "the backbone computes in fp32 on the cpu, whatever PREC says: fp16 and amp need CUDA"
-    ]
 
 
 def in_precision(backbone: Backbone, weights: Path, precision: str) -> Backbone:

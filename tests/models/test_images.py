@@ -76,10 +76,13 @@ def test_another_fingerprint_is_refused_and_the_difference_is_named(mini_model, 
     assert "instead of" in message and "else'" in message and "\n" not in message
 
 
-def test_another_precision_is_a_warning_since_a_model_of_a_gpu_is_used_on_a_cpu(mini_model, mini, caplog):
+def test_another_precision_than_that_of_the_training_is_one_line(mini_model, mini, caplog):
     fingerprint = mini.fingerprint | {"precision": "fp16"}
-    ImageModel(with_backbone(mini_model, mini_model.backbone.model_copy(update={"fingerprint": fingerprint})), mini)
-    assert "the model was trained on features in fp16, and these are in fp32" in caplog.text
+    changes = {"fingerprint": fingerprint, "precision": "fp16"}
+    ImageModel(with_backbone(mini_model, mini_model.backbone.model_copy(update=changes)), mini)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the model was trained on features in fp16, and these are in fp32"
+    ]
 
 
 def test_a_model_of_a_bank_needs_its_backbone_to_be_named(tmp_path, mini_model):

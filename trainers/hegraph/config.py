@@ -18,6 +18,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from .backbones.identity import PRECISIONS
 from .features.options import EncodingOptions
 from .method.options import ClosedFormOptions, FreeOptions, ModelOptions
 from .training.options import TrainingOptions
@@ -179,10 +180,10 @@ class BackboneOptions:
         allowed="a tag of open_clip, a file, `auto`",
     )
     precision: str = option(
-        "fp32",
+        "auto",
         f"{NODE}.PREC",
-        "what the backbone computes in on a GPU; on the CPU it is `fp32`",
-        choices=("fp32", "fp16", "amp"),
+        "what the backbone computes in; `auto`: `bf16` where the machine multiplies that faster, else `fp32`",
+        choices=PRECISIONS,
     )
     input_size: Sequence[int] = its_own(
         (), "INPUT.SIZE", "resolution: it is the backbone's, and this may only say the same"

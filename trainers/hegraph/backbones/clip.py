@@ -23,6 +23,7 @@ from ..utils.errors import UserError
 
 INTERPOLATIONS = {"bicubic": T.InterpolationMode.BICUBIC, "bilinear": T.InterpolationMode.BILINEAR}
 CONTEXT_LENGTH = 77  # tokens that OpenAI's CLIP reads of a sentence
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of the model's matrices, and so of its images
 RESIZING = (T.Resize, T.CenterCrop, ResizeKeepRatio, CenterCropOrPad)  # the steps that a random crop replaces
 
 Transform = Callable[[Image.Image], Tensor]
@@ -41,7 +42,7 @@ class Backbone:
         mean, std: Mean and standard deviation of the normalisation, per channel.
         fingerprint: Plain values that change whenever the features would: `identity.backbone_identity` and the test
             transform.
-        precision: What the model computes in: "fp32", "fp16" (with its weights in fp16) or "amp" (autocast).
+        precision: What the model computes in: "fp32"; "bf16" or "fp16", with its weights; or "amp" (autocast to fp16).
     """
 
     name: str
@@ -76,8 +77,7 @@ class Backbone:
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Images `[B, 3, H, W]` to unit-norm float32 features `[B, d]` on the CPU."""
-        dtype = torch.float16 if self.precision == "fp16" else None
-        return self._features(self.model.encode_image, [images.to(device=self.device, dtype=dtype)])
+        return self._features(self.model.encode_image, [images.to(self.device, DTYPES.get(self.precision))])
 
     def encode_text(self, sentences: Sequence[str], batch_size: int = 256, normalize: bool = True) -> Tensor:
         """Sentences to unit-norm float32 features `[S, d]` on the CPU; `batch_size` sentences at a time.

@@ -1,4 +1,4 @@
-"""What tells one backbone from another: the model's name, its weights (by tag or by hash) and its precision.
+"""What tells one backbone from another: the model's name, its weights (by tag or by hash) and what it computes in.
 
 A run keeps the identity of its backbone, so that a finished run is recognised before CLIP is loaded. This file
 therefore imports neither open_clip nor torchvision, which take seconds to import.
@@ -22,8 +22,10 @@ MINI_NAME = "hegraph-mini"
 MINI_CONFIG = Path(__file__).parent / "mini" / f"{MINI_NAME}.json"
 MINI_WEIGHTS = MINI_CONFIG.with_suffix(".safetensors")
 
-AUTO = "auto"  # a value of `pretrained`: the weights that come with the model, or else OpenAI's
-PRECISIONS = ("fp32", "fp16", "amp")
+AUTO = "auto"  # of `pretrained`: the weights that come with the model, or else OpenAI's; of `precision`: the fast one
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "amp")
+CPU_INFO = Path("/proc/cpuinfo")
+FAST_FLAGS = {"avx512_bf16", "amx_bf16"}  # of a CPU that multiplies bfloat16 twice as fast as float32, or faster
 
 # Names that begin so stand for a bundle: configuration, weights and maybe a tokenizer in one repository or folder
 HUB, FOLDER = "hf-hub:", "local-dir:"
@@ -66,7 +68,7 @@ def backbone_identity(name: str, pretrained: str, precision: str, device: str) -
         UserError: If a name is missing, the precision is unknown, or files cannot be had. Whether open_clip knows the
             model and the tag is only seen when it is loaded.
     """
-    precision = effective_precision(precision, device)
+    precision = resolve_precision(precision, name, device)
     pretrained = resolve_pretrained(name, pretrained)
     if is_bundle(name):
         bundle = find_bundle(name)
@@ -78,24 +80,36 @@ def backbone_identity(name: str, pretrained: str, precision: str, device: str) -
     return identity if precision == "fp32" else {**identity, "precision": precision}
 
 
-def effective_precision(precision: str, device: str) -> str:
-    """The precision that a device computes in: only CUDA knows less than fp32. If fp32 is taken instead, that is said.
+def resolve_precision(precision: str, name: str, device: str) -> str:
+    """What a model computes in: "auto" is "bf16" where the device multiplies that faster, and else "fp32".
+
+    The embedded model stays in float32: it is small, and its numbers are published.
 
     Raises:
         UserError: If the precision is not one of `PRECISIONS`.
     """
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
-    kind = str(device).partition(":")[0]
-    if precision != "fp32" and kind != "cuda":
-        _say_fp32(kind)
-        return "fp32"
-    return precision
+    if precision != AUTO:
+        return precision
+    return "bf16" if name != MINI_NAME and multiplies_bfloat16(device) else "fp32"
 
 
-@cache  # a process says it once
-def _say_fp32(device: str) -> None:
-    logger.warning("the backbone computes in fp32 on the %s, whatever PREC says: fp16 and amp need CUDA", device)
+@cache
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether a device multiplies bfloat16 at least 1.5 times as fast as float32.
+
+    It is asked what it is, and nothing is measured: so a machine gives the same features however busy it is.
+    """
+    import torch
+
+    if device != "cpu":
+        return torch.cuda.get_device_capability(device)[0] >= 8  # Ampere, the first GPUs that do
+    try:
+        said = re.search(r"^flags\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE)
+    except OSError:  # another system than Linux
+        return False
+    return said is not None and not FAST_FLAGS.isdisjoint(said[1].split()) and torch.backends.mkldnn.is_available()
 
 
 def resolve_pretrained(name: str, pretrained: str) -> str:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..backbones.identity import AUTO, PRECISIONS
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, first_line, report, say
 
@@ -36,6 +37,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--space", type=Path, metavar="DIR", help="write a folder that can be pushed as a Space; show nothing")
     add("--backbone", default="", metavar="NAME", help="of a model that was trained from a bank: what encodes images")
     add("--pretrained", default="", metavar="TAG", help="its weights: a tag of open_clip's, or a file")
+    add("--precision", choices=PRECISIONS, default=AUTO, help="what the backbone computes in (%(default)s)")
     add("--device", default="", help='such as "cpu" or "cuda"; by default a GPU if there is one')
     return parser.parse_args(arguments)
 
@@ -57,7 +59,8 @@ def demo(args: argparse.Namespace) -> None:
     if args.space is not None:
         check_target(args.space)
     folder = find_model_folder(args.model)
-    images = ImageModel.load(folder, choose_device(args.device, "--device"), args.backbone, args.pretrained)
+    device = choose_device(args.device, "--device")
+    images = ImageModel.load(folder, device, args.backbone, args.pretrained, args.precision)
     if args.space is None:
         serve(images, folder, args.host, args.port)
     else:

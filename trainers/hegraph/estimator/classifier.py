@@ -19,6 +19,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
+from ..backbones.identity import AUTO
 from ..config import Config
 from ..experiments.image_task import ImageTask
 from ..method.unlabelled import ClassSums
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 NODE = "TRAINER.HEGRAPHADAPTER."
 # Parameter -> the configuration key that it sets
-KEYS = {"variant": f"{NODE}VARIANT", "alpha_c": f"{NODE}ALPHA_C", "beta_c": f"{NODE}BETA_C"}
+KEYS = {"precision": f"{NODE}PREC", "variant": f"{NODE}VARIANT", "alpha_c": f"{NODE}ALPHA_C", "beta_c": f"{NODE}BETA_C"}
 BATCH = 256  # images that the backbone encodes at once
 
 
@@ -76,6 +77,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         pretrained: Its weights: an open_clip tag or a file; "auto" takes those that come with the model, or else
             OpenAI's.
         device: "cpu", "cuda" or "cuda:N"; None takes a GPU if there is one.
+        precision: What the backbone computes in: "auto", "fp32", "bf16", "fp16" or "amp" (docs/backbones.md); None
+            leaves it to the configuration.
         config: YAML of the method: a path, or the name of a file that ships, such as "mini"; None takes the defaults.
         dataset_config: YAML of the data set, such as "digits", by whose name templates and descriptions are found.
         options: Configuration keys, as a dict or as a list `[KEY, VALUE, ...]`; they win over everything. SEED is not
@@ -108,6 +111,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         pretrained: str = "auto",
         *,
         device: str | None = None,
+        precision: str | None = None,
         config: str | Path | None = None,
         dataset_config: str | Path | None = None,
         options: Mapping[str, Any] | Sequence[Any] | None = None,
@@ -123,6 +127,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         self.backbone = backbone
         self.pretrained = pretrained
         self.device = device
+        self.precision = precision
         self.config = config
         self.dataset_config = dataset_config
         self.options = options
@@ -265,6 +270,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         *,
         token: str | None = None,
         device: str | None = None,
+        precision: str | None = None,
         backbone: str | None = None,
         pretrained: str = "auto",
     ) -> HeGraphClassifier:
@@ -274,7 +280,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             name: A model folder, the output folder of a run, or "USER/NAME" on the Hugging Face Hub.
             revision: Branch, tag or commit, of a model on the Hub.
             token: For a private model on the Hub; None takes the one that `hf auth login` has kept.
-            device: As of the class.
+            device, precision: As of the class; the precision need not be that of the training.
             backbone, pretrained: Of images; None takes the backbone that the model names. Its features must be the
                 same ones.
 
@@ -288,7 +294,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         named = {"backbone": backbone, "pretrained": pretrained}
         if backbone is None and saved.model:
             named = {"backbone": saved.model, "pretrained": saved.pretrained}
-        found = cls(**named, device=device, random_state=model.trained_on.seed)  # type: ignore[arg-type]  # of a dict
+        found = cls(**named, device=device, precision=precision, random_state=model.trained_on.seed)  # type: ignore[arg-type]  # of a dict
         found.model_ = model
         found.classes_ = np.array(model.classnames if model.labels is None else model.labels)
         found.n_features_in_ = model.classifier.width
@@ -426,8 +432,9 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     def _load_image_model(self) -> ImageModel:
         from ..models.images import ImageModel
 
-        named = (self.backbone, self.pretrained) if self.backbone else ()
-        return ImageModel.of(self.model_, self._device(), *named)
+        named = (self.backbone, self.pretrained) if self.backbone else ("", "")
+        as_trained = AUTO if self._graph is None else self.model_.backbone.precision  # a loaded model has no graph
+        return ImageModel.of(self.model_, self._device(), *named, self.precision or as_trained)
 
 
 def _check_image_task(cfg: Config, has_text: bool) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from PIL import Image
 
+from ..backbones.identity import AUTO
 from ..baselines.base import FittedMethod
 from ..config import OPTIONS, REMOVED, Config
 from ..models.folder import CONFIG, TENSORS, find_model_folder, save_model
@@ -41,14 +42,15 @@ from .tasks import Task, Tested
 logger = logging.getLogger(__name__)
 
 ERROR = "error.json"  # of a failed run of a sweep
-OF_ALL_METHODS = tuple(f"{NODE}.{name}" for name in ("FEATURES.", "PROMPTS.", "PREC", "CALIBRATE"))
+PRECISION = f"{NODE}.PREC"
+OF_ALL_METHODS = (*(f"{NODE}.{name}" for name in ("FEATURES.", "PROMPTS.", "CALIBRATE")), PRECISION)
 LOCK, HOLDER = ".lock", ".lock-holder.json"
 PATIENCE = 0.2  # seconds that one who comes waits, since another may be about to leave
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # the file system knows no locks
 
 
-def run_config(cfg: Config) -> dict[str, object]:
-    """The keys that shape a run, as a flat dict of plain values.
+def run_config(cfg: Config, precision: str = AUTO) -> dict[str, object]:
+    """The keys that shape a run, as a flat dict of plain values; `precision` takes the place of PREC auto.
 
     The run of another method keeps those keys of HeGraphAdapter that hold for every method, and none of OPTIM.
     """
@@ -58,7 +60,14 @@ def run_config(cfg: Config) -> dict[str, object]:
         if (of_other and not key.startswith(OF_ALL_METHODS)) or (key in OPTIONS and not OPTIONS[key].shapes_run):
             continue
         flat[key] = list(value) if isinstance(value, tuple) else value
+    if flat[PRECISION] == AUTO:
+        flat[PRECISION] = precision
     return flat
+
+
+def precision_of(identity: dict) -> str:
+    """What the features of a task were encoded in, by its identity, which names all but float32."""
+    return identity.get("backbone", identity).get("precision", "fp32")
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class RunFolder:
 
     @cached_property
     def config(self) -> dict[str, object]:
-        return run_config(self.task.cfg)
+        return run_config(self.task.cfg, precision_of(self.task.identity))
 
     @cached_property
     def split_hash(self) -> str:

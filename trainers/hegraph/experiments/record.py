@@ -25,7 +25,7 @@ from ..results.records import KEEP
 from ..training.choice import accuracy, score
 from ..training.confidence import Calibration, confidence_scores, known_score
 from ..utils.files import hash_json
-from .folder import RunFolder
+from .folder import RunFolder, precision_of
 from .tasks import Tested
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ def make_record(
         "trainer": cfg.run.trainer,
         "variant": fitted.variant,
         **provenance(folder, fitted),
+        "precision": precision_of(folder.task.identity),
         **scores,
         "num_test": 0 if tested.labels is None else len(tested.labels),
         "test_set": hash_test_set(tested.classnames, tested.labels),

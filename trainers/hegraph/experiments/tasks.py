@@ -189,6 +189,8 @@ class FeatureTask(Task):
                 f"the model is of {model.backbone.title!r} features, but the bank holds those of "
                 f"{self.features.backbone!r}"
             )
+        encoder = self.features.encoder
+        model.backbone.compare_precision("fp32" if encoder is None else encoder.precision)
 
 
 class BankTask(FeatureTask):
@@ -207,7 +209,7 @@ class BankTask(FeatureTask):
         train_labels = file.labels["train"].tolist()
         val_labels = file.labels["val"].tolist() if "val" in file.labels else []
         self.selection, self.split = bank_split(train_labels, val_labels, file.classnames, cfg, seed)
-        self.identity = {"bank": file.identity(self.selection.train, self.selection.val)}
+        self.identity = bank_identity(file, self.selection)
 
     @cached_property
     def features(self) -> FeatureBank:  # type: ignore[override]
@@ -250,7 +252,15 @@ def bank_to_test(file: BankFile, which: str, cfg: Config, seed: int) -> FeatureT
     if which != "all":
         half = subsample_labels(set(file.labels["train"].tolist()), which)
         bank = bank.of_classes(torch.tensor(half, dtype=torch.long))
-    return FeatureTask(bank, cfg, seed, identity={"bank": file.identity([], [])})
+    return FeatureTask(bank, cfg, seed, identity=bank_identity(file, Selection([], [])))
+
+
+def bank_identity(file: BankFile, drawn: Selection) -> dict:
+    """Plain values that change whenever something does that a run takes from a bank."""
+    identity = {"bank": file.identity(drawn.train, drawn.val)}
+    if file.encoder is not None and file.encoder.precision != "fp32":  # as of all banks that do not say it
+        identity["precision"] = file.encoder.precision
+    return identity
 
 
 def bank_split(

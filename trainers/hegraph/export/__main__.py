@@ -50,7 +50,7 @@ def export(args: argparse.Namespace) -> None:
             backbone_to_load(model, args.backbone, args.pretrained)
         except UserError as error:
             raise UserError(f"{error}, or export --part head") from error
-        backbone = ImageModel.of(model, "cpu", args.backbone, args.pretrained).backbone
+        backbone = ImageModel.of(model, "cpu", args.backbone, args.pretrained, "fp32").backbone
         model = model.model_copy(update={"preprocessing": Preprocessing.of(backbone)})
     done = write_onnx(model, backbone, args.onnx, args.fp16)
     shape, classes = ", ".join(map(str, ("B", *done.shape))), model.classifier.num_classes

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..backbones.identity import PRECISIONS
 from ..config_files import load_cfg
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say
 from ..utils.files import atomic_path
+from ..utils.option import NODE
 from .bank import BankFile, load_bank
 from .tip import import_tip, read_classnames
 
@@ -32,6 +34,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     extract.add_argument("--dataset-config-file", required=True, help="names the data set")
     extract.add_argument("--config-file", required=True, help="names the backbone")
     extract.add_argument("--root", default="", help="as of training: the folder of the data sets, or of your images")
+    extract.add_argument("--precision", choices=PRECISIONS, help="what the backbone computes in (PREC)")
     extract.set_defaults(run=extract_command)
     for each in (tip, extract):
         each.add_argument("--out", type=Path, required=True, metavar="BANK", help="the .safetensors file to write")
@@ -50,6 +53,7 @@ def extract_command(args: argparse.Namespace) -> None:
     from ..utils.devices import available_device
 
     flags = {"DATASET.NUM_SHOTS": -1} | ({"DATASET.ROOT": args.root} if args.root else {})
+    flags |= {f"{NODE}.PREC": args.precision} if args.precision else {}
     cfg = load_cfg(args.dataset_config_file, args.config_file, flags, args.opts)
     processes.start()
     try:

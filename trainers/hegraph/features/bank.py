@@ -53,7 +53,7 @@ class Encoder(Part):
 
     model: Name
     pretrained: str
-    precision: Literal["fp32", "fp16", "amp"]
+    precision: Literal["fp32", "bf16", "fp16", "amp"]
     fingerprint: dict[str, str]
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms as T
 
-from ..backbones.identity import FOLDER, MINI_NAME, is_bundle
+from ..backbones.identity import AUTO, FOLDER, MINI_NAME, is_bundle
 from ..datasets.images import open_image, reason, to_rgb
 from ..utils.errors import UserError
 from ..utils.threads import MAX_THREADS, cores, in_batches
@@ -76,7 +76,9 @@ class ImageModel:
         self._classifier = model.classifier.to(backbone.device)
 
     @classmethod
-    def load(cls, folder: Path | str, device: str = "cpu", backbone: str = "", pretrained: str = "") -> ImageModel:
+    def load(
+        cls, folder: Path | str, device: str = "cpu", backbone: str = "", pretrained: str = "", precision: str = AUTO
+    ) -> ImageModel:
         """Reads a model folder, and loads its backbone.
 
         Args:
@@ -84,19 +86,22 @@ class ImageModel:
             device: Where it runs.
             backbone, pretrained: As `load_backbone` takes them; "" takes those that the model names. A model that was
                 trained from a feature bank names none. Weights that lie elsewhere on this machine are named here too.
+            precision: As `load_backbone` takes it. It need not be that of the training.
 
         Raises:
             UserError: If the folder is damaged, or the backbone is not named, cannot be had or is another.
         """
-        return cls.of(load_model(folder), device, backbone, pretrained)
+        return cls.of(load_model(folder), device, backbone, pretrained, precision)
 
     @classmethod
-    def of(cls, model: SavedModel, device: str = "cpu", backbone: str = "", pretrained: str = "") -> ImageModel:
+    def of(
+        cls, model: SavedModel, device: str = "cpu", backbone: str = "", pretrained: str = "", precision: str = AUTO
+    ) -> ImageModel:
         """Loads the backbone of a model that is in memory; arguments and errors as of `load`."""
         name, weights = backbone_to_load(model, backbone, pretrained)
         from ..backbones.loading import load_backbone  # open_clip takes seconds to import
 
-        return cls(model, load_backbone(name, weights, device, model.backbone.precision))
+        return cls(model, load_backbone(name, weights, device, precision))
 
     def features(self, images: Iterable[ImageLike], batch_size: int = 64) -> Tensor:
         """Unit-norm features of images, on the CPU, shape `[B, d]`.
@@ -143,8 +148,8 @@ class ImageModel:
 def check_backbone(model: SavedModel, backbone: Backbone) -> None:
     """Checks that a backbone gives the features that a model was trained on.
 
-    The precision may differ, with a warning: a model that was trained in fp16 on a GPU is used on a CPU, too. A model
-    that was trained from a feature bank knows only a name, and another one is a warning as well.
+    The precision may differ, which is said: another machine may be faster in another one. A model that was trained from
+    a feature bank may know only a name, and another one is a warning as well.
 
     Raises:
         UserError: If the features are others; the message names the first difference.
@@ -154,14 +159,14 @@ def check_backbone(model: SavedModel, backbone: Backbone) -> None:
             f"{backbone.name} gives features of width {backbone.width}, but the model takes {model.classifier.width}"
         )
     here, there = dict(backbone.fingerprint), dict(model.backbone.fingerprint)
-    trained_in, computes_in = there.pop("precision", "fp32"), here.pop("precision", "fp32")
+    for fingerprint in (here, there):
+        fingerprint.pop("precision", None)
     if not there:
         if backbone.name != model.backbone.title:
             said = "the bank that the model was trained from says %r; you say that its features are those of %s"
             logger.warning(said, model.backbone.title, backbone.name)
         return
-    if trained_in != computes_in:
-        logger.warning("the model was trained on features in %s, and these are in %s", trained_in, computes_in)
+    model.backbone.compare_precision(backbone.precision)
     for key in sorted({*here, *there}):
         if here.get(key) != there.get(key):
             was, came = _difference(there.get(key, "none"), here.get(key, "none"))

@@ -7,6 +7,7 @@ Shapes: K classes, N cached images, d feature width.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,8 @@ from ..utils.schema import Count, Finite, Name, Part, Percent, Positive, Size
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone as FrozenCLIP
+
+logger = logging.getLogger(__name__)
 
 Names = Annotated[tuple[Name, ...], Field(strict=False)]  # a list of JSON becomes a tuple
 Label = bool | int | float | str
@@ -39,8 +42,13 @@ class Backbone(Part):
     title: str
     model: str = ""
     pretrained: str = ""
-    precision: Annotated[str, Field(pattern="^(fp32|fp16|amp)$")] = "fp32"
+    precision: Annotated[str, Field(pattern="^(fp32|bf16|fp16|amp)$")] = "fp32"
     fingerprint: dict[str, str] = Field(default={})
+
+    def compare_precision(self, here: str) -> None:
+        """Says where features were encoded in another precision than those that the model was trained on."""
+        if self.model and here != self.precision:
+            logger.warning("the model was trained on features in %s, and these are in %s", self.precision, here)
 
 
 class Preprocessing(Part):

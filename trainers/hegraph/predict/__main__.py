@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..backbones.identity import AUTO, PRECISIONS
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report
 from .inputs import Inputs
@@ -50,6 +51,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="", help='such as "cpu" or "cuda"; by default a GPU if there is one')
     add("--backbone", default="", metavar="NAME", help="of a model that was trained from a bank: what encodes images")
     add("--pretrained", default="", metavar="TAG", help="its weights: a tag of open_clip's, or a file")
+    add("--precision", choices=PRECISIONS, default=AUTO, help="what the backbone computes in (%(default)s)")
     return parser.parse_intermixed_args(arguments)  # flags may stand among the inputs
 
 
@@ -63,8 +65,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--split {args.split} goes with --features")
     if args.inputs:
         raise UserError("--features takes the place of images; give one of the two")
-    for flag in ("sort_into", "backbone", "pretrained"):
-        if getattr(args, flag):
+    for flag, default in (("sort_into", None), ("backbone", ""), ("pretrained", ""), ("precision", AUTO)):
+        if getattr(args, flag) != default:
             raise UserError(f"--{flag.replace('_', '-')} needs images, and --features has none")
 
 
@@ -85,7 +87,7 @@ def predict(args: argparse.Namespace) -> int:
     options = Options(args.top, output_format(args), args.out, args.keep)
     if args.features is not None:
         return predict_bank(args.model, args.features, args.split, options)
-    named = {"backbone": args.backbone, "pretrained": args.pretrained}
+    named = {"backbone": args.backbone, "pretrained": args.pretrained, "precision": args.precision}
     return predict_images(args.model, inputs, options, args.sort_into, args.batch_size or 0, args.device, **named)
 
 

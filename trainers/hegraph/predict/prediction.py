@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..backbones.identity import AUTO
 from ..features.bank import BankFile, mean_over_views
 from ..models.folder import load_model, model_files
 from ..models.images import ImageModel, backbone_files
@@ -63,6 +64,7 @@ def predict_images(
     device: str = "",
     backbone: str = "",
     pretrained: str = "",
+    precision: str = AUTO,
 ) -> int:
     """Classifies images; arguments as of the command line, but for `options`. A `batch_size` of 0 chooses one.
 
@@ -77,7 +79,7 @@ def predict_images(
     if options.out is not None:
         of_model = [*model_files(Path(folder)), *backbone_files(saved, backbone, pretrained)]
         check_output(options.out, [*of_model, *inputs.given])
-    model = ImageModel.of(saved, choose_device(device, "--device"), backbone, pretrained)
+    model = ImageModel.of(saved, choose_device(device, "--device"), backbone, pretrained, precision)
     known_images(saved, torch.zeros(0, len(saved.classnames)), options.keep)  # or says that it has no threshold
     folders = None if sort_into is None else class_folders(saved, sort_into, options)
     batch_size = batch_size or default_batch_size(model.backbone.input_size)
@@ -135,6 +137,7 @@ def bank_features(model: SavedModel, bank_file: Path, split: str) -> tuple[Tenso
             f"the model was trained on {model.backbone.title!r} features of width {model.classifier.width}, but "
             f"{bank_file} holds those of {bank.backbone!r}, {width} wide"
         )
+    model.backbone.compare_precision("fp32" if bank.encoder is None else bank.encoder.precision)
     features = bank.features(split)
     if split == "train":
         features = mean_over_views(features)

@@ -1,0 +1,229 @@
+"""What a backbone computes in: what "auto" means, and bfloat16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import SENTENCES, TINY, save_weights
+from torch import nn
+
+from trainers.hegraph.__main__ import main
+from trainers.hegraph.backbones import identity
+from trainers.hegraph.backbones.clip import Backbone
+from trainers.hegraph.backbones.identity import backbone_identity, multiplies_bfloat16, resolve_precision
+from trainers.hegraph.backbones.loading import create_model, load_backbone
+from trainers.hegraph.backbones.precision import ExactNorm, PackedLinear, fold_batch_norms
+from trainers.hegraph.config_files import load_cfg
+from trainers.hegraph.datasets.digits import open_digit
+from trainers.hegraph.experiments.folder import precision_of, run_config
+from trainers.hegraph.features import __main__ as features
+from trainers.hegraph.features.bank import BankFile
+from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.predict import __main__ as predict
+from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.utils.reading import read_json
+
+
+@pytest.fixture
+def cpu(monkeypatch, tmp_path):
+    """Function of its flags: makes the CPU another one."""
+
+    def say(flags: str) -> None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nvmx flags\t: amx_bf16\n")
+        monkeypatch.setattr(identity, "CPU_INFO", tmp_path / "cpuinfo")
+        multiplies_bfloat16.cache_clear()
+
+    yield say
+    multiplies_bfloat16.cache_clear()
+
+
+@pytest.mark.parametrize("flags", ["sse2 avx512_bf16 avx512f", "amx_bf16"])
+def test_auto_is_bf16_where_the_cpu_multiplies_it_but_for_mini(cpu, flags):
+    cpu(flags)
+    assert resolve_precision("auto", "ViT-B-32", "cpu") == "bf16"
+    assert resolve_precision("auto", "hegraph-mini", "cpu") == "fp32"
+    assert resolve_precision("fp32", "ViT-B-32", "cpu") == "fp32"
+    named = backbone_identity("ViT-B-32-quickgelu", "openai", "auto", "cpu")
+    assert named == {"model": "ViT-B-32-quickgelu", "weights": "openai", "precision": "bf16"}
+
+
+def test_auto_is_fp32_on_another_cpu_and_without_onednn(cpu, monkeypatch):
+    cpu("sse2 avx512f avx512_bf16x")
+    assert resolve_precision("auto", "ViT-B-32", "cpu") == "fp32"
+    cpu("avx512_bf16")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert resolve_precision("auto", "ViT-B-32", "cpu") == "fp32"
+    monkeypatch.setattr(identity, "CPU_INFO", Path("/none"))
+    multiplies_bfloat16.cache_clear()
+    assert resolve_precision("auto", "ViT-B-32", "cpu") == "fp32"
+
+
+@pytest.mark.parametrize(("generation", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((12, 0), "bf16")])
+def test_auto_is_bf16_on_a_gpu_from_ampere_on(cpu, monkeypatch, generation, expected):
+    cpu("")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: generation)
+    assert resolve_precision("auto", "ViT-B-32", "cuda:1") == expected
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(UserError, match=r"unknown precision 'fp61'; did you mean 'fp16'\?"):
+        load_backbone("hegraph-mini", precision="fp61")
+
+
+def pair(name: str, folder: Path) -> tuple[Backbone, Backbone]:
+    """A random model in fp32 and in bf16, of which no normalisation is the identity."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, _, _ = create_model(name)
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
+                    for values in (module.weight, module.bias, getattr(module, "running_mean", None)):
+                        if values is not None:
+                            values.add_(0.2 * torch.randn_like(values))
+                    if isinstance(module, nn.BatchNorm2d):
+                        module.running_var.uniform_(0.5, 1.5)
+    save_weights(model, folder / "weights.safetensors")
+    given = name, str(folder / "weights.safetensors")
+    return load_backbone(*given), load_backbone(*given, precision="bf16")
+
+
+def assert_nearly_equal(exact: Backbone, fast: Backbone, least: float = 0.9995) -> None:
+    """Features of `fast` have float32 and unit norm, and at least this cosine with those of `exact`."""
+    assert (fast.precision, fast.fingerprint) == ("bf16", {**exact.fingerprint, "precision": "bf16"})
+    assert fast.logit_scale == exact.logit_scale
+    noise = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    pixels = F.interpolate(4 * noise - 2, size=exact.input_size, mode="bicubic")
+    for expected, found in (
+        (exact.encode_images(pixels), fast.encode_images(pixels)),
+        (exact.encode_text(SENTENCES), fast.encode_text(SENTENCES)),
+    ):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.norm(dim=1), torch.ones(len(found)))
+        cosines = (expected * found).sum(dim=1)
+        assert least < cosines.min() and not torch.equal(expected, found)
+
+
+def test_a_vit_in_bf16_keeps_its_sums_and_normalisations_in_fp32(tmp_path):
+    exact, fast = pair(TINY, tmp_path)
+    assert_nearly_equal(exact, fast, 0.9999)
+    kinds = [type(module) for module in fast.model.modules()]
+    sums: list[torch.dtype] = []
+    for blocks in (fast.model.visual.transformer.resblocks, fast.model.transformer.resblocks):
+        for block in blocks:
+            block.register_forward_hook(lambda module, given, x: sums.append(x.dtype))
+            block.mlp.register_forward_hook(lambda module, given, x: sums.append(x.dtype))
+    fast.encode_images(torch.zeros(1, 3, *fast.input_size)), fast.encode_text(["a"])
+    assert sums == [torch.bfloat16, torch.float32] * 4
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        assert kinds.count(PackedLinear) == 2 * 4
+
+
+def test_a_resnet_in_bf16_has_its_batch_norms_folded_into_its_convolutions(tmp_path):
+    exact, fast = pair("hegraph-mini", tmp_path)
+    assert_nearly_equal(exact, fast)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.model.modules())
+    assert fast.model.visual.layer1[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    pixels = torch.randn(2, 3, *exact.input_size, generator=torch.Generator().manual_seed(1))
+    before = exact.model.visual(pixels)
+    fold_batch_norms(exact.model.visual)  # in float32 it changes nothing but the last digits
+    torch.testing.assert_close(exact.model.visual(pixels), before, rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_computes_in_fp32_and_gives_what_is_asked_for():
+    norm = nn.LayerNorm(2)
+    found = ExactNorm(norm, torch.bfloat16)(torch.tensor([[1.0, 3.0]], dtype=torch.bfloat16))
+    assert found.dtype == torch.bfloat16
+    assert found.tolist() == [[-1.0, 1.0]]
+
+
+def test_a_packed_layer_is_the_layer():
+    layer = nn.Linear(8, 3).bfloat16().requires_grad_(False)
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no oneDNN")
+    torch.testing.assert_close(PackedLinear.of(layer)(x), layer(x))
+
+
+def test_a_tower_of_timm_computes_in_bf16_too(siglip):
+    name = f"local-dir:{siglip}"
+    assert_nearly_equal(load_backbone(name), load_backbone(name, precision="bf16"))
+
+
+def test_learned_context_takes_gradients_in_bf16(tmp_path):
+    _, fast = pair(TINY, tmp_path)
+    context = torch.zeros(2, fast.text_width, requires_grad=True)
+    features = fast.encode_with_context(fast.context_tokens(["X X cat.", "X X dog."], 2), context)
+    features[0, 0].backward()
+    assert context.grad is not None and context.grad.isfinite().all() and context.grad.abs().sum() > 0
+
+
+# --- through the commands
+
+DIGITS = ("--dataset-config-file", "digits", "--config-file", "mini")
+NODE = "TRAINER.HEGRAPHADAPTER"
+
+
+@pytest.fixture(scope="module")
+def run_in_bf16(tmp_path_factory) -> Path:
+    """The output folder of a run on the digits with the backbone in bf16, and beside it the bank of its features."""
+    folder = tmp_path_factory.mktemp("bf16")
+    keys = [f"{NODE}.VARIANT", "base", f"{NODE}.FEATURES.VIEWS", "1", f"{NODE}.FEATURES.DIR", str(folder / "features")]
+    run = [*DIGITS, "--shots", "1", "--seed", "1", "--output-dir", str(folder / "run"), *keys, f"{NODE}.PREC", "bf16"]
+    assert main(run) == 0
+    assert features.main(["extract", "--out", str(folder / "bank"), *DIGITS, "--precision", "bf16", *keys]) == 0
+    return folder
+
+
+def test_the_record_the_model_and_the_bank_name_the_precision(run_in_bf16):
+    record = read_json(run_in_bf16 / "run" / "result.json")
+    assert (record["precision"], record["config"][f"{NODE}.PREC"]) == ("bf16", "bf16")
+    model = load_model(run_in_bf16 / "run")
+    assert (model.backbone.precision, model.backbone.fingerprint["precision"]) == ("bf16", "bf16")
+    assert BankFile(run_in_bf16 / "bank").encoder.precision == "bf16"
+    flags = ["--features", str(run_in_bf16 / "bank"), "--shots", "1", "--seed", "1", "--config-file", "mini"]
+    assert main([*flags, "--output-dir", str(run_in_bf16 / "of_bank"), f"{NODE}.VARIANT", "base"]) == 0
+    of_bank = read_json(run_in_bf16 / "of_bank" / "result.json")
+    assert (of_bank["precision"], of_bank["config"][f"{NODE}.PREC"]) == ("bf16", "bf16")
+    assert load_model(run_in_bf16 / "of_bank").backbone == model.backbone
+
+
+def test_features_of_another_precision_are_not_taken_for_these(run_in_bf16):
+    before = {path.name for path in (run_in_bf16 / "features").rglob("*.safetensors")}
+    keys = [f"{NODE}.FEATURES.VIEWS", "1", f"{NODE}.FEATURES.DIR", str(run_in_bf16 / "features")]
+    assert features.main(["extract", "--out", str(run_in_bf16 / "exact"), *DIGITS, *keys]) == 0
+    after = {path.name for path in (run_in_bf16 / "features").rglob("*.safetensors")}
+    # All images once more in two precisions: the run has encoded one of each class for training
+    assert len(after - before) == 4 and before < after
+    exact, fast = BankFile(run_in_bf16 / "exact"), BankFile(run_in_bf16 / "bank")
+    assert (exact.encoder.precision, fast.encoder.precision) == ("fp32", "bf16")
+    cosines = (exact.features("test") * fast.features("test")).sum(dim=1)
+    assert 0.9999 < cosines.mean() and 0.9998 < cosines.min() < 1 - 1e-6
+
+
+@pytest.mark.parametrize(("flags", "said"), [((), True), (("--precision", "fp32"), True), (("--precision", "bf16"), 0)])
+def test_a_model_predicts_in_another_precision_with_one_line(run_in_bf16, tmp_path, capsys, caplog, flags, said):
+    open_digit("digits/0001").save(tmp_path / "one.png")
+    assert predict.main([str(run_in_bf16 / "run"), str(tmp_path / "one.png"), *flags]) == 0
+    line = "the model was trained on features in bf16, and these are in fp32"
+    assert [line in record.getMessage() for record in caplog.records].count(True) == bool(said)
+
+
+def test_features_of_a_bank_in_another_precision_are_told(run_in_bf16, capsys, caplog):
+    for bank, expected in (("bank", 0), ("exact", 1)):
+        assert predict.main([str(run_in_bf16 / "run"), "--features", str(run_in_bf16 / bank)]) == 0
+        assert caplog.text.count("trained on features in bf16, and these are in fp32") == expected
+
+
+def test_a_run_of_an_earlier_version_is_recognised(tmp_path):
+    """Its configuration said fp32, which was the default and what every CPU computed in."""
+    cfg, exact = load_cfg("digits", "mini"), load_cfg("digits", "mini", opts=[f"{NODE}.PREC", "fp32"])
+    of_images, of_bank = {"backbone": {"model": "a"}}, {"bank": "0"}
+    for identity_ in (of_images, of_bank):
+        assert run_config(cfg, precision_of(identity_)) == run_config(exact)
+    fast = {"backbone": {"model": "a", "precision": "bf16"}}
+    assert run_config(cfg, precision_of(fast))[f"{NODE}.PREC"] == "bf16"
+    assert run_config(exact, precision_of(fast))[f"{NODE}.PREC"] == "fp32"
