@@ -89,6 +89,17 @@ def test_every_script_takes_data_set_configuration_shots_and_pairs(asked, name):
     assert values_of("--shots", asked(f"{name}.sh", dataset, "mini", "1,8")) == ["1", "8"]
 
 
+def test_the_main_job_says_whose_recipe_ran_and_how_to_run_the_other(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    for config, whose, other in (("mini", "ours", "mini_paper"), ("mini_paper", "the paper's; ours", "mini")):
+        said = bash("main.sh", "digits", config, "4", PYTHON=str(python), OUTPUT=str(tmp_path)).stdout
+        assert said.startswith(f"recipe: {whose}") and said.endswith(
+            f": bash scripts/hegraph/main.sh digits {other} 4\n"
+        )
+
+
 def test_targets_and_configurations_may_be_several(asked):
     words = asked("cross_dataset.sh", "digits", "mini", "2", "DigitsLow", "EuroSAT", "OPTIM.LR", "1")
     assert "['DigitsLow','EuroSAT',]" in words

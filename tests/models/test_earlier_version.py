@@ -1,0 +1,42 @@
+"""A model folder of an earlier version, whose recipe had no `W` in text: commit b7cbcb1, digits, mini, 1 shot, seed 1.
+
+`earlier/expected.safetensors` holds features of six test images and of the text of two other classes, and what that
+version predicted for them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from trainers.hegraph.__main__ import main
+from trainers.hegraph.experiments.evaluation import KEPT
+from trainers.hegraph.models.folder import load_model
+
+EARLIER = Path(__file__).parent / "earlier"
+
+
+def test_it_loads_and_predicts_what_it_predicted():
+    model, expected = load_model(EARLIER / "model"), load_file(EARLIER / "expected.safetensors")
+    features, new = expected["features"], expected["new_text"]
+    found = model.probabilities(features)
+    assert_close(found, expected["probabilities"], rtol=1e-5, atol=1e-6)
+    assert [model.classnames[k] for k in found.argmax(dim=1)] == ["eight", "five", "four", "nine", "zero", "eight"]
+    assert_close(model.transfer.logits(features, new[:2], new[2:], model.logit_scale), expected["new_logits"])
+
+
+def test_eval_only_says_that_another_recipe_trained_it_and_tests_it_by_its_own(tmp_path, digits_features, capsys):
+    folder = Path(shutil.copytree(EARLIER, tmp_path / "earlier"))
+    words = ["--dataset-config-file", "digits", "--config-file", "mini", "--shots", "1", "--eval-only"]
+    words += ["--model-dir", str(folder), "--output-dir", str(tmp_path / "out")]
+    keys = ["TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(digits_features)]
+    assert main([*words, *keys]) == 2
+    assert "trained by another recipe" in capsys.readouterr().err
+    model = load_model(EARLIER / "model")
+    own = [word for key, value in model.trained_on.config.items() if key in KEPT for word in (key, str(value))]
+    assert main([*words, *keys, *own]) == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["accuracy"] == model.scores.accuracy
