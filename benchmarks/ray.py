@@ -17,9 +17,8 @@ from pathlib import Path
 import torch
 
 from trainers.hegraph.sweep.cluster import THREADS, Cluster, Demand
-from trainers.hegraph.sweep.execute import DONE, Result
 from trainers.hegraph.sweep.grid import Run
-from trainers.hegraph.sweep.workers import run_here
+from trainers.hegraph.sweep.workers import DONE, Result, run_here
 
 from .report import Report
 from .tasks import random_bank

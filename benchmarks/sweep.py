@@ -44,7 +44,7 @@ def run(
             named = {"datasets": str(bank), "configs": CONFIG, "methods": methods, "shots": shots, "seeds": seeds}
             return Grid(**named, output=str(folder / output))
 
-        runs, _ = grid("single").runs()
+        runs = grid("single").runs()
         single = sum(process("trainers.hegraph", *each.arguments())[0] for each in runs)
         swept = sweep(grid("swept"))
         one = sweep(grid("one"), "--workers", "1", **{THREADS: "1"})

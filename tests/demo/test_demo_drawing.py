@@ -26,9 +26,8 @@ def named(digits, images):
 
 def test_a_drawn_digit_is_classified_right_however_large_and_thick_it_is(digits, written):
     drawn = [
-        (label, scan_of_ink(as_ink(written(strokes, size, corner, pen))))
+        (label, scan_of_ink(as_ink(written(DIGITS[label], size, corner, pen))))
         for label in range(10)
-        for strokes in DIGITS[label]
         for size, corner in ((330, (30, 40)), (200, (20, 150)))
         for pen in (12, 20, 30)
     ]
@@ -49,34 +48,31 @@ def test_scans_that_are_drawn_over_stay_what_they_are(digits):
 
 def test_a_scan_has_the_ink_and_the_size_of_those_of_the_data_set(written):
     for pen in (8, 40):
-        scan = scan_of_ink(as_ink(written(DIGITS[3][0], pen=pen)))
+        scan = scan_of_ink(as_ink(written(DIGITS[3], pen=pen)))
         assert (scan.mode, scan.size) == ("RGB", (8, 8))
         levels = np.asarray(scan)[:, :, 0] / 255
         assert levels.sum() == pytest.approx(314 / 16, rel=0.1)
         assert levels[0].max() > 0 and levels[-1].max() > 0  # it fills the height
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (5, 5), (1, 300), (300, 1)])
-def test_any_ink_makes_a_scan(shape):
-    for darkness in (1, 0.2):
-        assert scan_of_ink(np.full(shape, darkness)).size == (8, 8)
+def test_any_ink_makes_a_scan():
+    for shape in ((1, 1), (5, 5), (1, 300), (300, 1)):
+        for darkness in (1, 0.2):
+            assert scan_of_ink(np.full(shape, darkness)).size == (8, 8)
 
 
 def test_dark_ink_on_bright_paper_is_the_same_digit(digits, written):
-    for label, styles in enumerate(DIGITS):
-        bright = written(styles[0])
+    for label, strokes in enumerate(DIGITS):
+        bright = written(strokes)
         dark = ImageOps.invert(bright).point(lambda level: 60 + level // 2)  # grey paper, and ink that is not black
         first, second = named(digits, [scan_of_picture(bright), scan_of_picture(dark)])
         assert first == second
         assert label == 3 or first == CLASSNAMES[label]
 
 
-def test_a_scan_that_is_uploaded_stays_as_it_is():
+def test_a_scan_that_is_uploaded_stays_as_it_is_and_a_picture_without_a_digit_is_refused():
     scan = open_digit("digits/0900")
     assert np.array_equal(np.asarray(scan_of_picture(scan)), np.asarray(scan))
-
-
-def test_a_picture_without_a_digit_is_refused():
     with pytest.raises(UserError, match="no digit stands out"):
         scan_of_picture(Image.new("RGB", (100, 100), "white"))
 
@@ -106,21 +102,12 @@ def test_the_ink_of_the_canvas_is_how_bright_it_is():
     assert ink[20:40, 10:30].min() == 1
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "http://127.0.0.1/image.png",
-        "file:///etc/passwd",
-        PNG,
-        PNG + "!!!",
-        PNG + base64.b64encode(b"no image").decode(),
-        PNG + "A" * 300_000,
-        url(Image.new("L", (SIDE, SIDE)))[:60],
-        url(Image.new("L", (20_000, 20_000))),
-        url(Image.new("L", (SIDE, SIDE)), "GIF"),
-    ],
-    ids=["url", "file", "empty", "no-base64", "no-image", "long", "cut", "huge", "gif"],
-)
-def test_what_no_canvas_sends_is_one_clear_line(value):
-    with pytest.raises(UserError, match="the drawing came damaged"):
-        ink_of_canvas(value)
+def test_what_no_canvas_sends_is_refused():
+    blank = Image.new("L", (SIDE, SIDE))
+    for value in (
+        None, "http://127.0.0.1/image.png", "file:///etc/passwd", PNG, PNG + "!!!", PNG + "A" * 300_000,
+        PNG + base64.b64encode(b"no image").decode(), url(blank), url(blank)[:60], url(blank, "GIF"),
+        url(Image.new("L", (20_000, 20_000))), url(Image.new("L", (8, 8), 255)),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="the drawing came damaged"):
+            ink_of_canvas(value)

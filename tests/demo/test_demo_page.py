@@ -90,7 +90,7 @@ def answers(page, digits, model_folder, uploads):
 
 
 def test_a_photo_is_answered_with_the_likeliest_classes_the_reasons_and_the_nearest_pictures(answers, uploads, written):
-    paper = ImageOps.invert(written(DIGITS[0][0])).point(lambda level: 40 + level * 4 // 5)
+    paper = ImageOps.invert(written(DIGITS[0])).point(lambda level: 40 + level * 4 // 5)
     paper.save(uploads / "0.jpg")
     html, adapted, zero_shot, pictures = answers.of_upload({"path": str(uploads / "0.jpg")})
     assert next(iter(adapted)) == "zero"

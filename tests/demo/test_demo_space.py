@@ -113,37 +113,30 @@ def test_the_app_listens_for_the_space_and_names_its_model(space, monkeypatch):
 
 
 def test_a_space_overwrites_nothing(model_folder, tmp_path, capsys):
-    for target in (tmp_path / "file", tmp_path / "folder", tmp_path / "link"):
-        (tmp_path / "folder").mkdir(exist_ok=True)
-        (tmp_path / "folder" / "README.md").write_text("mine")
-        (tmp_path / "file").write_text("mine")
-        if not (tmp_path / "link").is_symlink():
-            (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-        assert main([str(model_folder), "--space", str(target)]) == 2
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for file in (tmp_path / "folder" / "README.md", tmp_path / "file"):
+        file.write_text("mine")
+    for name in ("file", "folder", "link"):
+        assert main([str(model_folder), "--space", str(tmp_path / name)]) == 2
         assert "is there already, and is not overwritten" in capsys.readouterr().err
     assert (tmp_path / "folder" / "README.md").read_text() == (tmp_path / "file").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link"]
 
 
-def test_an_empty_folder_becomes_the_space(digits, model_folder, tmp_path):
-    (tmp_path / "space").mkdir()
-    write_space(digits, model_folder, tmp_path / "space")
-    assert (tmp_path / "space" / "app.py").is_file()
-
-
-@pytest.mark.parametrize("where", ["file", "folder"])
-def test_a_backbone_from_files_of_this_machine_is_refused(where, digits, model_folder, tmp_path):
+def test_a_backbone_from_files_of_this_machine_is_refused(digits, model_folder, tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"")
-    named = {"model": "ViT-B-32", "pretrained": str(tmp_path / "weights.pt")}
-    if where == "folder":
-        named = {"model": f"local-dir:{tmp_path}", "pretrained": ""}
-    backbone = digits.model.backbone.model_copy(update=named)
-    images = ImageModel(digits.model.model_copy(update={"backbone": backbone}), digits.backbone)
-    with pytest.raises(UserError, match="files of this machine"):
-        write_space(images, model_folder, tmp_path / "space")
+    for name, weights in (("ViT-B-32", str(tmp_path / "weights.pt")), (f"local-dir:{tmp_path}", "")):
+        backbone = digits.model.backbone.model_copy(update={"model": name, "pretrained": weights})
+        images = ImageModel(digits.model.model_copy(update={"backbone": backbone}), digits.backbone)
+        with pytest.raises(UserError, match="files of this machine"):
+            write_space(images, model_folder, tmp_path / "space")
     assert not (tmp_path / "space").exists()
 
 
-def test_the_backbone_that_a_model_does_not_name_is_given_to_the_app(digits, model_folder, tmp_path):
+def test_an_empty_folder_becomes_the_space_whose_app_gets_the_backbone_that_a_model_does_not_name(
+    digits, model_folder, tmp_path
+):
+    (tmp_path / "space").mkdir()
     write_space(digits, model_folder, tmp_path / "space", "hegraph-mini", "")
     assert '"--backbone", "hegraph-mini"' in (tmp_path / "space" / "app.py").read_text()

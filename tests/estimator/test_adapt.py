@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trainers.hegraph import HeGraphClassifier, UserError
-from trainers.hegraph.estimator import fitting, inputs
+from trainers.hegraph.estimator import training
 from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
 
 
@@ -37,11 +37,9 @@ def own(fitted) -> HeGraphClassifier:
 def test_adapt_lets_the_trained_classifier_hear_the_images(own, fitted, parts, data):
     X, y, U, _ = parts
     model, order = fitted.model_, np.arange(8)
-    sums, text = (
-        ClassSums.of(torch.from_numpy(X[order]), torch.from_numpy(y), len(data.text)),
-        torch.from_numpy(data.text),
-    )
-    expected = hear_unlabelled(model.classifier, sums, text, torch.from_numpy(U), model.logit_scale, model.temperature)
+    sums = ClassSums.of(torch.from_numpy(X[order]), torch.from_numpy(y), len(data.text))
+    text, scale, temperature = torch.from_numpy(data.text), model.logit_scale, model.temperature
+    expected = hear_unlabelled(model.classifier, sums, text, torch.from_numpy(U), scale, temperature)
     assert own.adapt(U) is own
     torch.testing.assert_close(own.model_.classifier.weights, expected.classifier.weights)
     torch.testing.assert_close(own.model_.classifier.bias, expected.classifier.bias)
@@ -81,42 +79,19 @@ def test_views_of_unlabelled_images_count_as_their_mean(own, parts):
     np.testing.assert_allclose(by_label.decision_function(U), from_views, atol=0.05)
 
 
-@pytest.mark.parametrize(
-    ("y", "given", "expected"),
-    [
-        ([0, -1, 1, -1], None, []),
-        ([0, -1, 1, -1], ["cat", "dog"], [1, 3]),
-        ([0, -1, 1, -1], {0: "cat", 1: "dog"}, [1, 3]),
-        ([0, -1, 1, -1], ["none", "cat", "dog"], []),  # three names: -1 is the first of three classes
-        ([0, -1, 1, -1], {-1: "none", 0: "cat", 1: "dog"}, []),
-        ([0, -1, 1, -1], ["cat"], []),
-        ([0.0, -1.0, 1.0], ["cat", "dog"], []),
-        (["0", "-1", "1"], ["cat", "dog"], []),
-        ([0, 2, 1], ["cat", "dog"], []),
-        ([0, -1, 1], "ab", []),
-    ],
-)
-def test_minus_one_means_no_label_where_it_is_no_class(y, given, expected):
-    assert np.flatnonzero(inputs.without_label(np.array(y), given)).tolist() == expected
-
-
 def test_a_class_that_is_called_minus_one_stays_one(data, quick):
     names = ["ant", "bee", "cow", "dog"]
     classifier = quick().fit(data.X, data.y - 1, classnames=names)
     assert classifier.classes_.tolist() == [-1, 0, 1, 2] and classifier.model_.unlabelled == 0
 
 
-def test_what_was_measured_before_is_not_said_any_more(own, fitted, parts):
+def test_an_adapted_model_says_what_it_heard_and_no_more_what_was_measured_before(own, fitted, parts, tmp_path):
     assert fitted.model_.known is not None and fitted.model_.unlabelled == 0
-    own.adapt(parts[2])
+    own.adapt(parts[2]).save_pretrained(tmp_path / "model")
     assert own.model_.known is None and own.model_.scores.num_test == 0
+    assert own.model_.temperature == fitted.model_.temperature
     with pytest.raises(UserError, match="without unlabelled images"):
         own.is_known(parts[0])
-    assert own.model_.temperature == fitted.model_.temperature
-
-
-def test_an_adapted_model_is_saved_and_loaded_and_its_card_says_so(own, parts, tmp_path):
-    own.adapt(parts[2]).save_pretrained(tmp_path / "model")
     loaded = HeGraphClassifier.from_pretrained(tmp_path / "model")
     assert loaded.model_.unlabelled == 112
     np.testing.assert_allclose(loaded.predict_proba(parts[2]), own.predict_proba(parts[2]), atol=1e-3)
@@ -134,36 +109,33 @@ def test_folders_of_before_load(fitted, tmp_path):
     assert HeGraphClassifier.from_pretrained(tmp_path / "model").model_.unlabelled == 0
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
+def test_pools_that_are_none_are_refused_before_the_training(own, parts, quick, monkeypatch):
+    before = own.decision_function(parts[2])
+    monkeypatch.setattr(training, "train_adapter", None)
+    for wrong, message in (
         (np.zeros((0, 16)), "0 sample"),
         ([], "array"),
         (np.ones((3, 5)), "5 features.*16"),
         (np.full((3, 16), np.nan), "NaN"),
         ("a.png", "a list of images"),
-    ],
-)
-def test_pools_that_are_none_are_refused(wrong, message, own, parts, quick, monkeypatch):
-    before = own.decision_function(parts[2])
-    with pytest.raises(ValueError, match=message):
-        own.adapt(wrong)
+    ):
+        with pytest.raises(ValueError, match=message):
+            own.adapt(wrong)
+        with pytest.raises(ValueError, match=message):
+            quick().fit(*parts[:2], unlabelled=wrong)
     np.testing.assert_array_equal(own.decision_function(parts[2]), before)
-    monkeypatch.setattr(fitting, "train_adapter", None)  # refused before the training
-    with pytest.raises(ValueError, match=message):
-        quick().fit(*parts[:2], unlabelled=wrong)
 
 
 def test_more_images_than_memory_are_refused(own, parts, monkeypatch):
-    monkeypatch.setattr(fitting, "free_bytes", lambda device: 10_000)
+    monkeypatch.setattr(training, "free_bytes", lambda device: 10_000)
     with pytest.raises(UserError, match="112 unlabelled images of 4 classes"):  # 6 times 1,792 bytes
         own.adapt(parts[2])
     own.adapt(parts[2][:104])
-    monkeypatch.setattr(fitting, "free_bytes", lambda device: None)  # a system that does not say
+    monkeypatch.setattr(training, "free_bytes", lambda device: None)  # a system that does not say
     own.adapt(parts[2])
 
 
-def test_pictures_are_heard(digits, digit_classifier):
+def test_pictures_are_heard_and_features_beside_them(digits, digit_classifier):
     before = digit_classifier.decision_function(digits.others)
     own = pickle.loads(pickle.dumps(digit_classifier)).adapt(digits.others)
     assert own.model_.unlabelled == 20
@@ -173,3 +145,6 @@ def test_pictures_are_heard(digits, digit_classifier):
     fitted.fit(pictures, labels, classnames=digits.classnames)
     np.testing.assert_allclose(fitted.decision_function(digits.others), own.decision_function(digits.others), atol=1e-3)
     np.testing.assert_array_equal(digit_classifier.decision_function(digits.others), before)
+    features = digit_classifier._encoded(digits.others)
+    fitted.fit(digits.pictures, digits.labels, classnames=digits.classnames, unlabelled=3 * features)
+    np.testing.assert_allclose(fitted.decision_function(digits.others), own.decision_function(digits.others), atol=1e-3)

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors import safe_open
 
 from trainers.hegraph import HeGraphClassifier, load_bank, load_dataset
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.estimator import fitting
+from trainers.hegraph.estimator import training
 from trainers.hegraph.experiments.tasks import BankTask
-from trainers.hegraph.training.checkpoints import save_adapter
 
 NODE = "TRAINER.HEGRAPHADAPTER."
 QUICK = {"OPTIM.MAX_EPOCH": 2, f"{NODE}MIN_STEPS": 0}
@@ -26,41 +24,18 @@ def run(out: Path, *arguments: str) -> list[list]:
     return json.loads((out / "split.json").read_text())["train"]
 
 
-def assert_same_tensors(one: Path, other: Path) -> None:
-    with safe_open(one, "pt") as first, safe_open(other, "pt") as second:
-        assert sorted(first.keys()) == sorted(second.keys())
-        assert all(torch.equal(first.get_tensor(name), second.get_tensor(name)) for name in first.keys())  # noqa: SIM118
-
-
-@pytest.fixture
-def kept(monkeypatch) -> list:
-    """The adapters that are trained while a test runs."""
-    adapters, train = [], fitting.train_adapter
-
-    def train_and_keep(*arguments):
-        adapters.append(train(*arguments))
-        return adapters[-1]
-
-    monkeypatch.setattr(fitting, "train_adapter", train_and_keep)
-    return adapters
-
-
-def test_a_bank_gives_the_adapter_and_the_model_of_the_command_line(tiny_bank, tmp_path, kept):
-    rows = run(tmp_path / "run", "--features", str(tiny_bank), "--shots", "4", "--seed", "3")
+@pytest.mark.parametrize("options", [{}, {f"{NODE}VARIANT": "T", f"{NODE}LEARN_METAPATH": True, "OPTIM.MAX_EPOCH": 3}])
+def test_a_bank_gives_the_model_of_the_command_line(tiny_bank, tmp_path, options):
+    words = [str(word) for pair in options.items() for word in pair]
+    rows = run(tmp_path / "run", "--features", str(tiny_bank), "--shots", "4", "--seed", "3", *words)
     bank = load_bank(tiny_bank)
     picked = [row for row, _, _ in rows]
-    classifier = HeGraphClassifier(random_state=3).fit(
-        bank.train_features[:, picked].transpose(0, 1),
-        bank.train_labels[picked],
-        classnames=bank.classnames,
-        text_features=bank.text_positive,
-        negative_text_features=bank.text_negative,
-    )
-    classifier.save_pretrained(tmp_path / "model")
+    text = {"text_features": bank.text_positive, "negative_text_features": bank.text_negative}
+    classifier = HeGraphClassifier(options=options, random_state=3, **text)
+    X, y = bank.train_features[:, picked].transpose(0, 1), bank.train_labels[picked]
+    classifier.fit(X, y, classnames=bank.classnames).save_pretrained(tmp_path / "model")
     written = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("model", "run/model")]
     assert written[0] == written[1]
-    save_adapter(tmp_path / "adapter.safetensors", kept[-1].model, bank.classnames)
-    assert_same_tensors(tmp_path / "adapter.safetensors", tmp_path / "run" / "adapter.safetensors")
     one, other = (json.loads((tmp_path / p / "config.json").read_text()) for p in ("model", "run/model"))
     for key in ("method", "variant", "classnames", "class_ids", "width", "logit_scale", "fusion", "transfer"):
         assert one[key] == other[key]
@@ -79,25 +54,12 @@ class Elsewhere:
 
 def test_all_of_a_trained_model_is_moved_to_the_cpu(tiny_bank, tmp_path, monkeypatch):
     parts = dict.fromkeys(("classifier", "transfer", "class_nodes"), Elsewhere())
-    make_model = fitting.make_model
-    monkeypatch.setattr(fitting, "make_model", lambda *arguments: make_model(*arguments).model_copy(update=parts))
-    cfg = fitting.make_configuration("", "", {}, {**QUICK, "DATASET.NUM_SHOTS": 2}, 1, str(tmp_path))
-    model, _ = fitting.train_model(BankTask(tiny_bank, cfg, 1), cfg, "cpu")
+    make_model = training.make_model
+    monkeypatch.setattr(training, "make_model", lambda *arguments: make_model(*arguments).model_copy(update=parts))
+    cfg = training.make_configuration(("", ""), {}, {**QUICK, "DATASET.NUM_SHOTS": 2}, 1, str(tmp_path))
+    model, _ = training.train_model(BankTask(tiny_bank, cfg, 1), cfg, "cpu")
     assert {getattr(model, name) for name in parts} == {"on the cpu"}
     assert model.text_positive.device.type == "cpu"
-
-
-@pytest.mark.parametrize("options", [{f"{NODE}VARIANT": "T"}, {f"{NODE}LEARN_METAPATH": True, "OPTIM.MAX_EPOCH": 3}])
-def test_options_mean_what_they_mean_on_the_command_line(tiny_bank, tmp_path, options):
-    words = [str(word) for pair in options.items() for word in pair]
-    rows = run(tmp_path / "run", "--features", str(tiny_bank), "--shots", "2", "--seed", "1", *words)
-    bank = load_bank(tiny_bank)
-    picked = [row for row, _, _ in rows]
-    text = {"text_features": bank.text_positive, "negative_text_features": bank.text_negative}
-    X, y = bank.train_features[:, picked].transpose(0, 1).numpy(), bank.train_labels[picked].numpy()
-    HeGraphClassifier(options=options, **text).fit(X, y).save_pretrained(tmp_path / "model")
-    written = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("model", "run/model")]
-    assert written[0] == written[1]
 
 
 def test_pictures_give_the_model_of_the_command_line_and_its_predictions(tmp_path):

@@ -15,9 +15,28 @@ from pathlib import Path
 import pytest
 
 from trainers.hegraph.results.records import MEASURED, RECORD
+from trainers.hegraph.sweep.grid import Run
 
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def runs(tiny_bank, tmp_path) -> list[Run]:
+    return [Run(tmp_path / f"seed{n}", str(tiny_bank), "vit_b32", "ZeroShot", 1, n) for n in range(8)]
+
+
+@pytest.fixture
+def long_grid(tiny_bank, tmp_path) -> list[str]:
+    """A sweep of four runs that take a while, into `tmp_path / "out"`."""
+    grid = ["sweep", "--datasets", str(tiny_bank), "--configs", "vit_b32", "--shots", "1", "--seeds", *"1234"]
+    return [*grid, "--output", str(tmp_path / "out"), "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "150"]
+
+
+@pytest.fixture
+def left_undone(tmp_path) -> Callable[[], int]:
+    """How many runs of `long_grid` have no record yet."""
+    return lambda: 4 - len(list((tmp_path / "out").rglob(RECORD)))
 
 
 @pytest.fixture
@@ -25,18 +44,12 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
     """Starts the package in a process of its own with one thread, in a new session; its output is text."""
     started = []
 
-    def begin(*arguments: object, **environment: str) -> subprocess.Popen:
-        begun = subprocess.Popen(
-            [sys.executable, "-m", "trainers.hegraph", *map(str, arguments)],
-            cwd=ROOT,
-            env={**os.environ, **ONE_THREAD, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(begun)
-        return begun
+    def begin(*arguments: object) -> subprocess.Popen:
+        command = [sys.executable, "-m", "trainers.hegraph", *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        environment = {**os.environ, **ONE_THREAD}
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes))
+        return started[-1]
 
     yield begin
     for begun in started:
@@ -116,7 +129,4 @@ def left_by() -> Callable[[Path], dict[str, object]]:
     def content(path: Path) -> object:
         return comparable(json.loads(path.read_text("utf-8"))) if path.suffix == ".json" else path.read_bytes()
 
-    def read(folder: Path) -> dict[str, object]:
-        return {str(file.relative_to(folder)): content(file) for file in folder.rglob("*") if file.is_file()}
-
-    return read
+    return lambda folder: {str(f.relative_to(folder)): content(f) for f in folder.rglob("*") if f.is_file()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,13 +25,21 @@ from trainers.hegraph.experiments.run import run as run_alone
 from trainers.hegraph.results.records import read_record
 from trainers.hegraph.sweep import cluster as module
 from trainers.hegraph.sweep.__main__ import grid_of, parse_arguments
-from trainers.hegraph.sweep.cluster import AHEAD, OTHER_PACKAGE, Cluster, Demand, do_run, forget_banks, package_state
-from trainers.hegraph.sweep.execute import DONE, FAILED, LOCKED
+from trainers.hegraph.sweep.cluster import (
+    AHEAD,
+    OTHER_PACKAGE,
+    Cluster,
+    Demand,
+    check_address,
+    connected,
+    do_run,
+    forget_banks,
+    package_state,
+)
 from trainers.hegraph.sweep.grid import Run
+from trainers.hegraph.sweep.workers import DONE, FAILED, LOCKED
 from trainers.hegraph.training.checkpoints import CHECKPOINT
 from trainers.hegraph.utils.errors import UserError
-
-LONG = ("TRAINER.HEGRAPHADAPTER.MIN_STEPS", "200")  # so that a run takes a while
 
 
 class Lost(Exception):
@@ -82,10 +92,9 @@ class Played:
         return [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 50.0}}]
 
 
-@pytest.fixture
-def runs(tiny_bank, tmp_path, monkeypatch) -> list[Run]:
+@pytest.fixture(autouse=True)
+def temporary_files_are_here(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
-    return [Run(tmp_path / f"seed{n}", str(tiny_bank), "vit_b32", "ZeroShot", 1, n) for n in range(8)]
 
 
 def test_runs_are_done_a_bounded_number_at_a_time_and_nothing_is_left(runs, tmp_path):
@@ -250,24 +259,18 @@ def test_a_port_at_which_no_head_of_ray_answers_is_one_line_and_never_a_wait_wit
         assert line.startswith(f"error: no Ray cluster answers at {address} ({reason})")
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--ray", "head"), "--ray"),
-        (("--ray", "ray://head:10001"), "--ray"),
-        (("--ray", "auto", "--workers", "2"), "--workers"),
-        (("--ray", "auto", "--cpus-per-run", "0"), "--cpus-per-run must be above 0"),
-        (("--ray", "auto", "--cpus-per-run", "1.5"), "got 1.5"),
-        (("--ray", "auto", "--cpus-per-run", "inf"), "got inf"),
-        (("--ray", "auto", "--gpus-per-run", "nan"), "got nan"),
-        (("--ray", "auto", "--gpus-per-run", "-1"), "--gpus-per-run must be at least 0"),
-    ],
-)
-def test_wrong_words_for_a_cluster_are_one_clear_line(grid, capsys, words, said):
-    assert main([*grid, *words]) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
+def test_wrong_words_for_a_cluster_are_refused(grid, capsys):
+    for address in ("head", "ray://head:10001"):
+        with pytest.raises(UserError, match="--ray takes"):
+            check_address(address)
+    assert main([*grid, "--ray", "auto", "--workers", "2"]) == 2
+    assert "--workers" in capsys.readouterr().err
+    for cpus, gpus, said in (
+        (0, 0, "--cpus-per-run must be above 0"), (1.5, 0, "got 1.5"), (math.inf, 0, "got inf"),
+        (1, math.nan, "--gpus-per-run"), (1, -1, "at least 0"), (1, 2.5, "got 2.5"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            Demand(cpus, gpus)
 
 
 def test_without_an_address_ray_takes_no_other_word_for_it(tmp_path):
@@ -285,7 +288,6 @@ def test_as_many_runs_fit_a_machine_as_their_demands_say():
     demands = [Demand(*demand) for demand in [(1, 0), (3, 0), (0.5, 0), (1, 0.25), (1, 1), (9, 0)]]
     assert [demand.times_in(machine) for demand in demands] == [8, 2, 16, 4, 1, 0]
     assert [str(demand) for demand in demands[2:4]] == ["0.5 CPUs", "1 CPUs and 0.25 GPUs"]
-    assert [Demand(cpus).threads for cpus in (0.5, 1, 4)] == [1, 1, 4]
 
 
 def test_a_dry_run_asks_no_cluster(grid, capsys):
@@ -293,10 +295,32 @@ def test_a_dry_run_asks_no_cluster(grid, capsys):
     assert "3 runs to do" in capsys.readouterr().out
 
 
-# Real clusters
+def test_a_cluster_is_entered_with_the_threads_of_a_run_and_left_and_ctrl_c_stays_ours(monkeypatch):
+    asked, left = {}, []
+
+    def init(**words: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray sets one of its own
+        asked.update(words)
+
+    before = signal.getsignal(signal.SIGTERM)
+    nodes, resources = Played().nodes, lambda: {"CPU": 2.0}
+    ray = SimpleNamespace(init=init, shutdown=lambda: left.append(1), nodes=nodes, cluster_resources=resources)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with connected("local", Demand(2.0)) as found:
+        assert found is ray
+        assert (asked["address"], asked["include_dashboard"]) == ("local", False)
+        assert asked["runtime_env"] == {"env_vars": {"OMP_NUM_THREADS": "2"}}
+        assert signal.getsignal(signal.SIGTERM) == before
+        assert not left
+    with pytest.raises(UserError, match="a run takes 3 CPUs, and none of the 1 machines"), connected("auto", Demand(3)):
+        pass
+    assert len(left) == 2
 
 
-@pytest.fixture(scope="module")
+# A real cluster
+
+
+@pytest.fixture
 def nodes() -> Iterator:
     """The head and another node, of one CPU each; their temporary folder is `nodes.temporary`.
 
@@ -305,7 +329,7 @@ def nodes() -> Iterator:
     pytest.importorskip("ray", reason="Ray is not installed")
     from ray.cluster_utils import Cluster as Nodes
 
-    folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+    folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
     with folder as temporary, pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", temporary)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -319,49 +343,34 @@ def nodes() -> Iterator:
             found.shutdown()
 
 
-def at_work(nodes) -> Iterator[Path]:
-    """The notes of workers that are in the middle of a run."""
-    return nodes.temporary.glob(f"hegraph-run-*/run/{HOLDER}")
-
-
-def left_undone(tmp_path: Path) -> int:
-    return 4 - len(list((tmp_path / "out").rglob("result.json")))
-
-
 @pytest.mark.slow
 def test_a_real_cluster_does_again_what_is_lost_and_goes_on_after_its_driver_was_killed(
-    nodes, grid, tmp_path, start, hold, wait_for
+    nodes, long_grid, tmp_path, start, hold, wait_for, left_undone
 ):
-    grid += ["--seeds", *"1234", "--ray", nodes.address, *LONG]
-    first = start(*grid)
-    killed, _ = hold(lambda: at_work(nodes), first)
+    def at_work() -> Iterator[Path]:
+        return nodes.temporary.glob(f"hegraph-run-*/run/{HOLDER}")
+
+    words = [*long_grid, "--ray", nodes.address]
+    first = start(*words)
+    killed, _ = hold(at_work, first)
     os.kill(killed, signal.SIGKILL)  # as the system does when memory runs out
-    hold(lambda: at_work(nodes), first)  # so that not all are done before the driver is killed
-    wait_for(lambda: left_undone(tmp_path) < 4, first)
+    wait_for(lambda: left_undone() < 4, first)
+    hold(at_work, first)  # so that not all are done before the driver is killed
     first.kill()
     first.communicate()
-    before = 4 - left_undone(tmp_path)
-    assert before < 4
-    again = start(*grid)
+    before = 4 - left_undone()
+    assert 0 < before < 4
+    again = start(*words)
+    held, _ = hold(at_work, again)
+    nodes.remove_node(nodes.other, allow_graceful=False)
+    with suppress(ProcessLookupError):
+        os.kill(held, signal.SIGCONT)
     out, said = again.communicate(timeout=300)
-    assert (again.returncode, left_undone(tmp_path)) == (0, 0), said
+    assert (again.returncode, left_undone()) == (0, 0), said
+    assert "Ray cluster of 2 machines" in said
     assert f"{before} finished before" in out
     assert not list((tmp_path / "out").rglob("error.json"))
     assert not list((tmp_path / "out").rglob(LOCK))
-
-
-@pytest.mark.slow
-def test_a_real_node_that_is_lost_has_its_runs_done_by_the_others(nodes, grid, tmp_path, start, hold, capsys):
-    assert main([*grid, "--ray", nodes.address, "--cpus-per-run", "3"]) == 2
-    assert "a run takes 3 CPUs, and none of the 2 machines" in capsys.readouterr().err
-    swept = start(*grid, "--seeds", *"1234", "--ray", nodes.address, *LONG)
-    held = [hold(lambda: at_work(nodes), swept)[0] for _ in range(2)]  # each node has one CPU, and does one run
-    nodes.remove_node(nodes.other, allow_graceful=False)
-    for worker in held:
-        os.kill(worker, signal.SIGCONT)
-    _, said = swept.communicate(timeout=300)
-    assert (swept.returncode, left_undone(tmp_path)) == (0, 0), said
-    assert "Ray cluster of 2 machines" in said
 
 
 # SLURM

@@ -43,11 +43,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def demo(args: argparse.Namespace) -> None:
-    """Runs the command.
-
-    Raises:
-        UserError: If the model cannot be had, Gradio is missing, the port is taken or the Space is there already.
-    """
+    """Runs the command; UserError if the model or Gradio is not there, the port is taken or the Space exists."""
     if args.space is None:
         check_address(args.host, args.port)
     require_gradio()
@@ -85,7 +81,7 @@ def check_address(host: str, port: int) -> None:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
             probe.bind((host, port))
-            if not probe.getsockname()[1] == port:
+            if port == 0:  # the system would choose one
                 raise OSError("a port is a number from 1 on")
     except (OSError, OverflowError, UnicodeError) as error:
         raise _cannot_listen(host, port, error) from error
@@ -98,12 +94,7 @@ def _cannot_listen(host: str, port: int, error: Exception) -> UserError:
 def serve(images: ImageModel, folder: Path, host: str, port: int) -> None:
     """Serves the page of a model until the process is interrupted or terminated.
 
-    What is uploaded is kept in a temporary folder, which is deleted at the end.
-
-    Args:
-        images: The model with its backbone.
-        folder: Its model folder, for thumbnails.
-        host, port: The address to listen on.
+    What is uploaded is kept in a temporary folder, which is deleted at the end. The model folder is for thumbnails.
 
     Raises:
         UserError: If the page cannot be served there.

@@ -23,13 +23,7 @@ UNUSUAL = 0.05  # an image that scores lower than all but this share of the know
 
 @dataclass(frozen=True)
 class Evidence:
-    """The logit of a class, and what it is made of.
-
-    Attributes:
-        name: The class.
-        text: From the text classifier.
-        cache: From the cache, weighted: `alpha z_v`; None without a cache classifier.
-    """
+    """The logit of a class: from the text classifier, and `alpha z_v` from the cache; None without one."""
 
     name: str
     text: float
@@ -47,17 +41,14 @@ class Answer:
     """What a model says about one image.
 
     Attributes:
-        adapted: The likeliest classes of the model with their probabilities, likeliest first.
-        zero_shot: Those of zero-shot CLIP with the same prompts.
-        winner: The evidence for the likeliest class.
-        runner_up: The evidence for the second; None where there is one class only.
-        text_choice: The class that the text classifier alone would choose.
-        cache_choice: The class that the cache alone would choose; None without a cache classifier.
+        adapted, zero_shot: The likeliest classes of the model, and of zero-shot CLIP with the same prompts, with their
+            probabilities, likeliest first.
+        winner, runner_up: The evidence for the two likeliest classes; the second is None where there is one class only.
+        text_choice, cache_choice: The classes that the text classifier and the cache alone would choose.
         neighbours: The training images of the winning class that are nearest to the image, as the cache measures it:
             positions in the cache, and what each adds to the logit of its class, `alpha v_k exp(-beta (1 - f . F_k))`,
-            the largest first. () without a cache.
-        share_below: The share of images of known classes that score lower, from 0 to 1, by the score that tells images
-            of none of the classes; None where the model does not know it.
+            the largest first.
+        share_below: The share of images of known classes whose score is lower, from 0 to 1; None if it is not known.
     """
 
     adapted: dict[str, float]
@@ -114,12 +105,7 @@ def _neighbours(model: SavedModel, feature: Tensor, label: int) -> tuple[tuple[i
 
 
 def reasons(found: Answer, seen: Image.Image | None = None) -> str:
-    """Why the model says so, as HTML.
-
-    Args:
-        found: What it says.
-        seen: What the model was given, if that differs from what the user gave.
-    """
+    """Why the model says so, as HTML; `seen` is what the model was given, if that differs from what the user gave."""
     parts = [_none_of_these(found), "<h2>Why</h2>", f"<p>{_reason(found)}</p>", _table(found)]
     if seen is not None:
         note = "What the model sees: made like the scans that it was trained on, 8x8 pixels, white ink on black."

@@ -35,10 +35,9 @@ def is_of_digits(model: SavedModel) -> bool:
 
 
 def scan_of_picture(picture: Image.Image) -> Image.Image:
-    """The scan of a picture of a digit, dark on bright or bright on dark. A picture of 8x8 pixels is one already.
+    """The scan of a picture of a digit, dark on bright or bright on dark; UserError if no ink stands out.
 
-    Raises:
-        UserError: If ink and paper cannot be told apart.
+    A picture of 8x8 pixels is one already.
     """
     if picture.size == (DOTS // BLOCK, DOTS // BLOCK):
         return picture.convert("L").convert("RGB")
@@ -52,14 +51,7 @@ def scan_of_picture(picture: Image.Image) -> Image.Image:
 
 
 def scan_of_ink(ink: np.ndarray) -> Image.Image:
-    """The scan of ink on paper.
-
-    Args:
-        ink: How much of each pixel is inked, from 0 to 1, shape `[H, W]`; at least one pixel is inked.
-
-    Returns:
-        An RGB image of 8x8 pixels.
-    """
+    """The scan, in RGB, of how much of each pixel is inked, from 0 to 1, shape `[H, W]`; at least one pixel is."""
     bitmap = Image.fromarray(np.round(ink * 255).astype(np.uint8))
     bitmap = bitmap.crop(bitmap.point(lambda level: 255 * (level > 127)).getbbox() or bitmap.getbbox())
     width = min(max(round(DOTS * bitmap.width / bitmap.height), 1), WIDEST)
@@ -75,11 +67,7 @@ def scan_of_ink(ink: np.ndarray) -> Image.Image:
 def ink_of_canvas(value: object) -> np.ndarray:
     """How much of each pixel of the canvas is inked, from 0 to 1, shape `[SIDE, SIDE]`.
 
-    Args:
-        value: What the browser has sent: a PNG as a data URL.
-
-    Raises:
-        UserError: If it is another value; the page sends none.
+    The browser sends it as a PNG in a data URL; UserError for any other value.
     """
     try:
         if not isinstance(value, str) or not value.startswith(PNG) or len(value) > MAX_LENGTH:

@@ -55,10 +55,7 @@ class Page(gr.Blocks):
 class Answers:
     """What the page says about images of different origin: HTML, the likeliest classes twice, and pictures.
 
-    Args:
-        images: The model with its backbone.
-        folder: Its model folder, for thumbnails.
-        uploads: The folder of uploaded files; no other file is opened for a visitor.
+    The model folder is for thumbnails, and no file outside the folder of uploads is opened for a visitor.
     """
 
     def __init__(self, images: ImageModel, folder: Path, uploads: Path) -> None:
@@ -90,14 +87,10 @@ class Answers:
 
 
 def open_upload(uploaded: Any, uploads: Path) -> Image.Image:
-    """An uploaded image, upright and as RGB.
-
-    Args:
-        uploaded: What the request says of the file.
-        uploads: The folder that it has to lie in. A request may name any path, such as that of a pipe.
+    """An uploaded image, upright and as RGB. A request may name any path, such as that of a pipe.
 
     Raises:
-        UserError: If it lies elsewhere, or is no image, damaged or too large.
+        UserError: If the file lies outside the folder of uploads, or is no image, damaged or too large.
     """
     try:
         path = Path(uploaded["path"]).resolve(strict=True)

@@ -61,13 +61,7 @@ def check_target(target: Path) -> None:
 
 
 def write_space(images: ImageModel, folder: Path, target: Path, backbone: str = "", pretrained: str = "") -> None:
-    """Writes the Space, whole or not at all.
-
-    Args:
-        images: The model with its backbone.
-        folder: Its model folder.
-        target: The folder to write.
-        backbone, pretrained: The backbone, where the model does not name it.
+    """Writes the Space, whole or not at all; the backbone is given where the model does not name it.
 
     Raises:
         UserError: If the target is there already or cannot be written, or the backbone's weights are files of this

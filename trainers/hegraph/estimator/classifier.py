@@ -27,12 +27,9 @@ from ..models.folder import load_model, save_model
 from ..models.saved import SavedModel
 from ..utils.devices import choose_device
 from ..utils.errors import UserError
-from .fitting import adapted_model, find_seed, generators_restored, make_configuration, train_model
 from .inputs import (
     FLOATS,
-    Source,
     as_array,
-    check_memory,
     class_names,
     feature_array,
     image_list,
@@ -42,7 +39,17 @@ from .inputs import (
     unit_rows,
     without_label,
 )
-from .task import ArrayTask, feature_task, image_task
+from .training import (
+    ArrayTask,
+    adapted_model,
+    check_memory,
+    feature_task,
+    find_seed,
+    generators_restored,
+    image_task,
+    make_configuration,
+    train_model,
+)
 
 if TYPE_CHECKING:
     from ..models.images import ImageModel
@@ -54,19 +61,15 @@ BATCH = 256  # images that the backbone encodes at once
 
 
 class HeGraphClassifier(ClassifierMixin, BaseEstimator):
-    """Adapts a frozen CLIP to classes of which a few images are at hand.
+    """Adapts a frozen CLIP to classes of which a few images are at hand. docs/python.md tells more.
 
-    `X` is one of three things, and may be another one in `predict` than it was in `fit`:
+    `X` is one of three things, and may be another one in `predict` than it was in `fit`: image features `[n, d]`, or
+    `[n, V, d]` with V augmented views of each image, as an array or a tensor, whose rows are scaled to unit norm; a
+    list of n paths of image files; or a list of n PIL images. Paths and pictures are encoded by the backbone.
 
-    * image features of shape `[n, d]`, or `[n, V, d]` with V augmented views of each image, as a NumPy array or a
-      tensor. Rows are scaled to unit norm; what is predicted for several views is that of their mean;
-    * a list of n paths of image files;
-    * a list of n PIL images.
-
-    Paths and pictures are encoded by the backbone, with the configuration's augmentation in `fit`. The text nodes are
-    `text_features` and `negative_text_features` where they are given. Otherwise a backbone encodes the prompts of the
-    class names. Where there is no backbone either, a positive text node is the mean feature of its class and a negative
-    one the negative of it, so that the text classifier is one of the nearest mean.
+    The text nodes are `text_features` and `negative_text_features`, where they are given. Otherwise a backbone encodes
+    the prompts of the class names. Where there is no backbone either, a positive text node is the mean feature of its
+    class and a negative one the negative of it.
 
     The same features, images in the same order and seed give the same model as the command line, byte for byte. The
     number of shots, by which the configuration fills what it leaves open, is that of the largest class in `y`.
@@ -74,36 +77,31 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     Args:
         backbone: An open_clip model, "hf-hub:ORGANISATION/NAME", "local-dir:FOLDER" or "hegraph-mini", which `fit`
             loads. None takes that of the configuration, and only where something has to be encoded.
-        pretrained: Its weights: an open_clip tag or a file; "auto" takes those that come with the model, or else
-            OpenAI's.
+        pretrained: Its weights: an open_clip tag or a file; "auto" takes those that come with the model, or OpenAI's.
         device: "cpu", "cuda" or "cuda:N"; None takes a GPU if there is one.
         precision: What the backbone computes in: "auto", "fp32", "bf16", "fp16" or "amp" (docs/backbones.md); None
             leaves it to the configuration.
-        config: YAML of the method: a path, or the name of a file that ships, such as "mini"; None takes the defaults.
-        dataset_config: YAML of the data set, such as "digits", by whose name templates and descriptions are found.
-        options: Configuration keys, as a dict or as a list `[KEY, VALUE, ...]`; they win over everything. SEED is not
-            among them, since `random_state` is the seed.
+        config, dataset_config: YAML of the method and of the data set, by whose name templates and descriptions are
+            found: a path, or the name of a file that ships, such as "mini" and "digits".
+        options: Configuration keys, as a dict or as a list `[KEY, VALUE, ...]`; they win over everything.
         variant: "base", "free", "T-N", "T-P", "T" or "full"; None leaves it to the configuration, as the next two.
         alpha_c: Weight of the cache classifier.
         beta_c: Sharpness of the cache's affinities.
         classnames: Names of the K classes in the order of `classes_`, or a dict from labels to names; None takes the
             labels as names.
-        text_features: Positive text features in the order of `classes_`, shape `[K, d]`.
-        negative_text_features: Negative text features, shape `[K, d]`.
+        text_features, negative_text_features: Text features in the order of `classes_`, shape `[K, d]`.
         logit_scale: CLIP's `tau`; None takes that of the backbone, or else 100.
-        random_state: Seed of everything random, as `--seed` on the command line. None or a generator of NumPy draws
-            one.
-
-    Images without labels may be heard as well, in `fit` or by `adapt` (docs/python.md, "Unlabelled images"). What is
-    predicted for an image then depends on which ones were heard.
+        random_state: Seed of everything random. None or a generator of NumPy draws one.
 
     Attributes:
         classes_: The K labels, sorted.
         n_features_in_: d.
-        model_: What was trained, as a `SavedModel`.
+        model_: What was trained, and has heard unlabelled images, as a `SavedModel`.
     """
 
-    _labelled: ClassSums | None  # None of a loaded model
+    _image_model: ImageModel | None = None  # the model with its backbone, once that is loaded
+    _labelled: ClassSums | None = None  # what unlabelled images are added to; None of a loaded model
+    _fitted: SavedModel  # what was trained, before it heard unlabelled images
 
     def __init__(
         self,
@@ -160,43 +158,39 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             classnames, text_features, negative_text_features: As the parameters of these names, which they replace.
             unlabelled: Images of the same classes without labels, as `adapt` takes them; None for none.
 
-        Returns:
-            The classifier itself.
-
         Raises:
             ValueError: If `X` or `y` is not what scikit-learn allows.
             UserError: If anything else is wrong, such as the configuration, an image or the backbone's weights. It is a
                 ValueError, and its message says how to mend it.
         """
-        images = is_images(X)
-        X, y = self._training_arrays(X, y, images)
         given = self.classnames if classnames is None else classnames
-        X, y, pools = self._labelled_alone(X, y, images, given, unlabelled)
+        positive = self.text_features if text_features is None else text_features
+        negative = self.negative_text_features if negative_text_features is None else negative_text_features
+        X, y = self._training_arrays(X, y)
+        pool = [] if unlabelled is None else [unlabelled]
+        if (rows := without_label(y, given)).any():
+            pool.append(_where(rows, X))
+            X, y = _where(~rows, X), y[~rows]
+        for U in pool:
+            if not (isinstance(X, list) or is_images(U)):
+                self._features(U)  # says what is wrong with it before the training
         classes, labels = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise UserError(f"y must hold at least two classes, got one class: {classes.tolist()}")
         names = class_names(classes, given)
-        positive = self.text_features if text_features is None else text_features
-        negative = self.negative_text_features if negative_text_features is None else negative_text_features
         seed = find_seed(self.random_state)  # a draw from a generator is to last
         with generators_restored(), tempfile.TemporaryDirectory() as folder:
             cfg = self._configuration(int(np.bincount(labels).max()), seed, folder)
-            task: ArrayTask | ImageTask
-            if images:
-                _check_image_task(cfg, positive is not None or negative is not None)
-                task = image_task(X, labels.tolist(), names, cfg, self._device())
-            else:
-                task = self._feature_task(X, labels, names, positive, negative, cfg)
-            model, labelled = train_model(task, cfg, self._device())
+            task = self._task(X, labels, names, (positive, negative), cfg)
+            model, self._labelled = train_model(task, cfg, self._device())
         if positive is not None or negative is not None:
             model = model.model_copy(update={"prompts": None})  # the user's text nodes are not those of our sentences
         self.classes_ = classes
-        self.model_ = model.model_copy(update={"labels": labels_to_keep(classes, names)})
+        self.model_ = self._fitted = model.model_copy(update={"labels": labels_to_keep(classes, names)})
         self.n_features_in_ = model.classifier.width
         self._image_model = _image_model(self.model_, task)
-        self._fitted, self._labelled = self.model_, labelled
-        if pools:
-            self._hear(torch.cat([pool if isinstance(pool, Tensor) else self._pool(pool) for pool in pools]))
+        if pool:
+            self._hear(*pool)
         return self
 
     def adapt(self, U: Any) -> HeGraphClassifier:
@@ -208,16 +202,13 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         Args:
             U: Images as `X` of the class.
 
-        Returns:
-            The classifier itself.
-
         Raises:
             ValueError: If `U` is not what scikit-learn allows.
             UserError: If the classifier was loaded, as a model folder does not keep the labelled images; or if hearing
                 would take more memory than is free.
         """
         check_is_fitted(self, "model_")
-        self._hear(self._pool(U))
+        self._hear(U)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -251,10 +242,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         return self.model_.is_known(logits, float(keep)).numpy()
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes the model folder, which the command line and `from_pretrained` read.
-
-        Args:
-            directory: The folder; a model folder that is there already is replaced.
+        """Writes the model folder, which the command line and `from_pretrained` read. An older model is replaced.
 
         Raises:
             UserError: If it cannot be written, or holds something else than a model.
@@ -290,16 +278,12 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         from ..models.hub import find_model  # imports huggingface_hub
 
         model = load_model(find_model(str(name), revision, token))
-        saved = model.backbone
-        named = {"backbone": backbone, "pretrained": pretrained}
-        if backbone is None and saved.model:
-            named = {"backbone": saved.model, "pretrained": saved.pretrained}
-        found = cls(**named, device=device, precision=precision, random_state=model.trained_on.seed)  # type: ignore[arg-type]  # of a dict
+        if backbone is None and model.backbone.model:
+            backbone, pretrained = model.backbone.model, model.backbone.pretrained
+        found = cls(backbone, pretrained, device=device, precision=precision, random_state=model.trained_on.seed)
         found.model_ = model
         found.classes_ = np.array(model.classnames if model.labels is None else model.labels)
         found.n_features_in_ = model.classifier.width
-        found._image_model = None
-        found._labelled = None
         return found
 
     def push_to_hub(
@@ -333,65 +317,57 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
 
     def __getstate__(self) -> dict:
         state = super().__getstate__()
-        return state | {"_image_model": None} if "_image_model" in state else state  # the backbone is loaded again
+        state.pop("_image_model", None)  # the backbone is loaded again
+        return state
 
-    def _labelled_alone(
-        self, X: Any, y: np.ndarray, images: bool, given: Any, unlabelled: Any
-    ) -> tuple[Any, np.ndarray, list[Any]]:
-        """The labelled rows of `X` and `y`, and what `_pool` takes of all images without a label, or has taken."""
-        pools = [] if unlabelled is None else [unlabelled]
-        if pools and not is_images(unlabelled) and not images:
-            pools = [self._features(unlabelled)]  # what is wrong with it is said before the training
-        rows = without_label(y, given)
-        if rows.any():
-            pools.append(list(compress(X, rows)) if images else _mean_of_views(X[rows]))
-            X, y = list(compress(X, ~rows)) if images else X[~rows], y[~rows]
-        return X, y, pools
+    # What goes in
 
-    def _hear(self, features: Tensor) -> None:
-        """Adapts what was fitted to unlabelled images with features `[M, d]`."""
-        if self._labelled is None:
-            raise UserError(
-                "a loaded model has no labelled images to hear unlabelled ones with; fit one, with unlabelled"
-            )
-        self.model_ = adapted_model(self._fitted, self._labelled, features, self._device())
-
-    def _pool(self, U: Any) -> Tensor:
-        """Features of images as unit rows, shape `[M, d]`."""
-        return (self._encoded(U) if is_images(U) else self._features(U)).cpu()
-
-    def _training_arrays(self, X: Any, y: Any, images: bool) -> tuple[Any, np.ndarray]:
+    def _training_arrays(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
         """Features `[n, V, d]` or a list of images, and n labels."""
         if y is None:
             raise ValueError("HeGraphClassifier requires y to be passed, but the target y is None")
         y = as_array(y)
-        if images:
-            X = image_list(X)
-            y = column_or_1d(y, warn=True)
+        if is_images(X):
+            X, y = image_list(X), column_or_1d(y, warn=True)
             check_consistent_length(X, y)
         else:
-            X = feature_array(X)
-            has_views = getattr(X, "ndim", 2) == 3
-            if has_views and X.shape[1] == 0:
-                raise UserError(f"X has no views: its shape is {list(X.shape)}; give [images, views, width]")
-            first, y = validate_data(self, X[:, 0] if has_views else X, y, dtype=FLOATS)
-            X = _checked_views(X) if has_views else first[:, None]
+            X, y = self._checked(feature_array(X), y)
         check_classification_targets(y)
         return X, y
 
-    def _feature_task(
-        self, X: np.ndarray, labels: np.ndarray, names: list[str], positive: Any, negative: Any, cfg: Config
-    ) -> ArrayTask:
-        shape = len(names), X.shape[-1]
-        check_memory(len(names), X.shape, cfg.data.batch_size, self._device())
-        positive = text_nodes(positive, "text_features", *shape)
-        negative = text_nodes(negative, "negative_text_features", *shape)
-        encodes = self.backbone is not None or (positive is None and bool(cfg.backbone.name))
-        backbone = image_task([], [], names, cfg, self._device()) if encodes else None
-        features = unit_rows(X.swapaxes(0, 1))
-        return feature_task(
-            features, torch.from_numpy(labels), names, (positive, negative), self.logit_scale, cfg, backbone
-        )
+    def _checked(self, X: Any, y: Any = None) -> tuple[np.ndarray, Any]:
+        """Features `[n, V, d]`, and labels, as scikit-learn checks them; without labels, the width is that of `fit`."""
+        given = {"reset": False} if y is None else {"y": y}
+        has_views = getattr(X, "ndim", 2) == 3
+        if has_views and X.shape[1] == 0:
+            raise UserError(f"X has no views: its shape is {list(X.shape)}; give [images, views, width]")
+        first = validate_data(self, X[:, 0] if has_views else X, dtype=FLOATS, **given)
+        first, y = (first, None) if y is None else first
+        if has_views:
+            return check_array(X.reshape(-1, X.shape[-1]), dtype=FLOATS).reshape(X.shape), y
+        return first[:, None], y
+
+    def _features(self, X: Any) -> Tensor:
+        """Features as unit rows, shape `[n, d]`: those of several views are their mean."""
+        X, _ = self._checked(feature_array(X))
+        return unit_rows(X[:, 0]) if X.shape[1] == 1 else unit_rows(unit_rows(X).mean(dim=1).numpy())
+
+    def _encoded(self, X: Any) -> Tensor:
+        """Features of anything that `X` may be, as unit rows, shape `[n, d]`."""
+        if not is_images(X):
+            return self._features(X)
+        if self._image_model is None:
+            from ..models.images import ImageModel
+
+            named = (self.backbone, self.pretrained) if self.backbone else ("", "")
+            as_trained = AUTO if self._labelled is None else self.model_.backbone.precision  # AUTO: it was loaded
+            self._image_model = ImageModel.of(self.model_, self._device(), *named, self.precision or as_trained)
+        return self._image_model.features(image_list(X), BATCH)
+
+    def _device(self) -> str:
+        return choose_device(self.device, "device")
+
+    # Training and testing
 
     def _configuration(self, shots: int, seed: int, folder: str) -> Config:
         """The configuration of a training on so many images of a class, with features kept in a folder."""
@@ -400,7 +376,35 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             named |= {"MODEL.BACKBONE.NAME": self.backbone, "MODEL.BACKBONE.PRETRAINED": self.pretrained}
         named["DATASET.NUM_SHOTS"] = shots
         files = str(self.dataset_config or ""), str(self.config or "")
-        return make_configuration(*files, named, self.options, seed, folder)
+        return make_configuration(files, named, self.options, seed, folder)
+
+    def _task(
+        self, X: Any, labels: np.ndarray, names: list[str], text: tuple[Any, Any], cfg: Config
+    ) -> ArrayTask | ImageTask:
+        """The task of features `[n, V, d]` or of a list of images, with labels from 0 on."""
+        device = self._device()
+        if isinstance(X, list):
+            if any(nodes is not None for nodes in text):
+                raise UserError("text features go with image features; of images, the backbone encodes the prompts")
+            if not cfg.backbone.name:
+                raise UserError('images need a backbone: give backbone="ViT-B-32-quickgelu" or another, or config')
+            return image_task(X, labels.tolist(), names, cfg, device)
+        check_memory(len(names), X.shape, cfg.data.batch_size, device)
+        positive = text_nodes(text[0], "text_features", len(names), X.shape[-1])
+        negative = text_nodes(text[1], "negative_text_features", len(names), X.shape[-1])
+        encodes = self.backbone is not None or (positive is None and bool(cfg.backbone.name))
+        source = image_task([], [], names, cfg, device) if encodes else None
+        rows, nodes = unit_rows(X.swapaxes(0, 1)), (positive, negative)
+        return feature_task(rows, torch.from_numpy(labels), names, nodes, self.logit_scale, cfg, source)
+
+    def _hear(self, *pool: Any) -> None:
+        """Adapts what was fitted to unlabelled images, each entry as `X` of the class."""
+        if self._labelled is None:
+            raise UserError(
+                "a loaded model has no labelled images to hear unlabelled ones with; fit one, with unlabelled"
+            )
+        features = torch.cat([self._encoded(U).cpu() for U in pool])
+        self.model_ = adapted_model(self._fitted, self._labelled, features, self._device())
 
     def _logits(self, X: Any) -> Tensor:
         """Logits on the CPU, shape `[n, K]`.
@@ -409,39 +413,13 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         in another way for another number of rows.
         """
         check_is_fitted(self, "model_")
-        device = self._device()
-        features = self._encoded(X) if is_images(X) else self._features(X)
-        classifier = self.model_.classifier.to(device, torch.float64)
-        return classifier.logits(features.to(device, torch.float64)).cpu()
-
-    def _features(self, X: Any) -> Tensor:
-        X = feature_array(X)
-        if getattr(X, "ndim", 2) == 3:
-            validate_data(self, X[:, 0], dtype=FLOATS, reset=False)
-            return _mean_of_views(_checked_views(X))
-        return unit_rows(validate_data(self, X, dtype=FLOATS, reset=False))
-
-    def _encoded(self, X: Sequence[Source]) -> Tensor:
-        if self._image_model is None:
-            self._image_model = self._load_image_model()
-        return self._image_model.features(image_list(X), BATCH)
-
-    def _device(self) -> str:
-        return choose_device(self.device, "device")
-
-    def _load_image_model(self) -> ImageModel:
-        from ..models.images import ImageModel
-
-        named = (self.backbone, self.pretrained) if self.backbone else ("", "")
-        as_trained = AUTO if self._graph is None else self.model_.backbone.precision  # a loaded model has no graph
-        return ImageModel.of(self.model_, self._device(), *named, self.precision or as_trained)
+        features = self._encoded(X).to(self._device(), torch.float64)
+        return self.model_.classifier.to(features.device, torch.float64).logits(features).cpu()
 
 
-def _check_image_task(cfg: Config, has_text: bool) -> None:
-    if has_text:
-        raise UserError("text features go with image features; of images, the backbone encodes the prompts")
-    if not cfg.backbone.name:
-        raise UserError('images need a backbone: give backbone="ViT-B-32-quickgelu" or another, or config="vit_b32"')
+def _where(rows: np.ndarray, X: Any) -> Any:
+    """Those rows of features or of a list of images."""
+    return list(compress(X, rows)) if isinstance(X, list) else X[rows]
 
 
 def _image_model(model: SavedModel, task: ArrayTask | ImageTask) -> ImageModel | None:
@@ -450,14 +428,3 @@ def _image_model(model: SavedModel, task: ArrayTask | ImageTask) -> ImageModel |
 
     source = task if isinstance(task, ImageTask) else task.source
     return None if source is None else ImageModel(model, source.backbone)
-
-
-def _mean_of_views(X: np.ndarray) -> Tensor:
-    """Features `[n, V, d]` as unit rows, shape `[n, d]`."""
-    return unit_rows(unit_rows(X).mean(dim=1).numpy())
-
-
-def _checked_views(X: Any) -> np.ndarray:
-    """Features `[n, V, d]`, checked as scikit-learn checks those of one view."""
-    rows = check_array(X.reshape(-1, X.shape[-1]), dtype=FLOATS)
-    return rows.reshape(X.shape)

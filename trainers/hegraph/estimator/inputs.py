@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..training.memory import free_bytes, training_bytes
 from ..utils.errors import UserError, first_line
 
 Source = str | os.PathLike | Image.Image  # an image that has still to be encoded
@@ -25,7 +24,6 @@ Source = str | os.PathLike | Image.Image  # an image that has still to be encode
 # such as those of a loaded feature bank, keep every bit.
 UNIT_TOLERANCE = 1e-6
 FLOATS = [np.float32, np.float16]  # types that features are kept in; others become the first
-DOUBLE = 8  # bytes
 UNLABELLED = -1  # the label of a row without one, as in scikit-learn
 
 
@@ -46,7 +44,7 @@ def is_images(X: Any) -> bool:
 
 
 def image_list(X: Sequence[Source]) -> list[Path | Image.Image]:
-    """Paths and pictures of a sequence; raises UserError if an entry is neither, or a picture without pixels."""
+    """Paths and pictures of a sequence; raises UserError if an entry is neither, or has no pixels."""
     for position, entry in enumerate(X):
         if not isinstance(entry, Source):
             raise UserError(f"image {position} is neither a path nor a PIL image, but of type {type(entry).__name__}")
@@ -56,11 +54,7 @@ def image_list(X: Sequence[Source]) -> list[Path | Image.Image]:
 
 
 def as_array(X: Any) -> Any:
-    """A tensor as an array; anything else as it came, for scikit-learn to check.
-
-    Raises:
-        UserError: If the tensor is sparse, quantized or without data, as on the meta device.
-    """
+    """A tensor as an array; UserError if it is sparse or has no data. All else is left for scikit-learn to check."""
     if not isinstance(X, Tensor):
         return X
     try:
@@ -72,11 +66,7 @@ def as_array(X: Any) -> Any:
 
 
 def feature_array(X: Any) -> Any:
-    """Features as `as_array` gives them.
-
-    Raises:
-        UserError: If they are no features by their form: pictures as arrays, a column of paths, or a generator.
-    """
+    """Features as `as_array` gives them; UserError for pictures as arrays, a column of paths, or a generator."""
     if isinstance(X, Iterator):
         raise UserError(f"X is a {type(X).__name__}, which can be read only once; give a list, such as list(X)")
     came = ""
@@ -97,11 +87,7 @@ def feature_array(X: Any) -> Any:
 
 
 def unit_rows(features: np.ndarray) -> Tensor:
-    """Features with rows of unit norm, as float32; a row of zeros stays so. Rows of float16 are always scaled.
-
-    Args:
-        features: Shape `[..., d]`.
-    """
+    """Features `[..., d]` with rows of unit norm, as float32; a row of zeros stays so. float16 is always scaled."""
     # A copy in memory that torch has aligned: the last bit of a matrix product can depend on the alignment
     rows = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).clone()
     scaled = F.normalize(rows, dim=-1)
@@ -111,13 +97,7 @@ def unit_rows(features: np.ndarray) -> Tensor:
 
 
 def text_nodes(given: Any, name: str, num_classes: int, width: int) -> Tensor | None:
-    """Text features as unit rows, shape `[K, d]`; None if none are given.
-
-    Args:
-        given: What the user gave as `name`.
-        name: Of the argument, for the message.
-        num_classes: K.
-        width: d, that of the image features.
+    """Text features as unit rows, shape `[K, d]`; None if none are given as the argument `name`.
 
     Raises:
         UserError: If they have another shape, hold NaN or infinite values, or a row of zeros.
@@ -186,12 +166,7 @@ def _checked(names: list[str]) -> list[str]:
 
 
 def without_label(y: np.ndarray, given: Mapping | Sequence[str] | None) -> np.ndarray:
-    """Which rows of `y` are -1 for no label, shape `[n]`: where labels are integers and names leave out -1 alone.
-
-    Args:
-        y: The n labels.
-        given: Names of the classes as of `class_names`. Without names, -1 is a class.
-    """
+    """Which rows of `y` are -1 for no label, shape `[n]`: where labels are integers and names leave out -1 alone."""
     rows = np.zeros(len(y), dtype=bool)
     if y.dtype.kind != "i" or given is None or isinstance(given, str) or not hasattr(given, "__len__"):
         return rows
@@ -204,19 +179,3 @@ def labels_to_keep(classes: np.ndarray, names: Sequence[str]) -> tuple[bool | in
     labels = classes.tolist()
     plain = all(isinstance(label, (bool, int, float, str)) for label in labels)
     return tuple(labels) if plain and labels != list(names) else None
-
-
-def check_memory(num_classes: int, shape: tuple[int, int, int], batch: int, device: str) -> None:
-    """Raises UserError if training on features of a shape `[n, V, d]` would take more memory than is free.
-
-    It would find that out after hours. Beside what a training takes, calibration takes the logits of all images for all
-    classes, three times in float64.
-    """
-    (num_images, views, width), free = shape, free_bytes(device)
-    parts = training_bytes(num_classes, num_images, width, views, min(batch, num_images))
-    takes = sum(parts.values()) + 3 * DOUBLE * num_images * num_classes
-    if free is not None and takes > free:
-        raise UserError(
-            f"training on {num_images} images of {num_classes} classes would take about {takes / 1e9:.1f} GB of "
-            f"memory, and {free / 1e9:.1f} GB are free; give fewer classes, or labels that group them"
-        )

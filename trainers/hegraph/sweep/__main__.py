@@ -9,29 +9,23 @@ import argparse
 import logging
 import re
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ..experiments.folder import has_failed, is_locked
-from ..experiments.tasks import Opened
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say
 from .cluster import Cluster, Demand, check_address, connected
-from .execute import FAILED, LOCKED, Result
 from .grid import Run, read_grid
-from .plan import Plan, estimate, is_done, make_plan
-from .workers import run_here, run_in_workers
+from .plan import do_runs, make_plan
+from .workers import Result, run_here, run_in_workers
 
 logger = logging.getLogger(__name__)
 
-Start = Callable[[Sequence[Run]], Iterable[Result]]  # does runs, and gives their results as they come
 LISTS = ("datasets", "configs", "methods", "shots", "seeds")
 # What a configuration key looks like
 A_KEY = re.compile(r"OUTPUT_DIR|RESUME|SEED|USE_CUDA|VERSION|[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")
-POLL = 1.0  # seconds between two looks at a run that another process does
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -49,11 +43,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--methods", nargs="+", help="as --trainer says them; all: every one (default HeGraphAdapter)")
     add("--shots", nargs="+", help="training images per class (default 16)")
     add("--seeds", nargs="+", help="from 0 (default 1 2 3)")
-    for flag, words, meaning in (
-        ("--vary", "KEY VALUE ...", "run each value of a key"),
-        ("--case", "NAME [KEY VALUE ...]", "run with these keys, too"),
-    ):
-        add(flag, nargs="+", action="append", default=[], metavar=words, help=meaning)
+    again: dict[str, Any] = {"nargs": "+", "action": "append", "default": []}
+    add("--vary", **again, metavar="KEY VALUE ...", help="run each value of a key")
+    add("--case", **again, metavar="NAME [KEY VALUE ...]", help="run with these keys, too")
     add("--root", help="folder of the data sets (default: their DATASET.ROOT, or data)")
     add("--output", help="where the folders DATASET/METHOD/CONFIG_Nshots/seedN go (default output)")
     add("--suffix", help="put behind the folder of shots; {NAME} is the value of the varied key that ends in NAME")
@@ -131,28 +123,28 @@ def run_command(args: argparse.Namespace) -> int:
         check_address(args.ray)
     demand = Demand(args.cpus_per_run, args.gpus_per_run)
     grid = read_grid(*grid_of(args))
-    runs, left_out = grid.runs()
+    runs = grid.runs()
     if args.folders:
         say("".join(f"{folder}\n" for folder in dict.fromkeys(run.folder.parent for run in runs)))
         return 0
-    for line in left_out:
-        logger.info("%s", line)
     plan = make_plan(runs, args.retry_failed)
     if plan.finished:
         logger.info("%d of %d runs are finished: skipped", len(plan.finished), len(runs))
     if plan.failed:
         logger.info("%d runs failed before: skipped; --retry-failed runs them again", len(plan.failed))
     if args.dry_run:
-        show_plan(plan, grid.output)
+        plan.show(grid.output)
         return 0
     with _place_of_runs(args, demand, bool(plan.to_do)) as start:
         progress = do_runs(plan.to_do, start)
-    say(summary(plan, progress))
+    say(progress.summary(plan))
     return 1 if progress.failures or plan.failed else 0
 
 
 @contextmanager
-def _place_of_runs(args: argparse.Namespace, demand: Demand, is_needed: bool) -> Iterator[Start]:
+def _place_of_runs(
+    args: argparse.Namespace, demand: Demand, is_needed: bool
+) -> Iterator[Callable[[Sequence[Run]], Iterable[Result]]]:
     """Gives what does runs: this process, workers of it, or a Ray cluster, which is left at the end of the block."""
     if args.ray is not None and is_needed:
         with connected(args.ray, demand) as ray, closing(Cluster(ray, demand, args.verbose)) as cluster:
@@ -161,120 +153,6 @@ def _place_of_runs(args: argparse.Namespace, demand: Demand, is_needed: bool) ->
         yield lambda runs: run_in_workers(runs, args.workers, args.verbose)
     else:
         yield lambda runs: run_here(runs, args.verbose)
-
-
-@dataclass
-class Progress:
-    """Counts the runs of a sweep, and says what becomes of each.
-
-    Attributes:
-        total: How many are to be done.
-        done: How many are.
-        failures: Those that have failed, each with its message.
-        started: When the sweep began, in seconds of the monotonic clock.
-    """
-
-    total: int
-    done: int = 0
-    failures: list[tuple[Run, str]] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
-
-    def finished(self, run: Run, message: str) -> None:
-        """Counts a run that has been done, and says so."""
-        self.done += 1
-        self._say(f"{run.title}: {message}")
-
-    def failed(self, run: Run, message: str) -> None:
-        """Counts a run that has failed, and says so."""
-        self.failures.append((run, message))
-        self._say(f"{run.title}: failed: {message}")
-
-    def _say(self, what: str) -> None:
-        ended = self.done + len(self.failures)
-        each = (time.monotonic() - self.started) / ended
-        left = self.total - ended
-        failed = f", {len(self.failures)} failed" if self.failures else ""
-        to_go = f"{in_words(each)} a run, {in_words(each * left)} to go"
-        logger.info("[%d/%d] %s (%d left%s, %s)", ended, self.total, what, left, failed, to_go)
-
-
-def in_words(seconds: float) -> str:
-    """A time such as "0.4 s", "40 s", "12 min" or "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
-
-
-def do_runs(runs: Sequence[Run], start: Start) -> Progress:
-    """Does the runs with `start`, and waits for those that other processes are at."""
-    progress = Progress(len(runs))
-    left = list(runs)
-    while left:
-        locked = []
-        for result in start(left):
-            if result.status == LOCKED:
-                locked.append(result.run)
-            elif result.status == FAILED:
-                progress.failed(result.run, result.message)
-            else:
-                progress.finished(result.run, f"{result.message} in {result.seconds:.1f} s")
-        left = await_others(locked, progress)
-    return progress
-
-
-def await_others(locked: Sequence[Run], progress: Progress) -> list[Run]:
-    """Waits until other processes have ended the runs that they are at; returns those that they left undone.
-
-    The other process may be a sweep with other settings: its result is not that of this run, which has failed then.
-    """
-    waiting, opened = list(locked), Opened()
-    if waiting:
-        logger.info("%d runs are done by another process; waiting for it", len(waiting))
-    while waiting:
-        free = [run for run in waiting if not is_locked(run.folder)]
-        waiting = [run for run in waiting if run not in free]
-        undone = []
-        for run in free:
-            done = is_done(run, opened)
-            if done:
-                progress.finished(run, "done by another process")
-            elif done is not None:
-                progress.failed(run, f"another process left the result of other settings or data in {run.folder}")
-            elif has_failed(run.folder, run.configuration(), run.source):
-                progress.failed(run, "in another process")
-            else:
-                undone.append(run)
-        if undone:
-            return [*undone, *waiting]
-        if waiting:
-            time.sleep(POLL)
-    return []
-
-
-def summary(plan: Plan, progress: Progress) -> str:
-    """The end of a sweep in one line, and a line for every failure."""
-    counts = [f"{progress.done} done in {in_words(time.monotonic() - progress.started)}"]
-    counts += [f"{len(plan.finished)} finished before"] if plan.finished else []
-    failed = len(progress.failures) + len(plan.failed)
-    counts += [f"{failed} failed"] if failed else []
-    lines = [f"{progress.total + len(plan.finished) + len(plan.failed)} runs: {', '.join(counts)}"]
-    lines += [f"failed: {run.folder}: {message}" for run, message in progress.failures]
-    lines += [f"failed before: {run.folder}" for run in plan.failed]
-    return "\n".join(lines) + "\n"
-
-
-def show_plan(plan: Plan, output: str) -> None:
-    """Prints what would be run, and how long it should take."""
-    times, records = estimate(plan.to_do, output)
-    for run, seconds in zip(plan.to_do, times):
-        say(f"{run.folder}  {'?' if seconds is None else f'{seconds:.1f} s'}\n")
-    known = [seconds for seconds in times if seconds is not None]
-    unknown = len(times) - len(known)
-    say(
-        f"{len(plan.to_do)} runs to do, {len(plan.finished)} finished, {len(plan.failed)} failed before; "
-        f"about {in_words(sum(known))} in one process, by {records} records"
-        f"{f'; no record tells of {unknown} of them' if unknown else ''}\n"
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,9 +10,11 @@ import hashlib
 import importlib
 import io
 import logging
+import math
 import os
 import re
 import shutil
+import signal
 import socket
 import tempfile
 import uuid
@@ -37,11 +39,9 @@ from ..training.checkpoints import CHECKPOINT
 from ..utils.errors import PACKAGE, UserError, first_line, show_messages
 from ..utils.files import atomic_path, hash_json, write_json
 from ..utils.reading import read_json
-from ..utils.signals import kept_signals
-from .execute import DONE, FAILED, LOCKED, Result, attempt, record_failure
 from .grid import Run
 from .plan import is_done
-from .workers import THREADS
+from .workers import DONE, FAILED, LOCKED, THREADS, Result, attempt, record_failure
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +49,12 @@ LOCAL, AUTO = "local", "auto"
 ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:]+\]|[^\s:/\[\]]+):[0-9]{1,5}")  # HOST:PORT
 ANSWERED_WITHIN = 10.0  # seconds in which a port, and a machine, has to answer
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # as every client of gRPC begins
+SETTINGS = 4  # the type of the frame with which every server of gRPC answers
 TRIES = 4  # how often a run is sent before it counts as failed: its worker may die of its memory every time
 AHEAD = 2  # runs that are away for each that the cluster can do at a time, so that no worker waits for the next
 MOST_AWAY = 900  # each holds the lock of its folder, and a process may have 1,024 open files
 LOOK = 10.0  # seconds between two looks at the machines of the cluster
-OTHER_PACKAGE = "other package"  # what can become of a run beside what `execute` names
+OTHER_PACKAGE = "other package"  # what can become of a run beside what `workers` names
 
 
 @dataclass(frozen=True)
@@ -61,27 +62,24 @@ class Demand:
     """What one run takes of a machine: CPUs, which are threads too, and GPUs. Both may be fractions.
 
     Raises:
-        UserError: If a run would take no CPU, or less than no GPU.
+        UserError: If a run would take no CPU, less than no GPU, or 1.5 of either.
     """
 
     cpus: float = 1.0
     gpus: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (("cpus", self.cpus, self.cpus > 0), ("gpus", self.gpus, self.gpus >= 0)):
-            if not allowed or value == float("inf") or (value > 1 and value != int(value)):
-                least = "above 0" if name == "cpus" else "at least 0"
-                raise UserError(f"--{name}-per-run must be {least}, and whole from 1 on, got {value:g}")
-
-    @property
-    def threads(self) -> int:
-        """How many threads a run computes with."""
-        return max(1, int(self.cpus))
+        for flag, value, least, allowed in (
+            ("--cpus-per-run", self.cpus, "above 0", 0 < self.cpus < math.inf),
+            ("--gpus-per-run", self.gpus, "at least 0", 0 <= self.gpus < math.inf),
+        ):
+            if not allowed or (value > 1 and value % 1):
+                raise UserError(f"{flag} must be {least}, and whole from 1 on, got {value:g}")
 
     def times_in(self, node: dict) -> int:
         """How many runs a machine, as Ray describes it, can do at a time."""
         has = node["Resources"]
-        fits = min(has.get("CPU", 0.0) / self.cpus, has.get("GPU", 0.0) / self.gpus if self.gpus else float("inf"))
+        fits = min(has.get("CPU", 0.0) / self.cpus, has.get("GPU", 0.0) / self.gpus if self.gpus else math.inf)
         return int(fits + 1e-6)
 
     def __str__(self) -> str:
@@ -100,10 +98,8 @@ def check_address(address: str) -> None:
 def connected(address: str, demand: Demand) -> Iterator[Any]:
     """Gives the module `ray`, connected to a cluster with a machine that can do runs, until the block ends.
 
-    Args:
-        address: "local" starts Ray on this machine; "auto" takes the cluster that this machine is part of; else
-            HOST:PORT of the cluster's head.
-        demand: What one run takes.
+    "local" starts Ray on this machine; "auto" takes the cluster that this machine is part of; else it is HOST:PORT of
+    the cluster's head.
 
     Raises:
         UserError: If Ray is not installed, nobody answers, or no machine has enough for a run.
@@ -117,12 +113,15 @@ def connected(address: str, demand: Demand) -> Iterator[Any]:
     if address not in (LOCAL, AUTO):
         _check_answer(address)
     settings: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
-    environment = {"env_vars": {THREADS: str(demand.threads)}}  # torch reads it when it is imported
+    environment = {"env_vars": {THREADS: str(max(1, int(demand.cpus)))}}  # torch reads it when it is imported
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with kept_signals():
-            ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, **settings)
+        ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, **settings)
     except Exception as error:  # where its processes do not start in time, Ray raises nothing narrower
         raise UserError(f"no Ray cluster at {address}: {' '.join(str(error).split()):.200}") from error
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # Ray would abort the process on SIGTERM
     try:
         nodes = _alive(ray)
         logger.info("Ray cluster of %d machines; every run takes %s", len(nodes), demand)
@@ -143,13 +142,11 @@ def _check_answer(address: str) -> None:
         with socket.create_connection((host.strip("[]"), int(port)), ANSWERED_WITHIN) as probe:
             probe.settimeout(ANSWERED_WITHIN)
             probe.sendall(HELLO)
-            if probe.recv(9)[3:4] != b"\x04":  # the type of a frame of settings
+            if probe.recv(9)[3:4] != bytes([SETTINGS]):
                 raise OSError("something else answers")
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"no Ray cluster answers at {address} ({reason}); ray start --head --port PORT starts one"
-        ) from error
+        why = f"no Ray cluster answers at {address} ({first_line(error)})"
+        raise UserError(f"{why}; ray start --head --port PORT starts one") from error
 
 
 def _alive(ray: Any) -> Sequence[dict]:
@@ -158,13 +155,7 @@ def _alive(ray: Any) -> Sequence[dict]:
 
 
 class Cluster:
-    """Sends runs to a cluster, a bounded number at a time.
-
-    Args:
-        ray: From `connected`.
-        demand: What one run takes.
-        verbose: Whether the runs' own messages are shown, and not their warnings alone.
-    """
+    """Sends runs to a cluster, a bounded number at a time. The module `ray` is that of `connected`."""
 
     def __init__(self, ray: Any, demand: Demand, verbose: bool = False) -> None:
         self.ray, self.demand, self.verbose = ray, demand, verbose
@@ -254,18 +245,19 @@ class Cluster:
                 if status == OTHER_PACKAGE:
                     raise UserError(f"{message}; install the same on all machines")
                 unpack(left, run.folder)
+                if status == FAILED and not (run.folder / ERROR).exists():  # the disk of the worker may be full
+                    record_failure(run, RuntimeError(message))
+                return Result(run, status, message, seconds)
             except errors.RayTaskError as error:  # not the run itself has failed, but what is around it
                 if not isinstance(error.cause, OSError):
                     raise UserError(f"a worker cannot do runs; is {PACKAGE} there? {error.cause!r:.120}") from error
-                return Result(run, FAILED, record_failure(run, error.cause))
+                why: Exception = error.cause
             except errors.RayError as error:
-                lost = f"its worker or machine was lost {TRIES} times ({type(error).__name__}): try more --cpus-per-run"
-                return Result(run, FAILED, record_failure(run, RuntimeError(lost)))
+                kind = type(error).__name__
+                why = RuntimeError(f"its worker or machine was lost {TRIES} times ({kind}): try more --cpus-per-run")
             except OSError as error:
-                return Result(run, FAILED, record_failure(run, error))
-            if status == FAILED and not (run.folder / ERROR).exists():  # the disk of the worker may be full
-                record_failure(run, RuntimeError(message))
-            return Result(run, status, message, seconds)
+                why = error
+            return Result(run, FAILED, record_failure(run, why))
 
 
 def do_run(
@@ -274,8 +266,7 @@ def do_run(
     """What a worker does: a run in a temporary folder.
 
     Args:
-        run: The run.
-        cfg: Its checked configuration: the files that it came from may not be there.
+        run, cfg: The run, and its configuration: the files that it came from may not be there.
         bank: The bytes of the feature bank, if the run is made of one.
         checkpoint: Of an interrupted run, which goes on from it.
         place: The folder of banks, below the folder of temporary files of a machine.
@@ -284,7 +275,7 @@ def do_run(
         verbose: Whether the run's own messages are shown, and not its warnings alone.
 
     Returns:
-        Status, message and seconds as of `execute.Result`, and the files that the run has left, as a zip file.
+        Status, message and seconds as of `workers.Result`, and the files that the run has left, as a zip file.
     """
     if package_state() != package:
         return OTHER_PACKAGE, f"{socket.gethostname()} has {package_state()}, and the driver {package}", 0.0, b""
@@ -317,12 +308,11 @@ def do_run(
 def _bank_file(content: Any, place: Path, source: Path) -> Path:
     """The file of a bank on this machine. The first worker that needs it writes it, and all of them read it."""
     path = place / hash_json(str(source)) / source.name
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                with atomic_path(path) as temporary:
-                    temporary.write_bytes(memoryview(content))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(memoryview(content))
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,10 @@ from ..config_files import load_cfg
 from ..utils.commands import command
 from ..utils.errors import UserError, unknown
 from ..utils.reading import read_yaml
-from ..utils.schema import Part, check
+from ..utils.schema import Count, Part, check
 from ..utils.shipped import DATA_SET, METHOD, find_config_file
+
+logger = logging.getLogger(__name__)
 
 OURS = "HeGraphAdapter"
 ALL_METHODS = (*METHODS, OURS)
@@ -27,7 +30,6 @@ ALL = "all"  # in place of methods: every one
 BANK = ".safetensors"  # a data set of this suffix is a feature bank
 OF_THE_GRID = ("OUTPUT_DIR", "SEED", "DATASET.NUM_SHOTS", "TRAINER.NAME", "DATASET.ROOT", "RESUME")
 FEATURES_DIR = "TRAINER.HEGRAPHADAPTER.FEATURES.DIR"
-Pairs = tuple[tuple[str, Any], ...]  # configuration keys with their values
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,6 @@ class Run:
         folder: The output folder.
         source: The feature bank, or the configuration of the data set.
         config: The configuration of the method, a path or a name that ships.
-        method: As `--trainer` says it.
-        shots, seed: Training images per class, and the seed.
         keys: Further configuration keys with their values; they win over everything else.
         root: The folder of the data sets; not used with a bank.
         label: The case and the values of varied keys, in words.
@@ -52,7 +52,7 @@ class Run:
     method: str
     shots: int
     seed: int
-    keys: Pairs = ()
+    keys: tuple[tuple[str, Any], ...] = ()
     root: str = ""
     label: str = ""
     separate: bool = False
@@ -99,6 +99,12 @@ class Run:
         return command(shlex.join(self.arguments()))
 
 
+def name_of(source: str) -> str:
+    """The name of a bank, a data set or a configuration in the output folders."""
+    path = Path(source)
+    return path.stem if path.suffix in (BANK, ".yaml", ".yml") else path.name
+
+
 def _listed(value: Any) -> Any:
     """A single value as a list of one; PyYAML and callers give lists and tuples."""
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
@@ -108,70 +114,46 @@ def _once(values: tuple) -> tuple:
     return tuple(dict.fromkeys(values))
 
 
-def _no_table(value: Any) -> Any:
-    return {} if value is None else value  # "vary:" with nothing behind it
-
-
 def _named(value: Any) -> Any:
     """A case may be called 1, which YAML reads as a number."""
     return {str(name): keys for name, keys in value.items()} if isinstance(value, dict) else value
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_once), Field(min_length=1)]
-Numbers = Annotated[tuple[int, ...], BeforeValidator(_listed), AfterValidator(_once), Field(min_length=1)]
+Shots = Annotated[tuple[int, ...], BeforeValidator(_listed), AfterValidator(_once), Field(min_length=1)]
+Seeds = Annotated[tuple[Count, ...], BeforeValidator(_listed), AfterValidator(_once), Field(min_length=1)]
 Values = Annotated[tuple[Any, ...], BeforeValidator(_listed), Field(min_length=1)]
 
 
 class Grid(Part):
     """What is asked for. A file of the grid has these names as its keys, and flags of the same names win over it.
 
-    Attributes:
-        datasets: Feature banks, or configurations of data sets: paths, or names that ship.
-        configs: Configurations of the method: paths, or names that ship.
-        methods: As `--trainer` says them; "all" stands for every one.
-        shots, seeds: Training images per class, and seeds.
-        cases: Name -> the configuration keys that make the case, with their values. Each case is run, in folders with
-            its name behind them; a case without a name has the folders of a grid without cases.
-        vary: Configuration key -> its values, each of which is run.
-        set: Configuration key -> the value that it has in all runs.
-        root: The folder of the data sets; "" takes what the configuration of each says, or else the folder "data".
-        output: The folder that the output folders of the runs go to.
-        suffix: Is put behind the folder of shots and the name of the case; `{NAME}` in it stands for the value of the
-            varied key that ends in NAME. None names every varied key with its value.
-        separate: Whether each run is done in a process of its own.
+    `docs/sweep.md` says what each is. A case without a name has the folders of a grid without cases, and a `root` of ""
+    takes the one of the data set's configuration, or else the folder "data".
     """
 
     datasets: Names
     configs: Names
     methods: Names = (OURS,)
-    shots: Numbers = (16,)
-    seeds: Numbers = (1, 2, 3)
+    shots: Shots = (16,)
+    seeds: Seeds = (1, 2, 3)
     cases: Annotated[dict[str, dict[str, Any]], BeforeValidator(_named)] = Field({"": {}}, min_length=1)
-    vary: Annotated[dict[str, Values], BeforeValidator(_no_table)] = Field({})
-    set: Annotated[dict[str, Any], BeforeValidator(_no_table)] = Field({})
+    vary: dict[str, Values] = Field({})
+    set: dict[str, Any] = Field({})
     root: str = ""
     output: str = "output"
     suffix: str | None = None
     separate: bool = False
 
-    def runs(self) -> tuple[list[Run], list[str]]:
+    def runs(self) -> list[Run]:
         """The runs in the order in which one process does them: those of one data set together.
-
-        Returns:
-            The runs, and a line for each method that is left out of a feature bank because it needs images.
 
         Raises:
             UserError: If a name is not known, a bank is missing, a key is the grid's own, a folder would lie outside
                 `output`, or two runs have one folder.
         """
         self._check_names()
-        found: list[Run] = []
-        left_out: list[str] = []
-        for source in self.datasets:
-            methods = ALL_METHODS if ALL in self.methods else self.methods
-            without = [m for m in methods if source.endswith(BANK) and needs_backbone(m)]
-            left_out += [f"{m} is left out: it needs images, and {source} is a feature bank" for m in without]
-            found += self._runs_of(source, [m for m in methods if m not in without])
+        found = [run for source in self.datasets for run in self._runs_of(source)]
         if not found:
             raise UserError("the grid has no run: every method needs images, and there are only feature banks")
         folders: dict[Path, Run] = {}
@@ -181,10 +163,12 @@ class Grid(Part):
                     f"two runs of the grid have the folder {run.folder}: {other.title} and {run.title}; say everything "
                     "once, give files of one name other names, and let --suffix name every varied key"
                 )
-        return found, left_out
+        return found
 
-    def _runs_of(self, source: str, methods: list[str]) -> Iterator[Run]:
-        root = self.root or _root_of(source) or "data"
+    def _runs_of(self, source: str) -> Iterator[Run]:
+        is_bank = source.endswith(BANK)
+        root = self.root or ("" if is_bank else load_cfg(source).data.root) or "data"
+        methods = self._methods_for(source, is_bank)
         pairs = {FEATURES_DIR: str(Path(self.output) / "features")} | self.set
         varied = [tuple(zip(self.vary, values)) for values in itertools.product(*self.vary.values())]
         each = itertools.product(self.configs, methods, self.shots, self.cases, varied, self.seeds)
@@ -197,18 +181,30 @@ class Grid(Part):
             keys = (*pairs.items(), *self.cases[case].items(), *values)
             yield Run(Path(self.output) / below, source, config, method, shots, seed, keys, root, label, self.separate)
 
+    def _methods_for(self, source: str, is_bank: bool) -> list[str]:
+        """The methods, without those that need images where there is only a feature bank, which is said."""
+        methods = []
+        for method in ALL_METHODS if ALL in self.methods else self.methods:
+            if is_bank and needs_backbone(method):
+                logger.info("%s is left out: it needs images, and %s is a feature bank", method, source)
+            else:
+                methods.append(method)
+        return methods
+
     def _ending(self, case: str, names: Mapping[str, str]) -> str:
         """What stands behind the folder of shots: the case, and the values of varied keys, given by name."""
+
+        def value(braces: re.Match) -> str:  # Python's format would take more than names, and make texts of any length
+            if braces[1] not in names:
+                raise UserError(
+                    f"--suffix {self.suffix!r}: braces hold the name of a varied key ({', '.join(names) or 'none'})"
+                )
+            return names[braces[1]]
+
         case = f"_{case}".replace("/", "-") if case else ""
-        if self.suffix is None:
-            return case + "".join(f"_{name}={value}" for name, value in names.items()).replace("/", "-")
-        # Python's format would take more than names, and may make a text of any length
-        words = re.split(r"\{(\w+)\}", self.suffix)  # plain text and names in turn
-        if any(name not in names for name in words[1::2]) or re.search("[{}]", "".join(words[::2])):
-            raise UserError(
-                f"--suffix {self.suffix!r}: braces hold the name of a varied key ({', '.join(names) or 'none'})"
-            )
-        return case + "".join(names[word] if number % 2 else word for number, word in enumerate(words))
+        if self.suffix is not None:
+            return case + re.sub(r"\{(.*?)\}", value, self.suffix)
+        return case + "".join(f"_{name}={value}" for name, value in names.items()).replace("/", "-")
 
     def _check_names(self) -> None:
         for key in (*self.vary, *self.set, *itertools.chain(*self.cases.values())):
@@ -220,8 +216,6 @@ class Grid(Part):
         for method in self.methods:
             if method not in (*ALL_METHODS, ALL):
                 raise unknown("method", method, (*ALL_METHODS, ALL))
-        if min(self.seeds) < 0:
-            raise UserError(f"the seeds of a sweep are from 0, got {min(self.seeds)}")
         for source in self.datasets:
             if not source.endswith(BANK):
                 find_config_file(DATA_SET, source)
@@ -231,38 +225,21 @@ class Grid(Part):
             find_config_file(METHOD, config)
 
 
-def name_of(source: str) -> str:
-    """The name of a bank, a data set or a configuration in the output folders."""
-    path = Path(source)
-    return path.stem if path.suffix in (BANK, ".yaml", ".yml") else path.name
-
-
-def _root_of(source: str) -> str:
-    """The DATASET.ROOT that the configuration of a data set says; "" for none, and for a feature bank."""
-    if source.endswith(BANK):
-        return ""
-    tree = read_yaml(find_config_file(DATA_SET, source), "a configuration")
-    data = tree.get("DATASET") if isinstance(tree, dict) else None
-    root = data.get("ROOT") if isinstance(data, dict) else None
-    return root if isinstance(root, str) else ""  # `load_cfg` tells what is wrong with another
-
-
 def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:
-    """The grid of a file, with what flags have given in place of what the file says.
+    """The grid of a YAML file, or of flags alone; fields of `Grid` that flags give win over the file.
 
-    Args:
-        path: A YAML file whose keys are the fields of `Grid`; None if everything is given by flags.
-        given: Fields of `Grid`. `vary` and `set` are added to the file's, others replace them.
+    What flags give of `vary` and `set` is added to the file's.
 
     Raises:
         UserError: If the file cannot be read, or a key or the type of a value is wrong.
     """
     tree = {} if path is None else read_yaml(path, "a grid")
     where = "the grid" if path is None else str(path)
-    values = check(dict[str, Any], tree, where) | {key: given[key] for key in given if key not in ("vary", "set")}
+    values = check(dict[str, Any], tree, where)
     for name in ("vary", "set"):
         if isinstance(said := values.get(name) or {}, dict):  # `check` tells what is wrong with another
             values[name] = said | given.get(name, {})
+    values |= {name: value for name, value in given.items() if name not in ("vary", "set")}
     for name in ("datasets", "configs"):
         if not values.get(name):
             raise UserError(f"the grid has no run: give --{name}, or {name} in the grid's file")

@@ -87,19 +87,6 @@ def noted_interrupts() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def kept_signals() -> Iterator[None]:
-    """Undoes at its end what the block has changed of Ctrl-C and SIGTERM: Ray aborts the process on SIGTERM."""
-    numbers = (signal.SIGINT, signal.SIGTERM) if _may_set_signals() else ()
-    before = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None:  # None: not set by Python, which cannot set it again
-                signal.signal(number, handler)
-
-
 def was_interrupted() -> bool:
     """Whether a signal has come in the block of `noted_interrupts`: then any exception may be what became of it."""
     return bool(_noted)
