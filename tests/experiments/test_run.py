@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.experiments import fitting
 from trainers.hegraph.features.bank import load_bank
+from trainers.hegraph.features.bank_file import BankFile
 from trainers.hegraph.models.thumbnails import read_thumbnail
 from trainers.hegraph.results.records import MEASURED, REQUIRED
 
@@ -78,6 +80,11 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
+def sha256_of(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def same_adapter(one: Path, other: Path) -> bool:
     a, b = load_file(one / "adapter.safetensors"), load_file(other / "adapter.safetensors")
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -118,7 +125,19 @@ def test_a_run_leaves_its_model_its_split_and_a_record_of_all_that_it_says(train
     assert found["peak_memory_mb"] > 10
     assert all(seconds >= 0 for seconds in found["seconds"].values())
     assert found["versions"]["torch"] == torch.__version__
-    assert len(found["config_hash"]) == len(found["split_hash"]) == 64
+    split = json.loads((tmp_path / "out" / "split.json").read_text())
+    assert (found["config_hash"], found["split_hash"]) == (sha256_of(found["config"]), sha256_of(split))
+    # What earlier versions had as keys is part of it still, so that their runs are recognised
+    gone = {
+        "ACTIVATION": "tanh",
+        "WEIGHT_PER": "target",
+        "GAMMA": 1.0,
+        "CLOSED_FORM.OMEGA_NEW": 0.05,
+        "FREE.PRIOR": 4.0,
+    }
+    config = found["config"] | {f"{NODE}.{key}": value for key, value in gone.items()}
+    data = {"bank": BankFile(tiny_bank).identity([], [])}
+    assert found["run_id"] == sha256_of({"config": config, "seed": 1, "data": data, "split": split})
     [line] = capsys.readouterr().out.splitlines()
     assert all(f"{found[key]:.2f}" in line for key in ("accuracy", "accuracy_text", "accuracy_zero_shot"))
 

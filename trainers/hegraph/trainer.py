@@ -44,7 +44,7 @@ from .datasets import Dataset, Item, check_trainable, load_dataset
 from .datasets.loading import open_stored, read_coop_selection
 from .datasets.registry import find_entry, stored_datasets
 from .datasets.split_files import path_from
-from .experiments.evaluation import check_configuration, test_loaded, write_test
+from .experiments.evaluation import check_configuration, test_and_write
 from .experiments.fitting import fit_method, fitted_adapter, new_model, set_random_seed
 from .experiments.folder import RunFolder, find_model
 from .experiments.image_task import ImageTask
@@ -82,6 +82,7 @@ class FeatureTrainer(TrainerX):
     settings: Config
     bank: FeatureBank
     fitted: FittedMethod
+    record: dict
 
     def check_cfg(self, cfg: CfgNode) -> None:
         show_messages()  # CoOp's train.py shows none
@@ -149,14 +150,15 @@ class FeatureTrainer(TrainerX):
         check_trainable(self.stored)
         self.folder.task.check_trained_classes()
         self.folder.task.prepare()
-        self.folder.check()
-        with self.folder.locked():
-            if self.folder.finished() is None:  # another process may have finished it just now
-                self.folder.begin()
-                self.encode()
-                self.fit_and_test()
+        self.folder.do(self.fit_and_test)
 
-    def fit_and_test(self) -> None:
+    def fit_and_test(self) -> dict:
+        """Encodes, fits and tests; returns the record."""
+        self.encode()
+        self.fit()
+        return self.record
+
+    def fit(self) -> None:
         """Fits another method (`baselines/`) in one go, and tests it."""
         self.fitted = fit_method(self.folder.task, self.bank)
         self.test()
@@ -177,17 +179,13 @@ class FeatureTrainer(TrainerX):
 
     def test(self, split: str | None = None) -> float:
         """Dassl's evaluator on the test images; also writes our record. Returns the accuracy in percent."""
-        if self.saved is None:
-            parts = self.folder, self.bank, self.fitted, self.features_seconds
-            return test_and_finish(*parts, show=self.judge)["accuracy"]
-        record = self.folder.finished()
-        if record is None:
-            with self.folder.locked():
-                started, device = time.monotonic(), self.device.type
-                tested = test_loaded(self.saved, self.folder.task, device)
-                self.judge(tested)
-                record = write_test(self.folder, tested, self.saved, started, device)
-        return record["accuracy"]
+        folder, saved, device = self.folder, self.saved, self.device.type
+        if saved is None:
+            self.record = test_and_finish(folder, self.bank, self.fitted, self.features_seconds, show=self.judge)
+        else:
+            record = folder.finished()
+            self.record = record or folder.do(lambda: test_and_write(folder, saved, device, self.judge))
+        return self.record["accuracy"]
 
     def judge(self, tested: Tested) -> None:
         """Shows logits and labels of the test images to Dassl's evaluator, which prints its scores, and notes these."""
@@ -203,7 +201,7 @@ class HeGraphAdapter(FeatureTrainer):
 
     training: AdapterTraining  # where the variant has something to train
 
-    def fit_and_test(self) -> None:
+    def fit(self) -> None:
         task, settings = self.folder.task, self.settings
         self.model = new_model(self.bank, settings, self.seed)
         self.register_model("hegraph", self.model)
@@ -219,7 +217,7 @@ class HeGraphAdapter(FeatureTrainer):
         TrainerX.train(self)
 
     def resume_model_if_exist(self, directory: str) -> int:
-        """The first epoch; `fit_and_test` has read the checkpoint."""
+        """The first epoch; `fit` has read the checkpoint."""
         return 0 if self.model.layers is None else self.training.epoch
 
     def before_epoch(self) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -224,9 +224,7 @@ def test_model(
     if processes.rank():  # the first process has the folder; this one helps it to encode
         test_loaded(model, target, device)
         return {}
-    with run_folder.locked():
-        started = time.monotonic()
-        return write_test(run_folder, test_loaded(model, target, device), model, started, device)
+    return run_folder.do(lambda: test_and_write(run_folder, model, device))
 
 
 def test_loaded(model: SavedModel, target: Task, device: str) -> Tested:
@@ -244,8 +242,14 @@ def test_loaded(model: SavedModel, target: Task, device: str) -> Tested:
     return tested
 
 
-def write_test(folder: RunFolder, tested: Tested, model: SavedModel, started: float, device: str) -> dict:
-    """Writes and returns the record of a test; `started` is when encoding began, in seconds of the monotonic clock."""
+def test_and_write(
+    folder: RunFolder, model: SavedModel, device: str, show: Callable[[Tested], None] | None = None
+) -> dict:
+    """Tests a model that was read from its folder, and writes and returns the record; `show` is given what it says."""
+    started = time.monotonic()
+    tested = test_loaded(model, folder.task, device)
+    if show is not None:
+        show(tested)
     fitted, trained = TrainedMethod.loaded(model, device).fitted, model.trained_on
     # The temperature is that of the whole model on its classes
     if tested.rule == OTHER_CLASSES or (tested.rule and model.method == "HeGraphAdapter"):

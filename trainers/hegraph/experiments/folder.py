@@ -16,8 +16,8 @@ import os
 import shutil
 import socket
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -123,27 +123,27 @@ class RunFolder:
             write_thumbnails(model, thumbnails)
         return record
 
-    def check(self) -> None:
-        """Checks that the run may begin. Nothing is written or removed.
+    def do(self, work: Callable[[], dict], thumbnails: Iterable[Image.Image] | None = None) -> dict:
+        """Does the work of the run with the folder locked; returns the record, also if another process just left it.
 
         Raises:
             Locked: If another process is at work in the folder.
             UserError: If the folder holds another run's checkpoint, or RESUME names a folder that holds none.
         """
-        check_lock(self.path)
+        with lock_folder(self.path):
+            if (record := self.finished(thumbnails)) is not None:
+                return record
+            if self.model is None:
+                self._begin()
+            return work()
+
+    def _begin(self) -> None:
+        """Checks that the run may begin, removes what an earlier attempt left of its failure, and writes the split."""
         checkpoints, resume = self.checkpoints([]), self.task.cfg.run.resume
         if resume and not checkpoints.path_to_resume.exists():
-            raise UserError(
-                f"there is nothing to resume in {resume}: no {CHECKPOINT}, which a run leaves when it is interrupted"
-            )
+            why = f"no {CHECKPOINT}, which a run leaves when it is interrupted"
+            raise UserError(f"there is nothing to resume in {resume}: {why}")
         checkpoints.check()
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Keeps other processes out of the folder during a block; see `lock_folder`, also for what it raises."""
-        return lock_folder(self.path)
-
-    def begin(self) -> None:
-        """Writes what the protocol selected, and removes what an earlier attempt has left to say of its failure."""
         (self.path / ERROR).unlink(missing_ok=True)
         write_json(self.path / SPLIT, self.task.split)
 

@@ -81,15 +81,14 @@ def run(
         if train:
             encode_targets(task)
         return {}
-    folder.check()
-    with folder.locked():
-        if (record := folder.finished(thumbnails)) is not None:  # another process may have finished it just now
-            return record
-        folder.begin()
+
+    def work() -> dict:
         if train:
             return train_and_test(folder, device, thumbnails)
         task.encode()
         return {}
+
+    return folder.do(work, thumbnails)
 
 
 def draw_seed() -> int:
