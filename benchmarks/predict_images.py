@@ -82,12 +82,12 @@ def write_scans(folder: Path, number: int) -> Path:
 def throughput(report: Report, backbone: Backbone, folder: Path, batch: int, repeats: int) -> None:
     """Adds the rates of the command and of the encoder alone."""
     model = ImageModel(random_model(backbone, backbone.width), backbone)
-    paths = [found.path for found in Inputs([str(folder)])]
-    pixels = [pixels.batch.pixels for pixels in model.encode(paths, batch)]
+    paths = list(Inputs([str(folder)]))
+    pixels = [pixels for (_, pixels, _), _ in model.encode(paths, batch)]
     options = Options(5, "csv", folder.parent / "rows.csv")
 
     def predict() -> None:
-        write_rows(image_rows(model, Inputs([str(folder)]), 5, batch), len(paths), options)
+        write_rows(image_rows(model, Inputs([str(folder)]), options, batch), len(paths), options)
 
     alone = f"{backbone.name}, encoder alone"
     seconds = in_turn(

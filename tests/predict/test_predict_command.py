@@ -145,10 +145,12 @@ def test_classes_of_one_name_are_told_apart_by_their_ids_whatever_the_others_are
     assert named(["crane", "crane", "crane (a)"], "abc") == ["crane (a) (a)", "crane (b)", "crane (a) (c)"]
 
 
-def test_a_probability_that_is_no_number_is_an_error_and_no_row():
-    rows = list(prediction.rows_of(["x", "y"], torch.tensor([[float("nan"), 1.0], [0.5, 0.5]]), ["a", "b"], 1))
+def test_a_probability_that_is_no_number_is_an_error_and_no_row(run):
+    logits, options = torch.zeros(2, 10), prediction.Options(top=1, format="csv")
+    logits[0, 3] = float("nan")
+    rows = list(prediction.rows_of(load_model(run), ["x", "y"], logits, options))
     assert rows[0].error == "the model gives NaN for it"
-    assert rows[1].top == [("a", 0.5)]  # of equal classes the first
+    assert rows[1].top == [(load_model(run).classnames[0], pytest.approx(0.1))]  # of equal classes the first
 
 
 def test_as_many_images_are_encoded_at_once_as_fit():
@@ -166,9 +168,8 @@ def test_images_that_score_below_the_threshold_are_marked(run, images, tmp_path,
     expected = [not known for known in model.model.is_known(model.logits(model.features(paths)), 0.5).tolist()]
     assert 0 < sum(expected) < 6  # the share is low, so that some are marked
     target = tmp_path / "sorted"
-    assert (
-        main([str(run), str(images), "--keep", "0.5", "--format", "csv", "--top", "1", "--sort-into", str(target)]) == 0
-    )
+    flags = ["--keep", "0.5", "--format", "csv", "--top", "1", "--sort-into", str(target)]
+    assert main([str(run), str(images), *flags]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["none_of_these"] == "true" for row in rows] == expected
     sorted_out = {path.name for path in (target / "none of these").iterdir()}
@@ -253,6 +254,10 @@ def test_unreadable_images_are_in_their_rows_and_in_the_summary(run, images, cap
     assert rows["bad.png"]["error"].startswith("is no image") and rows["eps.jpg"]["error"].startswith("is no image")
     assert rows["c.png"]["error"] and rows["c.png"]["top"] == []
     assert f"3 of 8 could not be read; the first is {images / 'bad.png'}: is no image" in caplog.text
+    (images / "empty").mkdir()
+    assert main([str(run), str(images / "empty"), str(images / "a.png"), "--format", "csv", "--top", "1"]) == 1
+    empty, row = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (empty["path"], row["error"]) == (str(images / "empty"), "") and "holds no image" in empty["error"]
 
 
 def test_an_output_file_appears_whole_or_not_at_all(run, images, tmp_path, capsys, disk_full_after):
@@ -275,22 +280,13 @@ def test_no_input_and_no_file_of_the_model_is_written_over(finished_digits, imag
         assert out.read_bytes() == before
 
 
-def test_an_interruption_is_one_line(run, images, capsys, monkeypatch):
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(prediction, "write_rows", interrupted)
-    assert main([str(run), str(images)]) == 130
-    assert capsys.readouterr().err == "\ninterrupted\n"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("shell", "code", "said"),
     [
         ("| head -n 1", 0, b""),
         ("> /dev/full", 2, b"error: cannot write to standard output: No space left on device\n"),
-        (">&-", 2, b"error: standard output is closed; give --out FILE\n"),
+        (">&-", 2, b"error: standard output is closed; give it a place, such as > FILE\n"),
     ],
 )
 def test_a_standard_output_that_goes_away_is_no_traceback(run, images, shell, code, said):
@@ -312,11 +308,10 @@ def test_a_standard_output_that_goes_away_is_no_traceback(run, images, shell, co
         (["RUN", "IMAGES", "--batch-size", "9" * 20], "999"),
         (["RUN", "IMAGES", "--top", "1.5"], "'1.5'"),
         (["RUN", "IMAGES", "--keep", "1"], "--keep must lie between 0 and 1"),
-        (["RUN", "IMAGES", "--keep=-0.1"], "--keep must lie between 0 and 1"),
         (["RUN", "IMAGES", "--keep", "nan"], "--keep must lie between 0 and 1"),
         (["RUN", "IMAGES", "--split", "val"], "--split val goes with --features"),
         (["RUN", "IMAGES", "--features", "x"], "--features takes the place of images"),
-        (["RUN", "--features", "x", "--sort-into", "y"], "--sort-into needs images"),
+        (["RUN", "--features", "x", "--sort-into", "y"], "--sort-into is for these"),
         (["RUN", "--features", "missing"], "missing"),
         (["RUN", "IMAGES", "--device", "gpu"], "'gpu'"),
         (["RUN", "IMAGES", "--out", "IMAGES"], "is no file but a folder"),

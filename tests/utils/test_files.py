@@ -28,36 +28,35 @@ from trainers.hegraph.utils.files import (
 from trainers.hegraph.utils.reading import read_json
 
 
-def test_the_temporary_file_lies_beside_the_target_and_becomes_it_and_folders_are_made(tmp_path):
+def test_what_is_written_appears_as_a_whole_and_folders_are_made(tmp_path):
     target = tmp_path / "new" / "folder" / "file.txt"
     with atomic_path(target) as temporary:
         temporary.write_text("whole")
         assert temporary.parent == target.parent and not target.exists()
-    assert target.read_text() == "whole"
-    assert os.listdir(target.parent) == ["file.txt"]
+    assert target.read_text() == "whole" and os.listdir(target.parent) == ["file.txt"]
+    for name in ("old", "new"):
+        with writing_folder(tmp_path / "model") as temporary:
+            (temporary / name).touch()
+            assert not (tmp_path / "model" / name).exists()
+    assert os.listdir(tmp_path / "model") == ["new"] and sorted(os.listdir(tmp_path)) == ["model", "new"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
 def test_when_the_block_raises_what_was_there_stays_and_nothing_else_is_left(tmp_path, error):
     (tmp_path / "file").write_text("old")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()
-    with pytest.raises(error), atomic_path(tmp_path / "file") as temporary:
-        temporary.write_text("half of the n")
-        raise error
-    with pytest.raises(error), writing_folder(tmp_path / "folder") as temporary:
-        (temporary / "new").touch()
-        raise error
+    for write in (atomic_path(tmp_path / "file"), writing_folder(tmp_path / "folder")):
+        with pytest.raises(UserError if error is OSError else error), write as temporary:
+            (temporary / "new" if temporary.is_dir() else temporary).write_text("half of the n")
+            raise error
     assert (tmp_path / "file").read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"] and os.listdir(tmp_path / "folder") == ["old"]
 
 
-def test_a_folder_takes_the_place_of_an_older_one_as_a_whole(tmp_path, monkeypatch):
-    for name in ("old", "new"):
-        with writing_folder(tmp_path / "model") as temporary:
-            (temporary / name).touch()
-    assert os.listdir(tmp_path) == ["model"] and os.listdir(tmp_path / "model") == ["new"]
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_older_one(tmp_path, monkeypatch):
     replace = os.replace
+    (tmp_path / "model" / "old").mkdir(parents=True)
 
     def fail_at_last(source, target):
         if source.name == "new":
@@ -67,33 +66,28 @@ def test_a_folder_takes_the_place_of_an_older_one_as_a_whole(tmp_path, monkeypat
     monkeypatch.setattr(os, "replace", fail_at_last)
     with pytest.raises(UserError, match="cannot write .*model: the disk"), writing_folder(tmp_path / "model"):
         pass
-    assert os.listdir(tmp_path) == ["model"] and os.listdir(tmp_path / "model") == ["new"]
+    assert os.listdir(tmp_path) == ["model"] and os.listdir(tmp_path / "model") == ["old"]
 
 
-def test_files_are_as_readable_as_the_umask_allows_which_is_left_as_it_was(tmp_path):
+def test_files_are_as_readable_as_the_umask_allows(tmp_path):
     mask = os.umask(0o027)
     try:
-        write_json(tmp_path / "file.json", 1)
-        assert os.umask(0o027) == 0o027
+        write_json(tmp_path / "json", 1)
+        write_tensors(tmp_path / "tensors", {"a": torch.ones(1)}, {})
     finally:
         os.umask(mask)
-    assert stat.S_IMODE((tmp_path / "file.json").stat().st_mode) == 0o640  # 0o666 without the mask's bits
+    for name in ("json", "tensors"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640  # 0o666 without the mask's bits
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [("file/below", "(Not a directory|File exists)"), ("x" * 250, "File name too long"), ("folder", "directory")],
-)
-def test_a_place_that_cannot_be_written_is_a_users_mistake_that_names_the_target(tmp_path, name, reason):
+@pytest.mark.parametrize("name", ["file/below", "x" * 260, "folder"])
+def test_a_place_that_cannot_be_written_is_a_users_mistake_that_names_it(tmp_path, name):
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=f"cannot write {tmp_path / name}: .*{reason}"):
+    with pytest.raises(UserError, match=f"cannot write {tmp_path / name}: "):
         write_json(tmp_path / name, 1)
     if name != "folder":
-        with (
-            pytest.raises(UserError, match=f"cannot write {tmp_path / name}: .*{reason}"),
-            writing_folder(tmp_path / name),
-        ):
+        with pytest.raises(UserError, match=f"cannot write {tmp_path / name}: "), writing_folder(tmp_path / name):
             pass
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
@@ -103,19 +97,15 @@ def test_a_full_disk_is_a_users_mistake_that_names_the_target_and_leaves_nothing
         write_tensors(tmp_path / "target.bin", {"a": torch.zeros(1000)}, {})
     with disk_full_after(100), pytest.raises(UserError, match=r"cannot write .*/target\.json: "):
         write_json(tmp_path / "target.json", "x" * 1000)
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_mistake_about_the_temporary_file_names_the_target(tmp_path):
     with pytest.raises(UserError, match=f"^{tmp_path / 'f'} is odd$"), atomic_path(tmp_path / "f") as temporary:
         raise UserError(f"{temporary} is odd")
+    assert os.listdir(tmp_path) == []
 
 
 def test_what_was_written_is_read_back(tmp_path):
     value = {"name": "Bülbül", "rows": [["a.jpg", 0, None], [1.5, True]]}
     write_json(tmp_path / "file.json", value)
-    assert read_json(tmp_path / "file.json") == value
-    assert "Bülbül" in (tmp_path / "file.json").read_text(encoding="utf-8")
+    assert read_json(tmp_path / "file.json") == value and "Bülbül" in (tmp_path / "file.json").read_text("utf-8")
     write_tensors(tmp_path / "f", {"t": torch.arange(6).view(2, 3).t()}, {})
     assert torch.equal(load_file(tmp_path / "f")["t"], torch.tensor([[0, 3], [1, 4], [2, 5]]))
 
@@ -125,19 +115,15 @@ def test_a_value_that_json_cannot_hold_leaves_the_old_file(tmp_path, value, erro
     write_json(tmp_path / "file.json", "old")
     with pytest.raises(error, match="JSON|not UTF-8"):
         write_json(tmp_path / "file.json", value)
-    assert read_json(tmp_path / "file.json") == "old"
-    assert os.listdir(tmp_path) == ["file.json"]
+    assert read_json(tmp_path / "file.json") == "old" and os.listdir(tmp_path) == ["file.json"]
 
 
-def test_the_hash_of_a_value_is_that_of_its_canonical_text():
+@pytest.mark.parametrize("count", [0, 1, 1000, 2001])
+def test_the_hash_of_a_value_is_that_of_its_canonical_text_also_of_a_long_list(count):
     assert hash_json({"b": "é", "a": [1, 2]}) == hashlib.sha256('{"a":[1,2],"b":"é"}'.encode()).hexdigest()
-
-
-@pytest.mark.parametrize("count", [0, 1, 1000, 1001, 2500])
-def test_the_hash_of_a_long_list_is_the_hash_of_its_json(count):
     rows = [[f"é/{number}", number, "a,b]["] for number in range(count)]
     assert hash_rows(iter(rows)) == hash_json(rows)
-    for beside in ({}, {"a": 1, "z": [2]}, {"a": "ü"}, {"z": None}):
+    for beside in ({}, {"a": "ü", "z": [2]}):
         assert hash_rows(iter(rows), beside, "images") == hash_json(beside | {"images": rows})
 
 
@@ -145,10 +131,8 @@ def test_the_hash_of_a_file_is_that_of_its_bytes_and_its_version_changes_with_it
     content = bytes(i % 251 for i in range((1 << 20) + 3))  # more than one block
     (tmp_path / "file").write_bytes(content)
     assert hash_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
-    assert file_version(tmp_path / "file")[:2] == (tmp_path / "file", len(content))
-    before = file_version(tmp_path / "file")
     os.utime(tmp_path / "file", ns=(1, 1))
-    assert file_version(tmp_path / "file") != before
+    assert file_version(tmp_path / "file") == (tmp_path / "file", len(content), 1)
 
 
 def test_the_hash_of_content_tells_types_shapes_keys_and_values_apart():
@@ -164,15 +148,12 @@ def test_an_output_that_the_command_reads_or_that_is_no_file_is_refused(tmp_path
     (tmp_path / "link.json").symlink_to("read.json")
     (tmp_path / "older.json").write_text("{}")
     os.mkfifo(tmp_path / "pipe")
-    reads = [None, tmp_path / "not there", tmp_path / "read.json"]
+    reads = [None, "\0", tmp_path / "not there", tmp_path / "read.json"]
     for name in ("older.json", "new.json", "no folder yet/new.json"):
         check_output(tmp_path / name, reads)
-    for name in ("read.json", "link.json"):
-        with pytest.raises(UserError, match=name):
+    for name in ("read.json", "link.json", ".", "pipe"):
+        with pytest.raises(UserError, match="is read by|no file"):
             check_output(tmp_path / name, reads)
-    for name in (".", "pipe"):
-        with pytest.raises(UserError, match="no file"):
-            check_output(tmp_path / name)
 
 
 def test_the_home_folder_of_nobody_is_a_users_mistake():

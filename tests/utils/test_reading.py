@@ -22,6 +22,7 @@ from trainers.hegraph.utils.reading import (
     read_yaml,
     reading,
 )
+from trainers.hegraph.utils.schema import Part, check
 
 READERS = {
     "json": read_json,
@@ -43,10 +44,12 @@ class Words(BaseModel):
         (lambda path: path.read_text("utf-8"), "'utf-8' codec can't decode byte 0x80 in position 0"),
         (lambda path: {}["classnames"], "it lacks 'classnames'"),
         (lambda path: Words.model_validate({"words": [1]}), "words.0: Input should be a valid string, got 1"),
+        (lambda path: Words.model_validate({"words": [1, 2]}), "got 1 (and 1 more)"),
         (lambda path: Words.model_validate({}), "words: Field required"),
         (lambda path: bytearray(10**15), "there is no memory"),
         (lambda path: yaml.safe_load("a: 1\nb: ["), "line 2: expected the node content"),
-        (lambda path: [].index(1), "1 is not in list"),
+        (lambda path: "ab\udcff".encode(), r"'ab\udcff' is not UTF-8"),
+        (lambda path: [].index(1), "not in list"),
         (lambda path: int("x\ny"), "invalid literal for int()"),
     ],
 )
@@ -56,8 +59,7 @@ def test_whatever_a_library_raises_in_reading_is_one_line_with_the_file_and_its_
     with pytest.raises(DamagedFile) as caught, reading(file, "a feature bank"):
         read(file)
     assert str(caught.value).startswith(f"{file} is damaged or not a feature bank: ")
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_reading_leaves_a_users_mistake_and_a_system_error_what_they_are(tmp_path):
@@ -80,27 +82,22 @@ def test_reading_leaves_a_users_mistake_and_a_system_error_what_they_are(tmp_pat
     ],
     ids=["pipe", "folder", "nothing", "link to itself", "long", "NUL"],
 )
-def test_what_is_no_file_is_named_and_never_opened(tmp_path, monkeypatch, name, make, reason):
+def test_what_is_no_file_is_named_and_never_opened(tmp_path, name, make, reason):
     make(tmp_path / name)
     with pytest.raises(UserError, match=f"cannot read .*{reason}"), reading(tmp_path / name, "a bank"):
         pytest.fail("it would be opened")
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_every_reader_waits_for_no_pipe_and_says_that_a_file_is_closed(tmp_path, monkeypatch, kind):
+def test_every_reader_refuses_pipes_closed_files_and_what_is_none_of_its_files(tmp_path, monkeypatch, kind):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="pipe: it is no regular file"):
         READERS[kind](tmp_path / "pipe")
-    (tmp_path / "f").write_text("1")
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)  # these tests may be run by root
-    with pytest.raises(UserError, match="cannot read .*f: Permission denied"):
-        READERS[kind](tmp_path / "f")
-
-
-@pytest.mark.parametrize("kind", READERS)
-def test_every_reader_refuses_what_is_none_of_its_files(tmp_path, kind):
     (tmp_path / "f").write_bytes(b"{\xff")
     with pytest.raises(DamagedFile, match="f is damaged or not "):
+        READERS[kind](tmp_path / "f")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)  # these tests may be run by root
+    with pytest.raises(UserError, match="cannot read .*f: Permission denied"):
         READERS[kind](tmp_path / "f")
 
 
@@ -111,9 +108,11 @@ def test_every_reader_refuses_what_is_none_of_its_files(tmp_path, kind):
         ("[-Infinity]", "-Infinity"),
         ("[1e999]", "1e999"),
         (f"[1{'0' * 40}]", "it holds 10000000000000000000..., which is out of range"),
+        (f"[{-(2**63) - 1}]", "out of range"),
+        (f"[{2**64}]", "out of range"),
         ('{"a": 1, "a": 2}', "it holds the key 'a' twice"),
         ("[" * 100_000, "nested too deeply"),
-        ('["\\udc80"]', "half of a surrogate pair"),
+        ('["\\udc80"]', "not UTF-8"),
     ],
 )
 def test_json_that_no_computation_can_use_is_refused(text, reason):
@@ -121,12 +120,8 @@ def test_json_that_no_computation_can_use_is_refused(text, reason):
         parse_json(text)
 
 
-def test_numbers_of_json_reach_as_far_as_those_of_64_bits_and_a_schema_may_judge_them_itself():
+def test_numbers_of_json_reach_as_far_as_those_of_64_bits():
     assert parse_json(f"[{-(2**63)}, {2**64 - 1}, 1.5]") == [-(2**63), 2**64 - 1, 1.5]
-    for number in (-(2**63) - 1, 2**64):
-        with pytest.raises(ValueError, match="out of range"):
-            parse_json(f"[{number}]")
-    assert parse_json("[1e999]", finite=False) == [float("inf")]
 
 
 @pytest.mark.parametrize(
@@ -139,9 +134,7 @@ def test_numbers_of_json_reach_as_far_as_those_of_64_bits_and_a_schema_may_judge
         ("".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9) if n else 1}]\n" for n in range(9)), "without end"),
         ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
         ("a: 2020-13-45\n", "month must be in"),
-        ("a: !!bool x\n", "f.yaml"),
         (f"[{'1,' * 200_000}]", "it has 400002 characters"),
-        ("a: 1\nb: [\n", "line 3: expected the node content, but found '<stream end>'"),
     ],
 )
 def test_yaml_that_is_no_configuration_is_refused(tmp_path, text, reason):
@@ -151,17 +144,16 @@ def test_yaml_that_is_no_configuration_is_refused(tmp_path, text, reason):
     assert reason in str(caught.value)
 
 
-def test_yaml_with_aliases_and_merges_is_read(tmp_path):
+def test_yaml_may_have_aliases_merges_and_50_levels_and_text_the_mark_of_windows(tmp_path):
     (tmp_path / "f.yaml").write_text("a: &x {b: 1, c: 2}\nd:\n  <<: *x\n  b: 3\ne: *x\n")
     assert read_yaml(tmp_path / "f.yaml", "a grid")["d"] == {"b": 3, "c": 2}
-
-
-def test_text_may_begin_with_the_mark_of_windows(tmp_path):
+    (tmp_path / "f.yaml").write_text("[" * 50 + "1" + "]" * 50)
+    read_yaml(tmp_path / "f.yaml", "a grid")
     (tmp_path / "f").write_bytes(b"\xef\xbb\xbf\xc3\xa9")
     assert read_text(tmp_path / "f") == "é"
 
 
-def test_tensors_are_read_with_their_metadata_and_as_copies(tmp_path):
+def test_tensors_are_read_with_their_metadata(tmp_path):
     save_file({"a": torch.arange(3.0), "b": torch.tensor(2)}, tmp_path / "f", {"k": "v"})
     tensors, metadata = read_tensors(tmp_path / "f", "a model")
     assert tensors["a"].tolist() == [0, 1, 2] and tensors["b"].item() == 2 and metadata == {"k": "v"}
@@ -170,14 +162,24 @@ def test_tensors_are_read_with_their_metadata_and_as_copies(tmp_path):
 @pytest.mark.parametrize(
     ("tensor", "reason"),
     [
-        (torch.eye(2).to_sparse(), "layout sparse_coo"),
-        (torch.empty(2, device="meta"), "device meta"),
-        (torch.zeros(2, dtype=torch.complex128), "deep must hold real numbers, got complex128"),
-        (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "quantized"),
+        (torch.eye(2).to_sparse(), "sparse_coo"),
+        (torch.empty(2, device="meta"), "meta"),
+        (torch.zeros(2, dtype=torch.complex128), "complex128"),
+        (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "qint8"),
     ],
 )
 def test_tensors_that_cannot_be_computed_with_are_refused_wherever_they_are(tmp_path, tensor, reason):
     torch.save({"state": [{"deep": (tensor,)}]}, tmp_path / "f.pt")
-    with pytest.raises(DamagedFile, match="f.pt is damaged or not a checkpoint: deep ") as caught:
+    with pytest.raises(DamagedFile, match=f"f.pt is damaged or not a checkpoint: deep .*{reason}"):
         read_torch(tmp_path / "f.pt", "a checkpoint")
-    assert reason in str(caught.value)
+
+
+def test_a_schema_converts_nothing_and_names_what_is_wrong():
+    class Point(Part):
+        x: float
+        y: int
+
+    assert check(Point, {"x": 1, "y": 2}, "f") == Point(x=1.0, y=2) and check(list[int], [1], "f") == [1]
+    for shape, value in ((Point, {"x": "1", "y": 2}), (Point, {"x": 1, "y": 2, "z": 3}), (list[int], ["1"])):
+        with pytest.raises(UserError, match="^f: (x|z|0): "):
+            check(shape, value, "f")

@@ -22,8 +22,7 @@ from .backbones.identity import PRECISIONS
 from .features.options import EncodingOptions
 from .method.options import ClosedFormOptions, FreeOptions, ModelOptions
 from .training.options import TrainingOptions
-from .utils.option import NODE, is_strings, option, option_of, options_of
-from .utils.rows import is_list, is_list_of_pairs, values_up_to
+from .utils.option import NODE, is_list, is_list_of_pairs, is_strings, option, option_of, options_of, values_up_to
 
 # Few shots overfit at large rates. At one shot, leaving out an image's own key leaves its class without any, so that
 # the visual loss can teach little. Chosen on validation data; docs/trials.md says how.

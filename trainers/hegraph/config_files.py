@@ -17,8 +17,8 @@ from yacs.config import CfgNode
 from .config import FILLABLE, OF_THE_BACKBONE, OPTIONS, REMOVED, Config, default_values, matching_rows
 from .method.options import UNTRAINED, ModelOptions
 from .method.relations import REFINED, RELATIONS, relations_in_use
-from .utils.errors import UserError, shortened, unknown
-from .utils.option import LARGEST_FLOAT, NODE, OPEN, Option, shown
+from .utils.errors import UserError, shortened, shown, unknown
+from .utils.option import LARGEST_FLOAT, NODE, OPEN, Option
 from .utils.reading import parse_json, read_yaml
 from .utils.shipped import DATA_SET, METHOD, find_config_file
 

@@ -28,7 +28,7 @@ from ..method.cache import FoldedClassifier
 from ..training.choice import choose, has_val, val_accuracy
 from ..training.confidence import Calibration
 from ..utils.errors import UserError
-from ..utils.rows import values_up_to
+from ..utils.option import values_up_to
 
 if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not need it
     from ..backbones.clip import Backbone

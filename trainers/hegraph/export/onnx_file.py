@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..models.saved import Preprocessing, SavedModel
 from ..utils.errors import UserError, first_line
-from ..utils.files import atomic_path, check_output
+from ..utils.files import atomic_path
 from .graph import LOGITS, PROBABILITIES, Full, Head, halve, trace
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ class Exported(NamedTuple):
     """An ONNX file that has been written.
 
     Attributes:
-        input_name: Name of its only input.
-        shape: Of the input, without the batch.
+        input_name, shape: Of its only input, without the batch.
         size: Of the file, in bytes.
         logits: Largest difference of its logits from torch's, relative to the largest logit.
         probabilities: Largest difference of its probabilities from torch's.
@@ -67,11 +66,9 @@ def write_onnx(model: SavedModel, backbone: Backbone | None, path: Path, half: b
         half: Whether weights are stored as float16. The file computes in float32 in any case.
 
     Raises:
-        UserError: If a package is missing, the file cannot be written, the model has no form in ONNX or is too large
-            for a file, or the file's logits differ from torch's by more than the tolerance.
+        UserError: If the file cannot be written, the model has no form in ONNX or is too large for a file, or the
+            file's logits differ from torch's by more than the tolerance.
     """
-    require_packages()
-    check_output(path)
     head = Head(model.classifier, model.temperature)
     with atomic_path(path) as temporary:
         if backbone is None:
@@ -90,12 +87,7 @@ def write_onnx(model: SavedModel, backbone: Backbone | None, path: Path, half: b
 
 
 def describe_model(model: SavedModel, input_name: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """What an ONNX file says about itself, in plain values.
-
-    Args:
-        model: The trained model.
-        input_name, shape: As of `Exported`.
-    """
+    """What an ONNX file with this input says about itself, in plain values."""
     outputs = ["batch", model.classifier.num_classes]
     return {
         "inputs": {input_name: ["batch", *shape]},

@@ -1,4 +1,4 @@
-"""The model folder: `config.json`, `model.safetensors`, `README.md`.
+"""The model folder: `config.json`, `model.safetensors`, `README.md`, and maybe small pictures of the training images.
 
 Loading reads JSON and safetensors only, and nothing in the folder is run. Every field and every tensor is checked
 before it is used, and the hash of the tensors in `config.json` says that the two files belong together.
@@ -8,22 +8,22 @@ Shapes: K classes, N cached images, d feature width.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, create_model
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from ..method.cache import FoldedClassifier
 from ..method.closed_form import NewClassMessages
 from ..method.model import TransferableAdapter
-from ..method.options import ClosedFormOptions, ModelOptions
+from ..method.options import ModelOptions
 from ..method.relations import metapath_defaults
-from ..training.checkpoints import ADAPTER
 from ..utils.errors import UserError, first_line
 from ..utils.files import hash_content, write_json, write_tensors, writing_folder
 from ..utils.option import option_of
@@ -35,16 +35,15 @@ from .saved import Described, SavedModel
 logger = logging.getLogger(__name__)
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
+CLASSIFIER = ("weights", "bias", "keys", "labels", "key_weights")  # tensors of `FoldedClassifier`
+NODES = "class_nodes"  # in the whitened space of the messages
 TRANSFER = "transfer."  # prefix of the tensors that reach other classes
 MESSAGES = f"{TRANSFER}messages."  # of those, the messages in closed form
-NODES = "class_nodes"  # in the whitened space of those messages
 LEVELS = 4  # folders between output/ and a run: data set, method, configuration, seed
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-INTEGERS = (torch.int32, torch.int64)
-# Options of earlier versions, each with what this version does
-REMOVED = {"activation": "tanh", "weight_per": "target", "gamma": 1.0, "omega_new": 0.05, "prior": 4.0}
 MAX_CONFIG_BYTES = 2**28  # a thousand times what the prompts of ImageNet take
 KEPT = (".json", ".safetensors", ".md", ".jpg", ".pt")
+# Options of earlier versions, each with what this version does
+REMOVED = {"activation": "tanh", "weight_per": "target", "gamma": 1.0, "omega_new": 0.05, "prior": 4.0}
 SINCE = {"known", "tensors", "ece", "ece_zero_shot", "unlabelled"}  # fields that folders of earlier versions lack
 
 
@@ -55,56 +54,34 @@ class Fusion(Part):
     beta: Finite
 
 
-def declared(holder: type, **others: Any) -> type[Part]:
-    """The schema of a dataclass of options: each field with the type, and the choices, that it is declared with.
-
-    Args:
-        holder: The dataclass.
-        others: The types of fields that are no options.
-    """
-    kinds: dict[str, Any] = get_type_hints(holder)
-    for of_field in fields(holder):
-        found = option_of(of_field)
-        kind = Literal[found.choices] if found is not None and found.choices else kinds[of_field.name]
-        kinds[of_field.name] = others.get(of_field.name, Finite if kind is float else kind)
-    required: dict[str, Any] = {name: (kind, ...) for name, kind in kinds.items()}
-    return create_model(holder.__name__, __base__=Part, **required)
-
-
-ADAPTER_OPTIONS = declared(ModelOptions, metapath=dict[str, Finite], closed_form=declared(ClosedFormOptions))
-
-
-def adapter_options(found: Any) -> ModelOptions:
-    """The options of a model from their plain values, without those of earlier versions.
-
-    Raises:
-        ValueError: If one is missing, unknown or of another kind, or an earlier version's is not what this one does.
-    """
-    if isinstance(found, dict) and isinstance(found.get("closed_form"), dict):
-        closed = found["closed_form"]
-        weighed = closed if closed.get("omega") else {}  # without messages, nothing weighs them
-        for name, value in REMOVED.items():
-            if (came := (found | weighed).get(name, value)) != value:
-                raise ValueError(f"the model was trained with {name} {came!r:.80}, this version knows {value!r} alone")
-        found, closed = ({key: part[key] for key in part.keys() - REMOVED.keys()} for part in (found, closed))
-        found["closed_form"] = closed
-    try:
-        values = ADAPTER_OPTIONS.model_validate(found).model_dump()
-    except ValidationError as error:
-        raise ValueError(first_line(error)) from error
-    known, weights = metapath_defaults(), values["metapath"]
-    # A relation that was added since has no key; one that is left out by default changes nothing
-    if weights.keys() - known.keys() or any(known[key] for key in known.keys() - weights.keys()):
-        raise ValueError(f"metapath must have the keys {', '.join(known)}")
-    made = {"closed_form": ClosedFormOptions(**values["closed_form"]), "metapath": known | weights}
-    return ModelOptions(**values | made)
-
-
 class AdapterTransfer(Part):
     """Other classes are reached by message passing among text nodes with the trained `W`."""
 
     rule: Literal["adapter"]
-    options: Annotated[Any, PlainValidator(adapter_options), PlainSerializer(asdict)]  # `ModelOptions`
+    options: ModelOptions
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def without_removed(cls, found: Any) -> Any:
+        """The options without those of earlier versions, each of which must be what this version does."""
+        found = _without_removed(found)
+        if isinstance(found, dict) and isinstance(closed := found.get("closed_form"), dict):
+            # Without messages, nothing weighs them
+            found["closed_form"] = _without_removed(closed, matters=bool(closed.get("omega")))
+        return found
+
+    @field_validator("options")
+    @classmethod
+    def allowed(cls, found: ModelOptions) -> ModelOptions:
+        """Every value is one that its key may have. A relation that was added since has the weight 0."""
+        for holder in (found, found.closed_form):
+            for of_field in fields(holder):
+                if (declared := option_of(of_field)) is not None:
+                    declared.check(getattr(holder, of_field.name))
+        known = metapath_defaults()
+        if unknown := found.metapath.keys() - known.keys():
+            raise ValueError(f"metapath must have the keys {', '.join(known)}, got {', '.join(sorted(unknown))}")
+        return replace(found, metapath=known | found.metapath)
 
 
 class OtherTransfer(Part):
@@ -133,10 +110,8 @@ class ModelConfig(Described):
 def save_model(model: SavedModel, folder: Path) -> None:
     """Writes a model folder, whole or not at all; an older one in its place is replaced.
 
-    Args:
-        model: What to write. HeGraphAdapter's cache keys are rounded to float16. The keys of other methods stay in
-            float32, since rounding them changed the prediction of single images.
-        folder: The model folder.
+    HeGraphAdapter's cache keys are rounded to float16. Those of other methods stay in float32, since rounding them
+    changed the prediction of single images.
 
     Raises:
         UserError: If the folder cannot be written, or something else than a model folder is in its place.
@@ -144,13 +119,12 @@ def save_model(model: SavedModel, folder: Path) -> None:
     if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is no model folder, and is not overwritten; choose another")
     tensors = _tensors(model)
-    options = {} if model.transfer is None else asdict(model.transfer.options)
     config = ModelConfig.model_validate(
         {name: getattr(model, name) for name in Described.model_fields}
         | {
             "width": model.classifier.width,
             "fusion": {"alpha": model.classifier.alpha, "beta": model.classifier.beta},
-            "transfer": {"rule": model.transfer_rule, "options": options},
+            "transfer": {"rule": model.transfer_rule, "options": model.transfer.options if model.transfer else {}},
             "tensors": hash_content(tensors),
         }
     )
@@ -160,23 +134,30 @@ def save_model(model: SavedModel, folder: Path) -> None:
         write_json(temporary / CONFIG, config.model_dump(mode="json"))
 
 
+def _without_removed(part: Any, matters: bool = True) -> Any:
+    if not isinstance(part, dict):
+        return part
+    for name, value in REMOVED.items():
+        if matters and part.get(name, value) != value:
+            raise ValueError(
+                f"the model was trained with {name} {part[name]!r:.80}, this version knows {value!r} alone"
+            )
+    return {name: value for name, value in part.items() if name not in REMOVED}
+
+
 def _tensors(model: SavedModel) -> dict[str, Tensor]:
     """The tensors of a folder, by name and in the order of the names."""
-    classifier, keys, nodes = model.classifier, model.classifier.keys, model.class_nodes
-    found = {
-        "weights": classifier.weights,
-        "bias": classifier.bias,
-        "keys": keys.half() if keys is not None and model.method == "HeGraphAdapter" else keys,
-        "labels": None if classifier.labels is None else classifier.labels.int(),
-        "key_weights": classifier.key_weights,
-        "text_positive": model.text_positive,
-        NODES: None if nodes is None else nodes.half(),
-    }
+    found = {name: getattr(model.classifier, name) for name in CLASSIFIER}
+    found |= {"text_positive": model.text_positive, NODES: model.class_nodes}
     if model.transfer is not None:
         found |= {f"{TRANSFER}{name}": tensor for name, tensor in model.transfer.parameters.items()}
         if model.transfer.messages is not None:
             found |= {f"{MESSAGES}{name}": tensor for name, tensor in asdict(model.transfer.messages).items()}
-    return {name: tensor.detach().cpu() for name, tensor in sorted(found.items()) if tensor is not None}
+    kinds = {"labels": torch.int32, NODES: torch.float16}
+    if model.method == "HeGraphAdapter":
+        kinds["keys"] = torch.float16
+    there = {name: tensor.detach().cpu() for name, tensor in sorted(found.items()) if tensor is not None}
+    return {name: tensor.to(kinds.get(name, tensor.dtype)) for name, tensor in there.items()}
 
 
 def load_model(folder: Path | str) -> SavedModel:
@@ -194,21 +175,14 @@ def load_model(folder: Path | str) -> SavedModel:
     with reading(path / TENSORS, f"the tensors of the {CONFIG} beside it"):
         if config.tensors not in (None, hash_content(dict(sorted(found.items())))):
             raise ValueError(f"its hash is not the one in {CONFIG}")
-        tensors = dict(_checked(config, found))
+        tensors = _checked(config, found)
         transfer = _transfer(config, tensors)
     if config.tensors is None:
         logger.warning("%s is of an earlier version, and does not say which tensors belong to it", path / CONFIG)
+    of_classifier: dict[str, Any] = {name: tensors.get(name) for name in CLASSIFIER}
     return SavedModel(
         **{name: getattr(config, name) for name in Described.model_fields},
-        classifier=FoldedClassifier(
-            weights=tensors["weights"],
-            bias=tensors.get("bias"),
-            keys=tensors.get("keys"),
-            labels=tensors.get("labels"),
-            key_weights=tensors.get("key_weights"),
-            alpha=config.fusion.alpha,
-            beta=config.fusion.beta,
-        ),
+        classifier=FoldedClassifier(**of_classifier, alpha=config.fusion.alpha, beta=config.fusion.beta),
         text_positive=tensors["text_positive"],
         transfer=transfer,
         transfer_rule=config.transfer.rule,
@@ -216,27 +190,106 @@ def load_model(folder: Path | str) -> SavedModel:
     )
 
 
+def _read_config(path: Path) -> ModelConfig:
+    with reading(path, "the config.json of a model folder"):
+        if (size := path.stat().st_size) > MAX_CONFIG_BYTES:
+            raise ValueError(f"it has {size:,} bytes, and at most {MAX_CONFIG_BYTES:,} are read")
+        found = read_json(path)
+        config = ModelConfig.model_validate_json(json.dumps(found))  # as JSON, whose lists may become tuples
+        if missing := next(_missing(config.model_dump(mode="json"), found), ""):
+            raise ValueError(f"{missing}: Field required")
+    return config
+
+
+def _missing(whole: dict[str, Any], found: dict[str, Any], above: str = "") -> Iterator[str]:
+    """The fields that a file lacks, though those who make a model may leave them out."""
+    for name, value in whole.items():
+        if name not in found:
+            # A relation that was added since has no key; one that is left out by default changes nothing
+            if name not in SINCE and metapath_defaults().get(name) != 0:
+                yield f"{above}{name}"
+        elif isinstance(value, dict):
+            yield from _missing(value, found[name], f"{above}{name}.")
+
+
+def _checked(config: ModelConfig, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, which fit its configuration: floats as float32, integers as int64.
+
+    Raises:
+        ValueError: If a tensor is missing, unknown, or of another shape, another type or infinite values.
+    """
+    classes, shapes, checked = len(config.classnames), _shapes(config, found), {}
+    needed = {"weights", "text_positive"}
+    if found.keys() & {"keys", "labels", "key_weights"}:
+        needed |= {"keys", "labels"}
+    if missing := sorted(needed - found.keys()):
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    for name, tensor in found.items():
+        shape = shapes.get(name, shapes.get(f"{name.rpartition('.')[0]}.*"))
+        if shape is None:
+            raise ValueError(f"it holds an unknown tensor {name!r}")
+        kind = "whole numbers" if name == "labels" else "floats"
+        if tuple(tensor.shape) != shape or tensor.is_floating_point() != (kind == "floats"):
+            raise ValueError(f"{name} must be {list(shape)} of {kind}, got {list(tensor.shape)} of {tensor.dtype}")
+        tensor = tensor.long() if name == "labels" else tensor.float()
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinite values")
+        if name == "labels" and not (len(tensor) and 0 <= tensor.min() and tensor.max() < classes):
+            raise ValueError(f"labels must lie in 0 ... {classes - 1}, and there must be some")
+        checked[name] = tensor
+    return checked
+
+
+def _shapes(config: ModelConfig, found: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that a folder may hold. `*` stands for any name."""
+    classes, width = (len(config.classnames),), (config.width,)
+    images = tuple(found["keys"].shape[:1]) if "keys" in found else ()
+    square = width + width
+    shapes = {"weights": classes + width, "text_positive": classes + width, "bias": classes, NODES: classes + width}
+    shapes |= {"keys": images + width, "labels": images, "key_weights": images}
+    if config.transfer.rule == "adapter":
+        shapes |= {f"{TRANSFER}weight.*": square, f"{TRANSFER}metapath.*": ()}
+        shapes |= {f"{MESSAGES}matrix": square, f"{MESSAGES}whitening": square}
+        shapes |= {f"{MESSAGES}offset": width, f"{MESSAGES}mean": width}
+    return shapes
+
+
+def _transfer(config: ModelConfig, tensors: dict[str, Tensor]) -> TransferableAdapter | None:
+    """What reaches other classes.
+
+    Raises:
+        ValueError, KeyError: If a tensor of it is missing.
+    """
+    if not isinstance(config.transfer, AdapterTransfer):
+        return None
+    options, messages = config.transfer.options, None
+    if options.has_closed_form or any(name.startswith(MESSAGES) for name in tensors):
+        names = [field.name for field in fields(NewClassMessages)]
+        messages = NewClassMessages(**{name: tensors[f"{MESSAGES}{name}"] for name in names})
+    prefixes = (f"{TRANSFER}weight.", f"{TRANSFER}metapath.")
+    parameters = {name[len(TRANSFER) :]: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
+    adapter = TransferableAdapter(options, parameters, messages)
+    if missing := adapter.missing_parameters():
+        raise ValueError(f"it lacks {TRANSFER}{missing[0]}")
+    return adapter
+
+
 def find_model_folder(folder: Path) -> Path:
     """The model folder that a user means: the folder itself, or `model/` in the output folder of a run.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is none; one of the runs below the folder is named.
     """
     try:
         for candidate in (folder, folder / "model"):
             if (candidate / CONFIG).is_file():
                 return candidate
-        if (folder / ADAPTER).exists():
-            raise UserError(
-                f"{folder} holds {ADAPTER} and no model/: its run was cut off, or is of an earlier version; run its "
-                "training again to get one (delete a result.json there first)"
-            )
         what = f"holds no {CONFIG}" if folder.is_dir() else "is no folder" if folder.exists() else "is not there"
         below = [found for depth in range(1, LEVELS + 1) for found in folder.glob(f"{'*/' * depth}model/{CONFIG}")]
     except OSError as error:  # no permission, or a name that is too long
         raise UserError(f"cannot read the model folder {folder}: {first_line(error)}") from error
     example = min(below).parent if below else "OUTPUT_DIR/model"
-    raise UserError(f"{folder} {what}; give the model folder of a run, such as {example}")
+    raise UserError(f"{folder} {what}; give the model folder of a finished run, such as {example}")
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -260,92 +313,3 @@ def own_file(folder: Path, name: str) -> Path | None:
         logger.warning("%s is a link out of its folder, and is left out", folder / name)
         return None
     return path
-
-
-def _read_config(path: Path) -> ModelConfig:
-    with reading(path, "the config.json of a model folder"):
-        if (size := path.stat().st_size) > MAX_CONFIG_BYTES:
-            raise ValueError(f"it has {size:,} bytes, and at most {MAX_CONFIG_BYTES:,} are read")
-        config = ModelConfig.model_validate(read_json(path, finite=False))  # the schema says which field is not finite
-        if missing := next(_left_out(config), ""):
-            raise ValueError(f"{missing}: Field required")
-    return config
-
-
-def _left_out(part: Part, where: str = "") -> Iterator[str]:
-    """The fields that a file lacks, though those who make a model may leave them out."""
-    for name in type(part).model_fields:
-        value = getattr(part, name)
-        if name not in part.model_fields_set and name not in SINCE:
-            yield f"{where}{name}"
-        if isinstance(value, Part):
-            yield from _left_out(value, f"{where}{name}.")
-
-
-def _checked(config: ModelConfig, found: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a file, which fit its configuration: floats as float32, integers as int64.
-
-    Raises:
-        ValueError: If a tensor is missing, unknown, or of another shape, another type or infinite values.
-    """
-    images = len(found["keys"]) if found.get("keys") is not None and found["keys"].dim() else 0
-    shapes = _shapes(config, images)
-    needed = {"weights", "text_positive"}
-    if found.keys() & {"keys", "labels", "key_weights"}:
-        needed |= {"keys", "labels"}
-    if missing := sorted(needed - found.keys()):
-        raise ValueError(f"it lacks {', '.join(missing)}")
-    for name, tensor in found.items():
-        shape = shapes.get(name, shapes.get(f"{name.rpartition('.')[0]}.*"))
-        if shape is None:
-            raise ValueError(f"it holds an unknown tensor {name!r}")
-        allowed = INTEGERS if name == "labels" else FLOATS
-        if tuple(tensor.shape) != shape or tensor.dtype not in allowed:
-            types = ", ".join(map(str, allowed))
-            raise ValueError(f"{name} must be {list(shape)} of {types}, got {list(tensor.shape)} of {tensor.dtype}")
-        tensor = tensor.long() if name == "labels" else tensor.float()
-        if not tensor.isfinite().all():
-            raise ValueError(f"{name} holds NaN or infinite values")
-        if name == "labels" and not (images and 0 <= tensor.min() and tensor.max() < len(config.classnames)):
-            raise ValueError(f"labels must lie in 0 ... {len(config.classnames) - 1}, and there must be some")
-        yield name, tensor
-
-
-def _shapes(config: ModelConfig, images: int) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor that a folder may hold, with so many cached images. `*` stands for any name."""
-    classes, width = len(config.classnames), config.width
-    shapes: dict[str, tuple[int, ...]] = {
-        "weights": (classes, width),
-        "text_positive": (classes, width),
-        "bias": (classes,),
-        "keys": (images, width),
-        "labels": (images,),
-        "key_weights": (images,),
-        NODES: (classes, width),
-    }
-    if config.transfer.rule == "adapter":
-        shapes |= {f"{TRANSFER}weight.*": (width, width), f"{TRANSFER}metapath.*": ()}
-        shapes |= {f"{MESSAGES}matrix": (width, width), f"{MESSAGES}offset": (width,)}
-        shapes |= {f"{MESSAGES}whitening": (width, width), f"{MESSAGES}mean": (width,)}
-    return shapes
-
-
-def _transfer(config: ModelConfig, tensors: dict[str, Tensor]) -> TransferableAdapter | None:
-    """What reaches other classes.
-
-    Raises:
-        ValueError: If its options are none, or a tensor of it is missing.
-    """
-    if not isinstance(config.transfer, AdapterTransfer):
-        return None
-    made: ModelOptions = config.transfer.options
-    names = {field.name: f"{MESSAGES}{field.name}" for field in fields(NewClassMessages)}
-    messages = None
-    if made.has_closed_form or any(name.startswith(MESSAGES) for name in tensors):
-        messages = NewClassMessages(**{name: tensors[tensor] for name, tensor in names.items()})
-    prefixes = (f"{TRANSFER}weight.", f"{TRANSFER}metapath.")
-    parameters = {name[len(TRANSFER) :]: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
-    adapter = TransferableAdapter(made, parameters, messages)
-    if missing := adapter.missing_parameters():
-        raise ValueError(f"it lacks {TRANSFER}{missing[0]}")
-    return adapter

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -50,7 +51,7 @@ def push_model(
     private: bool = False,
     message: str = "Upload a HeGraphAdapter model",
 ) -> str:
-    """Uploads a model folder, into a repository that is made if it is not there.
+    """Uploads a model folder, into a repository that is made if it is not there. Returns its address.
 
     Args:
         model: The model.
@@ -60,20 +61,16 @@ def push_model(
         private: Whether a new repository is private.
         message: Of the commit.
 
-    Returns:
-        The address of the model.
-
     Raises:
         UserError: If the Hub cannot be reached or refuses.
     """
     if not HUB_NAME.fullmatch(repository):
         raise UserError(f"the repository must be USER/NAME, got {repository!r}")
+    hub = constants.ENDPOINT
     try:
-        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+        get_session().head(hub, timeout=TIMEOUT)
     except Exception as error:  # of requests or httpx: it depends on the version
-        raise UserError(
-            f"{constants.ENDPOINT} cannot be reached ({first_line(error)}); nothing was uploaded"
-        ) from error
+        raise UserError(f"{hub} cannot be reached ({first_line(error)}); nothing was uploaded") from error
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
         save_model(model, path)
@@ -86,34 +83,25 @@ def push_model(
                 repo_id=repository, folder_path=path, revision=revision, commit_message=message, allow_patterns=FILES
             )
         except Exception as error:  # of huggingface_hub, requests or httpx: it depends on the version
-            reason = _reason(error, token)
-            raise UserError(f"cannot upload to {constants.ENDPOINT}/{repository}: {reason}") from None
-    return f"{constants.ENDPOINT}/{repository}"
+            raise UserError(f"cannot upload to {hub}/{repository}: {_reason(error, token)}") from None
+    return f"{hub}/{repository}"
 
 
 def _download(repository: str, revision: str | None, token: str | None) -> Path:
     """The snapshot of a repository: the newest one or, where the Hub cannot be reached, that of the cache."""
     try:
         require_hub(repository, f"the model {repository}", f"{CONFIG} and {TENSORS}", "give the folder that holds them")
-    except UserError as error:
-        cached = _cached(repository, revision)
-        if cached is None:
-            raise UserError(f"{repository} is no folder here; on the Hub: {error}") from error
-        return cached
-    try:
         return Path(snapshot_download(repository, revision=revision, token=token, allow_patterns=FILES))
+    except UserError as error:
+        with suppress(Exception):  # whatever keeps it from being found, it is not here
+            found = snapshot_download(repository, revision=revision, allow_patterns=FILES, local_files_only=True)
+            if (Path(found) / TENSORS).is_file():
+                return Path(found)
+        raise UserError(f"{repository} is no folder here; on the Hub: {error}") from error
     except Exception as error:  # of huggingface_hub, requests or httpx: it depends on the version
-        reason = _reason(error, token)
         at = f" at revision {revision!r}" if revision else ""
+        reason = _reason(error, token)
         raise UserError(f"{repository} is no folder here, and cannot be downloaded{at}: {reason}") from None
-
-
-def _cached(repository: str, revision: str | None) -> Path | None:
-    try:
-        folder = snapshot_download(repository, revision=revision, allow_patterns=FILES, local_files_only=True)
-    except Exception:  # whatever keeps it from being found, it is not here
-        return None
-    return Path(folder) if (Path(folder) / TENSORS).is_file() else None
 
 
 def _reason(error: Exception, token: str | None) -> str:

@@ -8,6 +8,7 @@ Shapes: B images of a batch, K classes, d feature width, H x W the backbone's in
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -49,22 +50,12 @@ class Pixels(NamedTuple):
     problems: Sequence[str]
 
 
-class Encoded(NamedTuple):
-    """A batch of images with the features of those that could be read, `[number of these, d]`."""
-
-    batch: Pixels
-    features: Tensor
-
-
 class ImageModel:
-    """A trained model that takes images.
+    """A trained model that takes images. Logits are computed where the backbone is.
 
     Args:
         model: The trained model.
         backbone: The frozen CLIP whose features it takes.
-
-    Attributes:
-        model, backbone: As given. The backbone's device is where logits are computed too.
 
     Raises:
         UserError: If the model was trained on features of another backbone; the message names the difference.
@@ -113,14 +104,14 @@ class ImageModel:
         Raises:
             UserError: If an image cannot be read; the message names the first.
         """
-        found = []
+        found = [torch.zeros(0, self.model.classifier.width)]
         for (batch, _, problems), features in self.encode(images, batch_size):
             for image, problem in zip(batch, problems):
                 if problem:
                     name = f"image {image}" if isinstance(image, (str, Path)) else "an image"
                     raise UserError(f"cannot read {name}: {problem}")
             found.append(features)
-        return torch.cat(found) if found else torch.zeros(0, self.model.classifier.width)
+        return torch.cat(found)
 
     def probabilities(self, images: Iterable[ImageLike], batch_size: int = 64) -> Tensor:
         """Calibrated probabilities of the classes, on the CPU, shape `[B, K]`; arguments and errors of `features`."""
@@ -134,15 +125,15 @@ class ImageModel:
         """Logits of unit-norm features `[B, d]`, on the CPU, shape `[B, K]`."""
         return self._classifier.logits(features.to(self.backbone.device)).cpu()
 
-    def encode(self, images: Iterable[ImageLike], batch_size: int = 64) -> Iterator[Encoded]:
-        """Encodes images batch by batch, in order and in constant memory. An unreadable image stops nothing."""
+    def encode(self, images: Iterable[ImageLike], batch_size: int = 64) -> Iterator[tuple[Pixels, Tensor]]:
+        """Batches of images, each with the features `[number that could be read, d]` of those that could be read.
+
+        They come in order and take constant memory.
+        """
         on_cpu = self.backbone.device.type == "cpu"
-        reader = Reader(self.backbone.preprocess, self.backbone.input_size, on_cpu)
-        for batch in reader.batches(images, batch_size):
-            if not len(batch.pixels):
-                yield Encoded(batch, torch.zeros(0, self.model.classifier.width))
-                continue
-            yield Encoded(batch, self.backbone.encode_images(batch.pixels))
+        for batch in Reader(self.backbone.preprocess, self.backbone.input_size, on_cpu).batches(images, batch_size):
+            none = torch.zeros(0, self.model.classifier.width)
+            yield batch, self.backbone.encode_images(batch.pixels) if len(batch.pixels) else none
 
 
 def check_backbone(model: SavedModel, backbone: Backbone) -> None:
@@ -154,25 +145,27 @@ def check_backbone(model: SavedModel, backbone: Backbone) -> None:
     Raises:
         UserError: If the features are others; the message names the first difference.
     """
-    if backbone.width != model.classifier.width:
-        raise UserError(
-            f"{backbone.name} gives features of width {backbone.width}, but the model takes {model.classifier.width}"
-        )
+    title, width = model.backbone.title, model.classifier.width
+    if backbone.width != width:
+        raise UserError(f"{backbone.name} gives features of width {backbone.width}, but the model takes {width}")
     here, there = dict(backbone.fingerprint), dict(model.backbone.fingerprint)
     for fingerprint in (here, there):
         fingerprint.pop("precision", None)
     if not there:
-        if backbone.name != model.backbone.title:
+        if backbone.name != title:
             said = "the bank that the model was trained from says %r; you say that its features are those of %s"
-            logger.warning(said, model.backbone.title, backbone.name)
+            logger.warning(said, title, backbone.name)
         return
     model.backbone.compare_precision(backbone.precision)
     for key in sorted({*here, *there}):
-        if here.get(key) != there.get(key):
-            was, came = _difference(there.get(key, "none"), here.get(key, "none"))
+        was, came = (" ".join(of.get(key, "none").split()) for of in (there, here))
+        if was != came:
+            same = len(os.path.commonprefix([was, came]))  # noqa: RUF071 (of characters)
+            start = max(same - SHOWN // 2, 0)
+            was, came = (text[start : start + SHOWN] for text in (was, came))
             raise UserError(
-                f"the model was trained on features of {model.backbone.title}, and the backbone {backbone.name} here "
-                f"has another {key}: {came!r} instead of {was!r}; give the model's own backbone"
+                f"the model was trained on features of {title}, and the backbone {backbone.name} here has another "
+                f"{key}: {came!r} instead of {was!r}; give the model's own backbone"
             )
 
 
@@ -206,14 +199,6 @@ def backbone_files(model: SavedModel, backbone: str = "", pretrained: str = "") 
     return [Path(weights), *of_folder] if weights else [*of_folder]
 
 
-def _difference(one: str, other: str) -> tuple[str, str]:
-    """Two texts that differ, each from a little before the first difference on."""
-    one, other = (" ".join(text.split()) for text in (one, other))
-    same = next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
-    start = max(same - SHOWN // 2, 0) if max(len(one), len(other)) > SHOWN else 0
-    return one[start : start + SHOWN], other[start : start + SHOWN]
-
-
 class Reader:
     """Reads images as a backbone takes them.
 
@@ -227,24 +212,17 @@ class Reader:
     """
 
     def __init__(self, transform: T.Compose, size: tuple[int, int], on_cpu: bool = True) -> None:
-        self.size = size
+        self.size, self.steps = size, list(transform.transforms)
         self.threads = min(max(cores() // 2 if on_cpu else cores(), 1), MAX_THREADS)
-        steps = list(transform.transforms)
         self.normalize: Callable[[Tensor], Tensor] | None = None
-        if len(steps) > 1 and isinstance(steps[-2], T.ToTensor) and isinstance(steps[-1], T.Normalize):
-            self.normalize = steps[-1]
-            steps = steps[:-2]
-        self.steps = steps
+        if list(map(type, self.steps[-2:])) == [T.ToTensor, T.Normalize]:
+            *self.steps, _, self.normalize = self.steps
 
     def batches(self, images: Iterable[ImageLike], batch_size: int) -> Iterator[Pixels]:
-        """Batches of `batch_size` images in order, the last of which may be smaller.
-
-        Args:
-            images: Taken as they are needed.
-            batch_size: B.
-        """
+        """Batches of B = `batch_size` images in order, the last of which may be smaller; images are taken as needed."""
         for batch, results in in_batches(self.read, images, batch_size, self.threads):
-            yield self._collect(batch, results)
+            problems = [result if isinstance(result, str) else "" for result in results]
+            yield Pixels(batch, self._stacked([result for result in results if not isinstance(result, str)]), problems)
 
     def read(self, image: ImageLike) -> np.ndarray | Tensor | str:
         """One image, as bytes `[H, W, 3]` or, of an unusual transform, as it comes from it; else why it is unreadable.
@@ -261,13 +239,11 @@ class Reader:
         except Exception as error:
             return reason(error)
 
-    def _collect(self, images: Sequence[ImageLike], results: Sequence[np.ndarray | Tensor | str]) -> Pixels:
-        problems = [result if isinstance(result, str) else "" for result in results]
-        read: list[Any] = [result for result in results if not isinstance(result, str)]
+    def _stacked(self, read: list[Any]) -> Tensor:
+        """What `read` gave of the images of a batch, as the backbone's input."""
         if not read:
-            return Pixels(images, torch.zeros(0, 3, *self.size), problems)
+            return torch.zeros(0, 3, *self.size)
         if self.normalize is None:
-            return Pixels(images, torch.stack(read), problems)
+            return torch.stack(read)
         pixels = torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2)
-        pixels = self.normalize(pixels.contiguous().float().div(255))  # as ToTensor and Normalize do of one image
-        return Pixels(images, pixels, problems)
+        return self.normalize(pixels.contiguous().float().div(255))  # as ToTensor and Normalize do of one image

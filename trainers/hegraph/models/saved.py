@@ -1,6 +1,6 @@
 """A trained model: what `config.json` of its folder says, and beside it the tensors.
 
-Everything that a folder says is checked by these declarations before any of it is used.
+These declarations check all that a folder says before any of it is used.
 
 Shapes: K classes, N cached images, d feature width.
 """
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Names = Annotated[tuple[Name, ...], Field(strict=False)]  # a list of JSON becomes a tuple
-Label = bool | int | float | str
+Three = Field(min_length=3, max_length=3)
 
 
 class Backbone(Part):
@@ -52,36 +51,25 @@ class Backbone(Part):
 
 
 class Preprocessing(Part):
-    """How an image becomes the backbone's input.
-
-    Attributes:
-        size: Height and width in pixels.
-        mean, std: Of the normalisation, per channel.
-        transform: The whole test transform in words.
+    """How an image becomes the backbone's input: height and width in pixels, and for each channel the mean and the
+    deviation that it is normalised by; `transform` is the whole of it in words.
     """
 
     size: Annotated[list[Size], Field(min_length=2, max_length=2)]
-    mean: Annotated[list[Finite], Field(min_length=3, max_length=3)]
-    std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
+    mean: Annotated[list[Finite], Three]
+    std: Annotated[list[Positive], Three]
     transform: str
 
     @classmethod
     def of(cls, backbone: FrozenCLIP) -> Preprocessing:
         """The preprocessing of a loaded backbone."""
-        return cls(
-            size=list(backbone.input_size),
-            mean=list(backbone.mean),
-            std=list(backbone.std),
-            transform=backbone.fingerprint["preprocess"],
-        )
+        size, mean, std = (list(values) for values in (backbone.input_size, backbone.mean, backbone.std))
+        return cls(size=size, mean=mean, std=std, transform=backbone.fingerprint["preprocess"])
 
 
 class Prompts(Part):
-    """The sentences that the text nodes were made of.
-
-    Attributes:
-        positive: Groups of sentences; the sentences of a class in a group are averaged first, then the groups.
-        negative: The sentences of each class.
+    """The sentences that the text nodes were made of: the positive ones by group and class, the negative ones by class.
+    The sentences of a class in a group are averaged first, then the groups.
     """
 
     positive: list[list[list[str]]]
@@ -111,7 +99,6 @@ class Scores(Part):
         accuracy, macro_f1, ece: Of the model; `ece` is the expected calibration error of its probabilities.
         accuracy_text: Of HeGraphAdapter's text classifier without the cache.
         accuracy_zero_shot, ece_zero_shot: Of zero-shot CLIP as it comes.
-        num_test: How many images.
     """
 
     accuracy: Percent | None
@@ -133,11 +120,8 @@ class Described(Part):
         class_ids: What tells classes apart across data sets, such as WordNet ids; mostly the names.
         logit_scale: CLIP's `tau`.
         temperature: What logits are divided by to become calibrated.
-        backbone: The frozen CLIP that made the features.
-        preprocessing: How an image becomes its input; None where the model was trained from a feature bank.
-        prompts: The sentences of the text nodes; None where the model was trained from a feature bank.
-        trained_on: Data set, images, configuration, versions.
-        scores: On the test images of that data set.
+        preprocessing, prompts: None where the model was trained from a feature bank.
+        scores: On the test images of `trained_on`.
         labels: What the user of the Python API called the K classes; None where the class names are the labels.
         known: How images of known classes score, for `is_known`; None where the run did not find it out.
         unlabelled: How many images without labels the classifier has heard (`method/unlabelled.py`).
@@ -145,8 +129,8 @@ class Described(Part):
 
     method: str
     variant: str
-    classnames: Annotated[Names, Field(min_length=1)]
-    class_ids: Names
+    classnames: Annotated[tuple[Name, ...], Field(min_length=1)]
+    class_ids: tuple[Name, ...]
     logit_scale: Positive
     temperature: Positive = 1.0
     backbone: Backbone
@@ -154,24 +138,22 @@ class Described(Part):
     prompts: Prompts | None = None
     trained_on: TrainedOn
     scores: Scores
-    labels: Annotated[tuple[Label, ...], Field(strict=False)] | None = None
+    labels: tuple[bool | int | float | str, ...] | None = None
     known: KnownScores | None = None
     unlabelled: Count = 0
 
     @model_validator(mode="after")
     def names_fit_each_other(self) -> Described:
         """Every class has one id, one label and one entry in each group of prompts; no two have the same."""
-        classes = len(self.classnames)
+        classes, prompts = len(self.classnames), self.prompts
         if len(self.class_ids) != classes:
             raise ValueError(f"{len(self.class_ids)} class_ids for {classes} classnames")
         if twice := sorted(name for name, count in Counter(self.class_ids).items() if count > 1):
             raise ValueError(f"class_ids repeat: {', '.join(twice[:3])}")
         if self.labels is not None and not len(self.labels) == len(set(self.labels)) == classes:
             raise ValueError(f"labels must be {classes} different ones, one for each class")
-        if self.prompts is not None:
-            counts = {len(group) for group in (*self.prompts.positive, self.prompts.negative)}
-            if counts != {classes}:
-                raise ValueError(f"prompts for {sorted(counts)} classes, but there are {classes}")
+        if prompts is not None and {len(group) for group in (*prompts.positive, prompts.negative)} != {classes}:
+            raise ValueError(f"prompts must have sentences for each of the {classes} classes in every group")
         return self
 
 
@@ -182,9 +164,9 @@ class SavedModel(Described):
         classifier: The folded classifier. Divide its logits by `temperature` before a softmax.
         text_positive: Positive text features before training, unit-norm, shape `[K, d]`: zero-shot CLIP's classifier.
         transfer: What reaches other classes; None where `transfer_rule` is not "adapter".
-        transfer_rule: "adapter", "zero-shot" or "none", see `folder.Transfer`.
-        class_nodes: HeGraphAdapter's visual nodes in the whitened space, for `results.rejection.metric_scores`, whose
-            mean and whitening are those of `transfer.messages`; None without messages in closed form.
+        transfer_rule: "adapter", or as of `folder.OtherTransfer`.
+        class_nodes: HeGraphAdapter's visual nodes in the whitened space, for `results/rejection.py`, whose mean and
+            whitening are those of `transfer.messages`; None without messages in closed form.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -208,10 +190,10 @@ class SavedModel(Described):
         return self.logit_scale * features @ self.text_positive.t()
 
     def is_known(self, logits: Tensor, keep: float) -> Tensor:
-        """Which images are taken to be of one of the classes, shape `[B]`.
+        """Which images of logits `[B, K]` are taken to be of one of the classes, shape `[B]`.
 
         Args:
-            logits: Shape `[B, K]`.
+            logits: Of the classifier.
             keep: The share of images of known classes that should be, between 0 and 1.
 
         Raises:
@@ -222,13 +204,13 @@ class SavedModel(Described):
         if self.known is None:
             raise UserError(
                 "the model does not know how images of its classes score, so no threshold can be had; train it again, "
-                "with TRAINER.HEGRAPHADAPTER.CALIBRATE on and at least four classes, or two images of a class, and "
+                "with TRAINER.HEGRAPHADAPTER.CALIBRATE auto and at least four classes, or two images of a class, and "
                 "without unlabelled images"
             )
         return known_score(logits, self.temperature, self.known.score) >= self.known.threshold(keep)
 
     def share_below(self, logits: Tensor) -> float | None:
-        """The share of images of known classes that score lower than an image with logits `[K]`, from 0 to 1; None if
+        """The share of images of known classes, from 0 to 1, that score lower than an image with logits `[K]`; None if
         the model has no scores of known images.
         """
         if self.known is None:

@@ -49,15 +49,9 @@ def has_thumbnails(folder: Path) -> bool:
 
 
 def read_thumbnail(folder: Path, position: int) -> Image.Image | None:
-    """The thumbnail of one cached image, as RGB of at most 64x64 pixels.
+    """The thumbnail of the cached image at a position from 0, as RGB of at most 64x64 pixels; None if there is none.
 
-    Args:
-        folder: The model folder.
-        position: Of its key in the cache, from 0.
-
-    Returns:
-        None if there is none. A file that is larger than a thumbnail, or no JPEG, is not shown either, and that is
-        logged.
+    A file that is larger than a thumbnail, or no JPEG, is not shown either, and that is logged.
     """
     path = own_file(folder, f"{FOLDER}/{thumbnail_name(position)}")
     if path is None:

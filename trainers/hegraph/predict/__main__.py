@@ -47,7 +47,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--keep", type=float, metavar="SHARE", help=KEEP)
     add("--sort-into", type=Path, metavar="DIR", help="copy each image into the folder of its class below DIR")
     add("-0", "--null", action="store_true", help="paths of lists end with a NUL character, as of find -print0")
-    add("--batch-size", type=whole, metavar="N", help="images that are encoded at once (64 of 224 x 224 pixels)")
+    add("--batch-size", type=whole, default=0, metavar="N", help="images encoded at once (64 of 224 x 224 pixels)")
     add("--device", default="", help='such as "cpu" or "cuda"; by default a GPU if there is one')
     add("--backbone", default="", metavar="NAME", help="of a model that was trained from a bank: what encodes images")
     add("--pretrained", default="", metavar="TAG", help="its weights: a tag of open_clip's, or a file")
@@ -59,21 +59,13 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raises UserError where flags do not go together or a share is none."""
     if args.keep is not None and not 0 < args.keep < 1:
         raise UserError(f"--keep must lie between 0 and 1, as 0.95, got {args.keep:g}")
-    if args.features is None and args.split == "test":
-        return
-    if args.features is None:
+    if args.features is None and args.split != "test":
         raise UserError(f"--split {args.split} goes with --features")
-    if args.inputs:
-        raise UserError("--features takes the place of images; give one of the two")
-    for flag, default in (("sort_into", None), ("backbone", ""), ("pretrained", ""), ("precision", AUTO)):
-        if getattr(args, flag) != default:
-            raise UserError(f"--{flag.replace('_', '-')} needs images, and --features has none")
-
-
-def output_format(args: argparse.Namespace) -> str:
-    """The format that was asked for: by name, or by the ending of the file."""
-    ending = args.out.suffix[1:].lower() if args.out else ""
-    return args.format or (ending if ending in FORMATS else "table")
+    if args.features is not None:
+        flags = {"--sort-into": args.sort_into, "--backbone": args.backbone, "--pretrained": args.pretrained}
+        flags |= {"INPUT": args.inputs, "--precision": args.precision != AUTO}
+        if given := [name for name, value in flags.items() if value]:
+            raise UserError(f"--features takes the place of images, and {given[0]} is for these; leave one of them out")
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -84,11 +76,12 @@ def predict(args: argparse.Namespace) -> int:
         inputs.check()
     from .prediction import Options, predict_bank, predict_images  # torch and open_clip take seconds to import
 
-    options = Options(args.top, output_format(args), args.out, args.keep)
+    ending = args.out.suffix[1:].lower() if args.out else ""
+    options = Options(args.top, args.format or (ending if ending in FORMATS else "table"), args.out, args.keep)
     if args.features is not None:
         return predict_bank(args.model, args.features, args.split, options)
     named = {"backbone": args.backbone, "pretrained": args.pretrained, "precision": args.precision}
-    return predict_images(args.model, inputs, options, args.sort_into, args.batch_size or 0, args.device, **named)
+    return predict_images(args.model, inputs, options, args.sort_into, args.batch_size, args.device, **named)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,18 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 if an image could not be read, 2 for a mistake of the user's, 130 if interrupted.
     """
-
-    def run() -> int:
-        args = parse_arguments(arguments)
-        try:
-            return int(predict(args) > 0)
-        except KeyboardInterrupt:
-            sys.stderr.write("\ninterrupted\n")
-            return 130
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # what Pillow thinks of an image that it can read
-        return report(run)
+        return report(lambda: int(predict(parse_arguments(arguments)) > 0))
 
 
 if __name__ == "__main__":

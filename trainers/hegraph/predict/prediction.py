@@ -5,10 +5,12 @@ Shapes: B images of a batch, K classes, d feature width.
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
@@ -25,10 +27,10 @@ from ..models.folder import load_model, model_files
 from ..models.images import ImageModel, backbone_files
 from ..models.saved import SavedModel
 from ..utils.devices import choose_device
-from ..utils.errors import UserError, output_error
+from ..utils.errors import UserError, say
 from ..utils.files import atomic_path, check_output
-from .inputs import Found, Inputs
-from .rows import FORMATS, NONE_OF_THESE, Row, one_line
+from .inputs import NO_IMAGE, Inputs
+from .rows import FORMATS, NONE_OF_THESE, Row
 from .sorting import ClassFolders
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ class Options(NamedTuple):
 
     top: int
     format: str
-    out: Path | None
+    out: Path | None = None
     keep: float | None = None
 
 
@@ -73,19 +75,15 @@ def predict_images(
 
     Raises:
         UserError: If the model is damaged, its backbone cannot be had, or something cannot be written.
-        ReaderGone: If standard output was closed by its reader.
     """
-    saved = load_model(folder)
+    saved = open_model(folder, options, inputs.given)
     if options.out is not None:
-        of_model = [*model_files(Path(folder)), *backbone_files(saved, backbone, pretrained)]
-        check_output(options.out, [*of_model, *inputs.given])
+        check_output(options.out, backbone_files(saved, backbone, pretrained))
     model = ImageModel.of(saved, choose_device(device, "--device"), backbone, pretrained, precision)
-    known_images(saved, torch.zeros(0, len(saved.classnames)), options.keep)  # or says that it has no threshold
     folders = None if sort_into is None else class_folders(saved, sort_into, options)
     batch_size = batch_size or default_batch_size(model.backbone.input_size)
-    rows = image_rows(model, _not_written(inputs, options.out), options.top, batch_size, folders, options.keep)
     try:
-        return write_rows(rows, inputs.count(), options)
+        return write_rows(image_rows(model, inputs, options, batch_size, folders), inputs.count(), options)
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(
             f"the GPU has no memory for {batch_size} images at once; give a smaller --batch-size"
@@ -101,25 +99,33 @@ def predict_bank(folder: str, bank_file: Path, split: str, options: Options) -> 
     Raises:
         UserError: If model or bank are damaged or do not fit each other, or something cannot be written.
     """
-    model = load_model(folder)
-    if options.out is not None:
-        check_output(options.out, [*model_files(Path(folder)), bank_file])
-    known_images(model, torch.zeros(0, len(model.classnames)), options.keep)
+    model = open_model(folder, options, [bank_file])
     features, labels = bank_features(model, bank_file, split)
-    names, predicted = distinct_names(model), []
+    predicted = []
 
     def rows() -> Iterator[Row]:
         for start, batch in zip(range(0, len(features), BANK_BATCH), features.split(BANK_BATCH)):
             logits = model.classifier.logits(batch)
             predicted.append(logits.argmax(dim=1))
             paths = [f"{bank_file}#{split}/{row}" for row in range(start, start + len(batch))]
-            known = known_images(model, logits, options.keep)
-            yield from rows_of(paths, model.calibrate(logits), names, options.top, known)
+            yield from rows_of(model, paths, logits, options)
 
     failed = write_rows(rows(), len(features), options)
     if labels is not None:
         logger.info("accuracy %.2f %%", 100 * (torch.cat(predicted) == labels).double().mean().item())
     return failed
+
+
+def open_model(folder: str, options: Options, reads: Sequence[Path | str]) -> SavedModel:
+    """The model, once it is known that it can mark images as asked and that `--out` is no file of it and none of
+    `reads`.
+    """
+    model = load_model(folder)
+    if options.out is not None:
+        check_output(options.out, [*model_files(Path(folder)), *reads])
+    if options.keep is not None:
+        model.is_known(torch.zeros(0, len(model.classnames)), options.keep)
+    return model
 
 
 def bank_features(model: SavedModel, bank_file: Path, split: str) -> tuple[Tensor, Tensor | None]:
@@ -145,61 +151,51 @@ def bank_features(model: SavedModel, bank_file: Path, split: str) -> tuple[Tenso
 
 
 def image_rows(
-    model: ImageModel,
-    inputs: Iterable[Found],
-    top: int,
-    batch_size: int,
-    folders: ClassFolders | None = None,
-    keep: float | None = None,
+    model: ImageModel, inputs: Iterable[str], options: Options, batch_size: int, folders: ClassFolders | None = None
 ) -> Iterator[Row]:
     """The rows of images, in order.
 
     Args:
         model: The model.
-        inputs: The images.
-        top: How many classes a row has.
+        inputs: The paths of the images.
+        options: How they are written.
         batch_size: B.
         folders: Where images are copied to by their classes, the last of which is none of these; None copies none.
-        keep: As of `Options`.
+
+    Raises:
+        UserError: If an image is the file that is to be written, or cannot be copied.
     """
     names = distinct_names(model.model)
-    waiting: deque[Found] = deque()
 
     def paths() -> Iterator[str]:
-        for found in inputs:
-            waiting.append(found)
-            if not found.problem:
-                yield found.path
+        for path in inputs:
+            if options.out is not None:
+                check_output(options.out, [path])
+            yield path
 
     for batch, features in model.encode(paths(), batch_size):
-        logits = model.logits(features)
-        readable = [str(image) for image, problem in zip(batch.images, batch.problems) if not problem]
-        known = known_images(model.model, logits, keep)
-        predicted = rows_of(readable, model.model.calibrate(logits), names, top, known)
-        for problem in batch.problems:
-            yield from _places_before(waiting)
-            path = waiting.popleft().path
-            row = Row(path, error=problem) if problem else next(predicted)
+        images = [str(image) for image in batch.images]
+        readable = [path for path, problem in zip(images, batch.problems) if not problem]
+        predicted = rows_of(model.model, readable, model.logits(features), options)
+        for path, problem in zip(images, batch.problems):
+            row = Row(path, error=NO_IMAGE if os.path.isdir(path) else problem) if problem else next(predicted)
             if folders is not None and not row.error:
                 label = len(names) if row.known is False else names.index(row.top[0][0])
                 if problem := folders.copy(path, label):
                     row = Row(path, error=problem)
             yield row
-    yield from _places_before(waiting)
 
 
-def rows_of(
-    paths: Sequence[str],
-    probabilities: Tensor,
-    names: Sequence[str],
-    top: int,
-    known: Sequence[bool] | None = None,
-) -> Iterator[Row]:
-    """The rows of images from their probabilities `[B, K]` and, where that was asked, whether they are known."""
+def rows_of(model: SavedModel, paths: Sequence[str], logits: Tensor, options: Options) -> Iterator[Row]:
+    """The rows of images from their logits `[B, K]`."""
+    names, probabilities = distinct_names(model), model.calibrate(logits)
+    known: Iterable[bool | None] = repeat(None)
+    if options.keep is not None:
+        known = model.is_known(logits, options.keep).tolist()
     finite = probabilities.isfinite().all(dim=1).tolist()
     values, labels = probabilities.sort(dim=1, descending=True, stable=True)  # of equal classes the first comes first
-    best = zip(values[:, :top].tolist(), labels[:, :top].tolist())
-    for path, usable, (row_values, row_labels), is_known in zip(paths, finite, best, known or repeat(None)):
+    best = zip(values[:, : options.top].tolist(), labels[:, : options.top].tolist())
+    for path, usable, (row_values, row_labels), is_known in zip(paths, finite, best, known):
         if usable:
             yield Row(path, [(names[label], value) for label, value in zip(row_labels, row_values)], known=is_known)
         else:
@@ -219,52 +215,41 @@ def write_rows(rows: Iterable[Row], total: int | None, options: Options) -> int:
 
     Raises:
         UserError: If there is no row, or the output cannot be written.
-        ReaderGone: If standard output was closed by its reader.
     """
     to_line = FORMATS[options.format](options.keep is not None)
-    written, failed, started = 0, 0, time.monotonic()
-    first: Row | None = None  # of those that failed
+    written, failed, first, started = 0, 0, "", time.monotonic()
     shows_rows = options.out is None and sys.stdout is not None and sys.stdout.isatty()
-    bar = tqdm(total=total, desc="predicting", unit="img", disable=True if shows_rows else None)
-    with bar, open_output(options.out) as write:
-        for row in rows:
+    hidden = True if shows_rows else None  # None: unless stderr is no terminal
+    with open_output(options.out) as write:
+        for row in tqdm(rows, total=total, desc="predicting", unit="img", disable=hidden):
             write(to_line(row) if written else to_line.header + to_line(row))
             written += 1
             if row.error:
-                failed, first = failed + 1, first or row
-            bar.update()
+                failed, first = failed + 1, first or f"{row.path}: {row.error}"
         if not written:
             raise UserError("there is nothing to classify: the list is empty")
     seconds = time.monotonic() - started
-    rows_written = f"{written} row{'' if written == 1 else 's'}"
-    logger.info("%s in %.1f s, %.0f per second", rows_written, seconds, written / max(seconds, 1e-9))
-    if first is not None:
-        said = "%d of %d could not be read; the first is %s: %s"
-        logger.warning(said, failed, written, one_line(first.path), one_line(first.error))
+    logger.info("rows: %d, in %.1f s, %.0f per second", written, seconds, written / max(seconds, 1e-9))
+    if failed:
+        logger.warning("%d of %d could not be read; the first is %s", failed, written, first)
     return failed
 
 
 @contextmanager
 def open_output(out: Path | None) -> Iterator[Callable[[str], object]]:
-    """Gives a function that writes text as UTF-8.
-
-    Args:
-        out: The file, which replaces an older one at the end of the block; None writes to standard output at once.
+    """Gives a function that writes text as UTF-8: to standard output at once, or to a file, which replaces an older one
+    at the end of the block.
 
     Raises:
         UserError: If it cannot be written.
-        ReaderGone: If standard output was closed by its reader.
     """
     if out is None:
-        yield _write_stdout
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", newline="")
+        yield say
         return
     with atomic_path(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         yield file.write
-
-
-def known_images(model: SavedModel, logits: Tensor, keep: float | None) -> list[bool] | None:
-    """Which images of logits `[B, K]` are taken to be of one of the classes; None where that was not asked."""
-    return None if keep is None else model.is_known(logits, keep).tolist()
 
 
 def class_folders(model: SavedModel, folder: Path, options: Options) -> ClassFolders:
@@ -294,32 +279,3 @@ def default_batch_size(input_size: tuple[int, int]) -> int:
     """As many images as have the pixels of `BATCH_PIXELS`, so that memory does not depend on the backbone's input."""
     height, width = input_size
     return min(max(BATCH_PIXELS // (height * width), 1), MAX_BATCH)
-
-
-def _not_written(inputs: Iterable[Found], out: Path | None) -> Iterator[Found]:
-    """The inputs.
-
-    Raises:
-        UserError: If one of them is the file that is to be written.
-    """
-    for found in inputs:
-        if out is not None:
-            check_output(out, [found.path])
-        yield found
-
-
-def _places_before(waiting: deque[Found]) -> Iterator[Row]:
-    """Rows of the places without an image that come before the next image; they are taken off."""
-    while waiting and waiting[0].problem:
-        path, problem = waiting.popleft()
-        yield Row(path, error=problem)
-
-
-def _write_stdout(text: str) -> None:
-    if sys.stdout is None:
-        raise UserError("standard output is closed; give --out FILE")
-    try:
-        sys.stdout.buffer.write(text.encode("utf-8"))
-        sys.stdout.buffer.flush()
-    except OSError as error:
-        raise output_error(error) from error

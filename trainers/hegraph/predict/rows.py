@@ -46,8 +46,8 @@ class Table:
 
     def __call__(self, row: Row) -> str:
         if row.error:
-            return f"{self._pad(0, row.path)}  error: {one_line(row.error)}\n"
-        shown = [(one_line(name), f"{100 * value:.2f} %") for name, value in row.top]
+            return f"{self._pad(0, row.path)}  error: {_one_line(row.error)}\n"
+        shown = [(_one_line(name), f"{100 * value:.2f} %") for name, value in row.top]
         if row.known is False:
             shown.insert(0, (NONE_OF_THESE, ""))
         (first, number), *others = shown
@@ -55,7 +55,7 @@ class Table:
         return f"{line}  ({', '.join(map(' '.join, others))})\n" if others else f"{line}\n"
 
     def _pad(self, column: int, text: str) -> str:
-        text = one_line(text)
+        text = _one_line(text)
         self.widths[column] = max(self.widths[column], min(len(text), MAX_WIDTH))
         return text.ljust(self.widths[column])
 
@@ -120,6 +120,6 @@ def utf8(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def one_line(text: str) -> str:
+def _one_line(text: str) -> str:
     r"""Text for people, in one line: control characters, too, become `\n`, `\x1b` and so on."""
     return printable(utf8(text))

@@ -8,14 +8,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from ..utils.errors import UserError, first_line
+from ..utils.errors import first_line
 from ..utils.files import cannot_write
-from .rows import one_line
 
 MAX_FILE_NAME = 255  # bytes, of most file systems
 MAX_NAME = 200  # bytes of a folder's name
@@ -40,7 +39,7 @@ class ClassFolders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot make the folder {folder}: {first_line(error)}") from error
+            raise cannot_write(folder, error) from error
 
     def copy(self, path: str, label: int) -> str:
         """Copies an image into the folder of its class.
@@ -55,49 +54,33 @@ class ClassFolders:
         """
         target = self.folders[label] / os.path.basename(path)
         try:
-            source = open(path, "rb")  # noqa: SIM115 (a failure here is another than one below)
-        except OSError as error:
+            target.parent.mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".", suffix=".tmp") as temporary:
+                finished = Path(temporary) / "copy"
+                shutil.copyfile(path, finished)
+                with suppress(OSError):  # some file systems keep no times
+                    shutil.copystat(path, finished)
+                self._place(finished, target)
+        except FileNotFoundError as error:
             return f"cannot be copied: {first_line(error)}"
-        with source:
-            try:
-                target.parent.mkdir(exist_ok=True)
-                with temporary_in(target.parent) as temporary:
-                    with open(temporary, "wb") as copy:
-                        shutil.copyfileobj(source, copy)
-                    with suppress(OSError):  # some file systems keep no times
-                        shutil.copystat(path, temporary)
-                    self._place(temporary, target)
-            except OSError as error:
-                raise cannot_write(target.parent / one_line(target.name), error) from error
+        except OSError as error:
+            raise cannot_write(target, error) from error
         return ""
 
-    def _place(self, temporary: str, target: Path) -> None:
+    def _place(self, finished: Path, target: Path) -> None:
         """Gives a finished copy the first name that is free, unless the same is there already."""
         for number in count(self.last_suffix.get(target, 0)):
             named = with_suffix(target, number) if number else target
             self.last_suffix[target] = number
             try:
-                os.link(temporary, named)  # unlike a renaming, it never overwrites what another process puts there
+                os.link(finished, named)  # unlike a renaming, it never overwrites what another process puts there
                 return
-            except FileExistsError:
-                if named.is_file() and filecmp.cmp(temporary, named, shallow=False):
+            except OSError:
+                if not os.path.lexists(named):  # a file system without such links
+                    os.rename(finished, named)
                     return
-            except OSError:  # a file system without such links
-                if not os.path.lexists(named):
-                    os.rename(temporary, named)
-                    return
-
-
-@contextmanager
-def temporary_in(folder: Path) -> Iterator[str]:
-    """An empty file in a folder, which is gone after the block."""
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
-    os.close(handle)
-    try:
-        yield name
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
+            if named.is_file() and filecmp.cmp(finished, named, shallow=False):
+                return
 
 
 def folder_name(classname: str) -> str:

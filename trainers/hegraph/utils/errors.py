@@ -21,14 +21,11 @@ PACKAGE = __name__.rpartition(".utils.")[0]  # "trainers.hegraph" in a checkout,
 MAX_LIST_LENGTH = 180  # characters
 MAX_MESSAGE = 280  # characters of a message, without the word "error" before it
 OUT_OF_MEMORY = "out of memory; smaller batches (DATALOADER.*.BATCH_SIZE), views (FEATURES.VIEWS) or files need less"
+INTERRUPTED = "interrupted; the same command goes on from a checkpoint, if there is one"
 
 
 class UserError(ValueError):
     """The input is wrong, and not the program. The message says what came, what is allowed and how to mend it."""
-
-
-class ReaderGone(Exception):
-    """Whoever read standard output has closed it, as `head` does once it has its lines."""
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
@@ -39,42 +36,29 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
         name: The name that came.
         allowed: Every name that is known; a long list is not shown.
     """
-    names = sorted(allowed)
-    by_lower_case = {known.lower(): known for known in names}
-    near = [by_lower_case[word] for word in get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.5)]
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    listed = f" (known: {', '.join(names)})" if names else ""
+    by_lower_case = {known.lower(): known for known in sorted(allowed)}
+    near = get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.5)
+    hint = f"; did you mean {by_lower_case[near[0]]!r}?" if near else ""
+    listed = f" (known: {', '.join(by_lower_case.values())})" if by_lower_case else ""
     if len(listed) > MAX_LIST_LENGTH:
-        listed = "" if near else f" ({len(names)} are known)"
+        listed = "" if near else f" ({len(by_lower_case)} are known)"
     return UserError(f"unknown {kind} {shortened(name, 80)!r}{hint}{listed}")
 
 
 def shortened(text: str, most: int) -> str:
     """A text of at most so many characters; of a longer one, the start and the end are kept."""
-    if len(text) <= most:
-        return text
     end = (most - 5) // 3
-    return f"{text[: most - 5 - end]} ... {text[len(text) - end :]}"
+    return text if len(text) <= most else f"{text[: most - 5 - end]} ... {text[len(text) - end :]}"
 
 
 def one_line(message: str) -> str:
-    r"""A message as it is shown: one line below `MAX_MESSAGE`, without control characters and halves of characters."""
+    """A message as it is shown: one line below `MAX_MESSAGE`, without control characters and halves of characters."""
     return shortened(printable(" ".join(message.split())), MAX_MESSAGE)
 
 
 def printable(text: str) -> str:
     r"""A text whose control characters and halves of characters are written as `\n`, `\x1b`, `\udcff` and so on."""
-    if text.isprintable():
-        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def report_mistake(message: str) -> int:
-    """Shows a mistake of the user's in one line on stderr; returns the exit code, 2."""
-    with suppress(OSError, ValueError, AttributeError):  # nobody may be there to read it
-        sys.stderr.write(f"error: {one_line(message)}\n")
-        sys.stderr.flush()
-    return 2
 
 
 def first_line(error: BaseException) -> str:
@@ -85,6 +69,8 @@ def first_line(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}: {error.problem}"
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object[max(error.start - 40, 0) : error.end]!a} is not UTF-8"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, MemoryError):
@@ -99,16 +85,17 @@ def first_problem(error: ValidationError) -> str:
     found = error.errors(include_url=False)[0]
     where = repr(".".join(map(str, found["loc"])))[1:-1] or "the file"  # a key may hold a line break
     silent = found["type"] in ("missing", "extra_forbidden", "value_error")  # or the message says what came
-    came = "" if silent else f", got {_shown(found['input'])}"
+    came = "" if silent else f", got {shown(found['input'])}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where}: {found['msg']}{came}{more}"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as text of at most 80 characters; Python refuses to write numbers of thousands of digits."""
     try:
-        return f"{value!r:.60}"
-    except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
-        return f"a {type(value).__name__}"
+        return f"{value!r:.80}"
+    except (RecursionError, ValueError):
+        return f"a {type(value).__name__} that is too long to show"
 
 
 class _OneLine(logging.Formatter):
@@ -149,33 +136,30 @@ def report(command: Callable[[], int | None]) -> int:
     with noted_interrupts() as interrupts:
         try:
             return command() or 0
-        except KeyboardInterrupt:
-            return _say_interrupted()
-        except Exception as error:
+        except BrokenPipeError:
+            _write_no_more()
+            return 0
+        except (KeyboardInterrupt, Exception) as error:
             # A module that is interrupted while it is imported may raise anything afterwards
-            return _say_interrupted() if interrupts else _code_of(error)
+            interrupted = bool(interrupts) or isinstance(error, KeyboardInterrupt)
+            said = f"\n{INTERRUPTED}\n" if interrupted else f"error: {one_line(_mistake(error))}\n"
+    with suppress(OSError, ValueError, AttributeError):  # nobody may be there to read it
+        sys.stderr.write(said)
+        sys.stderr.flush()
+    return 130 if interrupted else 2
 
 
-def _code_of(error: Exception) -> int:
-    """Tells what a command raised, and returns its exit code; raises it again if it is a mistake of the program."""
-    if isinstance(error, (ReaderGone, BrokenPipeError)):
-        output_error(error)
-        return 0
+def _mistake(error: BaseException) -> str:
+    """What a command raised, as the user is told it; raises it again if it is a mistake of the program."""
     if isinstance(error, UserError):
-        return report_mistake(str(error))
+        return str(error)
     if isinstance(error, OSError):
         named = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes)) else ""
-        return report_mistake(f"{error.strerror or first_line(error)}{named}")
+        return first_line(error) + named
     no_memory = "allocate memory" in str(error) or "out of memory" in str(error)  # as torch says it
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and no_memory):
-        return report_mistake(OUT_OF_MEMORY)
+        return OUT_OF_MEMORY
     raise error
-
-
-def _say_interrupted() -> int:
-    with suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write("\ninterrupted; the same command goes on from the last checkpoint\n")
-    return 130
 
 
 def say(text: str) -> None:
@@ -183,7 +167,7 @@ def say(text: str) -> None:
 
     Raises:
         UserError: If standard output cannot be written, such as a file on a full disk.
-        ReaderGone: If standard output was closed by its reader.
+        BrokenPipeError: If its reader has closed it, as `head` does; `report` takes that for the end.
     """
     stream = sys.stdout
     if stream is None:
@@ -192,19 +176,14 @@ def say(text: str) -> None:
     try:
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: closed by this program
-        raise output_error(error) from error
+        _write_no_more()
+        raise UserError(f"cannot write to standard output: {first_line(error)}") from error
 
 
-def output_error(error: Exception) -> Exception:
-    """What is raised where standard output cannot be written; nothing more is then written to it.
-
-    Args:
-        error: What was raised by writing.
-    """
-    # What is still in the buffer goes nowhere; else Python would fail again to write it as it ends
+def _write_no_more() -> None:
+    """What is still in the buffer of standard output goes nowhere; else Python would fail to write it as it ends."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):
-        return ReaderGone()
-    return UserError(f"cannot write to standard output: {getattr(error, 'strerror', None) or error}")

@@ -1,7 +1,7 @@
 """Writing files, and hashes of their contents. How files are read is in `reading.py`.
 
 A file is written whole or not at all: first under a temporary name in the folder of the target, then renamed. A process
-that is killed meanwhile may leave a file of a name such as `.result.json.x1y2z3.tmp`, which nothing reads.
+that is killed meanwhile may leave a file of a name such as `.x1y2z3.tmp`, which nothing reads.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from safetensors import SafetensorError
 
@@ -49,18 +49,16 @@ def check_output(path: Path, reads: Iterable[Path | str | None] = ()) -> None:
     Raises:
         UserError: If it is a folder, a pipe or a device, or one of the files that are read.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
+    if not os.path.exists(path):
+        return
+    if not os.path.isfile(path):
         raise UserError(f"{path} is no file but a folder, a pipe or a device; choose another name")
-    if any(read is not None and is_same_file(path, read) for read in reads):
-        raise UserError(f"{path} is read by this command, and is not overwritten; choose another name")
-
-
-def is_same_file(one: Path | str, other: Path | str) -> bool:
-    """Whether two paths lead to one file; False where one of them is not there."""
-    try:
-        return os.path.samefile(one, other)
-    except (OSError, ValueError):  # ValueError: a NUL character in the name
-        return False
+    for read in reads:
+        same = False
+        with suppress(OSError, ValueError):  # it is not there; ValueError: a NUL character in the name
+            same = read is not None and os.path.samefile(path, read)
+        if same:
+            raise UserError(f"{path} is read by this command, and is not overwritten; choose another name")
 
 
 @contextmanager
@@ -70,19 +68,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         UserError: If the file cannot be written (a full disk, a folder that is read-only or is none, a long name).
     """
-    with _explained(path, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-    temporary = Path(name)
+    temporary = _beside(path)
     try:
         with _explained(path, temporary):
+            temporary.touch()
+            mode = temporary.stat().st_mode  # as the umask says; safetensors makes a file for its owner alone
             yield temporary
-            # mkstemp makes the file readable by its owner alone; results are meant to be shared
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(mode)
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager
@@ -94,13 +90,11 @@ def writing_folder(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: If the folder cannot be written, as of `atomic_path`.
     """
-    with _explained(folder, folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+    temporary = _beside(folder)
     new, old = temporary / "new", temporary / "old"
     try:
         with _explained(folder, new):
-            new.mkdir()
+            new.mkdir(parents=True)
             yield new
             if folder.exists():
                 os.replace(folder, old)
@@ -111,12 +105,19 @@ def writing_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _beside(path: Path) -> Path:
+    """A new name in the folder of a path; the folder is made if it is not there."""
+    with _explained(path, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path.parent / f".{uuid4().hex[:16]}.tmp"
+
+
 @contextmanager
 def _explained(path: Path, temporary: Path) -> Iterator[None]:
     """Turns what the system refuses into a `UserError` about `path`, and names `path` instead of `temporary`."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UnicodeEncodeError) as error:
         raise cannot_write(path, error) from error
     except UserError as error:
         raise UserError(str(error).replace(str(temporary), str(path))) from error
@@ -134,13 +135,9 @@ def write_json(path: Path, value: Any) -> None:
         UserError: If the file cannot be written, or the value holds a name that is not UTF-8.
         TypeError, ValueError: If the value is none that JSON has, such as NaN, which our own readers would refuse.
     """
-    try:
-        content = f"{json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)}\n".encode()
-    except UnicodeEncodeError as error:
-        name = error.object[max(error.start - 40, 0) : error.end]
-        raise UserError(f"cannot write {path}: what it would hold is not UTF-8, {name!a}; rename it") from error
+    content = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(f"{content}\n".encode())
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -157,15 +154,10 @@ def hash_json(value: Any) -> str:
 
 
 def hash_rows(rows: Iterable[Any], beside: dict[str, Any] | None = None, name: str = "") -> str:
-    """`hash_json` of a list that is too long to be kept in memory.
-
-    Args:
-        rows: Plain values.
-        beside: Other entries of a dict that holds the list; None hashes the list alone.
-        name: The key of the list in that dict.
+    """`hash_json` of a list of plain values that is too long to be kept in memory.
 
     Returns:
-        `hash_json(list(rows))`, or `hash_json(beside | {name: list(rows)})`.
+        `hash_json(list(rows))`, or with `beside`, `hash_json(beside | {name: list(rows)})`.
     """
     before, after = "[", "]"
     if beside is not None:
@@ -200,6 +192,8 @@ def file_version(path: Path) -> tuple[Path, int, int]:
 
 def hash_content(value: Any) -> str:
     """SHA-256 over plain values and tensors, nested in dicts, lists and tuples, as 64 hex digits."""
+    import torch  # which the files of data sets do not need
+
     digest = hashlib.sha256()
 
     def add(value: Any) -> None:
@@ -210,9 +204,9 @@ def hash_content(value: Any) -> str:
         elif isinstance(value, (list, tuple)):
             for entry in value:
                 add(entry)
-        elif hasattr(value, "layout"):  # a tensor; this file does without torch
+        elif isinstance(value, torch.Tensor):
             digest.update(f"{value.dtype}{list(value.shape)}".encode())
-            digest.update(_bytes(value))
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         else:
             digest.update(f"{value!r};".encode())
 
@@ -220,18 +214,5 @@ def hash_content(value: Any) -> str:
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> Any:
-    """What a tensor holds, as an array of bytes that is no copy."""
-    import torch
-
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-
-
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -8,12 +8,12 @@ what a trained model keeps; and the tables of docs/configuration.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
-from .errors import UserError, unknown
-from .rows import check_rows, is_positive, values_up_to
+from .errors import UserError, shown, unknown
 
 NODE = "TRAINER.HEGRAPHADAPTER"  # keys of HeGraphAdapter's own stand below it; Dassl and CoOp know the others
 # The default of a key that is filled by data set or by shots. "Open" is a value, so that what anybody set stays, also
@@ -22,6 +22,38 @@ OPEN = -1
 LARGEST_FLOAT = 3.4e38  # of 32 bits
 LARGEST_INT = 2**31
 ROWS = "rows `[from this many shots, value]`"
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value is a list that is not empty."""
+    return isinstance(value, (list, tuple)) and len(value) > 0
+
+
+def is_list_of_pairs(value: Any) -> bool:
+    """Whether a value is a list `[KEY, VALUE, KEY, VALUE, ...]` that is not empty."""
+    return is_list(value) and len(value) % 2 == 0
+
+
+def is_positive(value: Any) -> bool:
+    """Whether a value is a finite number above 0."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def is_strings(value: Any) -> bool:
+    """Whether all entries of a list are text."""
+    return all(isinstance(entry, str) for entry in value)
+
+
+def is_fraction_range(value: Any) -> bool:
+    """Whether a list holds two fractions above 0, the second not below the first."""
+    return len(value) == 2 and all(map(is_positive, value)) and value[0] <= value[1] <= 1
+
+
+def values_up_to(rows: Sequence[Sequence], shots: float) -> list:
+    """The values of the rows `[from this many shots, value]` that `shots` reaches, the row of most shots last."""
+    return [value for least, value in sorted(rows, key=lambda row: row[0]) if least <= shots]
+
+
 POSITIVE_BY_SHOTS = (int, "[from this many shots, number above 0]", is_positive)
 
 
@@ -73,7 +105,10 @@ class Option:
             if self.choices and entry not in self.choices:
                 raise unknown(f"value of {self.key}", str(entry), map(str, self.choices))
         if self.rows is not None:
-            check_rows(self.key, value, *self.rows)
+            first, form, is_second = self.rows
+            for row in value:
+                if not (is_list(row) and len(row) == 2 and isinstance(row[0], first) and is_second(row[1])):
+                    raise UserError(f"a row of {self.key} must be {form}, got {shown(row)}")
         if self.by_shots and (not value or min(row[0] for row in value) > 1):
             raise UserError(f"{self.key} must have a row from 1 shot on, got {shown(value)}")
         if self.allows is not None and not self.allows(value):
@@ -122,21 +157,3 @@ def options_of(holder: type) -> Iterator[Option]:
         yield from of_field.metadata.get("options", {}).values()
         if is_dataclass(inner := of_field.default_factory):
             yield from options_of(inner)
-
-
-def shown(value: object) -> str:
-    """A value as text; Python refuses to write numbers of thousands of digits."""
-    try:
-        return f"{value!r:.80}"
-    except (ValueError, RecursionError):
-        return f"a {type(value).__name__} that is too long to show"
-
-
-def is_strings(value: Any) -> bool:
-    """Whether all entries of a list are text."""
-    return all(isinstance(entry, str) for entry in value)
-
-
-def is_fraction_range(value: Any) -> bool:
-    """Whether a list holds two fractions above 0, the second not below the first."""
-    return len(value) == 2 and all(map(is_positive, value)) and value[0] <= value[1] <= 1

@@ -77,35 +77,28 @@ def read_text(path: Path, what: str = "text in UTF-8") -> str:
         return path.read_text(encoding="utf-8-sig")
 
 
-def read_json(path: Path, finite: bool = True) -> Any:
-    """The value of a JSON file; `finite` is that of `parse_json`, errors are those of `reading`."""
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; errors are those of `reading`."""
     with reading(path, "JSON"):
-        return parse_json(path.read_text(encoding="utf-8"), finite)
+        return parse_json(path.read_text(encoding="utf-8"))
 
 
-def parse_json(text: str, finite: bool = True) -> Any:
+def parse_json(text: str) -> Any:
     """The value of a JSON text.
-
-    Args:
-        text: The JSON.
-        finite: Whether NaN and numbers out of range are refused here. False leaves that to a schema that names the
-            field.
 
     Raises:
         ValueError: If it is not JSON, is nested too deeply, names a key twice, or holds NaN, a number out of range, or
             half of a surrogate pair, which no file and no terminal can take.
     """
-    numbers: dict[str, Any] = {"parse_constant": _number, "parse_float": _number, "parse_int": _integer}
     try:
-        value = json.loads(text, object_pairs_hook=_unique, **(numbers if finite else {}))
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_number, parse_float=_number, parse_int=_integer
+        )
         if "\\u" in text:  # only an escape can make a half of a pair
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
-    except RecursionError as error:
+    except (RecursionError, UnicodeEncodeError) as error:
         raise ValueError(first_line(error)) from None
-    except UnicodeEncodeError as error:
-        half = error.object[error.start : error.end]
-        raise ValueError(f"it holds half of a surrogate pair, {half!a:.20}") from None
 
 
 def read_yaml(path: Path, what: str) -> Any:
@@ -168,31 +161,21 @@ def read_torch(path: Path, what: str) -> Any:
     return content
 
 
-def why_unusable(tensor: Tensor) -> str:
-    """What keeps a tensor from being computed with as a matrix of real numbers; "" if nothing does."""
+def _check_tensors(content: Any, place: str = "its tensor") -> None:
+    """Raises ValueError for a tensor in nested dicts, lists and tuples that is no matrix of real numbers."""
     import torch
 
-    if tensor.is_quantized:
-        return "is quantized; dequantize it"
-    if tensor.is_meta:
-        return "has no values: it is a tensor of the device meta"
-    if tensor.layout != torch.strided:
-        return f"is of the layout {str(tensor.layout).removeprefix('torch.')}; make it dense"
-    if tensor.is_nested:
-        return "is a nested tensor; make it one matrix"
-    return f"must hold real numbers, got {str(tensor.dtype).removeprefix('torch.')}" if tensor.is_complex() else ""
-
-
-def _check_tensors(content: Any, place: str = "its tensor") -> None:
-    """Raises ValueError for a tensor in nested dicts, lists and tuples that is of no use; names the last key to it."""
     if isinstance(content, dict):
         for key, value in content.items():
             _check_tensors(value, str(key))
     elif isinstance(content, (list, tuple)):
         for value in content:
             _check_tensors(value, place)
-    elif hasattr(content, "layout") and (problem := why_unusable(content)):
-        raise ValueError(f"{place} {problem}")
+    elif isinstance(content, torch.Tensor):
+        odd = content.is_quantized or content.is_meta or content.is_nested or content.is_complex()
+        if odd or content.layout != torch.strided:
+            came = f"{content.dtype}, {content.layout}, {content.device}"
+            raise ValueError(f"{place} must be dense and hold real numbers, got {came}")
 
 
 def _number(digits: str) -> float:
