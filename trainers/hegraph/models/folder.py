@@ -81,7 +81,7 @@ class AdapterTransfer(Part):
         known = metapath_defaults()
         if unknown := found.metapath.keys() - known.keys():
             raise ValueError(f"metapath must have the keys {', '.join(known)}, got {', '.join(sorted(unknown))}")
-        return replace(found, metapath=known | found.metapath)
+        return replace(found, metapath=known | dict(found.metapath))
 
 
 class OtherTransfer(Part):

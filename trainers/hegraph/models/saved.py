@@ -63,8 +63,8 @@ class Preprocessing(Part):
     @classmethod
     def of(cls, backbone: FrozenCLIP) -> Preprocessing:
         """The preprocessing of a loaded backbone."""
-        size, mean, std = (list(values) for values in (backbone.input_size, backbone.mean, backbone.std))
-        return cls(size=size, mean=mean, std=std, transform=backbone.fingerprint["preprocess"])
+        size, transform = list(backbone.input_size), backbone.fingerprint["preprocess"]
+        return cls(size=size, mean=list(backbone.mean), std=list(backbone.std), transform=transform)
 
 
 class Prompts(Part):
