@@ -79,18 +79,6 @@ def test_a_checkpoint_restores_parameters_optimizer_epoch_and_time(checkpoint):
     assert all(torch.equal(expected[i][name], found[i][name]) for i in expected for name in expected[i])
 
 
-def test_a_checkpoint_holds_tensors_and_plain_values_only(checkpoint):
-    state = torch.load(checkpoint, weights_only=True)
-    assert set(state) == {"run_id", "epoch", "seconds", "model", "moments", "checksum"}
-
-
-def test_a_checkpoint_of_another_run_is_refused(checkpoint):
-    model = make_model()
-    with pytest.raises(UserError, match=r"checkpoint\.pt belongs to a run with other settings or data"):
-        of_run(checkpoint, "another run").load(model, make_optimizer(model, 0))
-    assert checkpoint.exists()
-
-
 def cut(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
@@ -140,19 +128,14 @@ def test_a_checkpoint_whose_content_has_changed_is_damaged(checkpoint, change):
 CHANGES = {
     "momenta of another shape": set_moment(torch.zeros(2)),
     "momenta of another type": set_moment(torch.zeros(8, 8, dtype=torch.float64)),
-    "momenta without values": set_moment(torch.empty(8, 8, device="meta")),
     "momenta of NaN": set_moment(torch.full((8, 8), torch.nan)),
     "momenta that are a word": set_moment("word"),
     "no second moment": lambda state: moments(state).pop("exp_avg_sq"),
     "moments of no parameter": lambda state: state["moments"].update({99: moments(state)}),
-    "moments that are none": lambda state: state.update(moments=None),
-    "another parameter": lambda state: state["model"].update(other=torch.zeros(1)),
     "no parameter": lambda state: state.update(model={}),
     "a parameter of NaN": lambda state: state["model"].update({next(iter(state["model"])): torch.tensor(torch.nan)}),
     "a negative epoch": lambda state: state.update(epoch=-1),
     "an epoch out of range": lambda state: state.update(epoch=2**70),
-    "seconds that are no number": lambda state: state.update(seconds=float("nan")),
-    "a further entry": lambda state: state.update(more=1),
     "an entry less": lambda state: state.pop("seconds"),
 }
 

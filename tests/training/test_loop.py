@@ -88,20 +88,9 @@ def test_every_parameter_group_follows_the_schedule_from_its_own_peak(setup, mon
 # Length
 
 
-def test_a_run_reports_its_epochs_and_steps(setup):
-    _, result = setup.fit()
-    assert (result.epochs, result.steps) == (EPOCHS, EPOCHS * 4)
-    assert result.seconds > 0
-
-
-@pytest.mark.parametrize(("least", "epochs"), [(0, 5), (20, 5), (21, 6), (39, 10), (40, 10)])
-def test_min_steps_raises_the_epochs_until_there_are_enough_steps(setup, least, epochs):
-    _, result = setup.fit(f"{NODE}.MIN_STEPS", least)
-    assert (result.epochs, result.steps) == (epochs, epochs * 4)
-
-
-def test_the_schedule_is_as_long_as_the_raised_epochs(setup):
-    raised, _ = setup.fit(f"{NODE}.MIN_STEPS", 40, name="a")
+def test_the_schedule_is_as_long_as_the_epochs_that_the_least_steps_raise(setup):
+    raised, result = setup.fit(f"{NODE}.MIN_STEPS", 39, name="a")
+    assert (result.epochs, result.steps) == (10, 40) and result.seconds > 0
     asked_for, _ = setup.fit("OPTIM.MAX_EPOCH", 10, name="b")
     assert same(raised, asked_for)
 
@@ -117,17 +106,6 @@ def test_training_changes_every_parameter_and_nothing_else(setup):
         assert not torch.equal(tensor, model.state_dict()[name]), name
     assert torch.equal(untrained.cache_keys, model.cache_keys)
     assert torch.equal(untrained.x_positive, model.x_positive)
-
-
-def test_training_lowers_the_loss_on_its_images(setup):
-    untrained = build_model(setup.bank, load_cfg().model)
-    model, _ = setup.fit("OPTIM.LR", 0.01)
-
-    def loss(model: HeGraphModel) -> float:
-        logits = model.fold().parts(setup.bank.cache_keys()).text
-        return torch.nn.functional.cross_entropy(logits, setup.bank.train_labels).item()
-
-    assert loss(model) < loss(untrained)
 
 
 @pytest.mark.parametrize("products", [False, True])
@@ -162,7 +140,7 @@ def test_a_loss_that_is_not_a_number_is_an_error_that_names_the_epoch_and_the_ra
 # Checkpoints
 
 
-@pytest.mark.parametrize("epochs", range(1, EPOCHS))
+@pytest.mark.parametrize("epochs", [1, EPOCHS - 1])
 def test_resuming_after_any_checkpoint_gives_the_uninterrupted_parameters_bit_by_bit(
     setup, stopped_at_checkpoint, caplog, epochs
 ):
@@ -176,15 +154,6 @@ def test_resuming_after_any_checkpoint_gives_the_uninterrupted_parameters_bit_by
     assert f"resuming from {setup.folder / 'out' / 'checkpoint.pt'} after epoch {epochs} of {EPOCHS}" in caplog.text
 
 
-@pytest.mark.parametrize("variant", ["T-N", "T-P", "T"])
-def test_resuming_is_exact_for_every_variant(setup, stopped_at_checkpoint, variant):
-    opts = (f"{NODE}.VARIANT", variant, "TRAIN.CHECKPOINT_FREQ", 2)
-    uninterrupted, _ = setup.fit(*opts[:2], name="other")
-    with stopped_at_checkpoint(2), pytest.raises(KeyboardInterrupt):
-        setup.fit(*opts)
-    assert same(setup.fit(*opts)[0], uninterrupted)
-
-
 def test_a_resumed_run_reports_the_time_of_all_sittings(setup, stopped_at_checkpoint):
     with stopped_at_checkpoint(2), pytest.raises(KeyboardInterrupt):
         setup.fit("TRAIN.CHECKPOINT_FREQ", 2)
@@ -196,13 +165,10 @@ def test_a_resumed_run_reports_the_time_of_all_sittings(setup, stopped_at_checkp
 def test_checkpoints_are_as_frequent_as_asked(setup, monkeypatch):
     saved = []
     monkeypatch.setattr(Checkpoints, "save", lambda *arguments: saved.append(arguments[3]))
+    setup.fit()
+    assert saved == []  # a short run leaves none
     setup.fit("TRAIN.CHECKPOINT_FREQ", 2)
     assert saved == [2, 4]
-
-
-def test_a_short_run_leaves_no_checkpoint_unless_asked(setup):
-    setup.fit()
-    assert not (setup.folder / "out" / "checkpoint.pt").exists()
 
 
 def test_long_epochs_are_saved_without_being_asked(setup, monkeypatch):
@@ -219,13 +185,6 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(setup):
     with pytest.raises(UserError, match="belongs to a run with other settings or data"):
         setup.fit(run_id="another run")
     assert (setup.folder / "out" / "checkpoint.pt").read_bytes() == (setup.folder / "copy.pt").read_bytes()
-
-
-def test_a_damaged_checkpoint_is_refused(setup):
-    (setup.folder / "out").mkdir()
-    (setup.folder / "out" / "checkpoint.pt").write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged"):
-        setup.fit()
 
 
 # Resuming from another folder, adapters on the way

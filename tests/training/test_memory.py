@@ -60,11 +60,8 @@ def test_above_k_equal_to_d_the_estimate_is_proportional_to_the_classes():
     assert total(20_000) == 4 * total(5_000)
 
 
-def test_free_memory_is_some_and_less_than_there_could_be():
+def test_free_memory_is_some_or_none_where_the_system_does_not_say(monkeypatch, tmp_path):
     assert 2**20 < free_bytes() < 2**50
-
-
-def test_free_memory_of_a_system_that_does_not_say(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "no such file")
     monkeypatch.delattr(memory.os, "sysconf")
     assert free_bytes() is None

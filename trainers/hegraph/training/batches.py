@@ -60,9 +60,7 @@ class BankBatches(TrainingData):
 
     Attributes:
         features: Shape `[V, N, d]`.
-        labels: Shape `[N]`.
         batch_size: The last batch of an epoch may be smaller; no image is dropped.
-        seed: Seed of the order and of the views.
         products: From `products_with_cache`, for a method that needs them in every step; None where they are not kept.
     """
 
@@ -90,15 +88,7 @@ class BankBatches(TrainingData):
 
 @dataclass(frozen=True)
 class OnlineBatches(TrainingData):
-    """Batches encoded by the backbone, with new augmentation in every epoch, as in the paper.
-
-    Attributes:
-        images: The training images with their random transform.
-        backbone: The frozen CLIP.
-        labels: Shape `[N]`.
-        batch_size: As in `BankBatches`.
-        seed: Seed of the order and of the augmentation.
-    """
+    """Batches of training images that are encoded with new augmentation in every epoch, as in the paper."""
 
     images: ImageViews
     backbone: Backbone
@@ -118,11 +108,7 @@ class OnlineBatches(TrainingData):
 
 
 def products_with_cache(features: Tensor, keys: Tensor) -> Tensor | None:
-    """The product of every training query with every cached feature, so that no step has to compute it.
-
-    Args:
-        features: Shape `[V, N, d]`.
-        keys: Shape `[N, d]`.
+    """The product of every training query `[V, N, d]` with every cached feature `[N, d]`, so that no step computes it.
 
     Returns:
         Shape `[V, N, N]`; None if that is beyond `PRODUCTS_BYTES`.

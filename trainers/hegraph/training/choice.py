@@ -19,14 +19,9 @@ T = TypeVar("T")
 
 
 def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Accuracy and macro F1, in percent, as Dassl's evaluator computes them.
+    """ "accuracy" and "macro_f1" in percent, as Dassl's evaluator computes them, of logits `[M, K]`.
 
-    Args:
-        logits: Shape `[M, K]`.
-        labels: Shape `[M]`.
-
-    Returns:
-        "accuracy" and "macro_f1"; the latter over the classes that occur in `labels`.
+    Macro F1 is over the classes that occur in `labels`.
     """
     from sklearn.metrics import f1_score  # takes a second to import, and a finished run is not scored again
 
@@ -43,12 +38,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def choose(candidates: Sequence[T], accuracy_of: Callable[[T], float]) -> tuple[T, dict]:
-    """Picks the candidate with the best accuracy on val.
-
-    Args:
-        candidates: In order of preference. A small val split often gives several candidates the same accuracy; the
-            first of them is taken.
-        accuracy_of: Gives the accuracy of a candidate, in percent.
+    """Picks the candidate with the best accuracy on val, in percent; of equals, which are often several, the first.
 
     Returns:
         The candidate, and for the record {"value": the candidate, "candidates": [[candidate, accuracy], ...]}.
@@ -60,11 +50,7 @@ def choose(candidates: Sequence[T], accuracy_of: Callable[[T], float]) -> tuple[
 
 
 def check_candidates(option: str, candidates: Sequence) -> None:
-    """Checks that an option lists values to choose from.
-
-    Raises:
-        UserError: If it lists none, or something else than numbers.
-    """
+    """Raises UserError if an option lists no values to choose from, or something else than numbers."""
     if not candidates or not all(isinstance(value, (int, float)) for value in candidates):
         raise UserError(f"{option} must be a list of one number or more, got {list(candidates)}")
 
@@ -87,14 +73,6 @@ def val_images(bank: FeatureBank) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def val_accuracy(logits: Callable[[Tensor], Tensor], bank: FeatureBank) -> float:
-    """The accuracy of a classifier on the task's val split, in percent.
-
-    Args:
-        logits: Maps unit-norm image features `[B, d]` to logits `[B, K]`.
-        bank: A task with val images.
-
-    Raises:
-        ValueError: If the task has no val images; ask `has_val` first.
-    """
+    """The accuracy of a classifier, from unit-norm image features to logits, on the task's val split, in percent."""
     features, labels = val_images(bank)
     return accuracy(logits(features), labels)

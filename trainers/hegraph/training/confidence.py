@@ -41,11 +41,7 @@ BATCH = 8192  # images that are scored at once, so that ImageNet's test images t
 class KnownScores(Part):
     """How the run's own images score, of which the classifier had not seen any: what thresholds are taken from.
 
-    Attributes:
-        quantiles: Of the score, at `SHARES` equal steps from the lowest to the highest.
-        fitted_on: As of `Calibration`.
-        num_images: How many images were scored.
-        score: Name of the score.
+    `quantiles` are those of the score, at `SHARES` equal steps from the lowest to the highest.
     """
 
     quantiles: Annotated[tuple[Finite, ...], Field(strict=False, min_length=SHARES, max_length=SHARES)]
@@ -55,7 +51,6 @@ class KnownScores(Part):
 
     @model_validator(mode="after")
     def quantiles_ascend(self) -> KnownScores:
-        """Quantiles never fall."""
         if any(after < before for before, after in zip(self.quantiles, self.quantiles[1:])):
             raise ValueError("quantiles must not fall")
         return self
@@ -68,11 +63,7 @@ class KnownScores(Part):
         return cls(quantiles=tuple(quantiles.tolist()), fitted_on=fitted_on, num_images=len(scores))
 
     def threshold(self, keep: float) -> float:
-        """The score that a share of the known images reach.
-
-        Args:
-            keep: The share, between 0 and 1. Between two quantiles the threshold is interpolated.
-        """
+        """The score that a share `keep` of the known images reach; between two quantiles it is interpolated."""
         return float(np.interp(1 - keep, np.linspace(0, 1, SHARES), self.quantiles))
 
     def share_below(self, score: float) -> float:
@@ -104,9 +95,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
         T = argmin_T  sum_i -log softmax(z_i / T)[y_i] + (log T)^2 / (2 LOG_DEVIATION^2)
 
-    Args:
-        logits: Of images that the classifier was not fitted to, shape `[n, K]`.
-        labels: Shape `[n]`.
+    The logits `[n, K]` are of images that the classifier was not fitted to.
     """
     from scipy.optimize import minimize_scalar  # takes a while to import, and a finished run needs no temperature
 
@@ -120,15 +109,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def match_confidence(logits: Sequence[Tensor], confidence: float) -> float:
-    """The temperature at which the mean confidence has a given value.
-
-    Args:
-        logits: Those of `mean_confidence`.
-        confidence: The wanted mean.
-
-    Returns:
-        The temperature; the end of `LOG_RANGE` that comes nearest, if none in it has that mean.
-    """
+    """The temperature at which `mean_confidence` is `confidence`; if none in `LOG_RANGE` is, the nearest end of it."""
     from scipy.optimize import brentq
 
     def excess(log_temperature: float) -> float:
@@ -143,38 +124,19 @@ def match_confidence(logits: Sequence[Tensor], confidence: float) -> float:
 
 
 def mean_confidence(logits: Sequence[Tensor], temperature: float) -> float:
-    """The mean of the highest probability over all images.
-
-    Args:
-        logits: Of groups of images, each `[n, K]` with a K of its own.
-        temperature: What they are divided by.
-    """
+    """The mean of the highest probability over groups of images, each with logits `[n, K]` and a K of its own."""
     highest = [(part.detach().double() / temperature).softmax(dim=1).amax(dim=1) for part in logits]
     return torch.cat(highest).mean().item()
 
 
 def known_score(logits: Tensor, temperature: float, score: str = DEFAULT) -> Tensor:
-    """The score of images from their logits alone.
-
-    Args:
-        logits: Shape `[B, K]`.
-        temperature: `T`.
-        score: "probability" or "energy".
-
-    Returns:
-        Shape `[B]`.
-    """
+    """The score of images, "probability" or "energy", from their logits `[B, K]` alone; shape `[B]`."""
     scaled = logits / temperature
     return scaled.logsumexp(dim=1) if score == "energy" else scaled.softmax(dim=1).amax(dim=1)
 
 
 def confidence_scores(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict:
-    """Scores of the probabilities, by scikit-learn. Those of the likeliest classes alone are `choice.score`.
-
-    Args:
-        logits: Shape `[M, K]`.
-        labels: Shape `[M]`.
-        temperature: What the logits are divided by.
+    """Scores of the probabilities that logits `[M, K]` give at a temperature, by scikit-learn.
 
     Returns:
         "nll", the mean negative log-likelihood in nats; "brier", the mean over images of the squared distance between

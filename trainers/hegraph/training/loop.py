@@ -32,12 +32,7 @@ NOISE_STREAM = 1  # the order and the views of an epoch are drawn from stream 0
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """How long a training took.
-
-    Attributes:
-        epochs, steps: Completed ones, over all sittings of a resumed run.
-        seconds: Wall time of training, over all sittings.
-    """
+    """How long a training took, over all sittings of a resumed run; `seconds` are wall time."""
 
     epochs: int = 0
     steps: int = 0
@@ -53,11 +48,6 @@ class AdapterTraining:
         options: How it is trained.
         checkpoints: Where its state is kept; None keeps none.
         keep: Called with the model and the number of epochs after every `options.checkpoint_epochs` epochs.
-
-    Attributes:
-        epochs: How many epochs there are.
-        epoch: How many are done.
-        optimizer: AdamW over the model's parameters.
     """
 
     def __init__(
@@ -81,11 +71,7 @@ class AdapterTraining:
         self.started = self.last_saved = time.monotonic()
 
     def resume(self) -> None:
-        """Goes on from the checkpoint, if there is one.
-
-        Raises:
-            UserError: If the checkpoint is damaged or belongs to another run.
-        """
+        """Goes on from the checkpoint, if there is one. Raises UserError as `Checkpoints.load`."""
         if self.checkpoints is not None and (found := self.checkpoints.load(self.model, self.optimizer)) is not None:
             self.epoch, self.seconds_before = found
             path = self.checkpoints.path_to_resume
@@ -123,14 +109,7 @@ class AdapterTraining:
         return loss.detach()
 
     def end_epoch(self, loss: Tensor) -> None:
-        """Counts the epoch, and saves what is due.
-
-        Args:
-            loss: The loss of its last step.
-
-        Raises:
-            UserError: If the loss is not finite.
-        """
+        """Counts the epoch, and saves what is due. Raises UserError if the loss of its last step is not finite."""
         self.epoch += 1
         if not loss.isfinite():
             raise UserError(
@@ -162,11 +141,7 @@ class AdapterTraining:
 
 
 def train_to_end(training: AdapterTraining) -> TrainingSummary:
-    """Trains an adapter in place, to the last epoch.
-
-    Raises:
-        UserError: If the loss is not finite.
-    """
+    """Trains an adapter in place, to the last epoch. Raises UserError if the loss is not finite."""
     training.model.train()
     with tqdm(total=training.epochs, initial=training.epoch, desc="training", unit="epoch", disable=None) as progress:
         while training.epoch < training.epochs:

@@ -41,10 +41,7 @@ class TrainingOptions:
         above=0,
     )
     weight_lr_mult: float = option(
-        0.1,
-        f"{NODE}.WEIGHT_LR_MULT",
-        "learning rate of the matrices `W`, as a multiple of the biases'",
-        least=0,
+        0.1, f"{NODE}.WEIGHT_LR_MULT", "learning rate of the matrices `W`, as a multiple of the biases'", least=0
     )
     visual_lr: float = option(
         0.02,
@@ -67,18 +64,11 @@ class TrainingOptions:
     )
     warmup_lr: float = option(1e-5, "OPTIM.WARMUP_CONS_LR", "learning rate of the warm-up", least=0)
     leave_one_out: bool = option(
-        True,
-        f"{NODE}.LEAVE_ONE_OUT",
-        "in training, an image does not match its own cached feature",
-        symbol="left open",
+        True, f"{NODE}.LEAVE_ONE_OUT", "in training, an image does not match its own cached feature", symbol="left open"
     )
     visual_weight: float = option(1.0, f"{NODE}.LAMBDA", "weight of the visual loss", least=0, symbol="λ, Eq. 9")
     visual_scale: float = option(
-        100.0,
-        f"{NODE}.LOSS_SCALE",
-        "factor on the visual logits inside the visual loss",
-        least=0,
-        symbol="left open",
+        100.0, f"{NODE}.LOSS_SCALE", "factor on the visual logits inside the visual loss", least=0, symbol="left open"
     )
     checkpoint_epochs: int = option(
         0,

@@ -24,45 +24,28 @@ Schedule = Callable[[int, float], float]  # the step, counted from 0, and the pe
 
 
 def rate_at_width(rate: float, meant_for: int, width: int) -> float:
-    """Scales a learning rate that was chosen at one feature width to another width.
+    """Scales a rate that is meant for one feature width to another; 0 leaves it as it is.
 
     AdamW moves every entry by about the rate, so a unit vector of d entries turns by about `rate * sqrt(d)`. The scaled
     rate keeps that angle the same.
-
-    Args:
-        rate: The rate at the width `meant_for`.
-        meant_for: The width that `rate` was chosen at; 0: use `rate` at every width.
-        width: The width of the features, d.
     """
     return rate * math.sqrt(meant_for / width) if meant_for else rate
 
 
 def rate_at_scale(rate: float, meant_for: float, logit_scale: float) -> float:
-    """Scales a learning rate that was chosen at one logit scale to another.
+    """Scales a rate that is meant for one logit scale `tau` to another; 0 leaves it as it is.
 
     A class feature that turns by an angle moves its logits by up to `tau` times as much, so a rate that falls as `tau`
     grows moves the logits alike.
-
-    Args:
-        rate: The rate at the logit scale `meant_for`.
-        meant_for: The logit scale that `rate` was chosen at; 0: use `rate` at every scale.
-        logit_scale: CLIP's `tau`.
     """
     return rate * meant_for / logit_scale if meant_for else rate
 
 
 def learning_rate(epoch: int, epochs: int, peak: float, warmup_epochs: int, warmup_rate: float) -> float:
-    """The rate of one epoch under Dassl's cosine schedule with a constant warm-up.
+    """The rate of one epoch, counted from 0, under Dassl's cosine schedule with a constant warm-up.
 
     The cosine starts after the warm-up but is as long as the whole training, so it does not reach zero: the rate of the
-    last epoch stays a little above it.
-
-    Args:
-        epoch: Counted from 0.
-        epochs: Length of the whole training, warm-up included.
-        peak: The rate of the first epoch after the warm-up.
-        warmup_epochs: Length of the warm-up; 0 or below: there is none.
-        warmup_rate: The rate during the warm-up.
+    last epoch stays a little above it. With 0 warm-up epochs or less there is none.
     """
     warmup_epochs = max(warmup_epochs, 0)
     if epoch < warmup_epochs:
@@ -91,14 +74,8 @@ def text_share(features: Tensor, labels: Tensor, text: Tensor, logit_scale: floa
 
         R^2 = 1 - NLL / log K
 
-    McFadden, "Conditional logit analysis of qualitative choice behavior", 1974. The NLL is the mean over the images, at
-    the one of `TEMPERATURES` that suits them best.
-
-    Args:
-        features: Unit-norm features of training images, shape `[N, d]`.
-        labels: Shape `[N]`.
-        text: Text features of at least two classes, shape `[K, d]`.
-        logit_scale: CLIP's `tau`.
+    McFadden, "Conditional logit analysis of qualitative choice behavior", 1974. The NLL is the mean over the images
+    `[N, d]`, at the one of `TEMPERATURES` that suits them best; text is that of at least two classes, `[K, d]`.
 
     Returns:
         1 where CLIP is sure and right, 0 where it knows nothing; below that, it is sure and wrong.
