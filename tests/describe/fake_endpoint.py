@@ -12,19 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 KEY = "sk-do-not-tell-0123456789abcdef"
 KEY_VARIABLE = "FAKE_ENDPOINT_KEY"
 
-SUBJECTS = ("Crooked", "Pale", "Wet", "Narrow", "Dense", "Faded", "Round", "Torn", "Bright", "Hollow", "Steep", "Soft")
-THINGS = ("ridges", "stripes", "branches", "shadows", "edges", "stains", "cracks", "leaves", "tracks", "ropes", "tiles")
-PLACES = (
-    "at dawn",
-    "in mist",
-    "on gravel",
-    "under glass",
-    "by water",
-    "near walls",
-    "after rain",
-    "in snow",
-    "at dusk",
-)
+SUBJECTS = "Crooked Pale Wet Narrow Dense Faded Round Torn Bright Hollow Steep Soft".split()
+THINGS = "ridges stripes branches shadows edges stains cracks leaves tracks ropes tiles".split()
+PLACES = "at dawn/in mist/on gravel/under glass/by water/near walls/after rain/in snow/at dusk".split("/")
 
 
 def good_sentence(name: str, number: int) -> str:
@@ -57,35 +47,22 @@ class FakeEndpoint:
         self.headers: list[dict[str, str]] = []
         self.released = threading.Event()  # ends every stall
         self.number = 0
-        self.arrived = threading.Condition()
-
-    @property
-    def models(self) -> list[str]:
-        return [request["model"] for request in self.requests]
 
     @property
     def asked(self) -> Counter[str]:
         return Counter(name for batch in self.batches for name in batch)
 
-    def wait_for(self, requests: int) -> None:
-        """Blocks until so many requests have come."""
-        with self.arrived:
-            assert self.arrived.wait_for(lambda: len(self.prompts) >= requests, timeout=900)
-
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         request = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
         prompt = request["messages"][-1]["content"]
-        names = re.findall(
-            r"^- (.+?)(?: \(a sentence.*\))?(?::.*)?$", prompt.partition("classes to describe:")[2], re.M
-        )
-        with self.arrived:
-            self.prompts.append(prompt)
-            self.batches.append(names)
-            self.keys.append(handler.headers["authorization"])
-            self.requests.append(request)
-            self.headers.append({name.lower(): value for name, value in handler.headers.items()})
-            reply = self.replies.pop(0) if self.replies else good
-            self.arrived.notify_all()
+        wanted = prompt.partition("classes to describe:")[2]
+        names = re.findall(r"^- (.+?)(?: \(a sentence.*\))?(?::.*)?$", wanted, re.M)
+        self.prompts.append(prompt)
+        self.batches.append(names)
+        self.keys.append(handler.headers["authorization"])
+        self.requests.append(request)
+        self.headers.append({name.lower(): value for name, value in handler.headers.items()})
+        reply = self.replies.pop(0) if self.replies else good
         reply(handler, names, prompt)
 
     def sentences(self, name: str, count: int) -> list[str]:

@@ -425,10 +425,3 @@ def test_a_text_node_is_the_mean_of_its_groups_each_averaged_first_and_its_norm_
         norm = torch.stack([*map(raw_mean, groups)]).mean(dim=0).norm()
         torch.testing.assert_close(text["norms"][k], norm, rtol=1e-5, atol=0)
         assert abs(norm - 1) > 0.1  # or the test would show nothing
-
-
-def test_the_order_of_classes_is_the_order_of_nodes(backbone, tmp_path):
-    one = encode_prompts(backbone, "Digits", ["one", "two", "six"], make_options(), tmp_path)
-    other = encode_prompts(backbone, "Digits", ["six", "one", "two"], make_options(), tmp_path)
-    for name in ("positive", "negative"):
-        torch.testing.assert_close(one[name], other[name][[1, 2, 0]], rtol=0, atol=1e-5)

@@ -206,7 +206,7 @@ class BankFile:
             self.text_positive, self.text_negative = self._unit("text_positive"), self._unit("text_negative")
             self.text_norms = self._file.read("text_norms").float() if "text_norms" in self._file.tensors else None
             if self.text_norms is not None and not ((self.text_norms > 0) & self.text_norms.isfinite()).all():
-                raise ValueError(f"text_norms must be positive, got {self.text_norms.tolist()}")
+                raise ValueError("text_norms must be positive and finite")
 
     def check_dataset(self, name: str) -> None:
         """Raises UserError if the bank is of another data set than `name`; "" stands for any."""
@@ -214,11 +214,7 @@ class BankFile:
             raise UserError(f"{self.path} holds {self.dataset!r} but DATASET.NAME is {name!r}")
 
     def features(self, split: str, rows: Sequence[int] | None = None) -> Tensor:
-        """Features of a split that `labels` has, of unit norm: `[V, N, d]` for "train", else `[images, d]`.
-
-        Args:
-            split: "train", "val" or "test".
-            rows: The images to read, in any order; None reads all.
+        """Features of a split that `labels` has, or of the images `rows` in it: `[V, N, d]` for "train", else `[N, d]`.
 
         Raises:
             UserError: If they cannot be read, are not finite or not of unit norm.

@@ -105,15 +105,10 @@ class Parts(NamedTuple):
 
 
 def encode_parts(dataset: Dataset, backbone: Backbone, options: EncodingOptions, seed: int, folder: Path) -> Parts:
-    """Encodes a few-shot task, as far as that was not done before. Memory does not grow with the images.
+    """Encodes the images that the few-shot protocol selected, as far as that was not done before.
 
-    Args:
-        dataset: The images that the few-shot protocol selected. Where the validation images are the test images, they
-            are not made part of the bank, so that nothing can be chosen on them.
-        backbone: The frozen CLIP.
-        options: How images and sentences are encoded.
-        seed: Of the augmentation.
-        folder: Where the features are kept.
+    Where the validation images are the test images, they are not made part of the bank, so that nothing can be chosen
+    on them. `seed` is that of the augmentation, and `folder` keeps the features.
 
     Raises:
         UserError: On an unreadable image, a class without a prompt, or a folder that cannot be written.
@@ -166,12 +161,8 @@ def encode_images(backbone: Backbone, images: ImageViews, options: EncodingOptio
 def encode_part(backbone: Backbone, images: ImageViews, options: EncodingOptions, folder: Path, name: str) -> Path:
     """The file of the features of all views, which are encoded where there is none.
 
-    Args:
-        backbone: The frozen CLIP.
-        images: The images and their views.
-        options: The batch size and the number of workers; neither changes the key that the features are kept under.
-        folder: Where the features are kept.
-        name: Of this part of the bank, "train", "val" or "test".
+    Of the options, the batch size and the number of workers are read; neither changes the key of the file. `name` is
+    "train", "val" or "test".
 
     Raises:
         UserError: On an unreadable image, NaN features, or a folder that cannot be written.
@@ -272,14 +263,7 @@ def _join(path: Path, key: str, chunks: Sequence[Chunk], views: int) -> None:
 
 
 def write_bank(path: Path, parts: Parts, dataset: Dataset, backbone: Backbone, encoder: Encoder | None = None) -> None:
-    """Writes the feature bank of parts, with one block of the features in memory at a time.
-
-    Args:
-        path: The file to write.
-        parts: The encoded images and sentences.
-        dataset: Whose they are.
-        backbone: That encoded them.
-        encoder: How it is loaded; None leaves the bank without it.
+    """Writes the feature bank of what a backbone encoded of a data set, with one block of it in memory at a time.
 
     Raises:
         UserError: If a part cannot be read, or the bank cannot be written.

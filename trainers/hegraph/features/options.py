@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..utils.option import NODE, is_fraction_range, is_strings, option
 
 TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
+
+
+def _templates(key: str, meaning: str) -> Any:
+    said = {"form": "a list of strings", "allowed": "strings with one `{}`"}
+    return option([], f"{NODE}.PROMPTS.{key}", meaning, allows=is_strings, **said)
 
 
 @dataclass(frozen=True)
@@ -46,21 +52,9 @@ class EncodingOptions:
         "excepted) or a file is given, else templates",
         choices=("auto", "templates", "descriptions", "both"),
     )
-    templates: Sequence[str] = option(
-        [],
-        f"{NODE}.PROMPTS.TEMPLATES",
-        "positive templates in place of the data set's own",
-        form="a list of strings",
-        allows=is_strings,
-        allowed="strings with one `{}`",
-    )
-    negative_templates: Sequence[str] = option(
-        [],
-        f"{NODE}.PROMPTS.NEGATIVE_TEMPLATES",
-        "negative templates in place of the data set's own",
-        form="a list of strings",
-        allows=is_strings,
-        allowed="strings with one `{}`",
+    templates: Sequence[str] = _templates("TEMPLATES", "positive templates in place of the data set's own")
+    negative_templates: Sequence[str] = _templates(
+        "NEGATIVE_TEMPLATES", "negative templates in place of the data set's own"
     )
     descriptions: str = option(
         "",

@@ -186,9 +186,7 @@ def file_header(
 ) -> tuple[bytes, dict[str, StoredTensor]]:
     """The first bytes of a `.safetensors` file, and where its tensors lie, in the order of safetensors.
 
-    Args:
-        tensors: Name -> the name of its type, and its shape.
-        metadata: Texts that are kept in the header.
+    Of each tensor the name of its type and its shape are given.
     """
     described: dict[str, Any] = {}
     end = 0

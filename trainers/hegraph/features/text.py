@@ -51,14 +51,7 @@ def class_prompts(
 def encode_prompts(
     backbone: Backbone, dataset: str, classnames: Sequence[str], options: EncodingOptions, folder: Path
 ) -> dict[str, Tensor]:
-    """The text nodes of K classes, encoded or read from disk.
-
-    Args:
-        backbone: The frozen CLIP.
-        dataset: `DATASET.NAME`, by which templates and descriptions are found.
-        classnames: The K class names in label order.
-        options: Where sentences come from.
-        folder: Where the features are kept.
+    """The text nodes of K classes, encoded or read from `folder`; `dataset` is `DATASET.NAME`.
 
     Returns:
         "positive" and "negative", each of unit norm and shape `[K, d]`; and "norms", shape `[K]`: of the mean of the
