@@ -20,12 +20,11 @@ import torch
 from PIL import ImageChops
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from trainers.hegraph.features.bank_file import BankFile
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.experiments import fitting
-from trainers.hegraph.features.bank import load_bank
+from trainers.hegraph.features.bank import BankFile, load_bank
 from trainers.hegraph.models.thumbnails import read_thumbnail
 from trainers.hegraph.results.records import MEASURED, REQUIRED
 
