@@ -108,6 +108,8 @@ def test_by_data_set_has_a_mean_column_where_all_are_there(run, cells):
     assert cells(compare(sets, "dataset"))["HeGraphAdapter",] == {"Toy": "80.00", "Zoo": "60.00", "mean of 2": "70.00"}
     assert cells(compare(sets, "dataset"))["HeGraphAdapter(T-P)",] == {"Toy": "70.00", "Zoo": "", "mean of 2": ""}
     assert compare(sets[:1], "dataset").columns == ["Toy"]
+    odd = cells(compare([run(1, 80.0), run(1, 60.0, dataset="mean")], "dataset"))["HeGraphAdapter",]
+    assert odd == {"Toy": "80.00", "mean": "60.00", "mean of 2": "70.00"}
 
 
 def test_by_backbone_groups_rows_by_what_else_there_is(run, cells):

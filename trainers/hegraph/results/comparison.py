@@ -101,7 +101,7 @@ def compare_targets(records: Sequence[dict], quotes: Sequence[Quote] = (), inter
     frame = cells((row for record in records for row in _beside(record, SOURCE, record["targets"])), keys)
     sources = sorted({record["dataset"] for record in records})
     targets = list(dict.fromkeys(name for record in records for name in record["targets"]))
-    columns = {SOURCE: f"{sources[0]} (source)" if len(sources) == 1 else SOURCE, **{name: name for name in targets}}
+    columns = {SOURCE: f"{sources[0]} (source)" if len(sources) == 1 else "source", **{name: name for name in targets}}
     if len(targets) > 1:
         frame = add_mean_column(frame, keys, targets)
         columns[MEAN] = "mean of targets"

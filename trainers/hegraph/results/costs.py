@@ -29,10 +29,8 @@ def complexity(records: Sequence[dict], quotes: Sequence[Quote] = ()) -> Table:
     Seconds are those of training alone, since features are encoded once for all methods. A method without epochs has
     "seconds in all" only. A method that chose on val has no seconds per epoch: its seconds are those of all candidates,
     its epochs those of the one that was chosen. Memory is the peak of the whole process. A number that not all runs of
-    a row have is not shown. Runs without times, and those that tested another run's adapter, are left out.
-
-    Raises:
-        UserError: If no run has times, the machines differ, or a row would mix runs.
+    a row have is not shown. Runs without times, and those that tested another run's adapter, are left out. Raises
+    UserError if no run has times, the machines differ, or a row would mix runs.
     """
     timed = [record for record in records if has_times(record) and not record.get("adapter_from")]
     if not timed:
@@ -70,8 +68,7 @@ def _costs(record: dict) -> list[dict]:
 def calibration_table(records: Sequence[dict]) -> Table:
     """The scores of each method before and after calibration, as means over seeds and data sets.
 
-    Raises:
-        UserError: If no run tells them, or a row would mix runs.
+    Raises UserError if no run tells them, or a row would mix runs.
     """
     # Of one place and seed, the numbers of zero-shot CLIP are those of the method `ZeroShot`, or else of the first run
     known = sorted(with_calibration(records), key=lambda record: method(record) != ZERO_SHOT)
@@ -119,10 +116,8 @@ def _honesty(record: dict) -> list[dict]:
 def kept_table(records: Sequence[dict]) -> Table:
     """What the threshold for `KEEP` of the images of known classes keeps of the test images, which are all of them.
 
-    It is all that records tell about the threshold: they know no image of other classes.
-
-    Raises:
-        UserError: If no run tells it, or a row would mix runs.
+    It is all that records tell about the threshold: they know no image of other classes. Raises UserError if no run
+    tells it, or a row would mix runs.
     """
     told = [record for record in records if has_threshold(record)]
     if not told:

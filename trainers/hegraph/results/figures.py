@@ -109,10 +109,8 @@ def curves(records: Sequence[dict], quotes: Sequence[Quote] = ()) -> Figure:
     """Accuracy on test by shots: the mean over data sets, if there are several, then a panel for each.
 
     Bars are 95% intervals of the mean over seeds. The mean over data sets has only points that every data set has. The
-    paper's numbers are drawn in grey, its average if ours is over the same data sets.
-
-    Raises:
-        UserError: If a point would mix runs, there are several backbones, or a run has no number of shots.
+    paper's numbers are drawn in grey, its average if ours is over the same data sets. Raises UserError if a point would
+    mix runs, there are several backbones, or a run has no number of shots.
     """
     lines = lines_by_shots(records)
     quoted = [quote for quote in quotes if same_backbone(quote.backbone, records[0]["backbone"])]

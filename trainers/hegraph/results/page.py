@@ -37,8 +37,7 @@ Piece = dict[str, Any]  # what the template shows: a table, an image, a list, or
 def write_report(sources: Sequence[Path], out: Path) -> None:
     """Writes the page, whole or not at all, with a part for each source: an output folder or a file of `collect`.
 
-    Raises:
-        UserError: If a source has no record, or the file cannot be written.
+    Raises UserError if a source has no record, or the file cannot be written.
     """
     # Everything that stands in a page comes from data, and is escaped
     environment = jinja2.Environment(

@@ -73,9 +73,8 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
     """Finished runs, one a row: the keys of `TEST`, "method", "shots", "seed" and "correct", which test images were
     classified correctly, shape `[M]`.
 
-    Raises:
-        UserError: If there is no run, if runs of one method, data set and number of shots must not be averaged, or if
-            two runs of one data set and number of shots were not tested on the same images.
+    Raises UserError if there is no run, if runs of one method, data set and number of shots must not be averaged, or if
+    two runs of one data set and number of shots were not tested on the same images.
     """
     rows: list[dict] = []
     tested: dict[tuple, Tensor] = {}
@@ -133,8 +132,7 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame) -> Difference | None:
 def read_predictions(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
     """Reads what a run predicted: the predicted and the true classes of its test images, each `[M]`, and K class names.
 
-    Raises:
-        UserError: If the folder has no predictions, or the file holds something else.
+    Raises UserError if the folder has no predictions, or the file holds something else.
     """
     path = folder / PREDICTIONS
     (predicted, labels), classnames = read_beside(path, "predictions of a run", ("predicted", "labels"))

@@ -46,8 +46,7 @@ class Quote(NamedTuple):
 def read_quotes(table: str) -> list[Quote]:
     """Reads the numbers of one of the paper's tables: "1" to "5", or "fig2".
 
-    Raises:
-        UserError: If there is no such table.
+    Raises UserError if there is no such table.
     """
     rows: Any = pd.read_csv(FILE, dtype={"table": str}, keep_default_na=False).to_dict("records")
     quotes = [Quote(**row) for row in rows]

@@ -153,8 +153,7 @@ def _write_beside(path: Path, classnames: Sequence[str], **tensors: Tensor) -> N
 def read_beside(path: Path, what: str, names: Sequence[str]) -> tuple[list[Tensor], list[str]]:
     """Reads a file beside a record: the tensors `names`, and the class names in its metadata.
 
-    Raises:
-        UserError: If there is no such file, or it holds something else.
+    Raises UserError if there is no such file, or it holds something else.
     """
     if not path.exists():
         raise UserError(f"{path.parent} holds no {path.name}; name the folder of a run that wrote it")
@@ -187,8 +186,7 @@ def find_records(sources: Sequence[Path]) -> list[dict]:
     Args:
         sources: Folders, below which records are looked for at any depth, and files that `collect` wrote.
 
-    Raises:
-        UserError: If there is no record, or a file holds something else.
+    Raises UserError if there is no record, or a file holds something else.
     """
     records = [record for source in sources if source.is_file() for record in _read_lines(source)]
     records += find_runs([source for source in sources if not source.is_file()]).values()

@@ -48,8 +48,7 @@ def rejection_table(folders: Sequence[Path], banks: Sequence[Path], unknown: str
         unknown: Whose test images of classes that a model does not know are the unknown ones: those of these banks
             (`NEW`), or of the bank at this path.
 
-    Raises:
-        UserError: If there is no run or no bank of a run, a bank does not fit the models, or a row would mix runs.
+    Raises UserError if there is no run or no bank of a run, a bank does not fit the models, or a row would mix runs.
     """
     runs = find_runs(folders)
     if not runs:

@@ -49,8 +49,8 @@ OF_RUN = {
 }
 
 CASE = "case"  # the key of a record that names the case of a sweep it belongs to
-MEAN = "mean"  # the column of a row's mean
-SOURCE = "source"  # by target, the column of the data set that the runs were trained on
+# Columns that no data set is called like: that of a row's mean, and by target that of the data set of the training
+MEAN, SOURCE = "\0mean", "\0source"
 MEAN_OF = "mean of "  # begins the place of means over data sets
 ZERO_SHOT_TOLERANCE = 1e-6  # by how many percent zero-shot accuracies of one cell may differ
 
@@ -122,7 +122,9 @@ def cells(rows: Iterable[dict], keys: Sequence[str], tolerance: float = ZERO_SHO
     found: dict[tuple, list[dict]] = {}
     for row in sorted(rows, key=lambda row: [row[key] for key in keys]):
         found.setdefault(tuple(row[key] for key in (*keys, "method", "column")), []).append(row)
-    kept = [row for cell, of_cell in found.items() for row in _kept(of_cell, ", ".join(map(str, cell)), tolerance)]
+    kept: list[dict] = []
+    for cell, of_cell in found.items():
+        kept += _kept(of_cell, ", ".join(str(part).strip("\0") for part in cell), tolerance)
     return pd.DataFrame(kept, dtype=object)
 
 
