@@ -24,7 +24,7 @@ from tensor_files import save_tensors
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.own import load_own_images
-from trainers.hegraph.datasets.split_files import read_coop_pickle, read_drawn, read_split_file
+from trainers.hegraph.datasets.splits import read_coop_pickle, read_drawn, read_split_file
 from trainers.hegraph.describe.collect import Collection
 from trainers.hegraph.features.tensor_file import is_whole, read_part, write_part
 from trainers.hegraph.models.images import Reader

@@ -20,7 +20,7 @@ from standin.hosts import KINDS, NODE, SPLIT_FILE, Host, contents, copy_coop, in
 from trainers.hegraph import __main__ as command_line
 from trainers.hegraph.__main__ import configure, parse_arguments
 from trainers.hegraph.config import default_values
-from trainers.hegraph.datasets.split_files import read_coop_pickle
+from trainers.hegraph.datasets.splits import read_coop_pickle
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.training.schedule import learning_rate, rate_at_width
 from trainers.hegraph.utils.errors import UserError

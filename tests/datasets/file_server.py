@@ -1,4 +1,4 @@
-"""A HTTP server that stalls, breaks off, lies and changes its mind, and the files and archives that it serves."""
+"""A HTTP server that stalls, breaks off, lies and changes its mind, and the archives that it serves."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from trainers.hegraph.datasets.entry import Member, Source
+from trainers.hegraph.datasets.registry import Source
 
 BODY = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(350_000)
 HALF = len(BODY) // 2
+PAGE = b"  \n<!DOCTYPE html><html><title>Quota exceeded</title></html>"
+FILES = {"set/images/a/1.jpg": b"1", "set/images/b/2.jpg": BODY, "set/labels.txt": b"l", "set/other.txt": b"o"}
+UNPACK = {"images": "images", "labels.txt": "names.txt"}
+UNPACKED = {"images", "images/a", "images/a/1.jpg", "images/b", "images/b/2.jpg", "names.txt"}
 
 Answer = Callable[["Handler"], None]
 
@@ -29,7 +33,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = self.path.partition("?")[0]
-        self.server.asked.append((path, self.headers.get("Range"), self.headers.get("If-Range")))
+        self.server.asked.append((path, self.headers.get("Range")))
         answers = self.server.answers.get(path, [status(404)])
         self.close_connection = True
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client went away, as some tests want
@@ -57,7 +61,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: dict[str, list[Answer]] = {}
-        self.asked: list[tuple[str, str | None, str | None]] = []
+        self.asked: list[tuple[str, str | None]] = []
         self.released = threading.Event()  # ends every silence when the test is over
         self.endured: list[str] = []  # paths whose silence a client endured to its end, 20 s
 
@@ -66,54 +70,33 @@ class Server(ThreadingHTTPServer):
         self.answers[path] = list(answers)
         return f"http://127.0.0.1:{self.server_address[1]}{path}"
 
-    @property
-    def ranges(self) -> list[str | None]:
-        return [asked for _, asked, _ in self.asked]
-
 
 def serve(
-    body: bytes,
-    *,
-    ranges: bool = True,
-    etag: str | None = '"1"',
-    modified: str | None = None,
-    stop_at: int | None = None,
-    stall: bool = False,
-    announce: int | None = None,
-    content_type: str = "application/octet-stream",
-    **headers: str,
+    body: bytes, *, ranges: bool = True, stop_at: int | None = None, stall: bool = False, **headers: object
 ) -> Answer:
     """Answers with `body`, or with the part of it that a Range asks for if If-Range fits.
 
     Args:
         body: The file.
         ranges: False: Range is ignored.
-        etag: None: none is sent.
-        modified: Last-Modified.
         stop_at: The position in the file at which the connection ends.
         stall: It does not end there, it falls silent.
-        announce: A length that is not the real one.
-        content_type: Content-Type.
-        headers: Further ones.
+        headers: Further ones, or others; None sends none. ETag is "1" without it.
     """
 
     def answer(handler: Handler) -> None:
+        known = {"ETag": '"1"', "Content_Type": "application/octet-stream", **headers}
         asked = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
-        valid = handler.headers.get("If-Range") in (None, etag, modified)
+        valid = handler.headers.get("If-Range") in (None, known["ETag"], known.get("Last_Modified"))
         start = int(asked[1]) if asked and ranges and valid else 0
-        if start > len(body):
-            return handler.begin(416, Content_Range=f"bytes */{len(body)}", Content_Length=0)
-        sent = {**headers, "Content_Type": content_type, "Content_Length": announce or len(body) - start}
-        sent.update({"ETag": etag} if etag else {})
-        sent.update({"Last_Modified": modified} if modified else {})
+        sent = {"Content_Length": len(body) - start, **known}
         if start:
             sent["Content_Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-        handler.begin(206 if start else 200, **sent)
+        handler.begin(206 if start else 200, **{name: value for name, value in sent.items() if value is not None})
         handler.wfile.write(body[start : len(body) if stop_at is None else max(start, stop_at)])
         if stall:
             handler.wfile.flush()
             handler.fall_silent()
-        return None
 
     return answer
 
@@ -126,6 +109,10 @@ def one_file(*urls: str, file: str = "f.bin", **known: object) -> Source:
     return Source(file, urls, **known)
 
 
+def archive(*urls: str, file: str = "x.archive", unpack: dict[str, str] = UNPACK, **known: object) -> Source:
+    return Source(file, urls, unpack=unpack, **known)
+
+
 def sum_of(body: bytes, algorithm: str = "sha256") -> str:
     return f"{algorithm}:{hashlib.new(algorithm, body).hexdigest()}"
 
@@ -134,60 +121,26 @@ def names_in(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-# --- archives
-
-
 def pack(kind: str, files: dict[str, bytes]) -> bytes:
     """A zip, tar or tar.gz with these files."""
+    if kind != "zip":
+        return tar_with(*files.items(), mode="w:gz" if kind == "tar.gz" else "w")
     buffer = io.BytesIO()
-    if kind == "zip":
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
-            for name, content in files.items():
-                packed.writestr(name, content)
-    else:
-        with tarfile.open(fileobj=buffer, mode="w:gz" if kind == "tar.gz" else "w") as packed:
-            for name, content in files.items():
-                add(packed, name, content)
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in files.items():
+            info = zipfile.ZipInfo("placeholder")
+            info.filename = name  # unlike the constructor, this changes nothing of it
+            packed.writestr(info, content, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
 
-def add(
-    packed: tarfile.TarFile, name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = ""
-) -> None:
-    member = tarfile.TarInfo(name)
-    member.type, member.size, member.linkname = kind, len(content), link
-    packed.addfile(member, io.BytesIO(content))
-
-
-def tar_with(*members: tuple) -> bytes:
+def tar_with(*members: tuple, mode: str = "w") -> bytes:
+    """A tar with members of a name and, as far as they are given, content, type and target of a link."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as packed:
+    with tarfile.open(fileobj=buffer, mode=mode) as packed:
         for member in members:
-            add(packed, *member)
+            name, content, kind, link = (*member, *(b"", tarfile.REGTYPE, "")[len(member) - 1 :])
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.size, entry.linkname = kind, len(content), link
+            packed.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
-
-
-def zip_with(name: str, content: bytes = b"x", mode: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as packed:
-        packed.writestr("images/a.jpg", b"a")
-        info = zipfile.ZipInfo("placeholder")
-        info.filename = name  # unlike the constructor, this changes nothing of it
-        info.create_system, info.external_attr = 3, mode << 16
-        packed.writestr(info, content)
-    return buffer.getvalue()
-
-
-FILES = {"set/images/a/1.jpg": b"1", "set/images/b/2.jpg": BODY, "set/labels.txt": b"l", "set/other.txt": b"o"}
-UNPACKED = {"images", "images/a", "images/a/1.jpg", "images/b", "images/b/2.jpg", "names.txt"}
-UNPACK = (Member("images", "images"), Member("labels.txt", "names.txt"))
-
-
-A = ("images/a", b"a")
-
-
-def archive(*urls: str, file: str = "x.archive", unpack: tuple[Member, ...] = UNPACK, **known: object) -> Source:
-    return Source(file, urls, unpack=unpack, **known)
-
-
-PAGE = b"  \n<!DOCTYPE html><html><title>Quota exceeded</title></html>"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
+
+from PIL import Image
 
 from trainers.hegraph.datasets import Dataset, load_dataset
 
@@ -15,10 +19,37 @@ def make(root: Path, *files: str) -> Path:
     return root
 
 
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]] | dict[str, bytes], mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:
+        for name, content in members.items() if isinstance(members, dict) else members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def picture(red: int, green: int = 60, blue: int = 60) -> bytes:
+    """A PNG of one colour."""
+    content = io.BytesIO()
+    Image.new("RGB", (12, 12), (red, green, blue)).save(content, "PNG")
+    return content.getvalue()
+
+
 def load(root: object) -> Dataset:
     return load_dataset("ImageFolder", str(root))
 
 
 def counts(dataset: Dataset) -> list[int]:
     """The numbers of training, val and test images."""
-    return [len(items) for items in (dataset.train, dataset.val, dataset.test)]
+    return [len(items) for items in dataset.splits.values()]
+
+
+def rows_of(dataset: Dataset) -> dict[str, list[tuple]]:
+    return {split: [tuple(item) for item in items] for split, items in dataset.splits.items()}

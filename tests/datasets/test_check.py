@@ -9,27 +9,26 @@ import json
 import os
 import re
 import shlex
-import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from own_images import write, write_tar
 from PIL import Image
 
 from trainers.hegraph.__main__ import main as start
 from trainers.hegraph.datasets import load_dataset, load_few_shot
-from trainers.hegraph.datasets.__main__ import main
-from trainers.hegraph.datasets.check import check_dataset, check_own_images
-from trainers.hegraph.datasets.entry import Sizes
+from trainers.hegraph.datasets.__main__ import check_dataset, check_own_images, main
 from trainers.hegraph.datasets.images import FORMATS
-from trainers.hegraph.datasets.registry import ENTRIES, stored_datasets
+from trainers.hegraph.datasets.registry import ENTRIES, Sizes, stored_datasets
 from trainers.hegraph.utils.errors import UserError
 
 STORED = stored_datasets()
 CLASSES = ("ant", "bee", "cow")
 REMEDY = "get it: python -m trainers.hegraph.datasets download {name} --root {root}"
+COUNTED = "6 train, 3 val and 6 test images of 3 classes"
 
 
 def images_of(name: str) -> Path:
@@ -51,10 +50,8 @@ def split_file(root: Path) -> Path:
 def food(tmp_path) -> Path:
     """A root with a Food101 of three classes of five images, without a split file."""
     for called in CLASSES:
-        folder = tmp_path / images_of("Food101") / called
-        folder.mkdir(parents=True)
         for number in range(5):
-            (folder / f"{number}.jpg").touch()
+            write(tmp_path / images_of("Food101") / called / f"{number}.jpg", b"")
     return tmp_path
 
 
@@ -62,7 +59,7 @@ def everything_below(root: Path) -> list[tuple]:
     return sorted((str(path), path.stat().st_mtime_ns) for path in root.rglob("*"))
 
 
-@pytest.mark.parametrize("name", ["ImageNet", "Caltech101", "SUN397", "ImageNetR"])
+@pytest.mark.parametrize("name", ["ImageNet", "Caltech101"])
 def test_of_a_data_set_that_is_absent_the_place_and_the_way_to_get_it_are_said(name, tmp_path):
     state = check_dataset(name, str(tmp_path))
     assert not state.ready
@@ -75,12 +72,10 @@ def test_of_a_data_set_that_is_absent_the_place_and_the_way_to_get_it_are_said(n
 def test_a_whole_data_set_is_ready_and_counted_beside_the_published_sizes(food, monkeypatch):
     split_file(food)
     before = everything_below(food)
-    counted = "6 train, 3 val and 6 test images of 3 classes"
-    state = check_dataset("Food101", str(food))
-    assert state.ready
-    assert state.lines == [counted, "published are 50500 train, 20200 val and 30300 test images of 101 classes"]
+    published = "published are 50500 train, 20200 val and 30300 test images of 101 classes"
+    assert check_dataset("Food101", str(food)) == (True, [COUNTED, published])
     monkeypatch.setitem(ENTRIES, "Food101", replace(STORED["Food101"], sizes=Sizes(6, 3, 6, 3)))
-    assert check_dataset("Food101", str(food)).lines == [counted]
+    assert check_dataset("Food101", str(food)) == (True, [COUNTED])
     assert everything_below(food) == before
 
 
@@ -88,17 +83,15 @@ def test_missing_images_are_counted_and_the_first_is_named(food):
     split_file(food)
     for called in ("cow", "bee"):
         (food / images_of("Food101") / called / "4.jpg").unlink()
-    state = check_dataset("Food101", str(food))
-    assert not state.ready
     missing = f"missing: 2 of 15 images, {food}/food-101/images/bee/4.jpg"
-    assert state.lines == [missing, REMEDY.format(name="Food101", root=food)]
+    assert check_dataset("Food101", str(food)) == (False, [missing, REMEDY.format(name="Food101", root=food)])
 
 
 def test_without_a_published_split_it_is_ready_but_not_for_published_numbers(food):
     before = everything_below(food)
     state = check_dataset("Food101", str(food))
     assert everything_below(food) == before  # looking draws no split
-    assert state.ready and state.lines[0] == "6 train, 3 val and 6 test images of 3 classes"
+    assert state.ready and state.lines[0] == COUNTED
     said = " ".join(state.lines)
     assert f"without {food}/food-101/split_zhou_Food101.json" in said
     assert "not the split of published numbers" in said and REMEDY.format(name="Food101", root=food) in said
@@ -127,7 +120,6 @@ def test_of_a_data_set_that_nobody_publishes_no_download_is_spoken_of(food, monk
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("UCF101", "{folder}/split_zhou_UCF101.json is missing"),
         ("OxfordPets", "{folder}/split_zhou_OxfordPets.json is missing"),
         ("EuroSAT", "{folder}/2750 holds no folder of a class"),
         ("ImageNetR", "cannot read {folder}/classnames.txt: No such file or directory"),
@@ -147,12 +139,10 @@ def test_of_an_empty_image_folder_what_else_is_missing_is_said(name, words, tmp_
         lambda rows: rows.pop("test"),
         lambda rows: rows["test"].clear(),
         lambda rows: rows["train"].clear(),
-        lambda rows: [row.pop() for row in rows["train"]],
         lambda rows: [row.__setitem__(1, row[1] + 1) for split in rows.values() for row in split],
-        lambda rows: [row.__setitem__(2, "x") for row in rows["test"]],
         lambda rows: rows["val"].append(["ant/4.jpg", 3, "dog"]),
     ],
-    ids=["no test", "test is empty", "train is empty", "two columns", "labels from 1", "other names", "another class"],
+    ids=["no test", "test is empty", "train is empty", "labels from 1", "another class"],
 )
 def test_what_a_run_would_refuse_is_not_ready(damage, food):
     path = split_file(food)
@@ -167,17 +157,6 @@ def test_what_a_run_would_refuse_is_not_ready(damage, food):
     assert state.lines[1] == REMEDY.format(name="Food101", root=food)
 
 
-def test_a_list_of_another_structure_is_damaged_and_no_traceback(tmp_path):
-    folder = tmp_path / "fgvc_aircraft"
-    (folder / "images").mkdir(parents=True)
-    (folder / "variants.txt").write_text("<!DOCTYPE html>\n")
-    for split in ("train", "val", "test"):
-        (folder / f"images_variant_{split}.txt").write_text("0034309 707-320\n")
-    state = check_dataset("FGVCAircraft", str(tmp_path))
-    assert not state.ready
-    assert state.lines[0].startswith(f"damaged: a file in {folder} has another structure")
-
-
 # --- the command
 
 
@@ -186,15 +165,13 @@ def test_every_data_set_is_looked_at_where_none_is_named(food, capsys):
     assert main(["check", "--root", str(food)]) == 1
     lines = capsys.readouterr().out.splitlines()
     states = dict(re.fullmatch(r"(\S+) +(ready|not ready) +\S.*", line).groups() for line in lines if line[0] != " ")
-    assert list(states) == list(STORED)
-    assert states == {name: "ready" if name == "Food101" else "not ready" for name in STORED}
+    assert list(states.items()) == [(name, "ready" if name == "Food101" else "not ready") for name in STORED]
 
 
 def test_the_exit_code_is_0_where_all_that_was_asked_for_is_ready(food, capsys):
     split_file(food)
     assert main(["check", "food101", "--root", str(food)]) == 0
-    first = f"{'Food101':20} ready      6 train, 3 val and 6 test images of 3 classes"
-    assert capsys.readouterr().out.splitlines()[0] == first
+    assert capsys.readouterr().out.splitlines()[0] == f"{'Food101':20} ready      {COUNTED}"
     assert main(["check", "--root", str(food), "Food101", "dtd"]) == 1
     assert re.findall(r"^\S+", capsys.readouterr().out, flags=re.MULTILINE) == ["Food101", "DescribableTextures"]
 
@@ -203,10 +180,7 @@ def test_the_exit_code_is_0_where_all_that_was_asked_for_is_ready(food, capsys):
     ("arguments", "said"),
     [
         (["check", "dtd", "flowers17"], "unknown data set 'flowers17'; did you mean 'flowers'?"),
-        (
-            ["check", "folder", "dtd"],
-            "ImageFolder is your own images: they are not downloaded, and are checked without ",
-        ),
+        (["check", "folder", "dtd"], "ImageFolder is your own images: they are not downloaded, and are checked "),
         (["download", "folder"], "ImageFolder is your own images: they are not downloaded, and are checked without "),
     ],
 )
@@ -238,10 +212,10 @@ Pictures = dict[tuple[str, str, int], bytes]  # split, class, number -> the file
 Layout = tuple[str, Callable[[tuple[str, str, int]], str]]  # --root, and the path of a picture in messages
 
 
-def encoded(seed: int, kind: str = "JPEG") -> bytes:
+def encoded(seed: int) -> bytes:
     blocks = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     content = io.BytesIO()
-    Image.fromarray(blocks).resize((60, 50)).save(content, kind)
+    Image.fromarray(blocks).resize((60, 50)).save(content, "JPEG")
     return content.getvalue()
 
 
@@ -251,11 +225,6 @@ def pictures() -> Pictures:
         (split, name, number) for split, of in SIZES.items() for name, count in of.items() for number in range(count)
     ]
     return {key: encoded(seed) for seed, key in enumerate(keys)}
-
-
-def write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
 
 
 def class_folders(folder: Path, pictures: Pictures) -> Layout:
@@ -274,14 +243,12 @@ def table(folder: Path, pictures: Pictures) -> Layout:
 
 
 def shards(folder: Path, pictures: Pictures) -> Layout:
-    folder.mkdir()
     for split in SIZES:
-        with tarfile.open(folder / f"{split}-0.tar", "w") as tar:
-            for (of, name, number), content in pictures.items():
-                for suffix, data in (("jpg", content), ("cls", name.encode())) if of == split else ():
-                    entry = tarfile.TarInfo(f"{name}{number}.{suffix}")
-                    entry.size = len(data)
-                    tar.addfile(entry, io.BytesIO(data))
+        of_split = [
+            (f"{name}{number}", name, content) for (of, name, number), content in pictures.items() if of == split
+        ]
+        images = {f"{sample}.jpg": content for sample, _, content in of_split}
+        write_tar(folder / f"{split}-0.tar", images | {f"{sample}.cls": name.encode() for sample, name, _ in of_split})
     return str(folder), lambda key: "{}-0.tar/{}{}.jpg".format(*key)
 
 
@@ -298,22 +265,18 @@ def parquet(folder: Path, pictures: Pictures) -> Layout:
     return str(folder), lambda key: f"{key[0]}/{rows[key[0]].index(key)}"
 
 
-LAYOUTS = [class_folders, table, shards, parquet]
-
-
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [class_folders, table, shards, parquet])
 def test_of_every_layout_all_images_are_read_and_those_that_cannot_be_are_named_with_their_reasons(
     tmp_path, pictures, layout, capsys
 ):
     root, _ = layout(tmp_path / "whole", pictures)
-    state = check_own_images(root)
-    assert (state.ready, state.lines) == (True, [*COUNTS, f"{TRAIN}{shlex.quote(root)}{FLAGS}"])
+    assert check_own_images(root) == (True, [*COUNTS, f"{TRAIN}{shlex.quote(root)}{FLAGS}"])
     cut, empty, text = ("train", "bee", 2), ("val", "bee", 0), ("test", "cow", 1)
     pictures |= {cut: pictures[cut][:-100], empty: b"", text: b"<html>404</html>"}
     root, path_of = layout(tmp_path / "own images", pictures)
@@ -362,11 +325,8 @@ def test_every_kind_of_file_that_is_none_is_told_from_the_others(tmp_path, pictu
         "train/bee/pipe.jpg": "is no regular file",
         r"train/bee/a\nb  c.jpg": "is empty (0 bytes)",
     }
-
-
-def test_a_row_of_a_table_without_a_file_is_named(tmp_path, pictures):
-    root, path_of = table(tmp_path, pictures)
-    (tmp_path / path_of(("train", "cow", 3))).unlink()
+    root, path_of = table(tmp_path / "table", pictures)
+    (tmp_path / "table" / path_of(("train", "cow", 3))).unlink()
     assert problems_of(Path(root)) == {"train-cow-3.jpg": "No such file or directory"}
 
 
@@ -388,15 +348,16 @@ def test_every_copy_of_a_test_image_that_training_would_refuse_is_named(tmp_path
     ]
 
 
-def test_one_class_is_not_ready(tmp_path, pictures):
-    class_folders(tmp_path, {key: content for key, content in pictures.items() if key[1] == "ant"})
-    state = check_own_images(str(tmp_path))
-    assert not state.ready
-    assert state.lines[-2] == "there must be at least two classes to tell apart, got 1"
+def test_one_class_and_a_layout_that_training_refuses_are_not_ready_and_why_is_said(tmp_path, pictures):
+    class_folders(tmp_path / "one", {key: content for key, content in pictures.items() if key[1] == "ant"})
+    ready, lines = check_own_images(str(tmp_path / "one"))
+    assert not ready and lines[-2] == "there must be at least two classes to tell apart, got 1"
+    ready, lines = check_own_images(str(tmp_path / "one" / "train"))
+    assert not ready and lines[0].startswith(f"{tmp_path}/one/train holds ant, and no images in a folder train; ")
 
 
 def test_of_many_classes_the_first_are_named_and_16_images_of_each_are_enough_for_all_shots(tmp_path):
-    write(tmp_path / "one.png", encoded(0, "PNG"))
+    write(tmp_path / "one.png", encoded(0))
     for number in range(12):
         for image in range(16):
             path = tmp_path / "train" / f"class {number:02d}" / f"{image}.png"
@@ -412,10 +373,3 @@ def test_of_many_classes_the_first_are_named_and_16_images_of_each_are_enough_fo
         f"{TRAIN}{tmp_path}{FLAGS}",
     ]
     assert everything_below(tmp_path) == before  # nothing is written
-
-
-def test_a_layout_that_training_refuses_is_not_ready_and_why_is_said(tmp_path):
-    write(tmp_path / "ant" / "1.jpg", encoded(0))
-    state = check_own_images(str(tmp_path))
-    assert not state.ready
-    assert state.lines[0].startswith(f"{tmp_path} holds ant, and no images in a folder train; expected ROOT")

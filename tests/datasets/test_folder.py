@@ -9,13 +9,11 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
-from own_images import counts, load, make
-from PIL import Image
+from own_images import counts, load, make, picture, rows_of, write
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.datasets import Dataset, load_dataset, load_few_shot
+from trainers.hegraph.datasets import load_dataset, load_few_shot
 from trainers.hegraph.datasets import own as module
 from trainers.hegraph.datasets.own import HEAD, files_among
 from trainers.hegraph.utils.errors import UserError
@@ -26,25 +24,17 @@ def warnings_are_kept(caplog) -> None:
     caplog.set_level(logging.WARNING)
 
 
-def write(path: Path, text: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
-
-
-def rows_of(dataset: Dataset) -> dict[str, list[tuple]]:
-    return {split: [tuple(item) for item in items] for split, items in dataset.splits.items()}
+def table(root: Path, text: str | bytes, *files: str, name: str = "labels.csv") -> Path:
+    write(root / name, text)
+    return make(root, *files)
 
 
 # --- class folders
 
 
 def test_folders_of_the_three_splits_become_items_in_sorted_order(tmp_path):
-    make(
-        tmp_path, "train/bee/2.jpg", "train/bee/1.jpg", "train/ant/1.jpg", "val/ant/3.jpg", "test/bee/4.jpg",
-        "test/ant/5.jpg",
-    )  # fmt: skip
-    dataset = load(tmp_path)
+    files = "train/bee/2.jpg train/bee/1.jpg train/ant/1.jpg val/ant/3.jpg test/bee/4.jpg test/ant/5.jpg"
+    dataset = load(make(tmp_path, *files.split()))
     assert rows_of(dataset) == {
         "train": [("train/ant/1.jpg", 0, "ant"), ("train/bee/1.jpg", 1, "bee"), ("train/bee/2.jpg", 1, "bee")],
         "val": [("val/ant/3.jpg", 0, "ant")],
@@ -54,8 +44,9 @@ def test_folders_of_the_three_splits_become_items_in_sorted_order(tmp_path):
     dataset.check_files()
 
 
-@pytest.mark.parametrize("train", ["train", "Train", "TRAINING"])
-@pytest.mark.parametrize(("folder", "expected"), [("valid", [1, 1, 0]), ("Dev", [1, 1, 0]), ("Evaluation", [1, 0, 1])])
+@pytest.mark.parametrize(
+    ("train", "folder", "expected"), [("train", "valid", [1, 1, 0]), ("TRAINING", "Evaluation", [1, 0, 1])]
+)
 def test_a_folder_of_a_split_may_have_any_name_of_it_in_any_case(train, folder, expected, tmp_path, caplog):
     dataset = load(make(tmp_path, f"{train}/ant/1.jpg", f"{folder}/ant/2.jpg"))
     assert counts(dataset) == expected
@@ -63,14 +54,15 @@ def test_a_folder_of_a_split_may_have_any_name_of_it_in_any_case(train, folder, 
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize(("first", "second", "split"), [("Training", "train", "train"), ("eval", "test", "test")])
-@pytest.mark.parametrize("with_tables", [False, True])
-def test_two_folders_of_one_split_are_an_error(first, second, split, with_tables, tmp_path):
+@pytest.mark.parametrize(
+    ("first", "second", "split", "tables"),
+    [("Training", "train", "train", False), ("eval", "test", "test", False), ("eval", "test", "test", True)],
+)
+def test_two_folders_of_one_split_are_an_error(first, second, split, tables, tmp_path):
     make(tmp_path, "train/ant/1.jpg", f"{first}/ant/1.jpg", f"{second}/ant/2.jpg")
-    if with_tables:
-        for folder in {"train", first, second}:
-            write(tmp_path / folder / "metadata.csv", "file_name,label\nant/1.jpg,ant\n")
-    with pytest.raises(UserError, match=f"the folders {first} and {second} all mean {split}; keep one of them"):
+    for folder in {"train", first, second} if tables else ():
+        write(tmp_path / folder / "metadata.csv", "file_name,label\nant/1.jpg,ant\n")
+    with pytest.raises(UserError, match=f"the folders {first} and {second} both mean {split}"):
         load(tmp_path)
 
 
@@ -81,7 +73,6 @@ def test_classes_of_unequal_size_are_taken_whole_where_they_have_fewer_images_th
     task = load_few_shot("ImageFolder", str(tmp_path), 4, 1)
     assert Counter(item.classname for item in task.train) == {"ant": 1, "bee": 3, "cow": 4}
     assert Counter(item.classname for item in task.val) == {"ant": 1, "bee": 3, "cow": 4}
-    assert len({item.path for item in task.train}) == 8
     assert rows_of(load_few_shot("ImageFolder", str(tmp_path), 4, 1)) == rows_of(task)
     assert rows_of(load_few_shot("ImageFolder", str(tmp_path), 4, 2)) != rows_of(task)
 
@@ -94,16 +85,15 @@ def test_classes_of_unequal_size_are_taken_whole_where_they_have_fewer_images_th
         ["a {} b", "käse", "red panda", "雲"],
     ],
 )
-def test_class_names_may_be_anything_and_are_sorted(names, tmp_path):
-    make(tmp_path, *(f"train/{name}/a {number}.jpg" for name in reversed(names) for number in range(2)))
-    dataset = load(tmp_path)
+def test_class_names_may_be_anything_and_are_sorted(names, tmp_path, caplog):
+    dataset = load(make(tmp_path, *(f"train/{name}/a {number}.jpg" for name in names[::-1] for number in range(2))))
     assert list(dataset.classnames) == names
     dataset.check_files()
+    assert caplog.messages == []
 
 
 def test_a_class_name_is_the_same_in_both_of_its_unicode_forms(tmp_path):
     composed, decomposed = (unicodedata.normalize(form, "käse") for form in ("NFC", "NFD"))
-    assert composed != decomposed
     make(tmp_path, f"train/{decomposed}/1.jpg", f"train/{composed}/2.jpg", f"test/{composed}/3.jpg", "val/bee/4.jpg")
     dataset = load(make(tmp_path, "train/bee/5.jpg"))
     assert list(dataset.classnames) == ["bee", composed]
@@ -116,12 +106,6 @@ def test_class_names_that_are_all_numbers_are_warned_of_once(names, tmp_path, ca
     load(make(tmp_path, *(f"train/{name}/1.jpg" for name in names)))
     [message] = caplog.messages
     assert "all class names are numbers" in message and message.endswith("give them names in words")
-
-
-def test_one_name_in_words_and_the_digits_are_not_warned_of(tmp_path, caplog):
-    load(make(tmp_path, "train/747/1.jpg", "train/A320/1.jpg"))
-    load_dataset("Digits", "")
-    assert caplog.messages == []
 
 
 # --- what is left out, and what is an error
@@ -151,13 +135,10 @@ def test_what_is_not_read_is_counted_and_named(files, said, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (["train/readme.txt"], r"has no training image; expected ROOT/train/<class>/\*\.jpg .* or a CSV file"),
-        (["train/.ant/1.jpg"], "has no training image; expected ROOT"),
-        (["train/ant/more/1.jpg"], "has no training image; 1 folders inside class folders are not read, such as train"),
-        (["train/1.jpg", "test/2.jpg"], r"has no training image; 1 images lie in no class folder, such as train/1"),
+        (["train/readme.txt"], r"holds train, and no images in a folder train; expected ROOT/train/<class>/\*\.jpg"),
+        (["train/1.jpg", "test/2.jpg"], "has no training image; expected ROOT"),
+        (["train/ant/more/1.jpg"], "has no training image; expected ROOT"),
         (["train/ant/1.jpg", "val/Ant/1.jpg", "val/wasp/1.jpg"], "2 classes of val have no training image: Ant, wasp$"),
-        (["train/ant/x/1.jpg", "train/bee/1.jpg", "test/ant/1.jpg"], "1 classes of test .*: ant; 1 folders inside"),
-        (["ant/1.jpg", "bee/1.png"], "holds ant, bee, and no images in a folder train; expected ROOT"),
         (["d/1.jpg", "a/1.jpg", "b/1.jpg", "c/1.jpg"], r"holds a, b, c, \.\.\., and no images in a folder train"),
         (["test/ant/1.jpg", "val/ant/1.jpg"], "holds test, val, and no images in a folder train"),
         ([], "holds nothing, and no images in a folder train"),
@@ -170,17 +151,20 @@ def test_a_folder_of_another_layout_is_an_error_that_says_what_it_holds(files, w
     assert str(caught.value).startswith(str(tmp_path))
 
 
-def test_a_root_that_is_missing_or_not_given_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read .*/absent: No such file or directory; expected ROOT"):
-        load(tmp_path / "absent")
+def test_a_root_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(UserError, match=r"cannot read .*/loop: Too many levels of symbolic links"):
-        load(tmp_path / "loop")
-    with pytest.raises(UserError, match="ImageFolder needs --root, your folder or CSV file; expected ROOT"):
-        load("")
+    os.mkfifo(tmp_path / "pipe.csv")
+    for root, words in (
+        (tmp_path / "absent", "cannot read .*/absent: No such file or directory; expected ROOT"),
+        (tmp_path / "loop", "cannot read .*/loop: Too many levels of symbolic links"),
+        (tmp_path / "pipe.csv", r"cannot read .*pipe\.csv: it is no regular file"),
+        (write(tmp_path / "labels.txt", "path,label\na.jpg,ant\n"), r"labels\.txt is no CSV file; expected"),
+        ("a\0b", "cannot read .*: embedded null byte"),
+        ("", "ImageFolder needs --root, your folder or CSV file; expected ROOT"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load(root)
 
-
-def test_a_root_that_the_user_may_not_read_is_not_called_missing(tmp_path, monkeypatch):
     def refuse(path: object) -> os.stat_result:
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -205,17 +189,9 @@ def test_a_root_may_be_relative_or_begin_with_a_tilde(tmp_path, monkeypatch):
 # --- tables
 
 
-def table(root: Path, text: str | bytes, *files: str, name: str = "labels.csv") -> Path:
-    write(root / name, text)
-    return make(root, *files)
-
-
 def test_a_table_becomes_items_in_its_order(tmp_path):
-    table(
-        tmp_path, "path,label,split\nb.jpg,bee,train\nsub/a.jpg,ant,Training\nc.jpg,ant,dev\nd.jpg,bee,EVAL\n",
-        "b.jpg", "sub/a.jpg", "c.jpg", "d.jpg",
-    )  # fmt: skip
-    dataset = load(tmp_path)
+    text = "path,label,split\nb.jpg,bee,train\nsub/a.jpg,ant,Training\nc.jpg,ant,dev\nd.jpg,bee,EVAL\n"
+    dataset = load(table(tmp_path, text, "b.jpg", "sub/a.jpg", "c.jpg", "d.jpg"))
     assert rows_of(dataset) == {
         "train": [("b.jpg", 1, "bee"), ("sub/a.jpg", 0, "ant")],
         "val": [("c.jpg", 0, "ant")],
@@ -237,28 +213,26 @@ def test_a_table_is_found_as_the_only_one_or_by_its_name(name, beside, root, tmp
 @pytest.mark.parametrize(
     "text",
     [
-        "path,label\na.jpg,ant\nb.jpg,bee\n",
         "path,label\r\na.jpg,ant\r\nb.jpg,bee",
         "\ufeffpath,label\na.jpg,ant\nb.jpg,bee\n",
         "Path, LABEL , Split\n a.jpg , ant , train \nb.jpg,bee,\n",
         "label,note,path\nant,,a.jpg\nbee,blurred,b.jpg\n",
         '"path","label"\n"a.jpg","ant"\n\n"b.jpg","bee"\n\n',
         "path,label,split\na.jpg,ant\n./b.jpg,bee,Train\n",
+        "file_name,path,label\n1,a.jpg,ant\n2,b.jpg,bee\n",
     ],
-    ids=["plain", "Windows", "byte order mark", "spaces, capitals", "more columns", "quotes", "no split"],
+    ids=["Windows", "byte order mark", "spaces, capitals", "more columns", "quotes", "no split", "both names"],
 )
 def test_a_table_is_read_however_a_program_left_it(text, tmp_path):
     assert rows_of(load(table(tmp_path, text)))["train"] == [("a.jpg", 0, "ant"), ("b.jpg", 1, "bee")]
 
 
-def test_labels_may_hold_commas_and_quotes_and_be_numbers(tmp_path):
-    table(tmp_path, 'path,label\na.jpg,"panda, red"\nb.jpg,"a ""bee"""\nc.jpg,10\nd.jpg,9\n')
-    assert list(load(tmp_path).classnames) == ["9", "10", 'a "bee"', "panda, red"]
-
-
-def test_an_image_may_lie_anywhere(tmp_path):
-    elsewhere = make(tmp_path / "elsewhere", "a.jpg")
-    load(table(tmp_path / "mine", f"path,label\n{elsewhere / 'a.jpg'},ant\n../elsewhere/a.jpg,ant\n")).check_files()
+def test_labels_may_hold_commas_and_quotes_and_be_numbers_and_an_image_lie_anywhere(tmp_path):
+    elsewhere = make(tmp_path / "elsewhere", "a.jpg", "b.jpg")
+    text = f'path,label\n{elsewhere}/a.jpg,"panda, red"\n../elsewhere/b.jpg,"a ""bee"""\nc.jpg,10\nd.jpg,9\n'
+    dataset = load(table(tmp_path / "mine", text, "c.jpg", "d.jpg"))
+    assert list(dataset.classnames) == ["9", "10", 'a "bee"', "panda, red"]
+    dataset.check_files()
 
 
 @pytest.mark.parametrize("folder", ["train", "Training/ant"])
@@ -283,7 +257,6 @@ COLUMNS = r"must have the columns path,label\[,split\], with commas between them
     [
         ("", f"{COLUMNS}nothing"),
         ("path;label\na.jpg;ant\n", f"{COLUMNS}path;label"),
-        ("image,label\na.jpg,ant\n", f"{COLUMNS}image,label"),
         ("path,label,Label\na.jpg,ant,bee\n", "has the column 'label' twice"),
         ("path,label\n", "has no training image"),
         ("path,label\na.jpg,ant\n,ant\n", "line 3: path and label must not be empty"),
@@ -291,12 +264,10 @@ COLUMNS = r"must have the columns path,label\[,split\], with commas between them
         ("path,label\na.jpg,panda, red\n", "line 2: more values than columns"),
         ("path,label,split\na.jpg,ant,holdout\n", "line 2: split must be train, val or test, got 'holdout'"),
         ('path,label\na.jpg,"ant\nb.jpg,bee\n', r"labels\.csv is damaged or not a table in UTF-8"),
-        ("path,label\na.jpg,ant\na.jpg,bee\n", r"a\.jpg is listed more than once; an image has one label"),
-        ("path,label,split\na.jpg,ant,train\nx/../a.jpg,ant,test\n", r"a\.jpg is listed more than once"),
-        ("path,label\na.jpg,ant\n{root}/a.jpg,bee\n", r"a\.jpg is listed more than once"),
+        ("path,label\na.jpg,ant\na.jpg,ant\n", r"a\.jpg is listed more than once; an image has one label"),
+        ("path,label,split\na.jpg,ant,train\n{root}/x/../a.jpg,ant,test\n", r"a\.jpg is listed more than once"),
         ("path,label,split\na.jpg,ant,train\nb.jpg,bee,val\n", "1 classes of val have no training image: bee"),
         ("path,label\na.jpg,café\n".encode("latin-1"), r"labels\.csv is damaged or not a table in UTF-8"),
-        ("path,label\na.jpg,ant\n".encode("utf-16"), r"labels\.csv is damaged or not a table in UTF-8"),
         (b"path,label\na.jpg," + b"x" * 200_000 + b"\n", r"labels\.csv is damaged .*field larger"),
     ],
 )  # fmt: skip
@@ -311,14 +282,6 @@ def test_a_missing_image_of_a_table_is_named_when_a_task_is_drawn(tmp_path):
     table(tmp_path, "path,label\na.jpg,ant\ngone.jpg,bee\n", "a.jpg")
     with pytest.raises(UserError, match=r"ImageFolder: 1 of 2 images are missing below .*: gone\.jpg"):
         load_few_shot("ImageFolder", str(tmp_path), 1, 1)
-
-
-def test_a_file_that_is_no_table_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"labels\.txt is no CSV file; expected"):
-        load(table(tmp_path, "path,label\na.jpg,ant\n", name="labels.txt") / "labels.txt")
-    os.mkfifo(tmp_path / "pipe.csv")
-    with pytest.raises(UserError, match=r"cannot read .*pipe\.csv: it is no regular file"):
-        load(tmp_path / "pipe.csv")
 
 
 # --- Hugging Face's metadata.csv
@@ -339,33 +302,29 @@ def test_a_metadata_file_in_each_split_names_its_images(tmp_path, caplog):
     dataset = load(tmp_path)
     assert rows_of(dataset)["test"] == [("test/4.jpg", 0, "ant")]
     dataset.check_files()
+    write(tmp_path / "test" / "metadata.csv", "label,file_name\nant,../Train/1.jpg\n")
+    with pytest.raises(UserError, match=r"Train/1\.jpg is listed more than once"):
+        load(tmp_path)
 
 
-@pytest.mark.parametrize("column", ["", ",split"])
-@pytest.mark.parametrize(
-    "test", ["./test/2.jpg", "Test/2.jpg", "train/../test/2.jpg", "{root}/test/2.jpg", "EVAL//2.jpg"]
-)
-def test_the_folder_of_a_file_name_is_its_first_one_below_the_table_in_any_case_and_spelling(test, column, tmp_path):
-    rows = f"./train/1.jpg,bee\n{test.format(root=tmp_path)},bee\n".replace("\n", f"{column and ','}\n")
-    write(tmp_path / "metadata.csv", f"file_name,label{column}\n{rows}")
-    dataset = load(tmp_path)
+@pytest.mark.parametrize("test", ["./test/2.jpg", "train/../Test/2.jpg", "{root}/test/2.jpg", "EVAL//2.jpg"])
+def test_the_folder_of_a_file_name_is_its_first_one_below_the_table_in_any_case_and_spelling(test, tmp_path):
+    text = f"file_name,label\n./train/1.jpg,bee\n{test.format(root=tmp_path)},bee\n"
+    dataset = load(write(tmp_path / "metadata.csv", text).parent)
     assert [item.path for item in dataset.train] == ["train/1.jpg"]
     assert len(dataset.test) == 1
 
 
 def test_a_split_of_a_column_goes_before_the_folder(tmp_path):
-    write(tmp_path / "metadata.csv", "file_name,label,split\ntrain/1.jpg,bee,test\n3.jpg,bee,train\n")
-    assert [[item.path for item in items] for items in load(tmp_path).splits.values()] == [
-        ["3.jpg"],
-        [],
-        ["train/1.jpg"],
-    ]
+    write(tmp_path / "metadata.csv", "file_name,label,split\ntrain/1.jpg,bee,test\n3.jpg,bee,train\ntest/4.jpg,bee,\n")
+    paths = [[item.path for item in items] for items in load(tmp_path).splits.values()]
+    assert paths == [["3.jpg"], [], ["train/1.jpg", "test/4.jpg"]]
 
 
-@pytest.mark.parametrize("image", ["3.jpg", "holdout/3.jpg", "../test/3.jpg", "test.jpg"])
+@pytest.mark.parametrize("image", ["holdout/3.jpg", "../test/3.jpg", "test.jpg"])
 def test_a_file_name_without_a_folder_of_a_split_among_others_is_named(image, tmp_path):
     write(tmp_path / "metadata.csv", f"file_name,label\ntrain/1.jpg,bee\n{image},bee\n")
-    with pytest.raises(UserError, match=rf"metadata\.csv, line 3: {image} has no split, .* move it to a folder train"):
+    with pytest.raises(UserError, match=rf"metadata\.csv: {image} has no split, .* move it to a folder train"):
         load(tmp_path)
 
 
@@ -391,10 +350,8 @@ def own(tmp_path) -> Path:
     """Two classes of two training, one val and one test image, all of them different."""
     greys = iter(range(0, 200, 10))
     for name in ("ant", "käse"):
-        for split, count in (("train", 2), ("val", 1), ("test", 1)):
-            for image in range(count):
-                path = make(tmp_path, f"own/{split}/{name}/{image}.png") / f"own/{split}/{name}/{image}.png"
-                Image.fromarray(np.full((28, 40), next(greys), np.uint8)).save(path)
+        for image in ("train/{}/0.png", "train/{}/1.png", "val/{}/0.png", "test/{}/0.png"):
+            write(tmp_path / "own" / image.format(name), picture(next(greys)))
     return tmp_path / "own"
 
 
@@ -411,8 +368,8 @@ def test_a_folder_of_images_is_run(own, tmp_path):
     assert {row[2] for row in json.loads((tmp_path / "out" / "split.json").read_text())["train"]} == {"ant", "käse"}
 
 
-@pytest.mark.parametrize(("split", "number"), [("train", 0), ("val", 0)])
-def test_copies_of_test_images_are_refused(own, tmp_path, capsys, split, number):
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_copies_of_test_images_are_refused(own, tmp_path, capsys, split):
     for image in (own / split / "ant").iterdir():
         image.write_bytes((own / "test" / "käse" / "0.png").read_bytes())  # whatever its class
     assert start(own, tmp_path) == 2
@@ -420,18 +377,13 @@ def test_copies_of_test_images_are_refused(own, tmp_path, capsys, split, number)
     assert error.startswith(f"error: 1 of 2 {split} images are test images as well, such as {own}/{split}/ant/")
 
 
-def test_a_file_that_cannot_be_compared_is_named_and_so_is_the_command_that_finds_all(
-    own, tmp_path, capsys, monkeypatch
-):
+def test_a_file_that_cannot_be_compared_is_named_and_so_is_the_command_that_finds_all(own, monkeypatch):
     def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(module, "_size", lambda path: 1)
-    monkeypatch.setattr(module, "_head", refuse)  # root may read everything
-    assert start(own, tmp_path) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: cannot read the image {own}/")
-    assert "Permission denied; list all: python -m trainers" in error
+    monkeypatch.setattr(module, "_size", refuse)  # root may read everything
+    with pytest.raises(UserError, match=f"cannot read the image {own}/.*Permission denied; list all: python -m"):
+        module.refuse_copies(load(own))
 
 
 def test_files_are_alike_in_every_byte_or_not_at_all(tmp_path):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from pathlib import Path
 
 import pytest
-from own_images import counts, load
-from PIL import Image
+from own_images import counts, load, make, picture, rows_of
 
 from trainers.hegraph.utils.errors import UserError
 
@@ -26,15 +24,13 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setattr(hf.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def picture(shade: int) -> dict:
-    content = io.BytesIO()
-    Image.new("RGB", (12, 12), (shade, 60, 60)).save(content, "PNG")
-    return {"bytes": content.getvalue(), "path": f"{shade}.png"}
+def stored(shade: int) -> dict:
+    return {"bytes": picture(shade), "path": f"{shade}.png"}
 
 
 def table(labels: list, start: int = 0, label: str = "label", named: bool = True):
     kind = hf.ClassLabel(names=NAMES) if named else hf.Value("string")
-    rows = {"image": [picture(start + i) for i in range(len(labels))], label: labels, "id": list(range(len(labels)))}
+    rows = {"image": [stored(start + i) for i in range(len(labels))], label: labels, "id": list(range(len(labels)))}
     features = hf.Features({"image": hf.Image(), label: kind, "id": hf.Value("int64")})
     return hf.Dataset.from_dict(rows, features=features)
 
@@ -52,11 +48,11 @@ def parquet(tmp_path) -> Path:
 @pytest.mark.parametrize("prefix", ["", "hf:"])
 def test_parquet_files_become_items_named_by_their_rows(parquet, prefix, caplog):
     dataset = load(f"{prefix}{parquet}")
-    assert [tuple(item) for item in dataset.train] == [
-        ("train/0", 1, "house"), ("train/1", 0, "tree"), ("train/2", 1, "house"), ("train/3", 2, "boat"),
-    ]  # fmt: skip
-    assert [tuple(item) for item in dataset.val] == [("val/0", 2, "boat")]
-    assert [tuple(item) for item in dataset.test] == [("test/0", 0, "tree"), ("test/1", 1, "house")]
+    assert rows_of(dataset) == {
+        "train": [("train/0", 1, "house"), ("train/1", 0, "tree"), ("train/2", 1, "house"), ("train/3", 2, "boat")],
+        "val": [("val/0", 2, "boat")],
+        "test": [("test/0", 0, "tree"), ("test/1", 1, "house")],
+    }
     assert list(dataset.classnames) == ["tree", "house", "boat"]  # in the order of the labels; cloud has no image
     assert dataset.open("train/3").getpixel((2, 2)) == (3, 60, 60)
     assert dataset.open("test/1").getpixel((2, 2)) == (61, 60, 60)
@@ -84,20 +80,9 @@ def test_parquet_files_may_begin_with_any_name_of_their_split_or_be_all_train(tm
     for name, labels in files.items():
         table(labels).to_parquet(tmp_path / f"{name}.parquet")
     assert counts(load(tmp_path)) == expected
-
-
-def test_the_split_of_a_parquet_file_is_not_guessed(tmp_path):
-    (tmp_path / "data").mkdir()
-    for name in ("part-0.parquet", "data/test-0.parquet"):
-        (tmp_path / name).touch()
-    with pytest.raises(UserError, match=r"part-0\.parquet must begin with its split, one of train, "):
+    make(tmp_path, "data/cifarTest.parquet")
+    with pytest.raises(UserError, match=r"data/cifarTest\.parquet must begin with its split, one of train, "):
         load(tmp_path)
-
-
-def hub(monkeypatch, **splits: list) -> None:
-    """Has `load_dataset` return a data set with these labels."""
-    loaded = hf.DatasetDict({name: table(labels) for name, labels in splits.items()})
-    monkeypatch.setattr(hf, "load_dataset", lambda name, configuration: loaded)
 
 
 @pytest.mark.parametrize(
@@ -105,19 +90,27 @@ def hub(monkeypatch, **splits: list) -> None:
     [
         ({"Train": [1, 0, 1], "exam": [0], "Dev": [1, 0]}, [3, 2, 0], "exam; read are Train, Dev, "),
         ({"train": [1, 0, 1], "eval": [0, 1], "test": [0]}, [3, 0, 1], "eval; read are train, test, "),
+        ({"exam": [0], "holdout": [1]}, None, "only the splits exam, holdout; rename one to train"),
     ],
 )
 def test_splits_that_are_not_read_are_left_out_with_one_warning(monkeypatch, caplog, splits, expected, said):
-    hub(monkeypatch, **splits)
-    assert counts(load("hf:somebody/pictures")) == expected
-    [message] = caplog.messages
-    assert message.startswith(f"hf:somebody/pictures: left out are the splits {said}")
+    loaded = hf.DatasetDict({name: table(labels) for name, labels in splits.items()})
+    monkeypatch.setattr(hf, "load_dataset", lambda name, configuration: loaded)
+    if expected is None:
+        with pytest.raises(UserError, match=f"hf:somebody/pictures has {said}"):
+            load("hf:somebody/pictures")
+    else:
+        assert counts(load("hf:somebody/pictures")) == expected
+        [message] = caplog.messages
+        assert message.startswith(f"hf:somebody/pictures: left out are the splits {said}")
 
 
-def test_a_data_set_without_a_known_split_tells_its_splits_and_the_known_ones(monkeypatch):
-    hub(monkeypatch, exam=[0], holdout=[1])
-    with pytest.raises(UserError, match="hf:somebody/pictures has only the splits exam, holdout; rename one to train"):
-        load("hf:somebody/pictures")
+def test_a_configuration_is_asked_for_by_its_name(monkeypatch):
+    asked = []
+    monkeypatch.setattr(hf, "load_dataset", lambda *names: asked.append(names) or {"train": table([0, 1])})
+    load("hf:somebody/pictures#small")
+    load("hf:somebody/pictures")
+    assert asked == [("somebody/pictures", "small"), ("somebody/pictures", None)]
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
@@ -136,17 +129,37 @@ def write_columns(path: Path, images: list, labels: list) -> None:
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (["a", None], "row 1 of train has no label in the column label"),
-        (["a", "  "], "row 1 of train has no label in the column label"),
-        ([1.0, float("nan")], "row 1 of train has no label in the column label"),
-        ([[3], [4]], r"row 0 of train: the label must be a text or a number, got \[3\]"),
-        ([b"ant", b"bee"], "row 0 of train: the label must be a text or a number, got"),
+        (["a", None], "train/1 has no label"),
+        (["a", "  "], "train/1 has no label"),
+        ([1.0, float("nan")], "train/1 has no label"),
+        ([[3], [4]], r"train/0: the label must be a text or a number, got \[3\]"),
+        ([b"ant", b"bee"], "train/0: the label must be a text or a number, got"),
     ],
 )
 def test_a_row_without_a_label_is_named(tmp_path, labels, words):
-    write_columns(tmp_path / "train.parquet", [picture(0), picture(1)], labels)
-    with pytest.raises(UserError, match=words):
+    write_columns(tmp_path / "train.parquet", [stored(0), stored(1)], labels)
+    with pytest.raises(UserError, match=f"{tmp_path}: {words}"):
         load(tmp_path)
+
+
+def test_a_label_of_no_class_is_none(monkeypatch):
+    class Odd:
+        """As a table whose file holds numbers that its list of names does not."""
+
+        column_names, features = ["image", "label"], table([0]).features
+
+        def __getitem__(self, column):
+            return [0, -1]
+
+        def select_columns(self, columns):
+            return self
+
+        def cast_column(self, column, kind):
+            return self
+
+    monkeypatch.setattr(hf, "load_dataset", lambda name, configuration: {"train": Odd()})
+    with pytest.raises(UserError, match="train/1 has no label"):
+        load("hf:somebody/pictures")
 
 
 def test_a_column_of_numbers_holds_no_images(tmp_path):
@@ -157,27 +170,33 @@ def test_a_column_of_numbers_holds_no_images(tmp_path):
 
 @pytest.mark.parametrize("image", [None, {"bytes": None, "path": None}])
 def test_a_row_without_an_image_is_named_wherever_it_is_asked_for(tmp_path, image):
-    write_columns(tmp_path / "train.parquet", [picture(0), image], ["a", "b"])
+    write_columns(tmp_path / "train.parquet", [stored(0), image], ["a", "b"])
     dataset = load(tmp_path)
-    for ask in (dataset.open, dataset.file_version):
-        with pytest.raises(UserError, match="row 1 of train has no image in the column image; give it one, or leave"):
+    for ask in (dataset.read, dataset.file_version, lambda path: dataset.file_sizes()):
+        with pytest.raises(UserError, match=rf"row 1 of train has no .*; list all: .* check folder --root {tmp_path}$"):
             ask("train/1")
-    with pytest.raises(UserError, match=rf"row 1 of train has no .*; list all: .* check folder --root {tmp_path}$"):
-        dataset.file_sizes()
 
 
-def test_a_row_that_names_a_pipe_is_not_waited_for(tmp_path):
+def test_a_row_may_name_a_file_and_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    write_columns(tmp_path / "train.parquet", [{"bytes": None, "path": str(tmp_path / "pipe")}], ["a"])
+    (tmp_path / "1.png").write_bytes(picture(7))
+    rows = [{"bytes": None, "path": str(tmp_path / name)} for name in ("pipe", "1.png")]
+    write_columns(tmp_path / "train.parquet", rows, ["a", "b"])
+    dataset = load(tmp_path)
+    assert dataset.open("train/1").getpixel((0, 0)) == (7, 60, 60)
+    assert dataset.file_version("train/1")[0] == len(picture(7))
     with pytest.raises(UserError, match="cannot read the image train/0 of ImageFolder: is no regular file"):
-        load(tmp_path).read("train/0")
+        dataset.read("train/0")
 
 
-def test_what_cannot_be_loaded_is_one_clear_line(tmp_path):
+def test_what_cannot_be_loaded_is_one_clear_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="^cannot load hf:somebody/nothing with the package datasets: [^\n]+$"):
         load("hf:somebody/nothing")
     (tmp_path / "train.parquet").write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="^cannot load .* with the package datasets: [^\n]+$"):
+        load(tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="needs the package datasets: pip install 'datasets>=3'"):
         load(tmp_path)
 
 
@@ -192,17 +211,10 @@ def test_pipes_and_links_to_themselves_among_parquet_files_are_refused_at_once(p
         load(f"{prefix}{parquet}")
 
 
-def test_without_the_package_it_is_said_what_to_install(tmp_path, monkeypatch):
-    (tmp_path / "train.parquet").touch()
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match="needs the package datasets: pip install 'datasets>=3'"):
-        load(tmp_path)
-
-
 def test_the_version_of_an_image_changes_with_its_table_and_its_size_does_not(parquet):
     one, again = load(parquet), load(parquet)
     assert one.file_version("train/0") == again.file_version("train/0")
-    assert one.file_version("train/0")[0] == len(picture(0)["bytes"])
+    assert one.file_version("train/0")[0] == len(picture(0))
     assert one.file_sizes() == again.file_sizes()
     table([1, 0, 1, 2], start=9).to_parquet(parquet / "data" / "train-00000-of-00001.parquet")
     assert load(parquet).file_version("train/0") != one.file_version("train/0")

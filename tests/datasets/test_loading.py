@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 
 from trainers.hegraph.datasets import Dataset, load_dataset, load_few_shot
-from trainers.hegraph.datasets.base import class_names
-from trainers.hegraph.datasets.loading import read_pools
+from trainers.hegraph.datasets.loading import load_test_images, read_stored
 from trainers.hegraph.datasets.registry import stored_datasets
 from trainers.hegraph.utils.errors import UserError
 
@@ -54,11 +53,8 @@ WNID_NAMES = (
 def test_a_real_split_file_has_the_sizes_and_the_class_names_of_its_entry(name, shared, tmp_path):
     entry = STORED[name]
     (tmp_path / entry.split_file).symlink_to(shared / "data" / "splits" / entry.split_file)
-    pools = read_pools(entry, tmp_path, seed=1, rng=random.Random(1))
-    *sizes, num_classes = entry.sizes
-    assert [len(pools[split]) for split in ("train", "val", "test")] == sizes
-    names = class_names(pools["train"])
-    assert len(names) == num_classes
+    pools, names = read_stored(entry, tmp_path, seed=1, rng=random.Random(1))
+    assert (*(len(pools[split]) for split in ("train", "val", "test")), len(names)) == entry.sizes
     for items in pools.values():
         assert {(item.label, item.classname) for item in items} == set(enumerate(names))
     expected = json.loads((shared / "data" / "classnames" / f"{REAL[name]}.json").read_text())
@@ -110,7 +106,7 @@ def new_root(golden_tree: Path, shared: Path, tmp_path: Path) -> Roots:
 
 
 def rows(dataset: Dataset, split: str) -> list[list]:
-    return [list(item) for item in getattr(dataset, split)]
+    return [list(item) for item in dataset.splits[split]]
 
 
 def assert_is_coops(dataset: Dataset, expected: dict) -> None:
@@ -257,26 +253,6 @@ def test_a_variant_of_imagenet_has_coops_items_and_class_order(name, golden_tree
 # --- data that is missing or does not fit together
 
 
-@pytest.fixture
-def textures(tmp_path: Path):
-    """Writes a split file of DTD, and the images that it names."""
-
-    def write(train: list, val: list, test: list) -> str:
-        folder = tmp_path / "dtd"
-        (folder / "images").mkdir(parents=True)
-        for path, *_ in (*train, *val, *test):
-            (folder / "images" / path).parent.mkdir(exist_ok=True)
-            (folder / "images" / path).touch()
-        split = {"train": train, "val": val, "test": test}
-        (folder / "split_zhou_DescribableTextures.json").write_text(json.dumps(split))
-        return str(tmp_path)
-
-    return write
-
-
-TRAIN = [["ant/1.jpg", 0, "ant"], ["ant/2.jpg", 0, "ant"], ["bee/1.jpg", 1, "bee"]]
-
-
 def test_a_data_set_that_is_not_there_is_an_error_that_says_where_it_was_expected(tmp_path):
     with pytest.raises(UserError) as error:
         load_dataset("Food101", str(tmp_path))
@@ -284,13 +260,18 @@ def test_a_data_set_that_is_not_there_is_an_error_that_says_where_it_was_expecte
         f"Food101 is not in {tmp_path}/food-101; set --root to the folder that holds food-101/, or see python -m "
         f"trainers.hegraph.datasets check Food101 --root {tmp_path}"
     )
+    with pytest.raises(UserError, match="the few-shot protocol needs a seed from 0, got -1"):
+        load_few_shot("Food101", str(tmp_path), 1, -1)
 
 
 def test_an_empty_image_folder_is_an_error_and_no_empty_split_is_kept(tmp_path):
     (tmp_path / "dtd" / "images").mkdir(parents=True)  # as an interrupted download leaves it
-    with pytest.raises(UserError, match=r"dtd/images holds no folder of a class"):
+    with pytest.raises(UserError, match=r"no split can be drawn instead: .*dtd/images holds no folder of a class; see"):
         load_few_shot("DescribableTextures", str(tmp_path), 1, 1)
     assert [path.name for path in (tmp_path / "dtd").iterdir()] == ["images"]
+
+
+TRAIN = [["ant/1.jpg", 0, "ant"], ["ant/2.jpg", 0, "ant"], ["bee/1.jpg", 1, "bee"]]
 
 
 @pytest.mark.parametrize(
@@ -299,13 +280,25 @@ def test_an_empty_image_folder_is_an_error_and_no_empty_split_is_kept(tmp_path):
         ([], TRAIN, "there is no train image"),
         (TRAIN, [], "there is no test image"),
         ([["a.jpg", 1, "ant"], ["b.jpg", 2, "bee"]], [["c.jpg", 1, "ant"]], "no item has label 0"),
-        ([["a.jpg", 0, "ant"], ["b.jpg", 0, "bee"]], [["c.jpg", 0, "ant"]], "label 0 is both 'ant' and 'bee'"),
         (TRAIN, [["c.jpg", 2, "cow"]], r"images/c\.jpg has label 2 \('cow'\), and no training image has"),
-        (TRAIN, [["c.jpg", 0, "bee"]], r"label 0 is 'ant' in training and 'bee' for images/c\.jpg"),
+        (TRAIN, [["c.jpg", 0, "bee"]], r"label 0 is both 'ant' and 'bee' \(images/c\.jpg\)"),
     ],
-    ids=["no train", "no test", "labels from 1", "two names", "label only in test", "other name in test"],
+    ids=["no train", "no test", "labels from 1", "label only in test", "other name in test"],
 )  # fmt: skip
-def test_a_split_file_that_contradicts_itself_is_an_error_that_says_how(train, test, words, textures):
-    root = textures(train, [], test)
+def test_a_split_file_that_contradicts_itself_is_an_error_that_says_how(train, test, words, tmp_path):
+    (tmp_path / "dtd").mkdir()
+    split = {"train": train, "val": [], "test": test}
+    (tmp_path / "dtd" / "split_zhou_DescribableTextures.json").write_text(json.dumps(split))
     with pytest.raises(UserError, match=rf"^DescribableTextures: .*{words}.*; see python -m .* check"):
-        load_dataset("DescribableTextures", root)
+        load_dataset("DescribableTextures", str(tmp_path))
+
+
+def test_test_images_come_without_the_others_and_must_be_there(tmp_path):
+    (tmp_path / "dtd" / "images").mkdir(parents=True)
+    split = {"train": TRAIN, "val": [], "test": [["c.jpg", 1, "bee"], ["d.jpg", 0, "ant"]]}
+    (tmp_path / "dtd" / "split_zhou_DescribableTextures.json").write_text(json.dumps(split))
+    (tmp_path / "dtd" / "images" / "c.jpg").touch()
+    dataset = load_test_images("dtd", str(tmp_path), 1, "new")
+    assert (dataset.train, dataset.val, dataset.test) == ([], [], [("dtd/images/c.jpg", 0, "bee")])
+    with pytest.raises(UserError, match=r"1 of 2 images are missing below .*: dtd/images/d\.jpg"):
+        load_test_images("dtd", str(tmp_path), 1)

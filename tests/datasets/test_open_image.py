@@ -21,13 +21,14 @@ ORIENTATION = 0x0112
 PIXELS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [128, 128, 128]]], dtype=np.uint8)
 PHOTO = Image.fromarray(PIXELS).resize((24, 16), Image.Resampling.NEAREST)
 GREY = np.array(PHOTO.convert("L"))
+EXACT = {"a.jpg": {"quality": 100, "subsampling": 0}, "a.webp": {"lossless": True}}
 
 
 def opened(tmp_path: Path, image: Image.Image | bytes, name: str, **options: object) -> np.ndarray:
     if isinstance(image, bytes):
         (tmp_path / name).write_bytes(image)
     else:
-        image.save(tmp_path / name, **options)
+        image.save(tmp_path / name, **EXACT.get(name, {}), **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = open_image(tmp_path / name)
@@ -47,14 +48,9 @@ def png(width: int, height: int, depth: int, colour_type: int, rows: bytes) -> b
 # --- colours and depth
 
 
-def test_colour_images_come_as_they_are(tmp_path):
-    for name in ("a.png", "a.bmp", "a.ppm", "a.tif"):
-        assert (opened(tmp_path, PHOTO, name) == np.asarray(PHOTO)).all()
-    for name, options in (("a.jpg", {"quality": 100, "subsampling": 0}), ("a.webp", {"lossless": True})):
-        assert np.abs(opened(tmp_path, PHOTO, name, **options) - np.asarray(PHOTO)).max() <= 3
-
-
-def test_palettes_grey_black_and_white_and_print_colours_become_screen_colours(tmp_path):
+def test_colours_palettes_grey_black_and_white_and_print_colours_become_screen_colours(tmp_path):
+    for name, most in (("a.png", 0), ("a.bmp", 0), ("a.ppm", 0), ("a.tif", 0), ("a.jpg", 3), ("a.webp", 3)):
+        assert np.abs(opened(tmp_path, PHOTO, name) - np.asarray(PHOTO)).max() <= most
     palette = PHOTO.convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
     for name in ("a.png", "a.gif"):
         assert np.abs(opened(tmp_path, palette, name) - np.asarray(PHOTO)).max() <= 1
@@ -62,8 +58,8 @@ def test_palettes_grey_black_and_white_and_print_colours_become_screen_colours(t
     white = Image.new("1", (3, 2), 1)
     white.putpixel((0, 0), 0)
     assert opened(tmp_path, white, "b.png")[..., 2].tolist() == [[0, 255, 255], [255, 255, 255]]
-    for name, options in (("a.tif", {}), ("a.jpg", {"quality": 100})):
-        assert np.abs(opened(tmp_path, PHOTO.convert("CMYK"), name, **options) - np.asarray(PHOTO))[4, 4].max() <= 12
+    for name in ("a.tif", "a.jpg"):
+        assert np.abs(opened(tmp_path, PHOTO.convert("CMYK"), name) - np.asarray(PHOTO))[4, 4].max() <= 12
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm", "big-endian.tif", "32 bits.tif"])
@@ -77,12 +73,10 @@ def test_16_bits_of_grey_become_8_and_are_not_clipped(name, tmp_path):
     assert (opened(tmp_path, image, name) == GREY[..., None]).all()
 
 
-def test_a_dark_image_of_16_bits_stays_dark(tmp_path):
-    values = np.full((4, 4), 200, dtype=np.uint16)  # of 65535
-    assert opened(tmp_path, Image.fromarray(values), "a.png").max() == 1
+def test_16_bits_that_are_dark_or_of_colours_keep_their_scale(tmp_path):
+    assert opened(tmp_path, Image.fromarray(np.full((4, 4), 200, dtype=np.uint16)), "a.png").max() == 1  # of 65535
+    assert opened(tmp_path, Image.fromarray(np.full((4, 4), 200, dtype=np.int32)), "a.tif").max() == 200  # of 255
 
-
-def test_16_bits_of_colour_become_8(tmp_path):
     def of(colour_type: int, *pixel: int) -> bytes:
         return png(2, 2, 16, colour_type, (b"\0" + struct.pack(f">{2 * len(pixel)}H", *pixel, *pixel)) * 2)
 
@@ -99,7 +93,6 @@ def test_floats_become_0_to_255_and_what_is_no_number_black(odd, scale, tmp_path
     if odd is not None:
         values[0, 0], expected[0, 0] = odd, 0
     assert (opened(tmp_path, Image.fromarray(values), "a.tif") == expected[..., None]).all()
-    assert opened(tmp_path, Image.fromarray(np.zeros((4, 4), np.float32)), "b.tif").max() == 0
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "palette"])
@@ -131,8 +124,8 @@ def test_a_colour_that_stands_for_transparent_is_white(mode, key, tmp_path):
 
 def test_of_an_animation_the_first_image_is_taken(tmp_path):
     red = Image.new("RGB", PHOTO.size, "red")
-    for name, options in (("a.gif", {}), ("a.webp", {"lossless": True}), ("a.tif", {})):
-        result = opened(tmp_path, PHOTO, name, save_all=True, append_images=[red], **options)
+    for name in ("a.gif", "a.webp", "a.tif"):
+        result = opened(tmp_path, PHOTO, name, save_all=True, append_images=[red])
         assert np.abs(result - np.asarray(PHOTO)).max() <= 3
 
 
@@ -152,32 +145,26 @@ def photo(**tags: object) -> Image.Image:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif"])
-@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+@pytest.mark.parametrize("orientation", [1, 6])
 def test_an_image_is_turned_upright_as_its_exif_orientation_says(name, orientation, tmp_path):
-    # what turns an upright photo into what a camera stores with this orientation
-    stored = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE}
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    image = PHOTO.transpose(stored[orientation]) if orientation in stored else PHOTO
-    options = {"a.jpg": {"quality": 100, "subsampling": 0}, "a.webp": {"lossless": True}}.get(name, {})
-    assert np.abs(opened(tmp_path, image, name, exif=exif, **options) - np.asarray(PHOTO)).max() <= 3
+    image = PHOTO.transpose(Image.Transpose.ROTATE_90) if orientation == 6 else PHOTO  # what a camera stores
+    assert np.abs(opened(tmp_path, image, name, exif=exif) - np.asarray(PHOTO)).max() <= 3
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_turns_the_image_as_pillow_does(orientation):
-    image = photo(t0112=orientation)
-    assert to_rgb(image).tobytes() == ImageOps.exif_transpose(image).convert("RGB").tobytes()
-    assert (orientation in ORIENTATIONS) == (orientation > 1)
-
-
-@pytest.mark.parametrize("odd", [0, 9, None, "word", (6, 6), b"\xff", [6], float("nan"), {}])
-def test_an_orientation_that_does_not_exist_turns_nothing(monkeypatch, odd):
+def test_every_orientation_turns_the_image_as_pillow_does_and_no_other_does(monkeypatch):
+    for orientation in range(1, 9):
+        image = photo(t0112=orientation)
+        assert to_rgb(image).tobytes() == ImageOps.exif_transpose(image).convert("RGB").tobytes()
+        assert (orientation in ORIENTATIONS) == (orientation > 1)
     image = photo()
-    monkeypatch.setattr(image, "getexif", lambda: {ORIENTATION: odd})
-    assert to_rgb(image).tobytes() == image.convert("RGB").tobytes()
+    for odd in (0, 9, None, "word", (6, 6), b"\xff", [6], float("nan"), {}):
+        monkeypatch.setattr(image, "getexif", lambda odd=odd: {ORIENTATION: odd})
+        assert to_rgb(image).tobytes() == image.convert("RGB").tobytes()
 
 
-def test_exif_that_pillow_cannot_read_does_not_matter(monkeypatch, tmp_path):
+def test_exif_that_pillow_cannot_read_or_write_again_does_not_matter(monkeypatch, tmp_path):
     def fail(*args):
         raise SyntaxError("not a TIFF file (header b'' not valid)")
 
@@ -185,12 +172,6 @@ def test_exif_that_pillow_cannot_read_does_not_matter(monkeypatch, tmp_path):
     monkeypatch.setattr(image, "getexif", fail)
     assert to_rgb(image).size == (24, 16)
     assert opened(tmp_path, PHOTO, "a.jpg", exif=b"Exif\0\0garbage that is no table at all").shape == (16, 24, 3)
-
-
-def test_exif_that_pillow_cannot_write_again_does_not_keep_the_photo_from_being_turned(monkeypatch):
-    def fail(*args):
-        raise TypeError("a tag of an odd type")
-
     image = photo(t0112=6)
     monkeypatch.setattr(Image.Exif, "tobytes", fail)
     assert to_rgb(image).size == (16, 24)
@@ -215,34 +196,29 @@ def test_a_format_that_is_not_documented_is_not_opened_whatever_the_file_is_call
     assert problem_of(path.read_bytes()).startswith("is no image")
 
 
-@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
-def test_every_documented_ending_is_opened(tmp_path, suffix):
-    kind = {".jfif": "JPEG", ".jpe": "JPEG"}.get(suffix)
-    Image.new("RGB", (8, 8), (10, 200, 90)).save(tmp_path / f"a{suffix}", format=kind)
-    image = open_image(tmp_path / f"a{suffix}")
-    assert (image.mode, image.size) == ("RGB", (8, 8))
-    if suffix not in (".pgm", ".pbm"):
-        assert np.abs(np.asarray(image).astype(int) - [10, 200, 90]).max() < 30
-
-
-def test_the_page_names_every_ending_that_is_read_and_a_pillow_without_a_format_does_not_open_it(monkeypatch):
+def test_every_documented_ending_is_opened_and_the_page_names_it(tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
-    assert [suffix for suffix in IMAGE_SUFFIXES if f"`{suffix}`" not in page] == []
+    for suffix in IMAGE_SUFFIXES:
+        assert f"`{suffix}`" in page
+        kind = {".jfif": "JPEG", ".jpe": "JPEG"}.get(suffix)
+        Image.new("RGB", (8, 8), (10, 200, 90)).save(tmp_path / f"a{suffix}", format=kind)
+        image = open_image(tmp_path / f"a{suffix}")
+        assert (image.mode, image.size) == ("RGB", (8, 8))
+        if suffix not in (".pgm", ".pbm"):
+            assert np.abs(np.asarray(image).astype(int) - [10, 200, 90]).max() < 30
     monkeypatch.delitem(images.features.modules, "avif", raising=False)
     monkeypatch.setitem(images.features.codecs, "jpg_2000", ("absent", "none"))
     assert not {"AVIF", "JPEG2000"} & set(images._suffixes_of_formats())
 
 
-def test_a_strip_is_refused_before_it_is_decoded(tmp_path):
-    for size, refused in (((MAX_RATIO, 1), False), ((MAX_RATIO + 1, 1), True), ((1, 100_000), True)):
-        Image.new("1", size).save(tmp_path / "strip.png")
-        said = "" if not refused else f"its sides differ too much ({size[0]} x {size[1]} pixels)"
-        assert (problem_of(tmp_path / "strip.png") if refused else "") == said
+def test_a_strip_and_what_would_fill_the_memory_are_refused_before_they_are_decoded(tmp_path):
+    Image.new("1", (MAX_RATIO, 1)).save(tmp_path / "strip.png")
+    assert open_image(tmp_path / "strip.png").size == (MAX_RATIO, 1)
+    for width, height in ((MAX_RATIO + 1, 1), (1, 100_000)):
+        Image.new("1", (width, height)).save(tmp_path / "strip.png")
+        assert problem_of(tmp_path / "strip.png") == f"its sides differ too much ({width} x {height} pixels)"
     with pytest.raises(ValueError, match="its sides differ too much"):
         open_image(tmp_path / "strip.png", as_stored=True)
-
-
-def test_an_image_that_would_fill_the_memory_is_not_decoded(tmp_path):
     assert "exceeds limit of 178956970 pixels" in problem_of(png(100_000, 100_000, 8, 2, b"\0"))
 
 

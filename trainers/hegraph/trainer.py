@@ -43,7 +43,7 @@ from .config import Config
 from .datasets import Dataset, Item, check_trainable, load_dataset
 from .datasets.loading import open_stored, read_coop_selection
 from .datasets.registry import find_entry, stored_datasets
-from .datasets.split_files import path_from
+from .datasets.splits import path_from
 from .experiments.evaluation import check_configuration, test_and_write
 from .experiments.fitting import fit_method, fitted_adapter, new_model, set_random_seed
 from .experiments.folder import RunFolder, find_model

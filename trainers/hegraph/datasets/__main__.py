@@ -8,14 +8,42 @@ training.
 from __future__ import annotations
 
 import argparse
+import random
+import shlex
 import sys
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from tqdm import tqdm
 
 from ..utils.commands import Parser, command
-from ..utils.errors import UserError, report, say
-from .check import check_dataset, check_own_images
+from ..utils.errors import UserError, printable, report, say
+from ..utils.files import absolute
+from ..utils.threads import MAX_THREADS, cores, in_batches
+from .base import Dataset, check_classes, some
 from .download import download
+from .images import reason
+from .layouts import is_folder
+from .loading import read_stored
 from .own import NAME as OWN
-from .registry import resolve_name, stored_datasets
+from .own import copies_in_test, load_own_images
+from .registry import DatasetEntry, Sizes, resolve_name, stored_datasets
+from .splits import SPLITS, Item, read_drawn
+
+SHOTS = (1, 2, 4, 8, 16)  # that are common
+BATCH = 64  # images between two steps of the progress bar
+MAX_CLASSES = 10  # a line names at most so many classes
+
+
+class State(NamedTuple):
+    """Whether a data set can be used; and what there is, or what is missing, where, and how to get it."""
+
+    ready: bool
+    lines: list[str]
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -32,39 +60,147 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def check_command(names: list[str], root: str) -> bool:
-    """Writes the state of each data set to stdout; returns whether all are ready."""
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; the exit code is 1 if something is missing, also after a download, or 2 for a mistake."""
+    return report(lambda: run(parse_arguments(arguments)))
+
+
+def run(args: argparse.Namespace) -> int:
+    known = stored_datasets()
+    names = [resolve_name(name, among=[*known, OWN]) for name in args.datasets] or list(known)
+    if OWN in names and (args.command == "download" or len(names) > 1):
+        raise UserError(f"{OWN} is your own images: they are not downloaded, and are checked without other data sets")
+    if args.command == "download":
+        for name in names:
+            download(name, args.root)
     ready = True
     for name in names:
-        state = check_own_images(root) if name == OWN else check_dataset(name, root)
+        state = check_own_images(args.root) if name == OWN else check_dataset(name, args.root)
         first, *more = state.lines
         say(f"{name:20} {'ready' if state.ready else 'not ready':10} {first}\n")
         say("".join(f"{'':31} {line}\n" for line in more))
         ready = ready and state.ready
-    return ready
+    return int(not ready)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs a command.
+# --- data sets below the data root
 
-    Returns:
-        The exit code: 0, or 1 if something is missing, also after a download, or 2 for a mistake of the user's.
-    """
 
-    def run() -> int:
-        args = parse_arguments(arguments)
-        known = stored_datasets()
-        names = [resolve_name(name, among=[*known, OWN]) for name in args.datasets] or list(known)
-        if OWN in names and (args.command == "download" or len(names) > 1):
-            raise UserError(
-                f"{OWN} is your own images: they are not downloaded, and are checked without other data sets"
-            )
-        if args.command == "download":
-            for name in names:
-                download(name, args.root)
-        return int(not check_command(names, args.root))
+def check_dataset(name: str, root: str) -> State:
+    """Finds out whether a data set, one of `stored_datasets`, is whole. No image is opened and nothing is written."""
+    entry = stored_datasets()[name]
+    folder = absolute(root) / entry.folder
+    remedy = [f"get it: {command(f'datasets download {name} --root {root}')}"] if entry.sources else []
+    if entry.by_hand:
+        remedy.append(f"by hand: {entry.by_hand.instruction}")
+    try:
+        if not is_folder(folder / entry.images):
+            return State(False, [f"missing: the images, expected in {folder / entry.images}", *remedy])
+        pools, names = read_stored(entry, folder, seed=1, rng=random.Random(1), write=False)
+        warning = _split_warning(entry, folder)
+    except UserError as error:
+        return State(False, [f"missing or damaged: {error}", *remedy])
+    paths = {item.path for split in SPLITS for item in pools[split]}
+    absent = sorted(path for path in paths if not (folder / path).is_file())
+    if absent:
+        return State(False, [f"missing: {len(absent)} of {len(paths)} images, {folder / absent[0]}", *remedy])
+    sizes = Sizes(len(pools["train"]), len(pools["val"]), len(pools["test"]), len(names))
+    published = [] if sizes == entry.sizes else [f"published are {entry.sizes}"]
+    return State(True, [str(sizes), *published, *([warning, *remedy] if warning else [])])
 
-    return report(run)
+
+def _split_warning(entry: DatasetEntry, folder: Path) -> str:
+    """What to say of a split that is not the published one; "" if it is, or if none was published."""
+    if entry.split_file is None or not entry.publishes_split:
+        return ""
+    split_file = folder / entry.split_file
+    if not split_file.is_file():
+        return (
+            f"without {split_file}: the first run will draw a split and write it, as CoOp does, but it is not the "
+            "split of published numbers"
+        )
+    if (drawn := read_drawn(split_file)) is None:
+        return ""
+    remedy = "it is not the split of published numbers; to get that, delete the file"
+    return f"{split_file} was drawn here with seed {drawn.seed}: {remedy}"
+
+
+# --- own images
+
+
+def check_own_images(root: str) -> State:
+    """Finds out whether own images are whole. Every image is decoded, by all cores, and nothing is written."""
+    try:
+        dataset = load_own_images(root)
+    except UserError as error:
+        return State(False, [printable(str(error))])
+    problems = _unreadable(dataset)
+    found = [f"  {printable(path)}: {printable(problem)}" for path, problem in problems.items()]
+    if found:
+        found.insert(0, f"{len(problems)} of {len(dataset.paths())} images cannot be read:")
+    for split, files in copies_in_test(dataset.without(problems)).items():  # which a run refuses
+        if files:
+            number = f"{len(files)} of {len(dataset.splits[split])} {split} images"
+            found.append(f"{number} are test images as well; take them out of {split} or out of test:")
+            found += [f"  {printable(str(file))}" for file in files]
+    try:
+        check_classes(len(dataset.classnames))
+    except UserError as error:
+        found.append(str(error))
+    flags = f"--dataset-config-file folder --root {shlex.quote(root)} --shots {max(SHOTS)}"
+    train = command(f"{flags} --config-file vit_b16 --output-dir OUT")
+    last = f"mend this, and look again: {dataset.check_command}" if found else f"train: {train}"
+    return State(not found, [*_lines_of_counts(dataset), *found, last])
+
+
+def _unreadable(dataset: Dataset) -> dict[str, str]:
+    """The path of every image that cannot be read -> why."""
+    paths = dataset.paths()
+    problems: dict[str, str] = {}
+    with tqdm(total=len(paths), desc="reading images", unit="img", disable=None) as bar:
+        for batch, found in in_batches(partial(_problem_of, dataset), paths, BATCH, min(cores(), MAX_THREADS)):
+            problems |= {path: problem for path, problem in zip(batch, found) if problem}
+            bar.update(len(batch))
+    return problems
+
+
+def _problem_of(dataset: Dataset, path: str) -> str:
+    """Why an image cannot be read; "" if it can."""
+    try:
+        dataset.open(path)
+    except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+        return reason(error)
+    return ""
+
+
+def _lines_of_counts(dataset: Dataset) -> list[str]:
+    """What there is; and for each common number of shots, the classes that have fewer training images."""
+    numbers = {split: _images_of_classes(items, dataset.classnames) for split, items in dataset.splits.items()}
+    sizes = Sizes(len(dataset.train), len(dataset.val), len(dataset.test), len(dataset.classnames))
+    lines = [str(sizes), f"classes: {some([*map(printable, dataset.classnames)], MAX_CLASSES)}"]
+    lines += [f"{split}, images per class: {_spread(of_classes)}" for split, of_classes in numbers.items()]
+    for shots in SHOTS:
+        small = [name for name, number in numbers["train"].items() if number < shots]
+        if small:
+            few = f"{len(small)} of {len(dataset.classnames)} classes have fewer training images"
+            lines.append(f"--shots {shots}: {few}, and are taken whole: {some([*map(printable, small)], MAX_CLASSES)}")
+    return lines
+
+
+def _images_of_classes(items: Sequence[Item], classnames: Sequence[str]) -> dict[str, int]:
+    counts = Counter(item.label for item in items)
+    return {name: counts[label] for label, name in enumerate(classnames)}
+
+
+def _spread(numbers: dict[str, int]) -> str:
+    """The fewest, the median and the most of the numbers of images that classes have."""
+    fewest, most = min(numbers, key=numbers.__getitem__), max(numbers, key=numbers.__getitem__)
+    if numbers[fewest] == numbers[most]:
+        return str(numbers[most])
+    return (
+        f"{numbers[fewest]} to {numbers[most]}, median {median(numbers.values()):g}; "
+        f"fewest: {printable(fewest)}, most: {printable(most)}"
+    )
 
 
 if __name__ == "__main__":

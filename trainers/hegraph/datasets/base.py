@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.files import hash_rows
 from .images import reason
-from .splits import Item, Selection, subsample_labels
+from .splits import SPLITS, Item, Selection, subsample_labels
 
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_NAMED = 3  # a message names at most so many missing images
+MAX_NAMED = 3  # a message names at most so many images or classes
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,7 @@ class Dataset:
     Attributes:
         name: As in `DATASET.NAME`.
         classnames: The K class names in label order.
-        train: All training images, or those that a few-shot task has drawn from them.
-        val: The same of the validation images; may be empty.
-        test: The test images; may be empty.
+        train, val, test: Its items; val and test may be empty.
         open: Takes the path of an item and returns the image.
         root: The folder that the paths of the items are relative to; None if they are not files.
         class_ids: The K ids, in label order, by which a class is recognised in another data set; () if class names do.
@@ -73,44 +71,45 @@ class Dataset:
             return self
         kept = subsample_labels({item.label for item in self.train or self.test}, which)
         relabelled = {label: new for new, label in enumerate(kept)}
+        splits = {
+            split: [item._replace(label=relabelled[item.label]) for item in items if item.label in relabelled]
+            for split, items in self.splits.items()
+        }
+        names, ids = ([all_of[label] for label in kept] for all_of in (self.classnames, self.ids))
+        return replace(self.with_splits(splits), classnames=names, class_ids=ids)
 
-        def keep(items: list[Item]) -> list[Item]:
-            return [item._replace(label=relabelled[item.label]) for item in items if item.label in relabelled]
-
-        names = [self.classnames[label] for label in kept]
-        ids = [self.ids[label] for label in kept]
-        train, val, test = keep(self.train), keep(self.val), keep(self.test)
-        return replace(self, classnames=names, class_ids=ids, train=train, val=val, test=test)
+    def with_splits(self, splits: dict[str, list[Item]]) -> Dataset:
+        """The data set with other items in some of its splits."""
+        train, val, test = ({**self.splits, **splits}[split] for split in SPLITS)
+        return replace(self, train=train, val=val, test=test)
 
     def without(self, paths: Collection[str]) -> Dataset:
         """The data set without the items that have one of these paths."""
-        train, val, test = ([item for item in items if item.path not in paths] for items in self.splits.values())
-        return replace(self, train=train, val=val, test=test)
+        left = {split: [item for item in items if item.path not in paths] for split, items in self.splits.items()}
+        return self.with_splits(left)
+
+    def paths(self) -> list[str]:
+        """The paths of all items, each once."""
+        return list(dict.fromkeys(item.path for items in self.splits.values() for item in items))
 
     def file_version(self, path: str) -> tuple[int, int] | None:
-        """Size in bytes and time of the last change (ns) of an item's file, which tell versions of it apart.
-
-        What `version` says, if there is one; None if the item is no file.
-
-        Raises:
-            UserError: If the source of an item that is no file has no image there.
-        """
-        if self.version is not None:
-            return self._version_of(self.version, path)
-        if self.root is None or not (self.root / path).is_file():
-            return None
-        status = (self.root / path).stat()
+        """What tells versions of an item apart: its size in bytes, and the time of the last change in ns or what
+        `version` says. None if the item is no file."""
+        try:
+            if self.version is not None:
+                return self.version(path)
+            if self.root is None:
+                return None
+            status = (self.root / path).stat()
+        except (UserError, OSError) as error:
+            raise self.unreadable(path, first_line(error)) from error
         return status.st_size, status.st_mtime_ns
 
     def file_sizes(self) -> str | None:
         """Hash of the sizes in bytes of all images, which is the same for a copy of them. None if they have none."""
-        version = self.version
-        if version is not None:
-            return hash_rows([path, self._version_of(version, path)[0]] for path in self.paths())
-        if self.root is None:
+        if self.root is None and self.version is None:
             return None
-        root = self.root
-        return hash_rows([path, (root / path).stat().st_size] for path in self.paths())
+        return hash_rows([path, (self.file_version(path) or (0,))[0]] for path in self.paths())
 
     def check_files(self) -> None:
         """Raises UserError if files of items are missing. The message counts them and names some."""
@@ -119,39 +118,27 @@ class Dataset:
         paths = self.paths()
         missing = [path for path in paths if not (self.root / path).is_file()]
         if missing:
-            named = ", ".join(missing[:MAX_NAMED])
-            raise UserError(
-                f"{self.name}: {len(missing)} of {len(paths)} images are missing below {self.root}: "
-                f"{named}{', ...' if len(missing) > MAX_NAMED else ''}{self._how_to_list()}"
-            )
-
-    def paths(self) -> list[str]:
-        """The paths of all items, each once."""
-        return list(dict.fromkeys(item.path for item in (*self.train, *self.val, *self.test)))
+            counted = f"{len(missing)} of {len(paths)} images are missing below {self.root}"
+            raise UserError(f"{self.name}: {counted}: {some(missing)}{self._how_to_list()}")
 
     def read(self, path: str) -> Image.Image:
-        """The image of an item, as RGB.
-
-        Raises:
-            UserError: If it cannot be read; the message names the file, and how all such files are found.
-        """
+        """The image of an item, as RGB; UserError, which names the file and how all such are found, if it has none."""
         try:
             return self.open(path).convert("RGB")
         except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
             raise self.unreadable(path, reason(error)) from error
 
-    def unreadable(self, path: str, reason: str) -> UserError:
+    def unreadable(self, path: str, why: str) -> UserError:
         """The error for an image that cannot be read; it says why, and how all such images are found."""
-        return UserError(f"cannot read the image {path} of {self.name}: {reason}{self._how_to_list()}")
+        return UserError(f"cannot read the image {path} of {self.name}: {why}{self._how_to_list()}")
 
     def _how_to_list(self) -> str:
         return f"; list all: {self.check_command}" if self.check_command else ""
 
-    def _version_of(self, version: Callable[[str], tuple[int, int]], path: str) -> tuple[int, int]:
-        try:
-            return version(path)
-        except (UserError, OSError) as error:
-            raise self.unreadable(path, getattr(error, "strerror", None) or str(error)) from error
+
+def some(names: Sequence[str], most: int = MAX_NAMED) -> str:
+    """The first of many names, for a message."""
+    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
 
 
 def check_classes(count: int, target: str = "") -> None:
@@ -174,16 +161,13 @@ def class_names(items: Sequence[Item], *others: Sequence[Item]) -> list[str]:
     """
     names: dict[int, str] = {}
     for item in items:
-        if names.setdefault(item.label, item.classname) != item.classname:
-            raise UserError(f"label {item.label} is both {names[item.label]!r} and {item.classname!r} ({item.path})")
-    if sorted(names) != list(range(len(names))):
-        absent = next(label for label in range(len(names)) if label not in names)
+        names.setdefault(item.label, item.classname)
+    absent = next((label for label in range(len(names)) if label not in names), None)
+    if absent is not None:
         raise UserError(f"labels must run from 0 without a gap, but no item has label {absent}")
-    for item in (item for further in others for item in further):
-        if item.label not in names:
-            raise UserError(f"{item.path} has label {item.label} ({item.classname!r}), and no training image has")
-        if item.classname != names[item.label]:
-            raise UserError(
-                f"label {item.label} is {names[item.label]!r} in training and {item.classname!r} for {item.path}"
-            )
+    for path, label, name in (item for each in (items, *others) for item in each):
+        if label not in names:
+            raise UserError(f"{path} has label {label} ({name!r}), and no training image has")
+        if name != names[label]:
+            raise UserError(f"label {label} is both {names[label]!r} and {name!r} ({path})")
     return [names[label] for label in range(len(names))]

@@ -3,9 +3,6 @@
 They are the test part of the UCI "Optical Recognition of Handwritten Digits" set (Alpaydin and Kaynak, 1998), written
 by 13 people. The split is by position in the file, so nothing is drawn at random and few writers are in two splits:
 rows 0-697 are train, 698-897 val, and 898-1796 test. The test half is that of scikit-learn's own digits example.
-
-For tests on other domains and other classes there are also four changed versions of the test images, and two halves of
-the classes.
 """
 
 from __future__ import annotations
@@ -51,12 +48,7 @@ HALVES = {"DigitsLow": "base", "DigitsHigh": "new"}
 
 
 def load_digits_dataset(root: str = "", name: str = "Digits") -> Dataset:
-    """The digits, or one of their `DOMAINS` or `HALVES`.
-
-    Args:
-        root: Not used, because the images come with scikit-learn.
-        name: `DATASET.NAME`.
-    """
+    """The digits, or one of their `DOMAINS` or `HALVES`. `root` is not used: the images come with scikit-learn."""
     _, labels = _arrays()
     splits = {
         split: [Item(f"digits/{row:04d}", int(labels[row]), CLASSNAMES[labels[row]]) for row in rows]
@@ -64,8 +56,8 @@ def load_digits_dataset(root: str = "", name: str = "Digits") -> Dataset:
     }
     if name in DOMAINS:
         splits["train"] = splits["val"] = []
-    opener = partial(open_digit, change=DOMAINS.get(name))
-    dataset = Dataset(name, CLASSNAMES, splits["train"], splits["val"], splits["test"], opener)
+    train, val, test = splits.values()
+    dataset = Dataset(name, CLASSNAMES, train, val, test, partial(open_digit, change=DOMAINS.get(name)))
     return dataset.subsample(HALVES.get(name, "all"))
 
 
@@ -81,7 +73,7 @@ def open_digit(path: str, change: Callable[[Image.Image, int], Image.Image] | No
 def _arrays() -> tuple[np.ndarray, np.ndarray]:
     """Images `[1797, 8, 8]` of inked dots from 0 to `MAX_INK`, and labels `[1797]`, as `load_digits` of scikit-learn.
 
-    The table is read from scikit-learn's own file without importing sklearn.datasets, which takes as long as torch.
+    They are read from its file, since importing sklearn.datasets takes as long as torch.
     """
     sklearn = importlib.util.find_spec("sklearn")
     assert sklearn is not None and sklearn.origin is not None  # it is in requirements.txt

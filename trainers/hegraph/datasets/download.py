@@ -1,45 +1,48 @@
 """Fetches data sets into CoOp's layout, from the mirrors in their entries of the registry.
 
-The mirrors are tried in turn. A broken transfer goes on where it broke off, in the same call or in the next. What came
-is checked (length, size, checksum, not a web page), unpacked beside its target, and renamed into place once it is
-whole. What is in place is never touched, and nothing in an archive can put a file elsewhere.
+The mirrors are tried in turn. What came is checked (length, checksum, not a web page), unpacked beside its target, and
+renamed into place once it is whole. What is in place is never touched. Nothing in an archive is trusted: Python's
+modules keep its members inside the folder in which it is unpacked, and an archive with symbolic links is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import gzip
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import tarfile
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..utils.errors import UserError, unknown
-from ..utils.files import absolute
-from .archives import Damaged, missing_of, unpack, unpacking_of
-from .entry import Source
-from .registry import stored_datasets
-from .web import WEB_PAGE, Broken, fetch_part, forget, is_web_page, note_of, page_of, part_of, progress_bar, writing
+from filelock import FileLock
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # the module is absent there
+from ..utils.errors import UserError, first_line, unknown
+from ..utils.files import absolute
+from .registry import Source, stored_datasets
+from .web import Broken, check_file, fetch_file, page_of, remove_parts, writing
 
 logger = logging.getLogger(__name__)
+
+LOCK = ".download.lock"
 
 
 class Unreachable(UserError):
     """No mirror gives a file."""
 
 
+class Damaged(Broken):
+    """An archive cannot be read or is not safe, so it is removed. One that only lacks a member is kept for the user."""
+
+
 def download(name: str, root: str | Path) -> None:
     """Fetches what is missing of a data set, one of `stored_datasets`. The next call goes on after an interruption.
 
     Raises:
-        UserError: If a file cannot be fetched (the others are fetched all the same), an archive is not safe to unpack,
-            or the disk is full or cannot be written.
+        UserError: If a file cannot be fetched (the others are fetched all the same), or the disk is full or cannot be
+            written.
     """
     known = stored_datasets()
     if name not in known:
@@ -48,15 +51,11 @@ def download(name: str, root: str | Path) -> None:
     folder = absolute(root) / entry.folder
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    failures = []
-    with _alone_in(folder):
-        for source in entry.sources:
-            try:
-                fetch(source, folder)
-            except Unreachable as error:
-                failures.append((source, error))
-        # the archive of a later source may have brought what failed before
-        errors = [str(error) for source, error in failures if missing_of(source.targets, folder)]
+        try:
+            with FileLock(folder / LOCK):  # two at once would mix their bytes in one file
+                errors = _fetch_all(entry.sources, folder)
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
     if errors:
         raise Unreachable(f"{name} is not complete: {'; '.join(errors)}")
     if entry.by_hand and missing_of([entry.by_hand.target], folder):
@@ -64,23 +63,16 @@ def download(name: str, root: str | Path) -> None:
         logger.warning("%s", entry.by_hand.instruction)
 
 
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keeps a second download out of a folder during the block, as two writers would mix their bytes in one file."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+def _fetch_all(sources: Sequence[Source], folder: Path) -> list[str]:
+    """Fetches what it can; returns why something is still missing."""
+    failures = []
+    for source in sources:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is downloading into {folder}; wait for it, or end it") from error
-        except OSError as error:  # some network file systems cannot lock a folder
-            logger.debug("%s cannot be locked: %s", folder, error)
-        yield
-    finally:
-        os.close(handle)
+            fetch(source, folder)
+        except Unreachable as error:
+            failures.append((source, error))
+    # the archive of a later source may have brought what failed before
+    return [str(error) for source, error in failures if missing_of(source.targets, folder)]
 
 
 def fetch(source: Source, folder: Path) -> None:
@@ -88,26 +80,26 @@ def fetch(source: Source, folder: Path) -> None:
 
     Raises:
         Unreachable: If no mirror gives it. The message says why, for each, and how to get it by hand.
-        UserError: If an archive is not safe to unpack, or the disk is full or cannot be written.
+        UserError: If an archive that the user has put there is of no use, or the disk is full or cannot be written.
     """
     alternatives = [source, *source.otherwise]
-    if not missing_of(source.targets, folder):
-        logger.info("%s: in place", folder / source.targets[0])
-        _remove_leftovers(alternatives, folder)
-        return
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    at_hand = next((a for a in alternatives if a.unpack and (folder / a.file).is_file()), None)
-    if at_hand:  # put there by hand, or left by an interruption while it was unpacked
-        path = folder / at_hand.file
-        try:
-            check_file(path, at_hand)
-            unpack(path, at_hand, source.targets, folder)
-        except (Broken, OSError) as error:
-            raise UserError(f"{path} is of no use: {error}; delete it and run the same command again") from error
-    else:
-        _fetch_from_any(alternatives, folder)
-    _remove_leftovers(alternatives, folder)
+        at_hand = next((a for a in alternatives if a.unpack and (folder / a.file).is_file()), None)
+        if not missing_of(source.targets, folder):
+            logger.info("%s: in place", folder / source.targets[0])
+        elif at_hand:  # put there by hand, or left by an interruption while it was unpacked
+            path = folder / at_hand.file
+            try:
+                check_file(path, at_hand.size, at_hand.checksum)
+                _unpack(path, at_hand, source.targets, folder)
+            except Broken as error:
+                raise UserError(f"{path} is of no use: {error}; delete it and run the same command again") from error
+        else:
+            _fetch_from_any(alternatives, folder)
+        for alternative in alternatives:  # parts, and what a killed process was unpacking
+            shutil.rmtree(_unpacking(folder / alternative.file), ignore_errors=True)
+            remove_parts(folder / alternative.file)
 
 
 def _fetch_from_any(alternatives: Sequence[Source], folder: Path) -> None:
@@ -118,9 +110,9 @@ def _fetch_from_any(alternatives: Sequence[Source], folder: Path) -> None:
         path = folder / source.file
         logger.info("%s: from %s", path, page_of(url))
         try:
-            _fetch_from_mirror(url, path, source)
+            fetch_file(url, path, source.size, source.checksum)
             if source.unpack:
-                unpack(path, source, wanted.targets, folder)
+                _unpack(path, source, wanted.targets, folder)
                 for other in alternatives:  # it may have come from another mirror, and lacked a member
                     (folder / other.file).unlink(missing_ok=True)
             return
@@ -135,48 +127,101 @@ def _fetch_from_any(alternatives: Sequence[Source], folder: Path) -> None:
     )
 
 
-def _fetch_from_mirror(url: str, path: Path, source: Source) -> None:
-    """Makes `path`, whole and checked."""
-    part = part_of(path)
-    fetch_part(url, part, source)
+def missing_of(targets: Sequence[str], folder: Path) -> list[str]:
+    """Those of `targets` that are not in `folder`. An empty folder counts as missing, since it has nothing to lose."""
+    missing = []
+    for target in targets:
+        path = folder / target
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link to nothing; mend it, or delete it and run the same command again")
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            missing.append(target)
+    return missing
+
+
+# --- archives
+
+
+def _unpacking(archive: Path) -> Path:
+    """The folder in which an archive is unpacked, before its members are moved into place."""
+    return archive.with_name(f".{archive.name}.unpacking")
+
+
+def _unpack(archive: Path, source: Source, required: Sequence[str], folder: Path) -> None:
+    """Unpacks an archive, moves the missing targets of a source into place in `folder`, and removes the archive.
+
+    Raises:
+        Broken: If the archive is damaged or not safe, or does not hold the targets that are `required`.
+    """
+    logger.info("unpacking %s", archive)
+    temporary = _unpacking(archive)
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        check_file(part, source)
-    except Broken:
-        forget(part)
+        packed: Path | None = archive
+        if source.inner:
+            _extract(archive, temporary / "outer")
+            packed = _find(source.inner, temporary / "outer", archive)
+        if packed is None:
+            raise Broken(f"{archive.name} holds no {source.inner}")
+        content = temporary / "inner"
+        _extract(packed, content)
+        wanted = {end: target for end, target in source.unpack.items() if missing_of([target], folder)}
+        found = {end: _find(end, content, archive) for end in wanted}
+        if absent := [end for end, target in wanted.items() if found[end] is None and target in required]:
+            raise Broken(f"{archive.name} holds no {absent[0]}")
+        for end, path in found.items():
+            if path is not None:
+                _move(path, folder / wanted[end])
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    archive.unlink()
+
+
+def _extract(archive: Path, into: Path) -> None:
+    """Unpacks a whole archive into a new folder; raises `Damaged` if it cannot be read or is not safe."""
+    into.mkdir(parents=True)
+    with archive.open("rb") as file:
+        is_zip = file.read(2) == b"PK"
+    try:
+        if is_zip:
+            with zipfile.ZipFile(archive) as zipped:
+                zipped.extractall(into)  # keeps every member inside, and makes no links
+            return
+        if not hasattr(tarfile, "data_filter"):
+            raise UserError(f"{archive}: this Python cannot unpack it safely; take 3.10.12, 3.11.4 or later")
+        with tarfile.open(archive, "r:*") as packed:  # finds the compression itself, as the name may be wrong
+            packed.extractall(into, filter=_without_links)
+            while packed.fileobj is not None and packed.fileobj.read(1 << 20):
+                pass  # gzip compares its checksum at the end
+    except UserError:
         raise
-    with writing(path):
-        os.replace(part, path)
-        note_of(part).unlink(missing_ok=True)
+    except Exception as error:  # the modules raise many kinds
+        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+            raise
+        raise Damaged(f"the archive is damaged or not safe: {first_line(error)}") from error
 
 
-def check_file(path: Path, source: Source) -> None:
-    """Raises `Broken` unless size and checksum of a file are those that are known, and it is no web page."""
-    size = path.stat().st_size
-    if source.size is not None and size != source.size:
-        raise Broken(f"it has {size:,} bytes where {source.size:,} are expected")
-    if not size:
-        raise Broken("it is empty")
-    with path.open("rb") as file:
-        if is_web_page(file.read(64)):
-            raise Broken(WEB_PAGE)
-    if source.checksum:
-        algorithm, _, expected = source.checksum.partition(":")
-        digest = hashlib.new(algorithm)
-        with path.open("rb") as file, progress_bar(f"checking {source.file}", size) as bar:
-            while block := file.read(1 << 20):
-                digest.update(block)
-                bar.update(len(block))
-        if digest.hexdigest() != expected:
-            raise Broken(f"its {algorithm} sum is {digest.hexdigest()} where {expected} is expected")
+def _without_links(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo:
+    """Python's rules for data (PEP 706: no devices, nothing outside), and no symbolic links either."""
+    if member.issym():
+        raise ValueError(f"{member.name!a} is a symbolic link")
+    return tarfile.data_filter(member, into)
 
 
-def _remove_leftovers(alternatives: Sequence[Source], folder: Path) -> None:
-    """Removes what is not needed once the targets are in place: parts, and what a killed process was unpacking."""
-    parts = tuple(part_of(folder / source.file).name for source in alternatives)
-    unpacking = {unpacking_of(folder / source.file).name for source in alternatives}
-    with writing(folder):
-        for path in folder.iterdir():
-            if path.name in unpacking:
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name.startswith(parts):
-                path.unlink()
+def _find(end: str, content: Path, archive: Path) -> Path | None:
+    """The file or folder nearest to the root whose path ends with `end`; None if there is none."""
+    paths = [path for path in content.rglob(end) if "__MACOSX" not in path.relative_to(content).parts]
+    found = sorted(paths, key=lambda path: (len(path.parts), path))
+    if len(found) > 1 and len(found[0].parts) == len(found[1].parts):
+        two = " and ".join(path.relative_to(content).as_posix() for path in found[:2])
+        raise Broken(f"{archive.name} holds two {end}: {two}")
+    return found[0] if found else None
+
+
+def _move(path: Path, target: Path) -> None:
+    """Moves what was unpacked to its target, unless something has appeared there in the meantime."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):
+        target.rmdir()  # an empty folder
+    if not os.path.lexists(target):
+        os.rename(path, target)

@@ -5,7 +5,7 @@ ROOT/labels.csv, or ROOT itself  with the columns path,label[,split] and paths r
 ROOT/train/metadata.csv          with the columns file_name,label, and the same for val and test
 ROOT/metadata.csv                with the columns file_name,label[,split]; without a split, a path says it
 
-A split may have any of its names in `SPLIT_NAMES`, in upper or lower case, as a folder and in a column split.
+What all forms of own images share is here as well: their rows, and the names of splits and classes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ from __future__ import annotations
 import csv
 import logging
 import os
-from collections import Counter
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +27,6 @@ from ..utils.files import absolute
 from ..utils.reading import reading
 from .images import is_image, open_image
 from .layouts import listing
-from .rows import SPLIT_NAMES, OwnImages, Rows
 from .splits import SPLITS
 
 if TYPE_CHECKING:
@@ -31,6 +34,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# A folder, a file, a column or a split that other programs name otherwise; as Hugging Face's `datasets` knows them
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "val": "val", "validation": "val", "valid": "val", "dev": "val",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
 METADATA = "metadata.csv"
 TABLE = "a table in UTF-8 with commas between its columns"
 COLUMNS = "the columns path,label[,split], with commas between them, in its first line"
@@ -45,12 +54,83 @@ LEFT_OUT = {
 
 
 class Row(NamedTuple):
-    """A row of a table: what it is called in messages, the image, its class, and its split, "" if it names none."""
+    """An image of the user's: its split, its path or another name, and its label as it was found, perhaps None."""
 
-    where: str
-    image: str
-    label: str
     split: str
+    path: str
+    label: Any
+
+
+class OwnImages(NamedTuple):
+    """The user's own images, in whatever form they came.
+
+    Attributes:
+        rows: The images of all splits, in order.
+        open: Takes the path of a row and returns the image.
+        root: The folder that the paths are relative to; None if an image has no file of its own.
+        version: Takes the path of a row that has no file of its own; returns its size in bytes, and a number that
+            changes with its source.
+        classnames: Class names in label order; () sorts those that occur.
+    """
+
+    rows: list[Row]
+    open: Callable[[str], Image.Image]
+    root: Path | None = None
+    version: Callable[[str], tuple[int, int]] | None = None
+    classnames: Sequence[str] = ()
+
+
+def class_name(label: Any, where: str) -> str:
+    """The class name that a label stands for; "" if there is none: null, NaN, or a blank text.
+
+    It is in Unicode's form NFC: macOS writes an umlaut as two characters, and other systems as one.
+    """
+    if isinstance(label, (list, dict, bytes)):
+        raise UserError(f"{where}: the label must be a text or a number, got {label!r:.60}")
+    return "" if label is None or label != label else unicodedata.normalize("NFC", str(label).strip())  # NaN != NaN
+
+
+def files_of_splits(root: Path, suffix: str) -> list[tuple[str, str]]:
+    """Split and path of the files with an ending that lie in a folder, in its folders of splits, or in `data`.
+
+    The split of a file is the first word of its name, in upper or lower case, or that of its folder. If no name has a
+    split, all are train.
+
+    Raises:
+        UserError: If some names begin with a split and others do not, or if a name has "val" or "test" further on: its
+            images must not become training images by a guess.
+    """
+    found: dict[str, list[str]] = {}  # file or folder of a split -> paths of files
+    left_out = []
+    folders = [name for name in listing(root) if not name.endswith(suffix) and (root / name).is_dir()]
+    inside = {name: [f"{name}/{file}" for file in listing(root / name) if file.endswith(suffix)] for name in folders}
+    for name in listing(root):
+        if name.endswith(suffix):
+            found[name] = [name]
+        elif inside.get(name) and name.lower() in SPLIT_NAMES:
+            found[name] = inside[name]
+        elif inside.get(name) and name != "data":
+            left_out.append(name)
+    found |= {file: [file] for file in inside.get("data", ())}
+    if found and left_out:
+        said = "%s: the %s files in %s are left out; a folder of a split is called one of %s"
+        logger.warning(said, root, suffix, ", ".join(left_out), ", ".join(SPLIT_NAMES))
+    splits = {name: _splits_of_words(name.rpartition("/")[2]) for name in found}
+    some = any(words[0] for words in splits.values())
+    for name, words in splits.items():
+        if not words[0] and (some or {"val", "test"} & set(words)):
+            allowed = ", ".join(SPLIT_NAMES)
+            raise UserError(f"{root}: {name} must begin with its split, one of {allowed}, or be moved away")
+    return [(splits[name][0] or "train", path) for name, paths in found.items() for path in paths]
+
+
+def _splits_of_words(name: str) -> list[str]:
+    """The splits that the words of a name stand for, "" for any other word; the words of "testA-0" are "test", "A"."""
+    splits = [SPLIT_NAMES.get(word.lower(), "") for word in re.findall(r"[A-Z]*[a-z]*", name)]
+    return [SPLIT_NAMES.get(name.lower(), splits[0]), *splits[1:]]
+
+
+# --- which files are read
 
 
 def read_files(root: str) -> OwnImages | None:
@@ -58,37 +138,48 @@ def read_files(root: str) -> OwnImages | None:
     path = absolute(root)
     if not os.path.exists(path):  # URLs may be too long for `path.exists`
         return None
-    folders, table = split_folders(path), _only_table(path)
-    training = [path / name for name in folders.get("train", []) if not _holds_shards(path / name)]
-    base, rows, hint = path, None, ""
-    if any((path / name / METADATA).is_file() for names in folders.values() for name in names):
+    folders, tables = _split_folders(path), tables_of(path)
+    table = tables[0] if len(tables) == 1 else None
+    training = [path / name for split, name in folders if split == "train" and _holds_images(path / name)]
+    base, rows = path, None
+    if any((path / name / METADATA).is_file() for _, name in folders):
         rows = _read_metadata(path, folders)
     elif (path / METADATA).is_file() and "file_name" in _columns(path / METADATA):
         rows = _read_table(path / METADATA)
     elif training and not (table is not None and _goes_first(table, training)):
-        rows, hint = read_class_folders(path, folders)
-        if tables := tables_of(path):
+        rows = _read_class_folders(path, folders)
+        if tables:
             said = "%s: %d CSV files are not read, since the folder %s is; to use one, give it: --root %s"
             logger.warning(said, path, len(tables), training[0].name, tables[0])
     elif table is not None:
         base, rows = table.parent, _read_table(table)
-    return None if rows is None else OwnImages(rows, partial(open_below, base), base, hint=hint)
+    return None if rows is None else OwnImages(rows, partial(_open_below, base), base)
 
 
-def open_below(base: Path, path: str) -> Image.Image:
-    """Opens an image below a folder."""
+def _open_below(base: Path, path: str) -> Image.Image:
     return open_image(base / path)
 
 
 def tables_of(path: Path) -> list[Path]:
-    """The CSV files of a folder, or the file itself."""
-    return [path / name for name in listing(path) if name.lower().endswith(".csv")] if path.is_dir() else [path]
+    """The CSV files of a folder, or the file itself if it is one."""
+    paths = [path / name for name in listing(path)] if path.is_dir() else [path]
+    return [each for each in paths if each.suffix.lower() == ".csv" and not each.is_dir()]
 
 
-def _only_table(path: Path) -> Path | None:
-    """The CSV file of a folder that has one, or the file itself; None if there is no CSV file, or there are several."""
-    tables = tables_of(path)
-    return tables[0] if len(tables) == 1 and tables[0].suffix.lower() == ".csv" and not tables[0].is_dir() else None
+def _split_folders(path: Path) -> list[tuple[str, str]]:
+    """Split and name of the folders of splits in a folder, train first."""
+    names = [name for name in listing(path) if name.lower() in SPLIT_NAMES] if path.is_dir() else []
+    found = [(SPLIT_NAMES[name.lower()], name) for name in names if (path / name).is_dir()]
+    return sorted(found, key=lambda each: SPLITS.index(each[0]))
+
+
+def _check_one_folder(path: Path, folders: list[tuple[str, str]]) -> None:
+    """Raises UserError if several folders mean one split: which of them was meant must not be guessed."""
+    for (one, first), (other, second) in pairwise(folders):
+        if one == other:
+            raise UserError(
+                f"{path}: the folders {first} and {second} both mean {one}; keep one of them, or move the others away"
+            )
 
 
 def _goes_first(table: Path, training: list[Path]) -> bool:
@@ -103,9 +194,8 @@ def _goes_first(table: Path, training: list[Path]) -> bool:
     return "label" in columns and ("path" in columns or "file_name" in columns)
 
 
-def _holds_shards(folder: Path) -> bool:
-    """Whether a folder holds tar files and no folder of a class."""
-    return any(name.endswith(".tar") for name in listing(folder)) and not _holds_folders(folder)
+def _holds_images(folder: Path) -> bool:
+    return any(is_image(name) for name in listing(folder)) or _holds_folders(folder)
 
 
 def _holds_folders(folder: Path) -> bool:
@@ -115,49 +205,24 @@ def _holds_folders(folder: Path) -> bool:
 # --- class folders
 
 
-def split_folders(path: Path) -> dict[str, list[str]]:
-    """Split -> the names of its folders in a folder; splits without one are left out."""
-    found: dict[str, list[str]] = {}
-    for name in listing(path) if path.is_dir() else []:
-        split = SPLIT_NAMES.get(name.lower())
-        if split is not None and (path / name).is_dir():
-            found.setdefault(split, []).append(name)
-    return found
-
-
-def _check_one_folder(path: Path, folders: dict[str, list[str]]) -> None:
-    """Raises UserError if several folders mean one split: which of them was meant must not be guessed."""
-    for split, names in folders.items():
-        if len(names) > 1:
-            raise UserError(
-                f"{path}: the folders {' and '.join(names)} all mean {split}; keep one of them, or move the others away"
-            )
-
-
-def read_class_folders(path: Path, folders: dict[str, list[str]]) -> tuple[Rows, str]:
-    """The images of class folders, and why training images may be missing; `folders` is of `split_folders`."""
+def _read_class_folders(path: Path, folders: list[tuple[str, str]]) -> list[Row]:
     _check_one_folder(path, folders)
-    known = {name for names in folders.values() for name in names}
-    strange = [name for name in listing(path) if name not in known and (path / name).is_dir()]
-    if strange:
+    known = {name for _, name in folders}
+    if strange := [name for name in listing(path) if name not in known and (path / name).is_dir()]:
         logger.warning("%s: %s is none of train, val and test, and is not read", path, ", ".join(strange))
-    rows: Rows = {split: [] for split in SPLITS}
-    left_out: dict[str, list[str]] = {kind: [] for kind in LEFT_OUT}
-    for split, folder in [(split, folders[split][0]) for split in SPLITS if split in folders]:
+    rows: list[Row] = []
+    left_out: dict[str, list[str]] = defaultdict(list)
+    for split, folder in folders:
         for name in listing(path / folder):
             inside = f"{folder}/{name}"
             if (path / inside).is_dir():
-                rows[split] += [(image, name) for image in _read_class(path, inside, left_out)]
+                rows += [Row(split, image, name) for image in _read_class(path, inside, left_out)]
             else:
                 left_out["loose" if is_image(name) else "files"].append(inside)
     for kind, said in LEFT_OUT.items():
-        if left_out[kind]:
-            logger.warning(f"%s: {said}", path, len(left_out[kind]), left_out[kind][0])
-    for kind in ("deeper", "loose"):
-        found = [each for each in left_out[kind] if each.startswith(f"{folders['train'][0]}/")]
-        if found:
-            return rows, LEFT_OUT[kind] % (len(found), found[0])
-    return rows, ""
+        if found := left_out[kind]:
+            logger.warning(f"%s: {said}", path, len(found), found[0])
+    return rows
 
 
 def _read_class(path: Path, folder: str, left_out: dict[str, list[str]]) -> list[str]:
@@ -177,20 +242,14 @@ def _read_class(path: Path, folder: str, left_out: dict[str, list[str]]) -> list
 # --- tables
 
 
-def _read_metadata(path: Path, folders: dict[str, list[str]]) -> Rows:
-    """The rows of a folder whose split folders hold a `metadata.csv` each; raises UserError as `_read_table` does."""
-    rows: Rows = {split: [] for split in SPLITS}
-    read = {split: [name for name in names if (path / name / METADATA).is_file()] for split, names in folders.items()}
+def _read_metadata(path: Path, folders: list[tuple[str, str]]) -> list[Row]:
+    """The rows of a folder whose split folders hold a `metadata.csv` each."""
+    read = [(split, name) for split, name in folders if (path / name / METADATA).is_file()]
     _check_one_folder(path, read)
-    left_out = [name for split, names in folders.items() for name in names if name not in read[split]]
-    if left_out:
+    if left_out := [name for split, name in folders if (split, name) not in read]:
         said = "%s: left out are the folders %s; a folder that is read holds a %s"
         logger.warning(said, path, ", ".join(left_out), METADATA)
-    for split, names in read.items():
-        for name in names:
-            found = _read_table(path / name / METADATA, default=split)
-            for each in SPLITS:
-                rows[split] += [(f"{name}/{image}", label) for image, label in found[each]]
+    rows = [row for split, name in read for row in _read_table(path / name / METADATA, name, split)]
     _check_listed_once(path / METADATA, rows)
     return rows
 
@@ -201,79 +260,71 @@ def _columns(path: Path) -> list[str]:
         return [column.strip().lower() for column in next(csv.reader(file, skipinitialspace=True), [])]
 
 
-def _read_table(path: Path, default: str = "") -> Rows:
+def _read_table(path: Path, folder: str = "", default: str = "") -> list[Row]:
     """The rows of a CSV file; Hugging Face's has a column `file_name` for `path`.
 
     Args:
+        path: The file.
+        folder: What its images are relative to, below the folder that is read.
         default: The split of a row that names none; "" takes that of the first folder of a `file_name`, or train.
     """
-    columns = _columns(path)
-    read = _read_rows(path, columns)
-    by_folder = not default and "file_name" in columns
-    found = _splits_by_folder(path.parent, [row for row in read if not row.split]) if by_folder else {}
-    rows: Rows = {split: [] for split in SPLITS}
-    for row in read:
-        rows[row.split or found.get(row.image) or default or "train"].append((row.image, row.label))
-    _check_listed_once(path, rows)
-    return rows
-
-
-def _read_rows(path: Path, given: list[str]) -> list[Row]:
-    columns = given
-    if "path" not in given:
-        columns = ["path" if column == "file_name" else column for column in given]
-    if repeated := next((column for column in columns if columns.count(column) > 1), None):
+    given = _columns(path)
+    by_folder = "path" not in given
+    columns = ["path" if by_folder and column == "file_name" else column for column in given]
+    if repeated := next((column for column in columns if columns.count(column) > 1), ""):
         raise UserError(f"{path} has the column {repeated!r} twice; leave one of them out")
     if not {"path", "label"} <= set(columns):
         raise UserError(f"{path} must have {COLUMNS}; got {','.join(given) or 'nothing'}")
     with reading(path, TABLE), path.open(encoding="utf-8-sig", newline="") as file:
         table = csv.DictReader(file, columns, skipinitialspace=True, strict=True)
         next(table, None)  # the names of the columns
-        return [_read_row(row, f"{path}, line {table.line_num}") for row in table]
+        rows = [_read_row(row, f"{path}, line {table.line_num}") for row in table]
+    if by_folder and not default:
+        rows = _with_splits_of_folders(path, rows)
+    rows = [Row(row.split or default or "train", os.path.join(folder, row.path), row.label) for row in rows]
+    _check_listed_once(path, rows)
+    return rows
 
 
 def _read_row(row: dict[Any, Any], where: str) -> Row:
-    """A row of a table; `where` names it in messages."""
-    image, label = (row["path"] or "").strip(), (row["label"] or "").strip()
-    given = (row.get("split") or "").strip().lower()
-    split = SPLIT_NAMES.get(given, "")
+    """A row of a table, whose split is "" if it names none; `where` names it in messages."""
+    image, label, given = ((row.get(key) or "").strip() for key in ("path", "label", "split"))
+    split = SPLIT_NAMES.get(given.lower(), "")
     if None in row:
         raise UserError(f"{where}: more values than columns; put a value that holds a comma into quotes")
     if not image or not label:
         raise UserError(f"{where}: path and label must not be empty")
     if given and not split:
         raise UserError(f"{where}: split must be train, val or test, got {given!r}")
-    return Row(where, Path(os.path.normpath(image)).as_posix(), label, split)
+    return Row(split, Path(os.path.normpath(image)).as_posix(), label)
 
 
-def _check_listed_once(path: Path, rows: Rows) -> None:
-    """Raises UserError if an image is listed twice in one spelling, or in two with other labels or splits."""
-    counts = Counter(image for split in SPLITS for image, _ in rows[split])
-    seen: dict[str, tuple[str, str]] = {}
-    for split in SPLITS:
-        for image, label in rows[split]:
-            file = os.path.abspath(path.parent / image)
-            if counts[image] > 1 or seen.setdefault(file, (label, split)) != (label, split):
-                raise UserError(f"{path}: {image} is listed more than once; an image has one label and one split")
-
-
-def _splits_by_folder(base: Path, rows: list[Row]) -> dict[str, str]:
-    """The split of every image, which is the first folder of its path below `base`. If none has a split, all are train.
-
-    Some with and some without are an error: an image must not become a training image by a guess.
-    """
-    found = {row.image: SPLIT_NAMES.get(_first_folder(base, row.image).lower(), "") for row in rows}
-    some = any(found.values())
+def _check_listed_once(path: Path, rows: list[Row]) -> None:
+    seen: set[str] = set()
     for row in rows:
-        if some and not found[row.image]:
-            raise UserError(
-                f"{row.where}: {row.image} has no split, and other images have one by their first folder; move it to a "
-                f"folder {', '.join(SPLITS)}, or add a column split"
-            )
-    return found
+        file = os.path.abspath(path.parent / row.path)
+        if file in seen:
+            raise UserError(f"{path}: {row.path} is listed more than once; an image has one label and one split")
+        seen.add(file)
+
+
+def _with_splits_of_folders(path: Path, rows: list[Row]) -> list[Row]:
+    """The rows with splits: of those that name none, the first folder of the image's path below the table's.
+
+    If none of them has one, all are train. Some with and some without are an error: an image must not become a training
+    image by a guess.
+    """
+    found = {row.path: SPLIT_NAMES.get(_first_folder(path.parent, row.path), "") for row in rows if not row.split}
+    lacking = next((image for image, split in found.items() if not split), "")
+    if lacking and any(found.values()):
+        raise UserError(
+            f"{path}: {lacking} has no split, and other images have one by their first folder; move it to a folder "
+            f"{', '.join(SPLITS)}, or add a column split"
+        )
+    return [row._replace(split=row.split or found[row.path]) for row in rows]
 
 
 def _first_folder(base: Path, image: str) -> str:
-    """The first folder of a path below `base`; "" if it has none."""
+    """The first folder of a path below `base`, in lower case; "" if it has none."""
     folder, slash, _ = Path(os.path.relpath(base / image, base)).as_posix().partition("/")
-    return folder if slash else ""
+    return folder.lower() if slash else ""

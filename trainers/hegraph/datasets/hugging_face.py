@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 from ..utils.errors import UserError, first_line
 from ..utils.files import absolute
 from ..utils.reading import check_regular
+from .folder import SPLIT_NAMES, OwnImages, Row, files_of_splits
 from .images import open_image
-from .layouts import listing
-from .rows import SPLIT_NAMES, OwnImages, Rows, name_of_label, splits_of_names
 from .splits import SPLITS
 
 if TYPE_CHECKING:
@@ -39,60 +37,31 @@ def read_hugging_face(root: str) -> OwnImages | None:
     files = {} if root.startswith(PREFIX) else _parquet_files(absolute(root))
     if not files and not root.startswith(PREFIX):
         return None
-    loaded = _load(root, files)
-    names_of_splits = _names_of_splits(root, [str(name) for name in loaded])
-    tables = {split: _with_encoded_images(loaded[name], root) for split, name in names_of_splits.items()}
-    rows: Rows = {split: [] for split in SPLITS}
+    tables = {split: _with_encoded_images(table, root) for split, table in _by_split(root, _load(root, files)).items()}
+    rows: list[Row] = []
     classnames: list[str] = []
     for split, table in tables.items():
-        names = getattr(table.features[LABEL], "names", None) or ()
-        classnames = classnames or list(names)
-        for row, label in enumerate(table[LABEL]):
-            where = f"{root}: row {row} of {split}"
+        names = getattr(table.features[LABEL], "names", None) or []
+        classnames = classnames or names
+        for number, label in enumerate(table[LABEL]):
             if names and label is not None:
-                name = names[label] if 0 <= label < len(names) else ""
-            else:
-                name = name_of_label(label, where)
-            if not name:
-                raise UserError(f"{where} has no label in the column {LABEL}; give it one, or leave the row out")
-            rows[split].append((f"{split}/{row}", name))
+                label = names[label] if 0 <= label < len(names) else None
+            rows.append(Row(split, f"{split}/{number}", label))
     return OwnImages(rows, open=partial(_open_row, tables), version=partial(_version, tables), classnames=classnames)
 
 
-def _names_of_splits(root: str, names: Sequence[str]) -> dict[str, str]:
-    """Split -> its name in a data set. Of several names, the split's own one is taken, or else the first."""
-    taken: dict[str, str] = {}
-    for name in names:
-        split = SPLIT_NAMES.get(name.lower())
-        if split is not None and (split not in taken or name in SPLITS):
-            taken[split] = name
-    left_out = ", ".join(name for name in names if name not in taken.values())
-    allowed = ", ".join(SPLIT_NAMES)
-    if not taken:
-        raise UserError(f"{root} has only the splits {left_out}; rename one to train, and others to some of {allowed}")
-    if left_out:
-        said = "%s: left out are the splits %s; read are %s, since known are one train, val and test, called one of %s"
-        logger.warning(said, root, left_out, ", ".join(taken.values()), allowed)
-    return taken
-
-
 def _parquet_files(path: Path) -> dict[str, list[str]]:
-    """Split -> the Parquet files of a folder, or the one file; raises UserError as `splits_of_names` does."""
-    if not os.path.exists(path):  # URLs may be too long for `path.exists`
-        return {}
-    if not path.is_dir():
-        return {"train": [str(path)]} if path.suffix == ".parquet" else {}
-    found: list[str] = []
-    for folder in ("", "data/"):
-        names = listing(path / folder) if (path / folder).is_dir() else []
-        found += [f"{folder}{name}" for name in names if name.endswith(".parquet")]
+    """Split -> the Parquet files of a folder, or the one file."""
+    if not os.path.isdir(path):  # URLs may be too long for `path.is_dir`
+        return {"train": [str(path)]} if path.suffix == ".parquet" and os.path.exists(path) else {}
     files: dict[str, list[str]] = {}
-    for name, split in splits_of_names(path, found).items():
+    for split, name in files_of_splits(path, ".parquet"):
         files.setdefault(split, []).append(str(path / name))
     return files
 
 
 def _load(root: str, files: dict[str, list[str]]) -> Any:
+    """What the package loads: the name of a split -> its table."""
     try:
         import datasets
     except ImportError as error:
@@ -112,12 +81,28 @@ def _load(root: str, files: dict[str, list[str]]) -> Any:
         raise UserError(f"cannot load {root} with the package datasets: {first_line(error)}") from error
 
 
+def _by_split(root: str, loaded: Any) -> dict[str, Any]:
+    """Split -> its table. Of several names that mean one split, the split's own is taken, or else the first."""
+    taken: dict[str, str] = {}
+    for name in map(str, loaded):
+        split = SPLIT_NAMES.get(name.lower())
+        if split is not None and (split not in taken or name in SPLITS):
+            taken[split] = name
+    left_out = ", ".join(name for name in map(str, loaded) if name not in taken.values())
+    allowed = ", ".join(SPLIT_NAMES)
+    if not taken:
+        raise UserError(f"{root} has only the splits {left_out}; rename one to train, and others to some of {allowed}")
+    if left_out:
+        said = "%s: left out are the splits %s; read are %s, since known are one train, val and test, called one of %s"
+        logger.warning(said, root, left_out, ", ".join(taken.values()), allowed)
+    return {split: loaded[name] for split, name in taken.items()}
+
+
 def _with_encoded_images(table: Any, root: str) -> Any:
     """The table with images as they are stored, which are decoded one by one."""
     import datasets
 
-    missing = [column for column in (IMAGE, LABEL) if column not in table.column_names]
-    if missing:
+    if missing := [column for column in (IMAGE, LABEL) if column not in table.column_names]:
         held = ", ".join(table.column_names)
         raise UserError(f"{root} has no column {' and none '.join(missing)}; rename one of its columns: {held}")
     try:
@@ -127,20 +112,20 @@ def _with_encoded_images(table: Any, root: str) -> Any:
 
 
 def _open_row(tables: dict[str, Any], path: str) -> Image.Image:
-    stored = _stored(tables, path)
-    return open_image(stored["path"] if stored["bytes"] is None else stored["bytes"])
+    return open_image(_stored(tables, path))
 
 
 def _version(tables: dict[str, Any], path: str) -> tuple[int, int]:
     stored = _stored(tables, path)
-    size = Path(stored["path"]).stat().st_size if stored["bytes"] is None else len(stored["bytes"])
+    size = len(stored) if isinstance(stored, bytes) else Path(stored).stat().st_size
     return size, int(tables[path.partition("/")[0]]._fingerprint, 16)
 
 
-def _stored(tables: dict[str, Any], path: str) -> dict[str, Any]:
-    """The image of a row as it is stored: its "bytes", or the "path" of its file; UserError if it has neither."""
+def _stored(tables: dict[str, Any], path: str) -> bytes | str:
+    """The image of a row as it is stored: its bytes, or the path of its file; UserError if it has neither."""
     split, _, row = path.partition("/")
-    stored = tables[split][int(row)][IMAGE]
-    if stored is None or (stored["bytes"] is None and stored["path"] is None):
-        raise UserError(f"row {row} of {split} has no image in the column {IMAGE}; give it one, or leave the row out")
-    return stored
+    stored = tables[split][int(row)][IMAGE] or {}
+    for found in (stored.get("bytes"), stored.get("path")):
+        if found is not None:
+            return found
+    raise UserError(f"row {row} of {split} has no image in the column {IMAGE}; give it one, or leave the row out")

@@ -55,14 +55,9 @@ def is_image(name: str) -> bool:
 
 
 def open_image(source: Path | str | bytes, as_stored: bool = False) -> Image.Image:
-    """Opens an image as RGB.
+    """Opens a file, or the bytes of one, as RGB; `as_stored` as Dassl does it, without what `to_rgb` does.
 
-    Args:
-        source: Its file, or the bytes of one.
-        as_stored: Whether it is converted as Dassl does it, without what `to_rgb` does.
-
-    Raises:
-        Exception: On damaged bytes, Pillow raises whatever they lead to; `reason` puts it into one line.
+    On damaged bytes, Pillow raises whatever they lead to; `reason` puts it into one line.
     """
     if not isinstance(source, bytes):
         check_file(source)
@@ -86,12 +81,7 @@ def to_rgb(file: Image.Image) -> Image.Image:
 
 
 def check_file(path: Path | str) -> None:
-    """Checks that there is a file with content, which opening does not wait for.
-
-    Raises:
-        ValueError: If it is a folder, a pipe or a device, a link to nothing, or empty.
-        OSError: If there is none.
-    """
+    """Raises ValueError or OSError unless there is a file with content, which opening does not wait for."""
     try:
         status = os.stat(path)
     except FileNotFoundError as error:

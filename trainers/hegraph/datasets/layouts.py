@@ -1,4 +1,4 @@
-"""How CoOp's data sets are read, but for ImageNet's: their lists, and CoOp's way to split one without a split.
+"""How CoOp's data sets are read: their lists and folders, and CoOp's way to split one without a split.
 
 Readers take the folder of the data set, the generator that a split is drawn from, and the folder of its images below;
 paths of items are relative to the data set's folder. Listings are sorted, so that a split does not depend on the file
@@ -19,9 +19,21 @@ from typing import Any
 from ..utils.errors import UserError, first_line
 from ..utils.reading import read_json, read_text, reading
 from ..utils.schema import Name, check
-from .splits import SPLITS, Item, Pools
+from .splits import SPLITS, Item, Pools, read_coop_pickle
 
 TRAIN_FRACTION, VAL_FRACTION = 0.5, 0.2  # of each class, where there is no official split
+WORDNET_ID = re.compile(r"n\d{8}")
+
+# Files that may label a flat validation folder, and the folders in which they may be, below the folder of ImageNet. The
+# last file is that of ILSVRC's development kit; it lists numbers of its own, which the kit's meta.mat translates. All
+# others list WordNet ids or name the images.
+GROUND_TRUTH = (
+    "LOC_val_solution.csv",
+    "val.txt",
+    "imagenet_2012_validation_synset_labels.txt",
+    "ILSVRC2012_validation_ground_truth.txt",
+)
+GROUND_TRUTH_FOLDERS = (".", "images", "images/val", "data", "devkit/data", "ILSVRC2012_devkit_t12/data")
 
 
 def listing(folder: Path) -> list[str]:
@@ -67,6 +79,9 @@ def read_mat(path: Path, variable: str) -> Any:
         return loadmat(file)[variable]
 
 
+# --- splits that are drawn
+
+
 def split_trainval(trainval: list[Item], rng: random.Random) -> tuple[list[Item], list[Item]]:
     """Draws a fifth of each class as val; the rest is train (CoOp's `split_trainval`)."""
     by_class: dict[int, list[Item]] = defaultdict(list)  # in order of first appearance
@@ -86,15 +101,12 @@ def split_classes(by_class: Iterable[tuple[int, str, list[str]]], rng: random.Ra
 
     `by_class` gives label, name and image paths of each class.
     """
-    pools: Pools = {"train": [], "val": [], "test": []}
+    pools: Pools = {split: [] for split in SPLITS}
     for label, name, paths in by_class:
         rng.shuffle(paths)
-        num_train, num_val = round(len(paths) * TRAIN_FRACTION), round(len(paths) * VAL_FRACTION)
-        parts = {
-            "train": paths[:num_train],
-            "val": paths[num_train : num_train + num_val],
-            "test": paths[num_train + num_val :],
-        }
+        val = round(len(paths) * TRAIN_FRACTION)
+        test = val + round(len(paths) * VAL_FRACTION)
+        parts = {"train": paths[:val], "val": paths[val:test], "test": paths[test:]}
         if not all(parts.values()):
             raise UserError(f"class {name!r} has {len(paths)} images, too few to be split into train, val and test")
         for split, part in parts.items():
@@ -102,10 +114,19 @@ def split_classes(by_class: Iterable[tuple[int, str, list[str]]], rng: random.Ra
     return pools
 
 
+def _official_lists(trainval: Path, test: Path, item: Callable[[str], Item], rng: random.Random) -> Pools:
+    """The items of two official lists, one a line; val is drawn from the first."""
+    train, val = split_trainval([item(line) for line in read_lines(trainval)], rng)
+    return {"train": train, "val": val, "test": [item(line) for line in read_lines(test)]}
+
+
+# --- the data sets but for ImageNet's
+
+
 def split_class_folders(
     folder: Path, rng: random.Random, images: str, ignored: Collection[str] = (), names: Mapping[str, str] | None = None
 ) -> Pools:
-    """Reads a data set that is one folder per class, without an official split, and draws a split.
+    """One folder per class, without an official split: it is drawn.
 
     Args:
         ignored: Class folders that are left out.
@@ -118,9 +139,8 @@ def split_class_folders(
     def paths(name: str) -> list[str]:
         return [f"{images}/{name}/{file}" for file in listing(folder / images / name)]
 
-    return split_classes(
-        ((label, (names or {}).get(name, name), paths(name)) for label, name in enumerate(folders)), rng
-    )
+    called = names or {}
+    return split_classes(((label, called.get(name, name), paths(name)) for label, name in enumerate(folders)), rng)
 
 
 def read_pets(folder: Path, rng: random.Random, images: str) -> Pools:
@@ -146,10 +166,8 @@ def read_cars(folder: Path, rng: random.Random, images: str) -> Pools:
             found.append(Item(f"{place}/{row['fname'][0]}", label, f"{year} {model}"))
         return found
 
-    trainval = items("cars_train", folder / "devkit" / "cars_train_annos.mat")
-    test = items("cars_test", folder / "cars_test_annos_withlabels.mat")
-    train, val = split_trainval(trainval, rng)
-    return {"train": train, "val": val, "test": test}
+    train, val = split_trainval(items("cars_train", folder / "devkit" / "cars_train_annos.mat"), rng)
+    return {"train": train, "val": val, "test": items("cars_test", folder / "cars_test_annos_withlabels.mat")}
 
 
 def read_flowers(folder: Path, rng: random.Random, images: str) -> Pools:
@@ -186,10 +204,8 @@ def read_sun(folder: Path, rng: random.Random, images: str) -> Pools:
 def read_ucf(folder: Path, rng: random.Random, images: str) -> Pools:
     """Lists of videos. The action `ApplyEyeMakeup` has the folder and the class name `Apply_Eye_Makeup`."""
     lists = folder / "ucfTrainTestlist"
-    labels = {}
-    for line in read_lines(lists / "classInd.txt"):
-        number, action = line.split(" ")
-        labels[action] = int(number) - 1
+    numbered = (line.split(" ") for line in read_lines(lists / "classInd.txt"))
+    labels = {action: int(number) - 1 for number, action in numbered}
 
     def item(line: str) -> Item:
         action, video = line.split(" ")[0].split("/")
@@ -199,7 +215,149 @@ def read_ucf(folder: Path, rng: random.Random, images: str) -> Pools:
     return _official_lists(lists / "trainlist01.txt", lists / "testlist01.txt", item, rng)
 
 
-def _official_lists(trainval: Path, test: Path, item: Callable[[str], Item], rng: random.Random) -> Pools:
-    """The items of two official lists, one a line; val is drawn from the first."""
-    train, val = split_trainval([item(line) for line in read_lines(trainval)], rng)
-    return {"train": train, "val": val, "test": [item(line) for line in read_lines(test)]}
+# --- ImageNet and its variants: classes are folders, or positions in classnames.txt
+
+
+def read_imagenet(folder: Path, rng: random.Random, images: str) -> Pools:
+    """ImageNet. The official validation images are both val and test, as in CoOp: the very same list.
+
+    CoOp keeps the items that it read in `preprocessed.pkl`, in the order of the file system at that time, and later
+    runs draw from this file. So it goes before the folders here as well.
+    """
+    listed = folder / "preprocessed.pkl"
+    if listed.is_file():
+        found = read_coop_pickle(listed, folder.name)
+        train, test = (
+            [item._replace(path=item.path[len(folder.name) + 1 :]) for item in found.get(split, ())]
+            for split in ("train", "test")
+        )
+    else:
+        names, ids = class_names_by_id(folder), class_ids(folder, f"{images}/train")
+        train = _items_of_folders(folder, f"{images}/train", names, ids)
+        test = _read_validation(folder, f"{images}/val", names, ids)
+    return {"train": train, "val": test, "test": test}
+
+
+def read_imagenet_v2(folder: Path, rng: random.Random, images: str) -> Pools:
+    """ImageNetV2, whose class folders 0 to 999 are positions in `classnames.txt`."""
+    names = list(class_names_by_id(folder).values())
+    test = []
+    for number in sorted(int(name) for name in listing(folder / images) if name.isdigit()):
+        if number >= len(names):
+            raise UserError(f"{folder / 'classnames.txt'} names {len(names)} classes, and there is a folder {number}")
+        files = listing(folder / images / str(number))
+        test += [Item(f"{images}/{number}/{file}", number, names[number]) for file in files]
+    return {"train": [], "val": [], "test": test}
+
+
+def read_test_folders(folder: Path, rng: random.Random, images: str) -> Pools:
+    """A variant that has only test images, one folder per class."""
+    test = _items_of_folders(folder, images, class_names_by_id(folder), class_ids(folder, images))
+    return {"train": [], "val": [], "test": test}
+
+
+def class_names_by_id(folder: Path) -> dict[str, str]:
+    """WordNet id -> class name, in the order of `classnames.txt`, whose lines are `<WordNet id> <name>`."""
+    names = {}
+    for line in read_lines(folder / "classnames.txt"):
+        wordnet_id, _, name = line.partition(" ")
+        if not WORDNET_ID.fullmatch(wordnet_id) or not name:
+            raise UserError(f"{folder / 'classnames.txt'} must hold lines such as 'n01440764 tench', got {line!r}")
+        names[wordnet_id] = name
+    return names
+
+
+def class_ids(folder: Path, images: str) -> list[str]:
+    """The WordNet ids of the class folders, in order; raises UserError if `classnames.txt` lacks one."""
+    names = class_names_by_id(folder)
+    ids = [name for name in listing(folder / images) if (folder / images / name).is_dir()]
+    if unnamed := [name for name in ids if name not in names]:
+        raise UserError(f"{folder / images} has a folder {unnamed[0]!r} that {folder / 'classnames.txt'} does not name")
+    return ids
+
+
+def _items_of_folders(folder: Path, images: str, names: dict[str, str], ids: list[str]) -> list[Item]:
+    """The items of all class folders; `names` is WordNet id -> class name, `ids` the WordNet ids in label order."""
+    found = [
+        (f"{images}/{wordnet_id}/{file}", wordnet_id)
+        for wordnet_id in class_ids(folder, images)
+        for file in listing(folder / images / wordnet_id)
+    ]
+    return _items(folder, found, names, ids)
+
+
+def _read_validation(folder: Path, place: str, names: dict[str, str], ids: list[str]) -> list[Item]:
+    """The validation images, which are in class folders or in a flat folder with a file that labels them.
+
+    Every class has the label that it has in training, even if some class has no validation images.
+    """
+    if any(path.is_dir() for path in (folder / place).glob("n*")):
+        return _items_of_folders(folder, place, names, ids)
+    files = [name for name in listing(folder / place) if name.lower().endswith((".jpeg", ".jpg", ".png"))]
+    if not files:
+        raise UserError(f"{folder / place} holds no image")
+    labels = _ground_truth(folder, files, sorted(names))
+    found = [(f"{place}/{file}", wordnet_id) for file, wordnet_id in zip(files, labels)]
+    return sorted(_items(folder, found, names, ids), key=lambda item: (item.label, item.path))
+
+
+def _items(folder: Path, found: list[tuple[str, str]], names: dict[str, str], ids: list[str]) -> list[Item]:
+    """The items of (path, WordNet id); raises UserError for a class without a training folder."""
+    labels = {wordnet_id: label for label, wordnet_id in enumerate(ids)}
+    for path, wordnet_id in found:
+        if wordnet_id not in labels:
+            raise UserError(f"the class {wordnet_id!r} of {folder / path} has no folder in {folder / 'images/train'}")
+    return [Item(path, labels[wordnet_id], names[wordnet_id]) for path, wordnet_id in found]
+
+
+def _ground_truth(folder: Path, files: list[str], wordnet_ids: list[str]) -> list[str]:
+    """The WordNet id of every image of a flat validation folder.
+
+    Args:
+        files: The sorted names of the images.
+        wordnet_ids: The sorted ids of all classes, including those that have no training images here.
+    """
+    candidates = [folder / where / name for name in GROUND_TRUTH for where in GROUND_TRUTH_FOLDERS]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise UserError(
+            f"{folder / 'images/val'} holds no class folders, and there is no file that labels its images; put one of "
+            f"{', '.join(GROUND_TRUTH)} into {folder}"
+        )
+    labels = _read_labels(path, files)
+    if not all(label.isdigit() for label in labels):
+        return labels
+    # Caffe counts the sorted ids from 0; the development kit has an order of its own
+    by_number = dict(enumerate(wordnet_ids)) if path.name == "val.txt" else _numbers_of_kit(path)
+    absent = next((label for label in labels if int(label) not in by_number), None)
+    if absent is not None:
+        raise UserError(f"{path} names class number {absent}, which is none of {len(by_number)}")
+    return [by_number[int(label)] for label in labels]
+
+
+def _read_labels(path: Path, files: list[str]) -> list[str]:
+    """The WordNet id, or else the class number, that a file of `GROUND_TRUTH` gives each of `files`."""
+    lines = read_lines(path)
+    if path.suffix == ".csv":  # Kaggle's, with the header ImageId,PredictionString; a prediction begins with the id
+        found = {row.split(",")[0]: row.split(",")[1].split(" ")[0] for row in lines if "," in row}
+        labels = [found.get(Path(file).stem, "") for file in files]
+    elif all(len(line.split()) == 2 for line in lines):  # Caffe's val.txt: an image and its class number from 0
+        found = dict(map(str.split, lines))
+        labels = [found.get(file, "") for file in files]
+    else:  # one class a line, in the order of the names of the images
+        labels = lines
+    if len(labels) != len(files) or not all(labels):
+        raise UserError(f"{path} does not label the {len(files)} images ({len(lines)} lines)")
+    return labels
+
+
+def _numbers_of_kit(path: Path) -> dict[int, str]:
+    """ILSVRC's class number -> WordNet id, of the table beside the file or a folder above."""
+    meta = next((p for p in (path.parent / "meta.mat", path.parent.parent / "meta.mat") if p.is_file()), None)
+    if meta is None:
+        raise UserError(
+            f"{path} holds the numbers of ILSVRC's development kit; put the kit's data/meta.mat beside it, which says "
+            "what they mean"
+        )
+    synsets = read_mat(meta, "synsets")
+    return {int(row[0]["ILSVRC2012_ID"].item()): str(row[0]["WNID"].item()) for row in synsets}

@@ -18,19 +18,24 @@ from ..utils.commands import command
 from ..utils.errors import UserError, unknown
 from ..utils.files import absolute
 from .base import Dataset, class_names
-from .entry import DatasetEntry, LoaderEntry
 from .images import open_image
 from .layouts import is_folder
-from .registry import ENTRIES, find_entry
-from .split_files import check_pools, read_coop_pickle, read_drawn, read_split_file, write_drawn
-from .splits import SPLITS, Pools, select_few_shot
+from .registry import ENTRIES, DatasetEntry, LoaderEntry, find_entry
+from .splits import (
+    SPLITS,
+    Pools,
+    check_pools,
+    read_coop_pickle,
+    read_drawn,
+    read_split_file,
+    select_few_shot,
+    write_drawn,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
 
 logger = logging.getLogger(__name__)
-
-MALFORMED = (KeyError, TypeError, ValueError, IndexError)  # what reading a file of an unexpected structure may raise
 
 
 def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | None = None) -> Dataset:
@@ -49,7 +54,7 @@ def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | 
     if isinstance(entry, LoaderEntry):
         return entry.load(root)
     if isinstance(entry, DatasetEntry):
-        return load_stored(entry, root, seed, rng or random.Random(seed))
+        return _load_stored(entry, root, seed, rng or random.Random(seed))
     raise unknown("data set", name, ENTRIES)
 
 
@@ -73,8 +78,7 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
     entry = find_entry(name)
     drawn = read_coop_selection(dataset, entry.folder, shots, seed) if isinstance(entry, DatasetEntry) else None
     if drawn is not None:
-        val, test = drawn.get("val", dataset.val), drawn.get("test", dataset.test)
-        dataset = replace(dataset, train=drawn["train"], val=val, test=test)
+        dataset = dataset.with_splits(drawn)
     else:
         train_labels, val_labels = ([item.label for item in items] for items in (dataset.train, dataset.val))
         dataset = dataset.select(select_few_shot(train_labels, val_labels, shots, rng))
@@ -101,11 +105,8 @@ def check_trainable(dataset: Dataset) -> None:
 # --- data sets that have a folder below the data root
 
 
-def load_stored(entry: DatasetEntry, root: str, seed: int, rng: random.Random) -> Dataset:
-    """Loads a data set with its full splits from the folder of all data sets. No image is opened.
-
-    A missing split is drawn from `rng`, which was made from `seed`; the few-shot protocol draws from it afterwards.
-    """
+def _load_stored(entry: DatasetEntry, root: str, seed: int, rng: random.Random) -> Dataset:
+    """A data set below the folder of all data sets. A missing split is drawn from `rng`, which was made from `seed`."""
     name = entry.name
     base = absolute(root)
     folder = base / entry.folder
@@ -114,17 +115,15 @@ def load_stored(entry: DatasetEntry, root: str, seed: int, rng: random.Random) -
     if not is_folder(folder):
         raise UserError(f"{name} is not in {folder}; set --root to the folder that holds {entry.folder}/, or {hint}")
     try:
-        pools = read_pools(entry, folder, seed, rng)
-        classnames = pools_class_names(entry, pools)
+        pools, names = read_stored(entry, folder, seed, rng)
         ids = entry.class_ids(folder) if entry.class_ids else ()
-    except MALFORMED as error:  # a UserError is a ValueError
-        reason = str(error) if isinstance(error, UserError) else f"a file there has another structure ({error!r})"
-        raise UserError(f"{name}: {reason}; {hint}") from error
-    items = {split: [item._replace(path=f"{entry.folder}/{item.path}") for item in pools[split]] for split in SPLITS}
-    if pools["val"] is pools["test"]:
-        items["val"] = items["test"]
-    train, val, test = (items[split] for split in SPLITS)
-    return Dataset(name, classnames, train, val, test, open=partial(open_stored, base), root=base, class_ids=ids)
+    except UserError as error:
+        raise UserError(f"{name}: {error}; {hint}") from error
+    val_is_test = pools["val"] is pools["test"]
+    train, val, test = (
+        [item._replace(path=f"{entry.folder}/{item.path}") for item in pools[split]] for split in SPLITS
+    )
+    return Dataset(name, names, train, test if val_is_test else val, test, partial(open_stored, base), base, ids)
 
 
 def open_stored(base: Path, path: str) -> Image.Image:
@@ -132,39 +131,63 @@ def open_stored(base: Path, path: str) -> Image.Image:
     return open_image(base / path, as_stored=True)
 
 
-def read_pools(entry: DatasetEntry, folder: Path, seed: int, rng: random.Random, write: bool = True) -> Pools:
-    """The full splits of a data set, with paths relative to its folder.
+def read_stored(
+    entry: DatasetEntry, folder: Path, seed: int, rng: random.Random, write: bool = True
+) -> tuple[Pools, list[str]]:
+    """The full splits of a data set, with paths relative to its folder, and its class names in label order.
 
     Args:
         seed: The seed that `rng` was made from. If the split file was drawn with it, `rng` is set to its state then.
         rng: The generator that a missing split is drawn from.
         write: Whether a split that had to be drawn is written to the split file.
+
+    Raises:
+        UserError: If something is missing or damaged, a split is empty, or items do not agree on what a label means.
     """
-    if entry.split_file is None:
-        return entry.read(folder, rng)
-    split_file = folder / entry.split_file
-    prefix = f"{entry.images}/" if entry.images else ""
-    if split_file.is_file():
-        drawn = read_drawn(split_file)
-        if drawn is not None and drawn["seed"] == seed:
-            rng.setstate(drawn["state"])
-        pools = read_split_file(split_file)
-        return {split: [item._replace(path=prefix + item.path) for item in pools[split]] for split in SPLITS}
     try:
-        pools = entry.read(folder, rng)
+        pools = _read_pools(entry, folder, seed, rng)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError) as error:  # what a list of another structure leads to
+        raise UserError(f"a file in {folder} has another structure ({error!r})") from error
+    needed = ("test",) if entry.train_on else ("train", "test")
+    if empty := next((split for split in needed if not pools[split]), ""):
+        raise UserError(f"there is no {empty} image")
+    names = class_names(*(pools[split] for split in (SPLITS if not entry.train_on else ("test",))))
+    if entry.split_file and not (folder / entry.split_file).is_file():
+        check_pools(pools, str(folder))
+        if write:
+            _write_split(entry, folder / entry.split_file, pools, seed, rng)
+    return pools, names
+
+
+def _read_pools(entry: DatasetEntry, folder: Path, seed: int, rng: random.Random) -> Pools:
+    """The splits as the split file says, or else as they are drawn."""
+    split_file = folder / (entry.split_file or "")
+    if entry.split_file and split_file.is_file():
+        drawn = read_drawn(split_file)
+        if drawn is not None and drawn.seed == seed:
+            rng.setstate(drawn.state)
+        pools = read_split_file(split_file)
+        return {split: [item._replace(path=_prefix(entry) + item.path) for item in pools[split]] for split in SPLITS}
+    try:
+        return entry.read(folder, rng)
     except UserError as error:
+        if entry.split_file is None:
+            raise
         raise UserError(f"{split_file} is missing, and no split can be drawn instead: {error}") from error
-    pools_class_names(entry, pools)  # checks the split before it is written
-    check_pools(pools, str(folder))
-    if write:
-        listed = {split: [item._replace(path=item.path[len(prefix) :]) for item in pools[split]] for split in SPLITS}
-        _write_split(entry, split_file, listed, seed, rng)
-    return pools
+
+
+def _prefix(entry: DatasetEntry) -> str:
+    """What paths of the split file are relative to, below the folder of the data set."""
+    return f"{entry.images}/" if entry.images else ""
 
 
 def _write_split(entry: DatasetEntry, split_file: Path, pools: Pools, seed: int, rng: random.Random) -> None:
+    cut = len(_prefix(entry))
+    listed = {split: [item._replace(path=item.path[cut:]) for item in pools[split]] for split in SPLITS}
     try:
-        write_drawn(split_file, pools, seed, rng.getstate())
+        write_drawn(split_file, listed, seed, rng.getstate())
     except UserError as error:
         logger.warning("%s; every seed will draw a split, and a test set, of its own", error)
         return
@@ -173,17 +196,6 @@ def _write_split(entry: DatasetEntry, split_file: Path, pools: Pools, seed: int,
         fetch = command(f"datasets download {entry.name} --root {split_file.parent.parent}")
         more = f". It is not the split of published numbers; to get that, delete the file and run {fetch}"
     logger.warning("%s was missing: drawn with seed %d and written, as CoOp does%s", split_file, seed, more)
-
-
-def pools_class_names(entry: DatasetEntry, pools: Pools) -> list[str]:
-    """The class names in label order; UserError if a split is empty, or they do not agree on what a label means."""
-    needed = ("test",) if entry.train_on else ("train", "test")
-    empty = next((split for split in needed if not pools[split]), None)
-    if empty is not None:
-        raise UserError(f"there is no {empty} image")
-    if entry.train_on:
-        return class_names(pools["test"])
-    return class_names(pools["train"], pools["val"], pools["test"])
 
 
 def read_coop_selection(dataset: Dataset, folder: str, shots: int, seed: int) -> Pools | None:
@@ -199,13 +211,13 @@ def read_coop_selection(dataset: Dataset, folder: str, shots: int, seed: int) ->
         return None
     logger.info("%s: CoOp's own few-shot selection is used", path)
     drawn = read_coop_pickle(path, folder)
-    remedy = f"{path} was drawn from another split; delete it to draw anew"
-    if "val" not in drawn and not dataset.val_is_test:
-        raise UserError(f"{remedy} (it has no val)")
     names, test = dict(enumerate(dataset.classnames)), {item.path for item in dataset.test}
+    why = "" if "val" in drawn or dataset.val_is_test else "it has no val"
     for item in (item for items in drawn.values() for item in items):
         if names.get(item.label) != item.classname:
-            raise UserError(f"{remedy} ({item.path} has label {item.label}, {item.classname!r})")
-        if item.path in test:
-            raise UserError(f"{remedy} ({item.path} is a test image)")
+            why = f"{item.path} has label {item.label}, {item.classname!r}"
+        elif item.path in test:
+            why = f"{item.path} is a test image"
+    if why:
+        raise UserError(f"{path} was drawn from another split; delete it to draw anew ({why})")
     return drawn

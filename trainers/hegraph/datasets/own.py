@@ -10,18 +10,16 @@ import logging
 import os
 import re
 import shlex
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..utils.commands import command
 from ..utils.errors import UserError, first_line
 from ..utils.files import absolute, hash_file
-from .base import Dataset
-from .folder import read_files, tables_of
+from .base import Dataset, some
+from .folder import OwnImages, class_name, read_files, tables_of
 from .hugging_face import read_hugging_face
 from .layouts import listing
-from .rows import LONGEST_NUMBER, OwnImages
 from .shards import read_shards
 from .splits import SPLITS, Item
 
@@ -29,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "ImageFolder"
 HEAD = 4096  # bytes of files that are compared first
-MAX_NAMED = 3  # a message names at most so many files or classes
+LONGEST_NUMBER = 1000  # digits of a class name that is a number; Python does not convert many more
 LAYOUT = (
     "expected ROOT/train/<class>/*.jpg (and val, test if you have them), or a CSV file with the columns "
     "path,label[,split]"
@@ -54,31 +52,30 @@ def load_own_images(root: str) -> Dataset:
     images = next((found for read in FORMS if (found := read(root)) is not None), None)
     if images is None:
         raise _no_form(absolute(root))
-    # macOS writes an umlaut as two characters, and other systems as one
-    rows = {split: [(file, _nfc(name)) for file, name in found] for split, found in images.rows.items()}
-    where, hint = images.root or root, f"; {images.hint}" if images.hint else ""
+    where = images.root or root
+    rows: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
+    for split, path, label in images.rows:
+        name = class_name(label, f"{where}: {path}")
+        if not name:
+            raise UserError(f"{where}: {path} has no label; give it one, or leave it out")
+        rows[split].append((path, name))
     trained = {name for _, name in rows["train"]}
-    names = [name for name in dict.fromkeys(map(_nfc, images.classnames)) if name in trained]
-    names = names if len(names) == len(trained) else sorted(trained, key=_class_order)
-    if not names:
-        raise UserError(f"{where} has no training image{hint or f'; {LAYOUT}'}")
-    labels = {name: label for label, name in enumerate(names)}
+    if not trained:
+        raise UserError(f"{where} has no training image; {LAYOUT}")
+    names = [name for name in dict.fromkeys(class_name(each, root) for each in images.classnames) if name in trained]
+    if len(names) < len(trained):
+        names = sorted(trained, key=_class_order)
     for split in ("val", "test"):
-        unknown = sorted({name for _, name in rows[split]} - set(names))
-        if unknown:
-            raise UserError(
-                f"{where}: {len(unknown)} classes of {split} have no training image: {', '.join(unknown[:5])}{hint}"
-            )
+        if unknown := sorted({name for _, name in rows[split]} - trained):
+            said = f"{len(unknown)} classes of {split} have no training image: {', '.join(unknown[:5])}"
+            raise UserError(f"{where}: {said}")
     if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", name) for name in names):
         said = '%s: all class names are numbers (%s), so prompts read "a photo of a %s."; give them names in words'
-        logger.warning(said, where, _some(names), names[0])
-    train, val, test = ([Item(file, labels[name], name) for file, name in rows[split]] for split in SPLITS)
+        logger.warning(said, where, some(names), names[0])
+    labels = {name: label for label, name in enumerate(names)}
+    train, val, test = ([Item(path, labels[name], name) for path, name in rows[split]] for split in SPLITS)
     check = command(f"datasets check folder --root {shlex.quote(root)}")
-    return Dataset(NAME, names, train, val, test, images.open, images.root, version=images.version, check_command=check)
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+    return Dataset(NAME, names, train, val, test, images.open, images.root, (), images.version, check)
 
 
 def _class_order(name: str) -> tuple[int, int, str]:
@@ -93,14 +90,9 @@ def _no_form(path: Path) -> UserError:
         return UserError(f"cannot read {path}: {first_line(error)}; {LAYOUT}")
     if not path.is_dir():
         return UserError(f"{path} is no CSV file; {LAYOUT}")
-    tables = tables_of(path)
-    if len(tables) > 1:
-        return UserError(f"{path} holds {len(tables)} CSV files; {LAYOUT}")
-    return UserError(f"{path} holds {_some(listing(path)) or 'nothing'}, and no images in a folder train; {LAYOUT}")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join([*names[:MAX_NAMED], *(["..."] if len(names) > MAX_NAMED else [])])
+    tables = len(tables_of(path))
+    held = f"{tables} CSV files" if tables else f"{some(listing(path)) or 'nothing'}, and no images in a folder train"
+    return UserError(f"{path} holds {held}; {LAYOUT}")
 
 
 # --- images that are learned from and tested on: the same file under two names
@@ -138,8 +130,6 @@ def files_among(files: Sequence[Path], others: Sequence[Path]) -> list[Path]:
         both = set(told.values()) & set(told_of_others.values())
         files = [path for path in files if told[path] in both]
         others = [path for path in others if told_of_others[path] in both]
-        if not files:
-            break
     return list(files)
 
 

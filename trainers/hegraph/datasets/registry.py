@@ -1,23 +1,35 @@
-"""The list of all data sets, and how one is found by its name. CoOp's are rows of `entries.yaml`."""
+"""The list of all data sets: what is known of each, and how one is found by its name.
+
+CoOp's are rows of `entries.yaml`, whose head explains their fields.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
 from ..utils.errors import UserError, unknown
-from . import imagenet, layouts
+from . import layouts
 from .digits import DOMAINS, HALVES, load_digits_dataset
-from .entry import ByHand, DatasetEntry, Entry, LoaderEntry, Member, Sizes, Source
 from .own import NAME as OWN
 from .own import load_own_images
 from .splits import Pools
 
+if TYPE_CHECKING:
+    from .base import Dataset
+
 FILE = Path(__file__).with_name("entries.yaml")
+
+# What a data set without templates of its own gets. The negative one is HeGraphAdapter's (section 3.1.1), which takes
+# it from CLIPN (Wang et al., ICCV 2023).
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+DEFAULT_NEGATIVE_TEMPLATES = ("a photo of no {}.",)
 
 # The layouts of `entries.yaml`. A reader takes the folder, a random generator, the folder of images and options
 READERS: dict[str, Callable[..., Pools]] = {
@@ -28,71 +40,151 @@ READERS: dict[str, Callable[..., Pools]] = {
     "aircraft": layouts.read_aircraft,
     "sun": layouts.read_sun,
     "ucf": layouts.read_ucf,
-    "imagenet": imagenet.read_imagenet,
-    "imagenet_v2": imagenet.read_imagenet_v2,
-    "test_folders": imagenet.read_test_folders,
+    "imagenet": layouts.read_imagenet,
+    "imagenet_v2": layouts.read_imagenet_v2,
+    "test_folders": layouts.read_test_folders,
 }
-# Layout -> how the WordNet ids of the classes are read, where these tell the classes apart
+# Layout -> how the WordNet ids of the classes are read, in label order, where these tell the classes apart
 CLASS_IDS: dict[str, Callable[..., list[str]]] = {
-    "imagenet": imagenet.read_training_ids,
-    "imagenet_v2": imagenet.read_all_class_ids,
-    "test_folders": imagenet.read_class_ids,
+    "imagenet": lambda folder, images: layouts.class_ids(folder, f"{images}/train"),
+    "imagenet_v2": lambda folder, images: list(layouts.class_names_by_id(folder)),
+    "test_folders": layouts.class_ids,
 }
 
-DIGIT_PROMPTS: dict[str, Any] = {
-    "templates": ('a photo of the number: "{}".', "a photo of a handwritten {}.", "a photo of a {}."),
-    "negative_templates": ('a photo of the number: no "{}".', "a photo of no handwritten {}.", "a photo of no {}."),
-}
+
+class Sizes(NamedTuple):
+    """Numbers of images of the three splits, and of classes."""
+
+    train: int
+    val: int
+    test: int
+    classes: int
+
+    def __str__(self) -> str:
+        return f"{self.train} train, {self.val} val and {self.test} test images of {self.classes} classes"
+
+
+class ByHand(NamedTuple):
+    """A file or folder that no mirror may give, and a sentence that says how to get it."""
+
+    target: str
+    instruction: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file to fetch from `https://...` or `gdrive:FILE_ID`; a checksum is "md5:..." or "sha256:...".
+
+    `unpack` gives the end of a member's path in the archive -> its target in the data set's folder.
+    """
+
+    file: str
+    urls: tuple[str, ...]
+    size: int | None = None
+    checksum: str = ""
+    unpack: dict[str, str] = field(default_factory=dict)
+    inner: str = ""
+    otherwise: tuple[Source, ...] = ()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What is in place once this source is fetched, relative to the data set's folder."""
+        return tuple(self.unpack.values()) or (self.file,)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known about every data set, wherever its images are.
+
+    A name is `DATASET.NAME`, which is CoOp's where CoOp has the data set. `describe_by_default` says whether
+    `PROMPTS.SOURCE auto` uses the descriptions that ship.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    negative_templates: tuple[str, ...] = DEFAULT_NEGATIVE_TEMPLATES
+    descriptions: str = ""
+    describe_by_default: bool = True
+    train_on: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetEntry(Entry):
+    """A data set that has a folder of its own below the data root, in CoOp's layout.
+
+    Attributes:
+        read: Takes `folder` as a path and a random generator. Reads the items and, where there is no official split,
+            draws one. Paths of the items are relative to `folder`.
+        class_ids: Takes `folder` as a path and reads the WordNet id of every class, in label order; None where the
+            class names tell the classes apart.
+    """
+
+    folder: str
+    images: str
+    split_file: str | None = None
+    read: Callable[[Path, random.Random], Pools]
+    sizes: Sizes
+    class_ids: Callable[[Path], list[str]] | None = None
+    sources: tuple[Source, ...] = ()
+    by_hand: ByHand | None = None
+
+    @property
+    def publishes_split(self) -> bool:
+        """Whether `datasets download` fetches the split file, so that a split that is drawn here is another one."""
+        return any(self.split_file in source.targets for source in self.sources)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderEntry(Entry):
+    """A data set that `load` loads with its full splits, given `DATASET.ROOT`: an embedded one, or own images."""
+
+    load: Callable[[str], Dataset]
 
 
 def _digits() -> list[Entry]:
     """scikit-learn's digits: whole, as other domains, which have test images only, and in two halves."""
+    prompts: dict[str, Any] = {
+        "templates": ('a photo of the number: "{}".', "a photo of a handwritten {}.", "a photo of a {}."),
+        "negative_templates": ('a photo of the number: no "{}".', "a photo of no handwritten {}.", "a photo of no {}."),
+    }
     # mini, the backbone made for the digits, has read captions only: on their val rows, descriptions cost it 1.5 points
     # (71.5% with templates, 70.0% with both)
-    whole = LoaderEntry(
-        name="Digits", load=load_digits_dataset, descriptions="digits", describe_by_default=False, **DIGIT_PROMPTS
-    )
-    loads = {name: partial(load_digits_dataset, name=name) for name in (*DOMAINS, *HALVES)}
-    domains = [LoaderEntry(name=name, load=loads[name], train_on="Digits") for name in DOMAINS]
-    return [whole, *domains, *(LoaderEntry(name=name, load=loads[name], **DIGIT_PROMPTS) for name in HALVES)]
+    found: list[Entry] = [
+        LoaderEntry(
+            name="Digits", load=load_digits_dataset, descriptions="digits", describe_by_default=False, **prompts
+        )
+    ]
+    for name in (*DOMAINS, *HALVES):
+        more: dict[str, Any] = {"train_on": "Digits"} if name in DOMAINS else prompts
+        found.append(LoaderEntry(name=name, load=partial(load_digits_dataset, name=name), **more))
+    return found
 
 
 def _source(row: dict[str, Any], hosts: dict[str, str]) -> Source:
-    unpack = row.get("unpack", [])
-    pairs = unpack.items() if isinstance(unpack, dict) else zip(unpack, unpack)
-    return Source(
-        file=row["file"],
-        urls=tuple(url.format(**hosts) for url in row["urls"]),
-        size=row.get("size"),
-        checksum=row.get("checksum"),
-        unpack=tuple(Member(*pair) for pair in pairs),
-        inner=row.get("inner", ""),
-        otherwise=tuple(_source(other, hosts) for other in row.get("otherwise", [])),
-    )
+    unpack = row.get("unpack", {})
+    changed = {
+        "urls": tuple(url.format(**hosts) for url in row["urls"]),
+        "unpack": unpack if isinstance(unpack, dict) else dict(zip(unpack, unpack)),
+        "otherwise": tuple(_source(other, hosts) for other in row.get("otherwise", ())),
+    }
+    return Source(**(row | changed))
 
 
 def _entry(name: str, row: dict[str, Any], hosts: dict[str, str]) -> DatasetEntry:
     layout, images = row.pop("layout"), row["images"]
     ids = CLASS_IDS.get(layout)
-    texts: dict[str, Any] = {
-        key: tuple(row.pop(key)) for key in ("aliases", "templates", "negative_templates") if key in row
-    }
-    return DatasetEntry(
-        name=name,
-        read=partial(READERS[layout], images=images, **row.pop("options", {})),
-        class_ids=partial(ids, images=images) if ids else None,
-        sizes=Sizes(*row.pop("sizes")),
-        sources=tuple(_source(source, hosts) for source in row.pop("sources", [])),
-        by_hand=ByHand(*row.pop("by_hand")) if "by_hand" in row else None,
-        **texts,
-        **row,
-    )
+    row |= {key: tuple(row[key]) for key in ("aliases", "templates", "negative_templates") if key in row}
+    row["read"] = partial(READERS[layout], images=images, **row.pop("options", {}))
+    row["class_ids"] = partial(ids, images=images) if ids else None
+    row["sizes"] = Sizes(*row["sizes"])
+    row["sources"] = tuple(_source(source, hosts) for source in row.get("sources", ()))
+    row["by_hand"] = ByHand(*row["by_hand"]) if "by_hand" in row else None
+    return DatasetEntry(name=name, **row)
 
 
-def read_entries(path: Path = FILE) -> list[DatasetEntry]:
-    """The entries of a file such as `entries.yaml`, which explains itself."""
-    with path.open("rb") as file:
-        content = yaml.load(file, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+def _stored_entries() -> list[DatasetEntry]:
+    content = yaml.load(FILE.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return [_entry(name, row, content["hosts"]) for name, row in content["entries"].items()]
 
 
@@ -102,11 +194,7 @@ def plain_name(name: str) -> str:
 
 
 def spellings(entries: Iterable[Entry]) -> dict[str, str]:
-    """Every name and alias in its `plain_name` form -> the exact name.
-
-    Raises:
-        UserError: If one belongs to two entries, since one would be read in the place of the other.
-    """
+    """Every name and alias in its `plain_name` form -> the exact name; UserError if one belongs to two entries."""
     owners: dict[str, str] = {}
     for entry in entries:
         for spelling in {plain_name(name) for name in (entry.name, *entry.aliases)}:
@@ -117,7 +205,7 @@ def spellings(entries: Iterable[Entry]) -> dict[str, str]:
     return owners
 
 
-_ALL: list[Entry] = [*_digits(), LoaderEntry(name=OWN, aliases=("folder",), load=load_own_images), *read_entries()]
+_ALL: list[Entry] = [*_digits(), LoaderEntry(name=OWN, aliases=("folder",), load=load_own_images), *_stored_entries()]
 spellings(_ALL)  # checks them
 ENTRIES = {entry.name: entry for entry in _ALL}  # in the order in which `datasets check` looks at them
 
@@ -138,13 +226,9 @@ def canonical_name(name: str) -> str:
 
 
 def resolve_name(name: str, among: Iterable[str]) -> str:
-    """The exact name, one of `among`, that a name or alias in any spelling stands for.
-
-    Raises:
-        UserError: If there is none. The message suggests the nearest.
-    """
-    entries = [ENTRIES[allowed] for allowed in among]
+    """The exact name, one of `among`, that a name or alias stands for; else UserError, which names the nearest."""
+    allowed = [ENTRIES[each] for each in among]
     found = canonical_name(name)
-    if found not in [entry.name for entry in entries]:
-        raise unknown("data set", name, [spelling for entry in entries for spelling in (entry.name, *entry.aliases)])
+    if found not in [entry.name for entry in allowed]:
+        raise unknown("data set", name, [each for entry in allowed for each in (entry.name, *entry.aliases)])
     return found

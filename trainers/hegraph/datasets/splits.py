@@ -1,24 +1,34 @@
-"""CoOp's few-shot protocol: which images of a split a seed selects.
+"""CoOp's few-shot protocol, and the files that hold its splits and selections.
 
 The classes are visited in order of first appearance, first all of train and then all of val. For each, `random.sample`
 draws `shots` items of train, or `min(shots, 4)` of val, from Python's generator seeded as Dassl's `set_random_seed`
 does. A class that has fewer items is taken whole, in split order, and nothing is drawn for it. With the same split
-file, shots and seed, the selection is CoOp's, item for item; the tests compare it with outputs of the real CoOp.
+file, shots and seed, the selection is CoOp's, item for item. For CoCoOp's base-to-new protocol, the classes are cut
+into two halves by label, after the few-shot selection.
 
-For CoCoOp's base-to-new protocol, the classes are cut into two halves by label, after the few-shot selection.
+CoOp keeps selections as pickles. They are read without running any code that they hold.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import math
+import pickle
+import posixpath
 import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, NamedTuple
 
-from ..utils.errors import UserError, unknown
+from pydantic import Field
+
+from ..utils.errors import UserError, first_line, unknown
+from ..utils.files import hash_file, write_json
+from ..utils.reading import read_json, reading
+from ..utils.schema import Count, Finite, OpenPart, check
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +49,7 @@ Pools = dict[str, list[Item]]  # split, one of `SPLITS` -> all its items
 
 @dataclass(frozen=True)
 class Selection:
-    """The positions that the few-shot protocol selects, in the order in which it draws them.
-
-    Attributes:
-        train: Indices into the training pool.
-        val: Indices into the validation pool; empty if there is none.
-    """
+    """The positions in the pools of train and val that the protocol selects, in the order in which it draws them."""
 
     train: list[int]
     val: list[int]
@@ -60,38 +65,17 @@ def select_few_shot(
         val_labels: The same for the validation pool; may be empty.
         shots: Items per class; -1 selects everything, in split order.
         rng: The generator to draw from: `random.Random(seed)`, from which the split may have been drawn before.
-
-    Raises:
-        UserError: If `shots` is out of range.
     """
     if shots == -1:
         return Selection(list(range(len(train_labels))), list(range(len(val_labels))))
     if shots < 1:
         raise UserError(f"shots must be at least 1, or -1 for all, got {shots}")
+    counts = Counter(train_labels)
+    if small := [label for label, count in counts.items() if count < shots]:
+        said = "%d of %d classes have fewer than %d training images (fewest: %d); these are taken whole"
+        logger.warning(said, len(small), len(counts), shots, min(counts.values()))
     train = _sample_per_class(train_labels, shots, rng)
-    val = _sample_per_class(val_labels, min(shots, MAX_VAL_SHOTS), rng)
-    _warn_of_small_classes(train_labels, shots)
-    return Selection(train, val)
-
-
-def subsample_labels(labels: Collection[int], which: str) -> list[int]:
-    """The sorted labels of all classes or of one half of them. The position in the list is a class's new label.
-
-    Args:
-        labels: The n labels that occur in training.
-        which: "all", "base" (the first `ceil(n / 2)`) or "new" (the rest).
-
-    Raises:
-        UserError: If `which` is none of these.
-    """
-    ordered = sorted(set(labels))
-    middle = math.ceil(len(ordered) / 2)
-    halves = {"all": ordered, "base": ordered[:middle], "new": ordered[middle:]}
-    if which not in halves:
-        raise unknown("subsample of the classes", which, halves)
-    if not halves[which] and which != "all":
-        raise UserError(f"SUBSAMPLE_CLASSES {which} is empty: there are {len(ordered)} classes with training images")
-    return halves[which]
+    return Selection(train, _sample_per_class(val_labels, min(shots, MAX_VAL_SHOTS), rng))
 
 
 def _sample_per_class(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:
@@ -104,12 +88,143 @@ def _sample_per_class(labels: Sequence[int], shots: int, rng: random.Random) -> 
     return selected
 
 
-def _warn_of_small_classes(labels: Sequence[int], shots: int) -> None:
-    counts = Counter(labels)
-    small = [label for label, count in counts.items() if count < shots]
-    if small:
-        fewest = min(counts.values())
-        logger.warning(
-            "%d of %d classes have fewer than %d training images (fewest: %d); these are taken whole",
-            len(small), len(counts), shots, fewest,
-        )  # fmt: skip
+def subsample_labels(labels: Collection[int], which: str) -> list[int]:
+    """The sorted labels of all classes or of one half of them. The position in the list is a class's new label.
+
+    Args:
+        labels: The labels that occur in training; n are different.
+        which: "all", "base" (the first `ceil(n / 2)`) or "new" (the rest).
+    """
+    ordered = sorted(set(labels))
+    middle = math.ceil(len(ordered) / 2)
+    halves = {"all": ordered, "base": ordered[:middle], "new": ordered[middle:]}
+    if which not in halves:
+        raise unknown("subsample of the classes", which, halves)
+    if not halves[which] and which != "all":
+        raise UserError(f"SUBSAMPLE_CLASSES {which} is empty: there are {len(ordered)} classes with training images")
+    return halves[which]
+
+
+# --- split files: {"train"|"val"|"test": [[path, label, class name], ...]}
+
+_Row = Annotated[tuple[str, Count, str], Field(strict=False)]  # a list in JSON; its entries are not converted
+
+
+class _SplitFile(OpenPart):
+    train: list[_Row]
+    val: list[_Row]
+    test: list[_Row]
+
+
+class Drawn(OpenPart):
+    """How a split file was drawn here: the seed, the SHA-256 of the file, the generator's state afterwards."""
+
+    seed: int
+    sha256: str
+    state: Annotated[
+        tuple[int, Annotated[tuple[int, ...], Field(strict=False)], Finite | None],
+        Field(strict=False),
+    ]
+
+
+def read_split_file(path: Path) -> Pools:
+    """The pools of a file `split_zhou_*.json`."""
+    form = "it must hold train, val and test, each a list of [path, label, class name]"
+    splits = check(_SplitFile, read_json(path), f"{path} is not a split file: {form}")
+    pools = {split: [Item(*row) for row in getattr(splits, split)] for split in SPLITS}
+    check_pools(pools, str(path))
+    return pools
+
+
+def check_pools(pools: Pools, where: str) -> None:
+    """Raises UserError, which begins with `where`, if an image is listed in two splits, or with two labels."""
+    seen: dict[str, tuple[str, int]] = {}
+    for split, items in pools.items():
+        for path, label, _ in items:
+            plain = posixpath.normpath(path) if "./" in path or "//" in path else path
+            before = seen.setdefault(plain, (split, label))
+            if before != (split, label):
+                twice = f"in {before[0]} with the label {before[1]} and in {split} with the label {label}"
+                raise UserError(f"{where} lists {path} {twice}; an image has one split and one label")
+
+
+def read_drawn(split_file: Path) -> Drawn | None:
+    """How this program drew a split file; None if it did not, or the file has been changed or replaced since."""
+    path = _drawn_path(split_file)
+    if not path.is_file():
+        return None
+    remedy = f"{path} is damaged; delete it, and the split file too to have it drawn anew"
+    drawn = check(Drawn, read_json(path), remedy)
+    try:
+        random.Random().setstate(drawn.state)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{remedy}: {first_line(error)}") from error
+    return drawn if drawn.sha256 == hash_file(split_file) else None
+
+
+def write_drawn(split_file: Path, pools: Pools, seed: int, state: tuple) -> None:
+    """Writes a split that was drawn, with paths as the file lists them, and then how it was drawn."""
+    write_json(split_file, {split: [list(item) for item in pools[split]] for split in SPLITS})
+    write_json(_drawn_path(split_file), {"seed": seed, "sha256": hash_file(split_file), "state": state})
+
+
+def _drawn_path(split_file: Path) -> Path:
+    return split_file.with_name(split_file.name + ".drawn")
+
+
+# --- CoOp's pickles
+
+
+class _Datum:
+    """Takes the place of `dassl.data.datasets.base_dataset.Datum`, whose attributes it gets; it runs nothing."""
+
+    _impath: object
+    _label: object
+    _classname: object
+
+
+class _DatumUnpickler(pickle.Unpickler):
+    """Accepts `Datum` and the plain types of Python, and refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> type:
+        if name == "Datum" and module in ("dassl.data.datasets.base_dataset", "dassl.data.datasets"):
+            return _Datum
+        raise pickle.UnpicklingError(f"it holds {module}.{name}; nothing in it was run")
+
+
+def read_coop_pickle(path: Path, folder: str) -> Pools:
+    """Reads `split_fewshot/shot_<shots>-seed_<seed>.pkl` of CoOp, or ImageNet's `preprocessed.pkl`.
+
+    Args:
+        path: The file.
+        folder: The folder of the data set below the data root. The absolute paths in the pickle, perhaps of another
+            machine, are cut so that they begin with it.
+
+    Returns:
+        The items of "train", and of "val" and "test" if the file has them.
+    """
+    with reading(path, "a pickle of CoOp's items, which is made anew if you delete it"):
+        content = _DatumUnpickler(io.BytesIO(path.read_bytes())).load()
+        if not isinstance(content, dict) or not content.get("train"):
+            raise ValueError("it holds no training images")
+        pools = {split: [_item(datum, folder) for datum in content[split]] for split in SPLITS if split in content}
+    check_pools(pools, str(path))
+    return pools
+
+
+def _item(datum: Any, folder: str) -> Item:
+    if not isinstance(datum, _Datum):
+        raise ValueError(f"it holds a {type(datum).__name__}")
+    path, label, name = datum._impath, datum._label, datum._classname
+    if not (isinstance(path, str) and isinstance(label, int) and isinstance(name, str)):
+        raise ValueError("a Datum in it has no path, label and name")
+    return Item(path_from(folder, path), label, name)
+
+
+def path_from(folder: str, path: str) -> str:
+    """The part of a path, perhaps of another machine, that begins with the folder of its data set; else ValueError."""
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    if folder not in parts or ".." in parts:
+        raise ValueError(f"it names {path}, which is not in a folder {folder}")
+    last = len(parts) - 1 - parts[::-1].index(folder)
+    return "/".join(parts[last:])

@@ -10,8 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..datasets.entry import DEFAULT_NEGATIVE_TEMPLATES, DEFAULT_TEMPLATES
-from ..datasets.registry import ENTRIES, find_entry
+from ..datasets.registry import DEFAULT_NEGATIVE_TEMPLATES, DEFAULT_TEMPLATES, ENTRIES, find_entry
 from ..utils.commands import command
 from ..utils.errors import UserError
 from ..utils.reading import read_json
