@@ -100,8 +100,8 @@ def test_neither_the_model_nor_its_weights_are_written_over(finished_digits, ref
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--part", "head", "--backbone", "RN50"], "--backbone is for what encodes images"),
-        (["--part", "head", "--pretrained", "openai"], "--pretrained is for what encodes images"),
+        (["--part", "head", "--backbone", "RN50"], "--part head takes features"),
+        (["--part", "head", "--pretrained", "openai"], "--part head takes features"),
         (["--backbone", "hegraph-mimi", "--pretrained", "openai"], "did you mean 'hegraph-mini'?"),
     ],
 )

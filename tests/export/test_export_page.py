@@ -40,24 +40,20 @@ def exported(finished_digits_once: Path, tmp_path_factory: pytest.TempPathFactor
 
 def digit() -> Image.Image:
     dataset = load_digits_dataset()
-    return dataset.read(dataset.test[7].path)
+    return dataset.read(dataset.test[7].path).convert("L")
 
 
 def wide() -> Image.Image:
     """A picture that is resized by a factor that leaves a remainder, and cropped at both sides."""
     canvas = Image.new("L", (301, 97), 40)
-    canvas.paste(digit().convert("L").resize((90, 90)), (104, 3))
+    canvas.paste(digit().resize((90, 90)), (104, 3))
     return canvas
-
-
-def opaque() -> Image.Image:
-    return digit().convert("RGBA").resize((41, 73))
 
 
 def see_through() -> Image.Image:
     """A digit that transparency alone draws: below it all is black."""
     picture = Image.new("RGBA", (64, 64), "black")
-    picture.putalpha(digit().convert("L").resize((64, 64)))
+    picture.putalpha(digit().resize((64, 64)))
     return picture
 
 
@@ -68,27 +64,21 @@ def on_its_side() -> Image.Image:
     return picture
 
 
-def of_16_bits() -> Image.Image:
-    return Image.fromarray(np.array(digit().convert("L")).astype(np.uint16) * 256)
+def scaled(factor: int, bits: type) -> Image.Image:
+    return Image.fromarray(np.array(digit()).astype(bits) * factor)
 
 
-def of_32_bits() -> Image.Image:
-    """Grey values of 32 bits that are all below 256, which are not scaled."""
-    return Image.fromarray(np.array(digit().convert("L")).astype(np.int32))
-
-
-def of_32_bits_above_255() -> Image.Image:
-    """Grey values of 32 bits of which some are above 65535, which count as 65535."""
-    return Image.fromarray(np.array(digit().convert("L")).astype(np.int32) * 300)
-
-
-def colours_of_print() -> Image.Image:
-    return digit().convert("CMYK").resize((64, 64))
-
-
-def no_digit() -> Image.Image:
-    """A picture that scores lower than the images of the classes do."""
-    return Image.linear_gradient("L")
+PICTURES = {
+    "wide": (wide, "PNG"),
+    "opaque": (lambda: digit().convert("RGBA").resize((41, 73)), "PNG"),
+    "see-through": (see_through, "PNG"),
+    "on its side": (on_its_side, "JPEG"),
+    "16 bits": (lambda: scaled(256, np.uint16), "PNG"),
+    "32 bits below 256, which are not scaled": (lambda: scaled(1, np.int32), "TIFF"),
+    "32 bits, some above 65535, which count as 65535": (lambda: scaled(300, np.int32), "TIFF"),
+    "colours of print": (lambda: digit().convert("CMYK").resize((64, 64)), "JPEG"),
+    "no digit, and so below the threshold": (lambda: Image.linear_gradient("L"), "PNG"),
+}
 
 
 def test_there_are_eighteen_lines_after_the_imports():
@@ -96,21 +86,7 @@ def test_there_are_eighteen_lines_after_the_imports():
     assert len(lines) == NUM_LINES
 
 
-@pytest.mark.parametrize(
-    ("make", "kind"),
-    [
-        (digit, "PNG"),
-        (wide, "PNG"),
-        (opaque, "PNG"),
-        (see_through, "PNG"),
-        (on_its_side, "JPEG"),
-        (of_16_bits, "PNG"),
-        (of_32_bits, "TIFF"),
-        (of_32_bits_above_255, "TIFF"),
-        (colours_of_print, "JPEG"),
-        (no_digit, "PNG"),
-    ],
-)
+@pytest.mark.parametrize(("make", "kind"), PICTURES.values(), ids=PICTURES)
 def test_the_lines_give_class_and_probability_of_the_package(
     make, kind, exported, finished_digits_once, monkeypatch, capsys
 ):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
-import pytest
 import yaml
 
-from trainers.hegraph.__main__ import main as train
 from trainers.hegraph.models.card import card_header, model_card
 from trainers.hegraph.models.folder import load_model
-from trainers.hegraph.models.saved import Backbone, Scores, TrainedOn
+from trainers.hegraph.models.saved import Backbone, Scores
+from trainers.hegraph.results.records import read_record
 
 
 def scores(**changes: object) -> Scores:
@@ -95,31 +92,18 @@ def test_names_are_neither_html_nor_markdown(saved_model):
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "pretrained", "expected"),
-    [
-        ("ViT-B-32-quickgelu", "openai", "timm/vit_base_patch32_clip_224.openai"),
-        ("RN50-quickgelu", "auto", "timm/resnet50_clip.openai"),
-        ("hf-hub:org/birds", "", "org/birds"),
-        ("hf-hub:<b>/birds", "", None),
-        ("hegraph-mini", "auto", None),
-        ("local-dir:birds", "", None),
-        ("ViT-B-32", __file__, None),
-        ("", "", None),
-    ],
-)
-def test_the_backbone_is_named_as_the_hub_names_it_or_not_at_all(name, pretrained, expected, saved_model):
-    backbone = Backbone(title="any", model=name, pretrained=pretrained)
-    header = card_header(saved_model(backbone=backbone)).to_dict()
-    assert header.get("base_model") == expected
+def test_the_backbone_is_named_as_the_hub_names_it_or_not_at_all(saved_model):
+    named = {("ViT-B-32-quickgelu", "openai"): "timm/vit_base_patch32_clip_224.openai"}
+    named |= {("RN50-quickgelu", "auto"): "timm/resnet50_clip.openai", ("hf-hub:org/birds", ""): "org/birds"}
+    unnamed = (("hf-hub:<b>/birds", ""), ("hegraph-mini", "auto"), ("local-dir:birds", ""), ("ViT-B-32", __file__))
+    for (name, pretrained), expected in (named | dict.fromkeys((*unnamed, ("", "")))).items():
+        backbone = Backbone(title="any", model=name, pretrained=pretrained)
+        assert card_header(saved_model(backbone=backbone)).to_dict().get("base_model") == expected
 
 
-def test_a_run_leaves_the_scores_of_its_record(tiny_bank, tmp_path):
-    quick = ("OPTIM.MAX_EPOCH", "2", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
-    assert train(["--features", str(tiny_bank), "--output-dir", str(tmp_path), *quick]) == 0
-    record = json.loads((tmp_path / "result.json").read_text())
-    model = load_model(tmp_path)
+def test_a_run_leaves_the_scores_of_its_record(finished_run_once):
+    record, model = read_record(finished_run_once), load_model(finished_run_once)
     assert (model.scores.accuracy, model.scores.accuracy_text) == (record["accuracy"], record["accuracy_text"])
     assert model.scores.ece == record["calibration"]["after"]["ece"]
     assert model.scores.ece_zero_shot == record["calibration"]["zero_shot"]["ece"]
-    assert isinstance(model.trained_on, TrainedOn) and model.trained_on.num_train == record["num_train"]
+    assert model.trained_on.num_train == record["num_train"]

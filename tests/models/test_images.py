@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,8 +21,6 @@ from trainers.hegraph.models.saved import Backbone as BackboneConfig
 from trainers.hegraph.models.saved import SavedModel
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.threads import AHEAD
-
-ORIENTATION = 0x0112  # EXIF
 
 
 @pytest.fixture(scope="module")
@@ -125,22 +122,6 @@ def test_pixels_are_those_of_the_transform_to_the_bit_however_it_ends(tmp_path, 
         assert torch.equal(batch.pixels, torch.stack([transform(to_rgb(Image.open(path))) for path in paths]))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F"])
-def test_an_image_of_any_mode_is_read(mini_model, mini, mode):
-    assert ImageModel(mini_model, mini).features([Image.new(mode, (20, 30))]).isfinite().all()
-
-
-def test_an_image_is_turned_upright_and_white_where_it_is_transparent(tmp_path, mini_model, mini):
-    upright = open_digit("digits/0002").resize((40, 60))
-    exif = Image.Exif()
-    exif[ORIENTATION] = 6
-    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
-    upright.save(tmp_path / "upright.png")
-    clear, white = Image.new("RGBA", (9, 9), (0, 0, 0, 0)), Image.new("RGB", (9, 9), "white")
-    found = ImageModel(mini_model, mini).features([tmp_path / "turned.png", tmp_path / "upright.png", clear, white])
-    assert torch.equal(found[0], found[1]) and torch.equal(found[2], found[3])
-
-
 def test_an_unreadable_image_is_named(tmp_path, mini_model, mini):
     [path] = write_digits(tmp_path, 1)
     with pytest.raises(UserError, match=f"cannot read image {tmp_path / 'none.png'}: No such file"):
@@ -149,37 +130,13 @@ def test_an_unreadable_image_is_named(tmp_path, mini_model, mini):
         ImageModel(mini_model, mini).features([Image.new("1", (1, 200_000))])
 
 
-def problem_of(mini: Backbone, image: Path | Image.Image) -> str:
-    [batch] = Reader(mini.preprocess, mini.input_size).batches([image], 1)
-    assert batch.pixels.shape == (0, 3, 32, 32)
-    return batch.problems[0]
-
-
-def test_what_is_no_image_says_why(tmp_path, mini, monkeypatch):
-    [path] = write_digits(tmp_path, 1)
-    (tmp_path / "text.png").write_text("hello")
-    (tmp_path / "empty.png").touch()
-    (tmp_path / "half.png").write_bytes(path.read_bytes()[:-40])
-    os.mkfifo(tmp_path / "pipe.png")
-    assert problem_of(mini, tmp_path / "text.png").startswith("is no image")
-    assert problem_of(mini, tmp_path / "empty.png") == "is empty (0 bytes)"
-    assert problem_of(mini, tmp_path / "half.png")
-    assert problem_of(mini, tmp_path / "pipe.png") == "is no regular file"
-    assert problem_of(mini, tmp_path) == "is a folder"
-    assert problem_of(mini, tmp_path / "none.png") == "No such file or directory"
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    assert "exceeds limit of 20 pixels, could be decompression bomb" in problem_of(mini, path)
-
-
 def test_whatever_pillow_raises_is_a_problem_of_one_line(mini, monkeypatch):
-    said = {SyntaxError("broken PNG\nmore"): "broken PNG", MemoryError(): "is too large for the memory"}
-    for error, expected in (said | {IndexError(): "IndexError", OverflowError("2**64"): "2**64"}).items():
+    def broken(image: Image.Image) -> Image.Image:
+        raise SyntaxError("broken PNG\nmore")
 
-        def broken(image: Image.Image, error: Exception = error) -> Image.Image:
-            raise error
-
-        monkeypatch.setattr(reading, "to_rgb", broken)
-        assert problem_of(mini, Image.new("L", (9, 9))) == expected
+    monkeypatch.setattr(reading, "to_rgb", broken)
+    [batch] = Reader(mini.preprocess, mini.input_size).batches([Image.new("L", (9, 9))], 1)
+    assert batch.pixels.shape == (0, 3, 32, 32) and batch.problems == ["broken PNG"]
 
 
 def test_images_are_taken_only_as_they_are_needed(mini):

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from trainers.hegraph.datasets.digits import load_digits_dataset
-from trainers.hegraph.features.bank import FeatureBank
+from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.models.folder import CONFIG, load_model, save_model
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.models.saved import Backbone
@@ -89,42 +90,22 @@ def test_the_order_is_that_of_the_inputs_whatever_the_batches(run, images, capsy
     assert [bool(row["error"]) for row in rows] == [position in (1, 2, 5) for position in range(10)]
 
 
-def test_a_bank_gives_the_predictions_of_the_run(run, digits_features, tmp_path, capsys, caplog):
+def test_a_bank_gives_the_predictions_of_the_run(finished_run_once, tiny_bank, tmp_path, capsys, caplog):
     caplog.set_level("INFO", "trainers.hegraph")
-    bank, file = bank_of(run, digits_features), tmp_path / "bank.safetensors"
-    bank.save(file)
-    assert main([str(run), "--features", str(file), "--format", "jsonl"]) == 0
+    run = finished_run_once
+    assert main([str(run), "--features", str(tiny_bank), "--format", "jsonl"]) == 0
     rows = json_rows(capsys.readouterr().out)
-    assert rows[17]["path"] == f"{file}#test/17"
+    assert rows[17]["path"] == f"{tiny_bank}#test/17"
     names = load_model(run).classnames
     kept = load_file(run / "predictions.safetensors")["predicted"].tolist()
     assert [row["top"][0]["class"] for row in rows] == [names[label] for label in kept]
     assert f"accuracy {read_json(run / 'result.json')['accuracy']:.2f} %" in caplog.text
     out = tmp_path / "rows.csv"
-    assert main([str(run), "--features", str(file), "--split", "train", "--top", "1", "--out", str(out)]) == 0
-    assert len(out.read_text().splitlines()) == 1 + len(bank.train_labels)
-    assert "has no val images" in refused(capsys, run, "--features", file, "--split", "val")
-    assert "is read by this command" in refused(capsys, run, "--features", file, "--out", file)
-
-
-def bank_of(run: Path, features: Path) -> FeatureBank:
-    """The bank of a run, from the features that it kept."""
-    names = ("train", "test", "text")
-    parts = {name: load_file(next(features.rglob(f"{name}-*.safetensors"))) for name in names}
-    dataset = load_digits_dataset()
-    split = read_json(run / "split.json")
-    return FeatureBank(
-        train_features=parts["train"]["features"],
-        train_labels=torch.tensor([label for _, label, _ in split["train"]]),
-        test_features=parts["test"]["features"][0],
-        test_labels=torch.tensor([item.label for item in dataset.test]),
-        text_positive=parts["text"]["positive"],
-        text_negative=parts["text"]["negative"],
-        classnames=list(dataset.classnames),
-        dataset="Digits",
-        backbone="hegraph-mini/hegraph-mini",
-        logit_scale=load_model(run).logit_scale,
-    )
+    assert main([str(run), "--features", str(tiny_bank), "--split", "train", "--top", "1", "--out", str(out)]) == 0
+    assert len(out.read_text().splitlines()) == 1 + 30
+    assert "is read by this command" in refused(capsys, run, "--features", tiny_bank, "--out", tiny_bank)
+    replace(load_bank(tiny_bank), val_features=None, val_labels=None).save(tmp_path / "no val.safetensors")
+    assert "has no val" in refused(capsys, run, "--features", tmp_path / "no val.safetensors", "--split", "val")
 
 
 def test_a_model_that_was_trained_from_a_bank_takes_images_once_its_backbone_is_named(run, images, tmp_path, capsys):
@@ -133,6 +114,8 @@ def test_a_model_that_was_trained_from_a_bank_takes_images_once_its_backbone_is_
     assert "give --backbone NAME --pretrained TAG" in refused(capsys, tmp_path / "model", images)
     assert main([str(tmp_path / "model"), str(images), "--backbone", "hegraph-mini"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 5
+    sizes = {(224, 224): 64, (448, 224): 32, (32, 32): 256, (4000, 4000): 1}  # as many images as fit
+    assert {size: prediction.default_batch_size(size) for size in sizes} == sizes
 
 
 def test_classes_of_one_name_are_told_apart_by_their_ids_whatever_the_others_are_called(run):
@@ -151,11 +134,6 @@ def test_a_probability_that_is_no_number_is_an_error_and_no_row(run):
     rows = list(prediction.rows_of(load_model(run), ["x", "y"], logits, options))
     assert rows[0].error == "the model gives NaN for it"
     assert rows[1].top == [(load_model(run).classnames[0], pytest.approx(0.1))]  # of equal classes the first
-
-
-def test_as_many_images_are_encoded_at_once_as_fit():
-    sizes = {(224, 224): 64, (448, 224): 32, (32, 32): 256, (4000, 4000): 1}
-    assert {size: prediction.default_batch_size(size) for size in sizes} == sizes
 
 
 # None of these
@@ -197,18 +175,14 @@ def test_a_model_without_a_threshold_says_so_before_anything_is_read(run, images
 # How it is written
 
 
-def test_every_format_says_the_same(run, images, tmp_path, capsys):
-    written = {}
-    for name in ("rows.csv", "rows.JSONL", "rows.txt"):
-        assert main([str(run), str(images), "--top", "1", "--out", str(tmp_path / name)]) == 0
-        written[name] = (tmp_path / name).read_text()
+def test_the_ending_of_the_file_chooses_the_format_and_all_say_the_same(run, images, tmp_path, capsys):
+    names = ("rows.csv", "rows.JSONL", "rows.txt")
+    assert [main([str(run), str(images), "--top", "1", "--out", str(tmp_path / name)]) for name in names] == [0, 0, 0]
     assert capsys.readouterr().out == ""
-    expected = [(row["path"], row["top"][0]["class"]) for row in json_rows(written["rows.JSONL"])]
-    assert [(row["path"], row["class"]) for row in csv.DictReader(written["rows.csv"].splitlines())] == expected
-    lines = written["rows.txt"].splitlines()
-    assert all(
-        line.split("  ")[0].strip() == path and f"  {name} " in line for line, (path, name) in zip(lines, expected)
-    )
+    table, lines, text = ((tmp_path / name).read_text() for name in names)
+    expected = [(row["path"], row["top"][0]["class"]) for row in json_rows(lines)]
+    assert [(row["path"], row["class"]) for row in csv.DictReader(table.splitlines())] == expected
+    assert [tuple(part.strip() for part in line.split("  ")[:2]) for line in text.splitlines()] == expected
 
 
 def test_a_name_of_any_bytes_is_written_as_valid_utf_8(run, tmp_path, write_digit, capsys):
@@ -220,10 +194,7 @@ def test_a_name_of_any_bytes_is_written_as_valid_utf_8(run, tmp_path, write_digi
 
 
 def test_lists_in_a_file_and_on_standard_input(run, images, tmp_path, capsys, monkeypatch):
-    (tmp_path / "list.txt").write_text(f"{images}/a.png\n{images}/b c.png\n")
     (tmp_path / "null.txt").write_bytes(os.fsencode(images) + b"/a.png\0")
-    assert main([str(run), str(tmp_path / "list.txt")]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 2
     names = b"\0".join(os.fsencode(path) for path in sorted(images.rglob("*.png")))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(names)))
     assert main([str(run), "-", "--top", "1", str(tmp_path / "null.txt"), "-0", "--format", "jsonl"]) == 0
@@ -306,7 +277,6 @@ def test_a_standard_output_that_goes_away_is_no_traceback(run, images, shell, co
         (["RUN", "missing.png"], "missing.png"),
         (["RUN", "IMAGES", "--top", "0"], "'0'"),
         (["RUN", "IMAGES", "--batch-size", "9" * 20], "999"),
-        (["RUN", "IMAGES", "--top", "1.5"], "'1.5'"),
         (["RUN", "IMAGES", "--keep", "1"], "--keep must lie between 0 and 1"),
         (["RUN", "IMAGES", "--keep", "nan"], "--keep must lie between 0 and 1"),
         (["RUN", "IMAGES", "--split", "val"], "--split val goes with --features"),
@@ -315,11 +285,8 @@ def test_a_standard_output_that_goes_away_is_no_traceback(run, images, shell, co
         (["RUN", "--features", "missing"], "missing"),
         (["RUN", "IMAGES", "--device", "gpu"], "'gpu'"),
         (["RUN", "IMAGES", "--out", "IMAGES"], "is no file but a folder"),
-        (["RUN", "IMAGES", "--out", "/dev/null"], "/dev/null is no file"),
         (["RUN", "IMAGES", "--backbone", "RN50"], "the weights of RN50 are not named"),
-        (["RUN", "IMAGES", "--pretrained", "nothing"], "nothing"),
         (["IMAGES", "IMAGES"], "holds no config.json"),
-        (["missing", "IMAGES"], "missing is not there"),
     ],
 )
 def test_a_mistake_is_one_line(run, images, capsys, arguments, expected):
@@ -329,24 +296,3 @@ def test_a_mistake_is_one_line(run, images, capsys, arguments, expected):
 
 def test_features_of_another_backbone_are_refused(run, tiny_bank, capsys):
     assert "'none', 16 wide" in refused(capsys, run, "--features", tiny_bank)
-
-
-def test_a_backbone_whose_folder_asks_for_code_is_refused(run, images, tmp_path, capsys):
-    """The model folder of a stranger names a backbone folder, whose tokenizer wants to run what lies there."""
-    config = {
-        "model_cfg": {
-            "embed_dim": 16,
-            "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 8},
-            "text_cfg": {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}},
-        }
-    }
-    folder = tmp_path / "backbone"
-    folder.mkdir()
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    (folder / "open_clip_model.safetensors").write_bytes(b"")
-    (folder / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["evil.Evil", null]}}')
-    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    evil = Backbone(title="evil", model=f"local-dir:{folder}", fingerprint={"model": "x"})
-    save_model(load_model(run).model_copy(update={"backbone": evil}), tmp_path / "model")
-    assert "trust_remote_code" in refused(capsys, tmp_path / "model", images)
-    assert not (tmp_path / "ran").exists()

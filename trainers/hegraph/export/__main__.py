@@ -28,14 +28,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Runs the command.
-
-    Raises:
-        UserError: If a flag is wrong, a package is missing, the model cannot be loaded, or no file can be made of it.
-    """
-    if (args.backbone or args.pretrained) and args.part == "head":
-        flag = "--backbone" if args.backbone else "--pretrained"
-        raise UserError(f"{flag} is for what encodes images, and --part head takes features; leave one of them out")
+    """Runs the command. Raises UserError if a flag is wrong, the model cannot be had, or no file can be made of it."""
+    if args.part == "head" and (args.backbone or args.pretrained):
+        raise UserError("--backbone and --pretrained encode images, and --part head takes features; leave one out")
     from ..models.folder import load_model, model_files  # what is imported here takes seconds
     from ..models.images import ImageModel, backbone_files, backbone_to_load
     from ..models.saved import Preprocessing

@@ -1,8 +1,7 @@
-"""The ONNX graph of a trained model.
+"""The ONNX graph of a trained model, traced by torch's TorchScript exporter (`dynamo=False`).
 
-The graph is traced by torch's TorchScript exporter (`dynamo=False`), because it is the one that gives all our models in
-every torch from 2.4 to 2.13. In torch 2.4 the newer exporter ignores names, opset and dynamic axes; in later ones it
-takes longer, and it always needs the package onnxscript.
+It gives all our models in every torch from 2.4 to 2.13. In torch 2.4 the newer exporter ignores names, opset and
+dynamic axes; in later ones it takes longer, and it always needs the package onnxscript.
 
 Shapes: B images, K classes, N cached images, d feature width, H x W the input resolution of the backbone.
 """
@@ -32,13 +31,9 @@ LOGITS, PROBABILITIES = "logits", "probabilities"
 
 
 class Head(nn.Module):
-    """The folded classifier and its temperature: features to logits and probabilities.
+    """A folded classifier and the temperature that its logits are divided by: features to logits and probabilities.
 
     It computes what `FoldedClassifier.logits` computes, with the cache in one piece: a batch needs `B * N` floats.
-
-    Args:
-        classifier: The folded classifier.
-        temperature: What logits are divided by before the softmax.
     """
 
     weights: Tensor
@@ -92,12 +87,7 @@ class Full(nn.Module):
 
 
 def trace(module: Head | Full, inputs: Tensor, name: str) -> ModelProto:
-    """The ONNX graph of a module, whose batch is of any size.
-
-    Args:
-        module: The module.
-        inputs: An input of it, of two rows or more.
-        name: Name of the input in the graph.
+    """The ONNX graph of a module, whose batch is of any size; `inputs`, called `name`, are two rows or more.
 
     Raises:
         UserError: If an operation of the module has no form in ONNX, or its weights are too large for a file.
@@ -128,9 +118,7 @@ def trace(module: Head | Full, inputs: Tensor, name: str) -> ModelProto:
 
 @contextmanager
 def _tracing() -> Iterator[None]:
-    """Without torch's fused attention, which ONNX does not have, and without warnings, which are for torch's developers
-    and those of open_clip.
-    """
+    """Without torch's fused attention, which ONNX does not have, and without warnings, which are for developers."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

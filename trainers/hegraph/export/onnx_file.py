@@ -29,13 +29,10 @@ NEAR, IMAGES = 8, 3  # samples: features near so many weights, and near so many 
 
 
 class Exported(NamedTuple):
-    """An ONNX file that has been written.
+    """An ONNX file that has been written: its only input, without the batch, and its size in bytes.
 
     Attributes:
-        input_name, shape: Of its only input, without the batch.
-        size: Of the file, in bytes.
-        logits: Largest difference of its logits from torch's, relative to the largest logit.
-        probabilities: Largest difference of its probabilities from torch's.
+        logits, probabilities: Largest differences from torch's; that of logits is relative to the largest logit.
     """
 
     input_name: str
@@ -59,10 +56,9 @@ def write_onnx(model: SavedModel, backbone: Backbone | None, path: Path, half: b
     """Writes a model as an ONNX file, whole or not at all; an older file in its place is replaced.
 
     Args:
-        model: The trained model.
+        model, path: What is written, and where.
         backbone: Its backbone, on the CPU and in float32, for pixels to probabilities; None for the head alone,
             features to probabilities.
-        path: The file.
         half: Whether weights are stored as float16. The file computes in float32 in any case.
 
     Raises:
@@ -106,15 +102,12 @@ def describe_model(model: SavedModel, input_name: str, shape: tuple[int, ...]) -
 
 
 def describe_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
-    """The test transform in plain values.
+    """The test transform in plain values: the fields of `Preprocessing`, and
 
-    Returns:
-        The fields of `Preprocessing`, and:
-
-        - `resize`: "shortest" (the shorter edge becomes `H`, which equals `W`, and the longer one is rounded down),
-          "squash" (both edges become `size`), or "other" (only `transform` says what).
-        - `interpolation`: a name of Pillow's in lower case; None if it is not known.
-        - `crop`: "center".
+    - `resize`: "shortest" (the shorter edge becomes `H`, which equals `W`, and the longer one is rounded down),
+      "squash" (both edges become `size`), or "other" (only `transform` says what);
+    - `interpolation`: a name of Pillow's in lower case; None if it is not known;
+    - `crop`: "center".
     """
     transform = preprocessing.transform
     resize = re.search(r"\bResize\(size=(\(?)\d+.*?interpolation=(\w+)", transform)
@@ -147,14 +140,12 @@ def compare(
     """Checks an ONNX file and compares it with torch on a batch of inputs, and on a batch of one.
 
     Args:
-        path: The file.
-        model: The trained model.
-        backbone: What encodes the inputs if they are pixels; None if they are features.
-        inputs: Features `[B, d]` or pixels `[B, 3, H, W]`.
+        path, model: The file and the trained model.
+        backbone, inputs: None and features `[B, d]`, or what encodes the pixels `[B, 3, H, W]`.
         tolerance: The largest difference of the logits that is allowed, relative to the largest logit.
 
     Returns:
-        The largest differences, as of `Exported`.
+        The largest differences of logits and probabilities, as of `Exported`.
 
     Raises:
         UserError: If the file is not valid, or the logits differ by more than the tolerance or are not finite.

@@ -161,10 +161,7 @@ def _tensors(model: SavedModel) -> dict[str, Tensor]:
 
 
 def load_model(folder: Path | str) -> SavedModel:
-    """Reads a model folder.
-
-    Args:
-        folder: The model folder, or the output folder of a run, whose `model/` is then read.
+    """Reads a model folder, or `model/` in the output folder of a run.
 
     Raises:
         UserError: If something is missing, damaged or contradicts something else; the message says what.
@@ -289,7 +286,7 @@ def find_model_folder(folder: Path) -> Path:
     except OSError as error:  # no permission, or a name that is too long
         raise UserError(f"cannot read the model folder {folder}: {first_line(error)}") from error
     example = min(below).parent if below else "OUTPUT_DIR/model"
-    raise UserError(f"{folder} {what}; give the model folder of a finished run, such as {example}")
+    raise UserError(f"{folder} {what}; give the model folder of a run, such as {example}")
 
 
 def model_files(folder: Path) -> list[Path]:

@@ -51,14 +51,13 @@ def push_model(
     private: bool = False,
     message: str = "Upload a HeGraphAdapter model",
 ) -> str:
-    """Uploads a model folder, into a repository that is made if it is not there. Returns its address.
+    """Uploads a model folder, and returns its address.
 
     Args:
         model: The model.
-        repository: "USER/NAME".
+        repository: "USER/NAME", which is made if it is not there, then as `private` says.
         token: One that may write; None takes the one that the user has logged in with.
         revision: The branch, which is made if it is not there; None takes the main one.
-        private: Whether a new repository is private.
         message: Of the commit.
 
     Raises:

@@ -53,10 +53,6 @@ class Pixels(NamedTuple):
 class ImageModel:
     """A trained model that takes images. Logits are computed where the backbone is.
 
-    Args:
-        model: The trained model.
-        backbone: The frozen CLIP whose features it takes.
-
     Raises:
         UserError: If the model was trained on features of another backbone; the message names the difference.
     """
@@ -95,15 +91,7 @@ class ImageModel:
         return cls(model, load_backbone(name, weights, device, precision))
 
     def features(self, images: Iterable[ImageLike], batch_size: int = 64) -> Tensor:
-        """Unit-norm features of images, on the CPU, shape `[B, d]`.
-
-        Args:
-            images: PIL images or paths; any mode, and turned upright by their EXIF orientation.
-            batch_size: How many are encoded at once.
-
-        Raises:
-            UserError: If an image cannot be read; the message names the first.
-        """
+        """Unit-norm features of images, on the CPU, shape `[B, d]`. UserError names the first that cannot be read."""
         found = [torch.zeros(0, self.model.classifier.width)]
         for (batch, _, problems), features in self.encode(images, batch_size):
             for image, problem in zip(batch, problems):
@@ -170,11 +158,7 @@ def check_backbone(model: SavedModel, backbone: Backbone) -> None:
 
 
 def backbone_to_load(model: SavedModel, backbone: str = "", pretrained: str = "") -> tuple[str, str]:
-    """Name and weights of the backbone, as `load_backbone` takes them.
-
-    Args:
-        model: A trained model.
-        backbone, pretrained: What the user names; "" is what the model folder names.
+    """Name and weights of the backbone, as `load_backbone` takes them: those that the user names, or the model.
 
     Raises:
         UserError: If neither names them. None are guessed: other weights would give other classes.

@@ -23,13 +23,9 @@ QUALITY = 85  # of the JPEG
 
 
 def write_thumbnails(folder: Path, images: Iterable[Image.Image]) -> None:
-    """Writes the thumbnails of a model, all or none; older ones in their place are replaced.
+    """Writes the thumbnails of a model folder, all or none: of one image for each key of the cache, in the same order.
 
     Only the pixels are written: what else an image file holds, such as the place where a photo was taken, is left out.
-
-    Args:
-        folder: The model folder.
-        images: One for each key of the cache, in the same order; they are taken one by one.
 
     Raises:
         UserError: If the folder cannot be written.

@@ -85,14 +85,7 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command.
-
-    Args:
-        arguments: Of the command line; None takes those of this process.
-
-    Returns:
-        The exit code: 0, 1 if an image could not be read, 2 for a mistake of the user's, 130 if interrupted.
-    """
+    """Runs the command; returns its exit code, 1 if an image could not be read, else as of `report`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # what Pillow thinks of an image that it can read
         return report(lambda: int(predict(parse_arguments(arguments)) > 0))

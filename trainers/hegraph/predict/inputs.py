@@ -120,10 +120,8 @@ class Inputs:
 def read_list(file: BinaryIO, null: bool) -> Iterator[str]:
     """The paths that a file lists, in any encoding: bytes that are no characters are kept as Python keeps file names.
 
-    Args:
-        file: The list.
-        null: Whether each path ends with a NUL character. Else each stands on a line, whose end may be that of Windows.
-            Empty ones are skipped; spaces belong to the path.
+    Each ends with a NUL character or stands on a line, whose end may be that of Windows. Empty ones are skipped; spaces
+    belong to the path.
 
     Raises:
         UserError: If a path does not end: what is read is no list, and may never end.

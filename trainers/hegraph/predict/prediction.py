@@ -70,8 +70,7 @@ def predict_images(
 ) -> int:
     """Classifies images; arguments as of the command line, but for `options`. A `batch_size` of 0 chooses one.
 
-    Returns:
-        How many images could not be read.
+    Returns how many images could not be read.
 
     Raises:
         UserError: If the model is damaged, its backbone cannot be had, or something cannot be written.
@@ -93,8 +92,7 @@ def predict_images(
 def predict_bank(folder: str, bank_file: Path, split: str, options: Options) -> int:
     """Classifies the features of a bank; arguments as of the command line, but for `options`.
 
-    Returns:
-        How many features the model gives NaN for.
+    Returns how many features the model gives NaN for.
 
     Raises:
         UserError: If model or bank are damaged or do not fit each other, or something cannot be written.
@@ -153,14 +151,9 @@ def bank_features(model: SavedModel, bank_file: Path, split: str) -> tuple[Tenso
 def image_rows(
     model: ImageModel, inputs: Iterable[str], options: Options, batch_size: int, folders: ClassFolders | None = None
 ) -> Iterator[Row]:
-    """The rows of images, in order.
+    """The rows of images, of which B = `batch_size` are encoded at once, in the order of their paths.
 
-    Args:
-        model: The model.
-        inputs: The paths of the images.
-        options: How they are written.
-        batch_size: B.
-        folders: Where images are copied to by their classes, the last of which is none of these; None copies none.
+    They are copied into `folders` by their classes, the last of which is none of these, if there are folders.
 
     Raises:
         UserError: If an image is the file that is to be written, or cannot be copied.
@@ -203,15 +196,9 @@ def rows_of(model: SavedModel, paths: Sequence[str], logits: Tensor, options: Op
 
 
 def write_rows(rows: Iterable[Row], total: int | None, options: Options) -> int:
-    """Writes rows, with a progress bar and the rate on stderr.
+    """Writes rows, with a progress bar (to `total`, where that is known) and the rate on stderr.
 
-    Args:
-        rows: The rows.
-        total: How many there are; None where that is not known yet.
-        options: How they are written.
-
-    Returns:
-        How many have an error.
+    Returns how many have an error.
 
     Raises:
         UserError: If there is no row, or the output cannot be written.

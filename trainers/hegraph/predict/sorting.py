@@ -23,14 +23,10 @@ FORBIDDEN = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|%]|^\.|[. ]$|^ ')
 
 
 class ClassFolders:
-    """Folders of classes below one folder.
-
-    Args:
-        folder: The folder, which is made if it is not there.
-        names: The names of the classes, all different.
+    """Folders of classes, whose names are all different, below one folder, which is made if it is not there.
 
     Raises:
-        UserError: If the folder cannot be made.
+        UserError: If it cannot be made.
     """
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:

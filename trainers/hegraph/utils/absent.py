@@ -16,14 +16,10 @@ from importlib.machinery import ModuleSpec
 
 @contextmanager
 def absent_packages_excused(*names: str) -> Iterator[None]:
-    """Inside the block, an import of a named package succeeds although the package is not installed.
+    """In the block, an import of these packages succeeds also where one is not installed; after it, it fails again.
 
-    What is imported then is a stand-in whose functions raise `ModuleNotFoundError` when they are called. After the
-    block, importing the package fails again. Importing Dassl also mutes all logging up to warnings for the whole
-    process; the block restores the level it found.
-
-    Args:
-        names: The packages. One that is installed, or imported already, is left alone.
+    What is imported then is a stand-in whose functions raise `ModuleNotFoundError` when they are called. Importing
+    Dassl also mutes all logging up to warnings for the whole process; the block restores the level it found.
     """
     excused = [name for name in names if name not in sys.modules and importlib.util.find_spec(name) is None]
     sys.modules.update({name: _Absent(name) for name in excused})
@@ -37,11 +33,8 @@ def absent_packages_excused(*names: str) -> Iterator[None]:
 
 
 def require_packages(command: str) -> None:
-    """Ends the program with exit code 2 after one line, if a package that we need is not installed, as in an
-    environment that was made for CoOp alone.
-
-    Args:
-        command: What installs it.
+    """Ends the program with exit code 2 after one line, which names the command that installs it, if a package that we
+    need is missing, as in an environment that was made for CoOp alone.
     """
     names = ("open_clip", "safetensors", "pydantic", "filelock", "sklearn", "huggingface_hub", "requests", "yacs")
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:

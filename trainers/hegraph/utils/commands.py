@@ -17,11 +17,10 @@ _CHOICE = re.compile(r"invalid choice: '(.*?)'")
 
 
 def command(arguments: str = "") -> str:
-    """How the user calls the command line `arguments`, whose first word may be a sub-command such as "datasets".
+    """How the user calls a command line, whose first word may be a sub-command; without arguments, the program.
 
-    "datasets check" gives "python -m trainers.hegraph.datasets check" in a checkout and "hegraph datasets check" once
-    installed; "--shots 1" gives "python -m trainers.hegraph --shots 1" and "hegraph --shots 1"; without arguments it
-    is the name of the program alone.
+    "datasets check" is "python -m trainers.hegraph.datasets check" in a checkout and "hegraph datasets check" once
+    installed; "--shots 1" is "python -m trainers.hegraph --shots 1" and "hegraph --shots 1".
     """
     if PACKAGE == "hegraph":
         return f"hegraph {arguments}".rstrip()

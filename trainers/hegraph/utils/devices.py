@@ -10,20 +10,14 @@ KINDS = ("cpu", "cuda")
 
 
 def available_device(use_cuda: bool = True) -> str:
-    """The device "cuda" where a GPU is wanted and torch finds one, else "cpu".
-
-    Args:
-        use_cuda: Whether one is wanted: USE_CUDA of a configuration.
-    """
+    """The device "cuda" where a GPU is wanted (USE_CUDA) and torch finds one, else "cpu"."""
     return "cuda" if use_cuda and torch.cuda.is_available() else "cpu"
 
 
 def choose_device(given: str | None, called: str) -> str:
-    """The device that a user names; a GPU if none is named and there is one.
+    """The device that a user names, "cpu", "cuda" or "cuda:N"; with None or "" a GPU if there is one.
 
-    Args:
-        given: "cpu", "cuda" or "cuda:N"; None or "" names none.
-        called: What the user calls the choice, for the message.
+    `called` is what the user calls the choice, for the message.
 
     Raises:
         UserError: If it is another kind of device, or torch cannot compute there.

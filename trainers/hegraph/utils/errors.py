@@ -29,13 +29,7 @@ class UserError(ValueError):
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
-    """Builds the error for a name that is not known; its message suggests the nearest known one.
-
-    Args:
-        kind: What the name stands for, such as "data set".
-        name: The name that came.
-        allowed: Every name that is known; a long list is not shown.
-    """
+    """The error for a name that is not among those of a kind such as "data set"; it suggests the nearest known one."""
     by_lower_case = {known.lower(): known for known in sorted(allowed)}
     near = get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.5)
     hint = f"; did you mean {by_lower_case[near[0]]!r}?" if near else ""
@@ -123,14 +117,10 @@ def show_messages() -> None:
 def report(command: Callable[[], int | None]) -> int:
     """Runs a command line, shows what it logs, and turns what it returns or raises into an exit code.
 
-    Args:
-        command: Parses the flags and does the work. It returns its exit code; None is 0.
-
     Returns:
-        The command's exit code; 0 if whoever read its output has seen enough; 2 if it raised `UserError`, or the
-        machine refused something (no permission, no space, no memory, a name that is too long), which is told in one
-        line; 130 if it was interrupted from the keyboard or terminated. Any other exception passes through, with its
-        traceback.
+        What the command returns (None is 0); 0 if whoever read its output has seen enough; 2 if it raised `UserError`,
+        or the machine refused something (no permission, space or memory), which is told in one line; 130 if it was
+        interrupted or terminated. Any other exception passes through, with its traceback.
     """
     show_messages()
     with noted_interrupts() as interrupts:

@@ -28,11 +28,7 @@ HASHED_ROWS = 1000  # rows of a long list that are written as JSON at once, to b
 
 
 def absolute(path: str | Path) -> Path:
-    """The absolute path of one that may begin with `~`.
-
-    Raises:
-        UserError: If it begins with the home folder of a user whom this machine does not know.
-    """
+    """The absolute path of one that may begin with `~`; UserError for the home folder of a user unknown here."""
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:
@@ -40,14 +36,10 @@ def absolute(path: str | Path) -> Path:
 
 
 def check_output(path: Path, reads: Iterable[Path | str | None] = ()) -> None:
-    """Checks a file that the user names to be written, before the work for it begins.
-
-    Args:
-        path: The file. An older one may be there, and will be replaced.
-        reads: The files that the command reads. What is None or not there is passed over.
+    """Checks a file that the user names to be written, before the work for it begins; an older one may be there.
 
     Raises:
-        UserError: If it is a folder, a pipe or a device, or one of the files that are read.
+        UserError: If it is a folder, a pipe or a device, or one of the files that the command reads.
     """
     if not os.path.exists(path):
         return
@@ -181,11 +173,7 @@ def hash_file(path: Path) -> str:
 
 
 def file_version(path: Path) -> tuple[Path, int, int]:
-    """What changes whenever a file does, as far as its status tells: its path, size and time of change in nanoseconds.
-
-    Raises:
-        OSError: If there is no such file, or it cannot be asked.
-    """
+    """What changes whenever a file does, as far as its status tells: path, size and time of change in nanoseconds."""
     status = path.stat()
     return path.resolve(), status.st_size, status.st_mtime_ns
 

@@ -96,11 +96,7 @@ class Option:
     shapes_run: bool = True
 
     def check(self, value: Any) -> None:
-        """Checks a value of the right type.
-
-        Raises:
-            UserError: With the key, the value and what is allowed.
-        """
+        """Raises UserError with the key and what is allowed, if a value of the right type is not."""
         for entry in value if isinstance(self.default, (list, tuple)) and self.choices else [value]:
             if self.choices and entry not in self.choices:
                 raise unknown(f"value of {self.key}", str(entry), map(str, self.choices))
@@ -128,13 +124,9 @@ class Option:
 
 
 def option(default: Any, key: str, meaning: str, *, configured: Any = MISSING, **about: Any) -> Any:
-    """A field of a dataclass that is an option.
+    """A field of a dataclass that is an option; `about` are the other attributes of `Option`.
 
-    Args:
-        default: The default of the field.
-        key, meaning: As of `Option`.
-        configured: The default of the key, where the recipe is another than the dataclass has; a `filled` key is OPEN.
-        about: The other attributes of `Option`.
+    `configured` is the default of the key, where the recipe is another than the dataclass has; a `filled` key is OPEN.
     """
     if configured is MISSING:
         configured = type(default)(OPEN) if about.get("filled") else default

@@ -36,15 +36,10 @@ class OpenPart(BaseModel):
 
 
 def check(shape: type[Shape], value: Any, where: str) -> Shape:
-    """The value in its declared form. Nothing is converted, unless the form says so.
-
-    Args:
-        shape: A `Part`, or another type that pydantic understands.
-        value: What was read.
-        where: How the message begins: the file, and what it should be.
+    """A value that was read, in its declared form. Nothing is converted, unless the form says so.
 
     Raises:
-        UserError: If the value has another form; the message tells the first thing that is wrong.
+        UserError: If the value has another form: `where`, the file and what it should be, and the first thing wrong.
     """
     try:
         says_itself = isinstance(shape, type(BaseModel))  # on Python 3.10 isinstance(list[int], type) is true

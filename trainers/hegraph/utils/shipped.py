@@ -16,17 +16,12 @@ FOLDERS = {DATA_SET: CONFIGS / "datasets", METHOD: CONFIGS / "trainers" / "HeGra
 
 
 def find_config_file(kind: str, given: str | Path) -> Path:
-    """The file that a user means by a path or by the name of a file that ships, such as `mini`.
+    """The file that a user means by a path or by the name of a file that ships for this kind, such as `mini`.
 
-    Args:
-        kind: `DATA_SET` or `METHOD`.
-        given: A path, which wins if there is such a file, or a name without folder and suffix.
-
-    Returns:
-        The file. A path to nothing is returned as it came, for the reader of the file to complain about.
+    A file wins over a name. A path to nothing is returned as it came, for the reader of the file to complain about.
 
     Raises:
-        UserError: If `given` is a name, and no file of that name ships; the nearest is named.
+        UserError: If it is a name, and no file of that name ships; the nearest is named.
     """
     path, name = Path(given), str(given)
     if path.is_file() or path.suffix or path.name != name:
