@@ -167,9 +167,7 @@ def test_something_else_than_a_model_is_not_overwritten(tmp_path, saved_model):
 def test_a_place_that_is_no_model_folder_says_what_it_is_and_names_a_model_below_it(tmp_path, saved_model):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    assert "missing is not there; give the model folder of a run, such as OUTPUT_DIR" in refused(
-        tmp_path / "missing"
-    )
+    assert "missing is not there; give the model folder of a run, such as OUTPUT_DIR" in refused(tmp_path / "missing")
     assert "file is no folder" in refused(tmp_path / "file")
     assert "empty holds no config.json" in refused(tmp_path / "empty")
     assert "File name too long" in refused(tmp_path / ("x" * 300))
