@@ -155,20 +155,25 @@ def test_of_many_keys_that_differ_four_are_named(run):
         compare([run(1), run(2, config={f"X.A{n}": n for n in range(5)})])
 
 
-def test_a_further_key_of_the_place_keeps_runs_apart(run, cells, monkeypatch):
-    """What a new kind of run needs, such as runs that have seen the test images: one row of `PLACE`."""
-    runs = [run(1, 80.0, protocol="inductive"), run(1, 90.0, protocol="transductive")]
-    with pytest.raises(UserError, match="seed 1 is there more than once"):
-        compare(runs)
-    monkeypatch.setitem(scores.PLACE, "protocol", "protocol")
+@pytest.mark.parametrize("protocol", ["with unlabelled images", "transductive"])
+def test_protocols_are_kept_apart(run, cells, protocol):
+    runs = [run(1, 80.0), run(1, 90.0, protocol=protocol)]
     table = compare(runs)
     assert table.heads == ("protocol", "method")
     assert cells(table)["inductive", "HeGraphAdapter"] == {"4": "80.00"}
-    assert cells(table)["transductive", "HeGraphAdapter"] == {"4": "90.00"}
+    assert cells(table)[protocol, "HeGraphAdapter"] == {"4": "90.00"}
     assert all(table.is_best(row, 0) for row in table.rows if row.labels[-1] == "HeGraphAdapter")
-    with pytest.raises(UserError, match="Toy, HeGraphAdapter, 4: different protocol: inductive, transductive;"):
+    assert cells(compare(runs, "protocol"))["HeGraphAdapter",] == {"inductive": "80.00", protocol: "90.00"}
+    assert protocol in compare(runs[1:]).caption and "inductive" not in compare(runs[:1]).caption
+    with pytest.raises(UserError, match=f"Toy, HeGraphAdapter, 4: different protocol: , {protocol};"):
         rows = [row for record in runs for row in scores.accuracies(record, record["shots"])]
         scores.cells([row for row in rows if row["method"] == "HeGraphAdapter"], ["dataset"])
+
+
+def test_zero_shot_that_heard_unlabelled_images_is_a_method_of_ours(run, cells):
+    heard = run(1, 70.0, trainer="ZeroShot", variant="", protocol="transductive")
+    found = cells(compare([heard]))
+    assert found["HeGraphAdapter(zero-shot)",] == {"4": "70.00"} and found["zero-shot",] == {"4": "50.00"}
 
 
 # Targets

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from .baselines import METHODS, load_method, method_options
+from .baselines import OTHERS, TRANSDUCTIVE_METHODS, load_method, method_options
 from .config import Config
 from .config_files import load_cfg
 from .utils.commands import Parser, command
@@ -39,7 +39,7 @@ SUBCOMMANDS = {
     "demo": "show a page in the browser to try a trained model",
 }
 DESCRIPTION = "Trains and tests one seed. The flags are CoOp's; a sub-command in first place does something else."
-TRAINERS = ("HeGraphAdapter", *METHODS)
+TRAINERS = ("HeGraphAdapter", *OTHERS)
 CHECKOUT = Path(__file__).parents[2]  # not resolved: with `install.sh --link`, this is CoOp's
 
 logger = logging.getLogger(__package__)  # __name__ is "__main__" here
@@ -75,6 +75,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--no-train", action="store_true", help="encode the features and stop")
     add("--keep-thumbnails", action="store_true", help="put small pictures of the training images beside the model")
     add("--host", choices=("auto", "dassl", "alone"), default="auto", help="what drives the training")
+    add("--unlabelled", default="", metavar="WHAT", help="images without labels to hear: pool, test, or a path")
     add("--target-domains", nargs="+", help="also test on these data sets, which have the same classes")
     add("--target-datasets", nargs="+", help="also test on these, which have others: NAME, NAME:base or NAME:new")
     add("--source-domains", nargs="+", help="Dassl's, for its own data sets; not used here")
@@ -102,6 +103,7 @@ def flags_as_keys(args: argparse.Namespace) -> dict[str, object]:
         "INPUT.TRANSFORMS": args.transforms,
         "DATASET.TARGET_DOMAINS": args.target_domains,
         "DATASET.TARGET_DATASETS": args.target_datasets,
+        "DATASET.UNLABELLED": args.unlabelled,
         "RESUME": args.resume,
         "TRAINER.HEGRAPHADAPTER.SELECT_ON": args.select,
     }
@@ -117,7 +119,9 @@ def obstacles_to_dassl(args: argparse.Namespace) -> list[str]:
         obstacles.append("--features needs no images, and so no Dassl")
     if args.keep_thumbnails:
         obstacles.append("--keep-thumbnails is not done through Dassl")
-    if args.trainer in METHODS and load_method(args.trainer).trainer_of_coop:
+    if args.trainer in TRANSDUCTIVE_METHODS:
+        obstacles.append(f"{args.trainer} predicts all test images together, which Dassl does not")
+    if args.trainer in OTHERS and load_method(args.trainer).trainer_of_coop:
         obstacles.append(f"Dassl knows CoOp's own trainer of that name (python train.py --trainer {args.trainer})")
     if importlib.util.find_spec("dassl") is None:
         obstacles.append("Dassl is not installed and not on PYTHONPATH")
@@ -167,14 +171,14 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError("--eval-only and --model-dir go together")
     if args.load_epoch is not None and not args.eval_only:
         raise UserError("--load-epoch goes with --eval-only and --model-dir")
-    if args.load_epoch is not None and args.trainer in METHODS:
+    if args.load_epoch is not None and args.trainer in OTHERS:
         raise UserError(f"--load-epoch is HeGraphAdapter's; {args.trainer} leaves one model: leave it out")
     for flag in ("source_domains", "head"):
         if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} means nothing to {args.trainer}; leave it out")
-    if args.trainer in METHODS and args.select:
+    if args.trainer in OTHERS and args.select:
         raise UserError(f"--select chooses HeGraphAdapter's values; {args.trainer} has none for it: leave it out")
-    if args.trainer in METHODS and args.eval_only and (reason := load_method(args.trainer).not_saved):
+    if args.trainer in OTHERS and args.eval_only and (reason := load_method(args.trainer).not_saved):
         raise UserError(f"{args.trainer} leaves no model for --eval-only to test: {reason}; train it in every run")
 
 

@@ -155,6 +155,13 @@ class DataOptions:
         "also test on these, which have other classes (`--target-datasets`)",
         allowed="data sets, `NAME:base`, `NAME:new`",
     )
+    unlabelled: str = option(
+        "",
+        "DATASET.UNLABELLED",
+        "images without labels that the trained classifier hears (`--unlabelled`), see [unlabelled.md](unlabelled.md): "
+        "`pool`, those of the data set that were not drawn; `test`, the test images together; or a path",
+        allowed="`pool`, `test`, a folder, a CSV file, a feature bank",
+    )
     batch_size: int = option(256, "DATALOADER.TRAIN_X.BATCH_SIZE", "images of a training step", least=1)
     features: str = option(
         "bank",

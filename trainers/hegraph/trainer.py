@@ -306,6 +306,8 @@ def obstacles_in(cfg: Config) -> list[str]:
         obstacles.append(f"{name or 'no data set'} is none of CoOp's")
     if cfg.data.target_domains or cfg.data.target_datasets:
         obstacles.append("DATASET.TARGET_DOMAINS and DATASET.TARGET_DATASETS are not tested through Dassl")
+    if cfg.data.unlabelled:
+        obstacles.append("DATASET.UNLABELLED names images that Dassl does not load")
     if cfg.run.select_on != "last_step":
         obstacles.append("TRAINER.HEGRAPHADAPTER.SELECT_ON val trains more than once, which Dassl does not")
     return obstacles

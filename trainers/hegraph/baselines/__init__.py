@@ -31,18 +31,21 @@ METHODS: dict[str, str] = {
     "APE": "ape",
     "APET": "ape",
 }
+# Methods that predict all test images together. They run with `--unlabelled test` alone, and "all" does not name them
+TRANSDUCTIVE_METHODS: dict[str, str] = {"TransCLIP": "transductive", "ZLaP": "transductive", "StatA": "transductive"}
+OTHERS = METHODS | TRANSDUCTIVE_METHODS
 
 
 def load_method(name: str) -> Method:
-    """Imports a method by its name, a key of `METHODS`."""
-    return getattr(importlib.import_module(f".{METHODS[name]}", __package__), name)()
+    """Imports a method by its name, a key of `OTHERS`."""
+    return getattr(importlib.import_module(f".{OTHERS[name]}", __package__), name)()
 
 
 def method_options(name: str) -> tuple[str, dict[str, Any]] | None:
     """Name and default options of a method, as `load_cfg` takes them; None for HeGraphAdapter, which has its own."""
-    return (name, dict(load_method(name).defaults)) if name in METHODS else None
+    return (name, dict(load_method(name).defaults)) if name in OTHERS else None
 
 
 def needs_backbone(name: str) -> bool:
     """Whether a method needs the backbone itself, and so runs on images only."""
-    return name in METHODS and load_method(name).needs_backbone
+    return name in OTHERS and load_method(name).needs_backbone

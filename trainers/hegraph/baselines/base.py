@@ -58,6 +58,8 @@ class FittedMethod:
         class_nodes: HeGraphAdapter's visual nodes in the whitened space, shape `[K, d]`; None without closed form.
         seconds: How long fitting took.
         calibration: The temperature of the logits, and what it was fitted on.
+        together: Whether `logits` takes all test images at once, and says of one what depends on the others.
+        heard: The keys with which a record tells of the images without labels that the method has heard; {} without.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -75,6 +77,8 @@ class FittedMethod:
     class_nodes: Tensor | None = None
     seconds: float = 0.0
     calibration: Calibration = field(default_factory=Calibration)
+    together: bool = False
+    heard: dict = field(default_factory=dict)
 
 
 class Method(ABC):
@@ -83,12 +87,15 @@ class Method(ABC):
     Attributes:
         defaults: The options with their values; they become keys below `TRAINER.<NAME IN CAPITALS>`.
         needs_backbone: Whether `fit` needs the frozen CLIP itself, so that the method does not run on a feature bank.
+        needs_base: Whether it corrects the predictions of another method, `BASE`, for all test images together; see
+            `transductive.py`.
         trainer_of_coop: Whether CoOp has a trainer of this name, which Dassl keeps; ours runs without Dassl only.
         not_saved: Why a run leaves no model folder; "" if it leaves one, because `fit` returns a `classifier`.
     """
 
     defaults: ClassVar[Defaults]
     needs_backbone: ClassVar[bool] = False
+    needs_base: ClassVar[bool] = False
     trainer_of_coop: ClassVar[bool] = False
     not_saved: ClassVar[str] = ""
 

@@ -121,6 +121,12 @@ class Dataset:
             counted = f"{len(missing)} of {len(paths)} images are missing below {self.root}"
             raise UserError(f"{self.name}: {counted}: {some(missing)}{self._how_to_list()}")
 
+    def test_files(self) -> list[Path]:
+        """The files of the test images; [] if they are no files of their own."""
+        if self.root is None or self.version is not None:
+            return []
+        return [self.root / item.path for item in self.test]
+
     def read(self, path: str) -> Image.Image:
         """The image of an item, as RGB; UserError, which names the file and how all such are found, if it has none."""
         try:

@@ -7,8 +7,11 @@ later run with this seed selects what the first run did.
 
 from __future__ import annotations
 
+import csv
 import logging
+import os
 import random
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +20,14 @@ from typing import TYPE_CHECKING
 from ..utils.commands import command
 from ..utils.errors import UserError, unknown
 from ..utils.files import absolute
+from ..utils.reading import reading
 from .base import Dataset, class_names
-from .images import open_image
+from .images import is_image, open_image
 from .layouts import is_folder
 from .registry import ENTRIES, DatasetEntry, LoaderEntry, find_entry
 from .splits import (
     SPLITS,
+    Item,
     Pools,
     check_pools,
     read_coop_pickle,
@@ -92,6 +97,45 @@ def load_test_images(name: str, root: str, seed: int, subsample: str = "all") ->
     dataset = replace(load_dataset(name, root, seed).subsample(subsample), train=[], val=[])
     dataset.check_files()
     return dataset
+
+
+def load_pool(name: str, root: str, seed: int, subsample: str, used: Collection[str]) -> Dataset:
+    """The training and validation images of a data set as test images, without those whose paths are `used`; otherwise
+    as `load_few_shot`. Where the validation images are the test images, as ImageNet's, they are not taken.
+    """
+    whole = load_dataset(name, root, seed).subsample(subsample)
+    items = [*whole.train, *([] if whole.val_is_test else whole.val)]
+    return replace(whole, train=[], val=[], test=[item for item in items if item.path not in used])
+
+
+def load_unlabelled(source: Path) -> Dataset:
+    """Images without labels as the test images of a data set without classes. None is opened.
+
+    Args:
+        source: A folder, which is walked into, or a CSV file with the column `path`, relative to the file's folder.
+
+    Raises:
+        UserError: If it has no image, or cannot be read.
+    """
+    if source.is_dir():
+        base = source
+        found = (Path(folder) / name for folder, _, names in os.walk(source) for name in names if is_image(name))
+        paths = sorted(path.relative_to(base).as_posix() for path in found)
+    else:
+        base = source.parent
+        with reading(source, "a CSV file with a column path"), source.open(encoding="utf-8-sig", newline="") as file:
+            paths = [row["path"] for row in csv.DictReader(file)]
+    if not paths:
+        raise UserError(f"{source} holds no image")
+    dataset = Dataset(
+        str(source), [], [], [], [Item(path, 0, "") for path in paths], partial(_open, base), absolute(base)
+    )
+    dataset.check_files()
+    return dataset
+
+
+def _open(base: Path, path: str) -> Image.Image:
+    return open_image(base / path)
 
 
 def check_trainable(dataset: Dataset) -> None:

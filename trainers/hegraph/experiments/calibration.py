@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..baselines import METHODS
+from ..baselines import OTHERS
 from ..baselines.base import FittedMethod
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
@@ -133,11 +133,11 @@ def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMet
     TRAINER.HEGRAPHADAPTER.CALIBRATE is "off". Features of test images are not looked at.
     """
     cfg, seed = task.cfg, task.seed
-    if cfg.run.calibrate == "off":
+    if cfg.run.calibrate == "off" or fitted.together:
         return fitted
 
     def fit_again(part: FeatureBank) -> Classify:
-        if cfg.run.trainer in METHODS:
+        if cfg.run.trainer in OTHERS:
             return fit_method(task, part).logits
         return train_adapter(FeatureTask(part, cfg, seed), part).logits
 

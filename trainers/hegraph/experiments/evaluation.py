@@ -123,7 +123,11 @@ def evaluate(trained: TrainedMethod, target: Task, device: str | torch.device, r
         features = given.to(device)
         _check_width(trained, features)
         zero_shot = text_logits(features, trained.text_positive[columns], trained.logit_scale)
-        logits, text = _on_known_classes(fitted, features, elsewhere=bool(rule))
+        logits, text = (
+            (fitted.logits(features), None)
+            if fitted.together
+            else _on_known_classes(fitted, features, elsewhere=bool(rule))
+        )
         logits, text = logits[:, columns], None if text is None else text[:, columns]
     if logits is not None and not logits.isfinite().all():
         mend = "; lower OPTIM.LR" if trained.method == "HeGraphAdapter" else ""

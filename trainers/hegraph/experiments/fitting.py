@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..baselines import METHODS, load_method
+from ..baselines import OTHERS, load_method
 from ..baselines.base import FittedMethod
 from ..config import Config
 from ..config_files import with_values
@@ -29,7 +29,7 @@ from ..training.choice import has_val, val_accuracy, val_images
 from ..training.loop import AdapterTraining, TrainingSummary, train_to_end
 from ..training.memory import free_bytes, log_large, training_bytes
 from ..utils.devices import wait_for
-from ..utils.errors import UserError
+from ..utils.errors import UserError, unknown
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ Keep = Callable[[HeGraphModel, int], None]  # writes the model as it is after so
 
 def fit(task: Task, bank: FeatureBank, checkpoints: Checkpoints, keep: Keep) -> FittedMethod:
     """Fits the method that `TRAINER.NAME` names; the last two are HeGraphAdapter's, see `train_adapter`."""
-    if task.cfg.run.trainer in METHODS:
+    if task.cfg.run.trainer in OTHERS:
         return fit_method(task, bank)
     if task.cfg.run.select_on == "val":
         return tune_on_val(task, bank, checkpoints)
@@ -57,10 +57,26 @@ def fit_method(task: Task, bank: FeatureBank) -> FittedMethod:
             f"{method.name} learns prompts through the backbone's text tower; give images instead of --features"
         )
     started = time.monotonic()
+    base = {"base": task.opened.fitted(*_fit_base(task, bank))} if method.needs_base else {}
     set_random_seed(task.seed)
-    fitted = method.fit(bank.without_test(), task.cfg.method, task.seed, backbone)
+    fitted = method.fit(bank.without_test(), task.cfg.method, task.seed, backbone, **base)
     wait_for(bank.train_features.device)
     return replace(fitted, seconds=time.monotonic() - started)
+
+
+def _fit_base(task: Task, bank: FeatureBank) -> tuple[object, Callable[[], FittedMethod]]:
+    """What tells the base of a transductive method from others, and what fits it.
+
+    Raises:
+        UserError: If `BASE` names no method that can be one.
+    """
+    name, cfg = task.cfg.method.BASE, task.cfg
+    if name == "ZeroShot":
+        return name, lambda: load_method(name).fit(bank, None, task.seed)
+    if name != "HeGraphAdapter":
+        raise unknown("BASE", name, ("HeGraphAdapter", "ZeroShot"))
+    key = repr((task.identity, task.split, task.seed, cfg.model, cfg.training, cfg.encoding, cfg.backbone))
+    return key, lambda: train_adapter(task, bank)
 
 
 def train_adapter(

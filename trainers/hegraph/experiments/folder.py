@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from ..backbones.identity import AUTO
+from ..baselines import OTHERS, TRANSDUCTIVE_METHODS
 from ..baselines.base import FittedMethod
 from ..config import OPTIONS, REMOVED, Config
 from ..models.folder import CONFIG, TENSORS, find_model_folder, save_model
@@ -38,15 +39,23 @@ from ..utils.files import hash_file, hash_json, write_json
 from ..utils.option import NODE
 from ..utils.reading import read_json, reading
 from .tasks import Task, Tested
+from .unlabelled import identity_of
 
 logger = logging.getLogger(__name__)
 
 ERROR = "error.json"  # of a failed run of a sweep
 PRECISION = f"{NODE}.PREC"
 OF_ALL_METHODS = (*(f"{NODE}.{name}" for name in ("FEATURES.", "PROMPTS.", "CALIBRATE")), PRECISION)
+UNLABELLED = "DATASET.UNLABELLED"
 LOCK, HOLDER = ".lock", ".lock-holder.json"
 PATIENCE = 0.2  # seconds that one who comes waits, since another may be about to leave
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # the file system knows no locks
+
+
+def trains_ours(cfg: Config) -> bool:
+    """Whether HeGraphAdapter is trained: by name, or as the method whose predictions a transductive one corrects."""
+    name = cfg.run.trainer
+    return name not in OTHERS or (name in TRANSDUCTIVE_METHODS and cfg.method.BASE == "HeGraphAdapter")
 
 
 def run_config(cfg: Config, precision: str = AUTO) -> dict[str, object]:
@@ -56,7 +65,9 @@ def run_config(cfg: Config, precision: str = AUTO) -> dict[str, object]:
     """
     flat: dict[str, object] = {}
     for key, value in sorted(cfg.values.items()):
-        of_other = cfg.run.trainer != "HeGraphAdapter" and key.startswith(("OPTIM.", f"{NODE}."))
+        of_other = not trains_ours(cfg) and key.startswith(("OPTIM.", f"{NODE}."))
+        if key == UNLABELLED and not value:  # earlier runs had no such key
+            continue
         if (of_other and not key.startswith(OF_ALL_METHODS)) or (key in OPTIONS and not OPTIONS[key].shapes_run):
             continue
         flat[key] = list(value) if isinstance(value, tuple) else value
@@ -103,6 +114,8 @@ class RunFolder:
                 return hash_json(about | {"model": hash_json([hash_file(self.model / n) for n in (CONFIG, TENSORS)])})
         if self.task.cfg.run.trainer == "HeGraphAdapter":
             about["config"] = REMOVED | self.config  # so that earlier runs are recognised
+        if (pool := identity_of(self.task)) is not None:
+            about["unlabelled"] = pool
         return hash_json(about | {"split": self.task.split})
 
     def finished(self, thumbnails: Iterable[Image.Image] | None = None) -> dict | None:

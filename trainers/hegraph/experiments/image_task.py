@@ -18,8 +18,9 @@ from ..backbones.identity import backbone_identity
 from ..config import Config
 from ..datasets import Dataset, load_few_shot, load_test_images
 from ..datasets.base import check_classes
+from ..datasets.loading import load_pool, load_unlabelled
 from ..datasets.own import NAME as OWN
-from ..datasets.own import refuse_copies
+from ..datasets.own import files_among, refuse_copies
 from ..features import extract
 from ..features.bank import Encoder, FeatureBank
 from ..features.text import class_prompts, encode_prompts
@@ -31,7 +32,8 @@ from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.files import hash_json
 from ..utils.reading import read_json
-from .tasks import BankTask, Opened, Split, Task, bank_to_test, match_classes
+from .tasks import BankTask, Opened, Split, Task, bank_to_test, match_classes, refuse_tested
+from .unlabelled import check_protocol
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
@@ -107,6 +109,32 @@ class ImageTask(Task):
 
     def test_features(self) -> tuple[Tensor, Tensor]:
         return extract.encode_test(self.dataset, self.backbone, self.cfg.encoding, self._folder)
+
+    @cached_property
+    def undrawn(self) -> Dataset:
+        """The images of `pool`, as test images."""
+        data, used = self.cfg.data, {item.path for item in (*self.dataset.train, *self.dataset.test)}
+        return load_pool(self.name, data.root, self.seed, data.classes, used)
+
+    def pool_identity(self) -> object:
+        return [self.undrawn.paths(), self.undrawn.file_sizes()]
+
+    def pool(self) -> Tensor:
+        return self._encoded(self.undrawn, check=self.name == OWN)
+
+    def files_identity(self, path: Path) -> object:
+        images = load_unlabelled(path)
+        return [images.paths(), images.file_sizes()]
+
+    def encoded(self, path: Path) -> Tensor:
+        return self._encoded(load_unlabelled(path), check=True)
+
+    def _encoded(self, images: Dataset, check: bool) -> Tensor:
+        """Features of unlabelled images, and if asked for a check that none of their files is one of a test image."""
+        if check and (pool := images.test_files()) and (tested := self.dataset.test_files()):
+            refuse_tested(files_among(pool, tested), len(pool))
+        views = extract.ImageViews(images, images.test, self.backbone.preprocess)
+        return extract.encode_images(self.backbone, views, self.cfg.encoding, self._folder, "unlabelled")[0]
 
     def text_features(self) -> tuple[Tensor, Tensor]:
         """Positive and negative text nodes of the classes, each `[K, d]`."""
@@ -193,8 +221,9 @@ def open_task(
         only_test: Whether a trained model is to be tested, so that there are test images alone.
 
     Raises:
-        UserError: If bank, data set or weights cannot be had.
+        UserError: If bank, data set or weights cannot be had, or as `check_protocol`.
     """
+    check_protocol(cfg)
     if bank_file is None:
         return load_image_task(cfg, seed, device, opened, only_test)
     if not only_test:

@@ -87,7 +87,7 @@ def make_record(
         "peak_memory_mb": peak_memory_mb(),
         "finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-    return record | more
+    return record | fitted.heard | more
 
 
 def hash_test_set(classnames: Sequence[str], labels: Tensor | None) -> str | None:

@@ -26,6 +26,7 @@ from .folder import RunFolder
 from .image_task import open_task
 from .record import make_model, make_record
 from .tasks import FeatureTask, Opened, Tested
+from .unlabelled import hear
 
 logger = logging.getLogger(__name__)
 
@@ -128,19 +129,25 @@ def test_and_finish(
     """
     task, device = folder.task, bank.train_features.device
     own = FeatureTask(bank, task.cfg, task.seed, class_ids=task.class_ids)
+    fitted = hear(calibrated(fitted, task, bank), task, bank)
     tested = evaluate(TrainedMethod.of(fitted, task, bank), own, device)
     if show is not None:
         show(tested)
-    fitted = calibrated(fitted, task, bank)
     targets = score_targets(TrainedMethod.of(fitted, task, bank), task, device)
     about = {"backbone": bank.backbone, "num_train": len(bank.train_labels), "targets": targets}
     record = make_record(folder, fitted, tested, device, features_seconds, **about)
     model = make_model(folder, bank, fitted, record)
     if model is None:
-        name = task.cfg.run.trainer
-        logger.info("%s leaves no model folder: %s", name, load_method(name).not_saved or "it returns no classifier")
+        logger.info("%s leaves no model folder: %s", task.cfg.run.trainer, why_not_saved(fitted, task.cfg))
     folder.finish(record, tested, fitted, model, thumbnails)
     return record
+
+
+def why_not_saved(fitted: FittedMethod, cfg: Config) -> str:
+    """Why a run leaves no model folder."""
+    if fitted.together:
+        return "what it says of a test image depends on the others"
+    return load_method(cfg.run.trainer).not_saved or "it returns no classifier"
 
 
 def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Keep:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -17,7 +17,14 @@ from torch import Tensor
 from ..config import Config
 from ..datasets import Selection, select_few_shot, subsample_labels
 from ..datasets.base import check_classes
-from ..features.bank import BankFile, FeatureBank, draw_bank, refuse_test_rows, test_features_apart
+from ..features.bank import (
+    BankFile,
+    FeatureBank,
+    draw_bank,
+    mean_over_views,
+    refuse_test_rows,
+    test_features_apart,
+)
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..training.batches import BankBatches, TrainingData, products_with_cache
@@ -26,16 +33,20 @@ from ..utils.files import file_version
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
+    from ..baselines.base import FittedMethod
 
 Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
 
 
 class Opened:
-    """What runs of one process share, and none of them changes: the bank and the backbone that were opened last."""
+    """What runs of one process share, and none of them changes: the bank, the backbone, and the base of a transductive
+    method that were opened or fitted last.
+    """
 
     def __init__(self) -> None:
         self._bank: tuple[object, BankFile] | None = None
         self._backbone: tuple[object, Backbone] | None = None
+        self._fitted: tuple[object, FittedMethod] | None = None
 
     def bank(self, path: Path) -> BankFile:
         """A feature bank, opened again only if the file is another or has changed; errors as of `BankFile`."""
@@ -57,6 +68,12 @@ class Opened:
             self._backbone = None
             self._backbone = key, load_backbone(name, pretrained, device, precision)
         return self._backbone[1]
+
+    def fitted(self, key: object, fit: Callable[[], FittedMethod]) -> FittedMethod:
+        """A fitted method that `key` tells from all others."""
+        if self._fitted is None or self._fitted[0] != key:
+            self._fitted = key, fit()
+        return self._fitted[1]
 
 
 @dataclass(frozen=True)
@@ -89,6 +106,7 @@ class Task(ABC):
         name: Of the data set.
         classnames, class_ids: Its K class names, and what tells them apart across data sets, in label order.
         backbone: The frozen CLIP that encodes the images; None where it is not at hand.
+        opened: What runs of this process share.
     """
 
     cfg: Config
@@ -99,6 +117,7 @@ class Task(ABC):
     classnames: Sequence[str]
     class_ids: Sequence[str]
     backbone: Any = None
+    opened: Opened
 
     def check_trained_classes(self) -> None:
         """Raises UserError if the training images are of fewer than two classes, so that there is nothing to learn."""
@@ -137,6 +156,34 @@ class Task(ABC):
     def check_backbone(self, model: SavedModel) -> None:  # noqa: B027
         """Raises UserError if the features here are not those of the model's backbone."""
 
+    def pool(self) -> Tensor:
+        """Features `[M, d]` of the unlabelled images of the same data set, `--unlabelled pool`: the training images of
+        its classes that were not drawn, and the validation images.
+
+        Raises:
+            UserError: If there are no further images at hand.
+        """
+        raise UserError(f"{self.name} is given as features, and has no images that were not drawn")
+
+    def pool_identity(self) -> object:
+        """What changes whenever the images of `pool` would."""
+        return self.identity
+
+    def files_identity(self, path: Path) -> object:
+        """What changes whenever the images of `encoded` would; errors as of it."""
+        raise UserError(
+            f"{path} has to be encoded, and a run from features has no backbone; make a feature bank of it "
+            "(features extract), or give images instead of --features"
+        )
+
+    def encoded(self, path: Path) -> Tensor:
+        """Features `[M, d]` of the images in a folder or CSV file that holds no labels.
+
+        Raises:
+            UserError: If the path has no images, one cannot be read, or there is no backbone that encodes them.
+        """
+        raise NotImplementedError  # `files_identity` is asked before
+
     def training_images(self) -> Iterator[Image.Image] | None:
         """The training images in the order of the cache, opened one by one; None where there are none to show."""
         return None
@@ -167,7 +214,7 @@ class FeatureTask(Task):
         class_ids: Sequence[str] | None = None,
     ) -> None:
         self.features, self.cfg, self.seed, self.name = features, cfg, seed, features.dataset
-        self.split, self.identity, self._class_ids = split or {}, identity or {}, class_ids
+        self.split, self.identity, self._class_ids, self.opened = split or {}, identity or {}, class_ids, Opened()
 
     @property
     def classnames(self) -> Sequence[str]:  # type: ignore[override]
@@ -203,7 +250,8 @@ class BankTask(FeatureTask):
     def __init__(self, path: Path, cfg: Config, seed: int, opened: Opened | None = None) -> None:
         if cfg.data.features == "online":
             raise UserError("FEATURES.MODE online encodes images, and --features has none; use FEATURES.MODE bank")
-        file = (opened or Opened()).bank(path)
+        self.opened = opened or Opened()
+        file = self.opened.bank(path)
         file.check_dataset(cfg.data.name)
         self.file, self.cfg, self.seed, self.name, self._class_ids = file, cfg, seed, file.dataset, None
         train_labels = file.labels["train"].tolist()
@@ -229,6 +277,22 @@ class BankTask(FeatureTask):
         """
         if not self.file.is_large:
             refuse_test_rows(self.features)
+
+    def pool(self) -> Tensor:
+        drawn, labels = set(self.selection.train), self.file.labels
+        kept = {label for _, label, _ in self.split["train"]}
+        if self.cfg.data.classes != "all":  # with their labels in the whole bank
+            kept = {labels["train"][row].item() for row, *_ in self.split["train"]}
+        rows: dict[str, list[int]] = {
+            split: [row for row, label in enumerate(labels[split].tolist()) if label in kept]
+            for split in ("train", "val")
+            if split in labels
+        }
+        rows["train"] = [row for row in rows["train"] if row not in drawn]
+        return features_of_images(self.file, rows)
+
+    def pool_identity(self) -> object:
+        return self.file.identity(*(range(len(self.file.labels.get(split, []))) for split in ("train", "val")))
 
     def target(self, name: str, same_classes: bool) -> Task:
         """The test images of a half of the bank's classes; there is nothing else to test on."""
@@ -279,6 +343,21 @@ def bank_split(
         return [[row, kept[labels[row]], names[labels[row]]] for row in selected if labels[row] in kept]
 
     return selection, {"train": rows(selection.train, train_labels), "val": rows(selection.val, val_labels)}
+
+
+def features_of_images(file: BankFile, rows: Mapping[str, Sequence[int]]) -> Tensor:
+    """Features `[M, d]` of some images of train and val, one of each: of training images the mean over the views."""
+    found = [mean_over_views(file.features("train", rows["train"]))]
+    return torch.cat([*found, *(file.features("val", rows["val"]) for _ in rows.keys() & {"val"})])
+
+
+def refuse_tested(found: Sequence[object], count: int) -> None:
+    """Raises UserError if some of so many unlabelled images were found among the test images."""
+    if found:
+        raise UserError(
+            f"{len(found)} of {count} unlabelled images are test images as well, such as {found[0]}, so the test would "
+            "say nothing about new images; take them out, or give --unlabelled test to predict the test images together"
+        )
 
 
 def match_classes(source_ids: Sequence[str], target_ids: Sequence[str], source: str, target: str) -> list[int]:

@@ -348,10 +348,10 @@ def refuse_test_rows(bank: FeatureBank) -> None:
     """Raises UserError if a row of train, in any view, or of val is a row of test, bit for bit."""
     if bank.test_features is None:
         return
-    tested = set(_hashes(bank.test_features))
+    tested = set(row_hashes(bank.test_features))
     splits = {"train": bank.train_features} | ({} if bank.val_features is None else {"val": bank.val_features[None]})
     for name, views in splits.items():
-        found = [not tested.isdisjoint(of_image) for of_image in zip(*map(_hashes, views))]
+        found = [not tested.isdisjoint(of_image) for of_image in zip(*map(row_hashes, views))]
         if count := sum(found):
             raise UserError(
                 f"{count} of {len(found)} {name} images of {bank.dataset} are test images as well, so the test would "
@@ -366,6 +366,6 @@ def test_features_apart(bank: FeatureBank) -> Tensor:
     return whole.features_to_classify
 
 
-def _hashes(rows: Tensor) -> list[int]:
+def row_hashes(rows: Tensor) -> list[int]:
     """A hash of each row of `[n, d]`."""
     return [hash(row.tobytes()) for row in rows.detach().cpu().contiguous().numpy()]

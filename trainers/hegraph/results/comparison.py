@@ -26,6 +26,7 @@ from .scores import (
     add_mean_place,
     cells,
     differing_keys,
+    in_words,
     method,
     place,
     shortest_names,
@@ -76,10 +77,10 @@ def compare(
         records, columns, of_settings = name_settings(records)
         notes += of_settings
     else:
-        values = sorted({record[by] for record in records}, key=lambda value: (value == ALL_IMAGES, value))
-        columns = {value: "all" if value == ALL_IMAGES else str(value) for value in values}
+        values = sorted({place(record)[by] for record in records}, key=lambda value: (value == ALL_IMAGES, value))
+        columns = {value: "all" if value == ALL_IMAGES else in_words(by, value) for value in values}
     keys = [key for key in PLACE if key != by]
-    frame = cells((row for record in records for row in accuracies(record, record[by])), keys)
+    frame = cells((row for record in records for row in accuracies(record, (record | place(record))[by])), keys)
     datasets = list(columns) if by == "dataset" else []
     if len(datasets) > 1:
         frame = add_mean_column(frame, keys, datasets)

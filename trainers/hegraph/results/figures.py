@@ -33,8 +33,10 @@ from .scores import (
     add_mean_place,
     cells,
     grouped,
+    in_words,
     method,
     method_order,
+    place,
 )
 from .table import Cell
 
@@ -136,7 +138,7 @@ def curves(records: Sequence[dict], quotes: Sequence[Quote] = ()) -> Figure:
 def lines_by_shots(records: Sequence[dict]) -> dict[str, dict[str, dict[int, Cell]]]:
     """Accuracy by shots: data set or "mean of N" -> method -> shots -> accuracy; errors are those of `curves`."""
     for key in PLACE:
-        values = sorted({record[key] for record in records})
+        values = sorted({in_words(key, place(record)[key]) for record in records})
         if key not in ("dataset", "shots") and len(values) > 1:
             raise UserError(f"curves are of one {PLACE[key]}, not of {', '.join(values)}; name runs of one")
     if any(record["shots"] < 1 for record in records):

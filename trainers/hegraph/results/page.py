@@ -17,7 +17,7 @@ from .costs import calibration_table, complexity, has_calibration, has_threshold
 from .figures import as_svg, confusion, curves, read_text_nodes, reliability_diagrams, tsne
 from .paired import confusion_matrix, hardest_pairs
 from .records import PREDICTIONS, TEXT_NODES, find_records, find_runs
-from .scores import OURS, PAPER, PLACE, method
+from .scores import OURS, PAPER, PLACE, method, place
 from .table import Table
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _of_records(records: Sequence[dict]) -> Iterator[Piece]:
     away = [record for record in scored if record.get("targets") and not on_base_classes(record)]
     plain, sweeps = split_sweeps([r for r in scored if not r.get("targets") and not on_base_classes(r)])
     if plain:
-        several = (key for key in ("shots", *PLACE) if len({record[key] for record in plain}) > 1)
+        several = (key for key in ("shots", *PLACE) if len({place(record)[key] for record in plain}) > 1)
         yield _shown(partial(compare, plain, next(several, "shots")))
     if len({record["shots"] for record in plain}) > 1:
         alt = "Accuracy on test by shots, a line per method; the numbers are in the table above"

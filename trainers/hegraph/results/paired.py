@@ -21,13 +21,13 @@ from torch import Tensor
 
 from ..utils.errors import UserError, unknown
 from .records import PREDICTIONS, find_runs, read_beside
-from .scores import OURS, PLACE, check_averaged, grouped, method, method_order, place
+from .scores import OURS, PLACE, PROTOCOL, check_averaged, grouped, method, method_order, place
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 
 # What tells tests apart that cannot be paired, beside the number of shots
-TEST = (*(key for key in PLACE if key != "shots"), "rule", "trained_on")
+TEST = (*(key for key in PLACE if key not in ("shots", PROTOCOL)), "rule", "trained_on")
 
 
 class Difference(NamedTuple):
@@ -69,6 +69,11 @@ def paired_table(folders: Sequence[Path], of: str = OURS) -> str:
     return "\n".join(lines) + "\n"
 
 
+def named(record: dict) -> str:
+    """The name of a run's method, with the protocol if it has heard images without labels."""
+    return ", ".join(filter(None, (method(record), place(record)[PROTOCOL])))
+
+
 def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
     """Finished runs, one a row: the keys of `TEST`, "method", "shots", "seed" and "correct", which test images were
     classified correctly, shape `[M]`.
@@ -82,14 +87,14 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
         if record["accuracy"] is None:
             continue
         predicted, labels, _ = read_predictions(folder)
-        test = place(record) | {key: record.get(key) or "" for key in TEST}
+        test = {"shots": record["shots"]} | {key: record.get(key) or "" for key in TEST}
         if not torch.equal(tested.setdefault(tuple(test.values()), labels), labels):
             raise UserError(
                 f"{folder}: not tested on the same images as another run on {record['dataset']} with {record['shots']} "
                 "shots, so the two cannot be paired; name runs with one test set"
             )
         correct = (predicted == labels).numpy()
-        rows.append(test | {"method": method(record), "seed": record["seed"], "correct": correct, "record": record})
+        rows.append(test | {"method": named(record), "seed": record["seed"], "correct": correct, "record": record})
     if not rows:
         raise UserError(f"no run with test images below {', '.join(map(str, folders))}; run an experiment first")
     runs = pd.DataFrame(rows)

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -31,6 +31,9 @@ TEXT_NODES = "text_nodes.safetensors"
 
 # The "rule" of a test on another data set than that of the training
 SAME_CLASSES, OTHER_CLASSES = "same classes", "other classes"
+
+# The "protocol" of a run whose method has heard images without labels; other records have none
+WITH_UNLABELLED, TRANSDUCTIVE = "with unlabelled images", "transductive"
 
 KEEP = 0.95  # the share of images of known classes whose threshold a record tells
 
@@ -107,6 +110,7 @@ class _Record(_Target):
     selected_on: str
     selected: dict[str, Any]
     run_id: str
+    protocol: Literal["with unlabelled images", "transductive"] | None = None
     test_set: str | None = None
     calibration: _Calibration | None = None
     rejection: _Rejection | None = None

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..baselines import METHODS
+from ..baselines import OTHERS
 from ..utils.errors import UserError, shortened
 from ..utils.files import hash_json
 from .records import SAME_CLASSES
@@ -27,12 +27,16 @@ PAPER = f"{OURS}(paper)"  # the full variant by the paper's recipe, a configurat
 # What no recipe of ours has at once: all of `W` from Glorot's start, no noise and no messages in closed form
 OF_THE_PAPER = {"TEXT_W": True, "WEIGHT_INIT": "xavier", "NOISE": 0.0, "CLOSED_FORM.OMEGA": 0.0}
 
+ON_ZERO_SHOT = f"{OURS}(zero-shot)"  # our unlabelled nodes on zero-shot CLIP, without a labelled image
+
 # Rows stand in this order: the other methods as in their registry, a method that neither tuple names, our variants
-BASELINES = tuple(ZERO_SHOT if name == "ZeroShot" else name for name in METHODS)
-VARIANTS = (f"{OURS}(base)", f"{OURS}(free)", f"{OURS}(T-N)", f"{OURS}(T-P)", PAPER, TEXT, OURS)
+BASELINES = tuple(ZERO_SHOT if name == "ZeroShot" else name for name in OTHERS)
+VARIANTS = (ON_ZERO_SHOT, f"{OURS}(base)", f"{OURS}(free)", f"{OURS}(T-N)", f"{OURS}(T-P)", PAPER, TEXT, OURS)
 
 # The keys of a record that tell experiments of one method apart, each with the head of its column in a table
-PLACE = {"dataset": "data set", "backbone": "backbone", "shots": "shots"}
+PROTOCOL = "protocol"
+PLACE = {"dataset": "data set", "backbone": "backbone", "shots": "shots", PROTOCOL: "protocol"}
+INDUCTIVE = "inductive"  # how a table calls the protocol of records that name none
 
 # What tests and runs of one cell have in common, each with what it is called where it differs. Every method is tested
 # alike, so zero-shot CLIP is averaged over the tests of all of them; the rest holds for the runs of one method
@@ -60,7 +64,7 @@ def method(record: dict) -> str:
     if CASE in record:
         return record[CASE]
     if record["trainer"] == "ZeroShot":
-        return ZERO_SHOT
+        return ON_ZERO_SHOT if record.get(PROTOCOL) else ZERO_SHOT
     if record["trainer"] != OURS:
         return record["trainer"]
     if record["variant"] != "full":
@@ -78,8 +82,13 @@ def method_order(name: str, cases: Sequence[str] = ()) -> tuple[int, int, str]:
 
 
 def place(record: dict) -> dict[str, Any]:
-    """The place of a run: its values of `PLACE`."""
-    return {key: record[key] for key in PLACE}
+    """The place of a run: its values of `PLACE`. The protocol of an inductive run, whose record has none, is ""."""
+    return {PROTOCOL: "", **{key: record[key] for key in PLACE if key in record}}
+
+
+def in_words(key: str, value: object) -> str:
+    """A value of a place as the label of a row."""
+    return str(value) or (INDUCTIVE if key == PROTOCOL else "")
 
 
 def score(record: dict, name: str, column: object, value: Any, test: dict | None = None, own: bool = True) -> dict:
@@ -124,7 +133,7 @@ def cells(rows: Iterable[dict], keys: Sequence[str], tolerance: float = ZERO_SHO
         found.setdefault(tuple(row[key] for key in (*keys, "method", "column")), []).append(row)
     kept: list[dict] = []
     for cell, of_cell in found.items():
-        kept += _kept(of_cell, ", ".join(str(part).strip("\0") for part in cell), tolerance)
+        kept += _kept(of_cell, ", ".join(filter(None, (str(part).strip("\0") for part in cell))), tolerance)
     return pd.DataFrame(kept, dtype=object)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from .scores import PLACE, grouped, method_order
+from .scores import PLACE, grouped, in_words, method_order
 
 CONFIDENCE = 0.95
 NAME_WIDTH = 18  # characters of the methods' column in plain text, at least
@@ -130,15 +130,16 @@ def tabulate(
         cases: The names of rows that are cases, in their order.
     """
     varying = [key for key in keys if frame[key].nunique() > 1]
-    shared = [_words(key, frame[key].iloc[0]) for key in keys if key not in varying]
+    shared = [word for key in keys if key not in varying and (word := _words(key, frame[key].iloc[0]))]
     rows = []
     for place, there in grouped(frame, keys):
-        labels = tuple(str(value) for key, value in zip(keys, place) if key in varying)
+        labels = tuple(in_words(key, value) for key, value in zip(keys, place) if key in varying)
         lines = grouped(there, ["quoted", "method"])
         for (quoted, name), found in sorted(lines, key=lambda line: (line[0][0], method_order(line[0][1], cases))):
             of = {column: Cell.of(values, decimals is None) for column, values in found.groupby("column", sort=False)}
-            label, in_words = f"{name} (quoted)" if quoted else name, ", ".join(map(_words, keys, place))
-            rows.append(Row((*labels, label), [of.get(column) for column in columns], quoted, in_words))
+            label = f"{name} (quoted)" if quoted else name
+            where = ", ".join(filter(None, map(_words, keys, place)))
+            rows.append(Row((*labels, label), [of.get(column) for column in columns], quoted, where))
     if frame["quoted"].any():
         shared.append("(quoted): from the paper")
     caption = ", ".join([caption, *shared])

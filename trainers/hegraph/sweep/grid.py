@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from ..baselines import METHODS, method_options, needs_backbone
+from ..baselines import METHODS, OTHERS, method_options, needs_backbone
 from ..config import Config
 from ..config_files import load_cfg
 from ..utils.commands import command
@@ -214,8 +214,8 @@ class Grid(Part):
                     "names in the grid's file"
                 )
         for method in self.methods:
-            if method not in (*ALL_METHODS, ALL):
-                raise unknown("method", method, (*ALL_METHODS, ALL))
+            if method not in (*OTHERS, OURS, ALL):
+                raise unknown("method", method, (*OTHERS, OURS, ALL))
         for source in self.datasets:
             if not source.endswith(BANK):
                 find_config_file(DATA_SET, source)

@@ -1,0 +1,156 @@
+"""Runs that hear unlabelled images: which images, by which protocol, what is refused, and what the record says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from trainers.hegraph.__main__ import main
+from trainers.hegraph.datasets import load_dataset
+from trainers.hegraph.features.bank import FeatureBank, load_bank
+from trainers.hegraph.method.cache import FoldedClassifier
+from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
+from trainers.hegraph.models.folder import load_model
+
+QUICK = ("OPTIM.MAX_EPOCH", "3", "OPTIM.WARMUP_EPOCH", "0", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
+DIGITS = ("--dataset-config-file", "digits", "--config-file", "mini", "--shots", "1", "--seed", "1")
+
+
+@pytest.fixture
+def run(tiny_bank, tmp_path, capsys):
+    """Function of flags: the record and the folder of a run at 2 shots, or what it says where it is refused."""
+
+    def start(*flags: str, name: str = "run", code: int = 0, keys: tuple[str, ...] = QUICK):
+        out = tmp_path / name
+        data = [] if "--dataset-config-file" in flags else ["--features", str(tiny_bank), "--shots", "2", "--seed", "1"]
+        assert main([*data, "--output-dir", str(out), *flags, *keys]) == code
+        if code:
+            return capsys.readouterr().err
+        return json.loads((out / "result.json").read_text()), out
+
+    return start
+
+
+def pool_of(bank: FeatureBank, out: Path) -> tuple[torch.Tensor, list[int]]:
+    """The features of the images that a run has not drawn, and the rows that it has."""
+    drawn = [row for row, *_ in json.loads((out / "split.json").read_text())["train"]]
+    undrawn = [row for row in range(len(bank.train_labels)) if row not in drawn]
+    return torch.cat([bank.cache_keys()[undrawn], bank.val_features]), drawn
+
+
+def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, tiny_bank):
+    plain, without = run(name="plain")
+    record, out = run("--unlabelled", "pool")
+    bank, before, model = load_bank(tiny_bank), load_model(without / "model"), load_model(out / "model")
+    pool, drawn = pool_of(bank, out)
+    labelled = ClassSums.of(bank.cache_keys()[drawn], bank.train_labels[drawn], 5)
+    heard = hear_unlabelled(before.classifier, labelled, bank.text_positive, pool, bank.logit_scale, before.temperature)
+    torch.testing.assert_close(model.classifier.weights, heard.classifier.weights, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.classifier.bias, heard.classifier.bias, rtol=1e-4, atol=1e-4)
+    right = heard.classifier.logits(bank.test_features).argmax(dim=1) == bank.test_labels
+    assert record["accuracy"] == pytest.approx(100 * right.double().mean().item())
+    assert record["protocol"] == "with unlabelled images" and "protocol" not in plain
+    assert record["unlabelled"]["images"] == "pool" and record["unlabelled"]["num_images"] == len(pool) == 20 + 15
+    assert record["unlabelled"]["shares"]["offsets"] == round(heard.shares.offsets, 4)
+    assert model.temperature == before.temperature and model.known is None
+    assert record["run_id"] != plain["run_id"] and "DATASET.UNLABELLED" not in plain["config"]
+
+
+def test_the_test_images_together_leave_no_model(run, tiny_bank):
+    record, out = run("--unlabelled", "test")
+    bank, before = load_bank(tiny_bank), load_model(run(name="plain")[1] / "model")
+    _, drawn = pool_of(bank, out)
+    labelled = ClassSums.of(bank.cache_keys()[drawn], bank.train_labels[drawn], 5)
+    scale, features = bank.logit_scale, bank.test_features
+    heard = hear_unlabelled(before.classifier, labelled, bank.text_positive, features, scale, before.temperature)
+    predicted = load_file(out / "predictions.safetensors")["predicted"]
+    assert predicted.tolist() == heard.logits.argmax(dim=1).tolist()
+    assert record["protocol"] == "transductive" and record["unlabelled"]["num_images"] == 40
+    assert not (out / "model").exists()
+
+
+def test_zero_shot_has_seen_no_label_and_no_temperature(run, tiny_bank):
+    _, out = run("--trainer", "ZeroShot", "--unlabelled", "pool", keys=())
+    bank, model = load_bank(tiny_bank), load_model(out / "model")
+    pool, _ = pool_of(bank, out)
+    none = ClassSums.of(pool[:0], bank.train_labels[:0], 5)
+    start = FoldedClassifier(bank.logit_scale * bank.text_positive)
+    heard = hear_unlabelled(start, none, bank.text_positive, pool, bank.logit_scale, 1.0)
+    torch.testing.assert_close(model.classifier.weights, heard.classifier.weights)
+
+
+def test_images_of_another_bank(run, tiny_bank, tmp_path, unit_features):
+    bank = load_bank(tiny_bank)
+    other = tmp_path / "other.safetensors"
+    labels = torch.arange(5).repeat(4)
+    FeatureBank(
+        unit_features(2, 20, 16, seed=8), labels, bank.text_positive, bank.text_negative, bank.classnames, "Other",
+        "none", 100.0,
+    ).save(other)  # fmt: skip
+    record, _ = run("--unlabelled", str(other))
+    assert record["unlabelled"]["num_images"] == 20 and record["unlabelled"]["images"] == str(other)
+    tensors = load_file(other)
+    tensors["train_features"][:, 3] = bank.test_features[7]
+    metadata = {"classnames": json.dumps(bank.classnames), "logit_scale": "100", "backbone": "none"}
+    save_file(tensors, other, metadata)
+    assert "1 of 20 unlabelled images are test images as well, such as row 3" in run(
+        "--unlabelled", str(other), name="a", code=2
+    )
+    save_file(tensors, other, metadata | {"backbone": "RN50"})
+    assert "'RN50'" in run("--unlabelled", str(other), name="b", code=2)
+    narrow = {name: tensor[..., :8] if tensor.dim() > 1 else tensor for name, tensor in tensors.items()}
+    narrow = {name: torch.nn.functional.normalize(t, dim=-1) if t.dim() > 1 else t for name, t in narrow.items()}
+    save_file(narrow, other, metadata)
+    assert "width 8" in run("--unlabelled", str(other), name="c", code=2)
+
+
+@pytest.mark.parametrize("name", ["TransCLIP", "ZLaP", "StatA"])
+def test_a_transductive_method_starts_from_the_trained_adapter(run, name):
+    record, out = run("--trainer", name, "--unlabelled", "test")
+    again, _ = run(
+        "--trainer", name, "--unlabelled", "test", name="zero", keys=(f"TRAINER.{name.upper()}.BASE", "ZeroShot")
+    )
+    assert record["protocol"] == again["protocol"] == "transductive"
+    assert record["num_parameters"] > again["num_parameters"] == 0
+    assert record["config"]["OPTIM.MAX_EPOCH"] == 3 and "OPTIM.MAX_EPOCH" not in again["config"]
+    assert not (out / "model").exists() and record["accuracy"] >= 80
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--trainer", "StatA"), "StatA predicts all test images together: give --unlabelled test"),
+        (("--trainer", "StatA", "--unlabelled", "pool"), "got 'pool'"),
+        (("--trainer", "StatA", "--unlabelled", "test", "TRAINER.STATA.BASE", "GDA"), "'GDA'"),
+        (("--unlabelled", "test", "--target-datasets", "Tiny:new"), "leave out the targets"),
+        (("--unlabelled", "nowhere"), "nowhere has to be encoded"),
+        (("--trainer", "LinearProbe", "--unlabelled", "nowhere.safetensors"), "nowhere.safetensors"),
+    ],
+)
+def test_what_cannot_be_heard_is_refused_in_one_line(run, flags, words):
+    said = run(*flags, keys=(), code=2)
+    assert words in said and said.count("\n") == 1
+
+
+def test_a_pool_of_images_is_encoded_and_a_folder_is_one(run, digits_features, tmp_path):
+    keys = ("TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(digits_features))
+    pool, _ = run(*DIGITS, "--unlabelled", "pool", keys=keys)
+    plain, _ = run(*DIGITS, name="plain", keys=keys)
+    assert pool["accuracy"] > plain["accuracy"] + 1
+    assert pool["unlabelled"]["num_images"] == 898 - 10
+    digits, folder = load_dataset("digits"), tmp_path / "images"
+    (folder / "below").mkdir(parents=True)
+    for number, item in enumerate(digits.train[:30]):
+        digits.read(item.path).save(folder / "below" / f"{number}.png")
+    own, _ = run(*DIGITS, "--unlabelled", str(folder), name="own", keys=keys)
+    assert own["unlabelled"]["num_images"] == 30
+    table = tmp_path / "images.csv"
+    table.write_text("path\nimages/below/3.png\nimages/below/4.png\n")
+    listed, _ = run(*DIGITS, "--unlabelled", str(table), name="listed", keys=keys)
+    assert listed["unlabelled"]["num_images"] == 2
+    (folder / "below" / "5.png").write_bytes(b"no image")
+    assert "5.png" in run(*DIGITS, "--unlabelled", str(folder), name="broken", keys=keys, code=2)

@@ -1,0 +1,129 @@
+"""What unlabelled images do to trained models where classes occur unequally often: the study of docs/unlabelled.md.
+
+    python -m tools.unlabelled_study OUTPUT BANKS --out FILE
+
+OUTPUT holds runs of HeGraphAdapter, as a sweep leaves them; BANKS is the folder of the feature banks that they are of.
+The test images of a run's bank, or those that a condition leaves of them, are heard together (the transductive
+protocol), with the whole method and with each half of it alone. One JSON line for each run, condition and part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from unittest import mock
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from trainers.hegraph.features.bank import FeatureBank, load_bank
+from trainers.hegraph.method import unlabelled
+from trainers.hegraph.method.cache import FoldedClassifier
+from trainers.hegraph.method.unlabelled import ClassShares, ClassSums, hear_unlabelled
+from trainers.hegraph.models.folder import load_model
+
+BATCH = 64
+WHOLE = "whole test set"
+NO_SHARES = mock.patch.object(ClassShares, "of", lambda *_: ClassShares(1.0, 1.0, 0.0, 0.0))
+PARTS = {
+    "all": nullcontext(),
+    "nodes alone": NO_SHARES,
+    "class shares alone": mock.patch.object(unlabelled, "OMEGA", 0.0),
+}
+
+
+def conditions(labels: Tensor, num_classes: int, seed: int) -> Iterator[tuple[str, list[Tensor]]]:
+    """Name -> the sets of rows that come together, each `[n]`. Everything is drawn from the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    counts = labels.bincount(minlength=num_classes)
+
+    def at_most(wanted: Tensor) -> Tensor:
+        """The first so many rows of each class, in the drawn order."""
+        rank = torch.zeros(len(order), dtype=torch.long)
+        for c in range(num_classes):
+            of_class = labels[order] == c
+            rank[of_class] = torch.arange(int(of_class.sum()))
+        return order[rank < wanted[labels[order]]]
+
+    yield WHOLE, [order]
+    shares = torch.distributions.Exponential(1.0).icdf(torch.rand(num_classes, generator=generator))
+    most = (counts / shares.clamp_min(1e-9)).quantile(0.3)  # then 3 of 10 classes give all that they have
+    yield "Dirichlet(1) shares", [at_most((most * shares).round().long().minimum(counts))]
+    kept = torch.randperm(num_classes, generator=generator)[: max(num_classes // 4, 2)]
+    yield "a quarter of the classes", [order[torch.isin(labels[order], kept)]]
+    yield "one class alone", [order[labels[order] == kept[0]]]
+    yield "one image a class", [at_most(torch.ones(num_classes, dtype=torch.long))]
+    yield f"batches of {BATCH}", list(order[: 20 * BATCH].split(BATCH))
+
+
+def study(bank: FeatureBank, classifier: FoldedClassifier, labelled: ClassSums, temperature: float, seed: int) -> list:
+    """Rows of condition, part, number of images, and accuracy before and after, in percent."""
+    assert bank.test_features is not None and bank.test_labels is not None
+    rows = []
+    for condition, sets in conditions(bank.test_labels, len(bank.classnames), seed):
+        for part, changed in PARTS.items():
+            right = torch.zeros(2, dtype=torch.float64)
+            with ExitStack() as stack:
+                stack.enter_context(changed)
+                for together in sets:
+                    features, labels = bank.test_features[together], bank.test_labels[together]
+                    text, scale = bank.text_positive, bank.logit_scale
+                    heard = hear_unlabelled(classifier, labelled, text, features, scale, temperature)
+                    for place, logits in enumerate((classifier.logits(features), heard.logits)):
+                        right[place] += (logits.argmax(dim=1) == labels).sum()
+            count = sum(map(len, sets))
+            rows.append([condition, part, count, *(100 * right / count).tolist()])
+            if condition != WHOLE and part == "all":
+                break  # the halves alone are shown of the whole test set
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.unlabelled_study", description=__doc__)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("banks", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="a .jsonl file; what it holds is not done again")
+    args = parser.parse_args()
+    done = set()
+    if args.out.exists():
+        done = {tuple(json.loads(line)[k] for k in ("bank", "shots", "seed")) for line in args.out.open()}
+    runs = sorted(args.output.rglob("HeGraphAdapter/*/seed*/model"))
+    for model_folder in runs:
+        record = json.loads((model_folder.parent / "result.json").read_text(encoding="utf-8"))
+        name = model_folder.parents[3].name
+        bank = load_bank(args.banks / f"{name}.safetensors")
+        keys, model = bank.cache_keys(), load_model(model_folder)
+        drawn = json.loads((model_folder.parent / "split.json").read_text(encoding="utf-8"))["train"]
+        rows = torch.tensor([row for row, *_ in drawn])
+        cases = {record["shots"]: (model.classifier, rows, model.temperature)}
+        if record["seed"] == 1 and (name, 0, 1) not in done:
+            cases[0] = FoldedClassifier(bank.logit_scale * bank.text_positive), rows[:0], 1.0
+        for shots, (classifier, used, temperature) in cases.items():
+            if (name, shots, record["seed"]) in done:
+                continue
+            done.add((name, shots, record["seed"]))
+            sums = ClassSums.of(keys[used], bank.train_labels[used], len(bank.classnames))
+            found = study(bank, classifier, sums, temperature, record["seed"])
+            head = {"bank": name, "shots": shots, "seed": record["seed"]}
+            columns = ("condition", "part", "num_images", "before", "after")
+            with args.out.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(head | dict(zip(columns, row))) + "\n" for row in found)
+    sys.stdout.write(table(pd.read_json(args.out, lines=True)).to_markdown(floatfmt="+.2f") + "\n")
+    return 0
+
+
+def table(found: pd.DataFrame) -> pd.DataFrame:
+    """Points gained, by condition and part and by shots: first the mean over banks of the means over seeds."""
+    gained = found.assign(gain=found["after"] - found["before"])
+    of_banks = gained.groupby(["condition", "part", "shots", "bank"], sort=False)["gain"].mean()
+    return of_banks.groupby(["condition", "part", "shots"], sort=False).mean().unstack("shots").sort_index(axis=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

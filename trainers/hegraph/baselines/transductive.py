@@ -1,0 +1,239 @@
+"""Methods that predict all test images together: TransCLIP, ZLaP and StatA.
+
+Zanella, Gérin, Ben Ayed: Boosting Vision-Language Models with Transduction. NeurIPS 2024. Stojnić, Kalantidis, Tolias:
+Label Propagation for Zero-shot Classification with Vision-Language Models. CVPR 2024. Zanella, Fuchs, De Vleeschouwer,
+Ben Ayed: Realistic Test-Time Adaptation of Vision-Language Models. CVPR 2025.
+
+Each starts from the predictions `y_i = softmax(z_i)` of another method, `BASE`, and lets the M test images correct each
+other. What they say depends on which images come together, so they run with `--unlabelled test` alone, and their
+records are never put beside those of images that are predicted one by one.
+
+TransCLIP: every class is a Gaussian, with one diagonal covariance for all; each image is drawn to its three nearest
+ones, and to `y_i`. Five times this, and then the Gaussians from `q`, ten times:
+
+    q_i = softmax( log y_i + log p_i / 50 + (sum_j w_ij q_j + sum_j w_ji q_j) / 6 )
+
+StatA is the same with a covariance for each class, and with each Gaussian drawn to the text's: a class that n images
+are predicted as counts with `n / (n + ANCHOR)` of their mean and covariance.
+
+ZLaP: images are nodes with edges to the nearest images, and to the nearest of the class nodes `x_c`, the class weights
+of BASE, which zero-shot are the text features. Labels spread from these:
+
+    scores = (I - ALPHA S)^-1 e_c,   S = D^-1/2 (W + W^T) D^-1/2,   edges to classes: cos(f_i, x_c)^GAMMA
+
+Distance from the original: in TransCLIP, labelled images enter through the predictions of BASE alone, and not a second
+time through the Gaussians, whose weight its authors choose on val images for each data set. ZLaP's system is solved by
+summing its series, and not by conjugate gradients; its "proxy" class nodes are not here. In StatA, the logarithm of the
+Gaussians' determinants, which the released code subtracts, is left out unless `DETERMINANT` is set, since the method is
+better on our banks without it; and the first covariance is divided by the number of images once, where the released
+code does so once for every 2,500 images.
+
+Shapes: M test images, K classes, d feature width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..features.bank import FeatureBank
+from .base import Defaults, FittedMethod, Method, Options
+
+SMALLEST = 1e-12  # what is divided by, or taken the logarithm of, is at least this
+ROWS = 2048  # images that are compared with all others at once
+NEIGHBOURS, INNER, OUTER = 3, 5, 10  # of TransCLIP and StatA: edges of an image, rounds of `q`, rounds of the Gaussians
+LIKELIHOOD = 1 / 50  # weight of the Gaussians beside the predictions
+CONFIDENT = 8  # images with the surest predictions that the first mean of a class is made of
+SERIES = 25  # terms of ZLaP's series; ALPHA to this power is left out
+
+
+class TransductiveMethod(Method):
+    """A method that corrects the predictions for all test images together.
+
+    Its option `BASE` is "HeGraphAdapter", with the options of the run, or "ZeroShot".
+    """
+
+    needs_base: ClassVar[bool] = True
+    not_saved: ClassVar[str] = "what it says of an image depends on the other test images"
+
+    def fit(
+        self,
+        bank: FeatureBank,
+        options: Options,
+        seed: int,
+        backbone: object = None,
+        base: FittedMethod | None = None,
+    ) -> FittedMethod:
+        """Trains nothing; the logits of the result take all test images at once."""
+        assert base is not None  # `needs_base`
+
+        def logits(features: Tensor) -> Tensor:
+            return self.together(features, base.logits(features), bank, base, options)
+
+        return FittedMethod(logits, num_parameters=base.num_parameters, together=True)
+
+    @abstractmethod
+    def together(
+        self, features: Tensor, logits: Tensor, bank: FeatureBank, base: FittedMethod, options: Options
+    ) -> Tensor:
+        """Corrected logits, shape `[M, K]`.
+
+        Args:
+            features: Unit-norm features of all test images, shape `[M, d]`.
+            logits: What the base says of them, shape `[M, K]`.
+            bank: The task, without test images.
+            base: The method that is corrected.
+            options: The keys of `defaults`.
+        """
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Edges from every image to those with the largest cosines.
+
+    Attributes:
+        to: Positions, shape `[M, k]`.
+        weights: Cosines, not negative, shape `[M, k]`.
+    """
+
+    to: Tensor
+    weights: Tensor
+
+    @classmethod
+    def among(cls, features: Tensor, count: int) -> Neighbours:
+        """The `count` nearest others of each image, or all others if there are fewer."""
+        count = min(count, len(features) - 1)
+        places, weights = [], []
+        for start, rows in zip(range(0, len(features), ROWS), features.split(ROWS)):
+            cosines = rows @ features.t()
+            own = torch.arange(len(rows), device=features.device)
+            cosines[own, own + start] = -2.0  # below every cosine
+            found = cosines.topk(count, dim=1)
+            places.append(found.indices)
+            weights.append(found.values.clamp_min(0))
+        return cls(torch.cat(places), torch.cat(weights))
+
+    def both_ways(self, labels: Tensor) -> Tensor:
+        """`sum_j w_ij q_j + sum_j w_ji q_j` for rows `[M, K]`."""
+        total = torch.zeros_like(labels)
+        for to, weight in zip(self.to.t(), self.weights.t().unsqueeze(2)):
+            total += weight * labels[to]
+            total.index_add_(0, to, weight * labels)
+        return total
+
+
+class TransCLIP(TransductiveMethod):
+    """Gaussians with one diagonal covariance, and a Laplacian of three neighbours."""
+
+    defaults: ClassVar[Defaults] = {"BASE": "HeGraphAdapter"}  # the method whose predictions are corrected
+
+    def together(
+        self, features: Tensor, logits: Tensor, bank: FeatureBank, base: FittedMethod, options: Options
+    ) -> Tensor:
+        start, neighbours = logits.log_softmax(dim=1), Neighbours.among(features, NEIGHBOURS)
+        labels = start.exp()
+        surest = labels.topk(min(CONFIDENT, len(labels)), dim=0)  # [8, K]
+        means = F.normalize(torch.einsum("nk,nkd->kd", surest.values, features[surest.indices]), dim=1)
+        variance = torch.full_like(features[0], 1 / features.shape[1])
+        second = features.square().mean(dim=0)
+        corrected = start
+        for outer in range(OUTER + 1):
+            corrected, labels = _spread(start, _log_gaussian(features, means, variance), labels, neighbours)
+            if outer < OUTER:
+                counts, sums = labels.sum(dim=0), labels.t() @ features
+                means = F.normalize(sums, dim=1)
+                inner = (sums * means).sum(dim=0) / len(features)
+                spread = (counts[:, None] * means.square()).sum(dim=0) / len(features)
+                variance = (second - 2 * inner + spread).clamp_min(SMALLEST)
+        return corrected
+
+
+class StatA(TransductiveMethod):
+    """Gaussians with a diagonal covariance each, anchored at the text, and a Laplacian of three neighbours."""
+
+    defaults: ClassVar[Defaults] = {
+        "BASE": "HeGraphAdapter",  # the method whose predictions are corrected
+        "ANCHOR": 1.0,  # images that the text's Gaussian counts as
+        "DETERMINANT": False,  # whether the likelihoods hold the determinants of the covariances
+    }
+
+    def together(
+        self, features: Tensor, logits: Tensor, bank: FeatureBank, base: FittedMethod, options: Options
+    ) -> Tensor:
+        start, neighbours = logits.log_softmax(dim=1), Neighbours.among(features, NEIGHBOURS)
+        labels, means, squares = start.exp(), bank.text_positive, features.square()
+        sums, counts = labels.t() @ features, labels.sum(dim=0)
+        first = squares.mean(dim=0) - 2 * (sums * means).sum(dim=0) / len(features)
+        first = (first + (counts[:, None] * means.square()).sum(dim=0) / len(features)).clamp_min(SMALLEST)
+        variances = first.expand_as(means)
+        corrected = start
+        for outer in range(OUTER + 1):
+            likelihood = _log_gaussian(features, means, variances)
+            if options.DETERMINANT:
+                likelihood = likelihood - variances.log().sum(dim=-1) / 2
+            corrected, labels = _spread(start, likelihood, labels, neighbours)
+            if outer < OUTER:
+                predicted = labels.argmax(dim=1).bincount(minlength=labels.shape[1]).to(labels.dtype)[:, None]
+                trust = predicted / (predicted + options.ANCHOR + SMALLEST)
+                counts = labels.sum(dim=0)[:, None].clamp_min(SMALLEST)
+                own = labels.t() @ features / counts
+                means = F.normalize(trust * F.normalize(own, dim=1) + (1 - trust) * bank.text_positive, dim=1)
+                around = (labels.t() @ squares) / counts - 2 * own * means + means.square()
+                anchored = first + (bank.text_positive - means).square()
+                variances = (trust * around + (1 - trust) * anchored).clamp_min(SMALLEST)
+        return corrected
+
+
+class ZLaP(TransductiveMethod):
+    """Label propagation from the class nodes over a graph of nearest neighbours."""
+
+    defaults: ClassVar[Defaults] = {
+        "BASE": "HeGraphAdapter",  # the method whose class weights are the class nodes
+        "NEIGHBOURS": 5,  # edges of an image to images, itself among them, and to classes
+        "GAMMA": 5.0,  # power of the edges to classes
+        "ALPHA": 0.3,  # how far labels spread, less than 1
+    }
+
+    def together(
+        self, features: Tensor, logits: Tensor, bank: FeatureBank, base: FittedMethod, options: Options
+    ) -> Tensor:
+        weights = bank.text_positive if base.classifier is None else F.normalize(base.classifier.weights, dim=1)
+        num_images, num_classes = logits.shape
+        to_images = Neighbours.among(features, options.NEIGHBOURS - 1)
+        found = (features @ weights.t()).clamp_min(0).topk(min(options.NEIGHBOURS, num_classes), dim=1)
+        to_classes = torch.zeros_like(logits).scatter_(1, found.indices, found.values.pow(options.GAMMA))
+        degree_class = to_classes.sum(dim=0)
+        ones = torch.ones(num_images, 1, dtype=features.dtype, device=features.device)
+        degree_image = to_classes.sum(dim=1) + to_images.both_ways(ones)[:, 0]
+        root_class, root_image = (
+            degree.clamp_min(SMALLEST).rsqrt().unsqueeze(1) for degree in (degree_class, degree_image)
+        )
+        edges = root_image * to_classes * root_class.t()
+        classes, images = torch.eye(num_classes).to(features), torch.zeros_like(logits)
+        for _ in range(SERIES):  # x <- e + ALPHA S x
+            spread = options.ALPHA * (edges @ classes + root_image * to_images.both_ways(root_image * images))
+            classes = torch.eye(num_classes).to(features) + options.ALPHA * (edges.t() @ images)
+            images = spread
+        return images.clamp_min(SMALLEST).log()
+
+
+def _spread(start: Tensor, likelihood: Tensor, labels: Tensor, neighbours: Neighbours) -> tuple[Tensor, Tensor]:
+    """The rounds of `q`: its logarithm and itself, each `[M, K]`."""
+    fixed = start + LIKELIHOOD * likelihood
+    logarithm = fixed
+    for _ in range(INNER):
+        logarithm = (fixed + neighbours.both_ways(labels) / (2 * NEIGHBOURS)).log_softmax(dim=1)
+        labels = logarithm.exp()
+    return logarithm, labels
+
+
+def _log_gaussian(features: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+    """`-((f - mu) / sigma)^2 / 2`, summed over the width, shape `[M, K]`; variances are `[d]` or `[K, d]`."""
+    inverse = 1 / variances
+    distance = features.square() @ inverse.expand_as(means).t() - 2 * features @ (means * inverse).t()
+    return -(distance + (means.square() * inverse).sum(dim=1)) / 2
