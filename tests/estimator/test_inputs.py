@@ -244,6 +244,7 @@ def test_a_backbone_encodes_the_class_names_and_its_model_takes_pictures_too(dig
     assert torch.equal(by_parameter.model_.text_positive, by_config.model_.text_positive)
     assert by_parameter.model_.prompts.positive[0][3] == ["a photo of a three."]
     assert by_parameter.model_.backbone.fingerprint == backbone.fingerprint
+    assert by_parameter.model_.logit_scale == backbone.logit_scale
     others = backbone.encode_images(torch.stack([backbone.preprocess(p) for p in digits.others]))
     np.testing.assert_array_equal(by_parameter.predict(digits.others), by_parameter.predict(others))
     model = quick(backbone="hegraph-mini", text_features=X[:10]).fit(X, digits.labels).model_

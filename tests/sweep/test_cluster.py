@@ -25,17 +25,7 @@ from trainers.hegraph.experiments.run import run as run_alone
 from trainers.hegraph.results.records import read_record
 from trainers.hegraph.sweep import cluster as module
 from trainers.hegraph.sweep.__main__ import grid_of, parse_arguments
-from trainers.hegraph.sweep.cluster import (
-    AHEAD,
-    OTHER_PACKAGE,
-    Cluster,
-    Demand,
-    check_address,
-    connected,
-    do_run,
-    forget_banks,
-    package_state,
-)
+from trainers.hegraph.sweep.cluster import AHEAD, Cluster, Demand, check_address, connected, do_run
 from trainers.hegraph.sweep.grid import Run
 from trainers.hegraph.sweep.workers import DONE, FAILED, LOCKED
 from trainers.hegraph.training.checkpoints import CHECKPOINT
@@ -113,7 +103,7 @@ def test_runs_are_done_a_bounded_number_at_a_time_and_nothing_is_left(runs, tmp_
     assert not [path for run in runs for path in run.folder.rglob(LOCK)]
     [place] = tmp_path.glob("hegraph-sweep-*")
     assert [path.read_bytes() for path in place.rglob("*.safetensors")] == [Path(runs[0].source).read_bytes()]
-    forget_banks(place.name)
+    module.forget_banks(place.name)
     assert not place.exists()
     assert not list(tmp_path.glob("hegraph-run-*"))
 
@@ -172,7 +162,6 @@ def test_a_worker_with_another_package_ends_the_sweep_in_one_line(runs, error, m
     with pytest.raises(AttributeError):
         cluster.close()
     assert not any(run.folder.exists() for run in runs)
-    assert package_state() != OTHER_PACKAGE
 
 
 def test_a_folder_that_is_locked_or_finished_or_of_another_run_is_left_to_its_owner(runs):

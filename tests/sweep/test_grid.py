@@ -175,7 +175,7 @@ def test_the_page_tells_every_list_and_its_file_makes_the_runs_that_it_says(tmp_
         (("--datasets", "digit", "--configs", "mini"), "did you mean 'digits'?"),
         (("--datasets", "digits", "--configs", "minni"), "did you mean 'mini'?"),
         ((*DIGITS, "--methods", "TipAdaptor"), "did you mean 'TipAdapter'?"),
-        ((*DIGITS, "--shots", "few"), "--shots"),
+        ((*DIGITS, "--shots", "few"), "shots.0"),
         ((*DIGITS, "--seeds", "-1"), "got -1"),
         ((*DIGITS, "OPTIM.LR"), "OPTIM.LR"),
         ((*DIGITS, "--case", "a", "OPTIM.LR"), "OPTIM.LR"),

@@ -31,18 +31,7 @@ from trainers.hegraph.results.records import read_record
 from trainers.hegraph.sweep import plan, workers
 from trainers.hegraph.sweep.grid import Run
 from trainers.hegraph.sweep.plan import Progress, do_runs, in_words
-from trainers.hegraph.sweep.workers import (
-    DONE,
-    FAILED,
-    LOCKED,
-    STARTS,
-    Result,
-    Worker,
-    attempt,
-    record_failure,
-    run_in_workers,
-    take,
-)
+from trainers.hegraph.sweep.workers import DONE, FAILED, LOCKED, STARTS, Result, Worker, attempt, run_in_workers, take
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.signals import noted_interrupts
 
@@ -135,14 +124,15 @@ class Played:
 
 
 @pytest.fixture
-def played(monkeypatch) -> Callable[..., None]:
+def played(monkeypatch) -> Callable[..., list[int]]:
     """Has workers be threads. A function of a worker's number and run (None: its start) says where it dies."""
 
-    def install(ends: Callable[[int, Run | None], bool] = lambda number, run: False) -> None:
-        numbers = iter(range(100))
+    def install(ends: Callable[[int, Run | None], bool] = lambda number, run: False) -> list[int]:
+        numbers: list[int] = []
 
         def work(connection, verbose):
-            number = next(numbers)
+            number = len(numbers)
+            numbers.append(number)
             with connection, suppress(EOFError):
                 if ends(number, None):
                     return
@@ -153,24 +143,28 @@ def played(monkeypatch) -> Callable[..., None]:
         context = SimpleNamespace(Pipe=Pipe, Process=Played)
         monkeypatch.setattr(workers, "work", work)
         monkeypatch.setattr(workers, "multiprocessing", SimpleNamespace(get_context=lambda how: context))
+        return numbers
 
     return install
 
 
 def test_workers_share_the_threads_and_the_runs(runs, played, monkeypatch, caplog):
-    played()
+    begun = played()
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     with caplog.at_level("INFO"):
         assert {result.run for result in run_in_workers(runs, 2)} == set(runs)
+        assert len(begun) == 2
         assert len(list(run_in_workers(runs[:1], 8))) == 1
+        assert len(begun) == 3
     assert "2 workers with OMP_NUM_THREADS=2 each" in caplog.text
     assert "1 workers with OMP_NUM_THREADS=5" in caplog.text
     assert os.environ["OMP_NUM_THREADS"] == "5"
 
 
 def test_a_worker_that_dies_fails_its_run_alone_and_another_takes_its_place(runs, played):
-    played(lambda number, run: run is not None and run.seed == 2)
+    begun = played(lambda number, run: run is not None and run.seed == 2)
     results = {result.run.seed: result for result in run_in_workers(runs[:4], 1)}
+    assert len(begun) == 2
     assert [results[seed].status for seed in range(4)] == [DONE, DONE, FAILED, DONE]
     assert "ended with code 7" in results[2].message
     assert json.loads((runs[2].folder / "error.json").read_text())["message"] == results[2].message
@@ -183,6 +177,15 @@ def test_workers_that_die_while_they_start_are_replaced_a_few_times_in_a_row(run
     with pytest.raises(UserError, match=f"{STARTS} workers .* code 7"):
         list(run_in_workers(runs, 2))
     assert not any(run.folder.exists() for run in runs)
+
+
+def test_how_a_worker_ended_is_told_in_words():
+    worker = Worker.__new__(Worker)
+    for code, how in ((3, "ended with code 3"), (-15, "was ended by signal 15")):
+        worker.process = SimpleNamespace(join=lambda: None, exitcode=code)
+        assert worker.how_it_ended() == f"the worker process {how}"
+    worker.process.exitcode = -9
+    assert "was ended by signal 9; the system may have run out of memory" in worker.how_it_ended()
 
 
 def test_a_worker_keeps_to_what_it_has_opened_and_takes_then_what_fewest_have(tmp_path):
@@ -345,7 +348,7 @@ def test_what_another_process_is_at_is_waited_for_and_is_recognised_or_done_then
         looks.append(seconds)
         if len(looks) == 1:
             attempt(finished, Opened())
-            record_failure(failed, UserError("it went wrong"))
+            workers.record_failure(failed, UserError("it went wrong"))
             attempt(replace(others, method="TipAdapter"), Opened())
             locked.clear()
 

@@ -85,19 +85,10 @@ def _split(words: list[str], pairs: list[str]) -> list[str]:
 
 
 def grid_of(args: argparse.Namespace) -> tuple[Path | None, dict]:
-    """The file of the grid, and the fields of `Grid` that the flags give.
-
-    Raises:
-        UserError: If a word is no number where one is needed, or the pairs are none.
-    """
+    """The file of the grid, and the fields of `Grid` that the flags give; UserError if a key has no value."""
     words = list(args.words)
     path = Path(words.pop(0)) if words and not A_KEY.fullmatch(words[0]) else None
     found = {name: said for name in (*LISTS, "root", "output", "suffix") if (said := getattr(args, name)) is not None}
-    for name in {"shots", "seeds"} & set(found):
-        try:
-            found[name] = [int(word) for word in found[name]]
-        except ValueError as error:
-            raise UserError(f"--{name} are whole numbers, got {' '.join(found[name])}") from error
     if args.case:
         found["cases"] = {name: _pairs(pairs) for name, *pairs in args.case}
     if args.separate:

@@ -110,6 +110,11 @@ def _listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
+def _counted(value: Any) -> Any:
+    """The same of numbers, which flags give as words."""
+    return tuple(int(n) if isinstance(n, str) and re.fullmatch(r"-?\d{1,9}", n) else n for n in _listed(value))
+
+
 def _once(values: tuple) -> tuple:
     return tuple(dict.fromkeys(values))
 
@@ -120,8 +125,8 @@ def _named(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_once), Field(min_length=1)]
-Shots = Annotated[tuple[int, ...], BeforeValidator(_listed), AfterValidator(_once), Field(min_length=1)]
-Seeds = Annotated[tuple[Count, ...], BeforeValidator(_listed), AfterValidator(_once), Field(min_length=1)]
+Shots = Annotated[tuple[int, ...], BeforeValidator(_counted), AfterValidator(_once), Field(min_length=1)]
+Seeds = Annotated[tuple[Count, ...], BeforeValidator(_counted), AfterValidator(_once), Field(min_length=1)]
 Values = Annotated[tuple[Any, ...], BeforeValidator(_listed), Field(min_length=1)]
 
 
