@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,37 +15,30 @@ ROOT = Path(__file__).parents[1]
 SLOW = ("torch", "torchvision", "open_clip", "sklearn", "matplotlib", "requests")
 
 
-def imported_by(*arguments: str) -> set[str]:
-    """Which of the packages that take long to import a command line imports, in a process of its own."""
+def python(program: str, *arguments: str) -> list[str]:
+    """The last line that a program prints in a process of its own, in words."""
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=900)
+    return done.stdout.splitlines()[-1].split()
+
+
+def test_help_and_mistakes_in_the_flags_answer_without_torch():
+    lines = (
+        "--help", "--shots many", "prediction", "--trainer Tip", "--eval-only", "--host alone OPTIM.LRR 1",
+        "--host alone --config-file mino", "--head x",
+    )  # fmt: skip
     program = (
         "import contextlib, sys\n"
         "from trainers.hegraph.__main__ import main\n"
-        "with contextlib.suppress(SystemExit):\n"
-        "    main(sys.argv[1:])\n"
-        f"print('imported', *(name for name in {SLOW} if name in sys.modules))\n"
+        "codes = []\n"
+        "for line in sys.argv[1:]:\n"
+        "    try:\n"
+        "        codes.append(main(line.split()))\n"
+        "    except SystemExit as ended:\n"
+        "        codes.append(ended.code)\n"
+        f"print(*codes, *(name for name in {SLOW} if name in sys.modules))\n"
     )
-    command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=900)
-    first, *names = done.stdout.splitlines()[-1].split()
-    assert first == "imported"
-    return set(names)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--help",),
-        ("--shots", "many"),
-        ("prediction",),
-        ("--trainer", "Tip"),
-        ("--eval-only",),
-        ("--host", "alone", "OPTIM.LRR", "1"),
-        ("--host", "alone", "--config-file", "mino"),
-    ],
-    ids=" ".join,
-)
-def test_help_and_mistakes_in_the_flags_answer_without_torch(arguments):
-    assert imported_by(*arguments) == set()
+    assert python(program, *lines) == ["0", *"2" * (len(lines) - 1)]
 
 
 def test_a_run_from_a_bank_imports_nothing_before_its_first_step_that_it_does_not_need_there(tiny_bank, tmp_path):
@@ -65,9 +59,7 @@ def test_a_run_from_a_bank_imports_nothing_before_its_first_step_that_it_does_no
         f"    print('imported', *(name for name in {late} if name in sys.modules))\n"
     )
     arguments = ["--features", str(tiny_bank), "--shots", "1", "--output-dir", str(tmp_path / "out")]
-    command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=900)
-    assert done.stdout.split() == ["imported"]
+    assert python(program, *arguments) == ["imported"]
 
 
 def test_the_help_lists_the_sub_commands_and_the_flags(capsys):
@@ -96,29 +88,53 @@ def test_the_exit_code_and_the_message_are_those_of_the_sub_command(capsys, tmp_
     assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_a_sub_command_of_the_package_run_as_a_module_is_that_module():
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_a_sub_command_of_the_package_run_as_a_module_is_that_module(capsys, monkeypatch):
     outputs = []
-    for program in (("trainers.hegraph", "results"), ("trainers.hegraph.results",)):
-        command = [sys.executable, "-m", *program, "compare", "results/digits.jsonl"]
-        outputs.append(
-            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=900).stdout
-        )
+    for module, first in (("trainers.hegraph", ["results"]), ("trainers.hegraph.results", [])):
+        words = [*first, "compare", str(ROOT / "results" / "digits.jsonl")]
+        monkeypatch.setattr(sys, "argv", [module, *words])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(module, run_name="__main__")
+        assert ended.value.code == 0
+        outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1] != ""
 
 
 @pytest.mark.parametrize(
-    ("word", "hint"),
+    ("words", "hint"),
     [
-        ("result", "; did you mean 'results'?"),
-        ("Datasets", "; did you mean 'datasets'?"),
-        ("prediction", "; did you mean 'predict'?"),
-        ("train", ""),
+        (("result",), "; did you mean 'results'?"),
+        (("Datasets",), "; did you mean 'datasets'?"),
+        (("prediction",), "; did you mean 'predict'?"),
+        (("train",), ""),
+        (("--seed", "1", "PREDICT", "x"), "; did you mean 'predict'?"),
     ],
 )
-def test_a_word_that_is_no_sub_command_is_one_clear_line(word, hint, capsys):
-    assert main([word]) == 2
+def test_a_word_that_is_no_sub_command_is_one_clear_line(words, hint, capsys):
+    assert main(list(words)) == 2
+    word = next(word for word in words if word.isalpha())
     error = f"error: unknown sub-command {word!r}{hint} (known: {', '.join(sorted(SUBCOMMANDS))})\n"
     assert capsys.readouterr().err == error
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--head x", "--head means nothing to HeGraphAdapter"),
+        ("--source-domains x", "--source-domains means nothing to HeGraphAdapter"),
+        ("--trainer HeGraphAdaptor", "unknown trainer 'HeGraphAdaptor'; did you mean 'HeGraphAdapter'"),
+        ("--load-epoch 1", "--load-epoch goes with --eval-only"),
+        ("--eval-only --model-dir x --load-epoch 1 --trainer GDA", "GDA leaves one model"),
+        ("--trainer GDA --select val", "--select chooses HeGraphAdapter's values"),
+        ("--trainer CLIPAdapter --eval-only --model-dir x", "CLIPAdapter leaves no model"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_one_line(flags, said, capsys):
+    assert main(flags.split()) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("key", ["OPTIM.LRR", "optim.lr", "SEEDS"])
