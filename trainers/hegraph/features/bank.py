@@ -101,7 +101,7 @@ class FeatureBank:
     text_norms: Tensor | None = None
     encoder: Encoder | None = None
     read_test: Callable[[], Tensor] | None = None
-    averaged: list[Tensor] = field(default_factory=list, repr=False, compare=False)
+    averaged: list[Tensor] = field(default_factory=list)
 
     def subsample(self, which: str) -> FeatureBank:
         """The bank of "all" classes, or of the "base" or "new" half of them, with labels from 0."""
