@@ -241,6 +241,8 @@ def test_by_data_set_a_full_model_in_another_domain_counts_as_its_text_classifie
         ("HeGraphAdapter",): {"Toy": "80.00", "Zoo": "", "mean of 2": ""},
     }
     assert "by data set; Zoo with models trained on Toy (same classes), " in table.caption
+    untold = compare([elsewhere(1), elsewhere(1, dataset="Farm", trained_on=None)], "dataset").caption
+    assert "; Zoo with models trained on Toy (same classes); Farm with models trained on another data set (s" in untold
 
 
 def test_by_data_set_a_full_model_on_other_classes_counts_as_the_method(run, elsewhere, cells):

@@ -141,7 +141,8 @@ def _sources(records: Sequence[dict]) -> list[str]:
     tested: dict[tuple[str, str], set[str]] = {}
     for record in records:
         if record.get("rule"):
-            tested.setdefault((record["rule"], record["trained_on"]), set()).add(record["dataset"])
+            source = record.get("trained_on") or "another data set"
+            tested.setdefault((record["rule"], source), set()).add(record["dataset"])
     return [
         f"{', '.join(sorted(datasets))} with models trained on {source} ({rule})"
         for (rule, source), datasets in sorted(tested.items())
