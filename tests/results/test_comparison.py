@@ -157,16 +157,16 @@ def test_of_many_keys_that_differ_four_are_named(run):
 
 @pytest.mark.parametrize("protocol", ["with unlabelled images", "transductive"])
 def test_protocols_are_kept_apart(run, cells, protocol):
-    runs = [run(1, 80.0), run(1, 90.0, protocol=protocol)]
+    runs = [run(1, 80.0), run(1, 90.0, protocol=protocol), run(2, 80.0, protocol=None)]
     table = compare(runs)
     assert table.heads == ("protocol", "method")
-    assert cells(table)["inductive", "HeGraphAdapter"] == {"4": "80.00"}
+    assert cells(table)["inductive", "HeGraphAdapter"] == {"4": "80.00 ± 0.00"}
     assert cells(table)[protocol, "HeGraphAdapter"] == {"4": "90.00"}
     assert all(table.is_best(row, 0) for row in table.rows if row.labels[-1] == "HeGraphAdapter")
-    assert cells(compare(runs, "protocol"))["HeGraphAdapter",] == {"inductive": "80.00", protocol: "90.00"}
-    assert protocol in compare(runs[1:]).caption and "inductive" not in compare(runs[:1]).caption
-    with pytest.raises(UserError, match=f"Toy, HeGraphAdapter, 4: different protocol: , {protocol};"):
-        rows = [row for record in runs for row in scores.accuracies(record, record["shots"])]
+    assert cells(compare(runs, "protocol"))["HeGraphAdapter",] == {"inductive": "80.00 ± 0.00", protocol: "90.00"}
+    assert protocol in compare(runs[1:2]).caption and "inductive" not in compare(runs[:1]).caption
+    with pytest.raises(UserError, match=f"Toy, HeGraphAdapter, 4: different protocol: none, {protocol};"):
+        rows = [row for record in runs[:2] for row in scores.accuracies(record, record["shots"])]
         scores.cells([row for row in rows if row["method"] == "HeGraphAdapter"], ["dataset"])
 
 

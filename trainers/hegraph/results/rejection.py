@@ -31,7 +31,7 @@ from ..models.saved import SavedModel
 from ..training.confidence import DEFAULT, known_score
 from ..utils.errors import UserError
 from .records import KEEP, find_runs
-from .scores import PLACE, check_averaged, grouped, method, method_order, place
+from .scores import PLACE, check_averaged, grouped, in_words, method, method_order, place
 from .table import Cell, Row, Table
 
 NEW = "new"  # the classes of a bank that a model does not know
@@ -136,7 +136,7 @@ def _table(scores: pd.DataFrame, unknown: str) -> Table:
             tested = sorted(found["dataset"].unique())
             of = "" if tested == data_sets else f", {', '.join(tested)} alone"
             shown = [None if pd.isna(mean) else Cell(float(mean)) for mean in means]
-            rows.append(Row((*map(str, where), f"{name}{of}", score), shown))
+            rows.append(Row((*map(in_words, labels, where), f"{name}{of}", score), shown))
     what = "the classes that were held back" if unknown == NEW else unknown
     caption = (
         f"Images of known classes of {', '.join(data_sets)} against {what}, in %; kept: by the threshold for "

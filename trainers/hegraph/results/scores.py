@@ -83,7 +83,7 @@ def method_order(name: str, cases: Sequence[str] = ()) -> tuple[int, int, str]:
 
 def place(record: dict) -> dict[str, Any]:
     """The place of a run: its values of `PLACE`. The protocol of an inductive run, whose record has none, is ""."""
-    return {PROTOCOL: "", **{key: record[key] for key in PLACE if key in record}}
+    return {key: (record.get(key) or "") if key == PROTOCOL else record[key] for key in PLACE}
 
 
 def in_words(key: str, value: object) -> str:
@@ -184,7 +184,7 @@ def check_alike(runs: Sequence[Mapping[str, Any]], parts: Mapping[str, str], wha
 def _difference(values: Sequence[Any]) -> str:
     """In what some values differ: the keys of dictionaries, a few of them, or else the values themselves."""
     if not any(isinstance(value, dict) for value in values):
-        return ", ".join("none" if value is None else shortened(str(value), 40) for value in sorted(values, key=str))
+        return ", ".join(shortened(str(value or "none"), 40) for value in sorted(values, key=str))
     names = list(shortest_names(differing_keys(values), set().union(*filter(None, values))).values())
     return ", ".join([*names[:4], "..."][: len(names)])
 
