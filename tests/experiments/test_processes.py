@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NODE = "TRAINER.HEGRAPHADAPTER"
 # With 10 images a batch a chunk has 160, so that either process encodes some of the 448 or 451 test images

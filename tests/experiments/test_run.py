@@ -454,6 +454,13 @@ def test_a_run_on_images_writes_paths_into_its_split_and_keeps_thumbnails_in_the
         assert max(high for _, high in difference.getextrema()) < 80  # JPEG of 8x8 pixels
 
 
+def test_a_configuration_that_contradicts_the_backbone_is_refused_before_anything_is_written(digits, refused, tmp_path):
+    for key, value in (("SIZE", "(16, 16)"), ("PIXEL_MEAN", "[0.0, 0.0, 0.0]"), ("PIXEL_STD", "[9.0, 9.0, 9.0]")):
+        refused(lambda key=key, value=value: digits("out", f"INPUT.{key}", value), f"INPUT.{key}", "leave the key out")
+    assert not (tmp_path / "out").exists()
+    assert digits("out", "INPUT.SIZE", "(32, 32)") == 0  # what mini takes
+
+
 def test_encoding_first_or_reading_what_was_encoded_gives_identical_records(digits, same, tmp_path):
     opts = (f"{NODE}.WEIGHT_INIT", "xavier", f"{NODE}.FEATURES.DIR", str(tmp_path / "fresh"))
     for out in ("encoded", "read"):

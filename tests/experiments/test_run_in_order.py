@@ -15,6 +15,7 @@ from trainers.hegraph.baselines import method_options
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments import image_task
 from trainers.hegraph.experiments import run as run_module
+from trainers.hegraph.experiments.folder import RunFolder
 from trainers.hegraph.experiments.image_task import open_task
 from trainers.hegraph.experiments.tasks import BankTask, Opened
 from trainers.hegraph.utils import processes
@@ -84,6 +85,8 @@ def test_a_run_prepares_encodes_and_leaves_its_record_and_is_not_done_again(cfg,
     done.clear()
     assert run_module.run(cfg(), tiny_bank) == record
     assert done == []
+    # Nor where another process has left the record since it was looked for
+    assert RunFolder(BankTask(tiny_bank, cfg(), 3)).do(lambda: pytest.fail("done again")) == record
 
 
 def test_without_training_the_features_are_encoded_and_the_split_is_written(cfg, done, tiny_bank, tmp_path):
