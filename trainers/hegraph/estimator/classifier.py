@@ -199,9 +199,6 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         A second call begins with what `fit` trained: it hears the new images alone. What was heard changes
         the answers for all images, and `is_known` does not work any more, since its thresholds do not hold.
 
-        Args:
-            U: Images as `X` of the class.
-
         Raises:
             ValueError: If `U` is not what scikit-learn allows.
             UserError: If the classifier was loaded, as a model folder does not keep the labelled images; or if hearing
@@ -229,9 +226,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     def is_known(self, X: Any, keep: float = 0.95) -> np.ndarray:
         """Which images are taken to be of one of the classes, and not of something else: booleans of shape `[n]`.
 
-        Args:
-            X: The images.
-            keep: The share of images of the classes that should be, between 0 and 1.
+        `keep` is the share of images of the classes that should be, between 0 and 1.
 
         Raises:
             UserError: If the training could not tell how images of its classes score, or `keep` is no share.
@@ -302,7 +297,6 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             token: One that may write; None takes the one that `hf auth login` has kept. It is not kept here.
             revision: The branch, which is made if it is not there; None takes the main one.
             private: Whether a new repository is private.
-            commit_message: Of the commit.
 
         Returns:
             The address of the model.

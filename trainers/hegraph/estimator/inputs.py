@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from sklearn.utils.validation import check_array
 from torch import Tensor
 
 from ..utils.errors import UserError, first_line
@@ -100,23 +101,21 @@ def text_nodes(given: Any, name: str, num_classes: int, width: int) -> Tensor | 
     """Text features as unit rows, shape `[K, d]`; None if none are given as the argument `name`.
 
     Raises:
-        UserError: If they have another shape, hold NaN or infinite values, or a row of zeros.
+        UserError: If scikit-learn does not allow them, or they have another shape or a row of zeros.
     """
     if given is None:
         return None
     try:
-        rows = np.asarray(as_array(given))
-        rows = rows if rows.dtype in FLOATS else rows.astype(np.float32)
+        rows = check_array(as_array(given), dtype=FLOATS, input_name=name)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{name} must be an array of numbers [classes, width]: {first_line(error)}") from error
+        raise UserError(f"{name}: {first_line(error)}; give numbers [classes, width]") from error
     if rows.shape != (num_classes, width):
         raise UserError(
             f"{name} must have shape [{num_classes}, {width}], one row for each class in the order of classes_ and as "
             f"wide as the image features, got {list(rows.shape)}"
         )
-    useless = np.flatnonzero(~np.isfinite(rows).all(axis=1) | ~rows.any(axis=1))
-    if len(useless):
-        raise UserError(f"{name} holds NaN, infinite values or zeros alone for the class {useless[0]}")
+    if len(zeros := np.flatnonzero(~rows.any(axis=1))):
+        raise UserError(f"{name} holds zeros alone for the class {zeros[0]}")
     return unit_rows(rows)
 
 

@@ -68,8 +68,7 @@ def make_configuration(
         files: YAML of the data set and of the method, as `load_cfg` takes them.
         named: Configuration keys that have a parameter of their own.
         options: Further keys, as a dict or a list `[KEY, VALUE, ...]`, which win.
-        seed: Of everything random.
-        folder: Where encoded features are kept.
+        seed, folder: SEED, and where encoded features are kept.
 
     Raises:
         UserError: If a key or a value is wrong, or asks for what an estimator cannot do.
@@ -94,14 +93,7 @@ def make_configuration(
 def image_task(
     images: Sequence[Path | Image.Image], labels: Sequence[int], classnames: Sequence[str], cfg: Config, device: str
 ) -> ImageTask:
-    """The task of images that the user has on disk or in memory; of none, one that only lends its backbone.
-
-    Args:
-        images: n paths or pictures.
-        labels: Their n labels, from 0 to K - 1.
-        classnames: The K class names.
-        cfg: The checked configuration.
-        device: Where the backbone runs.
+    """The task of n paths or pictures with labels from 0 to K - 1; of none, one that only lends its backbone.
 
     Raises:
         UserError: If the weights of the backbone or the descriptions of the classes cannot be had.
@@ -131,11 +123,8 @@ def _name(image: Path | Image.Image, position: int) -> str:
 class ArrayTask(FeatureTask):
     """Features that the user has encoded. Nothing is encoded here.
 
-    Args:
-        bank: The features of the training images, with unit rows, and the text nodes.
-        cfg: The checked configuration.
-        source: A task of no images that knows the backbone of the features, so that the model takes images as well;
-            None if there is none.
+    `source` is a task of no images that knows their backbone, so that the model takes images as well; None if there is
+    none.
 
     Raises:
         UserError: If the configuration asks to encode images anew in every epoch.
@@ -222,8 +211,7 @@ def _checked_scale(given: Any) -> float:
 def check_memory(num_classes: int, shape: tuple[int, int, int], batch: int, device: str) -> None:
     """Raises UserError if training on features of a shape `[n, V, d]` would take more memory than is free.
 
-    It would find that out after hours. Beside what a training takes, calibration takes the logits of all images for all
-    classes, three times in float64.
+    Beside what a training takes, calibration takes the logits of all images for all classes, three times in float64.
     """
     num_images, views, width = shape
     parts = training_bytes(num_classes, num_images, width, views, min(batch, num_images))
@@ -240,10 +228,10 @@ def _refuse_beyond_memory(takes: int, what: str, device: str) -> None:
 
 
 def train_model(task: Task, cfg: Config, device: str) -> tuple[SavedModel, ClassSums]:
-    """Trains the adapter of a task, as the command line does, and folds it into a model on the CPU.
+    """Trains the adapter of a task, as the command line does, and folds it into a model.
 
     Returns:
-        The model, and what unlabelled images are added to, on the CPU.
+        The model, and what it can hear unlabelled images with, on the CPU.
 
     Raises:
         UserError: If the training diverges, or something cannot be encoded.
@@ -272,11 +260,7 @@ def adapted_model(model: SavedModel, labelled: ClassSums, features: Tensor, devi
     """A model whose classifier has heard unlabelled images, on the CPU.
 
     What was measured of the model as it was, scores of test images and of known ones, does not hold any more and goes.
-
-    Args:
-        model, labelled: As `train_model` gave them.
-        features: Of the unlabelled images, unit rows, shape `[M, d]`.
-        device: Where to compute.
+    The model and `labelled` are those of `train_model`; the features are unit rows, shape `[M, d]`.
 
     Raises:
         UserError: If that would take more memory than is free.
