@@ -163,8 +163,8 @@ def configure(args: argparse.Namespace) -> tuple[Config, CfgNode | None]:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises UserError where flags do not go together."""
-    if args.opts and is_like_subcommand(args.opts[0]):
-        raise unknown("sub-command", args.opts[0], SUBCOMMANDS)
+    if args.opts:
+        check_first_word(args.opts[0])
     if args.trainer not in TRAINERS:
         raise unknown("trainer", args.trainer, TRAINERS)
     if args.eval_only != bool(args.model_dir):
@@ -225,15 +225,11 @@ def summary(record: dict) -> str:
 def check_first_word(word: str) -> None:
     """Raises UserError for a word that is meant as a sub-command and is none.
 
-    A configuration key may stand in first place as well; it has a dot, or is in capitals and like no sub-command.
+    A configuration key may stand there as well; it has a dot, or is in capitals and like no sub-command.
     """
-    if word[:1].isalpha() and "." not in word and (is_like_subcommand(word) or word != word.upper()):
+    near = get_close_matches(word.lower(), SUBCOMMANDS, n=1, cutoff=0.7)
+    if word[:1].isalpha() and "." not in word and (near or word != word.upper()):
         raise unknown("sub-command", word, SUBCOMMANDS)
-
-
-def is_like_subcommand(word: str) -> bool:
-    """Whether a word is a sub-command, or nearly one; a configuration key has a dot."""
-    return "." not in word and bool(get_close_matches(word.lower(), SUBCOMMANDS, n=1, cutoff=0.7))
 
 
 def check_text(arguments: Sequence[str]) -> None:
@@ -253,7 +249,6 @@ def main(arguments: list[str] | None = None) -> int:
         return importlib.import_module(f".{first}.__main__", __package__).main(arguments[1:])
 
     def train_and_test() -> None:
-        check_first_word(first)
         check_text(arguments)
         run_command(parse_arguments(arguments))
 
