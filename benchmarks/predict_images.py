@@ -129,7 +129,9 @@ def random_model(backbone: Backbone, width: int) -> SavedModel:
         method="Random",
         variant="",
         logit_scale=100.0,
-        backbone=BackboneConfig(title=backbone.name, model=named, fingerprint=backbone.fingerprint),
+        backbone=BackboneConfig(
+            title=backbone.name, model=named, precision=backbone.precision, fingerprint=backbone.fingerprint
+        ),
         trained_on=TrainedOn(
             dataset="Random", shots=16, seed=1, num_train=CACHED, split_hash="", selected_on="last_step", selected={},
             config={}, host="alone", git_commit=None, versions={},

@@ -45,6 +45,14 @@ BARS = {
         "the large bank over the drawn rows alone",
         "peak memory, bytes",
     },
+    "precision": {
+        "extract: bf16 over fp32",
+        "extract: bf16 over its encoder alone",
+        "predict: bf16 over fp32",
+        "predict: bf16 over its encoder alone",
+        "RN50: 1 - least cosine of bf16 and fp32",
+        "RN50: 1 - mean cosine of bf16 and fp32",
+    },
     "ray": {"Ray's cost per run, ms", "driver's memory after 16 runs over a tenth of them"},
 }
 

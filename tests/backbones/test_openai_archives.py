@@ -11,84 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import (
-    TINY,
-    assert_same_features,
-    change_activation,
-)
+from tiny import TINY, assert_same_features, change_activation
 from torch import nn
 
 from trainers.hegraph.backbones.loading import create_model, load_backbone
 from trainers.hegraph.utils.errors import UserError
 
 # torch says of each of its TorchScript functions that it is deprecated
-uses_torchscript = pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
 MARKS = {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}
-
-
-def save_archive(model: nn.Module, path: Path, marks: dict[str, int]) -> None:
-    """As OpenAI's: traced, matrices in half precision, and integers as tensors."""
-    model = deepcopy(model)
-    for name, value in marks.items():
-        model.__dict__.pop(name, None)  # open_clip has some of them as plain numbers
-        model.register_buffer(name, torch.tensor(value))
-    pixels, tokens = torch.zeros(1, 3, 32, 32), torch.zeros(1, 77, dtype=torch.long)
-    traced = torch.jit.trace(model, (pixels, tokens), check_trace=False)
-    for parameter in traced.parameters():
-        if parameter.ndim > 1:
-            parameter.data = parameter.data.half()
-    traced.save(str(path))
-
-
-@uses_torchscript
-def test_an_archive_of_openais_gives_the_features_of_its_model(tiny_model, tiny, tmp_path):
-    path = tmp_path / "TINY.pt"
-    save_archive(tiny_model, path, MARKS)
-    assert {torch.float16, torch.float32} == {p.dtype for p in torch.jit.load(str(path)).parameters()}
-    backbone = load_backbone(TINY, str(path))
-    assert backbone.name == f"{TINY}/TINY"
-    assert {p.dtype for p in backbone.model.parameters()} == {torch.float32}
-    assert_same_features(backbone, tiny_model)
-    for name, value in tiny.model.state_dict().items():
-        assert torch.equal(value, backbone.model.state_dict()[name]), name
-
-
-@uses_torchscript
-def test_an_archive_of_openais_is_refused_for_a_model_without_quickgelu(tiny_model, tmp_path, bundle):
-    save_archive(tiny_model, tmp_path / "TINY.pt", MARKS)
-    torch.save({**tiny_model.state_dict(), **{k: torch.tensor(v) for k, v in MARKS.items()}}, tmp_path / "state.pt")
-    for name in ("TINY.pt", "state.pt"):  # the archive, and its content in another file
-        with pytest.raises(UserError, match=rf"{name} is an archive .* QuickGELU: use '{TINY}', not 'tiny-vit'"):
-            load_backbone("tiny-vit", str(tmp_path / name))
-        assert_same_features(load_backbone(TINY, str(tmp_path / name)), tiny_model)
-    (bundle / "open_clip_pytorch_model.bin").unlink()
-    shutil.copy(tmp_path / "TINY.pt", bundle)
-    assert_same_features(load_backbone(f"local-dir:{bundle}"), tiny_model)
-    change_activation(bundle)
-    with pytest.raises(UserError, match='QuickGELU: use a configuration with "quick_gelu"'):
-        load_backbone(f"local-dir:{bundle}")
-
-
-@uses_torchscript
-def test_an_archive_of_anybody_elses_may_be_without_quickgelu(tiny_model, tmp_path):
-    save_archive(tiny_model, tmp_path / "other.pt", {})
-    other, _, _ = create_model("tiny-vit")
-    other.load_state_dict(tiny_model.state_dict())
-    assert_same_features(load_backbone("tiny-vit", str(tmp_path / "other.pt")), other.eval())
-
-
-@uses_torchscript
-def test_an_archive_of_another_model_is_refused_with_the_first_difference(tiny_model, tmp_path):
-    save_archive(tiny_model, tmp_path / "TINY.pt", MARKS)
-    with pytest.raises(UserError, match=r"TINY\.pt': it is of another model: (Missing|size|visual)"):
-        load_backbone("tiny-48", str(tmp_path / "TINY.pt"))
-    with pytest.raises(UserError, match=r"TINY\.pt': it is of another model: positional_embedding"):
-        load_backbone("hegraph-mini", str(tmp_path / "TINY.pt"))
-
-
-@uses_torchscript
-def test_the_code_of_an_archive_is_not_run(tmp_path):
-    source = """
+EVIL = """
 import torch
 from typing import Tuple
 class Evil(torch.nn.Module):
@@ -107,7 +39,68 @@ class Evil(torch.nn.Module):
         self.path = state[1]
         torch.save(torch.zeros(1), self.path)
 """
-    (tmp_path / "evil.py").write_text(source)
+
+
+def save_archive(model: nn.Module, path: Path, marks: dict[str, int]) -> Path:
+    """As OpenAI's: traced, matrices in half precision, and integers as tensors."""
+    model = deepcopy(model)
+    for name, value in marks.items():
+        model.__dict__.pop(name, None)  # open_clip has some of them as plain numbers
+        model.register_buffer(name, torch.tensor(value))
+    pixels, tokens = torch.zeros(1, 3, 32, 32), torch.zeros(1, 77, dtype=torch.long)
+    traced = torch.jit.trace(model, (pixels, tokens), check_trace=False)
+    for parameter in traced.parameters():
+        if parameter.ndim > 1:
+            parameter.data = parameter.data.half()
+    traced.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def archive(tiny_model, tmp_path_factory) -> Path:
+    return save_archive(tiny_model, tmp_path_factory.mktemp("archive") / "TINY.pt", MARKS)
+
+
+def test_an_archive_of_openais_gives_the_model(archive, tiny_model, tiny):
+    assert {torch.float16, torch.float32} == {p.dtype for p in torch.jit.load(str(archive)).parameters()}
+    backbone = load_backbone(TINY, str(archive))
+    assert backbone.name == f"{TINY}/TINY"
+    assert_same_features(backbone, tiny_model)
+    for name, value in tiny.model.state_dict().items():
+        found = backbone.model.state_dict()[name]
+        assert found.dtype == value.dtype and torch.equal(value, found), name
+
+
+def test_an_archive_of_openais_is_refused_for_a_model_without_quickgelu(archive, tiny_model, tmp_path, bundle):
+    state = tmp_path / "state.pt"
+    torch.save({**tiny_model.state_dict(), **{k: torch.tensor(v) for k, v in MARKS.items()}}, state)
+    for path in (archive, state):  # the archive, and its content in another file
+        with pytest.raises(UserError, match=rf"{path.name} is an archive .* QuickGELU: use '{TINY}', not 'tiny-vit'"):
+            load_backbone("tiny-vit", str(path))
+    assert_same_features(load_backbone(TINY, str(state)), tiny_model)
+    (bundle / "open_clip_pytorch_model.bin").unlink()
+    shutil.copy(archive, bundle)
+    assert_same_features(load_backbone(f"local-dir:{bundle}"), tiny_model)
+    change_activation(bundle)
+    with pytest.raises(UserError, match='QuickGELU: use a configuration with "quick_gelu"'):
+        load_backbone(f"local-dir:{bundle}")
+
+
+def test_an_archive_of_anybody_elses_may_be_without_quickgelu(tiny_model, tmp_path):
+    other, _, _ = create_model("tiny-vit")
+    other.load_state_dict(tiny_model.state_dict())
+    archive = save_archive(tiny_model, tmp_path / "other.pt", {})
+    assert_same_features(load_backbone("tiny-vit", str(archive)), other.eval())
+
+
+def test_an_archive_of_another_model_is_refused_with_the_first_difference(archive):
+    for name, first in (("tiny-48", "(Missing|size|visual)"), ("hegraph-mini", "positional_embedding")):
+        with pytest.raises(UserError, match=rf"TINY\.pt': it is of another model: {first}"):
+            load_backbone(name, str(archive))
+
+
+def test_the_code_of_an_archive_is_not_run(tmp_path):
+    (tmp_path / "evil.py").write_text(EVIL)
     spec = importlib.util.spec_from_file_location("evil", tmp_path / "evil.py")
     evil = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(evil)
@@ -120,14 +113,12 @@ class Evil(torch.nn.Module):
     assert executed.exists()  # so it would have been seen
 
 
-@uses_torchscript
-def test_pickled_code_in_an_archive_is_refused_and_not_executed(tiny_model, tmp_path):
+def test_pickled_code_in_an_archive_is_refused_and_not_executed(archive, tmp_path):
     class Evil:
         def __reduce__(self):
             return Path.touch, (tmp_path / "executed",)
 
-    save_archive(tiny_model, tmp_path / "TINY.pt", MARKS)
-    with zipfile.ZipFile(tmp_path / "TINY.pt") as good, zipfile.ZipFile(tmp_path / "evil.pt", "w") as bad:
+    with zipfile.ZipFile(archive) as good, zipfile.ZipFile(tmp_path / "evil.pt", "w") as bad:
         for name in good.namelist():
             bad.writestr(name, pickle.dumps(Evil()) if name.endswith("/data.pkl") else good.read(name))
     with pytest.raises(UserError, match="holds more than tensors, which is not run"):
@@ -135,10 +126,8 @@ def test_pickled_code_in_an_archive_is_refused_and_not_executed(tiny_model, tmp_
     assert not (tmp_path / "executed").exists()
 
 
-@uses_torchscript
-def test_a_truncated_archive_is_refused(tiny_model, tmp_path):
-    save_archive(tiny_model, tmp_path / "TINY.pt", MARKS)
-    content = (tmp_path / "TINY.pt").read_bytes()
+def test_a_truncated_archive_is_refused(archive, tmp_path):
+    content = archive.read_bytes()
     for number in (10, len(content) // 2, len(content) - 1):
         (tmp_path / "short.pt").write_bytes(content[:number])
         with pytest.raises(UserError, match="cannot load tiny-vit-quickgelu"):

@@ -73,12 +73,13 @@ def test_an_unknown_precision_is_refused():
         load_backbone("hegraph-mini", precision="fp61")
 
 
-def pair(name: str, folder: Path) -> tuple[Backbone, Backbone]:
-    """A random model in fp32 and in bf16, of which no normalisation is the identity."""
+def pair(name: str, folder: Path, precision: str = "bf16") -> tuple[Backbone, Backbone]:
+    """A random model in fp32 and in another precision, of which no normalisation is the identity."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, _, _ = create_model(name)
         with torch.no_grad():
+            model.logit_scale.fill_(4.60517)  # 100.0 in float32, 100.03 in half precision
             for module in model.modules():
                 if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
                     for values in (module.weight, module.bias, getattr(module, "running_mean", None)):
@@ -88,12 +89,12 @@ def pair(name: str, folder: Path) -> tuple[Backbone, Backbone]:
                         module.running_var.uniform_(0.5, 1.5)
     save_weights(model, folder / "weights.safetensors")
     given = name, str(folder / "weights.safetensors")
-    return load_backbone(*given), load_backbone(*given, precision="bf16")
+    return load_backbone(*given), load_backbone(*given, precision=precision)
 
 
 def assert_nearly_equal(exact: Backbone, fast: Backbone, least: float = 0.9995) -> None:
     """Features of `fast` have float32 and unit norm, and at least this cosine with those of `exact`."""
-    assert (fast.precision, fast.fingerprint) == ("bf16", {**exact.fingerprint, "precision": "bf16"})
+    assert fast.fingerprint == {**exact.fingerprint, "precision": fast.precision}
     assert fast.logit_scale == exact.logit_scale
     noise = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     pixels = F.interpolate(4 * noise - 2, size=exact.input_size, mode="bicubic")
@@ -101,10 +102,24 @@ def assert_nearly_equal(exact: Backbone, fast: Backbone, least: float = 0.9995) 
         (exact.encode_images(pixels), fast.encode_images(pixels)),
         (exact.encode_text(SENTENCES), fast.encode_text(SENTENCES)),
     ):
-        assert found.dtype == torch.float32
+        assert (found.dtype, found.device.type) == (torch.float32, "cpu")
         torch.testing.assert_close(found.norm(dim=1), torch.ones(len(found)))
-        cosines = (expected * found).sum(dim=1)
-        assert least < cosines.min() and not torch.equal(expected, found)
+        assert least < (expected * found).sum(dim=1).min() and not torch.equal(expected, found)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("amp", torch.float32)])
+def test_fp16_converts_the_weights_and_amp_the_operations(tmp_path, precision, dtype):
+    exact, fast = pair(TINY, tmp_path, precision)
+    assert_nearly_equal(exact, fast)
+    assert fast.model.visual.conv1.weight.dtype == dtype
+    assert fast.model.ln_final.weight.dtype == torch.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "amp"])
+def test_a_gpu_computes_in_the_precision_that_was_asked_for(precision):
+    mini = load_backbone("hegraph-mini", device="cuda")
+    assert_nearly_equal(mini, load_backbone("hegraph-mini", device="cuda", precision=precision))
 
 
 def test_a_vit_in_bf16_keeps_its_sums_and_normalisations_in_fp32(tmp_path):
@@ -148,9 +163,14 @@ def test_a_packed_layer_is_the_layer():
     torch.testing.assert_close(PackedLinear.of(layer)(x), layer(x))
 
 
-def test_a_tower_of_timm_computes_in_bf16_too(siglip):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_tower_of_timm_computes_in_less_precision_too(siglip, precision):
     name = f"local-dir:{siglip}"
-    assert_nearly_equal(load_backbone(name), load_backbone(name, precision="bf16"))
+    fast = load_backbone(name, precision=precision)
+    assert_nearly_equal(load_backbone(name), fast)
+    assert {str(p.dtype) for p in fast.model.visual.parameters()} == {
+        {"bf16": "torch.bfloat16", "fp16": "torch.float16"}[precision]
+    }
 
 
 def test_learned_context_takes_gradients_in_bf16(tmp_path):

@@ -89,11 +89,8 @@ class Backbone:
         return self._features(self.model.encode_text, tokens, normalize)
 
     def context_tokens(self, sentences: Sequence[str], length: int) -> Tensor:
-        """Tokens for `encode_with_context`, shape `[S, 77]`, on the model's device.
-
-        Args:
-            sentences: All begin with the same word, repeated `length` times: the placeholders of the context.
-            length: Number of context vectors.
+        """Tokens for `encode_with_context`, shape `[S, 77]`, on the model's device. All sentences begin with the same
+        word, repeated `length` times: the placeholders of the context vectors.
 
         Raises:
             UserError: If the tokenizer does not put the placeholders after a start token, one token each.
@@ -106,14 +103,9 @@ class Backbone:
     def encode_with_context(self, tokens: Tensor, context: Tensor) -> Tensor:
         """Features of sentences that begin with learned vectors, as in CoOp (Zhou et al., IJCV 2022).
 
-        The vectors take the place of the placeholders' token embeddings. Gradients flow to them.
-
-        Args:
-            tokens: From `context_tokens`, shape `[S, 77]`.
-            context: The vectors, shape `[length, text_width]`.
-
-        Returns:
-            Unit-norm float32 features on the model's device, shape `[S, d]`.
+        The vectors `[length, text_width]` take the place of the token embeddings of the placeholders in `tokens`, which
+        are from `context_tokens`. Gradients flow to them. The features have float32 and unit norm, are `[S, d]` and
+        stay on the model's device.
 
         Raises:
             UserError: If the text tower is not one of open_clip's own.
@@ -159,13 +151,9 @@ class Backbone:
         return (F.normalize(features, dim=-1) if normalize else features).cpu()
 
     def training_transform(self, names: Sequence[str], crop_scale: Sequence[float], interpolation: str) -> T.Compose:
-        """The augmentation of training images, CoOp's by default.
-
-        Args:
-            names: Any of "random_resized_crop", "random_flip" and "normalize". Images are always normalised; without
-                a crop they are resized as for testing.
-            crop_scale: The least and the largest fraction of the area that a random resized crop keeps.
-            interpolation: "bicubic" or "bilinear", of the crop.
+        """The augmentation of training images: any of "random_resized_crop", with the least and the largest fraction of
+        the area that it keeps, "random_flip" and "normalize". Images are always normalised; without a crop they are
+        resized as for testing.
         """
         steps = list(self.preprocess.transforms)
         if "random_resized_crop" in names:

@@ -14,11 +14,7 @@ TIMEOUT = 5  # seconds that the hub has to answer
 
 
 def cached_file(repository: str, filenames: Sequence[str]) -> Path | None:
-    """The first of the files that the Hugging Face cache holds; None if it holds none of them.
-
-    Raises:
-        UserError: If a repository cannot be called so.
-    """
+    """The first of the files that the cache holds of "ORGANISATION/NAME", or None; UserError for another name."""
     try:
         paths = [try_to_load_from_cache(repository, filename) for filename in filenames]
     except ValueError as error:
@@ -29,39 +25,25 @@ def cached_file(repository: str, filenames: Sequence[str]) -> Path | None:
 def fetch_file(repository: str, filenames: Sequence[str], what: str, needed: str, use: str) -> Path:
     """The first of the files that the cache holds, or else the first that the repository has, downloaded.
 
-    Args:
-        repository: As "ORGANISATION/NAME".
-        filenames: The same content under several names, the preferred one first.
-        what, needed, use: As of `require_hub`.
-
-    Raises:
-        UserError: If the file is neither here nor can be downloaded.
+    `filenames` are of the same content, the preferred one first; the rest, and what is raised, as of `require_hub`.
     """
     if path := cached_file(repository, filenames):
         return path
     require_hub(repository, what, needed, use)
-    reasons: list[Exception] = []
     for filename in filenames:
         try:
             return Path(hf_hub_download(repository, filename))
         except Exception as error:  # of huggingface_hub, requests or httpx: it depends on the version
-            reasons.append(error)
-    raise UserError(
-        f"cannot download {' or '.join(filenames)} of {repository}: {first_line(reasons[-1])}"
-    ) from reasons[-1]
+            reason = first_line(error)
+    raise UserError(f"cannot download {' or '.join(filenames)} of {repository}: {reason}")
 
 
 def require_hub(repository: str, what: str, needed: str, use: str) -> None:
-    """Asks once, for a few seconds, whether the hub answers; huggingface_hub itself would try for a minute.
-
-    Args:
-        repository: As "ORGANISATION/NAME".
-        what: What is wanted, for the message.
-        needed: The files that the user would download by hand.
-        use: What the user would then do with them.
+    """Asks once whether the hub answers within `TIMEOUT`; huggingface_hub itself would try for a minute.
 
     Raises:
-        UserError: If the hub does not answer.
+        UserError: If it does not: `what` is wanted, the files `needed` have to be downloaded by hand, and the user is
+            then to `use` them.
     """
     hub = constants.ENDPOINT
     try:

@@ -37,13 +37,8 @@ USE_FOLDER = f"MODEL.BACKBONE.NAME {FOLDER}FOLDER"  # how the user names a folde
 
 
 class Bundle(NamedTuple):
-    """The files of a model that brings its configuration and its weights along.
-
-    Attributes:
-        title: The repository or the folder's own name, for records.
-        config: open_clip's configuration of the model.
-        weights: The weights file.
-        tokenizer: Those files of a tokenizer that a folder holds; () for a repository of the hub.
+    """The files of a model that brings its configuration and its weights along, and the name of its repository or
+    folder, for records. Tokenizer files are those of a folder, and none of a repository of the hub.
     """
 
     title: str
@@ -58,15 +53,11 @@ def backbone_identity(name: str, pretrained: str, precision: str, device: str) -
     A file is known by the SHA-256 of its bytes, and open_clip's weights by their tag. The files of an "hf-hub:" name
     are downloaded if they are not on this machine, since they have to be hashed.
 
-    Args:
-        name, pretrained, precision, device: As `loading.load_backbone` takes them.
+    Arguments and errors are as of `loading.load_backbone`; but whether open_clip knows the model and the tag is only
+    seen when it is loaded.
 
     Returns:
         "model" and "weights", the tokenizer files of a "local-dir:" folder, and "precision" if it is not fp32.
-
-    Raises:
-        UserError: If a name is missing, the precision is unknown, or files cannot be had. Whether open_clip knows the
-            model and the tag is only seen when it is loaded.
     """
     precision = resolve_precision(precision, name, device)
     pretrained = resolve_pretrained(name, pretrained)

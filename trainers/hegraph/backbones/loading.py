@@ -42,6 +42,7 @@ from .weights import load_weights
 
 logger = logging.getLogger(__name__)
 
+Built = tuple[Any, T.Compose, Tokenizer]  # a model, its test transform and its tokenizer
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")  # what open_clip's tags say of the test transform
 VOCABULARY_NAMES = ("tokenizer.json", "spiece.model")  # a tokenizer has one of them
 TOKENIZER_KEYS = ("clean", "language", "strip_sep_token")  # of `tokenizer_kwargs`: the others may ask for code
@@ -51,8 +52,7 @@ class Source(NamedTuple):
     """What to build and what to load into it.
 
     Attributes:
-        name: The model as the user named it.
-        title: The model and its weights, for records.
+        name, title: The model as the user named it, and with its weights, for records.
         model: What open_clip builds: one of its names, or "local-dir:FOLDER".
         weights: The weights file; None leaves the random initialisation.
         tag: open_clip's name of the weights; "" if they are a file of the user's.
@@ -72,13 +72,12 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precisio
         name: An open_clip model name, "hf-hub:ORGANISATION/NAME", "local-dir:FOLDER", or "hegraph-mini".
         pretrained: A weights file (`.safetensors`, a PyTorch state dict, or one of OpenAI's TorchScript archives) or,
             if there is no such file, an open_clip weights tag. "auto" takes the weights that come with the model, or
-            else "openai". "hf-hub:" and "local-dir:" bring their weights along and take "" or "auto"; so does mini,
-            for the weights that it ships with.
+            else "openai". "hf-hub:" and "local-dir:" bring their weights along and take "" or "auto"; so does mini.
         device: Where it runs.
         precision: One of `identity.PRECISIONS`; "auto" takes "bf16" where the device multiplies that faster.
 
     Raises:
-        UserError: On an unknown model or tag, an activation that does not fit the weights, or weights that
+        UserError: On an unknown model, tag or precision, an activation that does not fit the weights, or weights that
             cannot be had, are damaged or of another model.
     """
     source = find_source(name, pretrained)
@@ -101,31 +100,15 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precisio
     )
 
 
-def create_model(name: str, pretrained: str | None = None) -> tuple[Any, T.Compose, Tokenizer]:
-    """Builds an open_clip model in fp32 on the CPU.
-
-    Args:
-        name, pretrained: As of `load_backbone`; None leaves the model at its random initialisation.
-
-    Returns:
-        The model, its test transform and its tokenizer.
-
-    Raises:
-        UserError: As `load_backbone`.
+def create_model(name: str, pretrained: str | None = None) -> Built:
+    """An open_clip model in float32 on the CPU, its test transform and its tokenizer; arguments and errors as of
+    `load_backbone`, but None leaves the model at its random initialisation.
     """
-    return build(find_source(name, pretrained), "fp32")
+    return build(find_source(name, pretrained))
 
 
 def find_source(name: str, pretrained: str | None) -> Source:
-    """Finds a model and its weights, and downloads them if only the Hugging Face hub has them.
-
-    Args:
-        name, pretrained: As of `create_model`.
-
-    Raises:
-        UserError: If the model or the weights are unknown, cannot be downloaded, or were trained with another
-            activation than the model has.
-    """
+    """Finds a model and its weights, and downloads them if only the hub has them; otherwise as `create_model`."""
     if name and not is_bundle(name):
         if MINI_NAME not in open_clip.list_models():
             open_clip.add_model_config(MINI_CONFIG)
@@ -153,11 +136,8 @@ def find_source(name: str, pretrained: str | None) -> Source:
 
 
 def hub_repository(name: str, pretrained: str) -> str | None:
-    """The repository of the Hugging Face Hub that holds the weights of a model; None if none is known to hold them.
-
-    Args:
-        name: As of `load_backbone`.
-        pretrained: A tag or a file as `identity.resolve_pretrained` gives it.
+    """The repository of the Hugging Face Hub that holds the weights of a model, which are as
+    `identity.resolve_pretrained` gives them; None if none is known to.
     """
     if name.startswith(HUB):
         return name[len(HUB) :]
@@ -167,12 +147,8 @@ def hub_repository(name: str, pretrained: str) -> str | None:
 
 
 def check_activation(model: str, quick: bool, what: str) -> None:
-    """Refuses weights whose activation is not the model's: open_clip warns at most, and the features would be wrong.
-
-    Args:
-        model: What open_clip builds, as `Source.model`.
-        quick: Whether the weights were trained with QuickGELU.
-        what: The weights, for the message.
+    """Refuses weights, called `what`, that were trained `quick`, with QuickGELU, where `Source.model` is without it, or
+    the other way round: open_clip warns at most, and the features would be wrong.
 
     Raises:
         UserError: With the model that fits the weights.
@@ -184,8 +160,8 @@ def check_activation(model: str, quick: bool, what: str) -> None:
         raise UserError(f"{what} were trained with{'' if quick else 'out'} QuickGELU: use {use}")
 
 
-def build(source: Source, precision: str) -> tuple[Any, T.Compose, Tokenizer]:
-    """Builds a model on the CPU and loads its weights; returns and raises as `create_model`."""
+def build(source: Source, precision: str = "fp32") -> Built:
+    """Builds a model on the CPU, in "fp32" or "fp16", and loads its weights; returns and raises as `create_model`."""
     root = logging.getLogger()
     root.addFilter(_not_of_open_clip)  # open_clip warns that there are no weights: they are loaded below
     try:

@@ -200,7 +200,8 @@ class Reader:
         self.threads = min(max(cores() // 2 if on_cpu else cores(), 1), MAX_THREADS)
         self.normalize: Callable[[Tensor], Tensor] | None = None
         if list(map(type, self.steps[-2:])) == [T.ToTensor, T.Normalize]:
-            *self.steps, _, self.normalize = self.steps
+            *self.steps, _, normalize = self.steps
+            self.normalize = T.Normalize(normalize.mean, normalize.std, inplace=True)
 
     def batches(self, images: Iterable[ImageLike], batch_size: int) -> Iterator[Pixels]:
         """Batches of B = `batch_size` images in order, the last of which may be smaller; images are taken as needed."""
@@ -230,4 +231,4 @@ class Reader:
         if self.normalize is None:
             return torch.stack(read)
         pixels = torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2)
-        return self.normalize(pixels.contiguous().float().div(255))  # as ToTensor and Normalize do of one image
+        return self.normalize(pixels.contiguous().float().div_(255))  # as ToTensor and Normalize do of one image

@@ -29,22 +29,21 @@ def positive_prompts(
     templates: Sequence[str] = (),
     descriptions: str = "",
 ) -> list[PromptGroup]:
-    """The positive sentences of every class.
+    """The positive sentences of every class, in label order.
 
     Args:
         dataset: `DATASET.NAME`; selects templates and descriptions where none are given.
-        classnames: The K class names in label order.
+        classnames: The K class names.
         source: "templates", "descriptions" or "both".
-        templates: Templates with one `{}` that replace the data set's own.
-        descriptions: Path of a description file; "" takes the one that ships for the data set.
+        templates: Templates with one `{}`.
+        descriptions: Path of a description file.
 
     Returns:
         One group per source, each of K lists of sentences. Each group is averaged first and a node is the mean of its
         groups, so that many descriptions do not outweigh few templates.
 
     Raises:
-        UserError: If a template does not hold exactly one `{}`, a class has no description, or none ship for the data
-            set.
+        UserError: On a template without exactly one `{}`, a class without a description, or a data set without any.
     """
     groups = []
     if source in ("templates", "both"):
@@ -76,14 +75,8 @@ def resolve_source(dataset: str, source: str, descriptions: str = "") -> str:
 
 
 def description_file(dataset: str, descriptions: str = "") -> Path:
-    """Where the descriptions of a data set are.
-
-    Args:
-        dataset: `DATASET.NAME`.
-        descriptions: `PROMPTS.DESCRIPTIONS`, the path of a file of the user's, which replaces the shipped one.
-
-    Raises:
-        UserError: If none is given and none ships for the data set.
+    """The file of the descriptions of a data set: `PROMPTS.DESCRIPTIONS`, if there is one, else the one that
+    ships. Raises UserError if none does.
     """
     if descriptions:
         return Path(descriptions)

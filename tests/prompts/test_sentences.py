@@ -1,16 +1,19 @@
-"""Positive prompts: templates, descriptions, both."""
+"""Prompts: templates, descriptions, both, and negative ones."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from trainers.hegraph.datasets.registry import ENTRIES
 from trainers.hegraph.prompts.sentences import (
     DESCRIPTIONS,
     description_file,
     fill_templates,
+    negative_prompts,
     positive_prompts,
     read_descriptions,
     resolve_source,
@@ -57,16 +60,10 @@ def test_each_data_set_of_coop_has_its_template(dataset, sentence):
     assert positive_prompts(dataset, ["cat"]) == [[[sentence]]]
 
 
-def test_another_data_set_gets_the_default_template():
+def test_templates_are_filled_in_label_order_with_underscores_as_spaces_and_the_users_go_first():
     assert positive_prompts("MyBirds", ["wren"]) == [[["a photo of a wren."]]]
-
-
-def test_there_is_one_list_per_class_in_label_order_with_underscores_as_spaces():
     (group,) = positive_prompts("OxfordPets", PETS)
     assert group == [["a photo of a Abyssinian, a type of pet."], ["a photo of a american bulldog, a type of pet."]]
-
-
-def test_the_users_templates_replace_the_data_sets_own():
     (group,) = positive_prompts("OxfordPets", PETS, templates=["my {}", "your {}!"])
     assert group == [["my Abyssinian", "your Abyssinian!"], ["my american bulldog", "your american bulldog!"]]
 
@@ -90,11 +87,18 @@ def test_both_gives_the_templates_as_one_group_and_the_descriptions_as_another(d
     assert positive_prompts("StanfordCars", PETS, "descriptions", descriptions=file) == [described]
 
 
-@pytest.mark.parametrize("key", ["american_bulldog", "AMERICAN-BULLDOG", " american  bulldog "])
-def test_description_keys_match_whatever_case_underscores_hyphens_and_spaces(descriptions, key):
-    file = descriptions({key: ["stocky"]})
-    for classname in ("american_bulldog", "American-Bulldog"):
-        assert positive_prompts("OxfordPets", [classname], "descriptions", descriptions=file) == [[["stocky"]]]
+@pytest.mark.parametrize(
+    ("key", "classname"),
+    [
+        ("american_bulldog", "American-Bulldog"),
+        ("AMERICAN-BULLDOG", "american_bulldog"),
+        (" american  bulldog ", "american_bulldog"),
+        ("cafe\u0301", "caf\u00e9"),  # an accent is the same however it is spelled
+        ("CAF\u00c9", "cafe\u0301"),
+    ],
+)
+def test_description_keys_match_whatever_case_underscores_hyphens_spaces_and_accents(descriptions, key, classname):
+    assert read_descriptions(Path(descriptions({key: ["x"]})), [classname]) == [["x"]]
 
 
 def test_a_class_without_a_description_is_named(tmp_path, descriptions):
@@ -110,13 +114,10 @@ def test_a_data_set_without_descriptions_is_an_error_that_names_the_keys_and_tho
     assert f"no descriptions ship for the data set {dataset!r} (known: Caltech101, " in str(caught.value)
 
 
-def test_without_a_file_of_the_users_the_shipped_descriptions_are_taken():
-    described = positive_prompts("OxfordPets", PETS, "both")[-1]
-    assert [len(sentences) for sentences in described] == [6, 6]
-    assert all("abyssinian" in sentence.lower() for sentence in described[0])
-
-
 def test_a_file_of_the_users_goes_before_the_shipped_one(descriptions):
+    shipped = positive_prompts("OxfordPets", PETS, "both")[-1]
+    assert [len(sentences) for sentences in shipped] == [6, 6]
+    assert all("abyssinian" in sentence.lower() for sentence in shipped[0])
     file = descriptions({name: ["mine"] for name in PETS})
     assert positive_prompts("OxfordPets", PETS, "descriptions", descriptions=file) == [[["mine"], ["mine"]]]
 
@@ -134,11 +135,6 @@ def test_a_data_set_with_some_of_imagenets_classes_takes_theirs_alone():
     (group,) = positive_prompts("ImageNetR", ["goldfish", "great white shark"], "descriptions")
     assert all("goldfish" in sentence.lower() for sentence in group[0])
     assert len(group) == 2
-
-
-@pytest.mark.parametrize(("key", "classname"), [("cafe\u0301", "caf\u00e9"), ("CAF\u00c9", "cafe\u0301")])
-def test_an_accent_is_the_same_however_it_is_spelled(descriptions, key, classname):
-    assert read_descriptions(Path(descriptions({key: ["x"]})), [classname]) == [["x"]]
 
 
 @pytest.mark.parametrize("table", [["a list"], {"cat": "one sentence"}, {"cat": [1]}])
@@ -173,3 +169,24 @@ def test_auto_takes_descriptions_where_there_are_some(dataset, descriptions, mea
 @pytest.mark.parametrize("source", ["templates", "descriptions", "both"])
 def test_a_source_that_is_named_is_taken(source):
     assert resolve_source("OxfordPets", source) == source
+
+
+# Negative prompts
+
+
+@pytest.mark.parametrize("dataset", [*ENTRIES, "MyBirds"])
+def test_the_negative_prompts_differ_from_the_positive_ones_by_a_negation(dataset):
+    ((positive,),) = positive_prompts(dataset, ["cat"])
+    (negative,) = negative_prompts(dataset, ["cat"])
+    assert len(negative) == len(positive)
+    assert not set(negative) & set(positive)
+    for said, denied in zip(positive, negative):
+        # Without its "no" or "not", a negative prompt is the positive one up to the article
+        affirmed = re.sub(r"\bnot? ", "", denied)
+        assert affirmed != denied
+        assert affirmed == re.sub(r"\ba (?=cat|handwritten)", "", said)
+
+
+def test_negative_templates_are_the_papers_or_the_users():
+    assert negative_prompts("ImageNet", ["great_dane"]) == [["a photo of no great dane."]]  # section 3.1.1, after CLIPN
+    assert negative_prompts("OxfordPets", ["pug", "cat"], ["not a {}"]) == [["not a pug"], ["not a cat"]]

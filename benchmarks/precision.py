@@ -1,0 +1,107 @@
+"""Encoding in bfloat16 against float32, with the same random weights: the encoder alone, extraction, and prediction.
+
+All take turns, from the same JPEG files. Also how near the features of both are to each other.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from trainers.hegraph.backbones.clip import Backbone
+from trainers.hegraph.backbones.identity import multiplies_bfloat16
+from trainers.hegraph.backbones.loading import create_model, load_backbone
+from trainers.hegraph.config_files import load_cfg
+from trainers.hegraph.datasets import Dataset
+from trainers.hegraph.datasets.loading import open_stored
+from trainers.hegraph.features.extract import ImageViews, encode_images
+from trainers.hegraph.models.images import ImageModel
+from trainers.hegraph.predict.inputs import Inputs
+from trainers.hegraph.predict.prediction import Options, image_rows, write_rows
+
+from .extraction import SIZE, write_image
+from .predict_images import random_model
+from .report import Report
+from .timing import in_turn, ratio
+
+SMALL = {"models": ("RN50",), "images": 2, "batch": 2, "repeats": 1}
+FASTER, OF_ENCODER = 2.7, 0.85
+WAYS = "encoder alone", "extract", "predict"
+
+
+def run(
+    models: tuple[str, ...] = ("ViT-B-32", "ViT-B-16", "RN50", "RN101"),
+    images: int = 64,
+    batch: int = 32,
+    workers: int = 2,
+    repeats: int = 3,
+) -> Report:
+    known = "" if multiplies_bfloat16("cpu") else "; THIS CPU DOES NOT MULTIPLY BFLOAT16"
+    title = f"{images} JPEG files of {SIZE[0]} x {SIZE[1]}, batches of {batch}, {workers} processes that read{known}"
+    columns = ["model", "what", "fp32, images/s", "bf16, images/s", "bf16 over fp32", "over bf16 encoder alone"]
+    report = Report(title, columns)
+    for model in models:
+        measure(report, model, images, batch, workers, repeats)
+    report.title += f"; load {os.getloadavg()[0]:.1f} at the end"
+    return report
+
+
+def measure(report: Report, model: str, images: int, batch: int, workers: int, repeats: int) -> None:
+    """Adds the rows of a model, and of the first one its bars."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        network, _, _ = create_model(model)
+        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, root / "w.safetensors")
+        exact, fast = (load_backbone(model, str(root / "w.safetensors"), "cpu", p) for p in ("fp32", "bf16"))
+        ways = {
+            (backbone.precision, way): function
+            for backbone in (exact, fast)
+            for way, function in ways_of(backbone, root / backbone.precision, images, batch, workers, repeats).items()
+        }
+        seconds = in_turn({" ".join(key): function for key, function in ways.items()}, repeats)
+        cosines = (ways["fp32", WAYS[0]]() * ways["bf16", WAYS[0]]()).sum(dim=1)
+    alone = seconds[f"bf16 {WAYS[0]}"]
+    bars = not report.rows
+    for way in WAYS:
+        slow, quick = seconds[f"fp32 {way}"], seconds[f"bf16 {way}"]
+        faster, share = ratio(slow, quick), ratio(alone, quick)
+        rates = [images / statistics.median(each) for each in (slow, quick)]
+        report.rows.append([model, way, *rates, faster, share])
+        if bars and way != WAYS[0]:
+            report.at_least(f"{way}: bf16 over fp32", faster, FASTER)
+            report.at_least(f"{way}: bf16 over its encoder alone", share, OF_ENCODER)
+    report.at_most(f"{model}: 1 - least cosine of bf16 and fp32", 1 - cosines.min().item(), 5e-4)
+    report.at_most(f"{model}: 1 - mean cosine of bf16 and fp32", 1 - cosines.mean().item(), 1e-4)
+
+
+def ways_of(
+    backbone: Backbone, root: Path, images: int, batch: int, workers: int, repeats: int
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """What is timed of a backbone: name -> function."""
+    root.mkdir()
+    folder = root / "images"
+    folder.mkdir()
+    items = [write_image(folder, number) for number in range(images)]
+    dataset = Dataset("Random", ["noise"], items, [], [], partial(open_stored, folder), folder)
+    views = ImageViews(dataset, items, backbone.preprocess)
+    pixels = torch.stack([views[position][1] for position in range(images)]).split(batch)
+    options = load_cfg(opts=["DATALOADER.TEST.BATCH_SIZE", batch, "DATALOADER.NUM_WORKERS", workers]).encoding
+    model = ImageModel(random_model(backbone, backbone.width), backbone)
+    banks = iter(range(repeats + 1))
+
+    def predict() -> torch.Tensor:
+        rows = image_rows(model, Inputs([str(folder)]), 5, batch)
+        return torch.tensor(write_rows(rows, images, Options(5, "csv", root / "rows.csv")))
+
+    return {
+        WAYS[0]: lambda: torch.cat([backbone.encode_images(part) for part in pixels]),
+        WAYS[1]: lambda: encode_images(backbone, views, options, root / f"bank{next(banks)}", "train"),
+        WAYS[2]: predict,
+    }
