@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from trainers.hegraph.backbones.loading import create_model, load_backbone
 from trainers.hegraph.backbones.precision import ExactNorm, PackedLinear, fold_batch_norms
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets.digits import open_digit
+from trainers.hegraph.demo import __main__ as demo
+from trainers.hegraph.estimator.classifier import HeGraphClassifier
 from trainers.hegraph.experiments.folder import precision_of, run_config
 from trainers.hegraph.features import __main__ as features
 from trainers.hegraph.features.bank import BankFile
@@ -247,3 +250,28 @@ def test_a_run_of_an_earlier_version_is_recognised(tmp_path):
     fast = {"backbone": {"model": "a", "precision": "bf16"}}
     assert run_config(cfg, precision_of(fast))[f"{NODE}.PREC"] == "bf16"
     assert run_config(exact, precision_of(fast))[f"{NODE}.PREC"] == "fp32"
+
+
+def test_the_classifier_of_scikit_learn_takes_a_precision_and_keeps_that_of_its_training(tmp_path, caplog):
+    images = [open_digit(f"digits/{number:04d}") for number in (0, 1, 10, 11)]  # zero, one, zero, one
+    given = {"backbone": "hegraph-mini", "precision": "bf16", "options": {f"{NODE}.VARIANT": "base"}}
+    fitted = HeGraphClassifier(**given).fit(images, [0, 1, 0, 1])
+    assert fitted.model_.backbone.precision == "bf16"
+    again = pickle.loads(pickle.dumps(fitted.set_params(precision=None)))
+    assert (again.decision_function(images) == fitted.decision_function(images)).all() and not caplog.records
+    fitted.save_pretrained(tmp_path / "model")
+    HeGraphClassifier.from_pretrained(tmp_path / "model", precision="bf16").predict(images)
+    assert "features in bf16" not in caplog.text
+    HeGraphClassifier.from_pretrained(tmp_path / "model").predict(images)
+    assert "trained on features in bf16, and these are in fp32" in caplog.text
+
+
+def test_the_page_takes_a_precision(monkeypatch, tmp_path):
+    loaded: list[tuple] = []
+    monkeypatch.setattr(demo, "require_gradio", lambda: None)
+    monkeypatch.setattr("trainers.hegraph.models.folder.find_model_folder", lambda path: path)
+    monkeypatch.setattr("trainers.hegraph.models.images.ImageModel.load", lambda *given: loaded.append(given))
+    for name in ("serve", "check_address"):
+        monkeypatch.setattr(demo, name, lambda *given: None)
+    demo.demo(demo.parse_arguments(["model", "--device", "cpu", "--precision", "bf16"]))
+    assert loaded == [(Path("model"), "cpu", "", "", "bf16")]
