@@ -8,10 +8,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.estimator import training
 from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
+from trainers.hegraph.models import hearing
 
 
 @pytest.fixture(scope="module")
@@ -96,17 +98,37 @@ def test_an_adapted_model_says_what_it_heard_and_no_more_what_was_measured_befor
     assert loaded.model_.unlabelled == 112
     np.testing.assert_allclose(loaded.predict_proba(parts[2]), own.predict_proba(parts[2]), atol=1e-3)
     assert "heard 112 images without labels" in (tmp_path / "model" / "README.md").read_text()
-    with pytest.raises(UserError, match="loaded model"):
+    with pytest.raises(UserError, match="heard unlabelled images before"):
         loaded.adapt(parts[2])
+
+
+def test_a_loaded_model_hears_what_the_fitted_one_would(own, fitted, parts, tmp_path):
+    fitted.save_pretrained(tmp_path / "model")
+    loaded = HeGraphClassifier.from_pretrained(tmp_path / "model").adapt(parts[2])
+    # The folder keeps sums in float32 and cache keys in float16
+    np.testing.assert_allclose(loaded.predict_proba(parts[2]), own.adapt(parts[2]).predict_proba(parts[2]), atol=2e-3)
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    sums = ClassSums.of(torch.from_numpy(parts[0]), torch.from_numpy(parts[1]), 4)
+    for name in ("counts", "sums", "moment"):
+        torch.testing.assert_close(tensors[f"labelled.{name}"], getattr(sums, name).float(), rtol=1e-5, atol=1e-5)
 
 
 def test_folders_of_before_load(fitted, tmp_path):
     fitted.save_pretrained(tmp_path / "model")
     assert "without labels" not in (tmp_path / "model" / "README.md").read_text()
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert config.pop("unlabelled") == 0
+    assert config.pop("unlabelled") == 0 and config.pop("tensors")
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
-    assert HeGraphClassifier.from_pretrained(tmp_path / "model").model_.unlabelled == 0
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("labelled.")}
+    save_file(kept, tmp_path / "model" / "model.safetensors")
+    loaded = HeGraphClassifier.from_pretrained(tmp_path / "model")
+    assert loaded.model_.unlabelled == 0 and loaded.model_.labelled is None
+    with pytest.raises(UserError, match="kept none of them"):
+        loaded.adapt(np.ones((3, 16)))
+    save_file(kept | {"labelled.counts": tensors["labelled.counts"]}, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(UserError, match="labelled.sums"):
+        HeGraphClassifier.from_pretrained(tmp_path / "model")
 
 
 def test_pools_that_are_none_are_refused_before_the_training(own, parts, quick, monkeypatch):
@@ -127,11 +149,11 @@ def test_pools_that_are_none_are_refused_before_the_training(own, parts, quick, 
 
 
 def test_more_images_than_memory_are_refused(own, parts, monkeypatch):
-    monkeypatch.setattr(training, "free_bytes", lambda device: 10_000)
-    with pytest.raises(UserError, match="112 unlabelled images of 4 classes"):  # 6 times 1,792 bytes
+    monkeypatch.setattr(hearing, "free_bytes", lambda device: 7_000)
+    with pytest.raises(UserError, match="112 unlabelled images of 4 classes"):  # 4 times 1,792 bytes
         own.adapt(parts[2])
     own.adapt(parts[2][:104])
-    monkeypatch.setattr(training, "free_bytes", lambda device: None)  # a system that does not say
+    monkeypatch.setattr(hearing, "free_bytes", lambda device: None)  # a system that does not say
     own.adapt(parts[2])
 
 

@@ -73,6 +73,20 @@ def test_the_test_images_together_leave_no_model(run, tiny_bank):
     assert not (out / "model").exists()
 
 
+@pytest.mark.parametrize("what", ["pool", "test"])
+def test_a_trained_model_hears_them_in_a_test_of_it(run, what):
+    trained, _ = run("--unlabelled", what, name="trained")
+    _, out = run(name="plain")
+    tested, folder = run("--eval-only", "--model-dir", str(out), "--unlabelled", what, name="tested")
+    assert tested["accuracy"] == pytest.approx(trained["accuracy"], abs=2.6)  # cache keys were rounded; 40 images
+    assert {**tested["unlabelled"], "shares": None} == {**trained["unlabelled"], "shares": None}
+    assert tested["protocol"] == trained["protocol"] and not (folder / "model").exists()
+    if what == "pool":
+        model = out.parent / "trained"
+        said = run("--eval-only", "--model-dir", str(model), "--unlabelled", what, name="again", code=2)
+        assert "heard unlabelled images before" in said
+
+
 def test_zero_shot_has_seen_no_label_and_no_temperature(run, tiny_bank):
     _, out = run("--trainer", "ZeroShot", "--unlabelled", "pool", keys=())
     bank, model = load_bank(tiny_bank), load_model(out / "model")

@@ -71,7 +71,7 @@ def by_loops(
     sums = [sum((keys[k] for k in range(n) if labels[k] == c), zeros) for c in range(K)]
     a = (classifier.logits(images).double() / T).log_softmax(dim=1)
     q, o = a.exp(), torch.zeros(K).double()
-    omega = 0.4 * M / (M + 6 * K) * (1.0 if n else min(1.0, 2 * 0.9))
+    omega = 0.4 * M**2 / (M**2 + (6 * K) ** 2) * (1.0 if n else min(1.0, 2 * 0.9))
     for _ in range(rounds):
         soft = [sum(q[i, c] for i in range(M)) for c in range(K)]
         soft_sums = [sum(q[i, c] * f[i] for i in range(M)) for c in range(K)]

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.models.folder import CONFIG, load_model, save_model
+from trainers.hegraph.models.hearing import hear
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.models.saved import Backbone
 from trainers.hegraph.predict import prediction
@@ -106,6 +107,27 @@ def test_a_bank_gives_the_predictions_of_the_run(finished_run_once, tiny_bank, t
     assert "is read by this command" in refused(capsys, run, "--features", tiny_bank, "--out", tiny_bank)
     replace(load_bank(tiny_bank), val_features=None, val_labels=None).save(tmp_path / "no val.safetensors")
     assert "has no val" in refused(capsys, run, "--features", tmp_path / "no val.safetensors", "--split", "val")
+
+
+def test_images_that_inform_each_other(finished_digits_once, finished_run_once, tiny_bank, images, tmp_path, capsys):
+    bank, model = load_bank(tiny_bank), load_model(finished_run_once)
+    out = tmp_path / "rows.jsonl"
+    command = [str(finished_run_once), "--features", str(tiny_bank), "--together", "--out", str(out), "--top", "5"]
+    assert main(command) == 0
+    _, heard = hear(model, bank.test_features, "cpu")
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    for row, probabilities in zip(rows, model.calibrate(heard.logits)):
+        found = {entry["class"]: entry["probability"] for entry in row["top"]}
+        assert found == pytest.approx(dict(zip(model.classnames, probabilities.tolist())), abs=1e-4)
+    out.unlink()
+    assert main([str(finished_digits_once), str(images), "--together", "--out", str(out)]) == 0
+    together = json_rows(out.read_text())
+    assert main([str(finished_digits_once), str(images), "--out", str(out)]) == 0
+    alone = json_rows(out.read_text())
+    assert [row["path"] for row in together] == [row["path"] for row in alone] and together != alone
+    capsys.readouterr()
+    said = refused(capsys, finished_digits_once, images, "--together", "--keep", "0.9")
+    assert "leave it out with --together" in said
 
 
 def test_a_model_that_was_trained_from_a_bank_takes_images_once_its_backbone_is_named(run, images, tmp_path, capsys):

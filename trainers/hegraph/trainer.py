@@ -184,7 +184,7 @@ class FeatureTrainer(TrainerX):
             self.record = test_and_finish(folder, self.bank, self.fitted, self.features_seconds, show=self.judge)
         else:
             record = folder.finished()
-            self.record = record or folder.do(lambda: test_and_write(folder, saved, device, self.judge))
+            self.record = record or folder.do(lambda: test_and_write(folder, saved, device, show=self.judge))
         return self.record["accuracy"]
 
     def judge(self, tested: Tested) -> None:

@@ -22,8 +22,8 @@ from torch import Tensor
 from ..backbones.identity import AUTO
 from ..config import Config
 from ..experiments.image_task import ImageTask
-from ..method.unlabelled import ClassSums
 from ..models.folder import load_model, save_model
+from ..models.hearing import hear
 from ..models.saved import SavedModel
 from ..utils.devices import choose_device
 from ..utils.errors import UserError
@@ -41,7 +41,6 @@ from .inputs import (
 )
 from .training import (
     ArrayTask,
-    adapted_model,
     check_memory,
     feature_task,
     find_seed,
@@ -100,8 +99,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     """
 
     _image_model: ImageModel | None = None  # the model with its backbone, once that is loaded
-    _labelled: ClassSums | None = None  # what unlabelled images are added to; None of a loaded model
-    _fitted: SavedModel  # what was trained, before it heard unlabelled images
+    _fitted: SavedModel | None = None  # what `fit` trained, before it heard unlabelled images; None of a loaded model
 
     def __init__(
         self,
@@ -182,7 +180,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         with generators_restored(), tempfile.TemporaryDirectory() as folder:
             cfg = self._configuration(int(np.bincount(labels).max()), seed, folder)
             task = self._task(X, labels, names, (positive, negative), cfg)
-            model, self._labelled = train_model(task, cfg, self._device())
+            model = train_model(task, cfg, self._device())
         if positive is not None or negative is not None:
             model = model.model_copy(update={"prompts": None})  # the user's text nodes are not those of our sentences
         self.classes_ = classes
@@ -196,13 +194,14 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     def adapt(self, U: Any) -> HeGraphClassifier:
         """Lets the classifier hear images without labels, which are best of the images that it is to classify.
 
-        A second call begins with what `fit` trained: it hears the new images alone. What was heard changes
-        the answers for all images, and `is_known` does not work any more, since its thresholds do not hold.
+        A second call begins with what `fit` trained: it hears the new images alone. A loaded model hears once. What was
+        heard changes the answers for all images, and `is_known` does not work any more, since its thresholds do not
+        hold.
 
         Raises:
             ValueError: If `U` is not what scikit-learn allows.
-            UserError: If the classifier was loaded, as a model folder does not keep the labelled images; or if hearing
-                would take more memory than is free.
+            UserError: If the classifier was loaded and has heard images before, or is of a version that does not keep
+                what it needs; or if hearing would take more memory than is free.
         """
         check_is_fitted(self, "model_")
         self._hear(U)
@@ -354,7 +353,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             from ..models.images import ImageModel
 
             named = (self.backbone, self.pretrained) if self.backbone else ("", "")
-            as_trained = AUTO if self._labelled is None else self.model_.backbone.precision  # AUTO: it was loaded
+            as_trained = AUTO if self._fitted is None else self.model_.backbone.precision  # AUTO: it was loaded
             self._image_model = ImageModel.of(self.model_, self._device(), *named, self.precision or as_trained)
         return self._image_model.features(image_list(X), BATCH)
 
@@ -393,12 +392,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
 
     def _hear(self, *pool: Any) -> None:
         """Adapts what was fitted to unlabelled images, each entry as `X` of the class."""
-        if self._labelled is None:
-            raise UserError(
-                "a loaded model has no labelled images to hear unlabelled ones with; fit one, with unlabelled"
-            )
         features = torch.cat([self._encoded(U).cpu() for U in pool])
-        self.model_ = adapted_model(self._fitted, self._labelled, features, self._device())
+        self.model_, _ = hear(self._fitted or self.model_, features, self._device())
 
     def _logits(self, X: Any) -> Tensor:
         """Logits on the CPU, shape `[n, K]`.

@@ -36,9 +36,8 @@ from ..experiments.record import make_model
 from ..experiments.tasks import FeatureTask, Split, Task
 from ..features.bank import FeatureBank
 from ..method.graph import class_prototypes
-from ..method.unlabelled import ClassSums, hear_unlabelled
 from ..models.saved import Backbone as BackboneConfig
-from ..models.saved import Preprocessing, Prompts, SavedModel, Scores
+from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..training.memory import free_bytes, training_bytes
 from ..utils.errors import UserError
 
@@ -227,11 +226,8 @@ def _refuse_beyond_memory(takes: int, what: str, device: str) -> None:
         )
 
 
-def train_model(task: Task, cfg: Config, device: str) -> tuple[SavedModel, ClassSums]:
-    """Trains the adapter of a task, as the command line does, and folds it into a model.
-
-    Returns:
-        The model, and what it can hear unlabelled images with, on the CPU.
+def train_model(task: Task, cfg: Config, device: str) -> SavedModel:
+    """Trains the adapter of a task, as the command line does, and folds it into a model on the CPU.
 
     Raises:
         UserError: If the training diverges, or something cannot be encoded.
@@ -252,27 +248,7 @@ def train_model(task: Task, cfg: Config, device: str) -> tuple[SavedModel, Class
         "transfer": None if model.transfer is None else model.transfer.to("cpu"),
         "class_nodes": None if model.class_nodes is None else model.class_nodes.cpu(),
     }
-    sums = ClassSums.of(bank.cache_keys().cpu(), bank.train_labels.cpu(), len(bank.classnames))
-    return model.model_copy(update=moved), sums
-
-
-def adapted_model(model: SavedModel, labelled: ClassSums, features: Tensor, device: str) -> SavedModel:
-    """A model whose classifier has heard unlabelled images, on the CPU.
-
-    What was measured of the model as it was, scores of test images and of known ones, does not hold any more and goes.
-    The model and `labelled` are those of `train_model`; the features are unit rows, shape `[M, d]`.
-
-    Raises:
-        UserError: If that would take more memory than is free.
-    """
-    takes = COPIES * len(features) * len(model.classnames) * features.element_size()
-    _refuse_beyond_memory(takes, f"{len(features)} unlabelled images of {len(model.classnames)} classes", device)
-    classifier, text = model.classifier.to(device), model.text_positive.to(device)
-    of_model = model.logit_scale, model.temperature
-    heard = hear_unlabelled(classifier, labelled.to(device), text, features.to(device), *of_model)
-    no_scores = Scores(accuracy=None, accuracy_text=None, accuracy_zero_shot=None, macro_f1=None, num_test=0)
-    changed = {"unlabelled": len(features), "known": None, "scores": no_scores}
-    return model.model_copy(update={"classifier": heard.classifier.to("cpu"), **changed})
+    return model.model_copy(update=moved)
 
 
 @contextmanager

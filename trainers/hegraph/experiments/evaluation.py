@@ -31,12 +31,15 @@ from ..config_files import with_values
 from ..datasets.base import check_classes
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
+from ..method.unlabelled import ClassSums, hear_unlabelled
 from ..models.folder import load_model
+from ..models.hearing import check_memory
 from ..models.saved import SavedModel
-from ..results.records import OTHER_CLASSES, SAME_CLASSES
+from ..results.records import OTHER_CLASSES, SAME_CLASSES, TRANSDUCTIVE
 from ..training.choice import accuracy
 from ..training.confidence import Calibration
 from ..utils import processes
+from ..utils.devices import wait_for
 from ..utils.errors import UserError
 from ..utils.schema import OpenPart, check
 from .calibration import classify_in_batches
@@ -45,6 +48,7 @@ from .folder import RunFolder, find_model, run_config
 from .image_task import open_task
 from .record import make_record
 from .tasks import Opened, Task, Tested, match_classes
+from .unlabelled import POOL, TOGETHER, about, unlabelled_features
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +100,49 @@ class TrainedMethod:
         )
         text = model.text_positive.to(device)
         return cls(model.method, fitted, model.trained_on.dataset, model.class_ids, text, model.logit_scale)
+
+
+def hear(trained: TrainedMethod, labelled: ClassSums | None, features: Tensor, what: str) -> FittedMethod:
+    """A method that has heard unlabelled images.
+
+    Args:
+        trained: The method, with its temperature.
+        labelled: Of the images that it was fitted to; None where a model folder does not keep them.
+        features: Unit-norm features of the images, shape `[M, d]`, on the device that computes.
+        what: As DATASET.UNLABELLED says.
+
+    Raises:
+        UserError: If the method has no classifier, what it was fitted to is not known, or memory is short.
+    """
+    fitted, name = trained.fitted, trained.method
+    if fitted.together:
+        return replace(fitted, heard={"protocol": TRANSDUCTIVE, "unlabelled": {"images": what}})
+    if fitted.classifier is None:
+        raise UserError(f"{name} has no class weights that could hear unlabelled images; leave out --unlabelled")
+    if labelled is None:
+        raise UserError(
+            "the model has heard unlabelled images before, or is of a version that kept none of its labelled ones; "
+            "train it again"
+        )
+    check_memory(len(features), len(trained.class_ids), str(features.device))
+    started = time.monotonic()
+    # Images with labels, as those of val, would tell zero-shot CLIP its temperature
+    temperature = 1.0 if name == "ZeroShot" else fitted.calibration.temperature
+    text, scale = trained.text_positive, trained.logit_scale
+    heard = hear_unlabelled(fitted.classifier, labelled.to(features.device), text, features, scale, temperature)
+    wait_for(features.device)
+    seconds = time.monotonic() - started
+    logger.info("%d unlabelled images were heard in %.2f s", len(features), seconds)
+    changed = replace(
+        fitted,
+        seconds=fitted.seconds + seconds,
+        calibration=replace(fitted.calibration, known=None),  # known images score otherwise now
+        heard=about(what, features, heard),
+    )
+    if what == TOGETHER:
+        return replace(changed, logits=lambda _: heard.logits, classifier=None, text_classifier=None, together=True)
+    text_alone = None if fitted.text_classifier is None else heard.classifier.text_only()
+    return replace(changed, logits=heard.classifier.logits, classifier=heard.classifier, text_classifier=text_alone)
 
 
 def evaluate(trained: TrainedMethod, target: Task, device: str | torch.device, rule: str | None = None) -> Tested:
@@ -228,17 +275,24 @@ def test_model(
     if processes.rank():  # the first process has the folder; this one helps it to encode
         test_loaded(model, target, device)
         return {}
-    return run_folder.do(lambda: test_and_write(run_folder, model, device))
+    trained = TrainedMethod.loaded(model, device)
+    if what := cfg.data.unlabelled:
+        as_trained = with_values(cfg, ["DATASET.NUM_SHOTS", model.trained_on.shots])
+        source = open_task(as_trained, bank_file, model.trained_on.seed, device, opened) if what == POOL else target
+        backbone, width = model.backbone.title, model.classifier.width
+        features = unlabelled_features(target, source, backbone, width).to(device)
+        trained = replace(trained, fitted=hear(trained, model.labelled, features, what))
+    return run_folder.do(lambda: test_and_write(run_folder, model, device, trained))
 
 
-def test_loaded(model: SavedModel, target: Task, device: str) -> Tested:
-    """What a model that was read from its folder says about test images.
+def test_loaded(model: SavedModel, target: Task, device: str, trained: TrainedMethod | None = None) -> Tested:
+    """What a model that was read from its folder, or that method of it, says about test images.
 
     Raises:
         UserError: As `evaluate`, if the features are another backbone's, or the model has no rule for these classes.
     """
     target.check_backbone(model)
-    tested = evaluate(TrainedMethod.loaded(model, device), target, device)
+    tested = evaluate(trained or TrainedMethod.loaded(model, device), target, device)
     if tested.logits is None:
         raise UserError(
             f"{model.method} has no rule for classes that it was not trained on; test it on its own classes"
@@ -247,14 +301,25 @@ def test_loaded(model: SavedModel, target: Task, device: str) -> Tested:
 
 
 def test_and_write(
-    folder: RunFolder, model: SavedModel, device: str, show: Callable[[Tested], None] | None = None
+    folder: RunFolder,
+    model: SavedModel,
+    device: str,
+    method: TrainedMethod | None = None,
+    show: Callable[[Tested], None] | None = None,
 ) -> dict:
-    """Tests a model that was read from its folder, and writes and returns the record; `show` is given what it says."""
+    """Tests a model that was read from its folder, and writes and returns the record.
+
+    Args:
+        folder, model, device: Of the test.
+        method: The model as a method, if it has heard unlabelled images.
+        show: Is given what it says.
+    """
     started = time.monotonic()
-    tested = test_loaded(model, folder.task, device)
+    method = method or TrainedMethod.loaded(model, device)
+    tested = test_loaded(model, folder.task, device, method)
     if show is not None:
         show(tested)
-    fitted, trained = TrainedMethod.loaded(model, device).fitted, model.trained_on
+    fitted, trained = method.fitted, model.trained_on
     # The temperature is that of the whole model on its classes
     if tested.rule == OTHER_CLASSES or (tested.rule and model.method == "HeGraphAdapter"):
         fitted = replace(fitted, calibration=Calibration())

@@ -27,6 +27,7 @@ from ..training.confidence import Calibration, confidence_scores, known_score
 from ..utils.files import hash_json
 from .folder import RunFolder, precision_of
 from .tasks import Tested
+from .unlabelled import labelled_images
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +176,8 @@ def make_model(
         transfer_rule=fitted.transfer_rule,
         known=fitted.calibration.known,
         class_nodes=fitted.class_nodes,
+        labelled=None if fitted.heard else labelled_images(task, bank),
+        unlabelled=fitted.heard.get("unlabelled", {}).get("num_images", 0),
         trained_on=TrainedOn(**about),
         scores=NOT_TESTED if record is None else _scores(record),
     )

@@ -20,13 +20,13 @@ from ..utils import processes
 from ..utils.devices import available_device
 from ..utils.errors import UserError
 from .calibration import calibrated
-from .evaluation import TrainedMethod, encode_targets, evaluate, score_targets, targets_of, test_model
+from .evaluation import TrainedMethod, encode_targets, evaluate, hear, score_targets, targets_of, test_model
 from .fitting import Keep, fit, fitted_adapter, set_random_seed
 from .folder import RunFolder
 from .image_task import open_task
 from .record import make_model, make_record
 from .tasks import FeatureTask, Opened, Tested
-from .unlabelled import hear
+from .unlabelled import labelled_images, unlabelled_features
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,10 @@ def test_and_finish(
     """
     task, device = folder.task, bank.train_features.device
     own = FeatureTask(bank, task.cfg, task.seed, class_ids=task.class_ids)
-    fitted = hear(calibrated(fitted, task, bank), task, bank)
+    fitted = calibrated(fitted, task, bank)
+    if what := task.cfg.data.unlabelled:
+        features = unlabelled_features(task, task, bank.backbone, bank.train_features.shape[2]).to(bank.train_features)
+        fitted = hear(TrainedMethod.of(fitted, task, bank), labelled_images(task, bank), features, what)
     tested = evaluate(TrainedMethod.of(fitted, task, bank), own, device)
     if show is not None:
         show(tested)

@@ -10,20 +10,16 @@ Shapes: M unlabelled images, K classes, d feature width.
 from __future__ import annotations
 
 import logging
-import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
 
 from ..baselines import TRANSDUCTIVE_METHODS
-from ..baselines.base import FittedMethod
 from ..config import Config
 from ..features.bank import BankFile, FeatureBank, row_hashes
-from ..method.unlabelled import ClassSums, Heard, hear_unlabelled
+from ..method.unlabelled import ClassSums, Heard
 from ..results.records import TRANSDUCTIVE, WITH_UNLABELLED
-from ..training.memory import free_bytes
-from ..utils.devices import wait_for
 from ..utils.errors import UserError
 from ..utils.files import hash_content, hash_file
 from .tasks import Task, features_of_images, refuse_tested
@@ -32,66 +28,37 @@ logger = logging.getLogger(__name__)
 
 BANK = ".safetensors"  # the suffix of a feature bank
 POOL, TOGETHER = "pool", "test"  # what DATASET.UNLABELLED says; anything else is a path
-COPIES = 4  # of the logits of all unlabelled images, that hearing them holds at once
 
 
-def hear(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMethod:
-    """A method that has heard the unlabelled images of its task; one that says nothing of them stays as it is.
+def labelled_images(task: Task, bank: FeatureBank) -> ClassSums:
+    """What the images of a bank tell unlabelled ones, on the CPU; nothing for zero-shot CLIP, which has seen none."""
+    keys, labels = bank.cache_keys().cpu(), bank.train_labels.cpu()
+    seen = 0 if task.cfg.run.trainer == "ZeroShot" else len(keys)
+    return ClassSums.of(keys[:seen], labels[:seen], len(bank.classnames))
+
+
+def unlabelled_features(task: Task, source: Task, backbone: str, width: int) -> Tensor:
+    """Unit-norm features of the unlabelled images, shape `[M, d]`.
 
     Args:
-        fitted: The method, with its temperature.
-        task, bank: What it was fitted to; features on the device that computes.
+        task: Whose test images are tested, and whose configuration names the images.
+        source: Whose images that were not drawn are the pool.
+        backbone, width: Of the features that the method takes.
 
     Raises:
-        UserError: If the images cannot be had, are of another width or not finite, are test images in a pool, or would
-            not fit into memory; if the method has no classifier that could hear them.
+        UserError: If the images cannot be had, are of another backbone or width, or are test images in a pool.
     """
-    what = task.cfg.data.unlabelled
-    if not what:
-        return fitted
-    if fitted.together:
-        return replace(fitted, heard={"protocol": TRANSDUCTIVE, "unlabelled": {"images": what}})
-    if fitted.classifier is None:
-        raise UserError(
-            f"{task.cfg.run.trainer} has no class weights that could hear unlabelled images; leave out --unlabelled"
-        )
-    features = unlabelled_features(task, bank).to(bank.train_features)
-    keys, labels, temperature = bank.cache_keys(), bank.train_labels, fitted.calibration.temperature
-    if task.cfg.run.trainer == "ZeroShot":  # has seen no labelled image; those of val would tell it a temperature
-        keys, labels, temperature = keys[:0], labels[:0], 1.0
-    labelled = ClassSums.of(keys, labels, len(bank.classnames))
-    check_memory(len(features), len(bank.classnames), str(features.device))
-    started = time.monotonic()
-    heard = hear_unlabelled(fitted.classifier, labelled, bank.text_positive, features, bank.logit_scale, temperature)
-    wait_for(features.device)
-    logger.info("%d unlabelled images were heard in %.2f s", len(features), time.monotonic() - started)
-    changed = replace(
-        fitted,
-        seconds=fitted.seconds + time.monotonic() - started,
-        calibration=replace(fitted.calibration, known=None),  # known images score otherwise now
-        heard=about(what, features, heard),
-    )
-    if what == TOGETHER:
-        return replace(changed, logits=lambda _: heard.logits, classifier=None, text_classifier=None, together=True)
-    text = None if fitted.text_classifier is None else heard.classifier.text_only()
-    return replace(changed, logits=heard.classifier.logits, classifier=heard.classifier, text_classifier=text)
-
-
-def unlabelled_features(task: Task, bank: FeatureBank) -> Tensor:
-    """Unit-norm features of the unlabelled images, shape `[M, d]`; `bank` and errors as of `hear`."""
     what = task.cfg.data.unlabelled
     tested, _ = task.test_features()
     if what == TOGETHER:
         if tested is None:
             raise UserError(f"{task.name} has no test images; give --unlabelled {POOL}")
         return tested
-    features = task.pool() if what == POOL else _own(task, Path(what), bank)
+    features = source.pool() if what == POOL else _own(task, Path(what), backbone)
     if not len(features):
         raise UserError(f"{task.name} has no unlabelled images: all its training images are drawn; give other ones")
-    if features.shape[1] != bank.train_features.shape[2]:
-        raise UserError(
-            f"{what}: features of width {features.shape[1]}, but the task's have {bank.train_features.shape[2]}"
-        )
+    if features.shape[1] != width:
+        raise UserError(f"{what}: features of width {features.shape[1]}, but the method takes {width}")
     if tested is not None:
         known = set(row_hashes(tested))
         refuse_tested([f"row {n}" for n, row in enumerate(row_hashes(features)) if row in known], len(features))
@@ -138,20 +105,10 @@ def about(what: str, features: Tensor, heard: Heard) -> dict:
     return {"protocol": protocol, "unlabelled": images | {"shares": shares}}
 
 
-def check_memory(num_images: int, num_classes: int, device: str) -> None:
-    """Raises UserError if hearing so many images would take more memory than is free."""
-    takes, free = COPIES * num_images * num_classes * 4, free_bytes(device)
-    if free is not None and takes > free:
-        raise UserError(
-            f"{num_images} unlabelled images of {num_classes} classes would take about {takes / 1e9:.1f} GB of memory, "
-            f"and {free / 1e9:.1f} GB are free; give fewer images"
-        )
-
-
-def _own(task: Task, path: Path, bank: FeatureBank) -> Tensor:
+def _own(task: Task, path: Path, backbone: str) -> Tensor:
     if path.suffix != BANK:
         return task.encoded(path)
     file = BankFile(path)
-    if file.backbone != bank.backbone:
-        raise UserError(f"{path} holds features of {file.backbone!r}, but the task's are of {bank.backbone!r}")
+    if file.backbone != backbone:
+        raise UserError(f"{path} holds features of {file.backbone!r}, but the method's are of {backbone!r}")
     return features_of_images(file, {split: range(len(labels)) for split, labels in file.labels.items()})

@@ -170,7 +170,7 @@ def hear_unlabelled(
     count, num_classes = scores.shape
     has_labels = bool(labelled.counts.sum() > 0)
     shares = ClassShares.of(edges, has_labels)
-    omega = OMEGA * count / (count + HALF_AT * num_classes)
+    omega = OMEGA * count**2 / (count**2 + (HALF_AT * num_classes) ** 2)
     omega *= 1.0 if has_labels else min(1.0, 2 * shares.evenness)
     strength = omega * logit_scale
     guess = None

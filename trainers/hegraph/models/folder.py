@@ -24,6 +24,7 @@ from ..method.closed_form import NewClassMessages
 from ..method.model import TransferableAdapter
 from ..method.options import ModelOptions
 from ..method.relations import metapath_defaults
+from ..method.unlabelled import ClassSums
 from ..utils.errors import UserError, first_line
 from ..utils.files import hash_content, write_json, write_tensors, writing_folder
 from ..utils.option import option_of
@@ -39,6 +40,7 @@ CLASSIFIER = ("weights", "bias", "keys", "labels", "key_weights")  # tensors of 
 NODES = "class_nodes"  # in the whitened space of the messages
 TRANSFER = "transfer."  # prefix of the tensors that reach other classes
 MESSAGES = f"{TRANSFER}messages."  # of those, the messages in closed form
+LABELLED = "labelled."  # prefix of the tensors of `ClassSums`
 LEVELS = 4  # folders between output/ and a run: data set, method, configuration, seed
 MAX_CONFIG_BYTES = 2**28  # a thousand times what the prompts of ImageNet take
 KEPT = (".json", ".safetensors", ".md", ".jpg", ".pt")
@@ -153,6 +155,8 @@ def _tensors(model: SavedModel) -> dict[str, Tensor]:
         found |= {f"{TRANSFER}{name}": tensor for name, tensor in model.transfer.parameters.items()}
         if model.transfer.messages is not None:
             found |= {f"{MESSAGES}{name}": tensor for name, tensor in asdict(model.transfer.messages).items()}
+    if model.labelled is not None:
+        found |= {f"{LABELLED}{name}": tensor.float() for name, tensor in asdict(model.labelled).items()}
     kinds = {"labels": torch.int32, NODES: torch.float16}
     if model.method == "HeGraphAdapter":
         kinds["keys"] = torch.float16
@@ -174,6 +178,9 @@ def load_model(folder: Path | str) -> SavedModel:
             raise ValueError(f"its hash is not the one in {CONFIG}")
         tensors = _checked(config, found)
         transfer = _transfer(config, tensors)
+        names = [field.name for field in fields(ClassSums)]
+        has_sums = any(name.startswith(LABELLED) for name in tensors)
+        labelled = ClassSums(**{name: tensors[f"{LABELLED}{name}"].double() for name in names}) if has_sums else None
     if config.tensors is None:
         logger.warning("%s is of an earlier version, and does not say which tensors belong to it", path / CONFIG)
     of_classifier: dict[str, Any] = {name: tensors.get(name) for name in CLASSIFIER}
@@ -184,6 +191,7 @@ def load_model(folder: Path | str) -> SavedModel:
         transfer=transfer,
         transfer_rule=config.transfer.rule,
         class_nodes=tensors.get(NODES),
+        labelled=labelled,
     )
 
 
@@ -243,6 +251,7 @@ def _shapes(config: ModelConfig, found: dict[str, Tensor]) -> dict[str, tuple[in
     images = tuple(found["keys"].shape[:1]) if "keys" in found else ()
     square = width + width
     shapes = {"weights": classes + width, "text_positive": classes + width, "bias": classes, NODES: classes + width}
+    shapes |= {f"{LABELLED}counts": classes, f"{LABELLED}sums": classes + width, f"{LABELLED}moment": square}
     shapes |= {"keys": images + width, "labels": images, "key_weights": images}
     if config.transfer.rule == "adapter":
         shapes |= {f"{TRANSFER}weight.*": square, f"{TRANSFER}metapath.*": ()}

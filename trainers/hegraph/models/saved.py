@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..method.cache import FoldedClassifier
 from ..method.model import TransferableAdapter
+from ..method.unlabelled import ClassSums
 from ..training.confidence import KnownScores, known_score
 from ..utils.errors import UserError
 from ..utils.schema import Count, Finite, Name, Part, Percent, Positive, Size
@@ -167,6 +168,8 @@ class SavedModel(Described):
         transfer_rule: "adapter", or as of `folder.OtherTransfer`.
         class_nodes: HeGraphAdapter's visual nodes in the whitened space, for `results/rejection.py`, whose mean and
             whitening are those of `transfer.messages`; None without messages in closed form.
+        labelled: What the labelled images tell unlabelled ones; None where the model has heard some, or is of an
+            earlier version.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -176,6 +179,7 @@ class SavedModel(Described):
     transfer: InstanceOf[TransferableAdapter] | None = None
     transfer_rule: str = "none"
     class_nodes: InstanceOf[Tensor] | None = None
+    labelled: InstanceOf[ClassSums] | None = None
 
     def probabilities(self, features: Tensor, batch_size: int = 1024) -> Tensor:
         """Calibrated probabilities of unit-norm image features `[B, d]`, shape `[B, K]`."""

@@ -45,6 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--format", choices=tuple(FORMATS), help="by default the ending of --out, else table")
     add("--out", type=Path, metavar="FILE", help="write the rows here, whole or not at all")
     add("--keep", type=float, metavar="SHARE", help=KEEP)
+    add("--together", action="store_true", help="these images inform each other: what is said of one depends on all")
     add("--sort-into", type=Path, metavar="DIR", help="copy each image into the folder of its class below DIR")
     add("-0", "--null", action="store_true", help="paths of lists end with a NUL character, as of find -print0")
     add("--batch-size", type=whole, default=0, metavar="N", help="images encoded at once (64 of 224 x 224 pixels)")
@@ -59,6 +60,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raises UserError where flags do not go together or a share is none."""
     if args.keep is not None and not 0 < args.keep < 1:
         raise UserError(f"--keep must lie between 0 and 1, as 0.95, got {args.keep:g}")
+    if args.keep is not None and args.together:
+        raise UserError("--keep has thresholds for images that are classified one by one; leave it out with --together")
     if args.features is None and args.split != "test":
         raise UserError(f"--split {args.split} goes with --features")
     if args.features is not None:
@@ -77,7 +80,9 @@ def predict(args: argparse.Namespace) -> int:
     from .prediction import Options, predict_bank, predict_images  # torch and open_clip take seconds to import
 
     ending = args.out.suffix[1:].lower() if args.out else ""
-    options = Options(args.top, args.format or (ending if ending in FORMATS else "table"), args.out, args.keep)
+    options = Options(
+        args.top, args.format or (ending if ending in FORMATS else "table"), args.out, args.keep, args.together
+    )
     if args.features is not None:
         return predict_bank(args.model, args.features, args.split, options)
     named = {"backbone": args.backbone, "pretrained": args.pretrained, "precision": args.precision}

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from ..backbones.identity import AUTO
 from ..features.bank import BankFile, mean_over_views
 from ..models.folder import load_model, model_files
-from ..models.images import ImageModel, backbone_files
+from ..models.hearing import hear
+from ..models.images import ImageModel, Pixels, backbone_files
 from ..models.saved import SavedModel
 from ..utils.devices import choose_device
 from ..utils.errors import UserError, say
@@ -49,12 +50,14 @@ class Options(NamedTuple):
         out: The file; None is standard output.
         keep: The share of images of known classes that are to be kept, while those that score lower than the rest are
             marked as none of these; None marks no image.
+        together: Whether the images inform each other, so that what is said of one depends on all.
     """
 
     top: int
     format: str
     out: Path | None = None
     keep: float | None = None
+    together: bool = False
 
 
 def predict_images(
@@ -100,12 +103,15 @@ def predict_bank(folder: str, bank_file: Path, split: str, options: Options) -> 
     model = open_model(folder, options, [bank_file])
     features, labels = bank_features(model, bank_file, split)
     predicted = []
+    if options.together:
+        all_logits = hear_together(model, features, "cpu").split(BANK_BATCH)
+    else:
+        all_logits = map(model.classifier.logits, features.split(BANK_BATCH))
 
     def rows() -> Iterator[Row]:
-        for start, batch in zip(range(0, len(features), BANK_BATCH), features.split(BANK_BATCH)):
-            logits = model.classifier.logits(batch)
+        for start, logits in zip(range(0, len(features), BANK_BATCH), all_logits):
             predicted.append(logits.argmax(dim=1))
-            paths = [f"{bank_file}#{split}/{row}" for row in range(start, start + len(batch))]
+            paths = [f"{bank_file}#{split}/{row}" for row in range(start, start + len(logits))]
             yield from rows_of(model, paths, logits, options)
 
     failed = write_rows(rows(), len(features), options)
@@ -166,10 +172,16 @@ def image_rows(
                 check_output(options.out, [path])
             yield path
 
-    for batch, features in model.encode(paths(), batch_size):
+    encoded: Iterable[tuple[Pixels, Tensor]] = model.encode(paths(), batch_size)
+    if options.together and (encoded := [(batch._replace(pixels=batch.pixels[:0]), f) for batch, f in encoded]):
+        features = [features for _, features in encoded]
+        heard = hear_together(model.model, torch.cat(features), str(model.backbone.device))
+        encoded = zip((batch for batch, _ in encoded), heard.split([len(part) for part in features]))
+    for batch, found in encoded:
+        logits = found if options.together else model.logits(found)
         images = [str(image) for image in batch.images]
         readable = [path for path, problem in zip(images, batch.problems) if not problem]
-        predicted = rows_of(model.model, readable, model.logits(features), options)
+        predicted = rows_of(model.model, readable, logits, options)
         for path, problem in zip(images, batch.problems):
             row = Row(path, error=NO_IMAGE if os.path.isdir(path) else problem) if problem else next(predicted)
             if folders is not None and not row.error:
@@ -177,6 +189,17 @@ def image_rows(
                 if problem := folders.copy(path, label):
                     row = Row(path, error=problem)
             yield row
+
+
+def hear_together(model: SavedModel, features: Tensor, device: str) -> Tensor:
+    """Logits `[B, K]` of images that inform each other, from their features `[B, d]`; UserError as of `hear`."""
+    _, heard = hear(model, features, device)
+    shares = heard.shares
+    logger.info(
+        "%d images inform each other (class offsets weigh %.2f, the prior %.2f): what is said of one depends on all",
+        len(features), shares.offsets, shares.prior,
+    )  # fmt: skip
+    return heard.logits.cpu()
 
 
 def rows_of(model: SavedModel, paths: Sequence[str], logits: Tensor, options: Options) -> Iterator[Row]:
