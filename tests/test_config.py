@@ -85,7 +85,7 @@ def test_every_option_follows_its_key_and_no_other_does():
             value = not before
         elif value is None:
             value = before + 1
-        assert changed_fields(usual, with_values(usual, [key, value])) == [value[0][1] if option.by_shots else value], (
+        assert changed_fields(usual, with_values(usual, {key: value})) == [value[0][1] if option.by_shots else value], (
             key
         )
 

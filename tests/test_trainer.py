@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from standin.hosts import KINDS, NODE, SPLIT_FILE, Host, contents, copy_coop, install, open_host, write_split
+from standin.hosts import KINDS, NODE, SPLIT_FILE, Host, Ran, contents, copy_coop, install, open_host, write_split
 
 from trainers.hegraph import __main__ as command_line
 from trainers.hegraph.__main__ import configure, parse_arguments
@@ -97,15 +97,6 @@ def test_what_dassl_leaves_at_another_default_is_the_same(host):
     assert [run.record["host"] for run in runs] == ["dassl", "alone"]
     assert runs[0].record["seed"] == 1
     assert runs[0].result == runs[1].result
-
-
-def test_a_value_in_a_file_may_be_an_int_in_both_hosts(host):
-    config = host.folder / "int.yaml"
-    mini = (host.checkout / "configs" / "trainers" / "HeGraphAdapter" / "mini.yaml").read_text()
-    config.write_text(f"{mini}\nTRAINER:\n  HEGRAPHADAPTER:\n    ALPHA_C: 3\n")
-    in_dassl = host.run("dassl", "int-dassl", config=config)
-    assert in_dassl.record["config"][f"{NODE}.ALPHA_C"] == 3.0
-    assert in_dassl.result == host.run("alone", "int-alone", config=config).result
 
 
 def test_an_unseeded_run_selects_other_images_and_can_be_repeated_from_its_record(host, plain):
@@ -388,18 +379,14 @@ def edited(host) -> Path:
 
 
 def test_two_lines_make_coops_own_train_py_give_the_same(host, plain, edited):
-    out = host.folder / "output" / "two-lines"
-    ran = host.start("train.py", *host.arguments(out), folder=out, checkout=edited)
-    assert ran.result == plain["dassl"].result
-    again = host.start("train.py", *host.arguments(out), folder=out, checkout=edited)
-    assert "skipped" in again.err
+    def start(name: str, *flags: object) -> Ran:
+        out = host.folder / "output" / name
+        return host.start("train.py", *host.arguments(out, flags=flags), folder=out, checkout=edited)
 
-
-def test_train_py_tests_a_finished_run(host, plain, edited):
-    out = host.folder / "output" / "two-lines-eval"
+    assert start("two-lines").result == plain["dassl"].result
+    assert "skipped" in start("two-lines").err
     flags = ("--eval-only", "--model-dir", plain["dassl"].folder)
-    ran = host.start("train.py", *host.arguments(out, flags=flags), folder=out, checkout=edited)
-    assert ran.result == host.run("alone", "two-lines-eval-alone", flags=flags).result
+    assert start("two-lines-eval", *flags).result == host.run("alone", "two-lines-alone", flags=flags).result
 
 
 def test_what_would_select_on_test_is_refused_in_any_way_to_start(host, edited):
@@ -498,14 +485,11 @@ def test_a_data_set_without_a_loader_in_coop_runs_alone_and_one_without_an_entry
     assert "Dassl's registry has OfMine, but this package does not know it" in refused.error
 
 
-def test_in_a_checkout_with_dassl_the_host_is_dassl_unasked(host, plain):
+def test_in_a_checkout_the_host_is_dassl_unasked_and_without_it_the_run_is_alone_and_says_so(host, plain):
     ran = host.run("auto", "unasked")
     assert ran.record["host"] == "dassl"
     assert "running without Dassl" not in ran.err
     assert ran.result == plain["dassl"].result
-
-
-def test_in_a_checkout_without_dassl_the_run_is_alone_and_says_so(host, plain):
     ran = host.run("auto", "without-dassl", path=())
     assert ran.result == plain["alone"].result
     assert ran.record["host"] == "alone"

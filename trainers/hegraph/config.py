@@ -296,9 +296,14 @@ def matching_rows(values: Mapping[str, Any]) -> list[list]:
     return by_dataset + values_up_to(values[f"{NODE}.BY_SHOTS"], _shots(values))[-1:]
 
 
+def pairs_of(words: Sequence) -> list[tuple[Any, Any]]:
+    """The pairs of a list KEY VALUE KEY VALUE ..."""
+    return list(zip(words[0::2], words[1::2]))
+
+
 def is_filled(cfg: Config, key: str) -> bool:
     """Whether a key has the value that BY_DATASET and BY_SHOTS give it where nobody sets it."""
-    rows = [dict(zip(pairs[0::2], pairs[1::2])) for pairs in matching_rows(cfg.values)]
+    rows = [dict(pairs_of(pairs)) for pairs in matching_rows(cfg.values)]
     found = [row[key] for row in rows if key in row]
     return bool(found) and cfg.values.get(key) == found[0]
 

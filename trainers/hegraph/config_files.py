@@ -7,14 +7,14 @@ import contextlib
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
-from .config import FILLABLE, OF_THE_BACKBONE, OPTIONS, REMOVED, Config, default_values, matching_rows
+from .config import FILLABLE, OF_THE_BACKBONE, OPTIONS, REMOVED, Config, default_values, matching_rows, pairs_of
 from .method.options import UNTRAINED, ModelOptions
 from .method.relations import REFINED, RELATIONS, relations_in_use
 from .utils.errors import UserError, shortened, shown, unknown
@@ -65,7 +65,7 @@ def layered(
     opts = list(opts or [])
     if len(opts) % 2:
         raise UserError(f"options come as KEY VALUE pairs, but {' '.join(map(str, opts))!r} has no value at its end")
-    _merge(values, [*(entry for pair in (flags or {}).items() for entry in pair), *opts])
+    _merge(values, [*(flags or {}).items(), *pairs_of(opts)])
     name = method[0] if method else "HeGraphAdapter"
     if values["TRAINER.NAME"] != name:  # whose options are not here
         raise UserError(
@@ -75,10 +75,10 @@ def layered(
     return _complete(values)
 
 
-def with_values(cfg: Config, pairs: list) -> Config:
-    """A configuration with other values, given as alternating keys and values; errors as of `load_cfg`."""
+def with_values(cfg: Config, others: Values) -> Config:
+    """A configuration with other values of some keys; errors as of `load_cfg`."""
     values = dict(cfg.values)
-    _merge(values, pairs)
+    _merge(values, others.items())
     return _checked(values)
 
 
@@ -95,7 +95,7 @@ def from_dassl(dassl_cfg: CfgNode, method: tuple[str, dict] | None = None) -> Co
     """
     theirs = flatten(dassl_cfg)
     values = default_values() | of_method(method, {})
-    _merge(values, [entry for key in values if key not in OF_THE_BACKBONE for entry in (key, theirs[key])])
+    _merge(values, [(key, theirs[key]) for key in values if key not in OF_THE_BACKBONE])
     return of_values(_complete(values))
 
 
@@ -123,14 +123,15 @@ def _merge_file(values: Values, path: Path) -> None:
     if not isinstance(tree, (dict, type(None))):
         raise UserError(f"{path} must hold KEY: VALUE lines, got {shown(tree)}")
     try:
-        _merge(values, [entry for pair in flatten(tree or {}).items() for entry in pair])
+        _merge(values, flatten(tree or {}).items())
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def _merge(values: Values, pairs: list) -> None:
-    """Sets keys, given as alternating keys and values; each has to be there, and keeps its type."""
-    for key, value in zip(map(str, pairs[0::2]), pairs[1::2]):
+def _merge(values: Values, pairs: Iterable[tuple[object, object]]) -> None:
+    """Sets keys, each of which has to be there, and keeps its type."""
+    for name, value in pairs:
+        key = str(name)
         if key.startswith("--"):
             raise UserError(f"{shortened(key, 80)} stands behind a KEY VALUE pair; flags come before them")
         if key in REMOVED:
@@ -189,11 +190,11 @@ def _complete(values: Values) -> Values:
     for key in ("DATASET.NUM_SHOTS", f"{NODE}.BY_DATASET", f"{NODE}.BY_SHOTS"):
         OPTIONS[key].check(values[key])
     for pairs in matching_rows(values):
-        for key, value in zip(pairs[0::2], pairs[1::2]):
+        for key, value in pairs_of(pairs):
             if key not in FILLABLE:
                 raise UserError(f"BY_SHOTS and BY_DATASET fill {', '.join(FILLABLE)}, not {key}; set that directly")
             if values[key] == OPEN:
-                _merge(values, [key, value])
+                _merge(values, [(key, value)])
     for key in FILLABLE:
         if values[key] == OPEN:
             raise UserError(f"{key} is {OPEN}, left to BY_DATASET and BY_SHOTS, and no row of them sets it; set it")
@@ -215,8 +216,7 @@ def _check_select(cfg: Config) -> None:
     """
     trained = {}  # the values of a candidate, by their places -> what its training depends on
     for places in itertools.product(*(range(len(values)) for _, values in cfg.run.select)):
-        pairs = [entry for (key, values), at in zip(cfg.run.select, places) for entry in (key, values[at])]
-        candidate = with_values(cfg, pairs)
+        candidate = with_values(cfg, {key: values[at] for (key, values), at in zip(cfg.run.select, places)})
         trained[places] = (candidate.model, candidate.training)
     for row, (key, values) in enumerate(cfg.run.select):
         if all(value == values[0] for value in values):

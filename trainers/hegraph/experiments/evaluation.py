@@ -368,9 +368,9 @@ def _chosen_on_val(model: SavedModel, cfg: Config) -> dict[str, object]:
     if model.method != "HeGraphAdapter" or not model.trained_on.selected:
         return {}
     selected = check(_Selected, model.trained_on.selected, "the model does not say what was chosen on val")
-    pairs = list(zip(selected.keys, selected.value))
-    with_chosen = run_config(with_values(cfg, [entry for pair in pairs for entry in pair]))
-    return {key: with_chosen.get(key) for key, _ in pairs}
+    chosen = dict(zip(selected.keys, selected.value))
+    with_chosen = run_config(with_values(cfg, chosen))
+    return {key: with_chosen.get(key) for key in chosen}
 
 
 class _Selected(OpenPart):

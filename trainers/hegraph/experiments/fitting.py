@@ -153,7 +153,7 @@ def tune_on_val(task: Task, bank: FeatureBank, checkpoints: Checkpoints) -> Fitt
         raise UserError("--select val needs TRAINER.HEGRAPHADAPTER.SELECT, rows [KEY, [VALUE, ...]]; it is empty")
     keys = [key for key, _ in cfg.run.select]
     combinations = list(itertools.product(*(values for _, values in cfg.run.select)))
-    configurations = [with_values(cfg, [x for pair in zip(keys, values) for x in pair]) for values in combinations]
+    configurations = [with_values(cfg, dict(zip(keys, values))) for values in combinations]
     data, table, best_on_val, seconds = task.batches(bank), [], -1.0, 0.0
     known: dict[str, tuple[HeGraphModel, TrainingSummary]] = {}
     for values, candidate in zip(combinations, configurations):

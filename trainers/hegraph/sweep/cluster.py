@@ -286,7 +286,7 @@ def do_run(
         there = replace(run, folder=Path(temporary) / "run")
         if bank is not None:
             there = replace(there, source=str(_bank_file(bank, Path(tempfile.gettempdir()) / place, Path(run.source))))
-        cfg = with_values(cfg, ["OUTPUT_DIR", str(there.folder)])
+        cfg = with_values(cfg, {"OUTPUT_DIR": str(there.folder)})
         if checkpoint is not None:
             there.folder.mkdir()
             (there.folder / CHECKPOINT).write_bytes(checkpoint)
