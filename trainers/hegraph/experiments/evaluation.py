@@ -277,7 +277,7 @@ def test_model(
         return {}
     trained = TrainedMethod.loaded(model, device)
     if what := cfg.data.unlabelled:
-        as_trained = with_values(cfg, ["DATASET.NUM_SHOTS", model.trained_on.shots])
+        as_trained = with_values(cfg, {"DATASET.NUM_SHOTS": model.trained_on.shots})
         source = open_task(as_trained, bank_file, model.trained_on.seed, device, opened) if what == POOL else target
         backbone, width = model.backbone.title, model.classifier.width
         features = unlabelled_features(target, source, backbone, width).to(device)
