@@ -57,14 +57,14 @@ def fit_method(task: Task, bank: FeatureBank) -> FittedMethod:
             f"{method.name} learns prompts through the backbone's text tower; give images instead of --features"
         )
     started = time.monotonic()
-    base = {"base": task.opened.fitted(*_fit_base(task, bank))} if method.needs_base else {}
+    base = {"base": task.opened.fitted(task.name, *_fit_base(task, bank))} if method.needs_base else {}
     set_random_seed(task.seed)
     fitted = method.fit(bank.without_test(), task.cfg.method, task.seed, backbone, **base)
     wait_for(bank.train_features.device)
     return replace(fitted, seconds=time.monotonic() - started)
 
 
-def _fit_base(task: Task, bank: FeatureBank) -> tuple[object, Callable[[], FittedMethod]]:
+def _fit_base(task: Task, bank: FeatureBank) -> tuple[str, Callable[[], FittedMethod]]:
     """What tells the base of a transductive method from others, and what fits it.
 
     Raises:

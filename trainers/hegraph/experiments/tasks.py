@@ -46,7 +46,7 @@ class Opened:
     def __init__(self) -> None:
         self._bank: tuple[object, BankFile] | None = None
         self._backbone: tuple[object, Backbone] | None = None
-        self._fitted: tuple[object, FittedMethod] | None = None
+        self._fitted: dict[tuple[str, str], FittedMethod] = {}
 
     def bank(self, path: Path) -> BankFile:
         """A feature bank, opened again only if the file is another or has changed; errors as of `BankFile`."""
@@ -69,11 +69,12 @@ class Opened:
             self._backbone = key, load_backbone(name, pretrained, device, precision)
         return self._backbone[1]
 
-    def fitted(self, key: object, fit: Callable[[], FittedMethod]) -> FittedMethod:
-        """A fitted method that `key` tells from all others."""
-        if self._fitted is None or self._fitted[0] != key:
-            self._fitted = key, fit()
-        return self._fitted[1]
+    def fitted(self, dataset: str, key: str, fit: Callable[[], FittedMethod]) -> FittedMethod:
+        """A fitted method that `key` tells from all others of a data set; those of the last data set are kept."""
+        if (dataset, key) not in self._fitted:
+            self._fitted = {known: method for known, method in self._fitted.items() if known[0] == dataset}
+            self._fitted[dataset, key] = fit()
+        return self._fitted[dataset, key]
 
 
 @dataclass(frozen=True)
