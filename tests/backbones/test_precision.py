@@ -26,6 +26,7 @@ from trainers.hegraph.features import __main__ as features
 from trainers.hegraph.features.bank import BankFile
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.predict import __main__ as predict
+from trainers.hegraph.sweep.grid import Run
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.reading import read_json
 
@@ -275,3 +276,14 @@ def test_the_page_takes_a_precision(monkeypatch, tmp_path):
         monkeypatch.setattr(demo, name, lambda *given: None)
     demo.demo(demo.parse_arguments(["model", "--device", "cpu", "--precision", "bf16"]))
     assert loaded == [(Path("model"), "cpu", "", "", "bf16")]
+
+
+def test_a_sweep_sends_what_its_own_machine_makes_of_auto(cpu, tmp_path):
+    cpu("avx512_bf16")
+    for source, config, expected in (
+        ("digits", "vit_b32", "bf16"),
+        ("digits", "mini", "fp32"),
+        ("bank.safetensors", "vit_b32", "auto"),
+    ):
+        cfg = Run(tmp_path, source, config, "HeGraphAdapter", 1, 1).configuration()
+        assert cfg.backbone.precision == expected

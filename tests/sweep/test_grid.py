@@ -101,7 +101,7 @@ def test_pairs_at_the_end_are_of_all_runs_whatever_flag_stands_before_them():
 def test_a_run_of_a_grid_has_the_configuration_of_the_command_that_does_it_alone(tiny_bank):
     for words in (
         ("--datasets", str(tiny_bank), "--methods", "TaskRes", "--configs", "mini", "TRAINER.TASKRES.WARMUP_LR", "1"),
-        (*DIGITS, "--root", "some where", "INPUT.RRCROP_SCALE", "(0.5, 1.0)"),
+        (*DIGITS, "--root", "some where", "INPUT.RRCROP_SCALE", "(0.5, 1.0)", f"{NODE}.PREC", "fp32"),
     ):
         run = grid(*words, "--seeds", "3", "--shots", "2").runs()[0]
         arguments = shlex.split(run.command().removeprefix("python -m trainers.hegraph "))

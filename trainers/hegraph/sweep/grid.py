@@ -13,10 +13,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from ..backbones.identity import resolve_precision
 from ..baselines import METHODS, OTHERS, method_options, needs_backbone
 from ..config import Config
-from ..config_files import load_cfg
+from ..config_files import load_cfg, with_values
+from ..experiments.folder import PRECISION
 from ..utils.commands import command
+from ..utils.devices import available_device
 from ..utils.errors import UserError, unknown
 from ..utils.reading import read_yaml
 from ..utils.schema import Count, Part, check
@@ -74,7 +77,10 @@ class Run:
         return self.source, "" if self.bank else self.config
 
     def configuration(self) -> Config:
-        """The checked configuration; raises UserError as `load_cfg`."""
+        """The checked configuration; raises UserError as `load_cfg`.
+
+        What this machine makes of the precision "auto" goes with a run of images to any other.
+        """
         flags = {
             "DATASET.ROOT": "" if self.bank else self.root,
             "OUTPUT_DIR": str(self.folder),
@@ -83,7 +89,11 @@ class Run:
             "TRAINER.NAME": self.method,
         }
         opts = [word for pair in self.keys for word in pair]
-        return load_cfg("" if self.bank else self.source, self.config, flags, opts, method_options(self.method))
+        cfg = load_cfg("" if self.bank else self.source, self.config, flags, opts, method_options(self.method))
+        if self.bank:
+            return cfg
+        backbone, device = cfg.backbone, available_device(cfg.run.use_cuda)
+        return with_values(cfg, [PRECISION, resolve_precision(backbone.precision, backbone.name, device)])
 
     def arguments(self) -> list[str]:
         """The arguments of the command line that does this run alone."""
