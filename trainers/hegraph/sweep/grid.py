@@ -93,7 +93,7 @@ class Run:
         if self.bank:
             return cfg
         backbone, device = cfg.backbone, available_device(cfg.run.use_cuda)
-        return with_values(cfg, [PRECISION, resolve_precision(backbone.precision, backbone.name, device)])
+        return with_values(cfg, {PRECISION: resolve_precision(backbone.precision, backbone.name, device)})
 
     def arguments(self) -> list[str]:
         """The arguments of the command line that does this run alone."""
