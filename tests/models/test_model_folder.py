@@ -236,15 +236,12 @@ def test_a_file_that_is_missing_cut_off_or_no_such_file_is_named(folder, name):
     for content in (*contents, b'{"format": "\\ud800"}', b"1" * 5000):
         (folder / name).write_bytes(content)
         assert str(folder / name) in refused(folder)
+    os.truncate(folder / name, 2**31)  # a hole, which takes no space
+    assert name != CONFIG or "2,147,483,648 bytes" in refused(folder)
     (folder / name).unlink()
     assert name in refused(folder)
     os.mkfifo(folder / name)
     assert name in refused(folder)
-
-
-def test_a_config_of_gigabytes_is_not_read(folder):
-    os.truncate(folder / CONFIG, 2**31)  # a hole, which takes no space
-    assert "2,147,483,648 bytes" in refused(folder)
 
 
 def parts_of(config: dict, above: str = "") -> list[str]:

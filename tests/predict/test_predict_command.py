@@ -283,7 +283,7 @@ def test_no_input_and_no_file_of_the_model_is_written_over(finished_digits, imag
     ],
 )
 def test_a_standard_output_that_goes_away_is_no_traceback(run, images, shell, code, said):
-    names = "\n".join([str(images / "a.png")] * 5000).encode()
+    names = "\n".join([str(images / "a.png")] * 2000).encode()
     command = f"set -o pipefail; {sys.executable} -m trainers.hegraph.predict {run} - {shell}"
     ran = subprocess.run(["bash", "-c", command], cwd=ROOT, input=names, capture_output=True)
     assert (ran.returncode, ran.stderr) == (code, said)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from pydantic import BaseModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.reading import (
@@ -40,7 +40,6 @@ class Words(BaseModel):
 @pytest.mark.parametrize(
     ("read", "said"),
     [
-        (lambda path: load_file(path), "deserializing header"),
         (lambda path: path.read_text("utf-8"), "'utf-8' codec can't decode byte 0x80 in position 0"),
         (lambda path: {}["classnames"], "it lacks 'classnames'"),
         (lambda path: Words.model_validate({"words": [1]}), "words.0: Input should be a valid string, got 1"),
@@ -49,7 +48,6 @@ class Words(BaseModel):
         (lambda path: bytearray(10**15), "there is no memory"),
         (lambda path: yaml.safe_load("a: 1\nb: ["), "line 2: expected the node content"),
         (lambda path: "ab\udcff".encode(), r"'ab\udcff' is not UTF-8"),
-        (lambda path: [].index(1), "not in list"),
         (lambda path: int("x\ny"), "invalid literal for int()"),
     ],
 )
@@ -105,7 +103,6 @@ def test_every_reader_refuses_pipes_closed_files_and_what_is_none_of_its_files(t
     ("text", "reason"),
     [
         ('{"a": NaN}', "NaN"),
-        ("[-Infinity]", "-Infinity"),
         ("[1e999]", "1e999"),
         (f"[1{'0' * 40}]", "it holds 10000000000000000000..., which is out of range"),
         (f"[{-(2**63) - 1}]", "out of range"),
@@ -128,12 +125,10 @@ def test_numbers_of_json_reach_as_far_as_those_of_64_bits():
     ("text", "reason"),
     [
         ("a: 1\na: 2\n", "it holds the key 'a' twice"),
-        ("[" * 5000 + "]" * 5000, "nested too deeply"),
         ("{a: " * 60 + "1" + "}" * 60, "nested too deeply"),
         ("a: &x\n  b: *x\n", "without end"),
         ("".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9) if n else 1}]\n" for n in range(9)), "without end"),
         ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
-        ("a: 2020-13-45\n", "month must be in"),
         (f"[{'1,' * 200_000}]", "it has 400002 characters"),
     ],
 )
