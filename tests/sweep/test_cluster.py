@@ -322,6 +322,7 @@ def nodes() -> Iterator:
     with folder as temporary, pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", temporary)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # by default workers yield to all other tests
         node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}  # bytes; Ray allows no less
         found = Nodes(initialize_head=True, head_node_args={**node, "include_dashboard": False})
         try:

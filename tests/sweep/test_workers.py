@@ -455,19 +455,3 @@ def test_a_killed_worker_fails_its_run_alone_and_a_killed_sweep_ends_its_workers
         (record.parent / LOCK).touch()  # as one that was killed between its record and its end
     assert (main([*long_grid, "--retry-failed"]), left_undone()) == (0, 0)
     assert not list(tmp_path.rglob(LOCK))
-
-
-@pytest.mark.slow
-def test_two_sweeps_share_the_work(long_grid, tmp_path, start, hold, at_work, left_undone):
-    sweeps = []
-    for _ in range(2):
-        sweeps.append(start(*long_grid))
-        hold(at_work, sweeps[-1])
-    for sweep in sweeps:
-        sweep.send_signal(signal.SIGCONT)
-    for sweep in sweeps:
-        out, error = sweep.communicate(timeout=240)
-        assert sweep.returncode == 0, error
-        assert "4 done" in out or "finished before" in out
-    assert not left_undone()
-    assert not list(tmp_path.rglob(LOCK))
