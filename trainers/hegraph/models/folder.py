@@ -94,11 +94,9 @@ class OtherTransfer(Part):
 
 
 class ModelConfig(Described):
-    """All of `config.json`: what the model says of itself, and how its tensors are to be read.
+    """All of `config.json`: what the model says of itself, and how its tensors, of this width and hash, are to be read.
 
-    Attributes:
-        width: d.
-        tensors: `hash_content` of the tensors; None in folders of earlier versions.
+    Folders of earlier versions have no hash.
     """
 
     format: Literal["hegraph-model"] = "hegraph-model"

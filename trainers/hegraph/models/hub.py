@@ -25,13 +25,10 @@ MAIN = "main"  # the branch that a repository has from its beginning
 
 
 def find_model(name: str, revision: str | None = None, token: str | None = None) -> Path:
-    """The model folder that a user means; of one on the Hub, what the cache lacks is downloaded.
+    """The model folder that a user means: one here, the output folder of a run, or else "USER/NAME" on the Hub.
 
-    Args:
-        name: A model folder, the output folder of a run, or "USER/NAME" on the Hub. What is on this machine comes
-            first.
-        revision: Branch, tag or commit, of a model on the Hub; None takes the main branch.
-        token: For a private model on the Hub; None takes the one that the user has logged in with.
+    Of a model on the Hub, what the cache lacks is downloaded. `revision` is its branch, tag or commit; None takes the
+    main branch. A private one needs a token; None takes the one that the user has logged in with.
 
     Raises:
         UserError: If there is no such model, or the Hub cannot be reached.

@@ -37,12 +37,8 @@ SHOWN = 60  # characters of two values that differ
 
 
 class Pixels(NamedTuple):
-    """A batch of images.
-
-    Attributes:
-        images: What was asked for, B of them.
-        pixels: The input of the backbone, shape `[number that could be read, 3, H, W]`.
-        problems: Of each of the B images why it could not be read; "" for one that could.
+    """A batch of B images: what was asked for, the backbone's input `[number that could be read, 3, H, W]`, and of each
+    image why it could not be read, "" for one that could.
     """
 
     images: Sequence[ImageLike]
@@ -103,21 +99,14 @@ class ImageModel:
 
     def probabilities(self, images: Iterable[ImageLike], batch_size: int = 64) -> Tensor:
         """Calibrated probabilities of the classes, on the CPU, shape `[B, K]`; arguments and errors of `features`."""
-        return self.classify(self.features(images, batch_size))
-
-    def classify(self, features: Tensor) -> Tensor:
-        """Calibrated probabilities of unit-norm features `[B, d]`, on the CPU, shape `[B, K]`."""
-        return self.model.calibrate(self.logits(features))
+        return self.model.calibrate(self.logits(self.features(images, batch_size)))
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits of unit-norm features `[B, d]`, on the CPU, shape `[B, K]`."""
         return self._classifier.logits(features.to(self.backbone.device)).cpu()
 
     def encode(self, images: Iterable[ImageLike], batch_size: int = 64) -> Iterator[tuple[Pixels, Tensor]]:
-        """Batches of images, each with the features `[number that could be read, d]` of those that could be read.
-
-        They come in order and take constant memory.
-        """
+        """Batches of images in order, each with the features `[number that could be read, d]` of those that could."""
         on_cpu = self.backbone.device.type == "cpu"
         for batch in Reader(self.backbone.preprocess, self.backbone.input_size, on_cpu).batches(images, batch_size):
             none = torch.zeros(0, self.model.classifier.width)
@@ -184,15 +173,11 @@ def backbone_files(model: SavedModel, backbone: str = "", pretrained: str = "") 
 
 
 class Reader:
-    """Reads images as a backbone takes them.
+    """Reads images as a backbone takes them: by its test transform, to `size`, which is `(H, W)`.
 
     Threads decode images and resize them to bytes. What is left, to floats and their normalisation, is done for the
-    whole batch: the same numbers in less time, and a quarter of the memory while images wait.
-
-    Args:
-        transform: The backbone's test transform.
-        size: `(H, W)`.
-        on_cpu: Whether the backbone runs on the CPU too, and needs the other half of its cores.
+    whole batch: the same numbers in less time, and a quarter of the memory while images wait. A backbone that runs
+    `on_cpu` too needs the other half of its cores.
     """
 
     def __init__(self, transform: T.Compose, size: tuple[int, int], on_cpu: bool = True) -> None:

@@ -94,12 +94,8 @@ class TrainedOn(Part):
 
 
 class Scores(Part):
-    """Percent on the test images; None where there were none.
-
-    Attributes:
-        accuracy, macro_f1, ece: Of the model; `ece` is the expected calibration error of its probabilities.
-        accuracy_text: Of HeGraphAdapter's text classifier without the cache.
-        accuracy_zero_shot, ece_zero_shot: Of zero-shot CLIP as it comes.
+    """Percent on the test images; None where there were none. `ece` is the expected calibration error of probabilities,
+    `text` HeGraphAdapter's text classifier without the cache, `zero_shot` CLIP as it comes.
     """
 
     accuracy: Percent | None
@@ -196,9 +192,7 @@ class SavedModel(Described):
     def is_known(self, logits: Tensor, keep: float) -> Tensor:
         """Which images of logits `[B, K]` are taken to be of one of the classes, shape `[B]`.
 
-        Args:
-            logits: Of the classifier.
-            keep: The share of images of known classes that should be, between 0 and 1.
+        `keep` is the share of images of known classes that should be, between 0 and 1.
 
         Raises:
             UserError: If the model has no scores of known images, or `keep` is no share.

@@ -44,11 +44,8 @@ class Inputs:
         return self._paths(tell=True)
 
     def check(self) -> None:
-        """Checks what can be known before anything is read.
-
-        Raises:
-            UserError: If nothing is given, standard input is given twice, or the only input is missing or holds no
-                image. Among several, such an input gets a row of its own.
+        """Raises UserError if nothing is given, standard input is given twice, or the only input is missing or holds no
+        image. Among several, such an input gets a row of its own.
         """
         if not self.given:
             raise UserError("nothing to classify: give images, folders, a .txt file that lists paths, - or --features")

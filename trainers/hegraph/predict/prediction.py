@@ -42,12 +42,9 @@ MAX_BATCH = 256
 
 
 class Options(NamedTuple):
-    """How predictions are written.
+    """How predictions are written: with the `top` classes, in one of `FORMATS`, to a file or standard output (None).
 
     Attributes:
-        top: How many classes a row has.
-        format: One of `FORMATS`.
-        out: The file; None is standard output.
         keep: The share of images of known classes that are to be kept, while those that score lower than the rest are
             marked as none of these; None marks no image.
         together: Whether the images inform each other, so that what is said of one depends on all.

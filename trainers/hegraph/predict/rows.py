@@ -18,13 +18,9 @@ MAX_WIDTH = 60  # of a column that is aligned
 
 
 class Row(NamedTuple):
-    """One image.
+    """One image: its likeliest classes with their probabilities, the likeliest first, or why there is no prediction.
 
-    Attributes:
-        path: The image.
-        top: Its likeliest classes with their probabilities, the likeliest first; () where `error` is not "".
-        error: Why there is no prediction.
-        known: Whether the image is taken to be of one of the classes; None where that was not asked.
+    `known` is whether it is taken to be of one of the classes; None where that was not asked.
     """
 
     path: str
@@ -63,8 +59,7 @@ class Table:
 class Csv:
     """`path,class,probability,rank,error`: a line for each of the top classes; one with the error where there is none.
 
-    Args:
-        asked: Whether rows tell `known`. There is one more column then, `none_of_these`, which is "true" or "false".
+    Where rows were asked for `known`, there is one more column, `none_of_these`, which is "true" or "false".
     """
 
     def __init__(self, asked: bool = False) -> None:
@@ -89,9 +84,7 @@ class Csv:
 class JsonLines:
     """`{"path", "top": [{"class", "probability"}], "error"}`; `error` is null where there is none.
 
-    Args:
-        asked: Whether rows tell `known`. There is one more key then, `none_of_these`, which is true, false or, with an
-            error, null.
+    Where rows were asked for `known`, there is one more key, `none_of_these`: true, false or, with an error, null.
     """
 
     header = ""

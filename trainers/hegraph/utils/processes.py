@@ -22,9 +22,7 @@ TIMEOUT = datetime.timedelta(days=1)  # the longest time that a process waits fo
 
 
 def start() -> None:
-    """Joins the group of processes that `torchrun` started, if it started this one.
-
-    Where there are GPUs, each process selects one by its local number.
+    """Joins the group of processes that `torchrun` started, if it started this one; each takes a GPU, if there are any.
 
     Raises:
         UserError: If environment variables are not those that `torchrun` sets.

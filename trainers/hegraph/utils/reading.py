@@ -84,11 +84,8 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-        ValueError: If it is not JSON, is nested too deeply, names a key twice, or holds NaN, a number out of range, or
-            half of a surrogate pair, which no file and no terminal can take.
+    """The value of a JSON text. ValueError if it is none, is nested too deeply, names a key twice, or holds NaN, a
+    number out of range, or half of a surrogate pair, which no file and no terminal can take.
     """
     try:
         value = json.loads(
