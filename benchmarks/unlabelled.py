@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 from .report import Report
-from .timing import process, python
+from .timing import python
 
 SMALL = {"images": 500, "num_classes": 10, "width": 16}
 SECONDS_BAR, MEMORY_BAR = 60.0, 3e9
@@ -40,7 +40,7 @@ print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 
 
 
 def run(images: int = 100_000, num_classes: int = 1000, width: int = 512) -> Report:
-    said = process(python("-c", HEAR.format(images=images, num_classes=num_classes, width=width)))
+    _, said = python("-c", HEAR.format(images=images, num_classes=num_classes, width=width))
     seconds, peak = json.loads(said)
     report = Report(
         f"{images} unlabelled images of {num_classes} classes, {width} wide",

@@ -53,6 +53,7 @@ BARS = {
         "RN50: 1 - least cosine of bf16 and fp32",
         "RN50: 1 - mean cosine of bf16 and fp32",
     },
+    "unlabelled": {"seconds", "peak memory, bytes"},
     "ray": {"Ray's cost per run, ms", "driver's memory after 16 runs over a tenth of them"},
 }
 

@@ -175,6 +175,14 @@ def test_a_feature_bank_takes_the_place_of_a_data_set(bash, tiny_bank):
     assert "CoOp" not in printed
 
 
+def test_unlabelled_images_have_a_row_for_each_protocol(bash, tmp_path):
+    printed = bash("unlabelled.sh", "digits", "mini", OUTPUT=str(tmp_path), SHOTS="1", METHODS="HeGraphAdapter")
+    rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in printed.splitlines() if "|" in line]
+    ours = {protocol: float(number) for protocol, method, number in rows[2:] if method == "HeGraphAdapter"}
+    assert list(ours) == ["inductive", "transductive", "with unlabelled images"]
+    assert min(ours["transductive"], ours["with unlabelled images"]) > ours["inductive"] + 2
+
+
 @pytest.mark.parametrize(
     ("environment", "words"),
     [

@@ -73,7 +73,7 @@ def values_of(flag: str, words: list[str]) -> list[str]:
 
 OF_A_DATA_SET = (
     "ablation", "backbones", "base_to_new", "compare", "complexity", "cross_dataset", "domain_generalization",
-    "features", "few_shot", "main", "reproduce", "sensitivity", "tsne",
+    "features", "few_shot", "main", "reproduce", "sensitivity", "tsne", "unlabelled",
 )  # fmt: skip
 
 
