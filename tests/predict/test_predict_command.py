@@ -178,7 +178,11 @@ def test_images_that_score_below_the_threshold_are_marked(run, images, tmp_path,
     assert "none of these" not in capsys.readouterr().out
 
 
-def test_a_class_of_that_name_shares_no_folder_with_images_of_none(run, images, tmp_path, capsys):
+def test_a_model_without_a_threshold_says_so_and_a_class_of_that_name_shares_no_folder_with_images_of_none(
+    run, images, tmp_path, capsys
+):
+    save_model(load_model(run).model_copy(update={"known": None}), tmp_path / "old")
+    assert "train it again" in refused(capsys, tmp_path / "old", images, "--keep", "0.95")
     model, target = tmp_path / "model", tmp_path / "sorted"
     shutil.copytree(run / "model", model)
     config = read_json(model / CONFIG)
@@ -187,11 +191,6 @@ def test_a_class_of_that_name_shares_no_folder_with_images_of_none(run, images, 
     assert "leave out --keep or --sort-into" in refused(capsys, model, images, "--keep", "0.5", "--sort-into", target)
     assert not target.exists()
     assert main([str(model), str(images), "--sort-into", str(target)]) == 0
-
-
-def test_a_model_without_a_threshold_says_so_before_anything_is_read(run, images, tmp_path, capsys):
-    save_model(load_model(run).model_copy(update={"known": None}), tmp_path / "old")
-    assert "train it again" in refused(capsys, tmp_path / "old", images, "--keep", "0.95")
 
 
 # How it is written
@@ -274,19 +273,12 @@ def test_no_input_and_no_file_of_the_model_is_written_over(finished_digits, imag
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("shell", "code", "said"),
-    [
-        ("| head -n 1", 0, b""),
-        ("> /dev/full", 2, b"error: cannot write to standard output: No space left on device\n"),
-        (">&-", 2, b"error: standard output is closed; give it a place, such as > FILE\n"),
-    ],
-)
+@pytest.mark.parametrize(("shell", "code", "said"), [("| head -n 1", 0, b""), (">&-", 2, b"error: standard output is")])
 def test_a_standard_output_that_goes_away_is_no_traceback(run, images, shell, code, said):
     names = "\n".join([str(images / "a.png")] * 2000).encode()
     command = f"set -o pipefail; {sys.executable} -m trainers.hegraph.predict {run} - {shell}"
     ran = subprocess.run(["bash", "-c", command], cwd=ROOT, input=names, capture_output=True)
-    assert (ran.returncode, ran.stderr) == (code, said)
+    assert ran.returncode == code and ran.stderr.startswith(said) and ran.stderr.count(b"\n") == bool(said)
 
 
 # Mistakes
