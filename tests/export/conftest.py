@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.models.saved import Backbone, SavedModel, Scores, TrainedOn
+from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.models.saved import Backbone, SavedModel
+
+EARLIER = Path(__file__).parents[1] / "models" / "earlier" / "model"
 
 
 @pytest.fixture(scope="session")
@@ -24,21 +28,17 @@ def random_model(unit_features: Callable[..., Tensor]) -> Callable[..., SavedMod
             keys = unit_features(len(labels), width, seed=1).half().float()
             parts = {"keys": keys, "labels": labels, "alpha": 2.0, "beta": 5.5, **parts}
         names = tuple(f"class {number}" for number in range(10))
-        return SavedModel(
-            classifier=FoldedClassifier(100 * unit_features(10, width, seed=2), **parts),
-            text_positive=unit_features(10, width, seed=2),
-            classnames=names,
-            class_ids=names,
-            method="HeGraphAdapter",
-            variant="full" if cache else "T",
-            logit_scale=100.0,
-            backbone=Backbone(title="random"),
-            trained_on=TrainedOn(
-                dataset="Random", shots=4, seed=1, num_train=40, split_hash="", selected_on="last_step", selected={},
-                config={}, host="alone", git_commit=None, versions={},
-            ),
-            scores=Scores(accuracy=None, accuracy_text=None, accuracy_zero_shot=None, macro_f1=None, num_test=0),
-            temperature=1.3,
-        )  # fmt: skip
+        changes = {
+            "classifier": FoldedClassifier(100 * unit_features(10, width, seed=2), **parts),
+            "text_positive": unit_features(10, width, seed=2),
+            "classnames": names,
+            "class_ids": names,
+            "variant": "full" if cache else "T",
+            "logit_scale": 100.0,
+            "temperature": 1.3,
+            "backbone": Backbone(title="random"),
+        }
+        others = ("preprocessing", "prompts", "known", "transfer", "class_nodes", "labelled")
+        return load_model(EARLIER).model_copy(update=dict.fromkeys(others) | {"transfer_rule": "none"} | changes)
 
     return make

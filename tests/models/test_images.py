@@ -139,6 +139,13 @@ def test_whatever_pillow_raises_is_a_problem_of_one_line(mini, monkeypatch):
     assert batch.pixels.shape == (0, 3, 32, 32) and batch.problems == ["broken PNG"]
 
 
+def test_half_of_the_cores_read_while_the_backbone_computes_on_the_others(mini, monkeypatch):
+    for there, expected in ((1, (1, 1)), (8, (4, 8)), (64, (16, 16))):
+        monkeypatch.setattr(reading, "cores", lambda there=there: there)
+        readers = (Reader(mini.preprocess, mini.input_size, on_cpu) for on_cpu in (True, False))
+        assert tuple(reader.threads for reader in readers) == expected
+
+
 def test_images_are_taken_only_as_they_are_needed(mini):
     taken = 0
 

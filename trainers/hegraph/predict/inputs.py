@@ -100,7 +100,7 @@ class Inputs:
                 names = sorted(os.listdir(path), reverse=True) if inside else []
             except OSError:
                 inside = None
-            if inside is None and (os.path.isdir(path) or is_image(path)):
+            if inside is None and (is_image(path) or os.path.isdir(path)):
                 found += 1
                 yield path
             elif inside is None:
