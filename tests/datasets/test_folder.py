@@ -135,14 +135,14 @@ def test_what_is_not_read_is_counted_and_named(files, said, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (["train/readme.txt"], r"holds train, and no images in a folder train; expected ROOT/train/<class>/\*\.jpg"),
+        (["train/readme.txt"], r"holds train, and neither images in a folder train nor one CSV file; expected ROOT"),
         (["train/1.jpg", "test/2.jpg"], "has no training image; expected ROOT"),
         (["train/ant/more/1.jpg"], "has no training image; expected ROOT"),
         (["train/ant/1.jpg", "val/Ant/1.jpg", "val/wasp/1.jpg"], "2 classes of val have no training image: Ant, wasp$"),
-        (["d/1.jpg", "a/1.jpg", "b/1.jpg", "c/1.jpg"], r"holds a, b, c, \.\.\., and no images in a folder train"),
-        (["test/ant/1.jpg", "val/ant/1.jpg"], "holds test, val, and no images in a folder train"),
-        ([], "holds nothing, and no images in a folder train"),
-        (["a.csv", "b.csv"], "holds 2 CSV files; expected"),
+        (["d/1.jpg", "a/1.jpg", "b/1.jpg", "c/1.jpg"], r"holds a, b, c, \.\.\., and neither images"),
+        (["test/ant/1.jpg", "val/ant/1.jpg"], "holds test, val, and neither images"),
+        ([], "holds nothing, and neither images"),
+        (["a.csv", "b.csv"], "holds a.csv, b.csv, and neither"),
     ],
 )  # fmt: skip
 def test_a_folder_of_another_layout_is_an_error_that_says_what_it_holds(files, words, tmp_path):
@@ -278,12 +278,6 @@ def test_a_table_that_cannot_be_right_is_an_error_that_says_where(text, words, t
     assert str(tmp_path) in str(error.value)
 
 
-def test_a_missing_image_of_a_table_is_named_when_a_task_is_drawn(tmp_path):
-    table(tmp_path, "path,label\na.jpg,ant\ngone.jpg,bee\n", "a.jpg")
-    with pytest.raises(UserError, match=r"ImageFolder: 1 of 2 images are missing below .*: gone\.jpg"):
-        load_few_shot("ImageFolder", str(tmp_path), 1, 1)
-
-
 # --- Hugging Face's metadata.csv
 
 
@@ -319,6 +313,8 @@ def test_a_split_of_a_column_goes_before_the_folder(tmp_path):
     write(tmp_path / "metadata.csv", "file_name,label,split\ntrain/1.jpg,bee,test\n3.jpg,bee,train\ntest/4.jpg,bee,\n")
     paths = [[item.path for item in items] for items in load(tmp_path).splits.values()]
     assert paths == [["3.jpg"], [], ["train/1.jpg", "test/4.jpg"]]
+    write(tmp_path / "metadata.csv", "file_name,label\n1.jpg,bee\nmore/2.jpg,ant\n")  # none has a split: all are train
+    assert [item.path for item in load(tmp_path).train] == ["1.jpg", "more/2.jpg"]
 
 
 @pytest.mark.parametrize("image", ["holdout/3.jpg", "../test/3.jpg", "test.jpg"])
@@ -326,11 +322,6 @@ def test_a_file_name_without_a_folder_of_a_split_among_others_is_named(image, tm
     write(tmp_path / "metadata.csv", f"file_name,label\ntrain/1.jpg,bee\n{image},bee\n")
     with pytest.raises(UserError, match=rf"metadata\.csv: {image} has no split, .* move it to a folder train"):
         load(tmp_path)
-
-
-def test_file_names_without_a_folder_of_a_split_are_all_train(tmp_path):
-    write(tmp_path / "metadata.csv", "file_name,label\n1.jpg,bee\nmore/2.jpg,ant\n")
-    assert [item.path for item in load(tmp_path).train] == ["1.jpg", "more/2.jpg"]
 
 
 def test_a_metadata_file_of_something_else(tmp_path):

@@ -95,22 +95,14 @@ def test_parquet_files_may_begin_with_any_name_of_their_split_or_be_all_train(tm
 )
 def test_splits_that_are_not_read_are_left_out_with_one_warning(monkeypatch, caplog, splits, expected, said):
     loaded = hf.DatasetDict({name: table(labels) for name, labels in splits.items()})
-    monkeypatch.setattr(hf, "load_dataset", lambda name, configuration: loaded)
+    monkeypatch.setattr(hf, "load_dataset", lambda *names: loaded if names == ("somebody/pictures", "small") else {})
     if expected is None:
-        with pytest.raises(UserError, match=f"hf:somebody/pictures has {said}"):
-            load("hf:somebody/pictures")
+        with pytest.raises(UserError, match=f"hf:somebody/pictures#small has {said}"):
+            load("hf:somebody/pictures#small")
     else:
-        assert counts(load("hf:somebody/pictures")) == expected
+        assert counts(load("hf:somebody/pictures#small")) == expected
         [message] = caplog.messages
-        assert message.startswith(f"hf:somebody/pictures: left out are the splits {said}")
-
-
-def test_a_configuration_is_asked_for_by_its_name(monkeypatch):
-    asked = []
-    monkeypatch.setattr(hf, "load_dataset", lambda *names: asked.append(names) or {"train": table([0, 1])})
-    load("hf:somebody/pictures#small")
-    load("hf:somebody/pictures")
-    assert asked == [("somebody/pictures", "small"), ("somebody/pictures", None)]
+        assert message.startswith(f"hf:somebody/pictures#small: left out are the splits {said}")
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
@@ -140,26 +132,6 @@ def test_a_row_without_a_label_is_named(tmp_path, labels, words):
     write_columns(tmp_path / "train.parquet", [stored(0), stored(1)], labels)
     with pytest.raises(UserError, match=f"{tmp_path}: {words}"):
         load(tmp_path)
-
-
-def test_a_label_of_no_class_is_none(monkeypatch):
-    class Odd:
-        """As a table whose file holds numbers that its list of names does not."""
-
-        column_names, features = ["image", "label"], table([0]).features
-
-        def __getitem__(self, column):
-            return [0, -1]
-
-        def select_columns(self, columns):
-            return self
-
-        def cast_column(self, column, kind):
-            return self
-
-    monkeypatch.setattr(hf, "load_dataset", lambda name, configuration: {"train": Odd()})
-    with pytest.raises(UserError, match="train/1 has no label"):
-        load("hf:somebody/pictures")
 
 
 def test_a_column_of_numbers_holds_no_images(tmp_path):

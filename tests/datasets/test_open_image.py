@@ -122,13 +122,6 @@ def test_a_colour_that_stands_for_transparent_is_white(mode, key, tmp_path):
     assert (result[:8, :12] == np.asarray(PHOTO.convert(mode).convert("RGB"))[:8, :12]).all()
 
 
-def test_of_an_animation_the_first_image_is_taken(tmp_path):
-    red = Image.new("RGB", PHOTO.size, "red")
-    for name in ("a.gif", "a.webp", "a.tif"):
-        result = opened(tmp_path, PHOTO, name, save_all=True, append_images=[red])
-        assert np.abs(result - np.asarray(PHOTO)).max() <= 3
-
-
 # --- EXIF
 
 

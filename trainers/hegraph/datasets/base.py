@@ -155,15 +155,9 @@ def check_classes(count: int, target: str = "") -> None:
 
 
 def class_names(items: Sequence[Item], *others: Sequence[Item]) -> list[str]:
-    """The class names in label order, as items state them.
+    """The class names in label order, as items state them; `others`, such as val and test, must agree with them.
 
-    Args:
-        items: Items of all classes: the training images, if there are any.
-        others: Further lists of items, such as val and test, which must agree with them.
-
-    Raises:
-        UserError: If a label has two names, if the labels do not run from 0 without a gap, or if one of `others` has a
-            label that none of `items` has.
+    Raises UserError if a label has two names, or only one of `others` has it, or the labels have a gap.
     """
     names: dict[int, str] = {}
     for item in items:

@@ -7,7 +7,6 @@ modules keep its members inside the folder in which it is unpacked, and an archi
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import logging
 import os
@@ -31,10 +30,6 @@ LOCK = ".download.lock"
 
 class Unreachable(UserError):
     """No mirror gives a file."""
-
-
-class Damaged(Broken):
-    """An archive cannot be read or is not safe, so it is removed. One that only lacks a member is kept for the user."""
 
 
 def download(name: str, root: str | Path) -> None:
@@ -113,14 +108,11 @@ def _fetch_from_any(alternatives: Sequence[Source], folder: Path) -> None:
             fetch_file(url, path, source.size, source.checksum)
             if source.unpack:
                 _unpack(path, source, wanted.targets, folder)
-                for other in alternatives:  # it may have come from another mirror, and lacked a member
-                    (folder / other.file).unlink(missing_ok=True)
             return
         except Broken as error:
             logger.warning("%s: %s", page_of(url), error)
             reasons.append(f"{page_of(url)}: {error}")
-            if isinstance(error, Damaged):
-                path.unlink()
+            path.unlink(missing_ok=True)
     raise Unreachable(
         f"cannot fetch {wanted.file} ({'; '.join(reasons)}); get it by hand: open {page_of(wanted.urls[0])}, save it "
         f"as {folder / wanted.file} and run the same command again"
@@ -171,14 +163,15 @@ def _unpack(archive: Path, source: Source, required: Sequence[str], folder: Path
             raise Broken(f"{archive.name} holds no {absent[0]}")
         for end, path in found.items():
             if path is not None:
-                _move(path, folder / wanted[end])
+                (folder / wanted[end]).parent.mkdir(parents=True, exist_ok=True)
+                os.rename(path, folder / wanted[end])
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     archive.unlink()
 
 
 def _extract(archive: Path, into: Path) -> None:
-    """Unpacks a whole archive into a new folder; raises `Damaged` if it cannot be read or is not safe."""
+    """Unpacks a whole archive into a new folder; raises `Broken` if it cannot be read or is not safe."""
     into.mkdir(parents=True)
     with archive.open("rb") as file:
         is_zip = file.read(2) == b"PK"
@@ -198,7 +191,7 @@ def _extract(archive: Path, into: Path) -> None:
     except Exception as error:  # the modules raise many kinds
         if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
             raise
-        raise Damaged(f"the archive is damaged or not safe: {first_line(error)}") from error
+        raise Broken(f"the archive is damaged or not safe: {first_line(error)}") from error
 
 
 def _without_links(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo:
@@ -216,12 +209,3 @@ def _find(end: str, content: Path, archive: Path) -> Path | None:
         two = " and ".join(path.relative_to(content).as_posix() for path in found[:2])
         raise Broken(f"{archive.name} holds two {end}: {two}")
     return found[0] if found else None
-
-
-def _move(path: Path, target: Path) -> None:
-    """Moves what was unpacked to its target, unless something has appeared there in the meantime."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError):
-        target.rmdir()  # an empty folder
-    if not os.path.lexists(target):
-        os.rename(path, target)

@@ -64,13 +64,7 @@ class Row(NamedTuple):
 class OwnImages(NamedTuple):
     """The user's own images, in whatever form they came.
 
-    Attributes:
-        rows: The images of all splits, in order.
-        open: Takes the path of a row and returns the image.
-        root: The folder that the paths are relative to; None if an image has no file of its own.
-        version: Takes the path of a row that has no file of its own; returns its size in bytes, and a number that
-            changes with its source.
-        classnames: Class names in label order; () sorts those that occur.
+    `classnames` are in label order; () sorts those that occur. The rest is as of `Dataset`.
     """
 
     rows: list[Row]
@@ -138,7 +132,7 @@ def read_files(root: str) -> OwnImages | None:
     path = absolute(root)
     if not os.path.exists(path):  # URLs may be too long for `path.exists`
         return None
-    folders, tables = _split_folders(path), tables_of(path)
+    folders, tables = _split_folders(path), _tables(path)
     table = tables[0] if len(tables) == 1 else None
     training = [path / name for split, name in folders if split == "train" and _holds_images(path / name)]
     base, rows = path, None
@@ -160,7 +154,7 @@ def _open_below(base: Path, path: str) -> Image.Image:
     return open_image(base / path)
 
 
-def tables_of(path: Path) -> list[Path]:
+def _tables(path: Path) -> list[Path]:
     """The CSV files of a folder, or the file itself if it is one."""
     paths = [path / name for name in listing(path)] if path.is_dir() else [path]
     return [each for each in paths if each.suffix.lower() == ".csv" and not each.is_dir()]
@@ -183,11 +177,8 @@ def _check_one_folder(path: Path, folders: list[tuple[str, str]]) -> None:
 
 
 def _goes_first(table: Path, training: list[Path]) -> bool:
-    """Whether a table of labels is read rather than the training folders beside it.
-
-    It is not where class folders lie in `train`. Under another name they may be those that the table names, in splits
-    of its own, and images in no class folder can have their labels only from it.
-    """
+    """Whether a table of labels is read rather than the training folders beside it: not where class folders lie in
+    `train`. Under another name, the table may name them in splits of its own."""
     if any(folder.name == "train" and _holds_folders(folder) for folder in training):
         return False
     columns = _columns(table)
@@ -263,10 +254,8 @@ def _columns(path: Path) -> list[str]:
 def _read_table(path: Path, folder: str = "", default: str = "") -> list[Row]:
     """The rows of a CSV file; Hugging Face's has a column `file_name` for `path`.
 
-    Args:
-        path: The file.
-        folder: What its images are relative to, below the folder that is read.
-        default: The split of a row that names none; "" takes that of the first folder of a `file_name`, or train.
+    Its images are relative to `folder`, below the folder that is read. A row that names no split is of the `default`
+    one, or of that of the first folder of a `file_name`, or train.
     """
     given = _columns(path)
     by_folder = "path" not in given

@@ -121,10 +121,7 @@ def _upright(file: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scales grey values of 16 bits, or floats from 0 to 1, to 0-255. Others are taken to be from 0 to 255.
-
-    NaN and infinite values, such as a depth that was not measured, become 0 and do not decide the scale.
-    """
+    """Scales grey values of 16 bits, or floats from 0 to 1, to 0-255. NaN and infinite values become 0."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0, posinf=0, neginf=0)
     if image.mode == "F" and values.max() <= 1:
         values *= 255

@@ -126,12 +126,7 @@ def _official_lists(trainval: Path, test: Path, item: Callable[[str], Item], rng
 def split_class_folders(
     folder: Path, rng: random.Random, images: str, ignored: Collection[str] = (), names: Mapping[str, str] | None = None
 ) -> Pools:
-    """One folder per class, without an official split: it is drawn.
-
-    Args:
-        ignored: Class folders that are left out.
-        names: Folder -> class name, for the classes that are not named as their folders.
-    """
+    """One folder per class, but for those `ignored`; `names` of classes that are not called as their folders."""
     folders = [name for name in listing(folder / images) if name not in ignored and (folder / images / name).is_dir()]
     if not folders:
         raise UserError(f"{folder / images} holds no folder of a class")
@@ -311,11 +306,9 @@ def _items(folder: Path, found: list[tuple[str, str]], names: dict[str, str], id
 
 
 def _ground_truth(folder: Path, files: list[str], wordnet_ids: list[str]) -> list[str]:
-    """The WordNet id of every image of a flat validation folder.
+    """The WordNet id of every image of a flat validation folder; `files` are their sorted names.
 
-    Args:
-        files: The sorted names of the images.
-        wordnet_ids: The sorted ids of all classes, including those that have no training images here.
+    `wordnet_ids` are the sorted ids of all classes, also of those that have no training images here.
     """
     candidates = [folder / where / name for name in GROUND_TRUTH for where in GROUND_TRUTH_FOLDERS]
     path = next((path for path in candidates if path.is_file()), None)

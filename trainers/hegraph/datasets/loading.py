@@ -51,9 +51,6 @@ def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | 
         root: The folder that holds all data sets. For ImageFolder, the folder or CSV file itself.
         seed: The seed that a missing split is drawn with.
         rng: A generator that was made from `seed`, to draw from and go on with; None makes one.
-
-    Raises:
-        UserError: If the name is not known, or something is missing on disk.
     """
     entry = find_entry(name)
     if isinstance(entry, LoaderEntry):
@@ -71,9 +68,6 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
         shots: Training images per class; -1 for all.
         seed: The seed of the selection, from 0.
         subsample: "all", "base" or "new" classes.
-
-    Raises:
-        UserError: If the name is not known, something is missing on disk, or the data set has only test images.
     """
     if seed < 0:
         raise UserError(f"the few-shot protocol needs a seed from 0, got {seed}")
@@ -184,9 +178,6 @@ def read_stored(
         seed: The seed that `rng` was made from. If the split file was drawn with it, `rng` is set to its state then.
         rng: The generator that a missing split is drawn from.
         write: Whether a split that had to be drawn is written to the split file.
-
-    Raises:
-        UserError: If something is missing or damaged, a split is empty, or items do not agree on what a label means.
     """
     try:
         pools = _read_pools(entry, folder, seed, rng)

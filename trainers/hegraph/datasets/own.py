@@ -17,7 +17,7 @@ from ..utils.commands import command
 from ..utils.errors import UserError, first_line
 from ..utils.files import absolute, hash_file
 from .base import Dataset, some
-from .folder import OwnImages, class_name, read_files, tables_of
+from .folder import OwnImages, class_name, read_files
 from .hugging_face import read_hugging_face
 from .layouts import listing
 from .shards import read_shards
@@ -39,14 +39,7 @@ FORMS: tuple[Callable[[str], OwnImages | None], ...] = (read_files, read_hugging
 
 
 def load_own_images(root: str) -> Dataset:
-    """Reads the data set that `--root` names. No image is opened.
-
-    Args:
-        root: A folder, a file, URLs of tar shards, or "hf:" and the name of a Hugging Face data set; see docs/data.md.
-
-    Raises:
-        UserError: If it has none of the forms, or a class of val or test has no training image.
-    """
+    """Reads the data set that `--root` names, in one of the forms of docs/data.md. No image is opened."""
     if not root:
         raise UserError(f"{NAME} needs --root, your folder or CSV file; {LAYOUT}")
     images = next((found for read in FORMS if (found := read(root)) is not None), None)
@@ -90,19 +83,15 @@ def _no_form(path: Path) -> UserError:
         return UserError(f"cannot read {path}: {first_line(error)}; {LAYOUT}")
     if not path.is_dir():
         return UserError(f"{path} is no CSV file; {LAYOUT}")
-    tables = len(tables_of(path))
-    held = f"{tables} CSV files" if tables else f"{some(listing(path)) or 'nothing'}, and no images in a folder train"
-    return UserError(f"{path} holds {held}; {LAYOUT}")
+    held = some(listing(path)) or "nothing"
+    return UserError(f"{path} holds {held}, and neither images in a folder train nor one CSV file; {LAYOUT}")
 
 
 # --- images that are learned from and tested on: the same file under two names
 
 
 def refuse_copies(dataset: Dataset) -> None:
-    """Raises UserError if selected training or validation files are test files as well, byte for byte.
-
-    The training features of such an image are means over augmented views, so that features alone do not tell.
-    """
+    """Raises UserError if selected training or validation files are test files as well, byte for byte."""
     try:
         copies = copies_in_test(dataset)
     except OSError as error:

@@ -113,11 +113,8 @@ class Entry:
 class DatasetEntry(Entry):
     """A data set that has a folder of its own below the data root, in CoOp's layout.
 
-    Attributes:
-        read: Takes `folder` as a path and a random generator. Reads the items and, where there is no official split,
-            draws one. Paths of the items are relative to `folder`.
-        class_ids: Takes `folder` as a path and reads the WordNet id of every class, in label order; None where the
-            class names tell the classes apart.
+    `read` takes `folder` as a path and a generator, from which it draws a split where none is official; the items'
+    paths are relative to `folder`. `class_ids` reads the WordNet ids in label order, if these tell the classes apart.
     """
 
     folder: str

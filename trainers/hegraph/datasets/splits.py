@@ -61,10 +61,9 @@ def select_few_shot(
     """Draws the few-shot training and validation sets.
 
     Args:
-        train_labels: Label of every item of the training pool, in split order.
-        val_labels: The same for the validation pool; may be empty.
+        train_labels, val_labels: Label of every item of the pools, in split order.
         shots: Items per class; -1 selects everything, in split order.
-        rng: The generator to draw from: `random.Random(seed)`, from which the split may have been drawn before.
+        rng: `random.Random(seed)`, from which the split may have been drawn before.
     """
     if shots == -1:
         return Selection(list(range(len(train_labels))), list(range(len(val_labels))))
@@ -89,11 +88,9 @@ def _sample_per_class(labels: Sequence[int], shots: int, rng: random.Random) -> 
 
 
 def subsample_labels(labels: Collection[int], which: str) -> list[int]:
-    """The sorted labels of all classes or of one half of them. The position in the list is a class's new label.
+    """The sorted labels of "all" classes, of "base", the first `ceil(n / 2)` of n, or of "new", the rest.
 
-    Args:
-        labels: The labels that occur in training; n are different.
-        which: "all", "base" (the first `ceil(n / 2)`) or "new" (the rest).
+    The position in the list is a class's new label.
     """
     ordered = sorted(set(labels))
     middle = math.ceil(len(ordered) / 2)
@@ -193,15 +190,10 @@ class _DatumUnpickler(pickle.Unpickler):
 
 
 def read_coop_pickle(path: Path, folder: str) -> Pools:
-    """Reads `split_fewshot/shot_<shots>-seed_<seed>.pkl` of CoOp, or ImageNet's `preprocessed.pkl`.
+    """The items of CoOp's `split_fewshot/shot_<shots>-seed_<seed>.pkl`, or of ImageNet's `preprocessed.pkl`.
 
-    Args:
-        path: The file.
-        folder: The folder of the data set below the data root. The absolute paths in the pickle, perhaps of another
-            machine, are cut so that they begin with it.
-
-    Returns:
-        The items of "train", and of "val" and "test" if the file has them.
+    Its absolute paths, perhaps of another machine, are cut so that they begin with the `folder` of the data set below
+    the data root. It may lack "val" and "test".
     """
     with reading(path, "a pickle of CoOp's items, which is made anew if you delete it"):
         content = _DatumUnpickler(io.BytesIO(path.read_bytes())).load()

@@ -58,16 +58,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def fetch_file(url: str, path: Path, size: int | None = None, checksum: str = "") -> None:
-    """Makes `path`, whole and checked. What came of it before is in a part, with which the next call goes on.
-
-    Args:
-        url: An address, or `gdrive:FILE_ID`.
-        path: The file, whose folder is there.
-        size: In bytes, where it is known.
-        checksum: "md5:..." or "sha256:..."; "" where it is not known.
+    """Makes `path`, whole and checked, of an address or `gdrive:FILE_ID`. The next call goes on with what has come.
 
     Raises:
-        Broken: If the mirror does not give the file.
+        Broken: If the mirror does not give the file, or not of this size in bytes or checksum, such as "md5:...".
         UserError: If the disk is full or cannot be written.
     """
     with writing(path):
