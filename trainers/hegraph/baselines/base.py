@@ -85,7 +85,7 @@ class Method(ABC):
     """A way to classify images after seeing a few of each class.
 
     Attributes:
-        defaults: The options with their values; they become keys below `TRAINER.<NAME IN CAPITALS>`.
+        defaults: The options with their values, which become keys below `TRAINER.<NAME IN CAPITALS>`.
         needs_backbone: Whether `fit` needs the frozen CLIP itself, so that the method does not run on a feature bank.
         needs_base: Whether it corrects the predictions of another method, `BASE`, for all test images together; see
             `transductive.py`.
@@ -108,13 +108,10 @@ class Method(ABC):
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: Backbone | None = None) -> FittedMethod:
         """Fits the method to a few-shot task.
 
-        Args:
-            bank: Training images, val images if there are any, and text features; never test images. Is not changed.
-            options: The keys of `defaults`, with the values of this run.
-            seed: Decides everything that is drawn at random.
-            backbone: The frozen CLIP that made the features; given if `needs_backbone`.
-
-        Raises UserError if an option is out of range, or the training diverges.
+        The bank holds training images, val images if there are any, and text features, never test images, and is not
+        changed. The options are the keys of `defaults` with the values of this run; `seed` decides everything that is
+        drawn at random; the backbone is given if `needs_backbone`. Raises UserError if an option is out of range, or
+        the training diverges.
         """
 
 
@@ -131,9 +128,9 @@ def best_on_val(
     bank: FeatureBank,
     search: bool,
 ) -> FittedMethod:
-    """The classifier of the candidate that is best on val, of equally good ones of the first; nothing is trained.
+    """The classifier of the candidate that is best on val, of equally good ones the first; without val, of `start`.
 
-    `name` is what the record calls the candidates. Without val images, or without `search`, `start` is taken.
+    `name` is what the record calls the candidates. Nothing is trained.
     """
     selected = {}
     if search and has_val(bank):

@@ -57,9 +57,7 @@ class CacheMethod(Method):
     """A method that adds a cache to the text's logits. What it trains is trained with cross-entropy, AdamW and a cosine
     by step, at the values of ALPHA and BETA where the search starts.
 
-    Attributes:
-        searched: Names of the numbers, alpha first.
-        order: The order of the numbers in SEARCH_SCALE and SEARCH_STEP, as in the authors' configurations.
+    `searched` names the numbers, alpha first; `order` is theirs in SEARCH_SCALE and SEARCH_STEP, as the authors do it.
     """
 
     searched: ClassVar[Sequence[str]] = ("ALPHA", "BETA")
@@ -104,12 +102,8 @@ def search(
 ) -> tuple[Values, dict]:
     """Chooses the numbers of a cache method on val. Without val images, or without SEARCH, the start values stay.
 
-    Args:
-        options: Hold SEARCH, SEARCH_SCALE (where the grid ends) and SEARCH_STEP (how many values it holds).
-        start: ALPHA, BETA and perhaps GAMMA, in this order, with the values that the search starts at.
-        order: The order of the numbers in SEARCH_SCALE and SEARCH_STEP.
-
-    Returns the numbers, in the order of `start`, and `FittedMethod.selected`.
+    The grid ends at SEARCH_SCALE and holds SEARCH_STEP values, both in the given order. `start` has the values that the
+    search starts at, ALPHA first. Returns the numbers, in the order of `start`, and `FittedMethod.selected`.
     """
     values = tuple(start.values())
     if not (options.SEARCH and has_val(bank)):

@@ -117,11 +117,7 @@ def train(
 ) -> int:
     """Minimises a loss. Leaves the parameters as the last step makes them, with nothing left to train.
 
-    Args:
-        optimizer: Holds the parameters; the rates of its groups are the peaks of the schedule.
-        loss_of: Maps a batch to its loss, a scalar.
-        after_epoch: Called after each epoch, with the number of epochs that are done.
-
+    The rates of the optimizer's groups are the peaks of the schedule; `after_epoch` hears how many epochs are done.
     Returns the number of steps. Raises UserError if there are no epochs, or the loss becomes infinite or NaN.
     """
     if epochs < 1:
