@@ -24,7 +24,7 @@ from trainers.hegraph.features.extract import ImageViews, encode_images
 from .report import Report
 from .timing import in_turn, ratio
 
-SMALL = {"model": "RN50", "images": 2, "batch": 2, "repeats": 1}
+SMALL = {"model": "ViT-S-32", "images": 2, "batch": 2, "repeats": 1}
 BAR = 0.95
 SIZE = (500, 375)  # pixels of a typical photograph in ImageNet
 

@@ -12,7 +12,7 @@ from .report import Report
 from .tasks import random_bank, start_training
 from .timing import peak_memory, process
 
-SMALL = {"sizes": (10, 20), "width": 16, "steps": 2}
+SMALL = {"sizes": (10,), "width": 16, "steps": 2}
 MEMORY_BAR = 8e9  # bytes, at the largest size
 SLACK = 1.2  # by how much growth may be more than proportional
 

@@ -33,7 +33,7 @@ from .report import Report
 from .tasks import unit_features
 from .timing import in_turn, process, python, ratio
 
-SMALL = {"model": "RN50", "images": 2, "digits": 20, "batch": 2, "repeats": 1}
+SMALL = {"model": "ViT-S-32", "images": 2, "digits": 20, "batch": 2, "repeats": 1}
 CLASSES, CACHED = 100, 1600
 
 # What no program can avoid that encodes one image; its arguments are the model's name, configuration and weights, and

@@ -14,21 +14,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def in_turn(
-    functions: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True
-) -> dict[str, list[float]]:
-    """Calls functions in turn, and measures every call.
+def in_turn(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Calls named functions in turn, and gives the seconds of every call.
 
-    Args:
-        functions: Name -> function.
-        repeats: How often each is called.
-        warm_up: Whether each is called once before, which is not measured.
-
-    Returns:
-        Name -> seconds of each call.
+    Each is called once before, which is not measured, unless it is called only once: then it takes so long that a
+    warm-up does not show, or only shows that it runs.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for repeat in range(-warm_up, repeats):
+    for repeat in range(-(repeats > 1), repeats):
         for name, function in functions.items():
             started = time.perf_counter()
             function()

@@ -85,9 +85,9 @@ def test_a_run_leaves_a_model_that_gives_its_accuracy_again(fit_by_command, eval
 
 
 @pytest.mark.slow
-def test_in_another_domain_a_saved_model_gives_the_accuracy_that_its_run_did(tmp_path):
+def test_in_another_domain_a_saved_model_gives_the_accuracy_that_its_run_did(tmp_path, digits_features):
     flags = ("--config-file", "mini", "--trainer", "TipAdapter", "--seed", "1")
-    keys = ("TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(tmp_path / "features"))
+    keys = ("TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(digits_features))
     out, there = tmp_path / "out", tmp_path / "there"
     trained = ("--dataset-config-file", "digits", "--shots", "1", "--target-domains", "DigitsInverted")
     assert main([*flags, *trained, "--output-dir", str(out), *keys]) == 0
