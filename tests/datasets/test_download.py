@@ -264,7 +264,13 @@ def test_a_data_set_is_fetched_into_its_folder_and_a_second_call_asks_nothing(se
     download("OxfordPets", tmp_path)
     assert names_in(tmp_path / "oxford_pets") == {"split.json", *UNPACKED} - {"names.txt"}
     server.asked.clear()
-    download("OxfordPets", str(tmp_path))
+
+    def refuse(lock):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:  # as on a disk that is read-only
+        patch.setattr("filelock.BaseFileLock.acquire", refuse)
+        download("OxfordPets", str(tmp_path))
     assert server.asked == []
     with pytest.raises(UserError, match="unknown data set to download 'OxfordPet'; did you mean 'OxfordPets'"):
         download("OxfordPet", tmp_path)

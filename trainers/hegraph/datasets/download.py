@@ -7,6 +7,7 @@ modules keep its members inside the folder in which it is unpacked, and an archi
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import logging
 import os
@@ -46,10 +47,13 @@ def download(name: str, root: str | Path) -> None:
     folder = absolute(root) / entry.folder
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)  # two at once would mix their bytes in one file: the second waits
+        with contextlib.suppress(OSError, NotImplementedError):  # a disk that is read-only, or that has no locks
+            lock.acquire()
         try:
-            with FileLock(folder / LOCK):  # two at once would mix their bytes in one file
-                errors = _fetch_all(entry.sources, folder)
+            errors = _fetch_all(entry.sources, folder)
         finally:
+            lock.release()
             (folder / LOCK).unlink(missing_ok=True)
     if errors:
         raise Unreachable(f"{name} is not complete: {'; '.join(errors)}")
