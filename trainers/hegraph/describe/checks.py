@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from ..backbones.clip import CONTEXT_LENGTH, count_tokens
 from ..prompts.sentences import normalise_name
+from ..utils.errors import shortened
 
 LEAST_WORDS, MOST_WORDS = 8, 35
 OPENING_WORDS = 4
@@ -55,7 +56,7 @@ class Checker:
                 break
             found = sentence_problems(sentence, pattern) + self._repetitions(name, sentence, pattern)
             if found:
-                problems += [f"{problem}: {_quote(sentence)}" for problem in found]
+                problems += [f"{problem}: {shortened(sentence, LONGEST_QUOTE)!r}" for problem in found]
             else:
                 good.append(sentence)
                 plain, masked, openings = _keys(sentence, pattern)
@@ -128,7 +129,3 @@ def _keys(sentence: str, pattern: re.Pattern[str]) -> tuple[str, str, set[str]]:
 
 def _whose(owner: str, name: str) -> str:
     return "its own" if owner == name else repr(owner)
-
-
-def _quote(text: str) -> str:
-    return repr(text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]} ...")
