@@ -9,13 +9,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from tiny import (
-    HALF_MEAN,
-    SIGLIP_CONFIG,
-    TINY,
-    TINY_CONFIG,
-    save_weights,
-)
+from tiny import HALF_MEAN, SIGLIP_CONFIG, TINY, TINY_CONFIG, save_weights
 from torch import nn
 
 from trainers.hegraph.backbones.clip import Backbone

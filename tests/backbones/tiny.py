@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torchvision import transforms as T
 
 from trainers.hegraph.backbones.clip import Backbone
-from trainers.hegraph.backbones.loading import create_model
 
 ROOT = Path(__file__).parents[2]
 AUGMENTATION = ("random_resized_crop", "random_flip", "normalize")
@@ -62,12 +61,6 @@ def cache_file(cache: Path, repository: str, name: str) -> Path:
     (folder / "refs").mkdir(exist_ok=True)
     (folder / "refs" / "main").write_text("0123")
     return path
-
-
-def wrap(name: str) -> Backbone:
-    """A model of open_clip's, with random weights."""
-    model, preprocess, tokenizer = create_model(name)
-    return Backbone(name, model.eval(), tokenizer, preprocess, (), (), {})
 
 
 def assert_same_features(backbone: Backbone, model: nn.Module, pixels: Tensor | None = None) -> None:
