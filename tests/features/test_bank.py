@@ -165,11 +165,15 @@ def test_what_cannot_be_is_one_line_that_names_the_file_and_the_fault(saved, rew
     assert "\n" not in message
 
 
-def test_a_few_class_names_may_repeat(saved, rewrite):
-    names = [*map(str, range(11)), "0"]
-    text = {"text_positive": unit(12, 4), "text_negative": unit(12, 4), "text_norms": torch.ones(12)}
-    rewrite(saved, lambda tensors, metadata: (tensors.update(text), metadata.update(classnames=json.dumps(names))))
-    assert load_bank(saved).classnames == names
+def test_one_class_name_in_ten_may_repeat(saved, rewrite):
+    def named(*names: str) -> Path:
+        text = {name: unit(len(names), 4) for name in TEXT} | {"text_norms": torch.ones(len(names))}
+        about = {"classnames": json.dumps(names)}
+        return rewrite(saved, lambda tensors, metadata: (tensors.update(text), metadata.update(about)))
+
+    assert load_bank(named(*map(str, range(18)), "0", "1")).classnames[-2:] == ["0", "1"]
+    with pytest.raises(UserError, match="class names repeat: 0, 1"):
+        load_bank(named(*map(str, range(17)), "0", "1"))
 
 
 @pytest.mark.parametrize("keep", [0, 100, -10])
