@@ -92,16 +92,16 @@ def ways_of(
     dataset = Dataset("Random", ["noise"], items, [], [], partial(open_stored, folder), folder)
     views = ImageViews(dataset, items, backbone.preprocess)
     pixels = torch.stack([views[position][1] for position in range(images)]).split(batch)
-    options = load_cfg(opts=["DATALOADER.TEST.BATCH_SIZE", batch, "DATALOADER.NUM_WORKERS", workers]).encoding
+    encoding = load_cfg(opts=["DATALOADER.TEST.BATCH_SIZE", batch, "DATALOADER.NUM_WORKERS", workers]).encoding
     model = ImageModel(random_model(backbone, backbone.width), backbone)
     banks = iter(range(repeats + 1))
 
     def predict() -> torch.Tensor:
-        rows = image_rows(model, Inputs([str(folder)]), 5, batch)
-        return torch.tensor(write_rows(rows, images, Options(5, "csv", root / "rows.csv")))
+        options = Options(5, "csv", root / "rows.csv")
+        return torch.tensor(write_rows(image_rows(model, Inputs([str(folder)]), options, batch), images, options))
 
     return {
         WAYS[0]: lambda: torch.cat([backbone.encode_images(part) for part in pixels]),
-        WAYS[1]: lambda: encode_images(backbone, views, options, root / f"bank{next(banks)}", "train"),
+        WAYS[1]: lambda: encode_images(backbone, views, encoding, root / f"bank{next(banks)}", "train"),
         WAYS[2]: predict,
     }
