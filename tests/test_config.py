@@ -58,7 +58,7 @@ def refused(*opts: object) -> str:
 
 def test_the_keys_outside_our_node_are_dassls_with_dassls_types():
     types = {key: type(value) for key, value in default_values().items() if not key.startswith(NODE)}
-    assert types.pop("DATASET.UNLABELLED") is str  # Dassl knows none
+    assert types.pop("DATASET.UNLABELLED") is str and types.pop("DATASET.SKIP_UNREADABLE") is bool  # Dassl has neither
     assert types == {key: kind for kind, keys in DASSL_TYPES.items() for key in keys.split()}
 
 

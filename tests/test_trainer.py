@@ -247,7 +247,7 @@ def test_eval_only_scores_the_model_of_a_finished_run(host, plain):
 
 def test_several_processes_are_not_to_test_a_model(host, plain):
     ran = host.run("dassl", "eval-two", flags=("--eval-only", "--model-dir", plain["dassl"].folder), processes=2)
-    assert ran.codes == [2, 2]
+    assert ran.codes[0] == 2 and ran.codes[1] in (1, 2)  # the other one may lose its partner before it can say so
     assert "--eval-only inside Dassl runs in one process" in ran.error
 
 
@@ -553,7 +553,8 @@ def test_dassl_and_coop_have_every_key_of_ours_with_the_same_type(host):
     script.unlink()
     theirs = json.loads(printed.splitlines()[-1])
 
-    ours = (key for key in default_values() if not key.startswith((NODE, "DATASET.TARGET_DATASETS")))
+    only_ours = (NODE, "DATASET.TARGET_DATASETS", "DATASET.UNLABELLED", "DATASET.SKIP_UNREADABLE")
+    ours = (key for key in default_values() if not key.startswith(only_ours))
     found = {key: type(default_values()[key]).__name__ for key in ours}
     found["MODEL.BACKBONE.PRETRAINED"] = "bool"
     assert {key: theirs.get(key) for key in found} == found

@@ -172,7 +172,9 @@ def test_protocols_are_kept_apart(run, cells, protocol):
 
 def test_zero_shot_that_heard_unlabelled_images_is_a_method_of_ours(run, cells):
     heard = run(1, 70.0, trainer="ZeroShot", variant="", protocol="transductive")
-    found = cells(compare([heard]))
+    tip = run(1, 65.0, trainer="StatA", variant="", protocol="transductive", config={"TRAINER.STATA.BASE": "ZeroShot"})
+    found = cells(compare([heard, tip]))
+    assert found["StatA(zero-shot)",] == {"4": "65.00"}
     assert found["HeGraphAdapter(zero-shot)",] == {"4": "70.00"} and found["zero-shot",] == {"4": "50.00"}
 
 

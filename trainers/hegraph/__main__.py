@@ -76,6 +76,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--keep-thumbnails", action="store_true", help="put small pictures of the training images beside the model")
     add("--host", choices=("auto", "dassl", "alone"), default="auto", help="what drives the training")
     add("--unlabelled", default="", metavar="WHAT", help="images without labels to hear: pool, test, or a path")
+    add("--skip-unreadable", action="store_true", help="leave out unlabelled images that cannot be read")
     add("--target-domains", nargs="+", help="also test on these data sets, which have the same classes")
     add("--target-datasets", nargs="+", help="also test on these, which have others: NAME, NAME:base or NAME:new")
     add("--source-domains", nargs="+", help="Dassl's, for its own data sets; not used here")
@@ -104,6 +105,7 @@ def flags_as_keys(args: argparse.Namespace) -> dict[str, object]:
         "DATASET.TARGET_DOMAINS": args.target_domains,
         "DATASET.TARGET_DATASETS": args.target_datasets,
         "DATASET.UNLABELLED": args.unlabelled,
+        "DATASET.SKIP_UNREADABLE": args.skip_unreadable or None,
         "RESUME": args.resume,
         "TRAINER.HEGRAPHADAPTER.SELECT_ON": args.select,
     }

@@ -162,6 +162,12 @@ class DataOptions:
         "`pool`, those of the data set that were not drawn; `test`, the test images together; or a path",
         allowed="`pool`, `test`, a folder, a CSV file, a feature bank",
     )
+    skip_unreadable: bool = option(
+        False,
+        "DATASET.SKIP_UNREADABLE",
+        "whether unlabelled images that cannot be read are left out (`--skip-unreadable`); else they are an error",
+        shapes_run=False,
+    )
     batch_size: int = option(256, "DATALOADER.TRAIN_X.BATCH_SIZE", "images of a training step", least=1)
     features: str = option(
         "bank",

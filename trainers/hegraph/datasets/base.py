@@ -134,6 +134,16 @@ class Dataset:
         except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
             raise self.unreadable(path, reason(error)) from error
 
+    def unreadable_test_images(self) -> list[str]:
+        """The paths of the test images that cannot be read; every one is opened."""
+        found = []
+        for item in self.test:
+            try:
+                self.read(item.path)
+            except UserError:
+                found.append(item.path)
+        return found
+
     def unreadable(self, path: str, why: str) -> UserError:
         """The error for an image that cannot be read; it says why, and how all such images are found."""
         return UserError(f"cannot read the image {path} of {self.name}: {why}{self._how_to_list()}")

@@ -65,8 +65,9 @@ def method(record: dict) -> str:
         return record[CASE]
     if record["trainer"] == "ZeroShot":
         return ON_ZERO_SHOT if record.get(PROTOCOL) else ZERO_SHOT
-    if record["trainer"] != OURS:
-        return record["trainer"]
+    if (name := record["trainer"]) != OURS:
+        base = (record.get("config") or {}).get(f"TRAINER.{name.upper()}.BASE")
+        return f"{name}(zero-shot)" if base == "ZeroShot" else name  # of a transductive method
     if record["variant"] != "full":
         return f"{OURS}({record['variant']})"
     config = record.get("config") or {}
