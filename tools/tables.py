@@ -11,6 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
+
+from tools.unlabelled_study import table as study_table
 from trainers.hegraph.results.comparison import base_to_new, compare, read_cases
 from trainers.hegraph.results.figures import as_svg
 from trainers.hegraph.results.records import find_records
@@ -70,6 +73,17 @@ def new_classes(files: list[Path]) -> str:
     return "".join(f"{row}\n" for row in (head, line, *(row for row in rows if "| mean of " in row)))
 
 
+def protocols(files: list[Path]) -> str:
+    """HeGraphAdapter by each protocol, and the transductive methods beside it."""
+    records = [record for record in find_records(files) if record.get("protocol") or method(record) == OURS]
+    return rows_of(markdown(compare(records, intervals=False)))
+
+
+def conditions(files: list[Path]) -> str:
+    """What `python -m tools.unlabelled_study` prints."""
+    return study_table(pd.read_json(files[0], lines=True))
+
+
 MADE_BY: dict[str, Callable[[list[Path]], str]] = {
     "digits": first_screen,
     "summary": summary,
@@ -79,6 +93,9 @@ MADE_BY: dict[str, Callable[[list[Path]], str]] = {
     "graph": graph_cases,
     "graph_stand": graph_cases,
     "base_to_new": new_classes,
+    "heard_real": protocols,
+    "heard_stand": protocols,
+    "conditions": conditions,
 }
 
 

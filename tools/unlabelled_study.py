@@ -114,15 +114,23 @@ def main() -> int:
             columns = ("condition", "part", "num_images", "before", "after")
             with args.out.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(head | dict(zip(columns, row))) + "\n" for row in found)
-    sys.stdout.write(table(pd.read_json(args.out, lines=True)).to_markdown(floatfmt="+.2f") + "\n")
+    sys.stdout.write(table(pd.read_json(args.out, lines=True)))
     return 0
 
 
-def table(found: pd.DataFrame) -> pd.DataFrame:
-    """Points gained, by condition and part and by shots: first the mean over banks of the means over seeds."""
-    gained = found.assign(gain=found["after"] - found["before"])
-    of_banks = gained.groupby(["condition", "part", "shots", "bank"], sort=False)["gain"].mean()
-    return of_banks.groupby(["condition", "part", "shots"], sort=False).mean().unstack("shots").sort_index(axis=1)
+def table(found: pd.DataFrame) -> str:
+    """Points gained by shots, the mean over banks of the means over seeds, and the least of these means of a bank."""
+    of_banks = found.assign(gain=found["after"] - found["before"]).groupby(
+        ["condition", "part", "shots", "bank"], sort=False
+    )["gain"]
+    means = of_banks.mean().groupby(["condition", "part", "shots"], sort=False)
+    shown = means.agg(lambda gains: f"{gains.mean():+.2f} ({gains.min():+.2f})").unstack("shots").sort_index(axis=1)
+    lines = [
+        f"| condition | part | {' | '.join(map(str, shown.columns))} |",
+        f"|---|---|{'---:|' * len(shown.columns)}",
+    ]
+    lines += [f"| {' | '.join(names)} | {' | '.join(row)} |" for names, row in zip(shown.index, shown.to_numpy())]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
