@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.estimator import training
+from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
 from trainers.hegraph.models import hearing
 
@@ -170,3 +171,32 @@ def test_pictures_are_heard_and_features_beside_them(digits, digit_classifier):
     features = digit_classifier._encoded(digits.others)
     fitted.fit(digits.pictures, digits.labels, classnames=digits.classnames, unlabelled=3 * features)
     np.testing.assert_allclose(fitted.decision_function(digits.others), own.decision_function(digits.others), atol=1e-3)
+
+
+def test_a_start_without_any_label(data, parts, quick, tmp_path):
+    none = np.full(len(data.X), -1)
+    names = ["ant", "bee", "cow", "dog"]
+    fitted = quick(text_features=data.text).fit(data.X, none, classnames=names)
+    text = torch.from_numpy(data.text).float()
+    nothing = ClassSums.of(torch.zeros(0, 16), torch.zeros(0, dtype=torch.long), 4)
+    start = FoldedClassifier(100 * text)
+    heard = hear_unlabelled(start, nothing, text, torch.from_numpy(data.X).float(), 100.0, 1.0)
+    torch.testing.assert_close(fitted.model_.classifier.weights, heard.classifier.weights, rtol=1e-4, atol=1e-3)
+    assert fitted.classes_.tolist() == [0, 1, 2, 3] and fitted.model_.method == "ZeroShot"
+    assert fitted.score(data.X, data.y) >= (data.X @ data.text.T).argmax(axis=1).__eq__(data.y).mean()
+    fitted.save_pretrained(tmp_path / "model")
+    loaded = HeGraphClassifier.from_pretrained(tmp_path / "model")
+    np.testing.assert_allclose(loaded.predict_proba(data.X), fitted.predict_proba(data.X), atol=1e-5)
+    by_label = quick(text_features=data.text).fit(data.X, none, classnames={7: "a", 3: "b", 5: "c", 9: "d"})
+    assert by_label.classes_.tolist() == [3, 5, 7, 9]
+    with pytest.raises(UserError, match="text_features or a backbone"):
+        quick().fit(data.X, none, classnames=names)
+    with pytest.raises(UserError, match="one class"):
+        quick(text_features=data.text).fit(data.X, none)
+
+
+def test_pictures_without_any_label(digits, digit_classifier):
+    fitted = HeGraphClassifier(**digit_classifier.get_params())
+    fitted.fit(digits.others, [-1] * len(digits.others), classnames=digits.classnames)
+    assert fitted.model_.unlabelled == len(digits.others) and len(fitted.classes_) == 10
+    assert fitted.predict(digits.pictures).shape == (len(digits.pictures),)

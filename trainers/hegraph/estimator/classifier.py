@@ -48,6 +48,7 @@ from .training import (
     image_task,
     make_configuration,
     train_model,
+    zero_shot_model,
 )
 
 if TYPE_CHECKING:
@@ -148,7 +149,9 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         """Trains the adapter.
 
         As elsewhere in scikit-learn, rows with the label -1 have no label: they are added to `unlabelled`. That holds
-        where all labels are integers and `classnames` names all others but not -1. Without it, -1 is a class.
+        where all labels are integers and `classnames` names all others but not -1. Without it, -1 is a class. If no row
+        has a label, the classes are those of `classnames`, 0 to K - 1 or the keys of the dict, and zero-shot CLIP hears
+        the images; this needs text features or a backbone.
 
         Args:
             X: The training images: features, paths or PIL images.
@@ -172,6 +175,9 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         for U in pool:
             if not (isinstance(X, list) or is_images(U)):
                 self._features(U)  # says what is wrong with it before the training
+        if not len(y):
+            assert given is not None  # else -1 is a class
+            return self._fit_zero_shot(given, (positive, negative), pool)
         classes, labels = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise UserError(f"y must hold at least two classes, got one class: {classes.tolist()}")
@@ -189,6 +195,28 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         self._image_model = _image_model(self.model_, task)
         if pool:
             self._hear(*pool)
+        return self
+
+    def _fit_zero_shot(self, given: Any, text: tuple[Any, Any], pool: list) -> HeGraphClassifier:
+        """`fit` without a labelled image, on a pool of images of the classes that are named."""
+        classes = np.unique(list(given)) if isinstance(given, Mapping) else np.arange(len(given))
+        names, seed = class_names(classes, given), find_seed(self.random_state)
+        images = is_images(pool[0]) or isinstance(pool[0], list)
+        width = None if images else self.n_features_in_
+        with generators_restored(), tempfile.TemporaryDirectory() as folder:
+            cfg = self._configuration(1, seed, folder)
+            nodes = text
+            if width is not None:
+                positive = text_nodes(text[0], "text_features", len(names), width)
+                nodes = positive, text_nodes(text[1], "negative_text_features", len(names), width)
+            encodes = images or self.backbone is not None or (text[0] is None and bool(cfg.backbone.name))
+            source = image_task([], [], names, cfg, self._device()) if encodes else None
+            model, task = zero_shot_model(width, names, nodes, self.logit_scale, cfg, source)
+        self.classes_ = classes
+        self.model_ = self._fitted = model.model_copy(update={"labels": labels_to_keep(classes, names)})
+        self.n_features_in_ = model.classifier.width
+        self._image_model = _image_model(self.model_, task)
+        self._hear(*pool)
         return self
 
     def adapt(self, U: Any) -> HeGraphClassifier:

@@ -169,7 +169,10 @@ def without_label(y: np.ndarray, given: Mapping | Sequence[str] | None) -> np.nd
     rows = np.zeros(len(y), dtype=bool)
     if y.dtype.kind != "i" or given is None or isinstance(given, str) or not hasattr(given, "__len__"):
         return rows
-    unnamed = UNLABELLED not in given if isinstance(given, Mapping) else len(given) == len(np.unique(y)) - 1
+    if isinstance(given, Mapping):
+        unnamed = UNLABELLED not in given
+    else:
+        unnamed = len(given) == len(np.unique(y)) - 1 or (len(given) > 1 and bool((y == UNLABELLED).all()))
     return y == UNLABELLED if unnamed else rows
 
 

@@ -14,6 +14,7 @@ import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from PIL import Image
 from sklearn.utils import check_random_state
 from torch import Tensor
 
+from ..baselines import load_method
 from ..config import Config
 from ..config_files import load_cfg
 from ..datasets import Dataset, Item
@@ -249,6 +251,37 @@ def train_model(task: Task, cfg: Config, device: str) -> SavedModel:
         "class_nodes": None if model.class_nodes is None else model.class_nodes.cpu(),
     }
     return model.model_copy(update=moved)
+
+
+def zero_shot_model(
+    width: int | None,
+    classnames: Sequence[str],
+    text: tuple[Tensor | None, Tensor | None],
+    logit_scale: Any,
+    cfg: Config,
+    source: ImageTask | None,
+) -> tuple[SavedModel, ArrayTask]:
+    """Zero-shot CLIP as a model that has seen no labelled image, and its task.
+
+    Args:
+        width: Of the features; None takes the backbone's.
+        classnames: The K class names.
+        text, logit_scale, cfg, source: As of `feature_task`.
+
+    Raises:
+        UserError: As `feature_task`, and if there is nothing to take text features from.
+    """
+    if text[0] is None and source is None:
+        raise UserError("without labelled images, text_features or a backbone has to say what the classes look like")
+    if width is None:
+        assert source is not None  # images are encoded
+        width = source.backbone.width
+    cfg = replace(cfg, run=replace(cfg.run, trainer="ZeroShot"))
+    none, labels = torch.zeros(1, 0, width), torch.zeros(0, dtype=torch.long)
+    task = feature_task(none, labels, classnames, text, logit_scale, cfg, source)
+    model = make_model(RunFolder(task), task.bank(), load_method("ZeroShot").fit(task.bank(), None, task.seed))
+    assert model is not None  # it folds
+    return model, task
 
 
 @contextmanager

@@ -83,7 +83,7 @@ class TrainedOn(Part):
     dataset: str
     shots: int
     seed: Count
-    num_train: Size
+    num_train: Count
     split_hash: str
     selected_on: str
     selected: dict[str, Any]
