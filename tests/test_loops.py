@@ -187,7 +187,7 @@ def test_unlabelled_images_have_a_row_for_each_protocol(bash, tmp_path):
     ("environment", "words"),
     [
         ({"METHODS": "TipAdapter Tip"}, "unknown method 'Tip'"),
-        ({"SEEDS": "one"}, "got one"),
+        ({"SEEDS": "one"}, "got 'one'"),
     ],
 )
 def test_a_wrong_loop_is_one_line_before_anything_runs(bash, environment, words):

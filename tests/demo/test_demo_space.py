@@ -92,7 +92,11 @@ def test_the_page_imports_nothing_that_the_requirements_do_not_bring(model_folde
     of_packages = packages_distributions()
     needed = {name for package in imported for name in of_packages.get(package, [])} - {"gradio", *OF_TOKENIZERS}
     # Functions that the page does not call import these
-    assert needed - {"scipy", "torch-geometric", "webdataset", "datasets"} <= known | {"scikit_learn", "pillow"}
+    assert needed - {"scipy", "torch-geometric", "webdataset", "datasets"} <= known | {
+        "scikit_learn",
+        "pillow",
+        "Jinja2",
+    }
 
 
 @pytest.mark.slow

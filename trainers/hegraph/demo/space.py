@@ -37,6 +37,7 @@ REQUIREMENTS = (
     "Pillow>=10.4",
     "tqdm>=4.70",
     "huggingface_hub>=0.24",
+    "jinja2>=3.1",
 )
 OF_TOKENIZERS = ("transformers", "sentencepiece")  # needed by the tokenizers of SigLIP and some others
 APP = '''\
