@@ -14,7 +14,7 @@ from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.estimator import training
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
-from trainers.hegraph.models import hearing
+from trainers.hegraph.training import memory
 
 
 @pytest.fixture(scope="module")
@@ -150,11 +150,11 @@ def test_pools_that_are_none_are_refused_before_the_training(own, parts, quick, 
 
 
 def test_more_images_than_memory_are_refused(own, parts, monkeypatch):
-    monkeypatch.setattr(hearing, "free_bytes", lambda device: 7_000)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 7_000)
     with pytest.raises(UserError, match="112 unlabelled images of 4 classes"):  # 4 times 1,792 bytes
         own.adapt(parts[2])
     own.adapt(parts[2][:104])
-    monkeypatch.setattr(hearing, "free_bytes", lambda device: None)  # a system that does not say
+    monkeypatch.setattr(memory, "free_bytes", lambda device: None)  # a system that does not say
     own.adapt(parts[2])
 
 

@@ -14,6 +14,7 @@ from trainers.hegraph import HeGraphClassifier, UserError, load_backbone
 from trainers.hegraph.estimator import training
 from trainers.hegraph.estimator.inputs import class_names, is_images, unit_rows, without_label
 from trainers.hegraph.method.cache import text_logits
+from trainers.hegraph.training import memory
 
 PICTURE = Image.new("RGB", (8, 8))
 
@@ -70,12 +71,12 @@ def test_tensors_that_are_no_arrays_are_refused(data, quick):
 
 
 def test_what_a_training_would_take_is_said_before_it_begins(quick, monkeypatch):
-    monkeypatch.setattr(training, "free_bytes", lambda device: 8 * 10**9)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 8 * 10**9)
     # three times the logits of all images for all classes in float64 are 9.6 GB
     with pytest.raises(UserError, match=r"20000 images of 20000 classes would take about 9\.[67] GB .* 8\.0 GB"):
         quick().fit(np.eye(20_000, 8) + 1, np.arange(20_000))
     training.check_memory(10_000, (10_000, 1, 8), 32, "cpu")
-    monkeypatch.setattr(training, "free_bytes", lambda device: None)  # a system that does not say
+    monkeypatch.setattr(memory, "free_bytes", lambda device: None)  # a system that does not say
     training.check_memory(10**6, (10**6, 1, 8), 32, "cpu")
 
 

@@ -187,15 +187,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             cfg = self._configuration(int(np.bincount(labels).max()), seed, folder)
             task = self._task(X, labels, names, (positive, negative), cfg)
             model = train_model(task, cfg, self._device())
-        if positive is not None or negative is not None:
-            model = model.model_copy(update={"prompts": None})  # the user's text nodes are not those of our sentences
-        self.classes_ = classes
-        self.model_ = self._fitted = model.model_copy(update={"labels": labels_to_keep(classes, names)})
-        self.n_features_in_ = model.classifier.width
-        self._image_model = _image_model(self.model_, task)
-        if pool:
-            self._hear(*pool)
-        return self
+        return self._keep(model, task, classes, names, (positive, negative), pool)
 
     def _fit_zero_shot(self, given: Any, text: tuple[Any, Any], pool: list) -> HeGraphClassifier:
         """`fit` without a labelled image, on a pool of images of the classes that are named."""
@@ -212,11 +204,26 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             encodes = images or self.backbone is not None or (text[0] is None and bool(cfg.backbone.name))
             source = image_task([], [], names, cfg, self._device()) if encodes else None
             model, task = zero_shot_model(width, names, nodes, self.logit_scale, cfg, source)
+        return self._keep(model, task, classes, names, text, pool)
+
+    def _keep(
+        self,
+        model: SavedModel,
+        task: ArrayTask | ImageTask,
+        classes: np.ndarray,
+        names: list[str],
+        text: tuple[Any, Any],
+        pool: list,
+    ) -> HeGraphClassifier:
+        """Takes over what was fitted, and has it hear the pool."""
+        if any(nodes is not None for nodes in text):
+            model = model.model_copy(update={"prompts": None})  # the user's text nodes are not those of our sentences
         self.classes_ = classes
         self.model_ = self._fitted = model.model_copy(update={"labels": labels_to_keep(classes, names)})
         self.n_features_in_ = model.classifier.width
         self._image_model = _image_model(self.model_, task)
-        self._hear(*pool)
+        if pool:
+            self._hear(*pool)
         return self
 
     def adapt(self, U: Any) -> HeGraphClassifier:

@@ -40,7 +40,7 @@ from ..features.bank import FeatureBank
 from ..method.graph import class_prototypes
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
-from ..training.memory import free_bytes, training_bytes
+from ..training.memory import refuse_beyond_memory, training_bytes
 from ..utils.errors import UserError
 
 FEATURES_DIR = "TRAINER.HEGRAPHADAPTER.FEATURES.DIR"
@@ -48,7 +48,6 @@ FEATURES_DIR = "TRAINER.HEGRAPHADAPTER.FEATURES.DIR"
 GIVEN_OTHERWISE = {"SEED": "is random_state here", FEATURES_DIR: "is a temporary folder here"}
 NO_NAME = "images"  # of the data set where the configuration names none
 CLIP_SCALE = 100.0  # CLIP's `tau`, where no backbone says another
-COPIES = 6  # of the logits of all unlabelled images, that hearing them holds at once
 DOUBLE = 8  # bytes
 
 
@@ -217,15 +216,7 @@ def check_memory(num_classes: int, shape: tuple[int, int, int], batch: int, devi
     num_images, views, width = shape
     parts = training_bytes(num_classes, num_images, width, views, min(batch, num_images))
     what = f"training on {num_images} images of {num_classes} classes"
-    _refuse_beyond_memory(sum(parts.values()) + 3 * DOUBLE * num_images * num_classes, what, device)
-
-
-def _refuse_beyond_memory(takes: int, what: str, device: str) -> None:
-    free = free_bytes(device)
-    if free is not None and takes > free:
-        raise UserError(
-            f"{what} would take about {takes / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; give fewer"
-        )
+    refuse_beyond_memory(sum(parts.values()) + 3 * DOUBLE * num_images * num_classes, what, device)
 
 
 def train_model(task: Task, cfg: Config, device: str) -> SavedModel:

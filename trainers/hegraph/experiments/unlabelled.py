@@ -9,7 +9,6 @@ Shapes: M unlabelled images, K classes, d feature width.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,8 +22,6 @@ from ..results.records import TRANSDUCTIVE, WITH_UNLABELLED
 from ..utils.errors import UserError
 from ..utils.files import hash_content, hash_file
 from .tasks import Task, features_of_images, refuse_tested
-
-logger = logging.getLogger(__name__)
 
 BANK = ".safetensors"  # the suffix of a feature bank
 POOL, TOGETHER = "pool", "test"  # what DATASET.UNLABELLED says; anything else is a path

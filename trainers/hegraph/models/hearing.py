@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..method.unlabelled import Heard, hear_unlabelled
-from ..training.memory import free_bytes
+from ..training.memory import refuse_beyond_memory
 from ..utils.errors import UserError
 from .saved import SavedModel, Scores
 
@@ -65,9 +65,5 @@ def hear(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel, 
 
 def check_memory(num_images: int, num_classes: int, device: str) -> None:
     """Raises UserError if hearing so many images would take more memory than is free."""
-    takes, free = COPIES * FLOAT * num_images * num_classes, free_bytes(device)
-    if free is not None and takes > free:
-        raise UserError(
-            f"{num_images} unlabelled images of {num_classes} classes would take about {takes / 1e9:.1f} GB of memory, "
-            f"and {free / 1e9:.1f} GB are free; give fewer"
-        )
+    takes = COPIES * FLOAT * num_images * num_classes
+    refuse_beyond_memory(takes, f"{num_images} unlabelled images of {num_classes} classes", device)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from ..method.closed_form import ROWS
+from ..utils.errors import UserError
 from .batches import products_bytes
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,15 @@ def free_bytes(device: str = "cpu") -> int | None:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf, macOS not this name
         return None
+
+
+def refuse_beyond_memory(takes: int, what: str, device: str) -> None:
+    """Raises UserError if `what`, which takes so many bytes, would take more than is free."""
+    free = free_bytes(device)
+    if free is not None and takes > free:
+        raise UserError(
+            f"{what} would take about {takes / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; give fewer"
+        )
 
 
 def log_large(parts: dict[str, int], free: int | None) -> None:
