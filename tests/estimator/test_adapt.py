@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.estimator import training
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
+from trainers.hegraph.method.class_sums import ClassSums
+from trainers.hegraph.method.unlabelled import hear_unlabelled
 from trainers.hegraph.training import memory
 
 
@@ -125,7 +126,7 @@ def test_folders_of_before_load(fitted, tmp_path):
     save_file(kept, tmp_path / "model" / "model.safetensors")
     loaded = HeGraphClassifier.from_pretrained(tmp_path / "model")
     assert loaded.model_.unlabelled == 0 and loaded.model_.labelled is None
-    with pytest.raises(UserError, match="kept none of them"):
+    with pytest.raises(UserError, match="kept nothing"):
         loaded.adapt(np.ones((3, 16)))
     save_file(kept | {"labelled.counts": tensors["labelled.counts"]}, tmp_path / "model" / "model.safetensors")
     with pytest.raises(UserError, match="labelled.sums"):

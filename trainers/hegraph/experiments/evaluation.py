@@ -31,9 +31,10 @@ from ..config_files import with_values
 from ..datasets.base import check_classes
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
-from ..method.unlabelled import ClassSums, hear_unlabelled
+from ..method.class_sums import ClassSums
+from ..method.unlabelled import hear_unlabelled
 from ..models.folder import load_model
-from ..models.hearing import check_memory
+from ..models.hearing import check_hearing
 from ..models.saved import SavedModel
 from ..results.records import OTHER_CLASSES, SAME_CLASSES, TRANSDUCTIVE
 from ..training.choice import accuracy
@@ -112,24 +113,19 @@ def hear(trained: TrainedMethod, labelled: ClassSums | None, features: Tensor, w
         what: As DATASET.UNLABELLED says.
 
     Raises:
-        UserError: If the method has no classifier, what it was fitted to is not known, or memory is short.
+        UserError: If the method has no classifier, or as `check_hearing`.
     """
     fitted, name = trained.fitted, trained.method
     if fitted.together:
         return replace(fitted, heard={"protocol": TRANSDUCTIVE, "unlabelled": {"images": what}})
     if fitted.classifier is None:
         raise UserError(f"{name} has no class weights that could hear unlabelled images; leave out --unlabelled")
-    if labelled is None:
-        raise UserError(
-            "the model has heard unlabelled images before, or is of a version that kept none of its labelled ones; "
-            "train it again"
-        )
-    check_memory(len(features), len(trained.class_ids), str(features.device))
+    labelled = check_hearing(labelled, features, fitted.classifier.width, str(features.device))
     started = time.monotonic()
     # Images with labels, as those of val, would tell zero-shot CLIP its temperature
     temperature = 1.0 if name == "ZeroShot" else fitted.calibration.temperature
     text, scale = trained.text_positive, trained.logit_scale
-    heard = hear_unlabelled(fitted.classifier, labelled.to(features.device), text, features, scale, temperature)
+    heard = hear_unlabelled(fitted.classifier, labelled, text, features, scale, temperature)
     wait_for(features.device)
     seconds = time.monotonic() - started
     logger.info("%d unlabelled images were heard in %.2f s", len(features), seconds)

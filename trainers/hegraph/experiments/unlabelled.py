@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ..baselines import TRANSDUCTIVE_METHODS
 from ..config import Config
-from ..features.bank import BankFile, FeatureBank, row_hashes
-from ..method.unlabelled import ClassSums, Heard
+from ..features.bank import SUFFIX, BankFile, FeatureBank, row_hashes
+from ..method.class_sums import ClassSums
+from ..method.unlabelled import Heard
 from ..results.records import TRANSDUCTIVE, WITH_UNLABELLED
 from ..utils.errors import UserError
 from ..utils.files import hash_content, hash_file
 from .tasks import Task, features_of_images, refuse_tested
 
-BANK = ".safetensors"  # the suffix of a feature bank
 POOL, TOGETHER = "pool", "test"  # what DATASET.UNLABELLED says; anything else is a path
 
 
@@ -91,7 +91,7 @@ def identity_of(task: Task) -> object:
     if what == POOL:
         return task.pool_identity()
     path = Path(what)
-    return hash_file(BankFile(path).path) if path.suffix == BANK else task.files_identity(path)
+    return hash_file(BankFile(path).path) if path.suffix == SUFFIX else task.files_identity(path)
 
 
 def about(what: str, features: Tensor, heard: Heard) -> dict:
@@ -103,7 +103,7 @@ def about(what: str, features: Tensor, heard: Heard) -> dict:
 
 
 def _own(task: Task, path: Path, backbone: str) -> Tensor:
-    if path.suffix != BANK:
+    if path.suffix != SUFFIX:
         return task.encoded(path)
     file = BankFile(path)
     if file.backbone != backbone:

@@ -29,6 +29,7 @@ from ..utils.reading import reading
 from ..utils.schema import Name, OpenPart, Part, Positive
 from .tensor_file import TensorFile, raw_bytes
 
+SUFFIX = ".safetensors"  # of its file
 WHAT = "a feature bank"
 NAMES = (
     "train_features", "train_labels", "text_positive", "text_negative",

@@ -49,6 +49,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cache import FoldedClassifier
+from .class_sums import ROWS, ClassSums, second_moment
 from .closed_form import SMALLEST, guess_class_means
 
 ROUNDS = 4
@@ -67,34 +68,6 @@ REFUTED = -0.20, 0.20
 DRAWS = 4  # resamples of each kind
 MOST_IMAGES = 4000  # images that a resample has
 LEAST_SCALE = 0.1  # of `s`, which is 0.2 or more for different images; copies of one image would make it 0
-ROWS = 8192  # images that are worked on at once
-
-
-@dataclass(frozen=True)
-class ClassSums:
-    """What the labelled images tell the rounds. The sums of two sets of images add up to those of both.
-
-    Attributes:
-        counts: `S_c`, shape `[K]`, float64.
-        sums: `S_c m_c`, the sum of each class's unit-norm features, shape `[K, d]`, float64.
-        moment: `sum_k F_k F_k^T`, shape `[d, d]`, float64.
-    """
-
-    counts: Tensor
-    sums: Tensor
-    moment: Tensor
-
-    @classmethod
-    def of(cls, keys: Tensor, labels: Tensor, num_classes: int) -> ClassSums:
-        """Of features `[N, d]` with labels `[N]`; N may be 0, as for zero-shot CLIP."""
-        counts = torch.bincount(labels, minlength=num_classes).double()
-        sums = keys.new_zeros(num_classes, keys.shape[1], dtype=torch.float64)
-        for rows, classes in zip(keys.split(ROWS), labels.split(ROWS)):
-            sums.index_add_(0, classes, rows.double())
-        return cls(counts, sums, _second_moment(keys))
-
-    def to(self, device: str | torch.device) -> ClassSums:
-        return ClassSums(self.counts.to(device), self.sums.to(device), self.moment.to(device))
 
 
 @dataclass(frozen=True)
@@ -178,7 +151,7 @@ def hear_unlabelled(
         guess = guess_class_means(text, labelled.sums / labelled.counts.clamp_min(1).unsqueeze(1)).left_out
     offsets = torch.zeros_like(labelled.counts)
     equal = count / num_classes + PRIOR
-    moment = labelled.moment + _second_moment(features)  # no round changes it
+    moment = labelled.moment + second_moment(features)  # no round changes it
     for number in range(ROUNDS):
         if number:
             edges.exp_()
@@ -337,14 +310,6 @@ def _metric(labelled: ClassSums, moment: Tensor, heard: _ClassNodes) -> _Metric:
     around_mean = moment / total - (to_mean + to_mean.t()) / total + torch.outer(mean, mean)
     scale = ((whitening @ around_mean) * whitening).sum().clamp_min(0).sqrt()  # tr(A^-1/2 . A^-1/2)
     return _Metric(whitening, mean, scale.clamp_min(LEAST_SCALE), (nodes - mean) @ whitening)
-
-
-def _second_moment(features: Tensor) -> Tensor:
-    """`sum_i f_i f_i^T`, shape `[d, d]`, float64."""
-    moment = features.new_zeros(features.shape[1], features.shape[1], dtype=torch.float64)
-    for block in features.split(ROWS):
-        moment += block.double().t() @ block.double()
-    return moment
 
 
 def _ramp(value: float, between: tuple[float, float]) -> float:

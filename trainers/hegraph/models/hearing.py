@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..method.class_sums import ClassSums
 from ..method.unlabelled import Heard, hear_unlabelled
 from ..training.memory import refuse_beyond_memory
 from ..utils.errors import UserError
@@ -28,26 +29,12 @@ def hear(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel, 
         device: Where to compute.
 
     Raises:
-        UserError: If the model does not know its labelled images, there is no image, they are of another width or not
-            finite, or hearing them would take more memory than is free.
+        UserError: As `check_hearing`.
     """
-    if model.labelled is None:
-        why = "has heard unlabelled images before" if model.unlabelled else "is of a version that kept none of them"
-        raise UserError(
-            f"the model knows no labelled images to hear unlabelled ones with, since it {why}; train it again"
-        )
-    count, width = features.shape
-    if not count:
-        raise UserError("there is no unlabelled image to hear")
-    if width != model.classifier.width or not features.isfinite().all():
-        raise UserError(
-            f"unlabelled images need finite features of width {model.classifier.width}, got width {width}"
-            + ("" if features.isfinite().all() else " with NaN or infinite values")
-        )
-    check_memory(count, len(model.classnames), device)
+    labelled = check_hearing(model.labelled, features, model.classifier.width, device)
     heard = hear_unlabelled(
         model.classifier.to(device),
-        model.labelled.to(device),
+        labelled,
         model.text_positive.to(device),
         features.to(device),
         model.logit_scale,
@@ -55,7 +42,7 @@ def hear(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel, 
     )
     changed = {
         "classifier": heard.classifier.to("cpu"),
-        "unlabelled": count,
+        "unlabelled": len(features),
         "known": None,
         "labelled": None,
         "scores": Scores(accuracy=None, accuracy_text=None, accuracy_zero_shot=None, macro_f1=None, num_test=0),
@@ -63,7 +50,26 @@ def hear(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel, 
     return model.model_copy(update=changed), heard
 
 
-def check_memory(num_images: int, num_classes: int, device: str) -> None:
-    """Raises UserError if hearing so many images would take more memory than is free."""
-    takes = COPIES * FLOAT * num_images * num_classes
-    refuse_beyond_memory(takes, f"{num_images} unlabelled images of {num_classes} classes", device)
+def check_hearing(labelled: ClassSums | None, features: Tensor, width: int, device: str) -> ClassSums:
+    """What a model knows of its labelled images, on the device; it can hear unlabelled ones.
+
+    Raises:
+        UserError: If the model knows none, there is no unlabelled image, they are of another width or not finite, or
+            hearing them would take more memory than is free.
+    """
+    if labelled is None:
+        raise UserError(
+            "the model has heard unlabelled images before, or is of a version that kept nothing of its labelled ones; "
+            "train it again"
+        )
+    if not len(features):
+        raise UserError("there is no unlabelled image to hear")
+    if features.shape[1] != width or not features.isfinite().all():
+        raise UserError(
+            f"unlabelled images need finite features of width {width}, got width {features.shape[1]}"
+            + ("" if features.isfinite().all() else " with NaN or infinite values")
+        )
+    count, num_classes = len(features), len(labelled.counts)
+    takes = COPIES * FLOAT * count * num_classes
+    refuse_beyond_memory(takes, f"{count} unlabelled images of {num_classes} classes", device)
+    return labelled.to(device)

@@ -15,8 +15,8 @@ from pydantic import ConfigDict, Field, InstanceOf, model_validator
 from torch import Tensor
 
 from ..method.cache import FoldedClassifier
+from ..method.class_sums import ClassSums
 from ..method.model import TransferableAdapter
-from ..method.unlabelled import ClassSums
 from ..training.confidence import KnownScores, known_score
 from ..utils.errors import UserError
 from ..utils.schema import Count, Finite, Name, Part, Percent, Positive, Size

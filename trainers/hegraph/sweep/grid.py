@@ -18,6 +18,7 @@ from ..baselines import METHODS, OTHERS, method_options, needs_backbone
 from ..config import Config
 from ..config_files import load_cfg, with_values
 from ..experiments.folder import PRECISION
+from ..features.bank import SUFFIX
 from ..utils.commands import command
 from ..utils.devices import available_device
 from ..utils.errors import UserError, unknown
@@ -30,7 +31,6 @@ logger = logging.getLogger(__name__)
 OURS = "HeGraphAdapter"
 ALL_METHODS = (*METHODS, OURS)
 ALL = "all"  # in place of methods: every one
-BANK = ".safetensors"  # a data set of this suffix is a feature bank
 OF_THE_GRID = ("OUTPUT_DIR", "SEED", "DATASET.NUM_SHOTS", "TRAINER.NAME", "DATASET.ROOT", "RESUME")
 FEATURES_DIR = "TRAINER.HEGRAPHADAPTER.FEATURES.DIR"
 
@@ -63,7 +63,7 @@ class Run:
     @property
     def bank(self) -> Path | None:
         """The feature bank, if the run is made of one."""
-        return Path(self.source) if self.source.endswith(BANK) else None
+        return Path(self.source) if self.source.endswith(SUFFIX) else None
 
     @property
     def title(self) -> str:
@@ -112,7 +112,7 @@ class Run:
 def name_of(source: str) -> str:
     """The name of a bank, a data set or a configuration in the output folders."""
     path = Path(source)
-    return path.stem if path.suffix in (BANK, ".yaml", ".yml") else path.name
+    return path.stem if path.suffix in (SUFFIX, ".yaml", ".yml") else path.name
 
 
 def _listed(value: Any) -> Any:
@@ -181,7 +181,7 @@ class Grid(Part):
         return found
 
     def _runs_of(self, source: str) -> Iterator[Run]:
-        is_bank = source.endswith(BANK)
+        is_bank = source.endswith(SUFFIX)
         root = self.root or ("" if is_bank else load_cfg(source).data.root) or "data"
         methods = self._methods_for(source, is_bank)
         pairs = {FEATURES_DIR: str(Path(self.output) / "features")} | self.set
@@ -232,7 +232,7 @@ class Grid(Part):
             if method not in (*OTHERS, OURS, ALL):
                 raise unknown("method", method, (*OTHERS, OURS, ALL))
         for source in self.datasets:
-            if not source.endswith(BANK):
+            if not source.endswith(SUFFIX):
                 find_config_file(DATA_SET, source)
             elif not Path(source).is_file():
                 raise UserError(f"there is no feature bank {source}")
