@@ -26,7 +26,7 @@ from trainers.hegraph.datasets.registry import ENTRIES, Sizes, stored_datasets
 
 STORED = stored_datasets()
 CLASSES = ("ant", "bee", "cow")
-REMEDY = "get it: python -m trainers.hegraph.datasets download {name} --root {root}"
+REMEDY = "get it: python -m trainers.hegraph datasets download {name} --root {root}"
 COUNTED = "6 train, 3 val and 6 test images of 3 classes"
 
 
@@ -164,7 +164,7 @@ def test_a_mistake_is_one_line_of_error(tmp_path, capsys, arguments, said):
 
 # --- own images
 
-CHECK = "python -m trainers.hegraph.datasets check folder --root "
+CHECK = "python -m trainers.hegraph datasets check folder --root "
 TRAIN = "train: python -m trainers.hegraph --dataset-config-file folder --root "
 FLAGS = " --shots 16 --config-file vit_b16 --output-dir OUT"
 # split -> class -> how many images it has

@@ -306,7 +306,7 @@ def test_a_damaged_list_is_one_line_of_error_and_no_split_is_written(name, conte
     make_tree(name, tmp_path)
     folder = tmp_path / STORED[name].folder
     (folder / NEEDED[name]).write_bytes(content)
-    with pytest.raises(UserError, match=rf"^{name}: .*; see python -m trainers.hegraph.datasets check {name}") as error:
+    with pytest.raises(UserError, match=rf"^{name}: .*; see python -m trainers.hegraph datasets check {name}") as error:
         load_few_shot(name, str(tmp_path), 1, 1)
     assert "\n" not in str(error.value)
     assert not list(folder.glob("*.json.drawn"))

@@ -258,7 +258,7 @@ def test_a_data_set_that_is_not_there_is_an_error_that_says_where_it_was_expecte
         load_dataset("Food101", str(tmp_path))
     assert str(error.value) == (
         f"Food101 is not in {tmp_path}/food-101; set --root to the folder that holds food-101/, or see python -m "
-        f"trainers.hegraph.datasets check Food101 --root {tmp_path}"
+        f"trainers.hegraph datasets check Food101 --root {tmp_path}"
     )
     with pytest.raises(UserError, match="the few-shot protocol needs a seed from 0, got -1"):
         load_few_shot("Food101", str(tmp_path), 1, -1)

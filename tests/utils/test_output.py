@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from trainers.hegraph.__main__ import SUBCOMMANDS
 from trainers.hegraph.utils import commands
 from trainers.hegraph.utils.commands import Parser, command
 from trainers.hegraph.utils.errors import (
@@ -144,7 +143,7 @@ def test_a_second_sigterm_ends_what_does_not_heed_the_first_and_one_that_comes_a
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["", *(f".{name}" for name in (*SUBCOMMANDS, "baselines"))])
+@pytest.mark.parametrize("name", ["", ".sweep", ".predict"])
 def test_ctrl_c_while_a_command_imports_its_modules_is_no_traceback(name):
     program = (
         "import builtins, runpy, signal, sys\n"
@@ -254,6 +253,6 @@ def test_a_mistake_in_the_flags_is_a_users_and_names_what_was_meant():
 def test_a_command_is_named_as_the_user_of_this_copy_of_the_package_calls_it(monkeypatch):
     assert command() == "python -m trainers.hegraph"
     assert command("--shots 1") == "python -m trainers.hegraph --shots 1"
-    assert command("datasets check") == "python -m trainers.hegraph.datasets check"
+    assert command("datasets check") == "python -m trainers.hegraph datasets check"
     monkeypatch.setattr(commands, "PACKAGE", "hegraph")
     assert (command(), command("datasets check")) == ("hegraph", "hegraph datasets check")

@@ -27,16 +27,17 @@ from .config_files import load_cfg
 from .utils.commands import Parser, command
 from .utils.errors import UserError, report, say, unknown
 
-# Sub-command -> what it is for. Each is a folder of this package whose `__main__.py` has a `main` as this file has.
+# Sub-command -> the module of this package whose `main` does it, and what it is for. To add one is to add a row
 SUBCOMMANDS = {
-    "sweep": "do many runs: data sets, methods, shots, seeds",
-    "results": "tables, figures and pages made from the records of runs",
-    "datasets": "say what is missing of a data set, or download it",
-    "features": "encode a whole data set as a feature bank, or import a Tip-Adapter cache",
-    "describe": "ask a chat endpoint for sentences about your classes",
-    "predict": "classify images with a trained model",
-    "export": "write a trained model as an ONNX file",
-    "demo": "show a page in the browser to try a trained model",
+    "sweep": ("sweep.__main__", "do many runs: data sets, methods, shots, seeds"),
+    "results": ("results.__main__", "tables, figures and pages made from the records of runs"),
+    "datasets": ("datasets.__main__", "say what is missing of a data set, or download it"),
+    "features": ("features.__main__", "encode a whole data set as a feature bank, or import a Tip-Adapter cache"),
+    "baselines": ("baselines.__main__", "list the other methods"),
+    "describe": ("describe.__main__", "ask a chat endpoint for sentences about your classes"),
+    "predict": ("predict.__main__", "classify images with a trained model"),
+    "export": ("export.__main__", "write a trained model as an ONNX file"),
+    "demo": ("demo.__main__", "show a page in the browser to try a trained model"),
 }
 DESCRIPTION = "Trains and tests one seed. The flags are CoOp's; a sub-command in first place does something else."
 TRAINERS = ("HeGraphAdapter", *OTHERS)
@@ -47,14 +48,13 @@ logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the flags of training and testing."""
-    listed = [f"  {name:12}{summary}" for name, summary in SUBCOMMANDS.items()]
+    listed = [f"  {name:12}{summary}" for name, (_, summary) in SUBCOMMANDS.items()]
     program = command()
     parser = Parser(
         prog=program,
         usage=f"{program} [FLAG ...] [KEY VALUE ...]\n       {program} SUBCOMMAND ...",
         description=DESCRIPTION,
         epilog="\n".join(["sub-commands, each with a --help of its own:", *listed]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--features", type=Path, metavar="BANK", help="train and test from a feature bank; no images")
@@ -248,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     first = arguments[0] if arguments else ""
     if first in SUBCOMMANDS:
-        return importlib.import_module(f".{first}.__main__", __package__).main(arguments[1:])
+        return importlib.import_module(f".{SUBCOMMANDS[first][0]}", __package__).main(arguments[1:])
 
     def train_and_test() -> None:
         check_text(arguments)

@@ -47,7 +47,7 @@ class State(NamedTuple):
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog=command("datasets"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=command("datasets"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="say what is ready and what is missing")
     check.add_argument("datasets", nargs="*", metavar="DATASET", help="default: all fifteen; folder: your own images")

@@ -29,7 +29,7 @@ WAITING = 20  # images that wait for their answer; further ones are refused
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog=command("demo"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=command("demo"), description=__doc__)
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="the model folder, or the output folder of a run")
     add("--port", type=int, default=PORT, metavar="N", help="the port of the page (%(default)s)")

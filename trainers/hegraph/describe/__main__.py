@@ -30,7 +30,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog=command("describe"),
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--classes", type=Path, required=True, metavar="FILE", help="class names: JSON list or one a line")

@@ -16,7 +16,7 @@ PARTS = ("full", "head")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog=command("export"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=command("export"), description=__doc__)
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="a model folder, or the output folder of a run")
     add("--onnx", type=Path, required=True, metavar="FILE", help="the file to write; an older one is replaced")

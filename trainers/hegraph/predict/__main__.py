@@ -34,7 +34,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog=command("predict"),
         description="Classifies images with a trained model.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="a model folder, or the output folder of a run")

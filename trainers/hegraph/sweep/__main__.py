@@ -34,7 +34,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog=command("sweep"),
         usage=f"{command('sweep')} [GRID.yaml] [FLAG ...] [KEY VALUE ...]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("words", nargs="*", metavar="GRID.yaml | KEY VALUE", help="a file of the grid; keys that all runs have")

@@ -17,19 +17,21 @@ _CHOICE = re.compile(r"invalid choice: '(.*?)'")
 
 
 def command(arguments: str = "") -> str:
-    """How the user calls a command line, whose first word may be a sub-command; without arguments, the program.
+    """How the user calls a command line with these arguments, the first of which may be a sub-command.
 
-    "datasets check" is "python -m trainers.hegraph.datasets check" in a checkout and "hegraph datasets check" once
-    installed; "--shots 1" is "python -m trainers.hegraph --shots 1" and "hegraph --shots 1".
+    "--shots 1" is "python -m trainers.hegraph --shots 1" in a checkout, and "hegraph --shots 1" once installed.
     """
-    if PACKAGE == "hegraph":
-        return f"hegraph {arguments}".rstrip()
-    program = f"python -m {PACKAGE}"
-    return f"{program}.{arguments}" if arguments[:1].isalpha() else f"{program} {arguments}".rstrip()
+    program = PACKAGE if PACKAGE == "hegraph" else f"python -m {PACKAGE}"
+    return f"{program} {arguments}".rstrip()
 
 
 class Parser(argparse.ArgumentParser):
-    """Parses a command line. A mistake in it is a `UserError`, which names what was meant."""
+    """Parses a command line, and shows its description as it is. A mistake in it is a `UserError`, which names what was
+    meant.
+    """
+
+    def __init__(self, formatter_class: Any = argparse.RawDescriptionHelpFormatter, **about: Any) -> None:
+        super().__init__(formatter_class=formatter_class, **about)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}{self._hint(message)} (usage: {self.prog} --help)")
