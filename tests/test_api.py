@@ -47,22 +47,15 @@ def test_the_names_are_those_of_the_contract():
     assert set(hegraph.__all__) <= set(dir(hegraph))
 
 
-@pytest.mark.parametrize(("name", "kind"), CONTRACT.items())
-def test_a_name_is_what_the_contract_says_and_has_a_docstring(name, kind):
-    value = getattr(hegraph, name)
-    assert IS[kind](value)
-    assert inspect.getdoc(value)
-    assert value.__name__ == name
-
-
-@pytest.mark.parametrize("name", CONTRACT)
-def test_the_docstring_of_the_package_explains_each_name(name):
-    [line] = [line for line in hegraph.__doc__.splitlines() if line.startswith(f"    {name} ")]
-    assert len(line.split()) >= 4
-
-
-def test_the_version_is_three_numbers():
+def test_a_name_is_what_the_contract_says_and_its_docstring_and_that_of_the_package_explain_it():
     assert [part.isdecimal() for part in hegraph.__version__.split(".")] == [True] * 3
+    for name, kind in CONTRACT.items():
+        value = getattr(hegraph, name)
+        assert IS[kind](value), name
+        assert inspect.getdoc(value), name
+        assert value.__name__ == name
+        [line] = [line for line in hegraph.__doc__.splitlines() if line.startswith(f"    {name} ")]
+        assert len(line.split()) >= 4
 
 
 def test_a_name_is_the_one_that_its_module_defines():
