@@ -9,12 +9,14 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageOps
 from strokes import DIGITS
 
+from trainers.hegraph.datasets import images as images_module
 from trainers.hegraph.datasets.digits import CLASSNAMES, open_digit
 from trainers.hegraph.demo import __main__ as command
 from trainers.hegraph.demo.__main__ import GRADIO, check_address, main, parse_arguments
@@ -76,7 +78,7 @@ def test_what_is_no_image_or_too_large_is_one_clear_line(page, uploads, monkeypa
     assert "50 million pixels" in said()
     Image.new("1", (20_000, 20_000)).save(file)
     assert "50 million pixels" in said()
-    monkeypatch.setattr(page, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(images_module, "MAX_BYTES", 2**20)
     file.write_bytes(bytes(2**20 + 1))
     assert "more than 1 MB" in said()
 
@@ -205,7 +207,8 @@ def address(page, model_folder, monkeypatch, tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     images = page.ImageModel.load(model_folder)
-    server = threading.Thread(target=command.serve, args=(images, model_folder, "127.0.0.1", port), daemon=True)
+    build = partial(command.page_of_model, images, model_folder)
+    server = threading.Thread(target=command.serve, args=(build, "127.0.0.1", port), daemon=True)
     server.start()
     assert ready.wait(120)
     yield found[0]

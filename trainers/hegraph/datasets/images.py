@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
-from ..utils.errors import first_line
+from ..utils.errors import UserError, first_line
 
+MAX_BYTES = 20 * 2**20  # of an image that somebody sends to a page
+MAX_PIXELS = 50_000_000  # of one; the largest photos of phones have about so many
 MAX_RATIO = 1000  # of the sides of an image; a backbone takes the short one to some hundred pixels
 ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -66,6 +68,25 @@ def open_image(source: Path | str | bytes, as_stored: bool = False) -> Image.Ima
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
         check_sides(file)
         return file.convert("RGB") if as_stored else to_rgb(file)
+
+
+def open_sent(source: Path | bytes) -> Image.Image:
+    """Opens an image that somebody has sent to a page; UserError, as the end of a sentence, if it is too large or none.
+
+    The pixels are counted before any is decoded.
+    """
+    if (len(source) if isinstance(source, bytes) else source.stat().st_size) > MAX_BYTES:
+        raise UserError(f"has more than {MAX_BYTES >> 20} MB; take a smaller one")
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
+            pixels = file.width * file.height
+        if pixels <= MAX_PIXELS:
+            return open_image(source)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        pass
+    except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+        raise UserError(reason(error)) from error
+    raise UserError(f"has more than {MAX_PIXELS // 10**6} million pixels; take a smaller one")
 
 
 def to_rgb(file: Image.Image) -> Image.Image:

@@ -12,15 +12,20 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..backbones.identity import AUTO, PRECISIONS
+from ..datasets.images import MAX_BYTES, MAX_PIXELS
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, first_line, report, say
 
-if TYPE_CHECKING:  # it imports torch, and a port in use is said before
+if TYPE_CHECKING:
+    from gradio import Blocks
+
+    # it imports torch, and a port in use is said before
     from ..models.images import ImageModel
 
 HOST, PORT = "127.0.0.1", 7860  # Gradio's own port, which a Space is asked on
@@ -58,7 +63,7 @@ def demo(args: argparse.Namespace) -> None:
     device = choose_device(args.device, "--device")
     images = ImageModel.load(folder, device, args.backbone, args.pretrained, args.precision)
     if args.space is None:
-        serve(images, folder, args.host, args.port)
+        serve(lambda uploads: page_of_model(images, folder, uploads), args.host, args.port)
     else:
         write_space(images, folder, args.space, args.backbone, args.pretrained)
         say(f"{args.space}: a Space; upload it with: hf upload USER/NAME {args.space} --repo-type space\n")
@@ -91,10 +96,23 @@ def _cannot_listen(host: str, port: int, error: Exception) -> UserError:
     return UserError(f"cannot listen on {host}, port {port}: {first_line(error)}; choose another --port or --host")
 
 
-def serve(images: ImageModel, folder: Path, host: str, port: int) -> None:
-    """Serves the page of a model until the process is interrupted or terminated.
+def page_of_model(images: ImageModel, folder: Path, uploads: Path) -> Blocks:
+    """The page of a model; its folder is for thumbnails."""
+    from .page import build_page
 
-    What is uploaded is kept in a temporary folder, which is deleted at the end. The model folder is for thumbnails.
+    return build_page(images, folder, uploads)
+
+
+def serve(build: Callable[[Path], Blocks], host: str, port: int, most: int = MAX_BYTES, **options: Any) -> None:
+    """Serves a page until the process is interrupted or terminated.
+
+    What is uploaded is kept in a temporary folder, which is deleted at the end.
+
+    Args:
+        build: Makes the page, given the folder of uploads. It imports Gradio, which reads the environment.
+        host, port: Where the page is.
+        most: Bytes of an upload.
+        options: Further ones of Gradio's `launch`.
 
     Raises:
         UserError: If the page cannot be served there.
@@ -106,18 +124,18 @@ def serve(images: ImageModel, folder: Path, host: str, port: int) -> None:
         import gradio as gr  # reads the environment
         from PIL import Image
 
-        from .page import CSS, MAX_BYTES, MAX_PIXELS, build_page
+        from .page import CSS
 
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # also of images that Gradio opens
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         fonts = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # the reader's own: none is fetched
         text, mono = ([gr.themes.Font(name) for name in names] for names in fonts)
-        page = build_page(images, folder, Path(uploads)).queue(max_size=WAITING)
+        page = build(Path(uploads)).queue(max_size=WAITING)
         try:
             page.launch(
                 server_name=host, server_port=port, share=False, ssr_mode=False, pwa=False, mcp_server=False,
-                prevent_thread_lock=True, quiet=True, max_file_size=MAX_BYTES, footer_links=[], run_history=False,
-                enable_monitoring=False, theme=gr.themes.Default(font=text, font_mono=mono), css=CSS,
+                prevent_thread_lock=True, quiet=True, max_file_size=most, footer_links=[], run_history=False,
+                enable_monitoring=False, theme=gr.themes.Default(font=text, font_mono=mono), css=CSS, **options,
             )  # fmt: skip
         except OSError as error:
             raise _cannot_listen(host, port, error) from error

@@ -15,15 +15,13 @@ import gradio as gr
 from PIL import Image
 
 from ..datasets.digits import CLASSNAMES, load_digits_dataset
-from ..datasets.images import FORMATS, open_image, reason
+from ..datasets.images import open_sent
 from ..models.images import ImageModel
 from ..models.thumbnails import read_thumbnail
 from ..utils.errors import UserError, first_line
 from .answer import LISTED, answer, number, reasons, summary, title, wrapped
 from .drawing import SIDE, ink_of_canvas, is_of_digits, scan_of_ink, scan_of_picture
 
-MAX_BYTES = 20 * 2**20  # of an upload
-MAX_PIXELS = 50_000_000  # the largest photos of phones have about so many
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 CANVAS_JS = (Path(__file__).parent / "canvas.js").read_text(encoding="utf-8")
 CANVAS_HTML = f"""
@@ -99,19 +97,10 @@ def open_upload(uploaded: Any, uploads: Path) -> Image.Image:
             raise ValueError("it was not uploaded")
     except (TypeError, LookupError, ValueError, OSError, RuntimeError) as error:
         raise UserError("no picture came; upload it again") from error
-    if status.st_size > MAX_BYTES:
-        raise UserError(f"the file has more than {MAX_BYTES >> 20} MB; take a smaller image")
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            size = image.width * image.height
-        picture = open_image(path) if size <= MAX_PIXELS else None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        picture = None
-    except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
-        raise UserError(f"this file {reason(error)}") from error
-    if picture is None:
-        raise UserError(f"the image has more than {MAX_PIXELS // 10**6} million pixels; take a smaller one")
-    return picture
+        return open_sent(path)
+    except UserError as error:
+        raise UserError(f"this file {error}") from error
 
 
 def build_page(images: ImageModel, folder: Path, uploads: Path) -> gr.Blocks:
