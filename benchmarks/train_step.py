@@ -8,14 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainers.hegraph.method.cache import Logits, adapter_losses, cache_affinities, cache_logits, text_logits
-from trainers.hegraph.method.conv import RelationConv
+from trainers.hegraph.method.cache import Logits, adapter_loss, cache_affinities, cache_logits, text_logits
 from trainers.hegraph.method.graph import HeteroGraph, build_graph, class_prototypes
 from trainers.hegraph.method.model import HeGraphModel
-from trainers.hegraph.method.relations import RelationType, reads_updated_nodes
+from trainers.hegraph.method.relations import RelationType
 from trainers.hegraph.training.batches import Batch
 
 from .floor import multiply_adds, product_for
+from .pyg_layer import RelationConv
 from .report import Report
 from .tasks import layer_of_the_paper, random_bank, start_training
 from .timing import in_turn, ratio
@@ -54,7 +54,7 @@ def run(num_classes: int = 1000, width: int = 1024, shots: int = 16, repeats: in
 
 
 def pyg_step(model: HeGraphModel, graph: HeteroGraph, batch: Batch) -> Callable[[], None]:
-    """A function that trains the model by one step, with the PyG reference in `conv.py` and without any shortcut."""
+    """A function that trains the model by one step, with the layer of `pyg_layer.py` and without any shortcut."""
     data, layer = graph.to_hetero_data(), model.layers
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     convs = {True: RelationConv(), False: RelationConv(self_loop=False)}
@@ -72,7 +72,7 @@ def pyg_step(model: HeGraphModel, graph: HeteroGraph, batch: Batch) -> Callable[
                 negative = negative + layer.metapath[relation.name] * send(relation)
         for relation in layer.relations:
             if relation.target == "positive":
-                x_source = negative if reads_updated_nodes(relation) else None
+                x_source = None if relation.frozen else negative
                 positive = positive + layer.metapath[relation.name] * send(relation, x_source)
         [visual_relation] = [relation for relation in layer.relations if relation.target == "visual"]
         keys = model.cache_keys + send(visual_relation)[model.cache_labels]
@@ -80,7 +80,7 @@ def pyg_step(model: HeGraphModel, graph: HeteroGraph, batch: Batch) -> Callable[
         affinities = affinities.scatter(1, batch.positions.unsqueeze(1), 0.0)
         visual = cache_logits(affinities, model.cache_labels, model.num_classes)
         logits = Logits(text_logits(batch.features, positive, model.logit_scale), visual)
-        loss = sum(adapter_losses(logits, batch.labels, 1.0, 100.0).values())
+        loss = adapter_loss(logits, batch.labels, 1.0, 100.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

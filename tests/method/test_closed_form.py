@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from trainers.hegraph.method import closed_form
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.closed_form import RIDGES, ClosedForm, add_messages, class_offsets, guess_class_means
+from trainers.hegraph.method.closed_form import RIDGES, ClosedForm, TextGuess, add_messages, class_offsets
 
 K, WIDTH = 7, 6
 LABELS = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6, 6, 1])
@@ -58,7 +58,7 @@ def test_the_guess_of_a_class_is_that_of_a_regression_without_it(text, keys):
     errors = {factor: (rest - left_out(factor)).square().sum() for factor in RIDGES}
     best = min(errors, key=errors.__getitem__)
     assert errors[best] < rest.square().sum()
-    guess = guess_class_means(text, means)
+    guess = TextGuess(text, means)
     assert_close(guess.left_out, means.mean(0) + slope * texts + left_out(best))
     new = F.normalize(text[:2] + text[2:4], dim=-1)
     shifted = new.double() - text.double().mean(0)
@@ -67,17 +67,17 @@ def test_the_guess_of_a_class_is_that_of_a_regression_without_it(text, keys):
 
 
 def test_where_no_regression_is_better_than_none_the_guess_is_a_multiple_of_the_text(text, unit_features):
-    guess = guess_class_means(text, unit_features(K, WIDTH, seed=9))  # means that have nothing to do with the text
+    guess = TextGuess(text, unit_features(K, WIDTH, seed=9))  # means that have nothing to do with the text
     assert guess.dual is None and guess.slope >= 0
     assert_close(guess.left_out, guess.of(text))
-    opposite = guess_class_means(text, -text)
+    opposite = TextGuess(text, -text)
     assert opposite.slope == 0  # never below
 
 
 def test_the_messages_are_whitened_differences_to_the_mean(text, keys, monkeypatch):
     kappa, rho = 3.0, 0.5
-    found = ClosedForm.of(keys, LABELS, text, kappa, rho)
-    guess, counts = guess_class_means(text, means_of(keys)).left_out, LABELS.bincount().double()
+    found = ClosedForm(keys, LABELS, text, kappa, rho)
+    guess, counts = TextGuess(text, means_of(keys)).left_out, LABELS.bincount().double()
     nodes = torch.stack([(counts[k] * means_of(keys)[k] + kappa * guess[k]) / (counts[k] + kappa) for k in range(K)])
     residuals = keys.double() - nodes[LABELS]
     sigma = sum(torch.outer(row, row) for row in residuals) / len(keys)
@@ -93,7 +93,7 @@ def test_the_messages_are_whitened_differences_to_the_mean(text, keys, monkeypat
         expected = ((keys[0].double() - nodes[k]) @ inverse @ (keys[0].double() - nodes[k])).sqrt() / scale
         assert_close((whitened - found.to_text.nodes[k]).norm(), expected, rtol=1e-4, atol=1e-5)
     monkeypatch.setattr(closed_form, "ROWS", 4)  # blocks change nothing
-    in_blocks = ClosedForm.of(keys, LABELS, text, kappa, rho)
+    in_blocks = ClosedForm(keys, LABELS, text, kappa, rho)
     assert_close(in_blocks.to_text.weights, found.to_text.weights)
     assert_close(in_blocks.noise, found.noise)
 
@@ -116,7 +116,7 @@ def test_offsets_move_the_mean_probabilities_to_the_shares_where_no_prior_slows_
 
 @pytest.mark.parametrize("bias", [None, torch.arange(7.0)])
 def test_messages_are_folded_into_weights_and_bias_at_their_strength(text, keys, bias):
-    messages = ClosedForm.of(keys, LABELS, text, kappa=4.0, rho=0.3).to_text
+    messages = ClosedForm(keys, LABELS, text, kappa=4.0, rho=0.3).to_text
     queries = F.normalize(keys + 0.1, dim=-1)
     classifier = FoldedClassifier(50.0 * text, bias)
     found = add_messages(classifier, messages, 10.0).logits(queries)
@@ -126,7 +126,7 @@ def test_messages_are_folded_into_weights_and_bias_at_their_strength(text, keys,
 
 def test_the_noise_of_an_image_is_its_deviation_from_a_class_node_made_without_it(text, keys):
     kappa = 3.0
-    found = ClosedForm.of(keys, LABELS, text, kappa=kappa, rho=0.3)
+    found = ClosedForm(keys, LABELS, text, kappa=kappa, rho=0.3)
     for j, label in enumerate(LABELS.tolist()):
         others = [i for i in range(len(keys)) if LABELS[i] == label and i != j]
         total = keys[others].double().sum(dim=0) + kappa * found.guess.left_out[label]
@@ -138,21 +138,21 @@ def test_with_more_classes_than_features_the_guess_is_the_same_as_with_all_eigen
     many = 3 * WIDTH
     text = unit_features(many, WIDTH, seed=11)
     means = text @ unit_features(WIDTH, WIDTH, seed=12) + 0.1 * unit_features(many, WIDTH, seed=13)
-    few = guess_class_means(text, means)
+    few = TextGuess(text, means)
 
     def all_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
         eigenvalues, vectors = torch.linalg.eigh(texts @ texts.t() + constant)
         return eigenvalues.clamp_min(0), vectors
 
     monkeypatch.setattr(closed_form, "kernel_eigenvectors", all_eigenvectors)
-    every, new = guess_class_means(text, means), unit_features(4, WIDTH, seed=14)
+    every, new = TextGuess(text, means), unit_features(4, WIDTH, seed=14)
     assert few.dual is not None
     assert_close(few.left_out, every.left_out)
     assert_close(few.of(new), every.of(new))
 
 
 def test_a_new_class_receives_what_a_class_with_its_text_and_no_image_would(text, keys, unit_features):
-    found = ClosedForm.of(keys, LABELS, text, kappa=4.0, rho=0.3)
+    found = ClosedForm(keys, LABELS, text, kappa=4.0, rho=0.3)
     new, queries = unit_features(3, WIDTH, seed=21), unit_features(5, WIDTH, seed=22)
     logits, of_text = found.for_new_classes().logits(queries, new), found.to_text
     for k, guess in enumerate(found.guess.of(new)):

@@ -7,8 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from trainers.hegraph.method import graph as module
-from trainers.hegraph.method.graph import Edges, build_graph, class_prototypes
-from trainers.hegraph.method.relations import NODE_TYPES, RELATIONS
+from trainers.hegraph.method.graph import HeteroGraph, build_graph, class_prototypes
+from trainers.hegraph.method.relations import NODE_TYPES, RELATIONS, RelationType
 from trainers.hegraph.utils.errors import UserError
 
 # In the plane; a cosine is that of the difference of two angles. Rows are targets, columns sources
@@ -44,19 +44,23 @@ def test_nodes_of_different_shapes_are_an_error_that_lists_them(unit_features):
 
 def test_degrees_are_row_sums_for_targets_and_column_sums_for_sources_of_absolute_weights():
     # The sources are the axes, so a target's entries are its edges. Row sums of absolute values 3, 3; column sums 1, 5
-    edges = Edges(torch.tensor([[1.0, -2.0], [0.0, 3.0]]), torch.eye(2), diagonal=1.0)
-    assert [degree.tolist() for degree in edges.degrees()] == [[[4.0], [4.0]], [[2.0], [6.0]]]  # and the self loop
-    edges = Edges(edges.target, edges.source, diagonal=0.0)  # the diagonal counts as it is weighted
-    assert [degree.flatten().tolist() for degree in edges.degrees()] == [[3.0, 1.0], [1.0, 3.0]]
+    graph = HeteroGraph({"positive": torch.tensor([[1.0, -2.0], [0.0, 3.0]]), "visual": torch.eye(2)})
+
+    def degrees(diagonal: float) -> list:
+        return [degree.flatten().tolist() for degree in graph.degrees(RelationType("visual", "positive", diagonal))]
+
+    assert degrees(1.0) == [[4.0, 4.0], [2.0, 6.0]]  # and the self loop
+    assert degrees(0.0) == [[3.0, 1.0], [1.0, 3.0]]  # the diagonal counts as it is weighted
 
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_degrees_do_not_depend_on_how_many_rows_are_in_memory(unit_features, monkeypatch, size):
     monkeypatch.setattr(module, "ROWS", size)
-    edges = Edges(unit_features(6, 4, seed=1), unit_features(6, 4, seed=2), diagonal=-1.0)
-    weight = edges.weight()
-    assert_close(edges.weight(slice(2, 5)), weight[2:5])
-    target, source = edges.degrees()
+    graph = HeteroGraph({"positive": unit_features(6, 4, seed=1), "visual": unit_features(6, 4, seed=2)})
+    relation = RelationType("visual", "positive", diagonal=-1.0)
+    weight = graph.edge_weights(relation)
+    assert_close(graph.edge_weights(relation, slice(2, 5)), weight[2:5])
+    target, source = graph.degrees(relation)
     assert_close(target, weight.abs().sum(dim=1, keepdim=True) + 1)
     assert_close(source, weight.abs().sum(dim=0).unsqueeze(1) + 1)
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from trainers.hegraph.method.graph import Adjacency, Edges, HeteroGraph, build_graph
+from trainers.hegraph.method.graph import Aggregation, HeteroGraph, build_graph
 from trainers.hegraph.method.layers import Adapted, HeteroMessagePassing
 from trainers.hegraph.method.options import ModelOptions
-from trainers.hegraph.method.relations import RELATIONS
+from trainers.hegraph.method.relations import RELATIONS, RelationType
 
 P, N, V = "positive", "negative", "visual"
 METAPATH = {"BETA_PN": 0.7, "BETA_VN": -0.4, "ALPHA_PP": 0.3, "ALPHA_VP": 0.9, "ALPHA_NP": 0.6, "ALPHA_NP_TEST": 0.25}
@@ -89,16 +89,17 @@ def test_the_layer_is_the_method_in_training_and_in_evaluation(unit_features, nu
 
 @pytest.mark.parametrize("num_classes", [1, WIDTH, WIDTH + 1, 20])
 @pytest.mark.parametrize("diagonal", [0.0, -1.0])
-def test_an_adjacency_multiplies_by_the_coefficients_with_and_without_a_matrix(unit_features, diagonal, num_classes):
+def test_what_is_aggregated_with_and_without_a_dense_matrix(unit_features, diagonal, num_classes):
     target, source, x = (unit_features(num_classes, WIDTH, seed=i).double() for i in range(3))
     r = edges(target, source, diagonal)
     of_target, of_source = r.abs().sum(dim=1) + 1, r.abs().sum(dim=0) + 1
-    adjacency = Adjacency(Edges(target, source, diagonal))
-    kept = {"matrix"} if num_classes <= WIDTH else {"left", "right", "diagonal"}  # no matrix of all pairs of classes
-    assert {name for name, _ in adjacency.named_buffers()} == {"own"} | kept
-    assert_close(adjacency(x), r / torch.outer(of_target, of_source).sqrt() @ x, rtol=0, atol=1e-6)
-    assert_close(adjacency.own, target / of_target.unsqueeze(1), rtol=0, atol=1e-6)
-    assert adjacency.state_dict() == {}
+    graph, sent = HeteroGraph({P: target, V: source}), r / torch.outer(of_target, of_source).sqrt() @ x
+    for self_term, own in ((True, target / of_target.unsqueeze(1)), (False, 0)):
+        aggregation = Aggregation(graph, RelationType(V, P, diagonal, self_term=self_term))
+        kept = {"left"} if num_classes <= WIDTH else {"left", "right", "diagonal"}  # no matrix of all pairs of classes
+        assert {name for name, _ in aggregation.named_buffers()} == kept | ({"own"} if self_term else set())
+        assert_close(aggregation(x), own + sent, rtol=0, atol=1e-6)
+        assert aggregation.state_dict() == {}
 
 
 # --- the PyG reference
@@ -106,7 +107,7 @@ def test_an_adjacency_multiplies_by_the_coefficients_with_and_without_a_matrix(u
 
 def pyg(graph: HeteroGraph, layer: HeteroMessagePassing) -> Adapted:
     """Eq. 1-6 over the edges of the graph."""
-    from trainers.hegraph.method.conv import RelationConv
+    from benchmarks.pyg_layer import RelationConv
 
     data = graph.to_hetero_data()
 
@@ -147,7 +148,7 @@ def test_the_layer_and_its_gradients_equal_the_pyg_reference(unit_features, num_
 @pytest.mark.parametrize("self_loop", [True, False])
 def test_the_pyg_reference_takes_other_numbers_of_sources_than_targets_in_any_order_of_edges(unit_features, self_loop):
     pytest.importorskip("torch_geometric", reason="torch_geometric is an extra")
-    from trainers.hegraph.method.conv import RelationConv
+    from benchmarks.pyg_layer import RelationConv
 
     generator = torch.Generator().manual_seed(3)
     matrix = torch.randn(3, 5, generator=generator).double()
@@ -185,7 +186,7 @@ def test_a_relation_of_weight_zero_owns_no_parameter_and_every_parameter_gets_a_
     graph = make_graph(unit_features, 5)
     layer = make_layer(graph, without=without, variant=variant, learn_metapath=True)
     assert (set(layer.weight), set(layer.bias), set(layer.metapath)) == (weights, biases, biases - {"visual_to_visual"})
-    assert [r.step for r in layer.relations] == sorted(r.step for r in layer.relations)
+    assert [r for r in RELATIONS if r in layer.relations] == list(layer.relations)
     adapted = layer()
     assert (adapted.visual_bias is not None) == (variant == "full")
     if weights == {V}:

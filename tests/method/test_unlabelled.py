@@ -18,7 +18,7 @@ from trainers.hegraph.features.bank import BankFile, mean_over_views
 from trainers.hegraph.method import class_sums, unlabelled
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.class_sums import ClassSums
-from trainers.hegraph.method.closed_form import ClosedForm, add_messages, guess_class_means
+from trainers.hegraph.method.closed_form import ClosedForm, TextGuess, add_messages
 from trainers.hegraph.method.unlabelled import (
     ClassShares,
     Heard,
@@ -76,13 +76,13 @@ def by_loops(
         soft = [sum(q[i, c] for i in range(M)) for c in range(K)]
         soft_sums = [sum(q[i, c] * f[i] for i in range(M)) for c in range(K)]
         if n:
-            p = guess_class_means(graph.text, torch.stack([sums[c] / s_c[c] for c in range(K)])).left_out
+            p = TextGuess(graph.text, torch.stack([sums[c] / s_c[c] for c in range(K)])).left_out
         else:
             trust = [soft[c] / (soft[c] + 2) for c in range(K)]
             means = [soft_sums[c] / soft[c] for c in range(K)]
             middle = sum(trust[c] * means[c] for c in range(K)) / sum(trust)
             drawn = [middle + trust[c] * (means[c] - middle) for c in range(K)]
-            p = guess_class_means(graph.text, torch.stack(drawn)).left_out
+            p = TextGuess(graph.text, torch.stack(drawn)).left_out
         count = [s_c[c] + soft[c] + 2 for c in range(K)]
         u = [(sums[c] + soft_sums[c] + 2 * p[c]) / count[c] for c in range(K)]
         sigma = sum(q[i, c] * torch.outer(f[i] - u[c], f[i] - u[c]) for i in range(M) for c in range(K))
@@ -284,7 +284,7 @@ def gain(bank: BankFile, shots: int, kept: int) -> float:
     if shots:
         drawn = torch.tensor(select_few_shot(train_labels.tolist(), val_labels.tolist(), shots, random.Random(1)).train)
         graph = Graph(train[drawn], train_labels[drawn], text)
-        closed = ClosedForm.of(graph.keys, graph.labels, text, kappa=4.0, rho=0.3)
+        closed = ClosedForm(graph.keys, graph.labels, text, kappa=4.0, rho=0.3)
         classifier = add_messages(classifier, closed.to_text, 0.1 * scale)
     order, classes = torch.randperm(len(val), generator=generator), torch.randperm(len(text), generator=generator)
     pooled, tested = order[: len(val) // 2], order[len(val) // 2 :]

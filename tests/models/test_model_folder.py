@@ -128,7 +128,7 @@ def test_a_model_is_read_that_has_options_of_an_earlier_version(folder):
 
 
 def test_a_model_is_read_that_is_older_than_a_relation_of_weight_0(folder, monkeypatch):
-    younger = RelationType("negative", "negative", diagonal=0.0, step=1, weight_key="BETA_NN", weight=0.0)
+    younger = RelationType("negative", "negative", diagonal=0.0, weight_key="BETA_NN", weight=0.0)
     monkeypatch.setattr(relations, "RELATIONS", (*relations.RELATIONS, younger))
     assert load_model(folder).transfer.options.metapath["BETA_NN"] == 0.0
     monkeypatch.setattr(relations, "RELATIONS", (*relations.RELATIONS[:-1], replace(younger, weight=0.1)))

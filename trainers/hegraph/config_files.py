@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 from .config import FILLABLE, OF_THE_BACKBONE, OPTIONS, REMOVED, Config, default_values, matching_rows, pairs_of
 from .method.options import UNTRAINED, ModelOptions
-from .method.relations import REFINED, RELATIONS, relations_in_use
+from .method.relations import REFINED, RELATIONS
 from .utils.errors import UserError, shortened, shown, unknown
 from .utils.option import LARGEST_FLOAT, NODE, OPEN, Option
 from .utils.reading import parse_json, read_yaml
@@ -236,7 +236,7 @@ def _check_trainable(options: ModelOptions) -> None:
         raise UserError(
             f"VARIANT {options.variant} with TEXT_W False and BIAS False has nothing to train; set one of them to True"
         )
-    if relations_in_use(options.variant_metapath, options.has_cache, options.text_weights):
+    if options.relations:
         return
     ones = replace(options, metapath=dict.fromkeys(options.metapath, 1.0)).variant_metapath
     used = [r.weight_key for r in RELATIONS if r.target == REFINED and ones[r.weight_key]]

@@ -78,23 +78,19 @@ def cache_logits(affinities: Tensor, labels: Tensor, num_classes: int) -> Tensor
     return logits.index_add(1, labels, affinities)
 
 
-def adapter_losses(logits: Logits, labels: Tensor, visual_weight: float, visual_scale: float) -> dict[str, Tensor]:
-    """Cross-entropy of each classifier.
+def adapter_loss(logits: Logits, labels: Tensor, visual_weight: float, visual_scale: float) -> Tensor:
+    """Cross-entropy of the text classifier and, where there is a cache and a weight, of the cache classifier (Eq. 9).
 
     Args:
         logits: Both `[B, K]`, or `visual` None.
         labels: Shape `[B]`.
-        visual_weight: `lambda` (Eq. 9).
+        visual_weight: `lambda`.
         visual_scale: Factor on the visual logits: they are sums of affinities, which CLIP's `tau` does not scale.
-
-    Returns:
-        "text_loss" and, with a visual classifier, "visual_loss", which already holds `visual_weight`; the total
-        is their sum.
     """
-    losses = {"text_loss": F.cross_entropy(logits.text, labels)}
-    if logits.visual is not None and visual_weight > 0:
-        losses["visual_loss"] = visual_weight * F.cross_entropy(visual_scale * logits.visual, labels)
-    return losses
+    loss = F.cross_entropy(logits.text, labels)
+    if logits.visual is None or visual_weight == 0:
+        return loss
+    return loss + visual_weight * F.cross_entropy(visual_scale * logits.visual, labels)
 
 
 def shifted_cache_logits(
@@ -156,16 +152,8 @@ class _ShiftedCache(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        shift: Tensor,
-        features: Tensor,
-        keys: Tensor,
-        labels: Tensor,
-        beta: float,
-        own: Tensor | None,
-        products: Tensor | None,
-    ) -> Tensor:
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        shift, features, keys, labels, beta, own, products = given
         moved = shift @ features.t()  # f . s_c, [K, B]
         exponents, norms = keys.new_empty(len(keys), len(features)), keys.new_empty(len(keys), 1)
         logits = torch.zeros_like(moved)
@@ -247,12 +235,10 @@ class FoldedClassifier:
         """Logits of the two classifiers, before they are added, for unit-norm image features `[B, d]`."""
         text = features @ self.weights.t()
         text = text if self.bias is None else text + self.bias
-        if self.keys is None or self.labels is None:
+        if (keys := self.keys) is None or (labels := self.labels) is None:
             return Logits(text, None)
-        keys, labels, values = self.keys, self.labels, self.key_weights
-        batches = features.split(batch_size)
-        visual = [cache_sums(batch, keys, labels, self.beta, self.num_classes, values) for batch in batches]
-        return Logits(text, torch.cat(visual))
+        about = labels, self.beta, self.num_classes, self.key_weights
+        return Logits(text, torch.cat([cache_sums(batch, keys, *about) for batch in features.split(batch_size)]))
 
     def logits(self, features: Tensor, batch_size: int = BATCH) -> Tensor:
         """The prediction `z`, shape `[B, K]`, for unit-norm image features `[B, d]`."""

@@ -58,9 +58,12 @@ SMALLEST = 1e-9  # what is divided by is at least this
 ROWS = 4096  # images that are worked on at once, since float64 takes twice the memory of their keys
 
 
-@dataclass(frozen=True)
 class TextGuess:
     """What text says about the class means (step 1).
+
+    Args:
+        text: Text features, shape `[K, d]`.
+        means: Class means of image features, shape `[K, d]`.
 
     Attributes:
         left_out: `p_c` of every class, with the `W` that was fitted without it, shape `[K, d]`.
@@ -71,13 +74,27 @@ class TextGuess:
         dual: The ridge regression's dual weights, shape `[K, d]`; None where there is no `W`.
     """
 
-    left_out: Tensor
-    mean_text: Tensor
-    mean_image: Tensor
-    slope: Tensor
-    texts: Tensor
-    constant: Tensor
-    dual: Tensor | None
+    def __init__(self, text: Tensor, means: Tensor) -> None:
+        text, means = text.double(), means.double()
+        self.mean_text, self.mean_image = text.mean(dim=0), means.mean(dim=0)
+        self.texts, images = text - self.mean_text, means - self.mean_image
+        alike, square = (self.texts * images).sum(), (self.texts * self.texts).sum()
+        self.slope = (alike / square.clamp_min(SMALLEST)).clamp_min(0)
+        rest = images - self.slope * self.texts
+        self.constant = CONSTANT * self.texts.square().sum(dim=1).mean()
+        eigenvalues, vectors = kernel_eigenvectors(self.texts, self.constant)
+        projected = vectors.t() @ rest
+        mean_eigenvalue = (eigenvalues[:-1].sum() / (len(text) - 1)).clamp_min(SMALLEST)
+        least, left_out, self.dual = rest.square().sum(), torch.zeros_like(rest), None
+        for factor in RIDGES:
+            ridge = factor * mean_eigenvalue
+            shrink = eigenvalues / (eigenvalues + ridge)
+            leverage = (vectors.square() * shrink).sum(dim=1, keepdim=True)
+            predicted = (vectors @ (shrink.unsqueeze(1) * projected) - leverage * rest) / (1 - leverage)
+            if (error := (rest - predicted).square().sum()) < least:
+                least, left_out = error, predicted
+                self.dual = vectors @ (projected / (eigenvalues + ridge).unsqueeze(1))
+        self.left_out = self.mean_image + self.slope * self.texts + left_out
 
     def of(self, text: Tensor) -> Tensor:
         """`p_c` of classes that have no images, from their text features `[K', d]`; shape `[K', d]`."""
@@ -86,6 +103,23 @@ class TextGuess:
         if self.dual is None:
             return guess
         return guess + (deviation @ self.texts.t() + self.constant) @ self.dual
+
+
+def kernel_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of `texts texts^T + constant`, ascending, and its eigenvectors, in columns; `texts` is `[K, d]`.
+
+    With more classes than features the matrix has rank d + 1 at most, and only those eigenvectors are worked out, from
+    a matrix of that size: without that, 21,841 classes would take hours.
+    """
+    num_classes, width = texts.shape
+    if num_classes <= width + 1:
+        eigenvalues, vectors = torch.linalg.eigh(texts @ texts.t() + constant)
+        return eigenvalues.clamp_min(0), vectors
+    design = torch.cat([texts, constant.sqrt().expand(num_classes, 1)], dim=1)
+    eigenvalues, turn = torch.linalg.eigh(design.t() @ design)
+    kept = eigenvalues > SMALLEST * eigenvalues[-1]
+    eigenvalues = eigenvalues[kept]
+    return eigenvalues, design @ turn[:, kept] / eigenvalues.sqrt()
 
 
 @dataclass(frozen=True)
@@ -109,52 +143,44 @@ class TextMessages:
     nodes: Tensor
 
 
-@dataclass(frozen=True)
 class ClosedForm:
-    """What the three steps leave.
+    """The three steps. The first two are taken at once: training needs no more than them.
+
+    Args:
+        keys: Unit-norm cached image features, shape `[N, d]`; every class has at least one.
+        labels: Their classes, shape `[N]`.
+        text: Unit-norm text features, shape `[K, d]`.
+        kappa: How many images text counts as.
+        rho: Strength of the covariance's ridge, times d / N.
+        receivers: For each class the class whose message its text node receives, shape `[K]`; None: its own.
 
     Attributes:
-        keys, labels, rho, receivers: As of `of`.
         guess: Of step 1.
         nodes: `u_c` (step 2), shape `[K, d]`.
         noise: `r_j`, shape `[N, d]`, float32.
     """
 
-    keys: Tensor
-    labels: Tensor
-    rho: float
-    receivers: Tensor | None
-    guess: TextGuess
-    nodes: Tensor
-    noise: Tensor
-
-    @classmethod
-    def of(
-        cls, keys: Tensor, labels: Tensor, text: Tensor, kappa: float, rho: float, receivers: Tensor | None = None
-    ) -> ClosedForm:
-        """Takes the first two steps; training needs no more than them.
-
-        Args:
-            keys: Unit-norm cached image features, shape `[N, d]`; every class has at least one.
-            labels: Their classes, shape `[N]`.
-            text: Unit-norm text features, shape `[K, d]`.
-            kappa: How many images text counts as.
-            rho: Strength of the covariance's ridge, times d / N.
-            receivers: For each class the class whose message its text node receives, shape `[K]`; None: its own.
-        """
+    def __init__(
+        self, keys: Tensor, labels: Tensor, text: Tensor, kappa: float, rho: float, receivers: Tensor | None = None
+    ) -> None:
+        self.keys, self.labels, self.rho, self.receivers = keys, labels, rho, receivers
         counts = torch.bincount(labels, minlength=len(text)).double().unsqueeze(1)
         sums = counts.new_zeros(text.shape)
-        for some, classes in _blocks(keys, labels):
+        for some, classes in self._blocks():
             sums.index_add_(0, classes, some)
         means = sums / counts
-        guess = guess_class_means(text, means)
-        sums, guesses = counts * means, kappa * guess.left_out
+        self.guess = TextGuess(text, means)
+        sums, guesses = counts * means, kappa * self.guess.left_out
         noise = []
-        for some, classes in _blocks(keys, labels):
+        for some, classes in self._blocks():
             without = (sums[classes] - some + guesses[classes]) / (counts[classes] - 1 + kappa)
             noise.append((some - without).float())
-        nodes = (sums + guesses) / (counts + kappa)
-        return cls(keys, labels, rho, receivers, guess, nodes, torch.cat(noise))
+        self.nodes, self.noise = (sums + guesses) / (counts + kappa), torch.cat(noise)
+
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The keys, in float64, and their labels, `ROWS` at a time."""
+        for some, classes in zip(self.keys.split(ROWS), self.labels.split(ROWS)):
+            yield some.double(), classes
 
     @cached_property  # a run starts without it: at the size of ImageNet it takes seconds
     def to_text(self) -> TextMessages:
@@ -162,7 +188,7 @@ class ClosedForm:
         num_images, width = self.keys.shape
         nodes = self.nodes
         mean, covariance = nodes.new_zeros(width), nodes.new_zeros(width, width)
-        for some, classes in _blocks(self.keys, self.labels):
+        for some, classes in self._blocks():
             mean += some.sum(dim=0) / num_images
             deviations = some - nodes[classes]
             covariance += deviations.t() @ deviations / num_images
@@ -172,7 +198,7 @@ class ClosedForm:
         metric = (covariance / spread + ridge * identity) / (1 + ridge)
         eigenvalues, vectors = torch.linalg.eigh(metric)
         whitening = (vectors / eigenvalues.clamp_min(SMALLEST).sqrt()) @ vectors.t()
-        lengths = torch.cat([((some - mean) @ whitening).norm(dim=1) for some, _ in _blocks(self.keys, self.labels)])
+        lengths = torch.cat([((some - mean) @ whitening).norm(dim=1) for some, _ in self._blocks()])
         scale = lengths.mean().clamp_min(SMALLEST)
         whitened = (nodes - mean) @ whitening
         weights = F.normalize(whitened, dim=1) @ whitening / scale
@@ -213,58 +239,13 @@ class NewClassMessages:
     whitening: Tensor
     mean: Tensor
 
+    def to(self, device: str | torch.device) -> NewClassMessages:
+        return NewClassMessages(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
     def logits(self, features: Tensor, text: Tensor) -> Tensor:
         """`(f - m) . x_c` of image features `[B, d]` and text features `[K, d]`, shape `[B, K]`."""
         weights = F.normalize(text @ self.matrix + self.offset, dim=1) @ self.whitening
         return (features - self.mean) @ weights.t()
-
-
-def guess_class_means(text: Tensor, means: Tensor) -> TextGuess:
-    """Step 1, from text features and class means of image features, both `[K, d]`."""
-    text, means = text.double(), means.double()
-    mean_text, mean_image = text.mean(dim=0), means.mean(dim=0)
-    texts, images = text - mean_text, means - mean_image
-    slope = ((texts * images).sum() / (texts * texts).sum().clamp_min(SMALLEST)).clamp_min(0)
-    rest = images - slope * texts
-    constant = CONSTANT * texts.square().sum(dim=1).mean()
-    eigenvalues, vectors = kernel_eigenvectors(texts, constant)
-    projected = vectors.t() @ rest
-    mean_eigenvalue = (eigenvalues[:-1].sum() / (len(texts) - 1)).clamp_min(SMALLEST)
-    least, left_out, best = rest.square().sum(), torch.zeros_like(rest), None
-    for factor in RIDGES:
-        ridge = factor * mean_eigenvalue
-        shrink = eigenvalues / (eigenvalues + ridge)
-        leverage = (vectors.square() * shrink).sum(dim=1, keepdim=True)
-        predicted = (vectors @ (shrink.unsqueeze(1) * projected) - leverage * rest) / (1 - leverage)
-        error = (rest - predicted).square().sum()
-        if error < least:
-            least, left_out, best = error, predicted, ridge
-    dual = None if best is None else vectors @ (projected / (eigenvalues + best).unsqueeze(1))
-    guess = mean_image + slope * texts + left_out
-    return TextGuess(guess, mean_text, mean_image, slope, texts, constant, dual)
-
-
-def kernel_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of `texts texts^T + constant`, ascending, and its eigenvectors, in columns; `texts` is `[K, d]`.
-
-    With more classes than features the matrix has rank d + 1 at most, and only those eigenvectors are worked out, from
-    a matrix of that size: without that, 21,841 classes would take hours.
-    """
-    num_classes, width = texts.shape
-    if num_classes <= width + 1:
-        eigenvalues, vectors = torch.linalg.eigh(texts @ texts.t() + constant)
-        return eigenvalues.clamp_min(0), vectors
-    design = torch.cat([texts, constant.sqrt().expand(num_classes, 1)], dim=1)
-    eigenvalues, turn = torch.linalg.eigh(design.t() @ design)
-    kept = eigenvalues > SMALLEST * eigenvalues[-1]
-    eigenvalues = eigenvalues[kept]
-    return eigenvalues, design @ turn[:, kept] / eigenvalues.sqrt()
-
-
-def _blocks(keys: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The keys, in float64, and their labels, `ROWS` at a time."""
-    for some, classes in zip(keys.split(ROWS), labels.split(ROWS)):
-        yield some.double(), classes
 
 
 def class_offsets(logits: Tensor, labels: Tensor) -> Tensor:

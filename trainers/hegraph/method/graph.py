@@ -26,81 +26,6 @@ ROWS = 512  # rows of a matrix of edges that are in memory at once
 
 
 @dataclass(frozen=True)
-class Edges:
-    """The edges of one relation: a `[K, K]` matrix `r` of cosines, a row per target and a column per source node.
-
-    Attributes:
-        target, source: Unit-norm node features, each `[K, d]`.
-        diagonal: Factor on the diagonal, see `RelationType.diagonal`.
-    """
-
-    target: Tensor
-    source: Tensor
-    diagonal: float
-
-    def weight(self, rows: slice = slice(None)) -> Tensor:
-        """The given rows of the matrix, shape `[R, K]`."""
-        cosine = self.target[rows] @ self.source.t()
-        cosine.diagonal(offset=rows.start or 0).mul_(self.diagonal)
-        return cosine
-
-    def degrees(self) -> tuple[Tensor, Tensor]:
-        """Degrees of a graph convolution with a self loop, counted in absolute weights.
-
-        Returns:
-            `deg_i + 1 = sum_j |r_ij| + 1` of every target node and, since the matrix is not symmetric,
-            `deg_j + 1 = sum_i |r_ij| + 1` of every source node, each `[K, 1]`.
-        """
-        num_classes = len(self.target)
-        target, source = self.target.new_ones(num_classes), self.target.new_ones(num_classes)
-        for start in range(0, num_classes, ROWS):
-            rows = slice(start, start + ROWS)
-            magnitude = self.weight(rows).abs_()  # [R, K]
-            target[rows] += magnitude.sum(dim=1)
-            source += magnitude.sum(dim=0)
-        return target.unsqueeze(1), source.unsqueeze(1)
-
-
-class Adjacency(nn.Module):
-    """Multiplies by the edge coefficients `A_ij = r_ij / sqrt((deg_i + 1)(deg_j + 1))` of one relation, `[K, K]`.
-
-    Up to K = d that is one dense matrix. Above, the matrix is never formed: off its diagonal it is the product of the
-    normalised nodes, `D_t^-1/2 T S^T D_s^-1/2`, and its diagonal is put right afterwards. So a product with `[K, d]`
-    costs at most `min(K, 2d) K d` multiply-adds, and memory `min(K, 2d) K`.
-
-    Attributes:
-        own: The self terms of the target nodes, `x_i / (deg_i + 1)`, shape `[K, d]`.
-    """
-
-    own: Tensor
-    matrix: Tensor
-    left: Tensor
-    right: Tensor
-    diagonal: Tensor
-
-    def __init__(self, edges: Edges) -> None:
-        super().__init__()
-        target_degree, source_degree = edges.degrees()
-        buffers = {"own": 1 / target_degree * edges.target}
-        self.dense = len(edges.target) <= edges.target.shape[1]
-        if self.dense:
-            buffers["matrix"] = edges.weight() / (target_degree * source_degree.t()).sqrt()
-        else:
-            cosine = (edges.target * edges.source).sum(dim=1, keepdim=True)  # of each class's own two nodes
-            buffers["left"] = edges.target / target_degree.sqrt()  # [K, d]
-            buffers["right"] = (edges.source / source_degree.sqrt()).t()  # [d, K]
-            buffers["diagonal"] = (edges.diagonal - 1) * cosine / (target_degree * source_degree).sqrt()  # [K, 1]
-        for name, buffer in buffers.items():
-            self.register_buffer(name, buffer, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Source features `[K, d]` to aggregated target features `A x`, `[K, d]`."""
-        if self.dense:
-            return self.matrix @ x
-        return torch.addmm(self.diagonal * x, self.left, self.right @ x)
-
-
-@dataclass(frozen=True)
 class HeteroGraph:
     """Nodes and weighted edges.
 
@@ -118,14 +43,31 @@ class HeteroGraph:
     def width(self) -> int:
         return self.x_dict["positive"].shape[1]
 
+    def edge_weights(self, relation: RelationType, rows: slice = slice(None)) -> Tensor:
+        """Rows of the matrix `r` of a relation, which has a row per target and a column per source node; `[R, K]`."""
+        weights = self.x_dict[relation.target][rows] @ self.x_dict[relation.source].t()
+        weights.diagonal(offset=rows.start or 0).mul_(relation.diagonal)
+        return weights
+
     @property
     def edge_weight_dict(self) -> dict[EdgeType, Tensor]:
         """Edge type -> its edges as a matrix, shape `[K, K]`. They are computed at every call; training never asks."""
-        return {relation.edge_type: self.edges(relation).weight() for relation in RELATIONS}
+        return {relation.edge_type: self.edge_weights(relation) for relation in RELATIONS}
 
-    def edges(self, relation: RelationType) -> Edges:
-        """The edges of a relation between the nodes of this graph."""
-        return Edges(self.x_dict[relation.target], self.x_dict[relation.source], relation.diagonal)
+    def degrees(self, relation: RelationType) -> tuple[Tensor, Tensor]:
+        """Degrees of a graph convolution with a self loop, counted in absolute weights.
+
+        Returns:
+            `deg_i + 1 = sum_j |r_ij| + 1` of every target node and, since the matrix is not symmetric,
+            `deg_j + 1 = sum_i |r_ij| + 1` of every source node, each `[K, 1]`.
+        """
+        target, source = self.x_dict[relation.target].new_ones(2, self.num_classes)
+        for start in range(0, self.num_classes, ROWS):
+            rows = slice(start, start + ROWS)
+            magnitude = self.edge_weights(relation, rows).abs_()  # [R, K]
+            target[rows] += magnitude.sum(dim=1)
+            source += magnitude.sum(dim=0)
+        return target.unsqueeze(1), source.unsqueeze(1)
 
     def to_hetero_data(self) -> HeteroData:
         """The graph as `torch_geometric.data.HeteroData`.
@@ -138,15 +80,51 @@ class HeteroGraph:
         data = HeteroData()
         for node_type, x in self.x_dict.items():
             data[node_type].x = x
-        for relation in RELATIONS:
-            weight = self.edges(relation).weight()
+        for edge_type, weight in self.edge_weight_dict.items():
             edges = torch.ones_like(weight, dtype=torch.bool)
-            if relation.diagonal == 0.0:
+            if edge_type[0] == edge_type[2]:
                 edges.fill_diagonal_(False)
             target, source = edges.nonzero(as_tuple=True)
-            data[relation.edge_type].edge_index = torch.stack([source, target])
-            data[relation.edge_type].edge_weight = weight[target, source]
+            data[edge_type].edge_index = torch.stack([source, target])
+            data[edge_type].edge_weight = weight[target, source]
         return data
+
+
+class Aggregation(nn.Module):
+    """Aggregates what the nodes of one relation send to each target node, before `W`, shape `[K, d]`.
+
+        h_i = x_i / (deg_i + 1) + sum_j A_ij x_j,   A_ij = r_ij / sqrt((deg_i + 1)(deg_j + 1))
+
+    The self term, where the relation has one, is that of the graph's nodes. Up to K = d, `A` is one dense matrix.
+    Above, it is never formed: off its diagonal it is the product of the normalised nodes, `D_t^-1/2 T S^T D_s^-1/2`,
+    and its diagonal is put right afterwards. So a product with `[K, d]` costs at most `min(K, 2d) K d` multiply-adds,
+    and memory `min(K, 2d) K`.
+    """
+
+    own: Tensor | None
+    left: Tensor  # the dense matrix, or a factor of it, [K, d]
+    right: Tensor | None  # the other factor, [d, K]
+    diagonal: Tensor  # [K, 1]
+
+    def __init__(self, graph: HeteroGraph, relation: RelationType) -> None:
+        super().__init__()
+        target, source = graph.x_dict[relation.target], graph.x_dict[relation.source]
+        target_degree, source_degree = graph.degrees(relation)
+        right = diagonal = None
+        if graph.num_classes <= graph.width:
+            left = graph.edge_weights(relation) / (target_degree * source_degree.t()).sqrt()
+        else:
+            cosine = (target * source).sum(dim=1, keepdim=True)  # of each class's own two nodes
+            left, right = target / target_degree.sqrt(), (source / source_degree.sqrt()).t()
+            diagonal = (relation.diagonal - 1) * cosine / (target_degree * source_degree).sqrt()
+        own = 1 / target_degree * target if relation.self_term else None
+        for name, buffer in {"own": own, "left": left, "right": right, "diagonal": diagonal}.items():
+            self.register_buffer(name, buffer, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`h` from source nodes `[K, d]`."""
+        h = self.left @ x if self.right is None else torch.addmm(self.diagonal * x, self.left, self.right @ x)
+        return h if self.own is None else h.add_(self.own)
 
 
 def build_graph(positive: Tensor, negative: Tensor, visual: Tensor) -> HeteroGraph:

@@ -10,7 +10,7 @@ Shapes: B queries, K classes, N cached images, d feature width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -48,9 +48,7 @@ class HeGraphModel(nn.Module):
         self, graph: HeteroGraph, cache_keys: Tensor, cache_labels: Tensor, logit_scale: float, options: ModelOptions
     ) -> None:
         super().__init__()
-        self.num_classes = graph.num_classes
-        self.logit_scale = logit_scale
-        self.options = options
+        self.num_classes, self.logit_scale, self.options = graph.num_classes, logit_scale, options
         # Not part of a checkpoint: they come from the features
         self.register_buffer("cache_keys", cache_keys, persistent=False)
         self.register_buffer("cache_labels", cache_labels, persistent=False)
@@ -58,7 +56,11 @@ class HeGraphModel(nn.Module):
         self.layers = None if options.variant in UNTRAINED else HeteroMessagePassing(graph, options)
         self.closed_form: ClosedForm | None = None
         if options.needs_closed_form:
-            self.closed_form = _closed_form(cache_keys, cache_labels, graph.x_dict["positive"], options)
+            text, constants = graph.x_dict["positive"], options.closed_form
+            others = shuffled(len(text)).to(text.device)
+            sent = text[others] if options.shuffle == "text_to_visual" else text
+            receivers = others if options.shuffle == "visual_to_text" else None
+            self.closed_form = ClosedForm(cache_keys, cache_labels, sent, constants.kappa, constants.rho, receivers)
 
     def forward(
         self,
@@ -135,13 +137,15 @@ class HeGraphModel(nn.Module):
     def parameter_groups(self, lr: float, weight_lr_mult: float, visual_lr: float) -> list[dict]:
         """The trainable parameters with their learning rates, for an optimizer.
 
-        Biases and meta-path weights learn at `lr`, matrices at `lr * weight_lr_mult`, and what belongs to the
-        visual relation at `visual_lr`.
+        Biases and meta-path weights learn at `lr`, matrices at `lr * weight_lr_mult`, and `W` and bias of the visual
+        relation at `visual_lr`.
         """
-        if self.layers is None:
-            return []
         rates = {"weights": lr * weight_lr_mult, "biases": lr, "visual": visual_lr}
-        groups = self.layers.parameters_by_role()
+        groups: dict[str, list[nn.Parameter]] = {role: [] for role in rates}
+        moves_cache = {name for r in RELATIONS if not r.weight_key for name in (f"weight.{r.target}", f"bias.{r.name}")}
+        for name, parameter in () if self.layers is None else self.layers.named_parameters():
+            role = "visual" if name in moves_cache else "weights" if name.startswith("weight.") else "biases"
+            groups[role].append(parameter)
         return [{"params": parameters, "lr": rates[role]} for role, parameters in groups.items() if parameters]
 
 
@@ -164,14 +168,6 @@ def shuffled(num_classes: int) -> Tensor:
     others = torch.empty_like(order)
     others[order] = order.roll(1)
     return others
-
-
-def _closed_form(keys: Tensor, labels: Tensor, text: Tensor, options: ModelOptions) -> ClosedForm:
-    """The closed form, with messages to wrong classes where the options say so."""
-    others, constants = shuffled(len(text)).to(text.device), options.closed_form
-    sent = text[others] if options.shuffle == "text_to_visual" else text
-    receivers = others if options.shuffle == "visual_to_text" else None
-    return ClosedForm.of(keys, labels, sent, constants.kappa, constants.rho, receivers)
 
 
 @dataclass(frozen=True)
@@ -204,12 +200,8 @@ class TransferableAdapter:
 
     def to(self, device: str | torch.device) -> TransferableAdapter:
         """The adapter with all its tensors on a device."""
-        messages = self.messages
-        if messages is not None:
-            moved = {field.name: getattr(messages, field.name).to(device) for field in fields(messages)}
-            messages = replace(messages, **moved)
         parameters = {name: tensor.to(device) for name, tensor in self.parameters.items()}
-        return replace(self, parameters=parameters, messages=messages)
+        return replace(self, parameters=parameters, messages=self.messages and self.messages.to(device))
 
     @torch.no_grad()
     def class_features(self, positive: Tensor, negative: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ..utils.option import NODE, POSITIVE_BY_SHOTS, ROWS, Option, option
-from .relations import REFINED, RELATIONS, metapath_defaults
+from .relations import REFINED, RELATIONS, RelationType, metapath_defaults
 
 VARIANTS = ("base", "free", "T-N", "T-P", "T", "full")
 
@@ -44,14 +44,14 @@ class FreeOptions:
 def metapath_options() -> dict[str, Option]:
     """Key of each meta-path weight (Eq. 2 and 4), below the node of HeGraphAdapter -> its declaration."""
     found = {}
-    for relation in RELATIONS:
-        for key, weight in relation.keys.items():
-            meaning = f"weight of the messages {relation.source} → {relation.target}"
-            symbol = "Eq. 4" if relation.target == REFINED else "Eq. 2"
-            if key != relation.weight_key:
-                meaning = f"{relation.weight_key} in testing; unused with `LEARN_METAPATH`, and without `TEXT_W`"
-                symbol = "section 4.1"
-            found[key] = Option(f"{NODE}.{key}", weight, meaning, symbol=symbol, shapes_model=True)
+    for key, weight in metapath_defaults().items():
+        relation = next(r for r in RELATIONS if key in (r.weight_key, r.key_at_test))
+        meaning = f"weight of the messages {relation.source} → {relation.target}"
+        symbol = "Eq. 4" if relation.target == REFINED else "Eq. 2"
+        if key != relation.weight_key:
+            meaning = f"{relation.weight_key} in testing; unused with `LEARN_METAPATH`, and without `TEXT_W`"
+            symbol = "section 4.1"
+        found[key] = Option(f"{NODE}.{key}", weight, meaning, symbol=symbol, shapes_model=True)
     return found
 
 
@@ -148,3 +148,12 @@ class ModelOptions:
             if relation.target == REFINED and left_out.get(self.variant, False):
                 weights[relation.weight_key] = 0.0
         return weights
+
+    @property
+    def relations(self) -> tuple[RelationType, ...]:
+        """The relations whose messages change the result, in the order of the table. One of weight 0 does not."""
+        weights = self.variant_metapath
+        sending = [r for r in RELATIONS if (weights.get(r.weight_key, 0.0) != 0.0 if r.weight_key else self.has_cache)]
+        # Without a `W`, messages to text nodes read no node; nodes that nobody reads receive their messages in vain
+        read = {REFINED} | {r.source for r in sending if self.text_weights and not r.frozen}
+        return tuple(r for r in sending if not r.weight_key or r.target in read)

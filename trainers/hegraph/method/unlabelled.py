@@ -50,7 +50,7 @@ from torch import Tensor
 
 from .cache import FoldedClassifier
 from .class_sums import ROWS, ClassSums, second_moment
-from .closed_form import SMALLEST, guess_class_means
+from .closed_form import SMALLEST, TextGuess
 
 ROUNDS = 4
 KAPPA = 2.0  # how many images the text's guess of a class counts as
@@ -148,7 +148,7 @@ def hear_unlabelled(
     strength = omega * logit_scale
     guess = None
     if has_labels:
-        guess = guess_class_means(text, labelled.sums / labelled.counts.clamp_min(1).unsqueeze(1)).left_out
+        guess = TextGuess(text, labelled.sums / labelled.counts.clamp_min(1).unsqueeze(1)).left_out
     offsets = torch.zeros_like(labelled.counts)
     equal = count / num_classes + PRIOR
     moment = labelled.moment + second_moment(features)  # no round changes it
@@ -285,7 +285,7 @@ def _class_nodes(
         means = soft_sums / soft_counts.clamp_min(SMALLEST).unsqueeze(1)
         trust = (soft_counts / (soft_counts + KAPPA)).unsqueeze(1)
         centre = (trust * means).sum(dim=0) / trust.sum()
-        guess = guess_class_means(text, centre + trust * (means - centre)).left_out
+        guess = TextGuess(text, centre + trust * (means - centre)).left_out
     counts = labelled.counts + soft_counts + KAPPA
     nodes = (labelled.sums + soft_sums + KAPPA * guess) / counts.unsqueeze(1)
     return _ClassNodes(nodes, counts, soft_counts, soft_sums)

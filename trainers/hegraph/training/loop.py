@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..method.cache import adapter_losses
+from ..method.cache import adapter_loss
 from ..method.model import HeGraphModel
 from ..utils.errors import UserError
 from .batches import Batch, TrainingData, epoch_generator
@@ -101,8 +101,7 @@ class AdapterTraining:
         own = batch.positions if options.leave_one_out else None
         noisy = self.model.with_noise(batch.features, self.noise)
         logits = self.model(batch.features, own, batch.products, noisy)
-        losses = adapter_losses(logits, batch.labels, options.visual_weight, options.visual_scale)
-        loss = torch.stack(list(losses.values())).sum()
+        loss = adapter_loss(logits, batch.labels, options.visual_weight, options.visual_scale)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

@@ -1,7 +1,4 @@
-"""The message of one relation in PyG's style: the readable reference of `layers.py`, for any bipartite graph.
-
-It is a module of its own so that training does not wait for torch_geometric, which takes seconds to import.
-"""
+"""The message of one relation as a layer of PyG, for any bipartite graph: the readable reference of `layers.py`."""
 
 from __future__ import annotations
 
