@@ -23,6 +23,7 @@ CONTRACT = {
     "HeGraphClassifier": "class",
     "HeGraphModel": "module",
     "HeteroGraph": "class",
+    "LabelIssue": "class",
     "ModelOptions": "dataclass",
     "UserError": "exception",
     "build_graph": "function",

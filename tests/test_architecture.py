@@ -14,8 +14,8 @@ PACKAGE = ROOT / "trainers" / "hegraph"
 # A module imports only modules above it. A folder is one entry.
 ORDER = (
     "utils", "datasets", "prompts", "backbones", "features", "method", "training", "config", "config_files",
-    "baselines", "models", "results", "experiments", "sweep", "describe", "predict", "estimator", "export", "demo",
-    "teach", "trainer", "__main__",
+    "baselines", "models", "results", "experiments", "sweep", "describe", "predict", "labels", "estimator", "export",
+    "demo", "teach", "trainer", "__main__",
 )  # fmt: skip
 # package -> the one file, or the folders, that may import it
 ONLY = {"open_clip": "backbones/", "dassl": "trainer.py", "openai": "describe/client.py", "gradio": ("demo/", "teach/")}

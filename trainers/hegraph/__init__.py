@@ -25,6 +25,7 @@ The method
 
 Python
     HeGraphClassifier  the method as a scikit-learn classifier: fit, predict, save, load, push to the Hub
+    LabelIssue         what a model that has not seen an image says of its label
 
 Experiments
     run              one experiment: trains and tests one seed, and writes its record
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from .estimator.classifier import HeGraphClassifier
     from .experiments.run import run
     from .features.bank import FeatureBank, load_bank
+    from .labels.issues import LabelIssue
     from .method.graph import HeteroGraph, build_graph
     from .method.model import HeGraphModel
     from .method.options import ModelOptions
@@ -65,6 +67,7 @@ __all__ = [
     "HeGraphClassifier",
     "HeGraphModel",
     "HeteroGraph",
+    "LabelIssue",
     "ModelOptions",
     "UserError",
     "__version__",
@@ -84,6 +87,7 @@ _HOMES = {
     "HeGraphClassifier": ".estimator.classifier",
     "HeGraphModel": ".method.model",
     "HeteroGraph": ".method.graph",
+    "LabelIssue": ".labels.issues",
     "ModelOptions": ".method.options",
     "UserError": ".utils.errors",
     "build_graph": ".method.graph",

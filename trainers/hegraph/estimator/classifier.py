@@ -22,6 +22,8 @@ from torch import Tensor
 from ..backbones.identity import AUTO
 from ..config import Config
 from ..experiments.image_task import ImageTask
+from ..labels.issues import LabelIssue, find_label_issues
+from ..labels.suggest import suggest
 from ..models.folder import load_model, save_model
 from ..models.hearing import hear
 from ..models.saved import SavedModel
@@ -269,6 +271,45 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         if not isinstance(keep, (int, float, np.number)):
             raise UserError(f"keep must be a number between 0 and 1, as 0.95, got {keep!r:.80}")
         return self.model_.is_known(logits, float(keep)).numpy()
+
+    def suggest(self, X: Any, n: int = 20) -> list[int]:
+        """Positions of n images without labels that are to be labelled next, best first; of fewer images, all.
+
+        `X` are the images, as for `predict`. Those chosen are typical of what the classes that are short of labels seem
+        to be.
+
+        Raises:
+            ValueError: If `X` is not what scikit-learn allows.
+            UserError: If `n` is no whole number above 0.
+        """
+        if not isinstance(n, (int, np.integer)) or n < 1:
+            raise UserError(f"n must be a whole number from 1 on, got {n!r:.80}")
+        check_is_fitted(self, "model_")
+        return suggest(self._fitted or self.model_, self._encoded(X).cpu(), int(n))
+
+    def label_issues(self, X: Any, y: Any) -> list[LabelIssue]:
+        """What the closed form (`variant="free"`) says of the label of each image without that image, as one
+        `LabelIssue(index, label, suggested, score)` for each, the most suspicious first.
+
+        A score above 0 says that another class is likelier. The model itself takes no part but by its classes and text.
+
+        Args:
+            X: Labelled images, as for `fit`; they need not be those that the classifier was fitted to.
+            y: Their labels, which are among `classes_`.
+
+        Raises:
+            ValueError: If `X` or `y` is not what scikit-learn allows.
+            UserError: If a label is unknown, or all are the same.
+        """
+        check_is_fitted(self, "model_")
+        features, y = self._encoded(X).cpu(), column_or_1d(as_array(y))
+        check_consistent_length(features, y)
+        classes = self.classes_.tolist()
+        if unknown := sorted(set(y.tolist()) - set(classes), key=str):
+            raise UserError(f"y holds labels that are no classes of the model: {unknown[:5]}")
+        labels = torch.tensor([classes.index(label) for label in y.tolist()])
+        model = self.model_
+        return find_label_issues(features, labels, model.text_positive, model.logit_scale, classes)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes the model folder, which the command line and `from_pretrained` read. An older model is replaced.

@@ -74,11 +74,7 @@ class Csv:
         return "".join(self._line(row.path, name, digits(value), rank, "", none) for rank, (name, value) in ranked)
 
     def _line(self, *cells: object) -> str:
-        text = io.StringIO()
-        # With another end of lines, Python's writer leaves a carriage return in a name bare
-        writer = csv.writer(text, lineterminator="\r\n")
-        writer.writerow([utf8(str(cell)) for cell in (cells if self.asked else cells[:-1])])
-        return text.getvalue().removesuffix("\r\n") + "\n"
+        return csv_line(*(cells if self.asked else cells[:-1]))
 
 
 class JsonLines:
@@ -101,6 +97,14 @@ class JsonLines:
 
 
 FORMATS: dict[str, Callable[[bool], Table | Csv | JsonLines]] = {"table": Table, "csv": Csv, "jsonl": JsonLines}
+
+
+def csv_line(*cells: object) -> str:
+    """A line of a CSV file."""
+    text = io.StringIO()
+    # With another end of lines, Python's writer leaves a carriage return in a name bare
+    csv.writer(text, lineterminator="\r\n").writerow([utf8(str(cell)) for cell in cells])
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def digits(probability: float) -> str:

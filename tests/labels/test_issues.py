@@ -1,0 +1,86 @@
+"""Labels that seem wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from trainers.hegraph import HeGraphClassifier, LabelIssue, UserError
+from trainers.hegraph.labels import issues
+from trainers.hegraph.labels.issues import find_label_issues, margins, suspicion_logits
+from trainers.hegraph.labels.left_out import free_options, left_out_logits
+from trainers.hegraph.training.confidence import fit_temperature
+
+NAMES = ("ant", "bee", "cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def wrong():
+    """Features of 8 images of each of 4 classes, labels of which three are wrong, the right ones, and text."""
+    generator = torch.Generator().manual_seed(5)
+    centres = torch.randn(4, 24, generator=generator)
+    right = torch.arange(4).repeat_interleave(8)
+    features = F.normalize(centres[right] + 0.6 * torch.randn(32, 24, generator=generator), dim=1)
+    labels = right.clone()
+    labels[[3, 12, 30]] = torch.tensor([2, 0, 1])
+    return features, labels, right, F.normalize(centres + 0.8 * torch.randn(4, 24, generator=generator), dim=1)
+
+
+def test_the_wrong_labels_come_first_and_the_right_classes_are_suggested(wrong):
+    features, labels, _, text = wrong
+    found = find_label_issues(features, labels, text, 30.0, NAMES)
+    assert sorted(issue.index for issue in found) == list(range(32))
+    scores = [issue.score for issue in found]
+    assert scores == sorted(scores, reverse=True)
+    assert {(i.index, i.label, i.suggested) for i in found if i.score > 0} == {
+        (3, "cat", "ant"), (12, "ant", "bee"), (30, "bee", "dog"),
+    }  # fmt: skip
+    assert isinstance(found[0], LabelIssue)
+
+
+def test_scores_are_log_ratios_of_calibrated_probabilities(wrong):
+    features, labels, _, text = wrong
+    logits = suspicion_logits(features, labels, text, 30.0)
+    probabilities = (logits / fit_temperature(logits, labels)).softmax(dim=1)
+    for issue in find_label_issues(features, labels, text, 30.0, range(4))[::7]:
+        of_image = probabilities[issue.index]
+        others = [of_image[c].item() for c in range(4) if c != issue.label]
+        assert issue.score == pytest.approx(torch.tensor(max(others) / of_image[issue.label].item()).log().item(), 1e-4)
+        assert of_image[issue.suggested].item() == max(others)
+
+
+def test_in_the_second_round_images_count_for_the_class_that_they_seemed_to_be(wrong, monkeypatch):
+    features, labels, right, text = wrong
+    options = free_options(10)
+    first = left_out_logits(features, labels, text, 30.0, options)
+    assert ((margins(first, labels)[0] > 0).nonzero()[:, 0] == torch.tensor([3, 12, 30])).all()
+    second = left_out_logits(features, right, text, 30.0, options)
+    torch.testing.assert_close(suspicion_logits(features, labels, text, 30.0), second)
+    monkeypatch.setattr(issues, "ROUNDS", 1)
+    torch.testing.assert_close(suspicion_logits(features, labels, text, 30.0), first)
+
+
+def test_margins():
+    logits = torch.tensor([[1.0, 4.0, 3.0], [2.0, 0.0, 2.5]])
+    values, others = margins(logits, torch.tensor([1, 0]))
+    assert values.tolist() == [-1.0, 0.5]
+    assert others.tolist() == [2, 2]
+
+
+def test_images_of_one_class_are_refused(wrong):
+    features, _, _, text = wrong
+    with pytest.raises(UserError, match="two classes"):
+        find_label_issues(features, torch.zeros(32, dtype=torch.long), text, 30.0, NAMES)
+
+
+def test_the_classifier_speaks_of_its_own_labels(wrong):
+    features, labels, right, text = wrong
+    X, names = features.numpy(), [NAMES[c] for c in labels.tolist()]
+    classifier = HeGraphClassifier(variant="free", text_features=text, logit_scale=30.0)
+    classifier.fit(X, [NAMES[c] for c in right.tolist()])
+    assert classifier.label_issues(X, names) == find_label_issues(features, labels, text, 30.0, NAMES)
+    with pytest.raises(UserError, match="elk"):
+        classifier.label_issues(X, ["elk", *names[1:]])
+    with pytest.raises(ValueError, match="inconsistent"):
+        classifier.label_issues(X, names[1:])

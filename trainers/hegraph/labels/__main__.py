@@ -1,0 +1,162 @@
+"""The command `label`: `suggest MODEL INPUT ... [-n N]`, and `check --root DIR` or `check --features BANK`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..backbones.identity import AUTO, PRECISIONS
+from ..config_files import load_cfg
+from ..predict.__main__ import whole
+from ..predict.inputs import Inputs
+from ..predict.rows import FORMATS, MAX_WIDTH, Row, csv_line, utf8
+from ..utils.commands import Parser, command
+from ..utils.errors import printable, report
+from ..utils.files import check_output
+from ..utils.option import NODE
+
+if TYPE_CHECKING:
+    from .issues import LabelIssue
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("path", "label", "suggested", "score")
+CHECK = """\
+Each image is judged by a model that has not seen it. Rows are the images whose label seems wrong, the most suspicious
+first; the score is the log of how many times likelier the other class is. The exit code is 1 if there are any.
+"""
+SUGGEST = """\
+Rows are as those of predict, the image to label first in the first one. The exit code is 1 if an image could not be
+read.
+"""
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = Parser(prog=command("label"), description="Says what to label next, and which labels seem wrong.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    first = commands.add_parser("suggest", help="choose the images to label next", epilog=SUGGEST)
+    first.add_argument("model", metavar="MODEL", help="a model folder, or the output folder of a run")
+    first.add_argument("inputs", nargs="+", metavar="INPUT", help="images, folders, .txt files of paths, or -")
+    first.add_argument("-n", "--number", type=whole, default=20, metavar="N", help="how many (%(default)s)")
+    first.add_argument("--top", type=whole, default=3, metavar="N", help="how many classes a row has (%(default)s)")
+    first.add_argument("--backbone", default="", metavar="NAME", help="of a model that was trained from a bank")
+    first.add_argument("--pretrained", default="", metavar="TAG", help="its weights")
+    first.set_defaults(run=suggest_command)
+    check = commands.add_parser("check", help="find labels that seem wrong", epilog=CHECK)
+    what = check.add_mutually_exclusive_group(required=True)
+    what.add_argument("--root", metavar="DIR", help="your images: a folder of class folders, or a CSV file")
+    what.add_argument("--features", type=Path, metavar="BANK", help="a feature bank in place of images")
+    check.add_argument("--config-file", default="vit_b32", help="names the backbone (%(default)s)")
+    check.add_argument("--dataset-config-file", default="folder", help="YAML of the data set (%(default)s)")
+    check.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
+    check.set_defaults(run=check_command)
+    for each in (first, check):
+        each.add_argument("--format", choices=tuple(FORMATS), help="by default the ending of --out, else table")
+        each.add_argument("--out", type=Path, metavar="FILE", help="write the rows here, whole or not at all")
+        each.add_argument("--device", default="", help='such as "cpu" or "cuda"; by default a GPU if there is one')
+        each.add_argument("--precision", choices=PRECISIONS, default=AUTO, help="of the backbone (%(default)s)")
+    return parser.parse_args(arguments)
+
+
+def suggest_command(args: argparse.Namespace) -> int:
+    """Writes the images to label next; returns how many images could not be read."""
+    inputs = Inputs(args.inputs)
+    inputs.check()
+    import torch  # takes seconds
+
+    from ..models.images import ImageModel
+    from ..predict.prediction import Options, default_batch_size, open_model, rows_of, write_rows
+    from ..utils.devices import choose_device
+    from .suggest import suggest
+
+    options = Options(args.top, row_format(args), args.out)
+    saved = open_model(args.model, options, args.inputs)
+    model = ImageModel.of(saved, choose_device(args.device, "--device"), args.backbone, args.pretrained, args.precision)
+    paths, unreadable, features = [], [], [torch.zeros(0, saved.classifier.width)]
+    for batch, found in model.encode(iter(inputs), default_batch_size(model.backbone.input_size)):
+        for path, problem in zip(map(str, batch.images), batch.problems):
+            if problem:
+                unreadable.append(Row(path, error=problem))
+            else:
+                paths.append(path)
+        features.append(found.cpu())
+    pool = torch.cat(features)
+    order = suggest(saved, pool, args.number) if len(pool) else []
+    rows = rows_of(saved, [paths[place] for place in order], saved.classifier.logits(pool[order]), options)
+    return write_rows([*rows, *unreadable], len(order) + len(unreadable), options)
+
+
+def check_command(args: argparse.Namespace) -> int:
+    """Writes the images whose labels seem wrong; returns how many there are."""
+    from ..features.bank import BankFile, mean_over_views  # torch takes seconds to import
+    from ..predict.prediction import open_output
+    from .issues import find_label_issues
+
+    opts = [*args.opts, "DATASET.NUM_SHOTS", "-1", f"{NODE}.PREC", args.precision]
+    if args.out is not None:
+        check_output(args.out, [path for path in (args.features, args.root) if path])
+    if args.features is not None:
+        file = BankFile(args.features)
+        keys, labels = mean_over_views(file.features("train")), file.labels["train"]
+        names, text, scale = file.classnames, file.text_positive, file.logit_scale
+        paths = [f"{args.features}#train/{row}" for row in range(len(labels))]
+    else:
+        from ..experiments.image_task import load_image_task  # imports the whole of a run
+        from ..utils.devices import choose_device
+
+        cfg = load_cfg(args.dataset_config_file, args.config_file, {"DATASET.ROOT": args.root}, opts)
+        task = load_image_task(cfg, max(cfg.run.seed, 0), choose_device(args.device, "--device"))
+        bank = task.bank()
+        keys, labels, names, text = bank.cache_keys(), bank.train_labels, bank.classnames, bank.text_positive
+        scale, paths = bank.logit_scale, [str(Path(args.root) / item.path) for item in task.dataset.train]
+    issues = [issue for issue in find_label_issues(keys, labels, text, scale, names) if issue.score > 0]
+    with open_output(args.out) as write:
+        for line in issue_lines(issues, paths, row_format(args)):
+            write(line)
+    logger.info("%d of %d labels seem wrong", len(issues), len(labels))
+    return len(issues)
+
+
+def issue_lines(issues: Sequence[LabelIssue], paths: Sequence[str], form: str) -> Iterator[str]:
+    """Path, label, suggested class and score of each image, one a line, as "table", "csv" or "jsonl"."""
+    rows = [(paths[issue.index], issue.label, issue.suggested, issue.score) for issue in issues]
+    if form == "jsonl":
+        for path, label, suggested, score in rows:
+            row = {"path": utf8(path), "label": utf8(label), "suggested": utf8(suggested), "score": round(score, 4)}
+            yield json.dumps(row, ensure_ascii=False) + "\n"
+    elif form == "csv":
+        for row in [COLUMNS, *((*row[:3], f"{row[3]:.4f}") for row in rows)]:
+            yield csv_line(*row)
+    else:
+        width = min(max((len(path) for path, *_ in rows), default=0), MAX_WIDTH)
+        for path, label, suggested, score in rows:
+            said = f"{path.ljust(width)}  {score:6.2f}  {label} -> {suggested}"
+            yield printable(utf8(said)) + "\n"
+
+
+def row_format(args: argparse.Namespace) -> str:
+    ending = args.out.suffix[1:].lower() if args.out else ""
+    return args.format or (ending if ending in FORMATS else "table")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code, 1 if there is something wrong with an image, else as of `report`."""
+
+    def run() -> int:
+        args = parse_arguments(arguments)
+        return int(args.run(args) > 0)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # what Pillow thinks of an image that it can read
+        return report(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

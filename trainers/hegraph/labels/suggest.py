@@ -1,0 +1,76 @@
+"""What to label next: images that stand for a class that is short of labels.
+
+The images without labels first hear from the class nodes and tell them what they look like (`method/unlabelled.py`).
+Then images are chosen one by one. Class c has as many labels as were given, plus what the chosen images are expected to
+be, the sum of their soft edges `q_ic`. The class that has fewest gets the next image: the one with the greatest
+
+    log q_ic - |w_i - v_c|^2 / D,     w_i = A^-1/2 f_i
+
+where `v_c` is the class node and `A` the within-class covariance of all images, both with the images without labels,
+and `D` the mean squared distance of an image from a class node. It is a typical image of what the class seems to be: if
+it is of the class, its label is worth more than that of an image at the rim; if it is not, the class was misunderstood.
+
+Shapes: M images without labels, K classes, d feature width. Choosing n images takes O(M K d + n M) after hearing them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..method.class_sums import ROWS, ClassSums, second_moment
+from ..method.closed_form import SMALLEST
+from ..method.unlabelled import hear_unlabelled
+from ..models.saved import SavedModel
+
+RIDGE = 0.3  # strength of the covariance's ridge, times d / images
+
+
+def suggest(model: SavedModel, features: Tensor, number: int) -> list[int]:
+    """Positions of the images to label next, best first; all of them where there are no more than `number`.
+
+    Args:
+        model: Any model; of one that has heard images before, what it was trained on is not known.
+        features: Unit-norm features of images without labels, shape `[M, d]`, M at least 1.
+        number: How many are wanted.
+    """
+    text = model.text_positive
+    labelled = model.labelled
+    if labelled is None:
+        labelled = ClassSums.of(features[:0], torch.zeros(0, dtype=torch.long), len(text))
+    heard = hear_unlabelled(model.classifier, labelled, text, features, model.logit_scale, model.temperature)
+    edges = model.calibrate(heard.logits)
+    return choose(edges, typicality(edges, features, labelled), labelled.counts, number)
+
+
+def typicality(edges: Tensor, features: Tensor, labelled: ClassSums) -> Tensor:
+    """`log q_ic - |w_i - v_c|^2 / D`, shape `[M, K]`, from edges `[M, K]` and features `[M, d]`."""
+    counts = labelled.counts + edges.sum(dim=0, dtype=torch.float64)
+    sums, moment = labelled.sums.clone(), labelled.moment + second_moment(features)
+    for block, own in zip(features.split(ROWS), edges.split(ROWS)):
+        sums += (own.t() @ block).double()
+    nodes = sums / counts.clamp_min(SMALLEST).unsqueeze(1)
+    width, total = features.shape[1], counts.sum()
+    covariance = (moment - sums.t() @ nodes) / total
+    ridge = (RIDGE * covariance.trace() / total).clamp_min(SMALLEST)
+    values, vectors = torch.linalg.eigh(covariance + ridge * torch.eye(width, dtype=moment.dtype))
+    whitening = (vectors / values.clamp_min(ridge).sqrt()).float()
+    images, nodes = features @ whitening, nodes.float() @ whitening
+    squares = torch.cdist(images, nodes).square()
+    return edges.clamp_min(SMALLEST).log() - squares / squares.mean().clamp_min(SMALLEST)
+
+
+def choose(edges: Tensor, scores: Tensor, counts: Tensor, number: int) -> list[int]:
+    """Positions of images: each time the one of the greatest score, of `[M, K]`, for the class that is shortest.
+
+    Args:
+        edges: How likely each image is of each class, shape `[M, K]`.
+        counts: How many labels the classes have, shape `[K]`.
+    """
+    expected, scores, chosen = counts.clone(), scores.t().contiguous(), []
+    for _ in range(min(number, len(edges))):
+        place = int(scores[expected.argmin()].argmax())
+        chosen.append(place)
+        scores[:, place] = -torch.inf
+        expected += edges[place]
+    return chosen
