@@ -23,7 +23,7 @@ CONTRACT = {
     "HeGraphClassifier": "class",
     "HeGraphModel": "module",
     "HeteroGraph": "class",
-    "LabelIssue": "class",
+    "LabelIssue": "dataclass",
     "ModelOptions": "dataclass",
     "UserError": "exception",
     "build_graph": "function",

@@ -114,7 +114,7 @@ def check_command(args: argparse.Namespace) -> int:
         cfg = load_cfg(args.dataset_config_file, args.config_file, {"DATASET.ROOT": args.root}, opts)
         task = load_image_task(cfg, max(cfg.run.seed, 0), choose_device(args.device, "--device"))
         bank = task.bank()
-        keys, labels, names, text = bank.cache_keys(), bank.train_labels, bank.classnames, bank.text_positive
+        keys, labels, names, text = bank.cache_keys(), bank.train_labels, list(bank.classnames), bank.text_positive
         scale, paths = bank.logit_scale, [str(Path(args.root) / item.path) for item in task.dataset.train]
     issues = [issue for issue in find_label_issues(keys, labels, text, scale, names) if issue.score > 0]
     with open_output(args.out) as write:
@@ -129,11 +129,12 @@ def issue_lines(issues: Sequence[LabelIssue], paths: Sequence[str], form: str) -
     rows = [(paths[issue.index], issue.label, issue.suggested, issue.score) for issue in issues]
     if form == "jsonl":
         for path, label, suggested, score in rows:
-            row = {"path": utf8(path), "label": utf8(label), "suggested": utf8(suggested), "score": round(score, 4)}
-            yield json.dumps(row, ensure_ascii=False) + "\n"
+            values = utf8(path), utf8(label), utf8(suggested), round(score, 4)
+            yield json.dumps(dict(zip(COLUMNS, values)), ensure_ascii=False) + "\n"
     elif form == "csv":
-        for row in [COLUMNS, *((*row[:3], f"{row[3]:.4f}") for row in rows)]:
-            yield csv_line(*row)
+        yield csv_line(*COLUMNS)
+        for path, label, suggested, score in rows:
+            yield csv_line(path, label, suggested, f"{score:.4f}")
     else:
         width = min(max((len(path) for path, *_ in rows), default=0), MAX_WIDTH)
         for path, label, suggested, score in rows:

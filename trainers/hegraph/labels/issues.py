@@ -10,7 +10,8 @@ Shapes: N images, K classes, d feature width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ from .left_out import free_options, left_out_logits
 ROUNDS = 2
 
 
-class LabelIssue(NamedTuple):
+@dataclass(frozen=True)
+class LabelIssue:
     """What a model that has not seen an image says of its label.
 
     Attributes:
