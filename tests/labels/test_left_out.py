@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainers.hegraph.labels.left_out import free_options, left_out_logits
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.closed_form import ClosedForm, add_messages, class_offsets, guess_class_means
+from trainers.hegraph.method.closed_form import ClosedForm, TextGuess, add_messages, class_offsets
 
 SCALE = 30.0
 
@@ -32,7 +32,7 @@ def images_of(counts: list[int], width: int, seed: int) -> tuple[Tensor, Tensor,
 def fit_to(features: Tensor, labels: Tensor, text: Tensor, shots: int) -> FoldedClassifier:
     options = free_options(shots)
     zero_shot = FoldedClassifier(SCALE * text, class_offsets(SCALE * features @ text.t(), labels))
-    messages = ClosedForm.of(features, labels, text, options.kappa, options.rho).to_text
+    messages = ClosedForm(features, labels, text, options.kappa, options.rho).to_text
     return add_messages(zero_shot, messages, options.omega * SCALE)
 
 
@@ -61,7 +61,7 @@ def test_an_image_alone_in_its_class_leaves_what_text_says_of_it():
     found = left_out_logits(features, labels, text, SCALE, options)[j]
     others = labels != 0
     known, means = features[others], torch.stack([features[labels == c].mean(dim=0) for c in range(1, 6)])
-    guess = guess_class_means(text[1:], means)
+    guess = TextGuess(text[1:], means)
     counts = torch.bincount(labels)[1:, None]
     nodes = torch.cat(
         [guess.of(text[:1]), (counts * means + options.kappa * guess.left_out) / (counts + options.kappa)]
