@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch.optim import AdamW
 
-from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.method.graph import build_graph
 from trainers.hegraph.method.model import HeGraphModel
+from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.training import checkpoints
 from trainers.hegraph.training.checkpoints import Checkpoints, save_adapter
 from trainers.hegraph.utils.errors import UserError
 
-NAMES = ["cat", "dog", "bee"]
 
-
-def make_model(*opts, num_classes: int = 3, width: int = 8, shuffle: bool = True) -> HeGraphModel:
-    """An adapter with parameters that are fixed but not trivial."""
+def make_model(width: int = 8, shuffle: bool = True) -> HeGraphModel:
+    """An adapter of three classes with parameters that are fixed but not trivial."""
     generator = torch.Generator().manual_seed(0)
-    nodes = [F.normalize(torch.randn(num_classes, width, generator=generator), dim=-1) for _ in range(3)]
-    pairs = [value if i % 2 else f"TRAINER.HEGRAPHADAPTER.{value}" for i, value in enumerate(opts)]
-    options = load_cfg(opts=pairs).model
-    model = HeGraphModel(build_graph(*nodes), nodes[2], torch.arange(num_classes), 100.0, options)
-    if shuffle:
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    nodes = [F.normalize(torch.randn(3, width, generator=generator), dim=-1) for _ in range(3)]
+    model = HeGraphModel(build_graph(*nodes), nodes[2], torch.arange(3), 100.0, ModelOptions())
+    for parameter in model.parameters() if shuffle else ():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
     return model
 
 
@@ -44,138 +38,103 @@ def make_optimizer(model: HeGraphModel, steps: int = 3) -> AdamW:
     return optimizer
 
 
-def of_run(checkpoint: Path, run_id: str = "this run") -> Checkpoints:
-    return Checkpoints(checkpoint.parent, checkpoint.parent, run_id)
-
-
 @pytest.fixture
-def adapter(tmp_path) -> Path:
-    path = tmp_path / "run" / "adapter.safetensors"
-    save_adapter(path, make_model(), NAMES)
-    return path
+def kept(tmp_path) -> Checkpoints:
+    """The checkpoints of a run that has saved one after seven epochs."""
+    kept, model = Checkpoints(tmp_path / "run", tmp_path / "run", "this run"), make_model()
+    kept.save(model, make_optimizer(model), epoch=7, seconds=1.5)
+    return kept
 
 
-@pytest.fixture
-def checkpoint(tmp_path) -> Path:
-    path = tmp_path / "run" / "checkpoint.pt"
-    model = make_model()
-    of_run(path).save(model, make_optimizer(model), epoch=7, seconds=1.5)
-    return path
-
-
-# The checkpoint
-
-
-def test_a_checkpoint_restores_parameters_optimizer_epoch_and_time(checkpoint):
-    saved = make_model()
-    saved_optimizer = make_optimizer(saved)
-    model = make_model(shuffle=False)
-    optimizer = make_optimizer(model, steps=0)
-    assert of_run(checkpoint).load(model, optimizer) == (7, 1.5)
-    for name, tensor in saved.state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor)
+def test_a_checkpoint_restores_parameters_optimizer_epoch_and_time_and_is_removed_at_the_end(kept):
+    saved, model = make_model(), make_model(shuffle=False)
+    saved_optimizer, optimizer = make_optimizer(saved), make_optimizer(model, steps=0)
+    assert kept.load(model, optimizer) == (7, 1.5)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in saved.state_dict().items())
     expected, found = saved_optimizer.state_dict()["state"], optimizer.state_dict()["state"]
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[i][name], found[i][name]) for i in expected for name in expected[i])
+    kept.remove()
+    assert kept.load(model, optimizer) is None and kept.read() is None
 
 
-def cut(content: bytes) -> bytes:
-    return content[: len(content) // 2]
-
-
-def flip(content: bytes) -> bytes:
-    """Changes bytes in the middle of the tensors' data."""
-    middle = len(content) // 2
-    return content[:middle] + bytes(255 - byte for byte in content[middle : middle + 200]) + content[middle + 200 :]
-
-
-@pytest.mark.parametrize("damage", [cut, flip, lambda _: b"", lambda _: b"garbage"])
-def test_a_damaged_checkpoint_is_refused_and_left_alone(checkpoint, damage):
-    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
-    content = checkpoint.read_bytes()
-    model = make_model()
-    with pytest.raises(UserError, match=r"checkpoint\.pt.*; delete it to start anew"):
-        of_run(checkpoint).load(model, make_optimizer(model, 0))
-    assert checkpoint.read_bytes() == content
-
-
-def moments(state: dict) -> dict:
-    return next(iter(state["moments"].values()))
-
-
-def set_moment(value: object):
-    return lambda state: moments(state).update(exp_avg=value)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda state: state["model"]["layers.weight.visual"].add_(1),
-        lambda state: moments(state)["exp_avg"].add_(1e-3),
-        lambda state: state.update(epoch=8),
-    ],
-    ids=["parameter", "moment", "epoch"],
-)
-def test_a_checkpoint_whose_content_has_changed_is_damaged(checkpoint, change):
-    state = torch.load(checkpoint, weights_only=True)
-    change(state)
-    torch.save(state, checkpoint)
-    model = make_model()
-    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged \(its content has changed"):
-        of_run(checkpoint).load(model, make_optimizer(model, 0))
-
-
-CHANGES = {
-    "momenta of another shape": set_moment(torch.zeros(2)),
-    "momenta of another type": set_moment(torch.zeros(8, 8, dtype=torch.float64)),
-    "momenta of NaN": set_moment(torch.full((8, 8), torch.nan)),
-    "momenta that are a word": set_moment("word"),
-    "no second moment": lambda state: moments(state).pop("exp_avg_sq"),
-    "moments of no parameter": lambda state: state["moments"].update({99: moments(state)}),
-    "no parameter": lambda state: state.update(model={}),
-    "a parameter of NaN": lambda state: state["model"].update({next(iter(state["model"])): torch.tensor(torch.nan)}),
-    "a negative epoch": lambda state: state.update(epoch=-1),
-    "an epoch out of range": lambda state: state.update(epoch=2**70),
-    "an entry less": lambda state: state.pop("seconds"),
+DAMAGE = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:2000]),
+    "empty": lambda path: path.write_bytes(b""),
+    "a list": lambda path: torch.save(["a list"], path),
+    "no keys": lambda path: torch.save({}, path),
+}
+CHANGED = {
+    "parameter": lambda state: state["model"]["layers.weight.visual"].add_(1),
+    "moment": lambda state: state["moments"][0]["exp_avg"].add_(1e-3),
+    "epoch": lambda state: state.update(epoch=8),
+    "seconds": lambda state: state.update(seconds=-1.0),
+}
+# Even with the right checksum
+MISFIT = {
+    "another width": lambda state: state.update(model=make_model(width=4).state_dict()),
+    "moments of another shape": lambda state: state["moments"][0].update(exp_avg=torch.zeros(2)),
+    "moments of another type": lambda state: state["moments"][0].update(exp_avg=torch.zeros(8, 8).double()),
+    "moments of no parameter": lambda state: state["moments"].update({99: state["moments"][0]}),
 }
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_content_that_does_not_fit_is_refused_even_with_the_right_checksum(checkpoint, change):
-    state = torch.load(checkpoint, weights_only=True)
+def rewrite(kept: Checkpoints, change) -> None:
+    state = torch.load(kept.path_to_resume, weights_only=True)
     change(state)
-    with contextlib.suppress(RuntimeError, NotImplementedError, TypeError):  # of tensors that have no values
-        state["checksum"] = checkpoints._checksum(state)
-    torch.save(state, checkpoint)
-    model = make_model(shuffle=False)
-    optimizer = make_optimizer(model, 0)
+    torch.save(state, kept.path_to_resume)
+
+
+def refused(kept: Checkpoints, said: str) -> None:
+    """Asserts that the checkpoint is refused, and that file and model stay as they are."""
+    content, model = kept.path_to_resume.read_bytes(), make_model(shuffle=False)
     before = [parameter.clone() for parameter in model.parameters()]
-    with pytest.raises(UserError, match="is damaged.*; delete it to start anew"):
-        of_run(checkpoint).load(model, optimizer)
+    with pytest.raises(UserError, match=rf"checkpoint\.pt {said}.*; delete it to start anew"):
+        kept.load(model, make_optimizer(model, 0))
+    assert kept.path_to_resume.read_bytes() == content
     assert all(map(torch.equal, before, model.parameters()))
 
 
-@pytest.mark.parametrize("content", [["a list"], torch.zeros(3), {}])
-def test_another_object_is_refused(checkpoint, content):
-    torch.save(content, checkpoint)
-    with pytest.raises(UserError, match="is damaged"):
-        of_run(checkpoint).check()
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_checkpoint_is_refused_and_left_alone(kept, damage):
+    damage(kept.path_to_resume)
+    refused(kept, "is damaged")
 
 
-def test_pickled_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path):
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
+def test_a_checkpoint_whose_content_has_changed_is_damaged(kept, change):
+    rewrite(kept, change)
+    refused(kept, "is damaged .*has changed")
+
+
+@pytest.mark.parametrize("change", MISFIT.values(), ids=MISFIT)
+def test_tensors_that_do_not_fit_are_refused_even_with_the_right_checksum(kept, change):
+    rewrite(kept, change)
+    rewrite(kept, lambda state: state.update(checksum=checkpoints._checksum(state)))
+    refused(kept, "are others")
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_kept(kept, tmp_path):
+    content = kept.path_to_resume.read_bytes()
+    with pytest.raises(UserError, match="belongs to a run with other settings or data"):
+        Checkpoints(tmp_path, kept.folder, "another run").read()
+    assert kept.path_to_resume.read_bytes() == content
+
+
+def test_pickled_code_in_a_checkpoint_is_refused_and_not_executed(kept, tmp_path):
     class Evil:
         def __reduce__(self):
             return Path.touch, (tmp_path / "executed",)
 
-    torch.save({"run_id": "this run", "model": Evil()}, tmp_path / "checkpoint.pt")
-    model = make_model()
+    torch.save({"run_id": "this run", "model": Evil()}, kept.path_to_resume)
     with pytest.raises(UserError, match="is damaged"):
-        of_run(tmp_path / "checkpoint.pt").load(model, make_optimizer(model, 0))
+        kept.read()
     assert not (tmp_path / "executed").exists()
 
 
-# The adapter
-
-
-def test_an_adapter_holds_trained_parameters_and_nothing_of_the_features(adapter):
-    assert set(load_file(adapter)) == {name for name, _ in make_model().named_parameters()}
+def test_an_adapter_holds_trained_parameters_what_they_fit_and_nothing_of_the_features(tmp_path):
+    save_adapter(tmp_path / "adapter.safetensors", make_model(), ["cat", "dog", "bée"], "a hash")
+    with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
+        assert set(file.keys()) == {name for name, _ in make_model().named_parameters()}
+        about = json.loads(file.metadata()["adapter"])
+    assert about == {"variant": "full", "split_hash": "a hash", "classnames": ["cat", "dog", "bée"]}

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from trainers.hegraph.features.bank import load_bank
-from trainers.hegraph.training.choice import choose, has_val, score, val_accuracy, val_images
+from trainers.hegraph.training.choice import check_candidates, choose, has_val, score, val_accuracy, val_images
+from trainers.hegraph.utils.errors import UserError
 
 
 @pytest.fixture
@@ -49,32 +50,15 @@ def test_val_is_the_val_split_and_never_test(bank):
         train_labels=torch.tensor([0, 0]),
     )
     assert val_accuracy(lambda features: torch.eye(5)[[0]].expand(len(features), 5), other) == 25.0
-    assert val_accuracy(lambda features: torch.eye(5)[[0]].expand(len(features), 5), other.without_test()) == 25.0
 
 
 def test_a_val_split_without_images_is_none(bank):
     assert has_val(bank)
-    assert not has_val(replace(bank, val_features=None, val_labels=None))
     assert not has_val(replace(bank, val_features=bank.val_features[:0], val_labels=bank.val_labels[:0]))
-
-
-def test_the_accuracy_on_val_is_in_percent_and_takes_no_gradient(bank):
-    num_classes, grad = len(bank.classnames), []
-
-    def oracle(features):
-        grad.append(torch.is_grad_enabled())
-        return torch.nn.functional.one_hot(bank.val_labels, num_classes)
-
-    assert val_accuracy(oracle, bank) == 100.0
-    assert grad == [False]
-
-
-def test_without_val_images_there_is_no_accuracy(bank):
-    with pytest.raises(ValueError, match="no val images"):
-        val_accuracy(lambda features: features, replace(bank, val_features=None, val_labels=None))
     for missing in ("val_features", "val_labels"):
         with pytest.raises(ValueError, match="no val images"):
             val_images(replace(bank, **{missing: None}))
+    assert not has_val(replace(bank, val_features=None))
 
 
 def one_hot(*predicted: int, num_classes: int = 4) -> torch.Tensor:
@@ -92,7 +76,11 @@ def test_macro_f1_is_over_the_classes_that_occur_in_the_labels():
     # class 3 is predicted once and never true: it costs class 0 recall and is no class of the mean
     scores = score(one_hot(0, 3, 1, 1), torch.tensor([0, 0, 1, 1]))
     assert scores["macro_f1"] == pytest.approx(100 * (2 / 3 + 1) / 2)
-    # the image of class 1 is taken for class 0, whose precision is 2/3 -> F1 4/5; class 1: 0; class 2: 1
-    scores = score(one_hot(0, 0, 0, 2), torch.tensor([0, 0, 1, 2]))
-    assert scores["macro_f1"] == pytest.approx(100 * (0.8 + 0 + 1) / 3)
     assert score(one_hot(2, 1), torch.tensor([2, 1])) == {"accuracy": 100.0, "macro_f1": 100.0}
+
+
+@pytest.mark.parametrize("values", [[], ["1"], [1, None]])
+def test_candidates_are_one_number_or_more(values):
+    check_candidates("ALPHAS", [0, 1.5])
+    with pytest.raises(UserError, match="ALPHAS must be a list of one number or more"):
+        check_candidates("ALPHAS", values)

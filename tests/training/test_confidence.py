@@ -47,14 +47,6 @@ def test_few_images_that_are_all_right_do_not_make_the_temperature_zero():
     assert 0.3 < fit_temperature(logits, labels) < 1
 
 
-def test_logits_that_are_scaled_have_a_temperature_that_is_scaled():
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(5, (20_000,), generator=generator)
-    logits = torch.randn(20_000, 5, generator=generator)
-    logits[torch.arange(20_000), labels] += 1
-    assert fit_temperature(2 * logits, labels) == pytest.approx(2 * fit_temperature(logits, labels), rel=0.01)
-
-
 def test_the_confidence_is_the_mean_of_the_highest_probabilities_over_groups():
     groups = [log_of([0.6, 0.4]), log_of([0.5, 0.3, 0.2], [0.1, 0.1, 0.8])]
     assert mean_confidence(groups, 1.0) == pytest.approx((0.6 + 0.5 + 0.8) / 3)
@@ -86,29 +78,16 @@ def test_the_scores_are_those_worked_by_hand():
     assert scores["bins"]["accuracy"][7:12] == [0, 100, 0, 0, 100]
 
 
-def test_the_scores_at_a_temperature_are_those_of_the_divided_logits():
+def test_scores_at_a_temperature_are_those_of_the_divided_logits_in_batches_as_well(monkeypatch):
     generator = torch.Generator().manual_seed(1)
     logits, labels = 4 * torch.randn(300, 7, generator=generator), torch.randint(7, (300,), generator=generator)
-    divided, at_temperature = confidence_scores(logits / 2, labels), confidence_scores(logits, labels, 2.0)
-    bins = divided.pop("bins"), at_temperature.pop("bins")
-    assert at_temperature == pytest.approx(divided)
-    assert bins[0] == bins[1]
-    assert confidence_scores(logits, labels)["nll"] != pytest.approx(at_temperature["nll"])
-
-
-def test_two_classes_have_a_brier_score_of_the_same_kind_as_many():
-    # (1 - 0.9)^2 + 0.1^2, not one half of it
-    assert confidence_scores(log_of([0.9, 0.1]), torch.tensor([0]))["brier"] == pytest.approx(0.02)
-
-
-def test_batches_of_images_change_no_score(monkeypatch):
-    generator = torch.Generator().manual_seed(2)
-    logits, labels = torch.randn(50, 4, generator=generator), torch.randint(4, (50,), generator=generator)
-    whole = confidence_scores(logits, labels)
+    divided = confidence_scores(logits / 2, labels)
     monkeypatch.setattr("trainers.hegraph.training.confidence.BATCH", 7)
-    in_parts = confidence_scores(logits, labels)
-    assert in_parts.pop("bins") == whole.pop("bins")
-    assert in_parts == pytest.approx(whole)
+    at_temperature = confidence_scores(logits, labels, 2.0)
+    assert divided.pop("bins") == at_temperature.pop("bins")
+    assert at_temperature == pytest.approx(divided)
+    # Of two classes the Brier score is (1 - 0.9)^2 + 0.1^2, not one half of it
+    assert confidence_scores(log_of([0.9, 0.1]), torch.tensor([0]))["brier"] == pytest.approx(0.02)
 
 
 def test_a_confidence_on_the_border_of_two_bins_belongs_to_the_lower_one():

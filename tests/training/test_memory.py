@@ -13,7 +13,8 @@ from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.method.model import build_model
 from trainers.hegraph.training import memory
 from trainers.hegraph.training.batches import products_bytes
-from trainers.hegraph.training.memory import free_bytes, log_large, training_bytes
+from trainers.hegraph.training.memory import free_bytes, log_large, refuse_beyond_memory, training_bytes
+from trainers.hegraph.utils.errors import UserError
 
 
 @pytest.mark.parametrize("width", [2, 5, 16])  # K above, at and below d
@@ -52,19 +53,14 @@ def test_messages_count_where_there_are_any_and_so_does_the_end_where_it_takes_m
     assert without["messages"] == without["at the end"] == 0
 
 
-def test_above_k_equal_to_d_the_estimate_is_proportional_to_the_classes():
-    def total(num_classes: int) -> int:
-        parts = training_bytes(num_classes, 16 * num_classes, 512, views=10, batch=256)
-        return sum(parts.values()) - (4 * 4 * 3 + 8) * 512**2  # W with its gradient and moments, and the whitening
-
-    assert total(20_000) == 4 * total(5_000)
-
-
-def test_free_memory_is_some_or_none_where_the_system_does_not_say(monkeypatch, tmp_path):
+def test_free_memory_is_some_or_none_where_the_system_does_not_say_and_more_is_refused(monkeypatch, tmp_path):
     assert 2**20 < free_bytes() < 2**50
+    refuse_beyond_memory(2**20, "this", "cpu")
+    with pytest.raises(UserError, match="this would take about 9007199.3 GB of memory, and .* are free"):
+        refuse_beyond_memory(2**53, "this", "cpu")
     monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "no such file")
-    monkeypatch.delattr(memory.os, "sysconf")
     assert free_bytes() is None
+    refuse_beyond_memory(2**53, "this", "cpu")
 
 
 @pytest.mark.parametrize(("free", "said"), [(4_000_000_000, False), (3_999_999_999, True), (None, False)])

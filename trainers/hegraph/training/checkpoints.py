@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.optim import AdamW
 
 from ..method.model import HeGraphModel
 from ..utils.errors import UserError
 from ..utils.files import atomic_path, hash_content, write_tensors
-from ..utils.reading import DamagedFile, read_torch
-from ..utils.schema import NotNegative, Part, check
+from ..utils.reading import read_torch, reading
 
 CHECKPOINT = "checkpoint.pt"
 ADAPTER = "adapter.safetensors"
@@ -50,10 +48,24 @@ class Checkpoints:
         """The checkpoint that training goes on from, if it is there."""
         return self.resume_from / CHECKPOINT
 
-    def check(self) -> None:
-        """Raises UserError if there is a checkpoint that `load` would refuse."""
-        if self.path_to_resume.exists():
-            _read_checkpoint(self.path_to_resume, self.run_id)
+    def read(self) -> dict[str, Any] | None:
+        """What the checkpoint holds; None if there is none. Raises UserError if it is damaged or another run's."""
+        path = self.path_to_resume
+        if not path.exists():
+            return None
+        try:
+            state = read_torch(path, "a checkpoint")
+            with reading(path, "a checkpoint"):
+                if state["checksum"] != _checksum(state):
+                    raise ValueError("its content has changed since it was written")
+        except UserError as error:
+            raise UserError(f"{error}; delete it to start anew") from error
+        if state["run_id"] != self.run_id:
+            raise UserError(
+                f"the checkpoint {path} belongs to a run with other settings or data; delete it to start anew, or "
+                "choose another --output-dir"
+            )
+        return state
 
     def load(self, model: HeGraphModel, optimizer: AdamW) -> tuple[int, float] | None:
         """Loads model and optimizer in place, if there is a checkpoint.
@@ -62,17 +74,16 @@ class Checkpoints:
             The epochs that are done and the seconds that they took; None if there is no checkpoint.
 
         Raises:
-            UserError: If the file is damaged or belongs to another run.
+            UserError: As `read`, and if another version wrote it, whose tensors are others.
         """
-        if not self.path_to_resume.exists():
+        if (state := self.read()) is None:
             return None
-        state = _read_checkpoint(self.path_to_resume, self.run_id)
-        try:
-            _check_fit(state, model, optimizer)
-        except ValueError as error:
-            raise UserError(
-                f"the checkpoint {self.path_to_resume} is damaged ({error}); delete it to start anew"
-            ) from error
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        wanted = {n: {"step": torch.tensor(0.0), "exp_avg": p, "exp_avg_sq": p} for n, p in enumerate(parameters)}
+        # Torch itself takes moments of any shape, and reads beyond their end in the next step
+        fit = all(_forms(moments) == _forms(wanted.get(n, {})) for n, moments in state["moments"].items())
+        if not fit or _forms(state["model"]) != _forms(model.state_dict()):
+            raise UserError(f"the tensors of {self.path_to_resume} are others than here; delete it to start anew")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state["moments"]})
         return state["epoch"], state["seconds"]
@@ -86,9 +97,8 @@ class Checkpoints:
             "model": model.state_dict(),
             "moments": optimizer.state_dict()["state"],
         }
-        state["checksum"] = _checksum(state)
         content = io.BytesIO()  # torch.save itself raises RuntimeError on a full disk, whatever the cause
-        torch.save(state, content)
+        torch.save(state | {"checksum": _checksum(state)}, content)
         with atomic_path(self.folder / CHECKPOINT) as temporary:
             temporary.write_bytes(content.getvalue())
 
@@ -108,66 +118,10 @@ def save_adapter(path: Path, model: HeGraphModel, classnames: Sequence[str], spl
     write_tensors(path, model.state_dict(), metadata)
 
 
-class _State(Part):
-    """What a checkpoint holds. The tensors are then checked against the model that they are loaded into.
-
-    `moments` are those of AdamW, by the number of the parameter. Its rates follow from the epoch.
-    """
-
-    run_id: str
-    epoch: Annotated[int, Field(ge=0, lt=2**31)]
-    seconds: NotNegative
-    model: dict[str, Any]
-    moments: dict[int, dict[str, Any]]
-    checksum: str
+def _checksum(state: Mapping[str, Any]) -> str:
+    """The hash of all of a checkpoint but its own."""
+    return hash_content({key: value for key, value in state.items() if key != "checksum"})
 
 
-def _read_checkpoint(path: Path, run_id: str) -> dict[str, Any]:
-    try:
-        state = read_torch(path, "a checkpoint")
-        check(_State, state, f"the checkpoint {path} is damaged")
-        if state["checksum"] != _checksum(state):
-            raise DamagedFile(f"the checkpoint {path} is damaged (its content has changed since it was written)")
-    except UserError as error:
-        raise UserError(f"{error}; delete it to start anew") from error
-    if state["run_id"] != run_id:
-        raise UserError(
-            f"the checkpoint {path} belongs to a run with other settings or data; delete it to start anew, or "
-            "choose another --output-dir"
-        )
-    return state
-
-
-def _checksum(state: dict) -> str:
-    """The hash of all of a checkpoint that changes what training computes."""
-    return hash_content({key: state[key] for key in ("run_id", "epoch", "model", "moments")})
-
-
-def _check_fit(state: dict, model: HeGraphModel, optimizer: AdamW) -> None:
-    """Checks the tensors of a checkpoint against what they are loaded into.
-
-    Torch itself takes moments of any shape, and reads beyond their end in the next step.
-
-    Raises:
-        ValueError: If something has another name, shape or type; the message says what.
-    """
-    _check_tensors(state["model"], model.state_dict(), "the model")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, moments in state["moments"].items():
-        if number not in range(len(parameters)):
-            raise ValueError(f"it has moments of a parameter {number}")
-        wanted = {"step": torch.tensor(0.0), "exp_avg": parameters[number], "exp_avg_sq": parameters[number]}
-        _check_tensors(moments, wanted, f"the moments of parameter {number}")
-
-
-def _check_tensors(found: dict[str, Any], wanted: dict[str, Tensor], what: str) -> None:
-    if found.keys() != wanted.keys():
-        raise ValueError(f"{what} has other tensors than here")
-    for name, tensor in wanted.items():
-        other = found[name]
-        if not isinstance(other, Tensor):
-            raise ValueError(f"{name} of {what} is no tensor")
-        if (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
-            raise ValueError(f"{name} of {what} is {list(other.shape)}, and {list(tensor.shape)} here")
-        if not other.isfinite().all():
-            raise ValueError(f"{name} of {what} holds NaN or infinite values")
+def _forms(tensors: Mapping[str, Tensor]) -> dict[str, tuple]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
