@@ -8,7 +8,7 @@ import torch
 from yacs.config import CfgNode
 
 from trainers.hegraph.baselines import load_method
-from trainers.hegraph.experiments.calibration import BATCH
+from trainers.hegraph.experiments.fitting import BATCH
 from trainers.hegraph.method.model import build_model
 from trainers.hegraph.method.options import ModelOptions
 

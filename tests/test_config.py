@@ -279,13 +279,12 @@ def test_a_variant_that_has_nothing_to_train_is_an_error(opts, said):
     ("grid", "refused_key"),
     [
         ([["OUTPUT_DIR", ["a", "b"]]], "OUTPUT_DIR"),
-        ([["OPTIM.LR", [1.0]], [f"{NODE}.FREE.RHO", [0.1, 0.3]]], f"{NODE}.FREE.RHO"),
-        ([[f"{NODE}.VARIANT", ["full", "free"]], [f"{NODE}.FREE.RHO", [0.1, 0.3]]], ""),  # it counts for free alone
-        ([[f"{NODE}.ALPHA_C", [2.0, 2.0]]], ""),  # equal values, of which the first is taken
+        ([["OPTIM.LR", [1.0]], ["DATALOADER.TRAIN_X.BATCH_SIZE", [8, 16]]], "DATALOADER.TRAIN_X.BATCH_SIZE"),
+        ([[f"{NODE}.VARIANT", ["full", "free"]], [f"{NODE}.FREE.RHO", [0.1, 0.3]]], ""),
         ([["OPTIM.MAX_EPOCH", [5, 15]], [f"{NODE}.NOISE", [0.0, 1.0]]], ""),
     ],
 )
-def test_a_key_that_changes_no_candidate_is_not_selected(grid, refused_key):
+def test_a_key_that_changes_neither_the_adapter_nor_its_training_is_not_selected(grid, refused_key):
     opts = [f"{NODE}.SELECT_ON", "val", f"{NODE}.SELECT", str(grid)]
     if refused_key:
         assert refused_key in refused(*opts)

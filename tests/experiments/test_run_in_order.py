@@ -129,18 +129,19 @@ def opened(monkeypatch) -> list[tuple]:
     return seen
 
 
-@pytest.mark.parametrize(("seed", "drawn"), [(0, 0), (7, 7), (-1, 41)])
-def test_a_negative_seed_is_drawn_by_the_system_below_two_to_the_31(cfg, opened, monkeypatch, seed, drawn):
-    limits = []
-
-    def system_random():
-        return SimpleNamespace(randrange=lambda limit: limits.append(limit) or 41)
-
-    monkeypatch.setattr(run_module.random, "SystemRandom", system_random)
+@pytest.mark.parametrize(
+    ("seed", "wanted", "there", "seen"),
+    [(0, True, False, (0, "cpu")), (7, True, True, (7, "cuda")), (-1, False, True, (2**31 - 1, "cpu"))],
+)
+def test_a_negative_seed_is_drawn_by_the_system_and_a_gpu_used_where_it_is_wanted_and_there(
+    cfg, opened, monkeypatch, seed, wanted, there, seen
+):
+    draw = SimpleNamespace(randrange=lambda limit: limit - 1)
+    monkeypatch.setattr(run_module.random, "SystemRandom", lambda: draw)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     with pytest.raises(Stop):
-        run_module.run(cfg("SEED", seed), None)
-    assert opened == [(drawn, "cpu")]
-    assert limits == ([2_147_483_648] if seed == -1 else [])
+        run_module.run(cfg("SEED", seed, "USE_CUDA", wanted), None)
+    assert opened == [seen]
 
 
 def test_the_first_process_draws_the_seed_of_all_and_the_generators_are_seeded_before_a_task_is_opened(
@@ -153,16 +154,6 @@ def test_the_first_process_draws_the_seed_of_all_and_the_generators_are_seeded_b
     found = torch.rand(1)
     torch.manual_seed(40)
     assert torch.equal(found, torch.rand(1))
-
-
-@pytest.mark.parametrize(
-    ("wanted", "there", "device"), [(True, True, "cuda"), (True, False, "cpu"), (False, True, "cpu")]
-)
-def test_the_gpu_is_used_where_it_is_wanted_and_there(cfg, opened, monkeypatch, wanted, there, device):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    with pytest.raises(Stop):
-        run_module.run(cfg("USE_CUDA", wanted), None)
-    assert opened == [(3, device)]
 
 
 def test_a_task_is_a_banks_where_there_is_one_and_else_that_of_the_images(cfg, tiny_bank, monkeypatch):
@@ -180,19 +171,16 @@ def test_a_task_is_a_banks_where_there_is_one_and_else_that_of_the_images(cfg, t
 # Testing a model, thumbnails
 
 
-@pytest.mark.parametrize("given", ["bank", "model"])
-def test_thumbnails_are_refused_where_there_are_no_training_images(cfg, done, tiny_bank, tmp_path, given):
-    where = {"bank_file": tiny_bank} if given == "bank" else {"model_dir": tmp_path}
-    with pytest.raises(UserError, match="--keep-thumbnails needs training images"):
-        run_module.run(cfg(), **where, keep_thumbnails=True)
-    assert done == []
-
-
-def test_a_model_is_tested_instead_of_training_one(cfg, done, tiny_bank, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "test_model", lambda *arguments: {"tested": arguments})
+def test_a_model_is_tested_instead_of_training_one_and_thumbnails_need_training_images(
+    cfg, done, tiny_bank, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(run_module, "test_model", lambda *arguments: arguments)
     configured = cfg()
     asked = (configured, tiny_bank, tmp_path / "model", 4, "cpu", None)
-    assert run_module.run(configured, tiny_bank, tmp_path / "model", 4) == {"tested": asked}
+    assert run_module.run(configured, tiny_bank, tmp_path / "model", 4) == asked
+    for where in ({"bank_file": tiny_bank}, {"model_dir": tmp_path}):
+        with pytest.raises(UserError, match="--keep-thumbnails needs training images"):
+            run_module.run(configured, **where, keep_thumbnails=True)
     assert done == []
 
 

@@ -7,16 +7,12 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import warnings
-from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import replace
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,12 +22,11 @@ import torch
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.experiments.folder import HOLDER, LOCK, Locked, is_locked, lock_folder
 from trainers.hegraph.experiments.record import peak_memory_mb
-from trainers.hegraph.experiments.tasks import Opened
 from trainers.hegraph.results.records import read_record
 from trainers.hegraph.sweep import plan, workers
 from trainers.hegraph.sweep.grid import Run
 from trainers.hegraph.sweep.plan import Progress, do_runs, in_words
-from trainers.hegraph.sweep.workers import DONE, FAILED, LOCKED, STARTS, Result, Worker, attempt, run_in_workers, take
+from trainers.hegraph.sweep.workers import DONE, FAILED, LOCKED, Result, attempt, next_run, run_in_workers
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.signals import noted_interrupts
 
@@ -62,7 +57,7 @@ def test_a_run_of_another_seed_begins_in_a_process_as_quiet_as_the_first(runs, m
     monkeypatch.setattr(workers, "run_one", run)
     warnings.simplefilter("default")
     log.setLevel(logging.INFO)
-    assert [attempt(runs[0], Opened(), verbose=verbose).message for verbose in (False, True)] == ["no test images"] * 2
+    assert [attempt(runs[0], verbose).message for verbose in (False, True)] == ["no test images"] * 2
     assert levels == [logging.WARNING, logging.INFO]
     assert log.level == logging.INFO
     assert [str(warning.message) for warning in recwarn] == ["something is odd"] * 2, "it is shown for each run"
@@ -80,7 +75,7 @@ def test_memory_that_one_run_took_is_not_counted_for_the_next(runs, monkeypatch)
             return {"accuracy": 50.126}
 
         monkeypatch.setattr(workers, "run_one", run)
-        assert attempt(runs[0], Opened()).message == "50.13"
+        assert attempt(runs[0]).message == "50.13"
     assert peaks[0] - peaks[1] > 300
 
 
@@ -88,9 +83,9 @@ def test_an_error_of_the_program_is_a_failure_and_a_record_that_is_there_stays_a
     def broken(cfg, bank, opened):
         raise ZeroDivisionError("of all things")
 
-    assert attempt(runs[0], Opened()).status == DONE
+    assert attempt(runs[0]).status == DONE
     monkeypatch.setattr(workers, "run_one", broken)
-    failed = [attempt(run, Opened()) for run in runs[:2]]
+    failed = [attempt(run) for run in runs[:2]]
     assert [(result.status, result.message) for result in failed] == [(FAILED, "ZeroDivisionError: of all things")] * 2
     assert not (runs[0].folder / "error.json").exists()
     failure = json.loads((runs[1].folder / "error.json").read_text())
@@ -106,133 +101,69 @@ def test_what_an_interrupt_has_turned_into_another_error_is_no_failure_of_the_ru
 
     monkeypatch.setattr(workers, "run_one", run)
     with noted_interrupts(), pytest.raises(KeyboardInterrupt):
-        attempt(runs[0], Opened())
-    assert attempt(runs[0], Opened()).status == FAILED
+        attempt(runs[0])
+    assert attempt(runs[0]).status == FAILED
 
 
 # Workers
 
 
-class Played:
-    """A worker process that is a thread: `work` gets its end of the pipe, and the process ends when it returns."""
-
-    def __init__(self, target: Callable, args: tuple, daemon: bool) -> None:
-        ours = Connection(os.dup(args[0].fileno()))  # the other is closed here, which a process would not notice
-        self.thread = threading.Thread(target=target, args=(ours, *args[1:]), daemon=daemon)
-        self.start, self.exitcode = self.thread.start, 7
-        self.join, self.is_alive = self.thread.join, lambda: False
-
-
 @pytest.fixture
-def played(monkeypatch) -> Callable[..., list[int]]:
-    """Has workers be threads. A function of a worker's number and run (None: its start) says where it dies."""
+def played(monkeypatch) -> list[ThreadPoolExecutor]:
+    """Has workers be threads, of which the second has died before its first run, and run 2 ends the one that does it.
 
-    def install(ends: Callable[[int, Run | None], bool] = lambda number, run: False) -> list[int]:
-        numbers: list[int] = []
+    Gives the workers that have been begun.
+    """
+    begun: list[ThreadPoolExecutor] = []
 
-        def work(connection, verbose):
-            number = len(numbers)
-            numbers.append(number)
-            with connection, suppress(EOFError):
-                if ends(number, None):
-                    return
-                connection.send(None)
-                while not ends(number, run := connection.recv()):
-                    connection.send(Result(run, DONE, ""))
+    def new_worker() -> ThreadPoolExecutor:
+        begun.append(ThreadPoolExecutor(1))
+        if len(begun) == 2:
+            begun[-1].submit = lambda *_: (_ for _ in ()).throw(BrokenProcessPool)
+        return begun[-1]
 
-        context = SimpleNamespace(Pipe=Pipe, Process=Played)
-        monkeypatch.setattr(workers, "work", work)
-        monkeypatch.setattr(workers, "multiprocessing", SimpleNamespace(get_context=lambda how: context))
-        return numbers
+    def attempt(run: Run, verbose: bool) -> Result:
+        if run.seed == 2:
+            raise BrokenProcessPool
+        return Result(run, DONE, str(verbose))
 
-    return install
+    monkeypatch.setattr(workers, "new_worker", new_worker)
+    monkeypatch.setattr(workers, "attempt", attempt)
+    return begun
 
 
-def test_workers_share_the_threads_and_the_runs(runs, played, monkeypatch, caplog):
-    begun = played()
+def test_workers_share_threads_and_runs_and_one_that_dies_fails_its_run_alone(runs, played, monkeypatch, caplog):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     with caplog.at_level("INFO"):
-        assert {result.run for result in run_in_workers(runs, 2)} == set(runs)
-        assert len(begun) == 2
-        assert len(list(run_in_workers(runs[:1], 8))) == 1
-        assert len(begun) == 3
-    assert "2 workers with OMP_NUM_THREADS=2 each" in caplog.text
-    assert "1 workers with OMP_NUM_THREADS=5" in caplog.text
+        results = {result.run.seed: result for result in run_in_workers(runs, 2, verbose=True)}
+        assert [results[seed].status for seed in range(8)] == [DONE] * 2 + [FAILED] + [DONE] * 5
+        assert len(played) == 2 + 2
+        [alone] = run_in_workers(runs[:1], 8)
+    assert (results[0].message, alone.message) == ("True", "False")
+    assert results[2].message.startswith("RuntimeError: its worker process was ended")
+    assert json.loads((runs[2].folder / "error.json").read_text())["message"] == results[2].message
+    assert "2 workers with OMP_NUM_THREADS=2 each" in caplog.text and "1 workers with OMP_NUM_THREADS=5" in caplog.text
     assert os.environ["OMP_NUM_THREADS"] == "5"
 
 
-def test_a_worker_that_dies_fails_its_run_alone_and_another_takes_its_place(runs, played):
-    begun = played(lambda number, run: run is not None and run.seed == 2)
-    results = {result.run.seed: result for result in run_in_workers(runs[:4], 1)}
-    assert len(begun) == 2
-    assert [results[seed].status for seed in range(4)] == [DONE, DONE, FAILED, DONE]
-    assert "ended with code 7" in results[2].message
-    assert json.loads((runs[2].folder / "error.json").read_text())["message"] == results[2].message
+def test_a_worker_keeps_to_what_it_has_opened_and_takes_then_what_fewest_have_and_most_shots_first(tmp_path):
+    def run(bank: str, shots: int = 1) -> Run:
+        return Run(tmp_path, f"{bank}.safetensors", "vit_b32", "ZeroShot", shots, 1)
 
-
-def test_workers_that_die_while_they_start_are_replaced_a_few_times_in_a_row(runs, played):
-    played(lambda number, run: number < STARTS - 1)
-    assert [result.status for result in run_in_workers(runs, 1)] == [DONE] * 8
-    played(lambda number, run: True)
-    with pytest.raises(UserError, match=f"{STARTS} workers .* code 7"):
-        list(run_in_workers(runs, 2))
-    assert not any(run.folder.exists() for run in runs)
-
-
-def test_how_a_worker_ended_is_told_in_words():
-    worker = Worker.__new__(Worker)
-    for code, how in ((3, "ended with code 3"), (-15, "was ended by signal 15")):
-        worker.process = SimpleNamespace(join=lambda: None, exitcode=code)
-        assert worker.how_it_ended() == f"the worker process {how}"
-    worker.process.exitcode = -9
-    assert "was ended by signal 9; the system may have run out of memory" in worker.how_it_ended()
-
-
-def test_a_worker_keeps_to_what_it_has_opened_and_takes_then_what_fewest_have(tmp_path):
-    def team(*loads: str | None) -> list:
-        return [SimpleNamespace(loads=None if bank is None else (f"{bank}.safetensors", "")) for bank in loads]
-
-    def run(bank: str, seed: int, shots: int = 1) -> Run:
-        return Run(tmp_path, f"{bank}.safetensors", "vit_b32", "ZeroShot", shots, seed)
-
-    waiting = deque([run("a", 1), run("a", 2), run("b", 1), run("b", 2), run("b", 3)])
-    first, second = both = team("a", None)
-    assert take(waiting, first, both) == run("a", 1)
-    assert take(waiting, second, both) == run("b", 1)
-    second.loads = ("b.safetensors", "")
-    assert take(waiting, first, both) == run("a", 2)
-    assert take(waiting, first, both) == run("b", 2)
-    assert list(waiting) == [run("b", 3)]
-    waiting = deque([run("a", 1), run("a", 2), run("a", 3), run("b", 1), run("b", 2)])
-    third, _ = both = team(None, "a")
-    assert take(waiting, third, both) == run("b", 1), "three runs that a worker has begun are less than two of nobody"
-    waiting = deque([run("a", 1), run("a", 1, 4), run("a", 1, -1)])
-    assert [take(waiting, first, [first]).shots for _ in range(3)] == [-1, 4, 1]  # -1: all images, which take longest
-
-
-def test_a_worker_does_what_it_is_given_until_nobody_is_there(runs, monkeypatch):
-    monkeypatch.setattr(workers.os, "setsid", lambda: None)
-    ours, theirs = Pipe()
-    worker = threading.Thread(target=workers.work, args=(Connection(os.dup(theirs.fileno())), False))
-    worker.start()
-    assert ours.recv() is None
-    ours.send(runs[0])
-    assert (ours.recv().status, read_record(runs[0].folder)["seed"]) == (DONE, 0)
-    theirs.close()
-    ours.close()
-    worker.join(60)
-    assert not worker.is_alive()
+    (a, b), waiting = (run(bank).loads for bank in "ab"), [run("a", 2), run("b", 3), run("b", 4), run("a", 1)]
+    assert next_run(waiting, a, [a, a]) == run("a", 2)
+    assert next_run(waiting, None, [a]) == run("b", 4)
+    assert next_run(waiting, None, [a, b]) == run("b", 4)
+    assert next_run(waiting, None, [b, b, a]) == run("a", 2)
+    assert next_run([*waiting, run("a", -1)], None, []) == run("a", -1)  # all images, which take longest
 
 
 def test_what_is_started_as_a_worker_has_its_threads_and_hears_no_signal(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    show = "import os, signal as s\nprint(os.environ['OMP_NUM_THREADS'], *map(int, s.pthread_sigmask(s.SIG_BLOCK, ())))"
     with workers.of_workers(3):
-        printed = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True).stdout
-    threads, *blocked = map(int, printed.split())
-    assert threads == 3
-    assert {*blocked} >= {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+        assert os.environ["OMP_NUM_THREADS"] == "3"
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
     assert "OMP_NUM_THREADS" not in os.environ
 
@@ -247,15 +178,32 @@ def half_done(runs) -> Path:
     return folder
 
 
-def test_a_sweep_that_is_ended_kills_what_is_at_a_run_and_removes_what_that_has_half_done(runs, monkeypatch, half_done):
-    killed = []
-    worker = Worker.__new__(Worker)
-    worker.run, worker.connection = runs[0], Pipe()[0]
-    worker.process = SimpleNamespace(
-        pid=4711, is_alive=lambda: True, kill=lambda: killed.append("it"), join=lambda: killed.append("gone")
-    )
+def test_a_sweep_that_is_ended_kills_its_workers_and_removes_what_their_runs_have_half_done(
+    runs, played, monkeypatch, half_done
+):
+    killed: list = []
+
+    class Process:
+        pid = 4711
+
+        def kill(self) -> None:
+            killed.append("it")
+
+        def join(self) -> None:
+            killed.append("gone")
+
+    others = [Process()]
+    children = iter([others, [*others, Process()]])
+    monkeypatch.setattr(workers.multiprocessing, "active_children", lambda: next(children))
     monkeypatch.setattr(workers.os, "killpg", lambda *group: killed.append(group))
-    worker.end()
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", lambda *_: Future())
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(run_in_workers(runs[:1], 1))
     assert killed == [(4711, signal.SIGKILL), "it", "gone"]
     assert not half_done.exists()
 
@@ -269,14 +217,14 @@ def says(monkeypatch, tmp_path) -> Callable[..., Result]:
     def run_it(run: Run, *lines: str) -> Result:
         python.write_text("\n".join(["#!/bin/sh", 'echo "$@"', *lines]))
         python.chmod(0o755)
-        return attempt(replace(run, separate=True), Opened(), verbose=True)
+        return attempt(replace(run, separate=True), True)
 
     return run_it
 
 
 def test_a_run_in_its_own_process_is_what_its_command_says(runs, says, capsys):
     first, second, third, fourth = runs[:4]
-    attempt(first, Opened())
+    attempt(first)
     assert says(first, "echo well").status == DONE
     words = capsys.readouterr().err.split()
     assert words[:4] == ["-m", "trainers.hegraph", "--features", first.source]
@@ -347,9 +295,9 @@ def test_what_another_process_is_at_is_waited_for_and_is_recognised_or_done_then
         """It ends one of its runs while this process waits."""
         looks.append(seconds)
         if len(looks) == 1:
-            attempt(finished, Opened())
+            attempt(finished)
             workers.record_failure(failed, UserError("it went wrong"))
-            attempt(replace(others, method="TipAdapter"), Opened())
+            attempt(replace(others, method="TipAdapter"))
             locked.clear()
 
     monkeypatch.setattr(plan, "is_locked", lambda folder: folder in locked)
@@ -359,7 +307,7 @@ def test_what_another_process_is_at_is_waited_for_and_is_recognised_or_done_then
     def start(left: list[Run]) -> list[Result]:
         begun.append([run.seed for run in left])
         before.update((run.folder, read_record(run.folder)) for run in left)
-        return [attempt(run, Opened()) for run in left]
+        return [attempt(run) for run in left]
 
     with caplog.at_level("INFO"):
         progress = do_runs(runs[:4], start)
@@ -445,7 +393,7 @@ def test_a_killed_worker_fails_its_run_alone_and_a_killed_sweep_ends_its_workers
     pid, folder = hold(at_work, sweep)
     os.kill(pid, signal.SIGKILL)
     wait_for((folder / "error.json").exists, sweep)
-    assert "was ended by signal 9" in json.loads((folder / "error.json").read_text())["message"]
+    assert "worker process was ended" in json.loads((folder / "error.json").read_text())["message"]
     held, _ = hold(at_work, sweep)
     sweep.kill()
     os.kill(held, signal.SIGCONT)

@@ -46,39 +46,23 @@ if os.path.basename(sys.argv[0]) in ("-m", "hegraph"):  # a command line begins:
     leave_on_interrupt()
 
 if TYPE_CHECKING:
-    from .backbones.clip import Backbone
-    from .backbones.loading import load_backbone
-    from .config_files import load_cfg
-    from .datasets import load_dataset, load_few_shot
-    from .estimator.classifier import HeGraphClassifier
-    from .experiments.run import run
-    from .features.bank import FeatureBank, load_bank
-    from .labels.issues import LabelIssue
-    from .method.graph import HeteroGraph, build_graph
-    from .method.model import HeGraphModel
-    from .method.options import ModelOptions
-    from .utils.errors import UserError
+    from .backbones.clip import Backbone as Backbone
+    from .backbones.loading import load_backbone as load_backbone
+    from .config_files import load_cfg as load_cfg
+    from .datasets import load_dataset as load_dataset
+    from .datasets import load_few_shot as load_few_shot
+    from .estimator.classifier import HeGraphClassifier as HeGraphClassifier
+    from .experiments.run import run as run
+    from .features.bank import FeatureBank as FeatureBank
+    from .features.bank import load_bank as load_bank
+    from .labels.issues import LabelIssue as LabelIssue
+    from .method.graph import HeteroGraph as HeteroGraph
+    from .method.graph import build_graph as build_graph
+    from .method.model import HeGraphModel as HeGraphModel
+    from .method.options import ModelOptions as ModelOptions
+    from .utils.errors import UserError as UserError
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "Backbone",
-    "FeatureBank",
-    "HeGraphClassifier",
-    "HeGraphModel",
-    "HeteroGraph",
-    "LabelIssue",
-    "ModelOptions",
-    "UserError",
-    "__version__",
-    "build_graph",
-    "load_backbone",
-    "load_bank",
-    "load_cfg",
-    "load_dataset",
-    "load_few_shot",
-    "run",
-]
 
 # public name -> the module that defines it
 _HOMES = {
@@ -98,6 +82,7 @@ _HOMES = {
     "load_few_shot": ".datasets",
     "run": ".experiments.run",
 }
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,14 +15,16 @@ from typing import Any
 from yacs.config import CfgNode
 
 from .config import FILLABLE, OF_THE_BACKBONE, OPTIONS, REMOVED, Config, default_values, matching_rows, pairs_of
-from .method.options import UNTRAINED, ModelOptions
+from .method.options import UNTRAINED, FreeOptions, ModelOptions
 from .method.relations import REFINED, RELATIONS
+from .training.options import TrainingOptions
 from .utils.errors import UserError, shortened, shown, unknown
-from .utils.option import LARGEST_FLOAT, NODE, OPEN, Option
+from .utils.option import LARGEST_FLOAT, NODE, OPEN, Option, options_of
 from .utils.reading import parse_json, read_yaml
 from .utils.shipped import DATA_SET, METHOD, find_config_file
 
 Values = dict[str, Any]  # key -> value
+SELECTABLE = {declared.key for part in (ModelOptions, FreeOptions, TrainingOptions) for declared in options_of(part)}
 
 
 def load_cfg(
@@ -103,7 +105,7 @@ def of_values(values: Values) -> Config:
     """The configuration of values whose open keys are filled; errors as of `load_cfg`."""
     cfg = _checked(values)
     if cfg.run.select_on == "val":
-        _check_select(cfg)
+        candidates(cfg)
     return cfg
 
 
@@ -210,22 +212,21 @@ def _checked(values: Values) -> Config:
     return cfg
 
 
-def _check_select(cfg: Config) -> None:
-    """Raises UserError unless every candidate of SELECT is a configuration, and each key changes an option of the
-    adapter or of its training: else nothing but their order would tell candidates apart.
+def candidates(cfg: Config) -> list[tuple[tuple, Config]]:
+    """Every combination of the values of SELECT, the last row changing fastest, and the configuration with these.
+
+    Raises:
+        UserError: If one is no configuration, or a key is no option of the adapter or of its training.
     """
-    trained = {}  # the values of a candidate, by their places -> what its training depends on
-    for places in itertools.product(*(range(len(values)) for _, values in cfg.run.select)):
-        candidate = with_values(cfg, {key: values[at] for (key, values), at in zip(cfg.run.select, places)})
-        trained[places] = (candidate.model, candidate.training)
-    for row, (key, values) in enumerate(cfg.run.select):
-        if all(value == values[0] for value in values):
-            continue
-        if all(options == trained[(*places[:row], 0, *places[row + 1 :])] for places, options in trained.items()):
-            raise UserError(
-                f"SELECT has {key}, which changes nothing in an adapter or its training, so nothing can be chosen; "
-                "leave it out, or run once for each value"
-            )
+    keys = [key for key, _ in cfg.run.select]
+    combinations = itertools.product(*(values for _, values in cfg.run.select))
+    found = [(values, with_values(cfg, dict(zip(keys, values)))) for values in combinations]
+    if others := set(keys) - SELECTABLE:
+        raise UserError(
+            f"SELECT has {', '.join(sorted(others))}, which changes nothing in an adapter or its training, so nothing "
+            "can be chosen; leave it out, or run once for each value"
+        )
+    return found
 
 
 def _check_trainable(options: ModelOptions) -> None:

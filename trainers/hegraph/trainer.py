@@ -44,11 +44,11 @@ from .datasets import Dataset, Item, check_trainable, load_dataset
 from .datasets.loading import open_stored, read_coop_selection
 from .datasets.registry import find_entry, stored_datasets
 from .datasets.splits import path_from
-from .experiments.evaluation import check_configuration, test_and_write
+from .experiments.evaluation import TrainedMethod, check_configuration
 from .experiments.fitting import fit_method, fitted_adapter, new_model, set_random_seed
 from .experiments.folder import RunFolder, find_model
 from .experiments.image_task import ImageTask
-from .experiments.run import draw_seed, keep_epochs, test_and_finish
+from .experiments.run import draw_seed, keep_epochs, test_and_finish, test_and_write
 from .experiments.tasks import Tested
 from .features.bank import FeatureBank
 from .models.folder import load_model
@@ -183,8 +183,9 @@ class FeatureTrainer(TrainerX):
         if saved is None:
             self.record = test_and_finish(folder, self.bank, self.fitted, self.features_seconds, show=self.judge)
         else:
-            record = folder.finished()
-            self.record = record or folder.do(lambda: test_and_write(folder, saved, device, show=self.judge))
+            trained = TrainedMethod.loaded(saved, device)
+            test = partial(test_and_write, folder, saved, trained, device, self.judge)
+            self.record = folder.finished() or folder.do(test)
         return self.record["accuracy"]
 
     def judge(self, tested: Tested) -> None:

@@ -30,8 +30,7 @@ from ..config import Config
 from ..config_files import load_cfg
 from ..datasets import Dataset, Item
 from ..datasets.images import open_image, to_rgb
-from ..experiments.calibration import calibrated
-from ..experiments.fitting import train_adapter
+from ..experiments.fitting import calibrated, train_adapter
 from ..experiments.folder import RunFolder
 from ..experiments.image_task import ImageTask
 from ..experiments.record import make_model

@@ -1,7 +1,7 @@
 """Tests of a trained method on any data set: its own, other domains of its classes, other classes.
 
 `evaluate` is the one way to test, at the end of a training run as with `--eval-only`. Which rule applies follows from
-the classes (`find_rule`), and the log and the record say it:
+the classes (`find_rule`):
 
 - other domains of the same classes (CoOp's and the paper's protocol, Table 1): the trained text classifier is applied
   as it is. Classes are matched by what tells them apart across data sets (`Task.class_ids`, which are WordNet ids in
@@ -17,9 +17,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,23 +32,18 @@ from ..features.bank import FeatureBank
 from ..method.cache import text_logits
 from ..method.class_sums import ClassSums
 from ..method.unlabelled import hear_unlabelled
-from ..models.folder import load_model
 from ..models.hearing import check_hearing
 from ..models.saved import SavedModel
 from ..results.records import OTHER_CLASSES, SAME_CLASSES, TRANSDUCTIVE
 from ..training.choice import accuracy
 from ..training.confidence import Calibration
-from ..utils import processes
 from ..utils.devices import wait_for
 from ..utils.errors import UserError
 from ..utils.schema import OpenPart, check
-from .calibration import classify_in_batches
-from .fitting import reach_other_classes
-from .folder import RunFolder, find_model, run_config
-from .image_task import open_task
-from .record import make_record
-from .tasks import Opened, Task, Tested, match_classes
-from .unlabelled import POOL, TOGETHER, about, unlabelled_features
+from .fitting import classify_in_batches, reach_other_classes
+from .folder import run_config
+from .tasks import Task, Tested, match_classes
+from .unlabelled import TOGETHER, about
 
 logger = logging.getLogger(__name__)
 
@@ -149,29 +143,28 @@ def evaluate(trained: TrainedMethod, target: Task, device: str | torch.device, r
     """
     check_classes(len(target.class_ids), target.name)
     fitted = trained.fitted
-    found_rule, columns = find_rule(trained, target) if rule != OTHER_CLASSES else (OTHER_CLASSES, [])
-    rule = found_rule if rule is None else rule
+    if rule != OTHER_CLASSES:
+        found, columns = find_rule(trained, target)
+        rule = found if rule is None else rule
     if rule:
         logger.info("%s: tested by the rule for %s", target.name, rule)
+    logits = text = None
     if rule == OTHER_CLASSES:
         other = target.test_bank().to(str(device))
-        features, labels = other.features_to_classify, other.test_labels
-        _check_width(trained, features)
+        features, labels = _checked(trained, other.features_to_classify), other.test_labels
         zero_shot = text_logits(features, other.text_positive, other.logit_scale)
-        logits = text = fitted.transfer(other) if fitted.transfer else None
+        if fitted.transfer is not None:
+            logits = text = fitted.transfer(other)
     else:
         given, labels = target.test_features()
         if given is None:
             return Tested(target.name, target.classnames)
-        features = given.to(device)
-        _check_width(trained, features)
+        features = _checked(trained, given.to(device))
         zero_shot = text_logits(features, trained.text_positive[columns], trained.logit_scale)
-        logits, text = (
-            (fitted.logits(features), None)
-            if fitted.together
-            else _on_known_classes(fitted, features, elsewhere=bool(rule))
-        )
-        logits, text = logits[:, columns], None if text is None else text[:, columns]
+        if fitted.together:
+            logits = fitted.logits(features)[:, columns]
+        else:
+            logits, text = (part[:, columns] for part in _on_known_classes(fitted, features, elsewhere=bool(rule)))
     if logits is not None and not logits.isfinite().all():
         mend = "; lower OPTIM.LR" if trained.method == "HeGraphAdapter" else ""
         raise UserError(f"{trained.method} predicts NaN or infinite logits{mend}")
@@ -181,18 +174,20 @@ def evaluate(trained: TrainedMethod, target: Task, device: str | torch.device, r
 
 
 @torch.no_grad()
-def _on_known_classes(fitted: FittedMethod, features: Tensor, elsewhere: bool) -> tuple[Tensor, Tensor | None]:
-    """Logits of a method and, if it has one, of its text classifier, which is all that counts on other data sets."""
+def _on_known_classes(fitted: FittedMethod, features: Tensor, elsewhere: bool) -> tuple[Tensor, Tensor]:
+    """Logits of a method, and of its text classifier if it has one, which is all that counts on other data sets."""
     if fitted.text_classifier is None or fitted.classifier is None:
-        return classify_in_batches(fitted.logits, features), None
+        logits = classify_in_batches(fitted.logits, features)
+        return logits, logits
     parts = (fitted.text_classifier if elsewhere else fitted.classifier).parts(features)
     return fitted.classifier.combine(parts), parts.text
 
 
-def _check_width(trained: TrainedMethod, features: Tensor) -> None:
+def _checked(trained: TrainedMethod, features: Tensor) -> Tensor:
     width = trained.text_positive.shape[1]
     if features.shape[1] != width:
         raise UserError(f"the model takes features of width {width}, got {features.shape[1]}")
+    return features
 
 
 def find_rule(trained: TrainedMethod, target: Task) -> tuple[str, list[int]]:
@@ -206,7 +201,7 @@ def find_rule(trained: TrainedMethod, target: Task) -> tuple[str, list[int]]:
     return "" if its_own else SAME_CLASSES, columns
 
 
-# At the end of a training run
+# Further data sets at the end of a training run
 
 
 def targets_of(task: Task) -> list[tuple[str, Task, str]]:
@@ -232,101 +227,37 @@ def score_targets(trained: TrainedMethod, task: Task, device: str | torch.device
     """Tests on the further data sets of a task; of each, for the record, accuracy of the method (None where it has no
     rule) and of zero-shot CLIP in percent, numbers of images and classes, and the rule.
     """
-    found = {}
-    for name, target, asked in targets_of(task):
-        tested = evaluate(trained, target, device, asked)
+    scores = {}
+    for name, target, rule in targets_of(task):
+        tested = evaluate(trained, target, device, rule)
         assert tested.labels is not None  # a target has test images
         assert tested.zero_shot is not None
-        found[name] = {
+        scores[name] = {
             "accuracy": None if tested.logits is None else accuracy(tested.logits, tested.labels),
             "accuracy_zero_shot": accuracy(tested.zero_shot, tested.labels),
             "num_test": len(tested.labels),
             "num_classes": tested.zero_shot.shape[1],
-            "rule": asked,
+            "rule": rule,
         }
-    return found
+    return scores
 
 
 # --eval-only
 
 
-def test_model(
-    cfg: Config, bank_file: Path | None, folder: Path, epoch: int | None, device: str, opened: Opened | None = None
-) -> dict:
-    """Tests a trained model on the test images of a bank or of DATASET.NAME, and writes and returns the record.
-
-    The model is that of `find_model`. Of several processes that `torchrun` started, all encode and the first writes;
-    the others return {}.
-
-    Raises:
-        UserError: If model or data cannot be had, or do not fit each other.
-    """
-    path = find_model(folder, epoch)
-    model = load_model(path)
-    check_configuration(model, cfg)
-    target = open_task(cfg, bank_file, model.trained_on.seed, device, opened, only_test=True)
-    run_folder = RunFolder(target, model=path)
-    if (record := run_folder.finished()) is not None:
-        return record
-    if processes.rank():  # the first process has the folder; this one helps it to encode
-        test_loaded(model, target, device)
-        return {}
-    trained = TrainedMethod.loaded(model, device)
-    if what := cfg.data.unlabelled:
-        as_trained = with_values(cfg, {"DATASET.NUM_SHOTS": model.trained_on.shots})
-        source = open_task(as_trained, bank_file, model.trained_on.seed, device, opened) if what == POOL else target
-        backbone, width = model.backbone.title, model.classifier.width
-        features = unlabelled_features(target, source, backbone, width).to(device)
-        trained = replace(trained, fitted=hear(trained, model.labelled, features, what))
-    return run_folder.do(lambda: test_and_write(run_folder, model, device, trained))
-
-
-def test_loaded(model: SavedModel, target: Task, device: str, trained: TrainedMethod | None = None) -> Tested:
-    """What a model that was read from its folder, or that method of it, says about test images.
+def test_loaded(model: SavedModel, trained: TrainedMethod, target: Task, device: str) -> Tested:
+    """What a model that was read from its folder, as `trained`, says about test images.
 
     Raises:
         UserError: As `evaluate`, if the features are another backbone's, or the model has no rule for these classes.
     """
     target.check_backbone(model)
-    tested = evaluate(trained or TrainedMethod.loaded(model, device), target, device)
+    tested = evaluate(trained, target, device)
     if tested.logits is None:
         raise UserError(
             f"{model.method} has no rule for classes that it was not trained on; test it on its own classes"
         )
     return tested
-
-
-def test_and_write(
-    folder: RunFolder,
-    model: SavedModel,
-    device: str,
-    method: TrainedMethod | None = None,
-    show: Callable[[Tested], None] | None = None,
-) -> dict:
-    """Tests a model that was read from its folder, and writes and returns the record.
-
-    Args:
-        folder, model, device: Of the test.
-        method: The model as a method, if it has heard unlabelled images.
-        show: Is given what it says.
-    """
-    started = time.monotonic()
-    method = method or TrainedMethod.loaded(model, device)
-    tested = test_loaded(model, folder.task, device, method)
-    if show is not None:
-        show(tested)
-    fitted, trained = method.fitted, model.trained_on
-    # The temperature is that of the whole model on its classes
-    if tested.rule == OTHER_CLASSES or (tested.rule and model.method == "HeGraphAdapter"):
-        fitted = replace(fitted, calibration=Calibration())
-    of_model = ("shots", "num_train", "split_hash", "selected_on", "selected")
-    about: dict[str, Any] = {key: getattr(trained, key) for key in of_model}
-    if tested.rule:
-        about |= {"rule": tested.rule, "num_classes": len(tested.classnames), "trained_on": trained.dataset}
-    seconds = time.monotonic() - started
-    record = make_record(folder, fitted, tested, device, seconds, backbone=model.backbone.title, **about)
-    folder.finish(record, tested)
-    return record
 
 
 def check_configuration(model: SavedModel, cfg: Config) -> None:
@@ -340,14 +271,11 @@ def check_configuration(model: SavedModel, cfg: Config) -> None:
     if cfg.run.trainer != model.method:
         raise UserError(f"the model is of {model.method}; give --trainer {model.method}, not {cfg.run.trainer}")
     here = REMOVED | json.loads(json.dumps(run_config(cfg)))  # rows may be tuples here, and are lists in the folder
-    there = model.trained_on.config | _chosen_on_val(model, cfg)
-    before, prefix = model.trained_on.config, f"TRAINER.{model.method.upper()}."
-    of_ours = model.method == "HeGraphAdapter"
-    others = [
-        key
-        for key in ((*KEPT, *REMOVED) if of_ours else (key for key in before if key.startswith(prefix)))
-        if key in before and here.get(key) not in (there[key], before[key]) and not is_filled(cfg, key)
-    ]
+    before = model.trained_on.config
+    there, prefix = before | _chosen_on_val(model, cfg), f"TRAINER.{model.method.upper()}."
+    ours = model.method == "HeGraphAdapter"
+    kept = [key for key in before if (key in KEPT or key in REMOVED if ours else key.startswith(prefix))]
+    others = [key for key in kept if here.get(key) not in (there[key], before[key]) and not is_filled(cfg, key)]
     if not others:
         return
     first, more = others[0], f", and {len(others) - 1} more" if len(others) > 1 else ""
@@ -359,18 +287,17 @@ def check_configuration(model: SavedModel, cfg: Config) -> None:
     )
 
 
-def _chosen_on_val(model: SavedModel, cfg: Config) -> dict[str, object]:
-    """The keys that `--select val` chose for a model, with the chosen values as a configuration holds them."""
-    if model.method != "HeGraphAdapter" or not model.trained_on.selected:
-        return {}
-    selected = check(_Selected, model.trained_on.selected, "the model does not say what was chosen on val")
-    chosen = dict(zip(selected.keys, selected.value))
-    with_chosen = run_config(with_values(cfg, chosen))
-    return {key: with_chosen.get(key) for key in chosen}
-
-
 class _Selected(OpenPart):
     """What `tune_on_val` says of its choice, as far as it is read here."""
 
     keys: list[str]
     value: list[Any]
+
+
+def _chosen_on_val(model: SavedModel, cfg: Config) -> dict[str, object]:
+    """The keys that `--select val` chose for a model, with the chosen values as a configuration holds them."""
+    if model.method != "HeGraphAdapter" or not model.trained_on.selected:
+        return {}
+    selected = check(_Selected, model.trained_on.selected, "the model does not say what was chosen on val")
+    with_chosen = run_config(with_values(cfg, dict(zip(selected.keys, selected.value))))
+    return {key: with_chosen.get(key) for key in selected.keys}

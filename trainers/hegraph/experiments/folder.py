@@ -9,13 +9,11 @@ of who holds it, for the message to others.
 
 from __future__ import annotations
 
-import datetime
 import errno
 import logging
 import os
 import shutil
 import socket
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -214,8 +212,8 @@ def find_model(folder: Path, epoch: int | None = None) -> Path:
         return find_model_folder(folder)
     if (kept := folder / model_name(epoch)).is_dir():
         return find_model_folder(kept)
-    epochs = (path.name.removeprefix(model_name()).removeprefix("-epoch") for path in folder.glob("model-epoch*"))
-    found = sorted(int(number) for number in epochs if number.isdecimal())
+    numbers = [path.name.rpartition("epoch")[2] for path in folder.glob(f"{model_name()}-epoch*")]
+    found = sorted(int(number) for number in numbers if number.isdecimal())
     raise UserError(
         f"{folder} keeps no model of epoch {epoch} (kept: {', '.join(map(str, found)) or 'none'}); train with "
         "TRAIN.CHECKPOINT_FREQ N to keep every N-th"
@@ -226,7 +224,15 @@ def find_model(folder: Path, epoch: int | None = None) -> Path:
 
 
 class Locked(UserError):
-    """Another process is at work in the folder."""
+    """Another process is at work in a folder, and maybe said who it is."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            said = read_json(folder / HOLDER)
+            who = f"process {said['pid']} on {said['host']}"
+        except (UserError, KeyError, TypeError):  # it has only just come, or has left
+            who = "another process"
+        super().__init__(f"{folder} is in use by {who}; wait until it has finished, or choose another output folder")
 
 
 @contextmanager
@@ -243,7 +249,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=PATIENCE, poll_interval=PATIENCE / 4)
     except Timeout as error:
-        raise _locked(folder) from error
+        raise Locked(folder) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
             said = first_line(error)
@@ -254,15 +260,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
             write_json(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname()})
         yield
     finally:
-        try:
-            _leave(folder, lock, made)
-        except KeyboardInterrupt:
-            _leave(folder, lock, made)
-            raise
+        _leave(folder, lock, made)
 
 
 def _leave(folder: Path, lock: FileLock, made: bool) -> None:
-    """Removes what `lock_folder` has written, and lets go of the lock; may be done again where it was interrupted."""
+    """Removes what `lock_folder` has written, and lets go of the lock."""
     if lock.is_locked:
         for name in (HOLDER, LOCK):  # while the lock is held, so that nobody else's is removed
             with suppress(OSError):
@@ -293,54 +295,3 @@ def is_locked(folder: Path, patience: float = 0.0) -> bool:
             half_done.unlink(missing_ok=True)
     _leave(folder, lock, made=True)
     return False
-
-
-def check_lock(folder: Path) -> None:
-    """Raises `Locked`, as `lock_folder`, if a process is at work in a folder. Nothing is written or removed."""
-    if is_locked(folder):
-        raise _locked(folder)
-
-
-def _locked(folder: Path) -> Locked:
-    try:
-        said = read_json(folder / HOLDER)
-        who = f"process {said['pid']} on {said['host']}"
-    except (UserError, KeyError, TypeError):  # it has only just come, or has left
-        who = "another process"
-    return Locked(f"{folder} is in use by {who}; wait until it has finished, or choose another output folder")
-
-
-# What a failed run of a sweep leaves: why it failed, and what it was asked to do
-
-
-def write_failure(folder: Path, error: Exception, cfg: Config, source: str, command: str) -> None:
-    """Writes `error.json` of a run on a source, a feature bank or the configuration of a data set; `command` is the
-    command line that does this run alone. Raises UserError if the folder cannot be written.
-    """
-    failure = {
-        "message": str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}",
-        "traceback": "".join(traceback.format_exception(error)),
-        "configuration": run_config(cfg),
-        "seed": cfg.run.seed,
-        "data": source,
-        "command": command,
-        "attempt": hash_attempt(cfg, source),
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "failed_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-    write_json(folder / ERROR, failure)
-
-
-def has_failed(folder: Path, cfg: Config, source: str) -> bool:
-    """Whether a folder says that this very run has failed: this configuration and seed on a source of this name."""
-    try:
-        said = read_json(folder / ERROR)
-    except UserError:  # none, or a damaged one, which says nothing
-        return False
-    return isinstance(said, dict) and said.get("attempt") == hash_attempt(cfg, source)
-
-
-def hash_attempt(cfg: Config, source: str) -> str:
-    """Hash of what a run was asked to do. The data themselves are not part of it, since they may be what is missing."""
-    return hash_json([run_config(cfg), cfg.run.seed, Path(source).name])

@@ -75,8 +75,12 @@ class ImageTask(Task):
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen CLIP, loaded when it is first asked for; raises UserError if the configuration contradicts it."""
-        options, identity = self.cfg.backbone, self._backbone_identity
-        backbone = self.opened.backbone(options.name, options.pretrained, self.device, options.precision, identity)
+        from ..backbones.loading import load_backbone  # imports open_clip
+
+        options = self.cfg.backbone
+        arguments = options.name, options.pretrained, self.device, options.precision
+        version = arguments, self._backbone_identity
+        backbone: Backbone = self.opened.last("backbone", version, lambda: load_backbone(*arguments))
         for key, said, true in (
             ("SIZE", options.input_size, backbone.input_size),
             ("PIXEL_MEAN", options.mean, backbone.mean),

@@ -160,6 +160,10 @@ def make_model(
     task = folder.task
     backbone, preprocessing, prompts = task.made_of(bank)
     about = provenance(folder, fitted) | {"dataset": bank.dataset, "num_train": len(bank.train_labels)}
+    said = {} if record is None else record["calibration"]
+    scores: dict[str, Any] = {} if record is None else {key: record[key] for key in OF_TEST}
+    for name, of in (("ece", "after"), ("ece_zero_shot", "zero_shot")):
+        scores[name] = (said.get(of) or {}).get("ece")
     return SavedModel(
         classifier=fitted.classifier,
         text_positive=bank.text_positive.detach().cpu(),
@@ -179,13 +183,8 @@ def make_model(
         labelled=None if fitted.heard else labelled_images(task, bank),
         unlabelled=fitted.heard.get("unlabelled", {}).get("num_images", 0),
         trained_on=TrainedOn(**about),
-        scores=NOT_TESTED if record is None else _scores(record),
+        scores=NOT_TESTED if record is None else Scores(**scores),
     )
-
-
-def _scores(record: dict) -> Scores:
-    ece = {when: (record["calibration"][when] or {}).get("ece") for when in ("after", "zero_shot")}
-    return Scores(**{key: record[key] for key in OF_TEST}, ece=ece["after"], ece_zero_shot=ece["zero_shot"])
 
 
 def provenance(folder: RunFolder, fitted: FittedMethod) -> dict[str, Any]:

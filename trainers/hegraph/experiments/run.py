@@ -1,4 +1,4 @@
-"""One experiment without Dassl: task -> features -> method -> test -> record."""
+"""One experiment: task -> features -> method -> test -> record, or the test of a trained model."""
 
 from __future__ import annotations
 
@@ -6,27 +6,41 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from ..baselines import load_method
 from ..baselines.base import FittedMethod
 from ..config import Config
+from ..config_files import with_values
 from ..features.bank import FeatureBank
 from ..method.model import HeGraphModel
-from ..models.folder import save_model
+from ..models.folder import load_model, save_model
+from ..models.saved import SavedModel
+from ..results.records import OTHER_CLASSES
+from ..training.confidence import Calibration
 from ..utils import processes
 from ..utils.devices import available_device
 from ..utils.errors import UserError
-from .calibration import calibrated
-from .evaluation import TrainedMethod, encode_targets, evaluate, hear, score_targets, targets_of, test_model
-from .fitting import Keep, fit, fitted_adapter, set_random_seed
-from .folder import RunFolder
+from .evaluation import (
+    TrainedMethod,
+    check_configuration,
+    encode_targets,
+    evaluate,
+    hear,
+    score_targets,
+    targets_of,
+    test_loaded,
+)
+from .fitting import Keep, calibrated, fit, fitted_adapter, set_random_seed
+from .folder import RunFolder, find_model
 from .image_task import open_task
 from .record import make_model, make_record
 from .tasks import FeatureTask, Opened, Tested
-from .unlabelled import labelled_images, unlabelled_features
+from .unlabelled import POOL, labelled_images, unlabelled_features
 
 logger = logging.getLogger(__name__)
 
@@ -128,29 +142,24 @@ def test_and_finish(
         show: Is given what the method says about the test images.
     """
     task, device = folder.task, bank.train_features.device
-    own = FeatureTask(bank, task.cfg, task.seed, class_ids=task.class_ids)
-    fitted = calibrated(fitted, task, bank)
+    trained = TrainedMethod.of(calibrated(fitted, task, bank), task, bank)
     if what := task.cfg.data.unlabelled:
         features = unlabelled_features(task, task, bank.backbone, bank.train_features.shape[2]).to(bank.train_features)
-        fitted = hear(TrainedMethod.of(fitted, task, bank), labelled_images(task, bank), features, what)
-    tested = evaluate(TrainedMethod.of(fitted, task, bank), own, device)
+        trained = replace(trained, fitted=hear(trained, labelled_images(task, bank), features, what))
+    fitted = trained.fitted
+    tested = evaluate(trained, FeatureTask(bank, task.cfg, task.seed, class_ids=task.class_ids), device)
     if show is not None:
         show(tested)
-    targets = score_targets(TrainedMethod.of(fitted, task, bank), task, device)
+    targets = score_targets(trained, task, device)
     about = {"backbone": bank.backbone, "num_train": len(bank.train_labels), "targets": targets}
     record = make_record(folder, fitted, tested, device, features_seconds, **about)
     model = make_model(folder, bank, fitted, record)
     if model is None:
-        logger.info("%s leaves no model folder: %s", task.cfg.run.trainer, why_not_saved(fitted, task.cfg))
+        why = load_method(task.cfg.run.trainer).not_saved or "it returns no classifier"
+        why = "what it says of a test image depends on the others" if fitted.together else why
+        logger.info("%s leaves no model folder: %s", task.cfg.run.trainer, why)
     folder.finish(record, tested, fitted, model, thumbnails)
     return record
-
-
-def why_not_saved(fitted: FittedMethod, cfg: Config) -> str:
-    """Why a run leaves no model folder."""
-    if fitted.together:
-        return "what it says of a test image depends on the others"
-    return load_method(cfg.run.trainer).not_saved or "it returns no classifier"
 
 
 def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Keep:
@@ -163,3 +172,65 @@ def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Keep:
         save_model(saved, folder.model_folder(epoch))
 
     return keep
+
+
+# --eval-only
+
+
+def test_model(
+    cfg: Config, bank_file: Path | None, folder: Path, epoch: int | None, device: str, opened: Opened | None = None
+) -> dict:
+    """Tests a trained model on the test images of a bank or of DATASET.NAME, and writes and returns the record.
+
+    The model is that of `find_model`. Of several processes that `torchrun` started, all encode and the first writes;
+    the others return {}.
+
+    Raises:
+        UserError: If model or data cannot be had, or do not fit each other.
+    """
+    path = find_model(folder, epoch)
+    model = load_model(path)
+    check_configuration(model, cfg)
+    target = open_task(cfg, bank_file, model.trained_on.seed, device, opened, only_test=True)
+    run_folder = RunFolder(target, model=path)
+    if (record := run_folder.finished()) is not None:
+        return record
+    trained = TrainedMethod.loaded(model, device)
+    if processes.rank():  # the first process has the folder; this one helps it to encode
+        test_loaded(model, trained, target, device)
+        return {}
+    if what := cfg.data.unlabelled:
+        as_trained = with_values(cfg, {"DATASET.NUM_SHOTS": model.trained_on.shots})
+        source = open_task(as_trained, bank_file, model.trained_on.seed, device, opened) if what == POOL else target
+        features = unlabelled_features(target, source, model.backbone.title, model.classifier.width).to(device)
+        trained = replace(trained, fitted=hear(trained, model.labelled, features, what))
+    return run_folder.do(lambda: test_and_write(run_folder, model, trained, device))
+
+
+def test_and_write(
+    folder: RunFolder,
+    model: SavedModel,
+    trained: TrainedMethod,
+    device: str,
+    show: Callable[[Tested], None] | None = None,
+) -> dict:
+    """Tests a model that was read from its folder, as `trained`, and writes and returns the record.
+
+    `show` is given what the model says about the test images.
+    """
+    started = time.monotonic()
+    tested = test_loaded(model, trained, folder.task, device)
+    if show is not None:
+        show(tested)
+    fitted, origin = trained.fitted, model.trained_on
+    # The temperature is that of the whole model on its classes
+    if tested.rule == OTHER_CLASSES or (tested.rule and model.method == "HeGraphAdapter"):
+        fitted = replace(fitted, calibration=Calibration())
+    of_model = ("shots", "num_train", "split_hash", "selected_on", "selected")
+    about: dict[str, Any] = {key: getattr(origin, key) for key in of_model}
+    if tested.rule:
+        about |= {"rule": tested.rule, "num_classes": len(tested.classnames), "trained_on": origin.dataset}
+    seconds = time.monotonic() - started
+    record = make_record(folder, fitted, tested, device, seconds, backbone=model.backbone.title, **about)
+    folder.finish(record, tested)
+    return record

@@ -32,49 +32,38 @@ from ..utils.errors import UserError
 from ..utils.files import file_version
 
 if TYPE_CHECKING:
-    from ..backbones.clip import Backbone
     from ..baselines.base import FittedMethod
 
 Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
 
 
 class Opened:
-    """What runs of one process share, and none of them changes: the bank, the backbone, and the base of a transductive
-    method that were opened or fitted last.
-    """
+    """What runs of one process share, and none of them changes: of each kind what was opened or fitted last."""
 
     def __init__(self) -> None:
-        self._bank: tuple[object, BankFile] | None = None
-        self._backbone: tuple[object, Backbone] | None = None
-        self._fitted: dict[tuple[str, str], FittedMethod] = {}
+        self._last: dict[str, tuple[object, Any]] = {}
+
+    def last(self, kind: str, key: object, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made again only if the last of its kind had another key."""
+        if kind not in self._last or self._last[kind][0] != key:
+            self._last.pop(kind, None)  # two of a kind need not fit the memory
+            self._last[kind] = key, make()
+        return self._last[kind][1]
 
     def bank(self, path: Path) -> BankFile:
         """A feature bank, opened again only if the file is another or has changed; errors as of `BankFile`."""
         try:
-            key = file_version(path)
-        except OSError:  # `BankFile` says what is wrong
-            key = None
-        if self._bank is None or key is None or self._bank[0] != key:
-            self._bank = None  # the test features of two banks need not fit the memory
-            self._bank = key, BankFile(path)
-        return self._bank[1]
-
-    def backbone(self, name: str, pretrained: str, device: str, precision: str, identity: dict) -> Backbone:
-        """A frozen CLIP; arguments and errors as of `load_backbone`, and its `backbone_identity`."""
-        key = name, pretrained, device, precision, identity
-        if self._backbone is None or self._backbone[0] != key:
-            from ..backbones.loading import load_backbone  # imports open_clip
-
-            self._backbone = None
-            self._backbone = key, load_backbone(name, pretrained, device, precision)
-        return self._backbone[1]
+            version = file_version(path)
+        except OSError:
+            return BankFile(path)  # which says what is wrong
+        return self.last("bank", version, lambda: BankFile(path))
 
     def fitted(self, dataset: str, key: str, fit: Callable[[], FittedMethod]) -> FittedMethod:
         """A fitted method that `key` tells from all others of a data set; those of the last data set are kept."""
-        if (dataset, key) not in self._fitted:
-            self._fitted = {known: method for known, method in self._fitted.items() if known[0] == dataset}
-            self._fitted[dataset, key] = fit()
-        return self._fitted[dataset, key]
+        known = self.last("fitted", dataset, dict)
+        if key not in known:
+            known[key] = fit()
+        return known[key]
 
 
 @dataclass(frozen=True)
@@ -215,15 +204,9 @@ class FeatureTask(Task):
         class_ids: Sequence[str] | None = None,
     ) -> None:
         self.features, self.cfg, self.seed, self.name = features, cfg, seed, features.dataset
-        self.split, self.identity, self._class_ids, self.opened = split or {}, identity or {}, class_ids, Opened()
-
-    @property
-    def classnames(self) -> Sequence[str]:  # type: ignore[override]
-        return self.features.classnames
-
-    @property
-    def class_ids(self) -> Sequence[str]:  # type: ignore[override]
-        return bank_class_ids(self.features) if self._class_ids is None else self._class_ids
+        self.split, self.identity, self.opened = split or {}, identity or {}, Opened()
+        self.classnames = features.classnames
+        self.class_ids = ids_of_names(self.classnames) if class_ids is None else class_ids
 
     def bank(self) -> FeatureBank:
         return self.features
@@ -252,12 +235,22 @@ class BankTask(FeatureTask):
         if cfg.data.features == "online":
             raise UserError("FEATURES.MODE online encodes images, and --features has none; use FEATURES.MODE bank")
         self.opened = opened or Opened()
-        file = self.opened.bank(path)
+        self.file = file = self.opened.bank(path)
         file.check_dataset(cfg.data.name)
-        self.file, self.cfg, self.seed, self.name, self._class_ids = file, cfg, seed, file.dataset, None
-        train_labels = file.labels["train"].tolist()
-        val_labels = file.labels["val"].tolist() if "val" in file.labels else []
-        self.selection, self.split = bank_split(train_labels, val_labels, file.classnames, cfg, seed)
+        self.cfg, self.seed, self.name = cfg, seed, file.dataset
+        labels = {name: file.labels[name].tolist() if name in file.labels else [] for name in ("train", "val")}
+        self.selection = select_few_shot(labels["train"], labels["val"], cfg.data.shots, random.Random(seed))
+        # Where all classes are asked for, one without images stays here and is an error later
+        of_all = cfg.data.classes == "all"
+        drawn = range(len(file.classnames)) if of_all else {labels["train"][row] for row in self.selection.train}
+        self.kept = subsample_labels(drawn, cfg.data.classes)  # labels in the file of the classes of this task
+        self.classnames = [file.classnames[label] for label in self.kept]
+        self.class_ids = ids_of_names(self.classnames)
+        new = {label: position for position, label in enumerate(self.kept)}
+        self.split = {
+            name: [[row, new[label], file.classnames[label]] for row in rows if (label := labels[name][row]) in new]
+            for name, rows in (("train", self.selection.train), ("val", self.selection.val))
+        }
         self.identity = bank_identity(file, self.selection)
 
     @cached_property
@@ -280,17 +273,12 @@ class BankTask(FeatureTask):
             refuse_test_rows(self.features)
 
     def pool(self) -> Tensor:
-        drawn, labels = set(self.selection.train), self.file.labels
-        kept = {label for _, label, _ in self.split["train"]}
-        if self.cfg.data.classes != "all":  # with their labels in the whole bank
-            kept = {labels["train"][row].item() for row, *_ in self.split["train"]}
-        rows: dict[str, list[int]] = {
-            split: [row for row, label in enumerate(labels[split].tolist()) if label in kept]
-            for split in ("train", "val")
-            if split in labels
+        kept = torch.tensor(self.kept)
+        rows = {
+            name: torch.isin(labels, kept).nonzero().flatten().tolist() for name, labels in self.file.labels.items()
         }
-        rows["train"] = [row for row in rows["train"] if row not in drawn]
-        return features_of_images(self.file, rows)
+        drawn = set(self.selection.train)
+        return features_of_images(self.file, rows | {"train": [row for row in rows["train"] if row not in drawn]})
 
     def pool_identity(self) -> object:
         return self.file.identity(*(range(len(self.file.labels.get(split, []))) for split in ("train", "val")))
@@ -328,24 +316,6 @@ def bank_identity(file: BankFile, drawn: Selection) -> dict:
     return identity
 
 
-def bank_split(
-    train_labels: list[int], val_labels: list[int], names: Sequence[str], cfg: Config, seed: int
-) -> tuple[Selection, Split]:
-    """The rows of a feature bank that the protocol selects, and what `split.json` says of them; labels are those of
-    every row, and names in label order.
-    """
-    selection = select_few_shot(train_labels, val_labels, cfg.data.shots, random.Random(seed))
-    which = cfg.data.classes
-    # Where all classes are asked for, one without images stays here and is an error later
-    drawn = range(len(names)) if which == "all" else {train_labels[row] for row in selection.train}
-    kept = {label: new for new, label in enumerate(subsample_labels(drawn, which))}
-
-    def rows(selected: list[int], labels: list[int]) -> list[list]:
-        return [[row, kept[labels[row]], names[labels[row]]] for row in selected if labels[row] in kept]
-
-    return selection, {"train": rows(selection.train, train_labels), "val": rows(selection.val, val_labels)}
-
-
 def features_of_images(file: BankFile, rows: Mapping[str, Sequence[int]]) -> Tensor:
     """Features `[M, d]` of some images of train and val, one of each: of training images the mean over the views."""
     found = [mean_over_views(file.features("train", rows["train"]))]
@@ -374,7 +344,7 @@ def match_classes(source_ids: Sequence[str], target_ids: Sequence[str], source: 
     return [labels[class_id] for class_id in target_ids]
 
 
-def bank_class_ids(bank: FeatureBank) -> tuple[str, ...]:
-    """What tells the classes of a bank apart: their names or, where two have the same name, names with positions."""
-    names = tuple(bank.classnames)
-    return names if len(set(names)) == len(names) else tuple(f"{k}: {name}" for k, name in enumerate(names))
+def ids_of_names(names: Sequence[str]) -> tuple[str, ...]:
+    """What tells classes apart: their names or, where two have the same name, names with positions."""
+    unique = len(set(names)) == len(names)
+    return tuple(names) if unique else tuple(f"{k}: {name}" for k, name in enumerate(names))

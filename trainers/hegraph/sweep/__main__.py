@@ -10,13 +10,13 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say
-from .cluster import Cluster, Demand, check_address, connected
+from .cluster import Demand, check_address, connected
 from .grid import Run, read_grid
 from .plan import do_runs, make_plan
 from .workers import Result, run_here, run_in_workers
@@ -137,7 +137,7 @@ def _place_of_runs(
 ) -> Iterator[Callable[[Sequence[Run]], Iterable[Result]]]:
     """Gives what does runs: this process, workers of it, or a Ray cluster, which is left at the end of the block."""
     if args.ray is not None and is_needed:
-        with connected(args.ray, demand) as ray, closing(Cluster(ray, demand, args.verbose)) as cluster:
+        with connected(args.ray, demand, args.verbose) as cluster:
             yield cluster.results
     elif args.workers:
         yield lambda runs: run_in_workers(runs, args.workers, args.verbose)

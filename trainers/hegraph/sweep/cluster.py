@@ -21,7 +21,7 @@ import uuid
 import zipfile
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -33,7 +33,6 @@ from filelock import FileLock
 from ..config import Config
 from ..config_files import with_values
 from ..experiments.folder import ERROR, Locked, lock_folder
-from ..experiments.tasks import Opened
 from ..results.records import RECORD
 from ..training.checkpoints import CHECKPOINT
 from ..utils.errors import PACKAGE, UserError, first_line, show_messages
@@ -95,11 +94,11 @@ def check_address(address: str) -> None:
 
 
 @contextmanager
-def connected(address: str, demand: Demand) -> Iterator[Any]:
-    """Gives the module `ray`, connected to a cluster with a machine that can do runs, until the block ends.
+def connected(address: str, demand: Demand, verbose: bool = False) -> Iterator[Cluster]:
+    """Gives a cluster with a machine that can do runs, which is left when the block ends.
 
     "local" starts Ray on this machine; "auto" takes the cluster that this machine is part of; else it is HOST:PORT of
-    the cluster's head.
+    the cluster's head. With `verbose` the messages of the runs are shown, and not their warnings alone.
 
     Raises:
         UserError: If Ray is not installed, nobody answers, or no machine has enough for a run.
@@ -123,14 +122,15 @@ def connected(address: str, demand: Demand) -> Iterator[Any]:
         for number, handler in handlers.items():
             signal.signal(number, handler)  # Ray would abort the process on SIGTERM
     try:
-        nodes = _alive(ray)
-        logger.info("Ray cluster of %d machines; every run takes %s", len(nodes), demand)
-        if not any(map(demand.times_in, nodes)):
-            raise UserError(
-                f"a run takes {demand}, and none of the {len(nodes)} machines of the Ray cluster has so many (all of "
-                f"them together have {ray.cluster_resources()}); lower --cpus-per-run or --gpus-per-run"
-            )
-        yield ray
+        with closing(Cluster(ray, demand, verbose)) as cluster:
+            logger.info("Ray cluster of %d machines; every run takes %s", len(cluster.machines()), demand)
+            if not any(map(demand.times_in, cluster.machines())):
+                raise UserError(
+                    f"a run takes {demand}, and none of the {len(cluster.machines())} machines of the Ray cluster has "
+                    f"so many (all of them together have {ray.cluster_resources()}); lower --cpus-per-run or "
+                    "--gpus-per-run"
+                )
+            yield cluster
     finally:
         ray.shutdown()
 
@@ -149,23 +149,22 @@ def _check_answer(address: str) -> None:
         raise UserError(f"{why}; ray start --head --port PORT starts one") from error
 
 
-def _alive(ray: Any) -> Sequence[dict]:
-    """The machines of the cluster, as Ray describes them."""
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
 class Cluster:
     """Sends runs to a cluster, a bounded number at a time. The module `ray` is that of `connected`."""
 
     def __init__(self, ray: Any, demand: Demand, verbose: bool = False) -> None:
-        self.ray, self.demand, self.verbose = ray, demand, verbose
+        self.ray, self.demand = ray, demand
         self.away: dict[Any, tuple[Run, ExitStack]] = {}  # Ray's reference -> the run, and the lock of its folder
         self.banks: dict[Path, Any] = {}  # those in the object store
         self._place = f"hegraph-sweep-{uuid.uuid4().hex}"  # of banks, below the temporary folder of every machine
+        self._home = self._place, os.getcwd(), package_state(), verbose
         # Ray itself sends a run again whose worker or machine is lost
         tries = {"max_retries": TRIES - 1, "retry_exceptions": False}
         self._task = ray.remote(do_run).options(num_cpus=demand.cpus, num_gpus=demand.gpus, **tries)
-        self._opened = Opened()
+
+    def machines(self) -> Sequence[dict]:
+        """The machines of the cluster, as Ray describes them."""
+        return [node for node in self.ray.nodes() if node["Alive"]]
 
     def results(self, runs: Sequence[Run]) -> Iterator[Result]:
         """Does the runs; gives what has become of each as it comes.
@@ -175,10 +174,9 @@ class Cluster:
         """
         waiting, limit, to_come = deque(runs), self.limit(), Counter(run.bank for run in runs)
         while waiting or self.away:
-            ended: list[Result] = []
-            while waiting and len(self.away) < limit and not ended:
-                ended += filter(None, [self._send(waiting.popleft())])
-            if self.away and not ended:
+            if waiting and len(self.away) < limit:
+                ended = [result] if (result := self._send(waiting.popleft())) else []
+            else:
                 done, _ = self.ray.wait(list(self.away), timeout=LOOK)
                 ended = [self._receive(reference) for reference in done]
                 limit = limit if done else self.limit()
@@ -190,7 +188,7 @@ class Cluster:
 
     def limit(self) -> int:
         """How many runs may be away at a time; says so where no machine can do any."""
-        at_a_time = sum(map(self.demand.times_in, _alive(self.ray)))
+        at_a_time = sum(map(self.demand.times_in, self.machines()))
         if not at_a_time:
             logger.warning("no machine of the Ray cluster has %s any more: waiting for one", self.demand)
         return max(1, min(AHEAD * at_a_time, MOST_AWAY))
@@ -200,9 +198,9 @@ class Cluster:
         for _, lock in self.away.values():
             lock.close()
         self.away.clear()
-        at_node = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         with suppress(Exception):
-            there = [at_node(node_id=node["NodeID"], soft=False) for node in _alive(self.ray)]
+            at_node = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+            there = [at_node(node_id=node["NodeID"], soft=False) for node in self.machines()]
             forget = [self.ray.remote(forget_banks).options(num_cpus=0, scheduling_strategy=node) for node in there]
             asked = [task.remote(self._place) for task in forget]
             self.ray.wait(asked, num_returns=len(asked), timeout=ANSWERED_WITHIN)
@@ -212,14 +210,14 @@ class Cluster:
         with ExitStack() as lock:
             try:
                 lock.enter_context(lock_folder(run.folder))
-                if (done := is_done(run, self._opened)) is not None:
+                cfg = run.configuration()
+                if (done := is_done(run, cfg)) is not None:
                     if done:
                         return Result(run, DONE, "done by another process")
                     raise UserError(f"{run.folder} holds the result of a run with other settings or data")
                 path = run.folder / CHECKPOINT
                 checkpoint = path.read_bytes() if path.exists() else None
-                place = self._place, os.getcwd(), package_state(), self.verbose
-                sent = self._task.remote(run, run.configuration(), self._bank(run.bank), checkpoint, *place)
+                sent = self._task.remote(run, cfg, self._bank(run.bank), checkpoint, *self._home)
             except Locked as error:
                 return Result(run, LOCKED, str(error))
             except (UserError, OSError) as error:
@@ -286,21 +284,18 @@ def do_run(
         there = replace(run, folder=Path(temporary) / "run")
         if bank is not None:
             there = replace(there, source=str(_bank_file(bank, Path(tempfile.gettempdir()) / place, Path(run.source))))
-        cfg = with_values(cfg, {"OUTPUT_DIR": str(there.folder)})
         if checkpoint is not None:
             there.folder.mkdir()
             (there.folder / CHECKPOINT).write_bytes(checkpoint)
-        result = attempt(there, _opened(), verbose, cfg)
+        result = attempt(there, verbose, with_values(cfg, {"OUTPUT_DIR": str(there.folder)}))
 
-        def at_home(said: Any) -> Any:
+        def at_home(said: str) -> str:
             """A text in which temporary paths have the names that the user knows."""
-            if not isinstance(said, str):
-                return said
             return said.replace(str(there.folder), str(run.folder)).replace(there.source, run.source)
 
-        if (there.folder / ERROR).exists():
-            failure = {key: at_home(said) for key, said in read_json(there.folder / ERROR).items()}
-            write_json(there.folder / ERROR, failure | {"command": run.command()})
+        if (error := there.folder / ERROR).exists():
+            said = {key: at_home(value) if isinstance(value, str) else value for key, value in read_json(error).items()}
+            write_json(error, said | {"command": run.command()})
         packed = Path(shutil.make_archive(f"{temporary}/left", "zip", there.folder)).read_bytes()
         return result.status, at_home(result.message), result.seconds, packed
 
@@ -319,12 +314,6 @@ def _bank_file(content: Any, place: Path, source: Path) -> Path:
 def forget_banks(place: str) -> None:
     """Removes the banks that workers have written on this machine."""
     shutil.rmtree(Path(tempfile.gettempdir()) / place, ignore_errors=True)
-
-
-@cache
-def _opened() -> Opened:
-    """What runs of this worker share."""
-    return Opened()
 
 
 @cache

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..experiments.folder import RunFolder, has_failed, is_locked
+from ..config import Config
+from ..experiments.folder import RunFolder, is_locked
 from ..experiments.image_task import open_task
-from ..experiments.tasks import Opened
 from ..results.records import find_runs, read_record
 from ..utils.devices import available_device
 from ..utils.errors import UserError, say
 from .grid import Run, name_of
-from .workers import FAILED, LOCKED, Result, at_level
+from .workers import FAILED, LOCKED, Result, at_level, has_failed, opened_here
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +52,14 @@ def make_plan(runs: Sequence[Run], retry_failed: bool = False) -> Plan:
     Raises:
         UserError: If a configuration is wrong, or folders hold results of runs with other settings or data.
     """
-    plan, opened = Plan(), Opened()
-    others: list[Run] = []
+    plan, others = Plan(), list[Run]()
     for run in runs:
         cfg = run.configuration()
-        done = is_done(run, opened)
+        done = is_done(run, cfg)
         if done is not None:
             (plan.finished if done else others).append(run)
             is_locked(run.folder)  # removes what a process that was killed has left of its lock
-        elif not retry_failed and has_failed(run.folder, cfg, run.source):
+        elif not retry_failed and has_failed(run, cfg):
             plan.failed.append(run)
         else:
             plan.to_do.append(run)
@@ -72,8 +71,8 @@ def make_plan(runs: Sequence[Run], retry_failed: bool = False) -> Plan:
     return plan
 
 
-def is_done(run: Run, opened: Opened) -> bool | None:
-    """Whether the record in the folder of a run is of this very run; None where there is no record.
+def is_done(run: Run, cfg: Config) -> bool | None:
+    """Whether the record in the folder of a run is of this very run, by its configuration; None without a record.
 
     Raises:
         UserError: If the bank or the data set cannot be read, whose labels are part of the identity of a run.
@@ -81,9 +80,8 @@ def is_done(run: Run, opened: Opened) -> bool | None:
     record = read_record(run.folder)
     if record is None:
         return None
-    cfg = run.configuration()
     with at_level(logging.ERROR):  # what the protocol has to say of a selection is said when it is run
-        task = open_task(cfg, run.bank, run.seed, available_device(cfg.run.use_cuda), opened)
+        task = open_task(cfg, run.bank, run.seed, available_device(cfg.run.use_cuda), opened_here())
         return record["run_id"] == RunFolder(task).run_id
 
 
@@ -102,13 +100,12 @@ def estimate(runs: Sequence[Run], output: str) -> tuple[list[float | None], int]
             most = record["trainer"], record["shots"], dataset
             for length in (1, 2, 3):
                 known[most[:length]].append(sum(seconds.values()))
-
-    def of(run: Run) -> float | None:
+    times: list[float | None] = []
+    for run in runs:
         most = run.method, run.shots, name_of(run.source)
-        times = next((known[most[:length]] for length in (3, 2, 1) if most[:length] in known), None)
-        return None if times is None else statistics.median(times)
-
-    return [of(run) for run in runs], len(records)
+        found = [known[most[:length]] for length in (3, 2, 1) if most[:length] in known]
+        times.append(statistics.median(found[0]) if found else None)
+    return times, len(records)
 
 
 @dataclass
@@ -169,9 +166,9 @@ def do_runs(runs: Sequence[Run], start: Callable[[Sequence[Run]], Iterable[Resul
                 left.append(result.run)
             else:
                 progress.count(result)
-        if left and not waits:
-            logger.info("%d runs are done by another process; waiting for it", len(left))
-            waits = True
         if left:
+            if not waits:
+                logger.info("%d runs are done by another process; waiting for it", len(left))
+            waits = True
             time.sleep(POLL)
     return progress

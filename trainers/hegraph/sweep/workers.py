@@ -7,30 +7,36 @@ its checkpoint when the same command is given again.
 
 from __future__ import annotations
 
+import datetime
 import logging
 import math
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.resource_tracker import ensure_running
+from functools import cache
+from pathlib import Path
 
 from ..config import Config
-from ..experiments.folder import Locked, check_lock, is_locked, write_failure
+from ..experiments.folder import ERROR, Locked, is_locked, run_config
 from ..experiments.record import reset_peak_memory
 from ..experiments.run import run as run_one
 from ..experiments.tasks import Opened
 from ..results.records import read_record
 from ..utils.errors import PACKAGE, UserError, first_line, show_messages
+from ..utils.files import hash_json, write_json
+from ..utils.reading import read_json
 from ..utils.signals import ENDINGS, was_interrupted
 from ..utils.threads import cores
 from .grid import Run
@@ -40,7 +46,7 @@ logger = logging.getLogger(__name__)
 DONE, FAILED, LOCKED = "done", "failed", "locked"  # what can become of a run
 THREADS = "OMP_NUM_THREADS"  # how many threads torch computes with
 PATIENCE = 1.0  # seconds that the system has to end what was killed
-STARTS = 3  # how many workers in a row may die before their first run
+DIED = "its worker process was ended; the system may have run out of memory: try fewer --workers"
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,17 @@ class Result:
     seconds: float = 0.0
 
 
-def attempt(run: Run, opened: Opened, verbose: bool = False, cfg: Config | None = None) -> Result:
+@cache
+def opened_here() -> Opened:
+    """What the runs of this process share."""
+    return Opened()
+
+
+def attempt(run: Run, verbose: bool = False, cfg: Config | None = None) -> Result:
     """Does a run. What it raises is written into its folder, and does not end the sweep.
 
     Args:
         run: The run.
-        opened: What earlier runs have opened.
         verbose: Whether the run's own messages are shown, and not its warnings alone.
         cfg: Its configuration, where it cannot be read here.
     """
@@ -69,7 +80,7 @@ def attempt(run: Run, opened: Opened, verbose: bool = False, cfg: Config | None 
         else:
             reset_peak_memory()
             with at_level(None if verbose else logging.WARNING), warnings.catch_warnings():  # shows them once a run
-                record = run_one(cfg or run.configuration(), run.bank, opened=opened)
+                record = run_one(cfg or run.configuration(), run.bank, opened=opened_here())
         accuracy = record["accuracy"]
         status, message = DONE, "no test images" if accuracy is None else f"{accuracy:.2f}"
     except Locked as error:
@@ -102,7 +113,8 @@ def run_separately(run: Run, verbose: bool = False) -> dict:
             is_locked(run.folder, PATIENCE)
             raise
     if process.returncode:
-        check_lock(run.folder)
+        if is_locked(run.folder):
+            raise Locked(run.folder)
         last = printed[-1].strip().removeprefix("error: ") if printed else f"it ended with code {process.returncode}"
         raise UserError(last) if process.returncode == 2 else RuntimeError(f"{last}\n{''.join(printed)}")
     record = read_record(run.folder)
@@ -116,10 +128,37 @@ def record_failure(run: Run, error: Exception, cfg: Config | None = None) -> str
     message = first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
     try:
         if read_record(run.folder) is None:
-            write_failure(run.folder, error, cfg or run.configuration(), run.source, run.command())
+            cfg = cfg or run.configuration()
+            failure = {
+                "message": str(error) if isinstance(error, UserError) else message,
+                "traceback": "".join(traceback.format_exception(error)),
+                "configuration": run_config(cfg),
+                "seed": run.seed,
+                "data": run.source,
+                "command": run.command(),
+                "attempt": _hash_of(run, cfg),
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "failed_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            }
+            write_json(run.folder / ERROR, failure)
     except UserError as other:  # the disk may be full
         logger.warning("%s", other)
     return message
+
+
+def has_failed(run: Run, cfg: Config) -> bool:
+    """Whether the folder of a run says that this very run has failed: this configuration and seed on this source."""
+    try:
+        said = read_json(run.folder / ERROR)
+    except UserError:  # none, or a damaged one, which says nothing
+        return False
+    return isinstance(said, dict) and said.get("attempt") == _hash_of(run, cfg)
+
+
+def _hash_of(run: Run, cfg: Config) -> str:
+    """Hash of what a run was asked to do. The data themselves are not part of it: they may be what is missing."""
+    return hash_json([run_config(cfg), cfg.run.seed, Path(run.source).name])
 
 
 @contextmanager
@@ -136,123 +175,90 @@ def at_level(level: int | None) -> Iterator[None]:
 
 def run_here(runs: Sequence[Run], verbose: bool = False) -> Iterator[Result]:
     """Does the runs one after the other in this process, which keeps what they can share."""
-    opened = Opened()
     for run in runs:
-        yield attempt(run, opened, verbose)
+        yield attempt(run, verbose)
 
 
 def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool = False) -> Iterator[Result]:
     """Does the runs in so many worker processes, each of which keeps to one data set as long as it has runs.
 
-    A worker that dies takes its run along, which counts as failed, and another takes its place.
-
-    Raises:
-        UserError: If `STARTS` workers in a row die before their first run.
+    Each worker is a pool of one process: one that dies takes its run along, which counts as failed, and no other.
     """
-    waiting = deque(runs)
-    workers = min(workers, len(runs))
+    waiting, workers = list(runs), min(workers, len(runs))
     said = os.environ.get(THREADS, "")
     threads = max(1, (int(said) if said.isdecimal() else cores()) // workers)  # those of one process, divided
     logger.info("%d workers with %s=%d each", workers, THREADS, threads)
-    team: list[Worker] = []
-    died = 0  # in a row, before their first run
+    others = multiprocessing.active_children()
+    idle = [new_worker() for _ in range(workers)]
+    loaded: dict[ProcessPoolExecutor, tuple[str, str]] = {}  # what a worker has opened last
+    at_work: dict[Future[Result], tuple[Run, ProcessPoolExecutor]] = {}
     try:
-        while waiting or any(worker.run for worker in team):
-            team += [Worker(threads, verbose) for _ in range(min(workers - len(team), len(waiting)))]
-            for worker in team:
-                if waiting and worker.run is None and not worker.starting:
-                    worker.give(take(waiting, worker, team))
-            heard = wait([worker.connection for worker in team if worker.run or worker.starting])
-            for worker in [worker for worker in team if worker.connection in heard]:
-                result = None
+        while waiting or at_work:
+            while waiting and idle:
+                worker = idle.pop()
+                run = next_run(waiting, loaded.get(worker), [run.loads for run, _ in at_work.values()])
                 try:
-                    result, died = worker.receive(), 0
-                except (EOFError, OSError):
-                    team.remove(worker)
-                    how = worker.how_it_ended()
-                    if worker.run is not None:
-                        result = Result(worker.run, FAILED, record_failure(worker.run, RuntimeError(how)))
-                    elif (died := died + 1) == STARTS:
-                        raise UserError(f"{STARTS} workers in a row ended before their first run: {how}") from None
-                if result is not None:
-                    yield result
+                    with of_workers(threads):
+                        at_work[worker.submit(attempt, run, verbose)] = run, worker
+                except BrokenExecutor:  # it has died while it had nothing to do
+                    idle.append(new_worker())
+                else:
+                    waiting.remove(run)
+            for future in wait(at_work, return_when=FIRST_COMPLETED).done:
+                run, worker = at_work.pop(future)
+                try:
+                    result = future.result()
+                except BrokenExecutor:
+                    result = Result(run, FAILED, record_failure(run, RuntimeError(DIED)))
+                    worker = new_worker()
+                loaded[worker] = run.loads
+                idle.append(worker)
+                yield result
     finally:
-        for worker in team:
-            worker.end()
-
-
-def take(waiting: deque[Run], worker: Worker, team: Sequence[Worker]) -> Run:
-    """Takes the next run for a worker: of what it has opened or, if nothing of that is left, of what fewest have.
-
-    Of these it takes one with the most shots, which take longest: a long run that is begun last leaves the other
-    workers idle.
-    """
-    left = Counter(run.loads for run in waiting)
-    held = Counter(other.loads for other in team if other is not worker)
-    wanted = worker.loads
-    if wanted not in left:
-        wanted = max(left, key=lambda loads: left[loads] / (1 + held[loads]))
-    run = max((run for run in waiting if run.loads == wanted), key=lambda run: run.shots if run.shots > 0 else math.inf)
-    waiting.remove(run)
-    return run
-
-
-class Worker:
-    """A process that does runs which it is given, one at a time.
-
-    Attributes:
-        run: The run that it is at; None if it is idle.
-        loads: What it has opened last, as `Run.loads`.
-        starting: Whether it is still importing what it needs.
-    """
-
-    def __init__(self, threads: int, verbose: bool) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would share the threads of torch
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, verbose), daemon=True)
-        with of_workers(threads):
-            self.process.start()
-        theirs.close()
-        self.run: Run | None = None
-        self.loads: tuple[str, str] | None = None
-        self.starting = True
-
-    def give(self, run: Run) -> None:
-        """Has the worker do a run."""
-        self.run, self.loads = run, run.loads
-        with suppress(OSError):  # it has died, which `receive` finds
-            self.connection.send(run)
-
-    def receive(self) -> Result | None:
-        """What the worker says: None, that it has started, or what has become of its run. EOFError: it has died."""
-        said = self.connection.recv()
-        self.run, self.starting = None, False
-        return said
-
-    def how_it_ended(self) -> str:
-        """How the process has died, in words."""
-        self.process.join()
-        code = self.process.exitcode or 0
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-        hint = "; the system may have run out of memory: try fewer --workers" if code == -signal.SIGKILL else ""
-        return f"the worker process {how}{hint}"
-
-    def end(self) -> None:
-        """Kills the process and what it has started, and removes what the run that it was at has left half done."""
-        if self.process.is_alive():
+        for process in set(multiprocessing.active_children()) - set(others):
             with suppress(OSError):  # it has not come to `os.setsid` yet
-                os.killpg(self.process.pid or 0, signal.SIGKILL)
-            self.process.kill()
-            self.process.join()
-        self.connection.close()
-        if self.run is not None:
-            is_locked(self.run.folder, PATIENCE)
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            process.kill()
+            process.join()
+        for run, _ in at_work.values():
+            is_locked(run.folder, PATIENCE)  # removes what the run has left half done
+
+
+def next_run(waiting: Sequence[Run], loaded: tuple[str, str] | None, held: Sequence[tuple[str, str]]) -> Run:
+    """The next run for a worker: of what it has `loaded` or, if nothing of that is left, of what fewest others hold.
+
+    Of these it is one with the most shots, which takes longest: a long run that is begun last leaves the other workers
+    idle.
+    """
+    others = Counter(held)
+    return min(
+        waiting,
+        key=lambda run: (run.loads != loaded, others[run.loads], -run.shots if run.shots > 0 else -math.inf),
+    )
+
+
+def new_worker() -> ProcessPoolExecutor:
+    """A worker process, which starts with its first run."""
+    context = multiprocessing.get_context("spawn")  # a fork would share the threads of torch
+    return ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=begin_worker)
+
+
+def begin_worker() -> None:
+    """Prepares a worker process, which ends with the process that has begun it, however that ends."""
+    os.setsid()  # its processes, those of runs with `separate`, can be killed together
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    show_messages()
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os.killpg(0, signal.SIGKILL)
 
 
 @contextmanager
 def of_workers(threads: int) -> Iterator[None]:
     """Processes that are started in the block have so many threads, and hear no Ctrl-C and no signal of `ENDINGS`."""
-    ensure_running()  # the helper of multiprocessing, which would let Ctrl-C through again when it starts
     said = os.environ.get(THREADS)
     os.environ[THREADS] = str(threads)  # torch reads it when it is imported
     heard = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *ENDINGS))
@@ -262,22 +268,3 @@ def of_workers(threads: int) -> Iterator[None]:
         os.environ.pop(THREADS)
         os.environ.update({} if said is None else {THREADS: said})
         signal.pthread_sigmask(signal.SIG_SETMASK, heard)
-
-
-def work(connection: Connection, verbose: bool) -> None:
-    """What a worker process does: runs from the connection, results into it, until nobody is there any more."""
-    os.setsid()  # its processes, those of runs with `separate`, can be killed together
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    show_messages()
-    opened = Opened()
-    with suppress(EOFError, OSError):
-        connection.send(None)
-        while True:
-            connection.send(attempt(connection.recv(), opened, verbose))
-
-
-def _end_with_parent() -> None:
-    """Waits until the process that has begun this one ends, however it does, and kills this one's."""
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os.killpg(0, signal.SIGKILL)
