@@ -103,7 +103,7 @@ def test_another_method_keeps_its_keys_to_the_bit_and_what_a_model_lacks_is_none
 
 
 def test_a_folder_of_an_earlier_version_is_read_and_it_is_said(folder, caplog):
-    for name in ("known", "unlabelled", "scores.ece", "scores.ece_zero_shot"):
+    for name in ("known", "unlabelled", "images", "image_ids", "scores.ece", "scores.ece_zero_shot"):
         change_config(folder, name, ...)
     change_tensors(folder, {"class_nodes": None, "bias": torch.zeros(3, dtype=torch.float64)})
     read = load_model(folder)
@@ -256,7 +256,7 @@ def parts_of(config: dict, above: str = "") -> list[str]:
 
 def test_no_entry_may_be_missing_or_of_another_type(folder):
     original = (folder / CONFIG).read_text()
-    optional = {"known", "tensors", "scores.ece", "scores.ece_zero_shot", "unlabelled"}
+    optional = {"known", "tensors", "scores.ece", "scores.ece_zero_shot", "unlabelled", "images", "image_ids"}
     for keys in parts_of(json.loads(original)):
         last = keys.rpartition(".")[2]
         for value in (..., [[{"deep": 1}]]):

@@ -55,6 +55,7 @@ class FittedMethod:
             used in other domains.
         variant: HeGraphAdapter's variant; "" for another method.
         text_nodes: HeGraphAdapter's positive text nodes before and after message passing, each `[K, d]` of unit norm.
+        state: HeGraphAdapter's trained parameters, by name.
         class_nodes: HeGraphAdapter's visual nodes in the whitened space, shape `[K, d]`; None without closed form.
         seconds: How long fitting took.
         calibration: The temperature of the logits, and what it was fitted on.
@@ -74,6 +75,7 @@ class FittedMethod:
     text_classifier: FoldedClassifier | None = None
     variant: str = ""
     text_nodes: tuple[Tensor, Tensor] | None = None
+    state: Mapping[str, Tensor] = field(default_factory=dict)
     class_nodes: Tensor | None = None
     seconds: float = 0.0
     calibration: Calibration = field(default_factory=Calibration)

@@ -5,11 +5,13 @@ Shapes: n images, V views of each, K classes, d feature width.
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,10 +24,12 @@ from torch import Tensor
 from ..backbones.identity import AUTO
 from ..config import Config
 from ..experiments.image_task import ImageTask
+from ..features.bank import mean_over_views
 from ..labels.issues import LabelIssue, find_label_issues
 from ..labels.suggest import suggest
 from ..models.folder import load_model, save_model
 from ..models.hearing import hear
+from ..models.lessons import Lessons
 from ..models.saved import SavedModel
 from ..utils.devices import choose_device
 from ..utils.errors import UserError
@@ -36,30 +40,43 @@ from .inputs import (
     feature_array,
     image_list,
     is_images,
-    labels_to_keep,
     text_nodes,
     unit_rows,
     without_label,
 )
 from .training import (
-    ArrayTask,
-    check_memory,
-    feature_task,
+    Origin,
     find_seed,
     generators_restored,
+    image_ids,
     image_task,
+    learn,
     make_configuration,
-    train_model,
-    zero_shot_model,
+    recipe_of,
 )
 
 if TYPE_CHECKING:
+    from ..backbones.clip import Backbone
     from ..models.images import ImageModel
+
+logger = logging.getLogger(__name__)
 
 NODE = "TRAINER.HEGRAPHADAPTER."
 # Parameter -> the configuration key that it sets
 KEYS = {"precision": f"{NODE}PREC", "variant": f"{NODE}VARIANT", "alpha_c": f"{NODE}ALPHA_C", "beta_c": f"{NODE}BETA_C"}
 BATCH = 256  # images that the backbone encodes at once
+
+
+class Before(NamedTuple):
+    """A model that is to be taught more, and what it was taught."""
+
+    model: SavedModel
+    lessons: Lessons
+
+    @property
+    def names(self) -> dict[Any, str]:
+        """The names of the classes by their labels."""
+        return dict(zip(self.lessons.classes.tolist(), self.lessons.names))
 
 
 class HeGraphClassifier(ClassifierMixin, BaseEstimator):
@@ -102,7 +119,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     """
 
     _image_model: ImageModel | None = None  # the model with its backbone, once that is loaded
-    _fitted: SavedModel | None = None  # what `fit` trained, before it heard unlabelled images; None of a loaded model
+    _fitted: SavedModel | None = None  # what was trained, before it heard unlabelled images; None of a loaded model
+    _heard: Tensor | None = None  # features of the unlabelled images, `[M, d]`, which a later training hears again
 
     def __init__(
         self,
@@ -167,8 +185,6 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
                 ValueError, and its message says how to mend it.
         """
         given = self.classnames if classnames is None else classnames
-        positive = self.text_features if text_features is None else text_features
-        negative = self.negative_text_features if negative_text_features is None else negative_text_features
         X, y = self._training_arrays(X, y)
         pool = [] if unlabelled is None else [unlabelled]
         if (rows := without_label(y, given)).any():
@@ -177,56 +193,127 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         for U in pool:
             if not (isinstance(X, list) or is_images(U)):
                 self._features(U)  # says what is wrong with it before the training
-        if not len(y):
+        if len(y):
+            classes = np.unique(y)
+            if len(classes) < 2:
+                raise UserError(f"y must hold at least two classes, got one class: {classes.tolist()}")
+        else:
             assert given is not None  # else -1 is a class
-            return self._fit_zero_shot(given, (positive, negative), pool)
-        classes, labels = np.unique(y, return_inverse=True)
-        if len(classes) < 2:
-            raise UserError(f"y must hold at least two classes, got one class: {classes.tolist()}")
-        names = class_names(classes, given)
-        seed = find_seed(self.random_state)  # a draw from a generator is to last
-        with generators_restored(), tempfile.TemporaryDirectory() as folder:
-            cfg = self._configuration(int(np.bincount(labels).max()), seed, folder)
-            task = self._task(X, labels, names, (positive, negative), cfg)
-            model = train_model(task, cfg, self._device())
-        return self._keep(model, task, classes, names, (positive, negative), pool)
+            classes = np.unique(list(given)) if isinstance(given, Mapping) else np.arange(len(given))
+        text = self._text(text_features, negative_text_features)
+        return self._teach(None, X, y, classes, class_names(classes, given), text, pool)
 
-    def _fit_zero_shot(self, given: Any, text: tuple[Any, Any], pool: list) -> HeGraphClassifier:
-        """`fit` without a labelled image, on a pool of images of the classes that are named."""
-        classes = np.unique(list(given)) if isinstance(given, Mapping) else np.arange(len(given))
-        names, seed = class_names(classes, given), find_seed(self.random_state)
-        images = is_images(pool[0]) or isinstance(pool[0], list)
-        width = None if images else self.n_features_in_
-        with generators_restored(), tempfile.TemporaryDirectory() as folder:
-            cfg = self._configuration(1, seed, folder)
-            nodes = text
-            if width is not None:
-                positive = text_nodes(text[0], "text_features", len(names), width)
-                nodes = positive, text_nodes(text[1], "negative_text_features", len(names), width)
-            encodes = images or self.backbone is not None or (text[0] is None and bool(cfg.backbone.name))
-            source = image_task([], [], names, cfg, self._device()) if encodes else None
-            model, task = zero_shot_model(width, names, nodes, self.logit_scale, cfg, source)
-        return self._keep(model, task, classes, names, text, pool)
-
-    def _keep(
+    def partial_fit(
         self,
-        model: SavedModel,
-        task: ArrayTask | ImageTask,
-        classes: np.ndarray,
-        names: list[str],
-        text: tuple[Any, Any],
-        pool: list,
+        X: Any,
+        y: Any,
+        classnames: Mapping[Any, str] | Sequence[str] | None = None,
+        text_features: Any = None,
+        negative_text_features: Any = None,
+        *,
+        classes: Any = None,
     ) -> HeGraphClassifier:
-        """Takes over what was fitted, and has it hear the pool."""
-        if any(nodes is not None for nodes in text):
-            model = model.model_copy(update={"prompts": None})  # the user's text nodes are not those of our sentences
-        self.classes_ = classes
-        self.model_ = self._fitted = model.model_copy(update={"labels": labels_to_keep(classes, names)})
-        self.n_features_in_ = model.classifier.width
-        self._image_model = _image_model(self.model_, task)
-        if pool:
-            self._hear(*pool)
-        return self
+        """Adds images to those that the classifier was taught, by `fit` or before, and trains on all of them.
+
+        The classes of `y` may be new. With `variant="free"` the result is that of one `fit` on all images, in whatever
+        order they came. The other variants train for fewer steps, from the parameters that they had. The text nodes of
+        new classes come from where those of `fit` come from.
+
+        Args:
+            X: Images, as for `fit`.
+            y: Their labels.
+            classnames, text_features, negative_text_features: Of the classes in `y`, in the order of their sorted
+                labels. Classes that are known keep what is not given.
+            classes: All labels that may ever come, as elsewhere in scikit-learn. No call needs them; where they are
+                given, another label in `y` is refused.
+
+        Raises:
+            ValueError: If `X` or `y` is not what scikit-learn allows.
+            UserError: As `fit`, and if a loaded model does not know what it was taught.
+        """
+        before = self._before()
+        X, y = self._training_arrays(X, y, before is None)
+        labels = np.unique(y)
+        if classes is not None and (others := set(labels.tolist()) - set(as_array(np.asarray(classes)).tolist())):
+            raise UserError(f"y holds labels that classes leaves out: {sorted(others)[:5]}")
+        if before is None:
+            classnames = self.classnames if classnames is None else classnames
+            text = self._text(text_features, negative_text_features)
+        else:
+            text = text_features, negative_text_features
+        if classnames is None:
+            known = {} if before is None else before.names
+            more = self.classnames if isinstance(self.classnames, Mapping) else {}
+            classnames = {label: known.get(label, more.get(label, str(label))) for label in labels.tolist()}
+        return self._teach(before, X, y, labels, class_names(labels, classnames), text)
+
+    def add_class(
+        self,
+        label: Any,
+        X: Any = None,
+        *,
+        name: str | None = None,
+        text_features: Any = None,
+        negative_text_features: Any = None,
+    ) -> HeGraphClassifier:
+        """Adds a class, from its name alone or with images.
+
+        A class without images is known by its text: the trained adapter reaches it as it reaches the classes of other
+        data sets. `model_.named_only` names all such classes.
+
+        Args:
+            label: Its label, which is new.
+            X: Images of it, as for `fit`; None for none.
+            name: Its name; None takes the label.
+            text_features, negative_text_features: Its text features, shape `[d]`; None has the backbone encode its
+                name. Without images, one of the two is needed.
+
+        Raises:
+            ValueError, UserError: As `partial_fit`, and if there is a class of this label.
+        """
+        before = self._before()
+        if before is not None and label in before.names:
+            raise UserError(f"there is a class {label!r} already; partial_fit adds images to it")
+        text = _one_row(text_features), _one_row(negative_text_features)
+        if X is None:
+            y = np.array([label])
+            check_classification_targets(y)
+        else:
+            X, y = self._training_arrays(X, np.full(len(X), label), before is None)
+        labels = np.unique(y)
+        names = class_names(labels, None if name is None else [name])
+        return self._teach(before, X, y if X is not None else y[:0], labels, names, text)
+
+    def remove_class(self, label: Any) -> HeGraphClassifier:
+        """Takes a class back, with its images.
+
+        Raises:
+            UserError: If there is no such class or no other one, or as `partial_fit`.
+        """
+        before = self._taught()
+        kept = torch.ones(len(before.lessons.names), dtype=torch.bool)
+        kept[before.lessons.place(label)] = False
+        return self._learn(before, before.lessons.of_classes(kept), Origin.of(before.model))
+
+    def forget(self, X: Any, y: Any) -> HeGraphClassifier:
+        """Takes images back. A class that loses its last one is known by its text alone or, without text, gone.
+
+        Args:
+            X: Images that were taught: pixels as they were or, of what came as features, the same features. Of a run of
+                the command line, which keeps no pixels, the folder knows the mean of the views of each image.
+            y: Their labels.
+
+        Raises:
+            ValueError: If `X` or `y` is not what scikit-learn allows.
+            UserError: If an image was not taught under its label, nothing would be left, or as `partial_fit`.
+        """
+        before = self._taught()
+        X, y = self._training_arrays(X, y, False)
+        wanted = image_ids(X) if isinstance(X, list) else mean_over_views(unit_rows(X.swapaxes(0, 1)))
+        left = before.lessons.without(before.lessons.find(y.tolist(), wanted))
+        if left.positive is None:
+            left = left.of_classes(left.counts > 0)
+        return self._learn(before, left, Origin.of(before.model))
 
     def adapt(self, U: Any) -> HeGraphClassifier:
         """Lets the classifier hear images without labels, which are best of the images that it is to classify.
@@ -241,7 +328,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
                 what it needs; or if hearing would take more memory than is free.
         """
         check_is_fitted(self, "model_")
-        self._hear(U)
+        self._hear([U])
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -350,7 +437,16 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         model = load_model(find_model(str(name), revision, token))
         if backbone is None and model.backbone.model:
             backbone, pretrained = model.backbone.model, model.backbone.pretrained
-        found = cls(backbone, pretrained, device=device, precision=precision, random_state=model.trained_on.seed)
+        found = cls(
+            backbone,
+            pretrained,
+            device=device,
+            precision=precision,
+            options=recipe_of(model),
+            variant=model.trained_on.config.get(KEYS["variant"]),  # also of one that has no images yet
+            logit_scale=model.logit_scale,
+            random_state=model.trained_on.seed,
+        )
         found.model_ = model
         found.classes_ = np.array(model.classnames if model.labels is None else model.labels)
         found.n_features_in_ = model.classifier.width
@@ -391,8 +487,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
 
     # What goes in
 
-    def _training_arrays(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
-        """Features `[n, V, d]` or a list of images, and n labels."""
+    def _training_arrays(self, X: Any, y: Any, reset: bool = True) -> tuple[Any, np.ndarray]:
+        """Features `[n, V, d]` or a list of images, and n labels; `reset`: whether the width may be another."""
         if y is None:
             raise ValueError("HeGraphClassifier requires y to be passed, but the target y is None")
         y = as_array(y)
@@ -400,13 +496,13 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             X, y = image_list(X), column_or_1d(y, warn=True)
             check_consistent_length(X, y)
         else:
-            X, y = self._checked(feature_array(X), y)
+            X, y = self._checked(feature_array(X), y, reset)
         check_classification_targets(y)
         return X, y
 
-    def _checked(self, X: Any, y: Any = None) -> tuple[np.ndarray, Any]:
-        """Features `[n, V, d]`, and labels, as scikit-learn checks them; without labels, the width is that of `fit`."""
-        given = {"reset": False} if y is None else {"y": y}
+    def _checked(self, X: Any, y: Any = None, reset: bool = False) -> tuple[np.ndarray, Any]:
+        """Features `[n, V, d]`, and labels, as scikit-learn checks them; without `reset`, of the width of `fit`."""
+        given = {"reset": reset} if y is None else {"reset": reset, "y": y}
         has_views = getattr(X, "ndim", 2) == 3
         if has_views and X.shape[1] == 0:
             raise UserError(f"X has no views: its shape is {list(X.shape)}; give [images, views, width]")
@@ -447,29 +543,174 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         files = str(self.dataset_config or ""), str(self.config or "")
         return make_configuration(files, named, self.options, seed, folder)
 
-    def _task(
-        self, X: Any, labels: np.ndarray, names: list[str], text: tuple[Any, Any], cfg: Config
-    ) -> ArrayTask | ImageTask:
-        """The task of features `[n, V, d]` or of a list of images, with labels from 0 on."""
-        device = self._device()
-        if isinstance(X, list):
-            if any(nodes is not None for nodes in text):
-                raise UserError("text features go with image features; of images, the backbone encodes the prompts")
-            if not cfg.backbone.name:
-                raise UserError('images need a backbone: give backbone="ViT-B-32-quickgelu" or another, or config')
-            return image_task(X, labels.tolist(), names, cfg, device)
-        check_memory(len(names), X.shape, cfg.data.batch_size, device)
-        positive = text_nodes(text[0], "text_features", len(names), X.shape[-1])
-        negative = text_nodes(text[1], "negative_text_features", len(names), X.shape[-1])
-        encodes = self.backbone is not None or (positive is None and bool(cfg.backbone.name))
-        source = image_task([], [], names, cfg, device) if encodes else None
-        rows, nodes = unit_rows(X.swapaxes(0, 1)), (positive, negative)
-        return feature_task(rows, torch.from_numpy(labels), names, nodes, self.logit_scale, cfg, source)
+    @contextmanager
+    def _configured(self, shots: int) -> Iterator[Config]:
+        """The configuration for a block that encodes or trains, and leaves the global generators as they were."""
+        seed = find_seed(self.random_state)  # a draw from a generator is to last
+        with generators_restored(), tempfile.TemporaryDirectory() as folder:
+            yield self._configuration(max(shots, 1), seed, folder)
 
-    def _hear(self, *pool: Any) -> None:
-        """Adapts what was fitted to unlabelled images, each entry as `X` of the class."""
-        features = torch.cat([self._encoded(U).cpu() for U in pool])
-        self.model_, _ = hear(self._fitted or self.model_, features, self._device())
+    def _text(self, positive: Any, negative: Any) -> tuple[Any, Any]:
+        """Text features that were given, else those of the parameters."""
+        own = self.text_features, self.negative_text_features
+        return own[0] if positive is None else positive, own[1] if negative is None else negative
+
+    def _before(self) -> Before | None:
+        """The model that is to be taught more, without unlabelled images; None before the first images.
+
+        Raises:
+            UserError: If it does not know what it was taught, or its labels do not tell its classes apart.
+        """
+        if not hasattr(self, "model_"):
+            return None
+        model = self._fitted or self.model_
+        if model.lessons is None:
+            ours = model.method == "HeGraphAdapter"
+            why = "is of a version that did not keep its labelled images" if ours else "is none of HeGraphAdapter"
+            raise UserError(f"the model cannot be taught more, since it {why}; train it again")
+        before = Before(model, model.lessons)
+        if len(before.names) < len(model.classnames):
+            raise UserError("two classes of the model have one label, so that none can be changed; give fit labels")
+        if model.unlabelled:
+            logger.warning("the model folder keeps no unlabelled images; let the classifier hear them again with adapt")
+        return before
+
+    def _taught(self) -> Before:
+        """`_before` of a classifier that was taught something; NotFittedError of another."""
+        check_is_fitted(self, "model_")
+        before = self._before()
+        assert before is not None
+        return before
+
+    def _teach(
+        self,
+        before: Before | None,
+        X: Any,
+        y: np.ndarray,
+        classes: np.ndarray,
+        names: list[str],
+        text: tuple[Any, Any],
+        pool: Sequence[Any] = (),
+    ) -> HeGraphClassifier:
+        """Adds images of some classes to what was taught before, and trains. All that teaches goes this way.
+
+        Args:
+            before: The model so far; None begins anew.
+            X: Features `[n, V, d]`, a list of images, or None.
+            y: n labels.
+            classes, names: The classes of `y`, or one that has no image.
+            text: Their positive and negative text features; None for what is not given.
+            pool: Unlabelled images to hear, each entry as `X` of the class.
+        """
+        known = {} if before is None else before.names
+        if before is not None:
+            before.lessons.check_kind(classes)
+        given = any(nodes is not None for nodes in text)
+        fresh = torch.tensor([given or known.get(label) != name for label, name in zip(classes.tolist(), names)])
+        labels = torch.tensor(np.searchsorted(classes, y).tolist(), dtype=torch.long)
+        with self._configured(1) as cfg:
+            of_names = isinstance(X, list) or (X is None and not given and bool(cfg.backbone.name))
+            nodes: tuple[Tensor | None, Tensor | None]
+            task: ImageTask | None
+            if of_names:
+                if given:
+                    raise UserError("text features go with image features; of images, the backbone encodes the prompts")
+                features, nodes, ids, task = self._encode_images(before, X or [], labels, names, cfg)
+            else:
+                width = _width(before, X, text)
+                features = torch.zeros(1, 0, width) if X is None else unit_rows(X.swapaxes(0, 1))
+                nodes, task = self._encode_text(before, width, names, text, bool(fresh.any()), cfg)
+                ids = torch.zeros_like(labels)
+        if before is None:
+            lessons = Lessons(classes, tuple(names), features, labels, ids, *nodes)
+            return self._learn(None, lessons, Origin.of_task(task, self.logit_scale, not given), task, pool)
+        new = [name for name, label in zip(names, classes.tolist()) if label not in known]
+        nodes = _nodes_beside(before, nodes, given, new)
+        more = Lessons(classes, tuple(names), features, labels, ids, *nodes)
+        origin = Origin.of(before.model)
+        if task is not None and not before.model.backbone.model:
+            origin = Origin.of_task(task, origin.logit_scale, origin.prompted)
+        if given:
+            origin = origin._replace(prompted=False)
+        return self._learn(before, before.lessons.joined(more, fresh), origin, task)
+
+    def _encode_images(
+        self, before: Before | None, X: list, labels: Tensor, names: list[str], cfg: Config
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, ImageTask]:
+        """Features `[V, n, d]` of images, text nodes of their classes, ids, and the task that has encoded them."""
+        if not cfg.backbone.name:
+            raise UserError('images need a backbone: give backbone="ViT-B-32-quickgelu" or another, or config')
+        task = self._task(before, X, labels.tolist(), names, cfg)
+        if not X:
+            return torch.zeros(1, 0, task.backbone.width), task.text_features(), torch.zeros_like(labels), task
+        bank = task.bank()
+        return bank.train_features, (bank.text_positive, bank.text_negative), image_ids(X), task
+
+    def _encode_text(
+        self, before: Before | None, width: int, names: list[str], text: tuple[Any, Any], new: bool, cfg: Config
+    ) -> tuple[tuple[Tensor | None, Tensor | None], ImageTask | None]:
+        """The text nodes of the classes of features, as far as they are not made of the images; None where there are
+        none. With them, the task that has encoded them, if it was needed: for classes that are new, or to know the
+        backbone.
+        """
+        positive = text_nodes(text[0], "text_features", len(names), width)
+        negative = text_nodes(text[1], "negative_text_features", len(names), width)
+        of_images = before is not None and before.lessons.positive is None
+        task, lacks = None, positive is None and new and not of_images
+        if cfg.backbone.name and (lacks or (before is None and self.backbone is not None)):
+            task = self._task(before, [], [], names, cfg)
+            if task.backbone.width != width:
+                raise UserError(f"X has {width} features, but {task.backbone.name} gives {task.backbone.width}")
+            if positive is None or negative is None:
+                encoded = task.text_features()
+                positive = encoded[0] if positive is None else positive
+                negative = encoded[1] if negative is None else negative
+        if negative is None and positive is not None:
+            negative = -positive
+        return (positive, negative), task
+
+    def _task(
+        self, before: Before | None, images: list, labels: Sequence[int], names: list[str], cfg: Config
+    ) -> ImageTask:
+        """What encodes images and names, with the backbone that is loaded, if it is that of `before`."""
+        loaded = None if before is None or self._image_model is None else self._image_model.backbone
+        task = image_task(images, labels, names, cfg, self._device(), loaded)
+        task.prepare()
+        if before is not None:
+            task.check_backbone(before.model)
+        return task
+
+    def _learn(
+        self,
+        before: Before | None,
+        lessons: Lessons,
+        origin: Origin,
+        task: ImageTask | None = None,
+        pool: Sequence[Any] = (),
+    ) -> HeGraphClassifier:
+        """Trains on lessons, and has the model hear the unlabelled images; `task` has encoded what was added last."""
+        if not lessons.names:
+            raise UserError("no class would be left; fit begins anew")
+        with self._configured(int(lessons.counts.max())) as cfg:
+            model = learn(lessons, origin, cfg, self._device(), task if before is None else None)
+        self.classes_ = lessons.classes
+        self.model_ = self._fitted = model
+        self.n_features_in_ = model.classifier.width
+        if before is None:
+            self._image_model = self._heard = None
+        loaded = self._image_model if task is None else task
+        self._image_model = None if loaded is None else _image_model(model, loaded.backbone)
+        self._hear(pool)
+        return self
+
+    def _hear(self, pool: Sequence[Any]) -> None:
+        """Adapts what was trained to unlabelled images, each entry as `X` of the class; without any, to those that it
+        has heard before.
+        """
+        if pool:
+            self._heard = torch.cat([self._encoded(U).cpu() for U in pool])
+        if self._heard is not None:
+            self.model_, _ = hear(self._fitted or self.model_, self._heard, self._device())
 
     def _logits(self, X: Any) -> Tensor:
         """Logits on the CPU, shape `[n, K]`.
@@ -487,9 +728,43 @@ def _where(rows: np.ndarray, X: Any) -> Any:
     return list(compress(X, rows)) if isinstance(X, list) else X[rows]
 
 
-def _image_model(model: SavedModel, task: ArrayTask | ImageTask) -> ImageModel | None:
-    """The model with the backbone that its task has loaded; None if the task has none."""
-    from ..models.images import ImageModel
+def _one_row(features: Any) -> Any:
+    return None if features is None else np.atleast_2d(as_array(features))
 
-    source = task if isinstance(task, ImageTask) else task.source
-    return None if source is None else ImageModel(model, source.backbone)
+
+def _width(before: Before | None, X: Any, text: tuple[Any, Any]) -> int:
+    """The width of features `[n, V, d]` or, without any, of those before or of text features."""
+    if X is not None:
+        return X.shape[-1]
+    if before is not None:
+        return before.model.classifier.width
+    rows = next((rows for rows in text if rows is not None), None)
+    if rows is None:
+        raise UserError("a class without images needs text_features, or a backbone that encodes its name")
+    return np.shape(rows)[-1]
+
+
+def _nodes_beside(
+    before: Before, nodes: tuple[Tensor | None, Tensor | None], given: bool, new: Sequence[str]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The text nodes of lessons that join others; `new` are the names of classes that need some.
+
+    Raises:
+        UserError: If some classes would have text nodes and others not.
+    """
+    if before.lessons.positive is None:
+        if given:
+            raise UserError("the text nodes so far are the means of the images; give text_features to fit as well")
+        return None, None
+    if nodes[0] is None and new:
+        raise UserError(
+            f"new classes such as {new[0]!r} need text_features, as those before have, or a backbone that encodes "
+            "their names"
+        )
+    return nodes
+
+
+def _image_model(model: SavedModel, backbone: Backbone) -> ImageModel:
+    from ..models.images import ImageModel  # imports torchvision
+
+    return ImageModel(model, backbone)

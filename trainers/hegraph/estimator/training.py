@@ -1,9 +1,9 @@
-"""From what the user has in memory to a trained model: seed, configuration, task, training, unlabelled images.
+"""From what a classifier was taught to a trained model: seed, configuration, encoding, training.
 
-Images become an `ImageTask`, as those of a data set do; features become a feature bank, as the rows of a bank file do.
-So everything after this point is the command line's.
+Images are encoded by an `ImageTask`, as those of a data set are; what was taught becomes a feature bank, as the rows of
+a bank file do. So everything after this point is the command line's.
 
-Shapes: n training images, V views of each, K classes, d feature width, M unlabelled images.
+Shapes: n training images, V views of each, K classes, d feature width.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,23 +26,33 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from ..baselines import load_method
-from ..config import Config
+from ..config import OPTIONS, Config, default_values, is_filled
 from ..config_files import load_cfg
 from ..datasets import Dataset, Item
-from ..datasets.images import open_image, to_rgb
+from ..datasets.images import open_image, reason, to_rgb
 from ..experiments.fitting import calibrated, train_adapter
-from ..experiments.folder import RunFolder
+from ..experiments.folder import RunFolder, run_config
 from ..experiments.image_task import ImageTask
 from ..experiments.record import make_model
 from ..experiments.tasks import FeatureTask, Split, Task
 from ..features.bank import FeatureBank
+from ..features.text import class_prompts
+from ..method.class_sums import ClassSums
+from ..method.closed_form import OMEGA_NEW, guess_class_means
 from ..method.graph import class_prototypes
+from ..models.lessons import Lessons
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
+from ..training.batches import TrainingData
 from ..training.memory import refuse_beyond_memory, training_bytes
 from ..utils.errors import UserError
+from ..utils.option import NODE
+from .inputs import labels_to_keep
 
-FEATURES_DIR = "TRAINER.HEGRAPHADAPTER.FEATURES.DIR"
+if TYPE_CHECKING:
+    from ..backbones.clip import Backbone
+
+FEATURES_DIR = f"{NODE}.FEATURES.DIR"
 # Keys that options may not set -> what sets them
 GIVEN_OTHERWISE = {"SEED": "is random_state here", FEATURES_DIR: "is a temporary folder here"}
 NO_NAME = "images"  # of the data set where the configuration names none
@@ -86,16 +96,77 @@ def make_configuration(
     return cfg
 
 
-# Tasks
+def recipe_of(model: SavedModel) -> dict[str, Any]:
+    """The keys that a model was trained with, as `options` takes them: those that are not what they are by default.
+
+    What BY_SHOTS has filled is left open, so that it is filled again for another number of shots.
+    """
+    others = (*GIVEN_OTHERWISE, "TRAINER.NAME", "MODEL.", f"{NODE}.VARIANT", f"{NODE}.PREC", f"{NODE}.SELECT")
+    known = {key: value for key, value in model.trained_on.config.items() if not key.startswith(others)}
+    known = {key: value for key, value in known.items() if key in OPTIONS}
+    if chosen := model.trained_on.selected:  # on val images
+        known |= zip(chosen["keys"], chosen["value"])
+    cfg, default = load_cfg(opts=[word for pair in known.items() for word in pair]), default_values()
+    there = [key for key in known if not key.startswith("DATASET.") or key == "DATASET.NAME"]
+    return {key: known[key] for key in there if cfg.values[key] != default[key] and not is_filled(cfg, key)}
+
+
+class Origin(NamedTuple):
+    """Where features and text nodes come from.
+
+    Attributes:
+        backbone, preprocessing, logit_scale: What a model says of the backbone; `logit_scale` is CLIP's `tau`.
+        prompted: Whether the text nodes are those of our sentences.
+    """
+
+    backbone: BackboneConfig
+    preprocessing: Preprocessing | None
+    logit_scale: float
+    prompted: bool
+
+    @classmethod
+    def of(cls, model: SavedModel) -> Origin:
+        return cls(model.backbone, model.preprocessing, model.logit_scale, model.prompts is not None)
+
+    @classmethod
+    def of_task(cls, task: ImageTask | None, logit_scale: Any, prompted: bool) -> Origin:
+        """That of a task's backbone; without one, and without a `logit_scale` of the user's, `tau` is CLIP's.
+
+        Raises:
+            UserError: If `logit_scale` is no number above 0.
+        """
+        scale = None if logit_scale is None else _checked_scale(logit_scale)
+        if task is None:
+            return cls(BackboneConfig(title="unknown"), None, scale or CLIP_SCALE, False)
+        scale = scale or task.backbone.logit_scale
+        return cls(task.backbone_config(), Preprocessing.of(task.backbone), scale, prompted)
+
+
+def _checked_scale(given: Any) -> float:
+    try:
+        scale = float(given)
+    except (TypeError, ValueError, OverflowError):
+        scale = math.nan
+    if not 0 < scale < math.inf:
+        raise UserError(f"logit_scale must be a finite number above 0, got {given!r:.80}")
+    return scale
+
+
+# Encoding
 
 
 def image_task(
-    images: Sequence[Path | Image.Image], labels: Sequence[int], classnames: Sequence[str], cfg: Config, device: str
+    images: Sequence[Path | Image.Image],
+    labels: Sequence[int],
+    classnames: Sequence[str],
+    cfg: Config,
+    device: str,
+    backbone: Backbone | None = None,
 ) -> ImageTask:
-    """The task of n paths or pictures with labels from 0 to K - 1; of none, one that only lends its backbone.
+    """The task of n paths or pictures with labels from 0 to K - 1; of none, one that only encodes sentences.
 
-    Raises:
-        UserError: If the weights of the backbone or the descriptions of the classes cannot be had.
+    `backbone` is the one of the configuration, where it is loaded. Raises UserError if the weights of the backbone or
+    the descriptions of the classes cannot be had.
     """
     by_name = {_name(image, position): image for position, image in enumerate(images)}
     names = [_name(image, position) for position, image in enumerate(images)]
@@ -109,7 +180,10 @@ def image_task(
     ids = [] if unique else [f"{position}: {name}" for position, name in enumerate(classnames)]
     name = cfg.data.name or NO_NAME
     dataset = Dataset(name, list(classnames), train=items, val=[], test=[], open=open_named, class_ids=ids)
-    return ImageTask(dataset, cfg, cfg.run.seed, device)
+    task = ImageTask(dataset, cfg, cfg.run.seed, device)
+    if backbone is not None:
+        task.backbone = backbone
+    return task
 
 
 def _name(image: Path | Image.Image, position: int) -> str:
@@ -119,114 +193,141 @@ def _name(image: Path | Image.Image, position: int) -> str:
     return os.fspath(image).encode("utf-8", "backslashreplace").decode()
 
 
-class ArrayTask(FeatureTask):
-    """Features that the user has encoded. Nothing is encoded here.
-
-    `source` is a task of no images that knows their backbone, so that the model takes images as well; None if there is
-    none.
+def image_ids(images: Sequence[Path | Image.Image]) -> Tensor:
+    """Hashes of the pixels of images, shape `[n]`, int64, by which `forget` knows them again.
 
     Raises:
-        UserError: If the configuration asks to encode images anew in every epoch.
+        UserError: If one cannot be read.
+    """
+    found = []
+    for image in images:
+        try:
+            pixels = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
+            digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).digest()
+        except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+            raise UserError(f"cannot read {image}: {reason(error)}") from error
+        found.append(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.tensor(found, dtype=torch.long)
+
+
+# Training
+
+
+class LessonsTask(FeatureTask):
+    """The features of what was taught. Nothing is encoded here, unless `images` are given and are to be encoded anew in
+    every epoch.
+
+    Raises:
+        UserError: If the configuration asks for that, and there are features alone.
     """
 
-    def __init__(self, bank: FeatureBank, cfg: Config, source: ImageTask | None) -> None:
-        if cfg.data.features == "online":
-            raise UserError("FEATURES.MODE online encodes images, and X holds features; use FEATURES.MODE bank")
+    def __init__(self, bank: FeatureBank, origin: Origin, cfg: Config, images: ImageTask | None = None) -> None:
+        if cfg.data.features == "online" and images is None:
+            raise UserError(
+                "FEATURES.MODE online encodes all images in every epoch, and X holds features, or images were taught "
+                "before; use FEATURES.MODE bank"
+            )
         labels, names = bank.train_labels.tolist(), bank.classnames
         split: Split = {"train": [[row, label, names[label]] for row, label in enumerate(labels)], "val": []}
-        identity = {"features": hashlib.sha256(bank.train_features.numpy().tobytes()).hexdigest()}
-        super().__init__(bank, cfg, cfg.run.seed, split, identity, None if source is None else source.class_ids)
-        self.source = source
+        features = hashlib.sha256(bank.train_features.numpy().tobytes()).hexdigest()
+        identity = {"features": features, "precision": origin.backbone.precision}
+        super().__init__(bank, cfg, cfg.run.seed, split, identity)
+        self.origin, self.images = origin, images
 
-    def made_of(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing | None, Prompts | None]:
-        """How the features are made of images."""
-        return super().made_of(bank) if self.source is None else self.source.made_of(bank)
+    def batches(self, bank: FeatureBank) -> TrainingData:
+        if self.cfg.data.features == "online" and self.images is not None:
+            return self.images.batches(bank)
+        return super().batches(bank)
+
+    def made_of(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing | None, None]:
+        return self.origin.backbone, self.origin.preprocessing, None
 
 
-def feature_task(
-    features: Tensor,
-    labels: Tensor,
-    classnames: Sequence[str],
-    text: tuple[Tensor | None, Tensor | None],
-    logit_scale: Any,
-    cfg: Config,
-    source: ImageTask | None,
-) -> ArrayTask:
-    """The task of features that the user has encoded.
+def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str, images: ImageTask | None = None) -> SavedModel:
+    """The model of what was taught, on the CPU.
 
-    Text nodes that are not given are encoded by the backbone or, where there is none, made of the images: a positive
-    node is the mean of its class, a negative node the negative of the positive one.
+    It is trained on the classes that have images, and those that have none join it by their text
+    (`with_named_classes`). Where fewer than two classes have images there is nothing to train: zero-shot CLIP takes its
+    place.
 
     Args:
-        features: Unit rows, shape `[V, n, d]`.
-        labels: From 0 to K - 1, shape `[n]`.
-        classnames: The K class names.
-        text: The positive and the negative text nodes, each `[K, d]` or None.
-        logit_scale: `tau`; None takes the backbone's, or else CLIP's.
-        cfg, source: As of `ArrayTask`.
+        lessons, origin: What was taught, and where it comes from.
+        cfg: The configuration.
+        device: Where to compute.
+        images: The images that are all of the lessons, where they are at hand.
 
     Raises:
-        UserError: If the backbone gives features of another width, or `logit_scale` is no number above 0.
+        UserError: If nothing says what the classes look like, the training would take more memory than is free, or it
+            diverges.
     """
-    positive, negative = text
-    scale = None if logit_scale is None else _checked_scale(logit_scale)
-    backbone = None if source is None else source.backbone
-    if source is not None and backbone is not None:
-        if backbone.width != features.shape[-1]:
-            raise UserError(f"X has {features.shape[-1]} features, but {backbone.name} gives {backbone.width}")
-        if positive is None or negative is None:
-            encoded = source.text_features()
-            positive = encoded[0] if positive is None else positive
-            negative = encoded[1] if negative is None else negative
-        scale = backbone.logit_scale if scale is None else scale
+    seen, names = lessons.counts > 0, list(lessons.names)
+    if seen.sum() < 2:
+        model = zero_shot_model(lessons, origin, cfg)
+    else:
+        known = lessons.of_classes(seen)
+        check_memory(len(known.names), tuple(known.features.shape), cfg.data.batch_size, device)
+        task = LessonsTask(bank_of(known, origin, cfg), origin, cfg, images)
+        model = train_model(task, cfg, device, known.state)
+        assert model.lessons is not None  # it is HeGraphAdapter's
+        lessons = lessons.with_state(model.lessons.state, seen)
+        if not seen.all():
+            model = with_named_classes(model, lessons, seen)
+    prompts = None
+    if origin.prompted:
+        positive, negative = class_prompts(cfg.data.name or NO_NAME, names, cfg.encoding)
+        prompts = Prompts(positive=positive, negative=negative)
+    unique = len(set(names)) == len(names)
+    about = {
+        "classnames": tuple(names),
+        "class_ids": tuple(names if unique else (f"{position}: {name}" for position, name in enumerate(names))),
+        "prompts": prompts,
+        "labels": labels_to_keep(lessons.classes, names),
+        "lessons": lessons,
+        "images": tuple(lessons.counts.tolist()),
+        "image_ids": tuple(lessons.ids.tolist()) if lessons.ids.any() else None,
+    }
+    return model.model_copy(update=about)
+
+
+def bank_of(lessons: Lessons, origin: Origin, cfg: Config) -> FeatureBank:
+    """Lessons as a feature bank. Text nodes that are not given are made of the images: a positive node is the mean of
+    its class, a negative node the negative of the positive one.
+    """
+    positive, negative, labels = lessons.positive, lessons.negative, lessons.labels
     if positive is None:
-        positive = class_prototypes(F.normalize(features.mean(dim=0), dim=-1), labels, classnames)
-    bank = FeatureBank(
-        train_features=features,
+        positive = class_prototypes(F.normalize(lessons.features.mean(dim=0), dim=-1), labels, lessons.names)
+    return FeatureBank(
+        train_features=lessons.features,
         train_labels=labels,
         text_positive=positive,
         text_negative=-positive if negative is None else negative,
-        classnames=list(classnames),
+        classnames=list(lessons.names),
         dataset=cfg.data.name or NO_NAME,
-        backbone="unknown" if backbone is None else backbone.name,
-        logit_scale=CLIP_SCALE if scale is None else scale,
+        backbone=origin.backbone.title,
+        logit_scale=origin.logit_scale,
     )
-    return ArrayTask(bank, cfg, source)
 
 
-def _checked_scale(given: Any) -> float:
-    try:
-        scale = float(given)
-    except (TypeError, ValueError, OverflowError):
-        scale = math.nan
-    if not 0 < scale < math.inf:
-        raise UserError(f"logit_scale must be a finite number above 0, got {given!r:.80}")
-    return scale
-
-
-# Training, and hearing unlabelled images
-
-
-def check_memory(num_classes: int, shape: tuple[int, int, int], batch: int, device: str) -> None:
-    """Raises UserError if training on features of a shape `[n, V, d]` would take more memory than is free.
+def check_memory(num_classes: int, shape: Sequence[int], batch: int, device: str) -> None:
+    """Raises UserError if training on features of a shape `[V, n, d]` would take more memory than is free.
 
     Beside what a training takes, calibration takes the logits of all images for all classes, three times in float64.
     """
-    num_images, views, width = shape
+    views, num_images, width = shape
     parts = training_bytes(num_classes, num_images, width, views, min(batch, num_images))
     what = f"training on {num_images} images of {num_classes} classes"
     refuse_beyond_memory(sum(parts.values()) + 3 * DOUBLE * num_images * num_classes, what, device)
 
 
-def train_model(task: Task, cfg: Config, device: str) -> SavedModel:
-    """Trains the adapter of a task, as the command line does, and folds it into a model on the CPU.
+def train_model(task: Task, cfg: Config, device: str, start: Mapping[str, Tensor] | None = None) -> SavedModel:
+    """Trains the adapter of a task, as the command line does, and folds it into a model on the CPU; `start` as of
+    `train_adapter`.
 
     Raises:
-        UserError: If the training diverges, or something cannot be encoded.
+        UserError: If the training diverges.
     """
-    task.prepare()
     bank = task.bank().to(device)
-    fitted = train_adapter(task, bank)
+    fitted = train_adapter(task, bank, start=start)
     assert fitted.classifier is not None  # HeGraphAdapter always folds
     if not fitted.classifier.weights.isfinite().all():
         raise UserError(
@@ -243,35 +344,55 @@ def train_model(task: Task, cfg: Config, device: str) -> SavedModel:
     return model.model_copy(update=moved)
 
 
-def zero_shot_model(
-    width: int | None,
-    classnames: Sequence[str],
-    text: tuple[Tensor | None, Tensor | None],
-    logit_scale: Any,
-    cfg: Config,
-    source: ImageTask | None,
-) -> tuple[SavedModel, ArrayTask]:
-    """Zero-shot CLIP as a model that has seen no labelled image, and its task.
-
-    Args:
-        width: Of the features; None takes the backbone's.
-        classnames: The K class names.
-        text, logit_scale, cfg, source: As of `feature_task`.
+def zero_shot_model(lessons: Lessons, origin: Origin, cfg: Config) -> SavedModel:
+    """Zero-shot CLIP as a model that has heard no image.
 
     Raises:
-        UserError: As `feature_task`, and if there is nothing to take text features from.
+        UserError: If there is nothing to take text features from.
     """
-    if text[0] is None and source is None:
+    if lessons.positive is None and not lessons.counts.all():
         raise UserError("without labelled images, text_features or a backbone has to say what the classes look like")
-    if width is None:
-        assert source is not None  # images are encoded
-        width = source.backbone.width
-    cfg = replace(cfg, run=replace(cfg.run, trainer="ZeroShot"))
-    none, labels = torch.zeros(1, 0, width), torch.zeros(0, dtype=torch.long)
-    task = feature_task(none, labels, classnames, text, logit_scale, cfg, source)
-    model = make_model(RunFolder(task), task.bank(), load_method("ZeroShot").fit(task.bank(), None, task.seed))
+    bank = bank_of(lessons, origin, cfg).without_images()
+    task = LessonsTask(bank, origin, replace(cfg, run=replace(cfg.run, trainer="ZeroShot")))
+    model = make_model(RunFolder(task), bank, load_method("ZeroShot").fit(bank, None, task.seed))
     assert model is not None  # it folds
-    return model, task
+    kept = run_config(cfg, origin.backbone.precision)  # by which it is trained once there are images
+    return model.model_copy(update={"trained_on": model.trained_on.model_copy(update={"config": kept})})
+
+
+def with_named_classes(model: SavedModel, lessons: Lessons, seen: Tensor) -> SavedModel:
+    """A model that was trained on the classes `seen`, booleans of shape `[K]`, with the others of the lessons, which
+    have a name but no image.
+
+    Their class weights are those by which the trained adapter reaches other classes (`TransferableAdapter`). In the
+    cache, where text guesses that the mean of their images lies stands for as many images as a class has on average.
+    """
+    positive, negative, transfer, scale = lessons.positive, lessons.negative, model.transfer, model.logit_scale
+    assert positive is not None and negative is not None and transfer is not None  # what has no image has text
+    weights = scale * F.normalize(transfer.class_features(positive, negative), dim=-1)
+    bias = torch.zeros(len(seen))
+    if transfer.messages is not None:
+        of_text, bias_of_text = transfer.messages.folded(positive)
+        weights, bias = weights + OMEGA_NEW * scale * of_text, OMEGA_NEW * scale * bias_of_text
+    trained = model.classifier
+    weights[seen] = trained.weights
+    bias[seen] = 0.0 if trained.bias is None else trained.bias
+    sums = ClassSums.of(lessons.keys(), lessons.labels, len(seen))
+    changed = replace(trained, weights=weights, bias=bias)
+    if trained.keys is not None and trained.labels is not None:
+        means = sums.sums[seen] / sums.counts[seen, None]
+        guessed = F.normalize(guess_class_means(positive[seen], means).of(positive[~seen]), dim=-1).float()
+        known, named = seen.nonzero().flatten(), (~seen).nonzero().flatten()
+        share = torch.full((len(named),), len(trained.keys) / len(known))
+        changed = replace(
+            changed,
+            keys=torch.cat([trained.keys, guessed]),
+            labels=torch.cat([known[trained.labels], named]),
+            key_weights=torch.cat([torch.ones(len(trained.keys)), share]),
+        )
+    return model.model_copy(
+        update={"classifier": changed, "text_positive": positive, "labelled": sums, "class_nodes": None}
+    )
 
 
 @contextmanager

@@ -25,9 +25,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -62,6 +63,7 @@ from .tasks import FeatureTask, Task
 
 logger = logging.getLogger(__name__)
 
+AGAIN = 1 / 3  # of the steps, where a training goes on from an earlier one
 Keep = Callable[[HeGraphModel, int], None]  # writes the model as it is after so many epochs
 Classify = Callable[[Tensor], Tensor]  # unit-norm image features [B, d] -> logits [B, K]
 Fit = Callable[[FeatureBank], Classify]
@@ -113,16 +115,28 @@ def _fit_base(task: Task, bank: FeatureBank) -> tuple[str, Callable[[], FittedMe
 
 
 def train_adapter(
-    task: Task, bank: FeatureBank, checkpoints: Checkpoints | None = None, keep: Keep | None = None
+    task: Task,
+    bank: FeatureBank,
+    checkpoints: Checkpoints | None = None,
+    keep: Keep | None = None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> FittedMethod:
     """Builds and trains an adapter, keeps its state and what is left in `checkpoints`, and calls `keep` when
     TRAIN.CHECKPOINT_FREQ asks for the model; None keeps nothing.
 
+    `start` are the parameters of an earlier training on similar images, from which this one goes on for fewer steps. If
+    they are of another variant, it begins anew.
+
     Raises:
         UserError: If a class has no training image, the loss is not finite, or the checkpoint is another run's.
     """
-    model = new_model(bank, task.cfg, task.seed)
-    return fitted_adapter(model, _train(model, task.batches(bank), task.cfg, checkpoints, keep))
+    model, cfg = new_model(bank, task.cfg, task.seed), task.cfg
+    if model.layers is not None and start and start.keys() == model.layers.state_dict().keys():
+        model.layers.load_state_dict(start)
+        fewer = cfg.training
+        fewer = replace(fewer, epochs=math.ceil(AGAIN * fewer.epochs), min_steps=math.ceil(AGAIN * fewer.min_steps))
+        cfg = replace(cfg, training=fewer)
+    return fitted_adapter(model, _train(model, task.batches(bank), cfg, checkpoints, keep))
 
 
 def new_model(bank: FeatureBank, cfg: Config, seed: int) -> HeGraphModel:
@@ -228,6 +242,7 @@ def fitted_adapter(
         text_classifier=folded.text_only(),
         variant=model.options.variant,
         text_nodes=None if model.layers is None else (model.x_positive, F.normalize(adapted.positive, dim=-1)),
+        state={} if model.layers is None else {k: v.detach().cpu() for k, v in model.layers.state_dict().items()},
         class_nodes=None if closed is None else closed.to_text.nodes,
     )
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..baselines.base import FittedMethod
 from ..features.bank import FeatureBank
+from ..models.lessons import Lessons
 from ..models.saved import SavedModel, Scores, TrainedOn
 from ..results.records import KEEP
 from ..training.choice import accuracy, score
@@ -159,6 +160,8 @@ def make_model(
         return None
     task = folder.task
     backbone, preprocessing, prompts = task.made_of(bank)
+    trainer = task.cfg.run.trainer
+    images = None if trainer == "ZeroShot" else bank.train_labels.bincount(minlength=len(bank.classnames))
     about = provenance(folder, fitted) | {"dataset": bank.dataset, "num_train": len(bank.train_labels)}
     said = {} if record is None else record["calibration"]
     scores: dict[str, Any] = {} if record is None else {key: record[key] for key in OF_TEST}
@@ -169,7 +172,7 @@ def make_model(
         text_positive=bank.text_positive.detach().cpu(),
         classnames=tuple(bank.classnames),
         class_ids=tuple(task.class_ids),
-        method=task.cfg.run.trainer,
+        method=trainer,
         variant=fitted.variant,
         logit_scale=bank.logit_scale,
         temperature=fitted.calibration.temperature,
@@ -181,6 +184,8 @@ def make_model(
         known=fitted.calibration.known,
         class_nodes=fitted.class_nodes,
         labelled=None if fitted.heard else labelled_images(task, bank),
+        lessons=Lessons.of(bank, fitted.state) if trainer == "HeGraphAdapter" else None,
+        images=None if images is None else tuple(images.tolist()),
         unlabelled=fitted.heard.get("unlabelled", {}).get("num_images", 0),
         trained_on=TrainedOn(**about),
         scores=NOT_TESTED if record is None else Scores(**scores),

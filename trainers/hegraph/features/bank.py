@@ -150,6 +150,11 @@ class FeatureBank:
         """The bank without its test images, as a method sees it while it is trained."""
         return replace(self, test_features=None, test_labels=None, read_test=None)
 
+    def without_images(self) -> FeatureBank:
+        """The bank of the same classes without training images."""
+        none = self.train_features[:1, :0], self.train_labels[:0]
+        return replace(self, train_features=none[0], train_labels=none[1])
+
     def to(self, device: str) -> FeatureBank:
         """The bank with all its tensors on a device; the bank itself if they are there."""
         moved: dict[str, Any] = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}

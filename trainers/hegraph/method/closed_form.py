@@ -242,6 +242,11 @@ class NewClassMessages:
     def to(self, device: str | torch.device) -> NewClassMessages:
         return NewClassMessages(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
+    def folded(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """`x_c` and `-m . x_c` of text features `[K, d]`, shapes `[K, d]` and `[K]`."""
+        weights = F.normalize(text @ self.matrix + self.offset, dim=1) @ self.whitening
+        return weights, -(weights @ self.mean)
+
     def logits(self, features: Tensor, text: Tensor) -> Tensor:
         """`(f - m) . x_c` of image features `[B, d]` and text features `[K, d]`, shape `[B, K]`."""
         weights = F.normalize(text @ self.matrix + self.offset, dim=1) @ self.whitening

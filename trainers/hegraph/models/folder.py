@@ -15,6 +15,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -31,6 +32,7 @@ from ..utils.option import option_of
 from ..utils.reading import read_json, read_tensors, reading
 from ..utils.schema import Finite, Part, Size
 from .card import model_card
+from .lessons import Lessons
 from .saved import Described, SavedModel
 
 logger = logging.getLogger(__name__)
@@ -40,13 +42,24 @@ CLASSIFIER = ("weights", "bias", "keys", "labels", "key_weights")  # tensors of 
 NODES = "class_nodes"  # in the whitened space of the messages
 TRANSFER = "transfer."  # prefix of the tensors that reach other classes
 MESSAGES = f"{TRANSFER}messages."  # of those, the messages in closed form
-LABELLED = "labelled."  # prefix of the tensors of `ClassSums`
+LABELLED = "labelled."  # prefix of the tensors of `ClassSums` and `Lessons`
+TAUGHT = ("features", "labels")  # of `Lessons`; text nodes and parameters need not be there
+STATE = f"{LABELLED}state."  # prefix of its parameters
+WHOLE = ("labels", f"{LABELLED}labels")  # tensors of whole numbers
 LEVELS = 4  # folders between output/ and a run: data set, method, configuration, seed
 MAX_CONFIG_BYTES = 2**28  # a thousand times what the prompts of ImageNet take
 KEPT = (".json", ".safetensors", ".md", ".jpg", ".pt")
 # Options of earlier versions, each with what this version does
 REMOVED = {"activation": "tanh", "weight_per": "target", "gamma": 1.0, "omega_new": 0.05, "prior": 4.0}
-SINCE = {"known", "tensors", "ece", "ece_zero_shot", "unlabelled"}  # fields that folders of earlier versions lack
+SINCE = {
+    "known",
+    "tensors",
+    "ece",
+    "ece_zero_shot",
+    "unlabelled",
+    "images",
+    "image_ids",
+}  # fields that folders of earlier versions lack
 
 
 class Fusion(Part):
@@ -155,10 +168,15 @@ def _tensors(model: SavedModel) -> dict[str, Tensor]:
             found |= {f"{MESSAGES}{name}": tensor for name, tensor in asdict(model.transfer.messages).items()}
     if model.labelled is not None:
         found |= {f"{LABELLED}{name}": tensor.float() for name, tensor in asdict(model.labelled).items()}
-    kinds = {"labels": torch.int32, NODES: torch.float16}
+    if (lessons := model.lessons) is not None:
+        found |= {f"{LABELLED}features": lessons.keys(), f"{LABELLED}labels": lessons.labels}
+        found |= {f"{LABELLED}{name}": getattr(lessons, name) for name in ("positive", "negative")}
+        found |= {f"{STATE}{name}": tensor for name, tensor in lessons.state.items()}
+    kinds = {**dict.fromkeys(WHOLE, torch.int32), NODES: torch.float16}
     if model.method == "HeGraphAdapter":
         kinds["keys"] = torch.float16
     there = {name: tensor.detach().cpu() for name, tensor in sorted(found.items()) if tensor is not None}
+    there |= {name: tensor.clone() for name, tensor in there.items() if name.startswith(LABELLED)}  # of none shared
     return {name: tensor.to(kinds.get(name, tensor.dtype)) for name, tensor in there.items()}
 
 
@@ -176,9 +194,9 @@ def load_model(folder: Path | str) -> SavedModel:
             raise ValueError(f"its hash is not the one in {CONFIG}")
         tensors = _checked(config, found)
         transfer = _transfer(config, tensors)
-        names = [field.name for field in fields(ClassSums)]
-        has_sums = any(name.startswith(LABELLED) for name in tensors)
-        labelled = ClassSums(**{name: tensors[f"{LABELLED}{name}"].double() for name in names}) if has_sums else None
+        names = [f"{LABELLED}{field.name}" for field in fields(ClassSums)]
+        sums = [tensors[name].double() for name in names] if any(name in tensors for name in names) else None
+        lessons = _lessons(config, tensors)
     if config.tensors is None:
         logger.warning("%s is of an earlier version, and does not say which tensors belong to it", path / CONFIG)
     of_classifier: dict[str, Any] = {name: tensors.get(name) for name in CLASSIFIER}
@@ -189,7 +207,8 @@ def load_model(folder: Path | str) -> SavedModel:
         transfer=transfer,
         transfer_rule=config.transfer.rule,
         class_nodes=tensors.get(NODES),
-        labelled=labelled,
+        labelled=None if sums is None else ClassSums(*sums),
+        lessons=lessons,
     )
 
 
@@ -231,14 +250,16 @@ def _checked(config: ModelConfig, found: dict[str, Tensor]) -> dict[str, Tensor]
         shape = shapes.get(name, shapes.get(f"{name.rpartition('.')[0]}.*"))
         if shape is None:
             raise ValueError(f"it holds an unknown tensor {name!r}")
-        kind = "whole numbers" if name == "labels" else "floats"
+        kind = "whole numbers" if name in WHOLE else "floats"
         if tuple(tensor.shape) != shape or tensor.is_floating_point() != (kind == "floats"):
             raise ValueError(f"{name} must be {list(shape)} of {kind}, got {list(tensor.shape)} of {tensor.dtype}")
-        tensor = tensor.long() if name == "labels" else tensor.float()
+        tensor = tensor.long() if name in WHOLE else tensor.float()
         if not tensor.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinite values")
-        if name == "labels" and not (len(tensor) and 0 <= tensor.min() and tensor.max() < classes):
-            raise ValueError(f"labels must lie in 0 ... {classes - 1}, and there must be some")
+        if name.endswith("labels") and len(tensor) and not (0 <= tensor.min() and tensor.max() < classes):
+            raise ValueError(f"{name} must lie in 0 ... {classes - 1}")
+        if name == "labels" and not len(tensor):
+            raise ValueError("labels are there, but none of an image")
         checked[name] = tensor
     return checked
 
@@ -246,16 +267,43 @@ def _checked(config: ModelConfig, found: dict[str, Tensor]) -> dict[str, Tensor]
 def _shapes(config: ModelConfig, found: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor that a folder may hold. `*` stands for any name."""
     classes, width = (len(config.classnames),), (config.width,)
-    images = tuple(found["keys"].shape[:1]) if "keys" in found else ()
+    images, taught = (tuple(found[name].shape[:1]) if name in found else () for name in ("keys", f"{LABELLED}features"))
     square = width + width
     shapes = {"weights": classes + width, "text_positive": classes + width, "bias": classes, NODES: classes + width}
     shapes |= {f"{LABELLED}counts": classes, f"{LABELLED}sums": classes + width, f"{LABELLED}moment": square}
+    shapes |= {f"{LABELLED}features": taught + width, f"{LABELLED}labels": taught}
+    shapes |= {f"{LABELLED}positive": classes + width, f"{LABELLED}negative": classes + width}
+    shapes |= {f"{STATE}bias.*": classes + width, f"{STATE}weight.*": square, f"{STATE}metapath.*": ()}
     shapes |= {"keys": images + width, "labels": images, "key_weights": images}
     if config.transfer.rule == "adapter":
         shapes |= {f"{TRANSFER}weight.*": square, f"{TRANSFER}metapath.*": ()}
         shapes |= {f"{MESSAGES}matrix": square, f"{MESSAGES}whitening": square}
         shapes |= {f"{MESSAGES}offset": width, f"{MESSAGES}mean": width}
     return shapes
+
+
+def _lessons(config: ModelConfig, tensors: dict[str, Tensor]) -> Lessons | None:
+    """What the model was taught; None where the folder does not say it.
+
+    Raises:
+        ValueError, KeyError: If a tensor of it is missing, or the ids are of other images.
+    """
+    if not any(f"{LABELLED}{name}" in tensors for name in TAUGHT):
+        return None
+    features, labels = (tensors[f"{LABELLED}{name}"] for name in TAUGHT)
+    ids = torch.tensor(config.image_ids or [0] * len(labels), dtype=torch.long)
+    if len(ids) != len(labels):
+        raise ValueError(f"{len(ids)} image_ids for {len(labels)} images")
+    return Lessons(
+        np.array(config.classnames if config.labels is None else config.labels),
+        config.classnames,
+        features[None],
+        labels,
+        ids,
+        positive=tensors.get(f"{LABELLED}positive"),
+        negative=tensors.get(f"{LABELLED}negative"),
+        state={name[len(STATE) :]: tensor for name, tensor in tensors.items() if name.startswith(STATE)},
+    )
 
 
 def _transfer(config: ModelConfig, tensors: dict[str, Tensor]) -> TransferableAdapter | None:

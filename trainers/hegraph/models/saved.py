@@ -20,6 +20,7 @@ from ..method.model import TransferableAdapter
 from ..training.confidence import KnownScores, known_score
 from ..utils.errors import UserError
 from ..utils.schema import Count, Finite, Name, Part, Percent, Positive, Size
+from .lessons import Lessons
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone as FrozenCLIP
@@ -122,6 +123,8 @@ class Described(Part):
         labels: What the user of the Python API called the K classes; None where the class names are the labels.
         known: How images of known classes score, for `is_known`; None where the run did not find it out.
         unlabelled: How many images without labels the classifier has heard (`method/unlabelled.py`).
+        images: How many labelled images of each class it was trained on; None where that is not known.
+        image_ids: `Lessons.ids`; None where the images came as features.
     """
 
     method: str
@@ -138,6 +141,8 @@ class Described(Part):
     labels: tuple[bool | int | float | str, ...] | None = None
     known: KnownScores | None = None
     unlabelled: Count = 0
+    images: tuple[Count, ...] | None = None
+    image_ids: tuple[int, ...] | None = None
 
     @model_validator(mode="after")
     def names_fit_each_other(self) -> Described:
@@ -147,11 +152,19 @@ class Described(Part):
             raise ValueError(f"{len(self.class_ids)} class_ids for {classes} classnames")
         if twice := sorted(name for name, count in Counter(self.class_ids).items() if count > 1):
             raise ValueError(f"class_ids repeat: {', '.join(twice[:3])}")
+        if self.images is not None and len(self.images) != classes:
+            raise ValueError(f"{len(self.images)} numbers of images for {classes} classnames")
         if self.labels is not None and not len(self.labels) == len(set(self.labels)) == classes:
             raise ValueError(f"labels must be {classes} different ones, one for each class")
         if prompts is not None and {len(group) for group in (*prompts.positive, prompts.negative)} != {classes}:
             raise ValueError(f"prompts must have sentences for each of the {classes} classes in every group")
         return self
+
+    @property
+    def named_only(self) -> tuple[str, ...]:
+        """Names of the classes that have no image beside classes that have some: they are known by their text alone."""
+        images = self.images or ()
+        return tuple(name for name, count in zip(self.classnames, images) if not count) if any(images) else ()
 
 
 class SavedModel(Described):
@@ -166,6 +179,8 @@ class SavedModel(Described):
             whitening are those of `transfer.messages`; None without messages in closed form.
         labelled: What the labelled images tell unlabelled ones; None where the model has heard some, or is of an
             earlier version.
+        lessons: What HeGraphAdapter was taught, so that it can be taught more; None for another method, and for a
+            model of an earlier version.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -176,6 +191,7 @@ class SavedModel(Described):
     transfer_rule: str = "none"
     class_nodes: InstanceOf[Tensor] | None = None
     labelled: InstanceOf[ClassSums] | None = None
+    lessons: InstanceOf[Lessons] | None = None
 
     def probabilities(self, features: Tensor, batch_size: int = 1024) -> Tensor:
         """Calibrated probabilities of unit-norm image features `[B, d]`, shape `[B, K]`."""

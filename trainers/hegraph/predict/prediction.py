@@ -122,6 +122,9 @@ def open_model(folder: str, options: Options, reads: Sequence[Path | str]) -> Sa
     `reads`.
     """
     model = load_model(folder)
+    if named := model.named_only:
+        said = "%d of %d classes have a name but no images, and are known by their text alone: %s"
+        logger.warning(said, len(named), len(model.classnames), ", ".join(named[:5]))
     if options.out is not None:
         check_output(options.out, [*model_files(Path(folder)), *reads])
     if options.keep is not None:

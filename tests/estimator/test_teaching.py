@@ -1,0 +1,289 @@
+"""What is taught bit by bit: images and classes that come later and go again, and what a model keeps for that."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.exceptions import NotFittedError
+
+from trainers.hegraph import HeGraphClassifier, UserError
+from trainers.hegraph.method.closed_form import OMEGA_NEW, guess_class_means
+from trainers.hegraph.utils.files import hash_content
+
+LABELS = np.array(["ant", "bee", "cow", "dog"])
+
+
+@pytest.fixture(scope="module")
+def taught(data) -> tuple[np.ndarray, np.ndarray]:
+    """24 images of the four classes, 9, 7, 5 and 3 of each, and their labels."""
+    rows = np.concatenate([np.flatnonzero(data.y == k)[:n] for k, n in enumerate((9, 7, 5, 3))])
+    return data.X[rows], LABELS[data.y[rows]]
+
+
+def assert_same(one: HeGraphClassifier, other: HeGraphClassifier) -> None:
+    """Both have the same classes, text nodes, weights and number of images."""
+    np.testing.assert_array_equal(one.classes_, other.classes_)
+    assert one.model_.images == other.model_.images and one.model_.classnames == other.model_.classnames
+    for name in ("weights", "bias"):
+        found, expected = (getattr(model.model_.classifier, name) for model in (one, other))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(one.model_.text_positive, other.model_.text_positive, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("has_text", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_any_order_of_changes_ends_where_one_fit_would(seed, has_text, data, taught, tmp_path):
+    """Images come in parts, classes come by name, images and classes go and come again; the folder may be between."""
+    X, y = taught
+    random = np.random.default_rng(seed)
+    rows = dict(zip(LABELS, data.text)) if has_text else {}
+    classifier, here = HeGraphClassifier(variant="free"), np.zeros(len(X), dtype=bool)
+    known: set[str] = set()
+    for _ in range(12):
+        what = random.choice(["add", "add", "forget", "remove", "name", "folder"])
+        some = random.random(len(X)) < 0.4
+        if what == "add" or not known:
+            some &= ~here
+            new = sorted(set(y[some]))
+            if new:
+                text = np.stack([rows[label] for label in new]) if has_text else None
+                classifier.partial_fit(X[some], y[some], text_features=text)
+            here |= some
+            known |= set(new)
+        elif what == "forget" and (some & here).any() and (here & ~some).any():
+            classifier.forget(X[some & here], y[some & here])
+            here &= ~some
+            known = known if has_text else set(y[here])
+        elif what == "remove" and len(known) > 1:
+            label = random.choice(sorted(known))
+            classifier.remove_class(label)
+            here &= y != label
+            known -= {label}
+        elif what == "name" and has_text and len(known) < 4:
+            label = random.choice(sorted(set(LABELS) - known))
+            classifier.add_class(label, text_features=rows[label])
+            known |= {label}
+        elif what == "folder" and known:
+            classifier.save_pretrained(tmp_path / "model")
+            classifier = HeGraphClassifier.from_pretrained(tmp_path / "model")
+    assert classifier.classes_.tolist() == sorted(known)
+    rest = ~here
+    assert rest.any()
+    new = sorted(set(y[rest]))
+    classifier.partial_fit(X[rest], y[rest], text_features=np.stack([rows[c] for c in new]) if has_text else None)
+    whole = HeGraphClassifier(variant="free", text_features=data.text if has_text else None).fit(X, y)
+    assert_same(classifier, whole)
+
+
+def test_fit_begins_anew(data, taught):
+    X, y = taught
+    classifier = HeGraphClassifier(variant="free", text_features=data.text[:2]).fit(X[:16], y[:16])
+    again = classifier.partial_fit(X[16:], y[16:], text_features=data.text[2:]).fit(X[:16], y[:16])
+    assert_same(again, HeGraphClassifier(variant="free", text_features=data.text[:2]).fit(X[:16], y[:16]))
+
+
+def test_labels_names_and_text_of_classes_that_come_later(data, taught):
+    X, y = taught
+    classifier = HeGraphClassifier(variant="free", classnames={"dog": "hound"})
+    classifier.partial_fit(X[y == "dog"], y[y == "dog"], classes=LABELS, text_features=data.text[3:])
+    assert classifier.predict(X).tolist() == ["dog"] * 24 and classifier.model_.classnames == ("hound",)
+    classifier.partial_fit(X[y == "ant"], y[y == "ant"], ["emmet"], data.text[:1], data.negative[:1])
+    assert classifier.classes_.tolist() == ["ant", "dog"] and classifier.model_.classnames == ("emmet", "hound")
+    torch.testing.assert_close(classifier.model_.lessons.negative[0], torch.from_numpy(data.negative[0]))
+    torch.testing.assert_close(classifier.model_.lessons.negative[1], -torch.from_numpy(data.text[3]))
+    classifier.partial_fit(X[:1], y[:1], {"ant": "formica"})  # what is given replaces what was
+    assert classifier.model_.classnames == ("formica", "hound") and classifier.model_.images == (10, 3)
+    torch.testing.assert_close(classifier.model_.text_positive[0], torch.from_numpy(data.text[0]))
+    numbers = HeGraphClassifier(variant="free").fit(X, data.y[:24] * 0 + np.arange(24) % 3)
+    assert numbers.partial_fit(X[:2], [5, 2]).classes_.tolist() == [0, 1, 2, 5]
+
+
+def test_a_class_of_a_name_alone_is_reached_as_other_classes_are(data, taught):
+    X, y = taught
+    three = y != "cow"
+    text = np.delete(data.text, 2, axis=0)
+    before = HeGraphClassifier(variant="T", options={"OPTIM.MAX_EPOCH": 2}, text_features=text).fit(X[three], y[three])
+    seen = [0, 1, 3]
+    after = pickle.loads(pickle.dumps(before)).add_class("cow", text_features=data.text[2]).model_
+    assert after.named_only == ("cow",) and after.images == (9, 7, 0, 3)
+    X_t, text = torch.from_numpy(data.X), torch.from_numpy(data.text)
+    features = after.transfer.class_features(text, -text)
+    expected = (
+        100 * X_t @ torch.nn.functional.normalize(features, dim=1)[2]
+        + OMEGA_NEW * 100 * after.transfer.messages.logits(X_t, text[2:3])[:, 0]
+    )
+    torch.testing.assert_close(after.classifier.logits(X_t)[:, 2], expected, rtol=1e-4, atol=1e-3)
+    assert after.classifier.weights.shape == (4, 16)
+    assert after.labelled.counts.tolist() == [9, 7, 0, 3] and after.class_nodes is None
+    begun = HeGraphClassifier(variant="free", text_features=np.delete(data.text, 2, axis=0)).fit(X[three], y[three])
+    alone = begun.model_.classifier.weights
+    torch.testing.assert_close(
+        begun.add_class("cow", text_features=data.text[2]).model_.classifier.weights[seen], alone, rtol=0, atol=1e-5
+    )
+
+
+def test_in_the_cache_a_class_without_images_has_as_many_as_others_have_on_average(data, taught, quick):
+    X, y = taught
+    classifier = quick(text_features=data.text[:3]).fit(X[:21], y[:21])  # 9, 7 and 5 images
+    classifier.add_class("dog", text_features=data.text[3])
+    folded = classifier.model_.classifier
+    assert folded.labels.tolist() == [0] * 9 + [1] * 7 + [2] * 5 + [3]
+    assert folded.key_weights.tolist() == [1.0] * 21 + [7.0]
+    key = folded.keys[-1]
+    assert key.norm() == pytest.approx(1, abs=1e-5)
+    means = torch.stack([torch.from_numpy(X[y == label]).mean(dim=0) for label in LABELS[:3]])
+    guessed = guess_class_means(torch.from_numpy(data.text[:3]), means).of(torch.from_numpy(data.text[3:]))[0]
+    torch.testing.assert_close(key.double(), guessed / guessed.norm(), rtol=0, atol=1e-5)
+    assert classifier.score(data.X, LABELS[data.y]) > 0.8
+
+
+def test_fewer_than_two_classes_with_images_are_told_by_text(data, taught):
+    X, y = taught
+    classifier = HeGraphClassifier(variant="free").add_class("ant", X[:9], text_features=data.text[0])
+    classifier.add_class("bee", text_features=data.text[1])
+    assert classifier.model_.method == "ZeroShot" and classifier.model_.images == (9, 0)
+    np.testing.assert_allclose(classifier.model_.classifier.weights, 100 * data.text[:2], rtol=1e-5)
+    classifier.partial_fit(X[9:16], y[9:16])
+    assert_same(classifier, HeGraphClassifier(variant="free", text_features=data.text[:2]).fit(X[:16], y[:16]))
+    assert classifier.forget(X[:16], y[:16]).model_.images == (0, 0)
+
+
+def test_a_trained_variant_goes_on_from_where_it_was_for_a_third_of_the_steps(data, taught, quick, tmp_path):
+    X, y = taught
+    options = {"OPTIM.MAX_EPOCH": 30, "TRAINER.HEGRAPHADAPTER.MIN_STEPS": 0, "OPTIM.LR": 0.01}
+    begun = quick(options=options, text_features=data.text, variant="T").fit(X[::2], y[::2])
+    begun.save_pretrained(tmp_path)
+    warm = pickle.loads(pickle.dumps(begun)).partial_fit(X[1::2], y[1::2])
+    loaded = HeGraphClassifier.from_pretrained(tmp_path).partial_fit(X[1::2], y[1::2])
+    torch.testing.assert_close(warm.model_.classifier.weights, loaded.model_.classifier.weights, rtol=0, atol=1e-4)
+    tenth = quick(options=options | {"OPTIM.MAX_EPOCH": 10}, text_features=data.text, variant="T").fit(X, y)
+    state = [c.model_.lessons.state for c in (begun, warm, tenth)]
+    biases = [torch.cat([v for k, v in found.items() if k.startswith("bias.")]) for found in state]
+    assert (biases[1] - biases[0]).norm() < (biases[2] - biases[0]).norm(), "it went on, and did not begin anew"
+    other = quick(variant="T", text_features=data.text[:2]).fit(X[:16], ["a"] * 9 + ["b"] * 7)
+    other.add_class("aa", X[16:21], text_features=data.text[2])
+    assert {len(rows) for name, rows in other.model_.lessons.state.items() if name.startswith("bias.")} == {3}
+
+
+def test_unlabelled_images_are_heard_again(data, taught):
+    X, y = taught
+    U = data.X[60:]
+    heard = HeGraphClassifier(variant="free", text_features=data.text[:3]).fit(X[:21], y[:21], unlabelled=U)
+    heard.partial_fit(X[21:], y[21:], text_features=data.text[3:])
+    whole = HeGraphClassifier(variant="free", text_features=data.text).fit(X, y, unlabelled=U)
+    np.testing.assert_allclose(heard.decision_function(U), whole.decision_function(U), atol=1e-4)
+    assert heard.model_.unlabelled == 60
+    heard.remove_class("dog").add_class("dog", text_features=data.text[3])
+    assert heard.model_.unlabelled == 60 and heard.predict(data.X[data.y == 3]).tolist().count("dog") > 20
+
+
+def test_images_are_taught_and_taken_back_by_their_pixels(digits, files, tmp_path, digit_classifier):
+    classifier = HeGraphClassifier(**digit_classifier.get_params() | {"variant": "free"})
+    pictures, labels = digits.pictures, [str(label) for label in digits.labels]
+    classifier.partial_fit(pictures[:9], labels[:9])
+    classifier.add_class("3", pictures[9:12]).add_class("nine", name="9").partial_fit(files[:2], ["0", "nine"])
+    assert classifier.classes_.tolist() == ["0", "1", "2", "3", "nine"]
+    assert classifier.model_.images == (4, 3, 3, 3, 1) and len(classifier.model_.prompts.negative) == 5
+    assert "9" in classifier.model_.prompts.positive[0][4][0]
+    classifier.save_pretrained(tmp_path / "model")
+    loaded = HeGraphClassifier.from_pretrained(tmp_path / "model")
+    for each in (classifier, loaded):
+        each.forget([digits.others[0], pictures[3]], ["0", "1"])
+        assert each.model_.images == (3, 2, 3, 3, 1)
+        with pytest.raises(UserError, match="image 0 was not taught"):
+            each.forget([digits.others[0]], ["0"])
+    np.testing.assert_allclose(
+        loaded.decision_function(digits.others), classifier.decision_function(digits.others), atol=1e-4
+    )
+    assert loaded.model_.backbone.model == "hegraph-mini"
+
+
+def test_views_of_different_number_are_taught_together(data, taught):
+    X, y = taught
+    views = np.stack([X, np.roll(X, 1, axis=1)], axis=1)
+    mixed = (
+        HeGraphClassifier(variant="free", text_features=data.text)
+        .fit(views, y)
+        .partial_fit(data.X[60:], LABELS[data.y[60:]])
+    )
+    assert mixed.model_.lessons.features.shape == (2, 84, 16)
+    mixed.forget(data.X[60:], LABELS[data.y[60:]])
+    assert_same(mixed, HeGraphClassifier(variant="free", text_features=data.text).fit(views, y))
+
+
+def test_what_cannot_be_taught_is_one_line_and_changes_nothing(data, taught, finished_run, quick):
+    X, y = taught
+    classifier = HeGraphClassifier(variant="free", text_features=data.text).fit(X, y)
+    without = HeGraphClassifier(variant="free").fit(X, y)
+    before = classifier.decision_function(X)
+    for refused, message in (
+        (lambda: classifier.partial_fit(X[:, :5], y), "5 features.*16"),
+        (lambda: classifier.partial_fit(X[:1], ["emu"]), "new classes such as 'emu' need text_features"),
+        (lambda: classifier.partial_fit(X[:1], [3]), "labels so far are such as 'ant', got 3"),
+        (lambda: classifier.partial_fit(X[:1], ["emu"], classes=["ant"]), "classes leaves out.*emu"),
+        (lambda: classifier.partial_fit(X[:1], ["ant"], text_features=data.text), r"shape \[1, 16\].*\[4, 16\]"),
+        (lambda: without.partial_fit(X[:1], ["emu"], text_features=data.text[:1]), "means of the images"),
+        (lambda: classifier.add_class("ant"), "there is a class 'ant' already"),
+        (lambda: classifier.add_class("emu"), "'emu' need text_features"),
+        (lambda: HeGraphClassifier().add_class("emu"), "needs text_features, or a backbone"),
+        (lambda: classifier.add_class("emu", name=" ", text_features=data.text[0]), "is no text"),
+        (lambda: classifier.remove_class("emu"), "unknown class 'emu'"),
+        (lambda: classifier.forget(X[:1], ["bee"]), "image 0 was not taught as an image of class 'bee'"),
+        (lambda: classifier.forget(X[[0, 0]], ["ant", "ant"]), "image 1 was not taught"),
+        (lambda: without.forget(X, y), "no class would be left"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refused()
+    np.testing.assert_array_equal(classifier.decision_function(X), before)
+    for of_none in (lambda c: c.forget(X, y), lambda c: c.remove_class("ant")):
+        with pytest.raises(NotFittedError):
+            of_none(HeGraphClassifier())
+    online = quick(options={"TRAINER.HEGRAPHADAPTER.FEATURES.MODE": "online"})
+    with pytest.raises(UserError, match="FEATURES.MODE online"):
+        online.partial_fit(X, y)
+
+
+def test_a_run_of_the_command_line_is_taught_more(finished_run, tmp_path):
+    loaded = HeGraphClassifier.from_pretrained(finished_run)
+    model, rows = loaded.model_, np.eye(16, dtype=np.float32)
+    assert sum(model.images) == len(model.lessons.labels) == model.trained_on.num_train
+    with pytest.raises(UserError, match="need text_features"):
+        loaded.add_class("fox", rows[:2])
+    loaded.add_class("fox", rows[:2], text_features=rows[3])
+    assert loaded.classes_.tolist() == [*model.classnames, "fox"] and loaded.model_.images[-1] == 2
+    assert loaded.model_.trained_on.config["OPTIM.MAX_EPOCH"] == model.trained_on.config["OPTIM.MAX_EPOCH"]
+
+
+def test_the_folder_keeps_what_was_taught_and_damage_is_told(data, taught, tmp_path):
+    X, y = taught
+    fitted = HeGraphClassifier(variant="free", text_features=data.text).fit(X, y)
+    fitted.add_class("emu", text_features=data.negative[0]).save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert card.count("no image: known by its text alone") == 1 and "- emu (no image" in card
+    tensors, config = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
+    np.testing.assert_array_equal(tensors["labelled.features"], X)
+    assert config["images"] == [9, 7, 5, 3, 0] and config["image_ids"] is None
+
+    def damaged(message: str, changed: dict, **fields: object) -> None:
+        save_file(changed, tmp_path / "model.safetensors")
+        about = config | {"tensors": hash_content(dict(sorted(changed.items())))} | fields
+        (tmp_path / "config.json").write_text(json.dumps(about))
+        with pytest.raises(UserError, match=message):
+            HeGraphClassifier.from_pretrained(tmp_path)
+
+    damaged("labelled.labels", {k: v for k, v in tensors.items() if k != "labelled.labels"})
+    damaged("labelled.labels must lie in", tensors | {"labelled.labels": tensors["labelled.labels"] + 3})
+    damaged("labelled.negative must be", tensors | {"labelled.negative": tensors["labelled.negative"][:2]})
+    damaged("2 image_ids for 24 images", tensors, image_ids=[1, 2])
+    damaged("numbers of images", tensors, images=[1, 2])
+    kept = {k: v for k, v in tensors.items() if not k.startswith("labelled.")}
+    save_file(kept, tmp_path / "model.safetensors")
+    del config["images"], config["image_ids"], config["tensors"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="did not keep its labelled images"):
+        HeGraphClassifier.from_pretrained(tmp_path).partial_fit(X, y)
