@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.exceptions import NotFittedError
 
 from trainers.hegraph import HeGraphClassifier, UserError
-from trainers.hegraph.method.closed_form import OMEGA_NEW, guess_class_means
+from trainers.hegraph.method.closed_form import OMEGA_NEW, TextGuess
 from trainers.hegraph.utils.files import hash_content
 
 LABELS = np.array(["ant", "bee", "cow", "dog"])
@@ -137,7 +137,7 @@ def test_in_the_cache_a_class_without_images_has_as_many_as_others_have_on_avera
     key = folded.keys[-1]
     assert key.norm() == pytest.approx(1, abs=1e-5)
     means = torch.stack([torch.from_numpy(X[y == label]).mean(dim=0) for label in LABELS[:3]])
-    guessed = guess_class_means(torch.from_numpy(data.text[:3]), means).of(torch.from_numpy(data.text[3:]))[0]
+    guessed = TextGuess(torch.from_numpy(data.text[:3]), means).of(torch.from_numpy(data.text[3:]))[0]
     torch.testing.assert_close(key.double(), guessed / guessed.norm(), rtol=0, atol=1e-5)
     assert classifier.score(data.X, LABELS[data.y]) > 0.8
 

@@ -38,7 +38,7 @@ from ..experiments.tasks import FeatureTask, Split, Task
 from ..features.bank import FeatureBank
 from ..features.text import class_prompts
 from ..method.class_sums import ClassSums
-from ..method.closed_form import OMEGA_NEW, guess_class_means
+from ..method.closed_form import OMEGA_NEW, TextGuess
 from ..method.graph import class_prototypes
 from ..models.lessons import Lessons
 from ..models.saved import Backbone as BackboneConfig
@@ -381,7 +381,7 @@ def with_named_classes(model: SavedModel, lessons: Lessons, seen: Tensor) -> Sav
     changed = replace(trained, weights=weights, bias=bias)
     if trained.keys is not None and trained.labels is not None:
         means = sums.sums[seen] / sums.counts[seen, None]
-        guessed = F.normalize(guess_class_means(positive[seen], means).of(positive[~seen]), dim=-1).float()
+        guessed = F.normalize(TextGuess(positive[seen], means).of(positive[~seen]), dim=-1).float()
         known, named = seen.nonzero().flatten(), (~seen).nonzero().flatten()
         share = torch.full((len(named),), len(trained.keys) / len(known))
         changed = replace(

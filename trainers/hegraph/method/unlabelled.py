@@ -148,7 +148,7 @@ def hear_unlabelled(
     strength = omega * logit_scale
     guess = None
     if has_labels:
-        guess = TextGuess(text, labelled.sums / labelled.counts.clamp_min(1).unsqueeze(1)).left_out
+        guess = _guesses(labelled, text)
     offsets = torch.zeros_like(labelled.counts)
     equal = count / num_classes + PRIOR
     moment = labelled.moment + second_moment(features)  # no round changes it
@@ -271,6 +271,15 @@ class _Metric:
         # |N v - q w|^2 = N (N |v|^2 - 2 q v.w) + q (q |w|^2)
         without = (counts * nodes.square().sum(dim=1) - 2 * own * products).mul_(counts).addcmul_(own, sent)
         return products.mul_(counts).sub_(sent).div_(without.clamp_min_(SMALLEST).sqrt_().mul_(self.scale.float()))
+
+
+def _guesses(labelled: ClassSums, text: Tensor) -> Tensor:
+    """`p_c`, shape `[K, d]`, from at least two classes with labelled images; it reaches the others by their text."""
+    seen = labelled.counts > 0
+    of_seen = TextGuess(text[seen], labelled.sums[seen] / labelled.counts[seen].unsqueeze(1))
+    guess = torch.empty_like(labelled.sums)
+    guess[seen], guess[~seen] = of_seen.left_out, of_seen.of(text[~seen])
+    return guess
 
 
 def _class_nodes(
