@@ -17,7 +17,6 @@ from trainers.hegraph.method.cache import (
     adapter_loss,
     cache_affinities,
     cache_logits,
-    cache_sums,
     moved_keys,
     shifted_cache_logits,
     text_logits,
@@ -57,8 +56,6 @@ def test_the_cache_sums_the_affinities_of_each_classs_images(unit_features):
             expected[b, label] += math.exp(-5.5 * (1 - cosine(query, key)))
     assert_close(cache_logits(cache_affinities(queries, keys, 5.5), LABELS, K), expected, rtol=0, atol=1e-5)
     assert expected[:, 4].eq(0).all()
-    in_chunks = cache_sums(queries, keys / 3, LABELS, 5.5, K)
-    assert_close(in_chunks, expected, rtol=0, atol=1e-5)
 
 
 # --- keys that training moves
@@ -93,9 +90,9 @@ def test_logits_and_gradient_equal_those_of_every_key_formed(
     scale = max(1.0, theirs.abs().max().item())
     assert_close(ours / scale, theirs / scale, rtol=tolerance, atol=tolerance)
     assert again.equal(ours)
-    assert_close(
-        cache_sums(features, keys, LABELS, beta, K), cache_logits(cache_affinities(features, keys, beta), LABELS, K)
-    )
+    assert_close(moved_keys(keys, shift, LABELS), keys + shift[LABELS])
+    folded = FoldedClassifier(torch.zeros(K, width).to(dtype), None, keys, LABELS, beta=beta)
+    assert_close(folded.parts(features).visual, cache_logits(cache_affinities(features, keys, beta), LABELS, K))
 
 
 def test_a_key_that_its_shift_cancels_gives_finite_logits_and_gradient():
@@ -104,13 +101,6 @@ def test_a_key_that_its_shift_cancels_gives_finite_logits_and_gradient():
     logits = shifted_cache_logits(keys, keys, shift, torch.tensor([0, 1]), 1.0)
     logits.sum().backward()
     assert logits.isfinite().all() and shift.grad.isfinite().all()
-
-
-def test_moved_keys_leave_their_sources_alone(unit_features):
-    keys, shift = unit_features(len(LABELS), 8, seed=2), unit_features(K, 8, seed=3)
-    before = keys.clone(), shift.clone()
-    assert_close(moved_keys(keys, shift, LABELS), keys + shift[LABELS])
-    assert keys.equal(before[0]) and shift.equal(before[1])
 
 
 @pytest.mark.parametrize(("rows", "width", "sizes"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 100, [1, 1, 1])])

@@ -120,24 +120,6 @@ def shifted_cache_logits(
     return _ShiftedCache.apply(shift, features, keys, labels, beta, own, products).t()
 
 
-def cache_sums(
-    features: Tensor,
-    keys: Tensor,
-    labels: Tensor,
-    beta: float,
-    num_classes: int,
-    key_weights: Tensor | None = None,
-) -> Tensor:
-    """As `shifted_cache_logits` for keys that have been moved and normalised, `[N, d]`. For prediction: no gradient."""
-    logits = features.new_zeros(num_classes, len(features))
-    for rows in chunks(keys, len(features)):
-        affinities = (keys[rows] @ features.t()).sub_(1).mul_(beta).exp_()  # [R, B]
-        if key_weights is not None:
-            affinities.mul_(key_weights[rows].unsqueeze(1))
-        logits.index_add_(0, labels[rows], affinities)
-    return logits.t()
-
-
 def moved_keys(keys: Tensor, shift: Tensor, labels: Tensor) -> Tensor:
     """The keys `F_k + s_c`, shape `[N, d]`."""
     return shift.index_select(0, labels).add_(keys)
@@ -235,10 +217,20 @@ class FoldedClassifier:
         """Logits of the two classifiers, before they are added, for unit-norm image features `[B, d]`."""
         text = features @ self.weights.t()
         text = text if self.bias is None else text + self.bias
-        if (keys := self.keys) is None or (labels := self.labels) is None:
+        if self.keys is None:
             return Logits(text, None)
-        about = labels, self.beta, self.num_classes, self.key_weights
-        return Logits(text, torch.cat([cache_sums(batch, keys, *about) for batch in features.split(batch_size)]))
+        return Logits(text, torch.cat([self._visual(batch) for batch in features.split(batch_size)]))
+
+    def _visual(self, features: Tensor) -> Tensor:
+        """`z_v` of a batch, in chunks of the cache."""
+        assert self.keys is not None and self.labels is not None
+        logits = features.new_zeros(self.num_classes, len(features))
+        for rows in chunks(self.keys, len(features)):
+            affinities = (self.keys[rows] @ features.t()).sub_(1).mul_(self.beta).exp_()  # [R, B]
+            if self.key_weights is not None:
+                affinities.mul_(self.key_weights[rows].unsqueeze(1))
+            logits.index_add_(0, self.labels[rows], affinities)
+        return logits.t()
 
     def logits(self, features: Tensor, batch_size: int = BATCH) -> Tensor:
         """The prediction `z`, shape `[B, K]`, for unit-norm image features `[B, d]`."""

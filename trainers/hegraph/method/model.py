@@ -206,18 +206,15 @@ class TransferableAdapter:
     @torch.no_grad()
     def class_features(self, positive: Tensor, negative: Tensor) -> Tensor:
         """Refined text features `X_p'` of new classes, `[K, d]`, from their text nodes, each `[K, d]`."""
-        if not self._passes_messages:
+        if (layers := self._layers(positive, negative)) is None:
             return positive
-        layers = self._layers(positive, negative).to(positive.device)
-        layers.load_state_dict({name: self.parameters[name] for name in layers.state_dict()})
+        layers.to(positive.device).load_state_dict({name: self.parameters[name] for name in layers.state_dict()})
         return layers.eval()().positive
 
     def missing_parameters(self) -> list[str]:
         """Names of parameters that the options need and that are not there."""
-        if not self._passes_messages:
-            return []
-        one = torch.ones(1, 1)  # the names depend on no size
-        return sorted(self._layers(one, one).state_dict().keys() - self.parameters.keys())
+        layers = self._layers(torch.ones(1, 1), torch.ones(1, 1))  # the names depend on no size
+        return [] if layers is None else sorted(layers.state_dict().keys() - self.parameters.keys())
 
     @torch.no_grad()
     def logits(self, features: Tensor, positive: Tensor, negative: Tensor, logit_scale: float) -> Tensor:
@@ -236,14 +233,11 @@ class TransferableAdapter:
             return logits
         return logits + OMEGA_NEW * logit_scale * self.messages.logits(features, positive)
 
-    @property
-    def _passes_messages(self) -> bool:
-        """Whether new classes receive messages along the relations: without a `W` there are none."""
-        return self.options.text_weights and self.options.variant not in UNTRAINED
-
-    def _layers(self, positive: Tensor, negative: Tensor) -> HeteroMessagePassing:
-        """Message passing among text nodes, not trained yet."""
-        unseen = dict.fromkeys((r.weight_key for r in RELATIONS if r.source == "visual" and r.weight_key), 0.0)
+    def _layers(self, positive: Tensor, negative: Tensor) -> HeteroMessagePassing | None:
+        """Message passing among text nodes, not trained yet; None without a `W`, since then there are no messages."""
+        if self.options.variant in UNTRAINED or not self.options.text_weights:
+            return None
+        unseen = {r.weight_key: 0.0 for r in RELATIONS if r.source == "visual" and r.weight_key}
         metapath = self.options.variant_metapath | unseen
         options = replace(self.options, variant="T", metapath=metapath, bias=False)
         return HeteroMessagePassing(HeteroGraph({"positive": positive, "negative": negative}), options)
