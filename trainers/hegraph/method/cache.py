@@ -40,52 +40,32 @@ class Logits(NamedTuple):
 
 
 def text_logits(features: Tensor, class_features: Tensor, logit_scale: float) -> Tensor:
-    """Cosine classifier `tau * cos(f, x_k)` (Eq. 7): logits `[B, K]`.
-
-    Args:
-        features: Unit-norm image features, shape `[B, d]`.
-        class_features: Text features of any norm, shape `[K, d]`.
-        logit_scale: CLIP's `tau`, 100 for OpenAI's weights.
-    """
+    """Cosine classifier `tau * cos(f, x_k)` (Eq. 7): logits `[B, K]` of unit-norm image features `[B, d]`, for text
+    features `[K, d]` of any norm. CLIP's `tau` is 100 for OpenAI's weights."""
     return logit_scale * features @ F.normalize(class_features, dim=-1).t()
 
 
 def cache_affinities(features: Tensor, keys: Tensor, beta: float) -> Tensor:
-    """Affinity of each query to each cached image, `exp(-beta (1 - cos(f, F_k)))` (Eq. 8), in `(0, 1]`.
-
-    Args:
-        features: Unit-norm image features, shape `[B, d]`.
-        keys: Cached image features of any norm, shape `[N, d]`.
-        beta: Sharpness; Tip-Adapter's `beta`.
-    """
+    """Affinity of each query `[B, d]` of unit norm to each cached image `[N, d]` of any norm, shape `[B, N]` (Eq. 8):
+    `exp(-beta (1 - cos(f, F_k)))`, in `(0, 1]`."""
     return affinities(features @ F.normalize(keys, dim=-1).t(), beta)
 
 
 def affinities(cosines: Tensor, beta: float) -> Tensor:
-    """`exp(-beta (1 - cos))` of each entry; for keys that a method leaves at another norm, of `f . F_k` in its place.
-
-    `shifted_cache_logits` computes the same in place, in chunks, for caches that would not fit otherwise.
-    """
+    """`exp(-beta (1 - cos))` of each entry; or of `f . F_k` in place of `cos`, for keys of another norm."""
     return (-beta * (1 - cosines)).exp()
 
 
 def cache_logits(affinities: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Sum of the affinities `[B, N]` over the cached images of each class (Eq. 8): logits `[B, K]`.
-
-    The same as Tip-Adapter's product of the affinities with one-hot values.
-    """
+    """Sum of the affinities `[B, N]` over the cached images of each class (Eq. 8): logits `[B, K]`."""
     logits = affinities.new_zeros(affinities.shape[0], num_classes)
     return logits.index_add(1, labels, affinities)
 
 
 def adapter_loss(logits: Logits, labels: Tensor, visual_weight: float, visual_scale: float) -> Tensor:
-    """Cross-entropy of the text classifier and, where there is a cache and a weight, of the cache classifier (Eq. 9).
+    """Cross-entropy of the text classifier plus `lambda`, the visual weight, times that of the cache (Eq. 9).
 
-    Args:
-        logits: Both `[B, K]`, or `visual` None.
-        labels: Shape `[B]`.
-        visual_weight: `lambda`.
-        visual_scale: Factor on the visual logits: they are sums of affinities, which CLIP's `tau` does not scale.
+    The visual logits are sums of affinities, which CLIP's `tau` does not scale; they have a scale of their own.
     """
     loss = F.cross_entropy(logits.text, labels)
     if logits.visual is None or visual_weight == 0:

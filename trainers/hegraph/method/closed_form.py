@@ -59,11 +59,7 @@ ROWS = 4096  # images that are worked on at once, since float64 takes twice the 
 
 
 class TextGuess:
-    """What text says about the class means (step 1).
-
-    Args:
-        text: Text features, shape `[K, d]`.
-        means: Class means of image features, shape `[K, d]`.
+    """What text `[K, d]` says about the class means of image features `[K, d]` (step 1).
 
     Attributes:
         left_out: `p_c` of every class, with the `W` that was fitted without it, shape `[K, d]`.
@@ -254,17 +250,11 @@ class NewClassMessages:
 
 
 def class_offsets(logits: Tensor, labels: Tensor) -> Tensor:
-    """Offsets of the classes, which move their mean probabilities on the training images towards their shares.
+    """Offsets of the classes, of mean zero, which move their mean probabilities on the training images towards their
+    shares; shape `[K]`, from zero-shot logits `[N, K]` of the training images and their labels `[N]`.
 
     Each of `OFFSET_STEPS` steps adds the log of `(count + PRIOR) / (mass + PRIOR)`, where `mass` is the sum of a
     class's probabilities. At one shot, that many steps do not reach the end.
-
-    Args:
-        logits: Zero-shot logits of the training images, shape `[N, K]`.
-        labels: Shape `[N]`.
-
-    Returns:
-        Offsets of mean zero, shape `[K]`, to be added to the logits.
     """
     factor = TEMPERATURES[int(nll_at_temperatures(logits, labels).argmin())]
     counts = torch.bincount(labels, minlength=logits.shape[1]).to(logits.dtype)

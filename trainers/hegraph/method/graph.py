@@ -70,11 +70,8 @@ class HeteroGraph:
         return target.unsqueeze(1), source.unsqueeze(1)
 
     def to_hetero_data(self) -> HeteroData:
-        """The graph as `torch_geometric.data.HeteroData`.
-
-        Every edge type gets `edge_index [2, E]` (row 0 source, row 1 target) and `edge_weight [E]`. The edges that the
-        method has not, those from a node to itself, are left out.
-        """
+        """The graph for PyG. Every edge type has `edge_index [2, E]` (row 0 source, row 1 target), `edge_weight [E]`,
+        and no edge that the method has not, those from a node to itself."""
         from torch_geometric.data import HeteroData
 
         data = HeteroData()
@@ -141,19 +138,8 @@ def build_graph(positive: Tensor, negative: Tensor, visual: Tensor) -> HeteroGra
 
 
 def class_prototypes(features: Tensor, labels: Tensor, classnames: Sequence[str]) -> Tensor:
-    """Visual class prototypes: the mean feature of each class, re-normalised.
-
-    Args:
-        features: Image features, shape `[N, d]`.
-        labels: Class of each image, shape `[N]`, in `0 ... K-1`.
-        classnames: The K class names.
-
-    Returns:
-        Unit-norm prototypes, shape `[K, d]`.
-
-    Raises:
-        UserError: If a class has no image; the message names it.
-    """
+    """Visual class prototypes: the mean feature of each class, re-normalised, `[K, d]`, of images `[N, d]` with labels
+    `[N]`. Raises UserError if a class has no image; the message names it."""
     count = torch.bincount(labels, minlength=len(classnames))
     empty = [classnames[k] for k in (count == 0).nonzero().flatten().tolist()]
     if empty:

@@ -28,14 +28,10 @@ from .relations import RELATIONS
 class HeGraphModel(nn.Module):
     """Adapts the classifiers of a frozen CLIP by message passing on a heterogeneous graph.
 
-    Args:
-        graph: Positive text, negative text and visual nodes with their six relations.
+    Attributes:
         cache_keys: Unit-norm features of the fine-tuning images, shape `[N, d]`.
         cache_labels: Their labels, shape `[N]`.
         logit_scale: CLIP's `tau`.
-        options: What the model is asked to be.
-
-    Attributes:
         layers: Message passing; None for a variant without training.
         closed_form: Of the images and the text; None where neither its messages nor its noise is asked for.
     """
@@ -174,10 +170,9 @@ def shuffled(num_classes: int) -> Tensor:
 class TransferableAdapter:
     """What a trained adapter can carry to classes that it was not trained on (CoCoOp's protocol).
 
-    The matrices `W` and learned meta-path weights transfer. A class-wise bias and a visual node belong to a class that
-    was seen in training, so the graph of the new classes has neither: only positive and negative text nodes exchange
-    messages. In closed form the relation from text to visual nodes says what the visual node of a new class should be,
-    and the relation back passes it on.
+    A bias and a visual node belong to a class that was seen in training. So in the graph of the new classes, positive
+    and negative text nodes alone exchange messages, with the trained `W`. In closed form the relation from text to
+    visual nodes says what the visual node of a new class should be, and the relation back passes it on.
 
     Attributes:
         options: Options of the model.
@@ -218,16 +213,7 @@ class TransferableAdapter:
 
     @torch.no_grad()
     def logits(self, features: Tensor, positive: Tensor, negative: Tensor, logit_scale: float) -> Tensor:
-        """Logits of image features for classes that were not trained on.
-
-        Args:
-            features: Unit-norm image features, shape `[B, d]`.
-            positive, negative: Text nodes of the new classes, each `[K, d]`.
-            logit_scale: CLIP's `tau`.
-
-        Returns:
-            Shape `[B, K]`.
-        """
+        """Logits `[B, K]` of unit-norm image features `[B, d]` for new classes with text nodes `[K, d]`."""
         logits = text_logits(features, self.class_features(positive, negative), logit_scale)
         if self.messages is None:
             return logits
