@@ -108,11 +108,8 @@ class OnlineBatches(TrainingData):
 
 
 def products_with_cache(features: Tensor, keys: Tensor) -> Tensor | None:
-    """The product of every training query `[V, N, d]` with every cached feature `[N, d]`, so that no step computes it.
-
-    Returns:
-        Shape `[V, N, N]`; None if that is beyond `PRODUCTS_BYTES`.
-    """
+    """The product of every training query `[V, N, d]` with every cached feature `[N, d]`, so that no step computes it:
+    `[V, N, N]`, or None if that is beyond `PRODUCTS_BYTES`."""
     return features @ keys.t() if products_bytes(len(features), len(keys)) else None
 
 

@@ -61,11 +61,7 @@ def has_val(bank: FeatureBank) -> bool:
 
 
 def val_images(bank: FeatureBank) -> tuple[Tensor, Tensor]:
-    """The val features `[L, d]` and labels `[L]`.
-
-    Raises:
-        ValueError: If the task has none; ask `has_val` first.
-    """
+    """The val features `[L, d]` and labels `[L]`; ValueError if the task has none: ask `has_val` first."""
     if bank.val_features is None or bank.val_labels is None:
         raise ValueError("this task has no val images; ask has_val first")
     return bank.val_features, bank.val_labels

@@ -39,7 +39,7 @@ BATCH = 8192  # images that are scored at once, so that ImageNet's test images t
 
 
 class KnownScores(Part):
-    """How the run's own images score, of which the classifier had not seen any: what thresholds are taken from.
+    """How the run's own images score, none of which the classifier had seen: what thresholds are taken from.
 
     `quantiles` are those of the score, at `SHARES` equal steps from the lowest to the highest.
     """
@@ -168,15 +168,9 @@ def confidence_scores(logits: Tensor, labels: Tensor, temperature: float = 1.0) 
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> dict[str, list]:
-    """How often predictions of each confidence are right: what a reliability diagram draws.
-
-    Args:
-        confidence: The highest probability of every image, shape `[M]`.
-        correct: Whether its class is the right one, shape `[M]`.
-
-    Returns:
-        As "bins" of `confidence_scores`. A confidence on the border of two bins belongs to the lower one.
-    """
+    """How often predictions of each confidence are right, as "bins" of `confidence_scores`, from the highest
+    probability of every image and whether its class is the right one, each `[M]`. A confidence on the border of two
+    bins belongs to the lower one."""
     from sklearn.calibration import calibration_curve
 
     accuracy, mean = calibration_curve(correct, confidence, n_bins=BINS)  # of the bins that hold an image

@@ -49,11 +49,7 @@ def training_bytes(
 
 
 def free_bytes(device: str = "cpu") -> int | None:
-    """Memory that is free without swapping; None where the system does not say.
-
-    Args:
-        device: Whose memory: "cpu", "cuda" or "cuda:N".
-    """
+    """Memory of "cpu", "cuda" or "cuda:N" that is free without swapping; None where the system does not say."""
     if device != "cpu":
         return torch.cuda.mem_get_info(device)[0]
     try:

@@ -24,28 +24,22 @@ Schedule = Callable[[int, float], float]  # the step, counted from 0, and the pe
 
 
 def rate_at_width(rate: float, meant_for: int, width: int) -> float:
-    """Scales a rate that is meant for one feature width to another; 0 leaves it as it is.
-
-    AdamW moves every entry by about the rate, so a unit vector of d entries turns by about `rate * sqrt(d)`. The scaled
-    rate keeps that angle the same.
-    """
+    """Scales a rate that is meant for one feature width to another, so that a unit vector turns by the same angle,
+    which is about `rate * sqrt(d)`: AdamW moves each entry by about the rate. 0 leaves it as it is."""
     return rate * math.sqrt(meant_for / width) if meant_for else rate
 
 
 def rate_at_scale(rate: float, meant_for: float, logit_scale: float) -> float:
-    """Scales a rate that is meant for one logit scale `tau` to another; 0 leaves it as it is.
-
-    A class feature that turns by an angle moves its logits by up to `tau` times as much, so a rate that falls as `tau`
-    grows moves the logits alike.
-    """
+    """Scales a rate that is meant for one logit scale `tau` to another, so that the logits move alike: they move `tau`
+    times as much as the class features. 0 leaves it as it is."""
     return rate * meant_for / logit_scale if meant_for else rate
 
 
 def learning_rate(epoch: int, epochs: int, peak: float, warmup_epochs: int, warmup_rate: float) -> float:
     """The rate of one epoch, counted from 0, under Dassl's cosine schedule with a constant warm-up.
 
-    The cosine starts after the warm-up but is as long as the whole training, so it does not reach zero: the rate of the
-    last epoch stays a little above it. With 0 warm-up epochs or less there is none.
+    The cosine starts after the warm-up but is as long as the whole training, so it does not reach zero. With 0 warm-up
+    epochs or less there is none.
     """
     warmup_epochs = max(warmup_epochs, 0)
     if epoch < warmup_epochs:
@@ -75,10 +69,8 @@ def text_share(features: Tensor, labels: Tensor, text: Tensor, logit_scale: floa
         R^2 = 1 - NLL / log K
 
     McFadden, "Conditional logit analysis of qualitative choice behavior", 1974. The NLL is the mean over the images
-    `[N, d]`, at the one of `TEMPERATURES` that suits them best; text is that of at least two classes, `[K, d]`.
-
-    Returns:
-        1 where CLIP is sure and right, 0 where it knows nothing; below that, it is sure and wrong.
+    `[N, d]`, at the one of `TEMPERATURES` that suits them best; text is that of at least two classes, `[K, d]`. It is 1
+    where CLIP is sure and right, 0 where it knows nothing, and below that where it is sure and wrong.
     """
     sums = torch.zeros(len(TEMPERATURES), device=features.device)
     for some, true in zip(features.split(BATCH), labels.split(BATCH)):
