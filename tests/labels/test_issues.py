@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from trainers.hegraph import HeGraphClassifier, LabelIssue, UserError
-from trainers.hegraph.labels import issues
-from trainers.hegraph.labels.issues import find_label_issues, margins, suspicion_logits
+from trainers.hegraph.labels.issues import find_label_issues, suspicions
 from trainers.hegraph.labels.left_out import free_options, left_out_logits
 from trainers.hegraph.training.confidence import fit_temperature
 
@@ -39,33 +40,23 @@ def test_the_wrong_labels_come_first_and_the_right_classes_are_suggested(wrong):
     assert isinstance(found[0], LabelIssue)
 
 
-def test_scores_are_log_ratios_of_calibrated_probabilities(wrong):
+def test_scores_compare_the_calibrated_probabilities_of_the_other_classes_with_that_of_the_label(wrong):
     features, labels, _, text = wrong
-    logits = suspicion_logits(features, labels, text, 30.0)
+    logits = left_out_logits(features, labels, text, 30.0, free_options(10), offsets=False)
     probabilities = (logits / fit_temperature(logits, labels)).softmax(dim=1)
     for issue in find_label_issues(features, labels, text, 30.0, range(4))[::7]:
         of_image = probabilities[issue.index]
         others = [of_image[c].item() for c in range(4) if c != issue.label]
-        assert issue.score == pytest.approx(torch.tensor(max(others) / of_image[issue.label].item()).log().item(), 1e-4)
+        expected = math.log(math.hypot(*others) / of_image[issue.label].item())
+        assert issue.score == pytest.approx(expected, rel=1e-4)
         assert of_image[issue.suggested].item() == max(others)
 
 
-def test_in_the_second_round_images_count_for_the_class_that_they_seemed_to_be(wrong, monkeypatch):
-    features, labels, right, text = wrong
-    options = free_options(10)
-    first = left_out_logits(features, labels, text, 30.0, options)
-    assert ((margins(first, labels)[0] > 0).nonzero()[:, 0] == torch.tensor([3, 12, 30])).all()
-    second = left_out_logits(features, right, text, 30.0, options)
-    torch.testing.assert_close(suspicion_logits(features, labels, text, 30.0), second)
-    monkeypatch.setattr(issues, "ROUNDS", 1)
-    torch.testing.assert_close(suspicion_logits(features, labels, text, 30.0), first)
-
-
-def test_margins():
-    logits = torch.tensor([[1.0, 4.0, 3.0], [2.0, 0.0, 2.5]])
-    values, others = margins(logits, torch.tensor([1, 0]))
-    assert values.tolist() == [-1.0, 0.5]
-    assert others.tolist() == [2, 2]
+def test_the_best_other_class_counts_most():
+    logits = torch.tensor([[0.25, 0.25, 0.5], [0.6, 0.0, 0.4], [0.1, 0.45, 0.45]]).log()
+    values, others = suspicions(logits, torch.tensor([2, 2, 0]))
+    assert values.exp().tolist() == pytest.approx([0.125**0.5 / 0.5, 1.5, 0.45 * 2**0.5 / 0.1])
+    assert others[:2].tolist() == [0, 0]
 
 
 def test_images_of_one_class_are_refused(wrong):

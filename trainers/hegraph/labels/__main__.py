@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 COLUMNS = ("path", "label", "suggested", "score")
 CHECK = """\
 Each image is judged by a model that has not seen it. Rows are the images whose label seems wrong, the most suspicious
-first; the score is the log of how many times likelier the other class is. The exit code is 1 if there are any.
+first, with the class that each seems to be. The score is about the log of how many times likelier that class is: 2 is 7
+times. The exit code is 1 if there are any.
 """
 SUGGEST = """\
 Rows are as those of predict, the image to label first in the first one. The exit code is 1 if an image could not be
@@ -56,6 +57,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     check.add_argument("--config-file", default="vit_b32", help="names the backbone (%(default)s)")
     check.add_argument("--dataset-config-file", default="folder", help="YAML of the data set (%(default)s)")
     check.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
+    check.add_argument(
+        "--above", type=float, default=2.0, metavar="SCORE", help="show labels of a higher score (%(default)s)"
+    )
     check.set_defaults(run=check_command)
     for each in (first, check):
         each.add_argument("--format", choices=tuple(FORMATS), help="by default the ending of --out, else table")
@@ -116,7 +120,7 @@ def check_command(args: argparse.Namespace) -> int:
         bank = task.bank()
         keys, labels, names, text = bank.cache_keys(), bank.train_labels, list(bank.classnames), bank.text_positive
         scale, paths = bank.logit_scale, [str(Path(args.root) / item.path) for item in task.dataset.train]
-    issues = [issue for issue in find_label_issues(keys, labels, text, scale, names) if issue.score > 0]
+    issues = [issue for issue in find_label_issues(keys, labels, text, scale, names) if issue.score > args.above]
     with open_output(args.out) as write:
         for line in issue_lines(issues, paths, row_format(args)):
             write(line)

@@ -1,8 +1,11 @@
 """Which labels of a training set seem wrong.
 
-Each image is scored by a model that has not seen it (`left_out.py`): by how much likelier another class is than its
-label. A wrong label also moves the model that the other images are scored by. So, in a second round, the images that
-seemed wrong are left out for all others.
+Each image is scored by the closed form without it (`left_out.py`), at a temperature that is fitted on the same images:
+
+    score = log( |(p_c) of the classes c that are not y|_2 / p_y )
+
+for an image with label `y`. The best other class counts most. Class offsets are left out: they move the classes towards
+occurring as often as the labels say, which says nothing of one label.
 
 Shapes: N images, K classes, d feature width.
 """
@@ -20,8 +23,6 @@ from ..training.confidence import fit_temperature
 from ..utils.errors import UserError
 from .left_out import free_options, left_out_logits
 
-ROUNDS = 2
-
 
 @dataclass(frozen=True)
 class LabelIssue:
@@ -31,8 +32,7 @@ class LabelIssue:
         index: Position of the image.
         label: Its label.
         suggested: The likeliest other class.
-        score: How much likelier that is, the log of the ratio of the two calibrated probabilities: above 0 the label
-            seems wrong.
+        score: How suspicious the label is: above 0, the others are likelier by their calibrated probabilities.
     """
 
     index: int
@@ -58,31 +58,16 @@ def find_label_issues(
     """
     if len(labels.unique()) < 2:
         raise UserError("labels can be checked where images of at least two classes are there")
-    logits = suspicion_logits(features, labels, text, logit_scale)
-    scores, others = margins(logits / fit_temperature(logits, labels), labels)
+    options = free_options(int(labels.bincount().max()))
+    logits = left_out_logits(features, labels, text, logit_scale, options, offsets=False)
+    scores, others = suspicions(logits / fit_temperature(logits, labels), labels)
     order = scores.argsort(descending=True, stable=True).tolist()
     found = labels.tolist(), others.tolist(), scores.tolist()
     return [LabelIssue(i, classes[found[0][i]], classes[found[1][i]], found[2][i]) for i in order]
 
 
-def suspicion_logits(features: Tensor, labels: Tensor, text: Tensor, logit_scale: float) -> Tensor:
-    """Logits `[N, K]` of each image by a model without it, after all rounds; arguments of `find_label_issues`.
-
-    An image that seemed wrong counts, from the second round on, for the class that it seemed to be. Its own label and
-    class never count for itself.
-    """
-    options = free_options(int(labels.bincount().max()))
-    believed = labels
-    for _ in range(ROUNDS):
-        logits = left_out_logits(features, believed, text, logit_scale, options)
-        scores, others = margins(logits, labels)
-        believed = torch.where(scores > 0, others, labels)
-    return logits
-
-
-def margins(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """By how much the logit of the best other class is above that of the label, and which class that is, both `[N]`."""
-    own = logits.gather(1, labels.unsqueeze(1))
+def suspicions(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores and the likeliest other classes, both `[N]`, from calibrated logits `[N, K]`."""
+    own = logits.gather(1, labels.unsqueeze(1))[:, 0]
     others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
-    best = others.max(dim=1)
-    return best.values - own[:, 0], best.indices
+    return (2 * others).logsumexp(dim=1) / 2 - own, others.argmax(dim=1)

@@ -55,7 +55,9 @@ def free_options(shots: int) -> FreeOptions:
 
 
 @torch.no_grad()
-def left_out_logits(features: Tensor, labels: Tensor, text: Tensor, logit_scale: float, options: FreeOptions) -> Tensor:
+def left_out_logits(
+    features: Tensor, labels: Tensor, text: Tensor, logit_scale: float, options: FreeOptions, offsets: bool = True
+) -> Tensor:
     """Logits `[N, K]` of each image by the variant "free" that was fitted to all others; float64.
 
     Args:
@@ -64,11 +66,13 @@ def left_out_logits(features: Tensor, labels: Tensor, text: Tensor, logit_scale:
         text: Unit-norm text features, shape `[K, d]`.
         logit_scale: CLIP's `tau`.
         options: Constants of the closed form.
+        offsets: Whether the class offsets are added.
     """
     features, text = features.double(), text.double()
     zero_shot = logit_scale * features @ text.t()
     messages = _Messages(features, labels, text, options).left_out()
-    return zero_shot + left_out_offsets(zero_shot, labels) + options.omega * logit_scale * messages
+    logits = zero_shot + options.omega * logit_scale * messages
+    return logits + left_out_offsets(zero_shot, labels) if offsets else logits
 
 
 def left_out_offsets(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,113 @@
+"""The command `label`: suggestions for a trained model, and labels that seem wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from trainers.hegraph.datasets.digits import load_digits_dataset
+from trainers.hegraph.features.bank import load_bank
+from trainers.hegraph.labels.__main__ import main
+from trainers.hegraph.labels.issues import find_label_issues
+from trainers.hegraph.labels.suggest import suggest
+from trainers.hegraph.models.images import ImageModel
+
+VIEWS = ("TRAINER.HEGRAPHADAPTER.FEATURES.VIEWS", "1")
+
+
+@pytest.fixture
+def digits(tmp_path, monkeypatch) -> Path:
+    """train/ has 4 scans of each of 4 digits, a five of which lies among the zeros; unlabelled/ has 8 more scans."""
+    monkeypatch.chdir(tmp_path)
+    data = load_digits_dataset()
+    waiting = {label: [item for item in data.train if item.label == label] for label in (0, 1, 4, 5)}
+    for label, items in waiting.items():
+        for number, item in enumerate(items[:6]):
+            folder = "unlabelled" if number >= 4 else f"train/{data.classnames[label]}"
+            if (label, number) == (5, 0):
+                folder = "train/zero"
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            data.open(item.path).save(tmp_path / folder / f"{label}-{number}.png")
+    return tmp_path
+
+
+def test_a_scan_in_the_wrong_folder_is_found(digits, capsys):
+    arguments = ["check", "--root", str(digits), "--config-file", "mini", *VIEWS]
+    assert main(arguments) == 1
+    [line] = capsys.readouterr().out.splitlines()
+    path, score, said = line.split(maxsplit=2)
+    assert path == str(digits / "train" / "zero" / "5-0.png")
+    assert float(score) > 2
+    assert said == "zero -> five"
+    (digits / "train" / "zero" / "5-0.png").rename(digits / "train" / "five" / "5-0.png")
+    assert main([*arguments, "--format", "csv"]) == 0
+    assert capsys.readouterr().out == "path,label,suggested,score\n"
+
+
+def test_labels_of_a_bank_are_those_that_the_classifier_doubts(tiny_bank, tmp_path, capsys):
+    bank = load_bank(tiny_bank)
+    expected = find_label_issues(
+        bank.cache_keys(), bank.train_labels, bank.text_positive, bank.logit_scale, bank.classnames
+    )
+    out = tmp_path / "rows.csv"
+    assert main(["check", "--features", str(tiny_bank), "--above", "-1000", "--out", str(out)]) == 1
+    rows = list(csv.DictReader(out.open(encoding="utf-8")))
+    found = [(row["path"], row["label"], row["suggested"], float(row["score"])) for row in rows]
+    assert found == [
+        (f"{tiny_bank}#train/{i.index}", i.label, i.suggested, pytest.approx(i.score, abs=1e-4)) for i in expected
+    ]
+    assert main(["check", "--features", str(tiny_bank), "--above", "-1000", "--format", "jsonl"]) == 1
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert list(first) == ["path", "label", "suggested", "score"]
+    assert math.isclose(first["score"], expected[0].score, abs_tol=1e-4)
+
+
+def test_suggestions_are_rows_of_predictions_with_the_image_to_label_first(finished_digits_once, digits, capsys):
+    folder = digits / "unlabelled"
+    (folder / "broken.png").write_bytes(b"no image")
+    model = ImageModel.load(finished_digits_once)
+    paths = sorted(str(path) for path in folder.iterdir() if path.name != "broken.png")
+    features = model.features(paths)
+    chosen = suggest(model.model, features, 3)
+    assert main(["suggest", str(finished_digits_once), str(folder), "-n", "3", "--top", "2", "--format", "jsonl"]) == 1
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["path"] for row in rows] == [*(paths[place] for place in chosen), str(folder / "broken.png")]
+    values, best = model.model.probabilities(features[chosen]).max(dim=1)
+    for row, value, label in zip(rows, values.tolist(), best.tolist()):
+        assert row["top"][0]["class"] == model.model.classnames[label]
+        assert row["top"][0]["probability"] == pytest.approx(value, rel=1e-4)
+        assert len(row["top"]) == 2
+    assert rows[3]["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["check", "--root", "nowhere"], "nowhere"),
+        (["check", "--features", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["check"], "--root --features"),
+        (["suggest", "nowhere", "image.png", "other.png"], "nowhere"),
+        (["suggest", "nowhere", ".", "-n", "0"], "whole number"),
+        (["sugest", "nowhere"], "did you mean 'suggest'"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert words in error
+
+
+def test_a_class_alone_cannot_be_checked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = load_digits_dataset()
+    (tmp_path / "train" / "zero").mkdir(parents=True)
+    data.open(data.train[0].path).save(tmp_path / "train" / "zero" / "a.png")
+    assert main(["check", "--root", str(tmp_path), "--config-file", "mini", *VIEWS]) == 2
+    assert "two classes" in capsys.readouterr().err
