@@ -110,13 +110,6 @@ def test_a_domain_with_its_classes_in_another_order_is_scored_by_its_own_labels(
     assert (found["accuracy"], found["accuracy_zero_shot"]) == (0.0, 100.0)
 
 
-def test_a_domain_is_classified_in_batches_since_a_cache_takes_memory_for_every_image():
-    sizes = []
-    target = Images(features=AXES.repeat(500, 1), labels=(0, 1, 2) * 500)
-    evaluate(trained(lambda images: sizes.append(len(images)) or images), target, "cpu")
-    assert sizes == [1024, 476]
-
-
 def test_other_classes_are_scored_by_the_rule_of_the_method_even_where_it_knows_them():
     seen = []
 
@@ -138,19 +131,19 @@ def test_other_classes_are_scored_by_the_rule_of_the_method_even_where_it_knows_
         assert score_targets(trained(), task, "cpu")["O"]["accuracy"] is None
 
 
-def test_targets_are_encoded_as_they_will_be_scored():
+def test_targets_are_encoded_as_they_will_be_scored_in_batches():
+    sizes = []
+    target = Images(features=AXES.repeat(500, 1), labels=(0, 1, 2) * 500)
+    evaluate(trained(lambda images: sizes.append(len(images)) or images), target, "cpu")
+    assert sizes == [1024, 476]
     targets = {name: Images("xy" if name in "AB" else "abc", name, labels=(0, 1, 1)) for name in "ABCD"}
     encode_targets(Source({name: targets[name] for name in "DC"}, {name: targets[name] for name in "BA"}))
     assert [len(targets[name].encoded) for name in "ABCD"] == [0, 0, 1, 1]  # of the others the whole bank is asked for
-    assert score_targets(trained(), Source({}, {}), "cpu") == {}
-
-
-def test_arrays_have_no_other_data_sets():
     with pytest.raises(UserError, match="arrays have no other data sets"):
         FeatureTask(bank_of(("a", "b"), AXES, (0, 1, 1), "X"), load_cfg(), 1).target("Other", False)
 
 
-@pytest.mark.parametrize(("ids", "shown"), [("wxyz", r"w, x, y, \.\.\."), ("wxy", r"w, x, y"), ("wa", "w")])
+@pytest.mark.parametrize(("ids", "shown"), [("wxyz", r"w, x, y, \.\.\."), ("wa", "w")])
 def test_classes_are_matched_by_id_and_at_most_three_unknown_ones_are_named(ids, shown):
     assert match_classes(["n1", "n2", "n3"], ["n3", "n1"], "ImageNet", "ImageNetA") == [2, 0]
     count = len(set(ids) - {"a"})
@@ -194,19 +187,15 @@ def say(model: SavedModel, target: Task, device: str = "cpu"):
     return test_loaded(model, TrainedMethod.loaded(model, device), target, device)
 
 
-@pytest.mark.parametrize(
-    ("ids", "name", "rule", "columns"),
-    [
+def test_the_rule_follows_from_the_classes_and_the_data_set():
+    for ids, name, rule, columns in (
         ("abc", "Source", "", [0, 1, 2]),
         ("abc", "Elsewhere", "same classes", [0, 1, 2]),
         ("cab", "Source", "same classes", [2, 0, 1]),
         ("ca", "Elsewhere", "same classes", [2, 0]),
         ("abcd", "Source", "other classes", []),
-    ],
-)
-def test_the_rule_follows_from_the_classes_and_the_data_set(ids, name, rule, columns):
-    target = SimpleNamespace(class_ids=tuple(ids), name=name)
-    assert find_rule(trained(), target) == (rule, columns)
+    ):
+        assert find_rule(trained(), SimpleNamespace(class_ids=tuple(ids), name=name)) == (rule, columns)
 
 
 def test_on_its_own_data_set_a_model_is_tested_whole():

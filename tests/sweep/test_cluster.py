@@ -87,7 +87,7 @@ def temporary_files_are_here(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
 
 
-def test_runs_are_done_a_bounded_number_at_a_time_and_nothing_is_left(runs, tmp_path):
+def test_runs_are_done_a_bounded_number_at_a_time_and_leave_what_this_process_leaves(runs, tmp_path, left_by):
     played = Played()
     cluster = Cluster(played, Demand())
     assert cluster.limit() == 2 * AHEAD
@@ -106,15 +106,10 @@ def test_runs_are_done_a_bounded_number_at_a_time_and_nothing_is_left(runs, tmp_
     module.forget_banks(place.name)
     assert not place.exists()
     assert not list(tmp_path.glob("hegraph-run-*"))
-
-
-def test_a_cluster_leaves_what_this_process_leaves(runs, tmp_path, left_by):
-    run = Run(tmp_path / "here", runs[0].source, "vit_b32", "HeGraphAdapter", 1, 1, (("OPTIM.MAX_EPOCH", 2),))
-    there = Run(tmp_path / "there", *list(vars(run).values())[1:])
-    run_alone(run.configuration(), run.bank)
-    [result] = Cluster(Played(), Demand()).results([there])
-    assert result.message == f"{read_record(run.folder)['accuracy']:.2f}"
-    assert left_by(run.folder) == left_by(there.folder) != {}
+    alone = Run(tmp_path / "alone", *list(vars(runs[3]).values())[1:])
+    run_alone(alone.configuration(), alone.bank)
+    assert results[3].message == f"{read_record(alone.folder)['accuracy']:.2f}"
+    assert left_by(alone.folder) == left_by(runs[3].folder) != {}
 
 
 def test_a_run_that_is_lost_too_often_or_whose_worker_has_no_space_has_failed(runs):
@@ -263,7 +258,7 @@ def test_wrong_words_for_a_cluster_are_refused(grid, capsys):
 
 def test_without_an_address_ray_takes_no_other_word_for_it(tmp_path):
     file = tmp_path / "grid.yaml"
-    for words in (["--ray"], ["--ray", "OPTIM.LR", "0.5"], ["--ray", "--seeds", "1"], ["--ray", str(file)]):
+    for words in (["--ray"], ["--ray", "OPTIM.LR", "0.5"], ["--ray", "--seeds", "1"]):
         assert parse_arguments(words).ray == "local"
     assert parse_arguments(["--ray", "auto", str(file)]).ray == "auto"
     assert parse_arguments([]).ray is None
@@ -276,11 +271,6 @@ def test_as_many_runs_fit_a_machine_as_their_demands_say():
     demands = [Demand(*demand) for demand in [(1, 0), (3, 0), (0.5, 0), (1, 0.25), (1, 1), (9, 0)]]
     assert [demand.times_in(machine) for demand in demands] == [8, 2, 16, 4, 1, 0]
     assert [str(demand) for demand in demands[2:4]] == ["0.5 CPUs", "1 CPUs and 0.25 GPUs"]
-
-
-def test_a_dry_run_asks_no_cluster(grid, capsys):
-    assert main([*grid, "--ray", "nowhere.invalid:1", "--dry-run"]) == 0
-    assert "3 runs to do" in capsys.readouterr().out
 
 
 def test_a_cluster_is_entered_with_the_threads_of_a_run_and_left_and_ctrl_c_stays_ours(monkeypatch):

@@ -23,7 +23,7 @@ from ..datasets.loading import load_pool, load_unlabelled
 from ..datasets.own import NAME as OWN
 from ..datasets.own import files_among, refuse_copies
 from ..features import extract
-from ..features.bank import Encoder, FeatureBank
+from ..features.bank import SUFFIX, Encoder, FeatureBank
 from ..features.text import class_prompts, encode_prompts
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
@@ -33,7 +33,7 @@ from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.files import hash_json
 from ..utils.reading import read_json
-from .tasks import BankTask, Opened, Split, Task, bank_to_test, match_classes, refuse_tested
+from .tasks import POOL, BankTask, Opened, Split, Task, Unlabelled, bank_to_test, match_classes, refuse_tested
 from .unlabelled import check_protocol
 
 if TYPE_CHECKING:
@@ -119,22 +119,17 @@ class ImageTask(Task):
 
     @cached_property
     def undrawn(self) -> Dataset:
-        """The images of `pool`, as test images."""
+        """The images of "pool", as test images."""
         data, used = self.cfg.data, {item.path for item in (*self.dataset.train, *self.dataset.test)}
         return load_pool(self.name, data.root, self.seed, data.classes, used)
 
-    def pool_identity(self) -> object:
-        return [self.undrawn.paths(), self.undrawn.file_sizes()]
-
-    def pool(self) -> Tensor:
-        return self._encoded(self.undrawn, check=self.name == OWN)
-
-    def files_identity(self, path: Path) -> object:
-        images = load_unlabelled(path)
-        return [images.paths(), images.file_sizes()]
-
-    def encoded(self, path: Path) -> Tensor:
-        return self._encoded(load_unlabelled(path), check=True)
+    def unlabelled(self, what: str) -> Unlabelled:
+        if what.endswith(SUFFIX):
+            return super().unlabelled(what)
+        images = self.undrawn if what == POOL else load_unlabelled(Path(what))
+        # Splits that others have made are what they are, even where an image is in two of them
+        own = what != POOL or self.name == OWN
+        return Unlabelled(lambda: [images.paths(), images.file_sizes()], lambda: self._encoded(images, own))
 
     def _encoded(self, images: Dataset, check: bool) -> Tensor:
         """Features of unlabelled images, and if asked for a check that none of their files is one of a test image."""

@@ -39,8 +39,8 @@ from .fitting import Keep, calibrated, fit, fitted_adapter, set_random_seed
 from .folder import RunFolder, find_model
 from .image_task import open_task
 from .record import make_model, make_record
-from .tasks import FeatureTask, Opened, Tested
-from .unlabelled import POOL, labelled_images, unlabelled_features
+from .tasks import POOL, FeatureTask, Opened, Tested
+from .unlabelled import labelled_images, unlabelled_features
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -18,6 +18,7 @@ from ..config import Config
 from ..datasets import Selection, select_few_shot, subsample_labels
 from ..datasets.base import check_classes
 from ..features.bank import (
+    SUFFIX,
     BankFile,
     FeatureBank,
     draw_bank,
@@ -29,11 +30,12 @@ from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..training.batches import BankBatches, TrainingData, products_with_cache
 from ..utils.errors import UserError
-from ..utils.files import file_version
+from ..utils.files import file_version, hash_file
 
 if TYPE_CHECKING:
     from ..baselines.base import FittedMethod
 
+POOL = "pool"  # what DATASET.UNLABELLED says of images of the task's own data set
 Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
 
 
@@ -84,6 +86,20 @@ class Tested:
     zero_shot: Tensor | None = None
     labels: Tensor | None = None
     rule: str = ""
+
+
+class Unlabelled(NamedTuple):
+    """Images without labels, none of which is read yet.
+
+    Attributes:
+        identity: Gives plain values that change whenever the images would.
+        features: Gives their unit-norm features `[M, d]`; raises UserError if one cannot be read.
+        backbone: What made the features; "" for the task's own.
+    """
+
+    identity: Callable[[], object]
+    features: Callable[[], Tensor]
+    backbone: str = ""
 
 
 class Task(ABC):
@@ -146,33 +162,23 @@ class Task(ABC):
     def check_backbone(self, model: SavedModel) -> None:  # noqa: B027
         """Raises UserError if the features here are not those of the model's backbone."""
 
-    def pool(self) -> Tensor:
-        """Features `[M, d]` of the unlabelled images of the same data set, `--unlabelled pool`: the training images of
-        its classes that were not drawn, and the validation images.
+    def unlabelled(self, what: str) -> Unlabelled:
+        """The images without labels that DATASET.UNLABELLED names: a feature bank; "pool", the training images of the
+        task's classes that were not drawn, and the validation images; or a folder or CSV file.
 
         Raises:
-            UserError: If there are no further images at hand.
+            UserError: If there are no such images, or there is no backbone that encodes them.
         """
-        raise UserError(f"{self.name} is given as features, and has no images that were not drawn")
-
-    def pool_identity(self) -> object:
-        """What changes whenever the images of `pool` would."""
-        return self.identity
-
-    def files_identity(self, path: Path) -> object:
-        """What changes whenever the images of `encoded` would; errors as of it."""
+        if what.endswith(SUFFIX):
+            file = BankFile(Path(what))
+            rows = {split: range(len(labels)) for split, labels in file.labels.items()}
+            return Unlabelled(lambda: hash_file(file.path), lambda: features_of_images(file, rows), file.backbone)
+        if what == POOL:
+            raise UserError(f"{self.name} is given as features, and has no images that were not drawn")
         raise UserError(
-            f"{path} has to be encoded, and a run from features has no backbone; make a feature bank of it "
+            f"{what} has to be encoded, and a run from features has no backbone; make a feature bank of it "
             "(features extract), or give images instead of --features"
         )
-
-    def encoded(self, path: Path) -> Tensor:
-        """Features `[M, d]` of the images in a folder or CSV file that holds no labels.
-
-        Raises:
-            UserError: If the path has no images, one cannot be read, or there is no backbone that encodes them.
-        """
-        raise NotImplementedError  # `files_identity` is asked before
 
     def training_images(self) -> Iterator[Image.Image] | None:
         """The training images in the order of the cache, opened one by one; None where there are none to show."""
@@ -272,16 +278,15 @@ class BankTask(FeatureTask):
         if not self.file.is_large:
             refuse_test_rows(self.features)
 
-    def pool(self) -> Tensor:
-        kept = torch.tensor(self.kept)
-        rows = {
-            name: torch.isin(labels, kept).nonzero().flatten().tolist() for name, labels in self.file.labels.items()
-        }
-        drawn = set(self.selection.train)
-        return features_of_images(self.file, rows | {"train": [row for row in rows["train"] if row not in drawn]})
-
-    def pool_identity(self) -> object:
-        return self.file.identity(*(range(len(self.file.labels.get(split, []))) for split in ("train", "val")))
+    def unlabelled(self, what: str) -> Unlabelled:
+        if what != POOL:
+            return super().unlabelled(what)
+        kept, rows = torch.tensor(self.kept), {}
+        for split, labels in self.file.labels.items():
+            rows[split] = torch.isin(labels, kept).nonzero().flatten().tolist()
+        rows["train"] = sorted({*rows["train"]} - {*self.selection.train})
+        all_rows = [range(len(self.file.labels.get(split, []))) for split in ("train", "val")]
+        return Unlabelled(lambda: self.file.identity(*all_rows), lambda: features_of_images(self.file, rows))
 
     def target(self, name: str, same_classes: bool) -> Task:
         """The test images of a half of the bank's classes; there is nothing else to test on."""

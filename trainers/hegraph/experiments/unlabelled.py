@@ -10,21 +10,20 @@ Shapes: M unlabelled images, K classes, d feature width.
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 from torch import Tensor
 
 from ..baselines import TRANSDUCTIVE_METHODS
 from ..config import Config
-from ..features.bank import SUFFIX, BankFile, FeatureBank, row_hashes
+from ..features.bank import FeatureBank, row_hashes
 from ..method.class_sums import ClassSums
 from ..method.unlabelled import Heard
 from ..results.records import TRANSDUCTIVE, WITH_UNLABELLED
 from ..utils.errors import UserError
-from ..utils.files import hash_content, hash_file
-from .tasks import Task, features_of_images, refuse_tested
+from ..utils.files import hash_content
+from .tasks import POOL, Task, refuse_tested
 
-POOL, TOGETHER = "pool", "test"  # what DATASET.UNLABELLED says; anything else is a path
+TOGETHER = "test"  # what DATASET.UNLABELLED says of the test images
 
 
 def labelled_images(task: Task, bank: FeatureBank) -> ClassSums:
@@ -51,7 +50,10 @@ def unlabelled_features(task: Task, source: Task, backbone: str, width: int) -> 
         if tested is None:
             raise UserError(f"{task.name} has no test images; give --unlabelled {POOL}")
         return tested
-    features = source.pool() if what == POOL else _own(task, Path(what), backbone)
+    found = (source if what == POOL else task).unlabelled(what)
+    if found.backbone not in ("", backbone):
+        raise UserError(f"{what} holds features of {found.backbone!r}, but the method's are of {backbone!r}")
+    features = found.features()
     if not len(features):
         raise UserError(f"{task.name} has no unlabelled images: all its training images are drawn; give other ones")
     if features.shape[1] != width:
@@ -88,10 +90,7 @@ def identity_of(task: Task) -> object:
     what = task.cfg.data.unlabelled
     if what in ("", TOGETHER):  # test images are part of the task's own identity
         return None
-    if what == POOL:
-        return task.pool_identity()
-    path = Path(what)
-    return hash_file(BankFile(path).path) if path.suffix == SUFFIX else task.files_identity(path)
+    return task.unlabelled(what).identity()
 
 
 def about(what: str, features: Tensor, heard: Heard) -> dict:
@@ -100,12 +99,3 @@ def about(what: str, features: Tensor, heard: Heard) -> dict:
     shares = {name: round(value, 4) for name, value in asdict(heard.shares).items()}
     protocol = TRANSDUCTIVE if what == TOGETHER else WITH_UNLABELLED
     return {"protocol": protocol, "unlabelled": images | {"shares": shares}}
-
-
-def _own(task: Task, path: Path, backbone: str) -> Tensor:
-    if path.suffix != SUFFIX:
-        return task.encoded(path)
-    file = BankFile(path)
-    if file.backbone != backbone:
-        raise UserError(f"{path} holds features of {file.backbone!r}, but the method's are of {backbone!r}")
-    return features_of_images(file, {split: range(len(labels)) for split, labels in file.labels.items()})

@@ -52,7 +52,8 @@ def make_plan(runs: Sequence[Run], retry_failed: bool = False) -> Plan:
     Raises:
         UserError: If a configuration is wrong, or folders hold results of runs with other settings or data.
     """
-    plan, others = Plan(), list[Run]()
+    plan = Plan()
+    others: list[Run] = []
     for run in runs:
         cfg = run.configuration()
         done = is_done(run, cfg)
