@@ -259,12 +259,6 @@ def test_features_of_another_width_or_backbone_logits_that_are_not_finite_and_on
         evaluate(trained(), Images("a", labels=(0, 0, 0)), "cpu")
 
 
-def test_without_test_images_nothing_is_tested():
-    bank = replace(bank_of(("a", "b", "c"), AXES, (0, 1, 2), "Source"), test_features=None, test_labels=None)
-    found = evaluate(trained(lambda images: images), FeatureTask(bank, load_cfg(), 1), "cpu")
-    assert (found.logits, found.labels, found.zero_shot, found.rule) == (None, None, None, "")
-
-
 # What a configuration may say of a model
 
 

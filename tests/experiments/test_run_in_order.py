@@ -184,16 +184,6 @@ def test_a_model_is_tested_instead_of_training_one_and_thumbnails_need_training_
     assert done == []
 
 
-@pytest.mark.parametrize(("kind", "keep"), [(WithPictures, True), (WithPictures, False), (Watched, True)])
-def test_thumbnails_are_kept_where_asked_and_where_there_are_pictures(
-    cfg, tiny_bank, tmp_path, monkeypatch, kind, keep
-):
-    task = kind(tiny_bank, cfg(), 3, [], [0.0])
-    monkeypatch.setattr(run_module, "open_task", lambda *_: task)
-    run_module.run(task.cfg, None, keep_thumbnails=keep)
-    assert any((tmp_path / "out" / "model").glob("thumbnails*")) == (keep and kind is WithPictures)
-
-
 @pytest.mark.parametrize(("trainer", "says"), [("ZeroShot", ""), ("CLIPAdapter", "changes the feature"), ("Spy", "")])
 def test_a_method_that_does_not_fold_says_that_it_leaves_no_model(
     cfg, tiny_bank, tmp_path, caplog, monkeypatch, trainer, says

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ import pytest
 import torch
 
 from trainers.hegraph.__main__ import main
+from trainers.hegraph.experiments import folder as folder_module
 from trainers.hegraph.experiments.folder import HOLDER, LOCK, Locked, is_locked, lock_folder
 from trainers.hegraph.experiments.record import peak_memory_mb
 from trainers.hegraph.results.records import read_record
@@ -83,7 +85,8 @@ def test_an_error_of_the_program_is_a_failure_and_a_record_that_is_there_stays_a
     def broken(cfg, bank, opened):
         raise ZeroDivisionError("of all things")
 
-    assert attempt(runs[0]).status == DONE
+    done = attempt(runs[0])
+    assert done.status == DONE and 0 < done.seconds < 100
     monkeypatch.setattr(workers, "run_one", broken)
     failed = [attempt(run) for run in runs[:2]]
     assert [(result.status, result.message) for result in failed] == [(FAILED, "ZeroDivisionError: of all things")] * 2
@@ -139,11 +142,15 @@ def test_workers_share_threads_and_runs_and_one_that_dies_fails_its_run_alone(ru
         assert [results[seed].status for seed in range(8)] == [DONE] * 2 + [FAILED] + [DONE] * 5
         assert len(played) == 2 + 2
         [alone] = run_in_workers(runs[:1], 8)
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        monkeypatch.setattr(workers, "cores", lambda: 1)
+        assert len(list(run_in_workers(runs[3:5], 2))) == 2
     assert (results[0].message, alone.message) == ("True", "False")
     assert results[2].message.startswith("RuntimeError: its worker process was ended")
     assert json.loads((runs[2].folder / "error.json").read_text())["message"] == results[2].message
     assert "2 workers with OMP_NUM_THREADS=2 each" in caplog.text and "1 workers with OMP_NUM_THREADS=5" in caplog.text
-    assert os.environ["OMP_NUM_THREADS"] == "5"
+    assert "2 workers with OMP_NUM_THREADS=1 each" in caplog.text
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 def test_a_worker_keeps_to_what_it_has_opened_and_takes_then_what_fewest_have_and_most_shots_first(tmp_path):
@@ -267,6 +274,21 @@ def test_a_folder_is_locked_for_one_and_is_as_before_when_it_is_left(tmp_path):
         pass
     assert [path.name for path in folder.iterdir()] == ["file"]
     assert not is_locked(folder)
+
+
+def test_a_file_system_without_locks_is_warned_of_and_a_folder_that_cannot_be_written_refused(
+    tmp_path, monkeypatch, caplog
+):
+    def acquire(*_: object, **__: object) -> None:
+        raise OSError(codes[0], os.strerror(codes.pop(0)))
+
+    codes = [errno.ENOLCK, errno.EACCES]
+    monkeypatch.setattr(folder_module.FileLock, "acquire", acquire)
+    with lock_folder(tmp_path / "run"):
+        assert not (tmp_path / "run" / HOLDER).exists()
+    assert "cannot be locked" in caplog.text and not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=r"cannot write .*: Permission denied"), lock_folder(tmp_path / "run"):
+        pass
 
 
 def test_a_single_run_or_test_on_a_locked_folder_is_refused_in_one_line_unless_it_is_finished(

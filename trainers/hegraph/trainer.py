@@ -120,10 +120,7 @@ class FeatureTrainer(TrainerX):
         """Has CoOp's loader select the images, after ours has checked that they are there; returns what ours reads.
 
         Where there is no split file, ours draws and writes it, and CoOp's goes on with the generator that drew it.
-
-        Raises:
-            UserError: If something is missing on disk, or what CoOp selected before holds test images or anything but
-                items of this data set.
+        UserError if something is missing, or what CoOp selected before holds anything but items of this data set.
         """
         data = self.settings.data
         if processes.rank():
@@ -164,10 +161,7 @@ class FeatureTrainer(TrainerX):
         self.test()
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Loads the model of a finished run, to test it on the images that were selected here.
-
-        `directory` is the output folder of that run; epochs count from 1, and None takes the last.
-        """
+        """Loads the model of a finished run's output folder, to test it on the images that were selected here."""
         if not directory:
             raise UserError("--eval-only needs --model-dir, the folder of a finished run")
         path = find_model(Path(directory), epoch)
@@ -329,10 +323,9 @@ def from_dassl(cfg: CfgNode) -> Config:
 
 
 def configure_coop(root: Path, *layers: Any) -> tuple[Config, CfgNode]:
-    """Makes `train.py` and the loaders of a CoOp checkout importable, and puts the configuration together.
+    """Makes a CoOp checkout importable; gives our configuration and the frozen tree of Dassl, CoOp and this package.
 
-    Arguments and errors are those of `load_cfg`; files and options may also set keys of Dassl's and CoOp's. Returns our
-    configuration, and the frozen tree of Dassl, CoOp and this package together.
+    Arguments and errors are those of `load_cfg`; files and options may also set keys of Dassl's and CoOp's.
     """
     sys.path.insert(0, str(root))
     coop = importlib.import_module("train")

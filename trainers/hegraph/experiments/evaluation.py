@@ -98,13 +98,11 @@ class TrainedMethod:
 
 
 def hear(trained: TrainedMethod, labelled: ClassSums | None, features: Tensor, what: str) -> FittedMethod:
-    """A method that has heard unlabelled images.
+    """A method, with its temperature, that has heard unlabelled images, of which DATASET.UNLABELLED says `what`.
 
     Args:
-        trained: The method, with its temperature.
         labelled: Of the images that it was fitted to; None where a model folder does not keep them.
         features: Unit-norm features of the images, shape `[M, d]`, on the device that computes.
-        what: As DATASET.UNLABELLED says.
 
     Raises:
         UserError: If the method has no classifier, or as `check_hearing`.

@@ -2,21 +2,18 @@
 
 Where a function takes a task and a bank, the bank holds the task's features, on the device that computes.
 
-The temperature comes from images that the method was not fitted to, and never from test images. These are, the first
-that there is:
+The temperature comes from images that the method was not fitted to, and never from test images (docs/confidence.md).
+These are, the first that there is:
 
-1. the few-shot val images, which are classified by the method as it is;
-2. held-out training images: the method is fitted again without a part of the images of each class. A quarter is held
-   out, or one image where there are fewer than four. A method that takes training steps is fitted again once, so that a
-   run takes at most twice as long. One that takes none is fitted again without each part in turn;
-3. held-out classes, where no class has an image to spare (one shot): the method is fitted to one half of the classes
-   alone. On the images of the other half it is to be as sure as zero-shot CLIP, which has seen neither, among the same
-   classes, and at the temperature that zero-shot CLIP has on all training images. Again a method without training steps
-   is fitted to both halves.
+1. the few-shot val images;
+2. held-out training images, a quarter of each class, or one where there are fewer than four: the method is fitted again
+   without them, once if it takes training steps, else without each part in turn;
+3. held-out classes, where no class has an image to spare (one shot): the method is fitted to one half of the classes.
+   On the images of the other half it is to be as sure as zero-shot CLIP, which has seen neither, among the same classes
+   and at the temperature that zero-shot CLIP has on all training images.
 
-The same images tell how images of known classes score (`training/confidence.py`), by the same rules: at one shot, as
-they do with zero-shot CLIP, plus what the method adds to its scores on held-out classes. `docs/confidence.md` says what
-these rules were compared with.
+The same images tell how images of known classes score (`training/confidence.py`): at one shot, as they do with
+zero-shot CLIP, plus what the method adds to its scores on held-out classes.
 
 Shapes: N training images, n held-out ones, K classes, d feature width, B images of a batch.
 """
@@ -100,11 +97,7 @@ def fit_method(task: Task, bank: FeatureBank) -> FittedMethod:
 
 
 def _fit_base(task: Task, bank: FeatureBank) -> tuple[str, Callable[[], FittedMethod]]:
-    """What tells the base of a transductive method from others, and what fits it.
-
-    Raises:
-        UserError: If `BASE` names no method that can be one.
-    """
+    """What tells the base of a transductive method from others, and what fits it; UserError if BASE can be none."""
     name, cfg = task.cfg.method.BASE, task.cfg
     if name == "ZeroShot":
         return name, lambda: load_method(name).fit(bank, None, task.seed)
@@ -178,18 +171,14 @@ def _train(
 
 
 def tune_on_val(task: Task, bank: FeatureBank, checkpoints: Checkpoints) -> FittedMethod:
-    """Trains every candidate of `TRAINER.HEGRAPHADAPTER.SELECT`, and returns and keeps the one that is best on val.
+    """Trains every candidate of SELECT, and returns and keeps the one that is best on val, of equals the first.
 
-    Of equals the first wins, in the order of the rows. Candidates whose training would see the same options share it,
-    as those of ALPHA_C do, which only weighs predictions.
-
-    Returns:
-        The best candidate. Its `selected` holds the keys, the chosen values, and the accuracy of every candidate on val
-        in percent; its seconds are those of the whole search.
+    Candidates whose training would see the same options share it, as those of ALPHA_C do, which weighs predictions.
+    `selected` of the best holds the keys, the chosen values, and the accuracy of every candidate on val in percent; its
+    seconds are those of the whole search.
 
     Raises:
-        UserError: If the task has no val images of its own, nothing is declared to choose from, or a candidate is no
-            configuration; all are checked before the first is trained.
+        UserError: If the task has no val images of its own, or as `candidates`.
     """
     cfg = task.cfg
     if not has_val(bank):
@@ -260,13 +249,8 @@ def reach_other_classes(adapter: TransferableAdapter, logit_scale: float) -> Cal
 
 
 class HeldOut(NamedTuple):
-    """A part of the training images, and what a classifier says of them that was fitted to the rest.
-
-    Attributes:
-        fitted_to: What the classifier was fitted to. It holds K' <= K classes.
-        features: Of the held-out images, `[n, d]`.
-        labels: Their labels among the K classes, `[n]`.
-        logits: Of the held-out images for the classes of `fitted_to`, `[n, K']`.
+    """Held-out images with features `[n, d]`, labels `[n]` among the K classes, and the logits `[n, K']` of what was
+    `fitted_to` the rest, which holds K' <= K classes.
     """
 
     fitted_to: FeatureBank

@@ -224,11 +224,10 @@ class ImageTask(Task):
 def open_task(
     cfg: Config, bank_file: Path | None, seed: int, device: str, opened: Opened | None = None, only_test: bool = False
 ) -> Task:
-    """The task of a run: rows of a feature bank, or images. Nothing is encoded yet.
+    """The task of a run: rows of a feature bank, or images of `DATASET.NAME`. Nothing is encoded yet.
 
     Args:
-        cfg, seed: The checked configuration, and the seed of the selection and the run.
-        bank_file: The feature bank; None takes the images of `DATASET.NAME`.
+        seed: Of the selection and the run.
         device: Where the backbone runs.
         opened: What earlier runs of this process have opened; None shares nothing with them.
         only_test: Whether a trained model is to be tested, so that there are test images alone.

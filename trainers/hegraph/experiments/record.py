@@ -52,12 +52,8 @@ def make_record(
 ) -> dict:
     """Scores what was tested, once, and tells where the scores come from.
 
-    Args:
-        folder: Of the run.
-        fitted, tested: The method, and what it says about the test images.
-        device: What computed it.
-        features_seconds: How long encoding or reading the features took.
-        more: Keys that the caller knows, such as "backbone" and "num_train", and that win.
+    `features_seconds` is how long encoding or reading the features took; `more` are keys that the caller knows, such as
+    "backbone", and that win.
     """
     started, cfg = time.monotonic(), folder.task.cfg
     scores = scores_on_test(tested, fitted.calibration)

@@ -132,14 +132,9 @@ def test_and_finish(
     thumbnails: Iterable[Image.Image] | None = None,
     show: Callable[[Tested], None] | None = None,
 ) -> dict:
-    """Tests a method that has just been fitted, finds its temperature, and writes what the run leaves.
-
-    Args:
-        folder, bank: Of the run, and the features of its task, on the device.
-        fitted: The method.
-        features_seconds: How long encoding or reading the features took.
-        thumbnails: As of `RunFolder.finish`.
-        show: Is given what the method says about the test images.
+    """Finds the temperature of a method that has just been fitted to a bank, which lies on the device, tests it, and
+    writes what the run leaves. `show` is given what it says about the test images; `thumbnails` are as of
+    `RunFolder.finish`, and getting the features took `features_seconds`.
     """
     task, device = folder.task, bank.train_features.device
     trained = TrainedMethod.of(calibrated(fitted, task, bank), task, bank)

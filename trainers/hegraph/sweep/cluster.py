@@ -264,13 +264,11 @@ def do_run(
     """What a worker does: a run in a temporary folder.
 
     Args:
-        run, cfg: The run, and its configuration: the files that it came from may not be there.
+        cfg: The run's configuration: the files that it came from may not be there.
         bank: The bytes of the feature bank, if the run is made of one.
         checkpoint: Of an interrupted run, which goes on from it.
         place: The folder of banks, below the folder of temporary files of a machine.
-        cwd: The folder that the sweep was started in. Where the worker has it, too, relative paths mean the same.
-        package: The `package_state` where the sweep was started.
-        verbose: Whether the run's own messages are shown, and not its warnings alone.
+        cwd, package: The folder in which the sweep was started, for relative paths, and `package_state` there.
 
     Returns:
         Status, message and seconds as of `workers.Result`, and the files that the run has left, as a zip file.

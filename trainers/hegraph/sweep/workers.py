@@ -68,10 +68,7 @@ def opened_here() -> Opened:
 def attempt(run: Run, verbose: bool = False, cfg: Config | None = None) -> Result:
     """Does a run. What it raises is written into its folder, and does not end the sweep.
 
-    Args:
-        run: The run.
-        verbose: Whether the run's own messages are shown, and not its warnings alone.
-        cfg: Its configuration, where it cannot be read here.
+    With `verbose` its messages are shown, and not its warnings alone; `cfg` is needed where its files are not here.
     """
     started = time.monotonic()
     try:
