@@ -150,8 +150,9 @@ def test_and_finish(
     record = make_record(folder, fitted, tested, device, features_seconds, **about)
     model = make_model(folder, bank, fitted, record)
     if model is None:
-        why = load_method(task.cfg.run.trainer).not_saved or "it returns no classifier"
-        why = "what it says of a test image depends on the others" if fitted.together else why
+        why = "what it says of a test image depends on the others"
+        if not fitted.together:
+            why = load_method(task.cfg.run.trainer).not_saved or "it returns no classifier"
         logger.info("%s leaves no model folder: %s", task.cfg.run.trainer, why)
     folder.finish(record, tested, fitted, model, thumbnails)
     return record
