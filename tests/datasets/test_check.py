@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import importlib
 import io
 import json
 import os
@@ -54,32 +52,25 @@ def food(tmp_path) -> Path:
     return tmp_path
 
 
-def everything_below(root: Path) -> list[tuple]:
-    return sorted((str(path), path.stat().st_mtime_ns) for path in root.rglob("*"))
-
-
 @pytest.mark.parametrize("name", ["ImageNet", "Caltech101"])
 def test_of_a_data_set_that_is_absent_the_place_and_the_way_to_get_it_are_said(name, tmp_path):
-    state = check_dataset(name, str(tmp_path))
-    assert not state.ready
+    ready, lines = check_dataset(name, str(tmp_path))
+    assert not ready
     missing = f"missing: the images, expected in {tmp_path / images_of(name)}"
-    assert state.lines[:2] == [missing, REMEDY.format(name=name, root=tmp_path)]
-    assert (name == "ImageNet") == any("by hand: " in line and "https://image-net.org" in line for line in state.lines)
+    assert lines[:2] == [missing, REMEDY.format(name=name, root=tmp_path)]
+    by_hand = "by hand: ImageNet's images need a licence: register at https://image-net.org"
+    assert [line.startswith(by_hand) for line in lines[2:]] == [True] * (name == "ImageNet")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_whole_data_set_is_ready_and_counted_beside_the_published_sizes(food, monkeypatch):
     split_file(food)
-    before = everything_below(food)
+    before = sorted((path, path.stat().st_mtime_ns) for path in food.rglob("*"))
     published = "published are 50500 train, 20200 val and 30300 test images of 101 classes"
     assert check_dataset("Food101", str(food)) == (True, [COUNTED, published])
     monkeypatch.setitem(ENTRIES, "Food101", replace(STORED["Food101"], sizes=Sizes(6, 3, 6, 3)))
     assert check_dataset("Food101", str(food)) == (True, [COUNTED])
-    assert everything_below(food) == before
-
-
-def test_missing_images_are_counted_and_the_first_is_named(food):
-    split_file(food)
+    assert sorted((path, path.stat().st_mtime_ns) for path in food.rglob("*")) == before
     for called in ("cow", "bee"):
         (food / images_of("Food101") / called / "4.jpg").unlink()
     missing = f"missing: 2 of 15 images, {food}/food-101/images/bee/4.jpg"
@@ -87,18 +78,14 @@ def test_missing_images_are_counted_and_the_first_is_named(food):
 
 
 def test_without_a_published_split_it_is_ready_but_not_for_published_numbers(food):
-    before = everything_below(food)
-    state = check_dataset("Food101", str(food))
-    assert everything_below(food) == before  # looking draws no split
-    assert state.ready and state.lines[0] == COUNTED
-    said = " ".join(state.lines)
-    assert f"without {food}/food-101/split_zhou_Food101.json" in said
-    assert "not the split of published numbers" in said and REMEDY.format(name="Food101", root=food) in said
+    remedy = REMEDY.format(name="Food101", root=food)
+    ready, (counted, _, said, last) = check_dataset("Food101", str(food))
+    assert (ready, counted, last) == (True, COUNTED, remedy)
+    assert f"without {food}/food-101/split_zhou_Food101.json" in said and "not the split of published numbers" in said
+    assert [path.name for path in (food / "food-101").iterdir()] == ["images"]  # looking draws no split
     load_few_shot("Food101", str(food), 1, 3)
-    state = check_dataset("Food101", str(food))
-    said = " ".join(state.lines)
-    assert state.ready and f"{food}/food-101/split_zhou_Food101.json was drawn here with seed 3" in said
-    assert "not the split of published numbers" in said
+    ready, (*_, said, last) = check_dataset("Food101", str(food))
+    assert ready and f"{food}/food-101/split_zhou_Food101.json was drawn here with seed 3" in said and last == remedy
     path = split_file(food)  # the published one comes
     assert "drawn" not in " ".join(check_dataset("Food101", str(food)).lines)
     path.write_text('{"train": [], "val": [], "test": []}')
@@ -110,9 +97,8 @@ def test_of_a_data_set_that_nobody_publishes_no_download_is_spoken_of(food, monk
     missing = f"missing: the images, expected in {food}/elsewhere/food-101/images"
     assert check_dataset("Food101", str(food / "elsewhere")).lines == [missing]
     for _ in range(2):  # without a split file, and with one that was drawn
-        state = check_dataset("Food101", str(food))
-        assert state.ready
-        assert not [line for line in state.lines if "download" in line or "split of published" in line]
+        ready, lines = check_dataset("Food101", str(food))
+        assert ready and not [line for line in lines if "download" in line or "split of published" in line]
         load_few_shot("Food101", str(food), 1, 3)
     [message] = caplog.messages
     assert message.endswith("split_zhou_Food101.json was missing: drawn with seed 3 and written, as CoOp does")
@@ -128,13 +114,10 @@ def test_of_a_data_set_that_nobody_publishes_no_download_is_spoken_of(food, monk
 )
 def test_of_an_empty_image_folder_what_else_is_missing_is_said(name, words, tmp_path):
     (tmp_path / images_of(name)).mkdir(parents=True)
-    state = check_dataset(name, str(tmp_path))
-    assert not state.ready
-    assert words.format(folder=tmp_path / STORED[name].folder) in state.lines[0]
-    assert state.lines[1] == REMEDY.format(name=name, root=tmp_path)
-
-
-# --- the command
+    ready, lines = check_dataset(name, str(tmp_path))
+    assert not ready
+    assert words.format(folder=tmp_path / STORED[name].folder) in lines[0]
+    assert lines[1] == REMEDY.format(name=name, root=tmp_path)
 
 
 def test_every_data_set_is_looked_at_where_none_is_named_and_the_exit_code_says_whether_all_are_ready(food, capsys):
@@ -150,16 +133,15 @@ def test_every_data_set_is_looked_at_where_none_is_named_and_the_exit_code_says_
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["check", "dtd", "flowers17"], "unknown data set 'flowers17'; did you mean 'flowers'?"),
-        (["check", "folder", "dtd"], "ImageFolder is your own images"),
-        (["download", "folder"], "ImageFolder is your own images"),
+        (["check", "dtd", "flowers17"], "'flowers17'; did you mean 'flowers'?"),
+        (["check", "folder", "dtd"], "your own images"),
+        (["download", "folder"], "your own images"),
     ],
 )
-def test_a_mistake_is_one_line_of_error(tmp_path, capsys, arguments, said):
+def test_a_mistake_is_an_error_before_anything_is_looked_at(tmp_path, capsys, arguments, said):
     assert main([*arguments, "--root", str(tmp_path)]) == 2
     captured = capsys.readouterr()
-    assert captured.out == ""  # nothing was looked at before
-    assert captured.err.startswith(f"error: {said}") and captured.err.count("\n") == 1
+    assert captured.out == "" and said in captured.err
 
 
 # --- own images
@@ -192,57 +174,30 @@ def encoded(seed: int) -> bytes:
 
 @pytest.fixture
 def pictures() -> Pictures:
-    keys = [
-        (split, name, number) for split, of in SIZES.items() for name, count in of.items() for number in range(count)
-    ]
+    counts = [(split, name, count) for split, of in SIZES.items() for name, count in of.items()]
+    keys = [(split, name, number) for split, name, count in counts for number in range(count)]
     return {key: encoded(seed) for seed, key in enumerate(keys)}
 
 
 def class_folders(folder: Path, pictures: Pictures) -> Layout:
-    for (split, name, number), content in pictures.items():
-        write(folder / split / name / f"{number}.jpg", content)
-    return str(folder), lambda key: "{}/{}/{}.jpg".format(*key)
-
-
-def table(folder: Path, pictures: Pictures) -> Layout:
-    for (split, name, number), content in pictures.items():
-        write(folder / f"{split}-{name}-{number}.jpg", content)
-    rows = [[f"{split}-{name}-{number}.jpg", name, split] for split, name, number in pictures]
-    with (folder / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["path", "label", "split"], *rows])
-    return str(folder / "labels.csv"), lambda key: "{}-{}-{}.jpg".format(*key)
+    for key, content in pictures.items():
+        write(folder / "{}/{}/{}.jpg".format(*key), content)
+    return str(folder), "{0[0]}/{0[1]}/{0[2]}.jpg".format
 
 
 def shards(folder: Path, pictures: Pictures) -> Layout:
     for split in SIZES:
-        of_split = [
-            (f"{name}{number}", name, content) for (of, name, number), content in pictures.items() if of == split
+        members = [
+            member
+            for (of, name, number), content in pictures.items()
+            if of == split
+            for member in ((f"{name}{number}.jpg", content), (f"{name}{number}.cls", name.encode()))
         ]
-        images = {f"{sample}.jpg": content for sample, _, content in of_split}
-        write_tar(folder / f"{split}-0.tar", images | {f"{sample}.cls": name.encode() for sample, name, _ in of_split})
-    return str(folder), lambda key: "{}-0.tar/{}{}.jpg".format(*key)
+        write_tar(folder / f"{split}-0.tar", members)
+    return str(folder), "{0[0]}-0.tar/{0[1]}{0[2]}.jpg".format
 
 
-def parquet(folder: Path, pictures: Pictures) -> Layout:
-    pytest.importorskip("datasets.config", reason="the package datasets is not installed")  # tests/datasets is no proof
-    hf = importlib.import_module("datasets")
-    folder.mkdir()
-    rows = {split: [key for key in pictures if key[0] == split] for split in SIZES}
-    for split, keys in rows.items():
-        images = [{"bytes": pictures[key], "path": None} for key in keys]
-        columns = {"image": images, "label": [name for _, name, _ in keys]}
-        features = hf.Features({"image": hf.Image(), "label": hf.Value("string")})
-        hf.Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}-0.parquet")
-    return str(folder), lambda key: f"{key[0]}/{rows[key[0]].index(key)}"
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.mark.parametrize("layout", [class_folders, table, shards, parquet])
+@pytest.mark.parametrize("layout", [class_folders, shards])
 def test_of_every_layout_all_images_are_read_and_those_that_cannot_be_are_named_with_their_reasons(
     tmp_path, pictures, layout, capsys
 ):
@@ -277,28 +232,17 @@ def test_a_training_and_an_extraction_that_meet_such_an_image_say_how_to_find_al
         assert capsys.readouterr().err.splitlines()[-1] == f"{said}{CHECK}{root}"
 
 
-def problems_of(root: Path) -> dict[str, str]:
-    """Path -> reason, as the lines of a check say them."""
-    lines = check_own_images(str(root)).lines
-    return dict(line[2:].split(": ", 1) for line in lines if line.startswith("  "))
-
-
 def test_every_kind_of_file_that_is_none_is_told_from_the_others(tmp_path, pictures):
     class_folders(tmp_path, pictures)
     folder = tmp_path / "train" / "bee"
-    (folder / "link.jpg").symlink_to(tmp_path / "gone.jpg")
     (folder / "folder.jpg").mkdir()
     os.mkfifo(folder / "pipe.jpg")  # opening it would wait for ever
     write(folder / "a\nb  c.jpg", b"")
-    assert problems_of(tmp_path) == {
-        "train/bee/link.jpg": f"is a link to {tmp_path / 'gone.jpg'}, which is not there",
-        "train/bee/folder.jpg": "is a folder",
-        "train/bee/pipe.jpg": "is no regular file",
-        r"train/bee/a\nb  c.jpg": "is empty (0 bytes)",
-    }
-    root, path_of = table(tmp_path / "table", pictures)
-    (tmp_path / "table" / path_of(("train", "cow", 3))).unlink()
-    assert problems_of(Path(root)) == {"train-cow-3.jpg": "No such file or directory"}
+    assert [line for line in check_own_images(str(tmp_path)).lines if line.startswith("  ")] == [
+        r"  train/bee/a\nb  c.jpg: is empty (0 bytes)",
+        "  train/bee/folder.jpg: is a folder",
+        "  train/bee/pipe.jpg: is no regular file",
+    ]
 
 
 def test_every_copy_of_a_test_image_that_training_would_refuse_is_named(tmp_path, pictures):
@@ -308,9 +252,9 @@ def test_every_copy_of_a_test_image_that_training_would_refuse_is_named(tmp_path
     pictures[("train", "ant", 0)] = pictures[("train", "ant", 1)]  # in one split, nothing is tested on it
     pictures |= {("train", "cow", 0): b"", ("test", "ant", 0): b""}  # cannot be read, and are no copies
     class_folders(tmp_path, pictures)
-    state = check_own_images(str(tmp_path))
-    assert not state.ready
-    assert state.lines[len(COUNTS) + 3 : -1] == [
+    ready, lines = check_own_images(str(tmp_path))
+    assert not ready
+    assert lines[len(COUNTS) + 3 : -1] == [
         "2 of 16 train images are test images as well; take them out of train or out of test:",
         f"  {tmp_path}/train/bee/0.jpg",
         f"  {tmp_path}/train/bee/1.jpg",
@@ -321,7 +265,6 @@ def test_every_copy_of_a_test_image_that_training_would_refuse_is_named(tmp_path
 
 def test_one_class_and_a_layout_that_training_refuses_are_not_ready_and_why_is_said(tmp_path, pictures):
     class_folders(tmp_path / "one", {key: content for key, content in pictures.items() if key[1] == "ant"})
-    ready, lines = check_own_images(str(tmp_path / "one"))
-    assert not ready and lines[-2] == "there must be at least two classes to tell apart, got 1"
-    ready, lines = check_own_images(str(tmp_path / "one" / "train"))
-    assert not ready and lines[0].startswith(f"{tmp_path}/one/train holds ant, and neither images in a folder train ")
+    for root, line, said in (("one", -2, "at least two classes"), ("one/train", 0, "holds ant, and neither images in")):
+        ready, lines = check_own_images(str(tmp_path / root))
+        assert not ready and said in lines[line]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from trainers.hegraph.datasets import images
-from trainers.hegraph.datasets.images import IMAGE_SUFFIXES, MAX_RATIO, ORIENTATIONS, open_image, reason, to_rgb
+from trainers.hegraph.datasets.images import IMAGE_SUFFIXES, MAX_RATIO, is_image, open_image, reason, to_rgb
 
 ORIENTATION = 0x0112
 # A small photo: red, green and blue in three corners, grey in the fourth
@@ -85,14 +85,13 @@ def test_16_bits_that_are_dark_or_of_colours_keep_their_scale(tmp_path):
     assert np.abs(half - [255, 127, 127]).max() <= 1
 
 
-@pytest.mark.parametrize("scale", [1, 255])
 @pytest.mark.parametrize("odd", [None, np.nan, np.inf, -np.inf])
-def test_floats_become_0_to_255_and_what_is_no_number_black(odd, scale, tmp_path):
-    values = GREY.astype(np.float32) / scale
-    expected = GREY.copy()
-    if odd is not None:
-        values[0, 0], expected[0, 0] = odd, 0
-    assert (opened(tmp_path, Image.fromarray(values), "a.tif") == expected[..., None]).all()
+def test_floats_become_0_to_255_and_what_is_no_number_black(odd, tmp_path):
+    for scale in (1, 255):
+        values, expected = GREY.astype(np.float32) / scale, GREY.copy()
+        if odd is not None:
+            values[0, 0], expected[0, 0] = odd, 0
+        assert (opened(tmp_path, Image.fromarray(values), "a.tif") == expected[..., None]).all()
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "palette"])
@@ -113,13 +112,9 @@ def test_transparent_parts_are_white(mode, tmp_path):
     assert np.abs(result - right)[:, 12:].max() <= 1
     half = opened(tmp_path, Image.new("RGBA", (2, 2), (200, 0, 0, 128)), "b.png")[0, 0]
     assert np.abs(half - [227, 127, 127]).max() <= 1
-
-
-@pytest.mark.parametrize(("mode", "key"), [("RGB", (0, 255, 0)), ("L", int(GREY[0, -1]))])
-def test_a_colour_that_stands_for_transparent_is_white(mode, key, tmp_path):
-    result = opened(tmp_path, PHOTO.convert(mode), "a.png", transparency=key)
-    assert (result[:8, 12:] == 255).all()
-    assert (result[:8, :12] == np.asarray(PHOTO.convert(mode).convert("RGB"))[:8, :12]).all()
+    key = opened(tmp_path, PHOTO, "a.png", transparency=(0, 255, 0))  # a colour that stands for transparent
+    assert (key[:8, 12:] == 255).all()
+    assert (key[:8, :12] == np.asarray(PHOTO)[:8, :12]).all()
 
 
 # --- EXIF
@@ -138,36 +133,38 @@ def photo(**tags: object) -> Image.Image:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif"])
-@pytest.mark.parametrize("orientation", [1, 6])
-def test_an_image_is_turned_upright_as_its_exif_orientation_says(name, orientation, tmp_path):
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    image = PHOTO.transpose(Image.Transpose.ROTATE_90) if orientation == 6 else PHOTO  # what a camera stores
-    assert np.abs(opened(tmp_path, image, name, exif=exif) - np.asarray(PHOTO)).max() <= 3
+def test_an_image_is_turned_upright_as_its_exif_orientation_says(name, tmp_path):
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        image = PHOTO.transpose(Image.Transpose.ROTATE_90) if orientation == 6 else PHOTO  # what a camera stores
+        assert np.abs(opened(tmp_path, image, name, exif=exif) - np.asarray(PHOTO)).max() <= 3
 
 
-def test_every_orientation_turns_the_image_as_pillow_does_and_no_other_does(monkeypatch):
+def test_every_orientation_turns_the_image_as_pillow_does_and_odd_ones_and_damaged_exif_do_not_matter(monkeypatch):
     for orientation in range(1, 9):
         image = photo(t0112=orientation)
         assert to_rgb(image).tobytes() == ImageOps.exif_transpose(image).convert("RGB").tobytes()
-        assert (orientation in ORIENTATIONS) == (orientation > 1)
     image = photo()
-    for odd in (0, 9, None, "word", (6, 6), b"\xff", [6], float("nan"), {}):
+    for odd in (0, 9, None, "word", [6], float("nan"), {}):
         monkeypatch.setattr(image, "getexif", lambda odd=odd: {ORIENTATION: odd})
         assert to_rgb(image).tobytes() == image.convert("RGB").tobytes()
 
-
-def test_exif_that_pillow_cannot_read_or_write_again_does_not_matter(monkeypatch, tmp_path):
     def fail(*args):
         raise SyntaxError("not a TIFF file (header b'' not valid)")
 
-    image = photo()
     monkeypatch.setattr(image, "getexif", fail)
     assert to_rgb(image).size == (24, 16)
-    assert opened(tmp_path, PHOTO, "a.jpg", exif=b"Exif\0\0garbage that is no table at all").shape == (16, 24, 3)
     image = photo(t0112=6)
-    monkeypatch.setattr(Image.Exif, "tobytes", fail)
+    monkeypatch.setattr(Image.Exif, "tobytes", fail)  # some tags cannot be written again
     assert to_rgb(image).size == (16, 24)
+
+
+def test_an_image_as_dassl_reads_it_is_neither_turned_nor_put_on_white(tmp_path):
+    photo(t0112=6).save(tmp_path / "turned.jpg", exif=photo(t0112=6).getexif())
+    Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(tmp_path / "clear.png")
+    assert open_image(tmp_path / "turned.jpg", as_stored=True).size == (24, 16)
+    assert open_image(tmp_path / "clear.png", as_stored=True).getpixel((0, 0)) == (10, 20, 30)
 
 
 # --- what is no image
@@ -185,14 +182,14 @@ def test_a_format_that_is_not_documented_is_not_opened_whatever_the_file_is_call
     monkeypatch.setattr("subprocess.check_call", lambda *args, **kwargs: pytest.fail("a program was started"))
     path = tmp_path / "photo.jpg"
     Image.new("RGB", (8, 8)).save(path, format=kind)
-    assert problem_of(path).startswith("is no image, or of a format that is not read (JPEG, PNG, ")
-    assert problem_of(path.read_bytes()).startswith("is no image")
+    for source in (path, path.read_bytes()):
+        assert problem_of(source).startswith("is no image, or of a format that is not read (JPEG, PNG, ")
 
 
 def test_every_documented_ending_is_opened_and_the_page_names_it(tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     for suffix in IMAGE_SUFFIXES:
-        assert f"`{suffix}`" in page
+        assert f"`{suffix}`" in page and is_image(f"A{suffix.upper()}")
         kind = {".jfif": "JPEG", ".jpe": "JPEG"}.get(suffix)
         Image.new("RGB", (8, 8), (10, 200, 90)).save(tmp_path / f"a{suffix}", format=kind)
         image = open_image(tmp_path / f"a{suffix}")
@@ -210,8 +207,8 @@ def test_a_strip_and_what_would_fill_the_memory_are_refused_before_they_are_deco
     for width, height in ((MAX_RATIO + 1, 1), (1, 100_000)):
         Image.new("1", (width, height)).save(tmp_path / "strip.png")
         assert problem_of(tmp_path / "strip.png") == f"its sides differ too much ({width} x {height} pixels)"
-    with pytest.raises(ValueError, match="its sides differ too much"):
-        open_image(tmp_path / "strip.png", as_stored=True)
+        with pytest.raises(ValueError, match="its sides differ too much"):
+            open_image(tmp_path / "strip.png", as_stored=True)
     assert "exceeds limit of 178956970 pixels" in problem_of(png(100_000, 100_000, 8, 2, b"\0"))
 
 
@@ -220,19 +217,14 @@ def test_what_opening_would_wait_for_and_what_is_not_there_is_told(tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    assert problem_of(tmp_path / "pipe") == "is no regular file"
-    assert problem_of(tmp_path) == "is a folder"
-    assert problem_of(tmp_path / "empty") == problem_of(b"") == "is empty (0 bytes)"
-    assert problem_of(tmp_path / "link") == f"is a link to {tmp_path / 'gone'}, which is not there"
-    assert "symbolic links" in problem_of(tmp_path / "loop")
-    assert problem_of(tmp_path / "gone") == "No such file or directory"
+    for source, said in (
+        (tmp_path / "pipe", "is no regular file"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "empty", "is empty (0 bytes)"),
+        (b"", "is empty (0 bytes)"),
+        (tmp_path / "link", f"is a link to {tmp_path / 'gone'}, which is not there"),
+        (tmp_path / "loop", "Too many levels of symbolic links"),
+        (tmp_path / "gone", "No such file or directory"),
+    ):
+        assert problem_of(source) == said
     assert reason(MemoryError()) == "is too large for the memory"
-
-
-def test_an_image_as_dassl_reads_it_is_neither_turned_nor_put_on_white(tmp_path):
-    photo(t0112=6).save(tmp_path / "turned.jpg", exif=photo(t0112=6).getexif())
-    assert open_image(tmp_path / "turned.jpg").size == (16, 24)
-    assert open_image(tmp_path / "turned.jpg", as_stored=True).size == (24, 16)
-    Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(tmp_path / "clear.png")
-    assert open_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
-    assert open_image(tmp_path / "clear.png", as_stored=True).getpixel((0, 0)) == (10, 20, 30)

@@ -9,25 +9,21 @@ import pytest
 import yaml
 
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.datasets import load_dataset, load_few_shot
+from trainers.hegraph.datasets import layouts, load_dataset, load_few_shot
 from trainers.hegraph.datasets.digits import DOMAINS, HALVES
-from trainers.hegraph.datasets.layouts import split_class_folders
 from trainers.hegraph.datasets.registry import (
     ENTRIES,
-    DatasetEntry,
-    LoaderEntry,
-    Sizes,
+    LOADERS,
     canonical_name,
     find_entry,
     resolve_name,
     spellings,
     stored_datasets,
-)
+)  # fmt: skip
 from trainers.hegraph.prompts.sentences import DESCRIPTIONS, negative_prompts, positive_prompts
 from trainers.hegraph.utils.errors import UserError
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "configs" / "datasets"
+CONFIGS = Path(__file__).parents[2] / "configs" / "datasets"
 
 # CoOp's fifteen configuration files, and the names in them
 CONFIG_NAMES = {
@@ -49,76 +45,49 @@ SIZES = {
 STORED = stored_datasets()
 
 
-# --- the list, the configuration files and the entry files
-
-
-def test_the_registry_has_the_fifteen_data_sets_of_coop_the_digits_and_the_users_images():
+def test_there_is_one_configuration_file_per_data_set_and_its_name_and_that_of_the_data_set_mean_the_same():
     assert set(STORED) == set(CONFIG_NAMES.values())
-    assert set(ENTRIES) == {*STORED, "Digits", *DOMAINS, *HALVES, "ImageFolder"}
-
-
-def test_there_is_one_configuration_file_per_data_set():
+    assert set(ENTRIES) == {*STORED, *OURS.values(), *DOMAINS, *HALVES}
     files = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
     assert files == {stem: {"DATASET": {"NAME": name}} for stem, name in {**CONFIG_NAMES, **OURS}.items()}
-    assert set(ENTRIES) - {config["DATASET"]["NAME"] for config in files.values()} == set(DOMAINS)  # only tested on
-
-
-def test_a_configuration_file_loads_and_its_name_and_that_of_the_data_set_mean_the_same():
     for stem, name in {**CONFIG_NAMES, **OURS}.items():
         assert canonical_name(stem) == canonical_name(name) == canonical_name(name.upper()) == name
     assert load_cfg(str(CONFIGS / "dtd.yaml"), "", {}, []).values["DATASET.NAME"] == "DescribableTextures"
 
 
-# --- what an entry holds
-
-
 def test_an_entry_is_complete():
     for entry in ENTRIES.values():
         assert ENTRIES[entry.name] is find_entry(entry.name) is entry
-        for templates in (entry.templates, entry.negative_templates):
-            assert isinstance(templates, tuple) and templates
-            assert all(template.count("{}") == 1 for template in templates)
-        assert len(entry.templates) == len(entry.negative_templates)
+        assert entry.templates and len(entry.templates) == len(entry.negative_templates)
+        assert all(template.count("{}") == 1 for template in (*entry.templates, *entry.negative_templates))
         assert not entry.descriptions or (DESCRIPTIONS / f"{entry.descriptions}.json").is_file()
         assert not entry.train_on or find_entry(entry.train_on).train_on == ""
-        assert isinstance(entry, (DatasetEntry, LoaderEntry))
-
-
-def test_an_entry_of_coops_says_where_it_lies_how_it_is_read_and_where_it_comes_from():
+        assert (entry.loader in LOADERS) == (entry.name not in STORED)
     for entry in STORED.values():
-        assert entry.folder and callable(entry.read) and entry.descriptions and entry.sources
-        assert entry.split_file in (None, f"split_zhou_{entry.name}.json")
-        assert entry.publishes_split == (entry.split_file is not None)
-        assert isinstance(entry.sizes, Sizes) and entry.sizes.test > 0 and entry.sizes.classes > 0
+        assert entry.descriptions and entry.sources and hasattr(layouts, f"read_{entry.layout}")
+        assert entry.split_file in ("", f"split_zhou_{entry.name}.json")
+        assert entry.publishes_split == bool(entry.split_file)
+        assert entry.sizes.test > 0 and entry.sizes.classes > 0
         assert bool(entry.train_on) == (entry.sizes.train == 0)
-        assert (entry.class_ids is not None) == entry.name.startswith("ImageNet")
+        assert bool(entry.class_ids) == entry.name.startswith("ImageNet")
     assert {name: STORED[name].sizes for name in SIZES} == SIZES
     assert [name for name, entry in ENTRIES.items() if not entry.describe_by_default] == ["Digits"]
-    assert {entry.train_on for name, entry in ENTRIES.items() if name in DOMAINS} == {"Digits"}
+    assert {ENTRIES[name].train_on for name in DOMAINS} == {"Digits"}
+    assert ENTRIES["DigitsLow"].templates == ENTRIES["DigitsHigh"].templates == ENTRIES["Digits"].templates
 
 
-@pytest.mark.parametrize("changes", [{"name": "Digits"}, {"name": "DIG-ITS"}, {"aliases": ("digits_",)}])
-def test_a_second_data_set_of_one_name_is_refused(changes):
-    mine = LoaderEntry(**{"name": "Mine", "load": lambda root: None} | changes)
-    with pytest.raises(
-        UserError, match=r"the data sets Digits and .* are both called 'digits'; give each its own names"
-    ):
-        spellings([*ENTRIES.values(), mine])
-
-
-# --- names
-
-
-def test_no_alias_is_superfluous():
+def test_no_alias_is_superfluous_and_a_second_data_set_of_one_name_is_refused():
     assert len(spellings(ENTRIES.values())) == sum(1 + len(entry.aliases) for entry in ENTRIES.values())
+    for changes in ({"name": "Digits"}, {"name": "DIG-ITS"}, {"name": "Mine", "aliases": ("digits_",)}):
+        with pytest.raises(UserError, match=r"the data sets Digits and .* are both called 'digits'"):
+            spellings([*ENTRIES.values(), replace(ENTRIES["ImageFolder"], **changes)])
 
 
 def test_the_names_that_people_use_find_their_data_set():
     for given, name in {
         "oxford_pets": "OxfordPets", "Oxford-Pets": "OxfordPets", "pets": "OxfordPets", "cars": "StanfordCars",
         "Flowers102": "OxfordFlowers", "DTD": "DescribableTextures", "fgvc": "FGVCAircraft",
-        "caltech-101": "Caltech101",
-        "imagenet-r": "ImageNetR", "imagenet_v2": "ImageNetV2", "digits_low": "DigitsLow", "folder": "ImageFolder",
+        "caltech-101": "Caltech101", "imagenet-r": "ImageNetR", "imagenet_v2": "ImageNetV2", "folder": "ImageFolder",
     }.items():  # fmt: skip
         assert resolve_name(given, ENTRIES) == canonical_name(given) == find_entry(given).name == name
     assert load_dataset("digits").name == "Digits"
@@ -136,22 +105,17 @@ def test_a_name_that_is_none_is_an_error_that_names_the_nearest():
             load_dataset(name)
 
 
-# --- a new data set
-
-
 def test_a_new_data_set_needs_an_entry_and_nothing_else(tmp_path, monkeypatch):
     entry = replace(
-        STORED["Food101"], name="MyBirds", aliases=("birds",), folder="my-birds", split_file=None, descriptions="",
-        read=lambda folder, rng: split_class_folders(folder, rng, "images"), templates=("a {} in the air.",),
-        negative_templates=("no {} in the air.",),
+        STORED["Food101"], name="MyBirds", aliases=("birds",), folder="my-birds", split_file="", descriptions="",
+        templates=("a {} in the air.",), negative_templates=("no {} in the air.",),
     )  # fmt: skip
     monkeypatch.setitem(ENTRIES, "MyBirds", entry)
     for name in ("wren", "robin"):
         (tmp_path / "my-birds" / "images" / name).mkdir(parents=True)
         for number in range(10):
             (tmp_path / "my-birds" / "images" / name / f"{number}.jpg").touch()
-    dataset = load_few_shot("MyBirds", str(tmp_path), 2, 1)
+    dataset = load_few_shot("Birds", str(tmp_path), 2, 1)
     assert [len(dataset.train), len(dataset.val), len(dataset.test)] == [4, 4, 6]
-    assert canonical_name("Birds") == "MyBirds"
     assert positive_prompts("MyBirds", dataset.classnames) == [[["a robin in the air."], ["a wren in the air."]]]
     assert negative_prompts("MyBirds", dataset.classnames) == [["no robin in the air."], ["no wren in the air."]]

@@ -42,10 +42,16 @@ def braces() -> None:
     pytest.importorskip("braceexpand", reason="the package braceexpand is not installed")
 
 
+def refused(root: object, words: str) -> str:
+    with pytest.raises(UserError, match=words) as caught:
+        load(root)
+    return str(caught.value)
+
+
 # --- below a folder
 
 
-def test_shards_in_folders_of_splits_become_items_with_names_of_shard_and_member(shards):
+def test_shards_in_folders_of_splits_become_items_with_names_of_shard_and_member(shards, caplog):
     dataset = load(shards)
     assert rows_of(dataset) == {
         "train": [
@@ -59,6 +65,12 @@ def test_shards_in_folders_of_splits_become_items_with_names_of_shard_and_member
     dataset.check_files()
     for number, item in enumerate(dataset.train):
         assert dataset.open(item.path).getpixel((3, 3)) == tuple(value + number for value in COLOURS[item.classname])
+    write_tar(shards / "holdout" / "0.tar", samples(0, "red"))
+    assert counts(load(shards)) == [4, 0, 1]
+    [said] = caplog.messages
+    assert said.startswith(f"{shards}: the .tar files in holdout are left out; ")
+    write(shards / "train" / "red" / "1.png", RED)  # class folders go before the archive that they came from
+    assert [item.path for item in load(shards).train] == ["train/red/1.png"]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +83,6 @@ def test_shards_in_folders_of_splits_become_items_with_names_of_shard_and_member
         (["imagenet-train-0.tar", "0.tar"], [4, 0, 0]),
         (["train-0.tar", "holdout-0.tar"], "holdout-0.tar"),
         (["trainval-0.tar", "test-0.tar"], "trainval-0.tar"),
-        (["train/0.tar", "shard-0.tar"], "shard-0.tar"),
         (["imagenet-train-0.tar", "imagenet-val-0.tar"], "imagenet-val-0.tar"),
         (["cifarTrain.tar", "cifarTest.tar"], "cifarTest.tar"),
     ],
@@ -82,18 +93,7 @@ def test_the_split_of_a_shard_begins_its_name_or_none_has_one_and_it_is_not_gues
     if isinstance(expected, list):
         assert counts(load(tmp_path)) == expected
     else:
-        with pytest.raises(UserError, match=f": {expected} must begin with its split, one of train, training, val, "):
-            load(tmp_path)
-
-
-def test_folders_of_no_split_that_hold_shards_are_named_as_left_out(shards, caplog):
-    write_tar(shards / "holdout" / "0.tar", samples(0, "red"))
-    (shards / "notes").mkdir()
-    assert counts(load(shards)) == [4, 0, 1]
-    [said] = caplog.messages
-    assert said.startswith(f"{shards}: the .tar files in holdout are left out; ")
-    write(shards / "train" / "red" / "1.png", RED)  # class folders go before the archive that they came from
-    assert [item.path for item in load(shards).train] == ["train/red/1.png"]
+        refused(tmp_path, f": {expected} must begin with its split, one of train, training, val, ")
 
 
 def test_an_image_that_changes_is_another_version(shards):
@@ -118,18 +118,11 @@ def test_labels_that_are_numbers_are_positions_in_the_list_of_names_and_others_a
     dataset = load(tmp_path)
     assert list(dataset.classnames) == ["zebra", "yak"]  # in the order of the list; xerus has no image
     assert [tuple(item)[1:] for item in dataset.train] == [(1, "yak"), (0, "zebra"), (1, "yak")]
-
-
-@pytest.mark.parametrize("label", ["2", "-1", "zebras", "9" * 2000])
-def test_a_label_that_is_neither_a_name_nor_a_position_is_refused(tmp_path, label):
-    write_tar(tmp_path / "train" / "0.tar", {"1.png": RED, "1.cls": label.encode()})
-    write(tmp_path / "classnames.txt", "zebra\nyak\n")
-    said = rf"train/0\.tar: 1\.cls has the label '{label[:50]}.*neither a name in classnames\.txt nor a position from 0"
-    with pytest.raises(UserError, match=said):
-        load(tmp_path)
+    for label in ("3", "-1", "zebras", "9" * 2000):
+        write_tar(tmp_path / "train" / "0.tar", {"1.png": RED, "1.cls": label.encode()})
+        refused(tmp_path, rf"0\.tar: 1\.cls has the label '{label[:50]}.*nor a position from 0 to 2")
     write(tmp_path / "classnames.txt", "zebra\ncrane\n crane \n")
-    with pytest.raises(UserError, match=r"classnames\.txt has the name 'crane' twice"):
-        load(tmp_path)
+    refused(tmp_path, r"classnames\.txt has the name 'crane' twice")
 
 
 X = ("1.png", b"x")
@@ -139,17 +132,14 @@ X = ("1.png", b"x")
     ("members", "words"),
     [
         ([X, ("1.cls", b"\xef\xbb\xbfred\n")], ""),
-        ([X, ("1.json", b'\xef\xbb\xbf{"label": "red"}')], ""),
+        ([X, ("1.json", b'{"label": "red"}'), ("1.cls", b"red"), ("1.txt", b"a"), ("dir/2.mask.png", b"x")], ""),
         ([X, ("1.json", b"{}"), ("1.cls", b"red")], ""),
-        ([X, ("1.json", b'{"label": "red"}'), ("1.cls", b"red")], ""),
         ([X], r"1\.png has no label"),
         ([X, ("1.json", b'{"label": null}')], r"1\.png has no label"),
-        ([X, ("1.cls", b"\xef\xbb\xbf")], r"1\.png has no label"),
         ([("1.cls", b"red")], "the sample 1 has 0 images"),
         ([X, ("1.jpg", b"x"), ("1.cls", b"red")], "the sample 1 has 2 images"),
         ([X, ("1.cls", b"red"), ("1.cls", b"red")], r"labels: \.cls red, \.cls red"),
         ([X, ("1.cls", b"red"), ("1.json", b'{"label": "blue"}')], r"labels: \.cls red, \.json blue"),
-        ([X, ("1.json", b"{")], r"cannot read the label in .*1\.json"),
         ([X, ("1.json", b"[1]")], r"cannot read the label in .*1\.json"),
         ([X, ("1.cls", b"\xff")], r"cannot read the label in .*1\.cls"),
         ([X, ("1.json", b'{"label": [3]}')], r"1\.json: the label must be a text or a number, got \[3\]"),
@@ -157,28 +147,21 @@ X = ("1.png", b"x")
 )
 def test_a_sample_is_one_image_and_one_label_or_it_is_named(tmp_path, members, words):
     path = write_tar(tmp_path / "train" / "0.tar", members)
-    if not words:
+    if words:
+        assert str(path) in refused(tmp_path, words).replace(": train/", "/train/")
+    else:
         assert rows_of(load(tmp_path))["train"] == [("train/0.tar/1.png", 0, "red")]
-        return
-    with pytest.raises(UserError, match=words) as caught:
-        load(tmp_path)
-    assert str(path) in str(caught.value).replace(": train/", "/train/")
 
 
 # --- damaged shards, and what is none
 
 
-def test_a_compressed_or_damaged_shard_is_refused(tmp_path):
+def test_a_shard_that_is_compressed_or_damaged_or_cut_off_or_has_a_hole_is_refused(tmp_path):
     path = write_tar(tmp_path / "train" / "0.tar", samples(0, "red"), "w:gz")
     for content in (path.read_bytes(), b"no tar" * 200):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"0\.tar is damaged or not a whole tar file that is not compressed"):
-            load(tmp_path)
-
-
-def test_a_shard_that_is_cut_off_or_has_a_hole_is_refused(tmp_path):
-    path = write_tar(tmp_path / "train" / "0.tar", samples(0, "red", "blue"))
-    content = path.read_bytes()
+        refused(tmp_path, r"0\.tar is damaged or not a whole tar file that is not compressed")
+    content = write_tar(path, samples(0, "red", "blue")).read_bytes()
     with tarfile.open(path) as tar:
         second = next(entry for entry in tar.getmembers() if entry.name == "0001.png")
         end = tar.offset
@@ -193,31 +176,21 @@ def test_a_shard_that_is_cut_off_or_has_a_hole_is_refused(tmp_path):
         huge.tobuf(tarfile.GNU_FORMAT) + bytes(4096),
     ):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=f"{path} is damaged .*(it is cut off: no end of archive is at|is cut off)"):
-            load(tmp_path)
+        refused(tmp_path, f"{path} is damaged .*(it is cut off: no end of archive is at|is cut off)")
     path.write_bytes(content[: end + block])  # some programs write no second block of zeros
     assert counts(load(tmp_path)) == [2, 0, 0]
 
 
-def test_pipes_links_to_themselves_and_names_that_are_not_utf8_are_refused_at_once(shards):
+def test_pipes_names_that_are_not_utf8_and_a_shard_in_two_splits_are_refused(shards):
     odd = shards / "train" / "odd.tar"
     os.mkfifo(odd)
-    with pytest.raises(UserError, match=r"cannot read .*odd\.tar: it is no regular file"):
-        load(shards)
-    odd.unlink()
-    odd.symlink_to("odd.tar")
-    with pytest.raises(UserError, match=r"cannot read .*odd\.tar: Too many levels of symbolic links"):
-        load(shards)
+    refused(shards, r"cannot read .*odd\.tar: it is no regular file")
     odd.unlink()
     write_tar(odd, {"caf\udce9.png": RED, "caf\udce9.cls": b"red"})
-    with pytest.raises(UserError, match=r"odd\.tar holds 'caf\\\\xe9\.png', a name that is not UTF-8"):
-        load(shards)
-
-
-def test_a_shard_in_two_splits_is_refused(shards):
+    refused(shards, r"odd\.tar holds 'caf\\\\xe9\.png', a name that is not UTF-8")
+    odd.unlink()
     (shards / "test" / "001.tar").symlink_to(shards / "train" / "000.tar")
-    with pytest.raises(UserError, match=r"the shard .*000\.tar is in test and in train; a shard has one split"):
-        load(shards)
+    refused(shards, r"the shard .*000\.tar is in test and in train; a shard has one split")
 
 
 # --- paths and addresses
@@ -225,8 +198,7 @@ def test_a_shard_in_two_splits_is_refused(shards):
 
 def test_addresses_are_fetched_once(server, shards, tmp_path, monkeypatch):
     monkeypatch.setenv("WDS_CACHE", str(tmp_path / "cache"))
-    body = (shards / "test" / "000.tar").read_bytes()
-    url = server.url("/test/000.tar", serve(body))
+    url = server.url("/test/000.tar", serve((shards / "test" / "000.tar").read_bytes()))
     write(shards / "train" / "classnames.txt", "red\nblue\ngreen\n")
     dataset = load(f"train={shards}/train/000.tar::{shards}/train/001.tar;test={url}")
     assert [item.path for item in dataset.train][::2] == ["train/000.tar/0000.png", "train/001.tar/0002.png"]
@@ -235,30 +207,23 @@ def test_addresses_are_fetched_once(server, shards, tmp_path, monkeypatch):
     again = load(f"test={url};train={shards}/train/000.tar::{shards}/train/001.tar")
     assert again.open(again.test[0].path).getpixel((0, 0)) == COLOURS["blue"]
     assert len(server.asked) == 1
-    assert [path.suffix for path in (tmp_path / "cache").glob("*.tar*")] == [".tar"]
     gone = server.url("/gone.tar", status(404))
-    with pytest.raises(UserError, match=f"cannot fetch the shard {gone}: HTTP 404"):
-        load(gone)
+    refused(gone, f"cannot fetch the shard {gone}: HTTP 404")
 
 
 @pytest.mark.parametrize(
-    "root", ["pipe:touch {}/ran #.tar", "train=pipe:touch {}/ran #.tar", "a.tar::pipe:touch {}/ran #.tar", "file:///x.tar",
-             "s3://bucket/x.tar", "PIPE:x.tar"],
-)  # fmt: skip
+    "root", ["train=pipe:touch {}/ran #.tar", "a.tar::pipe:touch {}/ran #.tar", "file:///x.tar", "PIPE:x.tar"]
+)
 def test_no_other_address_is_given_to_a_program(tmp_path, root):
-    with pytest.raises(UserError, match="a shard is a path, or an address that begins with http:// or https://"):
-        load(root.format(tmp_path))
+    refused(root.format(tmp_path), "a shard is a path, or an address that begins with http:// or https://")
     assert not (tmp_path / "ran").exists()
 
 
 def test_nor_is_one_that_braces_or_the_environment_would_make(braces, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="a shard is a path, or an address that begins with http:// or https://"):
-        load(f"{{pipe:touch {tmp_path}/ran #,b}}.tar")
+    refused(f"{{pipe:touch {tmp_path}/ran #,b}}.tar", "a shard is a path, or an address that begins with http://")
     assert not (tmp_path / "ran").exists()
     monkeypatch.setenv("SECRET", "abc")
-    with pytest.raises(UserError) as caught:
-        load("/nowhere/${SECRET}.tar")
-    assert "abc" not in str(caught.value)
+    assert "abc" not in refused("/nowhere/${SECRET}.tar", "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -278,35 +243,24 @@ def test_a_split_before_paths_may_have_its_other_names(braces, shards, root, exp
 
 
 @pytest.mark.parametrize(
-    ("root", "rest"),
-    [("train=a.tar;holdout=b.tar", "holdout=b.tar"), ("holdout=a.tar;exam=b.tar", "holdout=a.tar"),
-     ("train=a.tar;b.tar", "b.tar"), ("train=a.tar;test=", "test=")],
-)  # fmt: skip
-def test_what_is_no_split_before_paths_is_named(root, rest):
-    with pytest.raises(UserError, match=f"--root has '{rest}', which is not SPLIT=URLS; give train=URLS;.* valid, dev"):
-        load(root)
-
-
-@pytest.mark.parametrize(
-    "text", ["{000..1000000}", "{9..-99999999..3}", "{0..9999}-{0..9999}", "{0..9%s}" % ("0" * 2000)]
+    ("root", "words"),
+    [
+        ("train=a.tar;holdout=b.tar", "'holdout=b.tar', which is not SPLIT=URLS; give train=URLS;.* valid, dev"),
+        ("holdout=a.tar;exam=b.tar", "'holdout=a.tar', which is not SPLIT=URLS"),
+        ("train=a.tar;test=", "'test=', which is not SPLIT=URLS"),
+        ("/nowhere/{000..1000000}.tar", "more than 1000000 shards"),
+        ("/nowhere/{0..9999}-{0..9999}.tar", "more than 1000000 shards"),
+        ("/nowhere/{9..-99999999..3}.tar", "more than 1000000 shards"),
+        (f"/nowhere/{{0..9{'0' * 2000}}}.tar", "more than 1000000 shards"),
+        ("/nowhere/a;b=1.tar", "cannot read /nowhere/.*: No such file"),
+        ("::".join(["/nowhere/0.tar"] * 500), "cannot read /nowhere/.*: No such file"),
+    ],
 )
-def test_a_range_of_more_names_than_there_can_be_shards_is_refused_before_it_is_expanded(text):
-    with pytest.raises(UserError, match="which names more than 1000000 shards; give a shorter range"):
-        load(f"/nowhere/{text}.tar")
+def test_what_is_no_split_before_paths_and_ranges_that_are_too_long_are_refused_before_they_are_expanded(root, words):
+    refused(root, words)
 
 
-def test_paths_that_lead_nowhere_are_one_error(braces):
-    for root in (
-        "/nowhere/a;b=1.tar",
-        "/nowhere/{0..3.tar",
-        "/nowhere/{0..9}.tar",
-        "::".join(["/nowhere/0.tar"] * 500),
-    ):
-        with pytest.raises(UserError, match=r"cannot read /nowhere/.*: No such file|cannot be read: Unbalanced"):
-            load(root)
-
-
-def test_braces_without_the_package_say_what_to_install(monkeypatch):
+def test_braces_need_their_package_and_an_end(braces, monkeypatch):
+    refused("/nowhere/{0..3.tar", "cannot be read: Unbalanced")
     monkeypatch.setitem(sys.modules, "braceexpand", None)
-    with pytest.raises(UserError, match="braces need the package braceexpand: pip install braceexpand"):
-        load("http://example.org/train-{000..009}.tar")
+    refused("http://example.org/train-{000..009}.tar", "braces need the package braceexpand: pip install braceexpand")

@@ -13,29 +13,23 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, printable, report, say
 from ..utils.files import absolute
-from ..utils.threads import MAX_THREADS, cores, in_batches
 from .base import Dataset, check_classes, some
 from .download import download
-from .images import reason
 from .layouts import is_folder
 from .loading import read_stored
 from .own import NAME as OWN
 from .own import copies_in_test, load_own_images
-from .registry import DatasetEntry, Sizes, resolve_name, stored_datasets
+from .registry import Entry, Sizes, resolve_name, stored_datasets
 from .splits import SPLITS, Item, read_drawn
 
 SHOTS = (1, 2, 4, 8, 16)  # that are common
-BATCH = 64  # images between two steps of the progress bar
 MAX_CLASSES = 10  # a line names at most so many classes
 
 
@@ -72,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{OWN} is your own images: they are not downloaded, and are checked without other data sets")
     if args.command == "download":
         for name in names:
-            download(name, args.root)
+            download(name, known[name].sources, absolute(args.root) / known[name].folder)
     ready = True
     for name in names:
         state = check_own_images(args.root) if name == OWN else check_dataset(name, args.root)
@@ -92,7 +86,7 @@ def check_dataset(name: str, root: str) -> State:
     folder = absolute(root) / entry.folder
     remedy = [f"get it: {command(f'datasets download {name} --root {root}')}"] if entry.sources else []
     if entry.by_hand:
-        remedy.append(f"by hand: {entry.by_hand.instruction}")
+        remedy.append(f"by hand: {entry.by_hand}")
     try:
         if not is_folder(folder / entry.images):
             return State(False, [f"missing: the images, expected in {folder / entry.images}", *remedy])
@@ -109,9 +103,9 @@ def check_dataset(name: str, root: str) -> State:
     return State(True, [str(sizes), *published, *([warning, *remedy] if warning else [])])
 
 
-def _split_warning(entry: DatasetEntry, folder: Path) -> str:
+def _split_warning(entry: Entry, folder: Path) -> str:
     """What to say of a split that is not the published one; "" if it is, or if none was published."""
-    if entry.split_file is None or not entry.publishes_split:
+    if not entry.publishes_split:
         return ""
     split_file = folder / entry.split_file
     if not split_file.is_file():
@@ -134,7 +128,7 @@ def check_own_images(root: str) -> State:
         dataset = load_own_images(root)
     except UserError as error:
         return State(False, [printable(str(error))])
-    problems = _unreadable(dataset)
+    problems = dataset.unreadable_images()
     found = [f"  {printable(path)}: {printable(problem)}" for path, problem in problems.items()]
     if found:
         found.insert(0, f"{len(problems)} of {len(dataset.paths())} images cannot be read:")
@@ -153,54 +147,29 @@ def check_own_images(root: str) -> State:
     return State(not found, [*_lines_of_counts(dataset), *found, last])
 
 
-def _unreadable(dataset: Dataset) -> dict[str, str]:
-    """The path of every image that cannot be read -> why."""
-    paths = dataset.paths()
-    problems: dict[str, str] = {}
-    with tqdm(total=len(paths), desc="reading images", unit="img", disable=None) as bar:
-        for batch, found in in_batches(partial(_problem_of, dataset), paths, BATCH, min(cores(), MAX_THREADS)):
-            problems |= {path: problem for path, problem in zip(batch, found) if problem}
-            bar.update(len(batch))
-    return problems
-
-
-def _problem_of(dataset: Dataset, path: str) -> str:
-    """Why an image cannot be read; "" if it can."""
-    try:
-        dataset.open(path)
-    except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
-        return reason(error)
-    return ""
-
-
 def _lines_of_counts(dataset: Dataset) -> list[str]:
     """What there is; and for each common number of shots, the classes that have fewer training images."""
-    numbers = {split: _images_of_classes(items, dataset.classnames) for split, items in dataset.splits.items()}
-    sizes = Sizes(len(dataset.train), len(dataset.val), len(dataset.test), len(dataset.classnames))
-    lines = [str(sizes), f"classes: {some([*map(printable, dataset.classnames)], MAX_CLASSES)}"]
-    lines += [f"{split}, images per class: {_spread(of_classes)}" for split, of_classes in numbers.items()]
+    names = dataset.classnames
+    sizes = Sizes(len(dataset.train), len(dataset.val), len(dataset.test), len(names))
+    lines = [str(sizes), f"classes: {some([*map(printable, names)], MAX_CLASSES)}"]
+    lines += [f"{split}, images per class: {_spread(items, names)}" for split, items in dataset.splits.items()]
+    numbers = Counter(item.classname for item in dataset.train)
     for shots in SHOTS:
-        small = [name for name, number in numbers["train"].items() if number < shots]
-        if small:
-            few = f"{len(small)} of {len(dataset.classnames)} classes have fewer training images"
-            lines.append(f"--shots {shots}: {few}, and are taken whole: {some([*map(printable, small)], MAX_CLASSES)}")
+        if small := [printable(name) for name in names if numbers[name] < shots]:
+            few = f"{len(small)} of {len(names)} classes have fewer training images"
+            lines.append(f"--shots {shots}: {few}, and are taken whole: {some(small, MAX_CLASSES)}")
     return lines
 
 
-def _images_of_classes(items: Sequence[Item], classnames: Sequence[str]) -> dict[str, int]:
-    counts = Counter(item.label for item in items)
-    return {name: counts[label] for label, name in enumerate(classnames)}
-
-
-def _spread(numbers: dict[str, int]) -> str:
-    """The fewest, the median and the most of the numbers of images that classes have."""
+def _spread(items: Sequence[Item], classnames: Sequence[str]) -> str:
+    """The fewest, the median and the most images that classes have."""
+    numbers = Counter(dict.fromkeys(classnames, 0))
+    numbers.update(item.classname for item in items)
     fewest, most = min(numbers, key=numbers.__getitem__), max(numbers, key=numbers.__getitem__)
     if numbers[fewest] == numbers[most]:
         return str(numbers[most])
-    return (
-        f"{numbers[fewest]} to {numbers[most]}, median {median(numbers.values()):g}; "
-        f"fewest: {printable(fewest)}, most: {printable(most)}"
-    )
+    named = f"fewest: {printable(fewest)}, most: {printable(most)}"
+    return f"{numbers[fewest]} to {numbers[most]}, median {median(numbers.values()):g}; {named}"
 
 
 if __name__ == "__main__":

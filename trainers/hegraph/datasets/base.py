@@ -7,14 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from ..utils.errors import UserError, first_line
 from ..utils.files import hash_rows
+from ..utils.threads import MAX_THREADS, cores, in_batches
 from .images import reason
 from .splits import SPLITS, Item, Selection, subsample_labels
 
 if TYPE_CHECKING:
     from PIL import Image
 
+BATCH = 64  # images between two steps of a progress bar
 MAX_NAMED = 3  # a message names at most so many images or classes
 
 
@@ -134,15 +138,23 @@ class Dataset:
         except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
             raise self.unreadable(path, reason(error)) from error
 
-    def unreadable_test_images(self) -> list[str]:
-        """The paths of the test images that cannot be read; every one is opened."""
-        found = []
-        for item in self.test:
-            try:
-                self.read(item.path)
-            except UserError:
-                found.append(item.path)
-        return found
+    def unreadable_images(self) -> dict[str, str]:
+        """The path of every image that cannot be read -> why. All are decoded, by all cores."""
+        paths = self.paths()
+        problems: dict[str, str] = {}
+        with tqdm(total=len(paths), desc="reading images", unit="img", disable=None) as bar:
+            for batch, found in in_batches(self._problem_of, paths, BATCH, min(cores(), MAX_THREADS)):
+                problems |= {path: problem for path, problem in zip(batch, found) if problem}
+                bar.update(len(batch))
+        return problems
+
+    def _problem_of(self, path: str) -> str:
+        """Why an image cannot be read; "" if it can."""
+        try:
+            self.open(path)
+        except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+            return reason(error)
+        return ""
 
     def unreadable(self, path: str, why: str) -> UserError:
         """The error for an image that cannot be read; it says why, and how all such images are found."""

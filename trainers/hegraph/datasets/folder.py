@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import unicodedata
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -25,32 +24,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..utils.errors import UserError
 from ..utils.files import absolute
 from ..utils.reading import reading
-from .images import is_image, open_image
-from .layouts import listing
-from .splits import SPLITS
+from .images import is_image, open_below
+from .layouts import folders_in, listing
+from .splits import SPLIT_NAMES, SPLITS
 
 if TYPE_CHECKING:
     from PIL import Image
 
 logger = logging.getLogger(__name__)
 
-# A folder, a file, a column or a split that other programs name otherwise; as Hugging Face's `datasets` knows them
-SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "val": "val", "validation": "val", "valid": "val", "dev": "val",
-    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
-}  # fmt: skip
 METADATA = "metadata.csv"
 TABLE = "a table in UTF-8 with commas between its columns"
 COLUMNS = "the columns path,label[,split], with commas between them, in its first line"
-
-# What is not read below the folders of splits
-LEFT_OUT = {
-    "empty": "%d class folders hold no image, such as %s; without a training image there is no such class",
-    "deeper": "%d folders inside class folders are not read, such as %s; move their images up",
-    "loose": "%d images lie in no class folder, such as %s; move them into one",
-    "files": "%d files are no images and are left out, such as %s",
-}
 
 
 class Row(NamedTuple):
@@ -95,18 +80,16 @@ def files_of_splits(root: Path, suffix: str) -> list[tuple[str, str]]:
             images must not become training images by a guess.
     """
     found: dict[str, list[str]] = {}  # file or folder of a split -> paths of files
-    left_out = []
-    folders = [name for name in listing(root) if not name.endswith(suffix) and (root / name).is_dir()]
-    inside = {name: [f"{name}/{file}" for file in listing(root / name) if file.endswith(suffix)] for name in folders}
+    inside: dict[str, list[str]] = {}
     for name in listing(root):
         if name.endswith(suffix):
             found[name] = [name]
-        elif inside.get(name) and name.lower() in SPLIT_NAMES:
-            found[name] = inside[name]
-        elif inside.get(name) and name != "data":
-            left_out.append(name)
-    found |= {file: [file] for file in inside.get("data", ())}
-    if found and left_out:
+        elif (root / name).is_dir():
+            inside[name] = [f"{name}/{file}" for file in listing(root / name) if file.endswith(suffix)]
+            if inside[name] and name.lower() in SPLIT_NAMES:
+                found[name] = inside.pop(name)
+    found |= {file: [file] for file in inside.pop("data", ())}
+    if found and (left_out := [name for name, files in inside.items() if files]):
         said = "%s: the %s files in %s are left out; a folder of a split is called one of %s"
         logger.warning(said, root, suffix, ", ".join(left_out), ", ".join(SPLIT_NAMES))
     splits = {name: _splits_of_words(name.rpartition("/")[2]) for name in found}
@@ -132,116 +115,80 @@ def read_files(root: str) -> OwnImages | None:
     path = absolute(root)
     if not os.path.exists(path):  # URLs may be too long for `path.exists`
         return None
-    folders, tables = _split_folders(path), _tables(path)
-    table = tables[0] if len(tables) == 1 else None
-    training = [path / name for split, name in folders if split == "train" and _holds_images(path / name)]
-    base, rows = path, None
-    if any((path / name / METADATA).is_file() for _, name in folders):
-        rows = _read_metadata(path, folders)
-    elif (path / METADATA).is_file() and "file_name" in _columns(path / METADATA):
-        rows = _read_table(path / METADATA)
-    elif training and not (table is not None and _goes_first(table, training)):
-        rows = _read_class_folders(path, folders)
+    names = listing(path) if path.is_dir() else [path.name]
+    base = path if path.is_dir() else path.parent
+    tables = [base / name for name in names if name.lower().endswith(".csv") and not (base / name).is_dir()]
+    folders = [
+        (SPLIT_NAMES[name.lower()], name) for name in names if name.lower() in SPLIT_NAMES and (base / name).is_dir()
+    ]
+    folders.sort(key=lambda each: SPLITS.index(each[0]))
+    training = [name for split, name in folders if split == "train" and _holds_images(base / name)]
+    if described := [each for each in folders if (base / each[1] / METADATA).is_file()]:
+        rows = _read_metadata(base, described)
+        _warn_of_others(base, [name for _, name in folders], described)
+    elif base / METADATA in tables and "file_name" in _columns(base / METADATA):
+        rows = _read_table(base / METADATA)
+    elif training and not (len(tables) == 1 and _goes_first(tables[0], base, training)):
+        rows = _read_class_folders(base, folders)
+        _warn_of_others(base, folders_in(base), folders)
         if tables:
             said = "%s: %d CSV files are not read, since the folder %s is; to use one, give it: --root %s"
-            logger.warning(said, path, len(tables), training[0].name, tables[0])
-    elif table is not None:
-        base, rows = table.parent, _read_table(table)
-    return None if rows is None else OwnImages(rows, partial(_open_below, base), base)
+            logger.warning(said, base, len(tables), training[0], tables[0])
+    elif len(tables) == 1:
+        rows = _read_table(tables[0])
+    else:
+        return None
+    return OwnImages(rows, partial(open_below, base), base)
 
 
-def _open_below(base: Path, path: str) -> Image.Image:
-    return open_image(base / path)
-
-
-def _tables(path: Path) -> list[Path]:
-    """The CSV files of a folder, or the file itself if it is one."""
-    paths = [path / name for name in listing(path)] if path.is_dir() else [path]
-    return [each for each in paths if each.suffix.lower() == ".csv" and not each.is_dir()]
-
-
-def _split_folders(path: Path) -> list[tuple[str, str]]:
-    """Split and name of the folders of splits in a folder, train first."""
-    names = [name for name in listing(path) if name.lower() in SPLIT_NAMES] if path.is_dir() else []
-    found = [(SPLIT_NAMES[name.lower()], name) for name in names if (path / name).is_dir()]
-    return sorted(found, key=lambda each: SPLITS.index(each[0]))
-
-
-def _check_one_folder(path: Path, folders: list[tuple[str, str]]) -> None:
-    """Raises UserError if several folders mean one split: which of them was meant must not be guessed."""
+def _warn_of_others(base: Path, names: list[str], folders: list[tuple[str, str]]) -> None:
+    """Checks that no two folders mean one split, and warns of further ones, which are left out."""
     for (one, first), (other, second) in pairwise(folders):
-        if one == other:
-            raise UserError(
-                f"{path}: the folders {first} and {second} both mean {one}; keep one of them, or move the others away"
-            )
+        if one == other:  # which of them was meant must not be guessed
+            raise UserError(f"{base}: the folders {first} and {second} both mean {one}; keep one of them")
+    read = [name for _, name in folders]
+    if others := [name for name in names if name not in read]:
+        logger.warning("%s: the folders %s are not read; read are %s", base, ", ".join(others), ", ".join(read))
 
 
-def _goes_first(table: Path, training: list[Path]) -> bool:
+def _goes_first(table: Path, base: Path, training: list[str]) -> bool:
     """Whether a table of labels is read rather than the training folders beside it: not where class folders lie in
     `train`. Under another name, the table may name them in splits of its own."""
-    if any(folder.name == "train" and _holds_folders(folder) for folder in training):
-        return False
-    columns = _columns(table)
-    return "label" in columns and ("path" in columns or "file_name" in columns)
+    columns = {*_columns(table)}
+    return (
+        "label" in columns
+        and bool(columns & {"path", "file_name"})
+        and not ("train" in training and folders_in(base / "train"))
+    )
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(is_image(name) for name in listing(folder)) or _holds_folders(folder)
+    return any(is_image(name) or (folder / name).is_dir() for name in listing(folder))
 
 
-def _holds_folders(folder: Path) -> bool:
-    return any((folder / name).is_dir() for name in listing(folder))
-
-
-# --- class folders
-
-
-def _read_class_folders(path: Path, folders: list[tuple[str, str]]) -> list[Row]:
-    _check_one_folder(path, folders)
-    known = {name for _, name in folders}
-    if strange := [name for name in listing(path) if name not in known and (path / name).is_dir()]:
-        logger.warning("%s: %s is none of train, val and test, and is not read", path, ", ".join(strange))
+def _read_class_folders(base: Path, folders: list[tuple[str, str]]) -> list[Row]:
     rows: list[Row] = []
-    left_out: dict[str, list[str]] = defaultdict(list)
+    left_out: list[str] = []
     for split, folder in folders:
-        for name in listing(path / folder):
-            inside = f"{folder}/{name}"
-            if (path / inside).is_dir():
-                rows += [Row(split, image, name) for image in _read_class(path, inside, left_out)]
-            else:
-                left_out["loose" if is_image(name) else "files"].append(inside)
-    for kind, said in LEFT_OUT.items():
-        if found := left_out[kind]:
-            logger.warning(f"%s: {said}", path, len(found), found[0])
+        for name in listing(base / folder):
+            place = f"{folder}/{name}"
+            files = listing(base / place) if (base / place).is_dir() else []
+            images = [file for file in files if is_image(file)]  # by its name alone: there may be millions
+            rows += [Row(split, f"{place}/{file}", name) for file in images]
+            left_out += [f"{place}/{file}" for file in files if not is_image(file)] if images else [place]
+    if left_out:
+        said = "%s: %d files and folders hold no image at train/<class>/IMAGE and are not read, such as %s"
+        logger.warning(said, base, len(left_out), left_out[0])
     return rows
-
-
-def _read_class(path: Path, folder: str, left_out: dict[str, list[str]]) -> list[str]:
-    """The images of a class folder; what is left out is added to `left_out`."""
-    images = []
-    for name in listing(path / folder):
-        inside = f"{folder}/{name}"
-        if is_image(name):  # known by its name alone, since there may be millions of images
-            images.append(inside)
-        else:
-            left_out["deeper" if (path / inside).is_dir() else "files"].append(inside)
-    if not images:
-        left_out["empty"].append(folder)
-    return images
 
 
 # --- tables
 
 
-def _read_metadata(path: Path, folders: list[tuple[str, str]]) -> list[Row]:
-    """The rows of a folder whose split folders hold a `metadata.csv` each."""
-    read = [(split, name) for split, name in folders if (path / name / METADATA).is_file()]
-    _check_one_folder(path, read)
-    if left_out := [name for split, name in folders if (split, name) not in read]:
-        said = "%s: left out are the folders %s; a folder that is read holds a %s"
-        logger.warning(said, path, ", ".join(left_out), METADATA)
-    rows = [row for split, name in read for row in _read_table(path / name / METADATA, name, split)]
-    _check_listed_once(path / METADATA, rows)
+def _read_metadata(base: Path, folders: list[tuple[str, str]]) -> list[Row]:
+    """The rows of the split folders that hold a `metadata.csv` each."""
+    rows = [row for split, name in folders for row in _read_table(base / name / METADATA, name, split)]
+    _check_listed_once(base, rows)
     return rows
 
 
@@ -257,27 +204,26 @@ def _read_table(path: Path, folder: str = "", default: str = "") -> list[Row]:
     Its images are relative to `folder`, below the folder that is read. A row that names no split is of the `default`
     one, or of that of the first folder of a `file_name`, or train.
     """
-    given = _columns(path)
-    by_folder = "path" not in given
-    columns = ["path" if by_folder and column == "file_name" else column for column in given]
+    columns = _columns(path)
+    place = "path" if "path" in columns else "file_name"
     if repeated := next((column for column in columns if columns.count(column) > 1), ""):
         raise UserError(f"{path} has the column {repeated!r} twice; leave one of them out")
-    if not {"path", "label"} <= set(columns):
-        raise UserError(f"{path} must have {COLUMNS}; got {','.join(given) or 'nothing'}")
+    if not {place, "label"} <= {*columns}:
+        raise UserError(f"{path} must have {COLUMNS}; got {','.join(columns) or 'nothing'}")
     with reading(path, TABLE), path.open(encoding="utf-8-sig", newline="") as file:
         table = csv.DictReader(file, columns, skipinitialspace=True, strict=True)
         next(table, None)  # the names of the columns
-        rows = [_read_row(row, f"{path}, line {table.line_num}") for row in table]
-    if by_folder and not default:
+        rows = [_read_row(row, place, f"{path}, line {table.line_num}") for row in table]
+    if place == "file_name" and not default:
         rows = _with_splits_of_folders(path, rows)
     rows = [Row(row.split or default or "train", os.path.join(folder, row.path), row.label) for row in rows]
-    _check_listed_once(path, rows)
+    _check_listed_once(path.parent, rows)
     return rows
 
 
-def _read_row(row: dict[Any, Any], where: str) -> Row:
+def _read_row(row: dict[Any, Any], place: str, where: str) -> Row:
     """A row of a table, whose split is "" if it names none; `where` names it in messages."""
-    image, label, given = ((row.get(key) or "").strip() for key in ("path", "label", "split"))
+    image, label, given = ((row.get(key) or "").strip() for key in (place, "label", "split"))
     split = SPLIT_NAMES.get(given.lower(), "")
     if None in row:
         raise UserError(f"{where}: more values than columns; put a value that holds a comma into quotes")
@@ -288,12 +234,12 @@ def _read_row(row: dict[Any, Any], where: str) -> Row:
     return Row(split, Path(os.path.normpath(image)).as_posix(), label)
 
 
-def _check_listed_once(path: Path, rows: list[Row]) -> None:
+def _check_listed_once(base: Path, rows: list[Row]) -> None:
     seen: set[str] = set()
     for row in rows:
-        file = os.path.abspath(path.parent / row.path)
+        file = os.path.abspath(base / row.path)
         if file in seen:
-            raise UserError(f"{path}: {row.path} is listed more than once; an image has one label and one split")
+            raise UserError(f"{base}: {row.path} is listed more than once; an image has one label and one split")
         seen.add(file)
 
 
@@ -303,7 +249,11 @@ def _with_splits_of_folders(path: Path, rows: list[Row]) -> list[Row]:
     If none of them has one, all are train. Some with and some without are an error: an image must not become a training
     image by a guess.
     """
-    found = {row.path: SPLIT_NAMES.get(_first_folder(path.parent, row.path), "") for row in rows if not row.split}
+    found: dict[str, str] = {}
+    for row in rows:
+        folder, slash, _ = Path(os.path.relpath(path.parent / row.path, path.parent)).as_posix().partition("/")
+        if not row.split:
+            found[row.path] = SPLIT_NAMES.get(folder.lower(), "") if slash else ""
     lacking = next((image for image, split in found.items() if not split), "")
     if lacking and any(found.values()):
         raise UserError(
@@ -311,9 +261,3 @@ def _with_splits_of_folders(path: Path, rows: list[Row]) -> list[Row]:
             f"{', '.join(SPLITS)}, or add a column split"
         )
     return [row._replace(split=row.split or found[row.path]) for row in rows]
-
-
-def _first_folder(base: Path, image: str) -> str:
-    """The first folder of a path below `base`, in lower case; "" if it has none."""
-    folder, slash, _ = Path(os.path.relpath(base / image, base)).as_posix().partition("/")
-    return folder.lower() if slash else ""

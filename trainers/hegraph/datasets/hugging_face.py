@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from ..utils.errors import UserError, first_line
 from ..utils.files import absolute
 from ..utils.reading import check_regular
-from .folder import SPLIT_NAMES, OwnImages, Row, files_of_splits
+from .folder import OwnImages, Row, files_of_splits
 from .images import open_image
-from .splits import SPLITS
+from .splits import SPLIT_NAMES, SPLITS
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -89,6 +89,11 @@ def open_sent(source: Path | bytes) -> Image.Image:
     raise UserError(f"has more than {MAX_PIXELS // 10**6} million pixels; take a smaller one")
 
 
+def open_below(base: Path, path: str) -> Image.Image:
+    """Opens a file below a folder."""
+    return open_image(base / path)
+
+
 def to_rgb(file: Image.Image) -> Image.Image:
     """An image of any mode as RGB, upright (by its EXIF orientation) and with white for transparent parts."""
     check_sides(file)

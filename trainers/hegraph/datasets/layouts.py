@@ -1,8 +1,8 @@
 """How CoOp's data sets are read: their lists and folders, and CoOp's way to split one without a split.
 
-Readers take the folder of the data set, the generator that a split is drawn from, and the folder of its images below;
-paths of items are relative to the data set's folder. Listings are sorted, so that a split does not depend on the file
-system.
+The readers `read_<layout>` take the folder of the data set, the generator that a split is drawn from, and the folder of
+its images below; paths of items are relative to the data set's folder. Listings are sorted, so that a split does not
+depend on the file system.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..utils.schema import Name, check
 from .splits import SPLITS, Item, Pools, read_coop_pickle
 
 TRAIN_FRACTION, VAL_FRACTION = 0.5, 0.2  # of each class, where there is no official split
-WORDNET_ID = re.compile(r"n\d{8}")
+WORDNET_ID, CLASSNAMES = re.compile(r"n\d{8}"), "classnames.txt"
 
 # Files that may label a flat validation folder, and the folders in which they may be, below the folder of ImageNet. The
 # last file is that of ILSVRC's development kit; it lists numbers of its own, which the kit's meta.mat translates. All
@@ -45,6 +45,11 @@ def listing(folder: Path) -> list[str]:
     for name in names:
         check_utf8(name, str(folder))
     return names
+
+
+def folders_in(folder: Path) -> list[str]:
+    """The names of the folders in a folder; as `listing`."""
+    return [name for name in listing(folder) if (folder / name).is_dir()]
 
 
 def check_utf8(name: str, where: str) -> None:
@@ -123,19 +128,17 @@ def _official_lists(trainval: Path, test: Path, item: Callable[[str], Item], rng
 # --- the data sets but for ImageNet's
 
 
-def split_class_folders(
+def read_class_folders(
     folder: Path, rng: random.Random, images: str, ignored: Collection[str] = (), names: Mapping[str, str] | None = None
 ) -> Pools:
     """One folder per class, but for those `ignored`; `names` of classes that are not called as their folders."""
-    folders = [name for name in listing(folder / images) if name not in ignored and (folder / images / name).is_dir()]
+    folders = [name for name in folders_in(folder / images) if name not in ignored]
     if not folders:
         raise UserError(f"{folder / images} holds no folder of a class")
-
-    def paths(name: str) -> list[str]:
-        return [f"{images}/{name}/{file}" for file in listing(folder / images / name)]
-
-    called = names or {}
-    return split_classes(((label, called.get(name, name), paths(name)) for label, name in enumerate(folders)), rng)
+    paths = {name: [f"{images}/{name}/{file}" for file in listing(folder / images / name)] for name in folders}
+    return split_classes(
+        ((label, (names or {}).get(name, name), paths[name]) for label, name in enumerate(folders)), rng
+    )
 
 
 def read_pets(folder: Path, rng: random.Random, images: str) -> Pools:
@@ -219,17 +222,17 @@ def read_imagenet(folder: Path, rng: random.Random, images: str) -> Pools:
     CoOp keeps the items that it read in `preprocessed.pkl`, in the order of the file system at that time, and later
     runs draw from this file. So it goes before the folders here as well.
     """
-    listed = folder / "preprocessed.pkl"
+    listed, cut = folder / "preprocessed.pkl", len(folder.name) + 1
     if listed.is_file():
         found = read_coop_pickle(listed, folder.name)
         train, test = (
-            [item._replace(path=item.path[len(folder.name) + 1 :]) for item in found.get(split, ())]
-            for split in ("train", "test")
+            [item._replace(path=item.path[cut:]) for item in found.get(split, ())] for split in ("train", "test")
         )
     else:
         names, ids = class_names_by_id(folder), class_ids(folder, f"{images}/train")
-        train = _items_of_folders(folder, f"{images}/train", names, ids)
-        test = _read_validation(folder, f"{images}/val", names, ids)
+        train = _items(folder, _in_folders(folder, f"{images}/train"), names, ids)
+        test = _items(folder, _validation(folder, f"{images}/val", sorted(names)), names, ids)
+        test.sort(key=lambda item: item.label)
     return {"train": train, "val": test, "test": test}
 
 
@@ -239,7 +242,7 @@ def read_imagenet_v2(folder: Path, rng: random.Random, images: str) -> Pools:
     test = []
     for number in sorted(int(name) for name in listing(folder / images) if name.isdigit()):
         if number >= len(names):
-            raise UserError(f"{folder / 'classnames.txt'} names {len(names)} classes, and there is a folder {number}")
+            raise UserError(f"{folder / CLASSNAMES} names {len(names)} classes, and there is a folder {number}")
         files = listing(folder / images / str(number))
         test += [Item(f"{images}/{number}/{file}", number, names[number]) for file in files]
     return {"train": [], "val": [], "test": test}
@@ -247,69 +250,66 @@ def read_imagenet_v2(folder: Path, rng: random.Random, images: str) -> Pools:
 
 def read_test_folders(folder: Path, rng: random.Random, images: str) -> Pools:
     """A variant that has only test images, one folder per class."""
-    test = _items_of_folders(folder, images, class_names_by_id(folder), class_ids(folder, images))
+    test = _items(folder, _in_folders(folder, images), class_names_by_id(folder), class_ids(folder, images))
     return {"train": [], "val": [], "test": test}
 
 
 def class_names_by_id(folder: Path) -> dict[str, str]:
     """WordNet id -> class name, in the order of `classnames.txt`, whose lines are `<WordNet id> <name>`."""
     names = {}
-    for line in read_lines(folder / "classnames.txt"):
+    for line in read_lines(folder / CLASSNAMES):
         wordnet_id, _, name = line.partition(" ")
         if not WORDNET_ID.fullmatch(wordnet_id) or not name:
-            raise UserError(f"{folder / 'classnames.txt'} must hold lines such as 'n01440764 tench', got {line!r}")
+            raise UserError(f"{folder / CLASSNAMES} must hold lines such as 'n01440764 tench', got {line!r}")
         names[wordnet_id] = name
     return names
 
 
-def class_ids(folder: Path, images: str) -> list[str]:
-    """The WordNet ids of the class folders, in order; raises UserError if `classnames.txt` lacks one."""
+def class_ids(folder: Path, place: str) -> list[str]:
+    """The WordNet ids of the classes in label order: of the class folders in a place, which `classnames.txt` has to
+    name, or of that file."""
     names = class_names_by_id(folder)
-    ids = [name for name in listing(folder / images) if (folder / images / name).is_dir()]
+    if place == CLASSNAMES:
+        return list(names)
+    ids = folders_in(folder / place)
     if unnamed := [name for name in ids if name not in names]:
-        raise UserError(f"{folder / images} has a folder {unnamed[0]!r} that {folder / 'classnames.txt'} does not name")
+        raise UserError(f"{folder / place} has a folder {unnamed[0]!r} that {folder / CLASSNAMES} does not name")
     return ids
 
 
-def _items_of_folders(folder: Path, images: str, names: dict[str, str], ids: list[str]) -> list[Item]:
-    """The items of all class folders; `names` is WordNet id -> class name, `ids` the WordNet ids in label order."""
-    found = [
-        (f"{images}/{wordnet_id}/{file}", wordnet_id)
-        for wordnet_id in class_ids(folder, images)
-        for file in listing(folder / images / wordnet_id)
+def _in_folders(folder: Path, place: str) -> list[tuple[str, str]]:
+    """Path and WordNet id of the images in class folders."""
+    ids = class_ids(folder, place)
+    return [
+        (f"{place}/{wordnet_id}/{file}", wordnet_id)
+        for wordnet_id in ids
+        for file in listing(folder / place / wordnet_id)
     ]
-    return _items(folder, found, names, ids)
 
 
-def _read_validation(folder: Path, place: str, names: dict[str, str], ids: list[str]) -> list[Item]:
-    """The validation images, which are in class folders or in a flat folder with a file that labels them.
-
-    Every class has the label that it has in training, even if some class has no validation images.
+def _validation(folder: Path, place: str, wordnet_ids: list[str]) -> list[tuple[str, str]]:
+    """Path and WordNet id of the validation images, which are in class folders, or in a flat folder with a file that
+    labels them. `wordnet_ids` are the sorted ids of all classes, also of those without an image.
     """
     if any(path.is_dir() for path in (folder / place).glob("n*")):
-        return _items_of_folders(folder, place, names, ids)
+        return _in_folders(folder, place)
     files = [name for name in listing(folder / place) if name.lower().endswith((".jpeg", ".jpg", ".png"))]
     if not files:
         raise UserError(f"{folder / place} holds no image")
-    labels = _ground_truth(folder, files, sorted(names))
-    found = [(f"{place}/{file}", wordnet_id) for file, wordnet_id in zip(files, labels)]
-    return sorted(_items(folder, found, names, ids), key=lambda item: (item.label, item.path))
+    return [(f"{place}/{file}", label) for file, label in zip(files, _ground_truth(folder, files, wordnet_ids))]
 
 
 def _items(folder: Path, found: list[tuple[str, str]], names: dict[str, str], ids: list[str]) -> list[Item]:
-    """The items of (path, WordNet id); raises UserError for a class without a training folder."""
+    """The items of (path, WordNet id); `ids` are in label order. Raises UserError for a class that has no label, since
+    it has no training folder."""
     labels = {wordnet_id: label for label, wordnet_id in enumerate(ids)}
-    for path, wordnet_id in found:
-        if wordnet_id not in labels:
-            raise UserError(f"the class {wordnet_id!r} of {folder / path} has no folder in {folder / 'images/train'}")
+    if absent := next((each for each in found if each[1] not in labels), None):
+        raise UserError(f"the class {absent[1]!r} of {folder / absent[0]} has no folder in {folder / 'images/train'}")
     return [Item(path, labels[wordnet_id], names[wordnet_id]) for path, wordnet_id in found]
 
 
 def _ground_truth(folder: Path, files: list[str], wordnet_ids: list[str]) -> list[str]:
-    """The WordNet id of every image of a flat validation folder; `files` are their sorted names.
-
-    `wordnet_ids` are the sorted ids of all classes, also of those that have no training images here.
-    """
+    """The WordNet id of every image of a flat validation folder; `files` are their sorted names."""
     candidates = [folder / where / name for name in GROUND_TRUTH for where in GROUND_TRUTH_FOLDERS]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
@@ -322,30 +322,27 @@ def _ground_truth(folder: Path, files: list[str], wordnet_ids: list[str]) -> lis
         return labels
     # Caffe counts the sorted ids from 0; the development kit has an order of its own
     by_number = dict(enumerate(wordnet_ids)) if path.name == "val.txt" else _numbers_of_kit(path)
-    absent = next((label for label in labels if int(label) not in by_number), None)
-    if absent is not None:
+    if absent := next((label for label in labels if int(label) not in by_number), ""):
         raise UserError(f"{path} names class number {absent}, which is none of {len(by_number)}")
     return [by_number[int(label)] for label in labels]
 
 
 def _read_labels(path: Path, files: list[str]) -> list[str]:
     """The WordNet id, or else the class number, that a file of `GROUND_TRUTH` gives each of `files`."""
-    lines = read_lines(path)
+    labels = lines = read_lines(path)  # one class a line, in the order of the names of the images
     if path.suffix == ".csv":  # Kaggle's, with the header ImageId,PredictionString; a prediction begins with the id
         found = {row.split(",")[0]: row.split(",")[1].split(" ")[0] for row in lines if "," in row}
         labels = [found.get(Path(file).stem, "") for file in files]
     elif all(len(line.split()) == 2 for line in lines):  # Caffe's val.txt: an image and its class number from 0
         found = dict(map(str.split, lines))
         labels = [found.get(file, "") for file in files]
-    else:  # one class a line, in the order of the names of the images
-        labels = lines
     if len(labels) != len(files) or not all(labels):
         raise UserError(f"{path} does not label the {len(files)} images ({len(lines)} lines)")
     return labels
 
 
 def _numbers_of_kit(path: Path) -> dict[int, str]:
-    """ILSVRC's class number -> WordNet id, of the table beside the file or a folder above."""
+    """ILSVRC's class number -> WordNet id, of the table `meta.mat` beside the file or a folder above."""
     meta = next((p for p in (path.parent / "meta.mat", path.parent.parent / "meta.mat") if p.is_file()), None)
     if meta is None:
         raise UserError(

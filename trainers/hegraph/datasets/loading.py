@@ -22,9 +22,9 @@ from ..utils.errors import UserError, unknown
 from ..utils.files import absolute
 from ..utils.reading import reading
 from .base import Dataset, class_names
-from .images import is_image, open_image
-from .layouts import is_folder
-from .registry import ENTRIES, DatasetEntry, LoaderEntry, find_entry
+from .images import is_image, open_below, open_image
+from .layouts import class_ids, is_folder
+from .registry import ENTRIES, LOADERS, Entry, find_entry
 from .splits import (
     SPLITS,
     Item,
@@ -53,11 +53,11 @@ def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | 
         rng: A generator that was made from `seed`, to draw from and go on with; None makes one.
     """
     entry = find_entry(name)
-    if isinstance(entry, LoaderEntry):
-        return entry.load(root)
-    if isinstance(entry, DatasetEntry):
-        return _load_stored(entry, root, seed, rng or random.Random(seed))
-    raise unknown("data set", name, ENTRIES)
+    if entry is None:
+        raise unknown("data set", name, ENTRIES)
+    if entry.loader:
+        return LOADERS[entry.loader](root, entry.name)
+    return _load_stored(entry, root, seed, rng or random.Random(seed))
 
 
 def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = "all") -> Dataset:
@@ -75,7 +75,7 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
     dataset = load_dataset(name, root, seed, rng)
     check_trainable(dataset)
     entry = find_entry(name)
-    drawn = read_coop_selection(dataset, entry.folder, shots, seed) if isinstance(entry, DatasetEntry) else None
+    drawn = read_coop_selection(dataset, entry.folder, shots, seed) if entry and entry.folder else None
     if drawn is not None:
         dataset = dataset.with_splits(drawn)
     else:
@@ -121,15 +121,10 @@ def load_unlabelled(source: Path) -> Dataset:
             paths = [row["path"] for row in csv.DictReader(file)]
     if not paths:
         raise UserError(f"{source} holds no image")
-    dataset = Dataset(
-        str(source), [], [], [], [Item(path, 0, "") for path in paths], partial(_open, base), absolute(base)
-    )
+    items = [Item(path, 0, "") for path in paths]
+    dataset = Dataset(str(source), [], [], [], items, partial(open_below, base), absolute(base))
     dataset.check_files()
     return dataset
-
-
-def _open(base: Path, path: str) -> Image.Image:
-    return open_image(base / path)
 
 
 def check_trainable(dataset: Dataset) -> None:
@@ -143,25 +138,22 @@ def check_trainable(dataset: Dataset) -> None:
 # --- data sets that have a folder below the data root
 
 
-def _load_stored(entry: DatasetEntry, root: str, seed: int, rng: random.Random) -> Dataset:
+def _load_stored(entry: Entry, root: str, seed: int, rng: random.Random) -> Dataset:
     """A data set below the folder of all data sets. A missing split is drawn from `rng`, which was made from `seed`."""
-    name = entry.name
-    base = absolute(root)
+    name, base = entry.name, absolute(root)
     folder = base / entry.folder
-    check = command(f"datasets check {name} --root {root or '.'}")
-    hint = f"see {check}"
+    hint = "see " + command(f"datasets check {name} --root {root or '.'}")
     if not is_folder(folder):
         raise UserError(f"{name} is not in {folder}; set --root to the folder that holds {entry.folder}/, or {hint}")
     try:
         pools, names = read_stored(entry, folder, seed, rng)
-        ids = entry.class_ids(folder) if entry.class_ids else ()
+        ids = class_ids(folder, entry.class_ids) if entry.class_ids else ()
     except UserError as error:
         raise UserError(f"{name}: {error}; {hint}") from error
-    val_is_test = pools["val"] is pools["test"]
     train, val, test = (
         [item._replace(path=f"{entry.folder}/{item.path}") for item in pools[split]] for split in SPLITS
     )
-    return Dataset(name, names, train, test if val_is_test else val, test, partial(open_stored, base), base, ids)
+    return Dataset(name, names, train, val, test, partial(open_stored, base), base, ids)
 
 
 def open_stored(base: Path, path: str) -> Image.Image:
@@ -170,7 +162,7 @@ def open_stored(base: Path, path: str) -> Image.Image:
 
 
 def read_stored(
-    entry: DatasetEntry, folder: Path, seed: int, rng: random.Random, write: bool = True
+    entry: Entry, folder: Path, seed: int, rng: random.Random, write: bool = True
 ) -> tuple[Pools, list[str]]:
     """The full splits of a data set, with paths relative to its folder, and its class names in label order.
 
@@ -179,46 +171,41 @@ def read_stored(
         rng: The generator that a missing split is drawn from.
         write: Whether a split that had to be drawn is written to the split file.
     """
+    split_file = folder / entry.split_file if entry.split_file else None
+    listed = split_file is not None and split_file.is_file()
     try:
-        pools = _read_pools(entry, folder, seed, rng)
-    except UserError:
-        raise
+        pools = _read_split(entry, split_file, seed, rng) if split_file and listed else entry.read(folder, rng)
+    except UserError as error:
+        if split_file is None or listed:
+            raise
+        raise UserError(f"{split_file} is missing, and no split can be drawn instead: {error}") from error
     except (KeyError, TypeError, ValueError, IndexError) as error:  # what a list of another structure leads to
         raise UserError(f"a file in {folder} has another structure ({error!r})") from error
     needed = ("test",) if entry.train_on else ("train", "test")
     if empty := next((split for split in needed if not pools[split]), ""):
         raise UserError(f"there is no {empty} image")
     names = class_names(*(pools[split] for split in (SPLITS if not entry.train_on else ("test",))))
-    if entry.split_file and not (folder / entry.split_file).is_file():
+    if split_file and not listed:
         check_pools(pools, str(folder))
         if write:
-            _write_split(entry, folder / entry.split_file, pools, seed, rng)
+            _write_split(entry, split_file, pools, seed, rng)
     return pools, names
 
 
-def _read_pools(entry: DatasetEntry, folder: Path, seed: int, rng: random.Random) -> Pools:
-    """The splits as the split file says, or else as they are drawn."""
-    split_file = folder / (entry.split_file or "")
-    if entry.split_file and split_file.is_file():
-        drawn = read_drawn(split_file)
-        if drawn is not None and drawn.seed == seed:
-            rng.setstate(drawn.state)
-        pools = read_split_file(split_file)
-        return {split: [item._replace(path=_prefix(entry) + item.path) for item in pools[split]] for split in SPLITS}
-    try:
-        return entry.read(folder, rng)
-    except UserError as error:
-        if entry.split_file is None:
-            raise
-        raise UserError(f"{split_file} is missing, and no split can be drawn instead: {error}") from error
+def _read_split(entry: Entry, split_file: Path, seed: int, rng: random.Random) -> Pools:
+    drawn = read_drawn(split_file)
+    if drawn is not None and drawn.seed == seed:
+        rng.setstate(drawn.state)
+    pools = read_split_file(split_file)
+    return {split: [item._replace(path=_prefix(entry) + item.path) for item in pools[split]] for split in SPLITS}
 
 
-def _prefix(entry: DatasetEntry) -> str:
+def _prefix(entry: Entry) -> str:
     """What paths of the split file are relative to, below the folder of the data set."""
     return f"{entry.images}/" if entry.images else ""
 
 
-def _write_split(entry: DatasetEntry, split_file: Path, pools: Pools, seed: int, rng: random.Random) -> None:
+def _write_split(entry: Entry, split_file: Path, pools: Pools, seed: int, rng: random.Random) -> None:
     cut = len(_prefix(entry))
     listed = {split: [item._replace(path=item.path[cut:]) for item in pools[split]] for split in SPLITS}
     try:

@@ -38,7 +38,7 @@ LAYOUT = (
 FORMS: tuple[Callable[[str], OwnImages | None], ...] = (read_files, read_hugging_face, read_shards)
 
 
-def load_own_images(root: str) -> Dataset:
+def load_own_images(root: str, name: str = NAME) -> Dataset:
     """Reads the data set that `--root` names, in one of the forms of docs/data.md. No image is opened."""
     if not root:
         raise UserError(f"{NAME} needs --root, your folder or CSV file; {LAYOUT}")
@@ -48,27 +48,28 @@ def load_own_images(root: str) -> Dataset:
     where = images.root or root
     rows: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
     for split, path, label in images.rows:
-        name = class_name(label, f"{where}: {path}")
-        if not name:
+        called = class_name(label, f"{where}: {path}")
+        if not called:
             raise UserError(f"{where}: {path} has no label; give it one, or leave it out")
-        rows[split].append((path, name))
-    trained = {name for _, name in rows["train"]}
+        rows[split].append((path, called))
+    trained = {called for _, called in rows["train"]}
     if not trained:
         raise UserError(f"{where} has no training image; {LAYOUT}")
-    names = [name for name in dict.fromkeys(class_name(each, root) for each in images.classnames) if name in trained]
+    for split in ("val", "test"):
+        if unknown := sorted({called for _, called in rows[split]} - trained):
+            raise UserError(f"{where}: {len(unknown)} classes of {split} have no training image: {some(unknown)}")
+    names = [
+        called for called in dict.fromkeys(class_name(each, root) for each in images.classnames) if called in trained
+    ]
     if len(names) < len(trained):
         names = sorted(trained, key=_class_order)
-    for split in ("val", "test"):
-        if unknown := sorted({name for _, name in rows[split]} - trained):
-            said = f"{len(unknown)} classes of {split} have no training image: {', '.join(unknown[:5])}"
-            raise UserError(f"{where}: {said}")
-    if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", name) for name in names):
+    if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", called) for called in names):
         said = '%s: all class names are numbers (%s), so prompts read "a photo of a %s."; give them names in words'
         logger.warning(said, where, some(names), names[0])
-    labels = {name: label for label, name in enumerate(names)}
-    train, val, test = ([Item(path, labels[name], name) for path, name in rows[split]] for split in SPLITS)
+    labels = {called: label for label, called in enumerate(names)}
+    train, val, test = ([Item(path, labels[called], called) for path, called in rows[split]] for split in SPLITS)
     check = command(f"datasets check folder --root {shlex.quote(root)}")
-    return Dataset(NAME, names, train, val, test, images.open, images.root, (), images.version, check)
+    return Dataset(name, names, train, val, test, images.open, images.root, (), images.version, check)
 
 
 def _class_order(name: str) -> tuple[int, int, str]:

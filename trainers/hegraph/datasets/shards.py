@@ -31,16 +31,17 @@ from filelock import FileLock
 from ..utils.errors import UserError, first_line, shortened
 from ..utils.files import absolute, hash_json
 from ..utils.reading import check_regular, parse_json, read_text, reading
-from .folder import SPLIT_NAMES, OwnImages, Row, class_name, files_of_splits
+from .download import Broken, fetch_file, writing
+from .folder import OwnImages, Row, class_name, files_of_splits
 from .images import IMAGE_SUFFIXES, open_image
-from .layouts import check_utf8
+from .layouts import CLASSNAMES, check_utf8
+from .splits import SPLIT_NAMES
 
 if TYPE_CHECKING:
     from PIL import Image
 
 logger = logging.getLogger(__name__)
 
-CLASSNAMES = "classnames.txt"
 MOST_NAMES = 1_000_000  # of shards, which ranges in braces stand for
 LONGEST_NUMBER = 15  # digits of a number in a range, or of a position in the list of names
 LABELS = ("cls", "cls.txt", "json")
@@ -67,14 +68,17 @@ class Member(NamedTuple):
 def read_shards(root: str) -> OwnImages | None:
     """The images of tar shards; None if `root` names none."""
     folder = absolute(root)
-    local = os.path.isdir(folder)
-    if local:
+    if local := os.path.isdir(folder):
         shards = [Shard(split, path, folder / path) for split, path in files_of_splits(folder, ".tar")]
     else:
         shards = _named_shards(root)
     if not shards:
         return None
-    _check_one_split(shards)
+    split_of: dict[str, str] = {}
+    for split, _, file in shards:
+        check_regular(file)
+        if (first := split_of.setdefault(os.path.realpath(file), split)) != split:
+            raise UserError(f"the shard {file} is in {first} and in {split}; a shard has one split: leave one out")
     parents = [folder] if local else [shard.file.parent for shard in shards if shard.file.parent != _cache()]
     names = _read_classnames(parents[0] / CLASSNAMES) if parents else []
     rows: list[Row] = []
@@ -101,16 +105,6 @@ def _version(members: dict[str, Member], path: str) -> tuple[int, int]:
 # --- which shards
 
 
-def _check_one_split(shards: Sequence[Shard]) -> None:
-    """Raises UserError if two splits have the same file, by whatever names: test images are no training images."""
-    split_of: dict[str, str] = {}
-    for split, _, file in shards:
-        check_regular(file)
-        first = split_of.setdefault(os.path.realpath(file), split)
-        if first != split:
-            raise UserError(f"the shard {file} is in {first} and in {split}; a shard has one split: leave one out")
-
-
 def _named_shards(root: str) -> list[Shard]:
     """The shards that paths and addresses name. Those at addresses are fetched."""
     if ".tar" not in root:
@@ -129,8 +123,9 @@ def _named_shards(root: str) -> list[Shard]:
 def _splits_and_urls(root: str) -> list[tuple[str, str]]:
     """The parts of "train=URLS;val=URLS"; all is train where no split is named."""
     parts = [part.strip() for part in root.split(";") if part.strip()]
-    pairs = [part.partition("=")[::2] for part in parts]
-    found = [(SPLIT_NAMES.get(name.strip().lower(), ""), urls.strip()) for name, urls in pairs]
+    found = [
+        (SPLIT_NAMES.get(name.strip().lower(), ""), urls.strip()) for name, _, urls in (p.partition("=") for p in parts)
+    ]
     if not any(split for split, _ in found) and not re.match(r"\w+=", root):
         return [("train", root)]
     for part, (split, urls) in zip(parts, found):
@@ -147,10 +142,9 @@ def _expanded(urls: str) -> list[str]:
 
     Unlike there, variables of the environment are not put in: a text of a stranger's could send them anywhere.
     """
-    shown = f"--root has {shortened(urls, 80)!r}"
-    if sum(map(_most_names, urls.split("::"))) > MOST_NAMES:
+    shown, expanded = f"--root has {shortened(urls, 80)!r}", urls.split("::")
+    if sum(map(_most_names, expanded)) > MOST_NAMES:
         raise UserError(f"{shown}, which names more than {MOST_NAMES} shards; give a shorter range")
-    expanded = urls.split("::")
     if "{" in urls:
         try:
             from braceexpand import braceexpand
@@ -160,9 +154,8 @@ def _expanded(urls: str) -> list[str]:
             expanded = [name for url in expanded for name in braceexpand(url)]
         except ValueError as error:
             raise UserError(f"{shown}, which cannot be read: {first_line(error)}") from error
-    for url in expanded:
-        if re.match(r"[A-Za-z][\w+.-]+:", url) and not re.match(r"https?://", url):
-            raise UserError(f"{shown}; a shard is a path, or an address that begins with http:// or https://")
+    if any(re.match(r"(?!https?://)[A-Za-z][\w+.-]+:", url) for url in expanded):
+        raise UserError(f"{shown}; a shard is a path, or an address that begins with http:// or https://")
     return expanded
 
 
@@ -182,8 +175,6 @@ def _fetched(url: str) -> Path:
     """The file of a shard, which is fetched if it is not on this machine."""
     if "://" not in url:
         return absolute(url)
-    from .web import Broken, fetch_file, writing  # which own images elsewhere do not need
-
     path = _cache() / f"{hash_json(url)[:16]}.tar"
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,12 @@ logger = logging.getLogger(__name__)
 
 MAX_VAL_SHOTS = 4
 SPLITS = ("train", "val", "test")
+# A folder, a file, a column or a split that other programs name otherwise; as Hugging Face's `datasets` knows them
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "val": "val", "validation": "val", "valid": "val", "dev": "val",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
 
 
 class Item(NamedTuple):

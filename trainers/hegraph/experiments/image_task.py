@@ -135,14 +135,14 @@ class ImageTask(Task):
         """Features of unlabelled images, and if asked for a check that none of their files is one of a test image."""
         if check and (pool := images.test_files()) and (tested := self.dataset.test_files()):
             refuse_tested(files_among(pool, tested), len(pool))
-        if self.cfg.data.skip_unreadable and (left_out := images.unreadable_test_images()):
+        if self.cfg.data.skip_unreadable and (left_out := [*images.unreadable_images()]):
             logger.warning("%d of %d images are left out, such as %s", len(left_out), len(images.test), left_out[0])
             images = images.without(left_out)
         views = extract.ImageViews(images, images.test, self.backbone.preprocess)
         try:
             return extract.encode_images(self.backbone, views, self.cfg.encoding, self._folder, "unlabelled")[0]
         except UserError as error:
-            if not (found := images.unreadable_test_images()):
+            if not (found := [*images.unreadable_images()]):
                 raise
             raise UserError(
                 f"{len(found)} of {len(images.test)} unlabelled images cannot be read, such as {found[0]}; leave them "
