@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter
-from pydantic.dataclasses import dataclass
 
 from ..utils.errors import UserError, unknown
 from . import layouts
@@ -46,11 +45,13 @@ class Sizes(NamedTuple):
         return f"{self.train} train, {self.val} val and {self.test} test images of {self.classes} classes"
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """A row of `entries.yaml`. One with a `folder` lies below the data root in CoOp's layout, and has been `stored`;
     `loader` names the row of `LOADERS` for any other.
     """
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     name: str
     aliases: tuple[str, ...] = ()
