@@ -45,6 +45,9 @@ class Sizes(NamedTuple):
         return f"{self.train} train, {self.val} val and {self.test} test images of {self.classes} classes"
 
 
+NO_SIZES = Sizes(0, 0, 0, 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """A row of `entries.yaml`. One with a `folder` lies below the data root in CoOp's layout, and has been `stored`;
@@ -66,7 +69,7 @@ class Entry:
     split_file: str = ""
     layout: str = ""
     options: dict[str, Any] = field(default_factory=dict)
-    sizes: Sizes = Sizes(0, 0, 0, 0)
+    sizes: Sizes = NO_SIZES
     sources: tuple[Source, ...] = ()
     by_hand: str = ""
     class_ids: str = ""
