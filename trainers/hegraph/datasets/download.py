@@ -47,7 +47,7 @@ WEB_PAGE = "it sent a web page instead of the file (about a quota, a login or an
 
 
 def _with_hosts(urls: list[str], info: ValidationInfo) -> list[str]:
-    return [url.format(**info.context) for url in urls]
+    return [url.format(**(info.context or {})) for url in urls]
 
 
 def _with_targets(members: Any) -> Any:
