@@ -6,9 +6,10 @@ import io
 import tarfile
 from pathlib import Path
 
+import pytest
 from PIL import Image
-
 from trainers.hegraph.datasets import Dataset, load_dataset
+from trainers.hegraph.utils.errors import UserError
 
 
 def make(root: Path, *files: str) -> Path:
@@ -44,6 +45,13 @@ def picture(red: int, green: int = 60, blue: int = 60) -> bytes:
 
 def load(root: object) -> Dataset:
     return load_dataset("ImageFolder", str(root))
+
+
+def refused(root: object, words: str) -> str:
+    """What is said of images that cannot be loaded, which has these words."""
+    with pytest.raises(UserError, match=words) as caught:
+        load(root)
+    return str(caught.value)
 
 
 def counts(dataset: Dataset) -> list[int]:

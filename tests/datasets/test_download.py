@@ -16,6 +16,12 @@ from types import SimpleNamespace
 
 import pytest
 import requests
+from trainers.hegraph.datasets import download as module
+from trainers.hegraph.datasets.__main__ import main
+from trainers.hegraph.datasets.download import CHUNK, LOCK, Source, Unreachable, download, fetch
+from trainers.hegraph.datasets.registry import ENTRIES, stored_datasets
+from trainers.hegraph.utils.errors import UserError
+
 from file_server import (
     BODY,
     FILES,
@@ -37,18 +43,22 @@ from file_server import (
     tar_with,
 )  # fmt: skip
 
-from trainers.hegraph.datasets import download as module
-from trainers.hegraph.datasets.__main__ import main
-from trainers.hegraph.datasets.download import CHUNK, LOCK, Source, Unreachable, download, fetch
-from trainers.hegraph.datasets.registry import ENTRIES, stored_datasets
-from trainers.hegraph.utils.errors import UserError
-
 DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
 
 
 def arrived(folder: Path, body: bytes = BODY) -> bool:
     """Whether the file is there, and nothing else."""
     return names_in(folder) == {"f.bin"} and (folder / "f.bin").read_bytes() == body
+
+
+def refused(source: Source, folder: Path, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        fetch(source, folder)
+
+
+def served(server: Server, body: bytes, **known: object) -> Source:
+    """An archive that the server has."""
+    return archive(server.url("/x", serve(body)), **known)
 
 
 def default_mode() -> int:
@@ -75,8 +85,8 @@ def test_a_file_arrives_whole_and_what_is_not_the_expected_one_is_removed(server
     wrong, right = server.url("/wrong", serve(OTHER)), server.url("/right", serve(BODY))
     fetch(one_file(wrong, right, **known), tmp_path)
     assert arrived(tmp_path)
-    with pytest.raises(Unreachable, match=r"its (sha256|md5) sum is|it has 350,000 bytes where 300,000 are expected"):
-        fetch(one_file(wrong, file="g.bin", **known), tmp_path)
+    words = r"its (sha256|md5) sum is|it has 350,000 bytes where 300,000 are expected"
+    refused(one_file(wrong, file="g.bin", **known), tmp_path, words)
     assert arrived(tmp_path)
 
 
@@ -172,8 +182,7 @@ def test_what_is_in_place_is_not_asked_for_and_what_a_killed_process_left_goes(s
     assert arrived(tmp_path, b"mine")
     (tmp_path / "f.bin").unlink()
     (tmp_path / "f.bin").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"f\.bin is a link to nothing"):
-        fetch(source, tmp_path)
+    refused(source, tmp_path, r"f\.bin is a link to nothing")
     assert server.asked == []
 
 
@@ -192,8 +201,7 @@ def test_the_bytes_on_disk_are_the_files_own_even_if_the_server_calls_its_compre
     url = server.url("/f", serve(packed, Content_Encoding="x-gzip"))
     fetch(one_file(url, file="f.tar.gz", checksum=sum_of(packed)), tmp_path)
     assert (tmp_path / "f.tar.gz").read_bytes() == packed
-    with pytest.raises(Unreachable, match="encoded as x-gzip"):
-        fetch(one_file(url, file="f.json"), tmp_path)
+    refused(one_file(url, file="f.json"), tmp_path, "encoded as x-gzip")
 
 
 # --- mirrors
@@ -229,8 +237,7 @@ def test_when_all_mirrors_fail_one_error_says_why_for_each_and_what_to_do_by_han
 @pytest.mark.parametrize(("page", "kind"), [(b"Quota exceeded", "text/html; charset=utf-8"), (PAGE, "text/plain")])
 def test_a_web_page_is_recognised(server, tmp_path, page, kind):
     url = server.url("/f", serve(page, Content_Type=kind, ETag='"page"'))
-    with pytest.raises(Unreachable, match="it sent a web page instead of the file"):
-        fetch(one_file(url), tmp_path)
+    refused(one_file(url), tmp_path, "it sent a web page instead of the file")
     server.answers["/f"] = [serve(BODY)]
     fetch(one_file(url), tmp_path)
     assert arrived(tmp_path)
@@ -358,8 +365,7 @@ def test_a_file_comes_from_google_drive_and_goes_on_where_it_broke_off(drive, tm
     source = one_file(DRIVE, checksum=sum_of(big))
     drive.url("/uc", attached(big, stop_at=len(big) // 2, stall=True))
     monkeypatch.setattr(module, "RETRIES", 0)
-    with pytest.raises(Unreachable, match="gdown: timed out"):
-        fetch(source, tmp_path)
+    refused(source, tmp_path, "gdown: timed out")
     (part,) = tmp_path.iterdir()
     size = part.stat().st_size
     assert 0 < size <= len(big) // 2
@@ -395,7 +401,7 @@ def test_what_is_not_the_file_is_removed_and_the_quota_page_is_a_reason_in_one_l
 def test_an_archive_is_unpacked_into_its_targets_and_removed(server, tmp_path, kind):
     (tmp_path / "kept" / "images").mkdir(parents=True)
     (tmp_path / "kept" / "images/mine.jpg").write_bytes(b"mine")
-    source = archive(server.url("/x", serve(pack(kind, FILES))))
+    source = served(server, pack(kind, FILES))
     fetch(source, tmp_path / "new")
     assert names_in(tmp_path / "new") == UNPACKED
     assert (tmp_path / "new" / "images/b/2.jpg").read_bytes() == BODY
@@ -407,11 +413,10 @@ def test_an_archive_is_unpacked_into_its_targets_and_removed(server, tmp_path, k
 
 def test_the_member_nearest_to_the_root_is_taken_however_many_folders_wrap_it(server, tmp_path):
     files = {"a/b/images/1.jpg": b"1", "a/b/images/images/2.jpg": b"2", "__MACOSX/images/3.jpg": b"3"}
-    fetch(archive(server.url("/x", serve(pack("zip", files))), unpack={"b/images": "deep/x"}), tmp_path)
+    fetch(served(server, pack("zip", files), unpack={"b/images": "deep/x"}), tmp_path)
     assert names_in(tmp_path / "deep/x") == {"1.jpg", "images", "images/2.jpg"}
     two = server.url("/two", serve(pack("zip", {"a/images/1.jpg": b"1", "b/images/1.jpg": b"2", "labels.txt": b"l"})))
-    with pytest.raises(Unreachable, match=r"holds two images: a/images and b/images"):
-        fetch(archive(two), tmp_path)
+    refused(archive(two), tmp_path, r"holds two images: a/images and b/images")
 
 
 def test_an_archive_within_an_archive_is_unpacked(server, tmp_path):
@@ -420,16 +425,14 @@ def test_an_archive_within_an_archive_is_unpacked(server, tmp_path):
     url = server.url("/x", serve(outer))
     fetch(archive(url, unpack={"101": "images"}, inner="101.tar.gz"), tmp_path)
     assert names_in(tmp_path) == {"images", "images/a", "images/a/1.jpg"}
-    with pytest.raises(Unreachable, match=r"holds no 102\.tar\.gz"):
-        fetch(archive(url, unpack={"101": "more"}, inner="102.tar.gz"), tmp_path)
+    refused(archive(url, unpack={"101": "more"}, inner="102.tar.gz"), tmp_path, r"holds no 102\.tar\.gz")
 
 
 def test_an_archive_put_there_by_hand_is_used_unless_it_is_not_the_right_one(server, tmp_path):
     body = pack("zip", FILES)
-    source = archive(server.url("/x", serve(body)), checksum=sum_of(body))
+    source = served(server, body, checksum=sum_of(body))
     (tmp_path / "x.archive").write_bytes(BODY)
-    with pytest.raises(UserError, match=r"x\.archive is of no use: its sha256 sum is .* delete it and run"):
-        fetch(source, tmp_path)
+    refused(source, tmp_path, r"x\.archive is of no use: its sha256 sum is .* delete it and run")
     assert names_in(tmp_path) == {"x.archive"}
     (tmp_path / "x.archive").write_bytes(body)
     fetch(source, tmp_path)
@@ -444,7 +447,7 @@ def test_an_interruption_while_unpacking_leaves_no_target_and_the_next_call_need
         raise KeyboardInterrupt
 
     (tmp_path / "images").mkdir()  # an empty one does not count as unpacked
-    source = archive(server.url("/x", serve(pack("zip", FILES))))
+    source = served(server, pack("zip", FILES))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(zipfile.shutil, "copyfileobj", interrupted)
         fetch(source, tmp_path)
@@ -460,7 +463,7 @@ def test_an_interruption_while_unpacking_leaves_no_target_and_the_next_call_need
 
 def test_a_disk_that_fills_up_while_unpacking_leaves_no_target_and_keeps_the_archive(server, tmp_path, disk_full_after):
     body = pack("zip", {**FILES, "set/images/big.jpg": bytes(1_000_000)})  # packs to less than it unpacks to
-    source = archive(server.url("/x", serve(body)))
+    source = served(server, body)
     with disk_full_after(500_000), pytest.raises(UserError, match=r"cannot write .*: File too large"):
         fetch(source, tmp_path)
     assert names_in(tmp_path) == {"x.archive"}
@@ -470,8 +473,7 @@ def test_an_archive_without_what_is_needed_is_removed_and_another_one_has_its_tu
     url = server.url("/x", serve(pack("zip", {"set/pictures/1.jpg": b"1"})))
     rich = {**UNPACK, "other.txt": "other.txt", "absent.txt": "absent.txt"}  # it brings what else is missing
     other = archive(server.url("/other", serve(pack("tar", FILES))), file="other.tar", unpack=rich)
-    with pytest.raises(Unreachable, match=r"x\.archive holds no images"):
-        fetch(archive(url), tmp_path)
+    refused(archive(url), tmp_path, r"x\.archive holds no images")
     assert names_in(tmp_path) == set()
     fetch(archive(url, otherwise=(other,)), tmp_path)
     assert names_in(tmp_path) == {*UNPACKED, "other.txt"}
@@ -503,8 +505,7 @@ def flipped(kind: str) -> bytes:
 def test_an_archive_that_is_damaged_or_not_safe_is_removed_and_the_next_mirror_has_its_turn(server, tmp_path, body):
     bad, whole = server.url("/bad", serve(body)), server.url("/whole", serve(pack("zip", FILES)))
     source = archive(bad, unpack={"images": "images"})
-    with pytest.raises(Unreachable, match="the archive is damaged or not safe"):
-        fetch(source, tmp_path / "root" / "set")
+    refused(source, tmp_path / "root" / "set", "the archive is damaged or not safe")
     assert names_in(tmp_path) == {"root", "root/set"}
     fetch(replace(source, urls=(bad, whole)), tmp_path / "root" / "set")
     assert names_in(tmp_path / "root") == {"set"} | {f"set/{name}" for name in UNPACKED - {"names.txt"}}
@@ -524,6 +525,5 @@ def test_whatever_a_member_is_called_it_stays_inside(server, tmp_path, name):
 
 def test_a_python_that_cannot_unpack_a_tar_safely_does_not(server, tmp_path, monkeypatch):
     monkeypatch.delattr(tarfile, "data_filter")
-    with pytest.raises(UserError, match=r"this Python cannot unpack it safely; take 3\.10\.12"):
-        fetch(archive(server.url("/x", serve(pack("tar.gz", FILES)))), tmp_path)
+    refused(served(server, pack("tar.gz", FILES)), tmp_path, "cannot unpack it safely; take 3.10.12")
     assert names_in(tmp_path) == {"x.archive"}

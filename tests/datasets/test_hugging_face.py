@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from own_images import counts, load, make, picture, rows_of
-
 from trainers.hegraph.utils.errors import UserError
+
+from own_images import counts, load, make, picture, refused, rows_of
 
 # Not "datasets" alone: pytest puts tests/ on the path, where a folder has that name
 pytest.importorskip("datasets.config", reason="the package datasets is not installed")
@@ -68,8 +68,7 @@ def test_parquet_files_become_items_named_by_their_rows(parquet, prefix, caplog)
     for make_odd, words in ((os.mkfifo, "it is no regular file"), (lambda p: p.symlink_to(p), "Too many levels of")):
         odd = parquet / "data" / "train-1.parquet"
         make_odd(odd)
-        with pytest.raises(UserError, match=rf"train-1\.parquet: {words}"):
-            load(f"{prefix}{parquet}")
+        refused(f"{prefix}{parquet}", rf"train-1\.parquet: {words}")
         odd.unlink()
 
 
@@ -90,8 +89,7 @@ def test_parquet_files_may_begin_with_any_name_of_their_split_or_be_all_train(tm
         table(labels).to_parquet(tmp_path / f"{name}.parquet")
     assert counts(load(tmp_path)) == expected
     make(tmp_path, "data/cifarTest.parquet")
-    with pytest.raises(UserError, match=r"data/cifarTest\.parquet must begin with its split, one of train, "):
-        load(tmp_path)
+    refused(tmp_path, r"data/cifarTest\.parquet must begin with its split, one of train, ")
 
 
 @pytest.mark.parametrize(
@@ -106,8 +104,7 @@ def test_splits_that_are_not_read_are_left_out_with_one_warning(monkeypatch, cap
     loaded = hf.DatasetDict({name: table(labels) for name, labels in splits.items()})
     monkeypatch.setattr(hf, "load_dataset", lambda *names: loaded if names == ("somebody/pictures", "small") else {})
     if expected is None:
-        with pytest.raises(UserError, match=f"hf:somebody/pictures#small has {said}"):
-            load("hf:somebody/pictures#small")
+        refused("hf:somebody/pictures#small", f"hf:somebody/pictures#small has {said}")
     else:
         assert counts(load("hf:somebody/pictures#small")) == expected
         [message] = caplog.messages
@@ -125,11 +122,9 @@ def test_splits_that_are_not_read_are_left_out_with_one_warning(monkeypatch, cap
 )
 def test_rows_without_labels_or_images_are_named(tmp_path, images, labels, words):
     write_columns(tmp_path / "train.parquet", images, labels)
-    with pytest.raises(UserError, match=f"{tmp_path}: {words}"):
-        load(tmp_path)
+    refused(tmp_path, f"{tmp_path}: {words}")
     table([1, 0], label="fine_label").to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(UserError, match="has no column label; rename one of its columns: image, fine_label, id"):
-        load(tmp_path)
+    refused(tmp_path, "has no column label; rename one of its columns: image, fine_label, id")
 
 
 def test_a_row_may_name_a_file_or_hold_no_image_and_a_pipe_is_not_waited_for(tmp_path):
@@ -149,14 +144,11 @@ def test_a_row_may_name_a_file_or_hold_no_image_and_a_pipe_is_not_waited_for(tmp
 
 
 def test_what_cannot_be_loaded_is_one_clear_line(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="^cannot load hf:somebody/nothing with the package datasets: [^\n]+$"):
-        load("hf:somebody/nothing")
+    refused("hf:somebody/nothing", "^cannot load hf:somebody/nothing with the package datasets: [^\n]+$")
     (tmp_path / "train.parquet").write_bytes(b"nothing of the kind")
-    with pytest.raises(UserError, match="^cannot load .* with the package datasets: [^\n]+$"):
-        load(tmp_path)
+    refused(tmp_path, "^cannot load .* with the package datasets: [^\n]+$")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match="needs the package datasets: pip install 'datasets>=3'"):
-        load(tmp_path)
+    refused(tmp_path, "needs the package datasets: pip install 'datasets>=3'")
 
 
 def test_the_version_of_an_image_changes_with_its_table_and_its_size_does_not(parquet):

@@ -9,10 +9,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from file_server import serve, status
-from own_images import counts, load, picture, rows_of, write, write_tar
 
-from trainers.hegraph.utils.errors import UserError
+from file_server import serve, status
+from own_images import counts, load, picture, refused, rows_of, write, write_tar
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 RED = picture(*COLOURS["red"])
@@ -40,12 +39,6 @@ def shards(tmp_path) -> Path:
 @pytest.fixture
 def braces() -> None:
     pytest.importorskip("braceexpand", reason="the package braceexpand is not installed")
-
-
-def refused(root: object, words: str) -> str:
-    with pytest.raises(UserError, match=words) as caught:
-        load(root)
-    return str(caught.value)
 
 
 # --- below a folder

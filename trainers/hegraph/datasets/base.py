@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -13,7 +13,7 @@ from ..utils.errors import UserError, first_line
 from ..utils.files import hash_rows
 from ..utils.threads import MAX_THREADS, cores, in_batches
 from .images import reason
-from .splits import SPLITS, Item, Selection, subsample_labels
+from .splits import Item, Selection, subsample_labels
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,10 +82,9 @@ class Dataset:
         names, ids = ([all_of[label] for label in kept] for all_of in (self.classnames, self.ids))
         return replace(self.with_splits(splits), classnames=names, class_ids=ids)
 
-    def with_splits(self, splits: dict[str, list[Item]]) -> Dataset:
+    def with_splits(self, splits: Mapping[str, Any]) -> Dataset:
         """The data set with other items in some of its splits."""
-        train, val, test = ({**self.splits, **splits}[split] for split in SPLITS)
-        return replace(self, train=train, val=val, test=test)
+        return replace(self, **splits)
 
     def without(self, paths: Collection[str]) -> Dataset:
         """The data set without the items that have one of these paths."""
