@@ -1,9 +1,10 @@
-"""The rules for good sentences about classes, each by something that breaks it."""
+"""The rules for good sentences about classes, each by something that breaks it; sentences that compare two classes."""
 
 from __future__ import annotations
 
 import pytest
 
+from tools.comparisons import comparisons
 from trainers.hegraph.backbones.clip import CONTEXT_LENGTH, count_tokens
 from trainers.hegraph.backbones.identity import MINI_NAME
 from trainers.hegraph.backbones.loading import create_model
@@ -19,131 +20,96 @@ def test_tokens_are_counted_as_clip_counts_them():
     assert count_tokens("cat " * CONTEXT_LENGTH) == CONTEXT_LENGTH + 2  # what does not fit is counted, too
 
 
-def problems_of(sentence: str, *names: str) -> list[str]:
-    return sentence_problems(sentence, name_pattern(names or ["cat"]))
-
-
 @pytest.mark.parametrize(
-    "sentence",
+    ("sentence", "problem"),
     [
-        GOOD,
-        "Eight words are just enough for one cat.",
-        f"{'Very ' * 33}lazy cat.",
-        '"Tabby" is what people call a cat with dark stripes.',
-        "Élégante, a cat walks along the edge of a red roof.",
-        "On Mt. Fuji a cat sits in the snow before a red gate.",
-    ],
-)
-def test_a_good_sentence_has_no_problem(sentence):
-    assert problems_of(sentence) == []
-
-
-@pytest.mark.parametrize(
-    ("sentence", "words"),
-    [
+        (GOOD, ""),
+        ("Eight words are just enough for one cat.", ""),
+        (f"{'Very ' * 33}lazy cat.", ""),
+        ('"Tabby" is what people call a cat with dark stripes.', ""),
+        ("Élégante, a cat walks along the edge of a red roof.", ""),
+        ("On Mt. Fuji a cat sits in the snow before a red gate.", ""),
         ("A cat sits on a warm wall.", "7 words where 8 to 35"),
         (f"{'Very ' * 34}lazy cat.", "36 words where 8 to 35"),
-        (
-            f"The cat {'unquestionably-incomprehensible-antidisestablishmentarian ' * 6}sits.",
-            "tokens where CLIP reads 77",
-        ),
+        (f"The cat {'unquestionably-incomprehensible-antidisestablishmentarian ' * 6}sits.", "where CLIP reads 77"),
         ("A dog sits on a warm wall and licks its striped paw.", "does not name its class"),
         ("a cat sits on a warm wall and licks its paw.", "begins with a capital letter"),
-        ("A cat sits on a warm wall and licks its paw", "ends with a full stop"),
         ("A cat sits on a warm wall and licks its paw!", "ends with a full stop"),
         ("A cat sits on a warm wall. It licks its striped paw.", "more than one sentence"),
         ('A cat sits "on a wall." "It licks" its striped paw.', "more than one sentence"),
         ("A cat sits on a warm wall\nand licks its striped paw.", "more than one sentence"),
     ],
 )
-def test_a_bad_sentence_has_exactly_its_problem(sentence, words):
-    (problem,) = problems_of(sentence)
-    assert words in problem
+def test_a_sentence_has_exactly_its_problem(sentence, problem):
+    found = sentence_problems(sentence, name_pattern(["cat"]))
+    assert len(found) == bool(problem) and problem in "".join(found)
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "text", "is_found"),
     [
-        ("Apply_Eye_Makeup", "a woman applies: apply eye makeup here"),
-        ("hard-leaved pocket orchid", "the hard leaved pocket orchid"),
-        ("pocket orchid", "two POCKET-ORCHIDS"),
-        ("box", "three boxes"),
-        ("butterfly", "many butterflies"),
-        ("kite (bird of prey)", "a kite (bird of prey) soars"),
-        ("C++", "the letters C++ on a screen"),
-        ("737-200", "a Boeing 737-200, landing"),
-        ("été", "un Été chaud"),
+        ("Apply_Eye_Makeup", "a woman applies: apply eye makeup here", True),
+        ("hard-leaved pocket orchid", "the hard leaved pocket orchid", True),
+        ("pocket orchid", "two POCKET-ORCHIDS", True),
+        ("box", "three boxes", True),
+        ("butterfly", "many butterflies", True),
+        ("kite (bird of prey)", "a kite (bird of prey) soars", True),
+        ("C++", "the letters C++ on a screen", True),
+        ("été", "un Été chaud", True),
+        ("cat", "catalogue", False),
+        ("cat", "tomcat", False),
+        ("737-200", "a 737-2000", False),
+        ("C++", "the letter C", False),
     ],
 )
-def test_a_name_is_found_however_it_is_spelled(name, text):
-    assert name_pattern([name]).search(text)
+def test_a_name_is_found_however_it_is_spelled_but_not_within_a_word(name, text, is_found):
+    assert bool(name_pattern([name]).search(text)) == is_found
 
 
-@pytest.mark.parametrize(
-    ("name", "text"), [("cat", "catalogue"), ("cat", "tomcat"), ("737-200", "a 737-2000"), ("C++", "the letter C")]
-)
-def test_a_name_within_a_word_is_not_found(name, text):
-    assert not name_pattern([name]).search(text)
-
-
-def test_an_alias_names_the_class():
+def test_an_alias_names_the_class_and_the_stop_in_a_name_ends_no_sentence():
     checker = Checker(100, {"Apply_Eye_Makeup": ["eye makeup"]})
     good, problems = checker.sift("Apply_Eye_Makeup", ["A brush spreads eye makeup over the closed lid of a woman."])
     assert (len(good), problems) == (1, [])
+    sentence = "Snow covers the massive head of a Conv. Convertible car."
+    assert sentence_problems(sentence, name_pattern(["Conv. Convertible"])) == []
+    assert sentence_problems(sentence, name_pattern(["car"])) != []
 
 
-def test_the_stop_in_a_name_ends_no_sentence():
-    assert problems_of("Snow covers the massive head of a Conv. Convertible car.", "Conv. Convertible") == []
-    assert problems_of("Snow covers the massive head of a Conv. Convertible car.", "car") != []
+def problems_of(checker: Checker, table: dict[str, str]) -> list[str]:
+    """The problems of one sentence for each class, "" for a good one."""
+    return ["; ".join(checker.sift(name, [sentence])[1]) for name, sentence in table.items()]
 
 
-def sift_all(checker: Checker, table: dict[str, list[str]]) -> dict[str, list[str]]:
-    return {name: checker.sift(name, sentences)[1] for name, sentences in table.items()}
+def test_a_sentence_twice_and_a_template_with_the_name_swapped_in_are_problems_but_not_what_was_refused():
+    other = GOOD.replace("cat", "Cat")
+    (problem,) = Checker(100).sift("cat", [GOOD, other])[1]
+    assert "the same sentence as one of its own" in problem and repr(other) in problem
+    first, second = problems_of(Checker(100), {"cat": GOOD, "guinea_pig": GOOD.replace("cat", "guinea pig")})
+    assert first == "" and "but for the name, the same sentence as one of 'cat'" in second
+    refused = problems_of(Checker(100), {"cat": "A cat sits.", "dog": "A dog sits."})
+    assert all("3 words" in problem and "same" not in problem for problem in refused)
+    (problem, *_) = Checker(10).sift("cat", ["Cat " * 1000])[1]
+    assert len(problem.partition(" are wanted: ")[2]) == 240 + len("''")  # of a long sentence so much is repeated
 
 
-def test_a_sentence_twice_in_one_class_is_a_problem():
-    (problem,) = Checker(100).sift("cat", [GOOD, GOOD.replace("cat", "Cat")])[1]
-    assert "the same sentence as one of its own" in problem
-    assert repr(GOOD.replace("cat", "Cat")) in problem
-
-
-def test_a_template_with_the_name_swapped_in_is_a_problem():
-    found = sift_all(Checker(100), {"cat": [GOOD], "guinea_pig": [GOOD.replace("cat", "guinea pig")]})
-    assert found["cat"] == []
-    assert "but for the name, the same sentence as one of 'cat'" in found["guinea_pig"][0]
-
-
-def test_a_refused_sentence_is_not_compared_with():
-    checker = Checker(100)
-    assert checker.sift("cat", ["A cat sits."])[0] == []
-    assert "7 words" not in str(checker.sift("dog", ["A dog sits."])[1])
-    assert "same sentence" not in str(checker.sift("dog", ["A dog sits."])[1])
-
-
-ENDINGS = ("red", "blue", "green", "grey", "pink", "brown")
-
-
-def same_opening(name: str, opening: str, count: int) -> list[str]:
-    return [f"{opening} {name} on a wall of a dull {colour} colour." for colour in ENDINGS[:count]]
-
-
-@pytest.mark.parametrize(("total", "most"), [(10, 2), (40, 2), (59, 2), (60, 3), (100, 5)])
+@pytest.mark.parametrize(("total", "most"), [(10, 2), (59, 2), (60, 3), (100, 5)])
 def test_an_opening_may_begin_one_sentence_in_twenty_and_always_two(total, most):
-    good, problems = Checker(total).sift("cat", same_opening("cat", "Seen from behind, a", 6))
-    assert len(good) == most
+    colours = ("red", "blue", "green", "grey", "pink", "brown")
+    sentences = [f"Seen from behind, a cat on a wall of a dull {colour} colour." for colour in colours]
+    good, problems = Checker(total).sift("cat", sentences)
+    assert good == sentences[:most]
     assert f"already {most} sentences begin with 'seen from behind, a'" in problems[0]
+    assert Checker(100).sift("cat", sentences, 1) == (sentences[:1], [])  # what comes after so many is left alone
 
 
 def test_an_opening_counts_across_classes_with_names_masked():
     table = {
-        "cat": ["The cat has a long tail and sits on a wall."],
-        "dog": ["The dog has a wet nose and lies before the fire."],
-        "cow": ["The cow has a broad head and stands in the grass."],
+        "cat": "The cat has a long tail and sits on a wall.",
+        "dog": "The dog has a wet nose and lies before the fire.",
+        "cow": "The cow has a broad head and stands in the grass.",
     }
-    found = sift_all(Checker(40), table)
-    assert found["cat"] == found["dog"] == []
-    (problem,) = found["cow"]
-    assert "already 2 sentences begin with 'the name has a'" in problem
+    *good, problem = problems_of(Checker(40), table)
+    assert good == ["", ""] and "already 2 sentences begin with 'the name has a'" in problem
 
 
 @pytest.mark.parametrize(
@@ -160,6 +126,39 @@ def test_an_alias_names_exactly_one_class(aliases, words):
     assert words in problem
 
 
-def test_of_a_long_sentence_240_characters_are_repeated():
-    (problem, *_) = Checker(10).sift("cat", ["Cat " * 1000])[1]
-    assert len(problem.partition(" are wanted: ")[2]) == 240 + len("''")
+# --- comparisons
+
+
+@pytest.mark.parametrize(
+    ("sentence", "words"),
+    [
+        ("Unlike a dog, the cat has claws that draw in.", "Unlike"),
+        ("The cat shows slit pupils rather than round ones.", "rather than"),
+        ("Compared with a lynx, the cat is small.", "Compared"),
+        ("Dogs pant, whereas the cat lies still.", "whereas"),
+        ("The cat is smaller than a lynx.", "smaller than"),
+        ("The cat lacks the ear tufts of a lynx.", "lacks"),
+        ("The cat has round pupils at night, which no goat has.", "which no"),
+        ("The cat walks on its toes where a person puts down the heel.", "where"),
+        ("The cat has a smooth face, none of a dog's long muzzle.", "none of"),
+        ("The cat has a small head, while a brown bear has a broad one.", "while"),
+        ("The cat is no brown bear.", "no OTHERCLASS"),
+        ("The cat moves like a mountain hare.", "like a OTHERCLASS"),
+        ("The cat is white as a blue hare in winter.", "as a OTHERCLASS"),
+        ("The cat is a distant cousin of the brown bear.", "cousin"),
+        (GOOD, ""),
+        ("The cat has a tail longer than its body.", ""),
+        ("The cat holds a tin between its paws.", ""),
+        ("The cat curls up like a ball of wool.", ""),
+        ("The cat has no stripes, spots or collar.", ""),
+        ("The cat sleeps beside the cello.", ""),
+        ("Nothing but a black cat is to be seen on the roof.", ""),
+    ],
+)
+def test_a_sentence_that_compares_its_class_with_another_is_found_with_the_words_that_do(sentence, words):
+    names = ("cat", "mountain hare", "cello", "brown bear", "tin", "other")
+    hits = comparisons({name: [] for name in names} | {"cat": [sentence]}, {"mountain hare": ["blue hare"]})
+    assert [hit[:2] for hit in hits] == [("cat", sentence)] * bool(words)
+    assert not words or words in hits[0][2]
+    itself = {"cat": [], "brown bear": ["A young brown bear moves like a brown bear at play."]}
+    assert comparisons(itself) == []

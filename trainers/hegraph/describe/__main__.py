@@ -27,10 +27,7 @@ logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog=command("describe"),
-        description=__doc__,
-    )
+    parser = Parser(prog=command("describe"), description=__doc__)
     add = parser.add_argument
     add("--classes", type=Path, required=True, metavar="FILE", help="class names: JSON list or one a line")
     add("--context", required=True, help='what the pictures are, such as "satellite photos of land use"')
@@ -64,7 +61,7 @@ def describe(args: argparse.Namespace) -> int:
     if not context:
         raise UserError('--context is empty; say what the pictures are, such as "satellite photos of land use"')
     check_output(args.out, [args.classes, args.aliases])
-    names, aliases = read_classnames(args.classes), read_json(args.aliases) if args.aliases else None
+    names, aliases = read_classnames(args.classes), read_json(args.aliases) if args.aliases else {}
     sizes = (args.per_class, args.batch_size, args.tries)
     collection = Collection(names, args.out, context, *sizes, aliases, args.model)
     questions = [batch for attempt in range(args.tries) for batch in collection.batches(attempt)]

@@ -34,23 +34,17 @@ class ChatClient:
         key: The secret key.
         timeout: Seconds of silence after which a question is asked again.
         retries: How often a question is asked again after a failure that may pass.
-        max_tokens: How many tokens an answer may have; None leaves it to the server.
-        temperature: How much chance there is in an answer, from 0 to 2; None leaves it to the server.
+        max_tokens, temperature: How many tokens an answer may have, and how much chance there is in it, from 0 to 2;
+            None leaves it to the server.
 
     Raises:
         UserError: If the endpoint is not such a URL, or the `openai` library is missing.
     """
 
     def __init__(
-        self,
-        endpoint: str,
-        model: str,
-        key: str,
-        timeout: float,
-        retries: int,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-    ) -> None:
+        self, endpoint: str, model: str, key: str, timeout: float, retries: int,
+        max_tokens: int | None = None, temperature: float | None = None,
+    ) -> None:  # fmt: skip
         _check_endpoint(endpoint)
         try:
             import openai  # takes a second to import, and `--dry-run` does not need it
@@ -58,14 +52,14 @@ class ChatClient:
             raise UserError("asking an endpoint needs the package openai: pip install 'openai>=1.56'") from error
         self.endpoint, self.model, self.timeout = endpoint, model, timeout
         self._key, self._openai = key, openai
+        theirs = is_openai(endpoint)
         # OpenAI's newer models refuse the name that all other servers know
-        name = "max_completion_tokens" if is_openai(endpoint) else "max_tokens"
-        given = {name: max_tokens, "temperature": temperature}
+        given = {"max_completion_tokens" if theirs else "max_tokens": max_tokens, "temperature": temperature}
         self._options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         limits = openai.Timeout(timeout, connect=min(timeout, LONGEST_CONNECT))
         logging.getLogger(PASSING_LOG).setLevel(logging.INFO)
         # The library makes headers of these variables, such as the organisation: they are for OpenAI alone
-        hidden = {} if is_openai(endpoint) else {n: os.environ.pop(n) for n in [*os.environ] if n.startswith("OPENAI_")}
+        hidden = {} if theirs else {n: os.environ.pop(n) for n in [*os.environ] if n.startswith("OPENAI_")}
         try:
             self._client = openai.OpenAI(base_url=endpoint, api_key=key, timeout=limits, max_retries=retries)
         finally:
@@ -118,11 +112,7 @@ def is_openai(endpoint: str) -> bool:
 
 
 def read_key(endpoint: str, variable: str | None = None) -> str:
-    """The key for an endpoint, from an environment variable.
-
-    Args:
-        endpoint: Where the key will be sent.
-        variable: The name of the variable; None means `OPENAI_API_KEY`, which only OpenAI gets in this way.
+    """The key for an endpoint, from an environment variable; without a name, OpenAI alone gets `OPENAI_API_KEY`.
 
     Raises:
         UserError: If there is no key, it has characters that cannot be sent, or no variable is named for an endpoint
@@ -139,10 +129,7 @@ def read_key(endpoint: str, variable: str | None = None) -> str:
         raise UserError("--key-env takes the NAME of an environment variable in capitals, such as OPENAI_API_KEY")
     key = os.environ.get(variable, "").strip()
     if not re.fullmatch(r"[!-~]+", key):
-        raise UserError(
-            f"{variable} holds no key, or spaces, line ends or letters that no key has: set it, or name another "
-            "variable with --key-env (any text for a free server)"
-        )
+        raise UserError(f"{variable} holds no key, or what no key has: set it, or name another one with --key-env")
     return key
 
 
