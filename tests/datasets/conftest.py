@@ -6,9 +6,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from trainers.hegraph.datasets import download
-
 from file_server import Server
+
+from trainers.hegraph.datasets import download
 
 
 @pytest.fixture

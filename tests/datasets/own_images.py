@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
 from trainers.hegraph.datasets import Dataset, load_dataset
 from trainers.hegraph.utils.errors import UserError
 

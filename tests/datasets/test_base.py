@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+
 from trainers.hegraph.datasets import Dataset, Item, Selection, load_dataset
 from trainers.hegraph.datasets.base import check_classes, class_names, some
 from trainers.hegraph.utils.errors import UserError

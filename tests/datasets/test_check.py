@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_images import write, write_tar
 from PIL import Image
+
 from trainers.hegraph.__main__ import main as start
 from trainers.hegraph.datasets import load_few_shot
 from trainers.hegraph.datasets.__main__ import check_dataset, check_own_images, main
 from trainers.hegraph.datasets.images import FORMATS
 from trainers.hegraph.datasets.registry import ENTRIES, Sizes, stored_datasets
-
-from own_images import write, write_tar
 
 STORED = stored_datasets()
 CLASSES = ("ant", "bee", "cow")

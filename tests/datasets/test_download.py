@@ -16,12 +16,6 @@ from types import SimpleNamespace
 
 import pytest
 import requests
-from trainers.hegraph.datasets import download as module
-from trainers.hegraph.datasets.__main__ import main
-from trainers.hegraph.datasets.download import CHUNK, LOCK, Source, Unreachable, download, fetch
-from trainers.hegraph.datasets.registry import ENTRIES, stored_datasets
-from trainers.hegraph.utils.errors import UserError
-
 from file_server import (
     BODY,
     FILES,
@@ -42,6 +36,12 @@ from file_server import (
     sum_of,
     tar_with,
 )  # fmt: skip
+
+from trainers.hegraph.datasets import download as module
+from trainers.hegraph.datasets.__main__ import main
+from trainers.hegraph.datasets.download import CHUNK, LOCK, Source, Unreachable, download, fetch
+from trainers.hegraph.datasets.registry import ENTRIES, stored_datasets
+from trainers.hegraph.utils.errors import UserError
 
 DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
 

@@ -10,13 +10,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from own_images import counts, load, make, picture, refused, rows_of, write
+
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets import load_dataset, load_few_shot
 from trainers.hegraph.datasets import own as module
 from trainers.hegraph.datasets.own import HEAD, files_among
 from trainers.hegraph.utils.errors import UserError
-
-from own_images import counts, load, make, picture, refused, rows_of, write
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from trainers.hegraph.utils.errors import UserError
-
 from own_images import counts, load, make, picture, refused, rows_of
+
+from trainers.hegraph.utils.errors import UserError
 
 # Not "datasets" alone: pytest puts tests/ on the path, where a folder has that name
 pytest.importorskip("datasets.config", reason="the package datasets is not installed")

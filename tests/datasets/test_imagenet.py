@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_images import write
 from scipy.io import savemat
+
 from trainers.hegraph.datasets import Dataset, Item, load_dataset, load_few_shot
 from trainers.hegraph.datasets.layouts import GROUND_TRUTH_FOLDERS
 from trainers.hegraph.utils.errors import UserError
-
-from own_images import write
 
 IDS = ("n01440764", "n01443537", "n01484850", "n01491361")
 NAMES = ("tench", "goldfish", "great white shark", "tiger shark")

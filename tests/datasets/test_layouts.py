@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_images import write
 from scipy.io import savemat
+
 from trainers.hegraph.datasets import Dataset, load_few_shot
 from trainers.hegraph.datasets.layouts import listing, read_lines, read_mat, split_classes, split_trainval
 from trainers.hegraph.datasets.registry import stored_datasets
 from trainers.hegraph.datasets.splits import Item, read_split_file
 from trainers.hegraph.utils.errors import UserError
-
-from own_images import write
 
 STORED = stored_datasets()
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from trainers.hegraph.datasets import Dataset, load_dataset, load_few_shot
 from trainers.hegraph.datasets.loading import load_test_images, read_stored
 from trainers.hegraph.datasets.registry import stored_datasets

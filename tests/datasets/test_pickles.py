@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from trainers.hegraph.datasets import Dataset, Item, load_few_shot
 from trainers.hegraph.datasets.splits import read_coop_pickle
 from trainers.hegraph.utils.errors import UserError

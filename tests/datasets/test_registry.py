@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import layouts, load_dataset, load_few_shot
 from trainers.hegraph.datasets.digits import DOMAINS, HALVES

@@ -9,7 +9,6 @@ import tarfile
 from pathlib import Path
 
 import pytest
-
 from file_server import serve, status
 from own_images import counts, load, picture, refused, rows_of, write, write_tar
 

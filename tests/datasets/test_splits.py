@@ -7,6 +7,7 @@ import random
 from collections import Counter
 
 import pytest
+
 from trainers.hegraph.datasets import Item, Selection, select_few_shot, subsample_labels
 from trainers.hegraph.datasets.splits import read_drawn, read_split_file, write_drawn
 from trainers.hegraph.utils.errors import UserError
