@@ -15,7 +15,7 @@ from trainers.hegraph.method.graph import build_graph
 from trainers.hegraph.method.model import HeGraphModel
 from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.training import checkpoints
-from trainers.hegraph.training.checkpoints import Checkpoints, save_adapter
+from trainers.hegraph.training.checkpoints import Checkpoints
 from trainers.hegraph.utils.errors import UserError
 
 
@@ -133,7 +133,7 @@ def test_pickled_code_in_a_checkpoint_is_refused_and_not_executed(kept, tmp_path
 
 
 def test_an_adapter_holds_trained_parameters_what_they_fit_and_nothing_of_the_features(tmp_path):
-    save_adapter(tmp_path / "adapter.safetensors", make_model(), ["cat", "dog", "bée"], "a hash")
+    Checkpoints(tmp_path, tmp_path, "a run", ["cat", "dog", "bée"], "a hash").save_adapter(make_model())
     with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
         assert set(file.keys()) == {name for name, _ in make_model().named_parameters()}
         about = json.loads(file.metadata()["adapter"])

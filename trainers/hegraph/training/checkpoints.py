@@ -104,18 +104,12 @@ class Checkpoints:
 
     def save_adapter(self, model: HeGraphModel) -> None:
         """Writes the trained parameters, to look at. What predicts is the model folder beside them."""
-        save_adapter(self.folder / ADAPTER, model, self.classnames, self.split_hash)
+        about = {"variant": model.options.variant, "split_hash": self.split_hash, "classnames": list(self.classnames)}
+        write_tensors(self.folder / ADAPTER, model.state_dict(), {"adapter": json.dumps(about, ensure_ascii=False)})
 
     def remove(self) -> None:
         """Removes the checkpoint of a training that has ended."""
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
-
-
-def save_adapter(path: Path, model: HeGraphModel, classnames: Sequence[str], split_hash: str = "") -> None:
-    """Writes the trained parameters as safetensors, atomically, with what they fit."""
-    about = {"variant": model.options.variant, "split_hash": split_hash}
-    metadata = {"adapter": json.dumps(about | {"classnames": list(classnames)}, ensure_ascii=False)}
-    write_tensors(path, model.state_dict(), metadata)
 
 
 def _checksum(state: Mapping[str, Any]) -> str:
