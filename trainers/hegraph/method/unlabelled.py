@@ -23,15 +23,16 @@ In each round:
 
    with `sigma^2 = tr Sigma / d` and `s` the root mean square of `|A^-1/2 (f - m)|` over all images, at least
    `LEAST_SCALE`. What an image has sent does not come back to it (the non-backtracking rule of belief propagation).
-   Without that rule every image confirms itself.
+   Without that rule every image confirms itself. `h_ic` is the same message from the labelled images alone: a
+   classifier that has been trained on them says much of it already, so `HELD` of it is taken back.
 3. Class shares. `o` moves the classes towards occurring equally often, and `l_i` is a prior for those that occur:
 
        o_c -= log[(n_c + PRIOR) / (M / K + PRIOR)],   l_ic = log[(n_c - q_ic + PRIOR) / (M / K + PRIOR)]
-       q_i = softmax(a_i + omega tau g_i / T + lam o + (1 - lam) mu l_i / 2)
+       q_i = softmax(a_i + omega tau (g_i - HELD h_i) / T + lam o + (1 - lam) mu l_i / 2)
 
    `lam` and `mu` say how sure it is that the classes occur equally often, or that they do not (`ClassShares`).
 
-Images outside the graph get `z + omega tau (f - m) . x_c + T lam o_c`, which folds into weights and a bias.
+Images outside the graph get `z + omega tau ((f - m) . x_c - HELD h_c) + T lam o_c`, folded into weights and a bias.
 
 Of the labelled images only their number, sum and second moment are needed (`ClassSums`), so that a saved model can
 hear as well. Copies of an unlabelled image count once: a hundred of them say no more of their class than one.
@@ -56,6 +57,7 @@ ROUNDS = 4
 KAPPA = 2.0  # how many images the text's guess of a class counts as
 RHO = 0.3  # strength of the covariance's ridge, times d / (N + M)
 OMEGA = 0.4  # weight of the messages where unlabelled images are many
+HELD = 0.3  # the part of the labelled images' own messages that the classifier holds already
 HALF_AT = 6.0  # unlabelled images per class at which the weight is half of that
 PRIOR = 3.0  # images that every class is given before shares are compared
 EVEN = 0.85, 0.95  # evenness of the mean prediction at which the offsets begin to count, and count in full
@@ -146,9 +148,14 @@ def hear_unlabelled(
     omega = OMEGA * count**2 / (count**2 + (HALF_AT * num_classes) ** 2)
     omega *= 1.0 if has_labels else min(1.0, 2 * shares.evenness)
     strength = omega * logit_scale
-    guess = None
+    guess, held = None, (torch.zeros_like(labelled.sums), torch.zeros_like(labelled.counts))
     if has_labels:
         guess = _guesses(labelled, text)
+        known = _class_nodes(labelled, text, features[:0], edges[:0], guess)
+        weights, bias = _metric(labelled, labelled.moment, known).folded()
+        held = HELD * weights, HELD * bias
+        for images, score in zip(features.split(ROWS), scores.split(ROWS)):
+            score.sub_((images @ held[0].float().t() + held[1].float()).mul_(strength / temperature))
     offsets = torch.zeros_like(labelled.counts)
     equal = count / num_classes + PRIOR
     moment = labelled.moment + second_moment(features)  # no round changes it
@@ -165,11 +172,11 @@ def hear_unlabelled(
                 prior = (nodes.soft_counts.float() - own).clamp_min_(0).add_(PRIOR).div_(equal).log_()
                 moved += prior.mul_((1 - shares.offsets) * shares.prior / 2)
             own.copy_(moved.log_softmax(dim=1))  # the edges of the next round, as logarithms
-    weights = F.normalize(metric.nodes, dim=1) @ metric.whitening / metric.scale
-    bias = -strength * weights @ metric.mean + temperature * shares.offsets * offsets
+    weights, bias = (strength * (now - before) for now, before in zip(metric.folded(), held))
+    bias = bias + temperature * shares.offsets * offsets
     heard = replace(
         classifier,
-        weights=classifier.weights + (strength * weights).float(),
+        weights=classifier.weights + weights.float(),
         bias=bias.float() if classifier.bias is None else classifier.bias + bias.float(),
     )
     return Heard(temperature * edges[place], heard, shares)
@@ -255,6 +262,11 @@ class _Metric:
     mean: Tensor
     scale: Tensor
     nodes: Tensor
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weights `[K, d]` and a bias `[K]` that give an image `f` its messages, `(f - m) . x_c`."""
+        weights = F.normalize(self.nodes, dim=1) @ self.whitening / self.scale
+        return weights, -weights @ self.mean
 
     def to_images(self, features: Tensor, own: Tensor, counts: Tensor) -> Tensor:
         """`g_ic` of some images, shape `[R, K]`.
