@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -62,9 +63,9 @@ def given_shares(monkeypatch, offsets: float, prior: float) -> None:
 
 def by_loops(
     classifier: FoldedClassifier, graph: Graph, images: Tensor, rounds: int, lam: float, mu: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The module's equations in float64, an image and a class at a time: q `[M, K]`, and of the last round the folded
-    `x_c` `[K, d]`, `m` `[d]` and `o` `[K]`."""
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The module's equations in float64, an image and a class at a time: q `[M, K]`, and what is added to the logits
+    of images outside the graph, `[B, d]` to `[B, K]`."""
     f, keys, labels = images.double(), graph.keys.double(), graph.labels.tolist()
     n, s_c = len(keys), [labels.count(c) for c in range(K)]
     zeros = torch.zeros(WIDTH).double()
@@ -72,9 +73,11 @@ def by_loops(
     a = (classifier.logits(images).double() / T).log_softmax(dim=1)
     q, o = a.exp(), torch.zeros(K).double()
     omega = 0.4 * M**2 / (M**2 + (6 * K) ** 2) * (1.0 if n else min(1.0, 2 * 0.9))
-    for _ in range(rounds):
-        soft = [sum(q[i, c] for i in range(M)) for c in range(K)]
-        soft_sums = [sum(q[i, c] * f[i] for i in range(M)) for c in range(K)]
+
+    def nodes(count: int) -> tuple:
+        """The class nodes, the metric and so on, when the first so many unlabelled images are heard."""
+        soft = [sum((q[i, c] for i in range(count)), zeros[0]) for c in range(K)]
+        soft_sums = [sum((q[i, c] * f[i] for i in range(count)), zeros) for c in range(K)]
         if n:
             p = TextGuess(graph.text, torch.stack([sums[c] / s_c[c] for c in range(K)])).left_out
         else:
@@ -83,30 +86,41 @@ def by_loops(
             middle = sum(trust[c] * means[c] for c in range(K)) / sum(trust)
             drawn = [middle + trust[c] * (means[c] - middle) for c in range(K)]
             p = TextGuess(graph.text, torch.stack(drawn)).left_out
-        count = [s_c[c] + soft[c] + 2 for c in range(K)]
-        u = [(sums[c] + soft_sums[c] + 2 * p[c]) / count[c] for c in range(K)]
-        sigma = sum(q[i, c] * torch.outer(f[i] - u[c], f[i] - u[c]) for i in range(M) for c in range(K))
-        sigma = sigma + sum((torch.outer(keys[k] - u[labels[k]], keys[k] - u[labels[k]]) for k in range(n)), 0 * sigma)
-        sigma = sigma / (n + M)
-        r = 0.3 * WIDTH / (n + M)
+        counts = [s_c[c] + soft[c] + 2 for c in range(K)]
+        u = [(sums[c] + soft_sums[c] + 2 * p[c]) / counts[c] for c in range(K)]
+        sigma = torch.zeros(WIDTH, WIDTH).double()
+        for i in range(count):
+            sigma += sum(q[i, c] * torch.outer(f[i] - u[c], f[i] - u[c]) for c in range(K))
+        for k in range(n):
+            sigma += torch.outer(keys[k] - u[labels[k]], keys[k] - u[labels[k]])
+        sigma, r = sigma / (n + count), 0.3 * WIDTH / (n + count)
         metric = (sigma / (sigma.trace() / WIDTH) + r * torch.eye(WIDTH).double()) / (1 + r)
         inverse, m = metric.inverse(), sum(u) / K
 
-        def dot(x: Tensor, y: Tensor, inverse: Tensor = inverse) -> Tensor:
+        def dot(x: Tensor, y: Tensor) -> Tensor:
             return x @ inverse @ y
 
-        s = (sum(dot(x - m, x - m) for x in [*keys, *f]) / (n + M)).sqrt()
+        s = (sum(dot(x - m, x - m) for x in [*keys, *f[:count]]) / (n + count)).sqrt()
+        x = torch.stack([inverse @ (u[c] - m) / (dot(u[c] - m, u[c] - m).sqrt() * s) for c in range(K)])
+        return soft, counts, u, m, s, dot, x
+
+    def held(rows: Tensor) -> Tensor:
+        """`HELD h` of images."""
+        return 0.3 * (rows - of_labelled[3]) @ of_labelled[-1].t() if n else torch.zeros(len(rows), K)
+
+    of_labelled = nodes(0) if n else ()
+    for _ in range(rounds):
+        soft, counts, u, m, s, dot, x = nodes(M)
         o = o - torch.stack([((soft[c] + 3) / (M / K + 3)).log() for c in range(K)])
-        moved = a.clone()
+        moved = a - omega * TAU / T * held(f)
         for i in range(M):
             for c in range(K):
-                without = (count[c] * (u[c] - m) - q[i, c] * (f[i] - m)) / (count[c] - q[i, c])
+                without = (counts[c] * (u[c] - m) - q[i, c] * (f[i] - m)) / (counts[c] - q[i, c])
                 g = dot(f[i] - m, without) / (dot(without, without).sqrt() * s)
                 prior = ((soft[c] - q[i, c] + 3) / (M / K + 3)).log()
                 moved[i, c] += omega * TAU * g / T + lam * o[c] + (1 - lam) * mu / 2 * prior
         q = moved.softmax(dim=1)
-    x = torch.stack([inverse @ (u[c] - m) / (dot(u[c] - m, u[c] - m).sqrt() * s) for c in range(K)])
-    return q, omega * TAU * x, m, o
+    return q, lambda rows: omega * TAU * ((rows - m) @ x.t() - held(rows)) + T * lam * o
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
@@ -120,10 +134,10 @@ def test_the_rounds_are_the_equations(rounds, labelled, lam, mu, tiny, monkeypat
     monkeypatch.setattr(class_sums, "ROWS", 3)
     given_shares(monkeypatch, lam, mu)
     heard = graph.hear(classifier, images, TAU, T)
-    q, messages, mean, offsets = by_loops(classifier, graph, images, rounds, lam, mu)
+    q, added = by_loops(classifier, graph, images, rounds, lam, mu)
     assert_close((heard.logits / T).softmax(dim=1).double(), q, rtol=1e-4, atol=1e-6)
     outside = F.normalize(images[:4] + images[3:], dim=-1)
-    expected = classifier.logits(outside) + (outside - mean) @ messages.t() + T * lam * offsets
+    expected = classifier.logits(outside) + added(outside.double())
     assert_close(heard.classifier.logits(outside).double(), expected, rtol=1e-4, atol=1e-5)
 
 
