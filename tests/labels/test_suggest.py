@@ -12,14 +12,20 @@ from trainers.hegraph.labels.suggest import choose, typicality
 from trainers.hegraph.method.class_sums import ClassSums
 
 
-def test_the_shortest_class_gets_the_next_image():
-    edges = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.2, 0.8]])
-    scores = torch.tensor([[4.0, 0.0], [3.0, 1.0], [1.0, 2.0], [0.0, 1.5]])
-    # Class 1 has no label and class 0 one: image 2 for class 1 (1.3, 0.7), image 3 for class 1 (1.5, 1.5), then image 0
-    # for class 0 (2.4, 1.6), and the last one for class 1
-    assert choose(edges, scores.clone(), torch.tensor([1.0, 0.0]), 4) == [2, 3, 0, 1]
-    assert choose(edges, scores.clone(), torch.tensor([1.0, 0.0]), 2) == [2, 3]
-    assert choose(edges, scores.clone(), torch.tensor([0.0, 9.0]), 9) == [0, 1, 2, 3]
+def test_a_class_without_labels_gets_a_typical_image_and_the_others_their_least_sure_ones():
+    edges = torch.tensor([[0.9, 0.1, 0.0], [0.5, 0.4, 0.1], [0.3, 0.7, 0.0], [0.2, 0.8, 0.0], [0.4, 0.3, 0.3]])
+    typical = torch.tensor([[4.0, 0, 0], [3.0, 1, 0], [1.0, 2, 5], [0.0, 3, 4], [0.0, 0, 3]])
+    counts = torch.tensor([1.0, 1.0, 0.0])
+    # Class 2 has no label: image 2. All have one then; class 0 comes first: images 0, 1 and 4 are predicted as it, with
+    # margins of 0.8, 0.1 and 0.1: image 1. Class 1: image 3. Class 2 is predicted of none: the least sure, image 4.
+    assert choose(edges, typical.clone(), counts, 4) == [2, 1, 3, 4]
+    assert choose(edges, typical.clone(), counts, 2) == [2, 1]
+    assert choose(edges, typical.clone(), counts, 9) == [2, 1, 3, 4, 0]
+    assert counts.tolist() == [1.0, 1.0, 0.0]
+
+
+def test_of_one_class_the_least_sure_image_is_the_first():
+    assert choose(torch.ones(3, 1), torch.tensor([[0.0], [2.0], [1.0]]), torch.zeros(1), 3)[0] == 1
 
 
 def test_typical_images_are_near_the_node_of_their_class_in_the_metric_within_classes():

@@ -1,14 +1,17 @@
-"""What to label next: images that stand for a class that is short of labels.
+"""What to label next: first typical images of every class, then the images of each class that are least sure.
 
-The images without labels first hear from the class nodes and tell them what they look like (`method/unlabelled.py`).
-Then images are chosen one by one. Class c has as many labels as were given, plus what the chosen images are expected to
-be, the sum of their soft edges `q_ic`. The class that has fewest gets the next image: the one with the greatest
+The images without labels first hear from the class nodes and tell them what they look like (`method/unlabelled.py`), so
+that each has soft edges `q_ic`. Then images are chosen one by one, each for the class that has fewest labels, those
+that were chosen for it included:
 
-    log q_ic - |w_i - v_c|^2 / D,     w_i = A^-1/2 f_i
+1. Where the class has no label yet, the image that is most typical of what it seems to be, of the greatest
 
-where `v_c` is the class node and `A` the within-class covariance of all images, both with the images without labels,
-and `D` the mean squared distance of an image from a class node. It is a typical image of what the class seems to be: if
-it is of the class, its label is worth more than that of an image at the rim; if it is not, the class was misunderstood.
+       log q_ic - |w_i - v_c|^2 / D,     w_i = A^-1/2 f_i
+
+   where `v_c` is the class node and `A` the within-class covariance of all images, both with the images without
+   labels, and `D` the mean squared distance of an image from a class node.
+2. Else the image that is predicted to be of the class and least sure of it, by the margin between its two largest
+   `q_ic`. Where none is predicted, the least sure of all.
 
 Shapes: M images without labels, K classes, d feature width. Choosing n images takes O(M K d + n M) after hearing them.
 """
@@ -73,17 +76,23 @@ def typicality(edges: Tensor, features: Tensor, labelled: ClassSums) -> Tensor:
     return edges.clamp_min(SMALLEST).log() - squares / squares.mean().clamp_min(SMALLEST)
 
 
-def choose(edges: Tensor, scores: Tensor, counts: Tensor, number: int) -> list[int]:
-    """Positions of images: each time the one of the greatest score, of `[M, K]`, for the class that is shortest.
+def choose(edges: Tensor, typical: Tensor, counts: Tensor, number: int) -> list[int]:
+    """Positions of the images that the two rules choose.
 
     Args:
         edges: How likely each image is of each class, shape `[M, K]`.
+        typical: How typical each image is of each class, shape `[M, K]`.
         counts: How many labels the classes have, shape `[K]`.
     """
-    expected, scores, chosen = counts.clone(), scores.t().contiguous(), []
+    best = edges.max(dim=1)
+    margins = best.values - edges.scatter(1, best.indices.unsqueeze(1), 0.0).amax(dim=1)
+    counts, typical, chosen = counts.clone(), typical.t().contiguous(), []
     for _ in range(min(number, len(edges))):
-        place = int(scores[expected.argmin()].argmax())
+        c = int(counts.argmin())
+        last = -typical[c] if counts[c] < 1 else margins + (best.indices != c)  # margins are at most 1
+        place = int(last.argmin())
         chosen.append(place)
-        scores[:, place] = -torch.inf
-        expected += edges[place]
+        typical[:, place] = -torch.inf
+        margins[place] = torch.inf
+        counts[c] += 1
     return chosen
