@@ -27,7 +27,6 @@ class Dataset:
     """A labelled image data set: its full splits, or those of a few-shot task.
 
     Attributes:
-        name: As in `DATASET.NAME`.
         classnames: The K class names in label order.
         train, val, test: Its items; val and test may be empty.
         open: Takes the path of an item and returns the image.

@@ -90,9 +90,7 @@ class Interrupted(Exception):
 def download(name: str, sources: Sequence[Source], folder: Path) -> None:
     """Fetches what is missing of a data set. The next call goes on after an interruption.
 
-    Raises:
-        UserError: If a file cannot be fetched (the others are fetched all the same), or not be written.
-        OSError: If the folder cannot be made.
+    Raises UserError if a file cannot be fetched (the others are fetched all the same) or written.
     """
     failures = []
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,9 +194,8 @@ def page_of(url: str) -> str:
 def fetch_file(url: str, path: Path, size: int | None = None, checksum: str = "") -> None:
     """Makes `path`, whole and checked, of an address or `gdrive:FILE_ID`. The next call goes on with what has come.
 
-    Raises:
-        Broken: If the mirror does not give the file, or not of this size in bytes or checksum, such as "md5:...".
-        UserError: If the disk is full or cannot be written.
+    Raises `Broken` if the mirror does not give the file, or not of this size in bytes or checksum, such as "md5:...",
+    and UserError if it cannot be written.
     """
     part = path.with_name(f"{path.name}.{hash_json(url)[:16]}.part")
     with writing(path):
@@ -349,8 +346,7 @@ def _unpacking(archive: Path) -> Path:
 def _unpack(archive: Path, source: Source, required: Sequence[str], folder: Path) -> None:
     """Unpacks an archive, moves the missing targets of a source into place in `folder`, and removes the archive.
 
-    Raises:
-        Broken: If the archive is damaged or not safe, or does not hold the targets that are `required`.
+    Raises `Broken` if it is damaged or not safe, or does not hold the targets that are `required`.
     """
     logger.info("unpacking %s", archive)
     temporary = _unpacking(archive)

@@ -73,11 +73,8 @@ def files_of_splits(root: Path, suffix: str) -> list[tuple[str, str]]:
     """Split and path of the files with an ending that lie in a folder, in its folders of splits, or in `data`.
 
     The split of a file is the first word of its name, in upper or lower case, or that of its folder. If no name has a
-    split, all are train.
-
-    Raises:
-        UserError: If some names begin with a split and others do not, or if a name has "val" or "test" further on: its
-            images must not become training images by a guess.
+    split, all are train. Raises UserError if some names begin with a split and others do not, or if one has "val" or
+    "test" further on: its images must not become training images by a guess.
     """
     found: dict[str, list[str]] = {}  # file or folder of a split -> paths of files
     inside: dict[str, list[str]] = {}

@@ -46,11 +46,8 @@ logger = logging.getLogger(__name__)
 def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | None = None) -> Dataset:
     """Loads a data set with its full splits. No image is opened.
 
-    Args:
-        name: `DATASET.NAME`.
-        root: The folder that holds all data sets. For ImageFolder, the folder or CSV file itself.
-        seed: The seed that a missing split is drawn with.
-        rng: A generator that was made from `seed`, to draw from and go on with; None makes one.
+    `name` and `root` are DATASET.NAME and DATASET.ROOT. A missing split is drawn from `rng`, which was made from `seed`
+    and goes on after that; None makes one.
     """
     entry = find_entry(name)
     if entry is None:
@@ -63,11 +60,7 @@ def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | 
 def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = "all") -> Dataset:
     """Loads the few-shot task that CoOp's protocol selects. All image files exist then; none was opened.
 
-    Args:
-        name, root: As for `load_dataset`.
-        shots: Training images per class; -1 for all.
-        seed: The seed of the selection, from 0.
-        subsample: "all", "base" or "new" classes.
+    `shots` are training images per class, -1 for all; `subsample` is "all", "base" or "new" classes.
     """
     if seed < 0:
         raise UserError(f"the few-shot protocol needs a seed from 0, got {seed}")
@@ -166,10 +159,8 @@ def read_stored(
 ) -> tuple[Pools, list[str]]:
     """The full splits of a data set, with paths relative to its folder, and its class names in label order.
 
-    Args:
-        seed: The seed that `rng` was made from. If the split file was drawn with it, `rng` is set to its state then.
-        rng: The generator that a missing split is drawn from.
-        write: Whether a split that had to be drawn is written to the split file.
+    A missing split is drawn from `rng`, which was made from `seed`, and written if `write`. If the split file was drawn
+    with this seed, `rng` is set to its state after that.
     """
     split_file = folder / entry.split_file if entry.split_file else None
     listed = split_file is not None and split_file.is_file()

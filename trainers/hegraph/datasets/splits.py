@@ -64,12 +64,9 @@ class Selection:
 def select_few_shot(
     train_labels: Sequence[int], val_labels: Sequence[int], shots: int, rng: random.Random
 ) -> Selection:
-    """Draws the few-shot training and validation sets.
+    """Draws the few-shot training and validation sets from the labels of all items, in split order.
 
-    Args:
-        train_labels, val_labels: Label of every item of the pools, in split order.
-        shots: Items per class; -1 selects everything, in split order.
-        rng: `random.Random(seed)`, from which the split may have been drawn before.
+    -1 shots select everything. `rng` is `random.Random(seed)`, from which the split may have been drawn before.
     """
     if shots == -1:
         return Selection(list(range(len(train_labels))), list(range(len(val_labels))))

@@ -43,10 +43,9 @@ class Checker:
         self.openings: Counter[str] = Counter()  # the first words of a good sentence -> how many begin so
 
     def sift(self, name: str, sentences: Sequence[str], most: int | None = None) -> tuple[list[str], list[str]]:
-        """Finds the good ones of a class's sentences, and remembers them, so that later ones may not repeat them.
+        """The good ones of a class's sentences, which later ones may not repeat, and a line for each problem of others.
 
-        Returns:
-            The good sentences, at most `most`: what comes after them is left alone; a line for each problem of others.
+        What comes after `most` good ones is left alone.
         """
         pattern = name_pattern([name, *self.aliases.get(name, ())])
         good: list[str] = []

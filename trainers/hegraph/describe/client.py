@@ -30,15 +30,11 @@ class ChatClient:
 
     Args:
         endpoint: The base URL, up to and including `/v1`.
-        model: The model, as the endpoint names it.
-        key: The secret key.
         timeout: Seconds of silence after which a question is asked again.
         retries: How often a question is asked again after a failure that may pass.
-        max_tokens, temperature: How many tokens an answer may have, and how much chance there is in it, from 0 to 2;
-            None leaves it to the server.
+        max_tokens, temperature: Of an answer; None leaves it to the server.
 
-    Raises:
-        UserError: If the endpoint is not such a URL, or the `openai` library is missing.
+    Raises UserError if the endpoint is not such a URL, or the `openai` library is missing.
     """
 
     def __init__(
@@ -68,9 +64,8 @@ class ChatClient:
     def ask(self, prompt: str) -> str:
         """The model's answer to one message.
 
-        Raises:
-            UserError: If a failure will not pass, or all tries have failed. It is raised without the exception of the
-                library, which holds the request and so the key.
+        Raises UserError if a failure will not pass, or all tries have failed: without the exception of the library,
+        which holds the request and so the key.
         """
         openai = self._openai
         try:
@@ -114,9 +109,8 @@ def is_openai(endpoint: str) -> bool:
 def read_key(endpoint: str, variable: str | None = None) -> str:
     """The key for an endpoint, from an environment variable; without a name, OpenAI alone gets `OPENAI_API_KEY`.
 
-    Raises:
-        UserError: If there is no key, it has characters that cannot be sent, or no variable is named for an endpoint
-            that is not OpenAI's. The message never holds the key.
+    Raises UserError if there is no key, it has characters that cannot be sent, or no variable is named for an endpoint
+    that is not OpenAI's. The message never holds the key.
     """
     _check_endpoint(endpoint)
     if variable is None and not is_openai(endpoint):

@@ -60,13 +60,8 @@ Form = TypeVar("Form", Texts, "_Partial")
 
 
 class Progress(Part):
-    """How far a class is, in memory and in `<out>.partial`.
-
-    Attributes:
-        sentences: The good sentences so far.
-        tries: How often the class was asked for.
-        problems: What was wrong with the last answer.
-        models: The models that wrote the sentences; empty where the user wrote them.
+    """How far a class is, in memory and in `<out>.partial`: its good sentences, how often it was asked for, what was
+    wrong with the last answer, and the models that wrote the sentences, of which the user's own have none.
     """
 
     model_config = ConfigDict(frozen=False)  # the sentences come one after the other
