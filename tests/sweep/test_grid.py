@@ -91,6 +91,7 @@ def test_pairs_at_the_end_are_of_all_runs_whatever_flag_stands_before_them():
     ):
         [run] = grid(*words).runs()
         assert run.configuration().training.learning_rate == 0.5
+        assert (run.separate, grid(*words, "--separate").runs()[0].separate) == (False, True)
 
 
 def test_a_run_of_a_grid_has_the_configuration_of_the_command_that_does_it_alone(tiny_bank):

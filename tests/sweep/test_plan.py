@@ -92,16 +92,6 @@ def test_a_dry_run_lists_what_would_be_run_and_how_long_by_the_nearest_records(s
     assert len(records(tiny)) == 2
 
 
-def test_times_that_are_none_make_a_record_damaged_and_no_estimate(sweep, tiny):
-    path = tiny / "ZeroShot" / "vit_b32_1shots" / "seed1" / "result.json"
-    sweep(seeds="1")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": {"training": 1.0, "features": "fast"}}))
-    code, out, _ = sweep("--dry-run", seeds="1 2")
-    assert code == 0
-    assert out.startswith(f"{path.parent}  ?\n")
-    assert "2 runs to do, 0 finished" in out
-
-
 # Failures
 
 
