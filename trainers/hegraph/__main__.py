@@ -36,6 +36,7 @@ SUBCOMMANDS = {
     "baselines": ("baselines.__main__", "list the other methods"),
     "describe": ("describe.__main__", "ask a chat endpoint for sentences about your classes"),
     "predict": ("predict.__main__", "classify images with a trained model"),
+    "train-more": ("estimator.__main__", "teach a trained model more images and classes"),
     "label": ("labels.__main__", "say what to label next, and which labels seem wrong"),
     "export": ("export.__main__", "write a trained model as an ONNX file"),
     "demo": ("demo.__main__", "show a page in the browser to try a trained model"),

@@ -129,8 +129,7 @@ def save_model(model: SavedModel, folder: Path) -> None:
     Raises:
         UserError: If the folder cannot be written, or something else than a model folder is in its place.
     """
-    if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is no model folder, and is not overwritten; choose another")
+    check_place(folder)
     tensors = _tensors(model)
     config = ModelConfig.model_validate(
         {name: getattr(model, name) for name in Described.model_fields}
@@ -145,6 +144,12 @@ def save_model(model: SavedModel, folder: Path) -> None:
         write_tensors(temporary / TENSORS, tensors, {"format": config.format})
         (temporary / CARD).write_text(model_card(model), encoding="utf-8")
         write_json(temporary / CONFIG, config.model_dump(mode="json"))
+
+
+def check_place(folder: Path) -> None:
+    """Raises UserError if something else than a model folder is where one is to be written."""
+    if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is no model folder, and is not overwritten; choose another")
 
 
 def _without_removed(part: Any, matters: bool = True) -> Any:

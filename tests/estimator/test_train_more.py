@@ -1,0 +1,78 @@
+"""The command `train-more`: images of a folder join those of a model folder."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainers.hegraph import HeGraphClassifier
+from trainers.hegraph.__main__ import main
+from trainers.hegraph.models.folder import load_model
+
+
+@pytest.fixture
+def model(digits, tmp_path):
+    """A folder of a model that was taught the digits 0 and 1."""
+    classifier = HeGraphClassifier(config="mini", dataset_config="digits", variant="free")
+    classifier.fit(digits.pictures[:6], ["zero"] * 3 + ["one"] * 3).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def folder_of(tmp_path, **classes: list[Image.Image]):
+    for name, pictures in classes.items():
+        (tmp_path / "images" / "train" / name).mkdir(parents=True)
+        for number, picture in enumerate(pictures):
+            picture.save(tmp_path / "images" / "train" / name / f"{number}.png")
+    return tmp_path / "images"
+
+
+def test_images_and_classes_of_a_folder_join_the_model(model, digits, tmp_path, capsys):
+    pictures = digits.pictures
+    root = folder_of(tmp_path, zero=pictures[2:3], one=pictures[4:5], two=pictures[6:9])
+    (root / "train" / "zero" / "new.png").write_bytes((root / "train" / "two" / "0.png").read_bytes())
+    pictures[20].save(root / "train" / "zero" / "new.png")
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    assert main(["train-more", str(model), "--root", str(root), "--out", str(tmp_path / "more")]) == 0
+    said = capsys.readouterr().out
+    assert "two: 3 more images, 3 in all\nzero: 1 more images, 4 in all\n4 images added, 3 classes" in said
+    found = load_model(tmp_path / "more")
+    assert (found.classnames, found.images) == (("one", "two", "zero"), (3, 3, 4))
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+    classifier = HeGraphClassifier.from_pretrained(tmp_path / "more")
+    assert classifier.predict(pictures[6:9]).tolist() == ["two"] * 3
+    assert main(["train-more", str(tmp_path / "more"), "--root", str(root), "--in-place"]) == 2
+    assert "was taught all 6 images before" in capsys.readouterr().err
+
+
+def test_in_place_and_labels_that_are_numbers(digits, tmp_path, capsys):
+    names = ["zero", "one"]
+    classifier = HeGraphClassifier(config="mini", dataset_config="digits", variant="free")
+    classifier.fit(digits.pictures[:6], [0] * 3 + [1] * 3, classnames=names).save_pretrained(tmp_path / "model")
+    root = folder_of(tmp_path, two=digits.pictures[6:8], one=digits.others[:1])
+    assert main(["train-more", str(tmp_path / "model"), "--root", str(root), "--in-place"]) == 0
+    loaded = HeGraphClassifier.from_pretrained(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.classes_, [0, 1, 2])
+    assert loaded.model_.classnames == ("zero", "one", "two") and loaded.model_.images == (3, 4, 2)
+
+
+def test_what_cannot_be_is_one_line_and_the_model_stays(model, finished_digits, digits, tmp_path, capsys):
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "a.tex").write_text("years of work")
+    root = folder_of(tmp_path, one=digits.pictures[:1], two=digits.pictures[6:7])
+    (tmp_path / "damaged" / "train" / "one").mkdir(parents=True)
+    (tmp_path / "damaged" / "train" / "one" / "a.png").write_text("no picture")
+    for arguments, message in (
+        ([model, "--root", root, "--in-place"], "was taught before as 'zero'"),
+        ([model, "--root", tmp_path / "damaged", "--in-place"], "a.png"),
+        ([model, "--root", root, "--out", tmp_path / "thesis"], "is no model folder"),
+        ([model, "--root", tmp_path / "absent", "--in-place"], "absent"),
+        ([root, "--root", root, "--in-place"], "config.json"),
+        ([finished_digits, "--root", root, "--in-place"], "give --out FOLDER"),
+        ([model, "--root", root], "--out"),
+    ):
+        assert main(["train-more", *map(str, arguments)]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, error
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before

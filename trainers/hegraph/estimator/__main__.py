@@ -1,0 +1,135 @@
+"""The command `train-more`: `MODEL --root DIR (--out FOLDER | --in-place)` teaches a model the images of a folder."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..backbones.identity import PRECISIONS
+from ..datasets import Dataset
+from ..datasets.own import load_own_images
+from ..utils.commands import Parser, command
+from ..utils.errors import UserError, printable, report, say
+
+if TYPE_CHECKING:
+    from .classifier import HeGraphClassifier
+
+logger = logging.getLogger(__name__)
+
+RECORD = "result.json"  # of a run, beside its model
+EPILOG = """\
+DIR holds train/<class>/*.jpg or what else --root of a training takes; its test images are not looked at. Classes that
+the model knows by name get more images, and others are new. An image whose pixels the model was taught is left out.
+"""
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = Parser(
+        prog=command("train-more"), description="Teaches a trained model more images and classes.", epilog=EPILOG
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a model folder, or the output folder of a run")
+    add("--root", required=True, metavar="DIR", help="your images: a folder of class folders, or a CSV file")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, metavar="FOLDER", help="where the new model goes; an older one is replaced")
+    where.add_argument("--in-place", action="store_true", help="the new model takes the place of MODEL")
+    add("--device", default="", help='such as "cpu" or "cuda"; by default a GPU if there is one')
+    add("--backbone", default="", metavar="NAME", help="of a model that was trained from a bank: what encodes images")
+    add("--pretrained", default="", metavar="TAG", help="its weights: a tag of open_clip's, or a file")
+    add("--precision", choices=PRECISIONS, help="what the backbone computes in; by default that of the training")
+    return parser.parse_args(arguments)
+
+
+def train_more(args: argparse.Namespace) -> int:
+    """Does what the command line says, and prints what each class has gained."""
+    dataset = load_own_images(args.root)
+    from ..models.folder import check_place, find_model_folder  # torch takes seconds to import
+    from .classifier import HeGraphClassifier
+
+    folder = find_model_folder(Path(args.model))
+    if args.in_place and (folder.parent / RECORD).is_file():
+        raise UserError(f"{folder} is what the record beside it tells of, and stays; give --out FOLDER")
+    out = folder if args.in_place else args.out
+    check_place(out)
+    named = {"backbone": args.backbone or None, "pretrained": args.pretrained or "auto"}
+    classifier = HeGraphClassifier.from_pretrained(
+        folder, device=args.device or None, precision=args.precision, **named
+    )
+    gained = teach(classifier, dataset)
+    classifier.save_pretrained(out)
+    model = classifier.model_
+    for label, name, count in zip(classifier.classes_.tolist(), model.classnames, model.images or ()):
+        if gained[label]:
+            say(printable(f"{name}: {gained[label]} more images, {count} in all") + "\n")
+    say(f"{sum(gained.values())} images added, {len(model.classnames)} classes -> {out}\n")
+    return 0
+
+
+def teach(classifier: HeGraphClassifier, dataset: Dataset) -> Counter:
+    """Teaches a loaded classifier the training images of a data set; returns how many images each label has gained.
+
+    Raises:
+        UserError: If an image cannot be read, was taught under another label, or all were taught before.
+    """
+    from .training import image_ids
+
+    files = dataset.root is not None and dataset.version is None
+    images = [dataset.root / item.path if files else dataset.open(item.path) for item in dataset.train]  # type: ignore[operator]
+    labels = labels_of(classifier, dataset.classnames)
+    lessons = classifier.model_.lessons
+    taught: dict[int, Any] = {}
+    if lessons is not None:
+        of_rows = lessons.classes[lessons.labels.numpy()].tolist()
+        taught = {number: label for number, label in zip(lessons.ids.tolist(), of_rows) if number}
+    new, y, names = [], [], {}
+    for item, image, number in zip(dataset.train, images, image_ids(images).tolist()):
+        label = labels[item.classname]
+        if number not in taught:
+            new.append(image)
+            y.append(label)
+            names[label] = item.classname
+        elif taught[number] != label:
+            raise UserError(
+                f"{item.path} was taught before as {taught[number]!r}; take it out of one class"
+            )
+        taught[number] = label
+    if not new:
+        raise UserError(f"the model was taught all {len(images)} images before")
+    if len(new) < len(images):
+        logger.info("%d of %d images were taught before, and are left out", len(images) - len(new), len(images))
+    classifier.partial_fit(new, y, names)
+    return Counter(y)
+
+
+def labels_of(classifier: HeGraphClassifier, names: Sequence[str]) -> dict[str, Any]:
+    """The label of each class name: that of the model or, of a new class, its name, or the next number.
+
+    Raises:
+        UserError: If two classes of the model have one name.
+    """
+    model, labels = classifier.model_, classifier.classes_.tolist()
+    if twice := [name for name in names if model.classnames.count(name) > 1]:
+        raise UserError(f"the model has two classes called {twice[0]!r}, so that its images cannot be told apart")
+    found: dict[str, Any] = dict(zip(model.classnames, labels))
+    for name in names:
+        if name not in found:
+            found[name] = name if isinstance(labels[0], str) else max(found.values()) + 1
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code, as of `report`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # what Pillow thinks of an image that it can read
+        return report(lambda: train_more(parse_arguments(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
