@@ -56,8 +56,7 @@ def run(
                 cells = [f"{one:.2f}", f"{two:.2f}", f"{two - one:+.2f}", one_s, two_s]
                 report.rows.append([name, variant, part, *cells])
         for part, of_part in gaps.items():
-            if names:
-                report.at_least(f"{variant}, halves of the {part}, points", mean(of_part), BAR)
+            report.at_least(f"{variant}, halves of the {part}, points", mean(of_part), BAR)
     return report
 
 

@@ -15,6 +15,9 @@ from benchmarks.timing import in_turn, process, ratio
 
 # Each is a difference of two times, which may fall below 0 where little is run
 DIFFERENCES = {"Ray's cost per run, ms", "seconds to the first step, beyond import torch"}
+DIFFERENCES |= {
+    f"{variant}, halves of the {part}, points" for variant in ("free", "full") for part in ("images", "classes")
+}
 
 
 @pytest.mark.slow

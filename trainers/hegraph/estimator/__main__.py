@@ -96,9 +96,7 @@ def teach(classifier: HeGraphClassifier, dataset: Dataset) -> Counter:
             y.append(label)
             names[label] = item.classname
         elif taught[number] != label:
-            raise UserError(
-                f"{item.path} was taught before as {taught[number]!r}; take it out of one class"
-            )
+            raise UserError(f"{item.path} was taught before as {taught[number]!r}; take it out of one class")
         taught[number] = label
     if not new:
         raise UserError(f"the model was taught all {len(images)} images before")
