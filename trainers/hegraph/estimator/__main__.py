@@ -58,9 +58,12 @@ def train_more(args: argparse.Namespace) -> int:
         raise UserError(f"{folder} is what the record beside it tells of, and stays; give --out FOLDER")
     out = folder if args.in_place else args.out
     check_place(out)
-    named = {"backbone": args.backbone or None, "pretrained": args.pretrained or "auto"}
     classifier = HeGraphClassifier.from_pretrained(
-        folder, device=args.device or None, precision=args.precision, **named
+        folder,
+        device=args.device or None,
+        precision=args.precision,
+        backbone=args.backbone or None,
+        pretrained=args.pretrained or "auto",
     )
     gained = teach(classifier, dataset)
     classifier.save_pretrained(out)
