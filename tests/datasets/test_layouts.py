@@ -56,6 +56,16 @@ def stanford_cars(root: Path) -> Truth:
     return truth
 
 
+def oxford_pets(root: Path) -> Truth:
+    names, truth = ("Abyssinian", "Egyptian_Mau", "pug"), {}
+    for file, labels, first in (("trainval.txt", MIXED, 1), ("test.txt", TEST, 51)):
+        images = [(f"{names[label]}_{number}", label) for number, label in enumerate(labels, start=first)]
+        lines = [f"{image} {label + 1} 1 {label + 1}" for image, label in images]
+        write_lines(root / "oxford_pets" / "annotations" / file, lines)
+        truth |= {f"oxford_pets/images/{image}.jpg": (label, names[label].lower()) for image, label in images}
+    return truth
+
+
 def oxford_flowers(root: Path) -> Truth:
     folder = root / "oxford_flowers"
     folder.mkdir(parents=True)
@@ -118,6 +128,7 @@ def fgvc_aircraft(root: Path) -> Truth:
 
 TREES: dict[str, Callable[[Path], Truth]] = {
     "StanfordCars": stanford_cars,
+    "OxfordPets": oxford_pets,
     "OxfordFlowers": oxford_flowers,
     "Food101": food101,
     "SUN397": sun397,
@@ -169,11 +180,13 @@ COOP = {
         "again": ("1 3 5 9 7 12", "110 108 102 114 107 116", "201 202 203 204"),
     },
 }  # fmt: skip
+# Also official lists of which only val is drawn, with the same labels in the same order
+COOP["OxfordPets"] = {how: (*drawn, "51 52 53 54") for how, (*drawn, _) in COOP["StanfordCars"].items()}
 
 # What the paths in CoOp's split file are relative to; FGVCAircraft has no such file
 SPLIT_BASE = {
-    "StanfordCars": "stanford_cars", "OxfordFlowers": "oxford_flowers/jpg", "Food101": "food-101/images",
-    "SUN397": "sun397/SUN397", "UCF101": "ucf101/UCF-101-midframes",
+    "StanfordCars": "stanford_cars", "OxfordPets": "oxford_pets/images", "OxfordFlowers": "oxford_flowers/jpg",
+    "Food101": "food-101/images", "SUN397": "sun397/SUN397", "UCF101": "ucf101/UCF-101-midframes",
 }  # fmt: skip
 
 

@@ -75,7 +75,9 @@ def test_16_bits_of_grey_become_8_and_are_not_clipped(name, tmp_path):
 
 def test_16_bits_that_are_dark_or_of_colours_keep_their_scale(tmp_path):
     assert opened(tmp_path, Image.fromarray(np.full((4, 4), 200, dtype=np.uint16)), "a.png").max() == 1  # of 65535
-    assert opened(tmp_path, Image.fromarray(np.full((4, 4), 200, dtype=np.int32)), "a.tif").max() == 200  # of 255
+    for value, expected in ((200, 200), (255, 255), (256, 1), (1.0, 255), (1.5, 2)):  # of 255, of 65535, or of 1
+        kind = np.int32 if isinstance(value, int) else np.float32
+        assert opened(tmp_path, Image.fromarray(np.full((4, 4), value, dtype=kind)), "a.tif").max() == expected
 
     def of(colour_type: int, *pixel: int) -> bytes:
         return png(2, 2, 16, colour_type, (b"\0" + struct.pack(f">{2 * len(pixel)}H", *pixel, *pixel)) * 2)
