@@ -257,10 +257,11 @@ def _from_server(url: str, part: Path, size: int | None) -> None:
 def _request(session: requests.Session, url: str, part: Path, size: int | None) -> None:
     """Asks for a file: for its rest alone, if there is a part of the version that the server still has."""
     note = part.with_suffix(".version")
-    begin = part.stat().st_size if part.is_file() and note.is_file() else 0
+    version = note.read_text() if note.is_file() else ""
+    begin = part.stat().st_size if version and part.is_file() else 0
     headers = {"Accept-Encoding": "identity"}  # positions count the bytes of the file, not of a compressed stream
     if begin:
-        headers |= {"Range": f"bytes={begin}-", "If-Range": note.read_text()}
+        headers |= {"Range": f"bytes={begin}-", "If-Range": version}
     with _answer(session, url, headers, part) as response:
         rest = response.headers.get("Content-Range", "")
         if response.status_code == 416 and rest == f"bytes */{begin}":
@@ -273,15 +274,13 @@ def _request(session: requests.Session, url: str, part: Path, size: int | None) 
         total = begin + int(length) if length.isdigit() else size
         if size not in (None, total):
             raise Broken(f"it has {total:,} bytes where {size:,} are expected")
-        if not begin:
-            note.unlink(missing_ok=True)
         bar = tqdm(
             desc=part.stem, total=total, initial=begin, unit="B", unit_scale=True, unit_divisor=1024, disable=None
         )
         with part.open("ab" if begin else "wb") as file, bar:
-            tag = response.headers.get("ETag", "")  # a weak one, W/"...", does not tell that all bytes are the same
-            if version := tag if tag.startswith('"') else response.headers.get("Last-Modified", ""):
-                note.write_text(version)
+            if not begin:
+                tag = response.headers.get("ETag", "")  # a weak one, W/"...", does not tell that all bytes are the same
+                note.write_text(tag if tag.startswith('"') else response.headers.get("Last-Modified", ""))
             for chunk in response.raw.stream(CHUNK, decode_content=False):
                 file.write(chunk)
                 bar.update(len(chunk))
