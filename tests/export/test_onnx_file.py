@@ -17,9 +17,8 @@ onnxruntime = pytest.importorskip(
 from trainers.hegraph.backbones.clip import Backbone  # noqa: E402
 from trainers.hegraph.backbones.loading import create_model, load_backbone  # noqa: E402
 from trainers.hegraph.datasets.digits import load_digits_dataset  # noqa: E402
-from trainers.hegraph.export import graph, onnx_file  # noqa: E402
-from trainers.hegraph.export.graph import Head  # noqa: E402
-from trainers.hegraph.export.onnx_file import TOLERANCE, describe_preprocessing, write_onnx  # noqa: E402
+from trainers.hegraph.export import onnx_file  # noqa: E402
+from trainers.hegraph.export.onnx_file import TOLERANCE, Head, describe_preprocessing, write_onnx  # noqa: E402
 from trainers.hegraph.models.images import ImageModel  # noqa: E402
 from trainers.hegraph.models.saved import Preprocessing  # noqa: E402
 from trainers.hegraph.training.confidence import KnownScores  # noqa: E402
@@ -187,7 +186,7 @@ def test_a_full_disk_leaves_nothing(random_model, tmp_path, disk_full_after):
 def test_a_backbone_too_large_for_the_format_is_refused_and_tracing_leaves_torch_as_it_was(
     random_model, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(graph, "LARGEST_FILE", 1000)
+    monkeypatch.setattr(onnx_file, "LARGEST_FILE", 1000)
     with pytest.raises(UserError, match="can have 2 GB at most; --part head"):
         write_onnx(random_model(64), load_backbone("hegraph-mini"), tmp_path / "full.onnx")
     assert not list(tmp_path.iterdir())
