@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.experiments import fitting
+from trainers.hegraph.experiments import record as record_module
 from trainers.hegraph.experiments.folder import find_model
 from trainers.hegraph.features.bank import BankFile, load_bank
 from trainers.hegraph.models.thumbnails import read_thumbnail
@@ -268,6 +269,18 @@ def test_what_cannot_be_done_is_refused(train, refused, tmp_path, monkeypatch, o
     monkeypatch.chdir(tmp_path)
     refused(lambda: train("out", *opts, flags=flags), *words)
     assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_a_training_image_that_is_a_test_image_is_refused(train, refused, tiny_bank, tmp_path):
+    bank = rewrite(tiny_bank, lambda tensors: tensors["test_features"][:30].copy_(tensors["train_features"][0]))
+    refused(lambda: train(bank=bank), "20 of 20 train images of Tiny are test images as well")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_copy_inside_coop_knows_the_commit_that_it_was_made_of(tmp_path, monkeypatch):
+    (tmp_path / "installed").write_text("0123abc\n")
+    monkeypatch.setattr(record_module, "INSTALLED", tmp_path / "installed")
+    assert record_module.git_commit.__wrapped__() == "0123abc"
 
 
 def test_no_data_and_an_unknown_data_set_say_what_to_give(refused, tmp_path):
