@@ -37,7 +37,7 @@ WAYS = "encoder alone", "extract", "predict"
 
 
 def run(
-    models: tuple[str, ...] = ("ViT-B-32", "ViT-B-16", "RN50", "RN101"),
+    models: tuple[str, ...] = tuple(f"{name}-quickgelu" for name in ("ViT-B-32", "ViT-B-16", "RN50", "RN101")),
     images: int = 64,
     batch: int = 32,
     workers: int = 2,

@@ -8,15 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from tiny import SENTENCES, TINY, save_weights
 from torch import nn
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.backbones import identity
-from trainers.hegraph.backbones.clip import Backbone
+from trainers.hegraph.backbones.clip import Backbone, encode_in_parts
 from trainers.hegraph.backbones.identity import backbone_identity, multiplies_bfloat16, resolve_precision
 from trainers.hegraph.backbones.loading import create_model, load_backbone
-from trainers.hegraph.backbones.precision import ExactNorm, PackedLinear, fold_batch_norms
+from trainers.hegraph.backbones.precision import (
+    CAN_PACK,
+    ExactNorm,
+    PackedBlock,
+    PackedLinear,
+    PackedPatches,
+    encode_short,
+    fold_batch_norms,
+    keep_sums_exact,
+)
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.demo import __main__ as demo
@@ -137,8 +147,8 @@ def test_a_vit_in_bf16_keeps_its_sums_and_normalisations_in_fp32(tmp_path):
             block.mlp.register_forward_hook(lambda module, given, x: sums.append(x.dtype))
     fast.encode_images(torch.zeros(1, 3, *fast.input_size)), fast.encode_text(["a"])
     assert sums == [torch.bfloat16, torch.float32] * 4
-    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        assert kinds.count(PackedLinear) == 2 * 4
+    if CAN_PACK:
+        assert (kinds.count(PackedLinear), kinds.count(PackedBlock), kinds.count(PackedPatches)) == (2 * 4 + 1, 2, 1)
 
 
 def test_a_resnet_in_bf16_has_its_batch_norms_folded_into_its_convolutions(tmp_path):
@@ -159,12 +169,64 @@ def test_a_norm_computes_in_fp32_and_gives_what_is_asked_for():
     assert found.tolist() == [[-1.0, 1.0]]
 
 
-def test_a_packed_layer_is_the_layer():
-    layer = nn.Linear(8, 3).bfloat16().requires_grad_(False)
-    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        pytest.skip("this torch has no oneDNN")
-    torch.testing.assert_close(PackedLinear.of(layer)(x), layer(x))
+@pytest.mark.skipif(not CAN_PACK, reason="needs oneDNN with bfloat16, as x86 CPUs with AVX512 have it")
+@pytest.mark.parametrize("activation", [nn.GELU, QuickGELU])
+def test_a_packed_block_is_the_block(activation):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        block = ResidualAttentionBlock(24, 3, act_layer=activation).requires_grad_(False)
+        x = torch.randn(2, 5, 24)
+        for weights in block.parameters():
+            weights.add_(0.1 * torch.randn_like(weights))
+    for first, expected in ((False, block(x)), (True, block(x)[:, :1])):
+        tower = nn.Module()
+        tower.transformer = nn.Module()
+        tower.transformer.resblocks = nn.ModuleList([PackedBlock(block, first)])
+        keep_sums_exact(tower)
+        found = tower.transformer.resblocks[0](x)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.skipif(not CAN_PACK, reason="needs oneDNN with bfloat16, as x86 CPUs with AVX512 have it")
+def test_packed_patches_are_the_convolution():
+    conv = nn.Conv2d(3, 8, (2, 4), (2, 4)).requires_grad_(False).bfloat16()
+    x = torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    torch.testing.assert_close(PackedPatches(conv)(x), conv(x))
+
+
+def test_sentences_are_encoded_without_the_padding_behind_the_longest(tmp_path):
+    exact, fast = pair(TINY, tmp_path)
+    tokens = exact.tokenizer(SENTENCES)
+    torch.testing.assert_close(encode_short(exact.model, tokens), exact.model.encode_text(tokens))
+    lengths: list[int] = []
+    fast.model.transformer.register_forward_hook(lambda module, given, x: lengths.append(x.shape[1]))
+    fast.encode_text(SENTENCES)
+    assert lengths == [int((tokens != 0).sum(dim=1).max())] and lengths[0] < tokens.shape[1]
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(1, [1]), (4, [2, 2]), (6, [3, 3]), (7, [2, 2, 2, 1])])
+def test_a_batch_is_encoded_in_parts_by_threads_that_compute_alone(two_threads, rows, sizes):
+    seen: list[tuple[int, int]] = []
+
+    def encode(part: torch.Tensor) -> torch.Tensor:
+        seen.append((len(part), torch.get_num_threads()))
+        assert not torch.is_grad_enabled()
+        return part + 1
+
+    with torch.no_grad():
+        assert encode_in_parts(encode, torch.arange(rows), 3).tolist() == list(range(1, rows + 1))
+    assert sorted(size for size, _ in seen) == sorted(sizes)
+    assert {threads for _, threads in seen} == ({1} if rows > 1 else {2})
+    assert torch.get_num_threads() == 2
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -1,25 +1,28 @@
 """Makes bfloat16 of a frozen CLIP: matrices and convolutions are converted, once, and not operations at every call.
 
-What the blocks of open_clip's towers add up and all their normalisations stay in float32, which takes no time and
-leaves a quarter of the error. Attention sums in float32 as well, inside of torch. Towers of other libraries are
-converted whole.
+What the blocks of open_clip's towers add up, their normalisations and the softmax of attention stay in float32, which
+takes no time and leaves a quarter of the error. Towers of other libraries are converted whole.
 
 Shapes: B images, T tokens of one, D width.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip.model import CLIP
 from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import ResidualAttentionBlock, Transformer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-CAN_PACK = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # a torch with oneDNN, as for x86
+# A torch with oneDNN, as for x86, on a CPU on which that has matrices in bfloat16
+CAN_PACK = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+QUICK = 1.702  # QuickGELU(x) = x sigmoid(1.702 x)
 
 
 def to_bfloat16(model: Any) -> None:
@@ -35,14 +38,14 @@ def to_bfloat16(model: Any) -> None:
             convert_matrices(tower)
             tower.to(memory_format=torch.channels_last)
         elif is_plain(tower):
+            if tower is model.visual and CAN_PACK and scale.device.type == "cpu":
+                pack(tower)
             convert_matrices(tower)
             keep_sums_exact(tower)
-            if tower is model.visual and CAN_PACK and scale.device.type == "cpu":
-                for block in tower.transformer.resblocks:
-                    block.attn = PackedAttention(block.attn)
-                    block.mlp.c_fc, block.mlp.c_proj = map(PackedLinear.of, (block.mlp.c_fc, block.mlp.c_proj))
         else:
             tower.to(torch.bfloat16)
+    if isinstance(model, CLIP) and is_plain(model) and model.text_pool_type == "argmax" and model.attn_mask is not None:
+        model.encode_text = partial(encode_short, model)
     model.logit_scale.data = scale
 
 
@@ -85,6 +88,24 @@ def fold_batch_norms(model: nn.Module) -> None:
                 setattr(parent, name, nn.Identity())
 
 
+def pack(tower: Any) -> None:
+    """Packs what a plain image tower multiplies by, in place."""
+    tower.conv1 = PackedPatches(tower.conv1)
+    blocks = tower.transformer.resblocks
+    for number, block in enumerate(blocks):
+        # What an image is told by is its first token alone, so the last block need not make the others
+        blocks[number] = PackedBlock(block, tower.pool_type == "tok" and block is blocks[-1])
+
+
+def encode_short(model: CLIP, tokens: Tensor) -> Tensor:
+    """As `model.encode_text`, without the padding behind the longest of the sentences, which none of them sees."""
+    ends = tokens.argmax(dim=1)  # the end token has the highest number
+    length = int(ends.max()) + 1
+    x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
+    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+    return x[torch.arange(len(x), device=x.device), ends] @ model.text_projection
+
+
 class ExactNorm(nn.Module):
     """A layer norm that computes in float32, whatever comes.
 
@@ -106,31 +127,64 @@ class PackedLinear(nn.Module):
     """A linear layer without gradient whose matrix lies as oneDNN multiplies it, which else sorts it at every call.
 
     Args:
-        weight, bias: In bfloat16, shapes `[out, in]` and `[out]`.
+        weight, bias: In float32, shapes `[out, in]` and `[out]`.
+        activation: oneDNN's name of what is done to the result: "none", "gelu" or "swish".
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none") -> None:
         super().__init__()
-        self.packed, self.bias = torch.ops.mkldnn._reorder_linear_weight(weight.detach()), bias
-
-    @classmethod
-    def of(cls, layer: nn.Linear) -> PackedLinear:
-        """The same layer, packed."""
-        return cls(layer.weight, layer.bias)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(torch.bfloat16))
+        self.bias = None if bias is None else bias.detach().to(torch.bfloat16)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.activation, [], "none")
 
 
-class PackedAttention(nn.Module):
-    """Self-attention of images, with packed matrices: called as `nn.MultiheadAttention` is, with `[B, T, D]`."""
+class PackedPatches(nn.Module):
+    """The convolution that makes tokens of patches, which do not overlap: `[B, 3, H, W]` to `[B, D, H', W']`."""
 
-    def __init__(self, attention: nn.MultiheadAttention) -> None:
+    def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.heads = attention.num_heads
-        self.into = PackedLinear(attention.in_proj_weight, attention.in_proj_bias)
-        self.out = PackedLinear.of(attention.out_proj)
+        self.size = conv.kernel_size
+        self.linear = PackedLinear(conv.weight.flatten(1), conv.bias)
 
-    def forward(self, x: Tensor, *_: Tensor, **__: Any) -> tuple[Tensor]:
-        query, key, value = self.into(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return (self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)),)
+    def forward(self, x: Tensor) -> Tensor:
+        patches = x.unfold(2, self.size[0], self.size[0]).unfold(3, self.size[1], self.size[1])
+        return self.linear(patches.permute(0, 2, 3, 1, 4, 5).flatten(3)).permute(0, 3, 1, 2)
+
+
+class PackedBlock(nn.Module):
+    """A block of a ViT's image tower with packed matrices, from `[B, T, D]` to the same.
+
+    Args:
+        block: In float32.
+        first: Whether only the first token is asked for, `[B, 1, D]`.
+    """
+
+    def __init__(self, block: ResidualAttentionBlock, first: bool) -> None:
+        super().__init__()
+        attention, (up, activation, down) = block.attn, block.mlp
+        self.ln_1, self.ln_2, self.ls_1, self.ls_2 = block.ln_1, block.ln_2, block.ls_1, block.ls_2
+        self.heads, self.first = attention.num_heads, first
+        weight, bias = attention.in_proj_weight.detach().clone(), attention.in_proj_bias.detach().clone()
+        for queries in (weight[: attention.embed_dim], bias[: attention.embed_dim]):
+            queries *= attention.head_dim**-0.5
+        self.into = PackedLinear(weight, bias)
+        self.out = PackedLinear(attention.out_proj.weight, attention.out_proj.bias)
+        if isinstance(activation, QuickGELU):  # which is swish(1.702 x) / 1.702
+            up = PackedLinear(QUICK * up.weight, QUICK * up.bias, "swish")
+            self.mlp = nn.Sequential(up, PackedLinear(down.weight / QUICK, down.bias))
+        else:
+            up = PackedLinear(up.weight, up.bias)
+            self.mlp = nn.Sequential(up, activation, PackedLinear(down.weight, down.bias))
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        heads = self.into(self.ln_1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = heads.flatten(1, 2)  # each [B * heads, T, D / heads]
+        if self.first:
+            query, x = query[:, :1], x[:, :1]
+        weights = torch.bmm(query, key.transpose(1, 2)).softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+        attended = torch.bmm(weights, value).unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2)
+        x = x + self.ls_1(self.out(attended))
+        return x + self.ls_2(self.mlp(self.ln_2(x)))

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -225,11 +225,14 @@ def encode_chunks(
     `num_workers` processes read images, across the borders of chunks; 0 reads them in this one. Raises UserError on an
     unreadable image.
     """
+    from ..backbones.clip import in_two_steps  # open_clip takes seconds to import
+
     order = (list(batch) for chunk in chunks for batch in chunk)
-    batches = iter(DataLoader(images, batch_sampler=order, num_workers=num_workers))
+    transform, finish = in_two_steps(images.transform)
+    batches = iter(DataLoader(replace(images, transform=transform), batch_sampler=order, num_workers=num_workers))
     try:
         for chunk in chunks:
-            yield torch.cat([backbone.encode_images(next(batches)[1]) for _ in chunk])
+            yield torch.cat([backbone.encode_images(finish(next(batches)[1])) for _ in chunk])
     except UserError as error:  # of a worker process: torch adds its traceback to the text
         raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from error
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -181,39 +180,30 @@ class Reader:
     """
 
     def __init__(self, transform: T.Compose, size: tuple[int, int], on_cpu: bool = True) -> None:
-        self.size, self.steps = size, list(transform.transforms)
+        from ..backbones.clip import in_two_steps  # open_clip takes seconds to import
+
+        first, self.finish = in_two_steps(transform)
+        self.size, self.steps = size, getattr(first, "transforms", [first])
         self.threads = min(max(cores() // 2 if on_cpu else cores(), 1), MAX_THREADS)
-        self.normalize: Callable[[Tensor], Tensor] | None = None
-        if list(map(type, self.steps[-2:])) == [T.ToTensor, T.Normalize]:
-            *self.steps, _, normalize = self.steps
-            self.normalize = T.Normalize(normalize.mean, normalize.std, inplace=True)
 
     def batches(self, images: Iterable[ImageLike], batch_size: int) -> Iterator[Pixels]:
         """Batches of B = `batch_size` images in order, the last of which may be smaller; images are taken as needed."""
         for batch, results in in_batches(self.read, images, batch_size, self.threads):
-            problems = [result if isinstance(result, str) else "" for result in results]
-            yield Pixels(batch, self._stacked([result for result in results if not isinstance(result, str)]), problems)
+            read = [result for result in results if not isinstance(result, str)]
+            pixels = self.finish(torch.stack(read)) if read else torch.zeros(0, 3, *self.size)
+            yield Pixels(batch, pixels, [result if isinstance(result, str) else "" for result in results])
 
-    def read(self, image: ImageLike) -> np.ndarray | Tensor | str:
-        """One image, as bytes `[H, W, 3]` or, of an unusual transform, as it comes from it; else why it is unreadable.
+    def read(self, image: ImageLike) -> Tensor | str:
+        """One image, as the first of `in_two_steps` gives it; else why it is unreadable.
 
         No exception passes: on damaged bytes, Pillow raises whatever they lead to.
         """
         try:
-            # An image, until a step makes a tensor of it
+            # An image, until the last step makes a tensor of it
             pixels: Any = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
             for step in self.steps:
                 if not (isinstance(step, T.CenterCrop) and pixels.size == self.size[::-1]):  # it would copy all of it
                     pixels = step(pixels)
-            return np.asarray(pixels) if self.normalize else pixels
+            return pixels
         except Exception as error:
             return reason(error)
-
-    def _stacked(self, read: list[Any]) -> Tensor:
-        """What `read` gave of the images of a batch, as the backbone's input."""
-        if not read:
-            return torch.zeros(0, 3, *self.size)
-        if self.normalize is None:
-            return torch.stack(read)
-        pixels = torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2)
-        return self.normalize(pixels.contiguous().float().div_(255))  # as ToTensor and Normalize do of one image
