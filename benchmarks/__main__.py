@@ -12,7 +12,7 @@ import torch
 
 NAMES = (
     "graph-step", "train-step", "whole-graph", "growth", "imagenet-scale", "predict", "predict-images", "peers",
-    "extraction", "startup", "sweep", "big-bank", "streaming", "ray", "unlabelled", "precision", "incremental",
+    "extraction", "startup", "sweep", "big-bank", "streaming", "ray", "unlabelled", "precision", "incremental", "teach",
 )  # fmt: skip
 
 

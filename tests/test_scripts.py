@@ -214,3 +214,8 @@ def test_relative_folders_are_those_of_the_caller(tiny_bank, tmp_path):
     result = bash("features.sh", "bank.safetensors", "vit_b32", "1", cwd=caller, OUTPUT="out", SEEDS="1")
     assert result.returncode == 0, result.stderr
     assert (caller / "out" / "bank" / "HeGraphAdapter" / "vit_b32_1shots" / "seed1" / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_the_script_of_the_page_that_teaches_takes_the_words_of_the_command():
+    assert "FOLDER" in bash("teach.sh", "--help").stdout

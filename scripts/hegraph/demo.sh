@@ -8,12 +8,7 @@
 
 source "$(dirname "${BASH_SOURCE[0]}")/runs.sh"
 
-# The environment that env.sh has made gets Gradio as well; any other is left alone
-if [ "$PYTHON" = "$ROOT/.venv/bin/python" ] && [ -f "$ROOT/.venv/hegraph-requirements.txt" ] &&
-    ! "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("gradio") is None)'; then
-    GRADIO=$("$PYTHON" -c 'from trainers.hegraph.demo.__main__ import GRADIO; print(GRADIO)') || exit 1
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check "$GRADIO" || exit 1
-fi
+need_gradio
 
 if [ $# -gt 0 ] && [[ $1 != -* ]]; then
     MODEL=$1

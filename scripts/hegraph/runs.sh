@@ -67,3 +67,13 @@ list_of() {
     printf "'%s'," "$@"
     printf ']'
 }
+
+# For a page: the environment that env.sh has made gets Gradio as well; any other is left alone
+need_gradio() {
+    local GRADIO
+    if [ "$PYTHON" = "$ROOT/.venv/bin/python" ] && [ -f "$ROOT/.venv/hegraph-requirements.txt" ] &&
+        ! "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("gradio") is None)'; then
+        GRADIO=$("$PYTHON" -c 'from trainers.hegraph.demo.__main__ import GRADIO; print(GRADIO)') || exit 1
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check "$GRADIO" || exit 1
+    fi
+}

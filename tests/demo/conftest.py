@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +11,6 @@ from PIL import Image, ImageDraw
 from strokes import Stroke
 
 from trainers.hegraph.models.images import ImageModel
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -45,32 +39,6 @@ def written() -> Callable[..., Image.Image]:
         return image
 
     return draw
-
-
-@pytest.fixture(scope="session")
-def serving() -> Callable[..., AbstractContextManager[str]]:
-    """Function of a command, without its port, and a folder: context of the address where it shows the page."""
-    pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
-
-    @contextmanager
-    def serve(command: list[str], cwd: Path = ROOT, **environment: str) -> Iterator[str]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        words = [*command, "--port", str(port)]
-        with subprocess.Popen(words, cwd=cwd, env=variables, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            try:
-                lines = iter(process.stdout.readline, "")
-                line = next((line for line in lines if line.startswith("http://")), "")
-                assert line, f"{words} ended without showing a page"
-                yield line.split()[0]
-            finally:
-                process.terminate()
-                process.wait(timeout=60)
-
-    return serve
 
 
 @pytest.fixture(scope="session")

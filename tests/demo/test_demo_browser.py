@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from browser import Browser
+from browser import Browser, serving
 from PIL import Image, ImageOps
 from strokes import DIGITS
 
@@ -20,7 +20,7 @@ PHONE = (360, 740)
 
 
 @pytest.fixture(scope="module")
-def window(model_folder, serving, demo_words, tmp_path_factory) -> Iterator[Browser]:
+def window(model_folder, demo_words, tmp_path_factory) -> Iterator[Browser]:
     with serving([*demo_words, str(model_folder)]) as address:
         browser = Browser(tmp_path_factory.mktemp("profile"), address)
         yield browser
@@ -30,7 +30,7 @@ def window(model_folder, serving, demo_words, tmp_path_factory) -> Iterator[Brow
 @pytest.fixture
 def page(window) -> Browser:
     """The page, freshly opened."""
-    window.open()
+    window.open("#drawing canvas", '#answer[aria-live="polite"]')
     return window
 
 
@@ -109,7 +109,7 @@ def test_a_huge_image_gives_a_message(page, tmp_path):
 def test_nothing_is_wider_than_a_phone(page):
     page.resize(*PHONE)
     try:
-        page.open()
+        page.open("#drawing canvas")
         page.draw(DIGITS[8])
         page.wait(page.winner)
         for tab in ("Draw", "Image"):
@@ -132,7 +132,7 @@ def test_every_control_has_a_name(page):
         assert [control.get_attribute("outerHTML")[:200] for control in controls if not control.accessible_name] == []
 
 
-def test_nothing_of_a_model_folder_is_run(model_folder, serving, demo_words, tmp_path):
+def test_nothing_of_a_model_folder_is_run(model_folder, demo_words, tmp_path):
     evil = "</script><script>window.evil=1</script><img src=x onerror='window.evil=1'>${window.evil=1}{{constructor}}"
     shutil.copytree(model_folder, tmp_path / "model")
     config = json.loads((model_folder / "config.json").read_text())

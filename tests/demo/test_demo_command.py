@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from browser import serving
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -21,7 +22,7 @@ def bash(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=240)
 
 
-def test_the_script_shows_a_model_and_leaves_no_uploads(model_folder, serving, tmp_path):
+def test_the_script_shows_a_model_and_leaves_no_uploads(model_folder, tmp_path):
     command = ["bash", "scripts/hegraph/demo.sh", str(model_folder.parent)]
     with serving(command, PYTHON=sys.executable, TMPDIR=str(tmp_path)) as address:
         assert "HeGraphAdapter on Digits" in OPENER.open(f"{address}/", timeout=30).read().decode()

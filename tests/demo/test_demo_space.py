@@ -14,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import yaml
+from browser import serving
 from test_architecture import outside_imports
 
 from trainers.hegraph.demo.__main__ import main
@@ -100,7 +101,7 @@ def test_the_page_imports_nothing_that_the_requirements_do_not_bring(model_folde
 
 
 @pytest.mark.slow
-def test_the_space_shows_the_page_from_its_own_files(space, serving):
+def test_the_space_shows_the_page_from_its_own_files(space):
     command = [sys.executable, "-m", "hegraph.demo", "model"]
     with serving(command, cwd=space, PYTHONPATH="") as address:
         assert address.startswith("http://127.0.0.1:")

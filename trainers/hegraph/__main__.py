@@ -40,6 +40,7 @@ SUBCOMMANDS = {
     "label": ("labels.__main__", "say what to label next, and which labels seem wrong"),
     "export": ("export.__main__", "write a trained model as an ONNX file"),
     "demo": ("demo.__main__", "show a page in the browser to try a trained model"),
+    "teach": ("teach.__main__", "show a page in the browser to teach a model with images in a folder"),
 }
 DESCRIPTION = "Trains and tests one seed. The flags are CoOp's; a sub-command in first place does something else."
 TRAINERS = ("HeGraphAdapter", *OTHERS)

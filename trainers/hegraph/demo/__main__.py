@@ -37,14 +37,20 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog=command("demo"), description=__doc__)
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="the model folder, or the output folder of a run")
+    add("--space", type=Path, metavar="DIR", help="write a folder that can be pushed as a Space; show nothing")
+    add_page_flags(parser, "of a model that was trained from a bank: what encodes images")
+    return parser.parse_args(arguments)
+
+
+def add_page_flags(parser: Parser, backbone: str) -> None:
+    """The flags that say where a page is, and what encodes its images; `backbone` is the help of that one."""
+    add = parser.add_argument
     add("--port", type=int, default=PORT, metavar="N", help="the port of the page (%(default)s)")
     add("--host", default=HOST, help="who can open it: %(default)s is this machine alone, 0.0.0.0 the network")
-    add("--space", type=Path, metavar="DIR", help="write a folder that can be pushed as a Space; show nothing")
-    add("--backbone", default="", metavar="NAME", help="of a model that was trained from a bank: what encodes images")
+    add("--backbone", default="", metavar="NAME", help=backbone)
     add("--pretrained", default="", metavar="TAG", help="its weights: a tag of open_clip's, or a file")
     add("--precision", choices=PRECISIONS, default=AUTO, help="what the backbone computes in (%(default)s)")
     add("--device", default="", help='such as "cpu" or "cuda"; by default a GPU if there is one')
-    return parser.parse_args(arguments)
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -103,7 +109,9 @@ def page_of_model(images: ImageModel, folder: Path, uploads: Path) -> Blocks:
     return build_page(images, folder, uploads)
 
 
-def serve(build: Callable[[Path], Blocks], host: str, port: int, most: int = MAX_BYTES, **options: Any) -> None:
+def serve(
+    build: Callable[[Path], Blocks], host: str, port: int, css: str = "", most: int = MAX_BYTES, **options: Any
+) -> None:
     """Serves a page until the process is interrupted or terminated.
 
     What is uploaded is kept in a temporary folder, which is deleted at the end.
@@ -111,6 +119,7 @@ def serve(build: Callable[[Path], Blocks], host: str, port: int, most: int = MAX
     Args:
         build: Makes the page, given the folder of uploads. It imports Gradio, which reads the environment.
         host, port: Where the page is.
+        css: Style beside that of the demo.
         most: Bytes of an upload.
         options: Further ones of Gradio's `launch`.
 
@@ -135,7 +144,7 @@ def serve(build: Callable[[Path], Blocks], host: str, port: int, most: int = MAX
             page.launch(
                 server_name=host, server_port=port, share=False, ssr_mode=False, pwa=False, mcp_server=False,
                 prevent_thread_lock=True, quiet=True, max_file_size=most, footer_links=[], run_history=False,
-                enable_monitoring=False, theme=gr.themes.Default(font=text, font_mono=mono), css=CSS, **options,
+                enable_monitoring=False, theme=gr.themes.Default(font=text, font_mono=mono), css=CSS + css, **options,
             )  # fmt: skip
         except OSError as error:
             raise _cannot_listen(host, port, error) from error

@@ -106,14 +106,14 @@ def _neighbours(model: SavedModel, feature: Tensor, label: int) -> tuple[tuple[i
 
 def reasons(found: Answer, seen: Image.Image | None = None) -> str:
     """Why the model says so, as HTML; `seen` is what the model was given, if that differs from what the user gave."""
-    parts = [_none_of_these(found), "<h2>Why</h2>", f"<p>{_reason(found)}</p>", _table(found)]
+    parts = [none_of_these(found), "<h2>Why</h2>", f"<p>{_reason(found)}</p>", _table(found)]
     if seen is not None:
         note = "What the model sees: made like the scans that it was trained on, 8x8 pixels, white ink on black."
         parts.append(f"<p>{picture(seen)} {note}</p>")
     return wrapped("".join(parts))
 
 
-def _none_of_these(found: Answer) -> str:
+def none_of_these(found: Answer) -> str:
     """A warning where few images of known classes score as low."""
     if found.share_below is None or found.share_below >= UNUSUAL:
         return ""

@@ -5,7 +5,6 @@ Gradio takes seconds to import and is an optional package, so this file is impor
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -85,22 +84,31 @@ class Answers:
 
 
 def open_upload(uploaded: Any, uploads: Path) -> Image.Image:
-    """An uploaded image, upright and as RGB. A request may name any path, such as that of a pipe.
+    """An uploaded image, upright and as RGB.
 
     Raises:
-        UserError: If the file lies outside the folder of uploads, or is no image, damaged or too large.
+        UserError: As of `uploaded_file`, or if the file is no image, damaged or too large.
     """
-    try:
-        path = Path(uploaded["path"]).resolve(strict=True)
-        status = path.stat()
-        if not (path.is_relative_to(uploads.resolve()) and stat.S_ISREG(status.st_mode)):
-            raise ValueError("it was not uploaded")
-    except (TypeError, LookupError, ValueError, OSError, RuntimeError) as error:
-        raise UserError("no picture came; upload it again") from error
+    path = uploaded_file(uploaded, uploads)
     try:
         return open_sent(path)
     except UserError as error:
         raise UserError(f"this file {error}") from error
+
+
+def uploaded_file(uploaded: Any, uploads: Path) -> Path:
+    """The path of an uploaded file, as Gradio describes it. A request may name any path, such as that of a pipe.
+
+    Raises:
+        UserError: If the file lies outside the folder of uploads.
+    """
+    try:
+        path = Path(uploaded["path"]).resolve(strict=True)
+        if not (path.is_relative_to(uploads.resolve()) and path.is_file()):
+            raise ValueError("it was not uploaded")
+    except (TypeError, LookupError, ValueError, OSError, RuntimeError) as error:
+        raise UserError("no picture came; upload it again") from error
+    return path
 
 
 def build_page(images: ImageModel, folder: Path, uploads: Path) -> gr.Blocks:
@@ -108,32 +116,46 @@ def build_page(images: ImageModel, folder: Path, uploads: Path) -> gr.Blocks:
     answers = Answers(images, folder, uploads)
     model = images.model
     with Page(title=title(model), analytics_enabled=False) as page:
-        _html(wrapped(f"<h1>{escape(title(model))}</h1><p>{escape(summary(model))}</p>"))
-        with gr.Row():
-            with gr.Column():
-                inputs = _digit_inputs(answers) if answers.drawn else [_image_input(answers)]
-            with gr.Column(elem_id="answer"):
-                adapted = gr.Label(label=model.method, num_top_classes=LISTED, elem_id="adapted")
-                zero_shot = gr.Label(label="Zero-shot CLIP", num_top_classes=LISTED, elem_id="zero-shot")
-                why = _html(hint(), elem_id="why")
-                nearest = gr.Gallery(
-                    label="Nearest training images of the likeliest class, with what each adds to the cache's logit",
-                    columns=LISTED, height="auto", object_fit="contain", buttons=[], interactive=False,
-                    elem_id="nearest",
-                )  # fmt: skip
-        for component, event, handler in inputs:
-            # Files are opened by `open_upload`, whose messages say what is wrong with them, and not by Gradio
-            event(
-                _reported(handler), component, [why, adapted, zero_shot, nearest], preprocess=False,
-                trigger_mode="always_last", api_visibility="private",
-            )  # fmt: skip
-        page.load(None, js=LIVE)
+        html(wrapped(f"<h1>{escape(title(model))}</h1><p>{escape(summary(model))}</p>"))
+        nearest = "Nearest training images of the likeliest class, with what each adds to the cache's logit"
+        answer_part(page, answers, model.method, nearest)
     return page
 
 
-def _html(value: str, **options: Any) -> gr.HTML:
+def answer_part(page: gr.Blocks, answers: Answers, method: str, nearest: str) -> None:
+    """The part of a page where an image goes in and the answer comes out: the likeliest classes by `method` and by
+    zero-shot CLIP, why, and pictures below the caption `nearest`.
+    """
+    with gr.Row():
+        with gr.Column():
+            inputs = _digit_inputs(answers) if answers.drawn else [_image_input(answers)]
+        with gr.Column(elem_id="answer"):
+            adapted = gr.Label(label=method, num_top_classes=LISTED, elem_id="adapted")
+            zero_shot = gr.Label(label="Zero-shot CLIP", num_top_classes=LISTED, elem_id="zero-shot")
+            why = html(hint(), elem_id="why")
+            pictures = gr.Gallery(
+                label=nearest, columns=LISTED, height="auto", object_fit="contain", buttons=[], interactive=False,
+                elem_id="nearest",
+            )  # fmt: skip
+    for component, event, handler in inputs:
+        # Files are opened by `open_upload`, whose messages say what is wrong with them, and not by Gradio
+        event(
+            _reported(handler), component, [why, adapted, zero_shot, pictures], preprocess=False,
+            trigger_mode="always_last", api_visibility="private",
+        )  # fmt: skip
+    page.load(None, js=LIVE)
+
+
+def html(value: str, **options: Any) -> gr.HTML:
     """A piece of HTML in the style of this page and not in Gradio's."""
     return gr.HTML(value, apply_default_css=False, **options)
+
+
+def canvas(name: str) -> gr.HTML:
+    """A canvas to draw a digit on, whose value `ink_of_canvas` reads."""
+    html(wrapped(f"<p>{HOW_TO_DRAW}</p>"))
+    template = CANVAS_HTML.replace("hg-keys", f"{name}-keys")
+    return html("", html_template=template, js_on_load=CANVAS_JS, elem_id=name)
 
 
 def hint() -> str:
@@ -151,8 +173,7 @@ def _image_input(answers: Answers) -> tuple:
 
 def _digit_inputs(answers: Answers) -> list[tuple]:
     with gr.Tab("Draw"):
-        _html(wrapped(f"<p>{HOW_TO_DRAW}</p>"))
-        canvas = _html("", html_template=CANVAS_HTML, js_on_load=CANVAS_JS, elem_id="drawing")
+        drawing = canvas("drawing")
     with gr.Tab("Image"):
         image, event, handler = _image_input(answers)
         dataset = load_digits_dataset()
@@ -165,7 +186,7 @@ def _digit_inputs(answers: Answers) -> list[tuple]:
             scans, image, label="Scans of the test images, which the model was not trained on", elem_id="scans",
             example_labels=[f"Scan of {name}" for name in CLASSNAMES], examples_per_page=len(scans),
         )  # fmt: skip
-    return [(canvas, canvas.input, answers.of_drawing), (image, event, handler)]
+    return [(drawing, drawing.input, answers.of_drawing), (image, event, handler)]
 
 
 def _reported(handler: Callable[[Any], tuple]) -> Callable[[Any], tuple]:

@@ -60,6 +60,11 @@ def find_label_issues(
         raise UserError("labels can be checked where images of at least two classes are there")
     options = free_options(int(labels.bincount().max()))
     logits = left_out_logits(features, labels, text, logit_scale, options, offsets=False)
+    return issues_of(logits, labels, classes)
+
+
+def issues_of(logits: Tensor, labels: Tensor, classes: Sequence[Any]) -> list[LabelIssue]:
+    """As `find_label_issues`, from what models without each image say of it, logits `[N, K]`."""
     scores, others = suspicions(logits / fit_temperature(logits, labels), labels)
     order = scores.argsort(descending=True, stable=True).tolist()
     found = labels.tolist(), others.tolist(), scores.tolist()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from strokes import Stroke
 
 ARGUMENTS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
@@ -19,6 +22,27 @@ ARGUMENTS = (
 # Gradio asks for the progress of an upload, and says so in the console if the upload has ended before, or a page that
 # is left had asked for something
 OF_GRADIO = ("/gradio_api/upload_progress", " Response", "AbortError", "errored out")
+
+
+@contextmanager
+def serving(words: Sequence[str], cwd: Path = Path(__file__).parents[1], **environment: str) -> Iterator[str]:
+    """The address where a command, which is given without its port, shows its page."""
+    pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    words = [*words, "--port", str(port)]
+    with subprocess.Popen(words, cwd=cwd, env=variables, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            lines = iter(process.stdout.readline, "")
+            line = next((line for line in lines if line.startswith("http://")), "")
+            assert line, f"{words} ended without showing a page"
+            yield line.split()[0]
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
 
 
 class Browser:
@@ -46,11 +70,11 @@ class Browser:
         self.requested: set[str] = set()
         self.errors: list[str] = []
 
-    def open(self) -> None:
-        """Opens the page anew, and waits until it can be used."""
+    def open(self, *selectors: str) -> None:
+        """Opens the page anew, and waits until it can be used: elements of these CSS selectors are displayed."""
         self.driver.get(self.address)
-        self.wait(lambda: self.find("#drawing canvas"))
-        self.wait(lambda: self.find('#answer[aria-live="polite"]'))
+        for selector in selectors:
+            self.wait(lambda selector=selector: self.find(selector))
 
     def find(self, selector: str) -> list:
         """The elements of a CSS selector that are displayed."""
@@ -61,8 +85,12 @@ class Browser:
         """Waits until a condition holds, and fails with the page's answer if it does not."""
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, f"nothing came in {seconds} s; the answer says: {self.answer()[:300]}"
+            assert time.monotonic() < end, f"nothing came in {seconds} s; the page says: {self.said()[:300]}"
             time.sleep(0.1)
+
+    def said(self) -> str:
+        """The text of the page."""
+        return self.driver.execute_script("return document.querySelector('#answer, main, body')?.innerText ?? ''")
 
     def answer(self) -> str:
         """The text of the answer."""
@@ -79,9 +107,9 @@ class Browser:
         tab.click()
         self.wait(lambda: tab.get_attribute("aria-selected") == "true")
 
-    def draw(self, strokes: list[Stroke]) -> None:
+    def draw(self, strokes: Sequence[Sequence[tuple[float, float]]], name: str = "drawing") -> None:
         """Draws a digit with the mouse."""
-        [canvas] = self.find("#drawing canvas")
+        [canvas] = self.find(f"#{name} canvas")
         side = 0.8 * canvas.rect["width"]
         for stroke in strokes:
             points = [(round((x - 0.5) * side), round((y - 0.5) * side)) for x, y in stroke]

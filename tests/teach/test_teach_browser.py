@@ -1,0 +1,197 @@
+"""The page that teaches in a real browser: from two classes to a model that is taken along."""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Browser, serving
+
+from trainers.hegraph.datasets.digits import load_digits_dataset
+from trainers.hegraph.predict.__main__ import main as predict
+
+pytestmark = pytest.mark.slow
+PHONE = (360, 740)
+WORDS = [sys.executable, "-m", "trainers.hegraph.teach"]
+MARKUP = "<img src=x onerror='window.evil=1'>"
+
+
+def scans(folder: Path, name: str, start: int, count: int) -> list[Path]:
+    """Files of some scans of a class of the digits."""
+    dataset = load_digits_dataset()
+    items = [item for item in dataset.train if item.classname == name][start : start + count]
+    folder.mkdir(exist_ok=True)
+    for item in items:
+        dataset.open(item.path).save(folder / f"{item.path[-4:]}.png")
+    return [folder / f"{item.path[-4:]}.png" for item in items]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with images that have no label yet."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("zero", "one", "two"):
+        scans(folder / "unlabelled", name, 10, 6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def window(folder, tmp_path_factory) -> Iterator[Browser]:
+    with serving([*WORDS, str(folder), "--backbone", "hegraph-mini"]) as address:
+        browser = Browser(tmp_path_factory.mktemp("profile"), address)
+        browser.open("#classes form")
+        yield browser
+        browser.driver.quit()
+
+
+def card(page: Browser, name: str) -> str:
+    return f'#classes section[data-place="{name}"]'
+
+
+def counts(folder: Path) -> dict[str, int]:
+    return {each.name: len(list(each.iterdir())) for each in sorted((folder / "train").iterdir())}
+
+
+def add_class(page: Browser, name: str) -> None:
+    page.find("#classes input[name=name]")[0].send_keys(name, page.keys.ENTER)
+
+
+def add_images(page: Browser, name: str, files: list[Path]) -> None:
+    [chooser] = page.driver.find_elements("css selector", f"{card(page, name)} input[type=file]")
+    chooser.send_keys("\n".join(map(str, files)))
+
+
+def guesses(page: Browser) -> dict[str, float]:
+    """The images without a label that are shown, in their order, with the probability of the guess."""
+    script = (
+        "return [...document.querySelectorAll('#label article')].map(a => [a.dataset.image, +a.dataset.probability])"
+    )
+    return dict(page.driver.execute_script(script))
+
+
+def click(page: Browser, selector: str, text: str) -> None:
+    """Clicks the first button below a selector whose text begins so, once it is there."""
+    script = """
+        const buttons = [...document.querySelectorAll(`${arguments[0]} button`)];
+        const found = buttons.find(button => button.textContent.startsWith(arguments[1]));
+        found?.click();
+        return Boolean(found);
+    """
+    page.wait(lambda: page.driver.execute_script(script, selector, text))
+
+
+def test_classes_are_made_checked_labelled_and_taken_along(window, folder, tmp_path):
+    page = window
+    for name in ("zero", "one"):
+        add_class(page, name)
+        page.wait(lambda name=name: page.find(card(page, name)))
+        add_images(page, name, scans(tmp_path / name, name, 0, 3))
+        page.wait(lambda name=name: len(page.find(f"{card(page, name)} .thumb")) == 3)
+    assert counts(folder) == {"one": 3, "zero": 3}
+    add_class(page, "two")
+    page.wait(lambda: page.find(card(page, "two")))
+    [wrong] = scans(tmp_path / "wrong", "zero", 5, 1)
+    add_images(page, "two", [*scans(tmp_path / "two", "two", 0, 3), wrong])
+    page.wait(lambda: len(page.find(f"{card(page, 'two')} .thumb")) == 4)
+
+    page.tab("Check")
+    click(page, f'#check [data-image="train/two/{wrong.name}"]', "Move to zero")
+    page.wait(lambda: counts(folder) == {"one": 3, "two": 3, "zero": 4})
+    page.wait(lambda: "1 image moved to zero" in page.find("#status")[0].text)
+
+    page.tab("Label")
+    waiting = len(list((folder / "unlabelled").iterdir()))
+    for number in range(1, 6):
+        first = next(iter(guesses(page)))
+        click(page, f'#label [data-image="{first}"]', "Yes, ")
+        page.wait(lambda first=first: first not in guesses(page))
+        assert len(list((folder / "unlabelled").iterdir())) == waiting - number
+    assert sum(counts(folder).values()) == 15
+    shown = guesses(page)
+    assert len(shown) == waiting - 5
+
+    page.tab("Take along")
+    page.find("#take-model")[0].click()
+    page.wait(lambda: page.find("#file a"))
+    address = page.find("#file a")[0].get_attribute("href")
+    (tmp_path / "model.zip").write_bytes(
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address).read()
+    )
+    with zipfile.ZipFile(tmp_path / "model.zip") as file:
+        file.extractall(tmp_path)
+    found = tmp_path / "found.jsonl"
+    assert predict([str(tmp_path / "model"), *(str(folder / path) for path in shown), "--out", str(found)]) == 0
+    rows = [json.loads(line) for line in found.read_text().splitlines()]
+    predicted = {row["path"].removeprefix(f"{folder}/"): row["top"][0]["probability"] for row in rows}
+    assert predicted == pytest.approx(shown, abs=1e-5)
+
+
+def test_two_tabs_see_each_others_changes_and_undo_them(window, folder):
+    first = window.driver.current_window_handle
+    window.driver.switch_to.new_window("tab")
+    try:
+        window.open("#classes form")
+        add_class(window, MARKUP.replace("<", "").replace(">", ""))
+        window.wait(lambda: "no name for a class" not in window.said())
+        add_class(window, "six")
+        window.wait(lambda: window.find(card(window, "six")))
+    finally:
+        window.driver.close()
+        window.driver.switch_to.window(first)
+    window.tab("Classes")
+    window.wait(lambda: window.find(card(window, "six")))
+    click(window, "#status", "Undo: the class six added")
+    window.wait(lambda: not window.find(card(window, "six")))
+    assert window.driver.execute_script("return window.evil") is None
+
+
+def test_a_drawing_becomes_an_image_and_is_tried(window, folder):
+    before = counts(folder)["one"]
+    window.tab("Classes")
+    window.find("#draw button")[0].click()
+    window.wait(lambda: window.find("#sketch canvas"))
+    window.draw([[(0.5, 0.1), (0.5, 0.9)]], "sketch")
+    click(window, card(window, "one"), "Add the drawing")
+    window.wait(lambda: counts(folder)["one"] == before + 1)
+    window.tab("Try")
+    window.draw([[(0.5, 0.1), (0.5, 0.9)]])
+    window.wait(lambda: window.winner() == "one")
+    window.wait(lambda: len(window.find("#nearest img")) == 5)
+    assert "The images say one" in window.answer()
+
+
+def test_what_is_wrong_is_said_on_the_page_and_nothing_is_lost(window, folder, tmp_path):
+    window.tab("Classes")
+    before = counts(folder)
+    (tmp_path / "notes.png").write_text("no image")
+    add_images(window, "one", [tmp_path / "notes.png"])
+    window.wait(lambda: "Notes.png is no image" in window.said())
+    folder.rename(folder.with_name("elsewhere"))
+    add_class(window, "seven")
+    window.wait(lambda: "is not there any more" in window.said())
+    folder.with_name("elsewhere").rename(folder)
+    add_class(window, "ONE")
+    window.wait(lambda: "there is 'one' already" in window.said())
+    assert counts(folder) == before
+
+
+def test_nothing_is_wider_than_a_phone_and_every_control_has_a_name(window):
+    window.resize(*PHONE)
+    try:
+        for tab in ("Classes", "Check", "Label", "Try", "Take along"):
+            window.tab(tab) if [b for b in window.find("button[role=tab]") if b.text == tab] else None
+            assert window.driver.execute_script("return document.documentElement.scrollWidth") <= PHONE[0]
+            controls = window.find("button:not(.tab-container.visually-hidden *), input, canvas, a")
+            assert [c.get_attribute("outerHTML")[:200] for c in controls if not c.accessible_name] == []
+    finally:
+        window.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_no_script_failed_and_no_request_left_the_machine(window):
+    assert window.hosts() == {window.address.removeprefix("http://")}
+    assert window.errors == []

@@ -1,0 +1,283 @@
+"""What a model makes of a project, and the page's handlers: numbers of the model itself, names as text, clear lines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from trainers.hegraph.backbones.loading import load_backbone
+from trainers.hegraph.datasets.digits import load_digits_dataset
+from trainers.hegraph.estimator.training import learn
+from trainers.hegraph.labels.suggest import suggest
+from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.models.images import ImageModel
+from trainers.hegraph.teach import __main__ as command
+from trainers.hegraph.teach import board
+from trainers.hegraph.teach import session as module
+from trainers.hegraph.teach.project import Project
+from trainers.hegraph.teach.session import Session, View, write_sample
+from trainers.hegraph.utils.errors import UserError
+
+NAMES = ("zero", "one", "two", "six")
+
+
+@pytest.fixture(scope="session")
+def mini():
+    return load_backbone("hegraph-mini")
+
+
+@pytest.fixture(scope="session")
+def taught_folder(tmp_path_factory) -> Path:
+    """Four classes of three scans each, one of them labelled wrongly, and eight scans without a label."""
+    folder, dataset = tmp_path_factory.mktemp("taught"), load_digits_dataset()
+    for name in NAMES:
+        scans = [dataset.open(item.path) for item in dataset.train if item.classname == name][:6]
+        for number, scan in enumerate(scans):
+            wrong = (name, number) == ("zero", 3)
+            place = f"train/{'one' if wrong else name}" if number < 3 or wrong else "unlabelled"
+            (folder / place).mkdir(parents=True, exist_ok=True)
+            scan.save(folder / place / f"{name}-{number}.png")
+    return folder
+
+
+@pytest.fixture
+def session(taught_folder, mini, tmp_path) -> Session:
+    shutil.copytree(taught_folder, tmp_path / "project")
+    return Session(Project(tmp_path / "project"), mini, "hegraph-mini")
+
+
+def last(session: Session) -> View:
+    for _ in session.update():
+        pass
+    return session.view
+
+
+def test_the_guesses_are_those_of_the_model_on_the_files_and_in_the_order_of_suggest(session, mini, tmp_path):
+    view = last(session)
+    assert (len(view.guesses), view.waiting, view.problems) == (11, 0, [])
+    assert view.model.classnames == tuple(sorted(NAMES))
+    loaded = ImageModel(view.model, mini)
+    paths = [session.project.folder / guess.picture.path for guess in view.guesses]
+    for guess, row in zip(view.guesses, loaded.probabilities(paths)):
+        assert guess.probability == pytest.approx(row.max().item(), abs=1e-6)
+        assert guess.label == view.model.classnames[int(row.argmax())]
+    everything = sorted((session.project.folder / "unlabelled").iterdir())
+    order = suggest(view.model, loaded.features(everything), 24)
+    assert paths == [everything[place] for place in order]
+    session.project.move([view.guesses[0].picture], "six")
+    assert len(last(session).guesses) == 10
+    assert session.view.judged == view.judged + 1
+
+
+def test_images_are_judged_by_a_model_without_them_and_a_wrong_label_is_the_most_suspicious(session):
+    view = last(session)
+    pictures = [(picture, name) for name in sorted(NAMES) for picture in view.contents.classes[name]]
+    lessons, right, confused = view.model.lessons, 0, []
+    for place, (picture, name) in enumerate(pictures):
+        gone = torch.arange(len(pictures)) == place
+        cfg = session._configuration(int(lessons.counts.max()))
+        other = learn(lessons.without(gone), session.origin, cfg, "cpu")
+        found = other.classnames[int(other.classifier.logits(session.features[picture.digest][None]).argmax())]
+        right += found == name
+        confused += [(name, found)] * (found != name)
+    assert (view.right, view.judged) == (right, 13)
+    assert {(a, b): count for a, b, count in view.confused} == {pair: confused.count(pair) for pair in confused}
+    doubt = view.doubts[0]
+    assert (doubt.picture.path, doubt.label, doubt.suggested) == ("train/one/zero-3.png", "one", "zero")
+    assert doubt.score > 0
+    session.project.keep(doubt.picture)
+    assert doubt.picture not in [other.picture for other in last(session).doubts]
+    session.project.move([doubt.picture], "zero")
+    assert last(session).right > view.right
+
+
+def test_names_alone_make_a_model_of_two_classes_and_images_of_two_classes_are_judged(mini, tmp_path):
+    session = Session(Project(tmp_path), mini, "hegraph-mini")
+    session.project.add_class("zero")
+    assert last(session).model is None
+    session.project.add_class("{one}")
+    assert last(session).model.classnames == ("zero", "{one}")
+    assert (session.view.judged, session.view.doubts) == (0, [])
+    assert "names of the classes are all" in board.summary(session.view)
+    for name, colour in (("zero", "red"), ("{one}", "blue")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "train" / name / "a.png")
+    session.project.add_class("two")
+    assert (last(session).judged, len(session.view.model.classnames)) == (2, 3)
+    assert "Known by name alone: two" in board.summary(session.view)
+
+
+def test_features_are_kept_on_disk_and_only_those_of_this_backbone_are_taken(session, mini, monkeypatch):
+    before = last(session)
+    monkeypatch.setattr(module.Session, "encode", lambda *_: 1 / 0)
+    again = Session(session.project, mini, "hegraph-mini")
+    assert last(again).guesses == before.guesses
+    file = session.project.folder / ".hegraph" / "features.safetensors"
+    monkeypatch.setattr(module, "hash_json", lambda value: "another")
+    assert Session(session.project, mini, "hegraph-mini").features == {}
+    file.write_bytes(b"damaged")
+    assert Session(session.project, mini, "hegraph-mini").features == {}
+
+
+def test_encoding_can_be_stopped_and_goes_on_and_what_is_labelled_comes_first(session, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 4)
+    views = session.update()
+    assert [next(views).waiting, next(views).waiting] == [24, 20]
+    session.stop()
+    assert [view.waiting for view in views] == [16]
+    assert {p.path for p in session.view.contents.unlabelled if p.digest in session.features} == set()
+    assert session.stopped
+    assert "Encode the other 16 images" in board.status(session, last(session))
+    session.go_on()
+    assert [view.waiting for view in session.update()] == [16, 12, 8, 4, 0]
+
+
+def test_what_cannot_be_read_is_told_and_the_same_image_in_two_classes_is_asked(session):
+    folder = session.project.folder
+    (folder / "train/one/notes.png").write_text("no image")
+    shutil.copy(folder / "train/one/one-0.png", folder / "train/two/copy.png")
+    view = last(session)
+    assert len(view.problems) == 1
+    assert view.problems[0].startswith("train/one/notes.png is no image")
+    [(digest, names)] = view.twice.items()
+    assert names == ["one", "two"]
+    assert 'data-do="settle" data-to="two"' in board.status(session, view)
+    session.project.settle(digest, "one")
+    session.asked[digest] = "six"
+    assert last(session).twice == {digest: ["one", "six"]}
+    session.asked.clear()
+    assert last(session).twice == {}
+
+
+def test_a_new_sample_has_three_scans_of_each_class_and_more_without_a_label(tmp_path):
+    write_sample(tmp_path / "sample")
+    contents = Project(tmp_path / "sample").read()
+    assert {name: len(pictures) for name, pictures in contents.classes.items()} == dict.fromkeys(contents.classes, 3)
+    assert (len(contents.classes), len(contents.unlabelled)) == (10, 150)
+
+
+def test_names_are_text_on_the_page(session):
+    evil = "<img src=x onerror=alert(1)>"
+    (session.project.folder / "train" / evil).mkdir()
+    Image.new("RGB", (8, 8)).save(session.project.folder / "train" / evil / f'{evil}".png')
+    view = last(session)
+    shown = (board.status(session, view, evil, evil), board.classes(session, view, True), board.check(session, view))
+    for html in (*shown, board.label(session, view)):
+        assert "<img src=x" not in html
+        assert 'alert(1)>".png' not in html
+    assert "&lt;img src=x onerror=alert(1)&gt;" in shown[1]
+    assert all(text in shown[2] for text in ("Labelled <b>one</b>", "Move to zero", "Classes that are confused"))
+
+
+# The handlers of the page
+
+
+@pytest.fixture
+def teacher(session, tmp_path):
+    pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
+    from trainers.hegraph.teach.page import Teacher
+
+    (tmp_path / "uploads").mkdir()
+    last(session)
+    return Teacher(session, tmp_path / "uploads")
+
+
+def counts(teacher) -> dict[str, int]:
+    return {name: len(pictures) for name, pictures in teacher.session.project.read().classes.items()}
+
+
+def test_each_button_does_what_it_says(teacher):
+    before = counts(teacher)
+    picture = teacher.session.view.contents.classes["one"][0]
+    image = {"image": picture.path, "digest": picture.digest}
+    assert "cat is new" in teacher.do({"do": "add-class", "name": "cat"})[0]
+    assert "dog now" in teacher.do({"do": "rename", "place": "cat", "name": "dog"})[0]
+    assert teacher.do({"do": "move", "to": "dog", **image}) == ("", "")
+    assert counts(teacher) == before | {"one": 3, "dog": 1}
+    teacher.do({"do": "delete", "place": "dog"})
+    assert teacher.do({"do": "undo"}) == ("taken back: the class dog deleted", "")
+    teacher.do({"do": "undo"})
+    teacher.do({"do": "keep", **image})
+    assert teacher.session.project.read().kept == {picture.digest}
+    teacher.do({"do": "stop"})
+    assert teacher.session.stopped
+    teacher.do({"do": "go-on"})
+    assert not teacher.session.stopped
+    assert teacher.do({"do": "fly"})[1]
+    with pytest.raises(UserError, match="nothing is drawn"):
+        teacher.do({"do": "draw", "place": "one"})
+
+
+def test_files_that_came_are_added_and_no_other_file_of_this_machine(teacher, tmp_path):
+    folder = teacher.session.project.folder
+    for name, source in (("a.png", "train/one/one-0"), ("b.png", "unlabelled/two-4"), ("c.png", "unlabelled/two-5")):
+        shutil.copy(folder / f"{source}.png", teacher.uploads / name)
+    sent = [{"path": str(teacher.uploads / name), "name": name} for name in ("a.png", "b.png", "c.png")]
+    said, problem = teacher.do({"do": "add", "place": "two", "files": json.dumps(sent), "failed": '["d.png"]'})
+    assert said == "2 images added"
+    assert "d.png did not arrive" in problem
+    assert "a.png is in one already" in problem
+    assert not any(teacher.uploads.iterdir())
+    digest = next(p.digest for p in teacher.session.project.read().classes["one"] if p.path.endswith("one-0.png"))
+    assert teacher.session.asked == {digest: "two"}
+    teacher.do({"do": "leave", "digest": digest})
+    assert teacher.session.asked == {}
+    assert (counts(teacher)["two"], len(last(teacher.session).guesses)) == (5, 9), "what is labelled is not asked again"
+    for files in ('[{"path": "/etc/hostname", "name": "x.png"}]', "[7]", "{", "null", '[{"path": null}]'):
+        with pytest.raises(UserError, match="send them again"):
+            teacher.do({"do": "add", "place": "two", "files": files})
+    shown = list(teacher.shown(lambda: teacher.do({"do": "add", "place": "two", "files": "{"})))
+    assert "The files came damaged" in shown[-1][0]
+    shutil.rmtree(folder)
+    assert "not there any more" in list(teacher.shown())[-1][0]
+
+
+def test_what_is_taken_along_opens_again(teacher, tmp_path):
+    problem, path = teacher.take("model")
+    assert problem == ""
+    shutil.unpack_archive(path, tmp_path / "unpacked")
+    model = load_model(tmp_path / "unpacked" / "model")
+    features = torch.stack([*teacher.session.features.values()])
+    expected = teacher.session.view.model.probabilities(features)
+    torch.testing.assert_close(model.probabilities(features), expected)
+    _, path = teacher.take("project")
+    shutil.copy(path, teacher.uploads / "project.zip")
+    teacher.do({"do": "delete", "place": "six"})
+    sent = json.dumps([{"path": str(teacher.uploads / "project.zip"), "name": "project.zip"}])
+    said, _ = teacher.do({"do": "zip", "files": sent})
+    assert said == "3 images from a zip file", "those that were not there any more"
+    teacher.session.view = View(0, teacher.session.view.contents)
+    problem, path = teacher.take("model")
+    assert "There is no model yet" in problem
+    assert path is None
+
+
+def test_the_page_is_built_and_shows_only_what_has_changed(teacher):
+    from trainers.hegraph.teach.page import build_page
+
+    page = build_page(teacher.session, teacher.uploads)
+    assert {"status", "classes", "check", "label"} <= {getattr(each, "elem_id", "") for each in page.blocks.values()}
+    number = teacher.session.view.number
+    assert teacher.look(number)[0] == {"__type__": "update"}
+    assert teacher.look(number - 1)[-1] == number
+
+
+# The command
+
+
+def test_what_encodes_images_is_what_was_said_last(tmp_path, capsys):
+    project = Project(tmp_path)
+    assert command.find_encoder(project, "", "").backbone == "ViT-B-16-quickgelu"
+    assert command.find_encoder(project, "hegraph-mini", "").pretrained == ""
+    (tmp_path / ".hegraph/encoder.json").write_text('{"backbone": "RN50", "pretrained": "openai"}')
+    assert command.find_encoder(project, "", "yfcc15m") == command.Encoder(backbone="RN50", pretrained="yfcc15m")
+    (tmp_path / ".hegraph/encoder.json").write_text('{"backbone": 3}')
+    with pytest.raises(UserError, match=r"encoder\.json"):
+        command.find_encoder(project, "", "")
+    assert (command.parse_arguments([]).host, command.parse_arguments([]).folder) == ("127.0.0.1", None)
+    assert command.main([str(tmp_path), "--port", "0"]) == 2
+    assert capsys.readouterr().err.startswith("error: cannot listen")

@@ -1,0 +1,46 @@
+"""Draws the pictures of docs/teach.md from the real page, in a headless Chromium: `python -m tools.teach_screens`.
+
+The project is the sample of the digits with one label changed. The pictures have few colours, so that they are small.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from tests.browser import Browser, serving
+from trainers.hegraph.teach.session import write_sample
+
+DOCS = Path(__file__).parents[1] / "docs"
+SIZE = (900, 620)
+COLOURS = 48
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "digits")
+        write_sample(folder)
+        wrong = sorted((folder / "train" / "six").iterdir())[0]
+        wrong.rename(folder / "train" / "four" / wrong.name)
+        words = [sys.executable, "-m", "trainers.hegraph.teach", str(folder), "--backbone", "hegraph-mini"]
+        with serving(words) as address:
+            browser = Browser(Path(temporary, "profile"), address)
+            try:
+                browser.driver.set_window_size(*SIZE)
+                browser.open("#classes form", "#accuracy")
+                browser.wait(lambda: "have still to be encoded" not in browser.said())
+                for tab in ("Check", "Label", "Classes"):
+                    browser.tab(tab)
+                    browser.wait(lambda tab=tab: browser.find(f"#{tab.lower()} img"))
+                    image = Image.open(io.BytesIO(browser.driver.get_screenshot_as_png())).convert("RGB")
+                    image.quantize(COLOURS).save(DOCS / f"teach_{tab.lower()}.png", optimize=True)
+            finally:
+                browser.driver.quit()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Shows a page in the browser to teach a model: classes, images, what to label next, labels that look wrong.
+
+Example: FOLDER --backbone ViT-B-16-quickgelu --pretrained openai
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..backbones.identity import MINI_NAME
+from ..demo.__main__ import add_page_flags, check_address, require_gradio, serve
+from ..utils.commands import Parser, command
+from ..utils.errors import report
+from ..utils.files import write_json
+from ..utils.reading import read_json
+from ..utils.schema import Part, check
+from .project import OWN, Project
+
+if TYPE_CHECKING:  # they import torch and Gradio
+    from gradio import Blocks
+
+    from .session import Session
+
+SAMPLE = Path("output/teach-digits")
+USUAL = ("ViT-B-16-quickgelu", "openai")  # what encodes images where nothing else is said
+MOST = 8 * 2**30  # bytes of a zip file
+
+
+class Encoder(Part):
+    """What the images of a project are encoded by, as it was said before."""
+
+    backbone: str
+    pretrained: str
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog=command("teach"), description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help=f"by default {SAMPLE}, with the digits")
+    add_page_flags(parser, "what encodes images; by default that of the last time, or CLIP's ViT-B/16")
+    return parser.parse_args(arguments)
+
+
+def teach(args: argparse.Namespace) -> None:
+    """Runs the command; UserError if the folder, the backbone or Gradio cannot be had, or the port is taken."""
+    check_address(args.host, args.port)
+    require_gradio()
+    from ..backbones.loading import load_backbone  # these take seconds
+    from ..utils.devices import choose_device
+    from .session import Session, write_sample
+
+    sample = args.folder is None
+    if sample and not SAMPLE.exists():
+        write_sample(SAMPLE)
+    project = Project(SAMPLE if sample else args.folder)
+    encoder = find_encoder(project, args.backbone or (MINI_NAME if sample else ""), args.pretrained)
+    device = choose_device(args.device, "--device")
+    backbone = load_backbone(encoder.backbone, encoder.pretrained, device, args.precision)
+    write_json(project.folder / OWN / "encoder.json", encoder.model_dump())
+    session = Session(project, backbone, encoder.backbone, encoder.pretrained)
+    show(session, args.host, args.port)
+
+
+def find_encoder(project: Project, backbone: str, pretrained: str) -> Encoder:
+    """What encodes the images: what is said now, or was said the last time."""
+    path = project.folder / OWN / "encoder.json"
+    if backbone:
+        return Encoder(backbone=backbone, pretrained=pretrained)
+    if path.is_file() and not path.is_symlink():
+        before = check(Encoder, read_json(path), str(path))
+        return Encoder(backbone=before.backbone, pretrained=pretrained or before.pretrained)
+    return Encoder(backbone=USUAL[0], pretrained=pretrained or USUAL[1])
+
+
+def show(session: Session, host: str, port: int) -> None:
+    """Serves the page of a session."""
+
+    def build(session: Session, uploads: Path) -> Blocks:
+        from .page import build_page
+
+        return build_page(session, uploads)
+
+    css = (Path(__file__).parent / "board.css").read_text(encoding="utf-8")
+    serve(partial(build, session), host, port, css, MOST, allowed_paths=[str(session.thumbnails)])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
+    return report(lambda: teach(parse_arguments(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

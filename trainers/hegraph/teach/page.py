@@ -1,0 +1,239 @@
+"""The page, made with Gradio: what was done on a board becomes a change of the project, and all is shown anew.
+
+Gradio takes seconds to import and is an optional package, so this file is imported where the page is made.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import gradio as gr
+from PIL import Image
+
+from ..backbones.identity import MINI_NAME
+from ..datasets.images import MAX_BYTES
+from ..demo.answer import answer, none_of_these, wrapped
+from ..demo.drawing import ink_of_canvas, scan_of_ink
+from ..demo.page import NO_ANSWER, Answers, Page, answer_part, canvas, hint, html, open_upload, uploaded_file
+from ..export.onnx_file import require_packages, write_onnx
+from ..models.folder import save_model
+from ..models.images import ImageModel
+from ..models.saved import SavedModel
+from ..utils.errors import UserError, one_line
+from . import board
+from .project import File, Picture, read_zip
+from .session import LISTED, Session
+
+BOARD_JS = (Path(__file__).parent / "board.js").read_text(encoding="utf-8")
+NEAREST = 5  # training images that are shown beside an answer
+SECONDS = 2  # between two looks at what other tabs have done
+ZIP = '<div><label class="drop">Open a project.zip<input type="file" data-do="zip" accept=".zip"></label></div>'
+
+
+class Taught(Answers):
+    """What the model says of an image that is tried, and why."""
+
+    def __init__(self, session: Session, uploads: Path) -> None:
+        self.session, self.uploads, self.drawn = session, uploads, session.name == MINI_NAME
+
+    def of_upload(self, uploaded: Any) -> tuple:
+        if uploaded is None:
+            return (hint(), *NO_ANSWER)
+        return self._explain(open_upload(uploaded, self.uploads))
+
+    def _explain(self, picture: Image.Image, seen: Image.Image | None = None) -> tuple:
+        view, session = self.session.view, self.session
+        if view.model is None:
+            raise UserError("there is no model yet: add two classes")
+        feature = session.encode([picture])
+        found = answer(view.model, feature)
+        labelled = {p: name for name, pictures in view.contents.classes.items() for p in pictures}
+        known = [p for p in labelled if p.digest in session.features]
+        pictures = []
+        for place in sorted(known, key=lambda p: -float(session.features[p.digest] @ feature[0]))[:NEAREST]:
+            cosine = float(session.features[place.digest] @ feature[0])
+            pictures.append((str(session.thumbnail(place)), f"{labelled[place]}: cosine {cosine:.2f}"))
+        names, taught = next(iter(found.zero_shot)), found.winner.name
+        both = f"say <b>{escape(taught)}</b>, too" if names == taught else f"say <b>{escape(names)}</b>"
+        why = f"<h2>Why</h2><p>The images say <b>{escape(taught)}</b>; the names of the classes alone {both}.</p>"
+        return wrapped(none_of_these(found) + why), found.adapted, found.zero_shot, pictures or None
+
+
+class Teacher:
+    """The handlers of the page. What they return is shown: the boards, and the number of the view."""
+
+    def __init__(self, session: Session, uploads: Path) -> None:
+        self.session, self.uploads = session, uploads
+        self.draws = session.name == MINI_NAME
+
+    def act(self, drawing: Any, event: gr.EventData) -> Iterator[tuple]:
+        """Does what was asked for on a board."""
+        data = event._data if isinstance(event._data, dict) else {}
+        yield from self.shown(lambda: self.do({key: str(value) for key, value in data.items()}, drawing))
+
+    def shown(self, work: Callable[[], tuple[str, str]] = lambda: ("", "")) -> Iterator[tuple]:
+        """The boards after some work, which returns what was done and what is wrong, and while images are encoded."""
+        said = problem = ""
+        try:
+            said, problem = work()
+            for _ in self.session.update():
+                yield self.boards(said, problem)
+        except UserError as error:
+            yield self.boards(said, one_line(str(error)))
+
+    def boards(self, said: str = "", problem: str = "") -> tuple:
+        session, view = self.session, self.session.view
+        top = board.status(session, view, said, problem)
+        parts = board.classes(session, view, self.draws), board.check(session, view), board.label(session, view)
+        return (top, *parts, view.number)
+
+    def look(self, seen: int) -> Any:
+        """The boards, if another tab has changed something since this one was shown."""
+        return self.boards() if seen != self.session.view.number else tuple(gr.skip() for _ in range(5))
+
+    def do(self, data: dict[str, str], drawing: Any = None) -> tuple[str, str]:
+        """Does one thing to the project; returns what was done, and what of it could not be."""
+        project, session = self.session.project, self.session
+        picture = Picture(data.get("image", ""), data.get("digest", ""))
+        place, to, name = (data.get(key, "") for key in ("place", "to", "name"))
+        match data.get("do"):
+            case "add-class":
+                return f"the class {project.add_class(name)} is new; drop images on it", ""
+            case "rename":
+                return f"{place} is called {project.rename_class(place, name)} now", ""
+            case "delete":
+                project.delete_class(place)
+            case "move":
+                project.move([picture], to)
+            case "keep":
+                project.keep(picture)
+            case "settle" | "leave":
+                if data["do"] == "settle":
+                    project.settle(picture.digest, to)
+                session.asked.pop(picture.digest, None)
+            case "draw":
+                return self.added([File(place, f"drawing-{uuid4().hex[:8]}.png", png_of(drawing))], "drawn")
+            case "add" | "zip":
+                return self.sent(data)
+            case "undo":
+                return f"taken back: {project.undo()}", ""
+            case "stop":
+                session.stop()
+            case "go-on":
+                session.go_on()
+            case _:
+                return "", "this button does nothing"
+        return "", ""
+
+    def sent(self, data: dict[str, str]) -> tuple[str, str]:
+        """Adds files that were uploaded, and says which have not arrived."""
+        try:
+            sent, failed = json.loads(data.get("files", "[]")), json.loads(data.get("failed", "[]"))
+            files = [(uploaded_file(each, self.uploads), str(each["name"])) for each in sent]
+        except (TypeError, ValueError, LookupError) as error:
+            raise UserError("the files came damaged; send them again") from error
+        lost = [f"{name} did not arrive, or is too large" for name in failed]
+        try:
+            if data["do"] == "zip":
+                return self.added((each for path, _ in files for each in read_zip(path)), "from a zip file", lost)
+            place = data.get("place", "")
+            return self.added((File(place, name, bytes_of(path)) for path, name in files), "added", lost)
+        finally:
+            for path, _ in files:
+                path.unlink(missing_ok=True)
+
+    def added(self, files: Any, what: str, lost: list[str] | None = None) -> tuple[str, str]:
+        found = self.session.project.add(files, what)
+        self.session.asked |= dict(found.questions)
+        self.session.go_on()
+        problems = [*(lost or []), *found.problems]
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        count = len(found.pictures)
+        return f"{count} image{'' if count == 1 else 's'} {what}" if count else "", f"{'; '.join(problems[:3])}{more}"
+
+    # Take along
+
+    def take(self, kind: str) -> tuple[str, str | None]:
+        """A file to take along: what is wrong with it, as HTML, and its path."""
+        folder = Path(tempfile.mkdtemp(dir=self.uploads))
+        try:
+            if kind == "project":
+                path = folder / "project.zip"
+                self.session.project.write_zip(path)
+            elif kind == "model":
+                save_model(self.model(), folder / "model")
+                path = Path(shutil.make_archive(str(folder / "model"), "zip", folder, "model"))
+            else:
+                require_packages()
+                model, path = self.model(), folder / "model.onnx"
+                write_onnx(model, ImageModel.of(model, "cpu", precision="fp32").backbone, path)
+        except UserError as error:
+            return wrapped(f'<p class="problem" role="alert">{board.sentence(one_line(str(error)))}</p>'), None
+        return "", str(path)
+
+    def model(self) -> SavedModel:
+        if (model := self.session.view.model) is None:
+            raise UserError("there is no model yet: add two classes")
+        return model
+
+
+def png_of(drawing: Any) -> bytes:
+    """The scan of what is on the canvas, as a file."""
+    if not drawing:
+        raise UserError("nothing is drawn")
+    data = io.BytesIO()
+    scan_of_ink(ink_of_canvas(drawing)).save(data, "PNG")
+    return data.getvalue()
+
+
+def bytes_of(path: Path) -> bytes:
+    """The bytes of an uploaded file, or of one that is too large as many as tell that."""
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
+
+
+def build_page(session: Session, uploads: Path) -> gr.Blocks:
+    """The page of a session; `uploads` is where Gradio puts what comes."""
+    teacher = Teacher(session, uploads)
+    with Page(title=f"Teach {session.project.folder.name}", analytics_enabled=False) as page:
+        html(wrapped(f"<h1>{escape(session.project.folder.name)}</h1>"))
+        boards = [_board("status")]
+        with gr.Tab("Classes"):
+            drawing: Any = gr.State()
+            if teacher.draws:
+                with gr.Accordion("Draw an image", open=False, elem_id="draw"):
+                    drawing = canvas("sketch")
+            boards.append(_board("classes"))
+        with gr.Tab("Check"):
+            boards.append(_board("check"))
+        with gr.Tab("Label"):
+            boards.append(_board("label"))
+        with gr.Tab("Try"):
+            answer_part(page, Taught(session, uploads), "Taught", "Nearest training images")
+        with gr.Tab("Take along"):
+            zipped = html(wrapped(ZIP), js_on_load=BOARD_JS, elem_id="zip")
+            said, file = html(""), gr.File(label="File to take along", interactive=False, elem_id="file", visible=True)
+            for kind, text in (("model", "Model folder"), ("onnx", "ONNX file"), ("project", "Whole project")):
+                gr.Button(text, elem_id=f"take-{kind}").click(
+                    lambda kind=kind: teacher.take(kind), None, [said, file], api_visibility="private"
+                )
+        seen = gr.State(-1)
+        outputs = [*boards, seen]
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        for each in (*boards, zipped):
+            each.act(teacher.act, drawing, outputs, trigger_mode="multiple", concurrency_limit=LISTED, **quiet)
+        page.load(teacher.shown, None, outputs, **quiet)
+        gr.Timer(SECONDS).tick(teacher.look, seen, outputs, concurrency_limit=LISTED, **quiet)
+    return page
+
+
+def _board(name: str) -> gr.HTML:
+    return html("", js_on_load=BOARD_JS, elem_id=name)

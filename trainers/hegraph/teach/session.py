@@ -1,0 +1,337 @@
+"""What a model makes of a project: features of its images, a model after every change, and what that says of them.
+
+The model is the variant "free", which is worked out anew from the features in a fraction of a second. So no change has
+to be followed: the model is always that of what the folder holds.
+
+Shapes: N labelled images, M without a label, K classes, d feature width.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..backbones.clip import Backbone
+from ..backbones.identity import MINI_NAME
+from ..config import Config
+from ..datasets.digits import load_digits_dataset
+from ..datasets.images import open_image, reason
+from ..estimator.training import Origin, learn, make_configuration
+from ..features.text import encode_prompts
+from ..labels.issues import issues_of
+from ..labels.left_out import free_options, left_out_logits, left_out_offsets
+from ..labels.suggest import suggest
+from ..models.images import Reader
+from ..models.lessons import Lessons
+from ..models.saved import Backbone as BackboneConfig
+from ..models.saved import Preprocessing, SavedModel
+from ..utils.errors import UserError
+from ..utils.files import atomic_path, hash_json, write_tensors, writing_folder
+from ..utils.reading import read_tensors
+from ..utils.threads import cores
+from .project import OWN, TRAIN, UNLABELLED, Contents, Picture, Project
+
+logger = logging.getLogger(__name__)
+
+BATCH = 16  # images that are encoded before the page is told
+SIDE = 96  # pixels of a thumbnail
+LISTED = 24  # images that are worth labelling, and such whose label seems wrong
+VARIANT = "TRAINER.HEGRAPHADAPTER.VARIANT"
+SAMPLE_TRAIN, SAMPLE_UNLABELLED = 3, 150  # images of the digits that a new folder begins with: of each class, and all
+
+
+class Guess(NamedTuple):
+    """What the model says of an image: its likeliest class, the probability, and the share of images of known classes
+    that score lower; None where that is not known.
+    """
+
+    picture: Picture
+    label: str
+    probability: float
+    share_below: float | None
+
+
+class Doubt(NamedTuple):
+    """An image whose label seems wrong, its label, the class that it seems to be, and by how much likelier."""
+
+    picture: Picture
+    label: str
+    suggested: str
+    score: float
+
+
+@dataclass(frozen=True)
+class View:
+    """What a page shows of a project.
+
+    Attributes:
+        number: Grows with every view.
+        contents: What the folder holds.
+        waiting: How many images had still to be encoded.
+        problems: Images that cannot be read, and why.
+        model: None where there are fewer than two classes.
+        right, judged: How many images a model without the image classifies rightly, and how many there are.
+        confused: Pairs of a class and what its images are taken for, with how often, the most frequent first.
+        doubts: The images whose labels seem wrong, the most suspicious first.
+        guesses: Images without a label, the one that is most worth labelling first.
+        twice: Images that are in several classes, or were dropped on another one: their SHA-256 and the classes.
+    """
+
+    number: int
+    contents: Contents
+    waiting: int = 0
+    problems: list[str] = field(default_factory=list)
+    model: SavedModel | None = None
+    right: int = 0
+    judged: int = 0
+    confused: list[tuple[str, str, int]] = field(default_factory=list)
+    doubts: list[Doubt] = field(default_factory=list)
+    guesses: list[Guess] = field(default_factory=list)
+    twice: dict[str, list[str]] = field(default_factory=dict)
+
+
+class Session:
+    """A project with its backbone. Several tabs may use it at once.
+
+    Args:
+        project: The folder.
+        backbone: The frozen CLIP.
+        name, pretrained: What it was loaded by, as `load_backbone` takes them.
+
+    Attributes:
+        asked: Images that were dropped on a class, and are in another one: their SHA-256 and that class.
+        view: The last view.
+    """
+
+    def __init__(self, project: Project, backbone: Backbone, name: str, pretrained: str = "") -> None:
+        self.project, self.backbone, self.name = project, backbone, name
+        config = BackboneConfig(
+            title=backbone.name, model=name, pretrained=pretrained, precision=backbone.precision,
+            fingerprint=backbone.fingerprint,
+        )  # fmt: skip
+        self.origin = Origin(config, Preprocessing.of(backbone), backbone.logit_scale, prompted=True)
+        self.thumbnails = project.folder / OWN / "thumbnails"
+        self._text: dict[str, tuple[Tensor, Tensor]] = {}
+        self._unreadable: dict[str, str] = {}
+        self._stop, self._lock = threading.Event(), threading.RLock()
+        self._file = project.folder / OWN / "features.safetensors"
+        self._key = hash_json(backbone.fingerprint)
+        self.features = self._read_features()
+        self.asked: dict[str, str] = {}
+        self._seen: object = None
+        self.view = View(0, project.read())
+
+    # Encoding
+
+    def update(self) -> Iterator[View]:
+        """Views until all is done: of what the folder holds with the images that are encoded so far, and after each
+        batch of those that are left, the labelled ones first.
+
+        Raises:
+            UserError: If the folder cannot be read, or is not there any more.
+        """
+        encoded = False
+        while True:
+            with self._lock:
+                contents = self.project.read()
+                labelled = self._missing(contents.classes)
+                missing = labelled + self._missing({UNLABELLED: contents.unlabelled})
+                ends = not missing or self._stop.is_set()
+                if (seen := (contents, not labelled, ends, dict(self.asked))) != self._seen:
+                    self._look(contents)
+                    self._seen = seen
+                self.view = self._waiting_for(len(missing))
+                if not ends:
+                    self._encode(missing[:BATCH])
+                    encoded = True
+            if ends:
+                break
+            yield self.view
+        if encoded:
+            self._write_features()
+        yield self.view
+
+    def stop(self) -> None:
+        """Ends the encoding in all tabs, after the batch that is being encoded."""
+        self._stop.set()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+    def go_on(self) -> None:
+        """Has `update` encode again."""
+        self._stop.clear()
+
+    def encode(self, images: list[Image.Image]) -> Tensor:
+        """Unit-norm features of images, `[n, d]`."""
+        reader = Reader(self.backbone.preprocess, self.backbone.input_size, self.backbone.device.type == "cpu")
+        [batch] = reader.batches(images, len(images))
+        if problem := next(filter(None, batch.problems), ""):
+            raise UserError(f"the image {problem}")
+        return self.backbone.encode_images(batch.pixels)
+
+    def thumbnail(self, picture: Picture) -> Path:
+        """The file of a small picture of an image, which is made if it is not there."""
+        path = self.thumbnails / f"{picture.digest}.png"
+        if not path.is_file():
+            self._open(picture)
+        return path
+
+    def _missing(self, places: dict[str, list[Picture]]) -> list[Picture]:
+        """One picture for each image that has still to be encoded."""
+        found = {picture.digest: picture for pictures in places.values() for picture in pictures}
+        return [picture for digest, picture in found.items() if not {digest} & {*self.features, *self._unreadable}]
+
+    def _encode(self, pictures: list[Picture]) -> None:
+        with ThreadPoolExecutor(cores()) as pool:
+            opened = list(pool.map(self._open, pictures))
+        images = {p.digest: image for p, image in zip(pictures, opened) if isinstance(image, Image.Image)}
+        self._unreadable |= {p.digest: f"{p.path} {said}" for p, said in zip(pictures, opened) if isinstance(said, str)}
+        if images:
+            self.features |= dict(zip(images, self.encode(list(images.values()))))
+
+    def _open(self, picture: Picture) -> Image.Image | str:
+        """An image, whose thumbnail is written as well, or why it cannot be read."""
+        try:
+            image = open_image(self.project.data(picture))
+            small = image.copy()
+            small.thumbnail((SIDE, SIDE))
+            with atomic_path(self.thumbnails / f"{picture.digest}.png") as temporary:
+                small.save(temporary, "PNG")
+            return image
+        except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+            return reason(error)
+
+    def _read_features(self) -> dict[str, Tensor]:
+        """The features that an earlier session has kept, by SHA-256; none if they are of another backbone."""
+        with suppress(UserError, KeyError):
+            tensors, about = read_tensors(self._file, "features of images")
+            features, digests = tensors["features"], tensors["digests"]
+            if about.get("backbone") == self._key and features.shape == (len(digests), self.backbone.width):
+                names = [bytes(row).hex() for row in digests.tolist()]
+                return {name: row for name, row in zip(names, features) if row.isfinite().all()}
+        return {}
+
+    def _write_features(self) -> None:
+        with self._lock:
+            digests = torch.tensor([list(bytes.fromhex(digest)) for digest in self.features], dtype=torch.uint8)
+            tensors = {"features": torch.stack([*self.features.values()]), "digests": digests}
+            write_tensors(self._file, tensors, {"backbone": self._key})
+
+    # The model
+
+    def _look(self, contents: Contents) -> None:
+        """Works out the model of what the folder holds, and what it says."""
+        names = sorted(contents.classes)
+        pictures = {
+            (picture.digest, label): picture
+            for label, name in enumerate(names)
+            for picture in contents.classes[name]
+            if picture.digest in self.features
+        }
+        problems = [self._unreadable[p.digest] for p in contents.pictures() if p.digest in self._unreadable]
+        twice = {digest: classes for digest, classes in contents.classes_of().items() if len(classes) > 1}
+        twice |= {
+            digest: [*there, name]
+            for digest, name in self.asked.items()
+            if (there := contents.classes_of().get(digest, [])) and name in contents.classes and name not in there
+        }
+        found: dict = {"contents": contents, "problems": problems, "twice": twice}
+        lessons = self._lessons(names, list(pictures))
+        if lessons is not None:
+            model = learn(lessons, self.origin, self._configuration(int(lessons.counts.max())), "cpu")
+            guesses = self._guesses(model, contents)
+            found |= {"model": model, "guesses": guesses} | self._judge(lessons, list(pictures.values()), contents)
+        self.view = View(self.view.number + 1, **found)
+
+    def _waiting_for(self, waiting: int) -> View:
+        """The view with another number of images that wait; a new one, if it is another."""
+        new = replace(self.view, waiting=waiting)
+        return self.view if new == self.view else replace(new, number=self.view.number + 1)
+
+    def _lessons(self, names: list[str], images: list[tuple[str, int]]) -> Lessons | None:
+        """What is taught: images as SHA-256 and class; None where nothing can be."""
+        if len(names) < 2:
+            return None
+        new = [name for name in names if name not in self._text]
+        if new:
+            with tempfile.TemporaryDirectory() as folder:
+                cfg = self._configuration(1)
+                text = encode_prompts(self.backbone, cfg.data.name or "images", new, cfg.encoding, Path(folder))
+            self._text |= dict(zip(new, zip(text["positive"], text["negative"])))
+        positive, negative = (torch.stack(nodes) for nodes in zip(*(self._text[name] for name in names)))
+        rows = [self.features[digest] for digest, _ in images]
+        features = torch.stack(rows) if rows else positive[:0]
+        labels = torch.tensor([label for _, label in images], dtype=torch.long)
+        ids = torch.zeros_like(labels)
+        return Lessons(np.array(names), tuple(names), features[None], labels, ids, positive, negative)
+
+    def _configuration(self, shots: int) -> Config:
+        files = ("digits", "mini") if self.name == MINI_NAME else ("", "")
+        named = {"DATASET.NUM_SHOTS": max(shots, 1), VARIANT: "free"}
+        return make_configuration(files, named, None, 1, "")
+
+    def _judge(self, lessons: Lessons, pictures: list[Picture], contents: Contents) -> dict:
+        """What models without an image say of it, for each of the images of the lessons."""
+        if (lessons.counts > 0).sum() < 2 or lessons.positive is None:
+            return {}
+        features, labels, text, names = lessons.features[0], lessons.labels, lessons.positive, lessons.names
+        options, scale = free_options(int(lessons.counts.max())), self.origin.logit_scale
+        logits = left_out_logits(features, labels, text, scale, options, offsets=False)
+        offsets = left_out_offsets(scale * (features @ text.t()).double(), labels)
+        left_out, issues = (logits + offsets).argmax(dim=1), issues_of(logits, labels, names)
+        pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), left_out.tolist()) if a != b)
+        doubts = [
+            Doubt(pictures[issue.index], issue.label, issue.suggested, issue.score)
+            for issue in issues
+            if issue.score > 0 and pictures[issue.index].digest not in contents.kept
+        ]
+        return {
+            "right": int((left_out == labels).sum()),
+            "judged": len(labels),
+            "confused": [(*pair, count) for pair, count in pairs.most_common(LISTED)],
+            "doubts": doubts[:LISTED],
+        }
+
+    def _guesses(self, model: SavedModel, contents: Contents) -> list[Guess]:
+        """The images without a label that are most worth labelling; none that is labelled elsewhere."""
+        known = contents.classes_of()
+        waiting = {p.digest: p for p in contents.unlabelled if p.digest in self.features and p.digest not in known}
+        if not waiting:
+            return []
+        features = torch.stack([self.features[digest] for digest in waiting])
+        chosen, pictures = suggest(model, features, LISTED), list(waiting.values())
+        logits = model.classifier.logits(features[chosen])
+        best, labels = model.calibrate(logits).max(dim=1)
+        return [
+            Guess(pictures[place], model.classnames[label], probability, model.share_below(row))
+            for place, label, probability, row in zip(chosen, labels.tolist(), best.tolist(), logits)
+        ]
+
+
+def write_sample(folder: Path) -> None:
+    """A new folder of the digits: a few scans of each class, and more without a label."""
+    dataset = load_digits_dataset()
+    counts: Counter[str] = Counter()
+    with writing_folder(folder) as new:
+        for item in dataset.train:
+            place = f"{TRAIN}/{item.classname}" if counts[item.classname] < SAMPLE_TRAIN else UNLABELLED
+            counts[place if place == UNLABELLED else item.classname] += 1
+            if counts[UNLABELLED] > SAMPLE_UNLABELLED:
+                break
+            (new / place).mkdir(parents=True, exist_ok=True)
+            dataset.open(item.path).save(new / place / f"scan-{item.path[-4:]}.png")
