@@ -58,6 +58,7 @@ def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, ti
     assert record["unlabelled"]["images"] == "pool" and record["unlabelled"]["num_images"] == len(pool) == 20 + 15
     assert record["unlabelled"]["shares"]["offsets"] == round(heard.shares.offsets, 4)
     assert model.temperature == before.temperature and model.known is None
+    assert (before.unlabelled, model.unlabelled) == (0, 35)
     assert record["run_id"] != plain["run_id"] and "DATASET.UNLABELLED" not in plain["config"]
 
 
