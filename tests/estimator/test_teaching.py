@@ -13,6 +13,7 @@ from sklearn.exceptions import NotFittedError
 
 from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.method.closed_form import OMEGA_NEW, TextGuess
+from trainers.hegraph.predict.prediction import Options, open_model
 from trainers.hegraph.utils.files import hash_content
 
 LABELS = np.array(["ant", "bee", "cow", "dog"])
@@ -259,12 +260,14 @@ def test_a_run_of_the_command_line_is_taught_more(finished_run, tmp_path):
     assert loaded.model_.trained_on.config["OPTIM.MAX_EPOCH"] == model.trained_on.config["OPTIM.MAX_EPOCH"]
 
 
-def test_the_folder_keeps_what_was_taught_and_damage_is_told(data, taught, tmp_path):
+def test_the_folder_keeps_what_was_taught_and_damage_is_told(data, taught, tmp_path, caplog):
     X, y = taught
     fitted = HeGraphClassifier(variant="free", text_features=data.text).fit(X, y)
     fitted.add_class("emu", text_features=data.negative[0]).save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert card.count("no image: known by its text alone") == 1 and "- emu (no image" in card
+    open_model(str(tmp_path), Options(1, "table"), [])
+    assert "1 of 5 classes have a name but no images, and are known by their text alone: emu" in caplog.text
     tensors, config = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
     np.testing.assert_array_equal(tensors["labelled.features"], X)
     assert config["images"] == [9, 7, 5, 3, 0] and config["image_ids"] is None
@@ -284,6 +287,8 @@ def test_the_folder_keeps_what_was_taught_and_damage_is_told(data, taught, tmp_p
     kept = {k: v for k, v in tensors.items() if not k.startswith("labelled.")}
     save_file(kept, tmp_path / "model.safetensors")
     del config["images"], config["image_ids"], config["tensors"]
+    config["trained_on"]["config"]["OPTIM.LR"] = "of a stranger"
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="did not keep its labelled images"):
         HeGraphClassifier.from_pretrained(tmp_path).partial_fit(X, y)
+    assert "more training would take the default: OPTIM.LR must be of type float" in caplog.text

@@ -293,7 +293,9 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         before = self._taught()
         kept = torch.ones(len(before.lessons.names), dtype=torch.bool)
         kept[before.lessons.place(label)] = False
-        return self._learn(before, before.lessons.of_classes(kept), Origin.of(before.model))
+        return self._learn(
+            before, before.lessons.of_classes(kept), Origin.of(before.model), find_seed(self.random_state)
+        )
 
     def forget(self, X: Any, y: Any) -> HeGraphClassifier:
         """Takes images back. A class that loses its last one is known by its text alone or, without text, gone.
@@ -313,7 +315,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         left = before.lessons.without(before.lessons.find(y.tolist(), wanted))
         if left.positive is None:
             left = left.of_classes(left.counts > 0)
-        return self._learn(before, left, Origin.of(before.model))
+        return self._learn(before, left, Origin.of(before.model), find_seed(self.random_state))
 
     def adapt(self, U: Any) -> HeGraphClassifier:
         """Lets the classifier hear images without labels, which are best of the images that it is to classify.
@@ -544,9 +546,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         return make_configuration(files, named, self.options, seed, folder)
 
     @contextmanager
-    def _configured(self, shots: int) -> Iterator[Config]:
+    def _configured(self, shots: int, seed: int) -> Iterator[Config]:
         """The configuration for a block that encodes or trains, and leaves the global generators as they were."""
-        seed = find_seed(self.random_state)  # a draw from a generator is to last
         with generators_restored(), tempfile.TemporaryDirectory() as folder:
             yield self._configuration(max(shots, 1), seed, folder)
 
@@ -608,7 +609,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         given = any(nodes is not None for nodes in text)
         fresh = torch.tensor([given or known.get(label) != name for label, name in zip(classes.tolist(), names)])
         labels = torch.tensor(np.searchsorted(classes, y).tolist(), dtype=torch.long)
-        with self._configured(1) as cfg:
+        seed = find_seed(self.random_state)  # a draw from a generator is to last
+        with self._configured(1, seed) as cfg:
             of_names = isinstance(X, list) or (X is None and not given and bool(cfg.backbone.name))
             nodes: tuple[Tensor | None, Tensor | None]
             task: ImageTask | None
@@ -623,7 +625,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
                 ids = torch.zeros_like(labels)
         if before is None:
             lessons = Lessons(classes, tuple(names), features, labels, ids, *nodes)
-            return self._learn(None, lessons, Origin.of_task(task, self.logit_scale, not given), task, pool)
+            return self._learn(None, lessons, Origin.of_task(task, self.logit_scale, not given), seed, task, pool)
         new = [name for name, label in zip(names, classes.tolist()) if label not in known]
         nodes = _nodes_beside(before, nodes, given, new)
         more = Lessons(classes, tuple(names), features, labels, ids, *nodes)
@@ -632,7 +634,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             origin = Origin.of_task(task, origin.logit_scale, origin.prompted)
         if given:
             origin = origin._replace(prompted=False)
-        return self._learn(before, before.lessons.joined(more, fresh), origin, task)
+        return self._learn(before, before.lessons.joined(more, fresh), origin, seed, task)
 
     def _encode_images(
         self, before: Before | None, X: list, labels: Tensor, names: list[str], cfg: Config
@@ -685,13 +687,14 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         before: Before | None,
         lessons: Lessons,
         origin: Origin,
+        seed: int,
         task: ImageTask | None = None,
         pool: Sequence[Any] = (),
     ) -> HeGraphClassifier:
         """Trains on lessons, and has the model hear the unlabelled images; `task` has encoded what was added last."""
         if not lessons.names:
             raise UserError("no class would be left; fit begins anew")
-        with self._configured(int(lessons.counts.max())) as cfg:
+        with self._configured(int(lessons.counts.max()), seed) as cfg:
             model = learn(lessons, origin, cfg, self._device(), task if before is None else None)
         self.classes_ = lessons.classes
         self.model_ = self._fitted = model

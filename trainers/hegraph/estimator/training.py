@@ -9,6 +9,7 @@ Shapes: n training images, V views of each, K classes, d feature width.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import random
@@ -45,12 +46,14 @@ from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..training.batches import TrainingData
 from ..training.memory import refuse_beyond_memory, training_bytes
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.option import NODE
 from .inputs import labels_to_keep
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
+
+logger = logging.getLogger(__name__)
 
 FEATURES_DIR = f"{NODE}.FEATURES.DIR"
 # Keys that options may not set -> what sets them
@@ -99,8 +102,20 @@ def make_configuration(
 def recipe_of(model: SavedModel) -> dict[str, Any]:
     """The keys that a model was trained with, as `options` takes them: those that are not what they are by default.
 
-    What BY_SHOTS has filled is left open, so that it is filled again for another number of shots.
+    What BY_SHOTS has filled is left open, so that it is filled again for another number of shots. There are none of
+    another method, and where this version does not know the configuration, which is logged.
     """
+    if model.method not in ("HeGraphAdapter", "ZeroShot"):
+        return {}
+    try:
+        return _others_than_default(model)
+    except (UserError, KeyError, TypeError) as error:
+        said = "the configuration of the model is none of this version, so more training would take the default: %s"
+        logger.warning(said, first_line(error))
+        return {}
+
+
+def _others_than_default(model: SavedModel) -> dict[str, Any]:
     others = (*GIVEN_OTHERWISE, "TRAINER.NAME", "MODEL.", f"{NODE}.VARIANT", f"{NODE}.PREC", f"{NODE}.SELECT")
     known = {key: value for key, value in model.trained_on.config.items() if not key.startswith(others)}
     known = {key: value for key, value in known.items() if key in OPTIONS}
