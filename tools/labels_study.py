@@ -11,10 +11,12 @@ done again.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +34,7 @@ from trainers.hegraph.method.class_sums import ClassSums
 from trainers.hegraph.method.closed_form import OMEGA_NEW, ClosedForm, class_offsets
 from trainers.hegraph.training.confidence import fit_temperature
 
+SHOTS = (4, 8, 16)
 SHARE = 0.1  # of the labels are changed
 NEAREST = 3
 FOLDS = 5
@@ -210,7 +213,7 @@ def labelling(pool: Pool, seed: int, name: str) -> Iterator[dict]:
         labelled = torch.cat([labelled, CHOICES[name](pool, labelled, others, number, generator)])
         right = pool.free(pool.keys[labelled], pool.labels[labelled]).logits(features).argmax(dim=1) == truth
         classes = len(pool.labels[labelled].unique()) / pool.num_classes
-        yield {"score": name, "labels": budget, "accuracy": 100 * right.double().mean().item(), "classes": classes}
+        yield {"labels": budget, "accuracy": 100 * right.double().mean().item(), "classes": classes}
 
 
 # Tables
@@ -259,7 +262,7 @@ def threshold_table(found: pd.DataFrame) -> str:
 
 def suggest_table(found: pd.DataFrame) -> str:
     """Accuracy by labels a class: of each bank the mean over seeds, and the means over the banks that have them all."""
-    means = found.groupby(["bank", "labels", "score"], sort=False)["accuracy"].mean().unstack("score")
+    means = found.groupby(["bank", "labels", "choice"], sort=False)["accuracy"].mean().unstack("choice")
     rows = []
     banks = list(dict.fromkeys(found["bank"]))
     for budget in BUDGETS:
@@ -270,6 +273,10 @@ def suggest_table(found: pd.DataFrame) -> str:
             cells = [f"**{v:.2f}**" if round(v, 2) == best else f"{v:.2f}" for v in of_scores]
             rows.append([str(budget), name, *cells])
     return _markdown(["labels a class", "bank", *means.columns], rows)
+
+
+def rounded(row: dict) -> dict:
+    return {name: round(value, 5) if isinstance(value, float) else value for name, value in row.items()}
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -288,21 +295,20 @@ def main() -> int:
     done = set()
     if args.out.exists():
         done = {tuple(json.loads(line)["of"]) for line in args.out.read_text(encoding="utf-8").splitlines()}
-    for file in sorted(args.banks.glob("*.safetensors")):
-        pool = Pool(load_bank(file))
-        most = int(pool.labels.bincount().min())
-        for seed in args.seeds:
-            if args.study == "wrong":
-                cases = [(s, k) for s in (4, 8, 16) if s <= most for k in KINDS]
-                work = [((file.stem, seed, s, k), {"shots": s, "kind": k}, wrong(pool, s, seed, k)) for s, k in cases]
-            else:
-                work = [((file.stem, seed, name), {}, labelling(pool, seed, name)) for name in CHOICES]
-            for key, about, rows in work:
-                if key in done:
-                    continue
-                lines = [json.dumps({"of": key, "bank": file.stem, "seed": seed} | about | row) for row in rows]
-                with args.out.open("a", encoding="utf-8") as out:
-                    out.writelines(f"{line}\n" for line in lines)
+    pools = {file.stem: Pool(load_bank(file)) for file in sorted(args.banks.glob("*.safetensors"))}
+    for seed, (name, pool) in itertools.product(args.seeds, pools.items()):
+        if args.study == "wrong":
+            cases = itertools.product((s for s in SHOTS if s <= int(pool.labels.bincount().min())), KINDS)
+            work = [({"shots": s, "kind": k}, partial(wrong, pool, s, seed, k)) for s, k in cases]
+        else:
+            work = [({"choice": choice}, partial(labelling, pool, seed, choice)) for choice in CHOICES]
+        for about, rows in work:
+            key = [name, seed, *about.values()]
+            if tuple(key) in done:
+                continue
+            lines = [json.dumps({"of": key, "bank": name, "seed": seed} | about | rounded(row)) for row in rows()]
+            with args.out.open("a", encoding="utf-8") as out:
+                out.writelines(f"{line}\n" for line in lines)
     found = pd.read_json(args.out, lines=True)
     tables = [wrong_table(found), threshold_table(found)] if args.study == "wrong" else [suggest_table(found)]
     sys.stdout.write("\n".join(tables))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from tools import labels_study
 from tools.unlabelled_study import table as study_table
 from trainers.hegraph.results.comparison import base_to_new, compare, read_cases
 from trainers.hegraph.results.figures import as_svg
@@ -84,6 +85,11 @@ def conditions(files: list[Path]) -> str:
     return study_table(pd.read_json(files[0], lines=True))
 
 
+def of_labels(table: Callable[[pd.DataFrame], str]) -> Callable[[list[Path]], str]:
+    """A table that `python -m tools.labels_study` prints."""
+    return lambda files: table(pd.read_json(files[0], lines=True))
+
+
 MADE_BY: dict[str, Callable[[list[Path]], str]] = {
     "digits": first_screen,
     "summary": summary,
@@ -96,6 +102,9 @@ MADE_BY: dict[str, Callable[[list[Path]], str]] = {
     "heard_real": protocols,
     "heard_stand": protocols,
     "conditions": conditions,
+    "suggested": of_labels(labels_study.suggest_table),
+    "wrong_labels": of_labels(labels_study.wrong_table),
+    "thresholds": of_labels(labels_study.threshold_table),
 }
 
 

@@ -364,8 +364,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     def suggest(self, X: Any, n: int = 20) -> list[int]:
         """Positions of n images without labels that are to be labelled next, best first; of fewer images, all.
 
-        `X` are the images, as for `predict`. Those chosen are typical of what the classes that are short of labels seem
-        to be.
+        `X` are the images, as for `predict`. A class without labels gets a typical image; after that, classes with few
+        labels get the image that is least sure.
 
         Raises:
             ValueError: If `X` is not what scikit-learn allows.
