@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -65,7 +64,6 @@ def test_it_says_what_it_wrote_and_how_far_it_is_from_torch(trained, tmp_path, c
 def test_a_model_from_a_bank_needs_a_backbone_for_its_images(of_bank, refused, tmp_path):
     line = refused(of_bank)
     assert "from a feature bank (" in line and line.endswith("), or export --part head")
-    assert "the weights of RN50 are not named" in refused(of_bank, "--backbone", "RN50")  # they are not guessed
     file = tmp_path / "full.onnx"
     assert main([str(of_bank), "--onnx", str(file), "--backbone", "hegraph-mini"]) == 0
     assert [entry.name for entry in onnx.load(file).graph.input] == ["pixel_values"]
@@ -79,29 +77,17 @@ def test_a_backbone_of_another_width_or_another_fingerprint_is_refused(random_mo
     assert "has another weights: " in refused(trained, "--pretrained", other)
 
 
-def test_what_is_no_model_or_cannot_be_written_is_refused(trained, refused, tmp_path):
-    assert "is not there; give the model folder of a run" in refused(tmp_path / "nowhere")
-    (tmp_path / "file").write_text("")
-    assert "cannot write" in refused(trained, "--part", "head", file=tmp_path / "file" / "model.onnx")
-    os.mkfifo(tmp_path / "pipe")
-    for taken in (tmp_path, tmp_path / "pipe"):
-        assert "is no file but a folder, a pipe or a device" in refused(trained, "--part", "head", file=taken)
-
-
 def test_neither_the_model_nor_its_weights_are_written_over(finished_digits, refused, tmp_path):
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(MINI_WEIGHTS.read_bytes())
-    for file in (finished_digits / "model" / "config.json", finished_digits / "result.json", weights):
-        before = file.read_bytes()
+    for file in (finished_digits / "model" / "config.json", weights):
         assert "is read by this command" in refused(finished_digits, "--pretrained", weights, file=file)
-        assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         (["--part", "head", "--backbone", "RN50"], "--part head takes features"),
-        (["--part", "head", "--pretrained", "openai"], "--part head takes features"),
         (["--backbone", "hegraph-mimi", "--pretrained", "openai"], "did you mean 'hegraph-mini'?"),
     ],
 )

@@ -23,7 +23,6 @@ from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.models.folder import CONFIG, load_model, save_model
 from trainers.hegraph.models.hearing import hear
 from trainers.hegraph.models.images import ImageModel
-from trainers.hegraph.models.saved import Backbone
 from trainers.hegraph.predict import prediction
 from trainers.hegraph.predict.__main__ import main
 from trainers.hegraph.utils.reading import read_json
@@ -130,13 +129,8 @@ def test_images_that_inform_each_other(finished_digits_once, finished_run_once, 
     assert "leave it out with --together" in said
 
 
-def test_a_model_that_was_trained_from_a_bank_takes_images_once_its_backbone_is_named(run, images, tmp_path, capsys):
-    of_bank = load_model(run).model_copy(update={"backbone": Backbone(title="hegraph-mini/hegraph-mini")})
-    save_model(of_bank, tmp_path / "model")
-    assert "give --backbone NAME --pretrained TAG" in refused(capsys, tmp_path / "model", images)
-    assert main([str(tmp_path / "model"), str(images), "--backbone", "hegraph-mini"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 5
-    sizes = {(224, 224): 64, (448, 224): 32, (32, 32): 256, (4000, 4000): 1}  # as many images as fit
+def test_as_many_images_are_encoded_at_once_as_fit_whatever_their_size():
+    sizes = {(224, 224): 64, (448, 224): 32, (32, 32): 256, (4000, 4000): 1}
     assert {size: prediction.default_batch_size(size) for size in sizes} == sizes
 
 
@@ -287,26 +281,17 @@ def test_a_standard_output_that_goes_away_is_no_traceback(run, images, shell, co
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["RUN"], "nothing to classify"),
-        (["RUN", "missing.png"], "missing.png"),
         (["RUN", "IMAGES", "--top", "0"], "'0'"),
         (["RUN", "IMAGES", "--batch-size", "9" * 20], "999"),
         (["RUN", "IMAGES", "--keep", "1"], "--keep must lie between 0 and 1"),
-        (["RUN", "IMAGES", "--keep", "nan"], "--keep must lie between 0 and 1"),
         (["RUN", "IMAGES", "--split", "val"], "--split val goes with --features"),
         (["RUN", "IMAGES", "--features", "x"], "--features takes the place of images"),
         (["RUN", "--features", "x", "--sort-into", "y"], "--sort-into is for these"),
-        (["RUN", "--features", "missing"], "missing"),
         (["RUN", "IMAGES", "--device", "gpu"], "'gpu'"),
+        (["RUN", "--features", "BANK"], "'none', 16 wide"),
         (["RUN", "IMAGES", "--out", "IMAGES"], "is no file but a folder"),
-        (["RUN", "IMAGES", "--backbone", "RN50"], "the weights of RN50 are not named"),
-        (["IMAGES", "IMAGES"], "holds no config.json"),
     ],
 )
-def test_a_mistake_is_one_line(run, images, capsys, arguments, expected):
-    places = {"RUN": run, "IMAGES": images}
+def test_a_mistake_is_one_line(run, images, tiny_bank, capsys, arguments, expected):
+    places = {"RUN": run, "IMAGES": images, "BANK": tiny_bank}
     assert expected in refused(capsys, *(places.get(argument, argument) for argument in arguments))
-
-
-def test_features_of_another_backbone_are_refused(run, tiny_bank, capsys):
-    assert "'none', 16 wide" in refused(capsys, run, "--features", tiny_bank)

@@ -143,7 +143,7 @@ def test_a_second_sigterm_ends_what_does_not_heed_the_first_and_one_that_comes_a
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["", ".sweep", ".predict"])
+@pytest.mark.parametrize("name", ["", ".predict"])
 def test_ctrl_c_while_a_command_imports_its_modules_is_no_traceback(name):
     program = (
         "import builtins, runpy, signal, sys\n"
