@@ -97,7 +97,7 @@ def test_a_huge_image_gives_a_message(page, tmp_path):
     page.tab("Image")
     Image.new("1", (10_000, 6_000)).save(tmp_path / "huge.png")
     page.upload(tmp_path / "huge.png")
-    page.wait(lambda: "The image has more than 50 million pixels; take a smaller one." in page.answer())
+    page.wait(lambda: "This file has more than 50 million pixels; take a smaller one." in page.answer())
     (tmp_path / "long.png").write_bytes(os.urandom(21 * 2**20))
     page.upload(tmp_path / "long.png")
     page.wait(lambda: any("exceed the maximum allowed size of 20" in toast.text for toast in page.find(".toast-body")))

@@ -38,6 +38,8 @@ REQUIREMENTS = (
     "tqdm>=4.70",
     "huggingface_hub>=0.24",
     "jinja2>=3.1",
+    "requests>=2.31",
+    "filelock>=3.30",
 )
 OF_TOKENIZERS = ("transformers", "sentencepiece")  # needed by the tokenizers of SigLIP and some others
 APP = '''\
