@@ -116,7 +116,7 @@ def test_a_class_of_a_name_alone_is_reached_as_other_classes_are(data, taught):
     features = after.transfer.class_features(text, -text)
     expected = (
         100 * X_t @ torch.nn.functional.normalize(features, dim=1)[2]
-        + OMEGA_NEW * 100 * after.transfer.messages.logits(X_t, text[2:3])[:, 0]
+        + 0.15 * 100 * after.transfer.messages.logits(X_t, text[2:3])[:, 0]
     )
     torch.testing.assert_close(after.classifier.logits(X_t)[:, 2], expected, rtol=1e-4, atol=1e-3)
     assert after.classifier.weights.shape == (4, 16)
@@ -141,6 +141,12 @@ def test_in_the_cache_a_class_without_images_has_as_many_as_others_have_on_avera
     guessed = TextGuess(torch.from_numpy(data.text[:3]), means).of(torch.from_numpy(data.text[3:]))[0]
     torch.testing.assert_close(key.double(), guessed / guessed.norm(), rtol=0, atol=1e-5)
     assert classifier.score(data.X, LABELS[data.y]) > 0.8
+    transfer, model = classifier.model_.transfer, classifier.model_
+    text = torch.from_numpy(data.text)
+    unit = torch.nn.functional.normalize(transfer.class_features(text, -text), dim=1)
+    of_text = torch.nn.functional.normalize(text @ transfer.messages.matrix + transfer.messages.offset, dim=1)
+    expected = 100 * unit[3] + OMEGA_NEW * 100 * (of_text @ transfer.messages.whitening)[3]
+    torch.testing.assert_close(model.classifier.weights[3], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_fewer_than_two_classes_with_images_are_told_by_text(data, taught):
@@ -185,19 +191,19 @@ def test_unlabelled_images_are_heard_again(data, taught):
 
 def test_images_are_taught_and_taken_back_by_their_pixels(digits, files, tmp_path, digit_classifier):
     classifier = HeGraphClassifier(**digit_classifier.get_params() | {"variant": "free"})
-    pictures, labels = digits.pictures, [str(label) for label in digits.labels]
+    pictures, labels = digits.pictures, [digits.classnames[label] for label in digits.labels]
     classifier.partial_fit(pictures[:9], labels[:9])
-    classifier.add_class("3", pictures[9:12]).add_class("nine", name="9").partial_fit(files[:2], ["0", "nine"])
-    assert classifier.classes_.tolist() == ["0", "1", "2", "3", "nine"]
-    assert classifier.model_.images == (4, 3, 3, 3, 1) and len(classifier.model_.prompts.negative) == 5
-    assert "9" in classifier.model_.prompts.positive[0][4][0]
+    classifier.add_class("three", pictures[9:12]).add_class("x", name="nine").partial_fit(files[:2], ["zero", "x"])
+    assert classifier.classes_.tolist() == ["one", "three", "two", "x", "zero"]
+    assert classifier.model_.images == (3, 3, 3, 1, 4) and len(classifier.model_.prompts.negative) == 5
+    assert "nine" in classifier.model_.prompts.positive[0][3][0]
     classifier.save_pretrained(tmp_path / "model")
     loaded = HeGraphClassifier.from_pretrained(tmp_path / "model")
     for each in (classifier, loaded):
-        each.forget([digits.others[0], pictures[3]], ["0", "1"])
-        assert each.model_.images == (3, 2, 3, 3, 1)
+        each.forget([digits.others[0], pictures[3]], ["zero", "one"])
+        assert each.model_.images == (2, 3, 3, 1, 3)
         with pytest.raises(UserError, match="image 0 was not taught"):
-            each.forget([digits.others[0]], ["0"])
+            each.forget([digits.others[0]], ["zero"])
     np.testing.assert_allclose(
         loaded.decision_function(digits.others), classifier.decision_function(digits.others), atol=1e-4
     )

@@ -379,17 +379,21 @@ def with_named_classes(model: SavedModel, lessons: Lessons, seen: Tensor) -> Sav
     """A model that was trained on the classes `seen`, booleans of shape `[K]`, with the others of the lessons, which
     have a name but no image.
 
-    Their class weights are those by which the trained adapter reaches other classes (`TransferableAdapter`). In the
-    cache, where text guesses that the mean of their images lies stands for as many images as a class has on average.
+    Their class weights are those by which the trained adapter reaches other classes (`TransferableAdapter`). With a
+    cache, where text guesses that the mean of their images lies stands there for as many images as a class has on
+    average. Without one, their messages in closed form weigh as much as those of the other classes: at the weight among
+    classes that are all new, hardly an image would be predicted as theirs.
     """
     positive, negative, transfer, scale = lessons.positive, lessons.negative, model.transfer, model.logit_scale
     assert positive is not None and negative is not None and transfer is not None  # what has no image has text
+    trained = model.classifier
+    has_cache = trained.keys is not None
     weights = scale * F.normalize(transfer.class_features(positive, negative), dim=-1)
     bias = torch.zeros(len(seen))
     if transfer.messages is not None:
         of_text, bias_of_text = transfer.messages.folded(positive)
-        weights, bias = weights + OMEGA_NEW * scale * of_text, OMEGA_NEW * scale * bias_of_text
-    trained = model.classifier
+        omega = OMEGA_NEW if has_cache else transfer.options.closed_form.omega
+        weights, bias = weights + omega * scale * of_text, omega * scale * bias_of_text
     weights[seen] = trained.weights
     bias[seen] = 0.0 if trained.bias is None else trained.bias
     sums = ClassSums.of(lessons.keys(), lessons.labels, len(seen))
