@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from trainers.hegraph.datasets import images as images_module
+from trainers.hegraph.teach import journal
 from trainers.hegraph.teach import project as module
-from trainers.hegraph.teach.project import Added, Contents, File, Picture, Project, checked_name, file_name, read_zip
+from trainers.hegraph.teach.project import Added, Contents, File, Picture, Project, file_name, new_name, read_zip
 from trainers.hegraph.utils.errors import UserError
 
 COLOURS = ("red", "lime", "blue", "gold", "teal", "pink", "navy", "gray")
@@ -114,7 +115,7 @@ def test_what_no_folder_can_be_called_is_no_class(project, name):
         with pytest.raises(UserError, match="name"):
             act(name)
     assert sorted(os.listdir(project.folder / "train")) == before
-    assert checked_name("n" * 200) == "n" * 200
+    assert new_name("n" * 200, []) == "n" * 200
 
 
 def test_two_classes_of_one_name_by_case_or_unicode_form_are_refused_here_and_on_disk(project):
@@ -210,7 +211,7 @@ def test_the_same_image_in_another_class_is_asked_about_and_settled(project):
     before = files_of(project.folder)
     added = project.add([File("dog", "c.png", png("red"))])
     assert added == Added(
-        [], ["c.png is in cat already, and was not added to dog: choose below"], [(image.digest, "dog")]
+        [], ["c.png is in cat already, and was not added to dog: choose below"], {image.digest: "dog"}
     )
     assert files_of(project.folder) == before
     project.settle(image.digest, "dog")
@@ -224,7 +225,7 @@ def test_the_same_image_in_another_class_is_asked_about_and_settled(project):
         with pytest.raises(UserError, match="any more"):
             project.settle(digest, name)
     both = project.add([File("elk", "1.png", png("pink")), File("owl", "2.png", png("pink"))])
-    assert [name for _, name in both.questions] == ["owl"], "also within what is dropped at once"
+    assert [*both.questions.values()] == ["owl"], "also within what is dropped at once"
 
 
 # Undo, and what others do meanwhile
@@ -253,7 +254,7 @@ def test_undo_removes_no_file_that_was_not_there_when_the_class_was_added(projec
 
 
 def test_only_so_many_changes_are_remembered(project, monkeypatch):
-    monkeypatch.setattr(module, "MOST_CHANGES", 2)
+    monkeypatch.setattr(journal, "MOST_CHANGES", 2)
     for name in ("x", "y", "z"):
         project.add_class(name)
     assert [project.undo(), project.undo()] == ["the class z added", "the class y added"]
@@ -279,34 +280,34 @@ def test_two_tabs_do_not_lose_each_others_changes(project):
 
 
 def test_one_that_holds_the_lock_is_waited_for_only_so_long(project, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 0)
-    with module.FileLock(project.folder / ".hegraph/lock"), pytest.raises(UserError, match="another program"):
+    monkeypatch.setattr(journal, "PATIENCE", 0)
+    with journal.FileLock(project.folder / ".hegraph/lock"), pytest.raises(UserError, match="another program"):
         project.read()
 
 
-def test_a_change_that_is_killed_half_way_is_taken_back(project, monkeypatch):
+@pytest.mark.parametrize("when", ["b.png", "journal.json"])
+def test_a_change_that_is_killed_half_way_is_taken_back(project, monkeypatch, when):
     before = files_of(project.folder)
     moved = [picture(project, f"train/cat/{name}.png") for name in "ab"]
-    rename = os.rename
 
-    def killed(old, new):
-        if str(old).endswith("b.png"):
-            raise SystemExit
-        rename(old, new)
+    def killed(act):
+        def run(old, new):
+            if Path(old if when == "b.png" else new).name == when and (project.folder / "train/dog/a-1.png").exists():
+                raise SystemExit
+            act(old, new)
+
+        return run
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "rename", killed)
+        patch.setattr(os, "rename", killed(os.rename))
+        patch.setattr(os, "replace", killed(os.replace))
         patch.setattr(Project, "_take_back", lambda *_: None)
-        patch.setattr(Path, "unlink", lambda *_, **__: None)
         with pytest.raises(SystemExit):
             project.move(moved, "dog")
     assert (project.folder / "train/dog/a-1.png").is_file()
     assert counts(Project(project.folder).read()) == {"cat": 2, "dog": 1}
     assert files_of(project.folder) == before
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", lambda *_, **__: None)
-        project.move(moved, "dog")
-    assert counts(project.read()) == {"cat": 0, "dog": 3}, "it was finished when the program ended"
+    assert (project.read().undo, project.journal().begun) == ("", [])
 
 
 def test_a_full_disk_or_a_removed_folder_is_one_line_and_nothing_is_lost(project, disk_full_after):
@@ -342,22 +343,20 @@ def test_no_link_and_no_journal_of_a_stranger_leads_out_of_the_folder(project, t
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "mine.png").write_bytes(b"mine")
+    (project.folder / "link").symlink_to(outside)
     own = project.folder / ".hegraph"
-    for target in ("../../outside/taken.png", str(outside / "taken.png"), "link/taken.png"):
-        (project.folder / "link").unlink(missing_ok=True)
-        (project.folder / "link").symlink_to(outside)
-        moves = [["../outside/mine.png" if "link" not in target else "link/mine.png", target]]
-        for name, value in (
-            ("journal.json", {"last": "", "changes": [{"id": "1", "what": "x", "moves": moves}]}),
-            ("begun.json", {"id": "2", "what": "x", "moves": [[move[1], move[0]] for move in moves]}),
-        ):
-            (own / name).write_text(json.dumps(value))
+    for move in (
+        ["../outside/mine.png", "../../outside/taken.png"],
+        ["../outside/mine.png", str(outside / "taken.png")],
+        ["link/mine.png", "link/taken.png"],
+    ):
+        for value in ({"changes": [{"what": "x", "moves": [move]}]}, {"begun": [move[::-1]]}):
+            (own / "journal.json").write_text(json.dumps(value))
             with pytest.raises(UserError, match="out of the folder"):
                 project.undo()
-            (own / name).unlink()
-    (own / "journal.json").write_text("{damaged")
-    (own / "begun.json").write_text("[]")
-    assert counts(project.read()) == {"cat": 2, "dog": 1}
+    for value in ("{damaged", "[]", '{"begun": [["a"]]}'):
+        (own / "journal.json").write_text(value)
+        assert counts(project.read()) == {"cat": 2, "dog": 1}
     for name in ("train", "unlabelled", ".hegraph"):
         shutil.rmtree(project.folder / name)
         (project.folder / name).symlink_to(outside)

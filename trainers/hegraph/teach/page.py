@@ -152,7 +152,7 @@ class Teacher:
 
     def added(self, files: Any, what: str, lost: list[str] | None = None) -> tuple[str, str]:
         found = self.session.project.add(files, what)
-        self.session.asked |= dict(found.questions)
+        self.session.asked |= found.questions
         self.session.go_on()
         problems = [*(lost or []), *found.problems]
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""

@@ -1,0 +1,189 @@
+"""A folder in which several renamings are one change: made under a lock, all or none of them, and undone in reverse.
+
+    FOLDER/.hegraph/journal.json    the changes that can be undone, and the renamings of one that is half made
+    FOLDER/.hegraph/new             what is being made, before it is renamed to its place
+    FOLDER/.hegraph/removed         what was removed: nothing is ever deleted
+
+Links are not followed, so that nothing outside FOLDER is read or written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+from pydantic import Field
+
+from ..datasets.images import is_image
+from ..predict.sorting import with_suffix
+from ..utils.errors import UserError, first_line, printable, shortened
+from ..utils.files import absolute, cannot_write, write_json
+from ..utils.reading import read_json
+from ..utils.schema import Part, check
+
+OWN = ".hegraph"
+NEW, REMOVED, JOURNAL = f"{OWN}/new", f"{OWN}/removed", f"{OWN}/journal.json"
+MOST_CHANGES = 200  # that can be undone
+PATIENCE = 60  # seconds to wait for the lock
+
+Move = Annotated[tuple[str, str], Field(strict=False)]  # paths below the folder: from, to
+
+
+class Change(Part):
+    """A change that has been made, in words, and its renamings."""
+
+    what: str
+    moves: list[Move]
+
+
+class Journal(Part):
+    """The changes that can be undone, the last one at the end, and the renamings of one that is being made."""
+
+    changes: list[Change] = Field(default=[])
+    begun: list[Move] = Field(default=[])
+
+
+class JournaledFolder:
+    """A folder, which is made if it is not there. All paths are below it, with `/`.
+
+    Every method raises UserError, and has then changed nothing, if the folder cannot be read or written, is not there
+    any more, or a file is not where it should be.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(os.path.realpath(absolute(folder)))
+        self._lock = FileLock(self.folder / OWN / "lock")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone with the folder, in which no change is half made; may be entered again."""
+        try:
+            if not self.folder.is_dir():
+                raise UserError(f"the folder {self.folder} is not there any more; put it back, or choose another")
+            if (self.folder / OWN).is_symlink():
+                raise UserError(f"{self.folder / OWN} is a link, and links are not followed; remove it")
+            (self.folder / OWN).mkdir(exist_ok=True)
+            with self._lock.acquire(timeout=PATIENCE):
+                self._take_back()
+                yield
+        except Timeout as error:
+            raise UserError(f"another program is changing {self.folder}; try again when it is done") from error
+        except OSError as error:
+            raise UserError(f"cannot change {self.folder}: {first_line(error)}") from error
+
+    def change(self, what: str, moves: list[Move]) -> None:
+        """Makes a change that can be undone; none without renamings."""
+        if moves:
+            self._perform(moves, [*self.journal().changes, Change(what=what, moves=moves)])
+
+    def undo(self) -> str:
+        """Takes the last change back, whichever tab made it; returns what it was."""
+        with self.locked():
+            changes = list(self.journal().changes)
+            if not changes:
+                raise UserError("there is nothing to undo")
+            last = changes.pop()
+            try:
+                self._perform([(target, source) for source, target in reversed(last.moves)], changes)
+            except (UserError, OSError):
+                if all(os.path.lexists(self.at(target)) for _, target in last.moves):
+                    raise
+                self._write(changes, [])  # so that the one before it can be undone
+                raise UserError(f"this cannot be undone, since its files are not there any more: {last.what}") from None
+        return last.what
+
+    def journal(self) -> Journal:
+        """What we have written; an empty one if it is not there, or is none of ours."""
+        with suppress(UserError):
+            return check(Journal, read_json(self.at(JOURNAL)), JOURNAL)
+        return Journal()
+
+    def at(self, relative: str) -> Path:
+        """The whole path of something; UserError if it leads out of the folder, as a link may."""
+        path, parts = self.folder / relative, PurePosixPath(relative).parts
+        if not parts or parts[0] == "/" or ".." in parts or Path(os.path.realpath(path.parent)) != path.parent:
+            raise UserError(f"{shortened(relative, 80)!r} leads out of the folder {self.folder}")
+        return path
+
+    def names(self, place: str, left_out: list[str]) -> tuple[list[str], list[str]]:
+        """The paths of the folders and of the images in a folder, sorted, without hidden ones. A folder that is not
+        there is empty, and what is neither is added to `left_out`.
+        """
+        path, folders, images = self.at(place), [], []
+        if path.is_symlink() or not path.exists():
+            left_out += [place] * path.is_symlink()
+            return [], []
+        with os.scandir(path) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                inside = f"{place}/{printable(entry.name)}"
+                whole = inside.endswith(f"/{entry.name}")  # a name that is not UTF-8 holds halves of characters
+                if entry.name.startswith("."):
+                    continue
+                if whole and entry.is_dir(follow_symlinks=False):
+                    folders.append(inside)
+                elif whole and entry.is_file(follow_symlinks=False) and is_image(entry.name):
+                    images.append(inside)
+                else:
+                    left_out.append(inside)
+        return folders, images
+
+    def new_folder(self) -> str:
+        """The path of a new empty folder."""
+        path = f"{NEW}/{uuid4().hex}"
+        self.at(path).mkdir(parents=True)
+        return path
+
+    def free(self, folder: str, name: str, taken: set[str]) -> str:
+        """A path in a folder that no file has, nor one of those `taken`, to which it is added."""
+        path, number = PurePosixPath(folder, name), 0
+        while str(path).casefold() in taken or os.path.lexists(self.at(str(path))):
+            number += 1
+            path = PurePosixPath(folder, with_suffix(Path(name), number).name)
+        taken.add(str(path).casefold())
+        return str(path)
+
+    def _perform(self, moves: list[Move], changes: list[Change]) -> None:
+        """Makes all renamings and writes the changes that can be undone from then on, or does nothing of it."""
+        self._write(self.journal().changes, moves)
+        try:
+            for source, target in moves:
+                self._rename(source, target)
+            self._write(changes, [])
+        except BaseException:
+            self._take_back()
+            raise
+
+    def _take_back(self) -> None:
+        """Takes back what has been left half done, here or by a program that was killed."""
+        journal = self.journal()
+        for source, target in reversed(journal.begun):
+            if os.path.lexists(self.at(target)) and not os.path.lexists(self.at(source)):
+                with suppress(OSError):
+                    self._rename(target, source)
+        if journal.begun:
+            with suppress(UserError):  # on a full disk it stays, and there is nothing left to take back
+                self._write(journal.changes, [])
+
+    def _write(self, changes: list[Change], begun: list[Move]) -> None:
+        write_json(self.at(JOURNAL), Journal(changes=changes[-MOST_CHANGES:], begun=begun).model_dump())
+
+    def _rename(self, source: str, target: str) -> None:
+        old, new = self.at(source), self.at(target)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(new) and not os.path.samefile(old, new):  # else another way to write the same name
+            raise UserError(f"{target} is there already")
+        os.rename(old, new)
+
+
+def removed(path: str) -> Move:
+    """The renaming that removes something."""
+    return path, f"{REMOVED}/{uuid4().hex}/{PurePosixPath(path).name}"
