@@ -81,7 +81,7 @@ def teach(classifier: HeGraphClassifier, dataset: Dataset) -> Counter:
     Raises:
         UserError: If an image cannot be read, was taught under another label, or all were taught before.
     """
-    from .training import image_ids
+    from .teaching import image_ids
 
     files = dataset.root is not None and dataset.version is None
     images = [dataset.root / item.path if files else dataset.open(item.path) for item in dataset.train]  # type: ignore[operator]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from sklearn.utils.validation import check_array
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_consistent_length
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_array, column_or_1d, validate_data
 from torch import Tensor
 
 from ..utils.errors import UserError, first_line
@@ -85,6 +89,39 @@ def feature_array(X: Any) -> Any:
             f"X looks like {came}; give a list of paths or of PIL images, or features [n, d] or [n, views, d] as floats"
         )
     return X
+
+
+def checked_features(estimator: BaseEstimator, X: Any, y: Any = None, reset: bool = False) -> tuple[np.ndarray, Any]:
+    """Features `[n, V, d]`, and labels, as scikit-learn checks them; without `reset`, of the width of `fit`."""
+    X = feature_array(X)
+    given = {"reset": reset} if y is None else {"reset": reset, "y": y}
+    has_views = getattr(X, "ndim", 2) == 3
+    if has_views and X.shape[1] == 0:
+        raise UserError(f"X has no views: its shape is {list(X.shape)}; give [images, views, width]")
+    first = validate_data(estimator, X[:, 0] if has_views else X, dtype=FLOATS, **given)
+    first, y = (first, None) if y is None else first
+    if has_views:
+        return check_array(X.reshape(-1, X.shape[-1]), dtype=FLOATS).reshape(X.shape), y
+    return first[:, None], y
+
+
+def labelled(estimator: BaseEstimator, X: Any, y: Any, reset: bool = True) -> tuple[Any, np.ndarray]:
+    """Features `[n, V, d]` or a list of images, and n labels; `reset`: whether the width may be another than before."""
+    if y is None:
+        raise ValueError("HeGraphClassifier requires y to be passed, but the target y is None")
+    y = as_array(y)
+    if is_images(X):
+        X, y = image_list(X), column_or_1d(y, warn=True)
+        check_consistent_length(X, y)
+    else:
+        X, y = checked_features(estimator, X, y, reset)
+    check_classification_targets(y)
+    return X, y
+
+
+def rows_where(rows: np.ndarray, X: Any) -> Any:
+    """Those rows of features or of a list of images."""
+    return list(compress(X, rows)) if isinstance(X, list) else X[rows]
 
 
 def unit_rows(features: np.ndarray) -> Tensor:

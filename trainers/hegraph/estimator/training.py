@@ -1,7 +1,7 @@
-"""From what a classifier was taught to a trained model: seed, configuration, encoding, training.
+"""From what a classifier was taught to a trained model: seed, configuration, training.
 
-Images are encoded by an `ImageTask`, as those of a data set are; what was taught becomes a feature bank, as the rows of
-a bank file do. So everything after this point is the command line's.
+What was taught becomes a feature bank, as the rows of a bank file do. So everything after this point is the command
+line's.
 
 Shapes: n training images, V views of each, K classes, d feature width.
 """
@@ -11,26 +11,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from sklearn.utils import check_random_state
 from torch import Tensor
 
 from ..baselines import load_method
 from ..config import OPTIONS, Config, default_values, is_filled
 from ..config_files import load_cfg
-from ..datasets import Dataset, Item
-from ..datasets.images import open_image, reason, to_rgb
 from ..experiments.fitting import calibrated, train_adapter
 from ..experiments.folder import RunFolder, run_config
 from ..experiments.image_task import ImageTask
@@ -49,9 +42,6 @@ from ..training.memory import refuse_beyond_memory, training_bytes
 from ..utils.errors import UserError, first_line
 from ..utils.option import NODE
 from .inputs import labels_to_keep
-
-if TYPE_CHECKING:
-    from ..backbones.clip import Backbone
 
 logger = logging.getLogger(__name__)
 
@@ -165,67 +155,6 @@ def _checked_scale(given: Any) -> float:
     if not 0 < scale < math.inf:
         raise UserError(f"logit_scale must be a finite number above 0, got {given!r:.80}")
     return scale
-
-
-# Encoding
-
-
-def image_task(
-    images: Sequence[Path | Image.Image],
-    labels: Sequence[int],
-    classnames: Sequence[str],
-    cfg: Config,
-    device: str,
-    backbone: Backbone | None = None,
-) -> ImageTask:
-    """The task of n paths or pictures with labels from 0 to K - 1; of none, one that only encodes sentences.
-
-    `backbone` is the one of the configuration, where it is loaded. Raises UserError if the weights of the backbone or
-    the descriptions of the classes cannot be had.
-    """
-    by_name = {_name(image, position): image for position, image in enumerate(images)}
-    names = [_name(image, position) for position, image in enumerate(images)]
-    items = [Item(name, label, classnames[label]) for name, label in zip(names, labels)]
-
-    def open_named(name: str) -> Image.Image:
-        image = by_name[name]
-        return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
-
-    unique = len(set(classnames)) == len(classnames)
-    ids = [] if unique else [f"{position}: {name}" for position, name in enumerate(classnames)]
-    name = cfg.data.name or NO_NAME
-    dataset = Dataset(name, list(classnames), train=items, val=[], test=[], open=open_named, class_ids=ids)
-    task = ImageTask(dataset, cfg, cfg.run.seed, device)
-    if backbone is not None:
-        task.backbone = backbone
-    return task
-
-
-def _name(image: Path | Image.Image, position: int) -> str:
-    """What an image is called in the split: its path, in a form that UTF-8 can hold, or its position."""
-    if isinstance(image, Image.Image):
-        return f"image {position}"
-    return os.fspath(image).encode("utf-8", "backslashreplace").decode()
-
-
-def image_ids(images: Sequence[Path | Image.Image]) -> Tensor:
-    """Hashes of the pixels of images, shape `[n]`, int64, by which `forget` knows them again.
-
-    Raises:
-        UserError: If one cannot be read.
-    """
-    found = []
-    for image in images:
-        try:
-            pixels = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
-            digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).digest()
-        except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
-            raise UserError(f"cannot read {image}: {reason(error)}") from error
-        found.append(int.from_bytes(digest[:8], "little", signed=True))
-    return torch.tensor(found, dtype=torch.long)
-
-
-# Training
 
 
 class LessonsTask(FeatureTask):
@@ -412,15 +341,3 @@ def with_named_classes(model: SavedModel, lessons: Lessons, seen: Tensor) -> Sav
     return model.model_copy(
         update={"classifier": changed, "text_positive": positive, "labelled": sums, "class_nodes": None}
     )
-
-
-@contextmanager
-def generators_restored() -> Iterator[None]:
-    """Leaves the global generators of Python, NumPy and torch as they were: training seeds them."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
