@@ -107,7 +107,7 @@ def test_a_sub_command_of_the_package_run_as_a_module_is_that_module(capsys, mon
         (("result",), "; did you mean 'results'?"),
         (("Datasets",), "; did you mean 'datasets'?"),
         (("prediction",), "; did you mean 'predict'?"),
-        (("train",), ""),
+        (("xyz",), ""),
         (("--seed", "1", "PREDICT", "x"), "; did you mean 'predict'?"),
     ],
 )

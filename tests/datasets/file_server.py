@@ -14,7 +14,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from trainers.hegraph.datasets.download import Source
+from trainers.hegraph.datasets.registry import Source
 
 BODY = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(350_000)

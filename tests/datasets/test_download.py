@@ -37,10 +37,11 @@ from file_server import (
     tar_with,
 )  # fmt: skip
 
-from trainers.hegraph.datasets import download as module
+from trainers.hegraph.datasets import web as module
 from trainers.hegraph.datasets.__main__ import main
-from trainers.hegraph.datasets.download import CHUNK, LOCK, Source, Unreachable, download, fetch
-from trainers.hegraph.datasets.registry import ENTRIES, stored_datasets
+from trainers.hegraph.datasets.download import LOCK, Unreachable, download, fetch
+from trainers.hegraph.datasets.registry import ENTRIES, Source, stored_datasets
+from trainers.hegraph.datasets.web import CHUNK
 from trainers.hegraph.utils.errors import UserError
 
 DATE = "Wed, 21 Oct 2015 07:28:00 GMT"

@@ -9,15 +9,14 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationInfo
 
 from ..utils.errors import UserError, unknown
 from . import layouts
 from .digits import load_digits_dataset
-from .download import Source
 from .own import load_own_images
 from .splits import Pools
 
@@ -46,6 +45,35 @@ class Sizes(NamedTuple):
 
 
 NO_SIZES = Sizes(0, 0, 0, 0)
+
+
+def _with_hosts(urls: list[str], info: ValidationInfo) -> list[str]:
+    return [url.format(**(info.context or {})) for url in urls]
+
+
+def _with_targets(members: Any) -> Any:
+    return members if isinstance(members, dict) else dict(zip(members, members))
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file to fetch from `https://...` or `gdrive:FILE_ID`; the head of `entries.yaml` explains the fields.
+
+    `unpack` gives the end of a member's path in the archive -> its target in the data set's folder.
+    """
+
+    file: str
+    urls: Annotated[tuple[str, ...], BeforeValidator(_with_hosts)]
+    size: int | None = None
+    checksum: str = ""
+    unpack: Annotated[dict[str, str], BeforeValidator(_with_targets)] = field(default_factory=dict)
+    inner: str = ""
+    otherwise: tuple[Source, ...] = ()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What is in place once this source is fetched, relative to the data set's folder."""
+        return tuple(self.unpack.values()) or (self.file,)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,6 @@ from filelock import FileLock
 from ..utils.errors import UserError, first_line, shortened
 from ..utils.files import absolute, hash_json
 from ..utils.reading import check_regular, parse_json, read_text, reading
-from .download import Broken, fetch_file, writing
 from .folder import OwnImages, Row, class_name, files_of_splits
 from .images import IMAGE_SUFFIXES, open_image
 from .layouts import CLASSNAMES, check_utf8
@@ -175,6 +174,8 @@ def _fetched(url: str) -> Path:
     """The file of a shard, which is fetched if it is not on this machine."""
     if "://" not in url:
         return absolute(url)
+    from .web import Broken, fetch_file, writing  # imports requests, which most tasks need not wait for
+
     path = _cache() / f"{hash_json(url)[:16]}.tar"
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
