@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,18 +43,9 @@ def test_a_bank_gives_the_model_of_the_command_line(tiny_bank, tmp_path, options
     assert one["trained_on"]["config"] == other["trained_on"]["config"]
 
 
-class Elsewhere:
-    """What lies on another device, and says where it is moved."""
-
-    def to(self, device: str) -> str:
-        return f"on the {device}"
-
-    def cpu(self) -> str:
-        return self.to("cpu")
-
-
 def test_all_of_a_trained_model_is_moved_to_the_cpu(tiny_bank, tmp_path, monkeypatch):
-    parts = dict.fromkeys(("classifier", "transfer", "class_nodes"), Elsewhere())
+    elsewhere = SimpleNamespace(to=lambda device: f"on the {device}", cpu=lambda: "on the cpu")
+    parts = dict.fromkeys(("classifier", "transfer", "class_nodes"), elsewhere)
     make_model = training.make_model
     monkeypatch.setattr(training, "make_model", lambda *arguments: make_model(*arguments).model_copy(update=parts))
     cfg = training.make_configuration(("", ""), {}, {**QUICK, "DATASET.NUM_SHOTS": 2}, 1, str(tmp_path))

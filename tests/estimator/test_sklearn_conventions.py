@@ -17,10 +17,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from trainers.hegraph import HeGraphClassifier
 
-NODE = "TRAINER.HEGRAPHADAPTER."
-
-
-QUICK = {"OPTIM.MAX_EPOCH": 2, f"{NODE}MIN_STEPS": 0}
+QUICK = {"OPTIM.MAX_EPOCH": 2, "TRAINER.HEGRAPHADAPTER.MIN_STEPS": 0}
 
 
 @parametrize_with_checks([HeGraphClassifier(options=QUICK)])
@@ -61,7 +58,7 @@ def test_training_leaves_the_global_generators_alone(data, quick):
 def test_a_number_is_the_seed_and_a_generator_draws_one(data, quick):
     def weights(random_state: object) -> torch.Tensor:
         # one image of a batch at a time, so that the order matters
-        options = {"OPTIM.MAX_EPOCH": 2, f"{NODE}MIN_STEPS": 0, "DATALOADER.TRAIN_X.BATCH_SIZE": 1}
+        options = QUICK | {"DATALOADER.TRAIN_X.BATCH_SIZE": 1}
         classifier = quick(random_state=random_state, options=options).fit(data.X[:12], data.y[:12])
         return classifier.model_.classifier.weights
 

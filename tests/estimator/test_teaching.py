@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from sklearn.exceptions import NotFittedError
 
@@ -24,6 +25,10 @@ def taught(data) -> tuple[np.ndarray, np.ndarray]:
     """24 images of the four classes, 9, 7, 5 and 3 of each, and their labels."""
     rows = np.concatenate([np.flatnonzero(data.y == k)[:n] for k, n in enumerate((9, 7, 5, 3))])
     return data.X[rows], LABELS[data.y[rows]]
+
+
+def free(text: np.ndarray | None = None) -> HeGraphClassifier:
+    return HeGraphClassifier(variant="free", text_features=text)
 
 
 def assert_same(one: HeGraphClassifier, other: HeGraphClassifier) -> None:
@@ -43,7 +48,7 @@ def test_any_order_of_changes_ends_where_one_fit_would(seed, has_text, data, tau
     X, y = taught
     random = np.random.default_rng(seed)
     rows = dict(zip(LABELS, data.text)) if has_text else {}
-    classifier, here = HeGraphClassifier(variant="free"), np.zeros(len(X), dtype=bool)
+    classifier, here = free(), np.zeros(len(X), dtype=bool)
     known: set[str] = set()
     for _ in range(12):
         what = random.choice(["add", "add", "forget", "remove", "name", "folder"])
@@ -77,15 +82,15 @@ def test_any_order_of_changes_ends_where_one_fit_would(seed, has_text, data, tau
     assert rest.any()
     new = sorted(set(y[rest]))
     classifier.partial_fit(X[rest], y[rest], text_features=np.stack([rows[c] for c in new]) if has_text else None)
-    whole = HeGraphClassifier(variant="free", text_features=data.text if has_text else None).fit(X, y)
+    whole = free(data.text if has_text else None).fit(X, y)
     assert_same(classifier, whole)
 
 
 def test_fit_begins_anew(data, taught):
     X, y = taught
-    classifier = HeGraphClassifier(variant="free", text_features=data.text[:2]).fit(X[:16], y[:16])
+    classifier = free(data.text[:2]).fit(X[:16], y[:16])
     again = classifier.partial_fit(X[16:], y[16:], text_features=data.text[2:]).fit(X[:16], y[:16])
-    assert_same(again, HeGraphClassifier(variant="free", text_features=data.text[:2]).fit(X[:16], y[:16]))
+    assert_same(again, free(data.text[:2]).fit(X[:16], y[:16]))
 
 
 def test_labels_names_and_text_of_classes_that_come_later(data, taught):
@@ -100,7 +105,7 @@ def test_labels_names_and_text_of_classes_that_come_later(data, taught):
     classifier.partial_fit(X[:1], y[:1], {"ant": "formica"})  # what is given replaces what was
     assert classifier.model_.classnames == ("formica", "hound") and classifier.model_.images == (10, 3)
     torch.testing.assert_close(classifier.model_.text_positive[0], torch.from_numpy(data.text[0]))
-    numbers = HeGraphClassifier(variant="free").fit(X, data.y[:24] * 0 + np.arange(24) % 3)
+    numbers = free().fit(X, data.y[:24] * 0 + np.arange(24) % 3)
     assert numbers.partial_fit(X[:2], [5, 2]).classes_.tolist() == [0, 1, 2, 5]
 
 
@@ -115,13 +120,12 @@ def test_a_class_of_a_name_alone_is_reached_as_other_classes_are(data, taught):
     X_t, text = torch.from_numpy(data.X), torch.from_numpy(data.text)
     features = after.transfer.class_features(text, -text)
     expected = (
-        100 * X_t @ torch.nn.functional.normalize(features, dim=1)[2]
-        + 0.15 * 100 * after.transfer.messages.logits(X_t, text[2:3])[:, 0]
+        100 * X_t @ F.normalize(features, dim=1)[2] + 0.15 * 100 * after.transfer.messages.logits(X_t, text[2:3])[:, 0]
     )
     torch.testing.assert_close(after.classifier.logits(X_t)[:, 2], expected, rtol=1e-4, atol=1e-3)
     assert after.classifier.weights.shape == (4, 16)
     assert after.labelled.counts.tolist() == [9, 7, 0, 3] and after.class_nodes is None
-    begun = HeGraphClassifier(variant="free", text_features=np.delete(data.text, 2, axis=0)).fit(X[three], y[three])
+    begun = free(np.delete(data.text, 2, axis=0)).fit(X[three], y[three])
     alone = begun.model_.classifier.weights
     torch.testing.assert_close(
         begun.add_class("cow", text_features=data.text[2]).model_.classifier.weights[seen], alone, rtol=0, atol=1e-5
@@ -143,20 +147,20 @@ def test_in_the_cache_a_class_without_images_has_as_many_as_others_have_on_avera
     assert classifier.score(data.X, LABELS[data.y]) > 0.8
     transfer, model = classifier.model_.transfer, classifier.model_
     text = torch.from_numpy(data.text)
-    unit = torch.nn.functional.normalize(transfer.class_features(text, -text), dim=1)
-    of_text = torch.nn.functional.normalize(text @ transfer.messages.matrix + transfer.messages.offset, dim=1)
+    unit = F.normalize(transfer.class_features(text, -text), dim=1)
+    of_text = F.normalize(text @ transfer.messages.matrix + transfer.messages.offset, dim=1)
     expected = 100 * unit[3] + OMEGA_NEW * 100 * (of_text @ transfer.messages.whitening)[3]
     torch.testing.assert_close(model.classifier.weights[3], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_fewer_than_two_classes_with_images_are_told_by_text(data, taught):
     X, y = taught
-    classifier = HeGraphClassifier(variant="free").add_class("ant", X[:9], text_features=data.text[0])
+    classifier = free().add_class("ant", X[:9], text_features=data.text[0])
     classifier.add_class("bee", text_features=data.text[1])
     assert classifier.model_.method == "ZeroShot" and classifier.model_.images == (9, 0)
     np.testing.assert_allclose(classifier.model_.classifier.weights, 100 * data.text[:2], rtol=1e-5)
     classifier.partial_fit(X[9:16], y[9:16])
-    assert_same(classifier, HeGraphClassifier(variant="free", text_features=data.text[:2]).fit(X[:16], y[:16]))
+    assert_same(classifier, free(data.text[:2]).fit(X[:16], y[:16]))
     assert classifier.forget(X[:16], y[:16]).model_.images == (0, 0)
 
 
@@ -180,9 +184,9 @@ def test_a_trained_variant_goes_on_from_where_it_was_for_a_third_of_the_steps(da
 def test_unlabelled_images_are_heard_again(data, taught):
     X, y = taught
     U = data.X[60:]
-    heard = HeGraphClassifier(variant="free", text_features=data.text[:3]).fit(X[:21], y[:21], unlabelled=U)
+    heard = free(data.text[:3]).fit(X[:21], y[:21], unlabelled=U)
     heard.partial_fit(X[21:], y[21:], text_features=data.text[3:])
-    whole = HeGraphClassifier(variant="free", text_features=data.text).fit(X, y, unlabelled=U)
+    whole = free(data.text).fit(X, y, unlabelled=U)
     np.testing.assert_allclose(heard.decision_function(U), whole.decision_function(U), atol=1e-4)
     assert heard.model_.unlabelled == 60
     heard.remove_class("dog").add_class("dog", text_features=data.text[3])
@@ -213,20 +217,16 @@ def test_images_are_taught_and_taken_back_by_their_pixels(digits, files, tmp_pat
 def test_views_of_different_number_are_taught_together(data, taught):
     X, y = taught
     views = np.stack([X, np.roll(X, 1, axis=1)], axis=1)
-    mixed = (
-        HeGraphClassifier(variant="free", text_features=data.text)
-        .fit(views, y)
-        .partial_fit(data.X[60:], LABELS[data.y[60:]])
-    )
+    mixed = free(data.text).fit(views, y).partial_fit(data.X[60:], LABELS[data.y[60:]])
     assert mixed.model_.lessons.features.shape == (2, 84, 16)
     mixed.forget(data.X[60:], LABELS[data.y[60:]])
-    assert_same(mixed, HeGraphClassifier(variant="free", text_features=data.text).fit(views, y))
+    assert_same(mixed, free(data.text).fit(views, y))
 
 
 def test_what_cannot_be_taught_is_one_line_and_changes_nothing(data, taught, finished_run, quick):
     X, y = taught
-    classifier = HeGraphClassifier(variant="free", text_features=data.text).fit(X, y)
-    without = HeGraphClassifier(variant="free").fit(X, y)
+    classifier = free(data.text).fit(X, y)
+    without = free().fit(X, y)
     before = classifier.decision_function(X)
     for refused, message in (
         (lambda: classifier.partial_fit(X[:, :5], y), "5 features.*16"),
@@ -247,9 +247,18 @@ def test_what_cannot_be_taught_is_one_line_and_changes_nothing(data, taught, fin
         with pytest.raises(ValueError, match=message):
             refused()
     np.testing.assert_array_equal(classifier.decision_function(X), before)
-    for of_none in (lambda c: c.forget(X, y), lambda c: c.remove_class("ant")):
+    none = HeGraphClassifier()
+    for call, arguments in (
+        (none.forget, (X, y)),
+        (none.remove_class, ("ant",)),
+        (none.adapt, (X,)),
+        (none.suggest, (X,)),
+        (none.label_issues, (X, y)),
+        (none.save_pretrained, ("model",)),
+        (none.push_to_hub, ("user/model",)),
+    ):
         with pytest.raises(NotFittedError):
-            of_none(HeGraphClassifier())
+            call(*arguments)
     online = quick(options={"TRAINER.HEGRAPHADAPTER.FEATURES.MODE": "online"})
     with pytest.raises(UserError, match="FEATURES.MODE online"):
         online.partial_fit(X, y)
@@ -268,7 +277,7 @@ def test_a_run_of_the_command_line_is_taught_more(finished_run, tmp_path):
 
 def test_the_folder_keeps_what_was_taught_and_damage_is_told(data, taught, tmp_path, caplog):
     X, y = taught
-    fitted = HeGraphClassifier(variant="free", text_features=data.text).fit(X, y)
+    fitted = free(data.text).fit(X, y)
     fitted.add_class("emu", text_features=data.negative[0]).save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert card.count("no image: known by its text alone") == 1 and "- emu (no image" in card
