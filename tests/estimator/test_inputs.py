@@ -97,6 +97,7 @@ def test_what_looks_like_pictures_or_paths_and_not_like_features_is_refused(data
     column = np.array([["a.png"]] * 120, dtype=object)
     for X, came in (
         (torch.from_numpy(pictures), r"pictures as .*uint8 of shape \[120, 32, 32\]"),
+        (pictures > 0, r"pictures as .*bool of shape \[120, 32, 32\]"),
         (np.stack([pictures] * 3, axis=1) / 255, r"pictures as .*float64 of shape \[120, 3, 32, 32\]"),
         (list(pictures), r"pictures as a list of arrays of shape \[32, 32\]"),
         (column, r"a column of paths, of shape \[120, 1\]"),
@@ -224,6 +225,7 @@ def test_images_that_cannot_be_used_are_refused(tmp_path, digits, digit_classifi
     one = digits.others[0]
     by_features = quick().fit(data.X, data.y)
     for refused, message in (
+        (lambda: quick(config="mini").fit([one], [0, 1]), "inconsistent numbers"),
         (lambda: digit_classifier.predict([tmp_path / "broken.png"]), r"broken\.png"),
         (lambda: digit_classifier.predict(["absent.png"]), r"absent\.png"),
         (lambda: quick(config="mini").fit([tmp_path / "broken.png", one], [0, 1]), r"broken\.png"),
@@ -233,7 +235,7 @@ def test_images_that_cannot_be_used_are_refused(tmp_path, digits, digit_classifi
         (lambda: quick(config="mini", text_features=data.X[:2]).fit([one, one], [0, 1]), "text features go with image"),
         (lambda: by_features.predict([PICTURE]), "backbone"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(ValueError, match=message):
             refused()
 
 
@@ -246,6 +248,7 @@ def test_images_that_cannot_be_used_are_refused(tmp_path, digits, digit_classifi
         ({"options": {"OPTIM.LRR": 1}}, "unknown configuration key 'OPTIM.LRR'"),
         ({"options": "OPTIM.LR 1"}, "options must be a dict or a list"),
         ({"logit_scale": 0}, "logit_scale must be a finite number above 0, got 0"),
+        ({"logit_scale": float("nan")}, "logit_scale must be a finite number above 0, got nan"),
         ({"logit_scale": 10**400}, "logit_scale must be a finite number above 0, got 1000"),
         ({"text_features": np.ones((3, 16))}, r"text_features must have shape \[4, 16\].*got \[3, 16\]"),
         ({"text_features": np.full((4, 16), np.nan)}, "text_features contains NaN"),
