@@ -17,8 +17,8 @@ from trainers.hegraph.labels.suggest import suggest
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.teach import __main__ as command
-from trainers.hegraph.teach import board
 from trainers.hegraph.teach import session as module
+from trainers.hegraph.teach.board import boards
 from trainers.hegraph.teach.project import Project
 from trainers.hegraph.teach.session import Session, View, write_sample
 from trainers.hegraph.utils.errors import UserError
@@ -87,12 +87,12 @@ def test_images_are_judged_by_a_model_without_them_and_a_wrong_label_is_the_most
         confused += [(name, found)] * (found != name)
     assert (view.right, view.judged) == (right, 13)
     assert {(a, b): count for a, b, count in view.confused} == {pair: confused.count(pair) for pair in confused}
-    doubt = view.doubts[0]
-    assert (doubt.picture.path, doubt.label, doubt.suggested) == ("train/one/zero-3.png", "one", "zero")
-    assert doubt.score > 0
-    session.project.keep(doubt.picture)
-    assert doubt.picture not in [other.picture for other in last(session).doubts]
-    session.project.move([doubt.picture], "zero")
+    picture, issue = view.doubts[0]
+    assert (picture.path, issue.label, issue.suggested) == ("train/one/zero-3.png", "one", "zero")
+    assert issue.score > 0
+    session.project.keep(picture)
+    assert picture not in [other for other, _ in last(session).doubts]
+    session.project.move([picture], "zero")
     assert last(session).right > view.right
 
 
@@ -103,12 +103,12 @@ def test_names_alone_make_a_model_of_two_classes_and_images_of_two_classes_are_j
     session.project.add_class("{one}")
     assert last(session).model.classnames == ("zero", "{one}")
     assert (session.view.judged, session.view.doubts) == (0, [])
-    assert "names of the classes are all" in board.summary(session.view)
+    assert "names of the classes are all" in boards(session).status
     for name, colour in (("zero", "red"), ("{one}", "blue")):
         Image.new("RGB", (8, 8), colour).save(tmp_path / "train" / name / "a.png")
     session.project.add_class("two")
     assert (last(session).judged, len(session.view.model.classnames)) == (2, 3)
-    assert "Known by name alone: two" in board.summary(session.view)
+    assert "Known by name alone: two" in boards(session).status
 
 
 def test_features_are_kept_on_disk_and_only_those_of_this_backbone_are_taken(session, mini, monkeypatch):
@@ -127,12 +127,11 @@ def test_encoding_can_be_stopped_and_goes_on_and_what_is_labelled_comes_first(se
     monkeypatch.setattr(module, "BATCH", 4)
     views = session.update()
     assert [next(views).waiting, next(views).waiting] == [24, 20]
-    session.stop()
+    session.stopping.set()
     assert [view.waiting for view in views] == [16]
     assert {p.path for p in session.view.contents.unlabelled if p.digest in session.features} == set()
-    assert session.stopped
-    assert "Encode the other 16 images" in board.status(session, last(session))
-    session.go_on()
+    assert "Encode the other 16 images" in (last(session), boards(session))[1].status
+    session.stopping.clear()
     assert [view.waiting for view in session.update()] == [16, 12, 8, 4, 0]
 
 
@@ -145,7 +144,7 @@ def test_what_cannot_be_read_is_told_and_the_same_image_in_two_classes_is_asked(
     assert view.problems[0].startswith("train/one/notes.png is no image")
     [(digest, names)] = view.twice.items()
     assert names == ["one", "two"]
-    assert 'data-do="settle" data-to="two"' in board.status(session, view)
+    assert 'data-do="settle" data-to="two"' in boards(session).status
     session.project.settle(digest, "one")
     session.asked[digest] = "six"
     assert last(session).twice == {digest: ["one", "six"]}
@@ -164,13 +163,13 @@ def test_names_are_text_on_the_page(session):
     evil = "<img src=x onerror=alert(1)>"
     (session.project.folder / "train" / evil).mkdir()
     Image.new("RGB", (8, 8)).save(session.project.folder / "train" / evil / f'{evil}".png')
-    view = last(session)
-    shown = (board.status(session, view, evil, evil), board.classes(session, view, True), board.check(session, view))
-    for html in (*shown, board.label(session, view)):
+    last(session)
+    shown = boards(session, True, evil, evil)
+    for html in shown:
         assert "<img src=x" not in html
         assert 'alert(1)>".png' not in html
-    assert "&lt;img src=x onerror=alert(1)&gt;" in shown[1]
-    assert all(text in shown[2] for text in ("Labelled <b>one</b>", "Move to zero", "Classes that are confused"))
+    assert "&lt;img src=x onerror=alert(1)&gt;" in shown.classes
+    assert all(text in shown.check for text in ("Labelled <b>one</b>", "Move to zero", "Classes that are confused"))
 
 
 # The handlers of the page
@@ -204,9 +203,9 @@ def test_each_button_does_what_it_says(teacher):
     teacher.do({"do": "keep", **image})
     assert teacher.session.project.read().kept == {picture.digest}
     teacher.do({"do": "stop"})
-    assert teacher.session.stopped
+    assert teacher.session.stopping.is_set()
     teacher.do({"do": "go-on"})
-    assert not teacher.session.stopped
+    assert not teacher.session.stopping.is_set()
     assert teacher.do({"do": "fly"})[1]
     with pytest.raises(UserError, match="nothing is drawn"):
         teacher.do({"do": "draw", "place": "one"})

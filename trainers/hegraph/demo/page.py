@@ -17,7 +17,7 @@ from ..datasets.digits import CLASSNAMES, load_digits_dataset
 from ..datasets.images import open_sent
 from ..models.images import ImageModel
 from ..models.thumbnails import read_thumbnail
-from ..utils.errors import UserError, first_line
+from ..utils.errors import UserError, first_line, one_line
 from .answer import LISTED, answer, number, reasons, summary, title, wrapped
 from .drawing import SIDE, ink_of_canvas, is_of_digits, scan_of_ink, scan_of_picture
 
@@ -189,6 +189,12 @@ def _digit_inputs(answers: Answers) -> list[tuple]:
     return [(drawing, drawing.input, answers.of_drawing), (image, event, handler)]
 
 
+def complaint(error: UserError) -> str:
+    """What is wrong, as a sentence of HTML."""
+    message = one_line(str(error)).removesuffix(".")
+    return wrapped(f'<p class="problem" role="alert">{escape(message[:1].upper() + message[1:])}.</p>')
+
+
 def _reported(handler: Callable[[Any], tuple]) -> Callable[[Any], tuple]:
     """A handler that shows a mistake of the user's where the answer would stand."""
 
@@ -196,7 +202,6 @@ def _reported(handler: Callable[[Any], tuple]) -> Callable[[Any], tuple]:
         try:
             return handler(value)
         except UserError as error:
-            message = escape(f"{str(error)[:1].upper()}{str(error)[1:]}.")
-            return (wrapped(f'<p class="problem" role="alert">{message}</p>'), *NO_ANSWER)
+            return (complaint(error), *NO_ANSWER)
 
     return run

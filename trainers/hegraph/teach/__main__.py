@@ -9,7 +9,6 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..backbones.identity import MINI_NAME
 from ..demo.__main__ import add_page_flags, check_address, require_gradio, serve
@@ -18,16 +17,10 @@ from ..utils.errors import report
 from ..utils.files import write_json
 from ..utils.reading import read_json
 from ..utils.schema import Part, check
-from .project import OWN, Project
-
-if TYPE_CHECKING:  # they import torch and Gradio
-    from gradio import Blocks
-
-    from .session import Session
+from .project import MOST_BYTES, OWN, Project
 
 SAMPLE = Path("output/teach-digits")
 USUAL = ("ViT-B-16-quickgelu", "openai")  # what encodes images where nothing else is said
-MOST = 8 * 2**30  # bytes of a zip file
 
 
 class Encoder(Part):
@@ -50,6 +43,7 @@ def teach(args: argparse.Namespace) -> None:
     require_gradio()
     from ..backbones.loading import load_backbone  # these take seconds
     from ..utils.devices import choose_device
+    from .page import build_page
     from .session import Session, write_sample
 
     sample = args.folder is None
@@ -61,7 +55,9 @@ def teach(args: argparse.Namespace) -> None:
     backbone = load_backbone(encoder.backbone, encoder.pretrained, device, args.precision)
     write_json(project.folder / OWN / "encoder.json", encoder.model_dump())
     session = Session(project, backbone, encoder.backbone, encoder.pretrained)
-    show(session, args.host, args.port)
+    css = (Path(__file__).parent / "board.css").read_text(encoding="utf-8")
+    page = partial(build_page, session)
+    serve(page, args.host, args.port, css, MOST_BYTES, allowed_paths=[str(session.thumbnails)])
 
 
 def find_encoder(project: Project, backbone: str, pretrained: str) -> Encoder:
@@ -73,18 +69,6 @@ def find_encoder(project: Project, backbone: str, pretrained: str) -> Encoder:
         before = check(Encoder, read_json(path), str(path))
         return Encoder(backbone=before.backbone, pretrained=pretrained or before.pretrained)
     return Encoder(backbone=USUAL[0], pretrained=pretrained or USUAL[1])
-
-
-def show(session: Session, host: str, port: int) -> None:
-    """Serves the page of a session."""
-
-    def build(session: Session, uploads: Path) -> Blocks:
-        from .page import build_page
-
-        return build_page(session, uploads)
-
-    css = (Path(__file__).parent / "board.css").read_text(encoding="utf-8")
-    serve(partial(build, session), host, port, css, MOST, allowed_paths=[str(session.thumbnails)])
 
 
 def main(arguments: list[str] | None = None) -> int:

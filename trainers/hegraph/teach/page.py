@@ -9,7 +9,7 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,23 @@ from ..backbones.identity import MINI_NAME
 from ..datasets.images import MAX_BYTES
 from ..demo.answer import answer, none_of_these, wrapped
 from ..demo.drawing import ink_of_canvas, scan_of_ink
-from ..demo.page import NO_ANSWER, Answers, Page, answer_part, canvas, hint, html, open_upload, uploaded_file
+from ..demo.page import (
+    NO_ANSWER,
+    Answers,
+    Page,
+    answer_part,
+    canvas,
+    complaint,
+    hint,
+    html,
+    open_upload,
+    uploaded_file,
+)
 from ..export.onnx_file import require_packages, write_onnx
 from ..models.folder import save_model
 from ..models.images import ImageModel
-from ..models.saved import SavedModel
 from ..utils.errors import UserError, one_line
-from . import board
+from .board import boards
 from .project import File, Picture, read_zip
 from .session import LISTED, Session
 
@@ -50,17 +60,13 @@ class Taught(Answers):
         return self._explain(open_upload(uploaded, self.uploads))
 
     def _explain(self, picture: Image.Image, seen: Image.Image | None = None) -> tuple:
-        view, session = self.session.view, self.session
-        if view.model is None:
-            raise UserError("there is no model yet: add two classes")
+        session, model = self.session, self.session.model()
         feature = session.encode([picture])
-        found = answer(view.model, feature)
-        labelled = {p: name for name, pictures in view.contents.classes.items() for p in pictures}
-        known = [p for p in labelled if p.digest in session.features]
-        pictures = []
-        for place in sorted(known, key=lambda p: -float(session.features[p.digest] @ feature[0]))[:NEAREST]:
-            cosine = float(session.features[place.digest] @ feature[0])
-            pictures.append((str(session.thumbnail(place)), f"{labelled[place]}: cosine {cosine:.2f}"))
+        found = answer(model, feature)
+        labelled = {p: name for name, pictures in session.view.contents.classes.items() for p in pictures}
+        cosines = {p: float(session.features[p.digest] @ feature[0]) for p in labelled if p.digest in session.features}
+        nearest = sorted(cosines, key=lambda p: -cosines[p])[:NEAREST]
+        pictures = [(str(session.thumbnail(p)), f"{labelled[p]}: cosine {cosines[p]:.2f}") for p in nearest]
         names, taught = next(iter(found.zero_shot)), found.winner.name
         both = f"say <b>{escape(taught)}</b>, too" if names == taught else f"say <b>{escape(names)}</b>"
         why = f"<h2>Why</h2><p>The images say <b>{escape(taught)}</b>; the names of the classes alone {both}.</p>"
@@ -90,10 +96,7 @@ class Teacher:
             yield self.boards(said, one_line(str(error)))
 
     def boards(self, said: str = "", problem: str = "") -> tuple:
-        session, view = self.session, self.session.view
-        top = board.status(session, view, said, problem)
-        parts = board.classes(session, view, self.draws), board.check(session, view), board.label(session, view)
-        return (top, *parts, view.number)
+        return (*boards(self.session, self.draws, said, problem), self.session.view.number)
 
     def look(self, seen: int) -> Any:
         """The boards, if another tab has changed something since this one was shown."""
@@ -126,9 +129,9 @@ class Teacher:
             case "undo":
                 return f"taken back: {project.undo()}", ""
             case "stop":
-                session.stop()
+                session.stopping.set()
             case "go-on":
-                session.go_on()
+                session.stopping.clear()
             case _:
                 return "", "this button does nothing"
         return "", ""
@@ -137,26 +140,25 @@ class Teacher:
         """Adds files that were uploaded, and says which have not arrived."""
         try:
             sent, failed = json.loads(data.get("files", "[]")), json.loads(data.get("failed", "[]"))
-            files = [(uploaded_file(each, self.uploads), str(each["name"])) for each in sent]
+            files = {uploaded_file(each, self.uploads): str(each["name"]) for each in sent}
+            lost = [f"{name} did not arrive, or is too large" for name in failed]
         except (TypeError, ValueError, LookupError) as error:
             raise UserError("the files came damaged; send them again") from error
-        lost = [f"{name} did not arrive, or is too large" for name in failed]
         try:
             if data["do"] == "zip":
-                return self.added((each for path, _ in files for each in read_zip(path)), "from a zip file", lost)
+                return self.added((each for path in files for each in read_zip(path)), "from a zip file", lost)
             place = data.get("place", "")
-            return self.added((File(place, name, bytes_of(path)) for path, name in files), "added", lost)
+            return self.added((File(place, name, bytes_of(path)) for path, name in files.items()), "added", lost)
         finally:
-            for path, _ in files:
+            for path in files:
                 path.unlink(missing_ok=True)
 
-    def added(self, files: Any, what: str, lost: list[str] | None = None) -> tuple[str, str]:
+    def added(self, files: Iterable[File], what: str, lost: Sequence[str] = ()) -> tuple[str, str]:
         found = self.session.project.add(files, what)
         self.session.asked |= found.questions
-        self.session.go_on()
-        problems = [*(lost or []), *found.problems]
+        self.session.stopping.clear()
+        problems, count = [*lost, *found.problems], len(found.pictures)
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-        count = len(found.pictures)
         return f"{count} image{'' if count == 1 else 's'} {what}" if count else "", f"{'; '.join(problems[:3])}{more}"
 
     # Take along
@@ -164,25 +166,20 @@ class Teacher:
     def take(self, kind: str) -> tuple[str, str | None]:
         """A file to take along: what is wrong with it, as HTML, and its path."""
         folder = Path(tempfile.mkdtemp(dir=self.uploads))
+        path = folder / {"project": "project.zip", "model": "model.zip", "onnx": "model.onnx"}[kind]
         try:
             if kind == "project":
-                path = folder / "project.zip"
                 self.session.project.write_zip(path)
             elif kind == "model":
-                save_model(self.model(), folder / "model")
-                path = Path(shutil.make_archive(str(folder / "model"), "zip", folder, "model"))
+                save_model(self.session.model(), folder / "model")
+                shutil.make_archive(str(folder / "model"), "zip", folder, "model")
             else:
                 require_packages()
-                model, path = self.model(), folder / "model.onnx"
+                model = self.session.model()
                 write_onnx(model, ImageModel.of(model, "cpu", precision="fp32").backbone, path)
         except UserError as error:
-            return wrapped(f'<p class="problem" role="alert">{board.sentence(one_line(str(error)))}</p>'), None
+            return complaint(error), None
         return "", str(path)
-
-    def model(self) -> SavedModel:
-        if (model := self.session.view.model) is None:
-            raise UserError("there is no model yet: add two classes")
-        return model
 
 
 def png_of(drawing: Any) -> bytes:
@@ -205,35 +202,31 @@ def build_page(session: Session, uploads: Path) -> gr.Blocks:
     teacher = Teacher(session, uploads)
     with Page(title=f"Teach {session.project.folder.name}", analytics_enabled=False) as page:
         html(wrapped(f"<h1>{escape(session.project.folder.name)}</h1>"))
-        boards = [_board("status")]
-        with gr.Tab("Classes"):
-            drawing: Any = gr.State()
-            if teacher.draws:
-                with gr.Accordion("Draw an image", open=False, elem_id="draw"):
-                    drawing = canvas("sketch")
-            boards.append(_board("classes"))
-        with gr.Tab("Check"):
-            boards.append(_board("check"))
-        with gr.Tab("Label"):
-            boards.append(_board("label"))
+        shown, drawing = [_board("status")], gr.State()
+        for name in ("classes", "check", "label"):
+            with gr.Tab(name.title()):
+                if name == "classes" and teacher.draws:
+                    with gr.Accordion("Draw an image", open=False, elem_id="draw"):
+                        drawing = canvas("sketch")
+                shown.append(_board(name))
         with gr.Tab("Try"):
             answer_part(page, Taught(session, uploads), "Taught", "Nearest training images")
         with gr.Tab("Take along"):
-            zipped = html(wrapped(ZIP), js_on_load=BOARD_JS, elem_id="zip")
+            zipped = _board("zip", wrapped(ZIP))
             said, file = html(""), gr.File(label="File to take along", interactive=False, elem_id="file", visible=True)
             for kind, text in (("model", "Model folder"), ("onnx", "ONNX file"), ("project", "Whole project")):
                 gr.Button(text, elem_id=f"take-{kind}").click(
                     lambda kind=kind: teacher.take(kind), None, [said, file], api_visibility="private"
                 )
         seen = gr.State(-1)
-        outputs = [*boards, seen]
+        outputs = [*shown, seen]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        for each in (*boards, zipped):
+        for each in (*shown, zipped):
             each.act(teacher.act, drawing, outputs, trigger_mode="multiple", concurrency_limit=LISTED, **quiet)
         page.load(teacher.shown, None, outputs, **quiet)
         gr.Timer(SECONDS).tick(teacher.look, seen, outputs, concurrency_limit=LISTED, **quiet)
     return page
 
 
-def _board(name: str) -> gr.HTML:
-    return html("", js_on_load=BOARD_JS, elem_id=name)
+def _board(name: str, value: str = "") -> gr.HTML:
+    return html(value, js_on_load=BOARD_JS, elem_id=name)

@@ -31,7 +31,7 @@ from ..datasets.digits import load_digits_dataset
 from ..datasets.images import open_image, reason
 from ..estimator.training import Origin, learn, make_configuration
 from ..features.text import encode_prompts
-from ..labels.issues import issues_of
+from ..labels.issues import LabelIssue, issues_of
 from ..labels.left_out import free_options, left_out_logits, left_out_offsets
 from ..labels.suggest import suggest
 from ..models.images import Reader
@@ -64,15 +64,6 @@ class Guess(NamedTuple):
     share_below: float | None
 
 
-class Doubt(NamedTuple):
-    """An image whose label seems wrong, its label, the class that it seems to be, and by how much likelier."""
-
-    picture: Picture
-    label: str
-    suggested: str
-    score: float
-
-
 @dataclass(frozen=True)
 class View:
     """What a page shows of a project.
@@ -85,7 +76,7 @@ class View:
         model: None where there are fewer than two classes.
         right, judged: How many images a model without the image classifies rightly, and how many there are.
         confused: Pairs of a class and what its images are taken for, with how often, the most frequent first.
-        doubts: The images whose labels seem wrong, the most suspicious first.
+        doubts: The images whose labels seem wrong, and why, the most suspicious first.
         guesses: Images without a label, the one that is most worth labelling first.
         twice: Images that are in several classes, or were dropped on another one: their SHA-256 and the classes.
     """
@@ -98,7 +89,7 @@ class View:
     right: int = 0
     judged: int = 0
     confused: list[tuple[str, str, int]] = field(default_factory=list)
-    doubts: list[Doubt] = field(default_factory=list)
+    doubts: list[tuple[Picture, LabelIssue]] = field(default_factory=list)
     guesses: list[Guess] = field(default_factory=list)
     twice: dict[str, list[str]] = field(default_factory=dict)
 
@@ -113,6 +104,7 @@ class Session:
 
     Attributes:
         asked: Images that were dropped on a class, and are in another one: their SHA-256 and that class.
+        stopping: Set, it ends the encoding in all tabs, after the batch that is being encoded.
         view: The last view.
     """
 
@@ -126,7 +118,7 @@ class Session:
         self.thumbnails = project.folder / OWN / "thumbnails"
         self._text: dict[str, tuple[Tensor, Tensor]] = {}
         self._unreadable: dict[str, str] = {}
-        self._stop, self._lock = threading.Event(), threading.RLock()
+        self.stopping, self._lock = threading.Event(), threading.RLock()
         self._file = project.folder / OWN / "features.safetensors"
         self._key = hash_json(backbone.fingerprint)
         self.features = self._read_features()
@@ -149,11 +141,11 @@ class Session:
                 contents = self.project.read()
                 labelled = self._missing(contents.classes)
                 missing = labelled + self._missing({UNLABELLED: contents.unlabelled})
-                ends = not missing or self._stop.is_set()
+                ends = not missing or self.stopping.is_set()
                 if (seen := (contents, not labelled, ends, dict(self.asked))) != self._seen:
-                    self._look(contents)
-                    self._seen = seen
-                self.view = self._waiting_for(len(missing))
+                    self.view, self._seen = self._look(contents), seen
+                if len(missing) != self.view.waiting:
+                    self.view = replace(self.view, waiting=len(missing), number=self.view.number + 1)
                 if not ends:
                     self._encode(missing[:BATCH])
                     encoded = True
@@ -161,20 +153,15 @@ class Session:
                 break
             yield self.view
         if encoded:
-            self._write_features()
+            with self._lock:
+                write_tensors(self._file, self.features, {"backbone": self._key})
         yield self.view
 
-    def stop(self) -> None:
-        """Ends the encoding in all tabs, after the batch that is being encoded."""
-        self._stop.set()
-
-    @property
-    def stopped(self) -> bool:
-        return self._stop.is_set()
-
-    def go_on(self) -> None:
-        """Has `update` encode again."""
-        self._stop.clear()
+    def model(self) -> SavedModel:
+        """The last model; UserError if there is none."""
+        if self.view.model is None:
+            raise UserError("there is no model yet: add two classes")
+        return self.view.model
 
     def encode(self, images: list[Image.Image]) -> Tensor:
         """Unit-norm features of images, `[n, d]`."""
@@ -202,7 +189,7 @@ class Session:
         images = {p.digest: image for p, image in zip(pictures, opened) if isinstance(image, Image.Image)}
         self._unreadable |= {p.digest: f"{p.path} {said}" for p, said in zip(pictures, opened) if isinstance(said, str)}
         if images:
-            self.features |= dict(zip(images, self.encode(list(images.values()))))
+            self.features |= zip(images, (row.clone() for row in self.encode(list(images.values()))))
 
     def _open(self, picture: Picture) -> Image.Image | str:
         """An image, whose thumbnail is written as well, or why it cannot be read."""
@@ -218,25 +205,18 @@ class Session:
 
     def _read_features(self) -> dict[str, Tensor]:
         """The features that an earlier session has kept, by SHA-256; none if they are of another backbone."""
-        with suppress(UserError, KeyError):
-            tensors, about = read_tensors(self._file, "features of images")
-            features, digests = tensors["features"], tensors["digests"]
-            if about.get("backbone") == self._key and features.shape == (len(digests), self.backbone.width):
-                names = [bytes(row).hex() for row in digests.tolist()]
-                return {name: row for name, row in zip(names, features) if row.isfinite().all()}
+        with suppress(UserError):
+            features, about = read_tensors(self._file, "features of images")
+            if about.get("backbone") == self._key:
+                width = (self.backbone.width,)
+                return {name: row for name, row in features.items() if row.shape == width and row.isfinite().all()}
         return {}
-
-    def _write_features(self) -> None:
-        with self._lock:
-            digests = torch.tensor([list(bytes.fromhex(digest)) for digest in self.features], dtype=torch.uint8)
-            tensors = {"features": torch.stack([*self.features.values()]), "digests": digests}
-            write_tensors(self._file, tensors, {"backbone": self._key})
 
     # The model
 
-    def _look(self, contents: Contents) -> None:
-        """Works out the model of what the folder holds, and what it says."""
-        names = sorted(contents.classes)
+    def _look(self, contents: Contents) -> View:
+        """The model of what the folder holds, and what it says."""
+        names, known = sorted(contents.classes), contents.classes_of()
         pictures = {
             (picture.digest, label): picture
             for label, name in enumerate(names)
@@ -244,24 +224,17 @@ class Session:
             if picture.digest in self.features
         }
         problems = [self._unreadable[p.digest] for p in contents.pictures() if p.digest in self._unreadable]
-        twice = {digest: classes for digest, classes in contents.classes_of().items() if len(classes) > 1}
-        twice |= {
-            digest: [*there, name]
-            for digest, name in self.asked.items()
-            if (there := contents.classes_of().get(digest, [])) and name in contents.classes and name not in there
-        }
-        found: dict = {"contents": contents, "problems": problems, "twice": twice}
+        twice = {digest: classes for digest, classes in known.items() if len(classes) > 1}
+        for digest, name in self.asked.items():
+            if digest in known and name in contents.classes and name not in known[digest]:
+                twice[digest] = [*known[digest], name]
+        view = View(self.view.number + 1, contents, problems=problems, twice=twice)
         lessons = self._lessons(names, list(pictures))
-        if lessons is not None:
-            model = learn(lessons, self.origin, self._configuration(int(lessons.counts.max())), "cpu")
-            guesses = self._guesses(model, contents)
-            found |= {"model": model, "guesses": guesses} | self._judge(lessons, list(pictures.values()), contents)
-        self.view = View(self.view.number + 1, **found)
-
-    def _waiting_for(self, waiting: int) -> View:
-        """The view with another number of images that wait; a new one, if it is another."""
-        new = replace(self.view, waiting=waiting)
-        return self.view if new == self.view else replace(new, number=self.view.number + 1)
+        if lessons is None:
+            return view
+        model = learn(lessons, self.origin, self._configuration(int(lessons.counts.max())), "cpu")
+        view = replace(view, model=model, guesses=self._guesses(model, contents))
+        return self._judged(view, lessons, list(pictures.values()))
 
     def _lessons(self, names: list[str], images: list[tuple[str, int]]) -> Lessons | None:
         """What is taught: images as SHA-256 and class; None where nothing can be."""
@@ -285,27 +258,24 @@ class Session:
         named = {"DATASET.NUM_SHOTS": max(shots, 1), VARIANT: "free"}
         return make_configuration(files, named, None, 1, "")
 
-    def _judge(self, lessons: Lessons, pictures: list[Picture], contents: Contents) -> dict:
-        """What models without an image say of it, for each of the images of the lessons."""
+    def _judged(self, view: View, lessons: Lessons, pictures: list[Picture]) -> View:
+        """A view with what models without an image say of it, for each of the images of the lessons."""
         if (lessons.counts > 0).sum() < 2 or lessons.positive is None:
-            return {}
+            return view
         features, labels, text, names = lessons.features[0], lessons.labels, lessons.positive, lessons.names
         options, scale = free_options(int(lessons.counts.max())), self.origin.logit_scale
         logits = left_out_logits(features, labels, text, scale, options, offsets=False)
         offsets = left_out_offsets(scale * (features @ text.t()).double(), labels)
-        left_out, issues = (logits + offsets).argmax(dim=1), issues_of(logits, labels, names)
+        left_out = (logits + offsets).argmax(dim=1)
         pairs = Counter((names[a], names[b]) for a, b in zip(labels.tolist(), left_out.tolist()) if a != b)
-        doubts = [
-            Doubt(pictures[issue.index], issue.label, issue.suggested, issue.score)
-            for issue in issues
-            if issue.score > 0 and pictures[issue.index].digest not in contents.kept
-        ]
-        return {
-            "right": int((left_out == labels).sum()),
-            "judged": len(labels),
-            "confused": [(*pair, count) for pair, count in pairs.most_common(LISTED)],
-            "doubts": doubts[:LISTED],
-        }
+        issues = [(pictures[issue.index], issue) for issue in issues_of(logits, labels, names) if issue.score > 0]
+        return replace(
+            view,
+            right=int((left_out == labels).sum()),
+            judged=len(labels),
+            confused=[(*pair, count) for pair, count in pairs.most_common(LISTED)],
+            doubts=[(p, issue) for p, issue in issues if p.digest not in view.contents.kept][:LISTED],
+        )
 
     def _guesses(self, model: SavedModel, contents: Contents) -> list[Guess]:
         """The images without a label that are most worth labelling; none that is labelled elsewhere."""
