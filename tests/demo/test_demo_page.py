@@ -103,7 +103,7 @@ def test_a_photo_is_answered_with_the_likeliest_classes_the_reasons_and_the_near
 
 
 def test_a_model_of_anything_else_gets_the_image_as_it_is(answers, uploads, monkeypatch):
-    monkeypatch.setattr(answers, "drawn", False)
+    monkeypatch.setattr(answers, "scanned", False)
     monkeypatch.setattr(answers, "folder", uploads)  # without thumbnails
     open_digit("digits/0900").save(uploads / "scan.png")
     html, adapted, _, pictures = answers.of_upload({"path": str(uploads / "scan.png")})

@@ -12,6 +12,7 @@ from PIL import Image
 
 from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.datasets.digits import load_digits_dataset
+from trainers.hegraph.datasets.images import open_image
 from trainers.hegraph.estimator.training import learn
 from trainers.hegraph.labels.suggest import suggest
 from trainers.hegraph.models.folder import load_model
@@ -253,6 +254,18 @@ def test_what_is_taken_along_opens_again(teacher, tmp_path):
     problem, path = teacher.take("model")
     assert "There is no model yet" in problem
     assert path is None
+
+
+def test_the_onnx_file_gives_the_probabilities_of_the_page(teacher):
+    pytest.importorskip("onnx", reason="onnx is not installed, which makes the file")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed, which runs the file")
+    problem, path = teacher.take("onnx")
+    assert problem == ""
+    session, guesses = teacher.session, teacher.session.view.guesses
+    pixels = [session.backbone.preprocess(open_image(session.project.data(guess.picture))) for guess in guesses]
+    run = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    [found] = run.run(["probabilities"], {run.get_inputs()[0].name: torch.stack(pixels).numpy()})
+    assert found.max(axis=1) == pytest.approx([guess.probability for guess in guesses], abs=1e-5)
 
 
 def test_the_page_is_built_and_shows_only_what_has_changed(teacher):

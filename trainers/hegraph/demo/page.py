@@ -52,19 +52,20 @@ class Page(gr.Blocks):
 class Answers:
     """What the page says about images of different origin: HTML, the likeliest classes twice, and pictures.
 
-    The model folder is for thumbnails, and no file outside the folder of uploads is opened for a visitor.
+    The model folder is for thumbnails, and no file outside the folder of uploads is opened for a visitor. Where images
+    can be `drawn`, digits can; `scanned`, an upload becomes a scan of one.
     """
 
     def __init__(self, images: ImageModel, folder: Path, uploads: Path) -> None:
         self.images, self.folder, self.uploads = images, folder, uploads
-        self.drawn = is_of_digits(images.model)
+        self.drawn = self.scanned = is_of_digits(images.model)
 
     def of_upload(self, uploaded: Any) -> tuple:
         """Of an uploaded file, as Gradio describes it; None if it was taken away."""
         if uploaded is None:
             return (hint(), *NO_ANSWER)
         picture = open_upload(uploaded, self.uploads)
-        if not self.drawn:
+        if not self.scanned:
             return self._explain(picture)
         scan = scan_of_picture(picture)
         return self._explain(scan, seen=scan)

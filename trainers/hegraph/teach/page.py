@@ -22,18 +22,7 @@ from ..backbones.identity import MINI_NAME
 from ..datasets.images import MAX_BYTES
 from ..demo.answer import answer, none_of_these, wrapped
 from ..demo.drawing import ink_of_canvas, scan_of_ink
-from ..demo.page import (
-    NO_ANSWER,
-    Answers,
-    Page,
-    answer_part,
-    canvas,
-    complaint,
-    hint,
-    html,
-    open_upload,
-    uploaded_file,
-)
+from ..demo.page import Answers, Page, answer_part, canvas, complaint, html, uploaded_file
 from ..export.onnx_file import require_packages, write_onnx
 from ..models.folder import save_model
 from ..models.images import ImageModel
@@ -52,12 +41,8 @@ class Taught(Answers):
     """What the model says of an image that is tried, and why."""
 
     def __init__(self, session: Session, uploads: Path) -> None:
-        self.session, self.uploads, self.drawn = session, uploads, session.name == MINI_NAME
-
-    def of_upload(self, uploaded: Any) -> tuple:
-        if uploaded is None:
-            return (hint(), *NO_ANSWER)
-        return self._explain(open_upload(uploaded, self.uploads))
+        self.session, self.uploads = session, uploads
+        self.drawn, self.scanned = session.name == MINI_NAME, False
 
     def _explain(self, picture: Image.Image, seen: Image.Image | None = None) -> tuple:
         session, model = self.session, self.session.model()
@@ -202,7 +187,8 @@ def build_page(session: Session, uploads: Path) -> gr.Blocks:
     teacher = Teacher(session, uploads)
     with Page(title=f"Teach {session.project.folder.name}", analytics_enabled=False) as page:
         html(wrapped(f"<h1>{escape(session.project.folder.name)}</h1>"))
-        shown, drawing = [_board("status")], gr.State()
+        shown = [_board("status")]
+        drawing: Any = gr.State()
         for name in ("classes", "check", "label"):
             with gr.Tab(name.title()):
                 if name == "classes" and teacher.draws:

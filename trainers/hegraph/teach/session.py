@@ -8,7 +8,6 @@ Shapes: N labelled images, M without a label, K classes, d feature width.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import threading
 from collections import Counter
@@ -43,8 +42,6 @@ from ..utils.files import atomic_path, hash_json, write_tensors, writing_folder
 from ..utils.reading import read_tensors
 from ..utils.threads import cores
 from .project import OWN, TRAIN, UNLABELLED, Contents, Picture, Project
-
-logger = logging.getLogger(__name__)
 
 BATCH = 16  # images that are encoded before the page is told
 SIDE = 96  # pixels of a thumbnail
@@ -181,7 +178,7 @@ class Session:
     def _missing(self, places: dict[str, list[Picture]]) -> list[Picture]:
         """One picture for each image that has still to be encoded."""
         found = {picture.digest: picture for pictures in places.values() for picture in pictures}
-        return [picture for digest, picture in found.items() if not {digest} & {*self.features, *self._unreadable}]
+        return [found[digest] for digest in found if digest not in self.features and digest not in self._unreadable]
 
     def _encode(self, pictures: list[Picture]) -> None:
         with ThreadPoolExecutor(cores()) as pool:
