@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from trainers.hegraph.__main__ import SUBCOMMANDS, main
@@ -42,7 +43,8 @@ def test_help_and_mistakes_in_the_flags_answer_without_torch():
 
 
 def test_a_run_from_a_bank_imports_nothing_before_its_first_step_that_it_does_not_need_there(tiny_bank, tmp_path):
-    late = (*SLOW[1:], "torch_geometric")  # all but torch, whose optimizer imports torch._dynamo
+    late = {*SLOW, "torch_geometric"} - {"torch"}  # whose optimizer imports torch._dynamo
+    late -= {"requests"} if int(huggingface_hub.__version__.split(".")[0]) < 1 else set()  # which imports it
     program = (
         "import sys\n"
         "from trainers.hegraph.__main__ import main\n"

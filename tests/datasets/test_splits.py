@@ -99,7 +99,7 @@ def test_a_split_file_with_an_image_in_two_splits_or_with_two_labels_is_refused(
 def test_how_a_split_was_drawn_is_known_until_the_file_changes(tmp_path):
     path, rng = tmp_path / "split.json", random.Random(5)
     rng.random()
-    rng.gauss()  # keeps a second number for the next time
+    rng.gauss(0, 1)  # keeps a second number for the next time
     assert read_drawn(path) is None
     write_drawn(path, {"train": [Item("a.jpg", 0, "ant")], "val": [], "test": []}, 5, rng.getstate())
     drawn = read_drawn(path)

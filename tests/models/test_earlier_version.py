@@ -10,9 +10,11 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from trainers.hegraph import load_backbone
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.experiments.evaluation import KEPT
 from trainers.hegraph.models.folder import load_model
@@ -37,6 +39,8 @@ def test_eval_only_says_that_another_recipe_trained_it_and_tests_it_by_its_own(t
     assert main([*words, *keys]) == 2
     assert "trained by another recipe" in capsys.readouterr().err
     model = load_model(EARLIER / "model")
+    if load_backbone("hegraph-mini").fingerprint["preprocess"] != model.preprocessing.transform:
+        pytest.skip("this open_clip prepares images by other steps than the one of the folder, which is refused")
     own = [word for key, value in model.trained_on.config.items() if key in KEPT for word in (key, str(value))]
     assert main([*words, *keys, *own]) == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["accuracy"] == model.scores.accuracy

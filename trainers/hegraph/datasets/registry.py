@@ -82,7 +82,7 @@ class Entry:
     `loader` names the row of `LOADERS` for any other.
     """
 
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     name: str
     aliases: tuple[str, ...] = ()

@@ -54,7 +54,7 @@ OF_RUN = {
 
 CASE = "case"  # the key of a record that names the case of a sweep it belongs to
 # Columns that no data set is called like: that of a row's mean, and by target that of the data set of the training
-MEAN, SOURCE = "\0mean", "\0source"
+MEAN, SOURCE = "\x1fmean", "\x1fsource"
 MEAN_OF = "mean of "  # begins the place of means over data sets
 ZERO_SHOT_TOLERANCE = 1e-6  # by how many percent zero-shot accuracies of one cell may differ
 
@@ -134,7 +134,7 @@ def cells(rows: Iterable[dict], keys: Sequence[str], tolerance: float = ZERO_SHO
         found.setdefault(tuple(row[key] for key in (*keys, "method", "column")), []).append(row)
     kept: list[dict] = []
     for cell, of_cell in found.items():
-        kept += _kept(of_cell, ", ".join(filter(None, (str(part).strip("\0") for part in cell))), tolerance)
+        kept += _kept(of_cell, ", ".join(filter(None, (str(part).strip("\x1f") for part in cell))), tolerance)
     return pd.DataFrame(kept, dtype=object)
 
 
