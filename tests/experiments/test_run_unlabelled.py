@@ -54,6 +54,8 @@ def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, ti
     torch.testing.assert_close(model.classifier.bias, heard.classifier.bias, rtol=1e-4, atol=1e-4)
     right = heard.classifier.logits(bank.test_features).argmax(dim=1) == bank.test_labels
     assert record["accuracy"] == pytest.approx(100 * right.double().mean().item())
+    right = heard.classifier.text_only().logits(bank.test_features).argmax(dim=1) == bank.test_labels
+    assert record["accuracy_text"] == pytest.approx(100 * right.double().mean().item())
     assert record["protocol"] == "with unlabelled images" and "protocol" not in plain
     assert record["unlabelled"]["images"] == "pool" and record["unlabelled"]["num_images"] == len(pool) == 20 + 15
     assert record["unlabelled"]["shares"]["offsets"] == round(heard.shares.offsets, 4)

@@ -16,7 +16,7 @@ from trainers.hegraph.datasets.images import to_rgb
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.models import images as reading
 from trainers.hegraph.models.folder import save_model
-from trainers.hegraph.models.images import ImageModel, Reader
+from trainers.hegraph.models.images import ImageModel, Reader, backbone_to_load
 from trainers.hegraph.models.saved import Backbone as BackboneConfig
 from trainers.hegraph.models.saved import SavedModel
 from trainers.hegraph.utils.errors import UserError
@@ -89,6 +89,15 @@ def test_a_model_of_a_bank_needs_its_backbone_to_be_named(tmp_path, mini_model, 
     caplog.clear()
     ImageModel.of(mini_model.model_copy(update={"backbone": BackboneConfig(title=mini.name)}), backbone="hegraph-mini")
     assert caplog.text == ""
+
+
+def test_weights_are_those_of_the_model_for_its_own_backbone_alone(mini_model):
+    named = BackboneConfig(title="RN50/openai", model="RN50", pretrained="openai")
+    of_rn50 = mini_model.model_copy(update={"backbone": named})
+    assert backbone_to_load(of_rn50) == backbone_to_load(of_rn50, "RN50") == ("RN50", "openai")
+    assert backbone_to_load(of_rn50, "RN101", "yfcc15m") == ("RN101", "yfcc15m")
+    with pytest.raises(UserError, match="the weights of RN101 are not named"):
+        backbone_to_load(of_rn50, "RN101")
 
 
 def test_features_of_another_width_are_refused(mini_model, mini, unit_features):

@@ -56,20 +56,22 @@ def two_classes(tiny_bank, tmp_path):
 
 
 def test_images_of_the_models_classes_are_known_and_the_others_are_not(two_classes):
-    bank = toy_bank([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.6, 0.0, 0.8], [0.0, 0.0, 1.0]], [0, 1, 2, 2])
+    bank = toy_bank(
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.6, 0.0, 0.8], [0.0, 0.0, 1.0], [-0.6, -0.8, 0.0]], [0, 1, 2, 2, 2]
+    )
     found = score_images(two_classes, bank, bank)
     assert found["energy"]["auroc"] == found["probability"]["auroc"] == found[ZERO_SHOT]["auroc"] == 100
     assert found["energy"]["fpr95"] == 0
-    # The threshold for 95 % is 0.5; energies are 10, 10 | 6 and log 2
-    assert (found["energy"]["known"], found["energy"]["unknown"]) == (100, 100)
+    # The threshold for 95 % is 0.5; energies are 10, 10 | 6, log 2 and about -6
+    assert (found["energy"]["known"], found["energy"]["unknown"]) == (100, pytest.approx(200 / 3))
     assert "known" not in found["probability"]
     scores = all_scores(two_classes, bank.test_features, -torch.eye(3)[:2])
     assert scores["energy"].tolist() == pytest.approx(
-        [math.log(math.e**10 + 1)] * 2 + [math.log(math.e**6 + 1), math.log(2)]
+        [math.log(math.e**10 + 1)] * 2 + [math.log(math.e**6 + 1), math.log(2), math.log(math.e**-6 + math.e**-8)]
     )
-    assert scores["margin"].tolist() == pytest.approx([2.0, 2.0, 1.2, 0.0])
-    assert scores["margin, shuffled"].tolist() == pytest.approx([1.0, 1.0, 0.6, 0.0])
-    assert scores["own text"].tolist() == pytest.approx([1.0, 1.0, 0.6, 0.0])
+    assert scores["margin"].tolist() == pytest.approx([2.0, 2.0, 1.2, 0.0, -1.2])
+    assert scores["margin, shuffled"].tolist() == pytest.approx([1.0, 1.0, 0.6, 0.0, -1.4])
+    assert scores["own text"].tolist() == pytest.approx([1.0, 1.0, 0.6, 0.0, -0.6])
 
 
 def test_a_class_of_another_bank_with_a_known_name_is_not_unknown(two_classes):
