@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..backbones.identity import PRECISIONS
 from ..datasets import Dataset
 from ..datasets.own import load_own_images
+from ..results.records import RECORD
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, printable, report, say
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RECORD = "result.json"  # of a run, beside its model
 EPILOG = """\
 DIR holds train/<class>/*.jpg or what else --root of a training takes; its test images are not looked at. Classes that
 the model knows by name get more images, and others are new. An image whose pixels the model was taught is left out.
