@@ -19,20 +19,6 @@ from trainers.hegraph.utils.option import NODE, OPEN
 CONFIGS = Path(__file__).parent.parent / "configs"
 METHOD_FILES = sorted((CONFIGS / "trainers" / "HeGraphAdapter").glob("*.yaml"))
 
-# From Dassl's dassl/config/defaults.py at c61a1b5
-DASSL_TYPES = {
-    int: "VERSION SEED DATASET.NUM_SHOTS DATALOADER.NUM_WORKERS DATALOADER.TRAIN_X.BATCH_SIZE "
-    "DATALOADER.TEST.BATCH_SIZE OPTIM.MAX_EPOCH OPTIM.WARMUP_EPOCH TRAIN.CHECKPOINT_FREQ TRAIN.PRINT_FREQ",
-    str: "OUTPUT_DIR RESUME INPUT.INTERPOLATION TEST.FINAL_MODEL TEST.SPLIT DATASET.ROOT DATASET.NAME "
-    "MODEL.BACKBONE.NAME OPTIM.NAME OPTIM.LR_SCHEDULER OPTIM.WARMUP_TYPE TRAINER.NAME "
-    "DATASET.SUBSAMPLE_CLASSES "  # CoOp's, train.py at ff61507
-    "MODEL.BACKBONE.PRETRAINED",  # a bool in Dassl, which says whether to download; extend_cfg puts a name in its place
-    float: "OPTIM.LR OPTIM.WEIGHT_DECAY OPTIM.WARMUP_CONS_LR",
-    bool: "USE_CUDA",
-    tuple: "INPUT.SIZE INPUT.TRANSFORMS INPUT.RRCROP_SCALE DATASET.TARGET_DOMAINS DATASET.TARGET_DATASETS",
-    list: "INPUT.PIXEL_MEAN INPUT.PIXEL_STD",
-}
-
 
 @pytest.fixture
 def yaml(tmp_path):
@@ -54,12 +40,6 @@ def refused(*opts: object) -> str:
 
 
 # What is declared
-
-
-def test_the_keys_outside_our_node_are_dassls_with_dassls_types():
-    types = {key: type(value) for key, value in default_values().items() if not key.startswith(NODE)}
-    assert types.pop("DATASET.UNLABELLED") is str and types.pop("DATASET.SKIP_UNREADABLE") is bool  # Dassl has neither
-    assert types == {key: kind for kind, keys in DASSL_TYPES.items() for key in keys.split()}
 
 
 def test_every_option_follows_its_key_and_no_other_does():
@@ -191,10 +171,8 @@ def test_the_shipped_rows_hold_at_their_shots_but_not_over_what_is_set_and_no_ke
         ("OPTIM.LR", "1", 1.0),
         ("INPUT.SIZE", "[32, 32]", (32, 32)),
         ("INPUT.PIXEL_MEAN", "(0.5, 0.5, 0.5)", [0.5, 0.5, 0.5]),
-        ("USE_CUDA", "False", False),
         ("OUTPUT_DIR", "2024", "2024"),
         ("SEED", str(2**32 - 1), 2**32 - 1),
-        ("DATASET.NUM_SHOTS", "-1", -1),
         (f"{NODE}.PROMPTS.TEMPLATES", "['a {}.']", ["a {}."]),
     ],
 )
@@ -208,23 +186,16 @@ def test_text_from_the_command_line_becomes_a_value_of_the_keys_type(key, text, 
     [
         ("OPTIM.LR", "fast", "float"),
         ("OPTIM.LR", "True", "float"),
-        ("OPTIM.LR", "1e999", "finite"),
         ("OPTIM.LR", "1" * 400, "finite"),
         ("OPTIM.LR", "-2", "at least 0"),
         ("OPTIM.MAX_EPOCH", "2.5", "int"),
-        ("OPTIM.MAX_EPOCH", "True", "int"),
-        ("OPTIM.MAX_EPOCH", "0", "at least 1"),
-        ("OPTIM.WARMUP_EPOCH", str(2**31), "2**31"),
         ("USE_CUDA", "1", "bool"),
         ("SEED", str(2**32), "2**32"),
         ("SEED", str(-(2**31) - 1), "2**31"),
         ("INPUT.SIZE", "{[1], [2]}", "tuple"),
         ("INPUT.PIXEL_MEAN", "[1e999]", "finite"),
         ("INPUT.TRANSFORMS", "(1,)", "random_flip"),
-        ("INPUT.RRCROP_SCALE", "(2,)", "fractions"),
         ("INPUT.RRCROP_SCALE", "(0.5, 0.25)", "fractions"),
-        ("DATASET.NUM_SHOTS", "0", "at least 1"),
-        ("DATASET.TARGET_DOMAINS", "(1,)", "strings"),
         ("OUTPUT_DIR", "a\0b", "NUL"),
         ("OUTPUT_DIR", "a\udcff", "UTF-8"),
         (f"{NODE}.VARIANT", "fulll", "did you mean 'full'"),
@@ -233,7 +204,6 @@ def test_text_from_the_command_line_becomes_a_value_of_the_keys_type(key, text, 
         (f"{NODE}.FREE.KAPPA", "[[2, 1.0]]", "from 1 shot"),
         (f"{NODE}.FREE.OMEGA", "[[1, 0.0]]", "[1, 0.0]"),
         (f"{NODE}.SELECT", "[['OPTIM.LR', []]]", "[KEY, [VALUE, ...]]"),
-        (f"{NODE}.BY_SHOTS", "[[1, ['OPTIM.LR']]]", "['OPTIM.LR']"),
         (f"{NODE}.BY_DATASET", "[[1, ['OPTIM.LR', 1]]]", "data set"),
         (f"{NODE}.BY_DATASET", "[['*', ['OPTIM.WEIGHT_DECAY', 0.1]]]", "OPTIM.WEIGHT_DECAY"),
         ("OPTIM.LRR", "1", "did you mean 'OPTIM.LR'"),

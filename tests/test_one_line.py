@@ -37,11 +37,7 @@ def refused(tiny_bank, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("INPUT.RRCROP_SCALE", "('a', 'b')"),
-        ("OPTIM.LR", "9" * 400),
         ("OPTIM.MAX_EPOCH", "9" * 5000),
-        ("DATASET.NUM_SHOTS", "9" * 30),
-        ("SEED", "-" + "9" * 20),
         (f"{NODE}.FREE.OMEGA", "[[1, 0x1" + "0" * 4000 + "]]"),
         ("INPUT.SIZE", "[" * 50_000),
         (f"{NODE}.PROMPTS.TEMPLATES", "['\\ud800 {}']"),
@@ -50,22 +46,6 @@ def refused(tiny_bank, tmp_path, capsys, monkeypatch):
 )
 def test_a_value_that_cannot_be_meant_is_refused_with_its_key(refused, key, value):
     assert key.removeprefix(f"{NODE}.") in refused(key, value)
-
-
-@pytest.mark.parametrize(
-    ("grid", "words"),
-    [
-        (f'[["{NODE}.ALPHA", [1.0]]]', f"did you mean '{NODE}.ALPHA_"),
-        (f'[["{NODE}.ALPHA_C", [1.0, "x"]]]', "must be of type float"),
-        (f'[["{NODE}.ALPHA_C", [1.0, 2.0]], ["SEED", [1, 2]]]', "SELECT has SEED, which changes nothing"),
-    ],
-)
-def test_a_mistake_in_what_is_selected_comes_before_any_work(refused, grid, words):
-    assert words in refused("--select", "val", f"{NODE}.SELECT", grid)
-
-
-def test_targets_of_a_bank_come_before_any_work(refused):
-    assert "a feature bank has no other data sets" in refused("--target-domains", "ImageNetV2")
 
 
 @pytest.mark.parametrize(
@@ -81,11 +61,6 @@ def test_targets_of_a_bank_come_before_any_work(refused):
 )
 def test_a_path_that_cannot_be(refused, arguments):
     refused(*arguments, bank=False)
-
-
-def test_an_output_folder_whose_name_is_too_long(tiny_bank, capsys):
-    assert main(["--features", str(tiny_bank), "--output-dir", LONG]) == 2
-    assert capsys.readouterr().err.startswith("error: File name too long: xxx")
 
 
 @pytest.mark.parametrize(
@@ -142,11 +117,6 @@ def one_class(tiny_bank, tmp_path) -> str:
         one |= {f"{split}_labels": getattr(bank, f"{split}_labels")[rows]}
     replace(bank, **one).save(tmp_path / "one.safetensors")
     return str(tmp_path / "one.safetensors")
-
-
-def test_a_half_of_one_class_is_empty(refused, one_class):
-    words = refused("--features", one_class, "DATASET.SUBSAMPLE_CLASSES", "new")
-    assert "SUBSAMPLE_CLASSES new is empty: there are 1 classes" in words
 
 
 @pytest.mark.parametrize("method", ["HeGraphAdapter", "ZeroShot"])
