@@ -19,7 +19,8 @@ from trainers.hegraph.backbones.loading import create_model
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset, Item
 from trainers.hegraph.datasets.loading import open_stored
-from trainers.hegraph.features.extract import ImageViews, encode_images
+from trainers.hegraph.features.extract import encode_images
+from trainers.hegraph.features.images import ImageViews
 
 from .report import Report
 from .timing import in_turn, ratio
@@ -29,16 +30,16 @@ BAR = 0.95
 SIZE = (500, 375)  # pixels of a typical photograph in ImageNet
 
 
-def run(model: str = "ViT-B-32", images: int = 128, batch: int = 64, workers: int = 2, repeats: int = 3) -> Report:
+def run(model: str = "ViT-B-32", images: int = 128, batch: int = 64, repeats: int = 3) -> Report:
     network, preprocess, tokenizer = create_model(model)
     backbone = Backbone(model, network.eval(), tokenizer, preprocess, (0.5,) * 3, (0.5,) * 3, {"model": model})
-    options = load_cfg(opts=["DATALOADER.TEST.BATCH_SIZE", batch, "DATALOADER.NUM_WORKERS", workers]).encoding
+    options = load_cfg(opts=["DATALOADER.TEST.BATCH_SIZE", batch]).encoding
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         items = [write_image(root, number) for number in range(images)]
         dataset = Dataset("Random", ["noise"], items, [], [], partial(open_stored, root), root)
         views = ImageViews(dataset, items, preprocess)
-        pixels = torch.stack([views[i][1] for i in range(images)]).split(batch)
+        pixels = list(views.batches(range(images), batch))
         runs = iter(range(repeats + 1))
         seconds = in_turn(
             {
@@ -49,7 +50,7 @@ def run(model: str = "ViT-B-32", images: int = 128, batch: int = 64, workers: in
         )
     share = ratio(seconds["encoder alone"], seconds["extraction"])
     report = Report(
-        f"{images} JPEG files of {SIZE[0]} x {SIZE[1]}, {model}, batches of {batch}, {workers} processes that read",
+        f"{images} JPEG files of {SIZE[0]} x {SIZE[1]}, {model}, batches of {batch}, {torch.get_num_threads()} threads",
         ["what", "images/s"],
         [[name, images / statistics.median(s)] for name, s in seconds.items()],
     )

@@ -26,8 +26,8 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.own import load_own_images
 from trainers.hegraph.datasets.splits import read_coop_pickle, read_drawn, read_split_file
 from trainers.hegraph.describe.collect import Collection
+from trainers.hegraph.features.images import Reader
 from trainers.hegraph.features.tensor_file import is_whole, read_part, write_part
-from trainers.hegraph.models.images import Reader
 from trainers.hegraph.prompts.sentences import read_descriptions
 from trainers.hegraph.results.records import collect as collect_records
 from trainers.hegraph.results.records import find_records
@@ -205,7 +205,7 @@ def read_image(folder: Path, suffix: str) -> None:
     from torchvision import transforms as T
 
     steps = T.Compose([T.Resize(8), T.CenterCrop(8), T.ToTensor(), T.Normalize([0.5] * 3, [0.5] * 3)])
-    Reader(steps, (8, 8)).read(folder / f"a.{suffix}")
+    Reader(steps).read(folder / f"a.{suffix}")
 
 
 IMAGES = ("png", "jpg", "gif", "tif", "webp")

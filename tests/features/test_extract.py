@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.datasets import Dataset, Item, Selection, load_dataset, select_few_shot
+from trainers.hegraph.datasets import Dataset, Selection, load_dataset, select_few_shot
 from trainers.hegraph.features import extract
-from trainers.hegraph.features.extract import ImageViews, cut, encode_images, encode_task, training_augmentation
+from trainers.hegraph.features.extract import cut, encode_images, encode_task, training_augmentation
+from trainers.hegraph.features.images import ImageViews
 from trainers.hegraph.features.options import EncodingOptions
 from trainers.hegraph.features.text import encode_prompts
 from trainers.hegraph.utils.errors import UserError
@@ -100,32 +100,6 @@ def test_every_option_follows_its_key_and_no_other():
     assert default["batch_size"] == 256
 
 
-# Views
-
-
-def test_a_view_is_the_same_whenever_it_is_read(images):
-    first = [images[i][1] for i in range(len(images))]
-    again = [images[i][1] for i in reversed(range(len(images)))][::-1]
-    assert all(torch.equal(a, b) for a, b in zip(first, again))
-    assert torch.equal(replace(images, views=9)[7][1], first[7])  # more views keep the first ones
-    assert images[7][0] == 7
-
-
-def test_views_of_one_image_differ(images):
-    assert len(images) == VIEWS * 4
-    assert not torch.equal(images[0][1], images[4][1])
-    assert not torch.equal(images[4][1], images[8][1])
-    assert not torch.equal(images[0][1], replace(images, seed=2)[0][1])
-
-
-def test_a_view_leaves_the_global_generator_alone(images):
-    torch.manual_seed(5)
-    images[0]
-    drawn = torch.rand(1)
-    torch.manual_seed(5)
-    assert torch.equal(drawn, torch.rand(1))
-
-
 # Encoding
 
 
@@ -133,7 +107,7 @@ def test_features_are_unit_norm_and_in_the_order_of_the_items(images, backbone, 
     features = encode_images(backbone, images, make_options(), tmp_path, "train")
     assert features.shape[:2] == (VIEWS, 4)
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(VIEWS, 4))
-    alone = backbone.encode_images(images[2 * 4 + 3][1].unsqueeze(0))[0]
+    alone = backbone.encode_images(next(images.batches([2 * 4 + 3], 1)))[0]
     torch.testing.assert_close(features[2, 3], alone, rtol=0, atol=1e-5)
 
 
@@ -366,26 +340,6 @@ def test_two_processes_of_torchrun_make_the_bank_of_one_bit_for_bit(tmp_path):
     assert len(counts) == 2
     assert sum(counts) == 899
     assert min(counts) > 300
-
-
-# Unreadable images
-
-
-@pytest.mark.parametrize(("workers", "content"), [(0, None), (0, b"<html>404</html>"), (2, b"")])
-def test_an_unreadable_image_is_named_in_one_line(backbone, tmp_path, workers, content):
-    for i in range(4):
-        Image.new("RGB", (40, 40), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
-    items = [Item(f"{i}.png", 0, "red") for i in range(4)]
-    reds = Dataset("Reds", ["red"], items, [], items, lambda path: Image.open(tmp_path / path))
-    (tmp_path / "2.png").unlink()
-    if content is not None:
-        (tmp_path / "2.png").write_bytes(content)
-    images = ImageViews(reds, items, backbone.preprocess)
-    with pytest.raises(UserError) as caught:
-        encode_images(backbone, images, make_options("DATALOADER.NUM_WORKERS", workers), tmp_path / "parts", "train")
-    assert str(caught.value).startswith("cannot read the image 2.png of Reds: ")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "parts").exists()
 
 
 # Text nodes

@@ -12,15 +12,12 @@ from PIL import Image
 from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.datasets.digits import open_digit
-from trainers.hegraph.datasets.images import to_rgb
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.models import images as reading
 from trainers.hegraph.models.folder import save_model
-from trainers.hegraph.models.images import ImageModel, Reader, backbone_to_load
+from trainers.hegraph.models.images import ImageModel, backbone_to_load
 from trainers.hegraph.models.saved import Backbone as BackboneConfig
 from trainers.hegraph.models.saved import SavedModel
 from trainers.hegraph.utils.errors import UserError
-from trainers.hegraph.utils.threads import AHEAD
 
 
 @pytest.fixture(scope="module")
@@ -120,52 +117,9 @@ def test_features_are_those_of_the_backbones_own_transform_whatever_the_batches(
     assert torch.equal(model.probabilities(paths), mini_model.probabilities(expected))
 
 
-def test_pixels_are_those_of_the_transform_to_the_bit_however_it_ends(tmp_path, mini):
-    paths = write_digits(tmp_path, 5)
-    for width, height in ((40, 24), (24, 40), (32, 32), (33, 32)):
-        paths.append(tmp_path / f"{width}x{height}.png")
-        open_digit("digits/0003").resize((width, height)).save(paths[-1])
-    unusual = type(mini.preprocess)([*mini.preprocess.transforms, lambda pixels: pixels + 1])
-    for transform in (mini.preprocess, unusual):
-        [batch] = Reader(transform, mini.input_size).batches(paths, len(paths))
-        assert torch.equal(batch.pixels, torch.stack([transform(to_rgb(Image.open(path))) for path in paths]))
-
-
 def test_an_unreadable_image_is_named(tmp_path, mini_model, mini):
     [path] = write_digits(tmp_path, 1)
     with pytest.raises(UserError, match=f"cannot read image {tmp_path / 'none.png'}: No such file"):
         ImageModel(mini_model, mini).features([path, tmp_path / "none.png"])
     with pytest.raises(UserError, match="cannot read an image: its sides"):
         ImageModel(mini_model, mini).features([Image.new("1", (1, 200_000))])
-
-
-def test_whatever_pillow_raises_is_a_problem_of_one_line(mini, monkeypatch):
-    def broken(image: Image.Image) -> Image.Image:
-        raise SyntaxError("broken PNG\nmore")
-
-    monkeypatch.setattr(reading, "to_rgb", broken)
-    [batch] = Reader(mini.preprocess, mini.input_size).batches([Image.new("L", (9, 9))], 1)
-    assert batch.pixels.shape == (0, 3, 32, 32) and batch.problems == ["broken PNG"]
-
-
-def test_half_of_the_cores_read_while_the_backbone_computes_on_the_others(mini, monkeypatch):
-    for there, expected in ((1, (1, 1)), (8, (4, 8)), (64, (16, 16))):
-        monkeypatch.setattr(reading, "cores", lambda there=there: there)
-        readers = (Reader(mini.preprocess, mini.input_size, on_cpu) for on_cpu in (True, False))
-        assert tuple(reader.threads for reader in readers) == expected
-
-
-def test_images_are_taken_only_as_they_are_needed(mini):
-    taken = 0
-
-    def images():
-        nonlocal taken
-        while True:
-            taken += 1
-            yield Image.new("L", (9, 9))
-
-    batches = Reader(mini.preprocess, mini.input_size).batches(images(), 4)
-    for number in range(1, 6):
-        assert next(batches).pixels.shape == (4, 3, 32, 32)
-        assert taken <= 4 * (number + AHEAD)
-    batches.close()

@@ -9,7 +9,7 @@ import torch
 
 from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.datasets import load_dataset
-from trainers.hegraph.features.extract import ImageViews
+from trainers.hegraph.features.images import ImageViews
 from trainers.hegraph.training import batches as module
 from trainers.hegraph.training.batches import BankBatches, OnlineBatches, products_with_cache
 
@@ -83,7 +83,7 @@ def test_online_features_are_the_encoded_view_of_their_image(online):
     images = replace(online.images, views=3, seed=online.seed)
     for batch in online.epoch(2):
         for feature, position in zip(batch.features, batch.positions.tolist()):
-            alone = online.backbone.encode_images(images[2 * 5 + position][1].unsqueeze(0))[0]
+            alone = online.backbone.encode_images(next(images.batches([2 * 5 + position], 1)))[0]
             torch.testing.assert_close(feature, alone, rtol=0, atol=1e-5)
 
 

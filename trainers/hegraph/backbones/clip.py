@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from threading import Lock
 from typing import Any
 
@@ -21,6 +21,7 @@ from open_clip.transform import CenterCropOrPad, ResizeKeepRatio
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms as T
+from torchvision.transforms.functional import hflip, resized_crop
 
 from ..utils.errors import UserError
 
@@ -34,6 +35,7 @@ Transform = Callable[[Image.Image], Tensor]
 Tokenizer = Callable[[Sequence[str]], Tensor]
 
 _ONE_BATCH = Lock()  # of all threads that encode
+_DRAWING = Lock()  # of all threads that draw from torch's global generator, as torchvision does
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,26 @@ def in_two_steps(transform: Transform) -> tuple[Transform, Callable[[Tensor], Te
     return T.Compose([*steps[:-2], _to_bytes]), lambda batch: normalize(
         batch.permute(0, 3, 1, 2).contiguous().float().div_(255)
     )
+
+
+def draw_steps(steps: Sequence[Transform], image: Image.Image, seed: int) -> list[Transform]:
+    """The steps of a transform as they are for one image: random ones draw from a generator with this seed."""
+    drawn: list[Transform] = []
+    with _DRAWING, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        for step in steps:
+            if isinstance(step, T.RandomResizedCrop):
+                box = step.get_params(image, list(step.scale), list(step.ratio))
+                drawn.append(partial(_crop, box=box, size=step.size, interpolation=step.interpolation))
+            elif not isinstance(step, T.RandomHorizontalFlip):
+                drawn.append(step)
+            elif torch.rand(1) < step.p:
+                drawn.append(hflip)
+    return drawn
+
+
+def _crop(image: Image.Image, box: tuple[int, int, int, int], **resizing: Any) -> Image.Image:
+    return resized_crop(image, *box, **resizing)
 
 
 def _to_bytes(image: Image.Image) -> Tensor:

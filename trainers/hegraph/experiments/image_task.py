@@ -24,6 +24,7 @@ from ..datasets.own import NAME as OWN
 from ..datasets.own import files_among, refuse_copies
 from ..features import extract
 from ..features.bank import SUFFIX, Encoder, FeatureBank
+from ..features.images import ImageViews
 from ..features.text import class_prompts, encode_prompts
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
@@ -138,7 +139,7 @@ class ImageTask(Task):
         if self.cfg.data.skip_unreadable and (left_out := [*images.unreadable_images()]):
             logger.warning("%d of %d images are left out, such as %s", len(left_out), len(images.test), left_out[0])
             images = images.without(left_out)
-        views = extract.ImageViews(images, images.test, self.backbone.preprocess)
+        views = ImageViews(images, images.test, self.backbone.preprocess)
         try:
             return extract.encode_images(self.backbone, views, self.cfg.encoding, self._folder, "unlabelled")[0]
         except UserError as error:
@@ -210,7 +211,7 @@ class ImageTask(Task):
         if self.cfg.data.features == "bank":
             return super().batches(bank)
         augmented = extract.training_augmentation(self.backbone, self.cfg.encoding)
-        images = extract.ImageViews(self.dataset, self.dataset.train, augmented)
+        images = ImageViews(self.dataset, self.dataset.train, augmented)
         return OnlineBatches(images, self.backbone, bank.train_labels, self.cfg.data.batch_size, self.seed)
 
     @property

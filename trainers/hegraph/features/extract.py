@@ -12,14 +12,11 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.utils.data
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..backbones.identity import describe_transform
@@ -28,6 +25,7 @@ from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.files import hash_rows
 from .bank import Encoder, FeatureBank, bank_metadata
+from .images import ImageViews
 from .options import EncodingOptions
 from .tensor_file import (
     CODE_VERSION,
@@ -52,39 +50,6 @@ logger = logging.getLogger(__name__)
 CHUNK_BATCHES = 16
 
 Chunk = Sequence[range]  # batches, each as the positions of its images
-
-
-@dataclass(frozen=True)
-class ImageViews(torch.utils.data.Dataset):
-    """Images addressed by position: position `view * len(items) + i` is one view of item `i`.
-
-    A random transform is seeded by the position, so a view depends neither on the order of reading nor on the batch
-    size nor on the number of workers.
-
-    Attributes:
-        dataset: Where the images are.
-        items: The images.
-        transform: From an image to `[3, H, W]`; it may draw from torch's generator.
-        views: How many views there are of each image.
-        seed: Of the random transform.
-    """
-
-    dataset: Dataset
-    items: Sequence[Item]
-    transform: Transform
-    views: int = 1
-    seed: int = 0
-
-    def __len__(self) -> int:
-        return self.views * len(self.items)
-
-    def __getitem__(self, position: int) -> tuple[int, Tensor]:
-        """The position and the image there, `[3, H, W]`; raises UserError if it cannot be read."""
-        item = self.items[position % len(self.items)]
-        image = self.dataset.read(item.path)
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
-            torch.manual_seed(self.seed * 1_000_003 + position)
-            return position, self.transform(image)
 
 
 def training_augmentation(backbone: Backbone, options: EncodingOptions) -> Transform:
@@ -161,7 +126,7 @@ def encode_images(backbone: Backbone, images: ImageViews, options: EncodingOptio
 def encode_part(backbone: Backbone, images: ImageViews, options: EncodingOptions, folder: Path, name: str) -> Path:
     """The file of the features of all views, which are encoded where there is none.
 
-    Of the options, the batch size and the number of workers are read; neither changes the key of the file. `name` is
+    Of the options, the batch size and the number of threads are read; neither changes the key of the file. `name` is
     "train", "val" or "test".
 
     Raises:
@@ -193,7 +158,10 @@ def _encode(backbone: Backbone, images: ImageViews, options: EncodingOptions, pa
     started = time.monotonic()
     bar = tqdm(total=len(images), initial=done, desc=f"encoding {name} images", unit="img", disable=None)
     with bar, _unless_finished(path, key):
-        for chunk, features in zip(mine, encode_chunks(backbone, images, mine, options.num_workers)):
+        positions = (position for chunk in mine for batch in chunk for position in batch)
+        batches = images.batches(positions, options.batch_size, options.num_workers)
+        for chunk in mine:
+            features = torch.cat([backbone.encode_images(next(batches)) for _ in chunk])
             if features.isnan().any():
                 raise UserError(f"{backbone.name} gives NaN features for {name} images of {images.dataset.name}")
             write_part(_file(path, chunk), {FEATURES: features}, key)
@@ -215,26 +183,6 @@ def cut(num_images: int, batch_size: int) -> list[Chunk]:
     starts = range(0, num_images, batch_size)
     batches = [range(start, min(start + batch_size, num_images)) for start in starts]
     return [batches[first : first + CHUNK_BATCHES] for first in range(0, len(batches), CHUNK_BATCHES)]
-
-
-def encode_chunks(
-    backbone: Backbone, images: ImageViews, chunks: Sequence[Chunk], num_workers: int
-) -> Iterator[Tensor]:
-    """The features of one chunk after the other, each `[images of the chunk, d]`.
-
-    `num_workers` processes read images, across the borders of chunks; 0 reads them in this one. Raises UserError on an
-    unreadable image.
-    """
-    from ..backbones.clip import in_two_steps  # open_clip takes seconds to import
-
-    order = (list(batch) for chunk in chunks for batch in chunk)
-    transform, finish = in_two_steps(images.transform)
-    batches = iter(DataLoader(replace(images, transform=transform), batch_sampler=order, num_workers=num_workers))
-    try:
-        for chunk in chunks:
-            yield torch.cat([backbone.encode_images(finish(next(batches)[1])) for _ in chunk])
-    except UserError as error:  # of a worker process: torch adds its traceback to the text
-        raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from error
 
 
 def _size(chunk: Chunk) -> int:

@@ -43,7 +43,7 @@ class EncodingOptions:
         256, "DATALOADER.TEST.BATCH_SIZE", "images that are encoded at once", least=1, shapes_run=False
     )
     num_workers: int = option(
-        0, "DATALOADER.NUM_WORKERS", "processes that read images; 0: this one", least=0, shapes_run=False
+        0, "DATALOADER.NUM_WORKERS", "threads that read images; 0: one for each core", least=0, shapes_run=False
     )
     source: str = option(
         "auto",

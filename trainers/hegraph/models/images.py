@@ -1,27 +1,22 @@
 """A trained model with its backbone: images to features and probabilities, batch by batch and in order.
 
-Threads decode the next images meanwhile; memory is constant, see `utils/threads.py`.
-
-Shapes: B images of a batch, K classes, d feature width, H x W the backbone's input resolution.
+Shapes: B images of a batch, K classes, d feature width.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision import transforms as T
 
 from ..backbones.identity import AUTO, FOLDER, MINI_NAME, is_bundle
-from ..datasets.images import open_image, reason, to_rgb
+from ..features.images import ImageLike, Pixels, Reader
 from ..utils.errors import UserError
-from ..utils.threads import MAX_THREADS, cores, in_batches
 from .folder import load_model
 from .saved import SavedModel
 
@@ -30,19 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ImageLike: TypeAlias = "Image.Image | Path | str"  # an image, or the path of one
-
 SHOWN = 60  # characters of two values that differ
-
-
-class Pixels(NamedTuple):
-    """A batch of B images: what was asked for, the backbone's input `[number that could be read, 3, H, W]`, and of each
-    image why it could not be read, "" for one that could.
-    """
-
-    images: Sequence[ImageLike]
-    pixels: Tensor
-    problems: Sequence[str]
 
 
 class ImageModel:
@@ -106,8 +89,7 @@ class ImageModel:
 
     def encode(self, images: Iterable[ImageLike], batch_size: int = 64) -> Iterator[tuple[Pixels, Tensor]]:
         """Batches of images in order, each with the features `[number that could be read, d]` of those that could."""
-        on_cpu = self.backbone.device.type == "cpu"
-        for batch in Reader(self.backbone.preprocess, self.backbone.input_size, on_cpu).batches(images, batch_size):
+        for batch in Reader(self.backbone.preprocess).batches(images, batch_size):
             none = torch.zeros(0, self.model.classifier.width)
             yield batch, self.backbone.encode_images(batch.pixels) if len(batch.pixels) else none
 
@@ -169,41 +151,3 @@ def backbone_files(model: SavedModel, backbone: str = "", pretrained: str = "") 
     name, weights = backbone or model.backbone.model, pretrained or model.backbone.pretrained
     of_folder = Path(name.removeprefix(FOLDER)).glob("*") if name.startswith(FOLDER) else ()
     return [Path(weights), *of_folder] if weights else [*of_folder]
-
-
-class Reader:
-    """Reads images as a backbone takes them: by its test transform, to `size`, which is `(H, W)`.
-
-    Threads decode images and resize them to bytes. What is left, to floats and their normalisation, is done for the
-    whole batch: the same numbers in less time, and a quarter of the memory while images wait. A backbone that runs
-    `on_cpu` too needs the other half of its cores.
-    """
-
-    def __init__(self, transform: T.Compose, size: tuple[int, int], on_cpu: bool = True) -> None:
-        from ..backbones.clip import in_two_steps  # open_clip takes seconds to import
-
-        first, self.finish = in_two_steps(transform)
-        self.size, self.steps = size, getattr(first, "transforms", [first])
-        self.threads = min(max(cores() // 2 if on_cpu else cores(), 1), MAX_THREADS)
-
-    def batches(self, images: Iterable[ImageLike], batch_size: int) -> Iterator[Pixels]:
-        """Batches of B = `batch_size` images in order, the last of which may be smaller; images are taken as needed."""
-        for batch, results in in_batches(self.read, images, batch_size, self.threads):
-            read = [result for result in results if not isinstance(result, str)]
-            pixels = self.finish(torch.stack(read)) if read else torch.zeros(0, 3, *self.size)
-            yield Pixels(batch, pixels, [result if isinstance(result, str) else "" for result in results])
-
-    def read(self, image: ImageLike) -> Tensor | str:
-        """One image, as the first of `in_two_steps` gives it; else why it is unreadable.
-
-        No exception passes: on damaged bytes, Pillow raises whatever they lead to.
-        """
-        try:
-            # An image, until the last step makes a tensor of it
-            pixels: Any = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
-            for step in self.steps:
-                if not (isinstance(step, T.CenterCrop) and pixels.size == self.size[::-1]):  # it would copy all of it
-                    pixels = step(pixels)
-            return pixels
-        except Exception as error:
-            return reason(error)

@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from ..backbones.identity import AUTO
 from ..features.bank import BankFile, mean_over_views
+from ..features.images import Pixels
 from ..models.folder import load_model, model_files
 from ..models.hearing import hear
-from ..models.images import ImageModel, Pixels, backbone_files
+from ..models.images import ImageModel, backbone_files
 from ..models.saved import SavedModel
 from ..utils.devices import choose_device
 from ..utils.errors import UserError, say

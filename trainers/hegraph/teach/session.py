@@ -29,11 +29,11 @@ from ..config import Config
 from ..datasets.digits import load_digits_dataset
 from ..datasets.images import open_image, reason
 from ..estimator.training import Origin, learn, make_configuration
+from ..features.images import Reader
 from ..features.text import encode_prompts
 from ..labels.issues import LabelIssue, issues_of
 from ..labels.left_out import free_options, left_out_logits, left_out_offsets
 from ..labels.suggest import suggest
-from ..models.images import Reader
 from ..models.lessons import Lessons
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, SavedModel
@@ -162,8 +162,7 @@ class Session:
 
     def encode(self, images: list[Image.Image]) -> Tensor:
         """Unit-norm features of images, `[n, d]`."""
-        reader = Reader(self.backbone.preprocess, self.backbone.input_size, self.backbone.device.type == "cpu")
-        [batch] = reader.batches(images, len(images))
+        [batch] = Reader(self.backbone.preprocess).batches(images, len(images))
         if problem := next(filter(None, batch.problems), ""):
             raise UserError(f"the image {problem}")
         return self.backbone.encode_images(batch.pixels)

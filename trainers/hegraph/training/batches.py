@@ -16,7 +16,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:  # open_clip takes seconds to import
     from ..backbones.clip import Backbone
-    from ..features.extract import ImageViews
+    from ..features.images import ImageViews
 
 STREAM = 2**55  # between the seeds of two streams; those of one stream are far closer
 PRODUCTS_BYTES = 2**28  # most bytes of kept products: 256 MB is 16 shots of 101 classes in ten views
@@ -100,10 +100,10 @@ class OnlineBatches(TrainingData):
         # A view is seeded by its position, so epoch n takes the n-th view of each image
         images = replace(self.images, views=number + 1, seed=self.seed)
         order = torch.randperm(len(self.labels), generator=epoch_generator(self.seed, number))
-        for positions in order.split(self.batch_size):
-            pixels = [images[number * len(self.labels) + i][1] for i in positions.tolist()]
+        read = images.batches((number * len(self.labels) + order).tolist(), self.batch_size)
+        for positions, pixels in zip(order.split(self.batch_size), read):
             positions = positions.to(self.labels.device)
-            features = self.backbone.encode_images(torch.stack(pixels)).to(self.labels.device)
+            features = self.backbone.encode_images(pixels).to(self.labels.device)
             yield Batch(features, self.labels[positions], positions)
 
 
