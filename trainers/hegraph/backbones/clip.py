@@ -196,9 +196,9 @@ def in_two_steps(transform: Transform) -> tuple[Transform, Callable[[Tensor], Te
     )
 
 
-def draw_steps(steps: Sequence[Transform], image: Image.Image, seed: int) -> list[Transform]:
+def draw_steps(steps: Sequence[Callable], image: Image.Image, seed: int) -> list[Callable]:
     """The steps of a transform as they are for one image: random ones draw from a generator with this seed."""
-    drawn: list[Transform] = []
+    drawn: list[Callable] = []
     with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for step in steps:
