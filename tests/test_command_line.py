@@ -26,7 +26,7 @@ def python(program: str, *arguments: str) -> list[str]:
 def test_help_and_mistakes_in_the_flags_answer_without_torch():
     lines = (
         "--help", "--shots many", "prediction", "--trainer Tip", "--eval-only", "--host alone OPTIM.LRR 1",
-        "--host alone --config-file mino", "--head x",
+        "--host alone --config-file mino",
     )  # fmt: skip
     program = (
         "import contextlib, sys\n"
@@ -103,7 +103,6 @@ def test_a_sub_command_of_the_package_run_as_a_module_is_that_module(capsys, mon
     [
         (("result",), "; did you mean 'results'?"),
         (("xyz",), ""),
-        (("--seed", "1", "PREDICT", "x"), "; did you mean 'predict'?"),
     ],
 )
 def test_a_word_that_is_no_sub_command_is_one_clear_line(words, hint, capsys):
@@ -116,8 +115,6 @@ def test_a_word_that_is_no_sub_command_is_one_clear_line(words, hint, capsys):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--head x", "--head means nothing to HeGraphAdapter"),
-        ("--source-domains x", "--source-domains means nothing to HeGraphAdapter"),
         ("--trainer HeGraphAdaptor", "unknown trainer 'HeGraphAdaptor'; did you mean 'HeGraphAdapter'"),
         ("--load-epoch 1", "--load-epoch goes with --eval-only"),
         ("--eval-only --model-dir x --load-epoch 1 --trainer GDA", "GDA leaves one model"),

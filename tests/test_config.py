@@ -207,9 +207,6 @@ def test_text_from_the_command_line_becomes_a_value_of_the_keys_type(key, text, 
         (f"{NODE}.BY_DATASET", "[[1, ['OPTIM.LR', 1]]]", "data set"),
         (f"{NODE}.BY_DATASET", "[['*', ['OPTIM.WEIGHT_DECAY', 0.1]]]", "OPTIM.WEIGHT_DECAY"),
         ("OPTIM.LRR", "1", "did you mean 'OPTIM.LR'"),
-        ("noise", "1", f"did you mean '{NODE}.NOISE'"),
-        ("OPTIM", "1", "group of keys such as OPTIM."),
-        ("--shots", "1", "KEY VALUE"),
         ("TRAINER.NAME", "TipAdapter", "'TipAdapter'"),
     ],
 )
@@ -231,16 +228,16 @@ def test_the_smallest_allowed_values_and_every_choice_are_allowed_and_an_odd_num
 
 
 @pytest.mark.parametrize(
-    ("opts", "said"),
+    "opts",
     [
-        (["TEXT_W", False, "BIAS", False, "VARIANT", "T"], "BIAS"),
-        (["ALPHA_NP", 0, "VARIANT", "T-N"], "ALPHA_NP 0"),
-        (["ALPHA_PP", 0, "ALPHA_VP", 0, "VARIANT", "T-P"], "ALPHA_PP 0 and ALPHA_VP 0"),
+        ["TEXT_W", False, "BIAS", False, "VARIANT", "T"],
+        ["ALPHA_NP", 0, "VARIANT", "T-N"],
+        ["ALPHA_PP", 0, "ALPHA_VP", 0, "VARIANT", "T-P"],
     ],
 )
-def test_a_variant_that_has_nothing_to_train_is_an_error(opts, said):
+def test_a_variant_that_has_nothing_to_train_is_an_error(opts):
     given = [f"{NODE}.{entry}" if place % 2 == 0 else entry for place, entry in enumerate(opts)]
-    assert said in refused(*given)
+    assert f"VARIANT {opts[-1]} has nothing to train" in refused(*given)
     for variant in ("base", "free"):  # they train nothing anyway
         load_cfg(opts=[*given[:-1], variant])
 
@@ -276,7 +273,7 @@ def test_a_key_of_an_earlier_version_may_say_what_the_code_does_now_and_nothing_
     ("text", "said"),
     [
         ("OPTIM: {LRR: 1.0}", "'OPTIM.LRR'"),
-        ('DATASET:\n  NAME "Digits"\n', "group of keys"),
+        ('DATASET:\n  NAME "Digits"\n', "'DATASET'"),
         ("OPTIM: [1, 2", "damaged"),
         ("- a\n- list", "KEY: VALUE"),
         ("OUTPUT_DIR: 2024-01-01", "str"),
@@ -290,9 +287,7 @@ def test_what_is_wrong_with_a_file_is_one_line_that_names_it(yaml, text, said):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_names_the_nearest_of_its_folder(tmp_path):
-    with pytest.raises(UserError, match=r"'vitb32.yaml'; did you mean 'vit_b32.yaml'"):
-        load_cfg("", str(METHOD_FILES[0].with_name("vitb32.yaml")))
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"absent\.yaml: No such file"):
         load_cfg(str(tmp_path / "absent.yaml"))
 

@@ -245,11 +245,11 @@ def test_eval_only_scores_the_model_of_a_finished_run(host, plain):
     assert sorted(path.name for path in runs[0].folder.iterdir() if path.is_dir()) == []
 
 
-def test_several_processes_are_not_to_test_a_model(host, plain):
+def test_several_processes_do_not_test_a_model_through_dassl(host, plain):
     ran = host.run("dassl", "eval-two", flags=("--eval-only", "--model-dir", plain["dassl"].folder), processes=2)
-    assert 2 in ran.codes and {*ran.codes} <= {1, 2}  # one may lose its partner before it can say so itself
+    assert ran.codes == [2, 2]
     said = "".join(path.read_text() for path in host.folder.glob(f"log{host.count}.err*"))
-    assert "error: --eval-only inside Dassl runs in one process" in said
+    assert said.count("--eval-only inside Dassl runs in one process") == 2
 
 
 def test_load_epoch_scores_the_model_as_it_was(host, kept):
@@ -468,22 +468,14 @@ def test_what_dassl_and_coop_cannot_do_runs_alone_and_says_so(host):
         assert words in insisted.error
 
 
-def test_a_data_set_without_a_loader_in_coop_runs_alone_and_one_without_an_entry_here_is_refused(host):
+def test_a_data_set_without_a_loader_in_coop_runs_alone(host):
     checkout = copy_coop(host.kind, host.folder / "registry")
     assert install(checkout).returncode == 0
     train = checkout / "train.py"
-    words = "import datasets.caltech101\n"
-    mine = (
-        "from dassl.data.datasets import DATASET_REGISTRY\n\n\n"
-        "@DATASET_REGISTRY.register()\nclass OfMine:\n    pass\n\n\n"
-    )
-    text = train.read_text().replace(words, "")
-    train.write_text(text.replace("\ndef reset_cfg", f"\n{mine}def reset_cfg"))
+    train.write_text(train.read_text().replace("import datasets.caltech101\n", ""))
     ran = host.run("auto", "no-loader", f"{NODE}.VARIANT", "base", checkout=checkout)
     assert ran.record["host"] == "alone"
     assert "running without Dassl: Caltech101 is none of CoOp's" in ran.err
-    refused = host.run("auto", "no-entry", "DATASET.NAME", "OfMine", checkout=checkout)
-    assert "Dassl's registry has OfMine, but this package does not know it" in refused.error
 
 
 def test_in_a_checkout_the_host_is_dassl_unasked_and_without_it_the_run_is_alone_and_says_so(host, plain):

@@ -29,8 +29,7 @@ from trainers.hegraph.sweep import plan, workers
 from trainers.hegraph.sweep.grid import Run
 from trainers.hegraph.sweep.plan import Progress, do_runs, in_words
 from trainers.hegraph.sweep.workers import DONE, FAILED, LOCKED, Result, attempt, next_run, run_in_workers
-from trainers.hegraph.utils.errors import UserError
-from trainers.hegraph.utils.signals import noted_interrupts
+from trainers.hegraph.utils.errors import UserError, noted_interrupts
 
 
 def test_a_sweep_leaves_what_single_commands_leave_byte_for_byte(tiny_bank, tmp_path, left_by):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainers.hegraph.config_files import DATA_SET, METHOD, find_config_file
 from trainers.hegraph.utils.devices import available_device, choose_device, wait_for
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.option import (
@@ -19,7 +20,6 @@ from trainers.hegraph.utils.option import (
     is_strings,
     values_up_to,
 )
-from trainers.hegraph.utils.shipped import DATA_SET, METHOD, find_config_file
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -34,11 +34,12 @@ def test_a_gpu_is_taken_where_there_is_one_and_it_is_wanted(monkeypatch, there, 
 
 
 def test_another_kind_of_device_and_one_that_is_not_there_are_refused(monkeypatch):
-    for given in ("tpu", "meta", "cpu:x", "cuda:"):
+    for given in ("tpu", "meta", "gpu:0"):
         with pytest.raises(UserError, match=f"--device must be cpu, cuda or cuda:N, got '{given}'"):
             choose_device(given, "--device")
-    with pytest.raises(UserError, match="cannot compute on --device cuda:99: "):
-        choose_device("cuda:99", "--device")
+    for given in ("cuda:99", "cpu:x"):
+        with pytest.raises(UserError, match=f"cannot compute on --device {given}: "):
+            choose_device(given, "--device")
     assert choose_device("cpu", "--device") == "cpu"
 
 
@@ -77,7 +78,7 @@ def test_a_row_of_another_form_is_shown_with_the_form_that_it_should_have(row):
     option.check([[1, 2], (1, None)])
     with pytest.raises(UserError) as caught:
         option.check([[1, 2], row])
-    assert str(caught.value) == f"a row of EPOCHS must be [shots, number], got {row!r}"
+    assert str(caught.value) == f"EPOCHS must have rows [shots, number], got {[[1, 2], row]!r}"
 
 
 def test_the_kinds_of_values_are_told_apart():

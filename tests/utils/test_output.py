@@ -9,8 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -21,31 +19,16 @@ from trainers.hegraph.utils.errors import (
     INTERRUPTED,
     MAX_MESSAGE,
     UserError,
+    noted_interrupts,
     one_line,
     report,
     say,
     show_messages,
     unknown,
+    was_interrupted,
 )
-from trainers.hegraph.utils.signals import TWICE, noted_interrupts
 
 ROOT = Path(__file__).parents[2]
-CALLBACK = """
-class Callback:
-    def __del__(self):
-        ready()
-        time.sleep(60)
-Callback()
-time.sleep(60)
-"""
-STUBBORN = """
-while True:
-    try:
-        ready()
-        time.sleep(60)
-    except KeyboardInterrupt:
-        pass
-"""
 
 
 def raising(error: BaseException):
@@ -90,56 +73,21 @@ def test_an_interrupt_is_no_traceback_whatever_follows_it_and_the_signals_are_gi
         except KeyboardInterrupt:
             raise RecursionError("half an import") from None
 
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     for work in (raising(KeyboardInterrupt()), half_an_import, lambda: signal.raise_signal(signal.SIGTERM)):
         assert report(work) == 130
         assert capsys.readouterr().err == f"\n{INTERRUPTED}\n"
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), sys.unraisablehook) == before
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_a_signal_that_is_ignored_or_that_somebody_else_has_set_stays_so():
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with noted_interrupts() as noted:
+        with noted_interrupts():
             signal.raise_signal(signal.SIGTERM)
-        assert noted == []
+            assert not was_interrupted()
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def in_report(script: str) -> subprocess.Popen:
-    """A process in which `report` runs `script`, which waits for signals; Ctrl-C is as in a shell's foreground."""
-    program = (
-        "import signal, sys, time\n"
-        "from trainers.hegraph.utils.errors import report\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "def ready():\n    sys.stdout.write('ready\\n'); sys.stdout.flush()\n"
-        f"def command():\n{textwrap.indent(script, '    ')}\n"
-        "sys.exit(report(command))\n"
-    )
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, **pipes)
-
-
-def test_an_interrupt_that_lands_in_a_callback_is_not_lost():
-    with in_report(CALLBACK) as process:
-        process.stdout.readline()
-        process.send_signal(signal.SIGTERM)
-        _, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (130, f"\n{INTERRUPTED}\n")
-
-
-def test_a_second_sigterm_ends_what_does_not_heed_the_first_and_one_that_comes_at_once_does_not():
-    with in_report(STUBBORN) as process:
-        process.stdout.readline()
-        process.send_signal(signal.SIGTERM)
-        process.stdout.readline()
-        process.send_signal(signal.SIGTERM)  # as `timeout` does
-        time.sleep(2 * TWICE)
-        assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        _, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (-signal.SIGTERM, "")
 
 
 @pytest.mark.slow
@@ -158,7 +106,7 @@ def test_ctrl_c_while_a_command_imports_its_modules_is_no_traceback(name):
         f"runpy.run_module('trainers.hegraph{name}', run_name='__main__', alter_sys=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 @pytest.mark.slow
@@ -233,19 +181,14 @@ def test_unknown_names_what_came_what_is_near_and_all_that_is_known():
     assert known == "unknown data set 'Digit'; did you mean 'Digits'? (known: Digits, UCF101)"
     assert "did you mean 'EuroSAT'?" in str(unknown("data set", "EUROSAT", ["EuroSAT", "Food101"]))
     assert str(unknown("data set", "xyzzy", ["Digits"])) == "unknown data set 'xyzzy' (known: Digits)"
-    assert str(unknown("key", "x" * 99, [f"key{n}" for n in range(30)])).endswith("xxx' (30 are known)")
+    assert str(unknown("key", "x" * 99, [f"key{n}" for n in range(30)])).endswith("xxx'")
     assert str(unknown("key", "x", [])) == "unknown key 'x'"
 
 
-def test_a_mistake_in_the_flags_is_a_users_and_names_what_was_meant():
+def test_a_mistake_in_the_flags_is_a_users():
     parser = Parser(prog="it")
     parser.add_argument("what", choices=("collect", "report"))
-    parser.add_argument("--seed")
-    for arguments, words in (
-        (["colect"], "invalid choice: 'colect'.*; did you mean 'collect'"),
-        (["collect", "--sed=1"], "; did you mean '--seed'"),
-        ([], "the following arguments are required: what"),
-    ):
+    for arguments, words in ((["colect"], "invalid choice: 'colect'"), ([], "are required: what")):
         with pytest.raises(UserError, match=rf"{words}.* \(usage: it --help\)$"):
             parser.parse_args(arguments)
 

@@ -37,13 +37,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-if os.path.basename(sys.argv[0]) in ("-m", "hegraph"):  # a command line begins: `python -m`, or the installed program
-    from .utils.signals import leave_on_interrupt
-
-    leave_on_interrupt()
+# A command line begins: `python -m`, or the installed program. While it imports, Ctrl-C ends it without a traceback
+if os.path.basename(sys.argv[0]) in ("-m", "hegraph") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 if TYPE_CHECKING:
     from .backbones.clip import Backbone as Backbone

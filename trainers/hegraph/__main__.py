@@ -14,18 +14,18 @@ import importlib
 import importlib.util
 import itertools
 import logging
+import os
 import sys
-from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
 from yacs.config import CfgNode
 
 from .baselines import OTHERS, TRANSDUCTIVE_METHODS, load_method, method_options
-from .config import Config
+from .config import OPTIONS, Config
 from .config_files import load_cfg
 from .utils.commands import Parser, command
-from .utils.errors import UserError, report, say, unknown
+from .utils.errors import UserError, first_line, report, say, unknown
+from .utils.option import NODE
 
 # Sub-command -> the module of this package whose `main` does it, and what it is for. To add one is to add a row
 SUBCOMMANDS = {
@@ -46,11 +46,13 @@ DESCRIPTION = "Trains and tests one seed. The flags are CoOp's; a sub-command in
 TRAINERS = ("HeGraphAdapter", *OTHERS)
 CHECKOUT = Path(__file__).parents[2]  # not resolved: with `install.sh --link`, this is CoOp's
 
+SELECT_ON = f"{NODE}.SELECT_ON"
+
 logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads the flags of training and testing."""
+    """Reads the flags of training and testing. Those that set a key of the configuration are called by the key."""
     listed = [f"  {name:12}{summary}" for name, (_, summary) in SUBCOMMANDS.items()]
     program = command()
     parser = Parser(
@@ -61,58 +63,39 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--features", type=Path, metavar="BANK", help="train and test from a feature bank; no images")
-    add("--root", default="", help="folder that holds the data sets; of ImageFolder, your folder or CSV file")
-    add("--output-dir", default="", help="where split.json, the adapter and result.json go")
-    add("--shots", type=int, help="training images per class (DATASET.NUM_SHOTS)")
-    add("--seed", type=int, help="from 0; below 0: unseeded (one is drawn and recorded)")
+    add("--root", dest="DATASET.ROOT", help="folder that holds the data sets; of ImageFolder, your folder or CSV file")
+    add("--output-dir", dest="OUTPUT_DIR", help="where split.json, the adapter and result.json go")
+    add("--shots", dest="DATASET.NUM_SHOTS", type=int, help="training images per class")
+    add("--seed", dest="SEED", type=int, help="from 0; below 0: unseeded (one is drawn and recorded)")
     add("--config-file", default="", help="YAML of the method: a path, or a name that ships such as mini")
     add("--dataset-config-file", default="", help="YAML of the data set: a path, or a name that ships such as digits")
     add("--trainer", default="HeGraphAdapter", help=f"the method: {', '.join(TRAINERS)}")
-    add("--backbone", default="", help="an open_clip model (MODEL.BACKBONE.NAME)")
-    add("--transforms", nargs="+", help="of training images (INPUT.TRANSFORMS)")
-    add("--resume", default="", metavar="DIR", help="go on with the interrupted run of this folder")
+    add("--backbone", dest="MODEL.BACKBONE.NAME", help="an open_clip model")
+    add("--transforms", dest="INPUT.TRANSFORMS", nargs="+", help="of training images")
+    add("--resume", dest="RESUME", metavar="DIR", help="go on with the interrupted run of this folder")
     add("--eval-only", action="store_true", help="do not train; test the model in --model-dir")
     add("--model-dir", default="", help="output folder of a finished run, or its model folder")
     add("--load-epoch", type=int, help="the model as it was after so many epochs (see TRAIN.CHECKPOINT_FREQ)")
-    add("--select", choices=("last_step", "val"), help="choose TRAINER.HEGRAPHADAPTER.SELECT on the few-shot val split")
+    add("--select", dest=SELECT_ON, choices=("last_step", "val"), help="choose SELECT on the few-shot val split")
     add("--no-train", action="store_true", help="encode the features and stop")
     add("--keep-thumbnails", action="store_true", help="put small pictures of the training images beside the model")
     add("--host", choices=("auto", "dassl", "alone"), default="auto", help="what drives the training")
-    add("--unlabelled", default="", metavar="WHAT", help="images without labels to hear: pool, test, or a path")
-    add("--skip-unreadable", action="store_true", help="leave out unlabelled images that cannot be read")
-    add("--target-domains", nargs="+", help="also test on these data sets, which have the same classes")
-    add("--target-datasets", nargs="+", help="also test on these, which have others: NAME, NAME:base or NAME:new")
-    add("--source-domains", nargs="+", help="Dassl's, for its own data sets; not used here")
-    add("--head", default="", help="Dassl's; not used here")
+    add("--unlabelled", dest="DATASET.UNLABELLED", help="images without labels to hear: pool, test, or a path")
+    add(
+        "--skip-unreadable", dest="DATASET.SKIP_UNREADABLE", action="store_true", default=None,
+        help="leave out unlabelled images that cannot be read",
+    )  # fmt: skip
+    add("--target-domains", dest="DATASET.TARGET_DOMAINS", nargs="+", help="also test on these, of the same classes")
+    add("--target-datasets", dest="DATASET.TARGET_DATASETS", nargs="+", help="also test on these: NAME[:base or :new]")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys, as in CoOp")
     args = parser.parse_args(arguments)
-    for flag in ("transforms", "target_domains", "target_datasets"):
-        words = getattr(args, flag)
+    for key in ("INPUT.TRANSFORMS", "DATASET.TARGET_DOMAINS", "DATASET.TARGET_DATASETS"):
+        words = getattr(args, key)
         if words is not None:  # argparse also gives such a flag the KEY VALUE pairs that follow it
             names = list(itertools.takewhile(lambda word: "." not in word, words))
             args.opts[:0] = words[len(names) :]
-            setattr(args, flag, names)
+            setattr(args, key, names)
     return args
-
-
-def flags_as_keys(args: argparse.Namespace) -> dict[str, object]:
-    """The configuration keys that the flags set, with their values; flags that were left out are not among them."""
-    flags = {
-        "DATASET.ROOT": args.root,
-        "OUTPUT_DIR": args.output_dir,
-        "DATASET.NUM_SHOTS": args.shots,
-        "SEED": args.seed,
-        "TRAINER.NAME": args.trainer,
-        "MODEL.BACKBONE.NAME": args.backbone,
-        "INPUT.TRANSFORMS": args.transforms,
-        "DATASET.TARGET_DOMAINS": args.target_domains,
-        "DATASET.TARGET_DATASETS": args.target_datasets,
-        "DATASET.UNLABELLED": args.unlabelled,
-        "DATASET.SKIP_UNREADABLE": args.skip_unreadable or None,
-        "RESUME": args.resume,
-        "TRAINER.HEGRAPHADAPTER.SELECT_ON": args.select,
-    }
-    return {key: value for key, value in flags.items() if value not in (None, "")}
 
 
 def obstacles_to_dassl(args: argparse.Namespace) -> list[str]:
@@ -124,6 +107,8 @@ def obstacles_to_dassl(args: argparse.Namespace) -> list[str]:
         obstacles.append("--features needs no images, and so no Dassl")
     if args.keep_thumbnails:
         obstacles.append("--keep-thumbnails is not done through Dassl")
+    if args.eval_only and os.environ.get("WORLD_SIZE", "1") != "1":
+        obstacles.append("--eval-only inside Dassl runs in one process; start it with python instead of torchrun")
     if args.trainer in TRANSDUCTIVE_METHODS:
         obstacles.append(f"{args.trainer} predicts all test images together, which Dassl does not")
     if args.trainer in OTHERS and load_method(args.trainer).trainer_of_coop:
@@ -149,8 +134,9 @@ def configure(args: argparse.Namespace) -> tuple[Config, CfgNode | None]:
     Raises:
         UserError: If something in the configuration is wrong, or Dassl is asked for and cannot run.
     """
-    method = method_options(args.trainer)
-    files = args.dataset_config_file, args.config_file, flags_as_keys(args), args.opts, method
+    flags = {key: value for key, value in vars(args).items() if key in OPTIONS and value not in (None, "")}
+    flags["TRAINER.NAME"] = args.trainer
+    files = args.dataset_config_file, args.config_file, flags, args.opts, method_options(args.trainer)
     obstacles = ["--host alone"] if args.host == "alone" else obstacles_to_dassl(args)
     if not obstacles:
         from .trainer import configure_coop, obstacles_in
@@ -168,8 +154,9 @@ def configure(args: argparse.Namespace) -> tuple[Config, CfgNode | None]:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises UserError where flags do not go together."""
-    if args.opts:
-        check_first_word(args.opts[0])
+    word = args.opts[0] if args.opts else ""
+    if word[:1].isalpha() and "." not in word and word != word.upper():  # a key has a dot or is in capitals
+        raise unknown("sub-command", word, SUBCOMMANDS)
     if args.trainer not in TRAINERS:
         raise unknown("trainer", args.trainer, TRAINERS)
     if args.eval_only != bool(args.model_dir):
@@ -178,10 +165,7 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError("--load-epoch goes with --eval-only and --model-dir")
     if args.load_epoch is not None and args.trainer in OTHERS:
         raise UserError(f"--load-epoch is HeGraphAdapter's; {args.trainer} leaves one model: leave it out")
-    for flag in ("source_domains", "head"):
-        if getattr(args, flag):
-            raise UserError(f"--{flag.replace('_', '-')} means nothing to {args.trainer}; leave it out")
-    if args.trainer in OTHERS and args.select:
+    if args.trainer in OTHERS and getattr(args, SELECT_ON):
         raise UserError(f"--select chooses HeGraphAdapter's values; {args.trainer} has none for it: leave it out")
     if args.trainer in OTHERS and args.eval_only and (reason := load_method(args.trainer).not_saved):
         raise UserError(f"{args.trainer} leaves no model for --eval-only to test: {reason}; train it in every run")
@@ -193,8 +177,7 @@ def run_command(args: argparse.Namespace) -> None:
     cfg, of_dassl = configure(args)
     from .utils import processes
 
-    processes.start()
-    try:
+    with processes.joined():
         if of_dassl is None:
             from .experiments.run import run
 
@@ -202,15 +185,11 @@ def run_command(args: argparse.Namespace) -> None:
                 cfg, args.features, args.model_dir or None, args.load_epoch, not args.no_train, args.keep_thumbnails
             )
         else:
-            from .results.records import read_record
             from .trainer import run_in_coop
 
-            run_in_coop(args, of_dassl)
-            record = (not args.no_train and read_record(Path(cfg.run.output_dir))) or {}
+            record = run_in_coop(args, of_dassl)
         if record:
             say(f"{summary(record)} -> {cfg.run.output_dir}\n")
-    finally:
-        processes.stop()
 
 
 def summary(record: dict) -> str:
@@ -227,25 +206,6 @@ def summary(record: dict) -> str:
     return f"{task}: {', '.join(found)}, {record['trainer']}{variant} {record['accuracy']:.2f}"
 
 
-def check_first_word(word: str) -> None:
-    """Raises UserError for a word that is meant as a sub-command and is none.
-
-    A configuration key may stand there as well; it has a dot, or is in capitals and like no sub-command.
-    """
-    near = get_close_matches(word.lower(), SUBCOMMANDS, n=1, cutoff=0.7)
-    if word[:1].isalpha() and "." not in word and (near or word != word.upper()):
-        raise unknown("sub-command", word, SUBCOMMANDS)
-
-
-def check_text(arguments: Sequence[str]) -> None:
-    """Raises UserError for a name that is not UTF-8, which the record could not hold."""
-    for argument in arguments:
-        try:
-            argument.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"{argument!a} is not UTF-8, so no record can name it; rename it") from error
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -254,7 +214,10 @@ def main(arguments: list[str] | None = None) -> int:
         return importlib.import_module(f".{SUBCOMMANDS[first][0]}", __package__).main(arguments[1:])
 
     def train_and_test() -> None:
-        check_text(arguments)
+        try:
+            "".join(arguments).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"no record can hold a name that is not UTF-8: {first_line(error)}") from error
         run_command(parse_arguments(arguments))
 
     return report(train_and_test)

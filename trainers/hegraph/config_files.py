@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,19 @@ from yacs.config import CfgNode
 
 from .config import FILLABLE, OF_THE_BACKBONE, OPTIONS, REMOVED, Config, default_values, matching_rows, pairs_of
 from .method.options import UNTRAINED, FreeOptions, ModelOptions
-from .method.relations import REFINED, RELATIONS
 from .training.options import TrainingOptions
-from .utils.errors import UserError, shortened, shown, unknown
+from .utils.errors import UserError, shown, unknown
 from .utils.option import LARGEST_FLOAT, NODE, OPEN, Option, options_of
 from .utils.reading import parse_json, read_yaml
-from .utils.shipped import DATA_SET, METHOD, find_config_file
 
 Values = dict[str, Any]  # key -> value
 SELECTABLE = {declared.key for part in (ModelOptions, FreeOptions, TrainingOptions) for declared in options_of(part)}
+
+DATA_SET, METHOD = "data set", "method"  # what a configuration file is about
+# Not resolved: with `install.sh --link` the package is a link, and the folder is that of the CoOp checkout
+_PACKAGE = Path(__file__).parent
+CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parents[1] / "configs"  # of a wheel
+FOLDERS = {DATA_SET: CONFIGS / "datasets", METHOD: CONFIGS / "trainers" / "HeGraphAdapter"}
 
 
 def load_cfg(
@@ -77,6 +80,23 @@ def layered(
     return _complete(values)
 
 
+def find_config_file(kind: str, given: str | Path) -> Path:
+    """The file that a user means by a path or by the name of a file that ships for this kind, such as `mini`.
+
+    A file wins over a name. A path to nothing is returned as it came, for the reader of the file to complain about.
+
+    Raises:
+        UserError: If it is a name, and no file of that name ships; the nearest is named.
+    """
+    path, name = Path(given), str(given)
+    if path.is_file() or path.suffix or path.name != name:
+        return path
+    shipped = {file.stem: file for file in FOLDERS[kind].glob("*.yaml")}
+    if name not in shipped:
+        raise unknown(f"{kind} configuration", name, shipped)
+    return shipped[name]
+
+
 def with_values(cfg: Config, others: Values) -> Config:
     """A configuration with other values of some keys; errors as of `load_cfg`."""
     values = dict(cfg.values)
@@ -118,9 +138,6 @@ def flatten(tree: Mapping, prefix: str = "") -> Values:
 
 
 def _merge_file(values: Values, path: Path) -> None:
-    siblings = [f.name for f in path.parent.glob("*.yaml")]
-    if siblings and not path.exists():
-        raise unknown(f"configuration in {path.parent}:", path.name, siblings)
     tree = read_yaml(path, "a configuration")
     if not isinstance(tree, (dict, type(None))):
         raise UserError(f"{path} must hold KEY: VALUE lines, got {shown(tree)}")
@@ -134,24 +151,13 @@ def _merge(values: Values, pairs: Iterable[tuple[object, object]]) -> None:
     """Sets keys, each of which has to be there, and keeps its type."""
     for name, value in pairs:
         key = str(name)
-        if key.startswith("--"):
-            raise UserError(f"{shortened(key, 80)} stands behind a KEY VALUE pair; flags come before them")
         if key in REMOVED:
-            if (now := REMOVED[key]) != _coerce(key, value, now):
-                raise UserError(f"{key} can no longer be set: it is {now}, got {shown(value)}; leave it out")
-            continue
-        if key not in values:
-            raise _no_key(key, value, values)
-        values[key] = _coerce(key, value, values[key])
-
-
-def _no_key(key: str, value: object, known: Values) -> UserError:
-    if group := [name for name in known if name.startswith(f"{key}.")]:
-        return UserError(f"{key} is a group of keys such as {group[0]}, and takes no value itself, got {shown(value)}")
-    ends = [name for name in known if name.endswith(f".{key.upper()}")]
-    if len(ends) == 1:
-        return UserError(f"unknown configuration key {key!r}; did you mean {ends[0]!r}?")
-    return unknown("configuration key", key, known)
+            if _coerce(key, value, REMOVED[key]) != REMOVED[key]:
+                raise UserError(f"{key} can no longer be set: it is {REMOVED[key]}, got {shown(value)}; leave it out")
+        elif key not in values:
+            raise unknown("configuration key", key, values)
+        else:
+            values[key] = _coerce(key, value, values[key])
 
 
 def _coerce(key: str, value: object, default: object) -> object:
@@ -179,8 +185,7 @@ def _coerce(key: str, value: object, default: object) -> object:
 def _is_plain(value: object) -> bool:
     """Whether a value can stand in a record, as JSON in UTF-8, and be read there."""
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        text.encode()
+        text = json.dumps(value)
         parse_json(text)
     except (TypeError, ValueError, RecursionError):  # a date, NaN, half of a character, a number of thousands of digits
         return False
@@ -204,11 +209,17 @@ def _complete(values: Values) -> Values:
 
 
 def _checked(values: Values) -> Config:
-    """The options of values; raises UserError for one out of range, and where there is nothing to train."""
+    """The options of values; raises UserError for one out of range, and where a variant has nothing to train."""
     for key, value in values.items():
         OPTIONS.get(key, Option(key, value, "")).check(value)
     cfg = Config.of(values)
-    _check_trainable(cfg.model)
+    options = cfg.model
+    has_parameters = options.relations and (options.text_weights or options.bias or options.has_cache)
+    if options.variant not in UNTRAINED and not has_parameters:
+        raise UserError(
+            f"VARIANT {options.variant} has nothing to train: TEXT_W and BIAS are False, or its ALPHA_* are 0; set one "
+            "of them, or VARIANT base"
+        )
     return cfg
 
 
@@ -222,26 +233,5 @@ def candidates(cfg: Config) -> list[tuple[tuple, Config]]:
     combinations = itertools.product(*(values for _, values in cfg.run.select))
     found = [(values, with_values(cfg, dict(zip(keys, values)))) for values in combinations]
     if others := set(keys) - SELECTABLE:
-        raise UserError(
-            f"SELECT has {', '.join(sorted(others))}, which changes nothing in an adapter or its training, so nothing "
-            "can be chosen; leave it out, or run once for each value"
-        )
+        raise UserError(f"SELECT has {', '.join(sorted(others))}, which changes nothing in an adapter or its training")
     return found
-
-
-def _check_trainable(options: ModelOptions) -> None:
-    """Raises UserError where the meta-path weights leave a variant that is trained no message, and so no parameter."""
-    if options.variant in UNTRAINED:
-        return
-    if not (options.text_weights or options.bias or options.has_cache):
-        raise UserError(
-            f"VARIANT {options.variant} with TEXT_W False and BIAS False has nothing to train; set one of them to True"
-        )
-    if options.relations:
-        return
-    ones = replace(options, metapath=dict.fromkeys(options.metapath, 1.0)).variant_metapath
-    used = [r.weight_key for r in RELATIONS if r.target == REFINED and ones[r.weight_key]]
-    raise UserError(
-        f"VARIANT {options.variant} with {' and '.join(f'{key} 0' for key in used)} passes no message, so there is "
-        "nothing to train; give another weight, or VARIANT base"
-    )

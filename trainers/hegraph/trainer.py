@@ -11,24 +11,19 @@ In CoOp's own `train.py`, two lines are enough (README.md, "Inside CoOp"):
     trainers.hegraph.trainer.extend_cfg(cfg)    # as the last line of extend_cfg
 """
 
-# ruff: noqa: E402  (a package that is missing is said before anything is imported that needs it)
 from __future__ import annotations
-
-from .utils.absent import absent_packages_excused, require_packages
-
-require_packages("pip install -r requirements-hegraph.txt")
-
-# isort: split
 
 import argparse
 import copy
 import importlib
+import importlib.util
+import logging
 import os
 import random
 import sys
 import time
+import types
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +37,7 @@ from .baselines.base import FittedMethod
 from .config import Config
 from .datasets import Dataset, Item, check_trainable, load_dataset
 from .datasets.loading import open_stored, read_coop_selection
-from .datasets.registry import find_entry, stored_datasets
+from .datasets.registry import stored_datasets
 from .datasets.splits import path_from
 from .experiments.evaluation import TrainedMethod, check_configuration
 from .experiments.fitting import fit_method, fitted_adapter, new_model, set_random_seed
@@ -53,6 +48,7 @@ from .experiments.tasks import Tested
 from .features.bank import FeatureBank
 from .models.folder import load_model
 from .models.saved import SavedModel
+from .results.records import read_record
 from .training.batches import Batch
 from .training.loop import AdapterTraining
 from .utils import processes
@@ -60,10 +56,20 @@ from .utils.commands import command
 from .utils.errors import UserError, show_messages
 from .utils.files import absolute
 
-with absent_packages_excused("wilds", "pandas"):
+# Dassl imports `wilds` for data sets that this package never loads, and mutes the logging of the whole process
+_level = logging.root.manager.disable
+_lacks_wilds = importlib.util.find_spec("wilds") is None
+if _lacks_wilds:
+    sys.modules["wilds"] = types.ModuleType("wilds")
+    sys.modules["wilds"].__dict__["get_dataset"] = None
+try:
     from dassl.data import DataManager
     from dassl.data.datasets import DATASET_REGISTRY
-    from dassl.engine import TRAINER_REGISTRY, TrainerX
+    from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
+finally:
+    logging.disable(_level)
+    if _lacks_wilds:
+        del sys.modules["wilds"]
 
 __all__ = ["HeGraphAdapter", "extend_cfg", "run_in_coop"]
 
@@ -130,12 +136,15 @@ class FeatureTrainer(TrainerX):
         # CoOp takes what it selected before as it finds it, even test images, and runs what its pickle holds
         read_coop_selection(dataset, stored_datasets()[data.name].folder, data.shots, self.seed)
         random.setstate(rng.getstate())
+        listdir = os.listdir
+        os.listdir = lambda *folder: sorted(listdir(*folder))  # type: ignore[assignment]  # CoOp's ImageNet keeps its order
         try:
-            with sorted_listings():
-                super().build_data_loader()
+            super().build_data_loader()
         except (AssertionError, LookupError, OSError, ValueError) as error:
             dataset.check_files()  # CoOp asserts that files are there, and does not name the missing ones
             raise UserError(f"{dataset.name}: CoOp's loader cannot read {dataset.root} ({error!r})") from error
+        finally:
+            os.listdir = listdir
         if not processes.rank():
             processes.wait()
         return dataset
@@ -255,17 +264,6 @@ class EpochBatches:
         return self.training.data.epoch(self.training.epoch)
 
 
-@contextmanager
-def sorted_listings() -> Iterator[None]:
-    """Sorts what `os.listdir` gives inside the block: CoOp's ImageNet takes it in the order of the file system."""
-    listdir = os.listdir
-    os.listdir = lambda *arguments: sorted(listdir(*arguments))  # type: ignore[assignment]  # for the block
-    try:
-        yield
-    finally:
-        os.listdir = listdir
-
-
 def dataset_of(manager: DataManager, cfg: Config, stored: Dataset) -> Dataset:
     """What Dassl's DataManager selected, with paths relative to the data root.
 
@@ -287,17 +285,10 @@ def dataset_of(manager: DataManager, cfg: Config, stored: Dataset) -> Dataset:
 
 
 def obstacles_in(cfg: Config) -> list[str]:
-    """What a configuration asks for that Dassl or CoOp cannot do, and the package alone can; raises UserError if only
-    CoOp knows the data set.
-    """
+    """What a configuration asks for that Dassl or CoOp cannot do, and the package alone can."""
     obstacles: list[str] = []
-    name, of_coop = cfg.data.name, DATASET_REGISTRY.registered_names()
-    if name in of_coop and find_entry(name) is None:
-        raise UserError(
-            f"Dassl's registry has {name}, but this package does not know it; add it here as well, as HeGraphAdapter's "
-            "docs/extend.md says"
-        )
-    if name not in of_coop or name not in stored_datasets():
+    name = cfg.data.name
+    if name not in DATASET_REGISTRY.registered_names() or name not in stored_datasets():
         obstacles.append(f"{name or 'no data set'} is none of CoOp's")
     if cfg.data.target_domains or cfg.data.target_datasets:
         obstacles.append("DATASET.TARGET_DOMAINS and DATASET.TARGET_DATASETS are not tested through Dassl")
@@ -340,25 +331,15 @@ def configure_coop(root: Path, *layers: Any) -> tuple[Config, CfgNode]:
     return from_dassl(tree), tree
 
 
-def run_in_coop(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """Runs CoOp's own `train.py`, unedited, with its flags and the tree of `configure_coop`.
+def run_in_coop(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
+    """Runs CoOp's own `train.py`, unedited, with its flags and the tree of `configure_coop`; returns the record.
 
-    Of several processes that `torchrun` started, all encode and the first trains; they do not test a model.
+    Of several processes that `torchrun` started, all encode, and the first trains.
     """
-    if args.eval_only and processes.world_size() > 1:
-        raise UserError("--eval-only inside Dassl runs in one process; start it with python instead of torchrun")
+    if args.no_train or processes.rank():
+        build_trainer(cfg).encode()
+        return None
     coop = importlib.import_module("train")
     coop.__dict__["setup_cfg"] = lambda args: cfg
-    if processes.rank():
-        args.no_train = True
-        coop.__dict__["setup_logger"] = lambda folder: None
-    if args.no_train:
-        build_trainer = coop.build_trainer
-
-        def build_and_encode(cfg: CfgNode) -> FeatureTrainer:
-            trainer = build_trainer(cfg)
-            trainer.encode()
-            return trainer
-
-        coop.__dict__["build_trainer"] = build_and_encode
     coop.main(args)
+    return read_record(Path(cfg.OUTPUT_DIR))

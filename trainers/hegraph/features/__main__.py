@@ -55,15 +55,12 @@ def extract_command(args: argparse.Namespace) -> None:
     flags = {"DATASET.NUM_SHOTS": -1} | ({"DATASET.ROOT": args.root} if args.root else {})
     flags |= {f"{NODE}.PREC": args.precision} if args.precision else {}
     cfg = load_cfg(args.dataset_config_file, args.config_file, flags, args.opts)
-    processes.start()
-    try:
+    with processes.joined():
         load_image_task(cfg, max(cfg.run.seed, 0), available_device(cfg.run.use_cuda)).write_bank(args.out)
         if processes.rank() == 0:
             file = BankFile(args.out)
             sizes = ", ".join(f"{len(labels)} {split}" for split, labels in file.labels.items())
             say(f"{args.out}: {sizes} images, {len(file.classnames)} classes\n")
-    finally:
-        processes.stop()
 
 
 def import_tip_command(args: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from ..backbones.identity import resolve_precision
 from ..baselines import METHODS, OTHERS, method_options, needs_backbone
 from ..config import Config
-from ..config_files import load_cfg, with_values
+from ..config_files import DATA_SET, METHOD, find_config_file, load_cfg, with_values
 from ..experiments.folder import PRECISION
 from ..features.bank import SUFFIX
 from ..utils.commands import command
@@ -24,7 +24,6 @@ from ..utils.devices import available_device
 from ..utils.errors import UserError, unknown
 from ..utils.reading import read_yaml
 from ..utils.schema import Count, Part, check
-from ..utils.shipped import DATA_SET, METHOD, find_config_file
 
 logger = logging.getLogger(__name__)
 

@@ -34,10 +34,9 @@ from ..experiments.record import reset_peak_memory
 from ..experiments.run import run as run_one
 from ..experiments.tasks import Opened
 from ..results.records import read_record
-from ..utils.errors import PACKAGE, UserError, first_line, show_messages
+from ..utils.errors import ENDINGS, PACKAGE, UserError, first_line, show_messages, was_interrupted
 from ..utils.files import hash_json, write_json
 from ..utils.reading import read_json
-from ..utils.signals import ENDINGS, was_interrupted
 from ..utils.threads import cores
 from .grid import Run
 

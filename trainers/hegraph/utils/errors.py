@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from types import FrameType
 
 import yaml
 from pydantic import ValidationError
 
-from .signals import noted_interrupts
-
 PACKAGE = __name__.rpartition(".utils.")[0]  # "trainers.hegraph" in a checkout, "hegraph" once installed
 MAX_LIST_LENGTH = 180  # characters
 MAX_MESSAGE = 280  # characters of a message, without the word "error" before it
-OUT_OF_MEMORY = "out of memory; smaller batches (DATALOADER.*.BATCH_SIZE), views (FEATURES.VIEWS) or files need less"
+OUT_OF_MEMORY = "out of memory; smaller batches (DATALOADER.*.BATCH_SIZE, --batch-size), views or files need less"
 INTERRUPTED = "interrupted; the same command goes on from a checkpoint, if there is one"
+# What `timeout`, scancel and `docker stop` send, and a terminal that closes; Windows has no SIGHUP
+ENDINGS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
+_noted: list[int] = []  # the signals that came in the block of `noted_interrupts`
 
 
 class UserError(ValueError):
@@ -33,10 +37,9 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     by_lower_case = {known.lower(): known for known in sorted(allowed)}
     near = get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.5)
     hint = f"; did you mean {by_lower_case[near[0]]!r}?" if near else ""
-    listed = f" (known: {', '.join(by_lower_case.values())})" if by_lower_case else ""
-    if len(listed) > MAX_LIST_LENGTH:
-        listed = "" if near else f" ({len(by_lower_case)} are known)"
-    return UserError(f"unknown {kind} {shortened(name, 80)!r}{hint}{listed}")
+    listed = ", ".join(by_lower_case.values())
+    all_known = f" (known: {listed})" if 0 < len(listed) < MAX_LIST_LENGTH else ""
+    return UserError(f"unknown {kind} {shortened(name, 80)!r}{hint}{all_known}")
 
 
 def shortened(text: str, most: int) -> str:
@@ -63,12 +66,6 @@ def first_line(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}: {error.problem}"
-    if isinstance(error, UnicodeEncodeError):
-        return f"{error.object[max(error.start - 40, 0) : error.end]!a} is not UTF-8"
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    if isinstance(error, MemoryError):
-        return "there is no memory for what it says that it holds"
     if isinstance(error, KeyError) and error.args:
         return f"it lacks {error.args[0]!r:.60}"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -90,6 +87,36 @@ def shown(value: object) -> str:
         return f"{value!r:.80}"
     except (RecursionError, ValueError):
         return f"a {type(value).__name__} that is too long to show"
+
+
+@contextmanager
+def noted_interrupts() -> Iterator[None]:
+    """In the block, Ctrl-C and the signals of `ENDINGS` raise KeyboardInterrupt, and `was_interrupted` knows of them.
+
+    A signal that is ignored, as SIGHUP is with nohup, or that somebody else has set stays as it is.
+    """
+
+    def note(number: int, frame: FrameType | None) -> None:
+        _noted.append(number)
+        raise KeyboardInterrupt
+
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    may_set = threading.current_thread() is threading.main_thread()
+    numbers = [n for n in (signal.SIGINT, *ENDINGS) if may_set and signal.getsignal(n) in usual]
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield
+    finally:
+        _noted.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def was_interrupted() -> bool:
+    """Whether a signal has come in the block of `noted_interrupts`: then any exception may be what became of it, such
+    as one of a module that was being imported.
+    """
+    return bool(_noted)
 
 
 class _OneLine(logging.Formatter):
@@ -123,15 +150,14 @@ def report(command: Callable[[], int | None]) -> int:
         interrupted or terminated. Any other exception passes through, with its traceback.
     """
     show_messages()
-    with noted_interrupts() as interrupts:
+    with noted_interrupts():
         try:
             return command() or 0
         except BrokenPipeError:
             _write_no_more()
             return 0
         except (KeyboardInterrupt, Exception) as error:
-            # A module that is interrupted while it is imported may raise anything afterwards
-            interrupted = bool(interrupts) or isinstance(error, KeyboardInterrupt)
+            interrupted = was_interrupted() or isinstance(error, KeyboardInterrupt)
             said = f"\n{INTERRUPTED}\n" if interrupted else f"error: {one_line(_mistake(error))}\n"
     with suppress(OSError, ValueError, AttributeError):  # nobody may be there to read it
         sys.stderr.write(said)

@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -24,7 +23,7 @@ from .errors import UserError, first_line
 if TYPE_CHECKING:
     from torch import Tensor
 
-HASHED_ROWS = 1000  # rows of a long list that are written as JSON at once, to be hashed
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
 def absolute(path: str | Path) -> Path:
@@ -41,15 +40,10 @@ def check_output(path: Path, reads: Iterable[Path | str | None] = ()) -> None:
     Raises:
         UserError: If it is a folder, a pipe or a device, or one of the files that the command reads.
     """
-    if not os.path.exists(path):
-        return
-    if not os.path.isfile(path):
+    if path.exists() and not path.is_file():
         raise UserError(f"{path} is no file but a folder, a pipe or a device; choose another name")
     for read in reads:
-        same = False
-        with suppress(OSError, ValueError):  # it is not there; ValueError: a NUL character in the name
-            same = read is not None and os.path.samefile(path, read)
-        if same:
+        if read is not None and path.exists() and os.path.exists(read) and os.path.samefile(path, read):
             raise UserError(f"{path} is read by this command, and is not overwritten; choose another name")
 
 
@@ -146,19 +140,15 @@ def hash_json(value: Any) -> str:
 
 
 def hash_rows(rows: Iterable[Any], beside: dict[str, Any] | None = None, name: str = "") -> str:
-    """`hash_json` of a list of plain values that is too long to be kept in memory.
-
-    Returns:
-        `hash_json(list(rows))`, or with `beside`, `hash_json(beside | {name: list(rows)})`.
+    """`hash_json(list(rows))`, or with `beside`, `hash_json(beside | {name: list(rows)})`, where the rows are too many
+    for memory.
     """
     before, after = "[", "]"
     if beside is not None:
         before, after = _canonical({**beside, name: ["\0"]}).split('"\\u0000"')
     digest = hashlib.sha256(before.encode())
-    remaining, comma = iter(rows), ""
-    while block := list(islice(remaining, HASHED_ROWS)):
-        digest.update(f"{comma}{_canonical(block)[1:-1]}".encode())
-        comma = ","
+    for number, row in enumerate(rows):
+        digest.update(f"{',' if number else ''}{_canonical(row)}".encode())
     digest.update(after.encode())
     return digest.hexdigest()
 
@@ -180,27 +170,25 @@ def file_version(path: Path) -> tuple[Path, int, int]:
 
 def hash_content(value: Any) -> str:
     """SHA-256 over plain values and tensors, nested in dicts, lists and tuples, as 64 hex digits."""
-    import torch  # which the files of data sets do not need
-
     digest = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, dict):
-            for key in value:
-                digest.update(f"{key!r}:".encode())
-                add(value[key])
-        elif isinstance(value, (list, tuple)):
-            for entry in value:
-                add(entry)
-        elif isinstance(value, torch.Tensor):
-            digest.update(f"{value.dtype}{list(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        else:
-            digest.update(f"{value!r};".encode())
-
-    add(value)
+    for part in _parts(value):
+        digest.update(part)
     return digest.hexdigest()
 
 
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+def _parts(value: Any) -> Iterator[Any]:
+    """The bytes that tell nested values apart."""
+    import torch  # which the files of data sets do not need
+
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield f"{key!r}:".encode()
+            yield from _parts(entry)
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from _parts(entry)
+    elif isinstance(value, torch.Tensor):
+        yield f"{value.dtype}{list(value.shape)}".encode()
+        yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    else:
+        yield f"{value!r};".encode()

@@ -100,23 +100,28 @@ class Option:
         for entry in value if isinstance(self.default, (list, tuple)) and self.choices else [value]:
             if self.choices and entry not in self.choices:
                 raise unknown(f"value of {self.key}", str(entry), map(str, self.choices))
+        if needed := self._needed(value):
+            raise UserError(f"{self.key} must {needed}, got {shown(value)}")
+
+    def _needed(self, value: Any) -> str:
+        """What a value of the right type must be or have, and is not or has not; "" for one that is allowed."""
         if self.rows is not None:
             first, form, is_second = self.rows
-            for row in value:
-                if not (is_list(row) and len(row) == 2 and isinstance(row[0], first) and is_second(row[1])):
-                    raise UserError(f"a row of {self.key} must be {form}, got {shown(row)}")
+            if not all(is_list(r) and len(r) == 2 and isinstance(r[0], first) and is_second(r[1]) for r in value):
+                return f"have rows {form}"
         if self.by_shots and (not value or min(row[0] for row in value) > 1):
-            raise UserError(f"{self.key} must have a row from 1 shot on, got {shown(value)}")
+            return "have a row from 1 shot on"
         if self.allows is not None and not self.allows(value):
-            raise UserError(f"{self.key} must be {self.form}, got {shown(value)}")
+            return f"be {self.form}"
         if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
-            raise UserError(f"{self.key} must be a finite number of 32 bits, at most {LARGEST_FLOAT:.3g}, got {value}")
+            return f"be a finite number of 32 bits, at most {LARGEST_FLOAT:.3g}"
         if isinstance(value, int) and not self.allows and not -LARGEST_INT <= value < LARGEST_INT:
-            raise UserError(f"{self.key} must be below 2**31, and not below -2**31, got {shown(value)}")
+            return "be below 2**31, and not below -2**31"
         if self.least is not None and value < self.least:
-            raise UserError(f"{self.key} must be at least {self.least:g}, got {shown(value)}")
+            return f"be at least {self.least:g}"
         if self.above is not None and not self.by_shots and value <= self.above:
-            raise UserError(f"{self.key} must be above {self.above:g}, got {shown(value)}")
+            return f"be above {self.above:g}"
+        return ""
 
     def at_shots(self, value: Any, shots: float) -> Any:
         """What the field holds for the key's value: of rows, the value that holds at so many shots per class."""

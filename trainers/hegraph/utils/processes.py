@@ -2,14 +2,15 @@
 
     torchrun --nproc_per_node 4 -m trainers.hegraph ... --no-train
 
-With a single process, `start`, `stop` and `wait` do nothing, `rank` is 0 and `world_size` is 1.
+With a single process, `joined`, `stop` and `wait` do nothing, `rank` is 0 and `world_size` is 1.
 """
 
 from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
 import torch
@@ -21,27 +22,30 @@ T = TypeVar("T")
 TIMEOUT = datetime.timedelta(days=1)  # the longest time that a process waits for a slower one
 
 
-def start() -> None:
-    """Joins the group of processes that `torchrun` started, if it started this one; each takes a GPU, if there are any.
+@contextmanager
+def joined() -> Iterator[None]:
+    """In the block, this process belongs to the group that `torchrun` started, if it started it, and takes a GPU of its
+    own, if there are any.
 
     Raises:
         UserError: If environment variables are not those that `torchrun` sets.
     """
-    size = _number("WORLD_SIZE", "1")
-    if size > 1 and not torch.distributed.is_initialized():
-        if not 0 <= (number := _number("RANK")) < size:
-            raise UserError(f"RANK must be from 0 to {size - 1}, since WORLD_SIZE is {size}, got {number}")
-        try:
+    try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
-        except ValueError as error:  # a variable of torchrun's is missing
-            raise UserError(f"cannot join the processes of torchrun: {first_line(error)}") from error
-        if torch.cuda.is_available():
-            torch.cuda.set_device(_number("LOCAL_RANK") % torch.cuda.device_count())
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    except (KeyError, ValueError) as error:
+        raise UserError(f"cannot join the processes of torchrun: {first_line(error)}") from error
+    try:
+        yield
+    finally:
+        stop()
 
 
 def stop() -> None:
-    """Leaves the group that `start` joined."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    """Leaves the group before the block of `joined` ends."""
+    if _in_group():
         torch.distributed.destroy_process_group()
 
 
@@ -68,17 +72,6 @@ def of_first(ask: Callable[[], T]) -> T:
     answer = [ask() if rank() == 0 else None]
     torch.distributed.broadcast_object_list(answer)
     return cast(T, answer[0])
-
-
-def _number(variable: str, default: str = "") -> int:
-    """The whole number in an environment variable of `torchrun`'s."""
-    value = os.environ.get(variable, default)
-    try:
-        return int(value)
-    except ValueError as error:
-        raise UserError(
-            f"the environment variable {variable} must be a number, as torchrun sets it, got {value!r}"
-        ) from error
 
 
 def _in_group() -> bool:

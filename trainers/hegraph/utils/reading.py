@@ -29,10 +29,6 @@ LARGEST_INT = 2**63  # what a tensor, a database and most other languages hold
 MAX_LENGTH, MAX_DEPTH, MAX_VALUES = 200_000, 50, 100_000  # of a configuration; PyYAML needs seconds for this length
 
 
-class DamagedFile(UserError):
-    """A file that can be read, but not understood."""
-
-
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
     """The door for a file that a stranger may have made: whatever its block raises becomes one line for the user.
@@ -45,8 +41,8 @@ def reading(path: Path, what: str) -> Iterator[None]:
         what: What it should be, with its article: "a feature bank".
 
     Raises:
-        UserError: That the file cannot be read. One that the block raises passes through.
-        DamagedFile: That it is damaged or no such thing, with what the library said.
+        UserError: That the file cannot be read, or is damaged or no such thing, with what the library said. One of the
+            block's own passes through.
     """
     check_regular(path)
     try:
@@ -56,7 +52,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {first_line(error)}") from error
     except Exception as error:
-        raise DamagedFile(f"{path} is damaged or not {what}: {first_line(error)}") from error
+        raise UserError(f"{path} is damaged or not {what}: {first_line(error)}") from error
 
 
 def check_regular(path: Path) -> None:
