@@ -331,15 +331,15 @@ def configure_coop(root: Path, *layers: Any) -> tuple[Config, CfgNode]:
     return from_dassl(tree), tree
 
 
-def run_in_coop(args: argparse.Namespace, cfg: CfgNode) -> dict | None:
-    """Runs CoOp's own `train.py`, unedited, with its flags and the tree of `configure_coop`; returns the record.
+def run_in_coop(args: argparse.Namespace, cfg: CfgNode) -> dict:
+    """Runs CoOp's own `train.py`, unedited, with its flags and the tree of `configure_coop`; returns the record, or {}.
 
     Of several processes that `torchrun` started, all encode, and the first trains.
     """
     if args.no_train or processes.rank():
         build_trainer(cfg).encode()
-        return None
+        return {}
     coop = importlib.import_module("train")
     coop.__dict__["setup_cfg"] = lambda args: cfg
     coop.main(args)
-    return read_record(Path(cfg.OUTPUT_DIR))
+    return read_record(Path(cfg.OUTPUT_DIR)) or {}
