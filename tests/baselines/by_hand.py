@@ -14,6 +14,12 @@ from trainers.hegraph.features.bank import FeatureBank
 
 Array = np.ndarray
 Arrays = list[Array]
+AXES = [[1.0, 0.0], [0.0, 1.0]]
+SLANTED = [[0.6, 0.8], [0.8, 0.6]]
+
+
+def close(found: torch.Tensor, expected: list) -> None:
+    torch.testing.assert_close(found, tensor(expected), rtol=0, atol=1e-4)
 
 
 def unit(rows: Sequence | Array) -> Array:

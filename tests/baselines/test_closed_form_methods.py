@@ -8,57 +8,34 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from by_hand import bank_of, tensor
+from by_hand import AXES, SLANTED, bank_of, close, tensor
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from yacs.config import CfgNode
 
-from trainers.hegraph.baselines import linear_probe, proker
-from trainers.hegraph.baselines.gda import gaussian_classifier
-from trainers.hegraph.baselines.timo import text_guided_classifier
+from trainers.hegraph.baselines import linear_probes, proker
+from trainers.hegraph.baselines.gaussians import gaussian_classifier, text_guided_classifier
 from trainers.hegraph.features.bank import FeatureBank
-from trainers.hegraph.utils.errors import UserError
 
-AXES = [[1.0, 0.0], [0.0, 1.0]]
-SLANTED = [[0.6, 0.8], [0.8, 0.6]]
+QUERY = torch.tensor([[0.6, 0.8]])
 
 
 @pytest.fixture
 def plane() -> FeatureBank:
     """Two classes in the plane, two images each, whose means lie along their text features, the axes."""
-    return FeatureBank(
-        train_features=torch.tensor([[[0.8, 0.6], [0.8, -0.6], [0.6, 0.8], [-0.6, 0.8]]]),
-        train_labels=torch.tensor([0, 0, 1, 1]),
-        text_positive=torch.eye(2),
-        text_negative=-torch.eye(2),
-        classnames=["right", "up"],
-        dataset="Plane",
-        backbone="none",
-        logit_scale=100.0,
-    )
-
-
-QUERY = torch.tensor([[0.6, 0.8]])
-
-
-# Zero-shot CLIP
-
-
-def close(found: Tensor, expected: list) -> None:
-    torch.testing.assert_close(found, tensor(expected), rtol=0, atol=1e-4)
+    return bank_of([[0.8, 0.6], [0.8, -0.6], [0.6, 0.8], [-0.6, 0.8]], [0, 0, 1, 1], AXES, scale=100.0)
 
 
 def test_zero_shot_is_the_cosine_times_the_scale(fit):
     fitted = fit("ZeroShot", bank_of(AXES, [0, 1], SLANTED, scale=50.0))
     close(fitted.logits(tensor([[1.0, 0.0]])), [[30.0, 40.0]])
-    assert (fitted.num_parameters, fitted.epochs, fitted.steps, fitted.selected) == (0, 0, 0, {})
     other = bank_of(AXES, [0, 1], AXES, test=(SLANTED, [0, 1]), scale=10.0)  # other classes, and another scale
     close(fitted.transfer(other), [[6.0, 8.0], [8.0, 6.0]])
 
 
-# GDA
+# GDA and TIMO
 
 
 def test_gda_by_hand(plane, fit):
@@ -66,6 +43,10 @@ def test_gda_by_hand(plane, fit):
     # m_1 = (.8, 0): w_1 = (4/3, 0), b_1 = -.8 * 4/3 / 2
     expected = torch.tensor([[60 + 0.5 * (0.6 * 4 / 3 - 1.6 / 3), 80 + 0.5 * (0.8 * 4 / 3 - 1.6 / 3)]])
     torch.testing.assert_close(fit("GDA", plane, ALPHA=0.5).logits(QUERY), expected)
+    # A class without images has the mean of all as its mean, (.4, .4)
+    weight, bias = gaussian_classifier(plane.train_features[0], plane.train_labels, 3)
+    torch.testing.assert_close(weight[2], torch.tensor([0.4, 0.4]) / 0.6)
+    torch.testing.assert_close(bias[2], torch.tensor(-0.16 / 0.6))
 
 
 def test_gdas_gaussians_are_scikit_learns_discriminant_analysis_with_the_same_shrinkage(make_bank):
@@ -82,17 +63,6 @@ def test_gdas_gaussians_are_scikit_learns_discriminant_analysis_with_the_same_sh
     found = F.linear(bank.test_features, weight, bias)
     # scikit-learn's scores hold the prior as well, which all classes have alike
     torch.testing.assert_close(found - found[:, :1], expected - expected[:, :1], rtol=1e-3, atol=1e-3)
-
-
-def test_a_class_without_images_has_the_mean_of_all_as_its_mean(plane):
-    images, labels = plane.train_features[0], plane.train_labels
-    weight, bias = gaussian_classifier(images, labels, 3)
-    # P = 2 / 1.2 I as by hand above, and the mean of all is (.4, .4)
-    torch.testing.assert_close(weight[2], torch.tensor([0.4, 0.4]) / 0.6)
-    torch.testing.assert_close(bias[2], torch.tensor(-0.16 / 0.6))
-
-
-# TIMO
 
 
 def test_timo_by_hand(plane, fit):
@@ -128,18 +98,15 @@ def test_of_equally_good_candidates_the_first_is_taken(plane, fit, name, first):
     assert entry["value"] == first
 
 
-def test_timo_s_predicts_with_what_val_chose(fit):
+def test_timo_s_predicts_with_what_val_chose(plane, fit):
     # The text has the labels the wrong way round, the images the right way: the less the text weighs, the better
-    text, val = AXES[::-1], (AXES, [0, 1])
-    images = [[0.8, 0.6], [0.8, -0.6], [0.6, 0.8], [-0.6, 0.8]]
-    bank = bank_of(images, [0, 0, 1, 1], text, val=val)
+    bank = replace(plane, text_positive=tensor(AXES[::-1]), val_features=tensor(AXES), val_labels=torch.arange(2))
     fitted = fit("TIMOS", bank, BETAS=[2, 1], CANDIDATES=[100.0, 0.01])
     [entry] = fitted.selected.values()
     assert [value for value, _ in entry["candidates"]] == [(2, 100.0), (2, 0.01), (1, 100.0), (1, 0.01)]
     assert entry["value"] == (2, 0.01)
     fixed = fit("TIMOS", bank, BETA=2, ALPHA=0.01, SEARCH=False)
-    query = torch.tensor([[0.6, 0.8]])
-    assert torch.equal(fitted.logits(query), fixed.logits(query))
+    assert torch.equal(fitted.logits(QUERY), fixed.logits(QUERY))
 
 
 # ProKeR
@@ -157,69 +124,34 @@ def test_proker_is_lambda_times_scikit_learns_kernel_ridge_of_the_residuals(make
     correction = torch.tensor(ridge.predict(kernel(bank.test_features, keys, beta).numpy()))
     cosines = (bank.test_features @ bank.text_positive.t()).double()
     expected = (bank.logit_scale * (cosines + strength * correction)).float()
-    fitted = fit("ProKeR", bank, BETA=[[1, beta]], LAMBDA=[[1, strength]], SEARCH=False)
+    rows = {"BETA": [[1, 1.0], [2, beta], [4, 9.0]], "LAMBDA": [[1, 0.5], [3, strength]]}  # those of the shots, 3
+    fitted = fit("ProKeR", bank, **rows, SEARCH=False)
     torch.testing.assert_close(fitted.logits(bank.test_features), expected, rtol=1e-4, atol=1e-3)
 
 
-def test_proker_by_hand(plane, fit):
-    """One image a class, at right angles to each other, and beta so large that the kernel between them is nearly 0."""
-    bank = replace(plane, train_features=torch.eye(2)[None], train_labels=torch.tensor([1, 0]))
-    # K = I, Y - T = [[-1, 1], [1, -1]], and A = (1 / .5 + 1)^-1 of it: the first image gives (1 - 1/3, 1/3)
-    fitted = fit("ProKeR", bank, BETA=[[1, 50.0]], LAMBDA=[[1, 0.5]])
-    torch.testing.assert_close(fitted.logits(torch.eye(2)), torch.tensor([[200.0, 100.0], [100.0, 200.0]]) / 3)
-
-
 def options(**changed: object) -> CfgNode:
-    common = {"BETA": [[1, 1.0]], "LAMBDA": [[1, 2.0]], "SEARCH": True, "SEARCH_RANGE": [["", [1.0, 3.0, 0.5, 2.0]]]}
-    return CfgNode({**common, "SEARCH_STEP": [3, 2], **changed})
+    return CfgNode({"SEARCH_RANGE": [["", [1.0, 3.0, 0.5, 2.0]]], "SEARCH_STEP": [3, 2], **changed})
 
 
-def test_the_grid_holds_both_ends_and_even_steps_between_them():
-    betas, strengths = proker.grid(bank_of(AXES, [0, 1], AXES), options())
-    assert betas == [1.0, 2.0, 3.0]
-    assert strengths == [0.5, 2.0]
-    one = proker.grid(bank_of(AXES, [0, 1], AXES), options(SEARCH_STEP=[1, 1]))
-    assert one == ([1.0], [0.5])
-
-
-def test_the_grid_is_that_of_the_data_set():
-    rows = [["", [1.0, 3.0, 0.5, 2.0]], ["OxfordPets", [2.0, 4.0, 1.0, 3.0]]]
+def test_the_grid_holds_both_ends_and_even_steps_between_them_and_is_that_of_the_data_set():
     bank = bank_of(AXES, [0, 1], AXES, dataset="oxford_pets")
+    assert proker.grid(bank, options()) == ([1.0, 2.0, 3.0], [0.5, 2.0])
+    assert proker.grid(bank, options(SEARCH_STEP=[1, 1])) == ([1.0], [0.5])
+    rows = [["", [1.0, 3.0, 0.5, 2.0]], ["OxfordPets", [2.0, 4.0, 1.0, 3.0]]]
     assert proker.grid(bank, options(SEARCH_RANGE=rows)) == ([2.0, 3.0, 4.0], [1.0, 3.0])
 
 
-def test_the_search_lists_beta_first_and_of_equals_takes_the_smallest():
-    bank = bank_of(AXES, [0, 1], AXES, val=(AXES, [0, 1]), test=(AXES, [1, 0]))
-    best, selected = proker.search(bank, options())
-    table = selected["BETA, LAMBDA"]["candidates"]
-    assert [value for value, _ in table] == [(1.0, 0.5), (1.0, 2.0), (2.0, 0.5), (2.0, 2.0), (3.0, 0.5), (3.0, 2.0)]
-    assert {accuracy for _, accuracy in table} == {100.0}
-    assert best == selected["BETA, LAMBDA"]["value"] == (1.0, 0.5)
-
-
-def test_a_candidate_counts_by_text_and_kernel_together():
+def test_a_candidate_counts_by_text_and_kernel_together_and_of_equals_the_smallest_is_taken(fit):
     # One image of class 0, which the text takes for class 1: cosines (0.6, 0.8). Y - T = (0.4, -0.8). The val image is
     # the same, so the kernel is 1 and the correction is (0.4, -0.8) * lambda / (1 + lambda): with 0.5 a third of it,
     # (0.733, 0.533); with 0.1 a eleventh, (0.636, 0.727): only lambda 0.5 is right, whatever beta is.
-    bank = bank_of(AXES[:1], [0], [[0.6, 0.8], [0.8, 0.6]], val=(AXES[:1], [0]), test=(AXES[:1], [1]))
-    asked = options(SEARCH_RANGE=[["", [1.0, 3.0, 0.1, 0.5]]])
-    best, selected = proker.search(bank, asked)
-    assert best == (1.0, 0.5)
-    assert [accuracy for _, accuracy in selected["BETA, LAMBDA"]["candidates"]] == [0.0, 100.0] * 3
-
-
-@pytest.mark.parametrize("search", [True, False])
-def test_without_a_search_beta_and_lambda_are_those_of_the_shots(search):
-    val = None if search else (AXES, [0, 1])
-    bank = bank_of([*AXES, AXES[0]], [0, 1, 0], AXES, val=val)
-    rows = {"BETA": [[1, 1.0], [2, 4.0], [3, 9.0]], "LAMBDA": [[1, 0.5], [2, 0.25]]}
-    assert proker.search(bank, options(SEARCH=search, **rows)) == ((4.0, 0.25), {})
-
-
-@pytest.mark.parametrize("ends", [[0.0, 3.0, 0.1, 1.0], [1.0, 3.0, 0.0, 1.0]], ids=str)
-def test_a_grid_that_begins_at_zero_is_refused(ends):
-    with pytest.raises(UserError, match="BETA and LAMBDA must be above 0, got"):
-        proker.grid(bank_of(AXES, [0, 1], AXES), options(SEARCH_RANGE=[["", ends]]))
+    bank = bank_of(AXES[:1], [0], SLANTED, val=(AXES[:1], [0]), test=(AXES[:1], [1]))
+    fitted = fit("ProKeR", bank, SEARCH_RANGE=[["", [1.0, 3.0, 0.1, 0.5]]], SEARCH_STEP=[3, 2])
+    table = fitted.selected["BETA, LAMBDA"]["candidates"]
+    assert [value for value, _ in table] == [(1.0, 0.1), (1.0, 0.5), (2.0, 0.1), (2.0, 0.5), (3.0, 0.1), (3.0, 0.5)]
+    assert [accuracy for _, accuracy in table] == [0.0, 100.0] * 3
+    assert fitted.selected["BETA, LAMBDA"]["value"] == (1.0, 0.5)
+    close(fitted.logits(tensor(AXES[:1])), [[10 * (0.6 + 0.4 / 3), 10 * (0.8 - 0.8 / 3)]])
 
 
 # Linear probe
@@ -229,7 +161,7 @@ def test_a_grid_that_begins_at_zero_is_refused(ends):
 def test_linear_probe_is_scikit_learns(make_bank, c):
     bank = make_bank(shots=(3, 5, 4, 4))
     features, labels = bank.cache_keys(), bank.train_labels
-    weight, bias, _ = linear_probe.logistic_regression(features, labels, 4, c, 1000)
+    weight, bias, _ = linear_probes.logistic_regression(features, labels, 4, c, 1000)
     model = LogisticRegression(C=c, max_iter=1000, tol=1e-6).fit(features.numpy(), labels.numpy())
     expected = torch.tensor(model.predict_proba(bank.test_features.numpy()), dtype=torch.float32)
     found = F.linear(bank.test_features, weight, bias).softmax(dim=1)
@@ -258,21 +190,18 @@ def test_the_linear_probe_halves_the_decades_around_the_best_power_of_ten(best, 
         tried.append(round(math.log10(c), 4))
         return 100 - abs(math.log10(c) - best)
 
-    c, entry = linear_probe.search(probe_options(STEPS=steps), accuracy)
+    c, entry = linear_probes.search(probe_options(STEPS=steps), accuracy)
     assert tried == asked
     assert c == entry["value"] == pytest.approx(10**found)
     distances = [round(abs(math.log10(value)), 4) for value, _ in entry["candidates"]]
     assert distances == sorted(distances)  # listed by the distance from the option C, which is 10^0
 
 
-def test_of_equals_the_linear_probe_takes_the_c_nearest_to_the_option():
-    c, entry = linear_probe.search(probe_options(C=100.0), lambda c: 50.0)
-    assert c == 100.0
-    assert entry["candidates"][0] == [100.0, 50.0]
-    # In the first round as well: 1 and 0.01 are equally good, 0.01 is nearer to 0.001, so its decades are searched;
-    # of 0.001, which is one of their ends, and the others the nearest is taken
+def test_of_equals_the_linear_probe_takes_the_c_nearest_to_the_option_in_both_rounds():
+    # 1 and 0.01 are equally good, 0.01 is nearer to 0.001, so its decades are searched; of 0.001, which is one of their
+    # ends, and the others the nearest is taken
     best = {1.0, 0.01}
-    c, entry = linear_probe.search(probe_options(C=0.001, STEPS=1), lambda c: 90.0 if c in best else 50.0)
+    c, entry = linear_probes.search(probe_options(C=0.001, STEPS=1), lambda c: 90.0 if c in best else 50.0)
     assert c == 0.01
     tried = sorted(round(math.log10(value), 4) for value, _ in entry["candidates"])
     assert tried == [-3, -2, -1, 0, 2]
@@ -286,5 +215,4 @@ def test_the_linear_probe_without_val_keeps_its_c_and_counts_its_iterations(fit)
     assert a > 0.1
     assert 2 / (1 + math.exp(2 * a)) == pytest.approx(2 * a / 2.0, abs=2e-3)
     close(fitted.classifier.weights, [[a, -a], [-a, a]])
-    assert fitted.selected == {}
     assert fitted.epochs == fitted.steps > 0

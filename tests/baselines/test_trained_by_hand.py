@@ -6,14 +6,12 @@ import math
 
 import pytest
 import torch
-from by_hand import bank_of
+from by_hand import AXES, bank_of
 
 from trainers.hegraph.baselines.trained import BestEpoch, batches, train
 from trainers.hegraph.training.batches import Batch
 from trainers.hegraph.training.schedule import constant
 from trainers.hegraph.utils.errors import UserError
-
-AXES = [[1.0, 0.0], [0.0, 1.0]]
 
 
 def test_batches_hold_every_image_with_its_label():
@@ -55,14 +53,6 @@ def test_every_step_goes_down_its_own_gradient_at_the_rate_of_the_schedule():
     assert v.item() == pytest.approx(1 - 1.375)
     assert not w.requires_grad
     assert not v.requires_grad
-
-
-def test_one_epoch_is_enough_and_none_is_refused():
-    w = torch.tensor(1.0, requires_grad=True)
-    optimizer = torch.optim.SGD([w], lr=0.5)
-    assert train(optimizer, lambda batch: w, TwoBatches(), 1, constant) == 2
-    with pytest.raises(UserError, match="EPOCHS must be at least 1, got 0"):
-        train(optimizer, lambda batch: w, TwoBatches(), 0, constant)
 
 
 def test_a_loss_that_becomes_infinite_ends_the_training_with_the_epoch_and_the_largest_rate():

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from trainers.hegraph.features.bank import load_bank
-from trainers.hegraph.training.choice import check_candidates, choose, has_val, score, val_accuracy, val_images
-from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.training.choice import choose, has_val, score, val_accuracy, val_images
 
 
 @pytest.fixture
@@ -17,22 +16,13 @@ def bank(tiny_bank):
     return load_bank(tiny_bank)
 
 
-def test_of_equally_good_candidates_the_first_is_taken():
-    assert choose([3, 1, 2], lambda candidate: 50.0)[0] == 3
-    assert choose(["a", "b"], {"a": 50.0, "b": 50.00001}.__getitem__)[0] == "b"  # though they are listed alike
-    assert choose([3, 1, 2, 4], {3: 20.0, 1: 60.0, 2: 60.0, 4: 60.0}.__getitem__)[0] == 1
-
-
-def test_candidates_are_asked_once_each_in_their_order_and_listed_with_four_digits():
-    asked = []
-
-    def accuracy_of(candidate: int) -> float:
-        asked.append(candidate)
-        return 100 * candidate / 3
-
-    best, entry = choose([1, 0, 2], accuracy_of)
-    assert asked == [1, 0, 2]
-    assert (best, entry) == (2, {"value": 2, "candidates": [[1, 33.3333], [0, 0.0], [2, 66.6667]]})
+def test_of_equally_good_candidates_the_nearest_or_the_first_is_taken_and_all_are_listed_with_four_digits():
+    assert choose({3: 50.0, 1: 50.0})[0] == 3
+    assert choose({"a": 50.0, "b": 50.00001})[0] == "b"  # though they are listed alike
+    accuracies = {3: 20.0, 1: 200 / 3, 2: 200 / 3, 4: 200 / 3}
+    assert choose(accuracies) == (1, {"value": 1, "candidates": [[3, 20.0], [1, 66.6667], [2, 66.6667], [4, 66.6667]]})
+    best, entry = choose(accuracies, lambda candidate: abs(candidate - 3.6))
+    assert (best, [value for value, _ in entry["candidates"]]) == (4, [4, 3, 2, 1])
 
 
 def test_val_is_the_val_split_and_never_test(bank):
@@ -77,10 +67,3 @@ def test_macro_f1_is_over_the_classes_that_occur_in_the_labels():
     scores = score(one_hot(0, 3, 1, 1), torch.tensor([0, 0, 1, 1]))
     assert scores["macro_f1"] == pytest.approx(100 * (2 / 3 + 1) / 2)
     assert score(one_hot(2, 1), torch.tensor([2, 1])) == {"accuracy": 100.0, "macro_f1": 100.0}
-
-
-@pytest.mark.parametrize("values", [[], ["1"], [1, None]])
-def test_candidates_are_one_number_or_more(values):
-    check_candidates("ALPHAS", [0, 1.5])
-    with pytest.raises(UserError, match="ALPHAS must be a list of one number or more"):
-        check_candidates("ALPHAS", values)

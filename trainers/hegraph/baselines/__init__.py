@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .base import Method
 
-# Name of the class, which is what `--trainer` says -> the file beside this one. Tables list them in this order.
+# Name of the class, which is what `--trainer` says -> its file. Tables list them in this order.
 METHODS: dict[str, str] = {
-    "ZeroShot": "zero_shot",
-    "LinearProbe": "linear_probe",
-    "CoOp": "coop",
-    "CLIPAdapter": "clip_adapter",
-    "TaskRes": "task_res",
+    "ZeroShot": "class_features",
+    "LinearProbe": "linear_probes",
+    "CoOp": "class_features",
+    "CLIPAdapter": "class_features",
+    "TaskRes": "class_features",
     "TipAdapter": "tip_adapter",
     "TipAdapterF": "tip_adapter",
-    "GraphAdapter": "graph_adapter",
+    "GraphAdapter": "class_features",
     "ProtoCLIP": "proto_clip",
-    "LPPlusPlus": "lp_plus_plus",
-    "CLAP": "clap",
-    "GDA": "gda",
-    "TIMO": "timo",
-    "TIMOS": "timo",
+    "LPPlusPlus": "linear_probes",
+    "CLAP": "class_features",
+    "GDA": "gaussians",
+    "TIMO": "gaussians",
+    "TIMOS": "gaussians",
     "ProKeR": "proker",
     "APE": "ape",
     "APET": "ape",

@@ -35,9 +35,8 @@ from torch import Tensor
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, affinities, cache_affinities, cache_logits, text_logits
-from ..utils.errors import UserError
-from .base import Defaults, Options, by_dataset, named_numbers, value_for_task
-from .cached import Cache, CacheMethod
+from .base import Defaults, Options, by_dataset, check_numbers, value_for_task
+from .tip_adapter import Cache, CacheMethod
 
 
 class APE(CacheMethod):
@@ -76,7 +75,6 @@ class APE(CacheMethod):
     searched = order = ("ALPHA", "BETA", "GAMMA")
 
     def start(self, bank: FeatureBank, options: Options) -> Cache:
-        """N keys and N divergences, which are not trained."""
         kept, labels = refine(bank, options, images=True), bank.train_labels
         keys, text = F.normalize(bank.cache_keys()[:, kept], dim=-1), bank.text_positive[:, kept]
         log_p = text_logits(keys, text, 1.0).log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
@@ -113,7 +111,6 @@ class APET(CacheMethod):
     }  # fmt: skip
 
     def start(self, bank: FeatureBank, options: Options) -> Cache:
-        """K * channels residuals and N weights."""
         kept, keys = refine(bank, options, images=False), bank.cache_keys()
         labels, text = bank.train_labels, bank.text_positive
         residual = text.new_zeros(len(text), len(kept)).requires_grad_()
@@ -141,10 +138,9 @@ def refine(bank: FeatureBank, options: Options, images: bool) -> Tensor:
 
     The similarity is taken over the text features and, with `images`, the training images.
     """
-    share, pair = (value_for_task(options, key, bank) for key in ("CHANNELS", "WEIGHTS"))
-    if not 0 < share <= 1:
-        raise UserError(f"a value of CHANNELS must be a share of the channels, above 0 and at most 1, got {share}")
-    weights = named_numbers("a value of WEIGHTS", pair, ("similarity", "variance"))
+    share, weights = (value_for_task(options, key, bank) for key in ("CHANNELS", "WEIGHTS"))
+    check_numbers("a value of CHANNELS", [share], most=1)
+    check_numbers("a value of WEIGHTS", weights, -math.inf, count=2)
     text = bank.text_positive
     sums, counts = text.clone(), torch.ones_like(text[:, 0])
     if images:
@@ -153,5 +149,5 @@ def refine(bank: FeatureBank, options: Options, images: bool) -> Tensor:
     # The sum over all pairs less that over pairs within a class is the sum over pairs of different classes
     pairs = counts.sum() ** 2 - counts.square().sum()
     similarity = (sums.sum(dim=0).square() - sums.square().sum(dim=0)) / pairs
-    criterion = -weights["similarity"] * similarity + weights["variance"] * text.var(dim=0)
+    criterion = -weights[0] * similarity + weights[1] * text.var(dim=0)
     return criterion.topk(max(1, round(share * len(criterion)))).indices

@@ -1,8 +1,8 @@
 """What a method is: the contract that every method HeGraphAdapter is compared with keeps.
 
-A method is a class whose name is what `--trainer` says; `METHODS` in `__init__.py` has a row for it. Its file opens
-with the paper, the equation and the distance from the original. Methods that train class features derive from
-`TrainedClassifier` (`trained.py`), those that add a cache to the text from `CacheMethod` (`cached.py`).
+A method is a class whose name is what `--trainer` says; `METHODS` in `__init__.py` has a row for it. Its docstring, or
+its file's, has the paper, the equation and the distance from the original. Methods that train class features derive
+from `TrainedClassifier` (`trained.py`), those that add a cache to the text from `CacheMethod` (`tip_adapter.py`).
 
 Two distances are not repeated in the files. Originals that train by epochs augment the images anew in each, and those
 in Dassl (CoOp, CLIP-Adapter, TaskRes, GraphAdapter) leave out its last batch if that is not full; here each epoch draws
@@ -14,10 +14,11 @@ Shapes: N training images, V augmented views of each, K classes, d feature width
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,7 +26,6 @@ from torch import Tensor
 from ..datasets.registry import canonical_name
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier
-from ..training.choice import choose, has_val, val_accuracy
 from ..training.confidence import Calibration
 from ..utils.errors import UserError
 from ..utils.option import values_up_to
@@ -35,12 +35,12 @@ if TYPE_CHECKING:  # open_clip takes seconds to import, and most methods do not 
 
 Defaults = Mapping[str, Any]  # option -> a bool, a number, a string or a list of such
 Options = Any  # of a run: a frozen dataclass with a field for each key of `defaults`
-T = TypeVar("T")
+SMALLEST = 1e-12  # the least value of an option that must be above 0
 
 
 @dataclass(frozen=True)
 class FittedMethod:
-    """A method after it has been fitted to a few-shot task.
+    """A method after it has been fitted to a few-shot task; `transferable` to `class_nodes` are HeGraphAdapter's alone.
 
     Attributes:
         logits: Maps unit-norm image features `[B, d]` to logits `[B, K]`.
@@ -50,17 +50,13 @@ class FittedMethod:
         transfer: Maps a bank of other classes to the logits of its test images; None if there is no rule for them.
         classifier: The same as class weights and a cache, which a run saves; None if `Method.not_saved` says why not.
         transfer_rule: How a saved model reaches other classes: "zero-shot" as CLIP does, "adapter" by `transferable`,
-            which HeGraphAdapter has, or "none".
-        text_classifier: HeGraphAdapter without its cache, which has learned the style of the training images: what is
-            used in other domains.
-        variant: HeGraphAdapter's variant; "" for another method.
-        text_nodes: HeGraphAdapter's positive text nodes before and after message passing, each `[K, d]` of unit norm.
-        state: HeGraphAdapter's trained parameters, by name.
-        class_nodes: HeGraphAdapter's visual nodes in the whitened space, shape `[K, d]`; None without closed form.
-        seconds: How long fitting took.
-        calibration: The temperature of the logits, and what it was fitted on.
+            or "none".
+        text_classifier: The classifier without its cache, which has learned the style of the training images.
+        text_nodes: Positive text nodes before and after message passing, each `[K, d]` of unit norm.
+        state: Trained parameters, by name.
+        class_nodes: Visual nodes in the whitened space, shape `[K, d]`; None without closed form.
         together: Whether `logits` takes all test images at once, and says of one what depends on the others.
-        heard: The keys with which a record tells of the images without labels that the method has heard; {} without.
+        heard: The keys with which a record tells of the images without labels that the method has heard.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -89,8 +85,7 @@ class Method(ABC):
     Attributes:
         defaults: The options with their values, which become keys below `TRAINER.<NAME IN CAPITALS>`.
         needs_backbone: Whether `fit` needs the frozen CLIP itself, so that the method does not run on a feature bank.
-        needs_base: Whether it corrects the predictions of another method, `BASE`, for all test images together; see
-            `transductive.py`.
+        needs_base: Whether it corrects the predictions of another method, `BASE`; see `transductive.py`.
         trainer_of_coop: Whether CoOp has a trainer of this name, which Dassl keeps; ours runs without Dassl only.
         not_saved: Why a run leaves no model folder; "" if it leaves one, because `fit` returns a `classifier`.
     """
@@ -122,26 +117,6 @@ def cosine_classifier(class_features: Tensor, logit_scale: float) -> FoldedClass
     return FoldedClassifier(logit_scale * F.normalize(class_features, dim=-1))
 
 
-def best_on_val(
-    name: str,
-    start: T,
-    candidates: Sequence[T],
-    classifier: Callable[[T], FoldedClassifier],
-    bank: FeatureBank,
-    search: bool,
-) -> FittedMethod:
-    """The classifier of the candidate that is best on val, of equally good ones the first; without val, of `start`.
-
-    `name` is what the record calls the candidates. Nothing is trained.
-    """
-    selected = {}
-    if search and has_val(bank):
-        start, entry = choose(candidates, lambda values: val_accuracy(classifier(values).logits, bank))
-        selected = {name: entry}
-    fitted = classifier(start)
-    return FittedMethod(fitted.logits, selected=selected, classifier=fitted)
-
-
 def by_dataset(others: Any, **named: Any) -> list[list]:
     """The rows `[data set, value]` of an option: one for each named data set, and "" for all others."""
     return [["", others], *([name, value] for name, value in named.items())]
@@ -157,34 +132,29 @@ def value_for_task(options: Options, key: str, bank: FeatureBank) -> Any:
     rows = getattr(options, key)
     if not isinstance(rows, (list, tuple)):
         return rows
-    if all(_is_row(row, int) for row in rows):
-        shots = int(bank.train_labels.bincount().max())
-        task, found = f"{shots} shots", values_up_to(rows, shots)
-    elif all(_is_row(row, str) for row in rows):
-        task, values = repr(bank.dataset), {canonical_name(name): value for name, value in rows}
-        found = [values[name] for name in ("", canonical_name(bank.dataset)) if name in values]
-    else:
+    shots = int(bank.train_labels.bincount().max())
+    try:
+        if all(isinstance(first, str) for first, _ in rows):
+            named = {canonical_name(name): value for name, value in rows}
+            found = named.get(canonical_name(bank.dataset), named.get(""))
+        else:
+            found = values_up_to(rows, shots)[-1]
+    except (IndexError, TypeError, ValueError):
+        found = None
+    if not all(isinstance(value, (int, float)) for value in (found if isinstance(found, (list, tuple)) else [found])):
         raise UserError(
-            f"{key} must have rows [data set, value] or [from this many shots, value] of numbers, got {rows}"
+            f"{key} must have rows [data set, number] or [from this many shots, number], one of them for "
+            f"{bank.dataset!r} or {shots} shots, got {rows}"
         )
-    if not found:
-        raise UserError(f"{key} has no row for {task}: {rows}; a row ['', value] or [1, value] is for all others")
-    return found[-1]
+    return found
 
 
-def _is_row(row: object, kind: type) -> bool:
-    if not (isinstance(row, (list, tuple)) and len(row) == 2 and isinstance(row[0], kind)):
-        return False
-    values = row[1] if isinstance(row[1], (list, tuple)) else [row[1]]
-    return all(isinstance(value, (int, float)) for value in values)
-
-
-def named_numbers(key: str, values: Sequence, names: Sequence[str], counts: bool = False) -> dict[str, Any]:
-    """The numbers of an option by name; raises UserError if it holds another number, or no whole ones for `counts`."""
-    good = isinstance(values, (list, tuple)) and len(values) == len(names)
-    if good and counts:
-        good = all(isinstance(value, int) and value >= 1 for value in values)
-    if not good or not all(isinstance(value, (int, float)) for value in values):
-        kind = "whole numbers from 1" if counts else "numbers"
-        raise UserError(f"{key} must be {len(names)} {kind}, for {', '.join(names)}, got {values!r}")
-    return dict(zip(names, values))
+def check_numbers(
+    name: str, values: Any, least: float = SMALLEST, most: float = math.inf, count: int = 0, whole: bool = False
+) -> None:
+    """Raises UserError if an option is no list of numbers in a range, by default above 0, or not of `count` of them."""
+    kind = int if whole else (int, float)
+    listed = isinstance(values, (list, tuple)) and len(values) == (count or max(len(values), 1))
+    if not (listed and all(isinstance(value, kind) and least <= value <= most for value in values)):
+        number = f"{count or 'one or more'} {'whole ' if whole else ''}numbers"
+        raise UserError(f"{name} must be {number} from {least} to {most}, got {values}")

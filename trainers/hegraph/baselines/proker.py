@@ -29,10 +29,7 @@ from torch import Tensor
 from ..features.bank import FeatureBank
 from ..method.cache import cache_affinities, text_logits
 from ..training.choice import accuracy, choose, has_val, val_images
-from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method, Options, by_dataset, named_numbers, value_for_task
-
-RANGE = ("smallest BETA", "largest BETA", "smallest LAMBDA", "largest LAMBDA")
+from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_numbers, value_for_task
 
 
 class ProKeR(Method):
@@ -55,8 +52,11 @@ class ProKeR(Method):
     not_saved: ClassVar[str] = "each image of its cache has a weight for every class"
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        """Solves a linear system of N equations; `seed` changes nothing."""
-        (beta, strength), selected = search(bank, options)
+        beta, strength = (value_for_task(options, key, bank) for key in ("BETA", "LAMBDA"))
+        check_numbers("BETA and LAMBDA", [beta, strength])
+        selected = {}
+        if options.SEARCH and has_val(bank):
+            (beta, strength), selected["BETA, LAMBDA"] = choose(accuracies_on_val(bank, *grid(bank, options)))
         keys, coefficients = bank.cache_keys(), solve(bank, beta, [strength])[0]
 
         def logits(features: Tensor) -> Tensor:
@@ -76,37 +76,24 @@ def solve(bank: FeatureBank, beta: float, strengths: list[float]) -> list[Tensor
     return [torch.cholesky_solve(targets, torch.linalg.cholesky(kernel / lam + identity)) for lam in strengths]
 
 
-def search(bank: FeatureBank, options: Options) -> tuple[tuple[float, float], dict]:
-    """Beta and lambda, chosen on val, and `FittedMethod.selected`; without val or SEARCH they are the options'."""
-    if not (options.SEARCH and has_val(bank)):
-        start = value_for_task(options, "BETA", bank), value_for_task(options, "LAMBDA", bank)
-        check_positive(*start)
-        return start, {}
-    betas, strengths = grid(bank, options)
+def accuracies_on_val(bank: FeatureBank, betas: list[float], strengths: list[float]) -> dict[tuple, float]:
+    """The accuracy in percent on val of every pair of beta and lambda."""
     features, labels = val_images(bank)
-    text = text_logits(features, bank.text_positive, 1.0)
-    accuracies: dict[tuple[float, float], float] = {}
+    text, accuracies = text_logits(features, bank.text_positive, 1.0), {}
     for beta in betas:
         to_val = cache_affinities(features, bank.cache_keys(), beta)
         for strength, coefficients in zip(strengths, solve(bank, beta, strengths)):
             accuracies[beta, strength] = accuracy(text + to_val @ coefficients, labels)
-    best, entry = choose(list(accuracies), accuracies.__getitem__)
-    return best, {"BETA, LAMBDA": entry}
+    return accuracies
 
 
 def grid(bank: FeatureBank, options: Options) -> tuple[list[float], list[float]]:
     """The candidates for beta and for lambda, the smallest first."""
-    ends = named_numbers("a value of SEARCH_RANGE", value_for_task(options, "SEARCH_RANGE", bank), RANGE)
-    counts = named_numbers("SEARCH_STEP", options.SEARCH_STEP, ("BETA", "LAMBDA"), counts=True)
+    ends = value_for_task(options, "SEARCH_RANGE", bank)
+    check_numbers("a value of SEARCH_RANGE", ends, count=4)
+    check_numbers("SEARCH_STEP", options.SEARCH_STEP, 1, count=2, whole=True)
     betas, strengths = (
-        torch.linspace(ends[f"smallest {name}"], ends[f"largest {name}"], count, dtype=torch.float64).tolist()
-        for name, count in counts.items()
+        torch.linspace(*pair, count, dtype=torch.float64).tolist()
+        for pair, count in zip((ends[:2], ends[2:]), options.SEARCH_STEP)
     )
-    check_positive(min(betas), min(strengths))
     return betas, strengths
-
-
-def check_positive(beta: float, strength: float) -> None:
-    """Raises UserError if beta or lambda is not above 0."""
-    if beta <= 0 or strength <= 0:
-        raise UserError(f"BETA and LAMBDA must be above 0, got {beta} and {strength}")

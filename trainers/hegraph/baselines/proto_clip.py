@@ -34,13 +34,11 @@ from ..features.bank import FeatureBank
 from ..training.batches import Batch
 from ..training.choice import accuracy, choose, has_val, val_accuracy, val_images
 from ..training.schedule import constant
-from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method, Options, value_for_task
-from .trained import BestEpoch, batches, train
+from .base import SMALLEST, Defaults, FittedMethod, Method, Options, check_numbers, value_for_task
+from .trained import BestEpoch, batches, bottleneck, train
 
 ALPHAS = [i / 10 for i in range(11)]
 BETAS = [i / 10 for i in range(1, 10)] + [float(i) for i in range(1, 21)]
-SMALLEST_NORM = 1e-12
 
 
 class ProtoCLIP(Method):
@@ -65,25 +63,25 @@ class ProtoCLIP(Method):
     not_saved: ClassVar[str] = "its adapter changes the feature of the image to classify"
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
-        """Trains (N + K) * d memories and the adapter; `seed` initialises it, orders batches and draws views."""
-        if not 0 <= options.ALPHA <= 1:
-            raise UserError(f"ALPHA must lie in 0 ... 1, got {options.ALPHA}")
-        for key in ("BETA", "TEMPERATURE", "ASK_EVERY"):
-            if getattr(options, key) <= 0:
-                raise UserError(f"{key} must be above 0, got {getattr(options, key)}")
+        check_numbers("ALPHA", [options.ALPHA], 0, 1)
+        check_numbers("BETA and TEMPERATURE", [options.BETA, options.TEMPERATURE])
+        check_numbers("ASK_EVERY", [options.ASK_EVERY], 1, whole=True)
         model = Prototypes(bank, options, seed)
         (alpha, beta), before = search(bank, options, model.cosines)
         epochs = options.EPOCHS if before else value_for_task(options, "EPOCHS_WITHOUT_VAL", bank)
 
         def loss(batch: Batch) -> Tensor:
             images, text = model.prototypes()
-            queries = model.adapter(batch.features)
+            queries = model.adapt(batch.features)
             log_p = mixture(queries @ images.t(), queries @ text.t(), alpha, beta)
             return F.nll_loss(log_p, batch.labels) + alignment_loss(images, text, options.TEMPERATURE)
 
+        def logits(features: Tensor) -> Tensor:  # with the alpha and the beta of the moment
+            return mixture(*model.cosines(model.adapt(features)), alpha, beta)
+
         def look_at_val(epoch: int) -> None:
             if before and epoch % options.ASK_EVERY == 0:
-                best_epoch.record(epoch, val_accuracy(lambda features: model(features, alpha, beta), bank))
+                best_epoch.record(epoch, val_accuracy(logits, bank))
 
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=options.LR, eps=options.EPS, weight_decay=options.WEIGHT_DECAY, fused=True
@@ -94,10 +92,10 @@ class ProtoCLIP(Method):
         if best_epoch.candidates:
             selected["EPOCH"] = best_epoch.restore()
             (alpha, beta), selected["ALPHA, BETA at last"] = search(
-                bank, options, lambda features: model.cosines(model.adapter(features))
+                bank, options, lambda features: model.cosines(model.adapt(features))
             )
         number = sum(parameter.numel() for parameter in model.parameters())
-        return FittedMethod(lambda features: model(features, alpha, beta), number, epochs, steps, selected)
+        return FittedMethod(logits, number, epochs, steps, selected)
 
 
 class Prototypes(nn.Module):
@@ -105,12 +103,17 @@ class Prototypes(nn.Module):
 
     def __init__(self, bank: FeatureBank, options: Options, seed: int) -> None:
         super().__init__()
-        self.labels = bank.train_labels
+        self.labels, self.ratio = bank.train_labels, options.RATIO
         self.images = nn.Parameter(bank.cache_keys().clone())  # [N, d]
         self.text = nn.Parameter(bank.text_positive.clone())  # [K, d]
-        with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU
-            torch.manual_seed(seed)
-            self.adapter = QueryAdapter(self.text.shape[1], options.REDUCTION, options.RATIO).to(self.text.device)
+        down, up = bottleneck(self.text.shape[1], options, seed)
+        layers = down, nn.LayerNorm(down.out_features), up, nn.LayerNorm(up.out_features)
+        self.layers = nn.Sequential(*layers).to(self.text.device)
+
+    def adapt(self, features: Tensor) -> Tensor:
+        """`A(f)`, an MLP beside the feature: `[B, d]` to unit-norm `[B, d]`."""
+        share = self.ratio / features.shape[1] ** 0.5
+        return unit(torch.add((1 - self.ratio) * features, self.layers(features), alpha=share))
 
     def prototypes(self) -> tuple[Tensor, Tensor]:
         """The image prototypes c and the text prototypes t, unit-norm, both `[K, d]`."""
@@ -122,32 +125,6 @@ class Prototypes(nn.Module):
         images, text = self.prototypes()
         return queries @ images.t(), queries @ text.t()
 
-    def forward(self, features: Tensor, alpha: float, beta: float) -> Tensor:
-        """Image features `[B, d]` to the log of `P(k | f)`, shape `[B, K]`."""
-        return mixture(*self.cosines(self.adapter(features)), alpha, beta)
-
-
-class QueryAdapter(nn.Module):
-    """`A(f)`, an MLP beside the feature: `[B, width]` to unit-norm `[B, width]`."""
-
-    def __init__(self, width: int, reduction: int, ratio: float) -> None:
-        super().__init__()
-        if not 1 <= reduction <= width or not 0 <= ratio <= 1:
-            raise UserError(f"REDUCTION must lie in 1 ... {width} and RATIO in 0 ... 1, got {reduction} and {ratio}")
-        narrow = width // reduction
-        down, up = nn.Linear(width, narrow, bias=False), nn.Linear(narrow, width, bias=False)
-        self.layers = nn.Sequential(down, nn.LayerNorm(narrow), up, nn.LayerNorm(width))
-        self.width, self.ratio = width, ratio
-
-    def forward(self, features: Tensor) -> Tensor:
-        share = self.ratio / self.width**0.5
-        return unit(torch.add((1 - self.ratio) * features, self.layers(features), alpha=share))
-
-
-def unit(rows: Tensor) -> Tensor:
-    """Rows scaled to norm 1, as by `F.normalize`."""
-    return _Unit.apply(rows)
-
 
 class _Unit(torch.autograd.Function):
     """`u = x / |x|` with the gradient `(g - u (u . g)) / |x|`, which takes a third of the time of `F.normalize`'s.
@@ -157,7 +134,7 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        scale = rows.norm(dim=-1, keepdim=True).clamp_min(SMALLEST_NORM).reciprocal()
+        scale = rows.norm(dim=-1, keepdim=True).clamp_min(SMALLEST).reciprocal()
         scaled = rows * scale
         ctx.save_for_backward(scaled, scale)
         return scaled
@@ -168,6 +145,9 @@ class _Unit(torch.autograd.Function):
         scaled, scale = ctx.saved_tensors
         along = torch.linalg.vecdot(scaled, gradient).unsqueeze(-1)
         return torch.addcmul(gradient, scaled, along, value=-1).mul_(scale)
+
+
+unit: Callable[[Tensor], Tensor] = _Unit.apply  # rows scaled to norm 1, as by `F.normalize`
 
 
 def mixture(to_images: Tensor, to_text: Tensor, alpha: float, beta: float) -> Tensor:
@@ -198,7 +178,7 @@ def search(
     def distance(values: tuple[float, float]) -> float:
         return abs(values[0] - start[0]) + abs(values[1] - start[1]) / BETAS[-1]
 
-    candidates = sorted({start, *itertools.product(ALPHAS, BETAS)}, key=distance)
     features, labels = val_images(bank)
     known = cosines(features)
-    return choose(candidates, lambda values: accuracy(mixture(*known, *values), labels))
+    candidates = {start, *itertools.product(ALPHAS, BETAS)}
+    return choose({values: accuracy(mixture(*known, *values), labels) for values in candidates}, distance)

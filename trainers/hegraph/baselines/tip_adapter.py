@@ -1,4 +1,4 @@
-"""Tip-Adapter, training-free, and Tip-Adapter-F, with trained keys.
+"""Tip-Adapter, training-free, and Tip-Adapter-F, with trained keys; and what they share with APE: a cache and a search.
 
 Zhang, Fang, Zhang, Gao, Li, Dai, Qiao, Li: Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification.
 ECCV 2022.
@@ -19,17 +19,118 @@ search; here the last epoch counts, after the search.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import itertools
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, affinities, cache_logits, text_logits
-from .base import Defaults, Options, by_dataset, cosine_classifier
-from .cached import Cache, CacheMethod
+from ..training.batches import Batch
+from ..training.choice import accuracy, choose, has_val, val_images
+from ..training.schedule import cosine
+from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_numbers, cosine_classifier, value_for_task
+from .trained import batches, train
+
+LOWEST = {"ALPHA": 0.1, "BETA": 0.1, "GAMMA": 0.0}  # where the grids of Tip-Adapter's and APE's authors begin
+
+Values = tuple[float, ...]  # alpha, beta and, in APE, gamma
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The two parts of a prediction.
+
+    Attributes:
+        text: Maps image features `[B, d]` to the text's logits `[B, K]`.
+        cache: Maps image features and all numbers but alpha to the cache's logits `[B, K]`, which alpha weighs.
+        parameters: What is trained.
+        folded: Gives the classifier, whose alpha and beta are still open; None if the method has another form.
+    """
+
+    text: Callable[[Tensor], Tensor]
+    cache: Callable[..., Tensor]
+    parameters: Sequence[Tensor] = ()
+    folded: Callable[[], FoldedClassifier] | None = None
+
+    def logits(self, features: Tensor, alpha: float, *others: float) -> Tensor:
+        """`text + alpha * cache`, shape `[B, K]`."""
+        return self.text(features) + alpha * self.cache(features, *others)
+
+
+class CacheMethod(Method):
+    """A method that adds a cache to the text's logits. What it trains is trained with cross-entropy, AdamW and a cosine
+    by step, at the values of ALPHA and BETA where the search starts.
+
+    `searched` names the numbers, alpha first; `order` is theirs in SEARCH_SCALE and SEARCH_STEP, as the authors do it.
+    """
+
+    searched: ClassVar[Sequence[str]] = ("ALPHA", "BETA")
+    order: ClassVar[Sequence[str]] = ("ALPHA", "BETA")
+
+    @abstractmethod
+    def start(self, bank: FeatureBank, options: Options) -> Cache:
+        """The cache as it is before the first step; arguments as of `fit`."""
+
+    def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
+        start = {name: value_for_task(options, name, bank) for name in self.searched}
+        cache, epochs, steps = self.start(bank, options), 0, 0
+        if cache.parameters:
+
+            def loss(batch: Batch) -> Tensor:
+                return F.cross_entropy(cache.logits(batch.features, *start.values()), batch.labels)
+
+            rate, eps, epochs = (value_for_task(options, key, bank) for key in ("LR", "EPS", "EPOCHS"))
+            optimizer = torch.optim.AdamW(cache.parameters, rate, eps=eps, weight_decay=options.WEIGHT_DECAY)
+            data = batches(bank, options.BATCH_SIZE, seed)
+            steps = train(optimizer, loss, data, epochs, cosine(epochs * data.steps_per_epoch))
+        values, selected = search(bank, options, start, cache, self.order)
+        number = sum(parameter.numel() for parameter in cache.parameters)
+        folded = None if cache.folded is None else replace(cache.folded(), alpha=values[0], beta=values[1])
+        return FittedMethod(
+            lambda features: cache.logits(features, *values), number, epochs, steps, selected, classifier=folded
+        )
+
+
+@torch.no_grad()
+def search(
+    bank: FeatureBank, options: Options, start: dict[str, float], cache: Cache, order: Sequence[str]
+) -> tuple[Values, dict]:
+    """Chooses the numbers of a cache method on val. Without val images, or without SEARCH, the start values stay.
+
+    Candidates are a grid, which ends a step before SEARCH_SCALE and holds SEARCH_STEP values, both in the given order,
+    and the start's beta (and gamma) with all alphas. `start` has the values that the search starts at, ALPHA first; of
+    equally good candidates the nearest to them is taken. Returns the numbers, and `FittedMethod.selected`.
+    """
+    values = tuple(start.values())
+    if not (options.SEARCH and has_val(bank)):
+        return values, {}
+    scale = value_for_task(options, "SEARCH_SCALE", bank)
+    check_numbers("a value of SEARCH_SCALE", scale, count=len(order))
+    check_numbers("SEARCH_STEP", options.SEARCH_STEP, 1, count=len(order), whole=True)
+    ends, counts = dict(zip(order, scale)), dict(zip(order, options.SEARCH_STEP))
+    alphas, *axes = (
+        [round(LOWEST[name] + i * (ends[name] - LOWEST[name]) / counts[name], 4) for i in range(counts[name])]
+        for name in start
+    )
+    features, labels = val_images(bank)
+    text, accuracies = cache.text(features), {}
+    for rest in [values[1:], *itertools.product(*axes)]:
+        of_images = cache.cache(features, *rest)
+        for alpha in [values[0], *alphas] if rest == values[1:] else alphas:
+            accuracies[(alpha, *rest)] = accuracy(text + alpha * of_images, labels)
+
+    def distance(candidate: Values) -> float:
+        return sum(abs(c - s) / ends[name] for c, s, name in zip(candidate, values, start))
+
+    best, entry = choose(accuracies, distance)
+    return best, {", ".join(start): entry}
+
 
 # The options of the search, those of both methods
 SEARCH: Defaults = {
@@ -55,7 +156,6 @@ class TipAdapter(CacheMethod):
     order = ("BETA", "ALPHA")
 
     def start(self, bank: FeatureBank, options: Options) -> Cache:
-        """N * d keys, which are not trained."""
         return cache_beside_text(bank, F.normalize(bank.cache_keys(), dim=-1))
 
 
@@ -80,7 +180,6 @@ class TipAdapterF(CacheMethod):
     order = ("BETA", "ALPHA")
 
     def start(self, bank: FeatureBank, options: Options) -> Cache:
-        """N * d keys."""
         keys = bank.cache_keys().clone().requires_grad_()
         return cache_beside_text(bank, keys, [keys])
 
@@ -88,13 +187,12 @@ class TipAdapterF(CacheMethod):
 def cache_beside_text(bank: FeatureBank, keys: Tensor, parameters: Sequence[Tensor] = ()) -> Cache:
     """Zero-shot CLIP and a cache with keys of shape `[N, d]`, which are taken at the norm that they have."""
 
-    def text(features: Tensor) -> Tensor:
-        return text_logits(features, bank.text_positive, bank.logit_scale)
-
     def cache(features: Tensor, beta: float) -> Tensor:
         return cache_logits(affinities(features @ keys.t(), beta), bank.train_labels, len(bank.text_positive))
 
     def folded() -> FoldedClassifier:
         return replace(cosine_classifier(bank.text_positive, bank.logit_scale), keys=keys, labels=bank.train_labels)
 
-    return Cache(text, cache, parameters, folded)
+    return Cache(
+        lambda features: text_logits(features, bank.text_positive, bank.logit_scale), cache, parameters, folded
+    )

@@ -1,4 +1,4 @@
-"""What trained methods share: the class features they train, batches, the training loop, the best epoch on val."""
+"""What trained methods share: the class features they train, the training loop, the best epoch on val."""
 
 from __future__ import annotations
 
@@ -9,28 +9,17 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
 from ..training.batches import BankBatches, Batch, TrainingData
 from ..training.schedule import Schedule, cosine_by_epoch
 from ..utils.errors import UserError
-from .base import Defaults, FittedMethod, Method, Options, cosine_classifier, value_for_task
+from .base import FittedMethod, Method, Options, check_numbers, cosine_classifier, value_for_task
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
-
-# CoOp's training, which CLIP-Adapter has as well
-COOP_TRAINING: Defaults = {
-    "LR": 2e-3,  # SGD's learning rate
-    "EPOCHS": [[1, 50], [2, 100], [8, 200]],  # rows [from this many shots, epochs]
-    "BATCH_SIZE": 32,  # images per step
-    "MOMENTUM": 0.9,
-    "WEIGHT_DECAY": 5e-4,
-    "WARMUP_EPOCHS": 1,
-    "WARMUP_LR": 1e-5,
-}
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,6 @@ class TrainedClassifier(Method):
         """What is trained, as it is before the first step; arguments as of `fit`."""
 
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: Backbone | None = None) -> FittedMethod:
-        """Trains the class features; `seed` also orders the batches and draws the views."""
         rate, epochs = value_for_task(options, "LR", bank), value_for_task(options, "EPOCHS", bank)
         model = self.start(bank, options, seed, backbone)
 
@@ -78,32 +66,43 @@ class TrainedClassifier(Method):
             return cross_entropy if penalty is None else cross_entropy + penalty
 
         optimizer: torch.optim.Optimizer
-        decay = options.WEIGHT_DECAY
         if "MOMENTUM" in self.defaults:
-            momentum = options.MOMENTUM
-            optimizer = torch.optim.SGD(model.parameters, lr=rate, momentum=momentum, weight_decay=decay)
+            optimizer = torch.optim.SGD(model.parameters, rate, options.MOMENTUM, weight_decay=options.WEIGHT_DECAY)
         else:
-            optimizer = torch.optim.Adam(model.parameters, lr=rate, weight_decay=decay)
+            optimizer = torch.optim.Adam(model.parameters, rate, weight_decay=options.WEIGHT_DECAY)
         data = batches(bank, options.BATCH_SIZE, seed)
         schedule = cosine_by_epoch(epochs, data.steps_per_epoch, options.WARMUP_EPOCHS, options.WARMUP_LR)
         steps = train(optimizer, loss, data, epochs, schedule)
         learned, of_others = model.class_features(), model.transfer
-        return FittedMethod(
-            lambda features: model.logits(features, learned, bank.logit_scale),
-            num_parameters=sum(parameter.numel() for parameter in model.parameters),
-            epochs=epochs,
-            steps=steps,
-            transfer=None
-            if of_others is None
-            else lambda other: model.logits(other.features_to_classify, of_others(other), other.logit_scale),
-            classifier=None if self.not_saved else cosine_classifier(learned, bank.logit_scale),
-        )
+
+        def logits(features: Tensor) -> Tensor:
+            return model.logits(features, learned, bank.logit_scale)
+
+        def transfer(other: FeatureBank) -> Tensor:
+            assert of_others is not None
+            return model.logits(other.features_to_classify, of_others(other), other.logit_scale)
+
+        number = sum(parameter.numel() for parameter in model.parameters)
+        folded = None if self.not_saved else cosine_classifier(learned, bank.logit_scale)
+        return FittedMethod(logits, number, epochs, steps, transfer=of_others and transfer, classifier=folded)
+
+
+def bottleneck(width: int, options: Options, seed: int) -> tuple[nn.Linear, nn.Linear]:
+    """Two layers without a bias, from a width to the width over REDUCTION and back, drawn on the CPU.
+
+    Raises UserError if REDUCTION or RATIO, the share of what they give in the adapted feature, is out of range.
+    """
+    check_numbers("REDUCTION", [options.REDUCTION], 1, width, whole=True)
+    check_numbers("RATIO", [options.RATIO], 0, 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        narrow = width // options.REDUCTION
+        return nn.Linear(width, narrow, bias=False), nn.Linear(narrow, width, bias=False)
 
 
 def batches(bank: FeatureBank, batch_size: int, seed: int) -> BankBatches:
     """Batches of a bank's training images; every epoch draws one view of each image, in a new order."""
-    if batch_size < 1:
-        raise UserError(f"BATCH_SIZE must be at least 1, got {batch_size}")
+    check_numbers("BATCH_SIZE", [batch_size], 1)
     return BankBatches(bank.train_features, bank.train_labels, batch_size, seed)
 
 
@@ -120,8 +119,7 @@ def train(
     The rates of the optimizer's groups are the peaks of the schedule; `after_epoch` hears how many epochs are done.
     Returns the number of steps. Raises UserError if there are no epochs, or the loss becomes infinite or NaN.
     """
-    if epochs < 1:
-        raise UserError(f"EPOCHS must be at least 1, got {epochs}")
+    check_numbers("EPOCHS", [epochs], 1, whole=True)
     peaks = [group["lr"] for group in optimizer.param_groups]
     step = 0
     for epoch in range(epochs):

@@ -42,9 +42,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..features.bank import FeatureBank
-from .base import Defaults, FittedMethod, Method, Options
+from .base import SMALLEST, Defaults, FittedMethod, Method, Options
 
-SMALLEST = 1e-12  # what is divided by, or taken the logarithm of, is at least this
 ROWS = 2048  # images that are compared with all others at once
 NEIGHBOURS, INNER, OUTER = 3, 5, 10  # of TransCLIP and StatA: edges of an image, rounds of `q`, rounds of the Gaussians
 LIKELIHOOD = 1 / 50  # weight of the Gaussians beside the predictions
@@ -71,23 +70,23 @@ class TransductiveMethod(Method):
     ) -> FittedMethod:
         """Trains nothing; the logits of the result take all test images at once."""
         assert base is not None  # `needs_base`
+        text = bank.text_positive
+        weights = text if base.classifier is None else F.normalize(base.classifier.weights, dim=1)
 
         def logits(features: Tensor) -> Tensor:
-            return self.together(features, base.logits(features), bank, base, options)
+            return self.together(features, base.logits(features), text, weights, options)
 
         return FittedMethod(logits, num_parameters=base.num_parameters, together=True)
 
     @abstractmethod
-    def together(
-        self, features: Tensor, logits: Tensor, bank: FeatureBank, base: FittedMethod, options: Options
-    ) -> Tensor:
+    def together(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
         """Corrected logits, shape `[M, K]`.
 
         Args:
             features: Unit-norm features of all test images, shape `[M, d]`.
             logits: What the base says of them, shape `[M, K]`.
-            bank: The task, without test images.
-            base: The method that is corrected.
+            text: Unit-norm text features, shape `[K, d]`.
+            weights: Unit-norm class weights of the base, shape `[K, d]`; the text if it has none.
             options: The keys of `defaults`.
         """
 
@@ -132,25 +131,21 @@ class TransCLIP(TransductiveMethod):
 
     defaults: ClassVar[Defaults] = {"BASE": "HeGraphAdapter"}  # the method whose predictions are corrected
 
-    def together(
-        self, features: Tensor, logits: Tensor, bank: FeatureBank, base: FittedMethod, options: Options
-    ) -> Tensor:
+    def together(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
         start, neighbours = logits.log_softmax(dim=1), Neighbours.among(features, NEIGHBOURS)
         labels = start.exp()
         surest = labels.topk(min(CONFIDENT, len(labels)), dim=0)  # [8, K]
         means = F.normalize(torch.einsum("nk,nkd->kd", surest.values, features[surest.indices]), dim=1)
         variance = torch.full_like(features[0], 1 / features.shape[1])
         second = features.square().mean(dim=0)
-        corrected = start
-        for outer in range(OUTER + 1):
-            corrected, labels = _spread(start, _log_gaussian(features, means, variance), labels, neighbours)
-            if outer < OUTER:
-                counts, sums = labels.sum(dim=0), labels.t() @ features
-                means = F.normalize(sums, dim=1)
-                inner = (sums * means).sum(dim=0) / len(features)
-                spread = (counts[:, None] * means.square()).sum(dim=0) / len(features)
-                variance = (second - 2 * inner + spread).clamp_min(SMALLEST)
-        return corrected
+        for _ in range(OUTER):
+            labels = _spread(start, _log_gaussian(features, means, variance), labels, neighbours).exp()
+            counts, sums = labels.sum(dim=0), labels.t() @ features
+            means = F.normalize(sums, dim=1)
+            inner = (sums * means).sum(dim=0) / len(features)
+            spread = (counts[:, None] * means.square()).sum(dim=0) / len(features)
+            variance = (second - 2 * inner + spread).clamp_min(SMALLEST)
+        return _spread(start, _log_gaussian(features, means, variance), labels, neighbours)
 
 
 class StatA(TransductiveMethod):
@@ -162,31 +157,31 @@ class StatA(TransductiveMethod):
         "DETERMINANT": False,  # whether the likelihoods hold the determinants of the covariances
     }
 
-    def together(
-        self, features: Tensor, logits: Tensor, bank: FeatureBank, base: FittedMethod, options: Options
-    ) -> Tensor:
+    def together(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
         start, neighbours = logits.log_softmax(dim=1), Neighbours.among(features, NEIGHBOURS)
-        labels, means, squares = start.exp(), bank.text_positive, features.square()
+        labels, means, squares = start.exp(), text, features.square()
         sums, counts = labels.t() @ features, labels.sum(dim=0)
         first = squares.mean(dim=0) - 2 * (sums * means).sum(dim=0) / len(features)
         first = (first + (counts[:, None] * means.square()).sum(dim=0) / len(features)).clamp_min(SMALLEST)
         variances = first.expand_as(means)
-        corrected = start
-        for outer in range(OUTER + 1):
+
+        def spread(labels: Tensor) -> Tensor:  # with the means and the variances of the moment
             likelihood = _log_gaussian(features, means, variances)
             if options.DETERMINANT:
                 likelihood = likelihood - variances.log().sum(dim=-1) / 2
-            corrected, labels = _spread(start, likelihood, labels, neighbours)
-            if outer < OUTER:
-                predicted = labels.argmax(dim=1).bincount(minlength=labels.shape[1]).to(labels.dtype)[:, None]
-                trust = predicted / (predicted + options.ANCHOR + SMALLEST)
-                counts = labels.sum(dim=0)[:, None].clamp_min(SMALLEST)
-                own = labels.t() @ features / counts
-                means = F.normalize(trust * F.normalize(own, dim=1) + (1 - trust) * bank.text_positive, dim=1)
-                around = (labels.t() @ squares) / counts - 2 * own * means + means.square()
-                anchored = first + (bank.text_positive - means).square()
-                variances = (trust * around + (1 - trust) * anchored).clamp_min(SMALLEST)
-        return corrected
+            return _spread(start, likelihood, labels, neighbours)
+
+        for _ in range(OUTER):
+            labels = spread(labels).exp()
+            predicted = labels.argmax(dim=1).bincount(minlength=labels.shape[1]).to(labels.dtype)[:, None]
+            trust = predicted / (predicted + options.ANCHOR + SMALLEST)
+            counts = labels.sum(dim=0)[:, None].clamp_min(SMALLEST)
+            own = labels.t() @ features / counts
+            means = F.normalize(trust * F.normalize(own, dim=1) + (1 - trust) * text, dim=1)
+            around = (labels.t() @ squares) / counts - 2 * own * means + means.square()
+            anchored = first + (text - means).square()
+            variances = (trust * around + (1 - trust) * anchored).clamp_min(SMALLEST)
+        return spread(labels)
 
 
 class ZLaP(TransductiveMethod):
@@ -199,10 +194,7 @@ class ZLaP(TransductiveMethod):
         "ALPHA": 0.3,  # how far labels spread, less than 1
     }
 
-    def together(
-        self, features: Tensor, logits: Tensor, bank: FeatureBank, base: FittedMethod, options: Options
-    ) -> Tensor:
-        weights = bank.text_positive if base.classifier is None else F.normalize(base.classifier.weights, dim=1)
+    def together(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
         num_images, num_classes = logits.shape
         to_images = Neighbours.among(features, options.NEIGHBOURS - 1)
         found = (features @ weights.t()).clamp_min(0).topk(min(options.NEIGHBOURS, num_classes), dim=1)
@@ -210,9 +202,7 @@ class ZLaP(TransductiveMethod):
         degree_class = to_classes.sum(dim=0)
         ones = torch.ones(num_images, 1, dtype=features.dtype, device=features.device)
         degree_image = to_classes.sum(dim=1) + to_images.both_ways(ones)[:, 0]
-        root_class, root_image = (
-            degree.clamp_min(SMALLEST).rsqrt().unsqueeze(1) for degree in (degree_class, degree_image)
-        )
+        root_class, root_image = (d.clamp_min(SMALLEST).rsqrt().unsqueeze(1) for d in (degree_class, degree_image))
         edges = root_image * to_classes * root_class.t()
         classes, images = torch.eye(num_classes).to(features), torch.zeros_like(logits)
         for _ in range(SERIES):  # x <- e + ALPHA S x
@@ -222,14 +212,13 @@ class ZLaP(TransductiveMethod):
         return images.clamp_min(SMALLEST).log()
 
 
-def _spread(start: Tensor, likelihood: Tensor, labels: Tensor, neighbours: Neighbours) -> tuple[Tensor, Tensor]:
-    """The rounds of `q`: its logarithm and itself, each `[M, K]`."""
+def _spread(start: Tensor, likelihood: Tensor, labels: Tensor, neighbours: Neighbours) -> Tensor:
+    """The logarithm of `q` after its rounds, `[M, K]`."""
     fixed = start + LIKELIHOOD * likelihood
-    logarithm = fixed
     for _ in range(INNER):
         logarithm = (fixed + neighbours.both_ways(labels) / (2 * NEIGHBOURS)).log_softmax(dim=1)
         labels = logarithm.exp()
-    return logarithm, labels
+    return logarithm
 
 
 def _log_gaussian(features: Tensor, means: Tensor, variances: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: B images of a batch, K classes, d feature width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..features.bank import FeatureBank
-from ..utils.errors import UserError
 
 T = TypeVar("T")
 
@@ -37,22 +36,16 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return 100.0 * int((logits.argmax(dim=1) == labels.to(logits.device)).sum()) / len(labels)
 
 
-def choose(candidates: Sequence[T], accuracy_of: Callable[[T], float]) -> tuple[T, dict]:
-    """Picks the candidate with the best accuracy on val, in percent; of equals, which are often several, the first.
+def choose(accuracies: Mapping[T, float], distance: Callable[[T], float] | None = None) -> tuple[T, dict]:
+    """The candidate with the best accuracy on val; of equals, which are often several, the one at the least `distance`,
+    or the first.
 
-    Returns:
-        The candidate, and for the record {"value": the candidate, "candidates": [[candidate, accuracy], ...]}.
+    `accuracies` are those of all candidates in percent. Returns the candidate, and for the record {"value": the
+    candidate, "candidates": [[candidate, accuracy], ...]}.
     """
-    accuracies = [accuracy_of(candidate) for candidate in candidates]
-    best = candidates[max(range(len(candidates)), key=accuracies.__getitem__)]
-    table = [[candidate, round(accuracy, 4)] for candidate, accuracy in zip(candidates, accuracies)]
-    return best, {"value": best, "candidates": table}
-
-
-def check_candidates(option: str, candidates: Sequence) -> None:
-    """Raises UserError if an option lists no values to choose from, or something else than numbers."""
-    if not candidates or not all(isinstance(value, (int, float)) for value in candidates):
-        raise UserError(f"{option} must be a list of one number or more, got {list(candidates)}")
+    candidates = list(accuracies) if distance is None else sorted(accuracies, key=distance)
+    best = max(candidates, key=accuracies.__getitem__)
+    return best, {"value": best, "candidates": [[value, round(accuracies[value], 4)] for value in candidates]}
 
 
 def has_val(bank: FeatureBank) -> bool:
