@@ -93,7 +93,7 @@ def grid(bank: FeatureBank, options: Options) -> tuple[list[float], list[float]]
     check_numbers("a value of SEARCH_RANGE", ends, count=4)
     check_numbers("SEARCH_STEP", options.SEARCH_STEP, 1, count=2, whole=True)
     betas, strengths = (
-        torch.linspace(*pair, count, dtype=torch.float64).tolist()
-        for pair, count in zip((ends[:2], ends[2:]), options.SEARCH_STEP)
+        torch.linspace(low, high, count, dtype=torch.float64).tolist()
+        for (low, high), count in zip((ends[:2], ends[2:]), options.SEARCH_STEP)
     )
     return betas, strengths
