@@ -7,7 +7,7 @@ import os
 import pytest
 from PIL import Image
 
-from trainers.hegraph.models.thumbnails import MAX_BYTES, read_thumbnail, write_thumbnails
+from trainers.hegraph.models.folder import MAX_BYTES, read_thumbnail, write_thumbnails
 
 
 def test_thumbnails_are_read_in_the_order_in_which_they_were_written(tmp_path):

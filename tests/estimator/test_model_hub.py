@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
@@ -57,7 +56,6 @@ def the_hub(tmp_path, monkeypatch) -> Hub:
     monkeypatch.setattr(hub, "HfApi", found)
     monkeypatch.setattr(hub, "snapshot_download", found.snapshot)
     monkeypatch.setattr(hub, "require_hub", lambda *words: None)
-    monkeypatch.setattr(hub, "get_session", lambda: SimpleNamespace(head=lambda url, timeout: None))
     return found
 
 
@@ -85,7 +83,10 @@ def test_what_the_hub_refuses_is_said_in_one_line_without_the_token(the_hub, dat
         (lambda: model.push_to_hub("user/shapes", token="hf_WrongOne"), r"cannot upload to .*bad token \*\*\*"),
         (lambda: model.push_to_hub("shapes", token=TOKEN), "the repository must be USER/NAME, got 'shapes'"),
         (lambda: load("user/secret"), "there is no such model, or it is private and needs a token"),
-        (lambda: load("user/absent"), "user/absent is no folder here, and cannot be downloaded: there is no such"),
+        (
+            lambda: load("user/absent"),
+            "user/absent is no folder here, and cannot be had from the Hub: there is no",
+        ),
         (lambda: load("user/secret", "v9", token=TOKEN), "at revision 'v9': there is no such revision"),
     ):
         with pytest.raises(UserError, match=message) as error:
@@ -106,7 +107,7 @@ def test_without_network_a_name_of_the_hub_is_one_clear_line_at_once(no_hub, mon
     with pytest.raises(UserError) as caught:
         HeGraphClassifier.from_pretrained("user/shapes")
     message = str(caught.value)
-    assert message.startswith("user/shapes is no folder here; on the Hub: the model user/shapes is not on this machine")
+    assert message.startswith("user/shapes is no folder here, and cannot be had from the Hub: the model user/shapes is")
     assert "http://127.0.0.1:9 cannot be reached" in message and "\n" not in message
 
 
@@ -114,7 +115,7 @@ def test_without_network_nothing_is_uploaded_and_a_model_of_the_cache_or_a_folde
     no_hub, data, quick, tmp_path, monkeypatch
 ):
     saved = quick().fit(data.X, data.y)
-    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9 cannot be reached \(.*\); nothing was uploaded"):
+    with pytest.raises(UserError, match="cannot upload to http://127.0.0.1:9"):
         saved.push_to_hub("user/shapes", token=TOKEN)
     cached = no_hub / "models--user--shapes"
     saved.save_pretrained(cached / "snapshots" / "0123")

@@ -27,7 +27,7 @@ from trainers.hegraph.experiments import fitting
 from trainers.hegraph.experiments import record as record_module
 from trainers.hegraph.experiments.folder import find_model
 from trainers.hegraph.features.bank import BankFile, load_bank
-from trainers.hegraph.models.thumbnails import read_thumbnail
+from trainers.hegraph.models.folder import read_thumbnail
 from trainers.hegraph.results.records import MEASURED, REQUIRED
 from trainers.hegraph.utils.errors import UserError
 

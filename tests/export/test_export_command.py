@@ -74,7 +74,7 @@ def test_a_backbone_of_another_width_or_another_fingerprint_is_refused(random_mo
     assert "width 64, but the model takes 32" in refused(tmp_path / "narrow", "--backbone", "hegraph-mini")
     other = tmp_path / "weights.safetensors"
     other.write_bytes(MINI_WEIGHTS.read_bytes()[:-4] + b"\0\0\0\0")
-    assert "has another weights: " in refused(trained, "--pretrained", other)
+    assert "has another weights" in refused(trained, "--pretrained", other)
 
 
 def test_neither_the_model_nor_its_weights_are_written_over(finished_digits, refused, tmp_path):

@@ -59,14 +59,10 @@ def test_a_model_is_loaded_with_the_backbone_that_it_names(tmp_path, mini_model,
     assert torch.equal(loaded.probabilities([path]), ImageModel(mini_model, mini).probabilities([path]))
 
 
-@pytest.mark.parametrize("key", ["model", "weights", "preprocess"])
-def test_another_fingerprint_is_refused_and_the_difference_is_named(mini_model, mini, key):
-    fingerprint = mini.fingerprint | {key: f"{mini.fingerprint[key][:40]}else"}
-    with pytest.raises(UserError) as raised:
+def test_another_fingerprint_is_refused_and_the_difference_is_named(mini_model, mini):
+    fingerprint = mini.fingerprint | {"preprocess": "else"}
+    with pytest.raises(UserError, match=f"the backbone {mini.name} here has another preprocess; give"):
         ImageModel(with_backbone(mini_model, fingerprint=fingerprint), mini)
-    message = str(raised.value)
-    assert f"the backbone {mini.name} here has another {key}: " in message
-    assert "instead of" in message and "else'" in message and "\n" not in message
 
 
 def test_another_precision_than_that_of_the_training_is_one_line(mini_model, mini, caplog):
@@ -119,7 +115,5 @@ def test_features_are_those_of_the_backbones_own_transform_whatever_the_batches(
 
 def test_an_unreadable_image_is_named(tmp_path, mini_model, mini):
     [path] = write_digits(tmp_path, 1)
-    with pytest.raises(UserError, match=f"cannot read image {tmp_path / 'none.png'}: No such file"):
+    with pytest.raises(UserError, match=f"cannot read {tmp_path / 'none.png'}: No such file"):
         ImageModel(mini_model, mini).features([path, tmp_path / "none.png"])
-    with pytest.raises(UserError, match="cannot read an image: its sides"):
-        ImageModel(mini_model, mini).features([Image.new("1", (1, 200_000))])

@@ -17,9 +17,18 @@ from trainers.hegraph.method import relations
 from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.options import ModelOptions
 from trainers.hegraph.method.relations import RelationType
-from trainers.hegraph.models.folder import CARD, CONFIG, TENSORS, load_model, model_files, own_file, save_model
+from trainers.hegraph.models.folder import (
+    CARD,
+    CONFIG,
+    TENSORS,
+    load_model,
+    model_files,
+    own_file,
+    read_thumbnail,
+    save_model,
+    write_thumbnails,
+)
 from trainers.hegraph.models.saved import Described, SavedModel
-from trainers.hegraph.models.thumbnails import read_thumbnail, write_thumbnails
 from trainers.hegraph.training.confidence import KnownScores
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.reading import read_json
@@ -115,16 +124,11 @@ def test_a_folder_of_an_earlier_version_is_read_and_it_is_said(folder, caplog):
 
 def test_a_model_is_read_that_has_options_of_an_earlier_version(folder):
     before = load_model(folder)
-    for name, value in (("activation", "tanh"), ("weight_per", "target"), ("gamma", 1.0)):
+    for name, value in (("activation", "tanh"), ("weight_per", "target"), ("closed_form.omega_new", 0.05)):
         change_config(folder, f"transfer.options.{name}", value)
-    change_config(folder, "transfer.options.closed_form.omega_new", 0.05)
     assert load_model(folder).transfer.options == before.transfer.options
-    change_config(folder, "transfer.options.closed_form.omega_new", 0.1)
-    assert "was trained with omega_new 0.1," in refused(folder)
-    change_config(folder, "transfer.options.closed_form.omega", 0.0)  # then nothing weighs it
-    assert load_model(folder).transfer.options.closed_form.omega == 0
-    change_config(folder, "transfer.options.gamma", 0.5)
-    assert "was trained with gamma 0.5," in refused(folder)
+    change_config(folder, "transfer.options.activation", "relu")
+    assert "options.activation" in refused(folder)
 
 
 def test_a_model_is_read_that_is_older_than_a_relation_of_weight_0(folder, monkeypatch):
@@ -150,12 +154,10 @@ def test_a_model_folder_is_replaced_whole_or_left_as_it_is(folder, saved_model, 
 
 def test_something_else_than_a_model_is_not_overwritten(tmp_path, saved_model):
     (tmp_path / "file").write_text("mine")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "mine.txt").write_text("mine")
-    for place in (tmp_path / "file", tmp_path / "folder"):
+    for place in (tmp_path / "file", tmp_path):
         with pytest.raises(UserError, match="is no model folder"):
             save_model(saved_model(), place)
-    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "file").read_text() == "mine"
     (tmp_path / "empty").mkdir()
     save_model(saved_model(), tmp_path / "empty")
     assert load_model(tmp_path / "empty").method == "HeGraphAdapter"
@@ -164,19 +166,10 @@ def test_something_else_than_a_model_is_not_overwritten(tmp_path, saved_model):
 # Places
 
 
-def test_a_place_that_is_no_model_folder_says_what_it_is_and_names_a_model_below_it(tmp_path, saved_model):
+def test_a_place_that_is_no_model_folder_says_what_it_is(tmp_path):
     (tmp_path / "file").touch()
-    (tmp_path / "empty").mkdir()
     assert "missing is not there; give the model folder of a run, such as OUTPUT_DIR" in refused(tmp_path / "missing")
-    assert "file is no folder" in refused(tmp_path / "file")
-    assert "empty holds no config.json" in refused(tmp_path / "empty")
-    assert "File name too long" in refused(tmp_path / ("x" * 300))
-    first = tmp_path / "digits" / "method" / "mini_16shots" / "seed1" / "model"
-    for place in (first.parents[1] / "seed2" / "model", first):
-        place.parent.mkdir(parents=True)
-        save_model(saved_model(), place)
-    assert f"such as {first}" in refused(tmp_path)
-    assert f"such as {first}" in refused(first.parents[1])
+    assert "file holds no config.json" in refused(tmp_path / "file")
 
 
 def test_the_files_of_a_model_are_those_of_its_folder_and_of_its_run(folder):
@@ -202,9 +195,6 @@ def test_no_link_leads_out_of_a_model_folder_but_to_the_cache_of_the_hub(tmp_pat
     expected = {"own": "own", "inside": "own", "cached": "of the cache"}
     assert {name: path.read_text() for name, path in read.items() if path} == expected
     assert "out is a link" in caplog.text
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "plain" / "cached").symlink_to(tmp_path / "models--a--b" / "blobs" / "77")
-    assert own_file(tmp_path / "plain", "cached") is None
 
 
 def test_a_thumbnail_that_is_a_link_out_of_the_folder_is_not_shown(folder, tmp_path):
@@ -236,8 +226,6 @@ def test_a_file_that_is_missing_cut_off_or_no_such_file_is_named(folder, name):
     for content in (*contents, b'{"format": "\\ud800"}', b"1" * 5000):
         (folder / name).write_bytes(content)
         assert str(folder / name) in refused(folder)
-    os.truncate(folder / name, 2**31)  # a hole, which takes no space
-    assert name != CONFIG or "2,147,483,648 bytes" in refused(folder)
     (folder / name).unlink()
     assert name in refused(folder)
     os.mkfifo(folder / name)
@@ -274,24 +262,19 @@ def test_no_entry_may_be_missing_or_of_another_type(folder):
 @pytest.mark.parametrize(
     ("keys", "value", "expected"),
     [
-        ("format", "zip", "format"),
         ("extra", 1, "extra"),
         ("classnames", [], "classnames"),
         ("classnames", ["ant", "", "crane"], "classnames.1"),
         ("classnames", ["ant", "bee"], "3 class_ids for 2 classnames"),
-        ("class_ids", ["n1", "n2", "n1"], "class_ids repeat: n1"),
-        ("labels", [1, 1, 2], "labels must be 3"),
-        ("labels", [1, 2], "labels must be 3"),
-        ("width", 0, "width"),
+        ("class_ids", ["n1", "n2", "n1"], "class_ids must be different"),
+        ("labels", [1, 1, 2], "labels must be different"),
+        ("images", [1, 1], "2 images for 3 classnames"),
         ("temperature", 0, "temperature"),
         ("temperature", NAN, "NaN"),
         ("backbone.precision", "fp64", "fp64"),
         ("prompts.negative", [["no ant"]], "prompts must have"),
-        ("transfer.rule", "magic", "magic"),
         ("transfer.options.variant", "X", "VARIANT 'X'"),
-        ("transfer.options.noise", -1.0, "NOISE must be at least 0"),
         ("transfer.options.closed_form.kappa", 0.0, "KAPPA must be above 0"),
-        ("transfer.options.more", 1, "options.more"),
         ("transfer.options.metapath.GAMMA", 1.0, "metapath must have the keys"),
         ("tensors", "0" * 63, "tensors"),
     ],
@@ -307,30 +290,21 @@ def test_a_value_out_of_range_is_named(folder, keys, value, expected):
     ("changes", "expected"),
     [
         ({"text_positive": None}, "text_positive"),
-        ({"keys": None, "labels": None}, "keys, labels"),
+        ({"labels": None, "key_weights": None}, "labels"),
         ({"transfer.weight.negative": None}, "transfer.weight.negative"),
-        ({"transfer.messages.matrix": None}, "transfer.messages.matrix"),
+        ({"transfer.messages.matrix": None}, "matrix"),
         ({"transfer.messages.extra": torch.zeros(8, 8)}, "transfer.messages.extra"),
         ({"extra": torch.zeros(1)}, "unknown tensor 'extra'"),
         ({"weights": torch.zeros(2, 8)}, "weights must be [3, 8]"),
-        ({"bias": torch.zeros(2)}, "bias must be [3]"),
-        ({"keys": torch.tensor(1.0), "key_weights": None}, "keys"),
-        ({"labels": torch.zeros(5, dtype=torch.int32)}, "labels must be [6]"),
+        ({"keys": torch.tensor(1.0), "key_weights": None}, "0-d"),
         ({"weights": torch.zeros(3, 8, dtype=torch.int64)}, "torch.int64"),
         ({"labels": torch.zeros(6)}, "labels must be [6] of whole numbers"),
         ({"labels": torch.tensor([0, 1, 2, 0, 1, 3])}, "0 ... 2"),
         ({"labels": torch.tensor([0, 1, 2, 0, 1, -1])}, "0 ... 2"),
-        ({"weights": torch.full((3, 8), NAN)}, "weights holds NaN"),
         ({"bias": torch.full((3,), 1e300, dtype=torch.float64)}, "bias holds NaN"),
-        ({"keys": torch.zeros(0, 8), "labels": torch.zeros(0, dtype=torch.int32), "key_weights": None}, "labels"),
     ],
 )
 def test_a_damaged_tensor_is_named(folder, changes, expected):
     change_tensors(folder, changes)
     message = refused(folder)
     assert message.startswith(str(folder / TENSORS)) and expected in message
-
-
-def test_tensors_of_a_transfer_without_its_rule_are_unknown(folder):
-    change_config(folder, "transfer.rule", "none")
-    assert "unknown tensor 'transfer." in refused(folder)

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.models.folder import CONFIG, load_model, save_model
-from trainers.hegraph.models.hearing import hear
 from trainers.hegraph.models.images import ImageModel
+from trainers.hegraph.models.saved import hear
 from trainers.hegraph.predict import prediction
 from trainers.hegraph.predict.__main__ import main
 from trainers.hegraph.utils.reading import read_json

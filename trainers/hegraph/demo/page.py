@@ -15,8 +15,8 @@ from PIL import Image
 
 from ..datasets.digits import CLASSNAMES, load_digits_dataset
 from ..datasets.images import open_sent
+from ..models.folder import read_thumbnail
 from ..models.images import ImageModel
-from ..models.thumbnails import read_thumbnail
 from ..utils.errors import UserError, first_line, one_line
 from .answer import LISTED, answer, number, reasons, summary, title, wrapped
 from .drawing import SIDE, ink_of_canvas, is_of_digits, scan_of_ink, scan_of_picture

@@ -13,11 +13,9 @@ from pathlib import Path
 import yaml
 
 from ..backbones.identity import FOLDER, weights_file
-from ..models.folder import CARD, CONFIG, TENSORS, own_file
+from ..models.folder import CARD, CONFIG, TENSORS, THUMBNAILS, own_file, thumbnail_name
 from ..models.images import ImageModel
 from ..models.saved import SavedModel
-from ..models.thumbnails import FOLDER as THUMBNAILS
-from ..models.thumbnails import thumbnail_name
 from ..utils.errors import UserError
 from ..utils.files import writing_folder
 from .answer import summary, title

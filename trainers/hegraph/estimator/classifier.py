@@ -22,9 +22,8 @@ from ..features.bank import mean_over_views
 from ..labels.issues import LabelIssue, find_label_issues
 from ..labels.suggest import suggest
 from ..models.folder import load_model, save_model
-from ..models.hearing import hear
 from ..models.lessons import Lessons
-from ..models.saved import SavedModel
+from ..models.saved import SavedModel, hear
 from ..utils.devices import choose_device
 from ..utils.errors import UserError
 from .inputs import (

@@ -119,8 +119,6 @@ class Teacher:
         """Adds images and classes to what was taught before, and trains on the whole."""
         before, has_text = self.before, added.has_text
         known = {} if before is None else before.names
-        if before is not None:
-            before.lessons.check_kind(added.classes)
         fresh = torch.tensor([has_text or known.get(c) != name for c, name in zip(added.classes.tolist(), added.names)])
         task: ImageTask | None
         with self.configured(1) as cfg:

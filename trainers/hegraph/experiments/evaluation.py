@@ -32,8 +32,7 @@ from ..features.bank import FeatureBank
 from ..method.cache import text_logits
 from ..method.class_sums import ClassSums
 from ..method.unlabelled import hear_unlabelled
-from ..models.hearing import check_hearing
-from ..models.saved import SavedModel
+from ..models.saved import SavedModel, check_hearing
 from ..results.records import OTHER_CLASSES, SAME_CLASSES, TRANSDUCTIVE
 from ..training.choice import accuracy
 from ..training.confidence import Calibration

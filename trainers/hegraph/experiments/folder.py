@@ -27,9 +27,8 @@ from ..backbones.identity import AUTO
 from ..baselines import OTHERS, TRANSDUCTIVE_METHODS
 from ..baselines.base import FittedMethod
 from ..config import OPTIONS, REMOVED, Config
-from ..models.folder import CONFIG, TENSORS, find_model_folder, save_model
+from ..models.folder import CONFIG, TENSORS, THUMBNAILS, find_model_folder, save_model, write_thumbnails
 from ..models.saved import SavedModel
-from ..models.thumbnails import has_thumbnails, write_thumbnails
 from ..results.records import SPLIT, read_record, write_predictions, write_record, write_text_nodes
 from ..training.checkpoints import CHECKPOINT, Checkpoints
 from ..utils.errors import UserError, first_line
@@ -130,7 +129,7 @@ class RunFolder:
             )
         logger.info("%s holds the complete result of this run: skipped", self.path)
         model = self.model_folder()
-        if thumbnails is not None and (model / CONFIG).is_file() and not has_thumbnails(model):
+        if thumbnails is not None and (model / CONFIG).is_file() and not (model / THUMBNAILS).is_dir():
             write_thumbnails(model, thumbnails)
         return record
 

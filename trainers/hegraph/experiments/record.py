@@ -21,7 +21,7 @@ from torch import Tensor
 from ..baselines.base import FittedMethod
 from ..features.bank import FeatureBank
 from ..models.lessons import Lessons
-from ..models.saved import SavedModel, Scores, TrainedOn
+from ..models.saved import NOT_TESTED, SavedModel, Scores, TrainedOn
 from ..results.records import KEEP
 from ..training.choice import accuracy, score
 from ..training.confidence import Calibration, confidence_scores, known_score
@@ -33,7 +33,6 @@ from .unlabelled import labelled_images
 logger = logging.getLogger(__name__)
 
 OF_TEST = ("accuracy", "accuracy_text", "accuracy_zero_shot", "macro_f1", "num_test")
-NOT_TESTED = Scores(accuracy=None, accuracy_text=None, accuracy_zero_shot=None, macro_f1=None, num_test=0)
 INSTALLED = Path(__file__).parents[1] / ".hegraph-installed"
 
 try:

@@ -20,7 +20,6 @@ TEMPLATE = Path(__file__).with_name("card.jinja")
 TAGS = ["few-shot-learning", "clip", "image-classification", "hegraph"]
 LISTED_CLASSES = 50  # a card names so many classes and counts the others
 MARKUP = re.compile(r"^[-+]|[\\`*_{}\[\]#|~!:@=$^]")  # what Markdown may take for its own
-NUMBER = re.compile(r"^(\d+)([.)])")  # of a list
 
 
 def model_card(model: SavedModel) -> str:
@@ -79,8 +78,7 @@ def card_header(model: SavedModel) -> ModelCardData:
 
 def escaped(text: str) -> str:
     """Text of a stranger's as Markdown that shows it, in one line, and does nothing else."""
-    line = html.escape(" ".join(text.split()), quote=False)
-    return NUMBER.sub(r"\1\\\2", MARKUP.sub(lambda found: f"\\{found[0]}", line))
+    return MARKUP.sub(r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))
 
 
 def plain(text: str) -> str:

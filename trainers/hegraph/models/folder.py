@@ -1,22 +1,22 @@
-"""The model folder: `config.json`, `model.safetensors`, `README.md`, and maybe small pictures of the training images.
+"""The model folder: `config.json`, `model.safetensors`, `README.md`, and maybe small pictures of the cached images.
 
 Loading reads JSON and safetensors only, and nothing in the folder is run. Every field and every tensor is checked
-before it is used, and the hash of the tensors in `config.json` says that the two files belong together.
-
-Shapes: K classes, N cached images, d feature width.
+before it is used, and the hash of the tensors in `config.json` says that the two files belong together. The pictures,
+`thumbnails/00000.jpg` and so on in the order of the cache, show which training images an image resembles.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -26,7 +26,7 @@ from ..method.closed_form import NewClassMessages
 from ..method.model import TransferableAdapter
 from ..method.options import ModelOptions
 from ..method.relations import metapath_defaults
-from ..utils.errors import UserError, first_line
+from ..utils.errors import UserError
 from ..utils.files import hash_content, write_json, write_tensors, writing_folder
 from ..utils.option import option_of
 from ..utils.reading import read_json, read_tensors, reading
@@ -37,29 +37,30 @@ from .saved import Described, SavedModel
 
 logger = logging.getLogger(__name__)
 
-CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
+CONFIG, TENSORS, CARD, THUMBNAILS = "config.json", "model.safetensors", "README.md", "thumbnails"
+TRANSFER, MESSAGES = "transfer.", "transfer.messages."  # prefixes of what reaches other classes
+LABELLED, STATE = "labelled.", "labelled.state."  # prefixes of what was taught, and of the parameters of `Lessons`
 CLASSIFIER = ("weights", "bias", "keys", "labels", "key_weights")  # tensors of `FoldedClassifier`
-NODES = "class_nodes"  # in the whitened space of the messages
-TRANSFER = "transfer."  # prefix of the tensors that reach other classes
-MESSAGES = f"{TRANSFER}messages."  # of those, the messages in closed form
-LABELLED = "labelled."  # prefix of the tensors of `ClassSums` and `Lessons`
-TAUGHT = ("features", "labels")  # of `Lessons`; text nodes and parameters need not be there
-STATE = f"{LABELLED}state."  # prefix of its parameters
-WHOLE = ("labels", f"{LABELLED}labels")  # tensors of whole numbers
-LEVELS = 4  # folders between output/ and a run: data set, method, configuration, seed
-MAX_CONFIG_BYTES = 2**28  # a thousand times what the prompts of ImageNet take
+# Shape of a tensor -> its names, and of a trained parameter: K classes, N cached images, T taught ones, d the width
+SHAPES = {
+    "K": ("bias", "labelled.counts"),
+    "Kd": ("weights", "text_positive", "class_nodes", "labelled.sums", "labelled.positive", "labelled.negative"),
+    "N": ("labels", "key_weights"),
+    "Nd": ("keys",),
+    "T": ("labelled.labels",),
+    "Td": ("labelled.features",),
+    "d": ("transfer.messages.offset", "transfer.messages.mean"),
+    "dd": ("labelled.moment", "transfer.messages.matrix", "transfer.messages.whitening"),
+}
+PARAMETERS = {"weight": "dd", "bias": "Kd", "metapath": ""}
+WHOLE = ("labels", "labelled.labels")  # tensors of whole numbers
 KEPT = (".json", ".safetensors", ".md", ".jpg", ".pt")
+MAX_SIDE = 64  # pixels of a thumbnail
+MAX_BYTES = 32_768  # of its file; JPEGs of this size have about 3,000
 # Options of earlier versions, each with what this version does
 REMOVED = {"activation": "tanh", "weight_per": "target", "gamma": 1.0, "omega_new": 0.05, "prior": 4.0}
-SINCE = {
-    "known",
-    "tensors",
-    "ece",
-    "ece_zero_shot",
-    "unlabelled",
-    "images",
-    "image_ids",
-}  # fields that folders of earlier versions lack
+# Fields that folders of earlier versions lack
+SINCE = ("known", "tensors", "ece", "ece_zero_shot", "unlabelled", "images", "image_ids")
 
 
 class Fusion(Part):
@@ -78,12 +79,11 @@ class AdapterTransfer(Part):
     @field_validator("options", mode="before")
     @classmethod
     def without_removed(cls, found: Any) -> Any:
-        """The options without those of earlier versions, each of which must be what this version does."""
-        found = _without_removed(found)
-        if isinstance(found, dict) and isinstance(closed := found.get("closed_form"), dict):
-            # Without messages, nothing weighs them
-            found["closed_form"] = _without_removed(closed, matters=bool(closed.get("omega")))
-        return found
+        """The options without those of earlier versions that are what this version does; others are unknown keys."""
+        if not isinstance(found, dict):
+            return found
+        kept = {name: value for name, value in found.items() if name not in REMOVED or value != REMOVED[name]}
+        return {name: cls.without_removed(value) for name, value in kept.items()}
 
     @field_validator("options")
     @classmethod
@@ -152,21 +152,10 @@ def check_place(folder: Path) -> None:
         raise UserError(f"{folder} is no model folder, and is not overwritten; choose another")
 
 
-def _without_removed(part: Any, matters: bool = True) -> Any:
-    if not isinstance(part, dict):
-        return part
-    for name, value in REMOVED.items():
-        if matters and part.get(name, value) != value:
-            raise ValueError(
-                f"the model was trained with {name} {part[name]!r:.80}, this version knows {value!r} alone"
-            )
-    return {name: value for name, value in part.items() if name not in REMOVED}
-
-
 def _tensors(model: SavedModel) -> dict[str, Tensor]:
     """The tensors of a folder, by name and in the order of the names."""
     found = {name: getattr(model.classifier, name) for name in CLASSIFIER}
-    found |= {"text_positive": model.text_positive, NODES: model.class_nodes}
+    found |= {"text_positive": model.text_positive, "class_nodes": model.class_nodes}
     if model.transfer is not None:
         found |= {f"{TRANSFER}{name}": tensor for name, tensor in model.transfer.parameters.items()}
         if model.transfer.messages is not None:
@@ -177,12 +166,11 @@ def _tensors(model: SavedModel) -> dict[str, Tensor]:
         found |= {f"{LABELLED}features": lessons.keys(), f"{LABELLED}labels": lessons.labels}
         found |= {f"{LABELLED}{name}": getattr(lessons, name) for name in ("positive", "negative")}
         found |= {f"{STATE}{name}": tensor for name, tensor in lessons.state.items()}
-    kinds = {**dict.fromkeys(WHOLE, torch.int32), NODES: torch.float16}
+    kinds = {**dict.fromkeys(WHOLE, torch.int32), "class_nodes": torch.float16}
     if model.method == "HeGraphAdapter":
         kinds["keys"] = torch.float16
     there = {name: tensor.detach().cpu() for name, tensor in sorted(found.items()) if tensor is not None}
-    there |= {name: tensor.clone() for name, tensor in there.items() if name.startswith(LABELLED)}  # of none shared
-    return {name: tensor.to(kinds.get(name, tensor.dtype)) for name, tensor in there.items()}
+    return {name: tensor.to(kinds.get(name, tensor.dtype), copy=True) for name, tensor in there.items()}
 
 
 def load_model(folder: Path | str) -> SavedModel:
@@ -192,40 +180,19 @@ def load_model(folder: Path | str) -> SavedModel:
         UserError: If something is missing, damaged or contradicts something else; the message says what.
     """
     path = find_model_folder(Path(folder))
-    config = _read_config(path / CONFIG)
+    with reading(path / CONFIG, "the config.json of a model folder"):
+        said = read_json(path / CONFIG)
+        config = ModelConfig.model_validate_json(json.dumps(said))  # as JSON, whose lists may become tuples
+        if missing := next(_missing(config.model_dump(mode="json"), said), ""):
+            raise ValueError(f"{missing}: Field required")
     found, _ = read_tensors(path / TENSORS, "a model")
     with reading(path / TENSORS, f"the tensors of the {CONFIG} beside it"):
         if config.tensors not in (None, hash_content(dict(sorted(found.items())))):
             raise ValueError(f"its hash is not the one in {CONFIG}")
-        tensors = _checked(config, found)
-        transfer = _transfer(config, tensors)
-        names = [f"{LABELLED}{field.name}" for field in fields(ClassSums)]
-        sums = [tensors[name].double() for name in names] if any(name in tensors for name in names) else None
-        lessons = _lessons(config, tensors)
+        model = _model(config, _checked(config, found))
     if config.tensors is None:
         logger.warning("%s is of an earlier version, and does not say which tensors belong to it", path / CONFIG)
-    of_classifier: dict[str, Any] = {name: tensors.get(name) for name in CLASSIFIER}
-    return SavedModel(
-        **{name: getattr(config, name) for name in Described.model_fields},
-        classifier=FoldedClassifier(**of_classifier, alpha=config.fusion.alpha, beta=config.fusion.beta),
-        text_positive=tensors["text_positive"],
-        transfer=transfer,
-        transfer_rule=config.transfer.rule,
-        class_nodes=tensors.get(NODES),
-        labelled=None if sums is None else ClassSums(*sums),
-        lessons=lessons,
-    )
-
-
-def _read_config(path: Path) -> ModelConfig:
-    with reading(path, "the config.json of a model folder"):
-        if (size := path.stat().st_size) > MAX_CONFIG_BYTES:
-            raise ValueError(f"it has {size:,} bytes, and at most {MAX_CONFIG_BYTES:,} are read")
-        found = read_json(path)
-        config = ModelConfig.model_validate_json(json.dumps(found))  # as JSON, whose lists may become tuples
-        if missing := next(_missing(config.model_dump(mode="json"), found), ""):
-            raise ValueError(f"{missing}: Field required")
-    return config
+    return model
 
 
 def _missing(whole: dict[str, Any], found: dict[str, Any], above: str = "") -> Iterator[str]:
@@ -243,88 +210,70 @@ def _checked(config: ModelConfig, found: dict[str, Tensor]) -> dict[str, Tensor]
     """The tensors of a file, which fit its configuration: floats as float32, integers as int64.
 
     Raises:
-        ValueError: If a tensor is missing, unknown, or of another shape, another type or infinite values.
+        ValueError: If a tensor is unknown, or of another shape, another type or infinite values.
     """
-    classes, shapes, checked = len(config.classnames), _shapes(config, found), {}
-    needed = {"weights", "text_positive"}
-    if found.keys() & {"keys", "labels", "key_weights"}:
-        needed |= {"keys", "labels"}
-    if missing := sorted(needed - found.keys()):
-        raise ValueError(f"it lacks {', '.join(missing)}")
+    sizes, checked = {"K": len(config.classnames), "d": config.width}, {}
+    for letter, name in (("N", "keys"), ("T", "labelled.features")):
+        sizes[letter] = len(found[name]) if name in found else 0
+    shape_of = {name: shape for shape, names in SHAPES.items() for name in names}
     for name, tensor in found.items():
-        shape = shapes.get(name, shapes.get(f"{name.rpartition('.')[0]}.*"))
-        if shape is None:
+        letters = shape_of.get(name, PARAMETERS.get(name.split(".")[-2]) if "." in name else None)
+        if letters is None:
             raise ValueError(f"it holds an unknown tensor {name!r}")
+        shape = [sizes[letter] for letter in letters]
         kind = "whole numbers" if name in WHOLE else "floats"
-        if tuple(tensor.shape) != shape or tensor.is_floating_point() != (kind == "floats"):
-            raise ValueError(f"{name} must be {list(shape)} of {kind}, got {list(tensor.shape)} of {tensor.dtype}")
+        if [*tensor.shape] != shape or tensor.is_floating_point() != (kind == "floats"):
+            raise ValueError(f"{name} must be {shape} of {kind}, got {list(tensor.shape)} of {tensor.dtype}")
         tensor = tensor.long() if name in WHOLE else tensor.float()
         if not tensor.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinite values")
-        if name.endswith("labels") and len(tensor) and not (0 <= tensor.min() and tensor.max() < classes):
-            raise ValueError(f"{name} must lie in 0 ... {classes - 1}")
-        if name == "labels" and not len(tensor):
-            raise ValueError("labels are there, but none of an image")
+        if name in WHOLE and len(tensor) and not (0 <= tensor.min() and tensor.max() < sizes["K"]):
+            raise ValueError(f"{name} must lie in 0 ... {sizes['K'] - 1}")
         checked[name] = tensor
     return checked
 
 
-def _shapes(config: ModelConfig, found: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor that a folder may hold. `*` stands for any name."""
-    classes, width = (len(config.classnames),), (config.width,)
-    images, taught = (tuple(found[name].shape[:1]) if name in found else () for name in ("keys", f"{LABELLED}features"))
-    square = width + width
-    shapes = {"weights": classes + width, "text_positive": classes + width, "bias": classes, NODES: classes + width}
-    shapes |= {f"{LABELLED}counts": classes, f"{LABELLED}sums": classes + width, f"{LABELLED}moment": square}
-    shapes |= {f"{LABELLED}features": taught + width, f"{LABELLED}labels": taught}
-    shapes |= {f"{LABELLED}positive": classes + width, f"{LABELLED}negative": classes + width}
-    shapes |= {f"{STATE}bias.*": classes + width, f"{STATE}weight.*": square, f"{STATE}metapath.*": ()}
-    shapes |= {"keys": images + width, "labels": images, "key_weights": images}
-    if config.transfer.rule == "adapter":
-        shapes |= {f"{TRANSFER}weight.*": square, f"{TRANSFER}metapath.*": ()}
-        shapes |= {f"{MESSAGES}matrix": square, f"{MESSAGES}whitening": square}
-        shapes |= {f"{MESSAGES}offset": width, f"{MESSAGES}mean": width}
-    return shapes
-
-
-def _lessons(config: ModelConfig, tensors: dict[str, Tensor]) -> Lessons | None:
-    """What the model was taught; None where the folder does not say it.
-
-    Raises:
-        ValueError, KeyError: If a tensor of it is missing, or the ids are of other images.
-    """
-    if not any(f"{LABELLED}{name}" in tensors for name in TAUGHT):
-        return None
-    features, labels = (tensors[f"{LABELLED}{name}"] for name in TAUGHT)
-    ids = torch.tensor(config.image_ids or [0] * len(labels), dtype=torch.long)
-    if len(ids) != len(labels):
-        raise ValueError(f"{len(ids)} image_ids for {len(labels)} images")
-    return Lessons(
-        np.array(config.classnames if config.labels is None else config.labels),
-        config.classnames,
-        features[None],
-        labels,
-        ids,
-        positive=tensors.get(f"{LABELLED}positive"),
-        negative=tensors.get(f"{LABELLED}negative"),
-        state={name[len(STATE) :]: tensor for name, tensor in tensors.items() if name.startswith(STATE)},
+def _model(config: ModelConfig, tensors: dict[str, Tensor]) -> SavedModel:
+    """The model of a folder; raises an exception if a tensor is missing, or image ids are of other images."""
+    of_classifier = {name: tensors[name] for name in CLASSIFIER if name in tensors}
+    if "keys" in tensors:
+        of_classifier["labels"] = tensors["labels"]
+    taught = _below(LABELLED, tensors)
+    return SavedModel(
+        **{name: getattr(config, name) for name in Described.model_fields},
+        classifier=FoldedClassifier(**of_classifier, alpha=config.fusion.alpha, beta=config.fusion.beta),
+        text_positive=tensors["text_positive"],
+        transfer=_transfer(config, tensors),
+        transfer_rule=config.transfer.rule,
+        class_nodes=tensors.get("class_nodes"),
+        labelled=ClassSums(*(taught[of.name].double() for of in fields(ClassSums))) if "counts" in taught else None,
+        lessons=_lessons(config, taught) if "features" in taught else None,
     )
 
 
-def _transfer(config: ModelConfig, tensors: dict[str, Tensor]) -> TransferableAdapter | None:
-    """What reaches other classes.
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names have a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-    Raises:
-        ValueError, KeyError: If a tensor of it is missing.
-    """
+
+def _lessons(config: ModelConfig, taught: dict[str, Tensor]) -> Lessons:
+    """What the model was taught; errors as of `_model`."""
+    labels = taught["labels"]
+    ids = torch.tensor(config.image_ids or [0] * len(labels), dtype=torch.long)
+    if len(ids) != len(labels):
+        raise ValueError(f"{len(ids)} image_ids for {len(labels)} images")
+    classes = np.array(config.classnames if config.labels is None else config.labels)
+    text = taught.get("positive"), taught.get("negative")
+    return Lessons(classes, config.classnames, taught["features"][None], labels, ids, *text, _below("state.", taught))
+
+
+def _transfer(config: ModelConfig, tensors: dict[str, Tensor]) -> TransferableAdapter | None:
+    """What reaches other classes; errors as of `_model`."""
     if not isinstance(config.transfer, AdapterTransfer):
         return None
-    options, messages = config.transfer.options, None
-    if options.has_closed_form or any(name.startswith(MESSAGES) for name in tensors):
-        names = [field.name for field in fields(NewClassMessages)]
-        messages = NewClassMessages(**{name: tensors[f"{MESSAGES}{name}"] for name in names})
-    prefixes = (f"{TRANSFER}weight.", f"{TRANSFER}metapath.")
-    parameters = {name[len(TRANSFER) :]: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
+    options = config.transfer.options
+    messages = NewClassMessages(**_below(MESSAGES, tensors)) if options.has_closed_form else None
+    parameters = _below(TRANSFER, {name: t for name, t in tensors.items() if not name.startswith(MESSAGES)})
     adapter = TransferableAdapter(options, parameters, messages)
     if missing := adapter.missing_parameters():
         raise ValueError(f"it lacks {TRANSFER}{missing[0]}")
@@ -335,24 +284,19 @@ def find_model_folder(folder: Path) -> Path:
     """The model folder that a user means: the folder itself, or `model/` in the output folder of a run.
 
     Raises:
-        UserError: If there is none; one of the runs below the folder is named.
+        UserError: If there is none.
     """
-    try:
-        for candidate in (folder, folder / "model"):
-            if (candidate / CONFIG).is_file():
-                return candidate
-        what = f"holds no {CONFIG}" if folder.is_dir() else "is no folder" if folder.exists() else "is not there"
-        below = [found for depth in range(1, LEVELS + 1) for found in folder.glob(f"{'*/' * depth}model/{CONFIG}")]
-    except OSError as error:  # no permission, or a name that is too long
-        raise UserError(f"cannot read the model folder {folder}: {first_line(error)}") from error
-    example = min(below).parent if below else "OUTPUT_DIR/model"
-    raise UserError(f"{folder} {what}; give the model folder of a run, such as {example}")
+    for candidate in (folder, folder / "model"):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    what = f"holds no {CONFIG}" if folder.exists() else "is not there"
+    raise UserError(f"{folder} {what}; give the model folder of a run, such as OUTPUT_DIR/model")
 
 
 def model_files(folder: Path) -> list[Path]:
     """The files of a model folder, and of the run that it is given by, which no command may write over."""
     model = find_model_folder(folder)
-    return [path for place in (folder, model, model / "thumbnails") for path in place.glob("*") if path.suffix in KEPT]
+    return [path for place in (folder, model, model / THUMBNAILS) for path in place.glob("*") if path.suffix in KEPT]
 
 
 def own_file(folder: Path, name: str) -> Path | None:
@@ -370,3 +314,43 @@ def own_file(folder: Path, name: str) -> Path | None:
         logger.warning("%s is a link out of its folder, and is left out", folder / name)
         return None
     return path
+
+
+def write_thumbnails(folder: Path, images: Iterable[Image.Image]) -> None:
+    """Writes the thumbnails of a model folder, all or none: of one image for each key of the cache, in the same order.
+
+    Only the pixels are written: what else an image file holds, such as the place where a photo was taken, is left out.
+
+    Raises:
+        UserError: If the folder cannot be written.
+    """
+    with writing_folder(folder / THUMBNAILS) as temporary:
+        for position, image in enumerate(images):
+            small = image.convert("RGB")
+            small.thumbnail((MAX_SIDE, MAX_SIDE))
+            pixels = Image.new("RGB", small.size)
+            pixels.paste(small)
+            pixels.save(temporary / thumbnail_name(position), quality=85)
+
+
+def read_thumbnail(folder: Path, position: int) -> Image.Image | None:
+    """The thumbnail of the cached image at a position from 0, as RGB of at most 64x64 pixels; None if there is none.
+
+    A file that is larger than a thumbnail, or no JPEG, is not shown either, and that is logged.
+    """
+    path = own_file(folder, f"{THUMBNAILS}/{thumbnail_name(position)}")
+    if path is None:
+        return None
+    try:
+        with Image.open(path, formats=["JPEG"]) as image:
+            if max(image.size) > MAX_SIDE or path.stat().st_size > MAX_BYTES:
+                raise ValueError(f"it is larger than a thumbnail of {MAX_SIDE}x{MAX_SIDE} pixels")
+            return image.convert("RGB")
+    except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+        logger.warning("%s is not shown: %s", path, error)
+        return None
+
+
+def thumbnail_name(position: int) -> str:
+    """The file of one cached image, in `THUMBNAILS`."""
+    return f"{position:05d}.jpg"

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError, get_session
+from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
 
-from ..backbones.hub import TIMEOUT, require_hub
+from ..backbones.hub import require_hub
 from ..utils.errors import UserError, first_line
 from .folder import CARD, CONFIG, TENSORS, find_model_folder, save_model
 from .saved import SavedModel
@@ -48,25 +47,14 @@ def push_model(
     private: bool = False,
     message: str = "Upload a HeGraphAdapter model",
 ) -> str:
-    """Uploads a model folder, and returns its address.
-
-    Args:
-        model: The model.
-        repository: "USER/NAME", which is made if it is not there, then as `private` says.
-        token: One that may write; None takes the one that the user has logged in with.
-        revision: The branch, which is made if it is not there; None takes the main one.
-        message: Of the commit.
+    """Uploads a model folder, and returns its address; arguments as of `HeGraphClassifier.push_to_hub`.
 
     Raises:
         UserError: If the Hub cannot be reached or refuses.
     """
     if not HUB_NAME.fullmatch(repository):
         raise UserError(f"the repository must be USER/NAME, got {repository!r}")
-    hub = constants.ENDPOINT
-    try:
-        get_session().head(hub, timeout=TIMEOUT)
-    except Exception as error:  # of requests or httpx: it depends on the version
-        raise UserError(f"{hub} cannot be reached ({first_line(error)}); nothing was uploaded") from error
+    address = f"{constants.ENDPOINT}/{repository}"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
         save_model(model, path)
@@ -79,25 +67,26 @@ def push_model(
                 repo_id=repository, folder_path=path, revision=revision, commit_message=message, allow_patterns=FILES
             )
         except Exception as error:  # of huggingface_hub, requests or httpx: it depends on the version
-            raise UserError(f"cannot upload to {hub}/{repository}: {_reason(error, token)}") from None
-    return f"{hub}/{repository}"
+            raise UserError(f"cannot upload to {address}: {_reason(error, token)}") from None
+    return address
 
 
 def _download(repository: str, revision: str | None, token: str | None) -> Path:
     """The snapshot of a repository: the newest one or, where the Hub cannot be reached, that of the cache."""
+    unreachable = None
     try:
         require_hub(repository, f"the model {repository}", f"{CONFIG} and {TENSORS}", "give the folder that holds them")
-        return Path(snapshot_download(repository, revision=revision, token=token, allow_patterns=FILES))
     except UserError as error:
-        with suppress(Exception):  # whatever keeps it from being found, it is not here
-            found = snapshot_download(repository, revision=revision, allow_patterns=FILES, local_files_only=True)
-            if (Path(found) / TENSORS).is_file():
-                return Path(found)
-        raise UserError(f"{repository} is no folder here; on the Hub: {error}") from error
+        unreachable = error
+    try:
+        found = snapshot_download(
+            repository, revision=revision, token=token, allow_patterns=FILES, local_files_only=unreachable is not None
+        )
+        return Path(found)
     except Exception as error:  # of huggingface_hub, requests or httpx: it depends on the version
         at = f" at revision {revision!r}" if revision else ""
-        reason = _reason(error, token)
-        raise UserError(f"{repository} is no folder here, and cannot be downloaded{at}: {reason}") from None
+        reason = unreachable or _reason(error, token)
+        raise UserError(f"{repository} is no folder here, and cannot be had from the Hub{at}: {reason}") from None
 
 
 def _reason(error: Exception, token: str | None) -> str:

@@ -64,6 +64,11 @@ class Lessons:
         """One feature of each image, shape `[N, d]`."""
         return self.features[0] if len(self.features) == 1 else mean_over_views(self.features)
 
+    @property
+    def by_label(self) -> dict[Any, str]:
+        """The names of the classes by their labels."""
+        return dict(zip(self.classes.tolist(), self.names))
+
     def place(self, label: Any) -> int:
         """The position of a class; raises UserError if there is none of this label."""
         known = self.classes.tolist()
@@ -71,18 +76,18 @@ class Lessons:
             raise unknown("class", str(label), map(str, known))
         return known.index(label)
 
-    def check_kind(self, classes: np.ndarray) -> None:
-        """Raises UserError if labels are of another kind than those here, so that they cannot be sorted together."""
-        first, other = self.classes.tolist()[0], classes.tolist()[0]
-        if _kind(first) is not _kind(other):
-            raise UserError(f"the labels so far are such as {first!r}, got {other!r}; give labels of one kind")
-
     def joined(self, more: Lessons, fresh: Tensor) -> Lessons:
         """These lessons and more, with the classes of both in sorted order.
 
         `fresh`, booleans of shape `[K of more]`, says which classes of `more` come with their name, and with their text
-        nodes if there are any; of the others, those that are here are kept. Labels are as of `check_kind`.
+        nodes if there are any; of the others, those that are here are kept.
+
+        Raises:
+            UserError: If labels here are text and others are not, so that they cannot be sorted together.
         """
+        first, other = self.classes.tolist()[0], more.classes.tolist()[0]
+        if isinstance(first, str) != isinstance(other, str):
+            raise UserError(f"the labels so far are such as {first!r}, got {other!r}; give labels of one kind")
         classes, places = np.unique(np.concatenate([self.classes, more.classes]), return_inverse=True)
         old, new = torch.from_numpy(places.reshape(-1)).split([len(self.names), len(more.names)])
         names = dict(zip(old.tolist(), self.names))
@@ -91,7 +96,7 @@ class Lessons:
         def nodes(mine: Tensor | None, theirs: Tensor | None) -> Tensor | None:
             if mine is None:
                 return None
-            found = mine.new_zeros(len(classes), mine.shape[1]).index_copy(0, old, mine)
+            found = _placed(mine, old, len(classes))
             return found if theirs is None else found.index_copy(0, new[fresh], theirs[fresh])
 
         views = math.lcm(len(self.features), len(more.features))
@@ -148,16 +153,12 @@ class Lessons:
         return found
 
 
-def _kind(label: Any) -> type:
-    """What a label is; whole numbers and others are of one kind."""
-    return next((kind for kind in (bool, str) if isinstance(label, kind)), float)
-
-
 def _spread(state: Mapping[str, Tensor], places: Tensor, num_classes: int) -> dict[str, Tensor]:
     """Parameters whose rows of classes go to other places, among so many classes."""
-    return {
-        name: rows.new_zeros(num_classes, *rows.shape[1:]).index_copy(0, places, rows)
-        if name.startswith(BY_CLASS)
-        else rows
-        for name, rows in state.items()
-    }
+    of_class = {name: _placed(rows, places, num_classes) for name, rows in state.items() if name.startswith(BY_CLASS)}
+    return {**state, **of_class}
+
+
+def _placed(rows: Tensor, places: Tensor, count: int) -> Tensor:
+    """So many rows, of which those at the places are given and the others zeros."""
+    return rows.new_zeros(count, *rows.shape[1:]).index_copy(0, places, rows)

@@ -1,14 +1,13 @@
-"""A trained model: what `config.json` of its folder says, and beside it the tensors.
+"""A trained model: what `config.json` of its folder says, and beside it the tensors. It may hear images without labels.
 
-These declarations check all that a folder says before any of it is used.
+The declarations check all that a folder says before any of it is used.
 
-Shapes: K classes, N cached images, d feature width.
+Shapes: K classes, d feature width, B images of a batch, M unlabelled images.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ConfigDict, Field, InstanceOf, model_validator
@@ -17,7 +16,9 @@ from torch import Tensor
 from ..method.cache import FoldedClassifier
 from ..method.class_sums import ClassSums
 from ..method.model import TransferableAdapter
+from ..method.unlabelled import Heard, hear_unlabelled
 from ..training.confidence import KnownScores, known_score
+from ..training.memory import refuse_beyond_memory
 from ..utils.errors import UserError
 from ..utils.schema import Count, Finite, Name, Part, Percent, Positive, Size
 from .lessons import Lessons
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Three = Field(min_length=3, max_length=3)
+COPIES = 4  # of the logits of all unlabelled images, in float32, that hearing them holds at once
 
 
 class Backbone(Part):
@@ -53,8 +55,8 @@ class Backbone(Part):
 
 
 class Preprocessing(Part):
-    """How an image becomes the backbone's input: height and width in pixels, and for each channel the mean and the
-    deviation that it is normalised by; `transform` is the whole of it in words.
+    """How an image becomes the backbone's input: height and width in pixels, mean and deviation of each channel, and in
+    `transform` the whole of it in words.
     """
 
     size: Annotated[list[Size], Field(min_length=2, max_length=2)]
@@ -108,6 +110,9 @@ class Scores(Part):
     ece_zero_shot: Percent | None = None
 
 
+NOT_TESTED = Scores(accuracy=None, accuracy_text=None, accuracy_zero_shot=None, macro_f1=None, num_test=0)
+
+
 class Described(Part):
     """What a model says of itself, in its folder and in memory.
 
@@ -145,17 +150,17 @@ class Described(Part):
     image_ids: tuple[int, ...] | None = None
 
     @model_validator(mode="after")
-    def names_fit_each_other(self) -> Described:
-        """Every class has one id, one label and one entry in each group of prompts; no two have the same."""
+    def one_of_each_class(self) -> Described:
+        """Every class has one id, one label, one number of images and one entry in each group of prompts; no two
+        classes have the same id or label.
+        """
         classes, prompts = len(self.classnames), self.prompts
-        if len(self.class_ids) != classes:
-            raise ValueError(f"{len(self.class_ids)} class_ids for {classes} classnames")
-        if twice := sorted(name for name, count in Counter(self.class_ids).items() if count > 1):
-            raise ValueError(f"class_ids repeat: {', '.join(twice[:3])}")
-        if self.images is not None and len(self.images) != classes:
-            raise ValueError(f"{len(self.images)} numbers of images for {classes} classnames")
-        if self.labels is not None and not len(self.labels) == len(set(self.labels)) == classes:
-            raise ValueError(f"labels must be {classes} different ones, one for each class")
+        for name in ("class_ids", "labels", "images"):
+            values = getattr(self, name)
+            if values is not None and len(values) != classes:
+                raise ValueError(f"{len(values)} {name} for {classes} classnames")
+            if values is not None and name != "images" and len(set(values)) < classes:
+                raise ValueError(f"{name} must be different ones")
         if prompts is not None and {len(group) for group in (*prompts.positive, prompts.negative)} != {classes}:
             raise ValueError(f"prompts must have sentences for each of the {classes} classes in every group")
         return self
@@ -217,9 +222,8 @@ class SavedModel(Described):
             raise UserError(f"keep must lie between 0 and 1, as 0.95, got {keep!r:.80}")
         if self.known is None:
             raise UserError(
-                "the model does not know how images of its classes score, so no threshold can be had; train it again, "
-                "with TRAINER.HEGRAPHADAPTER.CALIBRATE auto and at least four classes, or two images of a class, and "
-                "without unlabelled images"
+                "the model does not know how images of its classes score, so no threshold can be had; train it again: "
+                "with CALIBRATE auto, four classes or two images of a class, and without unlabelled images"
             )
         return known_score(logits, self.temperature, self.known.score) >= self.known.threshold(keep)
 
@@ -230,3 +234,55 @@ class SavedModel(Described):
         if self.known is None:
             return None
         return self.known.share_below(known_score(logits[None], self.temperature, self.known.score).item())
+
+
+def hear(model: SavedModel, features: Tensor, device: str) -> tuple[SavedModel, Heard]:
+    """A model whose classifier has heard unlabelled images, on the CPU, and what was heard (`method/unlabelled.py`).
+
+    What was measured of the model as it was, scores of test images and of known ones, does not hold any more and goes.
+    It hears once: what it knew of the labelled images goes, too.
+
+    Args:
+        model: One that has heard none.
+        features: Unit-norm features of the images, shape `[M, d]`.
+        device: Where to compute.
+
+    Raises:
+        UserError: As `check_hearing`.
+    """
+    heard = hear_unlabelled(
+        model.classifier.to(device),
+        check_hearing(model.labelled, features, model.classifier.width, device),
+        model.text_positive.to(device),
+        features.to(device),
+        model.logit_scale,
+        model.temperature,
+    )
+    changed = {
+        "classifier": heard.classifier.to("cpu"),
+        "unlabelled": len(features),
+        "known": None,
+        "labelled": None,
+        "scores": NOT_TESTED,
+    }
+    return model.model_copy(update=changed), heard
+
+
+def check_hearing(labelled: ClassSums | None, features: Tensor, width: int, device: str) -> ClassSums:
+    """What a model knows of its labelled images, on the device; it can hear unlabelled ones of these features.
+
+    Raises:
+        UserError: If the model knows none, the features are none, of another width or not finite, or hearing them would
+            take more memory than is free.
+    """
+    if labelled is None:
+        raise UserError(
+            "the model has heard unlabelled images before, or is of a version that kept nothing of its labelled ones; "
+            "train it again"
+        )
+    if not len(features) or features.shape[1] != width or not features.isfinite().all():
+        raise UserError(f"unlabelled images need finite features of width {width}, got {list(features.shape)}")
+    count, num_classes = len(features), len(labelled.counts)
+    takes = COPIES * 4 * count * num_classes
+    refuse_beyond_memory(takes, f"{count} unlabelled images of {num_classes} classes", device)
+    return labelled.to(device)

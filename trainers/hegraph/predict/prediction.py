@@ -25,9 +25,8 @@ from ..backbones.identity import AUTO
 from ..features.bank import BankFile, mean_over_views
 from ..features.images import Pixels
 from ..models.folder import load_model, model_files
-from ..models.hearing import hear
 from ..models.images import ImageModel, backbone_files
-from ..models.saved import SavedModel
+from ..models.saved import SavedModel, hear
 from ..utils.devices import choose_device
 from ..utils.errors import UserError, say
 from ..utils.files import atomic_path, check_output
