@@ -24,7 +24,7 @@ from trainers.hegraph.datasets.loading import open_stored
 from trainers.hegraph.features.extract import encode_images
 from trainers.hegraph.features.images import ImageViews
 from trainers.hegraph.models.images import ImageModel
-from trainers.hegraph.predict.inputs import Inputs
+from trainers.hegraph.predict.inputs import image_paths
 from trainers.hegraph.predict.prediction import Options, image_rows, write_rows
 
 from .extraction import SIZE, write_image
@@ -102,7 +102,7 @@ def ways_of(
 
     def predict() -> torch.Tensor:
         options = Options(5, "csv", root / "rows.csv")
-        return torch.tensor(write_rows(image_rows(model, Inputs([str(folder)]), options, batch), images, options))
+        return torch.tensor(write_rows(image_rows(model, image_paths([str(folder)]), options, batch), options))
 
     return {
         WAYS[0]: lambda: torch.cat([backbone.encode_images(part) for part in pixels]),

@@ -25,7 +25,7 @@ from trainers.hegraph.models.folder import save_model
 from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.models.saved import Backbone as BackboneConfig
 from trainers.hegraph.models.saved import SavedModel, Scores, TrainedOn
-from trainers.hegraph.predict.inputs import Inputs
+from trainers.hegraph.predict.inputs import image_paths
 from trainers.hegraph.predict.prediction import Options, default_batch_size, image_rows, write_rows
 
 from .extraction import write_image
@@ -82,12 +82,12 @@ def write_scans(folder: Path, number: int) -> Path:
 def throughput(report: Report, backbone: Backbone, folder: Path, batch: int, repeats: int) -> None:
     """Adds the rates of the command and of the encoder alone."""
     model = ImageModel(random_model(backbone, backbone.width), backbone)
-    paths = list(Inputs([str(folder)]))
+    paths = list(image_paths([str(folder)]))
     pixels = [pixels for (_, pixels, _), _ in model.encode(paths, batch)]
     options = Options(5, "csv", folder.parent / "rows.csv")
 
     def predict() -> None:
-        write_rows(image_rows(model, Inputs([str(folder)]), options, batch), len(paths), options)
+        write_rows(image_rows(model, image_paths([str(folder)]), options, batch), options)
 
     alone = f"{backbone.name}, encoder alone"
     seconds = in_turn(

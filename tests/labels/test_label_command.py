@@ -92,7 +92,7 @@ def test_suggestions_are_rows_of_predictions_with_the_image_to_label_first(finis
         (["check"], "--root --features"),
         (["suggest", "nowhere", "image.png", "other.png"], "nowhere"),
         (["suggest", "nowhere", ".", "-n", "0"], "whole number"),
-        (["sugest", "nowhere"], "did you mean 'suggest'"),
+        (["sugest", "nowhere"], "invalid choice: 'sugest'"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, words, tmp_path, monkeypatch, capsys):

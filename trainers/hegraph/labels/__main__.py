@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from ..backbones.identity import AUTO, PRECISIONS
 from ..config_files import load_cfg
-from ..predict.__main__ import whole
-from ..predict.inputs import Inputs
-from ..predict.rows import FORMATS, MAX_WIDTH, Row, csv_line, utf8
+from ..predict.__main__ import chosen_format, whole
+from ..predict.inputs import check_inputs, image_paths
+from ..predict.rows import FORMATS, Row, csv_line, utf8
 from ..utils.commands import Parser, command
 from ..utils.errors import printable, report
 from ..utils.files import check_output
@@ -71,8 +71,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def suggest_command(args: argparse.Namespace) -> int:
     """Writes the images to label next; returns how many images could not be read."""
-    inputs = Inputs(args.inputs)
-    inputs.check()
+    check_inputs(args.inputs)
     import torch  # takes seconds
 
     from ..models.images import ImageModel
@@ -80,11 +79,11 @@ def suggest_command(args: argparse.Namespace) -> int:
     from ..utils.devices import choose_device
     from .suggest import suggest
 
-    options = Options(args.top, row_format(args), args.out)
+    options = Options(args.top, chosen_format(args), args.out)
     saved = open_model(args.model, options, args.inputs)
     model = ImageModel.of(saved, choose_device(args.device, "--device"), args.backbone, args.pretrained, args.precision)
     paths, unreadable, features = [], [], [torch.zeros(0, saved.classifier.width)]
-    for batch, found in model.encode(iter(inputs), default_batch_size(model.backbone.input_size)):
+    for batch, found in model.encode(image_paths(args.inputs), default_batch_size(model.backbone.input_size)):
         for path, problem in zip(map(str, batch.images), batch.problems):
             if problem:
                 unreadable.append(Row(path, error=problem))
@@ -94,7 +93,7 @@ def suggest_command(args: argparse.Namespace) -> int:
     pool = torch.cat(features)
     order = suggest(saved, pool, args.number) if len(pool) else []
     rows = rows_of(saved, [paths[place] for place in order], saved.classifier.logits(pool[order]), options)
-    return write_rows([*rows, *unreadable], len(order) + len(unreadable), options)
+    return write_rows([*rows, *unreadable], options)
 
 
 def check_command(args: argparse.Namespace) -> int:
@@ -122,7 +121,7 @@ def check_command(args: argparse.Namespace) -> int:
         scale, paths = bank.logit_scale, [str(Path(args.root) / item.path) for item in task.dataset.train]
     issues = [issue for issue in find_label_issues(keys, labels, text, scale, names) if issue.score > args.above]
     with open_output(args.out) as write:
-        for line in issue_lines(issues, paths, row_format(args)):
+        for line in issue_lines(issues, paths, chosen_format(args)):
             write(line)
     logger.info("%d of %d labels seem wrong", len(issues), len(labels))
     return len(issues)
@@ -140,15 +139,8 @@ def issue_lines(issues: Sequence[LabelIssue], paths: Sequence[str], form: str) -
         for path, label, suggested, score in rows:
             yield csv_line(path, label, suggested, f"{score:.4f}")
     else:
-        width = min(max((len(path) for path, *_ in rows), default=0), MAX_WIDTH)
         for path, label, suggested, score in rows:
-            said = f"{path.ljust(width)}  {score:6.2f}  {label} -> {suggested}"
-            yield printable(utf8(said)) + "\n"
-
-
-def row_format(args: argparse.Namespace) -> str:
-    ending = args.out.suffix[1:].lower() if args.out else ""
-    return args.format or (ending if ending in FORMATS else "table")
+            yield printable(utf8(f"{path}  {score:6.2f}  {label} -> {suggested}")) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..backbones.identity import AUTO, PRECISIONS
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report
-from .inputs import Inputs
+from .inputs import check_inputs
 from .rows import FORMATS
 
 KEEP = 'mark images as "none of these" that score lower than this share of images of known classes, as 0.95'
@@ -73,19 +73,18 @@ def check_arguments(args: argparse.Namespace) -> None:
 def predict(args: argparse.Namespace) -> int:
     """Predicts as the flags say; returns how many images could not be read."""
     check_arguments(args)
-    inputs = Inputs(args.inputs, args.null, args.sort_into)
     if args.features is None:
-        inputs.check()
+        check_inputs(args.inputs)
     from .prediction import Options, predict_bank, predict_images  # torch and open_clip take seconds to import
 
+    options = Options(args.top, chosen_format(args), args.out, args.keep, args.together)
+    return predict_images(args, options) if args.features is None else predict_bank(args, options)
+
+
+def chosen_format(args: argparse.Namespace) -> str:
+    """The format of the rows: as `--format` says, else by the ending of `--out`, else the table."""
     ending = args.out.suffix[1:].lower() if args.out else ""
-    options = Options(
-        args.top, args.format or (ending if ending in FORMATS else "table"), args.out, args.keep, args.together
-    )
-    if args.features is not None:
-        return predict_bank(args.model, args.features, args.split, options)
-    named = {"backbone": args.backbone, "pretrained": args.pretrained, "precision": args.precision}
-    return predict_images(args.model, inputs, options, args.sort_into, args.batch_size, args.device, **named)
+    return args.format or (ending if ending in FORMATS else "table")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

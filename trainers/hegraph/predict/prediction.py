@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 import time
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,16 +21,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backbones.identity import AUTO
 from ..features.bank import BankFile, mean_over_views
-from ..features.images import Pixels
 from ..models.folder import load_model, model_files
 from ..models.images import ImageModel, backbone_files
 from ..models.saved import SavedModel, hear
 from ..utils.devices import choose_device
 from ..utils.errors import UserError, say
 from ..utils.files import atomic_path, check_output
-from .inputs import NO_IMAGE, Inputs
+from .inputs import image_paths
 from .rows import FORMATS, NONE_OF_THESE, Row
 from .sorting import ClassFolders
 
@@ -57,63 +55,44 @@ class Options(NamedTuple):
     together: bool = False
 
 
-def predict_images(
-    folder: str,
-    inputs: Inputs,
-    options: Options,
-    sort_into: Path | None = None,
-    batch_size: int = 0,
-    device: str = "",
-    backbone: str = "",
-    pretrained: str = "",
-    precision: str = AUTO,
-) -> int:
-    """Classifies images; arguments as of the command line, but for `options`. A `batch_size` of 0 chooses one.
-
-    Returns how many images could not be read.
+def predict_images(args: Namespace, options: Options) -> int:
+    """Classifies the images that the command line names. Returns how many could not be read.
 
     Raises:
         UserError: If the model is damaged, its backbone cannot be had, or something cannot be written.
     """
-    saved = open_model(folder, options, inputs.given)
+    saved = open_model(args.model, options, args.inputs)
     if options.out is not None:
-        check_output(options.out, backbone_files(saved, backbone, pretrained))
-    model = ImageModel.of(saved, choose_device(device, "--device"), backbone, pretrained, precision)
-    folders = None if sort_into is None else class_folders(saved, sort_into, options)
-    batch_size = batch_size or default_batch_size(model.backbone.input_size)
-    try:
-        return write_rows(image_rows(model, inputs, options, batch_size, folders), inputs.count(), options)
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(
-            f"the GPU has no memory for {batch_size} images at once; give a smaller --batch-size"
-        ) from error
+        check_output(options.out, backbone_files(saved, args.backbone, args.pretrained))
+    model = ImageModel.of(saved, choose_device(args.device, "--device"), args.backbone, args.pretrained, args.precision)
+    folders = None if args.sort_into is None else ClassFolders(args.sort_into)
+    batch_size = args.batch_size or default_batch_size(model.backbone.input_size)
+    paths = image_paths(args.inputs, args.null, args.sort_into)
+    return write_rows(image_rows(model, paths, options, batch_size, folders), options)
 
 
-def predict_bank(folder: str, bank_file: Path, split: str, options: Options) -> int:
-    """Classifies the features of a bank; arguments as of the command line, but for `options`.
-
-    Returns how many features the model gives NaN for.
+def predict_bank(args: Namespace, options: Options) -> int:
+    """Classifies the features of a bank. Returns how many features the model gives NaN for.
 
     Raises:
         UserError: If model or bank are damaged or do not fit each other, or something cannot be written.
     """
-    model = open_model(folder, options, [bank_file])
-    features, labels = bank_features(model, bank_file, split)
-    predicted = []
+    model = open_model(args.model, options, [args.features])
+    features, labels = bank_features(model, args.features, args.split)
     if options.together:
-        all_logits = hear_together(model, features, "cpu").split(BANK_BATCH)
+        logits = hear_together(model, features, "cpu")
     else:
-        all_logits = map(model.classifier.logits, features.split(BANK_BATCH))
+        logits = torch.cat([model.classifier.logits(batch) for batch in features.split(BANK_BATCH)])
 
     def rows() -> Iterator[Row]:
-        for start, logits in zip(range(0, len(features), BANK_BATCH), all_logits):
-            predicted.append(logits.argmax(dim=1))
-            paths = [f"{bank_file}#{split}/{row}" for row in range(start, start + len(logits))]
-            yield from rows_of(model, paths, logits, options)
+        for start in range(0, len(features), BANK_BATCH):
+            batch = logits[start : start + BANK_BATCH]
+            paths = [f"{args.features}#{args.split}/{row}" for row in range(start, start + len(batch))]
+            yield from rows_of(model, paths, batch, options)
 
-    failed = write_rows(rows(), len(features), options)
+    failed = write_rows(rows(), options)
     if labels is not None:
-        logger.info("accuracy %.2f %%", 100 * (torch.cat(predicted) == labels).double().mean().item())
+        logger.info("accuracy %.2f %%", 100 * (logits.argmax(dim=1) == labels).double().mean().item())
     return failed
 
 
@@ -155,40 +134,53 @@ def bank_features(model: SavedModel, bank_file: Path, split: str) -> tuple[Tenso
 
 
 def image_rows(
-    model: ImageModel, inputs: Iterable[str], options: Options, batch_size: int, folders: ClassFolders | None = None
+    model: ImageModel, paths: Iterable[str], options: Options, batch_size: int, folders: ClassFolders | None = None
 ) -> Iterator[Row]:
     """The rows of images, of which B = `batch_size` are encoded at once, in the order of their paths.
 
-    They are copied into `folders` by their classes, the last of which is none of these, if there are folders.
+    They are copied into the `folders` of their classes, if there are folders.
 
     Raises:
         UserError: If an image is the file that is to be written, or cannot be copied.
     """
-    names = distinct_names(model.model)
-
-    def paths() -> Iterator[str]:
-        for path in inputs:
-            if options.out is not None:
-                check_output(options.out, [path])
-            yield path
-
-    encoded: Iterable[tuple[Pixels, Tensor]] = model.encode(paths(), batch_size)
-    if options.together and (encoded := [(batch._replace(pixels=batch.pixels[:0]), f) for batch, f in encoded]):
-        features = [features for _, features in encoded]
-        heard = hear_together(model.model, torch.cat(features), str(model.backbone.device))
-        encoded = zip((batch for batch, _ in encoded), heard.split([len(part) for part in features]))
-    for batch, found in encoded:
-        logits = found if options.together else model.logits(found)
-        images = [str(image) for image in batch.images]
-        readable = [path for path, problem in zip(images, batch.problems) if not problem]
+    for images, problems, logits in _image_logits(model, _checked(paths, options.out), options, batch_size):
+        readable = [path for path, problem in zip(images, problems) if not problem]
         predicted = rows_of(model.model, readable, logits, options)
-        for path, problem in zip(images, batch.problems):
-            row = Row(path, error=NO_IMAGE if os.path.isdir(path) else problem) if problem else next(predicted)
+        for path, problem in zip(images, problems):
+            row = Row(path, error=problem) if problem else next(predicted)
             if folders is not None and not row.error:
-                label = len(names) if row.known is False else names.index(row.top[0][0])
-                if problem := folders.copy(path, label):
+                place = NONE_OF_THESE if row.known is False else row.top[0][0]
+                if problem := folders.copy(path, place):
                     row = Row(path, error=problem)
             yield row
+
+
+def _checked(paths: Iterable[str], out: Path | None) -> Iterator[str]:
+    for path in paths:
+        if out is not None:
+            check_output(out, [path])
+        yield path
+
+
+def _image_logits(
+    model: ImageModel, paths: Iterable[str], options: Options, batch_size: int
+) -> Iterator[tuple[list[str], list[str], Tensor]]:
+    """Batches of paths, each with what keeps an image from being read, or "", and the logits of those that were read,
+    `[B, K]`.
+    """
+    encoded = (
+        ([str(image) for image in batch.images], list(batch.problems), features)
+        for batch, features in model.encode(paths, batch_size)
+    )
+    if not options.together:
+        for images, problems, features in encoded:
+            yield images, problems, model.logits(features)
+        return
+    batches = list(encoded)
+    parts = [features for _, _, features in batches]
+    heard = hear_together(model.model, torch.cat(parts), str(model.backbone.device))
+    for (images, problems, _), logits in zip(batches, heard.split([len(part) for part in parts])):
+        yield images, problems, logits
 
 
 def hear_together(model: SavedModel, features: Tensor, device: str) -> Tensor:
@@ -218,31 +210,34 @@ def rows_of(model: SavedModel, paths: Sequence[str], logits: Tensor, options: Op
             yield Row(path, error="the model gives NaN for it")
 
 
-def write_rows(rows: Iterable[Row], total: int | None, options: Options) -> int:
-    """Writes rows, with a progress bar (to `total`, where that is known) and the rate on stderr.
-
-    Returns how many have an error.
+def write_rows(rows: Iterable[Row], options: Options) -> int:
+    """Writes rows, with a progress bar and the rate on stderr. Returns how many have an error.
 
     Raises:
         UserError: If there is no row, or the output cannot be written.
     """
-    to_line = FORMATS[options.format](options.keep is not None)
-    written, failed, first, started = 0, 0, "", time.monotonic()
+    written, errors, started = 0, [], time.monotonic()
     shows_rows = options.out is None and sys.stdout is not None and sys.stdout.isatty()
-    hidden = True if shows_rows else None  # None: unless stderr is no terminal
-    with open_output(options.out) as write:
-        for row in tqdm(rows, total=total, desc="predicting", unit="img", disable=hidden):
-            write(to_line(row) if written else to_line.header + to_line(row))
+
+    def counted() -> Iterator[Row]:
+        nonlocal written
+        hidden = True if shows_rows else None  # None: unless stderr is no terminal
+        for row in tqdm(rows, desc="predicting", unit="img", disable=hidden):
             written += 1
             if row.error:
-                failed, first = failed + 1, first or f"{row.path}: {row.error}"
+                errors.append(row.path)
+            yield row
+
+    with open_output(options.out) as write:
+        for line in FORMATS[options.format](counted(), options.keep is not None):
+            write(line)
         if not written:
-            raise UserError("there is nothing to classify: the list is empty")
+            raise UserError("there is nothing to classify: no image is there, or the list is empty")
     seconds = time.monotonic() - started
     logger.info("rows: %d, in %.1f s, %.0f per second", written, seconds, written / max(seconds, 1e-9))
-    if failed:
-        logger.warning("%d of %d could not be read; the first is %s", failed, written, first)
-    return failed
+    if errors:
+        logger.warning("%d of %d could not be read; the first is %s", len(errors), written, errors[0])
+    return len(errors)
 
 
 @contextmanager
@@ -262,27 +257,11 @@ def open_output(out: Path | None) -> Iterator[Callable[[str], object]]:
         yield file.write
 
 
-def class_folders(model: SavedModel, folder: Path, options: Options) -> ClassFolders:
-    """The folders of the K classes, and as the last one that of images of none of them.
-
-    Raises:
-        UserError: If a class has the name of the last one and images go there, or the folder cannot be made.
-    """
-    names = distinct_names(model)
-    if options.keep is not None and NONE_OF_THESE in names:
-        raise UserError(
-            f"a class of the model is called {NONE_OF_THESE!r}, and --sort-into has one folder for a name; "
-            "leave out --keep or --sort-into"
-        )
-    return ClassFolders(folder, [*names, NONE_OF_THESE])
-
-
 def distinct_names(model: SavedModel) -> list[str]:
     """The K class names; those that are equal are told apart by their ids, as in "crane (n02012849)"."""
-    names = list(model.classnames)
-    while equal := {name for name, count in Counter(names).items() if count > 1}:  # an id may make another name
-        names = [f"{name} ({key})" if name in equal else name for name, key in zip(names, model.class_ids)]
-    return names
+    counts = Counter(model.classnames)
+    named = zip(model.classnames, model.class_ids)
+    return [f"{name} ({key})" if counts[name] > 1 else name for name, key in named]
 
 
 def default_batch_size(input_size: tuple[int, int]) -> int:

@@ -1,4 +1,4 @@
-"""Rows of predictions, and how a row is written: for people, as CSV or as JSON Lines.
+"""Rows of predictions, and how they are written: for people, as CSV or as JSON Lines.
 
 File names may hold any byte but NUL and "/". They are written as `utf8` gives them, so every output is valid UTF-8.
 """
@@ -8,13 +8,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from ..utils.errors import printable
 
 NONE_OF_THESE = "none of these"
-MAX_WIDTH = 60  # of a column that is aligned
 
 
 class Row(NamedTuple):
@@ -29,74 +28,54 @@ class Row(NamedTuple):
     known: bool | None = None
 
 
-class Table:
+def table_lines(rows: Iterable[Row], asked: bool) -> Iterator[str]:
     """One line for each image: path, class, probability, and in brackets the classes after it.
 
     For an image of none of the classes, "none of these" stands in place of the class, and all classes in brackets.
     """
-
-    header = ""
-
-    def __init__(self, asked: bool = False) -> None:
-        self.widths = [0, 0]  # they grow with what comes, up to `MAX_WIDTH`
-
-    def __call__(self, row: Row) -> str:
-        if row.error:
-            return f"{self._pad(0, row.path)}  error: {_one_line(row.error)}\n"
-        shown = [(_one_line(name), f"{100 * value:.2f} %") for name, value in row.top]
+    for row in rows:
+        shown = [(name, f"{100 * value:.2f} %") for name, value in row.top]
+        first, *others = [("error:", row.error)] if row.error else shown
         if row.known is False:
-            shown.insert(0, (NONE_OF_THESE, ""))
-        (first, number), *others = shown
-        line = f"{self._pad(0, row.path)}  {self._pad(1, first)}  {number:>7}"
-        return f"{line}  ({', '.join(map(' '.join, others))})\n" if others else f"{line}\n"
-
-    def _pad(self, column: int, text: str) -> str:
-        text = _one_line(text)
-        self.widths[column] = max(self.widths[column], min(len(text), MAX_WIDTH))
-        return text.ljust(self.widths[column])
+            first, others = (NONE_OF_THESE, ""), shown
+        after = f"  ({', '.join(map(' '.join, others))})" if others else ""
+        yield printable(utf8(f"{row.path}  {'  '.join(first)}{after}")) + "\n"
 
 
-class Csv:
+def csv_lines(rows: Iterable[Row], asked: bool) -> Iterator[str]:
     """`path,class,probability,rank,error`: a line for each of the top classes; one with the error where there is none.
 
-    Where rows were asked for `known`, there is one more column, `none_of_these`, which is "true" or "false".
+    Where rows were `asked` for `known`, there is one more column, `none_of_these`, which is "true" or "false".
     """
-
-    def __init__(self, asked: bool = False) -> None:
-        self.asked = asked
-        self.header = self._line("path", "class", "probability", "rank", "error", "none_of_these")
-
-    def __call__(self, row: Row) -> str:
+    columns = 6 if asked else 5
+    for number, row in enumerate(rows):
+        if number == 0:
+            yield csv_line(*("path", "class", "probability", "rank", "error", "none_of_these")[:columns])
         if row.error:
-            return self._line(row.path, "", "", "", row.error, "")
-        none = "true" if row.known is False else "false"
-        ranked = enumerate(row.top, start=1)
-        return "".join(self._line(row.path, name, digits(value), rank, "", none) for rank, (name, value) in ranked)
-
-    def _line(self, *cells: object) -> str:
-        return csv_line(*(cells if self.asked else cells[:-1]))
+            yield csv_line(*(row.path, "", "", "", row.error, "")[:columns])
+        for rank, (name, value) in enumerate(row.top, start=1):
+            none = "true" if row.known is False else "false"
+            yield csv_line(*(row.path, name, digits(value), rank, "", none)[:columns])
 
 
-class JsonLines:
+def json_lines(rows: Iterable[Row], asked: bool) -> Iterator[str]:
     """`{"path", "top": [{"class", "probability"}], "error"}`; `error` is null where there is none.
 
-    Where rows were asked for `known`, there is one more key, `none_of_these`: true, false or, with an error, null.
+    Where rows were `asked` for `known`, there is one more key, `none_of_these`: true, false or, with an error, null.
     """
-
-    header = ""
-
-    def __init__(self, asked: bool = False) -> None:
-        self.asked = asked
-
-    def __call__(self, row: Row) -> str:
+    for row in rows:
         top = [{"class": name, "probability": float(digits(value))} for name, value in row.top]
         value: dict[str, object] = {"path": utf8(row.path), "top": top, "error": utf8(row.error) or None}
-        if self.asked:
+        if asked:
             value["none_of_these"] = None if row.error else row.known is False
-        return json.dumps(value, ensure_ascii=False) + "\n"
+        yield json.dumps(value, ensure_ascii=False) + "\n"
 
 
-FORMATS: dict[str, Callable[[bool], Table | Csv | JsonLines]] = {"table": Table, "csv": Csv, "jsonl": JsonLines}
+FORMATS: dict[str, Callable[[Iterable[Row], bool], Iterator[str]]] = {
+    "table": table_lines,
+    "csv": csv_lines,
+    "jsonl": json_lines,
+}
 
 
 def csv_line(*cells: object) -> str:
@@ -115,8 +94,3 @@ def digits(probability: float) -> str:
 def utf8(text: str) -> str:
     r"""Text that every file and program takes: a byte that is no character becomes `\xff`, with its value."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _one_line(text: str) -> str:
-    r"""Text for people, in one line: control characters, too, become `\n`, `\x1b` and so on."""
-    return printable(utf8(text))
