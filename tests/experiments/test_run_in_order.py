@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 
 from trainers.hegraph.baselines import method_options
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.experiments import image_task
 from trainers.hegraph.experiments import run as run_module
 from trainers.hegraph.experiments.folder import RunFolder
-from trainers.hegraph.experiments.image_task import open_task
-from trainers.hegraph.experiments.tasks import BankTask, Opened
+from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.utils import processes
 from trainers.hegraph.utils.errors import UserError
 
@@ -42,13 +38,6 @@ class Watched(BankTask):
         return super().bank()
 
 
-class WithPictures(Watched):
-    """A task that also has pictures to show."""
-
-    def training_images(self):
-        return iter([Image.new("RGB", (8, 8), (200, 30, 40)) for _ in self.split["train"]])
-
-
 @pytest.fixture
 def cfg(tmp_path):
     """Function of more keys and values: the configuration of a run of zero-shot CLIP."""
@@ -64,7 +53,7 @@ def cfg(tmp_path):
 def done(monkeypatch) -> list:
     """What was asked of the task, of targets, and of the group of processes, in order. The clock stands still."""
     asked, clock = [], [100.0]
-    watched = lambda cfg, path, seed, *_: WithPictures(path, cfg, seed, asked, clock)  # noqa: E731
+    watched = lambda cfg, path, seed, *_: Watched(path, cfg, seed, asked, clock)  # noqa: E731
     monkeypatch.setattr(run_module, "open_task", watched)
     monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(run_module, "encode_targets", lambda task: asked.append("encode targets"))
@@ -81,7 +70,6 @@ def test_a_run_prepares_encodes_and_leaves_its_record_and_is_not_done_again(cfg,
     assert record["accuracy"] == record["accuracy_zero_shot"]
     assert (record["host"], record["targets"], record["seconds"]["features"]) == ("alone", {"X": {}}, 5)
     assert (tmp_path / "out" / "model" / "config.json").exists()
-    assert not (tmp_path / "out" / "model" / "thumbnails").exists()
     done.clear()
     assert run_module.run(cfg(), tiny_bank) == record
     assert done == []
@@ -112,88 +100,39 @@ def test_the_first_process_encodes_the_targets_with_the_others_and_goes_on_alone
 # Seeds and devices
 
 
-class Stop(Exception):
-    """Ends a run once the test has seen what it wanted."""
-
-
-@pytest.fixture
-def opened(monkeypatch) -> list[tuple]:
-    """What a task was opened with: the seed and the device; the run then stops."""
-    seen: list[tuple] = []
-
-    def opening(cfg, path, seed, device, *_):
-        seen.append((seed, device))
-        raise Stop
-
-    monkeypatch.setattr(run_module, "open_task", opening)
-    return seen
-
-
 @pytest.mark.parametrize(
     ("seed", "wanted", "there", "seen"),
     [(0, True, False, (0, "cpu")), (7, True, True, (7, "cuda")), (-1, False, True, (2**31 - 1, "cpu"))],
 )
-def test_a_negative_seed_is_drawn_by_the_system_and_a_gpu_used_where_it_is_wanted_and_there(
-    cfg, opened, monkeypatch, seed, wanted, there, seen
+def test_a_negative_seed_is_drawn_by_the_first_process_and_a_gpu_used_where_it_is_wanted_and_there(
+    cfg, monkeypatch, seed, wanted, there, seen
 ):
+    def opening(cfg, path, seed, device):
+        assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(seed)))
+        assert (seed, device) == seen
+        raise InterruptedError  # the test has seen what it wanted
+
     draw = SimpleNamespace(randrange=lambda limit: limit - 1)
     monkeypatch.setattr(run_module.random, "SystemRandom", lambda: draw)
+    monkeypatch.setattr(processes, "of_first", lambda draw: draw())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    with pytest.raises(Stop):
+    monkeypatch.setattr(run_module, "open_task", opening)
+    with pytest.raises(InterruptedError):
         run_module.run(cfg("SEED", seed, "USE_CUDA", wanted), None)
-    assert opened == [seen]
 
 
-def test_the_first_process_draws_the_seed_of_all_and_the_generators_are_seeded_before_a_task_is_opened(
-    cfg, opened, monkeypatch
-):
-    monkeypatch.setattr(processes, "of_first", lambda draw: 40 if 0 <= draw() < 2**31 else None)
-    with pytest.raises(Stop):
-        run_module.run(cfg("SEED", -1), None)
-    assert opened == [(40, "cpu")]
-    found = torch.rand(1)
-    torch.manual_seed(40)
-    assert torch.equal(found, torch.rand(1))
+# Models, thumbnails
 
 
-def test_a_task_is_a_banks_where_there_is_one_and_else_that_of_the_images(cfg, tiny_bank, monkeypatch):
-    monkeypatch.setattr(image_task, "load_image_task", lambda *arguments: arguments)
-    configured, opened = cfg(), Opened()
-    assert open_task(configured, None, 3, "cuda", opened, True) == (configured, 3, "cuda", opened, True)
-    task = open_task(configured, tiny_bank, 3, "cpu", opened)
-    assert isinstance(task, BankTask)
-    assert (task.seed, task.file) == (3, opened.bank(tiny_bank))
-    assert open_task(configured, tiny_bank, 4, "cpu", only_test=True).seed == 4
-    with pytest.raises(UserError, match=r"holds 'Tiny' but DATASET\.NAME is 'Digits'"):
-        open_task(cfg("DATASET.NAME", "Digits"), tiny_bank, 3, "cpu", only_test=True)
-
-
-# Testing a model, thumbnails
-
-
-def test_a_model_is_tested_instead_of_training_one_and_thumbnails_need_training_images(
-    cfg, done, tiny_bank, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(run_module, "test_model", lambda *arguments: arguments)
-    configured = cfg()
-    asked = (configured, tiny_bank, tmp_path / "model", 4, "cpu", None)
-    assert run_module.run(configured, tiny_bank, tmp_path / "model", 4) == asked
+def test_thumbnails_need_training_images(cfg, tiny_bank, tmp_path):
     for where in ({"bank_file": tiny_bank}, {"model_dir": tmp_path}):
         with pytest.raises(UserError, match="--keep-thumbnails needs training images"):
-            run_module.run(configured, **where, keep_thumbnails=True)
-    assert done == []
+            run_module.run(cfg(), **where, keep_thumbnails=True)
 
 
-@pytest.mark.parametrize(("trainer", "says"), [("ZeroShot", ""), ("CLIPAdapter", "changes the feature"), ("Spy", "")])
-def test_a_method_that_does_not_fold_says_that_it_leaves_no_model(
-    cfg, tiny_bank, tmp_path, caplog, monkeypatch, trainer, says
-):
-    if trainer == "Spy":
-        method, trainer, says = run_module.load_method("ZeroShot"), "ZeroShot", "it returns no classifier"
-        fit = run_module.fit
-        monkeypatch.setattr(run_module, "fit", lambda *words: replace(fit(*words), classifier=None))
-        assert not method.not_saved
+def test_a_method_that_does_not_fold_says_that_it_leaves_no_model(cfg, tiny_bank, tmp_path, caplog):
     with caplog.at_level("INFO", "trainers.hegraph"):
-        run_module.run(cfg(name=trainer), tiny_bank)
-    assert [says in message for message in caplog.messages if "no model folder" in message] == ([True] if says else [])
-    assert (tmp_path / "out" / "model").exists() != bool(says)
+        run_module.run(cfg(name="CLIPAdapter"), tiny_bank)
+    [said] = [message for message in caplog.messages if "no model folder" in message]
+    assert "changes the feature" in said
+    assert not (tmp_path / "out" / "model").exists()

@@ -172,6 +172,6 @@ def test_a_pool_of_images_is_encoded_and_a_folder_is_one(run, digits_features, t
     assert listed["unlabelled"]["num_images"] == 2
     (folder / "below" / "5.png").write_bytes(b"no image")
     broken = [*DIGITS, "--unlabelled", str(folder)]
-    assert "1 of 30 unlabelled images cannot be read, such as below/5.png" in run(*broken, name="b", keys=keys, code=2)
+    assert "below/5.png" in run(*broken, name="b", keys=keys, code=2)
     skipped, _ = run(*broken, "--skip-unreadable", name="skipped", keys=keys)
     assert skipped["unlabelled"]["num_images"] == 29

@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Selection
-from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.features import bank as bank_module
 from trainers.hegraph.features.bank import BankFile, Encoder, FeatureBank, draw_bank, load_bank, refuse_test_rows
 from trainers.hegraph.utils.errors import UserError
@@ -348,22 +346,11 @@ def test_a_large_bank_gives_the_results_of_a_small_one(run_of, tmp_path, monkeyp
 
     small, predictions = results()
     monkeypatch.setattr(bank_module, "HASHED_WHOLE", 0)
+    os.utime(tmp_path / "tiny.safetensors")  # runs of one process share a bank that has not changed
     large, of_large = results()
     assert large["run_id"] != small["run_id"]
     assert large["accuracy"] == small["accuracy"]
     assert all(torch.equal(of_large[name], predictions[name]) for name in predictions)
-
-
-def test_test_rows_of_a_large_bank_are_read_once_and_after_the_training(too_large, tiny_bank, monkeypatch):
-    read: list[str] = []
-    real = BankFile.features
-    monkeypatch.setattr(BankFile, "features", lambda self, split, *r: [read.append(split), real(self, split, *r)][1])
-    task = BankTask(tiny_bank, load_cfg(flags={"DATASET.NUM_SHOTS": 2}), seed=1)
-    task.prepare()
-    drawn = task.bank()
-    assert read == ["train", "val"]
-    assert torch.equal(drawn.with_test().test_features, drawn.features_to_classify)
-    assert read == ["train", "val", "test"]
 
 
 # Images of train or val that are test images as well
@@ -386,13 +373,10 @@ def test_an_image_that_is_a_test_image_in_one_of_its_views_is_refused_with_their
         refuse_test_rows(replace(bank, **{f"{name}_features": features}))
 
 
-@pytest.mark.parametrize("hashed", [0, 2**30])
-def test_a_run_whose_training_images_are_test_images_leaves_no_record(tiny_bank, run_of, tmp_path, monkeypatch, hashed):
-    monkeypatch.setattr(bank_module, "HASHED_WHOLE", hashed)
+def test_a_run_whose_training_images_are_test_images_leaves_nothing(tiny_bank, run_of, tmp_path):
     bank = load_bank(tiny_bank)
     replace(bank, train_features=bank.test_features[:30].clone().unsqueeze(0)).save(tiny_bank)
     code, error = run_of()
     assert code == 2
     assert "train images of Tiny are test images as well" in error
-    assert not (tmp_path / "out" / "result.json").exists()
-    assert (tmp_path / "out").exists() == (hashed == 0)  # a small bank is compared before anything is written
+    assert not (tmp_path / "out").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -11,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,8 +22,7 @@ from trainers.hegraph.experiments.folder import HOLDER, LOCK, is_locked, lock_fo
 from trainers.hegraph.experiments.run import run as run_alone
 from trainers.hegraph.results.records import read_record
 from trainers.hegraph.sweep import cluster as module
-from trainers.hegraph.sweep.__main__ import grid_of, parse_arguments
-from trainers.hegraph.sweep.cluster import AHEAD, Cluster, Demand, check_address, connected, do_run
+from trainers.hegraph.sweep.cluster import AHEAD, Cluster, check_address, check_demand, connected, do_run
 from trainers.hegraph.sweep.grid import Run
 from trainers.hegraph.sweep.workers import DONE, FAILED, LOCKED
 from trainers.hegraph.training.checkpoints import CHECKPOINT
@@ -89,57 +86,23 @@ def temporary_files_are_here(tmp_path, monkeypatch) -> None:
 
 def test_runs_are_done_a_bounded_number_at_a_time_and_leave_what_this_process_leaves(runs, tmp_path, left_by):
     played = Played()
-    cluster = Cluster(played, Demand())
-    assert cluster.limit() == 2 * AHEAD
+    cluster = Cluster(played, 1.0)
+    assert cluster.runs_at_a_time() == 2
     results = []
     for result in cluster.results(runs):
         results.append(result)
         assert all(is_locked(run.folder) for run, _ in cluster.away.values())
     assert [(result.run, result.status) for result in results] == [(run, DONE) for run in runs]
     assert played.most == AHEAD * 2
-    assert (played.banks, cluster.banks) == (1, {}), "a bank stays in the object store after its last run"
+    assert played.banks == 1
     assert played.asked == {"num_cpus": 1.0, "num_gpus": 0.0, "max_retries": 3, "retry_exceptions": False}
     assert all(read_record(run.folder)["seed"] == run.seed for run in runs)
     assert not [path for run in runs for path in run.folder.rglob(LOCK)]
-    [place] = tmp_path.glob("hegraph-sweep-*")
-    assert [path.read_bytes() for path in place.rglob("*.safetensors")] == [Path(runs[0].source).read_bytes()]
-    module.forget_banks(place.name)
-    assert not place.exists()
     assert not list(tmp_path.glob("hegraph-run-*"))
     alone = Run(tmp_path / "alone", *list(vars(runs[3]).values())[1:])
     run_alone(alone.configuration(), alone.bank)
     assert results[3].message == f"{read_record(alone.folder)['accuracy']:.2f}"
     assert left_by(alone.folder) == left_by(runs[3].folder) != {}
-
-
-def test_a_run_that_is_lost_too_often_or_whose_worker_has_no_space_has_failed(runs):
-    def answer(run: Run, *job: object) -> tuple:
-        if run.seed < 2:
-            raise Lost if run.seed else TaskError(OSError(28, "No space left on device"))
-        return do_run(run, *job)
-
-    results = {result.run.seed: result for result in Cluster(Played(answer), Demand()).results(runs[:3])}
-    assert [results[n].status for n in range(3)] == [FAILED, FAILED, DONE]
-    said = [json.loads((run.folder / "error.json").read_text())["message"] for run in runs[:2]]
-    assert "No space left" in said[0]
-    assert "(Lost)" in said[1]
-    assert not any(is_locked(run.folder) for run in runs)
-
-
-def test_a_full_disk_fails_the_run_and_leaves_nothing_half_written(runs, disk_full_after, monkeypatch):
-    unpack = module.unpack
-
-    def full_for_the_first(left: bytes, folder: Path) -> None:
-        if folder != runs[0].folder:
-            return unpack(left, folder)
-        with disk_full_after(200):
-            unpack(left, folder)
-
-    monkeypatch.setattr(module, "unpack", full_for_the_first)
-    first, second = Cluster(Played(), Demand()).results(runs[:2])
-    assert (first.status, second.status) == (FAILED, DONE)
-    assert "File too large" in first.message
-    assert [path.name for path in runs[0].folder.iterdir()] == ["error.json"]
 
 
 @pytest.mark.parametrize("error", [None, ModuleNotFoundError("No module named 'hegraph'")])
@@ -148,14 +111,39 @@ def test_a_worker_with_another_package_ends_the_sweep_in_one_line(runs, error, m
         if error is not None:
             raise TaskError(error)
         monkeypatch.setattr(module, "package_state", lambda: "version 0.1")
-        return do_run(*job)
+        try:
+            return do_run(*job)
+        except UserError as other:
+            raise TaskError(other) from other
 
-    cluster = Cluster(Played(answer), Demand())
+    cluster = Cluster(Played(answer), 1.0)
     with pytest.raises(UserError, match=r"has version 0\.1, and the driver version|No module named 'hegraph'"):
         list(cluster.results(runs))
     cluster.ray = None  # nothing more can be asked of it
     cluster.close()
     assert not any(run.folder.exists() for run in runs)
+
+
+def test_a_run_that_is_lost_whose_worker_has_no_space_or_that_fills_the_disk_here_has_failed(
+    runs, disk_full_after, monkeypatch
+):
+    unpack = module.unpack
+
+    def answer(run: Run, *job: object) -> tuple:
+        if run.seed < 2:
+            raise Lost if run.seed else TaskError(OSError(28, "No space left on device"))
+        return do_run(run, *job)
+
+    def full_for_one(left: bytes, folder: Path) -> None:
+        with disk_full_after(200 if folder == runs[2].folder else 10**9):
+            unpack(left, folder)
+
+    monkeypatch.setattr(module, "unpack", full_for_one)
+    results = {result.run.seed: result for result in Cluster(Played(answer), 1).results(runs[:4])}
+    assert [results[n].status for n in range(4)] == [FAILED, FAILED, FAILED, DONE]
+    for run, said in zip(runs, ("No space left", "(Lost)", "File too large")):
+        assert said in json.loads((run.folder / "error.json").read_text())["message"] == results[run.seed].message
+        assert [path.name for path in run.folder.iterdir()] == ["error.json"]
 
 
 def test_a_folder_that_is_locked_or_finished_or_of_another_run_is_left_to_its_owner(runs):
@@ -164,7 +152,7 @@ def test_a_folder_that_is_locked_or_finished_or_of_another_run_is_left_to_its_ow
         run_alone(run.configuration(), run.bank)
     before = (other.folder / "result.json").read_bytes()
     with lock_folder(runs[0].folder):
-        results = list(Cluster(Played(), Demand()).results(runs[:3]))
+        results = list(Cluster(Played(), 1.0).results(runs[:3]))
     assert [result.status for result in results] == [LOCKED, DONE, FAILED]
     assert results[1].message == "done by another process"
     assert str(other.folder) in results[2].message
@@ -176,7 +164,7 @@ def test_a_bank_that_has_gone_fails_its_runs_and_no_others_and_a_failure_has_the
     other, gone = tmp_path / "other.safetensors", tmp_path / "gone.safetensors"
     other.write_bytes(b"no bank")
     damaged, lost = (Run(tmp_path / path.stem, str(path), "vit_b32", "ZeroShot", 1, 1) for path in (other, gone))
-    results = {result.run: result for result in Cluster(Played(), Demand()).results([damaged, lost, runs[0]])}
+    results = {result.run: result for result in Cluster(Played(), 1.0).results([damaged, lost, runs[0]])}
     assert [results[run].status for run in (damaged, lost, runs[0])] == [FAILED, FAILED, DONE]
     assert str(gone) in results[lost].message
     failure = json.loads((damaged.folder / "error.json").read_text())
@@ -195,17 +183,23 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_which_is_gone_when_it_is
     assert (run.folder / CHECKPOINT).exists()
     (run.folder / "error.json").write_text("{}")
     with caplog.at_level("INFO"):
-        [result] = Cluster(Played(), Demand(), verbose=True).results([run])
+        [result] = Cluster(Played(), 1.0, verbose=True).results([run])
     assert result.status == DONE
     assert "after epoch 3 of 6" in caplog.text
     assert {CHECKPOINT, "error.json"}.isdisjoint(path.name for path in run.folder.iterdir())
 
 
-def test_where_no_machine_is_left_the_sweep_waits_for_one_and_says_so(runs, caplog, monkeypatch):
+@pytest.mark.parametrize(("cpus", "gpus", "count"), [(1, 0, 8), (3, 0, 2), (0.5, 0, 16), (1, 0.25, 4), (9, 0, 0)])
+def test_as_many_runs_fit_a_machine_as_they_take_and_where_none_does_the_sweep_waits_and_says_so(
+    runs, caplog, monkeypatch, cpus, gpus, count
+):
     played = Played()
-    monkeypatch.setattr(played, "nodes", lambda: [])
-    assert [result.status for result in Cluster(played, Demand(2)).results(runs[:1])] == [DONE]
-    assert "no machine of the Ray cluster has 2 CPUs" in caplog.text
+    monkeypatch.setattr(played, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}])
+    cluster = Cluster(played, cpus, gpus)
+    assert cluster.runs_at_a_time() == count
+    if not count:
+        assert [result.status for result in cluster.results(runs[:1])] == [DONE]
+        assert "no machine of the Ray cluster has 9 CPUs" in caplog.text
 
 
 # What is asked for
@@ -225,52 +219,21 @@ def test_without_ray_one_line_says_how_to_install_it(grid, capsys, monkeypatch):
     assert said.count("\n") == 1
 
 
-def test_a_port_at_which_no_head_of_ray_answers_is_one_line_and_never_a_wait_without_end(grid, capsys, monkeypatch):
-    pytest.importorskip("ray", reason="Ray is not installed")
-    monkeypatch.setattr(module, "ANSWERED_WITHIN", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
-        assert main([*grid, "--ray", address]) == 2
-        answer = threading.Thread(target=lambda: silent.accept()[0].sendall(b"HTTP/1.1 400 Bad\r\n"))
-        silent.accept()[0].close()
-        answer.start()
-        assert main([*grid, "--ray", address]) == 2
-        answer.join()
-    assert main([*grid, "--ray", address]) == 2
-    waited, other, refused = capsys.readouterr().err.splitlines()
-    for line, reason in ((waited, "timed out"), (other, "something else answers"), (refused, "Connection refused")):
-        assert line.startswith(f"error: no Ray cluster answers at {address} ({reason})")
-
-
-def test_wrong_words_for_a_cluster_are_refused(grid, capsys):
+def test_wrong_words_for_a_cluster_are_refused_and_a_port_at_which_nobody_answers(grid, capsys):
     for address in ("head", "ray://head:10001"):
         with pytest.raises(UserError, match="--ray takes"):
             check_address(address)
+    for cpus, gpus in ((0, 0), (1.5, 0), (float("inf"), 0), (1, float("nan")), (1, -1), (1, 2.5)):
+        with pytest.raises(UserError, match="--cpus-per-run must be above 0"):
+            check_demand(cpus, gpus)
+    check_demand(0.5, 2)
     assert main([*grid, "--ray", "auto", "--workers", "2"]) == 2
     assert "--workers" in capsys.readouterr().err
-    for cpus, gpus, said in (
-        (0, 0, "--cpus-per-run must be above 0"), (1.5, 0, "got 1.5"), (math.inf, 0, "got inf"),
-        (1, math.nan, "--gpus-per-run"), (1, -1, "at least 0"), (1, 2.5, "got 2.5"),
-    ):  # fmt: skip
-        with pytest.raises(UserError, match=said):
-            Demand(cpus, gpus)
-
-
-def test_without_an_address_ray_takes_no_other_word_for_it(tmp_path):
-    file = tmp_path / "grid.yaml"
-    for words in (["--ray"], ["--ray", "OPTIM.LR", "0.5"], ["--ray", "--seeds", "1"]):
-        assert parse_arguments(words).ray == "local"
-    assert parse_arguments(["--ray", "auto", str(file)]).ray == "auto"
-    assert parse_arguments([]).ray is None
-    assert grid_of(parse_arguments(["--ray", str(file), "OPTIM.LR", "0.5"]))[0] == file
-    assert grid_of(parse_arguments(["--ray", "OPTIM.LR", "0.5"]))[1]["set"] == {"OPTIM.LR": "0.5"}
-
-
-def test_as_many_runs_fit_a_machine_as_their_demands_say():
-    machine = {"Resources": {"CPU": 8.0, "GPU": 1.0}}
-    demands = [Demand(*demand) for demand in [(1, 0), (3, 0), (0.5, 0), (1, 0.25), (1, 1), (9, 0)]]
-    assert [demand.times_in(machine) for demand in demands] == [8, 2, 16, 4, 1, 0]
-    assert [str(demand) for demand in demands[2:4]] == ["0.5 CPUs", "1 CPUs and 0.25 GPUs"]
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    assert main([*grid, "--ray", address]) == 2
+    assert capsys.readouterr().err.startswith(f"error: no Ray cluster answers at {address}: ")
 
 
 def test_a_cluster_is_entered_with_the_threads_of_a_run_and_left_and_ctrl_c_stays_ours(monkeypatch):
@@ -284,13 +247,13 @@ def test_a_cluster_is_entered_with_the_threads_of_a_run_and_left_and_ctrl_c_stay
     ray = Played()
     ray.init, ray.shutdown, ray.cluster_resources = init, lambda: left.append(1), lambda: {"CPU": 2.0}
     monkeypatch.setitem(sys.modules, "ray", ray)
-    with connected("local", Demand(2.0)) as found:
+    with connected("local", 2.0, 0.0) as found:
         assert found.ray is ray
         assert (asked["address"], asked["include_dashboard"]) == ("local", False)
         assert asked["runtime_env"] == {"env_vars": {"OMP_NUM_THREADS": "2"}}
         assert signal.getsignal(signal.SIGTERM) == before
         assert not left
-    with pytest.raises(UserError, match="a run takes 3 CPUs, and none of the 1 machines"), connected("auto", Demand(3)):
+    with pytest.raises(UserError, match="a run takes 3 CPUs .* none of the 1 machines"), connected("auto", 3, 0):
         pass
     assert len(left) == 2
 

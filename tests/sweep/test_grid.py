@@ -31,7 +31,7 @@ def folders(*words: str) -> list[str]:
 def test_a_grid_is_the_product_of_its_lists_in_the_folders_of_the_scripts():
     found = folders(
         "--datasets", "digits", "digits_low", "--configs", "mini", "--methods", "TaskRes", "APE", "--shots", "1", "2",
-        "--seeds", "1", "2", "3", "2", "--output", "out",
+        "--seeds", "1", "2", "3", "--output", "out",
     )  # fmt: skip
     assert found == [
         f"out/{dataset}/{method}/mini_{shots}shots/seed{seed}"
@@ -45,16 +45,6 @@ def test_a_grid_is_the_product_of_its_lists_in_the_folders_of_the_scripts():
     assert [run.method for run in every] == [*METHODS, "HeGraphAdapter"]
     graph = grid(str(ROOT / "configs" / "sweeps" / "graph.yaml"), "--datasets", "digits").runs()
     assert len({str(run.configuration()) for run in graph}) == len(graph)
-
-
-def test_data_sets_may_say_their_folders_and_a_root_of_the_grid_wins(tmp_path):
-    (tmp_path / "pets.yaml").write_text("DATASET:\n  NAME: ImageFolder\n  ROOT: /images/pets\n")
-    words = ("--datasets", str(tmp_path / "pets.yaml"), "digits", "--configs", "mini", "--seeds", "1")
-    runs = grid(*words).runs()
-    assert [run.root for run in runs] == ["/images/pets", "data"]
-    assert [run.configuration().data.root for run in runs] == ["/images/pets", "data"]
-    for root, said in (("here", "here"), ("", ".")):
-        assert [run.root for run in grid(*words, "--root", root).runs()] == [said] * 2
 
 
 def test_on_a_bank_the_methods_that_need_images_are_left_out_and_that_is_said(tiny_bank, caplog):
@@ -81,17 +71,6 @@ def test_varied_keys_are_in_the_folders_by_name_or_where_the_suffix_says():
         f"digits HeGraphAdapter mini, VARIANT={v}, LR=0.1, 16 shots, seed 1" for v in ("T", "full")
     ]
     assert [run.configuration().model.variant for run in runs] == ["T", "full"]
-
-
-def test_pairs_at_the_end_are_of_all_runs_whatever_flag_stands_before_them():
-    for words in (
-        ("--datasets", "digits", "--configs", "mini", "--seeds", "1", "OPTIM.LR", "0.5"),
-        ("--datasets", "digits", "--seeds", "1", "--configs", "mini", "OPTIM.LR", "0.5"),
-        ("OPTIM.LR", "0.5", "--datasets", "digits", "--seeds", "1", "--configs", "mini"),
-    ):
-        [run] = grid(*words).runs()
-        assert run.configuration().training.learning_rate == 0.5
-        assert (run.separate, grid(*words, "--separate").runs()[0].separate) == (False, True)
 
 
 def test_a_run_of_a_grid_has_the_configuration_of_the_command_that_does_it_alone(tiny_bank):
@@ -121,28 +100,6 @@ def test_a_grid_is_read_from_a_file_and_flags_win_over_it(tmp_path):
     assert runs[0].separate
 
 
-def test_cases_are_runs_with_keys_of_their_own_and_their_names_in_the_folders(tmp_path):
-    (tmp_path / "grid.yaml").write_text(
-        f"cases:\n  '': {{{NODE}.VARIANT: full}}\n  1: {{{NODE}.VARIANT: T, {NODE}.ALPHA_PP: 0.2}}\nvary:\n"
-    )
-    words = (*DIGITS, "--seeds", "1", f"{NODE}.ALPHA_PP", "0.1")
-    flags = ("--case", "", f"{NODE}.VARIANT", "full", "--case", "1", f"{NODE}.VARIANT", "T", f"{NODE}.ALPHA_PP", "0.2")
-    for runs in (grid(*words, *flags).runs(), grid(str(tmp_path / "grid.yaml"), *words).runs()):
-        assert [str(run.folder) for run in runs] == [
-            f"output/digits/HeGraphAdapter/mini_16shots{case}/seed1" for case in ("", "_1")
-        ]
-        models = [run.configuration().model for run in runs]
-        assert [(model.variant, model.metapath["ALPHA_PP"]) for model in models] == [("full", 0.1), ("T", 0.2)]
-        assert runs[1].title == "digits HeGraphAdapter mini, 1, 16 shots, seed 1"
-
-
-def test_the_folders_of_a_grid_are_listed_and_nothing_is_run(capsys, tmp_path):
-    words = [*DIGITS, "--methods", "TaskRes", "APE", "--output", str(tmp_path)]
-    assert main(["sweep", *words, "--folders"]) == 0
-    assert capsys.readouterr() == (f"{tmp_path}/digits/TaskRes/mini_16shots\n{tmp_path}/digits/APE/mini_16shots\n", "")
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_page_tells_every_list_and_its_file_makes_the_runs_that_it_says(tmp_path):
     page = (ROOT / "docs" / "sweep.md").read_text()
     [text] = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
@@ -155,6 +112,24 @@ def test_the_page_tells_every_list_and_its_file_makes_the_runs_that_it_says(tmp_
     assert {*rows, "suffix"} == set(Grid.model_fields)
 
 
+def test_data_sets_may_say_their_folders_and_a_root_of_the_grid_wins(tmp_path):
+    (tmp_path / "pets.yaml").write_text("DATASET:\n  NAME: ImageFolder\n  ROOT: /images/pets\n")
+    words = ("--datasets", str(tmp_path / "pets.yaml"), "digits", "--configs", "mini", "--seeds", "1")
+    assert [run.configuration().data.root for run in grid(*words).runs()] == ["/images/pets", "data"]
+    assert [run.root for run in grid(*words, "--root", "here").runs()] == ["here"] * 2
+
+
+def test_cases_are_runs_with_keys_of_their_own_and_their_names_in_the_folders():
+    flags = ("--case", "", f"{NODE}.VARIANT", "full", "--case", "1", f"{NODE}.VARIANT", "T", f"{NODE}.ALPHA_PP", "0.2")
+    runs = grid(*DIGITS, "--seeds", "1", f"{NODE}.ALPHA_PP", "0.1", *flags).runs()
+    assert [str(run.folder) for run in runs] == [
+        f"output/digits/HeGraphAdapter/mini_16shots{case}/seed1" for case in ("", "_1")
+    ]
+    models = [run.configuration().model for run in runs]
+    assert [(model.variant, model.metapath["ALPHA_PP"]) for model in models] == [("full", 0.1), ("T", 0.2)]
+    assert runs[1].title == "digits HeGraphAdapter mini, 1, 16 shots, seed 1"
+
+
 # What is wrong
 
 
@@ -163,52 +138,33 @@ def test_the_page_tells_every_list_and_its_file_makes_the_runs_that_it_says(tmp_
     [
         ((), "--datasets"),
         (("--datasets", "digits"), "--configs"),
-        (("--datasets", "digit", "--configs", "mini"), "did you mean 'digits'?"),
-        ((*DIGITS, "--methods", "TipAdaptor"), "did you mean 'TipAdapter'?"),
+        (("--datasets", "digit", "--configs", "mini"), "'digits'"),
+        ((*DIGITS, "--methods", "TipAdaptor"), "'TipAdapter'"),
         ((*DIGITS, "--shots", "few"), "shots.0"),
         ((*DIGITS, "--seeds", "-1"), "got -1"),
         ((*DIGITS, "OPTIM.LR"), "OPTIM.LR"),
-        ((*DIGITS, "SEED", "5"), "SEED"),
-        ((*DIGITS, "--vary", "DATASET.ROOT", "a", "b"), "DATASET.ROOT"),
+        ((*DIGITS, "--vary", "SEED", "5"), "SEED"),
         ((*DIGITS, "--vary", "OPTIM.LR"), "vary.OPTIM.LR"),
-        ((*DIGITS, "--vary", "OPTIM.LR", "0.1", "--suffix", "{LR:>9999999999}"), "(LR)"),
         ((*DIGITS, "--vary", "OPTIM.LR", "0.1", "0.2", "--suffix", ""), "two runs of the grid have the folder"),
         ((*DIGITS, "--vary", "OPTIM.LR", "/../../../..", "--suffix", "{LR}"), "lead out"),
         (("--datasets", "nowhere/bank.safetensors", "--configs", "mini"), "nowhere/bank.safetensors"),
+        (("--workers", "-1", *DIGITS), "--workers"),
         (("nowhere.yaml",), "nowhere.yaml"),
     ],
 )  # fmt: skip
-def test_a_wrong_grid_is_refused(words, said):
-    with pytest.raises(UserError, match=re.escape(said)):
-        grid(*words).runs()
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [("--shots 0", "DATASET.NUM_SHOTS"), ("--workers -1", "--workers"), ("OPTIM.RL 1", "OPTIM.RL")],
-)
-def test_what_is_wrong_with_a_sweep_is_one_clear_line_and_nothing_is_written(capsys, tmp_path, words, said):
-    assert main(["sweep", *DIGITS, *words.split(), "--output", str(tmp_path / "out")]) == 2
+def test_a_wrong_grid_is_one_clear_line_and_nothing_is_written(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", *words]) == 2
     out, error = capsys.readouterr()
-    assert (out, said in error, error.count("\n")) == ("", True, 1)
+    assert (out, said in error, error.count("\n")) == ("", True, 1), error
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("- 1", "dictionary"),
-        ("dataset: [digits]", "dataset"),
-        ("shots: [true]", "shots"),
-        ("cases: {a: 1}", "cases"),
-        ("seeds: []", "seeds"),
-        ("cases: {../../..: {}}\nsuffix: /..", "lead out"),
-    ],
+    ("text", "said"), [("- 1", "dictionary"), ("dataset: [digits]", "dataset"), ("shots: [true]", "shots")]
 )
-def test_a_wrong_file_of_a_grid_is_one_clear_line(tmp_path, text, said):
-    rest = {"datasets": "digits", "configs": "mini"}
-    lines = [text, *(f"{key}: [{value}]" for key, value in rest.items() if key not in text and text[0] not in "-a")]
+def test_a_wrong_file_of_a_grid_is_refused(tmp_path, text, said):
+    lines = [text] if text == "- 1" else [text, "datasets: digits", "configs: mini"]
     (tmp_path / "grid.yaml").write_text("\n".join(lines))
-    with pytest.raises(UserError, match=re.escape(said)) as error:
-        read_grid(tmp_path / "grid.yaml", {}).runs()
-    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=said):
+        read_grid(tmp_path / "grid.yaml", {})

@@ -70,14 +70,14 @@ def test_the_result_of_other_settings_or_data_is_refused_before_anything_runs(sw
     assert records(tiny) == ["ZeroShot/vit_b32_1shots/seed1"]
 
 
-def test_a_dry_run_lists_what_would_be_run_and_how_long_by_the_nearest_records(sweep, tiny):
+def test_a_dry_run_lists_what_would_be_run_and_how_long_by_the_records_of_the_method(sweep, tiny):
     sweep(seeds="1 2")
     for seed, training in ((1, 2.0), (2, 4.0)):
         path = tiny / "ZeroShot" / "vit_b32_1shots" / f"seed{seed}" / "result.json"
         record = json.loads(path.read_text()) | {"seconds": {"features": 1.0, "training": training, "test": 4.0}}
         path.write_text(json.dumps(record))
-    (tiny / "ZeroShot" / "vit_b32_2shots").mkdir()
-    code, out, _ = sweep("--dry-run", "--methods", "ZeroShot", "APE", "--shots", "1", "2", seeds="1 3")
+    words = ("--methods", "ZeroShot", "APE", "--shots", "1", "2")
+    code, out, _ = sweep("--dry-run", *words, seeds="1 3")
     assert code == 0
     *listed, last = out.splitlines()
     assert listed == [
@@ -86,10 +86,12 @@ def test_a_dry_run_lists_what_would_be_run_and_how_long_by_the_nearest_records(s
         *[f"{tiny}/APE/vit_b32_{shots}shots/seed{seed}  ?" for shots in (1, 2) for seed in (1, 3)],
     ]
     assert last == (
-        "7 runs to do, 1 finished, 0 failed before; about 24 s in one process, by 2 records; no record tells of 4 of "
-        "them"
+        "7 runs to do, 1 finished, 0 failed before; about 24 s in one process for the 3 whose method has records"
     )
     assert len(records(tiny)) == 2
+    assert sweep("--folders", *words)[1].splitlines() == [
+        f"{tiny}/{method}/vit_b32_{shots}shots" for method in ("ZeroShot", "APE") for shots in (1, 2)
+    ]
 
 
 # Failures

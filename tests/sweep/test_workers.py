@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,11 +22,10 @@ import torch
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.experiments import folder as folder_module
 from trainers.hegraph.experiments.folder import HOLDER, LOCK, Locked, is_locked, lock_folder
-from trainers.hegraph.experiments.record import peak_memory_mb
-from trainers.hegraph.results.records import read_record
-from trainers.hegraph.sweep import plan, workers
+from trainers.hegraph.sweep import __main__ as command
+from trainers.hegraph.sweep import workers
+from trainers.hegraph.sweep.__main__ import Progress, do_runs, in_words
 from trainers.hegraph.sweep.grid import Run
-from trainers.hegraph.sweep.plan import Progress, do_runs, in_words
 from trainers.hegraph.sweep.workers import DONE, FAILED, LOCKED, Result, attempt, next_run, run_in_workers
 from trainers.hegraph.utils.errors import UserError, noted_interrupts
 
@@ -45,49 +43,20 @@ def test_a_sweep_leaves_what_single_commands_leave_byte_for_byte(tiny_bank, tmp_
     assert left_by(tmp_path / "swept") == expected
 
 
-def test_a_run_of_another_seed_begins_in_a_process_as_quiet_as_the_first(runs, monkeypatch, recwarn):
+def test_a_run_is_quiet_and_an_error_of_the_program_is_a_failure_but_where_a_record_is_there(runs, monkeypatch):
     log = logging.getLogger("trainers.hegraph")
+    before, levels = log.level, []
 
-    def run(cfg, bank, opened):
-        warnings.warn("something is odd", UserWarning, stacklevel=1)
+    def broken(cfg, bank):
         levels.append(log.level)
         log.setLevel(logging.DEBUG)
-        return {"accuracy": None}
-
-    levels: list[int] = []
-    monkeypatch.setattr(workers, "run_one", run)
-    warnings.simplefilter("default")
-    log.setLevel(logging.INFO)
-    assert [attempt(runs[0], verbose).message for verbose in (False, True)] == ["no test images"] * 2
-    assert levels == [logging.WARNING, logging.INFO]
-    assert log.level == logging.INFO
-    assert [str(warning.message) for warning in recwarn] == ["something is odd"] * 2, "it is shown for each run"
-
-
-def test_memory_that_one_run_took_is_not_counted_for_the_next(runs, monkeypatch):
-    if not os.access("/proc/self/clear_refs", os.W_OK):
-        pytest.skip("this system cannot count memory anew")
-    peaks = []
-    for megabytes in (400, 1):
-
-        def run(cfg, bank, opened, size=megabytes * 250_000):
-            torch.ones(size)
-            peaks.append(peak_memory_mb())
-            return {"accuracy": 50.126}
-
-        monkeypatch.setattr(workers, "run_one", run)
-        assert attempt(runs[0]).message == "50.13"
-    assert peaks[0] - peaks[1] > 300
-
-
-def test_an_error_of_the_program_is_a_failure_and_a_record_that_is_there_stays_alone(runs, monkeypatch):
-    def broken(cfg, bank, opened):
         raise ZeroDivisionError("of all things")
 
     done = attempt(runs[0])
     assert done.status == DONE and 0 < done.seconds < 100
     monkeypatch.setattr(workers, "run_one", broken)
-    failed = [attempt(run) for run in runs[:2]]
+    failed = [attempt(run, verbose) for run, verbose in zip(runs, (False, True))]
+    assert (levels, log.level) == ([logging.WARNING, logging.INFO], before)
     assert [(result.status, result.message) for result in failed] == [(FAILED, "ZeroDivisionError: of all things")] * 2
     assert not (runs[0].folder / "error.json").exists()
     failure = json.loads((runs[1].folder / "error.json").read_text())
@@ -96,7 +65,7 @@ def test_an_error_of_the_program_is_a_failure_and_a_record_that_is_there_stays_a
 
 
 def test_what_an_interrupt_has_turned_into_another_error_is_no_failure_of_the_run(runs, monkeypatch):
-    def run(cfg, bank, opened):
+    def run(cfg, bank):
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         raise ImportError("half a module")
@@ -112,16 +81,11 @@ def test_what_an_interrupt_has_turned_into_another_error_is_no_failure_of_the_ru
 
 @pytest.fixture
 def played(monkeypatch) -> list[ThreadPoolExecutor]:
-    """Has workers be threads, of which the second has died before its first run, and run 2 ends the one that does it.
-
-    Gives the workers that have been begun.
-    """
+    """Has workers be threads, of which run 2 ends the one that does it. Gives the workers that have been begun."""
     begun: list[ThreadPoolExecutor] = []
 
     def new_worker() -> ThreadPoolExecutor:
         begun.append(ThreadPoolExecutor(1))
-        if len(begun) == 2:
-            begun[-1].submit = lambda *_: (_ for _ in ()).throw(BrokenProcessPool)
         return begun[-1]
 
     def attempt(run: Run, verbose: bool) -> Result:
@@ -139,7 +103,7 @@ def test_workers_share_threads_and_runs_and_one_that_dies_fails_its_run_alone(ru
     with caplog.at_level("INFO"):
         results = {result.run.seed: result for result in run_in_workers(runs, 2, verbose=True)}
         assert [results[seed].status for seed in range(8)] == [DONE] * 2 + [FAILED] + [DONE] * 5
-        assert len(played) == 2 + 2
+        assert len(played) == 2 + 1
         [alone] = run_in_workers(runs[:1], 8)
         monkeypatch.delenv("OMP_NUM_THREADS")
         monkeypatch.setattr(workers, "cores", lambda: 1)
@@ -162,56 +126,6 @@ def test_a_worker_keeps_to_what_it_has_opened_and_takes_then_what_fewest_have_an
     assert next_run(waiting, None, [a, b]) == run("b", 4)
     assert next_run(waiting, None, [b, b, a]) == run("a", 2)
     assert next_run([*waiting, run("a", -1)], None, []) == run("a", -1)  # all images, which take longest
-
-
-def test_what_is_started_as_a_worker_has_its_threads_and_hears_no_signal(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    with workers.of_workers(3):
-        assert os.environ["OMP_NUM_THREADS"] == "3"
-        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
-    assert "OMP_NUM_THREADS" not in os.environ
-
-
-@pytest.fixture
-def half_done(runs) -> Path:
-    """The folder of a run that was killed."""
-    folder = runs[0].folder
-    (folder / ".model.x.tmp").mkdir(parents=True)
-    for name in (LOCK, HOLDER, ".result.json.x.tmp", ".model.x.tmp/file"):
-        (folder / name).touch()
-    return folder
-
-
-def test_a_sweep_that_is_ended_kills_its_workers_and_removes_what_their_runs_have_half_done(
-    runs, played, monkeypatch, half_done
-):
-    killed: list = []
-
-    class Process:
-        pid = 4711
-
-        def kill(self) -> None:
-            killed.append("it")
-
-        def join(self) -> None:
-            killed.append("gone")
-
-    others = [Process()]
-    children = iter([others, [*others, Process()]])
-    monkeypatch.setattr(workers.multiprocessing, "active_children", lambda: next(children))
-    monkeypatch.setattr(workers.os, "killpg", lambda *group: killed.append(group))
-    monkeypatch.setattr(ThreadPoolExecutor, "submit", lambda *_: Future())
-
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(workers, "wait", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        list(run_in_workers(runs[:1], 1))
-    assert killed == [(4711, signal.SIGKILL), "it", "gone"]
-    assert not half_done.exists()
 
 
 @pytest.fixture
@@ -238,22 +152,46 @@ def test_a_run_in_its_own_process_is_what_its_command_says(runs, says, capsys):
     assert says(second, "echo error: no such bank", "exit 2").message == "no such bank"
     assert says(third, "echo killed", "exit 9").message == "RuntimeError: killed"
     assert "--features" in json.loads((third.folder / "error.json").read_text())["traceback"]
-    assert "has no record" in says(fourth, "echo well").message
+    assert "left no record" in says(fourth, "echo well").message
     with lock_folder(fourth.folder):
         assert says(fourth, "exit 2").status == LOCKED
 
 
-def test_an_interrupt_kills_the_process_of_a_run_and_removes_what_that_has_half_done(
-    runs, says, monkeypatch, half_done
+def test_a_sweep_that_is_ended_kills_its_workers_and_what_is_started_as_one_has_its_threads_and_hears_no_signal(
+    runs, played, monkeypatch
 ):
-    class Interrupted:
-        def write(self, line: str) -> None:
-            raise KeyboardInterrupt
+    killed, seen = [], []
 
-    monkeypatch.setattr(workers.sys, "stderr", Interrupted())
+    class Process:
+        pid = 4711
+
+        def kill(self) -> None:
+            killed.append("it")
+
+        def join(self) -> None:
+            killed.append("gone")
+
+    children = iter([["another"], ["another", Process()]])
+    monkeypatch.setattr(workers.multiprocessing, "active_children", lambda: next(children))
+    monkeypatch.setattr(workers.os, "killpg", lambda *group: killed.append(group))
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    def submit(*_: object) -> Future:
+        seen.append((os.environ["OMP_NUM_THREADS"], signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+        return Future()
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit)
+    monkeypatch.setattr(workers, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        says(runs[0], "exec sleep 600")
-    assert not half_done.exists()
+        list(run_in_workers(runs[:2], 2))
+    assert killed == [(4711, signal.SIGKILL), "it", "gone"]
+    assert [threads for threads, _ in seen] == ["3", "3"]
+    assert all(blocked >= {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} for _, blocked in seen)
+    assert (os.environ["OMP_NUM_THREADS"], signal.pthread_sigmask(signal.SIG_BLOCK, ())) == ("7", before)
 
 
 # Several sweeps on one folder
@@ -308,49 +246,25 @@ def test_a_single_run_or_test_on_a_locked_folder_is_refused_in_one_line_unless_i
         assert main(train) == 0
 
 
-def test_what_another_process_is_at_is_waited_for_and_is_recognised_or_done_then(runs, monkeypatch, caplog):
-    free, finished, failed, others = runs[:4]
-    locked, looks = {finished.folder, failed.folder, others.folder}, []
-
-    def other_process(seconds: float) -> None:
-        """It ends one of its runs while this process waits."""
-        looks.append(seconds)
-        if len(looks) == 1:
-            attempt(finished)
-            workers.record_failure(failed, UserError("it went wrong"))
-            attempt(replace(others, method="TipAdapter"))
-            locked.clear()
-
-    monkeypatch.setattr(plan, "is_locked", lambda folder: folder in locked)
-    monkeypatch.setattr(plan.time, "sleep", other_process)
-    begun, before = [], {}
+def test_a_run_that_another_process_is_at_comes_last_and_one_that_is_locked_meanwhile_again(runs, monkeypatch):
+    monkeypatch.setattr(command, "POLL", 0)
+    answers = {runs[0]: [LOCKED, DONE], runs[1]: [DONE], runs[2]: [FAILED]}
+    begun, locked = [], {runs[2].folder}
+    monkeypatch.setattr(command, "is_locked", lambda folder: folder in locked)
+    monkeypatch.setattr(command.time, "sleep", lambda seconds: locked.clear())
 
     def start(left: list[Run]) -> list[Result]:
         begun.append([run.seed for run in left])
-        before.update((run.folder, read_record(run.folder)) for run in left)
-        return [attempt(run) for run in left]
+        return [Result(run, answers[run].pop(0), "") for run in left]
 
-    with caplog.at_level("INFO"):
-        progress = do_runs(runs[:4], start)
-    assert (looks, begun, progress.done) == ([plan.POLL], [[0], [1, 2, 3]], 3)
-    assert "3 runs are done by another process" in caplog.text
-    assert [run.seed for run, _ in progress.failures] == [3]
-    assert before[free.folder] is None
-    assert before[finished.folder] == read_record(finished.folder)
-    assert read_record(others.folder)["trainer"] == "TipAdapter"
-
-
-def test_a_run_that_is_locked_meanwhile_comes_again(runs, monkeypatch):
-    monkeypatch.setattr(plan, "POLL", 0)
-    answers = {runs[0]: [LOCKED, DONE], runs[1]: [DONE], runs[2]: [FAILED]}
-    progress = do_runs(runs[:3], lambda left: [Result(run, answers[run].pop(0), "") for run in left])
-    assert progress.done == 2
+    progress = do_runs(runs[:3], start)
+    assert (begun, progress.done) == ([[0, 1], [2, 0]], 2)
     assert [run.seed for run, _ in progress.failures] == [2]
 
 
 def test_a_line_of_progress_counts_and_says_how_long_it_will_take(runs, caplog, monkeypatch):
     clock = iter([120.0, 160.0])
-    monkeypatch.setattr(plan, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     with caplog.at_level("INFO"):
         progress = Progress(4, started=100.0)
         progress.count(Result(runs[0], DONE, "91.00", 2.0))
@@ -387,7 +301,7 @@ def test_real_workers_leave_what_one_process_leaves(tiny_bank, tmp_path, left_by
     [([], os.kill, signal.SIGTERM), (["--workers", "2", "--separate"], os.killpg, signal.SIGINT)],
     ids=["docker stop", "Ctrl-C"],
 )
-def test_a_sweep_that_is_ended_leaves_no_lock_and_the_same_command_goes_on(
+def test_a_sweep_that_is_ended_fails_no_run_and_the_same_command_goes_on(
     long_grid, tmp_path, start, hold, wait_for, at_work, left_undone, flags, send, number, capsys
 ):
     sweep = start(*long_grid, *flags)
@@ -400,9 +314,9 @@ def test_a_sweep_that_is_ended_leaves_no_lock_and_the_same_command_goes_on(
     assert (sweep.returncode, out) == (130, ""), error
     assert "Traceback" not in error
     assert not list(tmp_path.rglob("error.json"))
-    assert not list(tmp_path.rglob(LOCK))
     assert left_undone()
     assert (main(long_grid), left_undone()) == (0, 0)
+    assert not list(tmp_path.rglob(LOCK))
     assert "finished before" in capsys.readouterr().out
 
 
@@ -420,7 +334,4 @@ def test_a_killed_worker_fails_its_run_alone_and_a_killed_sweep_ends_its_workers
     os.kill(held, signal.SIGCONT)
     _, error = sweep.communicate(timeout=240)  # the workers hold stderr until they end
     assert "Traceback" not in error
-    for record in tmp_path.rglob("result.json"):
-        (record.parent / LOCK).touch()  # as one that was killed between its record and its end
     assert (main([*long_grid, "--retry-failed"]), left_undone()) == (0, 0)
-    assert not list(tmp_path.rglob(LOCK))

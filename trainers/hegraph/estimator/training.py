@@ -28,7 +28,7 @@ from ..experiments.fitting import calibrated, train_adapter
 from ..experiments.folder import RunFolder, run_config
 from ..experiments.image_task import ImageTask
 from ..experiments.record import make_model
-from ..experiments.tasks import FeatureTask, Split, Task
+from ..experiments.tasks import Split, Task
 from ..features.bank import FeatureBank
 from ..features.text import class_prompts
 from ..method.class_sums import ClassSums
@@ -157,7 +157,7 @@ def _checked_scale(given: Any) -> float:
     return scale
 
 
-class LessonsTask(FeatureTask):
+class LessonsTask(Task):
     """The features of what was taught. Nothing is encoded here, unless `images` are given and are to be encoded anew in
     every epoch.
 

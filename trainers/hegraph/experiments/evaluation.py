@@ -9,7 +9,12 @@ the classes (`find_rule`):
 - other classes (CoCoOp's protocol: cross-dataset, base to new): HeGraphAdapter transfers as `TransferableAdapter` says,
   other methods by a rule of their own. A method without one is not tested.
 
-The test features of a target are read after training, and scored once. Shapes: M test images, K classes, d width.
+Before it is tested, a method may hear images without labels, as `DATASET.UNLABELLED` names them
+(`method/unlabelled.py`). There are two protocols, and no table mixes them with each other or with the inductive one.
+*With unlabelled images*: a pool that holds no test image is heard, and test images are predicted one by one, as ever.
+*Transductive*: the test images are the pool, so that what is said of one depends on the others.
+
+Shapes: M images, K classes, d width.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -28,21 +33,21 @@ from ..baselines.base import FittedMethod
 from ..config import OPTIONS, REMOVED, Config, is_filled
 from ..config_files import with_values
 from ..datasets.base import check_classes
-from ..features.bank import FeatureBank
+from ..features.bank import FeatureBank, row_hashes
 from ..method.cache import text_logits
 from ..method.class_sums import ClassSums
 from ..method.unlabelled import hear_unlabelled
 from ..models.saved import SavedModel, check_hearing
-from ..results.records import OTHER_CLASSES, SAME_CLASSES, TRANSDUCTIVE
+from ..results.records import OTHER_CLASSES, SAME_CLASSES, TRANSDUCTIVE, WITH_UNLABELLED
 from ..training.choice import accuracy
 from ..training.confidence import Calibration
 from ..utils.devices import wait_for
 from ..utils.errors import UserError
+from ..utils.files import hash_content
 from ..utils.schema import OpenPart, check
 from .fitting import classify_in_batches, reach_other_classes
 from .folder import run_config
-from .tasks import Task, Tested, match_classes
-from .unlabelled import TOGETHER, about
+from .tasks import POOL, TOGETHER, Task, Tested, match_classes, refuse_tested
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +73,6 @@ class TrainedMethod:
     logit_scale: float
 
     @classmethod
-    def of(cls, fitted: FittedMethod, task: Task, bank: FeatureBank) -> TrainedMethod:
-        """A method that has just been fitted to a task, whose features are `bank`."""
-        name = task.cfg.run.trainer
-        return cls(name, fitted, bank.dataset, task.class_ids, bank.text_positive, bank.logit_scale)
-
-    @classmethod
     def loaded(cls, model: SavedModel, device: str) -> TrainedMethod:
         """A model that was read from its folder."""
         classifier, transfer = model.classifier.to(device), None
@@ -96,7 +95,48 @@ class TrainedMethod:
         return cls(model.method, fitted, model.trained_on.dataset, model.class_ids, text, model.logit_scale)
 
 
-def hear(trained: TrainedMethod, labelled: ClassSums | None, features: Tensor, what: str) -> FittedMethod:
+# Images without labels
+
+
+def labelled_images(task: Task, bank: FeatureBank) -> ClassSums:
+    """What the images of a bank tell unlabelled ones, on the CPU; nothing for zero-shot CLIP, which has seen none."""
+    keys, labels = bank.cache_keys().cpu(), bank.train_labels.cpu()
+    seen = 0 if task.cfg.run.trainer == "ZeroShot" else len(keys)
+    return ClassSums.of(keys[:seen], labels[:seen], len(bank.classnames))
+
+
+def unlabelled_features(task: Task, source: Task, backbone: str, width: int) -> Tensor:
+    """Unit-norm features of the unlabelled images, shape `[M, d]`.
+
+    Args:
+        task: Whose test images are tested, and whose configuration names the images.
+        source: Whose images that were not drawn are the pool.
+        backbone, width: Of the features that the method takes.
+
+    Raises:
+        UserError: If the images cannot be had, are of another backbone or width, or are test images in a pool.
+    """
+    what = task.cfg.data.unlabelled
+    tested, _ = task.test_features()
+    if what == TOGETHER:
+        if tested is None:
+            raise UserError(f"{task.name} has no test images; give --unlabelled {POOL}")
+        return tested
+    found = (source if what == POOL else task).unlabelled(what)
+    if found.backbone not in ("", backbone):
+        raise UserError(f"{what} holds features of {found.backbone!r}, but the method's are of {backbone!r}")
+    features = found.features()
+    if not len(features):
+        raise UserError(f"{task.name} has no unlabelled images: all its training images are drawn; give other ones")
+    if features.shape[1] != width:
+        raise UserError(f"{what}: features of width {features.shape[1]}, but the method takes {width}")
+    if tested is not None:
+        known = set(row_hashes(tested))
+        refuse_tested([f"row {n}" for n, row in enumerate(row_hashes(features)) if row in known], len(features))
+    return features
+
+
+def hear(trained: TrainedMethod, labelled: ClassSums | None, features: Tensor, what: str) -> TrainedMethod:
     """A method, with its temperature, that has heard unlabelled images, of which DATASET.UNLABELLED says `what`.
 
     Args:
@@ -108,7 +148,8 @@ def hear(trained: TrainedMethod, labelled: ClassSums | None, features: Tensor, w
     """
     fitted, name = trained.fitted, trained.method
     if fitted.together:
-        return replace(fitted, heard={"protocol": TRANSDUCTIVE, "unlabelled": {"images": what}})
+        heard_of = {"protocol": TRANSDUCTIVE, "unlabelled": {"images": what}}
+        return replace(trained, fitted=replace(fitted, heard=heard_of))
     if fitted.classifier is None:
         raise UserError(f"{name} has no class weights that could hear unlabelled images; leave out --unlabelled")
     labelled = check_hearing(labelled, features, fitted.classifier.width, str(features.device))
@@ -120,16 +161,24 @@ def hear(trained: TrainedMethod, labelled: ClassSums | None, features: Tensor, w
     wait_for(features.device)
     seconds = time.monotonic() - started
     logger.info("%d unlabelled images were heard in %.2f s", len(features), seconds)
-    changed = replace(
-        fitted,
-        seconds=fitted.seconds + seconds,
-        calibration=replace(fitted.calibration, known=None),  # known images score otherwise now
-        heard=about(what, features, heard),
-    )
-    if what == TOGETHER:
-        return replace(changed, logits=lambda _: heard.logits, classifier=None, text_classifier=None, together=True)
-    text_alone = None if fitted.text_classifier is None else heard.classifier.text_only()
-    return replace(changed, logits=heard.classifier.logits, classifier=heard.classifier, text_classifier=text_alone)
+    shares = {name: round(value, 4) for name, value in asdict(heard.shares).items()}
+    images = {"images": what, "num_images": len(features), "hash": hash_content(features.cpu()), "shares": shares}
+    together = what == TOGETHER
+    changes: dict[str, Any] = {
+        "seconds": fitted.seconds + seconds,
+        "calibration": replace(fitted.calibration, known=None),  # known images score otherwise now
+        "heard": {"protocol": TRANSDUCTIVE if together else WITH_UNLABELLED, "unlabelled": images},
+    }
+    if together:
+        changes |= {"logits": lambda _: heard.logits, "classifier": None, "text_classifier": None, "together": True}
+    else:
+        text_alone = None if fitted.text_classifier is None else heard.classifier.text_only()
+        logits = heard.classifier.logits
+        changes |= {"logits": logits, "classifier": heard.classifier, "text_classifier": text_alone}
+    return replace(trained, fitted=replace(fitted, **changes))
+
+
+# Test images
 
 
 def evaluate(trained: TrainedMethod, target: Task, device: str | torch.device, rule: str | None = None) -> Tested:
@@ -201,19 +250,9 @@ def find_rule(trained: TrainedMethod, target: Task) -> tuple[str, list[int]]:
 # Further data sets at the end of a training run
 
 
-def targets_of(task: Task) -> list[tuple[str, Task, str]]:
-    """Names, tasks and rules of the further data sets to test on: DATASET.TARGET_DOMAINS and DATASET.TARGET_DATASETS.
-
-    No image is opened. Raises UserError if one cannot be had, or has classes that it must not have.
-    """
-    data = task.cfg.data
-    same = [(name, task.target(name, True), SAME_CLASSES) for name in data.target_domains]
-    return same + [(name, task.target(name, False), OTHER_CLASSES) for name in data.target_datasets]
-
-
 def encode_targets(task: Task) -> None:
     """Encodes what `score_targets` will test on and is not on disk, with the other processes of `torchrun`."""
-    for _, target, rule in targets_of(task):
+    for _, target, rule in task.targets:
         if rule == SAME_CLASSES:
             target.test_features()
         else:
@@ -225,7 +264,7 @@ def score_targets(trained: TrainedMethod, task: Task, device: str | torch.device
     rule) and of zero-shot CLIP in percent, numbers of images and classes, and the rule.
     """
     scores = {}
-    for name, target, rule in targets_of(task):
+    for name, target, rule in task.targets:
         tested = evaluate(trained, target, device, rule)
         assert tested.labels is not None  # a target has test images
         assert tested.zero_shot is not None
@@ -271,17 +310,13 @@ def check_configuration(model: SavedModel, cfg: Config) -> None:
     before = model.trained_on.config
     there, prefix = before | _chosen_on_val(model, cfg), f"TRAINER.{model.method.upper()}."
     ours = model.method == "HeGraphAdapter"
-    kept = [key for key in before if (key in KEPT or key in REMOVED if ours else key.startswith(prefix))]
-    others = [key for key in kept if here.get(key) not in (there[key], before[key]) and not is_filled(cfg, key)]
-    if not others:
-        return
-    first, more = others[0], f", and {len(others) - 1} more" if len(others) > 1 else ""
-    pairs = [f"{key} '{there[key]}'" for key in others if key not in REMOVED]
-    raise UserError(
-        f"the model was trained by another recipe, and keeps it: {first} {there[first]}, not {here.get(first)}{more}; "
-        f"to test it as it is, end the command with "
-        f"{pairs[0] if len(pairs) == 1 else 'the KEY VALUE pairs of its config.json'}"
-    )
+    for key, value in before.items():
+        kept = key in KEPT or key in REMOVED if ours else key.startswith(prefix)
+        if kept and here.get(key) not in (there[key], value) and not is_filled(cfg, key):
+            raise UserError(
+                f"the model was trained by another recipe, and keeps it: {key} {there[key]}, not {here.get(key)}; to "
+                f"test it as it is, end the command with {key} '{there[key]}'"
+            )
 
 
 class _Selected(OpenPart):

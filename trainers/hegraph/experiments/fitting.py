@@ -56,7 +56,7 @@ from ..training.loop import AdapterTraining, TrainingSummary, train_to_end
 from ..training.memory import free_bytes, log_large, training_bytes
 from ..utils.devices import wait_for
 from ..utils.errors import UserError, unknown
-from .tasks import FeatureTask, Task
+from .tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -89,22 +89,21 @@ def fit_method(task: Task, bank: FeatureBank) -> FittedMethod:
             f"{method.name} learns prompts through the backbone's text tower; give images instead of --features"
         )
     started = time.monotonic()
-    base = {"base": task.opened.fitted(task.name, *_fit_base(task, bank))} if method.needs_base else {}
+    base = {"base": _fit_base(task, bank)} if method.needs_base else {}
     set_random_seed(task.seed)
     fitted = method.fit(bank.without_test(), task.cfg.method, task.seed, backbone, **base)
     wait_for(bank.train_features.device)
     return replace(fitted, seconds=time.monotonic() - started)
 
 
-def _fit_base(task: Task, bank: FeatureBank) -> tuple[str, Callable[[], FittedMethod]]:
-    """What tells the base of a transductive method from others, and what fits it; UserError if BASE can be none."""
-    name, cfg = task.cfg.method.BASE, task.cfg
+def _fit_base(task: Task, bank: FeatureBank) -> FittedMethod:
+    """The method whose predictions a transductive one corrects; UserError if BASE can be none."""
+    name = task.cfg.method.BASE
     if name == "ZeroShot":
-        return name, lambda: load_method(name).fit(bank, None, task.seed)
-    if name != "HeGraphAdapter":
-        raise unknown("BASE", name, ("HeGraphAdapter", "ZeroShot"))
-    key = repr((task.identity, task.split, task.seed, cfg.model, cfg.training, cfg.encoding, cfg.backbone))
-    return key, lambda: train_adapter(task, bank)
+        return load_method(name).fit(bank, None, task.seed)
+    if name == "HeGraphAdapter":
+        return train_adapter(task, bank)
+    raise unknown("BASE", name, ("HeGraphAdapter", "ZeroShot"))
 
 
 def train_adapter(
@@ -238,11 +237,9 @@ def fitted_adapter(
 
 def reach_other_classes(adapter: TransferableAdapter, logit_scale: float) -> Callable[[FeatureBank], Tensor]:
     """What maps a bank of other classes to the logits of its test images, as `FittedMethod.transfer`."""
-
-    def transfer(other: FeatureBank) -> Tensor:
-        return adapter.logits(other.features_to_classify, other.text_positive, other.text_negative, logit_scale)
-
-    return transfer
+    return lambda other: adapter.logits(
+        other.features_to_classify, other.text_positive, other.text_negative, logit_scale
+    )
 
 
 # The temperature
@@ -325,7 +322,7 @@ def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMet
     def fit_again(part: FeatureBank) -> Classify:
         if cfg.run.trainer in OTHERS:
             return fit_method(task, part).logits
-        return train_adapter(FeatureTask(part, cfg, seed), part).logits
+        return train_adapter(Task(part, cfg, seed), part).logits
 
     started = time.monotonic()
     classify = fitted.logits if fitted.classifier is None else fitted.classifier.logits

@@ -12,22 +12,20 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from PIL import Image
 
 from ..backbones.identity import AUTO
 from ..baselines import OTHERS, TRANSDUCTIVE_METHODS
 from ..baselines.base import FittedMethod
 from ..config import OPTIONS, REMOVED, Config
-from ..models.folder import CONFIG, TENSORS, THUMBNAILS, find_model_folder, save_model, write_thumbnails
+from ..models.folder import CONFIG, TENSORS, find_model_folder, save_model
 from ..models.saved import SavedModel
 from ..results.records import SPLIT, read_record, write_predictions, write_record, write_text_nodes
 from ..training.checkpoints import CHECKPOINT, Checkpoints
@@ -35,39 +33,33 @@ from ..utils.errors import UserError, first_line
 from ..utils.files import hash_file, hash_json, write_json
 from ..utils.option import NODE
 from ..utils.reading import read_json, reading
-from .tasks import Task, Tested
-from .unlabelled import identity_of
+from .tasks import TOGETHER, Task, Tested
 
 logger = logging.getLogger(__name__)
 
 ERROR = "error.json"  # of a failed run of a sweep
 PRECISION = f"{NODE}.PREC"
 OF_ALL_METHODS = (*(f"{NODE}.{name}" for name in ("FEATURES.", "PROMPTS.", "CALIBRATE")), PRECISION)
-UNLABELLED = "DATASET.UNLABELLED"
 LOCK, HOLDER = ".lock", ".lock-holder.json"
 PATIENCE = 0.2  # seconds that one who comes waits, since another may be about to leave
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # the file system knows no locks
 
 
-def trains_ours(cfg: Config) -> bool:
-    """Whether HeGraphAdapter is trained: by name, or as the method whose predictions a transductive one corrects."""
-    name = cfg.run.trainer
-    return name not in OTHERS or (name in TRANSDUCTIVE_METHODS and cfg.method.BASE == "HeGraphAdapter")
-
-
 def run_config(cfg: Config, precision: str = AUTO) -> dict[str, object]:
     """The keys that shape a run, as a flat dict of plain values; `precision` takes the place of PREC auto.
 
-    The run of another method keeps those keys of HeGraphAdapter that hold for every method, and none of OPTIM.
+    A run in which HeGraphAdapter is not trained, by name or as the method that a transductive one corrects, keeps those
+    keys of it that hold for every method, and none of OPTIM.
     """
+    name = cfg.run.trainer
+    ours = name not in OTHERS or (name in TRANSDUCTIVE_METHODS and cfg.method.BASE == "HeGraphAdapter")
     flat: dict[str, object] = {}
     for key, value in sorted(cfg.values.items()):
-        of_other = not trains_ours(cfg) and key.startswith(("OPTIM.", f"{NODE}."))
-        if key == UNLABELLED and not value:  # earlier runs had no such key
+        if key == "DATASET.UNLABELLED" and not value:  # earlier runs had no such key
             continue
-        if (of_other and not key.startswith(OF_ALL_METHODS)) or (key in OPTIONS and not OPTIONS[key].shapes_run):
-            continue
-        flat[key] = list(value) if isinstance(value, tuple) else value
+        of_other = not ours and key.startswith(("OPTIM.", f"{NODE}.")) and not key.startswith(OF_ALL_METHODS)
+        if not of_other and (key not in OPTIONS or OPTIONS[key].shapes_run):
+            flat[key] = list(value) if isinstance(value, tuple) else value
     if flat[PRECISION] == AUTO:
         flat[PRECISION] = precision
     return flat
@@ -111,14 +103,13 @@ class RunFolder:
                 return hash_json(about | {"model": hash_json([hash_file(self.model / n) for n in (CONFIG, TENSORS)])})
         if self.task.cfg.run.trainer == "HeGraphAdapter":
             about["config"] = REMOVED | self.config  # so that earlier runs are recognised
-        if (pool := identity_of(self.task)) is not None:
-            about["unlabelled"] = pool
+        what = self.task.cfg.data.unlabelled
+        if what not in ("", TOGETHER):  # test images are part of the task's own identity
+            about["unlabelled"] = self.task.unlabelled(what).identity()
         return hash_json(about | {"split": self.task.split})
 
-    def finished(self, thumbnails: Iterable[Image.Image] | None = None) -> dict | None:
-        """The record of this very run, if the folder holds it; its model gets `thumbnails`, as of `finish`, if it has
-        none. Raises UserError if the folder holds the record of another run.
-        """
+    def finished(self) -> dict | None:
+        """The record of this very run, if the folder holds it; raises UserError if it holds that of another run."""
         record = read_record(self.path)
         if record is None:
             return None
@@ -128,12 +119,9 @@ class RunFolder:
                 "delete it"
             )
         logger.info("%s holds the complete result of this run: skipped", self.path)
-        model = self.model_folder()
-        if thumbnails is not None and (model / CONFIG).is_file() and not (model / THUMBNAILS).is_dir():
-            write_thumbnails(model, thumbnails)
         return record
 
-    def do(self, work: Callable[[], dict], thumbnails: Iterable[Image.Image] | None = None) -> dict:
+    def do(self, work: Callable[[], dict]) -> dict:
         """Does the work of the run with the folder locked; returns the record, also if another process just left it.
 
         Raises:
@@ -141,7 +129,7 @@ class RunFolder:
             UserError: If the folder holds another run's checkpoint, or RESUME names a folder that holds none.
         """
         with lock_folder(self.path):
-            if (record := self.finished(thumbnails)) is not None:
+            if (record := self.finished()) is not None:
                 return record
             if self.model is None:
                 self._begin()
@@ -167,24 +155,16 @@ class RunFolder:
         return Checkpoints(self.path, resume, self.run_id, classnames, self.split_hash)
 
     def finish(
-        self,
-        record: dict,
-        tested: Tested,
-        fitted: FittedMethod | None = None,
-        model: SavedModel | None = None,
-        thumbnails: Iterable[Image.Image] | None = None,
+        self, record: dict, tested: Tested, fitted: FittedMethod | None = None, model: SavedModel | None = None
     ) -> None:
         """Writes what a run leaves, the record last, and removes its checkpoint.
 
         Args:
             record, tested: From `record.make_record`, and what it tells about.
             fitted, model: The method and, from `record.make_model`, what is saved of it, for a run that has trained.
-            thumbnails: The training images in the order of the cache, which are kept small beside the model.
         """
         if model is not None:
             save_model(model, self.model_folder())
-            if thumbnails is not None:
-                write_thumbnails(self.model_folder(), thumbnails)
         if fitted is not None and fitted.text_nodes is not None:
             write_text_nodes(self.path, *fitted.text_nodes, tested.classnames)
         if tested.logits is not None and tested.labels is not None:
@@ -209,14 +189,10 @@ def find_model(folder: Path, epoch: int | None = None) -> Path:
     record = None if epoch is None else read_record(folder)
     if epoch is None or (record is not None and record.get("epochs") == epoch):
         return find_model_folder(folder)
-    if (kept := folder / model_name(epoch)).is_dir():
-        return find_model_folder(kept)
-    numbers = [path.name.rpartition("epoch")[2] for path in folder.glob(f"{model_name()}-epoch*")]
-    found = sorted(int(number) for number in numbers if number.isdecimal())
-    raise UserError(
-        f"{folder} keeps no model of epoch {epoch} (kept: {', '.join(map(str, found)) or 'none'}); train with "
-        "TRAIN.CHECKPOINT_FREQ N to keep every N-th"
-    )
+    kept = folder / model_name(epoch)
+    if not kept.is_dir():
+        raise UserError(f"{folder} keeps no model of epoch {epoch}; train with TRAIN.CHECKPOINT_FREQ N to keep some")
+    return find_model_folder(kept)
 
 
 # One process at a time
@@ -259,38 +235,23 @@ def lock_folder(folder: Path) -> Iterator[None]:
             write_json(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname()})
         yield
     finally:
-        _leave(folder, lock, made)
-
-
-def _leave(folder: Path, lock: FileLock, made: bool) -> None:
-    """Removes what `lock_folder` has written, and lets go of the lock."""
-    if lock.is_locked:
-        for name in (HOLDER, LOCK):  # while the lock is held, so that nobody else's is removed
+        for name in (HOLDER, LOCK) if lock.is_locked else ():  # while it is held, so that nobody else's is removed
             with suppress(OSError):
                 (folder / name).unlink(missing_ok=True)
         lock.release()
-    if made:
-        with suppress(OSError):
-            folder.rmdir()
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
-def is_locked(folder: Path, patience: float = 0.0) -> bool:
-    """Whether a process is at work in a folder; one that was just killed has `patience` seconds to end. What a killed
-    process has left half done there is removed.
-    """
+def is_locked(folder: Path) -> bool:
+    """Whether a process is at work in a folder."""
     if not (folder / LOCK).exists():
         return False
-    lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=patience)
+        with FileLock(folder / LOCK, timeout=0):
+            return False
     except Timeout:
         return True
-    except OSError:
+    except OSError:  # it has no locks, or may not be written
         return False
-    for half_done in folder.glob(".*.tmp"):
-        if half_done.is_dir():
-            shutil.rmtree(half_done, ignore_errors=True)
-        else:
-            half_done.unlink(missing_ok=True)
-    _leave(folder, lock, made=True)
-    return False

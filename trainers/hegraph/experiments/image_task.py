@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..backbones.identity import backbone_identity
+from ..baselines import TRANSDUCTIVE_METHODS
 from ..config import Config
 from ..datasets import Dataset, load_few_shot, load_test_images
 from ..datasets.base import check_classes
@@ -34,8 +35,18 @@ from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.files import hash_json
 from ..utils.reading import read_json
-from .tasks import POOL, BankTask, Opened, Split, Task, Unlabelled, bank_to_test, match_classes, refuse_tested
-from .unlabelled import check_protocol
+from .tasks import (
+    POOL,
+    TOGETHER,
+    BankTask,
+    Split,
+    Task,
+    Unlabelled,
+    bank_to_test,
+    match_classes,
+    refuse_tested,
+    shared_bank,
+)
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
@@ -49,11 +60,9 @@ class ImageTask(Task):
     cannot be written.
     """
 
-    def __init__(self, dataset: Dataset, cfg: Config, seed: int, device: str, opened: Opened | None = None) -> None:
+    def __init__(self, dataset: Dataset, cfg: Config, seed: int, device: str) -> None:
         self.dataset, self.cfg, self.seed, self.device = dataset, cfg, seed, device
         self.name, self.classnames, self.class_ids = dataset.name, dataset.classnames, dataset.ids
-        self.opened = opened or Opened()
-        self._targets: dict[str, ImageTask] = {}
 
     @cached_property
     def split(self) -> Split:  # type: ignore[override]
@@ -76,12 +85,9 @@ class ImageTask(Task):
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen CLIP, loaded when it is first asked for; raises UserError if the configuration contradicts it."""
-        from ..backbones.loading import load_backbone  # imports open_clip
-
         options = self.cfg.backbone
-        arguments = options.name, options.pretrained, self.device, options.precision
-        version = arguments, self._backbone_identity
-        backbone: Backbone = self.opened.last("backbone", version, lambda: load_backbone(*arguments))
+        version = hash_json(self._backbone_identity)
+        backbone = _shared_backbone(options.name, options.pretrained, self.device, options.precision, version)
         for key, said, true in (
             ("SIZE", options.input_size, backbone.input_size),
             ("PIXEL_MEAN", options.mean, backbone.mean),
@@ -118,44 +124,13 @@ class ImageTask(Task):
     def test_features(self) -> tuple[Tensor, Tensor]:
         return extract.encode_test(self.dataset, self.backbone, self.cfg.encoding, self._folder)
 
-    @cached_property
-    def undrawn(self) -> Dataset:
-        """The images of "pool", as test images."""
-        data, used = self.cfg.data, {item.path for item in (*self.dataset.train, *self.dataset.test)}
-        return load_pool(self.name, data.root, self.seed, data.classes, used)
-
-    def unlabelled(self, what: str) -> Unlabelled:
-        if what.endswith(SUFFIX):
-            return super().unlabelled(what)
-        images = self.undrawn if what == POOL else load_unlabelled(Path(what))
-        # Splits that others have made are what they are, even where an image is in two of them
-        own = what != POOL or self.name == OWN
-        return Unlabelled(lambda: [images.paths(), images.file_sizes()], lambda: self._encoded(images, own))
-
-    def _encoded(self, images: Dataset, check: bool) -> Tensor:
-        """Features of unlabelled images, and if asked for a check that none of their files is one of a test image."""
-        if check and (pool := images.test_files()) and (tested := self.dataset.test_files()):
-            refuse_tested(files_among(pool, tested), len(pool))
-        if self.cfg.data.skip_unreadable and (left_out := [*images.unreadable_images()]):
-            logger.warning("%d of %d images are left out, such as %s", len(left_out), len(images.test), left_out[0])
-            images = images.without(left_out)
-        views = ImageViews(images, images.test, self.backbone.preprocess)
-        try:
-            return extract.encode_images(self.backbone, views, self.cfg.encoding, self._folder, "unlabelled")[0]
-        except UserError as error:
-            if not (found := [*images.unreadable_images()]):
-                raise
-            raise UserError(
-                f"{len(found)} of {len(images.test)} unlabelled images cannot be read, such as {found[0]}; leave them "
-                "out with --skip-unreadable"
-            ) from error
-
     def text_features(self) -> tuple[Tensor, Tensor]:
         """Positive and negative text nodes of the classes, each `[K, d]`."""
         text = encode_prompts(self.backbone, self.name, self.classnames, self.cfg.encoding, self._folder)
         return text["positive"], text["negative"]
 
     def test_bank(self) -> FeatureBank:
+        """As of `Task`, without training images."""
         features, labels = self.test_features()
         positive, negative = self.text_features()
         return FeatureBank(
@@ -170,6 +145,28 @@ class ImageTask(Task):
             backbone=self.backbone.name,
             logit_scale=self.backbone.logit_scale,
         )
+
+    def unlabelled(self, what: str) -> Unlabelled:
+        if what.endswith(SUFFIX):
+            return super().unlabelled(what)
+        if what == POOL:
+            data, used = self.cfg.data, {item.path for item in (*self.dataset.train, *self.dataset.test)}
+            images = load_pool(self.name, data.root, self.seed, data.classes, used)
+        else:
+            images = load_unlabelled(Path(what))
+        # Splits that others have made are what they are, even where an image is in two of them
+        own = what != POOL or self.name == OWN
+        return Unlabelled(lambda: [images.paths(), images.file_sizes()], lambda: self._encoded(images, own))
+
+    def _encoded(self, images: Dataset, check: bool) -> Tensor:
+        """Features of unlabelled images, and if asked for a check that none of their files is one of a test image."""
+        if check and (pool := images.test_files()) and (tested := self.dataset.test_files()):
+            refuse_tested(files_among(pool, tested), len(pool))
+        if self.cfg.data.skip_unreadable and (left_out := [*images.unreadable_images()]):
+            logger.warning("%d of %d images are left out, such as %s", len(left_out), len(images.test), left_out[0])
+            images = images.without(left_out)
+        views = ImageViews(images, images.test, self.backbone.preprocess)
+        return extract.encode_images(self.backbone, views, self.cfg.encoding, self._folder, "unlabelled")[0]
 
     def backbone_config(self) -> BackboneConfig:
         """The backbone, as a model folder names it."""
@@ -193,15 +190,14 @@ class ImageTask(Task):
         check_backbone(model, self.backbone)
 
     def training_images(self) -> Iterator[Image.Image]:
+        """The training images in the order of the cache, opened one by one."""
         for item in self.dataset.train:
             yield self.dataset.read(item.path)
 
     def target(self, name: str, same_classes: bool) -> ImageTask:
-        if name not in self._targets:
-            known, _, which = name.partition(":")
-            dataset = load_test_images(known, self.cfg.data.root, self.seed, which or "all")
-            self._targets[name] = ImageTask(dataset, self.cfg, self.seed, self.device, self.opened)
-        task = self._targets[name]
+        known, _, which = name.partition(":")
+        dataset = load_test_images(known, self.cfg.data.root, self.seed, which or "all")
+        task = ImageTask(dataset, self.cfg, self.seed, self.device)
         if same_classes:
             match_classes(self.class_ids, task.class_ids, self.name, name)
         check_classes(len(task.class_ids), name)
@@ -222,33 +218,41 @@ class ImageTask(Task):
         return extract.encode_parts(self.dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)
 
 
-def open_task(
-    cfg: Config, bank_file: Path | None, seed: int, device: str, opened: Opened | None = None, only_test: bool = False
-) -> Task:
+@lru_cache(maxsize=1)
+def _shared_backbone(name: str, pretrained: str, device: str, precision: str, version: str) -> Backbone:
+    """The backbone that the runs of a process share; `version` changes whenever its weights do."""
+    from ..backbones.loading import load_backbone  # imports open_clip
+
+    return load_backbone(name, pretrained, device, precision)
+
+
+def open_task(cfg: Config, bank_file: Path | None, seed: int, device: str, only_test: bool = False) -> Task:
     """The task of a run: rows of a feature bank, or images of `DATASET.NAME`. Nothing is encoded yet.
 
     Args:
         seed: Of the selection and the run.
         device: Where the backbone runs.
-        opened: What earlier runs of this process have opened; None shares nothing with them.
         only_test: Whether a trained model is to be tested, so that there are test images alone.
 
     Raises:
-        UserError: If bank, data set or weights cannot be had, or as `check_protocol`.
+        UserError: If bank, data set or weights cannot be had, a transductive method is to predict images one by one, or
+            other data sets are to be tested with predictions of the test images together.
     """
-    check_protocol(cfg)
+    what, method = cfg.data.unlabelled, cfg.run.trainer
+    if method in TRANSDUCTIVE_METHODS and what != TOGETHER:
+        raise UserError(f"{method} predicts all test images together: give --unlabelled {TOGETHER}, got {what!r}")
+    if what == TOGETHER and (cfg.data.target_domains or cfg.data.target_datasets):
+        raise UserError(f"--unlabelled {TOGETHER} reaches no other data set; leave out the targets, or give {POOL}")
     if bank_file is None:
-        return load_image_task(cfg, seed, device, opened, only_test)
+        return load_image_task(cfg, seed, device, only_test)
     if not only_test:
-        return BankTask(bank_file, cfg, seed, opened)
-    file = (opened or Opened()).bank(bank_file)
+        return BankTask(bank_file, cfg, seed)
+    file = shared_bank(bank_file)
     file.check_dataset(cfg.data.name)
     return bank_to_test(file, cfg.data.classes, cfg, seed)
 
 
-def load_image_task(
-    cfg: Config, seed: int, device: str, opened: Opened | None = None, only_test: bool = False
-) -> ImageTask:
+def load_image_task(cfg: Config, seed: int, device: str, only_test: bool = False) -> ImageTask:
     """The task that CoOp's protocol selects from a data set on disk; arguments and errors as of `open_task`."""
     data = cfg.data
     if not data.name:
@@ -257,4 +261,4 @@ def load_image_task(
         dataset = load_test_images(data.name, data.root, max(cfg.run.seed, 0), data.classes)
     else:
         dataset = load_few_shot(data.name, data.root, data.shots, seed, data.classes)
-    return ImageTask(dataset, cfg, seed, device, opened)
+    return ImageTask(dataset, cfg, seed, device)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,13 +25,12 @@ from ..results.records import KEEP
 from ..training.choice import accuracy, score
 from ..training.confidence import Calibration, confidence_scores, known_score
 from ..utils.files import hash_json
+from .evaluation import labelled_images
 from .folder import RunFolder, precision_of
 from .tasks import Tested
-from .unlabelled import labelled_images
 
 logger = logging.getLogger(__name__)
 
-OF_TEST = ("accuracy", "accuracy_text", "accuracy_zero_shot", "macro_f1", "num_test")
 INSTALLED = Path(__file__).parents[1] / ".hegraph-installed"
 
 try:
@@ -156,12 +154,8 @@ def make_model(
     task = folder.task
     backbone, preprocessing, prompts = task.made_of(bank)
     trainer = task.cfg.run.trainer
-    images = None if trainer == "ZeroShot" else bank.train_labels.bincount(minlength=len(bank.classnames))
+    counts = bank.train_labels.bincount(minlength=len(bank.classnames)).tolist()
     about = provenance(folder, fitted) | {"dataset": bank.dataset, "num_train": len(bank.train_labels)}
-    said = {} if record is None else record["calibration"]
-    scores: dict[str, Any] = {} if record is None else {key: record[key] for key in OF_TEST}
-    for name, of in (("ece", "after"), ("ece_zero_shot", "zero_shot")):
-        scores[name] = (said.get(of) or {}).get("ece")
     return SavedModel(
         classifier=fitted.classifier,
         text_positive=bank.text_positive.detach().cpu(),
@@ -180,11 +174,20 @@ def make_model(
         class_nodes=fitted.class_nodes,
         labelled=None if fitted.heard else labelled_images(task, bank),
         lessons=Lessons.of(bank, fitted.state) if trainer == "HeGraphAdapter" else None,
-        images=None if images is None else tuple(images.tolist()),
+        images=None if trainer == "ZeroShot" else tuple(counts),
         unlabelled=fitted.heard.get("unlabelled", {}).get("num_images", 0),
         trained_on=TrainedOn(**about),
-        scores=NOT_TESTED if record is None else Scores(**scores),
+        scores=_scores_of(record),
     )
+
+
+def _scores_of(record: dict | None) -> Scores:
+    """What a model folder keeps of the scores of a record; none without one."""
+    if record is None:
+        return NOT_TESTED
+    scores = {key: record[key] for key in ("accuracy", "accuracy_text", "accuracy_zero_shot", "macro_f1", "num_test")}
+    after, zero_shot = (record["calibration"][when] or {} for when in ("after", "zero_shot"))
+    return Scores(**scores, ece=after.get("ece"), ece_zero_shot=zero_shot.get("ece"))
 
 
 def provenance(folder: RunFolder, fitted: FittedMethod) -> dict[str, Any]:
@@ -242,9 +245,3 @@ def peak_memory_mb() -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
-
-
-def reset_peak_memory() -> None:
-    """Has `peak_memory_mb` count from here on; only Linux can, elsewhere the peak stays that of the process."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

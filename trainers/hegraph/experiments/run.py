@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from ..baselines import load_method
 from ..baselines.base import FittedMethod
@@ -18,7 +16,7 @@ from ..config import Config
 from ..config_files import with_values
 from ..features.bank import FeatureBank
 from ..method.model import HeGraphModel
-from ..models.folder import load_model, save_model
+from ..models.folder import CONFIG, THUMBNAILS, load_model, save_model, write_thumbnails
 from ..models.saved import SavedModel
 from ..results.records import OTHER_CLASSES
 from ..training.confidence import Calibration
@@ -31,16 +29,16 @@ from .evaluation import (
     encode_targets,
     evaluate,
     hear,
+    labelled_images,
     score_targets,
-    targets_of,
     test_loaded,
+    unlabelled_features,
 )
 from .fitting import Keep, calibrated, fit, fitted_adapter, set_random_seed
 from .folder import RunFolder, find_model
-from .image_task import open_task
+from .image_task import ImageTask, open_task
 from .record import make_model, make_record
-from .tasks import POOL, FeatureTask, Opened, Tested
-from .unlabelled import labelled_images, unlabelled_features
+from .tasks import POOL, Task, Tested
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +50,6 @@ def run(
     load_epoch: int | None = None,
     train: bool = True,
     keep_thumbnails: bool = False,
-    opened: Opened | None = None,
 ) -> dict:
     """Trains and tests one seed, and writes its record.
 
@@ -64,11 +61,11 @@ def run(
         train: False encodes the features and stops; nothing is tested.
         keep_thumbnails: Whether small pictures of the training images go into the model folder, also into that of a run
             that is finished.
-        opened: What earlier runs of this process have opened; None shares nothing with them.
 
     Returns:
         The record, or {} if nothing was tested. A run whose folder holds its record is not computed again, and CLIP is
-        not even loaded for it. Of several processes that `torchrun` started, all encode and the first goes on.
+        not even loaded for it. Of several processes that `torchrun` started, all encode and the first goes on. The runs
+        of a process share the bank and the backbone that were opened last.
 
     Raises:
         Locked: If another process is at work in the output folder.
@@ -81,15 +78,29 @@ def run(
     if keep_thumbnails and (bank_file is not None or model_dir is not None):
         raise UserError("--keep-thumbnails needs training images; leave it out with --features and --eval-only")
     if model_dir is not None:
-        return test_model(cfg, bank_file, model_dir, load_epoch, device, opened)
-    task = open_task(cfg, bank_file, seed, device, opened)
-    folder = RunFolder(task)
-    thumbnails = task.training_images() if keep_thumbnails else None
-    if (record := folder.finished(thumbnails)) is not None:
+        return test_model(cfg, bank_file, model_dir, load_epoch, device)
+    folder = RunFolder(open_task(cfg, bank_file, seed, device))
+    record = train_in(folder, device, train)
+    task, model = folder.task, folder.model_folder()
+    wanted = keep_thumbnails and (model / CONFIG).is_file() and not (model / THUMBNAILS).is_dir()
+    if wanted and isinstance(task, ImageTask):
+        write_thumbnails(model, task.training_images())
+    return record
+
+
+def draw_seed() -> int:
+    """The seed of an unseeded run, below 2**31; the processes of `torchrun` share the one that the first draws."""
+    return processes.of_first(lambda: random.SystemRandom().randrange(2**31))
+
+
+def train_in(folder: RunFolder, device: str, train: bool) -> dict:
+    """The record of the training run of a folder, whose work is done unless it is finished; arguments as of `run`."""
+    task = folder.task
+    if (record := folder.finished()) is not None:
         return record
     if train:
         task.check_trained_classes()
-        targets_of(task)
+        _ = task.targets
     task.prepare()
     if processes.rank():  # the first process has the folder; this one helps it to encode
         task.encode()
@@ -99,19 +110,14 @@ def run(
 
     def work() -> dict:
         if train:
-            return train_and_test(folder, device, thumbnails)
+            return train_and_test(folder, device)
         task.encode()
         return {}
 
-    return folder.do(work, thumbnails)
+    return folder.do(work)
 
 
-def draw_seed() -> int:
-    """The seed of an unseeded run, below 2**31; the processes of `torchrun` share the one that the first draws."""
-    return processes.of_first(lambda: random.SystemRandom().randrange(2**31))
-
-
-def train_and_test(folder: RunFolder, device: str, thumbnails: Iterable[Image.Image] | None = None) -> dict:
+def train_and_test(folder: RunFolder, device: str) -> dict:
     """Encodes, trains, tests and writes the record, in a folder that is this process's own."""
     task, started = folder.task, time.monotonic()
     bank = task.bank()
@@ -121,7 +127,7 @@ def train_and_test(folder: RunFolder, device: str, thumbnails: Iterable[Image.Im
         processes.stop()  # the others end here: what is read from now on must not wait for them
     bank = bank.to(device)
     fitted = fit(task, bank, folder.checkpoints(bank.classnames), keep_epochs(folder, bank))
-    return test_and_finish(folder, bank, fitted, seconds, thumbnails)
+    return test_and_finish(folder, bank, fitted, seconds)
 
 
 def test_and_finish(
@@ -129,20 +135,20 @@ def test_and_finish(
     bank: FeatureBank,
     fitted: FittedMethod,
     features_seconds: float,
-    thumbnails: Iterable[Image.Image] | None = None,
     show: Callable[[Tested], None] | None = None,
 ) -> dict:
     """Finds the temperature of a method that has just been fitted to a bank, which lies on the device, tests it, and
-    writes what the run leaves. `show` is given what it says about the test images; `thumbnails` are as of
-    `RunFolder.finish`, and getting the features took `features_seconds`.
+    writes what the run leaves. `show` is given what it says about the test images; getting the features took
+    `features_seconds`.
     """
-    task, device = folder.task, bank.train_features.device
-    trained = TrainedMethod.of(calibrated(fitted, task, bank), task, bank)
+    task, device, name = folder.task, bank.train_features.device, folder.task.cfg.run.trainer
+    fitted = calibrated(fitted, task, bank)
+    trained = TrainedMethod(name, fitted, bank.dataset, task.class_ids, bank.text_positive, bank.logit_scale)
     if what := task.cfg.data.unlabelled:
         features = unlabelled_features(task, task, bank.backbone, bank.train_features.shape[2]).to(bank.train_features)
-        trained = replace(trained, fitted=hear(trained, labelled_images(task, bank), features, what))
+        trained = hear(trained, labelled_images(task, bank), features, what)
     fitted = trained.fitted
-    tested = evaluate(trained, FeatureTask(bank, task.cfg, task.seed, class_ids=task.class_ids), device)
+    tested = evaluate(trained, Task(bank, task.cfg, task.seed, class_ids=task.class_ids), device)
     if show is not None:
         show(tested)
     targets = score_targets(trained, task, device)
@@ -152,9 +158,9 @@ def test_and_finish(
     if model is None:
         why = "what it says of a test image depends on the others"
         if not fitted.together:
-            why = load_method(task.cfg.run.trainer).not_saved or "it returns no classifier"
-        logger.info("%s leaves no model folder: %s", task.cfg.run.trainer, why)
-    folder.finish(record, tested, fitted, model, thumbnails)
+            why = load_method(name).not_saved
+        logger.info("%s leaves no model folder: %s", name, why)
+    folder.finish(record, tested, fitted, model)
     return record
 
 
@@ -173,9 +179,7 @@ def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Keep:
 # --eval-only
 
 
-def test_model(
-    cfg: Config, bank_file: Path | None, folder: Path, epoch: int | None, device: str, opened: Opened | None = None
-) -> dict:
+def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | None, device: str) -> dict:
     """Tests a trained model on the test images of a bank or of DATASET.NAME, and writes and returns the record.
 
     The model is that of `find_model`. Of several processes that `torchrun` started, all encode and the first writes;
@@ -187,7 +191,7 @@ def test_model(
     path = find_model(folder, epoch)
     model = load_model(path)
     check_configuration(model, cfg)
-    target = open_task(cfg, bank_file, model.trained_on.seed, device, opened, only_test=True)
+    target = open_task(cfg, bank_file, model.trained_on.seed, device, only_test=True)
     run_folder = RunFolder(target, model=path)
     if (record := run_folder.finished()) is not None:
         return record
@@ -197,9 +201,9 @@ def test_model(
         return {}
     if what := cfg.data.unlabelled:
         as_trained = with_values(cfg, {"DATASET.NUM_SHOTS": model.trained_on.shots})
-        source = open_task(as_trained, bank_file, model.trained_on.seed, device, opened) if what == POOL else target
+        source = open_task(as_trained, bank_file, model.trained_on.seed, device) if what == POOL else target
         features = unlabelled_features(target, source, model.backbone.title, model.classifier.width).to(device)
-        trained = replace(trained, fitted=hear(trained, model.labelled, features, what))
+        trained = hear(trained, model.labelled, features, what)
     return run_folder.do(lambda: test_and_write(run_folder, model, trained, device))
 
 

@@ -1,71 +1,30 @@
-"""What is trained and tested on: one base class, and tasks that are made of features. `image_task.py` has images."""
+"""What is trained and tested on: tasks that are made of features. `image_task.py` has those of images."""
 
 from __future__ import annotations
 
 import random
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..config import Config
 from ..datasets import Selection, select_few_shot, subsample_labels
 from ..datasets.base import check_classes
-from ..features.bank import (
-    SUFFIX,
-    BankFile,
-    FeatureBank,
-    draw_bank,
-    mean_over_views,
-    refuse_test_rows,
-    test_features_apart,
-)
+from ..features.bank import SUFFIX, BankFile, FeatureBank, draw_bank, mean_over_views, refuse_test_rows
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
+from ..results.records import OTHER_CLASSES, SAME_CLASSES
 from ..training.batches import BankBatches, TrainingData, products_with_cache
 from ..utils.errors import UserError
 from ..utils.files import file_version, hash_file
 
-if TYPE_CHECKING:
-    from ..baselines.base import FittedMethod
-
-POOL = "pool"  # what DATASET.UNLABELLED says of images of the task's own data set
+POOL, TOGETHER = "pool", "test"  # what DATASET.UNLABELLED says of images of the task's own data set
 Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
-
-
-class Opened:
-    """What runs of one process share, and none of them changes: of each kind what was opened or fitted last."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, tuple[object, Any]] = {}
-
-    def last(self, kind: str, key: object, make: Callable[[], Any]) -> Any:
-        """What `make` gives, made again only if the last of its kind had another key."""
-        if kind not in self._last or self._last[kind][0] != key:
-            self._last.pop(kind, None)  # two of a kind need not fit the memory
-            self._last[kind] = key, make()
-        return self._last[kind][1]
-
-    def bank(self, path: Path) -> BankFile:
-        """A feature bank, opened again only if the file is another or has changed; errors as of `BankFile`."""
-        try:
-            version = file_version(path)
-        except OSError:
-            return BankFile(path)  # which says what is wrong
-        return self.last("bank", version, lambda: BankFile(path))
-
-    def fitted(self, dataset: str, key: str, fit: Callable[[], FittedMethod]) -> FittedMethod:
-        """A fitted method that `key` tells from all others of a data set; those of the last data set are kept."""
-        known = self.last("fitted", dataset, dict)
-        if key not in known:
-            known[key] = fit()
-        return known[key]
 
 
 @dataclass(frozen=True)
@@ -102,19 +61,19 @@ class Unlabelled(NamedTuple):
     backbone: str = ""
 
 
-class Task(ABC):
-    """Images that a method is fitted to, tested on, or both. It is known which these are before any is encoded.
+class Task:
+    """Images that a method is fitted to, tested on, or both. This class has their features at hand.
 
     Attributes:
         cfg, seed: The checked configuration, and the seed of everything that is drawn.
-        split: The images that the few-shot protocol selected.
+        split: The images that the few-shot protocol selected; {} where no run keeps them.
         identity: Plain values that change whenever the data would, apart from the split.
         name: Of the data set.
         classnames, class_ids: Its K class names, and what tells them apart across data sets, in label order.
         backbone: The frozen CLIP that encodes the images; None where it is not at hand.
-        opened: What runs of this process share.
     """
 
+    features: FeatureBank
     cfg: Config
     seed: int
     split: Split
@@ -123,30 +82,41 @@ class Task(ABC):
     classnames: Sequence[str]
     class_ids: Sequence[str]
     backbone: Any = None
-    opened: Opened
+
+    def __init__(
+        self,
+        features: FeatureBank,
+        cfg: Config,
+        seed: int,
+        split: Split | None = None,
+        identity: dict | None = None,
+        class_ids: Sequence[str] | None = None,
+    ) -> None:
+        self.features, self.cfg, self.seed, self.name = features, cfg, seed, features.dataset
+        self.split, self.identity, self.classnames = split or {}, identity or {}, features.classnames
+        self.class_ids = ids_of_names(self.classnames) if class_ids is None else class_ids
 
     def check_trained_classes(self) -> None:
         """Raises UserError if the training images are of fewer than two classes, so that there is nothing to learn."""
         check_classes(len({label for _, label, _ in self.split["train"]}))
 
-    def prepare(self) -> None:  # noqa: B027  (there may be nothing to do)
-        """Loads what encoding needs, so that a mistake is found before anything is written."""
+    def prepare(self) -> None:
+        """Does what may fail before anything is written."""
 
-    def encode(self) -> None:  # noqa: B027
+    def encode(self) -> None:
         """Encodes the images that are not on disk, with the other processes of `torchrun`."""
 
-    @abstractmethod
     def bank(self) -> FeatureBank:
         """The task's features."""
+        return self.features
 
-    @abstractmethod
     def test_bank(self) -> FeatureBank:
-        """The features of its test images and its text nodes, without training images."""
+        """The features of its test images, and its text nodes."""
+        return self.features
 
     def test_features(self) -> tuple[Tensor | None, Tensor | None]:
         """Features `[M, d]` and labels `[M]` of the test images; None where there are none."""
-        bank = self.test_bank()
-        return bank.test_features, bank.test_labels
+        return self.features.test_features, self.features.test_labels
 
     def batches(self, bank: FeatureBank) -> TrainingData:
         """The training batches of a bank, with the products that every step of the configured variant needs."""
@@ -159,8 +129,12 @@ class Task(ABC):
         known = {} if bank.encoder is None else bank.encoder.model_dump()
         return BackboneConfig(title=bank.backbone, **known), None, None
 
-    def check_backbone(self, model: SavedModel) -> None:  # noqa: B027
+    def check_backbone(self, model: SavedModel) -> None:
         """Raises UserError if the features here are not those of the model's backbone."""
+        here, encoder = self.features.backbone, self.features.encoder
+        if here != model.backbone.title:
+            raise UserError(f"the model is of {model.backbone.title!r} features, but the bank holds those of {here!r}")
+        model.backbone.compare_precision("fp32" if encoder is None else encoder.precision)
 
     def unlabelled(self, what: str) -> Unlabelled:
         """The images without labels that DATASET.UNLABELLED names: a feature bank; "pool", the training images of the
@@ -172,17 +146,17 @@ class Task(ABC):
         if what.endswith(SUFFIX):
             file = BankFile(Path(what))
             rows = {split: range(len(labels)) for split, labels in file.labels.items()}
-            return Unlabelled(lambda: hash_file(file.path), lambda: features_of_images(file, rows), file.backbone)
-        if what == POOL:
-            raise UserError(f"{self.name} is given as features, and has no images that were not drawn")
-        raise UserError(
-            f"{what} has to be encoded, and a run from features has no backbone; make a feature bank of it "
-            "(features extract), or give images instead of --features"
-        )
+            return Unlabelled(lambda: hash_file(file.path), lambda: _features_of(file, rows), file.backbone)
+        raise UserError(f"{what} has to be encoded, and a run from features has no backbone; make a feature bank of it")
 
-    def training_images(self) -> Iterator[Image.Image] | None:
-        """The training images in the order of the cache, opened one by one; None where there are none to show."""
-        return None
+    @cached_property
+    def targets(self) -> list[tuple[str, Task, str]]:
+        """Names, tasks and rules of the further data sets to test on, DATASET.TARGET_DOMAINS and TARGET_DATASETS. No
+        image is opened. Raises UserError if one cannot be had, or has classes that it must not have.
+        """
+        data = self.cfg.data
+        same = [(name, self.target(name, True), SAME_CLASSES) for name in data.target_domains]
+        return same + [(name, self.target(name, False), OTHER_CLASSES) for name in data.target_datasets]
 
     def target(self, name: str, same_classes: bool) -> Task:
         """Another data set to test on, NAME or a half of its classes, NAME:base or NAME:new. Nothing is encoded yet.
@@ -193,55 +167,17 @@ class Task(ABC):
         raise UserError("features that are given as arrays have no other data sets; leave out --target-datasets")
 
 
-class FeatureTask(Task):
-    """A task of features that are at hand; arguments as of `Task`. Nothing is encoded. Where nothing is kept of it, it
-    needs neither split nor identity. `class_ids` of None are made of the names.
-    """
-
-    features: FeatureBank
-
-    def __init__(
-        self,
-        features: FeatureBank,
-        cfg: Config,
-        seed: int,
-        split: Split | None = None,
-        identity: dict | None = None,
-        class_ids: Sequence[str] | None = None,
-    ) -> None:
-        self.features, self.cfg, self.seed, self.name = features, cfg, seed, features.dataset
-        self.split, self.identity, self.opened = split or {}, identity or {}, Opened()
-        self.classnames = features.classnames
-        self.class_ids = ids_of_names(self.classnames) if class_ids is None else class_ids
-
-    def bank(self) -> FeatureBank:
-        return self.features
-
-    def test_bank(self) -> FeatureBank:
-        return self.features.with_test()
-
-    def check_backbone(self, model: SavedModel) -> None:
-        if self.features.backbone != model.backbone.title:
-            raise UserError(
-                f"the model is of {model.backbone.title!r} features, but the bank holds those of "
-                f"{self.features.backbone!r}"
-            )
-        encoder = self.features.encoder
-        model.backbone.compare_precision("fp32" if encoder is None else encoder.precision)
-
-
-class BankTask(FeatureTask):
-    """A task made of rows of the feature bank at `path`; of the image features only those rows are read.
+class BankTask(Task):
+    """A task made of rows of the feature bank at `path`; of its training images only those rows are read.
 
     Raises:
         UserError: If the bank is unusable or is of another data set or mode than the configuration says.
     """
 
-    def __init__(self, path: Path, cfg: Config, seed: int, opened: Opened | None = None) -> None:
+    def __init__(self, path: Path, cfg: Config, seed: int) -> None:
         if cfg.data.features == "online":
             raise UserError("FEATURES.MODE online encodes images, and --features has none; use FEATURES.MODE bank")
-        self.opened = opened or Opened()
-        self.file = file = self.opened.bank(path)
+        self.file = file = shared_bank(path)
         file.check_dataset(cfg.data.name)
         self.cfg, self.seed, self.name = cfg, seed, file.dataset
         labels = {name: file.labels[name].tolist() if name in file.labels else [] for name in ("train", "val")}
@@ -261,22 +197,12 @@ class BankTask(FeatureTask):
 
     @cached_property
     def features(self) -> FeatureBank:  # type: ignore[override]
-        """The rows that the protocol selected; test features of a large bank stay on disk until `with_test`."""
-        drawn = draw_bank(self.file, self.selection).subsample(self.cfg.data.classes)
-        if not self.file.is_large:
-            return drawn.with_test()
-        if drawn.read_test is None:
-            return drawn
-        return replace(drawn, read_test=cache(partial(test_features_apart, drawn)))
+        """The rows that the protocol selected, and the test images."""
+        return draw_bank(self.file, self.selection).subsample(self.cfg.data.classes).with_test()
 
     def prepare(self) -> None:
-        """Reads the rows of a bank of at most 1 GiB; the test features of a larger one are compared when they are read.
-
-        Raises:
-            UserError: If an image of train or val is a test image as well, or the rows cannot be read.
-        """
-        if not self.file.is_large:
-            refuse_test_rows(self.features)
+        """Reads the rows; raises UserError if they cannot be read, or one of train or val is a test image as well."""
+        refuse_test_rows(self.features)
 
     def unlabelled(self, what: str) -> Unlabelled:
         if what != POOL:
@@ -286,31 +212,44 @@ class BankTask(FeatureTask):
             rows[split] = torch.isin(labels, kept).nonzero().flatten().tolist()
         rows["train"] = sorted({*rows["train"]} - {*self.selection.train})
         all_rows = [range(len(self.file.labels.get(split, []))) for split in ("train", "val")]
-        return Unlabelled(lambda: self.file.identity(*all_rows), lambda: features_of_images(self.file, rows))
+        return Unlabelled(lambda: self.file.identity(*all_rows), lambda: _features_of(self.file, rows))
 
     def target(self, name: str, same_classes: bool) -> Task:
         """The test images of a half of the bank's classes; there is nothing else to test on."""
-        if same_classes:
-            raise UserError("a feature bank has no other data sets; leave out --target-domains")
         halves = [f"{self.name}:{which}" for which in ("base", "new")]
-        if name not in halves:
+        if same_classes or name not in halves:
             raise UserError(
-                f"a feature bank has no other data sets: --target-datasets may be {' or '.join(halves)}, got {name!r}"
+                f"a feature bank has no other data sets, such as {name!r}: --target-datasets may be {', '.join(halves)}"
             )
         task = bank_to_test(self.file, name.rpartition(":")[2], self.cfg, self.seed)
         check_classes(len(task.class_ids), name)
         return task
 
 
-def bank_to_test(file: BankFile, which: str, cfg: Config, seed: int) -> FeatureTask:
+def shared_bank(path: Path) -> BankFile:
+    """A feature bank, which the runs of a process share as long as its file is the same; errors as of `BankFile`."""
+    try:
+        version = file_version(path)
+    except OSError:
+        return BankFile(path)  # which says what is wrong
+    return _bank_file(path, version)
+
+
+@lru_cache(maxsize=1)
+def _bank_file(path: Path, version: object) -> BankFile:
+    return BankFile(path)
+
+
+def bank_to_test(file: BankFile, which: str, cfg: Config, seed: int) -> Task:
     """The test images of a bank, of "all" classes or of the half "base" or "new"; raises UserError if it has none."""
     if "test" not in file.labels:
         raise UserError(f"{file.path} has no test images, so no model can be tested on it")
-    bank = draw_bank(file, Selection([], []))
+    none = Selection([], [])
+    bank = draw_bank(file, none).with_test()
     if which != "all":
         half = subsample_labels(set(file.labels["train"].tolist()), which)
         bank = bank.of_classes(torch.tensor(half, dtype=torch.long))
-    return FeatureTask(bank, cfg, seed, identity=bank_identity(file, Selection([], [])))
+    return Task(bank, cfg, seed, identity=bank_identity(file, none))
 
 
 def bank_identity(file: BankFile, drawn: Selection) -> dict:
@@ -321,7 +260,7 @@ def bank_identity(file: BankFile, drawn: Selection) -> dict:
     return identity
 
 
-def features_of_images(file: BankFile, rows: Mapping[str, Sequence[int]]) -> Tensor:
+def _features_of(file: BankFile, rows: Mapping[str, Sequence[int]]) -> Tensor:
     """Features `[M, d]` of some images of train and val, one of each: of training images the mean over the views."""
     found = [mean_over_views(file.features("train", rows["train"]))]
     return torch.cat([*found, *(file.features("val", rows["val"]) for _ in rows.keys() & {"val"})])
@@ -341,10 +280,9 @@ def match_classes(source_ids: Sequence[str], target_ids: Sequence[str], source: 
     labels = {class_id: label for label, class_id in enumerate(source_ids)}
     unknown = [class_id for class_id in target_ids if class_id not in labels]
     if unknown:
-        shown = ", ".join([*unknown[:3], *(["..."] if len(unknown) > 3 else [])])
         raise UserError(
-            f"{len(unknown)} of {len(target_ids)} classes of {target} are none of {source}'s ({shown}); with other "
-            f"classes it is tested by --target-datasets {target}"
+            f"{len(unknown)} of {len(target_ids)} classes of {target} are none of {source}'s, such as {unknown[0]}; "
+            f"with other classes it is tested by --target-datasets {target}"
         )
     return [labels[class_id] for class_id in target_ids]
 

@@ -8,24 +8,30 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import statistics
 import sys
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..experiments.folder import is_locked
+from ..results.records import find_runs
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say
-from .cluster import Demand, check_address, connected
+from .cluster import check_address, check_demand, connected
 from .grid import Run, read_grid
-from .plan import do_runs, make_plan
-from .workers import Result, run_here, run_in_workers
+from .workers import FAILED, LOCKED, Result, attempt, has_failed, is_done, run_in_workers
 
 logger = logging.getLogger(__name__)
 
 LISTS = ("datasets", "configs", "methods", "shots", "seeds")
 # What a configuration key looks like
 A_KEY = re.compile(r"OUTPUT_DIR|RESUME|SEED|USE_CUDA|VERSION|[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")
+POLL = 1.0  # seconds between two looks at a run that another process does
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -57,23 +63,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--dry-run", action="store_true", help="list what would be run, and how long it should take")
     add("--folders", action="store_true", help="list the output folders of the grid, without seeds, and run nothing")
     add("--verbose", action="store_true", help="show the messages of the runs, and not their warnings alone")
-    args = parser.parse_intermixed_args(_with_address(sys.argv[1:] if arguments is None else arguments))
+    args = parser.parse_intermixed_args(arguments)
     for flag in LISTS:
         if getattr(args, flag) is not None:
             setattr(args, flag, _split(getattr(args, flag), args.words))
     args.vary = [[words[0], *_split(words[1:], args.words)] for words in args.vary]
     return args
-
-
-def _with_address(arguments: Sequence[str]) -> list[str]:
-    """The arguments with an address after `--ray` where none was given, so that it takes no other word for it."""
-    found = list(arguments)
-    for at, word in enumerate(found, 1):
-        following = found[at] if at < len(found) else "--"
-        if word == "--ray" and (following.endswith((".yaml", ".yml")) or A_KEY.fullmatch(following)):
-            found.insert(at, "local")
-            break
-    return found
 
 
 def _split(words: list[str], pairs: list[str]) -> list[str]:
@@ -111,7 +106,7 @@ def run_command(args: argparse.Namespace) -> int:
         if args.workers:
             raise UserError("--workers are of this machine, and --ray has its own; give one of them")
         check_address(args.ray)
-    demand = Demand(args.cpus_per_run, args.gpus_per_run)
+        check_demand(args.cpus_per_run, args.gpus_per_run)
     grid = read_grid(*grid_of(args))
     runs = grid.runs()
     if args.folders:
@@ -125,24 +120,141 @@ def run_command(args: argparse.Namespace) -> int:
     if args.dry_run:
         plan.show(grid.output)
         return 0
-    with _place_of_runs(args, demand, bool(plan.to_do)) as start:
+    with _place_of_runs(args, bool(plan.to_do)) as start:
         progress = do_runs(plan.to_do, start)
     say(progress.summary(plan))
     return 1 if progress.failures or plan.failed else 0
 
 
+Start = Callable[[Sequence[Run]], Iterable[Result]]  # does runs, and gives their results as they come
+
+
 @contextmanager
-def _place_of_runs(
-    args: argparse.Namespace, demand: Demand, is_needed: bool
-) -> Iterator[Callable[[Sequence[Run]], Iterable[Result]]]:
+def _place_of_runs(args: argparse.Namespace, is_needed: bool) -> Iterator[Start]:
     """Gives what does runs: this process, workers of it, or a Ray cluster, which is left at the end of the block."""
     if args.ray is not None and is_needed:
-        with connected(args.ray, demand, args.verbose) as cluster:
+        with connected(args.ray, args.cpus_per_run, args.gpus_per_run, args.verbose) as cluster:
             yield cluster.results
     elif args.workers:
         yield lambda runs: run_in_workers(runs, args.workers, args.verbose)
     else:
-        yield lambda runs: run_here(runs, args.verbose)
+        yield lambda runs: (attempt(run, args.verbose) for run in runs)
+
+
+# What of a grid is to be done, and how far it is
+
+
+@dataclass
+class Plan:
+    """The runs of a grid: those to do, those whose record is there, and those that failed and are not tried again."""
+
+    to_do: list[Run] = field(default_factory=list)
+    finished: list[Run] = field(default_factory=list)
+    failed: list[Run] = field(default_factory=list)
+
+    def show(self, output: str) -> None:
+        """Prints what would be run, and how long it should take: the median of its method below the folder `output`."""
+        known = defaultdict(list)
+        for record in find_runs([Path(output)]).values() if Path(output).is_dir() else ():
+            known[record["trainer"]].append(sum((record.get("seconds") or {}).values()))
+        times = [statistics.median(known[run.method]) if run.method in known else None for run in self.to_do]
+        for run, seconds in zip(self.to_do, times):
+            say(f"{run.folder}  {'?' if seconds is None else f'{seconds:.1f} s'}\n")
+        told = [seconds for seconds in times if seconds is not None]
+        say(
+            f"{len(self.to_do)} runs to do, {len(self.finished)} finished, {len(self.failed)} failed before; about "
+            f"{in_words(sum(told))} in one process for the {len(told)} whose method has records\n"
+        )
+
+
+def make_plan(runs: Sequence[Run], retry_failed: bool = False) -> Plan:
+    """Looks into the folders of all runs. What has failed with another configuration is run in any case.
+
+    Raises:
+        UserError: If a configuration is wrong, or folders hold results of runs with other settings or data.
+    """
+    plan = Plan()
+    others: list[Run] = []
+    for run in runs:
+        cfg = run.configuration()
+        done = is_done(run, cfg)
+        if done is not None:
+            (plan.finished if done else others).append(run)
+        elif not retry_failed and has_failed(run, cfg):
+            plan.failed.append(run)
+        else:
+            plan.to_do.append(run)
+    if others:
+        raise UserError(
+            f"{len(others)} of {len(runs)} folders hold results of runs with other settings or data, the first "
+            f"{others[0].folder}; choose another --output, or delete them"
+        )
+    return plan
+
+
+@dataclass
+class Progress:
+    """Counts the `total` runs of a sweep, and says what becomes of each. `started` is a time of the monotonic clock."""
+
+    total: int
+    done: int = 0
+    failures: list[tuple[Run, str]] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def count(self, result: Result) -> None:
+        """Counts a run that is `DONE` or has `FAILED`, and says so."""
+        run, message = result.run, f"{result.message} in {result.seconds:.1f} s"
+        if result.status == FAILED:
+            self.failures.append((run, result.message))
+            message = f"failed: {result.message}"
+        else:
+            self.done += 1
+        ended = self.done + len(self.failures)
+        left = self.total - ended
+        each = (time.monotonic() - self.started) / ended
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        to_go = f"{in_words(each)} a run, {in_words(each * left)} to go"
+        logger.info("[%d/%d] %s: %s (%d left%s, %s)", ended, self.total, run.title, message, left, failed, to_go)
+
+    def summary(self, plan: Plan) -> str:
+        """The end of a sweep in one line, and a line for every failure."""
+        failed = len(self.failures) + len(plan.failed)
+        counts = [f"{self.done} done in {in_words(time.monotonic() - self.started)}"]
+        counts += [f"{len(plan.finished)} finished before"] if plan.finished else []
+        counts += [f"{failed} failed"] if failed else []
+        lines = [f"{self.total + len(plan.finished) + len(plan.failed)} runs: {', '.join(counts)}"]
+        lines += [f"failed: {run.folder}: {message}" for run, message in self.failures]
+        lines += [f"failed before: {run.folder}" for run in plan.failed]
+        return "\n".join(lines) + "\n"
+
+
+def in_words(seconds: float) -> str:
+    """A time such as "0.4 s", "40 s", "12 min" or "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def do_runs(runs: Sequence[Run], start: Start) -> Progress:
+    """Does the runs. Those that other processes are at come last, when these have ended: what they have finished is
+    recognised then.
+    """
+    progress, left, waits = Progress(len(runs)), list(runs), False
+    while left:
+        locked = {run.folder for run in left if is_locked(run.folder)}
+        free = [run for run in left if run.folder not in locked]
+        left = [run for run in left if run.folder in locked]
+        for result in start(free) if free else ():
+            if result.status == LOCKED:
+                left.append(result.run)
+            else:
+                progress.count(result)
+        if left:
+            if not waits:
+                logger.info("%d runs are done by another process; waiting for it", len(left))
+            waits = True
+            time.sleep(POLL)
+    return progress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

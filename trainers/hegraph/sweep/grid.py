@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from ..backbones.identity import resolve_precision
 from ..baselines import METHODS, OTHERS, method_options, needs_backbone
@@ -124,18 +124,9 @@ def _counted(value: Any) -> Any:
     return tuple(int(n) if isinstance(n, str) and re.fullmatch(r"-?\d{1,9}", n) else n for n in _listed(value))
 
 
-def _once(values: tuple) -> tuple:
-    return tuple(dict.fromkeys(values))
-
-
-def _named(value: Any) -> Any:
-    """A case may be called 1, which YAML reads as a number."""
-    return {str(name): keys for name, keys in value.items()} if isinstance(value, dict) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_once), Field(min_length=1)]
-Shots = Annotated[tuple[int, ...], BeforeValidator(_counted), AfterValidator(_once), Field(min_length=1)]
-Seeds = Annotated[tuple[Count, ...], BeforeValidator(_counted), AfterValidator(_once), Field(min_length=1)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
+Shots = Annotated[tuple[int, ...], BeforeValidator(_counted), Field(min_length=1)]
+Seeds = Annotated[tuple[Count, ...], BeforeValidator(_counted), Field(min_length=1)]
 Values = Annotated[tuple[Any, ...], BeforeValidator(_listed), Field(min_length=1)]
 
 
@@ -151,7 +142,7 @@ class Grid(Part):
     methods: Names = (OURS,)
     shots: Shots = (16,)
     seeds: Seeds = (1, 2, 3)
-    cases: Annotated[dict[str, dict[str, Any]], BeforeValidator(_named)] = Field({"": {}}, min_length=1)
+    cases: dict[str, dict[str, Any]] = Field({"": {}}, min_length=1)
     vary: dict[str, Values] = Field({})
     set: dict[str, Any] = Field({})
     root: str = ""
@@ -207,18 +198,10 @@ class Grid(Part):
 
     def _ending(self, case: str, names: Mapping[str, str]) -> str:
         """What stands behind the folder of shots: the case, and the values of varied keys, given by name."""
-
-        def value(braces: re.Match) -> str:  # Python's format would take more than names, and make texts of any length
-            if braces[1] not in names:
-                raise UserError(
-                    f"--suffix {self.suffix!r}: braces hold the name of a varied key ({', '.join(names) or 'none'})"
-                )
-            return names[braces[1]]
-
         case = f"_{case}".replace("/", "-") if case else ""
-        if self.suffix is not None:
-            return case + re.sub(r"\{(.*?)\}", value, self.suffix)
-        return case + "".join(f"_{name}={value}" for name, value in names.items()).replace("/", "-")
+        if self.suffix is None:
+            return case + "".join(f"_{name}={value}" for name, value in names.items()).replace("/", "-")
+        return case + re.sub(r"\{(\w+)\}", lambda braces: names.get(braces[1], braces[0]), self.suffix)
 
     def _check_names(self) -> None:
         for key in (*self.vary, *self.set, *itertools.chain(*self.cases.values())):
@@ -257,6 +240,4 @@ def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:
     for name in ("datasets", "configs"):
         if not values.get(name):
             raise UserError(f"the grid has no run: give --{name}, or {name} in the grid's file")
-    if values.get("root") == "":
-        values["root"] = "."
     return check(Grid, values, where)

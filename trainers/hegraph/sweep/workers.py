@@ -7,33 +7,29 @@ its checkpoint when the same command is given again.
 
 from __future__ import annotations
 
-import datetime
 import logging
 import math
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 import traceback
-import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from ..config import Config
-from ..experiments.folder import ERROR, Locked, is_locked, run_config
-from ..experiments.record import reset_peak_memory
+from ..experiments.folder import ERROR, Locked, RunFolder, is_locked, run_config
+from ..experiments.image_task import open_task
 from ..experiments.run import run as run_one
-from ..experiments.tasks import Opened
 from ..results.records import read_record
+from ..utils.devices import available_device
 from ..utils.errors import ENDINGS, PACKAGE, UserError, first_line, show_messages, was_interrupted
 from ..utils.files import hash_json, write_json
 from ..utils.reading import read_json
@@ -44,7 +40,6 @@ logger = logging.getLogger(__name__)
 
 DONE, FAILED, LOCKED = "done", "failed", "locked"  # what can become of a run
 THREADS = "OMP_NUM_THREADS"  # how many threads torch computes with
-PATIENCE = 1.0  # seconds that the system has to end what was killed
 DIED = "its worker process was ended; the system may have run out of memory: try fewer --workers"
 
 
@@ -58,12 +53,6 @@ class Result:
     seconds: float = 0.0
 
 
-@cache
-def opened_here() -> Opened:
-    """What the runs of this process share."""
-    return Opened()
-
-
 def attempt(run: Run, verbose: bool = False, cfg: Config | None = None) -> Result:
     """Does a run. What it raises is written into its folder, and does not end the sweep.
 
@@ -74,9 +63,8 @@ def attempt(run: Run, verbose: bool = False, cfg: Config | None = None) -> Resul
         if run.separate:
             record = run_separately(run, verbose)
         else:
-            reset_peak_memory()
-            with at_level(None if verbose else logging.WARNING), warnings.catch_warnings():  # shows them once a run
-                record = run_one(cfg or run.configuration(), run.bank, opened=opened_here())
+            with at_level(logging.INFO if verbose else logging.WARNING):
+                record = run_one(cfg or run.configuration(), run.bank)
         accuracy = record["accuracy"]
         status, message = DONE, "no test images" if accuracy is None else f"{accuracy:.2f}"
     except Locked as error:
@@ -106,17 +94,16 @@ def run_separately(run: Run, verbose: bool = False) -> dict:
                     sys.stderr.write(line)
         except KeyboardInterrupt:
             process.kill()
-            is_locked(run.folder, PATIENCE)
             raise
-    if process.returncode:
-        if is_locked(run.folder):
-            raise Locked(run.folder)
-        last = printed[-1].strip().removeprefix("error: ") if printed else f"it ended with code {process.returncode}"
-        raise UserError(last) if process.returncode == 2 else RuntimeError(f"{last}\n{''.join(printed)}")
     record = read_record(run.folder)
-    if record is None:
-        raise RuntimeError(f"{run.folder} has no record after its run\n{''.join(printed)}")
-    return record
+    if process.returncode == 0 and record is not None:
+        return record
+    if is_locked(run.folder):
+        raise Locked(run.folder)
+    last = f"it ended with code {process.returncode} and left no record"
+    if process.returncode and printed:
+        last = printed[-1].strip().removeprefix("error: ")
+    raise UserError(last) if process.returncode == 2 else RuntimeError(f"{last}\n{''.join(printed)}")
 
 
 def record_failure(run: Run, error: Exception, cfg: Config | None = None) -> str:
@@ -126,16 +113,13 @@ def record_failure(run: Run, error: Exception, cfg: Config | None = None) -> str
         if read_record(run.folder) is None:
             cfg = cfg or run.configuration()
             failure = {
-                "message": str(error) if isinstance(error, UserError) else message,
+                "message": message,
                 "traceback": "".join(traceback.format_exception(error)),
                 "configuration": run_config(cfg),
                 "seed": run.seed,
                 "data": run.source,
                 "command": run.command(),
                 "attempt": _hash_of(run, cfg),
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "failed_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             }
             write_json(run.folder / ERROR, failure)
     except UserError as other:  # the disk may be full
@@ -157,22 +141,30 @@ def _hash_of(run: Run, cfg: Config) -> str:
     return hash_json([run_config(cfg), cfg.run.seed, Path(run.source).name])
 
 
+def is_done(run: Run, cfg: Config) -> bool | None:
+    """Whether the record in the folder of a run is of this very run, by its configuration; None without a record.
+
+    Raises:
+        UserError: If the bank or the data set cannot be read, whose labels are part of the identity of a run.
+    """
+    record = read_record(run.folder)
+    if record is None:
+        return None
+    with at_level(logging.ERROR):  # what the protocol has to say of a selection is said when it is run
+        task = open_task(cfg, run.bank, run.seed, available_device(cfg.run.use_cuda))
+        return record["run_id"] == RunFolder(task).run_id
+
+
 @contextmanager
-def at_level(level: int | None) -> Iterator[None]:
-    """In the block, the package logs what is at least as grave; None changes nothing. What a run sets is undone."""
+def at_level(level: int) -> Iterator[None]:
+    """In the block, the package logs what is at least as grave; what the block itself sets is undone."""
     log = logging.getLogger(PACKAGE)
     before = log.level
-    log.setLevel(before if level is None else level)
+    log.setLevel(level)
     try:
         yield
     finally:
         log.setLevel(before)
-
-
-def run_here(runs: Sequence[Run], verbose: bool = False) -> Iterator[Result]:
-    """Does the runs one after the other in this process, which keeps what they can share."""
-    for run in runs:
-        yield attempt(run, verbose)
 
 
 def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool = False) -> Iterator[Result]:
@@ -193,13 +185,9 @@ def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool = False) -> 
             while waiting and idle:
                 worker = idle.pop()
                 run = next_run(waiting, loaded.get(worker), [run.loads for run, _ in at_work.values()])
-                try:
-                    with of_workers(threads):
-                        at_work[worker.submit(attempt, run, verbose)] = run, worker
-                except BrokenExecutor:  # it has died while it had nothing to do
-                    idle.append(new_worker())
-                else:
-                    waiting.remove(run)
+                waiting.remove(run)
+                with of_workers(threads):
+                    at_work[worker.submit(attempt, run, verbose)] = run, worker
             for future in wait(at_work, return_when=FIRST_COMPLETED).done:
                 run, worker = at_work.pop(future)
                 try:
@@ -216,8 +204,6 @@ def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool = False) -> 
                 os.killpg(process.pid or 0, signal.SIGKILL)
             process.kill()
             process.join()
-        for run, _ in at_work.values():
-            is_locked(run.folder, PATIENCE)  # removes what the run has left half done
 
 
 def next_run(waiting: Sequence[Run], loaded: tuple[str, str] | None, held: Sequence[tuple[str, str]]) -> Run:
