@@ -18,7 +18,7 @@ import json, resource, time
 import torch
 import torch.nn.functional as F
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.class_sums import ClassSums
+from trainers.hegraph.method.unlabelled import ClassSums
 from trainers.hegraph.method.unlabelled import hear_unlabelled
 
 images, num_classes, width = {images}, {num_classes}, {width}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import pickle
 import shutil
@@ -22,7 +23,7 @@ from trainers.hegraph.__main__ import configure, parse_arguments
 from trainers.hegraph.config import default_values
 from trainers.hegraph.datasets.splits import read_coop_pickle
 from trainers.hegraph.models.folder import load_model
-from trainers.hegraph.training.schedule import learning_rate, rate_at_width
+from trainers.hegraph.training.loop import learning_rate
 from trainers.hegraph.utils.errors import UserError
 
 
@@ -328,7 +329,7 @@ def test_dassl_writes_loss_rate_and_accuracy_for_tensorboard(plain):
     written = scalars(plain["dassl"].folder)
     assert written["train/loss"][-1] < written["train/loss"][0]
     scale = load_model(plain["dassl"].folder).logit_scale
-    peak = rate_at_width(0.01, 512, 64) * 100 / scale  # OPTIM.LR at the embedded backbone's width and logit scale
+    peak = 0.01 * math.sqrt(512 / 64) * 100 / scale  # OPTIM.LR at the embedded backbone's width and logit scale
     assert written["train/lr"] == pytest.approx([learning_rate(e, 6, peak, 1, 1e-5) for e in range(6)], rel=1e-5)
     assert written["test/accuracy"] == pytest.approx([plain["dassl"].record["accuracy"]])
 

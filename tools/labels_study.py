@@ -30,8 +30,8 @@ from trainers.hegraph.labels.issues import find_label_issues, suspicions
 from trainers.hegraph.labels.left_out import free_options, left_out_logits
 from trainers.hegraph.labels.suggest import suggest_images
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.class_sums import ClassSums
 from trainers.hegraph.method.closed_form import OMEGA_NEW, ClosedForm, class_offsets
+from trainers.hegraph.method.unlabelled import ClassSums
 from trainers.hegraph.training.confidence import fit_temperature
 
 SHOTS = (4, 8, 16)

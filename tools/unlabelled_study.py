@@ -24,8 +24,7 @@ from torch import Tensor
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method import unlabelled
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.class_sums import ClassSums
-from trainers.hegraph.method.unlabelled import ClassShares, hear_unlabelled
+from trainers.hegraph.method.unlabelled import ClassShares, ClassSums, hear_unlabelled
 from trainers.hegraph.models.folder import load_model
 
 BATCH = 64

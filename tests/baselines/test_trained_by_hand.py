@@ -10,7 +10,6 @@ from by_hand import AXES, bank_of
 
 from trainers.hegraph.baselines.trained import BestEpoch, batches, train
 from trainers.hegraph.training.batches import Batch
-from trainers.hegraph.training.schedule import constant
 from trainers.hegraph.utils.errors import UserError
 
 
@@ -64,7 +63,7 @@ def test_a_loss_that_becomes_infinite_ends_the_training_with_the_epoch_and_the_l
         return (w + v) * (1.0 if len(data.epochs) < 2 else math.inf)
 
     with pytest.raises(UserError, match=r"^the loss is -?inf in epoch 2; lower LR \(0\.7\)$"):
-        train(optimizer, loss_of, data, 5, constant, done.append)
+        train(optimizer, loss_of, data, 5, lambda step, peak: peak, done.append)
     assert done == [1]
 
 

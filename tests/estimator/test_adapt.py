@@ -13,8 +13,7 @@ from safetensors.torch import load, load_file, save_file
 from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.estimator import training
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.class_sums import ClassSums
-from trainers.hegraph.method.unlabelled import hear_unlabelled
+from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
 from trainers.hegraph.training import memory
 
 NAMES = ["ant", "bee", "cow", "dog"]

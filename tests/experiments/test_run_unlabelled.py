@@ -13,8 +13,7 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets import load_dataset
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.class_sums import ClassSums
-from trainers.hegraph.method.unlabelled import hear_unlabelled
+from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
 from trainers.hegraph.models.folder import load_model
 
 QUICK = ("OPTIM.MAX_EPOCH", "3", "OPTIM.WARMUP_EPOCH", "0", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.labels.suggest import choose, typicality
-from trainers.hegraph.method.class_sums import ClassSums
+from trainers.hegraph.method.unlabelled import ClassSums
 
 
 def test_a_class_without_labels_gets_a_typical_image_and_the_others_their_least_sure_ones():

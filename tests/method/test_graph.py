@@ -29,9 +29,9 @@ def test_two_classes_by_hand_whatever_the_norm_of_their_features():
     graph = build_graph(*features)
     assert (graph.num_classes, graph.width) == (2, 2)
     assert features.equal(before)  # the inputs are left alone
-    assert set(graph.edge_weight_dict) == {row.edge_type for row in RELATIONS} == set(EDGES)
-    for edge_type, matrix in EDGES.items():
-        assert_close(graph.edge_weight_dict[edge_type], torch.tensor(matrix), msg=f"{edge_type}")
+    assert {relation.edge_type for relation in RELATIONS} == set(EDGES)
+    for relation in RELATIONS:
+        assert_close(graph.edge_weights(relation), torch.tensor(EDGES[relation.edge_type]), msg=relation.name)
     for found, expected in zip((graph.x_dict[name] for name in NODE_TYPES), NODES):
         assert_close(found, expected)
         assert not found.requires_grad

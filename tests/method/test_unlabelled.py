@@ -16,12 +16,12 @@ from torch.testing import assert_close
 
 from trainers.hegraph.datasets.splits import select_few_shot
 from trainers.hegraph.features.bank import BankFile, mean_over_views
-from trainers.hegraph.method import class_sums, unlabelled
+from trainers.hegraph.method import unlabelled
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.class_sums import ClassSums
 from trainers.hegraph.method.closed_form import ClosedForm, TextGuess, add_messages
 from trainers.hegraph.method.unlabelled import (
     ClassShares,
+    ClassSums,
     Heard,
     evenness,
     hear_unlabelled,
@@ -131,7 +131,6 @@ def test_the_rounds_are_the_equations(rounds, labelled, lam, mu, tiny, monkeypat
     graph = graph if labelled else unlabelled_graph(graph.text)
     monkeypatch.setattr(unlabelled, "ROUNDS", rounds)
     monkeypatch.setattr(unlabelled, "ROWS", 3)  # three blocks
-    monkeypatch.setattr(class_sums, "ROWS", 3)
     given_shares(monkeypatch, lam, mu)
     heard = graph.hear(classifier, images, TAU, T)
     q, added = by_loops(classifier, graph, images, rounds, lam, mu)

@@ -33,7 +33,6 @@ from torch.autograd.function import once_differentiable
 from ..features.bank import FeatureBank
 from ..training.batches import Batch
 from ..training.choice import accuracy, choose, has_val, val_accuracy, val_images
-from ..training.schedule import constant
 from .base import SMALLEST, Defaults, FittedMethod, Method, Options, check_numbers, value_for_task
 from .trained import BestEpoch, batches, bottleneck, train
 
@@ -87,7 +86,7 @@ class ProtoCLIP(Method):
             model.parameters(), lr=options.LR, eps=options.EPS, weight_decay=options.WEIGHT_DECAY, fused=True
         )
         data, best_epoch = batches(bank, options.BATCH_SIZE, seed), BestEpoch(model.parameters())
-        steps = train(optimizer, loss, data, epochs, constant, look_at_val)
+        steps = train(optimizer, loss, data, epochs, lambda step, peak: peak, look_at_val)
         selected = {"ALPHA, BETA in training": before} if before else {}
         if best_epoch.candidates:
             selected["EPOCH"] = best_epoch.restore()

@@ -20,6 +20,7 @@ search; here the last epoch counts, after the search.
 from __future__ import annotations
 
 import itertools
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +34,6 @@ from ..features.bank import FeatureBank
 from ..method.cache import FoldedClassifier, affinities, cache_logits, text_logits
 from ..training.batches import Batch
 from ..training.choice import accuracy, choose, has_val, val_images
-from ..training.schedule import cosine
 from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_numbers, cosine_classifier, value_for_task
 from .trained import batches, train
 
@@ -85,10 +85,13 @@ class CacheMethod(Method):
             def loss(batch: Batch) -> Tensor:
                 return F.cross_entropy(cache.logits(batch.features, *start.values()), batch.labels)
 
+            def cosine(step: int, peak: float) -> float:
+                return 0.5 * peak * (1 + math.cos(math.pi * step / (epochs * data.steps_per_epoch)))
+
             rate, eps, epochs = (value_for_task(options, key, bank) for key in ("LR", "EPS", "EPOCHS"))
             optimizer = torch.optim.AdamW(cache.parameters, rate, eps=eps, weight_decay=options.WEIGHT_DECAY)
             data = batches(bank, options.BATCH_SIZE, seed)
-            steps = train(optimizer, loss, data, epochs, cosine(epochs * data.steps_per_epoch))
+            steps = train(optimizer, loss, data, epochs, cosine)
         values, selected = search(bank, options, start, cache, self.order)
         number = sum(parameter.numel() for parameter in cache.parameters)
         folded = None if cache.folded is None else replace(cache.folded(), alpha=values[0], beta=values[1])

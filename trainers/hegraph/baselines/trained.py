@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from ..features.bank import FeatureBank
 from ..method.cache import text_logits
 from ..training.batches import BankBatches, Batch, TrainingData
-from ..training.schedule import Schedule, cosine_by_epoch
+from ..training.loop import learning_rate
 from ..utils.errors import UserError
 from .base import FittedMethod, Method, Options, check_numbers, cosine_classifier, value_for_task
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
+
+Schedule = Callable[[int, float], float]  # the step, counted from 0, and the peak rate -> the rate of that step
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,12 @@ class TrainedClassifier(Method):
         else:
             optimizer = torch.optim.Adam(model.parameters, rate, weight_decay=options.WEIGHT_DECAY)
         data = batches(bank, options.BATCH_SIZE, seed)
-        schedule = cosine_by_epoch(epochs, data.steps_per_epoch, options.WARMUP_EPOCHS, options.WARMUP_LR)
-        steps = train(optimizer, loss, data, epochs, schedule)
+
+        def by_epoch(step: int, peak: float) -> float:
+            epoch = step // data.steps_per_epoch
+            return learning_rate(epoch, epochs, peak, options.WARMUP_EPOCHS, options.WARMUP_LR)
+
+        steps = train(optimizer, loss, data, epochs, by_epoch)
         learned, of_others = model.class_features(), model.transfer
 
         def logits(features: Tensor) -> Tensor:

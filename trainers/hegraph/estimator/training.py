@@ -31,9 +31,9 @@ from ..experiments.record import make_model
 from ..experiments.tasks import Split, Task
 from ..features.bank import FeatureBank
 from ..features.text import class_prompts
-from ..method.class_sums import ClassSums
 from ..method.closed_form import OMEGA_NEW, TextGuess
 from ..method.graph import class_prototypes
+from ..method.unlabelled import ClassSums
 from ..models.lessons import Lessons
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel

@@ -35,8 +35,7 @@ from ..config_files import with_values
 from ..datasets.base import check_classes
 from ..features.bank import FeatureBank, row_hashes
 from ..method.cache import text_logits
-from ..method.class_sums import ClassSums
-from ..method.unlabelled import hear_unlabelled
+from ..method.unlabelled import ClassSums, hear_unlabelled
 from ..models.saved import SavedModel, check_hearing
 from ..results.records import OTHER_CLASSES, SAME_CLASSES, TRANSDUCTIVE, WITH_UNLABELLED
 from ..training.choice import accuracy

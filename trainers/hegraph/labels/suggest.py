@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 
 from ..method.cache import FoldedClassifier
-from ..method.class_sums import ROWS, ClassSums, second_moment
 from ..method.closed_form import SMALLEST
-from ..method.unlabelled import hear_unlabelled
+from ..method.unlabelled import ROWS, ClassSums, hear_unlabelled, second_moment
 from ..models.saved import SavedModel
 
 RIDGE = 0.3  # strength of the covariance's ridge, times d / images

@@ -1,14 +1,14 @@
 """The two classifiers (Eq. 7 and 8), their loss (Eq. 9), and the classifier that a fitted method leaves.
 
-The plain functions come first. `shifted_cache_logits` is Eq. 8 while training moves the keys, without the moved keys or
-their gradient: the key of image k is `F_k + s_c`, where `s_c`, the shift, is one vector per class. So
+The plain functions come first. `shifted_cache_logits` is Eq. 8 while training moves the keys: the key of image k is
+`F_k + s_c`, where `s_c`, the shift, is one vector per class. So
 
     cos(f, F_k + s_c) = (f . F_k + f . s_c) / |F_k + s_c|
 
-where nothing in `f . F_k` is trained. So of the two products of `[B, d]` with `[N, d]` that a step of the plain
-functions takes, one is left, and none where `f . F_k` is known before training. What remains is elementwise. It is done
-in chunks of the cache that are small enough to stay in the processor's own cache. Rows are gathered by `index_select`,
-which on a CPU takes a third to a sixth of the time of `[...]`, with the same result.
+where nothing in `f . F_k` is trained. Of the two products of `[B, d]` with `[N, d]` that a step of the plain functions
+takes, one is left, and none where `f . F_k` is known before training. The rest is elementwise, and is done in chunks of
+the cache that stay in the processor's own. Rows are gathered by `index_select`, which on a CPU takes a third to a sixth
+of the time of `[...]`.
 
 Shapes: B queries, K classes, N cached images, d feature width.
 """
@@ -24,8 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Entries of a chunk. On a CPU, 2 MB of float32 stay in a core's cache, and are few enough that the C library does not
-# hand the memory back to the system after every use. A GPU is fast with large kernels.
+# Entries of a chunk. On a CPU, 2 MB of float32 stay in a core's cache; a GPU is fast with large kernels
 CHUNK = {"cpu": 2**19, "cuda": 2**26}
 BATCH = 1024  # images that prediction compares with the cache at once
 EPS = 1e-12  # least norm that is divided by, as in F.normalize

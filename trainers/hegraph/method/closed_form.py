@@ -118,6 +118,15 @@ def kernel_eigenvectors(texts: Tensor, constant: Tensor) -> tuple[Tensor, Tensor
     return eigenvalues, design @ turn[:, kept] / eigenvalues.sqrt()
 
 
+def whitening_of(covariance: Tensor, ridge: float | Tensor, least: float | Tensor) -> Tensor:
+    """`A^-1/2` of step 3 from `Sigma` `[d, d]` and `r`; no eigenvalue of `A` counts as less than `least`."""
+    width = len(covariance)
+    spread = (covariance.trace() / width).clamp_min(SMALLEST)  # of images that are all alike it is 0
+    identity = torch.eye(width, dtype=covariance.dtype, device=covariance.device)
+    eigenvalues, vectors = torch.linalg.eigh((covariance / spread + ridge * identity) / (1 + ridge))
+    return (vectors / eigenvalues.clamp_min(least).sqrt()) @ vectors.t()
+
+
 @dataclass(frozen=True)
 class TextMessages:
     """The messages that text nodes receive (step 3), and what they were made of.
@@ -188,12 +197,7 @@ class ClosedForm:
             mean += some.sum(dim=0) / num_images
             deviations = some - nodes[classes]
             covariance += deviations.t() @ deviations / num_images
-        identity = torch.eye(width, dtype=nodes.dtype, device=nodes.device)
-        ridge = self.rho * width / num_images
-        spread = (covariance.trace() / width).clamp_min(SMALLEST)  # of images that are all alike it is 0
-        metric = (covariance / spread + ridge * identity) / (1 + ridge)
-        eigenvalues, vectors = torch.linalg.eigh(metric)
-        whitening = (vectors / eigenvalues.clamp_min(SMALLEST).sqrt()) @ vectors.t()
+        whitening = whitening_of(covariance, self.rho * width / num_images, SMALLEST)
         lengths = torch.cat([((some - mean) @ whitening).norm(dim=1) for some, _ in self._blocks()])
         scale = lengths.mean().clamp_min(SMALLEST)
         whitened = (nodes - mean) @ whitening
@@ -206,9 +210,8 @@ class ClosedForm:
     def for_new_classes(self) -> NewClassMessages:
         """What gives messages to classes that have no images."""
         messages = self.to_text
-        zero = torch.zeros_like(messages.mean).unsqueeze(0)
-        intercept = self.guess.of(zero)
-        slope = self.guess.of(torch.eye(zero.shape[1], dtype=zero.dtype, device=zero.device)) - intercept
+        intercept = self.guess.of(torch.zeros_like(messages.mean).unsqueeze(0))
+        slope = self.guess.of(torch.eye(len(messages.mean)).to(messages.mean)) - intercept
         return NewClassMessages(
             matrix=(slope @ messages.whitening).float(),
             offset=((intercept - messages.mean) @ messages.whitening)[0].float(),
@@ -245,8 +248,7 @@ class NewClassMessages:
 
     def logits(self, features: Tensor, text: Tensor) -> Tensor:
         """`(f - m) . x_c` of image features `[B, d]` and text features `[K, d]`, shape `[B, K]`."""
-        weights = F.normalize(text @ self.matrix + self.offset, dim=1) @ self.whitening
-        return (features - self.mean) @ weights.t()
+        return (features - self.mean) @ self.folded(text)[0].t()
 
 
 def class_offsets(logits: Tensor, labels: Tensor) -> Tensor:

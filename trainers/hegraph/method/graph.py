@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..utils.errors import UserError
-from .relations import NODE_TYPES, RELATIONS, EdgeType, RelationType
+from .relations import NODE_TYPES, RELATIONS, RelationType
 
 if TYPE_CHECKING:  # training does not need torch_geometric, which takes seconds to import
     from torch_geometric.data import HeteroData
@@ -49,11 +49,6 @@ class HeteroGraph:
         weights.diagonal(offset=rows.start or 0).mul_(relation.diagonal)
         return weights
 
-    @property
-    def edge_weight_dict(self) -> dict[EdgeType, Tensor]:
-        """Edge type -> its edges as a matrix, shape `[K, K]`. They are computed at every call; training never asks."""
-        return {relation.edge_type: self.edge_weights(relation) for relation in RELATIONS}
-
     def degrees(self, relation: RelationType) -> tuple[Tensor, Tensor]:
         """Degrees of a graph convolution with a self loop, counted in absolute weights.
 
@@ -77,13 +72,14 @@ class HeteroGraph:
         data = HeteroData()
         for node_type, x in self.x_dict.items():
             data[node_type].x = x
-        for edge_type, weight in self.edge_weight_dict.items():
+        for relation in RELATIONS:
+            weight = self.edge_weights(relation)
             edges = torch.ones_like(weight, dtype=torch.bool)
-            if edge_type[0] == edge_type[2]:
+            if relation.source == relation.target:
                 edges.fill_diagonal_(False)
             target, source = edges.nonzero(as_tuple=True)
-            data[edge_type].edge_index = torch.stack([source, target])
-            data[edge_type].edge_weight = weight[target, source]
+            data[relation.edge_type].edge_index = torch.stack([source, target])
+            data[relation.edge_type].edge_weight = weight[target, source]
         return data
 
 
@@ -131,8 +127,8 @@ def build_graph(positive: Tensor, negative: Tensor, visual: Tensor) -> HeteroGra
         ValueError: If the three shapes differ.
     """
     nodes = positive, negative, visual
-    shapes = [tuple(x.shape) for x in nodes]
-    if len(set(shapes)) != 1:
+    if len({x.shape for x in nodes}) != 1:
+        shapes = [tuple(x.shape) for x in nodes]
         raise ValueError(f"positive, negative and visual nodes must have one shape [K, d], got {shapes}")
     return HeteroGraph({name: F.normalize(x.detach(), dim=-1) for name, x in zip(NODE_TYPES, nodes)})
 
@@ -141,11 +137,10 @@ def class_prototypes(features: Tensor, labels: Tensor, classnames: Sequence[str]
     """Visual class prototypes: the mean feature of each class, re-normalised, `[K, d]`, of images `[N, d]` with labels
     `[N]`. Raises UserError if a class has no image; the message names it."""
     count = torch.bincount(labels, minlength=len(classnames))
-    empty = [classnames[k] for k in (count == 0).nonzero().flatten().tolist()]
-    if empty:
+    if empty := [name for name, number in zip(classnames, count.tolist()) if number == 0]:
         raise UserError(
-            f"every class needs at least one training image to have a visual node, but {len(empty)} of "
-            f"{len(classnames)} have none: {', '.join(empty[:10])}{', ...' if len(empty) > 10 else ''}"
+            f"every class needs a training image for its visual node, but {len(empty)} of {len(classnames)} have none: "
+            f"{', '.join(empty[:10])}{', ...' if len(empty) > 10 else ''}"
         )
     total = features.new_zeros(len(classnames), features.shape[1]).index_add_(0, labels, features)
     return F.normalize(total / count.unsqueeze(1), dim=-1)

@@ -69,9 +69,7 @@ class HeGraphModel(nn.Module):
 
         Args:
             features: Unit-norm image features, shape `[B, d]`.
-            own: Positions of the queries in the cache, shape `[B]`, where they are cached images themselves: a query
-                then does not match its own key. None where no query is in the cache.
-            products: `features @ cache_keys.t()`, shape `[B, N]`, where they are known already.
+            own, products: As of `shifted_cache_logits`.
             text_queries: What the text classifier sees in place of `features`, shape `[B, d]`; see `with_noise`.
         """
         adapted = self.adapt()
@@ -98,10 +96,7 @@ class HeGraphModel(nn.Module):
 
     @torch.no_grad()
     def fold(self, adapted: Adapted | None = None) -> FoldedClassifier:
-        """Keeps what prediction needs of the nodes from `adapt_to_test`; None passes the messages here.
-
-        The variant "free" is zero-shot CLIP with class offsets, before the messages in closed form.
-        """
+        """Keeps what prediction needs of the nodes from `adapt_to_test`; None passes the messages here."""
         options = self.options
         if options.variant == "free":
             offsets = class_offsets(self.logit_scale * self.cache_keys @ self.x_positive.t(), self.cache_labels)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ..utils.option import NODE, POSITIVE_BY_SHOTS, ROWS, Option, option
-from .relations import REFINED, RELATIONS, RelationType, metapath_defaults
+from .relations import REFINED, RELATIONS, RelationType
 
 VARIANTS = ("base", "free", "T-N", "T-P", "T", "full")
+INITS = ("identity", "xavier", "zero")
 
 # Controls of the ablation: what a relation tells each class is given to another class instead
 SHUFFLES = ("none", "text_to_visual", "visual_to_text", "negative")
@@ -43,16 +44,22 @@ class FreeOptions:
 
 def metapath_options() -> dict[str, Option]:
     """Key of each meta-path weight (Eq. 2 and 4), below the node of HeGraphAdapter -> its declaration."""
+    declared = partial(Option, shapes_model=True)
     found = {}
-    for key, weight in metapath_defaults().items():
-        relation = next(r for r in RELATIONS if key in (r.weight_key, r.key_at_test))
-        meaning = f"weight of the messages {relation.source} → {relation.target}"
-        symbol = "Eq. 4" if relation.target == REFINED else "Eq. 2"
-        if key != relation.weight_key:
-            meaning = f"{relation.weight_key} in testing; unused with `LEARN_METAPATH`, and without `TEXT_W`"
-            symbol = "section 4.1"
-        found[key] = Option(f"{NODE}.{key}", weight, meaning, symbol=symbol, shapes_model=True)
+    for r in RELATIONS:
+        if r.weight_key:
+            symbol = "Eq. 4" if r.target == REFINED else "Eq. 2"
+            meaning = f"weight of the messages {r.source} → {r.target}"
+            found[r.weight_key] = declared(f"{NODE}.{r.weight_key}", r.weight, meaning, symbol=symbol)
+        if r.weight_at_test is not None:
+            meaning = f"{r.weight_key} in testing; unused with `LEARN_METAPATH`, and without `TEXT_W`"
+            found[r.key_at_test] = declared(f"{NODE}.{r.key_at_test}", r.weight_at_test, meaning, symbol="section 4.1")
     return found
+
+
+def metapath_defaults() -> dict[str, float]:
+    """Every key of a meta-path weight, with its default."""
+    return {key: declared.default for key, declared in metapath_options().items()}
 
 
 @dataclass(frozen=True)
@@ -71,24 +78,15 @@ class ModelOptions:
     # By key; a relation of weight 0 is left out
     metapath: Mapping[str, float] = field(default_factory=metapath_defaults, metadata={"options": metapath_options()})
     learn_metapath: bool = _kept(
-        False,
-        f"{NODE}.LEARN_METAPATH",
-        "train these weights; a relation of weight 0 is left out all the same",
-        symbol="Table 3, last column",
+        False, f"{NODE}.LEARN_METAPATH", "train these weights, all but those of 0", symbol="Table 3, last column"
     )
     weight_init: str = _kept(
-        "identity",
-        f"{NODE}.WEIGHT_INIT",
-        "what `W` starts at",
-        configured="zero",
-        choices=("identity", "xavier", "zero"),
-        symbol="left open",
+        "identity", f"{NODE}.WEIGHT_INIT", "what `W` starts at", configured="zero", choices=INITS, symbol="left open"
     )
     text_weights: bool = _kept(
         True,
         f"{NODE}.TEXT_W",
-        "whether messages to text nodes have a `W`; without one a message is the bias of its class and relation, and "
-        "what other classes say arrives in closed form alone (below)",
+        "whether messages to text nodes have a `W`; without one a message is the bias of its class and relation",
         symbol="`True`",
     )
     bias: bool = _kept(True, f"{NODE}.BIAS", "a trainable bias for each class and relation", symbol="left open")
@@ -98,24 +96,22 @@ class ModelOptions:
     alpha_c: float = _kept(
         8.0,
         f"{NODE}.ALPHA_C",
-        "weight of the visual logits in the prediction",
+        "weight of the visual logits in predictions",
         filled=True,
-        symbol="α of Tip-Adapter",  # noqa: RUF001
+        symbol="alpha of Tip-Adapter",
     )
     closed_form: ClosedFormOptions = field(default_factory=ClosedFormOptions)
     noise: float = _kept(
         0.0,
         f"{NODE}.NOISE",
-        "within-class noise: in training, a query of the text classifier is moved by another image's deviation from "
-        "its class, times this; 0: none, as in the paper",
+        "within-class noise: training moves a query of the text classifier by another image's deviation, times this",
         configured=1.0,
         least=0,
     )
     shuffle: str = _kept(
         "none",
         f"{NODE}.SHUFFLE",
-        "a control of the ablation: the messages of this relation go to wrong classes, or each class has the negative "
-        "text node of another",
+        "a control of the ablation: the messages of this relation, or the negative text nodes, go to wrong classes",
         choices=SHUFFLES,
     )
 
@@ -144,8 +140,8 @@ class ModelOptions:
         """The meta-path weights that the variant uses; those of the relations that it leaves out are zero."""
         weights = dict(self.metapath)
         for relation in RELATIONS:
-            left_out = {"T-N": relation.source != "negative", "T-P": relation.source == "negative"}
-            if relation.target == REFINED and left_out.get(self.variant, False):
+            left_out = "T-P" if relation.source == "negative" else "T-N"
+            if relation.target == REFINED and self.variant == left_out:
                 weights[relation.weight_key] = 0.0
         return weights
 

@@ -1,7 +1,7 @@
 """The relations of the graph, one row each, in the order in which messages are passed (Eq. 1-6 of HeGraphAdapter).
 
-This table is the only place that lists them. The graph weighs the edges by it (`graph.py`), message passing walks it
-(`layers.py`), and the keys of the meta-path weights come from it (`options.py`).
+This table alone lists them: the graph weighs the edges by it (`graph.py`), message passing walks it (`layers.py`), and
+the keys of the meta-path weights come from it (`options.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class RelationType:
         weight_key: Configuration key of its meta-path weight. "" marks messages that update no node: they move
             the cached images of their class (Eq. 6).
         weight: Default of that weight: the paper's for ImageNet (Table 3). It prints none to negative nodes.
-        weight_at_test: Default at test time, where that has a key of its own (`weight_key`_TEST). The paper's is 0.1.
+        weight_at_test: Default at test time, which has a key of its own (`weight_key`_TEST). The paper's is 0.1.
         frozen: Whether the source nodes are those of the graph. Else they have received their own messages before.
         self_term: Whether a message holds the target's own term `x_i W / (deg_i + 1)`.
     """
@@ -63,14 +63,3 @@ RELATIONS: tuple[RelationType, ...] = (
     RelationType("negative", "positive", -1.0, weight_key="ALPHA_NP", weight=0.2, weight_at_test=0.2, frozen=False),
     RelationType("visual", "visual", diagonal=0.0, self_term=False),
 )
-
-
-def metapath_defaults() -> dict[str, float]:
-    """Every configuration key of a meta-path weight, with its default."""
-    defaults = {}
-    for relation in RELATIONS:
-        if relation.weight_key:
-            defaults[relation.weight_key] = relation.weight
-        if relation.weight_at_test is not None:
-            defaults[relation.key_at_test] = relation.weight_at_test
-    return defaults

@@ -50,8 +50,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cache import FoldedClassifier
-from .class_sums import ROWS, ClassSums, second_moment
-from .closed_form import SMALLEST, TextGuess
+from .closed_form import SMALLEST, TextGuess, whitening_of
 
 ROUNDS = 4
 KAPPA = 2.0  # how many images the text's guess of a class counts as
@@ -69,7 +68,43 @@ TENABLE_ZERO_SHOT = 0.45, 0.70
 REFUTED = -0.20, 0.20
 DRAWS = 4  # resamples of each kind
 MOST_IMAGES = 4000  # images that a resample has
+ROWS = 8192  # images that are worked on at once
 LEAST_SCALE = 0.1  # of `s`, which is 0.2 or more for different images; copies of one image would make it 0
+
+
+@dataclass(frozen=True)
+class ClassSums:
+    """What labelled images tell of their classes, in sums. Those of two sets of images add up to those of both.
+
+    Attributes:
+        counts: `S_c`, shape `[K]`, float64.
+        sums: `S_c m_c`, the sum of each class's unit-norm features, shape `[K, d]`, float64.
+        moment: `sum_k F_k F_k^T`, shape `[d, d]`, float64.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    moment: Tensor
+
+    @classmethod
+    def of(cls, keys: Tensor, labels: Tensor, num_classes: int) -> ClassSums:
+        """Of features `[N, d]` with labels `[N]`; N may be 0, as for zero-shot CLIP."""
+        counts = torch.bincount(labels, minlength=num_classes).double()
+        sums = keys.new_zeros(num_classes, keys.shape[1], dtype=torch.float64)
+        for rows, classes in zip(keys.split(ROWS), labels.split(ROWS)):
+            sums.index_add_(0, classes, rows.double())
+        return cls(counts, sums, second_moment(keys))
+
+    def to(self, device: str | torch.device) -> ClassSums:
+        return ClassSums(self.counts.to(device), self.sums.to(device), self.moment.to(device))
+
+
+def second_moment(features: Tensor) -> Tensor:
+    """`sum_i f_i f_i^T`, shape `[d, d]`, float64."""
+    moment = features.new_zeros(features.shape[1], features.shape[1], dtype=torch.float64)
+    for block in features.split(ROWS):
+        moment += block.double().t() @ block.double()
+    return moment
 
 
 @dataclass(frozen=True)
@@ -321,11 +356,8 @@ def _metric(labelled: ClassSums, moment: Tensor, heard: _ClassNodes) -> _Metric:
     cross = sums.t() @ nodes
     covariance = (moment - cross - cross.t() + (nodes * counts.unsqueeze(1)).t() @ nodes) / total
     ridge = RHO * width / total
-    identity = torch.eye(width, dtype=nodes.dtype, device=nodes.device)
-    spread = (covariance.trace() / width).clamp_min(SMALLEST)  # of images that are all alike it is 0
-    eigenvalues, vectors = torch.linalg.eigh((covariance / spread + ridge * identity) / (1 + ridge))
     # No eigenvalue is less than the ridge's, but for rounding: with images that are all alike it is all that is left
-    whitening = (vectors / eigenvalues.clamp_min(ridge / (1 + ridge)).sqrt()) @ vectors.t()
+    whitening = whitening_of(covariance, ridge, ridge / (1 + ridge))
     mean = nodes.mean(dim=0)
     to_mean = torch.outer(sums.sum(dim=0), mean)
     around_mean = moment / total - (to_mean + to_mean.t()) / total + torch.outer(mean, mean)

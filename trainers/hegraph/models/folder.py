@@ -21,11 +21,10 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from ..method.cache import FoldedClassifier
-from ..method.class_sums import ClassSums
 from ..method.closed_form import NewClassMessages
 from ..method.model import TransferableAdapter
-from ..method.options import ModelOptions
-from ..method.relations import metapath_defaults
+from ..method.options import ModelOptions, metapath_defaults
+from ..method.unlabelled import ClassSums
 from ..utils.errors import UserError
 from ..utils.files import hash_content, write_json, write_tensors, writing_folder
 from ..utils.option import option_of

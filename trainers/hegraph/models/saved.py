@@ -14,9 +14,8 @@ from pydantic import ConfigDict, Field, InstanceOf, model_validator
 from torch import Tensor
 
 from ..method.cache import FoldedClassifier
-from ..method.class_sums import ClassSums
 from ..method.model import TransferableAdapter
-from ..method.unlabelled import Heard, hear_unlabelled
+from ..method.unlabelled import ClassSums, Heard, hear_unlabelled
 from ..training.confidence import KnownScores, known_score
 from ..training.memory import refuse_beyond_memory
 from ..utils.errors import UserError

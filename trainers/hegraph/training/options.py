@@ -17,24 +17,21 @@ class TrainingOptions:
     lr_width: int = option(
         512,
         f"{NODE}.LR_WIDTH",
-        "feature width that `OPTIM.LR` is meant for; at width d the rate is `OPTIM.LR` times the root of `LR_WIDTH` / "
-        "d. AdamW moves each entry of a feature by about the rate, which turns a unit vector of d entries in "
-        "proportion to the root of d. 0: `OPTIM.LR` at any width",
+        "feature width that `OPTIM.LR` is meant for; at width d it is times the root of `LR_WIDTH` / d; 0: any width",
         least=0,
     )
     lr_tau: float = option(
         0.0,
         f"{NODE}.LR_TAU",
-        "logit scale that `OPTIM.LR` is meant for; at scale τ the rate is `OPTIM.LR` times `LR_TAU` / τ, which moves "
-        "the logits alike. 0: `OPTIM.LR` at any scale",
+        "logit scale that `OPTIM.LR` is meant for; at scale τ it is times `LR_TAU` / τ; 0: any scale",
         configured=100.0,
         least=0,
     )
     weak_text_lr_mult: float = option(
         1.0,
         f"{NODE}.WEAK_TEXT_LR_MULT",
-        "factor on `OPTIM.LR` where text is weak: where zero-shot CLIP knows less than 0.65 of what there is to know "
-        f"about the classes of the training images (McFadden's R² = 1 - NLL / log K); {ROWS}; 1: no factor",
+        "factor on `OPTIM.LR` where zero-shot CLIP knows less than 0.65 of what there is to know about the classes of "
+        f"the training images (McFadden's R² = 1 - NLL / log K); {ROWS}",
         configured=[[1, 3.0], [2, 1.0]],
         rows=POSITIVE_BY_SHOTS,
         by_shots=True,
@@ -44,20 +41,12 @@ class TrainingOptions:
         0.1, f"{NODE}.WEIGHT_LR_MULT", "learning rate of the matrices `W`, as a multiple of the biases'", least=0
     )
     visual_lr: float = option(
-        0.02,
-        f"{NODE}.VISUAL_LR",
-        "learning rate of everything that belongs to the visual relation",
-        filled=True,
-        least=0,
+        0.02, f"{NODE}.VISUAL_LR", "learning rate of all that belongs to the visual relation", filled=True, least=0
     )
     weight_decay: float = option(0.01, "OPTIM.WEIGHT_DECAY", "of AdamW", least=0)
     epochs: int = option(15, "OPTIM.MAX_EPOCH", "passes over the training images", configured=15, filled=True, least=1)
     min_steps: int = option(
-        0,
-        f"{NODE}.MIN_STEPS",
-        "train for `OPTIM.MAX_EPOCH` epochs but at least so many steps, since small sets have few steps per epoch",
-        filled=True,
-        least=0,
+        0, f"{NODE}.MIN_STEPS", "the least number of steps; small sets get more epochs for it", filled=True, least=0
     )
     warmup_epochs: int = option(
         1, "OPTIM.WARMUP_EPOCH", "epochs at the rate of the warm-up, before the cosine begins; 0 or below: none"
@@ -73,8 +62,7 @@ class TrainingOptions:
     checkpoint_epochs: int = option(
         0,
         "TRAIN.CHECKPOINT_FREQ",
-        "epochs between checkpoints, each of which also keeps the adapter for `--load-epoch`; 0: a checkpoint whenever "
-        "10 s have passed",
+        "epochs between checkpoints that also keep the adapter for `--load-epoch`; 0: one whenever 10 s have passed",
         least=0,
         shapes_run=False,
     )
