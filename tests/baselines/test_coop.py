@@ -47,16 +47,6 @@ def test_a_gradient_reaches_the_context_and_nothing_else(backbone):
     assert all(parameter.grad is None for parameter in backbone.model.parameters())
 
 
-def test_afterwards_sentences_are_encoded_as_before(backbone):
-    before = backbone.encode_text(WORDS)
-    backbone.encode_with_context(backbone.context_tokens(PLACEHOLDERS, 4), torch.zeros(4, backbone.text_width))
-    assert torch.equal(backbone.encode_text(WORDS), before)
-
-
-def test_the_width_of_the_context_is_the_text_towers(backbone):
-    assert backbone.text_width == embed(backbone, WORDS[0]).shape[1]
-
-
 def test_a_tokenizer_that_starts_without_a_start_token_is_refused(mini):
     other = replace(mini, tokenizer=lambda sentences: F.pad(mini.tokenizer(sentences)[:, 1:], (0, 1)))
     with pytest.raises(UserError, match="the tokenizer of .* is not CLIP's"):

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from trainers.hegraph.method import closed_form
-from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.closed_form import RIDGES, ClosedForm, TextGuess, add_messages, class_offsets
+from trainers.hegraph.method.closed_form import RIDGES, ClosedForm, TextGuess, class_offsets
 
 K, WIDTH = 7, 6
 LABELS = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6, 6, 1])
@@ -112,16 +111,6 @@ def test_offsets_move_the_mean_probabilities_to_the_shares_where_no_prior_slows_
     assert off(logits + offsets) < 0.05 and off(logits) > 0.3
     monkeypatch.setattr(closed_form, "PRIOR", 1e9)
     assert_close(class_offsets(logits, LABELS), torch.zeros(K), rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("bias", [None, torch.arange(7.0)])
-def test_messages_are_folded_into_weights_and_bias_at_their_strength(text, keys, bias):
-    messages = ClosedForm(keys, LABELS, text, kappa=4.0, rho=0.3).to_text
-    queries = F.normalize(keys + 0.1, dim=-1)
-    classifier = FoldedClassifier(50.0 * text, bias)
-    found = add_messages(classifier, messages, 10.0).logits(queries)
-    expected = classifier.logits(queries) + 10.0 * (queries - messages.mean.float()) @ messages.weights.t()
-    assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_the_noise_of_an_image_is_its_deviation_from_a_class_node_made_without_it(text, keys):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from trainers.hegraph.features.bank import load_bank
-from trainers.hegraph.method.cache import Logits, adapter_loss
+from trainers.hegraph.method.cache import adapter_loss
 from trainers.hegraph.method.closed_form import ClosedForm, class_offsets
 from trainers.hegraph.method.graph import build_graph, class_prototypes
 from trainers.hegraph.method.model import HeGraphModel, build_model, shuffled
@@ -157,29 +157,23 @@ def test_t_p_does_not_see_the_negative_text_and_t_n_sends_nothing_else_to_positi
     assert not build("T-N", seed=1).fold().parts(queries).text.allclose(before["T-N"])
 
 
-def test_the_prediction_adds_alpha_c_times_the_visual_logits(build):
-    logits = Logits(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.25]]))
-    classifier = build("full", alpha_c=8.0, beta_c=3.0).fold()
-    assert (classifier.alpha, classifier.beta) == (8.0, 3.0)
-    assert classifier.combine(logits).tolist() == [[5.0, 4.0]]
-    assert classifier.combine(logits._replace(visual=None)).tolist() == [[1.0, 2.0]]
-
-
 # --- prediction
 
 
 @pytest.mark.parametrize("variant", ["base", "T-P", "full"])
 def test_folding_equals_forward_in_evaluation_mode_and_passes_messages_once(build, queries, monkeypatch, variant):
-    model = build(variant, seed=1)
+    model = build(variant, seed=1, alpha_c=8.0, beta_c=3.0)
     adapt, calls = model.adapt, []
     monkeypatch.setattr(model, "adapt", lambda: calls.append(None) or adapt())
-    predicted = model.train().fold().parts(queries)
+    folded = model.train().fold()
+    predicted = folded.parts(queries)
     assert len(calls) == 1 and not predicted.text.requires_grad
     expected = model.eval()(queries)
     assert_close(predicted.text, expected.text)
     assert (predicted.visual is not None) == (variant == "full")
     if variant == "full":
         assert_close(predicted.visual, expected.visual)
+        assert_close(folded.logits(queries), predicted.text + 8 * predicted.visual)
 
 
 @pytest.mark.parametrize("training", [True, False])

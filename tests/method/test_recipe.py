@@ -6,14 +6,11 @@ import itertools
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor
 
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.experiments.fitting import new_model, train_adapter
-from trainers.hegraph.experiments.image_task import load_image_task
+from trainers.hegraph.experiments.fitting import new_model
 from trainers.hegraph.experiments.tasks import BankTask
-from trainers.hegraph.method.model import TransferableAdapter
 from trainers.hegraph.method.relations import RELATIONS
 from trainers.hegraph.training.loop import AdapterTraining, train_to_end
 
@@ -83,24 +80,3 @@ def test_the_rows_of_the_papers_table_2_differ(tiny_bank, trained):
     }
     for (one, logits), (other, others) in itertools.combinations(rows.items(), 2):
         assert (logits - others).abs().max() > 1e-2, (one, other)
-
-
-def test_new_classes_receive_messages_of_the_trained_w(trained, unit_features):
-    adapter = TransferableAdapter.of(trained())
-    assert set(adapter.parameters) == {"weight.negative", "weight.positive"}
-    positive, negative = unit_features(4, 16, seed=5), unit_features(4, 16, seed=6)
-    moved = (adapter.class_features(positive, negative) - positive).norm(dim=1)
-    assert (moved > 1e-4).all()
-
-
-def test_negative_text_of_other_classes_changes_predictions_on_the_digits(tmp_path):
-    predicted = []
-    for shuffle in ("none", "negative"):
-        pairs = ["DATASET.NUM_SHOTS", 4, f"{NODE}.FEATURES.DIR", str(tmp_path), f"{NODE}.SHUFFLE", shuffle]
-        cfg = load_cfg("digits", "mini", opts=pairs)
-        task = load_image_task(cfg, 1, "cpu")
-        bank = task.bank().with_test()
-        predicted.append(train_adapter(task, bank).logits(bank.test_features))
-    plain, shuffled = predicted
-    assert (plain - shuffled).abs().max() > 0.1
-    assert not torch.equal(plain.argmax(dim=1), shuffled.argmax(dim=1))

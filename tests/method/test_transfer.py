@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from test_layers import edges, message
 
 from trainers.hegraph.method.graph import build_graph
 from trainers.hegraph.method.model import HeGraphModel, TransferableAdapter
@@ -36,21 +37,14 @@ def target(unit_features):
 
 
 def by_hand(positive, negative, weight_n, weight_p, beta_pn, alpha_pp, alpha_np):
-    """Eq. 1-4 with two kinds of nodes, written out; tanh, no bias."""
+    """Eq. 1-4 with two kinds of nodes and no bias."""
 
-    def message(target, source, values, weight, diagonal):
-        relation = target @ source.t()
-        relation.diagonal().mul_(diagonal)
-        of_target, of_source = relation.abs().sum(1) + 1, relation.abs().sum(0) + 1
-        coefficients = relation / torch.outer(of_target, of_source).sqrt()
-        return torch.tanh((target / of_target.unsqueeze(1) + coefficients @ values) @ weight)
+    def send(target, source, values, weight, diagonal):
+        return message(edges(target, source, diagonal), target, values, weight, torch.zeros_like(target))
 
-    updated = negative + beta_pn * message(negative, positive, positive, weight_n, -1.0)
-    return (
-        positive
-        + alpha_pp * message(positive, positive, positive, weight_p, 0.0)
-        + alpha_np * message(positive, negative, updated, weight_p, -1.0)
-    )
+    updated = negative + beta_pn * send(negative, positive, positive, weight_n, -1.0)
+    moved = positive + alpha_pp * send(positive, positive, positive, weight_p, 0.0)
+    return moved + alpha_np * send(positive, negative, updated, weight_p, -1.0)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -14,11 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from trainers.hegraph.datasets.splits import select_few_shot
-from trainers.hegraph.features.bank import BankFile, mean_over_views
 from trainers.hegraph.method import unlabelled
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.closed_form import ClosedForm, TextGuess, add_messages
+from trainers.hegraph.method.closed_form import TextGuess
 from trainers.hegraph.method.unlabelled import (
     ClassShares,
     ClassSums,
@@ -277,41 +274,3 @@ def test_the_same_images_give_the_same():
     assert torch.equal(first.logits, second.logits) and first.shares == second.shares
     assert torch.equal(first.classifier.weights, second.classifier.weights)
     assert torch.equal(torch.get_rng_state(), state)  # draws nothing from what others draw from
-
-
-# A bank of real features, without its test images: half of val is the test, the other half and the undrawn images are
-# the pool
-
-
-@pytest.fixture(scope="module")
-def pets(shared) -> BankFile:
-    return BankFile(shared / "banks" / "oxford_pets.safetensors")
-
-
-def gain(bank: BankFile, shots: int, kept: int) -> float:
-    """Points by which the pool helps, if the first `kept` classes of a random order occur."""
-    train, val = mean_over_views(bank.features("train")), bank.features("val")
-    train_labels, val_labels = bank.labels["train"], bank.labels["val"]
-    text, scale, generator = bank.text_positive, bank.logit_scale, torch.Generator().manual_seed(1)
-    graph, classifier, drawn = unlabelled_graph(text), FoldedClassifier(scale * text), torch.zeros(0).long()
-    if shots:
-        drawn = torch.tensor(select_few_shot(train_labels.tolist(), val_labels.tolist(), shots, random.Random(1)).train)
-        graph = Graph(train[drawn], train_labels[drawn], text)
-        closed = ClosedForm(graph.keys, graph.labels, text, kappa=4.0, rho=0.3)
-        classifier = add_messages(classifier, closed.to_text, 0.1 * scale)
-    order, classes = torch.randperm(len(val), generator=generator), torch.randperm(len(text), generator=generator)
-    pooled, tested = order[: len(val) // 2], order[len(val) // 2 :]
-    undrawn = torch.tensor(sorted(set(range(len(train))) - set(drawn.tolist())))
-    pool, pool_labels = torch.cat([train[undrawn], val[pooled]]), torch.cat([train_labels[undrawn], val_labels[pooled]])
-    pool = pool[torch.isin(pool_labels, classes[:kept])]
-    rows = tested[torch.isin(val_labels[tested], classes[:kept])]
-    heard = graph.hear(classifier, pool, scale, 1.0).classifier
-    right = [(c.logits(val[rows]).argmax(dim=1) == val_labels[rows]).double().mean() for c in (classifier, heard)]
-    return 100 * float(right[1] - right[0])
-
-
-@pytest.mark.parametrize("shots", [0, 1])
-def test_a_pool_helps_on_a_bank_and_does_no_harm_where_few_classes_occur(shots, pets):
-    assert gain(pets, shots, kept=37) > 2
-    assert gain(pets, shots, kept=9) >= -0.5
-    assert gain(pets, shots, kept=1) >= -0.5

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import nn
 
-from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.method.cache import Logits
-from trainers.hegraph.method.model import HeGraphModel, build_model
 from trainers.hegraph.training.batches import BankBatches, Batch
 from trainers.hegraph.training.loop import AdapterTraining, train_to_end
 from trainers.hegraph.training.options import TrainingOptions
@@ -18,7 +14,6 @@ from trainers.hegraph.training.options import TrainingOptions
 IMAGES = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
 LABELS = torch.tensor([0, 0, 1])
 TEXT = torch.tensor([[0.8, 0.6], [0.6, 0.8]])
-ALL = Batch(IMAGES, LABELS, torch.arange(3))
 
 
 def options_of(**changed: object) -> TrainingOptions:
@@ -100,58 +95,6 @@ def test_the_epochs_are_those_asked_for_or_enough_for_the_least_steps(least, epo
     model = FixedModel([[1.0, 0.0]], None)
     training = AdapterTraining(model, data_of(batch_size=2), options_of(epochs=4, min_steps=least))
     assert training.epochs == epochs
-
-
-# The true model. Without messages between the nodes, everything can be worked out from the features
-
-
-def bank() -> FeatureBank:
-    return FeatureBank(
-        train_features=IMAGES[None],
-        train_labels=LABELS,
-        text_positive=TEXT,
-        text_negative=-TEXT,
-        classnames=["cat", "dog"],
-        dataset="Tiny",
-        backbone="none",
-        logit_scale=2.0,
-    )
-
-
-SILENT = dict.fromkeys(("ALPHA_PP", "ALPHA_VP", "ALPHA_NP", "ALPHA_NP_TEST", "BETA_PN", "BETA_VN"), 0.0)
-
-
-@pytest.fixture
-def model(model_options) -> HeGraphModel:
-    """Sharpness 0.5, and a W of zero: the keys of the cache stay the images."""
-    options = {"variant": "full", "weight_init": "zero", "beta_c": 0.5, "alpha_c": 3.0, "noise": 0.0, **SILENT}
-    return build_model(bank(), model_options(**options))
-
-
-def cross_entropy(*logits_and_labels: tuple[tuple[float, float], int]) -> float:
-    losses = [math.log(sum(map(math.exp, logits))) - logits[label] for logits, label in logits_and_labels]
-    return sum(losses) / len(losses)
-
-
-# The text logits are twice the cosines 0.8, 0.6; 0.96, 1; 0.6, 0.8
-OF_TEXT = cross_entropy(((1.6, 1.2), 0), ((1.92, 2.0), 0), ((1.2, 1.6), 1))
-# Cosines between the images: 0.6 (first and second), 0 (first and third), 0.8 (second and third). With beta 0.5 the
-# affinities are e^-0.2, e^-0.5 and e^-0.1, and 1 of an image to itself
-FIRST_SECOND, FIRST_THIRD, SECOND_THIRD = math.exp(-0.2), math.exp(-0.5), math.exp(-0.1)
-
-
-@pytest.mark.parametrize("leave_one_out", [True, False])
-def test_a_steps_loss_on_the_true_model_leaves_an_image_out_of_its_own_cache_where_asked(model, leave_one_out):
-    own = 0.0 if leave_one_out else 1.0
-    of_images = [
-        ((own + FIRST_SECOND, FIRST_THIRD), 0),
-        ((FIRST_SECOND + own, SECOND_THIRD), 0),
-        ((FIRST_THIRD + SECOND_THIRD, own), 1),
-    ]
-    visual = cross_entropy(*(((4 * zero, 4 * one), label) for (zero, one), label in of_images))
-    options = options_of(visual_weight=0.7, visual_scale=4.0, leave_one_out=leave_one_out)
-    loss = AdapterTraining(model, data_of(), options).step(ALL)
-    assert loss.item() == pytest.approx(OF_TEXT + 0.7 * visual, abs=1e-4)
 
 
 def test_training_to_the_end_takes_every_step_of_every_epoch_in_training_mode():
