@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 KEY = "sk-do-not-tell-0123456789abcdef"
 KEY_VARIABLE = "FAKE_ENDPOINT_KEY"
@@ -31,10 +30,8 @@ class FakeEndpoint:
 
     Attributes:
         prompts: Every message that came, in order.
-        asked: Class -> how often it was asked for.
-        keys: Every Authorization header that came.
-        requests: The body of every request.
-        headers: The headers of every request, in lower case.
+        batches: The classes that each asked for.
+        requests, headers: The body and the headers, in lower case, of every request.
     """
 
     def __init__(self, url: str) -> None:
@@ -42,28 +39,19 @@ class FakeEndpoint:
         self.replies: list[Callable] = []
         self.prompts: list[str] = []
         self.batches: list[list[str]] = []
-        self.keys: list[str] = []
         self.requests: list[dict] = []
         self.headers: list[dict[str, str]] = []
         self.released = threading.Event()  # ends every stall
         self.number = 0
 
-    @property
-    def asked(self) -> Counter[str]:
-        return Counter(name for batch in self.batches for name in batch)
-
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        request = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
-        prompt = request["messages"][-1]["content"]
-        wanted = prompt.partition("classes to describe:")[2]
-        names = re.findall(r"^- (.+?)(?: \(a sentence.*\))?(?::.*)?$", wanted, re.M)
-        self.prompts.append(prompt)
-        self.batches.append(names)
-        self.keys.append(handler.headers["authorization"])
-        self.requests.append(request)
+        self.requests.append(json.loads(handler.rfile.read(int(handler.headers["content-length"]))))
         self.headers.append({name.lower(): value for name, value in handler.headers.items()})
-        reply = self.replies.pop(0) if self.replies else good
-        reply(handler, names, prompt)
+        self.prompts.append(prompt := self.requests[-1]["messages"][-1]["content"])
+        wanted = prompt.partition("classes to describe:")[2]
+        self.batches.append(re.findall(r"^- (.+?)(?: \(a sentence.*\))?(?::.*)?$", wanted, re.M))
+        reply = self.replies.pop(0) if self.replies else but()
+        reply(handler, self.batches[-1], prompt)
 
     def sentences(self, name: str, count: int) -> list[str]:
         self.number += count
@@ -80,19 +68,15 @@ def send(handler: BaseHTTPRequestHandler, status: int, body: str, **headers: str
     handler.wfile.write(content)
 
 
-def completion(text: str | None, end: str = "stop") -> str:
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": end}
-    return json.dumps({"id": "1", "object": "chat.completion", "choices": [choice]})
-
-
 def says(text: str | None, end: str = "stop") -> Callable:
     """A reply of the model with this text, and why it ends there."""
-    return lambda handler, names, prompt: send(handler, 200, completion(text, end))
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": end}
+    return raw(json.dumps({"id": "1", "object": "chat.completion", "choices": [choice]}))
 
 
-def fails(status: int, message: str = "no luck", code: str | None = None, **headers: str) -> Callable:
+def fails(status: int, message: str = "no luck", **headers: str) -> Callable:
     """A reply with an error status."""
-    body = json.dumps({"error": {"message": message, "code": code}})
+    body = json.dumps({"error": {"message": message}})
     return lambda handler, names, prompt: send(handler, status, body, **headers)
 
 
@@ -101,22 +85,15 @@ def raw(body: str, **headers: str) -> Callable:
     return lambda handler, names, prompt: send(handler, 200, body, **headers)
 
 
-def good(handler: BaseHTTPRequestHandler, names: Sequence[str], prompt: str) -> None:
-    """As many good sentences for each class as are asked for."""
-    endpoint = handler.server.endpoint
-    each = int(re.search(r"at the end of this message, (\d+) for each", prompt)[1])
-    wanted = dict.fromkeys(names, each)
-    wanted |= {name: int(count) for name, count in re.findall(r"^- (.+?)(?: \(.*\))?: (\d+) more", prompt, re.M)}
-    send(handler, 200, completion(json.dumps({name: endpoint.sentences(name, wanted[name]) for name in names})))
-
-
 def but(**sentences: list[str] | None) -> Callable:
-    """A good reply in which some classes have other sentences, or are left out."""
+    """As many good sentences for each class as are asked for, but for some classes others, or none at all."""
 
     def reply(handler: BaseHTTPRequestHandler, names: Sequence[str], prompt: str) -> None:
-        endpoint = handler.server.endpoint
-        table = {name: sentences.get(name, endpoint.sentences(name, 5)) for name in names}
-        send(handler, 200, completion(json.dumps({name: found for name, found in table.items() if found is not None})))
+        each = re.search(r"at the end of this message, (\d+) for each", prompt)[1]
+        wanted = dict.fromkeys(names, each) | dict(re.findall(r"^- (.+?)(?: \(.*\))?: (\d+) more", prompt, re.M))
+        good = {name: handler.server.endpoint.sentences(name, int(wanted[name])) for name in names}
+        table = {name: sentences.get(name.replace(" ", "_"), good[name]) for name in names}
+        says(json.dumps({name: found for name, found in table.items() if found is not None}))(handler, names, prompt)
 
     return reply
 
@@ -126,15 +103,6 @@ def stalls(handler: BaseHTTPRequestHandler, names: Sequence[str], prompt: str) -
     handler.server.endpoint.released.wait(60)
 
 
-def hangs_up(handler: BaseHTTPRequestHandler, names: Sequence[str], prompt: str) -> None:
-    """Promises more than it sends."""
-    handler.send_response(200)
-    handler.send_header("content-type", "application/json")
-    handler.send_header("content-length", "1000")
-    handler.end_headers()
-    handler.wfile.write(b'{"choices": [')
-
-
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.endpoint.answer(self)
@@ -142,10 +110,3 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         pass
-
-
-class QuietServer(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, *arguments: object) -> None:
-        """A client that was killed is no error here."""

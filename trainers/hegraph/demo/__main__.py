@@ -11,22 +11,19 @@ import socket
 import sys
 import tempfile
 import threading
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..backbones.identity import AUTO, PRECISIONS
-from ..datasets.images import MAX_BYTES, MAX_PIXELS
+from ..datasets.images import MAX_BYTES
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, first_line, report, say
 
 if TYPE_CHECKING:
     from gradio import Blocks
-
-    # it imports torch, and a port in use is said before
-    from ..models.images import ImageModel
 
 HOST, PORT = "127.0.0.1", 7860  # Gradio's own port, which a Space is asked on
 GRADIO = "gradio>=6.31,<7"  # as in pyproject.toml
@@ -61,15 +58,14 @@ def demo(args: argparse.Namespace) -> None:
     from ..models.folder import find_model_folder  # these take seconds
     from ..models.images import ImageModel
     from ..utils.devices import choose_device
-    from .space import check_target, write_space
+    from .page import build_page
+    from .space import write_space
 
-    if args.space is not None:
-        check_target(args.space)
     folder = find_model_folder(args.model)
     device = choose_device(args.device, "--device")
     images = ImageModel.load(folder, device, args.backbone, args.pretrained, args.precision)
     if args.space is None:
-        serve(lambda uploads: page_of_model(images, folder, uploads), args.host, args.port)
+        serve(partial(build_page, images, folder), args.host, args.port)
     else:
         write_space(images, folder, args.space, args.backbone, args.pretrained)
         say(f"{args.space}: a Space; upload it with: hf upload USER/NAME {args.space} --repo-type space\n")
@@ -88,66 +84,42 @@ def require_gradio() -> None:
 def check_address(host: str, port: int) -> None:
     """Raises UserError if a port of this machine is not free, or the host is none of this machine."""
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-            probe.bind((host, port))
-            if port == 0:  # the system would choose one
-                raise OSError("a port is a number from 1 on")
-    except (OSError, OverflowError, UnicodeError) as error:
-        raise _cannot_listen(host, port, error) from error
+        if port == 0:  # the system would choose one
+            raise ValueError("a port is a number from 1 on")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except (OSError, OverflowError, ValueError) as error:
+        said = f"cannot listen on {host}, port {port}: {first_line(error)}"
+        raise UserError(f"{said}; choose another --port or --host") from error
 
 
-def _cannot_listen(host: str, port: int, error: Exception) -> UserError:
-    return UserError(f"cannot listen on {host}, port {port}: {first_line(error)}; choose another --port or --host")
-
-
-def page_of_model(images: ImageModel, folder: Path, uploads: Path) -> Blocks:
-    """The page of a model; its folder is for thumbnails."""
-    from .page import build_page
-
-    return build_page(images, folder, uploads)
-
-
-def serve(
-    build: Callable[[Path], Blocks], host: str, port: int, css: str = "", most: int = MAX_BYTES, **options: Any
-) -> None:
+def serve(build: Callable[[Path], Blocks], host: str, port: int, css: str = "", **options: Any) -> None:
     """Serves a page until the process is interrupted or terminated.
 
     What is uploaded is kept in a temporary folder, which is deleted at the end.
 
     Args:
-        build: Makes the page, given the folder of uploads. It imports Gradio, which reads the environment.
+        build: Makes the page, given the folder of uploads.
         host, port: Where the page is.
         css: Style beside that of the demo.
-        most: Bytes of an upload.
         options: Further ones of Gradio's `launch`.
-
-    Raises:
-        UserError: If the page cannot be served there.
     """
+    import gradio as gr
+
+    from .page import CSS
+
     with tempfile.TemporaryDirectory(prefix="hegraph-demo-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         for variable in ("NO_PROXY", "no_proxy"):  # Gradio asks itself whether it answers
             os.environ[variable] = ",".join(filter(None, [os.environ.get(variable), "localhost,127.0.0.1"]))
-        import gradio as gr  # reads the environment
-        from PIL import Image
-
-        from .page import CSS
-
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # also of images that Gradio opens
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
         fonts = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # the reader's own: none is fetched
         text, mono = ([gr.themes.Font(name) for name in names] for names in fonts)
         page = build(Path(uploads)).queue(max_size=WAITING)
-        try:
-            page.launch(
-                server_name=host, server_port=port, share=False, ssr_mode=False, pwa=False, mcp_server=False,
-                prevent_thread_lock=True, quiet=True, max_file_size=most, footer_links=[], run_history=False,
-                enable_monitoring=False, theme=gr.themes.Default(font=text, font_mono=mono), css=CSS + css, **options,
-            )  # fmt: skip
-        except OSError as error:
-            raise _cannot_listen(host, port, error) from error
+        page.launch(
+            server_name=host, server_port=port, share=False, ssr_mode=False, pwa=False, mcp_server=False,
+            prevent_thread_lock=True, quiet=True, max_file_size=MAX_BYTES, footer_links=[], run_history=False,
+            enable_monitoring=False, theme=gr.themes.Default(font=text, font_mono=mono), css=CSS + css, **options,
+        )  # fmt: skip
         try:
             say(f"http://{host}:{port} shows the page; Ctrl+C ends it\n")
             with suppress(KeyboardInterrupt):

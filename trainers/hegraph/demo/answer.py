@@ -1,6 +1,6 @@
-"""What a model says about one image, and why: as plain values, and the reasons as HTML.
+"""What a model says about one image, and why: as plain values, and the reasons as HTML (`answer.html`).
 
-Everything that comes from a model folder is escaped. Shapes: K classes, N cached images, d feature width.
+Shapes: K classes, N cached images, d feature width.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
-from html import escape
+from pathlib import Path
+from typing import Any
 
+import jinja2
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,6 +23,15 @@ LISTED = 5  # classes, and neighbours
 UNUSUAL = 0.05  # an image that scores lower than all but this share of the known ones is perhaps of no class
 
 
+def template(path: Path) -> jinja2.Template:
+    """A file of macros that make HTML, and escape all that they are given."""
+    options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    return jinja2.Environment(**options).from_string(path.read_text(encoding="utf-8"))
+
+
+TEMPLATE = template(Path(__file__).parent / "answer.html")
+
+
 @dataclass(frozen=True)
 class Evidence:
     """The logit of a class: from the text classifier, and `alpha z_v` from the cache; None without one."""
@@ -28,12 +39,6 @@ class Evidence:
     name: str
     text: float
     cache: float | None
-
-    def row(self) -> str:
-        """A row of the table of logits."""
-        values = [self.text] if self.cache is None else [self.text, self.cache, self.text + self.cache]
-        cells = "".join(f"<td>{number(value)}</td>" for value in values)
-        return f'<tr><th scope="row">{escape(self.name)}</th>{cells}</tr>'
 
 
 @dataclass(frozen=True)
@@ -106,61 +111,26 @@ def _neighbours(model: SavedModel, feature: Tensor, label: int) -> tuple[tuple[i
 
 def reasons(found: Answer, seen: Image.Image | None = None) -> str:
     """Why the model says so, as HTML; `seen` is what the model was given, if that differs from what the user gave."""
-    parts = [none_of_these(found), "<h2>Why</h2>", f"<p>{_reason(found)}</p>", _table(found)]
+    url = ""
     if seen is not None:
-        note = "What the model sees: made like the scans that it was trained on, 8x8 pixels, white ink on black."
-        parts.append(f"<p>{picture(seen)} {note}</p>")
-    return wrapped("".join(parts))
+        buffer = io.BytesIO()
+        seen.save(buffer, format="PNG")
+        url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return _rendered("reasons", found=found, seen=url)
 
 
 def none_of_these(found: Answer) -> str:
-    """A warning where few images of known classes score as low."""
-    if found.share_below is None or found.share_below >= UNUSUAL:
-        return ""
-    few = "less than 1 %" if found.share_below < 0.01 else f"{100 * found.share_below:.0f} %"
-    return (
-        f'<p class="unusual">This may be none of these classes: only {few} of the images of known classes score as low.'
-        " The probabilities are among the classes of the model, whatever the image shows.</p>"
-    )
+    """A warning where few images of known classes score as low, as HTML."""
+    return _rendered("unusual", found=found)
 
 
-def _reason(found: Answer) -> str:
-    """Which of the two classifiers decided, in a sentence."""
-    winner, text, cache = (escape(name or "") for name in (found.winner.name, found.text_choice, found.cache_choice))
-    if found.cache_choice is None:
-        return "The model compares the image with the text of each class. It has no cache of training images."
-    if text == cache == winner:
-        return f"The text of the classes and the cache of training images both say <b>{winner}</b>."
-    return (
-        f"The text of the classes alone says <b>{text}</b>, and the cache of training images alone <b>{cache}</b>; "
-        f"together they say <b>{winner}</b>."
-    )
-
-
-def _table(found: Answer) -> str:
-    """The logits of the two likeliest classes, and by how much the first leads."""
-    first, second = found.winner, found.runner_up
-    rows = [first] if second is None else [first, second]
-    if second is not None:
-        cache = None if first.cache is None or second.cache is None else first.cache - second.cache
-        rows.append(Evidence(f"lead of {first.name}", first.text - second.text, cache))
-    columns = ["class", "logit"] if first.cache is None else ["class", "text", "cache", "logit"]
-    head = "".join(f'<th scope="col">{column}</th>' for column in columns)
-    body = "".join(row.row() for row in rows)
-    return f"<table><caption>What the logits are made of</caption><tr>{head}</tr>{body}</table>"
+def _rendered(macro: str, **shown: Any) -> str:
+    return str(getattr(TEMPLATE.make_module({"UNUSUAL": UNUSUAL, "number": number, **shown}), macro)())
 
 
 def wrapped(html: str) -> str:
     """A piece of HTML that the page's style applies to."""
     return f'<div class="hg">{html}</div>'
-
-
-def picture(image: Image.Image) -> str:
-    """A small image as an element of HTML."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img alt="The image as the model gets it" src="data:image/png;base64,{data}">'
 
 
 def number(value: float, sign: str = "") -> str:

@@ -35,7 +35,7 @@ HOW_TO_DRAW = (
     "Draw one digit, large. The writers of the training images put a bar through the stem of a seven; so should you."
 )
 LIVE = """() => document.querySelector("#answer")?.setAttribute("aria-live", "polite")"""  # a new answer is read aloud
-NO_ANSWER = (None, None, None)
+HINT = wrapped('<p class="grey">The answer will stand here.</p>')
 
 
 class Page(gr.Blocks):
@@ -62,26 +62,29 @@ class Answers:
 
     def of_upload(self, uploaded: Any) -> tuple:
         """Of an uploaded file, as Gradio describes it; None if it was taken away."""
-        if uploaded is None:
-            return (hint(), *NO_ANSWER)
-        picture = open_upload(uploaded, self.uploads)
-        if not self.scanned:
-            return self._explain(picture)
-        scan = scan_of_picture(picture)
-        return self._explain(scan, seen=scan)
+        return self._of(uploaded, self._open)
 
     def of_drawing(self, value: Any) -> tuple:
         """Of the value of a canvas; "" if nothing is drawn."""
-        if value is None or value == "":
-            return (hint(), *NO_ANSWER)
-        scan = scan_of_ink(ink_of_canvas(value))
-        return self._explain(scan, seen=scan)
+        return self._of(value, lambda value: scan_of_ink(ink_of_canvas(value)))
 
-    def _explain(self, picture: Image.Image, seen: Image.Image | None = None) -> tuple:
+    def explain(self, picture: Image.Image) -> tuple:
+        """What is shown of a picture."""
         found = answer(self.images.model, self.images.features([picture]))
         shown = ((read_thumbnail(self.folder, position), position, added) for position, added in found.neighbours)
         pictures = [(image, f"no. {position + 1}: {number(added, '+')}") for image, position, added in shown if image]
-        return reasons(found, seen), found.adapted, found.zero_shot, pictures or None
+        return reasons(found, picture if self.scanned else None), found.adapted, found.zero_shot, pictures or None
+
+    def _open(self, uploaded: Any) -> Image.Image:
+        picture = open_upload(uploaded, self.uploads)
+        return scan_of_picture(picture) if self.scanned else picture
+
+    def _of(self, value: Any, opened: Callable[[Any], Image.Image]) -> tuple:
+        """Of what a component holds; a mistake of the user's stands where the answer would."""
+        try:
+            return (HINT, None, None, None) if value is None or value == "" else self.explain(opened(value))
+        except UserError as error:
+            return complaint(error), None, None, None
 
 
 def open_upload(uploaded: Any, uploads: Path) -> Image.Image:
@@ -114,12 +117,11 @@ def uploaded_file(uploaded: Any, uploads: Path) -> Path:
 
 def build_page(images: ImageModel, folder: Path, uploads: Path) -> gr.Blocks:
     """The page of a model; arguments as of `Answers`."""
-    answers = Answers(images, folder, uploads)
     model = images.model
     with Page(title=title(model), analytics_enabled=False) as page:
         html(wrapped(f"<h1>{escape(title(model))}</h1><p>{escape(summary(model))}</p>"))
         nearest = "Nearest training images of the likeliest class, with what each adds to the cache's logit"
-        answer_part(page, answers, model.method, nearest)
+        answer_part(page, Answers(images, folder, uploads), model.method, nearest)
     return page
 
 
@@ -133,7 +135,7 @@ def answer_part(page: gr.Blocks, answers: Answers, method: str, nearest: str) ->
         with gr.Column(elem_id="answer"):
             adapted = gr.Label(label=method, num_top_classes=LISTED, elem_id="adapted")
             zero_shot = gr.Label(label="Zero-shot CLIP", num_top_classes=LISTED, elem_id="zero-shot")
-            why = html(hint(), elem_id="why")
+            why = html(HINT, elem_id="why")
             pictures = gr.Gallery(
                 label=nearest, columns=LISTED, height="auto", object_fit="contain", buttons=[], interactive=False,
                 elem_id="nearest",
@@ -141,8 +143,8 @@ def answer_part(page: gr.Blocks, answers: Answers, method: str, nearest: str) ->
     for component, event, handler in inputs:
         # Files are opened by `open_upload`, whose messages say what is wrong with them, and not by Gradio
         event(
-            _reported(handler), component, [why, adapted, zero_shot, pictures], preprocess=False,
-            trigger_mode="always_last", api_visibility="private",
+            handler, component, [why, adapted, zero_shot, pictures], preprocess=False, trigger_mode="always_last",
+            api_visibility="private",
         )  # fmt: skip
     page.load(None, js=LIVE)
 
@@ -157,11 +159,6 @@ def canvas(name: str) -> gr.HTML:
     html(wrapped(f"<p>{HOW_TO_DRAW}</p>"))
     template = CANVAS_HTML.replace("hg-keys", f"{name}-keys")
     return html("", html_template=template, js_on_load=CANVAS_JS, elem_id=name)
-
-
-def hint() -> str:
-    """What stands where an answer will be."""
-    return wrapped('<p class="grey">The answer will stand here.</p>')
 
 
 def _image_input(answers: Answers) -> tuple:
@@ -194,15 +191,3 @@ def complaint(error: UserError) -> str:
     """What is wrong, as a sentence of HTML."""
     message = one_line(str(error)).removesuffix(".")
     return wrapped(f'<p class="problem" role="alert">{escape(message[:1].upper() + message[1:])}.</p>')
-
-
-def _reported(handler: Callable[[Any], tuple]) -> Callable[[Any], tuple]:
-    """A handler that shows a mistake of the user's where the answer would stand."""
-
-    def run(value: Any) -> tuple:
-        try:
-            return handler(value)
-        except UserError as error:
-            return (complaint(error), *NO_ANSWER)
-
-    return run

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from ..backbones.identity import FOLDER, weights_file
 from ..models.folder import CARD, CONFIG, TENSORS, THUMBNAILS, own_file, thumbnail_name
-from ..models.images import ImageModel
+from ..models.images import ImageModel, backbone_files
 from ..models.saved import SavedModel
 from ..utils.errors import UserError
 from ..utils.files import writing_folder
@@ -55,12 +54,6 @@ if __name__ == "__main__":
 ATTRIBUTES = "".join(f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in ("safetensors", "jpg"))
 
 
-def check_target(target: Path) -> None:
-    """Raises UserError if something is there already: a Space is never overwritten."""
-    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-        raise UserError(f"{target} is there already, and is not overwritten; choose another --space or delete it")
-
-
 def write_space(images: ImageModel, folder: Path, target: Path, backbone: str = "", pretrained: str = "") -> None:
     """Writes the Space, whole or not at all; the backbone is given where the model does not name it.
 
@@ -68,9 +61,14 @@ def write_space(images: ImageModel, folder: Path, target: Path, backbone: str = 
         UserError: If the target is there already or cannot be written, or the backbone's weights are files of this
             machine, which a Space does not have.
     """
-    check_target(target)
     model = images.model
-    _check_backbone(backbone or model.backbone.model, pretrained or model.backbone.pretrained)
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise UserError(f"{target} is there already, and is not overwritten; choose another --space or delete it")
+    if files := [file for file in backbone_files(model, backbone, pretrained) if file.is_file()]:
+        raise UserError(
+            f"the backbone's weights are files of this machine ({files[0]}), which a Space does not have; put them on "
+            "the Hub, and give --backbone hf-hub:USER/NAME"
+        )
     given = {"--backbone": backbone, "--pretrained": pretrained}
     flags = "".join(f", {flag!r}, {value!r}" for flag, value in given.items() if value)
     more = OF_TOKENIZERS if type(images.backbone.tokenizer).__name__ == "HFTokenizer" else ()
@@ -81,15 +79,6 @@ def write_space(images: ImageModel, folder: Path, target: Path, backbone: str = 
         (space / "requirements.txt").write_text("\n".join([*REQUIREMENTS, *more, ""]), encoding="utf-8")
         (space / "README.md").write_text(_readme(model), encoding="utf-8")
         (space / ".gitattributes").write_text(ATTRIBUTES, encoding="utf-8")
-
-
-def _check_backbone(name: str, pretrained: str) -> None:
-    if name.startswith(FOLDER) or weights_file(pretrained):
-        place = name if name.startswith(FOLDER) else pretrained
-        raise UserError(
-            f"the backbone's weights are files of this machine ({place}), which a Space does not have; put them on the "
-            "Hub, and give --backbone hf-hub:USER/NAME"
-        )
 
 
 def _copy_model(model: SavedModel, folder: Path, target: Path) -> None:

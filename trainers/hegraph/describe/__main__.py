@@ -17,11 +17,11 @@ from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say
 from ..utils.files import check_output
 from ..utils.reading import read_json
+from ..utils.schema import check
 from .client import ENDPOINT, MODEL, OPENAI_KEY, ChatClient, read_key
-from .collect import Collection, collect
+from .collect import Collection, Texts, collect
 
-LONGEST_TIMEOUT = 86400  # a day
-HOTTEST = 2.0  # the highest temperature that chat endpoints allow
+DAY = 86400  # in seconds
 
 logger = logging.getLogger(__package__)  # __name__ is "__main__" here
 
@@ -40,10 +40,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--batch-size", type=count, default=10, metavar="N", help="classes in one question (%(default)s)")
     add("--tries", type=count, default=4, metavar="N", help="questions about a class until it fails (%(default)s)")
     timeout = "seconds of silence before it asks again (%(default)g)"
-    add("--timeout", type=number(float, 0.001, LONGEST_TIMEOUT), default=120.0, metavar="S", help=timeout)
+    add("--timeout", type=number(float, 0.001, DAY), default=120.0, metavar="S", help=timeout)
     add("--max-tokens", type=count, metavar="N", help="tokens that an answer may have (as the endpoint likes)")
     chance = "0 to 2: chance in the answers (as the endpoint likes)"
-    add("--temperature", type=number(float, 0, HOTTEST), metavar="T", help=chance)
+    add("--temperature", type=number(float, 0, 2), metavar="T", help=chance)
     repetitions = "repetitions after 429, 5xx and time-outs (%(default)s)"
     add("--retries", type=number(int, 0), default=6, metavar="N", help=repetitions)
     add("--aliases", type=Path, metavar="FILE", help="JSON {class: [alias, ...]}: other names that sentences may use")
@@ -61,12 +61,11 @@ def describe(args: argparse.Namespace) -> int:
     if not context:
         raise UserError('--context is empty; say what the pictures are, such as "satellite photos of land use"')
     check_output(args.out, [args.classes, args.aliases])
-    names, aliases = read_classnames(args.classes), read_json(args.aliases) if args.aliases else {}
-    sizes = (args.per_class, args.batch_size, args.tries)
-    collection = Collection(names, args.out, context, *sizes, aliases, args.model)
+    names, aliases = read_classnames(args.classes), {}
+    if args.aliases:
+        aliases = check(Texts, read_json(args.aliases), f"{args.aliases} must hold {{class name: [alias, ...]}}")
+    collection = Collection(names, args.out, context, args.per_class, args.batch_size, args.tries, aliases)
     questions = [batch for attempt in range(args.tries) for batch in collection.batches(attempt)]
-    for model, count in collection.other_models().items() if questions else ():
-        logger.warning("of %r are the sentences of %d classes; the others will be of %r", model, count, args.model)
     if args.dry_run:
         if questions:
             say(f"{collection.prompt(questions[0])}\n")

@@ -97,16 +97,16 @@ def sentence_problems(sentence: str, pattern: re.Pattern[str]) -> list[str]:
     return problems
 
 
-def alias_problems(aliases: Table, classnames: Sequence[str]) -> list[str]:
-    """What is wrong with aliases: they belong to no class, name two classes, or have no letter and no digit."""
+def name_problems(classnames: Sequence[str], aliases: Table) -> list[str]:
+    """What is wrong with the names and aliases of classes: two classes have one name, or one holds no letter."""
     problems = [f"{name!r} has aliases: no such class" for name in aliases if name not in set(classnames)]
-    owners: dict[str, str] = {normalise_name(name): name for name in classnames}
-    for name, others in aliases.items():
-        for alias in others:
-            if not any(letter.isalnum() for letter in alias):
-                problems.append(f"{name!r}: its alias {alias!r} holds no letter and no digit")
-            elif owners.setdefault(normalise_name(alias), name) != name:
-                problems.append(f"{name!r}: its alias {alias!r} also names {owners[normalise_name(alias)]!r}")
+    owners: dict[str, str] = {}
+    for name in classnames:
+        for called in (name, *aliases.get(name, ())):
+            if not any(letter.isalnum() for letter in called):
+                problems.append(f"the name {called!r} of {name!r} holds no letter and no digit")
+            elif (owner := owners.setdefault(normalise_name(called), name)) != name:
+                problems.append(f"{called!r} names both {owner!r} and {name!r}, as case, '_' and '-' do not count")
     return problems
 
 

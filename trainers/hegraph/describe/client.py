@@ -9,8 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
+
+from pydantic import HttpUrl, TypeAdapter
 
 from ..utils.errors import UserError
 
@@ -78,9 +81,6 @@ class ChatClient:
                 said = "an answer was cut off: raise --max-tokens, or ask for fewer classes with --batch-size"
                 logger.warning(said)
             return answer
-        except openai.APIStatusError as error:
-            message = error.body.get("message") if isinstance(error.body, dict) else None
-            problem = f"status {error.status_code}: {message or error.response.text or 'no more said'}"
         except openai.APITimeoutError as error:
             problem = f"no answer in {self.timeout:g} s: raise --timeout, or lower --batch-size"
             if type(error.__cause__).__name__ == "ConnectTimeout":
@@ -128,12 +128,10 @@ def read_key(endpoint: str, variable: str | None = None) -> str:
 
 
 def _check_endpoint(endpoint: str) -> None:
-    try:
-        parts = urlsplit(endpoint)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-        (parts.hostname or "").encode("idna")  # as it is looked up; UnicodeError is a ValueError
-        usable &= endpoint.isprintable()
-    except ValueError:
-        usable = False
-    if not usable or parts.username or parts.password or parts.query:  # these may hold secrets: not repeated
-        raise UserError(f"--endpoint must be a URL such as {ENDPOINT}, with no user, password or query")
+    with suppress(ValueError):
+        url = TypeAdapter(HttpUrl).validate_python(endpoint)
+        (url.host or "").encode("idna")  # as it is looked up
+        if endpoint.isprintable() and not (url.username or url.password or url.query):
+            return
+    # What is wrong may be a secret in it: it is not repeated
+    raise UserError(f"--endpoint must be a URL such as {ENDPOINT}, with no user, password or query")

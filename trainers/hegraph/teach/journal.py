@@ -19,9 +19,8 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from ..datasets.images import is_image
 from ..predict.sorting import with_suffix
-from ..utils.errors import UserError, first_line, printable, shortened
+from ..utils.errors import UserError, first_line, shortened
 from ..utils.files import absolute, cannot_write, write_json
 from ..utils.reading import read_json
 from ..utils.schema import Part, check
@@ -86,19 +85,18 @@ class JournaledFolder:
             self._perform(moves, [*self.journal().changes, Change(what=what, moves=moves)])
 
     def undo(self) -> str:
-        """Takes the last change back, whichever tab made it; returns what it was."""
+        """Takes the last change back, whichever tab made it; returns what it was. One whose files are not there any
+        more, or whose places are taken, is forgotten, so that the one before it can be undone.
+        """
         with self.locked():
-            changes = list(self.journal().changes)
-            if not changes:
+            *before, last = self.journal().changes or [None]
+            if last is None:
                 raise UserError("there is nothing to undo")
-            last = changes.pop()
             try:
-                self._perform([(target, source) for source, target in reversed(last.moves)], changes)
-            except (UserError, OSError):
-                if all(os.path.lexists(self.at(target)) for _, target in last.moves):
-                    raise
-                self._write(changes, [])  # so that the one before it can be undone
-                raise UserError(f"this cannot be undone, since its files are not there any more: {last.what}") from None
+                self._perform([(target, source) for source, target in reversed(last.moves)], before)
+            except (UserError, OSError) as error:
+                self._write(before, [])
+                raise UserError(f"cannot be undone: {last.what}: {first_line(error)}") from error
         return last.what
 
     def journal(self) -> Journal:
@@ -114,28 +112,6 @@ class JournaledFolder:
             raise UserError(f"{shortened(relative, 80)!r} leads out of the folder {self.folder}")
         return path
 
-    def names(self, place: str, left_out: list[str]) -> tuple[list[str], list[str]]:
-        """The paths of the folders and of the images in a folder, sorted, without hidden ones. A folder that is not
-        there is empty, and what is neither is added to `left_out`.
-        """
-        path, folders, images = self.at(place), [], []
-        if path.is_symlink() or not path.exists():
-            left_out += [place] * path.is_symlink()
-            return [], []
-        with os.scandir(path) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                inside = f"{place}/{printable(entry.name)}"
-                whole = inside.endswith(f"/{entry.name}")  # a name that is not UTF-8 holds halves of characters
-                if entry.name.startswith("."):
-                    continue
-                if whole and entry.is_dir(follow_symlinks=False):
-                    folders.append(inside)
-                elif whole and entry.is_file(follow_symlinks=False) and is_image(entry.name):
-                    images.append(inside)
-                else:
-                    left_out.append(inside)
-        return folders, images
-
     def new_folder(self) -> str:
         """The path of a new empty folder."""
         path = f"{NEW}/{uuid4().hex}"
@@ -144,12 +120,12 @@ class JournaledFolder:
 
     def free(self, folder: str, name: str, taken: set[str]) -> str:
         """A path in a folder that no file has, nor one of those `taken`, to which it is added."""
-        path, number = PurePosixPath(folder, name), 0
-        while str(path).casefold() in taken or os.path.lexists(self.at(str(path))):
+        path, number = f"{folder}/{name}", 0
+        while path.casefold() in taken or os.path.lexists(self.at(path)):
             number += 1
-            path = PurePosixPath(folder, with_suffix(Path(name), number).name)
-        taken.add(str(path).casefold())
-        return str(path)
+            path = f"{folder}/{with_suffix(Path(name), number)}"
+        taken.add(path.casefold())
+        return path
 
     def _perform(self, moves: list[Move], changes: list[Change]) -> None:
         """Makes all renamings and writes the changes that can be undone from then on, or does nothing of it."""

@@ -1,6 +1,7 @@
 """The page, made with Gradio: what was done on a board becomes a change of the project, and all is shown anew.
 
-Gradio takes seconds to import and is an optional package, so this file is imported where the page is made.
+`board.html` makes the boards, and `board.js` sends the clicks on them. Gradio takes seconds to import and is optional,
+so this file is imported where the page is made.
 """
 
 from __future__ import annotations
@@ -9,32 +10,48 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import gradio as gr
 from PIL import Image
 
 from ..backbones.identity import MINI_NAME
-from ..datasets.images import MAX_BYTES
-from ..demo.answer import answer, none_of_these, wrapped
+from ..demo.answer import UNUSUAL, answer, none_of_these, template, wrapped
 from ..demo.drawing import ink_of_canvas, scan_of_ink
 from ..demo.page import Answers, Page, answer_part, canvas, complaint, html, uploaded_file
 from ..export.onnx_file import require_packages, write_onnx
 from ..models.folder import save_model
 from ..models.images import ImageModel
+from ..predict.rows import NONE_OF_THESE
 from ..utils.errors import UserError, one_line
-from .board import boards
-from .project import File, Picture, read_zip
+from .project import UNLABELLED, Picture
 from .session import LISTED, Session
 
+TEMPLATE = template(Path(__file__).parent / "board.html")
 BOARD_JS = (Path(__file__).parent / "board.js").read_text(encoding="utf-8")
+BOARDS = ("status", "classes", "check", "label")  # macros of the template
 NEAREST = 5  # training images that are shown beside an answer
 SECONDS = 2  # between two looks at what other tabs have done
-ZIP = '<div><label class="drop">Open a project.zip<input type="file" data-do="zip" accept=".zip"></label></div>'
+
+
+def boards(session: Session, said: str = "", problem: str = "") -> tuple[str, ...]:
+    """`BOARDS` as HTML: the last view of a session, what was done, and what is wrong."""
+    contents = session.view.contents
+    shown = {
+        "view": session.view, "contents": contents, "said": said, "problem": problem,
+        "draws": session.name == MINI_NAME, "stopped": session.stopping.is_set(),
+        "twice": {digest: names for digest, names in contents.classes_of().items() if len(names) > 1},
+        "pictures": {picture.digest: picture for picture in contents.pictures()},
+        "thumbnail": lambda picture: quote(str(session.thumbnail(picture))),
+        "UNUSUAL": UNUSUAL, "UNLABELLED": UNLABELLED, "NONE_OF_THESE": NONE_OF_THESE,
+    }  # fmt: skip
+    macros = TEMPLATE.make_module(shown)
+    return tuple(str(getattr(macros, name)()) for name in BOARDS)
 
 
 class Taught(Answers):
@@ -44,9 +61,9 @@ class Taught(Answers):
         self.session, self.uploads = session, uploads
         self.drawn, self.scanned = session.name == MINI_NAME, False
 
-    def _explain(self, picture: Image.Image, seen: Image.Image | None = None) -> tuple:
+    def explain(self, picture: Image.Image) -> tuple:
         session, model = self.session, self.session.model()
-        feature = session.encode([picture])
+        feature = session.backbone.encode_images(session.backbone.preprocess(picture)[None])
         found = answer(model, feature)
         labelled = {p: name for name, pictures in session.view.contents.classes.items() for p in pictures}
         cosines = {p: float(session.features[p.digest] @ feature[0]) for p in labelled if p.digest in session.features}
@@ -63,7 +80,6 @@ class Teacher:
 
     def __init__(self, session: Session, uploads: Path) -> None:
         self.session, self.uploads = session, uploads
-        self.draws = session.name == MINI_NAME
 
     def act(self, drawing: Any, event: gr.EventData) -> Iterator[tuple]:
         """Does what was asked for on a board."""
@@ -81,11 +97,11 @@ class Teacher:
             yield self.boards(said, one_line(str(error)))
 
     def boards(self, said: str = "", problem: str = "") -> tuple:
-        return (*boards(self.session, self.draws, said, problem), self.session.view.number)
+        return (*boards(self.session, said, problem), self.session.view.number)
 
     def look(self, seen: int) -> Any:
         """The boards, if another tab has changed something since this one was shown."""
-        return self.boards() if seen != self.session.view.number else tuple(gr.skip() for _ in range(5))
+        return self.boards() if seen != self.session.view.number else (gr.skip(),) * (len(BOARDS) + 1)
 
     def do(self, data: dict[str, str], drawing: Any = None) -> tuple[str, str]:
         """Does one thing to the project; returns what was done, and what of it could not be."""
@@ -100,17 +116,15 @@ class Teacher:
             case "delete":
                 project.delete_class(place)
             case "move":
-                project.move([picture], to)
+                project.move(picture, to)
             case "keep":
                 project.keep(picture)
-            case "settle" | "leave":
-                if data["do"] == "settle":
-                    project.settle(picture.digest, to)
-                session.asked.pop(picture.digest, None)
+            case "settle":
+                project.settle(picture.digest, to)
             case "draw":
-                return self.added([File(place, f"drawing-{uuid4().hex[:8]}.png", png_of(drawing))], "drawn")
-            case "add" | "zip":
-                return self.sent(data)
+                return self.added(place, [(f"drawing-{uuid4().hex[:8]}.png", png_of(drawing))])
+            case "add":
+                return self.sent(place, data)
             case "undo":
                 return f"taken back: {project.undo()}", ""
             case "stop":
@@ -121,7 +135,7 @@ class Teacher:
                 return "", "this button does nothing"
         return "", ""
 
-    def sent(self, data: dict[str, str]) -> tuple[str, str]:
+    def sent(self, place: str, data: dict[str, str]) -> tuple[str, str]:
         """Adds files that were uploaded, and says which have not arrived."""
         try:
             sent, failed = json.loads(data.get("files", "[]")), json.loads(data.get("failed", "[]"))
@@ -130,21 +144,17 @@ class Teacher:
         except (TypeError, ValueError, LookupError) as error:
             raise UserError("the files came damaged; send them again") from error
         try:
-            if data["do"] == "zip":
-                return self.added((each for path in files for each in read_zip(path)), "from a zip file", lost)
-            place = data.get("place", "")
-            return self.added((File(place, name, bytes_of(path)) for path, name in files.items()), "added", lost)
+            return self.added(place, [(name, path.read_bytes()) for path, name in files.items()], lost)
         finally:
             for path in files:
                 path.unlink(missing_ok=True)
 
-    def added(self, files: Iterable[File], what: str, lost: Sequence[str] = ()) -> tuple[str, str]:
-        found = self.session.project.add(files, what)
-        self.session.asked |= found.questions
+    def added(self, place: str, files: list[tuple[str, bytes]], lost: list[str] | None = None) -> tuple[str, str]:
+        count, problems = self.session.project.add(place, files)
         self.session.stopping.clear()
-        problems, count = [*lost, *found.problems], len(found.pictures)
+        problems = [*(lost or []), *problems]
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-        return f"{count} image{'' if count == 1 else 's'} {what}" if count else "", f"{'; '.join(problems[:3])}{more}"
+        return f"{count} image{'' if count == 1 else 's'} added" if count else "", f"{'; '.join(problems[:3])}{more}"
 
     # Take along
 
@@ -176,12 +186,6 @@ def png_of(drawing: Any) -> bytes:
     return data.getvalue()
 
 
-def bytes_of(path: Path) -> bytes:
-    """The bytes of an uploaded file, or of one that is too large as many as tell that."""
-    with path.open("rb") as file:
-        return file.read(MAX_BYTES + 1)
-
-
 def build_page(session: Session, uploads: Path) -> gr.Blocks:
     """The page of a session; `uploads` is where Gradio puts what comes."""
     teacher = Teacher(session, uploads)
@@ -189,16 +193,15 @@ def build_page(session: Session, uploads: Path) -> gr.Blocks:
         html(wrapped(f"<h1>{escape(session.project.folder.name)}</h1>"))
         shown = [_board("status")]
         drawing: Any = gr.State()
-        for name in ("classes", "check", "label"):
+        for name in BOARDS[1:]:
             with gr.Tab(name.title()):
-                if name == "classes" and teacher.draws:
+                if name == "classes" and session.name == MINI_NAME:
                     with gr.Accordion("Draw an image", open=False, elem_id="draw"):
                         drawing = canvas("sketch")
                 shown.append(_board(name))
         with gr.Tab("Try"):
             answer_part(page, Taught(session, uploads), "Taught", "Nearest training images")
         with gr.Tab("Take along"):
-            zipped = _board("zip", wrapped(ZIP))
             said, file = html(""), gr.File(label="File to take along", interactive=False, elem_id="file", visible=True)
             for kind, text in (("model", "Model folder"), ("onnx", "ONNX file"), ("project", "Whole project")):
                 gr.Button(text, elem_id=f"take-{kind}").click(
@@ -207,12 +210,12 @@ def build_page(session: Session, uploads: Path) -> gr.Blocks:
         seen = gr.State(-1)
         outputs = [*shown, seen]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        for each in (*shown, zipped):
+        for each in shown:
             each.act(teacher.act, drawing, outputs, trigger_mode="multiple", concurrency_limit=LISTED, **quiet)
         page.load(teacher.shown, None, outputs, **quiet)
         gr.Timer(SECONDS).tick(teacher.look, seen, outputs, concurrency_limit=LISTED, **quiet)
     return page
 
 
-def _board(name: str, value: str = "") -> gr.HTML:
-    return html(value, js_on_load=BOARD_JS, elem_id=name)
+def _board(name: str) -> gr.HTML:
+    return html("", js_on_load=BOARD_JS, elem_id=name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..backbones.clip import Backbone
@@ -75,7 +74,6 @@ class View:
         confused: Pairs of a class and what its images are taken for, with how often, the most frequent first.
         doubts: The images whose labels seem wrong, and why, the most suspicious first.
         guesses: Images without a label, the one that is most worth labelling first.
-        twice: Images that are in several classes, or were dropped on another one: their SHA-256 and the classes.
     """
 
     number: int
@@ -88,7 +86,6 @@ class View:
     confused: list[tuple[str, str, int]] = field(default_factory=list)
     doubts: list[tuple[Picture, LabelIssue]] = field(default_factory=list)
     guesses: list[Guess] = field(default_factory=list)
-    twice: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Session:
@@ -100,7 +97,6 @@ class Session:
         name, pretrained: What it was loaded by, as `load_backbone` takes them.
 
     Attributes:
-        asked: Images that were dropped on a class, and are in another one: their SHA-256 and that class.
         stopping: Set, it ends the encoding in all tabs, after the batch that is being encoded.
         view: The last view.
     """
@@ -119,7 +115,6 @@ class Session:
         self._file = project.folder / OWN / "features.safetensors"
         self._key = hash_json(backbone.fingerprint)
         self.features = self._read_features()
-        self.asked: dict[str, str] = {}
         self._seen: object = None
         self.view = View(0, project.read())
 
@@ -132,27 +127,22 @@ class Session:
         Raises:
             UserError: If the folder cannot be read, or is not there any more.
         """
-        encoded = False
-        while True:
+        encoded = ends = False
+        while not ends:
             with self._lock:
                 contents = self.project.read()
-                labelled = self._missing(contents.classes)
-                missing = labelled + self._missing({UNLABELLED: contents.unlabelled})
+                labelled = [picture for pictures in contents.classes.values() for picture in pictures]
+                missing = self._missing(labelled + contents.unlabelled)
                 ends = not missing or self.stopping.is_set()
-                if (seen := (contents, not labelled, ends, dict(self.asked))) != self._seen:
+                if (seen := (contents, not self._missing(labelled), ends)) != self._seen:
                     self.view, self._seen = self._look(contents), seen
-                if len(missing) != self.view.waiting:
-                    self.view = replace(self.view, waiting=len(missing), number=self.view.number + 1)
+                self.view = replace(self.view, waiting=len(missing), number=self.view.number + 1)
                 if not ends:
                     self._encode(missing[:BATCH])
                     encoded = True
-            if ends:
-                break
+                elif encoded:
+                    write_tensors(self._file, self.features, {"backbone": self._key})
             yield self.view
-        if encoded:
-            with self._lock:
-                write_tensors(self._file, self.features, {"backbone": self._key})
-        yield self.view
 
     def model(self) -> SavedModel:
         """The last model; UserError if there is none."""
@@ -160,42 +150,36 @@ class Session:
             raise UserError("there is no model yet: add two classes")
         return self.view.model
 
-    def encode(self, images: list[Image.Image]) -> Tensor:
-        """Unit-norm features of images, `[n, d]`."""
-        [batch] = Reader(self.backbone.preprocess).batches(images, len(images))
-        if problem := next(filter(None, batch.problems), ""):
-            raise UserError(f"the image {problem}")
-        return self.backbone.encode_images(batch.pixels)
-
     def thumbnail(self, picture: Picture) -> Path:
         """The file of a small picture of an image, which is made if it is not there."""
         path = self.thumbnails / f"{picture.digest}.png"
         if not path.is_file():
-            self._open(picture)
+            self._pixels(picture)
         return path
 
-    def _missing(self, places: dict[str, list[Picture]]) -> list[Picture]:
+    def _missing(self, pictures: list[Picture]) -> list[Picture]:
         """One picture for each image that has still to be encoded."""
-        found = {picture.digest: picture for pictures in places.values() for picture in pictures}
+        found = {picture.digest: picture for picture in pictures}
         return [found[digest] for digest in found if digest not in self.features and digest not in self._unreadable]
 
     def _encode(self, pictures: list[Picture]) -> None:
         with ThreadPoolExecutor(cores()) as pool:
-            opened = list(pool.map(self._open, pictures))
-        images = {p.digest: image for p, image in zip(pictures, opened) if isinstance(image, Image.Image)}
-        self._unreadable |= {p.digest: f"{p.path} {said}" for p, said in zip(pictures, opened) if isinstance(said, str)}
-        if images:
-            self.features |= zip(images, (row.clone() for row in self.encode(list(images.values()))))
+            read = dict(zip(pictures, pool.map(self._pixels, pictures)))
+        self._unreadable |= {p.digest: f"{p.path} {said}" for p, said in read.items() if isinstance(said, str)}
+        pixels = {p.digest: image for p, image in read.items() if isinstance(image, Tensor)}
+        if pixels:
+            rows = self.backbone.encode_images(torch.stack([*pixels.values()]))
+            self.features |= zip(pixels, (row.clone() for row in rows))
 
-    def _open(self, picture: Picture) -> Image.Image | str:
-        """An image, whose thumbnail is written as well, or why it cannot be read."""
+    def _pixels(self, picture: Picture) -> Tensor | str:
+        """An image as the backbone takes it, whose thumbnail is written as well, or why it cannot be read."""
         try:
             image = open_image(self.project.data(picture))
-            small = image.copy()
-            small.thumbnail((SIDE, SIDE))
-            with atomic_path(self.thumbnails / f"{picture.digest}.png") as temporary:
-                small.save(temporary, "PNG")
-            return image
+            pixels = self.backbone.preprocess(image)
+            image.thumbnail((SIDE, SIDE))
+            with suppress(UserError), atomic_path(self.thumbnails / f"{picture.digest}.png") as temporary:
+                image.save(temporary, "PNG")  # on a full disk there is none
+            return pixels
         except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
             return reason(error)
 
@@ -212,7 +196,7 @@ class Session:
 
     def _look(self, contents: Contents) -> View:
         """The model of what the folder holds, and what it says."""
-        names, known = sorted(contents.classes), contents.classes_of()
+        names = sorted(contents.classes)
         pictures = {
             (picture.digest, label): picture
             for label, name in enumerate(names)
@@ -220,22 +204,16 @@ class Session:
             if picture.digest in self.features
         }
         problems = [self._unreadable[p.digest] for p in contents.pictures() if p.digest in self._unreadable]
-        twice = {digest: classes for digest, classes in known.items() if len(classes) > 1}
-        for digest, name in self.asked.items():
-            if digest in known and name in contents.classes and name not in known[digest]:
-                twice[digest] = [*known[digest], name]
-        view = View(self.view.number + 1, contents, problems=problems, twice=twice)
-        lessons = self._lessons(names, list(pictures))
-        if lessons is None:
+        view = View(self.view.number, contents, problems=problems)
+        if len(names) < 2:
             return view
+        lessons = self._lessons(names, pictures)
         model = learn(lessons, self.origin, self._configuration(int(lessons.counts.max())), "cpu")
         view = replace(view, model=model, guesses=self._guesses(model, contents))
         return self._judged(view, lessons, list(pictures.values()))
 
-    def _lessons(self, names: list[str], images: list[tuple[str, int]]) -> Lessons | None:
-        """What is taught: images as SHA-256 and class; None where nothing can be."""
-        if len(names) < 2:
-            return None
+    def _lessons(self, names: list[str], images: Collection[tuple[str, int]]) -> Lessons:
+        """What is taught: the classes, and images as SHA-256 and class."""
         new = [name for name in names if name not in self._text]
         if new:
             with tempfile.TemporaryDirectory() as folder:
@@ -295,8 +273,9 @@ def write_sample(folder: Path) -> None:
     counts: Counter[str] = Counter()
     with writing_folder(folder) as new:
         for item in dataset.train:
-            place = f"{TRAIN}/{item.classname}" if counts[item.classname] < SAMPLE_TRAIN else UNLABELLED
-            counts[place if place == UNLABELLED else item.classname] += 1
+            place = f"{TRAIN}/{item.classname}"
+            place = place if counts[place] < SAMPLE_TRAIN else UNLABELLED
+            counts[place] += 1
             if counts[UNLABELLED] > SAMPLE_UNLABELLED:
                 break
             (new / place).mkdir(parents=True, exist_ok=True)
