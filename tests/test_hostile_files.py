@@ -241,7 +241,7 @@ READERS: dict[str, tuple[str, Callable[[Path], int]]] = {
     "descriptions": ("described.json", function(lambda folder: read_descriptions(folder / "described.json", NAMES))),
     "unfinished descriptions": (
         "out.json.partial",
-        function(lambda folder: Collection(NAMES, folder / "out.json", "photos", 2, 2, 2)),
+        function(lambda folder: Collection(NAMES, folder / "out.json", "photos", 2, 2)),
     ),
     "table of images": ("labels.csv", function(lambda folder: load_own_images(str(folder / "labels.csv")))),
     "kept features": ("part.safetensors", function(read_kept)),

@@ -161,14 +161,15 @@ def test_after_an_end_nothing_that_was_answered_is_asked_again(describe, endpoin
     kept["classes"]["river"]["models"] = ["m"]  # as earlier versions wrote it
     (tmp_path / "out.json.partial").write_text(json.dumps(kept))
 
+    again = [["annual crop", "highway"], ["lake"]]
     assert "requests: 2, classes: 3; nothing was asked\n" in describe("--dry-run")[1]
     endpoint.replies = [fails(401, f"wrong key {KEY}")]
     code, said = describe()
     assert code == 2 and "wrong key [key]" in said
     assert describe()[0] == 0
     # the third question had no answer; of the second, one class had none
-    assert endpoint.batches[2:] == [NAMES[4:6], NAMES[4:6], ["annual crop"]]
-    assert "was refused: 4 words" in endpoint.prompts[4]
+    assert endpoint.batches[2:] == [again[0], *again]
+    assert "was refused: 4 words" in endpoint.prompts[3]
     assert list(table(tmp_path)) == NAMES
     assert all(table(tmp_path)[name] == kept["classes"][name]["sentences"] for name in ("river", "forest", "pasture"))
     assert names_of(tmp_path) == DONE
@@ -195,7 +196,7 @@ def test_a_full_disk_is_one_line_and_what_was_kept_stays(describe, endpoint, tmp
         ("out.json", '{"river": "One."}', "is not what this command writes"),
         ("out.json", '{"mountain": []}', "'mountain', which is not in --classes"),
         ("out.json.partial", '{"context": "a", "classes": {"river": 1}}', "is not what this command writes"),
-        ("out.json.partial", '{"context": "pets", "classes": {"river": {"tries": 1}}}', "--context 'pets'"),
+        ("out.json.partial", '{"context": "pets", "classes": {"river": {"problems": ["bad"], "tries": 1}}}', "--context 'pets'"),
         ("classes.txt", "river\nRiver", "'River' names both 'river' and 'River'"),
         ("aliases.json", "[]", "must hold"),
         ("aliases.json", '{"hill": ["mound"]}', "'hill' has aliases"),

@@ -64,8 +64,8 @@ def describe(args: argparse.Namespace) -> int:
     names, aliases = read_classnames(args.classes), {}
     if args.aliases:
         aliases = check(Texts, read_json(args.aliases), f"{args.aliases} must hold {{class name: [alias, ...]}}")
-    collection = Collection(names, args.out, context, args.per_class, args.batch_size, args.tries, aliases)
-    questions = [batch for attempt in range(args.tries) for batch in collection.batches(attempt)]
+    collection = Collection(names, args.out, context, args.per_class, args.batch_size, aliases)
+    questions = collection.batches(0)
     if args.dry_run:
         if questions:
             say(f"{collection.prompt(questions[0])}\n")
@@ -74,7 +74,7 @@ def describe(args: argparse.Namespace) -> int:
     if questions:
         key = read_key(args.endpoint, args.key_env)
         limits = (args.timeout, args.retries, args.max_tokens, args.temperature)
-        collect(collection, ChatClient(args.endpoint, args.model, key, *limits).ask)
+        collect(collection, ChatClient(args.endpoint, args.model, key, *limits).ask, args.tries)
     failed = collection.finish()
     num_classes = len(collection.classnames)
     say(f"{args.out}: {num_classes - len(failed)} of {num_classes} classes have their sentences\n")

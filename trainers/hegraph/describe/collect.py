@@ -19,7 +19,7 @@ from ..prompts.sentences import normalise_name
 from ..utils.errors import UserError
 from ..utils.files import write_json
 from ..utils.reading import read_json
-from ..utils.schema import Count, OpenPart, Part, check
+from ..utils.schema import OpenPart, Part, check
 from .checks import LEAST_WORDS, MOST_WORDS, Checker, name_problems
 
 TOO_FEW = "the answer leaves this class out, or holds too few sentences"
@@ -55,12 +55,11 @@ Form = TypeVar("Form", Texts, "_Partial")
 
 
 class Progress(OpenPart):
-    """How far a class is: its good sentences, how often it was asked for, and what was wrong with the last answer."""
+    """How far a class is: its good sentences, and what was wrong with the last answer."""
 
     model_config = ConfigDict(frozen=False)  # the sentences come one after the other
 
     sentences: list[str] = Field(default_factory=list)
-    tries: Count = 0
     problems: list[str] = Field(default_factory=list)
 
 
@@ -80,7 +79,6 @@ class Collection:
         context: What the pictures are, such as "satellite photos of land use".
         per_class: How many sentences each class is to have.
         batch_size: How many classes one question asks for at most.
-        tries: How often a class is asked for at most.
         aliases: Class name -> other names of it.
 
     Raises:
@@ -88,12 +86,11 @@ class Collection:
     """
 
     def __init__(
-        self, classnames: Sequence[str], out: Path, context: str, per_class: int, batch_size: int, tries: int,
-        aliases: Texts | None = None,
+        self, classnames: Sequence[str], out: Path, context: str, per_class: int, batch_size: int, aliases: Texts | None = None
     ) -> None:  # fmt: skip
         self.classnames, self.aliases = list(dict.fromkeys(classnames)), aliases or {}
         self.out, self.partial, self.context = out, out.with_name(f"{out.name}.partial"), context
-        self.per_class, self.batch_size, self.tries = per_class, batch_size, tries
+        self.per_class, self.batch_size = per_class, batch_size
         if problems := name_problems(self.classnames, self.aliases):
             raise UserError(problems[0])
         self.progress = {name: Progress() for name in self.classnames}
@@ -120,8 +117,7 @@ class Collection:
 
         They get smaller from one attempt to the next, since an answer may have been cut off for its length.
         """
-        names = [name for name in self.unfinished() if self.progress[name].tries == attempt]
-        size = max(1, self.batch_size >> attempt)
+        names, size = self.unfinished(), max(1, self.batch_size >> attempt)
         return [names[i : i + size] for i in range(0, len(names), size)]
 
     def prompt(self, batch: Sequence[str]) -> str:
@@ -144,7 +140,6 @@ class Collection:
         table = read_answer(answer, batch)
         for name in batch:
             progress = self.progress[name]
-            progress.tries += 1
             missing = self.per_class - len(progress.sentences)
             good, problems = self.checker.sift(name, table.get(name, ()), missing)
             progress.sentences += good
@@ -164,11 +159,7 @@ class Collection:
         failed = {name: (self.progress[name].problems or ["not asked for"])[0] for name in self.unfinished()}
         if table := {name: self.progress[name].sentences for name in self.classnames if name not in failed}:
             write_json(self.out, table)
-        for progress in self.progress.values():
-            progress.tries = 0  # so that the same command asks for these classes again
-        if failed:
-            self.save()
-        else:
+        if not failed:
             self.partial.unlink(missing_ok=True)
         return failed
 
@@ -183,8 +174,8 @@ class Collection:
         return content
 
 
-def collect(collection: Collection, ask: Callable[[str], str]) -> None:
-    """Asks until every class has its sentences, or was asked for as often as is allowed.
+def collect(collection: Collection, ask: Callable[[str], str], tries: int) -> None:
+    """Asks until every class has its sentences, or was asked for `tries` times.
 
     `ask` takes a prompt and returns the answer. Raises UserError if `ask` does, or a file cannot be written.
     """
@@ -192,7 +183,7 @@ def collect(collection: Collection, ask: Callable[[str], str]) -> None:
     num_classes = len(collection.classnames)
     with tqdm(total=num_classes, desc="describing", unit="class", disable=None) as bar:
         bar.update(num_classes - len(collection.unfinished()))
-        for attempt in range(collection.tries):
+        for attempt in range(tries):
             for batch in collection.batches(attempt):
                 collection.take(batch, ask(collection.prompt(batch)))
                 bar.update(num_classes - len(collection.unfinished()) - bar.n)
