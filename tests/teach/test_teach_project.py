@@ -198,7 +198,7 @@ def test_names_of_files_are_made_safe():
     }
     assert {name: file_name(name) for name in names} == names
     assert file_name("\ud800.png") == "%5Cud800.png"
-    assert len(file_name("é" * 300 + ".png").encode()) < 220
+    assert file_name("é" * 300 + ".png") == "é" * 100 + ".png"
 
 
 def test_the_same_image_in_two_classes_is_settled_in_one(project):

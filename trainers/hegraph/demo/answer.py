@@ -25,8 +25,10 @@ UNUSUAL = 0.05  # an image that scores lower than all but this share of the know
 
 def template(path: Path) -> jinja2.Template:
     """A file of macros that make HTML, and escape all that they are given."""
-    options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    return jinja2.Environment(**options).from_string(path.read_text(encoding="utf-8"))
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(path.read_text(encoding="utf-8"))
 
 
 TEMPLATE = template(Path(__file__).parent / "answer.html")

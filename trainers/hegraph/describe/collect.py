@@ -86,7 +86,8 @@ class Collection:
     """
 
     def __init__(
-        self, classnames: Sequence[str], out: Path, context: str, per_class: int, batch_size: int, aliases: Texts | None = None
+        self, classnames: Sequence[str], out: Path, context: str, per_class: int, batch_size: int,
+        aliases: Texts | None = None,
     ) -> None:  # fmt: skip
         self.classnames, self.aliases = list(dict.fromkeys(classnames)), aliases or {}
         self.out, self.partial, self.context = out, out.with_name(f"{out.name}.partial"), context

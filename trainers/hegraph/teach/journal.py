@@ -89,9 +89,9 @@ class JournaledFolder:
         more, or whose places are taken, is forgotten, so that the one before it can be undone.
         """
         with self.locked():
-            *before, last = self.journal().changes or [None]
-            if last is None:
+            if not (changes := self.journal().changes):
                 raise UserError("there is nothing to undo")
+            *before, last = changes
             try:
                 self._perform([(target, source) for source, target in reversed(last.moves)], before)
             except (UserError, OSError) as error:

@@ -285,7 +285,7 @@ def name_key(name: str) -> str:
 def file_name(sent: str) -> str:
     """The name of a file that came from elsewhere, as one that every system allows."""
     name = PurePosixPath(printable(re.split(r"[/\\]", unicodedata.normalize("NFC", sent))[-1]) or "image")
-    return f"{folder_name(name.stem)}{name.suffix}"
+    return f"{folder_name(name.stem).encode()[:MAX_NAME].decode(errors='ignore')}{name.suffix}"
 
 
 def problem_of(name: str, data: bytes) -> str:

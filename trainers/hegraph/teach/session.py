@@ -28,7 +28,6 @@ from ..config import Config
 from ..datasets.digits import load_digits_dataset
 from ..datasets.images import open_image, reason
 from ..estimator.training import Origin, learn, make_configuration
-from ..features.images import Reader
 from ..features.text import encode_prompts
 from ..labels.issues import LabelIssue, issues_of
 from ..labels.left_out import free_options, left_out_logits, left_out_offsets
