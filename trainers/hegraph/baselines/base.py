@@ -4,10 +4,10 @@ A method is a class whose name is what `--trainer` says; `METHODS` in `__init__.
 its file's, has the paper, the equation and the distance from the original. Methods that train class features derive
 from `TrainedClassifier` (`trained.py`), those that add a cache to the text from `CacheMethod` (`tip_adapter.py`).
 
-Two distances are not repeated in the files. Originals that train by epochs augment the images anew in each, and those
-in Dassl (CoOp, CLIP-Adapter, TaskRes, GraphAdapter) leave out its last batch if that is not full; here each epoch draws
-one of the bank's views of every image, and every batch is a step. Those of GDA, TIMO, ProKeR, Proto-CLIP and the cache
-methods choose on the whole val split (on ImageNet: on test); here it is the few-shot one.
+Two distances are not repeated there. Originals that train by epochs augment the images anew in each, and those in Dassl
+(CoOp, CLIP-Adapter, TaskRes, GraphAdapter) leave out the last batch if it is not full; here each epoch draws one of the
+bank's views of every image, and every batch is a step. Those of GDA, TIMO, ProKeR, Proto-CLIP and the cache methods
+choose on the whole val split (on ImageNet: on test); here it is the few-shot one.
 
 Shapes: N training images, V augmented views of each, K classes, d feature width, B images of a batch.
 """
@@ -123,11 +123,10 @@ def by_dataset(others: Any, **named: Any) -> list[list]:
 
 
 def value_for_task(options: Options, key: str, bank: FeatureBank) -> Any:
-    """The value of an option for a task: the option itself or, if it has rows, the value of the row that fits the task.
+    """The value of an option for a task: of rows, that of the row that fits; UserError if none does.
 
     Rows are `[data set, value]`, where "" is any data set without a row of its own, or `[from this many shots, value]`,
     of which the last one counts that the class with the most training images reaches. Values are numbers, or lists.
-    Raises UserError if the rows have another form, or none fits.
     """
     rows = getattr(options, key)
     if not isinstance(rows, (list, tuple)):

@@ -13,10 +13,10 @@ memories as they start, then the epoch (the last of equally good ones), then alp
 Distance from the original: val is looked at every 50 epochs, in the original after each. The released code trains the
 adapter on features as the image tower gives them, and tests it on unit-norm ones; here they are unit-norm in both. The
 authors set alpha, beta, the kind of adapter, and whether the text memory is trained, for each data set; here alpha and
-beta come from val, of equally good ones the nearest to the start values, the text memory is always trained, and the
-adapter is always their MLP, since their convolutions are slow on a CPU. Its output is divided by the root of its width,
-so that it and the unit-norm feature count as 0.2 to 0.8. Without val images beta is 9, the middle of the authors', and
-alpha and the epochs, by shots, are about the medians of what val chose on three banks of ViT-B/32 features.
+beta come from val, of equally good ones the nearest to the start, the text memory is always trained, and the adapter is
+always their MLP, whose output is divided by the root of its width, so that it and the unit-norm feature count as 0.2 to
+0.8. Without val images beta is 9, the middle of the authors', and alpha and the epochs, by shots, are about the medians
+of what val chose on three banks.
 """
 
 from __future__ import annotations

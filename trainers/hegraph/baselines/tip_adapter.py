@@ -11,10 +11,9 @@ is no cosine after the first step. The start values are the paper's, in Tip-Adap
 set; alpha and beta are then searched on val, over that code's range.
 
 Distance from the original: the few-shot val split is too small to tell 200 values of beta apart, so the grid is 20 by
-20 where theirs is 200 by 20. The start values, with which the keys were trained, are a candidate as well, and of
-equally good candidates the nearest to them is taken, where theirs is the smallest. Without val images they stay. In
-Tip-Adapter-F the authors keep the epoch that is best on test, and report the better on test of before and after the
-search; here the last epoch counts, after the search.
+20 where theirs is 200 by 20. The start values are a candidate as well, and of equally good candidates the nearest to
+them is taken, where theirs is the smallest. In Tip-Adapter-F the authors keep the epoch that is best on test, and
+report the better on test of before and after the search; here the last epoch counts, after the search.
 """
 
 from __future__ import annotations
@@ -44,12 +43,11 @@ Values = tuple[float, ...]  # alpha, beta and, in APE, gamma
 
 @dataclass(frozen=True)
 class Cache:
-    """The two parts of a prediction.
+    """The two parts of a prediction, and what is trained of them.
 
     Attributes:
         text: Maps image features `[B, d]` to the text's logits `[B, K]`.
         cache: Maps image features and all numbers but alpha to the cache's logits `[B, K]`, which alpha weighs.
-        parameters: What is trained.
         folded: Gives the classifier, whose alpha and beta are still open; None if the method has another form.
     """
 
@@ -64,10 +62,9 @@ class Cache:
 
 
 class CacheMethod(Method):
-    """A method that adds a cache to the text's logits. What it trains is trained with cross-entropy, AdamW and a cosine
-    by step, at the values of ALPHA and BETA where the search starts.
-
-    `searched` names the numbers, alpha first; `order` is theirs in SEARCH_SCALE and SEARCH_STEP, as the authors do it.
+    """A method that adds a cache to the text's logits. Parameters are trained with cross-entropy, AdamW and a cosine by
+    step, at the values of the numbers `searched` where the search starts; `order` is that of SEARCH_SCALE and
+    SEARCH_STEP, as the authors have it.
     """
 
     searched: ClassVar[Sequence[str]] = ("ALPHA", "BETA")
@@ -104,11 +101,10 @@ class CacheMethod(Method):
 def search(
     bank: FeatureBank, options: Options, start: dict[str, float], cache: Cache, order: Sequence[str]
 ) -> tuple[Values, dict]:
-    """Chooses the numbers of a cache method on val. Without val images, or without SEARCH, the start values stay.
+    """Chooses the numbers of a cache method on val; without val images or SEARCH, those of `start` stay.
 
     Candidates are a grid, which ends a step before SEARCH_SCALE and holds SEARCH_STEP values, both in the given order,
-    and the start's beta (and gamma) with all alphas. `start` has the values that the search starts at, ALPHA first; of
-    equally good candidates the nearest to them is taken. Returns the numbers, and `FittedMethod.selected`.
+    and the start's beta (and gamma) with all alphas. Returns the numbers, alpha first, and `FittedMethod.selected`.
     """
     values = tuple(start.values())
     if not (options.SEARCH and has_val(bank)):

@@ -30,9 +30,9 @@ class Trainable:
 
     Attributes:
         class_features: Gives `x_k`, of any norm, shape `[K, d]`, from the parameters as they are.
-        query: Maps image features `[B, d]` to what is compared with the class features; None leaves them as they are.
-        penalty: What the loss has beside the cross-entropy; None for nothing.
-        transfer: Maps a bank of other classes to their `x_k`; None if the method has no rule for them.
+        query: Maps image features `[B, d]` to what is compared with the class features; by default themselves.
+        penalty: What the loss has beside the cross-entropy.
+        transfer: Maps a bank of other classes to their `x_k`, if the method has a rule for them.
     """
 
     parameters: list[Tensor]

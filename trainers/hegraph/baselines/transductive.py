@@ -5,8 +5,7 @@ Label Propagation for Zero-shot Classification with Vision-Language Models. CVPR
 Ben Ayed: Realistic Test-Time Adaptation of Vision-Language Models. CVPR 2025.
 
 Each starts from the predictions `y_i = softmax(z_i)` of another method, `BASE`, and lets the M test images correct each
-other. What they say depends on which images come together, so they run with `--unlabelled test` alone, and their
-records are never put beside those of images that are predicted one by one.
+other. They run with `--unlabelled test` alone, and their records stay apart from those of single images.
 
 TransCLIP: every class is a Gaussian, with one diagonal covariance for all; each image is drawn to its three nearest
 ones, and to `y_i`. Five times this, and then the Gaussians from `q`, ten times:
@@ -21,12 +20,11 @@ of BASE, which zero-shot are the text features. Labels spread from these:
 
     scores = (I - ALPHA S)^-1 e_c,   S = D^-1/2 (W + W^T) D^-1/2,   edges to classes: cos(f_i, x_c)^GAMMA
 
-Distance from the original: in TransCLIP, labelled images enter through the predictions of BASE alone, and not a second
-time through the Gaussians, whose weight its authors choose on val images for each data set. ZLaP's system is solved by
-summing its series, and not by conjugate gradients; its "proxy" class nodes are not here. In StatA, the logarithm of the
-Gaussians' determinants, which the released code subtracts, is left out unless `DETERMINANT` is set, since the method is
-better on our banks without it; and the first covariance is divided by the number of images once, where the released
-code does so once for every 2,500 images.
+Distance from the original: in TransCLIP, labelled images enter through the predictions of BASE alone, and not through
+the Gaussians as well, with a weight that is chosen on val. ZLaP's system is solved by summing its series, and not by
+conjugate gradients; its "proxy" class nodes are not here. StatA leaves out the Gaussians' determinants unless
+`DETERMINANT` is set, since it is better on our banks without them; and it divides the first covariance by the number of
+images once, where the released code does so once for every 2,500 images.
 
 Shapes: M test images, K classes, d feature width.
 """
@@ -52,23 +50,14 @@ SERIES = 25  # terms of ZLaP's series; ALPHA to this power is left out
 
 
 class TransductiveMethod(Method):
-    """A method that corrects the predictions for all test images together.
-
-    Its option `BASE` is "HeGraphAdapter", with the options of the run, or "ZeroShot".
-    """
+    """Corrects what `BASE`, "HeGraphAdapter" with the options of the run or "ZeroShot", says of all test images."""
 
     needs_base: ClassVar[bool] = True
     not_saved: ClassVar[str] = "what it says of an image depends on the other test images"
 
     def fit(
-        self,
-        bank: FeatureBank,
-        options: Options,
-        seed: int,
-        backbone: object = None,
-        base: FittedMethod | None = None,
+        self, bank: FeatureBank, options: Options, seed: int, backbone: object = None, base: FittedMethod | None = None
     ) -> FittedMethod:
-        """Trains nothing; the logits of the result take all test images at once."""
         assert base is not None  # `needs_base`
         text = bank.text_positive
         weights = text if base.classifier is None else F.normalize(base.classifier.weights, dim=1)
@@ -80,25 +69,15 @@ class TransductiveMethod(Method):
 
     @abstractmethod
     def together(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
-        """Corrected logits, shape `[M, K]`.
+        """Corrected logits `[M, K]` from the features of all test images, `[M, d]`, and what the base says of them.
 
-        Args:
-            features: Unit-norm features of all test images, shape `[M, d]`.
-            logits: What the base says of them, shape `[M, K]`.
-            text: Unit-norm text features, shape `[K, d]`.
-            weights: Unit-norm class weights of the base, shape `[K, d]`; the text if it has none.
-            options: The keys of `defaults`.
+        `weights` are the base's class weights or, if it has none, the text, like that of unit norm and shape `[K, d]`.
         """
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Edges from every image to those with the largest cosines.
-
-    Attributes:
-        to: Positions, shape `[M, k]`.
-        weights: Cosines, not negative, shape `[M, k]`.
-    """
+    """Edges from every image to those with the largest cosines: their positions and cosines, not negative, `[M, k]`."""
 
     to: Tensor
     weights: Tensor

@@ -85,16 +85,12 @@ def shifted_cache_logits(
 
     Args:
         features: Unit-norm image features, shape `[B, d]`.
-        keys: Cached image features, shape `[N, d]`.
+        keys, labels: Cached image features, shape `[N, d]`, and their classes.
         shift: What moves the keys of each class, shape `[K, d]`.
-        labels: Class of each cached image, shape `[N]`.
         beta: Sharpness.
         own: Positions of the queries in the cache, shape `[B]`, where they are cached images themselves: a query then
-            does not match its own key. None where no query is in the cache.
+            does not match its own key.
         products: `features @ keys.t()`, shape `[B, N]`, where it is known already.
-
-    Returns:
-        Logits, shape `[B, K]`.
     """
     return _ShiftedCache.apply(shift, features, keys, labels, beta, own, products).t()
 
@@ -105,11 +101,10 @@ def moved_keys(keys: Tensor, shift: Tensor, labels: Tensor) -> Tensor:
 
 
 class _ShiftedCache(torch.autograd.Function):
-    """The forward and backward pass of `shifted_cache_logits`, with classes in rows: logits are `[K, B]`.
+    """The forward and backward pass of `shifted_cache_logits`, with cached images and classes in rows.
 
-    In every matrix a row is a cached image, so that the sum of a class adds rows. The exponent of an affinity is
-    `e = scale * (f . F_k + f . s_c) - beta` with `scale = beta / |F_k + s_c|`; only exponents and norms are kept for
-    the backward pass.
+    The exponent of an affinity is `e = scale * (f . F_k + f . s_c) - beta` with `scale = beta / |F_k + s_c|`; only
+    exponents and norms are kept for the backward pass.
     """
 
     @staticmethod
@@ -168,11 +163,9 @@ class FoldedClassifier:
     Attributes:
         weights: `W`, which holds CLIP's `tau`: for HeGraphAdapter `tau X_p' / |X_p'|`, shape `[K, d]`.
         bias: `b`, shape `[K]`; None is zero.
-        keys: Cached image features `F`, shape `[N, d]`; None without a cache classifier.
-        labels: Class of each cached image, shape `[N]`; None without a cache classifier.
+        keys, labels: Cached image features `F`, shape `[N, d]`, and their classes; None without a cache classifier.
         key_weights: `v`, shape `[N]`; None is one for all.
-        alpha: Weight of the cache.
-        beta: Sharpness of the affinities.
+        alpha, beta: Weight of the cache, and sharpness of the affinities.
     """
 
     weights: Tensor

@@ -50,11 +50,8 @@ class HeteroGraph:
         return weights
 
     def degrees(self, relation: RelationType) -> tuple[Tensor, Tensor]:
-        """Degrees of a graph convolution with a self loop, counted in absolute weights.
-
-        Returns:
-            `deg_i + 1 = sum_j |r_ij| + 1` of every target node and, since the matrix is not symmetric,
-            `deg_j + 1 = sum_i |r_ij| + 1` of every source node, each `[K, 1]`.
+        """Degrees of a graph convolution with a self loop, counted in absolute weights: `deg_i + 1 = sum_j |r_ij| + 1`
+        of every target node and `deg_j + 1 = sum_i |r_ij| + 1` of every source node, each `[K, 1]`.
         """
         target, source = self.x_dict[relation.target].new_ones(2, self.num_classes)
         for start in range(0, self.num_classes, ROWS):
@@ -121,11 +118,8 @@ class Aggregation(nn.Module):
 
 
 def build_graph(positive: Tensor, negative: Tensor, visual: Tensor) -> HeteroGraph:
-    """Connects the three kinds of class nodes, each `[K, d]` features of any norm, by cosine similarity.
-
-    Raises:
-        ValueError: If the three shapes differ.
-    """
+    """Connects the three kinds of class nodes, each `[K, d]` features of any norm, by cosine similarity; ValueError if
+    their shapes differ."""
     nodes = positive, negative, visual
     if len({x.shape for x in nodes}) != 1:
         shapes = [tuple(x.shape) for x in nodes]

@@ -29,8 +29,7 @@ class HeGraphModel(nn.Module):
     """Adapts the classifiers of a frozen CLIP by message passing on a heterogeneous graph.
 
     Attributes:
-        cache_keys: Unit-norm features of the fine-tuning images, shape `[N, d]`.
-        cache_labels: Their labels, shape `[N]`.
+        cache_keys, cache_labels: Unit-norm features of the fine-tuning images, shape `[N, d]`, and their labels.
         logit_scale: CLIP's `tau`.
         layers: Message passing; None for a variant without training.
         closed_form: Of the images and the text; None where neither its messages nor its noise is asked for.
@@ -141,11 +140,7 @@ class HeGraphModel(nn.Module):
 
 
 def build_model(bank: FeatureBank, options: ModelOptions) -> HeGraphModel:
-    """The untrained adapter of a few-shot task, on the device of its features.
-
-    Raises:
-        UserError: If a class has no training image.
-    """
+    """The untrained adapter of a few-shot task, on the device of its features; UserError if a class has no image."""
     keys, negative = bank.cache_keys(), bank.text_negative
     if options.shuffle == "negative":
         negative = negative[shuffled(len(negative)).to(negative.device)]
@@ -170,7 +165,6 @@ class TransferableAdapter:
     visual nodes says what the visual node of a new class should be, and the relation back passes it on.
 
     Attributes:
-        options: Options of the model.
         parameters: The matrices `W` between text nodes, each `[d, d]`, and their learned meta-path weights, by the
             names of the layer's state.
         messages: In closed form; None where the model has none.

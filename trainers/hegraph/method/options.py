@@ -94,11 +94,7 @@ class ModelOptions:
         1.0, f"{NODE}.BETA_C", "sharpness of the cache affinities", least=0, symbol="β of Tip-Adapter, Eq. 8"
     )
     alpha_c: float = _kept(
-        8.0,
-        f"{NODE}.ALPHA_C",
-        "weight of the visual logits in predictions",
-        filled=True,
-        symbol="alpha of Tip-Adapter",
+        8.0, f"{NODE}.ALPHA_C", "weight of the visual logits in predictions", filled=True, symbol="alpha of Tip-Adapter"
     )
     closed_form: ClosedFormOptions = field(default_factory=ClosedFormOptions)
     noise: float = _kept(

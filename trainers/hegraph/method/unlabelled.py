@@ -142,13 +142,8 @@ class ClassShares:
 
 @dataclass(frozen=True)
 class Heard:
-    """What the rounds leave.
-
-    Attributes:
-        logits: Of the unlabelled images, shape `[M, K]`; divide them by the temperature before a softmax.
-        classifier: For images outside the graph.
-        shares: How the class shares were judged.
-    """
+    """What the rounds leave: logits of the unlabelled images, shape `[M, K]`, to be divided by the temperature; the
+    classifier for images outside the graph; and how the class shares were judged."""
 
     logits: Tensor
     classifier: FoldedClassifier
@@ -164,13 +159,11 @@ def hear_unlabelled(
     logit_scale: float,
     temperature: float,
 ) -> Heard:
-    """Lets a classifier hear unlabelled images.
+    """Lets any classifier hear unlabelled images.
 
     Args:
-        classifier: Any trained classifier, or zero-shot CLIP's.
-        labelled: Of the images that it was trained on.
-        text: Unit-norm text features of the classes, shape `[K, d]`.
-        features: Unit-norm features of the unlabelled images, shape `[M, d]`, M at least 1.
+        labelled: Of the images that the classifier was trained on; of none for zero-shot CLIP's.
+        text, features: Of unit norm, shape `[K, d]` of the classes and `[M, d]` of the unlabelled images, M at least 1.
         logit_scale: CLIP's `tau`.
         temperature: What the classifier's logits are divided by to become calibrated, `T`.
     """
@@ -232,11 +225,7 @@ def evenness(shares: Tensor) -> float:
 
 
 def relative_evenness(probabilities: Tensor) -> float:
-    """The `scale` of `ClassShares`, cut to -1 to 1.5. The same images give the same, since the draws have a fixed seed.
-
-    Args:
-        probabilities: Calibrated, shape `[M, K]`.
-    """
+    """The `scale` of `ClassShares`, cut to -1 to 1.5, of calibrated probabilities `[M, K]`; the draws have one seed."""
     probabilities = probabilities.cpu()
     num_classes = probabilities.shape[1]
     generator = torch.Generator().manual_seed(0)
@@ -304,13 +293,7 @@ class _Metric:
         return weights, -weights @ self.mean
 
     def to_images(self, features: Tensor, own: Tensor, counts: Tensor) -> Tensor:
-        """`g_ic` of some images, shape `[R, K]`.
-
-        Args:
-            features: Shape `[R, d]`.
-            own: Their soft edges `q_ic`, shape `[R, K]`.
-            counts: `N_c`, shape `[K]`.
-        """
+        """`g_ic` of images with features `[R, d]` and soft edges `own`, `q_ic`, `[R, K]`; `counts` are `N_c`."""
         images = (features - self.mean.float()) @ self.whitening.float()
         nodes, counts = self.nodes.float(), counts.float()
         products = images @ nodes.t()

@@ -33,8 +33,7 @@ class Checkpoints:
         folder: The output folder of the run.
         resume_from: The folder whose checkpoint training goes on from; mostly the same.
         run_id: Hash of everything that shapes the run. The checkpoint of another run is refused.
-        classnames: The K class names in label order, kept with an adapter.
-        split_hash: Hash of the images that were selected, kept with an adapter.
+        classnames, split_hash: The K class names and the hash of the selected images, kept with an adapter.
     """
 
     folder: Path
@@ -68,13 +67,8 @@ class Checkpoints:
         return state
 
     def load(self, model: HeGraphModel, optimizer: AdamW) -> tuple[int, float] | None:
-        """Loads model and optimizer in place, if there is a checkpoint.
-
-        Returns:
-            The epochs that are done and the seconds that they took; None if there is no checkpoint.
-
-        Raises:
-            UserError: As `read`, and if another version wrote it, whose tensors are others.
+        """Loads model and optimizer in place. Returns the epochs that are done and the seconds that they took; None if
+        there is no checkpoint. Raises UserError as `read`, and if another version wrote it, whose tensors are others.
         """
         if (state := self.read()) is None:
             return None

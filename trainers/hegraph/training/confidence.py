@@ -78,7 +78,6 @@ class Calibration:
     Attributes:
         temperature: `T`.
         fitted_on: "val", "held-out images", "held-out classes", "model" (it came with a trained model) or "nothing".
-        num_images: How many images it was fitted on.
         seconds: How long that took, with the training for it.
         known: How these images score, for thresholds that tell images of no known class; None if there were none.
     """
