@@ -15,7 +15,7 @@ onnxruntime = pytest.importorskip(
 )
 
 from trainers.hegraph.backbones.clip import Backbone  # noqa: E402
-from trainers.hegraph.backbones.loading import create_model, load_backbone  # noqa: E402
+from trainers.hegraph.backbones.loading import create_model  # noqa: E402
 from trainers.hegraph.datasets.digits import load_digits_dataset  # noqa: E402
 from trainers.hegraph.export import onnx_file  # noqa: E402
 from trainers.hegraph.export.onnx_file import TOLERANCE, Head, describe_preprocessing, write_onnx  # noqa: E402
@@ -48,8 +48,7 @@ def metadata_of(path: Path) -> dict:
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
 def test_the_head_gives_the_logits_and_probabilities_of_the_classifier(parts, random_model, unit_features, tmp_path):
     model, file = random_model(WIDTH, **parts), tmp_path / "head.onnx"
-    done = write_onnx(model, None, file)
-    assert (done.input_name, done.shape, done.size) == ("features", (WIDTH,), file.stat().st_size)
+    write_onnx(model, None, file)
     for batch in (1, 50):
         features = unit_features(batch, WIDTH, seed=3)
         logits, probabilities = answer(file, features)
@@ -64,7 +63,7 @@ def test_the_head_in_half_precision_stores_floats_of_two_bytes_and_takes_and_giv
     random_model, unit_features, tmp_path
 ):
     model, file = random_model(WIDTH), tmp_path / "head.onnx"
-    done = write_onnx(model, None, file, half=True)
+    differences = write_onnx(model, None, file, half=True)
     weights = {tensor.name: tensor.data_type for tensor in onnx.load(file).graph.initializer if len(tensor.dims) == 2}
     assert set(weights.values()) == {onnx.TensorProto.FLOAT16}
     features = unit_features(5, WIDTH, seed=3)
@@ -72,7 +71,7 @@ def test_the_head_in_half_precision_stores_floats_of_two_bytes_and_takes_and_giv
     assert logits.dtype == torch.float32
     expected = model.classifier.logits(features)
     assert 0 < (logits - expected).abs().max() / expected.abs().max() < 1e-3
-    assert 0 < done.logits < 1e-3 and 0 < done.probabilities < 1e-2
+    assert 0 < differences[0] < 1e-3 and 0 < differences[1] < 1e-2
 
 
 @pytest.mark.slow
@@ -97,8 +96,7 @@ def test_every_digit_of_the_test_set_gets_the_class_of_torch(half, finished_digi
     dataset = load_digits_dataset()
     pixels = torch.stack([images.backbone.preprocess(dataset.read(item.path)) for item in dataset.test])
     expected = images.model.probabilities(images.backbone.encode_images(pixels))
-    done = write_onnx(images.model, images.backbone, tmp_path / "full.onnx", half)
-    assert (done.input_name, done.shape) == ("pixel_values", (3, 32, 32))
+    write_onnx(images.model, images.backbone, tmp_path / "full.onnx", half)
     _, probabilities = answer(tmp_path / "full.onnx", pixels)
     same = (probabilities.argmax(1) == expected.argmax(1)).float().mean()
     assert len(pixels) == 899 and same >= (0.995 if half else 1)
@@ -175,20 +173,10 @@ def test_a_file_that_is_not_what_torch_says_is_not_written(random_model, tmp_pat
         with pytest.raises(UserError, match=said):
             write_onnx(model, None, file)
     assert file.read_bytes() == b"the older file" and list(tmp_path.iterdir()) == [file]
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_a_full_disk_leaves_nothing(random_model, tmp_path, disk_full_after):
     with disk_full_after(1000), pytest.raises(UserError, match="cannot write .*head.onnx"):
         write_onnx(random_model(WIDTH), None, tmp_path / "head.onnx")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_backbone_too_large_for_the_format_is_refused_and_tracing_leaves_torch_as_it_was(
-    random_model, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(onnx_file, "LARGEST_FILE", 1000)
-    with pytest.raises(UserError, match="can have 2 GB at most; --part head"):
-        write_onnx(random_model(64), load_backbone("hegraph-mini"), tmp_path / "full.onnx")
-    assert not list(tmp_path.iterdir())
-    write_onnx(random_model(WIDTH), None, tmp_path / "head.onnx")
-    assert torch.backends.mha.get_fastpath_enabled()

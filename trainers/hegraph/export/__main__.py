@@ -32,7 +32,7 @@ def export(args: argparse.Namespace) -> None:
     if args.part == "head" and (args.backbone or args.pretrained):
         raise UserError("--backbone and --pretrained encode images, and --part head takes features; leave one out")
     from ..models.folder import load_model, model_files  # what is imported here takes seconds
-    from ..models.images import ImageModel, backbone_files, backbone_to_load
+    from ..models.images import ImageModel, backbone_files
     from ..models.saved import Preprocessing
     from ..utils.files import check_output
     from .onnx_file import require_packages, write_onnx
@@ -41,18 +41,12 @@ def export(args: argparse.Namespace) -> None:
     model, backbone = load_model(args.model), None
     check_output(args.onnx, [*model_files(args.model), *backbone_files(model, args.backbone, args.pretrained)])
     if args.part == "full":
-        try:
-            backbone_to_load(model, args.backbone, args.pretrained)
-        except UserError as error:
-            raise UserError(f"{error}, or export --part head") from error
         backbone = ImageModel.of(model, "cpu", args.backbone, args.pretrained, "fp32").backbone
         model = model.model_copy(update={"preprocessing": Preprocessing.of(backbone)})
-    done = write_onnx(model, backbone, args.onnx, args.fp16)
-    shape, classes = ", ".join(map(str, ("B", *done.shape))), model.classifier.num_classes
+    logits, probabilities = write_onnx(model, backbone, args.onnx, args.fp16)
     say(
-        f"{args.onnx}: {done.size / 1e6:.2f} MB, {done.input_name} [{shape}] to logits and probabilities "
-        f"[B, {classes}]\nlargest difference from torch: logits {done.logits:.1e} of the largest, "
-        f"probabilities {done.probabilities:.1e}\n"
+        f"{args.onnx}: {args.onnx.stat().st_size / 1e6:.2f} MB; largest difference from torch: logits {logits:.1e} of "
+        f"the largest, probabilities {probabilities:.1e}\n"
     )
 
 

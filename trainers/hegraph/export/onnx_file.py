@@ -13,10 +13,9 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from ..backbones.clip import Backbone
 
 OPSET = 17
-LARGEST_FILE = 2**31  # bytes: protobuf's limit
 LOGITS, PROBABILITIES = "logits", "probabilities"
 FEATURES, PIXELS = "features", "pixel_values"
 TOLERANCE = 1e-4  # largest difference of the logits from torch's, relative to the largest logit
@@ -43,9 +41,10 @@ NEAR, IMAGES = 8, 3  # samples: features near so many weights, and near so many 
 
 
 class Head(nn.Module):
-    """A folded classifier and the temperature that its logits are divided by: features to logits and probabilities.
+    """A folded classifier and the temperature that its logits are divided by, behind an image tower, if there is one.
 
-    It computes what `FoldedClassifier.logits` computes, with the cache in one piece: a batch needs `B * N` floats.
+    It computes what `FoldedClassifier.logits` computes, with the cache in one piece: a batch needs `B * N` floats. The
+    tower is that of an open_clip model in float32.
     """
 
     weights: Tensor
@@ -54,10 +53,10 @@ class Head(nn.Module):
     labels: Tensor
     key_weights: Tensor | None
 
-    def __init__(self, classifier: FoldedClassifier, temperature: float) -> None:
+    def __init__(self, classifier: FoldedClassifier, temperature: float, tower: Any = None) -> None:
         super().__init__()
         keys = classifier.keys if classifier.keys is not None and len(classifier.keys) else None
-        self.num_classes, self.temperature = classifier.num_classes, temperature
+        self.num_classes, self.temperature, self.tower = classifier.num_classes, temperature, tower
         self.alpha, self.beta = classifier.alpha, classifier.beta
         self.register_buffer("weights", classifier.weights.t().contiguous())  # [d, K]
         self.register_buffer("bias", classifier.bias)
@@ -65,8 +64,11 @@ class Head(nn.Module):
         self.register_buffer("labels", None if keys is None else classifier.labels)
         self.register_buffer("key_weights", None if keys is None else classifier.key_weights)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit-norm features `[B, d]` to logits and probabilities, each `[B, K]`."""
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit-norm features `[B, d]`, or with a tower normalised images `[B, 3, H, W]`, to logits and probabilities,
+        each `[B, K]`.
+        """
+        features = inputs if self.tower is None else F.normalize(self.tower.encode_image(inputs), dim=-1)
         logits = features @ self.weights
         if self.bias is not None:
             logits = logits + self.bias
@@ -83,38 +85,22 @@ class Head(nn.Module):
         return features.new_zeros(batch, self.num_classes).scatter_add(1, self.labels.expand(batch, -1), of_images)
 
 
-class Full(nn.Module):
-    """The image tower of an open_clip model in float32, and the head: pixels to logits and probabilities."""
-
-    model: Any  # open_clip's model classes have no type in common
-    head: Head
-
-    def __init__(self, model: Any, head: Head) -> None:
-        super().__init__()
-        self.model, self.head = model, head
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images `[B, 3, H, W]` to logits and probabilities, each `[B, K]`."""
-        return self.head(F.normalize(self.model.encode_image(pixels), dim=-1))
-
-
-def trace(module: Head | Full, inputs: Tensor, name: str) -> ModelProto:
-    """The ONNX graph of a module, whose batch is of any size; `inputs`, called `name`, are two rows or more.
+def trace(head: Head, inputs: Tensor, name: str) -> ModelProto:
+    """The ONNX graph of a head, whose batch is of any size; `inputs`, called `name`, are two rows or more.
 
     Raises:
-        UserError: If an operation of the module has no form in ONNX, or its weights are too large for a file.
+        UserError: If an operation of the tower has no form in ONNX, or its weights are too large for a file.
     """
     import onnx
 
-    hint = "; --part head exports the classifier without it" if isinstance(module, Full) else ""
-    tower = module.model.visual.parameters() if isinstance(module, Full) else ()
-    if (size := sum(weight.numel() * weight.element_size() for weight in tower)) >= LARGEST_FILE:
-        raise UserError(f"the image tower has {size / 1e9:.1f} GB, but an ONNX file can have 2 GB at most{hint}")
     file, batch = io.BytesIO(), {0: "batch"}
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # ONNX has no fused attention
     try:
-        with _tracing():
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # they are for developers
             torch.onnx.export(
-                module.eval(),
+                head.eval(),
                 (inputs,),
                 file,  # type: ignore[arg-type]  # the TorchScript exporter takes a file as well as a path
                 dynamo=False,
@@ -124,25 +110,14 @@ def trace(module: Head | Full, inputs: Tensor, name: str) -> ModelProto:
                 dynamic_axes={name: batch, LOGITS: batch, PROBABILITIES: batch},
             )
     except (RuntimeError, TypeError, ValueError) as error:  # the exporter's own errors are RuntimeErrors
-        raise UserError(f"the model has no form in ONNX: {first_line(error)}{hint}") from error
+        raise UserError(f"the model has no form in ONNX: {first_line(error)}; --part head may have one") from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return onnx.load_model_from_string(file.getvalue())
 
 
-@contextmanager
-def _tracing() -> Iterator[None]:
-    """Without torch's fused attention, which ONNX does not have, and without warnings, which are for developers."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-
-
-def halve(graph: ModelProto) -> ModelProto:
-    """The graph with its weights stored as float16, each behind a cast to float32, in which the graph still computes.
+def halve(graph: ModelProto) -> None:
+    """Stores the weights of a graph as float16, each behind a cast to float32, in which the graph still computes.
 
     It does not compute in float16: what onnxruntime's own converter makes of a ViT in that way crashes the optimiser of
     onnxruntime 1.32 on a CPU, and logits reach 100, where neighbours in float16 are 0.06 apart.
@@ -159,21 +134,6 @@ def halve(graph: ModelProto) -> ModelProto:
     nodes = [*casts, *graph.graph.node]
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
-    return graph
-
-
-class Exported(NamedTuple):
-    """An ONNX file that has been written: its only input, without the batch, and its size in bytes.
-
-    Attributes:
-        logits, probabilities: Largest differences from torch's; that of logits is relative to the largest logit.
-    """
-
-    input_name: str
-    shape: tuple[int, ...]
-    size: int
-    logits: float
-    probabilities: float
 
 
 def require_packages() -> None:
@@ -186,7 +146,7 @@ def require_packages() -> None:
         raise UserError(message) from error
 
 
-def write_onnx(model: SavedModel, backbone: Backbone | None, path: Path, half: bool = False) -> Exported:
+def write_onnx(model: SavedModel, backbone: Backbone | None, path: Path, half: bool = False) -> tuple[float, float]:
     """Writes a model as an ONNX file, whole or not at all; an older file in its place is replaced.
 
     Args:
@@ -195,28 +155,26 @@ def write_onnx(model: SavedModel, backbone: Backbone | None, path: Path, half: b
             features to probabilities.
         half: Whether weights are stored as float16. The file computes in float32 in any case.
 
+    Returns:
+        The largest differences from torch's logits, relative to the largest, and from its probabilities.
+
     Raises:
         UserError: If the file cannot be written, the model has no form in ONNX or is too large for a file, or the
             file's logits differ from torch's by more than the tolerance.
     """
-    head = Head(model.classifier, model.temperature)
+    name, inputs = (FEATURES, sample_features(model)) if backbone is None else (PIXELS, sample_pixels(backbone))
+    head = Head(model.classifier, model.temperature, None if backbone is None else backbone.model)
     with atomic_path(path) as temporary:
-        if backbone is None:
-            name, inputs = FEATURES, sample_features(model)
-            graph = trace(head, inputs, name)
-        else:
-            name, inputs = PIXELS, sample_pixels(backbone)
-            graph = trace(Full(backbone.model, head), inputs, name)
-        graph = halve(graph) if half else graph
-        shape = tuple(inputs.shape[1:])
-        for key, value in describe_model(model, name, shape).items():
+        graph = trace(head, inputs, name)
+        if half:
+            halve(graph)
+        for key, value in describe_model(model, name, inputs.shape[1:]).items():
             graph.metadata_props.add(key=key, value=json.dumps(value))
         temporary.write_bytes(graph.SerializeToString())
-        differences = compare(temporary, model, backbone, inputs, TOLERANCE_HALF if half else TOLERANCE)
-        return Exported(name, shape, temporary.stat().st_size, *differences)
+        return compare(temporary, model, backbone, inputs, TOLERANCE_HALF if half else TOLERANCE)
 
 
-def describe_model(model: SavedModel, input_name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+def describe_model(model: SavedModel, input_name: str, shape: Sequence[int]) -> dict[str, Any]:
     """What an ONNX file with this input says about itself, in plain values."""
     outputs = ["batch", model.classifier.num_classes]
     return {
@@ -279,7 +237,7 @@ def compare(
         tolerance: The largest difference of the logits that is allowed, relative to the largest logit.
 
     Returns:
-        The largest differences of logits and probabilities, as of `Exported`.
+        The largest differences of logits and probabilities, as of `write_onnx`.
 
     Raises:
         UserError: If the file is not valid, or the logits differ by more than the tolerance or are not finite.
