@@ -69,13 +69,10 @@ def scaled(factor: int, bits: type) -> Image.Image:
 
 PICTURES = {
     "wide": (wide, "PNG"),
-    "opaque": (lambda: digit().convert("RGBA").resize((41, 73)), "PNG"),
     "see-through": (see_through, "PNG"),
     "on its side": (on_its_side, "JPEG"),
     "16 bits": (lambda: scaled(256, np.uint16), "PNG"),
-    "32 bits below 256, which are not scaled": (lambda: scaled(1, np.int32), "TIFF"),
     "32 bits, some above 65535, which count as 65535": (lambda: scaled(300, np.int32), "TIFF"),
-    "colours of print": (lambda: digit().convert("CMYK").resize((64, 64)), "JPEG"),
     "no digit, and so below the threshold": (lambda: Image.linear_gradient("L"), "PNG"),
 }
 

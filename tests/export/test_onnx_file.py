@@ -56,7 +56,8 @@ def test_the_head_gives_the_logits_and_probabilities_of_the_classifier(parts, ra
         assert (logits - expected).abs().max() <= TOLERANCE * expected.abs().max()
         torch.testing.assert_close(probabilities, (expected / 1.3).softmax(dim=1), atol=1e-4, rtol=0)
     assert list(tmp_path.iterdir()) == [file]
-    assert metadata_of(file)["known"] is metadata_of(file)["preprocessing"] is None
+    about = metadata_of(file)
+    assert about["known"] is about["preprocessing"] is None and about["inputs"] == {"features": ["batch", WIDTH]}
 
 
 def test_the_head_in_half_precision_stores_floats_of_two_bytes_and_takes_and_gives_floats_of_four(
@@ -106,32 +107,26 @@ def test_every_digit_of_the_test_set_gets_the_class_of_torch(half, finished_digi
 def test_the_metadata_says_all_that_inference_needs(finished_digits_once, tmp_path):
     images = ImageModel.load(finished_digits_once)
     model = images.model
-    for backbone, inputs in (
-        (images.backbone, {"pixel_values": ["batch", 3, 32, 32]}),
-        (None, {"features": ["batch", 64]}),
-    ):
-        write_onnx(model, backbone, tmp_path / "x.onnx")
-        about, proto = metadata_of(tmp_path / "x.onnx"), onnx.load(tmp_path / "x.onnx")
-        assert proto.opset_import[0].version >= 17
-        assert list(inputs) == [entry.name for entry in proto.graph.input]
-        assert ["logits", "probabilities"] == [entry.name for entry in proto.graph.output]
-        how = about.pop("preprocessing")
-        assert KnownScores(**about.pop("known")) == model.known
-        assert about == {
-            "inputs": inputs,
-            "outputs": {"logits": ["batch", 10], "probabilities": ["batch", 10]},
-            "classes": list(model.classnames),
-            "class_ids": list(model.class_ids),
-            "tau": model.logit_scale,
-            "temperature": model.temperature,
-            "backbone": model.backbone.title,
-            "method": "HeGraphAdapter",
-            "variant": "full",
-            "trained_on": {"dataset": "Digits", "shots": 4},
-        }
-        expected = {"size": [32, 32], "resize": "shortest", "interpolation": "bicubic", "crop": "center"}
-        expected |= {"mean": list(images.backbone.mean), "std": list(images.backbone.std)}
-        assert {key: how[key] for key in expected} == expected
+    write_onnx(model, images.backbone, tmp_path / "x.onnx")
+    about, proto = metadata_of(tmp_path / "x.onnx"), onnx.load(tmp_path / "x.onnx")
+    assert proto.opset_import[0].version >= 17
+    how = about.pop("preprocessing")
+    assert KnownScores(**about.pop("known")) == model.known
+    assert about == {
+        "inputs": {"pixel_values": ["batch", 3, 32, 32]},
+        "outputs": {"logits": ["batch", 10], "probabilities": ["batch", 10]},
+        "classes": list(model.classnames),
+        "class_ids": list(model.class_ids),
+        "tau": model.logit_scale,
+        "temperature": model.temperature,
+        "backbone": model.backbone.title,
+        "method": "HeGraphAdapter",
+        "variant": "full",
+        "trained_on": {"dataset": "Digits", "shots": 4},
+    }
+    expected = {"size": [32, 32], "resize": "shortest", "interpolation": "bicubic", "crop": "center"}
+    expected |= {"mean": list(images.backbone.mean), "std": list(images.backbone.std)}
+    assert {key: how[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -146,12 +141,6 @@ def test_the_metadata_says_all_that_inference_needs(finished_digits_once, tmp_pa
 def test_the_transform_in_words_becomes_plain_values(transform, resize, interpolation):
     found = describe_preprocessing(Preprocessing(size=[224, 224], mean=[0.5] * 3, std=[0.5] * 3, transform=transform))
     assert (found["resize"], found["interpolation"], found["transform"]) == (resize, interpolation, transform)
-
-
-def test_class_names_of_any_characters_survive(random_model, tmp_path):
-    names = ('"quoted"', "new\nline", "Ünïcödé", "猫", "\ud800 half a pair", "\x00", "", " ", "a/b", "\u2028")
-    write_onnx(random_model(WIDTH).model_copy(update={"classnames": names}), None, tmp_path / "head.onnx")
-    assert metadata_of(tmp_path / "head.onnx")["classes"] == list(names)
 
 
 # What fails leaves nothing
@@ -174,9 +163,3 @@ def test_a_file_that_is_not_what_torch_says_is_not_written(random_model, tmp_pat
             write_onnx(model, None, file)
     assert file.read_bytes() == b"the older file" and list(tmp_path.iterdir()) == [file]
     assert torch.backends.mha.get_fastpath_enabled()
-
-
-def test_a_full_disk_leaves_nothing(random_model, tmp_path, disk_full_after):
-    with disk_full_after(1000), pytest.raises(UserError, match="cannot write .*head.onnx"):
-        write_onnx(random_model(WIDTH), None, tmp_path / "head.onnx")
-    assert not list(tmp_path.iterdir())

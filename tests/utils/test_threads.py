@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 
-from trainers.hegraph.utils.threads import AHEAD, CHUNK, cores, in_batches
+from trainers.hegraph.utils.threads import AHEAD, CHUNK, in_batches
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -15,10 +15,6 @@ def test_batches_and_results_are_in_order_and_the_last_batch_may_be_smaller(thre
     batches = list(in_batches(lambda number: number * number, range(45), 20, threads))
     assert [batch for batch, _ in batches] == [list(range(20)), list(range(20, 40)), list(range(40, 45))]
     assert [result for _, results in batches for result in results] == [number**2 for number in range(45)]
-
-
-def test_nothing_gives_no_batch():
-    assert list(in_batches(str, [], 4, 2)) == []
 
 
 def test_several_threads_work_at_once():
@@ -47,7 +43,3 @@ def test_what_the_work_raises_is_raised_with_its_batch():
     assert next(batches)[0] == [0, 1, 2, 3]
     with pytest.raises(ZeroDivisionError):
         next(batches)
-
-
-def test_there_is_at_least_one_core():
-    assert cores() >= 1
