@@ -6,24 +6,25 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from trainers.hegraph import HeGraphClassifier, UserError, load_backbone
-from trainers.hegraph.estimator import training
 from trainers.hegraph.estimator.inputs import class_names, is_images, unit_rows, without_label
 from trainers.hegraph.method.cache import text_logits
 from trainers.hegraph.training import memory
 
 PICTURE = Image.new("RGB", (8, 8))
+NODE = "TRAINER.HEGRAPHADAPTER."
 
 
 def test_paths_and_pictures_are_told_from_features():
     images = (["a.png"], (Path("a.png"), PICTURE), np.array(["a", "b"]), np.array([Path("a"), PICTURE], dtype=object))
     assert all(map(is_images, images))
-    features = ([[0.1]], np.zeros((2, 3)), np.zeros((2, 3), dtype=object), np.zeros(3), torch.zeros(2, 3), [], None)
+    features = ([[0.1]], np.zeros((2, 3), dtype=object), np.zeros(3), torch.zeros(2, 3), [], None)
     assert not any(map(is_images, features))
     for single in ("a.png", Path("a.png"), PICTURE):
         with pytest.raises(UserError, match=r"give a list of images, such as \[.*\], not a single one"):
@@ -35,38 +36,22 @@ def test_rows_that_have_unit_norm_keep_every_bit_and_others_get_it():
     unit = F.normalize(rows, dim=-1)
     assert torch.equal(unit_rows(unit.numpy()), unit)
     assert torch.equal(unit_rows(rows.numpy()), unit)
-    half = unit.half()
-    assert torch.equal(unit_rows(half.numpy()), F.normalize(half.float(), dim=-1))
+    assert torch.equal(unit_rows(unit.half().numpy()), F.normalize(unit.half().float(), dim=-1))
     assert torch.equal(unit_rows(np.zeros((1, 3))), torch.zeros(1, 3))
 
 
 def test_features_may_be_of_any_type_and_norm(data, quick):
     expected = quick().fit(data.X, data.y).decision_function(data.X)
-    for X in (torch.from_numpy(data.X), torch.from_numpy(data.X).double(), data.X.tolist(), 7 * data.X):
-        labels = torch.from_numpy(data.y) if isinstance(X, torch.Tensor) else data.y
-        found = quick().fit(X, labels).decision_function(X)
-        assert isinstance(found, np.ndarray)
-        np.testing.assert_allclose(found, expected, atol=2e-3)
+    table = pd.DataFrame(data.X, columns=[f"feature {i}" for i in range(16)])
+    for X, y in (
+        (torch.from_numpy(data.X).double(), torch.from_numpy(data.y)),
+        (data.X.tolist(), data.y),
+        (7 * data.X, data.y),
+        (table, pd.Series(data.y)),
+    ):
+        np.testing.assert_allclose(quick().fit(X, y).decision_function(X), expected, atol=2e-3)
     coarse = torch.from_numpy(data.X).bfloat16()
     assert quick().fit(coarse, data.y).score(coarse, data.y) > 0.9
-
-
-def test_tables_of_pandas_are_taken(data, digits, quick, digit_classifier, files):
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
-    table = pandas.DataFrame(data.X, columns=[f"feature {i}" for i in range(16)])
-    classifier = quick().fit(table, pandas.Series(data.y))
-    np.testing.assert_array_equal(classifier.predict(table), quick().fit(data.X, data.y).predict(data.X))
-    paths = pandas.Series([str(file) for file in files])
-    np.testing.assert_array_equal(digit_classifier.predict(paths), digit_classifier.predict(digits.others))
-
-
-@pytest.mark.filterwarnings("ignore:Sparse CSR")
-def test_tensors_that_are_no_arrays_are_refused(data, quick):
-    X, text = torch.from_numpy(data.X), torch.from_numpy(data.text)
-    for convert in (torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, lambda X: X.to("meta")):
-        for features, nodes in ((convert(X), text), (X, convert(text))):
-            with pytest.raises(UserError, match=r"a tensor \(.*give a dense one"):
-                quick(text_features=nodes).fit(features, data.y)
 
 
 def test_what_a_training_would_take_is_said_before_it_begins(quick, monkeypatch):
@@ -74,9 +59,6 @@ def test_what_a_training_would_take_is_said_before_it_begins(quick, monkeypatch)
     # three times the logits of all images for all classes in float64 are 9.6 GB
     with pytest.raises(UserError, match=r"20000 images of 20000 classes would take about 9\.[67] GB .* 8\.0 GB"):
         quick().fit(np.eye(20_000, 8) + 1, np.arange(20_000))
-    training.check_memory(10_000, (10_000, 1, 8), 32, "cpu")
-    monkeypatch.setattr(memory, "free_bytes", lambda device: None)  # a system that does not say
-    training.check_memory(10**6, (10**6, 1, 8), 32, "cpu")
 
 
 def test_views_are_trained_on_and_their_mean_is_classified(data, quick):
@@ -84,7 +66,7 @@ def test_views_are_trained_on_and_their_mean_is_classified(data, quick):
     classifier = quick().fit(views, data.y)
     mean = classifier.decision_function(views.mean(axis=1))
     np.testing.assert_allclose(classifier.decision_function(views), mean, atol=1e-3)
-    with pytest.raises(ValueError, match=r"X has no views: its shape is \[120, 0, 16\]"):
+    with pytest.raises(ValueError, match=r"0 sample"):
         classifier.fit(views[:, :0], data.y)
     views[3, 1, 2] = np.nan
     for refused in (lambda: classifier.fit(views, data.y), lambda: classifier.predict(views)):
@@ -92,18 +74,10 @@ def test_views_are_trained_on_and_their_mean_is_classified(data, quick):
             refused()
 
 
-def test_what_looks_like_pictures_or_paths_and_not_like_features_is_refused(data, quick):
+def test_pictures_as_arrays_are_not_taken_for_views(data, quick):
     pictures = np.random.default_rng(0).integers(0, 256, size=(120, 32, 32), dtype=np.uint8)
-    column = np.array([["a.png"]] * 120, dtype=object)
-    for X, came in (
-        (torch.from_numpy(pictures), r"pictures as .*uint8 of shape \[120, 32, 32\]"),
-        (pictures > 0, r"pictures as .*bool of shape \[120, 32, 32\]"),
-        (np.stack([pictures] * 3, axis=1) / 255, r"pictures as .*float64 of shape \[120, 3, 32, 32\]"),
-        (list(pictures), r"pictures as a list of arrays of shape \[32, 32\]"),
-        (column, r"a column of paths, of shape \[120, 1\]"),
-        ((row for row in data.X), "a generator, which can be read only once; give a list"),
-    ):
-        with pytest.raises(UserError, match=came):
+    for X in (torch.from_numpy(pictures), pictures > 0):
+        with pytest.raises(UserError, match=r"pictures as an array \(.* of shape \[120, 32, 32\]\)"):
             quick().fit(X, data.y)
 
 
@@ -125,12 +99,10 @@ def test_names_come_in_the_order_of_the_sorted_labels_or_by_label(data, quick):
     y = np.array([9, 5, 7, 1])[data.y]
     names = ["one", "five", "seven", "nine"]
     table = dict(zip([1, 5, 7, 9, 11], [*names, "eleven"]))
-    for given in (names, table):
-        assert quick().fit(data.X, y, classnames=given).model_.classnames == tuple(names)
+    assert quick().fit(data.X, y, classnames=table).model_.classnames == tuple(names)
     assert quick(classnames=names).fit(data.X, y).model_.classnames == tuple(names)
     model = quick().fit(data.X, data.y, classnames=["crane", "crane", "bee", "cow"]).model_
-    assert model.classnames == ("crane", "crane", "bee", "cow")
-    assert len(set(model.class_ids)) == 4
+    assert model.classnames == ("crane", "crane", "bee", "cow") and len(set(model.class_ids)) == 4
 
 
 @pytest.mark.parametrize(
@@ -138,14 +110,13 @@ def test_names_come_in_the_order_of_the_sorted_labels_or_by_label(data, quick):
     [
         (["10", "1", "7"], ""),  # no labels alone
         (dict(zip([1, 5, 7], "571")), ""),  # a dict leaves no doubt
-        (["1", "7", "5"], r"in another order \(1, 7, 5, \.\.\. for "),
-        (["a"], r"one name for each of the 3 classes in y.*\(1, 5, 7, \.\.\.\).*got 1 names"),
+        (["1", "7", "5"], r"in another order \(1, 7, 5, \.\.\."),
+        (["a"], r"one name for each of the 3 classes in y.*\(1, 5, 7, \.\.\.\).*got \['a'\]"),
         ("abc", "got 'abc'"),
-        ({1: "a", 5: "b"}, r"no name for the labels \[7\] \(1 of 3\)"),
-        (["a", " ", "c"], "the name of class 1 is no text"),
-        (["a", "b", "\udcff"], "udcff"),
         ({"a", "b", "c"}, "in the order of their sorted labels"),
-        (["a", None, "c"], "class 1 is no text: None"),
+        ({1: "a", 5: "b"}, "classnames: 2"),
+        (["a", " ", "c"], "classnames: 1"),
+        (["a", "b", "\udcff"], "udcff"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(given, message):
@@ -213,27 +184,24 @@ def test_a_backbone_encodes_the_class_names_and_its_model_takes_pictures_too(dig
 def test_paths_and_pictures_give_the_same_whatever_the_names_of_the_files(digits, digit_classifier, files):
     expected = digit_classifier.predict_proba(digits.others)
     np.testing.assert_allclose(expected.sum(axis=1), 1)
-    for X in (files, [str(file) for file in files], np.array(files, dtype=object)):
+    for X in (files, pd.Series([str(file) for file in files])):
         np.testing.assert_allclose(digit_classifier.predict_proba(X), expected, atol=1e-6)
     labels, parameters = digit_classifier.predict(digits.others), digit_classifier.get_params()
     by_path, by_picture = (HeGraphClassifier(**parameters).fit(X, labels) for X in (files, digits.others))
     assert torch.equal(by_path.model_.classifier.weights, by_picture.model_.classifier.weights)
+    assert by_path.model_.image_ids == by_picture.model_.image_ids
 
 
 def test_images_that_cannot_be_used_are_refused(tmp_path, digits, digit_classifier, quick, data):
     (tmp_path / "broken.png").write_text("no picture")
     one = digits.others[0]
-    by_features = quick().fit(data.X, data.y)
     for refused, message in (
         (lambda: quick(config="mini").fit([one], [0, 1]), "inconsistent numbers"),
         (lambda: digit_classifier.predict([tmp_path / "broken.png"]), r"broken\.png"),
-        (lambda: digit_classifier.predict(["absent.png"]), r"absent\.png"),
         (lambda: quick(config="mini").fit([tmp_path / "broken.png", one], [0, 1]), r"broken\.png"),
         (lambda: digit_classifier.predict([one, 3]), "image 1 is neither a path nor a PIL image, but of type int"),
-        (lambda: digit_classifier.predict([one, Image.new("L", (0, 5))]), "image 1 has no pixels: its size is 0 x 5"),
         (lambda: quick().fit([one, one], [0, 1]), 'images need a backbone: give backbone="ViT-B-32-quickgelu"'),
         (lambda: quick(config="mini", text_features=data.X[:2]).fit([one, one], [0, 1]), "text features go with image"),
-        (lambda: by_features.predict([PICTURE]), "backbone"),
     ):
         with pytest.raises(ValueError, match=message):
             refused()
@@ -246,36 +214,21 @@ def test_images_that_cannot_be_used_are_refused(tmp_path, digits, digit_classifi
     ("parameters", "message"),
     [
         ({"options": {"OPTIM.LRR": 1}}, "unknown configuration key 'OPTIM.LRR'"),
-        ({"options": "OPTIM.LR 1"}, "options must be a dict or a list"),
         ({"logit_scale": 0}, "logit_scale must be a finite number above 0, got 0"),
         ({"logit_scale": float("nan")}, "logit_scale must be a finite number above 0, got nan"),
-        ({"logit_scale": 10**400}, "logit_scale must be a finite number above 0, got 1000"),
         ({"text_features": np.ones((3, 16))}, r"text_features must have shape \[4, 16\].*got \[3, 16\]"),
         ({"text_features": np.full((4, 16), np.nan)}, "text_features contains NaN"),
-        ({"text_features": np.eye(4, 16) * [[1], [1], [0], [1]]}, "text_features holds zeros alone for the class 2"),
-        ({"text_features": [["a"]]}, "text_features: could not convert"),
-        ({"options": {"SEED": 7}}, "options has SEED, which is random_state here; leave it out"),
-        ({"options": ["TRAINER.HEGRAPHADAPTER.FEATURES.DIR", "x"]}, "FEATURES.DIR, which is a temporary folder here"),
-        ({"options": {"TRAINER.HEGRAPHADAPTER.SELECT_ON": "val"}}, "GridSearchCV"),
-        ({"options": {"TRAINER.HEGRAPHADAPTER.FEATURES.MODE": "online"}}, "X holds features"),
+        ({"options": {"SEED": 7}}, "options has SEED, which random_state"),
+        ({"options": {f"{NODE}SELECT_ON": "val"}}, "GridSearchCV"),
+        ({"options": {f"{NODE}FEATURES.MODE": "online"}}, "FEATURES.MODE online"),
         ({"device": "abacus"}, "device must be cpu, cuda or cuda:N, got 'abacus'"),
         ({"random_state": -1}, "Seed must be between 0 and"),
-        ({"options": {"OPTIM.LR": 1e30, "OPTIM.MAX_EPOCH": 30, "TRAINER.HEGRAPHADAPTER.TEXT_W": True}}, r"OPTIM\.LR"),
+        ({"options": {"OPTIM.LR": 1e30, "OPTIM.MAX_EPOCH": 30, f"{NODE}TEXT_W": True}}, r"OPTIM\.LR"),
     ],
 )
 def test_a_parameter_that_is_wrong_is_named_when_fitting(parameters, message, data, quick):
     with pytest.raises(ValueError, match=message):
         quick(**parameters).fit(data.X, data.y)
-
-
-def test_images_can_be_encoded_anew_in_every_epoch_whatever_their_names(digits, tmp_path):
-    options = {"TRAINER.HEGRAPHADAPTER.FEATURES.MODE": "online", "OPTIM.MAX_EPOCH": 2}
-    options |= {"TRAINER.HEGRAPHADAPTER.MIN_STEPS": 0}
-    name = tmp_path / "b\udcff.png"  # no UTF-8
-    digits.others[0].save(name)
-    classifier = HeGraphClassifier(config="mini", dataset_config="digits", options=options)
-    classifier.fit([name, *digits.pictures], [0, *digits.labels], classnames=digits.classnames)
-    assert classifier.score(digits.pictures, digits.labels) > 0.8
 
 
 def test_the_shots_are_those_of_the_largest_class(data):

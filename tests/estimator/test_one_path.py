@@ -49,7 +49,7 @@ def test_all_of_a_trained_model_is_moved_to_the_cpu(tiny_bank, tmp_path, monkeyp
     make_model = training.make_model
     monkeypatch.setattr(training, "make_model", lambda *arguments: make_model(*arguments).model_copy(update=parts))
     cfg = training.make_configuration(("", ""), {}, {**QUICK, "DATASET.NUM_SHOTS": 2}, 1, str(tmp_path))
-    model = training.train_model(BankTask(tiny_bank, cfg, 1), cfg, "cpu")
+    model = training.train_model(BankTask(tiny_bank, cfg, 1), "cpu", {})
     assert {getattr(model, name) for name in parts} == {"on the cpu"}
     assert model.text_positive.device.type == "cpu"
 

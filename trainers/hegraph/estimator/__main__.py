@@ -19,6 +19,8 @@ from ..utils.commands import Parser, command
 from ..utils.errors import UserError, printable, report, say
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from .classifier import HeGraphClassifier
 
 logger = logging.getLogger(__name__)
@@ -65,64 +67,55 @@ def train_more(args: argparse.Namespace) -> int:
         backbone=args.backbone or None,
         pretrained=args.pretrained or "auto",
     )
-    gained = teach(classifier, dataset)
+    images, y, names = new_images(classifier, dataset)
+    classifier.partial_fit(images, y, names)
     classifier.save_pretrained(out)
-    model = classifier.model_
+    model, gained = classifier.model_, Counter(y)
     for label, name, count in zip(classifier.classes_.tolist(), model.classnames, model.images or ()):
         if gained[label]:
             say(printable(f"{name}: {gained[label]} more images, {count} in all") + "\n")
-    say(f"{sum(gained.values())} images added, {len(model.classnames)} classes -> {out}\n")
+    say(f"{len(y)} images added, {len(model.classnames)} classes -> {out}\n")
     return 0
 
 
-def teach(classifier: HeGraphClassifier, dataset: Dataset) -> Counter:
-    """Teaches a loaded classifier the training images of a data set; returns how many images each label has gained.
+def new_images(
+    classifier: HeGraphClassifier, dataset: Dataset
+) -> tuple[list[Path | Image.Image], list[Any], dict[Any, str]]:
+    """The training images of a data set that a loaded classifier was not taught, their labels, and the names of these.
+
+    A class has the label of the model's class of its name or, if it is new, its name, or the next number.
 
     Raises:
-        UserError: If an image cannot be read, was taught under another label, or all were taught before.
+        UserError: If an image cannot be read, was taught as another class, or all were taught before; or if two classes
+            of the model have one name.
     """
-    from .teaching import image_ids
+    from .teaching import image_ids, lessons_of
 
+    lessons = lessons_of(classifier.model_)
+    labels: dict[str, Any] = {name: label for label, name in lessons.by_label.items()}
+    if len(labels) < len(lessons.names):
+        raise UserError("the model has two classes of one name, so that their images cannot be told apart")
+    for name in dataset.classnames:
+        if name not in labels:
+            labels[name] = name if lessons.classes.dtype.kind == "U" else max(labels.values()) + 1
     files = dataset.root is not None and dataset.version is None
-    images = [dataset.root / item.path if files else dataset.open(item.path) for item in dataset.train]  # type: ignore[operator]
-    labels = labels_of(classifier, dataset.classnames)
-    lessons = classifier.model_.lessons
-    taught: dict[int, Any] = {}
-    if lessons is not None:
-        of_rows = lessons.classes[lessons.labels.numpy()].tolist()
-        taught = {number: label for number, label in zip(lessons.ids.tolist(), of_rows) if number}
-    new, y, names = [], [], {}
-    for item, image, number in zip(dataset.train, images, image_ids(images).tolist()):
+    found = [dataset.root / item.path if files else dataset.open(item.path) for item in dataset.train]  # type: ignore[operator]
+    of_rows = lessons.classes[lessons.labels.numpy()].tolist()
+    taught = {number: label for number, label in zip(lessons.ids.tolist(), of_rows) if number}
+    images, y, names = [], [], {}
+    for item, image, number in zip(dataset.train, found, image_ids(found).tolist()):
         label = labels[item.classname]
         if number not in taught:
-            new.append(image)
+            images.append(image)
             y.append(label)
             names[label] = item.classname
-        elif taught[number] != label:
+        if taught.setdefault(number, label) != label:
             raise UserError(f"{item.path} was taught before as {taught[number]!r}; take it out of one class")
-        taught[number] = label
-    if not new:
-        raise UserError(f"the model was taught all {len(images)} images before")
-    if len(new) < len(images):
-        logger.info("%d of %d images were taught before, and are left out", len(images) - len(new), len(images))
-    classifier.partial_fit(new, y, names)
-    return Counter(y)
-
-
-def labels_of(classifier: HeGraphClassifier, names: Sequence[str]) -> dict[str, Any]:
-    """The label of each class name: that of the model or, of a new class, its name, or the next number.
-
-    Raises:
-        UserError: If two classes of the model have one name.
-    """
-    model, labels = classifier.model_, classifier.classes_.tolist()
-    if twice := [name for name in names if model.classnames.count(name) > 1]:
-        raise UserError(f"the model has two classes called {twice[0]!r}, so that its images cannot be told apart")
-    found: dict[str, Any] = dict(zip(model.classnames, labels))
-    for name in names:
-        if name not in found:
-            found[name] = name if isinstance(labels[0], str) else max(found.values()) + 1
-    return found
+    if not images:
+        raise UserError(f"the model was taught all {len(found)} images before")
+    if len(images) < len(found):
+        logger.info("%d of %d images were taught before, and are left out", len(found) - len(images), len(found))
+    return images, y, names
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

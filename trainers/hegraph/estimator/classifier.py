@@ -37,7 +37,7 @@ from .inputs import (
     unit_rows,
     without_label,
 )
-from .teaching import KEYS, Added, Before, Teacher, image_ids
+from .teaching import KEYS, Added, Teacher, image_ids, lessons_of
 from .training import recipe_of
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     Without `text_features`, a backbone encodes the prompts of the class names. Where there is none either, a positive
     text node is the mean feature of its class and a negative one the negative of it.
 
+    Methods raise scikit-learn's ValueError or NotFittedError where it refuses `X`, `y` or the state, and a UserError,
+    which is a ValueError that says how to mend it, for anything else that is wrong.
+
     Args:
         backbone: An open_clip model, "hf-hub:ORGANISATION/NAME", "local-dir:FOLDER" or "hegraph-mini", which `fit`
             loads. None takes that of the configuration, and only where something has to be encoded.
@@ -65,8 +68,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         config, dataset_config: YAML of the method and of the data set, by whose name templates and descriptions are
             found: a path, or the name of a file that ships, such as "mini" and "digits".
         options: Configuration keys, as a dict or as a list `[KEY, VALUE, ...]`; they win over everything.
-        variant: "base", "free", "T-N", "T-P", "T" or "full"; None leaves it to the configuration, as the next two.
-        alpha_c, beta_c: Weight of the cache classifier, and sharpness of its affinities.
+        variant, alpha_c, beta_c: Keys of these names, or None.
         classnames: Names of the K classes in the order of `classes_`, or a dict from labels to names; None takes the
             labels as names.
         text_features, negative_text_features: Text features in the order of `classes_`, shape `[K, d]`.
@@ -137,10 +139,6 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             X, y: The training images, and their n labels of any kind that can be sorted.
             classnames, text_features, negative_text_features: As the parameters of these names, which they replace.
             unlabelled: Images of the same classes without labels, as `adapt` takes them.
-
-        Raises:
-            ValueError: If `X` or `y` is not what scikit-learn allows.
-            UserError: If anything else is wrong, such as an image. It is a ValueError that says how to mend it.
         """
         given = self.classnames if classnames is None else classnames
         X, y = labelled(self, X, y)
@@ -151,15 +149,14 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         for U in pool:
             if not (isinstance(X, list) or is_images(U)):
                 self._features(U)  # says what is wrong with it before the training
-        if len(y):
-            classes = np.unique(y)
-            if len(classes) < 2:
-                raise UserError(f"y must hold at least two classes, got one class: {classes.tolist()}")
-        else:
+        classes = np.unique(y)
+        if not len(y):
             assert given is not None  # else -1 is a class
             classes = np.unique(list(given)) if isinstance(given, Mapping) else np.arange(len(given))
+        elif len(classes) < 2:
+            raise UserError(f"y must hold at least two classes, got one class: {classes.tolist()}")
         text = self._text(text_features, negative_text_features)
-        return self._teach(None, Added(X, y, classes, class_names(classes, given), *text), pool)
+        return self._teach(Added(X, y, classes, class_names(classes, given), *text), pool, anew=True)
 
     def partial_fit(
         self,
@@ -181,22 +178,19 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             classnames, text_features, negative_text_features: Of the classes in `y`, in the order of their sorted
                 labels. Classes that are known keep what is not given.
             classes: All labels that may ever come; no call needs them, and others in `y` are refused.
-
-        Raises:
-            ValueError, UserError: As `fit`, and if a loaded model does not know what it was taught.
         """
-        before = self._before()
-        X, y = labelled(self, X, y, before is None)
+        known = self._taught().by_label if hasattr(self, "model_") else None
+        X, y = labelled(self, X, y, reset=known is None)
         labels = np.unique(y)
         if classes is not None and (others := set(labels.tolist()) - set(as_array(np.asarray(classes)).tolist())):
             raise UserError(f"y holds labels that classes leaves out: {sorted(others)[:5]}")
-        text, known = (text_features, negative_text_features), {} if before is None else before.names
-        if before is None:
+        text = text_features, negative_text_features
+        if known is None:
             classnames, text = self.classnames if classnames is None else classnames, self._text(*text)
         if classnames is None:
-            more = self.classnames if isinstance(self.classnames, Mapping) else {}
-            classnames = {label: known.get(label, more.get(label, str(label))) for label in labels.tolist()}
-        return self._teach(before, Added(X, y, labels, class_names(labels, classnames), *text))
+            names = {**(self.classnames if isinstance(self.classnames, Mapping) else {}), **(known or {})}
+            classnames = {label: names.get(label, str(label)) for label in labels.tolist()}
+        return self._teach(Added(X, y, labels, class_names(labels, classnames), *text))
 
     def add_class(
         self,
@@ -215,29 +209,26 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             name: Its name; None takes the label.
             text_features, negative_text_features: Shape `[d]`; None has the backbone encode the name. Without images,
                 text features or a backbone are needed.
-
-        Raises:
-            ValueError, UserError: As `partial_fit`, and if there is a class of this label.
         """
-        before = self._before()
-        if before is not None and label in before.names:
+        fitted = hasattr(self, "model_")
+        if fitted and label in self._taught().by_label:
             raise UserError(f"there is a class {label!r} already; partial_fit adds images to it")
+        y = np.array([label])
         if X is None:
-            y = np.array([label])
             check_classification_targets(y)
         else:
-            X, y = labelled(self, X, np.full(len(X), label), before is None)
+            X, y = labelled(self, X, np.full(len(X), label), reset=not fitted)
         labels, text = np.unique(y), (text_features, negative_text_features)
         names = class_names(labels, None if name is None else [name])
         rows = (None if features is None else np.atleast_2d(as_array(features)) for features in text)
-        return self._teach(before, Added(X, y[:0] if X is None else y, labels, names, *rows))
+        return self._teach(Added(X, y[:0] if X is None else y, labels, names, *rows))
 
     def remove_class(self, label: Any) -> HeGraphClassifier:
-        """Takes a class back, with its images. UserError if there is none or no other, or as `partial_fit`."""
-        before = self._taught()
-        kept = torch.ones(len(before.lessons.names), dtype=torch.bool)
-        kept[before.lessons.place(label)] = False
-        return self._teach(before, before.lessons.of_classes(kept))
+        """Takes a class back, with its images. UserError if there is none or no other."""
+        lessons = self._taught()
+        kept = torch.ones(len(lessons.names), dtype=torch.bool)
+        kept[lessons.place(label)] = False
+        return self._teach(lessons.of_classes(kept))
 
     def forget(self, X: Any, y: Any) -> HeGraphClassifier:
         """Takes images back. A class that loses its last one is known by its text alone or, without text, gone.
@@ -245,26 +236,20 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         Args:
             X: Images that were taught: pixels as they were or, of what came as features, the same features. Of a run of
                 the command line, which keeps no pixels, the folder knows the mean of the views of each image.
-            y: Their labels.
-
-        Raises:
-            ValueError, UserError: As `partial_fit`, and if an image was not taught so, or nothing would be left.
+            y: Their labels. UserError if an image was not taught so, or nothing would be left.
         """
-        before = self._taught()
-        X, y = labelled(self, X, y, False)
+        lessons = self._taught()
+        X, y = labelled(self, X, y, reset=False)
         wanted = image_ids(X) if isinstance(X, list) else mean_over_views(unit_rows(X.swapaxes(0, 1)))
-        left = before.lessons.without(before.lessons.find(y.tolist(), wanted))
-        return self._teach(before, left.of_classes(left.counts > 0) if left.positive is None else left)
+        left = lessons.without(lessons.find(y.tolist(), wanted))
+        return self._teach(left.of_classes(left.counts > 0) if left.positive is None else left)
 
     def adapt(self, U: Any) -> HeGraphClassifier:
         """Lets the classifier hear images without labels, which are best of the images that it is to classify.
 
-        A second call hears the new images alone. A loaded model hears once. What was heard changes the answers for all
-        images, and `is_known` does not work any more, since its thresholds do not hold.
-
-        Raises:
-            ValueError: If `U` is not what scikit-learn allows.
-            UserError: If a loaded model has heard before or lacks what hearing needs, or memory does not suffice.
+        A second call hears the new images alone. A loaded model hears once; UserError if it has heard before. What was
+        heard changes the answers for all images, and `is_known` does not work any more, since its thresholds do not
+        hold.
         """
         check_is_fitted(self, "model_")
         self._hear([U])
@@ -288,8 +273,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     def is_known(self, X: Any, keep: float = 0.95) -> np.ndarray:
         """Which images are taken to be of a class, booleans of shape `[n]`; `keep` is the share of its images to keep.
 
-        Raises:
-            UserError: If the training could not tell how images of its classes score, or `keep` is no share.
+        UserError if the training could not tell how images of its classes score, or `keep` is no share.
         """
         logits = self._logits(X)
         if not isinstance(keep, (int, float, np.number)):
@@ -300,13 +284,10 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         """Positions of n images without labels that are to be labelled next, best first; of fewer images, all.
 
         A class without labels gets a typical image; after that, classes with few labels get the one that is least sure.
-
-        Raises:
-            ValueError, UserError: If `X` is not what scikit-learn allows, or `n` no whole number above 0.
         """
+        check_is_fitted(self, "model_")
         if not isinstance(n, (int, np.integer)) or n < 1:
             raise UserError(f"n must be a whole number from 1 on, got {n!r:.80}")
-        check_is_fitted(self, "model_")
         return suggest(self._fitted or self.model_, self._encoded(X).cpu(), int(n))
 
     def label_issues(self, X: Any, y: Any) -> list[LabelIssue]:
@@ -314,10 +295,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         `LabelIssue(index, label, suggested, score)` for each, the most suspicious first.
 
         A score above 0 says that another class is likelier. The model takes no part but by its classes and text, so the
-        images need not be those of `fit`; their labels are among `classes_`.
-
-        Raises:
-            ValueError, UserError: If scikit-learn refuses `X` or `y`, a label is unknown, or all are the same.
+        images need not be those of `fit`; their labels are among `classes_`, and not all the same.
         """
         check_is_fitted(self, "model_")
         features, y = self._encoded(X).cpu(), column_or_1d(as_array(y))
@@ -330,11 +308,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         return find_label_issues(features, labels, model.text_positive, model.logit_scale, classes)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes the model folder, which the command line reads too. An older model is replaced.
-
-        Raises:
-            UserError: If it cannot be written, or holds something else than a model.
-        """
+        """Writes the model folder, which the command line reads too. An older model is replaced, and nothing else."""
         check_is_fitted(self, "model_")
         save_model(self.model_, Path(directory))
 
@@ -359,9 +333,6 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             device, precision: As of the class; the precision need not be that of the training.
             backbone, pretrained: Of images; None takes the backbone that the model names. Its features must be the
                 same ones.
-
-        Raises:
-            UserError: If there is no such model, it is damaged, or the Hub cannot be reached.
         """
         from ..models.hub import find_model  # imports huggingface_hub
 
@@ -399,9 +370,6 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             token: One that may write; None takes the one that `hf auth login` has kept. It is not kept here.
             revision: The branch, which is made if it is not there; None takes the main one.
             private: Whether a new repository is private.
-
-        Raises:
-            UserError: If the Hub cannot be reached or refuses.
         """
         from ..models.hub import push_model  # imports huggingface_hub
 
@@ -448,22 +416,18 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         own = self.text_features, self.negative_text_features
         return own[0] if positive is None else positive, own[1] if negative is None else negative
 
-    def _taught(self) -> Before:
-        """What is to be taught more, without unlabelled images. Errors as of `Before.of`, and NotFittedError."""
+    def _taught(self) -> Lessons:
+        """What was taught. NotFittedError, or UserError as of `lessons_of`."""
         check_is_fitted(self, "model_")
-        return Before.of(self._fitted or self.model_)
+        return lessons_of(self._fitted or self.model_)
 
-    def _before(self) -> Before | None:
-        """`_taught`; None before the first images."""
-        return self._taught() if hasattr(self, "model_") else None
-
-    def _teach(self, before: Before | None, what: Added | Lessons, pool: Sequence[Any] = ()) -> HeGraphClassifier:
+    def _teach(self, what: Added | Lessons, pool: Sequence[Any] = (), anew: bool = False) -> HeGraphClassifier:
         """Trains on what is added to what was taught before, or on lessons that are left of it. All that teaches goes
         this way. `pool` are unlabelled images to hear, each entry as `X` of the class.
         """
+        before = None if anew or not hasattr(self, "model_") else self._fitted or self.model_
         loaded = None if before is None or self._image_model is None else self._image_model.backbone
-        teacher = Teacher(self.get_params(deep=False), before, self._device(), loaded)
-        model, backbone = teacher.teach(what) if isinstance(what, Added) else teacher.learn(what)
+        model, backbone = Teacher(self.get_params(deep=False), before, self._device(), loaded).teach(what)
         assert model.lessons is not None
         self.classes_, self.n_features_in_ = model.lessons.classes, model.classifier.width
         self.model_ = self._fitted = model

@@ -6,15 +6,16 @@ Shapes: n images, V views of each, K classes, d feature width.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import Field
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_consistent_length
 from sklearn.utils.multiclass import check_classification_targets
@@ -22,6 +23,7 @@ from sklearn.utils.validation import check_array, column_or_1d, validate_data
 from torch import Tensor
 
 from ..utils.errors import UserError, first_line
+from ..utils.schema import check
 
 Source = str | os.PathLike | Image.Image  # an image that has still to be encoded
 
@@ -49,72 +51,46 @@ def is_images(X: Any) -> bool:
 
 
 def image_list(X: Sequence[Source]) -> list[Path | Image.Image]:
-    """Paths and pictures of a sequence; raises UserError if an entry is neither, or has no pixels."""
+    """Paths and pictures of a sequence; raises UserError if an entry is neither."""
     for position, entry in enumerate(X):
         if not isinstance(entry, Source):
             raise UserError(f"image {position} is neither a path nor a PIL image, but of type {type(entry).__name__}")
-        if isinstance(entry, Image.Image) and 0 in entry.size:
-            raise UserError(f"image {position} has no pixels: its size is {entry.width} x {entry.height}")
     return [entry if isinstance(entry, Image.Image) else Path(entry) for entry in X]
 
 
 def as_array(X: Any) -> Any:
-    """A tensor as an array; UserError if it is sparse or has no data. All else is left for scikit-learn to check."""
+    """A tensor as an array. All else is left for scikit-learn to check."""
     if not isinstance(X, Tensor):
         return X
-    try:
-        dense = X.detach().cpu()
-        return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()  # numpy has no bfloat16
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        kind = f"{X.layout}, {X.dtype}, on {X.device}"
-        raise UserError(f"a tensor ({kind}) is no array: {first_line(error)}; give a dense one of floats") from error
+    dense = X.detach().cpu()
+    return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()  # numpy has no bfloat16
 
 
-def feature_array(X: Any) -> Any:
-    """Features as `as_array` gives them; UserError for pictures as arrays, a column of paths, or a generator."""
-    if isinstance(X, Iterator):
-        raise UserError(f"X is a {type(X).__name__}, which can be read only once; give a list, such as list(X)")
-    came = ""
-    if isinstance(X, (list, tuple)) and X and getattr(X[0], "ndim", 0) > 1:  # scikit-learn would blame the dimensions
-        came = f"pictures as a {type(X).__name__} of arrays of shape {list(X[0].shape)}"
+def checked_features(estimator: BaseEstimator, X: Any, reset: bool = False, **given: Any) -> tuple[np.ndarray, Any]:
+    """Features `[n, V, d]`, and labels if `y` is given, as scikit-learn checks them; without `reset`, of the width of
+    `fit`. Raises UserError for pictures as whole numbers.
+    """
     X = as_array(X)
-    dimensions, dtype = getattr(X, "ndim", 2), getattr(X, "dtype", None)
-    # Grey pictures [n, height, width] would pass as views, and only their whole numbers tell them from features
-    if dimensions > 3 or (dimensions == 3 and getattr(dtype, "kind", "") in "iub"):
-        came = f"pictures as an array ({dtype} of shape {list(X.shape)})"
-    elif hasattr(X, "shape") and dimensions == 2 and X.shape[0] and X.shape[1] == 1:
-        came = f"a column of paths, of shape {list(X.shape)}" if isinstance(np.asarray(X)[0, 0], Source) else ""
-    if came:
-        raise UserError(
-            f"X looks like {came}; give a list of paths or of PIL images, or features [n, d] or [n, views, d] as floats"
-        )
-    return X
-
-
-def checked_features(estimator: BaseEstimator, X: Any, y: Any = None, reset: bool = False) -> tuple[np.ndarray, Any]:
-    """Features `[n, V, d]`, and labels, as scikit-learn checks them; without `reset`, of the width of `fit`."""
-    X = feature_array(X)
-    given = {"reset": reset} if y is None else {"reset": reset, "y": y}
     has_views = getattr(X, "ndim", 2) == 3
-    if has_views and X.shape[1] == 0:
-        raise UserError(f"X has no views: its shape is {list(X.shape)}; give [images, views, width]")
-    first = validate_data(estimator, X[:, 0] if has_views else X, dtype=FLOATS, **given)
-    first, y = (first, None) if y is None else first
-    if has_views:
-        return check_array(X.reshape(-1, X.shape[-1]), dtype=FLOATS).reshape(X.shape), y
-    return first[:, None], y
+    if has_views and X.dtype.kind in "iub":
+        raise UserError(
+            f"X looks like pictures as an array ({X.dtype} of shape {list(X.shape)}); give a list of paths or of PIL "
+            "images, or features [n, d] or [n, views, d] as floats"
+        )
+    views = check_array(X.reshape(-1, X.shape[-1]), dtype=FLOATS).reshape(X.shape) if has_views else None
+    first = validate_data(estimator, X if views is None else views[:, 0], dtype=FLOATS, reset=reset, **given)
+    first, y = first if given else (first, None)
+    return first[:, None] if views is None else views, y
 
 
 def labelled(estimator: BaseEstimator, X: Any, y: Any, reset: bool = True) -> tuple[Any, np.ndarray]:
     """Features `[n, V, d]` or a list of images, and n labels; `reset`: whether the width may be another than before."""
-    if y is None:
-        raise ValueError("HeGraphClassifier requires y to be passed, but the target y is None")
     y = as_array(y)
     if is_images(X):
         X, y = image_list(X), column_or_1d(y, warn=True)
         check_consistent_length(X, y)
     else:
-        X, y = checked_features(estimator, X, y, reset)
+        X, y = checked_features(estimator, X, reset, y=y)
     check_classification_targets(y)
     return X, y
 
@@ -138,7 +114,7 @@ def text_nodes(given: Any, name: str, num_classes: int, width: int) -> Tensor | 
     """Text features as unit rows, shape `[K, d]`; None if none are given as the argument `name`.
 
     Raises:
-        UserError: If scikit-learn does not allow them, or they have another shape or a row of zeros.
+        UserError: If scikit-learn does not allow them, or they have another shape.
     """
     if given is None:
         return None
@@ -151,8 +127,6 @@ def text_nodes(given: Any, name: str, num_classes: int, width: int) -> Tensor | 
             f"{name} must have shape [{num_classes}, {width}], one row for each class in the order of classes_ and as "
             f"wide as the image features, got {list(rows.shape)}"
         )
-    if len(zeros := np.flatnonzero(~rows.any(axis=1))):
-        raise UserError(f"{name} holds zeros alone for the class {zeros[0]}")
     return unit_rows(rows)
 
 
@@ -168,36 +142,23 @@ def class_names(classes: np.ndarray, given: Mapping | Sequence[str] | None) -> l
             labels in another order, so that labels would get each other's names.
     """
     labels = classes.tolist()
-    own = [str(label) for label in labels]
-    if given is None:
-        return _checked(own)
+    own = names = [str(label) for label in labels]
     if isinstance(given, Mapping):
-        if missing := [label for label in labels if label not in given]:
-            raise UserError(f"classnames has no name for the labels {missing[:5]} ({len(missing)} of {len(labels)})")
-        return _checked([given[label] for label in labels])
-    ordered = hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, str)
-    if not ordered or len(given) != len(labels):
-        came = f"{len(given)} names" if ordered else f"{given!r:.80}"
+        names = [given.get(label) for label in labels]
+    elif given is not None:
+        if isinstance(given, str) or not hasattr(given, "__getitem__") or len(given) != len(labels):
+            raise UserError(
+                f"classnames must hold one name for each of the {len(labels)} classes in y, in the order of their "
+                f"sorted labels ({', '.join(map(repr, labels[:3]))}, ...), or be a dict from labels to names; got "
+                f"{given!r:.80}"
+            )
+        names = list(given)
+    names = check(list[Annotated[str, Field(pattern=r"\S")]], names, "classnames")
+    if not isinstance(given, Mapping) and names != own and set(names) == set(own):
         raise UserError(
-            f"classnames must hold one name for each of the {len(labels)} classes in y, in the order of their sorted "
-            f"labels ({', '.join(map(repr, labels[:3]))}, ...), or be a dict from labels to names; got {came}"
+            f"classnames are the labels themselves in another order ({', '.join(names[:3])}, ...); leave them out, or "
+            "give a dict from labels to names"
         )
-    names = _checked(list(given))
-    if names != own and set(names) == set(own):
-        raise UserError(
-            f"classnames are the labels themselves in another order ({', '.join(names[:3])}, ... for "
-            f"{', '.join(own[:3])}, ...); leave classnames out, or give a dict from labels to names"
-        )
-    return names
-
-
-def _checked(names: list[str]) -> list[str]:
-    for position, name in enumerate(names):
-        try:
-            if not (name.strip() and name.encode()):  # half of a surrogate pair is no text
-                raise ValueError("it is empty")
-        except (AttributeError, ValueError) as error:
-            raise UserError(f"the name of class {position} is no text: {name!a:.80}; give classnames") from error
     return names
 
 

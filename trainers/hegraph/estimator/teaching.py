@@ -6,7 +6,6 @@ Shapes: n images, V views of each, K classes, d feature width.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import random
 import tempfile
@@ -24,6 +23,7 @@ from ..config import Config
 from ..datasets import Dataset, Item
 from ..datasets.images import open_image, reason, to_rgb
 from ..experiments.image_task import ImageTask
+from ..experiments.tasks import ids_of_names
 from ..models.lessons import Lessons
 from ..models.saved import SavedModel
 from ..utils.errors import UserError
@@ -34,8 +34,6 @@ from .training import NO_NAME, Origin, find_seed, learn, make_configuration
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
 
-logger = logging.getLogger(__name__)
-
 # Parameter of the classifier -> the configuration key that it sets
 KEYS = {
     "precision": f"{NODE}.PREC",
@@ -43,32 +41,6 @@ KEYS = {
     "alpha_c": f"{NODE}.ALPHA_C",
     "beta_c": f"{NODE}.BETA_C",
 }
-
-
-class Before(NamedTuple):
-    """A model that is to be taught more, and what it was taught."""
-
-    model: SavedModel
-    lessons: Lessons
-
-    @classmethod
-    def of(cls, model: SavedModel) -> Before:
-        """UserError if the model does not know what it was taught, or its labels do not tell its classes apart."""
-        if model.lessons is None:
-            ours = model.method == "HeGraphAdapter"
-            why = "is of a version that did not keep its labelled images" if ours else "is none of HeGraphAdapter"
-            raise UserError(f"the model cannot be taught more, since it {why}; train it again")
-        before = cls(model, model.lessons)
-        if len(before.names) < len(model.classnames):
-            raise UserError("two classes of the model have one label, so that none can be changed; give fit labels")
-        if model.unlabelled:
-            logger.warning("the model folder keeps no unlabelled images; let the classifier hear them again with adapt")
-        return before
-
-    @property
-    def names(self) -> dict[Any, str]:
-        """The names of the classes by their labels."""
-        return dict(zip(self.lessons.classes.tolist(), self.lessons.names))
 
 
 class Added(NamedTuple):
@@ -92,15 +64,20 @@ class Added(NamedTuple):
     def has_text(self) -> bool:
         return self.positive is not None or self.negative is not None
 
-    @property
-    def places(self) -> Tensor:
-        """The positions of the labels in `classes`, shape `[n]`."""
-        return torch.tensor(np.searchsorted(self.classes, self.y).tolist(), dtype=torch.long)
+
+def lessons_of(model: SavedModel) -> Lessons:
+    """What a model was taught; UserError if it does not know, or its labels do not tell its classes apart."""
+    if model.lessons is None:
+        ours = model.method == "HeGraphAdapter"
+        why = "is of a version that did not keep its labelled images" if ours else "is none of HeGraphAdapter"
+        raise UserError(f"the model cannot be taught more, since it {why}; train it again")
+    if len(model.lessons.by_label) < len(model.classnames):
+        raise UserError("two classes of the model have one label, so that none can be changed; give fit labels")
+    return model.lessons
 
 
 class Teacher:
-    """Teaches a classifier in one call, by `teach` or `learn`. Both give the model that was trained and the backbone of
-    its images, where that is loaded. A generator as `random_state` draws a seed when the teacher is made.
+    """Teaches a classifier in one call of `teach`. A generator as `random_state` draws a seed when the teacher is made.
 
     Args:
         parameters: Those of the classifier, by name.
@@ -110,120 +87,106 @@ class Teacher:
     """
 
     def __init__(
-        self, parameters: Mapping[str, Any], before: Before | None, device: str, loaded: Backbone | None = None
+        self, parameters: Mapping[str, Any], before: SavedModel | None, device: str, loaded: Backbone | None = None
     ) -> None:
         self.parameters, self.before, self.device, self.loaded = parameters, before, device, loaded
+        self.known = None if before is None else lessons_of(before)
         self.seed = find_seed(parameters["random_state"])
 
-    def teach(self, added: Added) -> tuple[SavedModel, Backbone | None]:
-        """Adds images and classes to what was taught before, and trains on the whole."""
-        before, has_text = self.before, added.has_text
-        known = {} if before is None else before.names
-        fresh = torch.tensor([has_text or known.get(c) != name for c, name in zip(added.classes.tolist(), added.names)])
-        task: ImageTask | None
-        with self.configured(1) as cfg:
-            by_name = added.X is None and not has_text and bool(cfg.backbone.name)
-            if by_name or isinstance(added.X, list):
-                more, task = self.encode_images(added, cfg)
-            else:
-                more, task = self.encode_text(added, bool(fresh.any()), cfg)
-        if before is None:
-            return self.learn(more, Origin.of_task(task, self.parameters["logit_scale"], not has_text), task)
-        if before.lessons.positive is None and has_text:
+    def teach(self, what: Added | Lessons) -> tuple[SavedModel, Backbone | None]:
+        """Trains on what is added to what was taught before, or on lessons that are left of it.
+
+        Returns:
+            The model, and the backbone of its images, where that is loaded.
+        """
+        if isinstance(what, Added):
+            with self.configured(1) as cfg:
+                lessons, origin, task = self.join(what, cfg)
+            self.loaded = self.loaded if task is None else task.backbone
+        else:
+            assert self.before is not None
+            lessons, origin = what, Origin.of(self.before)
+        if not lessons.names:
+            raise UserError("no class would be left; fit begins anew")
+        with self.configured(int(lessons.counts.max())) as cfg:
+            return learn(lessons, origin, cfg, self.device), self.loaded
+
+    def join(self, added: Added, cfg: Config) -> tuple[Lessons, Origin, ImageTask | None]:
+        """All lessons, where they come from, and the task that has encoded what is added, where one was needed."""
+        known, given = {} if self.known is None else self.known.by_label, added.has_text
+        labels = added.classes.tolist()
+        fresh = torch.tensor([given or known.get(label) != name for label, name in zip(labels, added.names)])
+        more, task = self.encode(added, bool(fresh.any()), cfg)
+        if self.known is None or self.before is None:
+            return more, Origin.of_task(task, self.parameters["logit_scale"], not given), task
+        if self.known.positive is None and (given or added.X is None):
             raise UserError("the text nodes so far are the means of the images; give text_features to fit as well")
-        new = [name for name, label in zip(added.names, added.classes.tolist()) if label not in known]
-        if before.lessons.positive is not None and more.positive is None and new:
+        new = [name for name, label in zip(added.names, labels) if label not in known]
+        if self.known.positive is not None and more.positive is None and new:
             raise UserError(
                 f"new classes such as {new[0]!r} need text_features, as those before have, or a backbone that encodes "
                 "their names"
             )
-        origin = Origin.of(before.model)
-        if task is not None and not before.model.backbone.model:
+        origin = Origin.of(self.before)
+        if task is not None and not origin.backbone.model:
             origin = Origin.of_task(task, origin.logit_scale, origin.prompted)
-        return self.learn(
-            before.lessons.joined(more, fresh), origin._replace(prompted=origin.prompted and not has_text), task
-        )
+        return self.known.joined(more, fresh), origin._replace(prompted=origin.prompted and not given), task
 
-    def encode_images(self, added: Added, cfg: Config) -> tuple[Lessons, ImageTask]:
-        """Images, which may be none, and the names of their classes; with the task that has encoded them."""
-        if added.has_text:
-            raise UserError("text features go with image features; of images, the backbone encodes the prompts")
-        if not cfg.backbone.name:
-            raise UserError('images need a backbone: give backbone="ViT-B-32-quickgelu" or another, or config')
-        labels, images = added.places, added.X or []
-        task = self.task(images, labels.tolist(), added.names, cfg)
-        if images:
-            bank = task.bank()
-            features, nodes, ids = bank.train_features, (bank.text_positive, bank.text_negative), image_ids(images)
-        else:
-            features, nodes, ids = (
-                torch.zeros(1, 0, task.backbone.width),
-                task.text_features(),
-                torch.zeros_like(labels),
-            )
-        return Lessons(added.classes, tuple(added.names), features, labels, ids, *nodes), task
-
-    def encode_text(self, added: Added, new: bool, cfg: Config) -> tuple[Lessons, ImageTask | None]:
-        """Features, and text nodes as far as they are not made of the images; None where there are none.
-
-        With the task that has encoded the names, if it was needed: for classes that are `new`, or to know the backbone.
+    def encode(self, added: Added, fresh: bool, cfg: Config) -> tuple[Lessons, ImageTask | None]:
+        """What is added, and the task that has encoded it, if one was needed: for images, for names of classes that are
+        `fresh`, or to know the backbone. Text nodes are None where they are made of the images.
         """
-        before, X, width = self.before, added.X, self.width(added)
-        positive = text_nodes(added.positive, "text_features", len(added.names), width)
-        negative = text_nodes(added.negative, "negative_text_features", len(added.names), width)
-        of_images = before is not None and before.lessons.positive is None
-        task, lacks = None, positive is None and new and not of_images
-        if cfg.backbone.name and (lacks or (before is None and self.parameters["backbone"] is not None)):
-            task = self.task([], [], added.names, cfg)
-            if task.backbone.width != width:
-                raise UserError(f"X has {width} features, but {task.backbone.name} gives {task.backbone.width}")
-            if positive is None or negative is None:
-                encoded = task.text_features()
-                positive = encoded[0] if positive is None else positive
-                negative = encoded[1] if negative is None else negative
+        X, names, known, is_images = added.X, added.names, self.known, isinstance(added.X, list)
+        labels = torch.tensor(np.searchsorted(added.classes, added.y).tolist(), dtype=torch.long)
+        if is_images and added.has_text:
+            raise UserError("text features go with image features; of images, the backbone encodes the prompts")
+        if is_images and not cfg.backbone.name:
+            raise UserError('images need a backbone: give backbone="ViT-B-32-quickgelu" or another, or config')
+        has_nodes = known is None or known.positive is not None
+        lacks = is_images or (added.positive is None and fresh and has_nodes)
+        ids, task = torch.zeros_like(labels), None
+        if cfg.backbone.name and (lacks or (known is None and self.parameters["backbone"] is not None)):
+            opened: dict[str, int] = {}
+            task = image_task(X if is_images else [], labels.tolist(), names, cfg, self.device, opened)
+            if self.loaded is not None:
+                task.backbone = self.loaded
+            task.prepare()
+            if self.before is not None:
+                task.check_backbone(self.before)
+        if isinstance(X, np.ndarray):
+            features = unit_rows(X.swapaxes(0, 1))
+        elif X and task is not None:
+            features = task.bank().train_features
+            ids = torch.tensor([opened[item.path] for item in task.dataset.train], dtype=torch.long)
+        else:
+            features = torch.zeros(1, 0, self.width(added, task))
+        width = features.shape[-1]
+        if task is not None and task.backbone.width != width:
+            raise UserError(f"X has {width} features, but {task.backbone.name} gives {task.backbone.width}")
+        positive = text_nodes(added.positive, "text_features", len(names), width)
+        negative = text_nodes(added.negative, "negative_text_features", len(names), width)
+        if task is not None and (positive is None or negative is None):
+            encoded = task.text_features()
+            positive = encoded[0] if positive is None else positive
+            negative = encoded[1] if negative is None else negative
         if negative is None and positive is not None:
             negative = -positive
-        features = torch.zeros(1, 0, width) if X is None else unit_rows(X.swapaxes(0, 1))
-        ids = torch.zeros(len(added.y), dtype=torch.long)
-        return Lessons(added.classes, tuple(added.names), features, added.places, ids, positive, negative), task
+        return Lessons(added.classes, tuple(names), features, labels, ids, positive, negative), task
 
-    def width(self, added: Added) -> int:
-        """That of the features or, without any, of those before or of the text features."""
-        if added.X is not None:
-            return added.X.shape[-1]
-        if self.before is not None:
-            return self.before.model.classifier.width
+    def width(self, added: Added, task: ImageTask | None) -> int:
+        """That of features where none are added: those of the backbone, those before, or the text features."""
+        if task is not None:
+            return task.backbone.width
+        if self.known is not None:
+            return self.known.features.shape[-1]
         if not added.has_text:
             raise UserError("a class without images needs text_features, or a backbone that encodes its name")
         return np.shape(added.negative if added.positive is None else added.positive)[-1]
 
-    def task(self, images: list, labels: Sequence[int], names: list[str], cfg: Config) -> ImageTask:
-        """What encodes images and names; UserError if its backbone is not that of the model so far."""
-        task = image_task(images, labels, names, cfg, self.device)
-        if self.loaded is not None:
-            task.backbone = self.loaded
-        task.prepare()
-        if self.before is not None:
-            task.check_backbone(self.before.model)
-        return task
-
-    def learn(
-        self, lessons: Lessons, origin: Origin | None = None, task: ImageTask | None = None
-    ) -> tuple[SavedModel, Backbone | None]:
-        """Trains on lessons, the last of which `task` has encoded; without `origin`, on what is left of former ones."""
-        if not lessons.names:
-            raise UserError("no class would be left; fit begins anew")
-        if origin is None:
-            assert self.before is not None
-            origin = Origin.of(self.before.model)
-        with self.configured(int(lessons.counts.max())) as cfg:
-            model = learn(lessons, origin, cfg, self.device, task if self.before is None else None)
-        return model, self.loaded if task is None else task.backbone
-
     @contextmanager
     def configured(self, shots: int) -> Iterator[Config]:
         """The configuration of so many images of a class, for a block that encodes or trains: features are kept in a
-        folder for as long, and the global generators are as they were after it.
+        folder for as long, and the global generators, which training seeds, are as they were after it.
         """
         given = self.parameters
         named = {key: given[name] for name, key in KEYS.items() if given[name] is not None}
@@ -231,28 +194,40 @@ class Teacher:
             named |= {"MODEL.BACKBONE.NAME": given["backbone"], "MODEL.BACKBONE.PRETRAINED": given["pretrained"]}
         named["DATASET.NUM_SHOTS"] = max(shots, 1)
         files = str(given["dataset_config"] or ""), str(given["config"] or "")
-        with generators_restored(), tempfile.TemporaryDirectory() as folder:
-            yield make_configuration(files, named, given["options"], self.seed, folder)
+        python, numpy = random.getstate(), np.random.get_state()
+        try:
+            with (
+                torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+                tempfile.TemporaryDirectory() as folder,
+            ):
+                yield make_configuration(files, named, given["options"], self.seed, folder)
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def image_task(
-    images: Sequence[Path | Image.Image], labels: Sequence[int], classnames: Sequence[str], cfg: Config, device: str
+    images: Sequence[Path | Image.Image],
+    labels: Sequence[int],
+    classnames: Sequence[str],
+    cfg: Config,
+    device: str,
+    opened: dict[str, int],
 ) -> ImageTask:
-    """The task of n paths or pictures with labels from 0 to K - 1; of none, one that only encodes sentences."""
+    """The task of n paths or pictures with labels from 0 to K - 1; of none, one that only encodes sentences. What
+    encodes an image enters its id in `opened`.
+    """
     names = [_name(image, position) for position, image in enumerate(images)]
     by_name = dict(zip(names, images))
     items = [Item(name, label, classnames[label]) for name, label in zip(names, labels)]
-    unique = len(set(classnames)) == len(classnames)
-    ids = [] if unique else [f"{position}: {name}" for position, name in enumerate(classnames)]
-    dataset = Dataset(
-        cfg.data.name or NO_NAME,
-        list(classnames),
-        train=items,
-        val=[],
-        test=[],
-        open=lambda name: _pixels(by_name[name]),
-        class_ids=ids,
-    )
+
+    def open_item(name: str) -> Image.Image:
+        pixels = _pixels(by_name[name])
+        opened[name] = _id(pixels)
+        return pixels
+
+    title, ids = cfg.data.name or NO_NAME, ids_of_names(classnames)
+    dataset = Dataset(title, list(classnames), items, val=[], test=[], open=open_item, class_ids=ids)
     return ImageTask(dataset, cfg, cfg.run.seed, device)
 
 
@@ -267,8 +242,14 @@ def _pixels(image: Path | Image.Image) -> Image.Image:
     return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
 
 
+def _id(pixels: Image.Image) -> int:
+    """A hash of 64 bits, by which an image is known again."""
+    digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
 def image_ids(images: Sequence[Path | Image.Image]) -> Tensor:
-    """Hashes of the pixels of images, shape `[n]`, int64, by which `forget` knows them again.
+    """Hashes of the pixels of images, shape `[n]`, int64, by which they are known again.
 
     Raises:
         UserError: If one cannot be read.
@@ -276,21 +257,7 @@ def image_ids(images: Sequence[Path | Image.Image]) -> Tensor:
     found = []
     for image in images:
         try:
-            pixels = _pixels(image)
-            digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).digest()
+            found.append(_id(_pixels(image)))
         except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
             raise UserError(f"cannot read {image}: {reason(error)}") from error
-        found.append(int.from_bytes(digest[:8], "little", signed=True))
     return torch.tensor(found, dtype=torch.long)
-
-
-@contextmanager
-def generators_restored() -> Iterator[None]:
-    """Leaves the global generators of Python, NumPy and torch as they were: training seeds them."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

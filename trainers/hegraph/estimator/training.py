@@ -3,15 +3,14 @@
 What was taught becomes a feature bank, as the rows of a bank file do. So everything after this point is the command
 line's.
 
-Shapes: n training images, V views of each, K classes, d feature width.
+Shapes: N training images, K classes, d feature width.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -25,10 +24,10 @@ from ..baselines import load_method
 from ..config import OPTIONS, Config, default_values, is_filled
 from ..config_files import load_cfg
 from ..experiments.fitting import calibrated, train_adapter
-from ..experiments.folder import RunFolder, run_config
+from ..experiments.folder import RunFolder
 from ..experiments.image_task import ImageTask
 from ..experiments.record import make_model
-from ..experiments.tasks import Split, Task
+from ..experiments.tasks import Task, ids_of_names
 from ..features.bank import FeatureBank
 from ..features.text import class_prompts
 from ..method.closed_form import OMEGA_NEW, TextGuess
@@ -37,7 +36,6 @@ from ..method.unlabelled import ClassSums
 from ..models.lessons import Lessons
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
-from ..training.batches import TrainingData
 from ..training.memory import refuse_beyond_memory, training_bytes
 from ..utils.errors import UserError, first_line
 from ..utils.option import NODE
@@ -45,12 +43,9 @@ from .inputs import labels_to_keep
 
 logger = logging.getLogger(__name__)
 
-FEATURES_DIR = f"{NODE}.FEATURES.DIR"
-# Keys that options may not set -> what sets them
-GIVEN_OTHERWISE = {"SEED": "is random_state here", FEATURES_DIR: "is a temporary folder here"}
+OURS = ("SEED", f"{NODE}.FEATURES.DIR")  # keys that the estimator sets
 NO_NAME = "images"  # of the data set where the configuration names none
 CLIP_SCALE = 100.0  # CLIP's `tau`, where no backbone says another
-DOUBLE = 8  # bytes
 
 
 def find_seed(random_state: int | np.random.RandomState | None) -> int:
@@ -77,15 +72,14 @@ def make_configuration(
     """
     if isinstance(options, Mapping):
         options = [word for pair in options.items() for word in pair]
-    elif not (options is None or isinstance(options, (list, tuple))):
-        raise UserError(f"options must be a dict or a list [KEY, VALUE, ...], got {options!r:.80}")
     options = list(options or [])
-    for key, instead in GIVEN_OTHERWISE.items():
-        if key in options[::2]:
-            raise UserError(f"options has {key}, which {instead}; leave it out")
-    cfg = load_cfg(*files, dict(named), [*options, "SEED", seed, FEATURES_DIR, folder])
+    if given := [key for key in OURS if key in options[::2]]:
+        raise UserError(f"options has {given[0]}, which random_state and a temporary folder set here; leave it out")
+    cfg = load_cfg(*files, dict(named), [*options, OURS[0], seed, OURS[1], folder])
     if cfg.run.select_on == "val":
         raise UserError("SELECT_ON val needs val images, which fit has none of; use scikit-learn's GridSearchCV")
+    if cfg.data.features == "online":
+        raise UserError("FEATURES.MODE online is for runs; a classifier keeps the features, so use FEATURES.MODE bank")
     return cfg
 
 
@@ -97,21 +91,17 @@ def recipe_of(model: SavedModel) -> dict[str, Any]:
     """
     if model.method not in ("HeGraphAdapter", "ZeroShot"):
         return {}
+    others = (*OURS, "TRAINER.NAME", "MODEL.", f"{NODE}.VARIANT", f"{NODE}.PREC", f"{NODE}.SELECT")
+    known = {key: value for key, value in model.trained_on.config.items() if key in OPTIONS}
+    known = {key: value for key, value in known.items() if not key.startswith(others)}
     try:
-        return _others_than_default(model)
+        if chosen := model.trained_on.selected:  # on val images
+            known |= zip(chosen["keys"], chosen["value"])
+        cfg, default = load_cfg(opts=[word for pair in known.items() for word in pair]), default_values()
     except (UserError, KeyError, TypeError) as error:
         said = "the configuration of the model is none of this version, so more training would take the default: %s"
         logger.warning(said, first_line(error))
         return {}
-
-
-def _others_than_default(model: SavedModel) -> dict[str, Any]:
-    others = (*GIVEN_OTHERWISE, "TRAINER.NAME", "MODEL.", f"{NODE}.VARIANT", f"{NODE}.PREC", f"{NODE}.SELECT")
-    known = {key: value for key, value in model.trained_on.config.items() if not key.startswith(others)}
-    known = {key: value for key, value in known.items() if key in OPTIONS}
-    if chosen := model.trained_on.selected:  # on val images
-        known |= zip(chosen["keys"], chosen["value"])
-    cfg, default = load_cfg(opts=[word for pair in known.items() for word in pair]), default_values()
     there = [key for key in known if not key.startswith("DATASET.") or key == "DATASET.NAME"]
     return {key: known[key] for key in there if cfg.values[key] != default[key] and not is_filled(cfg, key)}
 
@@ -134,71 +124,26 @@ class Origin(NamedTuple):
         return cls(model.backbone, model.preprocessing, model.logit_scale, model.prompts is not None)
 
     @classmethod
-    def of_task(cls, task: ImageTask | None, logit_scale: Any, prompted: bool) -> Origin:
+    def of_task(cls, task: ImageTask | None, logit_scale: float | None, prompted: bool) -> Origin:
         """That of a task's backbone; without one, and without a `logit_scale` of the user's, `tau` is CLIP's.
 
         Raises:
             UserError: If `logit_scale` is no number above 0.
         """
-        scale = None if logit_scale is None else _checked_scale(logit_scale)
+        if logit_scale is not None and not 0 < logit_scale < math.inf:
+            raise UserError(f"logit_scale must be a finite number above 0, got {logit_scale!r:.80}")
         if task is None:
-            return cls(BackboneConfig(title="unknown"), None, scale or CLIP_SCALE, False)
-        scale = scale or task.backbone.logit_scale
+            return cls(BackboneConfig(title="unknown"), None, float(logit_scale or CLIP_SCALE), False)
+        scale = float(logit_scale or task.backbone.logit_scale)
         return cls(task.backbone_config(), Preprocessing.of(task.backbone), scale, prompted)
 
 
-def _checked_scale(given: Any) -> float:
-    try:
-        scale = float(given)
-    except (TypeError, ValueError, OverflowError):
-        scale = math.nan
-    if not 0 < scale < math.inf:
-        raise UserError(f"logit_scale must be a finite number above 0, got {given!r:.80}")
-    return scale
-
-
-class LessonsTask(Task):
-    """The features of what was taught. Nothing is encoded here, unless `images` are given and are to be encoded anew in
-    every epoch.
-
-    Raises:
-        UserError: If the configuration asks for that, and there are features alone.
-    """
-
-    def __init__(self, bank: FeatureBank, origin: Origin, cfg: Config, images: ImageTask | None = None) -> None:
-        if cfg.data.features == "online" and images is None:
-            raise UserError(
-                "FEATURES.MODE online encodes all images in every epoch, and X holds features, or images were taught "
-                "before; use FEATURES.MODE bank"
-            )
-        labels, names = bank.train_labels.tolist(), bank.classnames
-        split: Split = {"train": [[row, label, names[label]] for row, label in enumerate(labels)], "val": []}
-        features = hashlib.sha256(bank.train_features.numpy().tobytes()).hexdigest()
-        identity = {"features": features, "precision": origin.backbone.precision}
-        super().__init__(bank, cfg, cfg.run.seed, split, identity)
-        self.origin, self.images = origin, images
-
-    def batches(self, bank: FeatureBank) -> TrainingData:
-        if self.cfg.data.features == "online" and self.images is not None:
-            return self.images.batches(bank)
-        return super().batches(bank)
-
-    def made_of(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing | None, None]:
-        return self.origin.backbone, self.origin.preprocessing, None
-
-
-def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str, images: ImageTask | None = None) -> SavedModel:
-    """The model of what was taught, on the CPU.
+def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str) -> SavedModel:
+    """The model of what was taught, on the CPU; `device` computes.
 
     It is trained on the classes that have images, and those that have none join it by their text
     (`with_named_classes`). Where fewer than two classes have images there is nothing to train: zero-shot CLIP takes its
     place.
-
-    Args:
-        lessons, origin: What was taught, and where it comes from.
-        cfg: The configuration.
-        device: Where to compute.
-        images: The images that are all of the lessons, where they are at hand.
 
     Raises:
         UserError: If nothing says what the classes look like, the training would take more memory than is free, or it
@@ -209,9 +154,8 @@ def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str, images: Im
         model = zero_shot_model(lessons, origin, cfg)
     else:
         known = lessons.of_classes(seen)
-        check_memory(len(known.names), tuple(known.features.shape), cfg.data.batch_size, device)
-        task = LessonsTask(bank_of(known, origin, cfg), origin, cfg, images)
-        model = train_model(task, cfg, device, known.state)
+        check_memory(known, cfg.data.batch_size, device)
+        model = train_model(task_of(known, origin, cfg), device, known.state)
         assert model.lessons is not None  # it is HeGraphAdapter's
         lessons = lessons.with_state(model.lessons.state, seen)
         if not seen.all():
@@ -220,10 +164,11 @@ def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str, images: Im
     if origin.prompted:
         positive, negative = class_prompts(cfg.data.name or NO_NAME, names, cfg.encoding)
         prompts = Prompts(positive=positive, negative=negative)
-    unique = len(set(names)) == len(names)
     about = {
         "classnames": tuple(names),
-        "class_ids": tuple(names if unique else (f"{position}: {name}" for position, name in enumerate(names))),
+        "class_ids": ids_of_names(names),
+        "backbone": origin.backbone,
+        "preprocessing": origin.preprocessing,
         "prompts": prompts,
         "labels": labels_to_keep(lessons.classes, names),
         "lessons": lessons,
@@ -233,37 +178,38 @@ def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str, images: Im
     return model.model_copy(update=about)
 
 
-def bank_of(lessons: Lessons, origin: Origin, cfg: Config) -> FeatureBank:
-    """Lessons as a feature bank. Text nodes that are not given are made of the images: a positive node is the mean of
-    its class, a negative node the negative of the positive one.
+def check_memory(lessons: Lessons, batch: int, device: str) -> None:
+    """Raises UserError if training on lessons would take more memory than is free: beside what a training takes,
+    calibration takes the logits of all images for all classes, three times in float64.
     """
-    positive, negative, labels = lessons.positive, lessons.negative, lessons.labels
+    num_classes, (views, num_images, width) = len(lessons.names), lessons.features.shape
+    parts = training_bytes(num_classes, num_images, width, views, min(batch, num_images))
+    what = f"training on {num_images} images of {num_classes} classes"
+    refuse_beyond_memory(sum(parts.values()) + 3 * 8 * num_images * num_classes, what, device)
+
+
+def task_of(lessons: Lessons, origin: Origin, cfg: Config) -> Task:
+    """Lessons as the task of a feature bank. Text nodes that are not given are made of the images: a positive node is
+    the mean of its class, a negative node the negative of the positive one.
+    """
+    positive, negative, labels, names = lessons.positive, lessons.negative, lessons.labels, lessons.names
     if positive is None:
-        positive = class_prototypes(F.normalize(lessons.features.mean(dim=0), dim=-1), labels, lessons.names)
-    return FeatureBank(
+        positive = class_prototypes(F.normalize(lessons.features.mean(dim=0), dim=-1), labels, names)
+    bank = FeatureBank(
         train_features=lessons.features,
         train_labels=labels,
         text_positive=positive,
         text_negative=-positive if negative is None else negative,
-        classnames=list(lessons.names),
+        classnames=list(names),
         dataset=cfg.data.name or NO_NAME,
         backbone=origin.backbone.title,
         logit_scale=origin.logit_scale,
     )
+    drawn = [[row, label, names[label]] for row, label in enumerate(labels.tolist())]
+    return Task(bank, cfg, cfg.run.seed, {"train": drawn, "val": []}, {"precision": origin.backbone.precision})
 
 
-def check_memory(num_classes: int, shape: Sequence[int], batch: int, device: str) -> None:
-    """Raises UserError if training on features of a shape `[V, n, d]` would take more memory than is free.
-
-    Beside what a training takes, calibration takes the logits of all images for all classes, three times in float64.
-    """
-    views, num_images, width = shape
-    parts = training_bytes(num_classes, num_images, width, views, min(batch, num_images))
-    what = f"training on {num_images} images of {num_classes} classes"
-    refuse_beyond_memory(sum(parts.values()) + 3 * DOUBLE * num_images * num_classes, what, device)
-
-
-def train_model(task: Task, cfg: Config, device: str, start: Mapping[str, Tensor] | None = None) -> SavedModel:
+def train_model(task: Task, device: str, start: Mapping[str, Tensor]) -> SavedModel:
     """Trains the adapter of a task, as the command line does, and folds it into a model on the CPU; `start` as of
     `train_adapter`.
 
@@ -274,11 +220,8 @@ def train_model(task: Task, cfg: Config, device: str, start: Mapping[str, Tensor
     fitted = train_adapter(task, bank, start=start)
     assert fitted.classifier is not None  # HeGraphAdapter always folds
     if not fitted.classifier.weights.isfinite().all():
-        raise UserError(
-            f"the trained adapter holds NaN or infinite values; lower OPTIM.LR ({cfg.training.learning_rate})"
-        )
-    fitted = calibrated(fitted, task, bank)
-    model = make_model(RunFolder(task), bank, fitted)
+        raise UserError("the trained adapter holds NaN or infinite values; lower OPTIM.LR")
+    model = make_model(RunFolder(task), bank, calibrated(fitted, task, bank))
     assert model is not None  # its classifier is there
     moved = {
         "classifier": model.classifier.to("cpu"),
@@ -289,19 +232,18 @@ def train_model(task: Task, cfg: Config, device: str, start: Mapping[str, Tensor
 
 
 def zero_shot_model(lessons: Lessons, origin: Origin, cfg: Config) -> SavedModel:
-    """Zero-shot CLIP as a model that has heard no image.
+    """Zero-shot CLIP as a model that has heard no image, with the configuration by which more images train it.
 
     Raises:
         UserError: If there is nothing to take text features from.
     """
     if lessons.positive is None and not lessons.counts.all():
         raise UserError("without labelled images, text_features or a backbone has to say what the classes look like")
-    bank = bank_of(lessons, origin, cfg).without_images()
-    task = LessonsTask(bank, origin, replace(cfg, run=replace(cfg.run, trainer="ZeroShot")))
+    task = task_of(lessons, origin, cfg)
+    bank = task.bank().without_images()
     model = make_model(RunFolder(task), bank, load_method("ZeroShot").fit(bank, None, task.seed))
     assert model is not None  # it folds
-    kept = run_config(cfg, origin.backbone.precision)  # by which it is trained once there are images
-    return model.model_copy(update={"trained_on": model.trained_on.model_copy(update={"config": kept})})
+    return model.model_copy(update={"method": "ZeroShot"})
 
 
 def with_named_classes(model: SavedModel, lessons: Lessons, seen: Tensor) -> SavedModel:
@@ -316,12 +258,11 @@ def with_named_classes(model: SavedModel, lessons: Lessons, seen: Tensor) -> Sav
     positive, negative, transfer, scale = lessons.positive, lessons.negative, model.transfer, model.logit_scale
     assert positive is not None and negative is not None and transfer is not None  # what has no image has text
     trained = model.classifier
-    has_cache = trained.keys is not None
     weights = scale * F.normalize(transfer.class_features(positive, negative), dim=-1)
     bias = torch.zeros(len(seen))
     if transfer.messages is not None:
         of_text, bias_of_text = transfer.messages.folded(positive)
-        omega = OMEGA_NEW if has_cache else transfer.options.closed_form.omega
+        omega = transfer.options.closed_form.omega if trained.keys is None else OMEGA_NEW
         weights, bias = weights + omega * scale * of_text, omega * scale * bias_of_text
     weights[seen] = trained.weights
     bias[seen] = 0.0 if trained.bias is None else trained.bias
