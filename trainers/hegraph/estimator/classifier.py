@@ -81,6 +81,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         model_: What was trained, and has heard unlabelled images, as a `SavedModel`.
     """
 
+    model_: SavedModel
     _image_model: ImageModel | None = None  # the model with its backbone, once that is loaded
     _fitted: SavedModel | None = None  # what was trained, before it heard unlabelled images; None of a loaded model
     _heard: Tensor | None = None  # features of the unlabelled images, `[M, d]`, which a later training hears again

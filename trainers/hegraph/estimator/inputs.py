@@ -142,7 +142,8 @@ def class_names(classes: np.ndarray, given: Mapping | Sequence[str] | None) -> l
             labels in another order, so that labels would get each other's names.
     """
     labels = classes.tolist()
-    own = names = [str(label) for label in labels]
+    own = [str(label) for label in labels]
+    names: list[Any] = own
     if isinstance(given, Mapping):
         names = [given.get(label) for label in labels]
     elif given is not None:
