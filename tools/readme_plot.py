@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from trainers.hegraph.results.figures import COLOURS, MARKERS, label_axes, lines_by_shots, panels
+import matplotlib
+from matplotlib.figure import Figure
+
+from trainers.hegraph.results.figures import COLOURS, MARKERS, RC, cells_by_shots, label_axes, panels
 from trainers.hegraph.results.scores import MEAN_OF
-from trainers.hegraph.results.table import Cell
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
+@matplotlib.rc_context(RC)
 def summary_curve(records: Sequence[dict], highlighted: Sequence[str], dark: bool = False) -> Figure:
     """The mean accuracy over data sets by shots in one panel: a few methods in colour, the others in grey.
 
@@ -24,25 +23,22 @@ def summary_curve(records: Sequence[dict], highlighted: Sequence[str], dark: boo
         highlighted: Methods whose lines have colours and stand in the legend, the most important one first.
         dark: Whether the page is dark.
     """
-    found = lines_by_shots(records)
-    merged: dict[str, dict[int, Cell]] = {}
-    for place, lines in found.items():
-        if place.startswith(MEAN_OF) or len(found) == 1:
-            for name, line in lines.items():
-                merged.setdefault(name, {}).update(line)
+    cells = cells_by_shots(records)
+    if len({record["dataset"] for record in records}) > 1:
+        cells = cells[cells["dataset"].str.startswith(MEAN_OF)]
+    methods = list(dict.fromkeys(cells.sort_values("row")["method"]))
     figure, (axis,) = panels(1, width=6.4, height=3.8)
     ink, grey = ("#E6EDF3", "#484F58") if dark else ("#1F2328", "#C8CDD2")
     colours = [ink if colour == "#000000" else colour for colour in COLOURS]
-    for name in sorted(merged, key=lambda name: highlighted.index(name) if name in highlighted else -1)[::-1]:
-        shots, points = zip(*sorted(merged[name].items()))
-        values = [point.mean for point in points]
+    for name in sorted(methods, key=lambda name: highlighted.index(name) if name in highlighted else -1)[::-1]:
+        shots, values = zip(*cells.loc[cells["method"] == name, ["column", "mean"]].to_numpy().tolist())
         if name in highlighted:
             i = highlighted.index(name)
             mark, width = MARKERS[i % len(MARKERS)], 2.4 if i == 0 else 1.5
             axis.plot(shots, values, color=colours[(i + 1) % len(colours)], marker=mark, linewidth=width, label=name)
         else:
             axis.plot(shots, values, color=grey, linewidth=0.9, zorder=1)
-    if set(merged) - set(highlighted):
+    if set(methods) - set(highlighted):
         axis.plot([], [], color=grey, linewidth=0.9, label="other methods")
     label_axes([axis], sorted({record["shots"] for record in records}))
     handles, labels = axis.get_legend_handles_labels()

@@ -28,8 +28,8 @@ def run() -> Callable[..., dict]:
 
 @pytest.fixture(scope="session")
 def cells() -> Callable[..., dict]:
-    """Function of a table: {labels: {column: text}}, as a reader sees it without bold."""
+    """Function of a table: {labels: {head of a column: text}}, as a reader sees it without bold."""
     return lambda table: {
-        row.labels: {c: table.number(cell, i) for i, (c, cell) in enumerate(zip(table.columns, row.cells))}
-        for row in table.rows
+        labels: dict(zip(table.columns.values(), shown[len(labels) :]))
+        for labels, shown in zip(table.labels, table.shown(str))
     }

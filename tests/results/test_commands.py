@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from trainers.hegraph.results.__main__ import main
-from trainers.hegraph.results.comparison import base_to_new, compare
-from trainers.hegraph.results.costs import complexity
+from trainers.hegraph.results.comparison import base_to_new, compare, complexity
 from trainers.hegraph.results.records import collect, find_records, write_predictions, write_record, write_text_nodes
 from trainers.hegraph.results.table import FORMATS
 
@@ -62,19 +61,13 @@ def test_calibration_prints_the_table_and_draws_if_asked(run, tmp_path, capsys):
     assert (tmp_path / "fig.png").stat().st_size and b"<svg" in (tmp_path / "fig.svg").read_bytes()
 
 
-@pytest.mark.parametrize("command", [["compare", "--quote", "2"], ["curves", "--quote", "--out", "STEM"]])
-def test_where_nothing_can_be_quoted_it_is_said(folder, tmp_path, caplog, command):
-    command = [str(tmp_path / "stem") if word == "STEM" else word for word in command]
-    assert main([command[0], str(folder), *command[1:]]) == 0
-    assert "nothing is quoted" in caplog.text
-
-
-def test_where_something_is_quoted_nothing_is_said(run, tmp_path, caplog, capsys):
+def test_the_papers_numbers_are_quoted_in_tables_and_figures(run, tmp_path, capsys):
     write_record(tmp_path, run(dataset="dtd", backbone="RN50/openai", shots=16))
     assert main(["compare", str(tmp_path), "--quote", "2", "--by", "dataset"]) == 0
-    assert main(["curves", str(tmp_path), "--quote", "--out", str(tmp_path / "stem")]) == 0
     assert "| HeGraphAdapter (quoted) | 69.15 |" in capsys.readouterr().out
-    assert "nothing is quoted" not in caplog.text
+    assert main(["curves", str(tmp_path), "--quote", "--out", str(tmp_path / "quoted")]) == 0
+    assert main(["curves", str(tmp_path), "--out", str(tmp_path / "alone")]) == 0
+    assert (tmp_path / "quoted.svg").read_bytes() != (tmp_path / "alone.svg").read_bytes()
 
 
 def test_tsne_prints_the_distances_and_writes_both_files(tmp_path, capsys):
@@ -114,9 +107,9 @@ def test_runs_without_test_images_are_left_out_and_it_is_said(folder, run, caplo
     [
         (["compare", "{}/nowhere"], "no complete record below"),
         (["compare", "{}/runs", "--by", "target"], "targets"),
-        (["compare", "{}/runs", "--quote", "7"], "unknown table"),
+        (["compare", "{}/runs", "--quote", "7"], "invalid choice"),
         (["base-to-new", "{}/runs"], "base"),
-        (["rejection", "{}/all.jsonl", "--features", "{}/bank"], "is no folder; models are in output folders"),
+        (["rejection", "{}/all.jsonl", "--features", "{}/bank"], "no finished run below"),
         (["tsne", "{}/runs/seed1", "--out", "{}/x"], "text_nodes.safetensors"),
         (["confusion", "{}/runs/seed1", "--out", "{}/x"], "predictions.safetensors"),
         (["curves", "{}/runs", "--out", "{}/runs/seed1/result.json/x"], "cannot write"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainers.hegraph.results.costs import calibration_table, complexity, kept_table
+from trainers.hegraph.results.comparison import calibration_table, complexity
 from trainers.hegraph.results.figures import reliability_diagrams
 from trainers.hegraph.utils.errors import UserError
 
@@ -29,7 +29,7 @@ def test_seconds_per_epoch_are_means_over_seeds_and_a_tested_adapter_took_no_tra
         }
     }  # fmt: skip
     assert table.caption == "What training takes, means over seeds, cpu, 2 threads, Toy, mini/mini, 4 shots"
-    assert not any(table.is_best(row, 0) for row in table.rows)
+    assert not any("best" in text for row in table.shown("best {}".format) for text in row)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_scores_are_means_over_seeds_and_zero_shot_clip_stands_beside(calibrated
     table = cells(calibration_table([calibrated(1, 9.0, 2.0, 0.7), calibrated(2, 7.0, 3.0, 0.9)]))
     assert table["HeGraphAdapter",] == {
         "accuracy": "80.00", "macro F1": "79.00", "NLL": "0.500", "NLL at T": "0.400", "Brier": "0.300",
-        "Brier at T": "0.250", "ECE": "8.00", "ECE at T": "2.50", "T": "0.80",
+        "Brier at T": "0.250", "ECE": "8.00", "ECE at T": "2.50", "T": "0.80", "kept": "",
     }  # fmt: skip
     assert table["zero-shot",]["ECE"] == "5.00" and table["zero-shot",]["accuracy"] == "50.00"
     assert table["zero-shot",]["ECE at T"] == table["zero-shot",]["T"] == ""
@@ -138,12 +138,8 @@ def test_a_diagram_puts_the_bins_of_all_runs_together_and_leaves_out_those_of_fe
     assert after == [[60.0, (30 * 50.0 + 10 * 90.0) / 40], [90.0, 100.0]]
 
 
-# Rejection
-
-
-def test_what_thresholds_keep_of_test_images_is_averaged_over_seeds(run, cells):
-    records = [run(seed, rejection={"keep": 0.95, "kept": kept}) for seed, kept in ((1, 94.0), (2, 97.0))]
-    records += [run(3), run(4, rejection=None), run(5, rejection={"keep": 0.95, "kept": None})]  # these tell nothing
-    assert cells(kept_table(records)) == {("HeGraphAdapter",): {"kept": "95.50"}}
-    with pytest.raises(UserError, match="no record tells what a threshold keeps"):
-        kept_table(records[2:])
+def test_what_thresholds_keep_is_averaged_over_seeds_if_all_tell_it(calibrated, cells):
+    records = [calibrated(seed, rejection={"keep": 0.95, "kept": kept}) for seed, kept in ((1, 94.0), (2, 97.0))]
+    assert cells(calibration_table(records))["HeGraphAdapter",]["kept"] == "95.50"
+    for untold in ({}, {"rejection": None}, {"rejection": {"keep": 0.95, "kept": None}}):
+        assert cells(calibration_table([*records, calibrated(3, **untold)]))["HeGraphAdapter",]["kept"] == ""

@@ -48,7 +48,10 @@ def report(tmp_path_factory, run) -> Path:
     """The page of runs of several kinds, which confuse two classes more often the later they stand here."""
     tmp_path = tmp_path_factory.mktemp("page")
     timed = {"seconds": {"training": 1.0}, "epochs": 2, "device": "cpu", "threads": 2, "finished_at": "2026-01-01"}
-    told = timed | {"rejection": {"keep": 0.95, "kept": 93.75}, "versions": {"torch": "9.8.7"}, "num_test": 27}
+    bins = {"count": [10] * 15, "confidence": [50.0] * 15, "accuracy": [50.0] * 15}
+    honesty = {"accuracy": 80.0, "macro_f1": 79.0, "nll": 0.625, "brier": 0.3, "ece": 9.0, "bins": bins}
+    sure = {"temperature": 1.0} | dict.fromkeys(("before", "after", "zero_shot"), honesty)
+    told = timed | {"calibration": sure, "versions": {"torch": "9.8.7"}, "num_test": 27}
     there = {"accuracy": 60.0, "accuracy_zero_shot": 40.0, "num_test": 9, "num_classes": 3, "rule": "same classes"}
     base = {"config": {"DATASET.SUBSAMPLE_CLASSES": "base"}, "targets": {"Toy:new": there | {"rule": "other classes"}}}
     runs = {
@@ -88,10 +91,10 @@ def test_it_is_one_file_that_loads_nothing_and_runs_no_script(report):
 def test_it_shows_tables_of_each_kind_of_runs_apart_and_figures_with_a_text_in_their_place(report):
     page = Page(report)
     assert len(page.all("table")) == 6
-    assert [len(image["alt"]) > 20 for image in page.all("img")] == [True] * 3  # curves, text nodes, confusions
+    assert [len(image["alt"]) > 20 for image in page.all("img")] == [True] * 4  # curves, reliability, nodes, confusions
     for words in (
         "<runs> & more", "Accuracy on test (%) by shots", "by setting", "targets with same classes",
-        "base and new classes", "What training takes", "kept by the threshold for 95%", "93.75", "ALPHA=2",
+        "base and new classes", "What training takes", "Probabilities on test", "0.625", "ALPHA=2",
         "Toy (source)", "80.00", "90.50 ± 6.35", "torch 9.8.7", "last step", "CoOp's few-shot protocol",
         "cpu, 2 threads", "Toy (13 test images); Toy (27 test images)",
         # of the last run of the most shots on all classes
@@ -154,6 +157,6 @@ def test_a_browser_shows_it_on_a_phone_without_overflow_or_request(report, tmp_p
     shown = subprocess.run(command, capture_output=True, text=True, timeout=900).stdout
     (tmp_path / "seen.html").write_text(shown[shown.index("<pre>") :].split("</pre>")[0] + "</pre>")
     seen = json.loads(Page(tmp_path / "seen.html").text)
-    assert (seen["width"], seen["overflow"], seen["boxes"]) == (PHONE, 0, 9)
+    assert (seen["width"], seen["overflow"], seen["boxes"]) == (PHONE, 0, 10)
     assert seen["wide"] > 0  # so that something could overflow
     assert (seen["errors"], seen["broken"], seen["requests"]) == ([], 0, 0)

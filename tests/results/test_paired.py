@@ -118,7 +118,7 @@ def test_mistakes_on_the_command_line_are_one_line(finish, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         ((str(tmp_path), "--of", "TaskRess"), "did you mean 'TaskRes'"),
-        ((str(tmp_path / "records.jsonl"),), "is no folder; predictions are in output folders"),
+        ((str(tmp_path / "records.jsonl"),), "Not a directory"),
         ((str(tmp_path / "empty"),), "no run with test images"),
     ):
         assert main(["paired", *arguments]) == 2

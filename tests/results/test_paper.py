@@ -6,10 +6,8 @@ import re
 
 import pytest
 
-from trainers.hegraph.results.comparison import compare
-from trainers.hegraph.results.costs import complexity
-from trainers.hegraph.results.paper import read_quotes, same_backbone, same_dataset
-from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.results.comparison import compare, complexity
+from trainers.hegraph.results.scores import AVERAGE, QUOTED, paper_backbone, paper_name, read_quotes
 
 RN50 = "RN50-quickgelu/openai"
 TABLES = {"1": 4 * 6 * 6, "2": 11 * 12, "3": 41, "4": 28, "5": 3, "fig2": 7}  # how many numbers each has
@@ -23,57 +21,53 @@ def there(run):
 
 def quoted(table, method: str) -> list[float | None]:
     """The numbers of a quoted row."""
-    [row] = [row for row in table.rows if row.labels[-1] == f"{method} (quoted)"]
-    return [cell and cell.mean for cell in row.cells]
+    [row] = [row for row in table.shown(str) if f"{method} (quoted)" in row]
+    return [float(text) if text else None for text in row[len(table.heads) :]]
 
 
 def test_every_table_is_whole_and_its_numbers_are_in_the_papers_text(shared):
     text = (shared / "paper" / "hegraphadapter-paper.txt").read_text(encoding="utf-8")
     numbers = set(re.findall(r"\d+\.\d+", text))
+    assert TABLES.keys() == set(QUOTED)
     for table, count in TABLES.items():
-        assert len(set(read_quotes(table))) == count
-        for quote in read_quotes(table):
-            value = quote.value / 1e6 if quote.metric == "trained parameters" else quote.value
-            assert {f"{value:.2f}", f"{value:.3f}"} & numbers, quote
-    with pytest.raises(UserError, match=r"unknown table of the paper '6' .*1, 2, 3, 4, 5, fig2"):
-        read_quotes("6")
+        quotes = read_quotes(table)
+        assert len(quotes.drop_duplicates()) == count
+        for metric, value in quotes[["metric", "value"]].to_numpy():
+            value = value / 1e6 if metric == "trained parameters" else value
+            assert {f"{value:.2f}", f"{value:.3f}"} & numbers, value
 
 
 @pytest.mark.parametrize("table", ["1", "2"])
 def test_averages_are_those_of_the_numbers_beside_them(table):
     """A slip in typing would show; the average of table 1 is over its source too."""
-    quotes = read_quotes(table)
-    for method, backbone in {(quote.method, quote.backbone) for quote in quotes}:
-        row = {q.dataset: q.value for q in quotes if (q.method, q.backbone) == (method, backbone)}
-        others = [v for name, v in row.items() if name != "Average"]
-        assert row["Average"] == pytest.approx(sum(others) / len(others), abs=0.011), method
+    for of, row in read_quotes(table).groupby(["method", "backbone"]):
+        is_average = row["dataset"] == AVERAGE
+        assert row[is_average]["value"].item() == pytest.approx(row[~is_average]["value"].mean(), abs=0.011), of
 
 
 def test_names_of_data_sets_and_backbones_which_have_openais_weights():
-    same = {"oxford_pets": "OxfordPets", "OxfordPets": "OxfordPets", "DescribableTextures": "DTD"}
-    same |= {"oxford_flowers": "Flowers102", "ImageNetV2": "ImageNet-V2"}
-    for ours, paper in same.items():
-        assert [name for name in (*same.values(), "ImageNet") if same_dataset(name, ours)] == [
-            name for name in (*same.values(), "ImageNet") if name == paper
-        ]
-    assert same_backbone("ResNet-50", RN50) and same_backbone("ViT-B/32", "ViT-B-32-quickgelu/openai")
-    assert not same_backbone("ViT-B/16", RN50) and not same_backbone("ViT-B/32", "ViT-B-32/laion2b_s34b_b79k")
-    assert not same_backbone("ResNet-50", "hegraph-mini/hegraph-mini")
+    quotes = read_quotes("1", "2", "4")
+    ours = ["oxford_pets", "OxfordPets", "DescribableTextures", "oxford_flowers", "ImageNetV2"]
+    names = ["oxfordpets", "oxfordpets", "dtd", "flowers102", "imagenetv2"]
+    assert [paper_name(name) for name in ours] == names and set(names) <= set(quotes["dataset"])
+    assert (paper_backbone(RN50), paper_backbone("ViT-B-32-quickgelu/openai")) == ("rn50", "vitb32")
+    assert {"rn50", "vitb32"} <= set(quotes["backbone"])
+    assert paper_backbone("ViT-B-32/laion2b_s34b_b79k") is paper_backbone("hegraph-mini/hegraph-mini") is None
 
 
 def test_by_data_set_the_papers_numbers_stand_below_ours_and_are_never_bold(there):
     table = compare([there(1, 10.0, dataset=name) for name in ("oxford_pets", "dtd")], "dataset", read_quotes("2"))
-    assert list(table.columns) == ["dtd", "oxford_pets", "mean of 2"]
+    assert list(table.columns.values()) == ["dtd", "oxford_pets", "mean of 2"]
     assert quoted(table, "HeGraphAdapter") == [69.15, 90.24, None]  # their average is over other data sets
-    assert table.rows[0].labels == ("zero-shot",) and table.is_best(table.rows[0], 0)
-    assert not table.is_best(table.rows[-1], 0)
+    best = table.shown("best {}".format)
+    assert best[0][:2] == ["zero-shot", "best 50.00"] and not any("best" in text for text in best[-1])
     assert "(quoted): from the paper" in table.caption and table.caption.endswith("1 seed, so no interval")
 
 
 @pytest.mark.parametrize("change", [{"shots": 4}, {"backbone": "RN50/yfcc15m"}, {"dataset": "Digits"}])
 def test_nothing_is_quoted_beside_another_task(there, change):
     table = compare([there(**{"dataset": "dtd"} | change)], "dataset", read_quotes("2"))
-    assert not any(row.quoted for row in table.rows)
+    assert not table.values["quoted"].any()
 
 
 def test_by_target_the_papers_source_and_targets_are_quoted_and_not_its_average_which_has_the_source_in_it(there):
@@ -85,9 +79,12 @@ def test_by_target_the_papers_source_and_targets_are_quoted_and_not_its_average_
 
 def test_the_papers_average_is_quoted_over_its_eleven_data_sets(there):
     quotes = read_quotes("2")
-    names = {quote.dataset for quote in quotes} - {"Average"}
-    table = compare([there(dataset=name) for name in names], "dataset", quotes)
-    assert quoted(table, "HeGraphAdapter")[-1] == 77.30
+    names = sorted(set(quotes["dataset"]) - {AVERAGE})
+    records = [there(dataset=name) for name in names]
+    assert quoted(compare(records, "dataset", quotes), "HeGraphAdapter")[-1] == 77.30
+    assert quoted(compare(records[1:], "dataset", quotes), "HeGraphAdapter")[-1] is None
+    by_shots = compare(records, "shots", quotes).shown(str)
+    assert ["mean of 11", "HeGraphAdapter (quoted)", "77.30"] in by_shots
 
 
 def test_by_setting_by_backbone_and_of_costs(there):

@@ -11,10 +11,9 @@ from pathlib import Path
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say
 from ..utils.files import check_output
-from .comparison import BY, base_to_new, compare, read_cases
-from .costs import calibration_table, complexity
-from .paper import read_quotes
+from .comparison import BY, base_to_new, calibration_table, compare, complexity, read_cases
 from .records import PREDICTIONS, RECORD, SPLIT, TEXT_NODES, collect, find_records
+from .scores import OURS, QUOTED, read_quotes
 from .table import FORMATS
 
 logger = logging.getLogger(__package__)  # __name__ is "__main__" here
@@ -23,17 +22,17 @@ DESCRIPTION = """Prints and writes the tables, figures and pages that are made f
 folder or a file written by `collect`, a RUN the output folder of one run. Figures are written as STEM.png and STEM.svg.
 --quote shows the paper's numbers beside ours."""
 
-Run = Callable[[argparse.Namespace], str]  # carries a command out, and returns what it prints
+Run = Callable[[argparse.Namespace], str]
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The arguments, with the function that carries them out as `run`."""
+    """The arguments, with the function that carries them out, and returns what is printed, as `run`."""
     parser = Parser(prog=command("results"), description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, summary: str, run: Run, out: str = "", source: str = "SOURCE") -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=summary)
-        added.set_defaults(run=run)
+        added.set_defaults(run=run, out=None, quote=None)
         told = "output folder of one run" if source == "RUN" else "output folder or .jsonl file"
         added.add_argument("sources", type=Path, nargs=1 if source == "RUN" else "+", metavar=source, help=told)
         if out:
@@ -44,9 +43,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         added = add(name, summary, run)
         formats = [one for one in FORMATS if one != "text" or name == "compare"]  # accuracies alone are shown as text
         added.add_argument("--format", choices=formats, default="markdown", help="how it is printed (%(default)s)")
-        added.set_defaults(quote=None)
         if quote:
-            added.add_argument("--quote", metavar="TABLE", help="the paper's numbers beside ours: 1 to 5, or fig2")
+            added.add_argument("--quote", choices=QUOTED, help="the paper's numbers of this table beside ours")
         return added
 
     add("collect", "write many records into one .jsonl file", collect_command, "FILE")
@@ -65,7 +63,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     table.add_argument("--unknown", default="new", metavar="new|BANK", help=unknown)
     ahead = "differences of accuracy on the same seeds and test images, with bootstrap intervals"
     paired = add("paired", ahead, paired_command)
-    paired.add_argument("--of", default="HeGraphAdapter", metavar="METHOD", help="who is compared (%(default)s)")
+    paired.add_argument("--of", default=OURS, metavar="METHOD", help="who is compared (%(default)s)")
     curves = add("curves", "accuracy by shots, as figures", curves_command, "STEM")
     curves.add_argument("--quote", action="store_true", help="the paper's numbers beside ours")
     add("tsne", "text nodes of a run before and after, as figures", tsne_command, "STEM", "RUN")
@@ -92,7 +90,7 @@ def collect_command(args: argparse.Namespace) -> str:
 
 
 def table_command(args: argparse.Namespace) -> str:
-    records, quotes, drawn = scored(args.sources), read_quotes(args.quote) if args.quote else [], ""
+    records, quotes, drawn = scored(args.sources), read_quotes(args.quote) if args.quote else None, ""
     if args.command == "compare":
         cases = read_cases(args.cases) if args.cases else None
         table = compare(records, args.by, quotes, not args.no_interval, cases)
@@ -102,43 +100,39 @@ def table_command(args: argparse.Namespace) -> str:
         table = complexity(records, quotes)
     else:
         table = calibration_table(records)
-    if getattr(args, "out", None):
+    if args.out:
         from .figures import reliability_diagrams, save
 
         drawn = _wrote(save(reliability_diagrams(records), args.out))
-    _warn_unless(not quotes or any(row.quoted for row in table.rows))
     return FORMATS[args.format](table) + drawn
 
 
 def rejection_command(args: argparse.Namespace) -> str:
     from .rejection import rejection_table
 
-    _check_folders(args.sources, "models")
     return FORMATS[args.format](rejection_table(args.sources, args.features, args.unknown))
 
 
 def paired_command(args: argparse.Namespace) -> str:
     from .paired import paired_table
 
-    _check_folders(args.sources, "predictions")
     return paired_table(args.sources, args.of)
 
 
 def curves_command(args: argparse.Namespace) -> str:
     from .figures import curves, save
 
-    quotes = [quote for name in ("fig2", "2") for quote in read_quotes(name) if quote.method == "HeGraphAdapter"]
-    figure = curves(scored(args.sources), quotes if args.quote else [])
-    _warn_unless(not args.quote or any("(quoted)" in text.get_text() for text in figure.legends[0].get_texts()))
-    return _wrote(save(figure, args.out))
+    quotes = read_quotes("2", "fig2")
+    quotes = quotes[quotes["method"] == OURS]
+    return _wrote(save(curves(scored(args.sources), quotes if args.quote else None), args.out))
 
 
 def tsne_command(args: argparse.Namespace) -> str:
     from .figures import mean_distance, read_text_nodes, save, tsne
 
     nodes = read_text_nodes(args.sources[0])
-    before, after = mean_distance(nodes.before), mean_distance(nodes.after)
     written = _wrote(save(tsne(nodes), args.out))
+    before, after = mean_distance(nodes.before), mean_distance(nodes.after)
     return f"mean inter-class distance: before {before:.4f}, after {after:.4f}\n{written}"
 
 
@@ -163,31 +157,20 @@ def main(arguments: list[str] | None = None) -> int:
 
     def run_command() -> None:
         args = parse_arguments(arguments)
-        check_outputs(args)
+        _check_outputs(args)
         say(args.run(args))
 
     return report(run_command)
 
 
-def check_outputs(args: argparse.Namespace) -> None:
+def _check_outputs(args: argparse.Namespace) -> None:
     """Raises UserError if --out would replace a source, or a file of a run."""
-    if (out := getattr(args, "out", None)) is None:
-        return
-    written = [out] if args.command in ("collect", "report") else [Path(f"{out}.png"), Path(f"{out}.svg")]
-    for path in written:
-        in_run = [path] if path.name in (RECORD, PREDICTIONS, TEXT_NODES, "config.json", SPLIT) else []
-        check_output(path, [*args.sources, *in_run])
-
-
-def _check_folders(sources: Sequence[Path], what: str) -> None:
-    for source in sources:
-        if not source.is_dir():
-            raise UserError(f"{source} is no folder; {what} are in output folders, not in the files of collect")
-
-
-def _warn_unless(quoted: bool) -> None:
-    if not quoted:
-        logger.warning("the paper has no number of the same data set, backbone and shots there: nothing is quoted")
+    if args.command in ("collect", "report"):
+        in_run = [args.out] if args.out.name in (RECORD, PREDICTIONS, TEXT_NODES, "config.json", SPLIT) else []
+        check_output(args.out, [*args.sources, *in_run])
+    elif args.out:
+        for suffix in ("png", "svg"):
+            check_output(Path(f"{args.out}.{suffix}"), args.sources)
 
 
 def _wrote(paths: Sequence[Path]) -> str:

@@ -4,41 +4,57 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 from pydantic import Field
 
 from ..utils.errors import UserError
 from ..utils.reading import read_yaml
 from ..utils.schema import OpenPart, check
-from .paper import Quote, with_quotes
+from .records import KEEP
 from .scores import (
     CASE,
     MEAN,
     PLACE,
     SOURCE,
+    ZERO_SHOT,
     accuracies,
-    add_mean_column,
-    add_mean_place,
+    add_mean_places,
+    add_means,
     cells,
-    differing_keys,
     in_words,
+    mean_places,
     method,
     place,
+    score,
     shortest_names,
+    with_quotes,
 )
 from .table import Table, tabulate
 
 logger = logging.getLogger(__name__)
 
 BY = (*PLACE, "target", "setting")
+KEYS = list(PLACE)
 ALL_IMAGES = -1  # the number of shots of a run that takes all training images
 CAPTION = "Accuracy on test (%)"
 BASE = "DATASET.SUBSAMPLE_CLASSES"  # the key that is "base" for a run on the first half of the classes
+
+# Columns, each with the decimals that it shows
+COSTS = {
+    "epochs": 0, "seconds per epoch": 3, "seconds in all": 2, "trained parameters": 0, "peak memory (MB)": 0,
+}  # fmt: skip
+HONESTY = {
+    "accuracy": 2, "macro F1": 2, "NLL": 3, "NLL at T": 3, "Brier": 3, "Brier at T": 3, "ECE": 2, "ECE at T": 2, "T": 2,
+    "kept": 2,
+}  # fmt: skip
+SCORES = {"accuracy": "accuracy", "macro F1": "macro_f1", "NLL": "nll", "Brier": "brier", "ECE": "ece"}  # in a record
 
 Cases = dict[str, dict[str, Any]]  # name of a case of a sweep -> configuration keys with their values
 
@@ -46,7 +62,7 @@ Cases = dict[str, dict[str, Any]]  # name of a case of a sweep -> configuration 
 def compare(
     records: Sequence[dict],
     by: str = "shots",
-    quotes: Sequence[Quote] = (),
+    quotes: pd.DataFrame | None = None,
     intervals: bool = True,
     cases: Cases | None = None,
 ) -> Table:
@@ -70,46 +86,42 @@ def compare(
     if cases is not None:
         records = name_cases(records, cases)
     if by == "target":
-        return compare_targets(records, quotes, intervals)
-    notes = _sources(records)
-    columns: dict[Any, str]
+        return _compare_targets(records, quotes, intervals)
+    notes, columns = _sources(records), {}
     if by == "setting":
         records, columns, of_settings = name_settings(records)
         notes += of_settings
     else:
         values = sorted({place(record)[by] for record in records}, key=lambda value: (value == ALL_IMAGES, value))
         columns = {value: "all" if value == ALL_IMAGES else in_words(by, value) for value in values}
-    keys = [key for key in PLACE if key != by]
+    keys = [key for key in KEYS if key != by]
     frame = cells((row for record in records for row in accuracies(record, (record | place(record))[by])), keys)
-    datasets = list(columns) if by == "dataset" else []
-    if len(datasets) > 1:
-        frame = add_mean_column(frame, keys, datasets)
-        columns[MEAN] = f"mean of {len(datasets)}"
-    elif by != "dataset":
-        frame = add_mean_place(frame, keys)
-    frame = with_quotes(frame, quotes, keys, by, list(columns), datasets)
+    if by != "dataset":
+        frame = add_mean_places(frame, keys)
+    elif len(columns) > 1:
+        frame = add_means(frame, "column", keys, list(columns), MEAN)
+        columns[MEAN] = f"mean of {len(columns)}"
+    frame = with_quotes(frame, quotes, keys, by, columns)
     caption = "; ".join([f"{CAPTION} by {PLACE.get(by, by)}", *notes])
     unit = "shots" if by == "shots" else ""
     return tabulate(caption, keys, frame, columns, intervals=intervals, unit=unit, cases=list(cases or ()))
 
 
-def compare_targets(records: Sequence[dict], quotes: Sequence[Quote] = (), intervals: bool = True) -> Table:
-    """`compare` by "target"."""
+def _compare_targets(records: Sequence[dict], quotes: pd.DataFrame | None, intervals: bool) -> Table:
     records = [record for record in records if record.get("targets")]
     if not records:
         raise UserError('no record has "targets": tests of the trained model on other data sets; nothing to compare')
-    keys = list(PLACE)
-    frame = cells((row for record in records for row in _beside(record, SOURCE, record["targets"])), keys)
+    frame = cells((row for record in records for row in _beside(record, SOURCE, record["targets"])), KEYS)
     sources = sorted({record["dataset"] for record in records})
     targets = list(dict.fromkeys(name for record in records for name in record["targets"]))
     columns = {SOURCE: f"{sources[0]} (source)" if len(sources) == 1 else "source", **{name: name for name in targets}}
     if len(targets) > 1:
-        frame = add_mean_column(frame, keys, targets)
+        frame = add_means(frame, "column", KEYS, targets, MEAN)
         columns[MEAN] = "mean of targets"
-    frame = with_quotes(frame, quotes, keys, "target", list(columns), targets)
+    frame = with_quotes(frame, quotes, KEYS, "target", columns)
     rules = sorted({test.get("rule") or "" for record in records for test in record["targets"].values()} - {""})
     caption = f"{CAPTION}, targets with {' or '.join(rules) or 'any classes'}"
-    return tabulate(caption, keys, frame, columns, intervals=intervals)
+    return tabulate(caption, KEYS, frame, columns, intervals=intervals)
 
 
 def base_to_new(records: Sequence[dict]) -> Table:
@@ -118,17 +130,16 @@ def base_to_new(records: Sequence[dict]) -> Table:
     On new classes, HeGraphAdapter predicts with the part that can be used there: the text classifier without its
     class-wise biases. Other runs are left out. Raises UserError if a cell would mix runs, or no run is left.
     """
-    keys, rows = list(PLACE), []
-    for record in records:
-        test = (record.get("targets") or {}).get(f"{record['dataset']}:new")
-        if test and on_base_classes(record):
+    rows = []
+    for record in filter(on_base_classes, records):
+        if test := (record.get("targets") or {}).get(f"{record['dataset']}:new"):
             rows += _beside(record, "base", {"new": test})
     if not rows:
         raise UserError(f'no record is of {BASE} base with a target "<data set>:new"; nothing to compare')
-    frame = add_mean_place(cells(rows, keys), keys)
-    frame = add_mean_column(frame, keys, ("base", "new"), "H", statistics.harmonic_mean)
+    frame = add_mean_places(cells(rows, KEYS), KEYS)
+    frame = add_means(frame, "column", KEYS, ("base", "new"), "H", statistics.harmonic_mean)
     caption = f"{CAPTION} of base and new classes and their harmonic mean H (of each seed)"
-    return tabulate(caption, keys, frame, {column: column for column in ("base", "new", "H")})
+    return tabulate(caption, KEYS, frame, {column: column for column in ("base", "new", "H")})
 
 
 def on_base_classes(record: dict) -> bool:
@@ -154,6 +165,87 @@ def _beside(record: dict, column: str, targets: dict[str, dict]) -> list[dict]:
     found = [row for name, test in targets.items() for row in accuracies(record, name, test)]
     names = {row["method"] for row in found}
     return [row for row in accuracies(record, column) if row["method"] in names] + found
+
+
+# What runs tell beside accuracy
+
+
+def complexity(records: Sequence[dict], quotes: pd.DataFrame | None = None) -> Table:
+    """What training took, as means over seeds. All runs must have been timed on one kind of machine.
+
+    Seconds are those of training alone, since features are encoded once for all methods. A method without epochs has
+    "seconds in all" only. A method that chose on val has no seconds per epoch: its seconds are those of all candidates,
+    its epochs those of the one that was chosen. Memory is the peak of the whole process. Runs without times, and those
+    that tested another run's adapter, are left out. Raises UserError if no run has times, the machines differ, or a row
+    would mix runs.
+    """
+    timed = [record for record in records if has_times(record) and not record.get("adapter_from")]
+    if not timed:
+        raise UserError("the records hold no times of training (`collect` leaves them out); name output folders")
+    machines = {machine(record) for record in timed}
+    if len(machines) > 1:
+        raise UserError(f"times on different machines ({'; '.join(sorted(machines))}); name runs on one")
+    frame = cells((row for record in timed for row in _costs(record)), KEYS, math.inf)
+    frame = with_quotes(frame, quotes, KEYS, "metric", COSTS)
+    caption = f"What training takes, means over seeds, {machines.pop()}"
+    return tabulate(caption, KEYS, frame, {column: column for column in COSTS}, decimals=COSTS)
+
+
+def has_times(record: dict) -> bool:
+    """Whether a record tells how long the training took."""
+    return "training" in (record.get("seconds") or {})
+
+
+def machine(record: dict) -> str:
+    """The machine of a run, as far as its times depend on it: device and number of threads."""
+    return f"{record.get('device')}, {record.get('threads')} threads"
+
+
+def _costs(record: dict) -> list[dict]:
+    epochs, seconds = record.get("epochs"), record["seconds"]["training"]
+    each = seconds / epochs if epochs and record["selected_on"] != "val" else None
+    values = (epochs or None, each, seconds, record.get("num_parameters"), record.get("peak_memory_mb"))
+    return [score(record, method(record), column, value) for column, value in zip(COSTS, values)]
+
+
+def calibration_table(records: Sequence[dict]) -> Table:
+    """The scores of each method before and after calibration, as means over seeds and data sets, and what the threshold
+    for `KEEP` of the images of known classes keeps of the test images, which are all of known classes.
+
+    Raises UserError if no run tells them, or a row would mix runs.
+    """
+    # Of one place and seed, the numbers of zero-shot CLIP are those of the method `ZeroShot`, or else of the first run
+    known = sorted(with_calibration(records), key=lambda record: method(record) != ZERO_SHOT)
+    frame = mean_places(cells((row for record in known for row in _honesty(record)), KEYS), KEYS)
+    caption = (
+        "Probabilities on test: accuracy, macro F1 and ECE (15 bins) in %, NLL in nats; T is the temperature; kept: "
+        f"images, all of known classes, above the threshold for {KEEP:.0%} of such images, in %"
+    )
+    return tabulate(caption, KEYS, frame, {column: column for column in HONESTY}, decimals=HONESTY)
+
+
+def with_calibration(records: Sequence[dict]) -> list[dict]:
+    """The records that tell how honest the probabilities on test are; raises UserError if there is none."""
+    known = [record for record in records if has_calibration(record)]
+    if not known:
+        raise UserError("no record holds calibration, which runs of earlier versions did not measure; run it again")
+    return known
+
+
+def has_calibration(record: dict) -> bool:
+    """Whether a record tells how honest the probabilities of its method and of zero-shot CLIP are."""
+    found = record.get("calibration") or {}
+    return all(found.get(part) is not None for part in ("before", "after", "zero_shot"))
+
+
+def _honesty(record: dict) -> list[dict]:
+    """The numbers that a run tells about its method, and about zero-shot CLIP without a temperature."""
+    found, name = record["calibration"], method(record)
+    values = {(name, "T"): found["temperature"], (name, "kept"): (record.get("rejection") or {}).get("kept")}
+    for column, key in SCORES.items():
+        values |= {(name, column): found["before"][key], (ZERO_SHOT, column): found["zero_shot"][key]}
+        values[name, f"{column} at T"] = found["after"][key]
+    return [score(record, *of, value) for of, value in values.items() if of[1] in HONESTY]
 
 
 # Rows that are the cases of a sweep
@@ -212,20 +304,20 @@ def name_settings(records: Sequence[dict]) -> tuple[list[dict], dict[str, str], 
         The records, each with a "setting" such as "ALPHA_PP=0.06" added; a dictionary of these settings, in the order
         of their keys and values, to the heads of their columns; a list with a note on the usual values, or empty.
     """
-    groups = [runs for runs in _groups(records) if differing_keys(_configs(runs))]
-    if not groups:
+    swept = [record for runs in _groups(records) if len(_varying(runs).columns) for record in runs]
+    if not swept:
         return [record | {"setting": ""} for record in records], {"": "one setting"}, []
-    swept = [record for runs in groups for record in runs]
     _warn_of_the_rest(records, swept, "of methods without a sweep")
-    keys = sorted({key for runs in groups for key in differing_keys(_configs(runs))})
-    short = shortest_names(keys, set().union(*_configs(swept)))
-    usual = usual_values(swept, keys)
+    keys = sorted({key for runs in _groups(swept) for key in _varying(runs)})
+    short = shortest_names(keys, {key for record in swept for key in record["config"]})
+    configs = _configs(swept)[keys]
+    usual = _usual(configs)
     named: list[dict] = []
     order: dict[str, list[tuple]] = {}
-    for record, config in zip(swept, _configs(swept)):
-        shown = [key for key in keys if config.get(key) != usual[key]] or keys
-        setting = ", ".join(f"{short[key]}={_text(config.get(key))}" for key in shown)
-        order[setting] = [(keys.index(key), _sortable(config.get(key))) for key in shown]
+    for record, config in zip(swept, configs.to_dict("records")):
+        shown = [key for key in keys if config[key] != usual[key]] or keys
+        setting = ", ".join(f"{short[key]}={_text(config[key])}" for key in shown)
+        order[setting] = [(keys.index(key), _sortable(json.loads(config[key]))) for key in shown]
         named.append(record | {"setting": setting})
     settings = {setting: setting for setting in sorted(order, key=order.__getitem__)}
     note = f"where not named, {', '.join(f'{short[key]}={_text(usual[key])}' for key in keys)}"
@@ -233,40 +325,41 @@ def name_settings(records: Sequence[dict]) -> tuple[list[dict], dict[str, str], 
 
 
 def split_sweeps(records: Sequence[dict]) -> tuple[list[dict], list[list[dict]]]:
-    """Splits runs into those with the usual value of every key, and sweeps.
+    """The runs with the usual value of every key, and of each method at each place with other runs all its runs.
 
-    A sweep has the runs of a method in which one key alone varies; a last one has those in which several vary, beside
-    the usual ones. A run that was made twice, as the middle of two sweeps, counts once: of those with the same place,
-    method, configuration, seed and accuracy, if possible one that trained its own adapter.
+    A run that was made twice, as the middle of two sweeps, counts once: of those with the same place, method,
+    configuration, seed and accuracy, if possible one that trained its own adapter.
     """
     once: dict[tuple, dict] = {}
     for record in sorted(records, key=lambda record: record.get("adapter_from") is not None):
         made = (*place(record).values(), method(record), record.get("config_hash"), record["seed"], record["accuracy"])
         once.setdefault(made, record)
     plain: list[dict] = []
-    sweeps: list[list[dict]] = []
+    sweeps = []
     for runs in _groups(list(once.values())):
-        keys = differing_keys(_configs(runs))
-        usual = usual_values(runs, keys)
-        unusual = [{key for key in keys if config.get(key) != usual[key]} for config in _configs(runs)]
-        middle = [run for run, found in zip(runs, unusual) if not found]
-        alone = {key: [run for run, found in zip(runs, unusual) if found <= {key}] for key in keys}
-        alone = {key: sweep for key, sweep in alone.items() if differing_keys(_configs(sweep))}
-        rest = [run for run, found in zip(runs, unusual) if found and not any(found <= {key} for key in alone)]
-        plain += middle
-        sweeps += [*alone.values(), *([middle + rest] if rest else [])]
+        varying = _varying(runs)
+        is_usual = varying.eq(pd.Series(_usual(varying), dtype=object)).all(axis=1)
+        plain += [run for run, usual in zip(runs, is_usual) if usual]
+        sweeps += [] if is_usual.all() else [runs]
     return plain, sweeps
 
 
-def usual_values(records: Sequence[dict], keys: Sequence[str]) -> dict[str, object]:
+def _configs(records: Sequence[dict]) -> pd.DataFrame:
+    """The configurations of runs, a line for each run and a column for each key, as JSON: some values are lists."""
+    configs: list[dict] = [record.get("config") or {} for record in records]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    return pd.DataFrame([{key: json.dumps(config.get(key)) for key in keys} for config in configs])
+
+
+def _varying(records: Sequence[dict]) -> pd.DataFrame:
+    """Of the configurations of some runs, the keys that have not one value."""
+    configs = _configs(records)
+    return configs.loc[:, configs.nunique() > 1]
+
+
+def _usual(configs: pd.DataFrame) -> dict[str, str]:
     """Key -> its most frequent value, or the first of equally frequent ones."""
-    # Values are counted as JSON, since some are lists, which cannot be counted
-    counts = {key: Counter(json.dumps(config.get(key)) for config in _configs(records)) for key in keys}
-    return {key: json.loads(count.most_common(1)[0][0]) for key, count in counts.items()}
-
-
-def _configs(records: Sequence[dict]) -> list[dict]:
-    return [record.get("config") or {} for record in records]
+    return {key: Counter(configs[key]).most_common(1)[0][0] for key in configs}
 
 
 def _groups(records: Sequence[dict]) -> list[list[dict]]:
@@ -277,8 +370,9 @@ def _groups(records: Sequence[dict]) -> list[list[dict]]:
     return list(groups.values())
 
 
-def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _text(value: str) -> str:
+    found = json.loads(value)
+    return f"{found:g}" if isinstance(found, float) else str(found)
 
 
 def _sortable(value: object) -> tuple:

@@ -1,7 +1,7 @@
 """Figures: accuracy by shots, reliability diagrams, and of one run t-SNE of its text nodes and its confusion matrix.
 
 In figures of several methods, lines differ in colour, marker and dashes, so that they can be told apart in black and
-white too, and a method looks the same everywhere. matplotlib is imported only when a figure is drawn.
+white too, and a method looks the same everywhere. Every function that draws does so by `RC`.
 
 Shapes: K classes, d feature width.
 """
@@ -10,39 +10,24 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..utils.errors import UserError
 from ..utils.files import atomic_path
-from .costs import with_calibration
-from .paper import AVERAGE, Quote, is_average_over, same_backbone, same_dataset
+from .comparison import compare, with_calibration
 from .records import TEXT_NODES, read_beside
-from .scores import (
-    BASELINES,
-    MEAN_OF,
-    PLACE,
-    VARIANTS,
-    accuracies,
-    add_mean_place,
-    cells,
-    grouped,
-    in_words,
-    method,
-    method_order,
-    place,
-)
-from .table import Cell
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from .scores import BASELINES, MEAN_OF, PLACE, VARIANTS, grouped, in_words, method, method_order, place
 
 # Okabe and Ito's palette, which is safe for the colour-blind, without its yellow, which is too light on white
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
@@ -54,7 +39,10 @@ MOST_NAMES = 40  # with more classes, their names would cover one another
 MOST_NUMBERS = 20  # with more classes, the counts would
 FEWEST = 10  # images of a bin of a reliability diagram that is drawn: the accuracy of fewer is chance
 
-RC: Any = {"svg.hashsalt": "hegraph", "svg.fonttype": "path", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+RC: Any = {
+    "svg.hashsalt": "hegraph", "svg.fonttype": "path", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3,
+    "text.parse_math": False,  # a `$` in the name of a class is a `$`
+}  # fmt: skip
 OF_LINES: Any = {"capsize": 2, "markersize": 4.5, "linewidth": 1.3, "elinewidth": 0.8}
 
 
@@ -72,61 +60,43 @@ def as_svg(figure: Figure) -> bytes:
     return _bytes(figure, "svg")
 
 
+@matplotlib.rc_context(RC)
 def _bytes(figure: Figure, kind: str) -> bytes:
-    import matplotlib
-
     content = io.BytesIO()
     # The date is left out, so that the same figure is the same file
-    with matplotlib.rc_context(RC):
-        figure.savefig(content, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+    figure.savefig(content, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
     return content.getvalue()
 
 
 def panels(count: int, width: float = 3.4, height: float = 2.8) -> tuple[Figure, list[Axes]]:
     """An empty figure with panels, `width` by `height` inches each, in about as many rows as columns."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     columns = math.ceil(count**0.5)
     rows = -(-count // columns)
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
-        axes = list(figure.subplots(rows, columns, squeeze=False).flatten())
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flatten())
     for unused in axes[count:]:
         unused.remove()
     return figure, axes[:count]
 
 
-def literal(text: str) -> str:
-    """A name as matplotlib shows it letter by letter; between two `$` it would read mathematics."""
-    return text.replace("$", r"\$")
-
-
 # Accuracy by shots
 
-Lines = Mapping[str, Mapping[int, Cell]]  # method -> shots -> accuracy
 
-
-def curves(records: Sequence[dict], quotes: Sequence[Quote] = ()) -> Figure:
+@matplotlib.rc_context(RC)
+def curves(records: Sequence[dict], quotes: pd.DataFrame | None = None) -> Figure:
     """Accuracy on test by shots: the mean over data sets, if there are several, then a panel for each.
 
     Bars are 95% intervals of the mean over seeds. The mean over data sets has only points that every data set has. The
-    paper's numbers are drawn in grey, its average if ours is over the same data sets. Raises UserError if a point would
-    mix runs, there are several backbones, or a run has no number of shots.
+    paper's numbers are drawn in grey. Errors are those of `cells_by_shots`.
     """
-    lines = lines_by_shots(records)
-    quoted = [quote for quote in quotes if same_backbone(quote.backbone, records[0]["backbone"])]
-    datasets = sorted({record["dataset"] for record in records})
-    if (mean := f"{MEAN_OF}{len(datasets)}") in lines or len(datasets) > 1:
-        lines = {mean: lines.get(mean, {})} | {name: lines[name] for name in datasets}
-    figure, axes = panels(len(lines)) if len(lines) > 1 else panels(1, width=5.6, height=3.6)
-    for axis, (name, of_panel) in zip(axes, lines.items()):
-        _draw_lines(axis, of_panel)
-        if name in datasets:
-            _draw_quotes(axis, [quote for quote in quoted if same_dataset(quote.dataset, name)])
-        elif is_average_over(quoted, datasets):
-            _draw_quotes(axis, [quote for quote in quoted if quote.dataset == AVERAGE])
-        axis.set_title(literal(name))
+    cells = cells_by_shots(records, quotes)
+    names = sorted({record["dataset"] for record in records})
+    if len(names) > 1:
+        names = [f"{MEAN_OF}{len(names)}", *names]
+    figure, axes = panels(len(names)) if len(names) > 1 else panels(1, width=5.6, height=3.6)
+    for axis, name in zip(axes, names):
+        _draw_lines(axis, cells[cells["dataset"] == name])
+        axis.set_title(name)
     label_axes(axes, sorted({record["shots"] for record in records}))
     entries = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
     in_a_row = max(1, int(figure.get_figwidth() // 2.1))
@@ -135,19 +105,18 @@ def curves(records: Sequence[dict], quotes: Sequence[Quote] = ()) -> Figure:
     return figure
 
 
-def lines_by_shots(records: Sequence[dict]) -> dict[str, dict[str, dict[int, Cell]]]:
-    """Accuracy by shots: data set or "mean of N" -> method -> shots -> accuracy; errors are those of `curves`."""
+def cells_by_shots(records: Sequence[dict], quotes: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The `cells` of `compare` by shots, whose column "column" is the number of shots.
+
+    Raises UserError if a cell would mix runs, there are several backbones, or a run has no number of shots.
+    """
     for key in PLACE:
         values = sorted({in_words(key, place(record)[key]) for record in records})
         if key not in ("dataset", "shots") and len(values) > 1:
             raise UserError(f"curves are of one {PLACE[key]}, not of {', '.join(values)}; name runs of one")
     if any(record["shots"] < 1 for record in records):
         raise UserError("curves are over numbers of shots; some runs have all images (-1)")
-    frame = cells((row for record in records for row in accuracies(record, record["shots"])), ["dataset"])
-    lines: dict[str, dict[str, dict[int, Cell]]] = {}
-    for (where, name, shots), rows in grouped(add_mean_place(frame, ["dataset"]), ["dataset", "method", "column"]):
-        lines.setdefault(where, {}).setdefault(name, {})[shots] = Cell.of(rows)
-    return lines
+    return compare(records, quotes=quotes).cells.sort_values("column", kind="stable")
 
 
 def style(name: str) -> dict[str, Any]:
@@ -157,20 +126,16 @@ def style(name: str) -> dict[str, Any]:
     return {key: values[index % len(values)] for key, values in looks.items()}
 
 
-def _draw_lines(axis: Axes, lines: Lines) -> None:
-    names = sorted(lines, key=method_order)
-    for number, name in enumerate(names):
-        points = sorted(lines[name].items())
+def _draw_lines(axis: Axes, cells: pd.DataFrame) -> None:
+    lines = {of[0]: line for of, line in grouped(cells[~cells["quoted"]], ["method"])}
+    for number, name in enumerate(sorted(lines, key=method_order)):
         # The methods stand side by side, so that their bars do not cover one another
-        shots = [shots * 2 ** (0.03 * (number - (len(names) - 1) / 2)) for shots, _ in points]
-        means, bars = [cell.mean for _, cell in points], [cell.interval or 0 for _, cell in points]
-        axis.errorbar(shots, means, yerr=bars, label=literal(name), **OF_LINES, **style(name))
-
-
-def _draw_quotes(axis: Axes, quotes: Sequence[Quote]) -> None:
-    for name in dict.fromkeys(quote.method for quote in quotes):
-        points = sorted({quote.shots: quote.value for quote in quotes if quote.method == name}.items())
-        axis.plot(*zip(*points), color="0.5", marker="x", linestyle=":", label=f"{name} (quoted)")
+        shots = lines[name]["column"].astype(float) * 2 ** (0.03 * (number - (len(lines) - 1) / 2))
+        bars = lines[name]["interval"].fillna(0)
+        axis.errorbar(shots, lines[name]["mean"], yerr=bars, label=name, **OF_LINES, **style(name))
+    for (name,), line in grouped(cells[cells["quoted"]], ["method"]):
+        shots = line["column"].astype(int)
+        axis.plot(shots, line["mean"], color="0.5", marker="x", linestyle=":", label=f"{name} (quoted)")
 
 
 def label_axes(axes: Sequence[Axes], shots: Sequence[int]) -> None:
@@ -190,6 +155,7 @@ def label_axes(axes: Sequence[Axes], shots: Sequence[int]) -> None:
 # Honesty of probabilities
 
 
+@matplotlib.rc_context(RC)
 def reliability_diagrams(records: Sequence[dict]) -> Figure:
     """How often the predictions of each confidence are right: a panel for each method, over all its test images.
 
@@ -250,6 +216,7 @@ def mean_distance(nodes: Tensor) -> float:
     return torch.pdist(nodes).mean().item()
 
 
+@matplotlib.rc_context(RC)
 def tsne(nodes: TextNodes) -> Figure:
     """Positive text nodes before and after message passing, by one t-SNE of both with a fixed seed.
 
@@ -272,12 +239,13 @@ def tsne(nodes: TextNodes) -> Figure:
         axis.scatter(xy[:, 0], xy[:, 1], s=18, color=COLOURS[2], edgecolor="black", linewidth=0.5)
         axis.set_aspect("equal")
         for classname, point in zip(nodes.classnames, xy) if k <= MOST_NAMES else ():
-            axis.annotate(literal(classname), point, textcoords="offset points", xytext=(4, 3), fontsize=7)
+            axis.annotate(classname, point, textcoords="offset points", xytext=(4, 3), fontsize=7)
         axis.set(xlabel="first t-SNE coordinate (no unit)", ylabel="second t-SNE coordinate (no unit)")
         axis.set(title=f"{name}: mean inter-class distance {mean_distance(features):.3f}", xlim=limits, ylim=limits)
     return figure
 
 
+@matplotlib.rc_context(RC)
 def confusion(matrix: np.ndarray, classnames: Sequence[str]) -> Figure:
     """The predicted classes of every true class (row), in percent of its test images; darker is more.
 
@@ -290,8 +258,8 @@ def confusion(matrix: np.ndarray, classnames: Sequence[str]) -> Figure:
     image = axis.imshow(percent, cmap="Greys", vmin=0, vmax=100, interpolation="nearest")
     axis.grid(False)
     if k <= MOST_NAMES:
-        axis.set_xticks(range(k), list(map(literal, classnames)), rotation=90)
-        axis.set_yticks(range(k), list(map(literal, classnames)))
+        axis.set_xticks(range(k), classnames, rotation=90)
+        axis.set_yticks(range(k), classnames)
     for (row, column), count in np.ndenumerate(matrix) if k <= MOST_NUMBERS else ():
         if count:
             colour = "white" if percent[row, column] > 50 else "black"

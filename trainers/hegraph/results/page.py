@@ -6,22 +6,21 @@ import base64
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from ..utils.errors import UserError
 from ..utils.files import atomic_path
-from .comparison import base_to_new, compare, on_base_classes, split_sweeps
-from .costs import calibration_table, complexity, has_calibration, has_threshold, has_times, kept_table, machine
+from . import comparison
+from .comparison import compare, on_base_classes, split_sweeps
 from .figures import as_svg, confusion, curves, read_text_nodes, reliability_diagrams, tsne
 from .paired import confusion_matrix, hardest_pairs
 from .records import PREDICTIONS, TEXT_NODES, find_records, find_runs
 from .scores import OURS, PAPER, PLACE, method, place
 from .table import Table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TEMPLATE = Path(__file__).parent / "page.html"
 
@@ -40,9 +39,7 @@ def write_report(sources: Sequence[Path], out: Path) -> None:
     Raises UserError if a source has no record, or the file cannot be written.
     """
     # Everything that stands in a page comes from data, and is escaped
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     text = page.render(parts=[_part(source) for source in sources])
     with atomic_path(out) as temporary:
@@ -75,16 +72,14 @@ def _of_records(records: Sequence[dict]) -> Iterator[Piece]:
         runs = [r for r in away if rule in {str(test.get("rule")) for test in r["targets"].values()}]
         yield _shown(partial(compare, runs, "target"))
     if base:
-        yield _shown(lambda: base_to_new(base))
-    if any(map(has_times, plain)):
-        yield _shown(lambda: complexity(plain))
-    if any(map(has_calibration, plain)):
+        yield _shown(lambda: comparison.base_to_new(base))
+    if any(map(comparison.has_times, plain)):
+        yield _shown(lambda: comparison.complexity(plain))
+    if any(map(comparison.has_calibration, plain)):
         alt = "Accuracy by confidence, a panel per method; the calibration errors are in the table above"
         caption = "Reliability diagrams over all test images; the diagonal is perfect, large dots are many images."
-        yield _shown(lambda: calibration_table(plain))
+        yield _shown(lambda: comparison.calibration_table(plain))
         yield _shown(lambda: reliability_diagrams(plain), alt=alt, caption=caption)
-    if any(map(has_threshold, plain)):
-        yield _shown(lambda: kept_table(plain))
 
 
 def _of_last_run(runs: dict[Path, dict]) -> Iterator[Piece]:
@@ -133,7 +128,7 @@ def _facts(records: Sequence[dict]) -> dict[str, str]:
         "chosen": {CHOSEN.get(record["selected_on"], record["selected_on"]) for record in records},
         "versions": {versions(record) for record in records},
         "commits": {record.get("git_commit") or "unknown" for record in records},
-        "machines": {machine(record) for record in records},
+        "machines": {comparison.machine(record) for record in records},
     }
     return {name: "; ".join(map(str, sorted(values))) for name, values in facts.items()}
 
@@ -145,5 +140,6 @@ def _shown(make: Callable[[], Table | Figure], **about: str) -> Piece:
     except UserError as error:
         return {"refused": str(error)}
     if isinstance(made, Table):
-        return {"table": made, "caption": made.caption}
+        rows = made.shown(Markup("<strong>{}</strong>").format)
+        return {"heads": made.heads, "columns": made.columns.values(), "rows": rows, "caption": made.caption}
     return {"image": base64.b64encode(as_svg(made)).decode(), **about}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,9 +22,9 @@ from torch import Tensor
 from ..utils.errors import UserError, unknown
 from .records import PREDICTIONS, find_runs, read_beside
 from .scores import OURS, PLACE, PROTOCOL, check_averaged, grouped, method, method_order, place
+from .table import CONFIDENCE, pipes
 
 RESAMPLES = 2000
-CONFIDENCE = 0.95
 
 # What tells tests apart that cannot be paired, beside the number of shots
 TEST = (*(key for key in PLACE if key not in ("shots", PROTOCOL)), "rule", "trained_on")
@@ -49,34 +49,28 @@ def paired_table(folders: Sequence[Path], of: str = OURS) -> str:
     Raises UserError if there are no runs of it below the folders, or as `read_runs`.
     """
     runs = read_runs(folders)
-    methods = set(runs["method"])
+    methods = sorted(set(runs["method"]), key=method_order)
     if of not in methods:
-        raise unknown("method", of, sorted(methods))
+        raise unknown("method", of, methods)
     ours = runs[runs["method"] == of]
     shots = sorted(set(ours["shots"]))
-    lines = [
+    rows = []
+    for name in methods:
+        if name != of:
+            theirs = runs[runs["method"] == name]
+            found = [difference(ours[ours["shots"] == n], theirs[theirs["shots"] == n]) for n in shots]
+            rows.append([name, *("" if one is None else str(one) for one in found)])
+    caption = (
         f"Accuracy of {of} minus that of the other method (points), mean of {', '.join(sorted(set(ours['dataset'])))};"
         f" same seeds and test images; in brackets the {CONFIDENCE:.0%} bootstrap interval over test images, bold where"
-        " it excludes 0",
-        "",
-        f"| {of} minus | {' | '.join(map(str, shots))} |",
-        f"| --- |{' ---: |' * len(shots)}",
-    ]
-    for name in sorted(methods - {of}, key=method_order):
-        theirs = runs[runs["method"] == name]
-        found = [difference(ours[ours["shots"] == n], theirs[theirs["shots"] == n]) for n in shots]
-        lines.append(f"| {name} | {' | '.join('' if one is None else str(one) for one in found)} |")
-    return "\n".join(lines) + "\n"
-
-
-def named(record: dict) -> str:
-    """The name of a run's method, with the protocol if it has heard images without labels."""
-    return ", ".join(filter(None, (method(record), place(record)[PROTOCOL])))
+        " it excludes 0"
+    )
+    return f"{caption}\n\n{pipes([f'{of} minus', *map(str, shots)], 1, rows)}"
 
 
 def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
-    """Finished runs, one a row: the keys of `TEST`, "method", "shots", "seed" and "correct", which test images were
-    classified correctly, shape `[M]`.
+    """Finished runs, one a row: the keys of `TEST`, "method" (with the protocol if it has heard images without labels),
+    "shots", "seed" and "correct", which test images were classified correctly, shape `[M]`.
 
     Raises UserError if there is no run, if runs of one method, data set and number of shots must not be averaged, or if
     two runs of one data set and number of shots were not tested on the same images.
@@ -93,8 +87,9 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
                 f"{folder}: not tested on the same images as another run on {record['dataset']} with {record['shots']} "
                 "shots, so the two cannot be paired; name runs with one test set"
             )
+        name = ", ".join(filter(None, (method(record), place(record)[PROTOCOL])))
         correct = (predicted == labels).numpy()
-        rows.append(test | {"method": named(record), "seed": record["seed"], "correct": correct, "record": record})
+        rows.append(test | {"method": name, "seed": record["seed"], "correct": correct, "record": record})
     if not rows:
         raise UserError(f"no run with test images below {', '.join(map(str, folders))}; run an experiment first")
     runs = pd.DataFrame(rows)
@@ -118,20 +113,13 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame) -> Difference | None:
     def mean_of_means(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
 
-    mean = float(mean_of_means(*by_image))
-    if all(not row.any() for row in by_image):
+    if not any(row.any() for row in by_image):
         return Difference(0.0, 0.0, 0.0)
-    found = bootstrap(
-        by_image,
-        mean_of_means,
-        n_resamples=RESAMPLES,
-        batch=100,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        random_state=np.random.default_rng(0),
-    )
+    options: dict[str, Any] = {"n_resamples": RESAMPLES, "batch": 100, "confidence_level": CONFIDENCE}
+    random = np.random.default_rng(0)
+    found = bootstrap(by_image, mean_of_means, method="percentile", random_state=random, **options)
     low, high = (round(float(end), 9) + 0.0 for end in found.confidence_interval)  # rounding errors are no difference
-    return Difference(mean, low, high)
+    return Difference(float(mean_of_means(*by_image)), low, high)
 
 
 def read_predictions(folder: Path) -> tuple[Tensor, Tensor, list[str]]:

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,11 +30,12 @@ from ..models.saved import SavedModel
 from ..training.confidence import DEFAULT, known_score
 from ..utils.errors import UserError
 from .records import KEEP, find_runs
-from .scores import PLACE, check_averaged, grouped, in_words, method, method_order, place
-from .table import Cell, Row, Table
+from .scores import PLACE, cells, mean_places, method, score
+from .table import Table, tabulate
 
 NEW = "new"  # the classes of a bank that a model does not know
 ZERO_SHOT = "zero-shot probability"
+SCORE = "score"  # the key of a row that names the score
 COLUMNS = {"auroc": "AUROC", "fpr95": "FPR95", "known": "known kept", "unknown": "unknown kept"}
 
 
@@ -53,20 +53,22 @@ def rejection_table(folders: Sequence[Path], banks: Sequence[Path], unknown: str
     runs = find_runs(folders)
     if not runs:
         raise UserError(f"no finished run below {', '.join(map(str, folders))}; run an experiment first")
-    told = pd.DataFrame([place(r) | {"method": method(r), "record": r, "folder": f} for f, r in runs.items()])
-    for (dataset, name, shots, *_), of_row in grouped(told, ["dataset", "method", "shots", *PLACE]):
-        check_averaged(list(of_row["record"]), f"{dataset}, {name}, {shots} shots")
     opened = {bank.dataset: bank for bank in map(load_bank, banks)}
     other = None if unknown == NEW else load_bank(Path(unknown))
     rows = []
-    for run in told.to_dict("records"):
+    for folder, run in runs.items():
         bank = opened.get(run["dataset"])
         if bank is None:
             known = ", ".join(sorted(opened))
-            raise UserError(f"{run['folder']} is a run on {run['dataset']!r}, and --features are banks of {known}")
-        scores = score_images(load_model(run["folder"]), bank, other or bank)
-        rows += [{**run, "score": score, **values} for score, values in scores.items()]
-    return _table(pd.DataFrame(rows), other.dataset if other else NEW)
+            raise UserError(f"{folder} is a run on {run['dataset']!r}, and --features are banks of {known}")
+        for name, found in score_images(load_model(folder), bank, other or bank).items():
+            rows += [score(run, method(run), column, found.get(column)) | {SCORE: name} for column in COLUMNS]
+    keys = [*PLACE, SCORE]
+    caption = (
+        f"Images of known classes against {other.dataset if other else 'the classes that were held back'}, in %; "
+        f"kept: by the threshold for {KEEP:.0%} of known images, on {DEFAULT}"
+    )
+    return tabulate(caption, keys, mean_places(cells(rows, keys), keys), COLUMNS, decimals=dict.fromkeys(COLUMNS, 2))
 
 
 def score_images(model: SavedModel, known: FeatureBank, unknown: FeatureBank) -> dict[str, dict[str, float]]:
@@ -99,51 +101,11 @@ def all_scores(model: SavedModel, features: Tensor, negative: Tensor) -> dict[st
     messages = None if model.transfer is None else model.transfer.messages
     if messages is not None and model.class_nodes is not None:
         found |= metric_scores(features, messages.mean, messages.whitening, model.class_nodes)
-    negatives = {"margin": negative, "margin, shuffled": negative[shuffled(len(negative))]}
-    return found | text_scores(features, logits.argmax(dim=1), model.text_positive, negatives)
-
-
-def _test_features(model: SavedModel, bank: FeatureBank, wanted: bool) -> Tensor:
-    """The test features of a bank whose classes the model knows, or of those that it does not know."""
-    name, names = f"the bank of {bank.dataset}", set(model.classnames)
-    if bank.backbone != model.backbone.title:
-        raise UserError(
-            f"the model is of {model.backbone.title!r} features, but {name} holds those of {bank.backbone!r}"
-        )
-    if wanted and (missing := sorted(names - set(bank.classnames))):
-        raise UserError(f"{name} has no class {missing[0]!r}, which the model knows")
-    if bank.test_features is None or bank.test_labels is None:
-        raise UserError(f"{name} has no test images")
-    is_known = torch.tensor([classname in names for classname in bank.classnames])
-    features = bank.test_features[is_known[bank.test_labels] == wanted]
-    if not len(features):
-        knows = "knows" if wanted else "does not know"
-        advice = "train with DATASET.SUBSAMPLE_CLASSES base, or give --unknown BANK"
-        raise UserError(f"{name} has no test image of a class that the model {knows}; {advice}")
-    return features
-
-
-def _table(scores: pd.DataFrame, unknown: str) -> Table:
-    """The table of scores, one row of `scores` for each run and score."""
-    scores = scores.reindex(columns=[*scores, *(column for column in COLUMNS if column not in scores)])
-    data_sets = sorted(scores["dataset"].unique())
-    labels = [key for key in PLACE if key != "dataset" and (key == "shots" or scores[key].nunique() > 1)]
-    rows = []
-    groups = grouped(scores, [*labels, "method"])
-    for (*where, name), of_method in sorted(groups, key=lambda group: (*group[0][:-1], method_order(group[0][-1]))):
-        for (score,), found in grouped(of_method, ["score"]):
-            means = found.groupby("dataset")[list(COLUMNS)].mean().mean()
-            tested = sorted(found["dataset"].unique())
-            of = "" if tested == data_sets else f", {', '.join(tested)} alone"
-            shown = [None if pd.isna(mean) else Cell(float(mean)) for mean in means]
-            rows.append(Row((*map(in_words, labels, where), f"{name}{of}", score), shown))
-    what = "the classes that were held back" if unknown == NEW else unknown
-    caption = (
-        f"Images of known classes of {', '.join(data_sets)} against {what}, in %; kept: by the threshold for "
-        f"{KEEP:.0%} of known images, on {DEFAULT}"
-    )
-    heads = (*(PLACE[key] for key in labels), "method", "score")
-    return Table(caption, heads, list(COLUMNS.values()), rows, [2] * 4, bold=False, intervals=False)
+    predicted = logits.argmax(dim=1)
+    found["own text"] = (features * model.text_positive[predicted]).sum(dim=1)
+    for name, nodes in {"margin": negative, "margin, shuffled": negative[shuffled(len(negative))]}.items():
+        found[name] = found["own text"] - (features * nodes[predicted]).sum(dim=1)
+    return found
 
 
 def metric_scores(features: Tensor, mean: Tensor, whitening: Tensor, nodes: Tensor) -> dict[str, Tensor]:
@@ -156,14 +118,22 @@ def metric_scores(features: Tensor, mean: Tensor, whitening: Tensor, nodes: Tens
     return {"distance": -torch.cdist(whitened, nodes).amin(dim=1), "angle": cosines.amax(dim=1)}
 
 
-def text_scores(features: Tensor, predicted: Tensor, positive: Tensor, negatives: dict[str, Tensor]) -> dict:
-    """The score "own text" and, by the name of its score, the margin against each kind of negative text nodes `[K, d]`.
-
-    Each is `[B]`, of features `[B, d]` with their predicted classes `[B]`; `positive` are the text nodes `[K, d]`.
-    """
-    own = (features * positive[predicted]).sum(dim=1)
-    margins = {name: own - (features * negative[predicted]).sum(dim=1) for name, negative in negatives.items()}
-    return {"own text": own} | margins
+def _test_features(model: SavedModel, bank: FeatureBank, wanted: bool) -> Tensor:
+    """The test features of a bank whose classes the model knows, or of those that it does not know."""
+    name, names = f"the bank of {bank.dataset}", set(model.classnames)
+    if bank.backbone != model.backbone.title:
+        raise UserError(f"the model is of {model.backbone.title!r} features, but {name} holds {bank.backbone!r}")
+    if wanted and (missing := sorted(names - set(bank.classnames))):
+        raise UserError(f"{name} has no class {missing[0]!r}, which the model knows")
+    if bank.test_features is None or bank.test_labels is None:
+        raise UserError(f"{name} has no test images")
+    is_known = torch.tensor([classname in names for classname in bank.classnames])
+    features = bank.test_features[is_known[bank.test_labels] == wanted]
+    if not len(features):
+        knows = "knows" if wanted else "does not know"
+        advice = "train with DATASET.SUBSAMPLE_CLASSES base, or give --unknown BANK"
+        raise UserError(f"{name} has no test image of a class that the model {knows}; {advice}")
+    return features
 
 
 def separation(known: Sequence[float] | Tensor, unknown: Sequence[float] | Tensor) -> dict[str, float]:

@@ -1,15 +1,20 @@
-"""Records as a table of pandas, one row for each run and score, and the two rules of what may be averaged.
+"""Records as rows of a pandas frame, one for each run and score, and the two rules of what may be averaged.
 
 First, never average unlike runs: those of a cell are alike in `OF_TEST` and `OF_RUN`, stand at one `PLACE` and have
-different seeds; `check_alike` and `check_averaged` refuse anything else. Second, a mean over data sets or columns has
-none of them missing; `_mean` sees to it. A new kind of run is kept apart in all tables by one more row of `PLACE`.
+different seeds; `check_alike` and `check_averaged` refuse anything else. Second, a mean has nothing missing: `cells`
+drops a cell where one of its runs lacks the number, and `add_means` has no mean where a data set or column is missing.
+A new kind of run is kept apart in all tables by one more row of `PLACE`.
+
+The paper's own numbers, typed from its tables into `paper.csv` beside this file, become rows as well.
 """
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -56,7 +61,13 @@ CASE = "case"  # the key of a record that names the case of a sweep it belongs t
 # Columns that no data set is called like: that of a row's mean, and by target that of the data set of the training
 MEAN, SOURCE = "\x1fmean", "\x1fsource"
 MEAN_OF = "mean of "  # begins the place of means over data sets
-ZERO_SHOT_TOLERANCE = 1e-6  # by how many percent zero-shot accuracies of one cell may differ
+
+FILE = Path(__file__).parent / "paper.csv"
+QUOTED = ("1", "2", "3", "4", "5", "fig2")  # the paper's tables and figures whose numbers are there
+FITTING = ["dataset", "backbone", "shots", "setting", "metric"]  # in which a number has to fit one of ours
+AVERAGE = "average"  # in the paper's tables, the mean of all other columns
+# The data sets whose names in CoOp are not the paper's: CoOp's name -> the paper's, both without capitals and signs
+OTHER_NAMES = {"describabletextures": "dtd", "oxfordflowers": "flowers102"}
 
 
 def method(record: dict) -> str:
@@ -65,12 +76,12 @@ def method(record: dict) -> str:
         return record[CASE]
     if record["trainer"] == "ZeroShot":
         return ON_ZERO_SHOT if record.get(PROTOCOL) else ZERO_SHOT
+    config = record.get("config") or {}
     if (name := record["trainer"]) != OURS:
-        base = (record.get("config") or {}).get(f"TRAINER.{name.upper()}.BASE")
-        return f"{name}(zero-shot)" if base == "ZeroShot" else name  # of a transductive method
+        on_zero_shot = config.get(f"TRAINER.{name.upper()}.BASE") == "ZeroShot"  # a transductive method
+        return f"{name}(zero-shot)" if on_zero_shot else name
     if record["variant"] != "full":
         return f"{OURS}({record['variant']})"
-    config = record.get("config") or {}
     return PAPER if all(config.get(f"TRAINER.HEGRAPHADAPTER.{k}") == v for k, v in OF_THE_PAPER.items()) else OURS
 
 
@@ -93,7 +104,7 @@ def in_words(key: str, value: object) -> str:
 
 
 def score(record: dict, name: str, column: object, value: Any, test: dict | None = None, own: bool = True) -> dict:
-    """One number that a run tells of the method `name`, as a row for `cells`.
+    """One number that a run tells of the method `name`, or None, as a row for `cells`.
 
     Args:
         column: The column of the table that it belongs to.
@@ -123,25 +134,29 @@ def accuracies(record: dict, column: object, test: dict | None = None) -> list[d
     return [score(record, row, column, value, test, own) for row, value, own in told]
 
 
-def cells(rows: Iterable[dict], keys: Sequence[str], tolerance: float = ZERO_SHOT_TOLERANCE) -> pd.DataFrame:
-    """The rows of a table's cells, one for each seed, in the order of their places.
-
-    A cell is a place, which is the values of `keys` of `PLACE`, a method and a column. Its runs may differ by
-    `tolerance` about zero-shot CLIP. Raises UserError if it would mix runs that must not be averaged.
-    """
-    found: dict[tuple, list[dict]] = {}
-    for row in sorted(rows, key=lambda row: [row[key] for key in keys]):
-        found.setdefault(tuple(row[key] for key in (*keys, "method", "column")), []).append(row)
-    kept: list[dict] = []
-    for cell, of_cell in found.items():
-        kept += _kept(of_cell, ", ".join(filter(None, (str(part).strip("\x1f") for part in cell))), tolerance)
-    return pd.DataFrame(kept, dtype=object)
-
-
 def grouped(frame: pd.DataFrame, keys: Sequence[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
     """The rows of each combination of values of some columns, in the order in which they come first."""
     found: Any = frame.groupby(list(keys), sort=False)
     return list(found)
+
+
+# The first rule: what stands in a cell
+
+
+def cells(rows: Iterable[dict], keys: Sequence[str], tolerance: float = 0.005) -> pd.DataFrame:
+    """The rows of a table's cells, one for each seed, in the order of their places.
+
+    A cell is the values of `keys`, a method and a column. Its runs may differ by `tolerance` about zero-shot CLIP: half
+    of what is printed. Raises UserError if it would mix runs that must not be averaged.
+    """
+    found: dict[tuple, list[dict]] = {}
+    for row in sorted(rows, key=lambda row: [row[key] for key in keys if key in PLACE]):
+        found.setdefault(tuple(row[key] for key in (*keys, "method", "column")), []).append(row)
+    kept: list[dict] = []
+    for cell, of_cell in found.items():
+        of_seeds = _kept(of_cell, ", ".join(filter(None, (str(part).strip("\x1f") for part in cell))), tolerance)
+        kept += of_seeds if all(row["value"] is not None for row in of_seeds) else ()
+    return pd.DataFrame(kept, dtype=object)
 
 
 def _kept(rows: Sequence[dict], what: str, tolerance: float) -> Sequence[dict]:
@@ -151,7 +166,7 @@ def _kept(rows: Sequence[dict], what: str, tolerance: float) -> Sequence[dict]:
         first: dict[int, dict] = {}
         for row in rows:
             one, other = first.setdefault(row["seed"], row)["value"], row["value"]
-            if abs(one - other) > tolerance:
+            if None not in (one, other) and abs(one - other) > tolerance:
                 told = f"disagree about zero-shot CLIP ({one:.2f} and {other:.2f})"
                 raise UserError(f"{what}: the runs {told}, so prompts, weights or images differ; name runs of one kind")
         return list(first.values())
@@ -186,14 +201,10 @@ def _difference(values: Sequence[Any]) -> str:
     """In what some values differ: the keys of dictionaries, a few of them, or else the values themselves."""
     if not any(isinstance(value, dict) for value in values):
         return ", ".join(shortened(str(value or "none"), 40) for value in sorted(values, key=str))
-    names = list(shortest_names(differing_keys(values), set().union(*filter(None, values))).values())
+    found = [value or {} for value in values]
+    keys = [key for key in set().union(*found) if len({hash_json(part.get(key)) for part in found}) > 1]
+    names = list(shortest_names(sorted(keys), set().union(*found)).values())
     return ", ".join([*names[:4], "..."][: len(names)])
-
-
-def differing_keys(parts: Sequence[Mapping[str, Any] | None]) -> list[str]:
-    """The keys of some dictionaries that have not one value; a missing key is a value."""
-    found = [part or {} for part in parts]
-    return sorted(key for key in set().union(*found) if len({hash_json(part.get(key)) for part in found}) > 1)
 
 
 def shortest_names(keys: Sequence[str], all_keys: set[str]) -> dict[str, str]:
@@ -206,46 +217,124 @@ def shortest_names(keys: Sequence[str], all_keys: set[str]) -> dict[str, str]:
     return names
 
 
-Mean = Callable[[Iterable[float]], float]
+# The second rule: what is averaged over data sets or columns
 
 
-def add_mean_column(
-    frame: pd.DataFrame, keys: Sequence[str], columns: Sequence, name: str = MEAN, mean: Mean = statistics.fmean
+def add_means(
+    frame: pd.DataFrame,
+    over: str,
+    keys: Sequence[str],
+    names: Sequence = (),
+    called: str = "",
+    mean: Callable[[Iterable[float]], float] = statistics.fmean,
 ) -> pd.DataFrame:
-    """The cells, with the mean over several columns in every row of the table that has a cell in each of them."""
-    some = frame[frame["column"].isin(list(columns))]
-    means = [_mean(row, "column", columns, name, mean) for _, row in grouped(some, [*keys, "method"])]
-    return _with(frame, means)
+    """The cells, and below them the mean of every method over several values of the column `over` of the frame.
+
+    A method that lacks one of the values has no mean. It is taken seed by seed if all values have the same seeds.
+    Otherwise it is the mean of their means, which is of no seed.
+
+    Args:
+        keys: What the cells of a mean have in common beside the method.
+        names: The values, or by default those that any method has there. One value alone has no mean.
+        called: What stands in the column `over` for the mean; by default such as "mean of 3".
+        mean: The kind of mean.
+    """
+    parts = [frame]
+    for _, group in grouped(frame, keys):
+        wanted = list(names or group[over].unique())
+        for _, part in grouped(group[group[over].isin(wanted)], ["method"]):
+            if len(wanted) == 1 or part[over].nunique() < len(wanted):
+                continue
+            shared = part.iloc[:1].drop(columns=["seed", "value"]).assign(num_test=None)
+            shared[over] = called or f"{MEAN_OF}{len(wanted)}"
+            if part.groupby(over)["seed"].agg(frozenset).nunique() > 1:
+                part = part.groupby(over, sort=False)["value"].agg(statistics.fmean).reset_index().assign(seed=None)
+            means = part.groupby("seed", sort=False, dropna=False)["value"].agg(mean).reset_index()
+            parts.append(shared.merge(means, how="cross").astype(object))
+    return pd.concat(parts, ignore_index=True)
 
 
-def add_mean_place(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """The cells, with those of places that are means over data sets, named after their number, such as "mean of 3".
+def add_mean_places(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The cells, with those of places that are means over data sets.
 
     A column is averaged over the data sets that have it for any method, so a bank of four images a class leaves the
     means at 16 shots to the others, in a place of their own.
     """
-    means = []
-    for _, group in grouped(frame, [*(key for key in keys if key != "dataset"), "column"]):
-        if len(datasets := list(group["dataset"].unique())) > 1:
-            name = f"{MEAN_OF}{len(datasets)}"
-            means += [_mean(part, "dataset", datasets, name) for _, part in grouped(group, ["method"])]
-    return _with(frame, means)
+    return add_means(frame, "dataset", [*(key for key in keys if key != "dataset"), "column"])
 
 
-def _with(frame: pd.DataFrame, means: Sequence[list[dict]]) -> pd.DataFrame:
-    rows = [row for mean in means for row in mean]
+def mean_places(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The same, without the data sets themselves wherever there is a mean of them."""
+    frame, others = add_mean_places(frame, keys), [key for key in keys if key != "dataset"]
+    is_mean = frame["dataset"].str.startswith(MEAN_OF).astype(bool)
+    averaged = is_mean.groupby([frame[key] for key in others]).transform("any").astype(bool)
+    order = [key for key in others if key in PLACE]
+    return frame[is_mean | ~averaged].sort_values([*order, "dataset"], kind="stable", ignore_index=True)
+
+
+# The paper's numbers
+
+
+def read_quotes(*tables: str) -> pd.DataFrame:
+    """The numbers of some of the paper's tables, each one of `QUOTED`, with data set and backbone as of `paper_name`.
+
+    The other columns are "table", "method", "shots", "setting" ("", or in a sweep "KEY=VALUE" with a key of ours),
+    "metric" ("accuracy", or a column of `comparison.COSTS`) and "value".
+    """
+    quotes = pd.read_csv(FILE, dtype={"table": str}, keep_default_na=False)
+    quotes["dataset"] = quotes["dataset"].map(paper_name)
+    quotes["backbone"] = quotes["backbone"].map(_plain).str.replace("resnet", "rn")
+    return quotes[quotes["table"].isin(tables)]
+
+
+def with_quotes(
+    frame: pd.DataFrame, quotes: pd.DataFrame | None, keys: Sequence[str], by: str, columns: Iterable
+) -> pd.DataFrame:
+    """A table's cells, and below them the paper's numbers of the same data set, backbone, shots and setting.
+
+    The paper's average stands beside a mean over the same data sets. That of its Table 1 is over the source and its
+    targets, so it is not the mean over our targets.
+
+    Args:
+        frame: The cells. Numbers are quoted at their places only.
+        quotes: The numbers to choose from, from `read_quotes`.
+        keys: The keys of a place, some of `PLACE`.
+        by: What the columns are: one of `comparison.BY`, or "metric".
+        columns: The columns.
+    """
+    if quotes is None:
+        return frame
+    ours = set(frame["column" if by == "dataset" else "dataset"])
+    known = {paper_name(name) for name in ours if name != MEAN and not name.startswith(MEAN_OF)}
+    same = set(quotes["dataset"]) - {AVERAGE} == known and by != "target"
+    averages = {MEAN, f"{MEAN_OF}{len(known)}"} if same else set()
+    rows = []
+    for there in frame[[*keys]].drop_duplicates().to_dict("records"):
+        for column in columns:
+            # In a comparison by target, the data set of the training is that of the place
+            named = {} if column == SOURCE else {"dataset" if by == "target" else by: column}
+            wanted = {"setting": "", "metric": "accuracy"} | there | named
+            wanted["dataset"] = AVERAGE if wanted["dataset"] in averages else paper_name(wanted["dataset"])
+            wanted["backbone"] = paper_backbone(wanted["backbone"])
+            fits = quotes[FITTING].eq(pd.Series(wanted)[FITTING]).all(axis=1)
+            found = quotes.loc[fits, ["method", "value"]].to_dict("records")
+            rows += [there | quote | {"column": column, "quoted": True} for quote in found]
     return pd.concat([frame, pd.DataFrame(rows, dtype=object)], ignore_index=True) if rows else frame
 
 
-def _mean(part: pd.DataFrame, over: str, wanted: Sequence, name: str, mean: Mean = statistics.fmean) -> list[dict]:
-    """The mean of one method over data sets or columns, as rows; none if one of those is missing.
+def paper_name(dataset: str) -> str:
+    """The paper's name of a data set of ours, in small letters without signs: that of "oxford_pets" is "oxfordpets"."""
+    return OTHER_NAMES.get(_plain(dataset), _plain(dataset))
 
-    It is taken seed by seed if all have the same seeds. Otherwise it is the mean of their means, which is of no seed.
+
+def paper_backbone(ours: str) -> str | None:
+    """The paper's name of a backbone of ours, such as "rn50" of "RN50-quickgelu/openai".
+
+    The paper's backbones have OpenAI's weights; ours with other weights are never the same, None.
     """
-    if set(part[over]) != set(wanted):
-        return []
-    shared = part.iloc[0].to_dict() | {over: name} | dict.fromkeys([*OF_TEST, *OF_RUN])
-    if part.groupby(over)["seed"].agg(frozenset).nunique() > 1:
-        part = part.groupby(over, sort=False)["value"].agg(statistics.fmean).reset_index().assign(seed=None)
-    means: dict[Any, float] = part.groupby("seed", sort=False, dropna=False)["value"].agg(mean).to_dict()
-    return [shared | {"seed": None if pd.isna(seed) else seed, "value": value} for seed, value in means.items()]
+    name, _, weights = ours.rpartition("/")
+    return _plain(name.removesuffix("-quickgelu")) if weights == "openai" else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
