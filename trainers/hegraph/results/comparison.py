@@ -87,7 +87,8 @@ def compare(
         records = name_cases(records, cases)
     if by == "target":
         return _compare_targets(records, quotes, intervals)
-    notes, columns = _sources(records), {}
+    notes = _sources(records)
+    columns: dict[Any, str]
     if by == "setting":
         records, columns, of_settings = name_settings(records)
         notes += of_settings
@@ -308,12 +309,13 @@ def name_settings(records: Sequence[dict]) -> tuple[list[dict], dict[str, str], 
     if not swept:
         return [record | {"setting": ""} for record in records], {"": "one setting"}, []
     _warn_of_the_rest(records, swept, "of methods without a sweep")
-    keys = sorted({key for runs in _groups(swept) for key in _varying(runs)})
+    keys = sorted({str(key) for runs in _groups(swept) for key in _varying(runs)})
     short = shortest_names(keys, {key for record in swept for key in record["config"]})
     configs = _configs(swept)[keys]
     usual = _usual(configs)
     named: list[dict] = []
     order: dict[str, list[tuple]] = {}
+    config: Any
     for record, config in zip(swept, configs.to_dict("records")):
         shown = [key for key in keys if config[key] != usual[key]] or keys
         setting = ", ".join(f"{short[key]}={_text(config[key])}" for key in shown)
@@ -359,7 +361,7 @@ def _varying(records: Sequence[dict]) -> pd.DataFrame:
 
 def _usual(configs: pd.DataFrame) -> dict[str, str]:
     """Key -> its most frequent value, or the first of equally frequent ones."""
-    return {key: Counter(configs[key]).most_common(1)[0][0] for key in configs}
+    return {str(key): Counter(configs[key]).most_common(1)[0][0] for key in configs}
 
 
 def _groups(records: Sequence[dict]) -> list[list[dict]]:

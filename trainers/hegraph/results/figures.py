@@ -134,8 +134,8 @@ def _draw_lines(axis: Axes, cells: pd.DataFrame) -> None:
         bars = lines[name]["interval"].fillna(0)
         axis.errorbar(shots, lines[name]["mean"], yerr=bars, label=name, **OF_LINES, **style(name))
     for (name,), line in grouped(cells[cells["quoted"]], ["method"]):
-        shots = line["column"].astype(int)
-        axis.plot(shots, line["mean"], color="0.5", marker="x", linestyle=":", label=f"{name} (quoted)")
+        looks = {"color": "0.5", "marker": "x", "linestyle": ":"}
+        axis.plot(line["column"].astype(float), line["mean"], label=f"{name} (quoted)", **looks)
 
 
 def label_axes(axes: Sequence[Axes], shots: Sequence[int]) -> None:

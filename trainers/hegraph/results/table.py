@@ -105,8 +105,8 @@ def tabulate(
     values["row"] = values.groupby(["place", "quoted", "rank"]).ngroup()
     rows = values.drop_duplicates("row")
     varying = [key for key in keys if frame[key].nunique() > 1]
-    names = rows["method"] + rows["quoted"].map({True: " (quoted)", False: ""})
-    labels = list(zip(*(rows[key].map(partial(in_words, key)) for key in varying), names))
+    lines = rows["method"] + rows["quoted"].map({True: " (quoted)", False: ""})
+    labels = list(zip(*(rows[key].map(partial(in_words, key)) for key in varying), lines))
     shared = [word for key in keys if key not in varying and (word := _words(key, frame[key].iloc[0]))]
     caption = ", ".join([caption, *shared, *(["(quoted): from the paper"] if values["quoted"].any() else [])])
     heads = (*(PLACE.get(key, key) for key in varying), "method")
@@ -172,7 +172,8 @@ def latex(table: Table) -> str:
 def as_csv(table: Table) -> str:
     """Numbers that are not rounded: per column the mean, the half-width of its interval, and the number of seeds."""
     measures = {"mean": "", "interval": " ±", "n": " n"} if table.intervals else {"mean": "", "n": " n"}
-    cells = table.cells.astype({"n": "Int64"}).replace({"n": {0: pd.NA}}).set_index("row")
+    cells = table.cells.set_index("row")
+    cells["n"] = cells["n"].where(cells["n"] > 0).astype("Int64")
     parts = [pd.DataFrame(table.labels, columns=list(table.heads))]
     for column, head in table.columns.items():
         of_column = cells.loc[cells["column"] == column, list(measures)]
