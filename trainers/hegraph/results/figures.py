@@ -134,7 +134,7 @@ def _draw_lines(axis: Axes, cells: pd.DataFrame) -> None:
         bars = lines[name]["interval"].fillna(0)
         axis.errorbar(shots, lines[name]["mean"], yerr=bars, label=name, **OF_LINES, **style(name))
     for (name,), line in grouped(cells[cells["quoted"]], ["method"]):
-        looks = {"color": "0.5", "marker": "x", "linestyle": ":"}
+        looks: Any = {"color": "0.5", "marker": "x", "linestyle": ":"}
         axis.plot(line["column"].astype(float), line["mean"], label=f"{name} (quoted)", **looks)
 
 
