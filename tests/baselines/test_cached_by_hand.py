@@ -79,14 +79,6 @@ def test_a_candidate_is_right_where_alpha_times_the_cache_outweighs_the_text():
     assert best == selected["ALPHA, BETA"]["value"] == (1.1, 1.1)
 
 
-def test_tip_adapter_adds_the_affinities_of_each_classs_images(fit):
-    # The query (1, 0) has cosine 1, 0 and 0.6 with the images of classes 0, 1, 1, so with beta 2 the affinities are 1,
-    # e^-2 = 0.135335 and e^-0.8 = 0.449329. With alpha 3: 10 * 0.6 + 3 and 10 * 0.8 + 3 * 0.584664.
-    bank = bank_of([*AXES, SLANTED[0]], [0, 1, 1], SLANTED)
-    fitted = fit("TipAdapter", bank, ALPHA=3.0, BETA=2.0)
-    close(fitted.logits(tensor([[1.0, 0.0]])), [[9.0, 8 + 3 * 0.584664]])
-
-
 def test_tip_adapter_predicts_with_what_val_chose(fit):
     # The text votes by 2 for the wrong class of the val image, the cache by alpha * (1 - e^-beta) for the right one.
     # ALPHA is 0.1 or 5.1 and BETA 0.1 or 7.1: only 5.1 with 5.5 (the start's) and with 7.1 is right; 5.5 is nearer.

@@ -63,25 +63,6 @@ def test_rows_of_norm_1_have_the_gradient_that_differences_show():
     torch.testing.assert_close(proto_clip.unit(rows), torch.nn.functional.normalize(rows, dim=-1))
 
 
-def test_the_alignment_is_the_cross_entropy_from_images_to_text_and_back():
-    # Cosines (0.6, 0) and (0.8, 1), divided by the temperature 0.5: (1.2, 0) and (1.6, 2).
-    # From images to text: log(1 + e^-1.2) = 0.263282 and log(1 + e^-0.4) = 0.513015, of which the mean is 0.388149.
-    # Back, down the columns (1.2, 1.6) and (0, 2): log(1 + e^0.4) = 0.913015 and log(1 + e^-2) = 0.126928: 0.519972.
-    found = proto_clip.alignment_loss(tensor(AXES), tensor([[0.6, 0.8], [0.0, 1.0]]), 0.5)
-    assert found.item() == pytest.approx(0.388149 + 0.519972, abs=1e-5)
-
-
-def test_the_posterior_is_worked_out_by_hand():
-    # The query is (0.6, 0.8). Squared distances to the images (1, 0) and (0, 1): 0.8 and 0.4; with beta 2 the softmax
-    # of -1.6 and -0.8 is 1 / (1 + e^0.8) = 0.310026. To the texts (0, 1) and (0.6, 0.8): 0.4 and 0, so 1 / (1 + e^0.8)
-    # too; to (1, 0) and (0.6, 0.8): 0.8 and 0, so 1 / (1 + e^1.6) = 0.167982.
-    query, images = tensor([[0.6, 0.8]]), tensor(AXES)
-    text = tensor([[1.0, 0.0], [0.6, 0.8]])
-    found = proto_clip.mixture(query @ images.t(), query @ text.t(), 0.25, 2.0).exp()
-    expected = 0.25 * 0.310026 + 0.75 * 0.167982
-    torch.testing.assert_close(found, torch.tensor([[expected, 1 - expected]]), rtol=0, atol=1e-5)
-
-
 def test_a_probability_of_zero_has_a_finite_log():
     query, images = tensor([[1.0, 0.0]]), tensor(AXES)
     found = proto_clip.mixture(query @ images.t(), query @ images.t(), 0.5, 500.0)

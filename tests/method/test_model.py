@@ -139,14 +139,6 @@ def test_t_has_the_text_logits_of_the_full_variant_trained_with_the_same_batches
     assert not torch.allclose(alone.text, build("base")(queries).text, atol=1e-2)
 
 
-def test_full_without_training_of_the_visual_bias_is_tip_adapters_cache(build, queries, keys):
-    # A zero W and a zero bias give zero visual biases, so the keys are the cached features. Tip-Adapter's main.py:
-    # ((-1) * (beta - beta * affinity)).exp() @ cache_values with one-hot values
-    model = build("full", weight_init="zero", beta_c=5.5)
-    values = F.one_hot(LABELS, K).float()
-    assert_close(model(queries).visual, ((-1) * (5.5 - 5.5 * (queries @ keys.t()))).exp() @ values)
-
-
 def test_t_p_does_not_see_the_negative_text_and_t_n_sends_nothing_else_to_positive_nodes(build, text, queries):
     before = {variant: build(variant, seed=1).fold().parts(queries).text for variant in ("T-P", "T-N")}
     heavier = {key: build("T-N", seed=1, **{key: 9.0}) for key in ("ALPHA_PP", "ALPHA_VP", "BETA_VN")}
