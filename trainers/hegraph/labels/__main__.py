@@ -15,7 +15,7 @@ from ..backbones.identity import AUTO, PRECISIONS
 from ..config_files import load_cfg
 from ..predict.__main__ import chosen_format, whole
 from ..predict.inputs import check_inputs, image_paths
-from ..predict.rows import FORMATS, Row, csv_line, utf8
+from ..predict.outputs import FORMATS, Row, csv_line, utf8
 from ..utils.commands import Parser, command
 from ..utils.errors import printable, report
 from ..utils.files import check_output

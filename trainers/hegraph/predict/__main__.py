@@ -12,7 +12,7 @@ from ..backbones.identity import AUTO, PRECISIONS
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report
 from .inputs import check_inputs
-from .rows import FORMATS
+from .outputs import FORMATS
 
 KEEP = 'mark images as "none of these" that score lower than this share of images of known classes, as 0.95'
 EPILOG = """\

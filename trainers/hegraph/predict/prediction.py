@@ -29,8 +29,7 @@ from ..utils.devices import choose_device
 from ..utils.errors import UserError, say
 from ..utils.files import atomic_path, check_output
 from .inputs import image_paths
-from .rows import FORMATS, NONE_OF_THESE, Row
-from .sorting import ClassFolders
+from .outputs import FORMATS, NONE_OF_THESE, ClassFolders, Row
 
 logger = logging.getLogger(__name__)
 

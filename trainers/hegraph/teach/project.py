@@ -22,8 +22,7 @@ from typing import NamedTuple
 
 from ..datasets.folder import class_name
 from ..datasets.images import is_image, open_sent
-from ..predict.rows import NONE_OF_THESE
-from ..predict.sorting import FORBIDDEN, MAX_NAME, folder_name
+from ..predict.outputs import FORBIDDEN, MAX_NAME, NONE_OF_THESE, folder_name
 from ..utils.errors import UserError, printable, shortened
 from ..utils.files import atomic_path, hash_file
 from ..utils.reading import reading
