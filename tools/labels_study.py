@@ -28,10 +28,10 @@ from trainers.hegraph.datasets.splits import select_few_shot
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.labels.issues import find_label_issues, suspicions
 from trainers.hegraph.labels.left_out import free_options, left_out_logits
-from trainers.hegraph.labels.suggest import suggest_images
+from trainers.hegraph.labels.suggest import choose, typicality
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import OMEGA_NEW, ClosedForm, class_offsets
-from trainers.hegraph.method.unlabelled import ClassSums
+from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
 from trainers.hegraph.training.confidence import fit_temperature
 
 SHOTS = (4, 8, 16)
@@ -180,8 +180,10 @@ def core_set(pool: Pool, labelled: Tensor, others: Tensor, number: int, generato
 def ours(pool: Pool, labelled: Tensor, others: Tensor, number: int, _: torch.Generator) -> Tensor:
     known, labels = pool.keys[labelled], pool.labels[labelled]
     sums, temperature = ClassSums.of(known, labels, pool.num_classes), pool.temperature(known, labels)
-    parts = pool.free(known, labels), sums, pool.text, pool.keys[others], pool.scale, temperature
-    return others[suggest_images(*parts, number)]
+    features = pool.keys[others]
+    heard = hear_unlabelled(pool.free(known, labels), sums, pool.text, features, pool.scale, temperature)
+    edges = (heard.logits / temperature).softmax(dim=1)
+    return others[choose(edges, typicality(edges, features, sums), sums.counts, number)]
 
 
 def _probabilities(pool: Pool, labelled: Tensor, others: Tensor) -> Tensor:

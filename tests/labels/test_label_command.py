@@ -102,12 +102,3 @@ def test_a_mistake_is_one_line(arguments, words, tmp_path, monkeypatch, capsys):
     assert out == ""
     assert error.startswith("error: ") and error.count("\n") == 1
     assert words in error
-
-
-def test_a_class_alone_cannot_be_checked(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    data = load_digits_dataset()
-    (tmp_path / "train" / "zero").mkdir(parents=True)
-    data.open(data.train[0].path).save(tmp_path / "train" / "zero" / "a.png")
-    assert main(["check", "--root", str(tmp_path), "--config-file", "mini", *VIEWS]) == 2
-    assert "two classes" in capsys.readouterr().err

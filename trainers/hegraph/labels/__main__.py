@@ -98,49 +98,41 @@ def suggest_command(args: argparse.Namespace) -> int:
 
 def check_command(args: argparse.Namespace) -> int:
     """Writes the images whose labels seem wrong; returns how many there are."""
-    from ..features.bank import BankFile, mean_over_views  # torch takes seconds to import
-    from ..predict.prediction import open_output
-    from .issues import find_label_issues
-
-    opts = [*args.opts, "DATASET.NUM_SHOTS", "-1", f"{NODE}.PREC", args.precision]
     if args.out is not None:
         check_output(args.out, [path for path in (args.features, args.root) if path])
-    if args.features is not None:
-        file = BankFile(args.features)
-        keys, labels = mean_over_views(file.features("train")), file.labels["train"]
-        names, text, scale = file.classnames, file.text_positive, file.logit_scale
-        paths = [f"{args.features}#train/{row}" for row in range(len(labels))]
-    else:
-        from ..experiments.image_task import load_image_task  # imports the whole of a run
-        from ..utils.devices import choose_device
+    from ..experiments.image_task import open_task  # torch takes seconds to import
+    from ..predict.prediction import open_output
+    from ..utils.devices import choose_device
+    from .issues import find_label_issues
 
-        cfg = load_cfg(args.dataset_config_file, args.config_file, {"DATASET.ROOT": args.root}, opts)
-        task = load_image_task(cfg, max(cfg.run.seed, 0), choose_device(args.device, "--device"))
-        bank = task.bank()
-        keys, labels, names, text = bank.cache_keys(), bank.train_labels, list(bank.classnames), bank.text_positive
-        scale, paths = bank.logit_scale, [str(Path(args.root) / item.path) for item in task.dataset.train]
-    issues = [issue for issue in find_label_issues(keys, labels, text, scale, names) if issue.score > args.above]
+    files = "" if args.features else args.dataset_config_file, args.config_file
+    opts = [*args.opts, "DATASET.NUM_SHOTS", "-1", f"{NODE}.PREC", args.precision]
+    cfg = load_cfg(*files, {"DATASET.ROOT": args.root or ""}, opts)
+    task = open_task(cfg, args.features, max(cfg.run.seed, 0), choose_device(args.device, "--device"))
+    bank, images = task.bank(), [place for place, _, _ in task.split["train"]]
+    paths = [f"{args.features}#train/{row}" if args.features else str(Path(args.root) / row) for row in images]
+    of_bank = bank.cache_keys(), bank.train_labels, bank.text_positive, bank.logit_scale, list(bank.classnames)
+    issues = [issue for issue in find_label_issues(*of_bank) if issue.score > args.above]
     with open_output(args.out) as write:
         for line in issue_lines(issues, paths, chosen_format(args)):
             write(line)
-    logger.info("%d of %d labels seem wrong", len(issues), len(labels))
+    logger.info("%d of %d labels seem wrong", len(issues), len(images))
     return len(issues)
 
 
 def issue_lines(issues: Sequence[LabelIssue], paths: Sequence[str], form: str) -> Iterator[str]:
     """Path, label, suggested class and score of each image, one a line, as "table", "csv" or "jsonl"."""
-    rows = [(paths[issue.index], issue.label, issue.suggested, issue.score) for issue in issues]
-    if form == "jsonl":
-        for path, label, suggested, score in rows:
-            values = utf8(path), utf8(label), utf8(suggested), round(score, 4)
-            yield json.dumps(dict(zip(COLUMNS, values)), ensure_ascii=False) + "\n"
-    elif form == "csv":
+    if form == "csv":
         yield csv_line(*COLUMNS)
-        for path, label, suggested, score in rows:
-            yield csv_line(path, label, suggested, f"{score:.4f}")
-    else:
-        for path, label, suggested, score in rows:
-            yield printable(utf8(f"{path}  {score:6.2f}  {label} -> {suggested}")) + "\n"
+    for issue in issues:
+        path, label, suggested = map(utf8, (paths[issue.index], issue.label, issue.suggested))
+        if form == "jsonl":
+            values = path, label, suggested, round(issue.score, 4)
+            yield json.dumps(dict(zip(COLUMNS, values)), ensure_ascii=False) + "\n"
+        elif form == "csv":
+            yield csv_line(path, label, suggested, f"{issue.score:.4f}")
+        else:
+            yield printable(f"{path}  {issue.score:6.2f}  {label} -> {suggested}") + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

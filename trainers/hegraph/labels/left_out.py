@@ -23,8 +23,6 @@ Shapes: N images, K classes, d feature width, J images of a block. Computed in f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -99,22 +97,16 @@ def left_out_offsets(logits: Tensor, labels: Tensor) -> Tensor:
     return offsets
 
 
-@dataclass(frozen=True)
 class _Smoother:
     """One strength of the ridge regression: `matrix` `[K, P]` takes the rest of the P class means to what the others
     say of it. For its error on the rest without an image: `(I - L)` times the centred means, the texts and the centred
     unit vectors, of P rows each.
     """
 
-    matrix: Tensor
-    images: Tensor
-    texts: Tensor
-    units: Tensor
-
-    @classmethod
-    def of(cls, matrix: Tensor, present: Tensor, images: Tensor, texts: Tensor) -> _Smoother:
+    def __init__(self, matrix: Tensor, present: Tensor, images: Tensor, texts: Tensor) -> None:
         error = torch.eye(len(images), dtype=matrix.dtype, device=matrix.device) - matrix[present]
-        return cls(matrix, error @ images, error @ texts, error - error.mean(dim=1, keepdim=True))
+        self.matrix, self.images, self.texts = matrix, error @ images, error @ texts
+        self.units = error - error.mean(dim=1, keepdim=True)
 
     def errors(self, place: Tensor, deltas: Tensor, slopes: Tensor) -> Tensor:
         """The squared error where class `place` moves by `deltas` and the slope is another one, for each image, `[N]`:
@@ -155,7 +147,7 @@ class _Messages:
             own = matrix[self.present] - torch.diag(leverage)
             matrix[self.present] = own / (1 - leverage).unsqueeze(1)
             matrices.append(matrix)
-        return [_Smoother.of(matrix, self.present, self.images, texts) for matrix in matrices]
+        return [_Smoother(matrix, self.present, self.images, texts) for matrix in matrices]
 
     def guess(self, matrix: Tensor, slope: float) -> Tensor:
         """`p_c` of all classes, `[K, d]`."""
@@ -174,13 +166,10 @@ class _Messages:
         messages = self.features.new_empty(len(self.features), len(self.texts))
         for number in chosen.unique().tolist():
             rows = (chosen == number).nonzero()[:, 0]
-            matrix, own = self.smoothers[number].matrix, slopes[rows]
-            nodes = _nodes_between(own.min().item(), own.max().item())
-            found = [_WithoutOne(self, matrix, node).messages(rows) for node in nodes]
-            messages[rows] = sum(
-                (weight.unsqueeze(1) * part for weight, part in zip(_lagrange(nodes, own), found)),
-                start=torch.zeros_like(messages[rows]),
-            )
+            nodes, weights = _interpolated(slopes[rows])
+            matrix = self.smoothers[number].matrix
+            found = torch.stack([_WithoutOne(self, matrix, node).messages(rows) for node in nodes.tolist()])
+            messages[rows] = torch.einsum("rn,nrk->rk", weights, found)
         return messages
 
     def _deltas(self, slope: Tensor) -> Tensor:
@@ -274,21 +263,15 @@ def _both(left: Tensor, right: Tensor) -> Tensor:
     return _outer(left, right) + _outer(right, left)
 
 
-def _nodes_between(low: float, high: float) -> list[float]:
-    """Slopes between which a smooth function can be interpolated: the more, the further apart the ends are."""
-    number, half = 1, (high - low) / 2
+def _interpolated(slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """Chebyshev's nodes, `[n]`, between slopes `[R]`, the more, the further apart these are; and the weights, `[R, n]`,
+    of a smooth function's values at the nodes in its values at the slopes.
+    """
+    number, middle, half = 1, (slopes.max() + slopes.min()) / 2, (slopes.max() - slopes.min()) / 2
     while half**number > SLOPE_ERROR and number < MOST_SLOPES:
         number += 1
-    middle = (low + high) / 2
-    angles = torch.arange(number, dtype=torch.float64).add(0.5).mul(torch.pi / number)
-    return (middle + half * angles.cos()).tolist()
-
-
-def _lagrange(nodes: list[float], at: Tensor) -> Iterator[Tensor]:
-    """The weight of each node in the value at `at`, `[R]`."""
-    for node in nodes:
-        weight = torch.ones_like(at)
-        for other in nodes:
-            if other != node:
-                weight = weight * (at - other) / (node - other)
-        yield weight
+    degrees = torch.arange(number, dtype=torch.float64, device=slopes.device)
+    angles = (degrees + 0.5) * torch.pi / number
+    places = ((slopes - middle) / half.clamp_min(SMALLEST)).clamp(-1, 1).acos()
+    weights = (places.unsqueeze(1) * degrees).cos() @ torch.linalg.inv((angles.unsqueeze(1) * degrees).cos())
+    return middle + half * angles.cos(), weights

@@ -21,7 +21,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..method.cache import FoldedClassifier
 from ..method.closed_form import SMALLEST
 from ..method.unlabelled import ROWS, ClassSums, hear_unlabelled, second_moment
 from ..models.saved import SavedModel
@@ -37,23 +36,10 @@ def suggest(model: SavedModel, features: Tensor, number: int) -> list[int]:
         features: Unit-norm features of images without labels, shape `[M, d]`, M at least 1.
         number: How many are wanted.
     """
-    text, labelled = model.text_positive, model.labelled
+    text, labelled, temperature = model.text_positive, model.labelled, model.temperature
     if labelled is None:
         labelled = ClassSums.of(features[:0], torch.zeros(0, dtype=torch.long), len(text))
-    return suggest_images(model.classifier, labelled, text, features, model.logit_scale, model.temperature, number)
-
-
-def suggest_images(
-    classifier: FoldedClassifier,
-    labelled: ClassSums,
-    text: Tensor,
-    features: Tensor,
-    logit_scale: float,
-    temperature: float,
-    number: int,
-) -> list[int]:
-    """`suggest` of the parts of a model, as `hear_unlabelled` takes them."""
-    heard = hear_unlabelled(classifier, labelled, text, features, logit_scale, temperature)
+    heard = hear_unlabelled(model.classifier, labelled, text, features, model.logit_scale, temperature)
     edges = (heard.logits / temperature).softmax(dim=1)
     return choose(edges, typicality(edges, features, labelled), labelled.counts, number)
 
