@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.experiments.fitting import assign_folds, find_temperature, hold_out_classes, hold_out_images
+from trainers.hegraph.experiments.fitting import assign_folds, find_temperature, without_classes, without_images
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.training.confidence import fit_temperature
@@ -24,23 +24,11 @@ NODE = "TRAINER.HEGRAPHADAPTER."
 QUICK = ("OPTIM.MAX_EPOCH", "5", f"{NODE}MIN_STEPS", "0")
 
 
-class RecordingFit:
-    """The nearest class mean, times 30; remembers what it was fitted to and what it was asked to classify."""
-
-    def __init__(self) -> None:
-        self.banks: list[FeatureBank] = []
-        self.asked: list[Tensor] = []
-
-    def __call__(self, bank: FeatureBank) -> Callable[[Tensor], Tensor]:
-        self.banks.append(bank)
-        keys = bank.cache_keys()
-        means = torch.stack([keys[bank.train_labels == label].mean(dim=0) for label in range(len(bank.classnames))])
-
-        def classify(features: Tensor) -> Tensor:
-            self.asked.append(features)
-            return 30.0 * features @ means.t()
-
-        return classify
+def fit(bank: FeatureBank) -> Callable[[Tensor], Tensor]:
+    """The nearest class mean, times 30."""
+    keys = bank.cache_keys()
+    means = torch.stack([keys[bank.train_labels == label].mean(dim=0) for label in range(len(bank.classnames))])
+    return lambda features: 30.0 * features @ means.t()
 
 
 @pytest.fixture
@@ -54,10 +42,6 @@ def one_shot(bank) -> FeatureBank:
     """The same with the first image of each class alone."""
     first = torch.stack([(bank.train_labels == label).nonzero()[0, 0] for label in range(5)])
     return replace(bank, train_features=bank.train_features[:, first], train_labels=bank.train_labels[first])
-
-
-def rows(features: Tensor) -> set[tuple]:
-    return {tuple(row.tolist()) for row in features}
 
 
 def energy(logits: Tensor, temperature: float) -> Tensor:
@@ -76,21 +60,13 @@ def confidence(logits: list[Tensor], temperature: float) -> float:
 # What is held out
 
 
-def test_a_held_out_image_is_not_among_those_that_its_classifier_was_fitted_to(bank):
-    fit = RecordingFit()
-    held = list(hold_out_images(bank, fit, seed=1))
-    assert len(held) == len(fit.banks) == 4
-    for part, fitted_to, asked in zip(held, fit.banks, fit.asked):
-        assert part.fitted_to is fitted_to
-        assert torch.equal(asked, part.features)
-        assert not rows(part.features) & rows(fitted_to.cache_keys())
-        positions = [index for index, key in enumerate(bank.cache_keys()) if tuple(key.tolist()) in rows(part.features)]
-        for view, all_views in zip(fitted_to.train_features, bank.train_features):
-            assert not rows(view) & rows(all_views[positions])
-        assert len(part.labels) + len(fitted_to.train_labels) == 30
-    found = [(tuple(row.tolist()), label) for part in held for row, label in zip(part.features, part.labels.tolist())]
-    expected = [(tuple(row.tolist()), label) for row, label in zip(bank.cache_keys(), bank.train_labels.tolist())]
-    assert sorted(found) == sorted(expected)  # each once, with its own label
+def test_every_image_is_held_out_once_and_is_then_in_no_view_of_the_rest(bank):
+    parts = list(without_images(bank, seed=1))
+    assert len(parts) == 4
+    assert torch.equal(sum(held.int() for _, held in parts), torch.ones(30).int())
+    for rest, held in parts:
+        assert torch.equal(rest.train_features, bank.train_features[:, ~held])
+        assert torch.equal(rest.train_labels, bank.train_labels[~held])
 
 
 def test_images_are_dealt_to_at_most_four_folds_and_the_only_one_of_a_class_to_none(one_shot):
@@ -100,36 +76,28 @@ def test_images_are_dealt_to_at_most_four_folds_and_the_only_one_of_a_class_to_n
     assert sorted(folds.tolist()[3:]) == [0, 1, 2]
     assert sorted(assign_folds(torch.zeros(9).long(), seed=1).tolist()) == [0, 0, 0, 1, 1, 2, 2, 3, 3]
     assert assign_folds(torch.zeros(9).long(), seed=1).tolist() != assign_folds(torch.zeros(9).long(), seed=2).tolist()
-    assert list(hold_out_images(one_shot, RecordingFit(), seed=1)) == []
+    assert list(without_images(one_shot, seed=1)) == []
 
 
-def test_held_out_classes_are_unknown_to_what_classifies_their_images(bank, one_shot):
-    held = list(hold_out_classes(one_shot, RecordingFit(), seed=1))
-    names = [set(part.fitted_to.classnames) for part in held]
-    assert [len(known) for known in names] == [3, 2] and not names[0] & names[1]
-    for part, known in zip(held, names):
-        assert not {bank.classnames[label] for label in part.labels.tolist()} & known
-        assert not rows(part.features) & rows(part.fitted_to.cache_keys())
-        assert len(part.labels) == 5 - len(known) and part.logits.shape == (len(part.labels), len(known))
-        assert sorted(part.fitted_to.train_labels.tolist()) == list(range(len(known)))
-
-
-def test_three_classes_are_too_few_to_hold_some_out_and_four_are_enough(one_shot):
-    few, enough = one_shot.of_classes(torch.tensor([0, 2, 4])), one_shot.of_classes(torch.arange(4))
-    assert len(list(hold_out_classes(enough, RecordingFit(), seed=1))) == 2
-    assert list(hold_out_classes(few, RecordingFit(), seed=1)) == []
-    found = find_temperature(few, RecordingFit()(few), RecordingFit(), True, 1)
-    assert (found.temperature, found.fitted_on, found.known) == (1.0, "nothing", None)
+def test_held_out_classes_are_unknown_to_the_rest_and_three_are_too_few_for_it(bank):
+    parts = list(without_classes(bank, seed=1))
+    names = [set(rest.classnames) for rest, _ in parts]
+    assert [len(known) for known in names] == [3, 2] and names[0] | names[1] == set(bank.classnames)
+    for (rest, held), known in zip(parts, names):
+        assert [bank.classnames[label] in known for label in bank.train_labels.tolist()] == (~held).tolist()
+        assert torch.equal(rest.train_features, bank.train_features[:, ~held])
+    few, enough = bank.of_classes(torch.tensor([0, 2, 4])), bank.of_classes(torch.arange(4))
+    assert (len(list(without_classes(enough, seed=1))), list(without_classes(few, seed=1))) == (2, [])
 
 
 # What follows
 
 
 def test_val_images_are_what_the_temperature_is_fitted_on_where_there_are_some(tiny_bank):
-    bank, fit = load_bank(tiny_bank).without_test(), RecordingFit()
-    logits = RecordingFit()(bank)(bank.val_features)
-    found = find_temperature(bank, fit(bank), fit, trains=True, seed=1)
-    assert (found.fitted_on, found.num_images, len(fit.banks)) == ("val", 15, 1)  # nothing is fitted again
+    bank = load_bank(tiny_bank).without_test()
+    logits = fit(bank)(bank.val_features)
+    found = find_temperature(bank, fit(bank), None, trains=True, seed=1)  # nothing is fitted again
+    assert (found.fitted_on, found.num_images) == ("val", 15)
     assert found.temperature == fit_temperature(logits, bank.val_labels)
     assert found.known.quantiles == pytest.approx(quantiles(energy(logits, found.temperature)), rel=1e-5)
     assert (found.known.fitted_on, found.known.num_images) == ("val", 15)
@@ -137,30 +105,32 @@ def test_val_images_are_what_the_temperature_is_fitted_on_where_there_are_some(t
 
 @pytest.mark.parametrize(("trains", "fits", "images"), [(True, 1, 10), (False, 4, 30)])
 def test_a_method_that_trains_is_fitted_again_once_and_another_for_every_fold(bank, trains, fits, images):
-    fit = RecordingFit()
-    found = find_temperature(bank, RecordingFit()(bank), fit, trains, seed=1)
-    assert (found.fitted_on, found.num_images, len(fit.banks)) == ("held-out images", images, fits)
-    held = list(hold_out_images(bank, RecordingFit(), 1))[:fits]
-    logits, labels = torch.cat([part.logits for part in held]), torch.cat([part.labels for part in held])
+    seen: list[FeatureBank] = []
+    found = find_temperature(bank, None, lambda rest: seen.append(rest) or fit(rest), trains, seed=1)
+    assert (found.fitted_on, found.num_images, len(seen)) == ("held-out images", images, fits)
+    parts = list(without_images(bank, 1))[:fits]
+    logits = torch.cat([fit(rest)(bank.cache_keys()[held]) for rest, held in parts])
+    labels = torch.cat([bank.train_labels[held] for _, held in parts])
     assert found.temperature == fit_temperature(logits, labels)
     assert found.known.quantiles == pytest.approx(quantiles(energy(logits, found.temperature)), rel=1e-5)
     assert (found.known.fitted_on, found.known.num_images) == ("held-out images", images)
 
 
 def test_at_one_shot_the_method_is_as_sure_as_zero_shot_clip_of_classes_that_are_held_out(one_shot):
-    fit = RecordingFit()
-    found = find_temperature(one_shot, fit(one_shot), fit, trains=False, seed=3)
+    found = find_temperature(one_shot, None, fit, trains=False, seed=3)
     assert (found.fitted_on, found.num_images) == ("held-out classes", 5)
-    held = list(hold_out_classes(one_shot, RecordingFit(), 3))
-    ours = [part.logits for part in held]
-    clips = [100.0 * part.features @ part.fitted_to.text_positive.t() for part in held]
-    own = 100.0 * one_shot.cache_keys() @ one_shot.text_positive.t()
+    parts, keys = list(without_classes(one_shot, 3)), one_shot.cache_keys()
+    ours = [fit(rest)(keys[held]) for rest, held in parts]
+    clips = [100.0 * keys[held] @ rest.text_positive.t() for rest, held in parts]
+    own = 100.0 * keys @ one_shot.text_positive.t()
     honest = fit_temperature(own, one_shot.train_labels)
     assert confidence(ours, found.temperature) == pytest.approx(confidence(clips, honest))
     # Known images score as with zero-shot CLIP, plus what the method adds on held-out classes
     gains = [energy(part, found.temperature) - energy(clip, honest) for part, clip in zip(ours, clips)]
     assert found.known.quantiles == pytest.approx(quantiles(energy(own, honest) + torch.cat(gains).mean()), rel=1e-4)
     assert (found.known.fitted_on, found.known.num_images) == ("held-out classes", 5)
+    nothing = find_temperature(one_shot.of_classes(torch.arange(3)), None, fit, True, 1)
+    assert (nothing.temperature, nothing.fitted_on, nothing.known) == (1.0, "nothing", None)
 
 
 # In a run

@@ -104,16 +104,16 @@ def labelled_images(task: Task, bank: FeatureBank) -> ClassSums:
     return ClassSums.of(keys[:seen], labels[:seen], len(bank.classnames))
 
 
-def unlabelled_features(task: Task, source: Task, backbone: str, width: int) -> Tensor:
+def unlabelled_features(task: Task, source: Task, backbone: str) -> Tensor:
     """Unit-norm features of the unlabelled images, shape `[M, d]`.
 
     Args:
         task: Whose test images are tested, and whose configuration names the images.
         source: Whose images that were not drawn are the pool.
-        backbone, width: Of the features that the method takes.
+        backbone: Of the features that the method takes.
 
     Raises:
-        UserError: If the images cannot be had, are of another backbone or width, or are test images in a pool.
+        UserError: If the images cannot be had, are of another backbone, or are test images in a pool.
     """
     what = task.cfg.data.unlabelled
     tested, _ = task.test_features()
@@ -127,8 +127,6 @@ def unlabelled_features(task: Task, source: Task, backbone: str, width: int) -> 
     features = found.features()
     if not len(features):
         raise UserError(f"{task.name} has no unlabelled images: all its training images are drawn; give other ones")
-    if features.shape[1] != width:
-        raise UserError(f"{what}: features of width {features.shape[1]}, but the method takes {width}")
     if tested is not None:
         known = set(row_hashes(tested))
         refuse_tested([f"row {n}" for n, row in enumerate(row_hashes(features)) if row in known], len(features))

@@ -27,7 +27,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -79,9 +78,7 @@ def fit(task: Task, bank: FeatureBank, checkpoints: Checkpoints, keep: Keep) -> 
 
 
 def fit_method(task: Task, bank: FeatureBank) -> FittedMethod:
-    """Fits another method than HeGraphAdapter, without test features at hand; raises UserError if the method needs the
-    backbone, and the task is a feature bank.
-    """
+    """Fits another method than HeGraphAdapter; raises UserError if it needs the backbone, and the task has none."""
     method = load_method(task.cfg.run.trainer)
     backbone = task.backbone if method.needs_backbone else None
     if method.needs_backbone and backbone is None:
@@ -245,46 +242,26 @@ def reach_other_classes(adapter: TransferableAdapter, logit_scale: float) -> Cal
 # The temperature
 
 
-class HeldOut(NamedTuple):
-    """Held-out images with features `[n, d]`, labels `[n]` among the K classes, and the logits `[n, K']` of what was
-    `fitted_to` the rest, which holds K' <= K classes.
-    """
-
-    fitted_to: FeatureBank
-    features: Tensor
-    labels: Tensor
-    logits: Tensor
+Part = tuple[FeatureBank, Tensor]  # a bank without some training images, and which of the whole bank's these are, [N]
 
 
-def hold_out_images(bank: FeatureBank, fit: Fit, seed: int) -> Iterator[HeldOut]:
-    """Holds out a part of the images of every class, then another part, until each was held out once.
-
-    The bank has no test images, and `fit` fits the method to a part of it. The seed decides what is held out.
-    """
+def without_images(bank: FeatureBank, seed: int) -> Iterator[Part]:
+    """Leaves out a part of the images of every class, then another part, until each was left out once."""
     folds = assign_folds(bank.train_labels, seed)
     for fold in range(int(folds.max()) + 1):
         held = folds == fold
-        rest = replace(bank, train_features=bank.train_features[:, ~held], train_labels=bank.train_labels[~held])
-        yield _hold_out(bank, held, rest, fit)
+        yield replace(bank, train_features=bank.train_features[:, ~held], train_labels=bank.train_labels[~held]), held
 
 
-def hold_out_classes(bank: FeatureBank, fit: Fit, seed: int) -> Iterator[HeldOut]:
-    """Holds out all images of one half of the classes, then those of the other half; none of fewer than four classes.
-
-    The method is fitted to the classes of the rest, and knows no others. Arguments as of `hold_out_images`.
-    """
+def without_classes(bank: FeatureBank, seed: int) -> Iterator[Part]:
+    """Leaves out one half of the classes, then the other half; none of fewer than four classes."""
     classes = list(range(len(bank.classnames)))
     if len(classes) < 4:
         return
     random.Random(seed).shuffle(classes)
     for known in (classes[0::2], classes[1::2]):
         held = ~torch.isin(bank.train_labels.cpu(), torch.tensor(known)).to(bank.train_labels.device)
-        yield _hold_out(bank, held, bank.of_classes(torch.tensor(sorted(known))), fit)
-
-
-def _hold_out(bank: FeatureBank, held: Tensor, rest: FeatureBank, fit: Fit) -> HeldOut:
-    features = bank.cache_keys()[held]
-    return HeldOut(rest, features, bank.train_labels[held], classify_in_batches(fit(rest), features))
+        yield bank.of_classes(torch.tensor(sorted(known))), held
 
 
 def assign_folds(labels: Tensor, seed: int) -> Tensor:
@@ -333,18 +310,22 @@ def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMet
 
 
 def find_temperature(bank: FeatureBank, classify: Classify, fit: Fit, trains: bool, seed: int) -> Calibration:
-    """The temperature by the rules above, of a method that was fitted to all of a bank; `trains` says whether it takes
-    training steps, and so is done once only. Other arguments as of `hold_out_images`.
+    """The temperature by the rules above, of a method that was fitted to all of a bank without test images.
+
+    `fit` fits the method to a part of the bank, once only if it `trains`, which takes training steps. The seed decides
+    what is held out.
     """
     if has_val(bank):
         features, labels = val_images(bank)
         return _calibration(classify_in_batches(classify, features), labels, "val")
-    most = 1 if trains else None
-    if held := list(itertools.islice(hold_out_images(bank, fit, seed), most)):
-        logits, labels = torch.cat([part.logits for part in held]), torch.cat([part.labels for part in held])
-        return _calibration(logits, labels, "held-out images")
-    if held := list(itertools.islice(hold_out_classes(bank, fit, seed), most)):
-        return _as_zero_shot(bank, held)
+    keys, most = bank.cache_keys(), 1 if trains else None
+    if parts := list(itertools.islice(without_images(bank, seed), most)):
+        logits = torch.cat([classify_in_batches(fit(rest), keys[held]) for rest, held in parts])
+        return _calibration(logits, torch.cat([bank.train_labels[held] for _, held in parts]), "held-out images")
+    if parts := list(itertools.islice(without_classes(bank, seed), most)):
+        ours = [classify_in_batches(fit(rest), keys[held]) for rest, held in parts]
+        clips = [text_logits(keys[held], rest.text_positive, rest.logit_scale) for rest, held in parts]
+        return _as_zero_shot(bank, ours, clips)
     return Calibration()
 
 
@@ -355,19 +336,15 @@ def _calibration(logits: Tensor, labels: Tensor, fitted_on: str) -> Calibration:
     return Calibration(temperature, fitted_on, len(labels), known=known)
 
 
-def _as_zero_shot(bank: FeatureBank, held: list[HeldOut]) -> Calibration:
-    """The method is as sure as zero-shot CLIP of images whose classes neither has to offer, and scores known images as
-    zero-shot CLIP scores the training images, plus the mean difference of the two on those others.
+def _as_zero_shot(bank: FeatureBank, ours: list[Tensor], clips: list[Tensor]) -> Calibration:
+    """From logits of images of held-out classes, `ours` and those of zero-shot CLIP: the method is as sure as zero-shot
+    CLIP of them, and scores known images as zero-shot CLIP scores the training images, plus the mean difference of the
+    two on those others.
     """
     fitted_on = "held-out classes"
-
-    def zero_shot(features: Tensor, classes: FeatureBank) -> Tensor:
-        return text_logits(features, classes.text_positive, classes.logit_scale)
-
-    own = zero_shot(bank.cache_keys(), bank)
+    own = text_logits(bank.cache_keys(), bank.text_positive, bank.logit_scale)
     honest = fit_temperature(own, bank.train_labels)
-    ours, clips = [part.logits for part in held], [zero_shot(part.features, part.fitted_to) for part in held]
     temperature = match_confidence(ours, mean_confidence(clips, honest))
     gains = [known_score(z, temperature) - known_score(clip, honest) for z, clip in zip(ours, clips)]
     known = KnownScores.of(known_score(own, honest) + torch.cat(gains).mean(), fitted_on)
-    return Calibration(temperature, fitted_on, sum(len(part.labels) for part in held), known=known)
+    return Calibration(temperature, fitted_on, sum(map(len, ours)), known=known)

@@ -145,7 +145,7 @@ def test_and_finish(
     fitted = calibrated(fitted, task, bank)
     trained = TrainedMethod(name, fitted, bank.dataset, task.class_ids, bank.text_positive, bank.logit_scale)
     if what := task.cfg.data.unlabelled:
-        features = unlabelled_features(task, task, bank.backbone, bank.train_features.shape[2]).to(bank.train_features)
+        features = unlabelled_features(task, task, bank.backbone).to(bank.train_features)
         trained = hear(trained, labelled_images(task, bank), features, what)
     fitted = trained.fitted
     tested = evaluate(trained, Task(bank, task.cfg, task.seed, class_ids=task.class_ids), device)
@@ -202,7 +202,7 @@ def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | N
     if what := cfg.data.unlabelled:
         as_trained = with_values(cfg, {"DATASET.NUM_SHOTS": model.trained_on.shots})
         source = open_task(as_trained, bank_file, model.trained_on.seed, device) if what == POOL else target
-        features = unlabelled_features(target, source, model.backbone.title, model.classifier.width).to(device)
+        features = unlabelled_features(target, source, model.backbone.title).to(device)
         trained = hear(trained, model.labelled, features, what)
     return run_folder.do(lambda: test_and_write(run_folder, model, trained, device))
 
