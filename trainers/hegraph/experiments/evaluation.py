@@ -1,7 +1,6 @@
 """Tests of a trained method on any data set: its own, other domains of its classes, other classes.
 
-`evaluate` is the one way to test, at the end of a training run as with `--eval-only`. Which rule applies follows from
-the classes (`find_rule`):
+`evaluate` is the one way to test, after training as with `--eval-only`. The rule follows from the classes:
 
 - other domains of the same classes (CoOp's and the paper's protocol, Table 1): the trained text classifier is applied
   as it is. Classes are matched by what tells them apart across data sets (`Task.class_ids`, which are WordNet ids in
@@ -56,12 +55,8 @@ KEPT = tuple(key for key, option in OPTIONS.items() if option.shapes_model)
 
 @dataclass(frozen=True)
 class TrainedMethod:
-    """A fitted method, and what has to be known to test it on a data set.
-
-    Attributes:
-        method, dataset: Its name, and what it was fitted to.
-        class_ids: What tells its K classes apart across data sets, in label order.
-        text_positive, logit_scale: Zero-shot CLIP's text features of them, `[K, d]`, and its `tau`.
+    """A fitted method by its name, the data set and the K classes that it was fitted to, and zero-shot CLIP's text
+    features of these, `[K, d]`, and its `tau`. `class_ids` tell classes apart across data sets.
     """
 
     method: str
@@ -105,12 +100,8 @@ def labelled_images(task: Task, bank: FeatureBank) -> ClassSums:
 
 
 def unlabelled_features(task: Task, source: Task, backbone: str) -> Tensor:
-    """Unit-norm features of the unlabelled images, shape `[M, d]`.
-
-    Args:
-        task: Whose test images are tested, and whose configuration names the images.
-        source: Whose images that were not drawn are the pool.
-        backbone: Of the features that the method takes.
+    """Unit-norm features `[M, d]` of the unlabelled images that the configuration of a task names; `source` is the task
+    whose images that were not drawn are the pool, and `backbone` made the features that the method takes.
 
     Raises:
         UserError: If the images cannot be had, are of another backbone, or are test images in a pool.
@@ -134,11 +125,8 @@ def unlabelled_features(task: Task, source: Task, backbone: str) -> Tensor:
 
 
 def hear(trained: TrainedMethod, labelled: ClassSums | None, features: Tensor, what: str) -> TrainedMethod:
-    """A method, with its temperature, that has heard unlabelled images, of which DATASET.UNLABELLED says `what`.
-
-    Args:
-        labelled: Of the images that it was fitted to; None where a model folder does not keep them.
-        features: Unit-norm features of the images, shape `[M, d]`, on the device that computes.
+    """A method, with its temperature, that has heard unlabelled images of features `[M, d]`, on the device that
+    computes; DATASET.UNLABELLED says `what` they are. `labelled` tells of the images that it was fitted to.
 
     Raises:
         UserError: If the method has no classifier, or as `check_hearing`.
@@ -257,9 +245,7 @@ def encode_targets(task: Task) -> None:
 
 
 def score_targets(trained: TrainedMethod, task: Task, device: str | torch.device) -> dict[str, dict]:
-    """Tests on the further data sets of a task; of each, for the record, accuracy of the method (None where it has no
-    rule) and of zero-shot CLIP in percent, numbers of images and classes, and the rule.
-    """
+    """Tests on the further data sets of a task, for its record; no accuracy where the method has no rule."""
     scores = {}
     for name, target, rule in task.targets:
         tested = evaluate(trained, target, device, rule)
@@ -279,10 +265,8 @@ def score_targets(trained: TrainedMethod, task: Task, device: str | torch.device
 
 
 def test_loaded(model: SavedModel, trained: TrainedMethod, target: Task, device: str) -> Tested:
-    """What a model that was read from its folder, as `trained`, says about test images.
-
-    Raises:
-        UserError: As `evaluate`, if the features are another backbone's, or the model has no rule for these classes.
+    """What a model that was read from its folder, as `trained`, says about test images; UserError as `evaluate`, or if
+    the features are another backbone's, or the model has no rule for these classes.
     """
     target.check_backbone(model)
     tested = evaluate(trained, target, device)

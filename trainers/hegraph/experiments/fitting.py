@@ -111,10 +111,8 @@ def train_adapter(
     start: Mapping[str, Tensor] | None = None,
 ) -> FittedMethod:
     """Builds and trains an adapter, keeps its state and what is left in `checkpoints`, and calls `keep` when
-    TRAIN.CHECKPOINT_FREQ asks for the model; None keeps nothing.
-
-    `start` are the parameters of an earlier training on similar images, from which this one goes on for fewer steps. If
-    they are of another variant, it begins anew.
+    TRAIN.CHECKPOINT_FREQ asks for the model; None keeps nothing. From the parameters `start` of an earlier training of
+    this variant on similar images it goes on for fewer steps.
 
     Raises:
         UserError: If a class has no training image, the loss is not finite, or the checkpoint is another run's.
@@ -129,9 +127,7 @@ def train_adapter(
 
 
 def new_model(bank: FeatureBank, cfg: Config, seed: int) -> HeGraphModel:
-    """The untrained adapter of a bank; logs a warning if training it takes much of the free memory. Raises UserError if
-    a class has no training image.
-    """
+    """The untrained adapter of a bank; UserError if a class has no training image. A warning where memory is short."""
     set_random_seed(seed)  # encoding may have drawn from the generators, reading what was encoded does not
     views, num_images, width = bank.train_features.shape
     batch = min(cfg.data.batch_size, num_images)
@@ -167,11 +163,9 @@ def _train(
 
 
 def tune_on_val(task: Task, bank: FeatureBank, checkpoints: Checkpoints) -> FittedMethod:
-    """Trains every candidate of SELECT, and returns and keeps the one that is best on val, of equals the first.
-
-    Candidates whose training would see the same options share it, as those of ALPHA_C do, which weighs predictions.
-    `selected` of the best holds the keys, the chosen values, and the accuracy of every candidate on val in percent; its
-    seconds are those of the whole search.
+    """Trains every candidate of SELECT, and returns and keeps the one that is best on val, of equals the first, with
+    the seconds of the whole search. Candidates whose training would see the same options share it, as those of ALPHA_C
+    do, which weighs predictions.
 
     Raises:
         UserError: If the task has no val images of its own, or as `candidates`.
@@ -265,10 +259,8 @@ def without_classes(bank: FeatureBank, seed: int) -> Iterator[Part]:
 
 
 def assign_folds(labels: Tensor, seed: int) -> Tensor:
-    """The fold of every training image, `[N]`: as many as the largest class has images, at most `MOST_FOLDS`.
-
-    The images of a class are dealt to the folds in an order that the seed decides. The only image of a class is never
-    held out: its fold is -1.
+    """The fold of every training image, `[N]`: as many as the largest class has images, at most `MOST_FOLDS`. The
+    images of a class are dealt in an order that the seed decides; the only one of a class has the fold -1, and stays.
     """
     generator = random.Random(seed)
     here = labels.cpu()  # once, and not for every class
@@ -289,9 +281,7 @@ def classify_in_batches(classify: Classify, features: Tensor) -> Tensor:
 
 
 def calibrated(fitted: FittedMethod, task: Task, bank: FeatureBank) -> FittedMethod:
-    """A method that was fitted to the bank of a task, with its temperature; the method as it is if
-    TRAINER.HEGRAPHADAPTER.CALIBRATE is "off". Features of test images are not looked at.
-    """
+    """A method that was fitted to the bank of a task, with its temperature, unless CALIBRATE is "off"."""
     cfg, seed = task.cfg, task.seed
     if cfg.run.calibrate == "off" or fitted.together:
         return fitted

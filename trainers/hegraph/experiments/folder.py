@@ -46,10 +46,9 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # the 
 
 
 def run_config(cfg: Config, precision: str = AUTO) -> dict[str, object]:
-    """The keys that shape a run, as a flat dict of plain values; `precision` takes the place of PREC auto.
-
-    A run in which HeGraphAdapter is not trained, by name or as the method that a transductive one corrects, keeps those
-    keys of it that hold for every method, and none of OPTIM.
+    """The keys that shape a run, as plain values; `precision` takes the place of PREC auto. A run in which
+    HeGraphAdapter is not trained, not even for a transductive method, keeps those of its keys that hold for every
+    method.
     """
     name = cfg.run.trainer
     ours = name not in OTHERS or (name in TRANSDUCTIVE_METHODS and cfg.method.BASE == "HeGraphAdapter")
@@ -157,11 +156,8 @@ class RunFolder:
     def finish(
         self, record: dict, tested: Tested, fitted: FittedMethod | None = None, model: SavedModel | None = None
     ) -> None:
-        """Writes what a run leaves, the record last, and removes its checkpoint.
-
-        Args:
-            record, tested: From `record.make_record`, and what it tells about.
-            fitted, model: The method and, from `record.make_model`, what is saved of it, for a run that has trained.
+        """Writes what a run leaves, the record last, and removes its checkpoint. The record, from `make_record`, tells
+        about what was `tested`; `fitted` and `model`, from `make_model`, are for a run that has trained.
         """
         if model is not None:
             save_model(model, self.model_folder())
@@ -181,10 +177,7 @@ def model_name(epoch: int | None = None) -> str:
 
 def find_model(folder: Path, epoch: int | None = None) -> Path:
     """The model folder that a finished run has left, given its output folder or the model folder itself. With `epoch`,
-    the model as it was after so many epochs, if TRAIN.CHECKPOINT_FREQ kept it, or after the last.
-
-    Raises:
-        UserError: If there is none, or that epoch was not kept.
+    the model as it was after so many epochs; UserError if there is none, or TRAIN.CHECKPOINT_FREQ did not keep it.
     """
     record = None if epoch is None else read_record(folder)
     if epoch is None or (record is not None and record.get("epochs") == epoch):
@@ -213,10 +206,7 @@ class Locked(UserError):
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Holds the lock of a folder during the block. The folder is made; where the block leaves it empty, it is removed.
-
-    Raises:
-        Locked: If another process holds it; the message names that process and its host.
-        UserError: If the folder cannot be written.
+    Raises Locked if another process holds it, and UserError if the folder cannot be written.
     """
     made = not folder.exists()
     lock = FileLock(folder / LOCK)

@@ -47,11 +47,7 @@ def make_record(
     features_seconds: float,
     **more: object,
 ) -> dict:
-    """Scores what was tested, once, and tells where the scores come from.
-
-    `features_seconds` is how long encoding or reading the features took; `more` are keys that the caller knows, such as
-    "backbone", and that win.
-    """
+    """Scores what was tested, once, and tells where the scores come from; `more` are the caller's keys, which win."""
     started, cfg = time.monotonic(), folder.task.cfg
     scores = scores_on_test(tested, fitted.calibration)
     record = {
@@ -103,26 +99,23 @@ def scores_on_test(tested: Tested, found: Calibration) -> dict:
         "after" and "zero_shot", each with accuracy, macro F1 and what `confidence_scores` gives. Zero-shot CLIP's has
         no "bins", and is as CLIP comes, without a temperature. None for what there is not.
     """
-    about = {"temperature": found.temperature, "fitted_on": found.fitted_on, "num_images": found.num_images}
+    about: dict[str, Any] = {"temperature": found.temperature, "fitted_on": found.fitted_on}
+    about["num_images"] = found.num_images
     logits, labels, text, zero_shot = tested.logits, tested.labels, tested.text_logits, tested.zero_shot
     if logits is None or labels is None or zero_shot is None:
         logger.warning("%s has no test images: nothing is scored", tested.dataset)
         nothing = dict.fromkeys(("accuracy", "macro_f1", "accuracy_text", "accuracy_zero_shot"))
         return nothing | {"calibration": about | dict.fromkeys(("before", "after", "zero_shot"))}
-    of_prediction, of_clip = score(logits, labels), score(zero_shot, labels)
-    honesty_of_clip = confidence_scores(zero_shot, labels)
-    del honesty_of_clip["bins"]
-    return {
-        **of_prediction,
-        "accuracy_text": None if text is None else accuracy(text, labels),
-        "accuracy_zero_shot": of_clip["accuracy"],
-        "calibration": {
-            **about,
-            "before": of_prediction | confidence_scores(logits, labels),
-            "after": of_prediction | confidence_scores(logits, labels, found.temperature),
-            "zero_shot": of_clip | honesty_of_clip,
-        },
+    scores = score(logits, labels)
+    of_clip = score(zero_shot, labels) | confidence_scores(zero_shot, labels)
+    del of_clip["bins"]
+    about |= {
+        "before": scores | confidence_scores(logits, labels),
+        "after": scores | confidence_scores(logits, labels, found.temperature),
+        "zero_shot": of_clip,
     }
+    of_text = None if text is None else accuracy(text, labels)
+    return scores | {"accuracy_text": of_text, "accuracy_zero_shot": of_clip["accuracy"], "calibration": about}
 
 
 def rejection_on_test(logits: Tensor | None, found: Calibration) -> dict | None:
@@ -222,10 +215,8 @@ def versions() -> dict[str, str]:
 
 @cache
 def git_commit() -> str | None:
-    """The commit of this package, with "-dirty" if tracked files differ; None if it is not known.
-
-    A copy that `scripts/hegraph/install.sh` put into a CoOp checkout keeps its commit in a file, since git would name
-    CoOp's.
+    """The commit of this package, with "-dirty" if tracked files differ; None if it is not known. A copy that
+    `install.sh` put into a CoOp checkout keeps its commit in a file, since git would name CoOp's.
     """
     if INSTALLED.is_file():
         return INSTALLED.read_text(encoding="utf-8").strip()

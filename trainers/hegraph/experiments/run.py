@@ -180,13 +180,8 @@ def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Keep:
 
 
 def test_model(cfg: Config, bank_file: Path | None, folder: Path, epoch: int | None, device: str) -> dict:
-    """Tests a trained model on the test images of a bank or of DATASET.NAME, and writes and returns the record.
-
-    The model is that of `find_model`. Of several processes that `torchrun` started, all encode and the first writes;
-    the others return {}.
-
-    Raises:
-        UserError: If model or data cannot be had, or do not fit each other.
+    """Tests the model of `find_model` on the test images of a bank or of DATASET.NAME, and writes and returns the
+    record. Raises UserError if model or data cannot be had, or do not fit each other.
     """
     path = find_model(folder, epoch)
     model = load_model(path)
@@ -214,9 +209,8 @@ def test_and_write(
     device: str,
     show: Callable[[Tested], None] | None = None,
 ) -> dict:
-    """Tests a model that was read from its folder, as `trained`, and writes and returns the record.
-
-    `show` is given what the model says about the test images.
+    """Tests a model that was read from its folder, as `trained`, and writes and returns the record; `show` as of
+    `test_and_finish`.
     """
     started = time.monotonic()
     tested = test_loaded(model, trained, folder.task, device)

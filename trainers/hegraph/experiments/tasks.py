@@ -138,10 +138,7 @@ class Task:
 
     def unlabelled(self, what: str) -> Unlabelled:
         """The images without labels that DATASET.UNLABELLED names: a feature bank; "pool", the training images of the
-        task's classes that were not drawn, and the validation images; or a folder or CSV file.
-
-        Raises:
-            UserError: If there are no such images, or there is no backbone that encodes them.
+        task's classes that were not drawn, and the validation images; or a folder or CSV file. UserError without any.
         """
         if what.endswith(SUFFIX):
             file = BankFile(Path(what))
@@ -160,18 +157,14 @@ class Task:
 
     def target(self, name: str, same_classes: bool) -> Task:
         """Another data set to test on, NAME or a half of its classes, NAME:base or NAME:new. Nothing is encoded yet.
-
-        Raises:
-            UserError: If it cannot be had, has a single class, or has not only `same_classes` as this task.
+        UserError if it cannot be had, has a single class, or has not only `same_classes` as this task.
         """
         raise UserError("features that are given as arrays have no other data sets; leave out --target-datasets")
 
 
 class BankTask(Task):
-    """A task made of rows of the feature bank at `path`; of its training images only those rows are read.
-
-    Raises:
-        UserError: If the bank is unusable or is of another data set or mode than the configuration says.
+    """A task made of rows of the feature bank at `path`; of its training images only those rows are read. Raises
+    UserError if the bank is unusable or is of another data set or mode than the configuration says.
     """
 
     def __init__(self, path: Path, cfg: Config, seed: int) -> None:

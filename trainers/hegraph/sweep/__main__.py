@@ -12,9 +12,10 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 LISTS = ("datasets", "configs", "methods", "shots", "seeds")
 # What a configuration key looks like
 A_KEY = re.compile(r"OUTPUT_DIR|RESUME|SEED|USE_CUDA|VERSION|[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")
+Start = Callable[[Sequence[Run]], Iterable[Result]]  # does runs, and gives their results as they come
 POLL = 1.0  # seconds between two looks at a run that another process does
 
 
@@ -120,25 +122,16 @@ def run_command(args: argparse.Namespace) -> int:
     if args.dry_run:
         plan.show(grid.output)
         return 0
-    with _place_of_runs(args, bool(plan.to_do)) as start:
+    with ExitStack() as stack:
+        start: Start = partial(map, partial(attempt, verbose=args.verbose))
+        if args.ray is not None and plan.to_do:
+            demand = args.cpus_per_run, args.gpus_per_run
+            start = stack.enter_context(connected(args.ray, *demand, args.verbose)).results
+        elif args.workers:
+            start = partial(run_in_workers, workers=args.workers, verbose=args.verbose)
         progress = do_runs(plan.to_do, start)
     say(progress.summary(plan))
     return 1 if progress.failures or plan.failed else 0
-
-
-Start = Callable[[Sequence[Run]], Iterable[Result]]  # does runs, and gives their results as they come
-
-
-@contextmanager
-def _place_of_runs(args: argparse.Namespace, is_needed: bool) -> Iterator[Start]:
-    """Gives what does runs: this process, workers of it, or a Ray cluster, which is left at the end of the block."""
-    if args.ray is not None and is_needed:
-        with connected(args.ray, args.cpus_per_run, args.gpus_per_run, args.verbose) as cluster:
-            yield cluster.results
-    elif args.workers:
-        yield lambda runs: run_in_workers(runs, args.workers, args.verbose)
-    else:
-        yield lambda runs: (attempt(run, args.verbose) for run in runs)
 
 
 # What of a grid is to be done, and how far it is

@@ -76,9 +76,8 @@ class Run:
         return self.source, "" if self.bank else self.config
 
     def configuration(self) -> Config:
-        """The checked configuration; raises UserError as `load_cfg`.
-
-        What this machine makes of the precision "auto" goes with a run of images to any other.
+        """The checked configuration; UserError as `load_cfg`. With a run of images, what this machine makes of the
+        precision "auto" goes to any other.
         """
         flags = {
             "DATASET.ROOT": "" if self.bank else self.root,
@@ -151,11 +150,8 @@ class Grid(Part):
     separate: bool = False
 
     def runs(self) -> list[Run]:
-        """The runs in the order in which one process does them: those of one data set together.
-
-        Raises:
-            UserError: If a name is not known, a bank is missing, a key is the grid's own, a folder would lie outside
-                `output`, or two runs have one folder.
+        """The runs in the order in which one process does them: those of one data set together. UserError if a name is
+        not known, a bank is missing, a key is the grid's own, or a folder lies outside `output` or is that of two runs.
         """
         self._check_names()
         found = [run for source in self.datasets for run in self._runs_of(source)]

@@ -142,10 +142,8 @@ def _hash_of(run: Run, cfg: Config) -> str:
 
 
 def is_done(run: Run, cfg: Config) -> bool | None:
-    """Whether the record in the folder of a run is of this very run, by its configuration; None without a record.
-
-    Raises:
-        UserError: If the bank or the data set cannot be read, whose labels are part of the identity of a run.
+    """Whether the record in the folder of a run is of this very run; None without a record. UserError if the bank or
+    the data set cannot be read.
     """
     record = read_record(run.folder)
     if record is None:
@@ -207,10 +205,8 @@ def run_in_workers(runs: Sequence[Run], workers: int, verbose: bool = False) -> 
 
 
 def next_run(waiting: Sequence[Run], loaded: tuple[str, str] | None, held: Sequence[tuple[str, str]]) -> Run:
-    """The next run for a worker: of what it has `loaded` or, if nothing of that is left, of what fewest others hold.
-
-    Of these it is one with the most shots, which takes longest: a long run that is begun last leaves the other workers
-    idle.
+    """The next run for a worker: of what it has `loaded` or, if nothing of that is left, of what fewest others hold. Of
+    these it is one with the most shots: a long run that is begun last leaves the other workers idle.
     """
     others = Counter(held)
     return min(
