@@ -18,7 +18,7 @@ from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.loading import create_model
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset, Item
-from trainers.hegraph.datasets.loading import open_stored
+from trainers.hegraph.datasets.images import open_below
 from trainers.hegraph.features.extract import encode_images
 from trainers.hegraph.features.images import ImageViews
 
@@ -37,7 +37,7 @@ def run(model: str = "ViT-B-32", images: int = 128, batch: int = 64, repeats: in
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         items = [write_image(root, number) for number in range(images)]
-        dataset = Dataset("Random", ["noise"], items, [], [], partial(open_stored, root), root)
+        dataset = Dataset("Random", ["noise"], items, [], [], partial(open_below, root, as_stored=True), root)
         views = ImageViews(dataset, items, preprocess)
         pixels = list(views.batches(range(images), batch))
         runs = iter(range(repeats + 1))

@@ -20,7 +20,7 @@ from trainers.hegraph.backbones.identity import multiplies_bfloat16
 from trainers.hegraph.backbones.loading import create_model, load_backbone
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset
-from trainers.hegraph.datasets.loading import open_stored
+from trainers.hegraph.datasets.images import open_below
 from trainers.hegraph.features.extract import encode_images
 from trainers.hegraph.features.images import ImageViews
 from trainers.hegraph.models.images import ImageModel
@@ -93,7 +93,7 @@ def ways_of(
     folder = root / "images"
     folder.mkdir()
     items = [write_image(folder, number) for number in range(images)]
-    dataset = Dataset("Random", ["noise"], items, [], [], partial(open_stored, folder), folder)
+    dataset = Dataset("Random", ["noise"], items, [], [], partial(open_below, folder, as_stored=True), folder)
     views = ImageViews(dataset, items, backbone.preprocess)
     pixels = list(views.batches(range(images), batch))
     encoding = load_cfg(opts=["DATALOADER.TEST.BATCH_SIZE", batch]).encoding

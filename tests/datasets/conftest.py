@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import pytest
 from file_server import Server
 
-from trainers.hegraph.datasets import web
+from trainers.hegraph.datasets import download
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for name, value in (("TIMEOUTS", (0.4, 0.4)), ("RETRIES", 2), ("PAUSE", 0.01)):
-        monkeypatch.setattr(web, name, value)
+        monkeypatch.setattr(download, name, value)
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

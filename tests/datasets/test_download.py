@@ -12,7 +12,6 @@ import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from types import SimpleNamespace
 
 import pytest
 import requests
@@ -25,7 +24,6 @@ from file_server import (
     UNPACK,
     UNPACKED,
     Answer,
-    Handler,
     Server,
     archive,
     names_in,
@@ -37,11 +35,10 @@ from file_server import (
     tar_with,
 )  # fmt: skip
 
-from trainers.hegraph.datasets import web as module
+from trainers.hegraph.datasets import download as module
 from trainers.hegraph.datasets.__main__ import main
-from trainers.hegraph.datasets.download import LOCK, Unreachable, download, fetch
+from trainers.hegraph.datasets.download import CHUNK, Unreachable, download, fetch
 from trainers.hegraph.datasets.registry import ENTRIES, Source, stored_datasets
-from trainers.hegraph.datasets.web import CHUNK
 from trainers.hegraph.utils.errors import UserError
 
 DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
@@ -68,39 +65,19 @@ def default_mode() -> int:
     return 0o666 & ~umask
 
 
-def chunked(body: bytes) -> Answer:
-    """Announces no length."""
-
-    def answer(handler: Handler) -> None:
-        handler.begin(200, Transfer_Encoding="chunked")
-        handler.wfile.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
-
-    return answer
-
-
 # --- transfers
 
 
 @pytest.mark.parametrize("known", [{"size": len(BODY)}, {"checksum": sum_of(BODY)}, {"checksum": sum_of(BODY, "md5")}])
 def test_a_file_arrives_whole_and_what_is_not_the_expected_one_is_removed(server, tmp_path, known):
     wrong, right = server.url("/wrong", serve(OTHER)), server.url("/right", serve(BODY))
-    fetch(one_file(wrong, right, **known), tmp_path)
+    empty, page = server.url("/empty", serve(b"")), server.url("/page", serve(PAGE))
+    fetch(one_file(wrong, empty, page, right, **known), tmp_path)
     assert arrived(tmp_path)
     words = r"its (sha256|md5) sum is|it has 350,000 bytes where 300,000 are expected"
     refused(one_file(wrong, file="g.bin", **known), tmp_path, words)
-    assert arrived(tmp_path)
-
-
-def test_a_file_without_an_announced_length_is_compared_with_the_known_one(server, tmp_path):
-    url = server.url("/f", chunked(BODY[:HALF]), chunked(BODY))  # too short: another try may help
-    fetch(one_file(url, size=len(BODY)), tmp_path)
-    assert arrived(tmp_path)
-    for source, words in (
-        (one_file(url, file="g.bin", size=100_000), "it has 300,000 bytes where 100,000 are expected"),
-        (one_file(server.url("/empty", serve(b"")), file="g.bin"), "it has 0 bytes"),
-    ):
-        with pytest.raises(Unreachable, match=words):
-            fetch(source, tmp_path)
+    refused(one_file(empty, file="g.bin"), tmp_path, "it has 0 bytes")
+    refused(one_file(page, file="g.bin"), tmp_path, "it sent a web page instead of the file")
     assert arrived(tmp_path)
 
 
@@ -109,7 +86,6 @@ def test_a_transfer_that_breaks_goes_on_where_it_broke_off(server, tmp_path, sta
     breaks = [serve(BODY, stop_at=at, stall=stall and at == 2 * CHUNK) for at in range(2 * CHUNK, len(BODY), CHUNK)]
     fetch(one_file(server.url("/f", *breaks, serve(BODY))), tmp_path)
     assert arrived(tmp_path)
-    assert server.endured == []
     first, rest, *_ = [asked for _, asked in server.asked]
     assert first is None
     assert CHUNK <= int(re.fullmatch(r"bytes=(\d+)-", rest)[1]) <= 2 * CHUNK
@@ -118,7 +94,8 @@ def test_a_transfer_that_breaks_goes_on_where_it_broke_off(server, tmp_path, sta
 def broken_off(server: Server, folder: Path, **how: object) -> tuple[Source, Path]:
     """The source of a transfer that broke off half-way in an earlier call, and the part that it left."""
     url = server.url("/f", serve(BODY, stop_at=HALF, **how))
-    with pytest.raises(Unreachable, match="gave up after 2 more tries"):
+    folder.mkdir(exist_ok=True)
+    with pytest.raises(Unreachable, match="/f: .*; get it by hand"):
         fetch(one_file(url), folder)
     [part] = folder.glob("*.part")
     assert part.stat().st_size >= HALF - CHUNK and BODY.startswith(part.read_bytes())
@@ -127,13 +104,18 @@ def broken_off(server: Server, folder: Path, **how: object) -> tuple[Source, Pat
 
 
 @pytest.mark.parametrize("how", [{}, {"ETag": None, "Last_Modified": DATE}], ids=["ETag", "Last-Modified"])
-def test_the_next_call_asks_only_for_the_rest(server, tmp_path, how):
+def test_the_next_call_asks_only_for_the_rest_or_learns_that_there_is_none(server, tmp_path, how):
     source, part = broken_off(server, tmp_path, **how)
     begin = part.stat().st_size
     server.answers["/f"] = [serve(BODY, **how)]
     fetch(source, tmp_path)
     assert arrived(tmp_path)
     assert server.asked == [("/f", f"bytes={begin}-")]
+    source, part = broken_off(server, tmp_path / "again", **how)
+    part.write_bytes(BODY)
+    server.answers["/f"] = [status(416)]
+    fetch(source, tmp_path / "again")
+    assert arrived(tmp_path / "again")
 
 
 @pytest.mark.parametrize(
@@ -153,21 +135,6 @@ def test_a_file_that_is_another_one_by_now_is_fetched_anew(server, tmp_path, how
     assert arrived(tmp_path, OTHER)
 
 
-@pytest.mark.parametrize(("known", "code"), [(BODY, 416), (OTHER, 416), (BODY, 206)])
-def test_a_part_that_is_complete_is_not_received_again_and_one_of_another_length_is(server, tmp_path, known, code):
-    def refuse(handler: Handler) -> None:
-        said = f"bytes */{len(BODY)}" if code == 416 else f"bytes 7-{len(BODY) - 1}/{len(BODY)}"
-        handler.begin(code, Content_Length=0, Content_Range=said)
-
-    source, part = broken_off(server, tmp_path)
-    part.write_bytes(known)
-    server.answers["/f"] = [refuse, serve(BODY)]
-    fetch(replace(source, checksum=sum_of(BODY)), tmp_path)
-    assert arrived(tmp_path)
-    again = [("/f", None)] if known is OTHER or code == 206 else []
-    assert server.asked == [("/f", f"bytes={len(known)}-"), *again]
-
-
 def test_the_part_of_one_mirror_is_not_continued_from_another(server, tmp_path):
     first = server.url("/first", serve(BODY, stop_at=HALF))
     second = server.url("/second", serve(OTHER[: len(BODY)]))  # of the same length, with the same ETag
@@ -175,24 +142,19 @@ def test_the_part_of_one_mirror_is_not_continued_from_another(server, tmp_path):
     assert arrived(tmp_path, OTHER[: len(BODY)])
 
 
-def test_what_is_in_place_is_not_asked_for_and_what_a_killed_process_left_goes(server, tmp_path):
-    source, _ = broken_off(server, tmp_path)
-    (tmp_path / "f.bin").write_bytes(b"mine")
-    (tmp_path / ".f.bin.unpacking").mkdir()
+def test_what_is_in_place_is_not_asked_for(server, tmp_path):
+    source = one_file(server.url("/f", serve(BODY)))
+    (tmp_path / "f.bin").symlink_to(tmp_path / "nowhere")  # such as a disk that is not there just now
     fetch(source, tmp_path)
-    assert arrived(tmp_path, b"mine")
-    (tmp_path / "f.bin").unlink()
-    (tmp_path / "f.bin").symlink_to(tmp_path / "nowhere")
-    refused(source, tmp_path, r"f\.bin is a link to nothing")
-    assert server.asked == []
+    assert server.asked == [] and (tmp_path / "f.bin").is_symlink()
 
 
 def test_a_full_disk_is_an_error_and_the_next_call_goes_on(server, tmp_path, disk_full_after):
     source = one_file(server.url("/f", serve(BODY)))
-    with disk_full_after(2 * CHUNK), pytest.raises(UserError, match=r"cannot write .*f\.bin: File too large") as error:
-        fetch(source, tmp_path)
+    with disk_full_after(2 * CHUNK), pytest.raises(UserError, match=r"cannot write .*: File too large") as error:
+        download("Set", [source], tmp_path)
     assert not isinstance(error.value, Unreachable)  # the next mirror would not help
-    fetch(source, tmp_path)
+    download("Set", [source], tmp_path)
     assert arrived(tmp_path)
     assert server.asked[-1] == ("/f", f"bytes={2 * CHUNK}-")
 
@@ -202,45 +164,24 @@ def test_the_bytes_on_disk_are_the_files_own_even_if_the_server_calls_its_compre
     url = server.url("/f", serve(packed, Content_Encoding="x-gzip"))
     fetch(one_file(url, file="f.tar.gz", checksum=sum_of(packed)), tmp_path)
     assert (tmp_path / "f.tar.gz").read_bytes() == packed
-    refused(one_file(url, file="f.json"), tmp_path, "encoded as x-gzip")
 
 
-# --- mirrors
-
-
-def test_when_all_mirrors_fail_one_error_says_why_for_each_and_what_to_do_by_hand(
-    server, tmp_path, monkeypatch, caplog
-):
-    pauses = []
-    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pauses.append))
-    monkeypatch.setattr(module, "PAUSE", 25)
-    monkeypatch.setattr(module, "RETRIES", 3)
+def test_when_all_mirrors_fail_one_error_says_why_for_each_and_what_to_do_by_hand(server, tmp_path, caplog):
     busy, gone = server.url("/busy", status(503)), server.url("/gone", status(410))
     silent, nobody = server.url("/silent", lambda handler: handler.fall_silent()), "http://127.0.0.1:9/f.bin"
     with pytest.raises(Unreachable) as error:
         fetch(one_file(busy, gone, silent, nobody), tmp_path)
     for said in (
-        f"{busy}: HTTP 503 Service Unavailable (gave up after 3 more tries); {gone}: HTTP 410 Gone; ",
-        f"{silent}: timed out (gave up",
-        f"{nobody}: Connection refused (gave up",
-        f"open {busy}, save it as {tmp_path / 'f.bin'} and run the same command again",
+        rf"{busy}: .*too many 503 error responses.*; {gone}: 410 Client Error: Gone",
+        rf"{silent}: .*timed out.*; {nobody}: .*Connection refused",
+        rf"open {busy}, save it as {tmp_path / 'f.bin'} and run the same command again",
     ):
-        assert said in str(error.value)
-    assert pauses == [25, 50, 60] * 3  # up to a minute; a 410 is not tried again
-    assert f"{gone}: HTTP 410 Gone" in [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert re.search(said, str(error.value))
+    assert [path for path, _ in server.asked] == ["/busy"] * 3 + ["/gone"] + ["/silent"] * 3
+    assert any(r.getMessage().startswith(f"{gone}: 410") for r in caplog.records if r.levelno == logging.WARNING)
     assert names_in(tmp_path) == set()
-    assert server.endured == []
     server.answers["/busy"] = [status(429), status(408), serve(BODY)]
     fetch(one_file(gone, busy), tmp_path)
-    assert arrived(tmp_path)
-
-
-@pytest.mark.parametrize(("page", "kind"), [(b"Quota exceeded", "text/html; charset=utf-8"), (PAGE, "text/plain")])
-def test_a_web_page_is_recognised(server, tmp_path, page, kind):
-    url = server.url("/f", serve(page, Content_Type=kind, ETag='"page"'))
-    refused(one_file(url), tmp_path, "it sent a web page instead of the file")
-    server.answers["/f"] = [serve(BODY)]
-    fetch(one_file(url), tmp_path)
     assert arrived(tmp_path)
 
 
@@ -254,26 +195,20 @@ def pets(server: Server, *, split: Answer, images: Answer) -> tuple[Source, Sour
     )
 
 
-def test_a_data_set_is_fetched_into_its_folder_and_a_second_call_asks_nothing(server, tmp_path, monkeypatch):
+def test_a_data_set_is_fetched_into_its_folder_and_a_second_call_asks_nothing(server, tmp_path):
     sources = pets(server, split=serve(b"{}"), images=serve(pack("tar.gz", FILES)))
     download("OxfordPets", sources, tmp_path / "pets")
     assert names_in(tmp_path / "pets") == {"split.json", *UNPACKED} - {"names.txt"}
     server.asked.clear()
-
-    def refuse(lock):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("filelock.BaseFileLock.acquire", refuse)  # as on a disk that is read-only
     download("OxfordPets", sources, tmp_path / "pets")
     assert server.asked == []
 
 
 def test_what_can_be_fetched_is_there_even_if_something_else_cannot(server, tmp_path):
     split, images = pets(server, split=status(404), images=serve(pack("tar.gz", FILES)))
-    with pytest.raises(UserError, match=r"^OxfordPets is not complete: cannot fetch split\.json \(.*HTTP 404"):
+    with pytest.raises(UserError, match=r"^OxfordPets is not complete: cannot fetch split\.json \(.*404 Client Error"):
         download("OxfordPets", (split, images), tmp_path)
     assert (tmp_path / "images").is_dir()
-    assert not (tmp_path / LOCK).exists()
     server.answers["/images"] = [status(404)]
     rich = archive(
         server.url("/rich", serve(pack("zip", {**FILES, "set/split.json": b"{}"}))),
@@ -312,10 +247,11 @@ def test_the_sources_of_a_data_set_bring_its_images_and_its_split():
 
 
 def test_every_source_is_well_formed_and_pinned_or_checked():
+    drive = r"https://drive\.google\.com/uc\?id=[\w-]{25,44}"
     for name, source in EVERY:
         assert source.urls
         for url in source.urls:
-            assert re.fullmatch(r"gdrive:[\w-]{25,44}|https://[\w.-]+\.[a-z]+/[\w.~/-]+[\w]", url), url
+            assert re.fullmatch(rf"{drive}|https://[\w.-]+\.[a-z]+/[\w.~/-]+[\w]", url), url
             assert "/main/" not in url or source.checksum or name == "ImageNetSketch"  # whose commit is not known
         assert source.size is None or source.size > 0
         assert re.fullmatch(r"|md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", source.checksum)
@@ -336,7 +272,7 @@ def test_the_sums_of_the_split_files_are_those_of_the_real_files(shared):
 
 # --- Google Drive, by the real gdown
 
-DRIVE = "gdrive:1AbCdEfGhIjKlMnOpQrStUvWxYz012345"
+DRIVE = "https://drive.google.com/uc?id=1AbCdEfGhIjKlMnOpQrStUvWxYz012345"
 
 
 @pytest.fixture
@@ -366,7 +302,7 @@ def test_a_file_comes_from_google_drive_and_goes_on_where_it_broke_off(drive, tm
     source = one_file(DRIVE, checksum=sum_of(big))
     drive.url("/uc", attached(big, stop_at=len(big) // 2, stall=True))
     monkeypatch.setattr(module, "RETRIES", 0)
-    refused(source, tmp_path, "gdown: timed out")
+    refused(source, tmp_path, "gdown: .*timed out")
     (part,) = tmp_path.iterdir()
     size = part.stat().st_size
     assert 0 < size <= len(big) // 2
@@ -379,20 +315,13 @@ def test_a_file_comes_from_google_drive_and_goes_on_where_it_broke_off(drive, tm
 
 def test_what_is_not_the_file_is_removed_and_the_quota_page_is_a_reason_in_one_line(drive, tmp_path):
     page = b'<html><p class="uc-error-subcaption">Too many users have viewed this file recently.</p></html>'
-    for body, kind, said in (
-        (OTHER, "application/octet-stream", "its sha256 sum is"),
-        (
-            page,
-            "text/html; charset=utf-8",
-            "/1AbCdEfGhIjKlMnOpQrStUvWxYz012345/view: gdown: Too many users have viewed",
-        ),
+    for answer, said in (
+        (attached(OTHER), "its sha256 sum is"),
+        (serve(page, Content_Type="text/html; charset=utf-8"), "012345: gdown: .*Too many users have viewed"),
     ):
-        drive.url("/uc", attached(body) if body is OTHER else serve(body, Content_Type=kind))
-        with pytest.raises(Unreachable, match=said):
-            fetch(one_file(DRIVE, checksum=sum_of(BODY)), tmp_path)
+        drive.url("/uc", answer)
+        refused(one_file(DRIVE, checksum=sum_of(BODY)), tmp_path, said)
         assert names_in(tmp_path) == set()
-    fetch(one_file(DRIVE, drive.url("/f", serve(BODY))), tmp_path)  # the next mirror
-    assert arrived(tmp_path)
 
 
 # --- archives: whole or not at all, and never outside the targets
@@ -403,21 +332,18 @@ def test_an_archive_is_unpacked_into_its_targets_and_removed(server, tmp_path, k
     (tmp_path / "kept" / "images").mkdir(parents=True)
     (tmp_path / "kept" / "images/mine.jpg").write_bytes(b"mine")
     source = served(server, pack(kind, FILES))
-    fetch(source, tmp_path / "new")
+    download("Set", [source], tmp_path / "new")
     assert names_in(tmp_path / "new") == UNPACKED
     assert (tmp_path / "new" / "images/b/2.jpg").read_bytes() == BODY
     assert (tmp_path / "new" / "names.txt").read_bytes() == b"l"
-    assert stat.S_IMODE((tmp_path / "new" / "names.txt").stat().st_mode) == default_mode()
     fetch(source, tmp_path / "kept")  # a target that exists is left alone, and the missing one is added
     assert names_in(tmp_path / "kept") == {"images", "images/mine.jpg", "names.txt"}
 
 
 def test_the_member_nearest_to_the_root_is_taken_however_many_folders_wrap_it(server, tmp_path):
     files = {"a/b/images/1.jpg": b"1", "a/b/images/images/2.jpg": b"2", "__MACOSX/images/3.jpg": b"3"}
-    fetch(served(server, pack("zip", files), unpack={"b/images": "deep/x"}), tmp_path)
+    fetch(served(server, pack("zip", files), unpack={"images": "deep/x"}), tmp_path)
     assert names_in(tmp_path / "deep/x") == {"1.jpg", "images", "images/2.jpg"}
-    two = server.url("/two", serve(pack("zip", {"a/images/1.jpg": b"1", "b/images/1.jpg": b"2", "labels.txt": b"l"})))
-    refused(archive(two), tmp_path, r"holds two images: a/images and b/images")
 
 
 def test_an_archive_within_an_archive_is_unpacked(server, tmp_path):
@@ -442,32 +368,27 @@ def test_an_archive_put_there_by_hand_is_used_unless_it_is_not_the_right_one(ser
 
 
 def test_an_interruption_while_unpacking_leaves_no_target_and_the_next_call_needs_no_server(
-    server, tmp_path, monkeypatch
+    server, tmp_path, monkeypatch, disk_full_after
 ):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
     (tmp_path / "images").mkdir()  # an empty one does not count as unpacked
-    source = served(server, pack("zip", FILES))
+    source = served(server, pack("zip", {**FILES, "set/images/big.jpg": bytes(1_000_000)}))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(zipfile.shutil, "copyfileobj", interrupted)
+        fetch(source, tmp_path)
+    assert names_in(tmp_path) == {"x.archive", "images"}
+    server.asked.clear()
+    with disk_full_after(500_000), pytest.raises(OSError, match="File too large"):
         fetch(source, tmp_path)
     assert names_in(tmp_path) == {"x.archive", "images"}
     stale = tmp_path / ".x.archive.unpacking" / "outer" / "stale.jpg"  # what a kill leaves
     stale.parent.mkdir(parents=True)
     stale.touch()
-    server.asked.clear()
     fetch(source, tmp_path)
-    assert names_in(tmp_path) == UNPACKED
+    assert names_in(tmp_path) == {*UNPACKED, "images/big.jpg"}
     assert server.asked == []
-
-
-def test_a_disk_that_fills_up_while_unpacking_leaves_no_target_and_keeps_the_archive(server, tmp_path, disk_full_after):
-    body = pack("zip", {**FILES, "set/images/big.jpg": bytes(1_000_000)})  # packs to less than it unpacks to
-    source = served(server, body)
-    with disk_full_after(500_000), pytest.raises(UserError, match=r"cannot write .*: File too large"):
-        fetch(source, tmp_path)
-    assert names_in(tmp_path) == {"x.archive"}
 
 
 def test_an_archive_without_what_is_needed_is_removed_and_another_one_has_its_turn(server, tmp_path):
@@ -504,17 +425,20 @@ def flipped(kind: str) -> bytes:
     ],
 )
 def test_an_archive_that_is_damaged_or_not_safe_is_removed_and_the_next_mirror_has_its_turn(server, tmp_path, body):
+    folder = tmp_path / "root" / "set"
+    folder.mkdir(parents=True)
     bad, whole = server.url("/bad", serve(body)), server.url("/whole", serve(pack("zip", FILES)))
     source = archive(bad, unpack={"images": "images"})
-    refused(source, tmp_path / "root" / "set", "the archive is damaged or not safe")
+    refused(source, folder, "the archive is damaged or not safe")
     assert names_in(tmp_path) == {"root", "root/set"}
-    fetch(replace(source, urls=(bad, whole)), tmp_path / "root" / "set")
+    fetch(replace(source, urls=(bad, whole)), folder)
     assert names_in(tmp_path / "root") == {"set"} | {f"set/{name}" for name in UNPACKED - {"names.txt"}}
 
 
 @pytest.mark.parametrize("name", ["/escaped", "C:/escaped", "images\\..\\..\\..\\escaped", "../escaped"])
 def test_whatever_a_member_is_called_it_stays_inside(server, tmp_path, name):
     for kind in ("zip", "tar"):
+        (tmp_path / kind / "set").mkdir(parents=True)
         url = server.url(f"/{kind}", serve(pack(kind, {**FILES, name: b"x"})))
         try:
             fetch(archive(url), tmp_path / kind / "set")

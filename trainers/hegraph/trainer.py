@@ -36,7 +36,8 @@ from .baselines import METHODS, load_method, method_options
 from .baselines.base import FittedMethod
 from .config import Config
 from .datasets import Dataset, Item, check_trainable, load_dataset
-from .datasets.loading import open_stored, read_coop_selection
+from .datasets.images import open_below
+from .datasets.loading import read_coop_selection
 from .datasets.registry import stored_datasets
 from .datasets.splits import path_from
 from .experiments.evaluation import TrainedMethod, check_configuration
@@ -279,7 +280,8 @@ def dataset_of(manager: DataManager, cfg: Config, stored: Dataset) -> Dataset:
     train, val, test = items(source.train_x), items(source.val), items(source.test)
     ours = stored.subsample(cfg.data.classes)
     ids = ours.class_ids if list(ours.classnames) == list(source.classnames) else ()
-    dataset = Dataset(cfg.data.name, source.classnames, train, val, test, partial(open_stored, root), root, ids)
+    opened = partial(open_below, root, as_stored=True)
+    dataset = Dataset(cfg.data.name, source.classnames, train, val, test, opened, root, ids)
     dataset.check_files()
     return dataset
 

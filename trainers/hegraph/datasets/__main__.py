@@ -12,22 +12,19 @@ import random
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 from ..utils.commands import Parser, command
-from ..utils.errors import UserError, printable, report, say
+from ..utils.errors import UserError, printable, report, say, unknown
 from ..utils.files import absolute
 from .base import Dataset, check_classes, some
 from .download import download
-from .layouts import is_folder
 from .loading import read_stored
 from .own import NAME as OWN
 from .own import copies_in_test, load_own_images
-from .registry import Entry, Sizes, resolve_name, stored_datasets
-from .splits import SPLITS, Item, read_drawn
+from .registry import Entry, Sizes, canonical_name, stored_datasets
+from .splits import SPLITS, read_drawn
 
 SHOTS = (1, 2, 4, 8, 16)  # that are common
 MAX_CLASSES = 10  # a line names at most so many classes
@@ -61,7 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     known = stored_datasets()
-    names = [resolve_name(name, among=[*known, OWN]) for name in args.datasets] or list(known)
+    names = [canonical_name(name) for name in args.datasets] or list(known)
+    if strange := next((name for name in names if name not in (*known, OWN)), ""):
+        raise unknown("data set", strange, (*known, OWN))
     if OWN in names and (args.command == "download" or len(names) > 1):
         raise UserError(f"{OWN} is your own images: they are not downloaded, and are checked without other data sets")
     if args.command == "download":
@@ -70,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     ready = True
     for name in names:
         state = check_own_images(args.root) if name == OWN else check_dataset(name, args.root)
-        first, *more = state.lines
+        first, *more = map(printable, state.lines)
         say(f"{name:20} {'ready' if state.ready else 'not ready':10} {first}\n")
         say("".join(f"{'':31} {line}\n" for line in more))
         ready = ready and state.ready
@@ -88,7 +87,7 @@ def check_dataset(name: str, root: str) -> State:
     if entry.by_hand:
         remedy.append(f"by hand: {entry.by_hand}")
     try:
-        if not is_folder(folder / entry.images):
+        if not (folder / entry.images).is_dir():
             return State(False, [f"missing: the images, expected in {folder / entry.images}", *remedy])
         pools, names = read_stored(entry, folder, seed=1, rng=random.Random(1), write=False)
         warning = _split_warning(entry, folder)
@@ -105,18 +104,16 @@ def check_dataset(name: str, root: str) -> State:
 
 def _split_warning(entry: Entry, folder: Path) -> str:
     """What to say of a split that is not the published one; "" if it is, or if none was published."""
+    split_file = folder / entry.split_file
     if not entry.publishes_split:
         return ""
-    split_file = folder / entry.split_file
     if not split_file.is_file():
-        return (
-            f"without {split_file}: the first run will draw a split and write it, as CoOp does, but it is not the "
-            "split of published numbers"
-        )
-    if (drawn := read_drawn(split_file)) is None:
+        how = f"without {split_file}: the first run will draw a split and write it, as CoOp does"
+    elif drawn := read_drawn(split_file):
+        how = f"{split_file} was drawn here with seed {drawn.seed}; delete it to have another"
+    else:
         return ""
-    remedy = "it is not the split of published numbers; to get that, delete the file"
-    return f"{split_file} was drawn here with seed {drawn.seed}: {remedy}"
+    return f"{how}; it is not the split of published numbers"
 
 
 # --- own images
@@ -126,21 +123,17 @@ def check_own_images(root: str) -> State:
     """Finds out whether own images are whole. Every image is decoded, by all cores, and nothing is written."""
     try:
         dataset = load_own_images(root)
+        check_classes(len(dataset.classnames))
     except UserError as error:
-        return State(False, [printable(str(error))])
+        return State(False, [str(error)])
     problems = dataset.unreadable_images()
-    found = [f"  {printable(path)}: {printable(problem)}" for path, problem in problems.items()]
-    if found:
-        found.insert(0, f"{len(problems)} of {len(dataset.paths())} images cannot be read:")
+    found = [f"{len(problems)} of {len(dataset.paths())} images cannot be read:"] if problems else []
+    found += [f"  {path}: {problem}" for path, problem in problems.items()]
     for split, files in copies_in_test(dataset.without(problems)).items():  # which a run refuses
         if files:
             number = f"{len(files)} of {len(dataset.splits[split])} {split} images"
             found.append(f"{number} are test images as well; take them out of {split} or out of test:")
-            found += [f"  {printable(str(file))}" for file in files]
-    try:
-        check_classes(len(dataset.classnames))
-    except UserError as error:
-        found.append(str(error))
+            found += [f"  {file}" for file in files]
     flags = f"--dataset-config-file folder --root {shlex.quote(root)} --shots {max(SHOTS)}"
     train = command(f"{flags} --config-file vit_b16 --output-dir OUT")
     last = f"mend this, and look again: {dataset.check_command}" if found else f"train: {train}"
@@ -151,25 +144,17 @@ def _lines_of_counts(dataset: Dataset) -> list[str]:
     """What there is; and for each common number of shots, the classes that have fewer training images."""
     names = dataset.classnames
     sizes = Sizes(len(dataset.train), len(dataset.val), len(dataset.test), len(names))
-    lines = [str(sizes), f"classes: {some([*map(printable, names)], MAX_CLASSES)}"]
-    lines += [f"{split}, images per class: {_spread(items, names)}" for split, items in dataset.splits.items()]
+    lines = [str(sizes), f"classes: {some(names, MAX_CLASSES)}"]
+    for split, items in dataset.splits.items():
+        numbers = Counter(item.classname for item in items)
+        each = [numbers[name] for name in names]
+        lines.append(f"{split}, images per class: {min(each)} to {max(each)}")
     numbers = Counter(item.classname for item in dataset.train)
     for shots in SHOTS:
-        if small := [printable(name) for name in names if numbers[name] < shots]:
+        if small := [name for name in names if numbers[name] < shots]:
             few = f"{len(small)} of {len(names)} classes have fewer training images"
             lines.append(f"--shots {shots}: {few}, and are taken whole: {some(small, MAX_CLASSES)}")
     return lines
-
-
-def _spread(items: Sequence[Item], classnames: Sequence[str]) -> str:
-    """The fewest, the median and the most images that classes have."""
-    numbers = Counter(dict.fromkeys(classnames, 0))
-    numbers.update(item.classname for item in items)
-    fewest, most = min(numbers, key=numbers.__getitem__), max(numbers, key=numbers.__getitem__)
-    if numbers[fewest] == numbers[most]:
-        return str(numbers[most])
-    named = f"fewest: {printable(fewest)}, most: {printable(most)}"
-    return f"{numbers[fewest]} to {numbers[most]}, median {median(numbers.values()):g}; {named}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,13 @@ from tqdm import tqdm
 
 from ..utils.errors import UserError, first_line
 from ..utils.files import hash_rows
-from ..utils.threads import MAX_THREADS, cores, in_batches
+from ..utils.threads import MAX_THREADS, cores
 from .images import reason
 from .splits import Item, Selection, subsample_labels
 
 if TYPE_CHECKING:
     from PIL import Image
 
-BATCH = 64  # images between two steps of a progress bar
 MAX_NAMED = 3  # a message names at most so many images or classes
 
 
@@ -123,11 +123,9 @@ class Dataset:
             counted = f"{len(missing)} of {len(paths)} images are missing below {self.root}"
             raise UserError(f"{self.name}: {counted}: {some(missing)}{self._how_to_list()}")
 
-    def test_files(self) -> list[Path]:
-        """The files of the test images; [] if they are no files of their own."""
-        if self.root is None or self.version is not None:
-            return []
-        return [self.root / item.path for item in self.test]
+    def files(self, split: str) -> list[Path]:
+        """The files of the images of a split; [] if they are no files of their own."""
+        return [] if self.root is None else [self.root / item.path for item in self.splits[split]]
 
     def read(self, path: str) -> Image.Image:
         """The image of an item, as RGB; UserError, which names the file and how all such are found, if it has none."""
@@ -138,21 +136,18 @@ class Dataset:
 
     def unreadable_images(self) -> dict[str, str]:
         """The path of every image that cannot be read -> why. All are decoded, by all cores."""
-        paths = self.paths()
-        problems: dict[str, str] = {}
-        with tqdm(total=len(paths), desc="reading images", unit="img", disable=None) as bar:
-            for batch, found in in_batches(self._problem_of, paths, BATCH, min(cores(), MAX_THREADS)):
-                problems |= {path: problem for path, problem in zip(batch, found) if problem}
-                bar.update(len(batch))
-        return problems
 
-    def _problem_of(self, path: str) -> str:
-        """Why an image cannot be read; "" if it can."""
-        try:
-            self.open(path)
-        except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
-            return reason(error)
-        return ""
+        def problem_of(path: str) -> str:
+            try:
+                self.open(path)
+            except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
+                return reason(error)
+            return ""
+
+        paths = self.paths()
+        with ThreadPoolExecutor(min(cores(), MAX_THREADS)) as pool:
+            problems = list(tqdm(pool.map(problem_of, paths), "reading images", len(paths), unit="img", disable=None))
+        return {path: problem for path, problem in zip(paths, problems) if problem}
 
     def unreadable(self, path: str, why: str) -> UserError:
         """The error for an image that cannot be read; it says why, and how all such images are found."""
@@ -170,8 +165,7 @@ def some(names: Sequence[str], most: int = MAX_NAMED) -> str:
 def check_classes(count: int, target: str = "") -> None:
     """Raises UserError if there are fewer than two classes, here or in a target: an image could be of no other one."""
     if count < 2:
-        of = f"{target}: " if target else ""
-        raise UserError(f"{of}there must be at least two classes to tell apart, got {count}")
+        raise UserError(f"{target and f'{target}: '}there must be at least two classes to tell apart, got {count}")
 
 
 def class_names(items: Sequence[Item], *others: Sequence[Item]) -> list[str]:
@@ -179,12 +173,9 @@ def class_names(items: Sequence[Item], *others: Sequence[Item]) -> list[str]:
 
     Raises UserError if a label has two names, or only one of `others` has it, or the labels have a gap.
     """
-    names: dict[int, str] = {}
-    for item in items:
-        names.setdefault(item.label, item.classname)
-    absent = next((label for label in range(len(names)) if label not in names), None)
-    if absent is not None:
-        raise UserError(f"labels must run from 0 without a gap, but no item has label {absent}")
+    names = {item.label: item.classname for item in reversed(items)}
+    if absent := {*range(len(names))} - {*names}:
+        raise UserError(f"labels must run from 0 without a gap, but no item has label {min(absent)}")
     for path, label, name in (item for each in (items, *others) for item in each):
         if label not in names:
             raise UserError(f"{path} has label {label} ({name!r}), and no training image has")

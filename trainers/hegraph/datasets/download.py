@@ -1,31 +1,48 @@
 """Fetches the files of a data set from several mirrors, and unpacks archives into CoOp's layout.
 
-What came is unpacked beside its target, and renamed into place once it is whole. What is in place is never touched.
+A file that is still coming is `x.zip.HASH.part`, where the hash stands for its address, with the version that the
+server has of it in `.part.version`. The next call goes on with it, if the server still has that version. An archive is
+unpacked beside its targets, which are renamed into place once it is whole. What is in place is never touched.
+
 Nothing in an archive is trusted: Python's modules keep its members inside the folder in which it is unpacked, and an
 archive with symbolic links is refused.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gzip
+import hashlib
 import logging
 import os
 import shutil
+import sys
 import tarfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import requests
+import urllib3
 from filelock import FileLock
+from requests.adapters import HTTPAdapter
+from tqdm import tqdm
 
 from ..utils.errors import UserError, first_line
+from ..utils.files import cannot_write, hash_json
 from .registry import Source
-from .web import Broken, check_file, fetch_file, page_of, remove_parts, writing
 
 logger = logging.getLogger(__name__)
 
+TIMEOUTS = (10.0, 30.0)  # seconds to wait for a connection, and for the next byte
+RETRIES, PAUSE = 4, 1.0  # how often a request is tried again, and seconds before that; each pause is twice as long
+BUSY = (408, 429, 500, 502, 503, 504)  # answers after which it is tried again
+CHUNK = 1 << 16  # bytes; a transfer that stalls within a chunk loses that chunk
+DRIVE = "https://drive.google.com/"  # whose large files need more than one request
 LOCK = ".download.lock"
+
+
+class Broken(Exception):
+    """A mirror, or what came from it, is of no use. The message is a reason in one line."""
 
 
 class Unreachable(UserError):
@@ -38,19 +55,16 @@ def download(name: str, sources: Sequence[Source], folder: Path) -> None:
     Raises UserError if a file cannot be fetched (the others are fetched all the same) or written.
     """
     failures = []
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)  # two at once would mix their bytes in one file: the second waits
-    with contextlib.suppress(OSError, NotImplementedError):  # a disk that is read-only, or that has no locks
-        lock.acquire()
     try:
-        for source in sources:
-            try:
-                fetch(source, folder)
-            except Unreachable as error:
-                failures.append((source, error))
-    finally:
-        lock.release()
-        (folder / LOCK).unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / LOCK):  # two at once would mix their bytes in one file: the second waits
+            for source in sources:
+                try:
+                    fetch(source, folder)
+                except Unreachable as error:
+                    failures.append((source, error))
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     # The archive of a later source may have brought what failed before
     if errors := [str(error) for source, error in failures if missing_of(source.targets, folder)]:
         raise Unreachable(f"{name} is not complete: {'; '.join(errors)}")
@@ -61,26 +75,24 @@ def fetch(source: Source, folder: Path) -> None:
 
     Raises:
         Unreachable: If no mirror gives it. The message says why, for each, and how to get it by hand.
-        UserError: If an archive that the user has put there is of no use, or the disk is full or cannot be written.
+        UserError: If an archive that the user has put there is of no use.
+        OSError: If the disk is full or cannot be written.
     """
     alternatives = [source, *source.otherwise]
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        at_hand = next((a for a in alternatives if a.unpack and (folder / a.file).is_file()), None)
-        if not missing_of(source.targets, folder):
-            logger.info("%s: in place", folder / source.targets[0])
-        elif at_hand:  # put there by hand, or left by an interruption while it was unpacked
-            path = folder / at_hand.file
-            try:
-                check_file(path, at_hand.size, at_hand.checksum)
-                _unpack(path, at_hand, source.targets, folder)
-            except Broken as error:
-                raise UserError(f"{path} is of no use: {error}; delete it and run the same command again") from error
-        else:
-            _fetch_from_any(alternatives, folder)
-        for alternative in alternatives:  # parts, and what a killed process was unpacking
-            shutil.rmtree(_unpacking(folder / alternative.file), ignore_errors=True)
-            remove_parts(folder / alternative.file)
+    at_hand = next((a for a in alternatives if a.unpack and (folder / a.file).is_file()), None)
+    if not missing_of(source.targets, folder):
+        logger.info("%s: in place", folder / source.targets[0])
+    elif at_hand:  # put there by hand, or left by an interruption while it was unpacked
+        path = folder / at_hand.file
+        try:
+            check_file(path, at_hand.size, at_hand.checksum)
+            _unpack(path, at_hand, source.targets)
+        except Broken as error:
+            raise UserError(f"{path} is of no use: {error}; delete it and run the same command again") from error
+    else:
+        _fetch_from_any(alternatives, folder)
+        for left in [left for each in alternatives for left in folder.glob(f"{each.file}.*.part*")]:
+            left.unlink()
 
 
 def _fetch_from_any(alternatives: Sequence[Source], folder: Path) -> None:
@@ -89,67 +101,153 @@ def _fetch_from_any(alternatives: Sequence[Source], folder: Path) -> None:
     reasons = []
     for source, url in [(alternative, url) for alternative in alternatives for url in alternative.urls]:
         path = folder / source.file
-        logger.info("%s: from %s", path, page_of(url))
+        logger.info("%s: from %s", path, url)
         try:
             fetch_file(url, path, source.size, source.checksum)
             if source.unpack:
-                _unpack(path, source, wanted.targets, folder)
+                _unpack(path, source, wanted.targets)
             return
         except Broken as error:
-            reasons.append(f"{page_of(url)}: {error}")
+            reasons.append(f"{url}: {error}")
             logger.warning("%s", reasons[-1])
             path.unlink(missing_ok=True)
     raise Unreachable(
-        f"cannot fetch {wanted.file} ({'; '.join(reasons)}); get it by hand: open {page_of(wanted.urls[0])}, save it "
+        f"cannot fetch {wanted.file} ({'; '.join(reasons)}); get it by hand: open {wanted.urls[0]}, save it "
         f"as {folder / wanted.file} and run the same command again"
     )
 
 
 def missing_of(targets: Sequence[str], folder: Path) -> list[str]:
     """Those of `targets` that are not in `folder`. An empty folder counts as missing, since it has nothing to lose."""
-    missing = []
-    for target in targets:
-        path = folder / target
-        if path.is_symlink() and not path.exists():
-            raise UserError(f"{path} is a link to nothing; mend it, or delete it and run the same command again")
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-            missing.append(target)
-    return missing
+    paths = {target: folder / target for target in targets}
+    return [t for t, path in paths.items() if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir()))]
 
 
-# Archives
+# --- one file
 
 
-def _unpacking(archive: Path) -> Path:
-    """The folder in which an archive is unpacked, before its members are moved into place."""
-    return archive.with_name(f".{archive.name}.unpacking")
+def fetch_file(url: str, path: Path, size: int | None = None, checksum: str = "") -> None:
+    """Makes `path`, whole and checked, of what is at an address. The next call goes on with what has come.
+
+    Raises `Broken` if the mirror does not give the file, or not of this size in bytes or checksum, such as "md5:...",
+    and OSError if it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{hash_json(url)[:16]}.part")
+    note = part.with_name(f"{part.name}.version")
+    if url.startswith(DRIVE):
+        _from_drive(url, part)
+    else:
+        _from_server(url, part, note)
+    try:
+        check_file(part, size, checksum)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+        note.unlink(missing_ok=True)
 
 
-def _unpack(archive: Path, source: Source, required: Sequence[str], folder: Path) -> None:
-    """Unpacks an archive, moves the missing targets of a source into place in `folder`, and removes the archive.
+def check_file(path: Path, size: int | None, checksum: str) -> None:
+    """Raises `Broken` unless size and checksum of a file are those that are known, and it is no web page."""
+    found = path.stat().st_size
+    if found == 0 or size not in (None, found):
+        raise Broken(f"it has {found:,} bytes" + (f" where {size:,} are expected" if size else ""))
+    algorithm, _, expected = checksum.partition(":")
+    digest = hashlib.new(algorithm or "md5")
+    with path.open("rb") as file:
+        if file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            raise Broken("it sent a web page instead of the file (about a quota, a login or an error)")
+        file.seek(0)
+        while expected and (block := file.read(1 << 20)):
+            digest.update(block)
+    if expected and digest.hexdigest() != expected:
+        raise Broken(f"its {algorithm} sum is {digest.hexdigest()} where {expected} is expected")
+
+
+def _from_server(url: str, part: Path, note: Path) -> None:
+    """Makes the part of a file whole, by as many requests as it takes while each of them brings something."""
+    retries = urllib3.Retry(RETRIES, status_forcelist=BUSY, backoff_factor=PAUSE, respect_retry_after_header=False)
+    reached = -1
+    with requests.Session() as session:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(max_retries=retries))
+        while True:
+            try:
+                return _request(session, url, part, note)
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                here = part.stat().st_size if part.is_file() else 0
+                if isinstance(error, requests.RequestException) or here <= reached:
+                    raise Broken(first_line(error)) from error
+                reached = here
+
+
+def _request(session: requests.Session, url: str, part: Path, note: Path) -> None:
+    """Asks for a file: for its rest alone, if there is a part of the version that the server still has."""
+    version = note.read_text() if note.is_file() and part.is_file() else ""
+    begin = part.stat().st_size if version else 0
+    headers = {"Accept-Encoding": "identity"}  # positions count the bytes of the file, not of a compressed stream
+    if begin:
+        headers |= {"Range": f"bytes={begin}-", "If-Range": version}
+    with session.get(url, headers=headers, stream=True, timeout=TIMEOUTS) as response:
+        if response.status_code == 416:  # all of it is here, or `check_file` tells that it is another file
+            return
+        response.raise_for_status()
+        begin = begin if response.status_code == 206 else 0
+        coming = response.raw.length_remaining
+        total = None if coming is None else begin + coming
+        if not begin:
+            tag = response.headers.get("ETag", "")  # a weak one, W/"...", does not tell that all bytes are the same
+            note.write_text(tag if tag.startswith('"') else response.headers.get("Last-Modified", ""))
+        bar = tqdm(desc=part.stem, total=total, initial=begin, unit="B", unit_scale=True, disable=None)
+        with part.open("ab" if begin else "wb") as file, bar:
+            for chunk in response.raw.stream(CHUNK, decode_content=False):  # some call the gzip of a file an encoding
+                file.write(chunk)
+                bar.update(len(chunk))
+    if total is not None and part.stat().st_size < total:  # urllib3 before 2.0 does not tell
+        raise urllib3.exceptions.HTTPError(f"it broke off after {part.stat().st_size:,} of {total:,} bytes")
+
+
+def _from_drive(url: str, part: Path) -> None:
+    """Makes the part of a file of Google Drive whole, by gdown, whose own parts have names that begin like it."""
+    import gdown  # slow to import
+
+    quiet = not sys.stderr.isatty()
+    try:
+        gdown.download(url, str(part), quiet, resume=True, retries=RETRIES, timeout=TIMEOUTS)
+    except Exception as error:  # gdown raises many kinds, such as KeyError for a missing header
+        if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+            raise
+        raise Broken(f"gdown: {' '.join(str(error).split())}") from error
+    umask = os.umask(0)
+    os.umask(umask)
+    part.chmod(0o666 & ~umask)  # only their owner may read the files that gdown makes
+
+
+# --- archives
+
+
+def _unpack(archive: Path, source: Source, required: Sequence[str]) -> None:
+    """Unpacks an archive, moves the missing targets of a source into place beside it, and removes the archive.
 
     Raises `Broken` if it is damaged or not safe, or does not hold the targets that are `required`.
     """
     logger.info("unpacking %s", archive)
-    temporary = _unpacking(archive)
+    folder, temporary = archive.parent, archive.with_name(f".{archive.name}.unpacking")
     shutil.rmtree(temporary, ignore_errors=True)
     content = temporary / "outer"
     try:
         _extract(archive, content)
         if source.inner:
-            packed = _find(source.inner, content, archive)
+            packed, content = _find(source.inner, content), temporary / "inner"
             if packed is None:
                 raise Broken(f"{archive.name} holds no {source.inner}")
-            content = temporary / "inner"
             _extract(packed, content)
-        wanted = {end: target for end, target in source.unpack.items() if missing_of([target], folder)}
-        found = {end: _find(end, content, archive) for end in wanted}
-        if absent := [end for end, target in wanted.items() if found[end] is None and target in required]:
+        found = {to: _find(end, content) for end, to in source.unpack.items() if missing_of([to], folder)}
+        if absent := [target for target in required if found.get(target, folder) is None]:
             raise Broken(f"{archive.name} holds no {absent[0]}")
-        for end, path in found.items():
+        for target, path in found.items():
             if path is not None:
-                (folder / wanted[end]).parent.mkdir(parents=True, exist_ok=True)
-                os.rename(path, folder / wanted[end])
+                (folder / target).parent.mkdir(parents=True, exist_ok=True)
+                os.rename(path, folder / target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     archive.unlink()
@@ -160,10 +258,8 @@ def _extract(archive: Path, into: Path) -> None:
     if not hasattr(tarfile, "data_filter"):
         raise UserError(f"{archive}: this Python cannot unpack it safely; take 3.10.12, 3.11.4 or later")
     into.mkdir(parents=True)
-    with archive.open("rb") as file:
-        is_zip = file.read(2) == b"PK"
     try:
-        if is_zip:
+        if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as zipped:
                 zipped.extractall(into)  # keeps every member inside, and makes no links
             return
@@ -184,11 +280,7 @@ def _without_links(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo:
     return tarfile.data_filter(member, into)
 
 
-def _find(end: str, content: Path, archive: Path) -> Path | None:
+def _find(end: str, content: Path) -> Path | None:
     """The file or folder nearest to the root whose path ends with `end`; None if there is none."""
-    paths = [path for path in content.rglob(end) if "__MACOSX" not in path.relative_to(content).parts]
-    found = sorted(paths, key=lambda path: (len(path.parts), path))
-    if len(found) > 1 and len(found[0].parts) == len(found[1].parts):
-        two = " and ".join(path.relative_to(content).as_posix() for path in found[:2])
-        raise Broken(f"{archive.name} holds two {end}: {two}")
-    return found[0] if found else None
+    found = [path for path in content.rglob(end) if "__MACOSX" not in path.parts]
+    return min(found, key=lambda path: (len(path.parts), path), default=None)

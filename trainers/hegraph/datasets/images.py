@@ -18,42 +18,26 @@ from ..utils.errors import UserError, first_line
 MAX_BYTES = 20 * 2**20  # of an image that somebody sends to a page
 MAX_PIXELS = 50_000_000  # of one; the largest photos of phones have about so many
 MAX_RATIO = 1000  # of the sides of an image; a backbone takes the short one to some hundred pixels
-ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # of EXIF
+T = Image.Transpose
+TURNS = (
+    T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90,
+)  # fmt: skip
+ORIENTATIONS = dict(enumerate(TURNS, start=2))  # of EXIF
 
 
-def _suffixes_of_formats() -> dict[str, tuple[str, ...]]:
-    """Pillow's name of each format -> the endings of its files; without those that this Pillow cannot open."""
-    found: dict[str, tuple[str, ...]] = {
-        "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
-        "PNG": (".png",),
-        "BMP": (".bmp",),
-        "GIF": (".gif",),
-        "WEBP": (".webp",),
-        "TIFF": (".tif", ".tiff"),
-        "PPM": (".ppm", ".pgm", ".pbm"),
-    }
-    for name, suffix, feature in (("AVIF", ".avif", "avif"), ("JPEG2000", ".jp2", "jpg_2000")):
-        if feature in {*features.modules, *features.codecs} and features.check(feature):
-            found[name] = (suffix,)
-    return found
-
-
-_SUFFIXES = _suffixes_of_formats()
-FORMATS = tuple(_SUFFIXES)
-IMAGE_SUFFIXES = tuple(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
+FORMATS = ["JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"]
+IMAGE_SUFFIXES = [
+    ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
+]  # fmt: skip
+for _format, _suffix, _feature in (("AVIF", ".avif", "avif"), ("JPEG2000", ".jp2", "jpg_2000")):
+    if _feature in {*features.modules, *features.codecs} and features.check(_feature):  # this Pillow opens it
+        FORMATS.append(_format)
+        IMAGE_SUFFIXES.append(_suffix)
 
 
 def is_image(name: str) -> bool:
     """Whether a file has the ending of an image."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
+    return name.lower().endswith(tuple(IMAGE_SUFFIXES))
 
 
 def open_image(source: Path | str | bytes, as_stored: bool = False) -> Image.Image:
@@ -89,9 +73,9 @@ def open_sent(source: Path | bytes) -> Image.Image:
     raise UserError(f"has more than {MAX_PIXELS // 10**6} million pixels; take a smaller one")
 
 
-def open_below(base: Path, path: str) -> Image.Image:
-    """Opens a file below a folder."""
-    return open_image(base / path)
+def open_below(base: Path, path: str, as_stored: bool = False) -> Image.Image:
+    """Opens a file below a folder; as `open_image`."""
+    return open_image(base / path, as_stored)
 
 
 def to_rgb(file: Image.Image) -> Image.Image:
@@ -108,12 +92,7 @@ def to_rgb(file: Image.Image) -> Image.Image:
 
 def check_file(path: Path | str) -> None:
     """Raises ValueError or OSError unless there is a file with content, which opening does not wait for."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError as error:
-        if os.path.islink(path):
-            raise ValueError(f"is a link to {os.readlink(path)}, which is not there") from error
-        raise
+    status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("is a folder" if stat.S_ISDIR(status.st_mode) else "is no regular file")
     if not status.st_size:
@@ -136,8 +115,7 @@ def reason(error: Exception) -> str:
 
 
 def _upright(file: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation turns it. EXIF that is damaged elsewhere does not matter, nor an orientation
-    that does not exist."""
+    """The image as its EXIF orientation turns it; unlike Pillow's `exif_transpose`, also where other tags are odd."""
     file.load()  # a TIFF then turns itself
     try:
         turn = ORIENTATIONS.get(file.getexif().get(ExifTags.Base.Orientation, 1))

@@ -7,10 +7,8 @@ depend on the file system.
 
 from __future__ import annotations
 
-import os
 import random
 import re
-import stat
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -37,38 +35,18 @@ GROUND_TRUTH_FOLDERS = (".", "images", "images/val", "data", "devkit/data", "ILS
 
 
 def listing(folder: Path) -> list[str]:
-    """The names in a folder, sorted, without hidden ones; UserError if one of them is not UTF-8."""
+    """The names in a folder, sorted, without hidden ones; UserError if one is not UTF-8, which no record could hold."""
     try:
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
+        "/".join(names).encode()
+        return names
+    except (OSError, UnicodeEncodeError) as error:
         raise UserError(f"cannot list the folder {folder}: {first_line(error)}") from error
-    for name in names:
-        check_utf8(name, str(folder))
-    return names
 
 
 def folders_in(folder: Path) -> list[str]:
     """The names of the folders in a folder; as `listing`."""
     return [name for name in listing(folder) if (folder / name).is_dir()]
-
-
-def check_utf8(name: str, where: str) -> None:
-    """Raises UserError if a name of a file is not UTF-8, since no record could hold it."""
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        shown = os.fsencode(name).decode("utf-8", "backslashreplace")
-        raise UserError(f"{where} holds {shown!r}, a name that is not UTF-8; rename it") from error
-
-
-def is_folder(path: Path) -> bool:
-    """Whether there is such a folder; raises UserError if this user may not know."""
-    try:
-        return stat.S_ISDIR(os.stat(path).st_mode)
-    except PermissionError as error:
-        raise UserError(f"cannot read {path}: {first_line(error)}") from error
-    except (OSError, ValueError):  # a name that is too long, or that no file can have
-        return False
 
 
 def read_lines(path: Path) -> list[str]:
@@ -133,12 +111,9 @@ def read_class_folders(
 ) -> Pools:
     """One folder per class, but for those `ignored`; `names` of classes that are not called as their folders."""
     folders = [name for name in folders_in(folder / images) if name not in ignored]
-    if not folders:
-        raise UserError(f"{folder / images} holds no folder of a class")
-    paths = {name: [f"{images}/{name}/{file}" for file in listing(folder / images / name)] for name in folders}
-    return split_classes(
-        ((label, (names or {}).get(name, name), paths[name]) for label, name in enumerate(folders)), rng
-    )
+    paths = [[f"{images}/{name}/{file}" for file in listing(folder / images / name)] for name in folders]
+    called = [(names or {}).get(name, name) for name in folders]
+    return split_classes(zip(range(len(folders)), called, paths), rng)
 
 
 def read_pets(folder: Path, rng: random.Random, images: str) -> Pools:
@@ -230,8 +205,8 @@ def read_imagenet(folder: Path, rng: random.Random, images: str) -> Pools:
         )
     else:
         names, ids = class_names_by_id(folder), class_ids(folder, f"{images}/train")
-        train = _items(folder, _in_folders(folder, f"{images}/train"), names, ids)
-        test = _items(folder, _validation(folder, f"{images}/val", sorted(names)), names, ids)
+        train = _items(_in_folders(folder, f"{images}/train"), names, ids)
+        test = _items(_validation(folder, f"{images}/val", sorted(names)), names, ids)
         test.sort(key=lambda item: item.label)
     return {"train": train, "val": test, "test": test}
 
@@ -241,8 +216,6 @@ def read_imagenet_v2(folder: Path, rng: random.Random, images: str) -> Pools:
     names = list(class_names_by_id(folder).values())
     test = []
     for number in sorted(int(name) for name in listing(folder / images) if name.isdigit()):
-        if number >= len(names):
-            raise UserError(f"{folder / CLASSNAMES} names {len(names)} classes, and there is a folder {number}")
         files = listing(folder / images / str(number))
         test += [Item(f"{images}/{number}/{file}", number, names[number]) for file in files]
     return {"train": [], "val": [], "test": test}
@@ -250,7 +223,7 @@ def read_imagenet_v2(folder: Path, rng: random.Random, images: str) -> Pools:
 
 def read_test_folders(folder: Path, rng: random.Random, images: str) -> Pools:
     """A variant that has only test images, one folder per class."""
-    test = _items(folder, _in_folders(folder, images), class_names_by_id(folder), class_ids(folder, images))
+    test = _items(_in_folders(folder, images), class_names_by_id(folder), class_ids(folder, images))
     return {"train": [], "val": [], "test": test}
 
 
@@ -266,24 +239,16 @@ def class_names_by_id(folder: Path) -> dict[str, str]:
 
 
 def class_ids(folder: Path, place: str) -> list[str]:
-    """The WordNet ids of the classes in label order: of the class folders in a place, which `classnames.txt` has to
-    name, or of that file."""
-    names = class_names_by_id(folder)
-    if place == CLASSNAMES:
-        return list(names)
-    ids = folders_in(folder / place)
-    if unnamed := [name for name in ids if name not in names]:
-        raise UserError(f"{folder / place} has a folder {unnamed[0]!r} that {folder / CLASSNAMES} does not name")
-    return ids
+    """The WordNet ids of the classes in label order: of `classnames.txt`, or of the class folders in another place."""
+    return list(class_names_by_id(folder)) if place == CLASSNAMES else folders_in(folder / place)
 
 
 def _in_folders(folder: Path, place: str) -> list[tuple[str, str]]:
     """Path and WordNet id of the images in class folders."""
-    ids = class_ids(folder, place)
     return [
-        (f"{place}/{wordnet_id}/{file}", wordnet_id)
-        for wordnet_id in ids
-        for file in listing(folder / place / wordnet_id)
+        (f"{place}/{each}/{file}", each)
+        for each in folders_in(folder / place)
+        for file in listing(folder / place / each)
     ]
 
 
@@ -291,20 +256,15 @@ def _validation(folder: Path, place: str, wordnet_ids: list[str]) -> list[tuple[
     """Path and WordNet id of the validation images, which are in class folders, or in a flat folder with a file that
     labels them. `wordnet_ids` are the sorted ids of all classes, also of those without an image.
     """
-    if any(path.is_dir() for path in (folder / place).glob("n*")):
+    if folders_in(folder / place):
         return _in_folders(folder, place)
     files = [name for name in listing(folder / place) if name.lower().endswith((".jpeg", ".jpg", ".png"))]
-    if not files:
-        raise UserError(f"{folder / place} holds no image")
     return [(f"{place}/{file}", label) for file, label in zip(files, _ground_truth(folder, files, wordnet_ids))]
 
 
-def _items(folder: Path, found: list[tuple[str, str]], names: dict[str, str], ids: list[str]) -> list[Item]:
-    """The items of (path, WordNet id); `ids` are in label order. Raises UserError for a class that has no label, since
-    it has no training folder."""
+def _items(found: list[tuple[str, str]], names: dict[str, str], ids: list[str]) -> list[Item]:
+    """The items of (path, WordNet id); `ids` are in label order. KeyError for a class without a training folder."""
     labels = {wordnet_id: label for label, wordnet_id in enumerate(ids)}
-    if absent := next((each for each in found if each[1] not in labels), None):
-        raise UserError(f"the class {absent[1]!r} of {folder / absent[0]} has no folder in {folder / 'images/train'}")
     return [Item(path, labels[wordnet_id], names[wordnet_id]) for path, wordnet_id in found]
 
 
@@ -322,20 +282,16 @@ def _ground_truth(folder: Path, files: list[str], wordnet_ids: list[str]) -> lis
         return labels
     # Caffe counts the sorted ids from 0; the development kit has an order of its own
     by_number = dict(enumerate(wordnet_ids)) if path.name == "val.txt" else _numbers_of_kit(path)
-    if absent := next((label for label in labels if int(label) not in by_number), ""):
-        raise UserError(f"{path} names class number {absent}, which is none of {len(by_number)}")
     return [by_number[int(label)] for label in labels]
 
 
 def _read_labels(path: Path, files: list[str]) -> list[str]:
     """The WordNet id, or else the class number, that a file of `GROUND_TRUTH` gives each of `files`."""
     labels = lines = read_lines(path)  # one class a line, in the order of the names of the images
-    if path.suffix == ".csv":  # Kaggle's, with the header ImageId,PredictionString; a prediction begins with the id
-        found = {row.split(",")[0]: row.split(",")[1].split(" ")[0] for row in lines if "," in row}
+    rows = [re.split(r"[,\s]", line) for line in lines]
+    if any(len(row) > 1 for row in rows):  # an image and its class, in Caffe's val.txt or Kaggle's CSV file
+        found = {Path(row[0]).stem: row[1] for row in rows if len(row) > 1}
         labels = [found.get(Path(file).stem, "") for file in files]
-    elif all(len(line.split()) == 2 for line in lines):  # Caffe's val.txt: an image and its class number from 0
-        found = dict(map(str.split, lines))
-        labels = [found.get(file, "") for file in files]
     if len(labels) != len(files) or not all(labels):
         raise UserError(f"{path} does not label the {len(files)} images ({len(lines)} lines)")
     return labels
@@ -345,9 +301,6 @@ def _numbers_of_kit(path: Path) -> dict[int, str]:
     """ILSVRC's class number -> WordNet id, of the table `meta.mat` beside the file or a folder above."""
     meta = next((p for p in (path.parent / "meta.mat", path.parent.parent / "meta.mat") if p.is_file()), None)
     if meta is None:
-        raise UserError(
-            f"{path} holds the numbers of ILSVRC's development kit; put the kit's data/meta.mat beside it, which says "
-            "what they mean"
-        )
+        raise UserError(f"{path} holds numbers of ILSVRC's development kit; put the kit's data/meta.mat beside it")
     synsets = read_mat(meta, "synsets")
     return {int(row[0]["ILSVRC2012_ID"].item()): str(row[0]["WNID"].item()) for row in synsets}

@@ -11,20 +11,21 @@ import csv
 import logging
 import os
 import random
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..utils.commands import command
-from ..utils.errors import UserError, unknown
+from ..utils.errors import UserError, first_line, unknown
 from ..utils.files import absolute
 from ..utils.reading import reading
 from .base import Dataset, class_names
-from .images import is_image, open_below, open_image
-from .layouts import class_ids, is_folder
-from .registry import ENTRIES, LOADERS, Entry, find_entry
+from .digits import load_digits_dataset
+from .images import is_image, open_below
+from .layouts import class_ids
+from .own import load_own_images
+from .registry import ENTRIES, Entry, find_entry
 from .splits import (
     SPLITS,
     Item,
@@ -37,10 +38,10 @@ from .splits import (
     write_drawn,
 )
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 logger = logging.getLogger(__name__)
+
+# The data sets that need no folder below the data root: what loads them, given `DATASET.ROOT` and their name
+LOADERS: dict[str, Callable[[str, str], Dataset]] = {"digits": load_digits_dataset, "own": load_own_images}
 
 
 def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | None = None) -> Dataset:
@@ -136,7 +137,7 @@ def _load_stored(entry: Entry, root: str, seed: int, rng: random.Random) -> Data
     name, base = entry.name, absolute(root)
     folder = base / entry.folder
     hint = "see " + command(f"datasets check {name} --root {root or '.'}")
-    if not is_folder(folder):
+    if not folder.is_dir():
         raise UserError(f"{name} is not in {folder}; set --root to the folder that holds {entry.folder}/, or {hint}")
     try:
         pools, names = read_stored(entry, folder, seed, rng)
@@ -146,12 +147,7 @@ def _load_stored(entry: Entry, root: str, seed: int, rng: random.Random) -> Data
     train, val, test = (
         [item._replace(path=f"{entry.folder}/{item.path}") for item in pools[split]] for split in SPLITS
     )
-    return Dataset(name, names, train, val, test, partial(open_stored, base), base, ids)
-
-
-def open_stored(base: Path, path: str) -> Image.Image:
-    """Opens an image below the data root, as Dassl reads it."""
-    return open_image(base / path, as_stored=True)
+    return Dataset(name, names, train, val, test, partial(open_below, base, as_stored=True), base, ids)
 
 
 def read_stored(
@@ -162,45 +158,39 @@ def read_stored(
     A missing split is drawn from `rng`, which was made from `seed`, and written if `write`. If the split file was drawn
     with this seed, `rng` is set to its state after that.
     """
-    split_file = folder / entry.split_file if entry.split_file else None
-    listed = split_file is not None and split_file.is_file()
-    try:
-        pools = _read_split(entry, split_file, seed, rng) if split_file and listed else entry.read(folder, rng)
-    except UserError as error:
-        if split_file is None or listed:
-            raise
-        raise UserError(f"{split_file} is missing, and no split can be drawn instead: {error}") from error
-    except (KeyError, TypeError, ValueError, IndexError) as error:  # what a list of another structure leads to
-        raise UserError(f"a file in {folder} has another structure ({error!r})") from error
+    split_file = folder / entry.split_file  # the folder itself where the split is official
+    prefix = f"{entry.images}/" if entry.images else ""  # of paths, which the split file leaves out
+    listed = split_file.is_file()
+    if listed:
+        drawn = read_drawn(split_file)
+        if drawn is not None and drawn.seed == seed:
+            rng.setstate(drawn.state)
+        pools = {
+            split: [item._replace(path=prefix + item.path) for item in items]
+            for split, items in read_split_file(split_file).items()
+        }
+    else:
+        try:
+            pools = entry.read(folder, rng)
+        except (LookupError, TypeError, ValueError) as error:  # what a list of another structure leads to
+            missing = f"{split_file} is missing, and " if entry.split_file else ""
+            raise UserError(f"{missing}no split can be made of what is in {folder}: {first_line(error)}") from error
     needed = ("test",) if entry.train_on else ("train", "test")
     if empty := next((split for split in needed if not pools[split]), ""):
         raise UserError(f"there is no {empty} image")
     names = class_names(*(pools[split] for split in (SPLITS if not entry.train_on else ("test",))))
-    if split_file and not listed:
+    if entry.split_file and not listed:
         check_pools(pools, str(folder))
         if write:
-            _write_split(entry, split_file, pools, seed, rng)
+            cut = len(prefix)
+            shown = {split: [item._replace(path=item.path[cut:]) for item in pools[split]] for split in SPLITS}
+            _write_split(entry, split_file, shown, seed, rng)
     return pools, names
 
 
-def _read_split(entry: Entry, split_file: Path, seed: int, rng: random.Random) -> Pools:
-    drawn = read_drawn(split_file)
-    if drawn is not None and drawn.seed == seed:
-        rng.setstate(drawn.state)
-    pools = read_split_file(split_file)
-    return {split: [item._replace(path=_prefix(entry) + item.path) for item in pools[split]] for split in SPLITS}
-
-
-def _prefix(entry: Entry) -> str:
-    """What paths of the split file are relative to, below the folder of the data set."""
-    return f"{entry.images}/" if entry.images else ""
-
-
 def _write_split(entry: Entry, split_file: Path, pools: Pools, seed: int, rng: random.Random) -> None:
-    cut = len(_prefix(entry))
-    listed = {split: [item._replace(path=item.path[cut:]) for item in pools[split]] for split in SPLITS}
     try:
-        write_drawn(split_file, listed, seed, rng.getstate())
+        write_drawn(split_file, pools, seed, rng.getstate())
     except UserError as error:
         logger.warning("%s; every seed will draw a split, and a test set, of its own", error)
         return
@@ -224,13 +214,9 @@ def read_coop_selection(dataset: Dataset, folder: str, shots: int, seed: int) ->
         return None
     logger.info("%s: CoOp's own few-shot selection is used", path)
     drawn = read_coop_pickle(path, folder)
-    names, test = dict(enumerate(dataset.classnames)), {item.path for item in dataset.test}
-    why = "" if "val" in drawn or dataset.val_is_test else "it has no val"
-    for item in (item for items in drawn.values() for item in items):
-        if names.get(item.label) != item.classname:
-            why = f"{item.path} has label {item.label}, {item.classname!r}"
-        elif item.path in test:
-            why = f"{item.path} is a test image"
-    if why:
+    known, test = set(enumerate(dataset.classnames)), {item.path for item in dataset.test}
+    odd = [item for items in drawn.values() for item in items if item[1:] not in known or item.path in test]
+    if odd or not ("val" in drawn or dataset.val_is_test):
+        why = f"{odd[0].path} is {odd[0].classname!r}, or a test image" if odd else "it has no val"
         raise UserError(f"{path} was drawn from another split; delete it to draw anew ({why})")
     return drawn

@@ -18,15 +18,13 @@ from ..utils.errors import UserError, first_line
 from ..utils.files import absolute, hash_file
 from .base import Dataset, some
 from .folder import OwnImages, class_name, read_files
-from .hugging_face import read_hugging_face
 from .layouts import listing
-from .shards import read_shards
+from .packed import read_hugging_face, read_shards
 from .splits import SPLITS, Item
 
 logger = logging.getLogger(__name__)
 
 NAME = "ImageFolder"
-HEAD = 4096  # bytes of files that are compared first
 LONGEST_NUMBER = 1000  # digits of a class name that is a number; Python does not convert many more
 LAYOUT = (
     "expected ROOT/train/<class>/*.jpg (and val, test if you have them), or a CSV file with the columns "
@@ -55,12 +53,10 @@ def load_own_images(root: str, name: str = NAME) -> Dataset:
     trained = {called for _, called in rows["train"]}
     if not trained:
         raise UserError(f"{where} has no training image; {LAYOUT}")
-    for split in ("val", "test"):
-        if unknown := sorted({called for _, called in rows[split]} - trained):
-            raise UserError(f"{where}: {len(unknown)} classes of {split} have no training image: {some(unknown)}")
-    names = [
-        called for called in dict.fromkeys(class_name(each, root) for each in images.classnames) if called in trained
-    ]
+    if unknown := sorted({called for split in ("val", "test") for _, called in rows[split]} - trained):
+        raise UserError(f"{where}: {len(unknown)} classes of val or test have no training image: {some(unknown)}")
+    ordered = dict.fromkeys(class_name(each, root) for each in images.classnames)
+    names = [called for called in ordered if called in trained]
     if len(names) < len(trained):
         names = sorted(trained, key=_class_order)
     if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", called) for called in names):
@@ -82,10 +78,8 @@ def _no_form(path: Path) -> UserError:
         os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         return UserError(f"cannot read {path}: {first_line(error)}; {LAYOUT}")
-    if not path.is_dir():
-        return UserError(f"{path} is no CSV file; {LAYOUT}")
-    held = some(listing(path)) or "nothing"
-    return UserError(f"{path} holds {held}, and neither images in a folder train nor one CSV file; {LAYOUT}")
+    held = (some(listing(path)) or "nothing") if path.is_dir() else "no table"
+    return UserError(f"{path} holds {held}, and neither class folders in a folder train nor one CSV file; {LAYOUT}")
 
 
 # --- images that are learned from and tested on: the same file under two names
@@ -93,11 +87,7 @@ def _no_form(path: Path) -> UserError:
 
 def refuse_copies(dataset: Dataset) -> None:
     """Raises UserError if selected training or validation files are test files as well, byte for byte."""
-    try:
-        copies = copies_in_test(dataset)
-    except OSError as error:
-        raise dataset.unreadable(error.filename or "", first_line(error)) from error
-    for name, found in copies.items():
+    for name, found in copies_in_test(dataset).items():
         if found:
             raise UserError(
                 f"{len(found)} of {len(dataset.splits[name])} {name} images are test images as well, such as "
@@ -107,15 +97,13 @@ def refuse_copies(dataset: Dataset) -> None:
 
 def copies_in_test(dataset: Dataset) -> dict[str, list[Path]]:
     """The files of "train" and of "val" that are test files as well; none of images that are no files of their own."""
-    if dataset.root is None or dataset.version is not None:
-        return {"train": [], "val": []}
-    train, val, test = ([dataset.root / item.path for item in items] for items in dataset.splits.values())
-    return {"train": files_among(train, test), "val": files_among(val, test)}
+    test = dataset.files("test")
+    return {split: files_among(dataset.files(split), test) for split in ("train", "val")}
 
 
 def files_among(files: Sequence[Path], others: Sequence[Path]) -> list[Path]:
-    """The files whose content is that of another one. Few are read: of equal size, and then with an equal beginning."""
-    for tell in (_size, _head, hash_file):
+    """The files whose content is that of another one. Only those of equal size are read."""
+    for tell in (_size, hash_file):
         told, told_of_others = ({path: tell(path) for path in paths} for paths in (files, others))
         both = set(told.values()) & set(told_of_others.values())
         files = [path for path in files if told[path] in both]
@@ -125,8 +113,3 @@ def files_among(files: Sequence[Path], others: Sequence[Path]) -> list[Path]:
 
 def _size(path: Path) -> int:
     return path.stat().st_size
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(HEAD)

@@ -6,30 +6,20 @@ The list is `entries.yaml`, whose head explains the fields.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import yaml
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationInfo
 
-from ..utils.errors import UserError, unknown
 from . import layouts
-from .digits import load_digits_dataset
-from .own import load_own_images
 from .splits import Pools
-
-if TYPE_CHECKING:
-    from .base import Dataset
 
 # What a data set without templates of its own gets. The negative one is HeGraphAdapter's (section 3.1.1), which takes
 # it from CLIPN (Wang et al., ICCV 2023).
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 DEFAULT_NEGATIVE_TEMPLATES = ("a photo of no {}.",)
-
-# The data sets that need no folder below the data root: what loads them, given `DATASET.ROOT` and their name
-LOADERS: dict[str, Callable[[str, str], Dataset]] = {"digits": load_digits_dataset, "own": load_own_images}
 
 
 class Sizes(NamedTuple):
@@ -57,7 +47,7 @@ def _with_targets(members: Any) -> Any:
 
 @dataclass(frozen=True)
 class Source:
-    """One file to fetch from `https://...` or `gdrive:FILE_ID`; the head of `entries.yaml` explains the fields.
+    """One file to fetch; the head of `entries.yaml` explains the fields.
 
     `unpack` gives the end of a member's path in the archive -> its target in the data set's folder.
     """
@@ -79,7 +69,7 @@ class Source:
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """A row of `entries.yaml`. One with a `folder` lies below the data root in CoOp's layout, and has been `stored`;
-    `loader` names the row of `LOADERS` for any other.
+    any other has a `loader`, a row of `loading.LOADERS`.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -121,25 +111,7 @@ def _read_entries() -> list[Entry]:
     return TypeAdapter(list[Entry]).validate_python(rows, context=content["hosts"])
 
 
-def plain_name(name: str) -> str:
-    """A name as it is compared: in lower case, without `_` and `-`."""
-    return name.lower().replace("_", "").replace("-", "")
-
-
-def spellings(entries: Iterable[Entry]) -> dict[str, str]:
-    """Every name and alias in its `plain_name` form -> the exact name; UserError if one belongs to two entries."""
-    owners: dict[str, str] = {}
-    for entry in entries:
-        for spelling in {plain_name(name) for name in (entry.name, *entry.aliases)}:
-            if spelling in owners:
-                both = f"{owners[spelling]} and {entry.name}"
-                raise UserError(f"the data sets {both} are both called {spelling!r}; give each its own names")
-            owners[spelling] = entry.name
-    return owners
-
-
 ENTRIES = {entry.name: entry for entry in _read_entries()}  # in the order in which `datasets check` looks at them
-spellings(ENTRIES.values())  # checks them
 
 
 def find_entry(name: str) -> Entry | None:
@@ -154,13 +126,10 @@ def stored_datasets() -> dict[str, Entry]:
 
 def canonical_name(name: str) -> str:
     """The exact name that a name or alias in any spelling stands for; the name as it came if none does."""
-    return spellings(ENTRIES.values()).get(plain_name(name), name)
+    plain = _plain(name)
+    return next((e.name for e in ENTRIES.values() if plain in map(_plain, (e.name, *e.aliases))), name)
 
 
-def resolve_name(name: str, among: Iterable[str]) -> str:
-    """The exact name, one of `among`, that a name or alias stands for; else UserError, which names the nearest."""
-    allowed = {each: ENTRIES[each].aliases for each in among}
-    found = canonical_name(name)
-    if found not in allowed:
-        raise unknown("data set", name, [each for known, aliases in allowed.items() for each in (known, *aliases)])
-    return found
+def _plain(name: str) -> str:
+    """A name as it is compared: in lower case, without `_` and `-`."""
+    return name.lower().replace("_", "").replace("-", "")

@@ -25,7 +25,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from ..utils.errors import UserError, first_line, unknown
+from ..utils.errors import UserError, unknown
 from ..utils.files import hash_file, write_json
 from ..utils.reading import read_json, reading
 from ..utils.schema import Count, Finite, OpenPart, check
@@ -121,10 +121,7 @@ class Drawn(OpenPart):
 
     seed: int
     sha256: str
-    state: Annotated[
-        tuple[int, Annotated[tuple[int, ...], Field(strict=False)], Finite | None],
-        Field(strict=False),
-    ]
+    state: tuple[int, tuple[int, ...], Finite | None]
 
 
 def read_split_file(path: Path) -> Pools:
@@ -141,8 +138,7 @@ def check_pools(pools: Pools, where: str) -> None:
     seen: dict[str, tuple[str, int]] = {}
     for split, items in pools.items():
         for path, label, _ in items:
-            plain = posixpath.normpath(path) if "./" in path or "//" in path else path
-            before = seen.setdefault(plain, (split, label))
+            before = seen.setdefault(posixpath.normpath(path), (split, label))
             if before != (split, label):
                 twice = f"in {before[0]} with the label {before[1]} and in {split} with the label {label}"
                 raise UserError(f"{where} lists {path} {twice}; an image has one split and one label")
@@ -153,12 +149,9 @@ def read_drawn(split_file: Path) -> Drawn | None:
     path = _drawn_path(split_file)
     if not path.is_file():
         return None
-    remedy = f"{path} is damaged; delete it, and the split file too to have it drawn anew"
-    drawn = check(Drawn, read_json(path), remedy)
-    try:
+    with reading(path, "how a split was drawn; delete it, and the split file too to have it drawn anew"):
+        drawn = Drawn.model_validate_json(path.read_bytes())  # in which lists are tuples
         random.Random().setstate(drawn.state)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{remedy}: {first_line(error)}") from error
     return drawn if drawn.sha256 == hash_file(split_file) else None
 
 
@@ -177,10 +170,6 @@ def _drawn_path(split_file: Path) -> Path:
 
 class _Datum:
     """Takes the place of `dassl.data.datasets.base_dataset.Datum`, whose attributes it gets; it runs nothing."""
-
-    _impath: object
-    _label: object
-    _classname: object
 
 
 class _DatumUnpickler(pickle.Unpickler):
@@ -208,8 +197,6 @@ def read_coop_pickle(path: Path, folder: str) -> Pools:
 
 
 def _item(datum: Any, folder: str) -> Item:
-    if not isinstance(datum, _Datum):
-        raise ValueError(f"it holds a {type(datum).__name__}")
     path, label, name = datum._impath, datum._label, datum._classname
     if not (isinstance(path, str) and isinstance(label, int) and isinstance(name, str)):
         raise ValueError("a Datum in it has no path, label and name")

@@ -160,7 +160,7 @@ class ImageTask(Task):
 
     def _encoded(self, images: Dataset, check: bool) -> Tensor:
         """Features of unlabelled images, and if asked for a check that none of their files is one of a test image."""
-        if check and (pool := images.test_files()) and (tested := self.dataset.test_files()):
+        if check and (pool := images.files("test")) and (tested := self.dataset.files("test")):
             refuse_tested(files_among(pool, tested), len(pool))
         if self.cfg.data.skip_unreadable and (left_out := [*images.unreadable_images()]):
             logger.warning("%d of %d images are left out, such as %s", len(left_out), len(images.test), left_out[0])

@@ -53,12 +53,16 @@ def test_shards_in_folders_of_splits_become_items_with_names_of_shard_and_member
         "val": [],
         "test": [("test/000.tar/0000.png", 0, "blue")],
     }  # fmt: skip
-    assert (list(dataset.classnames), dataset.name) == (["blue", "green", "red"], "ImageFolder")
-    dataset.check_files()
+    assert list(dataset.classnames) == ["blue", "green", "red"]
     for number, item in enumerate(dataset.train):
         assert dataset.open(item.path).getpixel((3, 3)) == tuple(value + number for value in COLOURS[item.classname])
+    path = dataset.train[0].path
+    assert dataset.file_version(path) == (len(RED), (shards / "train" / "000.tar").stat().st_mtime_ns)
+    write_tar(shards / "train" / "000.tar", {**samples(0, "red", "green"), "0000.png": RED + b"more"})
     write_tar(shards / "holdout" / "0.tar", samples(0, "red"))
-    assert counts(load(shards)) == [4, 0, 1]
+    again = load(shards)
+    assert (counts(again), again.file_version(path)[0]) == ([4, 0, 1], len(RED) + 4)
+    assert again.file_sizes() != dataset.file_sizes()
     [said] = caplog.messages
     assert said.startswith(f"{shards}: the .tar files in holdout are left out; ")
     write(shards / "train" / "red" / "1.png", RED)  # class folders go before the archive that they came from
@@ -88,18 +92,6 @@ def test_the_split_of_a_shard_begins_its_name_or_none_has_one_and_it_is_not_gues
         refused(tmp_path, f": {expected} must begin with its split, one of train, training, val, ")
 
 
-def test_an_image_that_changes_is_another_version(shards):
-    before = load(shards)
-    path = before.train[0].path
-    assert before.file_version(path) == (len(RED), (shards / "train" / "000.tar").stat().st_mtime_ns)
-    sizes = before.file_sizes()
-    changed = samples(0, "red", "green")
-    changed["0000.png"] += b"more"
-    write_tar(shards / "train" / "000.tar", changed)
-    assert load(shards).file_version(path)[0] == len(RED) + 4
-    assert load(shards).file_sizes() != sizes
-
-
 # --- labels
 
 
@@ -112,7 +104,7 @@ def test_labels_that_are_numbers_are_positions_in_the_list_of_names_and_others_a
     assert [tuple(item)[1:] for item in dataset.train] == [(1, "yak"), (0, "zebra"), (1, "yak")]
     for label in ("3", "-1", "zebras", "9" * 2000):
         write_tar(tmp_path / "train" / "0.tar", {"1.png": RED, "1.cls": label.encode()})
-        refused(tmp_path, rf"0\.tar: 1\.cls has the label '{label[:50]}.*nor a position from 0 to 2")
+        refused(tmp_path, rf"label b'{label[:50]}.* in .*0\.tar: 1\.cls, of 3 names in classnames\.txt")
     write(tmp_path / "classnames.txt", "zebra\ncrane\n crane \n")
     refused(tmp_path, r"classnames\.txt has the name 'crane' twice")
 
@@ -130,10 +122,12 @@ X = ("1.png", b"x")
         ([X, ("1.json", b'{"label": null}')], r"1\.png has no label"),
         ([("1.cls", b"red")], "the sample 1 has 0 images"),
         ([X, ("1.jpg", b"x"), ("1.cls", b"red")], "the sample 1 has 2 images"),
-        ([X, ("1.cls", b"red"), ("1.cls", b"red")], r"labels: \.cls red, \.cls red"),
-        ([X, ("1.cls", b"red"), ("1.json", b'{"label": "blue"}')], r"labels: \.cls red, \.json blue"),
-        ([X, ("1.json", b"[1]")], r"cannot read the label in .*1\.json"),
-        ([X, ("1.cls", b"\xff")], r"cannot read the label in .*1\.cls"),
+        (
+            [X, ("1.cls", b"red"), ("1.json", b'{"label": "blue"}')],
+            "has 1 images and the labels blue, red",
+        ),
+        ([X, ("1.json", b"[1]")], r"cannot read the label b'\[1\]' in .*1\.json"),
+        ([X, ("1.cls", b"\xff")], r"cannot read the label .* in .*1\.cls"),
         ([X, ("1.json", b'{"label": [3]}')], r"1\.json: the label must be a text or a number, got \[3\]"),
     ],
 )
@@ -150,25 +144,24 @@ def test_a_sample_is_one_image_and_one_label_or_it_is_named(tmp_path, members, w
 
 def test_a_shard_that_is_compressed_or_damaged_or_cut_off_or_has_a_hole_is_refused(tmp_path):
     path = write_tar(tmp_path / "train" / "0.tar", samples(0, "red"), "w:gz")
-    for content in (path.read_bytes(), b"no tar" * 200):
-        path.write_bytes(content)
-        refused(tmp_path, r"0\.tar is damaged or not a whole tar file that is not compressed")
-    content = write_tar(path, samples(0, "red", "blue")).read_bytes()
+    compressed, content = path.read_bytes(), write_tar(path, samples(0, "red", "blue")).read_bytes()
     with tarfile.open(path) as tar:
         second = next(entry for entry in tar.getmembers() if entry.name == "0001.png")
         end = tar.offset
     block = tarfile.BLOCKSIZE
     huge = tarfile.TarInfo("1.cls")
     huge.size = 10**12
-    for damaged in (
-        content[: second.offset],
-        content[: second.offset_data + 5],
-        content[:end],
-        content[: second.offset] + bytes(block) + content[second.offset + block :],
-        huge.tobuf(tarfile.GNU_FORMAT) + bytes(4096),
+    for damaged, said in (
+        (compressed, "header"),
+        (b"no tar" * 200, "header"),
+        (content[: second.offset], "it is cut off: no end of archive is at byte"),
+        (content[: second.offset_data + 5], "unexpected end of data"),
+        (content[:end], "it is cut off: no end of archive is at byte"),
+        (content[: second.offset] + bytes(block) + content[second.offset + block :], "it is cut off"),
+        (huge.tobuf(tarfile.GNU_FORMAT) + bytes(4096), "unexpected end of data|there is no memory"),
     ):
         path.write_bytes(damaged)
-        refused(tmp_path, f"{path} is damaged .*(it is cut off: no end of archive is at|is cut off)")
+        refused(tmp_path, f"{path} is damaged or not a whole tar file that is not compressed: .*({said})")
     path.write_bytes(content[: end + block])  # some programs write no second block of zeros
     assert counts(load(tmp_path)) == [2, 0, 0]
 
@@ -179,7 +172,7 @@ def test_pipes_names_that_are_not_utf8_and_a_shard_in_two_splits_are_refused(sha
     refused(shards, r"cannot read .*odd\.tar: it is no regular file")
     odd.unlink()
     write_tar(odd, {"caf\udce9.png": RED, "caf\udce9.cls": b"red"})
-    refused(shards, r"odd\.tar holds 'caf\\\\xe9\.png', a name that is not UTF-8")
+    refused(shards, r"odd\.tar is damaged .*udce9' is not UTF-8")
     odd.unlink()
     (shards / "test" / "001.tar").symlink_to(shards / "train" / "000.tar")
     refused(shards, r"the shard .*000\.tar is in test and in train; a shard has one split")
@@ -192,15 +185,17 @@ def test_addresses_are_fetched_once(server, shards, tmp_path, monkeypatch):
     monkeypatch.setenv("WDS_CACHE", str(tmp_path / "cache"))
     url = server.url("/test/000.tar", serve((shards / "test" / "000.tar").read_bytes()))
     write(shards / "train" / "classnames.txt", "red\nblue\ngreen\n")
-    dataset = load(f"train={shards}/train/000.tar::{shards}/train/001.tar;test={url}")
+    dataset = load(f"test={url};train={shards}/train/000.tar::{shards}/train/001.tar")
     assert [item.path for item in dataset.train][::2] == ["train/000.tar/0000.png", "train/001.tar/0002.png"]
     assert [item.path for item in dataset.test] == ["test/000.tar/0000.png"]
     assert dataset.classnames == ["red", "blue", "green"]  # of the list beside the shards that are here
-    again = load(f"test={url};train={shards}/train/000.tar::{shards}/train/001.tar")
+    again = load(f"train={shards}/train/001.tar;test={url}")
     assert again.open(again.test[0].path).getpixel((0, 0)) == COLOURS["blue"]
     assert len(server.asked) == 1
     gone = server.url("/gone.tar", status(404))
-    refused(gone, f"cannot fetch the shard {gone}: HTTP 404")
+    refused(gone, f"cannot fetch the shard {gone}: 404 Client Error")
+    monkeypatch.setenv("WDS_CACHE", str(shards / "train" / "000.tar"))
+    refused(gone, r"cannot write .*000\.tar")
 
 
 @pytest.mark.parametrize(
@@ -238,21 +233,18 @@ def test_a_split_before_paths_may_have_its_other_names(braces, shards, root, exp
     ("root", "words"),
     [
         ("train=a.tar;holdout=b.tar", "'holdout=b.tar', which is not SPLIT=URLS; give train=URLS;.* valid, dev"),
-        ("holdout=a.tar;exam=b.tar", "'holdout=a.tar', which is not SPLIT=URLS"),
         ("train=a.tar;test=", "'test=', which is not SPLIT=URLS"),
-        ("/nowhere/{000..1000000}.tar", "more than 1000000 shards"),
-        ("/nowhere/{0..9999}-{0..9999}.tar", "more than 1000000 shards"),
-        ("/nowhere/{9..-99999999..3}.tar", "more than 1000000 shards"),
-        (f"/nowhere/{{0..9{'0' * 2000}}}.tar", "more than 1000000 shards"),
         ("/nowhere/a;b=1.tar", "cannot read /nowhere/.*: No such file"),
         ("::".join(["/nowhere/0.tar"] * 500), "cannot read /nowhere/.*: No such file"),
     ],
 )
-def test_what_is_no_split_before_paths_and_ranges_that_are_too_long_are_refused_before_they_are_expanded(root, words):
+def test_what_is_no_split_before_paths_and_what_is_not_there_is_refused(root, words):
     refused(root, words)
 
 
-def test_braces_need_their_package_and_an_end(braces, monkeypatch):
-    refused("/nowhere/{0..3.tar", "cannot be read: Unbalanced")
+def test_braces_need_their_package_and_an_end_and_short_numbers(braces, monkeypatch):
+    refused("/nowhere/{0..3.tar", "braces need .* Unbalanced")
+    for numbers in ("000..1000000", "9..-99999999..3", "1000000..9"):
+        refused(f"/nowhere/{{{numbers}}}.tar", "a number has more than 6 digits")
     monkeypatch.setitem(sys.modules, "braceexpand", None)
-    refused("http://example.org/train-{000..009}.tar", "braces need the package braceexpand: pip install braceexpand")
+    refused("http://example.org/train-{000..009}.tar", "braces need `pip install braceexpand`")
