@@ -158,7 +158,7 @@ def test_a_shard_that_is_compressed_or_damaged_or_cut_off_or_has_a_hole_is_refus
         (content[: second.offset_data + 5], "unexpected end of data"),
         (content[:end], "it is cut off: no end of archive is at byte"),
         (content[: second.offset] + bytes(block) + content[second.offset + block :], "it is cut off"),
-        (huge.tobuf(tarfile.GNU_FORMAT) + bytes(4096), "unexpected end of data|there is no memory"),
+        (huge.tobuf(tarfile.GNU_FORMAT) + bytes(4096), "unexpected end of data|MemoryError"),
     ):
         path.write_bytes(damaged)
         refused(tmp_path, f"{path} is damaged or not a whole tar file that is not compressed: .*({said})")
@@ -172,7 +172,7 @@ def test_pipes_names_that_are_not_utf8_and_a_shard_in_two_splits_are_refused(sha
     refused(shards, r"cannot read .*odd\.tar: it is no regular file")
     odd.unlink()
     write_tar(odd, {"caf\udce9.png": RED, "caf\udce9.cls": b"red"})
-    refused(shards, r"odd\.tar is damaged .*udce9' is not UTF-8")
+    refused(shards, r"odd\.tar is damaged .*udce9'")
     odd.unlink()
     (shards / "test" / "001.tar").symlink_to(shards / "train" / "000.tar")
     refused(shards, r"the shard .*000\.tar is in test and in train; a shard has one split")
