@@ -258,7 +258,7 @@ def test_a_folder_cannot_be_listed_where_it_is_none_or_holds_a_name_that_is_not_
         with pytest.raises(UserError, match=f"cannot list the folder {path}: {words}"):
             listing(path)
     write(tmp_path / "caf\udce9.jpg", "")
-    with pytest.raises(UserError, match=r"caf.*udce9'"):
+    with pytest.raises(UserError, match=r"holds 'caf.*udce9\.jpg', a name that is not UTF-8"):
         listing(tmp_path)
 
 

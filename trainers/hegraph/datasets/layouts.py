@@ -38,10 +38,11 @@ def listing(folder: Path) -> list[str]:
     """The names in a folder, sorted, without hidden ones; UserError if one is not UTF-8, which no record could hold."""
     try:
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        "/".join(names).encode()
-        return names
-    except (OSError, UnicodeEncodeError) as error:
+    except OSError as error:
         raise UserError(f"cannot list the folder {folder}: {first_line(error)}") from error
+    if odd := next((name for name in names if name != name.encode(errors="ignore").decode()), ""):
+        raise UserError(f"{folder} holds {odd!a}, a name that is not UTF-8; rename it")
+    return names
 
 
 def folders_in(folder: Path) -> list[str]:
