@@ -18,7 +18,12 @@ ORDER = (
     "demo", "teach", "trainer", "__main__",
 )  # fmt: skip
 # package -> the one file, or the folders, that may import it
-ONLY = {"open_clip": "backbones/", "dassl": "trainer.py", "openai": "describe/client.py", "gradio": ("demo/", "teach/")}
+ONLY = {
+    "open_clip": "backbones/",
+    "dassl": "trainer.py",
+    "openai": "describe/__main__.py",
+    "gradio": ("demo/", "teach/"),
+}
 # module -> what it does not import, since a start or a finished run need not wait for it
 LATE = {
     "experiments.run": {"open_clip", "torchvision"},  # a run from a bank needs no backbone

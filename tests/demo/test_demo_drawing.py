@@ -7,11 +7,10 @@ import io
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageOps
 from strokes import DIGITS
 
-from trainers.hegraph.datasets.digits import CLASSNAMES, ROWS, open_digit
+from trainers.hegraph.datasets.digits import CLASSNAMES, open_digit
 from trainers.hegraph.demo.drawing import PNG, SIDE, ink_of_canvas, is_of_digits, scan_of_ink, scan_of_picture
 from trainers.hegraph.utils.errors import UserError
 
@@ -26,24 +25,14 @@ def named(digits, images):
 
 def test_a_drawn_digit_is_classified_right_however_large_and_thick_it_is(digits, written):
     drawn = [
-        (label, scan_of_ink(as_ink(written(DIGITS[label], size, corner, pen))))
-        for label in range(10)
+        scan_of_ink(as_ink(written(strokes, size, corner, pen)))
         for size, corner in ((330, (30, 40)), (200, (20, 150)))
-        for pen in (12, 20, 30)
+        for pen in (12, 30)
+        for strokes in DIGITS
     ]
-    found = named(digits, [scan for _, scan in drawn])
     # The model has seen 4 images of each digit, and takes a bar for a three or a nine once in a while
-    assert np.mean([name == CLASSNAMES[label] for name, (label, _) in zip(found, drawn)]) > 0.5
-
-
-def test_scans_that_are_drawn_over_stay_what_they_are(digits):
-    # A scan is enlarged and made black and white: what a pen would leave
-    rows = ROWS["test"][::20]
-    scans = [open_digit(f"digits/{row:04d}") for row in rows]
-    drawn = [scan.convert("L").resize((200, 200), Image.Resampling.BICUBIC) for scan in scans]
-    again = [scan_of_ink(as_ink(image.point(lambda level: 255 * (level > 110)))) for image in drawn]
-    same = np.mean([a == b for a, b in zip(named(digits, scans), named(digits, again))])
-    assert same >= 0.85
+    right = [name == CLASSNAMES[number % 10] for number, name in enumerate(named(digits, drawn))]
+    assert np.mean(right) > 0.5
 
 
 def test_a_scan_has_the_ink_and_the_size_of_those_of_the_data_set(written):
@@ -53,12 +42,8 @@ def test_a_scan_has_the_ink_and_the_size_of_those_of_the_data_set(written):
         levels = np.asarray(scan)[:, :, 0] / 255
         assert levels.sum() == pytest.approx(314 / 16, rel=0.1)
         assert levels[0].max() > 0 and levels[-1].max() > 0  # it fills the height
-
-
-def test_any_ink_makes_a_scan():
-    for shape in ((1, 1), (5, 5), (1, 300), (300, 1)):
-        for darkness in (1, 0.2):
-            assert scan_of_ink(np.full(shape, darkness)).size == (8, 8)
+    for shape in ((1, 1), (1, 300), (300, 1)):
+        assert scan_of_ink(np.full(shape, 0.2)).size == (8, 8)
 
 
 def test_dark_ink_on_bright_paper_is_the_same_digit(digits, written):
@@ -84,30 +69,21 @@ def test_only_a_model_of_the_digits_is_drawn_for(digits):
     assert not is_of_digits(digits.model.model_copy(update={"classnames": ("cat", *digits.model.classnames[1:])}))
 
 
-# What the browser sends
-
-
 def url(image, file_format="PNG"):
     buffer = io.BytesIO()
     image.save(buffer, format=file_format)
     return PNG + base64.b64encode(buffer.getvalue()).decode()
 
 
-def test_the_ink_of_the_canvas_is_how_bright_it_is():
+def test_the_ink_of_the_canvas_is_how_bright_it_is_and_what_no_canvas_sends_is_refused():
     image = Image.new("RGBA", (SIDE, SIDE), "black")
     image.paste("white", (10, 20, 30, 40))
     ink = ink_of_canvas(url(image))
-    assert ink.shape == (SIDE, SIDE)
-    assert torch.from_numpy(ink).sum() == 400
-    assert ink[20:40, 10:30].min() == 1
-
-
-def test_what_no_canvas_sends_is_refused():
+    assert (ink.shape, ink.sum(), ink[20:40, 10:30].min()) == ((SIDE, SIDE), 400, 1)
     blank = Image.new("L", (SIDE, SIDE))
     for value in (
-        None, "http://127.0.0.1/image.png", "file:///etc/passwd", PNG, PNG + "!!!", PNG + "A" * 300_000,
-        PNG + base64.b64encode(b"no image").decode(), url(blank), url(blank)[:60], url(blank, "GIF"),
-        url(Image.new("L", (20_000, 20_000))), url(Image.new("L", (8, 8), 255)),
+        None, "http://127.0.0.1/image.png", PNG, PNG + "!!!", PNG + "A" * 300_000, url(blank), url(blank)[:60],
+        url(image, "GIF"), url(Image.new("L", (8, 8), 255)),
     ):  # fmt: skip
         with pytest.raises(UserError, match="the drawing came damaged"):
             ink_of_canvas(value)

@@ -6,11 +6,11 @@ import json
 import os
 import socket
 import sys
-import threading
 import urllib.error
 import urllib.request
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image, ImageOps
@@ -167,45 +167,39 @@ def asked(address: str, kind: str, value: object, session: str) -> str:
         return get(f"{address}/gradio_api/queue/data?session_hash={session}")[1]
 
 
-@pytest.fixture
-def address(page, digits, model_folder, monkeypatch, tmp_path):
-    """The address of the page, which is served by this process until the test ends."""
-    monkeypatch.setattr(command.tempfile, "tempdir", str(tmp_path))
-    for name in ("GRADIO_TEMP_DIR", "NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "")
-    ended, ready = threading.Event(), threading.Event()
-    monkeypatch.setattr(command, "say", lambda text: ready.set())
-    monkeypatch.setattr(command, "threading", type("", (), {"Event": lambda: ended}))
+def test_the_page_is_served_without_statistics_and_with_limits_and_no_file_of_this_machine_is(
+    page, digits, model_folder, monkeypatch, tmp_path, capfd
+):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    build = partial(page.build_page, digits, model_folder)
-    server = threading.Thread(target=command.serve, args=(build, "127.0.0.1", port), daemon=True)
-    server.start()
-    assert ready.wait(120)
-    yield f"http://127.0.0.1:{port}"
-    ended.set()
-    server.join(60)
-    assert not list(tmp_path.glob("hegraph-demo-*")), "uploads are deleted at the end"
+    address, uploads = f"http://127.0.0.1:{port}", tmp_path / "uploads"
 
+    def visit() -> None:  # while the page is served
+        config = get(f"{address}/config")[1].replace(" ", "")
+        assert '"analytics_enabled":false' in config
+        assert f'"max_file_size":{20 * 2**20}' in config
+        assert all(name in config for name in CLASSNAMES)
+        for file in (model_folder / "config.json", model_folder / "thumbnails" / "00000.jpg", Path("/etc/hostname")):
+            assert get(f"{address}/gradio_api/file={file}")[0] in (403, 404)
+        open_digit("digits/0900").save(tmp_path / "image.png")
+        meta = {"meta": {"_type": "gradio.FileData"}}
+        paths = [str(tmp_path / "image.png"), "/dev/stdin", None]
+        values = [*({"path": path} | more for path in paths for more in ({}, meta)), 7, [1], "x", meta]
+        for number, value in enumerate(values):
+            said = asked(address, "image", value, f"upload{number}").lower()
+            assert "no picture came" in said or "this request cannot be used" in said, (value, said[-3000:])
+        for number, value in enumerate((7, {"a": 1}, "data:image/png;base64,x")):
+            assert "came damaged" in asked(address, "drawing", value, f"draw{number}")
+        assert list(uploads.iterdir())
 
-def test_the_page_is_served_without_statistics_and_with_limits_and_no_file_of_this_machine_is(
-    address, model_folder, tmp_path, capfd
-):
-    assert get(f"{address}/")[0] == 200
-    config = get(f"{address}/config")[1].replace(" ", "")
-    assert '"analytics_enabled":false' in config
-    assert f'"max_file_size":{20 * 2**20}' in config
-    assert all(name in config for name in CLASSNAMES)
-    for file in (model_folder / "config.json", model_folder / "thumbnails" / "00000.jpg", Path("/etc/hostname")):
-        assert get(f"{address}/gradio_api/file={file}")[0] in (403, 404)
-    open_digit("digits/0900").save(tmp_path / "image.png")
-    meta = {"meta": {"_type": "gradio.FileData"}}
-    paths = [str(tmp_path / "image.png"), "/dev/stdin", None]
-    values = [*({"path": path} | more for path in paths for more in ({}, meta)), 7, [1], "x", meta]
-    for number, value in enumerate(values):
-        said = asked(address, "image", value, f"upload{number}").lower()
-        assert "no picture came" in said or "this request cannot be used" in said, (value, said[-3000:])
-    for number, value in enumerate((7, {"a": 1}, "data:image/png;base64,x")):
-        assert "came damaged" in asked(address, "drawing", value, f"draw{number}")
-    assert "Traceback" not in capfd.readouterr().err
+    uploads.mkdir()
+    monkeypatch.setattr(command.tempfile, "tempdir", str(uploads))
+    for name in ("GRADIO_TEMP_DIR", "NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(command, "threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=visit)))
+    command.serve(partial(page.build_page, digits, model_folder), "127.0.0.1", port)
+    assert not list(uploads.iterdir()), "uploads are deleted at the end"
+    said = capfd.readouterr()
+    assert said.out == f"{address} shows the page; Ctrl+C ends it\n"
+    assert "Traceback" not in said.err

@@ -107,23 +107,18 @@ def test_the_app_listens_for_the_space_and_names_its_model_and_the_backbone_that
     assert words == [str(space / "model"), "--host", "0.0.0.0", "--backbone", "hegraph-mini"]
 
 
-def test_a_space_overwrites_nothing(digits, model_folder, tmp_path):
+def test_a_space_overwrites_nothing_and_has_no_backbone_from_files_of_this_machine(digits, model_folder, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for file in (tmp_path / "folder" / "README.md", tmp_path / "file"):
+    for file in (tmp_path / "folder" / "README.md", tmp_path / "weights.pt"):
         file.write_text("mine")
-    for name in ("file", "folder", "link"):
+    for name in ("weights.pt", "folder", "link"):
         with pytest.raises(UserError, match="is there already, and is not overwritten"):
             write_space(digits, model_folder, tmp_path / name)
-    assert (tmp_path / "folder" / "README.md").read_text() == (tmp_path / "file").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link"]
-
-
-def test_a_backbone_from_files_of_this_machine_is_refused(digits, model_folder, tmp_path):
-    (tmp_path / "weights.pt").write_bytes(b"")
     for name, weights in (("ViT-B-32", str(tmp_path / "weights.pt")), (f"local-dir:{tmp_path}", "")):
         backbone = digits.model.backbone.model_copy(update={"model": name, "pretrained": weights})
         images = ImageModel(digits.model.model_copy(update={"backbone": backbone}), digits.backbone)
         with pytest.raises(UserError, match="files of this machine"):
             write_space(images, model_folder, tmp_path / "space")
-    assert not (tmp_path / "space").exists()
+    assert (tmp_path / "folder" / "README.md").read_text() == (tmp_path / "weights.pt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link", "weights.pt"]

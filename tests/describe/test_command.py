@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from fake_endpoint import KEY, KEY_VARIABLE, but, fails, good_sentence, says
 
-from trainers.hegraph.describe.__main__ import main
-from trainers.hegraph.describe.client import ChatClient
+from trainers.hegraph.describe.__main__ import ChatClient, main
 from trainers.hegraph.prompts.sentences import read_descriptions
 
 NAMES = ["river", "forest", "annual crop", "pasture", "highway", "lake"]

@@ -105,8 +105,11 @@ def test_names_alone_make_a_model_of_two_classes_and_images_of_two_classes_are_j
     assert (session.view.judged, session.view.doubts) == (0, [])
     for name, colour in (("zero", "red"), ("{one}", "blue")):
         Image.new("RGB", (8, 8), colour).save(tmp_path / "train" / name / "a.png")
+    (tmp_path / "train/zero/notes.png").write_text("no image")
     session.project.add_class("two")
     assert (last(session).judged, len(session.view.model.classnames)) == (2, 3)
+    [problem] = session.view.problems
+    assert problem.startswith("train/zero/notes.png is no image")
 
 
 def test_features_are_kept_on_disk_and_only_those_of_this_backbone_are_taken(session, mini, monkeypatch):
@@ -131,13 +134,6 @@ def test_encoding_can_be_stopped_and_goes_on_and_what_is_labelled_comes_first(se
     assert last(session).waiting == 16
     session.stopping.clear()
     assert [view.waiting for view in session.update()] == [16, 12, 8, 4, 0]
-
-
-def test_what_cannot_be_read_is_told(session):
-    (session.project.folder / "train/one/notes.png").write_text("no image")
-    view = last(session)
-    assert len(view.problems) == 1
-    assert view.problems[0].startswith("train/one/notes.png is no image")
 
 
 def test_a_new_sample_has_three_scans_of_each_class_and_more_without_a_label(tmp_path):
@@ -180,7 +176,7 @@ def test_names_are_text_and_the_boards_say_what_there_is(teacher):
     judged = f"({session.view.right} of 14)"
     for said in ("Encode the other 1 images", "Known by name alone: empty", 'data-to="two">It is two', judged):
         assert said in shown["status"]
-    session.project.settle(session.view.contents.classes["two"][0].digest, "two")
+    teacher.do({"do": "settle", "digest": session.view.contents.classes["two"][0].digest, "to": "two"})
     assert 'data-do="settle"' not in (last(session), boards(session))[1][0]
 
 
@@ -220,8 +216,7 @@ def test_files_that_came_are_added_and_no_other_file_of_this_machine(teacher, tm
     assert problem == "d.png did not arrive, or is too large; a.png is there already"
     assert not any(teacher.uploads.iterdir())
     assert (counts(teacher)["one"], len(last(teacher.session).guesses)) == (6, 9), "what is labelled is not asked again"
-    teacher.do({"do": "settle", "digest": teacher.session.view.contents.classes["two"][0].digest, "to": "two"})
-    for files in ('[{"path": "/etc/hostname", "name": "x.png"}]', "[7]", "{", "null", '[{"path": null}]'):
+    for files in ('[{"path": "/etc/hostname", "name": "x.png"}]', "[7]", "{", "null"):
         with pytest.raises(UserError, match="send them again"):
             teacher.do({"do": "add", "place": "two", "files": files})
     shown = list(teacher.shown(lambda: teacher.do({"do": "add", "place": "two", "files": "{"})))
@@ -231,20 +226,21 @@ def test_files_that_came_are_added_and_no_other_file_of_this_machine(teacher, tm
 
 
 def test_what_is_taken_along_opens_again(teacher, tmp_path):
-    problem, path = teacher.take("model")
-    assert problem == ""
+    _, path = teacher.take("model")
     shutil.unpack_archive(path, tmp_path / "unpacked")
     model = load_model(tmp_path / "unpacked" / "model")
     features = torch.stack([*teacher.session.features.values()])
     expected = teacher.session.view.model.probabilities(features)
     torch.testing.assert_close(model.probabilities(features), expected)
+    teacher.session.project.move(teacher.session.view.contents.unlabelled[0], "")
+    teacher.do({"do": "add-class", "name": "empty"})
     _, path = teacher.take("project")
     shutil.unpack_archive(path, tmp_path / "other")
-    assert Project(tmp_path / "other").read().images == teacher.session.project.read().images
+    project = teacher.session.project
+    assert Project(tmp_path / "other").read().images == project.read().images
+    assert not (tmp_path / "other" / ".hegraph/removed").exists(), "what was removed stays here"
     teacher.session.view = View(0, teacher.session.view.contents)
-    problem, path = teacher.take("model")
-    assert "There is no model yet" in problem
-    assert path is None
+    assert "There is no model yet" in teacher.take("model")[0]
 
 
 def test_the_onnx_file_gives_the_probabilities_of_the_page(teacher):

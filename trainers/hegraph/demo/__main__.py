@@ -51,7 +51,7 @@ def add_page_flags(parser: Parser, backbone: str) -> None:
 
 
 def demo(args: argparse.Namespace) -> None:
-    """Runs the command; UserError if the model or Gradio is not there, the port is taken or the Space exists."""
+    """Runs the command."""
     if args.space is None:
         check_address(args.host, args.port)
     require_gradio()
@@ -96,10 +96,8 @@ def check_address(host: str, port: int) -> None:
 def serve(build: Callable[[Path], Blocks], host: str, port: int, css: str = "", **options: Any) -> None:
     """Serves a page until the process is interrupted or terminated.
 
-    What is uploaded is kept in a temporary folder, which is deleted at the end.
-
     Args:
-        build: Makes the page, given the folder of uploads.
+        build: Makes the page, given a temporary folder for what is uploaded, which is deleted at the end.
         host, port: Where the page is.
         css: Style beside that of the demo.
         options: Further ones of Gradio's `launch`.

@@ -1,10 +1,7 @@
 """A drawn or photographed digit as a scan like those of the data set: 8x8 pixels, white ink on black.
 
-The scans were made by the programs of NIST (see `datasets/digits.py`): a digit is cropped, made 32 dots high, and drawn
-with strokes of about the same width, so that all scans have nearly the same amount of ink; then the inked dots of each
-block of 4x4 are counted. The same is done here.
-
-Shapes: H x W pixels of the picture.
+The same is done as by the programs of NIST (see `datasets/digits.py`): a digit is cropped, made 32 dots high, and drawn
+with strokes of about the same width; then the inked dots of each block of 4x4 are counted.
 """
 
 from __future__ import annotations
@@ -35,10 +32,7 @@ def is_of_digits(model: SavedModel) -> bool:
 
 
 def scan_of_picture(picture: Image.Image) -> Image.Image:
-    """The scan of a picture of a digit, dark on bright or bright on dark; UserError if no ink stands out.
-
-    A picture of 8x8 pixels is one already.
-    """
+    """The scan of a picture of a digit; UserError if no ink stands out. A picture of 8x8 pixels is one already."""
     if picture.size == (DOTS // BLOCK, DOTS // BLOCK):
         return picture.convert("L").convert("RGB")
     grey = np.asarray(picture.convert("L"), dtype=np.float32)
@@ -65,9 +59,8 @@ def scan_of_ink(ink: np.ndarray) -> Image.Image:
 
 
 def ink_of_canvas(value: object) -> np.ndarray:
-    """How much of each pixel of the canvas is inked, from 0 to 1, shape `[SIDE, SIDE]`.
-
-    The browser sends it as a PNG in a data URL; UserError for any other value.
+    """How much of each pixel of the canvas is inked, from 0 to 1, shape `[SIDE, SIDE]`; UserError for anything but what
+    the browser sends, a PNG in a data URL.
     """
     try:
         if not isinstance(value, str) or not value.startswith(PNG) or len(value) > MAX_LENGTH:

@@ -88,11 +88,7 @@ class Answers:
 
 
 def open_upload(uploaded: Any, uploads: Path) -> Image.Image:
-    """An uploaded image, upright and as RGB.
-
-    Raises:
-        UserError: As of `uploaded_file`, or if the file is no image, damaged or too large.
-    """
+    """An uploaded image, upright and as RGB; UserError as of `uploaded_file`, or if it is no image or too large."""
     path = uploaded_file(uploaded, uploads)
     try:
         return open_sent(path)
@@ -101,11 +97,7 @@ def open_upload(uploaded: Any, uploads: Path) -> Image.Image:
 
 
 def uploaded_file(uploaded: Any, uploads: Path) -> Path:
-    """The path of an uploaded file, as Gradio describes it. A request may name any path, such as that of a pipe.
-
-    Raises:
-        UserError: If the file lies outside the folder of uploads.
-    """
+    """The path of an uploaded file, as Gradio describes it; UserError for any other path that a request may name."""
     try:
         path = Path(uploaded["path"]).resolve(strict=True)
         if not (path.is_relative_to(uploads.resolve()) and path.is_file()):

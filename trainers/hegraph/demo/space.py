@@ -55,11 +55,8 @@ ATTRIBUTES = "".join(f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suf
 
 
 def write_space(images: ImageModel, folder: Path, target: Path, backbone: str = "", pretrained: str = "") -> None:
-    """Writes the Space, whole or not at all; the backbone is given where the model does not name it.
-
-    Raises:
-        UserError: If the target is there already or cannot be written, or the backbone's weights are files of this
-            machine, which a Space does not have.
+    """Writes the Space, whole or not at all, and over nothing; the backbone is given where the model does not name it.
+    UserError if the backbone's weights are files of this machine.
     """
     model = images.model
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):

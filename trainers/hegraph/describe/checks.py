@@ -28,8 +28,6 @@ Table = Mapping[str, Sequence[str]]  # class name -> sentences, or class name ->
 class Checker:
     """Finds the good sentences of one data set: those that keep all rules and do not repeat an earlier good one.
 
-    If a set of sentences is good in one order, it is good in every order.
-
     Args:
         total: How many sentences the data set has, or will have; it limits how often an opening may occur.
         aliases: Class name -> other names that a sentence may use, where the class name reads badly in a sentence.

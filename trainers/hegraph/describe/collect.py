@@ -79,7 +79,6 @@ class Collection:
         context: What the pictures are, such as "satellite photos of land use".
         per_class: How many sentences each class is to have.
         batch_size: How many classes one question asks for at most.
-        aliases: Class name -> other names of it.
 
     Raises:
         UserError: If names cannot be told apart, or the files were written for other classes or another context.
@@ -152,11 +151,7 @@ class Collection:
         write_json(self.partial, {"context": self.context, "classes": classes})
 
     def finish(self) -> dict[str, str]:
-        """Writes the out file, with all classes that have their sentences.
-
-        Returns:
-            Class name -> what was wrong, for each other class.
-        """
+        """Writes the out file, with all classes that have their sentences; returns what was wrong with the others."""
         failed = {name: (self.progress[name].problems or ["not asked for"])[0] for name in self.unfinished()}
         if table := {name: self.progress[name].sentences for name in self.classnames if name not in failed}:
             write_json(self.out, table)
@@ -176,10 +171,7 @@ class Collection:
 
 
 def collect(collection: Collection, ask: Callable[[str], str], tries: int) -> None:
-    """Asks until every class has its sentences, or was asked for `tries` times.
-
-    `ask` takes a prompt and returns the answer. Raises UserError if `ask` does, or a file cannot be written.
-    """
+    """Asks until every class has its sentences, or was asked for `tries` times; `ask` answers a prompt."""
     collection.save()  # so that a folder that cannot be written is an error before any answer is paid for
     num_classes = len(collection.classnames)
     with tqdm(total=num_classes, desc="describing", unit="class", disable=None) as bar:
@@ -199,14 +191,11 @@ def readable(name: str) -> str:
 
 
 def read_answer(text: str, classnames: Sequence[str]) -> dict[str, list[str]]:
-    """The sentences in an answer, which may stand in a code fence, between other words or after thoughts.
+    """Class name -> sentences, for those of `classnames` that are in an answer.
 
     The prompt asks for one JSON object. Models also answer with an object for each class, one a line or in a list, with
-    an object or list around it, with objects such as `{"class": "cat", "sentences": [...]}`, and with a comma after the
-    last item. All of these are read.
-
-    Returns:
-        Class name -> sentences, for those of `classnames` that are in the answer. Others are left out.
+    an object or list around it, with objects such as `{"class": "cat", "sentences": [...]}`, with a comma after the
+    last item, and with other words or thoughts around. All of these are read.
     """
     asked = {normalise_name(name): name for name in classnames}
     table: dict[str, list[str]] = {}

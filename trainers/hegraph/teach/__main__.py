@@ -38,7 +38,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def teach(args: argparse.Namespace) -> None:
-    """Runs the command; UserError if the folder, the backbone or Gradio cannot be had, or the port is taken."""
+    """Runs the command."""
     check_address(args.host, args.port)
     require_gradio()
     from ..backbones.loading import load_backbone  # these take seconds

@@ -177,10 +177,8 @@ class Project(JournaledFolder):
             self.change(f"an image settled in {name}", [removed(p.path) for p, place in there if place != name])
 
     def add(self, place: str, files: Iterable[tuple[str, bytes]], what: str = "added") -> tuple[int, list[str]]:
-        """Adds files, each a name and its bytes, as images of a class or of one of `LOOSE`.
-
-        Returns:
-            How many were added, and why others were not, such as one that is there already.
+        """Adds files, each a name and its bytes, as images of a class or of one of `LOOSE`; returns how many, and why
+        others were not added, such as one that is there already.
         """
         with self.locked():
             contents, problems, taken = self.read(), list[str](), set[str]()
@@ -261,9 +259,7 @@ def _digest(path: Path, version: tuple[int, ...]) -> str:
 
 
 def new_name(name: str, others: Iterable[str]) -> str:
-    """A name of a class as it is kept: in Unicode's form NFC, and with single blanks; UserError if no folder could have
-    it, or if it is one of the others.
-    """
+    """A name of a class in Unicode's form NFC; UserError if no folder could have it, or if it is one of the others."""
     found = unicodedata.normalize("NFC", " ".join(str(name).split()))
     bad = not found or FORBIDDEN.search(found.replace("%", "")) or printable(found) != found
     if bad or len(found.encode()) > MAX_NAME:

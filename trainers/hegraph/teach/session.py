@@ -49,9 +49,7 @@ SAMPLE_TRAIN, SAMPLE_UNLABELLED = 3, 150  # images of the digits that a new fold
 
 
 class Guess(NamedTuple):
-    """What the model says of an image: its likeliest class, the probability, and the share of images of known classes
-    that score lower; None where that is not known.
-    """
+    """An image's likeliest class, its probability, and the share of images of known classes that score lower."""
 
     picture: Picture
     label: str
@@ -88,12 +86,7 @@ class View:
 
 
 class Session:
-    """A project with its backbone. Several tabs may use it at once.
-
-    Args:
-        project: The folder.
-        backbone: The frozen CLIP.
-        name, pretrained: What it was loaded by, as `load_backbone` takes them.
+    """A project with its backbone, which was loaded by `name` and `pretrained`. Several tabs may use it at once.
 
     Attributes:
         stopping: Set, it ends the encoding in all tabs, after the batch that is being encoded.
@@ -121,10 +114,7 @@ class Session:
 
     def update(self) -> Iterator[View]:
         """Views until all is done: of what the folder holds with the images that are encoded so far, and after each
-        batch of those that are left, the labelled ones first.
-
-        Raises:
-            UserError: If the folder cannot be read, or is not there any more.
+        batch of those that are left, the labelled ones first. UserError if the folder cannot be read.
         """
         encoded = ends = False
         while not ends:
