@@ -1,15 +1,15 @@
-"""A chat endpoint on this machine that does what it is told, and counts what it was asked."""
+"""A chat endpoint that does what it is told, and counts what it was asked."""
 
 from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Sequence
-from http.server import BaseHTTPRequestHandler
+from typing import Any
 
 KEY = "sk-do-not-tell-0123456789abcdef"
 KEY_VARIABLE = "FAKE_ENDPOINT_KEY"
+URL = "http://endpoint:8000/v1"
 
 SUBJECTS = "Crooked Pale Wet Narrow Dense Faded Round Torn Bright Hollow Steep Soft".split()
 THINGS = "ridges stripes branches shadows edges stains cracks leaves tracks ropes tiles".split()
@@ -26,7 +26,7 @@ def good_sentence(name: str, number: int) -> str:
 class FakeEndpoint:
     """Answers each request with the next of its `replies`, and with good sentences when they are used up.
 
-    A reply takes (handler, asked classes, prompt); it sends a response, or does not.
+    A reply takes the endpoint and the request, and returns a response of the library `http`.
 
     Attributes:
         prompts: Every message that came, in order.
@@ -34,38 +34,31 @@ class FakeEndpoint:
         requests, headers: The body and the headers, in lower case, of every request.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, http: Any) -> None:
+        self.http = http
         self.replies: list[Callable] = []
         self.prompts: list[str] = []
         self.batches: list[list[str]] = []
         self.requests: list[dict] = []
         self.headers: list[dict[str, str]] = []
-        self.released = threading.Event()  # ends every stall
         self.number = 0
 
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        self.requests.append(json.loads(handler.rfile.read(int(handler.headers["content-length"]))))
-        self.headers.append({name.lower(): value for name, value in handler.headers.items()})
-        self.prompts.append(prompt := self.requests[-1]["messages"][-1]["content"])
-        wanted = prompt.partition("classes to describe:")[2]
+    def answer(self, request: Any) -> Any:
+        self.requests.append(json.loads(request.content))
+        self.headers.append(dict(request.headers))
+        self.prompts.append(self.requests[-1]["messages"][-1]["content"])
+        wanted = self.prompts[-1].partition("classes to describe:")[2]
         self.batches.append(re.findall(r"^- (.+?)(?: \(a sentence.*\))?(?::.*)?$", wanted, re.M))
-        reply = self.replies.pop(0) if self.replies else but()
-        reply(handler, self.batches[-1], prompt)
+        return (self.replies.pop(0) if self.replies else but())(self, request)
 
     def sentences(self, name: str, count: int) -> list[str]:
         self.number += count
         return [good_sentence(name, self.number - i) for i in range(count)]
 
 
-def send(handler: BaseHTTPRequestHandler, status: int, body: str, **headers: str) -> None:
-    content = body.encode()
-    handler.send_response(status)
-    for name, value in ({"content-type": "application/json"} | headers).items():
-        handler.send_header(name.replace("_", "-"), value)
-    handler.send_header("content-length", str(len(content)))
-    handler.end_headers()
-    handler.wfile.write(content)
+def raw(body: str, status: int = 200, kind: str = "application/json") -> Callable:
+    """A reply that may be anything."""
+    return lambda endpoint, request: endpoint.http.Response(status, text=body, headers={"content-type": kind})
 
 
 def says(text: str | None, end: str = "stop") -> Callable:
@@ -74,39 +67,29 @@ def says(text: str | None, end: str = "stop") -> Callable:
     return raw(json.dumps({"id": "1", "object": "chat.completion", "choices": [choice]}))
 
 
-def fails(status: int, message: str = "no luck", **headers: str) -> Callable:
+def fails(status: int, message: str = "no luck") -> Callable:
     """A reply with an error status."""
-    body = json.dumps({"error": {"message": message}})
-    return lambda handler, names, prompt: send(handler, status, body, **headers)
+    return raw(json.dumps({"error": {"message": message}}), status)
 
 
-def raw(body: str, **headers: str) -> Callable:
-    """A reply with status 200 that may be anything."""
-    return lambda handler, names, prompt: send(handler, 200, body, **headers)
+def breaks(name: str) -> Callable:
+    """No reply, but the error of this name, as of a connection that breaks."""
 
-
-def but(**sentences: list[str] | None) -> Callable:
-    """As many good sentences for each class as are asked for, but for some classes others, or none at all."""
-
-    def reply(handler: BaseHTTPRequestHandler, names: Sequence[str], prompt: str) -> None:
-        each = re.search(r"at the end of this message, (\d+) for each", prompt)[1]
-        wanted = dict.fromkeys(names, each) | dict(re.findall(r"^- (.+?)(?: \(.*\))?: (\d+) more", prompt, re.M))
-        good = {name: handler.server.endpoint.sentences(name, int(wanted[name])) for name in names}
-        table = {name: sentences.get(name.replace(" ", "_"), good[name]) for name in names}
-        says(json.dumps({name: found for name, found in table.items() if found is not None}))(handler, names, prompt)
+    def reply(endpoint: FakeEndpoint, request: Any) -> None:
+        raise getattr(endpoint.http, name)("Connection refused", request=request)
 
     return reply
 
 
-def stalls(handler: BaseHTTPRequestHandler, names: Sequence[str], prompt: str) -> None:
-    """Takes the request and says nothing."""
-    handler.server.endpoint.released.wait(60)
+def but(**sentences: Sequence[str] | None) -> Callable:
+    """As many good sentences for each class as are asked for, but for some classes others, or none at all."""
 
+    def reply(endpoint: FakeEndpoint, request: Any) -> Any:
+        names, prompt = endpoint.batches[-1], endpoint.prompts[-1]
+        each = re.search(r"at the end of this message, (\d+) for each", prompt)[1]
+        wanted = dict.fromkeys(names, each) | dict(re.findall(r"^- (.+?)(?: \(.*\))?: (\d+) more", prompt, re.M))
+        good = {name: endpoint.sentences(name, int(wanted[name])) for name in names}
+        table = {name: sentences.get(name.replace(" ", "_"), good[name]) for name in names}
+        return says(json.dumps({name: found for name, found in table.items() if found is not None}))(endpoint, request)
 
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        self.server.endpoint.answer(self)
-        self.close_connection = True
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+    return reply

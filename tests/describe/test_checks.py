@@ -54,7 +54,6 @@ def test_a_sentence_has_exactly_its_problem(sentence, problem):
         ("kite (bird of prey)", "a kite (bird of prey) soars", True),
         ("C++", "the letters C++ on a screen", True),
         ("cat", "catalogue", False),
-        ("cat", "tomcat", False),
         ("737-200", "a 737-2000", False),
         ("C++", "the letter C", False),
     ],
@@ -130,17 +129,12 @@ def test_a_name_or_an_alias_is_of_exactly_one_class(aliases, words):
     ("sentence", "words"),
     [
         ("Unlike a dog, the cat has claws that draw in.", "Unlike"),
-        ("The cat is smaller than a lynx.", "than a"),
         ("The cat lacks the ear tufts of a lynx.", "lacks"),
-        ("The cat has round pupils at night, which no goat has.", "no goat has"),
-        ("The cat has a smooth face, none of a dog's long muzzle.", "none of"),
         ("The cat is no brown bear.", "no OTHERCLASS"),
-        ("The cat moves like a mountain hare.", "like a OTHERCLASS"),
         ("The cat is white as a blue hare in winter.", "as a OTHERCLASS"),
         (GOOD, ""),
         ("The cat has a tail longer than its body.", ""),
         ("The cat holds a tin between its paws.", ""),
-        ("Nothing but a black cat is to be seen on the roof.", ""),
     ],
 )
 def test_a_sentence_that_compares_its_class_with_another_is_found_with_the_words_that_do(sentence, words):
