@@ -15,7 +15,6 @@ from sklearn.exceptions import NotFittedError
 from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.method.closed_form import OMEGA_NEW, TextGuess
 from trainers.hegraph.predict.prediction import Options, open_model
-from trainers.hegraph.utils.files import hash_content
 
 LABELS = np.array(["ant", "bee", "cow", "dog"])
 
@@ -286,17 +285,9 @@ def test_the_folder_keeps_what_was_taught_and_damage_is_told(data, taught, tmp_p
     np.testing.assert_array_equal(tensors["labelled.features"], X)
     assert config["images"] == [9, 7, 5, 3, 0] and config["image_ids"] is None
 
-    def damaged(message: str, changed: dict, **fields: object) -> None:
-        save_file(changed, tmp_path / "model.safetensors")
-        about = config | {"tensors": hash_content(dict(sorted(changed.items())))} | fields
-        (tmp_path / "config.json").write_text(json.dumps(about))
-        with pytest.raises(UserError, match=message):
-            HeGraphClassifier.from_pretrained(tmp_path)
-
-    damaged("it lacks 'labels'", {k: v for k, v in tensors.items() if k != "labelled.labels"})
-    damaged("labelled.labels must lie in", tensors | {"labelled.labels": tensors["labelled.labels"] + 3})
-    damaged("labelled.negative must be", tensors | {"labelled.negative": tensors["labelled.negative"][:2]})
-    damaged("2 image_ids for 24 images", tensors, image_ids=[1, 2])
+    (tmp_path / "config.json").write_text(json.dumps(config | {"image_ids": [1, 2]}))
+    with pytest.raises(UserError, match="2 image_ids for 24 images"):
+        HeGraphClassifier.from_pretrained(tmp_path)
     kept = {k: v for k, v in tensors.items() if not k.startswith("labelled.")}
     save_file(kept, tmp_path / "model.safetensors")
     del config["images"], config["image_ids"], config["tensors"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from ..features.bank import mean_over_views
 from ..labels.issues import LabelIssue, find_label_issues
 from ..labels.suggest import suggest
 from ..models.folder import load_model, save_model
+from ..models.hub import find_model, push_model
+from ..models.images import ImageModel
 from ..models.lessons import Lessons
 from ..models.saved import SavedModel, hear
 from ..utils.devices import choose_device
@@ -39,9 +41,6 @@ from .inputs import (
 )
 from .teaching import KEYS, Added, Teacher, image_ids, lessons_of
 from .training import recipe_of
-
-if TYPE_CHECKING:
-    from ..models.images import ImageModel
 
 BATCH = 256  # images that the backbone encodes at once
 
@@ -277,9 +276,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         UserError if the training could not tell how images of its classes score, or `keep` is no share.
         """
         logits = self._logits(X)
-        if not isinstance(keep, (int, float, np.number)):
-            raise UserError(f"keep must be a number between 0 and 1, as 0.95, got {keep!r:.80}")
-        return self.model_.is_known(logits, float(keep)).numpy()
+        return self.model_.is_known(logits, keep).numpy()
 
     def suggest(self, X: Any, n: int = 20) -> list[int]:
         """Positions of n images without labels that are to be labelled next, best first; of fewer images, all.
@@ -335,8 +332,6 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             backbone, pretrained: Of images; None takes the backbone that the model names. Its features must be the
                 same ones.
         """
-        from ..models.hub import find_model  # imports huggingface_hub
-
         model = load_model(find_model(str(name), revision, token))
         if backbone is None and model.backbone.model:
             backbone, pretrained = model.backbone.model, model.backbone.pretrained
@@ -372,8 +367,6 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             revision: The branch, which is made if it is not there; None takes the main one.
             private: Whether a new repository is private.
         """
-        from ..models.hub import push_model  # imports huggingface_hub
-
         check_is_fitted(self, "model_")
         return push_model(self.model_, repo_id, token, revision, private, commit_message)
 
@@ -392,8 +385,6 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         if not is_images(X):
             return self._features(X)
         if self._image_model is None:
-            from ..models.images import ImageModel
-
             named = (self.backbone, self.pretrained) if self.backbone else ("", "")
             as_trained = AUTO if self._fitted is None else self.model_.backbone.precision  # AUTO: it was loaded
             self._image_model = ImageModel.of(self.model_, self._device(), *named, self.precision or as_trained)
@@ -434,11 +425,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         self.model_ = self._fitted = model
         if before is None:
             self._heard = None
-        self._image_model = None
-        if backbone is not None:
-            from ..models.images import ImageModel  # imports torchvision
-
-            self._image_model = ImageModel(model, backbone)
+        self._image_model = None if backbone is None else ImageModel(model, backbone)
         self._hear(pool)
         return self
 
