@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainers.hegraph.labels.left_out import free_options, left_out_logits
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.method.closed_form import ClosedForm, TextGuess, add_messages, class_offsets
+from trainers.hegraph.method.closed_form import ClosedForm, TextGuess, class_offsets
 
 SCALE = 30.0
 
@@ -33,7 +33,7 @@ def fit_to(features: Tensor, labels: Tensor, text: Tensor, shots: int) -> Folded
     options = free_options(shots)
     zero_shot = FoldedClassifier(SCALE * text, class_offsets(SCALE * features @ text.t(), labels))
     messages = ClosedForm(features, labels, text, options.kappa, options.rho).to_text
-    return add_messages(zero_shot, messages, options.omega * SCALE)
+    return zero_shot.plus(options.omega * SCALE * messages.weights, options.omega * SCALE * messages.bias)
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,11 @@ class FoldedClassifier:
         """`z_t + alpha z_v`, shape `[B, K]`; `z_t` alone without a cache classifier."""
         return parts.text if parts.visual is None else parts.text + self.alpha * parts.visual
 
+    def plus(self, weights: Tensor, bias: Tensor) -> FoldedClassifier:
+        """The classifier whose logits gain `f . w_c + b_c`."""
+        bias = bias if self.bias is None else self.bias + bias
+        return replace(self, weights=self.weights + weights, bias=bias)
+
     def text_only(self) -> FoldedClassifier:
         """The classifier without its cache, which is used in other domains."""
         return replace(self, keys=None, labels=None, key_weights=None)

@@ -39,14 +39,12 @@ Shapes: N cached images, K classes, S_c images of class c, d feature width. Comp
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from .cache import FoldedClassifier
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # strengths, times the mean eigenvalue of the text kernel
 CONSTANT = 10.0  # times the mean diagonal of the text kernel, added to all its entries: it gives an intercept
@@ -270,13 +268,3 @@ def class_offsets(logits: Tensor, labels: Tensor) -> Tensor:
 def nll_at_temperatures(logits: Tensor, labels: Tensor) -> Tensor:
     """The NLL of logits `[N, K]` times each of `TEMPERATURES`, in their order, summed over the images."""
     return torch.stack([F.cross_entropy(logits * factor, labels, reduction="sum") for factor in TEMPERATURES])
-
-
-def add_messages(classifier: FoldedClassifier, messages: TextMessages, strength: float) -> FoldedClassifier:
-    """A classifier whose logits gain `strength * (f - m) . x_c`, folded into its weights and bias."""
-    bias = strength * messages.bias
-    return replace(
-        classifier,
-        weights=classifier.weights + strength * messages.weights,
-        bias=bias if classifier.bias is None else classifier.bias + bias,
-    )

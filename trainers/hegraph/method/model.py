@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..features.bank import FeatureBank
 from .cache import FoldedClassifier, Logits, moved_keys, shifted_cache_logits, text_logits
-from .closed_form import OMEGA_NEW, ClosedForm, NewClassMessages, add_messages, class_offsets
+from .closed_form import OMEGA_NEW, ClosedForm, NewClassMessages, class_offsets
 from .graph import HeteroGraph, build_graph, class_prototypes
 from .layers import Adapted, HeteroMessagePassing
 from .options import UNTRAINED, ModelOptions
@@ -104,7 +104,8 @@ class HeGraphModel(nn.Module):
             adapted = adapted or self.adapt_to_test()
             folded = FoldedClassifier(self.logit_scale * F.normalize(adapted.positive, dim=-1))
         if self.closed_form is not None and options.has_closed_form:
-            folded = add_messages(folded, self.closed_form.to_text, options.closed_form.omega * self.logit_scale)
+            strength, messages = options.closed_form.omega * self.logit_scale, self.closed_form.to_text
+            folded = folded.plus(strength * messages.weights, strength * messages.bias)
         if adapted is None or adapted.visual_bias is None:
             return folded
         keys = F.normalize(moved_keys(self.cache_keys, adapted.visual_bias, self.cache_labels), dim=-1)

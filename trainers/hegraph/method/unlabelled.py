@@ -42,7 +42,7 @@ Shapes: M unlabelled and N labelled images, K classes, S_c labelled images of cl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -74,12 +74,12 @@ LEAST_SCALE = 0.1  # of `s`, which is 0.2 or more for different images; copies o
 
 @dataclass(frozen=True)
 class ClassSums:
-    """What labelled images tell of their classes, in sums. Those of two sets of images add up to those of both.
+    """What images tell of their classes, in sums. Those of two sets of images add up to those of both.
 
     Attributes:
-        counts: `S_c`, shape `[K]`, float64.
-        sums: `S_c m_c`, the sum of each class's unit-norm features, shape `[K, d]`, float64.
-        moment: `sum_k F_k F_k^T`, shape `[d, d]`, float64.
+        counts: `S_c` of labelled images, `n_c` of unlabelled ones, shape `[K]`, float64.
+        sums: The sum of each class's unit-norm features, `S_c m_c` or `sum_i q_ic f_i`, shape `[K, d]`, float64.
+        moment: `sum f f^T`, shape `[d, d]`, float64.
     """
 
     counts: Tensor
@@ -94,6 +94,17 @@ class ClassSums:
         for rows, classes in zip(keys.split(ROWS), labels.split(ROWS)):
             sums.index_add_(0, classes, rows.double())
         return cls(counts, sums, second_moment(keys))
+
+    @classmethod
+    def soft(cls, features: Tensor, edges: Tensor, moment: Tensor) -> ClassSums:
+        """Of unlabelled images with features `[M, d]`, soft edges `[M, K]` and a known moment."""
+        sums = torch.zeros(edges.shape[1], features.shape[1]).to(moment)
+        for block, soft in zip(features.split(ROWS), edges.split(ROWS)):
+            sums += (soft.t() @ block).double()
+        return cls(edges.sum(dim=0, dtype=torch.float64), sums, moment)
+
+    def __add__(self, other: ClassSums) -> ClassSums:
+        return ClassSums(self.counts + other.counts, self.sums + other.sums, self.moment + other.moment)
 
     def to(self, device: str | torch.device) -> ClassSums:
         return ClassSums(self.counts.to(device), self.sums.to(device), self.moment.to(device))
@@ -178,36 +189,30 @@ def hear_unlabelled(
     strength = omega * logit_scale
     guess, held = None, (torch.zeros_like(labelled.sums), torch.zeros_like(labelled.counts))
     if has_labels:
-        guess = _guesses(labelled, text)
-        known = _class_nodes(labelled, text, features[:0], edges[:0], guess)
-        weights, bias = _metric(labelled, labelled.moment, known).folded()
+        guess = _guess_of_labelled(labelled, text)
+        weights, bias = _Metric.of(labelled, guess).folded()
         held = HELD * weights, HELD * bias
         for images, score in zip(features.split(ROWS), scores.split(ROWS)):
             score.sub_((images @ held[0].float().t() + held[1].float()).mul_(strength / temperature))
     offsets = torch.zeros_like(labelled.counts)
     equal = count / num_classes + PRIOR
-    moment = labelled.moment + second_moment(features)  # no round changes it
+    moment = second_moment(features)  # no round changes it
     for number in range(ROUNDS):
         if number:
             edges.exp_()
-        nodes = _class_nodes(labelled, text, features, edges, guess)
-        metric = _metric(labelled, moment, nodes)
-        offsets = offsets - ((nodes.soft_counts + PRIOR) / equal).log()
+        soft = ClassSums.soft(features, edges, moment)
+        metric = _Metric.of(labelled + soft, _guess_of_soft(soft, text) if guess is None else guess)
+        offsets = offsets - ((soft.counts + PRIOR) / equal).log()
         for images, score, own in zip(*(tensor.split(ROWS) for tensor in (features, scores, edges))):
-            moved = metric.to_images(images, own, nodes.counts).mul_(strength / temperature).add_(score)
+            moved = metric.to_images(images, own).mul_(strength / temperature).add_(score)
             moved += (shares.offsets * offsets).float()
             if shares.prior > 0:
-                prior = (nodes.soft_counts.float() - own).clamp_min_(0).add_(PRIOR).div_(equal).log_()
+                prior = (soft.counts.float() - own).clamp_min_(0).add_(PRIOR).div_(equal).log_()
                 moved += prior.mul_((1 - shares.offsets) * shares.prior / 2)
             own.copy_(moved.log_softmax(dim=1))  # the edges of the next round, as logarithms
     weights, bias = (strength * (now - before) for now, before in zip(metric.folded(), held))
     bias = bias + temperature * shares.offsets * offsets
-    heard = replace(
-        classifier,
-        weights=classifier.weights + weights.float(),
-        bias=bias.float() if classifier.bias is None else classifier.bias + bias.float(),
-    )
-    return Heard(temperature * edges[place], heard, shares)
+    return Heard(temperature * edges[place], classifier.plus(weights.float(), bias.float()), shares)
 
 
 def distinct(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,43 +272,7 @@ def relative_evenness(probabilities: Tensor) -> float:
     return min(max((now - unequal) / max(equal - unequal, 0.01), -1.0), 1.5)
 
 
-@dataclass(frozen=True)
-class _ClassNodes:
-    """Visual nodes that have heard the unlabelled images: `u_c` `[K, d]`, `N_c` `[K]`, `n_c` `[K]`, and the sums
-    `sum_i q_ic f_i` `[K, d]`."""
-
-    nodes: Tensor
-    counts: Tensor
-    soft_counts: Tensor
-    soft_sums: Tensor
-
-
-@dataclass(frozen=True)
-class _Metric:
-    """`A^-1/2` `[d, d]`, `m` `[d]`, `s`, and the class nodes `v_c` `[K, d]`."""
-
-    whitening: Tensor
-    mean: Tensor
-    scale: Tensor
-    nodes: Tensor
-
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Weights `[K, d]` and a bias `[K]` that give an image `f` its messages, `(f - m) . x_c`."""
-        weights = F.normalize(self.nodes, dim=1) @ self.whitening / self.scale
-        return weights, -weights @ self.mean
-
-    def to_images(self, features: Tensor, own: Tensor, counts: Tensor) -> Tensor:
-        """`g_ic` of images with features `[R, d]` and soft edges `own`, `q_ic`, `[R, K]`; `counts` are `N_c`."""
-        images = (features - self.mean.float()) @ self.whitening.float()
-        nodes, counts = self.nodes.float(), counts.float()
-        products = images @ nodes.t()
-        sent = own * images.square().sum(dim=1, keepdim=True)  # q |w|^2
-        # |N v - q w|^2 = N (N |v|^2 - 2 q v.w) + q (q |w|^2)
-        without = (counts * nodes.square().sum(dim=1) - 2 * own * products).mul_(counts).addcmul_(own, sent)
-        return products.mul_(counts).sub_(sent).div_(without.clamp_min_(SMALLEST).sqrt_().mul_(self.scale.float()))
-
-
-def _guesses(labelled: ClassSums, text: Tensor) -> Tensor:
+def _guess_of_labelled(labelled: ClassSums, text: Tensor) -> Tensor:
     """`p_c`, shape `[K, d]`, from at least two classes with labelled images; it reaches the others by their text."""
     seen = labelled.counts > 0
     of_seen = TextGuess(text[seen], labelled.sums[seen] / labelled.counts[seen].unsqueeze(1))
@@ -312,40 +281,54 @@ def _guesses(labelled: ClassSums, text: Tensor) -> Tensor:
     return guess
 
 
-def _class_nodes(
-    labelled: ClassSums, text: Tensor, features: Tensor, probabilities: Tensor, guess: Tensor | None
-) -> _ClassNodes:
-    """Step 1; `guess` is None without labelled images."""
-    soft_counts = probabilities.sum(dim=0, dtype=torch.float64)
-    soft_sums = torch.zeros_like(labelled.sums)
-    for block, soft in zip(features.split(ROWS), probabilities.split(ROWS)):
-        soft_sums += (soft.t() @ block).double()
-    if guess is None:
-        means = soft_sums / soft_counts.clamp_min(SMALLEST).unsqueeze(1)
-        trust = (soft_counts / (soft_counts + KAPPA)).unsqueeze(1)
-        centre = (trust * means).sum(dim=0) / trust.sum()
-        guess = TextGuess(text, centre + trust * (means - centre)).left_out
-    counts = labelled.counts + soft_counts + KAPPA
-    nodes = (labelled.sums + soft_sums + KAPPA * guess) / counts.unsqueeze(1)
-    return _ClassNodes(nodes, counts, soft_counts, soft_sums)
+def _guess_of_soft(soft: ClassSums, text: Tensor) -> Tensor:
+    """`p_c`, shape `[K, d]`, without labelled images."""
+    means = soft.sums / soft.counts.clamp_min(SMALLEST).unsqueeze(1)
+    trust = (soft.counts / (soft.counts + KAPPA)).unsqueeze(1)
+    centre = (trust * means).sum(dim=0) / trust.sum()
+    return TextGuess(text, centre + trust * (means - centre)).left_out
 
 
-def _metric(labelled: ClassSums, moment: Tensor, heard: _ClassNodes) -> _Metric:
-    """The metric of step 2; `moment` is `sum f f^T` over all images, shape `[d, d]`."""
-    nodes, width = heard.nodes, len(moment)
-    counts, sums = labelled.counts + heard.soft_counts, labelled.sums + heard.soft_sums
-    total = counts.sum()
-    # The sum of (f - u_c)(f - u_c)^T over all edges, without a pass over the images
-    cross = sums.t() @ nodes
-    covariance = (moment - cross - cross.t() + (nodes * counts.unsqueeze(1)).t() @ nodes) / total
-    ridge = RHO * width / total
-    # No eigenvalue is less than the ridge's, but for rounding: with images that are all alike it is all that is left
-    whitening = whitening_of(covariance, ridge, ridge / (1 + ridge))
-    mean = nodes.mean(dim=0)
-    to_mean = torch.outer(sums.sum(dim=0), mean)
-    around_mean = moment / total - (to_mean + to_mean.t()) / total + torch.outer(mean, mean)
-    scale = ((whitening @ around_mean) * whitening).sum().clamp_min(0).sqrt()  # tr(A^-1/2 . A^-1/2)
-    return _Metric(whitening, mean, scale.clamp_min(LEAST_SCALE), (nodes - mean) @ whitening)
+@dataclass(frozen=True)
+class _Metric:
+    """`A^-1/2` `[d, d]`, `m` `[d]`, `s`, and of the classes `v_c` `[K, d]` and `N_c` `[K]`."""
+
+    whitening: Tensor
+    mean: Tensor
+    scale: Tensor
+    nodes: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, images: ClassSums, guess: Tensor) -> _Metric:
+        """Step 1, and the metric of step 2, of labelled and unlabelled images; `guess` is `p_c`, shape `[K, d]`."""
+        counts, total, width = images.counts + KAPPA, images.counts.sum(), len(images.moment)
+        nodes = (images.sums + KAPPA * guess) / counts.unsqueeze(1)
+        # The sum of (f - u_c)(f - u_c)^T over all edges, without a pass over the images
+        cross, own = images.sums.t() @ nodes, (nodes * images.counts.unsqueeze(1)).t() @ nodes
+        ridge = RHO * width / total
+        # No eigenvalue is less than the ridge's, but for rounding: with images that are all alike that is all there is
+        whitening = whitening_of((images.moment - cross - cross.t() + own) / total, ridge, ridge / (1 + ridge))
+        mean = nodes.mean(dim=0)
+        to_mean = torch.outer(images.sums.sum(dim=0), mean)
+        around_mean = images.moment / total - (to_mean + to_mean.t()) / total + torch.outer(mean, mean)
+        scale = ((whitening @ around_mean) * whitening).sum().clamp_min(0).sqrt()  # tr(A^-1/2 . A^-1/2)
+        return cls(whitening, mean, scale.clamp_min(LEAST_SCALE), (nodes - mean) @ whitening, counts)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weights `[K, d]` and a bias `[K]` that give an image `f` its messages, `(f - m) . x_c`."""
+        weights = F.normalize(self.nodes, dim=1) @ self.whitening / self.scale
+        return weights, -weights @ self.mean
+
+    def to_images(self, features: Tensor, own: Tensor) -> Tensor:
+        """`g_ic`, shape `[R, K]`, of images with features `[R, d]` and soft edges `own`, `q_ic`, `[R, K]`."""
+        images = (features - self.mean.float()) @ self.whitening.float()
+        nodes, counts = self.nodes.float(), self.counts.float()
+        products = images @ nodes.t()
+        sent = own * images.square().sum(dim=1, keepdim=True)  # q |w|^2
+        # |N v - q w|^2 = N (N |v|^2 - 2 q v.w) + q (q |w|^2)
+        without = (counts * nodes.square().sum(dim=1) - 2 * own * products).mul_(counts).addcmul_(own, sent)
+        return products.mul_(counts).sub_(sent).div_(without.clamp_min_(SMALLEST).sqrt_().mul_(self.scale.float()))
 
 
 def _ramp(value: float, between: tuple[float, float]) -> float:
