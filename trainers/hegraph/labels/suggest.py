@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..method.closed_form import SMALLEST
-from ..method.unlabelled import ROWS, ClassSums, hear_unlabelled, second_moment
+from ..method.unlabelled import ClassSums, hear_unlabelled, second_moment
 from ..models.saved import SavedModel
 
 RIDGE = 0.3  # strength of the covariance's ridge, times d / images
@@ -46,15 +46,11 @@ def suggest(model: SavedModel, features: Tensor, number: int) -> list[int]:
 
 def typicality(edges: Tensor, features: Tensor, labelled: ClassSums) -> Tensor:
     """`log q_ic - |w_i - v_c|^2 / D`, shape `[M, K]`, from edges `[M, K]` and features `[M, d]`."""
-    counts = labelled.counts + edges.sum(dim=0, dtype=torch.float64)
-    sums, moment = labelled.sums.clone(), labelled.moment + second_moment(features)
-    for block, own in zip(features.split(ROWS), edges.split(ROWS)):
-        sums += (own.t() @ block).double()
-    nodes = sums / counts.clamp_min(SMALLEST).unsqueeze(1)
-    width, total = features.shape[1], counts.sum()
-    covariance = (moment - sums.t() @ nodes) / total
+    both = labelled + ClassSums.soft(features, edges, second_moment(features))
+    nodes, total = both.sums / both.counts.clamp_min(SMALLEST).unsqueeze(1), both.counts.sum()
+    covariance = (both.moment - both.sums.t() @ nodes) / total
     ridge = (RIDGE * covariance.trace() / total).clamp_min(SMALLEST)
-    values, vectors = torch.linalg.eigh(covariance + ridge * torch.eye(width, dtype=moment.dtype))
+    values, vectors = torch.linalg.eigh(covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype))
     whitening = (vectors / values.clamp_min(ridge).sqrt()).float()
     images, nodes = features @ whitening, nodes.float() @ whitening
     squares = torch.cdist(images, nodes).square()
