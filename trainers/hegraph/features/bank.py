@@ -1,33 +1,33 @@
 """The feature bank: every feature that one few-shot task needs, in memory and in one `.safetensors` file.
 
 A bank on disk may be larger than memory. Opening it reads and checks names, shapes, labels and text features; features
-of images are read, and their values checked, when they are asked for. A few-shot run reads the rows that it draws.
+of images are read, and their values checked, when they are asked for. A few-shot run reads the training images that it
+draws.
 
 Shapes: N training images, V augmented views of each, L validation and M test images, K classes, d feature width.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import BeforeValidator, Json
+from safetensors import safe_open
 from torch import Tensor
 
 from ..datasets.splits import SPLITS, Selection, subsample_labels
 from ..utils.errors import UserError
-from ..utils.files import hash_file, hash_json, write_tensors
+from ..utils.files import hash_file, write_tensors
 from ..utils.reading import reading
 from ..utils.schema import Name, OpenPart, Part, Positive
-from .tensor_file import TensorFile, raw_bytes
 
 SUFFIX = ".safetensors"  # of its file
 WHAT = "a feature bank"
@@ -38,10 +38,6 @@ NAMES = (
 # How far a norm may be from 1: features that were kept in float16 are within it, means of unit vectors are not
 NORM_TOLERANCE = 0.02
 FLOATS = ("F16", "BF16", "F32", "F64")
-HASHED_WHOLE = 2**30  # bytes: a larger bank is known by what a run takes from it, as hashing it takes seconds
-TAKEN_WHOLE = (
-    "train_labels", "val_labels", "test_labels", "text_positive", "text_negative", "text_norms", "test_features",
-)  # fmt: skip
 
 
 class Encoder(Part):
@@ -82,7 +78,6 @@ class FeatureBank:
         test_features, test_labels: Test images, shapes `[M, d]` and `[M]`, or None.
         text_norms: Norms of the positive text nodes before they were normalised, shape `[K]`; None if not known.
         encoder: How the backbone is loaded; None if not known.
-        read_test: Reads the test features while they are on disk: `test_features` is None then, `test_labels` is not.
         averaged: The views that were averaged last, and their mean. Copies share the list, since their views are
             mostly the same.
     """
@@ -101,7 +96,6 @@ class FeatureBank:
     test_labels: Tensor | None = None
     text_norms: Tensor | None = None
     encoder: Encoder | None = None
-    read_test: Callable[[], Tensor] | None = None
     averaged: list[Tensor] = field(default_factory=list)
 
     def subsample(self, which: str) -> FeatureBank:
@@ -122,33 +116,25 @@ class FeatureBank:
         }
         for split in SPLITS:
             features, all_labels = getattr(self, f"{split}_features"), getattr(self, f"{split}_labels")
-            if all_labels is None:
-                continue
-            rows = torch.isin(all_labels, kept)
-            changes[f"{split}_labels"] = torch.searchsorted(kept, all_labels[rows])
             if features is not None:
+                rows = torch.isin(all_labels, kept)
+                changes[f"{split}_labels"] = torch.searchsorted(kept, all_labels[rows])
                 changes[f"{split}_features"] = features[..., rows, :]
-            elif self.read_test is not None:
-                changes["read_test"] = partial(_some_rows, self.read_test, rows.cpu())
         return replace(self, **changes)
 
     @property
     def features_to_classify(self) -> Tensor:
-        """The test features, shape `[M, d]`, read now if they are on disk; ValueError if there are none."""
-        features = self.with_test().test_features
-        if features is None:
+        """The test features, shape `[M, d]`; ValueError if there are none."""
+        if self.test_features is None:
             raise ValueError("the bank has no test images, so there is nothing to classify")
-        return features
+        return self.test_features
 
     def with_test(self) -> FeatureBank:
-        """The bank with its test features, which are read now if they are on disk; errors as `BankFile.features`."""
-        if self.read_test is None:
-            return self
-        return replace(self, test_features=self.read_test().to(self.train_features.device), read_test=None)
+        return self
 
     def without_test(self) -> FeatureBank:
         """The bank without its test images, as a method sees it while it is trained."""
-        return replace(self, test_features=None, test_labels=None, read_test=None)
+        return replace(self, test_features=None, test_labels=None)
 
     def without_images(self) -> FeatureBank:
         """The bank of the same classes without training images."""
@@ -168,14 +154,15 @@ class FeatureBank:
 
     def save(self, path: Path) -> None:
         """Writes the bank, atomically; raises UserError if it cannot be written."""
-        bank = self.with_test()
-        tensors = {name: tensor for name in NAMES if (tensor := getattr(bank, name)) is not None}
-        metadata = bank_metadata(self.dataset, self.backbone, self.classnames, self.logit_scale, self.encoder)
+        tensors = {name: tensor for name in NAMES if (tensor := getattr(self, name)) is not None}
+        metadata = {} if self.encoder is None else {"encoder": self.encoder.model_dump_json()}
+        metadata |= {
+            "dataset": self.dataset,
+            "backbone": self.backbone,
+            "classnames": json.dumps(list(self.classnames), ensure_ascii=False),
+            "logit_scale": repr(self.logit_scale),
+        }
         write_tensors(path, tensors, metadata)
-
-
-def _some_rows(read: Callable[[], Tensor], rows: Tensor) -> Tensor:
-    return read()[rows]
 
 
 def mean_over_views(features: Tensor) -> Tensor:
@@ -188,7 +175,6 @@ class BankFile:
 
     Attributes:
         labels: "train", and "val" and "test" if there are such images -> their labels.
-        is_large: Whether the file has more than `HASHED_WHOLE` bytes.
         path, classnames, dataset, backbone, encoder, logit_scale, text_positive, text_negative, text_norms: The file,
             and what it holds; as of `FeatureBank`.
 
@@ -198,19 +184,19 @@ class BankFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = TensorFile(path, WHAT)
-        self.is_large = self._file.num_bytes > HASHED_WHOLE
         with reading(path, WHAT):
-            about = Metadata.model_validate(self._file.metadata)
+            self._file = safe_open(path, framework="pt")
+            about = Metadata.model_validate(self._file.metadata() or {})
             self.classnames, self.logit_scale, self.encoder = about.classnames, about.logit_scale, about.encoder
             self.dataset, self.backbone = about.dataset or path.stem, about.backbone
             twice = [name for name, count in Counter(self.classnames).items() if count > 1]
             if len(twice) > len(self.classnames) // 10:  # a few may repeat: ImageNet has two classes called "crane"
                 raise ValueError(f"class names repeat: {', '.join(twice[:5])}")
-            self._check_forms()
-            self.labels = {split: self._labels(split) for split in SPLITS if f"{split}_labels" in self._file.tensors}
+            names = set(self._file.keys())
+            self._check_forms(names)
+            self.labels = {split: self._labels(split) for split in SPLITS if f"{split}_labels" in names}
             self.text_positive, self.text_negative = self._unit("text_positive"), self._unit("text_negative")
-            self.text_norms = self._file.read("text_norms").float() if "text_norms" in self._file.tensors else None
+            self.text_norms = self._read("text_norms").float() if "text_norms" in names else None
             if self.text_norms is not None and not ((self.text_norms > 0) & self.text_norms.isfinite()).all():
                 raise ValueError("text_norms must be positive and finite")
 
@@ -227,59 +213,41 @@ class BankFile:
         """
         return self._unit(f"{split}_features", rows)
 
-    def identity(self, train: Sequence[int], val: Sequence[int]) -> str:
-        """A hash that changes whenever something does that a run takes from the bank.
-
-        A bank that is not large is hashed whole. Of a large one, all is hashed that the run reads: header, labels, text
-        features, test features, and the rows `train` and `val` that it draws.
-        """
-        if not self.is_large:
-            return self._hash_of_file
-        digest = self._hash_of_common.copy()
-        for name, rows in (("train_features", train), ("val_features", val)):
-            if len(rows):
-                digest.update(raw_bytes(self._file.read(name, rows)))
-        return digest.hexdigest()
+    def identity(self, *rows: object) -> str:
+        return self.digest
 
     @cached_property
-    def _hash_of_file(self) -> str:
+    def digest(self) -> str:
+        """SHA-256 of the file, by which a run knows its bank."""
         return hash_file(self.path)
 
-    @cached_property
-    def _hash_of_common(self) -> hashlib._Hash:
-        """The hash of what all runs take from a large bank."""
-        stored = {name: [tensor.dtype, list(tensor.shape)] for name, tensor in self._file.tensors.items()}
-        digest = hashlib.sha256(hash_json([self._file.metadata, stored]).encode())
-        for name in TAKEN_WHOLE:
-            for block in self._file.blocks(name) if name in self._file.tensors else ():
-                digest.update(block)
-        return digest
-
-    def _check_forms(self) -> None:
-        """Raises KeyError for a tensor that is missing, and ValueError for one of another type or shape."""
-        tensors, num_classes = self._file.tensors, len(self.classnames)
-        width = tensors["text_positive"].shape[-1:]
+    def _check_forms(self, names: set[str]) -> None:
+        """Raises ValueError for a tensor that is missing, or of another type or shape."""
+        stored = {name: self._file.get_slice(name) for name in names}
+        shapes = {name: tuple(tensor.get_shape()) for name, tensor in stored.items()}
+        num_classes, width = len(self.classnames), shapes.get("text_positive", ())[-1:]
         forms: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
         forms["text_positive"] = forms["text_negative"] = FLOATS, (num_classes, *width)
-        if "text_norms" in tensors:
+        if "text_norms" in names:
             forms["text_norms"] = FLOATS, (num_classes,)
         for split in SPLITS:
-            names = f"{split}_features", f"{split}_labels"
-            if split == "train" or set(names) & tensors.keys():
-                *views, count = tensors[names[0]].shape[:-1] or (0,)
-                forms[names[0]] = FLOATS, (*(views[:1] if split == "train" else ()), count, *width)
-                forms[names[1]] = ("I64",), (count,)
+            features, labels = f"{split}_features", f"{split}_labels"
+            if split == "train" or {features, labels} & names:
+                *views, count = shapes.get(features, ())[:-1] or (0,)
+                forms[features] = FLOATS, (*(views[:1] if split == "train" else ()), count, *width)
+                forms[labels] = ("I64",), (count,)
         for name, (types, shape) in forms.items():
-            stored = tensors[name]
+            if name not in names:
+                raise ValueError(f"it holds no {name}")
             empty = 0 in shape and not name.startswith("val_")
-            if stored.dtype not in types or stored.shape != shape or empty:
+            if stored[name].get_dtype() not in types or shapes[name] != shape or empty:
                 raise ValueError(
                     f"{name} must be {' or '.join(types)} of shape {list(shape)}, for {num_classes} class names and "
-                    f"not empty, got {stored.dtype} of shape {list(stored.shape)}"
+                    f"not empty, got {stored[name].get_dtype()} of shape {list(shapes[name])}"
                 )
 
     def _labels(self, split: str) -> Tensor:
-        labels = self._file.read(f"{split}_labels")
+        labels = self._read(f"{split}_labels")
         if len(labels) and not (0 <= labels.min() and labels.max() < len(self.classnames)):
             raise ValueError(
                 f"{split}_labels must lie in 0 ... {len(self.classnames) - 1}, one for each class name, got "
@@ -287,9 +255,20 @@ class BankFile:
             )
         return labels
 
+    def _read(self, name: str, rows: Sequence[int] | None = None) -> Tensor:
+        """A tensor, or some rows of one of shape `[..., n, d]`, in any order, in memory of torch's own: the last bit of
+        a matrix product can depend on its alignment.
+        """
+        stored = self._file.get_slice(name)
+        if rows is None:
+            return stored[:].clone()
+        if not len(rows):
+            return stored[..., :0, :].clone()
+        return torch.stack([stored[..., row, :] for row in rows], dim=-2)
+
     def _unit(self, name: str, rows: Sequence[int] | None = None) -> Tensor:
         """Features, or some rows of them, as float32 with rows of exactly unit norm; "train_features" with views."""
-        tensor = self._file.read(name, rows).float()
+        tensor = self._read(name, rows).float()
         norms = tensor.norm(dim=-1)
         wrong = ~((norms - 1).abs() <= NORM_TOLERANCE)  # also where it is NaN
         if wrong.any():
@@ -303,39 +282,28 @@ class BankFile:
         return tensor.unsqueeze(0) if name == "train_features" and tensor.dim() == 2 else tensor
 
 
-def bank_metadata(
-    dataset: str, backbone: str, classnames: Sequence[str], logit_scale: float, encoder: Encoder | None
-) -> dict[str, str]:
-    """What the header of a bank holds beside its tensors, see `Metadata`."""
-    said = {} if encoder is None else {"encoder": encoder.model_dump_json()}
-    return said | {
-        "dataset": dataset,
-        "backbone": backbone,
-        "classnames": json.dumps(list(classnames), ensure_ascii=False),
-        "logit_scale": repr(logit_scale),
-    }
-
-
 def load_bank(path: Path) -> FeatureBank:
     """Reads and checks a whole feature bank; errors as of `BankFile` and its `features`."""
-    file = BankFile(path)
-    rows = {split: list(range(len(labels))) for split, labels in file.labels.items()}
-    return draw_bank(file, Selection(rows["train"], rows.get("val", []))).with_test()
+    return _bank_of(BankFile(path), {})
 
 
 def draw_bank(file: BankFile, selection: Selection) -> FeatureBank:
     """The few-shot task that the protocol selected from a bank: its rows of train and val, and the whole of test.
 
-    Only those rows are read. Test features stay on disk until `FeatureBank.with_test`. Errors as `BankFile.features`.
+    Only those rows are read. Errors as `BankFile.features`.
     """
-    drawn: dict[str, Any] = {f"{split}_labels": labels for split, labels in file.labels.items()}
-    for split, rows in (("train", selection.train), ("val", selection.val)):
-        if split in file.labels:
-            drawn[f"{split}_features"] = file.features(split, rows)
-            drawn[f"{split}_labels"] = file.labels[split][torch.tensor(rows, dtype=torch.long)]
+    return _bank_of(file, {"train": selection.train, "val": selection.val})
+
+
+def _bank_of(file: BankFile, drawn: Mapping[str, Sequence[int]]) -> FeatureBank:
+    """The images of a bank whose rows are drawn from a split, and the whole of other splits."""
+    fields: dict[str, Any] = {}
+    for split, labels in file.labels.items():
+        rows = drawn.get(split)
+        fields[f"{split}_features"] = file.features(split, rows)
+        fields[f"{split}_labels"] = labels if rows is None else labels[torch.tensor(rows, dtype=torch.long)]
     return FeatureBank(
-        **drawn,
-        read_test=partial(file.features, "test") if "test" in file.labels else None,
+        **fields,
         text_positive=file.text_positive,
         text_negative=file.text_negative,
         text_norms=file.text_norms,
@@ -363,13 +331,6 @@ def refuse_test_rows(bank: FeatureBank) -> None:
                 f"{count} of {len(found)} {name} images of {bank.dataset} are test images as well, so the test would "
                 f"say nothing about new images; take them out of {name} or out of test"
             )
-
-
-def test_features_apart(bank: FeatureBank) -> Tensor:
-    """The test features `[M, d]` of a bank, read from disk; UserError as `with_test` and `refuse_test_rows`."""
-    whole = bank.with_test()
-    refuse_test_rows(whole)
-    return whole.features_to_classify
 
 
 def row_hashes(rows: Tensor) -> list[int]:

@@ -22,8 +22,8 @@ from ..prompts.sentences import PromptGroup, negative_prompts, positive_prompts,
 from ..utils import processes
 from ..utils.files import hash_json
 from .bank import FeatureBank
+from .kept import CODE_VERSION, kept_part, write_part
 from .options import EncodingOptions
-from .tensor_file import CODE_VERSION, kept_part, read_part, write_part
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
@@ -74,7 +74,7 @@ def encode_prompts(
         }
         write_part(path, text, key)
 
-    return read_part(kept_part(folder, "text", key, encode))
+    return kept_part(folder, "text", key, encode)
 
 
 def _encode_group(backbone: Backbone, group: PromptGroup) -> tuple[Tensor, Tensor]:
