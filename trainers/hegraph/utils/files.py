@@ -127,11 +127,26 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a `.safetensors` file, atomically."""
-    from safetensors.torch import save_file  # imports torch, which the files of data sets do not need
+    """Writes a `.safetensors` file, atomically.
 
-    with atomic_path(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    The same content gives the same bytes, unlike with the package safetensors, which shuffles the metadata: a bank is
+    known by its bytes.
+    """
+    ordered = sorted(tensors.items(), key=lambda entry: (-entry[1].element_size(), entry[0]))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in ordered:
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        dtype = str(tensor.dtype).removeprefix("torch.").upper()
+        for long, short in (("FLOAT", "F"), ("UINT", "U"), ("INT", "I")):
+            dtype = dtype.replace(long, short)
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            file.write(_raw(tensor))
 
 
 def hash_json(value: Any) -> str:
@@ -189,6 +204,13 @@ def _parts(value: Any) -> Iterator[Any]:
             yield from _parts(entry)
     elif isinstance(value, torch.Tensor):
         yield f"{value.dtype}{list(value.shape)}".encode()
-        yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        yield _raw(value)
     else:
         yield f"{value!r};".encode()
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, which are no copy of those of one that is contiguous and on the CPU."""
+    import torch  # which the files of data sets do not need
+
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
