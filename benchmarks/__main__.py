@@ -12,7 +12,7 @@ import torch
 
 NAMES = (
     "graph-step", "train-step", "whole-graph", "growth", "imagenet-scale", "predict", "predict-images", "peers",
-    "extraction", "startup", "sweep", "big-bank", "streaming", "ray", "unlabelled", "precision", "incremental", "teach",
+    "extraction", "startup", "sweep", "big-bank", "ray", "unlabelled", "precision", "incremental", "teach",
 )  # fmt: skip
 
 
@@ -23,14 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--json", type=Path, metavar="FILE", help="file for the figures, with their bars and whether they meet them"
     )
     parser.add_argument("--small", action="store_true", help="small sizes, which only show that it runs")
-    parser.add_argument("--images", type=int, metavar="N", help="of streaming: the larger number of images")
     args = parser.parse_args(arguments)
     module = importlib.import_module(f".{args.name.replace('-', '_')}", __package__)
     sizes = dict(module.SMALL) if args.small else {}
-    if args.images is not None:
-        if args.name != "streaming":
-            parser.error("--images is for streaming")
-        sizes["many"] = args.images
     report = module.run(**sizes)
     sys.stdout.write(f"{report}\ntorch {torch.__version__}, {torch.get_num_threads()} threads\n")
     if args.json:

@@ -36,7 +36,7 @@ def test_what_the_authors_code_reaches_is_reached(shared, bank, name):
     labels = {split: file.labels[split].tolist() if split in file.labels else [] for split in ("train", "val")}
     reached = []
     for seed in (1, 2, 3):
-        task = draw_bank(file, select_few_shot(labels["train"], labels["val"], 4, random.Random(seed))).with_test()
+        task = draw_bank(file, select_few_shot(labels["train"], labels["val"], 4, random.Random(seed)))
         fitted = method.fit(task.without_test(), CfgNode(dict(method.defaults)), seed)
         reached.append(accuracy(fitted.logits(task.test_features), task.test_labels))
     expected, tolerance = OFFICIAL[bank, name]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,17 +107,15 @@ class ImageTask(Task):
         _ = self.backbone
 
     def encode(self) -> None:
-        self._parts()
+        self.bank()
 
     def write_bank(self, path: Path) -> None:
-        """Encodes what is not on disk, and has the first process of `torchrun` write the whole bank, none of which has
-        to fit into memory.
-        """
+        """Encodes what is not on disk, and has the first process of `torchrun` write the whole bank."""
         self.prepare()
-        parts = self._parts()
+        bank = self.bank()
         if processes.rank() == 0:
             encoder = Encoder(**self.backbone_config().model_dump(exclude={"title"}))
-            extract.write_bank(path, parts, self.dataset, self.backbone, encoder)
+            replace(bank, encoder=encoder).save(path)
 
     def bank(self) -> FeatureBank:
         return extract.encode_task(self.dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)
@@ -213,9 +212,6 @@ class ImageTask(Task):
     @property
     def _folder(self) -> Path:
         return Path(self.cfg.data.features_dir) / self.name / self.backbone.name
-
-    def _parts(self) -> extract.Parts:
-        return extract.encode_parts(self.dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)
 
 
 @lru_cache(maxsize=1)

@@ -21,7 +21,7 @@ from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..results.records import OTHER_CLASSES, SAME_CLASSES
 from ..training.batches import BankBatches, TrainingData, products_with_cache
 from ..utils.errors import UserError
-from ..utils.files import file_version, hash_file
+from ..utils.files import file_version
 
 POOL, TOGETHER = "pool", "test"  # what DATASET.UNLABELLED says of images of the task's own data set
 Split = dict[str, list[list]]  # "train" and "val", each rows of [path or bank row, label, class name]
@@ -143,7 +143,7 @@ class Task:
         if what.endswith(SUFFIX):
             file = BankFile(Path(what))
             rows = {split: range(len(labels)) for split, labels in file.labels.items()}
-            return Unlabelled(lambda: hash_file(file.path), lambda: _features_of(file, rows), file.backbone)
+            return Unlabelled(lambda: file.digest, lambda: _features_of(file, rows), file.backbone)
         raise UserError(f"{what} has to be encoded, and a run from features has no backbone; make a feature bank of it")
 
     @cached_property
@@ -186,12 +186,12 @@ class BankTask(Task):
             name: [[row, new[label], file.classnames[label]] for row in rows if (label := labels[name][row]) in new]
             for name, rows in (("train", self.selection.train), ("val", self.selection.val))
         }
-        self.identity = bank_identity(file, self.selection)
+        self.identity = bank_identity(file)
 
     @cached_property
     def features(self) -> FeatureBank:  # type: ignore[override]
         """The rows that the protocol selected, and the test images."""
-        return draw_bank(self.file, self.selection).subsample(self.cfg.data.classes).with_test()
+        return draw_bank(self.file, self.selection).subsample(self.cfg.data.classes)
 
     def prepare(self) -> None:
         """Reads the rows; raises UserError if they cannot be read, or one of train or val is a test image as well."""
@@ -204,8 +204,7 @@ class BankTask(Task):
         for split, labels in self.file.labels.items():
             rows[split] = torch.isin(labels, kept).nonzero().flatten().tolist()
         rows["train"] = sorted({*rows["train"]} - {*self.selection.train})
-        all_rows = [range(len(self.file.labels.get(split, []))) for split in ("train", "val")]
-        return Unlabelled(lambda: self.file.identity(*all_rows), lambda: _features_of(self.file, rows))
+        return Unlabelled(lambda: self.file.digest, lambda: _features_of(self.file, rows))
 
     def target(self, name: str, same_classes: bool) -> Task:
         """The test images of a half of the bank's classes; there is nothing else to test on."""
@@ -237,17 +236,16 @@ def bank_to_test(file: BankFile, which: str, cfg: Config, seed: int) -> Task:
     """The test images of a bank, of "all" classes or of the half "base" or "new"; raises UserError if it has none."""
     if "test" not in file.labels:
         raise UserError(f"{file.path} has no test images, so no model can be tested on it")
-    none = Selection([], [])
-    bank = draw_bank(file, none).with_test()
+    bank = draw_bank(file, Selection([], []))
     if which != "all":
         half = subsample_labels(set(file.labels["train"].tolist()), which)
         bank = bank.of_classes(torch.tensor(half, dtype=torch.long))
-    return Task(bank, cfg, seed, identity=bank_identity(file, none))
+    return Task(bank, cfg, seed, identity=bank_identity(file))
 
 
-def bank_identity(file: BankFile, drawn: Selection) -> dict:
+def bank_identity(file: BankFile) -> dict:
     """Plain values that change whenever something does that a run takes from a bank."""
-    identity = {"bank": file.identity(drawn.train, drawn.val)}
+    identity = {"bank": file.digest}
     if file.encoder is not None and file.encoder.precision != "fp32":  # as of all banks that do not say it
         identity["precision"] = file.encoder.precision
     return identity

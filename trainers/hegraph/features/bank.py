@@ -129,9 +129,6 @@ class FeatureBank:
             raise ValueError("the bank has no test images, so there is nothing to classify")
         return self.test_features
 
-    def with_test(self) -> FeatureBank:
-        return self
-
     def without_test(self) -> FeatureBank:
         """The bank without its test images, as a method sees it while it is trained."""
         return replace(self, test_features=None, test_labels=None)
@@ -213,9 +210,6 @@ class BankFile:
         """
         return self._unit(f"{split}_features", rows)
 
-    def identity(self, *rows: object) -> str:
-        return self.digest
-
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the file, by which a run knows its bank."""
@@ -262,9 +256,9 @@ class BankFile:
         stored = self._file.get_slice(name)
         if rows is None:
             return stored[:].clone()
-        if not len(rows):
-            return stored[..., :0, :].clone()
-        return torch.stack([stored[..., row, :] for row in rows], dim=-2)
+        views = (slice(None),) * (len(stored.get_shape()) - 2)
+        slices = [slice(row, row + 1) for row in rows] or [slice(0)]
+        return torch.cat([stored[(*views, rows)] for rows in slices], dim=-2)
 
     def _unit(self, name: str, rows: Sequence[int] | None = None) -> Tensor:
         """Features, or some rows of them, as float32 with rows of exactly unit norm; "train_features" with views."""

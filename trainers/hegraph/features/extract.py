@@ -25,7 +25,7 @@ from ..datasets import Dataset, Item
 from ..utils import processes
 from ..utils.errors import UserError
 from ..utils.files import hash_rows
-from .bank import Encoder, FeatureBank
+from .bank import FeatureBank
 from .images import ImageViews
 from .kept import CODE_VERSION, chunk_folder, is_whole, kept_part, read_part, write_part
 from .options import EncodingOptions
@@ -45,18 +45,11 @@ def training_augmentation(backbone: Backbone, options: EncodingOptions) -> Trans
     return backbone.training_transform(options.transforms, options.crop_scale, options.interpolation)
 
 
-def encode_task(
-    dataset: Dataset,
-    backbone: Backbone,
-    options: EncodingOptions,
-    seed: int,
-    folder: Path,
-    encoder: Encoder | None = None,
-) -> FeatureBank:
+def encode_task(dataset: Dataset, backbone: Backbone, options: EncodingOptions, seed: int, folder: Path) -> FeatureBank:
     """The bank of the images that the few-shot protocol selected, as far as they are not kept encoded now.
 
     Where the validation images are the test images, they are not made part of the bank, so that nothing can be chosen
-    on them. `seed` is that of the augmentation, `folder` keeps the features, and `encoder` is as of the bank.
+    on them. `seed` is that of the augmentation, and `folder` keeps the features.
 
     Raises:
         UserError: On an unreadable image, a class without a prompt, or a folder that cannot be written.
@@ -84,7 +77,6 @@ def encode_task(
         backbone=backbone.name,
         logit_scale=backbone.logit_scale,
         text_norms=text["norms"],
-        encoder=encoder,
     )
 
 
