@@ -26,8 +26,7 @@ from torch import Tensor
 
 from trainers.hegraph.datasets.splits import select_few_shot
 from trainers.hegraph.features.bank import FeatureBank, load_bank
-from trainers.hegraph.labels.issues import find_label_issues, suspicions
-from trainers.hegraph.labels.left_out import free_options, left_out_logits
+from trainers.hegraph.labels.issues import find_label_issues, free_options, left_out_logits, suspicions
 from trainers.hegraph.labels.suggest import choose, typicality
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import OMEGA_NEW, ClosedForm, class_offsets

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load_file
 
 from trainers.hegraph import HeGraphClassifier, UserError
 from trainers.hegraph.estimator import training
@@ -96,22 +95,6 @@ def test_the_folder_keeps_what_hearing_needs_and_says_what_was_heard(own, fitted
         own.is_known(X)
     with pytest.raises(UserError, match="heard unlabelled images before"):
         loaded.adapt(U)
-
-
-def test_a_folder_of_before_cannot_hear(fitted, tmp_path):
-    fitted.save_pretrained(tmp_path)
-    assert "without labels" not in (tmp_path / "README.md").read_text()
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config.pop("unlabelled") == 0 and config.pop("tensors")
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    tensors = load((tmp_path / "model.safetensors").read_bytes())  # not mapped, since the file is written over
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("labelled.")}
-    save_file(kept, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="kept nothing"):
-        HeGraphClassifier.from_pretrained(tmp_path).adapt(np.ones((3, 16)))
-    save_file(kept | {"labelled.counts": tensors["labelled.counts"]}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="it lacks 'sums'"):
-        HeGraphClassifier.from_pretrained(tmp_path)
 
 
 def test_pools_that_are_none_are_refused_before_the_training(own, parts, quick, monkeypatch):

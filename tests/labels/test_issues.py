@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from trainers.hegraph import HeGraphClassifier, LabelIssue, UserError
-from trainers.hegraph.labels.issues import find_label_issues, suspicions
-from trainers.hegraph.labels.left_out import free_options, left_out_logits
+from trainers.hegraph.labels.issues import find_label_issues, free_options, left_out_logits, suspicions
 from trainers.hegraph.training.confidence import fit_temperature
 
 NAMES = ("ant", "bee", "cat", "dog")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainers.hegraph.labels.left_out import free_options, left_out_logits
+from trainers.hegraph.labels.issues import free_options, left_out_logits
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import ClosedForm, TextGuess, class_offsets
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import yaml
 
 from trainers.hegraph.models.card import card_header, model_card
 from trainers.hegraph.models.folder import load_model
-from trainers.hegraph.models.saved import Backbone, Scores
+from trainers.hegraph.models.saved import NOT_TESTED, Backbone, SavedModel
 from trainers.hegraph.results.records import read_record
 
 
-def scores(**changes: object) -> Scores:
-    values = {"accuracy": 90.0, "accuracy_text": 80.0, "accuracy_zero_shot": 70.0, "macro_f1": 89.0, "num_test": 10}
-    return Scores(**values | changes)
+def with_scores(saved_model: Callable[..., SavedModel], **changes: object) -> SavedModel:
+    model = saved_model()
+    return model.model_copy(update={"scores": model.scores.model_copy(update=changes)})
 
 
 def header_of(card: str) -> dict:
@@ -26,7 +28,7 @@ def measured(header: dict) -> list[tuple[str, str, float]]:
 
 
 def test_the_card_tells_where_a_model_comes_from_and_how_good_it_is(saved_model):
-    card = model_card(saved_model(scores=scores(ece=2.5, ece_zero_shot=11.25)))
+    card = model_card(with_scores(saved_model, ece=2.5, ece_zero_shot=11.25))
     for line in (
         "# HeGraphAdapter on Tiny",
         "An adapter of the frozen CLIP m/w to 3 classes. It was trained on 2 images of each class (6 in",
@@ -54,11 +56,10 @@ def test_the_card_tells_where_a_model_comes_from_and_how_good_it_is(saved_model)
 
 
 def test_what_is_not_known_is_left_out(saved_model):
-    card = model_card(saved_model(scores=scores(accuracy_text=None), method="TipAdapter"))
+    card = model_card(with_scores(saved_model, accuracy_text=None).model_copy(update={"method": "TipAdapter"}))
     assert "| TipAdapter | 90.00 |  |\n" in card and "(T)" not in card
     assert [name for _, name, _ in measured(header_of(card))] == ["Accuracy", "Macro F1"]
-    none = dict.fromkeys(("accuracy", "accuracy_text", "accuracy_zero_shot", "macro_f1"))
-    card = model_card(saved_model(scores=scores(**none, num_test=0)))
+    card = model_card(saved_model(scores=NOT_TESTED))
     assert "no score is known" in card and "model-index" not in header_of(card)
 
 
