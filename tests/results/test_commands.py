@@ -70,20 +70,17 @@ def test_the_papers_numbers_are_quoted_in_tables_and_figures(run, tmp_path, caps
     assert (tmp_path / "quoted.svg").read_bytes() != (tmp_path / "alone.svg").read_bytes()
 
 
-def test_tsne_prints_the_distances_and_writes_both_files(tmp_path, capsys):
+def test_figures_of_one_run_are_written_and_what_they_say_in_numbers_is_printed(tmp_path, capsys):
     write_text_nodes(tmp_path, torch.eye(3), torch.ones(3, 3), ["a", "b", "c"])
-    assert main(["tsne", str(tmp_path), "--out", str(tmp_path / "fig" / "nodes")]) == 0
-    distances, png, svg = capsys.readouterr().out.splitlines()
-    assert distances == "mean inter-class distance: before 1.4142, after 0.0000"
-    assert (png, svg) == (f"wrote {tmp_path / 'fig' / 'nodes.png'}", f"wrote {tmp_path / 'fig' / 'nodes.svg'}")
-    assert (tmp_path / "fig" / "nodes.svg").exists()
-
-
-def test_confusion_prints_the_hardest_pairs(tmp_path, capsys):
     write_predictions(tmp_path, torch.tensor([1, 1, 1]), torch.tensor([0, 0, 1]), ["a", "b"])
-    assert main(["confusion", str(tmp_path), "--out", str(tmp_path / "matrix")]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "a and b: 2 (a as b 2, b as a 0)"
-    assert (tmp_path / "matrix.png").exists()
+    for command, first in (
+        ("tsne", "mean inter-class distance: before 1.4142, after 0.0000"),
+        ("confusion", "a and b: 2 (a as b 2, b as a 0)"),
+    ):
+        stem = tmp_path / "figures" / command
+        assert main([command, str(tmp_path), "--out", str(stem)]) == 0
+        assert capsys.readouterr().out.splitlines() == [first, f"wrote {stem}.png", f"wrote {stem}.svg"]
+        assert (tmp_path / "figures" / f"{command}.svg").exists()
 
 
 def test_report_and_collect_write_their_file(folder, tmp_path, capsys):
@@ -108,12 +105,9 @@ def test_runs_without_test_images_are_left_out_and_it_is_said(folder, run, caplo
         (["compare", "{}/nowhere"], "no complete record below"),
         (["compare", "{}/runs", "--by", "target"], "targets"),
         (["compare", "{}/runs", "--quote", "7"], "invalid choice"),
-        (["base-to-new", "{}/runs"], "base"),
         (["rejection", "{}/all.jsonl", "--features", "{}/bank"], "no finished run below"),
         (["tsne", "{}/runs/seed1", "--out", "{}/x"], "text_nodes.safetensors"),
-        (["confusion", "{}/runs/seed1", "--out", "{}/x"], "predictions.safetensors"),
         (["curves", "{}/runs", "--out", "{}/runs/seed1/result.json/x"], "cannot write"),
-        (["report", "{}/nowhere", "--out", "{}/x.html"], "no complete record below"),
         (["report", "{}/runs", "--out", "{}/runs/seed1/result.json"], "is read by this command"),
         (["collect", "{}/runs", "--out", "{}"], "is no file"),
     ],

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tools.readme_plot import summary_curve
 from trainers.hegraph.results import figures
-from trainers.hegraph.results.figures import TextNodes, as_svg, confusion, curves, mean_distance, tsne
+from trainers.hegraph.results.figures import as_svg, confusion, curves, mean_distance, tsne
 from trainers.hegraph.results.scores import BASELINES, VARIANTS, read_quotes
 from trainers.hegraph.utils.errors import UserError
 
@@ -63,17 +63,16 @@ def test_quoted_curves_are_of_the_same_task(run):
 
 def test_text_nodes_are_two_panels_of_one_scale_with_names_and_distances_and_one_class_is_refused(unit_features):
     before, after = unit_features(5, 8, seed=1), F.normalize(unit_features(5, 8, seed=2) + 2, dim=1)
-    nodes = TextNodes(before, after, list("abcde"))
-    figure = tsne(nodes)
+    figure = tsne(before, after, list("abcde"))
     left, right = figure.axes
     assert left.get_title() == f"before: mean inter-class distance {mean_distance(before):.3f}"
     assert right.get_title() == f"after: mean inter-class distance {mean_distance(after):.3f}"
     assert left.get_xlim() == right.get_xlim() == left.get_ylim()
     assert [text.get_text() for text in left.texts] == list("abcde")
     assert len(right.collections[0].get_offsets()) == 5
-    assert as_svg(figure) == as_svg(tsne(nodes))
+    assert as_svg(figure) == as_svg(tsne(before, after, list("abcde")))
     with pytest.raises(UserError, match="one class"):
-        tsne(TextNodes(torch.ones(1, 8), torch.ones(1, 8), ["a"]))
+        tsne(torch.ones(1, 8), torch.ones(1, 8), ["a"])
 
 
 def test_a_confusion_matrix_is_in_percent_of_the_true_class():
@@ -87,10 +86,8 @@ def test_a_confusion_matrix_is_in_percent_of_the_true_class():
 
 def test_a_figure_is_saved_as_png_and_svg_under_any_stem(run, tmp_path):
     png, svg = figures.save(curves([run()]), tmp_path / "new" / "v1.5 curves")
-    assert (png.name, svg.name) == ("v1.5 curves.png", "v1.5 curves.svg")
-    assert Image.open(png).format == "PNG"
-    assert sorted(path.name for path in png.parent.iterdir()) == [png.name, svg.name]
-    assert b"<svg" in svg.read_bytes() and svg.read_bytes() == as_svg(curves([run()]))
+    assert sorted(path.name for path in png.parent.iterdir()) == ["v1.5 curves.png", "v1.5 curves.svg"]
+    assert Image.open(png).format == "PNG" and svg.read_bytes() == as_svg(curves([run()]))
 
 
 @pytest.mark.parametrize(("dark", "ink"), [(False, "#1F2328"), (True, "#E6EDF3")])
@@ -108,8 +105,8 @@ def test_readmes_plot_has_few_lines_in_colour_the_others_in_grey_and_no_backgrou
     assert (axis.xaxis.label.get_color(), figure.patch.get_alpha()) == (ink, 0)
 
 
-def test_names_of_classes_data_sets_and_methods_are_shown_letter_by_letter(run, unit_features):
-    names = ["$x$", "$\\frac{$", "a $ b", "$$", "50% & _^{}\\"]
+def test_names_are_shown_letter_by_letter(run, unit_features):
+    names = ["$x$", "$\\frac{$", "a $ b", "50% & _^{}\\"]  # matplotlib would refuse some of these as mathematics
     as_svg(confusion(np.eye(len(names), dtype=int), names))
-    as_svg(tsne(TextNodes(unit_features(len(names), 4), unit_features(len(names), 4, seed=1), names)))
+    as_svg(tsne(unit_features(len(names), 4), unit_features(len(names), 4, seed=1), names))
     as_svg(curves([run(1, dataset=name) for name in names] + [run(1, dataset=names[0], trainer=names[1], variant="")]))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from trainers.hegraph.results.comparison import compare
-from trainers.hegraph.results.table import Table, as_csv, as_text, latex, markdown, tabulate
+from trainers.hegraph.results.table import Table, as_csv, as_text, latex, markdown
 
 COLUMNS = {"x": "x|y", "z": "z"}
 
@@ -22,7 +22,7 @@ def numbers(place: str, method: str, column: str, values: dict, quoted: bool = F
 
 def tabulated(*rows: list[dict], **options) -> Table:
     frame = pd.DataFrame([row for cell in rows for row in cell], dtype=object)
-    return tabulate("50% & more", ["dataset"], frame, COLUMNS, **options)
+    return Table("50% & more", ["dataset"], frame, COLUMNS, **options)
 
 
 def table(**options) -> Table:

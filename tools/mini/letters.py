@@ -45,7 +45,7 @@ def letters_bank(task: ImageTask, backbone: Backbone, folder: Path) -> FeatureBa
     """A bank without training images; K = 52 letters with an image of each size."""
     images = [draw_letter(letter, size) for letter in LETTERS for size in SIZES]
     features = backbone.encode_images(torch.stack([backbone.preprocess(image) for image in images]))
-    text = encode_prompts(backbone, "Letters", list(LETTERS), task.encoding, folder)
+    text = encode_prompts(backbone, "Letters", list(LETTERS), task.cfg.encoding, folder)
     return FeatureBank(
         train_features=features.new_zeros(1, 0, features.shape[1]),
         train_labels=torch.zeros(0, dtype=torch.long),

@@ -131,8 +131,8 @@ def tsne_command(args: argparse.Namespace) -> str:
     from .figures import mean_distance, read_text_nodes, save, tsne
 
     nodes = read_text_nodes(args.sources[0])
-    written = _wrote(save(tsne(nodes), args.out))
-    before, after = mean_distance(nodes.before), mean_distance(nodes.after)
+    written = _wrote(save(tsne(*nodes), args.out))
+    before, after = map(mean_distance, nodes[:2])
     return f"mean inter-class distance: before {before:.4f}, after {after:.4f}\n{written}"
 
 

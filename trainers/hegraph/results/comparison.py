@@ -36,7 +36,7 @@ from .scores import (
     shortest_names,
     with_quotes,
 )
-from .table import Table, tabulate
+from .table import Table
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def compare(
     frame = with_quotes(frame, quotes, keys, by, columns)
     caption = "; ".join([f"{CAPTION} by {PLACE.get(by, by)}", *notes])
     unit = "shots" if by == "shots" else ""
-    return tabulate(caption, keys, frame, columns, intervals=intervals, unit=unit, cases=list(cases or ()))
+    return Table(caption, keys, frame, columns, intervals=intervals, unit=unit, cases=list(cases or ()))
 
 
 def _compare_targets(records: Sequence[dict], quotes: pd.DataFrame | None, intervals: bool) -> Table:
@@ -122,7 +122,7 @@ def _compare_targets(records: Sequence[dict], quotes: pd.DataFrame | None, inter
     frame = with_quotes(frame, quotes, KEYS, "target", columns)
     rules = sorted({test.get("rule") or "" for record in records for test in record["targets"].values()} - {""})
     caption = f"{CAPTION}, targets with {' or '.join(rules) or 'any classes'}"
-    return tabulate(caption, KEYS, frame, columns, intervals=intervals)
+    return Table(caption, KEYS, frame, columns, intervals=intervals)
 
 
 def base_to_new(records: Sequence[dict]) -> Table:
@@ -140,7 +140,7 @@ def base_to_new(records: Sequence[dict]) -> Table:
     frame = add_mean_places(cells(rows, KEYS), KEYS)
     frame = add_means(frame, "column", KEYS, ("base", "new"), "H", statistics.harmonic_mean)
     caption = f"{CAPTION} of base and new classes and their harmonic mean H (of each seed)"
-    return tabulate(caption, KEYS, frame, {column: column for column in ("base", "new", "H")})
+    return Table(caption, KEYS, frame, {column: column for column in ("base", "new", "H")})
 
 
 def on_base_classes(record: dict) -> bool:
@@ -189,7 +189,7 @@ def complexity(records: Sequence[dict], quotes: pd.DataFrame | None = None) -> T
     frame = cells((row for record in timed for row in _costs(record)), KEYS, math.inf)
     frame = with_quotes(frame, quotes, KEYS, "metric", COSTS)
     caption = f"What training takes, means over seeds, {machines.pop()}"
-    return tabulate(caption, KEYS, frame, {column: column for column in COSTS}, decimals=COSTS)
+    return Table(caption, KEYS, frame, {column: column for column in COSTS}, decimals=COSTS)
 
 
 def has_times(record: dict) -> bool:
@@ -215,22 +215,14 @@ def calibration_table(records: Sequence[dict]) -> Table:
 
     Raises UserError if no run tells them, or a row would mix runs.
     """
-    # Of one place and seed, the numbers of zero-shot CLIP are those of the method `ZeroShot`, or else of the first run
-    known = sorted(with_calibration(records), key=lambda record: method(record) != ZERO_SHOT)
-    frame = mean_places(cells((row for record in known for row in _honesty(record)), KEYS), KEYS)
-    caption = (
-        "Probabilities on test: accuracy, macro F1 and ECE (15 bins) in %, NLL in nats; T is the temperature; kept: "
-        f"images, all of known classes, above the threshold for {KEEP:.0%} of such images, in %"
-    )
-    return tabulate(caption, KEYS, frame, {column: column for column in HONESTY}, decimals=HONESTY)
-
-
-def with_calibration(records: Sequence[dict]) -> list[dict]:
-    """The records that tell how honest the probabilities on test are; raises UserError if there is none."""
-    known = [record for record in records if has_calibration(record)]
+    known = list(filter(has_calibration, records))
     if not known:
         raise UserError("no record holds calibration, which runs of earlier versions did not measure; run it again")
-    return known
+    # Of one place and seed, the numbers of zero-shot CLIP are those of the method `ZeroShot`, or else of the first run
+    known.sort(key=lambda record: method(record) != ZERO_SHOT)
+    frame = mean_places(cells((row for record in known for row in _honesty(record)), KEYS), KEYS)
+    caption = f"Probabilities on test: NLL in nats, T the temperature, else %; kept by the threshold for {KEEP:.0%}"
+    return Table(caption, KEYS, frame, {column: column for column in HONESTY}, decimals=HONESTY)
 
 
 def has_calibration(record: dict) -> bool:

@@ -12,7 +12,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..utils.errors import UserError
 from ..utils.files import atomic_path
-from .comparison import compare, with_calibration
+from .comparison import compare, has_calibration
 from .records import TEXT_NODES, read_beside
 from .scores import BASELINES, MEAN_OF, PLACE, VARIANTS, grouped, in_words, method, method_order, place
 
@@ -159,9 +159,9 @@ def label_axes(axes: Sequence[Axes], shots: Sequence[int]) -> None:
 def reliability_diagrams(records: Sequence[dict]) -> Figure:
     """How often the predictions of each confidence are right: a panel for each method, over all its test images.
 
-    Data sets, shots and seeds are put together. Raises UserError if no run tells it.
+    Data sets, shots and seeds are put together. Runs that do not tell it are left out, but one has to.
     """
-    known = with_calibration(records)
+    known = list(filter(has_calibration, records))
     names = sorted({method(record) for record in known}, key=method_order)
     figure, axes = panels(len(names), width=2.8, height=2.8)
     for axis, name in zip(axes, names):
@@ -191,24 +191,18 @@ def _draw_bins(axis: Axes, parts: Sequence[dict], label: str, colour: str, dashe
 # One run
 
 
-class TextNodes(NamedTuple):
-    """The positive text nodes of a trained run before and after message passing, of unit norm, shape `[K, d]`."""
+def read_text_nodes(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
+    """Reads the positive text nodes of a run before and after message passing, of unit norm, `[K, d]`, and K names.
 
-    before: Tensor
-    after: Tensor
-    classnames: list[str]
-
-
-def read_text_nodes(folder: Path) -> TextNodes:
-    """Reads the text nodes of a run from its output folder; raises UserError as `read_beside`."""
+    Raises UserError as `read_beside`, or if they do not fit each other.
+    """
     path = folder / TEXT_NODES
-    nodes, classnames = read_beside(path, "text nodes of a run", ("before", "after"))
-    before, after = (found.float() for found in nodes)
+    (before, after), classnames = read_beside(path, "text nodes of a run", ("before", "after"))
     if before.shape != after.shape or before.dim() != 2 or len(before) != len(classnames):
         raise UserError(f"{path}: before {list(before.shape)}, after {list(after.shape)}, {len(classnames)} classes")
-    if not all(found.isfinite().all() and found.norm(dim=1).all() for found in (before, after)):
-        raise UserError(f"{path} holds NaN, infinite values or rows of zeros; the file is damaged")
-    return TextNodes(F.normalize(before, dim=1), F.normalize(after, dim=1), classnames)
+    if not torch.cat([before, after]).isfinite().all():
+        raise UserError(f"{path} holds NaN or infinite values; the file is damaged")
+    return F.normalize(before.float(), dim=1), F.normalize(after.float(), dim=1), classnames
 
 
 def mean_distance(nodes: Tensor) -> float:
@@ -217,28 +211,28 @@ def mean_distance(nodes: Tensor) -> float:
 
 
 @matplotlib.rc_context(RC)
-def tsne(nodes: TextNodes) -> Figure:
-    """Positive text nodes before and after message passing, by one t-SNE of both with a fixed seed.
+def tsne(before: Tensor, after: Tensor, classnames: Sequence[str]) -> Figure:
+    """Text nodes `[K, d]` before and after message passing, by one t-SNE of both with a fixed seed.
 
     The titles of the two panels tell the mean distance between classes. Raises UserError if there is one class only.
     """
     from sklearn.manifold import TSNE
 
-    k = len(nodes.classnames)
+    k = len(classnames)
     if k < 2:
         raise UserError("t-SNE shows distances between classes, and there is one class")
-    both = np.concatenate([nodes.before.numpy(), nodes.after.numpy()])
+    both = torch.cat([before, after]).numpy()
     perplexity = min(30.0, (len(both) - 1) / 3)  # scikit-learn's default, less for few points
     # The exact method: the approximation is faster for thousands of points only, and its threads wait for one another
     points = TSNE(perplexity=perplexity, init="pca", random_state=0, method="exact").fit_transform(both)  # (2K, 2)
     margin = 0.1 * np.ptp(points)  # room for names
     limits = points.min() - margin, points.max() + margin
     figure, axes = panels(2, width=4.2, height=4.2)
-    halves = (("before", points[:k], nodes.before), ("after", points[k:], nodes.after))
+    halves = (("before", points[:k], before), ("after", points[k:], after))
     for axis, (name, xy, features) in zip(axes, halves):
         axis.scatter(xy[:, 0], xy[:, 1], s=18, color=COLOURS[2], edgecolor="black", linewidth=0.5)
         axis.set_aspect("equal")
-        for classname, point in zip(nodes.classnames, xy) if k <= MOST_NAMES else ():
+        for classname, point in zip(classnames, xy) if k <= MOST_NAMES else ():
             axis.annotate(classname, point, textcoords="offset points", xytext=(4, 3), fontsize=7)
         axis.set(xlabel="first t-SNE coordinate (no unit)", ylabel="second t-SNE coordinate (no unit)")
         axis.set(title=f"{name}: mean inter-class distance {mean_distance(features):.3f}", xlim=limits, ylim=limits)

@@ -24,12 +24,6 @@ from .table import Table
 
 TEMPLATE = Path(__file__).parent / "page.html"
 
-# How the page spells a record's "selected_on"
-CHOSEN = {
-    "last_step": "nothing: fixed hyper-parameters, the last step is tested",
-    "val": "on the few-shot val split",
-}
-
 Piece = dict[str, Any]  # what the template shows: a table, an image, a list, or why there is none
 
 
@@ -83,41 +77,29 @@ def _of_records(records: Sequence[dict]) -> Iterator[Piece]:
 
 
 def _of_last_run(runs: dict[Path, dict]) -> Iterator[Piece]:
-    """Text nodes and confusions of one run: the last one, since the best one would be chosen on test."""
-    if folder := _last(runs, TEXT_NODES):
-        nodes = partial(read_text_nodes, folder)
-        caption = f"Positive text nodes before and after, {_run_name(runs[folder])}; t-SNE of both together."
+    """Text nodes and confusions of one run: the full run on all classes with the most shots and, of several, the last
+    one, since the best one would be chosen on test.
+    """
+    full = {f: r for f, r in runs.items() if method(r) in (OURS, PAPER) and not on_base_classes(r)}
+    order = {folder: (record["shots"], record.get("finished_at") or "") for folder, record in full.items()}
+    if not full:
+        return
+    record = full[folder := max(full, key=order.__getitem__)]
+    name = f"{record['dataset']}, {record['backbone']}, {record['shots']} shots, seed {record['seed']}"
+    if (folder / TEXT_NODES).exists():
+        caption = f"Positive text nodes before and after, {name}; t-SNE of both together."
         alt = "Two panels of points, one per class: text nodes before and after"
-        yield _shown(lambda: tsne(nodes()), alt=alt, caption=caption)
-    if folder := _last(runs, PREDICTIONS):
-        matrix, classnames = confusion_matrix(folder)
-        caption = f"Confusion matrix on test, {_run_name(runs[folder])}."
+        yield _shown(lambda: tsne(*read_text_nodes(folder)), alt=alt, caption=caption)
+    if (folder / PREDICTIONS).exists():
+        found = confusion_matrix(folder)
         alt = "Matrix of true by predicted classes; the pairs that are confused most are listed below"
-        yield _shown(lambda: confusion(matrix, classnames), alt=alt, caption=caption)
-        yield {"pairs": hardest_pairs(matrix, classnames)}
-
-
-def _last(runs: dict[Path, dict], file: str) -> Path | None:
-    """The run that ended last of the full runs on all classes that have a file, and of these of the most shots."""
-
-    def fits(folder: Path) -> bool:
-        record = runs[folder]
-        return method(record) in (OURS, PAPER) and not on_base_classes(record) and (folder / file).exists()
-
-    order = {folder: (record["shots"], record.get("finished_at") or "") for folder, record in runs.items()}
-    return max(filter(fits, runs), key=order.__getitem__, default=None)
-
-
-def _run_name(record: dict) -> str:
-    return f"{record['dataset']}, {record['backbone']}, {record['shots']} shots, seed {record['seed']}"
+        yield _shown(lambda: confusion(*found), alt=alt, caption=f"Confusion matrix on test, {name}.")
+        yield {"pairs": hardest_pairs(*found)}
 
 
 def _facts(records: Sequence[dict]) -> dict[str, str]:
     """How the numbers came about: for each fact all values that the records have."""
-
-    def versions(record: dict) -> str:
-        return ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items()) or "unknown"
-
+    versions = [record.get("versions") or {} for record in records]
     facts: dict[str, set] = {
         "runs": {len(records)},
         "methods": {method(record) for record in records},
@@ -125,8 +107,8 @@ def _facts(records: Sequence[dict]) -> dict[str, str]:
         "backbones": {record["backbone"] for record in records},
         "training images per class": {record["shots"] for record in records},
         "seeds": {record["seed"] for record in records},
-        "chosen": {CHOSEN.get(record["selected_on"], record["selected_on"]) for record in records},
-        "versions": {versions(record) for record in records},
+        "chosen on": {record["selected_on"].replace("_", " ") for record in records},
+        "versions": {", ".join(f"{name} {number}" for name, number in of.items()) or "unknown" for of in versions},
         "commits": {record.get("git_commit") or "unknown" for record in records},
         "machines": {comparison.machine(record) for record in records},
     }

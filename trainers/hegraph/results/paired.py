@@ -129,11 +129,10 @@ def read_predictions(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
     """
     path = folder / PREDICTIONS
     (predicted, labels), classnames = read_beside(path, "predictions of a run", ("predicted", "labels"))
-    if any(found.dim() != 1 or found.dtype not in (torch.int32, torch.int64) for found in (predicted, labels)):
-        raise UserError(f"{path}: predicted and labels must be class numbers [M]; the file is damaged")
-    every = torch.cat([predicted.long(), labels.long()])
-    if predicted.shape != labels.shape or not len(labels) or every.min() < 0 or every.max() >= len(classnames):
-        raise UserError(f"{path}: its predictions and labels do not fit its {len(classnames)} classes")
+    found = {*predicted.flatten().tolist(), *labels.flatten().tolist()}
+    of_images = predicted.shape == labels.shape == (labels.numel(),)
+    if not (of_images and found and found <= set(range(len(classnames)))):
+        raise UserError(f"{path}: predicted and labels must be class numbers [M] below {len(classnames)}")
     return predicted.long(), labels.long(), classnames
 
 

@@ -31,7 +31,7 @@ from ..training.confidence import DEFAULT, known_score
 from ..utils.errors import UserError
 from .records import KEEP, find_runs
 from .scores import PLACE, cells, mean_places, method, score
-from .table import Table, tabulate
+from .table import Table
 
 NEW = "new"  # the classes of a bank that a model does not know
 ZERO_SHOT = "zero-shot probability"
@@ -68,7 +68,7 @@ def rejection_table(folders: Sequence[Path], banks: Sequence[Path], unknown: str
         f"Images of known classes against {other.dataset if other else 'the classes that were held back'}, in %; "
         f"kept: by the threshold for {KEEP:.0%} of known images, on {DEFAULT}"
     )
-    return tabulate(caption, keys, mean_places(cells(rows, keys), keys), COLUMNS, decimals=dict.fromkeys(COLUMNS, 2))
+    return Table(caption, keys, mean_places(cells(rows, keys), keys), COLUMNS, decimals=dict.fromkeys(COLUMNS, 2))
 
 
 def score_images(model: SavedModel, known: FeatureBank, unknown: FeatureBank) -> dict[str, dict[str, float]]:

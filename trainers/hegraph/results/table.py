@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
@@ -19,32 +18,57 @@ CONFIDENCE = 0.95
 NAME_WIDTH = 18  # characters of the methods' column in plain text, at least
 
 
-@dataclass(frozen=True)
 class Table:
-    """Rows by columns.
+    """Numbers over seeds, in rows and columns.
 
     Attributes:
         heads: The heads of the labels, of which the last is the method's.
         labels: The labels of every row.
-        keys: The keys of a place; rows of one place are compared.
-        columns: Column of `values` -> its head.
-        values: From `tabulate`: the number of a seed a line, with the number of its "row" and its "column".
-        decimals: How many each column shows.
-        bold: Whether more is better, so that the best of our rows in each column and place is bold.
-        intervals: Whether a mean is shown with its interval.
-        unit: The word that a column's head needs where it stands alone: "shots" after "16".
+        values: The number of a seed a line, with the number of its "row" and its "column".
+        The other attributes are those of `__init__`, the caption with what the rows share.
     """
 
-    caption: str
-    heads: tuple[str, ...]
-    labels: Sequence[tuple[str, ...]]
-    keys: Sequence[str]
-    columns: Mapping[Any, str]
-    values: pd.DataFrame
-    decimals: Mapping[Any, int]
-    bold: bool = True
-    intervals: bool = True
-    unit: str = ""
+    def __init__(
+        self,
+        caption: str,
+        keys: Sequence[str],
+        frame: pd.DataFrame,
+        columns: Mapping[Any, str],
+        *,
+        decimals: Mapping[Any, int] | None = None,
+        intervals: bool = True,
+        unit: str = "",
+        cases: Sequence[str] = (),
+    ) -> None:
+        """A table of cells.
+
+        Args:
+            caption: What the numbers are. The values that all places share, and what the intervals are, are added.
+            keys: The keys of a place. Those whose values vary become labels of the rows.
+            frame: The numbers, from `scores.cells`, and perhaps quoted ones; their rows stand below ours of the place.
+            columns: Column of the cells -> its head.
+            decimals: For numbers that are no accuracies, how many each column shows; none has an interval or is bold.
+            intervals: Whether a mean is shown with its interval.
+            unit: The word that a column's head needs where it stands alone: "shots" after "16".
+            cases: The names of rows that are cases, in their order.
+        """
+        names = sorted(frame["method"].unique(), key=lambda name: method_order(name, cases))
+        rank = {"place": frame.groupby(list(keys), sort=False).ngroup(), "rank": frame["method"].map(names.index)}
+        values = frame.astype({"value": float, "quoted": bool}).assign(**rank)
+        values = values.sort_values(["place", "quoted", "rank"], kind="stable", ignore_index=True)
+        values["row"] = values.groupby(["place", "quoted", "rank"]).ngroup()
+        rows = values.drop_duplicates("row")
+        varying = [key for key in keys if frame[key].nunique() > 1]
+        lines = rows["method"] + rows["quoted"].map({True: " (quoted)", False: ""})
+        self.labels = list(zip(*(rows[key].map(partial(in_words, key)) for key in varying), lines))
+        self.heads = (*(PLACE.get(key, key) for key in varying), "method")
+        self.keys, self.columns, self.values, self.unit = list(keys), columns, values, unit
+        self.decimals, self.bold = decimals or dict.fromkeys(columns, 2), decimals is None
+        self.intervals = intervals and decimals is None
+        shared = [word for key in keys if key not in varying and (word := _words(key, frame[key].iloc[0]))]
+        self.caption = ", ".join([caption, *shared, *(["(quoted): from the paper"] if values["quoted"].any() else [])])
+        if decimals is None:
+            self.caption += f"; {_over_seeds(values.groupby(['row', 'column'])['seed'].count(), intervals)}"
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -73,48 +97,6 @@ class Table:
         wide = cells.pivot(index="row", columns="column", values="text").fillna("")
         numbers = wide.reindex(columns=list(self.columns), fill_value="").to_numpy().tolist()
         return [[*labels, *of_row] for labels, of_row in zip(self.labels, numbers)]
-
-
-def tabulate(
-    caption: str,
-    keys: Sequence[str],
-    frame: pd.DataFrame,
-    columns: Mapping[Any, str],
-    *,
-    decimals: Mapping[Any, int] | None = None,
-    intervals: bool = True,
-    unit: str = "",
-    cases: Sequence[str] = (),
-) -> Table:
-    """A table of cells.
-
-    Args:
-        caption: What the numbers are. The values that all places share, and what the intervals are, are added.
-        keys: The keys of a place. Those whose values vary become labels of the rows.
-        frame: The numbers, from `scores.cells`, and perhaps quoted ones; their rows stand below ours of the same place.
-        columns: Column of the cells -> its head.
-        decimals: For numbers that are no accuracies, how many each column shows; none has an interval or is bold.
-        intervals, unit: As of `Table`.
-        cases: The names of rows that are cases, in their order.
-    """
-    keys = list(keys)
-    names = sorted(frame["method"].unique(), key=lambda name: method_order(name, cases))
-    rank = {"place": frame.groupby(keys, sort=False).ngroup(), "rank": frame["method"].map(names.index)}
-    values = frame.astype({"value": float, "quoted": bool}).assign(**rank)
-    values = values.sort_values(["place", "quoted", "rank"], kind="stable", ignore_index=True)
-    values["row"] = values.groupby(["place", "quoted", "rank"]).ngroup()
-    rows = values.drop_duplicates("row")
-    varying = [key for key in keys if frame[key].nunique() > 1]
-    lines = rows["method"] + rows["quoted"].map({True: " (quoted)", False: ""})
-    labels = list(zip(*(rows[key].map(partial(in_words, key)) for key in varying), lines))
-    shared = [word for key in keys if key not in varying and (word := _words(key, frame[key].iloc[0]))]
-    caption = ", ".join([caption, *shared, *(["(quoted): from the paper"] if values["quoted"].any() else [])])
-    heads = (*(PLACE.get(key, key) for key in varying), "method")
-    if decimals is not None:
-        return Table(caption, heads, labels, keys, columns, values, decimals, bold=False, intervals=False)
-    caption += f"; {_over_seeds(values.groupby(['row', 'column'])['seed'].count(), intervals)}"
-    two = dict.fromkeys(columns, 2)
-    return Table(caption, heads, labels, keys, columns, values, two, intervals=intervals, unit=unit)
 
 
 def _words(key: str, value: object) -> str:
