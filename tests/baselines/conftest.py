@@ -31,19 +31,14 @@ def mini() -> Backbone:
 
 
 @pytest.fixture(scope="session")
-def make_bank(mini, unit_features) -> Callable[..., FeatureBank]:
-    """Function of the shots of every class, width, views and val images per class; 20 test images per class.
-
-    Images scatter around the centre of their class, the text features lie further off. At mini's width the centres are
-    the features of a sentence, so that CoOp can find them.
+def make_bank(unit_features) -> Callable[..., FeatureBank]:
+    """Function of the shots of every class, width, views and val images per class; 20 test images per class. Images
+    scatter around the centre of their class, the text features lie further off.
     """
 
     def make(shots: Sequence[int] = (4, 4, 4, 4, 4), width: int = 64, views: int = 2, val: int = 3) -> FeatureBank:
         generator = torch.Generator().manual_seed(3)
-        names = NAMES[: len(shots)]
         centres = unit_features(len(shots), width, seed=1)
-        if width == mini.width:
-            centres = mini.encode_text([f"the digit {name}" for name in names])
 
         def near(points: Tensor, spread: float) -> Tensor:
             noise = F.normalize(torch.randn(points.shape, generator=generator), dim=-1)
@@ -66,10 +61,10 @@ def make_bank(mini, unit_features) -> Callable[..., FeatureBank]:
             test_labels=test_labels,
             text_positive=near(centres, 2.0),
             text_negative=unit_features(len(shots), width, seed=2),
-            classnames=list(names),
+            classnames=list(NAMES[: len(shots)]),
             dataset="Tiny",
             backbone="none",
-            logit_scale=mini.logit_scale,
+            logit_scale=100.0,
         )
 
     return make
