@@ -13,7 +13,8 @@ from safetensors import safe_open
 from trainers.hegraph import HeGraphClassifier, load_bank, load_dataset
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.estimator import training
-from trainers.hegraph.experiments.tasks import BankTask
+from trainers.hegraph.models.lessons import Lessons
+from trainers.hegraph.models.saved import Backbone
 
 NODE = "TRAINER.HEGRAPHADAPTER."
 QUICK = {"OPTIM.MAX_EPOCH": 2, f"{NODE}MIN_STEPS": 0}
@@ -49,7 +50,9 @@ def test_all_of_a_trained_model_is_moved_to_the_cpu(tiny_bank, tmp_path, monkeyp
     make_model = training.make_model
     monkeypatch.setattr(training, "make_model", lambda *arguments: make_model(*arguments).model_copy(update=parts))
     cfg = training.make_configuration(("", ""), {}, {**QUICK, "DATASET.NUM_SHOTS": 2}, 1, str(tmp_path))
-    model = training.train_model(BankTask(tiny_bank, cfg, 1), "cpu", {})
+    bank = load_bank(tiny_bank)
+    origin = training.Origin(Backbone(title=bank.backbone), None, bank.logit_scale, prompted=False)
+    model = training.learn(Lessons.of(bank, {}), origin, cfg, "cpu")
     assert {getattr(model, name) for name in parts} == {"on the cpu"}
     assert model.text_positive.device.type == "cpu"
 

@@ -141,30 +141,43 @@ class Origin(NamedTuple):
 def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str) -> SavedModel:
     """The model of what was taught, on the CPU; `device` computes.
 
-    It is trained on the classes that have images, and those that have none join it by their text
-    (`with_named_classes`). Where fewer than two classes have images there is nothing to train: zero-shot CLIP takes its
-    place.
+    It is trained on the classes that have images, as the command line does, and those that have none join it by their
+    text (`with_named_classes`). Where fewer than two classes have images, nothing is trained: zero-shot CLIP takes
+    its place, with the configuration by which more images train it.
 
     Raises:
         UserError: If nothing says what the classes look like, the training would take more memory than is free, or it
             diverges.
     """
     seen, names = lessons.counts > 0, list(lessons.names)
-    if seen.sum() < 2:
-        model = zero_shot_model(lessons, origin, cfg)
-    else:
+    trains = bool(seen.sum() >= 2)
+    if trains:
         known = lessons.of_classes(seen)
         check_memory(known, cfg.data.batch_size, device)
-        model = train_model(task_of(known, origin, cfg), device, known.state)
-        assert model.lessons is not None  # it is HeGraphAdapter's
-        lessons = lessons.with_state(model.lessons.state, seen)
-        if not seen.all():
-            model = with_named_classes(model, lessons, seen)
+        task = task_of(known, origin, cfg)
+        bank = task.bank().to(device)
+        fitted = train_adapter(task, bank, start=known.state)
+        if fitted.classifier is None or not fitted.classifier.weights.isfinite().all():
+            raise UserError("the trained adapter holds NaN or infinite values; lower OPTIM.LR")
+        fitted = calibrated(fitted, task, bank)
+        lessons = lessons.with_state(fitted.state, seen)
+    elif lessons.positive is None and not seen.all():
+        raise UserError("without labelled images, text_features or a backbone has to say what the classes look like")
+    else:
+        task = task_of(lessons, origin, cfg)
+        bank = task.bank().without_images()
+        fitted = load_method("ZeroShot").fit(bank, None, task.seed)
+    model = make_model(RunFolder(task), bank, fitted)
+    assert model is not None  # both methods fold
     prompts = None
     if origin.prompted:
         positive, negative = class_prompts(cfg.data.name or NO_NAME, names, cfg.encoding)
         prompts = Prompts(positive=positive, negative=negative)
     about = {
+        "method": model.method if trains else "ZeroShot",
+        "classifier": model.classifier.to("cpu"),
+        "transfer": None if model.transfer is None else model.transfer.to("cpu"),
+        "class_nodes": None if model.class_nodes is None else model.class_nodes.cpu(),
         "classnames": tuple(names),
         "class_ids": ids_of_names(names),
         "backbone": origin.backbone,
@@ -175,7 +188,8 @@ def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str) -> SavedMo
         "images": tuple(lessons.counts.tolist()),
         "image_ids": tuple(lessons.ids.tolist()) if lessons.ids.any() else None,
     }
-    return model.model_copy(update=about)
+    model = model.model_copy(update=about)
+    return with_named_classes(model, lessons, seen) if trains and not seen.all() else model
 
 
 def check_memory(lessons: Lessons, batch: int, device: str) -> None:
@@ -207,43 +221,6 @@ def task_of(lessons: Lessons, origin: Origin, cfg: Config) -> Task:
     )
     drawn = [[row, label, names[label]] for row, label in enumerate(labels.tolist())]
     return Task(bank, cfg, cfg.run.seed, {"train": drawn, "val": []}, {"precision": origin.backbone.precision})
-
-
-def train_model(task: Task, device: str, start: Mapping[str, Tensor]) -> SavedModel:
-    """Trains the adapter of a task, as the command line does, and folds it into a model on the CPU; `start` as of
-    `train_adapter`.
-
-    Raises:
-        UserError: If the training diverges.
-    """
-    bank = task.bank().to(device)
-    fitted = train_adapter(task, bank, start=start)
-    assert fitted.classifier is not None  # HeGraphAdapter always folds
-    if not fitted.classifier.weights.isfinite().all():
-        raise UserError("the trained adapter holds NaN or infinite values; lower OPTIM.LR")
-    model = make_model(RunFolder(task), bank, calibrated(fitted, task, bank))
-    assert model is not None  # its classifier is there
-    moved = {
-        "classifier": model.classifier.to("cpu"),
-        "transfer": None if model.transfer is None else model.transfer.to("cpu"),
-        "class_nodes": None if model.class_nodes is None else model.class_nodes.cpu(),
-    }
-    return model.model_copy(update=moved)
-
-
-def zero_shot_model(lessons: Lessons, origin: Origin, cfg: Config) -> SavedModel:
-    """Zero-shot CLIP as a model that has heard no image, with the configuration by which more images train it.
-
-    Raises:
-        UserError: If there is nothing to take text features from.
-    """
-    if lessons.positive is None and not lessons.counts.all():
-        raise UserError("without labelled images, text_features or a backbone has to say what the classes look like")
-    task = task_of(lessons, origin, cfg)
-    bank = task.bank().without_images()
-    model = make_model(RunFolder(task), bank, load_method("ZeroShot").fit(bank, None, task.seed))
-    assert model is not None  # it folds
-    return model.model_copy(update={"method": "ZeroShot"})
 
 
 def with_named_classes(model: SavedModel, lessons: Lessons, seen: Tensor) -> SavedModel:

@@ -20,10 +20,9 @@ from .saved import SavedModel
 
 FILES = [CONFIG, TENSORS, CARD]
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-MAIN = "main"  # the branch that a repository has from its beginning
 
 
-def find_model(name: str, revision: str | None = None, token: str | None = None) -> Path:
+def find_model(name: str, revision: str | None, token: str | None) -> Path:
     """The model folder that a user means: one here, the output folder of a run, or else "USER/NAME" on the Hub.
 
     Of a model on the Hub, what the cache lacks is downloaded. `revision` is its branch, tag or commit; None takes the
@@ -40,12 +39,7 @@ def find_model(name: str, revision: str | None = None, token: str | None = None)
 
 
 def push_model(
-    model: SavedModel,
-    repository: str,
-    token: str | None = None,
-    revision: str | None = None,
-    private: bool = False,
-    message: str = "Upload a HeGraphAdapter model",
+    model: SavedModel, repository: str, token: str | None, revision: str | None, private: bool, message: str
 ) -> str:
     """Uploads a model folder, and returns its address; arguments as of `HeGraphClassifier.push_to_hub`.
 
@@ -61,7 +55,7 @@ def push_model(
         try:
             api = HfApi(token=token)
             api.create_repo(repository, private=private, exist_ok=True)
-            if revision not in (None, MAIN):
+            if revision:
                 api.create_branch(repository, branch=revision, exist_ok=True)
             api.upload_folder(
                 repo_id=repository, folder_path=path, revision=revision, commit_message=message, allow_patterns=FILES
