@@ -117,7 +117,7 @@ def test_a_word_that_is_no_sub_command_is_one_clear_line(words, hint, capsys):
     [
         ("--trainer HeGraphAdaptor", "unknown trainer 'HeGraphAdaptor'; did you mean 'HeGraphAdapter'"),
         ("--load-epoch 1", "--load-epoch goes with --eval-only"),
-        ("--eval-only --model-dir x --load-epoch 1 --trainer GDA", "GDA leaves one model"),
+        ("--eval-only --model-dir x --load-epoch 1 --trainer GDA", "--load-epoch goes with --eval-only"),
         ("--trainer GDA --select val", "--select chooses HeGraphAdapter's values"),
         ("--trainer CLIPAdapter --eval-only --model-dir x", "CLIPAdapter leaves no model"),
     ],

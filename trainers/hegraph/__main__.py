@@ -161,10 +161,8 @@ def check_flags(args: argparse.Namespace) -> None:
         raise unknown("trainer", args.trainer, TRAINERS)
     if args.eval_only != bool(args.model_dir):
         raise UserError("--eval-only and --model-dir go together")
-    if args.load_epoch is not None and not args.eval_only:
-        raise UserError("--load-epoch goes with --eval-only and --model-dir")
-    if args.load_epoch is not None and args.trainer in OTHERS:
-        raise UserError(f"--load-epoch is HeGraphAdapter's; {args.trainer} leaves one model: leave it out")
+    if args.load_epoch is not None and (not args.eval_only or args.trainer in OTHERS):
+        raise UserError("--load-epoch goes with --eval-only and --model-dir of HeGraphAdapter")
     if args.trainer in OTHERS and getattr(args, SELECT_ON):
         raise UserError(f"--select chooses HeGraphAdapter's values; {args.trainer} has none for it: leave it out")
     if args.trainer in OTHERS and args.eval_only and (reason := load_method(args.trainer).not_saved):
@@ -197,13 +195,10 @@ def summary(record: dict) -> str:
     task = f"{record['dataset']}, {record['shots']} shots, seed {record['seed']}"
     if record["accuracy"] is None:
         return f"{task}: trained; no test images, nothing scored"
-    found = []
-    if record["accuracy_zero_shot"] is not None:
-        found.append(f"zero-shot {record['accuracy_zero_shot']:.2f}")
-    if record["accuracy_text"] is not None:
-        found.append(f"HeGraphAdapter(T) {record['accuracy_text']:.2f}")
-    variant = f" ({record['variant']})" if record["variant"] else ""
-    return f"{task}: {', '.join(found)}, {record['trainer']}{variant} {record['accuracy']:.2f}"
+    method = f"{record['trainer']} ({record['variant']})" if record["variant"] else record["trainer"]
+    scores = {"zero-shot": record["accuracy_zero_shot"], "HeGraphAdapter(T)": record["accuracy_text"]}
+    found = [(name, score) for name, score in [*scores.items(), (method, record["accuracy"])] if score is not None]
+    return f"{task}: {', '.join(f'{name} {score:.2f}' for name, score in found)}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -36,34 +36,23 @@ def load_cfg(
     flags: Mapping[str, object] | None = None,
     opts: list | None = None,
     method: tuple[str, dict] | None = None,
+    known: Mapping[str, Any] | None = None,
 ) -> Config:
     """Layers a configuration as CoOp does: defaults, data set file, method file, flags, KEY VALUE pairs.
 
     Args:
         dataset_file: YAML of the data set: a path, or the name of a file that ships, such as "digits"; or "".
-        config_file: YAML of the method: a path, or the name of a file that ships, such as "mini"; or "".
+        config_file: YAML of the method, likewise.
         flags: Key -> value from command-line flags.
         opts: Alternating keys and values; they win over everything.
         method: Name and default options of another method, whose keys are below `TRAINER.<NAME>`.
+        known: The keys that may be set, with their defaults; None for ours, and else these may be more.
 
     Raises:
         UserError: Unreadable file, unknown key (the nearest is named), value of the wrong type or range.
     """
-    return of_values(layered(default_values(), dataset_file, config_file, flags, opts, method))
-
-
-def layered(
-    values: Values,
-    dataset_file: str,
-    config_file: str,
-    flags: Mapping[str, object] | None,
-    opts: list | None,
-    method: tuple[str, dict] | None,
-) -> Values:
-    """The values of all keys, which may be more than ours, with open keys filled; their ranges are not checked yet.
-    Arguments and errors as of `load_cfg`.
-    """
-    values = values | of_method(method, values)
+    values = dict(known or default_values())
+    values |= of_method(method, values)
     for kind, file in ((DATA_SET, dataset_file), (METHOD, config_file)):
         if file:
             _merge_file(values, find_config_file(kind, file))
@@ -83,18 +72,15 @@ def layered(
 def find_config_file(kind: str, given: str | Path) -> Path:
     """The file that a user means by a path or by the name of a file that ships for this kind, such as `mini`.
 
-    A file wins over a name. A path to nothing is returned as it came, for the reader of the file to complain about.
-
-    Raises:
-        UserError: If it is a name, and no file of that name ships; the nearest is named.
+    A file wins over a name, and a path to nothing is returned as it came. UserError for a name that no file has.
     """
-    path, name = Path(given), str(given)
-    if path.is_file() or path.suffix or path.name != name:
+    path = Path(given)
+    if path.is_file() or path.suffix or len(path.parts) > 1:
         return path
     shipped = {file.stem: file for file in FOLDERS[kind].glob("*.yaml")}
-    if name not in shipped:
-        raise unknown(f"{kind} configuration", name, shipped)
-    return shipped[name]
+    if str(given) not in shipped:
+        raise unknown(f"{kind} configuration", str(given), shipped)
+    return shipped[str(given)]
 
 
 def with_values(cfg: Config, others: Values) -> Config:
@@ -118,15 +104,7 @@ def from_dassl(dassl_cfg: CfgNode, method: tuple[str, dict] | None = None) -> Co
     theirs = flatten(dassl_cfg)
     values = default_values() | of_method(method, {})
     _merge(values, [(key, theirs[key]) for key in values if key not in OF_THE_BACKBONE])
-    return of_values(_complete(values))
-
-
-def of_values(values: Values) -> Config:
-    """The configuration of values whose open keys are filled; errors as of `load_cfg`."""
-    cfg = _checked(values)
-    if cfg.run.select_on == "val":
-        candidates(cfg)
-    return cfg
+    return _complete(values)
 
 
 def flatten(tree: Mapping, prefix: str = "") -> Values:
@@ -192,8 +170,8 @@ def _is_plain(value: object) -> bool:
     return "\\u0000" not in text
 
 
-def _complete(values: Values) -> Values:
-    """Fills the open keys from the rows that apply; the values are changed and returned."""
+def _complete(values: Values) -> Config:
+    """The configuration of values, once their open keys are filled from the rows that apply."""
     for key in ("DATASET.NUM_SHOTS", f"{NODE}.BY_DATASET", f"{NODE}.BY_SHOTS"):
         OPTIONS[key].check(values[key])
     for pairs in matching_rows(values):
@@ -205,7 +183,10 @@ def _complete(values: Values) -> Values:
     for key in FILLABLE:
         if values[key] == OPEN:
             raise UserError(f"{key} is {OPEN}, left to BY_DATASET and BY_SHOTS, and no row of them sets it; set it")
-    return values
+    cfg = _checked(values)
+    if cfg.run.select_on == "val":
+        candidates(cfg)
+    return cfg
 
 
 def _checked(values: Values) -> Config:

@@ -152,12 +152,11 @@ class FeatureTrainer(TrainerX):
 
     def train(self) -> None:
         """Trains, tests and writes the record, unless the run is finished."""
-        if self.folder.finished() is not None:
-            return
-        check_trainable(self.stored)
-        self.folder.task.check_trained_classes()
-        self.folder.task.prepare()
-        self.folder.do(self.fit_and_test)
+        if self.folder.finished() is None:
+            check_trainable(self.stored)
+            self.folder.task.check_trained_classes()
+            self.folder.task.prepare()
+            self.folder.do(self.fit_and_test)
 
     def fit_and_test(self) -> dict:
         """Encodes, fits and tests; returns the record."""
@@ -172,8 +171,6 @@ class FeatureTrainer(TrainerX):
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Loads the model of a finished run's output folder, to test it on the images that were selected here."""
-        if not directory:
-            raise UserError("--eval-only needs --model-dir, the folder of a finished run")
         path = find_model(Path(directory), epoch)
         self.saved = load_model(path)
         check_configuration(self.saved, self.settings)
@@ -326,8 +323,7 @@ def configure_coop(root: Path, *layers: Any) -> tuple[Config, CfgNode]:
     coop.extend_cfg(tree)
     config.extend_cfg(tree)
     ours = {key: value for key, value in config.default_values().items() if key not in config.OF_THE_BACKBONE}
-    values = config_files.layered(config_files.flatten(tree) | ours, *layers)
-    for key, value in values.items():
+    for key, value in config_files.load_cfg(*layers, known=config_files.flatten(tree) | ours).values.items():
         config.set_key(tree, key, value)
     tree.freeze()
     return from_dassl(tree), tree

@@ -150,7 +150,6 @@ def write_onnx(model: SavedModel, backbone: Backbone | None, path: Path, half: b
     """Writes a model as an ONNX file, whole or not at all; an older file in its place is replaced.
 
     Args:
-        model, path: What is written, and where.
         backbone: Its backbone, on the CPU and in float32, for pixels to probabilities; None for the head alone,
             features to probabilities.
         half: Whether weights are stored as float16. The file computes in float32 in any case.
@@ -231,16 +230,9 @@ def compare(
 ) -> tuple[float, float]:
     """Checks an ONNX file and compares it with torch on a batch of inputs, and on a batch of one.
 
-    Args:
-        path, model: The file and the trained model.
-        backbone, inputs: None and features `[B, d]`, or what encodes the pixels `[B, 3, H, W]`.
-        tolerance: The largest difference of the logits that is allowed, relative to the largest logit.
-
-    Returns:
-        The largest differences of logits and probabilities, as of `write_onnx`.
-
-    Raises:
-        UserError: If the file is not valid, or the logits differ by more than the tolerance or are not finite.
+    `inputs` are features `[B, d]`, or pixels `[B, 3, H, W]` that the backbone encodes. Returns the largest differences
+    as `write_onnx` does. UserError if the file is not valid, the logits differ by more than `tolerance` of the largest,
+    or they are not finite.
     """
     import onnx
     import onnxruntime

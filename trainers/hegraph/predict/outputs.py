@@ -112,15 +112,9 @@ class ClassFolders:
         self.last_suffix: dict[Path, int] = {}  # of a path, which thousands of images may share
 
     def copy(self, path: str, name: str) -> str:
-        """Copies an image into the folder of the class `name`.
+        """Copies an image into the folder of the class `name`. Returns why it cannot be read; "" if its copy is there.
 
-        A name that is taken gets a suffix, as in `photo-1.jpg`; by the same image, it is left as it is.
-
-        Returns:
-            Why the image cannot be read; "" if its copy is there.
-
-        Raises:
-            UserError: If the copy cannot be written.
+        A file name that is taken gets a suffix, as in `photo-1.jpg`; by the same image, it is left as it is.
         """
         try:
             content = Path(path).read_bytes()

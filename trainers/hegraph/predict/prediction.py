@@ -57,8 +57,7 @@ class Options(NamedTuple):
 def predict_images(args: Namespace, options: Options) -> int:
     """Classifies the images that the command line names. Returns how many could not be read.
 
-    Raises:
-        UserError: If the model is damaged, its backbone cannot be had, or something cannot be written.
+    UserError if the model is damaged, its backbone cannot be had, or something cannot be written.
     """
     saved = open_model(args.model, options, args.inputs)
     if options.out is not None:
@@ -71,11 +70,7 @@ def predict_images(args: Namespace, options: Options) -> int:
 
 
 def predict_bank(args: Namespace, options: Options) -> int:
-    """Classifies the features of a bank. Returns how many features the model gives NaN for.
-
-    Raises:
-        UserError: If model or bank are damaged or do not fit each other, or something cannot be written.
-    """
+    """Classifies the features of a bank. Returns for how many the model gives NaN; UserError as of `bank_features`."""
     model = open_model(args.model, options, [args.features])
     features, labels = bank_features(model, args.features, args.split)
     if options.together:
@@ -96,9 +91,7 @@ def predict_bank(args: Namespace, options: Options) -> int:
 
 
 def open_model(folder: str, options: Options, reads: Sequence[Path | str]) -> SavedModel:
-    """The model, once it is known that it can mark images as asked and that `--out` is no file of it and none of
-    `reads`.
-    """
+    """The model, if it can mark images as asked, and `--out` is no file of it and none of `reads`; else UserError."""
     model = load_model(folder)
     if named := model.named_only:
         said = "%d of %d classes have a name but no images, and are known by their text alone: %s"
@@ -113,8 +106,7 @@ def open_model(folder: str, options: Options, reads: Sequence[Path | str]) -> Sa
 def bank_features(model: SavedModel, bank_file: Path, split: str) -> tuple[Tensor, Tensor | None]:
     """Features `[B, d]` of a split, and labels `[B]`, which are None where the bank's classes are not the model's.
 
-    Raises:
-        UserError: If the bank lacks the split, or its features are not those that the model was trained on.
+    UserError if the bank lacks the split, or its features are not those that the model was trained on.
     """
     bank = BankFile(bank_file)
     if split not in bank.labels:
@@ -137,10 +129,7 @@ def image_rows(
 ) -> Iterator[Row]:
     """The rows of images, of which B = `batch_size` are encoded at once, in the order of their paths.
 
-    They are copied into the `folders` of their classes, if there are folders.
-
-    Raises:
-        UserError: If an image is the file that is to be written, or cannot be copied.
+    The images are copied into `folders`. UserError if one is the file that is to be written, or cannot be copied.
     """
     for images, problems, logits in _image_logits(model, _checked(paths, options.out), options, batch_size):
         readable = [path for path, problem in zip(images, problems) if not problem]
@@ -210,11 +199,7 @@ def rows_of(model: SavedModel, paths: Sequence[str], logits: Tensor, options: Op
 
 
 def write_rows(rows: Iterable[Row], options: Options) -> int:
-    """Writes rows, with a progress bar and the rate on stderr. Returns how many have an error.
-
-    Raises:
-        UserError: If there is no row, or the output cannot be written.
-    """
+    """Writes rows, with a progress bar and the rate on stderr. Returns how many have an error; UserError for no row."""
     written, errors, started = 0, [], time.monotonic()
     shows_rows = options.out is None and sys.stdout is not None and sys.stdout.isatty()
 
@@ -243,9 +228,6 @@ def write_rows(rows: Iterable[Row], options: Options) -> int:
 def open_output(out: Path | None) -> Iterator[Callable[[str], object]]:
     """Gives a function that writes text as UTF-8: to standard output at once, or to a file, which replaces an older one
     at the end of the block.
-
-    Raises:
-        UserError: If it cannot be written.
     """
     if out is None:
         if isinstance(sys.stdout, io.TextIOWrapper):

@@ -12,10 +12,7 @@ from .errors import PACKAGE, UserError, say
 
 
 def command(arguments: str = "") -> str:
-    """How the user calls a command line with these arguments, the first of which may be a sub-command.
-
-    "--shots 1" is "python -m trainers.hegraph --shots 1" in a checkout, and "hegraph --shots 1" once installed.
-    """
+    """How the user calls a command line: "python -m trainers.hegraph ARGUMENTS", or "hegraph ARGUMENTS"."""
     program = PACKAGE if PACKAGE == "hegraph" else f"python -m {PACKAGE}"
     return f"{program} {arguments}".rstrip()
 

@@ -15,12 +15,8 @@ def available_device(use_cuda: bool = True) -> str:
 
 
 def choose_device(given: str | None, called: str) -> str:
-    """The device that a user names, "cpu", "cuda" or "cuda:N"; with None or "" a GPU if there is one.
-
-    `called` is what the user calls the choice, for the message.
-
-    Raises:
-        UserError: If it is another kind of device, or torch cannot compute there.
+    """The device that a user names, "cpu", "cuda" or "cuda:N"; with None or "" a GPU if there is one. UserError, with
+    what the user calls the choice, if it is another kind of device, or torch cannot compute there.
     """
     if not given:
         return available_device()

@@ -61,7 +61,7 @@ def printable(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """What a library said when it raised an exception, in one line. Every message that quotes a library asks this."""
     if isinstance(error, ValidationError):
-        return first_problem(error)
+        return _first_problem(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
@@ -71,8 +71,8 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first thing that is wrong with a value of a schema, in one line: where, what came, what is allowed."""
+def _first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong with a value of a schema: where, what came, what is allowed."""
     found = error.errors(include_url=False)[0]
     where = repr(".".join(map(str, found["loc"])))[1:-1] or "the file"  # a key may hold a line break
     silent = found["type"] in ("missing", "extra_forbidden", "value_error")  # or the message says what came
@@ -113,9 +113,7 @@ def noted_interrupts() -> Iterator[None]:
 
 
 def was_interrupted() -> bool:
-    """Whether a signal has come in the block of `noted_interrupts`: then any exception may be what became of it, such
-    as one of a module that was being imported.
-    """
+    """Whether a signal has come, which a module that was being imported may have turned into any exception."""
     return bool(_noted)
 
 
@@ -129,8 +127,8 @@ class _OneLine(logging.Formatter):
 def show_messages() -> None:
     """Shows this package's log messages and the warnings of other packages on stderr, each in one line.
 
-    Where the calling program has set up logging itself, its handlers stay as they are. A standard error that was closed
-    before the program began is replaced by one that nobody reads, since progress bars and warnings write to it.
+    Handlers that the calling program has set stay. A standard error that was closed before the program began is
+    replaced, since progress bars and warnings write to it.
     """
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (it stays open as long as the program runs)
@@ -145,9 +143,9 @@ def report(command: Callable[[], int | None]) -> int:
     """Runs a command line, shows what it logs, and turns what it returns or raises into an exit code.
 
     Returns:
-        What the command returns (None is 0); 0 if whoever read its output has seen enough; 2 if it raised `UserError`,
-        or the machine refused something (no permission, space or memory), which is told in one line; 130 if it was
-        interrupted or terminated. Any other exception passes through, with its traceback.
+        What the command returns (None is 0); 0 if whoever read its output has seen enough; 2, after one line, if it
+        raised `UserError` or the machine refused something (no permission, space or memory); 130 if it was interrupted
+        or terminated. Any other exception passes through, with its traceback.
     """
     show_messages()
     with noted_interrupts():
@@ -166,7 +164,7 @@ def report(command: Callable[[], int | None]) -> int:
 
 
 def _mistake(error: BaseException) -> str:
-    """What a command raised, as the user is told it; raises it again if it is a mistake of the program."""
+    """What the user is told of an exception, which is raised again if it is a mistake of the program."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):

@@ -35,10 +35,8 @@ def absolute(path: str | Path) -> Path:
 
 
 def check_output(path: Path, reads: Iterable[Path | str | None] = ()) -> None:
-    """Checks a file that the user names to be written, before the work for it begins; an older one may be there.
-
-    Raises:
-        UserError: If it is a folder, a pipe or a device, or one of the files that the command reads.
+    """Raises UserError, before the work begins, if a file that is to be written is a folder, a pipe or a device, or one
+    of those that the command reads. An older file may be there.
     """
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is no file but a folder, a pipe or a device; choose another name")
@@ -115,11 +113,8 @@ def cannot_write(path: Path, error: Exception) -> UserError:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically.
-
-    Raises:
-        UserError: If the file cannot be written, or the value holds a name that is not UTF-8.
-        TypeError, ValueError: If the value is none that JSON has, such as NaN, which our own readers would refuse.
+    """Writes a value as indented JSON, atomically. UserError if the file cannot be written, or the value holds a name
+    that is not UTF-8; ValueError for NaN, which our own readers would refuse.
     """
     content = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:

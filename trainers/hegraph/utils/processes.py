@@ -24,11 +24,8 @@ TIMEOUT = datetime.timedelta(days=1)  # the longest time that a process waits fo
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """In the block, this process belongs to the group that `torchrun` started, if it started it, and takes a GPU of its
-    own, if there are any.
-
-    Raises:
-        UserError: If environment variables are not those that `torchrun` sets.
+    """In the block, this process belongs to the group that `torchrun` started, if it did, and takes a GPU of its own.
+    UserError if environment variables are not those that `torchrun` sets.
     """
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():

@@ -33,8 +33,7 @@ MAX_LENGTH, MAX_DEPTH, MAX_VALUES = 200_000, 50, 100_000  # of a configuration; 
 def reading(path: Path, what: str) -> Iterator[None]:
     """The door for a file that a stranger may have made: whatever its block raises becomes one line for the user.
 
-    The block holds what opens, parses and checks the file, and no more: a mistake of the program in it would be blamed
-    on the file. What the block must not do is execute anything that the file says.
+    The block opens, parses and checks the file, and no more: a mistake of the program would be blamed on the file.
 
     Args:
         path: The file. It has to be a regular one, since opening a named pipe or a device may wait for ever.

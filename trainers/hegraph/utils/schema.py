@@ -9,8 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from .errors import UserError
-from .errors import first_problem as first_problem
+from .errors import UserError, first_line
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -36,13 +35,11 @@ class OpenPart(BaseModel):
 
 
 def check(shape: type[Shape], value: Any, where: str) -> Shape:
-    """A value that was read, in its declared form. Nothing is converted, unless the form says so.
-
-    Raises:
-        UserError: If the value has another form: `where`, the file and what it should be, and the first thing wrong.
+    """A value that was read, in its declared form. Nothing is converted, unless the form says so. UserError, with
+    `where`, for a value of another form.
     """
     try:
         says_itself = isinstance(shape, type(BaseModel))  # on Python 3.10 isinstance(list[int], type) is true
         return TypeAdapter(shape).validate_python(value, strict=None if says_itself else True)
     except ValidationError as error:
-        raise UserError(f"{where}: {first_problem(error)}") from error
+        raise UserError(f"{where}: {first_line(error)}") from error
