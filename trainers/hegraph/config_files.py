@@ -36,6 +36,7 @@ def load_cfg(
     flags: Mapping[str, object] | None = None,
     opts: list | None = None,
     method: tuple[str, dict] | None = None,
+    *,
     known: Mapping[str, Any] | None = None,
 ) -> Config:
     """Layers a configuration as CoOp does: defaults, data set file, method file, flags, KEY VALUE pairs.
