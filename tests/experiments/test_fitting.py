@@ -154,6 +154,14 @@ def test_a_fitted_adapter_is_its_model_and_tells_its_size(tiny_bank):
     assert torch.allclose(after.norm(dim=1), torch.ones(5))
 
 
+def test_a_model_begins_with_the_same_weights_whatever_was_drawn_before(tiny_bank):
+    cfg, bank = load_cfg(opts=[*SHORT, f"{NODE}.WEIGHT_INIT", "xavier"]), load_bank(tiny_bank)
+    one, other = new_model(bank, cfg, 1).layers.state_dict(), new_model(bank, cfg, 1).layers.state_dict()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    third = new_model(bank, cfg, 2).layers.state_dict()
+    assert not all(torch.equal(value, third[name]) for name, value in one.items())
+
+
 # Through the command line
 
 

@@ -355,12 +355,3 @@ def test_a_configuration_that_contradicts_the_backbone_is_refused_before_anythin
         refused(lambda key=key, value=value: digits("out", f"INPUT.{key}", value), f"INPUT.{key}", "leave the key out")
     assert not (tmp_path / "out").exists()
     assert digits("out", "INPUT.SIZE", "(32, 32)") == 0  # what mini takes
-
-
-def test_online_training_repeats_whether_features_are_encoded_or_read(digits, same, tmp_path):
-    opts = (f"{NODE}.WEIGHT_INIT", "xavier", f"{NODE}.FEATURES.DIR", str(tmp_path / "fresh"))
-    for out in ("encoded", "read"):
-        assert digits(out, *opts, f"{NODE}.FEATURES.MODE", "online") == 0
-    assert same("encoded", "read")
-    digits("bank", *opts)
-    assert not same_adapter(tmp_path / "read", tmp_path / "bank")

@@ -50,15 +50,6 @@ def test_finished_runs_are_not_done_again_and_that_is_said(sweep, tiny, caplog):
     assert records(tiny) == [f"ZeroShot/vit_b32_1shots/seed{seed}" for seed in (1, 2)]
 
 
-def test_finished_runs_of_images_are_recognised_as_well(tmp_path, capsys, caplog):
-    grid = ["sweep", *"--datasets digits --configs mini --methods ZeroShot --shots 1 --seeds 1".split()]
-    words = [*grid, "--output", str(tmp_path), f"{OURS}.FEATURES.VIEWS", "1"]
-    assert (main(words), main(words)) == (0, 0)
-    assert "1 of 1 runs are finished" in caplog.text
-    assert main([*words[:-1], "2"]) == 2
-    assert "1 of 1 folders hold results of runs with other settings or data" in capsys.readouterr().err
-
-
 def test_the_result_of_other_settings_or_data_is_refused_before_anything_runs(sweep, tiny_bank, tiny):
     sweep(seeds="1")
     bank = load_bank(tiny_bank)

@@ -202,7 +202,7 @@ def test_a_folder_is_locked_for_one_and_is_as_before_when_it_is_left(tmp_path):
     with lock_folder(folder):
         assert is_locked(folder)
         assert json.loads((folder / HOLDER).read_text()) == {"pid": os.getpid(), "host": socket.gethostname()}
-        with pytest.raises(Locked), lock_folder(folder):
+        with pytest.raises(Locked, match=f"process {os.getpid()} on {socket.gethostname()}"), lock_folder(folder):
             pass
     assert not folder.exists()
     folder.mkdir(parents=True)
@@ -226,24 +226,6 @@ def test_a_file_system_without_locks_is_warned_of_and_a_folder_that_cannot_be_wr
     assert "cannot be locked" in caplog.text and not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=r"cannot write .*: Permission denied"), lock_folder(tmp_path / "run"):
         pass
-
-
-def test_a_single_run_or_test_on_a_locked_folder_is_refused_in_one_line_unless_it_is_finished(
-    tiny_bank, tmp_path, capsys
-):
-    alone = ["--features", str(tiny_bank), "--shots", "1", "OPTIM.MAX_EPOCH", "1"]
-    train = ["--output-dir", str(tmp_path / "o"), *alone]
-    test = ["--output-dir", str(tmp_path / "t"), "--eval-only", "--model-dir", str(tmp_path / "o"), *alone]
-    for words, folder in ((train, "o"), (test, "t")):
-        with lock_folder(tmp_path / folder):
-            capsys.readouterr()
-            assert main(words) == 2
-            error = capsys.readouterr().err
-        assert f"process {os.getpid()} on {socket.gethostname()}" in error
-        assert error.count("\n") == 1
-        assert main(words) == 0
-    with lock_folder(tmp_path / "o"):
-        assert main(train) == 0
 
 
 def test_a_run_that_another_process_is_at_comes_last_and_one_that_is_locked_meanwhile_again(runs, monkeypatch):
