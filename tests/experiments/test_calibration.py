@@ -213,3 +213,5 @@ def test_test_images_have_no_part_in_the_temperature_which_a_run_without_them_ha
     assert other["accuracy"] != record["accuracy"]
     assert load_model(out).temperature == record["calibration"]["temperature"] == other["calibration"]["temperature"]
     assert without["calibration"]["before"] is without["calibration"]["after"] is without["rejection"]["kept"] is None
+    assert (without["accuracy"], without["num_test"], without["test_set"]) == (None, 0, None)
+    assert (out / "adapter.safetensors").exists() and not (out / "predictions.safetensors").exists()

@@ -243,15 +243,6 @@ def test_a_copy_inside_coop_knows_the_commit_that_it_was_made_of(tmp_path, monke
     assert record_module.git_commit.__wrapped__() == "0123abc"
 
 
-def test_a_bank_without_test_features_trains_an_adapter_and_scores_nothing(train, record, tiny_bank, tmp_path, capsys):
-    bank = rewrite(tiny_bank, lambda tensors: [tensors.pop(f"test_{part}") for part in ("features", "labels")])
-    assert train(bank=bank) == 0
-    assert "no test images, nothing scored" in capsys.readouterr().out
-    assert (tmp_path / "out" / "adapter.safetensors").exists()
-    assert (record()["accuracy"], record()["num_test"], record()["test_set"]) == (None, 0, None)
-    assert not (tmp_path / "out" / "predictions.safetensors").exists()
-
-
 # Output that cannot be written
 
 

@@ -207,7 +207,7 @@ class HeGraphAdapter(FeatureTrainer):
         task, settings = self.folder.task, self.settings
         self.model = new_model(self.bank, settings, self.seed)
         self.register_model("hegraph", self.model)
-        self.checkpoints = self.folder.checkpoints(self.bank.classnames)
+        self.checkpoints = self.folder.checkpoints
         self.max_epoch = 0
         if self.model.layers is not None:
             keep, data = keep_epochs(self.folder, self.bank), task.batches(self.bank)

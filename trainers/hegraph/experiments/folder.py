@@ -13,7 +13,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,7 +136,7 @@ class RunFolder:
 
     def _begin(self) -> None:
         """Checks that the run may begin, removes what an earlier attempt left of its failure, and writes the split."""
-        checkpoints, resume = self.checkpoints([]), self.task.cfg.run.resume
+        checkpoints, resume = self.checkpoints, self.task.cfg.run.resume
         if resume and not checkpoints.path_to_resume.exists():
             why = f"no {CHECKPOINT}, which a run leaves when it is interrupted"
             raise UserError(f"there is nothing to resume in {resume}: {why}")
@@ -148,10 +148,11 @@ class RunFolder:
         """Where the trained model goes, or the model as it is after `epoch` epochs."""
         return self.path / model_name(epoch)
 
-    def checkpoints(self, classnames: Sequence[str]) -> Checkpoints:
+    @property
+    def checkpoints(self) -> Checkpoints:
         """Where the training of this run keeps its state; RESUME names the folder of the run that it goes on from."""
-        resume = Path(self.task.cfg.run.resume) if self.task.cfg.run.resume else self.path
-        return Checkpoints(self.path, resume, self.run_id, classnames, self.split_hash)
+        resume = Path(self.task.cfg.run.resume or self.path)
+        return Checkpoints(self.path, resume, self.run_id, self.task.classnames, self.split_hash)
 
     def finish(
         self, record: dict, tested: Tested, fitted: FittedMethod | None = None, model: SavedModel | None = None
@@ -167,7 +168,7 @@ class RunFolder:
             write_predictions(self.path, tested.logits.argmax(dim=1), tested.labels, tested.classnames)
         write_record(self.path, record)
         if self.model is None:
-            self.checkpoints([]).remove()
+            self.checkpoints.remove()
 
 
 def model_name(epoch: int | None = None) -> str:

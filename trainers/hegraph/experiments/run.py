@@ -126,7 +126,7 @@ def train_and_test(folder: RunFolder, device: str) -> dict:
         encode_targets(task)
         processes.stop()  # the others end here: what is read from now on must not wait for them
     bank = bank.to(device)
-    fitted = fit(task, bank, folder.checkpoints(bank.classnames), keep_epochs(folder, bank))
+    fitted = fit(task, bank, folder.checkpoints, keep_epochs(folder, bank))
     return test_and_finish(folder, bank, fitted, seconds)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +61,7 @@ class Unlabelled(NamedTuple):
     backbone: str = ""
 
 
+@dataclass(eq=False)
 class Task:
     """Images that a method is fitted to, tested on, or both. This class has their features at hand.
 
@@ -68,33 +69,24 @@ class Task:
         cfg, seed: The checked configuration, and the seed of everything that is drawn.
         split: The images that the few-shot protocol selected; {} where no run keeps them.
         identity: Plain values that change whenever the data would, apart from the split.
-        name: Of the data set.
-        classnames, class_ids: Its K class names, and what tells them apart across data sets, in label order.
+        class_ids: What tells its K classes apart across data sets, in label order.
+        name, classnames: Of the data set, and of its classes.
         backbone: The frozen CLIP that encodes the images; None where it is not at hand.
     """
 
     features: FeatureBank
     cfg: Config
     seed: int
-    split: Split
-    identity: dict
-    name: str
-    classnames: Sequence[str]
-    class_ids: Sequence[str]
-    backbone: Any = None
+    split: Split = field(default_factory=dict)
+    identity: dict = field(default_factory=dict)
+    class_ids: Sequence[str] = ()
+    name: str = field(init=False)
+    classnames: Sequence[str] = field(init=False)
+    backbone: Any = field(default=None, init=False)
 
-    def __init__(
-        self,
-        features: FeatureBank,
-        cfg: Config,
-        seed: int,
-        split: Split | None = None,
-        identity: dict | None = None,
-        class_ids: Sequence[str] | None = None,
-    ) -> None:
-        self.features, self.cfg, self.seed, self.name = features, cfg, seed, features.dataset
-        self.split, self.identity, self.classnames = split or {}, identity or {}, features.classnames
-        self.class_ids = ids_of_names(self.classnames) if class_ids is None else class_ids
+    def __post_init__(self) -> None:
+        self.name, self.classnames = self.features.dataset, self.features.classnames
+        self.class_ids = self.class_ids or ids_of_names(self.classnames)
 
     def check_trained_classes(self) -> None:
         """Raises UserError if the training images are of fewer than two classes, so that there is nothing to learn."""
