@@ -5,11 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
-import re
 import shutil
-import subprocess
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,6 @@ import torch
 from PIL import Image
 from tiny import (
     AUGMENTATION,
-    ROOT,
     SENTENCES,
     TINY,
     TINY_CONFIG,
@@ -47,23 +42,18 @@ OF_MINI = {"model": "hegraph-mini", "weights": "68bc1a9fda48b1b2589263b5cd232893
     [
         ("", "auto", r"MODEL\.BACKBONE\.NAME is empty"),
         ("hegraph_mini", "", r"unknown backbone 'hegraph_mini'; did you mean 'hegraph-mini'\?"),
-        ("hegraph_mini", "openai-weights", r"did you mean 'hegraph-mini'\?"),
         ("RN50", "", r"MODEL\.BACKBONE\.PRETRAINED is empty; 'RN50' needs"),
         ("RN50", "yfcc15n", r"'yfcc15n'.* did you mean 'yfcc15m'\?.*cc12m"),
-        ("RN50", "nowhere.pt", r"nowhere\.pt"),
         ("ViT-B-16-SigLIP", "auto", "neither a file nor a tag: 'openai'"),
         (
             "hf-hub:org/birds",
             "openai",
             r"hf-hub:org/birds brings its weights along: set MODEL\.BACKBONE",
         ),
-        ("local-dir:/birds", "openai", "local-dir:/birds brings its weights along"),
         ("local-dir:/birds", "auto", "must be a folder with open_clip_config"),
         ("RN50", "openai", "'openai' were trained with QuickGELU: use 'RN50-quickgelu', not 'RN50'"),
-        ("ViT-B-32", "laion400m_e32", "with QuickGELU: use 'ViT-B-32-quickgelu', not 'ViT-B-32'"),
         ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "without QuickGELU: use 'ViT-B-32', not 'ViT-B-32-quickgelu'"),
         ("RN101-quickgelu", "openai", "is not on this machine"),
-        ("ViT-B-32", "laion2b_s34b_b79k", "is not on this machine"),
         ("roberta-ViT-B-32", "laion2b_s12b_b32k", "is not on this machine"),  # has QuickGELU under its only name
     ],
 )
@@ -90,14 +80,6 @@ class _NoTensor:
 
     def __reduce__(self) -> tuple:
         return OrderedDict, (), (None, {})
-
-
-@pytest.mark.parametrize(("name", "content"), [("weights.safetensors", b"garbage" * 50), ("weights.pt", b"")])
-def test_a_damaged_weights_file_is_named_in_one_line(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"cannot load hegraph-mini.*{name}") as caught:
-        load_backbone("hegraph-mini", str(tmp_path / name))
-    assert "\n" not in str(caught.value)
 
 
 def test_pickled_code_is_not_run_even_where_reading_tensors_alone_fails(tmp_path, monkeypatch):
@@ -248,25 +230,6 @@ def test_a_tokenizer_of_transformers_without_it_is_said():
         create_model("ViT-B-16-SigLIP")
 
 
-@pytest.mark.slow
-def test_a_user_sees_the_error_and_nothing_else(tiny_model, tmp_path):
-    save_weights(tiny_model, tmp_path / "weights.safetensors")
-    (tmp_path / f"{TINY}.json").write_text(json.dumps(TINY_CONFIG))
-    code = f"""
-import open_clip, sys
-from trainers.hegraph.backbones.loading import create_model, load_backbone
-from trainers.hegraph.utils.errors import report
-open_clip.add_model_config({str(tmp_path / f"{TINY}.json")!r})
-create_model({TINY!r})  # random weights, as asked for
-load_backbone({TINY!r}, {str(tmp_path / "weights.safetensors")!r}).encode_text(["one"])
-sys.exit(report(lambda: load_backbone("RN50-quickgelu", "openai")))
-"""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"error: RN50-quickgelu with .*timm/resnet50_clip\.openai.*\n", done.stderr)
-
-
 # --- identity
 
 
@@ -290,11 +253,6 @@ def test_a_weights_file_is_known_by_its_content_and_goes_before_a_tag_of_its_nam
     for pretrained in ("auto", "two.pt"):
         assert backbone_identity(TINY, pretrained, "fp32", "cpu") == expected
         assert identity_of(load_backbone(TINY, pretrained)) == expected
-
-
-def test_a_tag_is_known_by_its_name():
-    named = backbone_identity("RN50-quickgelu", "auto", "fp32", "cpu")
-    assert named == {"model": "RN50-quickgelu", "weights": "openai"}
 
 
 def test_a_folder_and_a_repository_are_known_by_their_files(bundle, no_hub):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,20 +9,20 @@ import torch
 from tiny import assert_same_features, cache_file, save_weights
 from torchvision import transforms as T
 
-from trainers.hegraph.backbones import hub, loading
+from trainers.hegraph.backbones import identity, loading
 from trainers.hegraph.backbones.loading import create_model, find_source, load_backbone
 from trainers.hegraph.utils.errors import UserError
 
 
 def test_weights_that_cannot_be_downloaded_are_named_with_where_to_put_them_at_once(no_hub, monkeypatch):
-    asked, session = [], hub.get_session()
+    asked, session = [], identity.get_session()
 
     def head(url: str, timeout: float) -> None:
         asked.append((url, timeout))
         session.head(url, timeout=timeout)
 
-    monkeypatch.setattr(hub, "get_session", lambda: SimpleNamespace(head=head))
-    monkeypatch.setattr(hub, "hf_hub_download", lambda *_: pytest.fail("huggingface_hub tries for a minute"))
+    monkeypatch.setattr(identity, "get_session", lambda: SimpleNamespace(head=head))
+    monkeypatch.setattr(identity, "hf_hub_download", lambda *_: pytest.fail("huggingface_hub tries for a minute"))
     with pytest.raises(UserError) as caught:
         load_backbone("RN50-quickgelu", "openai")
     assert asked == [("http://127.0.0.1:9", 5)]  # seconds: once, and no longer
@@ -67,7 +66,7 @@ def test_cached_weights_of_a_tag_need_no_hub(no_hub):
 
 
 def test_a_hub_name_is_downloaded_by_the_first_name_that_the_repository_has(bundle, no_hub, tiny_model, monkeypatch):
-    monkeypatch.setattr(hub, "get_session", lambda: SimpleNamespace(head=lambda url, timeout: None))
+    monkeypatch.setattr(identity, "get_session", lambda: SimpleNamespace(head=lambda url, timeout: None))
     asked: list[str] = []
 
     def download(repository: str, filename: str) -> str:
@@ -76,7 +75,7 @@ def test_a_hub_name_is_downloaded_by_the_first_name_that_the_repository_has(bund
             raise FileNotFoundError(f"404: {filename}\nhelp")
         return str(bundle / filename)
 
-    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(identity, "hf_hub_download", download)
     remote, local = load_backbone("hf-hub:org/birds"), load_backbone(f"local-dir:{bundle}")
     names = ("open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
     assert asked[:3] == [f"org/birds {name}" for name in names]
@@ -84,10 +83,3 @@ def test_a_hub_name_is_downloaded_by_the_first_name_that_the_repository_has(bund
     assert_same_features(remote, tiny_model)
     with pytest.raises(UserError, match=r"cannot download open_clip_config\.json of org/bees: 404: open_clip_con\S+$"):
         load_backbone("hf-hub:org/bees")
-
-
-def test_files_are_found_in_the_cache_by_the_first_name(no_hub):
-    for name in ("b", "a"):
-        cache_file(no_hub, "org/birds", name).write_text(name)
-    assert hub.cached_file("org/birds", ("c", "a", "b")) == Path(cache_file(no_hub, "org/birds", "a"))
-    assert hub.cached_file("org/birds", ("c",)) is None

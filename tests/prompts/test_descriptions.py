@@ -16,8 +16,7 @@ from trainers.hegraph.datasets.digits import CLASSNAMES
 from trainers.hegraph.datasets.registry import ENTRIES, stored_datasets
 from trainers.hegraph.describe.checks import Checker, name_problems
 from trainers.hegraph.prompts import sentences as prompts
-from trainers.hegraph.prompts.sentences import DESCRIPTIONS, normalise_name, positive_prompts
-from trainers.hegraph.utils.errors import UserError
+from trainers.hegraph.prompts.sentences import DESCRIPTIONS, normalise_name
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NODE = "TRAINER.HEGRAPHADAPTER"
@@ -71,20 +70,6 @@ def test_the_classes_are_those_of_the_data_set_by_their_exact_names_in_label_ord
     assert list(read(file)) == list(dict.fromkeys(classnames_of(file, shared)))
 
 
-def test_every_data_set_of_the_shared_folder_is_covered(shared):
-    found = {path.stem for path in (shared / "data" / "classnames").glob("*.json")}
-    assert found == {NAMED_OTHERWISE.get(file, file) for file in FILES} - {"digits"}
-
-
-@pytest.mark.parametrize("dataset", sorted(SHIPPED))
-def test_every_data_set_takes_its_file_by_itself(dataset, shared):
-    names = classnames_of(SHIPPED[dataset], shared)
-    templates, described = positive_prompts(dataset, names, "both")
-    assert len(templates) == len(described) == len(names)
-    table = read(SHIPPED[dataset])
-    assert described == [table[name] for name in names]
-
-
 def test_no_sentence_occurs_twice_anywhere():
     counts = Counter(normalise_name(s) for file in FILES for sentences in read(file).values() for s in sentences)
     assert sum(counts.values()) > 9000
@@ -96,15 +81,6 @@ def test_few_sentences_compare_their_class_with_another_one(file, aliases):
     table = read(file)
     found = comparisons(table, aliases.get(file))
     assert len(found) <= MOST_COMPARISONS * sum(map(len, table.values())), found
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_no_two_class_names_are_the_same_key(file):
-    assert len({normalise_name(name) for name in read(file)}) == len(read(file))
-
-
-def test_aliases_belong_to_data_sets_that_have_a_file(aliases):
-    assert set(aliases) <= set(FILES)
 
 
 @pytest.fixture
@@ -133,10 +109,3 @@ def test_the_shipped_descriptions_are_part_of_what_a_result_is_of(zero_shot, tmp
     (tmp_path / "descriptions" / "digits.json").write_text(json.dumps(table))
     assert zero_shot("out", *source) == 2
     assert "holds the result of a run with other settings or data" in capsys.readouterr().err
-
-
-def test_templates_need_no_descriptions(tmp_path, monkeypatch):
-    monkeypatch.setattr(prompts, "DESCRIPTIONS", tmp_path / "nowhere")
-    assert len(positive_prompts("Digits", CLASSNAMES)) == 1
-    with pytest.raises(UserError, match=r"digits\.json"):
-        positive_prompts("Digits", CLASSNAMES, "both")

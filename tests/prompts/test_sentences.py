@@ -10,8 +10,6 @@ import pytest
 
 from trainers.hegraph.datasets.registry import ENTRIES
 from trainers.hegraph.prompts.sentences import (
-    DESCRIPTIONS,
-    description_file,
     fill_templates,
     negative_prompts,
     positive_prompts,
@@ -20,6 +18,7 @@ from trainers.hegraph.prompts.sentences import (
 )
 from trainers.hegraph.utils.errors import UserError
 
+PLAIN = ("StanfordCars", "SUN397", "Caltech101", "ImageNet", "ImageNetSketch", "ImageNetV2", "ImageNetA", "ImageNetR")
 PETS = ["Abyssinian", "american_bulldog"]
 
 
@@ -44,16 +43,9 @@ def descriptions(tmp_path):
         ("FGVCAircraft", "a photo of a cat, a type of aircraft."),
         ("DescribableTextures", "cat texture."),
         ("EuroSAT", "a centered satellite photo of cat."),
-        ("StanfordCars", "a photo of a cat."),
         ("Food101", "a photo of cat, a type of food."),
-        ("SUN397", "a photo of a cat."),
-        ("Caltech101", "a photo of a cat."),
         ("UCF101", "a photo of a person doing cat."),
-        ("ImageNet", "a photo of a cat."),
-        ("ImageNetSketch", "a photo of a cat."),
-        ("ImageNetV2", "a photo of a cat."),
-        ("ImageNetA", "a photo of a cat."),
-        ("ImageNetR", "a photo of a cat."),
+        *((name, "a photo of a cat.") for name in PLAIN),
     ],
 )
 def test_each_data_set_of_coop_has_its_template(dataset, sentence):
@@ -66,10 +58,6 @@ def test_templates_are_filled_in_label_order_with_underscores_as_spaces_and_the_
     assert group == [["a photo of a Abyssinian, a type of pet."], ["a photo of a american bulldog, a type of pet."]]
     (group,) = positive_prompts("OxfordPets", PETS, templates=["my {}", "your {}!"])
     assert group == [["my Abyssinian", "your Abyssinian!"], ["my american bulldog", "your american bulldog!"]]
-
-
-def test_other_braces_are_text_in_names_and_templates():
-    assert fill_templates(("a {} {tag}.",), ["{0} {x}"]) == [["a {0} {x} {tag}."]]
 
 
 @pytest.mark.parametrize("template", ["a photo.", "a {} and a {}."])
@@ -122,30 +110,10 @@ def test_a_file_of_the_users_goes_before_the_shipped_one(descriptions):
     assert positive_prompts("OxfordPets", PETS, "descriptions", descriptions=file) == [[["mine"], ["mine"]]]
 
 
-@pytest.mark.parametrize(
-    ("dataset", "name"), [("DescribableTextures", "dtd"), ("ImageNetSketch", "imagenet"), ("Digits", "digits")]
-)
-def test_the_shipped_file_of_a_data_set_is_found_by_its_name(dataset, name):
-    assert description_file(dataset) == DESCRIPTIONS / f"{name}.json"
-    assert description_file(dataset).is_file()
-    assert description_file(dataset, "my.json") == Path("my.json")
-
-
-def test_a_data_set_with_some_of_imagenets_classes_takes_theirs_alone():
-    (group,) = positive_prompts("ImageNetR", ["goldfish", "great white shark"], "descriptions")
-    assert all("goldfish" in sentence.lower() for sentence in group[0])
-    assert len(group) == 2
-
-
 @pytest.mark.parametrize("table", [["a list"], {"cat": "one sentence"}, {"cat": [1]}])
 def test_a_description_file_of_another_structure_is_refused_by_name(descriptions, table):
     with pytest.raises(UserError, match=r"descriptions\.json must hold \{class name: \[sentence, ...\]\}"):
         positive_prompts("OxfordPets", ["cat"], "descriptions", descriptions=descriptions(table))
-
-
-def test_a_missing_description_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"absent\.json"):
-        read_descriptions(tmp_path / "absent.json", ["cat"])
 
 
 # What "auto" means
@@ -164,11 +132,7 @@ def test_a_missing_description_file_is_named(tmp_path):
 )
 def test_auto_takes_descriptions_where_there_are_some(dataset, descriptions, meant):
     assert resolve_source(dataset, "auto", descriptions) == meant
-
-
-@pytest.mark.parametrize("source", ["templates", "descriptions", "both"])
-def test_a_source_that_is_named_is_taken(source):
-    assert resolve_source("OxfordPets", source) == source
+    assert resolve_source(dataset, "descriptions", descriptions) == "descriptions"
 
 
 # Negative prompts

@@ -1,4 +1,5 @@
-"""What tells one backbone from another: the model's name, its weights (by tag or by hash) and what it computes in.
+"""What tells one backbone from another: the model's name, its weights (by tag or by hash) and what it computes in; and
+where its files are: on this machine, or on the Hugging Face hub.
 
 A run keeps the identity of its backbone, so that a finished run is recognised before CLIP is loaded. This file
 therefore imports neither open_clip nor torchvision, which take seconds to import.
@@ -6,17 +7,18 @@ therefore imports neither open_clip nor torchvision, which take seconds to impor
 
 from __future__ import annotations
 
-import logging
 import os
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ..utils.errors import UserError, unknown
-from ..utils.files import file_version, hash_file
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.utils import get_session
 
-logger = logging.getLogger(__name__)
+from ..utils.errors import UserError, first_line, unknown
+from ..utils.files import file_version, hash_file
 
 MINI_NAME = "hegraph-mini"
 MINI_CONFIG = Path(__file__).parent / "mini" / f"{MINI_NAME}.json"
@@ -33,6 +35,7 @@ CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
+TIMEOUT = 5  # seconds that the hub has to answer
 USE_FOLDER = f"MODEL.BACKBONE.NAME {FOLDER}FOLDER"  # how the user names a folder, for messages
 
 
@@ -140,8 +143,6 @@ def find_bundle(name: str) -> Bundle:
     """
     place = name.partition(":")[2]
     if name.startswith(HUB):
-        from .hub import fetch_file  # only these names need huggingface_hub, which takes time to import
-
         needed, use = f"{CONFIG_NAME} and {WEIGHTS_NAMES[0]}", f"put them into a folder here: {USE_FOLDER}"
         config, weights = (fetch_file(place, names, name, needed, use) for names in ((CONFIG_NAME,), WEIGHTS_NAMES))
         return Bundle(place, config, weights)
@@ -152,6 +153,48 @@ def find_bundle(name: str) -> Bundle:
         raise UserError(f"{name} must be a folder with {CONFIG_NAME} and {WEIGHTS_NAMES[0]} or one other weights file")
     tokenizer = tuple(folder / filename for filename in TOKENIZER_NAMES if (folder / filename).is_file())
     return Bundle(folder.resolve().name, folder / CONFIG_NAME, (known or files)[0], tokenizer)
+
+
+def cached_file(repository: str, filenames: Sequence[str]) -> Path | None:
+    """The first of the files that the cache holds of "ORGANISATION/NAME", or None; UserError for another name."""
+    try:
+        paths = [try_to_load_from_cache(repository, filename) for filename in filenames]
+    except ValueError as error:
+        raise UserError(f"{repository!r} is no repository of {constants.ENDPOINT}: {first_line(error)}") from error
+    return next((Path(path) for path in paths if isinstance(path, str)), None)
+
+
+def fetch_file(repository: str, filenames: Sequence[str], what: str, needed: str, use: str) -> Path:
+    """The first of the files that the cache holds, or else the first that the repository has, downloaded.
+
+    `filenames` are of the same content, the preferred one first; the rest, and what is raised, as of `require_hub`.
+    """
+    if path := cached_file(repository, filenames):
+        return path
+    require_hub(repository, what, needed, use)
+    for filename in filenames:
+        try:
+            return Path(hf_hub_download(repository, filename))
+        except Exception as error:  # of huggingface_hub, requests or httpx: it depends on the version
+            reason = first_line(error)
+    raise UserError(f"cannot download {' or '.join(filenames)} of {repository}: {reason}")
+
+
+def require_hub(repository: str, what: str, needed: str, use: str) -> None:
+    """Asks once whether the hub answers within `TIMEOUT`; huggingface_hub itself would try for a minute.
+
+    Raises:
+        UserError: If it does not: `what` is wanted, the files `needed` have to be downloaded by hand, and the user is
+            then to `use` them.
+    """
+    hub = constants.ENDPOINT
+    try:
+        get_session().head(hub, timeout=TIMEOUT)
+    except Exception as error:  # of requests or httpx: it depends on the version
+        raise UserError(
+            f"{what} is not on this machine, and {hub} cannot be reached: download {needed} from {hub}/{repository} "
+            f"elsewhere and {use}"
+        ) from error
 
 
 def describe_transform(transform: object) -> str:

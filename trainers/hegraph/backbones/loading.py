@@ -19,7 +19,6 @@ from torchvision import transforms as T
 
 from ..utils.errors import UserError, first_line, unknown
 from .clip import Backbone, Tokenizer
-from .hub import cached_file, fetch_file, require_hub
 from .identity import (
     CONFIG_NAME,
     FOLDER,
@@ -30,9 +29,12 @@ from .identity import (
     USE_FOLDER,
     WEIGHTS_NAMES,
     backbone_identity,
+    cached_file,
     describe_transform,
+    fetch_file,
     find_bundle,
     is_bundle,
+    require_hub,
     resolve_precision,
     resolve_pretrained,
     weights_file,

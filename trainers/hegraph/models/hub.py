@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
 
-from ..backbones.hub import require_hub
+from ..backbones.identity import require_hub
 from ..utils.errors import UserError, first_line
 from .folder import CARD, CONFIG, TENSORS, find_model_folder, save_model
 from .saved import SavedModel
