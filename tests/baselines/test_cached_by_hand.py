@@ -41,17 +41,13 @@ def candidates(scale, step, start, order) -> list[tuple]:
 
 
 def test_the_grid_starts_at_a_tenth_stops_a_step_before_its_end_and_is_listed_by_distance_from_the_start():
-    # BETA ends at 2.1 in two steps of (2.1 - 0.1) / 2 = 1, ALPHA at 1.1 in two of 0.5.
-    # The distance from (1, 5) is |alpha - 1| / 1.1 + |beta - 5| / 2.1.
-    assert candidates([2.1, 1.1], [2, 2], {"ALPHA": 1.0, "BETA": 5.0}, ("BETA", "ALPHA")) == [
-        (1.0, 5.0),  # 0
-        (0.6, 5.0),  # 0.364: at the start's beta, the alphas of the grid are tried as well
-        (0.1, 5.0),  # 0.818
-        (0.6, 1.1),  # 0.364 + 1.857 = 2.221
-        (0.1, 1.1),  # 0.818 + 1.857 = 2.675
-        (0.6, 0.1),  # 0.364 + 2.333 = 2.697
-        (0.1, 0.1),  # 0.818 + 2.333 = 3.152
-    ]
+    # BETA ends at 2.1 in two steps of (2.1 - 0.1) / 2 = 1, ALPHA at 1.1 in four of (1.1 - 0.1) / 4 = 0.25.
+    # The distance from (1, 5) is |alpha - 1| / 1.1 + |beta - 5| / 2.1; at the start's beta, all alphas are tried.
+    found = candidates([2.1, 1.1], [2, 4], {"ALPHA": 1.0, "BETA": 5.0}, ("BETA", "ALPHA"))
+    assert found[:5] == [(1.0, 5.0), (0.85, 5.0), (0.6, 5.0), (0.35, 5.0), (0.1, 5.0)]
+    assert found[5:8] == [(0.85, 1.1), (0.6, 1.1), (0.35, 1.1)]  # 0.136, 0.364 and 0.591, and 1.857
+    assert found[8:10] == [(0.85, 0.1), (0.1, 1.1)]  # 0.136 + 2.333 and 0.818 + 1.857
+    assert found[10:] == [(0.6, 0.1), (0.35, 0.1), (0.1, 0.1)]  # 0.364, 0.591 and 0.818, and 2.333
 
 
 def test_gamma_starts_at_zero():

@@ -176,11 +176,10 @@ class CoOp(TrainedClassifier):
         z = tau * cos(f, T([v_1] ... [v_M] [class name k] .))
 
     The vectors v are the same for all classes, start normally distributed, and are trained through CLIP's text tower T,
-    which is frozen. As in the released code: M = 16, the class name at the end, and 50 to 200 epochs by shots (on
-    ImageNet 50; set EPOCHS [[1, 50]] there), of which the last counts.
+    which is frozen. As in the released code: M = 16, and 50 to 200 epochs by shots (on ImageNet 50; set EPOCHS [[1,
+    50]] there), of which the last counts.
 
-    Distance from the original: contexts of their own for each class, contexts that start as words, and other places for
-    the class name are left out.
+    Distance from the original: contexts for each class or from words, and other places of the class name are left out.
     """
 
     defaults: ClassVar[Defaults] = {
@@ -232,10 +231,10 @@ class GraphAdapter(TrainedClassifier):
         g_k = alpha * GCN_text(t_k; the text features of g) + (1 - alpha) * GCN_image(t_k; the image means of g)
         GCN(t_k; n_1 ... n_m) = tanh(sum over j of A_0j * n_j W + b_k),  n_0 = t_k
 
-    Class k is in group k mod 4. For each class and group there is a graph, whose nodes are the class and the m classes
-    of the group. A is `D^-1/2 (relu(cos) + I) D^-1/2` over those m + 1 nodes, D holds the row sums; it does not change.
-    The matrices W, one for each of the two graphs, and the biases b of the classes are trained. As in the released
-    file: alpha 0.7, Dassl's weight decay, W starts uniform within 1 / sqrt(d), b at 0. The schedule is the paper's.
+    Class k is in group k mod 4. For each class and group there is a fixed graph, whose nodes are the class and the m
+    classes of the group: A is `D^-1/2 (relu(cos) + I) D^-1/2` over those m + 1 nodes, D holds the row sums. A matrix W
+    for each of the two graphs and a bias b for each class are trained. As in the released file, alpha is 0.7, W starts
+    uniform within 1 / sqrt(d), and b at 0. The schedule is the paper's.
 
     Distance from the original: the released file does not run (W is 512 wide whatever d is, K must be a multiple of 4,
     all classes need equally many shots, an import is missing); here K, d and the shots of each class are free. What it
@@ -283,9 +282,7 @@ class GraphAdapter(TrainedClassifier):
 
 
 def gather(classes: Tensor, nodes: Tensor) -> Tensor:
-    """`sum over j of A_0j * n_j`, shape `[K, d]`: each class `[K, d]` is node 0 of a graph with the same other nodes
-    `[m, d]`.
-    """
+    """`sum over j of A_0j * n_j`, shape `[K, d]`, for each class `[K, d]` as node 0 beside the other nodes `[m, d]`."""
     unit = F.normalize(nodes, dim=-1)
     to_nodes = (F.normalize(classes, dim=-1) @ unit.t()).relu()  # [K, m]
     own_degree = 2 + to_nodes.sum(dim=1, keepdim=True)  # 2: the cosine of a node with itself is 1, and I adds 1

@@ -62,12 +62,10 @@ class TIMO(Method):
         z = alpha * cos(f, t'_k) + f . w_k + b_k
         t'_k = sum over the prompts p of class k of softmax_p(gamma * s_kp / |s_k|) * t_kp,    s_kp = cos(t_kp, m_k)
 
-    `s_k` holds the cosines of the class's mean image with the features `t_kp` of its P prompts. The prompts are images
-    as well, each multiplied by its cosine and taken once.
+    The features `t_kp` of the class's P prompts are images as well, each multiplied by its cosine and taken once.
 
-    Distance from the original: a bank holds one text feature for each class, so P is 1. Then `t'_k` is the text feature
-    itself, whatever gamma is, and each class has one more image. Without val images, where the authors' code stops,
-    alpha is 100, the scale of zero-shot CLIP.
+    Distance from the original: a bank holds one text feature for each class, so P is 1, and `t'_k` is the text feature
+    itself, whatever gamma is. Without val images, where the authors' code stops, alpha is 100, zero-shot CLIP's scale.
     """
 
     defaults: ClassVar[Defaults] = {
@@ -123,10 +121,7 @@ def best_on_val(
     bank: FeatureBank,
     options: Options,
 ) -> FittedMethod:
-    """The classifier of the candidate that is best on val; without val or SEARCH, of `start`.
-
-    `name` is what the record calls the candidates.
-    """
+    """The classifier of the candidate that is best on val, which the record calls `name`; without val, of `start`."""
     check_numbers("CANDIDATES", options.CANDIDATES, 0)
     selected = {}
     if options.SEARCH and has_val(bank):

@@ -34,11 +34,11 @@ class LinearProbe(Method):
     C is large neither has converged by then, and accuracy differs by up to 2.5 points. C is chosen on val: first the
     best of seven powers of ten, then 8 steps of a binary search around it.
 
-    Distance from the original: its features keep the norm that the image tower gives them, ours are unit-norm, so the
-    same C regularises more here; the range of C is wide enough for both. Of several C that are equally good on val, it
-    takes the largest in the first round and the smallest in the binary search, and returns the C at which the search
-    ends; here it is the C nearest to the option `C` among all that were tried. Without val images C stays: 100 is about
-    what val chose on three banks of ViT-B/32 features (Caltech101, OxfordPets, UCF101).
+    Distance from the original: its features keep the norm that the image tower gives them, so the same C regularises
+    more here; the range of C is wide enough for both. Of several C that are equally good on val, it takes the largest
+    in the first round and the smallest in the binary search, and returns the C at which the search ends; here it is the
+    C nearest to the option `C` among all that were tried. Without val images C stays: 100 is about what val chose on
+    three banks.
     """
 
     defaults: ClassVar[Defaults] = {
