@@ -130,10 +130,8 @@ def test_a_name_or_an_alias_is_of_exactly_one_class(aliases, words):
     [
         ("Unlike a dog, the cat has claws that draw in.", "Unlike"),
         ("The cat lacks the ear tufts of a lynx.", "lacks"),
-        ("The cat is no brown bear.", "no OTHERCLASS"),
         ("The cat is white as a blue hare in winter.", "as a OTHERCLASS"),
         (GOOD, ""),
-        ("The cat has a tail longer than its body.", ""),
         ("The cat holds a tin between its paws.", ""),
     ],
 )

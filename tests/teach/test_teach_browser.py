@@ -151,21 +151,6 @@ def test_a_drawing_becomes_an_image_and_is_tried(window, folder):
     assert "The images say one" in window.answer()
 
 
-def test_what_is_wrong_is_said_on_the_page_and_nothing_is_lost(window, folder, tmp_path):
-    window.tab("Classes")
-    before = counts(folder)
-    (tmp_path / "notes.png").write_text("no image")
-    add_images(window, "one", [tmp_path / "notes.png"])
-    window.wait(lambda: "Notes.png is no image" in window.said())
-    folder.rename(folder.with_name("elsewhere"))
-    add_class(window, "seven")
-    window.wait(lambda: "is not there any more" in window.said())
-    folder.with_name("elsewhere").rename(folder)
-    add_class(window, "ONE")
-    window.wait(lambda: "there is 'one' already" in window.said())
-    assert counts(folder) == before
-
-
 def test_nothing_is_wider_than_a_phone_and_every_control_has_a_name(window):
     window.resize(*PHONE)
     try:

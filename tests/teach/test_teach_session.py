@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from PIL import Image
 from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.datasets.images import open_image
+from trainers.hegraph.demo.drawing import PNG, SIDE
 from trainers.hegraph.estimator.training import learn
 from trainers.hegraph.labels.suggest import suggest
 from trainers.hegraph.models.folder import load_model
@@ -197,11 +201,10 @@ def test_each_button_does_what_it_says(teacher):
     teacher.do({"do": "undo"})
     teacher.do({"do": "keep", **image})
     assert teacher.session.project.read().kept == {picture.digest}
-    teacher.do({"do": "stop"})
-    assert teacher.session.stopping.is_set()
-    teacher.do({"do": "go-on"})
-    assert not teacher.session.stopping.is_set()
-    assert teacher.do({"do": "fly"})[1]
+    for what, stopped, said in (("stop", True, ""), ("go-on", False, ""), ("fly", False, "This button does nothing.")):
+        *_, (status, *_, number) = teacher.act(None, SimpleNamespace(_data={"do": what}))
+        assert said in status and number == teacher.session.view.number
+        assert teacher.session.stopping.is_set() == stopped
     with pytest.raises(UserError, match="nothing is drawn"):
         teacher.do({"do": "draw", "place": "one"})
 
@@ -223,6 +226,29 @@ def test_files_that_came_are_added_and_no_other_file_of_this_machine(teacher, tm
     assert "The files came damaged" in shown[-1][0]
     shutil.rmtree(folder)
     assert "not there any more" in list(teacher.shown())[-1][0]
+
+
+def test_a_drawing_becomes_an_image_and_what_is_tried_is_explained(teacher):
+    from trainers.hegraph.teach.page import Taught
+
+    canvas, data = Image.new("L", (SIDE, SIDE)), io.BytesIO()
+    canvas.paste(255, (130, 40, 160, 240))
+    canvas.save(data, "PNG")
+    drawing = PNG + base64.b64encode(data.getvalue()).decode()
+    assert teacher.do({"do": "draw", "place": "two"}, drawing) == ("1 image added", "")
+    session, model = teacher.session, last(teacher.session).model
+    [drawn] = [each for each in session.view.contents.classes["two"] if each.name.startswith("drawing-")]
+    shutil.copy(session.project.folder / drawn.path, teacher.uploads)
+    taught = Taught(session, teacher.uploads)
+    feature = session.features[drawn.digest]
+    for found in (taught.of_drawing(drawing), taught.of_upload({"path": str(teacher.uploads / drawn.name)})):
+        html, adapted, zero_shot, pictures = found
+        assert adapted == pytest.approx(dict(zip(model.classnames, model.probabilities(feature[None])[0].tolist())))
+        assert f"The images say <b>{next(iter(adapted))}</b>; the names of the classes alone say" in html
+        assert f"<b>{next(iter(zero_shot))}</b>" in html.partition("alone say")[2]
+        assert pictures[0] == (str(session.thumbnail(drawn)), "two: cosine 1.00")
+        cosines = [float(caption.rpartition(" ")[2]) for _, caption in pictures]
+        assert cosines == sorted(cosines, reverse=True) and len(cosines) == 5
 
 
 def test_what_is_taken_along_opens_again(teacher, tmp_path):
@@ -280,3 +306,19 @@ def test_what_encodes_images_is_what_was_said_last(tmp_path, capsys):
     assert (command.parse_arguments([]).host, command.parse_arguments([]).folder) == ("127.0.0.1", None)
     assert command.main([str(tmp_path), "--port", "0"]) == 2
     assert capsys.readouterr().err.startswith("error: cannot listen")
+
+
+def test_the_command_serves_a_folder_or_the_sample_and_keeps_what_encodes_it(tmp_path, monkeypatch):
+    pytest.importorskip("gradio", reason="gradio is not installed, which shows the page")
+    served = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "check_address", lambda host, port: None)
+    monkeypatch.setattr(command, "serve", lambda page, *given, **options: served.append((page.args[0], given, options)))
+    for arguments in (["mine", "--backbone", "hegraph-mini", "--port", "7861"], ["mine"], [], []):
+        assert command.main(arguments) == 0
+    folders = [session.project.folder for session, _, _ in served]
+    assert folders == [tmp_path / "mine"] * 2 + [tmp_path / "output/teach-digits"] * 2
+    assert {session.name for session, _, _ in served} == {"hegraph-mini"}
+    _, (host, port, css), options = served[0]
+    assert (host, port, ".card" in css) == ("127.0.0.1", 7861, True)
+    assert options == {"allowed_paths": [str(tmp_path / "mine/.hegraph/thumbnails")]}
