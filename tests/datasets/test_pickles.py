@@ -179,16 +179,16 @@ def test_what_coop_selected_before_wins_over_the_draw_of_these_shots_and_seed_an
     [
         (
             {"train": [datum("ant/1.jpg", 0, "ant"), datum("bee/1.jpg", 7, "bee")]},
-            "bee/1.jpg is 'bee', or a test",
+            "bee/1.jpg is 'bee'",
         ),
         (
             {"train": [datum("ant/1.jpg", 1, "ant"), datum("bee/1.jpg", 0, "bee")]},
-            "ant/1.jpg is 'ant', or a test",
+            "bee/1.jpg is 'bee'",
         ),
         ({"val": [datum("bee/1.jpg", 1, "wasp")]}, "bee/1.jpg is 'wasp'"),
         (
             {"train": [datum("ant/7.jpg", 0, "ant"), datum("bee/1.jpg", 1, "bee")]},
-            "ant/7.jpg is 'ant', or a test",
+            "ant/7.jpg is a test image",
         ),
         ({"val": None}, "it has no val"),
     ],

@@ -140,10 +140,12 @@ def fetch_file(url: str, path: Path, size: int | None = None, checksum: str = ""
         _from_server(url, part, note)
     try:
         check_file(part, size, checksum)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    except Broken:
+        part.unlink()
         note.unlink(missing_ok=True)
+        raise
+    os.replace(part, path)
+    note.unlink(missing_ok=True)
 
 
 def check_file(path: Path, size: int | None, checksum: str) -> None:

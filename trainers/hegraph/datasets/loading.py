@@ -215,8 +215,10 @@ def read_coop_selection(dataset: Dataset, folder: str, shots: int, seed: int) ->
     logger.info("%s: CoOp's own few-shot selection is used", path)
     drawn = read_coop_pickle(path, folder)
     known, test = set(enumerate(dataset.classnames)), {item.path for item in dataset.test}
-    odd = [item for items in drawn.values() for item in items if item[1:] not in known or item.path in test]
-    if odd or not ("val" in drawn or dataset.val_is_test):
-        why = f"{odd[0].path} is {odd[0].classname!r}, or a test image" if odd else "it has no val"
+    why = "" if "val" in drawn or dataset.val_is_test else "it has no val"
+    for item in (item for items in drawn.values() for item in items):
+        if item[1:] not in known or item.path in test:
+            why = f"{item.path} is {'a test image' if item.path in test else repr(item.classname)}"
+    if why:
         raise UserError(f"{path} was drawn from another split; delete it to draw anew ({why})")
     return drawn
