@@ -6,14 +6,12 @@ import json
 import logging
 import os
 import unicodedata
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from own_images import counts, load, make, picture, refused, rows_of, write
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.datasets import load_few_shot
 from trainers.hegraph.datasets.own import files_among
 
 
@@ -49,15 +47,6 @@ def test_two_folders_of_one_split_are_an_error(first, second, tables, tmp_path):
     for folder in {"train", first, second} if tables else ():
         write(tmp_path / folder / "metadata.csv", "file_name,label\nant/1.jpg,ant\n")
     refused(tmp_path, f"the folders {first} and {second} both mean t")
-
-
-def test_classes_of_unequal_size_are_taken_whole_where_they_have_fewer_images_than_shots(tmp_path):
-    sizes = {"ant": 1, "bee": 3, "cow": 9}
-    for split in ("train", "val"):
-        make(tmp_path, *(f"{split}/{name}/{number}.jpg" for name, size in sizes.items() for number in range(size)))
-    task = load_few_shot("ImageFolder", str(tmp_path), 4, 1)
-    for items in (task.train, task.val):
-        assert Counter(item.classname for item in items) == {"ant": 1, "bee": 3, "cow": 4}
 
 
 @pytest.mark.parametrize(
@@ -127,14 +116,6 @@ def test_a_root_that_cannot_be_read_is_an_error(tmp_path):
         ("", "ImageFolder needs --root, your folder or CSV file; expected ROOT"),
     ):
         refused(root, words)
-
-
-def test_a_root_may_be_relative_or_begin_with_a_tilde(tmp_path, monkeypatch):
-    make(tmp_path, "mine/train/ant/1.jpg")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for root in ("mine", "~/mine"):
-        assert load(root).root == tmp_path / "mine"
 
 
 # --- tables

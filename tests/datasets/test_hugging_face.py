@@ -28,8 +28,8 @@ def stored(shade: int) -> dict:
     return {"bytes": picture(shade), "path": f"{shade}.png"}
 
 
-def table(labels: list, start: int = 0, label: str = "label", named: bool = True):
-    kind = hf.ClassLabel(names=NAMES) if named else hf.Value("string")
+def table(labels: list, start: int = 0, label: str = "label"):
+    kind = hf.ClassLabel(names=NAMES)
     rows = {"image": [stored(start + i) for i in range(len(labels))], label: labels, "id": list(range(len(labels)))}
     features = hf.Features({"image": hf.Image(), label: kind, "id": hf.Value("int64")})
     return hf.Dataset.from_dict(rows, features=features)
@@ -63,18 +63,15 @@ def test_parquet_files_become_items_named_by_their_rows(parquet, prefix, caplog)
     assert list(dataset.classnames) == ["tree", "house", "boat"]  # in the order of the labels; cloud has no image
     assert dataset.open("train/3").getpixel((2, 2)) == (3, 60, 60)
     assert dataset.open("test/1").getpixel((2, 2)) == (61, 60, 60)
-    dataset.check_files()
+    again = load(f"{prefix}{parquet}")
+    assert dataset.file_version("train/0") == again.file_version("train/0")
+    assert (dataset.file_version("train/0")[0], dataset.file_sizes()) == (len(picture(0)), again.file_sizes())
+    table([1, 0, 1, 2], start=9).to_parquet(parquet / "data" / "train-00000-of-00001.parquet")
+    assert load(f"{prefix}{parquet}").file_version("train/0") != dataset.file_version("train/0")
     assert not [record for record in caplog.records if record.name.startswith("trainers")]
     if not prefix:
         os.mkfifo(parquet / "data" / "train-1.parquet")
         refused(parquet, r"train-1\.parquet: it is no regular file")
-
-
-def test_one_parquet_file_is_training_data_and_labels_may_be_texts(tmp_path):
-    table(["b", "a", "b"], named=False).to_parquet(tmp_path / "all.parquet")
-    dataset = load(tmp_path / "all.parquet")
-    assert [tuple(item)[1:] for item in dataset.train] == [(1, "b"), (0, "a"), (1, "b")]
-    assert (dataset.val, dataset.test) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -126,8 +123,9 @@ def test_a_row_may_name_a_file_or_hold_no_image_and_a_pipe_is_not_waited_for(tmp
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "1.png").write_bytes(picture(7))
     rows = [{"bytes": None, "path": str(tmp_path / name)} for name in ("pipe", "1.png")]
-    write_columns(tmp_path / "train.parquet", [*rows, None, {"bytes": None, "path": None}], list("abcd"))
-    dataset = load(tmp_path)
+    write_columns(tmp_path / "all.parquet", [*rows, None, {"bytes": None, "path": None}], list("bacd"))
+    dataset = load(tmp_path / "all.parquet")
+    assert [tuple(item)[1:] for item in dataset.train] == [(1, "b"), (0, "a"), (2, "c"), (3, "d")]
     assert dataset.open("train/1").getpixel((0, 0)) == (7, 60, 60)
     assert dataset.file_version("train/1")[0] == len(picture(7))
     with pytest.raises(UserError, match="cannot read the image train/0 of ImageFolder: is no regular file"):
@@ -149,12 +147,3 @@ def test_what_cannot_be_loaded_is_one_clear_line(tmp_path, monkeypatch):
     refused(tmp_path, clear.format(tmp_path, "fine_label"))
     monkeypatch.setitem(sys.modules, "datasets", None)
     refused(tmp_path, "needs the package datasets: pip install 'datasets>=3'")
-
-
-def test_the_version_of_an_image_changes_with_its_table_and_its_size_does_not(parquet):
-    one, again = load(parquet), load(parquet)
-    assert one.file_version("train/0") == again.file_version("train/0")
-    assert one.file_version("train/0")[0] == len(picture(0))
-    assert one.file_sizes() == again.file_sizes()
-    table([1, 0, 1, 2], start=9).to_parquet(parquet / "data" / "train-00000-of-00001.parquet")
-    assert load(parquet).file_version("train/0") != one.file_version("train/0")

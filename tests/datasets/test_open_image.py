@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +33,6 @@ def opened(tmp_path: Path, image: Image.Image | bytes, name: str, **options: obj
     return np.asarray(result).astype(int)
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def png(width: int, height: int, depth: int, colour_type: int, rows: bytes) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
 # --- colours and depth
 
 
@@ -69,18 +58,11 @@ def test_16_bits_of_grey_become_8_and_are_not_clipped(name, tmp_path):
     assert (opened(tmp_path, image, name) == GREY[..., None]).all()
 
 
-def test_16_bits_that_are_dark_or_of_colours_keep_their_scale(tmp_path):
+def test_16_bits_that_are_dark_and_floats_keep_their_scale(tmp_path):
     assert opened(tmp_path, Image.fromarray(np.full((4, 4), 200, dtype=np.uint16)), "a.png").max() == 1  # of 65535
     for value, expected in ((200, 200), (255, 255), (256, 1), (1.0, 255), (1.5, 2)):  # of 255, of 65535, or of 1
         kind = np.int32 if isinstance(value, int) else np.float32
         assert opened(tmp_path, Image.fromarray(np.full((4, 4), value, dtype=kind)), "a.tif").max() == expected
-
-    def of(colour_type: int, *pixel: int) -> bytes:
-        return png(2, 2, 16, colour_type, (b"\0" + struct.pack(f">{2 * len(pixel)}H", *pixel, *pixel)) * 2)
-
-    assert opened(tmp_path, of(2, 0xFF00, 0x8000, 0), "a.png")[0, 0].tolist() == [255, 128, 0]
-    half = opened(tmp_path, of(6, 0xFFFF, 0, 0, 0x8000), "b.png")[0, 0]
-    assert np.abs(half - [255, 127, 127]).max() <= 1
 
 
 @pytest.mark.parametrize("odd", [None, np.nan, np.inf, -np.inf])
@@ -92,27 +74,18 @@ def test_floats_become_0_to_255_and_what_is_no_number_black(odd, tmp_path):
         assert (opened(tmp_path, Image.fromarray(values), "a.tif") == expected[..., None]).all()
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "palette"])
-def test_transparent_parts_are_white(mode, tmp_path):
-    alpha = np.full(GREY.shape, 255, np.uint8)
-    alpha[:, :12] = 0
-    image, options = PHOTO.convert("RGBA"), {}
-    image.putalpha(Image.fromarray(alpha))
-    if mode == "palette":
-        image = PHOTO.convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
-        left = {image.getpixel((2, 2)), image.getpixel((2, 13))}
-        options = {"transparency": bytes(0 if index in left else 255 for index in range(4))}
-    elif mode == "LA":
-        image = image.convert("LA")
-    result = opened(tmp_path, image, "a.png", **options)
-    assert (result[:, :12] == 255).all()
-    right = GREY[..., None] if mode == "LA" else np.asarray(PHOTO)
-    assert np.abs(result - right)[:, 12:].max() <= 1
-    half = opened(tmp_path, Image.new("RGBA", (2, 2), (200, 0, 0, 128)), "b.png")[0, 0]
+def test_transparent_parts_are_white(tmp_path):
+    image = Image.new("RGBA", (2, 1), (200, 0, 0, 0))
+    image.putpixel((1, 0), (0, 200, 0, 255))
+    palette = image.convert("RGB").quantize(2)
+    clear = {"transparency": palette.getpixel((0, 0))}
+    white_and_green = [[[255, 255, 255], [0, 200, 0]]]
+    assert opened(tmp_path, image, "a.png").tolist() == white_and_green
+    assert opened(tmp_path, palette, "b.png", **clear).tolist() == white_and_green
+    assert opened(tmp_path, image.convert("RGB"), "c.png", transparency=(200, 0, 0)).tolist() == white_and_green
+    assert opened(tmp_path, image.convert("LA"), "d.png").tolist() == [[[255] * 3, [117] * 3]]  # 0.587 * 200
+    half = opened(tmp_path, Image.new("RGBA", (2, 2), (200, 0, 0, 128)), "e.png")[0, 0]
     assert np.abs(half - [227, 127, 127]).max() <= 1
-    key = opened(tmp_path, PHOTO, "a.png", transparency=(0, 255, 0))  # a colour that stands for transparent
-    assert (key[:8, 12:] == 255).all()
-    assert (key[:8, :12] == np.asarray(PHOTO)[:8, :12]).all()
 
 
 # --- EXIF
@@ -171,7 +144,7 @@ def problem_of(source: Path | bytes) -> str:
     return reason(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICNS", "TGA"])
+@pytest.mark.parametrize("kind", ["EPS", "TGA"])
 def test_a_format_that_is_not_documented_is_not_opened_whatever_the_file_is_called(tmp_path, kind, monkeypatch):
     """Pillow would start Ghostscript for an EPS file called photo.jpg."""
     monkeypatch.setattr("subprocess.check_call", lambda *args, **kwargs: pytest.fail("a program was started"))
@@ -193,15 +166,17 @@ def test_every_documented_ending_is_opened_and_the_page_names_it(tmp_path):
             assert np.abs(np.asarray(image).astype(int) - [10, 200, 90]).max() < 30
 
 
-def test_a_strip_and_what_would_fill_the_memory_are_refused_before_they_are_decoded(tmp_path):
-    Image.new("1", (MAX_RATIO, 1)).save(tmp_path / "strip.png")
-    assert open_image(tmp_path / "strip.png").size == (MAX_RATIO, 1)
+def test_a_strip_and_what_would_fill_the_memory_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    Image.new("1", (MAX_RATIO, 1)).save(tmp_path / "most.png")
+    assert open_image(tmp_path / "most.png").size == (MAX_RATIO, 1)
     for width, height in ((MAX_RATIO + 1, 1), (1, 100_000)):
         Image.new("1", (width, height)).save(tmp_path / "strip.png")
         assert problem_of(tmp_path / "strip.png") == f"its sides differ too much ({width} x {height} pixels)"
         with pytest.raises(ValueError, match="its sides differ too much"):
             open_image(tmp_path / "strip.png", as_stored=True)
-    assert "exceeds limit of 178956970 pixels" in problem_of(png(100_000, 100_000, 8, 2, b"\0"))
+    assert Image.MAX_IMAGE_PIXELS == 178956970 // 2  # Pillow refuses twice as many
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", MAX_RATIO // 4)
+    assert "exceeds limit of 500 pixels" in problem_of(tmp_path / "most.png")
 
 
 def test_what_opening_would_wait_for_and_what_is_not_there_is_told(tmp_path):
