@@ -96,7 +96,7 @@ def test_it_shows_tables_of_each_kind_of_runs_apart_and_figures_with_a_text_in_t
         "<cat> and dog: 2 (<cat> as dog 2, dog as <cat> 0)",
     ):  # fmt: skip
         assert words in page.text
-    assert "Not shown" not in page.text
+    assert "Not shown" not in page.text and "strong" in dict(page.tags) and "strong>" not in page.text
 
 
 def test_whatever_a_record_says_is_text_and_no_markup_and_what_cannot_be_shown_says_why(run, tmp_path):

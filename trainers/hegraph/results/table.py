@@ -94,7 +94,7 @@ class Table:
             text = [mean + half for mean, half in zip(text, around)]
         text = [bold(one) if is_best else one for one, is_best in zip(text, best)]
         cells = cells.assign(text=pd.Series(text, dtype=object))  # the bold ones may be a kind of str of their own
-        wide = cells.pivot(index="row", columns="column", values="text").fillna("")
+        wide = cells.set_index(["row", "column"])["text"].unstack(fill_value="")
         numbers = wide.reindex(columns=list(self.columns), fill_value="").to_numpy().tolist()
         return [[*labels, *of_row] for labels, of_row in zip(self.labels, numbers)]
 
