@@ -36,7 +36,6 @@ def test_seconds_per_epoch_are_means_over_seeds_and_a_tested_adapter_took_no_tra
     ("changes", "shown"),
     [
         ({"trainer": "TipAdapter", "epochs": 0}, ("", "", "6.00")),
-        ({"trainer": "ZeroShot", "epochs": 0}, ("", "", "6.00")),
         ({"trainer": "LinearProbe", "selected_on": "val"}, ("3", "", "6.00")),
     ],
 )
@@ -82,14 +81,22 @@ def calibrated(run):
     return make
 
 
-def test_scores_are_means_over_seeds_and_zero_shot_clip_stands_beside(calibrated, cells):
-    table = cells(calibration_table([calibrated(1, 9.0, 2.0, 0.7), calibrated(2, 7.0, 3.0, 0.9)]))
+def test_scores_are_means_over_seeds_and_zero_shot_clip_stands_beside(calibrated, run, cells):
+    untold = calibrated(3)
+    untold["calibration"]["zero_shot"] = None
+    records = [calibrated(1, 9.0, 2.0, 0.7), calibrated(2, 7.0, 3.0, 0.9), run(2), untold]
+    table = cells(calibration_table(records))
     assert table["HeGraphAdapter",] == {
         "accuracy": "80.00", "macro F1": "79.00", "NLL": "0.500", "NLL at T": "0.400", "Brier": "0.300",
         "Brier at T": "0.250", "ECE": "8.00", "ECE at T": "2.50", "T": "0.80", "kept": "",
     }  # fmt: skip
     assert table["zero-shot",]["ECE"] == "5.00" and table["zero-shot",]["accuracy"] == "50.00"
     assert table["zero-shot",]["ECE at T"] == table["zero-shot",]["T"] == ""
+    own = calibrated(1, 5.0, 1.5, 0.8, trainer="ZeroShot", variant="")
+    row = cells(calibration_table([records[0], own]))["zero-shot",]
+    assert (row["ECE"], row["ECE at T"], row["T"]) == ("5.00", "1.50", "0.80")
+    with pytest.raises(UserError, match="no record holds calibration"):
+        calibration_table(records[2:])
 
 
 def test_runs_that_disagree_about_zero_shot_clip_in_what_is_printed_are_refused(calibrated):
@@ -108,20 +115,6 @@ def test_data_sets_are_shown_as_their_mean_where_there_is_one(calibrated, cells)
         ("mean of 2", "4", "HeGraphAdapter"): "3.00",
         ("Toy", "16", "HeGraphAdapter"): "1.00",
     }
-
-
-def test_the_run_of_zero_shot_clip_gives_its_row_a_temperature(calibrated, cells):
-    own = calibrated(1, 5.0, 1.5, 0.8, trainer="ZeroShot", variant="")
-    row = cells(calibration_table([calibrated(1), own]))["zero-shot",]
-    assert (row["ECE"], row["ECE at T"], row["T"]) == ("5.00", "1.50", "0.80")
-
-
-def test_records_that_do_not_tell_all_three_are_left_out_and_alone_are_an_error(calibrated, run, cells):
-    untold = calibrated(3)
-    untold["calibration"]["zero_shot"] = None
-    assert list(cells(calibration_table([run(2), untold, calibrated(1)]))) == [("zero-shot",), ("HeGraphAdapter",)]
-    with pytest.raises(UserError, match="no record holds calibration"):
-        calibration_table([run(1), untold])
 
 
 def test_a_diagram_puts_the_bins_of_all_runs_together_and_leaves_out_those_of_few_images(calibrated):

@@ -84,14 +84,12 @@ def test_rows_are_cases_in_the_order_of_their_file_and_a_run_is_of_the_case_that
     assert shown["both",]["4"] == "83.00"
 
 
-def test_runs_of_no_case_are_left_out_and_counted_and_those_of_several_methods_refused(run, grid, caplog):
+def test_runs_of_no_case_are_left_out_and_counted(run, grid, caplog):
     found = name_cases([run(1), run(1, config={BETA: 3.0})], read_cases(grid))
     assert [record["case"] for record in found] == ["plain"]
     assert "1 of 2 runs are of no case and are left out" in caplog.text
     with pytest.raises(UserError, match="no run belongs to one of the cases plain, 1, both"):
         name_cases([run(1, config={BETA: 3.0})], read_cases(grid))
-    with pytest.raises(UserError, match=r"of several methods \(HeGraphAdapter, TaskRes\)"):
-        name_cases([run(1), run(1, trainer="TaskRes", variant="")], read_cases(grid))
 
 
 @pytest.mark.parametrize(

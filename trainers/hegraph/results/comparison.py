@@ -262,7 +262,7 @@ def name_cases(records: Sequence[dict], cases: Cases) -> list[dict]:
 
     A run belongs to the case whose values it has and, of several, to the one that names the most keys, since a case
     leaves at its default what it does not name. Runs of no case are left out with a warning. Raises UserError if no run
-    belongs to a case, or runs of several methods do.
+    belongs to a case.
     """
     named = []
     for record in records:
@@ -272,8 +272,6 @@ def name_cases(records: Sequence[dict], cases: Cases) -> list[dict]:
             named.append(record | {CASE: max(fitting, key=lambda name: len(cases[name]))})
     if not named:
         raise UserError(f"no run belongs to one of the cases {', '.join(cases)}; name runs of that sweep")
-    if len(methods := sorted({record["trainer"] for record in named})) > 1:
-        raise UserError(f"the runs of the cases are of several methods ({', '.join(methods)}); name the folders of one")
     _warn_of_the_rest(records, named, "of no case")
     return named
 
