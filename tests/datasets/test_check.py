@@ -82,7 +82,7 @@ def test_without_a_published_split_it_is_ready_but_not_for_published_numbers(foo
     ready, (*_, said, last) = check_dataset("Food101", str(food))
     assert ready and f"{food}/food-101/split_zhou_Food101.json was drawn here with seed 3; " in said and last == remedy
     path = split_file(food)  # the published one comes
-    assert "drawn" not in " ".join(check_dataset("Food101", str(food)).lines)
+    assert "drawn" not in " ".join(check_dataset("Food101", str(food))[1])
     path.write_text('{"train": [], "val": [], "test": []}')
     assert check_dataset("Food101", str(food)) == (False, ["missing or damaged: there is no train image", remedy])
 

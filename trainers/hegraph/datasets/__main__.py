@@ -13,7 +13,6 @@ import shlex
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, printable, report, say, unknown
@@ -30,11 +29,7 @@ SHOTS = (1, 2, 4, 8, 16)  # that are common
 MAX_CLASSES = 10  # a line names at most so many classes
 
 
-class State(NamedTuple):
-    """Whether a data set can be used; and what there is, or what is missing, where, and how to get it."""
-
-    ready: bool
-    lines: list[str]
+State = tuple[bool, list[str]]  # whether a data set can be used; what there is, or is missing, and how to get it
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -68,11 +63,11 @@ def run(args: argparse.Namespace) -> int:
             download(name, known[name].sources, absolute(args.root) / known[name].folder)
     ready = True
     for name in names:
-        state = check_own_images(args.root) if name == OWN else check_dataset(name, args.root)
-        first, *more = map(printable, state.lines)
-        say(f"{name:20} {'ready' if state.ready else 'not ready':10} {first}\n")
+        usable, lines = check_own_images(args.root) if name == OWN else check_dataset(name, args.root)
+        first, *more = map(printable, lines)
+        say(f"{name:20} {'ready' if usable else 'not ready':10} {first}\n")
         say("".join(f"{'':31} {line}\n" for line in more))
-        ready = ready and state.ready
+        ready = ready and usable
     return int(not ready)
 
 
@@ -88,18 +83,18 @@ def check_dataset(name: str, root: str) -> State:
         remedy.append(f"by hand: {entry.by_hand}")
     try:
         if not (folder / entry.images).is_dir():
-            return State(False, [f"missing: the images, expected in {folder / entry.images}", *remedy])
+            return (False, [f"missing: the images, expected in {folder / entry.images}", *remedy])
         pools, names = read_stored(entry, folder, seed=1, rng=random.Random(1), write=False)
         warning = _split_warning(entry, folder)
     except UserError as error:
-        return State(False, [f"missing or damaged: {error}", *remedy])
+        return (False, [f"missing or damaged: {error}", *remedy])
     paths = {item.path for split in SPLITS for item in pools[split]}
     absent = sorted(path for path in paths if not (folder / path).is_file())
     if absent:
-        return State(False, [f"missing: {len(absent)} of {len(paths)} images, {folder / absent[0]}", *remedy])
+        return (False, [f"missing: {len(absent)} of {len(paths)} images, {folder / absent[0]}", *remedy])
     sizes = Sizes(len(pools["train"]), len(pools["val"]), len(pools["test"]), len(names))
     published = [] if sizes == entry.sizes else [f"published are {entry.sizes}"]
-    return State(True, [str(sizes), *published, *([warning, *remedy] if warning else [])])
+    return (True, [str(sizes), *published, *([warning, *remedy] if warning else [])])
 
 
 def _split_warning(entry: Entry, folder: Path) -> str:
@@ -125,7 +120,7 @@ def check_own_images(root: str) -> State:
         dataset = load_own_images(root)
         check_classes(len(dataset.classnames))
     except UserError as error:
-        return State(False, [str(error)])
+        return (False, [str(error)])
     problems = dataset.unreadable_images()
     found = [f"{len(problems)} of {len(dataset.paths())} images cannot be read:"] if problems else []
     found += [f"  {path}: {problem}" for path, problem in problems.items()]
@@ -137,7 +132,7 @@ def check_own_images(root: str) -> State:
     flags = f"--dataset-config-file folder --root {shlex.quote(root)} --shots {max(SHOTS)}"
     train = command(f"{flags} --config-file vit_b16 --output-dir OUT")
     last = f"mend this, and look again: {dataset.check_command}" if found else f"train: {train}"
-    return State(not found, [*_lines_of_counts(dataset), *found, last])
+    return (not found, [*_lines_of_counts(dataset), *found, last])
 
 
 def _lines_of_counts(dataset: Dataset) -> list[str]:

@@ -50,10 +50,7 @@ class Unreachable(UserError):
 
 
 def download(name: str, sources: Sequence[Source], folder: Path) -> None:
-    """Fetches what is missing of a data set. The next call goes on after an interruption.
-
-    Raises UserError if a file cannot be fetched (the others are fetched all the same) or written.
-    """
+    """Fetches what is missing of a data set. UserError if a file cannot be fetched (the others are all the same)."""
     failures = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,10 +70,8 @@ def download(name: str, sources: Sequence[Source], folder: Path) -> None:
 def fetch(source: Source, folder: Path) -> None:
     """Fetches one file unless its targets are in place. An archive is unpacked, then removed.
 
-    Raises:
-        Unreachable: If no mirror gives it. The message says why, for each, and how to get it by hand.
-        UserError: If an archive that the user has put there is of no use.
-        OSError: If the disk is full or cannot be written.
+    Raises `Unreachable` if no mirror gives it, UserError if an archive that the user has put there is of no use, and
+    OSError if the disk is full or cannot be written.
     """
     alternatives = [source, *source.otherwise]
     at_hand = next((a for a in alternatives if a.unpack and (folder / a.file).is_file()), None)

@@ -47,10 +47,7 @@ class Row(NamedTuple):
 
 
 class OwnImages(NamedTuple):
-    """The user's own images, in whatever form they came.
-
-    `classnames` are in label order; () sorts those that occur. The rest is as of `Dataset`.
-    """
+    """The user's own images, in whatever form they came: `classnames` are in label order, () sorts those that occur."""
 
     rows: list[Row]
     open: Callable[[str], Image.Image]
@@ -60,10 +57,7 @@ class OwnImages(NamedTuple):
 
 
 def class_name(label: Any, where: str) -> str:
-    """The class name that a label stands for; "" if there is none: null, NaN, or a blank text.
-
-    It is in Unicode's form NFC: macOS writes an umlaut as two characters, and other systems as one.
-    """
+    """The class name that a label stands for, in Unicode's form NFC; "" if there is none: null, NaN or a blank text."""
     if isinstance(label, (list, dict, bytes)):
         raise UserError(f"{where}: the label must be a text or a number, got {label!r:.60}")
     return "" if label is None or label != label else unicodedata.normalize("NFC", str(label).strip())  # NaN != NaN
@@ -166,11 +160,10 @@ def _columns(path: Path) -> list[str]:
 
 
 def _read_table(path: Path, folder: str = "", default: str = "") -> list[Row]:
-    """The rows of a CSV file; Hugging Face's has a column `file_name` for `path`.
+    """The rows of a CSV file, whose images are relative to `folder`; Hugging Face's has `file_name` for `path`.
 
-    Its images are relative to `folder`, below the folder that is read. A row that names no split is of the `default`
-    one, or of that of the first folder of a `file_name`, or train. If some have a split by their folder and others have
-    none at all, that is an error: an image must not become a training image by a guess.
+    A row that names no split is of the `default` one, or of that of the first folder of a `file_name`, or train. If
+    some have one and others do not, that is an error: an image must not become a training image by a guess.
     """
     columns = _columns(path)
     place = "path" if "path" in columns else "file_name"

@@ -274,10 +274,7 @@ def _ground_truth(folder: Path, files: list[str], wordnet_ids: list[str]) -> lis
     candidates = [folder / where / name for name in GROUND_TRUTH for where in GROUND_TRUTH_FOLDERS]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
-        raise UserError(
-            f"{folder / 'images/val'} holds no class folders, and there is no file that labels its images; put one of "
-            f"{', '.join(GROUND_TRUTH)} into {folder}"
-        )
+        raise UserError(f"no file labels the images of {folder}/images/val; put one of {', '.join(GROUND_TRUTH)} there")
     labels = _read_labels(path, files)
     if not all(label.isdigit() for label in labels):
         return labels

@@ -45,10 +45,8 @@ LOADERS: dict[str, Callable[[str, str], Dataset]] = {"digits": load_digits_datas
 
 
 def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | None = None) -> Dataset:
-    """Loads a data set with its full splits. No image is opened.
-
-    `name` and `root` are DATASET.NAME and DATASET.ROOT. A missing split is drawn from `rng`, which was made from `seed`
-    and goes on after that; None makes one.
+    """Loads a data set with its full splits. No image is opened. A missing split is drawn from `rng`, which was made
+    from `seed` and goes on after that; None makes one.
     """
     entry = find_entry(name)
     if entry is None:
@@ -97,13 +95,8 @@ def load_pool(name: str, root: str, seed: int, subsample: str, used: Collection[
 
 
 def load_unlabelled(source: Path) -> Dataset:
-    """Images without labels as the test images of a data set without classes. None is opened.
-
-    Args:
-        source: A folder, which is walked into, or a CSV file with the column `path`, relative to the file's folder.
-
-    Raises:
-        UserError: If it has no image, or cannot be read.
+    """Images without labels as the test images of a data set without classes; UserError if there is none. None is
+    opened. `source` is a folder, which is walked into, or a CSV file with the column `path`, relative to its folder.
     """
     if source.is_dir():
         base = source
@@ -207,8 +200,7 @@ def read_coop_selection(dataset: Dataset, folder: str, shots: int, seed: int) ->
     CoOp keeps its selection as a pickle in `folder` and takes it in every later run, so it is taken here as well. One
     that was drawn from another split than the one that is here is an error.
     """
-    if shots < 1 or dataset.root is None:
-        return None  # CoOp keeps no selection of all images
+    assert dataset.root is not None  # it lies below the data root
     path = dataset.root / folder / "split_fewshot" / f"shot_{shots}-seed_{seed}.pkl"
     if not path.is_file():
         return None

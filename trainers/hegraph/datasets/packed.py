@@ -51,16 +51,11 @@ PREFIX = "hf:"
 IMAGE, LABEL = "image", "label"
 
 
-class Shard(NamedTuple):
-    """A tar file: its split, what paths of its images begin with, and where it is."""
-
-    split: str
-    name: str
-    file: Path
+Shard = tuple[str, str, Path]  # of a tar file: its split, what paths of its images begin with, and where it is
 
 
 class Member(NamedTuple):
-    """Where an image lies: the tar file, the place of its first byte there, its bytes, and the file's time in ns."""
+    """Where an image lies: the tar file, its first byte there, how many it has, and the file's time in ns."""
 
     shard: Path
     start: int
@@ -72,7 +67,7 @@ def read_shards(root: str) -> OwnImages | None:
     """The images of tar shards; None if `root` names none."""
     folder = absolute(root)
     if local := os.path.isdir(folder):
-        shards = [Shard(split, path, folder / path) for split, path in files_of_splits(folder, ".tar")]
+        shards = [(split, path, folder / path) for split, path in files_of_splits(folder, ".tar")]
     else:
         shards = _named_shards(root) if ".tar" in root else []
     if not shards:
@@ -81,14 +76,14 @@ def read_shards(root: str) -> OwnImages | None:
     for split, _, file in shards:
         if (first := split_of.setdefault(os.path.realpath(file), split)) != split:
             raise UserError(f"the shard {file} is in {first} and in {split}; a shard has one split: leave one out")
-    beside = folder if local else next((each.file.parent for each in shards if each.file.parent != _cache()), folder)
+    beside = folder if local else next((file.parent for *_, file in shards if file.parent != _cache()), folder)
     names = _read_classnames(beside / CLASSNAMES)
     rows: list[Row] = []
     members: dict[str, Member] = {}
-    for shard in shards:
-        for path, member, label in _samples(shard, names):
-            rows.append(Row(shard.split, path, label))
-            members[path] = member
+    for split, place, file in shards:
+        for name, member, label in _samples(file, names):
+            rows.append(Row(split, f"{place}/{name}", label))
+            members[f"{place}/{name}"] = member
     return OwnImages(rows, open=partial(_open, members), version=partial(_version, members), classnames=names)
 
 
@@ -122,14 +117,13 @@ def _named_shards(root: str) -> list[Shard]:
     for split, expanded in urls_of.items():
         short = [re.split(r"[/\s]", url)[-1] for url in expanded]
         for url, name in zip(expanded, short):
-            shards.append(Shard(split, f"{split}/{name if short.count(name) == 1 else url}", _fetched(url)))
+            shards.append((split, f"{split}/{name if short.count(name) == 1 else url}", _fetched(url)))
     return shards
 
 
 def _expanded(urls: str) -> list[str]:
-    """The paths and addresses that a text stands for, which may hold `::` and braces, as webdataset takes them.
-
-    Unlike there, variables of the environment are not put in: a text of a stranger's could send them anywhere.
+    """The paths and addresses that a text stands for, which may hold `::` and braces, as webdataset takes them. Unlike
+    there, variables of the environment are not put in: a text of a stranger's could send them anywhere.
     """
     shown, expanded = f"--root has {shortened(urls, 80)!r}", urls.split("::")
     if "{" in urls:
@@ -173,42 +167,37 @@ def _fetched(url: str) -> Path:
 # --- what a shard holds
 
 
-def _samples(shard: Shard, names: Sequence[str]) -> list[tuple[str, Member, str]]:
-    """The samples of a shard: the path of the image, where it lies, and its class, "" if it has none."""
+def _samples(shard: Path, names: Sequence[str]) -> list[tuple[str, Member, str]]:
+    """The samples of a shard: the name of the image there, where it lies, and its class, "" if it has none."""
     images: dict[str, list[tuple[str, Member]]] = defaultdict(list)  # of each sample
     labels: dict[str, set[str]] = defaultdict(set)
-    with reading(shard.file, "a whole tar file that is not compressed"), tarfile.open(shard.file, "r:") as tar:
-        status = shard.file.stat()
+    whole = reading(shard, "a whole tar file that is not compressed")
+    with whole, shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        status = shard.stat()
         for entry in tar:
             entry.name.encode()  # no record could hold a name that is not UTF-8
             folder, _, last = entry.name.rpartition("/")
             stem, _, extension = last.partition(".")  # as webdataset cuts it
             key = f"{folder}/{stem}"
             if entry.isfile() and f".{extension.lower()}" in IMAGE_SUFFIXES:
-                member = Member(shard.file, entry.offset_data, entry.size, status.st_mtime_ns)
-                images[key].append((f"{shard.name}/{entry.name}", member))
+                member = Member(shard, entry.offset_data, entry.size, status.st_mtime_ns)
+                images[key].append((entry.name, member))
             elif entry.isfile() and extension in LABELS:
                 content = tar.extractfile(entry)
                 assert content is not None  # it is a file
-                labels[key].add(_class_of(content.read(), extension, names, f"{shard.file}: {entry.name}"))
-        _check_end(shard.file, tar.offset)
+                labels[key].add(_class_of(content.read(), extension, names, f"{shard}: {entry.name}"))
+        file.seek(tar.offset)  # where a block of zeros has to follow the last member; further ones may be missing
+        end = file.read(2 * tarfile.BLOCKSIZE)
+        if len(end) < tarfile.BLOCKSIZE or any(end):
+            raise ValueError(f"it is cut off: no end of archive is at byte {tar.offset}")
     for key in {**images, **labels}:
         found = sorted(labels[key] - {""})
         if len(images[key]) != 1 or len(found) > 1:
             raise UserError(
-                f"{shard.file}: the sample {key.lstrip('/')} has {len(images[key])} images and the labels "
+                f"{shard}: the sample {key.lstrip('/')} has {len(images[key])} images and the labels "
                 f'{", ".join(found) or "none"}; it needs one image, and one label in .cls, or in .json under "label"'
             )
     return [(*images[key][0], "".join(labels[key])) for key in images]
-
-
-def _check_end(shard: Path, place: int) -> None:
-    """Raises ValueError if no block of zeros follows where the members of a tar end: further ones may be missing."""
-    with shard.open("rb") as file:
-        file.seek(place)
-        end = file.read(2 * tarfile.BLOCKSIZE)
-    if len(end) < tarfile.BLOCKSIZE or any(end):
-        raise ValueError(f"it is cut off: no end of archive is at byte {place}")
 
 
 def _class_of(content: bytes, extension: str, names: Sequence[str], where: str) -> str:
