@@ -1,60 +1,53 @@
-"""Runs Python programs as `python -m NAME` and `python FILE` do, each in a process of its own.
+"""What a process of its own does that runs a Python program as `python -m NAME` and `python FILE` do.
 
-They are forked from one that has imported torch: that takes longer than most of what the tests run. A line on stdin is
-a job, in JSON; a line on stdout is the exit codes of its processes.
+`hosts.py` forks it from one that has imported torch: that takes longer than most of what the tests run.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import json
 import os
 import runpy
 import signal
 import sys
 import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
+TESTS = Path(__file__).parents[1]
 IMPORTED = (
     "torch", "torchvision", "open_clip", "safetensors.torch", "sklearn.datasets", "sklearn.metrics", "yacs.config",
     "scipy.io", "gdown", "tabulate", "torch.utils.tensorboard",
 )  # fmt: skip
 
 
-def serve() -> None:
-    for name in IMPORTED:
-        with contextlib.suppress(ImportError):  # the last two are the real Dassl's
-            importlib.import_module(name)
-    for line in sys.stdin:
-        job = json.loads(line)
-        children = []
-        for rank in range(job["processes"]):
-            child = os.fork()
-            if not child:
-                run(job, rank)
-            children.append(child)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        sys.stdout.write(json.dumps(codes) + "\n")
-        sys.stdout.flush()
+def run(words: Sequence[str], path: Sequence[str], log: str, environment: dict[str, str], die_after_epoch: int) -> None:
+    """Becomes a program; does not return.
 
-
-def run(job: dict, rank: int) -> None:
-    """Becomes the program; does not return."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        file = job[name] + (f".{rank}" if rank else "")
-        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
-    os.chdir(job["cwd"])
-    os.environ.update(job["environment"], RANK=str(rank), LOCAL_RANK=str(rank))
-    sys.path[:1] = [job["cwd"], *job["path"]]  # instead of this file's folder
-    sys.argv = [job["program"], *job["arguments"]]
-    if job["die_after_epoch"]:
-        die_after(job["die_after_epoch"])
-    code = 0
+    Args:
+        words: The program, and its arguments.
+        path: The folder it is started in, and what is on PYTHONPATH.
+        log: Where its output goes, to files that end in .out and .err.
+        die_after_epoch: After how many epochs of training it is killed; 0 for never.
+    """
+    for number, name in enumerate((os.devnull, f"{log}.out", f"{log}.err")):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
+    sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in enumerate("rww"))  # noqa: SIM115
+    os.chdir(path[0])
+    os.environ.update(environment)
+    ours = {"", str(TESTS), str(TESTS.parent), str(TESTS / "standin")}
+    sys.path[:] = [*path, *(entry for entry in sys.path if entry not in ours)]
+    sys.argv = list(words)
+    warnings.simplefilter("ignore")
+    code: object = 0
     try:
-        if job["program"].endswith(".py"):
-            runpy.run_path(job["program"], run_name="__main__")
+        if die_after_epoch:
+            die_after(die_after_epoch)
+        if words[0].endswith(".py"):
+            runpy.run_path(words[0], run_name="__main__")
         else:
-            runpy.run_module(job["program"], run_name="__main__", alter_sys=True)
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code or 0
     except BaseException:
@@ -76,7 +69,3 @@ def die_after(epoch: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     training_class.end_epoch = end_and_die
-
-
-if __name__ == "__main__":
-    serve()

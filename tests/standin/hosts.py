@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +20,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from standin.forkserver import IMPORTED, run
 
 ROOT = Path(__file__).parents[2]
 STANDIN = Path(__file__).parent
 KINDS = ("standin", "real")
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(list(IMPORTED))  # those that are there
 NODE = "TRAINER.HEGRAPHADAPTER"
 QUICK = ("OPTIM.MAX_EPOCH", "6", f"{NODE}.MIN_STEPS", "0", f"{NODE}.FEATURES.VIEWS", "2", "OPTIM.LR", "0.01")
 UNEQUAL = ("host", "seconds", "peak_memory_mb", "finished_at")  # keys of a record that two hosts need not share
@@ -131,10 +134,10 @@ class Ran:
 
 
 class Host:
-    """A CoOp checkout with our package in it, a Dassl, images, and a process that runs commands there."""
+    """A CoOp checkout with our package in it, a Dassl and images."""
 
-    def __init__(self, kind: str, folder: Path, server: subprocess.Popen) -> None:
-        self.kind, self.folder, self.server = kind, folder, server
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind, self.folder = kind, folder
         self.dassl, _ = find(kind)
         self.checkout = copy_coop(kind, folder / "CoOp")
         installed = install(self.checkout)
@@ -164,29 +167,24 @@ class Host:
     ) -> Ran:
         """Runs `python -m PROGRAM`, or `python PROGRAM` if it ends in .py, in the checkout."""
         self.count += 1
-        log = self.folder / f"log{self.count}"
-        environment = {}
+        log = str(self.folder / f"log{self.count}")
+        paths = [str(entry) for entry in (checkout or self.checkout, *((self.dassl,) if path is None else path))]
+        ranks = [{}]
         if processes > 1:  # what torchrun sets
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            environment = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        job = {
-            "program": program,
-            "arguments": [str(argument) for argument in arguments],
-            "cwd": str(checkout or self.checkout),
-            "path": [str(entry) for entry in ((self.dassl,) if path is None else path)],
-            "environment": environment,
-            "stdin": os.devnull,
-            "stdout": f"{log}.out",
-            "stderr": f"{log}.err",
-            "die_after_epoch": die_after_epoch,
-            "processes": processes,
-        }
-        self.server.stdin.write(json.dumps(job) + "\n")
-        self.server.stdin.flush()
-        codes = json.loads(self.server.stdout.readline())
-        return Ran(codes, Path(job["stdout"]).read_text(), Path(job["stderr"]).read_text(), folder or self.folder)
+                port = str(free.getsockname()[1])
+            of_all = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            ranks = [of_all | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+        started = []
+        for rank, environment in enumerate(ranks):
+            job = [program, *map(str, arguments)], paths, log + (f".{rank}" if rank else ""), environment
+            started.append(FORKSERVER.Process(target=run, args=(*job, die_after_epoch)))
+            started[-1].start()
+        for process in started:
+            process.join(timeout=900)
+        codes = [process.exitcode for process in started]
+        return Ran(codes, Path(f"{log}.out").read_text(), Path(f"{log}.err").read_text(), folder or self.folder)
 
     def arguments(
         self, out: Path, *opts: object, data: str = "caltech101", shots: int | None = 2, seed: int | None = 1,
@@ -220,17 +218,11 @@ class Host:
 
 @contextmanager
 def open_host(kind: str, folder: Path) -> Iterator[Host]:
-    """A host, and the process that runs its commands."""
+    """A host, in whose environment is nothing of ours."""
     find(kind)
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "WORLD_SIZE")}
-    server = subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(STANDIN / "forkserver.py")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=environment | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    try:
-        yield Host(kind, folder, server)
-    finally:
-        server.stdin.close()
-        server.wait(timeout=900)
-        server.stdout.close()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PYTHONPATH", "WORLD_SIZE"):
+            patch.delenv(name, raising=False)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield Host(kind, folder)
