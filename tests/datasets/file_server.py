@@ -128,9 +128,7 @@ def pack(kind: str, files: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, content in files.items():
-            info = zipfile.ZipInfo("placeholder")
-            info.filename = name  # unlike the constructor, this changes nothing of it
-            packed.writestr(info, content, zipfile.ZIP_DEFLATED)
+            packed.writestr(name, content)
     return buffer.getvalue()
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from pathlib import Path
 
 import pytest
+from file_server import tar_with
 from PIL import Image
 
 from trainers.hegraph.datasets import Dataset, load_dataset
@@ -28,13 +28,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]] | dict[str, bytes], mode: str = "w") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as tar:
-        for name, content in members.items() if isinstance(members, dict) else members:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    return path
+    return write(path, tar_with(*(members.items() if isinstance(members, dict) else members), mode=mode))
 
 
 def picture(red: int, green: int = 60, blue: int = 60) -> bytes:

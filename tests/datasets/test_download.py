@@ -424,15 +424,10 @@ def test_an_archive_that_is_damaged_or_not_safe_is_removed_and_the_next_mirror_h
     assert names_in(tmp_path / "root") == {"set"} | {f"set/{name}" for name in UNPACKED - {"names.txt"}}
 
 
-@pytest.mark.parametrize("name", ["/escaped", "C:/escaped", "images\\..\\..\\..\\escaped", "../escaped"])
-def test_whatever_a_member_is_called_it_stays_inside(server, tmp_path, name):
-    for kind in ("zip", "tar"):
-        (tmp_path / kind / "set").mkdir(parents=True)
-        url = server.url(f"/{kind}", serve(pack(kind, {**FILES, name: b"x"})))
-        try:
-            fetch(archive(url), tmp_path / kind / "set")
-        except Unreachable as error:
-            assert kind == "tar" and "not safe" in str(error)
+def test_whatever_a_member_of_a_zip_file_is_called_it_stays_inside(server, tmp_path):
+    odd = dict.fromkeys(("/escaped", "C:/escaped", "images\\..\\..\\escaped", "../../../escaped"), b"x")
+    (tmp_path / "root" / "set").mkdir(parents=True)
+    fetch(served(server, pack("zip", {**FILES, **odd})), tmp_path / "root" / "set")
     assert [path for path in names_in(tmp_path) if "escaped" in path] == []
     assert not Path("/escaped").exists()
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from own_images import counts, load, make, picture, refused, rows_of, write
+from own_images import counts, load, picture, refused, rows_of, write
 
 from trainers.hegraph.utils.errors import UserError
 
@@ -72,19 +72,6 @@ def test_parquet_files_become_items_named_by_their_rows(parquet, prefix, caplog)
     if not prefix:
         os.mkfifo(parquet / "data" / "train-1.parquet")
         refused(parquet, r"train-1\.parquet: it is no regular file")
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [({"Train-0": [1, 0, 1], "data/VALID-0": [0, 1]}, [3, 2, 0]), ({"part-0": [1, 0], "part-1": [1, 0]}, [4, 0, 0])],
-)
-def test_parquet_files_may_begin_with_any_name_of_their_split_or_be_all_train(tmp_path, files, expected):
-    (tmp_path / "data").mkdir()
-    for name, labels in files.items():
-        table(labels).to_parquet(tmp_path / f"{name}.parquet")
-    assert counts(load(tmp_path)) == expected
-    make(tmp_path, "data/cifarTest.parquet")
-    refused(tmp_path, r"data/cifarTest\.parquet must begin with its split, one of train, ")
 
 
 @pytest.mark.parametrize(

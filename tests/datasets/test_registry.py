@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from trainers.hegraph.datasets import layouts, load_dataset, load_few_shot
+from trainers.hegraph.datasets import layouts, load_dataset
 from trainers.hegraph.datasets.digits import DOMAINS, HALVES
 from trainers.hegraph.datasets.loading import LOADERS
 from trainers.hegraph.datasets.registry import ENTRIES, canonical_name, find_entry, stored_datasets
-from trainers.hegraph.prompts.sentences import DESCRIPTIONS, negative_prompts, positive_prompts
+from trainers.hegraph.prompts.sentences import DESCRIPTIONS
 from trainers.hegraph.utils.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "datasets"
@@ -78,19 +77,3 @@ def test_the_names_that_people_use_find_their_data_set_and_of_a_name_that_is_non
             UserError, match=f"unknown data set '{name}'" + ("; did you mean 'OxfordPets'" * bool(name))
         ):
             load_dataset(name)
-
-
-def test_a_new_data_set_needs_an_entry_and_nothing_else(tmp_path, monkeypatch):
-    entry = replace(
-        STORED["Food101"], name="MyBirds", aliases=("birds",), folder="my-birds", split_file="", descriptions="",
-        templates=("a {} in the air.",), negative_templates=("no {} in the air.",),
-    )  # fmt: skip
-    monkeypatch.setitem(ENTRIES, "MyBirds", entry)
-    for name in ("wren", "robin"):
-        (tmp_path / "my-birds" / "images" / name).mkdir(parents=True)
-        for number in range(10):
-            (tmp_path / "my-birds" / "images" / name / f"{number}.jpg").touch()
-    dataset = load_few_shot("Birds", str(tmp_path), 2, 1)
-    assert [len(dataset.train), len(dataset.val), len(dataset.test)] == [4, 4, 6]
-    assert positive_prompts("MyBirds", dataset.classnames) == [[["a robin in the air."], ["a wren in the air."]]]
-    assert negative_prompts("MyBirds", dataset.classnames) == [["no robin in the air."], ["no wren in the air."]]
