@@ -65,12 +65,6 @@ def test_another_fingerprint_is_refused_and_the_difference_is_named(mini_model, 
         ImageModel(with_backbone(mini_model, fingerprint=fingerprint), mini)
 
 
-def test_another_precision_than_that_of_the_training_is_one_line(mini_model, mini, caplog):
-    fingerprint = mini.fingerprint | {"precision": "fp16"}
-    ImageModel(with_backbone(mini_model, fingerprint=fingerprint, precision="fp16"), mini)
-    assert caplog.messages == ["the model was trained on features in fp16, and these are in fp32"]
-
-
 def test_a_model_of_a_bank_needs_its_backbone_to_be_named(tmp_path, mini_model, mini, caplog):
     of_bank = mini_model.model_copy(update={"backbone": BackboneConfig(title="RN50/openai")})
     with pytest.raises(UserError, match=r'from a feature bank \(RN50/openai\).*--backbone NAME.*backbone="NAME"'):

@@ -30,8 +30,6 @@ def model_card(model: SavedModel) -> str:
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         header=card_header(model).to_yaml(),
         model=model,
-        trained=model.trained_on,
-        scores=scores,
         listed=LISTED_CLASSES,
         rows=[
             ("zero-shot CLIP", scores.accuracy_zero_shot, scores.ece_zero_shot),

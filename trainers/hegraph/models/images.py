@@ -41,14 +41,11 @@ class ImageModel:
     def load(
         cls, folder: Path | str, device: str = "cpu", backbone: str = "", pretrained: str = "", precision: str = AUTO
     ) -> ImageModel:
-        """Reads a model folder, and loads its backbone.
+        """Reads a model folder, or `model/` in the output folder of a run, and loads its backbone on a device.
 
-        Args:
-            folder: The model folder, or the output folder of a run.
-            device: Where it runs.
-            backbone, pretrained: As `load_backbone` takes them; "" takes those that the model names. A model that was
-                trained from a feature bank names none. Weights that lie elsewhere on this machine are named here too.
-            precision: As `load_backbone` takes it. It need not be that of the training.
+        `backbone`, `pretrained` and `precision` are as `load_backbone` takes them. "" takes those that the model names:
+        one that was trained from a feature bank names none, and weights may lie elsewhere on this machine. The
+        precision need not be that of the training.
 
         Raises:
             UserError: If the folder is damaged, or the backbone is not named, cannot be had or is another.
