@@ -68,9 +68,10 @@ class Added(NamedTuple):
 def lessons_of(model: SavedModel) -> Lessons:
     """What a model was taught; UserError if it does not know, or its labels do not tell its classes apart."""
     if model.lessons is None:
-        ours = model.method == "HeGraphAdapter"
-        why = "is of a version that did not keep its labelled images" if ours else "is none of HeGraphAdapter"
-        raise UserError(f"the model cannot be taught more, since it {why}; train it again")
+        raise UserError(
+            "the model cannot be taught more, since it did not keep its labelled images: it is of an earlier version, "
+            "or none of HeGraphAdapter; train it again"
+        )
     if len(model.lessons.by_label) < len(model.classnames):
         raise UserError("two classes of the model have one label, so that none can be changed; give fit labels")
     return model.lessons
@@ -140,6 +141,8 @@ class Teacher:
         labels = torch.tensor(np.searchsorted(added.classes, added.y).tolist(), dtype=torch.long)
         if is_images and added.has_text:
             raise UserError("text features go with image features; of images, the backbone encodes the prompts")
+        if X is None and known is None and not (added.has_text or cfg.backbone.name):
+            raise UserError("a class without images needs text_features, or a backbone that encodes its name")
         if is_images and not cfg.backbone.name:
             raise UserError('images need a backbone: give backbone="ViT-B-32-quickgelu" or another, or config')
         has_nodes = known is None or known.positive is not None
@@ -159,7 +162,9 @@ class Teacher:
             features = task.bank().train_features
             ids = torch.tensor([opened[item.path] for item in task.dataset.train], dtype=torch.long)
         else:
-            features = torch.zeros(1, 0, self.width(added, task))
+            shape = np.shape(added.negative if added.positive is None else added.positive)
+            before = shape if known is None else known.features.shape
+            features = torch.zeros(1, 0, before[-1] if task is None else task.backbone.width)
         width = features.shape[-1]
         if task is not None and task.backbone.width != width:
             raise UserError(f"X has {width} features, but {task.backbone.name} gives {task.backbone.width}")
@@ -172,16 +177,6 @@ class Teacher:
         if negative is None and positive is not None:
             negative = -positive
         return Lessons(added.classes, tuple(names), features, labels, ids, positive, negative), task
-
-    def width(self, added: Added, task: ImageTask | None) -> int:
-        """That of features where none are added: those of the backbone, those before, or the text features."""
-        if task is not None:
-            return task.backbone.width
-        if self.known is not None:
-            return self.known.features.shape[-1]
-        if not added.has_text:
-            raise UserError("a class without images needs text_features, or a backbone that encodes its name")
-        return np.shape(added.negative if added.positive is None else added.positive)[-1]
 
     @contextmanager
     def configured(self, shots: int) -> Iterator[Config]:

@@ -92,8 +92,8 @@ def recipe_of(model: SavedModel) -> dict[str, Any]:
     if model.method not in ("HeGraphAdapter", "ZeroShot"):
         return {}
     others = (*OURS, "TRAINER.NAME", "MODEL.", f"{NODE}.VARIANT", f"{NODE}.PREC", f"{NODE}.SELECT")
-    known = {key: value for key, value in model.trained_on.config.items() if key in OPTIONS}
-    known = {key: value for key, value in known.items() if not key.startswith(others)}
+    config = model.trained_on.config
+    known = {key: value for key, value in config.items() if key in OPTIONS and not key.startswith(others)}
     try:
         if chosen := model.trained_on.selected:  # on val images
             known |= zip(chosen["keys"], chosen["value"])
