@@ -23,7 +23,7 @@ from ..experiments.folder import is_locked
 from ..results.records import find_runs
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say
-from .cluster import check_address, check_demand, connected
+from .cluster import check_demand, connected
 from .grid import Run, read_grid
 from .workers import FAILED, LOCKED, Result, attempt, has_failed, is_done, run_in_workers
 
@@ -107,7 +107,6 @@ def run_command(args: argparse.Namespace) -> int:
     if args.ray is not None:
         if args.workers:
             raise UserError("--workers are of this machine, and --ray has its own; give one of them")
-        check_address(args.ray)
         check_demand(args.cpus_per_run, args.gpus_per_run)
     grid = read_grid(*grid_of(args))
     runs = grid.runs()

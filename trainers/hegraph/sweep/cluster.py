@@ -11,7 +11,6 @@ import io
 import logging
 import math
 import os
-import re
 import shutil
 import signal
 import socket
@@ -41,20 +40,11 @@ from .workers import DONE, FAILED, LOCKED, THREADS, Result, attempt, is_done, re
 logger = logging.getLogger(__name__)
 
 LOCAL, AUTO = "local", "auto"
-ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:]+\]|[^\s:/\[\]]+):[0-9]{1,5}")  # HOST:PORT
 ANSWERED_WITHIN = 10.0  # seconds in which a port has to answer
 TRIES = 4  # how often a run is sent before it counts as failed: its worker may die of its memory every time
 AHEAD = 2  # runs that are away for each that the cluster can do at a time, so that no worker waits for the next
 MOST_AWAY = 900  # each holds the lock of its folder, and a process may have 1,024 open files
 LOOK = 10.0  # seconds between two looks at the machines of the cluster
-
-
-def check_address(address: str) -> None:
-    """Raises UserError if an address is none that `--ray` takes."""
-    if address not in (LOCAL, AUTO) and not ADDRESS.fullmatch(address):
-        raise UserError(
-            f"--ray takes {LOCAL}, {AUTO} or HOST:PORT of the cluster's head, such as 10.0.0.1:6379, got {address!r}"
-        )
 
 
 def check_demand(cpus: float, gpus: float) -> None:
@@ -92,7 +82,8 @@ def connected(address: str, cpus: float, gpus: float, verbose: bool = False) -> 
             socket.create_connection((host.strip("[]"), int(port)), ANSWERED_WITHIN).close()
         ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, **settings)
     except Exception as error:  # where its processes do not start in time, Ray raises nothing narrower
-        raise UserError(f"no Ray cluster answers at {address}: {' '.join(str(error).split()):.200}") from error
+        why = " ".join(str(error).split())
+        raise UserError(f"no Ray cluster answers at {address} ({LOCAL}, {AUTO} or HOST:PORT): {why:.200}") from error
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)  # Ray would abort the process on SIGTERM

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -84,26 +84,19 @@ def run_separately(run: Run, verbose: bool = False) -> dict:
         UserError: If the process says that the user has made a mistake.
         RuntimeError: If it fails in another way. After the first line comes the end of what the process printed.
     """
-    printed: deque[str] = deque(maxlen=100)
     command = [sys.executable, "-m", PACKAGE, *run.arguments()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        try:
-            for line in process.stdout or ():
-                printed.append(line)
-                if verbose:
-                    sys.stderr.write(line)
-        except KeyboardInterrupt:
-            process.kill()
-            raise
-    record = read_record(run.folder)
-    if process.returncode == 0 and record is not None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if verbose:
+        sys.stderr.write(done.stdout)
+    record, printed = read_record(run.folder), done.stdout.splitlines()[-100:]
+    if done.returncode == 0 and record is not None:
         return record
     if is_locked(run.folder):
         raise Locked(run.folder)
-    last = f"it ended with code {process.returncode} and left no record"
-    if process.returncode and printed:
+    last = f"it ended with code {done.returncode} and left no record"
+    if done.returncode and printed:
         last = printed[-1].strip().removeprefix("error: ")
-    raise UserError(last) if process.returncode == 2 else RuntimeError(f"{last}\n{''.join(printed)}")
+    raise UserError(last) if done.returncode == 2 else RuntimeError("\n".join([last, *printed]))
 
 
 def record_failure(run: Run, error: Exception, cfg: Config | None = None) -> str:
