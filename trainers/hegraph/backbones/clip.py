@@ -102,10 +102,8 @@ class Backbone:
 
     def context_tokens(self, sentences: Sequence[str], length: int) -> Tensor:
         """Tokens for `encode_with_context`, shape `[S, 77]`, on the model's device. All sentences begin with the same
-        word, repeated `length` times: the placeholders of the context vectors.
-
-        Raises:
-            UserError: If the tokenizer does not put the placeholders after a start token, one token each.
+        word, repeated `length` times: the placeholders of the context vectors. UserError if the tokenizer does not put
+        them after a start token, one token each.
         """
         tokens = self.tokenizer(sentences)
         if (tokens[:, 1 : 1 + length] != tokens[0, 1]).any():
@@ -117,10 +115,7 @@ class Backbone:
 
         The vectors `[length, text_width]` take the place of the token embeddings of the placeholders in `tokens`, which
         are from `context_tokens`. Gradients flow to them. The features have float32 and unit norm, are `[S, d]` and
-        stay on the model's device.
-
-        Raises:
-            UserError: If the text tower is not one of open_clip's own.
+        stay on the model's device. UserError if the text tower is not one of open_clip's own.
         """
 
         def replace(module: nn.Module, args: tuple, embedded: Tensor) -> Tensor:

@@ -54,13 +54,8 @@ def backbone_identity(name: str, pretrained: str, precision: str, device: str) -
     """Plain values that change whenever the features of the backbone would. Loads nothing.
 
     A file is known by the SHA-256 of its bytes, and open_clip's weights by their tag. The files of an "hf-hub:" name
-    are downloaded if they are not on this machine, since they have to be hashed.
-
-    Arguments and errors are as of `loading.load_backbone`; but whether open_clip knows the model and the tag is only
-    seen when it is loaded.
-
-    Returns:
-        "model" and "weights", the tokenizer files of a "local-dir:" folder, and "precision" if it is not fp32.
+    are downloaded if they are not on this machine, since they have to be hashed. Arguments and errors are as of
+    `loading.load_backbone`; but whether open_clip knows the model and the tag is only seen when it is loaded.
     """
     precision = resolve_precision(precision, name, device)
     pretrained = resolve_pretrained(name, pretrained)
@@ -75,12 +70,8 @@ def backbone_identity(name: str, pretrained: str, precision: str, device: str) -
 
 
 def resolve_precision(precision: str, name: str, device: str) -> str:
-    """What a model computes in: "auto" is "bf16" where the device multiplies that faster, and else "fp32".
-
-    The embedded model stays in float32: it is small, and its numbers are published.
-
-    Raises:
-        UserError: If the precision is not one of `PRECISIONS`.
+    """What a model computes in: "auto" is "bf16" where the device multiplies that faster, and else "fp32"; so is the
+    embedded model, which is small, and whose numbers are published. UserError for none of `PRECISIONS`.
     """
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
@@ -109,8 +100,7 @@ def multiplies_bfloat16(device: str) -> bool:
 def resolve_pretrained(name: str, pretrained: str) -> str:
     """The weights that `pretrained` stands for: "auto" and "" become a tag or a file; "" is left for a bundle.
 
-    Raises:
-        UserError: If no model is named, if it is named without weights, or if a bundle is named with some.
+    UserError if no model is named, or one without weights, or a bundle with some.
     """
     if not name:
         raise UserError("MODEL.BACKBONE.NAME is empty; give --config-file configs/trainers/HeGraphAdapter/NAME.yaml")
@@ -136,10 +126,8 @@ def is_bundle(name: str) -> bool:
 
 
 def find_bundle(name: str) -> Bundle:
-    """The files of a bundle; those of "hf-hub:" are downloaded if they are not on this machine.
-
-    Raises:
-        UserError: If a file is missing, or a folder leaves open which weights to take.
+    """The files of a bundle; those of "hf-hub:" are downloaded if they are not on this machine. UserError if one is
+    missing, or a folder leaves open which weights to take.
     """
     place = name.partition(":")[2]
     if name.startswith(HUB):
@@ -183,18 +171,15 @@ def fetch_file(repository: str, filenames: Sequence[str], what: str, needed: str
 def require_hub(repository: str, what: str, needed: str, use: str) -> None:
     """Asks once whether the hub answers within `TIMEOUT`; huggingface_hub itself would try for a minute.
 
-    Raises:
-        UserError: If it does not: `what` is wanted, the files `needed` have to be downloaded by hand, and the user is
-            then to `use` them.
+    UserError if it does not: `what` is wanted, the files `needed` have to be downloaded by hand, and the user is then
+    to `use` them.
     """
     hub = constants.ENDPOINT
     try:
         get_session().head(hub, timeout=TIMEOUT)
     except Exception as error:  # of requests or httpx: it depends on the version
-        raise UserError(
-            f"{what} is not on this machine, and {hub} cannot be reached: download {needed} from {hub}/{repository} "
-            f"elsewhere and {use}"
-        ) from error
+        by_hand = f"download {needed} from {hub}/{repository} elsewhere and {use}"
+        raise UserError(f"{what} is not on this machine, and {hub} cannot be reached: {by_hand}") from error
 
 
 def describe_transform(transform: object) -> str:

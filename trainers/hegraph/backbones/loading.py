@@ -51,20 +51,13 @@ TOKENIZER_KEYS = ("clean", "language", "strip_sep_token")  # of `tokenizer_kwarg
 
 
 class Source(NamedTuple):
-    """What to build and what to load into it.
+    """What to build and what to load into it."""
 
-    Attributes:
-        name, title: The model as the user named it, and with its weights, for records.
-        model: What open_clip builds: one of its names, or "local-dir:FOLDER".
-        weights: The weights file; None leaves the random initialisation.
-        tag: open_clip's name of the weights; "" if they are a file of the user's.
-    """
-
-    name: str
-    title: str
-    model: str
-    weights: Path | None
-    tag: str = ""
+    name: str  # as the user named the model
+    title: str  # with its weights, for records
+    model: str  # what open_clip builds: one of its names, or "local-dir:FOLDER"
+    weights: Path | None  # None leaves the random initialisation
+    tag: str = ""  # open_clip's name of the weights; "" if they are a file of the user's
 
 
 def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precision: str = "fp32") -> Backbone:
@@ -138,9 +131,7 @@ def find_source(name: str, pretrained: str | None) -> Source:
 
 
 def hub_repository(name: str, pretrained: str) -> str | None:
-    """The repository of the Hugging Face Hub that holds the weights of a model, which are as
-    `identity.resolve_pretrained` gives them; None if none is known to.
-    """
+    """The repository of the hub that holds weights, as `identity.resolve_pretrained` gives them; None if not known."""
     if name.startswith(HUB):
         return name[len(HUB) :]
     if is_bundle(name) or weights_file(pretrained):
@@ -150,10 +141,7 @@ def hub_repository(name: str, pretrained: str) -> str | None:
 
 def check_activation(model: str, quick: bool, what: str) -> None:
     """Refuses weights, called `what`, that were trained `quick`, with QuickGELU, where `Source.model` is without it, or
-    the other way round: open_clip warns at most, and the features would be wrong.
-
-    Raises:
-        UserError: With the model that fits the weights.
+    the other way round: open_clip warns at most, and the features would be wrong. UserError names what fits.
     """
     plain = re.sub("-quickgelu$", "", model)
     right = f"{plain}-quickgelu" if quick else plain
@@ -195,10 +183,8 @@ def _not_of_open_clip(record: logging.LogRecord) -> bool:
 
 
 def _preprocessing(source: Source) -> dict[str, Any]:
-    """What open_clip's list of weights says of the test transform; {} for a bundle, whose own configuration says it.
-
-    A weights file has no entry in that list. It is taken to be preprocessed as the model's first tag is, with a warning
-    if the tags of the model differ in that.
+    """What open_clip's list of weights says of the test transform; {} for a bundle, whose own configuration says it. A
+    file is taken to be preprocessed as the model's first tag is, with a warning if the tags of the model differ.
     """
     tags = [source.tag] if source.tag else open_clip.list_pretrained_tags_by_model(source.model)
     options = [

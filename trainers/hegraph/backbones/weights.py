@@ -24,25 +24,14 @@ PARALLEL = "module."  # what DataParallel puts before the name of every weight
 POSITIONS = ("visual.positional_embedding", "positional_embedding", "text.positional_embedding")
 # Integers beside the weights, by which OpenAI's archives are told from others
 OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}
-STORAGES = {
-    "HalfStorage": torch.float16,
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "IntStorage": torch.int32,
-    "LongStorage": torch.int64,
-    "BoolStorage": torch.bool,
-}
+STORAGES = {"HalfStorage", "FloatStorage", "DoubleStorage", "IntStorage", "LongStorage", "BoolStorage"}
 
 
 def load_weights(model: Any, path: Path) -> bool:
     """Loads a weights file into a model, as open_clip does but never with position embeddings of another size.
 
-    Returns:
-        Whether the weights are those of one of OpenAI's archives.
-
-    Raises:
-        UserError: If it is no regular file.
-        Exception: As `read_weights`; ValueError and RuntimeError if the weights are of another model.
+    Returns whether the weights are those of one of OpenAI's archives. Raises as `read_weights`, and ValueError or
+    RuntimeError if they are of another model.
     """
     state, own = read_weights(path), model.state_dict()
     openai = state.keys() >= OPENAI_MARKS
@@ -66,18 +55,12 @@ def load_weights(model: Any, path: Path) -> bool:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a file, by their names.
-
-    Training checkpoints are understood that hold their weights under "state_dict", or whose names begin with "module.".
-
-    Raises:
-        UserError: If it is no regular file.
-        Exception: Whatever the bytes of a damaged file lead torch and safetensors to. `ValueError` if the file holds
-            something else than weights.
+    """The weights in a file, by their names; also those of a training checkpoint, under "state_dict" or with names that
+    begin with "module.". UserError if it is no regular file, and whatever the bytes of a damaged one lead torch to.
     """
     check_regular(path)
-    if _is_torchscript(path):
-        return _read_torchscript(path)
+    if (archived := _read_torchscript(path)) is not None:
+        return archived
     content: Any = (
         load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     )
@@ -89,17 +72,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _is_torchscript(path: Path) -> bool:
+def _read_torchscript(path: Path) -> dict[str, Tensor] | None:
+    """The weights in a TorchScript archive, by their names, and OpenAI's marks if it has them; None if it is none."""
     if not zipfile.is_zipfile(path):
-        return False
+        return None
     with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _read_torchscript(path: Path) -> dict[str, Tensor]:
-    """The weights in a TorchScript archive, by their names, and OpenAI's marks if it has them."""
-    with zipfile.ZipFile(path) as archive:
-        [data] = [name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
+        names = archive.namelist()
+        if not any(name.endswith("/constants.pkl") for name in names):
+            return None
+        [data] = [name for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
         return _ArchiveReader(archive, data).load().tensors()
 
 
@@ -142,7 +123,7 @@ class _ArchiveReader(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch" and name in STORAGES:
-            return STORAGES[name]
+            return getattr(torch, name.removesuffix("Storage").lower())  # torch.half, ...
         raise pickle.UnpicklingError(f"it holds {module}.{name}")
 
     def persistent_load(self, storage: tuple) -> Tensor:

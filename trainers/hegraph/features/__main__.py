@@ -43,11 +43,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def extract_command(args: argparse.Namespace) -> None:
-    """Encodes all images of a data set, and writes them as a feature bank; processes of `torchrun` share the work.
-
-    Raises:
-        UserError: If the bank cannot be made.
-    """
+    """Encodes all images of a data set, and writes them as a feature bank; processes of `torchrun` share the work."""
     from ..experiments.image_task import load_image_task
     from ..utils import processes
     from ..utils.devices import available_device
@@ -83,11 +79,7 @@ def import_tip_command(args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the exit code, which is 2 for a mistake of the user's.
-
-    Args:
-        arguments: Of the command line; None takes those of this process.
-    """
+    """Runs a command and returns its exit code, as of `report`."""
 
     def run() -> None:
         args = parse_arguments(arguments)

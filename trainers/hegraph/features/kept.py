@@ -34,15 +34,8 @@ def kept_part(folder: Path, name: str, key: str, make: Callable[[Path], None]) -
     All processes of `torchrun` call this together. Two runs that do not know of each other may make the same part: each
     renames a whole file into place.
 
-    Args:
-        folder: Where parts are kept.
-        name: Of the part, "train", "val", "test" or "text".
-        key: A hash of all that shapes the features.
-        make: Writes the file, in the first process, with the help of the others. It may keep unfinished work in
-            `chunk_folder` of that file.
-
-    Raises:
-        UserError: If the folder cannot be written.
+    `make` writes the file, in the first process, with the help of the others. It may keep unfinished work in the
+    `chunk_folder` of that file.
     """
     path = folder / f"{name}-{key[:16]}.safetensors"
     if not processes.of_first(lambda: is_whole(path, key)):

@@ -38,10 +38,8 @@ OPENAI_VIT_B32 = re.compile(r"ViT-B[-/]32(-quickgelu)?/openai", re.IGNORECASE)  
 def class_prompts(
     dataset: str, classnames: Sequence[str], options: EncodingOptions
 ) -> tuple[list[PromptGroup], PromptGroup]:
-    """The positive sentences of K classes, in groups that are averaged first, and the negative ones.
-
-    Raises:
-        UserError: On a class without a sentence.
+    """The positive sentences of K classes, in groups that are averaged first, and the negative ones; UserError on a
+    class without a sentence.
     """
     source = resolve_source(dataset, options.source, options.descriptions)
     positive = positive_prompts(dataset, classnames, source, options.templates, options.descriptions)
@@ -89,10 +87,8 @@ def _encode_group(backbone: Backbone, group: PromptGroup) -> tuple[Tensor, Tenso
 
 
 def text_norms(bank: FeatureBank) -> Tensor:
-    """The norm of each class's text feature before it was normalised, shape `[K]`.
-
-    Where the bank does not know it, 9.9 is taken for every class if the backbone is OpenAI's ViT-B/32, and otherwise 1.
-    What is taken is logged.
+    """The norm of each class's text feature before it was normalised, shape `[K]`. Where the bank does not know it, 9.9
+    is taken for every class if the backbone is OpenAI's ViT-B/32, and otherwise 1; that is logged.
     """
     if bank.text_norms is not None:
         return bank.text_norms

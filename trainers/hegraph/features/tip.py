@@ -37,13 +37,8 @@ def import_tip(
 ) -> FeatureBank:
     """Reads a Tip-Adapter cache folder. Nothing in it is executed: tensors only.
 
-    Args:
-        folder: Holds the files named above.
-        classnames: The K class names in label order.
-        text: The text nodes, as `encode_prompts` gives them; None reads them from the folder.
-        shots: The S of `keys_<S>shots.pt`; None takes the only such file.
-        dataset, backbone: Their names, for records; "" takes the folder's name and "unknown".
-        logit_scale: CLIP's `tau`, by which cosines are multiplied.
+    `text` holds the text nodes, as `encode_prompts` gives them; None reads them from the folder. `shots` is the S of
+    `keys_<S>shots.pt`; None takes the only such file.
 
     Raises:
         UserError: On a missing or damaged file, or on keys, values and text nodes that do not fit together. What else
@@ -75,12 +70,9 @@ def import_tip(
 
 
 def read_classnames(path: Path) -> list[str]:
-    """Class names in label order, from a JSON list or a text file with one name a line.
+    """Class names in label order, from a JSON list or a text file with one name a line. UserError if there are none.
 
     A file whose first character is "[" holds JSON, whatever it is called, and so does any file called `.json`.
-
-    Raises:
-        UserError: If the file cannot be read or holds no names.
     """
     form = "a JSON list of class names in label order, or a text with one a line"
     text = read_text(path)

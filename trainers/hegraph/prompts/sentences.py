@@ -31,12 +31,8 @@ def positive_prompts(
 ) -> list[PromptGroup]:
     """The positive sentences of every class, in label order.
 
-    Args:
-        dataset: `DATASET.NAME`; selects templates and descriptions where none are given.
-        classnames: The K class names.
-        source: "templates", "descriptions" or "both".
-        templates: Templates with one `{}`.
-        descriptions: Path of a description file.
+    `dataset` is `DATASET.NAME`, which selects `templates` and the file of `descriptions` where none are given; `source`
+    is "templates", "descriptions" or "both".
 
     Returns:
         One group per source, each of K lists of sentences. Each group is averaged first and a node is the mean of its
@@ -62,10 +58,8 @@ def negative_prompts(dataset: str, classnames: Sequence[str], templates: Sequenc
 
 
 def resolve_source(dataset: str, source: str, descriptions: str = "") -> str:
-    """The source that a value of `PROMPTS.SOURCE` means for a data set.
-
-    "auto" means "both" where the user gives descriptions, or where some ship that the data set's entry uses by default;
-    elsewhere it means "templates". Every other value means itself.
+    """The source that a value of `PROMPTS.SOURCE` means for a data set: "auto" is "both" where the user gives
+    descriptions, or where some ship that the data set's entry uses by default, and else "templates".
     """
     if source != "auto":
         return source
@@ -91,10 +85,8 @@ def description_file(dataset: str, descriptions: str = "") -> Path:
 
 
 def fill_templates(templates: Sequence[str], classnames: Sequence[str]) -> PromptGroup:
-    """Puts every class name into every template. An `_` in a name becomes a space, as in CoOp.
-
-    Raises:
-        UserError: If a template does not hold exactly one `{}`.
+    """Puts every class name into every template, each of which holds one `{}`. An `_` in a name becomes a space, as in
+    CoOp.
     """
     for template in templates:
         if template.count("{}") != 1:
@@ -103,12 +95,8 @@ def fill_templates(templates: Sequence[str], classnames: Sequence[str]) -> Promp
 
 
 def read_descriptions(path: Path, classnames: Sequence[str]) -> PromptGroup:
-    """Reads a description file in CuPL's format, `{class name: [sentence, ...]}`.
-
-    A key belongs to the class with the same `normalise_name`.
-
-    Raises:
-        UserError: If the file has another structure, or classes have no sentence. The message names them.
+    """Reads a description file in CuPL's format, `{class name: [sentence, ...]}`; a key belongs to the class with the
+    same `normalise_name`. UserError if the file has another structure, and names classes without a sentence.
     """
     table = check(dict[str, list[Name]], read_json(path), f"{path} must hold {{class name: [sentence, ...]}}")
     by_name = {normalise_name(name): sentences for name, sentences in table.items()}
