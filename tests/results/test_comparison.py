@@ -55,7 +55,8 @@ def test_means_over_data_sets_are_of_means_over_seeds_and_none_with_a_missing_ce
         run(1, 50.0, dataset="Zoo"), run(1, 9.0, **TIP), run(1, 70.0, shots=2), run(1, 70.0, shots=2, **TIP),
         run(1, 90.0, shots=2, dataset="Zoo", **TIP),
     ]  # fmt: skip
-    rows = shown(runs, intervals=False)
+    rows = shown(runs[::-1], intervals=False)
+    assert list(dict.fromkeys(labels[0] for labels in rows)) == ["Toy", "Zoo", "mean of 2"]
     assert {labels: row for labels, row in rows.items() if labels[1] in ("TipAdapter", "HeGraphAdapter")} == {
         ("Toy", "TipAdapter"): ["70.00", "9.00", ""],
         ("Toy", "HeGraphAdapter"): ["70.00", "25.00", "60.00"],

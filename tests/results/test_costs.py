@@ -111,10 +111,9 @@ def test_runs_that_disagree_about_zero_shot_clip_in_what_is_printed_are_refused(
 def test_data_sets_are_shown_as_their_mean_where_there_is_one(calibrated, cells):
     records = [calibrated(1, 9.0, 2.0), calibrated(1, 5.0, 4.0, dataset="Other"), calibrated(1, 3.0, 1.0, shots=16)]
     table = cells(calibration_table(records))
-    assert {labels: row["ECE at T"] for labels, row in table.items() if labels[-1] == "HeGraphAdapter"} == {
-        ("mean of 2", "4", "HeGraphAdapter"): "3.00",
-        ("Toy", "16", "HeGraphAdapter"): "1.00",
-    }
+    assert [(labels[:2], row["ECE at T"]) for labels, row in table.items() if labels[2] == "HeGraphAdapter"] == [
+        (("mean of 2", "4"), "3.00"), (("Toy", "16"), "1.00"),
+    ]  # fmt: skip
 
 
 def test_a_diagram_puts_the_bins_of_all_runs_together_and_leaves_out_those_of_few_images(calibrated):

@@ -71,17 +71,10 @@ def compare(
     By "target", there is a column for the data set of training and one for each further data set that the runs tested
     their models on; by "setting", one for each combination of the configuration keys in which runs of one method
     differ. The test of a trained model on another data set (--eval-only) stands at the data set of the test, and the
-    caption says where it was trained.
+    caption says where it was trained. All `records` have test images. With `cases`, from `read_cases`, rows are these
+    cases, and runs of none are left out.
 
-    Args:
-        records: The runs, all with test images.
-        by: What the columns are.
-        quotes: The paper's numbers; those of the same task get rows of their own.
-        intervals: Whether means are shown with their intervals.
-        cases: From `read_cases`; rows are these cases then, and runs of none are left out.
-
-    Raises:
-        UserError: If a cell would mix runs, if no run is of a case, or by "target" if no run was tested on one.
+    Raises UserError if a cell would mix runs, if no run is of a case, or by "target" if no run was tested on one.
     """
     if cases is not None:
         records = name_cases(records, cases)
@@ -291,9 +284,8 @@ def name_settings(records: Sequence[dict]) -> tuple[list[dict], dict[str, str], 
     sweeps around one point have short names. If the runs of one method differ in something, methods whose runs do not
     are left out. If no runs differ, all have one setting, "".
 
-    Returns:
-        The records, each with a "setting" such as "ALPHA_PP=0.06" added; a dictionary of these settings, in the order
-        of their keys and values, to the heads of their columns; a list with a note on the usual values, or empty.
+    Returns the records, each with a "setting" such as "ALPHA_PP=0.06" added; a dictionary of these settings, in the
+    order of their keys and values, to the heads of their columns; a list with a note on the usual values, or empty.
     """
     swept = [record for runs in _groups(records) if len(_varying(runs).columns) for record in runs]
     if not swept:

@@ -144,16 +144,16 @@ def confusion_matrix(folder: Path) -> tuple[np.ndarray, list[str]]:
     return count(labels.numpy(), predicted.numpy(), labels=list(range(len(classnames)))), classnames
 
 
-def hardest_pairs(matrix: np.ndarray, classnames: Sequence[str], most: int = 10) -> list[str]:
+def hardest_pairs(matrix: np.ndarray, classnames: Sequence[str]) -> list[str]:
     """The pairs of classes that were taken for each other most often, such as "a and b: 4 (a as b 1, b as a 3)".
 
-    They are at most so many, of a matrix as of `confusion_matrix`; pairs that were never confused are left out.
+    They are at most ten, of a matrix as of `confusion_matrix`; pairs that were never confused are left out.
     """
     both = matrix + matrix.T
     pairs = [(int(a), int(b)) for a, b in np.argwhere(np.triu(both, 1))]
     pairs.sort(key=lambda pair: -both[pair])  # a stable sort: equal pairs keep their label order
     lines = []
-    for a, b in pairs[:most]:
+    for a, b in pairs[:10]:
         one, other = classnames[a], classnames[b]
         apart = f"{one} as {other} {matrix[a, b]}, {other} as {one} {matrix[b, a]}"
         lines.append(f"{one} and {other}: {both[a, b]} ({apart})")

@@ -121,7 +121,6 @@ class _Record(_Target):
     git_commit: str | None = None
     adapter_from: str | None = None
     epochs: Count | None = None
-    steps: Count | None = None
     num_parameters: Count | None = None
     seconds: dict[str, Seconds] | None = None
     peak_memory_mb: NotNegative | None = None

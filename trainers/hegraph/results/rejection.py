@@ -40,15 +40,12 @@ COLUMNS = {"auroc": "AUROC", "fpr95": "FPR95", "known": "known kept", "unknown":
 
 
 def rejection_table(folders: Sequence[Path], banks: Sequence[Path], unknown: str = NEW) -> Table:
-    """How well each score tells known from unknown images, as means over seeds and then over data sets.
+    """How well each score of the runs below some folders tells known from unknown images, as means over seeds and then
+    over data sets, each of which has one of the banks.
 
-    Args:
-        folders: Output folders, below which runs are looked for at any depth.
-        banks: Feature banks, one for each data set of the runs.
-        unknown: Whose test images of classes that a model does not know are the unknown ones: those of these banks
-            (`NEW`), or of the bank at this path.
-
-    Raises UserError if there is no run or no bank of a run, a bank does not fit the models, or a row would mix runs.
+    Unknown are test images of classes that a model does not know, of these banks (`NEW`) or of the bank at the path
+    `unknown`. Raises UserError if there is no run or no bank of a run, a bank does not fit the models, or a row would
+    mix runs.
     """
     runs = find_runs(folders)
     if not runs:
@@ -77,9 +74,8 @@ def score_images(model: SavedModel, known: FeatureBank, unknown: FeatureBank) ->
     Known are the test images of one bank whose classes are the model's, unknown those of the other (or the same) bank
     whose classes are not. Raises UserError if the features are another backbone's, or a bank has no such images.
 
-    Returns:
-        Score -> what `separation` gives; for the score of `--keep` also "known" and "unknown", the percentage of images
-        that its threshold keeps, if the model has one.
+    Returns score -> what `separation` gives; for the score of `--keep` also "known" and "unknown", the percentage of
+    images that its threshold keeps, if the model has one.
     """
     ours, theirs = _test_features(model, known, wanted=True), _test_features(model, unknown, wanted=False)
     of_class = {name: row for row, name in enumerate(known.classnames)}
@@ -137,11 +133,10 @@ def _test_features(model: SavedModel, bank: FeatureBank, wanted: bool) -> Tensor
 
 
 def separation(known: Sequence[float] | Tensor, unknown: Sequence[float] | Tensor) -> dict[str, float]:
-    """How well a score tells known images, of scores `[n]`, from unknown ones, of scores `[m]`.
+    """How well a score tells known images, of scores `[n]`, from unknown ones, of scores `[m]`, in percent.
 
-    Returns:
-        "auroc" in percent: how often a known image has a higher score than an unknown one. "fpr95" in percent: the
-        share of unknown images that are kept by the highest threshold that keeps at least 95 % of the known ones.
+    "auroc" is how often a known image has a higher score than an unknown one, "fpr95" the share of unknown images that
+    are kept by the highest threshold that keeps at least 95 % of the known ones.
     """
     from sklearn.metrics import roc_auc_score, roc_curve  # takes a second to import
 

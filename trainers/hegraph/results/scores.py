@@ -106,11 +106,9 @@ def in_words(key: str, value: object) -> str:
 def score(record: dict, name: str, column: object, value: Any, test: dict | None = None, own: bool = True) -> dict:
     """One number that a run tells of the method `name`, or None, as a row for `cells`.
 
-    Args:
-        column: The column of the table that it belongs to.
-        test: The test that gave it: one of the record's "targets", or None for the record's own.
-        own: Whether the run was made for this method. A full run also tells the accuracy of its text classifier, which
-            is what a run of the variant T trains; a cell takes one kind only, the own ones or the others if more.
+    `test` is the one of the record's "targets" that gave it, None for the record's own. `own` says whether the run was
+    made for this method: a full run also tells the accuracy of its text classifier, which is what a run of the variant
+    T trains. A cell takes one kind only, the own ones, or the others if more.
     """
     row = {"method": name, "column": column, "seed": record["seed"], "value": value, "own": own, "quoted": False}
     told = {key: (test or record).get(key) for key in OF_TEST} | {key: record.get(key) for key in OF_RUN}
@@ -230,14 +228,10 @@ def add_means(
 ) -> pd.DataFrame:
     """The cells, and below them the mean of every method over several values of the column `over` of the frame.
 
-    A method that lacks one of the values has no mean. It is taken seed by seed if all values have the same seeds.
-    Otherwise it is the mean of their means, which is of no seed.
-
-    Args:
-        keys: What the cells of a mean have in common beside the method.
-        names: The values, or by default those that any method has there. One value alone has no mean.
-        called: What stands in the column `over` for the mean; by default such as "mean of 3".
-        mean: The kind of mean.
+    The values are `names`, or those that any method has there; a method that lacks one, and one value alone, have no
+    mean. It is taken seed by seed if all values have the same seeds. Otherwise it is the mean of their means, which is
+    of no seed. `keys` are what the cells of a mean have in common beside the method; `called` stands in the column
+    `over`, by default such as "mean of 3".
     """
     parts = [frame]
     for _, group in grouped(frame, keys):
@@ -292,21 +286,15 @@ def with_quotes(
 ) -> pd.DataFrame:
     """A table's cells, and below them the paper's numbers of the same data set, backbone, shots and setting.
 
-    The paper's average stands beside a mean over the same data sets. That of its Table 1 is over the source and its
-    targets, so it is not the mean over our targets.
-
-    Args:
-        frame: The cells. Numbers are quoted at their places only.
-        quotes: The numbers to choose from, from `read_quotes`.
-        keys: The keys of a place, some of `PLACE`.
-        by: What the columns are: one of `comparison.BY`, or "metric".
-        columns: The columns.
+    Numbers from `read_quotes` are quoted at the places of the cells only, whose keys are `keys`. The `columns` are by
+    one of `comparison.BY`, or by "metric". The paper's average stands beside a mean over the same data sets. That of
+    its Table 1 is over the source and its targets, so it is not the mean over our targets.
     """
     if quotes is None:
         return frame
     ours = set(frame["column" if by == "dataset" else "dataset"])
     known = {paper_name(name) for name in ours if name != MEAN and not name.startswith(MEAN_OF)}
-    same = set(quotes["dataset"]) - {AVERAGE} == known and by != "target"
+    same = set(quotes["dataset"]) - {AVERAGE} == known
     averages = {MEAN, f"{MEAN_OF}{len(known)}"} if same else set()
     rows = []
     for there in frame[[*keys]].drop_duplicates().to_dict("records"):
