@@ -185,14 +185,6 @@ def test_the_ending_of_the_file_chooses_the_format_and_all_say_the_same(run, ima
     assert [tuple(part.strip() for part in line.split("  ")[:2]) for line in text.splitlines()] == expected
 
 
-def test_a_name_of_any_bytes_is_written_as_valid_utf_8(run, tmp_path, write_digit, capsys):
-    write_digit(Path(os.fsdecode(os.fsencode(tmp_path) + b"/x\xff\n.png")), 0)
-    assert main([str(run), str(tmp_path), "--format", "jsonl", "--sort-into", str(tmp_path / "sorted")]) == 0
-    [row] = json_rows(capsys.readouterr().out)
-    assert row["path"] == f"{tmp_path}/x\\xff\n.png"
-    assert [os.fsencode(path.name) for path in (tmp_path / "sorted").rglob("*.png")] == [b"x\xff\n.png"]
-
-
 def test_lists_in_a_file_and_on_standard_input(run, images, tmp_path, capsys, monkeypatch):
     (tmp_path / "null.txt").write_bytes(os.fsencode(images) + b"/a.png\0")
     names = b"\0".join(os.fsencode(path) for path in sorted(images.rglob("*.png")))

@@ -35,9 +35,8 @@ def test_another_kind_of_device_and_one_that_is_not_there_are_refused(monkeypatc
     for given in ("tpu", "meta", "gpu:0"):
         with pytest.raises(UserError, match=f"--device must be cpu, cuda or cuda:N, got '{given}'"):
             choose_device(given, "--device")
-    for given in ("cuda:99", "cpu:x"):
-        with pytest.raises(UserError, match=f"cannot compute on --device {given}: "):
-            choose_device(given, "--device")
+    with pytest.raises(UserError, match="cannot compute on --device cuda:99: "):
+        choose_device("cuda:99", "--device")
     assert choose_device("cpu", "--device") == "cpu"
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from itertools import count
 
 import pytest
 
-from trainers.hegraph.utils.threads import AHEAD, CHUNK, in_batches
+from trainers.hegraph.utils.threads import AHEAD, in_batches
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -15,18 +14,6 @@ def test_batches_and_results_are_in_order_and_the_last_batch_may_be_smaller(thre
     batches = list(in_batches(lambda number: number * number, range(45), 20, threads))
     assert [batch for batch, _ in batches] == [list(range(20)), list(range(20, 40)), list(range(40, 45))]
     assert [result for _, results in batches for result in results] == [number**2 for number in range(45)]
-
-
-def test_several_threads_work_at_once():
-    both = threading.Barrier(2, timeout=60)
-
-    def meet(number: int) -> int:
-        if number % CHUNK == 0:  # the first of each chunk
-            both.wait()
-        return number
-
-    [(_, results)] = in_batches(meet, range(2 * CHUNK), 2 * CHUNK, 2)
-    assert results == list(range(2 * CHUNK))
 
 
 def test_items_are_taken_only_as_they_are_needed():
