@@ -1,10 +1,7 @@
 """The command line: trains and tests one seed with CoOp's flags, or runs one of the sub-commands.
 
-In a checkout it is `python -m trainers.hegraph`, once installed by pip `hegraph`. Inside a CoOp checkout, with Dassl at
-hand and a data set of CoOp's, the real Dassl and CoOp's train.py train and test; else the package does so alone.
-
-What takes long to import, torch first of all, is imported where it is used, so that `--help` and a mistake in the
-flags answer at once.
+Inside a CoOp checkout, with Dassl at hand and a data set of CoOp's, the real Dassl and CoOp's train.py train and test;
+else the package does so alone. What takes long to import, torch first of all, is imported where it is used.
 """
 
 from __future__ import annotations
@@ -129,10 +126,8 @@ def in_coop() -> bool:
 
 
 def configure(args: argparse.Namespace) -> tuple[Config, CfgNode | None]:
-    """Builds the configuration, and with it that of Dassl; None in its place if the run goes without.
-
-    Raises:
-        UserError: If something in the configuration is wrong, or Dassl is asked for and cannot run.
+    """Builds the configuration, and with it that of Dassl; None in its place if the run goes without. UserError if
+    something in the configuration is wrong, or Dassl is asked for and cannot run.
     """
     flags = {key: value for key, value in vars(args).items() if key in OPTIONS and value not in (None, "")}
     flags["TRAINER.NAME"] = args.trainer

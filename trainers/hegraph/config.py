@@ -2,9 +2,8 @@
 
 An option is declared where it is read (`utils/option.py`): those of the model in `method/options.py`, of its training
 in `training/options.py`, of encoding in `features/options.py`, and all others here. Keys outside
-`TRAINER.HEGRAPHADAPTER` are Dassl's and CoOp's with the same names and types, so one YAML file loads in both hosts.
-Only `MODEL.BACKBONE.PRETRAINED` differs: it names weights here and is a yes or no there. The defaults are the recipe of
-`configs/trainers/HeGraphAdapter/*.yaml`; how they were chosen is in `docs/results.md`.
+`TRAINER.HEGRAPHADAPTER` are Dassl's and CoOp's with the same names and types, so one YAML file loads in both hosts;
+but `MODEL.BACKBONE.PRETRAINED` names weights here and is a yes or no there. The defaults are the shipped recipe.
 """
 
 from __future__ import annotations
@@ -265,9 +264,7 @@ class Config:
 
     @property
     def method(self) -> Any:
-        """The options of the method that `TRAINER.NAME` names, if it is another than HeGraphAdapter: a frozen dataclass
-        with a field for each key of its `defaults`.
-        """
+        """The options of another method that `TRAINER.NAME` names: a frozen dataclass with a field for each key."""
         prefix = f"TRAINER.{self.run.trainer.upper()}."
         found = {key.removeprefix(prefix): value for key, value in self.values.items() if key.startswith(prefix)}
         return make_dataclass(self.run.trainer, found, frozen=True)(**deepcopy(found))

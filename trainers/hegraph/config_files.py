@@ -99,9 +99,7 @@ def of_method(method: tuple[str, dict] | None, known: Mapping[str, object]) -> V
 
 
 def from_dassl(dassl_cfg: CfgNode, method: tuple[str, dict] | None = None) -> Config:
-    """Takes our keys out of a configuration that Dassl has merged, after `extend_cfg`; `method` and errors as of
-    `load_cfg`.
-    """
+    """Takes our keys out of a configuration that Dassl has merged; `method` and errors as of `load_cfg`."""
     theirs = flatten(dassl_cfg)
     values = default_values() | of_method(method, {})
     _merge(values, [(key, theirs[key]) for key in values if key not in OF_THE_BACKBONE])
@@ -207,9 +205,7 @@ def _checked(values: Values) -> Config:
 
 def candidates(cfg: Config) -> list[tuple[tuple, Config]]:
     """Every combination of the values of SELECT, the last row changing fastest, and the configuration with these.
-
-    Raises:
-        UserError: If one is no configuration, or a key is no option of the adapter or of its training.
+    UserError if one is no configuration, or a key is no option of the adapter or of its training.
     """
     keys = [key for key, _ in cfg.run.select]
     combinations = itertools.product(*(values for _, values in cfg.run.select))

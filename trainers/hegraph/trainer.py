@@ -76,8 +76,7 @@ __all__ = ["HeGraphAdapter", "extend_cfg", "run_in_coop"]
 
 
 class FeatureTrainer(TrainerX):
-    """What our trainers share: the images that CoOp's loaders select, as features. Raises UserError on anything that
-    the user can mend.
+    """What our trainers share: the images that CoOp's loaders select, as features.
 
     Attributes:
         settings: Our checked configuration, made of Dassl's.
@@ -124,10 +123,9 @@ class FeatureTrainer(TrainerX):
         self.features_seconds = time.monotonic() - started
 
     def load_coops_data(self) -> Dataset:
-        """Has CoOp's loader select the images, after ours has checked that they are there; returns what ours reads.
-
-        Where there is no split file, ours draws and writes it, and CoOp's goes on with the generator that drew it.
-        UserError if something is missing, or what CoOp selected before holds anything but items of this data set.
+        """Has CoOp's loader select the images, after ours has checked that they are there, and that what CoOp selected
+        before holds items of this data set alone. Where there is no split file, ours draws and writes it, and CoOp's
+        goes on with the generator that drew it. Returns what ours reads.
         """
         data = self.settings.data
         if processes.rank():
@@ -170,7 +168,7 @@ class FeatureTrainer(TrainerX):
         self.test()
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Loads the model of a finished run's output folder, to test it on the images that were selected here."""
+        """Loads the model of a finished run, to test it on the images that were selected here."""
         path = find_model(Path(directory), epoch)
         self.saved = load_model(path)
         check_configuration(self.saved, self.settings)
@@ -263,10 +261,10 @@ class EpochBatches:
 
 
 def dataset_of(manager: DataManager, cfg: Config, stored: Dataset) -> Dataset:
-    """What Dassl's DataManager selected, with paths relative to the data root.
+    """What Dassl's DataManager selected, with paths relative to the data root; UserError if an image is missing.
 
     CoOp keeps selections as pickles, whose paths may be those of another folder or machine. `stored` is the data set as
-    ours reads it, for what tells its classes apart across data sets. Raises UserError if an image is missing.
+    ours reads it, which knows the ids of the classes.
     """
     root, folder = absolute(cfg.data.root), stored_datasets()[cfg.data.name].folder
 
@@ -314,8 +312,7 @@ def from_dassl(cfg: CfgNode) -> Config:
 
 def configure_coop(root: Path, *layers: Any) -> tuple[Config, CfgNode]:
     """Makes a CoOp checkout importable; gives our configuration and the frozen tree of Dassl, CoOp and this package.
-
-    Arguments and errors are those of `load_cfg`; files and options may also set keys of Dassl's and CoOp's.
+    Arguments and errors are those of `load_cfg`; keys of Dassl's and CoOp's may be set as well.
     """
     sys.path.insert(0, str(root))
     coop = importlib.import_module("train")
@@ -331,7 +328,6 @@ def configure_coop(root: Path, *layers: Any) -> tuple[Config, CfgNode]:
 
 def run_in_coop(args: argparse.Namespace, cfg: CfgNode) -> dict:
     """Runs CoOp's own `train.py`, unedited, with its flags and the tree of `configure_coop`; returns the record, or {}.
-
     Of several processes that `torchrun` started, all encode, and the first trains.
     """
     if args.no_train or processes.rank():

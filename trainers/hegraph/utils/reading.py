@@ -98,8 +98,8 @@ def read_yaml(path: Path, what: str) -> Any:
 
     It may neither name a key twice nor be too long for a configuration, nested too deeply or without end.
     """
-    text = read_text(path, what)
     with reading(path, what):
+        text = path.read_text(encoding="utf-8-sig")
         if len(text) > MAX_LENGTH:
             raise ValueError(f"it has {len(text)} characters, and at most {MAX_LENGTH} are allowed")
         value = yaml.load(text, _Loader)
