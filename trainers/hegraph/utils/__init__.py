@@ -1,1 +1,1 @@
-"""What every room may use: errors for the user, files, processes of `torchrun`, commands, configurations."""
+"""What every room may use: errors for the user, files, processes of `torchrun`, devices, commands, options."""
