@@ -44,7 +44,8 @@ def saved_model(unit_features: Callable[..., Tensor]) -> Callable[..., SavedMode
             "prompts": Prompts(positive=[[["an ant"], ["a bee"], ["a crane"]]], negative=[["no ant"], ["no bee"], []]),
             "transfer": TransferableAdapter(
                 ModelOptions(closed_form=ClosedFormOptions(omega=0.1)),
-                {f"weight.{name}": torch.eye(WIDTH) for name in ("positive", "negative", "visual")},
+                {f"weight.{name}": torch.eye(WIDTH) for name in ("positive", "negative", "visual")}
+                | {"metapath.ALPHA_PP": torch.tensor(0.25)},
                 NewClassMessages(
                     matrix=torch.eye(WIDTH),
                     offset=torch.linspace(0, 1, WIDTH),
