@@ -21,12 +21,14 @@ def lines(axis) -> dict[str, list[float]]:
 
 
 def test_curves_have_a_panel_for_the_mean_and_every_data_set(run):
-    accuracies = {(shots, name): 60.0 + shots + more for name, more in (("Toy", 0), ("Zoo", 20)) for shots in (1, 4)}
+    accuracies = {(shots, name): 60.0 + shots + more for name, more in (("Toy", 0), ("Zoo", 20)) for shots in (4, 1)}
     runs = [run(s, a + s, shots=shots, dataset=name) for (shots, name), a in accuracies.items() for s in (1, 3)]
     figure = curves(runs)
     mean, toy, zoo = figure.axes
     assert [axis.get_title() for axis in figure.axes] == ["mean of 2", "Toy", "Zoo"]
     assert [lines(axis)["HeGraphAdapter"] for axis in figure.axes] == [[73, 76], [63, 66], [83, 86]]
+    points = [list(bars.lines[0].get_xdata()) for bars in toy.containers]  # side by side
+    assert points == [pytest.approx([s * 2 ** (0.03 * beside) for s in (1, 4)]) for beside in (-1, 0, 1)]
     assert [label.get_text() for label in toy.get_xticklabels()] == ["1", "4"]
     assert (mean.get_ylabel(), zoo.get_xlabel()) == ("accuracy on test (%)", "training images per class (shots)")
     names = ["zero-shot", "HeGraphAdapter(T)", "HeGraphAdapter"]

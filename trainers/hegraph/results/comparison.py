@@ -211,8 +211,6 @@ def calibration_table(records: Sequence[dict]) -> Table:
     known = list(filter(has_calibration, records))
     if not known:
         raise UserError("no record holds calibration, which runs of earlier versions did not measure; run it again")
-    # Of one place and seed, the numbers of zero-shot CLIP are those of the method `ZeroShot`, or else of the first run
-    known.sort(key=lambda record: method(record) != ZERO_SHOT)
     frame = mean_places(cells((row for record in known for row in _honesty(record)), KEYS), KEYS)
     caption = f"Probabilities on test: NLL in nats, T the temperature, else %; kept by the threshold for {KEEP:.0%}"
     return Table(caption, KEYS, frame, {column: column for column in HONESTY}, decimals=HONESTY)

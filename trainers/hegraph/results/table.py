@@ -181,7 +181,7 @@ def _block(title: str, cells: pd.DataFrame, table: Table) -> str:
     """One experiment in plain text: a title, a line of heads, and a line for each of the methods of some cells."""
     values = table.values.merge(cells[["row", "column"]])
     sizes, seeds = set(values["num_test"].dropna()), sorted(values["seed"].dropna().unique())
-    images = f"{sizes.pop()} test images" if len(sizes) == 1 else "test"
+    images = f"{sizes.pop()} test images" if sizes else "test"
     names = [table.labels[row][-1] for row in cells["row"]]
     width = max(NAME_WIDTH, *map(len, names))
     lines = [
