@@ -28,10 +28,10 @@ def text(unit_features) -> Tensor:
     return unit_features(K, WIDTH, seed=2).double()
 
 
-def corrected(name: str, images: Tensor, text: Tensor, **options: object) -> Tensor:
-    """Probabilities of a method on zero-shot predictions, shape `[M, K]`."""
+def corrected(name: str, images: Tensor, text: Tensor, weights: Tensor | None = None, **options: object) -> Tensor:
+    """Probabilities of a method, shape `[M, K]`, on those of class weights, by default zero-shot CLIP's."""
     method, bank = load_method(name), SimpleNamespace(text_positive=text)
-    classifier = FoldedClassifier(TAU * text)
+    classifier = FoldedClassifier(TAU * (text if weights is None else weights))
     base = FittedMethod(classifier.logits, classifier=classifier)
     fitted = method.fit(bank, SimpleNamespace(**{**method.defaults, **options}), 1, base=base)
     assert fitted.together and fitted.classifier is None
@@ -112,7 +112,7 @@ def test_zlap_is_the_solution_of_its_system(images, text, classes):
     root = both.sum(dim=1).clamp_min(1e-12).rsqrt()
     system = torch.eye(K + M).double() - 0.3 * root[:, None] * both * root
     scores = torch.linalg.solve(system, torch.eye(K + M).double()[:, :K])[K:].clamp_min(1e-12)
-    found = corrected("ZLaP", images, text, NEIGHBOURS=count)
+    found = corrected("ZLaP", images, text.flip(0), weights=text, NEIGHBOURS=count)
     assert_close(found, scores / scores.sum(dim=1, keepdim=True), rtol=1e-6, atol=1e-9)
 
 
