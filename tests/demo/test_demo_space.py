@@ -57,9 +57,6 @@ def test_the_model_is_inside_with_its_thumbnails_and_nothing_else(space, model_f
     assert there - inside == {"README.md", "thumbnails/00003.jpg"}, "links out of the folder are followed"
     assert inside <= there
     assert load_model(space / "model").classnames == load_model(model_folder).classnames
-    binary = {path.suffix for path in space.rglob("*") if path.is_file() and b"\0" in path.read_bytes()[:8000]}
-    rules = (space / ".gitattributes").read_text()
-    assert [suffix for suffix in binary if f"*{suffix} filter=lfs" not in rules] == []
 
 
 def test_the_requirements_are_those_of_the_package(space):

@@ -76,7 +76,11 @@ class Answers:
         return reasons(found, picture if self.scanned else None), found.adapted, found.zero_shot, pictures or None
 
     def _open(self, uploaded: Any) -> Image.Image:
-        picture = open_upload(uploaded, self.uploads)
+        path = uploaded_file(uploaded, self.uploads)
+        try:
+            picture = open_sent(path)
+        except UserError as error:
+            raise UserError(f"this file {error}") from error
         return scan_of_picture(picture) if self.scanned else picture
 
     def _of(self, value: Any, opened: Callable[[Any], Image.Image]) -> tuple:
@@ -85,15 +89,6 @@ class Answers:
             return (HINT, None, None, None) if value is None or value == "" else self.explain(opened(value))
         except UserError as error:
             return complaint(error), None, None, None
-
-
-def open_upload(uploaded: Any, uploads: Path) -> Image.Image:
-    """An uploaded image, upright and as RGB; UserError as of `uploaded_file`, or if it is no image or too large."""
-    path = uploaded_file(uploaded, uploads)
-    try:
-        return open_sent(path)
-    except UserError as error:
-        raise UserError(f"this file {error}") from error
 
 
 def uploaded_file(uploaded: Any, uploads: Path) -> Path:
@@ -133,7 +128,7 @@ def answer_part(page: gr.Blocks, answers: Answers, method: str, nearest: str) ->
                 elem_id="nearest",
             )  # fmt: skip
     for component, event, handler in inputs:
-        # Files are opened by `open_upload`, whose messages say what is wrong with them, and not by Gradio
+        # Files are opened by `Answers`, whose messages say what is wrong with them, and not by Gradio
         event(
             handler, component, [why, adapted, zero_shot, pictures], preprocess=False, trigger_mode="always_last",
             api_visibility="private",

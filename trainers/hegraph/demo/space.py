@@ -50,8 +50,6 @@ from hegraph.demo.__main__ import main
 if __name__ == "__main__":
     sys.exit(main([str(Path(__file__).parent / "{model}"), "--host", "0.0.0.0"{flags}]))
 '''
-# The Hub takes binary files by LFS only
-ATTRIBUTES = "".join(f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in ("safetensors", "jpg"))
 
 
 def write_space(images: ImageModel, folder: Path, target: Path, backbone: str = "", pretrained: str = "") -> None:
@@ -75,7 +73,6 @@ def write_space(images: ImageModel, folder: Path, target: Path, backbone: str = 
         (space / "app.py").write_text(APP.format(model=MODEL, flags=flags.replace("'", '"')), encoding="utf-8")
         (space / "requirements.txt").write_text("\n".join([*REQUIREMENTS, *more, ""]), encoding="utf-8")
         (space / "README.md").write_text(_readme(model), encoding="utf-8")
-        (space / ".gitattributes").write_text(ATTRIBUTES, encoding="utf-8")
 
 
 def _copy_model(model: SavedModel, folder: Path, target: Path) -> None:
