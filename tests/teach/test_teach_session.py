@@ -285,7 +285,8 @@ def test_the_page_is_built_and_shows_only_what_has_changed(teacher):
     from trainers.hegraph.teach.page import build_page
 
     page = build_page(teacher.session, teacher.uploads)
-    assert {"status", "classes", "check", "label"} <= {getattr(each, "elem_id", "") for each in page.blocks.values()}
+    ids = [getattr(each, "elem_id", "") for each in page.blocks.values()]
+    assert [ids.count(name) for name in ("status", "classes", "check", "label", "sketch", "drawing")] == [1] * 6
     number = teacher.session.view.number
     assert teacher.look(number)[0] == {"__type__": "update"}
     assert teacher.look(number - 1)[-1] == number

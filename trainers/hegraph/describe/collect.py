@@ -173,13 +173,9 @@ class Collection:
 def collect(collection: Collection, ask: Callable[[str], str], tries: int) -> None:
     """Asks until every class has its sentences, or was asked for `tries` times; `ask` answers a prompt."""
     collection.save()  # so that a folder that cannot be written is an error before any answer is paid for
-    num_classes = len(collection.classnames)
-    with tqdm(total=num_classes, desc="describing", unit="class", disable=None) as bar:
-        bar.update(num_classes - len(collection.unfinished()))
-        for attempt in range(tries):
-            for batch in collection.batches(attempt):
-                collection.take(batch, ask(collection.prompt(batch)))
-                bar.update(num_classes - len(collection.unfinished()) - bar.n)
+    for attempt in range(tries):
+        for batch in tqdm(collection.batches(attempt), desc="describing", unit="question", leave=False, disable=None):
+            collection.take(batch, ask(collection.prompt(batch)))
 
 
 # --- answers
