@@ -26,8 +26,8 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.own import load_own_images
 from trainers.hegraph.datasets.splits import read_coop_pickle, read_drawn, read_split_file
 from trainers.hegraph.describe.collect import Collection
+from trainers.hegraph.features.extract import is_whole, read_part, write_part
 from trainers.hegraph.features.images import Reader
-from trainers.hegraph.features.kept import is_whole, read_part, write_part
 from trainers.hegraph.prompts.sentences import read_descriptions
 from trainers.hegraph.results.records import collect as collect_records
 from trainers.hegraph.results.records import find_records

@@ -24,11 +24,16 @@ from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import Dataset, load_dataset, select_few_shot
 from trainers.hegraph.features import extract
 from trainers.hegraph.features.bank import FeatureBank
-from trainers.hegraph.features.extract import cut, encode_images, encode_task, training_augmentation
+from trainers.hegraph.features.extract import (
+    cut,
+    encode_images,
+    encode_prompts,
+    encode_task,
+    is_whole,
+    training_augmentation,
+)
 from trainers.hegraph.features.images import ImageViews
-from trainers.hegraph.features.kept import is_whole
 from trainers.hegraph.features.options import EncodingOptions
-from trainers.hegraph.features.text import encode_prompts
 from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]

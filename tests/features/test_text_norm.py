@@ -9,8 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainers.hegraph.features.bank import FeatureBank, load_bank
-from trainers.hegraph.features.text import text_norms, text_with_norm
+from trainers.hegraph.features.bank import FeatureBank, load_bank, text_norms, text_with_norm
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.features.__main__ import main
 from trainers.hegraph.features.bank import load_bank
-from trainers.hegraph.features.text import encode_prompts
+from trainers.hegraph.features.extract import encode_prompts
 from trainers.hegraph.features.tip import read_classnames
 from trainers.hegraph.utils.errors import UserError
 

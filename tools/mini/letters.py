@@ -21,7 +21,7 @@ from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments.image_task import ImageTask, load_image_task
 from trainers.hegraph.features.bank import FeatureBank
-from trainers.hegraph.features.text import encode_prompts
+from trainers.hegraph.features.extract import encode_prompts
 from trainers.hegraph.utils.errors import report
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase

@@ -1,7 +1,7 @@
 """Methods that compare an image with one feature of each class: zero-shot CLIP, and those that train it.
 
 TaskRes, CLAP and GraphAdapter move the text features `t_k`, which keep the norm that the text tower gives them, since a
-step turns a longer feature by a smaller angle (where a bank does not hold the norms, see `features/text.py`).
+step turns a longer feature by a smaller angle (where a bank does not hold the norms, see `features/bank.py`).
 CLIP-Adapter moves the image's feature, and CoOp the prompt.
 """
 
@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..features.bank import FeatureBank
-from ..features.text import text_with_norm
+from ..features.bank import FeatureBank, text_with_norm
 from ..method.cache import text_logits
 from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method, Options, by_dataset, check_numbers, cosine_classifier, value_for_task

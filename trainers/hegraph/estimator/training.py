@@ -29,7 +29,7 @@ from ..experiments.image_task import ImageTask
 from ..experiments.record import make_model
 from ..experiments.tasks import Task, ids_of_names
 from ..features.bank import FeatureBank
-from ..features.text import class_prompts
+from ..features.extract import class_prompts
 from ..method.closed_form import OMEGA_NEW, TextGuess
 from ..method.graph import class_prototypes
 from ..method.unlabelled import ClassSums

@@ -26,8 +26,8 @@ from ..datasets.own import NAME as OWN
 from ..datasets.own import files_among, refuse_copies
 from ..features import extract
 from ..features.bank import SUFFIX, Encoder, FeatureBank
+from ..features.extract import class_prompts, encode_prompts
 from ..features.images import ImageViews
-from ..features.text import class_prompts, encode_prompts
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..prompts.sentences import description_file, resolve_source

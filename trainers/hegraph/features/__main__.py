@@ -66,7 +66,7 @@ def import_tip_command(args: argparse.Namespace) -> None:
     encoded: dict[str, Any] = {}
     if args.config_file:
         from ..backbones.loading import load_backbone  # open_clip takes seconds to import
-        from .text import encode_prompts
+        from .extract import encode_prompts
 
         backbone = load_backbone(cfg.backbone.name, cfg.backbone.pretrained)
         text = encode_prompts(backbone, cfg.data.name, classnames, cfg.encoding, args.out.parent)

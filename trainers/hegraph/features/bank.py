@@ -10,6 +10,8 @@ Shapes: N training images, V augmented views of each, L validation and M test im
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +31,8 @@ from ..utils.files import hash_file, write_tensors
 from ..utils.reading import reading
 from ..utils.schema import Name, OpenPart, Part, Positive
 
+logger = logging.getLogger(__name__)
+
 SUFFIX = ".safetensors"  # of its file
 WHAT = "a feature bank"
 NAMES = (
@@ -38,6 +42,9 @@ NAMES = (
 # How far a norm may be from 1: features that were kept in float16 are within it, means of unit vectors are not
 NORM_TOLERANCE = 0.02
 FLOATS = ("F16", "BF16", "F32", "F64")
+# The mean norm of 1,606 text features of OpenAI's ViT-B/32; their standard deviation is 0.7
+OPENAI_VIT_B32_NORM = 9.9
+OPENAI_VIT_B32 = re.compile(r"ViT-B[-/]32(-quickgelu)?/openai", re.IGNORECASE)  # how such backbones are called in banks
 
 
 class Encoder(Part):
@@ -330,3 +337,25 @@ def refuse_test_rows(bank: FeatureBank) -> None:
 def row_hashes(rows: Tensor) -> list[int]:
     """A hash of each row of `[n, d]`."""
     return [hash(row.tobytes()) for row in rows.detach().cpu().contiguous().numpy()]
+
+
+# TaskRes, GraphAdapter and CLAP train what they add to a text feature, or the text feature itself. How far a step turns
+# it depends on its norm, and their authors take the text tower's output as it is
+
+
+def text_norms(bank: FeatureBank) -> Tensor:
+    """The norm of each class's text feature before it was normalised, shape `[K]`. Where the bank does not know it, 9.9
+    is taken for every class if the backbone is OpenAI's ViT-B/32, and otherwise 1; that is logged.
+    """
+    if bank.text_norms is not None:
+        return bank.text_norms
+    known = OPENAI_VIT_B32.fullmatch(bank.backbone)
+    norm = OPENAI_VIT_B32_NORM if known else 1.0
+    why = "the mean of OpenAI's ViT-B/32" if known else f"since that of {bank.backbone!r} is not known"
+    logger.info("the bank of %s holds no norms of its text features: %s is taken for all, %s", bank.dataset, norm, why)
+    return bank.text_positive.new_full((len(bank.text_positive),), norm)
+
+
+def text_with_norm(bank: FeatureBank) -> Tensor:
+    """The positive text features of the bank, each with its `text_norms`, shape `[K, d]`."""
+    return text_norms(bank)[:, None] * bank.text_positive

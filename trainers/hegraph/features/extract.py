@@ -1,4 +1,8 @@
-"""A data set and a backbone -> a feature bank. What has been encoded once is kept on disk (`kept.py`).
+"""A data set and a backbone -> a feature bank: its images and the sentences about its classes are encoded.
+
+What has been encoded once is kept on disk, in a file for each part of a bank (train, val, test, text). A file is named
+after its key, a hash over all that shaped the features: backbone, weights, preprocessing, images, augmentation,
+sentences and code version. So test features are shared by all shot counts and seeds, and a stale file is never read.
 
 Images are encoded in chunks that go to disk, so that a killed run goes on. The processes that `torchrun` started take
 turns at the chunks.
@@ -9,35 +13,41 @@ Shapes: V views, N training images, M test images, K classes, d feature width.
 from __future__ import annotations
 
 import logging
+import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from ..backbones.identity import describe_transform
 from ..datasets import Dataset, Item
+from ..prompts.sentences import PromptGroup, negative_prompts, positive_prompts, resolve_source
 from ..utils import processes
 from ..utils.errors import UserError
-from ..utils.files import hash_rows
+from ..utils.files import hash_content, hash_json, hash_rows, write_tensors
+from ..utils.reading import read_tensors
 from .bank import FeatureBank
 from .images import ImageViews
-from .kept import CODE_VERSION, chunk_folder, is_whole, kept_part, read_part, write_part
 from .options import EncodingOptions
-from .text import encode_prompts
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone, Transform
 
 logger = logging.getLogger(__name__)
 
+CODE_VERSION = 1  # part of every key: raise it when the same input would give other features
 CHUNK_BATCHES = 16
 FEATURES = "features"  # the name of the tensor in a part of images
+WHAT = "encoded features"
+
+Tensors = dict[str, Tensor]
 
 
 def training_augmentation(backbone: Backbone, options: EncodingOptions) -> Transform:
@@ -171,3 +181,109 @@ def join(path: Path, key: str, chunks: Sequence[range], views: int) -> None:
 def labels_of(items: Sequence[Item]) -> Tensor:
     """The labels of some images, shape `[N]`."""
     return torch.tensor([item.label for item in items], dtype=torch.long)
+
+
+# Sentences
+
+
+def class_prompts(
+    dataset: str, classnames: Sequence[str], options: EncodingOptions
+) -> tuple[list[PromptGroup], PromptGroup]:
+    """The positive sentences of K classes, in groups that are averaged first, and the negative ones; UserError on a
+    class without a sentence.
+    """
+    source = resolve_source(dataset, options.source, options.descriptions)
+    positive = positive_prompts(dataset, classnames, source, options.templates, options.descriptions)
+    return positive, negative_prompts(dataset, classnames, options.negative_templates)
+
+
+def encode_prompts(
+    backbone: Backbone, dataset: str, classnames: Sequence[str], options: EncodingOptions, folder: Path
+) -> dict[str, Tensor]:
+    """The text nodes of K classes, encoded or read from `folder`; `dataset` is `DATASET.NAME`.
+
+    Returns:
+        "positive" and "negative", each of unit norm and shape `[K, d]`; and "norms", shape `[K]`: of the mean of the
+        text tower's output for the positive sentences of a class or, where they are in groups, of the groups' means.
+
+    Raises:
+        UserError: On a class without a sentence, or a folder that cannot be written.
+    """
+    positive, negative = class_prompts(dataset, classnames, options)
+    key = hash_json({"positive": positive, "negative": negative, "code": CODE_VERSION} | backbone.fingerprint)
+
+    def encode(path: Path) -> None:
+        if processes.rank():
+            return  # the first process encodes the sentences alone: they are few
+        groups = [_encode_group(backbone, group) for group in positive]
+        text = {
+            "positive": F.normalize(torch.stack([unit for unit, _ in groups]).mean(dim=0), dim=-1),
+            "negative": _encode_group(backbone, negative)[0],
+            "norms": torch.stack([mean for _, mean in groups]).mean(dim=0).norm(dim=-1),
+        }
+        write_part(path, text, key)
+
+    return kept_part(folder, "text", key, encode)
+
+
+def _encode_group(backbone: Backbone, group: PromptGroup) -> tuple[Tensor, Tensor]:
+    """The re-normalised mean of each class's unit features, and the mean of features as they are, each `[K, d]`."""
+    features = backbone.encode_text([sentence for sentences in group for sentence in sentences], normalize=False)
+    counts = [len(sentences) for sentences in group]
+
+    def means(rows: Tensor) -> Tensor:
+        return torch.stack([of_class.mean(dim=0) for of_class in rows.split(counts)])
+
+    return F.normalize(means(F.normalize(features, dim=-1)), dim=-1), means(features)
+
+
+# Features that are kept
+
+
+def kept_part(folder: Path, name: str, key: str, make: Callable[[Path], None]) -> Tensors:
+    """The tensors of a part, which is made if it is not there. A damaged file is replaced, and that is said.
+
+    All processes of `torchrun` call this together. Two runs that do not know of each other may make the same part: each
+    renames a whole file into place.
+
+    `make` writes the file, in the first process, with the help of the others. It may keep unfinished work in the
+    `chunk_folder` of that file.
+    """
+    path = folder / f"{name}-{key[:16]}.safetensors"
+    if not processes.of_first(lambda: is_whole(path, key)):
+        make(path)
+        if processes.rank() == 0:
+            shutil.rmtree(chunk_folder(path), ignore_errors=True)
+        processes.wait()
+    return read_part(path)
+
+
+def chunk_folder(path: Path) -> Path:
+    """Where the chunks of a part are kept until its file at `path` is written."""
+    return path.with_suffix(".chunks")
+
+
+def write_part(path: Path, tensors: Tensors, key: str) -> None:
+    """Writes features with the key of what they were made from and a checksum of them, atomically."""
+    write_tensors(path, tensors, {"fingerprint": key, "checksum": _checksum(tensors)})
+
+
+def read_part(path: Path) -> Tensors:
+    """The tensors of a part that `is_whole`; raises UserError if they cannot be read."""
+    return read_tensors(path, WHAT)[0]
+
+
+def is_whole(path: Path, key: str) -> bool:
+    """Whether a file holds undamaged features, made from what `key` stands for. If it does not, that is said."""
+    if not path.exists():
+        return False
+    with suppress(UserError):
+        tensors, metadata = read_tensors(path, WHAT)
+        if (metadata.get("fingerprint"), metadata.get("checksum")) == (key, _checksum(tensors)):
+            return True
+    logger.warning("%s cannot be used, since it is damaged or of another version: encoding anew", path)
+    return False
+
+
+def _checksum(tensors: Tensors) -> str:
+    return hash_content(dict(sorted(tensors.items())))

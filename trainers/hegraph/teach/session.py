@@ -28,7 +28,7 @@ from ..config import Config
 from ..datasets.digits import load_digits_dataset
 from ..datasets.images import open_image, reason
 from ..estimator.training import Origin, learn, make_configuration
-from ..features.text import encode_prompts
+from ..features.extract import encode_prompts
 from ..labels.issues import LabelIssue, free_options, issues_of, left_out_logits, left_out_offsets
 from ..labels.suggest import suggest
 from ..models.lessons import Lessons
