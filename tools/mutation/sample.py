@@ -11,6 +11,7 @@ import ast
 import random
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from cosmic_ray.work_db import use_db
@@ -42,10 +43,13 @@ def _is_for_types_alone(node: ast.AST) -> bool:
 
 def has_behaviour(place: Place, source: str) -> bool:
     """Whether a test could be asked to notice a mutant at this place of a source."""
-    return not any(
-        (node.lineno, node.col_offset) <= place < (node.end_lineno, node.end_col_offset)
-        for node in nodes_without_behaviour(ast.parse(source))
-    )
+    return not any(start <= place < end for start, end in _spans_without_behaviour(source))
+
+
+@cache
+def _spans_without_behaviour(source: str) -> list[tuple[Place, Place]]:
+    nodes = nodes_without_behaviour(ast.parse(source))
+    return [((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)) for node in nodes]
 
 
 def sample(items: list[WorkItem], count: int, seed: int) -> list[WorkItem]:
