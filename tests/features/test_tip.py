@@ -13,7 +13,7 @@ from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.features.__main__ import main
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.features.extract import encode_prompts
-from trainers.hegraph.features.tip import read_classnames
+from trainers.hegraph.features.tip import import_tip, read_classnames
 from trainers.hegraph.utils.errors import UserError
 
 K, D, SHOTS, TEST = 3, 8, 2, 4
@@ -89,6 +89,16 @@ def test_the_command_makes_a_bank_that_loads(command, bank_file, capsys):
     torch.testing.assert_close(bank.test_features, F.normalize(draw(TEST, D, seed=2).half().float(), dim=-1))
     torch.testing.assert_close(bank.text_positive, F.normalize(draw(K, D, seed=3), dim=-1))
     torch.testing.assert_close(bank.text_negative, F.normalize(draw(D, K, seed=4).t(), dim=-1))
+
+
+def test_text_of_as_many_classes_as_features_are_wide_lies_along_its_unit_norm(folder):
+    names, text = [f"class {k}" for k in range(D)], unit(D, D)
+    torch.save(F.one_hot(torch.arange(K * SHOTS), D), folder / f"values_{SHOTS}shots.pt")
+    torch.save(text, folder / "text_positive.pt")
+    torch.save(text.t(), folder / "text_negative.pt")
+    bank = import_tip(folder, names)
+    torch.testing.assert_close(bank.text_positive, text)
+    torch.testing.assert_close(bank.text_negative, text)
 
 
 def test_the_text_may_be_encoded_and_the_data_set_named(folder, command, bank_file, backbone, tmp_path):

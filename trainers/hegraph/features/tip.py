@@ -133,13 +133,15 @@ def _whole_numbers(path: Path) -> Tensor:
 
 
 def _text_nodes(path: Path, num_classes: int) -> Tensor:
-    """The text nodes in a file of shape `[K, d]` or `[d, K]`; a square one is taken for the first."""
+    """The text nodes in a file of shape `[K, d]` or `[d, K]`; of a square one, the side whose norms are nearer to 1."""
     if not path.exists():
         raise UserError(f"{path} is missing: put text features there ([K, d]), or encode them with --config-file")
     nodes = _load(path)
     if nodes.dim() != 2 or num_classes not in nodes.shape:
         raise UserError(f"{path} must be [K, d] or [d, K] with K = {num_classes}, got {list(nodes.shape)}")
-    return nodes if nodes.shape[0] == num_classes else nodes.t()
+    off_unit = [float((nodes.float().norm(dim=along) - 1).abs().max()) for along in (1, 0)]
+    in_rows = off_unit[0] <= off_unit[1] if nodes.shape[0] == nodes.shape[1] else nodes.shape[0] == num_classes
+    return nodes if in_rows else nodes.t()
 
 
 def _unit(features: Tensor) -> Tensor:
