@@ -69,15 +69,6 @@ def test_the_target_graph_has_text_nodes_only_and_no_bias(trained, target, varia
     assert torch.equal(TransferableAdapter.of(model).class_features(*target), found)
 
 
-def test_the_whole_adapter_moves_to_a_device(trained):
-    adapter = TransferableAdapter.of(trained(closed_form=ClosedFormOptions(omega=0.2)))
-    moved = adapter.to("meta")
-    before, after = ([*found.parameters.items(), *vars(found.messages).items()] for found in (adapter, moved))
-    assert [(name, tensor.shape) for name, tensor in after] == [(name, tensor.shape) for name, tensor in before]
-    assert {tensor.device.type for _, tensor in after} == {"meta"}
-    assert TransferableAdapter.of(trained()).to("meta").messages is None
-
-
 def test_learned_weights_of_the_meta_paths_go_along(trained, target):
     model = trained(learn_metapath=True)
     before = TransferableAdapter.of(model).class_features(*target)
