@@ -70,14 +70,11 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}{path}"
 
 
-def serve(
-    body: bytes, *, ranges: bool = True, stop_at: int | None = None, stall: bool = False, **headers: object
-) -> Answer:
+def serve(body: bytes, *, stop_at: int | None = None, stall: bool = False, **headers: object) -> Answer:
     """Answers with `body`, or with the part of it that a Range asks for if If-Range fits.
 
     Args:
         body: The file.
-        ranges: False: Range is ignored.
         stop_at: The position in the file at which the connection ends.
         stall: It does not end there, it falls silent.
         headers: Further ones, or others; None sends none. ETag is "1" without it.
@@ -87,7 +84,7 @@ def serve(
         known = {"ETag": '"1"', "Content_Type": "application/octet-stream", **headers}
         asked = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
         valid = handler.headers.get("If-Range") in (None, known["ETag"], known.get("Last_Modified"))
-        start = int(asked[1]) if asked and ranges and valid else 0
+        start = int(asked[1]) if asked and valid else 0
         sent = {"Content_Length": len(body) - start, **known}
         if start:
             sent["Content_Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"

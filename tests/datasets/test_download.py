@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
-import os
 import re
-import stat
 import sys
 import tarfile
 import zipfile
@@ -57,12 +55,6 @@ def refused(source: Source, folder: Path, words: str) -> None:
 def served(server: Server, body: bytes, **known: object) -> Source:
     """An archive that the server has."""
     return archive(server.url("/x", serve(body)), **known)
-
-
-def default_mode() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
 
 
 # --- transfers
@@ -124,9 +116,8 @@ def test_the_next_call_asks_only_for_the_rest_or_learns_that_there_is_none(serve
         ({}, serve(OTHER, ETag='"2"')),
         ({"ETag": None}, serve(OTHER, ETag=None)),  # nothing tells that it is the same file
         ({"ETag": 'W/"1"'}, serve(OTHER, ETag='W/"1"')),
-        ({}, serve(OTHER, ranges=False)),
     ],
-    ids=["changed", "no validator", "a weak one", "no ranges"],
+    ids=["changed", "no validator", "a weak one"],
 )
 def test_a_file_that_is_another_one_by_now_is_fetched_anew(server, tmp_path, how, answer):
     source, _ = broken_off(server, tmp_path, **how)
@@ -140,13 +131,6 @@ def test_the_part_of_one_mirror_is_not_continued_from_another(server, tmp_path):
     second = server.url("/second", serve(OTHER[: len(BODY)]))  # of the same length, with the same ETag
     fetch(one_file(first, second), tmp_path)
     assert arrived(tmp_path, OTHER[: len(BODY)])
-
-
-def test_what_is_in_place_is_not_asked_for(server, tmp_path):
-    source = one_file(server.url("/f", serve(BODY)))
-    (tmp_path / "f.bin").symlink_to(tmp_path / "nowhere")  # such as a disk that is not there just now
-    fetch(source, tmp_path)
-    assert server.asked == [] and (tmp_path / "f.bin").is_symlink()
 
 
 def test_a_full_disk_is_an_error_and_the_next_call_goes_on(server, tmp_path, disk_full_after):
@@ -188,24 +172,9 @@ def test_when_all_mirrors_fail_one_error_says_why_for_each_and_what_to_do_by_han
 # --- whole data sets
 
 
-def pets(server: Server, *, split: Answer, images: Answer) -> tuple[Source, Source]:
-    return (
-        Source("split.json", (server.url("/split", split),)),
-        Source("images.tar.gz", (server.url("/images", images),), unpack={"images": "images"}),
-    )
-
-
-def test_a_data_set_is_fetched_into_its_folder_and_a_second_call_asks_nothing(server, tmp_path):
-    sources = pets(server, split=serve(b"{}"), images=serve(pack("tar.gz", FILES)))
-    download("OxfordPets", sources, tmp_path / "pets")
-    assert names_in(tmp_path / "pets") == {"split.json", *UNPACKED} - {"names.txt"}
-    server.asked.clear()
-    download("OxfordPets", sources, tmp_path / "pets")
-    assert server.asked == []
-
-
 def test_what_can_be_fetched_is_there_even_if_something_else_cannot(server, tmp_path):
-    split, images = pets(server, split=status(404), images=serve(pack("tar.gz", FILES)))
+    split = Source("split.json", (server.url("/split", status(404)),))
+    images = archive(server.url("/images", serve(pack("tar.gz", FILES))), unpack={"images": "images"})
     with pytest.raises(UserError, match=r"^OxfordPets is not complete: cannot fetch split\.json \(.*404 Client Error"):
         download("OxfordPets", (split, images), tmp_path)
     assert (tmp_path / "images").is_dir()
@@ -241,8 +210,6 @@ def test_the_sources_of_a_data_set_bring_its_images_and_its_split():
         needed |= {"classnames.txt"} if "imagenet" in entry.folder else set()
         assert needed - set(targets) == ({"images"} if entry.by_hand else set()), name
         assert len(targets) == len(set(targets)), name
-        files = [source.file for owner, source in EVERY if owner == name]
-        assert len(files) == len(set(files)), name  # each is found again by its name
     assert [name for name, entry in STORED.items() if entry.by_hand] == ["ImageNet"]
 
 
@@ -253,12 +220,9 @@ def test_every_source_is_well_formed_and_pinned_or_checked():
         for url in source.urls:
             assert re.fullmatch(rf"{drive}|https://[\w.-]+\.[a-z]+/[\w.~/-]+[\w]", url), url
             assert "/main/" not in url or source.checksum or name == "ImageNetSketch"  # whose commit is not known
-        assert source.size is None or source.size > 0
         assert re.fullmatch(r"|md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", source.checksum)
-        assert source.unpack or not (source.inner or source.otherwise)
         for path in (source.file, source.inner, *source.targets, *source.unpack):
             assert not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
-        assert "/" not in source.file
         for other in source.otherwise:
             assert set(source.targets) <= set(other.targets)
 
@@ -303,14 +267,12 @@ def test_a_file_comes_from_google_drive_and_goes_on_where_it_broke_off(drive, tm
     fetch(source, tmp_path)
     assert arrived(tmp_path, big)
     assert drive.asked[-1] == ("/uc", f"bytes={size}-")
-    assert stat.S_IMODE((tmp_path / "f.bin").stat().st_mode) == default_mode()
-
-
-def test_the_quota_page_of_google_drive_is_a_reason_in_one_line(drive, tmp_path):
+    (tmp_path / "new").touch()
+    assert (tmp_path / "f.bin").stat().st_mode == (tmp_path / "new").stat().st_mode
     page = b'<html><p class="uc-error-subcaption">Too many users have viewed this file recently.</p></html>'
     drive.url("/uc", serve(page, Content_Type="text/html; charset=utf-8"))
-    refused(one_file(DRIVE), tmp_path, "012345: gdown: .*Too many users have viewed")
-    assert names_in(tmp_path) == set()
+    refused(one_file(DRIVE, file="g.bin"), tmp_path, "012345: gdown: .*Too many users have viewed")
+    assert not (tmp_path / "g.bin").exists()
 
 
 # --- archives: whole or not at all, and never outside the targets
@@ -327,6 +289,10 @@ def test_an_archive_is_unpacked_into_its_targets_and_removed(server, tmp_path, k
     assert (tmp_path / "new" / "names.txt").read_bytes() == b"l"
     fetch(source, tmp_path / "kept")  # a target that exists is left alone, and the missing one is added
     assert names_in(tmp_path / "kept") == {"images", "images/mine.jpg", "names.txt"}
+    server.asked.clear()
+    (tmp_path / "kept" / "f.bin").symlink_to(tmp_path / "nowhere")  # such as a disk that is not there just now
+    download("Set", [source, one_file("http://127.0.0.1:9/f")], tmp_path / "kept")
+    assert server.asked == [] and (tmp_path / "kept" / "f.bin").is_symlink()
 
 
 def test_the_member_nearest_to_the_root_is_taken_however_many_folders_wrap_it(server, tmp_path):
@@ -407,10 +373,8 @@ def flipped(kind: str) -> bytes:
         pack("tar.gz", FILES)[:-100],
         pack("tar.gz", FILES)[:-8] + bytes(4) + pack("tar.gz", FILES)[-4:],  # its checksum
         tar_with(A, ("images/../../../escaped", b"x")),
-        tar_with(A, ("images/out", b"", SYM, "../../..")),
         tar_with(A, ("images/inside", b"", SYM, "a")),
         tar_with(A, ("images/hard", b"", LNK, "../escaped")),
-        tar_with(A, ("images/pipe", b"", tarfile.FIFOTYPE)),
     ],
 )
 def test_an_archive_that_is_damaged_or_not_safe_is_removed_and_the_next_mirror_has_its_turn(server, tmp_path, body):

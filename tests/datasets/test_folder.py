@@ -20,7 +20,7 @@ def warnings_are_kept(caplog) -> None:
     caplog.set_level(logging.WARNING)
 
 
-def table(root: Path, text: str | bytes, *files: str, name: str = "labels.csv") -> Path:
+def table(root: Path, text: str, *files: str, name: str = "labels.csv") -> Path:
     write(root / name, text)
     return make(root, *files)
 
@@ -41,12 +41,8 @@ def test_folders_of_the_three_splits_become_items_in_sorted_order_under_any_name
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize(("first", "second", "tables"), [("Training", "train", False), ("eval", "test", True)])
-def test_two_folders_of_one_split_are_an_error(first, second, tables, tmp_path):
-    make(tmp_path, "train/ant/1.jpg", f"{first}/ant/1.jpg", f"{second}/ant/2.jpg")
-    for folder in {"train", first, second} if tables else ():
-        write(tmp_path / folder / "metadata.csv", "file_name,label\nant/1.jpg,ant\n")
-    refused(tmp_path, f"the folders {first} and {second} both mean t")
+def test_two_folders_of_one_split_are_an_error(tmp_path):
+    refused(make(tmp_path, "Training/ant/1.jpg", "train/ant/2.jpg"), "the folders Training and train both mean train")
 
 
 @pytest.mark.parametrize(
@@ -95,8 +91,6 @@ def test_what_is_not_read_is_counted_and_named(files, said, tmp_path, caplog):
         (["train/1.jpg"], r"holds train, and neither class folders in a folder train nor one CSV file; expected ROOT"),
         (["train/ant/readme.txt"], "has no training image; expected ROOT"),
         (["train/ant/1.jpg", "val/Ant/1.jpg", "val/wasp/1.jpg"], "2 classes of val or test have no .* Ant, wasp$"),
-        (["d/1.jpg", "a/1.jpg", "b/1.jpg", "c/1.jpg"], r"holds a, b, c, \.\.\., and neither"),
-        ([], "holds nothing, and neither"),
         (["a.csv", "b.csv"], "holds a.csv, b.csv, and neither"),
     ],
 )
@@ -105,11 +99,9 @@ def test_a_folder_of_another_layout_is_an_error_that_says_what_it_holds(files, w
 
 
 def test_a_root_that_cannot_be_read_is_an_error(tmp_path):
-    (tmp_path / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "pipe.csv")
     for root, words in (
         (tmp_path / "absent", "cannot read .*/absent: No such file or directory; expected ROOT"),
-        (tmp_path / "loop", "cannot read .*/loop: Too many levels of symbolic links"),
         (tmp_path / "pipe.csv", r"cannot read .*pipe\.csv: it is no regular file"),
         (write(tmp_path / "labels.txt", "path,label\na.jpg,ant\n"), r"labels\.txt holds no table.*; expected"),
         ("a\0b", "cannot read .*: embedded null byte"),
@@ -170,20 +162,16 @@ COLUMNS = r"must have the columns path,label\[,split\], each once and with comma
     [
         ("", f"{COLUMNS}nothing"),
         ("path;label\na.jpg;ant\n", f"{COLUMNS}path;label"),
-        ("path,label,Label\na.jpg,ant,bee\n", f"{COLUMNS}path,label,label"),
         ("path,label\n", "has no training image"),
         ("path,label\na.jpg,ant\n,ant\n", "line 3: path and label must not be empty"),
-        ("path,label\na.jpg,  \n", "line 2: path and label must not be empty"),
         ("path,label\na.jpg,panda, red\n", "line 2: more values than columns"),
         ("path,label,split\na.jpg,ant,holdout\n", "line 2: split must be train, val or test, got 'holdout'"),
         ('path,label\na.jpg,"ant\nb.jpg,bee\n', r"labels\.csv is damaged or not a table in UTF-8"),
         ("path,label,split\na.jpg,ant,train\n{root}/x/../a.jpg,ant,test\n", r"a\.jpg is listed more than once"),
-        ("path,label\na.jpg,café\n".encode("latin-1"), r"labels\.csv is damaged or not a table in UTF-8"),
-        (b"path,label\na.jpg," + b"x" * 200_000 + b"\n", r"labels\.csv is damaged .*field larger"),
     ],
 )
 def test_a_table_that_cannot_be_right_is_an_error_that_says_where(text, words, tmp_path):
-    table(tmp_path, text.replace("{root}", str(tmp_path)) if isinstance(text, str) else text)
+    table(tmp_path, text.replace("{root}", str(tmp_path)))
     assert str(tmp_path) in refused(tmp_path, words)
 
 
@@ -203,30 +191,23 @@ def test_a_metadata_file_in_each_split_names_its_images(tmp_path, caplog):
     assert said.startswith(f"{tmp_path}: the folders test are not read; read are Train, validation")
     write(tmp_path / "test" / "metadata.csv", "label,file_name\nant,../Train/1.jpg\n")
     refused(tmp_path, r"Train/1\.jpg is listed more than once")
-    write(tmp_path / "test" / "metadata.csv", "file_name,text\n1.jpg,a bee\n")
-    refused(tmp_path, rf"test/metadata\.csv {COLUMNS}file_name,text")
 
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
         ("./train/1.jpg,bee,\n./test/2.jpg,bee,", ["train/1.jpg", "", "test/2.jpg"]),
-        ("train/1.jpg,bee,\ntrain/../Test/2.jpg,bee,", ["train/1.jpg", "", "Test/2.jpg"]),
-        ("train/1.jpg,bee,\n{root}/test/2.jpg,bee,", ["train/1.jpg", "", "{root}/test/2.jpg"]),
         ("train/1.jpg,bee,test\nDEV//4.jpg,bee,\n3.jpg,bee,train", ["3.jpg", "DEV/4.jpg", "train/1.jpg"]),
         ("1.jpg,bee,\nmore/2.jpg,ant,", ["1.jpg more/2.jpg", "", ""]),  # none has a split: all are train
         ("train/1.jpg,bee,\nholdout/3.jpg,bee,", "holdout/3.jpg"),
-        ("train/1.jpg,bee,\n../test/3.jpg,bee,", "../test/3.jpg"),
-        ("train/1.jpg,bee,\ntest.jpg,bee,", "test.jpg"),
     ],
 )
 def test_the_split_of_a_file_name_is_that_of_the_column_or_its_first_folder_below_the_table(rows, expected, tmp_path):
-    write(tmp_path / "metadata.csv", f"file_name,label,split\n{rows}\n".replace("{root}", str(tmp_path)))
+    write(tmp_path / "metadata.csv", f"file_name,label,split\n{rows}\n")
     if isinstance(expected, str):
         refused(tmp_path, rf"metadata\.csv: {expected} has no split, .* move it to a folder train")
     else:
-        paths = [" ".join(item.path for item in items) for items in load(tmp_path).splits.values()]
-        assert paths == [path.replace("{root}", str(tmp_path)) for path in expected]
+        assert [" ".join(item.path for item in items) for items in load(tmp_path).splits.values()] == expected
 
 
 # --- the whole way

@@ -78,7 +78,6 @@ def test_parquet_files_become_items_named_by_their_rows(parquet, prefix, caplog)
     ("splits", "expected", "said"),
     [
         ({"Train": [1, 0, 1], "exam": [0], "Dev": [1, 0]}, [3, 2, 0], "exam; read are Train, Dev, "),
-        ({"train": [1, 0, 1], "eval": [0, 1], "test": [0]}, [3, 0, 1], "eval; read are train, test, "),
         ({"exam": [0], "holdout": [1]}, None, "exam, holdout; read are none, "),
     ],
 )
@@ -97,7 +96,6 @@ def test_splits_that_are_not_read_are_left_out_with_one_warning(monkeypatch, cap
     ("images", "labels", "words"),
     [
         ([stored(0), stored(1)], ["a", "  "], "train/1 has no label"),
-        ([stored(0), stored(1)], [1.0, float("nan")], "train/1 has no label"),
         ([stored(0), stored(1)], [[3], [4]], r"train/0: the label must be a text or a number, got \[3\]"),
     ],
 )
@@ -128,8 +126,6 @@ def test_what_cannot_be_loaded_is_one_clear_line(tmp_path, monkeypatch):
     refused("hf:somebody/nothing", clear.format("hf:somebody/nothing", "somebody/nothing"))
     write(tmp_path / "train.parquet", "nothing of the kind")
     refused(tmp_path, clear.format(tmp_path, ""))
-    write_columns(tmp_path / "train.parquet", [1, 2], ["a", "b"])
-    refused(tmp_path, clear.format(tmp_path, "cast"))
     table([1, 0], label="fine_label").to_parquet(tmp_path / "train.parquet")
     refused(tmp_path, clear.format(tmp_path, "fine_label"))
     monkeypatch.setitem(sys.modules, "datasets", None)

@@ -225,31 +225,23 @@ def test_a_class_of_three_images_is_too_small_to_be_split():
 
 
 def test_a_folder_cannot_be_listed_where_it_is_none_or_holds_a_name_that_is_not_utf8(tmp_path):
-    write(tmp_path / "file.jpg", "")
-    for path, words in ((tmp_path / "absent", "No such file"), (tmp_path / "file.jpg", "Not a directory")):
-        with pytest.raises(UserError, match=f"cannot list the folder {path}: {words}"):
-            listing(path)
+    with pytest.raises(UserError, match=f"cannot list the folder {tmp_path}/absent: No such file"):
+        listing(tmp_path / "absent")
     write(tmp_path / "caf\udce9.jpg", "")
     with pytest.raises(UserError, match=r"holds 'caf.*udce9\.jpg', a name that is not UTF-8"):
         listing(tmp_path)
 
 
-@pytest.mark.parametrize(("content", "variable"), [(b"<!DOCTYPE html><html>" + b"x" * 300, "labels"), (b"", "other")])
-def test_a_matlab_file_that_cannot_be_read_is_an_error_that_names_it(content, variable, tmp_path):
-    path = tmp_path / "imagelabels.mat"
-    savemat(path, {"labels": np.ones((1, 50), dtype=np.uint8)})
-    path.write_bytes(content or path.read_bytes())
-    with pytest.raises(UserError, match=r"/imagelabels\.mat is damaged or not a Matlab file"):
-        read_mat(path, variable)
+def test_a_matlab_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path):
+    savemat(tmp_path / "labels.mat", {"labels": np.ones((1, 50), dtype=np.uint8)})
+    with pytest.raises(UserError, match=r"/labels\.mat is damaged or not a Matlab file"):
+        read_mat(tmp_path / "labels.mat", "other")
 
 
 @pytest.mark.parametrize(
     ("name", "file", "content"),
     [
         ("StanfordCars", "devkit/cars_meta.mat", b""),
-        ("OxfordFlowers", "cat_to_name.json", b'{"1": "pink primrose"}'),
-        ("OxfordFlowers", "cat_to_name.json", b"[]"),
-        ("UCF101", "ucfTrainTestlist/classInd.txt", b"1\n"),
         ("FGVCAircraft", "variants.txt", b"707-320\n"),
     ],
 )

@@ -91,13 +91,11 @@ def test_transparent_parts_are_white(tmp_path):
 # --- EXIF
 
 
-def photo(**tags: object) -> Image.Image:
-    """A JPEG of 3 x 2 blocks with EXIF tags, such as `t0112=6`."""
+def photo(orientation: int = 1) -> Image.Image:
+    """A JPEG of 3 x 2 blocks."""
     blocks = np.random.default_rng(0).integers(0, 256, (2, 3, 3), dtype=np.uint8)
     image = Image.fromarray(blocks.repeat(8, 0).repeat(8, 1))
-    exif = image.getexif()
-    for tag, value in tags.items():
-        exif[int(tag[1:], 16)] = value
+    (exif := image.getexif())[ORIENTATION] = orientation
     file = io.BytesIO()
     image.save(file, "jpeg", exif=exif)
     return Image.open(file)
@@ -107,29 +105,22 @@ def test_every_orientation_turns_the_image_as_pillow_does_and_odd_ones_and_damag
     tmp_path, monkeypatch
 ):
     for orientation in range(1, 9):
-        image = photo(t0112=orientation)
+        image = photo(orientation)
         assert to_rgb(image).tobytes() == ImageOps.exif_transpose(image).convert("RGB").tobytes()
     (exif := Image.Exif())[ORIENTATION] = 6
     for name in ("a.png", "a.webp", "a.tif"):  # what a camera stores
         turned = opened(tmp_path, PHOTO.transpose(Image.Transpose.ROTATE_90), name, exif=exif)
         assert np.abs(turned - np.asarray(PHOTO)).max() <= 3
     image = photo()
-    for odd in (0, 9, None, "word", [6], float("nan"), {}):
+    for odd in (0, 9, "word", [6]):
         monkeypatch.setattr(image, "getexif", lambda odd=odd: {ORIENTATION: odd})
         assert to_rgb(image).tobytes() == image.convert("RGB").tobytes()
-
-    def fail(*args):
-        raise SyntaxError("not a TIFF file (header b'' not valid)")
-
-    monkeypatch.setattr(image, "getexif", fail)
+    monkeypatch.setattr(image, "getexif", lambda: 1 / 0)
     assert to_rgb(image).size == (24, 16)
-    image = photo(t0112=6)
-    monkeypatch.setattr(Image.Exif, "tobytes", fail)  # some tags cannot be written again
-    assert to_rgb(image).size == (16, 24)
 
 
 def test_an_image_as_dassl_reads_it_is_neither_turned_nor_put_on_white(tmp_path):
-    photo(t0112=6).save(tmp_path / "turned.jpg", exif=photo(t0112=6).getexif())
+    photo(6).save(tmp_path / "turned.jpg", exif=photo(6).getexif())
     Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(tmp_path / "clear.png")
     assert open_image(tmp_path / "turned.jpg", as_stored=True).size == (24, 16)
     assert open_image(tmp_path / "clear.png", as_stored=True).getpixel((0, 0)) == (10, 20, 30)
