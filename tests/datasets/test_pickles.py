@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from own_images import make, write
 
 from trainers.hegraph.datasets import Dataset, Item, load_few_shot
 from trainers.hegraph.datasets.splits import read_coop_pickle
@@ -80,24 +81,18 @@ def read(folder: Path, content: bytes) -> dict[str, list[Item]]:
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_items_are_read_in_their_order_with_paths_from_the_folder_of_the_data_set(protocol, tmp_path):
     assert read(tmp_path, dump(CONTENT, protocol)) == READ
-    for path in ("/dtd/backup/dtd/images/a.jpg", "C:\\data\\dtd\\images\\a.jpg", "dtd/images/a.jpg"):
+    for path in ("/dtd/backup/dtd/images/a.jpg", "C:\\data\\dtd\\images\\a.jpg"):
         assert read(tmp_path, dump({"train": [Datum(path, 0, "ant")]})) == {"train": [("dtd/images/a.jpg", 0, "ant")]}
 
 
-@pytest.mark.parametrize("place", ["alone", "as an item", "as a path", "after the items"])
-def test_a_call_is_refused_and_not_made(place, tmp_path):
+def test_a_call_is_refused_and_not_made_wherever_it_stands(tmp_path):
     trace = tmp_path / "it-ran"
     call = Calls(os.system, f"touch {trace}")
-    content = {
-        "alone": call,
-        "as an item": {"train": [call]},
-        "as a path": {"train": [Datum(call, 0, "ant")]},
-        "after the items": {**CONTENT, "more": call},
-    }[place]
-    for protocol in (0, 2, 5):
-        with pytest.raises(UserError, match="nothing in it was run"):
-            read(tmp_path, dump(content, protocol))
-        assert not trace.exists()
+    for content in (call, {"train": [Datum(call, 0, "ant")]}, {**CONTENT, "more": call}):
+        for protocol in (0, 2, 5):
+            with pytest.raises(UserError, match="nothing in it was run"):
+                read(tmp_path, dump(content, protocol))
+            assert not trace.exists()
     pickle.loads(pickle.dumps(call))  # and it would have been made
     assert trace.exists()
 
@@ -110,12 +105,9 @@ def _text(text: str) -> bytes:
     ("content", "words"),
     [
         ({"train": [OrderedDict()]}, "collections.OrderedDict"),
-        ({"train": [{"_impath": "/dtd/a.jpg", "_label": 0, "_classname": "ant"}]}, "'dict' object has no attribute"),
         ({"train": [Datum("/dtd/a.jpg", "0", "ant")]}, "has no path, label and name"),
         ({"train": [Datum("/dtdx/a.jpg", 0, "ant")]}, "/dtdx/a.jpg, which is not in a folder dtd"),
         ({"train": [datum("../dtd/a.jpg", 0, "ant")]}, "../dtd/a.jpg, which is not in a folder dtd"),
-        ({"train": [datum("a.jpg", 0, "ant")], "val": [7]}, "'int' object has no attribute"),
-        ({"train": [Datum.__new__(Datum)]}, "_impath"),
         ([1, 2], "it holds no training images"),
         (dump({"train": [Subclass("/dtd/a.jpg", 0, "ant")]}), f"it holds {MODULE}.Subclass"),
         (dump(CONTENT).replace(MODULE.encode(), b"x" * len(MODULE)), f"it holds {'x' * len(MODULE)}.Datum"),
@@ -123,7 +115,6 @@ def _text(text: str) -> bytes:
         (dump(CONTENT)[:-20], ""),
         (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f", ""),  # a text of 2**63 bytes
         (b"Psomething\n.", ""),  # a persistent id
-        (b"(" * 100000, ""),
     ],
 )
 def test_other_content_and_a_damaged_pickle_are_refused_in_one_line(content, words, tmp_path):
@@ -140,16 +131,12 @@ def test_other_content_and_a_damaged_pickle_are_refused_in_one_line(content, wor
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """DTD of CoOp with two classes; of each, images 1 to 4 are for training, 5 and 6 for val, 7 and 8 for testing."""
-    folder = tmp_path / "dtd"
-    rows = {"train": [], "val": [], "test": []}
-    for label, name in enumerate(("ant", "bee")):
-        (folder / "images" / name).mkdir(parents=True)
-        for number in range(1, 9):
-            split = "train" if number <= 4 else "val" if number <= 6 else "test"
-            (folder / "images" / name / f"{number}.jpg").touch()
-            rows[split].append([f"{name}/{number}.jpg", label, name])
-    (folder / "split_zhou_DescribableTextures.json").write_text(json.dumps(rows))
-    (folder / "split_fewshot").mkdir()
+    numbers = {"train": (1, 2, 3, 4), "val": (5, 6), "test": (7, 8)}
+    classes = list(enumerate(("ant", "bee")))
+    rows = {split: [[f"{name}/{n}.jpg", y, name] for y, name in classes for n in of] for split, of in numbers.items()}
+    write(tmp_path / "dtd" / "split_zhou_DescribableTextures.json", json.dumps(rows))
+    make(tmp_path / "dtd" / "images", *(path for split in rows.values() for path, *_ in split))
+    (tmp_path / "dtd" / "split_fewshot").mkdir()
     return tmp_path
 
 
@@ -173,19 +160,9 @@ def test_what_coop_selected_before_wins_over_the_draw_of_these_shots_and_seed_an
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (
-            {"train": [datum("ant/1.jpg", 0, "ant"), datum("bee/1.jpg", 7, "bee")]},
-            "bee/1.jpg is 'bee'",
-        ),
-        (
-            {"train": [datum("ant/1.jpg", 1, "ant"), datum("bee/1.jpg", 0, "bee")]},
-            "bee/1.jpg is 'bee'",
-        ),
+        ({"train": [datum("ant/1.jpg", 0, "ant"), datum("bee/1.jpg", 7, "bee")]}, "bee/1.jpg is 'bee'"),
         ({"val": [datum("bee/1.jpg", 1, "wasp")]}, "bee/1.jpg is 'wasp'"),
-        (
-            {"train": [datum("ant/7.jpg", 0, "ant"), datum("bee/1.jpg", 1, "bee")]},
-            "ant/7.jpg is a test image",
-        ),
+        ({"train": [datum("ant/7.jpg", 0, "ant")]}, "ant/7.jpg is a test image"),
         ({"val": None}, "it has no val"),
     ],
 )
