@@ -68,12 +68,6 @@ def test_fit_hears_unlabelled_images_and_those_with_the_label_minus_one(own, par
     assert with_minus_one.classes_.tolist() == [-1, 0, 1, 2] and with_minus_one.model_.unlabelled == 0
 
 
-def test_views_of_unlabelled_images_count_as_their_mean(own, parts):
-    views = np.stack([parts[2], np.roll(parts[2], 1, axis=1)], axis=1)
-    from_views = own.adapt(views).decision_function(parts[2])
-    np.testing.assert_allclose(own.adapt(views.mean(axis=1)).decision_function(parts[2]), from_views, atol=1e-3)
-
-
 def test_the_folder_keeps_what_hearing_needs_and_says_what_was_heard(own, fitted, parts, tmp_path):
     X, y, U, _ = parts
     fitted.save_pretrained(tmp_path / "model")

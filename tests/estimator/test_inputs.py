@@ -76,9 +76,8 @@ def test_views_are_trained_on_and_their_mean_is_classified(data, quick):
 
 def test_pictures_as_arrays_are_not_taken_for_views(data, quick):
     pictures = np.random.default_rng(0).integers(0, 256, size=(120, 32, 32), dtype=np.uint8)
-    for X in (torch.from_numpy(pictures), pictures > 0):
-        with pytest.raises(UserError, match=r"pictures as an array \(.* of shape \[120, 32, 32\]\)"):
-            quick().fit(X, data.y)
+    with pytest.raises(UserError, match=r"pictures as an array \(.* of shape \[120, 32, 32\]\)"):
+        quick().fit(torch.from_numpy(pictures), data.y)
 
 
 # Labels and names
@@ -112,10 +111,8 @@ def test_names_come_in_the_order_of_the_sorted_labels_or_by_label(data, quick):
         (dict(zip([1, 5, 7], "571")), ""),  # a dict leaves no doubt
         (["1", "7", "5"], r"in another order \(1, 7, 5, \.\.\."),
         (["a"], r"one name for each of the 3 classes in y.*\(1, 5, 7, \.\.\.\).*got \['a'\]"),
-        ("abc", "got 'abc'"),
         ({"a", "b", "c"}, "in the order of their sorted labels"),
         ({1: "a", 5: "b"}, "classnames: 2"),
-        (["a", " ", "c"], "classnames: 1"),
         (["a", "b", "\udcff"], "udcff"),
     ],
 )
@@ -133,7 +130,6 @@ def test_names_that_do_not_fit_are_refused(given, message):
         ([0, -1, 1, -1], ["none", "cat", "dog"], []),  # three names: -1 is the first of three classes
         ([0, -1, 1, -1], {-1: "none", 0: "cat", 1: "dog"}, []),
         ([0.0, -1.0, 1.0], ["cat", "dog"], []),
-        ([0, -1, 1], "ab", []),
     ],
 )
 def test_minus_one_means_no_label_where_it_is_no_class(y, given, expected):
@@ -172,8 +168,7 @@ def test_a_backbone_encodes_the_class_names_and_its_model_takes_pictures_too(dig
     others = backbone.encode_images(torch.stack([backbone.preprocess(p) for p in digits.others]))
     np.testing.assert_array_equal(by_parameter.predict(digits.others), by_parameter.predict(others))
     model = quick(backbone="hegraph-mini", text_features=X[:10]).fit(X, digits.labels).model_
-    assert model.prompts is None, "the user's text features are none of our prompts"
-    assert model.backbone.model == "hegraph-mini"
+    assert (model.prompts, model.backbone.model) == (None, "hegraph-mini")  # the text features are none of our prompts
     with pytest.raises(UserError, match="X has 16 features, but hegraph-mini/hegraph-mini gives"):
         quick(backbone="hegraph-mini").fit(data.X, data.y)
 
@@ -196,9 +191,7 @@ def test_images_that_cannot_be_used_are_refused(tmp_path, digits, digit_classifi
     (tmp_path / "broken.png").write_text("no picture")
     one = digits.others[0]
     for refused, message in (
-        (lambda: quick(config="mini").fit([one], [0, 1]), "inconsistent numbers"),
         (lambda: digit_classifier.predict([tmp_path / "broken.png"]), r"broken\.png"),
-        (lambda: quick(config="mini").fit([tmp_path / "broken.png", one], [0, 1]), r"broken\.png"),
         (lambda: digit_classifier.predict([one, 3]), "image 1 is neither a path nor a PIL image, but of type int"),
         (lambda: quick().fit([one, one], [0, 1]), 'images need a backbone: give backbone="ViT-B-32-quickgelu"'),
         (lambda: quick(config="mini", text_features=data.X[:2]).fit([one, one], [0, 1]), "text features go with image"),
@@ -213,17 +206,12 @@ def test_images_that_cannot_be_used_are_refused(tmp_path, digits, digit_classifi
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"options": {"OPTIM.LRR": 1}}, "unknown configuration key 'OPTIM.LRR'"),
         ({"logit_scale": 0}, "logit_scale must be a finite number above 0, got 0"),
-        ({"logit_scale": float("nan")}, "logit_scale must be a finite number above 0, got nan"),
         ({"text_features": np.ones((3, 16))}, r"text_features must have shape \[4, 16\].*got \[3, 16\]"),
-        ({"text_features": np.full((4, 16), np.nan)}, "text_features contains NaN"),
         ({"options": {"SEED": 7}}, "options has SEED, which random_state"),
         ({"options": {f"{NODE}SELECT_ON": "val"}}, "GridSearchCV"),
         ({"options": {f"{NODE}FEATURES.MODE": "online"}}, "FEATURES.MODE online"),
         ({"device": "abacus"}, "device must be cpu, cuda or cuda:N, got 'abacus'"),
-        ({"random_state": -1}, "Seed must be between 0 and"),
-        ({"options": {"OPTIM.LR": 1e30, "OPTIM.MAX_EPOCH": 30, f"{NODE}TEXT_W": True}}, r"OPTIM\.LR"),
     ],
 )
 def test_a_parameter_that_is_wrong_is_named_when_fitting(parameters, message, data, quick):

@@ -54,12 +54,6 @@ def test_a_number_is_the_seed_and_a_generator_draws_one(data, quick):
     assert torch.equal(weights(np.random.RandomState(0)), first) and not torch.equal(first, second)
 
 
-def test_the_logits_of_an_image_do_not_depend_on_the_others(data, quick):
-    classifier = quick().fit(data.X, data.y)
-    alone = np.concatenate([classifier.decision_function(data.X[i : i + 1]) for i in range(20)])
-    np.testing.assert_allclose(alone, classifier.decision_function(data.X)[:20], rtol=1e-10)
-
-
 def test_it_is_pickled_without_its_backbone(digits, digit_classifier):
     packed = pickle.dumps(digit_classifier)
     assert len(packed) < 1_000_000

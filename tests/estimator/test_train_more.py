@@ -30,7 +30,6 @@ def folder_of(tmp_path, **classes: list[Image.Image]):
 def test_images_and_classes_of_a_folder_join_the_model(model, digits, tmp_path, capsys):
     pictures = digits.pictures
     root = folder_of(tmp_path, zero=pictures[2:3], one=pictures[4:5], two=pictures[6:9])
-    (root / "train" / "zero" / "new.png").write_bytes((root / "train" / "two" / "0.png").read_bytes())
     pictures[20].save(root / "train" / "zero" / "new.png")
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     assert main(["train-more", str(model), "--root", str(root), "--out", str(tmp_path / "more")]) == 0
@@ -61,16 +60,11 @@ def test_what_cannot_be_is_one_line_and_the_model_stays(model, finished_digits, 
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "a.tex").write_text("years of work")
     root = folder_of(tmp_path, one=digits.pictures[:1], two=digits.pictures[6:7])
-    (tmp_path / "damaged" / "train" / "one").mkdir(parents=True)
-    (tmp_path / "damaged" / "train" / "one" / "a.png").write_text("no picture")
     for arguments, message in (
         ([model, "--root", root, "--in-place"], "was taught before as 'zero'"),
-        ([model, "--root", tmp_path / "damaged", "--in-place"], "a.png"),
         ([model, "--root", root, "--out", tmp_path / "thesis"], "is no model folder"),
         ([model, "--root", tmp_path / "absent", "--in-place"], "absent"),
-        ([root, "--root", root, "--in-place"], "config.json"),
         ([finished_digits, "--root", root, "--in-place"], "give --out FOLDER"),
-        ([model, "--root", root], "--out"),
     ):
         assert main(["train-more", *map(str, arguments)]) == 2
         error = capsys.readouterr().err

@@ -88,11 +88,8 @@ def test_suggestions_are_rows_of_predictions_with_the_image_to_label_first(finis
     ("arguments", "words"),
     [
         (["check", "--root", "nowhere"], "nowhere"),
-        (["check", "--features", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["check"], "--root --features"),
         (["suggest", "nowhere", "image.png", "other.png"], "nowhere"),
         (["suggest", "nowhere", ".", "-n", "0"], "whole number"),
-        (["sugest", "nowhere"], "invalid choice: 'sugest'"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, words, tmp_path, monkeypatch, capsys):

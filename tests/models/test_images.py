@@ -13,7 +13,6 @@ from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.models.folder import save_model
 from trainers.hegraph.models.images import ImageModel, backbone_to_load
 from trainers.hegraph.models.saved import Backbone as BackboneConfig
 from trainers.hegraph.models.saved import SavedModel
@@ -50,13 +49,6 @@ def write_digits(folder: Path, number: int) -> list[Path]:
 
 
 # The backbone
-
-
-def test_a_model_is_loaded_with_the_backbone_that_it_names(tmp_path, mini_model, mini):
-    save_model(mini_model, tmp_path / "model")
-    [path] = write_digits(tmp_path, 1)
-    loaded = ImageModel.load(tmp_path / "model")
-    assert torch.equal(loaded.probabilities([path]), ImageModel(mini_model, mini).probabilities([path]))
 
 
 def test_another_fingerprint_is_refused_and_the_difference_is_named(mini_model, mini):
