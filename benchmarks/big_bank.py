@@ -22,8 +22,8 @@ from .report import Report
 from .timing import ROOT, in_turn, process, python
 
 SMALL = {"images": 200, "num_classes": 10, "width": 16, "tested": 30, "repeats": 1}
-SECONDS_BAR = 12.0
-MEMORY_BAR = 2.5e9  # bytes
+SECONDS_BAR = 2.0
+MEMORY_BAR = 1.5e9  # bytes
 SHOTS = 16
 DRAWN_FROM = "train_features"
 LARGE, TORCH = "the bank", "import torch"

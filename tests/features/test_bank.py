@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets import Selection
+from trainers.hegraph.features import bank as bank_module
 from trainers.hegraph.features.bank import BankFile, Encoder, FeatureBank, draw_bank, load_bank, refuse_test_rows
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import hash_file
@@ -232,6 +233,18 @@ def test_every_type_is_read_whole_and_by_rows(saved, rewrite, dtype):
         assert torch.equal(file.features("train", rows), rounded[:, rows])
     assert file.features("val", []).shape == (0, 4)
     assert file.digest == hash_file(saved)
+
+
+def test_of_a_large_file_a_run_hashes_what_it_takes(tiny_bank, rewrite, monkeypatch):
+    def digest_of(row: int) -> str:
+        file = BankFile(tiny_bank)
+        return file.digest_of(lambda: draw_bank(file, Selection([row, 4], [1])))
+
+    assert digest_of(0) == digest_of(1) == hash_file(tiny_bank)
+    monkeypatch.setattr(bank_module, "HASHED_WHOLE", 100)
+    before = digest_of(0), digest_of(1)
+    rewrite(tiny_bank, lambda tensors, _: tensors["train_features"][:, 1].neg_())
+    assert digest_of(0) == before[0] != before[1] != digest_of(1)
 
 
 # Images of train or val that are test images as well

@@ -178,7 +178,10 @@ class BankTask(Task):
             name: [[row, new[label], file.classnames[label]] for row in rows if (label := labels[name][row]) in new]
             for name, rows in (("train", self.selection.train), ("val", self.selection.val))
         }
-        self.identity = bank_identity(file)
+
+    @cached_property
+    def identity(self) -> dict:  # type: ignore[override]
+        return bank_identity(self.file, lambda: self.features)
 
     @cached_property
     def features(self) -> FeatureBank:  # type: ignore[override]
@@ -232,12 +235,12 @@ def bank_to_test(file: BankFile, which: str, cfg: Config, seed: int) -> Task:
     if which != "all":
         half = subsample_labels(set(file.labels["train"].tolist()), which)
         bank = bank.of_classes(torch.tensor(half, dtype=torch.long))
-    return Task(bank, cfg, seed, identity=bank_identity(file))
+    return Task(bank, cfg, seed, identity=bank_identity(file, lambda: bank))
 
 
-def bank_identity(file: BankFile) -> dict:
-    """Plain values that change whenever something does that a run takes from a bank."""
-    identity = {"bank": file.digest}
+def bank_identity(file: BankFile, take: Callable[[], FeatureBank]) -> dict:
+    """Plain values that change whenever something does that a run takes from a bank, as `take` gives it."""
+    identity = {"bank": file.digest_of(take)}
     if file.encoder is not None and file.encoder.precision != "fp32":  # as of all banks that do not say it
         identity["precision"] = file.encoder.precision
     return identity

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..datasets.splits import SPLITS, Selection, subsample_labels
 from ..utils.errors import UserError
-from ..utils.files import hash_file, write_tensors
+from ..utils.files import hash_content, hash_file, write_tensors
 from ..utils.reading import reading
 from ..utils.schema import Name, OpenPart, Part, Positive
 
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"  # of its file
 WHAT = "a feature bank"
+HASHED_WHOLE = 2**30  # bytes of a file
 NAMES = (
     "train_features", "train_labels", "text_positive", "text_negative",
     "val_features", "val_labels", "test_features", "test_labels", "text_norms",
@@ -219,8 +220,15 @@ class BankFile:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the file, by which a run knows its bank."""
+        """SHA-256 of the file."""
         return hash_file(self.path)
+
+    def digest_of(self, take: Callable[[], FeatureBank]) -> str:
+        """By what a run knows what it takes of the bank: the SHA-256 of the file or, above `HASHED_WHOLE`, of that."""
+        if self.path.stat().st_size <= HASHED_WHOLE:
+            return self.digest
+        taken = take()
+        return hash_content([sorted(self._file.metadata().items()), *(getattr(taken, name) for name in NAMES)])
 
     def _check_forms(self, names: set[str]) -> None:
         """Raises ValueError for a tensor that is missing, or of another type or shape."""
