@@ -128,11 +128,3 @@ def test_thumbnails_need_training_images(cfg, tiny_bank, tmp_path):
     for where in ({"bank_file": tiny_bank}, {"model_dir": tmp_path}):
         with pytest.raises(UserError, match="--keep-thumbnails needs training images"):
             run_module.run(cfg(), **where, keep_thumbnails=True)
-
-
-def test_a_method_that_does_not_fold_says_that_it_leaves_no_model(cfg, tiny_bank, tmp_path, caplog):
-    with caplog.at_level("INFO", "trainers.hegraph"):
-        run_module.run(cfg(name="CLIPAdapter"), tiny_bank)
-    [said] = [message for message in caplog.messages if "no model folder" in message]
-    assert "changes the feature" in said
-    assert not (tmp_path / "out" / "model").exists()

@@ -136,20 +136,14 @@ def test_cases_are_runs_with_keys_of_their_own_and_their_names_in_the_folders():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "--datasets"),
-        (("--datasets", "digits"), "--configs"),
         (("--datasets", "digit", "--configs", "mini"), "'digits'"),
         ((*DIGITS, "--methods", "TipAdaptor"), "'TipAdapter'"),
         ((*DIGITS, "--shots", "few"), "shots.0"),
-        ((*DIGITS, "--seeds", "-1"), "got -1"),
-        ((*DIGITS, "OPTIM.LR"), "OPTIM.LR"),
         ((*DIGITS, "--vary", "SEED", "5"), "SEED"),
         ((*DIGITS, "--vary", "OPTIM.LR"), "vary.OPTIM.LR"),
         ((*DIGITS, "--vary", "OPTIM.LR", "0.1", "0.2", "--suffix", ""), "two runs of the grid have the folder"),
         ((*DIGITS, "--vary", "OPTIM.LR", "/../../../..", "--suffix", "{LR}"), "lead out"),
-        (("--datasets", "nowhere/bank.safetensors", "--configs", "mini"), "nowhere/bank.safetensors"),
         (("--workers", "-1", *DIGITS), "--workers"),
-        (("nowhere.yaml",), "nowhere.yaml"),
     ],
 )  # fmt: skip
 def test_a_wrong_grid_is_one_clear_line_and_nothing_is_written(words, said, capsys, tmp_path, monkeypatch):
