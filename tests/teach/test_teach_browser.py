@@ -119,6 +119,13 @@ def test_classes_are_made_checked_labelled_and_taken_along(window, folder, tmp_p
     with zipfile.ZipFile(io.BytesIO(opener.open(address).read())) as file:
         assert "model/config.json" in file.namelist()
 
+    before, [new] = counts(folder)["two"], scans(tmp_path / "new", "two", 20, 1)
+    with zipfile.ZipFile(tmp_path / "project.zip", "w") as file:
+        file.write(new, "train/two/new.png")
+    page.driver.find_element("css selector", "#zip input[type=file]").send_keys(str(tmp_path / "project.zip"))
+    page.wait(lambda: counts(folder)["two"] == before + 1)
+    page.wait(lambda: "1 image added" in page.find("#status")[0].text)
+
 
 def test_two_tabs_see_each_others_changes_and_undo_them(window, folder):
     first = window.driver.current_window_handle

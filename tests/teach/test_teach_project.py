@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 import unicodedata
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 from trainers.hegraph.datasets import images as images_module
 from trainers.hegraph.teach import journal
+from trainers.hegraph.teach import project as module
 from trainers.hegraph.teach.project import Contents, Picture, Project, file_name, new_name
 from trainers.hegraph.utils.errors import UserError
 
@@ -336,3 +338,70 @@ def test_no_link_and_no_journal_of_a_stranger_leads_out_of_the_folder(project, t
     with pytest.raises(UserError, match="link"):
         project.read()
     assert sorted(path.name for path in outside.iterdir()) == ["mine.png"]
+
+
+def test_a_project_as_a_zip_file_opens_again_as_one_change(project, tmp_path):
+    (project.folder / "train" / unicodedata.normalize("NFD", "été")).mkdir()
+    project.move(picture(project, "train/cat/b.png"), "none of these")
+    project.add("dog", [("twice.png", png("red"))])
+    project.write_zip(tmp_path / "project.zip")
+    other = Project(tmp_path / "other")
+    assert other.add_zip(tmp_path / "project.zip") == (5, [])
+    assert counts(other.read()) == counts(project.read()) == {"cat": 1, "dog": 2, "été": 0}
+    assert {p.digest: place for p, place in other.read().pictures().items()} == {
+        p.digest: place for p, place in project.read().pictures().items()
+    }
+    assert files_of(other.folder).keys() == {
+        *("train/cat/a.png", "train/dog/a.png", "train/dog/twice.png"), "unlabelled/u.png", "none of these/b.png"
+    }  # fmt: skip
+    assert other.read().undo == "5 images added from a zip file"
+    assert undone(other, {})
+    assert project.add_zip(tmp_path / "project.zip")[0] == 0
+    assert not list((project.folder / ".hegraph/new").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"train/fox/a.png": png("teal"), "../../outside.png": png("teal")}, "out of the folder"),
+        ({"train/fox/a.png": png("teal"), "/outside.png": png("teal")}, "out of the folder"),
+        ({"train/fox/a.png": png("teal"), "train/a:b/a.png": png("teal")}, "no name for a class"),
+        ({"train/fox/a.png": png("teal"), "train/fox/bomb.png": bytes(10**6)}, "more than 3 files or 0 GB"),
+        (dict.fromkeys(("train/fox/a.png", "b", "c", "d"), png("teal")), "more than 3 files"),
+        ({"fox/a.png": png("teal")}, "no folder train/<class>"),
+        ({}, "damaged"),
+    ],
+)
+def test_a_zip_file_of_a_stranger_writes_nothing(project, tmp_path, monkeypatch, members, said):
+    before = files_of(tmp_path)
+    monkeypatch.setattr(module, "MOST_BYTES", 10**5)
+    monkeypatch.setattr(module, "MOST_FILES", 3)
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    if not members:
+        path.write_bytes(b"no zip file")
+    with pytest.raises(UserError, match=said):
+        project.add_zip(path)
+    path.unlink()
+    assert files_of(tmp_path) == before
+    assert project.read().undo == ""
+    assert not list((project.folder / ".hegraph").glob("new/*"))
+
+
+def test_what_a_zip_file_holds_is_unpacked_up_to_the_size_of_an_image(project, tmp_path, monkeypatch):
+    monkeypatch.setattr(images_module, "MAX_BYTES", 1_000)
+    monkeypatch.setattr(module, "MAX_BYTES", 1_000)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("train/fox/bomb.png", bytes(10**6))
+        file.writestr("train/fox/a.png", png("teal"))
+        file.writestr("train/cat/again.png", png("red"))
+        file.writestr("readme.txt", b"")
+    count, problems = project.add_zip(tmp_path / "a.zip")
+    assert (count, [problem[:13] for problem in problems]) == (1, ["bomb.png has ", "again.png is "])
+    assert files_of(project.folder)["train/fox/a.png"] == png("teal")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_LZMA) as file:
+        file.writestr("train/fox/b.png", png("pink"))
+    with pytest.raises(UserError, match="no bounds"):
+        project.add_zip(tmp_path / "b.zip")

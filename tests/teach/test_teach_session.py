@@ -265,6 +265,12 @@ def test_what_is_taken_along_opens_again(teacher, tmp_path):
     project = teacher.session.project
     assert Project(tmp_path / "other").read().images == project.read().images
     assert not (tmp_path / "other" / ".hegraph/removed").exists(), "what was removed stays here"
+    shutil.copy(path, teacher.uploads / "project.zip")
+    teacher.do({"do": "delete", "place": "six"})
+    sent = json.dumps([{"path": str(teacher.uploads / "project.zip"), "name": "project.zip"}])
+    said, problem = teacher.do({"do": "zip", "files": sent, "failed": '["b.zip"]'})
+    assert said == "3 images added", "those that were not there any more"
+    assert problem.startswith("b.zip did not arrive, or is too large; one-0.png is there already; ")
     teacher.session.view = View(0, teacher.session.view.contents)
     assert "There is no model yet" in teacher.take("model")[0]
 
@@ -286,7 +292,7 @@ def test_the_page_is_built_and_shows_only_what_has_changed(teacher):
 
     page = build_page(teacher.session, teacher.uploads)
     ids = [getattr(each, "elem_id", "") for each in page.blocks.values()]
-    assert [ids.count(name) for name in ("status", "classes", "check", "label", "sketch", "drawing")] == [1] * 6
+    assert [ids.count(name) for name in ("status", "classes", "check", "label", "zip", "sketch", "drawing")] == [1] * 7
     number = teacher.session.view.number
     assert teacher.look(number)[0] == {"__type__": "update"}
     assert teacher.look(number - 1)[-1] == number
@@ -322,4 +328,4 @@ def test_the_command_serves_a_folder_or_the_sample_and_keeps_what_encodes_it(tmp
     assert {session.name for session, _, _ in served} == {"hegraph-mini"}
     _, (host, port, css), options = served[0]
     assert (host, port, ".card" in css) == ("127.0.0.1", 7861, True)
-    assert options == {"allowed_paths": [str(tmp_path / "mine/.hegraph/thumbnails")]}
+    assert options == {"max_file_size": 2**33, "allowed_paths": [str(tmp_path / "mine/.hegraph/thumbnails")]}

@@ -115,8 +115,9 @@ def serve(build: Callable[[Path], Blocks], host: str, port: int, css: str = "", 
         page = build(Path(uploads)).queue(max_size=WAITING)
         page.launch(
             server_name=host, server_port=port, share=False, ssr_mode=False, pwa=False, mcp_server=False,
-            prevent_thread_lock=True, quiet=True, max_file_size=MAX_BYTES, footer_links=[], run_history=False,
-            enable_monitoring=False, theme=gr.themes.Default(font=text, font_mono=mono), css=CSS + css, **options,
+            prevent_thread_lock=True, quiet=True, footer_links=[], run_history=False,
+            enable_monitoring=False, theme=gr.themes.Default(font=text, font_mono=mono), css=CSS + css,
+            **{"max_file_size": MAX_BYTES} | options,
         )  # fmt: skip
         try:
             say(f"http://{host}:{port} shows the page; Ctrl+C ends it\n")

@@ -17,7 +17,7 @@ from ..utils.errors import report
 from ..utils.files import write_json
 from ..utils.reading import read_json
 from ..utils.schema import Part, check
-from .project import OWN, Project
+from .project import MOST_BYTES, OWN, Project
 
 SAMPLE = Path("output/teach-digits")
 USUAL = ("ViT-B-16-quickgelu", "openai")  # what encodes images where nothing else is said
@@ -57,7 +57,7 @@ def teach(args: argparse.Namespace) -> None:
     session = Session(project, backbone, encoder.backbone, encoder.pretrained)
     css = (Path(__file__).parent / "board.css").read_text(encoding="utf-8")
     page = partial(build_page, session)
-    serve(page, args.host, args.port, css, allowed_paths=[str(session.thumbnails)])
+    serve(page, args.host, args.port, css, max_file_size=MOST_BYTES, allowed_paths=[str(session.thumbnails)])
 
 
 def find_encoder(project: Project, backbone: str, pretrained: str) -> Encoder:

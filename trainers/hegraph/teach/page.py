@@ -10,7 +10,7 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ..models.folder import save_model
 from ..models.images import ImageModel
 from ..predict.outputs import NONE_OF_THESE
 from ..utils.errors import UserError, one_line
-from .project import UNLABELLED, Picture
+from .project import UNLABELLED, Picture, start_of
 from .session import LISTED, Session
 
 TEMPLATE = template(Path(__file__).parent / "board.html")
@@ -37,6 +37,7 @@ BOARD_JS = (Path(__file__).parent / "board.js").read_text(encoding="utf-8")
 BOARDS = ("status", "classes", "check", "label")  # macros of the template
 NEAREST = 5  # training images that are shown beside an answer
 SECONDS = 2  # between two looks at what other tabs have done
+ZIP = wrapped('<label class="drop">Open a project.zip<input type="file" data-do="zip" accept=".zip"></label>')
 
 
 def boards(session: Session, said: str = "", problem: str = "") -> tuple[str, ...]:
@@ -122,8 +123,8 @@ class Teacher:
             case "settle":
                 project.settle(picture.digest, to)
             case "draw":
-                return self.added(place, [(f"drawing-{uuid4().hex[:8]}.png", png_of(drawing))])
-            case "add":
+                return self.added([project.add(place, [(f"drawing-{uuid4().hex[:8]}.png", png_of(drawing))])])
+            case "add" | "zip":
                 return self.sent(place, data)
             case "undo":
                 return f"taken back: {project.undo()}", ""
@@ -136,7 +137,7 @@ class Teacher:
         return "", ""
 
     def sent(self, place: str, data: dict[str, str]) -> tuple[str, str]:
-        """Adds files that were uploaded, and says which have not arrived."""
+        """Adds images or zip files that were uploaded, and says which have not arrived."""
         try:
             sent, failed = json.loads(data.get("files", "[]")), json.loads(data.get("failed", "[]"))
             files = {uploaded_file(each, self.uploads): str(each["name"]) for each in sent}
@@ -144,15 +145,18 @@ class Teacher:
         except (TypeError, ValueError, LookupError) as error:
             raise UserError("the files came damaged; send them again") from error
         try:
-            return self.added(place, [(name, path.read_bytes()) for path, name in files.items()], lost)
+            if data["do"] == "zip":
+                return self.added([self.session.project.add_zip(path) for path in files], lost)
+            images = ((name, start_of(path.open("rb"))) for path, name in files.items())
+            return self.added([self.session.project.add(place, images)], lost)
         finally:
             for path in files:
                 path.unlink(missing_ok=True)
 
-    def added(self, place: str, files: list[tuple[str, bytes]], lost: list[str] | None = None) -> tuple[str, str]:
-        count, problems = self.session.project.add(place, files)
+    def added(self, found: list[tuple[int, list[str]]], lost: Sequence[str] = ()) -> tuple[str, str]:
+        """What is said of images that were added, by what the project returned, and of those that were `lost`."""
         self.session.stopping.clear()
-        problems = [*(lost or []), *problems]
+        count, problems = sum(each for each, _ in found), [*lost, *(said for _, others in found for said in others)]
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         return f"{count} image{'' if count == 1 else 's'} added" if count else "", f"{'; '.join(problems[:3])}{more}"
 
@@ -202,6 +206,7 @@ def build_page(session: Session, uploads: Path) -> gr.Blocks:
         with gr.Tab("Try"):
             answer_part(page, Taught(session, uploads), "Taught", "Nearest training images")
         with gr.Tab("Take along"):
+            zipped = _board("zip", ZIP)
             said, file = html(""), gr.File(label="File to take along", interactive=False, elem_id="file", visible=True)
             for kind, text in (("model", "Model folder"), ("onnx", "ONNX file"), ("project", "Whole project")):
                 gr.Button(text, elem_id=f"take-{kind}").click(
@@ -210,12 +215,12 @@ def build_page(session: Session, uploads: Path) -> gr.Blocks:
         seen = gr.State(-1)
         outputs = [*shown, seen]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        for each in shown:
+        for each in (*shown, zipped):
             each.act(teacher.act, drawing, outputs, trigger_mode="multiple", concurrency_limit=LISTED, **quiet)
         page.load(teacher.shown, None, outputs, **quiet)
         gr.Timer(SECONDS).tick(teacher.look, seen, outputs, concurrency_limit=LISTED, **quiet)
     return page
 
 
-def _board(name: str) -> gr.HTML:
-    return html("", js_on_load=BOARD_JS, elem_id=name)
+def _board(name: str, value: str = "") -> gr.HTML:
+    return html(value, js_on_load=BOARD_JS, elem_id=name)

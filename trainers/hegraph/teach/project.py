@@ -18,10 +18,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from ..datasets.folder import class_name
-from ..datasets.images import is_image, open_sent
+from ..datasets.images import MAX_BYTES, is_image, open_sent
 from ..predict.outputs import FORBIDDEN, MAX_NAME, NONE_OF_THESE, folder_name
 from ..utils.errors import UserError, printable, shortened
 from ..utils.files import atomic_path, hash_file
@@ -31,6 +31,8 @@ from .journal import OWN, JournaledFolder, Move, removed
 TRAIN, UNLABELLED, KEPT = "train", "unlabelled", f"{OWN}/kept"
 LOOSE = (UNLABELLED, NONE_OF_THESE)  # places of images that are no classes
 MOST_DIGESTS = 200_000  # of files that are not read again
+MOST_FILES, MOST_BYTES = 50_000, 8 * 2**30  # of a zip file
+BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what can be unpacked up to a number of bytes
 
 
 class Picture(NamedTuple):
@@ -114,11 +116,11 @@ class Project(JournaledFolder):
             return path.read_bytes()
 
     def write_zip(self, path: Path) -> None:
-        """Writes all images, in the folders of their classes, into a zip file."""
+        """Writes all images, in the folders of their classes, into a zip file, which `add_zip` adds."""
         contents = self.read()
         with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as file:
             for name in contents.classes:
-                file.writestr(f"{TRAIN}/{name}/", b"")
+                file.writestr(f"{contents.folders[name]}/", b"")
             for picture in contents.pictures():
                 file.writestr(zipfile.ZipInfo(picture.path), self.data(picture))
 
@@ -181,22 +183,55 @@ class Project(JournaledFolder):
         others were not added, such as one that is there already.
         """
         with self.locked():
-            contents, problems, taken = self.read(), list[str](), set[str]()
-            folder, there = contents.folder(place), {picture.digest for picture in contents.images[place]}
-            new, moves = self.new_folder(), list[Move]()
-            try:
-                for sent, data in files:
-                    name, digest = file_name(sent), hashlib.sha256(data).hexdigest()
-                    if problem := "is there already" if digest in there else problem_of(name, data):
-                        problems.append(f"{name} {problem}")
-                        continue
-                    self.at(f"{new}/{digest}").write_bytes(data)
-                    moves.append((f"{new}/{digest}", self.free(folder, name, taken)))
-                    there.add(digest)
-                self.change(f"{len(moves)} image{'' if len(moves) == 1 else 's'} {what} to {place}", moves)
-            finally:
-                shutil.rmtree(self.folder / new, ignore_errors=True)
-        return len(moves), problems
+            self.read().folder(place)
+            return self._add(((place, name, data) for name, data in files), f"{what} to {place}")
+
+    def add_zip(self, path: Path) -> tuple[int, list[str]]:
+        """Adds the classes and images of a zip file; returns what `add` does. UserError, and nothing is added, if it is
+        damaged or no project, would take too much space, or a name in it leads out of the folder.
+        """
+        with reading(path, "a project's zip file"), zipfile.ZipFile(path) as file, self.locked():
+            members = file.infolist()
+            if len(members) > MOST_FILES or sum(member.file_size for member in members) > MOST_BYTES:
+                raise UserError(f"the zip file holds more than {MOST_FILES} files or {MOST_BYTES >> 30} GB")
+            for member in members:
+                self.at(member.filename)
+                if member.compress_type not in BOUNDED:
+                    raise ValueError(f"{member.filename} is packed in a way that has no bounds")
+            found = [(member, place) for member in members if (place := place_of(member))]
+            if not found:
+                raise ValueError(f"it holds no folder {TRAIN}/<class> or {UNLABELLED}")
+            files = ((place, "" if m.is_dir() else m.filename, start_of(file.open(m))) for m, place in found)
+            return self._add(files, "added from a zip file")
+
+    def _add(self, files: Iterable[tuple[str, str, bytes]], what: str) -> tuple[int, list[str]]:
+        """Adds files, each a place, a name and its bytes, and the classes that are not there; without a name, only the
+        class.
+        """
+        contents, problems, count = self.read(), list[str](), 0
+        folders, taken = dict(contents.folders), set[str]()
+        there = {(place, picture.digest) for picture, place in contents.pictures().items()}
+        new, moves = self.new_folder(), list[Move]()
+        try:
+            for place, sent, data in files:
+                if place not in folders:
+                    folders[place] = f"{TRAIN}/{new_name(place, folders)}"
+                    moves.append((f"{new}/{len(moves)}", folders[place]))
+                    self.at(moves[-1][0]).mkdir()
+                if not sent:
+                    continue
+                name, key = file_name(sent), (place, hashlib.sha256(data).hexdigest())
+                if problem := "is there already" if key in there else problem_of(name, data):
+                    problems.append(f"{name} {problem}")
+                    continue
+                moves.append((f"{new}/{len(moves)}", self.free(folders[place], name, taken)))
+                self.at(moves[-1][0]).write_bytes(data)
+                there.add(key)
+                count += 1
+            self.change(f"{count} image{'' if count == 1 else 's'} {what}", moves)
+        finally:
+            shutil.rmtree(self.folder / new, ignore_errors=True)
+        return count, problems
 
     # What is there
 
@@ -281,6 +316,22 @@ def file_name(sent: str) -> str:
     """The name of a file that came from elsewhere, as one that every system allows."""
     name = PurePosixPath(printable(re.split(r"[/\\]", unicodedata.normalize("NFC", sent))[-1]) or "image")
     return f"{folder_name(name.stem).encode()[:MAX_NAME].decode(errors='ignore')}{name.suffix}"
+
+
+def place_of(member: zipfile.ZipInfo) -> str:
+    """The class or other place of a file or folder in the zip file of a project; "" if it has none."""
+    match member.filename.split("/"):
+        case ["train", name, _]:
+            return class_name(name, TRAIN)
+        case [place, *_, _] if place in LOOSE:
+            return place
+    return ""
+
+
+def start_of(file: IO[bytes]) -> bytes:
+    """The bytes of a file that was sent, which is closed; of one that is too large as many as tell that."""
+    with file:
+        return file.read(MAX_BYTES + 1)
 
 
 def problem_of(name: str, data: bytes) -> str:
