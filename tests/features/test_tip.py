@@ -91,14 +91,19 @@ def test_the_command_makes_a_bank_that_loads(command, bank_file, capsys):
     torch.testing.assert_close(bank.text_negative, F.normalize(draw(D, K, seed=4).t(), dim=-1))
 
 
-def test_text_of_as_many_classes_as_features_are_wide_lies_along_its_unit_norm(folder):
-    names, text = [f"class {k}" for k in range(D)], unit(D, D)
-    torch.save(F.one_hot(torch.arange(K * SHOTS), D), folder / f"values_{SHOTS}shots.pt")
-    torch.save(text, folder / "text_positive.pt")
-    torch.save(text.t(), folder / "text_negative.pt")
-    bank = import_tip(folder, names)
-    torch.testing.assert_close(bank.text_positive, text)
-    torch.testing.assert_close(bank.text_negative, text)
+def test_square_matrices_that_lie_the_other_way_are_refused_or_turned(folder, refused):
+    size = K * SHOTS
+    for split in ("val", "test"):
+        torch.save(unit(TEST, size), folder / f"{split}_f.pt")
+    for name, text in (("positive", unit(size, size)), ("negative", unit(size, size).t())):
+        torch.save(text, folder / f"text_{name}.pt")
+    torch.save(F.one_hot(torch.arange(size), size), folder / f"values_{SHOTS}shots.pt")
+    torch.save(unit(size, size).t(), folder / f"keys_{SHOTS}shots.pt")
+    bank = import_tip(folder, [f"class {k}" for k in range(size)])
+    for features in (bank.train_features[0], bank.text_positive, bank.text_negative):
+        torch.testing.assert_close(features, unit(size, size))
+    torch.save(unit(size, size), folder / f"keys_{SHOTS}shots.pt")
+    refused("keys_2shots.pt", "transpose it")
 
 
 def test_the_text_may_be_encoded_and_the_data_set_named(folder, command, bank_file, backbone, tmp_path):

@@ -23,7 +23,7 @@ from ..datasets.layouts import listing
 from ..utils.errors import UserError
 from ..utils.reading import parse_json, read_text, read_torch, reading
 from ..utils.schema import Name, check
-from .bank import FeatureBank
+from .bank import NORM_TOLERANCE, FeatureBank
 
 
 def import_tip(
@@ -106,11 +106,17 @@ def _load(path: Path) -> Tensor:
 
 
 def _rows(path: Path, columns: bool = False) -> Tensor:
-    """The vectors in a file of shape `[n, d]` or, as its columns, `[d, n]`: unit norm, shape `[n, d]`."""
-    matrix = _load(path)
+    """The vectors in a file of shape `[n, d]` or, as its columns, `[d, n]`: unit norm, shape `[n, d]`.
+
+    A matrix that lies the other way is told by its norms, which a square one would hide.
+    """
+    form, matrix = "[d, n]" if columns else "[n, d]", _load(path)
     if matrix.dim() != 2:
-        raise UserError(f"{path} must be {'[d, n]' if columns else '[n, d]'}, got {list(matrix.shape)}")
-    return _unit(matrix.t() if columns else matrix)
+        raise UserError(f"{path} must be {form}, got {list(matrix.shape)}")
+    rows = matrix.t() if columns else matrix
+    if _are_unit(rows.t()) and not _are_unit(rows):
+        raise UserError(f"{path} must be {form}, and its vectors of unit norm say that it is not: transpose it")
+    return _unit(rows)
 
 
 def _labels_of_values(path: Path, num_images: int, num_classes: int) -> Tensor:
@@ -133,15 +139,18 @@ def _whole_numbers(path: Path) -> Tensor:
 
 
 def _text_nodes(path: Path, num_classes: int) -> Tensor:
-    """The text nodes in a file of shape `[K, d]` or `[d, K]`; of a square one, the side whose norms are nearer to 1."""
+    """The text nodes in a file of shape `[K, d]` or `[d, K]`; which of them a square one is, its norms tell."""
     if not path.exists():
         raise UserError(f"{path} is missing: put text features there ([K, d]), or encode them with --config-file")
     nodes = _load(path)
     if nodes.dim() != 2 or num_classes not in nodes.shape:
         raise UserError(f"{path} must be [K, d] or [d, K] with K = {num_classes}, got {list(nodes.shape)}")
-    off_unit = [float((nodes.float().norm(dim=along) - 1).abs().max()) for along in (1, 0)]
-    in_rows = off_unit[0] <= off_unit[1] if nodes.shape[0] == nodes.shape[1] else nodes.shape[0] == num_classes
-    return nodes if in_rows else nodes.t()
+    turned = nodes.shape[0] == nodes.shape[1] and _are_unit(nodes.t()) and not _are_unit(nodes)
+    return nodes.t() if turned or nodes.shape[0] != num_classes else nodes
+
+
+def _are_unit(rows: Tensor) -> bool:
+    return bool((rows.float().norm(dim=1) - 1).abs().max() < NORM_TOLERANCE)
 
 
 def _unit(features: Tensor) -> Tensor:
