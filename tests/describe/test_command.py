@@ -13,7 +13,7 @@ from trainers.hegraph.describe.__main__ import ChatClient, main
 from trainers.hegraph.prompts.sentences import read_descriptions
 
 NAMES = ["river", "forest", "annual crop", "pasture", "highway", "lake"]
-DONE = ["classes.txt", "out.json"]
+DONE = ["classes.txt", "out.json", "out.models.json"]
 OWN = ["A lake."]  # which is no good sentence
 
 
@@ -36,8 +36,8 @@ def describe(endpoint, tmp_path, capfd, caplog) -> Callable[..., tuple[int, str]
     return run
 
 
-def table(tmp_path: Path) -> dict[str, list[str]]:
-    return json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+def table(tmp_path: Path, name: str = "out.json") -> dict[str, list[str]]:
+    return json.loads((tmp_path / name).read_text(encoding="utf-8"))
 
 
 def names_of(tmp_path: Path) -> list[str]:
@@ -70,6 +70,18 @@ def test_a_name_may_occur_twice_and_an_alias_may_stand_for_it(describe, endpoint
     assert [*table(tmp_path)] == ["Sea_Lake", "river"]
     assert table(tmp_path)["river"] == fields
     assert endpoint.prompts[0].endswith("- Sea Lake\n- river (a sentence may also call it field, or crop)\n")
+
+
+def test_a_change_of_model_is_said_and_recorded_and_what_the_user_wrote_is_of_none(describe, endpoint, tmp_path):
+    (tmp_path / "out.json").write_text(json.dumps({"lake": OWN}))
+    endpoint.replies = [but(forest=[good_sentence("forest", 5000)]), fails(401)]
+    assert "will be of" not in describe()[1]
+    code, said = describe("--model", "other")
+    assert code == 0
+    assert "of 'm' are the sentences of 2 classes; the others will be of 'other'" in said
+    expected = {name: ["other"] for name in NAMES[:5]} | {"river": ["m"], "forest": ["m", "other"]}
+    assert table(tmp_path, "out.models.json") == expected
+    assert "will be of 'third'" not in describe("--model", "third")[1]  # it asks nothing
 
 
 def test_a_dry_run_shows_the_question_and_asks_and_writes_nothing(describe, endpoint, tmp_path, monkeypatch):

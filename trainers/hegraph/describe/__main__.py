@@ -71,8 +71,10 @@ def describe(args: argparse.Namespace) -> int:
     names, aliases = read_classnames(args.classes), {}
     if args.aliases:
         aliases = check(Texts, read_json(args.aliases), f"{args.aliases} must hold {{class name: [alias, ...]}}")
-    collection = Collection(names, args.out, context, args.per_class, args.batch_size, aliases)
+    collection = Collection(names, args.out, context, args.per_class, args.batch_size, aliases, args.model)
     questions = collection.batches(0)
+    for model, count in collection.other_models().items() if questions else ():
+        logger.warning("of %r are the sentences of %d classes; the others will be of %r", model, count, args.model)
     if args.dry_run:
         if questions:
             say(f"{collection.prompt(questions[0])}\n")

@@ -2,12 +2,14 @@
 
 Good sentences are written to `<out>.partial` after every answer, and to the out file in the end. Both are read at the
 next start. So nothing is lost if the command is killed, and a class that has its sentences is never asked for again.
+Which models wrote the sentences of each class is in `<out without .json>.models.json`.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -50,16 +52,17 @@ The classes to describe:
 {classes}
 """
 
-Texts = dict[str, list[str]]  # class name -> sentences, or aliases
+Texts = dict[str, list[str]]  # class name -> sentences, aliases or models
 Form = TypeVar("Form", Texts, "_Partial")
 
 
 class Progress(OpenPart):
-    """How far a class is: its good sentences, and what was wrong with the last answer."""
+    """How far a class is: its good sentences, the models that wrote them, and what was wrong with the last answer."""
 
     model_config = ConfigDict(frozen=False)  # the sentences come one after the other
 
     sentences: list[str] = Field(default_factory=list)
+    models: list[str] = Field(default_factory=list)
     problems: list[str] = Field(default_factory=list)
 
 
@@ -79,6 +82,7 @@ class Collection:
         context: What the pictures are, such as "satellite photos of land use".
         per_class: How many sentences each class is to have.
         batch_size: How many classes one question asks for at most.
+        model: The model that is asked.
 
     Raises:
         UserError: If names cannot be told apart, or the files were written for other classes or another context.
@@ -86,26 +90,33 @@ class Collection:
 
     def __init__(
         self, classnames: Sequence[str], out: Path, context: str, per_class: int, batch_size: int,
-        aliases: Texts | None = None,
+        aliases: Texts | None = None, model: str = "",
     ) -> None:  # fmt: skip
-        self.classnames, self.aliases = list(dict.fromkeys(classnames)), aliases or {}
+        self.classnames, self.aliases, self.model = list(dict.fromkeys(classnames)), aliases or {}, model
         self.out, self.partial, self.context = out, out.with_name(f"{out.name}.partial"), context
+        self.models_file = out.with_suffix(".models.json")
         self.per_class, self.batch_size = per_class, batch_size
         if problems := name_problems(self.classnames, self.aliases):
             raise UserError(problems[0])
         self.progress = {name: Progress() for name in self.classnames}
         written, partial = self._read(out, Texts, {}), self._read(self.partial, _Partial, _Partial())
+        models = self._read(self.models_file, Texts, {})
         if partial.classes and partial.context != context:
             raise UserError(f"{self.partial} holds answers for the --context {partial.context!r}; choose another --out")
         self.done = frozenset(written)
         self.progress |= partial.classes
-        self.progress |= {name: Progress(sentences=sentences) for name, sentences in written.items()}
+        for name, sentences in written.items():
+            self.progress[name] = Progress(sentences=sentences, models=models.get(name, []))
         self.checker = Checker(sum(max(per_class, len(p.sentences)) for p in self.progress.values()), self.aliases)
         for name in sorted(self.progress, key=lambda name: name not in written):
             good, problems = self.checker.sift(name, self.progress[name].sentences)
             if name not in written:
                 self.progress[name].sentences = good
                 self.progress[name].problems = self.progress[name].problems or problems
+
+    def other_models(self) -> Counter[str]:
+        """The models other than the one that is asked now -> how many classes have sentences of theirs."""
+        return Counter(model for progress in self.progress.values() for model in progress.models if model != self.model)
 
     def unfinished(self) -> list[str]:
         """Classes that lack sentences, in label order."""
@@ -143,6 +154,8 @@ class Collection:
             missing = self.per_class - len(progress.sentences)
             good, problems = self.checker.sift(name, table.get(name, ()), missing)
             progress.sentences += good
+            if good and self.model not in progress.models:
+                progress.models.append(self.model)
             progress.problems = [] if len(good) == missing else problems or [TOO_FEW if table else WRONG_FORM]
         self.save()
 
@@ -155,6 +168,8 @@ class Collection:
         failed = {name: (self.progress[name].problems or ["not asked for"])[0] for name in self.unfinished()}
         if table := {name: self.progress[name].sentences for name in self.classnames if name not in failed}:
             write_json(self.out, table)
+            known = {name: self.progress[name].models for name in table if self.progress[name].models}
+            write_json(self.models_file, known)
         if not failed:
             self.partial.unlink(missing_ok=True)
         return failed
