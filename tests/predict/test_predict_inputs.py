@@ -76,6 +76,13 @@ def test_a_list_gives_its_paths(text, null, expected):
     assert list(read_list(io.BytesIO(text), null)) == expected
 
 
+@pytest.mark.parametrize("null", [False, True])
+def test_a_list_that_never_ends_is_an_error(null):
+    endless = SimpleNamespace(read=lambda size: b"a" * size)
+    with pytest.raises(UserError, match="is it a list of paths"):
+        list(read_list(endless, null))
+
+
 def test_a_list_comes_from_standard_input_as_it_arrives(monkeypatch):
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as file, os.fdopen(writer, "wb", buffering=0) as other_end:

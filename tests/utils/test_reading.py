@@ -56,6 +56,13 @@ def test_whatever_a_library_raises_in_reading_is_one_line_with_the_file_and_its_
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_json_that_would_not_fit_into_memory_is_not_read(tmp_path):
+    with (tmp_path / "f.json").open("wb") as file:
+        file.truncate(2**28 + 1)  # which takes no space
+    with pytest.raises(UserError, match="has 268,435,457 bytes"):
+        read_json(tmp_path / "f.json")
+
+
 def test_reading_leaves_a_users_mistake_and_a_system_error_what_they_are(tmp_path):
     (tmp_path / "f").touch()
     with pytest.raises(UserError, match="^of its own$"), reading(tmp_path / "f", "a bank"):

@@ -21,12 +21,14 @@ A split may have any of its names in `SPLIT_NAMES`, in upper or lower case.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import tarfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LONGEST_NUMBER = 6  # digits of a number in a range of shards
+MOST_SHARDS = 100_000  # that braces may stand for
 LABELS = ("cls", "cls.txt", "json")
 PREFIX = "hf:"
 IMAGE, LABEL = "image", "label"
@@ -116,8 +118,9 @@ def _named_shards(root: str) -> list[Shard]:
     shards = []
     for split, expanded in urls_of.items():
         short = [re.split(r"[/\s]", url)[-1] for url in expanded]
+        numbers = Counter(short)
         for url, name in zip(expanded, short):
-            shards.append((split, f"{split}/{name if short.count(name) == 1 else url}", _fetched(url)))
+            shards.append((split, f"{split}/{name if numbers[name] == 1 else url}", _fetched(url)))
     return shards
 
 
@@ -130,10 +133,13 @@ def _expanded(urls: str) -> list[str]:
         try:
             from braceexpand import braceexpand
 
-            if re.search(rf"\d{{{LONGEST_NUMBER + 1}}}\.\.|\.\.-?\d{{{LONGEST_NUMBER + 1}}}", urls):
-                raise ValueError(f"a number has more than {LONGEST_NUMBER} digits")
-            expanded = [name for url in expanded for name in braceexpand(url)]
-        except (ImportError, ValueError) as error:
+            ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", urls)  # inner ones would all be in memory at once
+            many = math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges) > MOST_SHARDS
+            names = (name for url in expanded for name in braceexpand(url))
+            expanded = [] if many else list(islice(names, MOST_SHARDS + 1))
+            if many or len(expanded) > MOST_SHARDS:
+                raise ValueError(f"they stand for more than {MOST_SHARDS} shards")
+        except (ImportError, ValueError, RecursionError) as error:
             raise UserError(f"{shown}; braces need `pip install braceexpand` and a range: {error}") from error
     if any(re.match(r"(?!https?://)[A-Za-z][\w+.-]+:", url) for url in expanded):
         raise UserError(f"{shown}; a shard is a path, or an address that begins with http:// or https://")

@@ -5,7 +5,7 @@ Nothing is gathered: paths come one by one, so any number of images takes the sa
 
 from __future__ import annotations
 
-import io
+import codecs
 import logging
 import os
 import sys
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 STDIN = "-"
 LIST_SUFFIX = ".txt"
+BLOCK = LONGEST_PATH = 1 << 16  # bytes that are read of a list at once, and that a path may have at most
 
 
 def check_inputs(given: Sequence[str]) -> None:
@@ -88,8 +89,15 @@ def read_list(file: BinaryIO, null: bool) -> Iterator[str]:
     """The paths that a file lists, in any encoding: bytes that are no characters are kept as Python keeps file names.
 
     Each ends with a NUL character or stands on a line, whose end may be that of Windows. Empty ones are skipped; spaces
-    belong to the path.
+    belong to the path. UserError for a path that does not end: what is read is no list, and may never end.
     """
-    text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="\n")
-    lines = text.read().split("\0") if null else (line.removesuffix("\n").removesuffix("\r") for line in text)
-    yield from filter(None, lines)
+    read = getattr(file, "read1", file.read)  # what is there by now: a path of a pipe does not wait for others
+    end, rest, block = b"\0" if null else b"\n", b"", read(BLOCK).removeprefix(codecs.BOM_UTF8)
+    while block or rest:
+        *paths, rest = (rest + block).split(end) if block else (rest, b"")
+        for path in paths:
+            if name := path if null else path.removesuffix(b"\r"):
+                yield os.fsdecode(name)
+        if len(rest) > LONGEST_PATH:
+            raise UserError(f"the list holds a path of more than {LONGEST_PATH} bytes; is it a list of paths?")
+        block = read(BLOCK)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LARGEST_INT = 2**63  # what a tensor, a database and most other languages hold
 MAX_LENGTH, MAX_DEPTH, MAX_VALUES = 200_000, 50, 100_000  # of a configuration; PyYAML needs seconds for this length
+MAX_JSON = 2**28  # bytes, a hundred times what the split file of a large data set has
 
 
 @contextmanager
@@ -73,8 +74,10 @@ def read_text(path: Path, what: str = "text in UTF-8") -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file; errors are those of `reading`."""
+    """The value of a JSON file, which may not be too long for memory; errors are those of `reading`."""
     with reading(path, "JSON"):
+        if (size := path.stat().st_size) > MAX_JSON:
+            raise ValueError(f"it has {size:,} bytes, and at most {MAX_JSON:,} are read")
         return parse_json(path.read_text(encoding="utf-8"))
 
 
