@@ -63,6 +63,29 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
         _ = hegraph.load_banks
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: hegraph.load_cfg("digits", "mini", opts="SEED 1"), r"options, a list \[KEY, VALUE, .*got 'SEED 1'"),
+        (lambda: hegraph.load_cfg("digits", "mini", ["SEED", 1]), r"flags, a dict .*got \['SEED', 1\]"),
+        (lambda: hegraph.load_cfg(3), "unknown data set configuration '3'"),
+        (lambda: hegraph.run({}), "cfg: .*got {}"),
+        (lambda: hegraph.load_bank(None), "path: .*got None"),
+        (lambda: hegraph.load_dataset(3), "name: .*got 3"),
+        (lambda: hegraph.load_dataset("Caltech101", 3), "root: .*got 3"),
+        (lambda: hegraph.load_few_shot("Digits", "", shots=1.5, seed=1), "shots: .*got 1.5"),
+        (lambda: hegraph.load_few_shot("Digits", "", shots=1, seed="x"), "seed: .*got 'x'"),
+        (lambda: hegraph.load_backbone(3), "name: .*got 3"),
+        (lambda: hegraph.load_backbone("hegraph-mini", device="abacus"), "device must be .*got 'abacus'"),
+        (lambda: hegraph.load_backbone("hegraph-mini").encode_images([1]), r"images: .*got \[1\]"),
+        (lambda: hegraph.build_graph(*torch.full((3, 2, 4), torch.nan)), "must be finite"),
+    ],
+)
+def test_an_argument_of_another_type_is_an_error_that_names_it(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
 def test_the_package_itself_imports_nothing_and_configurations_and_errors_need_no_torch():
     program = (
         "import sys, trainers.hegraph as h; h.__version__, dir(h)\n"

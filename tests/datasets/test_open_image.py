@@ -165,6 +165,8 @@ def test_a_strip_and_what_would_fill_the_memory_are_refused_before_they_are_deco
         assert problem_of(tmp_path / "strip.png") == f"its sides differ too much ({width} x {height} pixels)"
         with pytest.raises(ValueError, match="its sides differ too much"):
             open_image(tmp_path / "strip.png", as_stored=True)
+    with pytest.raises(ValueError, match=r"\(0 x 4 pixels\)"):
+        to_rgb(Image.new("RGB", (0, 4)))
     assert Image.MAX_IMAGE_PIXELS == 178956970 // 2  # Pillow refuses twice as many
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", MAX_RATIO // 4)
     assert "exceeds limit of 500 pixels" in problem_of(tmp_path / "most.png")

@@ -38,6 +38,9 @@ def test_rows_that_have_unit_norm_keep_every_bit_and_others_get_it():
     assert torch.equal(unit_rows(rows.numpy()), unit)
     assert torch.equal(unit_rows(unit.half().numpy()), F.normalize(unit.half().float(), dim=-1))
     assert torch.equal(unit_rows(np.zeros((1, 3))), torch.zeros(1, 3))
+    for odd in (1e-30, 1e30):  # a square leaves float32
+        with pytest.raises(UserError, match="text has a row of numbers"):
+            unit_rows(np.array([[1.0, 0.0], [odd, 0.0]]), "text")
 
 
 def test_features_may_be_of_any_type_and_norm(data, quick):
@@ -206,12 +209,18 @@ def test_images_that_cannot_be_used_are_refused(tmp_path, digits, digit_classifi
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"logit_scale": 0}, "logit_scale must be a finite number above 0, got 0"),
+        ({"options": 3}, "options.* got 3"),
+        ({"logit_scale": 0}, "logit_scale: .* greater than 0, got 0"),
+        ({"logit_scale": float("nan")}, "logit_scale: .* finite number, got nan"),
+        ({"logit_scale": "x"}, "logit_scale: .* valid number.* got 'x'"),
+        ({"text_features": np.eye(4, 16) * [[1], [1], [0], [1]]}, "text_features has a row of zeros"),
+        ({"text_features": torch.eye(4, 16).to_sparse()}, "text_features: a tensor is no array"),
         ({"text_features": np.ones((3, 16))}, r"text_features must have shape \[4, 16\].*got \[3, 16\]"),
         ({"options": {"SEED": 7}}, "options has SEED, which random_state"),
         ({"options": {f"{NODE}SELECT_ON": "val"}}, "GridSearchCV"),
         ({"options": {f"{NODE}FEATURES.MODE": "online"}}, "FEATURES.MODE online"),
         ({"device": "abacus"}, "device must be cpu, cuda or cuda:N, got 'abacus'"),
+        ({"device": 3}, "device must be cpu, cuda or cuda:N, got 3"),
     ],
 )
 def test_a_parameter_that_is_wrong_is_named_when_fitting(parameters, message, data, quick):

@@ -79,8 +79,8 @@ def test_what_is_known_goes_by_the_threshold_of_the_model_folder(data, quick, tm
     for kept, known in ((0.9, classifier.is_known(data.X, keep=0.9)), (0.95, classifier.is_known(data.X))):
         assert known.dtype == np.bool_ and 60 < known.sum() < 120
         np.testing.assert_array_equal(known, energy >= np.interp(1 - kept, np.arange(101) / 100, quantiles))
-    for odd in (95, float("nan")):
-        with pytest.raises(UserError, match="keep must"):
+    for odd in (95, 0, float("nan"), "most", None):
+        with pytest.raises(UserError, match=f"keep: .* got {odd!r}"):
             classifier.is_known(data.X, keep=odd)
     rows = [list(data.y).index(label) for label in (0, 1)]  # one image of each of two classes
     with pytest.raises(UserError, match="so no threshold can be had; train it again"):

@@ -19,6 +19,7 @@ from .training.options import TrainingOptions
 from .utils.errors import UserError, shown, unknown
 from .utils.option import LARGEST_FLOAT, NODE, OPEN, Option, options_of
 from .utils.reading import parse_json, read_yaml
+from .utils.schema import check
 
 Values = dict[str, Any]  # key -> value
 SELECTABLE = {declared.key for part in (ModelOptions, FreeOptions, TrainingOptions) for declared in options_of(part)}
@@ -57,10 +58,11 @@ def load_cfg(
     for kind, file in ((DATA_SET, dataset_file), (METHOD, config_file)):
         if file:
             _merge_file(values, find_config_file(kind, file))
-    opts = list(opts or [])
+    opts = check(list, [] if opts is None else opts, "options, a list [KEY, VALUE, ...]", convert=True)
+    flags = check(dict, {} if flags is None else flags, "flags, a dict from keys to values", convert=True)
     if len(opts) % 2:
         raise UserError(f"options come as KEY VALUE pairs, but {' '.join(map(str, opts))!r} has no value at its end")
-    _merge(values, [*(flags or {}).items(), *pairs_of(opts)])
+    _merge(values, [*flags.items(), *pairs_of(opts)])
     name = method[0] if method else "HeGraphAdapter"
     if values["TRAINER.NAME"] != name:  # whose options are not here
         raise UserError(
@@ -75,7 +77,7 @@ def find_config_file(kind: str, given: str | Path) -> Path:
 
     A file wins over a name, and a path to nothing is returned as it came. UserError for a name that no file has.
     """
-    path = Path(given)
+    path = Path(str(given))
     if path.is_file() or path.suffix or len(path.parts) > 1:
         return path
     shipped = {file.stem: file for file in FOLDERS[kind].glob("*.yaml")}

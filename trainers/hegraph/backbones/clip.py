@@ -19,11 +19,13 @@ import torch.nn.functional as F
 from open_clip import SimpleTokenizer
 from open_clip.transform import CenterCropOrPad, ResizeKeepRatio
 from PIL import Image
+from pydantic import InstanceOf
 from torch import Tensor, nn
 from torchvision import transforms as T
 from torchvision.transforms.functional import hflip, resized_crop
 
 from ..utils.errors import UserError
+from ..utils.schema import check
 
 INTERPOLATIONS = {"bicubic": T.InterpolationMode.BICUBIC, "bilinear": T.InterpolationMode.BILINEAR}
 CONTEXT_LENGTH = 77  # tokens that OpenAI's CLIP reads of a sentence
@@ -84,7 +86,8 @@ class Backbone:
         return self.encode_text([""]).shape[1]
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images `[B, 3, H, W]` to unit-norm float32 features `[B, d]` on the CPU."""
+        """Images `[B, 3, H, W]`, as `preprocess` makes them, to unit-norm float32 features `[B, d]` on the CPU."""
+        check(InstanceOf[Tensor], images, "images")
 
         def encode(part: Tensor) -> Tensor:
             return self.model.encode_image(part.to(self.device, DTYPES.get(self.precision)))

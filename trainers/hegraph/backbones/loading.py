@@ -17,7 +17,9 @@ import open_clip
 from open_clip.tokenizer import HFTokenizer
 from torchvision import transforms as T
 
+from ..utils.devices import choose_device
 from ..utils.errors import UserError, first_line, unknown
+from ..utils.schema import check
 from .clip import Backbone, Tokenizer
 from .identity import (
     CONFIG_NAME,
@@ -72,10 +74,11 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu", precisio
         precision: One of `identity.PRECISIONS`; "auto" takes "bf16" where the device multiplies that faster.
 
     Raises:
-        UserError: On an unknown model, tag or precision, an activation that does not fit the weights, or weights that
-            cannot be had, are damaged or of another model.
+        UserError: On an unknown model, tag, device or precision, an activation that does not fit the weights, or
+            weights that cannot be had, are damaged or of another model.
     """
-    source = find_source(name, pretrained)
+    device = choose_device(device, "device")
+    source = find_source(check(str, name, "name"), check(str, pretrained, "pretrained"))
     identity = backbone_identity(name, pretrained, precision, device)
     precision = resolve_precision(precision, name, device)
     model, preprocess, tokenizer = build(source, "fp16" if precision == "fp16" else "fp32")

@@ -100,8 +100,9 @@ def check_file(path: Path | str) -> None:
 
 
 def check_sides(image: Image.Image) -> None:
-    """Raises ValueError for a strip, which would take gigabytes once its short side is the backbone's."""
-    if max(image.size) > MAX_RATIO * max(min(image.size), 1):
+    """Raises ValueError for a strip, which would take gigabytes once its short side is the backbone's, and for an image
+    without pixels."""
+    if max(image.size) > MAX_RATIO * min(image.size) or 0 in image.size:
         raise ValueError(f"its sides differ too much ({image.width} x {image.height} pixels)")
 
 

@@ -20,6 +20,7 @@ from ..utils.commands import command
 from ..utils.errors import UserError, first_line, unknown
 from ..utils.files import absolute
 from ..utils.reading import reading
+from ..utils.schema import check
 from .base import Dataset, class_names
 from .digits import load_digits_dataset
 from .images import is_image, open_below
@@ -48,7 +49,8 @@ def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | 
     """Loads a data set with its full splits. No image is opened. A missing split is drawn from `rng`, which was made
     from `seed` and goes on after that; None makes one.
     """
-    entry = find_entry(name)
+    entry = find_entry(check(str, name, "name"))
+    check(Path, root, "root", convert=True)
     if entry is None:
         raise unknown("data set", name, ENTRIES)
     if entry.loader:
@@ -61,6 +63,7 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
 
     `shots` are training images per class, -1 for all; `subsample` is "all", "base" or "new" classes.
     """
+    shots, seed = check(int, shots, "shots", convert=True), check(int, seed, "seed", convert=True)
     if seed < 0:
         raise UserError(f"the few-shot protocol needs a seed from 0, got {seed}")
     rng = random.Random(seed)

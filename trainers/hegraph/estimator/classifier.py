@@ -5,12 +5,13 @@ Shapes: n images, V views of each, K classes, d feature width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import InstanceOf
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_consistent_length
 from sklearn.utils.multiclass import check_classification_targets
@@ -28,6 +29,7 @@ from ..models.lessons import Lessons
 from ..models.saved import SavedModel, hear
 from ..utils.devices import choose_device
 from ..utils.errors import UserError
+from ..utils.schema import check
 from .inputs import (
     as_array,
     checked_features,
@@ -182,7 +184,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         known = self._taught().by_label if hasattr(self, "model_") else None
         X, y = labelled(self, X, y, reset=known is None)
         labels = np.unique(y)
-        if classes is not None and (others := set(labels.tolist()) - set(as_array(np.asarray(classes)).tolist())):
+        if classes is not None and (others := set(labels.tolist()) - set(np.atleast_1d(as_array(classes)).tolist())):
             raise UserError(f"y holds labels that classes leaves out: {sorted(others)[:5]}")
         text = text_features, negative_text_features
         if known is None:
@@ -210,14 +212,15 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             text_features, negative_text_features: Shape `[d]`; None has the backbone encode the name. Without images,
                 text features or a backbone are needed.
         """
-        fitted = hasattr(self, "model_")
+        fitted, label = hasattr(self, "model_"), check(Hashable, label, "label")  # type: ignore[type-abstract]
         if fitted and label in self._taught().by_label:
             raise UserError(f"there is a class {label!r} already; partial_fit adds images to it")
         y = np.array([label])
         if X is None:
             check_classification_targets(y)
         else:
-            X, y = labelled(self, X, np.full(len(X), label), reset=not fitted)
+            num = len(check(InstanceOf[Sized], X, "X"))  # type: ignore[type-abstract]
+            X, y = labelled(self, X, np.full(num, label), reset=not fitted)
         labels, text = np.unique(y), (text_features, negative_text_features)
         names = class_names(labels, None if name is None else [name])
         rows = (None if features is None else np.atleast_2d(as_array(features)) for features in text)
@@ -227,7 +230,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         """Takes a class back, with its images. UserError if there is none or no other."""
         lessons = self._taught()
         kept = torch.ones(len(lessons.names), dtype=torch.bool)
-        kept[lessons.place(label)] = False
+        kept[lessons.place(check(Hashable, label, "label"))] = False  # type: ignore[type-abstract]
         return self._teach(lessons.of_classes(kept))
 
     def forget(self, X: Any, y: Any) -> HeGraphClassifier:
@@ -308,7 +311,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes the model folder, which the command line reads too. An older model is replaced, and nothing else."""
         check_is_fitted(self, "model_")
-        save_model(self.model_, Path(directory))
+        save_model(self.model_, check(Path, directory, "directory", convert=True))
 
     @classmethod
     def from_pretrained(
@@ -332,6 +335,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             backbone, pretrained: Of images; None takes the backbone that the model names. Its features must be the
                 same ones.
         """
+        check(str, backbone or "", "backbone")
         model = load_model(find_model(str(name), revision, token))
         if backbone is None and model.backbone.model:
             backbone, pretrained = model.backbone.model, model.backbone.pretrained
@@ -368,7 +372,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             private: Whether a new repository is private.
         """
         check_is_fitted(self, "model_")
-        return push_model(self.model_, repo_id, token, revision, private, commit_message)
+        return push_model(self.model_, check(str, repo_id, "repo_id"), token, revision, private, commit_message)
 
     def __getstate__(self) -> dict:
         state = super().__getstate__()

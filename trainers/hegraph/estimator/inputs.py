@@ -59,11 +59,14 @@ def image_list(X: Sequence[Source]) -> list[Path | Image.Image]:
 
 
 def as_array(X: Any) -> Any:
-    """A tensor as an array. All else is left for scikit-learn to check."""
+    """A tensor as an array; UserError if it is sparse, quantised or without data. Scikit-learn checks all else."""
     if not isinstance(X, Tensor):
         return X
-    dense = X.detach().cpu()
-    return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()  # numpy has no bfloat16
+    try:
+        dense = X.detach().cpu()
+        return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()  # numpy has no bfloat16
+    except (RuntimeError, TypeError) as error:  # of torch, each layout and type in words of its own
+        raise UserError(f"a tensor is no array: {first_line(error)}") from error
 
 
 def checked_features(estimator: BaseEstimator, X: Any, reset: bool = False, **given: Any) -> tuple[np.ndarray, Any]:
@@ -100,11 +103,15 @@ def rows_where(rows: np.ndarray, X: Any) -> Any:
     return list(compress(X, rows)) if isinstance(X, list) else X[rows]
 
 
-def unit_rows(features: np.ndarray) -> Tensor:
-    """Features `[..., d]` with rows of unit norm, as float32; a row of zeros stays so. float16 is always scaled."""
+def unit_rows(features: np.ndarray, name: str = "X") -> Tensor:
+    """Features `[..., d]` with rows of unit norm, as float32; a row of zeros stays so, and float16 is always scaled.
+    UserError, with the name of the argument, for a row whose norm float32 cannot hold.
+    """
     # A copy in memory that torch has aligned: the last bit of a matrix product can depend on the alignment
     rows = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).clone()
     scaled = F.normalize(rows, dim=-1)
+    if ((scaled.norm(dim=-1) < 0.5) & rows.any(dim=-1)).any():
+        raise UserError(f"{name} has a row of numbers that are too small or too large to be scaled to unit norm")
     if features.dtype == np.float16:
         return scaled
     return torch.where((rows.norm(dim=-1, keepdim=True) - 1).abs() <= UNIT_TOLERANCE, rows, scaled)
@@ -114,7 +121,7 @@ def text_nodes(given: Any, name: str, num_classes: int, width: int) -> Tensor | 
     """Text features as unit rows, shape `[K, d]`; None if none are given as the argument `name`.
 
     Raises:
-        UserError: If scikit-learn does not allow them, or they have another shape.
+        UserError: If scikit-learn does not allow them, they have another shape or a row of zeros, or as of `unit_rows`.
     """
     if given is None:
         return None
@@ -127,7 +134,9 @@ def text_nodes(given: Any, name: str, num_classes: int, width: int) -> Tensor | 
             f"{name} must have shape [{num_classes}, {width}], one row for each class in the order of classes_ and as "
             f"wide as the image features, got {list(rows.shape)}"
         )
-    return unit_rows(rows)
+    if not rows.any(axis=1).all():
+        raise UserError(f"{name} has a row of zeros, which says nothing of its class")
+    return unit_rows(rows, name)
 
 
 def class_names(classes: np.ndarray, given: Mapping | Sequence[str] | None) -> list[str]:

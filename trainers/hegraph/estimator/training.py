@@ -9,7 +9,6 @@ Shapes: N training images, K classes, d feature width.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -39,6 +38,7 @@ from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..training.memory import refuse_beyond_memory, training_bytes
 from ..utils.errors import UserError, first_line
 from ..utils.option import NODE
+from ..utils.schema import Positive, check
 from .inputs import labels_to_keep
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,8 @@ def make_configuration(
     """
     if isinstance(options, Mapping):
         options = [word for pair in options.items() for word in pair]
-    options = list(options or [])
+    options = [] if options is None else options
+    options = check(list, options, "options, a dict or a list [KEY, VALUE, ...]", convert=True)
     if given := [key for key in OURS if key in options[::2]]:
         raise UserError(f"options has {given[0]}, which random_state and a temporary folder set here; leave it out")
     cfg = load_cfg(*files, dict(named), [*options, OURS[0], seed, OURS[1], folder])
@@ -130,11 +131,11 @@ class Origin(NamedTuple):
         Raises:
             UserError: If `logit_scale` is no number above 0.
         """
-        if logit_scale is not None and not 0 < logit_scale < math.inf:
-            raise UserError(f"logit_scale must be a finite number above 0, got {logit_scale!r:.80}")
+        if logit_scale is not None:
+            logit_scale = check(Positive, logit_scale, "logit_scale", convert=True)
         if task is None:
-            return cls(BackboneConfig(title="unknown"), None, float(logit_scale or CLIP_SCALE), False)
-        scale = float(logit_scale or task.backbone.logit_scale)
+            return cls(BackboneConfig(title="unknown"), None, logit_scale or CLIP_SCALE, False)
+        scale = logit_scale or task.backbone.logit_scale
         return cls(task.backbone_config(), Preprocessing.of(task.backbone), scale, prompted)
 
 

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import InstanceOf
+
 from ..baselines import load_method
 from ..baselines.base import FittedMethod
 from ..config import Config
@@ -23,6 +25,7 @@ from ..training.confidence import Calibration
 from ..utils import processes
 from ..utils.devices import available_device
 from ..utils.errors import UserError
+from ..utils.schema import check
 from .evaluation import (
     TrainedMethod,
     check_configuration,
@@ -71,6 +74,7 @@ def run(
         Locked: If another process is at work in the output folder.
         UserError: On anything else that the user can mend.
     """
+    check(InstanceOf[Config], cfg, "cfg")
     bank_file, model_dir = (None if path is None else Path(path) for path in (bank_file, model_dir))  # may be text
     device = available_device(cfg.run.use_cuda)
     seed = cfg.run.seed if cfg.run.seed >= 0 else draw_seed()

@@ -29,7 +29,7 @@ from ..datasets.splits import SPLITS, Selection, subsample_labels
 from ..utils.errors import UserError
 from ..utils.files import hash_content, hash_file, write_tensors
 from ..utils.reading import reading
-from ..utils.schema import Name, OpenPart, Part, Positive
+from ..utils.schema import Name, OpenPart, Part, Positive, check
 
 logger = logging.getLogger(__name__)
 
@@ -293,7 +293,7 @@ class BankFile:
 
 def load_bank(path: Path) -> FeatureBank:
     """Reads and checks a whole feature bank; errors as of `BankFile` and its `features`."""
-    return _bank_of(BankFile(path), {})
+    return _bank_of(BankFile(check(Path, path, "path", convert=True)), {})
 
 
 def draw_bank(file: BankFile, selection: Selection) -> FeatureBank:

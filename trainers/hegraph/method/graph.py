@@ -119,8 +119,10 @@ class Aggregation(nn.Module):
 
 def build_graph(positive: Tensor, negative: Tensor, visual: Tensor) -> HeteroGraph:
     """Connects the three kinds of class nodes, each `[K, d]` features of any norm, by cosine similarity; ValueError if
-    their shapes differ."""
+    their shapes differ or one is not finite."""
     nodes = positive, negative, visual
+    if not all(x.isfinite().all() for x in nodes):
+        raise ValueError("positive, negative and visual nodes must be finite numbers")
     if len({x.shape for x in nodes}) != 1:
         shapes = [tuple(x.shape) for x in nodes]
         raise ValueError(f"positive, negative and visual nodes must have one shape [K, d], got {shapes}")

@@ -19,7 +19,7 @@ from ..method.unlabelled import ClassSums, Heard, hear_unlabelled
 from ..training.confidence import KnownScores, known_score
 from ..training.memory import refuse_beyond_memory
 from ..utils.errors import UserError
-from ..utils.schema import Count, Finite, Name, Part, Percent, Positive, Size
+from ..utils.schema import Count, Finite, Name, Part, Percent, Positive, Share, Size, check
 from .lessons import Lessons
 
 if TYPE_CHECKING:
@@ -217,8 +217,7 @@ class SavedModel(Described):
         Raises:
             UserError: If the model has no scores of known images, or `keep` is no share.
         """
-        if not 0 < keep < 1:
-            raise UserError(f"keep must lie between 0 and 1, as 0.95, got {keep!r:.80}")
+        keep = check(Share, keep, "keep", convert=True)
         if self.known is None:
             raise UserError(
                 "the model does not know how images of its classes score, so no threshold can be had; train it again: "

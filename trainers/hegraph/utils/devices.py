@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from .errors import UserError, first_line
 
-KINDS = ("cpu", "cuda")
+KINDS = re.compile(r"cpu|cuda(:\d+)?")
 
 
 def available_device(use_cuda: bool = True) -> str:
@@ -20,7 +22,7 @@ def choose_device(given: str | None, called: str) -> str:
     """
     if not given:
         return available_device()
-    if given.partition(":")[0] not in KINDS:
+    if not KINDS.fullmatch(str(given)):
         raise UserError(f"{called} must be cpu, cuda or cuda:N, got {given!r}")
     try:
         torch.zeros(1, device=given).item()

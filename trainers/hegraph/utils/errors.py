@@ -74,11 +74,11 @@ def first_line(error: BaseException) -> str:
 def _first_problem(error: ValidationError) -> str:
     """The first thing that is wrong with a value of a schema: where, what came, what is allowed."""
     found = error.errors(include_url=False)[0]
-    where = repr(".".join(map(str, found["loc"])))[1:-1] or "the file"  # a key may hold a line break
+    place = repr(".".join(map(str, found["loc"])))[1:-1]  # a key may hold a line break
     silent = found["type"] in ("missing", "extra_forbidden", "value_error")  # or the message says what came
     came = "" if silent else f", got {shown(found['input'])}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {found['msg']}{came}{more}"
+    return f"{place}{': ' if place else ''}{found['msg']}{came}{more}"
 
 
 def shown(value: object) -> str:
