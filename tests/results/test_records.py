@@ -35,27 +35,19 @@ def test_a_written_record_is_read_back_and_no_file_is_none_without_a_warning(tmp
     assert not caplog.records
 
 
-BINS = {key: [0] * 15 for key in ("count", "confidence", "accuracy")}
-HONESTY = {"accuracy": 80.0, "macro_f1": 79.0, "nll": 0.5, "brier": 0.3, "ece": 9.0, "bins": BINS}
-CALIBRATION = {"temperature": 1.0, "before": HONESTY, "after": HONESTY, "zero_shot": HONESTY}
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"accuracy": 101.0}, "accuracy"),
-        ({"shots": -2}, "shots"),
-        ({"seconds": {"training": 1e13}}, "seconds.training"),
         ({"targets": {"Zoo": {"accuracy": "high"}}}, "targets.Zoo.accuracy"),
         ({"rejection": {"kept": float("nan")}}, "NaN"),
-        ({"calibration": CALIBRATION | {"after": HONESTY | {"bins": BINS | {"count": [1]}}}}, "calibration.after.bins"),
         (None, "Field required"),
     ],
 )
 def test_a_damaged_record_counts_as_not_done_and_in_a_file_of_records_its_line_is_named(
     tmp_path, run, caplog, changes, named
 ):
-    record = run(calibration=CALIBRATION)
+    record = run()
     damaged = json.dumps({} if changes is None else record | changes)
     (tmp_path / "result.json").write_text(damaged)
     assert read_record(tmp_path) is None
@@ -114,11 +106,8 @@ def test_text_nodes_are_read_back_with_unit_norm_and_their_distance_is_over_pair
 
 @pytest.mark.parametrize(
     ("after", "names"),
-    [
-        (torch.ones(3, 2), ["a"]), (torch.ones(3, 2), {"a": 1}), (torch.ones(3, 4), ["a", "b", "c"]),
-        (torch.full((3, 2), torch.nan), ["a", "b", "c"]),
-    ],
-)  # fmt: skip
+    [(torch.ones(3, 2), ["a"]), (torch.ones(3, 4), list("abc")), (torch.full((3, 2), torch.nan), list("abc"))],
+)
 def test_nodes_that_fit_neither_each_other_nor_their_classes_are_refused(tmp_path, after, names):
     save_file({"before": torch.ones(3, 2), "after": after}, tmp_path / TEXT_NODES, {"classnames": json.dumps(names)})
     with pytest.raises(UserError, match=r"text_nodes\.safetensors"):
@@ -134,8 +123,7 @@ def test_confusions_are_true_by_predicted_and_a_class_may_be_missing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("predicted", "labels"),
-    [([0, 3], [0, 1]), ([0], [0, 1]), ([-1, 0], [0, 1]), ([], []), ([0.5], [0]), ([[0]], [[0]])],
+    ("predicted", "labels"), [([0, 3], [0, 1]), ([0], [0, 1]), ([-1, 0], [0, 1]), ([], []), ([0.5], [0])]
 )
 def test_predictions_that_do_not_fit_their_classes_are_refused(tmp_path, predicted, labels):
     tensors = {"predicted": torch.tensor(predicted), "labels": torch.tensor(labels)}

@@ -93,9 +93,8 @@ def test_csv_has_numbers_as_they_are_with_interval_and_seeds():
     assert one[4:] == ["2", "50.0", "", ""]
     assert two[2:] == ["90.0", "", "1", "", "", ""]
     assert quoted[2:5] == ["99.0", "", ""]
-    header, one, *_ = csv.reader(io.StringIO(as_csv(table(intervals=False))))
+    header, *_ = csv.reader(io.StringIO(as_csv(table(intervals=False))))
     assert header == ["data set", "method", "x|y", "x|y n", "z", "z n"]
-    assert one == ["A_b", "one", "81.0", "2", "50.0", ""]
 
 
 def test_equal_as_shown_are_both_the_best():
