@@ -14,16 +14,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from tiny import (
-    AUGMENTATION,
-    SENTENCES,
-    TINY,
-    TINY_CONFIG,
-    assert_same_features,
-    cache_file,
-    kinds,
-    save_weights,
-)
+from tiny import AUGMENTATION, SENTENCES, TINY, TINY_CONFIG, assert_same_features, cache_file, kinds, save_weights
 from torchvision import transforms as T
 
 from trainers.hegraph.backbones import loading
@@ -45,15 +36,10 @@ OF_MINI = {"model": "hegraph-mini", "weights": "68bc1a9fda48b1b2589263b5cd232893
         ("RN50", "", r"MODEL\.BACKBONE\.PRETRAINED is empty; 'RN50' needs"),
         ("RN50", "yfcc15n", r"'yfcc15n'.* did you mean 'yfcc15m'\?.*cc12m"),
         ("ViT-B-16-SigLIP", "auto", "neither a file nor a tag: 'openai'"),
-        (
-            "hf-hub:org/birds",
-            "openai",
-            r"hf-hub:org/birds brings its weights along: set MODEL\.BACKBONE",
-        ),
+        ("hf-hub:org/birds", "openai", r"hf-hub:org/birds brings its weights along: set MODEL\.BACKBONE"),
         ("local-dir:/birds", "auto", "must be a folder with open_clip_config"),
         ("RN50", "openai", "'openai' were trained with QuickGELU: use 'RN50-quickgelu', not 'RN50'"),
         ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "without QuickGELU: use 'ViT-B-32', not 'ViT-B-32-quickgelu'"),
-        ("RN101-quickgelu", "openai", "is not on this machine"),
         ("roberta-ViT-B-32", "laion2b_s12b_b32k", "is not on this machine"),  # has QuickGELU under its only name
     ],
 )
@@ -107,38 +93,20 @@ def test_open_clip_is_given_no_file_of_the_users(tiny_model, bundle, monkeypatch
     (bundle / "open_clip_config.json").write_text(json.dumps({"model_cfg": {**TINY_CONFIG, "custom_text": True}}))
     assert_same_features(load_backbone(f"local-dir:{bundle}"), tiny_model)
     [file] = given
-    assert (file.suffix, file.parent != bundle, file.exists()) == (
-        ".safetensors",
-        True,
-        False,
-    )  # it was a temporary one
-    text = {**TINY_CONFIG["text_cfg"], "context_length": 32}
-    config = {**TINY_CONFIG, "text_cfg": text, "custom_text": True}
-    (bundle / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-    with pytest.raises(UserError, match=r"positional_embedding is \[77, 32\], not \[32, 32\]"):
-        load_backbone(f"local-dir:{bundle}")
+    assert file.suffix == ".safetensors" and file.parent != bundle and not file.exists()  # it was a temporary one
 
 
-@pytest.mark.parametrize(
-    ("name", "nest"),
-    [
-        ("weights.pt", lambda s: s),
-        ("weights.bin", lambda s: {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in s.items()}}),
-    ],
-)
-def test_state_dicts_load_from_any_file(tiny_model, tmp_path, name, nest):
-    torch.save(nest(tiny_model.state_dict()), tmp_path / name)
-    assert_same_features(load_backbone(TINY, str(tmp_path / name)), tiny_model)
+def test_a_state_dict_loads_from_a_checkpoint_of_a_training(tiny_model, tmp_path):
+    state = {f"module.{name}": value for name, value in tiny_model.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "weights.bin")
+    assert_same_features(load_backbone(TINY, str(tmp_path / "weights.bin")), tiny_model)
 
 
 @pytest.mark.parametrize(
     ("model", "change", "reason"),
     [
         (TINY, lambda s: [torch.zeros(3)], "it holds no state dict"),
-        (TINY, lambda s: {}, "it holds no state dict"),
-        (TINY, lambda s: {"state_dict": torch.zeros(3)}, "it holds no state dict"),
         (TINY, lambda s: {"model": s, "epoch": 3}, r"Missing key\(s\) in state_dict: "),
-        (TINY, lambda s: {**s, "extra": s["visual.proj"]}, r'Unexpected key\(s\) in state_dict: "extra"'),
         (TINY, lambda s: {**s, "visual.proj": torch.zeros(64, 8)}, "size mismatch for visual.proj: copying a param"),
         ("tiny-48", lambda s: s, r"visual\.positional_embedding is \[17, 64\], not \[37, 64\]"),
     ],

@@ -46,9 +46,8 @@ def test_a_folder_without_configuration_or_with_a_choice_of_weights_is_refused(b
         load_backbone(f"local-dir:{bundle}")
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"model_cfg": {"embed_dim": 1}}'])
-def test_a_damaged_configuration_is_refused(bundle, content):
-    (bundle / "open_clip_config.json").write_text(content)
+def test_a_damaged_configuration_is_refused(bundle):
+    (bundle / "open_clip_config.json").write_text("{}")
     with pytest.raises(UserError, match="cannot load local-dir:"):
         load_backbone(f"local-dir:{bundle}")
 

@@ -114,8 +114,6 @@ def test_pickled_code_in_an_archive_is_refused_and_not_executed(archive, tmp_pat
 
 
 def test_a_truncated_archive_is_refused(archive, tmp_path):
-    content = archive.read_bytes()
-    for number in (10, len(content) // 2, len(content) - 1):
-        (tmp_path / "short.pt").write_bytes(content[:number])
-        with pytest.raises(UserError, match="cannot load tiny-vit-quickgelu"):
-            load_backbone(TINY, str(tmp_path / "short.pt"))
+    (tmp_path / "short.pt").write_bytes(archive.read_bytes()[:-1])
+    with pytest.raises(UserError, match="cannot load tiny-vit-quickgelu"):
+        load_backbone(TINY, str(tmp_path / "short.pt"))

@@ -34,17 +34,7 @@ SIGLIP_CONFIG = {  # as open_clip has SigLIP, but small and with CLIP's tokenize
         "timm_pool": "map",
         "timm_proj": "none",
     },
-    "text_cfg": {
-        "context_length": 64,
-        "vocab_size": 49408,
-        "width": 32,
-        "heads": 2,
-        "layers": 2,
-        "no_causal_mask": True,
-        "proj_bias": True,
-        "pool_type": "last",
-        "norm_kwargs": {"eps": 1e-6},
-    },
+    "text_cfg": {**TINY_CONFIG["text_cfg"], "context_length": 64, "no_causal_mask": True, "pool_type": "last"},
 }
 HALF_MEAN = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"}
 

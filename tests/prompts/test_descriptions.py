@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from trainers.hegraph.describe.checks import Checker, name_problems
 from trainers.hegraph.prompts import sentences as prompts
 from trainers.hegraph.prompts.sentences import DESCRIPTIONS, normalise_name
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 NODE = "TRAINER.HEGRAPHADAPTER"
 ALIASES = "aliases"
 FILES = sorted(path.stem for path in DESCRIPTIONS.glob("*.json") if path.stem != ALIASES)
@@ -83,29 +81,16 @@ def test_few_sentences_compare_their_class_with_another_one(file, aliases):
     assert len(found) <= MOST_COMPARISONS * sum(map(len, table.values())), found
 
 
-@pytest.fixture
-def zero_shot(tmp_path) -> Callable[..., int]:
-    """Tests the frozen mini backbone on the digits, with options; returns the exit code."""
-
-    def run(out: str, *opts: str) -> int:
-        files = ("--dataset-config-file", str(CONFIGS / "datasets" / "digits.yaml"))
-        method = ("--config-file", str(CONFIGS / "trainers" / "HeGraphAdapter" / "mini.yaml"))
-        quick = (f"{NODE}.VARIANT", "base", f"{NODE}.FEATURES.VIEWS", "1", f"{NODE}.FEATURES.DIR", str(tmp_path / "f"))
-        return main(
-            [*files, *method, "--shots", "1", "--seed", "1", "--output-dir", str(tmp_path / out), *quick, *opts]
-        )
-
-    return run
-
-
-def test_the_shipped_descriptions_are_part_of_what_a_result_is_of(zero_shot, tmp_path, monkeypatch, capsys):
-    source = (f"{NODE}.PROMPTS.SOURCE", "descriptions")
-    assert zero_shot("out", *source) == 0
+def test_the_shipped_descriptions_are_part_of_what_a_result_is_of(tmp_path, monkeypatch, capsys):
+    command = ["--dataset-config-file", "digits", "--config-file", "mini", "--shots", "1", "--seed", "1"]
+    command += ["--output-dir", str(tmp_path / "out"), f"{NODE}.PROMPTS.SOURCE", "descriptions"]
+    command += [f"{NODE}.VARIANT", "base", f"{NODE}.FEATURES.VIEWS", "1", f"{NODE}.FEATURES.DIR", str(tmp_path / "f")]
+    assert main(command) == 0
     shutil.copytree(DESCRIPTIONS, tmp_path / "descriptions")
     monkeypatch.setattr(prompts, "DESCRIPTIONS", tmp_path / "descriptions")
-    assert zero_shot("out", *source) == 0
+    assert main(command) == 0
     table = read("digits")
     table["zero"], table["one"] = table["one"], table["zero"]
     (tmp_path / "descriptions" / "digits.json").write_text(json.dumps(table))
-    assert zero_shot("out", *source) == 2
+    assert main(command) == 2
     assert "holds the result of a run with other settings or data" in capsys.readouterr().err
