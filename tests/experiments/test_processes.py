@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -23,57 +22,44 @@ TARGETS = ("--target-domains", "DigitsLow", "--target-datasets", "DigitsHigh", "
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
-class Ran(NamedTuple):
-    """The output folder of a command, the folder of its features, and what it printed."""
-
-    folder: Path
-    features: Path
-    out: str
-
-    @property
-    def record(self) -> dict:
-        return json.loads((self.folder / "result.json").read_text())
-
-    @property
-    def parts(self) -> list[str]:
-        """The parts of features that were encoded: data set and name of each."""
-        files = (path.relative_to(self.features) for path in self.features.rglob("*.safetensors"))
-        return sorted(f"{file.parts[0]} {file.name.partition('-')[0]}" for file in files)
-
-
-def start(folder: Path, launcher: tuple[str, ...], dataset: str, *flags: str) -> Ran:
-    """Runs a command on images of digits, with features of its own, by a launcher or in one process."""
-    ran = Ran(folder / "out", folder / "features", "")
-    common = ("--dataset-config-file", dataset, "--config-file", "mini", "--shots", "2", "--output-dir", ran.folder)
-    command = [*launcher, "-m", "trainers.hegraph", *common, *flags, *QUICK, f"{NODE}.FEATURES.DIR", ran.features]
+def start(folder: Path, launcher: tuple[str, ...], dataset: str, *flags: str) -> tuple[dict, list[str]]:
+    """Runs a command on images of digits by a launcher or in one process; gives its record, and what it encoded."""
+    out, features = folder / "out", folder / "features"
+    common = ("--dataset-config-file", dataset, "--config-file", "mini", "--shots", "2", "--output-dir", out)
+    command = [*launcher, "-m", "trainers.hegraph", *common, *flags, *QUICK, f"{NODE}.FEATURES.DIR", features]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # torchrun sets it as well
     done = subprocess.run(
         [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
-    return ran._replace(out=done.stdout)
+    assert done.stdout.count("\n") == 1
+    parts = [file.relative_to(features) for file in features.rglob("*.safetensors")]
+    encoded = sorted(f"{part.parts[0]} {part.name.partition('-')[0]}" for part in parts)
+    return json.loads((out / "result.json").read_text()), encoded
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory) -> Ran:
-    """An unseeded training of two processes, which is tested on other data sets."""
-    return start(tmp_path_factory.mktemp("together"), TORCHRUN, "digits", "--seed", "-1", *TARGETS)
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("together")
+
+
+@pytest.fixture(scope="module")
+def together(folder) -> tuple[dict, list[str]]:
+    """An unseeded training of two processes in `folder`, which is tested on other data sets."""
+    return start(folder, TORCHRUN, "digits", "--seed", "-1", *TARGETS)
 
 
 def test_an_unseeded_run_with_targets_has_the_result_of_a_single_process(together, tmp_path):
-    record = together.record
-    alone = start(tmp_path, (), "digits", "--seed", str(record["seed"]), *TARGETS)
+    record, encoded = together
+    alone, encoded_alone = start(tmp_path, (), "digits", "--seed", str(record["seed"]), *TARGETS)
     for key in ("run_id", "targets", "accuracy", "accuracy_text", "macro_f1"):
-        assert record[key] == alone.record[key], key
+        assert record[key] == alone[key], key
     assert set(record["targets"]) == {"DigitsLow", "DigitsHigh"}
-    assert together.parts == alone.parts
-    assert together.out.count("\n") == 1
+    assert encoded == encoded_alone
 
 
-def test_a_model_is_tested_on_other_classes_as_right_after_training(together, tmp_path):
-    tested = start(tmp_path, TORCHRUN, "digits_high", "--eval-only", "--model-dir", str(together.folder))
-    for key, value in together.record["targets"]["DigitsHigh"].items():
-        assert tested.record[key] == value, key
-    assert tested.record["rule"] == "other classes"
-    assert tested.parts == ["DigitsHigh test", "DigitsHigh text"]
-    assert tested.out.count("\n") == 1
+def test_a_model_is_tested_on_other_classes_as_right_after_training(together, folder, tmp_path):
+    tested, encoded = start(tmp_path, TORCHRUN, "digits_high", "--eval-only", "--model-dir", str(folder / "out"))
+    for key, value in together[0]["targets"]["DigitsHigh"].items():
+        assert tested[key] == value, key
+    assert (tested["rule"], encoded) == ("other classes", ["DigitsHigh test", "DigitsHigh text"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,26 +15,6 @@ from trainers.hegraph.experiments.folder import RunFolder
 from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.utils import processes
 from trainers.hegraph.utils.errors import UserError
-
-
-class Watched(BankTask):
-    """A task of a bank that says in `done` what is asked of it, and that takes five seconds to read."""
-
-    def __init__(self, path: Path, cfg, seed: int, done: list, clock: list[float]) -> None:
-        super().__init__(path, cfg, seed)
-        self.done, self.clock = done, clock
-
-    def prepare(self) -> None:
-        assert not (Path(self.cfg.run.output_dir) / "split.json").exists()
-        self.done.append("prepare")
-
-    def encode(self) -> None:
-        self.done.append("encode")
-
-    def bank(self):
-        self.done.append("bank")
-        self.clock[0] += 5
-        return super().bank()
 
 
 @pytest.fixture
@@ -51,10 +30,17 @@ def cfg(tmp_path):
 
 @pytest.fixture
 def done(monkeypatch) -> list:
-    """What was asked of the task, of targets, and of the group of processes, in order. The clock stands still."""
-    asked, clock = [], [100.0]
-    watched = lambda cfg, path, seed, *_: Watched(path, cfg, seed, asked, clock)  # noqa: E731
-    monkeypatch.setattr(run_module, "open_task", watched)
+    """What was asked of the task, which takes five seconds to read, of targets and of the group of processes."""
+    asked, clock, bank = [], [100.0], BankTask.bank
+
+    def read(task: BankTask):
+        asked.append("bank")
+        clock[0] += 5
+        return bank(task)
+
+    for name in ("prepare", "encode"):
+        monkeypatch.setattr(BankTask, name, lambda task, name=name: asked.append(name))
+    monkeypatch.setattr(BankTask, "bank", read)
     monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(run_module, "encode_targets", lambda task: asked.append("encode targets"))
     monkeypatch.setattr(run_module, "score_targets", lambda *_: asked.append("score targets") or {"X": {}})
@@ -70,9 +56,8 @@ def test_a_run_prepares_encodes_and_leaves_its_record_and_is_not_done_again(cfg,
     assert record["accuracy"] == record["accuracy_zero_shot"]
     assert (record["host"], record["targets"], record["seconds"]["features"]) == ("alone", {"X": {}}, 5)
     assert (tmp_path / "out" / "model" / "config.json").exists()
-    done.clear()
     assert run_module.run(cfg(), tiny_bank) == record
-    assert done == []
+    assert done == ["prepare", "bank", "score targets"]
     # Nor where another process has left the record since it was looked for
     assert RunFolder(BankTask(tiny_bank, cfg(), 3)).do(lambda: pytest.fail("done again")) == record
 
