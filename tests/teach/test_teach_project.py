@@ -297,6 +297,11 @@ def test_a_full_disk_or_a_removed_folder_is_one_line_and_nothing_is_lost(project
                 act()
     assert files_of(project.folder) == before
     assert project.read().undo == ""
+    project.add_class("elk")
+    for size in (0, 100, 200):
+        with disk_full_after(size), pytest.raises(UserError, match="cannot"):
+            project.undo()
+    assert project.undo() == "the class elk added"
     shutil.move(project.folder, project.folder.with_name("elsewhere"))
     for act in (project.read, project.undo, lambda: project.add_class("elk"), lambda: project.add("cat", [])):
         with pytest.raises(UserError, match="not there any more"):

@@ -94,7 +94,9 @@ class JournaledFolder:
             *before, last = changes
             try:
                 self._perform([(target, source) for source, target in reversed(last.moves)], before)
-            except (UserError, OSError) as error:
+            except (UserError, FileNotFoundError) as error:
+                if error.__cause__ is not None:  # not the files: the disk is full, say
+                    raise
                 self._write(before, [])
                 raise UserError(f"cannot be undone: {last.what}: {first_line(error)}") from error
         return last.what
