@@ -299,6 +299,8 @@ def test_the_member_nearest_to_the_root_is_taken_however_many_folders_wrap_it(se
     files = {"a/b/images/1.jpg": b"1", "a/b/images/images/2.jpg": b"2", "__MACOSX/images/3.jpg": b"3"}
     fetch(served(server, pack("zip", files), unpack={"images": "deep/x"}), tmp_path)
     assert names_in(tmp_path / "deep/x") == {"1.jpg", "images", "images/2.jpg"}
+    two = served(server, pack("zip", {"a/images/1.jpg": b"1", "b/images/1.jpg": b"2"}), unpack={"images": "y"})
+    refused(two, tmp_path, "holds two images: a/images and b/images")
 
 
 def test_an_archive_within_an_archive_is_unpacked(server, tmp_path):

@@ -288,6 +288,8 @@ def test_a_value_out_of_range_is_named(folder, keys, value, expected):
         ({"transfer.weight.negative": None}, "transfer.weight.negative"),
         ({"transfer.messages.matrix": None}, "matrix"),
         ({"extra": torch.zeros(1)}, "unknown tensor 'extra'"),
+        ({"extra.weight.x": torch.zeros(8, 8)}, "unknown tensor 'extra.weight.x'"),
+        ({"keys": torch.zeros(0, 8), "labels": torch.zeros(0, dtype=torch.int32), "key_weights": None}, "none of an"),
         ({"labelled.counts": torch.zeros(3)}, "it lacks 'sums'"),
         ({"weights": torch.zeros(2, 8)}, "weights must be [3, 8]"),
         ({"keys": torch.tensor(1.0), "key_weights": None}, "0-d"),
@@ -301,3 +303,8 @@ def test_a_damaged_tensor_is_named(folder, changes, expected):
     change_tensors(folder, changes)
     message = refused(folder)
     assert message.startswith(str(folder / TENSORS)) and expected in message
+
+
+def test_tensors_that_reach_other_classes_have_a_rule(folder):
+    change_config(folder, "transfer", {"rule": "none", "options": {}})
+    assert "unknown tensor 'transfer." in refused(folder)

@@ -278,6 +278,9 @@ def _without_links(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo:
 
 
 def _find(end: str, content: Path) -> Path | None:
-    """The file or folder nearest to the root whose path ends with `end`; None if there is none."""
-    found = [path for path in content.rglob(end) if "__MACOSX" not in path.parts]
-    return min(found, key=lambda path: (len(path.parts), path), default=None)
+    """The file or folder nearest to the root whose path ends with `end`; None if there is none, `Broken` if two are."""
+    found = [path for path in content.rglob(end) if "__MACOSX" not in path.relative_to(content).parts]
+    found.sort(key=lambda path: (len(path.parts), path))
+    if len(found) > 1 and len(found[0].parts) == len(found[1].parts):
+        raise Broken(f"it holds two {end}: {found[0].relative_to(content)} and {found[1].relative_to(content)}")
+    return found[0] if found else None

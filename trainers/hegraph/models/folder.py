@@ -51,7 +51,8 @@ SHAPES = {
     "d": ("transfer.messages.offset", "transfer.messages.mean"),
     "dd": ("labelled.moment", "transfer.messages.matrix", "transfer.messages.whitening"),
 }
-PARAMETERS = {"weight": "dd", "bias": "Kd", "metapath": ""}
+PARAMETERS = {f"{TRANSFER}weight": "dd", f"{TRANSFER}metapath": ""}
+PARAMETERS |= {f"{STATE}weight": "dd", f"{STATE}bias": "Kd", f"{STATE}metapath": ""}
 WHOLE = ("labels", "labelled.labels")  # tensors of whole numbers
 KEPT = (".json", ".safetensors", ".md", ".jpg", ".pt")
 MAX_SIDE = 64  # pixels of a thumbnail
@@ -216,8 +217,8 @@ def _checked(config: ModelConfig, found: dict[str, Tensor]) -> dict[str, Tensor]
         sizes[letter] = len(found[name]) if name in found else 0
     shape_of = {name: shape for shape, names in SHAPES.items() for name in names}
     for name, tensor in found.items():
-        letters = shape_of.get(name, PARAMETERS.get(name.split(".")[-2]) if "." in name else None)
-        if letters is None:
+        letters = shape_of.get(name, PARAMETERS.get(name.rpartition(".")[0]))
+        if letters is None or (name.startswith(TRANSFER) and config.transfer.rule != "adapter"):
             raise ValueError(f"it holds an unknown tensor {name!r}")
         shape = [sizes[letter] for letter in letters]
         kind = "whole numbers" if name in WHOLE else "floats"
@@ -228,6 +229,8 @@ def _checked(config: ModelConfig, found: dict[str, Tensor]) -> dict[str, Tensor]
             raise ValueError(f"{name} holds NaN or infinite values")
         if name in WHOLE and len(tensor) and not (0 <= tensor.min() and tensor.max() < sizes["K"]):
             raise ValueError(f"{name} must lie in 0 ... {sizes['K'] - 1}")
+        if name == "labels" and not len(tensor):
+            raise ValueError("labels are there, but none of an image")
         checked[name] = tensor
     return checked
 
