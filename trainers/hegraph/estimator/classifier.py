@@ -57,8 +57,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
     Without `text_features`, a backbone encodes the prompts of the class names. Where there is none either, a positive
     text node is the mean feature of its class and a negative one the negative of it.
 
-    Methods raise scikit-learn's ValueError or NotFittedError where it refuses `X`, `y` or the state, and a UserError,
-    which is a ValueError that says how to mend it, for anything else that is wrong.
+    Methods raise scikit-learn's ValueError, TypeError or NotFittedError where it refuses `X`, `y` or the state, and a
+    UserError, which is a ValueError that names the argument, for anything else that is wrong.
 
     Args:
         backbone: An open_clip model, "hf-hub:ORGANISATION/NAME", "local-dir:FOLDER" or "hegraph-mini", which `fit`
