@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,14 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainers.hegraph.__main__ import main
 from trainers.hegraph.experiments.fitting import assign_folds, find_temperature, without_classes, without_images
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.training.confidence import fit_temperature
 
 NODE = "TRAINER.HEGRAPHADAPTER."
-QUICK = ("OPTIM.MAX_EPOCH", "5", f"{NODE}MIN_STEPS", "0")
 
 
 def fit(bank: FeatureBank) -> Callable[[Tensor], Tensor]:
@@ -136,18 +132,6 @@ def test_at_one_shot_the_method_is_as_sure_as_zero_shot_clip_of_classes_that_are
 # In a run
 
 
-@pytest.fixture
-def run(tiny_bank, tmp_path) -> Callable[..., tuple[dict, Path]]:
-    """Trains on a bank, at first the tiny one, at 4 shots; returns the record and the output folder."""
-
-    def train(*opts: str, bank: Path = tiny_bank) -> tuple[dict, Path]:
-        out = tmp_path / "-".join(("run", bank.stem, *opts))
-        assert main(["--features", str(bank), "--shots", "4", "--output-dir", str(out), *QUICK, *opts]) == 0
-        return json.loads((out / "result.json").read_text()), out
-
-    return train
-
-
 def test_the_model_folder_has_the_temperature_and_the_threshold_and_the_record_their_effect(run, tiny_bank, tmp_path):
     no_val = tmp_path / "no_val.safetensors"
     replace(load_bank(tiny_bank), val_features=None, val_labels=None).save(no_val)
@@ -171,7 +155,7 @@ def test_the_model_folder_has_the_temperature_and_the_threshold_and_the_record_t
 
 def test_calibration_changes_no_prediction_and_without_it_there_is_no_threshold(run):
     calibrated, out = run()
-    plain, plain_out = run(f"{NODE}CALIBRATE", "off")
+    plain, plain_out = run(f"{NODE}CALIBRATE", "off", name="plain")
     assert plain["calibration"]["temperature"] == 1.0 and plain["calibration"]["fitted_on"] == "nothing"
     assert load_model(plain_out).temperature == 1.0
     for name in ("model/model.safetensors", "predictions.safetensors", "text_nodes.safetensors"):
@@ -191,8 +175,8 @@ def test_test_images_have_no_part_in_the_temperature_which_a_run_without_them_ha
     changed = {"test_features": -tensors["test_features"], "test_labels": tensors["test_labels"].flip(0)}
     save_file(tensors | changed, tmp_path / "changed.safetensors", metadata)
     save_file({k: v for k, v in tensors.items() if "test" not in k}, tmp_path / "none.safetensors", metadata)
-    other, _ = run(bank=tmp_path / "changed.safetensors")
-    without, out = run(bank=tmp_path / "none.safetensors")
+    other, _ = run(bank=tmp_path / "changed.safetensors", name="changed")
+    without, out = run(bank=tmp_path / "none.safetensors", name="none")
     assert other["accuracy"] != record["accuracy"]
     assert load_model(out).temperature == record["calibration"]["temperature"] == other["calibration"]["temperature"]
     assert without["calibration"]["before"] is without["calibration"]["after"] is without["rejection"]["kept"] is None

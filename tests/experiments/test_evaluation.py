@@ -28,7 +28,7 @@ from trainers.hegraph.experiments.evaluation import (
     test_loaded,
 )
 from trainers.hegraph.experiments.folder import run_config
-from trainers.hegraph.experiments.run import run, test_model
+from trainers.hegraph.experiments.run import test_model
 from trainers.hegraph.experiments.tasks import Task, bank_to_test, ids_of_names, match_classes
 from trainers.hegraph.features.bank import BankFile, FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
@@ -332,7 +332,7 @@ def test_a_test_on_its_own_data_repeats_the_record_of_the_run_and_is_not_done_tw
     assert (found["seconds"]["features"], found["adapter_from"]) == (5, str(finished_run_once / "model"))
     assert not {"rule", "num_classes", "trained_on"} & set(found)
     monkeypatch.setattr(run_module, "test_loaded", lambda *_: pytest.fail("tested again"))
-    assert run(configured, tiny_bank, finished_run_once) == found
+    assert run_module.run(configured, tiny_bank, finished_run_once) == found
     with pytest.raises(UserError, match=r"holds 'Tiny' but DATASET\.NAME is 'Digits'"):
         test_model(asking(tmp_path / "x", "DATASET.NAME", "Digits"), tiny_bank, finished_run_once, None, "cpu")
 
@@ -347,15 +347,14 @@ def test_of_several_processes_all_encode_and_the_first_tests(finished_run_once, 
 
 
 def test_a_test_elsewhere_says_the_rule_and_has_the_temperature_only_on_its_own_classes(
-    finished_run_once, tiny_bank, tmp_path
+    run, finished_run_once, tiny_bank, tmp_path
 ):
-    flags = ["--eval-only", "--model-dir", str(finished_run_once), "--shots", "2"]
+    flags = ["--eval-only", "--model-dir", str(finished_run_once)]
     bank, model = load_bank(tiny_bank), load_model(finished_run_once)
     replace(bank, dataset="Other", classnames=["elk", "ant", "bee", "cow", "dog"]).save(tmp_path / "other.safetensors")
     found = {}
     for name, file in (("own", tiny_bank), ("other", tmp_path / "other.safetensors")):
-        assert main(["--features", str(file), "--output-dir", str(tmp_path / name), *flags]) == 0
-        found[name] = json.loads((tmp_path / name / "result.json").read_text())
+        found[name], _ = run(*flags, name=name, bank=file)
     calibrations = [found[name]["calibration"] for name in ("own", "other")]
     assert [said["fitted_on"] for said in calibrations] == ["model", "nothing"]
     assert calibrations[0]["temperature"] == model.temperature != calibrations[1]["temperature"] == 1.0
@@ -385,21 +384,13 @@ def test_the_same_images_as_their_own_domain_give_the_accuracy_of_the_text_class
     assert high["accuracy_zero_shot"] > record["accuracy_zero_shot"]  # only those of its classes compete
 
 
-def test_the_other_half_of_a_banks_classes_scores_as_a_test_of_the_model_there_and_there_is_nothing_else(
-    tiny_bank, tmp_path, capsys
-):
-    def run_of(out: str, *words: str, code: int = 0) -> dict:
-        flags = ["--features", str(tiny_bank), "--output-dir", str(tmp_path / out), "--shots", "2", "--seed", "1"]
-        assert main([*flags, *words, "OPTIM.MAX_EPOCH", "2", f"{NODE}.MIN_STEPS", "0"]) == code
-        return {} if code else json.loads((tmp_path / out / "result.json").read_text())
-
-    first = run_of("run", "--target-datasets", "Tiny:new", "DATASET.SUBSAMPLE_CLASSES", "base")
-    again = run_of("test", "--eval-only", "--model-dir", str(tmp_path / "run"), "DATASET.SUBSAMPLE_CLASSES", "new")
+def test_the_other_half_of_a_banks_classes_scores_as_a_test_of_the_model_there_and_there_is_nothing_else(run):
+    first, out = run("--target-datasets", "Tiny:new", "DATASET.SUBSAMPLE_CLASSES", "base")
+    again, _ = run("--eval-only", "--model-dir", str(out), "DATASET.SUBSAMPLE_CLASSES", "new", name="test")
     [(name, scores)] = first["targets"].items()
     assert (name, scores["rule"], scores["num_classes"], scores["num_test"]) == ("Tiny:new", "other classes", 2, 16)
     for key in ("accuracy", "accuracy_zero_shot", "num_test"):
         assert scores[key] == again[key]
     for flag, name in (("--target-domains", "Tiny:new"), ("--target-datasets", "Other:new")):
-        run_of("none", flag, name, code=2)
-        assert f"has no other data sets, such as '{name}'" in capsys.readouterr().err
-    assert not (tmp_path / "none").exists()
+        assert f"has no other data sets, such as '{name}'" in run(flag, name, name="none", code=2)
+    assert not (out.parent / "none").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import ClassVar
@@ -12,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainers.hegraph.__main__ import main
 from trainers.hegraph.baselines.base import FittedMethod, Method
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments import fitting
@@ -165,36 +163,21 @@ def test_a_model_begins_with_the_same_weights_whatever_was_drawn_before(tiny_ban
 # Through the command line
 
 
-@pytest.fixture
-def command(tiny_bank, tmp_path):
-    def run(out: str, *more: str) -> int:
-        arguments = ["--features", str(tiny_bank), "--shots", "4", "--output-dir", str(tmp_path / out), *more]
-        return main([*arguments, "OPTIM.MAX_EPOCH", "2", f"{NODE}.MIN_STEPS", "0"])
-
-    return run
-
-
-def test_a_chosen_value_is_kept_by_the_model_and_tested_with_it_but_no_other(command, tmp_path, capsys):
-    def record(out: str) -> dict:
-        return json.loads((tmp_path / out / "result.json").read_text())
-
+def test_a_chosen_value_is_kept_by_the_model_and_tested_with_it_but_no_other(run):
     grid = f'[["{ALPHA}", [0, 300]], ["{BETA}", ["7"]]]'
-    assert command("out", "--select", "val", ALPHA, "1.0", f"{NODE}.SELECT", grid) == 0
-    first = record("out")
+    first, out = run("--select", "val", ALPHA, "1.0", f"{NODE}.SELECT", grid)
     chosen, beta = first["selected"]["value"]
     assert (first["selected_on"], first["selected"]["keys"], beta) == ("val", [ALPHA, BETA], "7")
-    assert load_file(tmp_path / "out" / "adapter.safetensors")
-    test = ("--eval-only", "--model-dir", str(tmp_path / "out"))
-    for again, same in (("one", ()), ("two", (ALPHA, str(chosen), BETA, "7.0"))):
-        assert command(again, *test, *same) == 0
+    assert load_file(out / "adapter.safetensors")
+    test = ("--eval-only", "--model-dir", str(out))
+    for name, same in (("one", ()), ("two", (ALPHA, str(chosen), BETA, "7.0"))):
+        again, _ = run(*test, *same, name=name)
         for key in ("accuracy", "selected_on", "selected"):
-            assert record(again)[key] == first[key]
-    capsys.readouterr()
-    assert command("three", *test, ALPHA, str(300.0 - chosen)) == 2
-    error = capsys.readouterr().err
+            assert again[key] == first[key]
+    error = run(*test, ALPHA, str(300.0 - chosen), name="three", code=2)
     assert f"{ALPHA} '{float(chosen)}'" in error
     assert error.count("\n") == 1
-    assert not (tmp_path / "three").exists()
+    assert not (out.parent / "three").exists()
 
 
 def test_a_model_with_another_account_of_its_choice_is_refused(finished_run_once):

@@ -10,31 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets import load_dataset
 from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
 from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.results.records import read_record
 
-QUICK = ("OPTIM.MAX_EPOCH", "3", "OPTIM.WARMUP_EPOCH", "0", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
 TEXTS = ("text_positive", "text_negative")
 DIGITS = ("--dataset-config-file", "digits", "--config-file", "mini", "--shots", "1", "--seed", "1")
-
-
-@pytest.fixture
-def run(tiny_bank, tmp_path, capsys):
-    """Function of flags: the record and the folder of a run at 2 shots, or what it says where it is refused."""
-
-    def start(*flags: str, name: str = "run", code: int = 0, keys: tuple[str, ...] = QUICK):
-        out = tmp_path / name
-        data = [] if "--dataset-config-file" in flags else ["--features", str(tiny_bank), "--shots", "2", "--seed", "1"]
-        assert main([*data, "--output-dir", str(out), *flags, *keys]) == code
-        if code:
-            return capsys.readouterr().err
-        return json.loads((out / "result.json").read_text()), out
-
-    return start
 
 
 def pool_of(bank: FeatureBank, out: Path) -> tuple[torch.Tensor, list[int]]:
@@ -44,10 +28,10 @@ def pool_of(bank: FeatureBank, out: Path) -> tuple[torch.Tensor, list[int]]:
     return torch.cat([bank.cache_keys()[undrawn], bank.val_features]), drawn
 
 
-def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, tiny_bank):
-    plain, without = run(name="plain")
+def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, finished_run_once, tiny_bank):
+    plain = read_record(finished_run_once)
     record, out = run("--unlabelled", "pool")
-    bank, before, model = load_bank(tiny_bank), load_model(without / "model"), load_model(out / "model")
+    bank, before, model = load_bank(tiny_bank), load_model(finished_run_once), load_model(out)
     pool, drawn = pool_of(bank, out)
     labelled = ClassSums.of(bank.cache_keys()[drawn], bank.train_labels[drawn], 5)
     heard = hear_unlabelled(before.classifier, labelled, bank.text_positive, pool, bank.logit_scale, before.temperature)
@@ -65,9 +49,9 @@ def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, ti
     assert record["run_id"] != plain["run_id"] and "DATASET.UNLABELLED" not in plain["config"]
 
 
-def test_the_test_images_together_leave_no_model(run, tiny_bank):
+def test_the_test_images_together_leave_no_model(run, finished_run_once, tiny_bank):
     record, out = run("--unlabelled", "test")
-    bank, before = load_bank(tiny_bank), load_model(run(name="plain")[1] / "model")
+    bank, before = load_bank(tiny_bank), load_model(finished_run_once)
     _, drawn = pool_of(bank, out)
     labelled = ClassSums.of(bank.cache_keys()[drawn], bank.train_labels[drawn], 5)
     scale, features = bank.logit_scale, bank.test_features
@@ -79,10 +63,9 @@ def test_the_test_images_together_leave_no_model(run, tiny_bank):
 
 
 @pytest.mark.parametrize("what", ["pool", "test"])
-def test_a_trained_model_hears_them_in_a_test_of_it_but_not_twice(run, what):
+def test_a_trained_model_hears_them_in_a_test_of_it_but_not_twice(run, finished_run_once, what):
     trained, heard = run("--unlabelled", what, name="trained")
-    _, out = run(name="plain")
-    tested, folder = run("--eval-only", "--model-dir", str(out), "--unlabelled", what, name="tested")
+    tested, folder = run("--eval-only", "--model-dir", str(finished_run_once), "--unlabelled", what, name="tested")
     assert tested["accuracy"] == pytest.approx(trained["accuracy"], abs=2.6)  # cache keys were rounded; 40 images
     assert {**tested["unlabelled"], "shares": None} == {**trained["unlabelled"], "shares": None}
     assert tested["protocol"] == trained["protocol"] and not (folder / "model").exists()
@@ -92,7 +75,7 @@ def test_a_trained_model_hears_them_in_a_test_of_it_but_not_twice(run, what):
 
 
 def test_zero_shot_has_seen_no_label_and_no_temperature(run, tiny_bank):
-    _, out = run("--trainer", "ZeroShot", "--unlabelled", "pool", keys=())
+    _, out = run("--trainer", "ZeroShot", "--unlabelled", "pool", quick=())
     bank, model = load_bank(tiny_bank), load_model(out / "model")
     pool, _ = pool_of(bank, out)
     none = ClassSums.of(pool[:0], bank.train_labels[:0], 5)
@@ -126,7 +109,7 @@ def test_images_of_another_bank(run, tiny_bank, tmp_path, unit_features):
 def test_a_transductive_method_starts_from_the_trained_adapter(run, name):
     words = ("--trainer", name, "--unlabelled", "test")
     record, out = run(*words)
-    again, _ = run(*words, name="zero", keys=(f"TRAINER.{name.upper()}.BASE", "ZeroShot"))
+    again, _ = run(*words, name="zero", quick=(f"TRAINER.{name.upper()}.BASE", "ZeroShot"))
     assert record["protocol"] == again["protocol"] == "transductive"
     assert record["num_parameters"] > again["num_parameters"] == 0
     assert record["config"]["OPTIM.MAX_EPOCH"] == 3 and "OPTIM.MAX_EPOCH" not in again["config"]
@@ -143,27 +126,27 @@ def test_a_transductive_method_starts_from_the_trained_adapter(run, name):
     ],
 )
 def test_what_cannot_be_heard_is_refused_in_one_line(run, flags, words):
-    said = run(*flags, keys=(), code=2)
+    said = run(*flags, quick=(), code=2)
     assert words in said and said.count("\n") == 1
 
 
 def test_a_pool_of_images_is_encoded_and_a_folder_is_one(run, digits_features, tmp_path):
     keys = ("TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(digits_features))
-    pool, _ = run(*DIGITS, "--unlabelled", "pool", keys=keys)
-    plain, _ = run(*DIGITS, name="plain", keys=keys)
+    pool, _ = run(*DIGITS, "--unlabelled", "pool", bank=None, quick=keys)
+    plain, _ = run(*DIGITS, name="plain", bank=None, quick=keys)
     assert pool["accuracy"] > plain["accuracy"] + 1
     assert pool["unlabelled"]["num_images"] == 898 - 10
     digits, folder = load_dataset("digits"), tmp_path / "images"
     (folder / "below").mkdir(parents=True)
     for number, item in enumerate(digits.train[:5]):
         digits.read(item.path).save(folder / "below" / f"{number}.png")
-    own, _ = run(*DIGITS, "--unlabelled", str(folder), name="own", keys=keys)
+    own, _ = run(*DIGITS, "--unlabelled", str(folder), name="own", bank=None, quick=keys)
     assert own["unlabelled"]["num_images"] == 5
     table = tmp_path / "images.csv"
     table.write_text("path\nimages/below/3.png\nimages/below/4.png\n")
-    listed, _ = run(*DIGITS, "--unlabelled", str(table), name="listed", keys=keys)
+    listed, _ = run(*DIGITS, "--unlabelled", str(table), name="listed", bank=None, quick=keys)
     assert listed["unlabelled"]["num_images"] == 2
     (folder / "below" / "3.png").write_bytes(b"no image")
-    assert "below/3.png" in run(*DIGITS, "--unlabelled", str(table), name="b", keys=keys, code=2)
-    skipped, _ = run(*DIGITS, "--unlabelled", str(table), "--skip-unreadable", name="skipped", keys=keys)
+    assert "below/3.png" in run(*DIGITS, "--unlabelled", str(table), name="b", bank=None, quick=keys, code=2)
+    skipped, _ = run(*DIGITS, "--unlabelled", str(table), "--skip-unreadable", name="skipped", bank=None, quick=keys)
     assert skipped["unlabelled"]["num_images"] == 1
