@@ -310,6 +310,9 @@ def test_an_archive_within_an_archive_is_unpacked(server, tmp_path):
     fetch(archive(url, unpack={"101": "images"}, inner="101.tar.gz"), tmp_path)
     assert names_in(tmp_path) == {"images", "images/a", "images/a/1.jpg"}
     refused(archive(url, unpack={"101": "more"}, inner="102.tar.gz"), tmp_path, r"holds no 102\.tar\.gz")
+    plain = pack("tar", {"names/a.txt": b"a", "names/b.zip": pack("zip", {"names/c.txt": b"c"})})
+    fetch(served(server, plain, unpack={"names": "names"}), tmp_path)  # which is no zip, though it ends with one
+    assert names_in(tmp_path / "names") == {"a.txt", "b.zip"}
 
 
 def test_an_archive_put_there_by_hand_is_used_unless_it_is_not_the_right_one(server, tmp_path):

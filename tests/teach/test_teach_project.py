@@ -324,6 +324,7 @@ def test_no_link_and_no_journal_of_a_stranger_leads_out_of_the_folder(project, t
     for move in (
         ["../outside/mine.png", "../../outside/taken.png"],
         ["../outside/mine.png", str(outside / "taken.png")],
+        ["nul\0/mine.png", "nul\0/taken.png"],
         ["link/mine.png", "link/taken.png"],
     ):
         for value in ({"changes": [{"what": "x", "moves": [move]}]}, {"begun": [move[::-1]]}):

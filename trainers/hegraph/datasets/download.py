@@ -256,7 +256,7 @@ def _extract(archive: Path, into: Path) -> None:
         raise UserError(f"{archive}: this Python cannot unpack it safely; take 3.10.12, 3.11.4 or later")
     into.mkdir(parents=True)
     try:
-        if zipfile.is_zipfile(archive):
+        if zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive):  # whose last member may be a zip file
             with zipfile.ZipFile(archive) as zipped:
                 zipped.extractall(into)  # keeps every member inside, and makes no links
             return

@@ -110,7 +110,8 @@ class JournaledFolder:
     def at(self, relative: str) -> Path:
         """The whole path of something; UserError if it leads out of the folder, as a link may."""
         path, parts = self.folder / relative, PurePosixPath(relative).parts
-        if not parts or parts[0] == "/" or ".." in parts or Path(os.path.realpath(path.parent)) != path.parent:
+        odd = not parts or parts[0] == "/" or ".." in parts or "\0" in relative
+        if odd or Path(os.path.realpath(path.parent)) != path.parent:
             raise UserError(f"{shortened(relative, 80)!r} leads out of the folder {self.folder}")
         return path
 
