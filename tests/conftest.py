@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import resource
@@ -199,6 +200,29 @@ def tiny_bank_file(once: Callable[..., Path], unit_features: Callable[..., Tenso
 def tiny_bank(tiny_bank_file: Path, tmp_path: Path) -> Path:
     """The file of `tiny_bank_file`, for this test alone."""
     return Path(shutil.copy(tiny_bank_file, tmp_path / "tiny.safetensors"))
+
+
+@pytest.fixture
+def run(tiny_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[dict, Path] | str]:
+    """Function of flags, then pairs, of a run of 2 shots and seed 1 of a bank: its record and folder.
+
+    Where it has to end with another code, what it says: with the code 2 one line.
+    """
+    from trainers.hegraph.__main__ import main, summary
+
+    def start(*words: str, name: str = "run", bank: Path | None = tiny_bank, quick: tuple = QUICK, code: int = 0):
+        out, source = tmp_path / name, [] if bank is None else ["--features", str(bank)]
+        assert main([*source, "--shots", "2", "--seed", "1", "--output-dir", str(out), *words, *quick]) == code
+        printed, said = capsys.readouterr()
+        if code == 2:
+            assert (printed, said[:7], said.count("\n")) == ("", "error: ", 1)
+        if code:
+            return said
+        record = json.loads((out / "result.json").read_text())
+        assert printed == f"{summary(record)} -> {out}\n"
+        return record, out
+
+    return start
 
 
 # Runs that are finished once for all tests
