@@ -7,7 +7,6 @@ import logging
 import re
 import sys
 import tarfile
-import zipfile
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -210,7 +209,6 @@ def test_the_sources_of_a_data_set_bring_its_images_and_its_split():
         needed |= {"classnames.txt"} if "imagenet" in entry.folder else set()
         assert needed - set(targets) == ({"images"} if entry.by_hand else set()), name
         assert len(targets) == len(set(targets)), name
-    assert [name for name, entry in STORED.items() if entry.by_hand] == ["ImageNet"]
 
 
 def test_every_source_is_well_formed_and_pinned_or_checked():
@@ -327,22 +325,15 @@ def test_an_archive_put_there_by_hand_is_used_unless_it_is_not_the_right_one(ser
     assert server.asked == []
 
 
-def test_an_interruption_while_unpacking_leaves_no_target_and_the_next_call_needs_no_server(
-    server, tmp_path, monkeypatch, disk_full_after
+def test_a_disk_that_fills_up_while_unpacking_leaves_no_target_and_the_next_call_needs_no_server(
+    server, tmp_path, disk_full_after
 ):
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
-
     (tmp_path / "images").mkdir()  # an empty one does not count as unpacked
     source = served(server, pack("zip", {**FILES, "set/images/big.jpg": bytes(1_000_000)}))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(zipfile.shutil, "copyfileobj", interrupted)
-        fetch(source, tmp_path)
-    assert names_in(tmp_path) == {"x.archive", "images"}
-    server.asked.clear()
     with disk_full_after(500_000), pytest.raises(OSError, match="File too large"):
         fetch(source, tmp_path)
     assert names_in(tmp_path) == {"x.archive", "images"}
+    server.asked.clear()
     stale = tmp_path / ".x.archive.unpacking" / "outer" / "stale.jpg"  # what a kill leaves
     stale.parent.mkdir(parents=True)
     stale.touch()

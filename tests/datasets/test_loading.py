@@ -36,15 +36,6 @@ GOLDEN = {
 }  # fmt: skip
 SPLIT_SETS = [name for name in GOLDEN if name != "imagenet"]  # those that have a split file
 
-WNIDS = (
-    "n01440764", "n01443537", "n01484850", "n01491361", "n01494475", "n01496331", "n01498041", "n01514668", "n01514859",
-    "n01518878",
-)  # fmt: skip
-WNID_NAMES = (
-    "tench", "goldfish", "great white shark", "tiger shark", "hammerhead shark", "electric ray", "stingray", "rooster",
-    "hen", "ostrich",
-)  # fmt: skip
-
 
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_split_file_has_the_sizes_and_the_class_names_of_its_entry(name, shared, tmp_path):
@@ -184,14 +175,16 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_of_imagenet_has_coops_items_and_class_order(name, golden_tree):
     base, classes, images, file = VARIANTS[name]
-    folders = [str(number) if name == "ImageNetV2" else WNIDS[number] for number in classes]
+    lines = (golden_tree / "imagenet" / "classnames.txt").read_text().splitlines()
+    ids, names = zip(*(line.split(" ", 1) for line in lines))
+    folders = [str(number) if name == "ImageNetV2" else ids[number] for number in classes]
     dataset = load_dataset(name, str(golden_tree))
     assert rows(dataset, "test") == [
-        [f"{base}/{folder}/{file.format(folder=folder, image=image)}", label, WNID_NAMES[number]]
+        [f"{base}/{folder}/{file.format(folder=folder, image=image)}", label, names[number]]
         for label, (number, folder) in enumerate(zip(classes, folders))
         for image in range(images)
     ]
-    assert list(dataset.classnames) == [WNID_NAMES[number] for number in classes]
+    assert list(dataset.classnames) == [names[number] for number in classes]
     assert dataset.train == dataset.val == []
     dataset.check_files()
 

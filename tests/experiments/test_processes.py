@@ -49,13 +49,15 @@ def together(folder) -> tuple[dict, list[str]]:
     return start(folder, TORCHRUN, "digits", "--seed", "-1", *TARGETS)
 
 
-def test_an_unseeded_run_with_targets_has_the_result_of_a_single_process(together, tmp_path):
+def test_an_unseeded_run_with_targets_has_the_result_of_a_single_process(together, folder, tmp_path):
     record, encoded = together
     alone, encoded_alone = start(tmp_path, (), "digits", "--seed", str(record["seed"]), *TARGETS)
     for key in ("run_id", "targets", "accuracy", "accuracy_text", "macro_f1"):
         assert record[key] == alone[key], key
     assert set(record["targets"]) == {"DigitsLow", "DigitsHigh"}
     assert encoded == encoded_alone
+    for file in (folder / "features").rglob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / file.relative_to(folder)).read_bytes()
 
 
 def test_a_model_is_tested_on_other_classes_as_right_after_training(together, folder, tmp_path):

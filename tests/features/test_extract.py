@@ -6,10 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -245,34 +242,6 @@ def test_a_part_that_another_run_finishes_meanwhile_is_taken(in_chunks, tmp_path
 
     monkeypatch.setattr(extract, "join", late)
     assert torch.equal(in_chunks(tmp_path / "parts"), expected)
-
-
-@pytest.mark.slow
-def test_two_processes_of_torchrun_make_the_bank_of_one_bit_for_bit(tmp_path):
-    flags = ["--config-file", "mini", "--dataset-config-file", "digits", "--shots", "2", "--seed", "1", "--no-train"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # torchrun sets it as well
-
-    def encode(name: str, *launcher: str) -> subprocess.CompletedProcess:
-        options = ["DATALOADER.TEST.BATCH_SIZE", "10", f"{NODE}.FEATURES.DIR", str(tmp_path / name)]
-        command = [sys.executable, *launcher, "-m", "trainers.hegraph", *flags]
-        command += ["--output-dir", str(tmp_path / f"out-{name}"), *options]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-
-    one = encode("one")
-    assert one.returncode == 0, one.stderr
-    two = encode("two", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    assert two.returncode == 0, two.stderr
-    files = {
-        name: {file.name: file.read_bytes() for file in (tmp_path / name).rglob("*.safetensors")}
-        for name in ("one", "two")
-    }
-    assert sorted(name.split("-")[0] for name in files["one"]) == ["test", "text", "train", "val"]
-    assert files["one"] == files["two"]
-    # The 899 test images are six chunks of 16 batches: both processes had some
-    counts = [int(line.split()[1]) for line in two.stderr.splitlines() if line.startswith("encoded") and "test" in line]
-    assert len(counts) == 2
-    assert sum(counts) == 899
-    assert min(counts) > 300
 
 
 # Text nodes
