@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import unicodedata
@@ -213,24 +212,15 @@ def test_the_split_of_a_file_name_is_that_of_the_column_or_its_first_folder_belo
 # --- the whole way
 
 
-@pytest.mark.parametrize("split", ["", "train", "val"])
-def test_a_folder_of_images_is_run_unless_it_holds_copies_of_test_images(split, tmp_path, capsys):
+def test_a_run_refuses_a_copy_of_a_test_image_whatever_its_class(tmp_path, capsys):
     own, greys = tmp_path / "own", iter(range(0, 200, 10))
     for name in ("ant", "käse"):
-        for image in ("train/{}/0.png", "train/{}/1.png", "val/{}/0.png", "test/{}/0.png"):
-            write(own / image.format(name), picture(next(greys)))
-    for image in (own / split / "ant").iterdir() if split else ():
-        image.write_bytes((own / "test" / "käse" / "0.png").read_bytes())  # whatever its class
+        for split in ("train", "val", "test"):
+            write(own / split / name / "0.png", picture(next(greys)))
+    copy = write(own / "val" / "ant" / "0.png", (own / "test" / "käse" / "0.png").read_bytes())
     flags = ["--dataset-config-file", "folder", "--root", str(own), "--config-file", "mini", "--trainer", "ZeroShot"]
-    features = ["TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(tmp_path / "features"), "DATALOADER.NUM_WORKERS", "0"]
-    code = main([*flags, "--shots", "1", "--output-dir", str(tmp_path / "out"), *features])
-    if split:
-        assert code == 2
-        assert f"1 of 2 {split} images are test images as well, such as {own}/{split}/ant/" in capsys.readouterr().err
-    else:
-        record = json.loads((tmp_path / "out" / "result.json").read_text())
-        assert (code, record["dataset"], record["num_train"], record["num_test"]) == (0, "ImageFolder", 2, 2)
-        assert {row[2] for row in json.loads((tmp_path / "out" / "split.json").read_text())["train"]} == {"ant", "käse"}
+    assert main([*flags, "--shots", "1", "--output-dir", str(tmp_path / "out")]) == 2
+    assert f"1 of 2 val images are test images as well, such as {copy}" in capsys.readouterr().err
 
 
 def test_files_are_alike_in_every_byte_or_not_at_all(tmp_path):

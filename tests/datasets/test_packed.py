@@ -182,6 +182,8 @@ def test_addresses_are_fetched_once(server, shards, tmp_path, monkeypatch):
     assert len(server.asked) == 1
     gone = server.url("/gone.tar", status(404))
     refused(gone, f"cannot fetch the shard {gone}: 404 Client Error")
+    monkeypatch.setenv("WDS_CACHE", str(shards / "train" / "000.tar"))
+    refused(gone, r"cannot write .*000\.tar")
 
 
 @pytest.mark.parametrize(

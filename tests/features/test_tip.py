@@ -144,6 +144,7 @@ def one_hot(value: float = 1.0) -> torch.Tensor:
         ("test_f.pt", b"PK\x03\x04" + bytes(60), "test_f.pt is damaged or not a tensor"),
         ("keys_2shots.pt", {"keys": torch.zeros(2)}, "one tensor, got a dict"),
         ("keys_2shots.pt", draw(D, 5, seed=0), "N = 5 columns"),
+        ("keys_2shots.pt", torch.full((D, K * SHOTS), torch.inf), "infinite"),
         ("keys_2shots.pt", unit(D, K * SHOTS).to_sparse(), "sparse_coo"),
         ("values_2shots.pt", torch.zeros(6, 4), "its shape is [6, 4]"),
         ("values_2shots.pt", one_hot(0.7), "one-hot"),

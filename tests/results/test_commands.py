@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from trainers.hegraph.results.__main__ import main
 from trainers.hegraph.results.comparison import base_to_new, compare, complexity
@@ -53,10 +54,11 @@ def test_calibration_prints_the_table_and_draws_if_asked(run, tmp_path, capsys):
     part = {"accuracy": 80.0, "macro_f1": 79.0, "nll": 0.5, "brier": 0.3, "ece": 9.0, "bins": bins}
     found = {"temperature": 1.0, "before": part, "after": part, "zero_shot": part}
     write_record(tmp_path / "run", run(calibration=found))
-    assert main(["calibration", str(tmp_path / "run"), "--out", str(tmp_path / "fig")]) == 0
+    stem = tmp_path / "new" / "v1.5 figure"
+    assert main(["calibration", str(tmp_path / "run"), "--out", str(stem)]) == 0
     out = capsys.readouterr().out
-    assert "| HeGraphAdapter | 80.00 | 79.00 |" in out and out.endswith(f"wrote {tmp_path / 'fig.svg'}\n")
-    assert (tmp_path / "fig.png").stat().st_size and b"<svg" in (tmp_path / "fig.svg").read_bytes()
+    assert "| HeGraphAdapter | 80.00 | 79.00 |" in out and out.endswith(f"wrote {stem}.svg\n")
+    assert Image.open(f"{stem}.png").format == "PNG" and b"<svg" in Path(f"{stem}.svg").read_bytes()
 
 
 def test_the_papers_numbers_are_quoted(run, tmp_path, capsys):
@@ -91,6 +93,7 @@ def test_runs_without_test_images_are_left_out_and_it_is_said(folder, run, caplo
     assert main(["compare", str(folder)]) == 0
     assert "1 of 3 runs had no test images" in caplog.text
     assert "n = 2 seeds" in capsys.readouterr().out
+    assert main(["compare", str(folder / "seed3")]) == 2
 
 
 @pytest.mark.parametrize(
@@ -98,6 +101,7 @@ def test_runs_without_test_images_are_left_out_and_it_is_said(folder, run, caplo
     [
         (["compare", "{}/nowhere"], "no complete record below"),
         (["compare", "{}/runs", "--by", "target"], "targets"),
+        (["rejection", "{}/all.jsonl", "--features", "{}/bank"], "no finished run below"),
         (["curves", "{}/runs", "--out", "{}/runs/seed1/result.json/x"], "cannot write"),
         (["report", "{}/runs", "--out", "{}/runs/seed1/result.json"], "is read by this command"),
     ],

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from tools.readme_plot import summary_curve
-from trainers.hegraph.results import figures
 from trainers.hegraph.results.figures import as_svg, confusion, curves, mean_distance, tsne
 from trainers.hegraph.results.scores import read_quotes
 from trainers.hegraph.utils.errors import UserError
@@ -77,12 +75,6 @@ def test_a_confusion_matrix_is_in_percent_of_the_true_class():
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted class", "true class")
     assert {text.get_text(): text.get_color() for text in axis.texts} == {"1": "black", "3": "white"}
     assert "%" in bar.get_ylabel()
-
-
-def test_a_figure_is_saved_as_png_and_svg_under_any_stem(run, tmp_path):
-    png, svg = figures.save(curves([run()]), tmp_path / "new" / "v1.5 curves")
-    assert sorted(path.name for path in png.parent.iterdir()) == ["v1.5 curves.png", "v1.5 curves.svg"]
-    assert Image.open(png).format == "PNG" and svg.read_bytes() == as_svg(curves([run()]))
 
 
 def test_readmes_plot_has_few_lines_in_colour_the_others_in_grey_and_no_background(run):

@@ -109,9 +109,11 @@ def test_a_model_that_was_trained_elsewhere_is_not_paired_and_a_run_counts_once(
 
 def test_mistakes_on_the_command_line_are_one_line(finish, tmp_path, capsys):
     finish("one", [0, 0], trainer="TaskRes", variant="")
+    (tmp_path / "records.jsonl").write_text("{}\n")
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         ((str(tmp_path), "--of", "TaskRess"), "did you mean 'TaskRes'"),
+        ((str(tmp_path / "records.jsonl"),), "Not a directory"),
         ((str(tmp_path / "empty"),), "no run with test images"),
     ):
         assert main(["paired", *arguments]) == 2
