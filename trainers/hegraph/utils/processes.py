@@ -28,7 +28,10 @@ def joined() -> Iterator[None]:
     UserError if environment variables are not those that `torchrun` sets.
     """
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size > 1 and not torch.distributed.is_initialized():
+            if not 0 <= (number := int(os.environ["RANK"])) < size:  # for which torch would wait all day
+                raise ValueError(f"RANK must be from 0 to {size - 1}, since WORLD_SIZE is {size}, got {number}")
             torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
