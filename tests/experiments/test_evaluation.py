@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers.hegraph.__main__ import main
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments import image_task
@@ -369,13 +368,10 @@ def test_a_test_elsewhere_says_the_rule_and_has_the_temperature_only_on_its_own_
 # Through the command line
 
 
-def test_the_same_images_as_their_own_domain_give_the_accuracy_of_the_text_classifier(digits_features, tmp_path):
-    words = ["--dataset-config-file", "digits", "--config-file", "mini", "--shots", "2", "--seed", "1"]
-    words += ["--output-dir", str(tmp_path), "--target-domains", "Digits", "DigitsHigh"]
-    keys = (f"{NODE}.FEATURES.DIR", str(digits_features), f"{NODE}.CALIBRATE", "off")
-    heavy = (f"{NODE}.ALPHA_C", "16", "OPTIM.MAX_EPOCH", "2", f"{NODE}.MIN_STEPS", "0")  # a cache that changes it
-    assert main([*words, *keys, *heavy]) == 0
-    record = json.loads((tmp_path / "result.json").read_text())
+def test_the_same_images_as_their_own_domain_give_the_accuracy_of_the_text_classifier(run, digits_features):
+    words = ("--dataset-config-file", "digits", "--config-file", "mini", "--target-domains", "Digits", "DigitsHigh")
+    keys = (f"{NODE}.FEATURES.DIR", str(digits_features), f"{NODE}.CALIBRATE", "off", f"{NODE}.ALPHA_C", "16")
+    record, _ = run(*words, *keys, bank=None)  # with a cache that changes predictions
     own, high = (record["targets"][name] for name in ("Digits", "DigitsHigh"))
     assert own["accuracy"] == record["accuracy_text"] != record["accuracy"]
     assert own["accuracy_zero_shot"] == record["accuracy_zero_shot"]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-
-from trainers.hegraph.__main__ import main
 
 CONFIG = Path(__file__).parents[2] / "configs" / "trainers" / "HeGraphAdapter" / "vit_b32.yaml"
 
@@ -26,10 +23,8 @@ ZERO_SHOT = {"caltech55": 97.04, "imagenet283": 74.32, "oxford_pets": 74.73, "st
         ("ucf101", 16, 15),
     ],
 )
-def test_the_shipped_configuration_beats_zero_shot(shared, tmp_path, name, shots, gain):
-    arguments = ["--features", str(shared / "banks" / f"{name}.safetensors"), "--shots", str(shots), "--seed", "1"]
-    arguments += ["--config-file", str(CONFIG), "--output-dir", str(tmp_path)]
-    assert main([*arguments, "TRAINER.HEGRAPHADAPTER.CALIBRATE", "off"]) == 0
-    record = json.loads((tmp_path / "result.json").read_text())
+def test_the_shipped_configuration_beats_zero_shot(shared, run, name, shots, gain):
+    bank, off = shared / "banks" / f"{name}.safetensors", ("TRAINER.HEGRAPHADAPTER.CALIBRATE", "off")
+    record, _ = run("--config-file", str(CONFIG), "--shots", str(shots), bank=bank, quick=off)
     assert record["accuracy_zero_shot"] == pytest.approx(ZERO_SHOT[name], abs=0.05)
     assert record["accuracy"] > record["accuracy_zero_shot"] + gain

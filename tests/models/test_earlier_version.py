@@ -6,8 +6,6 @@ version predicted for them.
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from trainers.hegraph import load_backbone
-from trainers.hegraph.__main__ import main
 from trainers.hegraph.experiments.evaluation import KEPT
 from trainers.hegraph.models.folder import load_model
 
@@ -31,16 +28,13 @@ def test_it_loads_and_predicts_what_it_predicted():
     assert_close(model.transfer.logits(features, new[:2], new[2:], model.logit_scale), expected["new_logits"])
 
 
-def test_eval_only_says_that_another_recipe_trained_it_and_tests_it_by_its_own(tmp_path, digits_features, capsys):
-    folder = Path(shutil.copytree(EARLIER, tmp_path / "earlier"))
-    words = ["--dataset-config-file", "digits", "--config-file", "mini", "--shots", "1", "--eval-only"]
-    words += ["--model-dir", str(folder), "--output-dir", str(tmp_path / "out")]
-    keys = ["TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(digits_features)]
-    assert main([*words, *keys]) == 2
-    assert "trained by another recipe" in capsys.readouterr().err
+def test_eval_only_says_that_another_recipe_trained_it_and_tests_it_by_its_own(run, digits_features):
+    words = ("--dataset-config-file", "digits", "--config-file", "mini", "--eval-only", "--model-dir", str(EARLIER))
+    keys = ("TRAINER.HEGRAPHADAPTER.FEATURES.DIR", str(digits_features))
+    assert "trained by another recipe" in run(*words, bank=None, quick=keys, code=2)
     model = load_model(EARLIER / "model")
     if load_backbone("hegraph-mini").fingerprint["preprocess"] != model.preprocessing.transform:
         pytest.skip("this open_clip prepares images by other steps than the one of the folder, which is refused")
     own = [word for key, value in model.trained_on.config.items() if key in KEPT for word in (key, str(value))]
-    assert main([*words, *keys, *own]) == 0
-    assert json.loads((tmp_path / "out" / "result.json").read_text())["accuracy"] == model.scores.accuracy
+    record, _ = run(*words, *own, bank=None, quick=keys)
+    assert record["accuracy"] == model.scores.accuracy
