@@ -116,8 +116,6 @@ def test_pictures_are_heard(digits, digit_classifier):
     fitted = HeGraphClassifier(**digit_classifier.get_params())
     fitted.fit([*digits.pictures, *digits.others], [*digits.labels, *none], classnames=names)
     np.testing.assert_allclose(fitted.decision_function(digits.others), expected, atol=1e-3)
-    fitted.fit(digits.others, none, classnames=names)
-    assert fitted.model_.unlabelled == 20 and fitted.classes_.tolist() == list(range(10))
 
 
 def test_a_start_without_any_label(data, quick, tmp_path):

@@ -9,19 +9,17 @@ import pytest
 from safetensors.numpy import load_file
 
 from trainers.hegraph import HeGraphClassifier, load_bank, load_dataset
-from trainers.hegraph.__main__ import main
 
 NODE = "TRAINER.HEGRAPHADAPTER."
 QUICK = {"OPTIM.MAX_EPOCH": 2, f"{NODE}MIN_STEPS": 0}
 
 
 @pytest.mark.parametrize("options", [{}, {f"{NODE}VARIANT": "T", f"{NODE}LEARN_METAPATH": True, "OPTIM.MAX_EPOCH": 3}])
-def test_a_bank_gives_the_model_of_the_command_line(tiny_bank, tmp_path, options):
-    words = [str(word) for pair in options.items() for word in pair]
-    flags = ["--features", str(tiny_bank), "--shots", "4", "--seed", "3", "--output-dir", str(tmp_path / "run")]
-    assert main([*flags, *words]) == 0
+def test_a_bank_gives_the_model_of_the_command_line(run, tiny_bank, tmp_path, options):
+    words = tuple(str(word) for pair in options.items() for word in pair)
+    _, out = run("--shots", "4", "--seed", "3", quick=words)
     bank = load_bank(tiny_bank)
-    picked = [row for row, _, _ in json.loads((tmp_path / "run" / "split.json").read_text())["train"]]
+    picked = [row for row, _, _ in json.loads((out / "split.json").read_text())["train"]]
     text = {"text_features": bank.text_positive, "negative_text_features": bank.text_negative}
     classifier = HeGraphClassifier(options=options, random_state=3, **text)
     X, y = bank.train_features[:, picked].transpose(0, 1), bank.train_labels[picked]
