@@ -72,8 +72,7 @@ def test_a_model_of_a_bank_says_that_the_backbone_has_to_be_named(saved_model):
 
 def test_a_long_list_of_classes_is_counted(saved_model):
     names = tuple(f"class {number}" for number in range(52))
-    changes = {"classnames": names, "class_ids": names, "prompts": None}
-    card = model_card(saved_model(**changes))
+    card = model_card(saved_model(classnames=names, class_ids=names, prompts=None))
     assert "\n- class 49\n- and 2 more, in `config.json`\n" in card and "class 50" not in card
 
 

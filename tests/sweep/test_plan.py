@@ -38,27 +38,21 @@ def records(tiny: Path) -> list[str]:
     return sorted(str(path.parent.relative_to(tiny)) for path in tiny.rglob("result.json"))
 
 
-def test_finished_runs_are_not_done_again_and_that_is_said(sweep, tiny, caplog):
+def test_finished_runs_are_not_done_again_and_those_of_other_data_refused_before_anything_runs(
+    sweep, tiny_bank, tiny, caplog
+):
     assert sweep(seeds="1")[0] == 0
     before = {path: path.stat().st_mtime_ns for path in tiny.rglob("*") if path.is_file()}
     code, out, _ = sweep()
     assert code == 0
-    assert out.startswith("2 runs: 1 done in ")
-    assert "1 finished before" in out
+    assert out.startswith("2 runs: 1 done in ") and "1 finished before" in out
     assert "1 of 2 runs are finished: skipped" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    load_bank(tiny_bank).without_test().save(tiny_bank)
+    code, out, error = sweep(seeds="1 2 3")
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert "2 of 3 folders hold results of runs with other settings or data, the first" in error
     assert records(tiny) == [f"ZeroShot/vit_b32_1shots/seed{seed}" for seed in (1, 2)]
-
-
-def test_the_result_of_other_settings_or_data_is_refused_before_anything_runs(sweep, tiny_bank, tiny):
-    sweep(seeds="1")
-    bank = load_bank(tiny_bank)
-    bank.without_test().save(tiny_bank)
-    code, out, error = sweep()
-    assert (code, out) == (2, "")
-    assert "1 of 2 folders hold results of runs with other settings or data, the first" in error
-    assert error.count("\n") == 1
-    assert records(tiny) == ["ZeroShot/vit_b32_1shots/seed1"]
 
 
 def test_a_dry_run_lists_what_would_be_run_and_how_long_by_the_records_of_the_method(sweep, tiny):
