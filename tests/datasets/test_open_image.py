@@ -78,10 +78,9 @@ def test_transparent_parts_are_white(tmp_path):
     image = Image.new("RGBA", (2, 1), (200, 0, 0, 0))
     image.putpixel((1, 0), (0, 200, 0, 255))
     palette = image.convert("RGB").quantize(2)
-    clear = {"transparency": palette.getpixel((0, 0))}
     white_and_green = [[[255, 255, 255], [0, 200, 0]]]
     assert opened(tmp_path, image, "a.png").tolist() == white_and_green
-    assert opened(tmp_path, palette, "b.png", **clear).tolist() == white_and_green
+    assert opened(tmp_path, palette, "b.png", transparency=palette.getpixel((0, 0))).tolist() == white_and_green
     assert opened(tmp_path, image.convert("RGB"), "c.png", transparency=(200, 0, 0)).tolist() == white_and_green
     assert opened(tmp_path, image.convert("LA"), "d.png").tolist() == [[[255] * 3, [117] * 3]]  # 0.587 * 200
     half = opened(tmp_path, Image.new("RGBA", (2, 2), (200, 0, 0, 128)), "e.png")[0, 0]
