@@ -105,6 +105,20 @@ def test_the_table_has_a_row_for_each_score_and_the_mean_over_seeds(tiny_bank, t
     assert by_score["energy"][2] and not by_score["probability"][2]
 
 
+def test_data_sets_stand_as_their_mean_where_all_were_run(tiny_bank, tmp_path, capsys):
+    replace(load_bank(tiny_bank), dataset="Other").save(tmp_path / "other.safetensors")
+    banks = [str(tiny_bank), str(tmp_path / "other.safetensors")]
+    for bank, shots in ((0, "1"), (0, "2"), (1, "2")):
+        flags = ["--features", banks[bank], "--shots", shots, "--trainer", "ZeroShot", "--seed", "1"]
+        out = str(tmp_path / "runs" / f"{bank}{shots}")
+        assert train([*flags, "--output-dir", out, "DATASET.SUBSAMPLE_CLASSES", "base"]) == 0
+    capsys.readouterr()
+    assert main(["rejection", str(tmp_path / "runs"), "--features", *banks]) == 0
+    printed = capsys.readouterr().out
+    assert "| Tiny | 1 | energy | zero-shot |" in printed and "| mean of 2 | 2 | energy | zero-shot |" in printed
+    assert "| Tiny | 2 |" not in printed
+
+
 def test_distance_and_angle_are_taken_in_the_whitened_space():
     mean, whitening = torch.tensor([0.1, 0.0]), torch.diag(torch.tensor([10.0, 5.0]))
     nodes = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
