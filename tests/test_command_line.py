@@ -13,7 +13,8 @@ import pytest
 from trainers.hegraph.__main__ import SUBCOMMANDS, main
 
 ROOT = Path(__file__).parents[1]
-SLOW = ("torch", "torchvision", "open_clip", "sklearn", "matplotlib", "requests")
+SLOW = ["torch", "torchvision", "open_clip", "sklearn", "matplotlib"]
+SLOW += [] if int(huggingface_hub.__version__.split(".")[0]) < 1 else ["requests"]  # which its old versions import
 
 
 def python(program: str, *arguments: str) -> list[str]:
@@ -44,7 +45,6 @@ def test_help_and_mistakes_in_the_flags_answer_without_torch():
 
 def test_a_run_from_a_bank_imports_nothing_before_its_first_step_that_it_does_not_need_there(tiny_bank, tmp_path):
     late = {*SLOW, "torch_geometric"} - {"torch"}  # whose optimizer imports torch._dynamo
-    late -= {"requests"} if int(huggingface_hub.__version__.split(".")[0]) < 1 else set()  # which imports it
     program = (
         "import sys\n"
         "from trainers.hegraph.__main__ import main\n"
