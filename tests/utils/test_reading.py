@@ -155,6 +155,7 @@ def test_tensors_are_read_with_their_metadata(tmp_path):
         (torch.eye(2).to_sparse(), "sparse_coo"),
         (torch.empty(2, device="meta"), "meta"),
         (torch.zeros(2, dtype=torch.complex128), "complex128"),
+        (torch.zeros(2).to(torch.float8_e4m3fn), "float8"),
     ],
 )
 def test_tensors_that_cannot_be_computed_with_are_refused_wherever_they_are(tmp_path, tensor, reason):

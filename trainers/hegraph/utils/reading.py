@@ -168,6 +168,7 @@ def _check_tensors(content: Any, place: str = "its tensor") -> None:
             _check_tensors(value, place)
     elif isinstance(content, torch.Tensor):
         odd = content.is_quantized or content.is_meta or content.is_nested or content.is_complex()
+        odd |= content.is_floating_point() and content.dtype.itemsize == 1  # with which torch does not compute
         if odd or content.layout != torch.strided:
             came = f"{content.dtype}, {content.layout}, {content.device}"
             raise ValueError(f"{place} must be dense and hold real numbers, got {came}")
