@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from trainers.hegraph.sweep.cluster import THREADS, Cluster, Demand
+from trainers.hegraph.sweep.cluster import THREADS, Cluster
 from trainers.hegraph.sweep.grid import Run
-from trainers.hegraph.sweep.workers import DONE, Result, run_here
+from trainers.hegraph.sweep.workers import DONE, Result, attempt
 
 from .report import Report
 from .tasks import random_bank
@@ -35,7 +35,7 @@ def run(timed: int = 200, many: int = 1000) -> Report:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         random_bank(5, 16, shots=4, test=40).save(folder / "bank.safetensors")
-        here, _ = follow(run_here(runs(folder, "here", timed)), timed)
+        here, _ = follow(map(attempt, runs(folder, "here", timed)), timed)
         started = time.perf_counter()
         ray.init(
             address="local",
@@ -45,7 +45,7 @@ def run(timed: int = 200, many: int = 1000) -> Report:
             runtime_env={"env_vars": {THREADS: str(torch.get_num_threads())}},
         )
         try:
-            with closing(Cluster(ray, Demand())) as dispatch:
+            with closing(Cluster(ray, 1)) as dispatch:
                 next(iter(dispatch.results(runs(folder, "first", 1))))
                 start = time.perf_counter() - started
                 there, _ = follow(dispatch.results(runs(folder, "there", timed)), timed)
