@@ -92,7 +92,7 @@ def test_a_flag_that_no_command_knows_is_one_line(command, capsys):
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"WORLD_SIZE": "x"}, "'x'"),
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE"),
         ({"WORLD_SIZE": "2"}, "RANK"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK must be from 0 to 1"),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR"),

@@ -143,15 +143,15 @@ def test_the_grid_holds_both_ends_and_even_steps_between_them_and_is_that_of_the
 
 def test_a_candidate_counts_by_text_and_kernel_together_and_of_equals_the_smallest_is_taken(fit):
     # One image of class 0, which the text takes for class 1: cosines (0.6, 0.8). Y - T = (0.4, -0.8). The val image is
-    # the same, so the kernel is 1 and the correction is (0.4, -0.8) * lambda / (1 + lambda): with 0.5 a third of it,
-    # (0.733, 0.533); with 0.1 a eleventh, (0.636, 0.727): only lambda 0.5 is right, whatever beta is.
+    # the same, so the kernel is 1 and the correction is (0.4, -0.8) * lambda / (1 + lambda): with 0.4 it is 2/7 of
+    # that, (0.714, 0.571); with 0.1 an eleventh, (0.636, 0.727): only lambda 0.4 is right, whatever beta is.
     bank = bank_of(AXES[:1], [0], SLANTED, val=(AXES[:1], [0]), test=(AXES[:1], [1]))
-    fitted = fit("ProKeR", bank, SEARCH_RANGE=[["", [1.0, 3.0, 0.1, 0.5]]], SEARCH_STEP=[3, 2])
+    fitted = fit("ProKeR", bank, SEARCH_RANGE=[["", [1.0, 3.0, 0.1, 0.4]]], SEARCH_STEP=[3, 2])
     table = fitted.selected["BETA, LAMBDA"]["candidates"]
-    assert [value for value, _ in table] == [(1.0, 0.1), (1.0, 0.5), (2.0, 0.1), (2.0, 0.5), (3.0, 0.1), (3.0, 0.5)]
+    assert [value for value, _ in table] == [(1.0, 0.1), (1.0, 0.4), (2.0, 0.1), (2.0, 0.4), (3.0, 0.1), (3.0, 0.4)]
     assert [accuracy for _, accuracy in table] == [0.0, 100.0] * 3
-    assert fitted.selected["BETA, LAMBDA"]["value"] == (1.0, 0.5)
-    close(fitted.logits(tensor(AXES[:1])), [[10 * (0.6 + 0.4 / 3), 10 * (0.8 - 0.8 / 3)]])
+    assert fitted.selected["BETA, LAMBDA"]["value"] == (1.0, 0.4)
+    close(fitted.logits(tensor(AXES[:1])), [[10 * (0.6 + 0.8 / 7), 10 * (0.8 - 1.6 / 7)]])
 
 
 # Linear probe

@@ -243,8 +243,9 @@ class Project(JournaledFolder):
         for path in paths:
             key, name = name_key(path), PurePosixPath(path).name
             if key in keys:
-                said = f"{self.folder / TRAIN}: {keys[key]!a} and {name!a} are one class by their names"
-                raise UserError(f"{said}; rename one, or move the images of one to the other")
+                said = f"{keys[key]!a} and {name!a} are one class by their names"
+                said = f"{name!a} is no name for a class" if keys[key] in LOOSE else said
+                raise UserError(f"{self.folder / TRAIN}: {said}; rename one, or move the images of one to the other")
             keys[key], folders[class_name(name, TRAIN)] = name, path
         return folders
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed
 
 from .errors import UserError, first_line
+from .schema import check
 
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(days=1)  # the longest time that a process waits for a slower one
@@ -28,9 +29,10 @@ def joined() -> Iterator[None]:
     UserError if environment variables are not those that `torchrun` sets.
     """
     try:
-        size = int(os.environ.get("WORLD_SIZE", "1"))
+        size = check(int, os.environ.get("WORLD_SIZE", "1"), "WORLD_SIZE", convert=True)
         if size > 1 and not torch.distributed.is_initialized():
-            if not 0 <= (number := int(os.environ["RANK"])) < size:  # for which torch would wait all day
+            number = check(int, os.environ["RANK"], "RANK", convert=True)
+            if not 0 <= number < size:  # for which torch would wait all day
                 raise ValueError(f"RANK must be from 0 to {size - 1}, since WORLD_SIZE is {size}, got {number}")
             torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
             if torch.cuda.is_available():
