@@ -7,6 +7,7 @@ import sys
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -158,14 +159,24 @@ def test_a_drawing_becomes_an_image_and_is_tried(window, folder):
     assert "The images say one" in window.answer()
 
 
+def unnamed_controls(window: Browser) -> list[str]:
+    """The controls without a name for a screen reader; asked again where the page is renewed meanwhile."""
+    from selenium.common.exceptions import StaleElementReferenceException
+
+    for _ in range(10):
+        with suppress(StaleElementReferenceException):
+            controls = window.find("button:not(.tab-container.visually-hidden *), input, canvas, a")
+            return [c.get_attribute("outerHTML")[:200] for c in controls if not c.accessible_name]
+    raise AssertionError("the page is renewed again and again")
+
+
 def test_nothing_is_wider_than_a_phone_and_every_control_has_a_name(window):
     window.resize(*PHONE)
     try:
         for tab in ("Classes", "Check", "Label", "Try", "Take along"):
             window.tab(tab) if [b for b in window.find("button[role=tab]") if b.text == tab] else None
             assert window.driver.execute_script("return document.documentElement.scrollWidth") <= PHONE[0]
-            controls = window.find("button:not(.tab-container.visually-hidden *), input, canvas, a")
-            assert [c.get_attribute("outerHTML")[:200] for c in controls if not c.accessible_name] == []
+            assert unnamed_controls(window) == []
     finally:
         window.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
