@@ -9,11 +9,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import pytest
+
+T = TypeVar("T")
 
 ARGUMENTS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
@@ -76,10 +79,25 @@ class Browser:
         for selector in selectors:
             self.wait(lambda selector=selector: self.find(selector))
 
+    def settled(self, ask: Callable[[], T]) -> T:
+        """What `ask` gives of elements, asked again where the page is renewed meanwhile."""
+        from selenium.common.exceptions import StaleElementReferenceException
+
+        for _ in range(20):
+            with suppress(StaleElementReferenceException):
+                return ask()
+            time.sleep(0.1)
+        raise AssertionError("the page is renewed again and again")
+
     def find(self, selector: str) -> list:
         """The elements of a CSS selector that are displayed."""
-        found = self.driver.find_elements("css selector", selector)
-        return [element for element in found if element.is_displayed()]
+
+        def displayed() -> list:
+            return [
+                element for element in self.driver.find_elements("css selector", selector) if element.is_displayed()
+            ]
+
+        return self.settled(displayed)
 
     def wait(self, condition: Callable[[], object], seconds: float = 60) -> None:
         """Waits until a condition holds, and fails with the page's answer if it does not."""
@@ -103,7 +121,7 @@ class Browser:
 
     def tab(self, name: str) -> None:
         """Opens a tab."""
-        [tab] = [tab for tab in self.find("button[role=tab]") if tab.text == name]
+        [tab] = self.settled(lambda: [tab for tab in self.find("button[role=tab]") if tab.text == name])
         tab.click()
         self.wait(lambda: tab.get_attribute("aria-selected") == "true")
 

@@ -7,7 +7,6 @@ import sys
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -160,23 +159,19 @@ def test_a_drawing_becomes_an_image_and_is_tried(window, folder):
 
 
 def unnamed_controls(window: Browser) -> list[str]:
-    """The controls without a name for a screen reader; asked again where the page is renewed meanwhile."""
-    from selenium.common.exceptions import StaleElementReferenceException
-
-    for _ in range(10):
-        with suppress(StaleElementReferenceException):
-            controls = window.find("button:not(.tab-container.visually-hidden *), input, canvas, a")
-            return [c.get_attribute("outerHTML")[:200] for c in controls if not c.accessible_name]
-    raise AssertionError("the page is renewed again and again")
+    """The controls without a name for a screen reader."""
+    controls = window.find("button:not(.tab-container.visually-hidden *), input, canvas, a")
+    return [control.get_attribute("outerHTML")[:200] for control in controls if not control.accessible_name]
 
 
 def test_nothing_is_wider_than_a_phone_and_every_control_has_a_name(window):
     window.resize(*PHONE)
     try:
         for tab in ("Classes", "Check", "Label", "Try", "Take along"):
-            window.tab(tab) if [b for b in window.find("button[role=tab]") if b.text == tab] else None
+            shown = window.settled(lambda: [button.text for button in window.find("button[role=tab]")])
+            window.tab(tab) if tab in shown else None
             assert window.driver.execute_script("return document.documentElement.scrollWidth") <= PHONE[0]
-            assert unnamed_controls(window) == []
+            assert window.settled(lambda: unnamed_controls(window)) == []
     finally:
         window.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
