@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -18,6 +19,11 @@ DIFFERENCES = {"Ray's cost per run, ms", "seconds to the first step, beyond impo
 DIFFERENCES |= {
     f"{variant}, halves of the {part}, points" for variant in ("free", "full") for part in ("images", "classes")
 }
+
+
+def test_every_benchmark_takes_names_from_the_package_that_are_there():
+    for name in NAMES:
+        assert importlib.import_module(f"benchmarks.{name.replace('-', '_')}").run
 
 
 @pytest.mark.slow
