@@ -24,7 +24,7 @@ from trainers.hegraph.datasets.images import open_below
 from trainers.hegraph.features.extract import encode_images
 from trainers.hegraph.features.images import ImageViews
 from trainers.hegraph.models.images import ImageModel
-from trainers.hegraph.predict.inputs import image_paths
+from trainers.hegraph.predict.files import image_paths
 from trainers.hegraph.predict.prediction import Options, image_rows, write_rows
 
 from .extraction import SIZE, write_image

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed: pip install onnx onnxruntime")
-onnxruntime = pytest.importorskip(
-    "onnxruntime", reason="the extra `onnx` is not installed: pip install onnx onnxruntime"
-)
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
 
 from trainers.hegraph.backbones.clip import Backbone  # noqa: E402
 from trainers.hegraph.backbones.loading import create_model  # noqa: E402
 from trainers.hegraph.datasets.digits import load_digits_dataset  # noqa: E402
 from trainers.hegraph.export import onnx_file  # noqa: E402
-from trainers.hegraph.export.onnx_file import TOLERANCE, Head, describe_preprocessing, write_onnx  # noqa: E402
+from trainers.hegraph.export.onnx_file import TOLERANCE, describe_preprocessing, write_onnx  # noqa: E402
 from trainers.hegraph.models.images import ImageModel  # noqa: E402
 from trainers.hegraph.models.saved import Preprocessing  # noqa: E402
 from trainers.hegraph.training.confidence import KnownScores  # noqa: E402
@@ -91,21 +89,17 @@ def test_a_whole_backbone_gives_the_logits_of_torch(name, random_model, tmp_path
     torch.testing.assert_close(probabilities, (expected / 1.3).softmax(dim=1), atol=1e-4, rtol=0)
 
 
-def test_every_digit_of_the_test_set_gets_the_class_of_torch(finished_digits_once, tmp_path):
-    images = ImageModel.load(finished_digits_once)
-    dataset = load_digits_dataset()
+def test_every_digit_gets_the_class_of_torch_and_the_metadata_says_all_that_inference_needs(
+    finished_digits_once, tmp_path
+):
+    images, dataset = ImageModel.load(finished_digits_once), load_digits_dataset()
+    model = images.model
     pixels = torch.stack([images.backbone.preprocess(dataset.read(item.path)) for item in dataset.test])
-    expected = images.model.probabilities(images.backbone.encode_images(pixels))
-    write_onnx(images.model, images.backbone, tmp_path / "full.onnx")
-    _, probabilities = answer(tmp_path / "full.onnx", pixels)
+    expected = model.probabilities(images.backbone.encode_images(pixels))
+    write_onnx(model, images.backbone, tmp_path / "x.onnx")
+    _, probabilities = answer(tmp_path / "x.onnx", pixels)
     assert len(pixels) == 899 and torch.equal(probabilities.argmax(1), expected.argmax(1))
     torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
-
-
-def test_the_metadata_says_all_that_inference_needs(finished_digits_once, tmp_path):
-    images = ImageModel.load(finished_digits_once)
-    model = images.model
-    write_onnx(model, images.backbone, tmp_path / "x.onnx")
     about, proto = metadata_of(tmp_path / "x.onnx"), onnx.load(tmp_path / "x.onnx")
     assert proto.opset_import[0].version >= 17
     how = about.pop("preprocessing")
@@ -152,11 +146,11 @@ def test_a_file_that_is_not_what_torch_says_is_not_written(random_model, tmp_pat
     monkeypatch.setattr(onnx_file, "TOLERANCE_HALF", 1e-7)
     with pytest.raises(UserError, match="1e-07"):
         write_onnx(model, None, file, half=True)
-    for sums, said in (
-        (lambda self, features, keys: features.new_full((features.shape[0], 10), 0.5), "differ .* 0.0001"),
-        (lambda self, features, keys: torch.linalg.eigvalsh(self.weights[:10, :10]), "no form in ONNX: .*eig"),
+    for affinities, said in (
+        (lambda cosines, beta: cosines, "differ .* 0.0001"),
+        (lambda cosines, beta: cosines * torch.linalg.eigvalsh(cosines[:1, :1]), "no form in ONNX: .*eig"),
     ):
-        monkeypatch.setattr(Head, "_cache_sums", sums)
+        monkeypatch.setattr(onnx_file, "affinities", affinities)
         with pytest.raises(UserError, match=said):
             write_onnx(model, None, file)
     assert file.read_bytes() == b"the older file" and list(tmp_path.iterdir()) == [file]

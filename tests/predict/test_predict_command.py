@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from trainers.hegraph.datasets.digits import load_digits_dataset
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.models.folder import CONFIG, load_model, save_model
 from trainers.hegraph.models.images import ImageModel
@@ -48,17 +47,6 @@ def refused(capsys: pytest.CaptureFixture, *arguments: object) -> str:
 
 
 # What is predicted
-
-
-def test_the_test_images_get_the_classes_that_the_run_gave_them(run, tmp_path, write_digit):
-    items = load_digits_dataset().test
-    paths = [write_digit(tmp_path / f"{position:04d}.png", int(item.path[-4:])) for position, item in enumerate(items)]
-    assert main([str(run), str(tmp_path), "--out", str(tmp_path / "rows.jsonl")]) == 0
-    rows = json_rows((tmp_path / "rows.jsonl").read_text())
-    assert [row["path"] for row in rows] == [str(path) for path in paths]
-    names = load_model(run).classnames
-    right = sum(row["top"][0]["class"] == names[item.label] for row, item in zip(rows, items))
-    assert 100 * right / len(items) == pytest.approx(read_json(run / "result.json")["accuracy"])
 
 
 def test_rows_hold_the_calibrated_probabilities_in_falling_order(run, images, tmp_path, capsys):
@@ -108,25 +96,26 @@ def test_a_bank_gives_the_predictions_of_the_run(finished_run_once, tiny_bank, t
     assert "has no val" in refused(capsys, run, "--features", tmp_path / "no val.safetensors", "--split", "val")
 
 
-def test_images_that_inform_each_other(finished_digits_once, finished_run_once, tiny_bank, images, tmp_path, capsys):
+def test_images_that_inform_each_other(finished_digits_once, finished_run_once, tiny_bank, images, capsys):
+    def rows(*arguments: object) -> list[dict]:
+        assert main([*map(str, arguments), "--format", "jsonl"]) == 0
+        return json_rows(capsys.readouterr().out)
+
     bank, model = load_bank(tiny_bank), load_model(finished_run_once)
-    out = tmp_path / "rows.jsonl"
-    command = [str(finished_run_once), "--features", str(tiny_bank), "--together", "--out", str(out), "--top", "5"]
-    assert main(command) == 0
     _, heard = hear(model, bank.test_features, "cpu")
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    for row, probabilities in zip(rows, model.calibrate(heard.logits)):
+    for row, probabilities in zip(
+        rows(finished_run_once, "--features", tiny_bank, "--together"), model.calibrate(heard.logits), strict=True
+    ):
         found = {entry["class"]: entry["probability"] for entry in row["top"]}
         assert found == pytest.approx(dict(zip(model.classnames, probabilities.tolist())), abs=1e-4)
-    out.unlink()
-    assert main([str(finished_digits_once), str(images), "--together", "--out", str(out)]) == 0
-    together = json_rows(out.read_text())
-    assert main([str(finished_digits_once), str(images), "--out", str(out)]) == 0
-    alone = json_rows(out.read_text())
+    together, alone = rows(finished_digits_once, images, "--together"), rows(finished_digits_once, images)
     assert [row["path"] for row in together] == [row["path"] for row in alone] and together != alone
-    capsys.readouterr()
-    said = refused(capsys, finished_digits_once, images, "--together", "--keep", "0.9")
-    assert "leave it out with --together" in said
+    in_parts = rows(finished_digits_once, images, "--together", "--batch-size", 2)
+    assert [row["top"][0]["class"] for row in in_parts] == [row["top"][0]["class"] for row in together]
+    assert "leave it out with --together" in refused(capsys, finished_digits_once, images, "--together", "--keep", 0.9)
+    empty = images / "empty"
+    empty.mkdir()
+    assert "there is nothing to classify" in refused(capsys, finished_digits_once, empty, "--together")
 
 
 def test_as_many_images_are_encoded_at_once_as_fit_whatever_their_size():
@@ -134,17 +123,15 @@ def test_as_many_images_are_encoded_at_once_as_fit_whatever_their_size():
     assert {size: prediction.default_batch_size(size) for size in sizes} == sizes
 
 
-def test_classes_of_one_name_are_told_apart_by_their_ids(run):
-    model = load_model(run).model_copy(update={"classnames": ["crane", "crane", "two"], "class_ids": tuple("abc")})
-    assert prediction.distinct_names(model) == ["crane (a)", "crane (b)", "two"]
-
-
-def test_a_probability_that_is_no_number_is_an_error_and_no_row(run):
-    logits, options = torch.zeros(2, 10), prediction.Options(top=1, format="csv")
+def test_a_probability_that_is_no_number_is_no_row_and_classes_of_one_name_are_told_apart_by_their_ids(run):
+    names = {"classnames": ["crane", "crane", *"abcdefgh"], "class_ids": tuple("0123456789")}
+    logits = torch.zeros(2, 10)
     logits[0, 3] = float("nan")
-    rows = list(prediction.rows_of(load_model(run), ["x", "y"], logits, options))
-    assert rows[0].error == "the model gives NaN for it"
-    assert rows[1].top == [(load_model(run).classnames[0], pytest.approx(0.1))]  # of equal classes the first
+    model = load_model(run).model_copy(update=names)
+    failed, row = prediction.rows_of(model, ["x", "y"], logits, prediction.Options(top=3, format="csv"))
+    assert failed.error == "the model gives NaN for it"
+    # of equal classes the first comes first
+    assert row.top == [(name, pytest.approx(0.1)) for name in ("crane (0)", "crane (1)", "a")]
 
 
 # None of these
@@ -165,11 +152,6 @@ def test_images_that_score_below_the_threshold_are_marked(run, images, tmp_path,
     assert sorted_out == {path.name for path, none in zip(paths, expected) if none}
     assert main([str(run), str(images)]) == 0
     assert "none of these" not in capsys.readouterr().out
-
-
-def test_a_model_without_a_threshold_says_so(run, images, tmp_path, capsys):
-    save_model(load_model(run).model_copy(update={"known": None}), tmp_path / "old")
-    assert "train it again" in refused(capsys, tmp_path / "old", images, "--keep", "0.95")
 
 
 # How it is written
@@ -201,9 +183,7 @@ def test_images_are_sorted_into_folders_of_their_classes_and_those_are_not_read_
     rows = json_rows(capsys.readouterr().out)
     assert len(rows) == 10
     copies = {images / "sorted" / row["top"][0]["class"] / Path(row["path"]).name: row["path"] for row in rows}
-    assert {path: path.read_bytes() for path in copies} == {
-        copy: Path(path).read_bytes() for copy, path in copies.items()
-    }
+    assert [copy.read_bytes() for copy in copies] == [Path(path).read_bytes() for path in copies.values()]
     assert {path for path in (images / "sorted").rglob("*") if path.is_file()} == set(copies)
 
 

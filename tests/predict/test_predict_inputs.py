@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainers.hegraph.predict.inputs import check_inputs, image_paths, read_list
+from trainers.hegraph.predict.files import check_inputs, image_paths, read_list
 from trainers.hegraph.utils.errors import UserError
 
 
@@ -110,8 +110,3 @@ def test_an_input_that_gives_nothing_is_an_error(monkeypatch, given, expected):
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UserError, match="closed"):
         check_inputs(["-"])
-
-
-def test_a_list_that_is_not_there_is_an_error_among_several_too(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read .*none.txt: No such file"):
-        list(image_paths([str(tmp_path / "none.txt"), "x.png"]))

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from trainers.hegraph.predict.outputs import Row, csv_lines, json_lines, table_lines
+from trainers.hegraph.predict.files import Row, csv_lines, json_lines, table_lines
 
 TOP = [("ant", 0.9), ("bee", 0.0999999), ("cow", 1.23456789e-12)]
 NASTY = ["a b.png", 'quo"te.png', "com,ma.png", "new\nline.png", "return\r.png", "größe.png", "\udcff.png", "=1+1.png"]

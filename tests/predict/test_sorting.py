@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.hegraph.predict.outputs import ClassFolders, folder_name
+from trainers.hegraph.predict.files import ClassFolders, folder_name
 from trainers.hegraph.utils.errors import UserError
 
 

@@ -12,15 +12,13 @@ from pathlib import Path
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say
 
-PARTS = ("full", "head")
-
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog=command("export"), description=__doc__)
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="a model folder, or the output folder of a run")
     add("--onnx", type=Path, required=True, metavar="FILE", help="the file to write; an older one is replaced")
-    add("--part", choices=PARTS, default="full", help="full: pixels to probabilities; head: features to probabilities")
+    add("--part", choices=("full", "head"), default="full", help="full: from pixels on; head: from features on")
     add("--fp16", action="store_true", help="store weights as float16: half the size, and the difference is stated")
     add("--backbone", default="", metavar="NAME", help="what encodes images, where the model folder does not say it")
     add("--pretrained", default="", metavar="WEIGHTS", help="its weights: a tag of open_clip or a file")

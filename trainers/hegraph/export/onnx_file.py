@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 OPSET = 17
 LOGITS, PROBABILITIES = "logits", "probabilities"
-FEATURES, PIXELS = "features", "pixel_values"
 TOLERANCE = 1e-4  # largest difference of the logits from torch's, relative to the largest logit
 TOLERANCE_HALF = 1e-2  # the same where weights are stored as float16
 NEAR, IMAGES = 8, 3  # samples: features near so many weights, and near so many keys; images
@@ -56,7 +55,7 @@ class Head(nn.Module):
     def __init__(self, classifier: FoldedClassifier, temperature: float, tower: Any = None) -> None:
         super().__init__()
         keys = classifier.keys if classifier.keys is not None and len(classifier.keys) else None
-        self.num_classes, self.temperature, self.tower = classifier.num_classes, temperature, tower
+        self.temperature, self.tower = temperature, tower
         self.alpha, self.beta = classifier.alpha, classifier.beta
         self.register_buffer("weights", classifier.weights.t().contiguous())  # [d, K]
         self.register_buffer("bias", classifier.bias)
@@ -73,16 +72,12 @@ class Head(nn.Module):
         if self.bias is not None:
             logits = logits + self.bias
         if self.keys is not None:
-            logits = logits + self.alpha * self._cache_sums(features, self.keys)
+            of_images = affinities(features @ self.keys, self.beta)  # [B, N]
+            if self.key_weights is not None:
+                of_images = of_images * self.key_weights
+            sums = torch.zeros_like(logits).scatter_add(1, self.labels.expand_as(of_images), of_images)
+            logits = logits + self.alpha * sums
         return logits, (logits / self.temperature).softmax(dim=1)
-
-    def _cache_sums(self, features: Tensor, keys: Tensor) -> Tensor:
-        """The affinities of each class, added up: `[B, K]`."""
-        of_images = affinities(features @ keys, self.beta)  # [B, N]
-        if self.key_weights is not None:
-            of_images = of_images * self.key_weights
-        batch = features.shape[0]  # not len(features), which tracing would turn into a constant
-        return features.new_zeros(batch, self.num_classes).scatter_add(1, self.labels.expand(batch, -1), of_images)
 
 
 def trace(head: Head, inputs: Tensor, name: str) -> ModelProto:
@@ -161,7 +156,7 @@ def write_onnx(model: SavedModel, backbone: Backbone | None, path: Path, half: b
         UserError: If the file cannot be written, the model has no form in ONNX or is too large for a file, or the
             file's logits differ from torch's by more than the tolerance.
     """
-    name, inputs = (FEATURES, sample_features(model)) if backbone is None else (PIXELS, sample_pixels(backbone))
+    name, inputs = sample_inputs(model, backbone)
     head = Head(model.classifier, model.temperature, None if backbone is None else backbone.model)
     with atomic_path(path) as temporary:
         graph = trace(head, inputs, name)
@@ -211,18 +206,17 @@ def describe_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
     }
 
 
-def sample_features(model: SavedModel) -> Tensor:
-    """Unit-norm features near some class weights and, where there is a cache, near some keys, `[B, d]`."""
-    classifier = model.classifier
-    rows = [rows for rows in (classifier.weights, classifier.keys) if rows is not None and len(rows)]
+def sample_inputs(model: SavedModel, backbone: Backbone | None) -> tuple[str, Tensor]:
+    """What the input is called, and a batch of it: with a backbone images of noise, `[B, 3, H, W]`; else unit-norm
+    features near some class weights and, where there is a cache, near some keys, `[B, d]`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    if backbone is not None:
+        return "pixel_values", torch.randn(IMAGES, 3, *backbone.input_size, generator=generator)
+    rows = [rows for rows in (model.classifier.weights, model.classifier.keys) if rows is not None and len(rows)]
     centres = torch.cat([F.normalize(found[torch.arange(NEAR) % len(found)], dim=1) for found in rows])
-    noise = torch.randn(centres.shape, generator=torch.Generator().manual_seed(0))
-    return F.normalize(centres + 0.5 * F.normalize(noise, dim=1), dim=1)
-
-
-def sample_pixels(backbone: Backbone) -> Tensor:
-    """Images of noise as the backbone takes them, `[B, 3, H, W]`."""
-    return torch.randn(IMAGES, 3, *backbone.input_size, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(centres.shape, generator=generator)
+    return "features", F.normalize(centres + 0.5 * F.normalize(noise, dim=1), dim=1)
 
 
 def compare(

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from ..backbones.identity import AUTO, PRECISIONS
 from ..config_files import load_cfg
 from ..predict.__main__ import chosen_format, whole
-from ..predict.inputs import check_inputs, image_paths
-from ..predict.outputs import FORMATS, Row, csv_line, utf8
+from ..predict.files import FORMATS, Row, check_inputs, csv_line, image_paths, utf8
 from ..utils.commands import Parser, command
 from ..utils.errors import printable, report
 from ..utils.files import check_output
@@ -83,8 +82,8 @@ def suggest_command(args: argparse.Namespace) -> int:
     saved = open_model(args.model, options, args.inputs)
     model = ImageModel.of(saved, choose_device(args.device, "--device"), args.backbone, args.pretrained, args.precision)
     paths, unreadable, features = [], [], [torch.zeros(0, saved.classifier.width)]
-    for batch, found in model.encode(image_paths(args.inputs), default_batch_size(model.backbone.input_size)):
-        for path, problem in zip(map(str, batch.images), batch.problems):
+    for batch, problems, found in model.encode(image_paths(args.inputs), default_batch_size(model.backbone.input_size)):
+        for path, problem in zip(map(str, batch), problems):
             if problem:
                 unreadable.append(Row(path, error=problem))
             else:

@@ -6,7 +6,7 @@ Shapes: B images of a batch, K classes, d feature width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.identity import AUTO, FOLDER, MINI_NAME, is_bundle
-from ..features.images import ImageLike, Pixels, Reader
+from ..features.images import ImageLike, Reader
 from ..utils.errors import UserError
 from .folder import load_model
 from .saved import SavedModel
@@ -65,7 +65,7 @@ class ImageModel:
     def features(self, images: Iterable[ImageLike], batch_size: int = 64) -> Tensor:
         """Unit-norm features of images, on the CPU, shape `[B, d]`. UserError names the first that cannot be read."""
         found = [torch.zeros(0, self.model.classifier.width)]
-        for (batch, _, problems), features in self.encode(images, batch_size):
+        for batch, problems, features in self.encode(images, batch_size):
             for image, problem in zip(batch, problems):
                 if problem:
                     raise UserError(f"cannot read {image}: {problem}")
@@ -80,11 +80,15 @@ class ImageModel:
         """Logits of unit-norm features `[B, d]`, on the CPU, shape `[B, K]`."""
         return self._classifier.logits(features.to(self.backbone.device)).cpu()
 
-    def encode(self, images: Iterable[ImageLike], batch_size: int = 64) -> Iterator[tuple[Pixels, Tensor]]:
-        """Batches of images in order, each with the features `[number that could be read, d]` of those that could."""
-        for batch in Reader(self.backbone.preprocess).batches(images, batch_size):
-            none = torch.zeros(0, self.model.classifier.width)
-            yield batch, self.backbone.encode_images(batch.pixels) if len(batch.pixels) else none
+    def encode(
+        self, images: Iterable[ImageLike], batch_size: int = 64
+    ) -> Iterator[tuple[Sequence[ImageLike], Sequence[str], Tensor]]:
+        """Batches of images in order: the images, of each why it could not be read ("" for one that could), and the
+        features `[number that could be read, d]`.
+        """
+        none = torch.zeros(0, self.model.classifier.width)
+        for batch, pixels, problems in Reader(self.backbone.preprocess).batches(images, batch_size):
+            yield batch, problems, self.backbone.encode_images(pixels) if len(pixels) else none
 
 
 def check_backbone(model: SavedModel, backbone: Backbone) -> None:

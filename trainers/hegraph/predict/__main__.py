@@ -11,8 +11,7 @@ from pathlib import Path
 from ..backbones.identity import AUTO, PRECISIONS
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report
-from .inputs import check_inputs
-from .outputs import FORMATS
+from .files import FORMATS, check_inputs
 
 KEEP = 'mark images as "none of these" that score lower than this share of images of known classes, as 0.95'
 EPILOG = """\
@@ -30,11 +29,8 @@ def whole(text: str) -> int:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = Parser(
-        prog=command("predict"),
-        description="Classifies images with a trained model.",
-        epilog=EPILOG,
-    )
+    about = "Classifies images with a trained model."
+    parser = Parser(prog=command("predict"), description=about, epilog=EPILOG)
     add = parser.add_argument
     add("model", metavar="MODEL", help="a model folder, or the output folder of a run")
     add("inputs", nargs="*", metavar="INPUT", help="images, folders, .txt files of paths, or - for a list on stdin")
@@ -56,14 +52,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raises UserError where flags do not go together or a share is none."""
+    """Raises UserError where flags do not go together, a share is none, or there is nothing to classify."""
     if args.keep is not None and not 0 < args.keep < 1:
         raise UserError(f"--keep must lie between 0 and 1, as 0.95, got {args.keep:g}")
     if args.keep is not None and args.together:
         raise UserError("--keep has thresholds for images that are classified one by one; leave it out with --together")
-    if args.features is None and args.split != "test":
-        raise UserError(f"--split {args.split} goes with --features")
-    if args.features is not None:
+    if args.features is None:
+        check_inputs(args.inputs)
+        if args.split != "test":
+            raise UserError(f"--split {args.split} goes with --features")
+    else:
         flags = {"--sort-into": args.sort_into, "--backbone": args.backbone, "--pretrained": args.pretrained}
         flags |= {"INPUT": args.inputs, "--precision": args.precision != AUTO}
         if given := [name for name, value in flags.items() if value]:
@@ -73,8 +71,6 @@ def check_arguments(args: argparse.Namespace) -> None:
 def predict(args: argparse.Namespace) -> int:
     """Predicts as the flags say; returns how many images could not be read."""
     check_arguments(args)
-    if args.features is None:
-        check_inputs(args.inputs)
     from .prediction import Options, predict_bank, predict_images  # torch and open_clip take seconds to import
 
     options = Options(args.top, chosen_format(args), args.out, args.keep, args.together)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import sys
 import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import repeat
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,8 +29,7 @@ from ..models.saved import SavedModel, hear
 from ..utils.devices import choose_device
 from ..utils.errors import UserError, say
 from ..utils.files import atomic_path, check_output
-from .inputs import image_paths
-from .outputs import FORMATS, NONE_OF_THESE, ClassFolders, Row
+from .files import FORMATS, NONE_OF_THESE, ClassFolders, Row, image_paths
 
 logger = logging.getLogger(__name__)
 
@@ -70,23 +70,33 @@ def predict_images(args: Namespace, options: Options) -> int:
 
 
 def predict_bank(args: Namespace, options: Options) -> int:
-    """Classifies the features of a bank. Returns for how many the model gives NaN; UserError as of `bank_features`."""
-    model = open_model(args.model, options, [args.features])
-    features, labels = bank_features(model, args.features, args.split)
+    """Classifies the features of a bank. Returns for how many the model gives NaN.
+
+    UserError if the bank lacks the split, or its features are not those that the model was trained on.
+    """
+    model, bank = open_model(args.model, options, [args.features]), BankFile(args.features)
+    if args.split not in bank.labels:
+        raise UserError(f"{args.features} has no {args.split} images; choose another --split")
+    width = bank.text_positive.shape[1]
+    if bank.backbone != model.backbone.title or width != model.classifier.width:
+        raise UserError(
+            f"the model was trained on {model.backbone.title!r} features of width {model.classifier.width}, but "
+            f"{args.features} holds those of {bank.backbone!r}, {width} wide"
+        )
+    model.backbone.compare_precision("fp32" if bank.encoder is None else bank.encoder.precision)
+    features = bank.features(args.split)
+    if args.split == "train":
+        features = mean_over_views(features)
+    parts = [slice(start, start + BANK_BATCH) for start in range(0, len(features), BANK_BATCH)]
     if options.together:
         logits = hear_together(model, features, "cpu")
     else:
-        logits = torch.cat([model.classifier.logits(batch) for batch in features.split(BANK_BATCH)])
-
-    def rows() -> Iterator[Row]:
-        for start in range(0, len(features), BANK_BATCH):
-            batch = logits[start : start + BANK_BATCH]
-            paths = [f"{args.features}#{args.split}/{row}" for row in range(start, start + len(batch))]
-            yield from rows_of(model, paths, batch, options)
-
-    failed = write_rows(rows(), options)
-    if labels is not None:
-        logger.info("accuracy %.2f %%", 100 * (logits.argmax(dim=1) == labels).double().mean().item())
+        logits = torch.cat([model.classifier.logits(features[part]) for part in parts])
+    paths = [f"{args.features}#{args.split}/{row}" for row in range(len(features))]
+    failed = write_rows(chain.from_iterable(rows_of(model, paths[p], logits[p], options) for p in parts), options)
+    if tuple(bank.classnames) == model.classnames:
+        right = logits.argmax(dim=1) == bank.labels[args.split]
+        logger.info("accuracy %.2f %%", 100 * right.double().mean().item())
     return failed
 
 
@@ -103,72 +113,31 @@ def open_model(folder: str, options: Options, reads: Sequence[Path | str]) -> Sa
     return model
 
 
-def bank_features(model: SavedModel, bank_file: Path, split: str) -> tuple[Tensor, Tensor | None]:
-    """Features `[B, d]` of a split, and labels `[B]`, which are None where the bank's classes are not the model's.
-
-    UserError if the bank lacks the split, or its features are not those that the model was trained on.
-    """
-    bank = BankFile(bank_file)
-    if split not in bank.labels:
-        raise UserError(f"{bank_file} has no {split} images; choose another --split")
-    width = bank.text_positive.shape[1]
-    if bank.backbone != model.backbone.title or width != model.classifier.width:
-        raise UserError(
-            f"the model was trained on {model.backbone.title!r} features of width {model.classifier.width}, but "
-            f"{bank_file} holds those of {bank.backbone!r}, {width} wide"
-        )
-    model.backbone.compare_precision("fp32" if bank.encoder is None else bank.encoder.precision)
-    features = bank.features(split)
-    if split == "train":
-        features = mean_over_views(features)
-    return features, bank.labels[split] if tuple(bank.classnames) == model.classnames else None
-
-
 def image_rows(
     model: ImageModel, paths: Iterable[str], options: Options, batch_size: int, folders: ClassFolders | None = None
 ) -> Iterator[Row]:
-    """The rows of images, of which B = `batch_size` are encoded at once, in the order of their paths.
+    """The rows of images, of which `batch_size` are encoded at once, in the order of their paths.
 
     The images are copied into `folders`. UserError if one is the file that is to be written, or cannot be copied.
     """
-    for images, problems, logits in _image_logits(model, _checked(paths, options.out), options, batch_size):
-        readable = [path for path, problem in zip(images, problems) if not problem]
+    encoded = model.encode(paths, batch_size)
+    if options.together and (batches := list(encoded)):
+        encoded = iter(batches)
+        features = [found for *_, found in batches]
+        heard = hear_together(model.model, torch.cat(features), str(model.backbone.device)).split([*map(len, features)])
+    for number, (images, problems, features_of_batch) in enumerate(encoded):
+        logits = heard[number] if options.together else model.logits(features_of_batch)
+        readable = [str(image) for image, problem in zip(images, problems) if not problem]
         predicted = rows_of(model.model, readable, logits, options)
-        for path, problem in zip(images, problems):
-            row = Row(path, error=problem) if problem else next(predicted)
+        for image, problem in zip(images, problems):
+            row = Row(str(image), error=problem) if problem else next(predicted)
+            if options.out is not None:
+                check_output(options.out, [row.path])
             if folders is not None and not row.error:
                 place = NONE_OF_THESE if row.known is False else row.top[0][0]
-                if problem := folders.copy(path, place):
-                    row = Row(path, error=problem)
+                if problem := folders.copy(row.path, place):
+                    row = Row(row.path, error=problem)
             yield row
-
-
-def _checked(paths: Iterable[str], out: Path | None) -> Iterator[str]:
-    for path in paths:
-        if out is not None:
-            check_output(out, [path])
-        yield path
-
-
-def _image_logits(
-    model: ImageModel, paths: Iterable[str], options: Options, batch_size: int
-) -> Iterator[tuple[list[str], list[str], Tensor]]:
-    """Batches of paths, each with what keeps an image from being read, or "", and the logits of those that were read,
-    `[B, K]`.
-    """
-    encoded = (
-        ([str(image) for image in batch.images], list(batch.problems), features)
-        for batch, features in model.encode(paths, batch_size)
-    )
-    if not options.together:
-        for images, problems, features in encoded:
-            yield images, problems, model.logits(features)
-        return
-    batches = list(encoded)
-    parts = [features for _, _, features in batches]
-    heard = hear_together(model.model, torch.cat(parts), str(model.backbone.device))
-    for (images, problems, _), logits in zip(batches, heard.split([len(part) for part in parts])):
-        yield images, problems, logits
 
 
 def hear_together(model: SavedModel, features: Tensor, device: str) -> Tensor:
@@ -184,10 +153,11 @@ def hear_together(model: SavedModel, features: Tensor, device: str) -> Tensor:
 
 def rows_of(model: SavedModel, paths: Sequence[str], logits: Tensor, options: Options) -> Iterator[Row]:
     """The rows of images from their logits `[B, K]`."""
-    names, probabilities = distinct_names(model), model.calibrate(logits)
-    known: Iterable[bool | None] = repeat(None)
-    if options.keep is not None:
-        known = model.is_known(logits, options.keep).tolist()
+    counts = Counter(model.classnames)  # classes of one name are told apart by their ids, as in "crane (n02012849)"
+    ids = zip(model.classnames, model.class_ids)
+    names = [f"{name} ({class_id})" if counts[name] > 1 else name for name, class_id in ids]
+    probabilities = model.calibrate(logits)
+    known = [None] * len(logits) if options.keep is None else model.is_known(logits, options.keep).tolist()
     finite = probabilities.isfinite().all(dim=1).tolist()
     values, labels = probabilities.sort(dim=1, descending=True, stable=True)  # of equal classes the first comes first
     best = zip(values[:, : options.top].tolist(), labels[:, : options.top].tolist())
@@ -205,8 +175,7 @@ def write_rows(rows: Iterable[Row], options: Options) -> int:
 
     def counted() -> Iterator[Row]:
         nonlocal written
-        hidden = True if shows_rows else None  # None: unless stderr is no terminal
-        for row in tqdm(rows, desc="predicting", unit="img", disable=hidden):
+        for row in tqdm(rows, desc="predicting", unit="img", disable=shows_rows or None):  # None: by stderr
             written += 1
             if row.error:
                 errors.append(row.path)
@@ -238,14 +207,6 @@ def open_output(out: Path | None) -> Iterator[Callable[[str], object]]:
         yield file.write
 
 
-def distinct_names(model: SavedModel) -> list[str]:
-    """The K class names; those that are equal are told apart by their ids, as in "crane (n02012849)"."""
-    counts = Counter(model.classnames)
-    named = zip(model.classnames, model.class_ids)
-    return [f"{name} ({key})" if counts[name] > 1 else name for name, key in named]
-
-
 def default_batch_size(input_size: tuple[int, int]) -> int:
     """As many images as have the pixels of `BATCH_PIXELS`, so that memory does not depend on the backbone's input."""
-    height, width = input_size
-    return min(max(BATCH_PIXELS // (height * width), 1), MAX_BATCH)
+    return min(max(BATCH_PIXELS // math.prod(input_size), 1), MAX_BATCH)

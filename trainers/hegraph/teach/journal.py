@@ -19,7 +19,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from ..predict.outputs import with_suffix
+from ..predict.files import with_suffix
 from ..utils.errors import UserError, first_line, shortened
 from ..utils.files import absolute, cannot_write, write_json
 from ..utils.reading import read_json

@@ -27,7 +27,7 @@ from ..demo.page import Answers, Page, answer_part, canvas, complaint, html, upl
 from ..export.onnx_file import require_packages, write_onnx
 from ..models.folder import save_model
 from ..models.images import ImageModel
-from ..predict.outputs import NONE_OF_THESE
+from ..predict.files import NONE_OF_THESE
 from ..utils.errors import UserError, one_line
 from .project import UNLABELLED, Picture, start_of
 from .session import LISTED, Session

@@ -22,7 +22,7 @@ from typing import IO, NamedTuple
 
 from ..datasets.folder import class_name
 from ..datasets.images import MAX_BYTES, is_image, open_sent
-from ..predict.outputs import FORBIDDEN, MAX_NAME, NONE_OF_THESE, folder_name
+from ..predict.files import FORBIDDEN, MAX_NAME, NONE_OF_THESE, folder_name
 from ..utils.errors import UserError, printable, shortened
 from ..utils.files import atomic_path, hash_file
 from ..utils.reading import reading

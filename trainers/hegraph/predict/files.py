@@ -1,27 +1,113 @@
-"""What is written of predictions: rows for people, as CSV or as JSON Lines, and copies of images in folders of classes.
+"""What predict reads and writes: the paths that a user names; rows for people, as CSV or as JSON Lines; and copies of
+images in folders of classes.
 
-File names may hold any byte but NUL and "/". Rows have them as `utf8` gives them, so every output is valid UTF-8.
+Paths come one by one, so any number of images takes the same memory. File names may hold any byte but NUL and "/". Rows
+have them as `utf8` gives them, so every output is valid UTF-8.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from ..utils.errors import first_line, printable
+from ..datasets.images import is_image
+from ..utils.errors import UserError, first_line, printable
 from ..utils.files import atomic_path
+from ..utils.reading import reading
 
+logger = logging.getLogger(__name__)
+
+STDIN = "-"
+LIST_SUFFIX = ".txt"
+BLOCK = LONGEST_PATH = 1 << 16  # bytes that are read of a list at once, and that a path may have at most
 NONE_OF_THESE = "none of these"
 # What some file system does not allow, and "%" itself, so that two classes never share a folder
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|%]|^\.|[. ]$|^ ')
 MAX_NAME = 200  # bytes of a folder's name
+DIGITS = ".6g"  # of a probability: as many as float32 has
+
+
+def check_inputs(given: Sequence[str]) -> None:
+    """Raises UserError if nothing is given, standard input is given twice or closed, or the only input is not there.
+    Among several, such an input gets a row of its own.
+    """
+    if not given:
+        raise UserError("nothing to classify: give images, folders, a .txt file that lists paths, - or --features")
+    if STDIN in given and (given.count(STDIN) > 1 or sys.stdin is None):
+        raise UserError("standard input (-) is closed, or given twice")
+    if len(given) == 1 and given[0] != STDIN and not os.path.exists(given[0]):
+        raise UserError(f"cannot read {given[0]}: it is not there")
+
+
+def image_paths(given: Sequence[str], null: bool = False, leave_out: Path | None = None) -> Iterator[str]:
+    """The paths of the images that the command line names: images, folders, `.txt` files that list paths, and "-" for
+    such a list on standard input. With `null` the paths of lists end with a NUL character; the folder `leave_out` is
+    not walked into. UserError if a list cannot be read.
+    """
+    for each in given:
+        if each == STDIN:
+            yield from read_list(sys.stdin.buffer, null)
+        elif os.path.isdir(each):
+            yield from _walk(each, leave_out)
+        elif each.lower().endswith(LIST_SUFFIX):
+            with reading(Path(each), "a list of paths"), open(each, "rb") as file:
+                yield from read_list(file, null)
+        else:
+            yield each
+
+
+def _walk(folder: str, leave_out: Path | None) -> Iterator[str]:
+    """The images below a folder, in sorted order, and folders that cannot be listed.
+
+    Hidden files and folders are left out. Links are followed, and no folder is walked into twice.
+    """
+    others, waiting = 0, [folder]  # the last is next
+    seen = set() if leave_out is None else {os.path.realpath(leave_out)}
+    while waiting:
+        path = waiting.pop()
+        if not os.path.isdir(path):
+            if is_image(path):
+                yield path
+            else:
+                others += 1
+        elif (real := os.path.realpath(path)) not in seen:
+            seen.add(real)
+            try:
+                names = sorted(os.listdir(path), reverse=True)
+            except OSError:
+                yield path
+                continue
+            waiting += [os.path.join(path, name) for name in names if not name.startswith(".")]
+    if others:
+        logger.warning("%s: %d files are left out, whose ending is not that of an image", folder, others)
+
+
+def read_list(file: BinaryIO, null: bool) -> Iterator[str]:
+    """The paths that a file lists, in any encoding: bytes that are no characters are kept as Python keeps file names.
+
+    Each ends with a NUL character or stands on a line, whose end may be that of Windows. Empty ones are skipped; spaces
+    belong to the path. UserError for a path that does not end: what is read is no list, and may never end.
+    """
+    read = getattr(file, "read1", file.read)  # what is there by now: a path of a pipe does not wait for others
+    end, rest, block = b"\0" if null else b"\n", b"", read(BLOCK).removeprefix(codecs.BOM_UTF8)
+    while block or rest:
+        *paths, rest = (rest + block).split(end) if block else (rest, b"")
+        for path in paths:
+            if name := path if null else path.removesuffix(b"\r"):
+                yield os.fsdecode(name)
+        if len(rest) > LONGEST_PATH:
+            raise UserError(f"the list holds a path of more than {LONGEST_PATH} bytes; is it a list of paths?")
+        block = read(BLOCK)
 
 
 class Row(NamedTuple):
@@ -63,7 +149,7 @@ def csv_lines(rows: Iterable[Row], asked: bool) -> Iterator[str]:
             yield csv_line(*(row.path, "", "", "", row.error, "")[:columns])
         for rank, (name, value) in enumerate(row.top, start=1):
             none = "true" if row.known is False else "false"
-            yield csv_line(*(row.path, name, digits(value), rank, "", none)[:columns])
+            yield csv_line(*(row.path, name, f"{value:{DIGITS}}", rank, "", none)[:columns])
 
 
 def json_lines(rows: Iterable[Row], asked: bool) -> Iterator[str]:
@@ -72,18 +158,14 @@ def json_lines(rows: Iterable[Row], asked: bool) -> Iterator[str]:
     Where rows were `asked` for `known`, there is one more key, `none_of_these`: true, false or, with an error, null.
     """
     for row in rows:
-        top = [{"class": name, "probability": float(digits(value))} for name, value in row.top]
+        top = [{"class": name, "probability": float(f"{value:{DIGITS}}")} for name, value in row.top]
         value: dict[str, object] = {"path": utf8(row.path), "top": top, "error": utf8(row.error) or None}
         if asked:
             value["none_of_these"] = None if row.error else row.known is False
         yield json.dumps(value, ensure_ascii=False) + "\n"
 
 
-FORMATS: dict[str, Callable[[Iterable[Row], bool], Iterator[str]]] = {
-    "table": table_lines,
-    "csv": csv_lines,
-    "jsonl": json_lines,
-}
+FORMATS = {"table": table_lines, "csv": csv_lines, "jsonl": json_lines}
 
 
 def csv_line(*cells: object) -> str:
@@ -92,11 +174,6 @@ def csv_line(*cells: object) -> str:
     # With another end of lines, Python's writer leaves a carriage return in a name bare
     csv.writer(text, lineterminator="\r\n").writerow([utf8(str(cell)) for cell in cells])
     return text.getvalue().removesuffix("\r\n") + "\n"
-
-
-def digits(probability: float) -> str:
-    """Six digits, as many as float32 has; small ones are kept (`1.2e-08`)."""
-    return f"{probability:.6g}"
 
 
 def utf8(text: str) -> str:
