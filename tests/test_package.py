@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from trainers.hegraph import __version__
-from trainers.hegraph.experiments.record import git_commit
+from trainers.hegraph.experiments.folder import git_commit
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]

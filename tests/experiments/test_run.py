@@ -23,7 +23,7 @@ from trainers.hegraph.__main__ import summary
 from trainers.hegraph.datasets import select_few_shot
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.experiments import fitting
-from trainers.hegraph.experiments import record as record_module
+from trainers.hegraph.experiments import folder as folder_module
 from trainers.hegraph.experiments.folder import find_model
 from trainers.hegraph.features.bank import BankFile, load_bank
 from trainers.hegraph.models.folder import read_thumbnail
@@ -179,8 +179,8 @@ def test_what_cannot_be_done_is_refused(run, tmp_path, monkeypatch, words, said)
 
 def test_a_copy_inside_coop_knows_the_commit_that_it_was_made_of(tmp_path, monkeypatch):
     (tmp_path / "installed").write_text("0123abc\n")
-    monkeypatch.setattr(record_module, "INSTALLED", tmp_path / "installed")
-    assert record_module.git_commit.__wrapped__() == "0123abc"
+    monkeypatch.setattr(folder_module, "INSTALLED", tmp_path / "installed")
+    assert folder_module.git_commit.__wrapped__() == "0123abc"
 
 
 # Output that cannot be written

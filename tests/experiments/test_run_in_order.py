@@ -38,7 +38,7 @@ def done(monkeypatch) -> list:
         clock[0] += 5
         return bank(task)
 
-    for name in ("prepare", "encode"):
+    for name in ("prepare",):
         monkeypatch.setattr(BankTask, name, lambda task, name=name: asked.append(name))
     monkeypatch.setattr(BankTask, "bank", read)
     monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
@@ -64,7 +64,7 @@ def test_a_run_prepares_encodes_and_leaves_its_record_and_is_not_done_again(cfg,
 
 def test_without_training_the_features_are_encoded_and_the_split_is_written(cfg, done, tiny_bank, tmp_path):
     assert run_module.run(cfg(), tiny_bank, train=False) == {}
-    assert done == ["prepare", "encode"]
+    assert done == ["prepare", "bank"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["split.json"]
 
 
@@ -72,7 +72,7 @@ def test_without_training_the_features_are_encoded_and_the_split_is_written(cfg,
 def test_another_process_helps_to_encode_and_writes_nothing(cfg, done, tiny_bank, tmp_path, monkeypatch, train):
     monkeypatch.setattr(processes, "rank", lambda: 1)
     assert run_module.run(cfg(), tiny_bank, train=train) == {}
-    assert done == ["prepare", "encode", *(["encode targets"] if train else [])]
+    assert done == ["prepare", "bank", *(["encode targets"] if train else [])]
     assert not (tmp_path / "out").exists()
 
 

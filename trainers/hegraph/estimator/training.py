@@ -23,9 +23,8 @@ from ..baselines import load_method
 from ..config import OPTIONS, Config, default_values, is_filled
 from ..config_files import load_cfg
 from ..experiments.fitting import calibrated, train_adapter
-from ..experiments.folder import RunFolder
+from ..experiments.folder import RunFolder, make_model
 from ..experiments.image_task import ImageTask
-from ..experiments.record import make_model
 from ..experiments.tasks import Task, ids_of_names
 from ..features.bank import FeatureBank
 from ..features.extract import class_prompts

@@ -32,8 +32,10 @@ from ..baselines.base import FittedMethod
 from ..config import OPTIONS, REMOVED, Config, is_filled
 from ..config_files import with_values
 from ..datasets.base import check_classes
-from ..features.bank import FeatureBank, row_hashes
+from ..features.bank import row_hashes
 from ..method.cache import text_logits
+from ..method.model import TransferableAdapter
+from ..method.options import ModelOptions
 from ..method.unlabelled import ClassSums, hear_unlabelled
 from ..models.saved import SavedModel, check_hearing
 from ..results.records import OTHER_CLASSES, SAME_CLASSES, TRANSDUCTIVE, WITH_UNLABELLED
@@ -42,7 +44,7 @@ from ..training.confidence import Calibration
 from ..utils.devices import wait_for
 from ..utils.errors import UserError
 from ..utils.files import hash_content
-from ..utils.schema import OpenPart, check
+from ..utils.schema import check
 from .fitting import classify_in_batches, reach_other_classes
 from .folder import run_config
 from .tasks import POOL, TOGETHER, Task, Tested, match_classes, refuse_tested
@@ -69,14 +71,10 @@ class TrainedMethod:
     @classmethod
     def loaded(cls, model: SavedModel, device: str) -> TrainedMethod:
         """A model that was read from its folder."""
-        classifier, transfer = model.classifier.to(device), None
-        if model.transfer_rule == "adapter" and model.transfer is not None:
-            transfer = reach_other_classes(model.transfer.to(device), model.logit_scale)
-        elif model.transfer_rule == "zero-shot":
-
-            def transfer(other: FeatureBank) -> Tensor:
-                return text_logits(other.features_to_classify, other.text_positive, model.logit_scale)
-
+        classifier, adapter = model.classifier.to(device), model.transfer
+        if model.transfer_rule == "zero-shot":
+            adapter = TransferableAdapter(ModelOptions(variant="base"), {})  # which leaves text features as they are
+        transfer = None if adapter is None else reach_other_classes(adapter.to(device), model.logit_scale)
         fitted = FittedMethod(
             classifier.logits,
             transfer=transfer,
@@ -90,13 +88,6 @@ class TrainedMethod:
 
 
 # Images without labels
-
-
-def labelled_images(task: Task, bank: FeatureBank) -> ClassSums:
-    """What the images of a bank tell unlabelled ones, on the CPU; nothing for zero-shot CLIP, which has seen none."""
-    keys, labels = bank.cache_keys().cpu(), bank.train_labels.cpu()
-    seen = 0 if task.cfg.run.trainer == "ZeroShot" else len(keys)
-    return ClassSums.of(keys[:seen], labels[:seen], len(bank.classnames))
 
 
 def unlabelled_features(task: Task, source: Task, backbone: str) -> Tensor:
@@ -118,9 +109,8 @@ def unlabelled_features(task: Task, source: Task, backbone: str) -> Tensor:
     features = found.features()
     if not len(features):
         raise UserError(f"{task.name} has no unlabelled images: all its training images are drawn; give other ones")
-    if tested is not None:
-        known = set(row_hashes(tested))
-        refuse_tested([f"row {n}" for n, row in enumerate(row_hashes(features)) if row in known], len(features))
+    known = set() if tested is None else set(row_hashes(tested))
+    refuse_tested([f"row {n}" for n, row in enumerate(row_hashes(features)) if row in known], len(features))
     return features
 
 
@@ -133,7 +123,7 @@ def hear(trained: TrainedMethod, labelled: ClassSums | None, features: Tensor, w
     """
     fitted, name = trained.fitted, trained.method
     if fitted.together:
-        heard_of = {"protocol": TRANSDUCTIVE, "unlabelled": {"images": what}}
+        heard_of: dict[str, Any] = {"protocol": TRANSDUCTIVE, "unlabelled": {"images": what}}
         return replace(trained, fitted=replace(fitted, heard=heard_of))
     if fitted.classifier is None:
         raise UserError(f"{name} has no class weights that could hear unlabelled images; leave out --unlabelled")
@@ -148,19 +138,18 @@ def hear(trained: TrainedMethod, labelled: ClassSums | None, features: Tensor, w
     logger.info("%d unlabelled images were heard in %.2f s", len(features), seconds)
     shares = {name: round(value, 4) for name, value in asdict(heard.shares).items()}
     images = {"images": what, "num_images": len(features), "hash": hash_content(features.cpu()), "shares": shares}
-    together = what == TOGETHER
-    changes: dict[str, Any] = {
-        "seconds": fitted.seconds + seconds,
-        "calibration": replace(fitted.calibration, known=None),  # known images score otherwise now
-        "heard": {"protocol": TRANSDUCTIVE if together else WITH_UNLABELLED, "unlabelled": images},
-    }
-    if together:
-        changes |= {"logits": lambda _: heard.logits, "classifier": None, "text_classifier": None, "together": True}
-    else:
-        text_alone = None if fitted.text_classifier is None else heard.classifier.text_only()
-        logits = heard.classifier.logits
-        changes |= {"logits": logits, "classifier": heard.classifier, "text_classifier": text_alone}
-    return replace(trained, fitted=replace(fitted, **changes))
+    together, classifier = what == TOGETHER, heard.classifier
+    fitted = replace(
+        fitted,
+        logits=(lambda _: heard.logits) if together else classifier.logits,
+        classifier=None if together else classifier,
+        text_classifier=None if together or fitted.text_classifier is None else classifier.text_only(),
+        together=together,
+        seconds=fitted.seconds + seconds,
+        calibration=replace(fitted.calibration, known=None),  # known images score otherwise now
+        heard={"protocol": TRANSDUCTIVE if together else WITH_UNLABELLED, "unlabelled": images},
+    )
+    return replace(trained, fitted=fitted)
 
 
 # Test images
@@ -180,22 +169,23 @@ def evaluate(trained: TrainedMethod, target: Task, device: str | torch.device, r
     if rule:
         logger.info("%s: tested by the rule for %s", target.name, rule)
     logits = text = None
-    if rule == OTHER_CLASSES:
-        other = target.test_bank().to(str(device))
-        features, labels = _checked(trained, other.features_to_classify), other.test_labels
-        zero_shot = text_logits(features, other.text_positive, other.logit_scale)
-        if fitted.transfer is not None:
-            logits = text = fitted.transfer(other)
-    else:
+    if rule != OTHER_CLASSES:
         given, labels = target.test_features()
         if given is None:
             return Tested(target.name, target.classnames)
-        features = _checked(trained, given.to(device))
-        zero_shot = text_logits(features, trained.text_positive[columns], trained.logit_scale)
-        if fitted.together:
-            logits = fitted.logits(features)[:, columns]
-        else:
-            logits, text = (part[:, columns] for part in _on_known_classes(fitted, features, elsewhere=bool(rule)))
+        text_features, logit_scale = trained.text_positive[columns], trained.logit_scale
+    else:
+        other = target.test_bank().to(str(device))
+        given, labels = other.features_to_classify, other.test_labels
+        text_features, logit_scale = other.text_positive, other.logit_scale
+    features, width = given.to(device), trained.text_positive.shape[1]
+    if features.shape[1] != width:
+        raise UserError(f"the model takes features of width {width}, got {features.shape[1]}")
+    zero_shot = text_logits(features, text_features, logit_scale)
+    if rule != OTHER_CLASSES:
+        logits, text = (part[:, columns] for part in _on_known_classes(fitted, features, elsewhere=bool(rule)))
+    elif fitted.transfer is not None:
+        logits = text = fitted.transfer(other)
     if logits is not None and not logits.isfinite().all():
         mend = "; lower OPTIM.LR" if trained.method == "HeGraphAdapter" else ""
         raise UserError(f"{trained.method} predicts NaN or infinite logits{mend}")
@@ -208,17 +198,10 @@ def evaluate(trained: TrainedMethod, target: Task, device: str | torch.device, r
 def _on_known_classes(fitted: FittedMethod, features: Tensor, elsewhere: bool) -> tuple[Tensor, Tensor]:
     """Logits of a method, and of its text classifier if it has one, which is all that counts on other data sets."""
     if fitted.text_classifier is None or fitted.classifier is None:
-        logits = classify_in_batches(fitted.logits, features)
+        logits = fitted.logits(features) if fitted.together else classify_in_batches(fitted.logits, features)
         return logits, logits
     parts = (fitted.text_classifier if elsewhere else fitted.classifier).parts(features)
     return fitted.classifier.combine(parts), parts.text
-
-
-def _checked(trained: TrainedMethod, features: Tensor) -> Tensor:
-    width = trained.text_positive.shape[1]
-    if features.shape[1] != width:
-        raise UserError(f"the model takes features of width {width}, got {features.shape[1]}")
-    return features
 
 
 def find_rule(trained: TrainedMethod, target: Task) -> tuple[str, list[int]]:
@@ -300,17 +283,11 @@ def check_configuration(model: SavedModel, cfg: Config) -> None:
             )
 
 
-class _Selected(OpenPart):
-    """What `tune_on_val` says of its choice, as far as it is read here."""
-
-    keys: list[str]
-    value: list[Any]
-
-
 def _chosen_on_val(model: SavedModel, cfg: Config) -> dict[str, object]:
     """The keys that `--select val` chose for a model, with the chosen values as a configuration holds them."""
     if model.method != "HeGraphAdapter" or not model.trained_on.selected:
         return {}
-    selected = check(_Selected, model.trained_on.selected, "the model does not say what was chosen on val")
-    with_chosen = run_config(with_values(cfg, dict(zip(selected.keys, selected.value))))
-    return {key: with_chosen.get(key) for key in selected.keys}
+    said = [model.trained_on.selected.get(name) for name in ("keys", "value")]
+    keys, values = check(tuple[list[str], list], tuple(said), "the model does not say what was chosen on val")
+    with_chosen = run_config(with_values(cfg, dict(zip(keys, values))))
+    return {key: with_chosen.get(key) for key in keys}

@@ -1,7 +1,7 @@
-"""The output folder of one run: its lock, which run it belongs to, whether that is finished, and what is written when.
+"""The output folder of one run: its lock, which run it belongs to, whether that is finished, and what it leaves.
 
 A training run leaves `split.json`, `adapter.safetensors`, `model/`, `text_nodes.safetensors`, `predictions.safetensors`
-and, last, `result.json`; a run of a sweep that failed leaves `error.json`.
+and, last, the record `result.json`; a run of a sweep that failed leaves `error.json`.
 
 The lock is the operating system's, so that a process that dies lets go of it, however it dies. Beside it stands a note
 of who holds it, for the message to others.
@@ -9,28 +9,41 @@ of who holds it, for the message to others.
 
 from __future__ import annotations
 
+import datetime
 import errno
 import logging
 import os
+import platform
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from ..backbones.identity import AUTO
-from ..baselines import OTHERS, TRANSDUCTIVE_METHODS
+from ..baselines import OTHERS, TRANSDUCTIVE_METHODS, load_method
 from ..baselines.base import FittedMethod
 from ..config import OPTIONS, REMOVED, Config
+from ..features.bank import FeatureBank
 from ..models.folder import CONFIG, TENSORS, find_model_folder, save_model
-from ..models.saved import SavedModel
-from ..results.records import SPLIT, read_record, write_predictions, write_record, write_text_nodes
+from ..models.lessons import Lessons
+from ..models.saved import NOT_TESTED, SavedModel, Scores, TrainedOn
+from ..results.records import KEEP, SPLIT, read_record, write_predictions, write_record, write_text_nodes
 from ..training.checkpoints import CHECKPOINT, Checkpoints
-from ..utils.errors import UserError, first_line
-from ..utils.files import hash_file, hash_json, write_json
+from ..training.choice import accuracy, score
+from ..training.confidence import Calibration, confidence_scores, known_score
+from ..utils.errors import UserError
+from ..utils.files import cannot_write, hash_file, hash_json, write_json
 from ..utils.option import NODE
 from ..utils.reading import read_json, reading
 from .tasks import TOGETHER, Task, Tested
@@ -40,6 +53,7 @@ logger = logging.getLogger(__name__)
 ERROR = "error.json"  # of a failed run of a sweep
 PRECISION = f"{NODE}.PREC"
 OF_ALL_METHODS = (*(f"{NODE}.{name}" for name in ("FEATURES.", "PROMPTS.", "CALIBRATE")), PRECISION)
+INSTALLED = Path(__file__).parents[1] / ".hegraph-installed"
 LOCK, HOLDER = ".lock", ".lock-holder.json"
 PATIENCE = 0.2  # seconds that one who comes waits, since another may be about to leave
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # the file system knows no locks
@@ -131,22 +145,19 @@ class RunFolder:
             if (record := self.finished()) is not None:
                 return record
             if self.model is None:
-                self._begin()
+                checkpoints, resume = self.checkpoints, self.task.cfg.run.resume
+                if resume and not checkpoints.path_to_resume.exists():
+                    why = f"no {CHECKPOINT}, which a run leaves when it is interrupted"
+                    raise UserError(f"there is nothing to resume in {resume}: {why}")
+                checkpoints.read()  # one that would be refused is refused now
+                (self.path / ERROR).unlink(missing_ok=True)
+                write_json(self.path / SPLIT, self.task.split)
             return work()
 
-    def _begin(self) -> None:
-        """Checks that the run may begin, removes what an earlier attempt left of its failure, and writes the split."""
-        checkpoints, resume = self.checkpoints, self.task.cfg.run.resume
-        if resume and not checkpoints.path_to_resume.exists():
-            why = f"no {CHECKPOINT}, which a run leaves when it is interrupted"
-            raise UserError(f"there is nothing to resume in {resume}: {why}")
-        checkpoints.read()  # one that would be refused is refused now
-        (self.path / ERROR).unlink(missing_ok=True)
-        write_json(self.path / SPLIT, self.task.split)
-
-    def model_folder(self, epoch: int | None = None) -> Path:
-        """Where the trained model goes, or the model as it is after `epoch` epochs."""
-        return self.path / model_name(epoch)
+    @property
+    def model_folder(self) -> Path:
+        """Where the trained model goes."""
+        return self.path / "model"
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -155,38 +166,239 @@ class RunFolder:
         return Checkpoints(self.path, resume, self.run_id, self.task.classnames, self.split_hash)
 
     def finish(
-        self, record: dict, tested: Tested, fitted: FittedMethod | None = None, model: SavedModel | None = None
-    ) -> None:
-        """Writes what a run leaves, the record last, and removes its checkpoint. The record, from `make_record`, tells
-        about what was `tested`; `fitted` and `model`, from `make_model`, are for a run that has trained.
+        self,
+        fitted: FittedMethod,
+        tested: Tested,
+        device: str | torch.device,
+        features_seconds: float,
+        bank: FeatureBank | None = None,
+        **more: Any,
+    ) -> dict:
+        """Writes what a run leaves, the record last, removes its checkpoint and returns the record. A run that has
+        trained gives the bank that the method was fitted to; the other arguments are those of `make_record`.
         """
-        if model is not None:
-            save_model(model, self.model_folder())
-        if fitted is not None and fitted.text_nodes is not None:
+        record = make_record(self, fitted, tested, device, features_seconds, **more)
+        if bank is not None:
+            if (model := make_model(self, bank, fitted, record)) is not None:
+                save_model(model, self.model_folder)
+            else:
+                name, why = self.task.cfg.run.trainer, "what it says of a test image depends on the others"
+                why = why if fitted.together else load_method(name).not_saved
+                logger.info("%s leaves no model folder: %s", name, why)
+        if fitted.text_nodes is not None:
             write_text_nodes(self.path, *fitted.text_nodes, tested.classnames)
         if tested.logits is not None and tested.labels is not None:
             write_predictions(self.path, tested.logits.argmax(dim=1), tested.labels, tested.classnames)
         write_record(self.path, record)
         if self.model is None:
             self.checkpoints.remove()
-
-
-def model_name(epoch: int | None = None) -> str:
-    """The folder of a run's model, below its output folder; with `epoch`, of the model after so many epochs."""
-    return "model" if epoch is None else f"model-epoch{epoch}"
+        return record
 
 
 def find_model(folder: Path, epoch: int | None = None) -> Path:
     """The model folder that a finished run has left, given its output folder or the model folder itself. With `epoch`,
     the model as it was after so many epochs; UserError if there is none, or TRAIN.CHECKPOINT_FREQ did not keep it.
     """
-    record = None if epoch is None else read_record(folder)
-    if epoch is None or (record is not None and record.get("epochs") == epoch):
+    if epoch is None or (read_record(folder) or {}).get("epochs") == epoch:
         return find_model_folder(folder)
-    kept = folder / model_name(epoch)
+    kept = folder / f"model-epoch{epoch}"
     if not kept.is_dir():
         raise UserError(f"{folder} keeps no model of epoch {epoch}; train with TRAIN.CHECKPOINT_FREQ N to keep some")
     return find_model_folder(kept)
+
+
+# What a run leaves: its scores on test and where they come from, and the model for others to use
+
+
+def make_record(
+    folder: RunFolder,
+    fitted: FittedMethod,
+    tested: Tested,
+    device: str | torch.device,
+    features_seconds: float,
+    **more: object,
+) -> dict:
+    """Scores what was tested, once, and tells where the scores come from; `more` are the caller's keys, which win."""
+    started, cfg, labels = time.monotonic(), folder.task.cfg, tested.labels
+    counts = None if labels is None else torch.bincount(labels, minlength=len(tested.classnames)).tolist()
+    scores = scores_on_test(tested, fitted.calibration)
+    record = {
+        "dataset": tested.dataset,
+        "trainer": cfg.run.trainer,
+        "variant": fitted.variant,
+        **provenance(folder, fitted),
+        "precision": precision_of(folder.task.identity),
+        **scores,
+        "num_test": sum(counts or ()),
+        # Tells the test sets of one name apart, as data sets of one's own have
+        "test_set": None if counts is None else hash_json([list(tested.classnames), counts]),
+        "adapter_from": None if folder.model is None else str(folder.model),
+        "rejection": rejection_on_test(tested.logits, fitted.calibration),
+        "targets": {},
+        "epochs": fitted.epochs,
+        "steps": fitted.steps,
+        "num_parameters": fitted.num_parameters,
+        "config_hash": hash_json(folder.config),
+        "run_id": folder.run_id,
+        "threads": torch.get_num_threads(),
+        "device": "cpu" if torch.device(device).type == "cpu" else torch.cuda.get_device_name(device),
+        "seconds": {
+            "features": round(features_seconds, 3),
+            "training": round(fitted.seconds, 3),
+            "calibration": round(fitted.calibration.seconds, 3),
+            "test": round(time.monotonic() - started, 3),
+        },
+        "peak_memory_mb": peak_memory_mb(),
+        "finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    return record | fitted.heard | more
+
+
+def scores_on_test(tested: Tested, found: Calibration) -> dict:
+    """How good the prediction is on test, and how honest its probabilities are: before the temperature and after it.
+
+    Returns:
+        "accuracy" and "macro_f1" of the prediction, "accuracy_text" of the text classifier alone and
+        "accuracy_zero_shot", in percent; and "calibration": what the temperature is and was fitted on, and "before",
+        "after" and "zero_shot", each with accuracy, macro F1 and what `confidence_scores` gives. Zero-shot CLIP's has
+        no "bins", and is as CLIP comes, without a temperature. None for what there is not.
+    """
+    about: dict[str, Any] = {key: getattr(found, key) for key in ("temperature", "fitted_on", "num_images")}
+    logits, labels, text, zero_shot = tested.logits, tested.labels, tested.text_logits, tested.zero_shot
+    if logits is None or labels is None or zero_shot is None:
+        logger.warning("%s has no test images: nothing is scored", tested.dataset)
+        nothing = dict.fromkeys(("accuracy", "macro_f1", "accuracy_text", "accuracy_zero_shot"))
+        return nothing | {"calibration": about | dict.fromkeys(("before", "after", "zero_shot"))}
+    scores = score(logits, labels)
+    of_clip = score(zero_shot, labels) | confidence_scores(zero_shot, labels)
+    del of_clip["bins"]
+    about |= {
+        "before": scores | confidence_scores(logits, labels),
+        "after": scores | confidence_scores(logits, labels, found.temperature),
+        "zero_shot": of_clip,
+    }
+    of_text = None if text is None else accuracy(text, labels)
+    return scores | {"accuracy_text": of_text, "accuracy_zero_shot": of_clip["accuracy"], "calibration": about}
+
+
+def rejection_on_test(logits: Tensor | None, found: Calibration) -> dict | None:
+    """The threshold below which an image counts as none of the classes, see `training/confidence.py`.
+
+    "kept" is the percentage of test images that reach it, None without test images. None where nothing tells how known
+    images score.
+    """
+    known = found.known
+    if known is None:
+        return None
+    threshold, kept = known.threshold(KEEP), None
+    if logits is not None:
+        scores = known_score(logits, found.temperature, known.score)
+        kept = 100 * (scores >= threshold).double().mean().item()
+    about = {"score": known.score, "fitted_on": known.fitted_on, "num_images": known.num_images}
+    return about | {"keep": KEEP, "threshold": threshold, "kept": kept}
+
+
+def make_model(
+    folder: RunFolder, bank: FeatureBank, fitted: FittedMethod, record: dict | None = None
+) -> SavedModel | None:
+    """What is saved of a method that was fitted to a bank; None if it does not fold into class weights and a cache.
+
+    `record` is the run's, for its scores; None for a model that was not tested.
+    """
+    if fitted.classifier is None:
+        return None
+    task = folder.task
+    backbone, preprocessing, prompts = task.made_of(bank)
+    trainer = task.cfg.run.trainer
+    counts = bank.train_labels.bincount(minlength=len(bank.classnames)).tolist()
+    about = provenance(folder, fitted) | {"dataset": bank.dataset, "num_train": len(bank.train_labels)}
+    return SavedModel(
+        classifier=fitted.classifier,
+        text_positive=bank.text_positive.detach().cpu(),
+        classnames=tuple(bank.classnames),
+        class_ids=tuple(task.class_ids),
+        method=trainer,
+        variant=fitted.variant,
+        logit_scale=bank.logit_scale,
+        temperature=fitted.calibration.temperature,
+        backbone=backbone,
+        preprocessing=preprocessing,
+        prompts=prompts,
+        transfer=fitted.transferable,
+        transfer_rule=fitted.transfer_rule,
+        known=fitted.calibration.known,
+        class_nodes=fitted.class_nodes,
+        labelled=None if fitted.heard else task.labelled(bank),
+        lessons=Lessons.of(bank, fitted.state) if trainer == "HeGraphAdapter" else None,
+        images=None if trainer == "ZeroShot" else tuple(counts),
+        unlabelled=fitted.heard.get("unlabelled", {}).get("num_images", 0),
+        trained_on=TrainedOn(**about),
+        scores=NOT_TESTED if record is None else _scores_of(record),
+    )
+
+
+def _scores_of(record: dict) -> Scores:
+    """What a model folder keeps of the scores of a record."""
+    scores = {key: record[key] for key in ("accuracy", "accuracy_text", "accuracy_zero_shot", "macro_f1", "num_test")}
+    after, zero_shot = (record["calibration"][when] or {} for when in ("after", "zero_shot"))
+    return Scores(**scores, ece=after.get("ece"), ece_zero_shot=zero_shot.get("ece"))
+
+
+def provenance(folder: RunFolder, fitted: FittedMethod) -> dict[str, Any]:
+    """What a record and a model folder both tell of where they come from."""
+    return {
+        "shots": folder.task.cfg.data.shots,
+        "seed": folder.task.seed,
+        "split_hash": folder.split_hash,
+        "selected_on": "val" if fitted.selected else "last_step",
+        "selected": fitted.selected,
+        "config": folder.config,
+        "host": folder.host,
+        "git_commit": git_commit(),
+        "versions": versions(),
+    }
+
+
+# Versions and commit are asked for once: what a process has imported stays, whatever is installed meanwhile
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that compute the numbers."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}  # with the build, such as +cpu
+    for package in ("open_clip_torch", "torch_geometric", "numpy", "scikit-learn"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # no run needs PyTorch Geometric, only the reference layer does
+            found[package] = "none"
+    return found
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of this package, with "-dirty" if tracked files differ; None if it is not known. A copy that
+    `install.sh` put into a CoOp checkout keeps its commit in a file, since git would name CoOp's.
+    """
+    if INSTALLED.is_file():
+        return INSTALLED.read_text(encoding="utf-8").strip()
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def peak_memory_mb() -> float | None:
+    """Peak resident memory of this process, in MB; None on Windows, which does not say."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
 # One process at a time
@@ -218,8 +430,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         raise Locked(folder) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
-            said = first_line(error)
-            raise UserError(f"cannot write {folder}: {said}; choose a folder that can be written") from error
+            raise UserError(f"{cannot_write(folder, error)}; choose a folder that can be written") from error
         logger.warning("%s cannot be locked on this file system: start no other run in it meanwhile", folder)
     try:
         if lock.is_locked:
@@ -242,7 +453,5 @@ def is_locked(folder: Path) -> bool:
     try:
         with FileLock(folder / LOCK, timeout=0):
             return False
-    except Timeout:
-        return True
-    except OSError:  # it has no locks, or may not be written
-        return False
+    except OSError as error:
+        return isinstance(error, Timeout)  # any other: there are no locks, or the folder may not be written

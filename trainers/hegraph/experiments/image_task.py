@@ -7,13 +7,11 @@ that is finished needs neither.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
 from torch import Tensor
 
 from ..backbones.identity import backbone_identity
@@ -106,9 +104,6 @@ class ImageTask(Task):
             refuse_copies(self.dataset)
         _ = self.backbone
 
-    def encode(self) -> None:
-        self.bank()
-
     def write_bank(self, path: Path) -> None:
         """Encodes what is not on disk, and has the first process of `torchrun` write the whole bank."""
         self.prepare()
@@ -188,11 +183,6 @@ class ImageTask(Task):
 
         check_backbone(model, self.backbone)
 
-    def training_images(self) -> Iterator[Image.Image]:
-        """The training images in the order of the cache, opened one by one."""
-        for item in self.dataset.train:
-            yield self.dataset.read(item.path)
-
     def target(self, name: str, same_classes: bool) -> ImageTask:
         known, _, which = name.partition(":")
         dataset = load_test_images(known, self.cfg.data.root, self.seed, which or "all")
@@ -243,9 +233,7 @@ def open_task(cfg: Config, bank_file: Path | None, seed: int, device: str, only_
         return load_image_task(cfg, seed, device, only_test)
     if not only_test:
         return BankTask(bank_file, cfg, seed)
-    file = shared_bank(bank_file)
-    file.check_dataset(cfg.data.name)
-    return bank_to_test(file, cfg.data.classes, cfg, seed)
+    return bank_to_test(shared_bank(bank_file, cfg), cfg.data.classes, cfg, seed)
 
 
 def load_image_task(cfg: Config, seed: int, device: str, only_test: bool = False) -> ImageTask:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from typing import Any
 
 from pydantic import InstanceOf
 
-from ..baselines import load_method
 from ..baselines.base import FittedMethod
 from ..config import Config
 from ..config_files import with_values
@@ -32,18 +30,14 @@ from .evaluation import (
     encode_targets,
     evaluate,
     hear,
-    labelled_images,
     score_targets,
     test_loaded,
     unlabelled_features,
 )
 from .fitting import Keep, calibrated, fit, fitted_adapter, set_random_seed
-from .folder import RunFolder, find_model
+from .folder import RunFolder, find_model, make_model
 from .image_task import ImageTask, open_task
-from .record import make_model, make_record
 from .tasks import POOL, Task, Tested
-
-logger = logging.getLogger(__name__)
 
 
 def run(
@@ -85,10 +79,10 @@ def run(
         return test_model(cfg, bank_file, model_dir, load_epoch, device)
     folder = RunFolder(open_task(cfg, bank_file, seed, device))
     record = train_in(folder, device, train)
-    task, model = folder.task, folder.model_folder()
+    task, model = folder.task, folder.model_folder
     wanted = keep_thumbnails and (model / CONFIG).is_file() and not (model / THUMBNAILS).is_dir()
     if wanted and isinstance(task, ImageTask):
-        write_thumbnails(model, task.training_images())
+        write_thumbnails(model, (task.dataset.read(item.path) for item in task.dataset.train))
     return record
 
 
@@ -106,26 +100,21 @@ def train_in(folder: RunFolder, device: str, train: bool) -> dict:
         task.check_trained_classes()
         _ = task.targets
     task.prepare()
-    if processes.rank():  # the first process has the folder; this one helps it to encode
-        task.encode()
-        if train:
-            encode_targets(task)
-        return {}
-
-    def work() -> dict:
-        if train:
-            return train_and_test(folder, device)
-        task.encode()
-        return {}
-
-    return folder.do(work)
+    if processes.rank() == 0:
+        return folder.do(lambda: train_and_test(folder, device, train))
+    task.bank()  # the first process has the folder; this one helps it to encode
+    if train:
+        encode_targets(task)
+    return {}
 
 
-def train_and_test(folder: RunFolder, device: str) -> dict:
-    """Encodes, trains, tests and writes the record, in a folder that is this process's own."""
+def train_and_test(folder: RunFolder, device: str, train: bool) -> dict:
+    """Encodes and, if asked for, trains, tests and writes the record, in a folder that is this process's own."""
     task, started = folder.task, time.monotonic()
     bank = task.bank()
     seconds = time.monotonic() - started
+    if not train:
+        return {}
     if processes.world_size() > 1:
         encode_targets(task)
         processes.stop()  # the others end here: what is read from now on must not wait for them
@@ -150,22 +139,13 @@ def test_and_finish(
     trained = TrainedMethod(name, fitted, bank.dataset, task.class_ids, bank.text_positive, bank.logit_scale)
     if what := task.cfg.data.unlabelled:
         features = unlabelled_features(task, task, bank.backbone).to(bank.train_features)
-        trained = hear(trained, labelled_images(task, bank), features, what)
-    fitted = trained.fitted
+        trained = hear(trained, task.labelled(bank), features, what)
     tested = evaluate(trained, Task(bank, task.cfg, task.seed, class_ids=task.class_ids), device)
     if show is not None:
         show(tested)
     targets = score_targets(trained, task, device)
     about = {"backbone": bank.backbone, "num_train": len(bank.train_labels), "targets": targets}
-    record = make_record(folder, fitted, tested, device, features_seconds, **about)
-    model = make_model(folder, bank, fitted, record)
-    if model is None:
-        why = "what it says of a test image depends on the others"
-        if not fitted.together:
-            why = load_method(name).not_saved
-        logger.info("%s leaves no model folder: %s", name, why)
-    folder.finish(record, tested, fitted, model)
-    return record
+    return folder.finish(trained.fitted, tested, device, features_seconds, bank, **about)
 
 
 def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Keep:
@@ -175,7 +155,7 @@ def keep_epochs(folder: RunFolder, bank: FeatureBank) -> Keep:
     def keep(model: HeGraphModel, epoch: int) -> None:
         saved = make_model(folder, without_test, fitted_adapter(model))
         assert saved is not None  # HeGraphAdapter always folds
-        save_model(saved, folder.model_folder(epoch))
+        save_model(saved, folder.path / f"model-epoch{epoch}")
 
     return keep
 
@@ -229,6 +209,4 @@ def test_and_write(
     if tested.rule:
         about |= {"rule": tested.rule, "num_classes": len(tested.classnames), "trained_on": origin.dataset}
     seconds = time.monotonic() - started
-    record = make_record(folder, fitted, tested, device, seconds, backbone=model.backbone.title, **about)
-    folder.finish(record, tested)
-    return record
+    return folder.finish(fitted, tested, device, seconds, backbone=model.backbone.title, **about)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from ..config import Config
 from ..datasets import Selection, select_few_shot, subsample_labels
 from ..datasets.base import check_classes
 from ..features.bank import SUFFIX, BankFile, FeatureBank, draw_bank, mean_over_views, refuse_test_rows
+from ..method.unlabelled import ClassSums
 from ..models.saved import Backbone as BackboneConfig
 from ..models.saved import Preprocessing, Prompts, SavedModel
 from ..results.records import OTHER_CLASSES, SAME_CLASSES
@@ -95,11 +97,8 @@ class Task:
     def prepare(self) -> None:
         """Does what may fail before anything is written."""
 
-    def encode(self) -> None:
-        """Encodes the images that are not on disk, with the other processes of `torchrun`."""
-
     def bank(self) -> FeatureBank:
-        """The task's features."""
+        """The task's features. What is not on disk is encoded, with the other processes of `torchrun`."""
         return self.features
 
     def test_bank(self) -> FeatureBank:
@@ -120,6 +119,12 @@ class Task:
         """How the features of its bank were made, as a model folder says it."""
         known = {} if bank.encoder is None else bank.encoder.model_dump()
         return BackboneConfig(title=bank.backbone, **known), None, None
+
+    def labelled(self, bank: FeatureBank) -> ClassSums:
+        """What a bank's images tell unlabelled ones, on the CPU; nothing for zero-shot CLIP, which has seen none."""
+        keys, labels = bank.cache_keys().cpu(), bank.train_labels.cpu()
+        seen = 0 if self.cfg.run.trainer == "ZeroShot" else len(keys)
+        return ClassSums.of(keys[:seen], labels[:seen], len(bank.classnames))
 
     def check_backbone(self, model: SavedModel) -> None:
         """Raises UserError if the features here are not those of the model's backbone."""
@@ -162,8 +167,7 @@ class BankTask(Task):
     def __init__(self, path: Path, cfg: Config, seed: int) -> None:
         if cfg.data.features == "online":
             raise UserError("FEATURES.MODE online encodes images, and --features has none; use FEATURES.MODE bank")
-        self.file = file = shared_bank(path)
-        file.check_dataset(cfg.data.name)
+        self.file = file = shared_bank(path, cfg)
         self.cfg, self.seed, self.name = cfg, seed, file.dataset
         labels = {name: file.labels[name].tolist() if name in file.labels else [] for name in ("train", "val")}
         self.selection = select_few_shot(labels["train"], labels["val"], cfg.data.shots, random.Random(seed))
@@ -195,10 +199,9 @@ class BankTask(Task):
     def unlabelled(self, what: str) -> Unlabelled:
         if what != POOL:
             return super().unlabelled(what)
-        kept, rows = torch.tensor(self.kept), {}
-        for split, labels in self.file.labels.items():
-            rows[split] = torch.isin(labels, kept).nonzero().flatten().tolist()
-        rows["train"] = sorted({*rows["train"]} - {*self.selection.train})
+        here = {name: torch.isin(labels, torch.tensor(self.kept)) for name, labels in self.file.labels.items()}
+        here["train"][self.selection.train] = False
+        rows = {name: of_classes.nonzero().flatten().tolist() for name, of_classes in here.items()}
         return Unlabelled(lambda: self.file.digest, lambda: _features_of(self.file, rows))
 
     def target(self, name: str, same_classes: bool) -> Task:
@@ -213,18 +216,18 @@ class BankTask(Task):
         return task
 
 
-def shared_bank(path: Path) -> BankFile:
-    """A feature bank, which the runs of a process share as long as its file is the same; errors as of `BankFile`."""
-    try:
-        version = file_version(path)
-    except OSError:
-        return BankFile(path)  # which says what is wrong
-    return _bank_file(path, version)
-
-
 @lru_cache(maxsize=1)
-def _bank_file(path: Path, version: object) -> BankFile:
+def _opened(path: Path, version: object) -> BankFile:
     return BankFile(path)
+
+
+def shared_bank(path: Path, cfg: Config) -> BankFile:
+    """A feature bank of the configured data set, which the runs of a process share as long as its file is the same;
+    errors as of `BankFile`.
+    """
+    file = _opened(path, file_version(path) if os.path.isfile(path) else None)
+    file.check_dataset(cfg.data.name)
+    return file
 
 
 def bank_to_test(file: BankFile, which: str, cfg: Config, seed: int) -> Task:
