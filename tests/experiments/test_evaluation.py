@@ -15,7 +15,6 @@ from torch import Tensor
 
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.config_files import load_cfg
-from trainers.hegraph.experiments import image_task
 from trainers.hegraph.experiments import run as run_module
 from trainers.hegraph.experiments.evaluation import (
     TrainedMethod,
@@ -28,7 +27,7 @@ from trainers.hegraph.experiments.evaluation import (
 )
 from trainers.hegraph.experiments.folder import run_config
 from trainers.hegraph.experiments.run import test_model
-from trainers.hegraph.experiments.tasks import Task, bank_to_test, ids_of_names, match_classes
+from trainers.hegraph.experiments.tasks import Task, bank_to_test, ids_of_names, load_image_task, match_classes
 from trainers.hegraph.features.bank import BankFile, FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
@@ -298,11 +297,11 @@ def test_the_test_part_of_a_bank_is_what_is_tested(tiny_bank, tmp_path):
 
 def test_the_test_images_of_a_data_set_are_loaded_alone():
     keys = ["DATASET.NAME", "Digits", "SEED", -1, "DATASET.SUBSAMPLE_CLASSES", "new"]
-    task = image_task.load_image_task(load_cfg(opts=keys), 3, "cpu", only_test=True)
+    task = load_image_task(load_cfg(opts=keys), 3, "cpu", only_test=True)
     assert (task.split, task.seed, len(task.dataset.test)) == ({"train": [], "val": []}, 3, 899 - 448)
     assert list(task.classnames) == ["five", "six", "seven", "eight", "nine"]
     with pytest.raises(UserError, match="--dataset-config-file"):
-        image_task.load_image_task(load_cfg(), 3, "cpu", only_test=True)
+        load_image_task(load_cfg(), 3, "cpu", only_test=True)
 
 
 # The record of a test

@@ -43,9 +43,8 @@ from .datasets.splits import path_from
 from .experiments.evaluation import TrainedMethod, check_configuration
 from .experiments.fitting import fit_method, fitted_adapter, new_model, set_random_seed
 from .experiments.folder import RunFolder, find_model
-from .experiments.image_task import ImageTask
 from .experiments.run import draw_seed, keep_epochs, test_and_finish, test_and_write
-from .experiments.tasks import Tested
+from .experiments.tasks import ImageTask, Tested
 from .features.bank import FeatureBank
 from .models.folder import load_model
 from .models.saved import SavedModel

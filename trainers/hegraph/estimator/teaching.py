@@ -22,8 +22,7 @@ from torch import Tensor
 from ..config import Config
 from ..datasets import Dataset, Item
 from ..datasets.images import open_image, reason, to_rgb
-from ..experiments.image_task import ImageTask
-from ..experiments.tasks import ids_of_names
+from ..experiments.tasks import ImageTask, ids_of_names
 from ..models.lessons import Lessons
 from ..models.saved import SavedModel
 from ..utils.errors import UserError

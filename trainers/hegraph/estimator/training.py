@@ -24,8 +24,7 @@ from ..config import OPTIONS, Config, default_values, is_filled
 from ..config_files import load_cfg
 from ..experiments.fitting import calibrated, train_adapter
 from ..experiments.folder import RunFolder, make_model
-from ..experiments.image_task import ImageTask
-from ..experiments.tasks import Task, ids_of_names
+from ..experiments.tasks import ImageTask, Task, ids_of_names
 from ..features.bank import FeatureBank
 from ..features.extract import class_prompts
 from ..method.closed_form import OMEGA_NEW, TextGuess

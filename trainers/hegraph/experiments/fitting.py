@@ -85,22 +85,17 @@ def fit_method(task: Task, bank: FeatureBank) -> FittedMethod:
         raise UserError(
             f"{method.name} learns prompts through the backbone's text tower; give images instead of --features"
         )
-    started = time.monotonic()
-    base = {"base": _fit_base(task, bank)} if method.needs_base else {}
+    started, base = time.monotonic(), {}
+    if method.needs_base:  # whose predictions a transductive method corrects
+        name = task.cfg.method.BASE
+        if name not in ("HeGraphAdapter", "ZeroShot"):
+            raise unknown("BASE", name, ("HeGraphAdapter", "ZeroShot"))
+        zero_shot = name == "ZeroShot"
+        base["base"] = load_method(name).fit(bank, None, task.seed) if zero_shot else train_adapter(task, bank)
     set_random_seed(task.seed)
     fitted = method.fit(bank.without_test(), task.cfg.method, task.seed, backbone, **base)
     wait_for(bank.train_features.device)
     return replace(fitted, seconds=time.monotonic() - started)
-
-
-def _fit_base(task: Task, bank: FeatureBank) -> FittedMethod:
-    """The method whose predictions a transductive one corrects; UserError if BASE can be none."""
-    name = task.cfg.method.BASE
-    if name == "ZeroShot":
-        return load_method(name).fit(bank, None, task.seed)
-    if name == "HeGraphAdapter":
-        return train_adapter(task, bank)
-    raise unknown("BASE", name, ("HeGraphAdapter", "ZeroShot"))
 
 
 def train_adapter(
@@ -120,9 +115,8 @@ def train_adapter(
     model, cfg = new_model(bank, task.cfg, task.seed), task.cfg
     if model.layers is not None and start and start.keys() == model.layers.state_dict().keys():
         model.layers.load_state_dict(start)
-        fewer = cfg.training
-        fewer = replace(fewer, epochs=math.ceil(AGAIN * fewer.epochs), min_steps=math.ceil(AGAIN * fewer.min_steps))
-        cfg = replace(cfg, training=fewer)
+        epochs, steps = (math.ceil(AGAIN * count) for count in (cfg.training.epochs, cfg.training.min_steps))
+        cfg = replace(cfg, training=replace(cfg.training, epochs=epochs, min_steps=steps))
     return fitted_adapter(model, _train(model, task.batches(bank), cfg, checkpoints, keep))
 
 
@@ -140,8 +134,7 @@ def set_random_seed(seed: int) -> None:
     """Seeds Python, numpy and torch, as Dassl does."""
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
-    torch.cuda.manual_seed_all(seed)
+    torch.manual_seed(seed)  # of GPUs, too
 
 
 def _train(
@@ -178,7 +171,7 @@ def tune_on_val(task: Task, bank: FeatureBank, checkpoints: Checkpoints) -> Fitt
     if not cfg.run.select:
         raise UserError("--select val needs TRAINER.HEGRAPHADAPTER.SELECT, rows [KEY, [VALUE, ...]]; it is empty")
     keys = [key for key, _ in cfg.run.select]
-    data, table, best_on_val, seconds = task.batches(bank), [], -1.0, 0.0
+    data, table, best_on_val = task.batches(bank), [], -1.0
     known: dict[str, tuple[HeGraphModel, TrainingSummary]] = {}
     for values, candidate in candidates(cfg):
         model = new_model(bank, candidate, task.seed)
@@ -187,15 +180,14 @@ def tune_on_val(task: Task, bank: FeatureBank, checkpoints: Checkpoints) -> Fitt
             model.layers = known[seen][0].layers
         else:
             known[seen] = model, _train(model, data, candidate)
-            seconds += known[seen][1].seconds
         on_val = val_accuracy(model.fold().logits, bank)
         table.append([list(values), round(on_val, 4)])
         logger.info("%s: %.2f on val", ", ".join(f"{k} {v}" for k, v in zip(keys, values)), on_val)
         if on_val > best_on_val:
             best_on_val, chosen, best, summary = on_val, values, model, known[seen][1]
     checkpoints.save_adapter(best)
-    num_val = len(val_images(bank)[1])
-    selected = {"keys": keys, "value": list(chosen), "candidates": table, "num_val": num_val}
+    seconds = sum(training.seconds for _, training in known.values())
+    selected = {"keys": keys, "value": list(chosen), "candidates": table, "num_val": len(val_images(bank)[1])}
     return fitted_adapter(best, replace(summary, seconds=seconds), selected)
 
 

@@ -36,8 +36,7 @@ from .evaluation import (
 )
 from .fitting import Keep, calibrated, fit, fitted_adapter, set_random_seed
 from .folder import RunFolder, find_model, make_model
-from .image_task import ImageTask, open_task
-from .tasks import POOL, Task, Tested
+from .tasks import POOL, ImageTask, Task, Tested, open_task
 
 
 def run(

@@ -44,7 +44,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def extract_command(args: argparse.Namespace) -> None:
     """Encodes all images of a data set, and writes them as a feature bank; processes of `torchrun` share the work."""
-    from ..experiments.image_task import load_image_task
+    from ..experiments.tasks import load_image_task
     from ..utils import processes
     from ..utils.devices import available_device
 

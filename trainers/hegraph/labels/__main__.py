@@ -99,7 +99,7 @@ def check_command(args: argparse.Namespace) -> int:
     """Writes the images whose labels seem wrong; returns how many there are."""
     if args.out is not None:
         check_output(args.out, [path for path in (args.features, args.root) if path])
-    from ..experiments.image_task import open_task  # torch takes seconds to import
+    from ..experiments.tasks import open_task  # torch takes seconds to import
     from ..predict.prediction import open_output
     from ..utils.devices import choose_device
     from .issues import find_label_issues

@@ -26,8 +26,8 @@ from pathlib import Path
 
 from ..config import Config
 from ..experiments.folder import ERROR, Locked, RunFolder, is_locked, run_config
-from ..experiments.image_task import open_task
 from ..experiments.run import run as run_one
+from ..experiments.tasks import open_task
 from ..results.records import read_record
 from ..utils.devices import available_device
 from ..utils.errors import ENDINGS, PACKAGE, UserError, first_line, show_messages, was_interrupted
