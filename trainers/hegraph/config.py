@@ -21,6 +21,7 @@ from .backbones.identity import PRECISIONS
 from .features.options import EncodingOptions
 from .method.options import ClosedFormOptions, FreeOptions, ModelOptions
 from .training.options import TrainingOptions
+from .utils.errors import UserError
 from .utils.option import NODE, is_list, is_list_of_pairs, is_strings, option, option_of, options_of, values_up_to
 
 # Few shots overfit at large rates. At one shot, leaving out an image's own key leaves its class without any, so that
@@ -300,7 +301,9 @@ def matching_rows(values: Mapping[str, Any]) -> list[list]:
 
 
 def pairs_of(words: Sequence) -> list[tuple[Any, Any]]:
-    """The pairs of a list KEY VALUE KEY VALUE ..."""
+    """The pairs of a list KEY VALUE KEY VALUE ...; UserError if the last key has no value."""
+    if len(words) % 2:
+        raise UserError(f"options come as KEY VALUE pairs, but {' '.join(map(str, words))!r} has no value at its end")
     return list(zip(words[0::2], words[1::2]))
 
 

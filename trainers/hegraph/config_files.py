@@ -60,8 +60,6 @@ def load_cfg(
             _merge_file(values, find_config_file(kind, file))
     opts = check(list, [] if opts is None else opts, "options, a list [KEY, VALUE, ...]", convert=True)
     flags = check(dict, {} if flags is None else flags, "flags, a dict from keys to values", convert=True)
-    if len(opts) % 2:
-        raise UserError(f"options come as KEY VALUE pairs, but {' '.join(map(str, opts))!r} has no value at its end")
     _merge(values, [*flags.items(), *pairs_of(opts)])
     name = method[0] if method else "HeGraphAdapter"
     if values["TRAINER.NAME"] != name:  # whose options are not here

@@ -127,10 +127,8 @@ class RunFolder:
         if record is None:
             return None
         if record["run_id"] != self.run_id:
-            raise UserError(
-                f"{self.path} holds the result of a run with other settings or data; choose another --output-dir, or "
-                "delete it"
-            )
+            what = "the result of a run with other settings or data"
+            raise UserError(f"{self.path} holds {what}; choose another output folder, or delete it")
         logger.info("%s holds the complete result of this run: skipped", self.path)
         return record
 

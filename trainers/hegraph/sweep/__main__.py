@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..config import pairs_of
 from ..experiments.folder import is_locked
 from ..results.records import find_runs
 from ..utils.commands import Parser, command
@@ -57,7 +58,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--output", help="where the folders DATASET/METHOD/CONFIG_Nshots/seedN go (default output)")
     add("--suffix", help="put behind the folder of shots; {NAME} is the value of the varied key that ends in NAME")
     add("--workers", type=int, default=0, help="worker processes (default: none, all in this process)")
-    add("--separate", action="store_true", help="each run in a process of its own, as its command line would do it")
+    add(
+        "--separate",
+        action="store_true",
+        default=None,
+        help="each run in a process of its own, as its command line would do it",
+    )
     add("--ray", nargs="?", const="local", metavar="ADDRESS", help="do the runs on Ray: auto, HOST:PORT, local")
     add("--cpus-per-run", type=float, default=1.0, metavar="N", help="with --ray: CPUs of a run (default 1)")
     add("--gpus-per-run", type=float, default=0.0, metavar="N", help="with --ray: GPUs of a run (default 0), or 0.5")
@@ -84,20 +90,13 @@ def grid_of(args: argparse.Namespace) -> tuple[Path | None, dict]:
     """The file of the grid, and the fields of `Grid` that the flags give; UserError if a key has no value."""
     words = list(args.words)
     path = Path(words.pop(0)) if words and not A_KEY.fullmatch(words[0]) else None
-    found = {name: said for name in (*LISTS, "root", "output", "suffix") if (said := getattr(args, name)) is not None}
+    names = (*LISTS, "root", "output", "suffix", "separate")
+    found = {name: said for name in names if (said := getattr(args, name)) is not None}
     if args.case:
-        found["cases"] = {name: _pairs(pairs) for name, *pairs in args.case}
-    if args.separate:
-        found["separate"] = True
+        found["cases"] = {name: dict(pairs_of(pairs)) for name, *pairs in args.case}
     found["vary"] = {key: values for key, *values in args.vary}
-    found["set"] = _pairs(words)
+    found["set"] = dict(pairs_of(words))
     return path, found
-
-
-def _pairs(words: Sequence[str]) -> dict[str, str]:
-    if len(words) % 2:
-        raise UserError(f"options come as KEY VALUE pairs, but {' '.join(words)!r} has no value at its end")
-    return dict(zip(words[0::2], words[1::2]))
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -113,41 +112,50 @@ def run_command(args: argparse.Namespace) -> int:
     if args.folders:
         say("".join(f"{folder}\n" for folder in dict.fromkeys(run.folder.parent for run in runs)))
         return 0
-    plan = make_plan(runs, args.retry_failed)
-    if plan.finished:
-        logger.info("%d of %d runs are finished: skipped", len(plan.finished), len(runs))
-    if plan.failed:
-        logger.info("%d runs failed before: skipped; --retry-failed runs them again", len(plan.failed))
+    sweep = plan(runs, args.retry_failed)
+    if sweep.finished:
+        logger.info("%d of %d runs are finished: skipped", len(sweep.finished), len(runs))
+    if sweep.failed:
+        logger.info("%d runs failed before: skipped; --retry-failed runs them again", len(sweep.failed))
     if args.dry_run:
-        plan.show(grid.output)
+        sweep.show(grid.output)
         return 0
     with ExitStack() as stack:
         start: Start = partial(map, partial(attempt, verbose=args.verbose))
-        if args.ray is not None and plan.to_do:
+        if args.ray is not None and sweep.to_do:
             demand = args.cpus_per_run, args.gpus_per_run
             start = stack.enter_context(connected(args.ray, *demand, args.verbose)).results
         elif args.workers:
             start = partial(run_in_workers, workers=args.workers, verbose=args.verbose)
-        progress = do_runs(plan.to_do, start)
-    say(progress.summary(plan))
-    return 1 if progress.failures or plan.failed else 0
+        do_runs(sweep, start)
+    say(sweep.summary())
+    return 1 if sweep.failures or sweep.failed else 0
 
 
 # What of a grid is to be done, and how far it is
 
 
 @dataclass
-class Plan:
-    """The runs of a grid: those to do, those whose record is there, and those that failed and are not tried again."""
+class Sweep:
+    """The runs of a grid: those to do, those whose record is there, and those that failed and are not tried again; and
+    what has become of the first since the monotonic clock has `started`.
+    """
 
     to_do: list[Run] = field(default_factory=list)
     finished: list[Run] = field(default_factory=list)
     failed: list[Run] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    started: float = 0.0
+
+    @property
+    def failures(self) -> list[Result]:
+        """The results of runs that have failed now."""
+        return [result for result in self.results if result.status == FAILED]
 
     def show(self, output: str) -> None:
         """Prints what would be run, and how long it should take: the median of its method below the folder `output`."""
         known = defaultdict(list)
-        for record in find_runs([Path(output)]).values() if Path(output).is_dir() else ():
+        for record in find_runs([Path(output)]).values():
             known[record["trainer"]].append(sum((record.get("seconds") or {}).values()))
         times = [statistics.median(known[run.method]) if run.method in known else None for run in self.to_do]
         for run, seconds in zip(self.to_do, times):
@@ -158,66 +166,44 @@ class Plan:
             f"{in_words(sum(told))} in one process for the {len(told)} whose method has records\n"
         )
 
+    def count(self, result: Result) -> None:
+        """Counts a run that is `DONE` or has `FAILED`, and says so."""
+        self.results.append(result)
+        total, ended, failures = len(self.to_do), len(self.results), len(self.failures)
+        each, left = (time.monotonic() - self.started) / ended, total - ended
+        message, failed = result.message, f", {failures} failed" if failures else ""
+        message = f"failed: {message}" if result.status == FAILED else f"{message} in {result.seconds:.1f} s"
+        to_go = f"{in_words(each)} a run, {in_words(each * left)} to go"
+        logger.info("[%d/%d] %s: %s (%d left%s, %s)", ended, total, result.run.title, message, left, failed, to_go)
 
-def make_plan(runs: Sequence[Run], retry_failed: bool = False) -> Plan:
+    def summary(self) -> str:
+        """The end of a sweep in one line, and a line for every failure."""
+        failures, finished = self.failures, len(self.finished)
+        counts = [f"{len(self.results) - len(failures)} done in {in_words(time.monotonic() - self.started)}"]
+        counts += [f"{finished} finished before"] if finished else []
+        counts += [f"{len(failures) + len(self.failed)} failed"] if failures or self.failed else []
+        lines = [f"{len(self.to_do) + finished + len(self.failed)} runs: {', '.join(counts)}"]
+        lines += [f"failed: {result.run.folder}: {result.message}" for result in failures]
+        lines += [f"failed before: {run.folder}" for run in self.failed]
+        return "\n".join(lines) + "\n"
+
+
+def plan(runs: Sequence[Run], retry_failed: bool) -> Sweep:
     """Looks into the folders of all runs. What has failed with another configuration is run in any case.
 
     Raises:
-        UserError: If a configuration is wrong, or folders hold results of runs with other settings or data.
+        UserError: If a configuration is wrong, or a folder holds the result of a run with other settings or data.
     """
-    plan = Plan()
-    others: list[Run] = []
+    sweep = Sweep()
     for run in runs:
         cfg = run.configuration()
-        done = is_done(run, cfg)
-        if done is not None:
-            (plan.finished if done else others).append(run)
+        if is_done(run, cfg):
+            sweep.finished.append(run)
         elif not retry_failed and has_failed(run, cfg):
-            plan.failed.append(run)
+            sweep.failed.append(run)
         else:
-            plan.to_do.append(run)
-    if others:
-        raise UserError(
-            f"{len(others)} of {len(runs)} folders hold results of runs with other settings or data, the first "
-            f"{others[0].folder}; choose another --output, or delete them"
-        )
-    return plan
-
-
-@dataclass
-class Progress:
-    """Counts the `total` runs of a sweep, and says what becomes of each. `started` is a time of the monotonic clock."""
-
-    total: int
-    done: int = 0
-    failures: list[tuple[Run, str]] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
-
-    def count(self, result: Result) -> None:
-        """Counts a run that is `DONE` or has `FAILED`, and says so."""
-        run, message = result.run, f"{result.message} in {result.seconds:.1f} s"
-        if result.status == FAILED:
-            self.failures.append((run, result.message))
-            message = f"failed: {result.message}"
-        else:
-            self.done += 1
-        ended = self.done + len(self.failures)
-        left = self.total - ended
-        each = (time.monotonic() - self.started) / ended
-        failed = f", {len(self.failures)} failed" if self.failures else ""
-        to_go = f"{in_words(each)} a run, {in_words(each * left)} to go"
-        logger.info("[%d/%d] %s: %s (%d left%s, %s)", ended, self.total, run.title, message, left, failed, to_go)
-
-    def summary(self, plan: Plan) -> str:
-        """The end of a sweep in one line, and a line for every failure."""
-        failed = len(self.failures) + len(plan.failed)
-        counts = [f"{self.done} done in {in_words(time.monotonic() - self.started)}"]
-        counts += [f"{len(plan.finished)} finished before"] if plan.finished else []
-        counts += [f"{failed} failed"] if failed else []
-        lines = [f"{self.total + len(plan.finished) + len(plan.failed)} runs: {', '.join(counts)}"]
-        lines += [f"failed: {run.folder}: {message}" for run, message in self.failures]
-        lines += [f"failed before: {run.folder}" for run in plan.failed]
-        return "\n".join(lines) + "\n"
+            sweep.to_do.append(run)
+    return sweep
 
 
 def in_words(seconds: float) -> str:
@@ -227,26 +213,25 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def do_runs(runs: Sequence[Run], start: Start) -> Progress:
+def do_runs(sweep: Sweep, start: Start) -> None:
     """Does the runs. Those that other processes are at come last, when these have ended: what they have finished is
     recognised then.
     """
-    progress, left, waits = Progress(len(runs)), list(runs), False
+    sweep.started, left, waits = time.monotonic(), sweep.to_do, False
     while left:
-        locked = {run.folder for run in left if is_locked(run.folder)}
-        free = [run for run in left if run.folder not in locked]
-        left = [run for run in left if run.folder in locked]
+        locked = [run for run in left if is_locked(run.folder)]
+        free = [run for run in left if run not in locked]
+        left = locked
         for result in start(free) if free else ():
             if result.status == LOCKED:
                 left.append(result.run)
             else:
-                progress.count(result)
+                sweep.count(result)
         if left:
             if not waits:
                 logger.info("%d runs are done by another process; waiting for it", len(left))
             waits = True
             time.sleep(POLL)
-    return progress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -157,10 +157,8 @@ class Cluster:
             try:
                 lock.enter_context(lock_folder(run.folder))
                 cfg = run.configuration()
-                if (done := is_done(run, cfg)) is not None:
-                    if done:
-                        return Result(run, DONE, "done by another process")
-                    raise UserError(f"{run.folder} holds the result of a run with other settings or data")
+                if is_done(run, cfg):
+                    return Result(run, DONE, "done by another process")
                 path = run.folder / CHECKPOINT
                 checkpoint = path.read_bytes() if path.exists() else None
                 sent = self._task.remote(run, cfg, self._bank(run.bank), checkpoint, *self._home)

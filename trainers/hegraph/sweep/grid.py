@@ -169,7 +169,10 @@ class Grid(Part):
     def _runs_of(self, source: str) -> Iterator[Run]:
         is_bank = source.endswith(SUFFIX)
         root = self.root or ("" if is_bank else load_cfg(source).data.root) or "data"
-        methods = self._methods_for(source, is_bank)
+        methods = list(ALL_METHODS if ALL in self.methods else self.methods)
+        for method in [method for method in methods if is_bank and needs_backbone(method)]:
+            logger.info("%s is left out: it needs images, and %s is a feature bank", method, source)
+            methods.remove(method)
         pairs = {FEATURES_DIR: str(Path(self.output) / "features")} | self.set
         varied = [tuple(zip(self.vary, values)) for values in itertools.product(*self.vary.values())]
         each = itertools.product(self.configs, methods, self.shots, self.cases, varied, self.seeds)
@@ -181,16 +184,6 @@ class Grid(Part):
             label = ", ".join(filter(None, (case, *(f"{name}={value}" for name, value in names.items()))))
             keys = (*pairs.items(), *self.cases[case].items(), *values)
             yield Run(Path(self.output) / below, source, config, method, shots, seed, keys, root, label, self.separate)
-
-    def _methods_for(self, source: str, is_bank: bool) -> list[str]:
-        """The methods, without those that need images where there is only a feature bank, which is said."""
-        methods = []
-        for method in ALL_METHODS if ALL in self.methods else self.methods:
-            if is_bank and needs_backbone(method):
-                logger.info("%s is left out: it needs images, and %s is a feature bank", method, source)
-            else:
-                methods.append(method)
-        return methods
 
     def _ending(self, case: str, names: Mapping[str, str]) -> str:
         """What stands behind the folder of shots: the case, and the values of varied keys, given by name."""

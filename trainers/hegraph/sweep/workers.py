@@ -109,8 +109,6 @@ def record_failure(run: Run, error: Exception, cfg: Config | None = None) -> str
                 "message": message,
                 "traceback": "".join(traceback.format_exception(error)),
                 "configuration": run_config(cfg),
-                "seed": run.seed,
-                "data": run.source,
                 "command": run.command(),
                 "attempt": _hash_of(run, cfg),
             }
@@ -134,16 +132,15 @@ def _hash_of(run: Run, cfg: Config) -> str:
     return hash_json([run_config(cfg), cfg.run.seed, Path(run.source).name])
 
 
-def is_done(run: Run, cfg: Config) -> bool | None:
-    """Whether the record in the folder of a run is of this very run; None without a record. UserError if the bank or
-    the data set cannot be read.
+def is_done(run: Run, cfg: Config) -> bool:
+    """Whether the folder of a run holds its record. UserError if it holds that of another run, or the bank or the data
+    set cannot be read.
     """
-    record = read_record(run.folder)
-    if record is None:
-        return None
+    if read_record(run.folder) is None:
+        return False
     with at_level(logging.ERROR):  # what the protocol has to say of a selection is said when it is run
         task = open_task(cfg, run.bank, run.seed, available_device(cfg.run.use_cuda))
-        return record["run_id"] == RunFolder(task).run_id
+        return RunFolder(task).finished() is not None
 
 
 @contextmanager
