@@ -29,7 +29,7 @@ LATE = {
     "experiments.run": {"open_clip", "torchvision"},  # a run from a bank needs no backbone
     "backbones": {"open_clip", "torchvision", "torch"},
 }
-WATCHED = ("torch.load", "yaml.load", "eval")  # what could run code from a file
+WATCHED = ("torch.load", "torch.jit.load", "yaml.load", "eval")  # what could run code from a file
 LONGEST_FUNCTION = 60  # lines, docstring included
 
 Module = tuple[str, ...]  # ("features", "bank"); () is the package itself

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import shutil
-from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import pytest
 import torch
 from PIL import Image
-from tiny import AUGMENTATION, SENTENCES, TINY, TINY_CONFIG, assert_same_features, cache_file, kinds, save_weights
+from tiny import AUGMENTATION, SENTENCES, TINY, TINY_CONFIG, assert_same_features, cache_file, kinds
 from torchvision import transforms as T
 
 from trainers.hegraph.backbones import loading
 from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.identity import MINI_WEIGHTS, backbone_identity
-from trainers.hegraph.backbones.loading import Source, create_model, load_backbone
+from trainers.hegraph.backbones.loading import Source, load_backbone
 from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.files import hash_file
 
-needs_transformers = pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="needs transformers")
 OF_MINI = {"model": "hegraph-mini", "weights": "68bc1a9fda48b1b2589263b5cd232893ea5ab966b275314b6ac490cd82b80c0b"}
 
 
@@ -51,40 +47,6 @@ def test_what_is_unknown_or_does_not_fit_is_refused_with_what_does(no_hub, name,
 # --- files
 
 
-class _Touches:
-    """Pickled, it makes a file when it is loaded by a reader that runs what is pickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.path,)
-
-
-class _NoTensor:
-    """Makes torch's reader of tensors alone fail with a TypeError."""
-
-    def __reduce__(self) -> tuple:
-        return OrderedDict, (), (None, {})
-
-
-def test_pickled_code_is_not_run_even_where_reading_tensors_alone_fails(tmp_path, monkeypatch):
-    """open_clip's reader then reads again as torch does by default, which before 2.6 was to run what is pickled."""
-    real = torch.load
-
-    def before_2_6(*args: Any, weights_only: bool = False, **kwargs: Any) -> Any:
-        return real(*args, weights_only=weights_only, **kwargs)
-
-    path = tmp_path / "weights.pt"
-    torch.save({"state_dict": [_NoTensor(), _Touches(tmp_path / "executed")]}, path)
-    monkeypatch.setattr(torch, "load", before_2_6)
-    with pytest.raises(UserError, match="cannot load hegraph-mini"):
-        load_backbone("hegraph-mini", str(path))
-    assert not (tmp_path / "executed").exists()
-    torch.load(path)
-    assert (tmp_path / "executed").exists()  # so it would have been seen
-
-
 def test_open_clip_is_given_no_file_of_the_users(tiny_model, bundle, monkeypatch):
     """It converts an older form, but it reads only a `.safetensors` file, which cannot hold code."""
     given: list[Path] = []
@@ -105,15 +67,19 @@ def test_a_state_dict_loads_from_a_checkpoint_of_a_training(tiny_model, tmp_path
 @pytest.mark.parametrize(
     ("model", "change", "reason"),
     [
-        (TINY, lambda s: [torch.zeros(3)], "it holds no state dict"),
-        (TINY, lambda s: {"model": s, "epoch": 3}, r"Missing key\(s\) in state_dict: "),
-        (TINY, lambda s: {**s, "visual.proj": torch.zeros(64, 8)}, "size mismatch for visual.proj: copying a param"),
-        ("tiny-48", lambda s: s, r"visual\.positional_embedding is \[17, 64\], not \[37, 64\]"),
+        (TINY, lambda s: [torch.zeros(3)], "holds no state dict"),
+        (TINY, lambda s: {"model": s, "epoch": 3}, r": it is of another model: Missing key\(s\) in state_dict: "),
+        (
+            TINY,
+            lambda s: {**s, "visual.proj": torch.zeros(64, 8)},
+            ": .* size mismatch for visual.proj: copying a param",
+        ),
+        ("tiny-48", lambda s: s, r": .* visual\.positional_embedding is \[17, 64\], not \[37, 64\]"),
     ],
 )
 def test_weights_of_another_model_are_refused_with_the_first_difference(tiny_model, tmp_path, model, change, reason):
     torch.save(change(dict(tiny_model.state_dict())), tmp_path / "other.pt")
-    with pytest.raises(UserError, match=rf"cannot load {model} with weights '.*other\.pt': .*{reason}") as caught:
+    with pytest.raises(UserError, match=rf"other\.pt'? ?{reason}") as caught:
         load_backbone(model, str(tmp_path / "other.pt"))
     assert str(caught.value).count("key(s)") <= 1 and len(str(caught.value)) < 400
 
@@ -153,32 +119,6 @@ def test_training_images_are_cropped_flipped_and_normalised_as_asked(mini):
     assert repr(mini.preprocess) == before
     for each in (mini.preprocess, transform):
         assert each(Image.new("RGB", (50, 20))).shape == (3, 32, 32)
-
-
-@needs_transformers
-def test_a_siglip_takes_everything_from_the_model(no_hub, tmp_path):
-    tokenizers = pytest.importorskip("tokenizers")
-    name, weights = "ViT-B-16-SigLIP", tmp_path / "weights.safetensors"
-    model = open_clip.create_model(name)
-    save_weights(model, weights)
-    with pytest.raises(UserError, match=r"tokenizer of ViT-B-16-SigLIP is not on this machine.*tokenizer\.json and"):
-        load_backbone(name, str(weights))
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *((letter, -1.0) for letter in "▁abcdefghijklmnop")]
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, 2, False))
-    tokenizer.save(str(cache_file(no_hub, f"timm/{name}", "tokenizer.json")))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "</s>", "eos_token": "</s>"}
-    cache_file(no_hub, f"timm/{name}", "tokenizer_config.json").write_text(json.dumps(settings))
-    backbone = load_backbone(name, str(weights))
-    assert (backbone.width, backbone.input_size, backbone.mean, backbone.std) == (768, (224, 224), *[(0.5,) * 3] * 2)
-    assert backbone.logit_scale == pytest.approx(model.logit_scale.exp().item())
-    assert backbone.tokenizer(["a"]).shape == (1, 64)
-    assert_same_features(backbone, model.eval(), torch.randn(1, 3, 224, 224))
-
-
-@pytest.mark.skipif(bool(importlib.util.find_spec("transformers")), reason="transformers is here")
-def test_a_tokenizer_of_transformers_without_it_is_said():
-    with pytest.raises(UserError, match="ViT-B-16-SigLIP needs the package transformers: pip install"):
-        create_model("ViT-B-16-SigLIP")
 
 
 # --- identity

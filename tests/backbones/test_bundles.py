@@ -1,4 +1,4 @@
-"""Folders that bring configuration, weights and tokenizer along."""
+"""Folders and repositories of the hub that bring configuration, weights and tokenizer along."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from types import ModuleType, SimpleNamespace
 import open_clip
 import pytest
 from PIL import Image
-from tiny import AUGMENTATION, HALF_MEAN, TINY_CONFIG, kinds, save_weights
+from tiny import AUGMENTATION, HALF_MEAN, TINY_CONFIG, assert_same_features, cache_file, kinds, save_weights
+from torchvision import transforms as T
 
-from trainers.hegraph.backbones.loading import load_backbone
+from trainers.hegraph.backbones import identity, loading
+from trainers.hegraph.backbones.loading import Source, create_model, find_source, load_backbone
 from trainers.hegraph.utils.errors import UserError
 
 
@@ -43,12 +45,6 @@ def test_a_folder_without_configuration_or_with_a_choice_of_weights_is_refused(b
     assert load_backbone(f"local-dir:{bundle}").name == "birds"
     (bundle / "open_clip_config.json").rename(bundle / "config.json")
     with pytest.raises(UserError, match=r"must be a folder with open_clip_config\.json"):
-        load_backbone(f"local-dir:{bundle}")
-
-
-def test_a_damaged_configuration_is_refused(bundle):
-    (bundle / "open_clip_config.json").write_text("{}")
-    with pytest.raises(UserError, match="cannot load local-dir:"):
         load_backbone(f"local-dir:{bundle}")
 
 
@@ -110,3 +106,87 @@ def test_a_tokenizer_of_files_may_bring_no_code_and_nobody_is_asked(bundle, tran
     load_backbone(f"local-dir:{bundle}")
     assert transformers == [(str(bundle), {"cache_dir": None, "trust_remote_code": False})]
     assert sys.modules["transformers.dynamic_module_utils"].TIME_OUT_REMOTE_CODE == 0
+
+
+def test_a_tokenizer_is_read_from_the_cache_or_said_to_be_missing(no_hub, transformers, monkeypatch):
+    name = "ViT-B-16-SigLIP"
+    source, repository = Source(name, name, name, None), f"timm/{name}"
+    settings = cache_file(no_hub, repository, "tokenizer_config.json")
+    settings.touch()
+    with pytest.raises(UserError, match=rf"tokenizer of {name} is not on this machine.* tokenizer\.json and"):
+        loading._tokenizer(source)
+    (settings.parent / "tokenizer.json").touch()
+    assert loading._tokenizer(source).context_length == 64
+    assert transformers[0][0] == str(settings.parent)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=f"cannot load {name}: .*transformers"):
+        create_model(name)
+
+
+# Names of the Hugging Face hub: downloaded, cached, or said where to put what
+
+
+def test_weights_that_cannot_be_downloaded_are_named_with_where_to_put_them_at_once(no_hub, monkeypatch):
+    asked: list[tuple[str, float]] = []
+
+    def head(url: str, timeout: float) -> None:
+        asked.append((url, timeout))
+        raise OSError
+
+    monkeypatch.setattr(identity, "get_session", lambda: SimpleNamespace(head=head))
+    monkeypatch.setattr(identity, "hf_hub_download", lambda *_: pytest.fail("huggingface_hub tries for a minute"))
+    files = r"open_clip_model\.safetensors or open_clip_pytorch_model\.bin"
+    with pytest.raises(
+        UserError, match=rf"download {files} from \S+/timm/resnet50_clip\.openai .* in place of the tag"
+    ):
+        load_backbone("RN50-quickgelu", "openai")
+    assert asked == [("http://127.0.0.1:9", 5)]  # seconds: once, and no longer
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "message"),
+    [
+        ("ViTamin-S", "datacomp1b", r"pytorch_model\.bin from http.*/jienengchen/ViTamin-S elsewhere"),
+        ("hf-hub:org/birds", "", r"open_clip_config\.json and open_clip_model\.safetensors from .*local-dir:"),
+        ("hf-hub:a/b/c", "", r"'a/b/c' is no repository"),
+    ],
+)
+def test_what_cannot_be_had_names_the_files(no_hub, name, pretrained, message):
+    with pytest.raises(UserError, match=message):
+        load_backbone(name, pretrained)
+
+
+def test_cached_weights_of_a_tag_need_no_hub(no_hub):
+    weights = cache_file(no_hub, "timm/PE-Core-T-16-384", "open_clip_model.safetensors")
+    save_weights(create_model("PE-Core-T-16-384")[0], weights)
+    backbone = load_backbone("PE-Core-T-16-384", "meta")
+    assert (backbone.name, backbone.fingerprint["weights"]) == ("PE-Core-T-16-384/meta", "meta")
+    # another resolution, normalisation and text length than OpenAI's
+    assert backbone.input_size == (384, 384)
+    assert backbone.mean == backbone.std == (0.5, 0.5, 0.5)
+    assert backbone.tokenizer(["a cat"]).shape == (1, 32)
+    resize = backbone.preprocess.transforms[0]
+    assert (tuple(resize.size), resize.interpolation) == ((384, 384), T.InterpolationMode.BILINEAR)
+    # a file of the same weights is preprocessed alike
+    of_file = loading._preprocessing(find_source("PE-Core-T-16-384", str(weights)))
+    assert of_file == loading._preprocessing(find_source("PE-Core-T-16-384", "meta"))
+
+
+def test_a_hub_name_is_downloaded_by_the_first_name_that_the_repository_has(bundle, no_hub, tiny_model, monkeypatch):
+    monkeypatch.setattr(identity, "get_session", lambda: SimpleNamespace(head=lambda url, timeout: None))
+    asked: list[str] = []
+
+    def download(repository: str, filename: str) -> str:
+        asked.append(f"{repository} {filename}")
+        if repository != "org/birds" or not (bundle / filename).exists():
+            raise FileNotFoundError(f"404: {filename}\nhelp")
+        return str(bundle / filename)
+
+    monkeypatch.setattr(identity, "hf_hub_download", download)
+    remote, local = load_backbone("hf-hub:org/birds"), load_backbone(f"local-dir:{bundle}")
+    names = ("open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    assert asked[:3] == [f"org/birds {name}" for name in names]
+    assert (remote.name, local.name, remote.fingerprint == local.fingerprint) == ("org/birds", "birds", True)
+    assert_same_features(remote, tiny_model)
+    with pytest.raises(UserError, match=r"cannot download open_clip_config\.json of org/bees: 404: open_clip_con\S+$"):
+        load_backbone("hf-hub:org/bees")

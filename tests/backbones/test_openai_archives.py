@@ -1,8 +1,7 @@
-"""OpenAI's archives: their tensors are read, their code is not run."""
+"""OpenAI's archives: their tensors are read, and nothing else."""
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import shutil
 import zipfile
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY, assert_same_features, change_activation
+from tiny import TINY, assert_same_features
 from torch import nn
 
 from trainers.hegraph.backbones.loading import load_backbone
@@ -20,25 +19,6 @@ from trainers.hegraph.utils.errors import UserError
 # torch says of each of its TorchScript functions that it is deprecated
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
 MARKS = {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}
-EVIL = """
-import torch
-from typing import Tuple
-class Evil(torch.nn.Module):
-    path: str
-    def __init__(self, path: str):
-        super().__init__()
-        self.path = path
-    def forward(self, x):
-        return x
-    @torch.jit.export
-    def __getstate__(self):
-        return (self.training, self.path)
-    @torch.jit.export
-    def __setstate__(self, state: Tuple[bool, str]):
-        self.training = state[0]
-        self.path = state[1]
-        torch.save(torch.zeros(1), self.path)
-"""
 
 
 def save_archive(model: nn.Module, path: Path, marks: dict[str, int]) -> Path:
@@ -81,39 +61,28 @@ def test_an_archive_of_openais_is_refused_for_a_model_without_quickgelu(archive,
     (bundle / "open_clip_pytorch_model.bin").unlink()
     shutil.copy(archive, bundle)
     assert_same_features(load_backbone(f"local-dir:{bundle}"), tiny_model)
-    change_activation(bundle)
+    config = bundle / "open_clip_config.json"
+    config.write_text(config.read_text().replace("true", "false"))
     with pytest.raises(UserError, match='QuickGELU: use a configuration with "quick_gelu"'):
         load_backbone(f"local-dir:{bundle}")
 
 
-def test_the_code_of_an_archive_is_not_run(tmp_path):
-    (tmp_path / "evil.py").write_text(EVIL)
-    spec = importlib.util.spec_from_file_location("evil", tmp_path / "evil.py")
-    evil = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(evil)
-    executed, path = tmp_path / "executed", str(tmp_path / "evil.pt")
-    torch.jit.script(evil.Evil(str(executed))).save(path)
-    with pytest.raises(UserError, match="cannot load tiny-vit"):
-        load_backbone(TINY, path)
-    assert not executed.exists()
-    torch.jit.load(path)
-    assert executed.exists()  # so it would have been seen
+@pytest.mark.parametrize("kind", ["archive", "state dict"])
+def test_pickled_code_is_refused_and_not_executed(archive, tmp_path, kind):
+    """That the code of an archive is not run either is seen in the sources: none calls `torch.jit.load`."""
 
-
-def test_pickled_code_in_an_archive_is_refused_and_not_executed(archive, tmp_path):
     class Evil:
         def __reduce__(self):
             return Path.touch, (tmp_path / "executed",)
 
-    with zipfile.ZipFile(archive) as good, zipfile.ZipFile(tmp_path / "evil.pt", "w") as bad:
-        for name in good.namelist():
-            bad.writestr(name, pickle.dumps(Evil()) if name.endswith("/data.pkl") else good.read(name))
-    with pytest.raises(UserError, match="holds more than tensors, which is not run"):
-        load_backbone(TINY, str(tmp_path / "evil.pt"))
+    path = tmp_path / "evil.pt"
+    torch.save({"state_dict": Evil()}, path)
+    if kind == "archive":
+        with zipfile.ZipFile(archive) as good, zipfile.ZipFile(path, "w") as bad:
+            for name in good.namelist():
+                bad.writestr(name, pickle.dumps(Evil()) if name.endswith("/data.pkl") else good.read(name))
+    with pytest.raises(
+        UserError, match=r"evil\.pt is damaged or not weights of a model: it (does not hold|holds pathlib)"
+    ):
+        load_backbone(TINY, str(path))
     assert not (tmp_path / "executed").exists()
-
-
-def test_a_truncated_archive_is_refused(archive, tmp_path):
-    (tmp_path / "short.pt").write_bytes(archive.read_bytes()[:-1])
-    with pytest.raises(UserError, match="cannot load tiny-vit-quickgelu"):
-        load_backbone(TINY, str(tmp_path / "short.pt"))

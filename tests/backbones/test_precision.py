@@ -38,42 +38,30 @@ from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.reading import read_json
 
 
-@pytest.fixture
-def cpu(monkeypatch, tmp_path):
-    """Function of its flags: makes the CPU another one."""
-
-    def say(flags: str) -> None:
-        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nvmx flags\t: amx_bf16\n")
-        monkeypatch.setattr(identity, "CPU_INFO", tmp_path / "cpuinfo")
-        multiplies_bfloat16.cache_clear()
-
-    yield say
-    multiplies_bfloat16.cache_clear()
-
-
-@pytest.mark.parametrize("flags", ["sse2 avx512_bf16 avx512f", "amx_bf16"])
-def test_auto_is_bf16_where_the_cpu_multiplies_it_but_for_mini(cpu, flags):
-    cpu(flags)
-    assert resolve_precision("auto", "ViT-B-32", "cpu") == "bf16"
-    assert resolve_precision("auto", "hegraph-mini", "cpu") == "fp32"
-    assert resolve_precision("fp32", "ViT-B-32", "cpu") == "fp32"
-    named = backbone_identity("ViT-B-32-quickgelu", "openai", "auto", "cpu")
-    assert named == {"model": "ViT-B-32-quickgelu", "weights": "openai", "precision": "bf16"}
-
-
-def test_auto_is_fp32_on_another_cpu_and_without_onednn(cpu, monkeypatch):
-    cpu("sse2 avx512f avx512_bf16x")
-    assert resolve_precision("auto", "ViT-B-32", "cpu") == "fp32"
-    cpu("avx512_bf16")
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        ("sse2 avx512_bf16 avx512f", "bf16"),
+        ("amx_bf16", "bf16"),
+        ("sse2 avx512f avx512_bf16x", "fp32"),
+        ((7, 5), "fp32"),
+        ((8, 0), "bf16"),
+        ((12, 0), "bf16"),
+    ],
+)
+def test_auto_is_bf16_where_the_cpu_or_gpu_multiplies_it_but_for_mini(monkeypatch, tmp_path, machine, expected):
+    """By the flags of a CPU, and by the generation of a GPU."""
+    device, name = ("cpu" if isinstance(machine, str) else "cuda:1"), "ViT-B-32-quickgelu"
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {machine}\nvmx flags\t: amx_bf16\n")
+    monkeypatch.setattr(identity, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: machine)
+    monkeypatch.setattr(identity, "multiplies_bfloat16", multiplies_bfloat16.__wrapped__)  # which keeps no answer
+    assert resolve_precision("auto", name, device) == expected
+    assert resolve_precision("auto", "hegraph-mini", device) == resolve_precision("fp32", name, device) == "fp32"
+    said = {"model": name, "weights": "openai"} | ({"precision": "bf16"} if expected == "bf16" else {})
+    assert backbone_identity(name, "openai", "auto", device) == said
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert resolve_precision("auto", "ViT-B-32", "cpu") == "fp32"
-
-
-@pytest.mark.parametrize(("generation", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((12, 0), "bf16")])
-def test_auto_is_bf16_on_a_gpu_from_ampere_on(cpu, monkeypatch, generation, expected):
-    cpu("")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: generation)
-    assert resolve_precision("auto", "ViT-B-32", "cuda:1") == expected
+    assert resolve_precision("auto", name, "cpu") == "fp32"
 
 
 def test_an_unknown_precision_is_refused():
@@ -219,7 +207,7 @@ def test_a_tower_of_timm_computes_in_less_precision_too(siglip, precision, dtype
 
 def test_learned_context_takes_gradients_in_bf16(tmp_path):
     _, fast = pair(TINY, tmp_path)
-    context = torch.zeros(2, fast.text_width, requires_grad=True)
+    context = torch.zeros(2, fast.token_embedding.embedding_dim, requires_grad=True)
     features = fast.encode_with_context(fast.context_tokens(["X X cat.", "X X dog."], 2), context)
     features[0, 0].backward()
     assert context.grad is not None and context.grad.isfinite().all() and context.grad.abs().sum() > 0
@@ -229,11 +217,11 @@ def test_learned_context_takes_gradients_in_bf16(tmp_path):
 
 DIGITS = ("--dataset-config-file", "digits", "--config-file", "mini")
 NODE = "TRAINER.HEGRAPHADAPTER"
+BASE = (f"{NODE}.VARIANT", "base")
 
 
 def test_the_record_the_model_and_the_bank_name_the_precision_and_each_has_features_of_its_own(tmp_path, caplog):
-    base = [f"{NODE}.VARIANT", "base"]
-    keys = [*base, f"{NODE}.FEATURES.VIEWS", "1", f"{NODE}.FEATURES.DIR", str(tmp_path / "features")]
+    keys = [*BASE, f"{NODE}.FEATURES.VIEWS", "1", f"{NODE}.FEATURES.DIR", str(tmp_path / "features")]
     for name in ("bf16", "fp32"):
         assert features.main(["extract", "--out", str(tmp_path / name), *DIGITS, "--precision", name, *keys]) == 0
     # The images of three splits and the sentences, in two precisions
@@ -242,40 +230,32 @@ def test_the_record_the_model_and_the_bank_name_the_precision_and_each_has_featu
     assert (exact.encoder.precision, fast.encoder.precision) == ("fp32", "bf16")
     cosines = (exact.features("test") * fast.features("test")).sum(dim=1)
     assert 0.9999 < cosines.mean() and 0.9998 < cosines.min() < 1 - 1e-6
-    task = ["--shots", "-1", "--seed", "1"]
-    from_images = [*DIGITS, *task, "--output-dir", str(tmp_path / "run"), *keys, f"{NODE}.PREC", "bf16"]
-    from_bank = ["--features", str(tmp_path / "bf16"), *task, "--output-dir", str(tmp_path / "of_bank"), *base]
-    for out, arguments in (("run", from_images), ("of_bank", from_bank)):
-        assert main(arguments) == 0
-        record = read_json(tmp_path / out / "result.json")
-        assert (record["precision"], record["config"][f"{NODE}.PREC"]) == ("bf16", "bf16")
-        backbone = load_model(tmp_path / out).backbone
-        assert (backbone.precision, backbone.fingerprint["precision"]) == ("bf16", "bf16")
+    sources = {"run": [*DIGITS, *keys, f"{NODE}.PREC", "bf16"], "bank": ["--features", str(tmp_path / "bf16"), *BASE]}
+    for out, source in sources.items():
+        assert main(["--shots", "-1", "--seed", "1", "--output-dir", str(tmp_path / out), *source]) == 0
+        record, backbone = read_json(tmp_path / out / "result.json"), load_model(tmp_path / out).backbone
+        named = record["precision"], record["config"][f"{NODE}.PREC"], backbone.precision
+        assert (*named, backbone.fingerprint["precision"]) == ("bf16",) * 4
     for bank, expected in (("bf16", 0), ("fp32", 1)):
         assert predict.main([str(tmp_path / "run"), "--features", str(tmp_path / bank)]) == 0
         assert caplog.text.count("trained on features in bf16, and these are in fp32") == expected
 
 
-def test_a_run_of_an_earlier_version_is_recognised(tmp_path):
+def test_a_run_of_an_earlier_version_is_recognised():
     """Its configuration said fp32, which was the default and what every CPU computed in."""
     cfg, exact = load_cfg("digits", "mini"), load_cfg("digits", "mini", opts=[f"{NODE}.PREC", "fp32"])
-    of_images, of_bank = {"backbone": {"model": "a"}}, {"bank": "0"}
-    for identity_ in (of_images, of_bank):
-        assert run_config(cfg, precision_of(identity_)) == run_config(exact)
-    fast = {"backbone": {"model": "a", "precision": "bf16"}}
-    assert run_config(cfg, precision_of(fast))[f"{NODE}.PREC"] == "bf16"
-    assert run_config(exact, precision_of(fast))[f"{NODE}.PREC"] == "fp32"
+    for earlier in ({"backbone": {"model": "a"}}, {"bank": "0"}):
+        assert run_config(cfg, precision_of(earlier)) == run_config(exact)
+    fast = precision_of({"backbone": {"model": "a", "precision": "bf16"}})
+    assert [run_config(each, fast)[f"{NODE}.PREC"] for each in (cfg, exact)] == ["bf16", "fp32"]
 
 
-def test_the_classifier_of_scikit_learn_takes_a_precision_and_keeps_that_of_its_training(tmp_path, caplog):
+def test_the_classifier_of_scikit_learn_takes_a_precision_and_keeps_that_of_its_training(caplog):
     images = [open_digit(f"digits/{number:04d}") for number in (0, 1, 10, 11)]  # zero, one, zero, one
-    given = {"backbone": "hegraph-mini", "precision": "bf16", "options": {f"{NODE}.VARIANT": "base"}}
+    given = {"backbone": "hegraph-mini", "precision": "bf16", "options": dict([BASE])}
     fitted = HeGraphClassifier(**given).fit(images, [0, 1, 0, 1])
     assert fitted.model_.backbone.precision == "bf16"
     again = pickle.loads(pickle.dumps(fitted.set_params(precision=None)))
     assert (again.decision_function(images) == fitted.decision_function(images)).all() and not caplog.records
-    fitted.save_pretrained(tmp_path / "model")
-    HeGraphClassifier.from_pretrained(tmp_path / "model", precision="bf16").predict(images)
-    assert "features in bf16" not in caplog.text
-    HeGraphClassifier.from_pretrained(tmp_path / "model").predict(images)
+    pickle.loads(pickle.dumps(fitted.set_params(precision="fp32"))).predict(images)
     assert "trained on features in bf16, and these are in fp32" in caplog.text

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torchvision import transforms as T
 
 from trainers.hegraph.backbones.clip import Backbone
@@ -53,10 +53,9 @@ def cache_file(cache: Path, repository: str, name: str) -> Path:
     return path
 
 
-def assert_same_features(backbone: Backbone, model: nn.Module, pixels: Tensor | None = None) -> None:
+def assert_same_features(backbone: Backbone, model: nn.Module) -> None:
     """The backbone's features are those of an open_clip model, normalised."""
-    if pixels is None:
-        pixels = torch.randn(3, 3, *backbone.input_size, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(3, 3, *backbone.input_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         image_features = F.normalize(model.encode_image(pixels), dim=-1)
         text_features = F.normalize(model.encode_text(backbone.tokenizer(SENTENCES)), dim=-1)
@@ -68,8 +67,3 @@ def assert_same_features(backbone: Backbone, model: nn.Module, pixels: Tensor | 
 
 def kinds(transform: T.Compose) -> list[str]:
     return [type(step).__name__ for step in transform.transforms]
-
-
-def change_activation(bundle: Path) -> None:
-    file = bundle / "open_clip_config.json"
-    file.write_text(file.read_text().replace("true", "false"))

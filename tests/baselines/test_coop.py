@@ -53,4 +53,4 @@ def test_a_text_tower_that_is_not_open_clips_is_refused(mini):
     model = torch.nn.Module()
     model.text = torch.nn.Linear(2, 2)
     with pytest.raises(UserError, match="is not one of open_clip's own"):
-        _ = replace(mini, model=model).text_width
+        _ = replace(mini, model=model).token_embedding

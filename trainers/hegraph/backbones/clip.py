@@ -27,7 +27,6 @@ from torchvision.transforms.functional import hflip, resized_crop
 from ..utils.errors import UserError
 from ..utils.schema import check
 
-INTERPOLATIONS = {"bicubic": T.InterpolationMode.BICUBIC, "bilinear": T.InterpolationMode.BILINEAR}
 CONTEXT_LENGTH = 77  # tokens that OpenAI's CLIP reads of a sentence
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of the model's matrices, and so of its images
 AT_ONCE = 16  # images or twice as many sentences that a thread encodes at once in bf16: more leave the cache
@@ -116,16 +115,16 @@ class Backbone:
     def encode_with_context(self, tokens: Tensor, context: Tensor) -> Tensor:
         """Features of sentences that begin with learned vectors, as in CoOp (Zhou et al., IJCV 2022).
 
-        The vectors `[length, text_width]` take the place of the token embeddings of the placeholders in `tokens`, which
-        are from `context_tokens`. Gradients flow to them. The features have float32 and unit norm, are `[S, d]` and
-        stay on the model's device. UserError if the text tower is not one of open_clip's own.
+        The vectors `[length, width]` take the place of the token embeddings, of that width, of the placeholders in
+        `tokens`, which are from `context_tokens`. Gradients flow to them. The features have float32 and unit norm, are
+        `[S, d]` and stay on the model's device. UserError if the text tower is not one of open_clip's own.
         """
 
         def replace(module: nn.Module, args: tuple, embedded: Tensor) -> Tensor:
             vectors = context.to(embedded.dtype).expand(len(embedded), -1, -1)
             return torch.cat([embedded[:, :1], vectors, embedded[:, 1 + len(context) :]], dim=1)
 
-        hook = self._token_embedding.register_forward_hook(replace)
+        hook = self.token_embedding.register_forward_hook(replace)
         try:
             with self._autocast():
                 features = self.model.encode_text(tokens)
@@ -134,12 +133,8 @@ class Backbone:
         return F.normalize(features.float(), dim=-1)
 
     @property
-    def text_width(self) -> int:
-        """Width of the text tower's token embeddings."""
-        return self._token_embedding.embedding_dim
-
-    @property
-    def _token_embedding(self) -> nn.Embedding:
+    def token_embedding(self) -> nn.Embedding:
+        """What the text tower makes of tokens; UserError if it is not one of open_clip's own."""
         tower = getattr(self.model, "text", self.model)
         if not hasattr(tower, "token_embedding"):
             raise UserError(
@@ -170,9 +165,8 @@ class Backbone:
         """
         steps = list(self.preprocess.transforms)
         if "random_resized_crop" in names:
-            crop = T.RandomResizedCrop(
-                self.input_size, scale=tuple(crop_scale), interpolation=INTERPOLATIONS[interpolation]
-            )
+            mode = T.InterpolationMode(interpolation)
+            crop = T.RandomResizedCrop(self.input_size, scale=tuple(crop_scale), interpolation=mode)
             steps = [crop] + [step for step in steps if not isinstance(step, RESIZING)]
         if "random_flip" in names:
             steps.insert(0, T.RandomHorizontalFlip())
@@ -189,9 +183,8 @@ def in_two_steps(transform: Transform) -> tuple[Transform, Callable[[Tensor], Te
     if len(steps) < 2 or not (isinstance(steps[-2], T.ToTensor) and isinstance(steps[-1], T.Normalize)):
         return transform, lambda batch: batch
     normalize = T.Normalize(steps[-1].mean, steps[-1].std, inplace=True)
-    return T.Compose([*steps[:-2], _to_bytes]), lambda batch: normalize(
-        batch.permute(0, 3, 1, 2).contiguous().float().div_(255)
-    )
+    to_bytes = T.Compose([*steps[:-2], np.array, torch.from_numpy])
+    return to_bytes, lambda batch: normalize(batch.permute(0, 3, 1, 2).contiguous().float().div_(255))
 
 
 def draw_steps(steps: Sequence[Callable], image: Image.Image, seed: int) -> list[Callable]:
@@ -201,21 +194,13 @@ def draw_steps(steps: Sequence[Callable], image: Image.Image, seed: int) -> list
         torch.default_generator.manual_seed(seed)
         for step in steps:
             if isinstance(step, T.RandomResizedCrop):
-                box = step.get_params(image, list(step.scale), list(step.ratio))
-                drawn.append(partial(_crop, box=box, size=step.size, interpolation=step.interpolation))
+                box = zip(("top", "left", "height", "width"), step.get_params(image, [*step.scale], [*step.ratio]))
+                drawn.append(partial(resized_crop, **dict(box), size=step.size, interpolation=step.interpolation))
             elif not isinstance(step, T.RandomHorizontalFlip):
                 drawn.append(step)
             elif torch.rand(1) < step.p:
                 drawn.append(hflip)
     return drawn
-
-
-def _crop(image: Image.Image, box: tuple[int, int, int, int], **resizing: Any) -> Image.Image:
-    return resized_crop(image, *box, **resizing)
-
-
-def _to_bytes(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image))
 
 
 def encode_in_parts(encode: Callable[[Tensor], Tensor], batch: Tensor, at_once: int) -> Tensor:

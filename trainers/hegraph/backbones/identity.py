@@ -19,6 +19,7 @@ from huggingface_hub.utils import get_session
 
 from ..utils.errors import UserError, first_line, unknown
 from ..utils.files import file_version, hash_file
+from ..utils.reading import reading
 
 MINI_NAME = "hegraph-mini"
 MINI_CONFIG = Path(__file__).parent / "mini" / f"{MINI_NAME}.json"
@@ -90,10 +91,7 @@ def multiplies_bfloat16(device: str) -> bool:
 
     if device != "cpu":
         return torch.cuda.get_device_capability(device)[0] >= 8  # Ampere, the first GPUs that do
-    try:
-        said = re.search(r"^flags\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE)
-    except OSError:  # another system than Linux
-        return False
+    said = re.search(r"^flags\s*:(.*)$", CPU_INFO.read_text() if CPU_INFO.exists() else "", re.MULTILINE)  # of Linux
     return said is not None and not FAST_FLAGS.isdisjoint(said[1].split()) and torch.backends.mkldnn.is_available()
 
 
@@ -188,10 +186,8 @@ def describe_transform(transform: object) -> str:
 
 
 def _hash(file: Path) -> str:
-    try:
+    with reading(file, "a file of a model"):
         return _hash_version(*file_version(file))
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
 
 
 @cache  # weights may be gigabytes, and every run of a sweep asks for them

@@ -193,7 +193,7 @@ class CoOp(TrainedClassifier):
             raise ValueError("CoOp trains through the text tower, so `fit` needs the backbone")
         check_numbers("N_CTX", [options.N_CTX], 1, whole=True)
         generator = torch.Generator().manual_seed(seed)
-        start = DEVIATION * torch.randn(options.N_CTX, backbone.text_width, generator=generator)
+        start = DEVIATION * torch.randn(options.N_CTX, backbone.token_embedding.embedding_dim, generator=generator)
         context = start.to(backbone.device).requires_grad_()
 
         def tokens_of(bank: FeatureBank) -> Tensor:
