@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from by_hand import AXES, SLANTED, bank_of, close, tensor
 from yacs.config import CfgNode
 
-from trainers.hegraph.baselines import ape
-from trainers.hegraph.baselines.tip_adapter import Cache, search
+from trainers.hegraph.baselines import caches
+from trainers.hegraph.baselines.caches import Cache, search
 from trainers.hegraph.features.bank import FeatureBank
 
 PAIR, TRIPLE = ("ALPHA", "BETA"), ("ALPHA", "BETA", "GAMMA")
@@ -90,7 +90,7 @@ def test_tip_adapter_predicts_with_what_val_chose(fit):
 
 def test_apes_logits_are_those_of_a_loop_over_the_images_on_the_kept_channels(make_bank, fit):
     bank = make_bank(shots=(1, 3, 2), width=12)
-    kept = ape.refine(bank, CfgNode(dict(ape.APE.defaults)), True)
+    kept = caches.refine(bank, CfgNode(dict(caches.APE.defaults)), True)
     f, keys, text = (
         F.normalize(x[:, kept], dim=-1) for x in (bank.test_features, bank.cache_keys(), bank.text_positive)
     )
@@ -113,10 +113,10 @@ def test_ape_keeps_the_channels_of_least_similarity_between_classes_and_most_var
     similarity = torch.stack(products).mean(dim=0)
     criterion = -0.7 * similarity + 0.3 * bank.text_positive.var(dim=0)
     expected = criterion.argsort(descending=True)[: round(12 * 500 / 1024)]
-    assert ape.refine(bank, CfgNode(dict(ape.APE.defaults)), images).tolist() == expected.tolist()
+    assert caches.refine(bank, CfgNode(dict(caches.APE.defaults)), images).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.01, 1), (0.6, 2), (0.7, 3), (1.0, 4)])
 def test_ape_keeps_the_nearest_number_of_channels_and_at_least_one(share, kept):
     bank = bank_of([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, 0.0]], [0, 1], [[0.5] * 4, [0.5, -0.5, 0.5, -0.5]])
-    assert len(ape.refine(bank, CfgNode({"CHANNELS": [["", share]], "WEIGHTS": [["", [1, 0]]]}), True)) == kept
+    assert len(caches.refine(bank, CfgNode({"CHANNELS": [["", share]], "WEIGHTS": [["", [1, 0]]]}), True)) == kept

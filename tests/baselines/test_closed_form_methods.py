@@ -15,8 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from yacs.config import CfgNode
 
-from trainers.hegraph.baselines import linear_probes, proker
-from trainers.hegraph.baselines.gaussians import gaussian_classifier, text_guided_classifier
+from trainers.hegraph.baselines import linear_probes
+from trainers.hegraph.baselines.closed_form import gaussian_classifier, text_guided_classifier
 from trainers.hegraph.features.bank import FeatureBank
 
 QUERY = torch.tensor([[0.6, 0.8]])
@@ -129,25 +129,14 @@ def test_proker_is_lambda_times_scikit_learns_kernel_ridge_of_the_residuals(make
     torch.testing.assert_close(fitted.logits(bank.test_features), expected, rtol=1e-4, atol=1e-3)
 
 
-def options(**changed: object) -> CfgNode:
-    return CfgNode({"SEARCH_RANGE": [["", [1.0, 3.0, 0.5, 2.0]]], "SEARCH_STEP": [3, 2], **changed})
-
-
-def test_the_grid_holds_both_ends_and_even_steps_between_them_and_is_that_of_the_data_set():
-    bank = bank_of(AXES, [0, 1], AXES, dataset="oxford_pets")
-    assert proker.grid(bank, options()) == ([1.0, 2.0, 3.0], [0.5, 2.0])
-    assert proker.grid(bank, options(SEARCH_STEP=[1, 1])) == ([1.0], [0.5])
-    rows = [["", [1.0, 3.0, 0.5, 2.0]], ["OxfordPets", [2.0, 4.0, 1.0, 3.0]]]
-    assert proker.grid(bank, options(SEARCH_RANGE=rows)) == ([2.0, 3.0, 4.0], [1.0, 3.0])
-
-
 def test_a_candidate_counts_by_text_and_kernel_together_and_of_equals_the_smallest_is_taken(fit):
     # One image of class 0, which the text takes for class 1: cosines (0.6, 0.8). Y - T = (0.4, -0.8). The val image is
     # the same, so the kernel is 1 and the correction is (0.4, -0.8) * lambda / (1 + lambda): with 0.4 it is 2/7 of
     # that, (0.714, 0.571); with 0.1 an eleventh, (0.636, 0.727): only lambda 0.4 is right, whatever beta is.
     bank = bank_of(AXES[:1], [0], SLANTED, val=(AXES[:1], [0]), test=(AXES[:1], [1]))
-    fitted = fit("ProKeR", bank, SEARCH_RANGE=[["", [1.0, 3.0, 0.1, 0.4]]], SEARCH_STEP=[3, 2])
-    table = fitted.selected["BETA, LAMBDA"]["candidates"]
+    ranges = [["", [5.0, 6.0, 7.0, 8.0]], ["Tiny", [1.0, 3.0, 0.1, 0.4]]]  # the grid is that of the data set
+    fitted = fit("ProKeR", bank, SEARCH_RANGE=ranges, SEARCH_STEP=[3, 2])
+    table = fitted.selected["BETA, LAMBDA"]["candidates"]  # both ends of the range, and even steps between them
     assert [value for value, _ in table] == [(1.0, 0.1), (1.0, 0.4), (2.0, 0.1), (2.0, 0.4), (3.0, 0.1), (3.0, 0.4)]
     assert [accuracy for _, accuracy in table] == [0.0, 100.0] * 3
     assert fitted.selected["BETA, LAMBDA"]["value"] == (1.0, 0.4)

@@ -2,7 +2,7 @@
 
 A method is a class whose name is what `--trainer` says; `METHODS` in `__init__.py` has a row for it. Its docstring, or
 its file's, has the paper, the equation and the distance from the original. Methods that train class features derive
-from `TrainedClassifier` (`trained.py`), those that add a cache to the text from `CacheMethod` (`tip_adapter.py`).
+from `TrainedClassifier` (`trained.py`), those that add a cache to the text from `CacheMethod` (`caches.py`).
 
 Two distances are not repeated there. Originals that train by epochs augment the images anew in each, and those in Dassl
 (CoOp, CLIP-Adapter, TaskRes, GraphAdapter) leave out the last batch if it is not full; here each epoch draws one of the

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DEVIATION = 0.02  # standard deviation of CoOp's context at its start
 PLACEHOLDER = "X"  # a word of one token
+WARM_UP: Defaults = {"WARMUP_EPOCHS": 1, "WARMUP_LR": 1e-5}
 # CoOp's training, which CLIP-Adapter has as well
 COOP_TRAINING: Defaults = {
     "LR": 2e-3,  # SGD's learning rate
@@ -32,8 +33,7 @@ COOP_TRAINING: Defaults = {
     "BATCH_SIZE": 32,  # images per step
     "MOMENTUM": 0.9,
     "WEIGHT_DECAY": 5e-4,
-    "WARMUP_EPOCHS": 1,
-    "WARMUP_LR": 1e-5,
+    **WARM_UP,
 }
 
 
@@ -78,8 +78,7 @@ class TaskRes(TrainedClassifier):
         "EPOCHS": [[1, 100], [8, 200]],  # rows [from this many shots, epochs]
         "BATCH_SIZE": 256,  # images per step
         "WEIGHT_DECAY": 5e-4,  # Adam's, which is added to the gradient (not decoupled, as in AdamW)
-        "WARMUP_EPOCHS": 1,
-        "WARMUP_LR": 1e-5,
+        **WARM_UP,
     }
 
     def start(self, bank: FeatureBank, options: Options, seed: int, backbone: object) -> Trainable:
@@ -110,8 +109,7 @@ class CLAP(TrainedClassifier):
         "BATCH_SIZE": 256,  # images per step
         "MOMENTUM": 0.9,
         "WEIGHT_DECAY": 0.0,
-        "WARMUP_EPOCHS": 1,
-        "WARMUP_LR": 1e-5,
+        **WARM_UP,
     }
 
     def start(self, bank: FeatureBank, options: Options, seed: int, backbone: object) -> Trainable:
@@ -249,8 +247,7 @@ class GraphAdapter(TrainedClassifier):
         "EPOCHS": 100,
         "BATCH_SIZE": 256,  # images per step
         "WEIGHT_DECAY": 5e-4,  # Adam's, which is added to the gradient (not decoupled, as in AdamW)
-        "WARMUP_EPOCHS": 1,
-        "WARMUP_LR": 1e-5,
+        **WARM_UP,
     }
 
     def start(self, bank: FeatureBank, options: Options, seed: int, backbone: object) -> Trainable:
@@ -261,10 +258,10 @@ class GraphAdapter(TrainedClassifier):
         sums = torch.zeros_like(bank.text_positive).index_add(0, bank.train_labels, bank.cache_keys())
         means = sums / bank.train_labels.bincount(minlength=num_classes).clamp_min(1)[:, None]
         images = means * text.norm(dim=-1).mean()
+        of_groups = [slice(group, None, groups) for group in range(groups)]
         gathered = [
-            torch.stack([gather(text, nodes[group::groups]) for group in range(groups)])  # [groups, K, d]
-            for nodes in (text, images)
-        ]
+            torch.stack([gather(text, nodes[own]) for own in of_groups]) for nodes in (text, images)
+        ]  # [groups, K, d]
         generator = torch.Generator().manual_seed(seed)
         start = (2 * torch.rand(2, width, width, generator=generator) - 1) / width**0.5
         weights = start.to(text.device).requires_grad_()

@@ -18,7 +18,7 @@ from ..utils.errors import UserError
 from .base import Defaults, FittedMethod, Method, Options, check_numbers
 from .trained import BestEpoch
 
-GRADIENT_TOLERANCE = 1e-4  # scikit-learn's `tol`: L-BFGS stops once no entry of the mean loss's gradient is larger
+TOLERANCE = 1e-4  # scikit-learn's `tol`: L-BFGS stops once no entry of the mean loss's gradient is larger
 
 
 class LinearProbe(Method):
@@ -52,18 +52,12 @@ class LinearProbe(Method):
     def fit(self, bank: FeatureBank, options: Options, seed: int, backbone: object = None) -> FittedMethod:
         check_numbers("CANDIDATES", options.CANDIDATES)
         check_numbers("C", [options.C])
-        features, num_classes = bank.cache_keys(), len(bank.text_positive)
-
-        @cache
-        def probe(c: float) -> tuple[Tensor, Tensor, int]:
-            return logistic_regression(features, bank.train_labels, num_classes, c, options.MAX_ITERATIONS)
-
+        probe = cache(lambda c: logistic_regression(bank, c, options.MAX_ITERATIONS))
         c, selected = options.C, {}
         if options.SEARCH and has_val(bank):
             c, selected["C"] = search(options, lambda c: val_accuracy(lambda x: F.linear(x, *probe(c)[:2]), bank))
         weight, bias, steps = probe(c)
-        number = weight.numel() + bias.numel()
-        classifier = FoldedClassifier(weight, bias)
+        number, classifier = weight.numel() + bias.numel(), FoldedClassifier(weight, bias)
         return FittedMethod(lambda x: F.linear(x, weight, bias), number, steps, steps, selected, classifier=classifier)
 
 
@@ -89,19 +83,19 @@ def search(options: Options, accuracy_of: Callable[[float], float]) -> tuple[flo
     return choose(accuracies, distance)
 
 
-def logistic_regression(
-    features: Tensor, labels: Tensor, num_classes: int, c: float, max_iterations: int
-) -> tuple[Tensor, Tensor, int]:
-    """Fits a multinomial logistic regression to features `[N, d]` by L-BFGS; the bias has no penalty.
+def logistic_regression(bank: FeatureBank, c: float, max_iterations: int) -> tuple[Tensor, Tensor, int]:
+    """Fits a multinomial logistic regression to the training images by L-BFGS; the bias has no penalty.
 
     Returns weights `[K, d]`, bias `[K]` and the number of iterations.
     """
-    weight = features.new_zeros(num_classes, features.shape[1]).requires_grad_()
-    bias = features.new_zeros(num_classes).requires_grad_()
+    features, labels = bank.cache_keys(), bank.train_labels
+    weight = torch.zeros_like(bank.text_positive).requires_grad_()
+    bias = weight.new_zeros(len(weight)).requires_grad_()
     optimizer = torch.optim.LBFGS(
         [weight, bias],
-        max_iter=max_iterations,
-        tolerance_grad=GRADIENT_TOLERANCE,
+        1.0,
+        max_iterations,
+        tolerance_grad=TOLERANCE,
         tolerance_change=0.0,
         line_search_fn="strong_wolfe",
     )
@@ -150,7 +144,7 @@ class LPPlusPlus(Method):
         check_numbers("BLOCK", [options.BLOCK], 1, whole=True)
         check_numbers("STEPS", [options.STEPS], options.BLOCK, whole=True)
         features, labels, text = bank.cache_keys(), bank.train_labels, bank.text_positive
-        weights = weight, bias, alpha = first_weights(features, labels, text, options.ALPHA_SCALE)
+        weights = weight, bias, alpha = first_weights(bank, options.ALPHA_SCALE)
         largest = torch.linalg.eigvalsh(features.t() @ features)[-1].item()
         alpha_rate = len(features) / (4 * (features @ text.t()).square().sum(dim=0).max().item())
         optimizer = torch.optim.SGD([weight, bias], lr=4 * len(features) / largest, momentum=options.MOMENTUM)
@@ -179,8 +173,9 @@ class LPPlusPlus(Method):
         return FittedMethod(logits, number, options.STEPS, options.STEPS, selected, classifier=classifier)
 
 
-def first_weights(features: Tensor, labels: Tensor, text: Tensor, alpha_scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def first_weights(bank: FeatureBank, alpha_scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """What LP++ starts at: w `[K, d]`, b `[K]` and alpha `[K]`."""
+    features, labels, text = bank.cache_keys(), bank.train_labels, bank.text_positive
     weight = torch.zeros_like(text).index_add(0, labels, features)
     cosine = (features * text[labels]).sum(dim=1)
     counts = labels.bincount(minlength=len(text))

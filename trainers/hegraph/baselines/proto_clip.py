@@ -73,7 +73,10 @@ class ProtoCLIP(Method):
             images, text = model.prototypes()
             queries = model.adapt(batch.features)
             log_p = mixture(queries @ images.t(), queries @ text.t(), alpha, beta)
-            return F.nll_loss(log_p, batch.labels) + alignment_loss(images, text, options.TEMPERATURE)
+            # The contrastive loss brings the two prototypes of a class together, from images to text and back
+            pairs, classes = images @ text.t() / options.TEMPERATURE, torch.arange(len(text), device=text.device)
+            aligned = F.cross_entropy(pairs, classes) + F.cross_entropy(pairs.t(), classes)
+            return F.nll_loss(log_p, batch.labels) + aligned
 
         def logits(features: Tensor) -> Tensor:  # with the alpha and the beta of the moment
             return mixture(*model.cosines(model.adapt(features)), alpha, beta)
@@ -82,17 +85,15 @@ class ProtoCLIP(Method):
             if before and epoch % options.ASK_EVERY == 0:
                 best_epoch.record(epoch, val_accuracy(logits, bank))
 
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=options.LR, eps=options.EPS, weight_decay=options.WEIGHT_DECAY, fused=True
-        )
+        rates = {"lr": options.LR, "eps": options.EPS, "weight_decay": options.WEIGHT_DECAY}
+        optimizer = torch.optim.AdamW(model.parameters(), **rates, fused=True)
         data, best_epoch = batches(bank, options.BATCH_SIZE, seed), BestEpoch(model.parameters())
         steps = train(optimizer, loss, data, epochs, lambda step, peak: peak, look_at_val)
         selected = {"ALPHA, BETA in training": before} if before else {}
         if best_epoch.candidates:
             selected["EPOCH"] = best_epoch.restore()
-            (alpha, beta), selected["ALPHA, BETA at last"] = search(
-                bank, options, lambda features: model.cosines(model.adapt(features))
-            )
+            (alpha, beta), after = search(bank, options, lambda features: model.cosines(model.adapt(features)))
+            selected["ALPHA, BETA at last"] = after
         number = sum(parameter.numel() for parameter in model.parameters())
         return FittedMethod(logits, number, epochs, steps, selected)
 
@@ -154,12 +155,6 @@ def mixture(to_images: Tensor, to_text: Tensor, alpha: float, beta: float) -> Te
     # |q - p|^2 = 2 - 2 q . p, and the 2 cancels in a softmax
     by_image, by_text = ((2 * beta * cosines).softmax(dim=1) for cosines in (to_images, to_text))
     return (alpha * by_image + (1 - alpha) * by_text).clamp_min(torch.finfo(to_images.dtype).tiny).log()
-
-
-def alignment_loss(images: Tensor, text: Tensor, temperature: float) -> Tensor:
-    """The contrastive loss that brings the two prototypes of a class together, from images to text and back."""
-    pairs, classes = images @ text.t() / temperature, torch.arange(len(text), device=text.device)
-    return F.cross_entropy(pairs, classes) + F.cross_entropy(pairs.t(), classes)
 
 
 @torch.no_grad()

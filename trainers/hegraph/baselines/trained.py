@@ -30,20 +30,20 @@ class Trainable:
 
     Attributes:
         class_features: Gives `x_k`, of any norm, shape `[K, d]`, from the parameters as they are.
-        query: Maps image features `[B, d]` to what is compared with the class features; by default themselves.
+        query: Maps image features `[B, d]` to what is compared with the class features.
         penalty: What the loss has beside the cross-entropy.
         transfer: Maps a bank of other classes to their `x_k`, if the method has a rule for them.
     """
 
     parameters: list[Tensor]
     class_features: Callable[[], Tensor]
-    query: Callable[[Tensor], Tensor] | None = None
-    penalty: Callable[[], Tensor] | None = None
+    query: Callable[[Tensor], Tensor] = lambda features: features
+    penalty: Callable[[], Tensor | float] = lambda: 0.0
     transfer: Callable[[FeatureBank], Tensor] | None = None
 
     def logits(self, features: Tensor, class_features: Tensor, logit_scale: float) -> Tensor:
         """`tau * cos(query(f), x_k)`, shape `[B, K]`."""
-        return text_logits(features if self.query is None else self.query(features), class_features, logit_scale)
+        return text_logits(self.query(features), class_features, logit_scale)
 
 
 class TrainedClassifier(Method):
@@ -62,10 +62,9 @@ class TrainedClassifier(Method):
         model = self.start(bank, options, seed, backbone)
 
         def loss(batch: Batch) -> Tensor:
-            penalty = None if model.penalty is None else model.penalty()  # first: the order decides how gradients round
+            penalty = model.penalty()  # first: the order decides how gradients round
             logits = model.logits(batch.features, model.class_features(), bank.logit_scale)
-            cross_entropy = F.cross_entropy(logits, batch.labels)
-            return cross_entropy if penalty is None else cross_entropy + penalty
+            return F.cross_entropy(logits, batch.labels) + penalty
 
         optimizer: torch.optim.Optimizer
         if "MOMENTUM" in self.defaults:
@@ -84,13 +83,12 @@ class TrainedClassifier(Method):
         def logits(features: Tensor) -> Tensor:
             return model.logits(features, learned, bank.logit_scale)
 
-        def transfer(other: FeatureBank) -> Tensor:
-            assert of_others is not None
-            return model.logits(other.features_to_classify, of_others(other), other.logit_scale)
-
         number = sum(parameter.numel() for parameter in model.parameters)
         folded = None if self.not_saved else cosine_classifier(learned, bank.logit_scale)
-        return FittedMethod(logits, number, epochs, steps, transfer=of_others and transfer, classifier=folded)
+        transfer = of_others and (
+            lambda other: model.logits(other.features_to_classify, of_others(other), other.logit_scale)
+        )
+        return FittedMethod(logits, number, epochs, steps, transfer=transfer, classifier=folded)
 
 
 def bottleneck(width: int, options: Options, seed: int) -> tuple[nn.Linear, nn.Linear]:

@@ -116,14 +116,10 @@ class TransCLIP(TransductiveMethod):
         surest = labels.topk(min(CONFIDENT, len(labels)), dim=0)  # [8, K]
         means = F.normalize(torch.einsum("nk,nkd->kd", surest.values, features[surest.indices]), dim=1)
         variance = torch.full_like(features[0], 1 / features.shape[1])
-        second = features.square().mean(dim=0)
         for _ in range(OUTER):
             labels = _spread(start, _log_gaussian(features, means, variance), labels, neighbours).exp()
-            counts, sums = labels.sum(dim=0), labels.t() @ features
-            means = F.normalize(sums, dim=1)
-            inner = (sums * means).sum(dim=0) / len(features)
-            spread = (counts[:, None] * means.square()).sum(dim=0) / len(features)
-            variance = (second - 2 * inner + spread).clamp_min(SMALLEST)
+            means = F.normalize(labels.t() @ features, dim=1)
+            variance = _shared_variance(features, labels, means)
         return _spread(start, _log_gaussian(features, means, variance), labels, neighbours)
 
 
@@ -138,10 +134,8 @@ class StatA(TransductiveMethod):
 
     def together(self, features: Tensor, logits: Tensor, text: Tensor, weights: Tensor, options: Options) -> Tensor:
         start, neighbours = logits.log_softmax(dim=1), Neighbours.among(features, NEIGHBOURS)
-        labels, means, squares = start.exp(), text, features.square()
-        sums, counts = labels.t() @ features, labels.sum(dim=0)
-        first = squares.mean(dim=0) - 2 * (sums * means).sum(dim=0) / len(features)
-        first = (first + (counts[:, None] * means.square()).sum(dim=0) / len(features)).clamp_min(SMALLEST)
+        labels, means = start.exp(), text
+        first = _shared_variance(features, labels, means)
         variances = first.expand_as(means)
 
         def spread(labels: Tensor) -> Tensor:  # with the means and the variances of the moment
@@ -157,7 +151,7 @@ class StatA(TransductiveMethod):
             counts = labels.sum(dim=0)[:, None].clamp_min(SMALLEST)
             own = labels.t() @ features / counts
             means = F.normalize(trust * F.normalize(own, dim=1) + (1 - trust) * text, dim=1)
-            around = (labels.t() @ squares) / counts - 2 * own * means + means.square()
+            around = (labels.t() @ features.square()) / counts - 2 * own * means + means.square()
             anchored = first + (text - means).square()
             variances = (trust * around + (1 - trust) * anchored).clamp_min(SMALLEST)
         return spread(labels)
@@ -198,6 +192,13 @@ def _spread(start: Tensor, likelihood: Tensor, labels: Tensor, neighbours: Neigh
         logarithm = (fixed + neighbours.both_ways(labels) / (2 * NEIGHBOURS)).log_softmax(dim=1)
         labels = logarithm.exp()
     return logarithm
+
+
+def _shared_variance(features: Tensor, labels: Tensor, means: Tensor) -> Tensor:
+    """The diagonal covariance of all classes around their means, `[d]`."""
+    inner = (labels.t() @ features * means).sum(dim=0) / len(features)
+    spread = (labels.sum(dim=0)[:, None] * means.square()).sum(dim=0) / len(features)
+    return (features.square().mean(dim=0) - 2 * inner + spread).clamp_min(SMALLEST)
 
 
 def _log_gaussian(features: Tensor, means: Tensor, variances: Tensor) -> Tensor:
