@@ -143,23 +143,6 @@ def test_a_variant_without_training_takes_no_step_and_warns_of_few_images(run, c
     assert "5 of 5 classes have fewer than 7 training images (fewest: 6)" in caplog.text
 
 
-# Testing a trained adapter
-
-
-def test_eval_only_repeats_what_training_said_whatever_the_seed_and_the_shots_here(run, finished_run_once):
-    record = read_record(finished_run_once)
-    _, other = run("OPTIM.LR", "0.05", name="other")
-    words = ("SEED", "2", "DATASET.NUM_SHOTS", "1")
-    again, folder = run("--eval-only", "--model-dir", str(finished_run_once), *words)
-    of_test = ("accuracy", "accuracy_text", "macro_f1", "num_test", "test_set")
-    for key in (*of_test, "seed", "shots", "num_train", "split_hash", "selected_on"):
-        assert again[key] == record[key]
-    here, there = again["calibration"], record["calibration"]
-    assert (here["fitted_on"], here["after"]["nll"]) == ("model", pytest.approx(there["after"]["nll"], abs=1e-3))
-    assert again["accuracy"] != again["accuracy_zero_shot"]
-    assert str(folder) in run("--eval-only", "--model-dir", str(other), *words, code=2)
-
-
 # Bad input
 
 

@@ -62,18 +62,18 @@ def test_a_run_prepares_encodes_and_leaves_its_record_and_is_not_done_again(cfg,
     assert RunFolder(BankTask(tiny_bank, cfg(), 3)).do(lambda: pytest.fail("done again")) == record
 
 
-def test_without_training_the_features_are_encoded_and_the_split_is_written(cfg, done, tiny_bank, tmp_path):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_without_training_all_processes_encode_and_the_first_writes_the_split(
+    cfg, done, tiny_bank, tmp_path, monkeypatch, rank
+):
+    monkeypatch.setattr(processes, "rank", lambda: rank)
     assert run_module.run(cfg(), tiny_bank, train=False) == {}
     assert done == ["prepare", "bank"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["split.json"]
-
-
-@pytest.mark.parametrize("train", [True, False])
-def test_another_process_helps_to_encode_and_writes_nothing(cfg, done, tiny_bank, tmp_path, monkeypatch, train):
-    monkeypatch.setattr(processes, "rank", lambda: 1)
-    assert run_module.run(cfg(), tiny_bank, train=train) == {}
-    assert done == ["prepare", "bank", *(["encode targets"] if train else [])]
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.glob("out/*")] == ["split.json"][rank:]
+    if rank:
+        assert run_module.run(cfg(), tiny_bank) == {}
+        assert done[2:] == ["prepare", "bank", "encode targets"]
+        assert not (tmp_path / "out").exists()
 
 
 def test_the_first_process_encodes_the_targets_with_the_others_and_goes_on_alone(cfg, done, tiny_bank, monkeypatch):
