@@ -18,7 +18,8 @@ from torch import Tensor
 from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments import run as run_module
-from trainers.hegraph.experiments.evaluation import (
+from trainers.hegraph.experiments.folder import run_config
+from trainers.hegraph.experiments.run import (
     TrainedMethod,
     check_configuration,
     encode_targets,
@@ -26,9 +27,8 @@ from trainers.hegraph.experiments.evaluation import (
     find_rule,
     score_targets,
     test_loaded,
+    test_model,
 )
-from trainers.hegraph.experiments.folder import run_config
-from trainers.hegraph.experiments.run import test_model
 from trainers.hegraph.experiments.tasks import Task, bank_to_test, ids_of_names, load_image_task, match_classes
 from trainers.hegraph.features.bank import BankFile, FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
@@ -220,8 +220,7 @@ def test_features_of_another_width_or_backbone_logits_that_are_not_finite_and_on
     diverged = partial(trained, lambda images: images / 0)
     for method, target, said in (
         (trained(), Images(features=torch.eye(2), labels=(0, 1)), "width 3, got 2"),
-        (diverged(), Images(), "Spy predicts NaN or infinite logits$"),
-        (diverged(method="HeGraphAdapter"), Images(), "NaN or infinite logits; lower OPTIM.LR"),
+        (diverged(), Images(), "Spy predicts NaN or infinite logits"),
         (trained(), Images("a", labels=(0, 0, 0)), "two classes"),
     ):
         with pytest.raises(UserError, match=said):

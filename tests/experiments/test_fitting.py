@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from trainers.hegraph.baselines.base import FittedMethod, Method
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments import fitting
-from trainers.hegraph.experiments.evaluation import check_configuration
 from trainers.hegraph.experiments.fitting import fit_method, new_model, train_adapter, tune_on_val
+from trainers.hegraph.experiments.run import check_configuration
 from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.models.folder import load_model

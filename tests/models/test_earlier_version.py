@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from trainers.hegraph import load_backbone
-from trainers.hegraph.experiments.evaluation import KEPT
+from trainers.hegraph.experiments.run import KEPT
 from trainers.hegraph.models.folder import load_model
 
 EARLIER = Path(__file__).parent / "earlier"

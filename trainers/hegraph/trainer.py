@@ -40,10 +40,16 @@ from .datasets.images import open_below
 from .datasets.loading import read_coop_selection
 from .datasets.registry import stored_datasets
 from .datasets.splits import path_from
-from .experiments.evaluation import TrainedMethod, check_configuration
 from .experiments.fitting import fit_method, fitted_adapter, new_model, set_random_seed
 from .experiments.folder import RunFolder, find_model
-from .experiments.run import draw_seed, keep_epochs, test_and_finish, test_and_write
+from .experiments.run import (
+    TrainedMethod,
+    check_configuration,
+    draw_seed,
+    keep_epochs,
+    test_and_finish,
+    test_and_write,
+)
 from .experiments.tasks import ImageTask, Tested
 from .features.bank import FeatureBank
 from .models.folder import load_model

@@ -271,8 +271,8 @@ def bank_identity(file: BankFile, take: Callable[[], FeatureBank]) -> dict:
 
 def _features_of(file: BankFile, rows: Mapping[str, Sequence[int]]) -> Tensor:
     """Features `[M, d]` of some images of train and val, one of each: of training images the mean over the views."""
-    found = [mean_over_views(file.features("train", rows["train"]))]
-    return torch.cat([*found, *(file.features("val", rows["val"]) for _ in rows.keys() & {"val"})])
+    trained, val = mean_over_views(file.features("train", rows["train"])), rows.get("val", ())
+    return torch.cat([trained, file.features("val", val)]) if val else trained
 
 
 class ImageTask(Task):
