@@ -21,7 +21,7 @@ from torch import Tensor
 from trainers.hegraph.backbones import identity
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.method.options import ModelOptions, metapath_defaults
-from trainers.hegraph.training.checkpoints import Checkpoints
+from trainers.hegraph.training.loop import Checkpoints
 
 QUICK = ("OPTIM.MAX_EPOCH", "3", "OPTIM.WARMUP_EPOCH", "0", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0")
 

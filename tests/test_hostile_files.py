@@ -31,7 +31,7 @@ from trainers.hegraph.features.images import Reader
 from trainers.hegraph.prompts.sentences import read_descriptions
 from trainers.hegraph.results.records import collect as collect_records
 from trainers.hegraph.results.records import find_records
-from trainers.hegraph.training.checkpoints import CHECKPOINT
+from trainers.hegraph.training.loop import CHECKPOINT
 from trainers.hegraph.utils.errors import report
 from trainers.hegraph.utils.files import hash_file
 

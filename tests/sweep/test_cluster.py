@@ -25,7 +25,7 @@ from trainers.hegraph.sweep import cluster as module
 from trainers.hegraph.sweep.cluster import AHEAD, Cluster, check_demand, connected, do_run
 from trainers.hegraph.sweep.grid import Run
 from trainers.hegraph.sweep.workers import DONE, FAILED, LOCKED
-from trainers.hegraph.training.checkpoints import CHECKPOINT
+from trainers.hegraph.training.loop import CHECKPOINT
 from trainers.hegraph.utils.errors import UserError
 
 

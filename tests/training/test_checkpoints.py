@@ -14,8 +14,8 @@ from torch.optim import AdamW
 from trainers.hegraph.method.graph import build_graph
 from trainers.hegraph.method.model import HeGraphModel
 from trainers.hegraph.method.options import ModelOptions
-from trainers.hegraph.training import checkpoints
-from trainers.hegraph.training.checkpoints import Checkpoints
+from trainers.hegraph.training import loop
+from trainers.hegraph.training.loop import Checkpoints
 from trainers.hegraph.utils.errors import UserError
 
 
@@ -68,7 +68,7 @@ def changed(change, checksum: bool = True):
     def damage(path: Path) -> None:
         state = torch.load(path, weights_only=True)
         change(state)
-        torch.save(state | ({"checksum": checkpoints._checksum(state)} if checksum else {}), path)
+        torch.save(state | ({"checksum": loop._checksum(state)} if checksum else {}), path)
 
     return damage
 

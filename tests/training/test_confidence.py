@@ -14,7 +14,6 @@ from trainers.hegraph.training.confidence import (
     LOG_RANGE,
     KnownScores,
     confidence_scores,
-    expected_calibration_error,
     fit_temperature,
     known_score,
     match_confidence,
@@ -93,7 +92,6 @@ def test_scores_at_a_temperature_are_those_of_the_divided_logits_in_batches_as_w
 def test_a_confidence_on_the_border_of_two_bins_belongs_to_the_lower_one():
     bins = reliability(np.array([1 / 15, 1.0]), np.array([True, False]))
     assert bins["count"] == [1] + [0] * 13 + [1]
-    assert expected_calibration_error(bins) == pytest.approx(100 * ((1 - 1 / 15) + 1) / 2)
 
 
 def test_the_probability_is_the_highest_and_the_energy_the_log_of_the_sum():

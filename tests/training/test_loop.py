@@ -18,8 +18,14 @@ from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.model import HeGraphModel, build_model
 from trainers.hegraph.training import loop as module
 from trainers.hegraph.training.batches import BankBatches, products_with_cache
-from trainers.hegraph.training.checkpoints import Checkpoints
-from trainers.hegraph.training.loop import AdapterTraining, TrainingSummary, learning_rate, text_share, train_to_end
+from trainers.hegraph.training.loop import (
+    AdapterTraining,
+    Checkpoints,
+    TrainingSummary,
+    learning_rate,
+    text_share,
+    train_to_end,
+)
 from trainers.hegraph.utils.errors import UserError
 
 EPOCHS = 5

@@ -83,7 +83,7 @@ def search(options: Options, accuracy_of: Callable[[float], float]) -> tuple[flo
     return choose(accuracies, distance)
 
 
-def logistic_regression(bank: FeatureBank, c: float, max_iterations: int) -> tuple[Tensor, Tensor, int]:
+def logistic_regression(bank: FeatureBank, c: float, iterations: int) -> tuple[Tensor, Tensor, int]:
     """Fits a multinomial logistic regression to the training images by L-BFGS; the bias has no penalty.
 
     Returns weights `[K, d]`, bias `[K]` and the number of iterations.
@@ -92,12 +92,7 @@ def logistic_regression(bank: FeatureBank, c: float, max_iterations: int) -> tup
     weight = torch.zeros_like(bank.text_positive).requires_grad_()
     bias = weight.new_zeros(len(weight)).requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        1.0,
-        max_iterations,
-        tolerance_grad=TOLERANCE,
-        tolerance_change=0.0,
-        line_search_fn="strong_wolfe",
+        [weight, bias], 1.0, iterations, tolerance_grad=TOLERANCE, tolerance_change=0.0, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:

@@ -41,7 +41,6 @@ from ..features.bank import FeatureBank
 from ..method.cache import text_logits
 from ..method.model import HeGraphModel, TransferableAdapter, build_model
 from ..training.batches import TrainingData
-from ..training.checkpoints import Checkpoints
 from ..training.choice import has_val, val_accuracy, val_images
 from ..training.confidence import (
     Calibration,
@@ -51,7 +50,7 @@ from ..training.confidence import (
     match_confidence,
     mean_confidence,
 )
-from ..training.loop import AdapterTraining, TrainingSummary, train_to_end
+from ..training.loop import AdapterTraining, Checkpoints, TrainingSummary, train_to_end
 from ..training.memory import free_bytes, log_large, training_bytes
 from ..utils.devices import wait_for
 from ..utils.errors import UserError, unknown

@@ -39,9 +39,9 @@ from ..models.folder import CONFIG, TENSORS, find_model_folder, save_model
 from ..models.lessons import Lessons
 from ..models.saved import NOT_TESTED, SavedModel, Scores, TrainedOn
 from ..results.records import KEEP, SPLIT, read_record, write_predictions, write_record, write_text_nodes
-from ..training.checkpoints import CHECKPOINT, Checkpoints
 from ..training.choice import accuracy, score
 from ..training.confidence import Calibration, confidence_scores, known_score
+from ..training.loop import CHECKPOINT, Checkpoints
 from ..utils.errors import UserError
 from ..utils.files import cannot_write, hash_file, hash_json, write_json
 from ..utils.option import NODE

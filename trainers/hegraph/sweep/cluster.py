@@ -30,7 +30,7 @@ from ..config import Config
 from ..config_files import with_values
 from ..experiments.folder import ERROR, Locked, lock_folder
 from ..results.records import RECORD
-from ..training.checkpoints import CHECKPOINT
+from ..training.loop import CHECKPOINT
 from ..utils.errors import PACKAGE, UserError, first_line, show_messages
 from ..utils.files import hash_file, hash_json, write_json
 from ..utils.reading import read_json, reading

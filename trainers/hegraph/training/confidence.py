@@ -35,6 +35,7 @@ LOG_DEVIATION = 0.5
 LOG_RANGE = (-3.0, 3.0)  # log T lies in this range
 DEFAULT: Literal["energy"] = "energy"  # docs/confidence.md says how it was chosen
 SHARES = 101  # quantiles that are kept of the scores of known images: 0 %, 1 % ... 100 %
+STEPS = np.linspace(0, 1, SHARES)
 BATCH = 8192  # images that are scored at once, so that ImageNet's test images take little memory
 
 
@@ -58,17 +59,16 @@ class KnownScores(Part):
     @classmethod
     def of(cls, scores: Tensor, fitted_on: str) -> KnownScores:
         """What is kept of the scores `[n]` of known images."""
-        steps = np.linspace(0, 1, SHARES)
-        quantiles = np.quantile(scores.detach().double().cpu().numpy(), steps)
+        quantiles = np.quantile(scores.detach().double().cpu().numpy(), STEPS)
         return cls(quantiles=tuple(quantiles.tolist()), fitted_on=fitted_on, num_images=len(scores))
 
     def threshold(self, keep: float) -> float:
         """The score that a share `keep` of the known images reach; between two quantiles it is interpolated."""
-        return float(np.interp(1 - keep, np.linspace(0, 1, SHARES), self.quantiles))
+        return float(np.interp(1 - keep, STEPS, self.quantiles))
 
     def share_below(self, score: float) -> float:
         """The share of the known images that score lower, from 0 to 1: between two quantiles it is interpolated."""
-        return float(np.interp(score, self.quantiles, np.linspace(0, 1, SHARES)))
+        return float(np.interp(score, self.quantiles, STEPS))
 
 
 @dataclass(frozen=True)
@@ -157,13 +157,10 @@ def confidence_scores(logits: Tensor, labels: Tensor, temperature: float = 1.0) 
         confidence.append(highest.values.numpy())
         correct.append((highest.indices == true).numpy())
     bins = reliability(np.concatenate(confidence), np.concatenate(correct))
+    gaps = np.abs(np.subtract(bins["confidence"], bins["accuracy"]))
+    ece = float(np.average(gaps, weights=bins["count"]))  # over the images
     rounded = {name: [round(value, 3) for value in values] for name, values in bins.items()}
-    return {
-        "nll": nll / len(labels),
-        "brier": brier / len(labels),
-        "ece": expected_calibration_error(bins),
-        "bins": rounded,
-    }
+    return {"nll": nll / len(labels), "brier": brier / len(labels), "ece": ece, "bins": rounded}
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> dict[str, list]:
@@ -178,9 +175,3 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> dict[str, list]:
     table = np.zeros((2, BINS))
     table[:, count > 0] = 100 * np.stack([mean, accuracy])
     return {"count": count.tolist(), "confidence": table[0].tolist(), "accuracy": table[1].tolist()}
-
-
-def expected_calibration_error(bins: dict[str, list]) -> float:
-    """The mean over images of the gap between confidence and accuracy of their bin, in percent."""
-    count, confidence, accuracy = (np.asarray(bins[key]) for key in ("count", "confidence", "accuracy"))
-    return float((count * np.abs(confidence - accuracy)).sum() / count.sum())
