@@ -18,6 +18,7 @@ import pytest
 
 T = TypeVar("T")
 
+PHONE = (360, 740)  # CSS pixels
 ARGUMENTS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--window-size=1280,900"),
@@ -46,6 +47,17 @@ def serving(words: Sequence[str], cwd: Path = Path(__file__).parents[1], **envir
         finally:
             process.terminate()
             process.wait(timeout=60)
+
+
+@contextmanager
+def browsing(words: Sequence[str], profile: Path) -> Iterator[Browser]:
+    """Chromium on the page of a command; `profile` is an empty folder."""
+    with serving(words) as address:
+        browser = Browser(profile, address)
+        try:
+            yield browser
+        finally:
+            browser.driver.quit()
 
 
 class Browser:
@@ -103,21 +115,17 @@ class Browser:
         """Waits until a condition holds, and fails with the page's answer if it does not."""
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, f"nothing came in {seconds} s; the page says: {self.said()[:300]}"
+            assert time.monotonic() < end, f"nothing came in {seconds} s; the page says: {self.text('body')[:300]}"
             time.sleep(0.1)
 
-    def said(self) -> str:
-        """The text of the page."""
-        return self.driver.execute_script("return document.querySelector('#answer, main, body')?.innerText ?? ''")
-
-    def answer(self) -> str:
-        """The text of the answer."""
-        return self.driver.execute_script("return document.querySelector('#answer')?.innerText ?? ''")
+    def text(self, selector: str) -> str:
+        """The text of an element; "" if it is not there."""
+        script = "return document.querySelector(arguments[0])?.innerText ?? ''"
+        return self.driver.execute_script(script, selector)
 
     def winner(self) -> str:
         """The likeliest class; "" if there is no answer."""
-        script = "return document.querySelector('#adapted [data-testid=label-output-value]')?.innerText ?? ''"
-        return self.driver.execute_script(script).strip()
+        return self.text("#adapted [data-testid=label-output-value]").strip()
 
     def tab(self, name: str) -> None:
         """Opens a tab."""
@@ -143,10 +151,24 @@ class Browser:
         self.wait(lambda: self.driver.find_elements("css selector", "#image input[type=file]"))
         self.driver.find_element("css selector", "#image input[type=file]").send_keys(str(file))
 
-    def resize(self, width: int, height: int) -> None:
-        """Shows the page as on a phone of so many CSS pixels."""
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
+    def check_on_a_phone(self, *tabs: str) -> None:
+        """On a phone nothing is wider than the page, and every control of every tab has a name for a screen reader."""
+
+        def unnamed() -> list[str]:
+            # Gradio keeps copies of its tabs to measure how wide they are; nobody sees or reaches them
+            controls = self.find("button:not(.tab-container.visually-hidden *), input, canvas, textarea, select, a")
+            return [each.get_attribute("outerHTML")[:200] for each in controls if not each.accessible_name]
+
+        metrics = {"width": PHONE[0], "height": PHONE[1], "deviceScaleFactor": 1, "mobile": True}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        try:
+            for tab in tabs:
+                shown = self.settled(lambda: [button.text for button in self.find("button[role=tab]")])
+                self.tab(tab) if tab in shown else None
+                assert self.driver.execute_script("return document.documentElement.scrollWidth") <= PHONE[0]
+                assert self.settled(unnamed) == []
+        finally:
+            self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
     def read_logs(self) -> None:
         """Adds what the browser has logged to `requested` and `errors`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from trainers.hegraph.describe.checks import MASK, Table, name_pattern
+from trainers.hegraph.describe.collect import MASK, Table, name_pattern
 
 OTHER = "OTHERCLASS"  # stands for the name of any other class of the data set; no sentence holds this word
 

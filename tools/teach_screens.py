@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.browser import Browser, serving
+from tests.browser import browsing
 from trainers.hegraph.teach.session import write_sample
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -27,19 +27,15 @@ def main() -> None:
         wrong = sorted((folder / "train" / "six").iterdir())[0]
         wrong.rename(folder / "train" / "four" / wrong.name)
         words = [sys.executable, "-m", "trainers.hegraph.teach", str(folder), "--backbone", "hegraph-mini"]
-        with serving(words) as address:
-            browser = Browser(Path(temporary, "profile"), address)
-            try:
-                browser.driver.set_window_size(*SIZE)
-                browser.open("#classes form", "#accuracy")
-                browser.wait(lambda: "have still to be encoded" not in browser.said())
-                for tab in ("Check", "Label", "Classes"):
-                    browser.tab(tab)
-                    browser.wait(lambda tab=tab: browser.find(f"#{tab.lower()} img"))
-                    image = Image.open(io.BytesIO(browser.driver.get_screenshot_as_png())).convert("RGB")
-                    image.quantize(COLOURS).save(DOCS / f"teach_{tab.lower()}.png", optimize=True)
-            finally:
-                browser.driver.quit()
+        with browsing(words, Path(temporary, "profile")) as browser:
+            browser.driver.set_window_size(*SIZE)
+            browser.open("#classes form", "#accuracy")
+            browser.wait(lambda: "have still to be encoded" not in browser.text("body"))
+            for tab in ("Check", "Label", "Classes"):
+                browser.tab(tab)
+                browser.wait(lambda tab=tab: browser.find(f"#{tab.lower()} img"))
+                image = Image.open(io.BytesIO(browser.driver.get_screenshot_as_png())).convert("RGB")
+                image.quantize(COLOURS).save(DOCS / f"teach_{tab.lower()}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageDraw
-from strokes import Stroke
+from PIL import Image, ImageDraw, ImageFont
 
 from trainers.hegraph.models.images import ImageModel
 
@@ -26,16 +25,12 @@ def digits(model_folder) -> ImageModel:
 
 @pytest.fixture(scope="session")
 def written() -> Callable[..., Image.Image]:
-    """Function of the strokes of a digit: a picture of it, white ink on black."""
+    """Function of a digit: a picture of it, white ink on black."""
 
-    def draw(strokes: list[Stroke], size: int = 300, corner: tuple[int, int] = (50, 50), pen: int = 24) -> Image.Image:
+    def draw(digit: int, size: int = 300, corner: tuple[int, int] = (100, 20), pen: int = 4) -> Image.Image:
         image = Image.new("L", (400, 400))
-        canvas = ImageDraw.Draw(image)
-        for stroke in strokes:
-            points = [(corner[0] + size * x, corner[1] + size * y) for x, y in stroke]
-            canvas.line(points, fill=255, width=pen, joint="curve")
-            for x, y in points:
-                canvas.ellipse([x - pen / 2, y - pen / 2, x + pen / 2, y + pen / 2], fill=255)
+        font = ImageFont.load_default(size)
+        ImageDraw.Draw(image).text(corner, str(digit), fill=255, font=font, stroke_width=pen)
         return image
 
     return draw

@@ -43,17 +43,16 @@ def space(model_folder, tmp_path_factory) -> Path:
     return folder / "my-space"
 
 
-def test_the_readme_has_the_header_that_the_hub_reads(space):
+def test_the_readme_has_the_header_that_the_hub_reads_and_the_model_is_inside_with_nothing_else(space, model_folder):
     text = (space / "README.md").read_text(encoding="utf-8")
     header = yaml.safe_load(text.split("---\n")[1])
     expected = {"sdk": "gradio", "sdk_version": version("gradio"), "app_file": "app.py", "colorFrom": "gray"}
     assert header | expected | {"title": "HeGraphAdapter on Digits", "colorTo": "yellow"} == header
     assert "Accuracy on 899 test images" in text
-
-
-def test_the_model_is_inside_with_its_thumbnails_and_nothing_else(space, model_folder):
-    inside = {path.relative_to(space / "model").as_posix() for path in (space / "model").rglob("*") if path.is_file()}
-    there = {path.relative_to(model_folder).as_posix() for path in model_folder.rglob("*") if path.is_file()}
+    inside, there = (
+        {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        for folder in (space / "model", model_folder)
+    )
     assert there - inside == {"README.md", "thumbnails/00003.jpg"}, "links out of the folder are followed"
     assert inside <= there
     assert load_model(space / "model").classnames == load_model(model_folder).classnames
@@ -89,8 +88,7 @@ def test_the_page_imports_nothing_that_the_requirements_do_not_bring(model_folde
 
 @pytest.mark.slow
 def test_the_space_shows_the_page_from_its_own_files(space):
-    command = [sys.executable, "-m", "hegraph.demo", "model"]
-    with serving(command, cwd=space, PYTHONPATH="") as address:
+    with serving([sys.executable, "-m", "hegraph.demo", "model"], cwd=space, PYTHONPATH="") as address:
         assert address.startswith("http://127.0.0.1:")
 
 

@@ -11,16 +11,10 @@ KEY = "sk-do-not-tell-0123456789abcdef"
 KEY_VARIABLE = "FAKE_ENDPOINT_KEY"
 URL = "http://endpoint:8000/v1"
 
-SUBJECTS = "Crooked Pale Wet Narrow Dense Faded Round Torn Bright Hollow Steep Soft".split()
-THINGS = "ridges stripes branches shadows edges stains cracks leaves tracks ropes tiles".split()
-PLACES = "at dawn/in mist/on gravel/under glass/by water/near walls/after rain/in snow/at dusk".split("/")
-
 
 def good_sentence(name: str, number: int) -> str:
-    """A sentence that passes every check, for a number from 0 to 10,000."""
-    first, second = SUBJECTS[number % 12], THINGS[number % 11]
-    place, cells = PLACES[number % 9], number // (12 * 11 * 9) + 2
-    return f"{first} {second} {place} run through the {name} in about {cells} uneven rows."
+    """A sentence that passes every check, and begins as no other does."""
+    return f"Row {number} of crooked stones runs along the {name} on a bright day."
 
 
 class FakeEndpoint:
@@ -34,6 +28,8 @@ class FakeEndpoint:
         requests, headers: The body and the headers, in lower case, of every request.
     """
 
+    number = 0  # of the last good sentence
+
     def __init__(self, http: Any) -> None:
         self.http = http
         self.replies: list[Callable] = []
@@ -41,7 +37,6 @@ class FakeEndpoint:
         self.batches: list[list[str]] = []
         self.requests: list[dict] = []
         self.headers: list[dict[str, str]] = []
-        self.number = 0
 
     def answer(self, request: Any) -> Any:
         self.requests.append(json.loads(request.content))

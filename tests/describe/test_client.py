@@ -7,16 +7,19 @@ import os
 import traceback
 
 import pytest
-from fake_endpoint import KEY, URL, breaks, fails, raw, says
+from fake_endpoint import KEY, KEY_VARIABLE, URL, breaks, fails, raw, says
 
-from trainers.hegraph.describe.__main__ import ChatClient, check_endpoint, is_openai, read_key
+from trainers.hegraph.describe.__main__ import ChatClient, is_openai, parse_arguments, read_key
 from trainers.hegraph.utils.errors import UserError
 
 
 @pytest.fixture
-def ask(endpoint):
-    def question(retries: int = 3, url: str = URL, key: str = KEY, **options: float) -> str:
-        return ChatClient(url, "some-model", key, 30, retries, **options).ask("Well?")
+def ask(endpoint, monkeypatch):
+    def question(*flags: str, url: str = URL, key: str = KEY) -> str:
+        monkeypatch.setenv(KEY_VARIABLE, key)
+        words = ["--classes=c", "--context=c", "--out=o", "--model=some-model", "--timeout=30", "--retries=2"]
+        words += [f"--endpoint={url}", f"--key-env={KEY_VARIABLE}"]
+        return ChatClient(parse_arguments([*words, *flags])).ask("Well?")
 
     return question
 
@@ -25,14 +28,14 @@ def ask(endpoint):
 def gives_up(ask, endpoint, capfd, caplog):
     """The question must fail with these words after so many requests, and the key must be nowhere."""
 
-    def check(words: str, requests: int = 1, **options: object) -> None:
+    def check(words: str, *flags: str, requests: int = 1, url: str = URL) -> None:
         endpoint.headers.clear()
         with pytest.raises(UserError) as caught:
-            ask(**options)
+            ask(*flags, url=url)
         message = str(caught.value)
-        assert message.startswith(URL.removesuffix("/v1")) and words in message
+        assert message.startswith(url) and words in message
         assert "\n" not in message and len(message) < 300
-        assert ("; does --endpoint have to end in /v1?" in message) == ("url" in options)
+        assert ("; does --endpoint have to end in /v1?" in message) == (url != URL)
         said = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capfd.readouterr())
         assert [headers["authorization"] for headers in endpoint.headers] == [f"Bearer {KEY}"] * requests
         assert KEY not in said
@@ -42,7 +45,7 @@ def gives_up(ask, endpoint, capfd, caplog):
 
 def test_the_answer_is_the_text_of_the_message_or_nothing_where_it_refuses(ask, endpoint, caplog):
     endpoint.replies = [says("Yes.\n\nOf course."), says(None), says("Half an", end="length")]
-    assert [ask(), ask(max_tokens=500, temperature=0.0)] == ["Yes.\n\nOf course.", ""]
+    assert [ask(), ask("--max-tokens=500", "--temperature=0")] == ["Yes.\n\nOf course.", ""]
     message = [{"role": "user", "content": "Well?"}]
     assert endpoint.requests == [
         {"model": "some-model", "messages": message},
@@ -65,14 +68,14 @@ def test_a_failure_that_does_not_pass_is_told_in_the_servers_words(gives_up, end
     endpoint.replies = [fails(401, f"no such model for {KEY}")]
     gives_up("no such model for [key]")
     endpoint.replies = [fails(503, "overloaded")] * 3
-    gives_up("overloaded", requests=3, retries=2)
+    gives_up("overloaded", requests=3)
     for name, words in (
         ("ReadTimeout", "no answer in 30 s: raise --timeout"),
         ("ConnectTimeout", "no connection in 10 s: is the address right"),
         ("ConnectError", "no connection: Connection refused"),
     ):
         endpoint.replies = [breaks(name)]
-        gives_up(words, retries=0)
+        gives_up(words, "--retries=0")
     for body in ('{"choices": [', "[]", '{"choices": []}', '{"choices": [{"message": {"content": [1]}}]}', "[" * 10**5):
         endpoint.replies = [raw(body)]
         gives_up("what came is no chat completion")
@@ -87,7 +90,7 @@ def test_a_failure_that_does_not_pass_is_told_in_the_servers_words(gives_up, end
 def test_a_server_a_model_or_the_library_that_repeats_the_key_does_not_get_it_out(gives_up, ask, endpoint, caplog):
     logging.getLogger("openai").setLevel(logging.DEBUG)
     endpoint.replies = [lambda endpoint, request: fails(500, str(request.headers.raw))(endpoint, request)]
-    gives_up("", retries=0)
+    gives_up("", "--retries=0")
     assert "/chat/completions" in caplog.text
     endpoint.replies = [says(f"The key is {KEY}!"), says("There is none.")]
     assert ask() == "The key is [key]!"
@@ -119,7 +122,7 @@ def test_headers_of_openais_are_sent_to_openai_alone(ask, endpoint, monkeypatch)
     ask()
     assert not {"openai-organization", "openai-project", "x-mine"} & set(endpoint.headers[0])
     assert os.environ["OPENAI_ORG_ID"] == "org-7"
-    ask(url="https://api.openai.com/v1", max_tokens=9)
+    ask("--max-tokens=9", url="https://api.openai.com/v1")
     assert endpoint.headers[1]["openai-organization"] == "org-7"
     assert endpoint.requests[1]["max_completion_tokens"] == 9
 
@@ -144,5 +147,5 @@ def test_an_endpoint_that_is_no_plain_url_is_refused_and_not_repeated():
     urls = ("http://user:secret@h/v1", "http://h/v1?key=secret", "https://api..example.com/secret", "http://h/secret\n")
     for url in ("localhost:8000", "ftp://h/v1", "http://h:99999/", *urls):
         with pytest.raises(UserError, match="--endpoint must be a URL") as caught:
-            check_endpoint(url)
+            read_key(url, "MY_KEY")
         assert "secret" not in str(caught.value)

@@ -13,7 +13,7 @@ from tools.comparisons import comparisons
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.digits import CLASSNAMES
 from trainers.hegraph.datasets.registry import ENTRIES, stored_datasets
-from trainers.hegraph.describe.checks import Checker, name_problems
+from trainers.hegraph.describe.collect import Checker, name_problems
 from trainers.hegraph.prompts import sentences as prompts
 from trainers.hegraph.prompts.sentences import DESCRIPTIONS, normalise_name
 

@@ -161,7 +161,7 @@ def teacher(session, tmp_path):
 
 
 def test_names_are_text_and_the_boards_say_what_there_is(teacher):
-    from trainers.hegraph.teach.page import BOARDS, boards
+    from trainers.hegraph.teach.page import BOARDS
 
     session, evil = teacher.session, "<img src=x onerror=alert(1)>"
     folder = session.project.folder / "train"
@@ -171,7 +171,7 @@ def test_names_are_text_and_the_boards_say_what_there_is(teacher):
     shutil.copy(folder / "one/one-0.png", folder / "two/copy.png")
     session.stopping.set()
     last(session)
-    shown = dict(zip(BOARDS, boards(session, evil, evil)))
+    shown = dict(zip(BOARDS, teacher.boards(evil, evil)))
     for html in shown.values():
         assert "<img src=x" not in html
         assert 'alert(1)>".png' not in html
@@ -181,7 +181,8 @@ def test_names_are_text_and_the_boards_say_what_there_is(teacher):
     for said in ("Encode the other 1 images", "Known by name alone: empty", 'data-to="two">It is two', judged):
         assert said in shown["status"]
     teacher.do({"do": "settle", "digest": session.view.contents.classes["two"][0].digest, "to": "two"})
-    assert 'data-do="settle"' not in (last(session), boards(session))[1][0]
+    last(session)
+    assert 'data-do="settle"' not in teacher.boards()[0]
 
 
 def counts(teacher) -> dict[str, int]:
@@ -221,7 +222,7 @@ def test_files_that_came_are_added_and_no_other_file_of_this_machine(teacher, tm
     assert (counts(teacher)["one"], len(last(teacher.session).guesses)) == (6, 9), "what is labelled is not asked again"
     for files in ('[{"path": "/etc/hostname", "name": "x.png"}]', "[7]", "{", "null"):
         with pytest.raises(UserError, match="send them again"):
-            teacher.do({"do": "add", "place": "two", "files": files})
+            teacher.do({"do": "add", "place": "two", "files": files, "failed": "[]"})
     shown = list(teacher.shown(lambda: teacher.do({"do": "add", "place": "two", "files": "{"})))
     assert "The files came damaged" in shown[-1][0]
     shutil.rmtree(folder)
@@ -241,7 +242,7 @@ def test_a_drawing_becomes_an_image_and_what_is_tried_is_explained(teacher):
     shutil.copy(session.project.folder / drawn.path, teacher.uploads)
     taught = Taught(session, teacher.uploads)
     feature = session.features[drawn.digest]
-    for found in (taught.of_drawing(drawing), taught.of_upload({"path": str(teacher.uploads / drawn.name)})):
+    for found in (taught(drawing), taught({"path": str(teacher.uploads / drawn.name)})):
         html, adapted, zero_shot, pictures = found
         assert adapted == pytest.approx(dict(zip(model.classnames, model.probabilities(feature[None])[0].tolist())))
         assert f"The images say <b>{next(iter(adapted))}</b>; the names of the classes alone say" in html
@@ -252,7 +253,7 @@ def test_a_drawing_becomes_an_image_and_what_is_tried_is_explained(teacher):
 
 
 def test_what_is_taken_along_opens_again(teacher, tmp_path):
-    _, path = teacher.take("model")
+    _, path = teacher.take("model.zip")
     shutil.unpack_archive(path, tmp_path / "unpacked")
     model = load_model(tmp_path / "unpacked" / "model")
     features = torch.stack([*teacher.session.features.values()])
@@ -260,7 +261,7 @@ def test_what_is_taken_along_opens_again(teacher, tmp_path):
     torch.testing.assert_close(model.probabilities(features), expected)
     teacher.session.project.move(teacher.session.view.contents.unlabelled[0], "")
     teacher.do({"do": "add-class", "name": "empty"})
-    _, path = teacher.take("project")
+    _, path = teacher.take("project.zip")
     shutil.unpack_archive(path, tmp_path / "other")
     project = teacher.session.project
     assert Project(tmp_path / "other").read().images == project.read().images
@@ -272,13 +273,13 @@ def test_what_is_taken_along_opens_again(teacher, tmp_path):
     assert said == "3 images added", "those that were not there any more"
     assert problem.startswith("b.zip did not arrive, or is too large; one-0.png is there already; ")
     teacher.session.view = View(0, teacher.session.view.contents)
-    assert "There is no model yet" in teacher.take("model")[0]
+    assert "There is no model yet" in teacher.take("model.zip")[0]
 
 
 def test_the_onnx_file_gives_the_probabilities_of_the_page(teacher):
     pytest.importorskip("onnx", reason="onnx is not installed, which makes the file")
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed, which runs the file")
-    problem, path = teacher.take("onnx")
+    problem, path = teacher.take("model.onnx")
     assert problem == ""
     session, guesses = teacher.session, teacher.session.view.guesses
     pixels = [session.backbone.preprocess(open_image(session.project.data(guess.picture))) for guess in guesses]
@@ -302,14 +303,15 @@ def test_the_page_is_built_and_shows_only_what_has_changed(teacher):
 
 
 def test_what_encodes_images_is_what_was_said_last(tmp_path, capsys):
-    project = Project(tmp_path)
-    assert command.find_encoder(project, "", "").backbone == "ViT-B-16-quickgelu"
-    assert command.find_encoder(project, "hegraph-mini", "").pretrained == ""
-    (tmp_path / ".hegraph/encoder.json").write_text('{"backbone": "RN50", "pretrained": "openai"}')
-    assert command.find_encoder(project, "", "yfcc15m") == command.Encoder(backbone="RN50", pretrained="yfcc15m")
-    (tmp_path / ".hegraph/encoder.json").write_text('{"backbone": 3}')
+    file = tmp_path / "encoder.json"
+    assert command.find_encoder(file, "", "") == command.Encoder(backbone="ViT-B-16-quickgelu", pretrained="openai")
+    assert command.find_encoder(file, "hegraph-mini", "").pretrained == ""
+    file.write_text('{"backbone": "RN50", "pretrained": "openai"}')
+    assert command.find_encoder(file, "", "").pretrained == "openai"
+    assert command.find_encoder(file, "", "yfcc15m") == command.Encoder(backbone="RN50", pretrained="yfcc15m")
+    file.write_text('{"backbone": 3}')
     with pytest.raises(UserError, match=r"encoder\.json"):
-        command.find_encoder(project, "", "")
+        command.find_encoder(file, "", "")
     assert (command.parse_arguments([]).host, command.parse_arguments([]).folder) == ("127.0.0.1", None)
     assert command.main([str(tmp_path), "--port", "0"]) == 2
     assert capsys.readouterr().err.startswith("error: cannot listen")

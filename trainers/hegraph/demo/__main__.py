@@ -110,14 +110,12 @@ def serve(build: Callable[[Path], Blocks], host: str, port: int, css: str = "", 
         os.environ["GRADIO_TEMP_DIR"] = uploads
         for variable in ("NO_PROXY", "no_proxy"):  # Gradio asks itself whether it answers
             os.environ[variable] = ",".join(filter(None, [os.environ.get(variable), "localhost,127.0.0.1"]))
-        fonts = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # the reader's own: none is fetched
-        text, mono = ([gr.themes.Font(name) for name in names] for names in fonts)
+        theme = gr.themes.Default(font="system-ui", font_mono="monospace")  # the reader's own fonts: none is fetched
         page = build(Path(uploads)).queue(max_size=WAITING)
         page.launch(
             server_name=host, server_port=port, share=False, ssr_mode=False, pwa=False, mcp_server=False,
             prevent_thread_lock=True, quiet=True, footer_links=[], run_history=False,
-            enable_monitoring=False, theme=gr.themes.Default(font=text, font_mono=mono), css=CSS + css,
-            **{"max_file_size": MAX_BYTES} | options,
+            enable_monitoring=False, theme=theme, css=CSS + css, **{"max_file_size": MAX_BYTES} | options,
         )  # fmt: skip
         try:
             say(f"http://{host}:{port} shows the page; Ctrl+C ends it\n")

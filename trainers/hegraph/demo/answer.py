@@ -9,7 +9,7 @@ import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import torch
@@ -34,8 +34,7 @@ def template(path: Path) -> jinja2.Template:
 TEMPLATE = template(Path(__file__).parent / "answer.html")
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(NamedTuple):
     """The logit of a class: from the text classifier, and `alpha z_v` from the cache; None without one."""
 
     name: str
@@ -127,17 +126,12 @@ def none_of_these(found: Answer) -> str:
 
 
 def _rendered(macro: str, **shown: Any) -> str:
-    return str(getattr(TEMPLATE.make_module({"UNUSUAL": UNUSUAL, "number": number, **shown}), macro)())
+    return str(getattr(TEMPLATE.make_module({"UNUSUAL": UNUSUAL, **shown}), macro)())
 
 
 def wrapped(html: str) -> str:
     """A piece of HTML that the page's style applies to."""
     return f'<div class="hg">{html}</div>'
-
-
-def number(value: float, sign: str = "") -> str:
-    """A number with two digits, and with a minus sign instead of a hyphen."""
-    return f"{value:{sign}.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def title(model: SavedModel) -> str:

@@ -5,7 +5,6 @@ Gradio takes seconds to import and is an optional package, so this file is impor
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ..datasets.images import open_sent
 from ..models.folder import read_thumbnail
 from ..models.images import ImageModel
 from ..utils.errors import UserError, first_line, one_line
-from .answer import LISTED, answer, number, reasons, summary, title, wrapped
+from .answer import LISTED, answer, reasons, summary, title, wrapped
 from .drawing import SIDE, ink_of_canvas, is_of_digits, scan_of_ink, scan_of_picture
 
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
@@ -60,19 +59,22 @@ class Answers:
         self.images, self.folder, self.uploads = images, folder, uploads
         self.drawn = self.scanned = is_of_digits(images.model)
 
-    def of_upload(self, uploaded: Any) -> tuple:
-        """Of an uploaded file, as Gradio describes it; None if it was taken away."""
-        return self._of(uploaded, self._open)
-
-    def of_drawing(self, value: Any) -> tuple:
-        """Of the value of a canvas; "" if nothing is drawn."""
-        return self._of(value, lambda value: scan_of_ink(ink_of_canvas(value)))
+    def __call__(self, value: Any) -> tuple:
+        """Of the value of a canvas, or of an uploaded file, as Gradio describes it; "" or None where there is none. A
+        mistake of the user's stands where the answer would.
+        """
+        try:
+            if not value:
+                return HINT, None, None, None
+            return self.explain(scan_of_ink(ink_of_canvas(value)) if isinstance(value, str) else self._open(value))
+        except UserError as error:
+            return complaint(error), None, None, None
 
     def explain(self, picture: Image.Image) -> tuple:
         """What is shown of a picture."""
         found = answer(self.images.model, self.images.features([picture]))
         shown = ((read_thumbnail(self.folder, position), position, added) for position, added in found.neighbours)
-        pictures = [(image, f"no. {position + 1}: {number(added, '+')}") for image, position, added in shown if image]
+        pictures = [(image, f"no. {position + 1}: {added:+.2f}") for image, position, added in shown if image]
         return reasons(found, picture if self.scanned else None), found.adapted, found.zero_shot, pictures or None
 
     def _open(self, uploaded: Any) -> Image.Image:
@@ -82,13 +84,6 @@ class Answers:
         except UserError as error:
             raise UserError(f"this file {error}") from error
         return scan_of_picture(picture) if self.scanned else picture
-
-    def _of(self, value: Any, opened: Callable[[Any], Image.Image]) -> tuple:
-        """Of what a component holds; a mistake of the user's stands where the answer would."""
-        try:
-            return (HINT, None, None, None) if value is None or value == "" else self.explain(opened(value))
-        except UserError as error:
-            return complaint(error), None, None, None
 
 
 def uploaded_file(uploaded: Any, uploads: Path) -> Path:
@@ -118,7 +113,7 @@ def answer_part(page: gr.Blocks, answers: Answers, method: str, nearest: str) ->
     """
     with gr.Row():
         with gr.Column():
-            inputs = _digit_inputs(answers) if answers.drawn else [_image_input(answers)]
+            inputs = _inputs(answers)
         with gr.Column(elem_id="answer"):
             adapted = gr.Label(label=method, num_top_classes=LISTED, elem_id="adapted")
             zero_shot = gr.Label(label="Zero-shot CLIP", num_top_classes=LISTED, elem_id="zero-shot")
@@ -127,10 +122,10 @@ def answer_part(page: gr.Blocks, answers: Answers, method: str, nearest: str) ->
                 label=nearest, columns=LISTED, height="auto", object_fit="contain", buttons=[], interactive=False,
                 elem_id="nearest",
             )  # fmt: skip
-    for component, event, handler in inputs:
+    for component, event in inputs:
         # Files are opened by `Answers`, whose messages say what is wrong with them, and not by Gradio
         event(
-            handler, component, [why, adapted, zero_shot, pictures], preprocess=False, trigger_mode="always_last",
+            answers, component, [why, adapted, zero_shot, pictures], preprocess=False, trigger_mode="always_last",
             api_visibility="private",
         )  # fmt: skip
     page.load(None, js=LIVE)
@@ -148,30 +143,30 @@ def canvas(name: str) -> gr.HTML:
     return html("", html_template=template, js_on_load=CANVAS_JS, elem_id=name)
 
 
-def _image_input(answers: Answers) -> tuple:
-    image = gr.Image(
-        label="Image: drop, paste or photograph one", type="filepath", image_mode=None, buttons=[],
-        sources=["upload", "clipboard", "webcam"], height=320, elem_id="image",
-    )  # fmt: skip
-    return image, image.change, answers.of_upload
-
-
-def _digit_inputs(answers: Answers) -> list[tuple]:
-    with gr.Tab("Draw"):
-        drawing = canvas("drawing")
-    with gr.Tab("Image"):
-        image, event, handler = _image_input(answers)
-        dataset = load_digits_dataset()
-        first = {item.label: item for item in reversed(dataset.test)}
-        scans = []
-        for label, name in enumerate(CLASSNAMES):
-            scans.append(str(answers.uploads / f"{name}.png"))
-            dataset.open(first[label].path).save(scans[-1])
-        gr.Examples(
-            scans, image, label="Scans of the test images, which the model was not trained on", elem_id="scans",
-            example_labels=[f"Scan of {name}" for name in CLASSNAMES], examples_per_page=len(scans),
+def _inputs(answers: Answers) -> list[tuple]:
+    """The components where an image goes in, each with its event."""
+    found: list[tuple] = []
+    if answers.drawn:
+        with gr.Tab("Draw"):
+            drawing = canvas("drawing")
+            found.append((drawing, drawing.input))
+    with gr.Tab("Image") if answers.drawn else gr.Column():
+        image = gr.Image(
+            label="Image: drop, paste or photograph one", type="filepath", image_mode=None, buttons=[],
+            sources=["upload", "clipboard", "webcam"], height=320, elem_id="image",
         )  # fmt: skip
-    return [(drawing, drawing.input, answers.of_drawing), (image, event, handler)]
+        found.append((image, image.change))
+        if answers.drawn:
+            dataset = load_digits_dataset()
+            first = {item.classname: item for item in reversed(dataset.test)}
+            scans = [str(answers.uploads / f"{name}.png") for name in CLASSNAMES]
+            for name, path in zip(CLASSNAMES, scans):
+                dataset.open(first[name].path).save(path)
+            gr.Examples(
+                scans, image, label="Scans of the test images, which the model was not trained on", elem_id="scans",
+                example_labels=[f"Scan of {name}" for name in CLASSNAMES], examples_per_page=len(scans),
+            )  # fmt: skip
+    return found
 
 
 def complaint(error: UserError) -> str:

@@ -14,7 +14,6 @@ import yaml
 
 from ..models.folder import CARD, CONFIG, TENSORS, THUMBNAILS, own_file, thumbnail_name
 from ..models.images import ImageModel, backbone_files
-from ..models.saved import SavedModel
 from ..utils.errors import UserError
 from ..utils.files import writing_folder
 from .answer import summary, title
@@ -23,21 +22,10 @@ PACKAGE = Path(__file__).parents[1]
 MODEL = "model"
 # What the page imports, as in pyproject.toml; the Space itself has Gradio
 REQUIREMENTS = (
-    "torch>=2.4",
-    "torchvision>=0.19",
-    "open_clip_torch>=3.2",
-    "safetensors>=0.4.5",
-    "PyYAML>=6.0",
-    "pydantic>=2.7",
-    "numpy>=1.26",
-    "scikit-learn>=1.7",
-    "Pillow>=10.4",
-    "tqdm>=4.70",
-    "huggingface_hub>=0.24",
-    "jinja2>=3.1",
-    "requests>=2.31",
-    "filelock>=3.30",
-)
+    "torch>=2.4", "torchvision>=0.19", "open_clip_torch>=3.2", "safetensors>=0.4.5", "PyYAML>=6.0", "pydantic>=2.7",
+    "numpy>=1.26", "scikit-learn>=1.7", "Pillow>=10.4", "tqdm>=4.70", "huggingface_hub>=0.24", "jinja2>=3.1",
+    "requests>=2.31", "filelock>=3.30",
+)  # fmt: skip
 OF_TOKENIZERS = ("transformers", "sentencepiece")  # needed by the tokenizers of SigLIP and some others
 APP = '''\
 """Shows the page of the model that lies beside this file. The Space runs it."""
@@ -67,36 +55,21 @@ def write_space(images: ImageModel, folder: Path, target: Path, backbone: str = 
     given = {"--backbone": backbone, "--pretrained": pretrained}
     flags = "".join(f", {flag!r}, {value!r}" for flag, value in given.items() if value)
     more = OF_TOKENIZERS if type(images.backbone.tokenizer).__name__ == "HFTokenizer" else ()
+    header = {
+        "title": title(model), "emoji": "\N{LEFT-POINTING MAGNIFYING GLASS}", "colorFrom": "gray", "colorTo": "yellow",
+        "sdk": "gradio", "sdk_version": version("gradio"), "app_file": "app.py", "license": "mit",
+        "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
+    }  # fmt: skip
+    num_images = 0 if model.classifier.keys is None else len(model.classifier.keys)
+    thumbnails = [f"{THUMBNAILS}/{thumbnail_name(position)}" for position in range(num_images)]
     with writing_folder(target) as space:
-        _copy_model(model, folder, space / MODEL)
+        for name in (CONFIG, TENSORS, CARD, *thumbnails):
+            if (file := own_file(folder, name)) is not None:  # nothing else, and not what a link leads to
+                (space / MODEL / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, space / MODEL / name)
         shutil.copytree(PACKAGE, space / "hegraph", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         (space / "app.py").write_text(APP.format(model=MODEL, flags=flags.replace("'", '"')), encoding="utf-8")
         (space / "requirements.txt").write_text("\n".join([*REQUIREMENTS, *more, ""]), encoding="utf-8")
-        (space / "README.md").write_text(_readme(model), encoding="utf-8")
-
-
-def _copy_model(model: SavedModel, folder: Path, target: Path) -> None:
-    """Copies the files of a model folder, and nothing else that may lie there or that a link in it leads to."""
-    keys = model.classifier.keys
-    thumbnails = () if keys is None else [f"{THUMBNAILS}/{thumbnail_name(position)}" for position in range(len(keys))]
-    for name in (CONFIG, TENSORS, CARD, *thumbnails):
-        if (file := own_file(folder, name)) is not None:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target / name)
-
-
-def _readme(model: SavedModel) -> str:
-    header = {
-        "title": title(model),
-        "emoji": "\N{LEFT-POINTING MAGNIFYING GLASS}",
-        "colorFrom": "gray",
-        "colorTo": "yellow",
-        "sdk": "gradio",
-        "sdk_version": version("gradio"),
-        "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
-        "app_file": "app.py",
-        "license": "mit",
-        "pinned": False,
-    }
-    front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n\n# {title(model)}\n\n{summary(model)}\n"
+        front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+        text = f"---\n{front}---\n\n# {title(model)}\n\n{summary(model)}\n"
+        (space / "README.md").write_text(text, encoding="utf-8")

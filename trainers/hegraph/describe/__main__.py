@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -73,24 +74,22 @@ def describe(args: argparse.Namespace) -> int:
         aliases = check(Texts, read_json(args.aliases), f"{args.aliases} must hold {{class name: [alias, ...]}}")
     collection = Collection(names, args.out, context, args.per_class, args.batch_size, aliases, args.model)
     questions = collection.batches(0)
-    for model, count in collection.other_models().items() if questions else ():
-        logger.warning("of %r are the sentences of %d classes; the others will be of %r", model, count, args.model)
+    models = Counter(model for progress in collection.progress.values() for model in progress.models)
+    for model in sorted(models.keys() - {args.model}) if questions else ():
+        said = "of %r are the sentences of %d classes; the others will be of %r"
+        logger.warning(said, model, models[model], args.model)
     if args.dry_run:
         if questions:
             say(f"{collection.prompt(questions[0])}\n")
         say(f"requests: {len(questions)}, classes: {len(collection.unfinished())}; nothing was asked\n")
         return 0
     if questions:
-        key = read_key(args.endpoint, args.key_env)
-        limits = (args.timeout, args.retries, args.max_tokens, args.temperature)
-        collect(collection, ChatClient(args.endpoint, args.model, key, *limits).ask, args.tries)
+        collect(collection, ChatClient(args).ask, args.tries)
     failed = collection.finish()
     num_classes = len(collection.classnames)
     say(f"{args.out}: {num_classes - len(failed)} of {num_classes} classes have their sentences\n")
-    if failed:
-        logger.warning("failed, and tried again by the same command (%d):", len(failed))
-        for name, problem in failed.items():
-            logger.warning("  %s: %s", name, problem)
+    for name, problem in failed.items():
+        logger.warning("failed, and tried again by the same command: %s: %s", name, problem)
     return int(bool(failed))
 
 
@@ -109,30 +108,29 @@ def number(kind: Callable[[str], float], least: float, most: float = math.inf) -
 
 
 class ChatClient:
-    """Asks a model by the `openai` library, which asks again after failures that may pass; UserError if it is missing.
-    The secret key is removed from every text that leaves this class: answers and errors.
+    """Asks the model that the flags say, by the `openai` library, which asks again after failures that may pass.
+    UserError without it, or without a key. The key is removed from every text that leaves this class: answers, errors.
     """
 
-    def __init__(
-        self, endpoint: str, model: str, key: str, timeout: float, retries: int,
-        max_tokens: int | None = None, temperature: float | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self._key = args, read_key(args.endpoint, args.key_env)
         try:
             import openai  # takes a second to import, and `--dry-run` does not need it
         except ImportError as error:
             raise UserError("asking an endpoint needs the package openai: pip install 'openai>=1.56'") from error
-        self.endpoint, self.model, self.timeout = endpoint, model, timeout
-        self._key, self._openai = key, openai
-        theirs = is_openai(endpoint)
+        self._openai, theirs = openai, is_openai(args.endpoint)
         # OpenAI's newer models refuse the name that all other servers know
-        given = {"max_completion_tokens" if theirs else "max_tokens": max_tokens, "temperature": temperature}
+        tokens = "max_completion_tokens" if theirs else "max_tokens"
+        given = {tokens: args.max_tokens, "temperature": args.temperature}
         self._options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        limits = openai.Timeout(timeout, connect=min(timeout, LONGEST_CONNECT))
+        limits = openai.Timeout(args.timeout, connect=min(args.timeout, LONGEST_CONNECT))
         logging.getLogger(PASSING_LOG).setLevel(logging.INFO)
         # The library makes headers of these variables, such as the organisation: they are for OpenAI alone
         hidden = {} if theirs else {n: os.environ.pop(n) for n in [*os.environ] if n.startswith("OPENAI_")}
         try:
-            self._client = openai.OpenAI(base_url=endpoint, api_key=key, timeout=limits, max_retries=retries)
+            self._client = openai.OpenAI(
+                base_url=args.endpoint, api_key=self._key, timeout=limits, max_retries=args.retries
+            )
         finally:
             os.environ.update(hidden)
 
@@ -142,28 +140,27 @@ class ChatClient:
         Raises:
             UserError: If a failure does not pass; without the exception of the library, which holds the key.
         """
-        openai = self._openai
+        openai, timeout = self._openai, self.args.timeout
         try:
             completion = self._client.chat.completions.create(
-                model=self.model, messages=[{"role": "user", "content": prompt}], **self._options
+                model=self.args.model, messages=[{"role": "user", "content": prompt}], **self._options
             )
             choice = completion.choices[0]
-            answer = self._without_key(choice.message.content or "")
             if choice.finish_reason == "length":
                 logger.warning("an answer was cut off: raise --max-tokens, or lower --batch-size")
-            return answer
+            return self._without_key(choice.message.content or "")
         except openai.APITimeoutError as error:
-            problem = f"no answer in {self.timeout:g} s: raise --timeout, or lower --batch-size"
+            problem = f"no answer in {timeout:g} s: raise --timeout, or lower --batch-size"
             if type(error.__cause__).__name__ == "ConnectTimeout":
-                problem = f"no connection in {min(self.timeout, LONGEST_CONNECT):g} s: is the address right?"
+                problem = f"no connection in {min(timeout, LONGEST_CONNECT):g} s: is the address right?"
         except openai.APIConnectionError as error:
             problem = f"no connection: {error.__cause__ or error}"
         except openai.OpenAIError as error:
             problem = str(error)
         except (AttributeError, IndexError, TypeError, ValueError, RecursionError):
             problem = "what came is no chat completion"
-        hint = "" if re.search(r"/v\d+/?$", self.endpoint) else "; does --endpoint have to end in /v1?"
-        raise UserError(f"{self.endpoint}: {' '.join(self._without_key(problem).split())[:LONGEST_REASON]}{hint}")
+        hint = "" if re.search(r"/v\d+/?$", self.args.endpoint) else "; does --endpoint have to end in /v1?"
+        raise UserError(f"{self.args.endpoint}: {' '.join(self._without_key(problem).split())[:LONGEST_REASON]}{hint}")
 
     def _without_key(self, text: str) -> str:
         """A server's text with the key removed, since a server may repeat it."""
@@ -173,18 +170,23 @@ class ChatClient:
 def is_openai(endpoint: str) -> bool:
     """Whether an endpoint belongs to OpenAI and is encrypted, so that a key of OpenAI's may go there."""
     parts = urlsplit(endpoint)
-    host = parts.hostname or ""
-    return parts.scheme == "https" and (host == OPENAI or host.endswith(f".{OPENAI}"))
+    return parts.scheme == "https" and f".{parts.hostname}".endswith(f".{OPENAI}")
 
 
 def read_key(endpoint: str, variable: str | None = None) -> str:
     """The key for an endpoint, from an environment variable; without a name, OpenAI alone gets `OPENAI_API_KEY`.
 
     Raises:
-        UserError: If the endpoint is no URL, there is no key, it has characters that cannot be sent, or no variable is
-            named for an endpoint that is not OpenAI's. The message never holds the key.
+        UserError: If the endpoint is no plain URL, there is no key, it has characters that cannot be sent, or no
+            variable is named for an endpoint that is not OpenAI's. The message never holds the key.
     """
-    check_endpoint(endpoint)
+    plain = False
+    with suppress(ValueError):
+        url = TypeAdapter(HttpUrl).validate_python(endpoint)
+        (url.host or "").encode("idna")  # as it is looked up
+        plain = endpoint.isprintable() and not (url.username or url.password or url.query)
+    if not plain:  # what is wrong may be a secret in it: it is not repeated
+        raise UserError(f"--endpoint must be a URL such as {ENDPOINT}, with no user, password or query")
     if variable is None and not is_openai(endpoint):
         raise UserError(
             f"{endpoint} is not https at {OPENAI}, so it does not get {OPENAI_KEY}: name the environment variable that "
@@ -197,17 +199,6 @@ def read_key(endpoint: str, variable: str | None = None) -> str:
     if not re.fullmatch(r"[!-~]+", key):
         raise UserError(f"{variable} holds no key, or what no key has: set it, or name another one with --key-env")
     return key
-
-
-def check_endpoint(endpoint: str) -> None:
-    """Raises UserError if an endpoint is no plain URL."""
-    with suppress(ValueError):
-        url = TypeAdapter(HttpUrl).validate_python(endpoint)
-        (url.host or "").encode("idna")  # as it is looked up
-        if endpoint.isprintable() and not (url.username or url.password or url.query):
-            return
-    # What is wrong may be a secret in it: it is not repeated
-    raise UserError(f"--endpoint must be a URL such as {ENDPOINT}, with no user, password or query")
 
 
 def main(arguments: list[str] | None = None) -> int:

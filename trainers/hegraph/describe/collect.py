@@ -1,8 +1,11 @@
-"""Asks for sentences about every class until they are good: the question, the reading of answers, and what is kept.
+"""Asks for sentences about every class until they are good: the question, the reading of answers, the rules for good
+sentences, and what is kept.
 
 Good sentences are written to `<out>.partial` after every answer, and to the out file in the end. Both are read at the
 next start. So nothing is lost if the command is killed, and a class that has its sentences is never asked for again.
 Which models wrote the sentences of each class is in `<out without .json>.models.json`.
+
+The files of `prompts/descriptions/` keep the same rules, which a test checks.
 """
 
 from __future__ import annotations
@@ -10,19 +13,26 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ConfigDict, Field
 from tqdm import tqdm
 
+from ..backbones.clip import CONTEXT_LENGTH, count_tokens
 from ..prompts.sentences import normalise_name
-from ..utils.errors import UserError
+from ..utils.errors import UserError, shortened
 from ..utils.files import write_json
 from ..utils.reading import read_json
 from ..utils.schema import OpenPart, Part, check
-from .checks import LEAST_WORDS, MOST_WORDS, Checker, name_problems
+
+LEAST_WORDS, MOST_WORDS = 8, 35
+OPENING_WORDS = 4
+MOST_OPENINGS = 0.05  # the share of a data set's sentences that may begin with the same OPENING_WORDS words
+FEW_OPENINGS = 2  # so many sentences may always begin alike, however small the data set
+LONGEST_QUOTE = 240  # how many characters of a sentence a problem quotes
+MASK = "NAME"  # stands for the name of the class where sentences are compared without it
 
 TOO_FEW = "the answer leaves this class out, or holds too few sentences"
 WRONG_FORM = 'the answer is not of the form {"class name": ["sentence", ...]}'
@@ -53,6 +63,7 @@ The classes to describe:
 """
 
 Texts = dict[str, list[str]]  # class name -> sentences, aliases or models
+Table = Mapping[str, Sequence[str]]  # class name -> sentences or aliases
 Form = TypeVar("Form", Texts, "_Partial")
 
 
@@ -99,8 +110,8 @@ class Collection:
         if problems := name_problems(self.classnames, self.aliases):
             raise UserError(problems[0])
         self.progress = {name: Progress() for name in self.classnames}
-        written, partial = self._read(out, Texts, {}), self._read(self.partial, _Partial, _Partial())
-        models = self._read(self.models_file, Texts, {})
+        written, models = self._read(out, Texts), self._read(self.models_file, Texts)
+        partial = self._read(self.partial, _Partial)
         if partial.classes and partial.context != context:
             raise UserError(f"{self.partial} holds answers for the --context {partial.context!r}; choose another --out")
         self.done = frozenset(written)
@@ -108,20 +119,13 @@ class Collection:
         for name, sentences in written.items():
             self.progress[name] = Progress(sentences=sentences, models=models.get(name, []))
         self.checker = Checker(sum(max(per_class, len(p.sentences)) for p in self.progress.values()), self.aliases)
-        for name in sorted(self.progress, key=lambda name: name not in written):
-            good, problems = self.checker.sift(name, self.progress[name].sentences)
-            if name not in written:
-                self.progress[name].sentences = good
-                self.progress[name].problems = self.progress[name].problems or problems
-
-    def other_models(self) -> Counter[str]:
-        """The models other than the one that is asked now -> how many classes have sentences of theirs."""
-        return Counter(model for progress in self.progress.values() for model in progress.models if model != self.model)
+        for name, progress in self.progress.items():
+            self.checker.sift(name, progress.sentences)  # which new ones may not repeat
 
     def unfinished(self) -> list[str]:
         """Classes that lack sentences, in label order."""
-        lacking = [name for name, progress in self.progress.items() if len(progress.sentences) < self.per_class]
-        return [name for name in lacking if name not in self.done]
+        progress = {name: found for name, found in self.progress.items() if name not in self.done}
+        return [name for name, found in progress.items() if len(found.sentences) < self.per_class]
 
     def batches(self, attempt: int) -> list[list[str]]:
         """The questions of an attempt, counted from 0, each as the classes that it asks for.
@@ -174,11 +178,10 @@ class Collection:
             self.partial.unlink(missing_ok=True)
         return failed
 
-    def _read(self, path: Path, form: type[Form], empty: Form) -> Form:
-        """A file of an earlier run, or of the user's; `empty` where there is none."""
-        if not path.exists():
-            return empty
-        content = check(form, read_json(path), f"{path} is not what this command writes; choose another --out")
+    def _read(self, path: Path, form: type[Form]) -> Form:
+        """A file of an earlier run, or of the user's; nothing is in one that is not there."""
+        value = read_json(path) if path.exists() else {}
+        content = check(form, value, f"{path} is not what this command writes; choose another --out")
         for name in content.classes if isinstance(content, _Partial) else content:
             if name not in self.progress:
                 raise UserError(f"{path} holds {name!r}, which is not in --classes; choose another --out")
@@ -216,7 +219,9 @@ def read_answer(text: str, classnames: Sequence[str]) -> dict[str, list[str]]:
         for value in _json_objects(re.sub(r",\s*(?=[\]}])", "", said)):
             for names, sentences in _lists(value, []):
                 if found := [asked[normalise_name(name)] for name in names if normalise_name(name) in asked]:
-                    table.setdefault(found[0], []).extend(map(_tidy, sentences))
+                    # JSON can spell half of a surrogate pair, which no file can hold: it becomes "?"
+                    tidy = [" ".join(text.split()).encode(errors="replace").decode() for text in sentences]
+                    table.setdefault(found[0], []).extend(tidy)
     except RecursionError:  # no proper answer is nested so deeply
         return {}
     return {name: table[name] for name in classnames if name in table}
@@ -249,6 +254,87 @@ def _lists(value: object, names: list[str]) -> Iterator[tuple[list[str], list[st
             yield from _lists(held, names)
 
 
-def _tidy(sentence: str) -> str:
-    """A sentence with single spaces, and "?" for half a surrogate pair, which JSON can spell but no file can hold."""
-    return " ".join(sentence.split()).encode(errors="replace").decode()
+# --- rules
+
+
+class Checker:
+    """Finds the good sentences of one data set: those that keep all rules and do not repeat an earlier good one.
+
+    Args:
+        total: How many sentences the data set has, or will have; it limits how often an opening may occur.
+        aliases: Class name -> other names that a sentence may use, where the class name reads badly in a sentence.
+    """
+
+    def __init__(self, total: int, aliases: Table | None = None) -> None:
+        self.most_openings = max(FEW_OPENINGS, int(MOST_OPENINGS * total))
+        self.aliases = aliases or {}
+        self.texts: dict[str, str] = {}  # a good sentence in plain letters, as it is and with names masked -> its class
+        self.openings: Counter[str] = Counter()  # the first words of a good sentence -> how many begin so
+
+    def sift(self, name: str, sentences: Sequence[str], most: int | None = None) -> tuple[list[str], list[str]]:
+        """The good ones of a class's sentences, which later ones may not repeat, and a line for each problem of others.
+
+        What comes after `most` good ones is left alone.
+        """
+        pattern = name_pattern([name, *self.aliases.get(name, ())])
+        good: list[str] = []
+        problems: list[str] = []
+        for sentence in sentences:
+            if len(good) == most:
+                break
+            texts = normalise_name(sentence), normalise_name(pattern.sub(MASK, sentence))
+            openings = {" ".join(text.split()[:OPENING_WORDS]) for text in texts}
+            found = sentence_problems(sentence, pattern)
+            if twin := next((text for text in texts if text in self.texts), None):
+                found.append(f"but for names, the same sentence as one of {self.texts[twin]!r}")
+            if worn := [opening for opening in sorted(openings) if self.openings[opening] >= self.most_openings]:
+                found.append(f"already {self.openings[worn[0]]} sentences begin with {worn[0]!r}")
+            problems += [f"{problem}: {shortened(sentence, LONGEST_QUOTE)!r}" for problem in found]
+            if not found:
+                good.append(sentence)
+                self.texts |= dict.fromkeys(texts, name)
+                self.openings.update(openings)
+        return good, problems
+
+
+def sentence_problems(sentence: str, pattern: re.Pattern[str]) -> list[str]:
+    """A line for each rule that a sentence breaks, whatever the others are; `pattern` finds the names of its class."""
+    problems = []
+    words, tokens = len(sentence.split()), count_tokens(sentence)
+    if not LEAST_WORDS <= words <= MOST_WORDS:
+        problems.append(f"{words} words where {LEAST_WORDS} to {MOST_WORDS} are wanted")
+    if tokens > CONTEXT_LENGTH:
+        problems.append(f"{tokens} tokens where CLIP reads {CONTEXT_LENGTH}")
+    if not pattern.search(sentence):
+        problems.append("it does not name its class")
+    start = sentence.lstrip("\"'“(")[:1]
+    if not (start.isalnum() and not start.islower() and sentence.endswith(".")):
+        problems.append("a sentence begins with a capital letter and ends with a full stop")
+    # A full stop ends a sentence only after a word of three letters, since shorter ones may be abbreviations. The name
+    # of the class is masked, as it may hold a full stop too.
+    if len(sentence.splitlines()) > 1 or re.search(r"\w{3}[.!?][\"'”)]*\s+\W?[A-Z]", pattern.sub(MASK, sentence)):
+        problems.append("more than one sentence")
+    return problems
+
+
+def name_problems(classnames: Sequence[str], aliases: Table) -> list[str]:
+    """What is wrong with the names and aliases of classes: two classes have one name, or one holds no letter."""
+    problems = [f"{name!r} has aliases: no such class" for name in aliases if name not in set(classnames)]
+    owners: dict[str, str] = {}
+    for name in classnames:
+        for called in (name, *aliases.get(name, ())):
+            if not any(letter.isalnum() for letter in called):
+                problems.append(f"the name {called!r} of {name!r} holds no letter and no digit")
+            elif (owner := owners.setdefault(normalise_name(called), name)) != name:
+                problems.append(f"{called!r} names both {owner!r} and {name!r}, as case, '_' and '-' do not count")
+    return problems
+
+
+def name_pattern(names: Sequence[str]) -> re.Pattern[str]:
+    """Finds any of the names and their plurals in a text, whatever the case, and `_`, `-` or spaces between words."""
+    spelled = []
+    for name in sorted(names, key=len, reverse=True):  # so that of two names, one of which begins the other, both match
+        *words, last = map(re.escape, normalise_name(name).split() or [name])
+        plurals = f"{last}(?:s|es)?" + (f"|{last[:-1]}ies" if last.endswith("y") else "")
+        spelled.append(r"[\s_-]+".join([*words, f"(?:{plurals})"]))
+    return re.compile(rf"(?<!\w)(?:{'|'.join(spelled)})(?!\w)", re.IGNORECASE)

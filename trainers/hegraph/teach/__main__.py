@@ -20,14 +20,13 @@ from ..utils.schema import Part, check
 from .project import MOST_BYTES, OWN, Project
 
 SAMPLE = Path("output/teach-digits")
-USUAL = ("ViT-B-16-quickgelu", "openai")  # what encodes images where nothing else is said
 
 
 class Encoder(Part):
-    """What the images of a project are encoded by, as it was said before."""
+    """What the images of a project are encoded by, where nothing else is said."""
 
-    backbone: str
-    pretrained: str
+    backbone: str = "ViT-B-16-quickgelu"
+    pretrained: str = "openai"
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -50,25 +49,23 @@ def teach(args: argparse.Namespace) -> None:
     if sample and not SAMPLE.exists():
         write_sample(SAMPLE)
     project = Project(SAMPLE if sample else args.folder)
-    encoder = find_encoder(project, args.backbone or (MINI_NAME if sample else ""), args.pretrained)
+    said = project.at(f"{OWN}/encoder.json")
+    encoder = find_encoder(said, args.backbone or (MINI_NAME if sample else ""), args.pretrained)
     device = choose_device(args.device, "--device")
     backbone = load_backbone(encoder.backbone, encoder.pretrained, device, args.precision)
-    write_json(project.folder / OWN / "encoder.json", encoder.model_dump())
+    write_json(said, encoder.model_dump())
     session = Session(project, backbone, encoder.backbone, encoder.pretrained)
     css = (Path(__file__).parent / "board.css").read_text(encoding="utf-8")
     page = partial(build_page, session)
     serve(page, args.host, args.port, css, max_file_size=MOST_BYTES, allowed_paths=[str(session.thumbnails)])
 
 
-def find_encoder(project: Project, backbone: str, pretrained: str) -> Encoder:
-    """What encodes the images: what is said now, or was said the last time."""
-    path = project.folder / OWN / "encoder.json"
+def find_encoder(path: Path, backbone: str, pretrained: str) -> Encoder:
+    """What encodes the images: what is said now, or was said the last time, which is in a file."""
     if backbone:
         return Encoder(backbone=backbone, pretrained=pretrained)
-    if path.is_file() and not path.is_symlink():
-        before = check(Encoder, read_json(path), str(path))
-        return Encoder(backbone=before.backbone, pretrained=pretrained or before.pretrained)
-    return Encoder(backbone=USUAL[0], pretrained=pretrained or USUAL[1])
+    said = check(Encoder, read_json(path), str(path)) if path.is_file() and not path.is_symlink() else Encoder()
+    return said.model_copy(update={"pretrained": pretrained or said.pretrained})
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from ..predict.files import with_suffix
 from ..utils.errors import UserError, first_line, shortened
-from ..utils.files import absolute, cannot_write, write_json
+from ..utils.files import absolute, write_json
 from ..utils.reading import read_json
 from ..utils.schema import Part, check
 
@@ -48,7 +48,7 @@ class Journal(Part):
 
 
 class JournaledFolder:
-    """A folder, which is made if it is not there. All paths are below it, with `/`.
+    """A folder, which is made if it is not there; OSError if it cannot be. All paths are below it, with `/`.
 
     Every method raises UserError, and has then changed nothing, if the folder cannot be read or written, is not there
     any more, or a file is not where it should be.
@@ -57,10 +57,7 @@ class JournaledFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(os.path.realpath(absolute(folder)))
         self._lock = FileLock(self.folder / OWN / "lock")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(self.folder, error) from error
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -68,9 +65,7 @@ class JournaledFolder:
         try:
             if not self.folder.is_dir():
                 raise UserError(f"the folder {self.folder} is not there any more; put it back, or choose another")
-            if (self.folder / OWN).is_symlink():
-                raise UserError(f"{self.folder / OWN} is a link, and links are not followed; remove it")
-            (self.folder / OWN).mkdir(exist_ok=True)
+            self.at(f"{OWN}/lock").parent.mkdir(exist_ok=True)
             with self._lock.acquire(timeout=PATIENCE):
                 self._take_back()
                 yield

@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -35,24 +36,10 @@ from .session import LISTED, Session
 TEMPLATE = template(Path(__file__).parent / "board.html")
 BOARD_JS = (Path(__file__).parent / "board.js").read_text(encoding="utf-8")
 BOARDS = ("status", "classes", "check", "label")  # macros of the template
+TAKEN = {"model.zip": "Model folder", "model.onnx": "ONNX file", "project.zip": "Whole project"}
 NEAREST = 5  # training images that are shown beside an answer
 SECONDS = 2  # between two looks at what other tabs have done
 ZIP = wrapped('<label class="drop">Open a project.zip<input type="file" data-do="zip" accept=".zip"></label>')
-
-
-def boards(session: Session, said: str = "", problem: str = "") -> tuple[str, ...]:
-    """`BOARDS` as HTML: the last view of a session, what was done, and what is wrong."""
-    contents = session.view.contents
-    shown = {
-        "view": session.view, "contents": contents, "said": said, "problem": problem,
-        "draws": session.name == MINI_NAME, "stopped": session.stopping.is_set(),
-        "twice": {digest: names for digest, names in contents.classes_of().items() if len(names) > 1},
-        "pictures": {picture.digest: picture for picture in contents.pictures()},
-        "thumbnail": lambda picture: quote(str(session.thumbnail(picture))),
-        "UNUSUAL": UNUSUAL, "UNLABELLED": UNLABELLED, "NONE_OF_THESE": NONE_OF_THESE,
-    }  # fmt: skip
-    macros = TEMPLATE.make_module(shown)
-    return tuple(str(getattr(macros, name)()) for name in BOARDS)
 
 
 class Taught(Answers):
@@ -98,7 +85,18 @@ class Teacher:
             yield self.boards(said, one_line(str(error)))
 
     def boards(self, said: str = "", problem: str = "") -> tuple:
-        return (*boards(self.session, said, problem), self.session.view.number)
+        """`BOARDS` as HTML: the last view, what was done, and what is wrong; and the number of the view."""
+        view, session = self.session.view, self.session
+        contents = view.contents
+        macros = TEMPLATE.make_module({
+            "view": view, "contents": contents, "said": said, "problem": problem,
+            "draws": session.name == MINI_NAME, "stopped": session.stopping.is_set(),
+            "twice": {digest: names for digest, names in contents.classes_of().items() if len(names) > 1},
+            "pictures": {picture.digest: picture for picture in contents.pictures()},
+            "thumbnail": lambda picture: quote(str(session.thumbnail(picture))),
+            "UNUSUAL": UNUSUAL, "UNLABELLED": UNLABELLED, "NONE_OF_THESE": NONE_OF_THESE,
+        })  # fmt: skip
+        return (*(str(getattr(macros, name)()) for name in BOARDS), view.number)
 
     def look(self, seen: int) -> Any:
         """The boards, if another tab has changed something since this one was shown."""
@@ -139,9 +137,8 @@ class Teacher:
     def sent(self, place: str, data: dict[str, str]) -> tuple[str, str]:
         """Adds images or zip files that were uploaded, and says which have not arrived."""
         try:
-            sent, failed = json.loads(data.get("files", "[]")), json.loads(data.get("failed", "[]"))
-            files = {uploaded_file(each, self.uploads): str(each["name"]) for each in sent}
-            lost = [f"{name} did not arrive, or is too large" for name in failed]
+            files = {uploaded_file(each, self.uploads): str(each["name"]) for each in json.loads(data["files"])}
+            lost = [f"{name} did not arrive, or is too large" for name in json.loads(data["failed"])]
         except (TypeError, ValueError, LookupError) as error:
             raise UserError("the files came damaged; send them again") from error
         try:
@@ -157,24 +154,23 @@ class Teacher:
         """What is said of images that were added, by what the project returned, and of those that were `lost`."""
         self.session.stopping.clear()
         count, problems = sum(each for each, _ in found), [*lost, *(said for _, others in found for said in others)]
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-        return f"{count} image{'' if count == 1 else 's'} added" if count else "", f"{'; '.join(problems[:3])}{more}"
+        return f"{count} image{'' if count == 1 else 's'} added" if count else "", one_line("; ".join(problems))
 
     # Take along
 
-    def take(self, kind: str) -> tuple[str, str | None]:
+    def take(self, name: str) -> tuple[str, str | None]:
         """A file to take along: what is wrong with it, as HTML, and its path."""
-        folder = Path(tempfile.mkdtemp(dir=self.uploads))
-        path = folder / {"project": "project.zip", "model": "model.zip", "onnx": "model.onnx"}[kind]
+        path = Path(tempfile.mkdtemp(dir=self.uploads), name)
         try:
-            if kind == "project":
+            if name == "project.zip":
                 self.session.project.write_zip(path)
-            elif kind == "model":
-                save_model(self.session.model(), folder / "model")
-                shutil.make_archive(str(folder / "model"), "zip", folder, "model")
+                return "", str(path)
+            model = self.session.model()
+            if name == "model.zip":
+                save_model(model, path.with_name("model"))
+                shutil.make_archive(str(path.with_suffix("")), "zip", path.parent, "model")
             else:
                 require_packages()
-                model = self.session.model()
                 write_onnx(model, ImageModel.of(model, "cpu", precision="fp32").backbone, path)
         except UserError as error:
             return complaint(error), None
@@ -208,10 +204,9 @@ def build_page(session: Session, uploads: Path) -> gr.Blocks:
         with gr.Tab("Take along"):
             zipped = _board("zip", ZIP)
             said, file = html(""), gr.File(label="File to take along", interactive=False, elem_id="file", visible=True)
-            for kind, text in (("model", "Model folder"), ("onnx", "ONNX file"), ("project", "Whole project")):
-                gr.Button(text, elem_id=f"take-{kind}").click(
-                    lambda kind=kind: teacher.take(kind), None, [said, file], api_visibility="private"
-                )
+            for name, text in TAKEN.items():
+                taken = gr.Button(text, elem_id=f"take-{name.replace('.', '-')}")
+                taken.click(partial(teacher.take, name), None, [said, file], api_visibility="private")
         seen = gr.State(-1)
         outputs = [*shown, seen]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}

@@ -9,12 +9,12 @@ FOLDER/.hegraph/                what can be undone, and what was removed; no oth
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import unicodedata
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -32,6 +32,8 @@ TRAIN, UNLABELLED, KEPT = "train", "unlabelled", f"{OWN}/kept"
 LOOSE = (UNLABELLED, NONE_OF_THESE)  # places of images that are no classes
 MOST_DIGESTS = 200_000  # of files that are not read again
 MOST_FILES, MOST_BYTES = 50_000, 8 * 2**30  # of a zip file
+# The project may lie in one more folder, as macOS packs it, beside a folder of its own
+MEMBER = re.compile(rf"((?!__MACOSX)[^/]+/)??({TRAIN}/(?P<name>[^/]+)|(?P<place>{'|'.join(LOOSE)})(/.+)?)/[^/]*", re.S)
 BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what can be unpacked up to a number of bytes
 
 
@@ -95,19 +97,21 @@ class Contents:
 class Project(JournaledFolder):
     """A folder of images that is taught from; errors are those of `JournaledFolder`, also after changes of others."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.read()
-
     def read(self) -> Contents:
         """What the folder holds now."""
+        with self.opened() as contents:
+            return contents
+
+    @contextmanager
+    def opened(self) -> Iterator[Contents]:
+        """What the folder holds, which no other program changes meanwhile."""
         with self.locked():
             left_out: list[str] = []
             folders = self._class_folders(left_out) | {place: place for place in LOOSE}
             images = {place: self._pictures(folders[place], left_out, place in LOOSE) for place in folders}
             kept = frozenset(PurePosixPath(path).name for path in self._names(KEPT, left_out)[0])
             changes = self.journal().changes
-            return Contents(folders, images, kept, left_out, changes[-1].what if changes else "")
+            yield Contents(folders, images, kept, left_out, changes[-1].what if changes else "")
 
     def data(self, picture: Picture) -> bytes:
         """The bytes of an image."""
@@ -128,15 +132,14 @@ class Project(JournaledFolder):
 
     def add_class(self, name: str) -> str:
         """Adds a class without images; returns its name, as `new_name` gives it."""
-        with self.locked():
-            name = new_name(name, self.read().folders)
+        with self.opened() as contents:
+            name = new_name(name, contents.folders)
             self.change(f"the class {name} added", [(self.new_folder(), f"{TRAIN}/{name}")])
         return name
 
     def rename_class(self, old: str, new: str) -> str:
         """Gives a class another name, which is returned."""
-        with self.locked():
-            contents = self.read()
+        with self.opened() as contents:
             new = new_name(new, contents.folders.keys() - {old})
             if (source := contents.folder(old)) != f"{TRAIN}/{new}":
                 self.change(f"{old} renamed to {new}", [(source, f"{TRAIN}/{new}")])
@@ -144,13 +147,12 @@ class Project(JournaledFolder):
 
     def delete_class(self, name: str) -> None:
         """Removes a class with its images."""
-        with self.locked():
-            self.change(f"the class {name} deleted", [removed(self.read().folder(name))])
+        with self.opened() as contents:
+            self.change(f"the class {name} deleted", [removed(contents.folder(name))])
 
     def move(self, picture: Picture, place: str) -> None:
         """Moves an image to a class or to one of `LOOSE`; "" removes it. Its label is not confirmed any more."""
-        with self.locked():
-            contents = self.read()
+        with self.opened() as contents:
             if (before := contents.pictures().get(picture)) is None:
                 raise UserError(f"{picture.path} is not there any more, or was changed; look at the page again")
             if before == place:
@@ -164,33 +166,31 @@ class Project(JournaledFolder):
 
     def keep(self, picture: Picture) -> None:
         """Confirms the label of an image, until it is moved."""
-        with self.locked():
-            contents = self.read()
+        with self.opened() as contents:
             if picture in contents.pictures() and picture.digest not in contents.kept:
                 self.change("a label confirmed", [(self.new_folder(), f"{KEPT}/{picture.digest}")])
 
     def settle(self, digest: str, name: str) -> None:
         """Has an image that is in several classes in one of them alone."""
-        with self.locked():
-            classes = self.read().classes
-            there = [(p, place) for place, pictures in classes.items() for p in pictures if p.digest == digest]
+        with self.opened() as contents:
+            there = [(p, place) for place, pictures in contents.classes.items() for p in pictures if p.digest == digest]
             if name not in [place for _, place in there]:
                 raise UserError("the image is not there any more")
             self.change(f"an image settled in {name}", [removed(p.path) for p, place in there if place != name])
 
-    def add(self, place: str, files: Iterable[tuple[str, bytes]], what: str = "added") -> tuple[int, list[str]]:
+    def add(self, place: str, files: Iterable[tuple[str, bytes]]) -> tuple[int, list[str]]:
         """Adds files, each a name and its bytes, as images of a class or of one of `LOOSE`; returns how many, and why
         others were not added, such as one that is there already.
         """
-        with self.locked():
-            self.read().folder(place)
-            return self._add(((place, name, data) for name, data in files), f"{what} to {place}")
+        with self.opened() as contents:
+            contents.folder(place)
+            return self._add(contents, ((place, name, data) for name, data in files), f"added to {place}")
 
     def add_zip(self, path: Path) -> tuple[int, list[str]]:
         """Adds the classes and images of a zip file; returns what `add` does. UserError, and nothing is added, if it is
         damaged or no project, would take too much space, or a name in it leads out of the folder.
         """
-        with reading(path, "a project's zip file"), zipfile.ZipFile(path) as file, self.locked():
+        with reading(path, "a project's zip file"), zipfile.ZipFile(path) as file, self.opened() as contents:
             members = file.infolist()
             if len(members) > MOST_FILES or sum(member.file_size for member in members) > MOST_BYTES:
                 raise UserError(f"the zip file holds more than {MOST_FILES} files or {MOST_BYTES >> 30} GB")
@@ -202,14 +202,13 @@ class Project(JournaledFolder):
             if not found:
                 raise ValueError(f"it holds no folder {TRAIN}/<class> or {UNLABELLED}")
             files = ((place, "" if m.is_dir() else m.filename, start_of(file.open(m))) for m, place in found)
-            return self._add(files, "added from a zip file")
+            return self._add(contents, files, "added from a zip file")
 
-    def _add(self, files: Iterable[tuple[str, str, bytes]], what: str) -> tuple[int, list[str]]:
+    def _add(self, contents: Contents, files: Iterable[tuple[str, str, bytes]], what: str) -> tuple[int, list[str]]:
         """Adds files, each a place, a name and its bytes, and the classes that are not there; without a name, only the
         class.
         """
-        contents, problems, count = self.read(), list[str](), 0
-        folders, taken = dict(contents.folders), set[str]()
+        folders, taken, problems, count = dict(contents.folders), set[str](), list[str](), 0
         there = {(place, picture.digest) for picture, place in contents.pictures().items()}
         new, moves = self.new_folder(), list[Move]()
         try:
@@ -269,22 +268,21 @@ class Project(JournaledFolder):
         """The paths of the folders and of the images in a folder, sorted, without hidden ones. A folder that is not
         there is empty, and what is neither is added to `left_out`.
         """
-        path, folders, images = self.at(place), list[str](), list[str]()
-        if path.is_symlink() or not path.exists():
-            left_out += [place] * path.is_symlink()
-            return [], []
-        with os.scandir(path) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                name = printable(entry.name)
-                inside, whole = f"{place}/{name}", name == entry.name  # else it is not UTF-8
-                if name.startswith("."):
-                    continue
-                if whole and entry.is_dir(follow_symlinks=False):
-                    folders.append(inside)
-                elif whole and entry.is_file(follow_symlinks=False) and is_image(name):
-                    images.append(inside)
-                else:
-                    left_out.append(inside)
+        folder, folders, images = self.at(place), list[str](), list[str]()
+        if folder.is_symlink() or not folder.exists():
+            left_out += [place] * folder.is_symlink()
+            return folders, images
+        for path in sorted(folder.iterdir()):
+            name = printable(path.name)
+            inside, odd = f"{place}/{name}", path.is_symlink() or name != path.name  # not UTF-8
+            if name.startswith("."):
+                continue
+            if path.is_dir() and not odd:
+                folders.append(inside)
+            elif path.is_file() and not odd and is_image(name):
+                images.append(inside)
+            else:
+                left_out.append(inside)
         return folders, images
 
 
@@ -321,12 +319,8 @@ def file_name(sent: str) -> str:
 
 def place_of(member: zipfile.ZipInfo) -> str:
     """The class or other place of a file or folder in the zip file of a project; "" if it has none."""
-    match member.filename.split("/"):
-        case ["train", name, _]:
-            return class_name(name, TRAIN)
-        case [place, *_, _] if place in LOOSE:
-            return place
-    return ""
+    found = MEMBER.fullmatch(member.filename)
+    return (found["place"] or class_name(found["name"], TRAIN)) if found else ""
 
 
 def start_of(file: IO[bytes]) -> bytes:

@@ -44,7 +44,7 @@ BATCH = 16  # images that are encoded before the page is told
 SIDE = 96  # pixels of a thumbnail
 LISTED = 24  # images that are worth labelling, and such whose label seems wrong
 VARIANT = "TRAINER.HEGRAPHADAPTER.VARIANT"
-SAMPLE_TRAIN, SAMPLE_UNLABELLED = 3, 150  # images of the digits that a new folder begins with: of each class, and all
+SAMPLE, SAMPLE_TRAIN = 180, 3  # images of the digits that a new folder begins with: all, and those labelled of a class
 
 
 class Guess(NamedTuple):
@@ -258,13 +258,10 @@ class Session:
 def write_sample(folder: Path) -> None:
     """A new folder of the digits: a few scans of each class, and more without a label."""
     dataset = load_digits_dataset()
-    counts: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
     with writing_folder(folder) as new:
-        for item in dataset.train:
-            place = f"{TRAIN}/{item.classname}"
-            place = place if counts[place] < SAMPLE_TRAIN else UNLABELLED
-            counts[place] += 1
-            if counts[UNLABELLED] > SAMPLE_UNLABELLED:
-                break
+        for item in dataset.train[:SAMPLE]:
+            seen[item.classname] += 1
+            place = f"{TRAIN}/{item.classname}" if seen[item.classname] <= SAMPLE_TRAIN else UNLABELLED
             (new / place).mkdir(parents=True, exist_ok=True)
             dataset.open(item.path).save(new / place / f"scan-{item.path[-4:]}.png")
