@@ -26,7 +26,7 @@ from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.own import load_own_images
 from trainers.hegraph.datasets.splits import read_coop_pickle, read_drawn, read_split_file
 from trainers.hegraph.describe.collect import Collection
-from trainers.hegraph.features.extract import is_whole, read_part, write_part
+from trainers.hegraph.features.extract import is_whole, write_part
 from trainers.hegraph.features.images import Reader
 from trainers.hegraph.prompts.sentences import read_descriptions
 from trainers.hegraph.results.records import collect as collect_records
@@ -34,6 +34,7 @@ from trainers.hegraph.results.records import find_records
 from trainers.hegraph.training.loop import CHECKPOINT
 from trainers.hegraph.utils.errors import report
 from trainers.hegraph.utils.files import hash_file
+from trainers.hegraph.utils.reading import read_tensors
 
 CHANGES = os.environ.get("HEGRAPH_FUZZ")  # of each kind of file; by default 1, and 6 with --runslow
 NAMES = ["ant", "bee", "cow", "dog", "elk"]  # of the tiny bank
@@ -198,7 +199,7 @@ def function(call: Callable[[Path], object]) -> Callable[[Path], int]:
 def read_kept(folder: Path) -> None:
     """Reads kept features as an encoding does: those that are not whole are made anew."""
     if is_whole(folder / "part.safetensors", "key"):
-        read_part(folder / "part.safetensors")
+        read_tensors(folder / "part.safetensors", "encoded features")
 
 
 def read_image(folder: Path, suffix: str) -> None:

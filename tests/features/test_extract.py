@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +23,12 @@ from trainers.hegraph.datasets import Dataset, load_dataset, select_few_shot
 from trainers.hegraph.features import extract
 from trainers.hegraph.features.bank import FeatureBank
 from trainers.hegraph.features.extract import (
-    cut,
     encode_images,
     encode_prompts,
     encode_task,
     is_whole,
     training_augmentation,
-)
+)  # fmt: skip
 from trainers.hegraph.features.images import ImageViews
 from trainers.hegraph.features.options import EncodingOptions
 from trainers.hegraph.utils.errors import UserError
@@ -159,20 +159,17 @@ def test_features_that_an_earlier_version_kept_are_whole(tmp_path):
     assert is_whole(tmp_path / "part", "key") and not is_whole(tmp_path / "part", "other")
 
 
-def test_a_part_that_has_changed_is_encoded_anew_said_so_and_replaced(
-    images, backbone, tmp_path, caplog, encoded, rewrite
-):
-    expected = encode_images(backbone, images, make_options(), tmp_path, "train")
+def test_a_part_that_has_changed_is_encoded_anew_said_so_and_replaced(images, backbone, tmp_path, caplog, rewrite):
+    def encode() -> torch.Tensor:
+        return encode_images(backbone, images, make_options(), tmp_path, "train")
+
+    expected = encode()
     [path] = tmp_path.glob("train-*.safetensors")
     rewrite(path, lambda tensors, metadata: tensors["features"].view(torch.int32)[0, 0, 0].bitwise_xor_(1))
     with caplog.at_level(logging.WARNING):
-        found = encode_images(backbone, images, make_options(), tmp_path, "train")
-    assert torch.equal(found, expected)
+        assert torch.equal(encode(), expected) and torch.equal(encode(), expected)
     [warning] = [record.getMessage() for record in caplog.records]
     assert warning.startswith(f"{path} cannot be used")
-    encoded.clear()
-    assert torch.equal(encode_images(backbone, images, make_options(), tmp_path, "train"), expected)
-    assert encoded == []
 
 
 # Chunks
@@ -204,12 +201,6 @@ def in_chunks(digits, backbone, monkeypatch) -> Callable[..., torch.Tensor]:
     return encode
 
 
-def test_images_are_cut_into_chunks_of_so_many_batches(monkeypatch):
-    monkeypatch.setattr(extract, "CHUNK_BATCHES", 2)
-    assert cut(11, 3) == [range(6), range(6, 11)]
-    assert cut(6, 3) == [range(6)]
-
-
 @pytest.mark.parametrize(("batches", "kept", "damaged"), [(1, 0, False), (2, 8, False), (5, 16, False), (5, 8, True)])
 def test_a_killed_run_goes_on_after_its_last_whole_chunk(in_chunks, encoded, tmp_path, caplog, batches, kept, damaged):
     uninterrupted = in_chunks(tmp_path / "other")
@@ -232,15 +223,12 @@ def test_a_part_that_another_run_finishes_meanwhile_is_taken(in_chunks, tmp_path
     """The other run removes the chunks that this one is about to join."""
     expected = in_chunks(tmp_path / "other")
     [finished] = (tmp_path / "other").iterdir()
-    join = extract.join
 
-    def late(path: Path, *arguments) -> None:
-        for chunk in path.with_suffix(".chunks").iterdir():
-            chunk.unlink()
-        path.write_bytes(finished.read_bytes())
-        join(path, *arguments)
+    def late() -> None:
+        shutil.rmtree((tmp_path / "parts" / finished.name).with_suffix(".chunks"), ignore_errors=True)
+        shutil.copy(finished, tmp_path / "parts")
 
-    monkeypatch.setattr(extract, "join", late)
+    monkeypatch.setattr(extract.processes, "wait", late)
     assert torch.equal(in_chunks(tmp_path / "parts"), expected)
 
 

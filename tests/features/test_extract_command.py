@@ -82,14 +82,3 @@ def test_a_bank_that_is_there_is_not_overwritten(extract, tmp_path, capsys):
     assert extract() == 2
     assert "bank.safetensors exists; choose another --out" in capsys.readouterr().err
     assert (tmp_path / "bank.safetensors").read_text() == "precious"
-
-
-def test_a_disk_that_is_full_while_the_bank_is_written_is_one_clear_error(extract, tmp_path, capsys, disk_full_after):
-    assert extract() == 0
-    size = (tmp_path / "bank.safetensors").stat().st_size
-    (tmp_path / "bank.safetensors").unlink()
-    capsys.readouterr()
-    with disk_full_after(size - 1):
-        assert extract() == 2
-    assert "cannot write" in capsys.readouterr().err
-    assert not list(tmp_path.glob("*.safetensors*"))

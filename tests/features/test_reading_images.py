@@ -37,8 +37,8 @@ def test_pixels_are_those_of_the_transform_to_the_bit_however_it_ends(tmp_path, 
         open_digit("digits/0003").resize((width, height)).save(paths[-1])
     unusual = type(backbone.preprocess)([*backbone.preprocess.transforms, lambda pixels: pixels + 1])
     for transform in (backbone.preprocess, unusual):
-        [batch] = Reader(transform).batches(paths, len(paths))
-        assert torch.equal(batch.pixels, torch.stack([transform(to_rgb(Image.open(path))) for path in paths]))
+        [(_, pixels, _)] = Reader(transform).batches(paths, len(paths))
+        assert torch.equal(pixels, torch.stack([transform(to_rgb(Image.open(path))) for path in paths]))
 
 
 @pytest.mark.parametrize("transforms", [("random_resized_crop", "random_flip"), ("random_flip",), ()])
@@ -78,8 +78,8 @@ def test_whatever_pillow_raises_is_a_problem_of_one_line(backbone, monkeypatch):
         raise SyntaxError("broken PNG\nmore")
 
     monkeypatch.setattr(reading, "to_rgb", broken)
-    [batch] = Reader(backbone.preprocess).batches([Image.new("L", (9, 9))], 1)
-    assert len(batch.pixels) == 0 and batch.problems == ["broken PNG"]
+    [(_, pixels, problems)] = Reader(backbone.preprocess).batches([Image.new("L", (9, 9))], 1)
+    assert len(pixels) == 0 and problems == ["broken PNG"]
 
 
 @pytest.mark.parametrize(("there", "asked", "expected"), [(1, 0, 1), (8, 0, 8), (64, 0, 16), (2, 3, 3)])

@@ -144,7 +144,7 @@ def one_hot(value: float = 1.0) -> torch.Tensor:
         ("test_f.pt", b"PK\x03\x04" + bytes(60), "test_f.pt is damaged or not a tensor"),
         ("keys_2shots.pt", {"keys": torch.zeros(2)}, "one tensor, got a dict"),
         ("keys_2shots.pt", draw(D, 5, seed=0), "N = 5 columns"),
-        ("keys_2shots.pt", torch.full((D, K * SHOTS), torch.inf), "infinite"),
+        ("keys_2shots.pt", torch.full((D, K * SHOTS), torch.inf), "rows of train_features must be finite"),
         ("keys_2shots.pt", unit(D, K * SHOTS).to_sparse(), "sparse_coo"),
         ("values_2shots.pt", torch.zeros(6, 4), "its shape is [6, 4]"),
         ("values_2shots.pt", one_hot(0.7), "one-hot"),
@@ -174,11 +174,7 @@ def test_several_shot_counts_must_be_chosen_from(folder, refused, command, bank_
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [
-        ("names.json", '["ant", "bee"]'),
-        ("names.txt", "ant\n\n bee \n"),
-        ("names", '\n [\n"ant",\n"bee"]\n'),
-    ],
+    [("names.json", '["ant", "bee"]'), ("names.txt", "ant\n\n bee \n"), ("names", '\n [\n"ant",\n"bee"]\n')],
 )
 def test_class_names_are_read_from_json_or_lines(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8")

@@ -173,18 +173,21 @@ class Backbone:
         return T.Compose(steps)
 
 
-def in_two_steps(transform: Transform) -> tuple[Transform, Callable[[Tensor], Tensor]]:
-    """A transform of images in two steps with the same result: of an image to bytes, `[H, W, 3]`, and of a batch of
-    these to floats, `[B, 3, H, W]`. Images that wait or go from process to process take a quarter of the memory.
+def in_two_steps(transform: Transform) -> tuple[Sequence[Callable], Callable[[Tensor], Tensor]]:
+    """A transform of images in two with the same result: steps from an image to bytes, `[H, W, 3]`, and what makes of a
+    batch of these floats, `[B, 3, H, W]`. Images that wait take a quarter of the memory.
 
-    One that does not end as CLIP's do is the first step whole, and the second does nothing.
+    One that does not end as CLIP's do is the first of the two whole, and the second does nothing.
     """
-    steps = transform.transforms if isinstance(transform, T.Compose) else []
+    steps = transform.transforms if isinstance(transform, T.Compose) else [transform]
     if len(steps) < 2 or not (isinstance(steps[-2], T.ToTensor) and isinstance(steps[-1], T.Normalize)):
-        return transform, lambda batch: batch
+        return steps, lambda batch: batch
     normalize = T.Normalize(steps[-1].mean, steps[-1].std, inplace=True)
-    to_bytes = T.Compose([*steps[:-2], np.array, torch.from_numpy])
-    return to_bytes, lambda batch: normalize(batch.permute(0, 3, 1, 2).contiguous().float().div_(255))
+
+    def finish(batch: Tensor) -> Tensor:
+        return normalize(batch.permute(0, 3, 1, 2).contiguous().float().div_(255))
+
+    return [*steps[:-2], np.array, torch.from_numpy], finish
 
 
 def draw_steps(steps: Sequence[Callable], image: Image.Image, seed: int) -> list[Callable]:

@@ -164,7 +164,8 @@ def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str) -> SavedMo
         raise UserError("without labelled images, text_features or a backbone has to say what the classes look like")
     else:
         task = task_of(lessons, origin, cfg)
-        bank = task.bank().without_images()
+        bank = task.bank()
+        bank = replace(bank, train_features=bank.train_features[:1, :0], train_labels=bank.train_labels[:0])
         fitted = load_method("ZeroShot").fit(bank, None, task.seed)
     model = make_model(RunFolder(task), bank, fitted)
     assert model is not None  # both methods fold

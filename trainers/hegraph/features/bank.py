@@ -13,8 +13,8 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,6 +39,9 @@ HASHED_WHOLE = 2**30  # bytes of a file
 NAMES = (
     "train_features", "train_labels", "text_positive", "text_negative",
     "val_features", "val_labels", "test_features", "test_labels", "text_norms",
+)  # fmt: skip
+BESIDE_IMAGES = (
+    "text_positive", "text_negative", "text_norms", "classnames", "dataset", "backbone", "encoder", "logit_scale",
 )  # fmt: skip
 # How far a norm may be from 1: features that were kept in float16 are within it, means of unit vectors are not
 NORM_TOLERANCE = 0.02
@@ -86,8 +89,6 @@ class FeatureBank:
         test_features, test_labels: Test images, shapes `[M, d]` and `[M]`, or None.
         text_norms: Norms of the positive text nodes before they were normalised, shape `[K]`; None if not known.
         encoder: How the backbone is loaded; None if not known.
-        averaged: The views that were averaged last, and their mean. Copies share the list, since their views are
-            mostly the same.
     """
 
     train_features: Tensor
@@ -104,7 +105,6 @@ class FeatureBank:
     test_labels: Tensor | None = None
     text_norms: Tensor | None = None
     encoder: Encoder | None = None
-    averaged: list[Tensor] = field(default_factory=list)
 
     def subsample(self, which: str) -> FeatureBank:
         """The bank of "all" classes, or of the "base" or "new" half of them, with labels from 0."""
@@ -141,21 +141,14 @@ class FeatureBank:
         """The bank without its test images, as a method sees it while it is trained."""
         return replace(self, test_features=None, test_labels=None)
 
-    def without_images(self) -> FeatureBank:
-        """The bank of the same classes without training images."""
-        none = self.train_features[:1, :0], self.train_labels[:0]
-        return replace(self, train_features=none[0], train_labels=none[1])
-
     def to(self, device: str) -> FeatureBank:
         """The bank with all its tensors on a device; the bank itself if they are there."""
         moved: dict[str, Any] = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
         return self if all(moved[name] is getattr(self, name) for name in moved) else replace(self, **moved)
 
     def cache_keys(self) -> Tensor:
-        """One key per training image: the mean over its views, re-normalised, `[N, d]`. Nobody changes it in place."""
-        if not self.averaged or self.averaged[0] is not self.train_features:
-            self.averaged[:] = self.train_features, mean_over_views(self.train_features)
-        return self.averaged[1]
+        """One key per training image: the mean over its views, re-normalised, `[N, d]`."""
+        return mean_over_views(self.train_features)
 
     def save(self, path: Path) -> None:
         """Writes the bank, atomically; raises UserError if it cannot be written."""
@@ -293,35 +286,19 @@ class BankFile:
 
 def load_bank(path: Path) -> FeatureBank:
     """Reads and checks a whole feature bank; errors as of `BankFile` and its `features`."""
-    return _bank_of(BankFile(check(Path, path, "path", convert=True)), {})
+    return draw_bank(BankFile(check(Path, path, "path", convert=True)))
 
 
-def draw_bank(file: BankFile, selection: Selection) -> FeatureBank:
-    """The few-shot task that the protocol selected from a bank: its rows of train and val, and the whole of test.
-
-    Only those rows are read. Errors as `BankFile.features`.
+def draw_bank(file: BankFile, selection: Selection | None = None) -> FeatureBank:
+    """The few-shot task that the protocol selected from a bank: its rows of train and val, and the whole of test; None
+    takes all. Only those rows are read. Errors as `BankFile.features`.
     """
-    return _bank_of(file, {"train": selection.train, "val": selection.val})
-
-
-def _bank_of(file: BankFile, drawn: Mapping[str, Sequence[int]]) -> FeatureBank:
-    """The images of a bank whose rows are drawn from a split, and the whole of other splits."""
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {name: getattr(file, name) for name in BESIDE_IMAGES}
     for split, labels in file.labels.items():
-        rows = drawn.get(split)
+        rows = None if selection is None or split == "test" else getattr(selection, split)
         fields[f"{split}_features"] = file.features(split, rows)
         fields[f"{split}_labels"] = labels if rows is None else labels[torch.tensor(rows, dtype=torch.long)]
-    return FeatureBank(
-        **fields,
-        text_positive=file.text_positive,
-        text_negative=file.text_negative,
-        text_norms=file.text_norms,
-        classnames=file.classnames,
-        dataset=file.dataset,
-        backbone=file.backbone,
-        encoder=file.encoder,
-        logit_scale=file.logit_scale,
-    )
+    return FeatureBank(**fields)
 
 
 # Training or validation images that are test images as well: what is learned or chosen on them says nothing
@@ -351,19 +328,14 @@ def row_hashes(rows: Tensor) -> list[int]:
 # it depends on its norm, and their authors take the text tower's output as it is
 
 
-def text_norms(bank: FeatureBank) -> Tensor:
-    """The norm of each class's text feature before it was normalised, shape `[K]`. Where the bank does not know it, 9.9
-    is taken for every class if the backbone is OpenAI's ViT-B/32, and otherwise 1; that is logged.
+def text_with_norm(bank: FeatureBank) -> Tensor:
+    """The positive text features of the bank, each with the norm that it had before it was normalised, `[K, d]`. Where
+    the bank does not know it, 9.9 is taken if the backbone is OpenAI's ViT-B/32, and otherwise 1; that is logged.
     """
     if bank.text_norms is not None:
-        return bank.text_norms
+        return bank.text_norms[:, None] * bank.text_positive
     known = OPENAI_VIT_B32.fullmatch(bank.backbone)
     norm = OPENAI_VIT_B32_NORM if known else 1.0
     why = "the mean of OpenAI's ViT-B/32" if known else f"since that of {bank.backbone!r} is not known"
     logger.info("the bank of %s holds no norms of its text features: %s is taken for all, %s", bank.dataset, norm, why)
-    return bank.text_positive.new_full((len(bank.text_positive),), norm)
-
-
-def text_with_norm(bank: FeatureBank) -> Tensor:
-    """The positive text features of the bank, each with its `text_norms`, shape `[K, d]`."""
-    return text_norms(bank)[:, None] * bank.text_positive
+    return norm * bank.text_positive

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +45,7 @@ CODE_VERSION = 1  # part of every key: raise it when the same input would give o
 CHUNK_BATCHES = 16
 FEATURES = "features"  # the name of the tensor in a part of images
 WHAT = "encoded features"
+CHUNKS = ".chunks"  # ending of the folder of the chunks of a part, until its file is written
 
 Tensors = dict[str, Tensor]
 
@@ -125,30 +125,27 @@ def _encode(backbone: Backbone, images: ImageViews, options: EncodingOptions, pa
     done = len(images) - sum(map(len, missing))
     mine = missing[processes.rank() :: processes.world_size()]
     if done:
-        said = "%s: %d of %d %s images were encoded before; going on"
-        logger.info(said, chunk_folder(path), done, len(images), name)
+        logger.info("%s: %d of %d %s images were encoded before; going on", path.parent, done, len(images), name)
 
-    started = time.monotonic()
     batches = images.batches(chain.from_iterable(mine), options.batch_size, options.num_workers)
     bar = tqdm(total=len(images), initial=done, desc=f"encoding {name} images", unit="img", disable=None)
     with bar, _unless_finished(path, key):
         for chunk in mine:
-            count = len(range(0, len(chunk), options.batch_size))
-            features = torch.cat([backbone.encode_images(next(batches)) for _ in range(count)])
+            features = torch.cat([backbone.encode_images(batch) for batch in islice(batches, CHUNK_BATCHES)])
             if features.isnan().any():
                 raise UserError(f"{backbone.name} gives NaN features for {name} images of {images.dataset.name}")
             write_part(_file(path, chunk), {FEATURES: features}, key)
             bar.update(len(features))
-    count, seconds = sum(map(len, mine)), time.monotonic() - started
-    logger.info("encoded %d %s images in %.1f s, %.0f images/s", count, name, seconds, count / max(seconds, 1e-9))
+    logger.info("encoded %d %s images", sum(map(len, mine)), name)
     processes.wait()
     if processes.rank() == 0:
         with _unless_finished(path, key):
-            join(path, key, chunks, images.views)
+            features = torch.cat([read_tensors(_file(path, chunk), WHAT)[0][FEATURES] for chunk in chunks])
+            write_part(path, {FEATURES: features.unflatten(0, (images.views, -1))}, key)
 
 
 def cut(num_images: int, batch_size: int) -> list[range]:
-    """The positions of images, views counted, in chunks of `CHUNK_BATCHES` batches.
+    """The positions of images, views counted and going through a view first, in chunks of `CHUNK_BATCHES` batches.
 
     A killed run loses at most one chunk of each process. A chunk holds the same batches whoever encodes it, so the
     features are the same, bit for bit, with the same number of threads.
@@ -159,7 +156,7 @@ def cut(num_images: int, batch_size: int) -> list[range]:
 
 def _file(path: Path, chunk: range) -> Path:
     """Where a chunk of the part at `path` is kept. Its name tells the positions: batch sizes cut differently."""
-    return chunk_folder(path) / f"{chunk.start}-{chunk.stop}.safetensors"
+    return path.with_suffix(CHUNKS) / f"{chunk.start}-{chunk.stop}.safetensors"
 
 
 @contextmanager
@@ -170,12 +167,6 @@ def _unless_finished(path: Path, key: str) -> Iterator[None]:
     except UserError:
         if not is_whole(path, key):
             raise
-
-
-def join(path: Path, key: str, chunks: Sequence[range], views: int) -> None:
-    """Writes a part from its chunks; positions go through a view first."""
-    features = torch.cat([read_part(_file(path, chunk))[FEATURES] for chunk in chunks])
-    write_part(path, {FEATURES: features.unflatten(0, (views, -1))}, key)
 
 
 def labels_of(items: Sequence[Item]) -> Tensor:
@@ -244,33 +235,20 @@ def kept_part(folder: Path, name: str, key: str, make: Callable[[Path], None]) -
     """The tensors of a part, which is made if it is not there. A damaged file is replaced, and that is said.
 
     All processes of `torchrun` call this together. Two runs that do not know of each other may make the same part: each
-    renames a whole file into place.
-
-    `make` writes the file, in the first process, with the help of the others. It may keep unfinished work in the
-    `chunk_folder` of that file.
+    renames a whole file into place. `make` writes the file, in the first process, with the help of the others.
     """
     path = folder / f"{name}-{key[:16]}.safetensors"
     if not processes.of_first(lambda: is_whole(path, key)):
         make(path)
         if processes.rank() == 0:
-            shutil.rmtree(chunk_folder(path), ignore_errors=True)
+            shutil.rmtree(path.with_suffix(CHUNKS), ignore_errors=True)
         processes.wait()
-    return read_part(path)
-
-
-def chunk_folder(path: Path) -> Path:
-    """Where the chunks of a part are kept until its file at `path` is written."""
-    return path.with_suffix(".chunks")
+    return read_tensors(path, WHAT)[0]
 
 
 def write_part(path: Path, tensors: Tensors, key: str) -> None:
     """Writes features with the key of what they were made from and a checksum of them, atomically."""
     write_tensors(path, tensors, {"fingerprint": key, "checksum": _checksum(tensors)})
-
-
-def read_part(path: Path) -> Tensors:
-    """The tensors of a part that `is_whole`; raises UserError if they cannot be read."""
-    return read_tensors(path, WHAT)[0]
 
 
 def is_whole(path: Path, key: str) -> bool:

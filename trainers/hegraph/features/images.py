@@ -35,16 +35,6 @@ class View(NamedTuple):
 ImageLike: TypeAlias = "Image.Image | Path | str | View"  # an image, or what is opened
 
 
-class Pixels(NamedTuple):
-    """A batch of B images: what was asked for, the backbone's input `[number that could be read, 3, H, W]`, and of each
-    image why it could not be read, "" for one that could.
-    """
-
-    images: Sequence[ImageLike]
-    pixels: Tensor
-    problems: Sequence[str]
-
-
 class Reader:
     """Reads images by a transform.
 
@@ -56,19 +46,24 @@ class Reader:
     def __init__(self, transform: Transform, threads: int = 0) -> None:
         from ..backbones.clip import in_two_steps  # open_clip takes seconds to import
 
-        first, self.finish = in_two_steps(transform)
-        self.steps = getattr(first, "transforms", [first])
+        self.steps, self.finish = in_two_steps(transform)
         self.threads = threads or min(cores(), MAX_THREADS)
 
-    def batches(self, images: Iterable[ImageLike], batch_size: int) -> Iterator[Pixels]:
-        """Batches of B = `batch_size` images in order, the last of which may be smaller; images are taken as needed."""
+    def batches(
+        self, images: Iterable[ImageLike], batch_size: int
+    ) -> Iterator[tuple[list[ImageLike], Tensor, list[str]]]:
+        """Batches of B = `batch_size` images in order, the last of which may be smaller; images are taken as needed.
+
+        Each is what was asked for, the backbone's input `[number that could be read, 3, H, W]`, and of each image why
+        it could not be read, "" for one that could.
+        """
         for batch, results in in_batches(self.read, images, batch_size, self.threads):
             read = [result for result in results if not isinstance(result, str)]
             pixels = self.finish(torch.stack(read)) if read else torch.empty(0)
-            yield Pixels(batch, pixels, [result if isinstance(result, str) else "" for result in results])
+            yield batch, pixels, [result if isinstance(result, str) else "" for result in results]
 
     def read(self, image: ImageLike) -> Tensor | str:
-        """One image, as the first of `in_two_steps` gives it; else why it is unreadable.
+        """One image, as the first steps of `in_two_steps` give it; else why it is unreadable.
 
         No exception passes: on damaged bytes, Pillow raises whatever they lead to.
         """
@@ -119,7 +114,7 @@ class ImageViews:
             View(self.dataset, self.items[position % len(self.items)].path, self.seed * 1_000_003 + position)
             for position in positions
         )
-        for batch in Reader(self.transform, threads).batches(views, batch_size):
-            if problem := next(filter(None, batch.problems), ""):
+        for _, pixels, problems in Reader(self.transform, threads).batches(views, batch_size):
+            if problem := next(filter(None, problems), ""):
                 raise UserError(problem)
-            yield batch.pixels
+            yield pixels

@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from ..datasets.layouts import listing
 from ..utils.errors import UserError
 from ..utils.reading import parse_json, read_text, read_torch, reading
-from ..utils.schema import Name, check
+from ..utils.schema import Name
 from .bank import NORM_TOLERANCE, FeatureBank
 
 
@@ -32,7 +33,7 @@ def import_tip(
     text: dict[str, Tensor] | None = None,
     shots: int | None = None,
     dataset: str = "",
-    backbone: str = "",
+    backbone: str = "unknown",
     logit_scale: float = 100.0,
 ) -> FeatureBank:
     """Reads a Tip-Adapter cache folder. Nothing in it is executed: tensors only.
@@ -44,17 +45,24 @@ def import_tip(
         UserError: On a missing or damaged file, or on keys, values and text nodes that do not fit together. What else
             has to fit is seen when the bank is saved and loaded.
     """
-    num_classes = len(classnames)
-    shots = _find_shots(folder) if shots is None else shots
+    if shots is None:
+        found = [name for name in listing(folder) if re.fullmatch(r"keys_[0-9]{1,9}shots\.pt", name)]
+        if len(found) != 1:
+            names = ", ".join(found) or "none"
+            raise UserError(f"{folder} must hold one keys_<S>shots.pt (found: {names}); choose with --shots S")
+        shots = int(found[0].removeprefix("keys_").removesuffix("shots.pt"))
     keys = _rows(folder / f"keys_{shots}shots.pt", columns=True)
-    labels = _labels_of_values(folder / f"values_{shots}shots.pt", len(keys), num_classes)
+    labels = _labels_of_values(folder / f"values_{shots}shots.pt", (len(keys), len(classnames)))
     if text is None:
-        text = {name: _text_nodes(folder / f"text_{name}.pt", num_classes) for name in ("positive", "negative")}
+        text = {name: _text_nodes(folder / f"text_{name}.pt", len(classnames)) for name in ("positive", "negative")}
     fields: dict[str, Any] = {}
     for split in ("val", "test"):
         features, numbers = folder / f"{split}_f.pt", folder / f"{split}_l.pt"
         if features.exists() or numbers.exists():
-            fields |= {f"{split}_features": _rows(features), f"{split}_labels": _whole_numbers(numbers)}
+            given = _load(numbers)
+            if not torch.equal(given.long().double(), given.double()):
+                raise UserError(f"{numbers} must hold whole numbers, the labels; got {given.flatten()[:5].tolist()}")
+            fields |= {f"{split}_features": _rows(features), f"{split}_labels": given.long()}
     return FeatureBank(
         train_features=keys.unsqueeze(0),
         train_labels=labels,
@@ -62,7 +70,7 @@ def import_tip(
         text_negative=_unit(text["negative"]),
         classnames=list(classnames),
         dataset=dataset or folder.name,
-        backbone=backbone or "unknown",
+        backbone=backbone,
         logit_scale=logit_scale,
         text_norms=text.get("norms"),
         **fields,
@@ -76,32 +84,19 @@ def read_classnames(path: Path) -> list[str]:
     """
     form = "a JSON list of class names in label order, or a text with one a line"
     text = read_text(path)
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     if path.suffix == ".json" or text.lstrip().startswith("["):
         with reading(path, form):
-            value = parse_json(text)
-        names = check(list[Name], value, f"{path} must hold {form}")
-    else:
-        names = [line.strip() for line in text.splitlines() if line.strip()]
+            names = TypeAdapter(list[Name]).validate_python(parse_json(text), strict=True)
     if not names:
         raise UserError(f"{path} must hold {form}")
     return names
 
 
-def _find_shots(folder: Path) -> int:
-    found = [name for name in listing(folder) if re.fullmatch(r"keys_[0-9]{1,9}shots\.pt", name)]
-    if len(found) != 1:
-        names = ", ".join(found) or "none"
-        raise UserError(f"{folder} must hold one keys_<S>shots.pt (found: {names}); choose with --shots S")
-    return int(found[0].removeprefix("keys_").removesuffix("shots.pt"))
-
-
 def _load(path: Path) -> Tensor:
-    """The tensor in a file, which is not empty and finite."""
     tensor = read_torch(path, "a tensor")
     if not isinstance(tensor, Tensor):
         raise UserError(f"{path} must hold one tensor, got a {type(tensor).__name__}")
-    if not tensor.numel() or not tensor.isfinite().all():
-        raise UserError(f"{path} is empty or holds NaN or infinite values, of shape {list(tensor.shape)}")
     return tensor.detach()
 
 
@@ -119,23 +114,15 @@ def _rows(path: Path, columns: bool = False) -> Tensor:
     return _unit(rows)
 
 
-def _labels_of_values(path: Path, num_images: int, num_classes: int) -> Tensor:
-    """The labels `[N]` that Tip-Adapter's one-hot values say."""
+def _labels_of_values(path: Path, shape: tuple[int, int]) -> Tensor:
+    """The labels `[N]` that Tip-Adapter's one-hot values `[N, K]` say."""
     values = _load(path).double()
-    labels = values.argmax(dim=-1)
-    if values.shape != (num_images, num_classes) or not torch.equal(values, F.one_hot(labels, num_classes).double()):
+    if values.shape != shape or not torch.equal(values, F.one_hot(labels := values.argmax(dim=1), shape[1]).double()):
         raise UserError(
-            f"{path} must be one-hot and [N, K], with N = {num_images} columns of the keys and K = {num_classes} class "
+            f"{path} must be one-hot and [N, K], with N = {shape[0]} columns of the keys and K = {shape[1]} class "
             f"names; its shape is {list(values.shape)}"
         )
     return labels
-
-
-def _whole_numbers(path: Path) -> Tensor:
-    numbers = _load(path)
-    if numbers.dtype == torch.bool or not torch.equal(numbers.long().double(), numbers.double()):
-        raise UserError(f"{path} must hold whole numbers, the labels; got {numbers.flatten()[:5].tolist()}")
-    return numbers.long()
 
 
 def _text_nodes(path: Path, num_classes: int) -> Tensor:
@@ -150,7 +137,7 @@ def _text_nodes(path: Path, num_classes: int) -> Tensor:
 
 
 def _are_unit(rows: Tensor) -> bool:
-    return bool((rows.float().norm(dim=1) - 1).abs().max() < NORM_TOLERANCE)
+    return bool(((rows.float().norm(dim=1) - 1).abs() < NORM_TOLERANCE).all())
 
 
 def _unit(features: Tensor) -> Tensor:
