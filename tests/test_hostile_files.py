@@ -23,7 +23,7 @@ from safetensors import safe_open
 from tensor_files import save_tensors
 
 from trainers.hegraph.__main__ import main
-from trainers.hegraph.datasets.own import load_own_images
+from trainers.hegraph.datasets.loading import load_own_images
 from trainers.hegraph.datasets.splits import read_coop_pickle, read_drawn, read_split_file
 from trainers.hegraph.describe.collect import Collection
 from trainers.hegraph.features.extract import is_whole, write_part
@@ -237,7 +237,7 @@ READERS: dict[str, tuple[str, Callable[[Path], int]]] = {
     "text features": ("tip/text_positive.pt", command(f"{TIP}.json")),
     "class names": ("names.json", command(f"{TIP}.json")),
     "lines of class names": ("names.txt", command(f"{TIP}.txt")),
-    "split file": ("split.json", function(lambda folder: read_split_file(folder / "split.json"))),
+    "split file": ("split.json", function(lambda folder: read_split_file(folder / "split.json", ""))),
     "drawn split": ("split.json.drawn", function(lambda folder: read_drawn(folder / "split.json"))),
     "descriptions": ("described.json", function(lambda folder: read_descriptions(folder / "described.json", NAMES))),
     "unfinished descriptions": (

@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from sklearn.datasets import load_digits
 
 from trainers.hegraph.datasets import Dataset, Item, Selection, load_dataset
-from trainers.hegraph.datasets.base import check_classes, class_names, some
+from trainers.hegraph.datasets.base import check_classes, class_names, files_among, some
 from trainers.hegraph.utils.errors import UserError
 
 CLASSES = ("ant", "bee", "cow", "dog", "elk")
@@ -40,9 +40,7 @@ def on_disk(dataset: Dataset, tmp_path: Path) -> Dataset:
 
 def test_a_selection_takes_its_positions_and_leaves_test_whole_and_val_where_it_is_test_as_coop_does(dataset):
     task = dataset.select(Selection(train=[5, 0], val=[3]))
-    assert task.train == [dataset.train[5], dataset.train[0]]
-    assert task.val == [dataset.val[3]]
-    assert task.test == dataset.test
+    assert task.splits == {"train": [dataset.train[5], dataset.train[0]], "val": [dataset.val[3]], "test": dataset.test}
     imagenet = replace(dataset, val=list(dataset.test))
     assert (imagenet.val_is_test, dataset.val_is_test, replace(dataset, val=[], test=[]).val_is_test) == (True, 0, 0)
     assert imagenet.select(Selection(train=[0], val=[3])).val == dataset.test
@@ -91,21 +89,23 @@ def test_a_file_has_another_version_when_its_content_or_time_of_change_differs(o
         on_disk.file_version(path)
 
 
-@pytest.mark.parametrize(
-    ("train", "test", "words"),
-    [
-        ([(0, "ant"), (1, "bee"), (0, "wasp")], [], r"label 0 is both 'ant' and 'wasp' \(train2\)"),
-        ([(0, "ant"), (2, "cow")], [], "no item has label 1"),
-        ([(0, "ant"), (1, "bee")], [(0, "ant"), (2, "cow")], r"test1 has label 2 \('cow'\), and no training image has"),
-    ],
-)
-def test_labels_and_names_that_do_not_agree_are_an_error_that_names_the_image(train, test, words):
-    pools = (
-        [Item(f"{split}{number}", *row) for number, row in enumerate(rows)]
-        for split, rows in (("train", train), ("test", test))
-    )
-    with pytest.raises(UserError, match=words):
-        class_names(*pools)
+def test_files_are_alike_in_every_byte_or_not_at_all(tmp_path):
+    for name, content in {"a": b"xa", "b": b"xb", "c": b"x", "d": b"ya", "e": b"", "twin": b"xa"}.items():
+        (tmp_path / name).write_bytes(content)
+    others = [tmp_path / name for name in "bcd"]
+    assert files_among([tmp_path / "a", tmp_path / "e"], others) == []
+    assert files_among([tmp_path / "a", tmp_path / "e"], [*others, tmp_path / "twin"]) == [tmp_path / "a"]
+
+
+def test_labels_and_names_that_do_not_agree_are_an_error_that_names_the_image():
+    good, odd = [Item("1", 0, "ant"), Item("2", 1, "bee")], Item("3", 2, "cow")
+    for pools, words in (
+        ([[*good, Item("3", 0, "wasp")]], "^3 has label 0 for 'wasp', which stands for ant"),
+        ([[good[0], odd]], "no item has label 1"),
+        ([good, [good[0], odd]], "^3 has label 2 for 'cow', which stands for no class"),
+    ):
+        with pytest.raises(UserError, match=words):
+            class_names(*pools)
     check_classes(2)
     with pytest.raises(UserError, match="^Farm: there must be at least two classes to tell apart, got 1"):
         check_classes(1, "Farm")

@@ -1,4 +1,4 @@
-"""ImageNet in CoOp's layout and with a flat validation folder, and ImageNetV2."""
+"""ImageNet in CoOp's layout, and with a flat validation folder."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from own_images import write
+from own_images import make, write
 from scipy.io import savemat
 
 from trainers.hegraph.datasets import Dataset, Item, load_dataset, load_few_shot
-from trainers.hegraph.datasets.layouts import GROUND_TRUTH_FOLDERS
 from trainers.hegraph.utils.errors import UserError
 
 IDS = ("n01440764", "n01443537", "n01484850", "n01491361")
@@ -30,25 +29,13 @@ def train_only(tmp_path: Path) -> Path:
     """ImageNet's folder with three training images of each class, and a hidden file; classnames.txt is unsorted."""
     folder = tmp_path / "imagenet"
     write(folder / "classnames.txt", "".join(f"{i} {name}\n" for i, name in zip(IDS[::-1], NAMES[::-1])))
-    for wordnet_id in IDS:
-        for number in range(3):
-            write(folder / "images" / "train" / wordnet_id / f"{wordnet_id}_{number}.JPEG", "")
-    write(folder / "images" / "train" / IDS[0] / ".DS_Store", "")
-    return folder
-
-
-@pytest.fixture
-def in_folders(train_only: Path) -> Path:
-    for stem, label in zip(STEMS, VAL_LABELS):
-        write(train_only / "images" / "val" / IDS[label] / f"{stem}.JPEG", "")
-    return train_only
+    make(folder / "images" / "train", *(f"{i}/{i}_{number}.JPEG" for i in IDS for number in range(3)))
+    return make(folder, f"images/train/{IDS[0]}/.DS_Store")
 
 
 @pytest.fixture
 def flat(train_only: Path) -> Path:
-    for stem in STEMS:
-        write(train_only / "images" / "val" / f"{stem}.JPEG", "")
-    return train_only
+    return make(train_only, *(f"images/val/{stem}.JPEG" for stem in STEMS))
 
 
 def load(folder: Path) -> Dataset:
@@ -75,14 +62,15 @@ def write_kit(folder: Path) -> None:
 TRUTHS = {
     "Kaggle's csv": ("LOC_val_solution.csv", lambda stem, y: f"{stem},{IDS[y]} 1 2 3 4 {IDS[y]} 5 6 7 8 "),
     "Caffe's val.txt": ("val.txt", lambda stem, y: f"{stem}.JPEG {y}"),
-    "val.txt with ids": ("val.txt", lambda stem, y: f"{stem}.JPEG {IDS[y]}"),
-    "TensorFlow's ids": ("imagenet_2012_validation_synset_labels.txt", lambda stem, y: IDS[y]),
+    "val.txt with ids": ("images/val.txt", lambda stem, y: f"{stem}.JPEG {IDS[y]}"),
+    "TensorFlow's ids": ("data/imagenet_2012_validation_synset_labels.txt", lambda stem, y: IDS[y]),
 }
 
 
 def label(folder: Path, form: str) -> None:
     if form == "development kit":
-        write_kit(folder)
+        (folder / "devkit" / "data").mkdir(parents=True)
+        write_kit(folder / "devkit" / "data")
         return
     file, line = TRUTHS[form]
     lines = [line(stem, y) for stem, y in zip(STEMS, VAL_LABELS)]
@@ -101,36 +89,25 @@ def test_a_flat_folder_with_a_file_that_labels_it_gives_the_same_in_the_same_ord
     assert few.train == [dataset.train[i] for y in range(4) for i in rng.sample(range(3 * y, 3 * y + 3), 2)]
     assert few.val == few.test == dataset.test and dataset.val_is_test
     assert (list(dataset.classnames), list(dataset.class_ids)) == (list(NAMES), list(IDS))
-    if form in ("TensorFlow's ids", "development kit"):  # all others would be shifted by one
-        (flat / "images" / "val" / f"{STEMS[0]}.JPEG").unlink()
-        refused(flat, r"does not label the 7 images \(8 lines\)")
-    if form == "development kit":
-        (flat / "meta.mat").unlink()
-        write(flat / "images" / "val" / f"{STEMS[0]}.JPEG", "")
-        refused(flat, r"put the kit's data/meta\.mat beside it")
 
 
-@pytest.mark.parametrize("where", GROUND_TRUTH_FOLDERS[1:])
-def test_the_labels_are_found_where_people_unpack_them(where, flat):
-    (flat / where).mkdir(parents=True, exist_ok=True)
-    write_kit(flat / where)
-    assert [item.label for item in load(flat).test] == [label for _, label in EXPECTED_TEST]
-
-
-def test_a_flat_folder_without_labels_is_an_error_that_names_the_files_that_would_do(flat):
+def test_a_flat_folder_without_labels_or_with_those_of_other_images_is_an_error(flat):
     refused(flat, "LOC_val_solution.csv, val.txt, imagenet_2012_validation_synset_labels.txt, .* there")
-
-
-@pytest.mark.parametrize(
-    ("name", "lines", "words"),
-    [
-        ("val.txt", [f"{stem}.JPEG 0" for stem in STEMS[1:]], "does not label the 8 images"),
-        ("val.txt", [f"{s}.JPEG {y + 1}" for s, y in zip(STEMS, VAL_LABELS)], "it lacks 4"),
-    ],
-)  # fmt: skip
-def test_a_file_that_does_not_label_the_images_is_an_error(name, lines, words, flat):
-    write(flat / name, "\n".join(lines))
-    refused(flat, words)
+    label(flat, "development kit")
+    (flat / "images" / "val" / f"{STEMS[0]}.JPEG").unlink()  # all others would be shifted by one
+    refused(flat, r"does not label the 7 images \(8 lines\)")
+    make(flat, f"images/val/{STEMS[0]}.JPEG")
+    meta = flat / "devkit" / "data" / "meta.mat"
+    meta.rename(flat / "devkit" / "meta.mat")
+    assert [item.label for item in load(flat).test] == [label for _, label in EXPECTED_TEST]
+    (flat / "devkit" / "meta.mat").unlink()
+    refused(flat, r"put the kit's data/meta\.mat beside it")
+    for lines, words in (
+        ([f"{stem}.JPEG 0" for stem in STEMS[1:]], "does not label the 8 images"),
+        ([f"{stem}.JPEG {y + 1}" for stem, y in zip(STEMS, VAL_LABELS)], "it lacks 4"),
+    ):
+        write(flat / "val.txt", "\n".join(lines))
+        refused(flat, words)
 
 
 def test_caffes_numbers_count_all_classes_also_where_only_some_have_training_images(flat):
@@ -143,32 +120,11 @@ def test_caffes_numbers_count_all_classes_also_where_only_some_have_training_ima
     assert [tuple(item)[1:] for item in load(flat).test] == [(y, NAMES[y + 1]) for y in (0, 0, 1, 1, 2, 2)]
 
 
-def test_classes_without_validation_images_do_not_shift_the_labels_and_those_without_training_images_are_named(
-    in_folders,
-):
-    shutil.rmtree(in_folders / "images" / "val" / IDS[0])
-    assert [tuple(item)[1:] for item in load(in_folders).test[::2]] == list(enumerate(NAMES))[1:]
-    shutil.rmtree(in_folders / "images" / "train" / IDS[3])
-    refused(in_folders, f"no split can be made of what is in .*: it lacks '{IDS[3]}'")
-    write(in_folders / "images" / "train" / "n02119789" / "1.JPEG", "")
-    refused(in_folders, "it lacks 'n02119789'")
+def test_classes_without_validation_images_do_not_shift_labels_and_those_without_training_images_are_named(train_only):
+    make(train_only, *(f"images/val/{IDS[y]}/{stem}.JPEG" for stem, y in zip(STEMS, VAL_LABELS) if y))
+    assert [tuple(item)[1:] for item in load(train_only).test[::2]] == list(enumerate(NAMES))[1:]
+    shutil.rmtree(train_only / "images" / "train" / IDS[3])
+    refused(train_only, f"no split can be made of what is in .*: it lacks '{IDS[3]}'")
     for line in ("0: 'tench, Tinca tinca',", "n01440764", "n1440764 tench"):
-        write(in_folders / "classnames.txt", line)
-        refused(in_folders, rf"must hold lines such as 'n01440764 tench', got ['\"]{line}")
-
-
-def test_imagenet_v2_folders_are_positions_in_classnames(tmp_path):
-    folder, images = tmp_path / "imagenetv2", "imagenetv2-matched-frequency-format-val"
-    write(folder / "classnames.txt", "".join(f"n{number:08d} thing {number}\n" for number in range(12)))
-    for number in range(12):  # "10" sorts before "2" as text
-        for image in "ba":
-            write(folder / images / str(number) / f"{number}_{image}.jpeg", "")
-    dataset = load_dataset("ImageNetV2", str(tmp_path))
-    assert dataset.test == [
-        Item(f"imagenetv2/{images}/{number}/{number}_{image}.jpeg", number, f"thing {number}")
-        for number in range(12)
-        for image in "ab"
-    ]
-    assert list(dataset.classnames) == [f"thing {number}" for number in range(12)]
-    assert dataset.train == dataset.val == []
-    assert dataset.class_ids == [f"n{number:08d}" for number in range(12)]
+        write(train_only / "classnames.txt", line)
+        refused(train_only, rf"must hold lines such as 'n01440764 tench', got ['\"]{line}")

@@ -1,4 +1,4 @@
-"""Images in WebDataset's tar shards become a data set whose images are read at their places."""
+"""Images in tar shards, which are read at their places, in Parquet files and in data sets of Hugging Face."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import os
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from file_server import serve, status
 from own_images import counts, load, picture, refused, rows_of, write, write_tar
+
+from trainers.hegraph.utils.errors import UserError
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 RED = picture(*COLOURS["red"])
@@ -173,10 +176,10 @@ def test_addresses_are_fetched_once(server, shards, tmp_path, monkeypatch):
     monkeypatch.setenv("WDS_CACHE", str(tmp_path / "cache"))
     url = server.url("/test/000.tar", serve((shards / "test" / "000.tar").read_bytes()))
     write(shards / "train" / "classnames.txt", "red\nblue\ngreen\n")
-    dataset = load(f"test={url};train={shards}/train/000.tar::{shards}/train/001.tar")
+    dataset = load(f"train={shards}/train/000.tar::{shards}/train/001.tar; Test = {url};")
     assert [item.path for item in dataset.train][::2] == ["train/000.tar/0000.png", "train/001.tar/0002.png"]
     assert [item.path for item in dataset.test] == ["test/000.tar/0000.png"]
-    assert dataset.classnames == ["red", "blue", "green"]  # of the list beside the shards that are here
+    assert dataset.classnames == ["red", "blue", "green"]  # of the list beside the first shard
     again = load(f"train={shards}/train/001.tar;test={url}")
     assert again.open(again.test[0].path).getpixel((0, 0)) == COLOURS["blue"]
     assert len(server.asked) == 1
@@ -186,42 +189,142 @@ def test_addresses_are_fetched_once(server, shards, tmp_path, monkeypatch):
     refused(gone, r"cannot write .*000\.tar")
 
 
-@pytest.mark.parametrize(
-    "root", ["train=pipe:touch {}/ran #.tar", "a.tar::pipe:touch {}/ran #.tar", "file:///x.tar", "PIPE:x.tar"]
-)
-def test_no_other_address_is_given_to_a_program(tmp_path, root):
-    refused(root.format(tmp_path), "a shard is a path, or an address that begins with http:// or https://")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_nor_is_one_that_braces_would_make(braces, tmp_path):
-    refused(f"{{pipe:touch {tmp_path}/ran #,b}}.tar", "a shard is a path, or an address that begins with http://")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_split_before_paths_may_have_its_other_names(braces, shards):
-    test = f"{shards}/test/000.tar"
-    assert counts(load(f"Training={shards}/train/{{000..001}}.tar; DEV = {test};")) == [4, 1, 0]
-    dataset = load(f"train={shards}/train/000.tar;training={test};val={shards}/train/001.tar")
-    assert counts(dataset) == [3, 2, 0]
-    assert len(dataset.paths()) == 5  # shards of one name in one split are told apart
+SAFE = "a shard is a path, or an address that begins with http:// or https://"
 
 
 @pytest.mark.parametrize(
     ("root", "words"),
     [
+        ("train=pipe:touch {}/ran #.tar", SAFE),
+        ("a.tar::pipe:touch {}/ran #.tar", SAFE),
+        ("file:///x.tar", SAFE),
+        ("PIPE:x.tar", SAFE),
         ("train=a.tar;holdout=b.tar", "'holdout=b.tar', which is not SPLIT=URLS; give train=URLS;.* valid, dev"),
         ("/nowhere/a;b=1.tar", "cannot read /nowhere/.*: No such file"),
         ("::".join(["/nowhere/0.tar"] * 500), "cannot read /nowhere/.*: No such file"),
     ],
 )
-def test_what_is_no_split_before_paths_and_what_is_not_there_is_refused(root, words):
-    refused(root, words)
+def test_no_other_address_is_given_to_a_program_and_what_is_not_there_is_refused(root, words, tmp_path):
+    refused(root.format(tmp_path), words)
+    assert not (tmp_path / "ran").exists()
 
 
-def test_braces_need_their_package_and_an_end_and_not_too_many_shards(braces, monkeypatch):
+def test_braces_stand_for_shards_and_need_their_package_and_an_end(braces, shards, tmp_path, monkeypatch):
+    assert counts(load(f"{shards}/train/{{000..001}}.tar")) == [4, 0, 0]
+    dataset = load(f"train={shards}/train/000.tar;training={shards}/test/000.tar;val={shards}/train/001.tar")
+    assert (counts(dataset), len(dataset.paths())) == ([3, 2, 0], 5)  # shards of one name in one split are told apart
+    refused(f"{{pipe:touch {tmp_path}/ran #,b}}.tar", SAFE)
+    assert not (tmp_path / "ran").exists()
     refused("/nowhere/{0..3.tar", "braces need .* Unbalanced")
     for many in ("{000..100000}", "{9..-99999999..3}", "{{0..9999}-{0..9999}}", "{1,2,3}" * 11):
         refused(f"/nowhere/{many}.tar", "stand for more than 100000 shards")
     monkeypatch.setitem(sys.modules, "braceexpand", None)
     refused("http://example.org/train-{000..009}.tar", "braces need `pip install braceexpand`")
+
+
+# --- Parquet files and data sets of the hub; nothing is fetched
+
+NAMES = ["tree", "house", "boat", "cloud"]
+
+
+@pytest.fixture
+def hf(monkeypatch, tmp_path) -> Any:
+    """The package datasets, without its network."""
+    # Not "datasets" alone: pytest puts tests/ on the path, where a folder has that name
+    pytest.importorskip("datasets.config", reason="the package datasets is not installed")
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return datasets
+
+
+def stored(shade: int) -> dict:
+    return {"bytes": picture(shade), "path": f"{shade}.png"}
+
+
+def table(hf: Any, labels: list, start: int = 0, label: str = "label") -> Any:
+    rows = {"image": [stored(start + i) for i in range(len(labels))], label: labels, "id": list(range(len(labels)))}
+    features = hf.Features({"image": hf.Image(), label: hf.ClassLabel(names=NAMES), "id": hf.Value("int64")})
+    return hf.Dataset.from_dict(rows, features=features)
+
+
+def write_columns(path: Path, images: list, labels: list) -> None:
+    """Writes a table without the types that only Hugging Face's `datasets` knows."""
+    from pyarrow import Table, parquet
+
+    parquet.write_table(Table.from_pydict({"image": images, "label": labels}), path)
+
+
+def test_parquet_files_become_items_named_by_their_rows(hf, tmp_path, caplog):
+    data = tmp_path / "pictures" / "data"
+    data.mkdir(parents=True)
+    table(hf, [1, 0, 1, 2]).to_parquet(data / "train-00000-of-00001.parquet")
+    table(hf, [2], 50).to_parquet(data / "validation-00000-of-00001.parquet")
+    table(hf, [0, 1], 60).to_parquet(data / "test-00000-of-00001.parquet")
+    dataset = load(f"hf:{data.parent}")
+    assert rows_of(dataset) == {
+        "train": [("train/0", 1, "house"), ("train/1", 0, "tree"), ("train/2", 1, "house"), ("train/3", 2, "boat")],
+        "val": [("val/0", 2, "boat")],
+        "test": [("test/0", 0, "tree"), ("test/1", 1, "house")],
+    }
+    assert list(dataset.classnames) == ["tree", "house", "boat"]  # in the order of the labels; cloud has no image
+    assert dataset.open("train/3").getpixel((2, 2)) == (3, 60, 60)
+    assert dataset.open("test/1").getpixel((2, 2)) == (61, 60, 60)
+    again = load(f"hf:{data.parent}")
+    assert rows_of(load(data.parent)) == rows_of(dataset)
+    assert dataset.file_version("train/0") == again.file_version("train/0")
+    assert (dataset.file_version("train/0")[0], dataset.file_sizes()) == (len(picture(0)), again.file_sizes())
+    table(hf, [1, 0, 1, 2], start=9).to_parquet(data / "train-00000-of-00001.parquet")
+    assert load(f"hf:{data.parent}").file_version("train/0") != dataset.file_version("train/0")
+    assert not [record for record in caplog.records if record.name.startswith("trainers")]
+    os.mkfifo(data / "train-1.parquet")
+    refused(data.parent, r"train-1\.parquet: it is no regular file")
+
+
+def test_splits_that_are_not_read_are_left_out_with_one_warning(hf, monkeypatch, caplog):
+    for splits, expected, said in (
+        ({"Train": [1, 0, 1], "exam": [0], "Dev": [1, 0]}, [3, 2, 0], "exam; read are Train, Dev, "),
+        ({"exam": [0], "holdout": [1]}, None, "exam, holdout; read are none, "),
+    ):
+        loaded = hf.DatasetDict({name: table(hf, labels) for name, labels in splits.items()})
+        monkeypatch.setattr(hf, "load_dataset", lambda *names, known=loaded: {("me/pictures", "small"): known}[names])
+        if expected is None:
+            refused("hf:me/pictures#small", "hf:me/pictures#small has no training image")
+        else:
+            assert counts(load("hf:me/pictures#small")) == expected
+        assert caplog.messages.pop().startswith(f"hf:me/pictures#small: left out are the splits {said}")
+
+
+def test_rows_without_labels_or_images_are_named_and_a_row_may_name_a_file(hf, tmp_path):
+    for labels, words in (
+        (["a", "  "], "train/1 has no label"),
+        ([[3], [4]], r"train/0: the label must be a text or a number, got \[3\]"),
+    ):
+        write_columns(tmp_path / "train.parquet", [stored(0), stored(1)], labels)
+        refused(tmp_path, f"{tmp_path}: {words}")
+    os.mkfifo(tmp_path / "pipe")
+    write(tmp_path / "1.png", picture(7))
+    rows = [{"bytes": None, "path": str(tmp_path / name)} for name in ("pipe", "1.png")]
+    write_columns(tmp_path / "all.parquet", [*rows, None, {"bytes": None, "path": None}], list("bacd"))
+    dataset = load(tmp_path / "all.parquet")
+    assert [tuple(item)[1:] for item in dataset.train] == [(1, "b"), (0, "a"), (2, "c"), (3, "d")]
+    assert dataset.open("train/1").getpixel((0, 0)) == (7, 60, 60)
+    assert dataset.file_version("train/1")[0] == len(picture(7))
+    with pytest.raises(UserError, match="cannot read the image train/0 of ImageFolder: is no regular file"):
+        dataset.read("train/0")
+    for row in (2, 3):
+        for ask in (dataset.read, dataset.file_version):
+            with pytest.raises(UserError, match=f"row {row} of train has no .*; list all: .* check folder --root"):
+                ask(f"train/{row}")
+
+
+def test_what_cannot_be_loaded_is_one_clear_line(hf, tmp_path, monkeypatch):
+    clear = "^cannot load {} with the package datasets as columns image and label: [^\n]*{}[^\n]*$"
+    refused("hf:somebody/nothing", clear.format("hf:somebody/nothing", "somebody/nothing"))
+    write(tmp_path / "train.parquet", "nothing of the kind")
+    refused(tmp_path, clear.format(tmp_path, ""))
+    table(hf, [1, 0], label="fine_label").to_parquet(tmp_path / "train.parquet")
+    refused(tmp_path, clear.format(tmp_path, "fine_label"))
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    refused(tmp_path, "needs the package datasets: pip install 'datasets>=3'")

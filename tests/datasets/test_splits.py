@@ -71,7 +71,7 @@ def test_a_file_of_another_structure_is_an_error_that_names_it_and_says_what_it_
     path = tmp_path / "split.json"
     path.write_text(f'{{"train": [{row}], "val": [], "test": []}}' if row else '{"train": [], "val": []}')
     with pytest.raises(UserError, match=r"split\.json is not a split file: it must hold train, val and test"):
-        read_split_file(path)
+        read_split_file(path, "")
 
 
 @pytest.mark.parametrize(("split", "path", "label"), [("test", "./a/1.jpg", 0), ("train", "b/../a/1.jpg", 1)])
@@ -80,11 +80,11 @@ def test_a_split_file_with_an_image_in_two_splits_or_with_two_labels_is_refused(
     rows[split].append([path, label, "ant"])
     (tmp_path / "split.json").write_text(json.dumps(rows))
     with pytest.raises(UserError, match=f"{path} in train with the label 0 and in {split} with the label {label}"):
-        read_split_file(tmp_path / "split.json")
+        read_split_file(tmp_path / "split.json", "")
     rows[split].pop()
     (tmp_path / "split.json").write_text(json.dumps(rows))
     read = {"train": [("a/1.jpg", 0, "ant"), ("b/1.jpg", 1, "bee")], "val": [], "test": []}
-    assert read_split_file(tmp_path / "split.json") == read
+    assert read_split_file(tmp_path / "split.json", "") == read
 
 
 def test_how_a_split_was_drawn_is_known_until_the_file_changes(tmp_path):
@@ -92,7 +92,7 @@ def test_how_a_split_was_drawn_is_known_until_the_file_changes(tmp_path):
     rng.random()
     rng.gauss(0, 1)  # keeps a second number for the next time
     assert read_drawn(path) is None
-    write_drawn(path, {"train": [Item("a.jpg", 0, "ant")], "val": [], "test": []}, 5, rng.getstate())
+    write_drawn(path, "", {"train": [Item("a.jpg", 0, "ant")], "val": [], "test": []}, 5, rng.getstate())
     drawn = read_drawn(path)
     assert (drawn.seed, drawn.state) == (5, rng.getstate())
     kept = tmp_path / "split.json.drawn"

@@ -138,7 +138,7 @@ class FeatureTrainer(TrainerX):
         rng = random.Random(self.seed)
         dataset = load_dataset(data.name, data.root, self.seed, rng)
         # CoOp takes what it selected before as it finds it, even test images, and runs what its pickle holds
-        read_coop_selection(dataset, stored_datasets()[data.name].folder, data.shots, self.seed)
+        read_coop_selection(dataset, data.shots, self.seed)
         random.setstate(rng.getstate())
         listdir = os.listdir
         os.listdir = lambda *folder: sorted(listdir(*folder))  # type: ignore[assignment]  # CoOp's ImageNet keeps its order

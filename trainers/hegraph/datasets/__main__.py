@@ -12,17 +12,14 @@ import random
 import shlex
 import sys
 from collections import Counter
-from pathlib import Path
 
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, printable, report, say, unknown
 from ..utils.files import absolute
 from .base import Dataset, check_classes, some
 from .download import download
-from .loading import read_stored
-from .own import NAME as OWN
-from .own import copies_in_test, load_own_images
-from .registry import Entry, Sizes, canonical_name, stored_datasets
+from .loading import OWN, load_own_images, read_stored
+from .registry import Sizes, canonical_name, stored_datasets
 from .splits import SPLITS, read_drawn
 
 SHOTS = (1, 2, 4, 8, 16)  # that are common
@@ -61,14 +58,14 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "download":
         for name in names:
             download(name, known[name].sources, absolute(args.root) / known[name].folder)
-    ready = True
+    all_ready = True
     for name in names:
-        usable, lines = check_own_images(args.root) if name == OWN else check_dataset(name, args.root)
+        ready, lines = check_own_images(args.root) if name == OWN else check_dataset(name, args.root)
         first, *more = map(printable, lines)
-        say(f"{name:20} {'ready' if usable else 'not ready':10} {first}\n")
+        say(f"{name:20} {'ready' if ready else 'not ready':10} {first}\n")
         say("".join(f"{'':31} {line}\n" for line in more))
-        ready = ready and usable
-    return int(not ready)
+        all_ready = all_ready and ready
+    return int(not all_ready)
 
 
 # --- data sets below the data root
@@ -78,6 +75,7 @@ def check_dataset(name: str, root: str) -> State:
     """Finds out whether a data set, one of `stored_datasets`, is whole. No image is opened and nothing is written."""
     entry = stored_datasets()[name]
     folder = absolute(root) / entry.folder
+    split_file = folder / entry.split_file  # the folder itself where the split is official
     remedy = [f"get it: {command(f'datasets download {name} --root {root}')}"] if entry.sources else []
     if entry.by_hand:
         remedy.append(f"by hand: {entry.by_hand}")
@@ -85,7 +83,7 @@ def check_dataset(name: str, root: str) -> State:
         if not (folder / entry.images).is_dir():
             return (False, [f"missing: the images, expected in {folder / entry.images}", *remedy])
         pools, names = read_stored(entry, folder, seed=1, rng=random.Random(1), write=False)
-        warning = _split_warning(entry, folder)
+        drawn = read_drawn(split_file) if split_file.is_file() else None
     except UserError as error:
         return (False, [f"missing or damaged: {error}", *remedy])
     paths = {item.path for split in SPLITS for item in pools[split]}
@@ -93,22 +91,11 @@ def check_dataset(name: str, root: str) -> State:
     if absent:
         return (False, [f"missing: {len(absent)} of {len(paths)} images, {folder / absent[0]}", *remedy])
     sizes = Sizes(len(pools["train"]), len(pools["val"]), len(pools["test"]), len(names))
-    published = [] if sizes == entry.sizes else [f"published are {entry.sizes}"]
-    return (True, [str(sizes), *published, *([warning, *remedy] if warning else [])])
-
-
-def _split_warning(entry: Entry, folder: Path) -> str:
-    """What to say of a split that is not the published one; "" if it is, or if none was published."""
-    split_file = folder / entry.split_file
-    if not entry.publishes_split:
-        return ""
-    if not split_file.is_file():
-        how = f"without {split_file}: the first run will draw a split and write it, as CoOp does"
-    elif drawn := read_drawn(split_file):
-        how = f"{split_file} was drawn here with seed {drawn.seed}; delete it to have another"
-    else:
-        return ""
-    return f"{how}; it is not the split of published numbers"
+    lines = [str(sizes)] if sizes == entry.sizes else [str(sizes), f"published are {entry.sizes}"]
+    if entry.publishes_split and (drawn or not split_file.is_file()):
+        how = f"was drawn here with seed {drawn.seed}; delete it for another" if drawn else "is missing: runs draw one"
+        lines += [f"{split_file} {how}, which is not the split of published numbers", *remedy]
+    return (True, lines)
 
 
 # --- own images
@@ -124,11 +111,10 @@ def check_own_images(root: str) -> State:
     problems = dataset.unreadable_images()
     found = [f"{len(problems)} of {len(dataset.paths())} images cannot be read:"] if problems else []
     found += [f"  {path}: {problem}" for path, problem in problems.items()]
-    for split, files in copies_in_test(dataset.without(problems)).items():  # which a run refuses
-        if files:
-            number = f"{len(files)} of {len(dataset.splits[split])} {split} images"
-            found.append(f"{number} are test images as well; take them out of {split} or out of test:")
-            found += [f"  {file}" for file in files]
+    for split, files in dataset.without(problems).copies_in_test().items():  # which a run refuses
+        number = f"{len(files)} of {len(dataset.splits[split])} {split} images"
+        found.append(f"{number} are test images as well; take them out of {split} or out of test:")
+        found += [f"  {file}" for file in files]
     flags = f"--dataset-config-file folder --root {shlex.quote(root)} --shots {max(SHOTS)}"
     train = command(f"{flags} --config-file vit_b16 --output-dir OUT")
     last = f"mend this, and look again: {dataset.check_command}" if found else f"train: {train}"

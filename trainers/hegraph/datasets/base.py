@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from PIL import Image
 from tqdm import tqdm
 
 from ..utils.errors import UserError, first_line
-from ..utils.files import hash_rows
+from ..utils.files import hash_file, hash_rows
 from ..utils.threads import MAX_THREADS, cores
 from .images import reason
 from .splits import Item, Selection, subsample_labels
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 MAX_NAMED = 3  # a message names at most so many images or classes
 
@@ -127,6 +126,20 @@ class Dataset:
         """The files of the images of a split; [] if they are no files of their own."""
         return [] if self.root is None else [self.root / item.path for item in self.splits[split]]
 
+    def copies_in_test(self) -> dict[str, list[Path]]:
+        """Of "train" and "val", the files that are test files as well; a split without any is left out."""
+        test = self.files("test")
+        found = {split: files_among(self.files(split), test) for split in ("train", "val")}
+        return {split: files for split, files in found.items() if files}
+
+    def refuse_copies(self) -> None:
+        """Raises UserError if selected training or validation files are test files as well, byte for byte."""
+        for split, found in self.copies_in_test().items():
+            raise UserError(
+                f"{len(found)} of {len(self.splits[split])} {split} images are test images as well, such as {found[0]}"
+                f", so the test would say nothing about new images; take them out of {split} or out of test"
+            )
+
     def read(self, path: str) -> Image.Image:
         """The image of an item, as RGB; UserError, which names the file and how all such are found, if it has none."""
         try:
@@ -157,6 +170,16 @@ class Dataset:
         return f"; list all: {self.check_command}" if self.check_command else ""
 
 
+def files_among(files: list[Path], others: list[Path]) -> list[Path]:
+    """The files whose content is that of another one. Only those of equal size are read."""
+    for tell in (os.path.getsize, hash_file):
+        told, told_of_others = ({path: tell(path) for path in paths} for paths in (files, others))
+        both = set(told.values()) & set(told_of_others.values())
+        files = [path for path in files if told[path] in both]
+        others = [path for path in others if told_of_others[path] in both]
+    return files
+
+
 def some(names: Sequence[str], most: int = MAX_NAMED) -> str:
     """The first of many names, for a message."""
     return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
@@ -177,8 +200,7 @@ def class_names(items: Sequence[Item], *others: Sequence[Item]) -> list[str]:
     if absent := {*range(len(names))} - {*names}:
         raise UserError(f"labels must run from 0 without a gap, but no item has label {min(absent)}")
     for path, label, name in (item for each in (items, *others) for item in each):
-        if label not in names:
-            raise UserError(f"{path} has label {label} ({name!r}), and no training image has")
-        if name != names[label]:
-            raise UserError(f"label {label} is both {names[label]!r} and {name!r} ({path})")
+        if names.get(label) != name:
+            known = names.get(label, "no class")
+            raise UserError(f"{path} has label {label} for {name!r}, which stands for {known} in training images")
     return [names[label] for label in range(len(names))]

@@ -45,10 +45,6 @@ class Broken(Exception):
     """A mirror, or what came from it, is of no use. The message is a reason in one line."""
 
 
-class Unreachable(UserError):
-    """No mirror gives a file."""
-
-
 def download(name: str, sources: Sequence[Source], folder: Path) -> None:
     """Fetches what is missing of a data set. UserError if a file cannot be fetched (the others are all the same)."""
     failures = []
@@ -58,20 +54,20 @@ def download(name: str, sources: Sequence[Source], folder: Path) -> None:
             for source in sources:
                 try:
                     fetch(source, folder)
-                except Unreachable as error:
+                except UserError as error:
                     failures.append((source, error))
     except OSError as error:
         raise cannot_write(folder, error) from error
     # The archive of a later source may have brought what failed before
     if errors := [str(error) for source, error in failures if missing_of(source.targets, folder)]:
-        raise Unreachable(f"{name} is not complete: {'; '.join(errors)}")
+        raise UserError(f"{name} is not complete: {'; '.join(errors)}")
 
 
 def fetch(source: Source, folder: Path) -> None:
     """Fetches one file unless its targets are in place. An archive is unpacked, then removed.
 
-    Raises `Unreachable` if no mirror gives it, UserError if an archive that the user has put there is of no use, and
-    OSError if the disk is full or cannot be written.
+    Raises UserError if no mirror gives it, or an archive that the user has put there is of no use, and OSError if the
+    disk is full or cannot be written.
     """
     alternatives = [source, *source.otherwise]
     at_hand = next((a for a in alternatives if a.unpack and (folder / a.file).is_file()), None)
@@ -106,7 +102,7 @@ def _fetch_from_any(alternatives: Sequence[Source], folder: Path) -> None:
             reasons.append(f"{url}: {error}")
             logger.warning("%s", reasons[-1])
             path.unlink(missing_ok=True)
-    raise Unreachable(
+    raise UserError(
         f"cannot fetch {wanted.file} ({'; '.join(reasons)}); get it by hand: open {wanted.urls[0]}, save it "
         f"as {folder / wanted.file} and run the same command again"
     )
@@ -197,8 +193,7 @@ def _request(session: requests.Session, url: str, part: Path, note: Path) -> Non
         bar = tqdm(desc=part.stem, total=total, initial=begin, unit="B", unit_scale=True, disable=None)
         with part.open("ab" if begin else "wb") as file, bar:
             for chunk in response.raw.stream(CHUNK, decode_content=False):  # some call the gzip of a file an encoding
-                file.write(chunk)
-                bar.update(len(chunk))
+                bar.update(file.write(chunk))
     if total is not None and part.stat().st_size < total:  # urllib3 before 2.0 does not tell
         raise urllib3.exceptions.HTTPError(f"it broke off after {part.stat().st_size:,} of {total:,} bytes")
 
@@ -214,9 +209,6 @@ def _from_drive(url: str, part: Path) -> None:
         if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
             raise
         raise Broken(f"gdown: {' '.join(str(error).split())}") from error
-    umask = os.umask(0)
-    os.umask(umask)
-    part.chmod(0o666 & ~umask)  # only their owner may read the files that gdown makes
 
 
 # --- archives

@@ -19,17 +19,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from PIL import Image
 
 from ..utils.errors import UserError
 from ..utils.files import absolute
-from ..utils.reading import reading
+from ..utils.reading import read_text, reading
 from .images import is_image, open_below
 from .layouts import folders_in, listing
 from .splits import SPLIT_NAMES
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +103,12 @@ def read_files(root: str) -> OwnImages | None:
     names = listing(path) if path.is_dir() else [path.name]
     base = path if path.is_dir() else path.parent
     tables = [base / name for name in names if name.lower().endswith(".csv") and not (base / name).is_dir()]
-    folders = {name: SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES}
-    folders = {name: split for name, split in folders.items() if (base / name).is_dir()}
+    of_splits = [name for name in names if name.lower() in SPLIT_NAMES and (base / name).is_dir()]
+    folders = {name: SPLIT_NAMES[name.lower()] for name in of_splits}
     if described := {name: split for name, split in folders.items() if (base / name / METADATA).is_file()}:
         rows = [row for name, split in described.items() for row in _read_table(base / name / METADATA, name, split)]
         _check_folders(base, described)
-    elif base / METADATA in tables and "file_name" in _columns(base / METADATA):
+    elif base / METADATA in tables and "file_name" in read_text(base / METADATA).partition("\n")[0].lower():
         rows = _read_table(base / METADATA)
     elif any(split == "train" and folders_in(base / name) for name, split in folders.items()):
         rows = _read_class_folders(base, folders)
@@ -153,28 +152,22 @@ def _read_class_folders(base: Path, folders: dict[str, str]) -> list[Row]:
 # --- tables
 
 
-def _columns(path: Path) -> list[str]:
-    """The names of the columns of a table, in lower case; raises UserError if it cannot be read."""
-    with reading(path, TABLE), path.open(encoding="utf-8-sig", newline="") as file:
-        return [column.strip().lower() for column in next(csv.reader(file, skipinitialspace=True), [])]
-
-
 def _read_table(path: Path, folder: str = "", default: str = "") -> list[Row]:
     """The rows of a CSV file, whose images are relative to `folder`; Hugging Face's has `file_name` for `path`.
 
     A row that names no split is of the `default` one, or of that of the first folder of a `file_name`, or train. If
     some have one and others do not, that is an error: an image must not become a training image by a guess.
     """
-    columns = _columns(path)
-    place = "path" if "path" in columns else "file_name"
-    if not {place, "label"} <= {*columns} or len({*columns}) < len(columns):
-        raise UserError(f"{path} must have {COLUMNS}; got {','.join(columns) or 'nothing'}")
     with reading(path, TABLE), path.open(encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file, columns, skipinitialspace=True, strict=True)
-        next(table, None)  # the names of the columns
+        table = csv.DictReader(file, skipinitialspace=True, strict=True)
+        table.fieldnames = columns = [column.strip().lower() for column in table.fieldnames or ()]
+        place = "path" if "path" in columns else "file_name"
+        if not {place, "label"} <= {*columns} or len({*columns}) < len(columns):
+            raise UserError(f"{path} must have {COLUMNS}; got {','.join(columns) or 'nothing'}")
         rows = [_read_row(row, place, f"{path}, line {table.line_num}") for row in table]
     if place == "file_name" and not default:
-        rows = [row._replace(split=row.split or _split_of_folder(path.parent, row.path)) for row in rows]
+        tops = [os.path.dirname(row.path).partition("/")[0].lower() for row in rows]
+        rows = [row._replace(split=row.split or SPLIT_NAMES.get(top, "")) for row, top in zip(rows, tops)]
         lacking = next((row.path for row in rows if not row.split), "")
         if lacking and any(row.split for row in rows):
             raise UserError(
@@ -186,18 +179,11 @@ def _read_table(path: Path, folder: str = "", default: str = "") -> list[Row]:
 
 def _read_row(row: dict[Any, Any], place: str, where: str) -> Row:
     """A row of a table, whose split is "" if it names none; `where` names it in messages."""
-    image, label, given = ((row.get(key) or "").strip() for key in (place, "label", "split"))
-    split = SPLIT_NAMES.get(given.lower(), "")
     if None in row:
         raise UserError(f"{where}: more values than columns; put a value that holds a comma into quotes")
+    image, label, split = ((row.get(key) or "").strip() for key in (place, "label", "split"))
     if not image or not label:
         raise UserError(f"{where}: path and label must not be empty")
-    if given and not split:
-        raise UserError(f"{where}: split must be train, val or test, got {given!r}")
-    return Row(split, Path(os.path.normpath(image)).as_posix(), label)
-
-
-def _split_of_folder(base: Path, path: str) -> str:
-    """The split that the first folder of a path below another one means; "" if it means none."""
-    folder, slash, _ = Path(os.path.relpath(base / path, base)).as_posix().partition("/")
-    return SPLIT_NAMES.get(folder.lower(), "") if slash else ""
+    if split and split.lower() not in SPLIT_NAMES:
+        raise UserError(f"{where}: split must be train, val or test, got {split!r}")
+    return Row(SPLIT_NAMES.get(split.lower(), ""), Path(os.path.normpath(image)).as_posix(), label)

@@ -63,10 +63,9 @@ def open_sent(source: Path | bytes) -> Image.Image:
         raise UserError(f"has more than {MAX_BYTES >> 20} MB; take a smaller one")
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
-            pixels = file.width * file.height
-        if pixels <= MAX_PIXELS:
-            return open_image(source)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            if file.width * file.height <= MAX_PIXELS:
+                return to_rgb(file)
+    except Image.DecompressionBombError:
         pass
     except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
         raise UserError(reason(error)) from error

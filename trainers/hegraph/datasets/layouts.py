@@ -38,7 +38,7 @@ def listing(folder: Path) -> list[str]:
     """The names in a folder, sorted, without hidden ones; UserError if one is not UTF-8, which no record could hold."""
     try:
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise UserError(f"cannot list the folder {folder}: {first_line(error)}") from error
     if odd := next((name for name in names if name != name.encode(errors="ignore").decode()), ""):
         raise UserError(f"{folder} holds {odd!a}, a name that is not UTF-8; rename it")
@@ -208,18 +208,15 @@ def read_imagenet(folder: Path, rng: random.Random, images: str) -> Pools:
         names, ids = class_names_by_id(folder), class_ids(folder, f"{images}/train")
         train = _items(_in_folders(folder, f"{images}/train"), names, ids)
         test = _items(_validation(folder, f"{images}/val", sorted(names)), names, ids)
-        test.sort(key=lambda item: item.label)
     return {"train": train, "val": test, "test": test}
 
 
 def read_imagenet_v2(folder: Path, rng: random.Random, images: str) -> Pools:
     """ImageNetV2, whose class folders 0 to 999 are positions in `classnames.txt`."""
-    names = list(class_names_by_id(folder).values())
-    test = []
-    for number in sorted(int(name) for name in listing(folder / images) if name.isdigit()):
-        files = listing(folder / images / str(number))
-        test += [Item(f"{images}/{number}/{file}", number, names[number]) for file in files]
-    return {"train": [], "val": [], "test": test}
+    names = class_names_by_id(folder)
+    ids = list(names)
+    found = [(path, ids[int(number)]) for path, number in _in_folders(folder, images) if number.isdigit()]
+    return {"train": [], "val": [], "test": _items(found, names, ids)}
 
 
 def read_test_folders(folder: Path, rng: random.Random, images: str) -> Pools:
@@ -264,9 +261,10 @@ def _validation(folder: Path, place: str, wordnet_ids: list[str]) -> list[tuple[
 
 
 def _items(found: list[tuple[str, str]], names: dict[str, str], ids: list[str]) -> list[Item]:
-    """The items of (path, WordNet id); `ids` are in label order. KeyError for a class without a training folder."""
+    """The items of (path, WordNet id) by label; `ids` are in label order. KeyError for an id that is not among them."""
     labels = {wordnet_id: label for label, wordnet_id in enumerate(ids)}
-    return [Item(path, labels[wordnet_id], names[wordnet_id]) for path, wordnet_id in found]
+    items = [Item(path, labels[wordnet_id], names[wordnet_id]) for path, wordnet_id in found]
+    return sorted(items, key=lambda item: item.label)
 
 
 def _ground_truth(folder: Path, files: list[str], wordnet_ids: list[str]) -> list[str]:
@@ -286,9 +284,9 @@ def _ground_truth(folder: Path, files: list[str], wordnet_ids: list[str]) -> lis
 def _read_labels(path: Path, files: list[str]) -> list[str]:
     """The WordNet id, or else the class number, that a file of `GROUND_TRUTH` gives each of `files`."""
     labels = lines = read_lines(path)  # one class a line, in the order of the names of the images
-    rows = [re.split(r"[,\s]", line) for line in lines]
-    if any(len(row) > 1 for row in rows):  # an image and its class, in Caffe's val.txt or Kaggle's CSV file
-        found = {Path(row[0]).stem: row[1] for row in rows if len(row) > 1}
+    rows = [row for line in lines if len(row := re.split(r"[,\s]", line)) > 1]
+    if rows:  # an image and its class, in Caffe's val.txt or Kaggle's CSV file
+        found = {Path(image).stem: label for image, label, *_ in rows}
         labels = [found.get(Path(file).stem, "") for file in files]
     if len(labels) != len(files) or not all(labels):
         raise UserError(f"{path} does not label the {len(files)} images ({len(lines)} lines)")

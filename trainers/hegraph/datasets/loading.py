@@ -3,6 +3,9 @@
 A split is read from CoOp's split file. Where that is missing, the split is drawn from the seed and written there, as
 CoOp does. A file beside it (`.drawn`) keeps the seed and the state of the random generator after drawing, so that a
 later run with this seed selects what the first run did.
+
+The classes of the user's own images are in sorted order, where their form has none of its own; names that are numbers
+come first, by value. Their numbers of images may differ.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import csv
 import logging
 import os
 import random
+import re
+import shlex
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
@@ -21,28 +26,19 @@ from ..utils.errors import UserError, first_line, unknown
 from ..utils.files import absolute
 from ..utils.reading import reading
 from ..utils.schema import check
-from .base import Dataset, class_names
+from .base import Dataset, class_names, some
 from .digits import load_digits_dataset
+from .folder import class_name, read_files
 from .images import is_image, open_below
-from .layouts import class_ids
-from .own import load_own_images
+from .layouts import class_ids, listing
+from .packed import read_hugging_face, read_shards
 from .registry import ENTRIES, Entry, find_entry
-from .splits import (
-    SPLITS,
-    Item,
-    Pools,
-    check_pools,
-    read_coop_pickle,
-    read_drawn,
-    read_split_file,
-    select_few_shot,
-    write_drawn,
-)
+from .splits import SPLITS, Item, Pools, read_coop_pickle, read_drawn, read_split_file, select_few_shot, write_drawn
 
 logger = logging.getLogger(__name__)
 
-# The data sets that need no folder below the data root: what loads them, given `DATASET.ROOT` and their name
-LOADERS: dict[str, Callable[[str, str], Dataset]] = {"digits": load_digits_dataset, "own": load_own_images}
+OWN = "ImageFolder"  # the name of the user's own images
+LAYOUT = "expected ROOT/train/<class>/*.jpg (and val, test), or a CSV file with the columns path,label[,split]"
 
 
 def load_dataset(name: str, root: str = "", seed: int = 1, rng: random.Random | None = None) -> Dataset:
@@ -69,9 +65,7 @@ def load_few_shot(name: str, root: str, shots: int, seed: int, subsample: str = 
     rng = random.Random(seed)
     dataset = load_dataset(name, root, seed, rng)
     check_trainable(dataset)
-    entry = find_entry(name)
-    drawn = read_coop_selection(dataset, entry.folder, shots, seed) if entry and entry.folder else None
-    if drawn is not None:
+    if drawn := read_coop_selection(dataset, shots, seed):
         dataset = dataset.with_splits(drawn)
     else:
         train_labels, val_labels = ([item.label for item in items] for items in (dataset.train, dataset.val))
@@ -125,6 +119,52 @@ def check_trainable(dataset: Dataset) -> None:
         raise UserError(f"{name} has only test images: train on {source} with --target-domains {name}")
 
 
+# --- the user's own images
+
+
+def load_own_images(root: str, name: str = OWN) -> Dataset:
+    """Reads the data set that `--root` names, in one of the forms of docs/data.md. No image is opened."""
+    if not root:
+        raise UserError(f"{OWN} needs --root, your folder or CSV file; {LAYOUT}")
+    images = read_files(root) or read_hugging_face(root) or read_shards(root)  # None, where it is of another form
+    if images is None:
+        base = absolute(root)
+        held = some(listing(base)) or "nothing"
+        raise UserError(f"{base} holds {held}, and neither class folders in a folder train nor one CSV file; {LAYOUT}")
+    where = images.root or root
+    rows: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
+    for split, path, label in images.rows:
+        called = class_name(label, f"{where}: {path}")
+        if not called:
+            raise UserError(f"{where}: {path} has no label; give it one, or leave it out")
+        rows[split].append((path, called))
+    trained = {called for _, called in rows["train"]}
+    if not trained:
+        raise UserError(f"{where} has no training image; {LAYOUT}")
+    if untrained := sorted({called for split in ("val", "test") for _, called in rows[split]} - trained):
+        raise UserError(f"{where}: {len(untrained)} classes of val or test have no training image: {some(untrained)}")
+    ordered = dict.fromkeys(class_name(each, root) for each in images.classnames)
+    names = [called for called in ordered if called in trained]
+    if len(names) < len(trained):
+        names = sorted(trained, key=_class_order)
+    if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", called) for called in names):
+        said = '%s: all class names are numbers (%s), so prompts read "a photo of a %s."; give them names in words'
+        logger.warning(said, where, some(names), names[0])
+    labels = {called: label for label, called in enumerate(names)}
+    train, val, test = ([Item(path, labels[called], called) for path, called in rows[split]] for split in SPLITS)
+    check = command(f"datasets check folder --root {shlex.quote(root)}")
+    return Dataset(name, names, train, val, test, images.open, images.root, (), images.version, check)
+
+
+def _class_order(name: str) -> tuple[int, int, str]:
+    """Sorts numbers by value before all other names. Python does not convert a number of many thousand digits."""
+    return (0, int(name), name) if name.isdecimal() and len(name) <= 1000 else (1, 0, name)
+
+
+# The data sets that need no folder below the data root: what loads them, given `DATASET.ROOT` and their name
+LOADERS: dict[str, Callable[[str, str], Dataset]] = {"digits": load_digits_dataset, "own": load_own_images}
+
+
 # --- data sets that have a folder below the data root
 
 
@@ -161,54 +201,42 @@ def read_stored(
         drawn = read_drawn(split_file)
         if drawn is not None and drawn.seed == seed:
             rng.setstate(drawn.state)
-        pools = {
-            split: [item._replace(path=prefix + item.path) for item in items]
-            for split, items in read_split_file(split_file).items()
-        }
+        pools = read_split_file(split_file, prefix)
     else:
         try:
             pools = entry.read(folder, rng)
         except (LookupError, TypeError, ValueError) as error:  # what a list of another structure leads to
             missing = f"{split_file} is missing, and " if entry.split_file else ""
             raise UserError(f"{missing}no split can be made of what is in {folder}: {first_line(error)}") from error
-    needed = ("test",) if entry.train_on else ("train", "test")
-    if empty := next((split for split in needed if not pools[split]), ""):
+    splits = ("test",) if entry.train_on else SPLITS
+    if empty := next((split for split in splits if split != "val" and not pools[split]), ""):
         raise UserError(f"there is no {empty} image")
-    names = class_names(*(pools[split] for split in (SPLITS if not entry.train_on else ("test",))))
-    if entry.split_file and not listed:
-        check_pools(pools, str(folder))
-        if write:
-            cut = len(prefix)
-            shown = {split: [item._replace(path=item.path[cut:]) for item in pools[split]] for split in SPLITS}
-            _write_split(entry, split_file, shown, seed, rng)
+    names = class_names(*(pools[split] for split in splits))
+    if entry.split_file and not listed and write:
+        try:
+            write_drawn(split_file, prefix, pools, seed, rng.getstate())
+            look = command(f"datasets check {entry.name} --root {folder.parent}")
+            said = "%s was missing: drawn with seed %d and written, as CoOp does. It is not the published split: %s"
+            logger.warning(said, split_file, seed, look)
+        except UserError as error:
+            logger.warning("%s; every seed will draw a split, and a test set, of its own", error)
     return pools, names
 
 
-def _write_split(entry: Entry, split_file: Path, pools: Pools, seed: int, rng: random.Random) -> None:
-    try:
-        write_drawn(split_file, pools, seed, rng.getstate())
-    except UserError as error:
-        logger.warning("%s; every seed will draw a split, and a test set, of its own", error)
-        return
-    more = ""
-    if entry.publishes_split:
-        fetch = command(f"datasets download {entry.name} --root {split_file.parent.parent}")
-        more = f". It is not the split of published numbers; to get that, delete the file and run {fetch}"
-    logger.warning("%s was missing: drawn with seed %d and written, as CoOp does%s", split_file, seed, more)
-
-
-def read_coop_selection(dataset: Dataset, folder: str, shots: int, seed: int) -> Pools | None:
+def read_coop_selection(dataset: Dataset, shots: int, seed: int) -> Pools | None:
     """The few-shot task that CoOp selected in this data root for these shots and this seed; None if it did not.
 
-    CoOp keeps its selection as a pickle in `folder` and takes it in every later run, so it is taken here as well. One
-    that was drawn from another split than the one that is here is an error.
+    CoOp keeps its selection as a pickle in the folder of the data set and takes it in every later run, so it is taken
+    here as well. One that was drawn from another split than the one that is here is an error.
     """
-    assert dataset.root is not None  # it lies below the data root
-    path = dataset.root / folder / "split_fewshot" / f"shot_{shots}-seed_{seed}.pkl"
+    entry = find_entry(dataset.name)
+    if entry is None or not entry.folder or dataset.root is None:
+        return None
+    path = dataset.root / entry.folder / "split_fewshot" / f"shot_{shots}-seed_{seed}.pkl"
     if not path.is_file():
         return None
     logger.info("%s: CoOp's own few-shot selection is used", path)
-    drawn = read_coop_pickle(path, folder)
+    drawn = read_coop_pickle(path, entry.folder)
     known, test = set(enumerate(dataset.classnames)), {item.path for item in dataset.test}
     why = "" if "val" in drawn or dataset.val_is_test else "it has no val"
     for item in (item for items in drawn.values() for item in items):

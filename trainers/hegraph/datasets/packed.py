@@ -27,12 +27,12 @@ import re
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock
+from PIL import Image
 
 from ..utils.errors import UserError, first_line, shortened
 from ..utils.files import absolute, cannot_write, hash_json
@@ -41,9 +41,6 @@ from .folder import OwnImages, Row, class_name, files_of_splits
 from .images import IMAGE_SUFFIXES, open_image
 from .layouts import CLASSNAMES
 from .splits import SPLIT_NAMES, SPLITS
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 logger = logging.getLogger(__name__)
 
@@ -78,26 +75,21 @@ def read_shards(root: str) -> OwnImages | None:
     for split, _, file in shards:
         if (first := split_of.setdefault(os.path.realpath(file), split)) != split:
             raise UserError(f"the shard {file} is in {first} and in {split}; a shard has one split: leave one out")
-    beside = folder if local else next((file.parent for *_, file in shards if file.parent != _cache()), folder)
-    names = _read_classnames(beside / CLASSNAMES)
+    names = _read_classnames((folder if local else shards[0][2].parent) / CLASSNAMES)
     rows: list[Row] = []
     members: dict[str, Member] = {}
     for split, place, file in shards:
         for name, member, label in _samples(file, names):
             rows.append(Row(split, f"{place}/{name}", label))
             members[f"{place}/{name}"] = member
-    return OwnImages(rows, open=partial(_open, members), version=partial(_version, members), classnames=names)
 
+    def opened(path: str) -> Image.Image:
+        member = members[path]
+        with member.shard.open("rb") as file:
+            file.seek(member.start)
+            return open_image(file.read(member.size))
 
-def _open(members: dict[str, Member], path: str) -> Image.Image:
-    member = members[path]
-    with member.shard.open("rb") as file:
-        file.seek(member.start)
-        return open_image(file.read(member.size))
-
-
-def _version(members: dict[str, Member], path: str) -> tuple[int, int]:
-    return members[path].size, members[path].changed
+    return OwnImages(rows, opened, version=lambda path: (members[path].size, members[path].changed), classnames=names)
 
 
 # --- which shards
@@ -146,17 +138,14 @@ def _expanded(urls: str) -> list[str]:
     return expanded
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("WDS_CACHE") or Path.home() / ".cache" / "hegraph" / "shards")
-
-
 def _fetched(url: str) -> Path:
     """The file of a shard, which is fetched if it is not on this machine."""
     if "://" not in url:
         return absolute(url)
     from .download import Broken, fetch_file  # imports requests, which most tasks need not wait for
 
-    path = _cache() / f"{hash_json(url)[:16]}.tar"
+    cache = Path(os.environ.get("WDS_CACHE") or Path.home() / ".cache" / "hegraph" / "shards")
+    path = cache / f"{hash_json(url)[:16]}.tar"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):  # several runs may begin at once
@@ -248,9 +237,13 @@ def read_hugging_face(root: str) -> OwnImages | None:
             if names and label is not None:
                 label = names[label] if 0 <= label < len(names) else None
             rows.append(Row(split, f"{split}/{number}", label))
-    return OwnImages(
-        rows, open=partial(_open_row, tables), version=partial(_version_of_row, tables), classnames=classnames
-    )
+
+    def version(path: str) -> tuple[int, int]:
+        stored = _stored(tables, path)
+        size = len(stored) if isinstance(stored, bytes) else os.path.getsize(stored)
+        return size, int(tables[path.partition("/")[0]]._fingerprint, 16)
+
+    return OwnImages(rows, lambda path: open_image(_stored(tables, path)), version=version, classnames=classnames)
 
 
 def _parquet_files(path: Path) -> dict[str, list[str]]:
@@ -295,16 +288,6 @@ def _load_tables(root: str, files: dict[str, list[str]]) -> dict[str, Any]:
         said = "%s: left out are the splits %s; read are %s, since known are one train, val and test, called one of %s"
         logger.warning(said, root, left_out, ", ".join(taken.values()) or "none", ", ".join(SPLIT_NAMES))
     return tables
-
-
-def _open_row(tables: dict[str, Any], path: str) -> Image.Image:
-    return open_image(_stored(tables, path))
-
-
-def _version_of_row(tables: dict[str, Any], path: str) -> tuple[int, int]:
-    stored = _stored(tables, path)
-    size = len(stored) if isinstance(stored, bytes) else Path(stored).stat().st_size
-    return size, int(tables[path.partition("/")[0]]._fingerprint, 16)
 
 
 def _stored(tables: dict[str, Any], path: str) -> bytes | str:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationInfo
 
 from . import layouts
-from .splits import Pools
+from .splits import Pools, check_pools
 
 # What a data set without templates of its own gets. The negative one is HeGraphAdapter's (section 3.1.1), which takes
 # it from CLIPN (Wang et al., ICCV 2023).
@@ -95,6 +95,8 @@ class Entry:
     def read(self, folder: Path, rng: random.Random) -> Pools:
         """The full splits, with paths relative to the folder; a split that is not official is drawn from `rng`."""
         pools: Pools = getattr(layouts, f"read_{self.layout}")(folder, rng, self.images, **self.options)
+        if self.split_file:
+            check_pools(pools, "it")
         return pools
 
     @property

@@ -124,11 +124,11 @@ class Drawn(OpenPart):
     state: tuple[int, tuple[int, ...], Finite | None]
 
 
-def read_split_file(path: Path) -> Pools:
-    """The pools of a file `split_zhou_*.json`."""
+def read_split_file(path: Path, prefix: str) -> Pools:
+    """The pools of a file `split_zhou_*.json`; `prefix` goes before the paths that it lists."""
     form = "it must hold train, val and test, each a list of [path, label, class name]"
     splits = check(_SplitFile, read_json(path), f"{path} is not a split file: {form}")
-    pools = {split: [Item(*row) for row in getattr(splits, split)] for split in SPLITS}
+    pools = {split: [Item(prefix + image, *of) for image, *of in getattr(splits, split)] for split in SPLITS}
     check_pools(pools, str(path))
     return pools
 
@@ -155,9 +155,9 @@ def read_drawn(split_file: Path) -> Drawn | None:
     return drawn if drawn.sha256 == hash_file(split_file) else None
 
 
-def write_drawn(split_file: Path, pools: Pools, seed: int, state: tuple) -> None:
-    """Writes a split that was drawn, with paths as the file lists them, and then how it was drawn."""
-    write_json(split_file, {split: [list(item) for item in pools[split]] for split in SPLITS})
+def write_drawn(split_file: Path, prefix: str, pools: Pools, seed: int, state: tuple) -> None:
+    """Writes a split that was drawn, with paths without their `prefix`, and then how it was drawn."""
+    write_json(split_file, {s: [[path.removeprefix(prefix), *of] for path, *of in pools[s]] for s in SPLITS})
     write_json(_drawn_path(split_file), {"seed": seed, "sha256": hash_file(split_file), "state": state})
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..backbones.identity import PRECISIONS
 from ..datasets import Dataset
-from ..datasets.own import load_own_images
+from ..datasets.loading import load_own_images
 from ..results.records import RECORD
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, printable, report, say

@@ -22,10 +22,8 @@ from ..backbones.identity import backbone_identity
 from ..baselines import TRANSDUCTIVE_METHODS
 from ..config import Config
 from ..datasets import Dataset, Selection, load_few_shot, load_test_images, select_few_shot, subsample_labels
-from ..datasets.base import check_classes
-from ..datasets.loading import load_pool, load_unlabelled
-from ..datasets.own import NAME as OWN
-from ..datasets.own import files_among, refuse_copies
+from ..datasets.base import check_classes, files_among
+from ..datasets.loading import OWN, load_pool, load_unlabelled
 from ..features import extract
 from ..features.bank import SUFFIX, BankFile, Encoder, FeatureBank, draw_bank, mean_over_views, refuse_test_rows
 from ..features.images import ImageViews
@@ -318,7 +316,7 @@ class ImageTask(Task):
     def prepare(self) -> None:
         """Loads the backbone, and refuses a user's own training images that are test images as well."""
         if self.name == OWN:  # other splits are what they are, even where an image is in two of them
-            refuse_copies(self.dataset)
+            self.dataset.refuse_copies()
         _ = self.backbone
 
     def write_bank(self, path: Path) -> None:
