@@ -81,33 +81,24 @@ def hold(wait_for) -> Iterator[Callable[..., tuple[int, Path]]]:
     """
     held: dict[int, Path] = {}
 
-    def stopped(pid: int) -> bool:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-
     def in_the_middle(holder: Path) -> bool:
         """Stops the process that a note names, and says whether it is still at the run of the note."""
-        said = holder.read_bytes()
-        pid = json.loads(said)["pid"]
-        if pid in held:
-            return False
-        os.kill(pid, signal.SIGSTOP)
-        held[pid] = holder.parent
-        wait_for(lambda: stopped(pid))
-        if holder.exists() and holder.read_bytes() == said and not (holder.parent / RECORD).exists():
-            return True
-        os.kill(pid, signal.SIGCONT)
-        del held[pid]
+        with suppress(FileNotFoundError, ProcessLookupError):  # the run has ended meanwhile
+            said = holder.read_bytes()
+            pid = json.loads(said)["pid"]
+            if pid in held:
+                return False
+            os.kill(pid, signal.SIGSTOP)
+            held[pid] = holder.parent
+            wait_for(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+            if holder.exists() and holder.read_bytes() == said and not (holder.parent / RECORD).exists():
+                return True
+            os.kill(pid, signal.SIGCONT)
+            del held[pid]
         return False
 
     def hold_one(notes: Callable[[], Iterable[Path]], process: subprocess.Popen) -> tuple[int, Path]:
-        def found() -> bool:
-            for holder in notes():
-                with suppress(FileNotFoundError, ProcessLookupError):  # the run has ended meanwhile
-                    if in_the_middle(holder):
-                        return True
-            return False
-
-        wait_for(found, process)
+        wait_for(lambda: any(map(in_the_middle, notes())), process)
         return list(held.items())[-1]
 
     yield hold_one

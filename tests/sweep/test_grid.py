@@ -83,40 +83,29 @@ def test_a_run_of_a_grid_has_the_configuration_of_the_command_that_does_it_alone
         assert configure(parse_single(arguments))[0] == run.configuration()
 
 
-def test_a_grid_is_read_from_a_file_and_flags_win_over_it(tmp_path):
-    (tmp_path / "grid.yaml").write_text(
-        "datasets: digits\nconfigs: [mini]\nmethods: [TaskRes]\nshots: [1, 2]\nseeds: 1\noutput: from_file\n"
-        f"set: {{OPTIM.LR: 0.5}}\nvary: {{{NODE}.VARIANT: [T, full]}}\nseparate: true\n"
-    )
-    file = str(tmp_path / "grid.yaml")
-    runs = grid(file, "--methods", "HeGraphAdapter", "--seeds", "4", "OPTIM.MAX_EPOCH", "7").runs()
-    assert [str(run.folder) for run in runs] == [
-        f"from_file/digits/HeGraphAdapter/mini_{shots}shots_VARIANT={variant}/seed4"
-        for shots in (1, 2)
-        for variant in ("T", "full")
-    ]
-    training = runs[0].configuration().training
-    assert (training.learning_rate, training.epochs) == (0.5, 7)
-    assert runs[0].separate
-
-
-def test_the_page_tells_every_list_and_its_file_makes_the_runs_that_it_says(tmp_path):
-    page = (ROOT / "docs" / "sweep.md").read_text()
+def test_the_page_tells_every_list_and_its_file_makes_the_runs_that_it_says_but_flags_win_over_it(tmp_path):
+    page, file = (ROOT / "docs" / "sweep.md").read_text(), tmp_path / "grid.yaml"
     [text] = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    (tmp_path / "grid.yaml").write_text(text)
-    runs = grid(str(tmp_path / "grid.yaml")).runs()
+    file.write_text(text)
+    runs = grid(str(file)).runs()
     assert f"makes {len(runs)} runs" in page
     assert str(runs[-1].folder) == "output/bias/digits_low/HeGraphAdapter/mini_16shots_without_VARIANT=full/seed3"
     assert len({str(run.configuration()) for run in runs}) == len(runs)
     rows = re.findall(r"^\| `[^|]*` \| `(\w+)` \|", page, re.MULTILINE)
     assert {*rows, "suffix"} == set(Grid.model_fields)
+    file.write_text(f"{text}  OPTIM.LR: [0.5]\nseparate: true\n")
+    flags = ("--seeds", "4", "--vary", "OPTIM.LR", "0.1", "OPTIM.MAX_EPOCH", "7", f"{NODE}.BIAS", "False")
+    run = grid(str(file), *flags, "--methods", "TaskRes", "--output", "out").runs()[0]
+    assert str(run.folder) == "out/digits/TaskRes/mini_1shots_with_VARIANT=T_LR=0.1/seed4"
+    cfg = run.configuration()
+    assert (cfg.training.learning_rate, cfg.training.epochs, cfg.run.calibrate, run.separate) == (0.1, 7, "off", True)
 
 
 def test_data_sets_may_say_their_folders_and_a_root_of_the_grid_wins(tmp_path):
     (tmp_path / "pets.yaml").write_text("DATASET:\n  NAME: ImageFolder\n  ROOT: /images/pets\n")
     words = ("--datasets", str(tmp_path / "pets.yaml"), "digits", "--configs", "mini", "--seeds", "1")
     assert [run.configuration().data.root for run in grid(*words).runs()] == ["/images/pets", "data"]
-    assert [run.root for run in grid(*words, "--root", "here").runs()] == ["here"] * 2
+    assert [run.configuration().data.root for run in grid(*words, "--root", "here").runs()] == ["here"] * 2
 
 
 def test_cases_are_runs_with_keys_of_their_own_and_their_names_in_the_folders():
@@ -143,6 +132,7 @@ def test_cases_are_runs_with_keys_of_their_own_and_their_names_in_the_folders():
         ((*DIGITS, "--vary", "OPTIM.LR"), "vary.OPTIM.LR"),
         ((*DIGITS, "--vary", "OPTIM.LR", "0.1", "0.2", "--suffix", ""), "two runs of the grid have the folder"),
         ((*DIGITS, "--vary", "OPTIM.LR", "/../../../..", "--suffix", "{LR}"), "lead out"),
+        (("--datasets", "no.safetensors", "--configs", "mini"), "no.safetensors: No such file"),
         (("--workers", "-1", *DIGITS), "--workers"),
     ],
 )  # fmt: skip

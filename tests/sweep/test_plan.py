@@ -93,15 +93,10 @@ def failing(sweep) -> Callable[..., tuple[int, str, str]]:
     return run
 
 
-@pytest.fixture
-def bad(tiny) -> Path:
-    """The folder of the run that diverges."""
-    return tiny / "HeGraphAdapter" / "vit_b32_1shots_LR=1e30" / "seed1"
-
-
-def test_a_failed_run_leaves_why_and_the_rest_go_on_and_it_is_skipped_until_it_is_to_be_tried_again(
-    failing, tiny, bad, caplog
+def test_a_failed_run_leaves_why_and_is_skipped_until_it_is_to_be_tried_again_or_its_configuration_is_another(
+    failing, tiny, caplog
 ):
+    bad = tiny / "HeGraphAdapter" / "vit_b32_1shots_LR=1e30" / "seed1"
     code, out, error = failing()
     assert (code, records(tiny)) == (1, ["HeGraphAdapter/vit_b32_1shots_LR=0.001/seed1"])
     head, line = out.splitlines()
@@ -122,12 +117,9 @@ def test_a_failed_run_leaves_why_and_the_rest_go_on_and_it_is_skipped_until_it_i
     assert failing("--retry-failed")[0] == 1
     assert (bad / "error.json").read_text() != first
 
-
-def test_a_run_that_failed_is_run_when_its_configuration_is_another_and_forgets_its_failure(failing, bad):
-    failing()
     words = ("--suffix", "_LR={LR}", f"{OURS}.VARIANT", "base")  # of which nothing is trained
     assert failing(*words)[0] == 2  # the other folder holds a result of other settings
     (bad.parents[1] / "vit_b32_1shots_LR=0.001" / "seed1" / "result.json").unlink()
     assert failing(*words)[0] == 0
     assert not (bad / "error.json").exists()
-    assert (bad / "result.json").exists()
+    assert len(records(tiny)) == 2

@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -160,20 +160,10 @@ def test_a_run_in_its_own_process_is_what_its_command_says(runs, says, capsys):
 def test_a_sweep_that_is_ended_kills_its_workers_and_what_is_started_as_one_has_its_threads_and_hears_no_signal(
     runs, played, monkeypatch
 ):
-    killed, seen = [], []
-
-    class Process:
-        pid = 4711
-
-        def kill(self) -> None:
-            killed.append("it")
-
-        def join(self) -> None:
-            killed.append("gone")
-
-    children = iter([["another"], ["another", Process()]])
+    seen, process = [], Mock(pid=4711)
+    children = iter([["another"], ["another", process]])
     monkeypatch.setattr(workers.multiprocessing, "active_children", lambda: next(children))
-    monkeypatch.setattr(workers.os, "killpg", lambda *group: killed.append(group))
+    monkeypatch.setattr(workers.os, "killpg", process.killpg)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
@@ -181,14 +171,11 @@ def test_a_sweep_that_is_ended_kills_its_workers_and_what_is_started_as_one_has_
         seen.append((os.environ["OMP_NUM_THREADS"], signal.pthread_sigmask(signal.SIG_BLOCK, ())))
         return Future()
 
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(ThreadPoolExecutor, "submit", submit)
-    monkeypatch.setattr(workers, "wait", interrupted)
+    monkeypatch.setattr(workers, "wait", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         list(run_in_workers(runs[:2], 2))
-    assert killed == [(4711, signal.SIGKILL), "it", "gone"]
+    assert process.mock_calls == [call.killpg(4711, signal.SIGKILL), call.kill(), call.join()]
     assert [threads for threads, _ in seen] == ["3", "3"]
     assert all(blocked >= {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} for _, blocked in seen)
     assert (os.environ["OMP_NUM_THREADS"], signal.pthread_sigmask(signal.SIG_BLOCK, ())) == ("7", before)
@@ -216,11 +203,8 @@ def test_a_folder_is_locked_for_one_and_is_as_before_when_it_is_left(tmp_path):
 def test_a_file_system_without_locks_is_warned_of_and_a_folder_that_cannot_be_written_refused(
     tmp_path, monkeypatch, caplog
 ):
-    def acquire(*_: object, **__: object) -> None:
-        raise OSError(codes[0], os.strerror(codes.pop(0)))
-
-    codes = [errno.ENOLCK, errno.EACCES]
-    monkeypatch.setattr(folder_module.FileLock, "acquire", acquire)
+    said = [OSError(code, os.strerror(code)) for code in (errno.ENOLCK, errno.EACCES)]
+    monkeypatch.setattr(folder_module.FileLock, "acquire", Mock(side_effect=said))
     with lock_folder(tmp_path / "run"):
         assert not (tmp_path / "run" / HOLDER).exists()
     assert "cannot be locked" in caplog.text and not (tmp_path / "run").exists()
@@ -245,8 +229,7 @@ def test_a_run_that_another_process_is_at_comes_last_and_one_that_is_locked_mean
 
 
 def test_a_line_of_progress_counts_and_says_how_long_it_will_take(runs, caplog, monkeypatch):
-    clock = iter([120.0, 160.0])
-    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(command, "time", Mock(**{"monotonic.side_effect": [120.0, 160.0]}))
     with caplog.at_level("INFO"):
         sweep = Sweep(runs[:4], started=100.0)
         sweep.count(Result(runs[0], DONE, "91.00", 2.0))

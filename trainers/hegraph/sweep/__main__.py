@@ -24,8 +24,8 @@ from ..experiments.folder import is_locked
 from ..results.records import find_runs
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say
-from .cluster import check_demand, connected
-from .grid import Run, read_grid
+from .cluster import connected
+from .grid import Grid, Run, read_grid
 from .workers import FAILED, LOCKED, Result, attempt, has_failed, is_done, run_in_workers
 
 logger = logging.getLogger(__name__)
@@ -90,8 +90,7 @@ def grid_of(args: argparse.Namespace) -> tuple[Path | None, dict]:
     """The file of the grid, and the fields of `Grid` that the flags give; UserError if a key has no value."""
     words = list(args.words)
     path = Path(words.pop(0)) if words and not A_KEY.fullmatch(words[0]) else None
-    names = (*LISTS, "root", "output", "suffix", "separate")
-    found = {name: said for name in names if (said := getattr(args, name)) is not None}
+    found = {name: said for name, said in vars(args).items() if name in Grid.model_fields and said is not None}
     if args.case:
         found["cases"] = {name: dict(pairs_of(pairs)) for name, *pairs in args.case}
     found["vary"] = {key: values for key, *values in args.vary}
@@ -103,10 +102,8 @@ def run_command(args: argparse.Namespace) -> int:
     """Does what the flags say; returns 1 if a run has failed."""
     if args.workers < 0:
         raise UserError(f"--workers must be at least 1, or left out, got {args.workers}")
-    if args.ray is not None:
-        if args.workers:
-            raise UserError("--workers are of this machine, and --ray has its own; give one of them")
-        check_demand(args.cpus_per_run, args.gpus_per_run)
+    if args.ray is not None and args.workers:
+        raise UserError("--workers are of this machine, and --ray has its own; give one of them")
     grid = read_grid(*grid_of(args))
     runs = grid.runs()
     if args.folders:
@@ -123,8 +120,8 @@ def run_command(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         start: Start = partial(map, partial(attempt, verbose=args.verbose))
         if args.ray is not None and sweep.to_do:
-            demand = args.cpus_per_run, args.gpus_per_run
-            start = stack.enter_context(connected(args.ray, *demand, args.verbose)).results
+            ray = connected(args.ray, args.cpus_per_run, args.gpus_per_run, args.verbose)
+            start = stack.enter_context(ray).results
         elif args.workers:
             start = partial(run_in_workers, workers=args.workers, verbose=args.verbose)
         do_runs(sweep, start)

@@ -47,15 +47,6 @@ MOST_AWAY = 900  # each holds the lock of its folder, and a process may have 1,0
 LOOK = 10.0  # seconds between two looks at the machines of the cluster
 
 
-def check_demand(cpus: float, gpus: float) -> None:
-    """Raises UserError if a run would take no CPU, less than no GPU, or 1.5 of either."""
-    allowed = 0 < cpus < math.inf and 0 <= gpus < math.inf
-    if not allowed or any(value > 1 and value % 1 for value in (cpus, gpus)):
-        raise UserError(
-            f"--cpus-per-run must be above 0 and --gpus-per-run at least 0, whole from 1 on, got {cpus:g} and {gpus:g}"
-        )
-
-
 @contextmanager
 def connected(address: str, cpus: float, gpus: float, verbose: bool = False) -> Iterator[Cluster]:
     """Gives a cluster with a machine that can do runs, each of which takes so many CPUs, which are its threads too, and
@@ -65,8 +56,13 @@ def connected(address: str, cpus: float, gpus: float, verbose: bool = False) -> 
     the cluster's head. With `verbose` the messages of the runs are shown, and not their warnings alone.
 
     Raises:
-        UserError: If Ray is not installed, nobody answers, or no machine has enough for a run.
+        UserError: If a run would take no CPU, less than no GPU, or 1.5 of either, if Ray is not installed, nobody
+            answers, or no machine has enough for a run.
     """
+    allowed = 0 < cpus < math.inf and 0 <= gpus < math.inf
+    if not allowed or any(value > 1 and value % 1 for value in (cpus, gpus)):
+        said = f"got {cpus:g} and {gpus:g}"
+        raise UserError(f"--cpus-per-run must be above 0 and --gpus-per-run at least 0, whole from 1 on, {said}")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a sweep reports to nobody
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # else Ray warns that this will change
     try:
@@ -184,11 +180,11 @@ class Cluster:
         (run, lock), errors = self.away.pop(reference), self.ray.exceptions
         with lock:
             try:
-                status, message, seconds, left = self.ray.get(reference)
+                result, left = self.ray.get(reference)
                 unpack(left, run.folder)
-                if status == FAILED and not (run.folder / ERROR).exists():  # the disk of the worker may be full
-                    record_failure(run, RuntimeError(message))
-                return Result(run, status, message, seconds)
+                if result.status == FAILED and not (run.folder / ERROR).exists():  # the disk of the worker may be full
+                    record_failure(run, RuntimeError(result.message))
+                return result
             except errors.RayTaskError as error:  # not the run itself has failed, but what is around it
                 if not isinstance(error.cause, OSError):
                     raise UserError(f"a worker cannot do runs: {first_line(error.cause)}") from error
@@ -203,7 +199,7 @@ class Cluster:
 
 def do_run(
     run: Run, cfg: Config, bank: Any, checkpoint: bytes | None, cwd: str, package: str, verbose: bool
-) -> tuple[str, str, float, bytes]:
+) -> tuple[Result, bytes]:
     """What a worker does: a run in a temporary folder.
 
     Args:
@@ -213,7 +209,7 @@ def do_run(
         cwd, package: The folder in which the sweep was started, for relative paths, and `package_state` there.
 
     Returns:
-        Status, message and seconds as of `workers.Result`, and the files that the run has left, as a zip file.
+        What has become of the run, and the files that it has left, as a zip file.
     """
     if package_state() != package:
         raise UserError(
@@ -240,7 +236,7 @@ def do_run(
             said = {key: at_home(value) if isinstance(value, str) else value for key, value in read_json(error).items()}
             write_json(error, said | {"command": run.command()})
         packed = Path(shutil.make_archive(f"{temporary}/left", "zip", there.folder)).read_bytes()
-        return result.status, at_home(result.message), result.seconds, packed
+        return replace(result, run=run, message=at_home(result.message)), packed
 
 
 @cache

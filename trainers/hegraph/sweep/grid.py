@@ -16,13 +16,13 @@ from pydantic import BeforeValidator, Field
 from ..backbones.identity import resolve_precision
 from ..baselines import METHODS, OTHERS, method_options, needs_backbone
 from ..config import Config
-from ..config_files import DATA_SET, METHOD, find_config_file, load_cfg, with_values
+from ..config_files import load_cfg, with_values
 from ..experiments.folder import PRECISION
 from ..features.bank import SUFFIX
 from ..utils.commands import command
 from ..utils.devices import available_device
 from ..utils.errors import UserError, unknown
-from ..utils.reading import read_yaml
+from ..utils.reading import check_regular, read_yaml
 from ..utils.schema import Count, Part, check
 
 logger = logging.getLogger(__name__)
@@ -203,12 +203,8 @@ class Grid(Part):
             if method not in (*OTHERS, OURS, ALL):
                 raise unknown("method", method, (*OTHERS, OURS, ALL))
         for source in self.datasets:
-            if not source.endswith(SUFFIX):
-                find_config_file(DATA_SET, source)
-            elif not Path(source).is_file():
-                raise UserError(f"there is no feature bank {source}")
-        for config in self.configs:
-            find_config_file(METHOD, config)
+            if source.endswith(SUFFIX):
+                check_regular(Path(source))
 
 
 def read_grid(path: Path | None, given: Mapping[str, Any]) -> Grid:

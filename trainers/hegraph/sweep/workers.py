@@ -22,7 +22,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..config import Config
 from ..experiments.folder import ERROR, Locked, RunFolder, is_locked, run_config
@@ -110,7 +109,6 @@ def record_failure(run: Run, error: Exception, cfg: Config | None = None) -> str
                 "traceback": "".join(traceback.format_exception(error)),
                 "configuration": run_config(cfg),
                 "command": run.command(),
-                "attempt": _hash_of(run, cfg),
             }
             write_json(run.folder / ERROR, failure)
     except UserError as other:  # the disk may be full
@@ -119,17 +117,14 @@ def record_failure(run: Run, error: Exception, cfg: Config | None = None) -> str
 
 
 def has_failed(run: Run, cfg: Config) -> bool:
-    """Whether the folder of a run says that this very run has failed: this configuration and seed on this source."""
+    """Whether the folder of a run, which is named by its source and seed, says that it has failed with its present
+    configuration. The data themselves are not compared: they may be what is missing.
+    """
     try:
         said = read_json(run.folder / ERROR)
     except UserError:  # none, or a damaged one, which says nothing
         return False
-    return isinstance(said, dict) and said.get("attempt") == _hash_of(run, cfg)
-
-
-def _hash_of(run: Run, cfg: Config) -> str:
-    """Hash of what a run was asked to do. The data themselves are not part of it: they may be what is missing."""
-    return hash_json([run_config(cfg), cfg.run.seed, Path(run.source).name])
+    return isinstance(said, dict) and hash_json(said.get("configuration")) == hash_json(run_config(cfg))
 
 
 def is_done(run: Run, cfg: Config) -> bool:
