@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import ClassVar
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainers.hegraph.baselines.base import FittedMethod, Method
+from trainers.hegraph.baselines.base import FittedMethod
 from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.experiments import fitting
 from trainers.hegraph.experiments.fitting import fit_method, new_model, train_adapter, tune_on_val
@@ -28,54 +28,31 @@ SHORT = ["OPTIM.MAX_EPOCH", 2, f"{NODE}.MIN_STEPS", 0, "DATASET.NUM_SHOTS", 2]
 # Another method
 
 
-class Spy(Method):
-    """Remembers what it was given, and draws one number, so that the seed shows."""
+def test_a_method_is_given_everything_but_test_and_a_backbone_if_it_needs_one_and_timed(tiny_bank, monkeypatch):
+    bank, method = load_bank(tiny_bank), Mock(needs_backbone=False, needs_base=False)
+    method.name = "Spy"
+    method.fit.side_effect = lambda *given: FittedMethod(lambda f: f, num_parameters=int(1e6 * torch.rand(1)))
+    monkeypatch.setattr(fitting, "load_method", lambda name: method)
+    monkeypatch.setattr(fitting, "wait_for", waited := Mock())
+    cfg = load_cfg(method=("Spy", {"SHARE": 0.5}), opts=["TRAINER.NAME", "Spy", "TRAINER.SPY.SHARE", 0.25])
 
-    defaults: ClassVar[dict] = {"SHARE": 0.5}
-    name = "Spy"
+    def fit(seed: int, backbone: object) -> FittedMethod:
+        monkeypatch.setattr(fitting, "time", Mock(**{"monotonic.side_effect": [100.0, 110.0]}))
+        return fit_method(SimpleNamespace(cfg=cfg, seed=seed, backbone=backbone), bank)
 
-    def __init__(self, clock: list[float]) -> None:
-        self.clock = clock
-
-    def fit(self, bank, options, seed, backbone=None) -> FittedMethod:
-        self.given, self.drawn = (bank, options, seed, backbone), torch.rand(1).item()
-        self.clock[0] += 7
-        return FittedMethod(lambda features: features, num_parameters=12)
-
-
-@pytest.fixture
-def fit_spy(monkeypatch, tiny_bank):
-    """Function of attributes of the task: fits a spy to the tiny bank, whose clock stands still otherwise."""
-
-    def command(seed: int = 7, backbone: object = "a backbone", **of_method: object) -> tuple[Spy, FittedMethod]:
-        clock = [100.0]
-        method = Spy(clock)
-        vars(method).update(of_method)
-        monkeypatch.setattr(fitting, "load_method", lambda name: method)
-        monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-        monkeypatch.setattr(fitting, "wait_for", lambda device: clock.__setitem__(0, clock[0] + 3))
-        keys = ["TRAINER.NAME", "Spy", "TRAINER.SPY.SHARE", 0.25]
-        cfg = load_cfg(method=("Spy", {"SHARE": 0.5}), opts=keys)
-        return method, fit_method(SimpleNamespace(cfg=cfg, seed=seed, backbone=backbone), load_bank(tiny_bank))
-
-    return command
-
-
-def test_a_method_is_given_everything_but_test_and_timed_with_what_a_gpu_still_had_to_do(fit_spy, tiny_bank):
-    (method, fitted), bank = fit_spy(), load_bank(tiny_bank)
-    seen, options, seed, backbone = method.given
+    fitted = fit(7, "a backbone")
+    seen, options, *rest = method.fit.call_args[0]
     assert seen.test_features is seen.test_labels is None
     for name in ("train_features", "train_labels", "val_features", "val_labels", "text_positive", "text_negative"):
-        assert torch.equal(getattr(seen, name), getattr(bank, name))
-    assert (vars(options), seed, backbone) == ({"SHARE": 0.25}, 7, None)  # it does not need a backbone
-    assert (fitted.num_parameters, fitted.seconds) == (12, 7 + 3)
-    assert method.drawn == fit_spy()[0].drawn != fit_spy(8)[0].drawn
-
-
-def test_only_a_method_that_needs_the_backbone_gets_it_and_a_bank_has_none(fit_spy):
-    assert fit_spy(needs_backbone=True)[0].given[3] == "a backbone"
+        assert getattr(seen, name) is getattr(bank, name)
+    assert (vars(options), rest) == ({"SHARE": 0.25}, [7, None])  # it does not need a backbone
+    assert (fitted.seconds, waited.call_count) == (10, 1)  # with what a GPU had still to do
+    assert fitted.num_parameters == fit(7, None).num_parameters != fit(8, None).num_parameters  # by the seed
+    method.needs_backbone = True
+    fit(7, "a backbone")
+    assert method.fit.call_args[0][3] == "a backbone"
     with pytest.raises(UserError, match="Spy learns prompts .* give images instead of --features"):
-        fit_spy(needs_backbone=True, backbone=None)
+        fit(7, None)
 
 
 # Choosing on val
@@ -101,24 +78,15 @@ def test_candidates_share_a_training_are_what_they_are_alone_and_the_first_of_th
     tiny_bank, monkeypatch, rows, trainings
 ):
     built, trained, saved = [], [], []
-
-    def kept(name: str, calls: list) -> None:
-        real = getattr(fitting, name)
-
-        def keeping(*words):
-            calls.append((words, real(*words)))
-            return calls[-1][1]
-
-        monkeypatch.setattr(fitting, name, keeping)
-
-    kept("train_to_end", trained)
-    kept("new_model", built)
+    build, train = fitting.new_model, fitting.train_to_end
+    monkeypatch.setattr(fitting, "new_model", lambda *words: built.append((words, build(*words))) or built[-1][1])
+    monkeypatch.setattr(fitting, "train_to_end", lambda training: trained.append(train(training)) or trained[-1])
     task = BankTask(tiny_bank, load_cfg(opts=[*SHORT, f"{NODE}.SELECT", str(rows)]), 1)
     bank = task.bank()
     chosen = tune_on_val(task, bank, SimpleNamespace(save_adapter=saved.append))
     monkeypatch.undo()
     assert len(trained) == trainings
-    assert chosen.seconds == pytest.approx(sum(summary.seconds for _, summary in trained))
+    assert chosen.seconds == pytest.approx(sum(summary.seconds for summary in trained))
     values, on_val = list(itertools.product(*(values for _, values in rows))), []
     for (_, changed, _), one in built:
         logits = train_adapter(BankTask(tiny_bank, changed, 1), bank).logits(bank.val_features)

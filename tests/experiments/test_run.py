@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -94,12 +93,8 @@ def test_a_run_leaves_its_model_its_split_and_a_record_of_all_that_it_says(run, 
     config = found["config"] | {f"{NODE}.{key}": value for key, value in gone.items()}
     data = {"bank": BankFile(tiny_bank).digest}
     assert found["run_id"] == sha256_of({"config": config, "seed": 1, "data": data, "split": split})
-    scores = {
-        "zero-shot": "accuracy_zero_shot",
-        "HeGraphAdapter(T)": "accuracy_text",
-        "HeGraphAdapter (full)": "accuracy",
-    }
-    said = ", ".join(f"{name} {found[key]:.2f}" for name, key in scores.items())
+    scores = tuple(found[key] for key in ("accuracy_zero_shot", "accuracy_text", "accuracy"))
+    said = "zero-shot {:.2f}, HeGraphAdapter(T) {:.2f}, HeGraphAdapter (full) {:.2f}".format(*scores)
     assert summary(found) == f"Tiny, 2 shots, seed 1: {said}"
 
 
@@ -123,23 +118,17 @@ def test_a_complete_run_is_skipped_and_one_of_other_settings_or_data_refused(
 
 
 def test_a_damaged_record_is_made_anew_and_an_unseeded_run_records_a_seed_that_repeats_it(run, same, tmp_path):
-    one, two = (run("SEED", "-1", name=name)[0] for name in ("one", "two"))
-    assert one["split_hash"] != two["split_hash"]
+    one, _ = run("SEED", "-1", name="one")
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "result.json").write_text("{}")
     run("SEED", str(one["seed"]), name="again")
     assert same("again", "one")
 
 
-# Variants
-
-
 def test_a_variant_without_training_takes_no_step_and_warns_of_few_images(run, caplog):
-    for variant in ("base", "free"):
-        found, _ = run(f"{NODE}.VARIANT", variant, "DATASET.NUM_SHOTS", "7", name=variant)
-        assert (found["variant"], found["num_parameters"], found["steps"], found["num_train"]) == (variant, 0, 0, 30)
-        of_clip = found["accuracy"] == found["accuracy_text"] == found["accuracy_zero_shot"]
-        assert of_clip == (variant == "base")
+    found, _ = run(f"{NODE}.VARIANT", "base", "DATASET.NUM_SHOTS", "7")
+    assert (found["variant"], found["num_parameters"], found["steps"], found["num_train"]) == ("base", 0, 0, 30)
+    assert found["accuracy"] == found["accuracy_text"] == found["accuracy_zero_shot"]
     assert "5 of 5 classes have fewer than 7 training images (fewest: 6)" in caplog.text
 
 
@@ -189,12 +178,10 @@ def start(bank: Path, out: Path, *opts: str) -> subprocess.Popen:
 @pytest.mark.slow
 def test_a_run_killed_in_mid_training_resumes_and_ends_with_the_same_result(same, tiny_bank, tmp_path):
     process = start(tiny_bank, tmp_path / "out", "TRAIN.CHECKPOINT_FREQ", "1")
-    deadline = time.monotonic() + 600
     while not (tmp_path / "out" / "checkpoint.pt").exists():
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
     assert not (tmp_path / "out" / "result.json").exists()
     for out in ("out", "uninterrupted"):  # both in processes: rounding depends on the threads
@@ -246,7 +233,6 @@ def test_a_run_on_images_writes_paths_into_its_split_and_keeps_thumbnails_in_the
     for position, (path, *_) in enumerate(split["train"]):
         difference = ImageChops.difference(read_thumbnail(folder, position), open_digit(path))
         assert max(high for _, high in difference.getextrema()) < 80  # JPEG of 8x8 pixels
-    for key, value in (("SIZE", "(16, 16)"), ("PIXEL_MEAN", "[0.0, 0.0, 0.0]")):  # which contradicts the backbone
-        said = run(*images, f"INPUT.{key}", value, name="none", code=2, **digits)
-        assert f"INPUT.{key}" in said and "leave the key out" in said
+    said = run(*images, "INPUT.SIZE", "(16, 16)", name="none", code=2, **digits)  # which contradicts the backbone
+    assert "INPUT.SIZE" in said and "leave the key out" in said
     assert not (out.parent / "none").exists()
