@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -29,13 +30,12 @@ from trainers.hegraph.experiments.run import (
     test_loaded,
     test_model,
 )
-from trainers.hegraph.experiments.tasks import Task, bank_to_test, ids_of_names, load_image_task, match_classes
-from trainers.hegraph.features.bank import BankFile, FeatureBank, load_bank
+from trainers.hegraph.experiments.tasks import Task, ids_of_names, load_image_task, match_classes
+from trainers.hegraph.features.bank import FeatureBank, load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.closed_form import NewClassMessages
 from trainers.hegraph.method.model import TransferableAdapter
 from trainers.hegraph.method.options import ModelOptions
-from trainers.hegraph.models.folder import load_model
 from trainers.hegraph.models.saved import NOT_TESTED, Backbone, SavedModel, TrainedOn
 from trainers.hegraph.results.records import OTHER_CLASSES, SAME_CLASSES
 from trainers.hegraph.utils import processes
@@ -268,23 +268,6 @@ def test_another_method_keeps_all_its_options():
             check_configuration(model_of("TipAdapter"), given)
 
 
-# Feature banks and images as test data
-
-
-def test_the_test_part_of_a_bank_is_what_is_tested(tiny_bank, tmp_path):
-    bank, cfg = load_bank(tiny_bank), load_cfg()
-    task = bank_to_test(BankFile(tiny_bank), "all", cfg, 3)
-    features, labels = task.test_features()
-    assert torch.equal(features, bank.test_features)
-    assert torch.equal(labels, bank.test_labels)
-    assert torch.equal(task.test_bank().text_negative, bank.text_negative)
-    assert (task.name, task.seed, list(task.class_ids)) == ("Tiny", 3, ["ant", "bee", "cow", "dog", "elk"])
-    assert bank_to_test(BankFile(tiny_bank), "new", cfg, 3).classnames == ["dog", "elk"]
-    load_bank(tiny_bank).without_test().save(tmp_path / "no_test.safetensors")
-    with pytest.raises(UserError, match=r"no_test\.safetensors has no test images"):
-        bank_to_test(BankFile(tmp_path / "no_test.safetensors"), "all", cfg, 3)
-
-
 def test_the_test_images_of_a_data_set_are_loaded_alone():
     keys = ["DATASET.NAME", "Digits", "SEED", -1, "DATASET.SUBSAMPLE_CLASSES", "new"]
     task = load_image_task(load_cfg(opts=keys), 3, "cpu", only_test=True)
@@ -305,21 +288,16 @@ def asking(out: Path, *opts: object):
 def test_a_test_on_its_own_data_repeats_the_record_of_the_run_and_is_not_done_twice(
     finished_run_once, tiny_bank, tmp_path, monkeypatch
 ):
-    record, clock = json.loads((finished_run_once / "result.json").read_text()), [3.0]
-
-    def slow(*words):
-        clock[0] += 5
-        return test_loaded(*words)
-
-    monkeypatch.setattr(run_module, "test_loaded", slow)
-    monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    record = json.loads((finished_run_once / "result.json").read_text())
+    monkeypatch.setattr(run_module, "time", Mock(**{"monotonic.side_effect": [3.0, 8.0]}))
     configured = asking(tmp_path / "again")
     found = test_model(configured, tiny_bank, finished_run_once, None, "cpu")
     same = ("accuracy", "accuracy_text", "macro_f1", "num_test", "test_set", "shots", "seed", "num_train", "split_hash")
     same += ("selected_on", "selected", "host")
     assert {key: found[key] for key in same} == {key: record[key] for key in same}
     here, there = found["calibration"], record["calibration"]
-    assert (here["fitted_on"], here["after"]["nll"]) == ("model", pytest.approx(there["after"]["nll"], abs=1e-3))
+    assert (here["fitted_on"], here["temperature"]) == ("model", there["temperature"])
+    assert here["after"]["nll"] == pytest.approx(there["after"]["nll"], abs=1e-3)
     assert (found["seconds"]["features"], found["adapter_from"]) == (5, str(finished_run_once / "model"))
     assert not {"rule", "num_classes", "trained_on"} & set(found)
     monkeypatch.setattr(run_module, "test_loaded", lambda *_: pytest.fail("tested again"))
@@ -328,33 +306,30 @@ def test_a_test_on_its_own_data_repeats_the_record_of_the_run_and_is_not_done_tw
     (other / "config.json").write_text((other / "config.json").read_text() + " ")
     with pytest.raises(UserError, match="again holds the result of a run with other settings"):
         test_model(configured, tiny_bank, other, None, "cpu")
-    with pytest.raises(UserError, match=r"holds 'Tiny' but DATASET\.NAME is 'Digits'"):
-        test_model(asking(tmp_path / "x", "DATASET.NAME", "Digits"), tiny_bank, finished_run_once, None, "cpu")
+    load_bank(tiny_bank).without_test().save(no_test := tmp_path / "no_test.safetensors")
+    for bank, name, said in (
+        (tiny_bank, "Digits", r"holds 'Tiny' but DATASET\.NAME is 'Digits'"),
+        (no_test, "", r"no_test\.safetensors has no test images"),
+    ):
+        with pytest.raises(UserError, match=said):
+            test_model(asking(tmp_path / "x", "DATASET.NAME", name), bank, finished_run_once, None, "cpu")
 
 
 def test_of_several_processes_all_encode_and_the_first_tests(finished_run_once, tiny_bank, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(run_module, "test_loaded", lambda *words: asked.append(words) or test_loaded(*words))
+    monkeypatch.setattr(run_module, "test_loaded", asked := Mock(wraps=test_loaded))
     monkeypatch.setattr(processes, "rank", lambda: 1)
     assert test_model(asking(tmp_path / "there"), tiny_bank, finished_run_once, None, "cpu") == {}
-    assert len(asked) == 1
+    assert asked.call_count == 1
     assert not (tmp_path / "there").exists()
 
 
-def test_a_test_elsewhere_says_the_rule_and_has_the_temperature_only_on_its_own_classes(
-    run, finished_run_once, tiny_bank, tmp_path
-):
-    flags = ["--eval-only", "--model-dir", str(finished_run_once)]
-    bank = replace(load_bank(tiny_bank), dataset="Other", classnames=["elk", "ant", "bee", "cow", "dog"])
-    bank.save(tmp_path / "other.safetensors")
-    found = {}
-    for name, file in (("own", tiny_bank), ("other", tmp_path / "other.safetensors")):
-        found[name], _ = run(*flags, name=name, bank=file)
-    own, other = (found[name]["calibration"] for name in ("own", "other"))
-    assert (own["fitted_on"], own["temperature"]) == ("model", load_model(finished_run_once).temperature)
-    assert (other["fitted_on"], other["temperature"]) == ("nothing", 1.0)
+def test_a_test_elsewhere_says_the_rule_and_has_no_temperature(run, finished_run_once, tiny_bank, tmp_path):
+    bank, other = load_bank(tiny_bank), tmp_path / "other.safetensors"
+    replace(bank, dataset="Other", classnames=["elk", "ant", "bee", "cow", "dog"]).save(other)
+    found, _ = run("--eval-only", "--model-dir", str(finished_run_once), bank=other)
     about = {"dataset": "Other", "rule": "same classes", "num_classes": 5, "trained_on": "Tiny"}
-    assert found["other"].items() >= about.items()
+    assert found.items() >= about.items()
+    assert (found["calibration"]["fitted_on"], found["calibration"]["temperature"]) == ("nothing", 1.0)
 
 
 # Through the command line
@@ -377,8 +352,7 @@ def test_the_other_half_of_a_banks_classes_scores_as_a_test_of_the_model_there_a
     again, _ = run("--eval-only", "--model-dir", str(out), "DATASET.SUBSAMPLE_CLASSES", "new", name="test")
     [(name, scores)] = first["targets"].items()
     assert (name, scores["rule"], scores["num_classes"], scores["num_test"]) == ("Tiny:new", "other classes", 2, 16)
-    for key in ("accuracy", "accuracy_zero_shot", "num_test"):
-        assert scores[key] == again[key]
+    assert again.items() >= scores.items()
     for flag, name in (("--target-domains", "Tiny:new"), ("--target-datasets", "Other:new")):
         assert f"has no other data sets, such as '{name}'" in run(flag, name, name="none", code=2)
     assert not (out.parent / "none").exists()

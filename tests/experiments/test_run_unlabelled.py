@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from trainers.hegraph.datasets import load_dataset
-from trainers.hegraph.features.bank import FeatureBank, load_bank
+from trainers.hegraph.features.bank import load_bank
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
 from trainers.hegraph.models.folder import load_model
@@ -21,26 +22,31 @@ TEXTS = ("text_positive", "text_negative")
 DIGITS = ("--dataset-config-file", "digits", "--config-file", "mini", "--shots", "1", "--seed", "1")
 
 
-def pool_of(bank: FeatureBank, out: Path) -> tuple[torch.Tensor, list[int]]:
-    """The features of the images that a run has not drawn, and the rows that it has."""
-    drawn = [row for row, *_ in json.loads((out / "split.json").read_text())["train"]]
-    undrawn = [row for row in range(len(bank.train_labels)) if row not in drawn]
-    return torch.cat([bank.cache_keys()[undrawn], bank.val_features]), drawn
+@pytest.fixture
+def pool_of(tiny_bank) -> Callable[[Path], tuple[torch.Tensor, ClassSums]]:
+    """The features of the images of the tiny bank that a run has not drawn, and what those say that it has."""
+
+    def split(out: Path) -> tuple[torch.Tensor, ClassSums]:
+        bank = load_bank(tiny_bank)
+        drawn = [row for row, *_ in json.loads((out / "split.json").read_text())["train"]]
+        undrawn = [row for row in range(len(bank.train_labels)) if row not in drawn]
+        keys = bank.cache_keys()
+        return torch.cat([keys[undrawn], bank.val_features]), ClassSums.of(keys[drawn], bank.train_labels[drawn], 5)
+
+    return split
 
 
-def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, finished_run_once, tiny_bank):
+def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, finished_run_once, tiny_bank, pool_of):
     plain = read_record(finished_run_once)
     record, out = run("--unlabelled", "pool")
     bank, before, model = load_bank(tiny_bank), load_model(finished_run_once), load_model(out)
-    pool, drawn = pool_of(bank, out)
-    labelled = ClassSums.of(bank.cache_keys()[drawn], bank.train_labels[drawn], 5)
+    pool, labelled = pool_of(out)
     heard = hear_unlabelled(before.classifier, labelled, bank.text_positive, pool, bank.logit_scale, before.temperature)
     torch.testing.assert_close(model.classifier.weights, heard.classifier.weights, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model.classifier.bias, heard.classifier.bias, rtol=1e-4, atol=1e-4)
-    right = heard.classifier.logits(bank.test_features).argmax(dim=1) == bank.test_labels
-    assert record["accuracy"] == pytest.approx(100 * right.double().mean().item())
-    right = heard.classifier.text_only().logits(bank.test_features).argmax(dim=1) == bank.test_labels
-    assert record["accuracy_text"] == pytest.approx(100 * right.double().mean().item())
+    for key, classifier in (("accuracy", heard.classifier), ("accuracy_text", heard.classifier.text_only())):
+        right = classifier.logits(bank.test_features).argmax(dim=1) == bank.test_labels
+        assert record[key] == pytest.approx(100 * right.double().mean().item())
     assert record["protocol"] == "with unlabelled images" and "protocol" not in plain
     assert record["unlabelled"]["images"] == "pool" and record["unlabelled"]["num_images"] == len(pool) == 20 + 15
     assert record["unlabelled"]["shares"]["offsets"] == round(heard.shares.offsets, 4)
@@ -49,13 +55,11 @@ def test_a_pool_is_what_was_not_drawn_and_val_and_the_model_has_heard_it(run, fi
     assert record["run_id"] != plain["run_id"] and "DATASET.UNLABELLED" not in plain["config"]
 
 
-def test_the_test_images_together_leave_no_model(run, finished_run_once, tiny_bank):
+def test_the_test_images_together_leave_no_model(run, finished_run_once, tiny_bank, pool_of):
     record, out = run("--unlabelled", "test")
-    bank, before = load_bank(tiny_bank), load_model(finished_run_once)
-    _, drawn = pool_of(bank, out)
-    labelled = ClassSums.of(bank.cache_keys()[drawn], bank.train_labels[drawn], 5)
-    scale, features = bank.logit_scale, bank.test_features
-    heard = hear_unlabelled(before.classifier, labelled, bank.text_positive, features, scale, before.temperature)
+    bank, before, (_, labelled) = load_bank(tiny_bank), load_model(finished_run_once), pool_of(out)
+    text, features, scale = bank.text_positive, bank.test_features, bank.logit_scale
+    heard = hear_unlabelled(before.classifier, labelled, text, features, scale, before.temperature)
     predicted = load_file(out / "predictions.safetensors")["predicted"]
     assert predicted.tolist() == heard.logits.argmax(dim=1).tolist()
     assert record["protocol"] == "transductive" and record["unlabelled"]["num_images"] == 40
@@ -74,10 +78,9 @@ def test_a_trained_model_hears_them_in_a_test_of_it_but_not_twice(run, finished_
         assert "heard unlabelled images before" in again
 
 
-def test_zero_shot_has_seen_no_label_and_no_temperature(run, tiny_bank):
+def test_zero_shot_has_seen_no_label_and_no_temperature(run, tiny_bank, pool_of):
     _, out = run("--trainer", "ZeroShot", "--unlabelled", "pool", quick=())
-    bank, model = load_bank(tiny_bank), load_model(out / "model")
-    pool, _ = pool_of(bank, out)
+    bank, model, (pool, _) = load_bank(tiny_bank), load_model(out / "model"), pool_of(out)
     none = ClassSums.of(pool[:0], bank.train_labels[:0], 5)
     start = FoldedClassifier(bank.logit_scale * bank.text_positive)
     heard = hear_unlabelled(start, none, bank.text_positive, pool, bank.logit_scale, 1.0)
