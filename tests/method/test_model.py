@@ -117,7 +117,7 @@ def test_noise_is_the_deviation_of_one_image_with_either_sign(build, queries):
     assert len(set(distances.argmin(dim=1).tolist())) > 1
     assert noisy.equal(model.with_noise(queries, torch.Generator().manual_seed(0)))
     assert build("full", closed_form=CLOSED).with_noise(queries, torch.Generator()).equal(queries)
-    plain, moved = model(queries), model(queries, text_queries=queries.flip(0))  # the text classifier alone sees it
+    plain, moved = model(queries), model(queries, noisy=queries.flip(0))  # the text classifier alone sees it
     assert moved.visual.equal(plain.visual)
     assert moved.text.equal(plain.text.flip(0))
 

@@ -194,7 +194,7 @@ def _checked(values: Values) -> Config:
         OPTIONS.get(key, Option(key, value, "")).check(value)
     cfg = Config.of(values)
     options = cfg.model
-    has_parameters = options.relations and (options.text_weights or options.bias or options.has_cache)
+    has_parameters = options.relations and (options.text_weights or options.bias or options.variant == "full")
     if options.variant not in UNTRAINED and not has_parameters:
         raise UserError(
             f"VARIANT {options.variant} has nothing to train: TEXT_W and BIAS are False, or its ALPHA_* are 0; set one "

@@ -11,7 +11,7 @@ Shapes: K classes, d feature width, m relations of a stack.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -23,11 +23,7 @@ from .graph import Aggregation, HeteroGraph
 from .options import ModelOptions
 from .relations import NODE_TYPES, RelationType
 
-WEIGHT_INITS: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": nn.init.eye_,
-    "xavier": nn.init.xavier_uniform_,
-    "zero": nn.init.zeros_,
-}
+WEIGHT_INITS: dict[str, Any] = {"identity": nn.init.eye_, "xavier": nn.init.xavier_uniform_, "zero": nn.init.zeros_}
 
 
 class Adapted(NamedTuple):
@@ -96,10 +92,14 @@ class HeteroMessagePassing(nn.Module):
         x, visual_bias = {"positive": self.x_positive, "negative": self.x_negative}, None
         for number, stack in enumerate(self.stacks):
             for relation, message in zip(stack, self._messages(number, stack, x)):
-                if relation.weight_key:  # Eq. 2 and 4
-                    x[relation.target] = self._add(x[relation.target], message, relation)
-                else:  # Eq. 5
+                if not relation.weight_key:  # Eq. 5
                     visual_bias = message
+                    continue
+                weight, nodes = self.metapath[relation.name], x[relation.target]
+                if not self.training:
+                    weight = self.metapath_at_test.get(relation.name, weight)
+                learned = isinstance(weight, Tensor)  # else the sum of Eq. 2 or 4 takes one pass over memory
+                x[relation.target] = nodes + weight * message if learned else nodes.add(message, alpha=weight)
         return Adapted(x["positive"], visual_bias)
 
     def _messages(self, number: int, stack: Sequence[RelationType], x: Mapping[str, Tensor]) -> Sequence[Tensor]:
@@ -109,15 +109,6 @@ class HeteroMessagePassing(nn.Module):
             return [torch.tanh(bias) for bias in biases]
         h = getattr(self, f"fixed_{number}") if relation.frozen else self.live[relation.name](x[relation.source])
         return _Messages.apply(h, self.weight[relation.target], len(stack), *biases)
-
-    def _add(self, nodes: Tensor, message: Tensor, relation: RelationType) -> Tensor:
-        """Nodes plus the message times its meta-path weight, `[K, d]`."""
-        weight = self.metapath[relation.name]
-        if not self.training:
-            weight = self.metapath_at_test.get(relation.name, weight)
-        if isinstance(weight, Tensor):
-            return nodes + weight * message
-        return nodes.add(message, alpha=weight)  # in one pass over memory
 
 
 class _Messages(torch.autograd.Function):

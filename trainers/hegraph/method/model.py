@@ -58,27 +58,20 @@ class HeGraphModel(nn.Module):
             self.closed_form = ClosedForm(cache_keys, cache_labels, sent, constants.kappa, constants.rho, receivers)
 
     def forward(
-        self,
-        features: Tensor,
-        own: Tensor | None = None,
-        products: Tensor | None = None,
-        text_queries: Tensor | None = None,
+        self, features: Tensor, own: Tensor | None = None, products: Tensor | None = None, noisy: Tensor | None = None
     ) -> Logits:
         """Logits of the two classifiers as training sees them, without the messages in closed form.
 
         Args:
             features: Unit-norm image features, shape `[B, d]`.
             own, products: As of `shifted_cache_logits`.
-            text_queries: What the text classifier sees in place of `features`, shape `[B, d]`; see `with_noise`.
+            noisy: What the text classifier sees in place of `features`, shape `[B, d]`, from `with_noise`.
         """
-        adapted = self.adapt()
-        queries = features if text_queries is None else text_queries
-        text = text_logits(queries, adapted.positive, self.logit_scale)
+        adapted, keys, labels, beta = self.adapt(), self.cache_keys, self.cache_labels, self.options.beta_c
+        text = text_logits(features if noisy is None else noisy, adapted.positive, self.logit_scale)
         if adapted.visual_bias is None:
             return Logits(text, None)
-        keys, labels = self.cache_keys, self.cache_labels
-        visual = shifted_cache_logits(features, keys, adapted.visual_bias, labels, self.options.beta_c, own, products)
-        return Logits(text, visual)
+        return Logits(text, shifted_cache_logits(features, keys, adapted.visual_bias, labels, beta, own, products))
 
     def adapt(self) -> Adapted:
         """Passes messages. The result holds for every query until a parameter changes."""

@@ -127,11 +127,6 @@ class ModelOptions:
         return replace(self, alpha_c=ModelOptions.alpha_c, closed_form=ClosedFormOptions(kappa=self.closed_form.kappa))
 
     @property
-    def has_cache(self) -> bool:
-        """Whether the variant has the cache classifier, and so messages among visual nodes."""
-        return self.variant == "full"
-
-    @property
     def variant_metapath(self) -> dict[str, float]:
         """The meta-path weights that the variant uses; those of the relations that it leaves out are zero."""
         weights = dict(self.metapath)
@@ -144,8 +139,9 @@ class ModelOptions:
     @property
     def relations(self) -> tuple[RelationType, ...]:
         """The relations whose messages change the result, in the order of the table. One of weight 0 does not."""
-        weights = self.variant_metapath
-        sending = [r for r in RELATIONS if (weights.get(r.weight_key, 0.0) != 0.0 if r.weight_key else self.has_cache)]
+        # The variant "full" has a cache, whose images the relation without a weight moves
+        weights = self.variant_metapath | {"": float(self.variant == "full")}
+        sending = [r for r in RELATIONS if weights.get(r.weight_key, 0.0)]
         # Without a `W`, messages to text nodes read no node; nodes that nobody reads receive their messages in vain
         read = {REFINED} | {r.source for r in sending if self.text_weights and not r.frozen}
         return tuple(r for r in sending if not r.weight_key or r.target in read)

@@ -143,8 +143,7 @@ class ClassShares:
     def of(cls, probabilities: Tensor, labelled: bool) -> ClassShares:
         """Judges calibrated probabilities `[M, K]`; `labelled`: whether the classifier has seen labelled images."""
         count, num_classes = probabilities.shape
-        even = evenness(probabilities.mean(dim=0))
-        scale = relative_evenness(probabilities)
+        even, scale = evenness(probabilities.mean(dim=0)), relative_evenness(probabilities)
         if not labelled:
             return cls(even, scale, _ramp(even, EVEN_ZERO_SHOT) * _ramp(scale, TENABLE_ZERO_SHOT), 0.0)
         prior = (1 - _ramp(scale, REFUTED)) * count / (count + HALF_AT * num_classes)
@@ -253,22 +252,19 @@ def relative_evenness(probabilities: Tensor) -> float:
             known = int((torch.rand(number, generator=generator) < seen[c]).sum())
             if known:
                 total += probabilities[torch.multinomial(of_class[c], known, True, generator=generator)].sum(dim=0)
-            if number > known:
-                rows = torch.randint(count, (number - known,), generator=generator)
-                total += probabilities[rows].sum(dim=0)
-                gained = (probabilities[rows, best[rows]] - probabilities[rows, c]).double()
-                total[c] += gained.sum()
-                total.index_add_(0, best[rows], -gained)
+            rows = torch.randint(count, (number - known,), generator=generator)
+            total += probabilities[rows].sum(dim=0)
+            gained = (probabilities[rows, best[rows]] - probabilities[rows, c]).double()
+            total[c] += gained.sum()
+            total.index_add_(0, best[rows], -gained)
         return evenness(total / count)
-
-    def uneven() -> Tensor:
-        """Class shares that are uniform on the simplex, that is, of a Dirichlet distribution of ones."""
-        return -torch.rand(num_classes, generator=generator).clamp_min(SMALLEST).log()
 
     present = [torch.randint(count, (count,), generator=generator) for _ in range(DRAWS)]
     now = sum(evenness(probabilities[rows].mean(dim=0)) for rows in present) / DRAWS
     equal = sum(drawn(torch.ones(num_classes)) for _ in range(DRAWS)) / DRAWS
-    unequal = sum(drawn(uneven()) for _ in range(DRAWS)) / DRAWS
+    unequal = 0.0
+    for _ in range(DRAWS):  # shares that are uniform on the simplex, that is, of a Dirichlet distribution of ones
+        unequal += drawn(-torch.rand(num_classes, generator=generator).clamp_min(SMALLEST).log()) / DRAWS
     return min(max((now - unequal) / max(equal - unequal, 0.01), -1.0), 1.5)
 
 
