@@ -16,7 +16,7 @@ import pandas as pd
 from tools import labels_study
 from tools.unlabelled_study import table as study_table
 from trainers.hegraph.results.comparison import base_to_new, compare, read_cases
-from trainers.hegraph.results.figures import as_svg
+from trainers.hegraph.results.figures import drawn
 from trainers.hegraph.results.records import find_records
 from trainers.hegraph.results.scores import OURS, method
 from trainers.hegraph.results.table import as_text, markdown
@@ -124,7 +124,7 @@ def draw() -> None:
     records = find_records([ROOT / "results" / "real_text.jsonl"])
     for name, dark in (("light", False), ("dark", True)):
         with atomic_path(ROOT / "docs" / f"accuracy_{name}.svg") as temporary:
-            temporary.write_bytes(as_svg(summary_curve(records, HIGHLIGHTED, dark)))
+            temporary.write_bytes(drawn(summary_curve(records, HIGHLIGHTED, dark), "svg"))
 
 
 def main() -> int:

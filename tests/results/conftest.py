@@ -27,6 +27,22 @@ def run() -> Callable[..., dict]:
 
 
 @pytest.fixture(scope="session")
+def calibration() -> Callable[..., dict]:
+    """Function of the ECE before and after and a temperature: what a record says of probabilities, with three bins."""
+
+    def scores(ece: float, **changes: float) -> dict:
+        bins = {key: [0.0] * 15 for key in ("confidence", "accuracy")} | {"count": [0] * 15}
+        for where, number, sure, right in ((3, 9, 10.0, 0.0), (8, 30, 60.0, 50.0), (13, 10, 90.0, 100.0)):
+            bins["count"][where], bins["confidence"][where], bins["accuracy"][where] = number, sure, right
+        return {"accuracy": 80.0, "macro_f1": 79.0, "nll": 0.5, "brier": 0.3, "ece": ece, "bins": bins} | changes
+
+    return lambda before=9.0, after=2.0, temperature=0.7: {
+        "temperature": temperature, "zero_shot": scores(5.0, accuracy=50.0),
+        "before": scores(before), "after": scores(after, nll=0.4, brier=0.25),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
 def cells() -> Callable[..., dict]:
     """Function of a table: {labels: {head of a column: text}}, as a reader sees it without bold."""
     return lambda table: {

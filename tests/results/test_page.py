@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainers.hegraph.results.page import write_report
+from trainers.hegraph.results.figures import write_report
 from trainers.hegraph.results.records import write_predictions, write_record, write_text_nodes
 
 
@@ -32,14 +32,12 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory, run) -> Path:
+def report(tmp_path_factory, run, calibration) -> Path:
     """The page of runs of several kinds, which confuse two classes more often the later they stand here."""
     tmp_path = tmp_path_factory.mktemp("page")
-    bins = {"count": [10] * 15, "confidence": [50.0] * 15, "accuracy": [50.0] * 15}
-    honesty = {"accuracy": 80.0, "macro_f1": 79.0, "nll": 0.625, "brier": 0.3, "ece": 9.0, "bins": bins}
     told = {
         "seconds": {"training": 1.0}, "epochs": 2, "device": "cpu", "threads": 2, "finished_at": "2026-01-01",
-        "calibration": {"temperature": 1.0} | dict.fromkeys(("before", "after", "zero_shot"), honesty), "num_test": 27,
+        "calibration": calibration(temperature=0.625), "num_test": 27,
     }  # fmt: skip
     there = {"accuracy": 60.0, "accuracy_zero_shot": 40.0, "num_test": 9, "num_classes": 3, "rule": "same classes"}
     base = {"config": {"DATASET.SUBSAMPLE_CLASSES": "base"}, "targets": {"Toy:new": there | {"rule": "other classes"}}}
@@ -80,7 +78,7 @@ def test_it_shows_tables_of_each_kind_of_runs_apart_and_figures_with_a_text_in_t
     assert [len(image["alt"]) > 20 for image in page.all("img")] == [True] * 4  # curves, reliability, nodes, confusions
     for words in (
         "<runs> & more", "Accuracy on test (%) by shots", "by setting", "targets with same classes",
-        "base and new classes", "What training takes", "0.625", "ALPHA=2", "90.50 ± 6.35",
+        "base and new classes", "What training takes", "0.62", "ALPHA=2", "90.50 ± 6.35",
         "cpu, 2 threads", "Toy (13 test images); Toy (27 test images)",
         # of the last run of the most shots on all classes
         "text nodes before and after, Toy, mini/mini, 16 shots, seed 1;",

@@ -58,7 +58,7 @@ def test_by_data_set_the_papers_numbers_stand_below_ours_and_are_never_bold(ther
     assert quoted(table, "HeGraphAdapter") == [69.15, 90.24, None]  # their average is over other data sets
     best = table.shown("best {}".format)
     assert best[0][:2] == ["zero-shot", "best 50.00"] and not any("best" in text for text in best[-1])
-    assert "(quoted): from the paper" in table.caption and table.caption.endswith("1 seed, so no interval")
+    assert "(quoted): from the paper" in table.caption and table.caption.endswith("1 seed")
 
 
 @pytest.mark.parametrize("change", [{"shots": 4}, {"backbone": "RN50/yfcc15m"}, {"dataset": "Digits"}])

@@ -67,7 +67,7 @@ def test_latex_escapes_and_rules_off_groups():
     assert latex(table()).splitlines() == [
         r"\begin{table}",
         r"\caption{50\% \& more, (quoted): from the paper; mean $\pm$ half-width of its 95\% interval (Student's t) "
-        r"over n = 1 to 2 seeds, none for one seed}",
+        r"over n = 1 to 2 seeds}",
         r"\begin{tabular}{llrr}",
         r"\hline",
         r"data set & method & x|y & z \\",

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.hegraph.results.comparison import compare, name_cases, read_cases, split_sweeps
-from trainers.hegraph.results.scores import shortest_names
+from trainers.hegraph.results.comparison import compare, name_cases, read_cases, shortest_names, split_sweeps
 from trainers.hegraph.utils.errors import UserError
 
 ALPHA, BETA = "TRAINER.X.ALPHA", "TRAINER.X.BETA"

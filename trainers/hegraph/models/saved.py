@@ -179,7 +179,7 @@ class SavedModel(Described):
         text_positive: Positive text features before training, unit-norm, shape `[K, d]`: zero-shot CLIP's classifier.
         transfer: What reaches other classes; None where `transfer_rule` is not "adapter".
         transfer_rule: "adapter", or as of `folder.OtherTransfer`.
-        class_nodes: HeGraphAdapter's visual nodes in the whitened space, for `results/rejection.py`, whose mean and
+        class_nodes: HeGraphAdapter's visual nodes in the whitened space, for `results/by_image.py`, whose mean and
             whitening are those of `transfer.messages`; None without messages in closed form.
         labelled: What the labelled images tell unlabelled ones; None where the model has heard some, or is of an
             earlier version.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,64 +10,60 @@ from pathlib import Path
 from ..utils.commands import Parser, command
 from ..utils.errors import UserError, report, say
 from ..utils.files import check_output
-from .comparison import BY, base_to_new, calibration_table, compare, complexity, read_cases
+from .comparison import BY, base_to_new, calibration_table, compare, complexity, read_cases, warn_of_the_rest
 from .records import PREDICTIONS, RECORD, SPLIT, TEXT_NODES, collect, find_records
 from .scores import OURS, QUOTED, read_quotes
-from .table import FORMATS
-
-logger = logging.getLogger(__package__)  # __name__ is "__main__" here
+from .table import FORMATS, Table
 
 DESCRIPTION = """Prints and writes the tables, figures and pages that are made from records. A SOURCE is an output
 folder or a file written by `collect`, a RUN the output folder of one run. Figures are written as STEM.png and STEM.svg.
 --quote shows the paper's numbers beside ours."""
 
-Run = Callable[[argparse.Namespace], str]
+OF_A_RUN = (RECORD, PREDICTIONS, TEXT_NODES, "config.json", SPLIT)  # names of files that no other file replaces
+
+Run = Callable[[argparse.Namespace], "str | Table"]
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The arguments, with the function that carries them out, and returns what is printed, as `run`."""
+    """The arguments, with the function that carries them out, and returns the text or table to print, as `run`."""
     parser = Parser(prog=command("results"), description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, summary: str, run: Run, out: str = "", source: str = "SOURCE") -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=summary)
-        added.set_defaults(run=run, out=None, quote=None)
+        added.set_defaults(run=run, out=None)
         told = "output folder of one run" if source == "RUN" else "output folder or .jsonl file"
         added.add_argument("sources", type=Path, nargs=1 if source == "RUN" else "+", metavar=source, help=told)
         if out:
             added.add_argument("--out", type=Path, required=True, metavar=out)
         return added
 
-    def add_table(name: str, summary: str, run: Run = table_command, quote: bool = False) -> argparse.ArgumentParser:
+    def add_table(name: str, summary: str, run: Run) -> argparse.ArgumentParser:
         added = add(name, summary, run)
         formats = [one for one in FORMATS if one != "text" or name == "compare"]  # accuracies alone are shown as text
         added.add_argument("--format", choices=formats, default="markdown", help="how it is printed (%(default)s)")
-        if quote:
+        if name in ("compare", "complexity"):
             added.add_argument("--quote", choices=QUOTED, help="the paper's numbers of this table beside ours")
         return added
 
     add("collect", "write many records into one .jsonl file", collect_command, "FILE")
-    table = add_table("compare", "methods side by side, with 95%% intervals over seeds", quote=True)
+    table = add_table("compare", "methods side by side, with 95%% intervals over seeds", compare_command)
     table.add_argument("--by", choices=BY, default="shots", help="what the columns are (%(default)s)")
     table.add_argument("--cases", type=Path, metavar="GRID.yaml", help="rows are the cases of a sweep, from its file")
     table.add_argument("--no-interval", action="store_true", help="means alone")
-    add_table("base-to-new", "base classes, new classes and their harmonic mean")
-    add_table("complexity", "epochs, time, parameters and memory", quote=True)
-    table = add_table("calibration", "NLL, Brier score and calibration error before and after the temperature")
+    add_table("base-to-new", "base classes, new ones, harmonic mean", lambda args: base_to_new(scored(args.sources)))
+    add_table("complexity", "epochs, time, parameters and memory", complexity_command)
+    table = add_table("calibration", "NLL, Brier score and ECE before and after the temperature", calibration_command)
     table.add_argument("--out", type=Path, metavar="STEM", help="draw reliability diagrams, too")
-    known = "how well scores tell images of no known class, for runs on feature banks"
-    table = add_table("rejection", known, rejection_command)
+    table = add_table("rejection", "how well scores tell images of no known class, on banks", rejection_command)
     table.add_argument("--features", type=Path, nargs="+", required=True, metavar="BANK", help="of the runs")
-    unknown = "unknown images: of the banks' classes that a run left out (%(default)s), or of another bank"
-    table.add_argument("--unknown", default="new", metavar="new|BANK", help=unknown)
-    ahead = "differences of accuracy on the same seeds and test images, with bootstrap intervals"
-    paired = add("paired", ahead, paired_command)
+    table.add_argument("--unknown", default="new", metavar="new|BANK", help="of classes a run left out, or of a bank")
+    paired = add("paired", "differences of accuracy on the same images, with bootstrap intervals", paired_command)
     paired.add_argument("--of", default=OURS, metavar="METHOD", help="who is compared (%(default)s)")
     curves = add("curves", "accuracy by shots, as figures", curves_command, "STEM")
     curves.add_argument("--quote", action="store_true", help="the paper's numbers beside ours")
     add("tsne", "text nodes of a run before and after, as figures", tsne_command, "STEM", "RUN")
-    pairs = "confusion matrix of a run, as figures, and its hardest pairs of classes"
-    add("confusion", pairs, confusion_command, "STEM", "RUN")
+    add("confusion", "confusion matrix of a run, as figures, and its hardest pairs", confusion_command, "STEM", "RUN")
     add("report", "tables, curves, t-SNE and confusion matrix in one HTML page", report_command, "FILE.html")
     return parser.parse_args(arguments)
 
@@ -77,8 +72,7 @@ def scored(sources: Sequence[Path]) -> list[dict]:
     """The records of runs that had test images, of which one has to be there; a warning says how many are left out."""
     records = find_records(sources)
     found = [record for record in records if record["accuracy"] is not None]
-    if len(found) < len(records):
-        logger.warning("%d of %d runs had no test images and are left out", len(records) - len(found), len(records))
+    warn_of_the_rest(records, found, "without test images")
     if not found:
         raise UserError("no run had test images, so there is nothing to show")
     return found
@@ -89,32 +83,31 @@ def collect_command(args: argparse.Namespace) -> str:
     return ""
 
 
-def table_command(args: argparse.Namespace) -> str:
-    records, quotes, drawn = scored(args.sources), read_quotes(args.quote) if args.quote else None, ""
-    if args.command == "compare":
-        cases = read_cases(args.cases) if args.cases else None
-        table = compare(records, args.by, quotes, not args.no_interval, cases)
-    elif args.command == "base-to-new":
-        table = base_to_new(records)
-    elif args.command == "complexity":
-        table = complexity(records, quotes)
-    else:
-        table = calibration_table(records)
-    if args.out:
-        from .figures import reliability_diagrams, save
-
-        drawn = _wrote(save(reliability_diagrams(records), args.out))
-    return FORMATS[args.format](table) + drawn
+def compare_command(args: argparse.Namespace) -> Table:
+    quotes, cases = args.quote and read_quotes(args.quote), args.cases and read_cases(args.cases)
+    return compare(scored(args.sources), args.by, quotes, not args.no_interval, cases)
 
 
-def rejection_command(args: argparse.Namespace) -> str:
-    from .rejection import rejection_table
+def complexity_command(args: argparse.Namespace) -> Table:
+    return complexity(scored(args.sources), args.quote and read_quotes(args.quote))
 
-    return FORMATS[args.format](rejection_table(args.sources, args.features, args.unknown))
+
+def calibration_command(args: argparse.Namespace) -> str:
+    from .figures import reliability_diagrams, save
+
+    records = scored(args.sources)
+    table = FORMATS[args.format](calibration_table(records))
+    return table + (save(reliability_diagrams(records), args.out) if args.out else "")
+
+
+def rejection_command(args: argparse.Namespace) -> Table:
+    from .by_image import rejection_table
+
+    return rejection_table(args.sources, args.features, args.unknown)
 
 
 def paired_command(args: argparse.Namespace) -> str:
-    from .paired import paired_table
+    from .by_image import paired_table
 
     return paired_table(args.sources, args.of)
 
@@ -124,57 +117,48 @@ def curves_command(args: argparse.Namespace) -> str:
 
     quotes = read_quotes("2", "fig2")
     quotes = quotes[quotes["method"] == OURS]
-    return _wrote(save(curves(scored(args.sources), quotes if args.quote else None), args.out))
+    return save(curves(scored(args.sources), quotes if args.quote else None), args.out)
 
 
 def tsne_command(args: argparse.Namespace) -> str:
     from .figures import mean_distance, read_text_nodes, save, tsne
 
     nodes = read_text_nodes(args.sources[0])
-    written = _wrote(save(tsne(*nodes), args.out))
+    written = save(tsne(*nodes), args.out)
     before, after = map(mean_distance, nodes[:2])
     return f"mean inter-class distance: before {before:.4f}, after {after:.4f}\n{written}"
 
 
 def confusion_command(args: argparse.Namespace) -> str:
+    from .by_image import confusion_matrix, hardest_pairs
     from .figures import confusion, save
-    from .paired import confusion_matrix, hardest_pairs
 
     found = confusion_matrix(args.sources[0])
-    written = _wrote(save(confusion(*found), args.out))
+    written = save(confusion(*found), args.out)
     return "".join(f"{pair}\n" for pair in hardest_pairs(*found)) + written
 
 
 def report_command(args: argparse.Namespace) -> str:
-    from .page import write_report
+    from .figures import write_report
 
     write_report(args.sources, args.out)
-    return _wrote([args.out])
+    return f"wrote {args.out}\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
 
-    def run_command() -> None:
+    def run() -> None:
         args = parse_arguments(arguments)
-        _check_outputs(args)
-        say(args.run(args))
+        if args.command in ("collect", "report"):
+            check_output(args.out, [*args.sources, *([args.out] if args.out.name in OF_A_RUN else [])])
+        elif args.out:
+            for suffix in ("png", "svg"):
+                check_output(Path(f"{args.out}.{suffix}"), args.sources)
+        done = args.run(args)
+        say(done if isinstance(done, str) else FORMATS[args.format](done))
 
-    return report(run_command)
-
-
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Raises UserError if --out would replace a source, or a file of a run."""
-    if args.command in ("collect", "report"):
-        in_run = [args.out] if args.out.name in (RECORD, PREDICTIONS, TEXT_NODES, "config.json", SPLIT) else []
-        check_output(args.out, [*args.sources, *in_run])
-    elif args.out:
-        for suffix in ("png", "svg"):
-            check_output(Path(f"{args.out}.{suffix}"), args.sources)
-
-
-def _wrote(paths: Sequence[Path]) -> str:
-    return "".join(f"wrote {path}\n" for path in paths)
+    return report(run)
 
 
 if __name__ == "__main__":

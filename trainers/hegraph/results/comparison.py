@@ -8,6 +8,8 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,25 +20,8 @@ from ..utils.errors import UserError
 from ..utils.reading import read_yaml
 from ..utils.schema import OpenPart, check
 from .records import KEEP
-from .scores import (
-    CASE,
-    MEAN,
-    PLACE,
-    SOURCE,
-    ZERO_SHOT,
-    accuracies,
-    add_mean_places,
-    add_means,
-    cells,
-    in_words,
-    mean_places,
-    method,
-    place,
-    score,
-    shortest_names,
-    with_quotes,
-)
-from .table import Table
+from .scores import CASE, MEAN, PLACE, SOURCE, ZERO_SHOT, accuracies, cells, method, place, score, with_quotes
+from .table import Table, add_mean_places, add_means
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +72,7 @@ def compare(
         notes += of_settings
     else:
         values = sorted({place(record)[by] for record in records}, key=lambda value: (value == ALL_IMAGES, value))
-        columns = {value: "all" if value == ALL_IMAGES else in_words(by, value) for value in values}
+        columns = {value: "all" if value == ALL_IMAGES else str(value) for value in values}
     keys = [key for key in KEYS if key != by]
     frame = cells((row for record in records for row in accuracies(record, (record | place(record))[by])), keys)
     if by != "dataset":
@@ -97,8 +82,7 @@ def compare(
         columns[MEAN] = f"mean of {len(columns)}"
     frame = with_quotes(frame, quotes, keys, by, columns)
     caption = "; ".join([f"{CAPTION} by {PLACE.get(by, by)}", *notes])
-    unit = "shots" if by == "shots" else ""
-    return Table(caption, keys, frame, columns, intervals=intervals, unit=unit, cases=list(cases or ()))
+    return Table(caption, keys, frame, columns, intervals=intervals, by=by, cases=list(cases or ()))
 
 
 def _compare_targets(records: Sequence[dict], quotes: pd.DataFrame | None, intervals: bool) -> Table:
@@ -143,14 +127,10 @@ def on_base_classes(record: dict) -> bool:
 
 def _sources(records: Sequence[dict]) -> list[str]:
     """For the caption: which data sets were tested with models that were trained on another."""
-    tested: dict[tuple[str, str], set[str]] = {}
-    for record in records:
-        if record.get("rule"):
-            source = record.get("trained_on") or "another data set"
-            tested.setdefault((record["rule"], source), set()).add(record["dataset"])
+    away = {(r["rule"], r.get("trained_on") or "another data set", r["dataset"]) for r in records if r.get("rule")}
     return [
-        f"{', '.join(sorted(datasets))} with models trained on {source} ({rule})"
-        for (rule, source), datasets in sorted(tested.items())
+        f"{', '.join(dataset for *_, dataset in tested)} with models trained on {source} ({rule})"
+        for (rule, source), tested in groupby(sorted(away), key=itemgetter(0, 1))
     ]
 
 
@@ -182,7 +162,7 @@ def complexity(records: Sequence[dict], quotes: pd.DataFrame | None = None) -> T
     frame = cells((row for record in timed for row in _costs(record)), KEYS, math.inf)
     frame = with_quotes(frame, quotes, KEYS, "metric", COSTS)
     caption = f"What training takes, means over seeds, {machines.pop()}"
-    return Table(caption, KEYS, frame, {column: column for column in COSTS}, decimals=COSTS)
+    return Table(caption, KEYS, frame, decimals=COSTS)
 
 
 def has_times(record: dict) -> bool:
@@ -203,23 +183,23 @@ def _costs(record: dict) -> list[dict]:
 
 
 def calibration_table(records: Sequence[dict]) -> Table:
-    """The scores of each method before and after calibration, as means over seeds and data sets, and what the threshold
-    for `KEEP` of the images of known classes keeps of the test images, which are all of known classes.
+    """The scores of each method before and after calibration, as means over seeds, and what the threshold for `KEEP` of
+    the images of known classes keeps of the test images, which are all of known classes.
 
     Raises UserError if no run tells them, or a row would mix runs.
     """
     known = list(filter(has_calibration, records))
     if not known:
         raise UserError("no record holds calibration, which runs of earlier versions did not measure; run it again")
-    frame = mean_places(cells((row for record in known for row in _honesty(record)), KEYS), KEYS)
+    frame = add_mean_places(cells((row for record in known for row in _honesty(record)), KEYS), KEYS)
     caption = f"Probabilities on test: NLL in nats, T the temperature, else %; kept by the threshold for {KEEP:.0%}"
-    return Table(caption, KEYS, frame, {column: column for column in HONESTY}, decimals=HONESTY)
+    return Table(caption, KEYS, frame, decimals=HONESTY)
 
 
 def has_calibration(record: dict) -> bool:
     """Whether a record tells how honest the probabilities of its method and of zero-shot CLIP are."""
     found = record.get("calibration") or {}
-    return all(found.get(part) is not None for part in ("before", "after", "zero_shot"))
+    return bool(found.get("zero_shot")) and all((found.get(part) or {}).get("bins") for part in ("before", "after"))
 
 
 def _honesty(record: dict) -> list[dict]:
@@ -263,11 +243,12 @@ def name_cases(records: Sequence[dict], cases: Cases) -> list[dict]:
             named.append(record | {CASE: max(fitting, key=lambda name: len(cases[name]))})
     if not named:
         raise UserError(f"no run belongs to one of the cases {', '.join(cases)}; name runs of that sweep")
-    _warn_of_the_rest(records, named, "of no case")
+    warn_of_the_rest(records, named, "of no case")
     return named
 
 
-def _warn_of_the_rest(records: Sequence[dict], kept: Sequence[dict], what: str) -> None:
+def warn_of_the_rest(records: Sequence[dict], kept: Sequence[dict], what: str) -> None:
+    """Logs how many of some runs are left out, and what they are."""
     if len(kept) < len(records):
         logger.warning("%d of %d runs are %s and are left out", len(records) - len(kept), len(records), what)
 
@@ -285,25 +266,24 @@ def name_settings(records: Sequence[dict]) -> tuple[list[dict], dict[str, str], 
     Returns the records, each with a "setting" such as "ALPHA_PP=0.06" added; a dictionary of these settings, in the
     order of their keys and values, to the heads of their columns; a list with a note on the usual values, or empty.
     """
-    swept = [record for runs in _groups(records) if len(_varying(runs).columns) for record in runs]
-    if not swept:
+    configs, groups = _differing(records)
+    if configs.empty:
         return [record | {"setting": ""} for record in records], {"": "one setting"}, []
-    _warn_of_the_rest(records, swept, "of methods without a sweep")
-    keys = sorted({str(key) for runs in _groups(swept) for key in _varying(runs)})
-    short = shortest_names(keys, {key for record in swept for key in record["config"]})
-    configs = _configs(swept)[keys]
-    usual = _usual(configs)
+    in_sweep = (configs.groupby(groups).transform("nunique") > 1).any(axis=1)
+    swept = [record for record, is_swept in zip(records, in_sweep) if is_swept]
+    warn_of_the_rest(records, swept, "of methods without a sweep")
+    short = shortest_names(list(configs), {key for record in swept for key in record.get("config") or {}})
+    usual = {key: _most_common(configs.loc[in_sweep, key]) for key in configs}
     named: list[dict] = []
     order: dict[str, list[tuple]] = {}
-    config: Any
-    for record, config in zip(swept, configs.to_dict("records")):
-        shown = [key for key in keys if config[key] != usual[key]] or keys
+    for record, config in zip(swept, configs[in_sweep].to_dict("records")):
+        shown = [key for key in configs if config[key] != usual[key]] or list(configs)
         setting = ", ".join(f"{short[key]}={_text(config[key])}" for key in shown)
-        order[setting] = [(keys.index(key), _sortable(json.loads(config[key]))) for key in shown]
+        order[setting] = [(key, _sortable(json.loads(config[key]))) for key in shown]
         named.append(record | {"setting": setting})
     settings = {setting: setting for setting in sorted(order, key=order.__getitem__)}
-    note = f"where not named, {', '.join(f'{short[key]}={_text(usual[key])}' for key in keys)}"
-    return named, settings, [note] if len(keys) > 1 else []
+    note = f"where not named, {', '.join(f'{short[key]}={_text(usual[key])}' for key in configs)}"
+    return named, settings, [note] if len(usual) > 1 else []
 
 
 def split_sweeps(records: Sequence[dict]) -> tuple[list[dict], list[list[dict]]]:
@@ -316,40 +296,43 @@ def split_sweeps(records: Sequence[dict]) -> tuple[list[dict], list[list[dict]]]
     for record in sorted(records, key=lambda record: record.get("adapter_from") is not None):
         made = (*place(record).values(), method(record), record.get("config_hash"), record["seed"], record["accuracy"])
         once.setdefault(made, record)
+    runs = list(once.values())
     plain: list[dict] = []
     sweeps = []
-    for runs in _groups(list(once.values())):
-        varying = _varying(runs)
-        is_usual = varying.eq(pd.Series(_usual(varying), dtype=object)).all(axis=1)
-        plain += [run for run, usual in zip(runs, is_usual) if usual]
-        sweeps += [] if is_usual.all() else [runs]
+    configs, groups = _differing(runs)
+    for _, rows in configs.groupby(groups):
+        is_usual = (rows == [_most_common(rows[key]) for key in rows]).all(axis=1)
+        plain += [runs[i] for i in rows.index[is_usual]]
+        sweeps += [] if is_usual.all() else [[runs[i] for i in rows.index]]
     return plain, sweeps
 
 
-def _configs(records: Sequence[dict]) -> pd.DataFrame:
-    """The configurations of runs, a line for each run and a column for each key, as JSON: some values are lists."""
+def _differing(records: Sequence[dict]) -> tuple[pd.DataFrame, pd.Series]:
+    """A line for each run: the values of the keys in which runs of one method at one place differ, as JSON since some
+    are lists, in a column for each; and the number of its method at its place.
+    """
+    groups = pd.DataFrame([place(record) | {"method": method(record)} for record in records])
+    number = groups.groupby(list(groups), sort=False).ngroup()
     configs: list[dict] = [record.get("config") or {} for record in records]
-    keys = dict.fromkeys(key for config in configs for key in config)
-    return pd.DataFrame([{key: json.dumps(config.get(key)) for key in keys} for config in configs])
+    keys = sorted({key for config in configs for key in config})
+    found = pd.DataFrame([[json.dumps(config.get(key)) for key in keys] for config in configs], columns=keys)
+    differs = (found.groupby(number).nunique() > 1).any()
+    return found.loc[:, differs], number
 
 
-def _varying(records: Sequence[dict]) -> pd.DataFrame:
-    """Of the configurations of some runs, the keys that have not one value."""
-    configs = _configs(records)
-    return configs.loc[:, configs.nunique() > 1]
+def shortest_names(keys: Sequence[str], all_keys: set[str]) -> dict[str, str]:
+    """Short names of dotted keys: of each, the shortest last part that none of `all_keys` ends with as well."""
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        ends = (".".join(parts[i:]) for i in range(len(parts) - 1, -1, -1))
+        names[key] = next(end for end in ends if [k for k in all_keys if k == end or k.endswith(f".{end}")] == [key])
+    return names
 
 
-def _usual(configs: pd.DataFrame) -> dict[str, str]:
-    """Key -> its most frequent value, or the first of equally frequent ones."""
-    return {str(key): Counter(configs[key]).most_common(1)[0][0] for key in configs}
-
-
-def _groups(records: Sequence[dict]) -> list[list[dict]]:
-    """The runs of one method at one place, for each of these."""
-    groups: dict[tuple, list[dict]] = {}
-    for record in records:
-        groups.setdefault((*place(record).values(), method(record)), []).append(record)
-    return list(groups.values())
+def _most_common(values: pd.Series) -> str:
+    """Of equally frequent ones, the first."""
+    return Counter(values).most_common(1)[0][0]
 
 
 def _text(value: str) -> str:

@@ -1,4 +1,5 @@
-"""Figures: accuracy by shots, reliability diagrams, and of one run t-SNE of its text nodes and its confusion matrix.
+"""Figures: accuracy by shots, reliability diagrams, and of one run t-SNE of its text nodes and its confusion matrix;
+and one HTML page with them and all tables, which needs no script and no other file.
 
 In figures of several methods, lines differ in colour, marker and dashes, so that they can be told apart in black and
 white too, and a method looks the same everywhere. Every function that draws does so by `RC`.
@@ -8,32 +9,39 @@ Shapes: K classes, d feature width.
 
 from __future__ import annotations
 
+import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import matplotlib
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..utils.errors import UserError
 from ..utils.files import atomic_path
-from .comparison import compare, has_calibration
-from .records import TEXT_NODES, read_beside
-from .scores import BASELINES, MEAN_OF, PLACE, VARIANTS, grouped, in_words, method, method_order, place
+from . import comparison
+from .by_image import confusion_matrix, hardest_pairs
+from .comparison import compare, has_calibration, on_base_classes, split_sweeps
+from .records import PREDICTIONS, TEXT_NODES, find_records, find_runs, read_beside
+from .scores import BASELINES, MEAN_OF, OURS, PAPER, PLACE, VARIANTS, grouped, method, method_order, place
+from .table import Table
 
 # Okabe and Ito's palette, which is safe for the colour-blind, without its yellow, which is too light on white
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d", "8", "H")
-DASHES = ("-", "--", "-.", ":")
-STYLED = (*reversed(VARIANTS), *BASELINES)  # a method's position here gives its style
+LOOKS = {"color": COLOURS, "marker": MARKERS, "linestyle": ("-", "--", "-.", ":")}
+STYLED = (*reversed(VARIANTS), *BASELINES)  # a method's position here gives its looks
 
 MOST_NAMES = 40  # with more classes, their names would cover one another
 MOST_NUMBERS = 20  # with more classes, the counts would
@@ -46,24 +54,18 @@ RC: Any = {
 OF_LINES: Any = {"capsize": 2, "markersize": 4.5, "linewidth": 1.3, "elinewidth": 0.8}
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Writes STEM.png and STEM.svg, each whole or not at all; returns their paths."""
-    paths = [Path(f"{stem}.png"), Path(f"{stem}.svg")]
-    for path, content in zip(paths, (_bytes(figure, "png"), as_svg(figure))):
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
-    return paths
-
-
-def as_svg(figure: Figure) -> bytes:
-    """The figure as SVG; the same figure always gives the same bytes."""
-    return _bytes(figure, "svg")
+def save(figure: Figure, stem: Path) -> str:
+    """Writes STEM.png and STEM.svg, each whole or not at all; returns a line about each."""
+    for kind in ("png", "svg"):
+        with atomic_path(Path(f"{stem}.{kind}")) as temporary:
+            temporary.write_bytes(drawn(figure, kind))
+    return f"wrote {stem}.png\nwrote {stem}.svg\n"
 
 
 @matplotlib.rc_context(RC)
-def _bytes(figure: Figure, kind: str) -> bytes:
+def drawn(figure: Figure, kind: str) -> bytes:
+    """The figure as "png" or "svg"; the same figure always gives the same bytes, since the date is left out."""
     content = io.BytesIO()
-    # The date is left out, so that the same figure is the same file
     figure.savefig(content, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
     return content.getvalue()
 
@@ -73,10 +75,7 @@ def panels(count: int, width: float = 3.4, height: float = 2.8) -> tuple[Figure,
     columns = math.ceil(count**0.5)
     rows = -(-count // columns)
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flatten())
-    for unused in axes[count:]:
-        unused.remove()
-    return figure, axes[:count]
+    return figure, [figure.add_subplot(rows, columns, number) for number in range(1, count + 1)]
 
 
 # Accuracy by shots
@@ -91,9 +90,9 @@ def curves(records: Sequence[dict], quotes: pd.DataFrame | None = None) -> Figur
     """
     cells = cells_by_shots(records, quotes)
     names = sorted({record["dataset"] for record in records})
-    if len(names) > 1:
-        names = [f"{MEAN_OF}{len(names)}", *names]
-    figure, axes = panels(len(names)) if len(names) > 1 else panels(1, width=5.6, height=3.6)
+    several = len(names) > 1
+    names = [f"{MEAN_OF}{len(names)}", *names] if several else names
+    figure, axes = panels(len(names)) if several else panels(1, width=5.6, height=3.6)
     for axis, name in zip(axes, names):
         _draw_lines(axis, cells[cells["dataset"] == name])
         axis.set_title(name)
@@ -110,46 +109,35 @@ def cells_by_shots(records: Sequence[dict], quotes: pd.DataFrame | None = None) 
 
     Raises UserError if a cell would mix runs, there are several backbones, or a run has no number of shots.
     """
-    for key in PLACE:
-        values = sorted({in_words(key, place(record)[key]) for record in records})
-        if key not in ("dataset", "shots") and len(values) > 1:
-            raise UserError(f"curves are of one {PLACE[key]}, not of {', '.join(values)}; name runs of one")
     if any(record["shots"] < 1 for record in records):
         raise UserError("curves are over numbers of shots; some runs have all images (-1)")
-    return compare(records, quotes=quotes).cells.sort_values("column", kind="stable")
-
-
-def style(name: str) -> dict[str, Any]:
-    """The colour, marker and dashes of a method, as matplotlib's `plot` takes them."""
-    index = STYLED.index(name) if name in STYLED else len(STYLED) + sum(map(ord, name))
-    looks = {"color": COLOURS, "marker": MARKERS, "linestyle": DASHES}
-    return {key: values[index % len(values)] for key, values in looks.items()}
+    table = compare(records, quotes=quotes)
+    if several := [head for head in table.heads if head not in ("data set", "method")]:
+        raise UserError(f"curves are of one {several[0]}; name runs of one")
+    return table.cells.sort_values("column", kind="stable")
 
 
 def _draw_lines(axis: Axes, cells: pd.DataFrame) -> None:
     lines = {of[0]: line for of, line in grouped(cells[~cells["quoted"]], ["method"])}
     for number, name in enumerate(sorted(lines, key=method_order)):
+        style = STYLED.index(name) if name in STYLED else sum(map(ord, name))
+        looks: Any = {key: values[style % len(values)] for key, values in LOOKS.items()}
         # The methods stand side by side, so that their bars do not cover one another
         shots = lines[name]["column"].astype(float) * 2 ** (0.03 * (number - (len(lines) - 1) / 2))
         bars = lines[name]["interval"].fillna(0)
-        axis.errorbar(shots, lines[name]["mean"], yerr=bars, label=name, **OF_LINES, **style(name))
+        axis.errorbar(shots, lines[name]["mean"], yerr=bars, label=name, **OF_LINES, **looks)
     for (name,), line in grouped(cells[cells["quoted"]], ["method"]):
-        looks: Any = {"color": "0.5", "marker": "x", "linestyle": ":"}
-        axis.plot(line["column"].astype(float), line["mean"], label=f"{name} (quoted)", **looks)
+        shots, label = line["column"].astype(float), f"{name} (quoted)"
+        axis.plot(shots, line["mean"], label=label, color="0.5", marker="x", linestyle=":")
 
 
 def label_axes(axes: Sequence[Axes], shots: Sequence[int]) -> None:
-    """Gives the panels of `panels` their ticks at numbers of shots, and the outer ones the names of the axes."""
+    """Gives panels their ticks at numbers of shots, and the names of their axes."""
     for axis in axes:
         axis.set_xscale("log", base=2)
         axis.set_xticks(shots, list(map(str, shots)))
         axis.minorticks_off()
-    grid = axes[0].get_gridspec()
-    columns = grid.ncols if grid else 1
-    for axis in axes[-columns:]:  # the panels that have none below them
-        axis.set_xlabel("training images per class (shots)")
-    for axis in axes[::columns]:
-        axis.set_ylabel("accuracy on test (%)")
+        axis.set(xlabel="training images per class (shots)", ylabel="accuracy on test (%)")
 
 
 # Honesty of probabilities
@@ -169,21 +157,18 @@ def reliability_diagrams(records: Sequence[dict]) -> Figure:
         axis.plot([0, 100], [0, 100], color="0.6", linewidth=0.8)
         _draw_bins(axis, [part["before"]["bins"] for part in found], "before", COLOURS[1], "--")
         _draw_bins(axis, [part["after"]["bins"] for part in found], "calibrated", COLOURS[2], "-")
-        axis.set(title=name, xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)", ylabel="accuracy (%)")
-        axis.set_aspect("equal")
+        axis.set(title=name, xlabel="confidence (%)", ylabel="accuracy (%)")
+        axis.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
     axes[0].legend(loc="upper left", frameon=False, fontsize=7)
     return figure
 
 
 def _draw_bins(axis: Axes, parts: Sequence[dict], label: str, colour: str, dashes: str) -> None:
     """Draws the bins of several runs as one: larger dots for bins of more images."""
-    counts = np.array([bins["count"] for bins in parts])  # (runs, bins)
+    counts, sure, right = (np.array([bins[key] for bins in parts]) for key in ("count", "confidence", "accuracy"))
     total = counts.sum(axis=0)
     filled = total >= FEWEST
-    x, y = (
-        (counts * np.array([bins[key] for bins in parts])).sum(axis=0)[filled] / total[filled]
-        for key in ("confidence", "accuracy")
-    )
+    x, y = ((counts * of_run).sum(axis=0)[filled] / total[filled] for of_run in (sure, right))  # each (runs, bins)
     axis.plot(x, y, color=colour, linestyle=dashes, linewidth=1.2, label=label)
     axis.scatter(x, y, s=4 + 60 * total[filled] / total.sum(), color=colour, zorder=3)
 
@@ -228,14 +213,13 @@ def tsne(before: Tensor, after: Tensor, classnames: Sequence[str]) -> Figure:
     margin = 0.1 * np.ptp(points)  # room for names
     limits = points.min() - margin, points.max() + margin
     figure, axes = panels(2, width=4.2, height=4.2)
-    halves = (("before", points[:k], before), ("after", points[k:], after))
-    for axis, (name, xy, features) in zip(axes, halves):
+    for axis, name, xy, nodes in zip(axes, ("before", "after"), (points[:k], points[k:]), (before, after)):
         axis.scatter(xy[:, 0], xy[:, 1], s=18, color=COLOURS[2], edgecolor="black", linewidth=0.5)
-        axis.set_aspect("equal")
         for classname, point in zip(classnames, xy) if k <= MOST_NAMES else ():
             axis.annotate(classname, point, textcoords="offset points", xytext=(4, 3), fontsize=7)
         axis.set(xlabel="first t-SNE coordinate (no unit)", ylabel="second t-SNE coordinate (no unit)")
-        axis.set(title=f"{name}: mean inter-class distance {mean_distance(features):.3f}", xlim=limits, ylim=limits)
+        title = f"{name}: mean inter-class distance {mean_distance(nodes):.3f}"
+        axis.set(title=title, xlim=limits, ylim=limits, aspect="equal")
     return figure
 
 
@@ -261,3 +245,107 @@ def confusion(matrix: np.ndarray, classnames: Sequence[str]) -> Figure:
     axis.set(xlabel="predicted class", ylabel="true class")
     figure.colorbar(image, label="of the images of the true class (%)", shrink=0.8)
     return figure
+
+
+# The page
+
+TEMPLATE = Path(__file__).parent / "page.html"
+
+Piece = dict[str, Any]  # what the template shows: a table, an image, a list, or why there is none
+
+
+def write_report(sources: Sequence[Path], out: Path) -> None:
+    """Writes the page, whole or not at all, with a part for each source: an output folder or a file of `collect`.
+
+    Raises UserError if a source has no record, or the file cannot be written.
+    """
+    # Everything that stands in a page comes from data, and is escaped
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    parts = []
+    for source in sources:
+        records = find_records([source])
+        pieces = [*_of_records(records), *(_of_last_run(find_runs([source])) if source.is_dir() else ())]
+        parts.append({"name": source.resolve().name, "pieces": pieces, "facts": _facts(records)})
+    with atomic_path(out) as temporary:
+        temporary.write_text(page.render(parts=parts), encoding="utf-8")
+
+
+def _of_records(records: Sequence[dict]) -> Iterator[Piece]:
+    # Sweeps, runs with targets and runs on base classes have tables of their own, so that none of them is averaged
+    # with runs of the usual setting
+    scored = [record for record in records if record["accuracy"] is not None]
+    base = [record for record in scored if on_base_classes(record)]
+    away = [record for record in scored if record.get("targets") and not on_base_classes(record)]
+    plain, sweeps = split_sweeps([r for r in scored if not r.get("targets") and not on_base_classes(r)])
+    if plain:
+        several = (key for key in ("shots", *PLACE) if len({place(record)[key] for record in plain}) > 1)
+        yield _shown(partial(compare, plain, next(several, "shots")))
+    if len({record["shots"] for record in plain}) > 1:
+        alt = "Accuracy on test by shots, a line per method; the numbers are in the table above"
+        yield _shown(lambda: curves(plain), alt=alt, caption="Accuracy by shots; bars are 95% intervals over seeds.")
+    for sweep in sweeps:
+        yield _shown(partial(compare, sweep, "setting"))
+    for rule in sorted({str(test.get("rule")) for record in away for test in record["targets"].values()}):
+        runs = [r for r in away if rule in {str(test.get("rule")) for test in r["targets"].values()}]
+        yield _shown(partial(compare, runs, "target"))
+    if base:
+        yield _shown(lambda: comparison.base_to_new(base))
+    if any(map(comparison.has_times, plain)):
+        yield _shown(lambda: comparison.complexity(plain))
+    if any(map(has_calibration, plain)):
+        alt = "Accuracy by confidence, a panel per method; the calibration errors are in the table above"
+        caption = "Reliability diagrams over all test images; the diagonal is perfect, large dots are many images."
+        yield _shown(lambda: comparison.calibration_table(plain))
+        yield _shown(lambda: reliability_diagrams(plain), alt=alt, caption=caption)
+
+
+def _of_last_run(runs: dict[Path, dict]) -> Iterator[Piece]:
+    """Text nodes and confusions of one run: the full run on all classes with the most shots and, of several, the last
+    one, since the best one would be chosen on test.
+    """
+    full = {f: r for f, r in runs.items() if method(r) in (OURS, PAPER) and not on_base_classes(r)}
+    order = {folder: (record["shots"], record.get("finished_at") or "") for folder, record in full.items()}
+    if not full:
+        return
+    record = full[folder := max(full, key=order.__getitem__)]
+    name = f"{record['dataset']}, {record['backbone']}, {record['shots']} shots, seed {record['seed']}"
+    if (folder / TEXT_NODES).exists():
+        caption = f"Positive text nodes before and after, {name}; t-SNE of both together."
+        alt = "Two panels of points, one per class: text nodes before and after"
+        yield _shown(lambda: tsne(*read_text_nodes(folder)), alt=alt, caption=caption)
+    if (folder / PREDICTIONS).exists():
+        found = confusion_matrix(folder)
+        alt = "Matrix of true by predicted classes; the pairs that are confused most are listed below"
+        yield _shown(lambda: confusion(*found), alt=alt, caption=f"Confusion matrix on test, {name}.")
+        yield {"pairs": hardest_pairs(*found)}
+
+
+def _facts(records: Sequence[dict]) -> dict[str, str]:
+    """How the numbers came about: for each fact all values that the records have."""
+    versions = [record.get("versions") or {} for record in records]
+    facts: dict[str, set] = {
+        "runs": {len(records)},
+        "methods": {method(record) for record in records},
+        "data sets": {f"{record['dataset']} ({record['num_test']} test images)" for record in records},
+        "backbones": {record["backbone"] for record in records},
+        "training images per class": {record["shots"] for record in records},
+        "seeds": {record["seed"] for record in records},
+        "chosen on": {record["selected_on"].replace("_", " ") for record in records},
+        "versions": {", ".join(f"{name} {number}" for name, number in of.items()) or "unknown" for of in versions},
+        "commits": {record.get("git_commit") or "unknown" for record in records},
+        "machines": {comparison.machine(record) for record in records},
+    }
+    return {name: "; ".join(map(str, sorted(values))) for name, values in facts.items()}
+
+
+def _shown(make: Callable[[], Table | Figure], **about: str) -> Piece:
+    """A table or a figure or, if it cannot be made, the reason; `about` is a figure's caption and the text for it."""
+    try:
+        made = make()
+    except UserError as error:
+        return {"refused": str(error)}
+    if isinstance(made, Table):
+        rows = made.shown(Markup("<strong>{}</strong>").format)
+        return {"heads": made.heads, "columns": made.columns.values(), "rows": rows, "caption": made.caption}
+    return {"image": base64.b64encode(drawn(made, "svg")).decode(), **about}

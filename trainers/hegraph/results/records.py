@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from ..utils.errors import UserError, first_line, one_line
+from ..utils.errors import UserError, one_line
 from ..utils.files import atomic_path, write_json, write_tensors
 from ..utils.reading import parse_json, read_json, read_tensors, read_text, reading
 from ..utils.schema import Count, Name, NotNegative, OpenPart, Percent, Positive, check
@@ -63,27 +63,22 @@ class _Bins(OpenPart):
 
 
 class _Honesty(OpenPart):
-    """What `training.choice.score` and `confidence_scores` say of probabilities."""
+    """What `training.choice.score` and `confidence_scores` say of probabilities; zero-shot CLIP's have no bins."""
 
     accuracy: Percent
     macro_f1: Percent
     nll: NotNegative
     brier: NotNegative
     ece: Percent
-
-
-class _HonestyInBins(_Honesty):
-    """The same, with what a reliability diagram draws."""
-
-    bins: _Bins
+    bins: _Bins | None = None
 
 
 class _Calibration(OpenPart):
     """The temperature, and the probabilities before and after it and those of zero-shot CLIP; None without a test."""
 
     temperature: Positive
-    before: _HonestyInBins | None
-    after: _HonestyInBins | None
+    before: _Honesty | None
+    after: _Honesty | None
     zero_shot: _Honesty | None
 
 
@@ -129,10 +124,6 @@ class _Record(_Target):
     finished_at: str | None = None
 
 
-# The keys that a record must have to count as complete
-REQUIRED = tuple(name for name, field in _Record.model_fields.items() if field.is_required())
-
-
 def write_record(folder: Path, record: dict) -> None:
     """Writes `result.json` into a run's output folder, whole or not at all."""
     write_json(folder / RECORD, record)
@@ -158,8 +149,6 @@ def read_beside(path: Path, what: str, names: Sequence[str]) -> tuple[list[Tenso
 
     Raises UserError if there is no such file, or it holds something else.
     """
-    if not path.exists():
-        raise UserError(f"{path.parent} holds no {path.name}; name the folder of a run that wrote it")
     tensors, metadata = read_tensors(path, what)
     with reading(path, what):
         classnames = check(list[str], parse_json(metadata["classnames"]), f"{path} has no list of classnames")
@@ -202,12 +191,9 @@ def _read_lines(path: Path) -> list[dict]:
     records = []
     # str.splitlines would also split at U+0085 and U+2028, which a text in JSON may hold
     for number, line in enumerate(read_text(path, "a file of records").removesuffix("\n").split("\n"), 1):
-        where = f"{path}, line {number} is no record"
-        try:
+        with reading(path, f"a file of records (line {number})"):
             records.append(parse_json(line))
-        except ValueError as error:
-            raise UserError(f"{where}: {first_line(error)}") from error
-        check(_Record, records[-1], where)
+            check(_Record, records[-1], f"{path}, line {number} is no record")
     return records
 
 
@@ -223,8 +209,7 @@ def find_runs(folders: Sequence[Path]) -> dict[Path, dict]:
 
     walked = (found for folder in folders for found in os.walk(folder, onerror=refuse))
     runs = sorted({Path(parent).resolve() for parent, _, files in walked if RECORD in files})
-    records = {run: read_record(run) for run in runs}
-    return {run: record for run, record in records.items() if record is not None}
+    return {run: record for run in runs if (record := read_record(run)) is not None}
 
 
 def collect(records: Sequence[dict], path: Path) -> None:
@@ -235,11 +220,10 @@ def collect(records: Sequence[dict], path: Path) -> None:
     """
     lines = []
     for record in records:
-        kept = {key: value for key, value in record.items() if key not in MEASURED}
-        kept["selected"] = _without_candidates(record["selected"])
-        lines.append(f"{json.dumps(kept, sort_keys=True)}\n")
+        chosen = {"selected": _without_candidates(record["selected"])}
+        lines.append(json.dumps({key: record[key] for key in record if key not in MEASURED} | chosen, sort_keys=True))
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _without_candidates(value: Any) -> Any:

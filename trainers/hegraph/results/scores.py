@@ -2,8 +2,8 @@
 
 First, never average unlike runs: those of a cell are alike in `OF_TEST` and `OF_RUN`, stand at one `PLACE` and have
 different seeds; `check_alike` and `check_averaged` refuse anything else. Second, a mean has nothing missing: `cells`
-drops a cell where one of its runs lacks the number, and `add_means` has no mean where a data set or column is missing.
-A new kind of run is kept apart in all tables by one more row of `PLACE`.
+drops a cell where one of its runs lacks the number, and `add_means` of `table.py` has no mean where a data set or
+column is missing. A new kind of run is kept apart in all tables by one more row of `PLACE`.
 
 The paper's own numbers, typed from its tables into `paper.csv` beside this file, become rows as well.
 """
@@ -11,9 +11,8 @@ The paper's own numbers, typed from its tables into `paper.csv` beside this file
 from __future__ import annotations
 
 import re
-import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +40,12 @@ VARIANTS = (ON_ZERO_SHOT, f"{OURS}(base)", f"{OURS}(free)", f"{OURS}(T-N)", f"{O
 # The keys of a record that tell experiments of one method apart, each with the head of its column in a table
 PROTOCOL = "protocol"
 PLACE = {"dataset": "data set", "backbone": "backbone", "shots": "shots", PROTOCOL: "protocol"}
-INDUCTIVE = "inductive"  # how a table calls the protocol of records that name none
+INDUCTIVE = "inductive"  # the protocol of records that name none
 
-# What tests and runs of one cell have in common, each with what it is called where it differs. Every method is tested
-# alike, so zero-shot CLIP is averaged over the tests of all of them; the rest holds for the runs of one method
-OF_TEST = {
-    "num_test": "numbers of test images",
-    "num_classes": "numbers of classes",
-    "rule": "rules for other data sets",
-    "trained_on": "data sets of the training",
-}
-OF_RUN = {
-    "test_set": "test images, though of one name",
-    "config": "configurations (compare --by setting shows them side by side)",
-    "versions": "versions of packages",
-}
+# The keys of a record in which tests and runs of one cell are alike. Every method is tested alike, so zero-shot CLIP is
+# averaged over the tests of all of them; the rest holds for the runs of one method
+OF_TEST = ("num_test", "num_classes", "rule", "trained_on")
+OF_RUN = ("test_set", "config", "versions")
 
 CASE = "case"  # the key of a record that names the case of a sweep it belongs to
 # Columns that no data set is called like: that of a row's mean, and by target that of the data set of the training
@@ -94,13 +84,8 @@ def method_order(name: str, cases: Sequence[str] = ()) -> tuple[int, int, str]:
 
 
 def place(record: dict) -> dict[str, Any]:
-    """The place of a run: its values of `PLACE`. The protocol of an inductive run, whose record has none, is ""."""
-    return {key: (record.get(key) or "") if key == PROTOCOL else record[key] for key in PLACE}
-
-
-def in_words(key: str, value: object) -> str:
-    """A value of a place as the label of a row."""
-    return str(value) or (INDUCTIVE if key == PROTOCOL else "")
+    """The place of a run: its values of `PLACE`."""
+    return {key: record.get(key) or INDUCTIVE if key == PROTOCOL else record[key] for key in PLACE}
 
 
 def score(record: dict, name: str, column: object, value: Any, test: dict | None = None, own: bool = True) -> dict:
@@ -128,8 +113,8 @@ def accuracies(record: dict, column: object, test: dict | None = None) -> list[d
         found[0] = (TEXT, "accuracy", False)
     elif name == OURS and not scores.get("rule"):
         found.append((TEXT, "accuracy_text", False))
-    told = [(row, scores[key], own) for row, key, own in found if scores.get(key) is not None]
-    return [score(record, row, column, value, test, own) for row, value, own in told]
+    told = [one for one in found if scores.get(one[1]) is not None]
+    return [score(record, row, column, scores[key], test, own) for row, key, own in told]
 
 
 def grouped(frame: pd.DataFrame, keys: Sequence[str]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
@@ -159,7 +144,7 @@ def cells(rows: Iterable[dict], keys: Sequence[str], tolerance: float = 0.005) -
 
 def _kept(rows: Sequence[dict], what: str, tolerance: float) -> Sequence[dict]:
     """The rows that stay in a cell, one for each seed."""
-    check_alike(rows, PLACE | OF_TEST, what)
+    check_alike(rows, OF_TEST, what)
     if rows[0]["method"] == ZERO_SHOT:  # runs of any method tell it, and those of one seed must agree
         first: dict[int, dict] = {}
         for row in rows:
@@ -182,88 +167,28 @@ def check_averaged(runs: Sequence[Mapping[str, Any]], what: str) -> None:
         raise UserError(f"{what}: seed {seed} is there more than once; name each run once")
 
 
-def check_alike(runs: Sequence[Mapping[str, Any]], parts: Mapping[str, str], what: str) -> None:
-    """Raises UserError if runs differ in one of these parts of a record; `what` they were to be averaged for is told.
+def check_alike(runs: Sequence[Mapping[str, Any]], keys: Sequence[str], what: str) -> None:
+    """Raises UserError if runs differ in one of these keys of a record; `what` they were to be averaged for is told.
 
     Records of earlier versions do not tell the test set, so they are like any other there.
     """
-    for part, called in parts.items():
-        told = {hash_json(run.get(part)): run.get(part) for run in runs}
-        if part == "test_set":
+    for key in keys:
+        told = {hash_json(run.get(key)): run.get(key) for run in runs}
+        if key == "test_set":
             told.pop(hash_json(None), None)
         if len(told) > 1:
-            raise UserError(f"{what}: different {called}: {_difference(list(told.values()))}; name runs of one kind")
+            aside = ", or compare --by setting" if key == "config" else ""
+            differs = f"different {key}: {_difference(list(told.values()))}"
+            raise UserError(f"{what}: {differs}; name runs of one kind{aside}")
 
 
 def _difference(values: Sequence[Any]) -> str:
     """In what some values differ: the keys of dictionaries, a few of them, or else the values themselves."""
     if not any(isinstance(value, dict) for value in values):
         return ", ".join(shortened(str(value or "none"), 40) for value in sorted(values, key=str))
-    found = [value or {} for value in values]
-    keys = [key for key in set().union(*found) if len({hash_json(part.get(key)) for part in found}) > 1]
-    names = list(shortest_names(sorted(keys), set().union(*found)).values())
-    return ", ".join([*names[:4], "..."][: len(names)])
-
-
-def shortest_names(keys: Sequence[str], all_keys: set[str]) -> dict[str, str]:
-    """Short names of dotted keys: of each, the shortest last part that none of `all_keys` ends with as well."""
-    names = {}
-    for key in keys:
-        parts = key.split(".")
-        ends = (".".join(parts[i:]) for i in range(len(parts) - 1, -1, -1))
-        names[key] = next(end for end in ends if [k for k in all_keys if k == end or k.endswith(f".{end}")] == [key])
-    return names
-
-
-# The second rule: what is averaged over data sets or columns
-
-
-def add_means(
-    frame: pd.DataFrame,
-    over: str,
-    keys: Sequence[str],
-    names: Sequence = (),
-    called: str = "",
-    mean: Callable[[Iterable[float]], float] = statistics.fmean,
-) -> pd.DataFrame:
-    """The cells, and below them the mean of every method over several values of the column `over` of the frame.
-
-    The values are `names`, or those that any method has there; a method that lacks one, and one value alone, have no
-    mean. It is taken seed by seed if all values have the same seeds. Otherwise it is the mean of their means, which is
-    of no seed. `keys` are what the cells of a mean have in common beside the method; `called` stands in the column
-    `over`, by default such as "mean of 3".
-    """
-    parts = [frame]
-    for _, group in grouped(frame, keys):
-        wanted = list(names or group[over].unique())
-        for _, part in grouped(group[group[over].isin(wanted)], ["method"]):
-            if len(wanted) == 1 or part[over].nunique() < len(wanted):
-                continue
-            shared = part.iloc[:1].drop(columns=["seed", "value"]).assign(num_test=None)
-            shared[over] = called or f"{MEAN_OF}{len(wanted)}"
-            if part.groupby(over)["seed"].agg(frozenset).nunique() > 1:
-                part = part.groupby(over, sort=False)["value"].agg(statistics.fmean).reset_index().assign(seed=None)
-            means = part.groupby("seed", sort=False, dropna=False)["value"].agg(mean).reset_index()
-            parts.append(shared.merge(means, how="cross").astype(object))
-    return pd.concat(parts, ignore_index=True)
-
-
-def add_mean_places(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """The cells, with those of places that are means over data sets.
-
-    A column is averaged over the data sets that have it for any method, so a bank of four images a class leaves the
-    means at 16 shots to the others, in a place of their own.
-    """
-    return add_means(frame, "dataset", [*(key for key in keys if key != "dataset"), "column"])
-
-
-def mean_places(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """The same, without the data sets themselves wherever there is a mean of them."""
-    frame, others = add_mean_places(frame, keys), [key for key in keys if key != "dataset"]
-    is_mean = frame["dataset"].str.startswith(MEAN_OF).astype(bool)
-    averaged = is_mean.groupby([frame[key] for key in others]).transform("any").astype(bool)
-    order = [key for key in others if key in PLACE]
-    return frame[is_mean | ~averaged].sort_values([*order, "dataset"], kind="stable", ignore_index=True)
+    keys = sorted(set().union(*(value or {} for value in values)))
+    found = [key for key in keys if len({hash_json((value or {}).get(key)) for value in values}) > 1]
+    return ", ".join([*found[:3], "..."][: len(found)])
 
 
 # The paper's numbers

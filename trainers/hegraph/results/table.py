@@ -1,21 +1,61 @@
-"""A table of numbers over seeds, and the formats in which it is written: Markdown, LaTeX, CSV and plain text."""
+"""Means over data sets, and a table of numbers over seeds with its formats: Markdown, LaTeX, CSV and plain text."""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import groupby
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 from scipy.special import stdtrit
 
-from .scores import PLACE, grouped, in_words, method_order
+from .scores import INDUCTIVE, MEAN_OF, PLACE, PROTOCOL, grouped, method_order
 
 CONFIDENCE = 0.95
 NAME_WIDTH = 18  # characters of the methods' column in plain text, at least
+
+
+# The second rule of `scores.py`: what is averaged over data sets or columns
+
+
+def add_means(
+    frame: pd.DataFrame, over: str, keys: Sequence[str], names: Sequence = (), called: str = "", mean: Callable = fmean
+) -> pd.DataFrame:
+    """The cells, and below them the mean of every method over several values of the column `over` of the frame.
+
+    The values are `names`, or those that any method has there; a method that lacks one, and one value alone, have no
+    mean. It is taken seed by seed if all values have the same seeds. Otherwise it is the mean of their means, which is
+    of no seed. `keys` are what the cells of a mean have in common beside the method; `called` stands in the column
+    `over`, by default such as "mean of 3".
+    """
+    parts = [frame]
+    for _, group in grouped(frame, keys):
+        wanted = list(names or group[over].unique())
+        for _, part in grouped(group[group[over].isin(wanted)], ["method"]):
+            if len(wanted) == 1 or part[over].nunique() < len(wanted):
+                continue
+            shared = part.iloc[:1].drop(columns=["seed", "value"]).assign(num_test=None)
+            shared[over] = called or f"{MEAN_OF}{len(wanted)}"
+            if part.groupby(over)["seed"].agg(frozenset).nunique() > 1:
+                part = part.groupby(over, sort=False)["value"].agg(fmean).reset_index().assign(seed=None)
+            means = part.groupby("seed", sort=False, dropna=False)["value"].agg(mean).reset_index()
+            parts.append(shared.merge(means, how="cross").astype(object))
+    return pd.concat(parts, ignore_index=True)
+
+
+def add_mean_places(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The cells, with those of places that are means over data sets.
+
+    A column is averaged over the data sets that have it for any method, so a bank of four images a class leaves the
+    means at 16 shots to the others, in a place of their own.
+    """
+    return add_means(frame, "dataset", [*(key for key in keys if key != "dataset"), "column"])
+
+
+# Tables
 
 
 class Table:
@@ -33,11 +73,11 @@ class Table:
         caption: str,
         keys: Sequence[str],
         frame: pd.DataFrame,
-        columns: Mapping[Any, str],
+        columns: Mapping[Any, str] | None = None,
         *,
-        decimals: Mapping[Any, int] | None = None,
+        decimals: Mapping[str, int] | None = None,
         intervals: bool = True,
-        unit: str = "",
+        by: str = "",
         cases: Sequence[str] = (),
     ) -> None:
         """A table of cells.
@@ -46,10 +86,10 @@ class Table:
             caption: What the numbers are. The values that all places share, and what the intervals are, are added.
             keys: The keys of a place. Those whose values vary become labels of the rows.
             frame: The numbers, from `scores.cells`, and perhaps quoted ones; their rows stand below ours of the place.
-            columns: Column of the cells -> its head.
+            columns: Column of the cells -> its head; None if they are called as their heads, the keys of `decimals`.
             decimals: For numbers that are no accuracies, how many each column shows; none has an interval or is bold.
             intervals: Whether a mean is shown with its interval.
-            unit: The word that a column's head needs where it stands alone: "shots" after "16".
+            by: The key of which the columns are values, where it is one.
             cases: The names of rows that are cases, in their order.
         """
         names = sorted(frame["method"].unique(), key=lambda name: method_order(name, cases))
@@ -60,12 +100,13 @@ class Table:
         rows = values.drop_duplicates("row")
         varying = [key for key in keys if frame[key].nunique() > 1]
         lines = rows["method"] + rows["quoted"].map({True: " (quoted)", False: ""})
-        self.labels = list(zip(*(rows[key].map(partial(in_words, key)) for key in varying), lines))
+        self.labels = list(zip(*(rows[key].map(str) for key in varying), lines))
         self.heads = (*(PLACE.get(key, key) for key in varying), "method")
-        self.keys, self.columns, self.values, self.unit = list(keys), columns, values, unit
-        self.decimals, self.bold = decimals or dict.fromkeys(columns, 2), decimals is None
-        self.intervals = intervals and decimals is None
-        shared = [word for key in keys if key not in varying and (word := _words(key, frame[key].iloc[0]))]
+        self.columns = columns or {column: column for column in decimals or ()}
+        self.decimals = decimals or dict.fromkeys(self.columns, 2)
+        self.keys, self.values, self.by = list(keys), values, by
+        self.bold, self.intervals = decimals is None, intervals and decimals is None
+        shared = in_words((key, frame[key].iloc[0]) for key in keys if key not in varying)
         self.caption = ", ".join([caption, *shared, *(["(quoted): from the paper"] if values["quoted"].any() else [])])
         if decimals is None:
             self.caption += f"; {_over_seeds(values.groupby(['row', 'column'])['seed'].count(), intervals)}"
@@ -79,7 +120,7 @@ class Table:
         by Student's t.
         """
         groups: Any = self.values.groupby(["row", "quoted", "method", "column", *self.keys], sort=False)
-        cells = groups.agg(mean=("value", statistics.fmean), deviation=("value", "std"), n=("seed", "count"))
+        cells = groups.agg(mean=("value", fmean), deviation=("value", "std"), n=("seed", "count"))
         factor = stdtrit(cells["n"] - 1, (1 + CONFIDENCE) / 2) / cells["n"] ** 0.5
         return cells.assign(interval=factor * cells["deviation"]).reset_index()
 
@@ -99,20 +140,20 @@ class Table:
         return [[*labels, *of_row] for labels, of_row in zip(self.labels, numbers)]
 
 
-def _words(key: str, value: object) -> str:
-    return f"{value} shots" if key == "shots" else str(value)
+def in_words(place: Iterable[tuple[str, Any]]) -> list[str]:
+    """What a caption says of keys of a place and their values; that a protocol is inductive goes without saying."""
+    told = (one for one in place if one != (PROTOCOL, INDUCTIVE))
+    return [f"{value} shots" if key == "shots" else str(value) for key, value in told]
 
 
-def _over_seeds(counts: Iterable[int], intervals: bool) -> str:
-    """Says what the numbers are, and over how many seeds."""
-    counts = sorted(set(counts) - {0})
-    if not counts or counts == [1]:
-        return "1 seed, so no interval" if intervals else "1 seed"
-    n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
-    if not intervals:
-        return f"mean over {n} seeds"
-    alone = ", none for one seed" if counts[0] == 1 else ""
-    return f"mean ± half-width of its 95% interval (Student's t) over {n} seeds{alone}"
+def _over_seeds(counts: pd.Series, intervals: bool) -> str:
+    """Says what the numbers are, and over how many seeds; a number that is of none, such as a quoted one, counts 0."""
+    fewest, most = counts[counts > 0].min(), counts.max()
+    if most <= 1:
+        return "1 seed"
+    n = f"{most}" if fewest == most else f"{fewest} to {most}"
+    half = " ± half-width of its 95% interval (Student's t)" if intervals else ""
+    return f"mean{half} over n = {n} seeds"
 
 
 def markdown(table: Table) -> str:
@@ -168,9 +209,9 @@ def as_text(table: Table) -> str:
     blocks = []
     for place, there in grouped(table.cells, table.keys):
         for column, head in table.columns.items():
-            words = [*map(_words, table.keys, place), f"{head} {table.unit}".strip()]
+            words = in_words([*zip(table.keys, place), (table.by, head)])
             if len(cells := there[there["column"] == column]):
-                blocks.append(_block(", ".join(filter(None, words)), cells, table))
+                blocks.append(_block(", ".join(words), cells, table))
     return "\n".join(blocks)
 
 

@@ -1,0 +1,264 @@
+"""Paired differences, confusions and scores of unknown images by hand: what is counted, averaged and refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.testing import assert_close
+
+from trainers.hegraph.__main__ import main as train
+from trainers.hegraph.features.bank import FeatureBank, load_bank
+from trainers.hegraph.method.cache import FoldedClassifier
+from trainers.hegraph.models.folder import load_model
+from trainers.hegraph.results.__main__ import main
+from trainers.hegraph.results.by_image import (
+    TEST,
+    ZERO_SHOT,
+    Difference,
+    all_scores,
+    confusion_matrix,
+    difference,
+    hardest_pairs,
+    metric_scores,
+    paired_table,
+    read_runs,
+    score_images,
+    separation,
+)
+from trainers.hegraph.results.records import PREDICTIONS, write_predictions, write_record
+from trainers.hegraph.training.confidence import KnownScores
+from trainers.hegraph.utils.errors import UserError
+
+# Differences
+
+
+def correct(**rows: tuple[str, ...]) -> pd.DataFrame:
+    """Runs of each data set, one a seed from 1 on, that got those images right whose digit is 1, such as in "110"."""
+    return pd.DataFrame([
+        dict.fromkeys(TEST, "") | {"dataset": name, "seed": seed, "correct": np.array([c == "1" for c in row])}
+        for name, of_seeds in rows.items()
+        for seed, row in enumerate(of_seeds, 1)
+    ])  # fmt: skip
+
+
+def test_the_difference_is_the_mean_over_images_and_seeds_then_over_data_sets():
+    ours = correct(pets=("1110", "1100"), cars=("11", "10"))
+    # pets: (1 + 1) of 8 more = 25 points; cars: 1 of 4 more = 25 points, or none
+    assert difference(ours, correct(pets=("1010", "0100"), cars=("10", "10"))).mean == pytest.approx(25)
+    assert difference(ours, correct(cars=("11", "10"), pets=("1010", "0100"))).mean == pytest.approx(12.5)
+    assert difference(ours, ours) == Difference(0.0, 0.0, 0.0)
+
+
+def test_an_interval_holds_what_resampling_the_images_may_give():
+    found = difference(correct(pets=("1" * 60 + "0" * 40,)), correct(pets=("1" * 50 + "0" * 50,)))
+    # 10 of 100 images differ, all one way: a binomial share of 0.1, whose 95% interval is 10 +- 1.96 * 3
+    assert found.mean == pytest.approx(10)
+    assert found.low == pytest.approx(4.1, abs=1.2) and found.high == pytest.approx(15.9, abs=1.2)
+    assert str(found).startswith("**+10.00 (")
+    assert str(Difference(-2.0, -3.0, -1.0)) == "**-2.00 (-3.00 to -1.00)**"
+
+
+def test_an_end_of_the_interval_that_is_0_but_for_rounding_excludes_nothing():
+    same = "1" * 93
+    ours = correct(pets=("1111" + "1" + "00" + same, "1111" + "1" + "11" + same, "1111" + "1" + "11" + same))
+    theirs = correct(pets=("0000" + "0" + "11" + same, "0000" + "1" + "11" + same, "0000" + "1" + "11" + same))
+    found = difference(ours, theirs)
+    assert found.mean == pytest.approx(4 + 1 / 3 - 2 / 3)  # of 100 images four in every seed, and in one of three 1 - 2
+    assert found.low == 0.0  # a sum of thirds, which came to 4e-16
+    assert str(found).startswith("+3.67 (0.00 to ")
+
+
+def test_only_runs_of_the_same_data_sets_and_seeds_are_paired():
+    ours, both = correct(pets=("110", "010")), correct(pets=("110", "010"), cars=("1", "1"))
+    assert difference(ours, ours[:0]) is None
+    assert difference(ours, correct(pets=("110",))) is None
+    assert difference(ours, both) is None and difference(both, ours) is None
+    assert difference(ours, ours.assign(rule="same classes")) is None
+
+
+@pytest.fixture
+def finish(tmp_path, run):
+    """Function of a folder, predictions, the class of all test images, and changes of the record: a finished run."""
+
+    def make(folder: str, predicted: list[int], label: int = 0, **changes) -> Path:
+        path = tmp_path / folder
+        write_record(path, run() | changes)
+        write_predictions(path, torch.tensor(predicted), torch.full((len(predicted),), label), ["a", "b"])
+        return path
+
+    return make
+
+
+TASKRES = {"trainer": "TaskRes", "variant": ""}
+
+
+def test_the_table_has_a_row_for_every_other_method_and_a_column_for_each_number_of_shots(finish, tmp_path):
+    for shots in (1, 4):
+        finish(f"ours/{shots}", [0, 0, 0, 1], shots=shots)
+    finish("theirs/1", [0, 0, 1, 1], **TASKRES, shots=1)
+    finish("untested", [0], trainer="GDA", accuracy=None)
+    caption, _, heads, _, row = paired_table([tmp_path]).splitlines()
+    assert "mean of Toy;" in caption
+    assert heads == "| HeGraphAdapter minus | 1 | 4 |"
+    assert row.startswith("| TaskRes | +25.00 (0.00 to ") and row.endswith(" |  |")
+    *_, row = paired_table([tmp_path], of="TaskRes").splitlines()
+    assert row.startswith("| HeGraphAdapter | -25.00 (-")
+    with pytest.raises(UserError, match="did you mean 'TaskRes'"):
+        paired_table([tmp_path], of="TaskRess")
+
+
+@pytest.mark.parametrize("other", [{"predicted": [0, 0, 0]}, {"predicted": [0, 0], "label": 1}])
+def test_runs_with_other_test_images_are_refused(finish, tmp_path, other):
+    finish("one", [0, 0])
+    finish("two", **other, **TASKRES)
+    with pytest.raises(UserError, match="not tested on the same images as another run on Toy with 4 shots"):
+        read_runs([tmp_path])
+
+
+def test_a_model_that_was_trained_elsewhere_is_not_paired_and_a_run_counts_once(finish, tmp_path):
+    finish("ours", [0, 0])
+    finish("theirs", [0, 1], **TASKRES, rule="same classes", trained_on="Other")
+    finish("heard", [0, 1], protocol="transductive")
+    heard = "| HeGraphAdapter, transductive | +50.00 (0.00 to 100.00) |"
+    assert paired_table([tmp_path]).splitlines()[4:] == ["| TaskRes |  |", heard]
+    finish("again", [0, 0])
+    with pytest.raises(UserError, match="Toy, HeGraphAdapter, 4 shots: seed 1 is there more than once"):
+        read_runs([tmp_path])
+
+
+# Confusions
+
+
+def test_confusions_are_true_by_predicted_and_a_class_may_be_missing(tmp_path):
+    predicted, labels = torch.tensor([0, 1, 1, 0, 0]), torch.tensor([0, 0, 1, 1, 1])
+    write_predictions(tmp_path, predicted, labels, ["a", "b", "c"])
+    matrix, names = confusion_matrix(tmp_path)
+    assert matrix.tolist() == [[1, 1, 0], [2, 1, 0], [0, 0, 0]]
+    assert names == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labels"), [([0, 3], [0, 1]), ([0], [0, 1]), ([-1, 0], [0, 1]), ([], []), ([0.5], [0])]
+)
+def test_predictions_that_do_not_fit_their_classes_are_refused(tmp_path, predicted, labels):
+    tensors = {"predicted": torch.tensor(predicted), "labels": torch.tensor(labels)}
+    save_file(tensors, tmp_path / PREDICTIONS, {"classnames": '["a", "b", "c"]'})
+    with pytest.raises(UserError, match=r"predictions\.safetensors: .* class numbers"):
+        confusion_matrix(tmp_path)
+
+
+def test_the_hardest_pairs_count_both_directions_and_leave_out_what_is_never_confused():
+    matrix = np.array([[9, 1, 0], [3, 9, 0], [6, 0, 9]])
+    pairs = ["a and c: 6 (a as c 0, c as a 6)", "a and b: 4 (a as b 1, b as a 3)"]
+    assert hardest_pairs(matrix, ["a", "b", "c"]) == pairs
+    assert len(hardest_pairs(np.ones((9, 9), dtype=int), list("abcdefghi"))) == 10
+
+
+# Images of no known class
+
+
+def toy_bank(features: list[list[float]], labels: list[int]) -> FeatureBank:
+    return FeatureBank(
+        train_features=torch.eye(3).unsqueeze(0),
+        train_labels=torch.arange(3),
+        text_positive=torch.eye(3),
+        text_negative=-torch.eye(3),
+        classnames=["ant", "bee", "cow"],
+        dataset="Toy",
+        backbone="none",
+        logit_scale=10.0,
+        test_features=torch.tensor(features),
+        test_labels=torch.tensor(labels),
+    )
+
+
+@pytest.fixture
+def two_classes(tiny_bank, tmp_path):
+    """A model of two of the three classes, whose logits are ten times the first two coordinates."""
+    assert train(["--features", str(tiny_bank), "--trainer", "ZeroShot", "--output-dir", str(tmp_path / "zs")]) == 0
+    made = load_model(tmp_path / "zs")
+    text = torch.eye(3)[:2]
+    known = KnownScores(quantiles=[0.1 * step for step in range(101)], fitted_on="val", num_images=9)
+    names = ("ant", "bee")
+    changes = {"classnames": names, "class_ids": names, "logit_scale": 10.0, "temperature": 1.0, "known": known}
+    return made.model_copy(update=changes | {"classifier": FoldedClassifier(10 * text), "text_positive": text})
+
+
+def test_images_of_the_models_classes_are_known_and_the_others_are_not(two_classes):
+    bank = toy_bank(
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.6, 0.0, 0.8], [0.0, 0.0, 1.0], [-0.6, -0.8, 0.0]], [0, 1, 2, 2, 2]
+    )
+    found = score_images(two_classes, bank, bank)
+    assert found["energy"]["auroc"] == found["probability"]["auroc"] == found[ZERO_SHOT]["auroc"] == 100
+    assert found["energy"]["fpr95"] == 0
+    # The threshold for 95 % is 0.5; energies are 10, 10 | 6, log 2 and about -6
+    assert (found["energy"]["known"], found["energy"]["unknown"]) == (100, pytest.approx(200 / 3))
+    assert "known" not in found["probability"]
+    scores = all_scores(two_classes, bank.test_features, -torch.eye(3)[:2])
+    assert scores["energy"].tolist() == pytest.approx(
+        [math.log(math.e**10 + 1)] * 2 + [math.log(math.e**6 + 1), math.log(2), math.log(math.e**-6 + math.e**-8)]
+    )
+    assert scores["margin"].tolist() == pytest.approx([2.0, 2.0, 1.2, 0.0, -1.2])
+    assert scores["margin, shuffled"].tolist() == pytest.approx([1.0, 1.0, 0.6, 0.0, -1.4])
+    assert scores["own text"].tolist() == pytest.approx([1.0, 1.0, 0.6, 0.0, -0.6])
+
+
+def test_a_class_of_another_bank_with_a_known_name_is_not_unknown(two_classes):
+    bank = toy_bank([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [0, 1])
+    other = replace(toy_bank([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], [0, 1]), classnames=["bee", "gnu", "elk"])
+    assert score_images(two_classes, bank, other)["energy"]["auroc"] == 100  # its bee would have made it 75
+    with pytest.raises(UserError, match="no test image of a class that the model does not know"):
+        score_images(two_classes, bank, bank)
+
+
+def test_the_table_has_a_row_for_each_score_and_the_mean_over_seeds_and_data_sets(tiny_bank, tmp_path, capsys):
+    replace(load_bank(tiny_bank), dataset="Other").save(tmp_path / "other.safetensors")
+    banks = [str(tiny_bank), str(tmp_path / "other.safetensors")]
+    quick = ("OPTIM.MAX_EPOCH", "2", "TRAINER.HEGRAPHADAPTER.MIN_STEPS", "0", "DATASET.SUBSAMPLE_CLASSES", "base")
+    found = []
+    for name, bank, flags in (
+        ("1", 0, ["--shots", "4", "--seed", "1"]),
+        ("2", 0, ["--shots", "4", "--seed", "2"]),
+        ("clip", 0, ["--shots", "2", "--trainer", "ZeroShot"]),
+        ("other", 1, ["--shots", "2", "--trainer", "ZeroShot"]),
+    ):
+        out = tmp_path / "runs" / name
+        assert train(["--features", banks[bank], *flags, "--output-dir", str(out), *quick]) == 0
+        model, features = load_model(out), load_bank(tiny_bank)
+        energy = (model.classifier.logits(features.test_features) / model.temperature).logsumexp(dim=1)
+        found.append(separation(energy[features.test_labels < 3], energy[features.test_labels >= 3]))
+    capsys.readouterr()
+    assert main(["rejection", str(tmp_path / "runs"), "--features", *banks]) == 0
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[4:]]
+    assert {line[0] for line in lines if line[3] == "zero-shot"} == {"Tiny", "Other", "mean of 2"}
+    ours = {line[2]: [cell.strip() for cell in line[4:]] for line in lines if line[3] == "HeGraphAdapter"}
+    assert {*ours} == {
+        ZERO_SHOT, "probability", "energy", "distance", "angle", "own text", "margin", "margin, shuffled",
+    }  # fmt: skip
+    assert ours["energy"][:2] == [f"{(found[0][key] + found[1][key]) / 2:.2f}" for key in ("auroc", "fpr95")]
+    assert len(ours["energy"]) == 4 > len([cell for cell in ours["probability"] if cell])
+
+
+def test_distance_and_angle_are_taken_in_the_whitened_space():
+    mean, whitening = torch.tensor([0.1, 0.0]), torch.diag(torch.tensor([10.0, 5.0]))
+    nodes = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    features = torch.tensor([[0.7, 0.8], [0.5, 0.0]])  # whitened: (6, 4), (4, 0)
+    found = metric_scores(features, mean, whitening, nodes)
+    assert_close(found["distance"], torch.tensor([-5.0, -1.0]))  # (3, 4) to the first node, (6, 0) to the second
+    assert_close(found["angle"], torch.tensor([6 / math.sqrt(52), 1.0]))
+
+
+def test_auroc_counts_the_pairs_in_order_and_fpr95_the_unknown_that_are_kept():
+    # Pairs (known, unknown) in order: 3 with both, 2 and 1 with 0.5 only; all of the known are kept at 1 and above
+    assert separation([3.0, 2.0, 1.0], [2.5, 0.5]) == pytest.approx({"auroc": 100 * 4 / 6, "fpr95": 50.0})
+    assert separation([1.0, 1.0], [1.0, 0.0]) == pytest.approx({"auroc": 75.0, "fpr95": 50.0})
+    known = [0.0, *range(2, 21)]  # 20 images, of which one may be lost
+    assert separation(known, [1.0, 1.0, 5.0, -1.0])["fpr95"] == pytest.approx(25.0)  # at 2 and above
+    assert separation(known[:19], [1.0, 1.0, 5.0, -1.0])["fpr95"] == pytest.approx(75.0)  # 18 of 19 are too few
