@@ -32,7 +32,7 @@ from trainers.hegraph.results.by_image import (
     score_images,
     separation,
 )
-from trainers.hegraph.results.records import PREDICTIONS, write_predictions, write_record
+from trainers.hegraph.results.records import PREDICTIONS, write_beside, write_record
 from trainers.hegraph.training.confidence import KnownScores
 from trainers.hegraph.utils.errors import UserError
 
@@ -90,7 +90,8 @@ def finish(tmp_path, run):
     def make(folder: str, predicted: list[int], label: int = 0, **changes) -> Path:
         path = tmp_path / folder
         write_record(path, run() | changes)
-        write_predictions(path, torch.tensor(predicted), torch.full((len(predicted),), label), ["a", "b"])
+        labels = torch.full((len(predicted),), label)
+        write_beside(path / PREDICTIONS, ["a", "b"], predicted=torch.tensor(predicted), labels=labels)
         return path
 
     return make
@@ -138,7 +139,7 @@ def test_a_model_that_was_trained_elsewhere_is_not_paired_and_a_run_counts_once(
 
 def test_confusions_are_true_by_predicted_and_a_class_may_be_missing(tmp_path):
     predicted, labels = torch.tensor([0, 1, 1, 0, 0]), torch.tensor([0, 0, 1, 1, 1])
-    write_predictions(tmp_path, predicted, labels, ["a", "b", "c"])
+    write_beside(tmp_path / PREDICTIONS, ["a", "b", "c"], predicted=predicted, labels=labels)
     matrix, names = confusion_matrix(tmp_path)
     assert matrix.tolist() == [[1, 1, 0], [2, 1, 0], [0, 0, 0]]
     assert names == ["a", "b", "c"]

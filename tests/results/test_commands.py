@@ -11,7 +11,7 @@ from PIL import Image
 
 from trainers.hegraph.results.__main__ import main
 from trainers.hegraph.results.comparison import base_to_new, compare, complexity
-from trainers.hegraph.results.records import collect, write_predictions, write_record, write_text_nodes
+from trainers.hegraph.results.records import PREDICTIONS, TEXT_NODES, collect, write_beside, write_record
 from trainers.hegraph.results.scores import read_quotes
 from trainers.hegraph.results.table import FORMATS
 
@@ -63,8 +63,9 @@ def test_calibration_prints_the_table_and_draws_if_asked(run, calibration, tmp_p
 
 
 def test_figures_of_one_run_are_written_and_what_they_say_in_numbers_is_printed(tmp_path, capsys):
-    write_text_nodes(tmp_path, torch.eye(3), torch.ones(3, 3), ["a", "b", "c"])
-    write_predictions(tmp_path, torch.tensor([1, 1, 1]), torch.tensor([0, 0, 1]), ["a", "b"])
+    write_beside(tmp_path / TEXT_NODES, ["a", "b", "c"], before=torch.eye(3), after=torch.ones(3, 3))
+    predicted, labels = torch.tensor([1, 1, 1]), torch.tensor([0, 0, 1])
+    write_beside(tmp_path / PREDICTIONS, ["a", "b"], predicted=predicted, labels=labels)
     for command, first in (
         ("tsne", "mean inter-class distance: before 1.4142, after 0.0000"),
         ("confusion", "a and b: 2 (a as b 2, b as a 0)"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trainers.hegraph.results.figures import write_report
-from trainers.hegraph.results.records import write_predictions, write_record, write_text_nodes
+from trainers.hegraph.results.records import PREDICTIONS, TEXT_NODES, write_beside, write_record
 
 
 class Page(HTMLParser):
@@ -54,8 +54,8 @@ def report(tmp_path_factory, run, calibration) -> Path:
         folder = tmp_path / "<runs> & more" / name
         predicted = torch.tensor([1] * wrong + [0] * (9 - wrong) + [1] * 9 + [2] * 9)
         write_record(folder, record)
-        write_predictions(folder, predicted, torch.arange(3).repeat_interleave(9), names)
-        write_text_nodes(folder, nodes[0], nodes[1].clone(), names)
+        write_beside(folder / PREDICTIONS, names, predicted=predicted, labels=torch.arange(3).repeat_interleave(9))
+        write_beside(folder / TEXT_NODES, names, before=nodes[0], after=nodes[1].clone())
     write_report([tmp_path / "<runs> & more"], tmp_path / "out" / "report.html")
     return tmp_path / "out" / "report.html"
 

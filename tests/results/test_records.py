@@ -16,8 +16,8 @@ from trainers.hegraph.results.records import (
     find_records,
     find_runs,
     read_record,
+    write_beside,
     write_record,
-    write_text_nodes,
 )
 from trainers.hegraph.utils.errors import UserError
 
@@ -91,7 +91,7 @@ def test_only_the_end_of_a_line_ends_a_collected_record(tmp_path, run, end):
 
 def test_text_nodes_are_read_back_with_unit_norm_and_their_distance_is_over_pairs(tmp_path):
     before = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
-    write_text_nodes(tmp_path, before, torch.ones(3, 2), ["a", "b", "\u00e7"])
+    write_beside(tmp_path / TEXT_NODES, ["a", "b", "\u00e7"], before=before, after=torch.ones(3, 2))
     before, after, classnames = read_text_nodes(tmp_path)
     # of (1, 0), (0, 1), (-1, 0): sqrt 2, 2, sqrt 2
     assert mean_distance(before) == pytest.approx((2 + 2 * 2**0.5) / 3)

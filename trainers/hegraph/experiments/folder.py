@@ -38,7 +38,7 @@ from ..features.bank import FeatureBank
 from ..models.folder import CONFIG, TENSORS, find_model_folder, save_model
 from ..models.lessons import Lessons
 from ..models.saved import NOT_TESTED, SavedModel, Scores, TrainedOn
-from ..results.records import KEEP, SPLIT, read_record, write_predictions, write_record, write_text_nodes
+from ..results.records import KEEP, PREDICTIONS, SPLIT, TEXT_NODES, read_record, write_beside, write_record
 from ..training.choice import accuracy, score
 from ..training.confidence import Calibration, confidence_scores, known_score
 from ..training.loop import CHECKPOINT, Checkpoints
@@ -184,9 +184,11 @@ class RunFolder:
                 why = why if fitted.together else load_method(name).not_saved
                 logger.info("%s leaves no model folder: %s", name, why)
         if fitted.text_nodes is not None:
-            write_text_nodes(self.path, *fitted.text_nodes, tested.classnames)
+            before, after = fitted.text_nodes
+            write_beside(self.path / TEXT_NODES, tested.classnames, before=before, after=after)
         if tested.logits is not None and tested.labels is not None:
-            write_predictions(self.path, tested.logits.argmax(dim=1), tested.labels, tested.classnames)
+            predicted, labels = tested.logits.argmax(dim=1).int(), tested.labels.int()
+            write_beside(self.path / PREDICTIONS, tested.classnames, predicted=predicted, labels=labels)
         write_record(self.path, record)
         if self.model is None:
             self.checkpoints.remove()

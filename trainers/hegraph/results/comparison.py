@@ -272,17 +272,18 @@ def name_settings(records: Sequence[dict]) -> tuple[list[dict], dict[str, str], 
     in_sweep = (configs.groupby(groups).transform("nunique") > 1).any(axis=1)
     swept = [record for record, is_swept in zip(records, in_sweep) if is_swept]
     warn_of_the_rest(records, swept, "of methods without a sweep")
-    short = shortest_names(list(configs), {key for record in swept for key in record.get("config") or {}})
-    usual = {key: _most_common(configs.loc[in_sweep, key]) for key in configs}
+    keys = [str(key) for key in configs]
+    short = shortest_names(keys, {key for record in swept for key in record.get("config") or {}})
+    usual = {key: _most_common(configs.loc[in_sweep, key]) for key in keys}
     named: list[dict] = []
     order: dict[str, list[tuple]] = {}
     for record, config in zip(swept, configs[in_sweep].to_dict("records")):
-        shown = [key for key in configs if config[key] != usual[key]] or list(configs)
+        shown = [key for key in keys if config[key] != usual[key]] or keys
         setting = ", ".join(f"{short[key]}={_text(config[key])}" for key in shown)
         order[setting] = [(key, _sortable(json.loads(config[key]))) for key in shown]
         named.append(record | {"setting": setting})
     settings = {setting: setting for setting in sorted(order, key=order.__getitem__)}
-    note = f"where not named, {', '.join(f'{short[key]}={_text(usual[key])}' for key in configs)}"
+    note = f"where not named, {', '.join(f'{short[key]}={_text(usual[key])}' for key in keys)}"
     return named, settings, [note] if len(usual) > 1 else []
 
 

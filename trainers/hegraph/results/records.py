@@ -129,17 +129,12 @@ def write_record(folder: Path, record: dict) -> None:
     write_json(folder / RECORD, record)
 
 
-def write_predictions(folder: Path, predicted: Tensor, labels: Tensor, classnames: Sequence[str]) -> None:
-    """Writes the predicted and the true class of every test image, each `[M]`, and the names of K classes."""
-    _write_beside(folder / PREDICTIONS, classnames, predicted=predicted.int(), labels=labels.int())
+def write_beside(path: Path, classnames: Sequence[str], **tensors: Tensor) -> None:
+    """Writes a file beside a record: tensors, and the names of K classes.
 
-
-def write_text_nodes(folder: Path, before: Tensor, after: Tensor, classnames: Sequence[str]) -> None:
-    """Writes the unit-norm text nodes before and after message passing, each `[K, d]`, and the names of K classes."""
-    _write_beside(folder / TEXT_NODES, classnames, before=before, after=after)
-
-
-def _write_beside(path: Path, classnames: Sequence[str], **tensors: Tensor) -> None:
+    `PREDICTIONS` has the `predicted` and the true class (`labels`) of every test image, each `[M]`; `TEXT_NODES` the
+    unit-norm text nodes `before` and `after` message passing, each `[K, d]`.
+    """
     names = json.dumps(list(classnames), ensure_ascii=False)
     write_tensors(path, {name: tensor.cpu() for name, tensor in tensors.items()}, {"classnames": names})
 
