@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 from trainers.hegraph import HeGraphClassifier, UserError
-from trainers.hegraph.estimator import training
 from trainers.hegraph.method.cache import FoldedClassifier
 from trainers.hegraph.method.unlabelled import ClassSums, hear_unlabelled
 from trainers.hegraph.training import memory
@@ -91,12 +90,10 @@ def test_the_folder_keeps_what_hearing_needs_and_says_what_was_heard(own, fitted
         loaded.adapt(U)
 
 
-def test_pools_that_are_none_are_refused_before_the_training(own, parts, quick, monkeypatch):
-    monkeypatch.setattr(training, "train_adapter", None)
+def test_pools_that_are_none_are_refused(own):
     for wrong, message in ((np.ones((3, 5)), "5 features.*16"), ("a.png", "a list of images")):
-        for hear in (own.adapt, lambda U: quick().fit(*parts[:2], unlabelled=U)):
-            with pytest.raises(ValueError, match=message):
-                hear(wrong)
+        with pytest.raises(ValueError, match=message):
+            own.adapt(wrong)
 
 
 def test_more_images_than_memory_are_refused(own, parts, monkeypatch):

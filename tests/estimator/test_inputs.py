@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from trainers.hegraph import HeGraphClassifier, UserError, load_backbone
-from trainers.hegraph.estimator.inputs import class_names, is_images, unit_rows, without_label
+from trainers.hegraph.estimator.inputs import class_names, image_list, unit_rows, with_labels
 from trainers.hegraph.method.cache import text_logits
 from trainers.hegraph.training import memory
 
@@ -23,12 +23,12 @@ NODE = "TRAINER.HEGRAPHADAPTER."
 
 def test_paths_and_pictures_are_told_from_features():
     images = (["a.png"], (Path("a.png"), PICTURE), np.array(["a", "b"]), np.array([Path("a"), PICTURE], dtype=object))
-    assert all(map(is_images, images))
+    assert [len(image_list(X)) for X in images] == [1, 2, 2, 2]
     features = ([[0.1]], np.zeros((2, 3), dtype=object), np.zeros(3), torch.zeros(2, 3), [], None)
-    assert not any(map(is_images, features))
+    assert [image_list(X) for X in features] == [None] * 6
     for single in ("a.png", Path("a.png"), PICTURE):
         with pytest.raises(UserError, match=r"give a list of images, such as \[.*\], not a single one"):
-            is_images(single)
+            image_list(single)
 
 
 def test_rows_that_have_unit_norm_keep_every_bit_and_others_get_it():
@@ -113,8 +113,8 @@ def test_names_come_in_the_order_of_the_sorted_labels_or_by_label(data, quick):
         (["10", "1", "7"], ""),  # no labels alone
         (dict(zip([1, 5, 7], "571")), ""),  # a dict leaves no doubt
         (["1", "7", "5"], r"in another order \(1, 7, 5, \.\.\."),
-        (["a"], r"one name for each of the 3 classes in y.*\(1, 5, 7, \.\.\.\).*got \['a'\]"),
-        ({"a", "b", "c"}, "in the order of their sorted labels"),
+        (["a"], r"one for each of the 3 classes in y.*\(1, 5, 7, \.\.\.\).*got \['a'\]"),
+        ({"a", "b", "c"}, "by their sorted labels"),
         ({1: "a", 5: "b"}, "classnames: 2"),
         (["a", "b", "\udcff"], "udcff"),
     ],
@@ -136,7 +136,9 @@ def test_names_that_do_not_fit_are_refused(given, message):
     ],
 )
 def test_minus_one_means_no_label_where_it_is_no_class(y, given, expected):
-    assert np.flatnonzero(without_label(np.array(y), given)).tolist() == expected
+    X, kept, rest = with_labels(np.arange(len(y)), np.array(y), given)
+    assert [row for rows in rest for row in rows] == expected
+    assert X.tolist() == [row for row in range(len(y)) if row not in expected] and len(kept) == len(X)
 
 
 # Text nodes
@@ -213,7 +215,7 @@ def test_images_that_cannot_be_used_are_refused(tmp_path, digits, digit_classifi
         ({"logit_scale": 0}, "logit_scale: .* greater than 0, got 0"),
         ({"logit_scale": float("nan")}, "logit_scale: .* finite number, got nan"),
         ({"logit_scale": "x"}, "logit_scale: .* valid number.* got 'x'"),
-        ({"text_features": np.eye(4, 16) * [[1], [1], [0], [1]]}, "text_features has a row of zeros"),
+        ({"text_features": np.eye(4, 16) * [[1], [1], [0], [1]]}, "text_features must have shape.*none of zeros alone"),
         ({"text_features": torch.eye(4, 16).to_sparse()}, "text_features: a tensor is no array"),
         ({"text_features": np.ones((3, 16))}, r"text_features must have shape \[4, 16\].*got \[3, 16\]"),
         ({"options": {"SEED": 7}}, "options has SEED, which random_state"),

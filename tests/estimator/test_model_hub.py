@@ -55,7 +55,6 @@ def the_hub(tmp_path, monkeypatch) -> Hub:
     found = Hub(tmp_path / "snapshots")
     monkeypatch.setattr(hub, "HfApi", found)
     monkeypatch.setattr(hub, "snapshot_download", found.snapshot)
-    monkeypatch.setattr(hub, "require_hub", lambda *words: None)
     return found
 
 
@@ -81,9 +80,9 @@ def test_what_the_hub_refuses_is_said_in_one_line_without_the_token(the_hub, dat
     load = HeGraphClassifier.from_pretrained
     for step, message in (
         (lambda: model.push_to_hub("user/shapes", token="hf_WrongOne"), r"cannot upload to .*bad token \*\*\*"),
-        (lambda: load("user/secret"), "there is no such model, or it is private and needs a token"),
-        (lambda: load("user/absent"), "user/absent is no folder here, and cannot be had from the Hub: there"),
-        (lambda: load("user/secret", "v9", token=TOKEN), "at revision 'v9': there is no such revision"),
+        (lambda: load("user/secret"), "there is no such model or revision, or it is private and needs a token"),
+        (lambda: load("user/absent"), r"user/absent is no folder here, and cannot be had from \S+: there"),
+        (lambda: load("user/secret", "v9", token=TOKEN), "at revision 'v9': there is no such"),
     ):
         with pytest.raises(UserError, match=message) as error:
             step()
@@ -97,7 +96,7 @@ def test_without_network_nothing_is_uploaded_or_downloaded_and_a_model_of_the_ca
     saved = quick().fit(data.X, data.y)
     with pytest.raises(UserError, match="cannot upload to http://127.0.0.1:9"):
         saved.push_to_hub("user/shapes", token=TOKEN)
-    with pytest.raises(UserError, match=r"^user/shapes is no folder here.* http://127.0.0.1:9 cannot be reached"):
+    with pytest.raises(UserError, match=r"^user/shapes is no folder here.* had from http://127.0.0.1:9: .*refused"):
         HeGraphClassifier.from_pretrained("user/shapes")
     cached = no_hub / "models--user--shapes"
     saved.save_pretrained(cached / "snapshots" / "0123")

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from trainers.hegraph.backbones import loading
 from trainers.hegraph.backbones.clip import Backbone
 from trainers.hegraph.backbones.loading import load_backbone
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.method.cache import FoldedClassifier
-from trainers.hegraph.models.images import ImageModel, backbone_to_load
+from trainers.hegraph.models.images import ImageModel
 from trainers.hegraph.models.saved import Backbone as BackboneConfig
 from trainers.hegraph.models.saved import SavedModel
 from trainers.hegraph.utils.errors import UserError
@@ -37,10 +38,6 @@ def mini_model(saved_model: Callable[..., SavedModel], mini: Backbone, unit_feat
     )
 
 
-def with_backbone(model: SavedModel, **changes: object) -> SavedModel:
-    return model.model_copy(update={"backbone": model.backbone.model_copy(update=changes)})
-
-
 def write_digits(folder: Path, number: int) -> list[Path]:
     paths = [folder / f"{row}.png" for row in range(number)]
     for row, path in enumerate(paths):
@@ -48,44 +45,37 @@ def write_digits(folder: Path, number: int) -> list[Path]:
     return paths
 
 
-# The backbone
-
-
-def test_another_fingerprint_is_refused_and_the_difference_is_named(mini_model, mini):
+def test_a_backbone_of_other_features_is_refused_and_the_difference_is_named(mini_model, mini, unit_features):
     fingerprint = mini.fingerprint | {"preprocess": "else"}
-    with pytest.raises(UserError, match=f"the backbone {mini.name} here has another preprocess; give"):
-        ImageModel(with_backbone(mini_model, fingerprint=fingerprint), mini)
+    other = mini_model.backbone.model_copy(update={"fingerprint": fingerprint})
+    for changes, message in (
+        ({"backbone": other}, f"the backbone {mini.name} here has another preprocess; give"),
+        ({"classifier": FoldedClassifier(unit_features(3, 32))}, "features of width 64, but the model takes 32"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ImageModel(mini_model.model_copy(update=changes), mini)
 
 
-def test_a_model_of_a_bank_needs_its_backbone_to_be_named(tmp_path, mini_model, mini, caplog):
+def test_a_model_of_a_bank_needs_its_backbone_to_be_named(mini_model, mini, caplog):
     of_bank = mini_model.model_copy(update={"backbone": BackboneConfig(title="RN50/openai")})
     with pytest.raises(UserError, match=r'from a feature bank \(RN50/openai\).*--backbone NAME.*backbone="NAME"'):
-        ImageModel.of(of_bank)
-    with pytest.raises(UserError, match="the weights of RN50 are not named; give --pretrained"):
-        ImageModel.of(of_bank, backbone="RN50")
-    ImageModel.of(of_bank, backbone="hegraph-mini")
+        ImageModel.load(of_bank)
+    ImageModel.load(of_bank, backbone="hegraph-mini")
     assert "from says 'RN50/openai'; you say that its features are those of hegraph-mini" in caplog.text
     caplog.clear()
-    ImageModel.of(mini_model.model_copy(update={"backbone": BackboneConfig(title=mini.name)}), backbone="hegraph-mini")
+    ImageModel(mini_model.model_copy(update={"backbone": BackboneConfig(title=mini.name)}), mini)
     assert caplog.text == ""
 
 
-def test_weights_are_those_of_the_model_for_its_own_backbone_alone(mini_model):
+def test_weights_are_those_of_the_model_for_its_own_backbone_alone(mini_model, monkeypatch):
     named = BackboneConfig(title="RN50/openai", model="RN50", pretrained="openai")
-    of_rn50 = mini_model.model_copy(update={"backbone": named})
-    assert backbone_to_load(of_rn50) == backbone_to_load(of_rn50, "RN50") == ("RN50", "openai")
-    assert backbone_to_load(of_rn50, "RN101", "yfcc15m") == ("RN101", "yfcc15m")
-    with pytest.raises(UserError, match="the weights of RN101 are not named"):
-        backbone_to_load(of_rn50, "RN101")
-
-
-def test_features_of_another_width_are_refused(mini_model, mini, unit_features):
-    model = mini_model.model_copy(update={"classifier": FoldedClassifier(unit_features(3, 32))})
-    with pytest.raises(UserError, match="gives features of width 64, but the model takes 32"):
-        ImageModel(model, mini)
-
-
-# Images
+    of_rn50, loaded = mini_model.model_copy(update={"backbone": named}), []
+    monkeypatch.setattr(loading, "load_backbone", lambda *words: loaded.append(words) or 1 / 0)
+    for words in ((), ("RN50",), ("RN101", "yfcc15m"), ("RN101",)):
+        with pytest.raises(ZeroDivisionError):
+            ImageModel.load(of_rn50, "cpu", *words)
+    own = ("RN50", "openai", "cpu", "auto")
+    assert loaded == [own, own, ("RN101", "yfcc15m", "cpu", "auto"), ("RN101", "", "cpu", "auto")]
 
 
 def test_features_are_those_of_the_backbones_own_transform_whatever_the_batches(tmp_path, mini_model, mini):

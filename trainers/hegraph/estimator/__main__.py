@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..backbones.identity import PRECISIONS
+from ..backbones.identity import AUTO, PRECISIONS
 from ..datasets import Dataset
 from ..datasets.loading import load_own_images
 from ..results.records import RECORD
@@ -19,8 +19,6 @@ from ..utils.commands import Parser, command
 from ..utils.errors import UserError, printable, report, say
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from .classifier import HeGraphClassifier
 
 logger = logging.getLogger(__name__)
@@ -42,9 +40,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, metavar="FOLDER", help="where the new model goes; an older one is replaced")
     where.add_argument("--in-place", action="store_true", help="the new model takes the place of MODEL")
-    add("--device", default="", help='such as "cpu" or "cuda"; by default a GPU if there is one')
-    add("--backbone", default="", metavar="NAME", help="of a model that was trained from a bank: what encodes images")
-    add("--pretrained", default="", metavar="TAG", help="its weights: a tag of open_clip's, or a file")
+    add("--device", help='such as "cpu" or "cuda"; by default a GPU if there is one')
+    add("--backbone", metavar="NAME", help="of a model that was trained from a bank: what encodes images")
+    add("--pretrained", default=AUTO, metavar="TAG", help="its weights: a tag of open_clip's, or a file")
     add("--precision", choices=PRECISIONS, help="what the backbone computes in; by default that of the training")
     return parser.parse_args(arguments)
 
@@ -61,11 +59,7 @@ def train_more(args: argparse.Namespace) -> int:
     out = folder if args.in_place else args.out
     check_place(out)
     classifier = HeGraphClassifier.from_pretrained(
-        folder,
-        device=args.device or None,
-        precision=args.precision,
-        backbone=args.backbone or None,
-        pretrained=args.pretrained or "auto",
+        folder, device=args.device, precision=args.precision, backbone=args.backbone, pretrained=args.pretrained
     )
     images, y, names = new_images(classifier, dataset)
     classifier.partial_fit(images, y, names)
@@ -78,9 +72,7 @@ def train_more(args: argparse.Namespace) -> int:
     return 0
 
 
-def new_images(
-    classifier: HeGraphClassifier, dataset: Dataset
-) -> tuple[list[Path | Image.Image], list[Any], dict[Any, str]]:
+def new_images(classifier: HeGraphClassifier, dataset: Dataset) -> tuple[list[Any], list[Any], dict[Any, str]]:
     """The training images of a data set that a loaded classifier was not taught, their labels, and the names of these.
 
     A class has the label of the model's class of its name or, if it is new, its name, or the next number.

@@ -29,18 +29,8 @@ from ..models.lessons import Lessons
 from ..models.saved import SavedModel, hear
 from ..utils.devices import choose_device
 from ..utils.errors import UserError
-from ..utils.schema import check
-from .inputs import (
-    as_array,
-    checked_features,
-    class_names,
-    image_list,
-    is_images,
-    labelled,
-    rows_where,
-    unit_rows,
-    without_label,
-)
+from ..utils.schema import Size, check
+from .inputs import Names, as_array, checked_features, class_names, image_list, labelled, unit_rows, with_labels
 from .teaching import KEYS, Added, Teacher, image_ids, lessons_of
 from .training import recipe_of
 
@@ -100,7 +90,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         variant: str | None = None,
         alpha_c: float | None = None,
         beta_c: float | None = None,
-        classnames: Mapping[Any, str] | Sequence[str] | None = None,
+        classnames: Names | None = None,
         text_features: Any = None,
         negative_text_features: Any = None,
         logit_scale: float | None = None,
@@ -126,7 +116,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         self,
         X: Any,
         y: Any,
-        classnames: Mapping[Any, str] | Sequence[str] | None = None,
+        classnames: Names | None = None,
         text_features: Any = None,
         negative_text_features: Any = None,
         unlabelled: Any = None,
@@ -143,14 +133,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             unlabelled: Images of the same classes without labels, as `adapt` takes them.
         """
         given = self.classnames if classnames is None else classnames
-        X, y = labelled(self, X, y)
-        pool = [] if unlabelled is None else [unlabelled]
-        if (rows := without_label(y, given)).any():
-            pool.append(rows_where(rows, X))
-            X, y = rows_where(~rows, X), y[~rows]
-        for U in pool:
-            if not (isinstance(X, list) or is_images(U)):
-                self._features(U)  # says what is wrong with it before the training
+        X, y, rest = with_labels(*labelled(self, X, y), given)
+        pool = rest if unlabelled is None else [unlabelled, *rest]
         classes = np.unique(y)
         if not len(y):
             assert given is not None  # else -1 is a class
@@ -164,7 +148,7 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         self,
         X: Any,
         y: Any,
-        classnames: Mapping[Any, str] | Sequence[str] | None = None,
+        classnames: Names | None = None,
         text_features: Any = None,
         negative_text_features: Any = None,
         *,
@@ -212,19 +196,17 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
             text_features, negative_text_features: Shape `[d]`; None has the backbone encode the name. Without images,
                 text features or a backbone are needed.
         """
-        fitted, label = hasattr(self, "model_"), check(Hashable, label, "label")  # type: ignore[type-abstract]
-        if fitted and label in self._taught().by_label:
+        label, name = check(Hashable, label, "label"), str(label) if name is None else name  # type: ignore[type-abstract]
+        if hasattr(self, "model_") and label in self._taught().by_label:
             raise UserError(f"there is a class {label!r} already; partial_fit adds images to it")
-        y = np.array([label])
-        if X is None:
-            check_classification_targets(y)
-        else:
-            num = len(check(InstanceOf[Sized], X, "X"))  # type: ignore[type-abstract]
-            X, y = labelled(self, X, np.full(num, label), reset=not fitted)
-        labels, text = np.unique(y), (text_features, negative_text_features)
-        names = class_names(labels, None if name is None else [name])
+        text = text_features, negative_text_features
         rows = (None if features is None else np.atleast_2d(as_array(features)) for features in text)
-        return self._teach(Added(X, y[:0] if X is None else y, labels, names, *rows))
+        if X is not None:
+            num = len(check(InstanceOf[Sized], X, "X"))  # type: ignore[type-abstract]
+            return self.partial_fit(X, np.full(num, label), {label: name}, *rows)
+        labels = np.array([label])
+        check_classification_targets(labels)
+        return self._teach(Added(None, labels[:0], labels, class_names(labels, [name]), *rows))
 
     def remove_class(self, label: Any) -> HeGraphClassifier:
         """Takes a class back, with its images. UserError if there is none or no other."""
@@ -287,9 +269,8 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         A class without labels gets a typical image; after that, classes with few labels get the one that is least sure.
         """
         check_is_fitted(self, "model_")
-        if not isinstance(n, (int, np.integer)) or n < 1:
-            raise UserError(f"n must be a whole number from 1 on, got {n!r:.80}")
-        return suggest(self._fitted or self.model_, self._encoded(X).cpu(), int(n))
+        n = check(Size, n, "n", convert=True)
+        return suggest(self._fitted or self.model_, self._encoded(X).cpu(), n)
 
     def label_issues(self, X: Any, y: Any) -> list[LabelIssue]:
         """What the closed form (`variant="free"`) says of the label of each image without that image, as one
@@ -379,20 +360,16 @@ class HeGraphClassifier(ClassifierMixin, BaseEstimator):
         state.pop("_image_model", None)  # the backbone is loaded again
         return state
 
-    def _features(self, X: Any) -> Tensor:
-        """Features as unit rows, shape `[n, d]`: those of several views are their mean."""
-        X, _ = checked_features(self, X)
-        return unit_rows(X[:, 0]) if X.shape[1] == 1 else unit_rows(unit_rows(X).mean(dim=1).numpy())
-
     def _encoded(self, X: Any) -> Tensor:
-        """Features of anything that `X` may be, as unit rows, shape `[n, d]`."""
-        if not is_images(X):
-            return self._features(X)
+        """Features of anything that `X` may be, as unit rows, shape `[n, d]`: those of several views are their mean."""
+        if (images := image_list(X)) is None:
+            X, _ = checked_features(self, X)
+            return unit_rows(X[:, 0]) if X.shape[1] == 1 else unit_rows(unit_rows(X).mean(dim=1).numpy())
         if self._image_model is None:
             named = (self.backbone, self.pretrained) if self.backbone else ("", "")
             as_trained = AUTO if self._fitted is None else self.model_.backbone.precision  # AUTO: it was loaded
-            self._image_model = ImageModel.of(self.model_, self._device(), *named, self.precision or as_trained)
-        return self._image_model.features(image_list(X), BATCH)
+            self._image_model = ImageModel.load(self.model_, self._device(), *named, self.precision or as_trained)
+        return self._image_model.features(images, BATCH)
 
     def _logits(self, X: Any) -> Tensor:
         """Logits on the CPU, shape `[n, K]`.

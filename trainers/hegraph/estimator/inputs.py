@@ -6,7 +6,7 @@ Shapes: n images, V views of each, K classes, d feature width.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from itertools import compress
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +26,7 @@ from ..utils.errors import UserError, first_line
 from ..utils.schema import check
 
 Source = str | os.PathLike | Image.Image  # an image that has still to be encoded
+Names = Mapping[Any, str] | Sequence[str]  # of classes: by their labels, or in the order of their sorted labels
 
 # A row whose norm is as near to 1 as float32 rounds is left as it is. So features that have been normalised before,
 # such as those of a loaded feature bank, keep every bit.
@@ -34,24 +35,18 @@ FLOATS = [np.float32, np.float16]  # types that features are kept in; others bec
 UNLABELLED = -1  # the label of a row without one, as in scikit-learn
 
 
-def is_images(X: Any) -> bool:
-    """Whether `X` is a sequence of paths or pictures; if not, it is to be read as features.
+def image_list(X: Any) -> list[Path | Image.Image] | None:
+    """The paths and pictures of a sequence; None if `X` is none of such, but to be read as features.
 
     Raises:
-        UserError: If it is a single path or picture.
+        UserError: If it is a single path or picture, or an entry after the first is neither.
     """
     if isinstance(X, Source):
         raise UserError(f"give a list of images, such as [{X!r:.80}], not a single one")
-    if isinstance(X, (list, tuple)):
-        return bool(X) and isinstance(X[0], Source)
-    if isinstance(X, Tensor) or not hasattr(X, "__array__") or getattr(X, "ndim", 2) != 1:
-        return False
-    entries = np.asarray(X)
-    return entries.dtype.kind in "UO" and len(entries) > 0 and isinstance(entries[0], Source)
-
-
-def image_list(X: Sequence[Source]) -> list[Path | Image.Image]:
-    """Paths and pictures of a sequence; raises UserError if an entry is neither."""
+    if not isinstance(X, (list, tuple)):
+        X = [] if isinstance(X, Tensor) or getattr(X, "ndim", 2) != 1 else list(np.ravel(X))
+    if not X or not isinstance(X[0], Source):
+        return None
     for position, entry in enumerate(X):
         if not isinstance(entry, Source):
             raise UserError(f"image {position} is neither a path nor a PIL image, but of type {type(entry).__name__}")
@@ -88,19 +83,29 @@ def checked_features(estimator: BaseEstimator, X: Any, reset: bool = False, **gi
 
 def labelled(estimator: BaseEstimator, X: Any, y: Any, reset: bool = True) -> tuple[Any, np.ndarray]:
     """Features `[n, V, d]` or a list of images, and n labels; `reset`: whether the width may be another than before."""
-    y = as_array(y)
-    if is_images(X):
-        X, y = image_list(X), column_or_1d(y, warn=True)
-        check_consistent_length(X, y)
-    else:
+    y, images = as_array(y), image_list(X)
+    if images is None:
         X, y = checked_features(estimator, X, reset, y=y)
+    else:
+        X, y = images, column_or_1d(y, warn=True)
+        check_consistent_length(X, y)
     check_classification_targets(y)
     return X, y
 
 
-def rows_where(rows: np.ndarray, X: Any) -> Any:
-    """Those rows of features or of a list of images."""
-    return list(compress(X, rows)) if isinstance(X, list) else X[rows]
+def with_labels(X: Any, y: np.ndarray, given: Names | None) -> tuple[Any, np.ndarray, list[Any]]:
+    """The images that have a label, their labels, and in a list those without, if there are any: rows whose label is
+    -1, where labels are integers and names leave out -1 alone.
+    """
+    rows, count = y == UNLABELLED, len(given) if isinstance(given, Sized) else 0
+    unnamed = 0 < count == len(np.unique(y)) - 1 or (count > 1 and bool(rows.all()))
+    if isinstance(given, Mapping):
+        unnamed = UNLABELLED not in given
+    if y.dtype.kind != "i" or not unnamed or not rows.any():
+        return X, y, []
+    if isinstance(X, list):
+        return list(compress(X, ~rows)), y[~rows], [list(compress(X, rows))]
+    return X[~rows], y[~rows], [X[rows]]
 
 
 def unit_rows(features: np.ndarray, name: str = "X") -> Tensor:
@@ -129,17 +134,15 @@ def text_nodes(given: Any, name: str, num_classes: int, width: int) -> Tensor | 
         rows = check_array(as_array(given), dtype=FLOATS, input_name=name)
     except (TypeError, ValueError) as error:
         raise UserError(f"{name}: {first_line(error)}; give numbers [classes, width]") from error
-    if rows.shape != (num_classes, width):
+    if rows.shape != (num_classes, width) or not rows.any(axis=1).all():
         raise UserError(
             f"{name} must have shape [{num_classes}, {width}], one row for each class in the order of classes_ and as "
-            f"wide as the image features, got {list(rows.shape)}"
+            f"wide as the image features, none of zeros alone; got {list(rows.shape)}"
         )
-    if not rows.any(axis=1).all():
-        raise UserError(f"{name} has a row of zeros, which says nothing of its class")
     return unit_rows(rows, name)
 
 
-def class_names(classes: np.ndarray, given: Mapping | Sequence[str] | None) -> list[str]:
+def class_names(classes: np.ndarray, given: Names | None) -> list[str]:
     """The name of every class, in the order of `classes_`.
 
     Args:
@@ -158,9 +161,8 @@ def class_names(classes: np.ndarray, given: Mapping | Sequence[str] | None) -> l
     elif given is not None:
         if isinstance(given, str) or not hasattr(given, "__getitem__") or len(given) != len(labels):
             raise UserError(
-                f"classnames must hold one name for each of the {len(labels)} classes in y, in the order of their "
-                f"sorted labels ({', '.join(map(repr, labels[:3]))}, ...), or be a dict from labels to names; got "
-                f"{given!r:.80}"
+                f"classnames must be a dict from labels to names, or hold one for each of the {len(labels)} classes in "
+                f"y by their sorted labels ({', '.join(map(repr, labels[:3]))}, ...); got {given!r:.80}"
             )
         names = list(given)
     names = check(list[Annotated[str, Field(pattern=r"\S")]], names, "classnames")
@@ -170,22 +172,3 @@ def class_names(classes: np.ndarray, given: Mapping | Sequence[str] | None) -> l
             "give a dict from labels to names"
         )
     return names
-
-
-def without_label(y: np.ndarray, given: Mapping | Sequence[str] | None) -> np.ndarray:
-    """Which rows of `y` are -1 for no label, shape `[n]`: where labels are integers and names leave out -1 alone."""
-    rows = np.zeros(len(y), dtype=bool)
-    if y.dtype.kind != "i" or given is None or isinstance(given, str) or not hasattr(given, "__len__"):
-        return rows
-    if isinstance(given, Mapping):
-        unnamed = UNLABELLED not in given
-    else:
-        unnamed = len(given) == len(np.unique(y)) - 1 or (len(given) > 1 and bool((y == UNLABELLED).all()))
-    return y == UNLABELLED if unnamed else rows
-
-
-def labels_to_keep(classes: np.ndarray, names: Sequence[str]) -> tuple[bool | int | float | str, ...] | None:
-    """The labels as a model folder can hold them; None where the names are the labels, or have to do in their place."""
-    labels = classes.tolist()
-    plain = all(isinstance(label, (bool, int, float, str)) for label in labels)
-    return tuple(labels) if plain and labels != list(names) else None

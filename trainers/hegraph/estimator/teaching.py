@@ -6,7 +6,6 @@ Shapes: n images, V views of each, K classes, d feature width.
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,18 +16,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from sklearn.utils import check_random_state
 from torch import Tensor
 
 from ..config import Config
 from ..datasets import Dataset, Item
 from ..datasets.images import open_image, reason, to_rgb
-from ..experiments.tasks import ImageTask, ids_of_names
+from ..experiments.tasks import ImageTask
 from ..models.lessons import Lessons
 from ..models.saved import SavedModel
-from ..utils.errors import UserError
+from ..utils.errors import UserError, printable
 from ..utils.option import NODE
 from .inputs import text_nodes, unit_rows
-from .training import NO_NAME, Origin, find_seed, learn, make_configuration
+from .training import NO_NAME, Origin, learn, make_configuration
 
 if TYPE_CHECKING:
     from ..backbones.clip import Backbone
@@ -91,7 +91,9 @@ class Teacher:
     ) -> None:
         self.parameters, self.before, self.device, self.loaded = parameters, before, device, loaded
         self.known = None if before is None else lessons_of(before)
-        self.seed = find_seed(parameters["random_state"])
+        given = parameters["random_state"]
+        generator = check_random_state(given)
+        self.seed = int(given if isinstance(given, (int, np.integer)) else generator.randint(2**31 - 1))
 
     def teach(self, what: Added | Lessons) -> tuple[SavedModel, Backbone | None]:
         """Trains on what is added to what was taught before, or on lessons that are left of it.
@@ -101,8 +103,7 @@ class Teacher:
         """
         if isinstance(what, Added):
             with self.configured(1) as cfg:
-                lessons, origin, task = self.join(what, cfg)
-            self.loaded = self.loaded if task is None else task.backbone
+                lessons, origin = self.join(what, cfg)
         else:
             assert self.before is not None
             lessons, origin = what, Origin.of(self.before)
@@ -111,14 +112,14 @@ class Teacher:
         with self.configured(int(lessons.counts.max())) as cfg:
             return learn(lessons, origin, cfg, self.device), self.loaded
 
-    def join(self, added: Added, cfg: Config) -> tuple[Lessons, Origin, ImageTask | None]:
-        """All lessons, where they come from, and the task that has encoded what is added, where one was needed."""
+    def join(self, added: Added, cfg: Config) -> tuple[Lessons, Origin]:
+        """All lessons, and where they come from."""
         known, given = {} if self.known is None else self.known.by_label, added.has_text
         labels = added.classes.tolist()
         fresh = torch.tensor([given or known.get(label) != name for label, name in zip(labels, added.names)])
         more, task = self.encode(added, bool(fresh.any()), cfg)
         if self.known is None or self.before is None:
-            return more, Origin.of_task(task, self.parameters["logit_scale"], not given), task
+            return more, Origin.of_task(task, self.parameters["logit_scale"], not given)
         if self.known.positive is None and (given or added.X is None):
             raise UserError("the text nodes so far are the means of the images; give text_features to fit as well")
         new = [name for name, label in zip(added.names, labels) if label not in known]
@@ -130,7 +131,7 @@ class Teacher:
         origin = Origin.of(self.before)
         if task is not None and not origin.backbone.model:
             origin = Origin.of_task(task, origin.logit_scale, origin.prompted)
-        return self.known.joined(more, fresh), origin._replace(prompted=origin.prompted and not given), task
+        return self.known.joined(more, fresh), origin._replace(prompted=origin.prompted and not given)
 
     def encode(self, added: Added, fresh: bool, cfg: Config) -> tuple[Lessons, ImageTask | None]:
         """What is added, and the task that has encoded it, if one was needed: for images, for names of classes that are
@@ -140,21 +141,13 @@ class Teacher:
         labels = torch.tensor(np.searchsorted(added.classes, added.y).tolist(), dtype=torch.long)
         if is_images and added.has_text:
             raise UserError("text features go with image features; of images, the backbone encodes the prompts")
-        if X is None and known is None and not (added.has_text or cfg.backbone.name):
-            raise UserError("a class without images needs text_features, or a backbone that encodes its name")
         if is_images and not cfg.backbone.name:
             raise UserError('images need a backbone: give backbone="ViT-B-32-quickgelu" or another, or config')
         has_nodes = known is None or known.positive is not None
         lacks = is_images or (added.positive is None and fresh and has_nodes)
-        ids, task = torch.zeros_like(labels), None
+        ids, opened, task = torch.zeros_like(labels), dict[str, int](), None
         if cfg.backbone.name and (lacks or (known is None and self.parameters["backbone"] is not None)):
-            opened: dict[str, int] = {}
-            task = image_task(X if is_images else [], labels.tolist(), names, cfg, self.device, opened)
-            if self.loaded is not None:
-                task.backbone = self.loaded
-            task.prepare()
-            if self.before is not None:
-                task.check_backbone(self.before)
+            task = self.image_task(X if is_images else [], labels.tolist(), names, cfg, opened)
         if isinstance(X, np.ndarray):
             features = unit_rows(X.swapaxes(0, 1))
         elif X and task is not None:
@@ -162,7 +155,7 @@ class Teacher:
             ids = torch.tensor([opened[item.path] for item in task.dataset.train], dtype=torch.long)
         else:
             shape = np.shape(added.negative if added.positive is None else added.positive)
-            before = shape if known is None else known.features.shape
+            before = (0, *shape) if known is None else known.features.shape
             features = torch.zeros(1, 0, before[-1] if task is None else task.backbone.width)
         width = features.shape[-1]
         if task is not None and task.backbone.width != width:
@@ -176,6 +169,29 @@ class Teacher:
         if negative is None and positive is not None:
             negative = -positive
         return Lessons(added.classes, tuple(names), features, labels, ids, positive, negative), task
+
+    def image_task(
+        self, images: Sequence[Any], labels: list[int], classnames: list[str], cfg: Config, opened: dict[str, int]
+    ) -> ImageTask:
+        """The task of n paths or pictures with labels from 0 to K - 1, with the backbone of the model so far; of none,
+        one that only encodes sentences. What encodes an image enters its id in `opened`.
+        """
+        names = [printable(str(image)) if isinstance(image, Path) else f"image {k}" for k, image in enumerate(images)]
+        by_name = dict(zip(names, images))
+
+        def open_item(name: str) -> Image.Image:
+            pixels, opened[name] = open_with_id(by_name[name])
+            return pixels
+
+        items = [Item(name, label, classnames[label]) for name, label in zip(names, labels)]
+        dataset = Dataset(cfg.data.name or NO_NAME, classnames, items, val=[], test=[], open=open_item)
+        task = ImageTask(dataset, cfg, cfg.run.seed, self.device)
+        if self.loaded is not None:
+            task.backbone = self.loaded
+        if self.before is not None:
+            task.check_backbone(self.before)
+        self.loaded = task.backbone
+        return task
 
     @contextmanager
     def configured(self, shots: int) -> Iterator[Config]:
@@ -200,58 +216,19 @@ class Teacher:
             np.random.set_state(numpy)
 
 
-def image_task(
-    images: Sequence[Path | Image.Image],
-    labels: Sequence[int],
-    classnames: Sequence[str],
-    cfg: Config,
-    device: str,
-    opened: dict[str, int],
-) -> ImageTask:
-    """The task of n paths or pictures with labels from 0 to K - 1; of none, one that only encodes sentences. What
-    encodes an image enters its id in `opened`.
-    """
-    names = [_name(image, position) for position, image in enumerate(images)]
-    by_name = dict(zip(names, images))
-    items = [Item(name, label, classnames[label]) for name, label in zip(names, labels)]
-
-    def open_item(name: str) -> Image.Image:
-        pixels = _pixels(by_name[name])
-        opened[name] = _id(pixels)
-        return pixels
-
-    title, ids = cfg.data.name or NO_NAME, ids_of_names(classnames)
-    dataset = Dataset(title, list(classnames), items, val=[], test=[], open=open_item, class_ids=ids)
-    return ImageTask(dataset, cfg, cfg.run.seed, device)
-
-
-def _name(image: Path | Image.Image, position: int) -> str:
-    """What an image is called in the split: its path, in a form that UTF-8 can hold, or its position."""
-    if isinstance(image, Image.Image):
-        return f"image {position}"
-    return os.fspath(image).encode("utf-8", "backslashreplace").decode()
-
-
-def _pixels(image: Path | Image.Image) -> Image.Image:
-    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
-
-
-def _id(pixels: Image.Image) -> int:
-    """A hash of 64 bits, by which an image is known again."""
+def open_with_id(image: Path | Image.Image) -> tuple[Image.Image, int]:
+    """The pixels of an image, and a hash of 64 bits of them, by which it is known again."""
+    pixels = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
     digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).digest()
-    return int.from_bytes(digest[:8], "little", signed=True)
+    return pixels, int.from_bytes(digest[:8], "little", signed=True)
 
 
 def image_ids(images: Sequence[Path | Image.Image]) -> Tensor:
-    """Hashes of the pixels of images, shape `[n]`, int64, by which they are known again.
-
-    Raises:
-        UserError: If one cannot be read.
-    """
+    """The hashes of images, shape `[n]`, int64; UserError if one cannot be read."""
     found = []
     for image in images:
         try:
-            found.append(_id(_pixels(image)))
+            found.append(open_with_id(image)[1])
         except Exception as error:  # on damaged bytes, Pillow raises whatever they lead to
             raise UserError(f"cannot read {image}: {reason(error)}") from error
     return torch.tensor(found, dtype=torch.long)

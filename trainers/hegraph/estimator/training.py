@@ -13,10 +13,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.utils import check_random_state
 from torch import Tensor
 
 from ..baselines import load_method
@@ -37,21 +35,12 @@ from ..training.memory import refuse_beyond_memory, training_bytes
 from ..utils.errors import UserError, first_line
 from ..utils.option import NODE
 from ..utils.schema import Positive, check
-from .inputs import labels_to_keep
 
 logger = logging.getLogger(__name__)
 
 OURS = ("SEED", f"{NODE}.FEATURES.DIR")  # keys that the estimator sets
 NO_NAME = "images"  # of the data set where the configuration names none
 CLIP_SCALE = 100.0  # CLIP's `tau`, where no backbone says another
-
-
-def find_seed(random_state: int | np.random.RandomState | None) -> int:
-    """The seed that scikit-learn's `random_state` means: a number is the seed itself; ValueError if it is none."""
-    generator = check_random_state(random_state)
-    if isinstance(random_state, (int, np.integer)):
-        return int(random_state)
-    return int(generator.randint(2**31 - 1))
 
 
 def make_configuration(
@@ -68,13 +57,11 @@ def make_configuration(
     Raises:
         UserError: If a key or a value is wrong, or asks for what an estimator cannot do.
     """
-    if isinstance(options, Mapping):
-        options = [word for pair in options.items() for word in pair]
-    options = [] if options is None else options
-    options = check(list, options, "options, a dict or a list [KEY, VALUE, ...]", convert=True)
-    if given := [key for key in OURS if key in options[::2]]:
+    flags, options = (options, None) if isinstance(options, Mapping) else ({}, options)
+    ours = dict(zip(OURS, (seed, folder)))
+    cfg = load_cfg(*files, {**ours, **named, **flags}, options)
+    if given := [key for key in ours if cfg.values[key] != ours[key]]:
         raise UserError(f"options has {given[0]}, which random_state and a temporary folder set here; leave it out")
-    cfg = load_cfg(*files, dict(named), [*options, OURS[0], seed, OURS[1], folder])
     if cfg.run.select_on == "val":
         raise UserError("SELECT_ON val needs val images, which fit has none of; use scikit-learn's GridSearchCV")
     if cfg.data.features == "online":
@@ -96,7 +83,7 @@ def recipe_of(model: SavedModel) -> dict[str, Any]:
     try:
         if chosen := model.trained_on.selected:  # on val images
             known |= zip(chosen["keys"], chosen["value"])
-        cfg, default = load_cfg(opts=[word for pair in known.items() for word in pair]), default_values()
+        cfg, default = load_cfg(flags=known), default_values()
     except (UserError, KeyError, TypeError) as error:
         said = "the configuration of the model is none of this version, so more training would take the default: %s"
         logger.warning(said, first_line(error))
@@ -148,23 +135,21 @@ def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str) -> SavedMo
         UserError: If nothing says what the classes look like, the training would take more memory than is free, or it
             diverges.
     """
-    seen, names = lessons.counts > 0, list(lessons.names)
+    seen, names = lessons.counts > 0, lessons.names
     trains = bool(seen.sum() >= 2)
+    if not trains and lessons.positive is None and not seen.all():
+        raise UserError("without labelled images, text_features or a backbone has to say what the classes look like")
+    known = lessons.of_classes(seen) if trains else lessons
+    task = task_of(known, origin, cfg)
+    bank = task.bank().to(device)
     if trains:
-        known = lessons.of_classes(seen)
-        check_memory(known, cfg.data.batch_size, device)
-        task = task_of(known, origin, cfg)
-        bank = task.bank().to(device)
+        check_memory(bank, cfg.data.batch_size, device)
         fitted = train_adapter(task, bank, start=known.state)
         if fitted.classifier is None or not fitted.classifier.weights.isfinite().all():
             raise UserError("the trained adapter holds NaN or infinite values; lower OPTIM.LR")
         fitted = calibrated(fitted, task, bank)
         lessons = lessons.with_state(fitted.state, seen)
-    elif lessons.positive is None and not seen.all():
-        raise UserError("without labelled images, text_features or a backbone has to say what the classes look like")
     else:
-        task = task_of(lessons, origin, cfg)
-        bank = task.bank()
         bank = replace(bank, train_features=bank.train_features[:1, :0], train_labels=bank.train_labels[:0])
         fitted = load_method("ZeroShot").fit(bank, None, task.seed)
     model = make_model(RunFolder(task), bank, fitted)
@@ -173,17 +158,19 @@ def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str) -> SavedMo
     if origin.prompted:
         positive, negative = class_prompts(cfg.data.name or NO_NAME, names, cfg.encoding)
         prompts = Prompts(positive=positive, negative=negative)
+    labels = lessons.classes.tolist()
+    can_be_kept = all(isinstance(label, (bool, int, float, str)) for label in labels)
     about = {
         "method": model.method if trains else "ZeroShot",
         "classifier": model.classifier.to("cpu"),
         "transfer": None if model.transfer is None else model.transfer.to("cpu"),
         "class_nodes": None if model.class_nodes is None else model.class_nodes.cpu(),
-        "classnames": tuple(names),
+        "classnames": names,
         "class_ids": ids_of_names(names),
         "backbone": origin.backbone,
         "preprocessing": origin.preprocessing,
         "prompts": prompts,
-        "labels": labels_to_keep(lessons.classes, names),
+        "labels": tuple(labels) if can_be_kept and labels != list(names) else None,
         "lessons": lessons,
         "images": tuple(lessons.counts.tolist()),
         "image_ids": tuple(lessons.ids.tolist()) if lessons.ids.any() else None,
@@ -192,11 +179,11 @@ def learn(lessons: Lessons, origin: Origin, cfg: Config, device: str) -> SavedMo
     return with_named_classes(model, lessons, seen) if trains and not seen.all() else model
 
 
-def check_memory(lessons: Lessons, batch: int, device: str) -> None:
-    """Raises UserError if training on lessons would take more memory than is free: beside what a training takes,
+def check_memory(bank: FeatureBank, batch: int, device: str) -> None:
+    """Raises UserError if training on a bank would take more memory than is free: beside what a training takes,
     calibration takes the logits of all images for all classes, three times in float64.
     """
-    num_classes, (views, num_images, width) = len(lessons.names), lessons.features.shape
+    num_classes, (views, num_images, width) = len(bank.classnames), bank.train_features.shape
     parts = training_bytes(num_classes, num_images, width, views, min(batch, num_images))
     what = f"training on {num_images} images of {num_classes} classes"
     refuse_beyond_memory(sum(parts.values()) + 3 * 8 * num_images * num_classes, what, device)
@@ -207,13 +194,14 @@ def task_of(lessons: Lessons, origin: Origin, cfg: Config) -> Task:
     the mean of its class, a negative node the negative of the positive one.
     """
     positive, negative, labels, names = lessons.positive, lessons.negative, lessons.labels, lessons.names
-    if positive is None:
+    if positive is None or negative is None:
         positive = class_prototypes(F.normalize(lessons.features.mean(dim=0), dim=-1), labels, names)
+        negative = -positive
     bank = FeatureBank(
         train_features=lessons.features,
         train_labels=labels,
         text_positive=positive,
-        text_negative=-positive if negative is None else negative,
+        text_negative=negative,
         classnames=list(names),
         dataset=cfg.data.name or NO_NAME,
         backbone=origin.backbone.title,

@@ -39,7 +39,7 @@ def export(args: argparse.Namespace) -> None:
     model, backbone = load_model(args.model), None
     check_output(args.onnx, [*model_files(args.model), *backbone_files(model, args.backbone, args.pretrained)])
     if args.part == "full":
-        backbone = ImageModel.of(model, "cpu", args.backbone, args.pretrained, "fp32").backbone
+        backbone = ImageModel.load(model, "cpu", args.backbone, args.pretrained, "fp32").backbone
         model = model.model_copy(update={"preprocessing": Preprocessing.of(backbone)})
     logits, probabilities = write_onnx(model, backbone, args.onnx, args.fp16)
     say(

@@ -80,7 +80,8 @@ def suggest_command(args: argparse.Namespace) -> int:
 
     options = Options(args.top, chosen_format(args), args.out)
     saved = open_model(args.model, options, args.inputs)
-    model = ImageModel.of(saved, choose_device(args.device, "--device"), args.backbone, args.pretrained, args.precision)
+    device = choose_device(args.device, "--device")
+    model = ImageModel.load(saved, device, args.backbone, args.pretrained, args.precision)
     paths, unreadable, features = [], [], [torch.zeros(0, saved.classifier.width)]
     for batch, problems, found in model.encode(image_paths(args.inputs), default_batch_size(model.backbone.input_size)):
         for path, problem in zip(map(str, batch), problems):

@@ -330,9 +330,8 @@ def write_thumbnails(folder: Path, images: Iterable[Image.Image]) -> None:
         for position, image in enumerate(images):
             small = image.convert("RGB")
             small.thumbnail((MAX_SIDE, MAX_SIDE))
-            pixels = Image.new("RGB", small.size)
-            pixels.paste(small)
-            pixels.save(temporary / thumbnail_name(position), quality=85)
+            small.info.clear()
+            small.save(temporary / thumbnail_name(position), quality=85)
 
 
 def read_thumbnail(folder: Path, position: int) -> Image.Image | None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
 
-from ..backbones.identity import require_hub
 from ..utils.errors import UserError, first_line
 from .folder import CARD, CONFIG, TENSORS, find_model_folder, save_model
 from .saved import SavedModel
@@ -25,8 +24,8 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def find_model(name: str, revision: str | None, token: str | None) -> Path:
     """The model folder that a user means: one here, the output folder of a run, or else "USER/NAME" on the Hub.
 
-    Of a model on the Hub, what the cache lacks is downloaded. `revision` is its branch, tag or commit; None takes the
-    main branch. A private one needs a token; None takes the one that the user has logged in with.
+    Of a model on the Hub, what the cache lacks is downloaded; where the Hub cannot be reached, the cache has to do.
+    Arguments are as of `HeGraphClassifier.from_pretrained`.
 
     Raises:
         UserError: If there is no such model, or the Hub cannot be reached.
@@ -35,7 +34,12 @@ def find_model(name: str, revision: str | None, token: str | None) -> Path:
         if revision is not None:
             raise UserError(f"revision {revision!r} is of a model on the Hub, and {name} is none")
         return find_model_folder(Path(name))
-    return find_model_folder(_download(name, revision, token))
+    try:
+        return find_model_folder(Path(snapshot_download(name, revision=revision, token=token, allow_patterns=FILES)))
+    except Exception as error:  # of huggingface_hub, requests or httpx: it depends on the version
+        at = f" at revision {revision!r}" if revision else ""
+        said = f"{name} is no folder here, and cannot be had from {constants.ENDPOINT}{at}: {_reason(error, token)}"
+        raise UserError(said) from None
 
 
 def push_model(
@@ -65,29 +69,9 @@ def push_model(
     return address
 
 
-def _download(repository: str, revision: str | None, token: str | None) -> Path:
-    """The snapshot of a repository: the newest one or, where the Hub cannot be reached, that of the cache."""
-    unreachable = None
-    try:
-        require_hub(repository, f"the model {repository}", f"{CONFIG} and {TENSORS}", "give the folder that holds them")
-    except UserError as error:
-        unreachable = error
-    try:
-        found = snapshot_download(
-            repository, revision=revision, token=token, allow_patterns=FILES, local_files_only=unreachable is not None
-        )
-        return Path(found)
-    except Exception as error:  # of huggingface_hub, requests or httpx: it depends on the version
-        at = f" at revision {revision!r}" if revision else ""
-        reason = unreachable or _reason(error, token)
-        raise UserError(f"{repository} is no folder here, and cannot be had from the Hub{at}: {reason}") from None
-
-
 def _reason(error: Exception, token: str | None) -> str:
     """Why the Hub refused, in one line without the token."""
-    if isinstance(error, RevisionNotFoundError):
-        return "there is no such revision"
-    if isinstance(error, RepositoryNotFoundError):
-        return "there is no such model, or it is private and needs a token"
+    if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)):
+        return "there is no such model or revision, or it is private and needs a token"
     reason = first_line(error)
     return reason.replace(token, "***") if token else reason

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..backbones.identity import AUTO, FOLDER, MINI_NAME, is_bundle
+from ..backbones.identity import AUTO, FOLDER
 from ..features.images import ImageLike, Reader
 from ..utils.errors import UserError
 from .folder import load_model
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..backbones.clip import Backbone
 
 logger = logging.getLogger(__name__)
+
+Model = SavedModel | Path | str  # in memory, a model folder, or the output folder of a run
 
 
 class ImageModel:
@@ -39,9 +41,9 @@ class ImageModel:
 
     @classmethod
     def load(
-        cls, folder: Path | str, device: str = "cpu", backbone: str = "", pretrained: str = "", precision: str = AUTO
+        cls, model: Model, device: str = "cpu", backbone: str = "", pretrained: str = "", precision: str = AUTO
     ) -> ImageModel:
-        """Reads a model folder, or `model/` in the output folder of a run, and loads its backbone on a device.
+        """Loads the backbone of a model on a device.
 
         `backbone`, `pretrained` and `precision` are as `load_backbone` takes them. "" takes those that the model names:
         one that was trained from a feature bank names none, and weights may lie elsewhere on this machine. The
@@ -50,14 +52,14 @@ class ImageModel:
         Raises:
             UserError: If the folder is damaged, or the backbone is not named, cannot be had or is another.
         """
-        return cls.of(load_model(folder), device, backbone, pretrained, precision)
-
-    @classmethod
-    def of(
-        cls, model: SavedModel, device: str = "cpu", backbone: str = "", pretrained: str = "", precision: str = AUTO
-    ) -> ImageModel:
-        """Loads the backbone of a model that is in memory; arguments and errors as of `load`."""
-        name, weights = backbone_to_load(model, backbone, pretrained)
+        model = model if isinstance(model, SavedModel) else load_model(model)
+        named, name = model.backbone, backbone or model.backbone.model
+        if not name:  # none is guessed: other weights would give other classes
+            raise UserError(
+                f"the model was trained from a feature bank ({named.title}) that does not say how its images were "
+                'encoded; give --backbone NAME --pretrained TAG (in Python backbone="NAME", pretrained="TAG")'
+            )
+        weights = pretrained or (named.pretrained if name == named.model else "")
         from ..backbones.loading import load_backbone  # open_clip takes seconds to import
 
         return cls(model, load_backbone(name, weights, device, precision))
@@ -116,27 +118,8 @@ def check_backbone(model: SavedModel, backbone: Backbone) -> None:
             )
 
 
-def backbone_to_load(model: SavedModel, backbone: str = "", pretrained: str = "") -> tuple[str, str]:
-    """Name and weights of the backbone, as `load_backbone` takes them: those that the user names, or the model.
-
-    Raises:
-        UserError: If neither names them. None are guessed: other weights would give other classes.
-    """
-    named = model.backbone
-    name = backbone or named.model
-    if not name:
-        raise UserError(
-            f"the model was trained from a feature bank ({named.title}) that does not say how its images were "
-            'encoded; give --backbone NAME --pretrained TAG (in Python backbone="NAME", pretrained="TAG")'
-        )
-    weights = pretrained or (named.pretrained if name == named.model else "")
-    if not weights and name != MINI_NAME and not is_bundle(name):
-        raise UserError(f"the weights of {name} are not named; give --pretrained, an open_clip tag or a weights file")
-    return name, weights
-
-
 def backbone_files(model: SavedModel, backbone: str = "", pretrained: str = "") -> list[Path]:
-    """The files of this machine that a backbone is loaded from; arguments as of `backbone_to_load`."""
+    """The files of this machine that a backbone is loaded from; arguments as of `ImageModel.load`."""
     name, weights = backbone or model.backbone.model, pretrained or model.backbone.pretrained
     of_folder = Path(name.removeprefix(FOLDER)).glob("*") if name.startswith(FOLDER) else ()
     return [Path(weights), *of_folder] if weights else [*of_folder]

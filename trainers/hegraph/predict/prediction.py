@@ -62,7 +62,8 @@ def predict_images(args: Namespace, options: Options) -> int:
     saved = open_model(args.model, options, args.inputs)
     if options.out is not None:
         check_output(options.out, backbone_files(saved, args.backbone, args.pretrained))
-    model = ImageModel.of(saved, choose_device(args.device, "--device"), args.backbone, args.pretrained, args.precision)
+    device = choose_device(args.device, "--device")
+    model = ImageModel.load(saved, device, args.backbone, args.pretrained, args.precision)
     folders = None if args.sort_into is None else ClassFolders(args.sort_into)
     batch_size = args.batch_size or default_batch_size(model.backbone.input_size)
     paths = image_paths(args.inputs, args.null, args.sort_into)

@@ -171,7 +171,7 @@ class Teacher:
                 shutil.make_archive(str(path.with_suffix("")), "zip", path.parent, "model")
             else:
                 require_packages()
-                write_onnx(model, ImageModel.of(model, "cpu", precision="fp32").backbone, path)
+                write_onnx(model, ImageModel.load(model, "cpu", precision="fp32").backbone, path)
         except UserError as error:
             return complaint(error), None
         return "", str(path)
