@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from trainers.hegraph import HeGraphClassifier, load_dataset
+from trainers.hegraph import HeGraphClassifier, load_few_shot
 
 QUICK = {"OPTIM.MAX_EPOCH": 5, "TRAINER.HEGRAPHADAPTER.MIN_STEPS": 0}
-
-
-class Data(NamedTuple):
-    """Images with labels, and the text nodes of their classes."""
-
-    X: Any
-    y: Any
-    text: np.ndarray
-    negative: np.ndarray
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -29,14 +20,14 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def data() -> Data:
-    """120 images of 4 classes, 16 wide; text features lie off the centres of their classes."""
+def data() -> SimpleNamespace:
+    """120 images of 4 classes, 16 wide, with their labels; text nodes that lie off the centres of their classes."""
     random = np.random.default_rng(3)
     centres = unit(random.normal(size=(4, 16)))
     y = random.permutation(np.repeat(np.arange(4), 30))
     X = unit(centres[y] + 0.25 * random.normal(size=(120, 16)))
     text = unit(centres + 0.2 * random.normal(size=(4, 16)))
-    return Data(X, y, text, unit(0.2 * random.normal(size=(4, 16)) - centres))
+    return SimpleNamespace(X=X, y=y, text=text, negative=unit(0.2 * random.normal(size=(4, 16)) - centres))
 
 
 @pytest.fixture(scope="session")
@@ -49,22 +40,13 @@ def quick() -> Callable[..., HeGraphClassifier]:
     return make
 
 
-class Digits(NamedTuple):
-    """Three pictures of each digit to train on, and others to classify."""
-
-    pictures: list[Image.Image]
-    labels: list[int]
-    others: list[Image.Image]
-    classnames: list[str]
-
-
 @pytest.fixture(scope="session")
-def digits() -> Digits:
-    dataset = load_dataset("Digits")
-    train = [item for digit in range(10) for item in [i for i in dataset.train if i.label == digit][:3]]
-    pictures = [dataset.open(item.path) for item in train]
-    others = [dataset.open(item.path) for item in dataset.test[:20]]
-    return Digits(pictures, [item.label for item in train], others, list(dataset.classnames))
+def digits() -> SimpleNamespace:
+    """Three pictures of each digit in turn to train on, with their labels, and 20 others to classify."""
+    dataset = load_few_shot("Digits", root="", shots=3, seed=1)
+    pictures, others = ([dataset.open(item.path) for item in items] for items in (dataset.train, dataset.test[:20]))
+    labels = [item.label for item in dataset.train]
+    return SimpleNamespace(pictures=pictures, labels=labels, others=others, classnames=list(dataset.classnames))
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +60,7 @@ def digit_classifier(digits) -> HeGraphClassifier:
 @pytest.fixture
 def files(digits, tmp_path) -> list[Path]:
     """The other pictures as files, whose names are not easy."""
-    names = [f"a b{number}.png" for number in range(18)] + ["new\nline.png", "zwölf.png"]
-    for name, picture in zip(names, digits.others):
-        picture.save(tmp_path / name)
-    return [tmp_path / name for name in names]
+    paths = [tmp_path / name for name in ("new\nline.png", "zwölf.png", *(f"a b{number}.png" for number in range(18)))]
+    for path, picture in zip(paths, digits.others):
+        picture.save(path)
+    return paths

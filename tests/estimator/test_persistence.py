@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
@@ -29,15 +27,15 @@ def test_labels_of_any_kind_are_predicted_and_loaded_again(labels, data, quick, 
 
 
 def test_a_saved_classifier_keeps_names_beside_labels_and_can_be_saved_again(data, quick, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    quick(variant="T-N").fit(data.X, data.y, classnames=["ant", "bee", "cow", "dog"]).save_pretrained(one)
+    one, two, names = tmp_path / "one", tmp_path / "two", ("ant", "bee", "cow", "dog")
+    quick(alpha_c=3.5, beta_c=2.5).fit(data.X, data.y, classnames=names).save_pretrained(one)
     loaded = load(one)
-    assert (loaded.variant, loaded.random_state, loaded.logit_scale) == ("T-N", 1, 100.0)
+    assert (loaded.variant, loaded.random_state, loaded.logit_scale) == ("full", 1, 100.0)
+    assert (loaded.model_.classifier.alpha, loaded.model_.classifier.beta) == (3.5, 2.5)
+    assert (loaded.model_.classnames, loaded.model_.labels) == (names, (0, 1, 2, 3))
     loaded.save_pretrained(two)
     for name in ("config.json", "model.safetensors", "README.md"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
-    config = json.loads((one / "config.json").read_text())
-    assert (config["classnames"], config["labels"]) == (["ant", "bee", "cow", "dog"], [0, 1, 2, 3])
 
 
 def test_a_loaded_classifier_takes_pictures_of_the_backbone_that_it_names_or_is_given_and_of_no_other(
@@ -55,20 +53,21 @@ def test_a_loaded_classifier_takes_pictures_of_the_backbone_that_it_names_or_is_
     assert load(tmp_path, backbone="hegraph-mini").predict(digits.others).shape == (20,)
 
 
-def test_a_run_of_the_command_line_is_loaded_and_classifies(finished_run_once):
+def test_a_run_of_the_command_line_is_loaded_and_taught_more(finished_run_once):
     loaded = load(finished_run_once)
+    model, rows = loaded.model_, np.eye(16, dtype=np.float32)
     assert loaded.classes_.tolist() == ["ant", "bee", "cow", "dog", "elk"] and loaded.random_state == 1
-    assert set(loaded.predict(np.eye(16))) <= set(loaded.classes_)
-    with pytest.raises(UserError, match="is not there; give the model folder of a run"):
-        load(finished_run_once / "absent")
+    assert set(loaded.predict(rows)) <= set(loaded.classes_)
+    assert sum(model.images) == len(model.lessons.labels) == model.trained_on.num_train
+    loaded.add_class("fox", rows[:2], text_features=rows[3])
+    assert loaded.classes_.tolist() == [*model.classnames, "fox"] and loaded.model_.images[-1] == 2
+    assert loaded.model_.trained_on.config["OPTIM.MAX_EPOCH"] == model.trained_on.config["OPTIM.MAX_EPOCH"]
     with pytest.raises(UserError, match="revision 'v1' is of a model on the Hub"):
         load(finished_run_once, revision="v1")
 
 
-def test_what_is_known_goes_by_the_threshold_of_the_model_folder(data, quick, tmp_path):
+def test_what_is_known_goes_by_the_threshold_of_the_model_folder(data, quick):
     classifier = quick(text_features=data.text).fit(data.X, data.y)
-    classifier.save_pretrained(tmp_path)
-    assert load(tmp_path).model_.known == classifier.model_.known
     logits = classifier.decision_function(data.X) / classifier.model_.temperature
     energy, quantiles = np.log(np.exp(logits).sum(axis=1)), classifier.model_.known.quantiles
     for kept, known in ((0.9, classifier.is_known(data.X, keep=0.9)), (0.95, classifier.is_known(data.X))):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
 
 from trainers.hegraph.method import options
 from trainers.hegraph.method.options import ModelOptions
@@ -33,7 +34,6 @@ from trainers.hegraph.utils.errors import UserError
 from trainers.hegraph.utils.reading import read_json
 
 KNOWN = KnownScores(quantiles=[0.1 * step for step in range(101)], fitted_on="val", num_images=12)
-NAN = float("nan")
 
 
 @pytest.fixture
@@ -77,37 +77,33 @@ def test_all_that_was_saved_is_read_again(folder, saved_model, caplog):
     for name in (*Described.model_fields, "transfer_rule"):
         assert getattr(read, name) == getattr(written, name), name
     assert [type(label) for label in read.labels] == [int, float, str]
-    assert torch.equal(read.text_positive, written.text_positive)
-    for name in ("weights", "bias", "labels", "key_weights"):
-        assert torch.equal(getattr(read.classifier, name), getattr(written.classifier, name)), name
-    assert (read.classifier.alpha, read.classifier.beta) == (2.0, 5.5)
-    assert torch.equal(read.classifier.keys, written.classifier.keys.half().float())
-    assert torch.equal(read.class_nodes, written.class_nodes.half().float())
     assert read.transfer.options == written.transfer.options
-    assert read.transfer.parameters.keys() == written.transfer.parameters.keys()
-    for name, value in written.transfer.parameters.items():
-        assert torch.equal(read.transfer.parameters[name], value), name
-    for name, value in vars(written.transfer.messages).items():
-        assert torch.equal(getattr(read.transfer.messages, name), value), name
+    rounded = replace(written.classifier, keys=written.classifier.keys.half().float())
+    for found, expected in (
+        (vars(read.classifier), vars(rounded)),
+        (read.text_positive, written.text_positive),
+        (read.class_nodes, written.class_nodes.half().float()),
+        (read.transfer.parameters, written.transfer.parameters),
+        (vars(read.transfer.messages), vars(written.transfer.messages)),
+    ):
+        assert_close(found, expected, rtol=0, atol=0)
     assert caplog.messages == []
 
 
 def test_another_method_keeps_its_keys_to_the_bit_and_what_a_model_lacks_is_none(tmp_path, saved_model, unit_features):
     names = ("größer/kleiner", "ライオン \U0001f981", "a\nb")
-    model = saved_model(
-        method="TipAdapterF", transfer=None, transfer_rule="zero-shot", class_nodes=None, classnames=names
-    )
+    lacks = {"transfer": None, "class_nodes": None, "preprocessing": None, "prompts": None}
+    model = saved_model(method="TipAdapterF", transfer_rule="zero-shot", classnames=names, **lacks)
     save_model(model, tmp_path / "model")
     read = load_model(tmp_path)  # the folder of the run stands for its model
     assert torch.equal(read.classifier.keys, model.classifier.keys)
-    assert (read.transfer, read.transfer_rule, read.class_nodes) == (None, "zero-shot", None)
-    assert read.classnames == names
-    model = saved_model(classifier=saved_model().classifier.text_only(), preprocessing=None, prompts=None)
-    save_model(model, tmp_path / "model")
+    assert (read.transfer_rule, read.classnames) == ("zero-shot", names)
+    assert {name: getattr(read, name) for name in lacks} == lacks
+    text = saved_model().classifier.text_only()
+    save_model(saved_model(classifier=text), tmp_path / "model")
     features, read = unit_features(50, 8, seed=3), load_model(tmp_path / "model")
     assert read.classifier.keys is read.classifier.labels is read.classifier.key_weights is None
-    assert read.preprocessing is read.prompts is None
-    assert torch.equal(read.classifier.logits(features), model.classifier.logits(features))
+    assert torch.equal(read.classifier.logits(features), text.logits(features))
 
 
 def test_a_folder_of_an_earlier_version_is_read_and_it_is_said(folder, caplog):
@@ -151,24 +147,20 @@ def test_a_model_folder_is_replaced_whole_or_left_as_it_is(folder, saved_model, 
     assert sorted(os.listdir(folder)) == sorted([CONFIG, TENSORS, CARD])
 
 
-def test_something_else_than_a_model_is_not_overwritten(tmp_path, saved_model):
+def test_something_else_than_a_model_is_neither_read_nor_overwritten(tmp_path, saved_model):
     (tmp_path / "file").write_text("mine")
     for place in (tmp_path / "file", tmp_path):
+        assert "holds no config.json" in refused(place)
         with pytest.raises(UserError, match="is no model folder"):
             save_model(saved_model(), place)
     assert (tmp_path / "file").read_text() == "mine"
     (tmp_path / "empty").mkdir()
     save_model(saved_model(), tmp_path / "empty")
     assert load_model(tmp_path / "empty").method == "HeGraphAdapter"
+    assert "missing is not there; give the model folder of a run, such as OUTPUT_DIR" in refused(tmp_path / "missing")
 
 
 # Places
-
-
-def test_a_place_that_is_no_model_folder_says_what_it_is(tmp_path):
-    (tmp_path / "file").touch()
-    assert "missing is not there; give the model folder of a run, such as OUTPUT_DIR" in refused(tmp_path / "missing")
-    assert "file holds no config.json" in refused(tmp_path / "file")
 
 
 def test_the_files_of_a_model_are_those_of_its_folder_and_of_its_run(folder):
@@ -198,7 +190,6 @@ def test_no_link_leads_out_of_a_model_folder_but_to_the_cache_of_the_hub(tmp_pat
 
 def test_a_thumbnail_that_is_a_link_out_of_the_folder_is_not_shown(folder, tmp_path):
     write_thumbnails(folder, [Image.new("RGB", (80, 40), "red")])
-    assert read_thumbnail(folder, 0).size == (64, 32)
     thumbnail = folder / "thumbnails" / "00000.jpg"
     thumbnail.symlink_to(thumbnail.rename(tmp_path / "mine.jpg"))
     assert read_thumbnail(folder, 0) is read_thumbnail(folder, 1) is None
@@ -220,13 +211,11 @@ def test_the_two_files_belong_together(folder, tmp_path, saved_model):
 def test_a_file_that_is_missing_cut_off_or_no_such_file_is_named(folder, name):
     whole = (folder / name).read_bytes()
     contents = [whole[: int(share * len(whole))] for share in (0, 0.5, 0.99)]
-    contents += [b"\xff" * 8, (2**40).to_bytes(8, "little") + b"{}", b"<html>404</html>", b"null", b"[" * 100_000]
-    for content in (*contents, b'{"format": "\\ud800"}', b"1" * 5000):
+    contents += [b"\xff" * 8, b"<html>404</html>", b"null"]
+    for content in contents:
         (folder / name).write_bytes(content)
         assert str(folder / name) in refused(folder)
     (folder / name).unlink()
-    assert name in refused(folder)
-    os.mkfifo(folder / name)
     assert name in refused(folder)
 
 
@@ -261,13 +250,11 @@ def test_no_entry_may_be_missing_or_of_another_type(folder):
     ("keys", "value", "expected"),
     [
         ("extra", 1, "extra"),
-        ("classnames", ["ant", "", "crane"], "classnames.1"),
         ("classnames", ["ant", "bee"], "3 class_ids for 2 classnames"),
         ("class_ids", ["n1", "n2", "n1"], "class_ids must be different"),
         ("labels", [1, 1, 2], "labels must be different"),
         ("images", [1, 1], "2 images for 3 classnames"),
         ("temperature", 0, "temperature"),
-        ("temperature", NAN, "NaN"),
         ("prompts.negative", [["no ant"]], "prompts must have"),
         ("transfer.options.variant", "X", "VARIANT 'X'"),
         ("transfer.options.closed_form.kappa", 0.0, "KAPPA must be above 0"),
