@@ -12,10 +12,11 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,9 +53,16 @@ def copy_coop(kind: str, folder: Path) -> Path:
     return Path(shutil.copytree(find(kind)[1], folder, ignore=ignored))
 
 
-def install(coop: Path | str, *flags: str, source: Path = ROOT, **options) -> subprocess.CompletedProcess:
+def run_install(coop: Path | str, *flags: str, source: Path = ROOT, **options: Any) -> subprocess.CompletedProcess:
     command = ["bash", str(source / "scripts" / "hegraph" / "install.sh"), str(coop), *flags]
     return subprocess.run(command, capture_output=True, text=True, timeout=900, **options)
+
+
+def install(coop: Path | str, *flags: str, **options: Any) -> Path:
+    """Puts our package into a CoOp checkout; returns that."""
+    ran = run_install(coop, *flags, **options)
+    assert ran.returncode == 0, ran.stderr
+    return Path(coop)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -67,23 +75,21 @@ def make_images(root: Path) -> None:
     """Caltech101 with 5 classes of 12 and ImageNet with 4 of 6 and 3, as CoOp lays them out; no split file."""
     random = np.random.default_rng(3)
 
-    def image(path: Path, colour: np.ndarray) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.clip(colour + random.normal(0, 40, (20, 24, 3)), 0, 255)
-        Image.fromarray(pixels.astype(np.uint8)).save(path, quality=90)
+    def images(*paths: Path) -> None:
+        colour = random.integers(0, 256, 3)
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.clip(colour + random.normal(0, 40, (20, 24, 3)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(path, quality=90)
 
     for name in ("ant", "barrel", "brain", "camera", "crab"):
-        colour = random.integers(0, 256, 3)
-        for number in range(12):
-            image(root / "caltech-101" / "101_ObjectCategories" / name / f"image_{number:04d}.jpg", colour)
-    imagenet = root / "imagenet"
+        folder = root / "caltech-101" / "101_ObjectCategories" / name
+        images(*(folder / f"image_{number:04d}.jpg" for number in range(12)))
     names = {"n01440764": "tench", "n01443537": "goldfish", "n01514668": "rooster", "n01518878": "ostrich"}
     for wordnet_id in names:
-        colour = random.integers(0, 256, 3)
-        for split, count in (("train", 6), ("val", 3)):
-            for number in range(count):
-                image(imagenet / "images" / split / wordnet_id / f"{split}_{number}.JPEG", colour)
-    (imagenet / "classnames.txt").write_text("".join(f"{i} {name}\n" for i, name in names.items()))
+        folders = [(root / "imagenet" / "images" / split / wordnet_id, n) for split, n in (("train", 6), ("val", 3))]
+        images(*(folder / f"{number}.JPEG" for folder, count in folders for number in range(count)))
+    (root / "imagenet" / "classnames.txt").write_text("".join(f"{i} {name}\n" for i, name in names.items()))
 
 
 def write_split(root: Path) -> None:
@@ -139,18 +145,14 @@ class Host:
     def __init__(self, kind: str, folder: Path) -> None:
         self.kind, self.folder = kind, folder
         self.dassl, _ = find(kind)
-        self.checkout = copy_coop(kind, folder / "CoOp")
-        installed = install(self.checkout)
-        assert installed.returncode == 0, installed.stderr
-        self.bare_images = folder / "bare"
-        make_images(self.bare_images)
-        self.images = Path(shutil.copytree(self.bare_images, folder / "images"))
-        write_split(self.images)
+        self.checkout = install(copy_coop(kind, folder / "CoOp"))
+        make_images(folder / "bare")
+        self.images = self.images_again("images")
         self.count = 0
 
     def images_again(self, name: str, split: bool = True) -> Path:
         """A copy of the images in which nobody has selected anything yet."""
-        images = Path(shutil.copytree(self.bare_images, self.folder / name))
+        images = Path(shutil.copytree(self.folder / "bare", self.folder / name))
         if split:
             write_split(images)
         return images
@@ -158,62 +160,69 @@ class Host:
     def start(
         self,
         program: str,
-        *arguments: str,
+        *arguments: object,
         folder: Path | None = None,
         checkout: Path | None = None,
-        path: tuple[Path, ...] | None = None,
+        path: Sequence[Path] | None = None,
         die_after_epoch: int = 0,
         processes: int = 1,
     ) -> Ran:
         """Runs `python -m PROGRAM`, or `python PROGRAM` if it ends in .py, in the checkout."""
         self.count += 1
-        log = str(self.folder / f"log{self.count}")
         paths = [str(entry) for entry in (checkout or self.checkout, *((self.dassl,) if path is None else path))]
-        ranks = [{}]
-        if processes > 1:  # what torchrun sets
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = str(free.getsockname()[1])
-            of_all = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            ranks = [of_all | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-        started = []
-        for rank, environment in enumerate(ranks):
-            job = [program, *map(str, arguments)], paths, log + (f".{rank}" if rank else ""), environment
-            started.append(FORKSERVER.Process(target=run, args=(*job, die_after_epoch)))
-            started[-1].start()
+        words = [program, *map(str, arguments)]
+        logs = [self.folder / f"log{self.count}.{rank}" for rank in range(processes)]
+        started = [
+            FORKSERVER.Process(target=run, args=(words, paths, str(log), ranks, die_after_epoch))
+            for log, ranks in zip(logs, as_torchrun_sets(processes))
+        ]
+        for process in started:
+            process.start()
         for process in started:
             process.join(timeout=900)
-        codes = [process.exitcode for process in started]
-        return Ran(codes, Path(f"{log}.out").read_text(), Path(f"{log}.err").read_text(), folder or self.folder)
-
-    def arguments(
-        self, out: Path, *opts: object, data: str = "caltech101", shots: int | None = 2, seed: int | None = 1,
-        images: Path | None = None, config: Path | None = None, flags: tuple[object, ...] = (),
-    ) -> list[object]:  # fmt: skip
-        """CoOp's flags and options of a quick run with the mini backbone."""
-        config = config or Path("configs") / "trainers" / "HeGraphAdapter" / "mini.yaml"
-        return [
-            *("--root", images or self.images, "--output-dir", out, "--trainer", "HeGraphAdapter"),
-            *("--dataset-config-file", f"configs/datasets/{data}.yaml", "--config-file", config),
-            *(() if seed is None else ("--seed", seed)),
-            *flags,
-            *QUICK,
-            *(() if shots is None else ("DATASET.NUM_SHOTS", shots)),
-            *(f"{NODE}.FEATURES.DIR", self.folder / "features"),
-            *opts,
-        ]
+        out, err = ("".join(Path(f"{log}.{end}").read_text() for log in logs) for end in ("out", "err"))
+        return Ran([process.exitcode for process in started], out, err, folder or self.folder)
 
     def run(
-        self, host: str, name: str, *opts: object, die_after_epoch: int = 0, processes: int = 1,
-        checkout: Path | None = None, path: tuple[Path, ...] | None = None, **arguments,
+        self, host: str, name: str, *opts: object, data: str = "caltech101", shots: int = 2, seed: int = 1,
+        images: Path | None = None, flags: Sequence[object] = (), **how: Any,
     ) -> Ran:  # fmt: skip
-        """`python -m trainers.hegraph --host HOST`, with its output in the folder `name`."""
+        """A quick run with the mini backbone: of `trainers.hegraph --host HOST`, or of CoOp's train.py if that is the
+        host. Its output is in the folder `name`; `how` are arguments of `start`.
+        """
         out = self.folder / "output" / name
-        flags = ("--host", host, *arguments.pop("flags", ()))
-        return self.start(
-            "trainers.hegraph", *self.arguments(out, *opts, flags=flags, **arguments), folder=out,
-            checkout=checkout, path=path, die_after_epoch=die_after_epoch, processes=processes,
-        )  # fmt: skip
+        words = [host] if host == "train.py" else ["trainers.hegraph", "--host", host]
+        words += ["--root", images or self.images, "--output-dir", out, "--trainer", "HeGraphAdapter", "--seed", seed]
+        words += ["--dataset-config-file", f"configs/datasets/{data}.yaml"]
+        words += ["--config-file", "configs/trainers/HeGraphAdapter/mini.yaml", *flags, *QUICK]
+        words += ["DATASET.NUM_SHOTS", shots, f"{NODE}.FEATURES.DIR", self.folder / "features", *opts]
+        return self.start(*words, folder=out, **how)
+
+    def both(self, name: str, *opts: object, **how: Any) -> dict[str, Ran]:
+        """The same run in both hosts, which gives the same."""
+        ran = {host: self.run(host, f"{name}-{host}", *opts, **how) for host in ("dassl", "alone")}
+        assert [one.record["host"] for one in ran.values()] == ["dassl", "alone"]
+        assert ran["dassl"].result == ran["alone"].result
+        return ran
+
+    def prints(self, program: str) -> str:
+        """The last line of what a Python program prints in the checkout."""
+        script = self.checkout / "script.py"
+        script.write_text(program)
+        ran = self.start("script.py")
+        script.unlink()
+        assert ran.code == 0, ran.err
+        return ran.out.splitlines()[-1]
+
+
+def as_torchrun_sets(processes: int) -> list[dict[str, str]]:
+    """The environment variables of each process; none of a single one."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        of_all = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    return [of_all | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A stand-in of CoOp's train.py: the same flags, functions and order of configuration."""
 
 import argparse
+import functools
 import sys
 
 import datasets.caltech101
@@ -11,22 +12,19 @@ from dassl.config import get_cfg_default
 from dassl.engine import build_trainer
 from dassl.utils import collect_env_info, set_random_seed, setup_logger
 
+KEYS = {
+    "root": "DATASET.ROOT", "output_dir": "OUTPUT_DIR", "resume": "RESUME", "seed": "SEED",
+    "source_domains": "DATASET.SOURCE_DOMAINS", "target_domains": "DATASET.TARGET_DOMAINS",
+    "transforms": "INPUT.TRANSFORMS", "trainer": "TRAINER.NAME", "backbone": "MODEL.BACKBONE.NAME",
+    "head": "MODEL.HEAD.NAME",
+}  # fmt: skip
+
 
 def reset_cfg(cfg, args):
-    for flag, node, key in (
-        ("root", cfg.DATASET, "ROOT"),
-        ("output_dir", cfg, "OUTPUT_DIR"),
-        ("resume", cfg, "RESUME"),
-        ("seed", cfg, "SEED"),
-        ("source_domains", cfg.DATASET, "SOURCE_DOMAINS"),
-        ("target_domains", cfg.DATASET, "TARGET_DOMAINS"),
-        ("transforms", cfg.INPUT, "TRANSFORMS"),
-        ("trainer", cfg.TRAINER, "NAME"),
-        ("backbone", cfg.MODEL.BACKBONE, "NAME"),
-        ("head", cfg.MODEL.HEAD, "NAME"),
-    ):
+    for flag, key in KEYS.items():
         if getattr(args, flag):
-            node[key] = getattr(args, flag)
+            *groups, name = key.split(".")
+            functools.reduce(getattr, groups, cfg)[name] = getattr(args, flag)
 
 
 def extend_cfg(cfg):

@@ -1,16 +1,15 @@
-"""Trainers: the registry, and the loop that drives them."""
+"""Trainers: the registry, the loop that drives them, and the accuracy on test."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
+from pathlib import Path
 
 import torch
 from yacs.config import CfgNode
 
 from dassl.data import DataManager
-from dassl.evaluation import Classification
 from dassl.utils import Registry, mkdir_if_missing
 
 TRAINER_REGISTRY = Registry("trainer")
@@ -33,16 +32,12 @@ class TrainerX:
         self.build_model()
         self.evaluator = Classification(cfg, self.lab2cname)
 
-    def check_cfg(self, cfg: CfgNode) -> None:
-        pass
+    check_cfg = before_epoch = lambda self, *arguments: None  # for trainers to fill
 
     def build_data_loader(self) -> None:
         self.dm = DataManager(self.cfg)
         for name in ("train_loader_x", "train_loader_u", "val_loader", "test_loader", "num_classes", "lab2cname"):
             setattr(self, name, getattr(self.dm, name))
-
-    def build_model(self) -> None:
-        raise NotImplementedError
 
     def register_model(self, name: str, model=None, optim=None, sched=None) -> None:
         assert name not in self._models
@@ -62,12 +57,9 @@ class TrainerX:
 
     def before_train(self) -> None:
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.cfg.OUTPUT_DIR)
-        folder = os.path.join(self.output_dir, "tensorboard")
-        mkdir_if_missing(folder)
-        self._writer = open(os.path.join(folder, "scalars.jsonl"), "a")  # noqa: SIM115 (closed after training)
-
-    def before_epoch(self) -> None:
-        pass
+        file = Path(self.output_dir) / "tensorboard" / "scalars.jsonl"
+        mkdir_if_missing(file.parent)
+        self._writer = file.open("a")
 
     def run_epoch(self) -> None:
         for model in self._models.values():
@@ -111,3 +103,28 @@ class TrainerX:
     def write_scalar(self, tag: str, value: float, step: int | None = None) -> None:
         if self._writer is not None:
             self._writer.write(json.dumps([tag, value, step]) + "\n")
+
+
+class Classification:
+    """Collects predictions, then scores them; percent."""
+
+    def __init__(self, cfg: CfgNode, lab2cname: dict[int, str]) -> None:
+        self.cfg, self.lab2cname = cfg, lab2cname
+
+    def reset(self) -> None:
+        self.predicted, self.true = torch.empty(0), torch.empty(0)
+
+    def process(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        self.predicted, self.true = torch.cat([self.predicted, logits.max(1)[1]]), torch.cat([self.true, labels])
+
+    def evaluate(self) -> dict[str, float]:
+        right = (self.predicted == self.true).double()
+        accuracy = 100 * right.mean().item()
+        sys.stdout.write(f"* total: {len(right)}\n* accuracy: {accuracy:.1f}%\n")
+        if self.cfg.TEST.PER_CLASS_RESULT:
+            for label, name in sorted(self.lab2cname.items()):
+                of_class = 100 * right[self.true == label].mean().item()
+                sys.stdout.write(f"* class: {label} ({name})\tacc: {of_class:.1f}%\n")
+        if self.cfg.TEST.COMPUTE_CMAT:
+            torch.save(torch.stack([self.predicted, self.true]), Path(self.cfg.OUTPUT_DIR) / "cmat.pt")
+        return {"accuracy": accuracy}

@@ -26,19 +26,17 @@ def mkdir_if_missing(folder: str) -> None:
     os.makedirs(folder, exist_ok=True)
 
 
-def listdir_nohidden(path: str, sort: bool = False) -> list[str]:
-    """Names in a folder; without `sort` in the order of the file system."""
-    names = [name for name in os.listdir(path) if not name.startswith(".")]
-    return sorted(names) if sort else names
+def listdir_nohidden(path: str) -> list[str]:
+    """Names in a folder, in the order of the file system."""
+    return [name for name in os.listdir(path) if not name.startswith(".")]
 
 
 class Logger:
     """Writes to stdout and to a file, and closes both in the end."""
 
     def __init__(self, path: Path) -> None:
-        self.console = sys.stdout
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("w")
+        mkdir_if_missing(path.parent)
+        self.console, self.file = sys.stdout, path.open("w")
 
     def __del__(self) -> None:
         self.console.close()

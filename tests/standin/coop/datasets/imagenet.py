@@ -3,10 +3,10 @@
 import os
 import pickle
 
-from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
 from dassl.utils import listdir_nohidden
 
-from .oxford_pets import select_few_shot, subsample_classes
+from .oxford_pets import datum, select_few_shot, subsample_classes
 
 
 @DATASET_REGISTRY.register()
@@ -20,9 +20,9 @@ class ImageNet(DatasetBase):
         else:
             with open(os.path.join(folder, "classnames.txt")) as file:
                 names = dict(line.strip().split(" ", 1) for line in file)
+            images = os.path.join(folder, "images")
             splits = {
-                "train": self.read(os.path.join(folder, "images", "train"), names),
-                "test": self.read(os.path.join(folder, "images", "val"), names),
+                to: self.read(os.path.join(images, of), names) for of, to in (("train", "train"), ("val", "test"))
             }
             with open(listed, "wb") as file:
                 pickle.dump(splits, file)
@@ -33,7 +33,7 @@ class ImageNet(DatasetBase):
     @staticmethod
     def read(folder, names):
         return [
-            Datum(impath=os.path.join(folder, wordnet_id, name), label=label, classname=names[wordnet_id])
+            datum(os.path.join(folder, wordnet_id, name), label, names[wordnet_id])
             for label, wordnet_id in enumerate(sorted(os.listdir(folder)))
             for name in listdir_nohidden(os.path.join(folder, wordnet_id))
         ]

@@ -10,13 +10,15 @@ from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.utils import listdir_nohidden, mkdir_if_missing
 
 
+def datum(path, label, classname):
+    return Datum(impath=path, label=label, classname=classname)
+
+
 def read_split(path, images):
     with open(path) as file:
         split = json.load(file)
-    return [
-        [Datum(impath=os.path.join(images, name), label=label, classname=classname) for name, label, classname in rows]
-        for rows in (split["train"], split["val"], split["test"])
-    ]
+    rows = (split["train"], split["val"], split["test"])
+    return [[datum(os.path.join(images, name), *of_class) for name, *of_class in items] for items in rows]
 
 
 def save_split(splits, path, images):
@@ -32,7 +34,7 @@ def read_and_split_data(images):
         folder = os.path.join(images, classname)
         names = listdir_nohidden(folder)
         random.shuffle(names)
-        items = [Datum(impath=os.path.join(folder, name), label=label, classname=classname) for name in names]
+        items = [datum(os.path.join(folder, name), label, classname) for name in names]
         end_train, end_val = round(len(items) * 0.5), round(len(items) * 0.5) + round(len(items) * 0.2)
         train, val, test = train + items[:end_train], val + items[end_train:end_val], test + items[end_val:]
     return train, val, test
@@ -61,10 +63,7 @@ def subsample_classes(which, *splits):
     labels = sorted({item.label for item in splits[0]})
     middle = math.ceil(len(labels) / 2)
     kept = {label: new for new, label in enumerate(labels[:middle] if which == "base" else labels[middle:])}
-    return [
-        [Datum(impath=i.impath, label=kept[i.label], classname=i.classname) for i in items if i.label in kept]
-        for items in splits
-    ]
+    return [[datum(i.impath, kept[i.label], i.classname) for i in items if i.label in kept] for items in splits]
 
 
 def load(cfg, folder, images, split_file):

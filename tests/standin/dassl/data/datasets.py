@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import random
 import warnings
@@ -26,17 +27,9 @@ class Datum:
             raise AssertionError
         self._impath, self._label, self._domain, self._classname = impath, label, domain, classname
 
-    @property
-    def impath(self) -> str:
-        return self._impath
-
-    @property
-    def label(self) -> int:
-        return self._label
-
-    @property
-    def classname(self) -> str:
-        return self._classname
+    impath = property(operator.attrgetter("_impath"))
+    label = property(operator.attrgetter("_label"))
+    classname = property(operator.attrgetter("_classname"))
 
 
 class DatasetBase:
