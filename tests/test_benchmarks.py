@@ -11,8 +11,11 @@ import pytest
 
 from benchmarks import peers, startup, train_step
 from benchmarks.__main__ import NAMES, main
+from benchmarks.graph_step import rebuilt
 from benchmarks.report import Report
+from benchmarks.tasks import layer_of_the_paper, random_bank, start_training
 from benchmarks.timing import in_turn, process, ratio
+from trainers.hegraph.method.graph import build_graph, class_prototypes
 
 # Each is a difference of two times, which may fall below 0 where little is run
 DIFFERENCES = {"Ray's cost per run, ms", "seconds to the first step, beyond import torch"}
@@ -61,15 +64,13 @@ def test_a_report_judges_in_both_directions():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("repeats", "rounds"), [(2, 3), (1, 1)])
-def test_what_is_compared_runs_in_turn_and_a_warm_up_does_not_count(repeats, rounds):
-    calls = []
-    seconds = in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats)
-    assert calls == ["a", "b"] * rounds
-    assert {name: len(s) for name, s in seconds.items()} == {"a": repeats, "b": repeats}
-
-
-def test_the_ratio_is_the_median_of_the_repeats():
+def test_what_is_compared_runs_in_turn_a_warm_up_does_not_count_and_the_ratio_is_the_median():
+    calls: list[str] = []
+    for repeats, rounds in ((2, 3), (1, 1)):
+        calls.clear()
+        seconds = in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats)
+        assert calls == ["a", "b"] * rounds
+        assert {name: len(s) for name, s in seconds.items()} == {"a": repeats, "b": repeats}
     assert ratio([2.0, 30.0, 4.0], [1.0, 1.0, 1.0]) == 4.0
 
 
@@ -83,36 +84,19 @@ def test_the_multiply_adds_of_a_step_by_hand():
     assert train_step.multiply_adds(2, 3, 4, 5) == 234 + 24 + 60 + 60 + 60
 
 
-def test_the_pyg_step_computes_what_ours_does(unit_features):
-    from benchmarks.tasks import layer_of_the_paper, random_bank, start_training
-    from trainers.hegraph.method.graph import build_graph, class_prototypes
-
+def test_the_pyg_step_and_the_rebuilt_graph_compute_what_ours_do():
     bank = random_bank(6, 8, shots=3)
     ours, theirs = (start_training(bank, layer_of_the_paper()) for _ in range(2))
+    visual = class_prototypes(bank.cache_keys(), bank.train_labels, bank.classnames)
+    graph = build_graph(bank.text_positive, bank.text_negative, visual)
+    for nodes, same in zip(ours.model.layers(), rebuilt(graph, ours.model.layers)):
+        assert (nodes - same).abs().max() < 1e-6
     batch = next(ours.data.epoch(1))
-    graph = build_graph(
-        bank.text_positive, bank.text_negative, class_prototypes(bank.cache_keys(), bank.train_labels, bank.classnames)
-    )
     ours.step(batch)
     train_step.pyg_step(theirs.model, graph, batch)()
     gradients = {name: parameter.grad for name, parameter in ours.model.named_parameters()}
     for name, parameter in theirs.model.named_parameters():
-        scale = parameter.grad.abs().max()
-        assert (gradients[name] - parameter.grad).abs().max() < 1e-4 * scale, name
-
-
-def test_the_rebuilt_graph_computes_what_ours_does():
-    from benchmarks.graph_step import rebuilt
-    from benchmarks.tasks import layer_of_the_paper, random_bank, start_training
-    from trainers.hegraph.method.graph import build_graph, class_prototypes
-
-    bank = random_bank(6, 8, shots=3)
-    layer = start_training(bank, layer_of_the_paper()).model.layers
-    graph = build_graph(
-        bank.text_positive, bank.text_negative, class_prototypes(bank.cache_keys(), bank.train_labels, bank.classnames)
-    )
-    for ours, theirs in zip(layer(), rebuilt(graph, layer)):
-        assert (ours - theirs).abs().max() < 1e-6
+        assert (gradients[name] - parameter.grad).abs().max() < 1e-4 * parameter.grad.abs().max(), name
 
 
 def test_a_finished_run_that_is_run_again_is_no_measurement(tmp_path, monkeypatch):

@@ -1,18 +1,23 @@
-"""The command line: sub-commands, words that are none, and what answers without torch."""
+"""The command line: sub-commands, what answers without torch, and mistakes, which are one line and exit code 2."""
 
 from __future__ import annotations
 
+import os
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 
 from trainers.hegraph.__main__ import SUBCOMMANDS, main
+from trainers.hegraph.features.bank import load_bank
+from trainers.hegraph.utils.option import NODE
 
 ROOT = Path(__file__).parents[1]
+LONG = "x" * 300
 SLOW = ["torch", "torchvision", "open_clip", "sklearn", "matplotlib"]
 SLOW += [] if int(huggingface_hub.__version__.split(".")[0]) < 1 else ["requests"]  # which its old versions import
 
@@ -30,7 +35,7 @@ def test_help_and_mistakes_in_the_flags_answer_without_torch():
         "--host alone --config-file mino",
     )  # fmt: skip
     program = (
-        "import contextlib, sys\n"
+        "import sys\n"
         "from trainers.hegraph.__main__ import main\n"
         "codes = []\n"
         "for line in sys.argv[1:]:\n"
@@ -49,40 +54,30 @@ def test_a_run_from_a_bank_imports_nothing_before_its_first_step_that_it_does_no
         "import sys\n"
         "from trainers.hegraph.__main__ import main\n"
         "from trainers.hegraph.training.loop import AdapterTraining\n"
-        "class End(BaseException): pass\n"
         "step = AdapterTraining.step\n"
         "def only(self, batch):\n"
         "    step(self, batch)\n"
-        "    raise End\n"
-        "AdapterTraining.step = only\n"
-        "try:\n"
-        "    main(sys.argv[1:])\n"
-        "except End:\n"
         f"    print('imported', *(name for name in {late} if name in sys.modules))\n"
+        "    raise KeyboardInterrupt\n"
+        "AdapterTraining.step = only\n"
+        "main(sys.argv[1:])\n"
     )
     arguments = ["--features", str(tiny_bank), "--shots", "1", "--output-dir", str(tmp_path / "out")]
     assert python(program, *arguments) == ["imported"]
 
 
-def test_the_help_lists_the_sub_commands_and_the_flags(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["--help"])
-    assert ended.value.code == 0
-    out = capsys.readouterr().out
-    assert out.startswith("usage: python -m trainers.hegraph [FLAG ...] [KEY VALUE ...]\n")
-    for name, (_, summary) in SUBCOMMANDS.items():
-        assert f"  {name:12}{summary}\n" in out
-    assert "--config-file" in out
+# What is right
 
 
-@pytest.mark.parametrize("name", SUBCOMMANDS)
-def test_a_sub_command_is_the_program_of_its_module(name, capsys):
+@pytest.mark.parametrize("name", ["", *SUBCOMMANDS])
+def test_the_help_of_a_sub_command_is_that_of_its_module_and_the_first_lists_them(name, capsys):
     with pytest.raises(SystemExit) as ended:
-        main([name, "--help"])
+        main([*name.split(), "--help"])
     assert ended.value.code == 0
     out = capsys.readouterr().out
-    assert out.startswith("usage: ")
-    assert f"trainers.hegraph {name}" in out.splitlines()[0]
+    assert out.startswith(f"usage: python -m trainers.hegraph {name or '[FLAG ...] [KEY VALUE ...]'}")
+    for other, (_, summary) in SUBCOMMANDS.items():
+        assert (f"  {other:12}{summary}\n" in out) == (name == "")
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
@@ -98,39 +93,110 @@ def test_a_sub_command_of_the_package_run_as_a_module_is_that_module(capsys, mon
     assert outputs[0] == outputs[1] != ""
 
 
-@pytest.mark.parametrize(
-    ("words", "hint"),
-    [
-        (("result",), "; did you mean 'results'?"),
-        (("xyz",), ""),
-    ],
-)
-def test_a_word_that_is_no_sub_command_is_one_clear_line(words, hint, capsys):
-    assert main(list(words)) == 2
-    word = next(word for word in words if word.isalpha())
-    error = f"error: unknown sub-command {word!r}{hint} (known: {', '.join(sorted(SUBCOMMANDS))})\n"
-    assert capsys.readouterr().err == error
+# Mistakes
+
+
+@pytest.fixture
+def refused(tmp_path, capsys, monkeypatch):
+    """What the command line says of arguments that it must refuse, in one line."""
+    monkeypatch.chdir(tmp_path)
+
+    def check(*arguments: str) -> str:
+        before = sorted(tmp_path.iterdir())
+        capsys.readouterr()
+        assert main(list(arguments)) == 2
+        out, error = capsys.readouterr()
+        assert (out, error[:7], error.count("\n")) == ("", "error: ", 1)
+        assert len(error) < 300
+        assert sorted(tmp_path.iterdir()) == before
+        return error
+
+    return check
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("line", "said"),
     [
+        ("result", "unknown sub-command 'result'; did you mean 'results'? (known: baselines, datasets, "),
+        ("xyz", "unknown sub-command 'xyz' (known: "),
+        ("OPTIM.LRR 1", "unknown configuration key 'OPTIM.LRR'"),
+        ("--host alone optim.lr 1", "unknown configuration key 'optim.lr'"),
+        ("SEEDS 1", "unknown configuration key 'SEEDS'"),
         ("--trainer HeGraphAdaptor", "unknown trainer 'HeGraphAdaptor'; did you mean 'HeGraphAdapter'"),
         ("--load-epoch 1", "--load-epoch goes with --eval-only"),
         ("--eval-only --model-dir x --load-epoch 1 --trainer GDA", "--load-epoch goes with --eval-only"),
+        ("--eval-only", "--eval-only and --model-dir go together"),
         ("--trainer GDA --select val", "--select chooses HeGraphAdapter's values"),
         ("--trainer CLIPAdapter --eval-only --model-dir x", "CLIPAdapter leaves no model"),
+        *((f"{command} --no-such-flag", " --help)\n") for command in ("", *SUBCOMMANDS)),
     ],
 )
-def test_flags_that_do_not_go_together_are_one_line(flags, said, capsys):
-    assert main(flags.split()) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
+def test_words_that_are_none_and_flags_that_do_not_go_together(refused, line, said):
+    assert said in refused(*line.split())
 
 
-@pytest.mark.parametrize("key", ["OPTIM.LRR", "optim.lr", "SEEDS"])
-def test_a_word_that_looks_like_a_configuration_key_is_taken_for_one(key, capsys):
-    assert main(["--host", "alone", key, "1"]) == main([key, "1"]) == 2
-    error = capsys.readouterr().err
-    assert error.count(f"unknown configuration key {key!r}") == 2
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("OPTIM.MAX_EPOCH", "9" * 5000),
+        (f"{NODE}.FREE.OMEGA", "[[1, 0x1" + "0" * 4000 + "]]"),
+        ("INPUT.SIZE", "[" * 50_000),
+        (f"{NODE}.PROMPTS.TEMPLATES", "['\\ud800 {}']"),
+        (f"{NODE}.BY_DATASET", "[['x', ['OPTIM.LR', {1, 2}]]]"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused_with_its_key(refused, key, value):
+    assert key.removeprefix(f"{NODE}.") in refused(key, value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"--config-file {LONG}.yaml",
+        f"--features {LONG}",
+        "--root ~nosuchuser --dataset-config-file dtd",
+        f"--root {LONG} --dataset-config-file folder",
+        "--root \udcff --dataset-config-file folder",
+        f"--eval-only --model-dir {LONG}",
+        "--features pipe",
+        "--config-file pipe",
+        "results compare pipe",
+        "features import-tip . --out new --classnames pipe",
+        "describe --classes pipe --context photos --out o.json",
+        "predict pipe image.png",
+    ],
+)
+def test_a_path_that_cannot_be_is_refused_and_a_pipe_never_waited_for(refused, tmp_path, line):
+    os.mkfifo(tmp_path / "pipe")
+    refused(*line.split())
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": "2"}, "RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK must be from 0 to 1"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR"),
+    ],
+)
+def test_variables_that_torchrun_does_not_set_so_are_no_traceback(refused, tiny_bank, monkeypatch, variables, words):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    said = refused("--features", str(tiny_bank))
+    assert "cannot join the processes of torchrun: " in said and words in said
+
+
+def test_one_class_is_neither_learned_nor_tested(tiny_bank, finished_run, refused, tmp_path):
+    bank = load_bank(tiny_bank)
+    one = {"classnames": ["ant"], "text_positive": bank.text_positive[:1], "text_negative": bank.text_negative[:1]}
+    for split in ("train", "val", "test"):
+        rows = getattr(bank, f"{split}_labels") == 0
+        one |= {f"{split}_features": getattr(bank, f"{split}_features")[..., rows, :]}
+        one |= {f"{split}_labels": getattr(bank, f"{split}_labels")[rows]}
+    replace(bank, **one).save(tmp_path / "one.safetensors")
+    for words in ([], ["--trainer", "ZeroShot"], ["--eval-only", "--model-dir", str(finished_run)]):
+        said = refused("--features", str(tmp_path / "one.safetensors"), *words, "--output-dir", str(tmp_path / "out"))
+        assert "there must be at least two classes to tell apart, got 1" in said
