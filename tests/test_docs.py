@@ -26,11 +26,11 @@ from trainers.hegraph.utils.option import NODE
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-ARCHITECTURE = ROOT / "docs" / "architecture.md"
 CONFIGURATION = ROOT / "docs" / "configuration.md"
 EXTEND = ROOT / "docs" / "extend.md"  # tests/test_extend.py does what it says
 PAGES = [README, ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAX_README_LINES = 150
+KEYS = default_values()
 
 # How a block of commands starts -> the test that runs it
 RUN_BY = {
@@ -64,17 +64,13 @@ PROGRAMS = ("bash", "python", "pip", "torchrun", "hegraph", "cd", "git", "export
 class Block(NamedTuple):
     """A fenced block of a page."""
 
-    page: Path
+    page: str
     language: str
     text: str
 
     @property
     def start(self) -> str:
         return " ".join(self.text.split())
-
-    @property
-    def needs(self) -> bool:
-        return self.text.startswith("# needs ")
 
 
 def text_of(page: Path) -> str:
@@ -85,90 +81,70 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-def blocks_of(page: Path) -> list[Block]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
-    return [Block(page, language, text) for language, text in found]
-
-
-def prose_of(page: Path) -> str:
-    """A page without its fenced blocks."""
-    return re.sub(r"^```.*?^```$", "", text_of(page), flags=re.DOTALL | re.MULTILINE)
-
-
-def words_in_backticks(page: Path) -> list[str]:
-    return re.findall(r"`([^`\n]+)`", prose_of(page))
-
-
-def shown(block: Block) -> str:
-    return f"{name_of(block.page)}: {block.start[:60]}"
-
-
-BLOCKS = [block for page in PAGES if page != EXTEND for block in blocks_of(page)]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+PROSE = {page: FENCE.sub("", text_of(page)) for page in PAGES}  # pages without their fenced blocks
+BLOCKS = [Block(name_of(page), *found) for page in PAGES if page != EXTEND for found in FENCE.findall(text_of(page))]
 COMMANDS = [block for block in BLOCKS if block.language == "bash"]
-SNIPPETS = [block for block in BLOCKS if block.language == "python"]
 QUICK = [block for block in COMMANDS if block.start.startswith(tuple(RUN_HERE))]
-
-
-def test_the_readme_is_short():
-    assert len(text_of(README).splitlines()) <= MAX_README_LINES
+SNIPPETS = [block for block in BLOCKS if block.language == "python"]
 
 
 # Commands
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_commands_stand_in_blocks_of_bash(page):
+def test_commands_stand_in_blocks_of_bash():
     # an indented or unmarked block would escape the tests below
-    indented = [line for line in prose_of(page).splitlines() if re.match(rf" {{4,}}({'|'.join(PROGRAMS)}) ", line)]
-    unmarked = [block.start for block in blocks_of(page) if not block.language and block.start.startswith(PROGRAMS)]
-    assert indented + unmarked == []
+    indented = re.compile(rf"^ {{4,}}(?:{'|'.join(PROGRAMS)}) .*$", re.MULTILINE)
+    assert [line for prose in PROSE.values() for line in indented.findall(prose)] == []
+    assert [block for block in BLOCKS if not block.language and block.start.startswith(PROGRAMS)] == []
 
 
-@pytest.mark.parametrize("block", COMMANDS, ids=shown)
-def test_every_block_of_commands_is_run_by_a_test_or_says_what_it_needs(block):
-    tests = [test for start, test in RUN_BY.items() if block.start.startswith(start)]
-    assert block.needs + (block in QUICK) + len(tests) == 1, "mark it '# needs ...', or have a test run it"
-    for test in tests:
-        file, _, function = test.partition("::")
-        assert f"def {function}" in text_of(ROOT / file)
+def test_every_block_of_commands_and_every_script_in_it_is_run_by_a_test_or_says_what_it_needs():
+    of_scripts = text_of(ROOT / "tests" / "test_loops.py") + text_of(ROOT / "tests" / "test_scripts.py")
+    for block in COMMANDS:
+        tests = [test for start, test in RUN_BY.items() if block.start.startswith(start)]
+        needs = block.text.startswith("# needs ")
+        assert needs + (block in QUICK) + len(tests) == 1, f"mark it '# needs ...', or have a test run it: {block}"
+        for file, _, function in (test.partition("::") for test in tests):
+            assert f"def {function}" in text_of(ROOT / file)
+        for script in re.findall(r"bash scripts/hegraph/(\w+\.sh)", block.text):
+            assert (ROOT / "scripts" / "hegraph" / script).is_file()
+            assert needs or f'bash("{script}"' in of_scripts or script == "test.sh", script  # this is a run of test.sh
+    assert len(QUICK) == len(RUN_HERE)
 
 
-@pytest.mark.parametrize("block", COMMANDS, ids=shown)
-def test_every_script_that_a_page_calls_is_run_by_a_test(block):
-    tests = text_of(ROOT / "tests" / "test_loops.py") + text_of(ROOT / "tests" / "test_scripts.py")
-    for script in re.findall(r"bash scripts/hegraph/(\w+\.sh)", block.text):
-        assert (ROOT / "scripts" / "hegraph" / script).is_file()
-        assert block.needs or f'bash("{script}"' in tests or script == "test.sh"  # this is a run of test.sh
+def put_python(folder: Path) -> Path:
+    """Makes this interpreter the `bin/python` of a checkout; returns the checkout."""
+    interpreter = folder / "bin" / "python"
+    interpreter.parent.mkdir()
+    interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    interpreter.chmod(0o755)
+    return folder
+
+
+def started(words: list[str], cwd: Path, code: int = 0) -> str:
+    """What a command prints in a checkout whose interpreter is that of `put_python`."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("DATA", "OUTPUT", "SEEDS", "METHODS", "PYTHONPATH")}
+    environment = {**kept, "PATH": f"{cwd / 'bin'}{os.pathsep}{kept['PATH']}", "PYTHON": sys.executable}
+    ran = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=400)
+    assert ran.returncode == code, ran.stderr
+    return ran.stdout
 
 
 @pytest.fixture
 def playground(tmp_path: Path) -> Path:
-    """A folder that looks like the checkout and takes the output; its `bin/python` is this interpreter."""
+    """A folder that looks like the checkout and takes the output."""
     for entry in ROOT.iterdir():
         if not entry.name.startswith(".") and entry.name != "output":
             (tmp_path / entry.name).symlink_to(entry)
-    interpreter = tmp_path / "bin" / "python"
-    interpreter.parent.mkdir()
-    interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    interpreter.chmod(0o755)
-    return tmp_path
+    return put_python(tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", QUICK, ids=shown)
+@pytest.mark.parametrize("block", QUICK, ids=lambda block: f"{block.page}: {block.start[:60]}")
 def test_a_quick_block_of_commands_runs(block, playground):
     [code] = [code for start, code in RUN_HERE.items() if block.start.startswith(start)]
-    environment = {**os.environ, "PATH": f"{playground / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    lines = block.text if code else f"set -e\n{block.text}"
-    ran = subprocess.run(
-        ["bash", "-c", lines], cwd=playground, env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert ran.returncode == code, ran.stderr
-    assert ran.stdout
-
-
-def test_every_block_that_is_run_here_is_in_a_page():
-    assert len(QUICK) == len(RUN_HERE)
+    assert started(["bash", "-c", block.text if code else f"set -e\n{block.text}"], playground, code)
 
 
 @pytest.mark.slow
@@ -176,9 +152,7 @@ def test_the_python_of_the_readme_gives_the_numbers_that_it_says(playground):
     [snippet] = [block for block in SNIPPETS if "hegraph.run(" in block.text]
     said = [float(number) for number in re.findall(r"\d+\.\d\d", snippet.text)]
     source = snippet.text.replace("import hegraph\n", "import trainers.hegraph as hegraph\n")  # its name in a checkout
-    ran = subprocess.run([sys.executable, "-c", source], cwd=playground, capture_output=True, text=True, timeout=240)
-    assert ran.returncode == 0, ran.stderr
-    printed = [float(number) for number in ran.stdout.split()[-2:]]
+    printed = [float(number) for number in started([sys.executable, "-c", source], playground).split()[-2:]]
     assert printed[0] == pytest.approx(said[0], abs=0.005)
     assert printed[1] == pytest.approx(said[1], abs=0.5)  # another processor may round in another way
 
@@ -194,32 +168,29 @@ def test_every_name_that_a_snippet_takes_from_the_package_is_public():
 
 def anchors_of(page: Path) -> set[str]:
     """The anchors that GitHub gives the headings of a page."""
-    headings = re.findall(r"^#+ (.*)$", prose_of(page), re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", PROSE[page], re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_between_pages_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(page)):
-        if "://" in target:
-            continue
-        file, _, anchor = target.partition("#")
-        other = (page.parent / file).resolve() if file else page
-        assert other.exists(), target
-        assert not anchor or anchor in anchors_of(other), target
-
-
-def test_every_page_of_the_docs_is_linked_from_the_readme():
+def test_links_between_pages_lead_somewhere_and_the_readme_which_is_short_has_one_to_each():
+    for page, prose in PROSE.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+            file, _, anchor = target.partition("#")
+            other = (page.parent / file).resolve() if file else page
+            assert "://" in target or other.exists(), (page, target)
+            assert "://" in target or not anchor or anchor in anchors_of(other), (page, target)
     linked = re.findall(r"\]\(docs/(\w+\.md)\)", text_of(README))
     assert {page.name for page in (ROOT / "docs").glob("*.md")} == set(linked)
+    assert len(text_of(README).splitlines()) <= MAX_README_LINES
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_file_that_a_page_names_exists(page):
+def test_every_file_that_a_page_names_exists_and_no_place_on_our_machines_is_named():
     folders = tuple(f"{entry.name}/" for entry in ROOT.iterdir() if entry.is_dir() and entry.name != "output")
-    text = re.sub(r"^`[^`]+` \(new\):$", "", prose_of(page), flags=re.MULTILINE)  # a file that the reader is to write
-    named = {word for quoted in re.findall(r"`([^`\n]+)`", text) for word in quoted.split() if word.startswith(folders)}
-    assert sorted(name for name in named if not list(ROOT.glob(name))) == []
+    for page, prose in PROSE.items():
+        text = re.sub(r"^`[^`]+` \(new\):$", "", prose, flags=re.MULTILINE)  # a file that the reader is to write
+        named = {word for quoted in re.findall(r"`([^`\n]+)`", text) for word in quoted.split()}
+        assert [name for name in named if name.startswith(folders) and not list(ROOT.glob(name))] == [], page
+        assert [word for word in ("../shared", "/work/", "/home/") if word in text_of(page)] == [], page
 
 
 def test_the_data_sets_in_the_page_of_the_data_are_those_of_the_registry():
@@ -233,36 +204,21 @@ def test_the_data_sets_in_the_page_of_the_data_are_those_of_the_registry():
 
 
 def test_the_page_of_the_architecture_lists_the_rooms_in_the_order_that_their_imports_keep():
-    rooms = re.findall(r"^\| `(\w+)(?:/|\.py)` \|", text_of(ARCHITECTURE), re.MULTILINE)
-    assert tuple(rooms) == ORDER
+    page = text_of(ROOT / "docs" / "architecture.md")
+    assert tuple(re.findall(r"^\| `(\w+)(?:/|\.py)` \|", page, re.MULTILINE)) == ORDER
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_no_page_names_a_place_on_our_machines(page):
-    assert [word for word in ("../shared", "/work/", "/home/") if word in text_of(page)] == []
-
-
-KEYS = default_values()
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_configuration_key_that_a_page_names_exists(page):
+def test_every_configuration_key_that_a_page_names_exists():
     """A key is a word in capitals with a dot or an underscore, written in full or from any of its dots on."""
     endings = {".".join(key.split(".")[start:]) for key in KEYS for start in range(key.count(".") + 1)}
     sources = [*(ROOT / "scripts" / "hegraph").glob("*.sh"), *(ROOT / "trainers" / "hegraph").rglob("*.py")]
     # what is no key: variables of the scripts, options of other methods, constants
     others = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", " ".join(map(text_of, sources))))
     others |= {*map(str.upper, OTHERS), "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "HEGRAPH_MUTATION"}
-    words = {word for text in words_in_backticks(page) for word in re.findall(r"^[A-Z][A-Z0-9_.]*[A-Z0-9]\b", text)}
-    unknown = [
-        word
-        for word in words - endings
-        if re.search(r"[._]", word) and not all(part in others for part in word.removeprefix("TRAINER.").split("."))
-    ]
-    assert sorted(unknown) == []
-
-
-# docs/configuration.md
+    for page, prose in PROSE.items():
+        words = set(re.findall(r"`([A-Z][A-Z0-9_.]*[A-Z0-9])\b[^`\n]*`", prose)) - endings
+        known = {word for word in words if set(word.removeprefix("TRAINER.").split(".")) <= others}
+        assert [word for word in words - known if re.search(r"[._]", word)] == [], page
 
 
 def test_the_tables_of_the_page_of_the_configuration_are_those_of_the_declarations():
