@@ -72,15 +72,19 @@ def test_a_name_may_occur_twice_and_an_alias_may_stand_for_it(describe, endpoint
     assert endpoint.prompts[0].endswith("- Sea Lake\n- river (a sentence may also call it field, or crop)\n")
 
 
-def test_a_change_of_model_is_said_and_recorded_and_what_the_user_wrote_is_of_none(describe, endpoint, tmp_path):
+def test_a_change_of_model_is_said_and_recorded_and_what_the_user_wrote_stays_and_is_of_none(
+    describe, endpoint, tmp_path
+):
     (tmp_path / "out.json").write_text(json.dumps({"lake": OWN}))
     endpoint.replies = [but(forest=[good_sentence("forest", 5000)]), fails(401)]
     assert "will be of" not in describe()[1]
     code, said = describe("--model", "other")
     assert code == 0
+    assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[1:3], NAMES[3:5]]
     assert "of 'm' are the sentences of 2 classes; the others will be of 'other'" in said
     expected = {name: ["other"] for name in NAMES[:5]} | {"river": ["m"], "forest": ["m", "other"]}
     assert table(tmp_path, "out.models.json") == expected
+    assert (list(table(tmp_path)), table(tmp_path)["lake"]) == (NAMES, OWN)
     assert "will be of 'third'" not in describe("--model", "third")[1]  # it asks nothing
 
 
@@ -140,14 +144,6 @@ def test_classes_that_fail_are_listed_and_the_others_written_and_only_they_are_a
     assert names_of(tmp_path) == DONE
 
 
-def test_what_the_user_wrote_stays_and_is_not_asked_for(describe, endpoint, tmp_path):
-    (tmp_path / "out.json").write_text(json.dumps({"lake": OWN}))
-    assert describe()[0] == 0
-    assert endpoint.batches == [NAMES[0:2], NAMES[2:4], NAMES[4:5]]
-    assert table(tmp_path)["lake"] == OWN
-    assert list(table(tmp_path)) == NAMES
-
-
 def test_after_an_end_nothing_that_was_answered_is_asked_again(describe, endpoint, tmp_path, monkeypatch):
     real = ChatClient.ask
 
@@ -162,9 +158,6 @@ def test_after_an_end_nothing_that_was_answered_is_asked_again(describe, endpoin
         assert describe()[0] == 130
     assert names_of(tmp_path) == ["classes.txt", "out.json.partial"]
     kept = json.loads((tmp_path / "out.json.partial").read_text())
-    kept["classes"]["river"]["models"] = ["m"]  # as earlier versions wrote it
-    (tmp_path / "out.json.partial").write_text(json.dumps(kept))
-
     again = [["annual crop", "highway"], ["lake"]]
     assert "requests: 2, classes: 3; nothing was asked\n" in describe("--dry-run")[1]
     endpoint.replies = [fails(401, f"wrong key {KEY}")]
@@ -180,17 +173,6 @@ def test_after_an_end_nothing_that_was_answered_is_asked_again(describe, endpoin
 
 
 # Mistakes
-
-
-def test_a_full_disk_is_one_line_and_what_was_kept_stays(describe, endpoint, tmp_path, disk_full_after):
-    endpoint.replies = [but(), fails(401)]
-    describe()
-    kept = (tmp_path / "out.json.partial").read_bytes()
-    with disk_full_after(1000):
-        code, said = describe()
-    assert code == 2
-    assert "cannot write" in said
-    assert (tmp_path / "out.json.partial").read_bytes() == kept
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,23 +36,21 @@ def mini():
     return load_backbone("hegraph-mini")
 
 
-@pytest.fixture(scope="session")
-def taught_folder(tmp_path_factory) -> Path:
-    """Four classes of three scans each, one of them labelled wrongly, and eight scans without a label."""
-    folder, dataset = tmp_path_factory.mktemp("taught"), load_digits_dataset()
-    for name in NAMES:
-        scans = [dataset.open(item.path) for item in dataset.train if item.classname == name][:6]
-        for number, scan in enumerate(scans):
-            wrong = (name, number) == ("zero", 3)
-            place = f"train/{'one' if wrong else name}" if number < 3 or wrong else "unlabelled"
-            (folder / place).mkdir(parents=True, exist_ok=True)
-            scan.save(folder / place / f"{name}-{number}.png")
-    return folder
-
-
 @pytest.fixture
-def session(taught_folder, mini, tmp_path) -> Session:
-    shutil.copytree(taught_folder, tmp_path / "project")
+def session(mini, tmp_path) -> Session:
+    """Four classes of three scans each, one more that is labelled wrongly, and eleven scans without a label."""
+    dataset = load_digits_dataset()
+    for name in NAMES:
+        for number, item in enumerate([item for item in dataset.train if item.classname == name][:6]):
+            place = f"train/{name}" if number < 3 else "unlabelled"
+            path = (
+                tmp_path
+                / "project"
+                / ("train/one" if (name, number) == ("zero", 3) else place)
+                / f"{name}-{number}.png"
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            dataset.open(item.path).save(path)
     return Session(Project(tmp_path / "project"), mini, "hegraph-mini")
 
 
@@ -81,16 +80,14 @@ def test_the_guesses_are_those_of_the_model_on_the_files_and_in_the_order_of_sug
 def test_images_are_judged_by_a_model_without_them_and_a_wrong_label_is_the_most_suspicious(session):
     view = last(session)
     pictures = [(picture, name) for name in sorted(NAMES) for picture in view.contents.classes[name]]
-    lessons, right, confused = view.model.lessons, 0, []
+    lessons, taken = view.model.lessons, []
     for place, (picture, name) in enumerate(pictures):
-        gone = torch.arange(len(pictures)) == place
         cfg = session._configuration(int(lessons.counts.max()))
-        other = learn(lessons.without(gone), session.origin, cfg, "cpu")
-        found = other.classnames[int(other.classifier.logits(session.features[picture.digest][None]).argmax())]
-        right += found == name
-        confused += [(name, found)] * (found != name)
-    assert (view.right, view.judged) == (right, 13)
-    assert {(a, b): count for a, b, count in view.confused} == {pair: confused.count(pair) for pair in confused}
+        other = learn(lessons.without(torch.arange(len(pictures)) == place), session.origin, cfg, "cpu")
+        feature = session.features[picture.digest][None]
+        taken.append((name, other.classnames[int(other.classifier.logits(feature).argmax())]))
+    assert (view.right, view.judged) == (sum(name == found for name, found in taken), 13)
+    assert {(a, b): count for a, b, count in view.confused} == Counter((a, b) for a, b in taken if a != b)
     picture, issue = view.doubts[0]
     assert (picture.path, issue.label, issue.suggested) == ("train/one/zero-3.png", "one", "zero")
     assert issue.score > 0
@@ -193,12 +190,14 @@ def test_each_button_does_what_it_says(teacher):
     before = counts(teacher)
     picture = teacher.session.view.contents.classes["one"][0]
     image = {"image": picture.path, "digest": picture.digest}
-    assert "cat is new" in teacher.do({"do": "add-class", "name": "cat"})[0]
-    assert "dog now" in teacher.do({"do": "rename", "place": "cat", "name": "dog"})[0]
-    assert teacher.do({"do": "move", "to": "dog", **image}) == ("", "")
+    for data, said in (
+        ({"do": "add-class", "name": "cat"}, "the class cat is new; drop images on it"),
+        ({"do": "rename", "place": "cat", "name": "dog"}, "cat is called dog now"),
+        ({"do": "move", "to": "dog", **image}, ""), ({"do": "delete", "place": "dog"}, ""),
+        ({"do": "undo"}, "taken back: the class dog deleted"),
+    ):  # fmt: skip
+        assert teacher.do(data) == (said, "")
     assert counts(teacher) == before | {"one": 3, "dog": 1}
-    teacher.do({"do": "delete", "place": "dog"})
-    assert teacher.do({"do": "undo"}) == ("taken back: the class dog deleted", "")
     teacher.do({"do": "undo"})
     teacher.do({"do": "keep", **image})
     assert teacher.session.project.read().kept == {picture.digest}
@@ -210,19 +209,22 @@ def test_each_button_does_what_it_says(teacher):
         teacher.do({"do": "draw", "place": "one"})
 
 
-def test_files_that_came_are_added_and_no_other_file_of_this_machine(teacher, tmp_path):
+def sent(teacher, *files: Path) -> str:
+    """What the page's script says of files that were uploaded."""
+    return json.dumps([{"path": shutil.copy(file, teacher.uploads), "name": file.name} for file in files])
+
+
+def test_files_that_came_are_added_and_no_other_file_of_this_machine(teacher):
     folder = teacher.session.project.folder
-    for name, source in (("a.png", "train/one/one-0"), ("b.png", "unlabelled/two-4"), ("c.png", "unlabelled/two-5")):
-        shutil.copy(folder / f"{source}.png", teacher.uploads / name)
-    sent = [{"path": str(teacher.uploads / name), "name": name} for name in ("a.png", "b.png", "c.png")]
-    said, problem = teacher.do({"do": "add", "place": "one", "files": json.dumps(sent), "failed": '["d.png"]'})
+    files = [folder / f"{name}.png" for name in ("train/one/one-0", "unlabelled/two-4", "unlabelled/two-5")]
+    said, problem = teacher.do({"do": "add", "place": "one", "files": sent(teacher, *files), "failed": '["d.png"]'})
     assert said == "2 images added"
-    assert problem == "d.png did not arrive, or is too large; a.png is there already"
+    assert problem == "d.png did not arrive, or is too large; one-0.png is there already"
     assert not any(teacher.uploads.iterdir())
     assert (counts(teacher)["one"], len(last(teacher.session).guesses)) == (6, 9), "what is labelled is not asked again"
-    for files in ('[{"path": "/etc/hostname", "name": "x.png"}]', "[7]", "{", "null"):
+    for names in ('[{"path": "/etc/hostname", "name": "x.png"}]', "[7]", "{", "null"):
         with pytest.raises(UserError, match="send them again"):
-            teacher.do({"do": "add", "place": "two", "files": files, "failed": "[]"})
+            teacher.do({"do": "add", "place": "two", "files": names, "failed": "[]"})
     shown = list(teacher.shown(lambda: teacher.do({"do": "add", "place": "two", "files": "{"})))
     assert "The files came damaged" in shown[-1][0]
     shutil.rmtree(folder)
@@ -253,26 +255,22 @@ def test_a_drawing_becomes_an_image_and_what_is_tried_is_explained(teacher):
 
 
 def test_what_is_taken_along_opens_again(teacher, tmp_path):
-    _, path = teacher.take("model.zip")
-    shutil.unpack_archive(path, tmp_path / "unpacked")
-    model = load_model(tmp_path / "unpacked" / "model")
-    features = torch.stack([*teacher.session.features.values()])
-    expected = teacher.session.view.model.probabilities(features)
-    torch.testing.assert_close(model.probabilities(features), expected)
-    teacher.session.project.move(teacher.session.view.contents.unlabelled[0], "")
-    teacher.do({"do": "add-class", "name": "empty"})
+    session, project = teacher.session, teacher.session.project
+    shutil.unpack_archive(teacher.take("model.zip")[1], tmp_path)
+    features = torch.stack([*session.features.values()])
+    expected = session.view.model.probabilities(features)
+    torch.testing.assert_close(load_model(tmp_path / "model").probabilities(features), expected)
+    project.move(session.view.contents.unlabelled[0], "")
+    project.add_class("empty")
     _, path = teacher.take("project.zip")
     shutil.unpack_archive(path, tmp_path / "other")
-    project = teacher.session.project
     assert Project(tmp_path / "other").read().images == project.read().images
     assert not (tmp_path / "other" / ".hegraph/removed").exists(), "what was removed stays here"
-    shutil.copy(path, teacher.uploads / "project.zip")
-    teacher.do({"do": "delete", "place": "six"})
-    sent = json.dumps([{"path": str(teacher.uploads / "project.zip"), "name": "project.zip"}])
-    said, problem = teacher.do({"do": "zip", "files": sent, "failed": '["b.zip"]'})
+    project.delete_class("six")
+    said, problem = teacher.do({"do": "zip", "files": sent(teacher, Path(path)), "failed": '["b.zip"]'})
     assert said == "3 images added", "those that were not there any more"
     assert problem.startswith("b.zip did not arrive, or is too large; one-0.png is there already; ")
-    teacher.session.view = View(0, teacher.session.view.contents)
+    session.view = View(0, session.view.contents)
     assert "There is no model yet" in teacher.take("model.zip")[0]
 
 
