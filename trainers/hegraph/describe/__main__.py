@@ -51,13 +51,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--per-class", type=count, default=5, metavar="N", help="sentences for each class (%(default)s)")
     add("--batch-size", type=count, default=10, metavar="N", help="classes in one question (%(default)s)")
     add("--tries", type=count, default=4, metavar="N", help="questions about a class until it fails (%(default)s)")
-    timeout = "seconds of silence before it asks again (%(default)g)"
-    add("--timeout", type=number(float, 0.001, 86400), default=120.0, metavar="S", help=timeout)
+    add("--timeout", type=number(float, 0.001, 86400), default=120.0, metavar="S", help="seconds to wait (%(default)g)")
     add("--max-tokens", type=count, metavar="N", help="tokens that an answer may have (as the endpoint likes)")
-    chance = "0 to 2: chance in the answers (as the endpoint likes)"
-    add("--temperature", type=number(float, 0, 2), metavar="T", help=chance)
-    repetitions = "repetitions after 429, 5xx and time-outs (%(default)s)"
-    add("--retries", type=number(int, 0), default=6, metavar="N", help=repetitions)
+    add("--temperature", type=number(float, 0, 2), metavar="T", help="chance in answers (as the endpoint likes)")
+    add("--retries", type=number(int, 0), default=6, metavar="N", help="of 429, 5xx and time-outs (%(default)s)")
     add("--aliases", type=Path, metavar="FILE", help="JSON {class: [alias, ...]}: other names that sentences may use")
     add("--dry-run", action="store_true", help="show the first question and how many there are; ask nothing")
     return parser.parse_args(arguments)

@@ -379,14 +379,7 @@ class ImageTask(Task):
 
     def backbone_config(self) -> BackboneConfig:
         """The backbone, as a model folder names it."""
-        options, backbone = self.cfg.backbone, self.backbone
-        return BackboneConfig(
-            title=backbone.name,
-            model=options.name,
-            pretrained=options.pretrained,
-            precision=backbone.precision,
-            fingerprint=backbone.fingerprint,
-        )
+        return BackboneConfig.of(self.backbone, self.cfg.backbone.name, self.cfg.backbone.pretrained)
 
     def made_of(self, bank: FeatureBank) -> tuple[BackboneConfig, Preprocessing, Prompts]:
         positive, negative = extract.class_prompts(self.name, self.classnames, self.cfg.encoding)

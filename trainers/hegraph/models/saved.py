@@ -47,6 +47,14 @@ class Backbone(Part):
     precision: Annotated[str, Field(pattern="^(fp32|bf16|fp16|amp)$")] = "fp32"
     fingerprint: dict[str, str] = Field(default={})
 
+    @classmethod
+    def of(cls, backbone: FrozenCLIP, model: str, pretrained: str) -> Backbone:
+        """That of a backbone that `load_backbone` has loaded by these two."""
+        return cls(
+            title=backbone.name, model=model, pretrained=pretrained, precision=backbone.precision,
+            fingerprint=backbone.fingerprint,
+        )  # fmt: skip
+
     def compare_precision(self, here: str) -> None:
         """Says where features were encoded in another precision than those that the model was trained on."""
         if self.model and here != self.precision:

@@ -94,10 +94,7 @@ class Session:
 
     def __init__(self, project: Project, backbone: Backbone, name: str, pretrained: str = "") -> None:
         self.project, self.backbone, self.name = project, backbone, name
-        config = BackboneConfig(
-            title=backbone.name, model=name, pretrained=pretrained, precision=backbone.precision,
-            fingerprint=backbone.fingerprint,
-        )  # fmt: skip
+        config = BackboneConfig.of(backbone, name, pretrained)
         self.origin = Origin(config, Preprocessing.of(backbone), backbone.logit_scale, prompted=True)
         self.thumbnails = project.folder / OWN / "thumbnails"
         self._text: dict[str, tuple[Tensor, Tensor]] = {}
