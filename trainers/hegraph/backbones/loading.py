@@ -183,9 +183,8 @@ def _preprocessing(source: Source) -> dict[str, Any]:
     file is taken to be preprocessed as the model's first tag is, with a warning if the tags of the model differ.
     """
     tags = [source.tag] if source.tag else open_clip.list_pretrained_tags_by_model(source.model)
-    options = [
-        {f"image_{key}": open_clip.get_pretrained_cfg(source.model, tag)[key] for key in PREPROCESSING} for tag in tags
-    ]
+    configs = [open_clip.get_pretrained_cfg(source.model, tag) for tag in tags]
+    options = [{f"image_{key}": config[key] for key in PREPROCESSING} for config in configs]
     if source.weights and any(other != options[0] for other in options):
         said = "images for %s are preprocessed as for %s/%s, but other weights of that model take them otherwise"
         logger.warning(said, source.weights, source.name, tags[0])
@@ -273,19 +272,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
-class _Module:
+class _Module(dict):
     """Stands for every class in an archive: it holds the attributes, and none of the code."""
 
-    # The pickle of a module without attributes sets none, and unpickling calls no __init__
-    attributes: dict[str, Any] = {}  # noqa: RUF012 (never changed)
-
     def __setstate__(self, attributes: dict[str, Any]) -> None:
-        self.attributes = attributes
+        self.update(attributes)
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
         """All tensors of this module and the modules inside it, by their names with `prefix` before them."""
         found: dict[str, Tensor] = {}
-        for name, value in self.attributes.items():
+        for name, value in self.items():
             if isinstance(value, _Module):
                 found.update(value.tensors(f"{prefix}{name}."))
             elif isinstance(value, Tensor) and name != "attn_mask":  # the mask is no weight, and in no state dict

@@ -192,16 +192,15 @@ def describe_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
 
     - `resize`: "shortest" (the shorter edge becomes `H`, which equals `W`, and the longer one is rounded down),
       "squash" (both edges become `size`), or "other" (only `transform` says what);
-    - `interpolation`: a name of Pillow's in lower case; None if it is not known;
+    - `interpolation`: a name of Pillow's in lower case; None for "other";
     - `crop`: "center".
     """
     transform = preprocessing.transform
     resize = re.search(r"\bResize\(size=(\(?)\d+.*?interpolation=(\w+)", transform)
-    interpolation = resize or re.search(r"interpolation=InterpolationMode\.()(\w+)", transform)
     return {
         **preprocessing.model_dump(),
         "resize": "other" if resize is None else "squash" if resize[1] else "shortest",
-        "interpolation": interpolation[2].lower() if interpolation else None,
+        "interpolation": resize[2].lower() if resize else None,
         "crop": "center",
     }
 

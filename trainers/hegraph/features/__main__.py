@@ -19,6 +19,7 @@ from .tip import import_tip, read_classnames
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line; UserError if the bank is there already."""
     parser = Parser(prog=command("features"))
     commands = parser.add_subparsers(dest="command", required=True)
     tip = commands.add_parser("import-tip", help="turn a Tip-Adapter cache folder into a feature bank")
@@ -39,7 +40,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     for each in (tip, extract):
         each.add_argument("--out", type=Path, required=True, metavar="BANK", help="the .safetensors file to write")
         each.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.out.exists():
+        raise UserError(f"{args.out} exists; choose another --out or delete it")
+    return args
 
 
 def extract_command(args: argparse.Namespace) -> None:
@@ -80,14 +84,7 @@ def import_tip_command(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code, as of `report`."""
-
-    def run() -> None:
-        args = parse_arguments(arguments)
-        if args.out.exists():
-            raise UserError(f"{args.out} exists; choose another --out or delete it")
-        args.run(args)
-
-    return report(run)
+    return report(lambda: (args := parse_arguments(arguments)).run(args))
 
 
 if __name__ == "__main__":

@@ -36,10 +36,10 @@ logger = logging.getLogger(__name__)
 SUFFIX = ".safetensors"  # of its file
 WHAT = "a feature bank"
 HASHED_WHOLE = 2**30  # bytes of a file
-NAMES = (
-    "train_features", "train_labels", "text_positive", "text_negative",
-    "val_features", "val_labels", "test_features", "test_labels", "text_norms",
-)  # fmt: skip
+FORMS = {  # the tensors, and their axes
+    "train_features": "VNd", "train_labels": "N", "text_positive": "Kd", "text_negative": "Kd",
+    "val_features": "Ld", "val_labels": "L", "test_features": "Md", "test_labels": "M", "text_norms": "K",
+}  # fmt: skip
 BESIDE_IMAGES = (
     "text_positive", "text_negative", "text_norms", "classnames", "dataset", "backbone", "encoder", "logit_scale",
 )  # fmt: skip
@@ -152,7 +152,7 @@ class FeatureBank:
 
     def save(self, path: Path) -> None:
         """Writes the bank, atomically; raises UserError if it cannot be written."""
-        tensors = {name: tensor for name in NAMES if (tensor := getattr(self, name)) is not None}
+        tensors = {name: tensor for name in FORMS if (tensor := getattr(self, name)) is not None}
         metadata = {} if self.encoder is None else {"encoder": self.encoder.model_dump_json()}
         metadata |= {
             "dataset": self.dataset,
@@ -221,31 +221,26 @@ class BankFile:
         if self.path.stat().st_size <= HASHED_WHOLE:
             return self.digest
         taken = take()
-        return hash_content([sorted(self._file.metadata().items()), *(getattr(taken, name) for name in NAMES)])
+        return hash_content([sorted(self._file.metadata().items()), *(getattr(taken, name) for name in FORMS)])
 
     def _check_forms(self, names: set[str]) -> None:
-        """Raises ValueError for a tensor that is missing, or of another type or shape."""
-        stored = {name: self._file.get_slice(name) for name in names}
-        shapes = {name: tuple(tensor.get_shape()) for name, tensor in stored.items()}
-        num_classes, width = len(self.classnames), shapes.get("text_positive", ())[-1:]
-        forms: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
-        forms["text_positive"] = forms["text_negative"] = FLOATS, (num_classes, *width)
-        if "text_norms" in names:
-            forms["text_norms"] = FLOATS, (num_classes,)
-        for split in SPLITS:
-            features, labels = f"{split}_features", f"{split}_labels"
-            if split == "train" or {features, labels} & names:
-                *views, count = shapes.get(features, ())[:-1] or (0,)
-                forms[features] = FLOATS, (*(views[:1] if split == "train" else ()), count, *width)
-                forms[labels] = ("I64",), (count,)
-        for name, (types, shape) in forms.items():
+        """Raises ValueError for a tensor that is missing, or of another type or shape than `FORMS` says."""
+        sizes = {"K": len(self.classnames)}
+        for name in ("text_positive", *FORMS):  # whose width the others must have
+            split, axes = name.partition("_")[0], FORMS[name]
+            of_split = {f"{split}_features", f"{split}_labels"} & names
             if name not in names:
+                if name == "text_norms" or (split in ("val", "test") and not of_split):
+                    continue
                 raise ValueError(f"it holds no {name}")
-            empty = 0 in shape and not name.startswith("val_")
-            if stored[name].get_dtype() not in types or shapes[name] != shape or empty:
+            stored, types = self._file.get_slice(name), ("I64",) if name.endswith("_labels") else FLOATS
+            dtype, shape = stored.get_dtype(), list(stored.get_shape())
+            axes = "Nd" if name == "train_features" and len(shape) == 2 else axes
+            wanted = [sizes.setdefault(axis, size) for axis, size in zip(axes, shape)]
+            if dtype not in types or len(shape) != len(axes) or shape != wanted or (0 in shape and split != "val"):
                 raise ValueError(
-                    f"{name} must be {' or '.join(types)} of shape {list(shape)}, for {num_classes} class names and "
-                    f"not empty, got {stored[name].get_dtype()} of shape {list(shapes[name])}"
+                    f"{name} must be {' or '.join(types)} of shape {[sizes.get(axis, axis) for axis in axes]}, for "
+                    f"{len(self.classnames)} class names and not empty, got {dtype} of shape {shape}"
                 )
 
     def _labels(self, split: str) -> Tensor:
