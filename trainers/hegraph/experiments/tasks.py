@@ -340,20 +340,8 @@ class ImageTask(Task):
 
     def test_bank(self) -> FeatureBank:
         """As of `Task`, without training images."""
-        features, labels = self.test_features()
-        positive, negative = self.text_features()
-        return FeatureBank(
-            train_features=features.new_zeros(1, 0, features.shape[1]),
-            train_labels=labels.new_zeros(0),
-            test_features=features,
-            test_labels=labels,
-            text_positive=positive,
-            text_negative=negative,
-            classnames=list(self.classnames),
-            dataset=self.name,
-            backbone=self.backbone.name,
-            logit_scale=self.backbone.logit_scale,
-        )
+        dataset = replace(self.dataset, train=[], val=[])
+        return extract.encode_task(dataset, self.backbone, self.cfg.encoding, self.seed, self._folder)
 
     def unlabelled(self, what: str) -> Unlabelled:
         if what.endswith(SUFFIX):

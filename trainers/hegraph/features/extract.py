@@ -71,13 +71,13 @@ def encode_task(dataset: Dataset, backbone: Backbone, options: EncodingOptions, 
         "val": ImageViews(dataset, val, backbone.preprocess),
         "test": ImageViews(dataset, dataset.test, backbone.preprocess),
     }
-    fields: dict[str, Any] = {}
+    text = encode_prompts(backbone, dataset.name, dataset.classnames, options, folder)
+    fields: dict[str, Any] = {"train_features": text["positive"][None, :0], "train_labels": labels_of([])}
     for name, images in views.items():
         if images.items:
             features = encode_images(backbone, images, options, folder, name)
             fields[f"{name}_features"] = features if name == "train" else features[0]
             fields[f"{name}_labels"] = labels_of(images.items)
-    text = encode_prompts(backbone, dataset.name, dataset.classnames, options, folder)
     return FeatureBank(
         **fields,
         text_positive=text["positive"],
