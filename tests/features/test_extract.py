@@ -6,10 +6,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -28,14 +30,12 @@ from trainers.hegraph.features.extract import (
     encode_task,
     is_whole,
     training_augmentation,
-)  # fmt: skip
+)
 from trainers.hegraph.features.images import ImageViews
 from trainers.hegraph.features.options import EncodingOptions
 from trainers.hegraph.utils.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 NODE = "TRAINER.HEGRAPHADAPTER"
-SENTENCES = f"{NODE}.PROMPTS"
 VIEWS = 3
 
 
@@ -66,13 +66,24 @@ def encode(digits, backbone, tmp_path) -> Callable[..., FeatureBank]:
     return bank
 
 
+class Calls(list):
+    """The number of images or sentences of every call of the backbone, which ends as by Ctrl-C after so many calls."""
+
+    most = math.inf
+
+
 @pytest.fixture
-def encoded(monkeypatch) -> list[int]:
-    """The number of images or sentences of every call of the backbone."""
-    calls: list[int] = []
+def encoded(monkeypatch) -> Calls:
+    calls = Calls()
 
     def counting(real: Callable) -> Callable:
-        return lambda self, batch, **more: [calls.append(len(batch)), real(self, batch, **more)][1]
+        def call(self: Backbone, batch: Sequence, **more):
+            calls.append(len(batch))
+            if len(calls) > calls.most:
+                raise KeyboardInterrupt
+            return real(self, batch, **more)
+
+        return call
 
     for name in ("encode_images", "encode_text"):
         monkeypatch.setattr(Backbone, name, counting(getattr(Backbone, name)))
@@ -178,42 +189,27 @@ BATCH, IMAGES = 4, 22  # two batches a chunk: 8 + 8 + 6 images
 
 
 @pytest.fixture
-def in_chunks(digits, backbone, monkeypatch) -> Callable[..., torch.Tensor]:
-    """Encodes images in small chunks, in a folder; ends as if killed after so many batches."""
+def in_chunks(digits, backbone, monkeypatch) -> Callable[[Path], torch.Tensor]:
+    """Encodes images in small chunks, in a folder."""
     monkeypatch.setattr(extract, "CHUNK_BATCHES", 2)
-    views = ImageViews(load_dataset("Digits"), load_dataset("Digits").test[:IMAGES], backbone.preprocess)
+    views = ImageViews(digits, load_dataset("Digits").test[:IMAGES], backbone.preprocess)
     options = make_options("DATALOADER.TEST.BATCH_SIZE", BATCH)
-
-    def encode(folder: Path, dies_after: int | None = None) -> torch.Tensor:
-        real, calls = Backbone.encode_images, []
-
-        def dies(self: Backbone, batch: torch.Tensor) -> torch.Tensor:
-            calls.append(len(batch))
-            if len(calls) > dies_after:
-                raise KeyboardInterrupt
-            return real(self, batch)
-
-        with monkeypatch.context() as patch:
-            if dies_after is not None:
-                patch.setattr(Backbone, "encode_images", dies)
-            return encode_images(backbone, views, options, folder, "test")
-
-    return encode
+    return lambda folder: encode_images(backbone, views, options, folder, "test")
 
 
 @pytest.mark.parametrize(("batches", "kept", "damaged"), [(1, 0, False), (2, 8, False), (5, 16, False), (5, 8, True)])
 def test_a_killed_run_goes_on_after_its_last_whole_chunk(in_chunks, encoded, tmp_path, caplog, batches, kept, damaged):
     uninterrupted = in_chunks(tmp_path / "other")
+    encoded.most = len(encoded) + batches
     with pytest.raises(KeyboardInterrupt):
-        in_chunks(tmp_path / "parts", dies_after=batches)
+        in_chunks(tmp_path / "parts")
     assert not list((tmp_path / "parts").glob("*.safetensors"))
     if damaged:
         next((tmp_path / "parts").rglob("0-8.safetensors")).write_bytes(b"damaged")
     encoded.clear()
     with caplog.at_level(logging.INFO):
         resumed = in_chunks(tmp_path / "parts")
-    assert sum(encoded) == IMAGES - kept
-    assert torch.equal(resumed, uninterrupted)
+    assert sum(encoded) == IMAGES - kept and torch.equal(resumed, uninterrupted)
     assert (f"{kept} of {IMAGES} test images were encoded before" in caplog.text) == (kept > 0)
     assert f"encoded {IMAGES - kept} test images" in caplog.text
     assert [path.suffix for path in (tmp_path / "parts").iterdir()] == [".safetensors"]  # no chunk is left
@@ -238,29 +234,23 @@ def test_a_part_that_another_run_finishes_meanwhile_is_taken(in_chunks, tmp_path
 def test_a_text_node_is_the_mean_of_its_groups_each_averaged_first_and_its_norm_that_of_the_mean_as_it_is(
     backbone, tmp_path
 ):
-    names = ["one", "two"]
     described = {"one": ["a stroke.", "a thin line.", "a bar."], "two": ["a swan."]}
     (tmp_path / "cupl.json").write_text(json.dumps(described))
     templates, negative = ["a photo of a {}.", "the digit {}."], ["no {}.", "anything but {}."]
-    options = make_options(
-        f"{SENTENCES}.SOURCE", "both", f"{SENTENCES}.DESCRIPTIONS", str(tmp_path / "cupl.json"),
-        f"{SENTENCES}.TEMPLATES", templates, f"{SENTENCES}.NEGATIVE_TEMPLATES", negative,
-    )  # fmt: skip
-    text = encode_prompts(backbone, "Digits", names, options, tmp_path / "parts")
+    keys = {"SOURCE": "both", "DESCRIPTIONS": str(tmp_path / "cupl.json")}
+    keys |= {"TEMPLATES": templates, "NEGATIVE_TEMPLATES": negative}
+    options = make_options(*chain.from_iterable((f"{NODE}.PROMPTS.{key}", value) for key, value in keys.items()))
+    text = encode_prompts(backbone, "Digits", ["one", "two"], options, tmp_path / "parts")
 
-    def mean(sentences: list[str]) -> torch.Tensor:
-        return F.normalize(backbone.encode_text(sentences).mean(dim=0), dim=-1)
+    def mean(sentences: list[str], normalize: bool = True) -> torch.Tensor:
+        return backbone.encode_text(sentences, normalize=normalize).mean(dim=0)
 
-    def raw_mean(sentences: list[str]) -> torch.Tensor:
-        with torch.no_grad():
-            return backbone.model.encode_text(backbone.tokenizer(sentences)).mean(dim=0)
-
-    for k, name in enumerate(names):
+    for k, name in enumerate(described):
         groups = [[t.format(name) for t in templates], described[name]]
-        expected = F.normalize(torch.stack([*map(mean, groups)]).mean(dim=0), dim=-1)
+        expected = F.normalize(sum(F.normalize(mean(group), dim=-1) for group in groups), dim=-1)
         torch.testing.assert_close(text["positive"][k], expected, rtol=0, atol=1e-5)
-        expected = mean([t.format(name) for t in negative])
+        expected = F.normalize(mean([t.format(name) for t in negative]), dim=-1)
         torch.testing.assert_close(text["negative"][k], expected, rtol=0, atol=1e-5)
-        norm = torch.stack([*map(raw_mean, groups)]).mean(dim=0).norm()
+        norm = (sum(mean(group, normalize=False) for group in groups) / 2).norm()
         torch.testing.assert_close(text["norms"][k], norm, rtol=1e-5, atol=0)
         assert abs(norm - 1) > 0.1  # or the test would show nothing

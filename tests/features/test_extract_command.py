@@ -23,12 +23,12 @@ NODE = "TRAINER.HEGRAPHADAPTER"
 def pictures(tmp_path):
     """Three classes of images of one colour each: of each four for training, two for validation, three for testing."""
     shades = itertools.count(100, 5)
-    for split, count in (("train", 4), ("val", 2), ("test", 3)):
-        for name in ("red", "green", "blue"):
-            folder = tmp_path / "pictures" / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                Image.new("RGB", (20, 20), (next(shades), 60, 60)).save(folder / f"{number}.png")
+    counts = {"train": 4, "val": 2, "test": 3}
+    for (split, count), name in itertools.product(counts.items(), ("red", "green", "blue")):
+        folder = tmp_path / "pictures" / split / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (20, 20), (next(shades), 60, 60)).save(folder / f"{number}.png")
     return tmp_path / "pictures"
 
 

@@ -18,101 +18,83 @@ from trainers.hegraph.utils.errors import UserError
 
 K, D, SHOTS, TEST = 3, 8, 2, 4
 NAMES = ["cat", "dog", "bee"]
+ONE_HOT = F.one_hot(torch.arange(K).repeat_interleave(SHOTS), K)
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def unit(*shape: int, seed: int = 0) -> torch.Tensor:
-    return F.normalize(draw(*shape, seed=seed), dim=-1)
+def unit(rows: torch.Tensor) -> torch.Tensor:
+    return F.normalize(rows.float(), dim=-1)
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """As Tip-Adapter's main.py leaves it, half precision and unnormalised means included."""
+def folder(tmp_path) -> Path:
+    """As Tip-Adapter's main.py leaves it, half precision and unnormalised means included; with text features."""
     folder = tmp_path / "toy_birds"
     folder.mkdir()
-    labels = torch.arange(K).repeat_interleave(SHOTS)
-    torch.save(draw(D, K * SHOTS, seed=0).half(), folder / f"keys_{SHOTS}shots.pt")
-    torch.save(F.one_hot(labels, K).half(), folder / f"values_{SHOTS}shots.pt")
+    files = {"keys_2shots": draw(D, K * SHOTS, seed=0).half(), "values_2shots": ONE_HOT.half()}
     for split, seed in (("val", 1), ("test", 2)):
-        torch.save(draw(TEST, D, seed=seed).half(), folder / f"{split}_f.pt")
-        torch.save(torch.tensor([2, 0, 1, 2]), folder / f"{split}_l.pt")
-    torch.save(draw(K, D, seed=3), folder / "text_positive.pt")
-    torch.save(draw(D, K, seed=4), folder / "text_negative.pt")
-    (tmp_path / "names.json").write_text(json.dumps(NAMES))
+        files |= {f"{split}_f": draw(TEST, D, seed=seed).half(), f"{split}_l": torch.tensor([2, 0, 1, 2])}
+    files |= {"text_positive": draw(K, D, seed=3), "text_negative": draw(D, K, seed=4)}
+    for name, tensor in files.items():
+        torch.save(tensor, folder / f"{name}.pt")
     return folder
 
 
 @pytest.fixture
-def bank_file(tmp_path):
-    return tmp_path / "made" / "bank.safetensors"
+def command(folder, tmp_path, capsys):
+    """Runs the command with flags. Returns its bank, or the one line that it says; then there is no bank."""
 
-
-@pytest.fixture
-def command(folder, bank_file):
-    names = str(folder.parent / "names.json")
-
-    def run(*arguments: str) -> int:
-        return main(["import-tip", str(folder), "--out", str(bank_file), "--classnames", names, *arguments])
+    def run(*flags: str):
+        (tmp_path / "names.json").write_text(json.dumps(NAMES))
+        out = tmp_path / "made" / "bank.safetensors"
+        given = ["import-tip", str(folder), "--out", str(out), "--classnames", str(tmp_path / "names.json")]
+        code = main([*given, *flags])
+        printed, error = capsys.readouterr()
+        if code == 0:
+            bank = load_bank(out)
+            assert f"{len(bank.train_labels)} training images, 3 classes" in printed
+            return bank
+        assert (code, error[:7], error.count("\n"), out.exists()) == (2, "error: ", 1, False)
+        return error
 
     return run
 
 
-@pytest.fixture
-def refused(command, bank_file, capsys):
-    """Runs the command; it must exit with 2, say one line with some words and leave no bank."""
-
-    def check(*words: str) -> str:
-        assert command() == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1 and not bank_file.exists()
-        assert [word for word in words if word not in error] == []
-        return error
-
-    return check
-
-
-def test_the_command_makes_a_bank_that_loads(command, bank_file, capsys):
-    assert command() == 0
-    assert "6 training images, 3 classes" in capsys.readouterr().out
-    bank = load_bank(bank_file)
+def test_the_command_makes_a_bank_that_loads(command):
+    bank = command()
     assert bank.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert (bank.classnames, bank.dataset, bank.backbone, bank.logit_scale) == (NAMES, "toy_birds", "unknown", 100)
     assert bank.val_labels.tolist() == bank.test_labels.tolist() == [2, 0, 1, 2]
-    keys = F.normalize(draw(D, K * SHOTS, seed=0).half().float().t(), dim=-1)
-    torch.testing.assert_close(bank.train_features, keys[None])
-    torch.testing.assert_close(bank.val_features, F.normalize(draw(TEST, D, seed=1).half().float(), dim=-1))
-    torch.testing.assert_close(bank.test_features, F.normalize(draw(TEST, D, seed=2).half().float(), dim=-1))
-    torch.testing.assert_close(bank.text_positive, F.normalize(draw(K, D, seed=3), dim=-1))
-    torch.testing.assert_close(bank.text_negative, F.normalize(draw(D, K, seed=4).t(), dim=-1))
+    torch.testing.assert_close(bank.train_features, unit(draw(D, K * SHOTS, seed=0).half().t())[None])
+    torch.testing.assert_close(bank.val_features, unit(draw(TEST, D, seed=1).half()))
+    torch.testing.assert_close(bank.test_features, unit(draw(TEST, D, seed=2).half()))
+    torch.testing.assert_close(bank.text_positive, unit(draw(K, D, seed=3)))
+    torch.testing.assert_close(bank.text_negative, unit(draw(D, K, seed=4).t()))
 
 
-def test_square_matrices_that_lie_the_other_way_are_refused_or_turned(folder, refused):
+def test_square_matrices_that_lie_the_other_way_are_refused_or_turned(folder):
     size = K * SHOTS
-    for split in ("val", "test"):
-        torch.save(unit(TEST, size), folder / f"{split}_f.pt")
-    for name, text in (("positive", unit(size, size)), ("negative", unit(size, size).t())):
-        torch.save(text, folder / f"text_{name}.pt")
-    torch.save(F.one_hot(torch.arange(size), size), folder / f"values_{SHOTS}shots.pt")
-    torch.save(unit(size, size).t(), folder / f"keys_{SHOTS}shots.pt")
+    square = unit(draw(size, size, seed=0))
+    files = {"val_f": square[:TEST], "test_f": square[:TEST], "text_positive": square, "text_negative": square.t()}
+    for name, tensor in (files | {"values_2shots": torch.eye(size), "keys_2shots": square.t()}).items():
+        torch.save(tensor, folder / f"{name}.pt")
     bank = import_tip(folder, [f"class {k}" for k in range(size)])
     for features in (bank.train_features[0], bank.text_positive, bank.text_negative):
-        torch.testing.assert_close(features, unit(size, size))
-    torch.save(unit(size, size), folder / f"keys_{SHOTS}shots.pt")
-    refused("keys_2shots.pt", "transpose it")
+        torch.testing.assert_close(features, square)
+    torch.save(square, folder / "keys_2shots.pt")
+    with pytest.raises(UserError, match=r"keys_2shots\.pt must be \[d, n\].* transpose it"):
+        import_tip(folder, [f"class {k}" for k in range(size)])
 
 
-def test_the_text_may_be_encoded_and_the_data_set_named(folder, command, bank_file, backbone, tmp_path):
-    for file in folder.glob("text_*.pt"):
-        file.unlink()
-    torch.save(draw(backbone.width, K * SHOTS, seed=0), folder / f"keys_{SHOTS}shots.pt")
+def test_the_text_may_be_encoded_and_the_data_set_named(folder, command, backbone, tmp_path):
+    for name in ("text_positive", "text_negative", "val_f", "val_l"):  # those of val are optional
+        (folder / f"{name}.pt").unlink()
+    torch.save(draw(backbone.width, K * SHOTS, seed=0), folder / "keys_2shots.pt")
     torch.save(draw(TEST, backbone.width, seed=1), folder / "test_f.pt")
-    for name in ("val_f.pt", "val_l.pt"):  # they are optional
-        (folder / name).unlink()
-    assert command("--dataset-config-file", "digits", "--config-file", "mini") == 0
-    bank = load_bank(bank_file)
+    bank = command("--dataset-config-file", "digits", "--config-file", "mini")
     assert (bank.dataset, bank.backbone, bank.val_features) == ("Digits", backbone.name, None)
     assert bank.logit_scale == pytest.approx(backbone.logit_scale)
     text = encode_prompts(backbone, "Digits", NAMES, load_cfg().encoding, tmp_path)
@@ -121,19 +103,15 @@ def test_the_text_may_be_encoded_and_the_data_set_named(folder, command, bank_fi
 
 
 @pytest.mark.parametrize("name", ["keys_2shots.pt", "text_negative.pt"])
-def test_a_malicious_pickle_is_refused_and_not_executed(folder, refused, tmp_path, name):
+def test_a_malicious_pickle_is_refused_and_not_executed(folder, command, tmp_path, name):
     class Evil:
         def __reduce__(self):
             return Path.touch, (tmp_path / "executed",)
 
     torch.save(Evil(), folder / name)
-    error = refused(name)
-    assert not (tmp_path / "executed").exists()
-    assert "weights_only=False" not in error  # torch's own message tells how to execute it
-
-
-def one_hot(value: float = 1.0) -> torch.Tensor:
-    return F.one_hot(torch.arange(K).repeat_interleave(2), K) * value
+    said = command()
+    assert name in said and not (tmp_path / "executed").exists()
+    assert "weights_only=False" not in said  # torch's own message tells how to execute it
 
 
 @pytest.mark.parametrize(
@@ -145,31 +123,30 @@ def one_hot(value: float = 1.0) -> torch.Tensor:
         ("keys_2shots.pt", {"keys": torch.zeros(2)}, "one tensor, got a dict"),
         ("keys_2shots.pt", draw(D, 5, seed=0), "N = 5 columns"),
         ("keys_2shots.pt", torch.full((D, K * SHOTS), torch.inf), "rows of train_features must be finite"),
-        ("keys_2shots.pt", unit(D, K * SHOTS).to_sparse(), "sparse_coo"),
+        ("test_f.pt", draw(D, seed=0), "must be [n, d], got [8]"),
         ("values_2shots.pt", torch.zeros(6, 4), "its shape is [6, 4]"),
-        ("values_2shots.pt", one_hot(0.7), "one-hot"),
-        ("values_2shots.pt", one_hot().to(torch.complex64), "real numbers"),
+        ("values_2shots.pt", ONE_HOT * 0.7, "one-hot"),
+        ("values_2shots.pt", ONE_HOT.to(torch.complex64), "real numbers"),
         ("test_l.pt", torch.tensor([2, 0, 0.7, 2]), "whole numbers"),
         ("val_l.pt", torch.tensor([2, 0, 3, 2]), "val_labels must lie in 0 ... 2"),
         ("text_positive.pt", draw(4, D, seed=0), "with K = 3"),
     ],
 )
-def test_what_is_missing_damaged_or_cannot_be_meant_is_refused(folder, refused, name, content, words):
+def test_what_is_missing_damaged_or_cannot_be_meant_is_refused(folder, command, name, content, words):
     if content is None:
         (folder / name).unlink()
     elif isinstance(content, bytes):
         (folder / name).write_bytes(content)
     else:
         torch.save(content, folder / name)
-    refused(words)
+    assert words in command()
 
 
-def test_several_shot_counts_must_be_chosen_from(folder, refused, command, bank_file):
+def test_several_shot_counts_must_be_chosen_from(folder, command):
     torch.save(draw(D, K, seed=9), folder / "keys_1shots.pt")
     torch.save(torch.eye(K), folder / "values_1shots.pt")
-    refused("keys_1shots.pt", "keys_2shots.pt", "--shots")
-    assert command("--shots", "1") == 0
-    assert load_bank(bank_file).train_labels.tolist() == [0, 1, 2]
+    assert "(found: keys_1shots.pt, keys_2shots.pt); choose with --shots S" in command()
+    assert command("--shots", "1").train_labels.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

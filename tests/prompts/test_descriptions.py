@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tools.comparisons import comparisons
 from trainers.hegraph.__main__ import main
 from trainers.hegraph.datasets.digits import CLASSNAMES
 from trainers.hegraph.datasets.registry import ENTRIES, stored_datasets
@@ -25,8 +24,6 @@ NUM_CLASSES = {
     "caltech101": 100, "digits": 10, "dtd": 47, "eurosat": 10, "fgvc_aircraft": 100, "food101": 101, "imagenet": 998,
     "oxford_flowers": 102, "oxford_pets": 37, "stanford_cars": 196, "sun397": 397, "ucf101": 101,
 }  # fmt: skip
-MOST_COMPARISONS = 0.03  # the share of a data set's sentences that may compare its class with another one
-COMPARE = {"digits"}  # may compare more often: documented figures and kept features were made from its sentences
 SHIPPED = {name: entry.descriptions for name, entry in ENTRIES.items() if entry.descriptions}
 NAMED_OTHERWISE = {"fgvc_aircraft": "fgvc"}  # in the shared folder
 
@@ -72,13 +69,6 @@ def test_no_sentence_occurs_twice_anywhere():
     counts = Counter(normalise_name(s) for file in FILES for sentences in read(file).values() for s in sentences)
     assert sum(counts.values()) > 9000
     assert [sentence for sentence, count in counts.items() if count > 1] == []
-
-
-@pytest.mark.parametrize("file", sorted(set(FILES) - COMPARE))
-def test_few_sentences_compare_their_class_with_another_one(file, aliases):
-    table = read(file)
-    found = comparisons(table, aliases.get(file))
-    assert len(found) <= MOST_COMPARISONS * sum(map(len, table.values())), found
 
 
 def test_the_shipped_descriptions_are_part_of_what_a_result_is_of(tmp_path, monkeypatch, capsys):

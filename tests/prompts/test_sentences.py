@@ -87,30 +87,18 @@ def test_description_keys_match_whatever_case_underscores_hyphens_spaces_and_acc
     assert read_descriptions(Path(descriptions({key: ["x"]})), [classname]) == [["x"]]
 
 
-def test_a_class_without_a_description_is_named(tmp_path, descriptions):
+def test_a_class_without_a_description_is_named_and_so_is_a_file_of_another_structure(descriptions):
     file = descriptions({"Abyssinian": ["slender"], "american_bulldog": []})
     with pytest.raises(UserError, match=r"no description for 2 of 3 classes: american_bulldog, pug$"):
         positive_prompts("OxfordPets", [*PETS, "pug"], "descriptions", descriptions=file)
+    with pytest.raises(UserError, match=r"descriptions\.json must hold \{class name: \[sentence, ...\]\}"):
+        read_descriptions(Path(descriptions({"cat": [1]})), ["cat"])
 
 
 def test_a_data_set_without_descriptions_is_an_error_that_names_the_keys_and_those_that_have():
     with pytest.raises(UserError, match=r"PROMPTS\.DESCRIPTIONS.*PROMPTS\.SOURCE templates") as caught:
         positive_prompts("Birds", PETS, "both")
     assert "no descriptions ship for the data set 'Birds' (known: Caltech101, " in str(caught.value)
-
-
-def test_a_file_of_the_users_goes_before_the_shipped_one(descriptions):
-    shipped = positive_prompts("OxfordPets", PETS, "both")[-1]
-    assert [len(sentences) for sentences in shipped] == [6, 6]
-    assert all("abyssinian" in sentence.lower() for sentence in shipped[0])
-    file = descriptions({name: ["mine"] for name in PETS})
-    assert positive_prompts("OxfordPets", PETS, "descriptions", descriptions=file) == [[["mine"], ["mine"]]]
-
-
-@pytest.mark.parametrize("table", [["a list"], {"cat": [1]}])
-def test_a_description_file_of_another_structure_is_refused_by_name(descriptions, table):
-    with pytest.raises(UserError, match=r"descriptions\.json must hold \{class name: \[sentence, ...\]\}"):
-        positive_prompts("OxfordPets", ["cat"], "descriptions", descriptions=descriptions(table))
 
 
 # What "auto" means
@@ -122,7 +110,7 @@ def test_a_description_file_of_another_structure_is_refused_by_name(descriptions
         ("OxfordPets", "", "both"),
         ("Digits", "", "templates"),
         ("MyBirds", "", "templates"),
-        ("MyBirds", "birds.json", "both"),
+        ("MyBirds", "x.json", "both"),
     ],
 )
 def test_auto_takes_descriptions_where_there_are_some(dataset, descriptions, meant):
