@@ -1,8 +1,9 @@
-"""One experiment through the command line: what it writes, what it repeats, what it refuses."""
+"""Runs: what they write, repeat and refuse, in which order, two processes of one run, and banks of real features."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,14 +21,19 @@ from PIL import ImageChops
 from safetensors.torch import load_file
 
 from trainers.hegraph.__main__ import summary
+from trainers.hegraph.baselines import method_options
+from trainers.hegraph.config_files import load_cfg
 from trainers.hegraph.datasets import select_few_shot
 from trainers.hegraph.datasets.digits import open_digit
 from trainers.hegraph.experiments import fitting
 from trainers.hegraph.experiments import folder as folder_module
-from trainers.hegraph.experiments.folder import find_model
+from trainers.hegraph.experiments import run as run_module
+from trainers.hegraph.experiments.folder import RunFolder, find_model
+from trainers.hegraph.experiments.tasks import BankTask
 from trainers.hegraph.features.bank import BankFile, load_bank
 from trainers.hegraph.models.folder import read_thumbnail
 from trainers.hegraph.results.records import MEASURED, read_record
+from trainers.hegraph.utils import processes
 from trainers.hegraph.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -235,3 +242,172 @@ def test_a_run_on_images_writes_paths_into_its_split_and_keeps_thumbnails_in_the
     said = run(*images, "INPUT.SIZE", "(16, 16)", name="none", code=2, **digits)  # which contradicts the backbone
     assert "INPUT.SIZE" in said and "leave the key out" in said
     assert not (out.parent / "none").exists()
+
+
+# The steps of `run`, one after the other
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    """Function of more keys and values: the configuration of a run of zero-shot CLIP."""
+
+    def make(*opts: object, name: str = "ZeroShot"):
+        common = ["OUTPUT_DIR", str(tmp_path / "out"), "DATASET.NUM_SHOTS", 2, "SEED", 3, "TRAINER.NAME", name]
+        return load_cfg(method=method_options(name), opts=[*common, *opts])
+
+    return make
+
+
+@pytest.fixture
+def done(monkeypatch) -> list[str]:
+    """What was asked of the task, which takes five seconds to read, of targets and of the group of processes."""
+    asked: list[str] = []
+    for place, name, answer in (
+        (BankTask, "prepare", lambda task: None),
+        (BankTask, "bank", BankTask.bank),
+        (run_module, "encode_targets", lambda task: None),
+        (run_module, "score_targets", lambda *_: {"X": {}}),
+        (processes, "stop", lambda: None),
+    ):
+        monkeypatch.setattr(place, name, lambda *words, n=name, answer=answer: asked.append(n) or answer(*words))
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=itertools.count(100, 5).__next__))
+    return asked
+
+
+def test_a_run_prepares_encodes_and_leaves_its_record_and_is_not_done_again(cfg, done, tiny_bank, tmp_path):
+    record = run_module.run(cfg(), tiny_bank)
+    assert done == ["prepare", "bank", "score_targets"]
+    assert record == json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (record["trainer"], record["seed"], record["shots"], record["num_train"]) == ("ZeroShot", 3, 2, 10)
+    assert record["accuracy"] == record["accuracy_zero_shot"]
+    assert (record["host"], record["targets"], record["seconds"]["features"]) == ("alone", {"X": {}}, 5)
+    assert (tmp_path / "out" / "model" / "config.json").exists()
+    assert run_module.run(cfg(), tiny_bank) == record
+    assert done == ["prepare", "bank", "score_targets"]
+    # Nor where another process has left the record since it was looked for
+    assert RunFolder(BankTask(tiny_bank, cfg(), 3)).do(lambda: pytest.fail("done again")) == record
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_without_training_all_processes_encode_and_the_first_writes_the_split(
+    cfg, done, tiny_bank, tmp_path, monkeypatch, rank
+):
+    monkeypatch.setattr(processes, "rank", lambda: rank)
+    assert run_module.run(cfg(), tiny_bank, train=False) == {}
+    assert done == ["prepare", "bank"]
+    assert [path.name for path in tmp_path.glob("out/*")] == ["split.json"][rank:]
+    if rank:
+        assert run_module.run(cfg(), tiny_bank) == {}
+        assert done[2:] == ["prepare", "bank", "encode_targets"]
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_first_process_encodes_the_targets_with_the_others_and_goes_on_alone(cfg, done, tiny_bank, monkeypatch):
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    run_module.run(cfg(), tiny_bank)
+    assert done == ["prepare", "bank", "encode_targets", "stop", "score_targets"]
+
+
+# Seeds and devices
+
+
+@pytest.mark.parametrize(
+    ("seed", "wanted", "there", "seen"),
+    [(0, True, False, (0, "cpu")), (7, True, True, (7, "cuda")), (-1, False, True, (2**31 - 1, "cpu"))],
+)
+def test_a_negative_seed_is_drawn_by_the_first_process_and_a_gpu_used_where_it_is_wanted_and_there(
+    cfg, monkeypatch, seed, wanted, there, seen
+):
+    def opening(cfg, path, seed, device):
+        assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(seed)))
+        assert (seed, device) == seen
+        raise InterruptedError  # the test has seen what it wanted
+
+    draw = SimpleNamespace(randrange=lambda limit: limit - 1)
+    monkeypatch.setattr(run_module.random, "SystemRandom", lambda: draw)
+    monkeypatch.setattr(processes, "of_first", lambda draw: draw())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(run_module, "open_task", opening)
+    with pytest.raises(InterruptedError):
+        run_module.run(cfg("SEED", seed, "USE_CUDA", wanted), None)
+
+
+# Models, thumbnails
+
+
+def test_thumbnails_need_training_images(cfg, tiny_bank, tmp_path):
+    for where in ({"bank_file": tiny_bank}, {"model_dir": tmp_path}):
+        with pytest.raises(UserError, match="--keep-thumbnails needs training images"):
+            run_module.run(cfg(), **where, keep_thumbnails=True)
+
+
+# Two processes of `torchrun`: both encode, and the first alone trains, tests and writes
+
+
+# With 10 images a batch a chunk has 160, so that either process encodes some of the 448 or 451 test images
+QUICK = ("OPTIM.MAX_EPOCH", "3", f"{NODE}.MIN_STEPS", "0", f"{NODE}.FEATURES.VIEWS", "2",
+         "DATALOADER.TEST.BATCH_SIZE", "10")  # fmt: skip
+# The base classes, five digits, are the classes of DigitsLow
+TARGETS = ("--target-domains", "DigitsLow", "--target-datasets", "DigitsHigh", "DATASET.SUBSAMPLE_CLASSES", "base")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def on_digits(folder: Path, launcher: tuple[str, ...], dataset: str, *flags: str) -> dict:
+    """Runs a command on images of digits by a launcher or in one process; gives its record."""
+    out, features = folder / "out", folder / "features"
+    common = ("--dataset-config-file", dataset, "--config-file", "mini", "--shots", "2", "--output-dir", out)
+    command = [*launcher, "-m", "trainers.hegraph", *common, *flags, *QUICK, f"{NODE}.FEATURES.DIR", features]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # torchrun sets it as well
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1), done.stderr
+    return json.loads((out / "result.json").read_text())
+
+
+def encoded(folder: Path) -> dict[str, bytes]:
+    features = folder / "features"
+    return {str(file.relative_to(features)): file.read_bytes() for file in features.rglob("*.safetensors")}
+
+
+@pytest.mark.slow
+def test_an_unseeded_run_with_targets_has_the_result_of_a_single_process_and_so_has_a_test_of_its_model(tmp_path):
+    together, alone, test = (tmp_path / name for name in ("together", "alone", "test"))
+    record = on_digits(together, TORCHRUN, "digits", "--seed", "-1", *TARGETS)
+    again = on_digits(alone, (), "digits", "--seed", str(record["seed"]), *TARGETS)
+    for key in ("run_id", "targets", "accuracy", "accuracy_text", "macro_f1"):
+        assert record[key] == again[key], key
+    assert set(record["targets"]) == {"DigitsLow", "DigitsHigh"}
+    assert encoded(together) == encoded(alone) != {}
+    tested = on_digits(test, TORCHRUN, "digits_high", "--eval-only", "--model-dir", str(together / "out"))
+    assert tested.items() >= record["targets"]["DigitsHigh"].items()
+    assert tested["rule"] == "other classes"
+    parts = sorted(name.partition("-")[0] for name in map(os.path.basename, encoded(test)))
+    assert parts == ["test", "text"]
+
+
+# Banks of real CLIP features
+
+
+CONFIG = Path(__file__).parents[2] / "configs" / "trainers" / "HeGraphAdapter" / "vit_b32.yaml"
+
+# Zero-shot accuracy by independent code, from the README beside the banks
+ZERO_SHOT = {"caltech55": 97.04, "imagenet283": 74.32, "oxford_pets": 74.73, "stanford_cars": 58.96, "ucf101": 61.49}
+
+
+@pytest.mark.parametrize(
+    ("name", "shots", "gain"),
+    [
+        *((name, 1, 0) for name in ZERO_SHOT),
+        ("caltech55", 16, 1),
+        ("imagenet283", 4, 3),  # its pool has four images a class
+        ("oxford_pets", 16, 8),
+        ("stanford_cars", 16, 15),
+        ("ucf101", 16, 15),
+    ],
+)
+def test_the_shipped_configuration_beats_zero_shot(shared, run, name, shots, gain):
+    bank, off = shared / "banks" / f"{name}.safetensors", ("TRAINER.HEGRAPHADAPTER.CALIBRATE", "off")
+    record, _ = run("--config-file", str(CONFIG), "--shots", str(shots), bank=bank, quick=off)
+    assert record["accuracy_zero_shot"] == pytest.approx(ZERO_SHOT[name], abs=0.05)
+    assert record["accuracy"] > record["accuracy_zero_shot"] + gain
